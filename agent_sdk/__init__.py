@@ -1,0 +1,55 @@
+"""Leases on GPUs for agents: straight from Redis, sync or async.
+
+```python
+from agent_sdk import LeaseClient
+
+client = LeaseClient.from_env()
+with client.lease("analyst", memory_mb=8192) as lease:
+    run_model(env=lease.env())
+```
+"""
+
+from agent_sdk.aio import AsyncLeaseClient
+from agent_sdk.client import LeaseClient
+from agent_sdk.errors import (
+    AgentCapExceeded,
+    BadRequest,
+    BrokerUnavailable,
+    Conflict,
+    Denied,
+    LeaseError,
+    LeaseLost,
+    NeverFits,
+    NoCapacity,
+    OutcomeUnknown,
+    ProtocolMismatch,
+    Refused,
+    SafeMode,
+    UnknownToken,
+)
+from agent_sdk.lease import AsyncLease, Lease
+from agent_sdk.protocol import Device
+from agent_sdk.store import Store
+
+__all__ = [
+    "AgentCapExceeded",
+    "AsyncLease",
+    "AsyncLeaseClient",
+    "BadRequest",
+    "BrokerUnavailable",
+    "Conflict",
+    "Denied",
+    "Device",
+    "Lease",
+    "LeaseClient",
+    "LeaseError",
+    "LeaseLost",
+    "NeverFits",
+    "NoCapacity",
+    "OutcomeUnknown",
+    "ProtocolMismatch",
+    "Refused",
+    "SafeMode",
+    "Store",
+    "UnknownToken",
+]

@@ -1,0 +1,206 @@
+"""The asyncio client: `AsyncLeaseClient`, the same names as `LeaseClient`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import NoScriptError, RedisError
+
+from agent_sdk import protocol, snapshot
+from agent_sdk.asking import Caller, local_grant
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
+from agent_sdk.keeper import Keeper
+from agent_sdk.keys import Keys
+from agent_sdk.lease import AsyncLease
+from agent_sdk.patience import Patience
+from agent_sdk.protocol import Answer, Call, Read
+from agent_sdk.scripts import scripts
+from agent_sdk.settings import read_settings
+from agent_sdk.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from agent_sdk.asking import Ask
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+
+T = TypeVar("T")
+
+
+class AsyncLeaseClient:
+    """Leases from a pool, straight from Redis, in an event loop. See `LeaseClient`.
+
+    Renewal is a thread here too: an event loop that a computation blocks must not lose a GPU.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        pool: str = "default",
+        client_name: str | None = None,
+        hostname: str | None = None,
+        deadline_s: float = 5.0,
+    ) -> None:
+        self.store = store
+        self.keys = Keys(pool)
+        self.deadline_s = deadline_s
+        self._caller = Caller(hostname or read_settings().hostname, client_name)
+        self._redis = store.connect_async()
+        self._scripts = scripts()
+        self._keeper = Keeper(store.connect, self.keys.base)
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, pool: str = "default", client_name: str | None = None
+    ) -> AsyncLeaseClient:
+        """A client of the store at a `redis://`, `rediss://` or `unix://` URL."""
+        return cls(Store(url), pool=pool, client_name=client_name)
+
+    @classmethod
+    def from_env(cls, *, client_name: str | None = None) -> AsyncLeaseClient:
+        """A client of the store that the environment names, by default the embedded one."""
+        settings = read_settings()
+        return cls(
+            Store(settings.store_url),
+            pool=settings.pool,
+            client_name=client_name,
+            hostname=settings.hostname,
+        )
+
+    async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
+        """Get a lease; see `LeaseClient.acquire`. A cancelled call leaves no lease behind."""
+        request = self._caller.request(agent, **ask)
+        try:
+            return AsyncLease(await self._run(protocol.acquire(request)))
+        except asyncio.CancelledError:
+            self._keeper.abandon(request.token)
+            raise
+        except (BrokerUnavailable, OutcomeUnknown) as error:
+            if isinstance(error, OutcomeUnknown):
+                self._keeper.abandon(request.token)
+            if request.on_unavailable != "cpu" or error.code == "closed":
+                raise
+            return AsyncLease(local_grant(request, error), local=True)
+
+    @asynccontextmanager
+    async def lease(self, agent: str, **ask: Unpack[Ask]) -> AsyncIterator[AsyncLease]:
+        """Hold a lease for the length of a block; see `LeaseClient.lease`.
+
+        A cancellation during the release leaves no lease: the renewing thread gives it back.
+        """
+        lease = await self.acquire(agent, **ask)
+        self.keep(lease)
+        try:
+            yield lease
+        finally:
+            try:
+                await self.release(lease)
+            except asyncio.CancelledError:
+                self._keeper.abandon(lease.token)
+                raise
+            except LeaseError:
+                self._keeper.abandon(lease.token)
+
+    def keep(self, lease: AsyncLease) -> None:
+        """Renew the lease in the background from now on, until it is released or lost."""
+        self._keeper.add(lease)
+
+    async def renew(self, lease: AsyncLease, ttl_s: float | None = None) -> None:
+        """Renew a lease now; see `LeaseClient.renew`."""
+        ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
+        try:
+            lease.accept(await self._run(protocol.renew(lease.token, lease.fence, ttl_ms)))
+        except LeaseError as error:
+            lease.lose_if_over(error)
+            raise
+
+    async def release(self, lease: AsyncLease | str) -> bool:
+        """Give a lease back; see `LeaseClient.release`."""
+        if isinstance(lease, AsyncLease):
+            self._keeper.discard(lease)
+            lease.end()
+            if lease.local:
+                return True
+        token = (
+            lease.token if isinstance(lease, AsyncLease) else protocol.check_name(lease, "token")
+        )
+        return (await self._run(protocol.release(token))).by_this_call
+
+    async def reap(self) -> protocol.Moment:
+        """Take back what is over; see `LeaseClient.reap`."""
+        return await self._run(protocol.reap())
+
+    async def pool(self) -> PoolStatus:
+        """Policy and counters."""
+        return await self._run(snapshot.pool(self.keys))
+
+    async def devices(self) -> tuple[DeviceStatus, ...]:
+        """Every registered device, by host and index."""
+        return await self._run(snapshot.devices(self.keys))
+
+    async def leases(self) -> tuple[LeaseStatus, ...]:
+        """Every lease that lives, oldest first."""
+        return await self._run(snapshot.leases(self.keys))
+
+    async def hosts(self) -> tuple[HostStatus, ...]:
+        """Every host that ever reported, by name."""
+        return await self._run(snapshot.hosts(self.keys))
+
+    async def close(self) -> None:
+        """Stop renewing and disconnect. Leases still held run on to their end."""
+        await asyncio.to_thread(self._keeper.close)
+        await self._redis.aclose()
+
+    async def __aenter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop renewing and disconnect."""
+        await self.close()
+
+    async def _run(self, steps: Generator[Any, Answer, T]) -> T:
+        patience = Patience(self.deadline_s)
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(await self._send(ask, patience))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _send(self, ask: Call | Read, patience: Patience) -> Answer:
+        while True:
+            sent_at = local_now()
+            try:
+                raw = await (self._call(ask) if isinstance(ask, Call) else self._read(ask))
+            except RedisError as error:
+                await asyncio.sleep(patience.pause_after(error, getattr(ask, "token", None)))
+            else:
+                return Answer(raw, sent_at)
+
+    async def _call(self, call: Call) -> list[Any]:
+        script = self._scripts[call.verb]
+        try:
+            raw: Any = await self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+        except NoScriptError:
+            await self._redis.script_load(script.source)
+            raw = await self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+        return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
+
+    async def _read(self, read: Read) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for command in read.commands:
+            pipe.execute_command(*command)
+        return await pipe.execute()

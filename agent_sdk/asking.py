@@ -1,0 +1,141 @@
+"""What a caller may ask for, and who the caller is."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
+from uuid import uuid4
+
+from agent_sdk.errors import error_for
+from agent_sdk.protocol import ANY, Grant, Request, check_name, milliseconds, new_token
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from agent_sdk.errors import LeaseError
+
+TTL_S = 30.0
+"""A lease's ttl unless asked otherwise: renewed every 10 s; a silent death costs 30 s."""
+
+
+class Ask(TypedDict, total=False):
+    """The options of `acquire` and `lease`.
+
+    memory_mb: MiB on each device; 0 (default) = the policy's `default_memory_mb`.
+    devices: 1 (default); several = whole idle devices of one host and model, all or nothing.
+    exclusive: alone on the device; memory_mb is then the least that it must have.
+    ttl_s: seconds without renewal after which it ends, 1 s to 7 days, default 30; 0 = no expiry.
+    max_hold_s: renewals never go past it; 0 (default) = no limit.
+    priority: 0 (default) to 9, 9 first.
+    host: None (default) = this machine, since only local GPUs can be used; "any", or a name.
+    model: None (default) = any, or the exact name.
+    placement: "spread" (default, most free first) or "pack" (best fit).
+    on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
+    token: the lease's name; None = a new one. Repeating a call with its token is always safe.
+    owner: the authenticated principal on whose behalf it is asked; the broker's HTTP door sets it.
+    """
+
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    ttl_s: float
+    max_hold_s: float
+    priority: int
+    host: str | None
+    model: str | None
+    placement: Literal["spread", "pack"]
+    on_unavailable: Literal["raise", "cpu"]
+    token: str | None
+    owner: str
+
+
+def process_id() -> str:
+    """This process as `pid:start time`: a pid alone may be another process by tomorrow."""
+    pid = os.getpid()
+    try:
+        stat = Path("/proc/self/stat").read_text()
+    except OSError:
+        return str(pid)
+    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks: one process, with an id of its own that no other process shares.
+
+    Attributes:
+        hostname: whose devices are local.
+        name: what the process calls itself, shown beside its leases.
+    """
+
+    hostname: str
+    name: str | None = None
+    client: str = field(init=False, default="")
+    _pid: int = field(init=False, default=0)
+    _process: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", self.name):
+            raise error_for("bad_request", "client_name must be 1-40 of A-Z a-z 0-9 . _ -")
+
+    def _identify(self) -> None:
+        """Once per process: a forked child is another caller."""
+        if self._pid != os.getpid():
+            self._pid, self._process = os.getpid(), process_id()
+            self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
+
+    def request(self, agent: str, **ask: Unpack[Ask]) -> Request:
+        """The request that the options describe.
+
+        Raises:
+            BadRequest: an option has a form that it cannot have.
+        """
+        self._identify()
+        token, host, model = ask.get("token"), ask.get("host"), ask.get("model")
+        if host is None:
+            host = self.hostname
+        if unknown := ask.keys() - Ask.__annotations__.keys():
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        unavailable = ask.get("on_unavailable", "raise")
+        return Request(
+            token=new_token() if token is None else check_name(token, "token"),
+            agent=check_name(agent, "agent"),
+            memory_mb=_whole(ask.get("memory_mb", 0), "memory_mb"),
+            devices=_whole(ask.get("devices", 1), "devices"),
+            exclusive=bool(ask.get("exclusive", False)),
+            ttl_ms=milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
+            max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
+            priority=_whole(ask.get("priority", 0), "priority"),
+            host=ANY if host == "any" else check_name(host, "host"),
+            model=ANY if model is None else check_name(model, "model"),
+            placement=ask.get("placement", "spread"),
+            on_unavailable="refuse" if unavailable == "raise" else unavailable,
+            client=self.client,
+            pid=self._process,
+            owner=ask.get("owner", ""),
+        )
+
+
+def _whole(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
+    return value
+
+
+def local_grant(request: Request, error: LeaseError) -> Grant:
+    """The CPU lease that a caller gives itself when the broker cannot be asked; its fence is 0."""
+    return Grant(
+        token=request.token,
+        agent=request.agent,
+        fence=0,
+        expires_at_ms=0,
+        remaining_ms=0,
+        ttl_ms=0,
+        reason=error.code,
+        devices=(),
+        trusted_until=float("inf"),
+        now_ms=0,
+    )

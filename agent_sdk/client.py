@@ -1,0 +1,224 @@
+"""The blocking client: `LeaseClient`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import NoScriptError, RedisError
+
+from agent_sdk import protocol, snapshot
+from agent_sdk.asking import Caller, local_grant
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
+from agent_sdk.keeper import Keeper
+from agent_sdk.keys import Keys
+from agent_sdk.lease import Lease
+from agent_sdk.patience import Patience
+from agent_sdk.protocol import Answer, Call, Read
+from agent_sdk.scripts import scripts
+from agent_sdk.settings import read_settings
+from agent_sdk.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from agent_sdk.asking import Ask
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+
+T = TypeVar("T")
+
+
+class LeaseClient:
+    """Leases from a pool, straight from Redis; safe to share between threads.
+
+    Args:
+        store: where the pool lives.
+        pool: which pool.
+        client_name: shown beside this process's leases.
+        hostname: this machine's name among the hosts; default from the environment.
+        deadline_s: for how long one call is tried before it raises.
+
+    Raises:
+        ValueError: the store's URL or the pool's name is not one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        pool: str = "default",
+        client_name: str | None = None,
+        hostname: str | None = None,
+        deadline_s: float = 5.0,
+    ) -> None:
+        self.store = store
+        self.keys = Keys(pool)
+        self.deadline_s = deadline_s
+        self._caller = Caller(hostname or read_settings().hostname, client_name)
+        self._redis = store.connect()
+        self._scripts = scripts()
+        self._keeper = Keeper(store.connect, self.keys.base)
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, pool: str = "default", client_name: str | None = None
+    ) -> LeaseClient:
+        """A client of the store at a `redis://`, `rediss://` or `unix://` URL."""
+        return cls(Store(url), pool=pool, client_name=client_name)
+
+    @classmethod
+    def from_env(cls, *, client_name: str | None = None) -> LeaseClient:
+        """A client of the store that the environment names, by default the embedded one."""
+        settings = read_settings()
+        return cls(
+            Store(settings.store_url),
+            pool=settings.pool,
+            client_name=client_name,
+            hostname=settings.hostname,
+        )
+
+    def acquire(self, agent: str, **ask: Unpack[Ask]) -> Lease:
+        """Get a lease. Nobody renews it until `keep` is called: it ends `ttl_s` after the grant.
+
+        Args:
+            agent: who asks: 1-128 of `A-Z a-z 0-9 . _ : @ / -`.
+            **ask: see `Ask`.
+
+        Raises:
+            Refused: the broker decided against it; the class and `code` say why.
+            BrokerUnavailable: nothing was done.
+            OutcomeUnknown: no answer; what may have been granted is given back once it answers.
+        """
+        request = self._caller.request(agent, **ask)
+        try:
+            return Lease(self._run(protocol.acquire(request)))
+        except (BrokerUnavailable, OutcomeUnknown) as error:
+            if isinstance(error, OutcomeUnknown):
+                self._keeper.abandon(request.token)
+            if request.on_unavailable != "cpu" or error.code == "closed":
+                raise
+            return Lease(local_grant(request, error), local=True)
+
+    @contextmanager
+    def lease(self, agent: str, **ask: Unpack[Ask]) -> Iterator[Lease]:
+        """Hold a lease for the length of a block: acquired, renewed in the background, released.
+
+        Leaving the block never hides the block's own error. Whether the lease was lost inside it,
+        `lease.lost`, `lease.on_lost` and `lease.raise_if_lost` tell.
+        """
+        lease = self.acquire(agent, **ask)
+        self.keep(lease)
+        try:
+            yield lease
+        finally:
+            try:
+                self.release(lease)
+            except LeaseError:
+                self._keeper.abandon(lease.token)
+
+    def keep(self, lease: Lease) -> None:
+        """Renew the lease in the background from now on, until it is released or lost."""
+        self._keeper.add(lease)
+
+    def renew(self, lease: Lease, ttl_s: float | None = None) -> None:
+        """Renew a lease now, to at least ttl_s seconds from now; None = as at the grant.
+
+        Raises:
+            LeaseLost: it is over; nothing brings it back.
+        """
+        ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
+        try:
+            lease.accept(self._run(protocol.renew(lease.token, lease.fence, ttl_ms)))
+        except LeaseError as error:
+            lease.lose_if_over(error)
+            raise
+
+    def release(self, lease: Lease | str) -> bool:
+        """Give a lease back, by itself or by its token; False when it had ended before.
+
+        Releasing a token that was never acquired refuses its acquire from then on.
+        """
+        if isinstance(lease, Lease):
+            self._keeper.discard(lease)
+            lease.end()
+            if lease.local:
+                return True
+        token = lease.token if isinstance(lease, Lease) else protocol.check_name(lease, "token")
+        return self._run(protocol.release(token)).by_this_call
+
+    def reap(self) -> protocol.Moment:
+        """Take back what is over, some 16 devices of it; `more` says whether that was all."""
+        return self._run(protocol.reap())
+
+    def pool(self) -> PoolStatus:
+        """Policy and counters."""
+        return self._run(snapshot.pool(self.keys))
+
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        """Every registered device, by host and index."""
+        return self._run(snapshot.devices(self.keys))
+
+    def leases(self) -> tuple[LeaseStatus, ...]:
+        """Every lease that lives, oldest first."""
+        return self._run(snapshot.leases(self.keys))
+
+    def hosts(self) -> tuple[HostStatus, ...]:
+        """Every host that ever reported, by name."""
+        return self._run(snapshot.hosts(self.keys))
+
+    def close(self) -> None:
+        """Stop renewing and disconnect. Leases still held run on to their end."""
+        self._keeper.close()
+        self._redis.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop renewing and disconnect."""
+        self.close()
+
+    def _run(self, steps: Generator[Any, Answer, T]) -> T:
+        patience = Patience(self.deadline_s)
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(self._send(ask, patience))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _send(self, ask: Call | Read, patience: Patience) -> Answer:
+        while True:
+            sent_at = local_now()
+            try:
+                raw = self._call(ask) if isinstance(ask, Call) else self._read(ask)
+            except RedisError as error:
+                time.sleep(patience.pause_after(error, getattr(ask, "token", None)))
+            else:
+                return Answer(raw, sent_at)
+
+    def _call(self, call: Call) -> list[Any]:
+        script = self._scripts[call.verb]
+        try:
+            raw: Any = self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+        except NoScriptError:
+            self._redis.script_load(script.source)
+            raw = self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+        return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
+
+    def _read(self, read: Read) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for command in read.commands:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call] # untyped in redis-py
+        return pipe.execute()

@@ -1,0 +1,167 @@
+"""What can go wrong, each saying what is true now; one table of code, class and HTTP status.
+
+`LeaseError` is the root. Every error has a `code`, the same word in Lua, Python, JSON, metrics and
+docs, and `retryable`: whether the same call may succeed later without anybody changing anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LeaseError(Exception):
+    """Something about a lease did not go as asked.
+
+    Attributes:
+        code: a word of `CODES`, stable and on the wire.
+        retryable: the same call may succeed later.
+        token: the lease it is about, where there is one.
+    """
+
+    def __init__(self, code: str, message: str | None = None, *, token: str | None = None) -> None:
+        super().__init__(message or CODES[code].says)
+        self.code = code
+        self.retryable = CODES[code].retryable
+        self.token = token
+
+
+class Refused(LeaseError):
+    """The broker decided against it; nothing changed."""
+
+
+class SafeMode(Refused):
+    """SAFE_MODE is on: nobody gets a GPU."""
+
+
+class NoCapacity(Refused):
+    """No device has that much room now.
+
+    Attributes:
+        retry_after_s: when the next lease ends or host is due, at the earliest; None when unknown.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str | None = None,
+        *,
+        token: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(code, message, token=token)
+        self.retry_after_s = retry_after_s
+
+
+class NeverFits(Refused):
+    """No registered device could ever hold it: ask for less, or for another host or model."""
+
+
+class AgentCapExceeded(Refused):
+    """The agent holds as much as the policy lets one agent hold."""
+
+
+class BadRequest(Refused):
+    """The call itself is not well-formed."""
+
+
+class Conflict(Refused):
+    """This token names another request: a new lease needs a new token."""
+
+
+class UnknownToken(Refused):
+    """Nothing is known of this token."""
+
+
+class Denied(Refused):
+    """The store's access rules do not allow this to the credentials in use."""
+
+
+class LeaseLost(LeaseError):
+    """You no longer hold it: stop using the GPU now. `code` says why."""
+
+
+class OutcomeUnknown(LeaseError):
+    """No answer came; it may have happened. Repeat it with the same token."""
+
+
+class BrokerUnavailable(LeaseError):
+    """Nothing was done. Fall back to CPU, or try again later."""
+
+
+class ProtocolMismatch(LeaseError):
+    """This version and the pool's do not understand each other: upgrade the older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One row of the closed table: what a code means in Python, over HTTP and to a person."""
+
+    error: type[LeaseError]
+    status: int
+    retryable: bool
+    says: str
+
+
+_LOST = "the lease is gone: stop using the GPU"
+
+CODES: dict[str, Code] = {
+    "safe_mode": Code(SafeMode, 409, False, "SAFE_MODE is on: no GPU leases are given"),
+    "no_capacity": Code(NoCapacity, 409, True, "no device has that much free memory now"),
+    "agent_cap": Code(
+        AgentCapExceeded, 409, True, "the agent is at its cap (policy max_memory_per_agent_mb)"
+    ),
+    "limit": Code(AgentCapExceeded, 409, True, "the agent has too many leases or waiters already"),
+    "never_fits": Code(NeverFits, 409, False, "no registered device could ever hold this request"),
+    "host_unknown": Code(
+        NeverFits, 409, False, 'that host has no devices here; pass host="any" for any host'
+    ),
+    "model_unknown": Code(NeverFits, 409, False, "no registered device is of that model"),
+    "draining": Code(NoCapacity, 409, True, "the host takes no new leases: it is being drained"),
+    "bad_request": Code(BadRequest, 422, False, "the request is not well-formed"),
+    "conflict": Code(Conflict, 409, False, "this token already names another request"),
+    "unknown_token": Code(UnknownToken, 404, False, "nothing is known of this token"),
+    "denied": Code(Denied, 403, False, "the store denies this to the credentials in use"),
+    "expired": Code(LeaseLost, 409, False, f"{_LOST}, it expired"),
+    "revoked": Code(LeaseLost, 409, False, f"{_LOST}, an operator revoked it"),
+    "released": Code(LeaseLost, 409, False, "the lease was released"),
+    "left": Code(LeaseLost, 409, False, "the waiter left the line"),
+    "lapsed": Code(LeaseLost, 409, False, "the waiter stopped asking and lost its place"),
+    "superseded": Code(LeaseLost, 409, False, f"{_LOST}, the fence is not its own"),
+    "unreachable": Code(
+        LeaseLost, 409, False, f"{_LOST}, the store could not be reached until trust ran out"
+    ),
+    "closed": Code(
+        BrokerUnavailable, 503, True, "the pool lost its memory and hears holders first"
+    ),
+    "not_ready": Code(
+        BrokerUnavailable,
+        503,
+        True,
+        "no host has reported to this pool yet: start gpu-broker serve",
+    ),
+    "store_full": Code(BrokerUnavailable, 503, True, "Redis is at maxmemory: no new leases fit"),
+    "store_unavailable": Code(BrokerUnavailable, 503, True, "Redis cannot be reached"),
+    "outcome_unknown": Code(
+        OutcomeUnknown, 503, True, "Redis did not answer; repeat with the same token"
+    ),
+    "protocol_mismatch": Code(
+        ProtocolMismatch, 503, False, "this version and the pool's do not match: upgrade the older"
+    ),
+}
+"""Every code there is, on the wire and off it."""
+
+
+def error_for(
+    code: str,
+    message: str | None = None,
+    *,
+    token: str | None = None,
+    retry_after_s: float | None = None,
+) -> LeaseError:
+    """The exception of a code; an unknown code is a mismatch of versions."""
+    if code not in CODES:
+        return ProtocolMismatch("protocol_mismatch", f"unknown answer {code!r}", token=token)
+    kind = CODES[code].error
+    if issubclass(kind, NoCapacity):
+        return kind(code, message, token=token, retry_after_s=retry_after_s)
+    return kind(code, message, token=token)

@@ -1,0 +1,203 @@
+"""One daemon thread that keeps all of a client's leases alive, on a connection of its own.
+
+A thread in both worlds: an event loop that a CUDA call blocks must not lose a GPU. Every lease is
+renewed at a third of its ttl, with jitter, many in one pipeline. A network error is not a loss: it
+is retried until trust runs out, and then the lease is lost here before the broker can grant it
+anew. When the store answers again, everything is renewed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redis.exceptions import NoScriptError, RedisError
+
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import LeaseError
+from agent_sdk.protocol import PROTOCOL, Answer, Call, renew_call, renewed
+from agent_sdk.scripts import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from agent_sdk.lease import HeldLease
+
+RETRY_S = 0.25
+"""Between tries while the store does not answer; less when a lease is shorter."""
+
+ABANDON_S = 900.0
+"""For how long a token that may have been granted is tried to be given back."""
+
+BATCH = 256
+"""Calls in one pipeline."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    lease: HeldLease
+    next_at: float
+
+
+class Keeper:
+    """Renews leases until they are discarded; gives back what was abandoned.
+
+    Args:
+        connect: makes the keeper's own connection.
+        base: the pool's key base.
+    """
+
+    def __init__(self, connect: Callable[[], Redis], base: str) -> None:
+        self._connect = connect
+        self._base = base
+        self._wake = threading.Condition()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._kept: dict[str, _Kept] = {}
+        self._abandoned: dict[str, float] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._redis: Redis | None = None
+
+    def add(self, lease: HeldLease) -> None:
+        """Renew the lease from now on. One without expiry has nothing to renew."""
+        if lease.ttl_ms == 0 or lease.local:
+            return
+        with self._wake:
+            self._start()
+            self._kept[lease.token] = _Kept(lease, local_now() + _interval_s(lease))
+            self._wake.notify()
+
+    def discard(self, lease: HeldLease) -> None:
+        """Renew it no more."""
+        with self._wake:
+            self._kept.pop(lease.token, None)
+
+    def abandon(self, token: str) -> None:
+        """Give back what this token may have been granted, as soon as the store answers."""
+        with self._wake:
+            self._start()
+            self._abandoned[token] = local_now() + ABANDON_S
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Stop the thread; leases that are still held run on to their end."""
+        with self._wake:
+            self._closed = True
+            thread = self._thread
+            self._wake.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+    def _start(self) -> None:
+        if self._pid != os.getpid():  # a forked child has the names but not the thread
+            self._reset()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="gpu-lease-keeper", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if self._closed:
+                    break
+                pause = self._pause_s()
+                if pause is None or pause > 0:
+                    self._wake.wait(pause)
+                    continue
+                now = local_now()
+                due = [k for k in self._kept.values() if min(k.next_at, _end(k.lease)) <= now]
+                abandoned = list(self._abandoned)[:BATCH]
+            self._work(due, abandoned)
+        if self._redis is not None:
+            self._redis.close()
+
+    def _pause_s(self) -> float | None:
+        """Seconds until something is to be done; None: nothing ever."""
+        if self._abandoned:
+            return 0.0
+        times = [min(k.next_at, _end(k.lease)) for k in self._kept.values()]
+        return max(0.0, min(times) - local_now()) if times else None
+
+    def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
+        for kept in due:
+            if reason := kept.lease.lost_reason:
+                self.discard(kept.lease)
+                kept.lease.lose(reason)
+        batch = [kept for kept in due if not kept.lease.lost][:BATCH]
+        calls = [renew_call(k.lease.token, k.lease.fence, k.lease.ttl_ms) for k in batch]
+        calls += [Call("release", (PROTOCOL, token, 1), token) for token in abandoned]
+        sent_at = local_now()
+        try:
+            answers = self._send(calls)
+        except RedisError:
+            self._postpone()
+            return
+        for kept, raw in zip(batch, answers, strict=False):
+            self._take(kept, raw, sent_at)
+        with self._wake:
+            for token, raw in zip(abandoned, answers[len(batch) :], strict=True):
+                if not isinstance(raw, RedisError) or self._abandoned[token] < local_now():
+                    del self._abandoned[token]
+
+    def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
+        """One pipeline; a script that the server does not know is loaded once."""
+        if self._redis is None:
+            self._redis = self._connect()
+        known = scripts()
+        for attempt in range(2):
+            pipe = self._redis.pipeline(transaction=False)
+            if attempt:
+                for verb in sorted({call.verb for call in calls}):
+                    self._redis.script_load(known[verb].source)
+            for call in calls:
+                pipe.evalsha(known[call.verb].sha, 1, self._base, *call.args)
+            answers: list[list[object] | RedisError] = pipe.execute(raise_on_error=False)
+            if not any(isinstance(answer, NoScriptError) for answer in answers):
+                break
+        return answers
+
+    def _take(self, kept: _Kept, raw: list[object] | RedisError, sent_at: float) -> None:
+        if isinstance(raw, RedisError):
+            kept.lease.jeopardy = True
+            kept.next_at = local_now() + _retry_s(kept.lease)
+            return
+        try:
+            kept.lease.accept(renewed(Answer(raw, sent_at), kept.lease.token))
+        except LeaseError as error:
+            kept.lease.lose_if_over(error)
+            if kept.lease.lost:
+                self.discard(kept.lease)
+            kept.next_at = local_now() + _retry_s(kept.lease)
+        else:
+            kept.next_at = sent_at + _interval_s(kept.lease)
+
+    def _postpone(self) -> None:
+        """The store does not answer: mark all, and ask for all of them again soon."""
+        with self._wake:
+            now = local_now()
+            for kept in self._kept.values():
+                kept.lease.jeopardy = True
+                kept.next_at = now + _retry_s(kept.lease)
+            self._abandoned = {t: end for t, end in self._abandoned.items() if end > now}
+            if self._abandoned and not self._closed:
+                self._wake.wait(RETRY_S)
+
+
+def _end(lease: HeldLease) -> float:
+    return local_now() + lease.trusted_s
+
+
+def _interval_s(lease: HeldLease) -> float:
+    return lease.ttl_ms / 3000 * random.uniform(0.85, 1.0)
+
+
+def _retry_s(lease: HeldLease) -> float:
+    return min(RETRY_S, lease.ttl_ms / 10000) * random.uniform(0.7, 1.0)

@@ -1,0 +1,88 @@
+"""The names of a pool's keys, and what names may look like; lua/README.md has what they hold."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+POOL = re.compile(r"[a-z0-9-]{1,32}")
+TOKEN = re.compile(r"[A-Za-z0-9._-]{16,64}")
+AGENT = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
+HOST = MODEL = re.compile(r"[A-Za-z0-9._ -]{1,64}")
+DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one pool. They share a hash tag: one Redis slot, whatever the deployment.
+
+    Raises:
+        ValueError: the pool's name is not 1-32 of a-z, 0-9 and `-`.
+    """
+
+    pool_name: str
+    base: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not POOL.fullmatch(self.pool_name):
+            raise ValueError(f"pool name {self.pool_name!r} is not 1-32 of a-z, 0-9 and '-'")
+        object.__setattr__(self, "base", f"gpu:{{{self.pool_name}}}")
+
+    @property
+    def pool(self) -> str:
+        """Hash: policy, schema, epoch, clock, fence."""
+        return f"{self.base}:pool"
+
+    @property
+    def stats(self) -> str:
+        """Hash: counters that every replica exports alike."""
+        return f"{self.base}:stats"
+
+    @property
+    def due(self) -> str:
+        """Sorted set: token or `host:<h>` -> the end of its present state, in ms."""
+        return f"{self.base}:due"
+
+    @property
+    def agents(self) -> str:
+        """Hash: what each agent holds."""
+        return f"{self.base}:agents"
+
+    @property
+    def events(self) -> str:
+        """Stream: what happened."""
+        return f"{self.base}:events"
+
+    @property
+    def fits(self) -> str:
+        """Sorted set: every registered device -> its capacity in MiB."""
+        return f"{self.base}:fits:*"
+
+    @property
+    def hosts(self) -> str:
+        """Set: the names of the hosts that ever reported."""
+        return f"{self.base}:hosts"
+
+    def lease(self, device: str, token: str) -> str:
+        """String with native TTL: the public proof that a lease lives; holds its fence."""
+        return f"{self.base}:lease:{device}:{token}"
+
+    def record(self, token: str) -> str:
+        """Hash: the ledger's record of a lease."""
+        return f"{self.base}:record:{token}"
+
+    def done(self, token: str) -> str:
+        """String, 15 minutes: how a lease ended."""
+        return f"{self.base}:done:{token}"
+
+    def device(self, uuid: str) -> str:
+        """Hash: a device."""
+        return f"{self.base}:device:{uuid}"
+
+    def host(self, host: str) -> str:
+        """Hash: a host's last report."""
+        return f"{self.base}:host:{host}"
+
+    def devices(self, host: str) -> str:
+        """Set: the ids of a host's devices."""
+        return f"{self.base}:devices:{host}"

@@ -1,0 +1,184 @@
+"""A lease as its holder sees it.
+
+`lost` is computed from the clock whenever it is asked: right even if no thread of this process has
+run since a SIGSTOP. It is not safe to assume that a lease is held until it is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from agent_sdk.protocol import Device, Grant, Renewal
+
+
+class HeldLease:
+    """What `Lease` and `AsyncLease` share.
+
+    Attributes:
+        token: the lease's name.
+        agent: who holds it.
+        fence: grows with every grant; 0 for a local lease.
+        ttl_ms: what each renewal asks for; 0 = no expiry.
+        devices: empty for a CPU lease.
+        reason: why it is a CPU lease, or None.
+        expires_at_ms: the end on Redis's clock, as last told.
+        jeopardy: renewing fails at the moment; the lease is not lost yet.
+    """
+
+    def __init__(self, grant: Grant, *, local: bool = False) -> None:
+        self.token = grant.token
+        self.agent = grant.agent
+        self.fence = grant.fence
+        self.ttl_ms = grant.ttl_ms
+        self.devices: tuple[Device, ...] = grant.devices
+        self.reason = grant.reason
+        self.expires_at_ms = grant.expires_at_ms
+        self.granted_at_ms = grant.now_ms
+        self.jeopardy = False
+        self.local = local
+        self._trusted_until = grant.trusted_until
+        self._lost_code: str | None = None
+        self._ended = False
+        self._told = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+
+    @property
+    def on_cpu(self) -> bool:
+        """True when it holds no GPU."""
+        return not self.devices
+
+    @property
+    def memory_mb(self) -> int:
+        """MiB held on all its devices together."""
+        return sum(device.memory_mb for device in self.devices)
+
+    @property
+    def trusted_s(self) -> float:
+        """Seconds for which this process may still believe that it holds the lease; 0 when lost."""
+        if self._lost_code is not None or self._ended:
+            return 0.0
+        return max(0.0, self._trusted_until - local_now())
+
+    @property
+    def lost(self) -> bool:
+        """True when it ended otherwise than by our release: stop using the GPU."""
+        return self._lost_code is not None or (not self._ended and self.trusted_s == 0.0)
+
+    @property
+    def lost_reason(self) -> str | None:
+        """Why it is lost, a word of `errors.CODES`; None while it is not."""
+        if not self.lost:
+            return None
+        return self._lost_code or ("unreachable" if self.jeopardy else "expired")
+
+    def raise_if_lost(self) -> None:
+        """Raise LeaseLost if it is lost."""
+        if reason := self.lost_reason:
+            raise error_for(reason, token=self.token)
+
+    def env(self) -> dict[str, str]:
+        """What a process that uses the lease needs in its environment."""
+        return {
+            "CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in self.devices),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "GPU_LEASE_TOKEN": self.token,
+            "GPU_LEASE_FENCE": str(self.fence),
+            "GPU_LEASE_MEMORY_MB": str(self.memory_mb),
+        }
+
+    def accept(self, renewal: Renewal) -> None:
+        """Take what a renewal gave; a late or reordered answer never shortens it."""
+        self.expires_at_ms = max(self.expires_at_ms, renewal.expires_at_ms)
+        self._trusted_until = max(self._trusted_until, renewal.trusted_until)
+        self.jeopardy = False
+
+    def end(self) -> None:
+        """It was given back: not held, and not lost either."""
+        self._ended = True
+
+    def lose(self, reason: str) -> None:
+        """It is lost; tell those who wait for it, once."""
+        with self._lock:
+            if self._lost_code is not None or self._ended:
+                return
+            self._lost_code = reason
+            callbacks, self._callbacks = self._callbacks, []
+        self._told.set()
+        for callback in callbacks:
+            callback()
+
+    def lose_if_over(self, error: LeaseError) -> None:
+        """Take what a failed renewal says: over, or only not answered."""
+        if isinstance(error, LeaseLost):
+            self.lose(error.code)
+        elif isinstance(error, UnknownToken):  # its tombstone is gone: it ended long ago
+            self.lose("expired")
+        else:
+            self.jeopardy = True
+
+    def _when_lost(self, callback: Callable[[], object]) -> None:
+        with self._lock:
+            if self._lost_code is None:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def __repr__(self) -> str:
+        """Which lease, where, and how it stands."""
+        where = ", ".join(f"{d.host}:{d.index}" for d in self.devices) or "cpu"
+        state = "lost" if self.lost else "ended" if self._ended else f"{self.trusted_s:.1f} s"
+        return f"<{type(self).__name__} {self.token[:8]} {self.agent} {where} {state}>"
+
+
+class Lease(HeldLease):
+    """A lease of `LeaseClient`."""
+
+    def on_lost(self, callback: Callable[[Self], object]) -> None:
+        """Call back once when it is lost, in the renewing thread; at once if it is lost already.
+
+        Nobody watches a lease that is not being renewed: look at `lost` there.
+        """
+        self._when_lost(lambda: callback(self))
+
+    def wait_lost(self, timeout_s: float) -> bool:
+        """Wait until it is lost, at most timeout_s seconds; whether it is."""
+        until = local_now() + timeout_s
+        while not self.lost and (left := until - local_now()) > 0:
+            self._told.wait(min(left, max(self.trusted_s, 0.01)))
+            if self._ended:
+                break
+        return self.lost
+
+
+class AsyncLease(HeldLease):
+    """A lease of `AsyncLeaseClient`."""
+
+    def on_lost(self, callback: Callable[[Self], object]) -> None:
+        """Call back once in this event loop when it is lost; at once if it is lost already."""
+        loop = asyncio.get_running_loop()
+        self._when_lost(lambda: loop.call_soon_threadsafe(callback, self))
+
+    async def wait_lost(self, timeout_s: float) -> bool:
+        """Wait until it is lost, at most timeout_s seconds; whether it is."""
+        told = asyncio.Event()
+        self.on_lost(lambda _: told.set())
+        until = local_now() + timeout_s
+        while not self.lost and (left := until - local_now()) > 0:
+            try:
+                async with asyncio.timeout(min(left, max(self.trusted_s, 0.01))):
+                    await told.wait()
+            except TimeoutError:
+                pass
+            if self._ended:
+                break
+        return self.lost

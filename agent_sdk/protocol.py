@@ -1,0 +1,354 @@
+"""The protocol without the waiting: what to send, and what the answer means.
+
+Each verb is a generator that yields what to send (`Call`: a verb's script; `Read`: commands in one
+pipeline), is sent the answer, and returns a result or raises a `LeaseError`. `client` and `aio`
+drive the same generators and differ only in how they wait.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from agent_sdk.clocks import trusted_until
+from agent_sdk.errors import LeaseError, NoCapacity, error_for
+from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+PROTOCOL: Final = 1
+"""Sent with every call; the pool's schema and the script's must agree."""
+
+ANY: Final = "*"
+"""On the wire: any host, any model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run of a verb's script."""
+
+    verb: str
+    args: tuple[str | int, ...]
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Plain commands, sent in one pipeline; reading is never a verb."""
+
+    commands: tuple[tuple[str | int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, and when the request left on `local_now`'s clock."""
+
+    raw: list[Any]
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The frame of every reply: the pool's time and what time will do next.
+
+    Attributes:
+        now_ms: the pool's clock.
+        next_due_ms: when something ends next, or None.
+        epoch: names the pool's memory: another epoch means that it was lost.
+        more: something is over that this call left for the next `reap`.
+    """
+
+    now_ms: int
+    next_due_ms: int | None
+    epoch: str
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, or a share of one, as it was when the lease was granted.
+
+    Attributes:
+        uuid: NVML's UUID, its identity.
+        index: its index on its host at the grant; it may change at a reboot.
+        host: the machine that has it.
+        name: what the driver calls it.
+        memory_mb: MiB of it that the lease holds.
+    """
+
+    uuid: str
+    index: int
+    host: str
+    name: str
+    memory_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Everything an acquire asks for; see `lua/acquire.lua` for each field's form."""
+
+    token: str
+    agent: str
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    ttl_ms: int
+    max_hold_ms: int
+    priority: int
+    host: str
+    model: str
+    placement: str
+    on_unavailable: str
+    client: str
+    pid: str
+    owner: str
+
+    def call(self) -> Call:
+        """The call that asks for it, and asks again."""
+        return Call(
+            "acquire",
+            (
+                PROTOCOL, self.token, self.agent, self.memory_mb, self.devices, int(self.exclusive),
+                self.ttl_ms, self.max_hold_ms, self.priority, self.host, self.model, self.placement,
+                self.on_unavailable, self.client, self.pid, self.owner,
+            ),
+            self.token,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease as the broker gave it.
+
+    Attributes:
+        fence: grows with every grant of the pool: the newer holder has the larger.
+        expires_at_ms: on Redis's clock; for showing, never for comparing with a local clock.
+        ttl_ms: as asked; 0 = no expiry.
+        reason: why it is a CPU lease, or None.
+        devices: empty for a CPU lease.
+        trusted_until: on `clocks.local_now`'s clock.
+    """
+
+    token: str
+    agent: str
+    fence: int
+    expires_at_ms: int
+    remaining_ms: int
+    ttl_ms: int
+    reason: str | None
+    devices: tuple[Device, ...]
+    trusted_until: float
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a renewal gave: the new end, and until when to believe in it."""
+
+    expires_at_ms: int
+    remaining_ms: int
+    trusted_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a release went.
+
+    Attributes:
+        by_this_call: True when this call ended the lease.
+        outcome: how it ended, a word of `errors.CODES`; `unknown_token`: nothing is known of it.
+    """
+
+    by_this_call: bool
+    outcome: str
+
+
+def new_token() -> str:
+    """A token nobody had before: 122 random bits."""
+    return str(uuid4())
+
+
+def moment(answer: Answer) -> Moment:
+    """The frame of a reply."""
+    _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
+    return Moment(now_ms, None if next_due_ms == "" else int(next_due_ms), epoch, bool(more))
+
+
+def milliseconds(seconds: float, name: str) -> int:
+    """Seconds as whole milliseconds.
+
+    Raises:
+        BadRequest: not a finite number, or negative.
+    """
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
+        raise error_for("bad_request", f"{name} must be a number of seconds >= 0, not {seconds!r}")
+    return round(seconds * 1000)
+
+
+def check_name(value: str, name: str) -> str:
+    """A name that may go into keys, logs and pages.
+
+    Raises:
+        BadRequest: it has characters that may not.
+    """
+    form = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}[name]
+    if not isinstance(value, str) or not form.fullmatch(value):
+        raise error_for("bad_request", f"{name} must match {form.pattern}, not {value!r:.80}")
+    return value
+
+
+def acquire(request: Request) -> Generator[Call, Answer, Grant]:
+    """Ask for a lease.
+
+    Raises:
+        Refused, BrokerUnavailable: with the reason.
+        LeaseLost: this token's lease is over already.
+    """
+    call = request.call()
+    while True:
+        answer = yield call
+        match answer.raw:
+            case ["GRANTED", *_]:
+                return _grant(request, answer)
+            case [
+                "AGAIN",
+                *_,
+            ]:  # more is over than one script takes back: what looks full may not be
+                yield from reap_all()
+            case _:
+                raise failure(answer, request.token)
+
+
+def _grant(request: Request, answer: Answer) -> Grant:
+    _, now_ms, _, _, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
+    devices = tuple(
+        Device(flat[i], int(flat[i + 2]), flat[i + 3], flat[i + 4], int(flat[i + 1]))
+        for i in range(0, len(flat), 5)
+    )
+    return Grant(
+        request.token,
+        request.agent,
+        int(fence),
+        expires_at_ms,
+        remaining_ms,
+        request.ttl_ms,
+        reason or None,
+        devices,
+        trusted_until(answer.sent_at, remaining_ms),
+        now_ms,
+    )
+
+
+def renew_call(token: str, fence: int | None, ttl_ms: int | None) -> Call:
+    """The call that renews; the keeper sends many of them in one pipeline."""
+    return Call(
+        "renew",
+        (PROTOCOL, token, "" if fence is None else fence, "" if ttl_ms is None else ttl_ms),
+        token,
+    )
+
+
+def renewed(answer: Answer, token: str) -> Renewal:
+    """What a renewal's answer means.
+
+    Raises:
+        LeaseLost: with the reason.
+        UnknownToken: nothing is known of it.
+    """
+    match answer.raw:
+        case ["RENEWED", _, _, _, _, expires_at_ms, remaining_ms]:
+            until = trusted_until(answer.sent_at, remaining_ms)
+            return Renewal(expires_at_ms, remaining_ms, until)
+        case _:
+            raise failure(answer, token)
+
+
+def renew(token: str, fence: int | None, ttl_ms: int | None) -> Generator[Call, Answer, Renewal]:
+    """Renew one lease; see `renewed`."""
+    answer = yield renew_call(token, fence, ttl_ms)
+    return renewed(answer, token)
+
+
+def release(token: str, *, plant: bool = True) -> Generator[Call, Answer, Ending]:
+    """Give a lease back. `plant`: an unknown token is refused from now on."""
+    answer = yield Call("release", (PROTOCOL, token, int(plant)), token)
+    match answer.raw:
+        case ["RELEASED", *_]:
+            return Ending(by_this_call=True, outcome="released")
+        case ["ALREADY", _, _, _, _, str(outcome)]:
+            return Ending(by_this_call=False, outcome=outcome)
+        case ["UNKNOWN", *_]:
+            return Ending(by_this_call=False, outcome="unknown_token")
+        case _:
+            raise failure(answer, token)
+
+
+def reap() -> Generator[Call, Answer, Moment]:
+    """Take back what is over, as much of it as one script may."""
+    answer = yield Call("reap", (PROTOCOL,))
+    if answer.raw[0] != "REAPED":
+        raise failure(answer, None)
+    return moment(answer)
+
+
+def reap_all() -> Generator[Call, Answer, Moment]:
+    """Take back everything that is over."""
+    while (seen := (yield from reap())).more:
+        pass
+    return seen
+
+
+def report(
+    host: str,
+    devices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...],
+    *,
+    deadline_ms: int,
+    sampled_ms: int,
+    epoch: str,
+    safe_mode: bool,
+    version: str,
+) -> Generator[Call, Answer, Moment]:
+    """Say which devices a host has; at most 64 of them in one call.
+
+    Args:
+        host: its name.
+        devices: for each its id and (field, value) pairs; see `lua/report.lua` for the fields.
+        deadline_ms: without another report for so long the host's devices take no new leases.
+        sampled_ms: the pool's time when the devices were looked at; 0 = unknown.
+        epoch: the last one seen, or empty.
+        safe_mode: policy of a pool that this call creates.
+        version: the reporter's.
+    """
+    flat: list[str | int] = []
+    for uuid, fields in devices:
+        flat += (uuid, len(fields))
+        for pair in fields:
+            flat += pair
+    head = (PROTOCOL, host, deadline_ms, sampled_ms, epoch, int(safe_mode), version)
+    answer = yield Call("report", (*head, *flat))
+    if answer.raw[0] != "REPORTED":
+        raise failure(answer, None)
+    return moment(answer)
+
+
+def failure(answer: Answer, token: str | None) -> LeaseError:
+    """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
+    match answer.raw:
+        case ["REFUSED", _, _, _, _, "bad_request", str(what)]:
+            return error_for("bad_request", f"the request is not well-formed: {what}", token=token)
+        case ["REFUSED", now_ms, next_due_ms, _, _, str(code), _]:
+            error = error_for(code, token=token)
+            if isinstance(error, NoCapacity) and next_due_ms != "":
+                error.retry_after_s = max(0.0, (int(next_due_ms) - now_ms) / 1000)
+            return error
+        case ["CONFLICT", *_]:
+            return error_for("conflict", token=token)
+        case ["LOST", _, _, _, _, str(code)]:
+            return error_for(code, token=token)
+        case ["UNKNOWN", *_]:
+            return error_for("unknown_token", token=token)
+        case other:
+            return error_for("protocol_mismatch", f"unknown answer {str(other)[:80]}", token=token)

@@ -1,0 +1,52 @@
+"""What the SDK takes from the environment, read in this one place.
+
+| Variable | Default | Meaning |
+|---|---|---|
+| REDIS_URL | unset = the embedded store's socket | where the pool lives |
+| GPU_BROKER_STATE_DIR | `$XDG_STATE_HOME/gpu-broker` | the embedded store's folder |
+| GPU_BROKER_POOL | `default` | which pool |
+| GPU_BROKER_HOSTNAME | the host's name | which host's devices are local |
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class SdkSettings:
+    """Where the store is, which pool, and what this machine is called."""
+
+    redis_url: str | None
+    state_dir: Path
+    pool: str
+    hostname: str
+
+    @property
+    def embedded(self) -> bool:
+        """True when no server is named: the embedded store's socket is used."""
+        return self.redis_url is None
+
+    @property
+    def store_url(self) -> str:
+        """The URL to connect to."""
+        return self.redis_url or f"unix://{self.state_dir / 'redis.sock'}"
+
+
+def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
+    """Read the SDK's settings; an empty variable counts as unset."""
+    env = os.environ if environ is None else environ
+    state_home = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return SdkSettings(
+        redis_url=env.get("REDIS_URL") or None,
+        state_dir=Path(env.get("GPU_BROKER_STATE_DIR") or f"{state_home}/gpu-broker"),
+        pool=env.get("GPU_BROKER_POOL") or "default",
+        hostname=env.get("GPU_BROKER_HOSTNAME") or socket.gethostname(),
+    )

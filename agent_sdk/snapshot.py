@@ -1,0 +1,276 @@
+"""What the pool looks like at one moment. Reading is never a verb: plain pipelined commands.
+
+Between two pipelines of one reading the pool may move on; every part says at what time it looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent_sdk.protocol import Answer, Read
+
+if TYPE_CHECKING:
+    from agent_sdk.keys import Keys
+
+PAGE = 500
+"""Hashes read in one pipeline."""
+
+DEVICE_NUMBERS = (
+    "total_mb", "reserve_mb", "reserved_mb", "withheld_mb", "foreign_mb", "leases",
+)  # fmt: skip
+
+TELEMETRY = (
+    "utilization_gpu_pct", "memory_utilization_pct", "temperature_c", "power_draw_w",
+    "pcie_tx_kb_s", "pcie_rx_kb_s", "nvml_gpu_util_pct", "nvml_mem_used_mb", "nvml_mem_total_mb",
+    "nvml_mem_util_pct",
+)  # fmt: skip
+
+Reading = Generator[Read, Answer, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The pool's policy and counters.
+
+    Attributes:
+        now_ms: when this was looked at, on the pool's clock.
+        ready: False until a host has reported for the first time.
+        policy: as in `pool`, by field name.
+        stats: counters since the pool's beginning; every replica reads the same.
+    """
+
+    now_ms: int
+    ready: bool
+    epoch: str
+    policy_version: int
+    safe_mode: bool
+    max_memory_per_agent_mb: int
+    allow_fractional_shares: bool
+    kill_on_oom: bool
+    default_memory_mb: int
+    expiry_grace_s: int
+    max_leases_per_agent: int
+    max_waiters_per_agent: int
+    closed_until_ms: int
+    stats: dict[str, int]
+
+    @property
+    def active_leases(self) -> int:
+        """GPU leases that live now: granted and not ended."""
+        return self._live("")
+
+    @property
+    def active_cpu_leases(self) -> int:
+        """CPU leases that live now."""
+        return self._live("cpu_")
+
+    def _live(self, kind: str) -> int:
+        ended = sum(self.stats.get(kind + how, 0) for how in ("released", "expired", "revoked"))
+        return self.stats.get(f"{kind}granted", 0) - ended
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A device as its host last reported it, with what the broker promised on it. Memory in MiB.
+
+    Attributes:
+        state: ok, or what the reporter or the broker says is wrong with it.
+        free_mb: what may still be leased; may be negative when others use what was promised.
+        used_mb: what the driver sees in use, or None.
+        sampled_ms: the pool's time of the sample; 0 = unknown.
+    """
+
+    uuid: str
+    index: int
+    host: str
+    name: str
+    model: str
+    state: str
+    reason: str
+    drained: bool
+    simulated: bool
+    total_mb: int
+    reserve_mb: int
+    reserved_mb: int
+    withheld_mb: int
+    foreign_mb: int
+    leases: int
+    exclusive: str
+    used_mb: int | None
+    sampled_ms: int
+    nvml_error: str | None
+    telemetry: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def free_mb(self) -> int:
+        """MiB that are promised to nobody and used by nobody."""
+        held = self.reserved_mb + self.withheld_mb + self.foreign_mb
+        return self.total_mb - self.reserve_mb - held
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """A lease's record.
+
+    Attributes:
+        devices: (device id, MiB) of each device held.
+        expires_at_ms: the end on Redis's clock; None = no expiry.
+    """
+
+    token: str
+    agent: str
+    state: str
+    devices: tuple[tuple[str, int], ...]
+    fence: int
+    granted_at_ms: int
+    expires_at_ms: int | None
+    ttl_ms: int
+    priority: int
+    reason: str | None
+    owner: str
+    client: str
+    pid: str
+
+    @property
+    def memory_mb(self) -> int:
+        """MiB held on all its devices together."""
+        return sum(mb for _, mb in self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """A machine that reports devices, or did."""
+
+    host: str
+    version: str
+    reported_ms: int
+    deadline_ms: int
+    devices: int
+
+
+def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
+    """Policy, counters and time."""
+    answer = yield Read((("TIME",), ("HGETALL", keys.pool), ("HGETALL", keys.stats)))
+    time, row, stats = answer.raw
+
+    def number(name: str) -> int:
+        return int(row.get(name, 0))
+
+    return PoolStatus(
+        now_ms=int(time[0]) * 1000 + int(time[1]) // 1000 + number("offset_ms"),
+        ready=bool(row),
+        epoch=row.get("epoch", ""),
+        policy_version=number("policy_version"),
+        safe_mode=row.get("safe_mode") == "1",
+        max_memory_per_agent_mb=number("max_memory_per_agent_mb"),
+        allow_fractional_shares=row.get("allow_fractional_shares") == "1",
+        kill_on_oom=row.get("kill_on_oom") == "1",
+        default_memory_mb=number("default_memory_mb"),
+        expiry_grace_s=number("expiry_grace_s"),
+        max_leases_per_agent=number("max_leases_per_agent"),
+        max_waiters_per_agent=number("max_waiters_per_agent"),
+        closed_until_ms=number("closed_until_ms"),
+        stats={name: int(value) for name, value in stats.items()},
+    )
+
+
+def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
+    """Every registered device, by host and index."""
+    answer = yield Read((("ZRANGE", keys.fits, 0, -1),))
+    uuids = answer.raw[0]
+    rows = yield from _hashes([keys.device(uuid) for uuid in uuids])
+    found = [_device(uuid, row) for uuid, row in zip(uuids, rows, strict=True) if row]
+    return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
+
+
+def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
+    """Every lease that lives, oldest first."""
+    answer = yield Read((("ZRANGE", keys.due, 0, -1),))
+    tokens = [member for member in answer.raw[0] if not member.startswith("host:")]
+    rows = yield from _hashes([keys.record(token) for token in tokens])
+    found = [
+        lease_status(token, row)
+        for token, row in zip(tokens, rows, strict=True)
+        if row.get("state") == "active"
+    ]
+    return tuple(sorted(found, key=lambda lease: lease.granted_at_ms))
+
+
+def lease(keys: Keys, token: str) -> Generator[Read, Answer, LeaseStatus | str | None]:
+    """One lease; or how it ended, a word of `errors.CODES`; or None: nothing is known of it."""
+    answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
+    row, outcome = answer.raw
+    if row.get("state") == "cooling":
+        return "expired"
+    return lease_status(token, row) if row else outcome
+
+
+def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
+    """Every host that ever reported, by name."""
+    answer = yield Read((("SMEMBERS", keys.hosts),))
+    names = sorted(answer.raw[0])
+    rows = yield from _hashes([keys.host(name) for name in names])
+    if not names:
+        return ()
+    counts = yield Read(tuple(("SCARD", keys.devices(name)) for name in names))
+    return tuple(
+        HostStatus(
+            host=name,
+            version=row.get("version", ""),
+            reported_ms=int(row.get("reported_ms", 0)),
+            deadline_ms=int(row.get("deadline_ms", 0)),
+            devices=count,
+        )
+        for name, row, count in zip(names, rows, counts.raw, strict=True)
+    )
+
+
+def _hashes(names: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
+    rows: list[dict[str, str]] = []
+    for start in range(0, len(names), PAGE):
+        answer = yield Read(tuple(("HGETALL", name) for name in names[start : start + PAGE]))
+        rows += answer.raw
+    return rows
+
+
+def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
+    return DeviceStatus(
+        uuid=uuid,
+        index=int(row["index"]),
+        host=row["host"],
+        name=row["name"],
+        model=row["model"],
+        state=row["state"],
+        reason=row.get("reason", ""),
+        drained=row["drained"] == "1",
+        simulated=row.get("simulated") == "1",
+        exclusive=row["exclusive"],
+        used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
+        sampled_ms=int(row.get("sampled_ms", 0)),
+        nvml_error=row.get("nvml_error") or None,
+        telemetry={name: float(row[name]) if row.get(name) else None for name in TELEMETRY},
+        **{name: int(row[name]) for name in DEVICE_NUMBERS},
+    )
+
+
+def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
+    """A record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    ttl_ms = int(row["ttl_ms"])
+    held = [part.rpartition("=") for part in row["devices"].split(",") if part]
+    return LeaseStatus(
+        token=token,
+        agent=row["agent"],
+        state=row["state"],
+        devices=tuple((uuid, int(mb)) for uuid, _, mb in held),
+        fence=int(row["fence"]),
+        granted_at_ms=int(row["granted_at_ms"]),
+        expires_at_ms=int(row["expires_at_ms"]) if ttl_ms or "hold_until_ms" in row else None,
+        ttl_ms=ttl_ms,
+        priority=int(row["request"].split("|")[5]),
+        reason=row.get("reason"),
+        owner=row.get("owner", ""),
+        client=row.get("client", ""),
+        pid=row.get("pid", ""),
+    )

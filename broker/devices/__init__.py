@@ -1,0 +1,6 @@
+"""The GPUs of this machine, asked from one source chosen at start."""
+
+from broker.devices.choose import DeviceSourceError, choose
+from broker.devices.sample import DeviceSample, Sample, Source, State
+
+__all__ = ["DeviceSample", "DeviceSourceError", "Sample", "Source", "State", "choose"]

@@ -1,0 +1,81 @@
+"""Which device source this process uses: GPU_BROKER_DEVICES and what it may be asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.devices.nvml import NvmlSource
+from broker.devices.sample import Sample
+from broker.devices.simulated import SimulatedSource, totals_of
+from broker.devices.smi import SmiSource
+
+if TYPE_CHECKING:
+    from broker.devices.sample import Source
+
+
+class DeviceSourceError(ValueError):
+    """The settings ask for a device source that cannot be had; the message has the way out."""
+
+
+class NoneSource:
+    """No devices, and why: `why` is each sample's error, None when nobody asked for any."""
+
+    name = "none"
+
+    def __init__(self, why: str | None) -> None:
+        self._sample = Sample((), "none", why)
+
+    def sample(self) -> Sample:
+        """Tell that there are none."""
+        return self._sample
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def choose(
+    spec: str, *, enable_nvml: bool | None, safe_mode: bool, host: str, smi_on_path: str | None
+) -> Source:
+    """The source for `spec`: auto, nvml, smi, none or sim:COUNTxMIB.
+
+    `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
+    else none. Under `safe_mode` no GPU is looked at: all but sim becomes none. Nothing is
+    imported, started or opened before the first sample.
+
+    Raises:
+        DeviceSourceError: the spec is unknown, or cannot be had with the other settings.
+    """
+    if spec.startswith("sim:"):
+        try:
+            return SimulatedSource(totals_of(spec), host)
+        except ValueError as error:
+            raise DeviceSourceError(f"GPU_BROKER_DEVICES: {error}") from error
+    if spec not in {"auto", "nvml", "smi", "none"}:
+        raise DeviceSourceError(
+            f"GPU_BROKER_DEVICES={spec!r} is none of auto, nvml, smi, none, sim:COUNTxMIB"
+        )
+    if spec == "none":
+        return NoneSource(None)
+    if safe_mode:
+        return NoneSource("SAFE_MODE is on: neither NVML nor nvidia-smi is asked for GPUs")
+    if spec == "nvml" and enable_nvml is False:
+        raise DeviceSourceError(
+            "GPU_BROKER_DEVICES=nvml, but ENABLE_NVML=false: "
+            "unset ENABLE_NVML or set it to true, or set GPU_BROKER_DEVICES=smi or none"
+        )
+    if spec == "smi" and smi_on_path is None:
+        raise DeviceSourceError(
+            "GPU_BROKER_DEVICES=smi, but nvidia-smi is not on PATH: "
+            "add its folder to PATH, or set GPU_BROKER_DEVICES=nvml or none"
+        )
+    return _real(spec, enable_nvml=enable_nvml, host=host, smi_on_path=smi_on_path)
+
+
+def _real(spec: str, *, enable_nvml: bool | None, host: str, smi_on_path: str | None) -> Source:
+    if spec == "nvml" or (spec == "auto" and enable_nvml):
+        return NvmlSource(host)
+    if smi_on_path is not None:
+        return SmiSource(host, smi_on_path)
+    return NoneSource(
+        "No way to ask for GPUs: ENABLE_NVML is not true and nvidia-smi is not on PATH"
+    )

@@ -1,0 +1,93 @@
+"""The devices a source has identified, so that one which falls silent keeps its row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from broker.devices.sample import DeviceSample, State, label_of, reserve_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a device could not be read, in one sentence."""
+
+    state: State
+    reason: str
+
+
+def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
+    """The device as last known, without any number that may have changed since."""
+    return DeviceSample(
+        uuid=last.uuid,
+        index=last.index,
+        name=last.name,
+        model=last.model,
+        total_mb=last.total_mb,
+        reserve_mb=last.reserve_mb,
+        used_mb=None,
+        state=fault.state,
+        reason=fault.reason,
+    )
+
+
+class Known:
+    """Remembers devices by UUID, and which one was last read at each index."""
+
+    def __init__(self, host: str) -> None:
+        self._host = label_of(host)
+        self._last: dict[str, DeviceSample] = {}
+        self._at: dict[int, str] = {}
+
+    def merge(
+        self, answers: Mapping[int, DeviceSample | Fault], missing: Fault
+    ) -> tuple[DeviceSample, ...]:
+        """One row for each device ever identified, and for each index that answered.
+
+        A fault at an index is the device last read there; a known device that no answer
+        speaks of gets `missing`. An index whose device was never identified gets a row under
+        a name that says so, `UNKNOWN-<host>-<index>`, until the driver can name it.
+        """
+        read = [self._filled(a) for a in answers.values() if isinstance(a, DeviceSample)]
+        rows = {device.uuid: device for device in read}
+        for index, fault in answers.items():
+            if isinstance(fault, Fault):
+                row = self._faulty(index, fault, rows)
+                rows[row.uuid] = row
+        for uuid, last in self._last.items():
+            rows.setdefault(uuid, quiet(last, missing))
+        for device in read:
+            self._last[device.uuid] = device
+            self._at[device.index] = device.uuid
+        return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
+
+    def _filled(self, device: DeviceSample) -> DeviceSample:
+        last = self._last.get(device.uuid)
+        if device.state == "ok" or last is None or last.total_mb is None:
+            return device
+        return replace(
+            device,
+            name=last.name,
+            model=last.model,
+            total_mb=last.total_mb,
+            reserve_mb=last.reserve_mb,
+        )
+
+    def _faulty(self, index: int, fault: Fault, rows: Mapping[str, DeviceSample]) -> DeviceSample:
+        uuid = self._at.get(index)
+        if uuid is not None and uuid not in rows:
+            return quiet(self._last[uuid], fault)
+        return DeviceSample(
+            uuid=f"UNKNOWN-{self._host}-{index}",
+            index=index,
+            name="Unknown GPU",
+            model="unknown",
+            total_mb=None,
+            reserve_mb=reserve_of(None),
+            used_mb=None,
+            state=fault.state,
+            reason=fault.reason,
+        )

@@ -1,0 +1,139 @@
+"""What a device source tells: one sample of this machine's GPUs.
+
+Memory is MiB: the total rounded down, what is used rounded up, so that rounding never
+promises memory that is not there. What the driver cannot tell is None, never 0, and never
+costs the GPU its row.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+State = Literal["ok", "lost", "error"]
+
+MAX_DEVICES = 1024
+MAX_MB = 16_777_216  # 16 TiB: more is a driver's way to say that it does not know
+
+_RESERVE_MIN_MB = 256
+_UUID = re.compile(r"[A-Za-z0-9._:/-]{1,80}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSample:
+    """One GPU at the moment it was asked.
+
+    uuid names it and is what to keep; index is its place in the driver's PCI order and may
+    change with a reboot. ``lost`` wants a reset or a reboot, ``error`` may pass by itself; for
+    both, identity and total are the last known and all other numbers are None. reason says in
+    one sentence what is wrong; an ``ok`` device has one when its memory cannot be told.
+    """
+
+    uuid: str
+    index: int
+    name: str
+    model: str
+    total_mb: int | None
+    reserve_mb: int
+    used_mb: int | None
+    state: State = "ok"
+    reason: str = ""
+    simulated: bool = False
+    utilization_gpu_pct: float | None = None
+    memory_utilization_pct: float | None = None  # how full the memory is, not how busy its bus
+    temperature_c: float | None = None
+    power_draw_w: float | None = None
+    pcie_tx_kb_s: float | None = None
+    pcie_rx_kb_s: float | None = None
+    nvml_mem_used_mb: float | None = None
+    nvml_mem_total_mb: float | None = None
+    nvml_gpu_util_pct: float | None = None
+    nvml_mem_util_pct: float | None = None
+    nvml_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All GPUs of this machine, in index order.
+
+    error says in one sentence what failed for the source as a whole. Devices that it knew and
+    that have no answer of their own are then in state ``error``; it may have known none.
+    """
+
+    devices: tuple[DeviceSample, ...]
+    source: Literal["nvml", "smi", "simulated", "none"]
+    error: str | None = None
+    driver_version: str | None = None
+
+
+class Source(Protocol):
+    """Where samples come from.
+
+    ``sample`` blocks for a bounded time and never raises for what a driver does; two callers
+    take turns, so calling again after giving up on an answer is safe.
+    """
+
+    name: str
+
+    def sample(self) -> Sample:
+        """Ask for every GPU once."""
+
+    def close(self) -> None:
+        """Give back what the source holds; it is not asked again."""
+
+
+def reserve_of(total_mb: int | None) -> int:
+    """MiB of a real device that no lease may take: 3 %, at least 256 (design.md section 5)."""
+    return max(_RESERVE_MIN_MB, -(-(total_mb or 0) * 3 // 100))
+
+
+def percent(used: float | None, total: float | None) -> float | None:
+    """Used as a share of total, with two decimals."""
+    return None if used is None or not total else round(100.0 * used / total, 2)
+
+
+def number(value: object, low: float, high: float) -> float | None:
+    """The value as a float, or None unless it is a number within [low, high].
+
+    Drivers say "unknown" as all ones, NaN or a word in brackets.
+    """
+    if not isinstance(value, (int, float, str)):
+        return None
+    try:
+        parsed = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return parsed if math.isfinite(parsed) and low <= parsed <= high else None
+
+
+def text(value: object) -> str:
+    """A driver's string as one line of printable ASCII.
+
+    It comes as bytes or str by its library's version, and from a failing card as garbage; it
+    ends up in the store, in logs and on pages.
+    """
+    raw = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
+    return " ".join(re.sub(r"[^ -~]", "?", re.sub(r"\s", " ", raw)).split())
+
+
+def name_of(value: object) -> str:
+    """A device's name as people read it."""
+    return text(value)[:96] or "Unknown GPU"
+
+
+def model_of(name: str) -> str:
+    """A name as leases ask for it: `[A-Za-z0-9._ -]{1,64}`."""
+    return " ".join(re.sub(r"[^A-Za-z0-9._ -]+", " ", name).split())[:64].strip() or "unknown"
+
+
+def uuid_of(value: object) -> str:
+    """A device's UUID, or "" when it is none that may become part of a key."""
+    uuid = text(value)
+    return uuid if _UUID.fullmatch(uuid) else ""
+
+
+def label_of(host: str) -> str:
+    """A host's name as part of a device id."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", host)[:64]

@@ -1,0 +1,123 @@
+-- acquire: get a lease on GPU memory, on whole GPUs, or, if asked for, on the CPU; repeated with the same token, learn how it stands.
+--
+-- KEYS[1]   base            gpu:{pool}
+-- ARGV[1]   protocol        int
+-- ARGV[2]   token           str    16-64 of [A-Za-z0-9._-], made by the caller, never reused
+-- ARGV[3]   agent           str    who asks
+-- ARGV[4]   memory_mb       int    MiB on each device; 0 = the policy's default_memory_mb
+-- ARGV[5]   devices         int    1-64; several = whole idle devices of one host and model, all or none
+-- ARGV[6]   exclusive       int    1 = alone on the device
+-- ARGV[7]   ttl_ms          int    1,000 to 7 days; 0 = no expiry
+-- ARGV[8]   max_hold_ms     int    renewals never go past it; 0 = no limit
+-- ARGV[9]   priority        int    0-9, 9 first
+-- ARGV[10]  host            str    or *
+-- ARGV[11]  model           str    or *
+-- ARGV[12]  placement       str    spread (most free first) or pack (best fit)
+-- ARGV[13]  on_unavailable  str    refuse or cpu
+-- ARGV[14]  client          str    the caller's process, for whom hints are left
+-- ARGV[15]  pid             str    its process id on its host, or empty
+-- ARGV[16]  owner           str    the authenticated principal, or empty
+-- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
+-- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token
+-- cost      O((REAP_DEVICES + k) log devices), k the devices asked for
+
+local call = redis.call
+local unready = B.open('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
+  'default_memory_mb', 'max_leases_per_agent')
+if unready then return B.reply('REFUSED', unready, '') end
+
+local q = {
+  token = B.token(2),
+  agent = B.word(3, 'agent', '^[%w._:@/-]+$', 128),
+  memory_mb = B.int(4, 'memory_mb', 0, 16777216),
+  devices = B.int(5, 'devices', 1, 64),
+  exclusive = B.int(6, 'exclusive', 0, 1) == 1,
+  host = ARGV[10] == '*' and '*' or B.word(10, 'host', '^[%w._ -]+$', 64),
+  model = ARGV[11] == '*' and '*' or B.word(11, 'model', '^[%w._ -]+$', 64),
+  placement = B.choice(12, 'placement', 'spread', 'pack'),
+}
+local ttl_ms, max_hold_ms = B.int(7, 'ttl_ms', 0, 604800000), B.int(8, 'max_hold_ms', 0, 9999999999999)
+if ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
+B.int(9, 'priority', 0, 9)
+local or_cpu = B.choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
+local client, pid = B.word(14, 'client', '^[%w._-]*$', 64), B.word(15, 'pid', '^[%d:]*$', 40)
+local owner = B.word(16, 'owner', '^[%w._:@/-]*$', 128)
+if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+if q.memory_mb == 0 then q.memory_mb = B.pool.default_memory_mb end
+
+-- As asked, without the wait and before the policy's defaults, which may change between a call and its repeat.
+local request = table.concat(ARGV, '|', 4, 13)
+local token, record, done = q.token, P .. 'record:' .. q.token, P .. 'done:' .. q.token
+B.catch_up(token)
+
+local function granted(fence, expires_at_ms, reason, devices)
+  local answer = { fence, expires_at_ms, math.max(0, expires_at_ms - B.now), reason }
+  for _, d in ipairs(devices) do
+    local n = #answer
+    answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4], answer[n + 5] = d.uuid, d.mb, d.index, d.host, d.name
+  end
+  return B.reply('GRANTED', unpack(answer))
+end
+
+-- A repeat: the same lease with what is left of it, or what became of it.
+if call('EXISTS', record, done) > 0 then
+  local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason')
+  if not v[1] then return B.reply('LOST', call('GET', done)) end
+  if v[1] == 'cooling' then return B.reply('LOST', 'expired') end
+  if v[2] ~= q.agent or v[3] ~= request then return B.reply('CONFLICT') end
+  local devices = {}
+  for uuid, mb in string.gmatch(v[4], '([^,]+)=(%d+)') do
+    local d = call('HMGET', P .. 'device:' .. uuid, 'index', 'host', 'name')
+    devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
+  end
+  return granted(v[5], tonumber(v[6]), v[7] or '', devices)
+end
+
+-- New: may it have one, and where?
+local why, devices = nil, nil
+local held_mb, leases = B.agent(q.agent)
+if B.pool.safe_mode == 1 then
+  why = 'safe_mode'
+elseif B.now < B.pool.closed_until_ms then
+  why = 'closed'
+elseif leases >= B.pool.max_leases_per_agent then
+  why = 'limit'
+else
+  devices, why = B.pick(q, B.pool.max_memory_per_agent_mb - held_mb)
+  if not devices then why = B.whole_devices().unfit(q) or why end
+end
+if not devices then
+  local final = why == 'safe_mode' or why == 'closed' or why == 'limit'
+  if B.more == 1 and why ~= 'safe_mode' and why ~= 'closed' then return B.reply('AGAIN') end
+  if final or not or_cpu then
+    B.count('refused_' .. why)
+    return B.reply('REFUSED', why, '')
+  end
+  devices = {}
+end
+
+-- Grant. The fence grows across failover and lost writes too, where a plain counter would repeat.
+local fence = B.pool.fence + 1
+if B.now_us > fence then fence = B.now_us end
+B.set_pool('fence', fence)
+fence = text(fence)
+local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
+if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, B.now + max_hold_ms) end
+local taken, sum = B.take(q, devices)
+for _, d in ipairs(devices) do
+  call('SET', P .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - B.now))
+end
+local fields = { 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence, 'granted_at_ms', text(B.now),
+  'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client, 'pid', pid }
+local function also(field, value)
+  fields[#fields + 1], fields[#fields + 2] = field, value
+end
+if owner ~= '' then also('owner', owner) end
+if why then also('reason', why) end
+if max_hold_ms > 0 then also('hold_until_ms', text(B.now + max_hold_ms)) end
+call('HSET', record, unpack(fields))
+B.set_agent(q.agent, held_mb + sum, leases + 1)
+B.schedule(token, expires_at_ms)
+B.count(taken == '' and 'cpu_granted' or 'granted')
+B.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)
+return granted(fence, expires_at_ms, why or '', devices)

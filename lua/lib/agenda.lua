@@ -1,0 +1,133 @@
+-- agenda: what time does. One zset, `due`, holds the end of everything's present state: token -> expiry of an active lease
+-- or end of a cooling one's grace; host:<h> -> the time by which that host must have reported again.
+--
+-- Nothing waits for Redis to say that a key expired (it may say so minutes late): every verb looks at the first of the
+-- agenda, takes back what is over, at most REAP_DEVICES devices of it, and says in `more` whether something is left.
+
+local REAP_DEVICES = 16
+
+B.moved = {}    -- members of the agenda whose time this script wrote or took away
+B.soonest = nil -- the earliest time that this script wrote
+
+function B.schedule(member, at)
+  B.moved[member] = true
+  if not B.soonest or at < B.soonest then B.soonest = at end
+  redis.call('ZADD', P .. 'due', text(at), member)
+end
+
+function B.unschedule(member)
+  B.moved[member] = true
+  redis.call('ZREM', P .. 'due', member)
+end
+
+-- Every reply: its tag, now_ms, next_due_ms (when the agenda's first is due, or ''), epoch, more, then what the tag carries.
+function B.reply(tag, ...)
+  local due, moved, first = B.due or {}, B.moved, nil
+  if due[1] and not moved[due[1]] then
+    first = tonumber(due[2])
+  elseif due[3] and not moved[due[3]] then
+    first = tonumber(due[4])
+  elseif due[3] then
+    first = tonumber(redis.call('ZRANGE', P .. 'due', '0', '0', 'WITHSCORES')[2])
+  end
+  if B.soonest and (not first or B.soonest < first) then first = B.soonest end
+  if B.changes[1] then redis.call('HSET', P .. 'pool', unpack(B.changes)) end
+  return { tag, B.now, first or '', B.epoch or '', B.more, ... }
+end
+
+-- The work of time, made only when something is due: most calls find nothing and need not pay for these functions.
+function B.reaper()
+  -- A lease that nobody renewed. Its memory is withheld for a while, unless on simulated devices: the process that held it
+  -- may be dead or may still be there. Returns the devices touched.
+  local function expire(r)
+    local grace_ms = 0
+    for uuid in string.gmatch(r.devices, '([^,]+)=') do
+      if redis.call('HGET', P .. 'device:' .. uuid, 'simulated') ~= '1' then
+        grace_ms = redis.call('HGET', P .. 'pool', 'expiry_grace_s') * 1000
+        break
+      end
+    end
+    local touched = B.give_back(r, grace_ms > 0)
+    if grace_ms > 0 then
+      redis.call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(B.now))
+      B.schedule(r.token, B.now + grace_ms)
+    else
+      B.unschedule(r.token)
+      B.bury(r.token, 'expired')
+    end
+    B.count_lease(r, 'expired')
+    B.event('expired', 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
+    return touched
+  end
+
+  -- The grace is over: what a report has not given back already is free now.
+  local function cool(r)
+    local touched = 0
+    for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
+      local d = B.device(uuid)
+      touched = touched + 1
+      if d and r.ended_at_ms > (redis.call('HGET', P .. 'device:' .. uuid, 'cooled_at_ms') or 0) + 0 then
+        d.withheld_mb = d.withheld_mb - mb
+        redis.call('HSET', P .. 'device:' .. uuid, 'withheld_mb', text(d.withheld_mb))
+        B.index(d)
+      end
+    end
+    B.unschedule(r.token)
+    B.bury(r.token, 'expired')
+    B.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
+    return touched
+  end
+
+  -- A host that stopped reporting takes no new leases; those on it run on to their own end.
+  local function lose_host(host)
+    local touched = 0
+    for _, uuid in ipairs(redis.call('SMEMBERS', P .. 'devices:' .. host)) do
+      local d = B.device(uuid)
+      if d and d.host == host then
+        touched, d.state = touched + 1, 'away'
+        redis.call('HSET', P .. 'device:' .. uuid, 'state', 'away')
+        B.index(d)
+      end
+    end
+    B.unschedule('host:' .. host)
+    B.event('host_away', 'host', host)
+    return touched
+  end
+
+  -- End the present state of one member of the agenda. Returns the devices touched, at least 1.
+  local function settle_member(member)
+    local host, touched = string.match(member, '^host:(.*)$'), 0
+    if host then
+      touched = lose_host(host)
+    else
+      local v = redis.call('HMGET', P .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
+      local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]) }
+      touched = v[1] == 'active' and expire(r) or cool(r)
+    end
+    return math.max(1, touched)
+  end
+
+  -- First the member that the call names, so that its answer does not hang on a backlog; then whatever is over.
+  return function(named)
+    local left = REAP_DEVICES
+    local at = named and redis.call('ZSCORE', P .. 'due', named)
+    if at and B.over(tonumber(at)) then left = left - settle_member(named) end
+    while true do
+      local due = redis.call('ZRANGE', P .. 'due', '0', '1', 'WITHSCORES')
+      B.due, B.moved, B.soonest = due, {}, nil
+      if not due[1] or not B.over(tonumber(due[2])) then return end
+      if left <= 0 then
+        B.more = 1
+        return
+      end
+      left = left - settle_member(due[1])
+    end
+  end
+end
+
+-- Bring the pool up to the present before a verb decides anything.
+function B.catch_up(named)
+  local due = redis.call('ZRANGE', P .. 'due', '0', '1', 'WITHSCORES')
+  B.due = due
+  if due[1] and due[2] + 0 < B.now then B.reaper()(named) end
+end

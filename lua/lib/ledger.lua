@@ -1,0 +1,59 @@
+-- ledger: who was promised what. A record never expires by itself: were it to vanish, nobody would know what to give back.
+--
+-- record:<token>   the lease as it stands        done:<token>   how it ended, for late duplicates of its calls
+-- agents           <agent> -> MiB held, <agent>#leases -> how many leases; no field once both are 0
+
+local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
+
+-- What the agent holds: MiB and leases.
+function B.agent(agent)
+  local v = redis.call('HMGET', P .. 'agents', agent, agent .. '#leases')
+  return (v[1] or 0) + 0, (v[2] or 0) + 0
+end
+
+function B.set_agent(agent, mb, leases)
+  if leases == 0 then
+    redis.call('HDEL', P .. 'agents', agent, agent .. '#leases')
+  else
+    redis.call('HSET', P .. 'agents', agent, text(mb), agent .. '#leases', text(leases))
+  end
+end
+
+-- The lease is over: forget the record, leave its outcome.
+function B.bury(token, outcome)
+  redis.call('DEL', P .. 'record:' .. token)
+  redis.call('SET', P .. 'done:' .. token, outcome, 'PX', TOMBSTONE_MS)
+end
+
+-- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the memory is not free yet,
+-- its holder died with it. Returns how many devices that were. All is read before the first write, and the lease keys go
+-- first: whoever reads one must not see a lease that is over.
+function B.give_back(r, withhold)
+  local keys, devices, sum = {}, {}, 0
+  for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
+    keys[#keys + 1] = P .. 'lease:' .. uuid .. ':' .. r.token
+    sum = sum + mb
+    local d = B.device(uuid)
+    if d then
+      d.reserved_mb, d.leases = d.reserved_mb - mb, d.leases - 1
+      if d.exclusive == r.token then d.exclusive = '' end
+      if withhold then d.withheld_mb = d.withheld_mb + mb end
+      devices[#devices + 1] = d
+    end
+  end
+  local mb, leases = B.agent(r.agent)
+  if keys[1] then redis.call('DEL', unpack(keys)) end
+  for _, d in ipairs(devices) do
+    if withhold then
+      redis.call('HSET', P .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(B.now))
+    end
+    B.write_device(d)
+  end
+  B.set_agent(r.agent, mb - sum, leases - 1)
+  return #keys
+end
+
+-- Leases on a GPU and leases on the CPU are counted apart.
+function B.count_lease(r, outcome)
+  B.count(r.devices == '' and 'cpu_' .. outcome or outcome)
+end

