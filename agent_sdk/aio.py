@@ -51,7 +51,7 @@ class AsyncLeaseClient:
         self.keys = Keys(pool)
         self.deadline_s = deadline_s
         self._caller = Caller(hostname or read_settings().hostname, client_name)
-        self._redis = store.connect_async()
+        self.redis = store.connect_async()
         self._scripts = scripts()
         self._keeper = Keeper(store.connect, self.keys.base)
 
@@ -111,16 +111,23 @@ class AsyncLeaseClient:
         """Renew the lease in the background from now on, until it is released or lost."""
         self._keeper.add(lease)
 
-    async def renew(self, lease: AsyncLease, ttl_s: float | None = None) -> None:
+    async def renew(
+        self, lease: AsyncLease | str, ttl_s: float | None = None, *, fence: int | None = None
+    ) -> protocol.Renewal:
         """Renew a lease now; see `LeaseClient.renew`."""
         ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
+        if isinstance(lease, str):
+            token = protocol.check_name(lease, "token")
+            return await self._run(protocol.renew(token, fence, ttl_ms))
         try:
-            lease.accept(await self._run(protocol.renew(lease.token, lease.fence, ttl_ms)))
+            renewal = await self._run(protocol.renew(lease.token, lease.fence, ttl_ms))
         except LeaseError as error:
             lease.lose_if_over(error)
             raise
+        lease.accept(renewal)
+        return renewal
 
-    async def release(self, lease: AsyncLease | str) -> bool:
+    async def release(self, lease: AsyncLease | str, *, refuse_late: bool = True) -> bool:
         """Give a lease back; see `LeaseClient.release`."""
         if isinstance(lease, AsyncLease):
             self._keeper.discard(lease)
@@ -130,11 +137,21 @@ class AsyncLeaseClient:
         token = (
             lease.token if isinstance(lease, AsyncLease) else protocol.check_name(lease, "token")
         )
-        return (await self._run(protocol.release(token))).by_this_call
+        return (await self._run(protocol.release(token, plant=refuse_late))).by_this_call
 
     async def reap(self) -> protocol.Moment:
         """Take back what is over; see `LeaseClient.reap`."""
         return await self._run(protocol.reap())
+
+    async def report(
+        self, host: str, devices: tuple[protocol.Report, ...], **about: Unpack[protocol.About]
+    ) -> protocol.Moment:
+        """Say which devices a host has and that it lives; see `protocol.report`."""
+        return await self._run(protocol.report(host, devices, **about))
+
+    async def lookup(self, token: str) -> LeaseStatus | str | None:
+        """A lease by its token; or how it ended; or None when nothing is known of it."""
+        return await self._run(snapshot.lease(self.keys, protocol.check_name(token, "token")))
 
     async def pool(self) -> PoolStatus:
         """Policy and counters."""
@@ -148,6 +165,10 @@ class AsyncLeaseClient:
         """Every lease that lives, oldest first."""
         return await self._run(snapshot.leases(self.keys))
 
+    async def device_ids(self, host: str) -> frozenset[str]:
+        """The ids of the devices that a host ever reported and that are still its own."""
+        return await self._run(snapshot.device_ids(self.keys, host))
+
     async def hosts(self) -> tuple[HostStatus, ...]:
         """Every host that ever reported, by name."""
         return await self._run(snapshot.hosts(self.keys))
@@ -155,7 +176,7 @@ class AsyncLeaseClient:
     async def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end."""
         await asyncio.to_thread(self._keeper.close)
-        await self._redis.aclose()
+        await self.redis.aclose()
 
     async def __aenter__(self) -> Self:
         """Close at the end of the block."""
@@ -193,14 +214,14 @@ class AsyncLeaseClient:
     async def _call(self, call: Call) -> list[Any]:
         script = self._scripts[call.verb]
         try:
-            raw: Any = await self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+            raw: Any = await self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
         except NoScriptError:
-            await self._redis.script_load(script.source)
-            raw = await self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+            await self.redis.script_load(script.source)
+            raw = await self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
         return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
 
     async def _read(self, read: Read) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = self.redis.pipeline(transaction=False)
         for command in read.commands:
             pipe.execute_command(*command)
         return await pipe.execute()

@@ -42,6 +42,10 @@ class LeaseClient:
         hostname: this machine's name among the hosts; default from the environment.
         deadline_s: for how long one call is tried before it raises.
 
+    Attributes:
+        redis: the connection, for reading.
+        keys: the names of the pool's keys.
+
     Raises:
         ValueError: the store's URL or the pool's name is not one.
     """
@@ -59,7 +63,7 @@ class LeaseClient:
         self.keys = Keys(pool)
         self.deadline_s = deadline_s
         self._caller = Caller(hostname or read_settings().hostname, client_name)
-        self._redis = store.connect()
+        self.redis = store.connect()
         self._scripts = scripts()
         self._keeper = Keeper(store.connect, self.keys.base)
 
@@ -124,23 +128,34 @@ class LeaseClient:
         """Renew the lease in the background from now on, until it is released or lost."""
         self._keeper.add(lease)
 
-    def renew(self, lease: Lease, ttl_s: float | None = None) -> None:
+    def renew(
+        self, lease: Lease | str, ttl_s: float | None = None, *, fence: int | None = None
+    ) -> protocol.Renewal:
         """Renew a lease now, to at least ttl_s seconds from now; None = as at the grant.
+
+        By its token, a lease of another process is renewed; `fence` is then compared if given.
 
         Raises:
             LeaseLost: it is over; nothing brings it back.
+            UnknownToken: nothing is known of that token.
         """
         ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
+        if isinstance(lease, str):
+            token = protocol.check_name(lease, "token")
+            return self._run(protocol.renew(token, fence, ttl_ms))
         try:
-            lease.accept(self._run(protocol.renew(lease.token, lease.fence, ttl_ms)))
+            renewal = self._run(protocol.renew(lease.token, lease.fence, ttl_ms))
         except LeaseError as error:
             lease.lose_if_over(error)
             raise
+        lease.accept(renewal)
+        return renewal
 
-    def release(self, lease: Lease | str) -> bool:
+    def release(self, lease: Lease | str, *, refuse_late: bool = True) -> bool:
         """Give a lease back, by itself or by its token; False when it had ended before.
 
-        Releasing a token that was never acquired refuses its acquire from then on.
+        A token that was never acquired is refused from then on, unless refuse_late is False: its
+        acquire may still be on its way.
         """
         if isinstance(lease, Lease):
             self._keeper.discard(lease)
@@ -148,11 +163,21 @@ class LeaseClient:
             if lease.local:
                 return True
         token = lease.token if isinstance(lease, Lease) else protocol.check_name(lease, "token")
-        return self._run(protocol.release(token)).by_this_call
+        return self._run(protocol.release(token, plant=refuse_late)).by_this_call
 
     def reap(self) -> protocol.Moment:
         """Take back what is over, some 16 devices of it; `more` says whether that was all."""
         return self._run(protocol.reap())
+
+    def report(
+        self, host: str, devices: tuple[protocol.Report, ...], **about: Unpack[protocol.About]
+    ) -> protocol.Moment:
+        """Say which devices a host has and that it lives; see `protocol.report`."""
+        return self._run(protocol.report(host, devices, **about))
+
+    def lookup(self, token: str) -> LeaseStatus | str | None:
+        """A lease by its token; or how it ended; or None when nothing is known of it."""
+        return self._run(snapshot.lease(self.keys, protocol.check_name(token, "token")))
 
     def pool(self) -> PoolStatus:
         """Policy and counters."""
@@ -166,6 +191,10 @@ class LeaseClient:
         """Every lease that lives, oldest first."""
         return self._run(snapshot.leases(self.keys))
 
+    def device_ids(self, host: str) -> frozenset[str]:
+        """The ids of the devices that a host ever reported and that are still its own."""
+        return self._run(snapshot.device_ids(self.keys, host))
+
     def hosts(self) -> tuple[HostStatus, ...]:
         """Every host that ever reported, by name."""
         return self._run(snapshot.hosts(self.keys))
@@ -173,7 +202,7 @@ class LeaseClient:
     def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end."""
         self._keeper.close()
-        self._redis.close()
+        self.redis.close()
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""
@@ -211,14 +240,14 @@ class LeaseClient:
     def _call(self, call: Call) -> list[Any]:
         script = self._scripts[call.verb]
         try:
-            raw: Any = self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+            raw: Any = self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
         except NoScriptError:
-            self._redis.script_load(script.source)
-            raw = self._redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+            self.redis.script_load(script.source)
+            raw = self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
         return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
 
     def _read(self, read: Read) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = self.redis.pipeline(transaction=False)
         for command in read.commands:
             pipe.execute_command(*command)  # type: ignore[no-untyped-call] # untyped in redis-py
         return pipe.execute()

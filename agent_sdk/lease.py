@@ -31,6 +31,8 @@ class HeldLease:
         devices: empty for a CPU lease.
         reason: why it is a CPU lease, or None.
         expires_at_ms: the end on Redis's clock, as last told.
+        granted_at_ms: on Redis's clock.
+        remaining_ms: what was left of it when it was granted or last renewed.
         jeopardy: renewing fails at the moment; the lease is not lost yet.
     """
 
@@ -43,6 +45,7 @@ class HeldLease:
         self.reason = grant.reason
         self.expires_at_ms = grant.expires_at_ms
         self.granted_at_ms = grant.now_ms
+        self.remaining_ms = grant.remaining_ms
         self.jeopardy = False
         self.local = local
         self._trusted_until = grant.trusted_until
@@ -99,6 +102,7 @@ class HeldLease:
     def accept(self, renewal: Renewal) -> None:
         """Take what a renewal gave; a late or reordered answer never shortens it."""
         self.expires_at_ms = max(self.expires_at_ms, renewal.expires_at_ms)
+        self.remaining_ms = renewal.remaining_ms
         self._trusted_until = max(self._trusted_until, renewal.trusted_until)
         self.jeopardy = False
 

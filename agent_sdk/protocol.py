@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 from uuid import uuid4
 
 from agent_sdk.clocks import trusted_until
@@ -18,6 +18,7 @@ from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Unpack
 
 PROTOCOL: Final = 1
 """Sent with every call; the pool's schema and the script's must agree."""
@@ -166,6 +167,27 @@ class Ending:
     outcome: str
 
 
+Report = tuple[str, tuple[tuple[str, str | int], ...]]
+"""What is said of one device: its id, then (field, value); `lua/report.lua` lists the fields."""
+
+
+class About(TypedDict):
+    """What a report says beside the devices.
+
+    deadline_ms: without another report for so long, the host's devices take no new leases.
+    sampled_ms: the pool's time when the devices were looked at; 0 = unknown.
+    epoch: the last one seen, or empty.
+    safe_mode: policy of a pool that this report creates.
+    version: the reporter's.
+    """
+
+    deadline_ms: int
+    sampled_ms: int
+    epoch: str
+    safe_mode: bool
+    version: str
+
+
 def new_token() -> str:
     """A token nobody had before: 122 random bits."""
     return str(uuid4())
@@ -302,32 +324,21 @@ def reap_all() -> Generator[Call, Answer, Moment]:
 
 
 def report(
-    host: str,
-    devices: tuple[tuple[str, tuple[tuple[str, str], ...]], ...],
-    *,
-    deadline_ms: int,
-    sampled_ms: int,
-    epoch: str,
-    safe_mode: bool,
-    version: str,
+    host: str, devices: tuple[Report, ...], **about: Unpack[About]
 ) -> Generator[Call, Answer, Moment]:
-    """Say which devices a host has; at most 64 of them in one call.
+    """Say which devices a host has and that it lives; at most 64 devices in one call.
 
-    Args:
-        host: its name.
-        devices: for each its id and (field, value) pairs; see `lua/report.lua` for the fields.
-        deadline_ms: without another report for so long the host's devices take no new leases.
-        sampled_ms: the pool's time when the devices were looked at; 0 = unknown.
-        epoch: the last one seen, or empty.
-        safe_mode: policy of a pool that this call creates.
-        version: the reporter's.
+    Without devices it is a heartbeat: those already known stay as they were.
     """
     flat: list[str | int] = []
     for uuid, fields in devices:
         flat += (uuid, len(fields))
         for pair in fields:
             flat += pair
-    head = (PROTOCOL, host, deadline_ms, sampled_ms, epoch, int(safe_mode), version)
+    head = (
+        PROTOCOL, host, about["deadline_ms"], about["sampled_ms"], about["epoch"],
+        int(about["safe_mode"]), about["version"],
+    )  # fmt: skip
     answer = yield Call("report", (*head, *flat))
     if answer.raw[0] != "REPORTED":
         raise failure(answer, None)

@@ -5,13 +5,14 @@ Between two pipelines of one reading the pool may move on; every part says at wh
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent_sdk.protocol import Answer, Read
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from agent_sdk.keys import Keys
 
 PAGE = 500
@@ -26,8 +27,6 @@ TELEMETRY = (
     "pcie_tx_kb_s", "pcie_rx_kb_s", "nvml_gpu_util_pct", "nvml_mem_used_mb", "nvml_mem_total_mb",
     "nvml_mem_util_pct",
 )  # fmt: skip
-
-Reading = Generator[Read, Answer, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +224,12 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
         )
         for name, row, count in zip(names, rows, counts.raw, strict=True)
     )
+
+
+def device_ids(keys: Keys, host: str) -> Generator[Read, Answer, frozenset[str]]:
+    """The ids of a host's devices."""
+    answer = yield Read((("SMEMBERS", keys.devices(host)),))
+    return frozenset(answer.raw[0])
 
 
 def _hashes(names: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:

@@ -66,7 +66,7 @@ class EmbeddedError(Exception):
     """The embedded store cannot be used; the message says why and what to do."""
 
 
-class EmbeddedUnavailable(EmbeddedError):  # noqa: N818 -- says what is true, as all our errors do
+class EmbeddedUnavailable(EmbeddedError):
     """This machine has no server to start."""
 
 

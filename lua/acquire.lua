@@ -29,7 +29,7 @@ if unready then return B.reply('REFUSED', unready, '') end
 local q = {
   token = B.token(2),
   agent = B.word(3, 'agent', '^[%w._:@/-]+$', 128),
-  memory_mb = B.int(4, 'memory_mb', 0, 16777216),
+  memory_mb = B.int(4, 'memory_mb', 0, 9999999999999),
   devices = B.int(5, 'devices', 1, 64),
   exclusive = B.int(6, 'exclusive', 0, 1) == 1,
   host = ARGV[10] == '*' and '*' or B.word(10, 'host', '^[%w._ -]+$', 64),

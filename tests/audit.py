@@ -1,7 +1,7 @@
-"""The invariants that one look at the key space can show: S1, S2 and S10 of DESIGN.md.
+"""The invariants that one look at the key space can show: S1, S2, S5 and S10 of DESIGN.md.
 
 Everything derived is computed anew from the records and the devices' hashes and compared with what
-the scripts keep: sums, placement keys, the agenda, the agents.
+the scripts keep: sums, placement keys, the agenda, the agents, the lease keys, the tombstones.
 """
 
 from __future__ import annotations
@@ -10,20 +10,32 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import redis
+
     from agent_sdk.keys import Keys
+
+Rows = dict[str, dict[str, str]]
+
+TOMBSTONE_MS = 900_000
 
 
 def audit(client: redis.Redis, keys: Keys) -> None:
     """Assert that the pool's derived state is what its records say."""
     base = keys.base
+    names = list(client.scan_iter(f"{base}:*", count=5000))
     uuids: Any = client.zrange(keys.fits, 0, -1)
-    devices: dict[str, dict[str, str]] = {u: client.hgetall(keys.device(u)) for u in uuids}
-    records = _records(client, base)
-    _audit_ledger(client, keys, records, devices)
+    devices = _hashes(client, f"{base}:device:", uuids)
+    records = _hashes(client, f"{base}:record:", _after(f"{base}:record:", names))
+    _audit_agenda(client, keys, records)
+    _audit_ledger(records, devices)
+    _audit_withheld(records, devices)
     _audit_agents(client, keys, records)
+    _audit_lease_keys(client, base, names, records)
+    _audit_tombstones(client, base, names, records)
     expected = _placement(devices)
-    for key in client.scan_iter(f"{base}:*", count=1000):
+    for key in names:
         kind = key.removeprefix(f"{base}:").partition(":")[0]
         if kind in {"free", "idle", "idlehosts", "fits", "hosts", "models"} and key != keys.hosts:
             actual = dict(client.zrange(key, 0, -1, withscores=True))
@@ -31,10 +43,24 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     assert not any(expected.values()), f"missing: {expected}"
 
 
-def _records(client: redis.Redis, base: str) -> dict[str, dict[str, str]]:
-    prefix = f"{base}:record:"
-    found: Any = client.scan_iter(f"{prefix}*", count=1000)
-    return {key.removeprefix(prefix): client.hgetall(key) for key in found}
+def _after(prefix: str, names: list[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _each(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
+    """The answers to many commands, some at a time."""
+    todo, answers = list(commands), []
+    for start in range(0, len(todo), 5000):
+        pipe = client.pipeline(transaction=False)
+        for command in todo[start : start + 5000]:
+            pipe.execute_command(*command)
+        answers += pipe.execute()
+    return answers
+
+
+def _hashes(client: redis.Redis, prefix: str, names: list[str]) -> Rows:
+    rows = _each(client, (("HGETALL", prefix + name) for name in names))
+    return dict(zip(names, rows, strict=True))
 
 
 def held(record: dict[str, str]) -> list[tuple[str, int]]:
@@ -43,32 +69,45 @@ def held(record: dict[str, str]) -> list[tuple[str, int]]:
     return [(uuid, int(mb)) for uuid, _, mb in parts]
 
 
-def _audit_ledger(
-    client: redis.Redis,
-    keys: Keys,
-    records: dict[str, dict[str, str]],
-    devices: dict[str, dict[str, str]],
-) -> None:
+def _audit_agenda(client: redis.Redis, keys: Keys, records: Rows) -> None:
+    due = dict(client.zrange(keys.due, 0, -1, withscores=True))
+    tokens = {member for member in due if not member.startswith("host:")}
+    assert tokens == set(records), "the agenda and the ledger name different leases"
+    for token, record in records.items():
+        assert record["state"] in {"active", "cooling"}, token
+        if record["state"] == "active":
+            assert due[token] == int(record["expires_at_ms"]), f"{token} is due at another time"
+
+
+def _audit_ledger(records: Rows, devices: Rows) -> None:
     reserved: dict[str, int] = defaultdict(int)
     counts: dict[str, int] = defaultdict(int)
-    for token, record in records.items():
-        assert client.zscore(keys.due, token) is not None, f"{token} is on no agenda"
+    for record in records.values():
         for uuid, mb in held(record):
             if record["state"] == "active":
                 reserved[uuid] += mb
                 counts[uuid] += 1
-    tokens = {m for m in client.zrange(keys.due, 0, -1) if not m.startswith("host:")}
-    assert tokens == set(records), "the agenda and the ledger name different leases"
     for uuid, d in devices.items():
         assert int(d["reserved_mb"]) == reserved[uuid], f"S2: {uuid}"
         assert int(d["leases"]) == counts[uuid], f"S2: leases of {uuid}"
         if d["exclusive"]:
             assert counts[uuid] == 1, f"S1: {d['exclusive']} is not alone on {uuid}"
+            assert uuid in dict(held(records[d["exclusive"]])), f"S1: {uuid} is held by nobody"
 
 
-def _audit_agents(
-    client: redis.Redis, keys: Keys, records: dict[str, dict[str, str]]
-) -> None:
+def _audit_withheld(records: Rows, devices: Rows) -> None:
+    """What is withheld is what cools, less what a report has given back before its time."""
+    withheld: dict[str, int] = defaultdict(int)
+    for record in records.values():
+        for uuid, mb in held(record):
+            cooled_at_ms = int(devices[uuid].get("cooled_at_ms", 0))
+            if record["state"] == "cooling" and int(record["expires_at_ms"]) > cooled_at_ms:
+                withheld[uuid] += mb
+    for uuid, d in devices.items():
+        assert int(d["withheld_mb"]) == withheld[uuid], f"S2: withheld on {uuid}"
+
+
+def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:
     sums: dict[str, int] = defaultdict(int)
     for record in records.values():
         if record["state"] == "active":
@@ -78,7 +117,26 @@ def _audit_agents(
     assert {name: int(value) for name, value in actual.items()} == sums, "S2: agents"
 
 
-def _placement(devices: dict[str, dict[str, str]]) -> dict[str, dict[str, float]]:
+def _audit_lease_keys(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:
+    """The index may lag the key, never lead it; of several devices, all keys live or none."""
+    live = [(token, r) for token, r in records.items() if r["state"] == "active" and r["devices"]]
+    theirs = [[f"{base}:lease:{uuid}:{token}" for uuid, _ in held(r)] for token, r in live]
+    known = {key: r["fence"] for (_, r), keys in zip(live, theirs, strict=True) for key in keys}
+    stray = {name for name in names if name.startswith(f"{base}:lease:")} - known.keys()
+    assert not any(_each(client, (("GET", key) for key in stray))), f"S4: no lease has {stray}"
+    values = _each(client, (("MGET", *keys) for keys in theirs))
+    for (token, record), found in zip(live, values, strict=True):
+        assert set(found) in ({record["fence"]}, {None}), f"S5: {token} has {found}"
+
+
+def _audit_tombstones(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:
+    tokens = _after(f"{base}:done:", names)
+    assert not records.keys() & set(tokens), "S4: over and alive at once"
+    for left_ms in _each(client, (("PTTL", f"{base}:done:{token}") for token in tokens)):
+        assert left_ms == -2 or 0 < left_ms <= TOMBSTONE_MS, "L5: a tombstone for ever"
+
+
+def _placement(devices: Rows) -> dict[str, dict[str, float]]:
     """Every placement key as the devices' hashes alone give it."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for uuid, d in devices.items():

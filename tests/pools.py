@@ -4,41 +4,69 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import redis
 from agent_sdk.keys import Keys
+from agent_sdk.protocol import Answer
 from agent_sdk.scripts import VERBS, assemble
+
+if TYPE_CHECKING:
+    import redis
 
 SKEWED_TIME = """
 local B = {}
 do
   local t = redis.call('TIME')
-  B.now_us = t[1] * 1000000 + t[2] + (redis.call('GET', KEYS[1] .. ':test_skew_ms') or 0) * 1000
+  local test = redis.call('MGET', KEYS[1] .. ':test_frozen_us', KEYS[1] .. ':test_skew_ms')
+  B.now_us = (test[1] or t[1] * 1000000 + t[2]) + (test[2] or 0) * 1000
 end
 """
-"""Takes the place of lua/lib/time.lua: Redis's own time plus what the test asked for."""
+"""Takes the place of lua/lib/time.lua: Redis's own time, or the moment at which the test froze it,
+plus what the test asked for."""
+
+UNREADY = {"bad_request", "protocol_mismatch", "not_ready"}
+"""Refusals that come before anybody has looked at the agenda."""
 
 names = (f"t{n}" for n in itertools.count())
 
 
 @dataclass
 class Pool:
-    """Verbs by their names; every reply as a list: tag, now, next due, epoch, more, then the rest."""
+    """Verbs by their names; each reply a list: tag, now, next due, epoch, more, then the rest.
+
+    Attributes:
+        checked: compare what each reply says of the agenda with the agenda; for one caller alone.
+        shebang: False for fakeredis, which does not know the `#!lua` line.
+    """
 
     redis: redis.Redis
     keys: Keys = field(default_factory=lambda: Keys(f"{next(names)}-{uuid4().hex[:8]}"))
+    checked: bool = False
+    shebang: bool = True
 
     def __post_init__(self) -> None:
-        self.scripts = {v: assemble(v, instead={"time": SKEWED_TIME}) for v in VERBS}
+        self.scripts = {
+            v: assemble(v, shebang=self.shebang, instead={"time": SKEWED_TIME}) for v in VERBS
+        }
         for script in self.scripts.values():
             self.redis.script_load(script.source)
 
     def run(self, verb: str, *args: Any) -> list[Any]:
         reply: Any = self.redis.evalsha(self.scripts[verb].sha, 1, self.keys.base, *args)
         assert isinstance(reply, list)
+        if self.checked and not (reply[0] == "REFUSED" and reply[5] in UNREADY):
+            assert reply[2] == self.first_due(), f"{verb} {args}: next_due_ms of {reply}"
         return reply
+
+    def twin(self, client: redis.Redis) -> Pool:
+        """The same pool through another connection."""
+        return Pool(client, self.keys, shebang=self.shebang)
+
+    def freeze(self) -> None:
+        """Stop the pool's clock: from now on only `skew` moves it."""
+        seconds, micros = self.redis.time()
+        self.redis.set(f"{self.keys.base}:test_frozen_us", seconds * 1_000_000 + micros)
 
     def skew(self, ms: int) -> None:
         """Move the pool's time forward, or back, by ms."""
@@ -66,9 +94,7 @@ class Pool:
             flat += [uuid, len(fields)]
             for pair in fields.items():
                 flat += pair
-        return self.run(
-            "report", 1, host, deadline_ms, sampled_ms, epoch, safe_mode, "test", *flat
-        )
+        return self.run("report", 1, host, deadline_ms, sampled_ms, epoch, safe_mode, "test", *flat)
 
     def acquire(self, token: str | None = None, agent: str = "agent", **ask: Any) -> list[Any]:
         get = {
@@ -86,6 +112,64 @@ class Pool:
 
     def reap(self) -> list[Any]:
         return self.run("reap", 1)
+
+    def reap_all(self) -> int:
+        """Reap until nothing is over; how many calls that took."""
+        for calls in itertools.count(1):
+            if self.reap()[4] == 0:
+                return calls
+        raise AssertionError
+
+    def policy(self, **fields: int) -> None:
+        """Set policy as an operator would who has only redis-cli."""
+        self.redis.hset(self.keys.pool, mapping=fields)
+
+    def drain(self, uuid: str) -> None:
+        """Mark a device as drained, by hand: out of all indexes, and its hash says why."""
+        row = self.hash(f"device:{uuid}")
+        host, model, base = row["host"], row["model"], self.keys.base
+        self.redis.hset(self.keys.device(uuid), "drained", 1)
+        for key in ("free:*", f"free:host/{host}", f"free:model/{model}", f"idle:{host}/{model}"):
+            self.redis.zrem(f"{base}:{key}", uuid)
+        if idle := self.redis.zcard(f"{base}:idle:{host}/{model}"):
+            self.redis.zadd(f"{base}:idlehosts:{model}", {host: idle})
+        else:
+            self.redis.zrem(f"{base}:idlehosts:{model}", host)
+
+    def first_due(self) -> int | str:
+        """When the agenda's first is due, or ''."""
+        first: Any = self.redis.zrange(self.keys.due, 0, 0, withscores=True)
+        return int(first[0][1]) if first else ""
+
+    def number(self, uuid: str, name: str) -> int:
+        """A number field of a device."""
+        return int(self.hash(f"device:{uuid}")[name])
+
+    def free(self, selector: str = "*") -> dict[str, int]:
+        """Which devices may be shared now, and how much is free on each."""
+        row: Any = self.redis.zrange(f"{self.keys.base}:free:{selector}", 0, -1, withscores=True)
+        return {uuid: int(mb) for uuid, mb in row}
+
+    def events(self) -> list[str]:
+        """The names of all events, oldest first."""
+        found: Any = self.redis.xrange(self.keys.events)
+        return [entry["event"] for _, entry in found]
+
+    def stats(self) -> dict[str, int]:
+        """The counters."""
+        return {name: int(value) for name, value in self.hash("stats").items()}
+
+    def look(self, steps: Any) -> Any:
+        """The result of one of `agent_sdk.snapshot`'s readings."""
+        try:
+            read = next(steps)
+            while True:
+                pipe = self.redis.pipeline(transaction=False)
+                for command in read.commands:
+                    pipe.execute_command(*command)
+                read = steps.send(Answer(pipe.execute(), 0.0))
+        except StopIteration as done:
+            return done.value
 
     def hash(self, name: str) -> dict[str, str]:
         row: Any = self.redis.hgetall(f"{self.keys.base}:{name}")
@@ -108,6 +192,10 @@ class Pool:
                 found[key] = self.redis.xlen(key)
         return found
 
+    def memory(self) -> dict[str, Any]:
+        """`state` without what the test itself put there."""
+        return {key: value for key, value in self.state().items() if ":test_" not in key}
+
 
 def device(uuid: str, total_mb: int = 1000, **more: Any) -> tuple[str, dict[str, Any]]:
     """A device as a reporter says it; simulated, so nothing cools unless simulated=0."""
@@ -116,3 +204,39 @@ def device(uuid: str, total_mb: int = 1000, **more: Any) -> tuple[str, dict[str,
         "used_mb": 0, "state": "ok", "simulated": 1,
     }  # fmt: skip
     return uuid, fields | more
+
+
+def token(name: str | int) -> str:
+    """A token that is easy to read in a failure."""
+    return f"{name}".rjust(16, "-")
+
+
+@dataclass(frozen=True)
+class Granted:
+    """A reply to acquire that must be a grant, by names."""
+
+    now_ms: int
+    fence: int
+    expires_at_ms: int
+    remaining_ms: int
+    reason: str
+    devices: tuple[tuple[str, int], ...]
+
+
+def granted(reply: list[Any]) -> Granted:
+    """The grant that a reply is; a failure when it is none."""
+    assert reply[0] == "GRANTED", reply
+    fence, expires_at_ms, remaining_ms, reason, *flat = reply[5:]
+    assert len(flat) % 5 == 0, reply
+    devices = tuple((flat[i], int(flat[i + 1])) for i in range(0, len(flat), 5))
+    return Granted(reply[1], int(fence), expires_at_ms, remaining_ms, reason, devices)
+
+
+def uuids(reply: list[Any]) -> list[str]:
+    """The devices of a grant."""
+    return [uuid for uuid, _ in granted(reply).devices]
+
+
+def said(reply: list[Any]) -> list[Any]:
+    """What a reply says, without its frame: the tag and what the tag carries."""
+    return [reply[0], *reply[5:]]

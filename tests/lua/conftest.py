@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.audit import audit
+from tests.pools import Pool
 from tests.servers import Server, running
 
 if TYPE_CHECKING:
@@ -20,3 +22,16 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             with server.connect() as client:
                 client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
         yield server
+
+
+@pytest.fixture
+def pool(server: Server) -> Iterator[Pool]:
+    """A pool nobody has reported to, whose time only the test moves; audited when it is over.
+
+    Each reply's next_due_ms is compared with the agenda as the call left it.
+    """
+    with server.connect() as client:
+        pool = Pool(client, checked=True)
+        pool.freeze()
+        yield pool
+        audit(client, pool.keys)

@@ -1,0 +1,144 @@
+"""What the endpoints answer, as the documented service does and more. Times are epoch seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_sdk import AsyncLease
+    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus
+    from broker.devices import Sample
+
+CPU = "cpu"
+
+NO_GPUS = (
+    "no GPU is known: GPU_BROKER_DEVICES says where to look, gpu-broker serve --demo simulates"
+)
+
+TELEMETRY = ("utilization_gpu_pct", "temperature_c", "power_draw_w", "memory_utilization_pct")
+
+NVML = {
+    "nvml_gpu_util_pct": "nvml_gpu_util_pct",
+    "nvml_mem_used_mb": "nvml_mem_used_mb",
+    "nvml_mem_total_mb": "nvml_mem_total_mb",
+    "nvml_mem_util_pct": "nvml_mem_util_pct",
+    "pcie_tx_kb_s": "nvml_pcie_tx_kb_s",
+    "pcie_rx_kb_s": "nvml_pcie_rx_kb_s",
+}
+"""Telemetry that only NVML gives, by the name that it has in `/gpu/info`."""
+
+
+def gpu(device: DeviceStatus) -> dict[str, Any]:
+    """One row of `/gpu/info`; what the driver cannot tell is null and never drops the row."""
+    row: dict[str, Any] = {
+        "index": device.index,
+        "name": device.name,
+        "memory_total_mb": float(device.total_mb) if device.total_mb else None,
+        "memory_used_mb": None if device.used_mb is None else float(device.used_mb),
+        **{name: device.telemetry[name] for name in TELEMETRY},
+        "uuid": device.uuid,
+        "host": device.host,
+        "model": device.model,
+        "state": "drained" if device.drained and device.state == "ok" else device.state,
+        "reason": device.reason,
+        "simulated": device.simulated,
+        "memory_reserved_mb": device.reserved_mb,
+        "memory_free_mb": max(0, device.free_mb),
+        "leases": device.leases,
+    }
+    nvml: dict[str, Any] = {
+        NVML[n]: device.telemetry[n] for n in NVML if device.telemetry[n] is not None
+    }
+    if device.nvml_error:
+        nvml["nvml_error"] = device.nvml_error
+    return row | nvml
+
+
+def gpu_info(devices: tuple[DeviceStatus, ...], sample: Sample | None) -> dict[str, Any]:
+    """`/gpu/info`: `available` is true only when the list is not empty."""
+    gpus = [gpu(device) for device in devices]
+    nvml = sample is not None and sample.source == "nvml"
+    answer: dict[str, Any] = {
+        "gpus": gpus,
+        "available": bool(gpus),
+        "nvml_enriched": any(name.startswith("nvml_") for row in gpus for name in row),
+        "nvml_supported": bool(nvml and sample and not sample.error),
+    }
+    if not gpus:
+        answer["message"] = NO_GPUS
+    if nvml and sample and sample.error:
+        answer["nvml_init_error"] = sample.error
+    return answer
+
+
+def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
+    """`/policy`."""
+    return {
+        "max_memory_per_agent_mb": pool.max_memory_per_agent_mb,
+        "allow_fractional_shares": pool.allow_fractional_shares,
+        "kill_on_oom": pool.kill_on_oom,
+        "safe_mode_read_only": safe_mode,
+        "default_memory_mb": pool.default_memory_mb,
+        "expiry_grace_s": pool.expiry_grace_s,
+        "max_leases_per_agent": pool.max_leases_per_agent,
+        "max_waiters_per_agent": pool.max_waiters_per_agent,
+        "version": pool.policy_version,
+    }
+
+
+def granted(lease: AsyncLease) -> dict[str, Any]:
+    """A new lease; one without a GPU says `cpu` and why."""
+    gpus = [
+        {"uuid": d.uuid, "index": d.index, "host": d.host, "name": d.name, "memory_mb": d.memory_mb}
+        for d in lease.devices
+    ]
+    expires = None if lease.ttl_ms == 0 else lease.expires_at_ms / 1000
+    return {
+        "granted": True,
+        "agent": lease.agent,
+        "gpu": gpus[0]["index"] if gpus else CPU,
+        "token": lease.token,
+        "timestamp": lease.granted_at_ms / 1000,
+        "gpus": gpus,
+        "host": gpus[0]["host"] if gpus else None,
+        "memory_mb": lease.memory_mb,
+        "fence": lease.fence,
+        "expires_at": expires,
+        "expires_in_s": None if expires is None else lease.remaining_ms / 1000,
+        "ttl_s": lease.ttl_ms / 1000,
+        "state": "active" if gpus else CPU,
+        "reason": lease.reason,
+        "code": lease.reason,
+        "env": lease.env(),
+    }
+
+
+def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
+    """A lease that lives, by its record."""
+    gpus = [
+        {
+            "uuid": uuid,
+            "index": devices[uuid].index if uuid in devices else None,
+            "host": devices[uuid].host if uuid in devices else None,
+            "name": devices[uuid].name if uuid in devices else None,
+            "memory_mb": mb,
+        }
+        for uuid, mb in lease.devices
+    ]
+    ends_ms = lease.expires_at_ms
+    return {
+        "agent": lease.agent,
+        "gpu": gpus[0]["index"] if gpus else CPU,
+        "token": lease.token,
+        "timestamp": lease.granted_at_ms / 1000,
+        "gpus": gpus,
+        "host": gpus[0]["host"] if gpus else None,
+        "memory_mb": lease.memory_mb,
+        "fence": lease.fence,
+        "expires_at": None if ends_ms is None else ends_ms / 1000,
+        "expires_in_s": None if ends_ms is None else max(0, ends_ms - now_ms) / 1000,
+        "ttl_s": lease.ttl_ms / 1000,
+        "state": "active" if gpus else CPU,
+        "priority": lease.priority,
+        "reason": lease.reason,
+    }

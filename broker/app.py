@@ -1,0 +1,90 @@
+"""The facade: one place where settings, store, reporter, ticker and routes meet."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from agent_sdk import AsyncLeaseClient, Store
+from broker import __version__
+from broker.devices import choose
+from broker.inventory import Reporter
+from broker.metrics import Metrics
+from broker.problems import install_handlers
+from broker.routes import router
+from broker.state import Broker
+from broker.ticker import Ticker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from broker.devices import Source
+    from broker.settings import Settings
+
+CALL_TIMEOUT_S, CALL_DEADLINE_S = 0.7, 1.1
+"""So that a request is answered within 2 s also when Redis is not."""
+
+BODY_BYTES = 16_384
+
+
+def source_of(settings: Settings) -> Source:
+    """The device source that the settings ask for.
+
+    Raises:
+        DeviceSourceError: it cannot be had.
+    """
+    return choose(
+        settings.devices,
+        enable_nvml=settings.enable_nvml,
+        safe_mode=settings.safe_mode or False,
+        host=settings.sdk.hostname,
+        smi_on_path=shutil.which("nvidia-smi"),
+    )
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The HTTP application; it starts reporting and reaping when it is served.
+
+    Raises:
+        DeviceSourceError: the device source cannot be had.
+    """
+    source = source_of(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        client = AsyncLeaseClient(
+            Store(settings.sdk.store_url, CALL_TIMEOUT_S),
+            pool=settings.sdk.pool,
+            client_name="broker",
+            hostname=settings.sdk.hostname,
+            deadline_s=CALL_DEADLINE_S,
+        )
+        reporter, ticker = Reporter(client, source, settings), Ticker(client)
+        app.state.broker = Broker(settings, source, client, reporter, ticker, metrics)
+        tasks = [asyncio.create_task(reporter.run()), asyncio.create_task(ticker.run())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.close()
+            source.close()
+
+    metrics = Metrics()
+    app = FastAPI(
+        title="GPU lease broker",
+        version=__version__,
+        lifespan=lifespan,
+        max_body_size=BODY_BYTES,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    install_handlers(app)
+    app.include_router(router)
+    app.add_middleware(metrics.counting)
+    return app

@@ -1,0 +1,76 @@
+"""`gpu-broker`: the command line. A command is imported when it is called: `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from broker import __version__
+
+COMMANDS = {
+    "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
+    "status": "Show devices and who holds what, straight from the store.",
+}
+"""Every command by its name: `broker.cli.<name>` has a click command of that name."""
+
+UNAVAILABLE, DENIED, USAGE = 69, 77, 2
+"""Exit codes: the broker or its store is away; the store denies it; the call is wrong."""
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command; one whose extra is missing says how to get it."""
+        del ctx
+        if name not in COMMANDS:
+            return None
+        try:
+            module = importlib.import_module(f"broker.cli.{name}")
+        except ModuleNotFoundError as missing:
+            if missing.name and missing.name.startswith(("broker", "agent_sdk")):
+                raise
+            return _needs_extra(name, missing.name or "a package")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing any."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _needs_extra(name: str, missing: str) -> click.Command:
+    def explain(**_: object) -> None:
+        click.echo(
+            f"gpu-broker {name} needs {missing}: pip install 'gpu-lease-broker[broker]'", err=True
+        )
+        sys.exit(UNAVAILABLE)
+
+    return click.Command(
+        name,
+        callback=explain,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    r"""Lease GPUs: the right to use GPU memory, or whole GPUs, for a time.
+
+    Where the pool is: REDIS_URL, or the embedded store that `gpu-broker serve` starts.
+
+    \b
+    Try:
+      gpu-broker serve --demo          a broker on this machine, on http://localhost:8014
+      gpu-broker status                what there is and who holds it
+    """

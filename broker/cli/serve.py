@@ -1,0 +1,161 @@
+"""`gpu-broker serve`: the broker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+import uvicorn
+
+from broker.app import build_app, source_of
+from broker.cli import UNAVAILABLE, USAGE
+from broker.devices import DeviceSourceError
+from broker.embedded import EmbeddedError, EmbeddedStore
+from broker.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEMO_DEVICES = "sim:2x24576"
+
+STOP_S = 5
+"""How long open connections may hold up a stop."""
+
+
+@click.command()
+@click.option(
+    "--demo", is_flag=True, help="The embedded store, and simulated GPUs if there are none."
+)
+@click.option("--host", help="Address to listen on (GPU_ORCHESTRATOR_HOST, default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without API keys.")
+def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> None:
+    r"""Answer over HTTP, report this machine's GPUs, take back what is over.
+
+    \b
+    Examples:
+      gpu-broker serve --demo
+      REDIS_URL=redis://gpu-store:6379 gpu-broker serve
+      GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --port 8015
+    """
+    given = {k: v for k, v in {"bind": host, "port": port}.items() if v is not None}
+    try:
+        settings = load_settings(**given)
+        if demo:
+            settings = _for_demo(settings)
+        _check_reach(settings, insecure=insecure)
+        app = build_app(settings)
+        listener = _listen(settings)
+    except (SettingsError, DeviceSourceError) as error:
+        click.echo(f"gpu-broker serve: {error}", err=True)
+        sys.exit(USAGE)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    click.echo(banner(settings, demo=demo))
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=STOP_S,
+        timeout_keep_alive=5,
+    )
+    try:
+        with _store(settings):
+            uvicorn.Server(config).run(sockets=[listener])
+    except EmbeddedError as error:
+        click.echo(f"gpu-broker serve: {error}", err=True)
+        sys.exit(UNAVAILABLE)
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[None]:
+    """The embedded store for as long as we serve; the last who leaves it ends it."""
+    if not settings.sdk.embedded:
+        yield
+        return
+    store = EmbeddedStore(settings.sdk.state_dir)
+    store.start_or_join()
+    try:
+        yield
+    finally:
+        store.leave()
+
+
+def _check_reach(settings: Settings, *, insecure: bool) -> None:
+    if settings.loopback or insecure:
+        return
+    raise SettingsError(
+        f"listening on {settings.bind} lets every machine that reaches it end leases, and there "
+        "are no API keys: listen on 127.0.0.1, or pass --insecure to take the risk"
+    )
+
+
+def _for_demo(settings: Settings) -> Settings:
+    """The embedded store whatever REDIS_URL says; simulated devices unless there are real ones."""
+    sdk = replace(settings.sdk, redis_url=None)
+    settings = settings.model_copy(update={"sdk": sdk})
+    if settings.devices == "auto" and source_of(settings).name == "none":
+        settings = settings.model_copy(update={"devices": DEMO_DEVICES})
+    return settings
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The socket to serve on, taken before anything is started."""
+    family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.bind, settings.port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"port {settings.port} on {settings.bind} cannot be had "
+            f"({os.strerror(error.errno or 0)}): another broker may be running; "
+            "GPU_ORCHESTRATOR_PORT or --port names another port"
+        ) from error
+    return listener
+
+
+def banner(settings: Settings, *, demo: bool) -> str:
+    """What this process is, in which mode and why, and three things to try next."""
+    base = f"http://{'localhost' if settings.loopback else settings.bind}:{settings.port}"
+    store = f"embedded, {settings.sdk.state_dir}" if settings.sdk.embedded else "REDIS_URL"
+    lines = [
+        f"gpu-broker on {base}",
+        f"  store    {store}, pool {settings.sdk.pool}",
+        f"  devices  {_devices(settings)}",
+        f"  mode     {_mode(settings)}",
+    ]
+    if demo:
+        lease = f"""curl -s {base}/lease -H 'Content-Type: application/json' \\
+         -d '{{"agent": "me", "min_memory_mb": 8192}}'"""
+        lines += [
+            "",
+            "Try, in another terminal:",
+            f"  1. curl -s {base}/gpu/info",
+            f"  2. {lease}",
+            "  3. gpu-broker status        (in a checkout: .venv/bin/gpu-broker status)",
+        ]
+    return "\n".join(lines)
+
+
+def _devices(settings: Settings) -> str:
+    if settings.devices.startswith("sim:"):
+        return f"SIMULATED, {settings.devices}: no GPU is touched, leases are real"
+    source = source_of(settings)
+    return f"{source.name} on host {settings.sdk.hostname}"
+
+
+def _mode(settings: Settings) -> str:
+    if settings.safe_mode is None:
+        return "SAFE_MODE as the pool's policy says (a new pool: " + (
+            "on)" if settings.new_pool_safe_mode else "off, the store is this machine's own)"
+        )
+    if settings.safe_mode:
+        return "SAFE_MODE on, from the environment: no GPU leases; SAFE_MODE=false switches it off"
+    return "SAFE_MODE off, from the environment"

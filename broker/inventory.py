@@ -1,0 +1,127 @@
+"""The reporter: looks at this machine's devices and says so to the pool, again and again.
+
+The driver is asked in a thread. A driver that hangs must not silence the host: then the report is a
+heartbeat without devices, and what was known of them stands, with its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import LeaseError
+from broker import __version__
+
+if TYPE_CHECKING:
+    from agent_sdk import AsyncLeaseClient
+    from agent_sdk.protocol import Moment, Report
+    from broker.devices import DeviceSample, Sample, Source
+    from broker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+"""Devices in one report; `lua/report.lua` takes no more."""
+
+UNNAMED = "UNKNOWN-"
+"""How a source calls a device whose UUID the driver never told: nothing that leases can name."""
+
+NOT_LISTED = "the driver has not listed this device since the reporter started"
+
+
+class Reporter:
+    """Reports one host's devices until cancelled.
+
+    Attributes:
+        sample: the last that the source gave, or None.
+        sampled_at: when, on `local_now`'s clock.
+    """
+
+    def __init__(self, client: AsyncLeaseClient, source: Source, settings: Settings) -> None:
+        self._client = client
+        self._source = source
+        self._settings = settings
+        self._host = settings.sdk.hostname
+        self._looking: asyncio.Future[Sample] | None = None
+        self._epoch = ""
+        self._pool_ms = 0
+        self._pool_ms_at = 0.0
+        self.sample: Sample | None = None
+        self.sampled_at = 0.0
+
+    async def run(self) -> None:
+        """Report every `report_s` seconds; what goes wrong is logged when it changes."""
+        said = ""
+        while True:
+            began = local_now()
+            try:
+                await self.report_once()
+                trouble = (self.sample.error if self.sample else None) or ""
+            except LeaseError as error:
+                trouble = f"reporting {self._host} failed: {error}"
+            if trouble != said:
+                said = trouble
+                log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
+            await asyncio.sleep(max(0.05, began + self._settings.report_s - local_now()))
+
+    async def report_once(self) -> None:
+        """Look at the devices and report them; without an answer in time, only that we live."""
+        sampled_ms = self._pool_now_ms()
+        sample = await self._look()
+        if sample is None:
+            await self._send((), 0)
+            return
+        self.sample, self.sampled_at = sample, local_now()
+        reports = [_report(d) for d in sample.devices if not d.uuid.startswith(UNNAMED)]
+        missing = await self._client.device_ids(self._host) - {uuid for uuid, _ in reports}
+        reports += [(uuid, (("state", "lost"), ("reason", NOT_LISTED))) for uuid in sorted(missing)]
+        for start in range(0, max(1, len(reports)), BATCH):
+            await self._send(tuple(reports[start : start + BATCH]), sampled_ms)
+
+    async def _look(self) -> Sample | None:
+        """One sample, or None if the source takes longer than a report may wait."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self._source.sample))
+        done, _ = await asyncio.wait({self._looking}, timeout=self._settings.report_s)
+        if not done:
+            return None
+        looked, self._looking = self._looking, None
+        return looked.result()
+
+    async def _send(self, devices: tuple[Report, ...], sampled_ms: int) -> Moment:
+        sent_at = local_now()
+        moment = await self._client.report(
+            self._host,
+            devices,
+            deadline_ms=self._settings.deadline_ms,
+            sampled_ms=sampled_ms,
+            epoch=self._epoch,
+            safe_mode=self._settings.new_pool_safe_mode,
+            version=__version__,
+        )
+        self._epoch = moment.epoch
+        self._pool_ms, self._pool_ms_at = moment.now_ms, max(sent_at, local_now())
+        return moment
+
+    def _pool_now_ms(self) -> int:
+        """The pool's time, never ahead of it: a sample must not look newer than it is."""
+        if not self._pool_ms:
+            return 0
+        return self._pool_ms + int((local_now() - self._pool_ms_at) * 1000)
+
+
+def _report(device: DeviceSample) -> Report:
+    """A sample's fields as `report` takes them; what the driver cannot tell is empty, never 0."""
+    said = [(f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name != "uuid"]
+    return device.uuid, tuple(said)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(int(value)) if isinstance(value, bool) else str(value)

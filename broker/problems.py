@@ -1,0 +1,62 @@
+"""Errors as HTTP answers: always `detail` and `code`, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, UnknownToken
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+SOONEST_RETRY_S = 1
+
+
+def problem(error: LeaseError) -> JSONResponse:
+    """The answer that a lease error stands for."""
+    status = CODES[error.code].status
+    if isinstance(error, UnknownToken):
+        return JSONResponse({"detail": "unknown_token", "code": error.code}, status)
+    if isinstance(error, LeaseLost):
+        return JSONResponse({"detail": "lost", "reason": error.code, "code": error.code}, status)
+    body: dict[str, object] = {
+        "detail": str(error),
+        "code": error.code,
+        "retryable": error.retryable,
+    }
+    if isinstance(error, NoCapacity):
+        body["retry_after_s"] = error.retry_after_s
+    headers = {}
+    if error.retryable:
+        after_s = error.retry_after_s if isinstance(error, NoCapacity) else None
+        headers["Retry-After"] = str(max(SOONEST_RETRY_S, math.ceil(after_s or 0)))
+    return JSONResponse(body, status, headers)
+
+
+async def _lease_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LeaseError)  # noqa: S101 - registered for nothing else
+    return problem(error)
+
+
+async def _bad_input(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422 without the input: a NaN or a lone surrogate in an echo would be a 500."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
+    detail = [
+        {"type": e["type"], "loc": [_printable(part) for part in e["loc"]], "msg": e["msg"]}
+        for e in error.errors()
+    ]
+    return JSONResponse({"detail": detail}, 422)
+
+
+def _printable(part: str | int) -> str | int:
+    return part.encode("utf-8", "replace").decode() if isinstance(part, str) else part
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer lease errors and bad input by these rules."""
+    app.add_exception_handler(LeaseError, _lease_error)
+    app.add_exception_handler(RequestValidationError, _bad_input)

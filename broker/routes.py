@@ -1,0 +1,146 @@
+"""The documented endpoints, thin over the same client that agents use."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown, SafeMode, error_for
+from broker import __version__, answers
+from broker.bodies import LeaseBody, ReleaseBody, RenewBody
+from broker.state import Broker
+
+router = APIRouter()
+
+
+def _broker(request: Request) -> Any:
+    return request.app.state.broker
+
+
+At = Annotated[Broker, Depends(_broker)]
+
+
+@router.get("/health", summary="Is this process alive?")
+@router.post("/health", include_in_schema=False)
+async def health(broker: At) -> dict[str, Any]:
+    """Liveness: 200 also when Redis is down. Nothing is asked of anybody."""
+    return {
+        "status": "ok",
+        "safe_mode": broker.safe_mode,
+        "redis": "up" if broker.ticker.problem is None else "down",
+        "version": __version__,
+        "replica": broker.replica,
+    }
+
+
+@router.get("/ready", summary="Can this process grant leases?")
+async def ready(broker: At) -> JSONResponse:
+    """Readiness: asks Redis; 503 with the reason when leases cannot be granted."""
+    reason = broker.ticker.problem
+    try:
+        await broker.client.reap()
+    except LeaseError as error:
+        reason = reason or str(error)
+    if reason:
+        return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
+    return JSONResponse({"ready": True})
+
+
+@router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
+async def gpu_info(broker: At) -> dict[str, Any]:
+    """Every device of the pool as its host last reported it."""
+    sample = broker.reporter.sample
+    try:
+        return answers.gpu_info(await broker.client.devices(), sample)
+    except (BrokerUnavailable, OutcomeUnknown) as error:
+        return answers.gpu_info((), sample) | {"message": str(error)}
+
+
+@router.get("/policy", summary="What may be leased?")
+async def get_policy(broker: At) -> dict[str, Any]:
+    """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""
+    pool = await broker.client.pool()
+    if not pool.ready:
+        raise error_for("not_ready")
+    return answers.policy(pool, safe_mode=broker.safe_mode_of(pool.safe_mode))
+
+
+@router.get("/allocations", summary="Who holds what?")
+async def allocations(broker: At) -> dict[str, Any]:
+    """Every lease that lives, by token."""
+    pool = await broker.client.pool()
+    devices = {device.uuid: device for device in await broker.client.devices()}
+    leases = await broker.client.leases()
+    return {"allocations": {x.token: answers.known(x, devices, pool.now_ms) for x in leases}}
+
+
+@router.post("/lease", summary="Get a lease.")
+async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
+    """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked."""
+    denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
+    if broker.settings.safe_mode:
+        return denied
+    try:
+        got = await broker.client.acquire(
+            body.agent,
+            memory_mb=body.min_memory_mb or 0,
+            devices=body.devices,
+            exclusive=body.exclusive,
+            ttl_s=broker.settings.lease_ttl_s if body.ttl_s is None else body.ttl_s,
+            priority=body.priority,
+            host=body.host or broker.local_host,
+            model=body.model,
+            placement=body.placement,
+            on_unavailable="cpu" if body.on_unavailable == "cpu" else "raise",
+            token=body.token,
+        )
+    except SafeMode:
+        return denied
+    if got.local:  # the client's own fallback: over HTTP, no broker is an error
+        raise error_for(got.reason or "store_unavailable")
+    return answers.granted(got)
+
+
+@router.get("/lease/{token}", summary="How does a lease stand?")
+async def get_lease(token: str, broker: At) -> dict[str, Any]:
+    """A lease that lives; 404 when nothing lives under this token."""
+    found = await broker.client.lookup(token)
+    if found is None or isinstance(found, str):
+        raise error_for("unknown_token")
+    pool = await broker.client.pool()
+    devices = {device.uuid: device for device in await broker.client.devices()}
+    return answers.known(found, devices, pool.now_ms)
+
+
+@router.post("/renew", summary="Keep a lease alive.")
+async def renew(body: RenewBody, broker: At) -> dict[str, Any]:
+    """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
+    renewal = await broker.client.renew(body.token, body.ttl_s, fence=body.fence)
+    expires = renewal.expires_at_ms / 1000
+    return {
+        "renewed": True,
+        "token": body.token,
+        "expires_at": expires,
+        "expires_in_s": renewal.remaining_ms / 1000,
+    }
+
+
+@router.post("/release", summary="Give a lease back.")
+async def release(body: ReleaseBody, broker: At) -> dict[str, Any]:
+    """404 when it is unknown, was released before, or has expired."""
+    if not await broker.client.release(body.token, refuse_late=False):
+        raise error_for("unknown_token")
+    return {"released": True, "token": body.token}
+
+
+@router.get("/metrics", summary="Prometheus text.")
+async def metrics(broker: At) -> Response:
+    """What this replica counts, and what all replicas share."""
+    try:
+        pool = await broker.client.pool()
+    except LeaseError:
+        pool = None
+    text = broker.metrics.text(pool, broker.reporter.sample)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,95 @@
+"""Every setting of the broker, read in this one place; the store's are `agent_sdk.settings`.
+
+A setting that has a wrong form stops the start with one sentence that names it and the way out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agent_sdk.settings import SdkSettings, read_settings
+
+REPORTS_BEFORE_AWAY = 3
+"""A host that misses so many reports in a row takes no new leases."""
+
+
+class SettingsError(ValueError):
+    """The environment asks for something that cannot be; the message has the way out."""
+
+
+def _true_or_false(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if value is None or isinstance(value, bool):
+        return value
+    raise ValueError("must be true or false, or unset")
+
+
+Switch = Annotated[bool | None, BeforeValidator(_true_or_false)]
+
+
+def _env(name: str) -> Any:
+    return AliasChoices(name)
+
+
+class Settings(BaseSettings):
+    """What the environment says; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True, frozen=True)
+
+    port: int = Field(8014, ge=1, le=65535, validation_alias=_env("GPU_ORCHESTRATOR_PORT"))
+    """The one place where the port is set."""
+    bind: str = Field("127.0.0.1", validation_alias=_env("GPU_ORCHESTRATOR_HOST"))
+    """The address to listen on."""
+    safe_mode: Switch = Field(None, validation_alias=_env("SAFE_MODE"))
+    """None: what the pool's policy says."""
+    enable_nvml: Switch = Field(None, validation_alias=_env("ENABLE_NVML"))
+    lease_ttl_s: int = Field(
+        3600, ge=0, le=604800, validation_alias=_env("GPU_ORCHESTRATOR_LEASE_TTL")
+    )
+    """Of a lease over HTTP that names no other; 0 = no expiry."""
+    devices: str = Field("auto", validation_alias=_env("GPU_BROKER_DEVICES"))
+    """auto, nvml, smi, none or sim:COUNTxMIB."""
+    report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
+    """Between two reports of this host's devices."""
+    sdk: SdkSettings = Field(default_factory=read_settings)
+    """The store, the pool and this host's name."""
+
+    @property
+    def deadline_ms(self) -> int:
+        """How long a host may be silent before its devices take no new leases."""
+        return round(self.report_s * 1000 * REPORTS_BEFORE_AWAY)
+
+    @property
+    def new_pool_safe_mode(self) -> bool:
+        """SAFE_MODE of a pool that this process creates: off only on the store of one machine."""
+        return not self.sdk.embedded if self.safe_mode is None else self.safe_mode
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the port."""
+        if self.bind == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.bind).is_loopback
+        except ValueError:
+            return False
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: a setting has a form that it cannot have.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        said = first["msg"].removeprefix("Value error, ")
+        name = str(first["loc"][0])
+        raise SettingsError(f"{name}={first['input']!r}: {said}") from error

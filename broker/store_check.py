@@ -1,0 +1,55 @@
+"""Whether a server suits: it must be new enough, keep what it is given, and take writes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError, ResponseError
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+OLDEST_REDIS, OLDEST_VALKEY = (7, 0), (7, 2)
+
+
+async def problem_of(redis: Redis) -> str | None:
+    """One sentence that says why leases cannot be kept on this server, or None.
+
+    Not being allowed to ask (INFO denied) is not a problem: the verbs themselves will tell.
+    """
+    try:
+        info: dict[str, Any] = await redis.info()
+    except ResponseError:
+        return None
+    except RedisError as error:
+        return f"Redis cannot be reached: {error}"
+    return _too_old(info) or _evicts(info) or _read_only(info)
+
+
+def _too_old(info: dict[str, Any]) -> str | None:
+    valkey = info.get("valkey_version")
+    name, oldest = ("Valkey", OLDEST_VALKEY) if valkey else ("Redis", OLDEST_REDIS)
+    said = str(valkey or info.get("redis_version", ""))
+    found = re.match(r"(\d+)\.(\d+)", said)
+    if found and (int(found[1]), int(found[2])) < oldest:
+        wanted = ".".join(map(str, oldest))
+        return f"{name} {said} is too old: {name} {wanted} or newer is needed"
+    return None
+
+
+def _evicts(info: dict[str, Any]) -> str | None:
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction":
+        return None
+    return (
+        f"maxmemory-policy is {policy}, so Redis would throw leases away when memory is short: "
+        "CONFIG SET maxmemory-policy noeviction"
+    )
+
+
+def _read_only(info: dict[str, Any]) -> str | None:
+    if info.get("role") != "slave":
+        return None
+    master = f"{info.get('master_host')}:{info.get('master_port')}"
+    return f"this server is a read-only replica of {master}: set REDIS_URL to the primary"

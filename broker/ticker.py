@@ -1,0 +1,73 @@
+"""The ticker: reaps when something is due, and keeps an eye on the store.
+
+Every replica has one and none leads: a reap that finds nothing costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from agent_sdk.errors import LeaseError
+from broker.store_check import problem_of
+
+if TYPE_CHECKING:
+    from agent_sdk import AsyncLeaseClient
+    from agent_sdk.snapshot import PoolStatus
+
+log = logging.getLogger(__name__)
+
+LONGEST_S, SHORTEST_S = 1.0, 0.01
+
+
+class Ticker:
+    """Reaps until cancelled.
+
+    Attributes:
+        problem: why the store cannot serve now, in one sentence; None while it does.
+        pool: the pool's policy as last read; None until then.
+    """
+
+    def __init__(self, client: AsyncLeaseClient) -> None:
+        self._client = client
+        self._checked = False
+        self.problem: str | None = "the store has not been asked yet"
+        self.pool: PoolStatus | None = None
+
+    async def run(self) -> None:
+        """Reap, sleep until the agenda's next, at most a second."""
+        pause_s = 0.0
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = await self.tick()
+
+    async def tick(self) -> float:
+        """Reap once; seconds until the next is due."""
+        try:
+            if not self._checked:
+                await self._check()
+            moment = await self._client.reap()
+            self.pool = await self._client.pool()
+        except LeaseError as error:
+            self._checked = False  # another server may answer next
+            self._say(str(error))
+            return LONGEST_S
+        if self._checked:
+            self._say(None)
+        if moment.more:
+            return 0.0
+        if moment.next_due_ms is None:
+            return LONGEST_S
+        return min(LONGEST_S, max(SHORTEST_S, (moment.next_due_ms - moment.now_ms) / 1000 + 0.002))
+
+    async def _check(self) -> None:
+        problem = await problem_of(self._client.redis)
+        self._checked = problem is None
+        if problem:
+            self._say(problem)
+
+    def _say(self, problem: str | None) -> None:
+        if problem != self.problem:
+            log.warning("store: %s", problem) if problem else log.info("store: ready")
+        self.problem = problem
