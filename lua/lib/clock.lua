@@ -10,7 +10,6 @@
 
 local PROTOCOL, SCHEMA = '1', '1'
 local LEAP_MS, WINDOW_MS = 10000, 30000
-local LAST_EVERY_MS = 500         -- how stale last_ms may get before a script that changes nothing else writes it
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
 
 local P = KEYS[1] .. ':'
@@ -79,7 +78,7 @@ function B.open(...)
     B.set_pool('leap_from_ms', last)
   end
   B.now = now
-  if now - last >= LAST_EVERY_MS then B.set_pool('last_ms', now) end
+  B.set_pool('last_ms', now)
 end
 
 -- Is what ends at `at` over, and may it be taken back now? A native key still lives at its last millisecond: so do we.

@@ -71,7 +71,7 @@ end
 
 -- What only requests for whole devices need, and those that found no room: made then.
 function B.whole_devices()
-  local MODELS, HOSTS = '8', '4'   -- how many are looked at when the request names none
+  local MODELS, HOSTS = '8', '16'   -- how many are looked at when the request names none
   local whole = {}
 
   -- Groups of devices of one host and model where q may find as many as it wants: `counted` is a zset per model, host ->
@@ -115,7 +115,7 @@ function B.whole_devices()
       return 'never_fits'
     end
     for _, group in ipairs(groups(q, 'hosts:')) do
-      if redis.call('ZCOUNT', P .. 'fits:' .. group, q.memory_mb, '+inf') >= q.devices then return nil end
+      if redis.call('ZCOUNT', P .. 'fits:host/' .. group, q.memory_mb, '+inf') >= q.devices then return nil end
     end
     return 'never_fits'
   end

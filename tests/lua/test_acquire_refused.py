@@ -16,7 +16,8 @@ def refused(reason: str) -> list[str]:
     ("ask", "reason"),
     [
         ({"memory_mb": 1001}, "never_fits"),
-        ({"memory_mb": 16777216}, "never_fits"),
+        ({"memory_mb": 9999999999999}, "never_fits"),
+        ({"memory_mb": 9999999999999, "devices": 64}, "never_fits"),
         ({"memory_mb": 1001, "exclusive": 1}, "never_fits"),
         ({"memory_mb": 801, "host": "h2"}, "never_fits"),
         ({"memory_mb": 801, "model": "m2"}, "never_fits"),

@@ -40,7 +40,7 @@ def spoilt(good: str, *more: str) -> tuple[str, ...]:
 BAD: dict[str, tuple[str, ...]] = {
     "token": spoilt(token("a"), "", "a" * 15, "a" * 65, "a" * 16 + ":", "a" * 16 + "/", "a " * 8),
     "agent": spoilt("agent", "", "a" * 129, "a b"),
-    "memory_mb": (*NOT_NUMBERS, "16777217", "9999999999999"),
+    "memory_mb": NOT_NUMBERS,
     "devices": (*NOT_NUMBERS, "0", "65", "9999999999999"),
     "exclusive": (*NOT_NUMBERS, "2", "9999999999999"),
     "ttl_ms": (*NOT_NUMBERS, "1", "999", "604800001", "9999999999999"),

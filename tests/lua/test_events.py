@@ -161,7 +161,7 @@ def test_stats_say_how_many_leases_live(pool: Pool) -> None:
     assert live() == (2, 3), "one cools, its record lives on, it is no lease"
     pool.live_on(5000)
     assert live() == (1, 2)
-    pool.live_on(10_000)
+    pool.live_on(8000)
     assert live() == (0, 1)
     pool.live_on(20_000)
     assert live() == (0, 0)
