@@ -235,10 +235,8 @@ def acquire(request: Request) -> Generator[Call, Answer, Grant]:
         match answer.raw:
             case ["GRANTED", *_]:
                 return _grant(request, answer)
-            case [
-                "AGAIN",
-                *_,
-            ]:  # more is over than one script takes back: what looks full may not be
+            case ["AGAIN", *_]:
+                # More is over than one script takes back: what looks full may not be.
                 yield from reap_all()
             case _:
                 raise failure(answer, request.token)

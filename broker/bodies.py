@@ -11,7 +11,7 @@ MOST = 2**53 - 1
 """Integers up to here are exact in every JSON reader."""
 
 MOST_MB = 10**13 - 1
-"""As many digits as the verbs read; what no device holds falls back or is refused like any other."""
+"""As many digits as the verbs read. What no device holds falls back or is refused like others."""
 
 Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]

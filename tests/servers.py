@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
-from broker.embedded import find_wheel_server
+
+from agent_sdk.embedded import find_wheel_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import click
 import uvicorn
 
+from agent_sdk.embedded import EmbeddedError, EmbeddedStore
 from broker.app import build_app, source_of
 from broker.cli import UNAVAILABLE, USAGE
 from broker.devices import DeviceSourceError
-from broker.embedded import EmbeddedError, EmbeddedStore
 from broker.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:

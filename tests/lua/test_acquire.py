@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from agent_sdk.keys import AGENT, DEVICE, HOST, TOKEN
-
 from tests.pools import Pool, device, granted, said, token, uuids
 
 HALF_FULL = (
@@ -92,7 +91,9 @@ def test_acquire_memory_zero_takes_the_policys_default(pool: Pool) -> None:
 def test_acquire_grant_leaves_a_record_that_says_all(pool: Pool) -> None:
     """The ledger holds who, what, until when, and the request as it was asked."""
     pool.report((device("gpu-a", 1000),))
-    got = granted(pool.acquire(token("a"), "agent:1@x/y", priority=7, owner="me@there", pid="12:99"))
+    got = granted(
+        pool.acquire(token("a"), "agent:1@x/y", priority=7, owner="me@there", pid="12:99")
+    )
     record = pool.hash(f"record:{token('a')}")
     assert record == {
         "state": "active", "agent": "agent:1@x/y", "devices": "gpu-a=900", "fence": str(got.fence),
@@ -108,7 +109,12 @@ def test_acquire_with_the_longest_names_is_granted(pool: Pool) -> None:
     long = {"token": "aZ0._-" * 10 + "9999", "agent": "aZ0._:@/-" * 14 + "99"}
     host, uuid = "aZ0._ -" * 9 + "9", "aZ0._:/-" * 10
     pool.report((device(uuid, 1000, model=host),), host=host)
-    for form, name in ((TOKEN, long["token"]), (AGENT, long["agent"]), (HOST, host), (DEVICE, uuid)):
+    for form, name in (
+        (TOKEN, long["token"]),
+        (AGENT, long["agent"]),
+        (HOST, host),
+        (DEVICE, uuid),
+    ):
         assert form.fullmatch(name)
         assert not form.fullmatch(name + "9")
     got = pool.acquire(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.audit import audit
-from tests.pools import Pool, device, granted, said, token
+from tests.pools import Pool, device, granted, token
 from tests.servers import Server, running
 
 if TYPE_CHECKING:

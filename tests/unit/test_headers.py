@@ -1,0 +1,255 @@
+"""The header of each Lua verb is a promise: here it is read, and held against the body."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from agent_sdk import protocol
+from agent_sdk.errors import LeaseError, ProtocolMismatch
+from agent_sdk.protocol import Answer, Request
+from agent_sdk.scripts import LIBRARY, VERBS, lua_folder
+
+FOLDER = lua_folder()
+LIB = {path.stem: path.read_text() for path in sorted((FOLDER / "lib").glob("*.lua"))}
+
+FIELD = re.compile(r"(KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)\s+(\S.*)")
+BY_POSITION = re.compile(r"B\.(?:int|word|choice|token)\((\d+)[,)]")
+"""How a body reads its arguments through lib/clock.lua."""
+
+TYPES = {"int", "str"}
+
+SAMPLES = {
+    "fence": "7", "expires_at_ms": 5000, "remaining_ms": 4000, "reason": "expired",
+    "detail": "", "outcome": "released",
+}  # fmt: skip
+"""A value for each word that a reply carries."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the comment at the top of a verb says."""
+
+    name: str
+    does: str
+    arguments: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)
+    open_ended: frozenset[int] = frozenset()
+    replies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    keeps: str = ""
+    cost: str = ""
+
+
+def split(verb: str) -> tuple[list[str], str]:
+    """The lines of the header without their dashes, and the body without its comments."""
+    lines = (FOLDER / f"{verb}.lua").read_text().splitlines()
+    head = list(takewhile(lambda line: line.startswith("--"), lines))
+    body = "\n".join(re.sub(r"(^|\s)--.*", "", line) for line in lines[len(head) :])
+    return [line[2:].strip() for line in head], body
+
+
+def parse(verb: str) -> Header:
+    """Read a header; every line of it has to be one of the known ones, in their order."""
+    lines, _ = split(verb)
+    name, _, does = lines[0].partition(": ")
+    assert lines[1] == "", f"{verb}: an empty line follows the first"
+    arguments, open_ended, order = {}, set(), []
+    rest = {}
+    for line in lines[2:]:
+        if match := FIELD.fullmatch(line):
+            kind, number, more, argument, about = match.groups()
+            arguments[kind, int(number)] = (argument, about)
+            if more:
+                open_ended.add(int(number))
+            order.append(kind)
+        else:
+            word, _, text = line.partition(" ")
+            assert word in {"reply", "keeps", "cost"}, f"{verb}: what is {line!r}?"
+            rest[word] = text.strip()
+            order.append(word)
+    assert order == sorted(order, key=["KEYS", "ARGV", "reply", "keeps", "cost"].index), verb
+    replies = {}
+    for part in rest["reply"].split(" | "):
+        tag, *carried = part.split()
+        replies[tag] = tuple(carried)
+    return Header(
+        name, does, arguments, frozenset(open_ended), replies, rest["keeps"], rest["cost"]
+    )
+
+
+HEADERS = {verb: parse(verb) for verb in VERBS}
+
+ask = Request(
+    token="t" * 16, agent="a", memory_mb=1, devices=1, exclusive=False, ttl_ms=1000, max_hold_ms=0,
+    priority=0, host="*", model="*", placement="spread", on_unavailable="refuse", client="",
+    pid="", owner="",
+)  # fmt: skip
+
+
+def steps(verb: str) -> protocol.Generator[protocol.Call, Answer, object]:
+    """The SDK's side of a verb."""
+    if verb == "acquire":
+        return protocol.acquire(ask)
+    if verb == "renew":
+        return protocol.renew(ask.token, 7, None)
+    if verb == "release":
+        return protocol.release(ask.token)
+    if verb == "report":
+        return protocol.report(
+            "h1", (("gpu-a", (("index", "0"),)),), deadline_ms=15000, sampled_ms=0, epoch="",
+            safe_mode=False, version="1",
+        )  # fmt: skip
+    return getattr(protocol, verb)()
+
+
+def test_verbs_are_the_files_of_the_folder() -> None:
+    """Each file in lua/ is a verb, and each verb a file; so for the library."""
+    assert sorted(VERBS) == sorted(path.stem for path in FOLDER.glob("*.lua"))
+    assert sorted(LIBRARY) == sorted(LIB)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_opens_with_the_files_own_name_and_what_it_does(verb: str) -> None:
+    """`-- <verb>: one sentence.`"""
+    header = HEADERS[verb]
+    assert header.name == verb
+    assert re.fullmatch(r"[a-z].*\.", header.does), header.does
+
+
+@pytest.mark.parametrize("name", LIB)
+def test_library_file_opens_with_its_own_name_and_its_theory(name: str) -> None:
+    """`-- <name>: what it is about`, before anything else."""
+    assert LIB[name].startswith(f"-- {name}: ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_names_every_key_and_argument_from_one_without_gaps(verb: str) -> None:
+    """KEYS[1] is the base, ARGV[1] the protocol; each has a name of its own and a type."""
+    arguments = HEADERS[verb].arguments
+    keys = sorted(number for kind, number in arguments if kind == "KEYS")
+    numbers = sorted(number for kind, number in arguments if kind == "ARGV")
+    assert keys == [1]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert arguments["KEYS", 1] == ("base", "gpu:{pool}")
+    assert arguments["ARGV", 1] == ("protocol", "int")
+    names = [name for name, _ in arguments.values()]
+    assert len(set(names)) == len(names)
+    for (kind, _), (name, about) in arguments.items():
+        assert kind == "KEYS" or about.split()[0] in TYPES, f"{name}: {about}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_names_exactly_the_arguments_that_the_body_uses(verb: str) -> None:
+    """No argument is named and unused, none is used and unnamed."""
+    _, body = split(verb)
+    header = HEADERS[verb]
+    every = body + "".join(LIB.values())
+    assert "KEYS[1]" in every
+    assert not re.search(r"KEYS\[(?!1\])", every), "a pool's keys are spelt from the base"
+    named = {number for kind, number in header.arguments if kind == "ARGV"}
+    used = {int(n) for n in re.findall(r"ARGV\[(\d+)\]", every)}
+    used |= {int(n) for n in BY_POSITION.findall(body)}
+    for number in header.open_ended:  # `8+`: the body says where its loop starts
+        assert re.search(rf"local FIRST, \w+ = {number}, \d+", body)
+        assert re.search(r"while ARGV\[at\]", body)
+        used.add(number)
+    assert used == named
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_names_arguments_as_the_body_reports_them(verb: str) -> None:
+    """bad_request tells the header's name of the argument."""
+    _, body = split(verb)
+    arguments = HEADERS[verb].arguments
+    told = dict(re.findall(r"B\.(?:int|word|choice)\((\d+), '(\w+)'", body))
+    for number, name in told.items():
+        assert arguments["ARGV", int(number)][0] == name
+    for number in re.findall(r"B\.token\((\d+)\)", body):
+        assert arguments["ARGV", int(number)][0] == "token"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_names_exactly_the_replies_that_the_body_gives(verb: str) -> None:
+    """Every tag of the header is given somewhere, and every tag given is in the header."""
+    _, body = split(verb)
+    given = set(re.findall(r"B\.reply\('([A-Z]+)'", body))
+    assert not re.search(r"B\.reply\((?!')", body), "a tag is always spelt out"
+    assert not any(re.search(r"B\.reply\('", text) for text in LIB.values()), "verbs reply"
+    assert given == set(HEADERS[verb].replies)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_says_how_much_each_reply_carries(verb: str) -> None:
+    """A reply has as many parts as the header names; what is in braces may repeat."""
+    _, body = split(verb)
+    for tag, carried in HEADERS[verb].replies.items():
+        if any(word.startswith("{") for word in carried):
+            continue
+        for given in re.findall(rf"B\.reply\('{tag}'(.*)\)", body):
+            assert _parts(given) == len(carried), f"{tag}: {given}"
+
+
+def _parts(given: str) -> int:
+    """How many arguments follow the tag: commas outside of parentheses."""
+    depth = count = 0
+    for letter in given:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth < 0:
+            break
+        count += letter == "," and depth == 0
+    return count
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_header_says_what_the_verb_keeps_and_costs(verb: str) -> None:
+    """Invariants by the names of DESIGN.md, and a bound without the pool's size in it."""
+    header = HEADERS[verb]
+    assert re.fullmatch(r"[SL]\d+: [^;]+(; [SL]\d+: [^;]+)*", header.keeps), header.keeps
+    assert re.match(r"O\(.+\)", header.cost), header.cost
+
+
+@pytest.mark.parametrize(
+    ("verb", "tag"), [(verb, tag) for verb in VERBS for tag in HEADERS[verb].replies]
+)
+def test_reply_of_every_verb_is_understood_by_the_sdk(verb: str, tag: str) -> None:
+    """For each reply the SDK has a result or an error of its own; none is a mismatch."""
+    words = [w for w in HEADERS[verb].replies[tag] if not re.match(r"[{].*|.*[}]$", w)]
+    words = [w for w in words if w in SAMPLES]
+    carried = ["no_capacity" if tag == "REFUSED" and w == "reason" else SAMPLES[w] for w in words]
+    call = steps(verb)
+    sent = next(call)
+    assert sent.verb == verb
+    try:
+        again = call.send(Answer([tag, 1000, "", "123", 0, *carried], 0.0))
+    except StopIteration as done:
+        assert done.value is not None
+    except LeaseError as error:
+        assert not isinstance(error, ProtocolMismatch), error  # noqa: PT017 - either way is right
+    else:
+        assert (tag, again.verb) == ("AGAIN", "reap")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_call_of_every_verb_has_the_arguments_of_its_header(verb: str) -> None:
+    """What the SDK sends has a value for each argument that the header names, in its type."""
+    sent = next(steps(verb))
+    header = HEADERS[verb]
+    named = sorted(n for kind, n in header.arguments if kind == "ARGV")
+    fixed = [n for n in named if n not in header.open_ended]
+    assert len(sent.args) >= len(fixed) if header.open_ended else len(sent.args) == len(fixed)
+    for number in fixed:
+        name, about = header.arguments["ARGV", number]
+        value = sent.args[number - 1]
+        assert about.startswith("str") or value == "" or int(value) >= 0, name
+    assert sent.args[0] == protocol.PROTOCOL
+    if "token" in {name for name, _ in header.arguments.values()}:
+        assert sent.token == sent.args[1]
+
+
+def test_lua_files_are_named_in_design_words_and_short() -> None:
+    """No file of Lua is one that nobody reads to its end."""
+    for path in [*FOLDER.glob("*.lua"), *Path(FOLDER, "lib").glob("*.lua")]:
+        assert len(path.read_text().splitlines()) <= 250, path.name
