@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
@@ -50,6 +50,7 @@ class AsyncLeaseClient:
         self.store = store
         self.keys = Keys(pool)
         self.deadline_s = deadline_s
+        self.by = client_name or "sdk"
         self._caller = Caller(hostname or read_settings().hostname, client_name)
         self.redis = store.connect_async()
         self._scripts = scripts()
@@ -148,6 +149,23 @@ class AsyncLeaseClient:
     ) -> protocol.Moment:
         """Say which devices a host has and that it lives; see `protocol.report`."""
         return await self._run(protocol.report(host, devices, **about))
+
+    async def revoke(self, token: str, *, force: bool = False, why: str = "") -> int:
+        """End a lease as an operator; see `protocol.revoke`."""
+        token = protocol.check_name(token, "token")
+        return await self._run(protocol.revoke(token, force=force, by=self.by, why=why))
+
+    async def drain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+        """Let a device, or a host's devices, take no new leases; how many devices that were."""
+        return await self._run(protocol.drain(what, name, drained=True, by=self.by, why=why))
+
+    async def undrain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+        """Let them take leases again."""
+        return await self._run(protocol.drain(what, name, drained=False, by=self.by, why=why))
+
+    async def set_policy(self, **policy: Unpack[protocol.Policy]) -> int:
+        """Change the policy, all of what is named or nothing; its new version."""
+        return await self._run(protocol.set_policy(self.by, **policy))
 
     async def lookup(self, token: str) -> LeaseStatus | str | None:
         """A lease by its token; or how it ended; or None when nothing is known of it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from uuid import uuid4
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol import ANY, Grant, Request, check_name, milliseconds, new_token
+from agent_sdk.protocol import ANY, Grant, Request, check_name, check_whole, milliseconds, new_token
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -103,12 +103,12 @@ class Caller:
         return Request(
             token=new_token() if token is None else check_name(token, "token"),
             agent=check_name(agent, "agent"),
-            memory_mb=_whole(ask.get("memory_mb", 0), "memory_mb"),
-            devices=_whole(ask.get("devices", 1), "devices"),
+            memory_mb=check_whole(ask.get("memory_mb", 0), "memory_mb"),
+            devices=check_whole(ask.get("devices", 1), "devices"),
             exclusive=bool(ask.get("exclusive", False)),
             ttl_ms=milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
             max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
-            priority=_whole(ask.get("priority", 0), "priority"),
+            priority=check_whole(ask.get("priority", 0), "priority"),
             host=ANY if host == "any" else check_name(host, "host"),
             model=ANY if model is None else check_name(model, "model"),
             placement=ask.get("placement", "spread"),
@@ -117,12 +117,6 @@ class Caller:
             pid=self._process,
             owner=ask.get("owner", ""),
         )
-
-
-def _whole(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
-    return value
 
 
 def local_grant(request: Request, error: LeaseError) -> Grant:
@@ -137,5 +131,4 @@ def local_grant(request: Request, error: LeaseError) -> Grant:
         reason=error.code,
         devices=(),
         trusted_until=float("inf"),
-        now_ms=0,
     )

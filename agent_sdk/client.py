@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
@@ -45,6 +45,7 @@ class LeaseClient:
     Attributes:
         redis: the connection, for reading.
         keys: the names of the pool's keys.
+        by: in whose name operators' acts are written down.
 
     Raises:
         ValueError: the store's URL or the pool's name is not one.
@@ -62,6 +63,7 @@ class LeaseClient:
         self.store = store
         self.keys = Keys(pool)
         self.deadline_s = deadline_s
+        self.by = client_name or "sdk"
         self._caller = Caller(hostname or read_settings().hostname, client_name)
         self.redis = store.connect()
         self._scripts = scripts()
@@ -174,6 +176,23 @@ class LeaseClient:
     ) -> protocol.Moment:
         """Say which devices a host has and that it lives; see `protocol.report`."""
         return self._run(protocol.report(host, devices, **about))
+
+    def revoke(self, token: str, *, force: bool = False, why: str = "") -> int:
+        """End a lease as an operator; see `protocol.revoke`."""
+        token = protocol.check_name(token, "token")
+        return self._run(protocol.revoke(token, force=force, by=self.by, why=why))
+
+    def drain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+        """Let a device, or a host's devices, take no new leases; how many devices that were."""
+        return self._run(protocol.drain(what, name, drained=True, by=self.by, why=why))
+
+    def undrain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+        """Let them take leases again."""
+        return self._run(protocol.drain(what, name, drained=False, by=self.by, why=why))
+
+    def set_policy(self, **policy: Unpack[protocol.Policy]) -> int:
+        """Change the policy, all of what is named or nothing; its new version."""
+        return self._run(protocol.set_policy(self.by, **policy))
 
     def lookup(self, token: str) -> LeaseStatus | str | None:
         """A lease by its token; or how it ended; or None when nothing is known of it."""

@@ -115,6 +115,7 @@ CODES: dict[str, Code] = {
     "host_unknown": Code(
         NeverFits, 409, False, 'that host has no devices here; pass host="any" for any host'
     ),
+    "device_unknown": Code(NeverFits, 404, False, "no device of that id is registered"),
     "model_unknown": Code(NeverFits, 409, False, "no registered device is of that model"),
     "draining": Code(NoCapacity, 409, True, "the host takes no new leases: it is being drained"),
     "bad_request": Code(BadRequest, 422, False, "the request is not well-formed"),

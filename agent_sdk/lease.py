@@ -31,7 +31,6 @@ class HeldLease:
         devices: empty for a CPU lease.
         reason: why it is a CPU lease, or None.
         expires_at_ms: the end on Redis's clock, as last told.
-        granted_at_ms: on Redis's clock.
         remaining_ms: what was left of it when it was granted or last renewed.
         jeopardy: renewing fails at the moment; the lease is not lost yet.
     """
@@ -44,7 +43,6 @@ class HeldLease:
         self.devices: tuple[Device, ...] = grant.devices
         self.reason = grant.reason
         self.expires_at_ms = grant.expires_at_ms
-        self.granted_at_ms = grant.now_ms
         self.remaining_ms = grant.remaining_ms
         self.jeopardy = False
         self.local = local
@@ -54,6 +52,14 @@ class HeldLease:
         self._told = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
+
+    @property
+    def granted_at_ms(self) -> int:
+        """When it was granted, on Redis's clock, which is what the fence is made of (in µs).
+
+        Later than the truth only where that clock had stepped back.
+        """
+        return self.fence // 1000
 
     @property
     def on_cpu(self) -> bool:

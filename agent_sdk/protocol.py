@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar
 from uuid import uuid4
 
 from agent_sdk.clocks import trusted_until
@@ -17,8 +18,11 @@ from agent_sdk.errors import LeaseError, NoCapacity, error_for
 from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Unpack
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PROTOCOL: Final = 1
 """Sent with every call; the pool's schema and the script's must agree."""
@@ -142,7 +146,6 @@ class Grant:
     reason: str | None
     devices: tuple[Device, ...]
     trusted_until: float
-    now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +191,47 @@ class About(TypedDict):
     version: str
 
 
+class Policy(TypedDict, total=False):
+    """What an operator may set.
+
+    safe_mode: no GPU leases, and nothing else can be set while it is on.
+    max_memory_per_agent_mb: MiB that one agent may hold, at least 256.
+    allow_fractional_shares: False: every lease takes whole devices.
+    kill_on_oom: an over-using process may be ended before its neighbours die.
+    default_memory_mb: MiB of a lease that names none.
+    expiry_grace_s: how long an expired lease's memory is withheld on real devices.
+    max_leases_per_agent, max_waiters_per_agent: against a runaway client.
+    """
+
+    safe_mode: bool
+    max_memory_per_agent_mb: int
+    allow_fractional_shares: bool
+    kill_on_oom: bool
+    default_memory_mb: int
+    expiry_grace_s: int
+    max_leases_per_agent: int
+    max_waiters_per_agent: int
+
+
 def new_token() -> str:
     """A token nobody had before: 122 random bits."""
     return str(uuid4())
 
 
+def _of_known_form(read: Callable[P, T]) -> Callable[P, T]:
+    """Make an answer of no known form what it is: two versions that do not match."""
+
+    @wraps(read)
+    def reading(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except (IndexError, TypeError, ValueError) as error:
+            raise error_for("protocol_mismatch", f"unknown answer: {error}") from error
+
+    return reading
+
+
+@_of_known_form
 def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
     _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
@@ -222,6 +261,17 @@ def check_name(value: str, name: str) -> str:
     return value
 
 
+def check_whole(value: object, name: str) -> int:
+    """A whole number.
+
+    Raises:
+        BadRequest: it is none; True and 2.0 are not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
+    return value
+
+
 def acquire(request: Request) -> Generator[Call, Answer, Grant]:
     """Ask for a lease.
 
@@ -242,8 +292,9 @@ def acquire(request: Request) -> Generator[Call, Answer, Grant]:
                 raise failure(answer, request.token)
 
 
+@_of_known_form
 def _grant(request: Request, answer: Answer) -> Grant:
-    _, now_ms, _, _, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
+    _, _, _, _, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
     devices = tuple(
         Device(flat[i], int(flat[i + 2]), flat[i + 3], flat[i + 4], int(flat[i + 1]))
         for i in range(0, len(flat), 5)
@@ -258,7 +309,6 @@ def _grant(request: Request, answer: Answer) -> Grant:
         reason or None,
         devices,
         trusted_until(answer.sent_at, remaining_ms),
-        now_ms,
     )
 
 
@@ -271,6 +321,7 @@ def renew_call(token: str, fence: int | None, ttl_ms: int | None) -> Call:
     )
 
 
+@_of_known_form
 def renewed(answer: Answer, token: str) -> Renewal:
     """What a renewal's answer means.
 
@@ -309,9 +360,11 @@ def release(token: str, *, plant: bool = True) -> Generator[Call, Answer, Ending
 def reap() -> Generator[Call, Answer, Moment]:
     """Take back what is over, as much of it as one script may."""
     answer = yield Call("reap", (PROTOCOL,))
-    if answer.raw[0] != "REAPED":
-        raise failure(answer, None)
-    return moment(answer)
+    match answer.raw:
+        case ["REAPED", *_]:
+            return moment(answer)
+        case _:
+            raise failure(answer, None)
 
 
 def reap_all() -> Generator[Call, Answer, Moment]:
@@ -338,11 +391,68 @@ def report(
         int(about["safe_mode"]), about["version"],
     )  # fmt: skip
     answer = yield Call("report", (*head, *flat))
-    if answer.raw[0] != "REPORTED":
-        raise failure(answer, None)
-    return moment(answer)
+    match answer.raw:
+        case ["REPORTED", *_]:
+            return moment(answer)
+        case _:
+            raise failure(answer, None)
 
 
+def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
+    """End a lease: at its holder's next renewal, within a minute at the latest; `force`: now.
+
+    Returns:
+        When it ends at the latest, ms on Redis's clock.
+
+    Raises:
+        UnknownToken: nothing is known of it.
+        LeaseLost: it had ended already.
+    """
+    answer = yield Call("revoke", (PROTOCOL, token, int(force), by, why), token)
+    match answer.raw:
+        case ["REVOKED", _, _, _, _, int(expires_at_ms)]:
+            return expires_at_ms
+        case ["ALREADY", _, _, _, _, str(outcome)]:
+            raise error_for(outcome, token=token)
+        case _:
+            raise failure(answer, token)
+
+
+def drain(
+    what: str, name: str, *, drained: bool, by: str, why: str
+) -> Generator[Call, Answer, int]:
+    """Let a device, or a host with all it has, take no new leases; or let it take them again.
+
+    Returns:
+        How many devices that were.
+    """
+    answer = yield Call("drain", (PROTOCOL, what, name, int(drained), by, why))
+    match answer.raw:
+        case ["DRAINED" | "UNDRAINED", _, _, _, _, int(devices)]:
+            return devices
+        case _:
+            raise failure(answer, None)
+
+
+def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:
+    """Change the policy; what is not named stays. All of it or nothing.
+
+    Returns:
+        The policy's new version.
+    """
+    said: list[str | int] = []
+    for field, value in policy.items():
+        whole = int(value) if isinstance(value, bool) else value
+        said += (field, check_whole(whole, field))
+    answer = yield Call("set_policy", (PROTOCOL, by, *said))
+    match answer.raw:
+        case ["POLICY", _, _, _, _, int(version)]:
+            return version
+        case _:
+            raise failure(answer, None)
+
+
+@_of_known_form
 def failure(answer: Answer, token: str | None) -> LeaseError:
     """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
     match answer.raw:

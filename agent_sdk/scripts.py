@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 LIBRARY = ("time", "clock", "events", "placement", "ledger", "agenda")
 """The files of `lua/lib` in the order they are read before each verb."""
 
-GIVES_BACK = frozenset({"renew", "release", "reap"})
+GIVES_BACK = frozenset({"renew", "release", "reap", "revoke"})
 """Verbs that must go on when the store is full."""
 
-VERBS = ("acquire", "renew", "release", "reap", "report")
+VERBS = ("acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy")
 """One file in `lua/` each."""
 
 

@@ -63,7 +63,7 @@ end
 if call('EXISTS', record, done) > 0 then
   local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason')
   if not v[1] then return B.reply('LOST', call('GET', done)) end
-  if v[1] == 'cooling' then return B.reply('LOST', 'expired') end
+  if v[1] == 'cooling' then return B.reply('LOST', B.outcome(token)) end
   if v[2] ~= q.agent or v[3] ~= request then return B.reply('CONFLICT') end
   local devices = {}
   for uuid, mb in string.gmatch(v[4], '([^,]+)=(%d+)') do
@@ -85,6 +85,9 @@ elseif leases >= B.pool.max_leases_per_agent then
 else
   devices, why = B.pick(q, B.pool.max_memory_per_agent_mb - held_mb)
   if not devices then why = B.whole_devices().unfit(q) or why end
+  if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then
+    why = 'draining'
+  end
 end
 if not devices then
   local final = why == 'safe_mode' or why == 'closed' or why == 'limit'

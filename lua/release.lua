@@ -22,7 +22,7 @@ if not v[1] then
   if plant == 1 then redis.call('SET', P .. 'done:' .. token, 'released', 'PX', TOMBSTONE_MS) end
   return B.reply('UNKNOWN')
 end
-if v[1] == 'cooling' then return B.reply('ALREADY', 'expired') end
+if v[1] == 'cooling' then return B.reply('ALREADY', B.outcome(token)) end
 
 local r = { token = token, agent = v[2], devices = v[3] }
 B.give_back(r, false)

@@ -19,15 +19,22 @@ if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
 B.catch_up(token)
 
 local record = P .. 'record:' .. token
-local v = redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms')
+local v = redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms',
+  'revoked')
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
 if not state then
   local outcome = redis.call('GET', P .. 'done:' .. token)
   if outcome then return B.reply('LOST', outcome) end
   return B.reply('UNKNOWN')
 end
-if state == 'cooling' then return B.reply('LOST', 'expired') end
+if state == 'cooling' then return B.reply('LOST', B.outcome(token)) end
 if fence ~= '' and fence ~= held then return B.reply('LOST', 'superseded') end
+
+if v[7] then   -- the holder asks, so it knows from now on: no reason to wait for its end
+  local agent = redis.call('HGET', record, 'agent')
+  B.end_lease({ token = token, agent = agent, devices = v[3], fence = held }, 'revoked')
+  return B.reply('LOST', 'revoked')
+end
 
 ttl_ms = ttl_ms or tonumber(v[5])
 local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)

@@ -126,9 +126,10 @@ local function settle_foreign(d, used_mb)
 end
 
 local function new_device(said)
+  local drained = redis.call('HGET', P .. 'host:' .. host, 'drained') or 0
   redis.call('HSET', P .. 'device:' .. said.uuid, 'host', host, 'index', 0, 'name', said.uuid, 'model', 'unknown', 'total_mb', 0,
     'reserve_mb', 0, 'state', 'unknown', 'reserved_mb', 0, 'withheld_mb', 0, 'foreign_mb', 0, 'leases', 0, 'exclusive', '',
-    'kept_for', '', 'drained', 0)
+    'kept_for', '', 'drained', drained)
   return B.device(said.uuid)
 end
 

@@ -37,29 +37,6 @@ end
 
 -- The work of time, made only when something is due: most calls find nothing and need not pay for these functions.
 function B.reaper()
-  -- A lease that nobody renewed. Its memory is withheld for a while, unless on simulated devices: the process that held it
-  -- may be dead or may still be there. Returns the devices touched.
-  local function expire(r)
-    local grace_ms = 0
-    for uuid in string.gmatch(r.devices, '([^,]+)=') do
-      if redis.call('HGET', P .. 'device:' .. uuid, 'simulated') ~= '1' then
-        grace_ms = redis.call('HGET', P .. 'pool', 'expiry_grace_s') * 1000
-        break
-      end
-    end
-    local touched = B.give_back(r, grace_ms > 0)
-    if grace_ms > 0 then
-      redis.call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(B.now))
-      B.schedule(r.token, B.now + grace_ms)
-    else
-      B.unschedule(r.token)
-      B.bury(r.token, 'expired')
-    end
-    B.count_lease(r, 'expired')
-    B.event('expired', 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
-    return touched
-  end
-
   -- The grace is over: what a report has not given back already is free now.
   local function cool(r)
     local touched = 0
@@ -73,7 +50,7 @@ function B.reaper()
       end
     end
     B.unschedule(r.token)
-    B.bury(r.token, 'expired')
+    B.bury(r.token, r.outcome)
     B.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
     return touched
   end
@@ -100,9 +77,10 @@ function B.reaper()
     if host then
       touched = lose_host(host)
     else
-      local v = redis.call('HMGET', P .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
-      local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]) }
-      touched = v[1] == 'active' and expire(r) or cool(r)
+      local v = redis.call('HMGET', P .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
+        'outcome', 'revoked')
+      local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]), outcome = v[6] }
+      if v[1] == 'active' then touched = B.end_lease(r, v[7] and 'revoked' or 'expired') else touched = cool(r) end
     end
     return math.max(1, touched)
   end

@@ -53,6 +53,34 @@ function B.give_back(r, withhold)
   return #keys
 end
 
+-- End the lease {token, agent, devices, fence} without its holder's word. Its memory is withheld for a while, unless on
+-- simulated devices: the process that held it may be dead or may still be there. Returns the devices touched.
+function B.end_lease(r, outcome)
+  local grace_ms = 0
+  for uuid in string.gmatch(r.devices, '([^,]+)=') do
+    if redis.call('HGET', P .. 'device:' .. uuid, 'simulated') ~= '1' then
+      grace_ms = redis.call('HGET', P .. 'pool', 'expiry_grace_s') * 1000
+      break
+    end
+  end
+  local touched = B.give_back(r, grace_ms > 0)
+  if grace_ms > 0 then
+    redis.call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(B.now), 'outcome', outcome)
+    B.schedule(r.token, B.now + grace_ms)
+  else
+    B.unschedule(r.token)
+    B.bury(r.token, outcome)
+  end
+  B.count_lease(r, outcome)
+  B.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
+  return touched
+end
+
+-- How a lease that is cooling ended.
+function B.outcome(token)
+  return redis.call('HGET', P .. 'record:' .. token, 'outcome')
+end
+
 -- Leases on a GPU and leases on the CPU are counted apart.
 function B.count_lease(r, outcome)
   B.count(r.devices == '' and 'cpu_' .. outcome or outcome)

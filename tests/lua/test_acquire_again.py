@@ -1,15 +1,17 @@
-"""acquire: its token is the idempotency key. Once, twice, late, or fifty times at once: one lease."""
+"""acquire: its token is the idempotency key. Once, twice, late, fifty times at once: one lease."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.pools import Pool, device, granted, said, token, uuids
-from tests.servers import Server
+
+if TYPE_CHECKING:
+    from tests.servers import Server
 
 T = token("t")
 

@@ -1,4 +1,4 @@
-"""acquire: why a request is refused, in which order the reasons speak, and when the CPU is given."""
+"""acquire: why a request is refused, which reason speaks first, and when the CPU is given."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(reason: str) -> list[str]:
 def test_acquire_that_nothing_could_ever_hold_is_refused_for_good(
     pool: Pool, ask: dict[str, object], reason: str
 ) -> None:
-    """What no registered device could ever hold is told at once, with the reason that helps most."""
+    """What no registered device could ever hold is told at once, with the most helpful reason."""
     pool.report((device("gpu-a", 1000),), host="h1")
     pool.report((device("gpu-b", 1000, model="m2", reserve_mb=200),), host="h2")
     assert said(pool.acquire(token("a"), **ask)) == refused(reason)
@@ -52,7 +52,7 @@ def test_acquire_when_all_is_taken_has_no_capacity(pool: Pool) -> None:
 
 
 def test_acquire_reasons_speak_in_a_fixed_order(pool: Pool) -> None:
-    """Of several reasons the strongest is told: pool, then limit, then never, then cap, then room."""
+    """Of several reasons the strongest is told: pool, limit, never, cap, room, in this order."""
     reply = pool.report((device("gpu-a", 1000),))
     pool.acquire(token("all"), memory_mb=1000, agent="other")
     pool.acquire(agent="me", on_unavailable="cpu")
@@ -179,7 +179,9 @@ def test_verb_of_another_protocol_is_refused_and_writes_nothing(pool: Pool, verb
     """A caller that speaks another protocol is told so, before and after there is a pool."""
     others = ("2", "0", "", "01", "1 ", "1.0", "x")
     args = {
-        "acquire": (token("a"), "agent", 1, 1, 0, 30000, 0, 0, "*", "*", "spread", "cpu", "", "", ""),
+        "acquire": (
+            token("a"), "agent", 1, 1, 0, 30000, 0, 0, "*", "*", "spread", "cpu", "", "", "",
+        ),
         "renew": (token("a"), "", ""), "release": (token("a"), 1), "reap": (),
         "report": ("h1", 15000, 0, "", 0, "test"),
     }  # fmt: skip

@@ -18,20 +18,22 @@ NOT_NUMBERS = (
 
 BAD_BYTES = (
     "|", "{", "}", ",", "=", "#", "*", "?", "[", "]", "%", "$", "^", "'", '"', "\\", "\0", "\x01",
-    "\t", "\n", "\r", "\x1b", "\x7f", "\u00e9", "\u4e2d", "\u2028", "\U0001f600", ";", "<", "&", "~",
+    "\t", "\n", "\r", "\x1b", "\x7f", "\u00e9", "\u4e2d", "\u2028", "\U0001f600", ";", "<", "&",
+    "~",
 )  # fmt: skip
 """None of these may be in any name."""
 
 DEFAULTS = {
     "token": token("a"), "agent": "agent", "memory_mb": 900, "devices": 1, "exclusive": 0,
     "ttl_ms": 30000, "max_hold_ms": 0, "priority": 0, "host": "*", "model": "*",
-    "placement": "spread", "on_unavailable": "refuse", "client": "client", "pid": "1:1", "owner": "",
+    "placement": "spread", "on_unavailable": "refuse", "client": "client", "pid": "1:1",
+    "owner": "",
 }  # fmt: skip
 """acquire's arguments after the protocol number, in their order."""
 
 
 def spoilt(good: str, *more: str) -> tuple[str, ...]:
-    """A good name with each bad byte before, inside and behind; and others that are bad as a whole."""
+    """A good name with each bad byte before, inside and behind; and what is bad as a whole."""
     inside = (good[:8] + bad + good[8:] for bad in BAD_BYTES)
     around = (text for bad in BAD_BYTES for text in (bad + good, good + bad))
     return (*inside, *around, *more)

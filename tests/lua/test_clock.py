@@ -176,7 +176,7 @@ def test_clock_leap_takes_a_host_away_that_stays_silent(gpu: Pool) -> None:
 
 
 def test_clock_of_an_idle_pool_still_ends_leases(gpu: Pool) -> None:
-    """Where nobody calls more often than every 15 s, each call is a leap; a lease ends all the same."""
+    """Where one calls every 15 s, each call is a leap; a lease ends all the same."""
     overdue_by_a_leap(gpu, 15_000)
     for _ in range(2):
         gpu.reap()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.pools import Pool, device, granted, said, token
@@ -19,7 +21,7 @@ def fences(pool: Pool, count: int) -> list[int]:
 
 def grows(found: list[int]) -> bool:
     """Each is larger than the one before."""
-    return all(a < b for a, b in zip(found, found[1:], strict=False))
+    return all(a < b for a, b in itertools.pairwise(found))
 
 
 def test_acquire_fences_strictly_grow(pool: Pool) -> None:

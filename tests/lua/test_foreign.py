@@ -1,4 +1,4 @@
-"""report: what others use on a device. It rises by what nobody leased, and falls only when proven."""
+"""report: what others use on a device. It rises by what nobody leased, falls only when proven."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_report_lets_foreign_fall_only_when_used_proves_it(pool: Pool) -> None:
 
 
 def test_report_lets_foreign_rise_with_what_no_lease_explains(pool: Pool) -> None:
-    """What is used beyond the reservations belongs to others, be it an agent that takes too much."""
+    """What is used beyond the reservations is others', be it an agent that takes too much."""
     used(pool, 0)
     granted(pool.acquire(memory_mb=1000))
     assert used(pool, 1000) == 0

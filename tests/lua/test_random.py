@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +15,9 @@ from tests.audit import audit
 from tests.lua.oracle import Device, Want, before, choices, unfit
 from tests.pools import Pool, device, granted, said, token
 from tests.servers import Server, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OPERATIONS, AUDIT_EVERY = 10_000, 200
 HOSTS, MODELS, AGENTS = ("h1", "h2"), ("m1", "m2"), ("ann", "bob", "cy")

@@ -1,4 +1,4 @@
-"""renew: a lease lives on as long as its holder asks in time, and not a moment after it was lost."""
+"""renew: a lease lives on while its holder asks in time, and not a moment after it was lost."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_verb_replies_all_name_the_epoch(pool: Pool) -> None:
 
 
 def test_report_sets_the_hosts_deadline_anew(pool: Pool) -> None:
-    """Each report is a sign of life for deadline_ms from now; the latest counts, also if shorter."""
+    """Each report is a sign of life for deadline_ms from now; the latest counts, if shorter too."""
     now = pool.report(deadline_ms=15000)[1]
     pool.skew(3000)
     assert pool.report(deadline_ms=20000)[2] == now + 23000

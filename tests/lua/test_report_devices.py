@@ -1,4 +1,4 @@
-"""report: devices come, change, move, vanish and come back; leases on them are never over-promised."""
+"""report: devices come, change, move, vanish and come back; nothing is promised twice."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.pools import Pool, device, granted, said, token, uuids
 CROWDED = ["REFUSED", "no_capacity", ""]
 BAD_DEVICE = ["REFUSED", "bad_request", "device"]
 LEDGER = (
-    "host", "reserved_mb", "withheld_mb", "foreign_mb", "leases", "exclusive", "kept_for", "drained",
-    "withheld_at_ms", "cooled_at_ms", "sampled_ms",
+    "host", "reserved_mb", "withheld_mb", "foreign_mb", "leases", "exclusive", "kept_for",
+    "drained", "withheld_at_ms", "cooled_at_ms", "sampled_ms",
 )  # fmt: skip
 """Fields of a device's hash that no reporter may say."""
 
@@ -151,7 +151,7 @@ def test_report_of_a_number_that_the_driver_cannot_tell_keeps_the_last(
 
 
 def test_report_of_a_new_device_whose_memory_is_unknown_takes_nothing(pool: Pool) -> None:
-    """A GPU whose driver does not tell its memory is shown, leased to nobody, and breaks nothing."""
+    """A GPU whose memory the driver does not tell is shown, is nobody's, and breaks nothing."""
     unknown = (device("gpu-a", "", state="degraded", used_mb="", simulated=0),)
     for _ in range(2):
         assert said(pool.report((*unknown, device("gpu-b", 500)))) == ["REPORTED"]
@@ -181,11 +181,13 @@ def test_report_of_a_field_of_the_ledger_is_refused(pool: Pool, field: str) -> N
 @pytest.mark.parametrize(
     "listed",
     [
-        ("gpu-a",), ("gpu-a", ""), ("gpu-a", "x"), ("gpu-a", "-1"), ("gpu-a", "65"), ("gpu-a", "1e0"),
-        ("gpu-a", 1), ("gpu-a", 1, "index"), ("gpu-a", 2, "index", 0), ("gpu-a", 2, "index", 0, "name"),
-        ("gpu-a", 1, "index", 0, "gpu-b"), ("gpu-a", 0, 0), ("gpu-a", 0, "index", 0, "gpu-b"),
+        ("gpu-a",), ("gpu-a", ""), ("gpu-a", "x"), ("gpu-a", "-1"), ("gpu-a", "65"),
+        ("gpu-a", "1e0"), ("gpu-a", 1), ("gpu-a", 1, "index"), ("gpu-a", 2, "index", 0),
+        ("gpu-a", 2, "index", 0, "name"), ("gpu-a", 1, "index", 0, "gpu-b"), ("gpu-a", 0, 0),
+        ("gpu-a", 0, "index", 0, "gpu-b"),
         ("gpu-a", 1, "unheard_of", "1"), ("gpu-a", 1, "", ""), ("gpu-a", 1, "INDEX", "1"),
-        ("", 0), ("gpu a", 0), ("gpu,a", 0), ("gpu=a", 0), ("gpu{a", 0), ("a" * 81, 0), ("gpu\na", 0),
+        ("", 0), ("gpu a", 0), ("gpu,a", 0), ("gpu=a", 0), ("gpu{a", 0), ("a" * 81, 0),
+        ("gpu\na", 0),
     ],
     ids=repr,
 )  # fmt: skip
@@ -203,9 +205,10 @@ def test_report_of_a_malformed_list_is_refused_whole(pool: Pool, listed: tuple[A
 @pytest.mark.parametrize(
     ("field", "bad"),
     [
-        ("index", ("-1", "1.0", "x", "0x1", "9" * 14)), ("total_mb", ("-1", "1e5", "nan", "9" * 14)),
-        ("reserve_mb", ("-1", "inf")), ("used_mb", ("-1", "3.5")), ("name", ("a\nb", "a\0", "a" * 257)),
-        ("model", ("", "a/b", "a|b", "*", "a" * 65, "m\n")), ("state", ("", "OK", "away", "o k", "a" * 17)),
+        ("index", ("-1", "1.0", "x", "0x1", "9" * 14)), ("reserve_mb", ("-1", "inf")),
+        ("total_mb", ("-1", "1e5", "nan", "9" * 14)), ("used_mb", ("-1", "3.5")),
+        ("name", ("a\nb", "a\0", "a" * 257)), ("state", ("", "OK", "away", "o k", "a" * 17)),
+        ("model", ("", "a/b", "a|b", "*", "a" * 65, "m\n")),
         ("simulated", ("", "2", "true", "10")), ("reason", ("a\tb", "a" * 257)),
         ("nvml_error", ("\x1b[31m",)), ("power_draw_w", ("-3", "1,5")),
     ],

@@ -1,0 +1,46 @@
+-- revoke: an operator ends a lease: at its holder's next renewal, within a minute at the latest, or now.
+--
+-- KEYS[1]  base      gpu:{pool}
+-- ARGV[1]  protocol  int
+-- ARGV[2]  token     str
+-- ARGV[3]  force     int   1 = now, although its holder still trusts it
+-- ARGV[4]  by        str   who does it
+-- ARGV[5]  why       str   for the holder and the log
+-- reply    REVOKED expires_at_ms | ALREADY outcome | UNKNOWN | REFUSED reason detail
+-- keeps    S4: nothing resurrects
+-- cost     O((REAP_DEVICES + k) log devices)
+
+local LATEST_MS = 60000   -- for a holder that never asks
+
+local unready = B.open()
+if unready then return B.reply('REFUSED', unready, '') end
+local token, force = B.token(2), B.int(3, 'force', 0, 1)
+local by, why = B.word(4, 'by', '^[^%c]+$', 128), B.word(5, 'why', '^[^%c]*$', 256)
+if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+
+B.catch_up(token)
+
+local record = P .. 'record:' .. token
+local v = redis.call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
+if not v[1] then
+  local outcome = redis.call('GET', P .. 'done:' .. token)
+  if outcome then return B.reply('ALREADY', outcome) end
+  return B.reply('UNKNOWN')
+end
+if v[1] == 'cooling' then return B.reply('ALREADY', B.outcome(token)) end
+
+B.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
+if force == 1 then
+  B.end_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'revoked')
+  return B.reply('REVOKED', B.now)
+end
+local expires_at_ms = math.min(tonumber(v[5]), B.now + LATEST_MS)
+local remaining_ms = expires_at_ms - B.now
+if remaining_ms > 0 then
+  for uuid in string.gmatch(v[3], '([^,]+)=') do
+    redis.call('SET', P .. 'lease:' .. uuid .. ':' .. token, v[4], 'PX', text(remaining_ms))
+  end
+end
+redis.call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))
+B.schedule(token, expires_at_ms)
+return B.reply('REVOKED', expires_at_ms)

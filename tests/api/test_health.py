@@ -1,0 +1,59 @@
+"""GET and POST /health, GET /ready."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.api.brokers import Broker
+    from tests.api.conftest import Fleet
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_health_on_a_running_broker_says_ok(plain: Broker, method: str) -> None:
+    """Liveness answers 200 with the documented fields and ours."""
+    answer = plain.http.request(method, "/health")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["status"], body["safe_mode"], body["redis"]) == ("ok", False, "up")
+    assert body["version"]
+    assert body["replica"]
+
+
+def test_health_of_two_replicas_names_each(fleet: Fleet) -> None:
+    """Two replicas have two ids."""
+    ids = {b.http.get("/health").json()["replica"] for b in (fleet.plain, fleet.replica)}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_health_without_redis_still_says_ok(fleet: Fleet, method: str) -> None:
+    """A broker without its store is alive, and says that the store is down."""
+    answer = fleet.storeless.http.request(method, "/health")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "ok"
+    assert answer.json()["redis"] == "down"
+
+
+def test_health_under_safe_mode_says_so(fleet: Fleet) -> None:
+    """SAFE_MODE shows, whether the environment or the pool's policy has it."""
+    assert fleet.safe.http.get("/health").json()["safe_mode"] is True
+    assert fleet.unset.http.get("/health").json()["safe_mode"] is True
+
+
+def test_ready_on_a_ready_broker_is_200(fleet: Fleet) -> None:
+    """A broker that can grant answers 200, also one without devices or under SAFE_MODE."""
+    for broker in (fleet.plain, fleet.replica, fleet.none, fleet.nvml, fleet.safe, fleet.unset):
+        answer = broker.http.get("/ready")
+        assert (answer.status_code, answer.json()) == (200, {"ready": True})
+
+
+def test_ready_without_redis_is_503_with_the_reason(fleet: Fleet) -> None:
+    """A broker without its store is not ready, and says why and when to ask again."""
+    answer = fleet.storeless.http.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json()["ready"] is False
+    assert "Redis" in answer.json()["reason"]
+    assert int(answer.headers["Retry-After"]) >= 1

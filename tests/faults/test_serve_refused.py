@@ -1,0 +1,141 @@
+"""`gpu-broker serve` where it cannot serve: at its start, and on a store that does not suit."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.servers import free_port, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.servers import Server
+
+WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
+    "SAFE_MODE": ([], {"SAFE_MODE": "maybe"}, "SAFE_MODE"),
+    "devices": ([], {"GPU_BROKER_DEVICES": "foo"}, "GPU_BROKER_DEVICES"),
+    "port": ([], {"GPU_ORCHESTRATOR_PORT": "high"}, "GPU_ORCHESTRATOR_PORT"),
+    "bind": (["--host", "0.0.0.0"], {}, "--insecure"),
+    "bind by name": ([], {"GPU_ORCHESTRATOR_HOST": "gpu.example"}, "--insecure"),
+    "nvml": ([], {"GPU_BROKER_DEVICES": "nvml", "ENABLE_NVML": "false"}, "ENABLE_NVML"),
+    "pool": ([], {"GPU_BROKER_POOL": "Not A Pool"}, "GPU_BROKER_POOL"),
+    "url": ([], {"REDIS_URL": "localhost:6379"}, "REDIS_URL"),
+}
+"""Arguments, environment, and the word that must be in the sentence."""
+
+
+def check_refused(process: subprocess.Popen[str], word: str) -> None:
+    """It ended with exit code 2 and one plain sentence that names what to change."""
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 2, said
+    assert word in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1, said
+    assert said.startswith("gpu-broker serve: ")
+
+
+def start(folder: Path, args: list[str], settings: dict[str, str]) -> subprocess.Popen[str]:
+    """A serve that should not come up; if it does, then in a folder of the test's."""
+    given = {"GPU_ORCHESTRATOR_PORT": str(free_port()), "GPU_BROKER_STATE_DIR": str(folder)}
+    return subprocess.Popen(
+        [PROGRAM, "serve", *args],
+        env=environment(**given | {"GPU_BROKER_DEVICES": "none"} | settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All wrong starts at once, each in its own folder."""
+    started = {
+        name: start(tmp_path_factory.mktemp("state"), args, settings)
+        for name, (args, settings, _) in WRONG.items()
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_serve_with_a_wrong_setting_exits_2_with_one_sentence(
+    refused: dict[str, subprocess.Popen[str]], name: str
+) -> None:
+    """A start that cannot be meant ends at once, says why and what to change, without a trace."""
+    check_refused(refused[name], WRONG[name][2])
+
+
+def test_serve_on_a_port_in_use_exits_2_with_one_sentence(tmp_path: Path) -> None:
+    """A port that somebody else has is named, with how to choose another; no store is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = start(tmp_path / "state", [], {"GPU_ORCHESTRATOR_PORT": port})
+        try:
+            check_refused(process, port)
+        finally:
+            process.kill()
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.fixture(scope="module")
+def unsuitable() -> Iterator[dict[str, tuple[Broker, Server]]]:
+    """A broker each on a server that evicts and on a read-only replica."""
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        primary = enter(running())
+        servers = {
+            "evicts": enter(running("redis", "--maxmemory-policy", "allkeys-lru")),
+            "replica": enter(running("redis", "--replicaof", "127.0.0.1", str(primary.port))),
+        }
+        found = {
+            name: (enter(Broker(**GRANTING | {"REDIS_URL": server.url})), server)
+            for name, server in servers.items()
+        }
+        for broker, _ in found.values():
+            broker.wait("/health")
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "way_out"),
+    [
+        ("evicts", "maxmemory-policy is allkeys-lru", "CONFIG SET maxmemory-policy noeviction"),
+        ("replica", "read-only replica of 127.0.0.1:", "set REDIS_URL to the primary"),
+    ],
+)
+def test_ready_on_a_server_that_does_not_suit_is_503_with_the_reason(
+    unsuitable: dict[str, tuple[Broker, Server]], name: str, words: str, way_out: str
+) -> None:
+    """A server that cannot keep leases is not ready, and says in one sentence what to do."""
+    broker, _ = unsuitable[name]
+
+    def reason() -> str | None:
+        answer = broker.http.get("/ready")
+        assert answer.status_code == 503, answer.text
+        said = str(answer.json()["reason"])
+        return said if words in said and way_out in said else None
+
+    eventually(reason, 10)
+    for _ in range(5):  # it does not flicker
+        assert reason(), broker.http.get("/ready").text
+
+
+def test_ready_on_a_server_that_no_longer_evicts_recovers(
+    unsuitable: dict[str, tuple[Broker, Server]],
+) -> None:
+    """Once the advice is followed the broker is ready by itself."""
+    broker, server = unsuitable["evicts"]
+    with server.connect() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+    eventually(lambda: broker.http.get("/ready").status_code == 200, 2 * 2)
