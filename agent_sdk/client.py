@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import protocol, snapshot
+from agent_sdk import operate, protocol, snapshot
 from agent_sdk.asking import Caller, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
@@ -181,6 +181,20 @@ class LeaseClient:
         """End a lease as an operator; see `protocol.revoke`."""
         token = protocol.check_name(token, "token")
         return self._run(protocol.revoke(token, force=force, by=self.by, why=why))
+
+    def revoke_where(
+        self,
+        *,
+        agent: str | None = None,
+        host: str | None = None,
+        force: bool = False,
+        why: str = "",
+    ) -> tuple[str, ...]:
+        """Revoke every lease of an agent, on a host, or both; the tokens that it was."""
+        steps = operate.revoke_where(
+            self.keys, agent=agent, host=host, force=force, by=self.by, why=why
+        )
+        return self._run(steps)
 
     def drain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
         """Let a device, or a host's devices, take no new leases; how many devices that were."""

@@ -457,7 +457,9 @@ def failure(answer: Answer, token: str | None) -> LeaseError:
     """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
     match answer.raw:
         case ["REFUSED", _, _, _, _, "bad_request", str(what)]:
-            return error_for("bad_request", f"the request is not well-formed: {what}", token=token)
+            return error_for(
+                "bad_request", f"the request is not well-formed: {what} cannot be that", token=token
+            )
         case ["REFUSED", now_ms, next_due_ms, _, _, str(code), _]:
             error = error_for(code, token=token)
             if isinstance(error, NoCapacity) and next_due_ms != "":

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class SdkSettings:
         """The URL to connect to."""
         return self.redis_url or f"unix://{self.state_dir / 'redis.sock'}"
 
+    @property
+    def masked_url(self) -> str:
+        """The URL to show: without its password."""
+        return re.sub(r"(?<=://)([^:@/]*):[^@]*@", r"\1:***@", self.store_url)
+
 
 def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
     """Read the SDK's settings; an empty variable counts as unset."""
@@ -50,3 +56,34 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
         pool=env.get("GPU_BROKER_POOL") or "default",
         hostname=env.get("GPU_BROKER_HOSTNAME") or socket.gethostname(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting as it is in effect, for `gpu-broker doctor`; secrets are masked.
+
+    Attributes:
+        source: `environment` or `default`.
+    """
+
+    name: str
+    value: str
+    source: str
+
+
+def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """Where a variable's value comes from."""
+    env = os.environ if environ is None else environ
+    return "environment" if env.get(name) else "default"
+
+
+def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Setting]:
+    """The SDK's settings by the name of their variable."""
+    settings = read_settings(environ)
+    values = {
+        "REDIS_URL": settings.masked_url,
+        "GPU_BROKER_STATE_DIR": str(settings.state_dir),
+        "GPU_BROKER_POOL": settings.pool,
+        "GPU_BROKER_HOSTNAME": settings.hostname,
+    }
+    return [Setting(name, value, source_of(name, environ)) for name, value in values.items()]

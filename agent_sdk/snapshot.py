@@ -147,6 +147,7 @@ class HostStatus:
     reported_ms: int
     deadline_ms: int
     devices: int
+    drained: bool
 
 
 def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
@@ -221,6 +222,7 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
             reported_ms=int(row.get("reported_ms", 0)),
             deadline_ms=int(row.get("deadline_ms", 0)),
             devices=count,
+            drained=row.get("drained") == "1",
         )
         for name, row, count in zip(names, rows, counts.raw, strict=True)
     )

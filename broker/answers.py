@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLease
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
     from broker.devices import Sample
 
 CPU = "cpu"
@@ -42,6 +42,7 @@ def gpu(device: DeviceStatus) -> dict[str, Any]:
         "state": "drained" if device.drained and device.state == "ok" else device.state,
         "reason": device.reason,
         "simulated": device.simulated,
+        "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
         "memory_reserved_mb": device.reserved_mb,
         "memory_free_mb": max(0, device.free_mb),
         "leases": device.leases,
@@ -141,4 +142,18 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
         "state": "active" if gpus else CPU,
         "priority": lease.priority,
         "reason": lease.reason,
+    }
+
+
+def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
+    """A machine that reports devices; `alive` until it has been silent for its deadline."""
+    silent_ms = max(0, now_ms - status.reported_ms)
+    return {
+        "host": status.host,
+        "version": status.version,
+        "devices": status.devices,
+        "drained": status.drained,
+        "alive": silent_ms <= status.deadline_ms,
+        "reported_at": status.reported_ms / 1000,
+        "report_age_s": silent_ms / 1000,
     }

@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from agent_sdk import AsyncLeaseClient, Store
-from broker import __version__
-from broker.devices import choose
-from broker.inventory import Reporter
+from broker import __version__, operators, routes
+from broker.inventory import Reporter, source_of
 from broker.metrics import Metrics
 from broker.problems import install_handlers
-from broker.routes import router
 from broker.state import Broker
 from broker.ticker import Ticker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from broker.devices import Source
     from broker.settings import Settings
 
 CALL_TIMEOUT_S, CALL_DEADLINE_S = 0.7, 1.1
 """So that a request is answered within 2 s also when Redis is not."""
 
 BODY_BYTES = 16_384
-
-
-def source_of(settings: Settings) -> Source:
-    """The device source that the settings ask for.
-
-    Raises:
-        DeviceSourceError: it cannot be had.
-    """
-    return choose(
-        settings.devices,
-        enable_nvml=settings.enable_nvml,
-        safe_mode=settings.safe_mode or False,
-        host=settings.sdk.hostname,
-        smi_on_path=shutil.which("nvidia-smi"),
-    )
 
 
 def build_app(settings: Settings) -> FastAPI:
@@ -64,8 +45,11 @@ def build_app(settings: Settings) -> FastAPI:
             deadline_s=CALL_DEADLINE_S,
         )
         reporter, ticker = Reporter(client, source, settings), Ticker(client)
-        app.state.broker = Broker(settings, source, client, reporter, ticker, metrics)
-        tasks = [asyncio.create_task(reporter.run()), asyncio.create_task(ticker.run())]
+        broker = Broker(settings, source, client, reporter, ticker, metrics)
+        client.by = f"serve {settings.sdk.hostname} {broker.replica}"
+        app.state.broker = broker
+        work = (reporter.run(), ticker.run(), broker.decide_safe_mode())
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
@@ -85,6 +69,7 @@ def build_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     install_handlers(app)
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(operators.router)
     app.add_middleware(metrics.counting)
     return app

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from pydantic import AliasChoices, Field
+
+if TYPE_CHECKING:
+    from agent_sdk.protocol import Policy
 
 MOST = 2**53 - 1
 """Integers up to here are exact in every JSON reader."""
@@ -18,6 +21,9 @@ Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=604800, allow_inf_nan=False)]
 Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
+Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class LeaseBody:
     Attributes:
         min_memory_mb: MiB on each device, also as `memory_mb`; 0 or null = the policy's default.
         devices: several = whole idle devices of one host and model.
+        max_hold_s: renewals never go past it; null = no limit.
         host: null = this broker's own if it has devices, else any; "any" or a name.
         token: the idempotency key: repeating the request with it is safe.
         on_unavailable: `cpu`: a CPU lease when no GPU fits; `refuse`: 409.
@@ -43,6 +50,7 @@ class LeaseBody:
     host: Name | None = None
     model: Name | None = None
     placement: Literal["spread", "pack"] = "spread"
+    max_hold_s: Seconds | None = None
     token: Token | None = None
     on_unavailable: Literal["cpu", "refuse"] = "cpu"
 
@@ -66,3 +74,45 @@ class ReleaseBody:
     """POST /release."""
 
     token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyBody:
+    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here."""
+
+    max_memory_per_agent_mb: Annotated[int, Field(strict=True, ge=256, le=MOST_MB)] | None = None
+    allow_fractional_shares: Flag | None = None
+    kill_on_oom: Flag | None = None
+    default_memory_mb: Annotated[int, Field(strict=True, ge=1, le=MOST_MB)] | None = None
+    expiry_grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] | None = None
+    max_leases_per_agent: Count | None = None
+    max_waiters_per_agent: Count | None = None
+
+    def changes(self) -> Policy:
+        """What it changes."""
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return cast("Policy", said)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainBody:
+    """POST /drain, POST /undrain: a device by its id, or a host with all it has."""
+
+    device: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,80}$")] | None = None
+    host: Name | None = None
+    reason: Reason = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeBody:
+    """POST /revoke: one lease by its token, or all of an agent, on a host, or both.
+
+    Attributes:
+        force: now, although the holder still trusts it; else at its next renewal, within a minute.
+    """
+
+    token: Token | None = None
+    agent: Agent | None = None
+    host: Name | None = None
+    reason: Reason = ""
+    force: Flag = False

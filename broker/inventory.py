@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError
 from broker import __version__
+from broker.devices import DeviceSample, Sample, Source, choose
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
     from agent_sdk.protocol import Moment, Report
-    from broker.devices import DeviceSample, Sample, Source
+    from broker.devices import DeviceSample, Sample
     from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,21 @@ UNNAMED = "UNKNOWN-"
 """How a source calls a device whose UUID the driver never told: nothing that leases can name."""
 
 NOT_LISTED = "the driver has not listed this device since the reporter started"
+
+
+def source_of(settings: Settings) -> Source:
+    """The device source that the settings ask for.
+
+    Raises:
+        DeviceSourceError: it cannot be had.
+    """
+    return choose(
+        settings.devices,
+        enable_nvml=settings.enable_nvml,
+        safe_mode=settings.safe_mode or False,
+        host=settings.sdk.hostname,
+        smi_on_path=shutil.which("nvidia-smi"),
+    )
 
 
 class Reporter:

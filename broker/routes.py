@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown, SafeMode, error_for
 from broker import __version__, answers
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
-from broker.state import Broker
+from broker.state import At
 
 router = APIRouter()
-
-
-def _broker(request: Request) -> Any:
-    return request.app.state.broker
-
-
-At = Annotated[Broker, Depends(_broker)]
 
 
 @router.get("/health", summary="Is this process alive?")
@@ -58,15 +51,6 @@ async def gpu_info(broker: At) -> dict[str, Any]:
         return answers.gpu_info((), sample) | {"message": str(error)}
 
 
-@router.get("/policy", summary="What may be leased?")
-async def get_policy(broker: At) -> dict[str, Any]:
-    """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""
-    pool = await broker.client.pool()
-    if not pool.ready:
-        raise error_for("not_ready")
-    return answers.policy(pool, safe_mode=broker.safe_mode_of(pool.safe_mode))
-
-
 @router.get("/allocations", summary="Who holds what?")
 async def allocations(broker: At) -> dict[str, Any]:
     """Every lease that lives, by token."""
@@ -90,6 +74,7 @@ async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
             exclusive=body.exclusive,
             ttl_s=broker.settings.lease_ttl_s if body.ttl_s is None else body.ttl_s,
             priority=body.priority,
+            max_hold_s=body.max_hold_s or 0,
             host=body.host or broker.local_host,
             model=body.model,
             placement=body.placement,

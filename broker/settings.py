@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agent_sdk.settings import SdkSettings, read_settings
+from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 
 REPORTS_BEFORE_AWAY = 3
 """A host that misses so many reports in a row takes no new leases."""
@@ -78,6 +78,22 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.bind).is_loopback
         except ValueError:
             return False
+
+
+def broker_settings_in_effect() -> list[Setting]:
+    """The broker's own settings by the name of their variable.
+
+    Raises:
+        SettingsError: a setting has a form that it cannot have.
+    """
+    settings, found = load_settings(), []
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.validation_alias, AliasChoices):
+            variable = str(field.validation_alias.choices[0])
+            value = getattr(settings, name)
+            shown = "unset" if value is None else str(value)
+            found.append(Setting(variable, shown, source_of(variable)))
+    return found
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
+
+from fastapi import Depends, Request
+
+from agent_sdk.errors import LeaseError
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
@@ -13,6 +19,11 @@ if TYPE_CHECKING:
     from broker.metrics import Metrics
     from broker.settings import Settings
     from broker.ticker import Ticker
+
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
 
 
 @dataclass(slots=True)
@@ -45,8 +56,34 @@ class Broker:
         seen = self.ticker.pool
         return self.safe_mode_of(seen.safe_mode if seen and not self.ticker.problem else None)
 
+    async def decide_safe_mode(self) -> None:
+        """Write SAFE_MODE into the pool's policy if our environment says it, and end.
+
+        So agents direct on Redis obey it too; the replica that started last decides for the pool.
+        """
+        wanted = self.settings.safe_mode
+        while wanted is not None:
+            try:
+                pool = await self.client.pool()
+                if pool.ready and pool.safe_mode != wanted:
+                    await self.client.set_policy(safe_mode=wanted)
+                if pool.ready:
+                    return
+            except LeaseError as error:
+                log.warning("SAFE_MODE is not in the pool's policy yet: %s", error)
+            await asyncio.sleep(RETRY_S)
+
     @property
     def local_host(self) -> str:
         """Where a request that names no host looks: here if we report devices, else anywhere."""
         sample = self.reporter.sample
         return self.settings.sdk.hostname if sample and sample.devices else "any"
+
+
+def _of(request: Request) -> Broker:
+    broker: Broker = request.app.state.broker
+    return broker
+
+
+At = Annotated[Broker, Depends(_of)]
+"""A route's parameter: the replica that answers."""

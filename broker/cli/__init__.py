@@ -11,12 +11,20 @@ from broker import __version__
 
 COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
-    "status": "Show devices and who holds what, straight from the store.",
+    "host": "Report this machine's GPUs to the pool, without HTTP.",
+    "status": "Show devices and who holds what.",
+    "leases": "List every lease that lives, with whole tokens.",
+    "hosts": "List the hosts that report devices.",
+    "revoke": "End leases as an operator.",
+    "drain": "Let a device or a host take no new leases.",
+    "undrain": "Let it take leases again.",
+    "policy": "Show or change what may be leased.",
+    "doctor": "Say what is set, what is there, and what is wrong.",
 }
 """Every command by its name: `broker.cli.<name>` has a click command of that name."""
 
-UNAVAILABLE, DENIED, USAGE = 69, 77, 2
-"""Exit codes: the broker or its store is away; the store denies it; the call is wrong."""
+FAILED, USAGE, UNAVAILABLE, DENIED = 1, 2, 69, 77
+"""Exit codes: it was refused; the call is wrong; the store is away; the store denies it."""
 
 
 class Commands(click.Group):
@@ -65,7 +73,7 @@ def _needs_extra(name: str, missing: str) -> click.Command:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    r"""Lease GPUs: the right to use GPU memory, or whole GPUs, for a time.
+    """Lease GPUs: the right to use GPU memory, or whole GPUs, for a time.
 
     Where the pool is: REDIS_URL, or the embedded store that `gpu-broker serve` starts.
 
@@ -73,4 +81,5 @@ def main() -> None:
     Try:
       gpu-broker serve --demo          a broker on this machine, on http://localhost:8014
       gpu-broker status                what there is and who holds it
+      gpu-broker doctor                what is set, and what is wrong
     """

@@ -14,9 +14,10 @@ import click
 import uvicorn
 
 from agent_sdk.embedded import EmbeddedError, EmbeddedStore
-from broker.app import build_app, source_of
+from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.devices import DeviceSourceError
+from broker.inventory import source_of
 from broker.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ STOP_S = 5
 @click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without API keys.")
 def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> None:
-    r"""Answer over HTTP, report this machine's GPUs, take back what is over.
+    """Answer over HTTP, report this machine's GPUs, take back what is over.
 
     \b
     Examples:

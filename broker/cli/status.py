@@ -2,62 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from agent_sdk import LeaseClient
-from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError
-from broker.cli import DENIED, UNAVAILABLE
+from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
 
 if TYPE_CHECKING:
     from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus
 
-SCHEMA = 1
-"""Of the JSON: fields are added under the same number, never changed."""
-
 
 @click.command()
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 def status(output: str) -> None:
-    r"""Show devices and who holds what. No running broker is needed.
+    """Show devices and who holds what. No running broker is needed.
 
     \b
     Examples:
       gpu-broker status
       gpu-broker status -o json | jq '.devices[].free_mb'
     """
-    try:
-        with LeaseClient.from_env() as client:
-            pool, devices, leases = client.pool(), client.devices(), client.leases()
-    except LeaseError as error:
-        click.echo(f"gpu-broker status: {error}", err=True)
-        if isinstance(error, BrokerUnavailable):
-            click.echo(
-                "start one with: gpu-broker serve, or name its server in REDIS_URL", err=True
-            )
-        sys.exit(DENIED if isinstance(error, Denied) else UNAVAILABLE)
-    if output == "json":
-        click.echo(json.dumps(as_json(pool, devices, leases), indent=2))
-    else:
-        click.echo(as_text(pool, devices, leases))
-
-
-def as_json(
-    pool: PoolStatus, devices: tuple[DeviceStatus, ...], leases: tuple[LeaseStatus, ...]
-) -> dict[str, object]:
-    """The same for programs."""
-    return {
-        "schema": SCHEMA,
-        "now_ms": pool.now_ms,
+    with pool_client() as client:
+        pool, devices, leases = client.pool(), client.devices(), client.leases()
+    data = {
         "pool": asdict(pool),
         "devices": [asdict(device) | {"free_mb": device.free_mb} for device in devices],
         "leases": [asdict(lease) | {"memory_mb": lease.memory_mb} for lease in leases],
     }
+    show(output, as_text(pool, devices, leases), data)
 
 
 def as_text(
@@ -65,9 +39,7 @@ def as_text(
 ) -> str:
     """One line per device, the leases on it below it, and CPU leases last."""
     if not pool.ready:
-        return (
-            "no host has reported to this pool yet: start gpu-broker serve on a machine with GPUs"
-        )
+        return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
     parts = [f"SAFE_MODE is {'ON: no GPU leases are given' if pool.safe_mode else 'off'}"]
     if not devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
@@ -82,13 +54,18 @@ def as_text(
     return "\n\n".join(parts)
 
 
+def state_of(device: DeviceStatus) -> str:
+    """A device's state in a word, and what is wrong with it."""
+    word = "drained" if device.drained and device.state == "ok" else device.state
+    return f"{word} {device.reason}".strip()
+
+
 def _device_row(device: DeviceStatus) -> tuple[str, ...]:
-    state = "drained" if device.drained and device.state == "ok" else device.state
     busy = device.telemetry["utilization_gpu_pct"]
     return (
         f"{device.host}:{device.index}",
         device.name,
-        f"{state} {device.reason}".strip(),
+        state_of(device),
         gib(max(0, device.free_mb)),
         gib(device.reserved_mb),
         gib(device.total_mb),

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import httpx2
 from tests.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
 BIN = Path(sys.executable).parent
@@ -46,6 +48,26 @@ def eventually(what: Callable[[], Any], within_s: float, every_s: float = 0.02) 
         assert time.monotonic() < until, f"not within {within_s} s: {answer!r}"
         time.sleep(every_s)
     return answer
+
+
+def at_once(broker: Broker, asks: Iterable[tuple[str, str, Any]]) -> list[Answered]:
+    """The answers to several requests (method, path, JSON body), sent together, in their order."""
+
+    def ask(what: tuple[str, str, Any]) -> Answered:
+        began = time.monotonic()
+        answer = broker.http.request(what[0], what[1], json=what[2])
+        return Answered(answer, time.monotonic() - began)
+
+    with ThreadPoolExecutor(16) as threads:
+        return list(threads.map(ask, asks))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer and how long it took."""
+
+    http: httpx2.Response
+    seconds: float
 
 
 class Broker:

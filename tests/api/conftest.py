@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from agent_sdk.keys import Keys
-from tests.api.brokers import GRANTING, SIM, Broker
+from tests.api.brokers import GRANTING, SIM, Answered, Broker, at_once
 from tests.audit import audit
 from tests.pools import Pool
 from tests.servers import free_port
@@ -80,6 +80,33 @@ def broken_nvml(folder: Path) -> dict[str, str]:
         "ENABLE_NVML": "true",
         "LD_LIBRARY_PATH": str(folder),
     }
+
+
+TOKEN = {"token": "00000000-0000-4000-8000-000000000000"}
+
+ASKED: tuple[tuple[str, str, Any], ...] = (
+    ("GET", "/health", None),
+    ("POST", "/health", None),
+    ("GET", "/ready", None),
+    ("GET", "/gpu/info", None),
+    ("GET", "/policy", None),
+    ("GET", "/allocations", None),
+    ("GET", "/metrics", None),
+    ("GET", f"/lease/{TOKEN['token']}", None),
+    ("POST", "/lease", {"agent": "analyst", "min_memory_mb": 1, "on_unavailable": "refuse"}),
+    ("POST", "/lease/cpu", {"agent": "analyst", "min_memory_mb": 1}),
+    ("POST", "/renew", TOKEN),
+    ("POST", "/release", TOKEN),
+)
+"""Every endpoint; `/lease/cpu` stands for a /lease that would take the CPU."""
+
+
+@pytest.fixture(scope="session")
+def storeless(fleet: Fleet) -> dict[tuple[str, str], Answered]:
+    """What a broker without its store answers to every request, by method and path."""
+    asks = [(method, path.replace("/lease/cpu", "/lease"), body) for method, path, body in ASKED]
+    answers = at_once(fleet.storeless, asks)
+    return {ask[:2]: answer for ask, answer in zip(ASKED, answers, strict=True)}
 
 
 @pytest.fixture

@@ -73,7 +73,9 @@ def field_cases() -> Iterator[Any]:
     ):
         for field, values in fields.items():
             for value in values:
-                rest = {k: v for k, v in good.items() if (k, field) != ("min_memory_mb", "memory_mb")}
+                rest = {
+                    k: v for k, v in good.items() if (k, field) != ("min_memory_mb", "memory_mb")
+                }
                 pairs = ", ".join(f'"{k}": {v}' for k, v in (rest | {field: value}).items())
                 name = value if len(value) < 30 else f"{value[:10]}...{len(value)}"
                 yield pytest.param(path, f"{{{pairs}}}".encode(), id=f"{path[1:]}-{field}-{name}")
@@ -137,7 +139,7 @@ def test_post_of_a_bad_body_is_refused_and_changes_nothing(
 def test_post_of_a_huge_body_is_413(plain: Broker, api_pool: Pool, path: str) -> None:
     """A body that no request needs is refused by its size, announced or not, before it is read."""
     body = b'{"agent": "' + b"a" * 100_000 + b'", "token": "aaaaaaaaaaaaaaaa"}'
-    chunks = iter([body[:1000]] + [body[1000:]])
+    chunks = iter([body[:1000], body[1000:]])
     for content in (body, chunks):
         headers = {"Content-Type": "application/json"}
         if path == "/health":  # it reads no body, so it may as well answer
@@ -149,9 +151,7 @@ def test_post_of_a_huge_body_is_413(plain: Broker, api_pool: Pool, path: str) ->
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "\xff"])
-def test_post_of_another_content_type_is_refused(
-    plain: Broker, api_pool: Pool, kind: str
-) -> None:
+def test_post_of_another_content_type_is_refused(plain: Broker, api_pool: Pool, kind: str) -> None:
     """A form that a web page of another origin could send without asking leases nothing."""
     headers = {"Content-Type": kind.encode("latin-1")}
     body = b'{"agent": "a", "min_memory_mb": 1}'

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.api.brokers import Broker
+    from tests.api.brokers import Answered, Broker
     from tests.api.conftest import Fleet
+
+    Storeless = dict[tuple[str, str], Answered]
 
 FLOATS = (
     "memory_total_mb", "memory_used_mb", "utilization_gpu_pct", "temperature_c", "power_draw_w",
@@ -68,9 +70,9 @@ def test_gpu_info_under_safe_mode_never_asked_nvml(fleet: Fleet) -> None:
     assert "nvml_init_error" not in body
 
 
-def test_gpu_info_without_redis_has_no_gpus(fleet: Fleet) -> None:
+def test_gpu_info_without_redis_has_no_gpus(storeless: Storeless) -> None:
     """Without the store nothing is available, and the message says why."""
-    answer = fleet.storeless.http.get("/gpu/info")
+    answer = storeless["GET", "/gpu/info"].http
     assert answer.status_code == 200
     body = answer.json()
     assert (body["gpus"], body["available"]) == ([], False)

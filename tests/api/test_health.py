@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.api.brokers import Broker
+    from tests.api.brokers import Answered, Broker
     from tests.api.conftest import Fleet
+
+    Storeless = dict[tuple[str, str], Answered]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -29,9 +31,9 @@ def test_health_of_two_replicas_names_each(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_health_without_redis_still_says_ok(fleet: Fleet, method: str) -> None:
+def test_health_without_redis_still_says_ok(storeless: Storeless, method: str) -> None:
     """A broker without its store is alive, and says that the store is down."""
-    answer = fleet.storeless.http.request(method, "/health")
+    answer = storeless[method, "/health"].http
     assert answer.status_code == 200
     assert answer.json()["status"] == "ok"
     assert answer.json()["redis"] == "down"
@@ -50,9 +52,9 @@ def test_ready_on_a_ready_broker_is_200(fleet: Fleet) -> None:
         assert (answer.status_code, answer.json()) == (200, {"ready": True})
 
 
-def test_ready_without_redis_is_503_with_the_reason(fleet: Fleet) -> None:
+def test_ready_without_redis_is_503_with_the_reason(storeless: Storeless) -> None:
     """A broker without its store is not ready, and says why and when to ask again."""
-    answer = fleet.storeless.http.get("/ready")
+    answer = storeless["GET", "/ready"].http
     assert answer.status_code == 503
     assert answer.json()["ready"] is False
     assert "Redis" in answer.json()["reason"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.api.brokers import Broker
+    from tests.api.brokers import Answered, Broker
     from tests.api.conftest import Fleet
+
+    Storeless = dict[tuple[str, str], Answered]
 
 
 def test_policy_of_a_new_pool_has_the_defaults(plain: Broker) -> None:
@@ -29,9 +31,9 @@ def test_policy_under_safe_mode_is_read_only(fleet: Fleet) -> None:
     assert fleet.unset.http.get("/policy").json()["safe_mode_read_only"] is True
 
 
-def test_policy_without_redis_is_503(fleet: Fleet) -> None:
+def test_policy_without_redis_is_503(storeless: Storeless) -> None:
     """A policy that cannot be read is not made up."""
-    answer = fleet.storeless.http.get("/policy")
+    answer = storeless["GET", "/policy"].http
     assert answer.status_code == 503
     assert answer.json()["retryable"] is True
     assert int(answer.headers["Retry-After"]) >= 1

@@ -47,9 +47,7 @@ class Proxy:
                 self._start(self._pump, server, client, self._passes)
 
     @staticmethod
-    def _pump(
-        source: socket.socket, sink: socket.socket, passes: Callable[[bytes], bool]
-    ) -> None:
+    def _pump(source: socket.socket, sink: socket.socket, passes: Callable[[bytes], bool]) -> None:
         with suppress(OSError):
             while (chunk := source.recv(65536)) and passes(chunk):
                 sink.sendall(chunk)

@@ -90,6 +90,14 @@ def test_serve_twice_on_one_state_folder_shares_the_store_until_the_last_stops(
         assert not (folder / "redis.sock").exists()
 
 
+def test_status_without_a_store_exits_69_and_says_how_to_start_one(folder: Path) -> None:
+    """With nothing there the command says so in plain words, with the next step."""
+    away = status(folder)
+    assert (away.returncode, away.stdout) == (69, "")
+    assert "gpu-broker serve" in away.stderr
+    assert "Traceback" not in away.stderr
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_serve_stopped_cleanly_and_started_again_still_has_the_lease(
     folder: Path, how: signal.Signals
@@ -102,10 +110,6 @@ def test_serve_stopped_cleanly_and_started_again_still_has_the_lease(
         first.process.wait(15)
         assert "Traceback" not in first.said()
         assert server_of(folder) is None
-    away = status(folder)
-    assert away.returncode == 69
-    assert "gpu-broker serve" in away.stderr
-    assert "Traceback" not in away.stderr
     with Broker(**SIM | here) as again:
         assert list(again.wait().allocations()) == [lease["token"]]
         again.stop()

@@ -122,7 +122,7 @@ def check_trust(lease: Lease, client: LeaseClient) -> None:
     assert found is not None
     assert not isinstance(found, str)
     assert found.expires_at_ms is not None
-    assert 0 < trusted_s
+    assert trusted_s > 0
     assert now_ms + trusted_s * 1000 <= found.expires_at_ms
 
 

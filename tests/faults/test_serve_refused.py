@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -86,6 +87,21 @@ def test_serve_on_a_port_in_use_exits_2_with_one_sentence(tmp_path: Path) -> Non
         finally:
             process.kill()
     assert not (tmp_path / "state").exists()
+
+
+def test_serve_twice_at_once_on_one_port_leaves_one(tmp_path: Path) -> None:
+    """Of two that start on a port at the same moment one serves; the other says so and ends."""
+    port = str(free_port())
+    both = [start(tmp_path / name, [], {"GPU_ORCHESTRATOR_PORT": port}) for name in "ab"]
+    try:
+        eventually(lambda: any(process.poll() is not None for process in both), 10)
+        ended, going = sorted(both, key=lambda process: process.poll() is None)
+        check_refused(ended, port)
+        assert going.poll() is None
+    finally:
+        for process in both:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ class Lease:
     ask: dict[str, Any]
     fence: int = 0
     expires_at_ms: int = 0
+    revoked: bool = False
     over: str = ""
 
 
@@ -136,9 +137,10 @@ class World:
         pipe = pool.redis.pipeline(transaction=False)
         pipe.hgetall(pool.keys.pool)
         pipe.hmget(pool.keys.agents, ask["agent"], f"{ask['agent']}#leases")
+        pipe.hget(pool.keys.host(ask["host"]), "drained")
         for uuid in UUIDS:
             pipe.hgetall(pool.keys.device(uuid))
-        policy, sums, *found = pipe.execute()
+        policy, sums, drained, *found = pipe.execute()
         rows = {uuid: row for uuid, row in zip(UUIDS, found, strict=True) if row}
         rows = before(rows, lease.token, taken)
         held_mb = int(sums[0] or 0) - sum(mb for _, mb in taken)
@@ -157,7 +159,9 @@ class World:
             assert {uuid for uuid, _ in taken} in right, f"{want} took {taken}, not of {right}"
         else:
             assert not right, f"{want} got nothing ({reason}), though {right} would do"
-            assert reason == (unfit(want, devices) or why), f"{want}: {reason}"
+            why = unfit(want, devices) or why
+            why = "draining" if drained == "1" and why == "no_capacity" else why
+            assert reason == why, f"{want}: {reason}"
             assert bool(lease.fence) == (ask["on_unavailable"] == "cpu")
 
     def lost(self, lease: Lease, why: str) -> None:
@@ -165,8 +169,9 @@ class World:
         if lease.over:
             assert why == lease.over
         else:
-            assert why == "expired", f"{lease}: {why}"
-            assert self.now_ms > lease.expires_at_ms, f"S7: {lease} was lost at {self.now_ms}"
+            assert why == ("revoked" if lease.revoked else "expired"), f"{lease}: {why}"
+            late = self.now_ms > lease.expires_at_ms
+            assert late or lease.revoked, f"S7: {lease} was lost at {self.now_ms}"
         lease.over = why
 
     def renew(self) -> None:
@@ -177,6 +182,7 @@ class World:
         if reply[0] == "RENEWED":
             assert lease.fence, f"{lease} was never granted"
             assert not lease.over, f"S4: {lease} was renewed"
+            assert not lease.revoked
             assert not wrong
             assert reply[5] >= lease.expires_at_ms, f"S7: {lease} was shortened"
             lease.expires_at_ms = reply[5]
@@ -200,6 +206,28 @@ class World:
             expected = "RELEASED" if lease.fence or fresh else "UNKNOWN"
             assert reply[0] == expected, f"{lease}: {reply}"
             lease.over = "released"
+
+    def revoke(self) -> None:
+        """An operator ends a lease, softly or by force."""
+        lease, force = self.some_lease(), self.rng.randint(0, 1)
+        reply = self.heard(self.pool.revoke(lease.token, force))
+        if reply[0] == "REVOKED":
+            assert lease.fence, f"{lease} was never granted"
+            assert not lease.over, f"S4: {lease} was revoked"
+            assert self.now_ms <= reply[5] <= max(self.now_ms, lease.expires_at_ms) or not force
+            lease.expires_at_ms, lease.revoked = reply[5], True
+            lease.over = "revoked" if force else ""
+        elif reply[0] == "ALREADY":
+            self.lost(lease, reply[5])
+        else:
+            assert reply[0] == "UNKNOWN"
+            assert not lease.fence
+
+    def drain(self) -> None:
+        """A device or a host is drained, mostly undrained."""
+        what = self.rng.choice(("device", "device", "host"))
+        name = self.rng.choice(UUIDS if what == "device" else HOSTS)
+        self.heard(self.pool.drain(name, what, int(self.rng.random() < 0.3)))
 
     def reap(self) -> None:
         """Take back a bounded part of what is over."""
@@ -239,7 +267,7 @@ class World:
 
     def set_policy(self) -> None:
         """An operator turns a knob."""
-        self.pool.policy(**self.rng.choice((
+        self.pool.set_policy(**self.rng.choice((
             {"safe_mode": 1}, {"safe_mode": 0}, {"safe_mode": 0}, {"allow_fractional_shares": 0},
             {"allow_fractional_shares": 1}, {"max_memory_per_agent_mb": 2500},
             {"expiry_grace_s": self.rng.choice((0, 5))}, {"default_memory_mb": 400},
@@ -259,6 +287,7 @@ class World:
         operations = (
             (self.acquire, 30), (self.again, 12), (self.renew, 18), (self.release, 10),
             (self.reap, 4), (self.time_passes, 14), (self.report, 11), (self.set_policy, 1),
+            (self.revoke, 1), (self.drain, 1),
         )  # fmt: skip
         kinds, weights = zip(*operations, strict=True)
         self.rng.choices(kinds, weights)[0]()

@@ -1,0 +1,136 @@
+"""`gpu-broker doctor`: what is set, what is there, and what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from agent_sdk import LeaseClient
+from agent_sdk.errors import LeaseError
+from agent_sdk.settings import Setting, read_settings, sdk_settings_in_effect
+from agent_sdk.store import Store
+from broker import __version__
+from broker.cli import FAILED
+from broker.cli.status import state_of
+from broker.cli.store import output_option, show
+from broker.cli.table import table
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, in a sentence, and what to do about it."""
+
+    problem: str
+    remedy: str
+
+
+@click.command()
+@output_option
+def doctor(output: str) -> None:
+    """Say which settings are in effect and why, what the store and the devices are, what is wrong.
+
+    Secrets are masked. The exit code is 1 when something is wrong.
+
+    \b
+    Example:
+      gpu-broker doctor
+    """
+    settings, findings = _settings()
+    store, store_findings = asyncio.run(_store())
+    devices, device_findings = _pool() if not store_findings else ([], [])
+    findings += store_findings + device_findings
+    text = "\n\n".join(
+        [
+            f"gpu-broker {__version__}",
+            table(("SETTING", "VALUE", "FROM"), [(s.name, s.value, s.source) for s in settings]),
+            "\n".join(f"{name}: {value}" for name, value in store.items()),
+            "\n".join(devices) or "no devices",
+            _said(findings),
+        ]
+    )
+    data: dict[str, Any] = {
+        "version": __version__,
+        "settings": [{"name": s.name, "value": s.value, "from": s.source} for s in settings],
+        "store": store,
+        "devices": devices,
+        "findings": [{"problem": f.problem, "remedy": f.remedy} for f in findings],
+    }
+    show(output, text, data)
+    sys.exit(FAILED if findings else 0)
+
+
+def _said(findings: list[Finding]) -> str:
+    if not findings:
+        return "nothing is wrong"
+    return "\n".join(f"WRONG  {f.problem}\n       {f.remedy}" for f in findings)
+
+
+def _settings() -> tuple[list[Setting], list[Finding]]:
+    """The SDK's settings, and the broker's where its extra is installed."""
+    found = sdk_settings_in_effect()
+    try:
+        from broker.settings import SettingsError, broker_settings_in_effect  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return found, []  # the base install: there is no serve to set
+    try:
+        return found + broker_settings_in_effect(), []
+    except SettingsError as error:
+        return found, [Finding(str(error), "correct it or unset it")]
+
+
+async def _store() -> tuple[dict[str, str], list[Finding]]:
+    """What answers at the store's address."""
+    from broker.store_check import problem_of  # noqa: PLC0415 - quick --help
+
+    settings = read_settings()
+    redis = Store(settings.store_url).connect_async()
+    try:
+        problem = await problem_of(redis)
+        if problem:
+            remedy = "start gpu-broker serve, or name a server that suits in REDIS_URL"
+            return {"store": settings.masked_url}, [Finding(problem, remedy)]
+        info: dict[str, Any] = await redis.info()
+    finally:
+        await redis.aclose()
+    name = "Valkey" if info.get("valkey_version") else "Redis"
+    return {
+        "store": settings.masked_url,
+        "server": f"{name} {info.get('valkey_version') or info.get('redis_version')}",
+        "memory": f"{info.get('used_memory_human')}, policy {info.get('maxmemory_policy')}",
+        "persistence": "AOF on" if info.get("aof_enabled") else "AOF off: a restart forgets all",
+    }, []
+
+
+def _pool() -> tuple[list[str], list[Finding]]:
+    """The pool's devices and hosts, and what is wrong with them."""
+    try:
+        with LeaseClient.from_env() as client:
+            pool, devices, hosts = client.pool(), client.devices(), client.hosts()
+    except LeaseError as error:
+        return [], [Finding(str(error), "start gpu-broker serve")]
+    findings = []
+    if not pool.ready:
+        findings.append(
+            Finding("no host has reported to this pool", "start gpu-broker serve, or host")
+        )
+    findings += [
+        Finding(
+            f"host {host.host} has been silent since its deadline",
+            "start gpu-broker host or serve there",
+        )
+        for host in hosts
+        if pool.now_ms - host.reported_ms > host.deadline_ms
+    ]
+    findings += [
+        Finding(f"{d.host}:{d.index} is {state_of(d)}", "nvidia-smi on that host tells more")
+        for d in devices
+        if d.state not in {"ok", "away"}
+    ]
+    mode = "SAFE_MODE is on: gpu-broker policy set safe_mode=false switches it off"
+    rows = [mode if pool.safe_mode else "SAFE_MODE is off"]
+    rows += [f"{d.host}:{d.index}  {d.uuid}  {d.name}  {state_of(d)}" for d in devices]
+    return rows, findings

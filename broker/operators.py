@@ -1,0 +1,85 @@
+"""The operators' endpoints: policy, drain, revoke, hosts. Thin over the same verbs as the CLI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from agent_sdk.errors import SafeMode, error_for
+from broker import answers
+from broker.bodies import DrainBody, PolicyBody, RevokeBody
+from broker.state import At, Broker
+
+router = APIRouter()
+
+NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
+
+
+@router.get("/policy", summary="What may be leased?")
+async def get_policy(broker: At) -> dict[str, Any]:
+    """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""
+    return await _policy(broker)
+
+
+@router.post("/policy", summary="Change what may be leased.")
+async def post_policy(body: PolicyBody, broker: At) -> dict[str, Any]:
+    """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
+    if broker.settings.safe_mode:
+        return await _policy(broker) | {"note": NOT_ENACTED}
+    try:
+        if changes := body.changes():
+            await broker.client.set_policy(**changes)
+    except SafeMode:
+        return await _policy(broker) | {"note": NOT_ENACTED}
+    return await _policy(broker)
+
+
+async def _policy(broker: Broker) -> dict[str, Any]:
+    pool = await broker.client.pool()
+    if not pool.ready:
+        raise error_for("not_ready")
+    return answers.policy(pool, safe_mode=broker.safe_mode_of(pool.safe_mode))
+
+
+@router.post("/drain", summary="Let a device or a host take no new leases.")
+async def drain(body: DrainBody, broker: At) -> dict[str, Any]:
+    """Leases that run go on; no report undoes it."""
+    if body.host is not None and body.device is None:
+        return {"drained": await broker.client.drain("host", body.host, why=body.reason)}
+    return {"drained": await broker.client.drain("device", _one(body), why=body.reason)}
+
+
+@router.post("/undrain", summary="Let it take leases again.")
+async def undrain(body: DrainBody, broker: At) -> dict[str, Any]:
+    """The opposite of `/drain`."""
+    if body.host is not None and body.device is None:
+        return {"undrained": await broker.client.undrain("host", body.host, why=body.reason)}
+    return {"undrained": await broker.client.undrain("device", _one(body), why=body.reason)}
+
+
+def _one(body: DrainBody) -> str:
+    if body.device is None or body.host is not None:
+        raise error_for("bad_request", "name a device or a host, and not both")
+    return body.device
+
+
+@router.post("/revoke", summary="End leases as an operator.")
+async def revoke(body: RevokeBody, broker: At) -> dict[str, Any]:
+    """Holders learn it at their next renewal; who never renews loses it within a minute."""
+    if body.token is None:
+        tokens = await broker.client.revoke_where(
+            agent=body.agent, host=body.host, force=body.force, why=body.reason
+        )
+        return {"revoked": list(tokens)}
+    if body.agent is not None or body.host is not None:
+        raise error_for("bad_request", "name a token, or an agent and a host, and not both")
+    ends_ms = await broker.client.revoke(body.token, force=body.force, why=body.reason)
+    return {"revoked": [body.token], "expires_at": ends_ms / 1000}
+
+
+@router.get("/hosts", summary="Which machines report devices?")
+async def hosts(broker: At) -> dict[str, Any]:
+    """Every host that ever reported, with the age of its last report."""
+    pool = await broker.client.pool()
+    return {"hosts": [answers.host(h, pool.now_ms) for h in await broker.client.hosts()]}

@@ -1,0 +1,113 @@
+"""drain: a device or a host takes no new leases until it is undrained; nothing else changes that."""
+
+from __future__ import annotations
+
+from tests.pools import Pool, device, granted, said, token, uuids
+
+FULL = ["REFUSED", "no_capacity", ""]
+DRAINING = ["REFUSED", "draining", ""]
+
+
+def two_hosts(pool: Pool) -> None:
+    """Two devices on h1, one on h2."""
+    pool.report((device("gpu-a", 1000), device("gpu-b", 1000)), host="h1")
+    pool.report((device("gpu-c", 500),), host="h2")
+
+
+def test_drain_of_a_device_takes_it_out_and_undrain_back(pool: Pool) -> None:
+    """Its leases run on; what comes back while it drains is there when it is undrained."""
+    two_hosts(pool)
+    pool.acquire(token("a"), memory_mb=600, host="h1", model="m1")
+    [busy] = [uuid for uuid, mb in pool.free().items() if mb == 400]
+    assert said(pool.drain(busy)) == ["DRAINED", 1]
+    assert busy not in pool.free()
+    assert pool.renew(token("a"))[0] == "RENEWED"
+    pool.release(token("a"))
+    assert busy not in pool.free()
+    assert said(pool.drain(busy, drained=0)) == ["UNDRAINED", 1]
+    assert pool.free()[busy] == 1000
+
+
+def test_drain_twice_changes_nothing_more(pool: Pool) -> None:
+    """Draining is a state, not a count."""
+    two_hosts(pool)
+    for _ in range(2):
+        assert said(pool.drain("gpu-a")) == ["DRAINED", 1]
+    pool.drain("gpu-a", drained=0)
+    assert pool.free()["gpu-a"] == 1000
+
+
+def test_drain_of_a_host_takes_all_its_devices_out(pool: Pool) -> None:
+    """Asked for that host, the reason is draining; asked for any, others are taken."""
+    two_hosts(pool)
+    assert said(pool.drain("h1", "host")) == ["DRAINED", 2]
+    assert pool.free() == {"gpu-c": 500}
+    assert said(pool.acquire(host="h1")) == DRAINING
+    assert said(pool.acquire(host="h1", devices=2)) == DRAINING
+    assert uuids(pool.acquire(memory_mb=100)) == ["gpu-c"]
+    assert granted(pool.acquire(host="h1", on_unavailable="cpu")).reason == "draining"
+    assert said(pool.drain("h1", "host", 0)) == ["UNDRAINED", 2]
+    assert len(uuids(pool.acquire(host="h1", devices=2))) == 2
+
+
+def test_drain_of_a_host_holds_for_devices_that_it_reports_later(pool: Pool) -> None:
+    """New ones and ones that come from another host."""
+    two_hosts(pool)
+    pool.drain("h1", "host")
+    pool.report((device("gpu-new", 1000),), host="h1")
+    assert pool.free() == {"gpu-c": 500}
+    pool.report((device("gpu-c", 500),), host="h1")
+    assert pool.free() == {}
+
+
+def test_drain_outlives_absence(pool: Pool) -> None:
+    """A drained host that goes away and comes back is still drained."""
+    two_hosts(pool)
+    pool.drain("h1", "host")
+    pool.live_on(20_000, host="h2")
+    pool.report((device("gpu-a", 1000), device("gpu-b", 1000)), host="h1")
+    assert pool.free() == {"gpu-c": 500}
+    pool.drain("h1", "host", 0)
+    assert pool.free("host/h1") == {"gpu-a": 1000, "gpu-b": 1000}
+
+
+def test_drain_of_a_lost_device_does_not_list_it_when_undrained(pool: Pool) -> None:
+    """Undrained is not alive."""
+    pool.report((device("gpu-a", 1000, state="lost"),))
+    pool.drain("gpu-a")
+    pool.drain("gpu-a", drained=0)
+    assert pool.free() == {}
+    assert said(pool.acquire()) == FULL
+
+
+def test_drain_of_what_is_unknown_is_refused(pool: Pool) -> None:
+    """And writes nothing."""
+    two_hosts(pool)
+    before = pool.memory()
+    assert said(pool.drain("gpu-z"))[:2] == ["REFUSED", "device_unknown"]
+    assert said(pool.drain("h9", "host"))[:2] == ["REFUSED", "host_unknown"]
+    assert pool.memory() == before
+
+
+def test_drain_writes_one_event(pool: Pool) -> None:
+    """Who did it, to what, and why."""
+    two_hosts(pool)
+    for name, what, drained in (("h1", "host", 1), ("h1", "host", 0), ("gpu-c", "device", 1)):
+        seen = len(pool.events())
+        pool.drain(name, what, drained)
+        [(_, event)] = pool.redis.xrange(pool.keys.events)[seen:]
+        event_name = "drained" if drained else "undrained"
+        assert event == {"event": event_name, what: name, "by": "operator", "reason": "why"}
+
+
+def test_drain_malformed_argument_is_refused_by_name(pool: Pool) -> None:
+    """As of every verb: nothing has changed."""
+    two_hosts(pool)
+    before = pool.memory()
+    for name, args in {
+        "what": ("rack", "h1", 1, "op", ""), "host": ("host", "h/1", 1, "op", ""),
+        "device": ("device", "a b", 1, "op", ""), "drained": ("host", "h1", 2, "op", ""),
+        "by": ("host", "h1", 1, "", ""), "why": ("host", "h1", 1, "op", "\0"),
+    }.items():  # fmt: skip
+        assert said(pool.run("drain", 1, *args)) == ["REFUSED", "bad_request", name]
+    assert pool.memory() == before
