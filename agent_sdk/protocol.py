@@ -27,6 +27,8 @@ T = TypeVar("T")
 PROTOCOL: Final = 1
 """Sent with every call; the pool's schema and the script's must agree."""
 
+LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
+
 ANY: Final = "*"
 """On the wire: any host, any model."""
 
@@ -156,6 +158,11 @@ class Renewal:
     remaining_ms: int
     trusted_until: float
 
+    @property
+    def endless(self) -> bool:
+        """A lease without expiry: no other has more left than the longest ttl."""
+        return self.remaining_ms > LONGEST_TTL_MS
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -239,14 +246,14 @@ def moment(answer: Answer) -> Moment:
 
 
 def milliseconds(seconds: float, name: str) -> int:
-    """Seconds as whole milliseconds.
+    """Seconds as whole milliseconds, rounded up: a little is not nothing.
 
     Raises:
         BadRequest: not a finite number, or negative.
     """
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
         raise error_for("bad_request", f"{name} must be a number of seconds >= 0, not {seconds!r}")
-    return round(seconds * 1000)
+    return math.ceil(seconds * 1000)
 
 
 def check_name(value: str, name: str) -> str:

@@ -103,12 +103,11 @@ async def get_lease(token: str, broker: At) -> dict[str, Any]:
 async def renew(body: RenewBody, broker: At) -> dict[str, Any]:
     """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
     renewal = await broker.client.renew(body.token, body.ttl_s, fence=body.fence)
-    expires = renewal.expires_at_ms / 1000
     return {
         "renewed": True,
         "token": body.token,
-        "expires_at": expires,
-        "expires_in_s": renewal.remaining_ms / 1000,
+        "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
+        "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
     }
 
 

@@ -6,12 +6,14 @@ A setting that has a wrong form stops the start with one sentence that names it 
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agent_sdk.keys import HOST, POOL
 from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
+from agent_sdk.store import Store
 
 REPORTS_BEFORE_AWAY = 3
 """A host that misses so many reports in a row takes no new leases."""
@@ -58,6 +60,21 @@ class Settings(BaseSettings):
     """Between two reports of this host's devices."""
     sdk: SdkSettings = Field(default_factory=read_settings)
     """The store, the pool and this host's name."""
+
+    @model_validator(mode="after")
+    def _check_sdk(self) -> Self:
+        """The SDK's settings are wrong at the start or never."""
+        if not POOL.fullmatch(self.sdk.pool):
+            raise ValueError(f"GPU_BROKER_POOL={self.sdk.pool!r} is not 1-32 of a-z, 0-9 and '-'")
+        if not HOST.fullmatch(self.sdk.hostname):
+            raise ValueError(
+                f"GPU_BROKER_HOSTNAME={self.sdk.hostname!r} is not 1-64 letters, digits, . _ -"
+            )
+        try:
+            Store(self.sdk.store_url).connect().close()  # the URL is read; nobody is called yet
+        except ValueError as error:
+            raise ValueError(f"REDIS_URL={self.sdk.masked_url!r}: {error}") from error
+        return self
 
     @property
     def deadline_ms(self) -> int:
@@ -107,5 +124,5 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         said = first["msg"].removeprefix("Value error, ")
-        name = str(first["loc"][0])
-        raise SettingsError(f"{name}={first['input']!r}: {said}") from error
+        at = f"{first['loc'][0]}={first['input']!r}: " if first["loc"] else ""
+        raise SettingsError(at + said) from error

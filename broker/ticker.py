@@ -44,28 +44,21 @@ class Ticker:
 
     async def tick(self) -> float:
         """Reap once; seconds until the next is due."""
+        problem = None if self._checked else await problem_of(self._client.redis)
         try:
-            if not self._checked:
-                await self._check()
             moment = await self._client.reap()
             self.pool = await self._client.pool()
         except LeaseError as error:
             self._checked = False  # another server may answer next
-            self._say(str(error))
+            self._say(problem or str(error))
             return LONGEST_S
-        if self._checked:
-            self._say(None)
+        self._checked = problem is None
+        self._say(problem)
         if moment.more:
             return 0.0
         if moment.next_due_ms is None:
             return LONGEST_S
         return min(LONGEST_S, max(SHORTEST_S, (moment.next_due_ms - moment.now_ms) / 1000 + 0.002))
-
-    async def _check(self) -> None:
-        problem = await problem_of(self._client.redis)
-        self._checked = problem is None
-        if problem:
-            self._say(problem)
 
     def _say(self, problem: str | None) -> None:
         if problem != self.problem:

@@ -126,10 +126,9 @@ local function settle_foreign(d, used_mb)
 end
 
 local function new_device(said)
-  local drained = redis.call('HGET', P .. 'host:' .. host, 'drained') or 0
   redis.call('HSET', P .. 'device:' .. said.uuid, 'host', host, 'index', 0, 'name', said.uuid, 'model', 'unknown', 'total_mb', 0,
     'reserve_mb', 0, 'state', 'unknown', 'reserved_mb', 0, 'withheld_mb', 0, 'foreign_mb', 0, 'leases', 0, 'exclusive', '',
-    'kept_for', '', 'drained', drained)
+    'kept_for', '', 'drained', 0)
   return B.device(said.uuid)
 end
 
@@ -139,9 +138,13 @@ local function accept(said)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
   if known and elsewhere then unregister(d) end
+  if (not known or d.host ~= host) and redis.call('HGET', P .. 'host:' .. host, 'drained') == '1' then
+    d.drained = '1'   -- what a drained host gets is drained too
+  end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
-  redis.call('HSET', P .. 'device:' .. d.uuid, 'host', host, unpack(said.fields))
+  redis.call('HSET', P .. 'device:' .. d.uuid, 'host', host, 'drained', d.drained,
+    unpack(said.fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
   if tonumber(said.used_mb) then settle_foreign(d, tonumber(said.used_mb)) end
   B.index(d)

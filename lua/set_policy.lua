@@ -5,7 +5,7 @@
 -- ARGV[2]  by        str   who does it
 -- ARGV[3+] policy    str   field and value in turn
 -- reply    POLICY version | REFUSED reason detail
--- keeps    SAFE_MODE: while it is on, nothing but itself can be set
+-- keeps    SAFE_MODE: while it is on, and this call does not switch it off, nothing else is set
 -- cost     O(REAP_DEVICES log devices)
 
 local FIRST, PAIR = 3, 2
@@ -26,7 +26,8 @@ for i = FIRST, #ARGV, PAIR do
 end
 if #said == 0 then B.bad = B.bad or 'policy' end
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
-if B.pool.safe_mode == 1 and not fields.safe_mode then return B.reply('REFUSED', 'safe_mode', '') end
+local allowed = fields.safe_mode == 0 or fields.safe_mode == 1 and #said == 1
+if B.pool.safe_mode == 1 and not allowed then return B.reply('REFUSED', 'safe_mode', '') end
 
 B.catch_up()
 

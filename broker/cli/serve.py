@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEMO_DEVICES = "sim:2x24576"
+
+BACKLOG = 2048
+"""Connections that wait for us to take them."""
 
 STOP_S = 5
 """How long open connections may hold up a stop."""
@@ -58,6 +62,9 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> Non
         sys.exit(USAGE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     click.echo(banner(settings, demo=demo))
+    # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, _stopped)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -87,6 +94,10 @@ def _store(settings: Settings) -> Iterator[None]:
         store.leave()
 
 
+def _stopped(*_: object) -> None:
+    sys.exit(0)
+
+
 def _check_reach(settings: Settings, *, insecure: bool) -> None:
     if settings.loopback or insecure:
         return
@@ -112,6 +123,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.bind, settings.port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise SettingsError(

@@ -30,6 +30,7 @@ LEASE: dict[str, tuple[str, ...]] = {
     "devices": (*NO_INTEGERS, "0", "65", "null"),
     "exclusive": ("0", "1", '"true"', "null", "NaN", "[]"),
     "ttl_s": NO_SECONDS,
+    "max_hold_s": NO_NUMBERS,
     "priority": (*NO_INTEGERS, "10", "null"),
     "host": (*NO_NAMES, f'"{"a" * 65}"'),
     "model": (*NO_NAMES, f'"{"a" * 65}"'),

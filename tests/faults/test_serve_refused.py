@@ -57,9 +57,10 @@ def start(folder: Path, args: list[str], settings: dict[str, str]) -> subprocess
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """All wrong starts at once, each in its own folder."""
+    """All wrong starts at once; one that comes up starts no store that would outlive it."""
+    nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
     started = {
-        name: start(tmp_path_factory.mktemp("state"), args, settings)
+        name: start(tmp_path_factory.mktemp("state"), args, nowhere | settings)
         for name, (args, settings, _) in WRONG.items()
     }
     yield started

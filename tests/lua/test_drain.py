@@ -1,4 +1,4 @@
-"""drain: a device or a host takes no new leases until it is undrained; nothing else changes that."""
+"""drain: a device or a host takes no new leases until it is undrained, whatever else happens."""
 
 from __future__ import annotations
 

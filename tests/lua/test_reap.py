@@ -203,3 +203,13 @@ def test_reap_of_a_silent_host_with_many_devices_is_done_in_one_call(pool: Pool)
     assert pool.free() == {}
     assert pool.reap()[4] == 0
     assert pool.stats()["expired"] == 1
+
+
+def test_reap_of_a_lease_whose_record_is_gone_stops_nobody(gpu: Pool) -> None:
+    """A record that was deleted or evicted behind our back must not fail every later call."""
+    now = granted(gpu.acquire(token("live"), memory_mb=100)).now_ms
+    gpu.redis.zadd(gpu.keys.due, {token("gone"): now - 1})
+    assert said(gpu.reap()) == ["REAPED"]
+    assert gpu.redis.zscore(gpu.keys.due, token("gone")) is None
+    assert gpu.renew(token("live"))[0] == "RENEWED"
+    granted(gpu.acquire(memory_mb=100))

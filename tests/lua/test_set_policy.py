@@ -1,4 +1,4 @@
-"""set_policy: all fields or none, one version, one event; SAFE_MODE lets nothing but itself be set."""
+"""set_policy: all fields or none, one version, one event; in SAFE_MODE nothing but itself."""
 
 from __future__ import annotations
 

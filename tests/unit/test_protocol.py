@@ -99,19 +99,16 @@ def test_codes_are_all_said_by_a_script_or_made_by_the_client() -> None:
     """No code stands in the table that nobody says."""
     assert CODES.keys() - reasons() <= BY_THE_CLIENT | BY_THE_LINE
     assert not reasons() & BY_THE_CLIENT
-    package = Path(agent_sdk.__file__).parent
-    texts = [path.read_text() for path in package.glob("*.py") if path.name != "errors.py"]
+    files = Path(agent_sdk.__file__).parent.glob("*.py")
+    texts = [path.read_text() for path in files if path.name != "errors.py"]
     for code in BY_THE_CLIENT:
         assert any(f'"{code}"' in text for text in texts), f"who says {code}?"
 
 
 def test_codes_reach_every_error_class() -> None:
     """The table is total the other way too: each class is the meaning of some code."""
-    classes = {
-        kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, LeaseError)
-    }
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    classes = {kind for kind in kinds if issubclass(kind, LeaseError)}
     abstract = {errors.LeaseError, errors.Refused}
     assert {code.error for code in CODES.values()} == classes - abstract
     for kind in classes:
@@ -137,8 +134,7 @@ def test_code_makes_its_error(code: str) -> None:
 
 def test_code_that_is_not_in_the_table_is_a_mismatch() -> None:
     """A word from a newer script is a mismatch of versions, not a KeyError."""
-    error = error_for("word_from_the_future")
-    assert type(error) is ProtocolMismatch
+    assert type(error := error_for("word_from_the_future")) is ProtocolMismatch
     assert "word_from_the_future" in str(error)
 
 
@@ -187,7 +183,8 @@ def test_conflict_and_unknown_raise_errors_of_their_own() -> None:
 GARBAGE: tuple[Any, ...] = (
     None, "", "OK", b"GRANTED", 0, 1.5, {}, [], [""], [None], [[]], ["WHAT"], ["granted", *FRAME],
     ["GRANTED"], ["RENEWED"], ["RELEASE"], ["ALREADY"], ["LOST"], ["REFUSED"], ["REAPED"],
-    ["REPORTED"], ["REVOKED"], ["DRAINED"], ["POLICY"], ["REFUSED", *FRAME], ["LOST", *FRAME], ["ALREADY", *FRAME], ["RENEWED", *FRAME],
+    ["REPORTED"], ["REVOKED"], ["DRAINED"], ["POLICY"],
+    ["REFUSED", *FRAME], ["LOST", *FRAME], ["ALREADY", *FRAME], ["RENEWED", *FRAME],
     ["GRANTED", *FRAME], ["GRANTED", *FRAME, "7"], ["GRANTED", *FRAME, "7", 5000, 4000],
     ["GRANTED", *FRAME, "seven", 5000, 4000, ""], ["GRANTED", *FRAME, None, 5000, 4000, ""],
     ["GRANTED", *FRAME, "7", 5000, 4000, "", "gpu-a"],

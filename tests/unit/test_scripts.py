@@ -228,6 +228,30 @@ def test_release_on_fakeredis_gives_back(fake: Pool) -> None:
     audit(fake.redis, fake.keys)
 
 
+def test_revoke_on_fakeredis_ends_the_lease(fake: Pool) -> None:
+    """Smoke: the holder's next renewal is its last."""
+    reported(fake)
+    fake.acquire(token("a"))
+    assert said(fake.revoke(token("a")))[0] == "REVOKED"
+    assert said(fake.renew(token("a"))) == ["LOST", "revoked"]
+    audit(fake.redis, fake.keys)
+
+
+def test_drain_on_fakeredis_takes_a_device_out(fake: Pool) -> None:
+    """Smoke: a drained device takes no new lease."""
+    reported(fake)
+    assert said(fake.drain("gpu-a")) == ["DRAINED", 1]
+    assert fake.free() == {"gpu-b": 1000}
+    audit(fake.redis, fake.keys)
+
+
+def test_set_policy_on_fakeredis_is_obeyed(fake: Pool) -> None:
+    """Smoke: the next request meets the new policy."""
+    reported(fake)
+    assert said(fake.set_policy(safe_mode=1)) == ["POLICY", 2]
+    assert said(fake.acquire()) == ["REFUSED", "safe_mode", ""]
+
+
 def test_reap_on_fakeredis_takes_back_what_is_over(fake: Pool) -> None:
     """Smoke: an expired lease is given back."""
     reported(fake)
