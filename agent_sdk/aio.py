@@ -64,7 +64,9 @@ class AsyncLeaseClient:
         return cls(Store(url), pool=pool, client_name=client_name)
 
     @classmethod
-    def from_env(cls, *, client_name: str | None = None) -> AsyncLeaseClient:
+    def from_env(
+        cls, *, client_name: str | None = None, deadline_s: float = 5.0
+    ) -> AsyncLeaseClient:
         """A client of the store that the environment names, by default the embedded one."""
         settings = read_settings()
         return cls(
@@ -72,6 +74,7 @@ class AsyncLeaseClient:
             pool=settings.pool,
             client_name=client_name,
             hostname=settings.hostname,
+            deadline_s=deadline_s,
         )
 
     async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:

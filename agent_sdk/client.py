@@ -77,7 +77,7 @@ class LeaseClient:
         return cls(Store(url), pool=pool, client_name=client_name)
 
     @classmethod
-    def from_env(cls, *, client_name: str | None = None) -> LeaseClient:
+    def from_env(cls, *, client_name: str | None = None, deadline_s: float = 5.0) -> LeaseClient:
         """A client of the store that the environment names, by default the embedded one."""
         settings = read_settings()
         return cls(
@@ -85,6 +85,7 @@ class LeaseClient:
             pool=settings.pool,
             client_name=client_name,
             hostname=settings.hostname,
+            deadline_s=deadline_s,
         )
 
     def acquire(self, agent: str, **ask: Unpack[Ask]) -> Lease:

@@ -30,6 +30,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 _NOT_NOW = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 """Answers of a server that did not execute the call and may do so soon."""
 
+_LOST = (ConnectionError, TimeoutError)
+
 _NOT_NOW_WORDS = ("BUSY ", "LOADING ", "NOREPLICAS ", "MISCONF ")
 
 
@@ -59,20 +61,25 @@ class Patience:
         self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         if time.monotonic() + pause >= self._deadline:
             code = "outcome_unknown" if self._maybe_done else "store_unavailable"
-            raise error_for(code, f"{_says(code)} ({error})", token=token) from error
+            says = "Redis answers, but not this" if _not_now(error) else _says(code)
+            raise error_for(code, f"{says} ({error})", token=token) from error
         return pause
 
     def _may_pass(self, error: RedisError) -> bool:
         """Whether the next try may go better; remembers whether this one may have been executed."""
         if isinstance(error, (AuthenticationError, NoPermissionError)):
             return False
-        if isinstance(error, _NOT_NOW) or str(error).startswith(_NOT_NOW_WORDS):
+        if _not_now(error):
             return True
-        if isinstance(error, (ConnectionError, TimeoutError)):
+        if isinstance(error, _LOST):
             # redis-py says "connecting" of a connection that never stood: nothing was sent then.
             self._maybe_done |= "connecting" not in str(error)
             return True
         return False
+
+
+def _not_now(error: RedisError) -> bool:
+    return isinstance(error, _NOT_NOW) or str(error).startswith(_NOT_NOW_WORDS)
 
 
 def _says(code: str) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PAGE = 500
 """Hashes read in one pipeline."""
 
+ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
+"""A lease without expiry ends ten years after its grant; none with a ttl lasts half of that."""
+
 DEVICE_NUMBERS = (
     "total_mb", "reserve_mb", "reserved_mb", "withheld_mb", "foreign_mb", "leases",
 )  # fmt: skip
@@ -264,7 +267,7 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
 
 def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
     """A record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
-    ttl_ms = int(row["ttl_ms"])
+    granted_at_ms, expires_at_ms = int(row["granted_at_ms"]), int(row["expires_at_ms"])
     held = [part.rpartition("=") for part in row["devices"].split(",") if part]
     return LeaseStatus(
         token=token,
@@ -272,9 +275,9 @@ def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
         state=row["state"],
         devices=tuple((uuid, int(mb)) for uuid, _, mb in held),
         fence=int(row["fence"]),
-        granted_at_ms=int(row["granted_at_ms"]),
-        expires_at_ms=int(row["expires_at_ms"]) if ttl_ms or "hold_until_ms" in row else None,
-        ttl_ms=ttl_ms,
+        granted_at_ms=granted_at_ms,
+        expires_at_ms=None if expires_at_ms - granted_at_ms > ENDLESS_MS else expires_at_ms,
+        ttl_ms=int(row["ttl_ms"]),
         priority=int(row["request"].split("|")[5]),
         reason=row.get("reason"),
         owner=row.get("owner", ""),

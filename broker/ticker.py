@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LONGEST_S, SHORTEST_S = 1.0, 0.01
+LONGEST_S, SOON_S, SHORTEST_S = 1.0, 0.1, 0.01
 
 
 class Ticker:
@@ -50,6 +50,9 @@ class Ticker:
             self.pool = await self._client.pool()
         except LeaseError as error:
             self._checked = False  # another server may answer next
+            if error.code == "not_ready":  # our own reporter is about to change that
+                self.problem = problem or str(error)
+                return SOON_S
             self._say(problem or str(error))
             return LONGEST_S
         self._checked = problem is None

@@ -16,6 +16,9 @@ from broker.cli import DENIED, FAILED, UNAVAILABLE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+DEADLINE_S = 1.5
+"""A person is waiting."""
+
 SCHEMA = 1
 """Of all JSON that the commands print: fields are added under the same number, never changed."""
 
@@ -24,7 +27,7 @@ SCHEMA = 1
 def pool_client() -> Iterator[LeaseClient]:
     """A client of the pool that the environment names; its errors end the command with a word."""
     try:
-        with LeaseClient.from_env(client_name="gpu-broker") as client:
+        with LeaseClient.from_env(client_name="gpu-broker", deadline_s=DEADLINE_S) as client:
             yield client
     except (LeaseError, ValueError) as error:
         click.echo(f"gpu-broker: {error}", err=True)
