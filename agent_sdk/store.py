@@ -36,6 +36,7 @@ class Store:
         return redis.Redis.from_url(
             self.url,
             decode_responses=True,
+            encoding_errors="replace",
             socket_timeout=self.timeout_s,
             socket_connect_timeout=self.timeout_s,
             retry=Retry(NoBackoff(), 0),
@@ -46,6 +47,7 @@ class Store:
         return redis.asyncio.Redis.from_url(
             self.url,
             decode_responses=True,
+            encoding_errors="replace",
             socket_timeout=self.timeout_s,
             socket_connect_timeout=self.timeout_s,
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),

