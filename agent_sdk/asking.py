@@ -52,6 +52,9 @@ class Ask(TypedDict, total=False):
     owner: str
 
 
+OPTIONS = frozenset(Ask.__annotations__)
+
+
 def process_id() -> str:
     """This process as `pid:start time`: a pid alone may be another process by tomorrow."""
     pid = os.getpid()
@@ -97,15 +100,15 @@ class Caller:
         token, host, model = ask.get("token"), ask.get("host"), ask.get("model")
         if host is None:
             host = self.hostname
-        if unknown := ask.keys() - Ask.__annotations__.keys():
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        if not ask.keys() <= OPTIONS:
+            raise TypeError(f"unknown options: {', '.join(sorted(ask.keys() - OPTIONS))}")
         unavailable = ask.get("on_unavailable", "raise")
         return Request(
             token=new_token() if token is None else check_name(token, "token"),
             agent=check_name(agent, "agent"),
             memory_mb=check_whole(ask.get("memory_mb", 0), "memory_mb"),
             devices=check_whole(ask.get("devices", 1), "devices"),
-            exclusive=bool(ask.get("exclusive", False)),
+            exclusive=int(bool(ask.get("exclusive", False))),
             ttl_ms=milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
             max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
             priority=check_whole(ask.get("priority", 0), "priority"),

@@ -49,7 +49,7 @@ class HeldLease:
         self._trusted_until = grant.trusted_until
         self._lost_code: str | None = None
         self._ended = False
-        self._told = threading.Event()
+        self._told: threading.Event | None = None
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 
@@ -123,7 +123,8 @@ class HeldLease:
                 return
             self._lost_code = reason
             callbacks, self._callbacks = self._callbacks, []
-        self._told.set()
+            if self._told is not None:
+                self._told.set()
         for callback in callbacks:
             callback()
 
@@ -135,6 +136,15 @@ class HeldLease:
             self.lose("expired")
         else:
             self.jeopardy = True
+
+    def _waiting(self) -> threading.Event:
+        """What is set at the loss; made for the first who waits: for most leases nobody does."""
+        with self._lock:
+            if self._told is None:
+                self._told = threading.Event()
+                if self._lost_code is not None:
+                    self._told.set()
+            return self._told
 
     def _when_lost(self, callback: Callable[[], object]) -> None:
         with self._lock:
@@ -162,9 +172,10 @@ class Lease(HeldLease):
 
     def wait_lost(self, timeout_s: float) -> bool:
         """Wait until it is lost, at most timeout_s seconds; whether it is."""
+        told = self._waiting()
         until = local_now() + timeout_s
         while not self.lost and (left := until - local_now()) > 0:
-            self._told.wait(min(left, max(self.trusted_s, 0.01)))
+            told.wait(min(left, max(self.trusted_s, 0.01)))
             if self._ended:
                 break
         return self.lost

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypedDict, TypeVar
 from uuid import uuid4
 
 from agent_sdk.clocks import trusted_until
@@ -33,8 +33,13 @@ ANY: Final = "*"
 """On the wire: any host, any model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
+"""What a name may look like, by what it names."""
+
+# On the path of every lease a NamedTuple is made three times as fast as a frozen dataclass.
+
+
+class Call(NamedTuple):
     """One run of a verb's script."""
 
     verb: str
@@ -49,8 +54,7 @@ class Read:
     commands: tuple[tuple[str | int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What came back, and when the request left on `local_now`'s clock."""
 
     raw: list[Any]
@@ -93,15 +97,14 @@ class Device:
     memory_mb: int
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Everything an acquire asks for; see `lua/acquire.lua` for each field's form."""
+class Request(NamedTuple):
+    """Everything an acquire asks for, in the order of its arguments in `lua/acquire.lua`."""
 
     token: str
     agent: str
     memory_mb: int
     devices: int
-    exclusive: bool
+    exclusive: int
     ttl_ms: int
     max_hold_ms: int
     priority: int
@@ -115,19 +118,10 @@ class Request:
 
     def call(self) -> Call:
         """The call that asks for it, and asks again."""
-        return Call(
-            "acquire",
-            (
-                PROTOCOL, self.token, self.agent, self.memory_mb, self.devices, int(self.exclusive),
-                self.ttl_ms, self.max_hold_ms, self.priority, self.host, self.model, self.placement,
-                self.on_unavailable, self.client, self.pid, self.owner,
-            ),
-            self.token,
-        )  # fmt: skip
+        return Call("acquire", (PROTOCOL, *self), self.token)
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """A lease as the broker gave it.
 
     Attributes:
@@ -150,8 +144,7 @@ class Grant:
     trusted_until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+class Renewal(NamedTuple):
     """What a renewal gave: the new end, and until when to believe in it."""
 
     expires_at_ms: int
@@ -262,7 +255,7 @@ def check_name(value: str, name: str) -> str:
     Raises:
         BadRequest: it has characters that may not.
     """
-    form = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}[name]
+    form = FORMS[name]
     if not isinstance(value, str) or not form.fullmatch(value):
         raise error_for("bad_request", f"{name} must match {form.pattern}, not {value!r:.80}")
     return value
