@@ -9,73 +9,36 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from redis.exceptions import NoScriptError, RedisError
 
 from agent_sdk import operate, protocol, snapshot
-from agent_sdk.asking import Caller, local_grant
+from agent_sdk.asking import local_grant
 from agent_sdk.clocks import local_now
+from agent_sdk.door import Door
 from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
-from agent_sdk.keeper import Keeper
-from agent_sdk.keys import Keys
 from agent_sdk.lease import AsyncLease
 from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Read
-from agent_sdk.scripts import scripts
-from agent_sdk.settings import read_settings
-from agent_sdk.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
     from types import TracebackType
     from typing import Self, Unpack
 
+    from redis.asyncio import Redis
+
     from agent_sdk.asking import Ask
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.store import Store
 
 T = TypeVar("T")
 
 
-class AsyncLeaseClient:
-    """Leases from a pool, straight from Redis, in an event loop. See `LeaseClient`.
+class AsyncLeaseClient(Door["Redis"]):
+    """Leases from a pool, straight from Redis, in an event loop. See `LeaseClient` and `Door`.
 
     Renewal is a thread here too: an event loop that a computation blocks must not lose a GPU.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        pool: str = "default",
-        client_name: str | None = None,
-        hostname: str | None = None,
-        deadline_s: float = 5.0,
-    ) -> None:
-        self.store = store
-        self.keys = Keys(pool)
-        self.deadline_s = deadline_s
-        self.by = client_name or "sdk"
-        self._caller = Caller(hostname or read_settings().hostname, client_name)
-        self.redis = store.connect_async()
-        self._scripts = scripts()
-        self._keeper = Keeper(store.connect, self.keys.base)
-
-    @classmethod
-    def from_url(
-        cls, url: str, *, pool: str = "default", client_name: str | None = None
-    ) -> AsyncLeaseClient:
-        """A client of the store at a `redis://`, `rediss://` or `unix://` URL."""
-        return cls(Store(url), pool=pool, client_name=client_name)
-
-    @classmethod
-    def from_env(
-        cls, *, client_name: str | None = None, deadline_s: float = 5.0
-    ) -> AsyncLeaseClient:
-        """A client of the store that the environment names, by default the embedded one."""
-        settings = read_settings()
-        return cls(
-            Store(settings.store_url),
-            pool=settings.pool,
-            client_name=client_name,
-            hostname=settings.hostname,
-            deadline_s=deadline_s,
-        )
+    def _connect(self, store: Store) -> Redis:
+        return store.connect_async()
 
     async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
         """Get a lease; see `LeaseClient.acquire`. A cancelled call leaves no lease behind."""

@@ -9,84 +9,33 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from redis.exceptions import NoScriptError, RedisError
 
 from agent_sdk import operate, protocol, snapshot
-from agent_sdk.asking import Caller, local_grant
+from agent_sdk.asking import local_grant
 from agent_sdk.clocks import local_now
+from agent_sdk.door import Door
 from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
-from agent_sdk.keeper import Keeper
-from agent_sdk.keys import Keys
 from agent_sdk.lease import Lease
 from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Read
-from agent_sdk.scripts import scripts
-from agent_sdk.settings import read_settings
-from agent_sdk.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from types import TracebackType
     from typing import Self, Unpack
 
+    from redis import Redis
+
     from agent_sdk.asking import Ask
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.store import Store
 
 T = TypeVar("T")
 
 
-class LeaseClient:
-    """Leases from a pool, straight from Redis; safe to share between threads.
+class LeaseClient(Door["Redis"]):
+    """Leases from a pool, straight from Redis; safe to share between threads. See `Door`."""
 
-    Args:
-        store: where the pool lives.
-        pool: which pool.
-        client_name: shown beside this process's leases.
-        hostname: this machine's name among the hosts; default from the environment.
-        deadline_s: for how long one call is tried before it raises.
-
-    Attributes:
-        redis: the connection, for reading.
-        keys: the names of the pool's keys.
-        by: in whose name operators' acts are written down.
-
-    Raises:
-        ValueError: the store's URL or the pool's name is not one.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        *,
-        pool: str = "default",
-        client_name: str | None = None,
-        hostname: str | None = None,
-        deadline_s: float = 5.0,
-    ) -> None:
-        self.store = store
-        self.keys = Keys(pool)
-        self.deadline_s = deadline_s
-        self.by = client_name or "sdk"
-        self._caller = Caller(hostname or read_settings().hostname, client_name)
-        self.redis = store.connect()
-        self._scripts = scripts()
-        self._keeper = Keeper(store.connect, self.keys.base)
-
-    @classmethod
-    def from_url(
-        cls, url: str, *, pool: str = "default", client_name: str | None = None
-    ) -> LeaseClient:
-        """A client of the store at a `redis://`, `rediss://` or `unix://` URL."""
-        return cls(Store(url), pool=pool, client_name=client_name)
-
-    @classmethod
-    def from_env(cls, *, client_name: str | None = None, deadline_s: float = 5.0) -> LeaseClient:
-        """A client of the store that the environment names, by default the embedded one."""
-        settings = read_settings()
-        return cls(
-            Store(settings.store_url),
-            pool=settings.pool,
-            client_name=client_name,
-            hostname=settings.hostname,
-            deadline_s=deadline_s,
-        )
+    def _connect(self, store: Store) -> Redis:
+        return store.connect()
 
     def acquire(self, agent: str, **ask: Unpack[Ask]) -> Lease:
         """Get a lease. Nobody renews it until `keep` is called: it ends `ttl_s` after the grant.

@@ -93,40 +93,28 @@ def granted(lease: AsyncLease) -> dict[str, Any]:
         {"uuid": d.uuid, "index": d.index, "host": d.host, "name": d.name, "memory_mb": d.memory_mb}
         for d in lease.devices
     ]
-    expires = None if lease.ttl_ms == 0 else lease.expires_at_ms / 1000
-    return {
-        "granted": True,
-        "agent": lease.agent,
-        "gpu": gpus[0]["index"] if gpus else CPU,
-        "token": lease.token,
-        "timestamp": lease.granted_at_ms / 1000,
-        "gpus": gpus,
-        "host": gpus[0]["host"] if gpus else None,
-        "memory_mb": lease.memory_mb,
-        "fence": lease.fence,
-        "expires_at": expires,
-        "expires_in_s": None if expires is None else lease.remaining_ms / 1000,
-        "ttl_s": lease.ttl_ms / 1000,
-        "state": "active" if gpus else CPU,
-        "reason": lease.reason,
-        "code": lease.reason,
-        "env": lease.env(),
-    }
+    ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
+    more = {"granted": True, "code": lease.reason, "env": lease.env()}
+    return _held(lease, gpus, ends) | more
 
 
 def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
     """A lease that lives, by its record."""
-    gpus = [
-        {
-            "uuid": uuid,
-            "index": devices[uuid].index if uuid in devices else None,
-            "host": devices[uuid].host if uuid in devices else None,
-            "name": devices[uuid].name if uuid in devices else None,
-            "memory_mb": mb,
-        }
-        for uuid, mb in lease.devices
-    ]
-    ends_ms = lease.expires_at_ms
+    gpus = []
+    for uuid, mb in lease.devices:
+        at = devices.get(uuid)
+        index, host, name = (at.index, at.host, at.name) if at else (None, None, None)
+        gpus.append({"uuid": uuid, "index": index, "host": host, "name": name, "memory_mb": mb})
+    expires = lease.expires_at_ms
+    ends = None if expires is None else (expires, max(0, expires - now_ms))
+    return _held(lease, gpus, ends) | {"priority": lease.priority}
+
+
+def _held(
+    lease: AsyncLease | LeaseStatus, gpus: list[dict[str, Any]], ends: tuple[int, int] | None
+) -> dict[str, Any]:
+    """What both say. ends: when it ends and how much is left of it, ms; None = no expiry."""
+    expires_ms, left_ms = ends or (None, None)
     return {
         "agent": lease.agent,
         "gpu": gpus[0]["index"] if gpus else CPU,
@@ -136,11 +124,10 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
         "host": gpus[0]["host"] if gpus else None,
         "memory_mb": lease.memory_mb,
         "fence": lease.fence,
-        "expires_at": None if ends_ms is None else ends_ms / 1000,
-        "expires_in_s": None if ends_ms is None else max(0, ends_ms - now_ms) / 1000,
+        "expires_at": None if expires_ms is None else expires_ms / 1000,
+        "expires_in_s": None if left_ms is None else left_ms / 1000,
         "ttl_s": lease.ttl_ms / 1000,
         "state": "active" if gpus else CPU,
-        "priority": lease.priority,
         "reason": lease.reason,
     }
 

@@ -1,0 +1,77 @@
+"""What `LeaseClient` and `AsyncLeaseClient` are made of: all but the waiting."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from agent_sdk.asking import Caller
+from agent_sdk.keeper import Keeper
+from agent_sdk.keys import Keys
+from agent_sdk.scripts import scripts
+from agent_sdk.settings import read_settings
+from agent_sdk.store import Store
+
+if TYPE_CHECKING:
+    from typing import Self
+
+R = TypeVar("R")
+
+
+class Door(ABC, Generic[R]):
+    """A pool, seen from one process.
+
+    Args:
+        store: where the pool lives.
+        pool: which pool.
+        client_name: shown beside this process's leases.
+        hostname: this machine's name among the hosts; default from the environment.
+        deadline_s: for how long one call is tried before it raises.
+
+    Attributes:
+        redis: the connection, for reading.
+        keys: the names of the pool's keys.
+        by: in whose name operators' acts are written down.
+
+    Raises:
+        ValueError: the store's URL or the pool's name is not one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        pool: str = "default",
+        client_name: str | None = None,
+        hostname: str | None = None,
+        deadline_s: float = 5.0,
+    ) -> None:
+        self.store = store
+        self.keys = Keys(pool)
+        self.deadline_s = deadline_s
+        self.by = client_name or "sdk"
+        self.redis: R = self._connect(store)
+        self._caller = Caller(hostname or read_settings().hostname, client_name)
+        self._scripts = scripts()
+        self._keeper = Keeper(store.connect, self.keys.base)
+
+    @abstractmethod
+    def _connect(self, store: Store) -> R:
+        """The connection for calls; it is made at the first of them."""
+
+    @classmethod
+    def from_url(cls, url: str, *, pool: str = "default", client_name: str | None = None) -> Self:
+        """A client of the store at a `redis://`, `rediss://` or `unix://` URL."""
+        return cls(Store(url), pool=pool, client_name=client_name)
+
+    @classmethod
+    def from_env(cls, *, client_name: str | None = None, deadline_s: float = 5.0) -> Self:
+        """A client of the store that the environment names, by default the embedded one."""
+        settings = read_settings()
+        return cls(
+            Store(settings.store_url),
+            pool=settings.pool,
+            client_name=client_name,
+            hostname=settings.hostname,
+            deadline_s=deadline_s,
+        )
