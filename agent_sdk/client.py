@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import operate, protocol, snapshot
+from agent_sdk import operate, protocol, reporting, snapshot
 from agent_sdk.asking import local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
@@ -122,15 +122,15 @@ class LeaseClient(Door["Redis"]):
         return self._run(protocol.reap())
 
     def report(
-        self, host: str, devices: tuple[protocol.Report, ...], **about: Unpack[protocol.About]
+        self, host: str, devices: tuple[reporting.Report, ...], **about: Unpack[reporting.About]
     ) -> protocol.Moment:
-        """Say which devices a host has and that it lives; see `protocol.report`."""
-        return self._run(protocol.report(host, devices, **about))
+        """Say which devices a host has and that it lives; see `reporting.report`."""
+        return self._run(reporting.report(host, devices, **about))
 
     def revoke(self, token: str, *, force: bool = False, why: str = "") -> int:
-        """End a lease as an operator; see `protocol.revoke`."""
+        """End a lease as an operator; see `operate.revoke`."""
         token = protocol.check_name(token, "token")
-        return self._run(protocol.revoke(token, force=force, by=self.by, why=why))
+        return self._run(operate.revoke(token, force=force, by=self.by, why=why))
 
     def revoke_where(
         self,
@@ -148,15 +148,15 @@ class LeaseClient(Door["Redis"]):
 
     def drain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
         """Let a device, or a host's devices, take no new leases; how many devices that were."""
-        return self._run(protocol.drain(what, name, drained=True, by=self.by, why=why))
+        return self._run(operate.drain(what, name, drained=True, by=self.by, why=why))
 
     def undrain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
         """Let them take leases again."""
-        return self._run(protocol.drain(what, name, drained=False, by=self.by, why=why))
+        return self._run(operate.drain(what, name, drained=False, by=self.by, why=why))
 
-    def set_policy(self, **policy: Unpack[protocol.Policy]) -> int:
+    def set_policy(self, **policy: Unpack[operate.Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
-        return self._run(protocol.set_policy(self.by, **policy))
+        return self._run(operate.set_policy(self.by, **policy))
 
     def lookup(self, token: str) -> LeaseStatus | str | None:
         """A lease by its token; or how it ended; or None when nothing is known of it."""

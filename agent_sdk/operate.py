@@ -1,17 +1,95 @@
-"""What an operator does to many leases at once: reading, then one verb each."""
+"""The operators' verbs, without the waiting: see `protocol` for how such a generator is driven."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from agent_sdk import protocol, snapshot
+from agent_sdk import snapshot
 from agent_sdk.errors import LeaseLost, UnknownToken, error_for
+from agent_sdk.protocol import PROTOCOL, Answer, Call, check_whole, failure
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Unpack
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol import Answer, Call, Read
+    from agent_sdk.protocol import Read
+
+
+class Policy(TypedDict, total=False):
+    """What an operator may set.
+
+    safe_mode: no GPU leases, and nothing else can be set while it is on.
+    max_memory_per_agent_mb: MiB that one agent may hold, at least 256.
+    allow_fractional_shares: False: every lease takes whole devices.
+    kill_on_oom: an over-using process may be ended before its neighbours die.
+    default_memory_mb: MiB of a lease that names none.
+    expiry_grace_s: how long an expired lease's memory is withheld on real devices.
+    max_leases_per_agent, max_waiters_per_agent: against a runaway client.
+    """
+
+    safe_mode: bool
+    max_memory_per_agent_mb: int
+    allow_fractional_shares: bool
+    kill_on_oom: bool
+    default_memory_mb: int
+    expiry_grace_s: int
+    max_leases_per_agent: int
+    max_waiters_per_agent: int
+
+
+def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
+    """End a lease: at its holder's next renewal, within a minute at the latest; `force`: now.
+
+    Returns:
+        When it ends at the latest, ms on Redis's clock.
+
+    Raises:
+        UnknownToken: nothing is known of it.
+        LeaseLost: it had ended already.
+    """
+    answer = yield Call("revoke", (PROTOCOL, token, int(force), by, why), token)
+    match answer.raw:
+        case ["REVOKED", _, _, _, _, int(expires_at_ms)]:
+            return expires_at_ms
+        case ["ALREADY", _, _, _, _, str(outcome)]:
+            raise error_for(outcome, token=token)
+        case _:
+            raise failure(answer, token)
+
+
+def drain(
+    what: str, name: str, *, drained: bool, by: str, why: str
+) -> Generator[Call, Answer, int]:
+    """Let a device, or a host with all it has, take no new leases; or let it take them again.
+
+    Returns:
+        How many devices that were.
+    """
+    answer = yield Call("drain", (PROTOCOL, what, name, int(drained), by, why))
+    match answer.raw:
+        case ["DRAINED" | "UNDRAINED", _, _, _, _, int(devices)]:
+            return devices
+        case _:
+            raise failure(answer, None)
+
+
+def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:
+    """Change the policy; what is not named stays. All of it or nothing.
+
+    Returns:
+        The policy's new version.
+    """
+    said: list[str | int] = []
+    for field, value in policy.items():
+        whole = int(value) if isinstance(value, bool) else value
+        said += (field, check_whole(whole, field))
+    answer = yield Call("set_policy", (PROTOCOL, by, *said))
+    match answer.raw:
+        case ["POLICY", _, _, _, _, int(version)]:
+            return version
+        case _:
+            raise failure(answer, None)
 
 
 def revoke_where(
@@ -34,7 +112,7 @@ def revoke_where(
         if (agent is not None and lease.agent != agent) or (host is not None and host not in on):
             continue
         try:
-            yield from protocol.revoke(lease.token, force=force, by=by, why=why)
+            yield from revoke(lease.token, force=force, by=by, why=why)
         except (LeaseLost, UnknownToken):
             continue
         revoked.append(lease.token)

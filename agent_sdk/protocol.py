@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 from uuid import uuid4
 
 from agent_sdk.clocks import trusted_until
@@ -19,7 +19,6 @@ from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from typing import Unpack
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -171,49 +170,6 @@ class Ending:
 
     by_this_call: bool
     outcome: str
-
-
-Report = tuple[str, tuple[tuple[str, str | int], ...]]
-"""What is said of one device: its id, then (field, value); `lua/report.lua` lists the fields."""
-
-
-class About(TypedDict):
-    """What a report says beside the devices.
-
-    deadline_ms: without another report for so long, the host's devices take no new leases.
-    sampled_ms: the pool's time when the devices were looked at; 0 = unknown.
-    epoch: the last one seen, or empty.
-    safe_mode: policy of a pool that this report creates.
-    version: the reporter's.
-    """
-
-    deadline_ms: int
-    sampled_ms: int
-    epoch: str
-    safe_mode: bool
-    version: str
-
-
-class Policy(TypedDict, total=False):
-    """What an operator may set.
-
-    safe_mode: no GPU leases, and nothing else can be set while it is on.
-    max_memory_per_agent_mb: MiB that one agent may hold, at least 256.
-    allow_fractional_shares: False: every lease takes whole devices.
-    kill_on_oom: an over-using process may be ended before its neighbours die.
-    default_memory_mb: MiB of a lease that names none.
-    expiry_grace_s: how long an expired lease's memory is withheld on real devices.
-    max_leases_per_agent, max_waiters_per_agent: against a runaway client.
-    """
-
-    safe_mode: bool
-    max_memory_per_agent_mb: int
-    allow_fractional_shares: bool
-    kill_on_oom: bool
-    default_memory_mb: int
-    expiry_grace_s: int
-    max_leases_per_agent: int
-    max_waiters_per_agent: int
 
 
 def new_token() -> str:
@@ -375,84 +331,6 @@ def reap_all() -> Generator[Call, Answer, Moment]:
     while (seen := (yield from reap())).more:
         pass
     return seen
-
-
-def report(
-    host: str, devices: tuple[Report, ...], **about: Unpack[About]
-) -> Generator[Call, Answer, Moment]:
-    """Say which devices a host has and that it lives; at most 64 devices in one call.
-
-    Without devices it is a heartbeat: those already known stay as they were.
-    """
-    flat: list[str | int] = []
-    for uuid, fields in devices:
-        flat += (uuid, len(fields))
-        for pair in fields:
-            flat += pair
-    head = (
-        PROTOCOL, host, about["deadline_ms"], about["sampled_ms"], about["epoch"],
-        int(about["safe_mode"]), about["version"],
-    )  # fmt: skip
-    answer = yield Call("report", (*head, *flat))
-    match answer.raw:
-        case ["REPORTED", *_]:
-            return moment(answer)
-        case _:
-            raise failure(answer, None)
-
-
-def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
-    """End a lease: at its holder's next renewal, within a minute at the latest; `force`: now.
-
-    Returns:
-        When it ends at the latest, ms on Redis's clock.
-
-    Raises:
-        UnknownToken: nothing is known of it.
-        LeaseLost: it had ended already.
-    """
-    answer = yield Call("revoke", (PROTOCOL, token, int(force), by, why), token)
-    match answer.raw:
-        case ["REVOKED", _, _, _, _, int(expires_at_ms)]:
-            return expires_at_ms
-        case ["ALREADY", _, _, _, _, str(outcome)]:
-            raise error_for(outcome, token=token)
-        case _:
-            raise failure(answer, token)
-
-
-def drain(
-    what: str, name: str, *, drained: bool, by: str, why: str
-) -> Generator[Call, Answer, int]:
-    """Let a device, or a host with all it has, take no new leases; or let it take them again.
-
-    Returns:
-        How many devices that were.
-    """
-    answer = yield Call("drain", (PROTOCOL, what, name, int(drained), by, why))
-    match answer.raw:
-        case ["DRAINED" | "UNDRAINED", _, _, _, _, int(devices)]:
-            return devices
-        case _:
-            raise failure(answer, None)
-
-
-def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:
-    """Change the policy; what is not named stays. All of it or nothing.
-
-    Returns:
-        The policy's new version.
-    """
-    said: list[str | int] = []
-    for field, value in policy.items():
-        whole = int(value) if isinstance(value, bool) else value
-        said += (field, check_whole(whole, field))
-    answer = yield Call("set_policy", (PROTOCOL, by, *said))
-    match answer.raw:
-        case ["POLICY", _, _, _, _, int(version)]:
-            return version
-        case _:
-            raise failure(answer, None)
 
 
 @_of_known_form

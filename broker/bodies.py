@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from pydantic import AliasChoices, Field
 
 if TYPE_CHECKING:
-    from agent_sdk.protocol import Policy
+    from agent_sdk.operate import Policy
 
 MOST = 2**53 - 1
 """Integers up to here are exact in every JSON reader."""

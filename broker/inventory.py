@@ -19,7 +19,8 @@ from broker.devices import DeviceSample, Sample, Source, choose
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
-    from agent_sdk.protocol import Moment, Report
+    from agent_sdk.protocol import Moment
+    from agent_sdk.reporting import Report
     from broker.devices import DeviceSample, Sample
     from broker.settings import Settings
 

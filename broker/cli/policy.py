@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from agent_sdk.protocol import Policy
+from agent_sdk.operate import Policy
 from broker.cli.store import output_option, pool_client, show
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import agent_sdk
-from agent_sdk import errors, protocol
+from agent_sdk import errors, operate, protocol, reporting
 from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, ProtocolMismatch, error_for
 from agent_sdk.protocol import Answer, Call, Request
 from agent_sdk.scripts import lua_folder
@@ -54,10 +54,10 @@ VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "renew": lambda: protocol.renew(REQUEST.token, 7, 1000),
     "release": lambda: protocol.release(REQUEST.token),
     "reap": protocol.reap,
-    "report": lambda: protocol.report("h1", (), **REPORT),
-    "revoke": lambda: protocol.revoke(REQUEST.token, force=True, by="op", why="because"),
-    "drain": lambda: protocol.drain("host", "h1", drained=True, by="op", why=""),
-    "set_policy": lambda: protocol.set_policy("op", safe_mode=True),
+    "report": lambda: reporting.report("h1", (), **REPORT),
+    "revoke": lambda: operate.revoke(REQUEST.token, force=True, by="op", why="because"),
+    "drain": lambda: operate.drain("host", "h1", drained=True, by="op", why=""),
+    "set_policy": lambda: operate.set_policy("op", safe_mode=True),
 }
 """One call of each verb."""
 
@@ -307,7 +307,7 @@ def test_release_plants_unless_told_otherwise() -> None:
 def test_report_sends_devices_flat_with_their_number_of_pairs() -> None:
     """id, number of pairs, then field and value of each."""
     devices = (("gpu-a", (("index", "0"), ("state", "ok"))), ("gpu-b", ()))
-    call = next(protocol.report("h1", devices, **REPORT))
+    call = next(reporting.report("h1", devices, **REPORT))
     head = (1, "h1", 15000, 5, "123", 1, "1")
     assert call.args == (*head, "gpu-a", 2, "index", "0", "state", "ok", "gpu-b", 0)
 
