@@ -94,8 +94,12 @@ class Reporter:
             return
         self.sample, self.sampled_at = sample, local_now()
         reports = [_report(d) for d in sample.devices if not d.uuid.startswith(UNNAMED)]
-        missing = await self._client.device_ids(self._host) - {uuid for uuid, _ in reports}
-        reports += [(uuid, (("state", "lost"), ("reason", NOT_LISTED))) for uuid in sorted(missing)]
+        registered = await self._client.device_ids(self._host)
+        if sample.source == "none" and registered:
+            return  # who does not look must not speak for this host: another process does
+        why = sample.error or NOT_LISTED
+        missing = registered - {uuid for uuid, _ in reports}
+        reports += [(uuid, (("state", "lost"), ("reason", why))) for uuid in sorted(missing)]
         for start in range(0, max(1, len(reports)), BATCH):
             await self._send(tuple(reports[start : start + BATCH]), sampled_ms)
 

@@ -5,92 +5,278 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_sdk import settings as sdk_settings
+from agent_sdk import snapshot
 from agent_sdk.errors import CODES
-from agent_sdk.settings import sdk_settings_in_effect
 from broker.cli import COMMANDS
+from broker.devices import Sample
 from broker.metrics import Metrics
-from broker.settings import broker_settings_in_effect
+from broker.settings import Settings
+from tests.pools import Pool, device, granted, token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import redis
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DESIGN = (ROOT / "DESIGN.md").read_text()
 LUA_README = (ROOT / "lua" / "README.md").read_text()
-LUA = {path.name: path.read_text() for path in sorted((ROOT / "lua").rglob("*.lua"))}
-CODE = "\n".join(re.sub(r"--.*", "", text) for text in LUA.values())
+CODE = "\n".join(
+    re.sub(r"--.*", "", path.read_text()) for path in sorted((ROOT / "lua").rglob("*.lua"))
+)
+"""Every script and library file without its comments."""
+
+HELD = device("gpu-0", 80_000)
+"""The device whose report, lease, renewal and release the call table of lua/README.md is about."""
 
 
-def tracked(*patterns: str) -> list[Path]:
-    listed = subprocess.check_output(["git", "ls-files", *patterns], cwd=ROOT, text=True)
-    return [ROOT / name for name in listed.split()]
+def table(first: str) -> list[list[str]]:
+    """The rows of lua/README.md's table whose first heading starts so, as cells."""
+    lines = LUA_README.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first}"))
+    rows = []
+    for line in [lines[start], *lines[start + 2 :]]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def quoted(text: str) -> list[str]:
+    """What stands in backquotes in a document's text; whole blocks of code do not count."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def section(start: str) -> str:
+    """The paragraph of lua/README.md that starts with this word in backquotes."""
+    found = re.search(rf"^`{start}`.*?\n\n", LUA_README, re.DOTALL | re.MULTILINE)
+    assert found, start
+    return found[0]
+
+
+def calls(function: str) -> Iterator[list[str]]:
+    """The arguments, as they are written, of each call of a function in the Lua sources."""
+    for match in re.finditer(rf"(?<!function ){re.escape(function)}\(", CODE):
+        depth, parts = 1, [""]
+        for letter in CODE[match.end() :]:
+            depth += (letter in "({") - (letter in ")}")
+            if depth == 0:
+                break
+            if letter == "," and depth == 1:
+                parts.append("")
+            else:
+                parts[-1] += letter
+        yield [part.strip() for part in parts]
+
+
+def literals(expression: str) -> list[str]:
+    """The strings that a Lua expression may give; what is compared with is not among them."""
+    return re.findall(r"(?<!== )'(\w+)'", expression)
+
+
+ENDS = {end for _, how in calls("B.end_lease") for end in literals(how)}
+"""How a lease may end without its holder's word."""
+
+
+def tracked() -> list[Path]:
+    """Every file of the tree, those included that are not committed yet."""
+    listed = subprocess.check_output(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    )
+    return [path for name in listed.splitlines() if (path := ROOT / name).is_file()]
+
+
+def keys_of_the_table() -> dict[str, tuple[str, str]]:
+    """Key, as the table spells it -> its type and TTL."""
+    return {quoted(key)[0]: (kind, ttl) for key, kind, ttl, *_ in table("key ")[1:]}
 
 
 def test_keys_of_the_scripts_are_the_keys_of_the_table() -> None:
-    """Every kind of key that a script spells has its row, and every row its key."""
-    spelt = {m.partition(":")[0] for m in re.findall(r"P \.\. '([a-z]+:?)", CODE)}
-    spelt |= {"idlehosts", "hosts", "device", "host"}  # spelt from a variable
-    rows = {m.partition(":")[0] for m in re.findall(r"^\| `([a-z]+[:`])", LUA_README, re.MULTILINE)}
-    assert spelt == {row.rstrip("`") for row in rows} - {"time.lua"}
+    """Every kind of key that a script spells has its row, and every row is spelt by a script."""
+    rows = {re.sub("<.*", "", key) for key in keys_of_the_table()}
+    assert {found + colon for found, colon in re.findall(r"P \.\. '(\w+)(:?)", CODE)} <= rows
+    assert {row for row in rows if not re.search(rf"'{row}['*]", CODE)} == set()
 
 
-def test_events_and_counters_are_listed() -> None:
-    """Whoever reads the stream or the counters finds each name explained."""
-    for name in re.findall(r"B\.event\('(\w+)'", CODE) + re.findall(r"B\.count\('(\w+)'", CODE):
-        assert f"`{name.removeprefix('refused_')}" in LUA_README or name == "refused_", name
-    for name in ("drained", "undrained", "cpu_", "refused_"):
-        assert f"`{name}" in LUA_README
+def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None:
+    """Every key that a pool in use has is one row's, and each row has such a key."""
+    pool.report((HELD, device("gpu-1", 40_000)))
+    granted(pool.acquire(token("held")))
+    granted(pool.acquire(token("gone")))
+    pool.release(token("gone"))
+    rows = {re.sub(r"<\w+>", r"[^:]+", key): what for key, what in keys_of_the_table().items()}
+    seen = set()
+    for key in pool.memory():
+        name = key.removeprefix(f"{pool.keys.base}:")
+        (row,) = [row for row in rows if re.fullmatch(row, name)]
+        kind, ttl = rows[row]
+        assert pool.redis.type(key) == kind, name
+        assert (pool.redis.pttl(key) == -1) == (ttl == "none"), name
+        seen.add(row)
+    assert seen == rows.keys()
+
+
+@pytest.mark.parametrize("key", ["pool", "record", "device"])
+def test_fields_of_a_hash_are_listed(pool: Pool, key: str) -> None:
+    """A person with redis-cli reads these hashes: each field that a pool in use has is named."""
+    pool.report((device("gpu-0", simulated=0, reason="fine", nvml_error=""),), sampled_ms=1)
+    ask: dict[str, Any] = {"max_hold_ms": 60_000, "owner": "somebody"}
+    granted(pool.acquire(token("held"), **ask))
+    granted(pool.acquire(token("cpu"), host="none", on_unavailable="cpu"))
+    pool.revoke(token("held"))
+    names = {
+        "pool": ["pool"],
+        "record": [f"record:{token('held')}", f"record:{token('cpu')}"],
+        "device": ["device:gpu-0"],
+    }[key]
+    found = {field for name in names for field in pool.hash(name)}
+    pool.revoke(token("held"), force=1)  # what it holds cools now
+    found |= {field for name in names for field in pool.hash(name)}
+    pool.skew(2)
+    pool.report((device("gpu-0", simulated=0),), sampled_ms=pool.reap()[1])  # and is free
+    found |= {field for name in names for field in pool.hash(name)}
+    assert found - set(quoted(section(key))) == set()
+
+
+def test_counters_are_listed() -> None:
+    """Whoever reads the counters finds each explained, and no other."""
+    found = {name for (counter,) in calls("B.count") for name in literals(counter)}
+    found |= ENDS | {name for _, how in calls("B.count_lease") for name in literals(how)}
+    found = {name.removeprefix("cpu_") for name in found} - {""}
+    listed = set(quoted(section("stats"))) - {"stats"}
+    assert {"cpu_<name>", "refused_<code>"} <= listed
+    assert found - {"refused_"} == listed - {"cpu_<name>", "refused_<code>"}
+
+
+def test_events_are_listed_with_their_fields() -> None:
+    """Whoever reads the stream finds each event and what it carries, and no other."""
+    found: dict[str, set[str]] = {}
+    for name, *pairs in calls("B.event"):
+        fields = {
+            field
+            for pair in pairs[::2]
+            for field in (["device", "host"] if pair == "what" else literals(pair))
+        }
+        for event in ENDS if name == "outcome" else literals(name):
+            found[event] = found.get(event, set()) | fields
+    listed = {
+        event: set(re.findall(r"\w+", re.sub(r"\(.*?\)|up:|\bor\b", "", fields)))
+        for events, fields, _ in table("event ")[1:]
+        for event in quoted(events)
+    }
+    listed["host_away"] -= {"version"}
+    assert found == listed
 
 
 def test_reply_tags_are_listed() -> None:
-    """Every tag that a script answers has its row."""
-    for tag in set(re.findall(r"B\.reply\('([A-Z]+)'", CODE)):
-        assert re.search(rf"^\|.*\b{tag}\b", LUA_README, re.MULTILINE), tag
+    """Every tag that a script answers has its row, and no other."""
+    found = {tag for tag, *_ in calls("B.reply") for tag in re.findall(r"'([A-Z]+)'", tag)}
+    listed = {tag for tags, *_ in table("tag ")[1:] for tag in tags.split(", ")}
+    assert found == listed
 
 
-def test_fields_of_the_pool_are_listed() -> None:
-    """The pool's hash is read by people with redis-cli: each field is named."""
-    created = re.search(r"'HSET', P \.\. 'pool', 'schema'.*?\)\n", CODE, re.DOTALL)
-    assert created
-    for field in re.findall(r"'([a-z_]+)',", created[0])[1:]:
-        assert f"`{field}`" in LUA_README, field
+def said_calls(verb: str) -> list[str]:
+    """The commands of a verb in lua/README.md's table of calls, in order."""
+    heading, *rows = table("acquire: ")
+    (column,) = [n for n, cell in enumerate(heading) if cell.startswith(f"{verb}: ")]
+    commands: list[str] = []
+    for row in rows:
+        for name, times in re.findall(
+            r"\b([A-Z]{3,})\b(?: \w+ \N{MULTIPLICATION SIGN}(\d))?", row[column]
+        ):
+            commands += [name] * int(times or 1)
+    assert heading[column] == f"{verb}: {len(commands)}"
+    return commands
+
+
+def ran(client: redis.Redis, call: Callable[[], list[Any]]) -> list[str]:
+    """The commands that the script of one call runs, in order; the test's own clock left out."""
+    commands = []
+    with client.monitor() as monitor:  # type: ignore[no-untyped-call]
+        call()
+        client.echo("over")
+        for said in monitor.listen():
+            if said["command"].upper().startswith("ECHO OVER"):
+                break
+            if said["client_type"] == "lua":
+                commands.append(said["command"].partition(" ")[0].upper())
+    commands.remove("MGET")
+    return commands
+
+
+@pytest.mark.parametrize("verb", ["acquire", "renew", "release", "reap", "report"])
+def test_calls_of_a_verb_are_those_of_the_table(pool: Pool, verb: str) -> None:
+    """Server time is everybody's time: each call that a script makes is explained, in order."""
+    day_ms = 86_400_000
+    pool.freeze()
+    pool.report((HELD, device("gpu-1", 40_000)), deadline_ms=day_ms)
+    mine = token("mine")
+    if verb in {"renew", "release"}:
+        granted(pool.acquire(mine))
+    call: Callable[[], list[Any]] = {
+        "acquire": lambda: pool.acquire(mine),
+        "renew": lambda: pool.renew(mine),
+        "release": lambda: pool.release(mine),
+        "reap": pool.reap,
+        "report": lambda: pool.report((HELD,), deadline_ms=day_ms),
+    }[verb]
+    assert ran(pool.redis, call) == said_calls(verb)
 
 
 def test_settings_are_in_the_readme() -> None:
     """Every environment variable that is read is explained."""
-    for setting in sdk_settings_in_effect() + broker_settings_in_effect():
-        assert f"`{setting.name}`" in README, setting.name
+    sdk = Path(sdk_settings.__file__).read_text()
+    names = set(re.findall(r'env\.get\("(\w+)"\)', sdk))
+    for field in Settings.model_fields.values():
+        names |= set(getattr(field.validation_alias, "choices", ()))
+    assert {"REDIS_URL", "GPU_ORCHESTRATOR_PORT"} <= names
+    assert names - set(quoted(README)) == set()
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_error_code_is_in_the_readme(code: str) -> None:
+def test_error_codes_are_in_the_documents() -> None:
     """A code on the wire can be looked up."""
-    assert f"`{code}`" in README
+    assert CODES.keys() - set(quoted(README + DESIGN)) == set()
 
 
-def test_metrics_are_in_the_readme() -> None:
-    """Every metric that a replica exports is named."""
-    for name in re.findall(r"^# TYPE (\w+)", Metrics().text(None, None).decode(), re.MULTILINE):
-        assert f"`{name}`" in README, name
+def test_metrics_are_in_the_documents(pool: Pool) -> None:
+    """Every metric that a replica may export is named."""
+    status = pool.look(snapshot.pool(pool.keys))
+    text = Metrics().text(status, Sample((), "nvml", error="no driver")).decode()
+    names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+    assert {"gpu_orchestrator_active_leases", "gpu_orchestrator_nvml_error_info"} <= names
+    assert names - set(quoted(README + DESIGN)) == set()
 
 
 def test_commands_are_in_the_readme() -> None:
-    """Every command can be found."""
+    """Every command can be found where the command line is explained."""
     for command in COMMANDS:
         assert re.search(rf"gpu-broker {command}\b|`{command}\b|; {command}\b", README), command
 
 
 def test_links_between_documents_resolve() -> None:
-    """No document points at nothing."""
-    for path in tracked("*.md"):
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+    """No document points at nothing: neither at a file nor at a heading that is not there."""
+    for path in tracked():
+        if path.suffix != ".md":
+            continue
+        for target in re.findall(r"\]\((?![a-z]+:)([^)\s]+)", path.read_text()):
+            name, _, heading = target.partition("#")
+            to = path.parent / name if name else path
+            assert to.exists(), f"{path.name}: {target}"
+            if heading:
+                lines = re.findall(r"^#+ (.+)$", to.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in lines}
+                assert heading in slugs, f"{path.name}: {target}"
 
 
 def test_no_file_names_a_developers_folder() -> None:
     """The tree speaks of itself alone."""
-    found = re.compile(r"(?<![\w.])/(home|root|work)/\w")
+    folder = re.compile(r"(?<![\w.}])/(home|root|work)/")
     for path in tracked():
-        if path.suffix in {".py", ".lua", ".md", ".toml", ".sh", ""} and path.is_file():
-            hit = found.search(path.read_text(errors="replace"))
-            assert not hit, f"{path.name}: {hit and hit[0]}"
+        hit = folder.search(path.read_text(errors="replace"))
+        assert not hit, f"{path.name}: {hit and hit[0]}"
