@@ -1,4 +1,4 @@
-"""Devices that fail under a real broker: heartbeats go on, the others are served, sums stay exact."""
+"""Devices that fail under a real broker: heartbeats go on, the others are served."""
 
 from __future__ import annotations
 

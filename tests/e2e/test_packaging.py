@@ -1,0 +1,127 @@
+"""The wheel, installed: the checkout's scripts, a base that needs little, honest extras."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import pytest
+
+from agent_sdk.scripts import scripts
+from agent_sdk.testing import running_broker
+from tests.api.brokers import environment
+
+ROOT = Path(__file__).parents[2]
+
+BASE = ("redis", "click", "async_timeout")
+"""The packages that the base install may load, by their folders; async_timeout is redis's own."""
+
+SHAS = "from agent_sdk.scripts import scripts; print({v: s.sha for v, s in scripts().items()})"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment that has the wheel and its base dependencies, and nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    here = Path(sys.modules["redis"].__file__ or "").parents[1]
+    for name in BASE:
+        if (here / name).exists():
+            (site / name).symlink_to(here / name)
+    return environment(PYTHONPATH=str(site))
+
+
+def run(base: dict[str, str], *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Python of this suite without its site-packages, in the base environment."""
+    return subprocess.run(
+        [sys.executable, "-S", "-P", *command],
+        env=base | more,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def gpu_broker(base: dict[str, str], *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """The command line there."""
+    return run(base, "-c", "from broker.cli import main; main()", *args, **more)
+
+
+def test_wheel_has_the_scripts_the_types_and_no_tests(wheel: Path) -> None:
+    """What is needed is in it, and nothing of the workshop."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    lua = {str(p.relative_to(ROOT / "lua")) for p in (ROOT / "lua").rglob("*.lua")}
+    assert {f"agent_sdk/lua/{name}" for name in lua} <= names
+    assert {"agent_sdk/py.typed", "broker/py.typed"} <= names
+    assert not [n for n in names if n.startswith(("tests", "scripts", "lua/"))]
+
+
+def test_wheel_requires_redis_and_click_alone(wheel: Path) -> None:
+    """Everything else is an extra."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    required = metadata.get_all("Requires-Dist") or []
+    base = {line.split(">")[0].split("<")[0] for line in required if "extra ==" not in line}
+    assert base == {"redis", "click"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"broker", "embedded", "dev"}
+
+
+def test_scripts_of_the_wheel_are_those_of_the_checkout(base: dict[str, str]) -> None:
+    """The packaged copy and the folder beside the package give the same SHAs."""
+    answer = run(base, "-c", SHAS)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == str({v: s.sha for v, s in scripts().items()})
+
+
+def test_base_install_operates_a_pool(base: dict[str, str]) -> None:
+    """Without any extra: every command that needs no server of its own works."""
+    with running_broker() as pool:
+        at = {"REDIS_URL": pool.url, "GPU_BROKER_HOSTNAME": pool.host}
+        for args in (
+            ["--help"], ["status"], ["leases"], ["hosts"], ["policy", "get"], ["doctor"],
+            ["drain", pool.host], ["undrain", pool.host], ["policy", "set", "default_memory_mb=9"],
+            ["revoke", "--agent", "nobody", "--reason", "test"], ["status", "-o", "json"],
+        ):  # fmt: skip
+            answer = gpu_broker(base, *args, **at)
+            assert answer.returncode == 0, (args, answer.stdout, answer.stderr)
+
+
+@pytest.mark.parametrize("command", ["serve", "host"])
+def test_base_install_says_how_to_get_what_is_missing(base: dict[str, str], command: str) -> None:
+    """A missing extra is one sentence with the install line, not a traceback."""
+    answer = gpu_broker(base, command, "--whatever")
+    assert answer.returncode == 69
+    assert "pip install 'gpu-lease-broker[broker]'" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_import_of_the_sdk_costs_little_more_than_redis(base: dict[str, str]) -> None:
+    """At most half as much again, interleaved, by medians."""
+
+    def seconds(code: str) -> float:
+        began = perf_counter()
+        assert run(base, "-c", code).returncode == 0
+        return perf_counter() - began
+
+    pairs = [(seconds("import redis"), seconds("import agent_sdk")) for _ in range(7)]
+    alone, ours = (median(times) for times in zip(*pairs, strict=True))
+    assert ours <= 1.5 * alone

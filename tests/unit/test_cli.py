@@ -1,0 +1,192 @@
+"""The command line against a real pool: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk.testing import TestBroker, running_broker
+from broker.cli import COMMANDS
+from tests.api.brokers import PROGRAM, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEVICE = "SIM-test-host-0"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TestBroker]:
+    with running_broker() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def clean(pool: TestBroker) -> Iterator[None]:
+    """Afterwards nothing is leased and nothing is drained."""
+    yield
+    for lease in pool.client.leases():
+        pool.client.release(lease.token)
+    pool.client.undrain("host", pool.host)
+
+
+def gpu_broker(*args: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """One call of the program."""
+    return subprocess.run(
+        [PROGRAM, *args],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def on(pool: TestBroker, *args: str, code: int = 0) -> str:
+    """One call on the pool that must end with that code: what it printed, or said on stderr."""
+    answer = gpu_broker(*args, REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
+    assert answer.returncode == code, (answer.stdout, answer.stderr)
+    assert "Traceback" not in answer.stderr
+    return answer.stderr if code else answer.stdout
+
+
+def data(pool: TestBroker, *args: str) -> Any:
+    """The same with -o json, parsed; its schema is 1."""
+    parsed = json.loads(on(pool, *args, "-o", "json"))
+    assert parsed.pop("schema") == 1
+    return parsed
+
+
+def test_status_shows_devices_and_who_holds_them(pool: TestBroker) -> None:
+    """One line per device, its leases below, CPU leases last."""
+    held = pool.client.acquire("analyst", memory_mb=8192)
+    pool.client.acquire("critic", host="elsewhere", on_unavailable="cpu")
+    text = on(pool, "status")
+    assert "test-host:0" in text
+    assert "└ analyst" in text
+    assert "CPU LEASES" in text
+    assert "critic" in text
+    (lease, _) = data(pool, "status")["leases"]
+    assert (lease["token"], lease["memory_mb"]) == (held.token, 8192)
+
+
+def test_leases_lists_whole_tokens_and_filters_by_agent(pool: TestBroker) -> None:
+    """What revoke needs is there in full."""
+    held = pool.client.acquire("analyst", memory_mb=10)
+    pool.client.acquire("critic", memory_mb=10)
+    assert held.token in on(pool, "leases")
+    (lease,) = data(pool, "leases", "--agent", "analyst")["leases"]
+    assert lease["token"] == held.token
+
+
+def test_hosts_says_who_reports(pool: TestBroker) -> None:
+    """Each host with its state and devices."""
+    assert "test-host  alive" in on(pool, "hosts")
+    (host,) = data(pool, "hosts")["hosts"]
+    assert (host["host"], host["devices"]) == ("test-host", 2)
+
+
+@pytest.mark.parametrize("name", ["test-host", DEVICE])
+def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str) -> None:
+    """A host or a device: the name says which."""
+    assert "take no new leases" in on(pool, "drain", name, "--reason", "new driver")
+    assert "drained" in on(pool, "status")
+    assert "take leases again" in on(pool, "undrain", name)
+    assert "drained" not in on(pool, "status")
+    assert "no host and no device" in on(pool, "drain", "nobody", code=1)
+
+
+def test_revoke_needs_a_target_and_a_reason(pool: TestBroker) -> None:
+    """By token, agent or host; at the next renewal, or now."""
+    token = pool.client.acquire("analyst", memory_mb=10).token
+    on(pool, "revoke", token, code=2)
+    on(pool, "revoke", "--reason", "x", code=2)
+    on(pool, "revoke", token, "--agent", "analyst", "--reason", "x", code=2)
+    assert "within a minute" in on(pool, "revoke", token, "--reason", "x")
+    assert data(pool, "revoke", token, "--reason", "x", "--force")["revoked"] == [token]
+    assert "revoked" in on(pool, "revoke", token, "--reason", "x", code=1)
+    other = pool.client.acquire("critic", memory_mb=10).token
+    assert data(pool, "revoke", "--host", pool.host, "--reason", "x")["revoked"] == [other]
+    assert data(pool, "revoke", "--agent", "nobody", "--reason", "x")["revoked"] == []
+
+
+def test_policy_get_and_set(pool: TestBroker) -> None:
+    """All of what is named, or nothing; a wrong word says which words there are."""
+    assert data(pool, "policy", "get")["policy"]["kill_on_oom"] is False
+    changed = data(pool, "policy", "set", "kill_on_oom=true", "default_memory_mb=99")["policy"]
+    assert (changed["kill_on_oom"], changed["default_memory_mb"]) == (True, 99)
+    on(pool, "policy", "set", "kill_on_oom=false", "default_memory_mb=2048")
+    assert "max_memory_per_agent_mb" in on(pool, "policy", "set", "memory=1", code=2)
+    on(pool, "policy", "set", "default_memory_mb=many", code=2)
+    assert "max_memory_per_agent_mb" in on(
+        pool, "policy", "set", "max_memory_per_agent_mb=1", code=1
+    )
+
+
+def test_doctor_says_what_is_in_effect_and_nothing_is_wrong(pool: TestBroker) -> None:
+    """Settings with where they come from, the store, the devices."""
+    text = on(pool, "doctor")
+    assert "nothing is wrong" in text
+    assert "GPU_ORCHESTRATOR_PORT" in text
+    assert "environment" in text
+    found = data(pool, "doctor")
+    assert found["findings"] == []
+    assert {s["name"] for s in found["settings"]} >= {"REDIS_URL", "SAFE_MODE"}
+
+
+def test_doctor_finds_what_is_wrong_and_hides_the_password() -> None:
+    """A store that is away, a wrong setting: each with its remedy; no secret is printed."""
+    away = {"REDIS_URL": "redis://user:hunter2@127.0.0.1:1"}
+    answer = gpu_broker("doctor", **away, SAFE_MODE="maybe")
+    assert answer.returncode == 1
+    assert "WRONG" in answer.stdout
+    assert "SAFE_MODE" in answer.stdout
+    assert "redis://user:***@127.0.0.1:1" in answer.stdout
+    assert "hunter2" not in answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "leases", "hosts"])
+def test_command_without_a_store_ends_69_with_a_hint(command: str) -> None:
+    """Soon, and with what to do."""
+    began = time.monotonic()
+    answer = gpu_broker(command, REDIS_URL="redis://user:hunter2@127.0.0.1:1")
+    assert answer.returncode == 69
+    assert time.monotonic() - began < 4
+    assert "gpu-broker serve" in answer.stderr
+    assert "hunter2" not in answer.stderr
+
+
+def test_command_that_the_store_denies_ends_77(pool: TestBroker) -> None:
+    """A user without rights is told so."""
+    pool.client.redis.execute_command(
+        "ACL", "SETUSER", "guest", "on", ">guest", "+ping", "~nothing"
+    )
+    path = pool.url.removeprefix("unix://")
+    answer = gpu_broker("status", REDIS_URL=f"unix://guest:guest@{path}")
+    assert answer.returncode == 77, answer.stderr
+    assert "denies" in answer.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command: str) -> None:
+    """--help teaches."""
+    answer = gpu_broker(command, "--help")
+    assert answer.returncode == 0
+    assert "Example" in answer.stdout
+    assert f"gpu-broker {command}" in answer.stdout
+
+
+def test_help_is_quick() -> None:
+    """Promised below 300 ms; no command is imported for it."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        assert gpu_broker("--help").returncode == 0
+        return time.perf_counter() - began
+
+    assert median(seconds() for _ in range(5)) < 0.6
