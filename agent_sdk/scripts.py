@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 LIBRARY = ("time", "clock", "events", "placement", "ledger", "agenda")
 """The files of `lua/lib` in the order they are read before each verb."""
 
-GIVES_BACK = frozenset({"renew", "release", "reap", "revoke"})
-"""Verbs that must go on when the store is full."""
+GOES_ON = frozenset({"renew", "release", "reap", "revoke", "drain", "set_policy"})
+"""Verbs that must go on when the store is full: they give back, or are an operator's way out."""
 
 VERBS = ("acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy")
 """One file in `lua/` each."""
@@ -55,7 +55,7 @@ def assemble(
     parts = [instead.get(n) or (folder / "lib" / f"{n}.lua").read_text() for n in LIBRARY]
     parts.append((folder / f"{verb}.lua").read_text())
     if shebang:
-        parts.insert(0, "#!lua flags=allow-oom" if verb in GIVES_BACK else "#!lua")
+        parts.insert(0, "#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")
     source = "\n".join(parts)
     return Script(verb, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 

@@ -206,7 +206,7 @@ def lease(keys: Keys, token: str) -> Generator[Read, Answer, LeaseStatus | str |
     answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
     row, outcome = answer.raw
     if row.get("state") == "cooling":
-        return "expired"
+        return row["outcome"]
     return lease_status(token, row) if row else outcome
 
 

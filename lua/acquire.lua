@@ -19,7 +19,7 @@
 -- ARGV[16]  owner           str    the authenticated principal, or empty
 -- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token
--- cost      O((REAP_DEVICES + k) log devices), k the devices asked for
+-- cost      O((REAP_DEVICES + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
 local call = redis.call
 local unready = B.open('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',

@@ -29,9 +29,11 @@ if what == 'host' then
 end
 for _, uuid in ipairs(ids) do
   local d = B.device(uuid)
-  d.drained = text(drained)
-  redis.call('HSET', P .. 'device:' .. uuid, 'drained', drained)
-  B.index(d)
+  if d then
+    d.drained = text(drained)
+    redis.call('HSET', P .. 'device:' .. uuid, 'drained', drained)
+    B.index(d)
+  end
 end
 B.event(drained == 1 and 'drained' or 'undrained', what, name, 'by', by, 'reason', why)
 return B.reply(drained == 1 and 'DRAINED' or 'UNDRAINED', #ids)

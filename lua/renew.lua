@@ -7,7 +7,7 @@
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
 -- reply    RENEWED expires_at_ms remaining_ms | REFUSED reason detail | LOST reason | UNKNOWN
 -- keeps    S4: nothing resurrects; S7: never shorter than what the holder was told
--- cost     O(REAP_DEVICES + k + log leases)
+-- cost     O((REAP_DEVICES + k) log devices)
 
 local unready = B.open()
 if unready then return B.reply('REFUSED', unready, '') end

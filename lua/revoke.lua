@@ -5,7 +5,7 @@
 -- ARGV[2]  token     str
 -- ARGV[3]  force     int   1 = now, although its holder still trusts it
 -- ARGV[4]  by        str   who does it
--- ARGV[5]  why       str   for the holder and the log
+-- ARGV[5]  why       str   for the record and the log
 -- reply    REVOKED expires_at_ms | ALREADY outcome | UNKNOWN | REFUSED reason detail
 -- keeps    S4: nothing resurrects
 -- cost     O((REAP_DEVICES + k) log devices)

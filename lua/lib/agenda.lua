@@ -2,7 +2,8 @@
 -- or end of a cooling one's grace; host:<h> -> the time by which that host must have reported again.
 --
 -- Nothing waits for Redis to say that a key expired (it may say so minutes late): every verb looks at the first of the
--- agenda, takes back what is over, at most REAP_DEVICES devices of it, and says in `more` whether something is left.
+-- agenda, takes back what is over until REAP_DEVICES devices are touched (the last member is finished whatever it has), and
+-- says in `more` whether something is left.
 
 local REAP_DEVICES = 16
 

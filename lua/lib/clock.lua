@@ -5,8 +5,8 @@
 -- in between (an outage, a suspended machine, a step forward). Then a window opens in which only what was due before the
 -- leap is reaped and overdue leases may still be renewed, so that live holders come first.
 --
--- Numbers are doubles, exact below 2^53. What goes to Redis goes as text(): handing over a number costs twice as much, and
--- `..` rounds it (1.7955e+15).
+-- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text(): handing one over as it is
+-- costs twice as much. `..` rounds it (1.7955e+15).
 
 local PROTOCOL, SCHEMA = '1', '1'
 local LEAP_MS, WINDOW_MS = 10000, 30000

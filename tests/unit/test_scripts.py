@@ -13,7 +13,7 @@ from lupa import lua51
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk import scripts as module
 from agent_sdk.errors import BrokerUnavailable
-from agent_sdk.scripts import GIVES_BACK, LIBRARY, VERBS, assemble, lua_folder, scripts
+from agent_sdk.scripts import GOES_ON, LIBRARY, VERBS, assemble, lua_folder, scripts
 from tests.audit import audit
 from tests.pools import SKEWED_TIME, Pool, device, granted, said, token
 
@@ -39,7 +39,7 @@ def test_assemble_joins_the_library_in_order_and_the_verb(verb: str) -> None:
     assert assemble(verb, shebang=False).source == "\n".join(files(verb))
     first, _, rest = assemble(verb).source.partition("\n")
     assert rest == "\n".join(files(verb))
-    assert first == ("#!lua flags=allow-oom" if verb in GIVES_BACK else "#!lua")
+    assert first == ("#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -54,8 +54,8 @@ def test_assemble_names_the_script_by_its_sha(server: Server, verb: str) -> None
 
 def test_assemble_lets_memory_be_given_back_when_the_store_is_full() -> None:
     """Renew, release and reap go on at maxmemory; what takes more memory does not."""
-    assert {"renew", "release", "reap"} <= GIVES_BACK <= set(VERBS)
-    assert "acquire" not in GIVES_BACK
+    assert {"renew", "release", "reap"} <= GOES_ON <= set(VERBS)
+    assert "acquire" not in GOES_ON
 
 
 def test_assemble_takes_another_library_file_instead() -> None:
