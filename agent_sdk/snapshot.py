@@ -198,7 +198,7 @@ def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
         for token, row in zip(tokens, rows, strict=True)
         if row.get("state") == "active"
     ]
-    return tuple(sorted(found, key=lambda lease: lease.granted_at_ms))
+    return tuple(sorted(found, key=lambda lease: lease.fence))
 
 
 def lease(keys: Keys, token: str) -> Generator[Read, Answer, LeaseStatus | str | None]:
@@ -206,7 +206,7 @@ def lease(keys: Keys, token: str) -> Generator[Read, Answer, LeaseStatus | str |
     answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
     row, outcome = answer.raw
     if row.get("state") == "cooling":
-        return row["outcome"]
+        return str(row["outcome"])
     return lease_status(token, row) if row else outcome
 
 
