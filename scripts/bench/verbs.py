@@ -31,7 +31,8 @@ from redis.exceptions import RedisError
 from agent_sdk import LeaseClient, Store
 from agent_sdk.asking import Caller
 from agent_sdk.keys import Keys
-from agent_sdk.protocol import new_token, reap, release, renew_call, report
+from agent_sdk.protocol import new_token, reap, release, renew_call
+from agent_sdk.reporting import report
 from agent_sdk.scripts import scripts
 
 if TYPE_CHECKING:
