@@ -6,6 +6,7 @@ Repeating is safe because the token is the idempotency key. It ends at the calle
 from __future__ import annotations
 
 import random
+import re
 import time
 
 from redis.exceptions import (
@@ -32,7 +33,11 @@ _NOT_NOW = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, 
 
 _LOST = (ConnectionError, TimeoutError)
 
-_NOT_NOW_WORDS = ("BUSY ", "LOADING ", "NOREPLICAS ", "MISCONF ")
+_DENIED_WORDS = re.compile(r"ACL failure in script|user executing the script can't")
+"""Inside a script a denial is said in words alone."""
+
+_NOT_NOW_WORDS = re.compile(r"(^|caused error: )(BUSY|LOADING|NOREPLICAS|MISCONF) ")
+"""Answers that have no class of their own; a pipeline puts words of its own before them."""
 
 
 class Patience:
@@ -56,7 +61,7 @@ class Patience:
             LeaseError: no further try makes sense; it says what is true now.
         """
         if not self._may_pass(error):
-            raise _final(error, token) from error
+            raise self._final(error, token) from error
         pause = self._pause_s * random.uniform(0.5, 1.0)
         self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         if time.monotonic() + pause >= self._deadline:
@@ -67,7 +72,7 @@ class Patience:
 
     def _may_pass(self, error: RedisError) -> bool:
         """Whether the next try may go better; remembers whether this one may have been executed."""
-        if isinstance(error, (AuthenticationError, NoPermissionError)):
+        if _denied(error):
             return False
         if _not_now(error):
             return True
@@ -77,19 +82,29 @@ class Patience:
             return True
         return False
 
+    def _final(self, error: RedisError, token: str | None) -> LeaseError:
+        """What is true when no further try is made: an earlier one may have been executed."""
+        if self._maybe_done:
+            code = "outcome_unknown"
+        elif _denied(error):
+            code = "denied"
+        elif isinstance(error, OutOfMemoryError):
+            code = "store_full"
+        elif isinstance(error, ResponseError):
+            code = "protocol_mismatch"
+        else:
+            code = "store_unavailable"
+        return error_for(code, f"{_says(code)} ({error})", token=token)
+
+
+def _denied(error: RedisError) -> bool:
+    kinds = (AuthenticationError, NoPermissionError)
+    return isinstance(error, kinds) or bool(_DENIED_WORDS.search(str(error)))
+
 
 def _not_now(error: RedisError) -> bool:
-    return isinstance(error, _NOT_NOW) or str(error).startswith(_NOT_NOW_WORDS)
+    return isinstance(error, _NOT_NOW) or bool(_NOT_NOW_WORDS.search(str(error)))
 
 
 def _says(code: str) -> str:
     return str(error_for(code))
-
-
-def _final(error: RedisError, token: str | None) -> LeaseError:
-    if isinstance(error, (AuthenticationError, NoPermissionError)):
-        return error_for("denied", f"{_says('denied')}: {error}", token=token)
-    if isinstance(error, OutOfMemoryError):
-        return error_for("store_full", token=token)
-    kind = "protocol_mismatch" if isinstance(error, ResponseError) else "store_unavailable"
-    return error_for(kind, f"{_says(kind)} ({error})", token=token)

@@ -16,6 +16,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,21 +39,25 @@ class SdkSettings:
     @property
     def store_url(self) -> str:
         """The URL to connect to."""
-        return self.redis_url or f"unix://{self.state_dir / 'redis.sock'}"
+        return self.redis_url or f"unix://{quote(str(self.state_dir / 'redis.sock'))}"
 
     @property
     def masked_url(self) -> str:
         """The URL to show: without its password."""
-        return re.sub(r"(?<=://)([^:@/]*):[^@]*@", r"\1:***@", self.store_url)
+        masked = self.store_url
+        if not masked.startswith("unix:///"):  # which has no user, and may have @ in its path
+            masked = re.sub(r"^((?:[a-z+]+:/{1,2})?[^:/@]*):.*@", r"\1:***@", masked)
+        return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
     """Read the SDK's settings; an empty variable counts as unset."""
     env = os.environ if environ is None else environ
     state_home = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    state_dir = env.get("GPU_BROKER_STATE_DIR") or f"{state_home}/gpu-broker"
     return SdkSettings(
         redis_url=env.get("REDIS_URL") or None,
-        state_dir=Path(env.get("GPU_BROKER_STATE_DIR") or f"{state_home}/gpu-broker"),
+        state_dir=Path(state_dir).expanduser().absolute(),
         pool=env.get("GPU_BROKER_POOL") or "default",
         hostname=env.get("GPU_BROKER_HOSTNAME") or socket.gethostname(),
     )

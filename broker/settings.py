@@ -41,7 +41,10 @@ def _env(name: str) -> Any:
 class Settings(BaseSettings):
     """What the environment says; an empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, populate_by_name=True, frozen=True)
+    # Fields are set by name from code alone: PORT or DEVICES of somebody else's are not ours.
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, populate_by_name=True, frozen=True, env_prefix="GPU_BROKER_FIELD_"
+    )
 
     port: int = Field(8014, ge=1, le=65535, validation_alias=_env("GPU_ORCHESTRATOR_PORT"))
     """The one place where the port is set."""
@@ -72,8 +75,10 @@ class Settings(BaseSettings):
             )
         try:
             Store(self.sdk.store_url).connect().close()  # the URL is read; nobody is called yet
-        except ValueError as error:
-            raise ValueError(f"REDIS_URL={self.sdk.masked_url!r}: {error}") from error
+        except ValueError:  # its own words may hold the password
+            raise ValueError(
+                f"REDIS_URL={self.sdk.masked_url!r} is no store: redis://, rediss:// or unix://"
+            ) from None
         return self
 
     @property

@@ -1,0 +1,460 @@
+"""What a failed call to the store is taken for: repeated, or the error that is true then."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+import redis
+from redis.exceptions import ConnectionError as Unconnected
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as TimedOut
+
+from agent_sdk import BrokerUnavailable, LeaseClient, LeaseError, Store
+from agent_sdk.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
+from tests.faults.proxy import Proxy
+from tests.pools import device
+from tests.servers import free_port, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.servers import Server
+
+NOT_NOW = [
+    "READONLY You can't write against a read only replica.",
+    "LOADING Redis is loading the dataset in memory",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "CLUSTERDOWN The cluster is down",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "NOREPLICAS Not enough good replicas to write.",
+    "MISCONF Errors writing to the AOF file: No space left on device",
+]
+"""Answers that mean: not executed, perhaps soon."""
+
+DENIED = [
+    "NOAUTH Authentication required.",
+    "WRONGPASS invalid username-password pair or user is disabled.",
+    "NOPERM this user has no permissions to run the 'evalsha' command",
+]
+
+FULL = "OOM command not allowed when used memory > 'maxmemory'."
+
+WORDS = [line.partition(" ")[0] for line in NOT_NOW]
+
+TOKEN = "token-of-a-lease-"
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """A server whose settings the tests here may change."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def admin(own: Server) -> Iterator[redis.Redis]:
+    """Its administrator; afterwards it is as it was."""
+    with own.connect() as client:
+        yield client
+        client.config_set("maxmemory", 0)
+        client.config_set("min-replicas-to-write", 0)
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        client.config_set("replica-serve-stale-data", "yes")
+        client.execute_command("ACL", "SETUSER", "default", "nopass")
+
+
+@pytest.fixture
+def agent(own: Server) -> Iterator[LeaseClient]:
+    """A client on a pool of its own, with one device."""
+    with client_of(own.url) as client:
+        register(client)
+        yield client
+
+
+def client_of(url: str, pool: str | None = None, deadline_s: float = 0.5) -> LeaseClient:
+    """A client that gives up soon."""
+    pool = pool or f"p-{uuid4().hex[:8]}"
+    return LeaseClient(Store(url, 0.3), pool=pool, hostname="h1", deadline_s=deadline_s)
+
+
+def register(client: LeaseClient) -> None:
+    """One device of 1000 MiB; nobody follows to report it again."""
+    uuid, fields = device("D0")
+    client.report(
+        "h1",
+        ((uuid, tuple(fields.items())),),
+        deadline_ms=86_400_000,
+        sampled_ms=0,
+        epoch="",
+        safe_mode=False,
+        version="test",
+    )
+
+
+def error_of(server: Server, line: str, *, piped: bool = False) -> RedisError:
+    """What redis-py makes of an error line that a server sends, alone or in a pipeline."""
+    ask = ("EVAL", "return redis.error_reply(ARGV[1])", 0, line)
+    with server.connect() as client:
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command(*ask)
+        call = pipe.execute if piped else partial(client.execute_command, *ask)
+        with pytest.raises(RedisError) as told:
+            call()
+    return told.value
+
+
+def end(error: RedisError, *before: RedisError) -> LeaseError:
+    """The error that is true when the deadline is reached after these failures."""
+    patience = Patience(60)
+    for each in before:
+        patience.pause_after(each, TOKEN)
+    patience._deadline = 0
+    with pytest.raises(LeaseError) as told:
+        patience.pause_after(error, TOKEN)
+    assert told.value.token == TOKEN
+    assert told.value.__cause__ is error
+    return told.value
+
+
+def at_once(error: RedisError, *before: RedisError) -> LeaseError:
+    """The error that a call ends with although there is time left."""
+    patience = Patience(60)
+    for each in before:
+        patience.pause_after(each, TOKEN)
+    with pytest.raises(LeaseError) as told:
+        patience.pause_after(error, TOKEN)
+    assert told.value.token == TOKEN
+    assert told.value.__cause__ is error
+    return told.value
+
+
+def failing(call: Callable[[], object]) -> tuple[LeaseError, float]:
+    """How a call failed, and after how many seconds."""
+    began = time.monotonic()
+    with pytest.raises(LeaseError) as told:
+        call()
+    return told.value, time.monotonic() - began
+
+
+def refused() -> RedisError:
+    """What redis-py says of a port where nobody listens."""
+    with Store(f"redis://127.0.0.1:{free_port()}").connect() as client:
+        return _error(client)
+
+
+def lost(server: Server) -> RedisError:
+    """What it says of a connection that closes after the call was sent."""
+    with Proxy(server.port, lambda chunk: b"lost" not in chunk) as proxy:
+        return _error_at(proxy.url)
+
+
+def silent(server: Server) -> RedisError:
+    """What it says of an answer that does not come."""
+    release = threading.Event()
+    with Proxy(server.port, lambda chunk: b"lost" not in chunk or release.wait(5)) as proxy:
+        error = _error_at(proxy.url)
+        release.set()
+        return error
+
+
+def _error_at(url: str) -> RedisError:
+    with Store(url, 0.3).connect() as client:
+        return _error(client)
+
+
+def _error(client: redis.Redis) -> RedisError:
+    with pytest.raises(RedisError) as told:
+        client.echo("lost")
+    return told.value
+
+
+# What each failure is
+
+
+@pytest.mark.parametrize("line", NOT_NOW, ids=WORDS)
+def test_answer_that_may_pass_is_repeated_then_store_unavailable(server: Server, line: str) -> None:
+    """The server answers, but not this: nothing was done, and it was tried to the end."""
+    error = error_of(server, line)
+    told = end(error, error, error)
+    assert (type(told), told.code, told.retryable) == (BrokerUnavailable, "store_unavailable", True)
+    assert "Redis answers, but not this" in str(told)
+
+
+@pytest.mark.parametrize("line", NOT_NOW, ids=WORDS)
+def test_answer_that_may_pass_is_repeated_in_a_pipeline_too(server: Server, line: str) -> None:
+    """Reading goes through pipelines, where redis-py writes words of its own before the error."""
+    error = error_of(server, line, piped=True)
+    assert end(error, error).code == "store_unavailable"
+
+
+@pytest.mark.parametrize("line", DENIED, ids=["NOAUTH", "WRONGPASS", "NOPERM"])
+@pytest.mark.parametrize("piped", [False, True], ids=["alone", "piped"])
+def test_denial_ends_the_call_at_once(server: Server, line: str, piped: bool) -> None:
+    """Rights do not come by asking again; what the server said is told."""
+    error = error_of(server, line, piped=piped)
+    told = at_once(error)
+    assert (told.code, told.retryable) == ("denied", False)
+    assert str(error) in str(told)
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["alone", "piped"])
+def test_full_store_ends_the_call_at_once(server: Server, piped: bool) -> None:
+    """Memory does not come back within a call's time."""
+    assert at_once(error_of(server, FULL, piped=piped)).code == "store_full"
+
+
+def test_answer_not_understood_ends_the_call_at_once_as_a_mismatch(server: Server) -> None:
+    """An error that no script of this version answers: another version, or no Redis."""
+    assert at_once(error_of(server, "ERR unknown command 'EVALSHA'")).code == "protocol_mismatch"
+
+
+def test_error_of_the_client_ends_the_call_at_once() -> None:
+    """What redis-py itself refuses to send was not done."""
+    assert at_once(redis.exceptions.DataError("Invalid input")).code == "store_unavailable"
+
+
+def test_connect_that_fails_is_store_unavailable(tmp_path: Path) -> None:
+    """Nobody listens, there is no socket, or no answer to the connect: nothing was sent."""
+    with Store(f"unix://{tmp_path}/redis.sock").connect() as client:
+        absent = _error(client)
+    for error in (refused(), absent, TimedOut("Timeout connecting to server")):
+        assert end(error, error).code == "store_unavailable", error
+
+
+def test_reply_that_is_lost_is_outcome_unknown(server: Server) -> None:
+    """Closed after it was sent, or no answer in time: it may have been done."""
+    for error in (lost(server), silent(server)):
+        told = end(error)
+        assert (told.code, told.retryable) == ("outcome_unknown", True), error
+
+
+def test_reply_lost_once_is_outcome_unknown_to_the_end(server: Server) -> None:
+    """Whatever comes after it: the first try may have been executed."""
+    busy = error_of(server, NOT_NOW[1])
+    for after in (refused(), busy):
+        assert end(after, lost(server)).code == "outcome_unknown", after
+        assert end(after, silent(server), after).code == "outcome_unknown", after
+
+
+def test_reply_not_lost_is_store_unavailable_to_the_end(server: Server) -> None:
+    """Refused connections and busy servers, in any order, have done nothing."""
+    busy = error_of(server, NOT_NOW[5])
+    assert end(busy, refused(), busy, refused()).code == "store_unavailable"
+    assert end(refused(), busy, refused()).code == "store_unavailable"
+
+
+@pytest.mark.parametrize("line", [FULL, *DENIED], ids=["OOM", "NOAUTH", "WRONGPASS", "NOPERM"])
+def test_call_ended_after_a_lost_reply_is_outcome_unknown(server: Server, line: str) -> None:
+    """store_full and denied say that nothing was done: not of a call that may have been."""
+    assert at_once(error_of(server, line), lost(server)).code == "outcome_unknown"
+
+
+# Pauses
+
+
+def test_pauses_double_from_the_first_to_the_longest() -> None:
+    """20 ms, then twice as long each time up to half a second; half of it is chance."""
+    error, patience, full = Unconnected("connecting"), Patience(60), FIRST_PAUSE_S
+    for _ in range(10):
+        assert full / 2 <= patience.pause_after(error) <= full
+        full = min(2 * full, LONGEST_PAUSE_S)
+    assert full == LONGEST_PAUSE_S
+
+
+def test_pauses_of_many_callers_differ() -> None:
+    """So that those who failed together do not come back together."""
+    error = Unconnected("connecting")
+    pauses = [Patience(60).pause_after(error) for _ in range(100)]
+    assert len({round(pause, 4) for pause in pauses}) > 20
+    assert max(pauses) - min(pauses) > FIRST_PAUSE_S / 4
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, 0.05, 0.3])
+def test_pauses_end_at_the_deadline(deadline_s: float) -> None:
+    """No pause reaches over the deadline: who waits is told in time."""
+    began, patience, ends = time.monotonic(), Patience(deadline_s), []
+
+    def wait() -> None:
+        while True:
+            pause = patience.pause_after(Unconnected("connecting"))
+            ends.append(time.monotonic() + pause)
+            time.sleep(pause)
+
+    with pytest.raises(BrokerUnavailable):
+        wait()
+    assert all(each <= began + deadline_s + 0.01 for each in ends)
+    assert len(ends) >= 10 * deadline_s
+    assert time.monotonic() - began <= 2 * deadline_s + 0.1
+
+
+# Through the SDK, on real servers
+
+
+def test_acquire_on_a_full_store_fails_at_once_and_release_goes_on(
+    admin: redis.Redis, agent: LeaseClient
+) -> None:
+    """maxmemory reached: store_full without waiting, while what gives back is still taken."""
+    lease = agent.acquire("a", memory_mb=10)
+    admin.config_set("maxmemory", 1)
+    told, seconds = failing(lambda: agent.acquire("a", memory_mb=10))
+    assert (told.code, seconds < 0.3) == ("store_full", True)
+    agent.renew(lease)
+    assert agent.release(lease)
+
+
+@pytest.mark.parametrize(
+    "rights",
+    [
+        ("-@all", "~*"),
+        ("+@all", "~other:*"),
+        ("+@all", "%R~*"),
+        ("+@all", "-evalsha", "~*"),
+        ("+@all", "-time", "-hmget", "-hget", "~*"),
+        ("+@all", "-hset", "-set", "-zadd", "~*"),
+    ],
+    ids=["nothing", "other keys", "read only", "no scripts", "no reading", "no writing"],
+)
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_acquire_without_the_rights_is_denied_at_once(kind: str, rights: tuple[str, ...]) -> None:
+    """Whichever right is missing, of the call or of a command inside the script."""
+    with running(kind) as server, server.connect() as client:
+        with client_of(server.url, "default") as agent:
+            register(agent)
+        client.execute_command("ACL", "SETUSER", "guest", "reset", "on", ">guest", *rights)
+        url = server.url.replace("://", "://guest:guest@")
+        with client_of(url, "default") as guest:
+            told, seconds = failing(lambda: guest.acquire("a", memory_mb=10))
+            assert (told.code, seconds < 0.3) == ("denied", True), told
+            assert "guest@" not in str(told)
+
+
+def test_acquire_with_a_wrong_password_or_none_is_denied(
+    admin: redis.Redis, own: Server, agent: LeaseClient
+) -> None:
+    """WRONGPASS and NOAUTH at the connection's start."""
+    pool = agent.keys.pool_name
+    admin.execute_command("ACL", "SETUSER", "default", "resetpass", ">right")
+    for credentials in ("", "default:wrong@", "nobody:right@"):
+        with client_of(own.url.replace("://", f"://{credentials}"), pool) as other:
+            told, _ = failing(lambda other=other: other.acquire("a", memory_mb=10))
+            assert told.code == "denied", told
+    with client_of(own.url.replace("://", "://:right@"), pool) as other:
+        assert other.acquire("a", memory_mb=10).memory_mb == 10
+
+
+@contextmanager
+def busy(server: Server, for_s: float) -> Iterator[None]:
+    """A script that keeps the server for so long, or until it is killed at the block's end."""
+    code = "local t = ARGV[1] + 0; repeat local n = redis.call('TIME') until n[1] + n[2] / 1e6 > t"
+
+    def script() -> None:
+        with server.connect() as client, suppress(redis.ResponseError):  # it was killed
+            client.eval(code, 0, time.time() + for_s)
+
+    with server.connect() as killer:
+        killer.config_set("busy-reply-threshold", 20)
+        thread = threading.Thread(target=script)
+        thread.start()
+        time.sleep(0.1)
+        try:
+            yield
+        finally:
+            with suppress(redis.ResponseError):  # it had ended
+                killer.script_kill()
+            thread.join()
+
+
+def test_acquire_during_a_slow_script_is_granted_when_it_ends(
+    own: Server, agent: LeaseClient
+) -> None:
+    """BUSY is waited out."""
+    agent.deadline_s = 5
+    began = time.monotonic()
+    with busy(own, 0.6):
+        assert agent.acquire("a", memory_mb=10).memory_mb == 10
+        assert time.monotonic() - began > 0.5
+
+
+@pytest.mark.parametrize("what", ["acquire", "pool", "devices"])
+def test_call_during_a_slow_script_that_goes_on_is_store_unavailable(
+    own: Server, agent: LeaseClient, what: str
+) -> None:
+    """Tried until the deadline, whether it would write or only look."""
+    calls = {
+        "acquire": lambda: agent.acquire("a", memory_mb=10),
+        "pool": agent.pool,
+        "devices": agent.devices,
+    }
+    with busy(own, 10):
+        told, seconds = failing(calls[what])
+    assert told.code == "store_unavailable", told
+    assert seconds < 0.5 + 0.5
+    assert len(agent.devices()) == 1
+
+
+def test_acquire_on_a_replica_is_store_unavailable(admin: redis.Redis, agent: LeaseClient) -> None:
+    """READONLY and MASTERDOWN may pass with a failover: repeated, then unavailable."""
+    admin.config_set("replica-serve-stale-data", "yes")
+    admin.execute_command("REPLICAOF", "127.0.0.1", free_port())
+    told, seconds = failing(lambda: agent.acquire("a", memory_mb=10))
+    assert (told.code, seconds > 0.1) == ("store_unavailable", True), told
+    assert "read" in str(told).lower()
+    admin.config_set("replica-serve-stale-data", "no")
+    told, seconds = failing(agent.pool)
+    assert (told.code, seconds > 0.1) == ("store_unavailable", True), told
+    assert "MASTER" in str(told)
+
+
+def test_acquire_during_a_failover_is_granted_after_it(
+    admin: redis.Redis, agent: LeaseClient
+) -> None:
+    """A replica that becomes the primary within the deadline has granted, once."""
+    agent.deadline_s = 5
+    admin.execute_command("REPLICAOF", "127.0.0.1", free_port())
+    timer = threading.Timer(0.4, admin.execute_command, ("REPLICAOF", "NO", "ONE"))
+    timer.start()
+    lease = agent.acquire("a", memory_mb=10)
+    timer.join()
+    assert [row.token for row in agent.leases()] == [lease.token]
+
+
+def test_acquire_without_enough_replicas_is_store_unavailable(
+    admin: redis.Redis, agent: LeaseClient
+) -> None:
+    """NOREPLICAS: repeated, then unavailable, and nothing was granted."""
+    admin.config_set("min-replicas-to-write", 1)
+    told, seconds = failing(lambda: agent.acquire("a", memory_mb=10))
+    assert (told.code, seconds > 0.1) == ("store_unavailable", True), told
+    admin.config_set("min-replicas-to-write", 0)
+    assert agent.leases() == ()
+
+
+def test_acquire_whose_reply_is_lost_before_the_store_is_full_leaves_no_lease(
+    admin: redis.Redis, own: Server, agent: LeaseClient
+) -> None:
+    """The grant that nobody heard of is outcome_unknown, and is given back."""
+
+    def passes(chunk: bytes) -> bool:
+        if b"GRANTED" not in chunk:
+            return True
+        admin.config_set("maxmemory", 1)
+        return False
+
+    with (
+        Proxy(own.port, passes) as proxy,
+        client_of(proxy.url, agent.keys.pool_name, 2.0) as behind,
+    ):
+        told, _ = failing(lambda: behind.acquire("a", memory_mb=10, ttl_s=60))
+        admin.config_set("maxmemory", 0)
+        until = time.monotonic() + 3
+        while agent.leases() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert (told.code, agent.leases()) == ("outcome_unknown", ())
