@@ -41,15 +41,19 @@ class AsyncLeaseClient(Door["Redis"]):
         return store.connect_async()
 
     async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
-        """Get a lease; see `LeaseClient.acquire`. A cancelled call leaves no lease behind."""
+        """Get a lease; see `LeaseClient.acquire`.
+
+        A cancelled call leaves no lease behind, unless the caller named its token.
+        """
         request = self._caller.request(agent, **ask)
         try:
             return AsyncLease(await self._run(protocol.acquire(request)))
         except asyncio.CancelledError:
-            self._keeper.abandon(request.token)
+            if ask.get("token") is None:
+                self._keeper.abandon(request.token)
             raise
         except (BrokerUnavailable, OutcomeUnknown) as error:
-            if isinstance(error, OutcomeUnknown):
+            if isinstance(error, OutcomeUnknown) and ask.get("token") is None:
                 self._keeper.abandon(request.token)
             if request.on_unavailable != "cpu" or error.code == "closed":
                 raise

@@ -47,13 +47,14 @@ class LeaseClient(Door["Redis"]):
         Raises:
             Refused: the broker decided against it; the class and `code` say why.
             BrokerUnavailable: nothing was done.
-            OutcomeUnknown: no answer; what may have been granted is given back once it answers.
+            OutcomeUnknown: no answer. With a token of the caller's own: repeat it, or release it.
+                Otherwise what may have been granted is given back once the store answers.
         """
         request = self._caller.request(agent, **ask)
         try:
             return Lease(self._run(protocol.acquire(request)))
         except (BrokerUnavailable, OutcomeUnknown) as error:
-            if isinstance(error, OutcomeUnknown):
+            if isinstance(error, OutcomeUnknown) and ask.get("token") is None:
                 self._keeper.abandon(request.token)
             if request.on_unavailable != "cpu" or error.code == "closed":
                 raise

@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 RETRY_S = 0.25
 """Between tries while the store does not answer; less when a lease is shorter."""
 
+LONGEST_S, SHORTEST_S = 15.0, 0.1
+"""Between two renewals of a lease, also of one with a long ttl or none: an operator's revoke ends a
+lease after 60 s, and its holder must have been told by then."""
+
 ABANDON_S = 900.0
 """For how long a token that may have been granted is tried to be given back."""
 
@@ -41,6 +45,12 @@ BATCH = 256
 @dataclass(slots=True)
 class _Kept:
     lease: HeldLease
+    next_at: float
+
+
+@dataclass(slots=True)
+class _Abandoned:
+    until: float
     next_at: float
 
 
@@ -61,14 +71,14 @@ class Keeper:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._kept: dict[str, _Kept] = {}
-        self._abandoned: dict[str, float] = {}
+        self._abandoned: dict[str, _Abandoned] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
         self._redis: Redis | None = None
 
     def add(self, lease: HeldLease) -> None:
-        """Renew the lease from now on. One without expiry has nothing to renew."""
-        if lease.ttl_ms == 0 or lease.local:
+        """Renew the lease from now on; one without expiry too, to learn of its revocation."""
+        if lease.local:
             return
         with self._wake:
             self._start()
@@ -84,11 +94,12 @@ class Keeper:
         """Give back what this token may have been granted, as soon as the store answers."""
         with self._wake:
             self._start()
-            self._abandoned[token] = local_now() + ABANDON_S
+            now = local_now()
+            self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
             self._wake.notify()
 
     def close(self) -> None:
-        """Stop the thread; leases that are still held run on to their end."""
+        """Stop the thread; leases still held run on to their end, abandoned ones are tried once."""
         with self._wake:
             self._closed = True
             thread = self._thread
@@ -99,32 +110,40 @@ class Keeper:
     def _start(self) -> None:
         if self._pid != os.getpid():  # a forked child has the names but not the thread
             self._reset()
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="gpu-lease-keeper", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                if self._closed:
-                    break
-                pause = self._pause_s()
-                if pause is None or pause > 0:
-                    self._wake.wait(pause)
-                    continue
-                now = local_now()
-                due = [k for k in self._kept.values() if min(k.next_at, _end(k.lease)) <= now]
-                abandoned = list(self._abandoned)[:BATCH]
-            self._work(due, abandoned)
+        while self._step():
+            pass
+        with self._wake:
+            abandoned = list(self._abandoned)[:BATCH]
+        if abandoned:
+            self._work([], abandoned)
         if self._redis is not None:
             self._redis.close()
 
-    def _pause_s(self) -> float | None:
-        """Seconds until something is to be done; None: nothing ever."""
-        if self._abandoned:
-            return 0.0
-        times = [min(k.next_at, _end(k.lease)) for k in self._kept.values()]
-        return max(0.0, min(times) - local_now()) if times else None
+    def _step(self) -> bool:
+        """Wait until something is due and do it; False when closed."""
+        with self._wake:
+            if self._closed:
+                return False
+            now = local_now()
+            first = self._first_at()
+            if first is None or first > now:
+                self._wake.wait(None if first is None else first - now)
+                return True
+            due = [kept for kept in self._kept.values() if _due_at(kept) <= now]
+            abandoned = [t for t, a in self._abandoned.items() if a.next_at <= now][:BATCH]
+        self._work(due, abandoned)
+        return True
+
+    def _first_at(self) -> float | None:
+        """When something is to be done next; None: never."""
+        times = [_due_at(kept) for kept in self._kept.values()]
+        times += [abandoned.next_at for abandoned in self._abandoned.values()]
+        return min(times, default=None)
 
     def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
         for kept in due:
@@ -142,9 +161,13 @@ class Keeper:
             return
         for kept, raw in zip(batch, answers, strict=False):
             self._take(kept, raw, sent_at)
+        now = local_now()
         with self._wake:
             for token, raw in zip(abandoned, answers[len(batch) :], strict=True):
-                if not isinstance(raw, RedisError) or self._abandoned[token] < local_now():
+                tried = self._abandoned[token]
+                tried.next_at = now + RETRY_S
+                answered = not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
+                if answered or tried.until < now:
                     del self._abandoned[token]
 
     def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
@@ -177,7 +200,7 @@ class Keeper:
                 self.discard(kept.lease)
             kept.next_at = local_now() + _retry_s(kept.lease)
         else:
-            kept.next_at = sent_at + _interval_s(kept.lease)
+            kept.next_at = local_now() + _interval_s(kept.lease)
 
     def _postpone(self) -> None:
         """The store does not answer: mark all, and ask for all of them again soon."""
@@ -186,18 +209,23 @@ class Keeper:
             for kept in self._kept.values():
                 kept.lease.jeopardy = True
                 kept.next_at = now + _retry_s(kept.lease)
-            self._abandoned = {t: end for t, end in self._abandoned.items() if end > now}
-            if self._abandoned and not self._closed:
-                self._wake.wait(RETRY_S)
+            self._abandoned = {t: a for t, a in self._abandoned.items() if a.until > now}
+            for abandoned in self._abandoned.values():
+                abandoned.next_at = now + RETRY_S
 
 
-def _end(lease: HeldLease) -> float:
-    return local_now() + lease.trusted_s
+def _due_at(kept: _Kept) -> float:
+    """When it is to be renewed, or found lost."""
+    return min(kept.next_at, kept.lease.trusted_until)
 
 
 def _interval_s(lease: HeldLease) -> float:
-    return lease.ttl_ms / 3000 * random.uniform(0.85, 1.0)
+    """A third of what a renewal gives, and never more than a third of what is left."""
+    ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
+    third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
+    return third * random.uniform(0.85, 1.0)
 
 
 def _retry_s(lease: HeldLease) -> float:
-    return min(RETRY_S, lease.ttl_ms / 10000) * random.uniform(0.7, 1.0)
+    tenth = lease.ttl_ms / 10000 or RETRY_S
+    return min(RETRY_S, tenth) * random.uniform(0.7, 1.0)

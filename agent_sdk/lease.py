@@ -7,6 +7,7 @@ run since a SIGSTOP. It is not safe to assume that a lease is held until it is r
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agent_sdk.protocol import Device, Grant, Renewal
+
+
+log = logging.getLogger(__name__)
 
 
 class HeldLease:
@@ -70,6 +74,11 @@ class HeldLease:
     def memory_mb(self) -> int:
         """MiB held on all its devices together."""
         return sum(device.memory_mb for device in self.devices)
+
+    @property
+    def trusted_until(self) -> float:
+        """Until when it may be believed in, on `clocks.local_now`'s clock."""
+        return self._trusted_until
 
     @property
     def trusted_s(self) -> float:
@@ -126,7 +135,10 @@ class HeldLease:
             if self._told is not None:
                 self._told.set()
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("on_lost of lease %s failed", self.token[:8])
 
     def lose_if_over(self, error: LeaseError) -> None:
         """Take what a failed renewal says: over, or only not answered."""

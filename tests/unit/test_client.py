@@ -22,9 +22,11 @@ from agent_sdk import (
     LeaseLost,
     NeverFits,
     NoCapacity,
+    OutcomeUnknown,
     SafeMode,
     Store,
 )
+from agent_sdk.clocks import local_now
 from agent_sdk.testing import TestBroker, running_broker
 from tests.audit import audit
 
@@ -241,3 +243,79 @@ async def test_async_lease_tells_its_loss_in_the_loop(pool: TestBroker) -> None:
             assert await lease.wait_lost(1)
             assert lease.lost_reason == "released"
             await asyncio.wait_for(told.wait(), 1)
+
+
+def test_acquire_with_a_token_of_the_callers_own_is_never_given_back_behind_its_back(
+    pool: TestBroker,
+) -> None:
+    """After OutcomeUnknown the advised repeat gets the lease, and keeps it."""
+    with LeaseClient(Store(pool.url, timeout_s=0.2), hostname=pool.host, deadline_s=0.3) as client:
+        client.release(client.acquire("a", memory_mb=10))
+        client.redis.client_pause(600)
+        with pytest.raises(OutcomeUnknown):
+            client.acquire("a", memory_mb=10, token="token-of-a-careful-one", ttl_s=60)
+        time.sleep(0.8)
+        lease = client.acquire("a", memory_mb=10, token="token-of-a-careful-one", ttl_s=60)
+        time.sleep(0.8)
+        assert [x.token for x in client.leases()] == [lease.token]
+        client.release(lease)
+
+
+def test_keeper_survives_a_callback_that_raises(client: LeaseClient) -> None:
+    """One holder's faulty on_lost costs no other holder its lease."""
+    with (
+        client.lease("a", memory_mb=10, ttl_s=1) as first,
+        client.lease("b", memory_mb=10, ttl_s=1) as other,
+    ):
+        first.on_lost(lambda _: 1 / 0)
+        client.release(first.token)
+        assert first.wait_lost(2)
+        time.sleep(1.5)
+        assert not other.lost
+        with client.lease("c", memory_mb=10, ttl_s=1) as later:
+            time.sleep(1.3)
+            assert not later.lost
+
+
+def test_keeper_tells_the_end_of_trust_when_it_comes(client: LeaseClient) -> None:
+    """At max_hold_s renewals gain nothing: on_lost is called then, and nothing spins until then."""
+    told = threading.Event()
+    lease = client.acquire("a", memory_mb=10, ttl_s=30, max_hold_s=1)
+    lease.on_lost(lambda _: told.set())
+    client.keep(lease)
+    used = time.process_time()
+    assert told.wait(1.5)
+    assert time.process_time() - used < 0.5
+
+
+def test_keeper_takes_a_lease_that_has_little_left(client: LeaseClient) -> None:
+    """A lease kept late in its ttl is renewed before it ends, not a third of a ttl later."""
+    lease = client.acquire("a", memory_mb=10, ttl_s=3)
+    time.sleep(2.3)
+    client.keep(lease)
+    time.sleep(1.2)
+    assert not lease.lost
+
+
+def test_keeper_learns_of_a_revocation_also_without_expiry(client: LeaseClient) -> None:
+    """However long the ttl, the next renewal comes before a revoked lease is granted anew."""
+    for ttl_s in (0, 600):
+        lease = client.acquire("a", memory_mb=10, ttl_s=ttl_s)
+        client.keep(lease)
+        kept = client._keeper._kept[lease.token]
+        assert kept.next_at - local_now() <= 15
+        client.release(lease)
+
+
+async def test_async_client_that_closes_gives_back_what_was_cancelled(pool: TestBroker) -> None:
+    """Cancel and leave at once: nothing stays behind."""
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
+        for step in range(20):
+            task = asyncio.create_task(client.acquire("a", memory_mb=10, ttl_s=0))
+            for _ in range(step % 6):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await client.release(await task)
+    with LeaseClient(Store(pool.url), hostname=pool.host) as after:
+        assert after.leases() == ()
