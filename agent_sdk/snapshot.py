@@ -119,6 +119,7 @@ class LeaseStatus:
     Attributes:
         devices: (device id, MiB) of each device held.
         expires_at_ms: the end on Redis's clock; None = no expiry.
+        asked_host: the host that was asked for; `*` = any.
     """
 
     token: str
@@ -130,6 +131,7 @@ class LeaseStatus:
     expires_at_ms: int | None
     ttl_ms: int
     priority: int
+    asked_host: str
     reason: str | None
     owner: str
     client: str
@@ -268,6 +270,7 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
 def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
     """A record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
     granted_at_ms, expires_at_ms = int(row["granted_at_ms"]), int(row["expires_at_ms"])
+    asked = row["request"].split("|")
     held = [part.rpartition("=") for part in row["devices"].split(",") if part]
     return LeaseStatus(
         token=token,
@@ -278,7 +281,8 @@ def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
         granted_at_ms=granted_at_ms,
         expires_at_ms=None if expires_at_ms - granted_at_ms > ENDLESS_MS else expires_at_ms,
         ttl_ms=int(row["ttl_ms"]),
-        priority=int(row["request"].split("|")[5]),
+        priority=int(asked[5]),
+        asked_host=asked[6],
         reason=row.get("reason"),
         owner=row.get("owner", ""),
         client=row.get("client", ""),

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 BATCH = 64
 """Devices in one report; `lua/report.lua` takes no more."""
 
+TOUCH_NOTHING = frozenset({"none", "simulated"})
+"""Sources that may be asked under SAFE_MODE."""
+
 UNNAMED = "UNKNOWN-"
 """How a source calls a device whose UUID the driver never told: nothing that leases can name."""
 
@@ -64,6 +67,7 @@ class Reporter:
         self._settings = settings
         self._host = settings.sdk.hostname
         self._looking: asyncio.Future[Sample] | None = None
+        self._looking_since_ms = 0
         self._epoch = ""
         self._pool_ms = 0
         self._pool_ms_at = 0.0
@@ -87,11 +91,14 @@ class Reporter:
 
     async def report_once(self) -> None:
         """Look at the devices and report them; without an answer in time, only that we live."""
-        sampled_ms = self._pool_now_ms()
-        sample = await self._look()
-        if sample is None:
+        if self._source.name not in TOUCH_NOTHING and await self._safe():
             await self._send((), 0)
             return
+        looked = await self._look()
+        if looked is None:
+            await self._send((), 0)
+            return
+        sample, sampled_ms = looked
         self.sample, self.sampled_at = sample, local_now()
         reports = [_report(d) for d in sample.devices if not d.uuid.startswith(UNNAMED)]
         registered = await self._client.device_ids(self._host)
@@ -103,15 +110,21 @@ class Reporter:
         for start in range(0, max(1, len(reports)), BATCH):
             await self._send(tuple(reports[start : start + BATCH]), sampled_ms)
 
-    async def _look(self) -> Sample | None:
-        """One sample, or None if the source takes longer than a report may wait."""
+    async def _safe(self) -> bool:
+        """Whether SAFE_MODE forbids to touch a driver now; the pool may say so at any time."""
+        pool = await self._client.pool()
+        return pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
+
+    async def _look(self) -> tuple[Sample, int] | None:
+        """One sample and the pool's time when it began; None: longer than a report may wait."""
         if self._looking is None:
+            self._looking_since_ms = self._pool_now_ms()
             self._looking = asyncio.ensure_future(asyncio.to_thread(self._source.sample))
         done, _ = await asyncio.wait({self._looking}, timeout=self._settings.report_s)
         if not done:
             return None
         looked, self._looking = self._looking, None
-        return looked.result()
+        return looked.result(), self._looking_since_ms
 
     async def _send(self, devices: tuple[Report, ...], sampled_ms: int) -> Moment:
         sent_at = local_now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
@@ -25,14 +26,12 @@ async def get_policy(broker: At) -> dict[str, Any]:
 @router.post("/policy", summary="Change what may be leased.")
 async def post_policy(body: PolicyBody, broker: At) -> dict[str, Any]:
     """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
-    if broker.settings.safe_mode:
-        return await _policy(broker) | {"note": NOT_ENACTED}
-    try:
-        if changes := body.changes():
+    changes = body.changes()
+    if changes and not broker.settings.safe_mode:
+        with suppress(SafeMode):
             await broker.client.set_policy(**changes)
-    except SafeMode:
-        return await _policy(broker) | {"note": NOT_ENACTED}
-    return await _policy(broker)
+    policy = await _policy(broker)
+    return policy | {"note": NOT_ENACTED} if policy["safe_mode_read_only"] else policy
 
 
 async def _policy(broker: Broker) -> dict[str, Any]:

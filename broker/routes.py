@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown, SafeMode, error_for
+from agent_sdk.protocol import ANY
+from agent_sdk.snapshot import LeaseStatus
 from broker import __version__, answers
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
 from broker.state import At
@@ -66,16 +68,23 @@ async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
     denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
     if broker.settings.safe_mode:
         return denied
+    host, ttl_s = body.host or broker.local_host, body.ttl_s
+    if ttl_s is None:
+        ttl_s = broker.settings.lease_ttl_s
+    known = await broker.client.lookup(body.token) if body.token else None
+    if isinstance(known, LeaseStatus):  # a repeat means what it meant at the replica that granted
+        host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
+        ttl_s = known.ttl_ms / 1000 if body.ttl_s is None else body.ttl_s
     try:
         got = await broker.client.acquire(
             body.agent,
             memory_mb=body.min_memory_mb or 0,
             devices=body.devices,
             exclusive=body.exclusive,
-            ttl_s=broker.settings.lease_ttl_s if body.ttl_s is None else body.ttl_s,
+            ttl_s=ttl_s,
             priority=body.priority,
             max_hold_s=body.max_hold_s or 0,
-            host=body.host or broker.local_host,
+            host=host,
             model=body.model,
             placement=body.placement,
             on_unavailable="cpu" if body.on_unavailable == "cpu" else "raise",

@@ -19,6 +19,8 @@ from broker.cli.status import state_of
 from broker.cli.store import output_option, show
 from broker.cli.table import table
 
+FORMS = "REDIS_URL is redis://, rediss:// or unix://; a pool is 1-32 of a-z, 0-9 and '-'"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -40,8 +42,14 @@ def doctor(output: str) -> None:
       gpu-broker doctor
     """
     settings, findings = _settings()
-    store, store_findings = asyncio.run(_store())
-    devices, device_findings = _pool() if not store_findings else ([], [])
+    try:
+        store, store_findings = asyncio.run(_store())
+        devices, device_findings = _pool() if not store_findings else ([], [])
+    except ValueError:  # its words may hold a password
+        store, devices, device_findings = {}, [], []
+        store_findings = [
+            Finding("REDIS_URL or GPU_BROKER_POOL has no form that it can have", FORMS)
+        ]
     findings += store_findings + device_findings
     text = "\n\n".join(
         [

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from agent_sdk.errors import error_for
 from agent_sdk.operate import Policy
 from broker.cli.store import output_option, pool_client, show
 
@@ -35,6 +36,8 @@ def get(output: str) -> None:
     """Show the policy."""
     with pool_client() as client:
         pool = client.pool()
+        if not pool.ready:
+            raise error_for("not_ready")
     _show(pool, output)
 
 
@@ -56,10 +59,12 @@ def _parsed(setting: str) -> tuple[str, bool | int]:
         raise click.UsageError(
             f"{setting!r}: write FIELD=VALUE; the fields are {', '.join(FIELDS)}"
         )
-    if value in SWITCHES:
+    if "bool" in str(Policy.__annotations__[name]):
+        if value not in SWITCHES:
+            raise click.UsageError(f"{setting!r}: the value is true or false")
         return name, SWITCHES[value]
     if not value.isdecimal():
-        raise click.UsageError(f"{setting!r}: the value is a whole number, true or false")
+        raise click.UsageError(f"{setting!r}: the value is a whole number")
     return name, int(value)
 
 
