@@ -7,12 +7,15 @@ last, and unseen. Here every call is sent once; `patience` decides about the nex
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 import redis.asyncio
 import redis.asyncio.retry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+NO_URL = "the store's URL must be redis://, rediss:// or unix://, with a port that is a number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +34,25 @@ class Store:
         """A blocking client. Connects at the first call.
 
         Raises:
-            ValueError: the URL has no scheme that is known.
+            ValueError: the URL is none; its words never hold the password.
         """
-        return redis.Redis.from_url(
-            self.url,
-            decode_responses=True,
-            encoding_errors="replace",
-            socket_timeout=self.timeout_s,
-            socket_connect_timeout=self.timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
+        try:
+            return redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), **self._options())
+        except ValueError:
+            raise ValueError(NO_URL) from None
 
     def connect_async(self) -> redis.asyncio.Redis:
         """The same for asyncio."""
-        return redis.asyncio.Redis.from_url(
-            self.url,
-            decode_responses=True,
-            encoding_errors="replace",
-            socket_timeout=self.timeout_s,
-            socket_connect_timeout=self.timeout_s,
-            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        )
+        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        try:
+            return redis.asyncio.Redis.from_url(self.url, retry=retry, **self._options())
+        except ValueError:
+            raise ValueError(NO_URL) from None
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "decode_responses": True,
+            "encoding_errors": "replace",
+            "socket_timeout": self.timeout_s,
+            "socket_connect_timeout": self.timeout_s,
+        }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from redis.exceptions import ResponseError
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
@@ -81,13 +82,21 @@ def _settings() -> tuple[list[Setting], list[Finding]]:
     """The SDK's settings, and the broker's where its extra is installed."""
     found = sdk_settings_in_effect()
     try:
-        from broker.settings import SettingsError, broker_settings_in_effect  # noqa: PLC0415
+        from broker.devices import DeviceSourceError  # noqa: PLC0415
+        from broker.inventory import source_of  # noqa: PLC0415
+        from broker.settings import (  # noqa: PLC0415
+            SettingsError,
+            broker_settings_in_effect,
+            load_settings,
+        )
     except ModuleNotFoundError:
         return found, []  # the base install: there is no serve to set
     try:
-        return found + broker_settings_in_effect(), []
-    except SettingsError as error:
+        found += broker_settings_in_effect()
+        source_of(load_settings()).close()
+    except (SettingsError, DeviceSourceError) as error:
         return found, [Finding(str(error), "correct it or unset it")]
+    return found, []
 
 
 async def _store() -> tuple[dict[str, str], list[Finding]]:
@@ -102,6 +111,8 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
             remedy = "start gpu-broker serve, or name a server that suits in REDIS_URL"
             return {"store": settings.masked_url}, [Finding(problem, remedy)]
         info: dict[str, Any] = await redis.info()
+    except ResponseError as denied:
+        return {"store": settings.masked_url, "server": f"not told: {denied}"}, []
     finally:
         await redis.aclose()
     name = "Valkey" if info.get("valkey_version") else "Redis"
