@@ -17,6 +17,7 @@ from broker.devices import Sample
 from broker.metrics import Metrics
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
+from tests.servers import Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,6 +194,13 @@ def said_calls(verb: str) -> list[str]:
             commands += [name] * int(times or 1)
     assert heading[column] == f"{verb}: {len(commands)}"
     return commands
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that nobody else talks to: what it runs is counted here."""
+    with running() as server:
+        yield server
 
 
 def ran(client: redis.Redis, call: Callable[[], list[Any]]) -> list[str]:
