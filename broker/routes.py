@@ -13,6 +13,7 @@ from agent_sdk.snapshot import LeaseStatus
 from broker import __version__, answers
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
 from broker.state import At
+from broker.ticker import NOT_ASKED
 
 router = APIRouter()
 
@@ -37,7 +38,7 @@ async def ready(broker: At) -> JSONResponse:
     try:
         await broker.client.reap()
     except LeaseError as error:
-        reason = reason or str(error)
+        reason = str(error) if reason in {None, NOT_ASKED} else reason
     if reason:
         return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
     return JSONResponse({"ready": True})
