@@ -145,6 +145,8 @@ def banner(settings: Settings, *, demo: bool) -> str:
         f"  devices  {_devices(settings)}",
         f"  mode     {_mode(settings)}",
     ]
+    if not settings.loopback:
+        lines.append("  reach    INSECURE: no API keys, whoever reaches this port can end leases")
     if demo:
         lease = f"""curl -s {base}/lease -H 'Content-Type: application/json' \\
          -d '{{"agent": "me", "min_memory_mb": 8192}}'"""
