@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
 if TYPE_CHECKING:
     from agent_sdk.operate import Policy
@@ -16,10 +16,18 @@ MOST = 2**53 - 1
 MOST_MB = 10**13 - 1
 """As many digits as the verbs read. What no device holds falls back or is refused like others."""
 
+
+def _zero_or_one(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise ValueError("must be 0 (no expiry) or at least 1 second")
+    return seconds
+
+
 Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=604800, allow_inf_nan=False)]
+Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]
 Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
 Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
@@ -45,7 +53,7 @@ class LeaseBody:
     ] = None
     devices: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     exclusive: Annotated[bool, Field(strict=True)] = False
-    ttl_s: Seconds | None = None
+    ttl_s: Ttl | None = None
     priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
     host: Name | None = None
     model: Name | None = None
@@ -65,15 +73,15 @@ class RenewBody:
     """
 
     token: Token
-    ttl_s: Seconds | None = None
+    ttl_s: Ttl | None = None
     fence: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBody:
-    """POST /release."""
+    """POST /release: a string that can be no token is an unknown one."""
 
-    token: Token
+    token: Annotated[str, Field(max_length=256)]
 
 
 @dataclass(frozen=True, slots=True)

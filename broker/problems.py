@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, UnknownToken
+from agent_sdk.errors import CODES, BadRequest, LeaseError, LeaseLost, NoCapacity, UnknownToken
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -23,6 +23,9 @@ def problem(error: LeaseError) -> JSONResponse:
         return JSONResponse({"detail": "unknown_token", "code": error.code}, status)
     if isinstance(error, LeaseLost):
         return JSONResponse({"detail": "lost", "reason": error.code, "code": error.code}, status)
+    if isinstance(error, BadRequest):  # as FastAPI says what it finds wrong itself
+        detail = [{"type": error.code, "loc": ["body"], "msg": str(error)}]
+        return JSONResponse({"detail": detail, "code": error.code}, status)
     body: dict[str, object] = {
         "detail": str(error),
         "code": error.code,

@@ -7,13 +7,21 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown, SafeMode, error_for
+from agent_sdk.errors import (
+    CODES,
+    BrokerUnavailable,
+    LeaseError,
+    OutcomeUnknown,
+    SafeMode,
+    error_for,
+)
+from agent_sdk.keys import TOKEN
 from agent_sdk.protocol import ANY
 from agent_sdk.snapshot import LeaseStatus
 from broker import __version__, answers
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
-from broker.state import At
-from broker.ticker import NOT_ASKED
+from broker.state import At, Broker
+from broker.store_check import problem_of
 
 router = APIRouter()
 
@@ -34,14 +42,25 @@ async def health(broker: At) -> dict[str, Any]:
 @router.get("/ready", summary="Can this process grant leases?")
 async def ready(broker: At) -> JSONResponse:
     """Readiness: asks Redis; 503 with the reason when leases cannot be granted."""
-    reason = broker.ticker.problem
-    try:
-        await broker.client.reap()
-    except LeaseError as error:
-        reason = str(error) if reason in {None, NOT_ASKED} else reason
-    if reason:
+    if reason := await _unready(broker):
         return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
     return JSONResponse({"ready": True})
+
+
+async def _unready(broker: Broker) -> str | None:
+    """Why no lease could be granted now: the server, the scripts, the pool; None = it could."""
+    if problem := await problem_of(broker.client.redis):
+        return problem
+    try:
+        moment = await broker.client.reap()
+        pool = await broker.client.pool()
+    except LeaseError as error:
+        return str(error)
+    if pool.closed_until_ms > moment.now_ms:
+        return CODES["closed"].says
+    if not broker.mode_decided:
+        return "our SAFE_MODE is not in the pool's policy yet"
+    return broker.ticker.problem  # what /health says too, a moment later
 
 
 @router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
@@ -101,12 +120,19 @@ async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
 @router.get("/lease/{token}", summary="How does a lease stand?")
 async def get_lease(token: str, broker: At) -> dict[str, Any]:
     """A lease that lives; 404 when nothing lives under this token."""
-    found = await broker.client.lookup(token)
+    found = await broker.client.lookup(_possible(token))
     if found is None or isinstance(found, str):
         raise error_for("unknown_token")
     pool = await broker.client.pool()
     devices = {device.uuid: device for device in await broker.client.devices()}
     return answers.known(found, devices, pool.now_ms)
+
+
+def _possible(token: str) -> str:
+    """The token; one that no lease can have is as unknown as any other."""
+    if not TOKEN.fullmatch(token):
+        raise error_for("unknown_token")
+    return token
 
 
 @router.post("/renew", summary="Keep a lease alive.")
@@ -124,7 +150,7 @@ async def renew(body: RenewBody, broker: At) -> dict[str, Any]:
 @router.post("/release", summary="Give a lease back.")
 async def release(body: ReleaseBody, broker: At) -> dict[str, Any]:
     """404 when it is unknown, was released before, or has expired."""
-    if not await broker.client.release(body.token, refuse_late=False):
+    if not await broker.client.release(_possible(body.token), refuse_late=False):
         raise error_for("unknown_token")
     return {"released": True, "token": body.token}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.5
+RETRY_S = 0.1
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Broker:
 
     Attributes:
         replica: this process among the replicas.
+        mode_decided: what our environment says of SAFE_MODE is in the pool's policy.
     """
 
     settings: Settings
@@ -41,6 +43,7 @@ class Broker:
     ticker: Ticker
     metrics: Metrics
     replica: str = field(default_factory=lambda: uuid4().hex[:8])
+    mode_decided: bool = False
 
     def safe_mode_of(self, pool_safe_mode: bool | None) -> bool:
         """SAFE_MODE in effect at this door; None: the pool cannot be asked."""
@@ -57,21 +60,28 @@ class Broker:
         return self.safe_mode_of(seen.safe_mode if seen and not self.ticker.problem else None)
 
     async def decide_safe_mode(self) -> None:
-        """Write SAFE_MODE into the pool's policy if our environment says it, and end.
+        """Write SAFE_MODE into the pool's policy if our environment says it; log what is in effect.
 
         So agents direct on Redis obey it too; the replica that started last decides for the pool.
         """
         wanted = self.settings.safe_mode
-        while wanted is not None:
-            try:
+        while True:
+            with suppress(LeaseError):  # the ticker says what is wrong with the store
                 pool = await self.client.pool()
-                if pool.ready and pool.safe_mode != wanted:
-                    await self.client.set_policy(safe_mode=wanted)
                 if pool.ready:
+                    if wanted is not None:
+                        await self.client.set_policy(safe_mode=wanted)
+                    self.mode_decided = True
+                    self._log_mode(self.safe_mode_of(pool.safe_mode if wanted is None else wanted))
                     return
-            except LeaseError as error:
-                log.warning("SAFE_MODE is not in the pool's policy yet: %s", error)
             await asyncio.sleep(RETRY_S)
+
+    def _log_mode(self, safe: bool) -> None:
+        why = "the pool's policy" if self.settings.safe_mode is None else "the environment"
+        way_out = "; gpu-broker policy set safe_mode=false switches it off"
+        if self.settings.safe_mode:
+            way_out = "; start with SAFE_MODE=false to switch it off"
+        log.info("SAFE_MODE is %s by %s%s", "ON" if safe else "off", why, way_out if safe else "")
 
     @property
     def local_host(self) -> str:

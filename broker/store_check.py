@@ -24,7 +24,7 @@ async def problem_of(redis: Redis) -> str | None:
         return None
     except RedisError as error:
         return f"Redis cannot be reached: {error}"
-    return _too_old(info) or _evicts(info) or _read_only(info)
+    return _too_old(info) or _evicts(info) or _read_only(info) or _full(info)
 
 
 def _too_old(info: dict[str, Any]) -> str | None:
@@ -53,3 +53,13 @@ def _read_only(info: dict[str, Any]) -> str | None:
         return None
     master = f"{info.get('master_host')}:{info.get('master_port')}"
     return f"this server is a read-only replica of {master}: set REDIS_URL to the primary"
+
+
+def _full(info: dict[str, Any]) -> str | None:
+    most, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    if not most or used < most:
+        return None
+    return (
+        f"Redis is at maxmemory ({info.get('maxmemory_human')}), so no new leases fit: "
+        "holders go on; raise maxmemory"
+    )

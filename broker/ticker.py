@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_ASKED = "the store has not been asked yet"
-
 LONGEST_S, SOON_S, SHORTEST_S = 1.0, 0.1, 0.01
 
 
@@ -34,7 +32,7 @@ class Ticker:
     def __init__(self, client: AsyncLeaseClient) -> None:
         self._client = client
         self._checked = False
-        self.problem: str | None = NOT_ASKED
+        self.problem: str | None = "the store has not been asked yet"
         self.pool: PoolStatus | None = None
 
     async def run(self) -> None:

@@ -82,9 +82,10 @@ def _settings() -> tuple[list[Setting], list[Finding]]:
     """The SDK's settings, and the broker's where its extra is installed."""
     found = sdk_settings_in_effect()
     try:
-        from broker.devices import DeviceSourceError  # noqa: PLC0415
-        from broker.inventory import source_of  # noqa: PLC0415
-        from broker.settings import (  # noqa: PLC0415
+        # Here, because the base install has none of them.
+        from broker.devices import DeviceSourceError  # noqa: PLC0415 - see above
+        from broker.inventory import source_of  # noqa: PLC0415 - see above
+        from broker.settings import (  # noqa: PLC0415 - see above
             SettingsError,
             broker_settings_in_effect,
             load_settings,

@@ -9,6 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.api.brokers import Answered, Broker
     from tests.api.conftest import Fleet
+    from tests.pools import Pool
 
     Storeless = dict[tuple[str, str], Answered]
 
@@ -59,3 +60,22 @@ def test_ready_without_redis_is_503_with_the_reason(storeless: Storeless) -> Non
     assert answer.json()["ready"] is False
     assert "Redis" in answer.json()["reason"]
     assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_ready_is_503_while_nothing_can_be_granted(plain: Broker, api_pool: Pool) -> None:
+    """A closed pool and a full store answer what /lease would say, and recover by themselves."""
+    redis, keys = api_pool.redis, api_pool.keys
+    redis.hset(keys.pool, "closed_until_ms", 9_999_999_999_999)
+    closed = plain.http.get("/ready")
+    redis.hset(keys.pool, "closed_until_ms", 0)
+    assert (closed.status_code, closed.json()["ready"]) == (503, False)
+    assert "memory" in closed.json()["reason"]
+    redis.config_set("maxmemory", "1mb")
+    try:
+        full, lease = plain.http.get("/ready"), plain.lease(min_memory_mb=1)
+    finally:
+        redis.config_set("maxmemory", "0")
+    assert (full.status_code, lease.status_code) == (503, 503)
+    assert "maxmemory" in full.json()["reason"]
+    assert lease.json()["code"] == "store_full"
+    assert plain.http.get("/ready").status_code == 200

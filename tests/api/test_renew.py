@@ -126,3 +126,22 @@ def test_renew_or_release_without_redis_is_503(storeless: Storeless, path: str) 
     assert answer.status_code == 503
     assert answer.json()["retryable"] is True
     assert int(answer.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("token", ["nope", "", "a b", "x" * 200])
+def test_release_and_get_of_a_token_that_can_be_none_is_404(plain: Broker, token: str) -> None:
+    """As unknown as any other, and nothing of it is echoed."""
+    released = plain.http.post("/release", json={"token": token})
+    assert (released.status_code, released.json()["detail"]) == (404, "unknown_token")
+    if token:
+        found = plain.http.get(f"/lease/{token}")
+        assert (found.status_code, found.json()["detail"]) == (404, "unknown_token")
+
+
+def test_renew_with_a_ttl_between_none_and_a_second_says_which_there_are(plain: Broker) -> None:
+    """A 422 is a list of type, loc and msg, and teaches."""
+    token = plain.granted(min_memory_mb=1)["token"]
+    answer = plain.http.post("/renew", json={"token": token, "ttl_s": 0.5})
+    (detail,) = answer.json()["detail"]
+    assert (answer.status_code, set(detail)) == (422, {"type", "loc", "msg"})
+    assert "at least 1 second" in detail["msg"]

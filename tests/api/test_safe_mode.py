@@ -121,7 +121,7 @@ def test_replicas_that_differ_the_last_started_decides_and_the_safe_one_stays_sa
         eventually(lambda: agent.pool().safe_mode, 3)
         assert safe_in_effect(bold) is True
         acts = [f for _, f in agent.redis.xrange(agent.keys.events) if f["event"] == "policy"]
-        replicas = [b.http.get("/health").json()["replica"] for b in (bold, third)]
+        replicas = [b.http.get("/health").json()["replica"] for b in (careful, bold, third)]
         assert [act["by"].split()[-1] for act in acts] == replicas
 
 

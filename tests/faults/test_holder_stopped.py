@@ -41,7 +41,7 @@ def test_lease_of_a_holder_stopped_past_its_ttl_is_lost_at_once(
     client = connect()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, server.url, pool.keys.pool_name],
-        env=environment(PYTHONPATH=os.getcwd()),  # noqa: PTH109
+        env=environment(PYTHONPATH=os.getcwd()),  # noqa: PTH109 - as PYTHONPATH wants it
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -159,7 +159,7 @@ def counted(pool: Pool) -> dict[str, int]:
     found = {}
     for name, (setup, call, tag) in CASES.items():
         setup(pool)
-        reply, found[name] = commands(pool.redis, lambda call=call: call(pool))  # type: ignore[misc]
+        reply, found[name] = commands(pool.redis, lambda call=call: call(pool))  # type: ignore[misc] # a default binds it
         assert reply[0] == tag, (name, reply)
         pool.reap_all()
         pool.release(token("mine"), 0)

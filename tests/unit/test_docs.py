@@ -206,7 +206,7 @@ def server() -> Iterator[Server]:
 def ran(client: redis.Redis, call: Callable[[], list[Any]]) -> list[str]:
     """The commands that the script of one call runs, in order; the test's own clock left out."""
     commands = []
-    with client.monitor() as monitor:  # type: ignore[no-untyped-call]
+    with client.monitor() as monitor:  # type: ignore[no-untyped-call] # redis-py's
         call()
         client.echo("over")
         for said in monitor.listen():
