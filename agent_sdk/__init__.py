@@ -25,6 +25,7 @@ from agent_sdk.errors import (
     ProtocolMismatch,
     Refused,
     SafeMode,
+    StillWaiting,
     UnknownToken,
 )
 from agent_sdk.lease import AsyncLease, Lease
@@ -50,6 +51,7 @@ __all__ = [
     "ProtocolMismatch",
     "Refused",
     "SafeMode",
+    "StillWaiting",
     "Store",
     "UnknownToken",
 ]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from redis.exceptions import NoScriptError, RedisError
 
 from agent_sdk import operate, protocol, reporting, snapshot
-from agent_sdk.asking import local_grant
+from agent_sdk.asking import Wait, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
-from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
+from agent_sdk.errors import LeaseError
+from agent_sdk.inbox import AsyncInbox
 from agent_sdk.lease import AsyncLease
 from agent_sdk.patience import Patience
-from agent_sdk.protocol import Answer, Call, Read
+from agent_sdk.protocol import Answer, Call, Pause, Read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
@@ -38,6 +39,7 @@ class AsyncLeaseClient(Door["Redis"]):
     """
 
     def _connect(self, store: Store) -> Redis:
+        self._inbox = AsyncInbox(store, self.keys.base)
         return store.connect_async()
 
     async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
@@ -45,19 +47,18 @@ class AsyncLeaseClient(Door["Redis"]):
 
         A cancelled call leaves no lease behind, unless the caller named its token.
         """
-        request = self._caller.request(agent, **ask)
-        try:
-            return AsyncLease(await self._run(protocol.acquire(request)))
-        except asyncio.CancelledError:
-            if ask.get("token") is None:
-                self._keeper.abandon(request.token)
-            raise
-        except (BrokerUnavailable, OutcomeUnknown) as error:
-            if isinstance(error, OutcomeUnknown) and ask.get("token") is None:
-                self._keeper.abandon(request.token)
-            if request.on_unavailable != "cpu" or error.code == "closed":
-                raise
-            return AsyncLease(local_grant(request, error), local=True)
+        wait = Wait(self._caller.request(agent, **ask), ask)
+        while True:
+            try:
+                return AsyncLease(await self._run(wait.steps()))
+            except BaseException as error:
+                if wait.leaves_something(error):
+                    self._keeper.abandon(wait.request.token)
+                if wait.again(error):
+                    continue
+                if not wait.falls_back(error):
+                    raise
+                return AsyncLease(local_grant(wait.request, error), local=True)
 
     @asynccontextmanager
     async def lease(self, agent: str, **ask: Unpack[Ask]) -> AsyncIterator[AsyncLease]:
@@ -177,6 +178,7 @@ class AsyncLeaseClient(Door["Redis"]):
 
     async def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end."""
+        await self._inbox.close()
         await asyncio.to_thread(self._keeper.close)
         await self.redis.aclose()
 
@@ -198,7 +200,12 @@ class AsyncLeaseClient(Door["Redis"]):
         try:
             ask = next(steps)
             while True:
-                ask = steps.send(await self._send(ask, patience))
+                if isinstance(ask, Pause):
+                    await self._inbox.wait(self._caller.client, ask.token, ask.seconds)
+                    patience = Patience(ask.left_s + self.deadline_s)
+                    ask = next(steps)
+                else:
+                    ask = steps.send(await self._send(ask, patience))
         except StopIteration as done:
             result: T = done.value
             return result

@@ -6,16 +6,35 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from uuid import uuid4
 
-from agent_sdk.errors import error_for
-from agent_sdk.protocol import ANY, Grant, Request, check_name, check_whole, milliseconds, new_token
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import (
+    BrokerUnavailable,
+    LeaseLost,
+    OutcomeUnknown,
+    StillWaiting,
+    error_for,
+)
+from agent_sdk.protocol import (
+    ANY,
+    Grant,
+    Request,
+    acquire,
+    check_name,
+    check_whole,
+    left_ms,
+    milliseconds,
+    new_token,
+)
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from collections.abc import Generator
+    from typing import TypeGuard, Unpack
 
     from agent_sdk.errors import LeaseError
+    from agent_sdk.protocol import Answer
 
 TTL_S = 30.0
 """A lease's ttl unless asked otherwise: renewed every 10 s; a silent death costs 30 s."""
@@ -35,6 +54,9 @@ class Ask(TypedDict, total=False):
     placement: "spread" (default, most free first) or "pack" (best fit).
     on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
     token: the lease's name; None = a new one. Repeating a call with its token is always safe.
+    wait_s: stand in the line so long until it fits; 0 (default) = decide now.
+    keep_place: when wait_s is over decide nothing, stay in the line, and raise StillWaiting; ask
+        again with the error's token within 10 s.
     owner: the authenticated principal on whose behalf it is asked; the broker's HTTP door sets it.
     """
 
@@ -49,6 +71,8 @@ class Ask(TypedDict, total=False):
     placement: Literal["spread", "pack"]
     on_unavailable: Literal["raise", "cpu"]
     token: str | None
+    wait_s: float
+    keep_place: bool
     owner: str
 
 
@@ -119,7 +143,53 @@ class Caller:
             client=self.client,
             pid=self._process,
             owner=ask.get("owner", ""),
+            wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s"),
         )
+
+
+class Wait:
+    """One acquire, from its first call to its end, however many calls and tokens that takes.
+
+    Attributes:
+        request: as it is asked now.
+        until: the end of the wait, on `clocks.local_now`'s clock.
+    """
+
+    def __init__(self, request: Request, ask: Ask) -> None:
+        self.request = request
+        self.until = local_now() + request.wait_ms / 1000
+        self._keep_place = bool(ask.get("keep_place", False))
+        self._named = ask.get("token") is not None
+
+    def steps(self) -> Generator[Any, Answer, Grant]:
+        """The calls to make, and when to wait; see `protocol.acquire`."""
+        wait_ms = left_ms(self.until, keep_place=self._keep_place)
+        self.request = self.request._replace(wait_ms=wait_ms)
+        return acquire(self.request, self.until, keep_place=self._keep_place)
+
+    def leaves_something(self, error: BaseException) -> bool:
+        """Whether a lease or a place in the line may be left that nobody will take up.
+
+        A token of the caller's own is the caller's to repeat or to release.
+        """
+        if self._named or isinstance(error, StillWaiting):
+            return False
+        if isinstance(error, BrokerUnavailable):
+            return self.request.wait_ms > 0
+        return isinstance(error, OutcomeUnknown) or not isinstance(error, Exception)
+
+    def again(self, error: BaseException) -> bool:
+        """Whether to join anew: the place was lost while the store could not be reached."""
+        lost = isinstance(error, LeaseLost) and error.code == "lapsed"
+        if not lost or self._named or local_now() >= self.until:
+            return False
+        self.request = self.request._replace(token=new_token())
+        return True
+
+    def falls_back(self, error: BaseException) -> TypeGuard[LeaseError]:
+        """Whether the caller gives itself a CPU lease."""
+        away = isinstance(error, (BrokerUnavailable, OutcomeUnknown)) and error.code != "closed"
+        return away and self.request.on_unavailable == "cpu"
 
 
 def local_grant(request: Request, error: LeaseError) -> Grant:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from redis.exceptions import NoScriptError, RedisError
 
 from agent_sdk import operate, protocol, reporting, snapshot
-from agent_sdk.asking import local_grant
+from agent_sdk.asking import Wait, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
-from agent_sdk.errors import BrokerUnavailable, LeaseError, OutcomeUnknown
+from agent_sdk.errors import LeaseError
+from agent_sdk.inbox import Inbox
 from agent_sdk.lease import Lease
 from agent_sdk.patience import Patience
-from agent_sdk.protocol import Answer, Call, Read
+from agent_sdk.protocol import Answer, Call, Pause, Read
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -35,10 +36,14 @@ class LeaseClient(Door["Redis"]):
     """Leases from a pool, straight from Redis; safe to share between threads. See `Door`."""
 
     def _connect(self, store: Store) -> Redis:
+        self._inbox = Inbox(store, self.keys.base)
         return store.connect()
 
     def acquire(self, agent: str, **ask: Unpack[Ask]) -> Lease:
         """Get a lease. Nobody renews it until `keep` is called: it ends `ttl_s` after the grant.
+
+        With `wait_s` it waits in the line, without polling: who makes room hands it over.
+        An exception in the middle (Ctrl-C) leaves the line.
 
         Args:
             agent: who asks: 1-128 of `A-Z a-z 0-9 . _ : @ / -`.
@@ -46,19 +51,23 @@ class LeaseClient(Door["Redis"]):
 
         Raises:
             Refused: the broker decided against it; the class and `code` say why.
+            StillWaiting: `wait_s` is over and `keep_place` was asked for.
             BrokerUnavailable: nothing was done.
             OutcomeUnknown: no answer. With a token of the caller's own: repeat it, or release it.
                 Otherwise what may have been granted is given back once the store answers.
         """
-        request = self._caller.request(agent, **ask)
-        try:
-            return Lease(self._run(protocol.acquire(request)))
-        except (BrokerUnavailable, OutcomeUnknown) as error:
-            if isinstance(error, OutcomeUnknown) and ask.get("token") is None:
-                self._keeper.abandon(request.token)
-            if request.on_unavailable != "cpu" or error.code == "closed":
-                raise
-            return Lease(local_grant(request, error), local=True)
+        wait = Wait(self._caller.request(agent, **ask), ask)
+        while True:
+            try:
+                return Lease(self._run(wait.steps()))
+            except BaseException as error:
+                if wait.leaves_something(error):
+                    self._keeper.abandon(wait.request.token)
+                if wait.again(error):
+                    continue
+                if not wait.falls_back(error):
+                    raise
+                return Lease(local_grant(wait.request, error), local=True)
 
     @contextmanager
     def lease(self, agent: str, **ask: Unpack[Ask]) -> Iterator[Lease]:
@@ -206,7 +215,12 @@ class LeaseClient(Door["Redis"]):
         try:
             ask = next(steps)
             while True:
-                ask = steps.send(self._send(ask, patience))
+                if isinstance(ask, Pause):
+                    self._inbox.wait(self._caller.client, ask.token, ask.seconds)
+                    patience = Patience(ask.left_s + self.deadline_s)
+                    ask = next(steps)
+                else:
+                    ask = steps.send(self._send(ask, patience))
         except StopIteration as done:
             result: T = done.value
             return result

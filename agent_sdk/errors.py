@@ -52,6 +52,20 @@ class NoCapacity(Refused):
         self.retry_after_s = retry_after_s
 
 
+class StillWaiting(LeaseError):
+    """Nothing was decided: the place in the line is kept for 10 s; ask again with the token.
+
+    Attributes:
+        place: how many who ask alike are ahead; -1: the agent is at its cap.
+    """
+
+    def __init__(
+        self, code: str, message: str | None = None, *, token: str | None = None, place: int = 0
+    ) -> None:
+        super().__init__(code, message, token=token)
+        self.place = place
+
+
 class NeverFits(Refused):
     """No registered device could ever hold it: ask for less, or for another host or model."""
 
@@ -105,6 +119,9 @@ class Code:
 _LOST = "the lease is gone: stop using the GPU"
 
 CODES: dict[str, Code] = {
+    "waiting": Code(
+        StillWaiting, 202, True, "still in the line: ask again with the same token within 10 s"
+    ),
     "safe_mode": Code(SafeMode, 409, False, "SAFE_MODE is on: no GPU leases are given"),
     "no_capacity": Code(NoCapacity, 409, True, "no device has that much free memory now"),
     "agent_cap": Code(

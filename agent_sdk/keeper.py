@@ -8,6 +8,7 @@ anew. When the store answers again, everything is renewed at once.
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import threading
@@ -94,12 +95,15 @@ class Keeper:
         """Give back what this token may have been granted, as soon as the store answers."""
         with self._wake:
             self._start()
+            atexit.unregister(self.close)
+            atexit.register(self.close)  # a process that ends now has yet to say that it does
             now = local_now()
             self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
             self._wake.notify()
 
     def close(self) -> None:
         """Stop the thread; leases still held run on to their end, abandoned ones are tried once."""
+        atexit.unregister(self.close)
         with self._wake:
             self._closed = True
             thread = self._thread

@@ -1,20 +1,21 @@
 """The protocol without the waiting: what to send, and what the answer means.
 
-Each verb is a generator that yields what to send (`Call`: a verb's script; `Read`: commands in one
-pipeline), is sent the answer, and returns a result or raises a `LeaseError`. `client` and `aio`
-drive the same generators and differ only in how they wait.
+Each verb is a generator that yields what to do (`Call`: run a verb's script; `Read`: commands in
+one pipeline; `Pause`: wait for a hint, or a while), is sent the answer, and returns a result or
+raises a `LeaseError`. `client` and `aio` drive the same generators and differ in how they wait.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 from uuid import uuid4
 
-from agent_sdk.clocks import trusted_until
-from agent_sdk.errors import LeaseError, NoCapacity, error_for
+from agent_sdk.clocks import local_now, trusted_until
+from agent_sdk.errors import LeaseError, NoCapacity, StillWaiting, error_for
 from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ DEVICE_WORDS: Final = 5
 """Words that a grant says of each device: id, MiB, index, host, name."""
 
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
+
+HEARTBEAT_MS: Final = 10_000
+"""A waiter that does not ask for so long loses its place."""
+
+FIRST_POLL_S: Final = 3.0
+"""Between two polls of a waiter that is next, at most: its poll finds what no script has freed."""
+
+OTHERS_POLL_S: Final = (5.0, 7.0)
+"""Between two polls of one behind others: only a heartbeat; apart, not all at once."""
+
+OVERDUE_POLL_S: Final = 0.25
+"""While something is over that may not be taken back yet."""
 
 ANY: Final = "*"
 """On the wire: any host, any model."""
@@ -54,6 +67,18 @@ class Read:
     """Plain commands, sent in one pipeline; reading is never a verb."""
 
     commands: tuple[tuple[str | int, ...], ...]
+
+
+class Pause(NamedTuple):
+    """Nothing to send: wait for a hint for the token, at most so many seconds.
+
+    Attributes:
+        left_s: what is left of the whole wait.
+    """
+
+    token: str
+    seconds: float
+    left_s: float
 
 
 class Answer(NamedTuple):
@@ -117,6 +142,7 @@ class Request(NamedTuple):
     client: str
     pid: str
     owner: str
+    wait_ms: int = 0
 
     def call(self) -> Call:
         """The call that asks for it, and asks again."""
@@ -231,24 +257,55 @@ def check_whole(value: object, name: str) -> int:
     return value
 
 
-def acquire(request: Request) -> Generator[Call, Answer, Grant]:
-    """Ask for a lease.
+def acquire(
+    request: Request, until: float = 0.0, *, keep_place: bool = False
+) -> Generator[Call | Pause, Answer, Grant]:
+    """Ask for a lease, and wait for it in the line.
+
+    Args:
+        request: what is asked; its `wait_ms` is what is left of the wait.
+        until: the end of the wait on `clocks.local_now`'s clock. The last call decides.
+        keep_place: at the end decide nothing: stay in the line and raise StillWaiting.
 
     Raises:
         Refused, BrokerUnavailable: with the reason.
-        LeaseLost: this token's lease is over already.
+        LeaseLost: this token's lease is over already, or its place in the line is lost.
     """
-    call = request.call()
     while True:
-        answer = yield call
+        answer = yield request.call()
         match answer.raw:
             case ["GRANTED", *_]:
                 return _grant(request, answer)
-            case ["AGAIN", *_]:
+            case ["AGAIN", *_] | ["WAITING", _, _, _, 1, _]:
                 # More is over than one script takes back: what looks full may not be.
                 yield from reap_all()
+            case ["WAITING", _, _, _, _, int(place)]:
+                left_s = max(0.0, until - local_now())
+                if keep_place and left_s == 0.0:
+                    raise StillWaiting("waiting", token=request.token, place=place)
+                yield Pause(request.token, min(left_s, poll_s(moment(answer), place)), left_s)
             case _:
                 raise failure(answer, request.token)
+        request = request._replace(wait_ms=left_ms(until, keep_place=keep_place))
+
+
+def left_ms(until: float, *, keep_place: bool = False) -> int:
+    """What is left of a wait; who keeps its place asks for as long as a place is kept."""
+    left = max(0, math.ceil((until - local_now()) * 1000))
+    return left + HEARTBEAT_MS if keep_place else left
+
+
+def poll_s(seen: Moment, place: int) -> float:
+    """When a waiter asks again if no hint comes; `place`: how many of its want are ahead.
+
+    The first sees to it that what is over comes back, where no broker does.
+    """
+    if place > 0:
+        return random.uniform(*OTHERS_POLL_S)
+    if seen.next_due_ms is None:
+        return FIRST_POLL_S
+    due_s = (seen.next_due_ms - seen.now_ms + 2) / 1000
+    return min(FIRST_POLL_S, due_s if due_s > 0 else OVERDUE_POLL_S)
 
 
 @_of_known_form

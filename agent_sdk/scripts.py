@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LIBRARY = ("time", "clock", "events", "placement", "ledger", "agenda")
+LIBRARY = ("time", "clock", "events", "placement", "ledger", "waiters", "line", "agenda")
 """The files of `lua/lib` in the order they are read before each verb."""
 
 GOES_ON = frozenset({"renew", "release", "reap", "revoke", "drain", "set_policy"})

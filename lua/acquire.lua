@@ -1,4 +1,4 @@
--- acquire: get a lease on GPU memory, on whole GPUs, or, if asked for, on the CPU; repeated with the same token, learn how it stands.
+-- acquire: get a lease on GPU memory, on whole GPUs, or, if asked for, on the CPU, or wait for it; repeated with the same token, poll, claim, learn how it stands.
 --
 -- KEYS[1]   base            gpu:{pool}
 -- ARGV[1]   protocol        int
@@ -17,13 +17,14 @@
 -- ARGV[14]  client          str    the caller's process, for whom hints are left
 -- ARGV[15]  pid             str    its process id on its host, or empty
 -- ARGV[16]  owner           str    the authenticated principal, or empty
--- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
--- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token
--- cost      O((REAP_DEVICES + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
+-- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the line too
+-- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
+-- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: nobody passes a first that fits
+-- cost      O((REAP_DEVICES + SERVE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
 local call = redis.call
 local unready = B.open('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
-  'default_memory_mb', 'max_leases_per_agent')
+  'default_memory_mb', 'max_leases_per_agent', 'policy_version')
 if unready then return B.reply('REFUSED', unready, '') end
 
 local q = {
@@ -38,10 +39,11 @@ local q = {
 }
 local ttl_ms, max_hold_ms = B.int(7, 'ttl_ms', 0, 604800000), B.int(8, 'max_hold_ms', 0, 9999999999999)
 if ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
-B.int(9, 'priority', 0, 9)
+local priority = B.int(9, 'priority', 0, 9)
 local or_cpu = B.choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
 local client, pid = B.word(14, 'client', '^[%w._-]*$', 64), B.word(15, 'pid', '^[%d:]*$', 40)
 local owner = B.word(16, 'owner', '^[%w._:@/-]*$', 128)
+local wait_ms = ARGV[17] and B.int(17, 'wait_ms', 0, 604800000) or 0
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
 if q.memory_mb == 0 then q.memory_mb = B.pool.default_memory_mb end
 
@@ -59,40 +61,80 @@ local function granted(fence, expires_at_ms, reason, devices)
   return B.reply('GRANTED', unpack(answer))
 end
 
--- A repeat: the same lease with what is left of it, or what became of it.
+-- The devices that a record names, as the answer tells of them.
+local function named(taken)
+  local devices = {}
+  for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
+    local d = call('HMGET', P .. 'device:' .. uuid, 'index', 'host', 'name')
+    devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
+  end
+  return devices
+end
+
+-- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
+local waiter = nil
 if call('EXISTS', record, done) > 0 then
   local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason')
   if not v[1] then return B.reply('LOST', call('GET', done)) end
   if v[1] == 'cooling' then return B.reply('LOST', B.outcome(token)) end
   if v[2] ~= q.agent or v[3] ~= request then return B.reply('CONFLICT') end
-  local devices = {}
-  for uuid, mb in string.gmatch(v[4], '([^,]+)=(%d+)') do
-    local d = call('HMGET', P .. 'device:' .. uuid, 'index', 'host', 'name')
-    devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
-  end
-  return granted(v[5], tonumber(v[6]), v[7] or '', devices)
+  if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
+  waiter = B.waiters().read(token)
+  q = waiter.q
 end
 
--- New: may it have one, and where?
-local why, devices = nil, nil
+local safe, open = B.pool.safe_mode == 1, B.now >= B.pool.closed_until_ms
+local offered = nil
+if waiter and waiter.state == 'offered' then
+  if open and not safe and waiter.policy_version == B.pool.policy_version then
+    offered = waiter.devices
+  else
+    B.line().withdraw(waiter)
+  end
+end
+
+-- May it have one, and where?
+local devices, why, place, tried = nil, nil, nil, false
 local held_mb, leases = B.agent(q.agent)
-if B.pool.safe_mode == 1 then
+if offered then
+  devices = named(offered)
+elseif safe then
   why = 'safe_mode'
-elseif B.now < B.pool.closed_until_ms then
+elseif waiter then
+  devices, why, place = B.line().poll(waiter, open)
+elseif not open then
   why = 'closed'
 elseif leases >= B.pool.max_leases_per_agent then
   why = 'limit'
+elseif B.pool.waiting > 0 and B.line().comes_first(q) then
+  why = 'no_capacity'
 else
   devices, why = B.pick(q, B.pool.max_memory_per_agent_mb - held_mb)
-  if not devices then why = B.whole_devices().unfit(q) or why end
-  if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then
-    why = 'draining'
-  end
+  tried = true
 end
+
 if not devices then
-  local final = why == 'safe_mode' or why == 'closed' or why == 'limit'
-  if B.more == 1 and why ~= 'safe_mode' and why ~= 'closed' then return B.reply('AGAIN') end
-  if final or not or_cpu then
+  local never = nil
+  if why == 'no_capacity' or why == 'agent_cap' then
+    never = not (place and place > 0) and B.whole_devices().unfit(q)
+    if not never and q.memory_mb * q.devices > B.pool.max_memory_per_agent_mb then never = 'agent_cap' end
+    why = never or why
+    if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then
+      why = 'draining'
+    end
+  end
+  if wait_ms > 0 and not never and not safe and why ~= 'limit' then
+    if waiter or not B.waiters().full(q.agent) then
+      place = place or B.waiters().join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and held_mb > 0)
+      B.waiters().heartbeat(waiter or q, wait_ms)
+      return B.reply('WAITING', place)
+    end
+    why = 'limit'
+  end
+  if B.more == 1 and not safe and why ~= 'closed' then return B.reply('AGAIN') end
+  if safe or why == 'closed' or why == 'limit' or not or_cpu then
+    if waiter then B.waiters().quit(token, 'left', true) end
     B.count('refused_' .. why)
     return B.reply('REFUSED', why, '')
   end
@@ -106,7 +148,13 @@ B.set_pool('fence', fence)
 fence = text(fence)
 local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, B.now + max_hold_ms) end
-local taken, sum = B.take(q, devices)
+local taken = offered
+if not taken then
+  if waiter then B.waiters().leave(waiter, devices) end
+  local sum
+  taken, sum = B.take(q, devices)
+  B.set_agent(q.agent, held_mb + sum, leases + 1)
+end
 for _, d in ipairs(devices) do
   call('SET', P .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - B.now))
 end
@@ -119,7 +167,6 @@ if owner ~= '' then also('owner', owner) end
 if why then also('reason', why) end
 if max_hold_ms > 0 then also('hold_until_ms', text(B.now + max_hold_ms)) end
 call('HSET', record, unpack(fields))
-B.set_agent(q.agent, held_mb + sum, leases + 1)
 B.schedule(token, expires_at_ms)
 B.count(taken == '' and 'cpu_granted' or 'granted')
 B.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)

@@ -1,4 +1,4 @@
--- release: give a lease back now.
+-- release: give a lease back now, or leave the line.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
@@ -23,6 +23,10 @@ if not v[1] then
   return B.reply('UNKNOWN')
 end
 if v[1] == 'cooling' then return B.reply('ALREADY', B.outcome(token)) end
+if v[1] ~= 'active' then
+  B.waiters().quit(token, 'left')
+  return B.reply('RELEASED')
+end
 
 local r = { token = token, agent = v[2], devices = v[3] }
 B.give_back(r, false)

@@ -28,6 +28,7 @@ if not state then
   return B.reply('UNKNOWN')
 end
 if state == 'cooling' then return B.reply('LOST', B.outcome(token)) end
+if state ~= 'active' then return B.reply('UNKNOWN') end   -- who waits polls: only acquire claims
 if fence ~= '' and fence ~= held then return B.reply('LOST', 'superseded') end
 
 if v[7] then   -- the holder asks, so it knows from now on: no reason to wait for its end

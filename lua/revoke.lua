@@ -30,6 +30,10 @@ end
 if v[1] == 'cooling' then return B.reply('ALREADY', B.outcome(token)) end
 
 B.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
+if v[1] ~= 'active' then   -- it waits, or was offered something: nobody trusts that yet
+  B.waiters().quit(token, 'revoked')
+  return B.reply('REVOKED', B.now)
+end
 if force == 1 then
   B.end_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'revoked')
   return B.reply('REVOKED', B.now)

@@ -1,4 +1,4 @@
-"""The invariants that one look at the key space can show: S1, S2, S5 and S10 of DESIGN.md.
+"""The invariants that one look at the key space can show: S1, S2, S5, S10 and S11 of DESIGN.md.
 
 Everything derived is computed anew from the records and the devices' hashes and compared with what
 the scripts keep: sums, placement keys, the agenda, the agents, the lease keys, the tombstones.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
+
+from tests.line_audit import audit_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 Rows = dict[str, dict[str, str]]
 
 TOMBSTONE_MS = 900_000
+
+TAKEN = {"active", "offered"}
+"""States in which devices are promised to a token."""
 
 
 def audit(client: redis.Redis, keys: Keys) -> None:
@@ -34,6 +39,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     _audit_agents(client, keys, records)
     _audit_lease_keys(client, base, names, records)
     _audit_tombstones(client, base, names, records)
+    audit_line(client, keys, names, records, devices)
     expected = _placement(devices)
     for key in names:
         kind = key.removeprefix(f"{base}:").partition(":")[0]
@@ -74,7 +80,7 @@ def _audit_agenda(client: redis.Redis, keys: Keys, records: Rows) -> None:
     tokens = {member for member in due if not member.startswith("host:")}
     assert tokens == set(records), "the agenda and the ledger name different leases"
     for token, record in records.items():
-        assert record["state"] in {"active", "cooling"}, token
+        assert record["state"] in {"waiting", "offered", "active", "cooling"}, token
         if record["state"] == "active":
             assert due[token] == int(record["expires_at_ms"]), f"{token} is due at another time"
 
@@ -84,7 +90,7 @@ def _audit_ledger(records: Rows, devices: Rows) -> None:
     counts: dict[str, int] = defaultdict(int)
     for record in records.values():
         for uuid, mb in held(record):
-            if record["state"] == "active":
+            if record["state"] in TAKEN:
                 reserved[uuid] += mb
                 counts[uuid] += 1
     for uuid, d in devices.items():
@@ -110,9 +116,11 @@ def _audit_withheld(records: Rows, devices: Rows) -> None:
 def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:
     sums: dict[str, int] = defaultdict(int)
     for record in records.values():
-        if record["state"] == "active":
+        if record["state"] in TAKEN:
             sums[record["agent"]] += sum(mb for _, mb in held(record))
             sums[f"{record['agent']}#leases"] += 1
+        elif record["state"] == "waiting":
+            sums[f"{record['agent']}#waiters"] += 1
     actual: Any = client.hgetall(keys.agents)
     assert {name: int(value) for name, value in actual.items()} == sums, "S2: agents"
 

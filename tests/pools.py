@@ -105,6 +105,7 @@ class Pool:
             "memory_mb": 900, "devices": 1, "exclusive": 0, "ttl_ms": 30000, "max_hold_ms": 0,
             "priority": 0, "host": "*", "model": "*", "placement": "spread",
             "on_unavailable": "refuse", "client": "client", "pid": "1:1", "owner": "",
+            "wait_ms": 0,
         } | ask  # fmt: skip
         return self.run("acquire", 1, token or str(uuid4()), agent, *get.values())
 
@@ -190,6 +191,8 @@ class Pool:
                 found[key] = self.redis.smembers(key)
             elif kind == "string":
                 found[key] = self.redis.get(key)
+            elif kind == "list":
+                found[key] = self.redis.lrange(key, 0, -1)
             elif kind == "stream":
                 found[key] = self.redis.xlen(key)
         return found

@@ -1,5 +1,6 @@
--- agenda: what time does. One zset, `due`, holds the end of everything's present state: token -> expiry of an active lease
--- or end of a cooling one's grace; host:<h> -> the time by which that host must have reported again.
+-- agenda: what time does. One zset, `due`, holds the end of everything's present state: token -> expiry of an active lease,
+-- end of a cooling one's grace, by when a waiter must have polled or claimed its offer; host:<h> -> the time by which that
+-- host must have reported again.
 --
 -- Nothing waits for Redis to say that a key expired (it may say so minutes late): every verb looks at the first of the
 -- agenda, takes back what is over until REAP_DEVICES devices are touched (the last member is finished whatever it has), and
@@ -22,7 +23,9 @@ function B.unschedule(member)
 end
 
 -- Every reply: its tag, now_ms, next_due_ms (when the agenda's first is due, or ''), epoch, more, then what the tag carries.
+-- What this script freed is handed on before it answers.
 function B.reply(tag, ...)
+  if B.freed and B.pool.waiting > 0 then B.line().serve() end
   local due, moved, first = B.due or {}, B.moved, nil
   if due[1] and not moved[due[1]] then
     first = tonumber(due[2])
@@ -62,6 +65,7 @@ function B.reaper()
     for _, uuid in ipairs(redis.call('SMEMBERS', P .. 'devices:' .. host)) do
       local d = B.device(uuid)
       if d and d.host == host then
+        if d.kept_for ~= '' then d = B.waiters().unkept(d) end
         touched, d.state = touched + 1, 'away'
         redis.call('HSET', P .. 'device:' .. uuid, 'state', 'away')
         B.index(d)
@@ -85,8 +89,10 @@ function B.reaper()
         B.unschedule(member)
       elseif v[1] == 'active' then
         touched = B.end_lease(r, v[7] and 'revoked' or 'expired')
-      else
+      elseif v[1] == 'cooling' then
         touched = cool(r)
+      else
+        touched = B.waiters().quit(member, 'lapsed')
       end
     end
     return math.max(1, touched)
@@ -110,9 +116,10 @@ function B.reaper()
   end
 end
 
--- Bring the pool up to the present before a verb decides anything.
+-- Bring the pool up to the present before a verb decides anything: what is over comes back, and goes to who waits for it.
 function B.catch_up(named)
   local due = redis.call('ZRANGE', P .. 'due', '0', '1', 'WITHSCORES')
   B.due = due
   if due[1] and due[2] + 0 < B.now then B.reaper()(named) end
+  if B.pool.waiting > 0 then B.line().serve() end
 end

@@ -1,7 +1,8 @@
 -- ledger: who was promised what. A record never expires by itself: were it to vanish, nobody would know what to give back.
 --
 -- record:<token>   the lease as it stands        done:<token>   how it ended, for late duplicates of its calls
--- agents           <agent> -> MiB held, <agent>#leases -> how many leases; no field once both are 0
+-- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no field once both are 0;
+--                  <agent>#waiters -> how many wait; no field at 0
 
 local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
 
@@ -50,6 +51,7 @@ function B.give_back(r, withhold)
     B.write_device(d)
   end
   B.set_agent(r.agent, mb - sum, leases - 1)
+  if B.pool.waiting > 0 then B.waiters().unpark(r.agent) end
   return #keys
 end
 

@@ -11,12 +11,14 @@
 local IDLE_FOREIGN_MB = 512   -- what a driver and a desktop use on a GPU that nobody works on
 local HOST_DEVICES = '64'     -- looked at when a host and a model are named
 
--- What the device has left, and which placement keys it belongs in.
+-- What the device has left, what it could take (a share, a lease of the whole), and which placement keys it belongs in: one
+-- that is kept for a waiter is in none, whatever it could take.
 local function settle(d)
   local room = d.total_mb - d.reserve_mb - d.reserved_mb - d.withheld_mb - d.foreign_mb
-  local up = room > 0 and d.state == 'ok' and d.drained ~= '1' and d.kept_for == ''
-  d.free_mb, d.shared = room, up and d.exclusive == ''
-  d.idle = up and d.leases == 0 and d.withheld_mb == 0 and d.foreign_mb <= IDLE_FOREIGN_MB
+  local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.kept_for == ''
+  d.free_mb, d.sharable = room, up and d.exclusive == ''
+  d.empty = up and d.leases == 0 and d.withheld_mb == 0 and d.foreign_mb <= IDLE_FOREIGN_MB
+  d.shared, d.idle = d.sharable and open, d.empty and open
 end
 
 -- A device by its id with all that index() needs, or nil.
@@ -28,14 +30,14 @@ function B.device(uuid)
     uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, reserve_mb = v[4] + 0, reserved_mb = v[5] + 0,
     withheld_mb = v[6] + 0, foreign_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], kept_for = v[10], state = v[11],
     drained = v[12], index = v[13], name = v[14],
-    free_mb = 0, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
+    free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
   }
   settle(d)
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
   return d
 end
 
--- Bring the placement keys in line with the device.
+-- Bring the placement keys in line with the device. What those who wait could not have before is put on `freed`.
 function B.index(d)
   local call = redis.call
   settle(d)
@@ -54,6 +56,13 @@ function B.index(d)
     if d.idle then call('ZADD', key, free, uuid) else call('ZREM', key, uuid) end
     local idle = call('ZCARD', key)
     if idle > 0 then call('ZADD', hosts, idle, d.host) else call('ZREM', hosts, d.host) end
+  end
+  if B.pool.waiting > 0 then
+    local grew = (d.sharable or d.empty) and d.free_mb > d.was_free_mb
+    if grew or d.shared and not d.was_shared or d.idle and not d.was_idle then
+      call('ZADD', P .. 'freed', '0', 'device:' .. uuid)
+      B.freed = true
+    end
   end
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
 end
@@ -76,7 +85,7 @@ function B.whole_devices()
 
   -- Groups of devices of one host and model where q may find as many as it wants: `counted` is a zset per model, host ->
   -- how many there are. Best fit first.
-  local function groups(q, counted)
+  function whole.groups(q, counted)
     local found = {}
     local models = q.model ~= '*' and { q.model } or
       redis.call('ZRANGE', P .. 'models', q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', MODELS)
@@ -91,7 +100,7 @@ function B.whole_devices()
   -- The devices that q gets now, or nil and why not.
   function whole.pick(q, room_mb)
     local why = 'no_capacity'
-    for _, group in ipairs(groups(q, 'idlehosts:')) do
+    for _, group in ipairs(whole.groups(q, 'idlehosts:')) do
       local ids = redis.call('ZRANGE', P .. 'idle:' .. group, q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', q.devices)
       if #ids == q.devices then
         local devices, sum = {}, 0
@@ -114,7 +123,7 @@ function B.whole_devices()
       if redis.call('ZCOUNT', P .. 'fits:' .. B.selector(q), q.memory_mb, '+inf') > 0 then return nil end
       return 'never_fits'
     end
-    for _, group in ipairs(groups(q, 'hosts:')) do
+    for _, group in ipairs(whole.groups(q, 'hosts:')) do
       if redis.call('ZCOUNT', P .. 'fits:host/' .. group, q.memory_mb, '+inf') >= q.devices then return nil end
     end
     return 'never_fits'

@@ -27,7 +27,7 @@ DEFAULTS = {
     "token": token("a"), "agent": "agent", "memory_mb": 900, "devices": 1, "exclusive": 0,
     "ttl_ms": 30000, "max_hold_ms": 0, "priority": 0, "host": "*", "model": "*",
     "placement": "spread", "on_unavailable": "refuse", "client": "client", "pid": "1:1",
-    "owner": "",
+    "owner": "", "wait_ms": 0,
 }  # fmt: skip
 """acquire's arguments after the protocol number, in their order."""
 
@@ -55,6 +55,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "client": spoilt("client", "a" * 65, "a b", "a:b", "a/b"),
     "pid": spoilt("1:1", "1" * 41, "a", "-1", "1 1", "1.1"),
     "owner": spoilt("owner", "a" * 129, "a b"),
+    "wait_ms": (*NOT_NUMBERS, "604800001", "9999999999999"),
 }
 
 
@@ -95,7 +96,7 @@ def test_acquire_with_missing_arguments_is_refused(ready: Pool) -> None:
     """A call that stops early is refused, wherever it stops."""
     before = ready.memory()
     names = list(DEFAULTS)
-    for count in range(len(names)):
+    for count in range(names.index("wait_ms")):
         reply = ready.run("acquire", 1, *list(DEFAULTS.values())[:count])
         assert reply[5] == "bad_request", reply
         assert reply[6] in names[count:], reply

@@ -84,6 +84,9 @@ def literals(expression: str) -> list[str]:
 ENDS = {end for _, how in calls("B.end_lease") for end in literals(how)}
 """How a lease may end without its holder's word."""
 
+QUITS = {end for _, how, *_ in calls("B.waiters().quit") for end in literals(how)}
+"""How a wait may end."""
+
 
 def tracked() -> list[Path]:
     """Every file of the tree, those included that are not committed yet."""
@@ -107,10 +110,17 @@ def test_keys_of_the_scripts_are_the_keys_of_the_table() -> None:
 
 def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None:
     """Every key that a pool in use has is one row's, and each row has such a key."""
-    pool.report((HELD, device("gpu-1", 40_000)))
+    pool.report((HELD, device("gpu-1", 40_000), device("gpu-2", 500)))
     granted(pool.acquire(token("held")))
     granted(pool.acquire(token("gone")))
     pool.release(token("gone"))
+    granted(pool.acquire(token("rest"), placement="pack"))
+    pool.acquire(token("waits"), memory_mb=79_500, agent="ann", wait_ms=60_000)
+    pool.acquire(token("offered"), exclusive=1, agent="dee", wait_ms=60_000)
+    pool.release(token("rest"))
+    pool.policy(max_memory_per_agent_mb=1000)
+    pool.acquire(token("parked"), memory_mb=1000, agent="dee", wait_ms=60_000)
+    pool.redis.zadd(f"{pool.keys.base}:freed", {"want:*/*/m17": 1})
     rows = {re.sub(r"<\w+>", r"[^:]+", key): what for key, what in keys_of_the_table().items()}
     seen = set()
     for key in pool.memory():
@@ -164,7 +174,7 @@ def test_events_are_listed_with_their_fields() -> None:
             for pair in pairs[::2]
             for field in (["device", "host"] if pair == "what" else literals(pair))
         }
-        for event in ENDS if name == "outcome" else literals(name):
+        for event in {"outcome": ENDS, "how": QUITS}.get(name) or literals(name):
             found[event] = found.get(event, set()) | fields
     listed = {
         event: set(re.findall(r"\w+", re.sub(r"\(.*?\)|up:|\bor\b", "", fields)))

@@ -11,7 +11,7 @@ import pytest
 
 from agent_sdk import protocol
 from agent_sdk.errors import LeaseError, ProtocolMismatch
-from agent_sdk.protocol import Answer
+from agent_sdk.protocol import Answer, Call, Pause
 from agent_sdk.scripts import LIBRARY, VERBS, lua_folder
 from tests.unit.test_protocol import VERBS as CALLS
 
@@ -26,7 +26,7 @@ TYPES = {"int", "str"}
 
 SAMPLES = {
     "fence": "7", "expires_at_ms": 5000, "remaining_ms": 4000, "reason": "expired",
-    "detail": "", "outcome": "released", "devices": 1, "version": 2,
+    "detail": "", "place": 0, "outcome": "released", "devices": 1, "version": 2,
 }  # fmt: skip
 """A value for each word that a reply carries."""
 
@@ -209,14 +209,15 @@ def test_reply_of_every_verb_is_understood_by_the_sdk(verb: str, tag: str) -> No
     assert next(call).verb == verb
     result: object = None
     try:
-        result = call.send(Answer([tag, 1000, "", "123", 0, *carried], 0.0)).verb
+        result = call.send(Answer([tag, 1000, "", "123", 0, *carried], 0.0))
     except StopIteration as done:
         result = done.value
     except LeaseError as error:
         result = error
     assert result is not None
     assert not isinstance(result, ProtocolMismatch)
-    assert (tag == "AGAIN") == (result == "reap")
+    assert (tag == "AGAIN") == (isinstance(result, Call) and result.verb == "reap")
+    assert (tag == "WAITING") == isinstance(result, Pause)
 
 
 @pytest.mark.parametrize("verb", VERBS)

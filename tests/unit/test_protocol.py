@@ -23,8 +23,8 @@ BY_THE_CLIENT = {
 }  # fmt: skip
 """Codes that no script says: the SDK makes them of tags, or of what went wrong on the way."""
 
-BY_THE_LINE = {"left", "lapsed"}
-"""Codes of how a wait ends."""
+BY_THE_LINE = {"left", "lapsed", "waiting"}
+"""Codes of how a wait stands and ends."""
 
 LUA = {path.name: path.read_text() for path in lua_folder().rglob("*.lua")}
 
@@ -125,7 +125,7 @@ def test_code_makes_its_error(code: str) -> None:
     assert str(error) == row.says
     assert re.fullmatch(r"[^\n]{10,120}", row.says)
     assert str(error_for(code, "other words")) == "other words"
-    assert row.status in {403, 404, 409, 422, 503}
+    assert row.status in {202, 403, 404, 409, 422, 503}
     assert (row.status == 503) == issubclass(
         row.error, (errors.BrokerUnavailable, errors.OutcomeUnknown, ProtocolMismatch)
     )
@@ -230,13 +230,13 @@ def test_answer_to_another_verb_is_a_mismatch(verb: str) -> None:
 
 
 def test_acquire_sends_the_request_in_order() -> None:
-    """Sixteen arguments, as lua/acquire.lua names them."""
+    """Seventeen arguments, as lua/acquire.lua names them."""
     call = next(protocol.acquire(REQUEST))
     assert call == Call(
         "acquire",
         (
             1, "t" * 16, "analyst", 900, 2, 1, 30000, 5, 7, "h1", "m1", "pack", "cpu", "c", "1:2",
-            "o",
+            "o", 0,
         ),
         "t" * 16,
     )  # fmt: skip

@@ -1,0 +1,191 @@
+"""Hints for those who wait: one list in Redis and one blocking connection for a whole process.
+
+Who makes room also decides who gets it, in the same script, and leaves the waiter's token in the
+inbox of the waiter's process. A hint only says "ask now": what is true is in the ledger. A lost
+hint (a killed connection, a failover) costs its waiter the time to its next poll and nothing else,
+and when the connection breaks everybody asks at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_sdk.store import Store
+
+BLOCK_S = 3
+"""How long one call blocks; the connection waits a little longer for its answer."""
+
+ANSWER_S = 2.0
+
+RETRY_S = 0.25
+"""After the connection broke."""
+
+HINTS = 100
+"""Taken at once."""
+
+EARLY = 1000
+"""Hints kept for tokens that nobody waits for yet: an offer may be made before its waiter has read
+that it waits."""
+
+
+class _Inbox:
+    """What both inboxes share: which hints came before anybody waited for them."""
+
+    def __init__(self, store: Store, base: str) -> None:
+        self._store = replace(store, timeout_s=BLOCK_S + ANSWER_S)
+        self._base = base
+        self._early: dict[str, None] = {}
+
+    def _call(self, client: str) -> tuple[str | int, ...]:
+        return ("BLMPOP", BLOCK_S, 1, f"{self._base}:inbox:{client}", "LEFT", "COUNT", HINTS)
+
+    def _keep_early(self, token: str) -> None:
+        self._early[token] = None
+        while len(self._early) > EARLY:
+            del self._early[next(iter(self._early))]
+
+
+def _tokens(found: list[Any] | None) -> list[str]:
+    """What BLMPOP brought: the list's name and some of it, or nothing in time."""
+    return found[1] if found else []
+
+
+class Inbox(_Inbox):
+    """One daemon thread that wakes the waiting threads of its process; it ends with the last."""
+
+    def __init__(self, store: Store, base: str) -> None:
+        super().__init__(store, base)
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._waiting: dict[str, threading.Event] = {}
+        self._thread: threading.Thread | None = None
+
+    def wait(self, client: str, token: str, seconds: float) -> None:
+        """Return when a hint for the token comes, or it is time to ask anyway."""
+        with self._listening(client, token) as hint:
+            hint.wait(seconds)
+
+    @contextlib.contextmanager
+    def _listening(self, client: str, token: str) -> Iterator[threading.Event]:
+        hint = threading.Event()
+        with self._lock:
+            if self._pid != os.getpid():  # a forked child has the names but not the thread
+                self._reset()
+            if token in self._early:
+                del self._early[token]
+                hint.set()
+            self._waiting[token] = hint
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, args=(client,), name="gpu-lease-inbox", daemon=True
+                )
+                self._thread.start()
+        try:
+            yield hint
+        finally:
+            with self._lock:
+                self._waiting.pop(token, None)
+
+    def _run(self, client: str) -> None:
+        redis = self._store.connect()
+        try:
+            while self._wanted():
+                try:
+                    found = redis.execute_command(*self._call(client))  # type: ignore[no-untyped-call] # redis-py
+                except RedisError:
+                    self._wake_all()
+                    time.sleep(RETRY_S)
+                else:
+                    self._deliver(found)
+        finally:
+            redis.close()
+
+    def _wanted(self) -> bool:
+        with self._lock:
+            if not self._waiting:
+                self._thread = None
+            return bool(self._waiting)
+
+    def _deliver(self, found: list[Any] | None) -> None:
+        with self._lock:
+            for token in _tokens(found):
+                if token in self._waiting:
+                    self._waiting[token].set()
+                else:
+                    self._keep_early(token)
+
+    def _wake_all(self) -> None:
+        with self._lock:
+            for hint in self._waiting.values():
+                hint.set()
+
+
+class AsyncInbox(_Inbox):
+    """One task that wakes the waiting tasks of its event loop; it ends with the last of them."""
+
+    def __init__(self, store: Store, base: str) -> None:
+        super().__init__(store, base)
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def wait(self, client: str, token: str, seconds: float) -> None:
+        """Return when a hint for the token comes, or it is time to ask anyway."""
+        hint = asyncio.Event()
+        if token in self._early:
+            del self._early[token]
+            hint.set()
+        self._waiting[token] = hint
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._run(client), name="gpu-lease-inbox")
+        try:
+            async with asyncio.timeout(seconds):
+                await hint.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.pop(token, None)
+
+    async def _run(self, client: str) -> None:
+        redis = self._store.connect_async()
+        try:
+            while self._waiting:
+                try:
+                    found = await redis.execute_command(*self._call(client))  # type: ignore[no-untyped-call] # redis-py
+                except RedisError:
+                    for hint in self._waiting.values():
+                        hint.set()
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    self._deliver(found)
+        finally:
+            await redis.aclose()
+
+    def _deliver(self, found: list[Any] | None) -> None:
+        for token in _tokens(found):
+            if token in self._waiting:
+                self._waiting[token].set()
+            else:
+                self._keep_early(token)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        task, self._task = self._task, None
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

@@ -1,0 +1,235 @@
+-- waiters: who waits, for what, and where each of them stands.
+--
+-- A waiter stands in one want, with those who ask alike: <host or *>/<model or *>/<shape>. Shape m<n> is a share of more than
+-- 2^(n-1) and at most 2^n MiB, x<n> as many whole devices. Waiters for a full host so never block those for a free one.
+--
+--   line:<want>             token -> rank, the smaller first
+--   wants:<host>/<model>    want -> rank of its first
+--   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
+--
+-- A device may be kept for a waiter (`kept_for` of the device, `kept` of the record): then nobody behind it gets it. Who is
+-- next, and what is on `freed`, is lib/line.lua's.
+
+local HEARTBEAT_MS, SLACK_MS = 10000, 1000
+local PRIORITY_MS = 60000   -- a priority higher by one is worth having waited a minute longer
+local BACK_AT_ONCE = 4      -- parked waiters that come back when their agent's sum falls
+local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
+  'max_leases_per_agent', 'policy_version' }
+
+-- Made when somebody waits.
+function B.waiters()
+  local call, waiters = redis.call, {}
+  B.waiters = function() return waiters end
+
+  -- The policy as it is at this moment; what this script has changed counts.
+  function waiters.policy()
+    local pool = B.pool
+    for _, field in ipairs(POLICY) do
+      if not pool[field] then
+        local v = call('HMGET', P .. 'pool', unpack(POLICY))
+        for i, name in ipairs(POLICY) do pool[name] = pool[name] or tonumber(v[i]) end
+        break
+      end
+    end
+    return pool
+  end
+
+  function waiters.want(q)
+    local whole = q.exclusive or q.devices > 1
+    local size, n, top = whole and q.devices or q.memory_mb, 0, 1
+    while top < size do n, top = n + 1, top * 2 end
+    return q.host .. '/' .. q.model .. '/' .. (whole and 'x' or 'm') .. n
+  end
+
+  -- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.
+  function waiters.read(token)
+    local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'want', 'rank', 'joined_ms', 'client',
+      'kept', 'devices', 'state', 'policy_version', 'wait_until_ms')
+    if not v[1] then return nil end
+    local asked = {}
+    for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
+    local q = {
+      token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]), exclusive = asked[3] == '1',
+      host = asked[7], model = asked[8], placement = asked[9],
+    }
+    return {
+      token = token, agent = v[1], q = q, want = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
+      kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
+      wait_until_ms = tonumber(v[12]),
+    }
+  end
+
+  local function first_of(want)
+    return call('ZRANGE', P .. 'line:' .. want, '0', '0', 'WITHSCORES')
+  end
+
+  -- Say who is first of a want; `look`: whether something fits is not known of that one.
+  local function head(want, look)
+    local first, wants = first_of(want), P .. 'wants:' .. string.match(want, '^(.*)/')
+    if not first[1] then
+      call('ZREM', wants, want)
+      call('ZREM', P .. 'freed', 'want:' .. want)
+      return
+    end
+    call('ZADD', wants, first[2], want)
+    if look then
+      call('ZADD', P .. 'freed', first[2], 'want:' .. want)
+      B.freed = true
+    end
+  end
+
+  -- Take a place in the line. How many of the want are ahead; `tried`: it is known that nothing fits.
+  local function take_place(w, tried)
+    call('ZADD', P .. 'line:' .. w.want, w.rank, w.token)
+    local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
+    if place == 0 then head(w.want, not tried) end
+    return place
+  end
+
+  -- Give up a place, and put what is next on the worklist.
+  local function step_out(w)
+    local first = first_of(w.want)[1]
+    call('ZREM', P .. 'line:' .. w.want, w.token)
+    if first == w.token then head(w.want, true) end
+  end
+
+  local function count_waiters(agent, by)
+    B.set_pool('waiting', B.pool.waiting + by)
+    if call('HINCRBY', P .. 'agents', agent .. '#waiters', by) == 0 then call('HDEL', P .. 'agents', agent .. '#waiters') end
+    if B.pool.waiting == 0 then call('DEL', P .. 'freed') end
+  end
+
+  -- Let what was kept for a waiter be had by all. `reading`: devices read already, which would not see it.
+  local function unkeep(w, reading)
+    if w.kept == '' then return end
+    call('HDEL', P .. 'record:' .. w.token, 'kept')
+    local read = {}
+    for _, d in ipairs(reading or {}) do read[d.uuid] = d end
+    for uuid in string.gmatch(w.kept, '[^,]+') do
+      local d = read[uuid] or B.device(uuid)
+      if d and d.kept_for == w.token then
+        d.kept_for = ''
+        call('HSET', P .. 'device:' .. uuid, 'kept_for', '')
+        B.index(d)
+      end
+    end
+    w.kept = ''
+  end
+
+  -- The device, kept for nobody any more.
+  function waiters.unkept(d)
+    unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
+    return B.device(d.uuid)
+  end
+
+  function waiters.keep(w, devices)
+    local ids = {}
+    for i, d in ipairs(devices) do
+      ids[i], d.kept_for = d.uuid, w.token
+      call('HSET', P .. 'device:' .. d.uuid, 'kept_for', w.token)
+      B.index(d)
+    end
+    w.kept = table.concat(ids, ',')
+    call('HSET', P .. 'record:' .. w.token, 'kept', w.kept)
+    B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
+  end
+
+  -- Out of the line, whatever comes next.
+  function waiters.leave(w, reading)
+    if call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w) end
+    unkeep(w, reading)
+    count_waiters(w.agent, -1)
+  end
+
+  -- Stand in the line again, or for the first time.
+  function waiters.stand(w, tried)
+    count_waiters(w.agent, 1)
+    return take_place(w, tried)
+  end
+
+  -- A new waiter: its record, in field and value in turn, and its place. How many of its want are ahead, -1: parked.
+  function waiters.join(q, tried, fields, priority, at_cap)
+    local w = { token = q.token, agent = q.agent, want = waiters.want(q), rank = text(B.now - priority * PRIORITY_MS) }
+    call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'want', w.want,
+      'rank', w.rank, 'joined_ms', text(B.now), unpack(fields))
+    B.count('waited')
+    B.event('waiting', 'token', q.token, 'agent', q.agent, 'want', w.want)
+    if not at_cap then return waiters.stand(w, tried) end
+    count_waiters(q.agent, 1)
+    call('ZADD', P .. 'parked:' .. q.agent, w.rank, q.token)
+    return -1
+  end
+
+  -- Does the agent have as many waiters as it may?
+  function waiters.full(agent)
+    local many = call('HGET', P .. 'agents', agent .. '#waiters') or 0
+    return many + 0 >= tonumber(call('HGET', P .. 'pool', 'max_waiters_per_agent'))
+  end
+
+  -- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be exact.
+  function waiters.heartbeat(w, wait_ms)
+    local until_ms = B.now + wait_ms
+    if until_ms > (w.wait_until_ms or 0) + SLACK_MS then
+      call('HSET', P .. 'record:' .. w.token, 'wait_until_ms', text(until_ms))
+    end
+    B.schedule(w.token, B.now + HEARTBEAT_MS)
+  end
+
+  -- The end of a wait: left, lapsed or revoked. What it was offered comes back. `refused`: no tombstone, since asking again
+  -- is asking anew. Returns the devices touched.
+  function waiters.quit(token, how, refused)
+    local w, touched = waiters.read(token), 0
+    if w.state == 'offered' then touched = B.give_back(w, false) else waiters.leave(w) end
+    B.unschedule(token)
+    if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
+    B.count(how == 'lapsed' and 'lapsed' or 'left')
+    B.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
+    return touched
+  end
+
+  -- The first of a want; one whose record is gone (removed by hand) loses its place.
+  function waiters.first(want)
+    while true do
+      local token = first_of(want)[1]
+      local w = token and waiters.read(token)
+      if w or not token then return w end
+      call('ZREM', P .. 'line:' .. want, token)
+      head(want, true)
+      B.set_pool('waiting', B.pool.waiting - 1)
+    end
+  end
+
+  function waiters.park(w)
+    step_out(w)
+    unkeep(w)
+    call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
+  end
+
+  -- MiB that the agent's cap leaves it; none when it has as many leases as it may.
+  function waiters.room(agent)
+    local pool = waiters.policy()
+    local mb, leases = B.agent(agent)
+    return leases < pool.max_leases_per_agent and pool.max_memory_per_agent_mb - mb or 0
+  end
+
+  -- A parked waiter stands in the line again, where it stood.
+  function waiters.unparked(w)
+    call('ZREM', P .. 'parked:' .. w.agent, w.token)
+    return take_place(w)
+  end
+
+  -- An agent's sum fell: those that fit under its cap again stand where they stood.
+  function waiters.unpark(agent)
+    local room_mb
+    for _ = 1, BACK_AT_ONCE do
+      local token = call('ZRANGE', P .. 'parked:' .. agent, '0', '0')[1]
+      if not token then return end
+      local w = waiters.read(token)
+      room_mb = (room_mb or waiters.room(agent)) - w.q.memory_mb * w.q.devices
+      if room_mb < 0 then return end
+      waiters.unparked(w)
+    end
+  end
+
+  return waiters
+end

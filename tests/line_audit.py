@@ -1,0 +1,112 @@
+"""The line's invariants as one look at the key space shows them: S2 for waiters, and S11.
+
+A second, plain implementation of who fits where: it looks at the devices' hashes alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import redis
+
+    from agent_sdk.keys import Keys
+
+Rows = dict[str, dict[str, str]]
+
+ORDINARY = {
+    "safe_mode": "0", "closed_until_ms": "0", "allow_fractional_shares": "1", "policy_version": "1",
+    "max_memory_per_agent_mb": "1048576", "max_leases_per_agent": "256",
+}  # fmt: skip
+"""A policy that nobody changed: after a change S11 holds from each waiter's next poll."""
+
+
+def audit_line(
+    client: redis.Redis, keys: Keys, names: list[str], records: Rows, devices: Rows
+) -> None:
+    """Assert that the line is what the waiters' records say, and S11."""
+    base = keys.base
+    waiters = {token: r for token, r in records.items() if r["state"] == "waiting"}
+    pool: Any = client.hgetall(keys.pool)
+    assert int(pool.get("waiting", 0)) == len(waiters), "S2: how many wait"
+    lines = _zsets(client, f"{base}:line:", names)
+    parked = _zsets(client, f"{base}:parked:", names)
+    places: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
+    for kind, zsets in (("line", lines), ("parked", parked)):
+        for name, members in zsets.items():
+            for token, rank in members:
+                places[token].append((kind, name, rank))
+    assert places.keys() == waiters.keys(), "the line and the ledger name different waiters"
+    for token, r in waiters.items():
+        at = {"line": r["want"], "parked": r["agent"]}
+        ((kind, name, rank),) = places[token]
+        assert name == at[kind], f"{token} stands in {name}"
+        assert rank == int(r["rank"]), f"{token} has another rank"
+    firsts = {want: members[0] for want, members in lines.items()}
+    assert _wants(client, base, names) == {want: rank for want, (_, rank) in firsts.items()}
+    _audit_kept(waiters, devices)
+    freed: Any = client.zrange(f"{base}:freed", 0, -1)
+    assert waiters or not freed, "nobody waits, yet there is a worklist"
+    if all(pool.get(name) == value for name, value in ORDINARY.items()):
+        sums: Any = client.hgetall(keys.agents)
+        open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in freed}
+        for want, (token, _) in firsts.items():
+            r = waiters[token]
+            room_mb = int(pool["max_memory_per_agent_mb"]) - int(sums.get(r["agent"], 0))
+            free = f"want:{want}" in freed or not fits(token, r, open_devices, room_mb)
+            assert free, f"S11: {token} waits, and fits"
+
+
+def _zsets(
+    client: redis.Redis, prefix: str, names: list[str]
+) -> dict[str, list[tuple[str, float]]]:
+    found: Any = {
+        name.removeprefix(prefix): client.zrange(name, 0, -1, withscores=True)
+        for name in names
+        if name.startswith(prefix)
+    }
+    return dict(found)
+
+
+def _wants(client: redis.Redis, base: str, names: list[str]) -> dict[str, float]:
+    """Every want that is listed, below the selector that it belongs to, and its first's rank."""
+    found = {}
+    for selector, members in _zsets(client, f"{base}:wants:", names).items():
+        for want, rank in members:
+            assert want.rpartition("/")[0] == selector
+            found[want] = rank
+    return found
+
+
+def _audit_kept(waiters: Rows, devices: Rows) -> None:
+    kept = {uuid: d["kept_for"] for uuid, d in devices.items() if d["kept_for"]}
+    for uuid, token in kept.items():
+        assert uuid in waiters[token]["kept"].split(","), f"{uuid} is kept for {token}"
+        assert devices[uuid]["state"] == "ok", f"{uuid} is kept, and {devices[uuid]['state']}"
+        assert devices[uuid]["drained"] != "1", f"{uuid} is kept, and drained"
+    for token, r in waiters.items():
+        for uuid in filter(None, r.get("kept", "").split(",")):
+            assert kept.get(uuid) == token, f"{token} keeps {uuid} no more"
+
+
+def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> bool:
+    """Whether a waiter could be granted what it asks on these devices now."""
+    _, count, exclusive, _, _, _, host, model, *_ = record["request"].split("|")
+    memory_mb, wanted = int(record["memory_mb"]), int(count)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for d in devices.values():
+        used = int(d["reserved_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
+        free = int(d["total_mb"]) - int(d["reserve_mb"]) - used
+        up = d["state"] == "ok" and d["drained"] != "1" and d["kept_for"] in {"", token}
+        suits = host in {"*", d["host"]} and model in {"*", d["model"]}
+        if not (up and suits and free > 0 and free >= memory_mb):
+            continue
+        if exclusive == "0" and wanted == 1:
+            if not d["exclusive"] and memory_mb <= room_mb:
+                return True
+        elif d["leases"] == "0" and d["withheld_mb"] == "0" and int(d["foreign_mb"]) <= 512:
+            groups[d["host"], d["model"]].append(free)
+    return any(
+        len(group) >= wanted and sum(sorted(group)[:wanted]) <= room_mb for group in groups.values()
+    )
