@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import operate, protocol, reporting, snapshot
+from agent_sdk import explain, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
 from agent_sdk.inbox import AsyncInbox
 from agent_sdk.lease import AsyncLease
+from agent_sdk.multiplex import Multiplexer
 from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Pause, Read
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from agent_sdk.asking import Ask
+    from agent_sdk.explain import Explanation
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store import Store
+    from agent_sdk.waiting_line import WaiterStatus
 
 T = TypeVar("T")
 
@@ -35,12 +38,16 @@ T = TypeVar("T")
 class AsyncLeaseClient(Door["Redis"]):
     """Leases from a pool, straight from Redis, in an event loop. See `LeaseClient` and `Door`.
 
+    The calls of all its tasks travel together over one connection; see `multiplex`.
+
     Renewal is a thread here too: an event loop that a computation blocks must not lose a GPU.
     """
 
     def _connect(self, store: Store) -> Redis:
+        redis = store.connect_async()
         self._inbox = AsyncInbox(store, self.keys.base)
-        return store.connect_async()
+        self._calls = Multiplexer(redis)
+        return redis
 
     async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
         """Get a lease; see `LeaseClient.acquire`.
@@ -152,9 +159,22 @@ class AsyncLeaseClient(Door["Redis"]):
         """Change the policy, all of what is named or nothing; its new version."""
         return await self._run(operate.set_policy(self.by, **policy))
 
-    async def lookup(self, token: str) -> LeaseStatus | str | None:
-        """A lease by its token; or how it ended; or None when nothing is known of it."""
-        return await self._run(snapshot.lease(self.keys, protocol.check_name(token, "token")))
+    async def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
+        """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
+        return await self._run(waiting_line.lookup(self.keys, protocol.check_name(token, "token")))
+
+    async def explain(self, token: str) -> Explanation:
+        """Why a waiter waits, and what would fit now; see `explain.explain`."""
+        return await self._run(explain.explain(self.keys, protocol.check_name(token, "token")))
+
+    async def explain_request(self, agent: str, **ask: Unpack[Ask]) -> Explanation:
+        """What would become of a request now, without making it; why it was refused."""
+        request = self._caller.request(agent, **ask)
+        return await self._run(explain.explain_request(self.keys, request))
+
+    async def queue(self) -> tuple[WaiterStatus, ...]:
+        """Everybody who waits, in the order of the line."""
+        return await self._run(waiting_line.waiters(self.keys))
 
     async def pool(self) -> PoolStatus:
         """Policy and counters."""
@@ -179,6 +199,7 @@ class AsyncLeaseClient(Door["Redis"]):
     async def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end."""
         await self._inbox.close()
+        await self._calls.close()
         await asyncio.to_thread(self._keeper.close)
         await self.redis.aclose()
 
@@ -223,14 +244,11 @@ class AsyncLeaseClient(Door["Redis"]):
     async def _call(self, call: Call) -> list[Any]:
         script = self._scripts[call.verb]
         try:
-            raw: Any = await self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+            raw = await self._calls.execute("EVALSHA", script.sha, 1, self.keys.base, *call.args)
         except NoScriptError:
-            await self.redis.script_load(script.source)
-            raw = await self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
+            await self._calls.execute("SCRIPT LOAD", script.source)
+            raw = await self._calls.execute("EVALSHA", script.sha, 1, self.keys.base, *call.args)
         return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
 
     async def _read(self, read: Read) -> list[Any]:
-        pipe = self.redis.pipeline(transaction=False)
-        for command in read.commands:
-            pipe.execute_command(*command)
-        return await pipe.execute()
+        return await self._calls.execute_many(read.commands)

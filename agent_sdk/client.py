@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import operate, protocol, reporting, snapshot
+from agent_sdk import explain, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from agent_sdk.asking import Ask
+    from agent_sdk.explain import Explanation
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store import Store
+    from agent_sdk.waiting_line import WaiterStatus
 
 T = TypeVar("T")
 
@@ -168,9 +170,22 @@ class LeaseClient(Door["Redis"]):
         """Change the policy, all of what is named or nothing; its new version."""
         return self._run(operate.set_policy(self.by, **policy))
 
-    def lookup(self, token: str) -> LeaseStatus | str | None:
-        """A lease by its token; or how it ended; or None when nothing is known of it."""
-        return self._run(snapshot.lease(self.keys, protocol.check_name(token, "token")))
+    def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
+        """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
+        return self._run(waiting_line.lookup(self.keys, protocol.check_name(token, "token")))
+
+    def explain(self, token: str) -> Explanation:
+        """Why a waiter waits, and what would fit now; see `explain.explain`."""
+        return self._run(explain.explain(self.keys, protocol.check_name(token, "token")))
+
+    def explain_request(self, agent: str, **ask: Unpack[Ask]) -> Explanation:
+        """What would become of a request now, without making it; why it was refused."""
+        request = self._caller.request(agent, **ask)
+        return self._run(explain.explain_request(self.keys, request))
+
+    def queue(self) -> tuple[WaiterStatus, ...]:
+        """Everybody who waits, in the order of the line."""
+        return self._run(waiting_line.waiters(self.keys))
 
     def pool(self) -> PoolStatus:
         """Policy and counters."""

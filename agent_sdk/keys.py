@@ -63,6 +63,10 @@ class Keys:
         """Set: the names of the hosts that ever reported."""
         return f"{self.base}:hosts"
 
+    def line(self, want: str) -> str:
+        """Sorted set: who waits for this want -> rank."""
+        return f"{self.base}:line:{want}"
+
     def lease(self, device: str, token: str) -> str:
         """String with native TTL: the public proof that a lease lives; holds its fence."""
         return f"{self.base}:lease:{device}:{token}"

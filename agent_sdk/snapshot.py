@@ -39,6 +39,7 @@ class PoolStatus:
     Attributes:
         now_ms: when this was looked at, on the pool's clock.
         ready: False until a host has reported for the first time.
+        waiting: how many stand in the line.
         policy: as in `pool`, by field name.
         stats: counters since the pool's beginning; every replica reads the same.
     """
@@ -56,6 +57,7 @@ class PoolStatus:
     max_leases_per_agent: int
     max_waiters_per_agent: int
     closed_until_ms: int
+    waiting: int
     stats: dict[str, int]
 
     @property
@@ -79,6 +81,8 @@ class DeviceStatus:
 
     Attributes:
         state: ok, or what the reporter or the broker says is wrong with it.
+        exclusive: the token of who is alone on it, or empty.
+        kept_for: the token of the waiter for whom it is kept, or empty.
         free_mb: what may still be leased; may be negative when others use what was promised.
         used_mb: what the driver sees in use, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
@@ -100,6 +104,7 @@ class DeviceStatus:
     foreign_mb: int
     leases: int
     exclusive: str
+    kept_for: str
     used_mb: int | None
     sampled_ms: int
     nvml_error: str | None
@@ -119,6 +124,8 @@ class LeaseStatus:
     Attributes:
         devices: (device id, MiB) of each device held.
         expires_at_ms: the end on Redis's clock; None = no expiry.
+        hold_until_ms: renewals never go past it; None = no limit.
+        revoked: an operator ended its renewals.
         asked_host: the host that was asked for; `*` = any.
     """
 
@@ -130,6 +137,8 @@ class LeaseStatus:
     granted_at_ms: int
     expires_at_ms: int | None
     ttl_ms: int
+    hold_until_ms: int | None
+    revoked: bool
     priority: int
     asked_host: str
     reason: str | None
@@ -177,6 +186,7 @@ def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
         max_leases_per_agent=number("max_leases_per_agent"),
         max_waiters_per_agent=number("max_waiters_per_agent"),
         closed_until_ms=number("closed_until_ms"),
+        waiting=number("waiting"),
         stats={name: int(value) for name, value in stats.items()},
     )
 
@@ -192,24 +202,20 @@ def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
     """Every lease that lives, oldest first."""
-    answer = yield Read((("ZRANGE", keys.due, 0, -1),))
-    tokens = [member for member in answer.raw[0] if not member.startswith("host:")]
-    rows = yield from _hashes([keys.record(token) for token in tokens])
-    found = [
-        lease_status(token, row)
-        for token, row in zip(tokens, rows, strict=True)
-        if row.get("state") == "active"
-    ]
+    rows = yield from records(keys, ("active",))
+    found = [lease_status(token, row) for token, row in rows.items()]
     return tuple(sorted(found, key=lambda lease: lease.fence))
 
 
-def lease(keys: Keys, token: str) -> Generator[Read, Answer, LeaseStatus | str | None]:
-    """One lease; or how it ended, a word of `errors.CODES`; or None: nothing is known of it."""
-    answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
-    row, outcome = answer.raw
-    if row.get("state") == "cooling":
-        return str(row["outcome"])
-    return lease_status(token, row) if row else outcome
+def records(
+    keys: Keys, states: tuple[str, ...]
+) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
+    """The hashes of all records in these states, by token."""
+    answer = yield Read((("ZRANGE", keys.due, 0, -1),))
+    tokens = [member for member in answer.raw[0] if not member.startswith("host:")]
+    rows = yield from _hashes([keys.record(token) for token in tokens])
+    found = zip(tokens, rows, strict=True)
+    return {token: row for token, row in found if row.get("state") in states}
 
 
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
@@ -259,6 +265,7 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
         drained=row["drained"] == "1",
         simulated=row.get("simulated") == "1",
         exclusive=row["exclusive"],
+        kept_for=row["kept_for"],
         used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
         sampled_ms=int(row.get("sampled_ms", 0)),
         nvml_error=row.get("nvml_error") or None,
@@ -267,20 +274,27 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
     )
 
 
+def held(devices: str) -> tuple[tuple[str, int], ...]:
+    """(device id, MiB) of each device in a record's `uuid=mb,...`."""
+    parts = [part.rpartition("=") for part in devices.split(",") if part]
+    return tuple((uuid, int(mb)) for uuid, _, mb in parts)
+
+
 def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
     """A record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
     granted_at_ms, expires_at_ms = int(row["granted_at_ms"]), int(row["expires_at_ms"])
     asked = row["request"].split("|")
-    held = [part.rpartition("=") for part in row["devices"].split(",") if part]
     return LeaseStatus(
         token=token,
         agent=row["agent"],
         state=row["state"],
-        devices=tuple((uuid, int(mb)) for uuid, _, mb in held),
+        devices=held(row["devices"]),
         fence=int(row["fence"]),
         granted_at_ms=granted_at_ms,
         expires_at_ms=None if expires_at_ms - granted_at_ms > ENDLESS_MS else expires_at_ms,
         ttl_ms=int(row["ttl_ms"]),
+        hold_until_ms=int(row["hold_until_ms"]) if "hold_until_ms" in row else None,
+        revoked="revoked" in row,
         priority=int(asked[5]),
         asked_host=asked[6],
         reason=row.get("reason"),

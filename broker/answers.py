@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk.protocol import ANY
+
 if TYPE_CHECKING:
-    from agent_sdk import AsyncLease
+    from agent_sdk import AsyncLease, StillWaiting
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.waiting_line import WaiterStatus
     from broker.devices import Sample
 
 CPU = "cpu"
@@ -96,6 +99,42 @@ def granted(lease: AsyncLease) -> dict[str, Any]:
     ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
     more = {"granted": True, "code": lease.reason, "env": lease.env()}
     return _held(lease, gpus, ends) | more
+
+
+def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
+    """The wait is over, the place is kept: ask again with the token."""
+    return {
+        "granted": False,
+        "agent": agent,
+        "token": error.token,
+        "state": "waiting",
+        "place": None if error.place < 0 else error.place,
+        "code": error.code,
+        "detail": str(error),
+        "retryable": error.retryable,
+    }
+
+
+def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
+    """One who stands in the line, or has been offered devices and has yet to claim them."""
+    return {
+        "token": waiter.token,
+        "agent": waiter.agent,
+        "state": waiter.state,
+        "granted": False,
+        "place": waiter.place,
+        "parked": waiter.parked,
+        "memory_mb": waiter.memory_mb,
+        "devices": waiter.devices,
+        "exclusive": waiter.exclusive,
+        "priority": waiter.priority,
+        "host": None if waiter.asked_host == ANY else waiter.asked_host,
+        "model": None if waiter.model == ANY else waiter.model,
+        "joined_at": waiter.joined_ms / 1000,
+        "waiting_s": max(0, now_ms - waiter.joined_ms) / 1000,
+        "gives_up_at": waiter.wait_until_ms / 1000,
+        "kept": list(waiter.kept),
+    }
 
 
 def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=604800, allow_inf_nan=False)]
+Wait = Annotated[float, Field(strict=True, ge=0, le=60, allow_inf_nan=False)]
 Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]
 Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
 Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
@@ -42,6 +43,8 @@ class LeaseBody:
         min_memory_mb: MiB on each device, also as `memory_mb`; 0 or null = the policy's default.
         devices: several = whole idle devices of one host and model.
         max_hold_s: renewals never go past it; null = no limit.
+        wait_s: stand in the line so long; past it the answer is 202 and the place is kept 10 s.
+            0 decides now, also for one who stands in the line already.
         host: null = this broker's own if it has devices, else any; "any" or a name.
         token: the idempotency key: repeating the request with it is safe.
         on_unavailable: `cpu`: a CPU lease when no GPU fits; `refuse`: 409.
@@ -54,6 +57,7 @@ class LeaseBody:
     devices: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     exclusive: Annotated[bool, Field(strict=True)] = False
     ttl_s: Ttl | None = None
+    wait_s: Wait = 0.0
     priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
     host: Name | None = None
     model: Name | None = None

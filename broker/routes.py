@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from agent_sdk.errors import (
@@ -13,13 +14,16 @@ from agent_sdk.errors import (
     LeaseError,
     OutcomeUnknown,
     SafeMode,
+    StillWaiting,
     error_for,
 )
 from agent_sdk.keys import TOKEN
 from agent_sdk.protocol import ANY
 from agent_sdk.snapshot import LeaseStatus
+from agent_sdk.waiting_line import WaiterStatus
 from broker import __version__, answers
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
+from broker.hangup import unless_gone
 from broker.state import At, Broker
 from broker.store_check import problem_of
 
@@ -82,9 +86,13 @@ async def allocations(broker: At) -> dict[str, Any]:
     return {"allocations": {x.token: answers.known(x, devices, pool.now_ms) for x in leases}}
 
 
-@router.post("/lease", summary="Get a lease.")
-async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
-    """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked."""
+@router.post("/lease", summary="Get a lease.", response_model=None)
+async def lease(body: LeaseBody, broker: At, request: Request) -> dict[str, Any] | JSONResponse:
+    """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
+
+    With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
+    for 10 s: repeat the request with the token of the answer.
+    """
     denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
     if broker.settings.safe_mode:
         return denied
@@ -92,11 +100,13 @@ async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
     if ttl_s is None:
         ttl_s = broker.settings.lease_ttl_s
     known = await broker.client.lookup(body.token) if body.token else None
-    if isinstance(known, LeaseStatus):  # a repeat means what it meant at the replica that granted
+    if isinstance(
+        known, (LeaseStatus, WaiterStatus)
+    ):  # a repeat means what it meant at the replica that granted
         host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
         ttl_s = known.ttl_ms / 1000 if body.ttl_s is None else body.ttl_s
     try:
-        got = await broker.client.acquire(
+        asked = broker.client.acquire(
             body.agent,
             memory_mb=body.min_memory_mb or 0,
             devices=body.devices,
@@ -109,9 +119,15 @@ async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
             placement=body.placement,
             on_unavailable="cpu" if body.on_unavailable == "cpu" else "raise",
             token=body.token,
+            wait_s=body.wait_s,
+            keep_place=body.wait_s > 0,
         )
+        got = await (unless_gone(request, asked) if body.wait_s else asked)
     except SafeMode:
         return denied
+    except StillWaiting as error:
+        where = {"Location": f"/lease/{error.token}", "Retry-After": "1"}
+        return JSONResponse(answers.still_waiting(error, body.agent), 202, where)
     if got.local:  # the client's own fallback: over HTTP, no broker is an error
         raise error_for(got.reason or "store_unavailable")
     return answers.granted(got)
@@ -119,13 +135,29 @@ async def lease(body: LeaseBody, broker: At) -> dict[str, Any]:
 
 @router.get("/lease/{token}", summary="How does a lease stand?")
 async def get_lease(token: str, broker: At) -> dict[str, Any]:
-    """A lease that lives; 404 when nothing lives under this token."""
+    """A lease that lives, or the wait for one; 404 when nothing lives under this token."""
     found = await broker.client.lookup(_possible(token))
     if found is None or isinstance(found, str):
         raise error_for("unknown_token")
     pool = await broker.client.pool()
+    if isinstance(found, WaiterStatus):
+        return answers.waiter(found, pool.now_ms)
     devices = {device.uuid: device for device in await broker.client.devices()}
     return answers.known(found, devices, pool.now_ms)
+
+
+@router.get("/lease/{token}/explain", summary="Why does it wait?")
+async def explain(token: str, broker: At) -> dict[str, Any]:
+    """Why each device is not its own now, who is ahead, what would fit; 404 when unknown."""
+    return asdict(await broker.client.explain(_possible(token)))
+
+
+@router.get("/queue", summary="Who waits?")
+async def queue(broker: At) -> dict[str, Any]:
+    """Everybody in the line, in its order: of two who could use the same, the earlier is first."""
+    pool = await broker.client.pool()
+    found = await broker.client.queue()
+    return {"waiting": len(found), "queue": [answers.waiter(x, pool.now_ms) for x in found]}
 
 
 def _possible(token: str) -> str:

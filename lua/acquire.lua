@@ -95,7 +95,8 @@ end
 
 -- May it have one, and where?
 local devices, why, place, tried = nil, nil, nil, false
-local held_mb, leases = B.agent(q.agent)
+local held_mb, leases = nil, nil
+if not waiter then held_mb, leases = B.agent(q.agent) end
 if offered then
   devices = named(offered)
 elseif safe then
@@ -150,7 +151,10 @@ local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, B.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then B.waiters().leave(waiter, devices) end
+  if waiter then
+    B.waiters().leave(waiter, devices)
+    held_mb, leases = B.agent(q.agent)
+  end
   local sum
   taken, sum = B.take(q, devices)
   B.set_agent(q.agent, held_mb + sum, leases + 1)

@@ -13,6 +13,8 @@ COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
     "host": "Report this machine's GPUs to the pool, without HTTP.",
     "status": "Show devices and who holds what.",
+    "queue": "Show who waits, in order.",
+    "explain": "Say why somebody waits, and what would fit now.",
     "leases": "List every lease that lives, with whole tokens.",
     "hosts": "List the hosts that report devices.",
     "revoke": "End leases as an operator.",

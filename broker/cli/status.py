@@ -41,6 +41,8 @@ def as_text(
     if not pool.ready:
         return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
     parts = [f"SAFE_MODE is {'ON: no GPU leases are given' if pool.safe_mode else 'off'}"]
+    if pool.waiting:
+        parts.append(f"{pool.waiting} waiting: gpu-broker queue")
     if not devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
     rows: list[tuple[str, ...]] = []

@@ -1,0 +1,126 @@
+"""The line at one moment: who waits, for what, in which order. Plain reads, as in `snapshot`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_sdk import snapshot
+from agent_sdk.protocol import Answer, Read
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.snapshot import LeaseStatus
+
+WAITS = ("waiting", "offered")
+"""States of a record that is no lease yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaiterStatus:
+    """One who stands in the line, or was offered devices and has yet to claim them.
+
+    Attributes:
+        state: waiting or offered.
+        memory_mb: MiB on each device.
+        devices: how many are asked for.
+        asked_host, model: `*` = any.
+        place: how many of its want are ahead; None when parked or offered.
+        parked: only its agent's cap holds it back.
+        rank: the smaller first: joined_ms less a minute for each step of priority.
+        want: host/model/shape: what those in one line with it ask alike.
+        offered: (device id, MiB) of each device that it may claim.
+        kept: ids of devices that are kept for it.
+    """
+
+    token: str
+    agent: str
+    state: str
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    priority: int
+    asked_host: str
+    model: str
+    place: int | None
+    parked: bool
+    rank: int
+    joined_ms: int
+    wait_until_ms: int
+    ttl_ms: int
+    want: str
+    offered: tuple[tuple[str, int], ...]
+    kept: tuple[str, ...]
+    owner: str
+    client: str
+    pid: str
+
+
+def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
+    """Everybody who waits, by rank."""
+    records = yield from snapshot.records(keys, WAITS)
+    found = yield from _placed(keys, records)
+    return tuple(sorted(found, key=lambda waiter: (waiter.rank, waiter.token)))
+
+
+def lookup(
+    keys: Keys, token: str
+) -> Generator[Read, Answer, LeaseStatus | WaiterStatus | str | None]:
+    """A lease or a waiter; or how it ended, a word of `errors.CODES`; or None: unknown."""
+    answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
+    row, outcome = answer.raw
+    if not row:
+        return str(outcome) if outcome else None
+    if row["state"] == "cooling":
+        return str(row["outcome"])
+    if row["state"] not in WAITS:
+        return snapshot.lease_status(token, row)
+    (found,) = yield from _placed(keys, {token: row})
+    return found
+
+
+def _placed(
+    keys: Keys, records: dict[str, dict[str, str]]
+) -> Generator[Read, Answer, list[WaiterStatus]]:
+    """Waiters with their places, looked up in as few pipelines as needed."""
+    if not records:
+        return []
+    ranks = [("ZRANK", keys.line(row["want"]), token) for token, row in records.items()]
+    places: list[int | None] = []
+    for start in range(0, len(ranks), snapshot.PAGE):
+        answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
+        places += answer.raw
+    return [
+        waiter_status(token, row, place)
+        for (token, row), place in zip(records.items(), places, strict=True)
+    ]
+
+
+def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterStatus:
+    """A record's hash as a WaiterStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    _, devices, exclusive, _, _, priority, host, model, *_ = row["request"].split("|")
+    return WaiterStatus(
+        token=token,
+        agent=row["agent"],
+        state=row["state"],
+        memory_mb=int(row["memory_mb"]),
+        devices=int(devices),
+        exclusive=exclusive == "1",
+        priority=int(priority),
+        asked_host=host,
+        model=model,
+        place=place,
+        parked=row["state"] == "waiting" and place is None,
+        rank=int(row["rank"]),
+        joined_ms=int(row["joined_ms"]),
+        wait_until_ms=int(row["wait_until_ms"]),
+        ttl_ms=int(row["ttl_ms"]),
+        want=row["want"],
+        offered=snapshot.held(row["devices"]),
+        kept=tuple(filter(None, row.get("kept", "").split(","))),
+        owner=row.get("owner", ""),
+        client=row["client"],
+        pid=row["pid"],
+    )
