@@ -72,13 +72,22 @@ local function named(taken)
 end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
-local waiter = nil
+local waiter, wait_until_ms = nil, nil
 if call('EXISTS', record, done) > 0 then
-  local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason')
+  local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
+    'wait_until_ms')
   if not v[1] then return B.reply('LOST', call('GET', done)) end
   if v[1] == 'cooling' then return B.reply('LOST', B.outcome(token)) end
   if v[2] ~= q.agent or v[3] ~= request then return B.reply('CONFLICT') end
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
+  wait_until_ms = tonumber(v[9])
+  if v[1] == 'waiting' and wait_ms > 0 and B.pool.safe_mode == 0 then
+    local place = call('ZRANK', P .. 'line:' .. v[8], token)
+    if place and place > 0 then   -- behind others a poll is a heartbeat and no more
+      B.heartbeat(token, wait_ms, wait_until_ms)
+      return B.reply('WAITING', place)
+    end
+  end
   waiter = B.waiters().read(token)
   q = waiter.q
 end
@@ -95,8 +104,6 @@ end
 
 -- May it have one, and where?
 local devices, why, place, tried = nil, nil, nil, false
-local held_mb, leases = nil, nil
-if not waiter then held_mb, leases = B.agent(q.agent) end
 if offered then
   devices = named(offered)
 elseif safe then
@@ -105,12 +112,12 @@ elseif waiter then
   devices, why, place = B.line().poll(waiter, open)
 elseif not open then
   why = 'closed'
-elseif leases >= B.pool.max_leases_per_agent then
+elseif B.agent(q.agent).leases >= B.pool.max_leases_per_agent then
   why = 'limit'
 elseif B.pool.waiting > 0 and B.line().comes_first(q) then
   why = 'no_capacity'
 else
-  devices, why = B.pick(q, B.pool.max_memory_per_agent_mb - held_mb)
+  devices, why = B.pick(q, B.pool.max_memory_per_agent_mb - B.agent(q.agent).mb)
   tried = true
 end
 
@@ -127,8 +134,8 @@ if not devices then
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
     if waiter or not B.waiters().full(q.agent) then
       place = place or B.waiters().join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
-        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and held_mb > 0)
-      B.waiters().heartbeat(waiter or q, wait_ms)
+        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.agent(q.agent).mb > 0)
+      B.heartbeat(token, wait_ms, wait_until_ms)
       return B.reply('WAITING', place)
     end
     why = 'limit'
@@ -151,13 +158,10 @@ local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, B.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then
-    B.waiters().leave(waiter, devices)
-    held_mb, leases = B.agent(q.agent)
-  end
+  if waiter then B.waiters().leave(waiter) end
   local sum
   taken, sum = B.take(q, devices)
-  B.set_agent(q.agent, held_mb + sum, leases + 1)
+  B.add_to_agent(q.agent, sum, 1)
 end
 for _, d in ipairs(devices) do
   call('SET', P .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - B.now))

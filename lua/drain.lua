@@ -30,7 +30,7 @@ end
 for _, uuid in ipairs(ids) do
   local d = B.device(uuid)
   if d then
-    if d.kept_for ~= '' then d = B.waiters().unkept(d) end
+    if d.kept_for ~= '' then B.waiters().unkept(d) end
     d.drained = text(drained)
     redis.call('HSET', P .. 'device:' .. uuid, 'drained', drained)
     B.index(d)

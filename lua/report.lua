@@ -103,6 +103,7 @@ local function unregister(d)
   local state = d.state
   d.state = 'moving'
   B.index(d)
+  B.flush()
   d.state = state
   redis.call('SREM', P .. 'devices:' .. d.host, d.uuid)
   each_fits(d, function(key) redis.call('ZREM', key, d.uuid) end)
@@ -137,7 +138,7 @@ local function accept(said)
   local d = known or new_device(said)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
-  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then d = B.waiters().unkept(d) end
+  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.waiters().unkept(d) end
   if known and elsewhere then unregister(d) end
   if (not known or d.host ~= host) and redis.call('HGET', P .. 'host:' .. host, 'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too

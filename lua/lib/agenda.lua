@@ -7,7 +7,10 @@
 -- says in `more` whether something is left.
 
 local REAP_DEVICES = 16
+local WORK_READ = '16'   -- one more than the work of one script
 
+B.work = {}     -- what the line must look at: entry -> rank; see lib/line.lua
+B.stored = {}   -- those of them that are in `freed`
 B.moved = {}    -- members of the agenda whose time this script wrote or took away
 B.soonest = nil -- the earliest time that this script wrote
 
@@ -25,7 +28,9 @@ end
 -- Every reply: its tag, now_ms, next_due_ms (when the agenda's first is due, or ''), epoch, more, then what the tag carries.
 -- What this script freed is handed on before it answers.
 function B.reply(tag, ...)
-  if B.freed and B.pool.waiting > 0 then B.line().serve() end
+  if next(B.work) then B.line().serve() end
+  B.flush()
+  B.flush_agents()
   local due, moved, first = B.due or {}, B.moved, nil
   if due[1] and not moved[due[1]] then
     first = tonumber(due[2])
@@ -65,7 +70,7 @@ function B.reaper()
     for _, uuid in ipairs(redis.call('SMEMBERS', P .. 'devices:' .. host)) do
       local d = B.device(uuid)
       if d and d.host == host then
-        if d.kept_for ~= '' then d = B.waiters().unkept(d) end
+        if d.kept_for ~= '' then B.waiters().unkept(d) end
         touched, d.state = touched + 1, 'away'
         redis.call('HSET', P .. 'device:' .. uuid, 'state', 'away')
         B.index(d)
@@ -121,5 +126,12 @@ function B.catch_up(named)
   local due = redis.call('ZRANGE', P .. 'due', '0', '1', 'WITHSCORES')
   B.due = due
   if due[1] and due[2] + 0 < B.now then B.reaper()(named) end
-  if B.pool.waiting > 0 then B.line().serve() end
+  if B.pool.waiting > 0 then
+    local freed = redis.call('ZRANGE', P .. 'freed', '0', WORK_READ, 'WITHSCORES')
+    for i = 1, #freed, 2 do
+      B.work[freed[i]], B.stored[freed[i]] = B.work[freed[i]] or freed[i + 1] + 0, true
+    end
+    B.caught_up = true   -- from here on `stored` tells what is in `freed`
+    if next(B.work) then B.line().serve() end
+  end
 end

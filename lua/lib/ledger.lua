@@ -6,17 +6,39 @@
 
 local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
 
--- What the agent holds: MiB and leases.
+B.agents = {}   -- as this script sees them, by name
+
+-- What the agent holds, MiB and leases, and how many of its requests wait.
 function B.agent(agent)
-  local v = redis.call('HMGET', P .. 'agents', agent, agent .. '#leases')
-  return (v[1] or 0) + 0, (v[2] or 0) + 0
+  local a = B.agents[agent]
+  if not a then
+    local v
+    if B.pool.waiting > 0 then
+      v = redis.call('HMGET', P .. 'agents', agent, agent .. '#leases', agent .. '#waiters')
+    else
+      v = redis.call('HMGET', P .. 'agents', agent, agent .. '#leases')
+    end
+    a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0 }
+    B.agents[agent] = a
+  end
+  return a
 end
 
-function B.set_agent(agent, mb, leases)
-  if leases == 0 then
-    redis.call('HDEL', P .. 'agents', agent, agent .. '#leases')
-  else
-    redis.call('HSET', P .. 'agents', agent, text(mb), agent .. '#leases', text(leases))
+function B.add_to_agent(agent, mb, leases)
+  local a = B.agent(agent)
+  a.mb, a.leases, a.held = a.mb + mb, a.leases + leases, true
+end
+
+-- Write what has become of the agents that this script touched.
+function B.flush_agents()
+  for agent, a in pairs(B.agents) do
+    local set, gone = {}, {}
+    if a.held and a.leases > 0 then set = { agent, text(a.mb), agent .. '#leases', text(a.leases) } end
+    if a.held and a.leases == 0 then gone = { agent, agent .. '#leases' } end
+    if a.waited and a.waiters > 0 then set[#set + 1], set[#set + 2] = agent .. '#waiters', text(a.waiters) end
+    if a.waited and a.waiters == 0 then gone[#gone + 1] = agent .. '#waiters' end
+    if set[1] then redis.call('HSET', P .. 'agents', unpack(set)) end
+    if gone[1] then redis.call('HDEL', P .. 'agents', unpack(gone)) end
   end
 end
 
@@ -27,8 +49,7 @@ function B.bury(token, outcome)
 end
 
 -- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the memory is not free yet,
--- its holder died with it. Returns how many devices that were. All is read before the first write, and the lease keys go
--- first: whoever reads one must not see a lease that is over.
+-- its holder died with it. Returns how many devices that were. All is read before the first write.
 function B.give_back(r, withhold)
   local keys, devices, sum = {}, {}, 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
@@ -42,15 +63,16 @@ function B.give_back(r, withhold)
       devices[#devices + 1] = d
     end
   end
-  local mb, leases = B.agent(r.agent)
+  B.agent(r.agent)
   if keys[1] then redis.call('DEL', unpack(keys)) end
   for _, d in ipairs(devices) do
     if withhold then
       redis.call('HSET', P .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(B.now))
     end
-    B.write_device(d)
+    d.leased = true
+    B.index(d)
   end
-  B.set_agent(r.agent, mb - sum, leases - 1)
+  B.add_to_agent(r.agent, -sum, -1)
   if B.pool.waiting > 0 then B.waiters().unpark(r.agent) end
   return #keys
 end

@@ -33,6 +33,7 @@ function B.line()
       if fits and #devices < q.devices then devices[#devices + 1] = d end
     end
     if #devices < q.devices then
+      B.flush()
       local ids = call('ZRANGE', P .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
         text(q.devices - #devices))
       for _, uuid in ipairs(ids) do devices[#devices + 1] = B.device(uuid) end
@@ -67,10 +68,9 @@ function B.line()
   end
 
   local function offer(w, devices)
-    waiters.leave(w, devices)
+    waiters.leave(w, true)
     local taken, sum = B.take(w.q, devices)
-    local mb, leases = B.agent(w.agent)
-    B.set_agent(w.agent, mb + sum, leases + 1)
+    B.add_to_agent(w.agent, sum, 1)
     call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
       text(waiters.policy().policy_version))
     B.schedule(w.token, B.now + CLAIM_MS)
@@ -106,9 +106,8 @@ function B.line()
   local function firsts_for(d)
     local found = {}
     for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
-      local wants = call('ZRANGE', P .. 'wants:' .. of, '0', '-1', 'WITHSCORES')
-      for i = 1, #wants, 2 do
-        if suits(d, wants[i]) then found[#found + 1] = { wants[i], tonumber(wants[i + 1]) } end
+      for want, rank in pairs(waiters.wants(of)) do
+        if suits(d, want) then found[#found + 1] = { want, rank } end
       end
     end
     table.sort(found, function(a, b) return a[2] < b[2] or a[2] == b[2] and a[1] < b[1] end)
@@ -120,9 +119,14 @@ function B.line()
     if not w then return nil end
     local devices, why = fit(w, d)
     if devices then return offer(w, devices) end
-    if why ~= 'agent_cap' or B.agent(w.agent) == 0 then return nil end
+    if why ~= 'agent_cap' or B.agent(w.agent).mb == 0 then return nil end
     waiters.park(w)
     return 1   -- its want has another first
+  end
+
+  local function finished(entry)
+    B.work[entry] = nil
+    if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
   end
 
   -- Hand a device to the first that it fits, or take it off the worklist. A kept one goes to those before its keeper, then
@@ -139,38 +143,46 @@ function B.line()
       local done = try(keeper, d)
       if done then return done end
     end
-    call('ZREM', P .. 'freed', entry)
+    finished(entry)
     return 1
   end
 
   -- Place the first of a want anywhere.
   local function serve_want(entry)
-    call('ZREM', P .. 'freed', entry)
+    finished(entry)
     return try(waiters.first(string.sub(entry, 6))) or 1
   end
 
-  -- Hand on what is on the worklist, as much as one script may: B.more says that some is left. Devices come before wants.
-  function line.serve()
-    B.freed = false
-    if not call('ZRANGE', P .. 'freed', '0', '0')[1] then return end
-    local pool, left = waiters.policy(), SERVE_WORK
-    if pool.safe_mode == 1 or B.now < pool.closed_until_ms then return end   -- `freed` keeps the work
-    while true do
-      local entry = B.pool.waiting > 0 and call('ZRANGE', P .. 'freed', '0', '0')[1]
-      B.backlog = entry and left <= 0
-      if not entry then break end
-      if B.backlog then
-        B.more = 1
-        break
-      end
-      left = left - (string.find(entry, '^want:') and serve_want or serve_device)(entry)
+  -- The next entry of the worklist: devices before wants, wants by the ranks of their firsts.
+  local function next_entry()
+    local found, least
+    for entry, rank in pairs(B.work) do
+      if not found or rank < least or rank == least and entry < found then found, least = entry, rank end
     end
-    B.freed = false
+    return found
+  end
+
+  -- Hand on what is on the worklist, as much as one script may; what is left goes to `freed`, and B.more says so.
+  function line.serve()
+    local pool, left = waiters.policy(), SERVE_WORK
+    local shut = pool.safe_mode == 1 or B.now < pool.closed_until_ms   -- then `freed` keeps the work
+    local entry = next_entry()
+    while entry and left > 0 and not shut do
+      left = left - (string.find(entry, '^want:') and serve_want or serve_device)(entry)
+      entry = next_entry()
+    end
+    B.backlog = entry ~= nil
+    if B.backlog and not shut then B.more = 1 end
+    for each, rank in pairs(B.work) do
+      if not B.stored[each] then call('ZADD', P .. 'freed', text(rank), each) end
+      B.stored[each] = true
+    end
   end
 
   -- Which devices to keep for a first that has waited long: one that could hold it, most free first, or as many of one host.
   local function keepable(w)
     local q = w.q
+    B.flush()
     local function fits(uuid)
       local d = B.device(uuid)
       local up = d and d.state == 'ok' and d.drained ~= '1' and d.kept_for == ''
@@ -208,7 +220,7 @@ function B.line()
     if devices then return devices end
     if parked and why ~= 'agent_cap' then
       place = waiters.unparked(w)
-    elseif place == 0 and why == 'agent_cap' and B.agent(w.agent) > 0 then
+    elseif place == 0 and why == 'agent_cap' and B.agent(w.agent).mb > 0 then
       waiters.park(w)
       place = -1
     elseif place == 0 and w.kept == '' and B.now - w.joined_ms >= KEEP_AFTER_MS then

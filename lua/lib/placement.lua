@@ -1,8 +1,9 @@
 -- placement: what each device has left, and which one a request gets.
 --
--- A device's hash is the truth. index() alone writes the zsets that placement looks at, from that hash, with ZADD and ZREM,
--- never ZINCRBY: giving back on a drained or lost device must not list it again. It writes only what differs from what the
--- device's hash said when it was read, so recomputing changes nothing (S10).
+-- A device's hash is the truth. A script reads it once, and B.flush() writes once what has become of it: the hash, and the
+-- zsets that placement looks at, with ZADD and ZREM, never ZINCRBY: giving back on a drained or lost device must not list it
+-- again. It writes only what differs from what was read, so recomputing changes nothing (S10), and a device that one holder
+-- hands to the next costs no zset at all. Whoever reads a zset flushes first.
 --
 --   free:<sel>            device -> free MiB, of those that may be shared now; sel is *, host/<h> or model/<m>
 --   idle:<host>/<model>   device -> free MiB, of those with nobody on them
@@ -10,6 +11,9 @@
 
 local IDLE_FOREIGN_MB = 512   -- what a driver and a desktop use on a GPU that nobody works on
 local HOST_DEVICES = '64'     -- looked at when a host and a model are named
+
+B.devices = {}   -- as this script sees them, by id
+B.behind = {}    -- those whose hash or zsets are yet to be written
 
 -- What the device has left, what it could take (a share, a lease of the whole), and which placement keys it belongs in: one
 -- that is kept for a waiter is in none, whatever it could take.
@@ -21,8 +25,9 @@ local function settle(d)
   d.shared, d.idle = d.sharable and open, d.empty and open
 end
 
--- A device by its id with all that index() needs, or nil.
+-- A device by its id, or nil; the same table for whoever asks.
 function B.device(uuid)
+  if B.devices[uuid] then return B.devices[uuid] end
   local v = redis.call('HMGET', P .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'reserve_mb', 'reserved_mb',
     'withheld_mb', 'foreign_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name')
   if not v[1] then return nil end
@@ -34,13 +39,25 @@ function B.device(uuid)
   }
   settle(d)
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
+  B.devices[uuid] = d
   return d
 end
 
--- Bring the placement keys in line with the device. What those who wait could not have before is put on `freed`.
+-- Take note of what a device has become. What those who wait could not have before is work for the line.
 function B.index(d)
-  local call = redis.call
+  local free_mb, shared, idle = d.free_mb, d.shared, d.idle
   settle(d)
+  if B.pool.waiting > 0 then
+    local grew = (d.sharable or d.empty) and d.free_mb > free_mb
+    if grew or d.shared and not shared or d.idle and not idle then B.work['device:' .. d.uuid] = 0 end
+  end
+  if not d.behind then
+    d.behind, B.behind[#B.behind + 1] = true, d
+  end
+end
+
+local function write_zsets(d)
+  local call = redis.call
   local moved, free, uuid = d.free_mb ~= d.was_free_mb, text(d.free_mb), d.uuid
   if d.shared and (moved or not d.was_shared) then
     call('ZADD', P .. 'free:*', free, uuid)
@@ -57,14 +74,21 @@ function B.index(d)
     local idle = call('ZCARD', key)
     if idle > 0 then call('ZADD', hosts, idle, d.host) else call('ZREM', hosts, d.host) end
   end
-  if B.pool.waiting > 0 then
-    local grew = (d.sharable or d.empty) and d.free_mb > d.was_free_mb
-    if grew or d.shared and not d.was_shared or d.idle and not d.was_idle then
-      call('ZADD', P .. 'freed', '0', 'device:' .. uuid)
-      B.freed = true
-    end
-  end
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
+end
+
+-- Write what devices have become.
+function B.flush()
+  if not B.behind[1] then return end
+  for _, d in ipairs(B.behind) do
+    if d.leased then
+      redis.call('HSET', P .. 'device:' .. d.uuid, 'reserved_mb', text(d.reserved_mb), 'leases', text(d.leases), 'exclusive',
+        d.exclusive)
+    end
+    write_zsets(d)
+    d.behind, d.leased = false, false
+  end
+  B.behind = {}
 end
 
 -- Is the whole of each device wanted? Then memory_mb is the least that each must have.
@@ -134,6 +158,7 @@ end
 
 -- The devices that q gets now, or nil and why not. room_mb is what the agent's cap leaves it.
 function B.pick(q, room_mb)
+  B.flush()
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if B.whole(q) then return B.whole_devices().pick(q, room_mb) end
   local limit = q.host ~= '*' and q.model ~= '*' and HOST_DEVICES or '1'
@@ -157,15 +182,9 @@ function B.take(q, devices)
     local mb = alone and d.free_mb or q.memory_mb
     if alone then d.exclusive = q.token end
     d.mb, d.reserved_mb, d.leases, sum = text(mb), d.reserved_mb + mb, d.leases + 1, sum + mb
-    B.write_device(d)
+    d.leased = true
+    B.index(d)
     taken[i] = d.uuid .. '=' .. d.mb
   end
   return table.concat(taken, ','), sum
-end
-
--- What leases change of a device.
-function B.write_device(d)
-  redis.call('HSET', P .. 'device:' .. d.uuid, 'reserved_mb', text(d.reserved_mb), 'leases', text(d.leases), 'exclusive',
-    d.exclusive)
-  B.index(d)
 end

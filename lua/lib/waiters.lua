@@ -16,6 +16,14 @@ local BACK_AT_ONCE = 4      -- parked waiters that come back when their agent's 
 local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'max_leases_per_agent', 'policy_version' }
 
+-- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be exact.
+function B.heartbeat(token, wait_ms, wait_until_ms)
+  if B.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
+    redis.call('HSET', P .. 'record:' .. token, 'wait_until_ms', text(B.now + wait_ms))
+  end
+  B.schedule(token, B.now + HEARTBEAT_MS)
+end
+
 -- Made when somebody waits.
 function B.waiters()
   local call, waiters = redis.call, {}
@@ -44,7 +52,7 @@ function B.waiters()
   -- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.
   function waiters.read(token)
     local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'want', 'rank', 'joined_ms', 'client',
-      'kept', 'devices', 'state', 'policy_version', 'wait_until_ms')
+      'kept', 'devices', 'state', 'policy_version')
     if not v[1] then return nil end
     local asked = {}
     for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
@@ -55,58 +63,65 @@ function B.waiters()
     return {
       token = token, agent = v[1], q = q, want = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
       kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
-      wait_until_ms = tonumber(v[12]),
     }
   end
 
-  local function first_of(want)
-    return call('ZRANGE', P .. 'line:' .. want, '0', '0', 'WITHSCORES')
+  local listed = {}   -- wants:<host>/<model> as this script sees them: want -> rank of its first
+
+  -- The wants of a selector, <host or *>/<model or *>.
+  function waiters.wants(of)
+    if not listed[of] then
+      listed[of] = {}
+      local wants = call('ZRANGE', P .. 'wants:' .. of, '0', '-1', 'WITHSCORES')
+      for i = 1, #wants, 2 do listed[of][wants[i]] = wants[i + 1] + 0 end
+    end
+    return listed[of]
   end
 
-  -- Say who is first of a want; `look`: whether something fits is not known of that one.
-  local function head(want, look)
-    local first, wants = first_of(want), P .. 'wants:' .. string.match(want, '^(.*)/')
-    if not first[1] then
-      call('ZREM', wants, want)
-      call('ZREM', P .. 'freed', 'want:' .. want)
+  -- Say that a want has this first, or nobody. `look`: whether something fits is not known of that one.
+  local function head(want, rank, look)
+    local of, entry = string.match(want, '^(.*)/'), 'want:' .. want
+    if listed[of] then listed[of][want] = rank and rank + 0 end
+    if rank then
+      call('ZADD', P .. 'wants:' .. of, rank, want)
+      if look then B.work[entry] = rank + 0 end
       return
     end
-    call('ZADD', wants, first[2], want)
-    if look then
-      call('ZADD', P .. 'freed', first[2], 'want:' .. want)
-      B.freed = true
-    end
+    call('ZREM', P .. 'wants:' .. of, want)
+    B.work[entry] = nil
+    if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
   end
 
   -- Take a place in the line. How many of the want are ahead; `tried`: it is known that nothing fits.
   local function take_place(w, tried)
     call('ZADD', P .. 'line:' .. w.want, w.rank, w.token)
     local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
-    if place == 0 then head(w.want, not tried) end
+    if place == 0 then head(w.want, w.rank, not tried) end
     return place
   end
 
-  -- Give up a place, and put what is next on the worklist.
-  local function step_out(w)
-    local first = first_of(w.want)[1]
-    call('ZREM', P .. 'line:' .. w.want, w.token)
-    if first == w.token then head(w.want, true) end
+  -- Give up a place; who is first now is looked at.
+  local function step_out(want, token)
+    local two = call('ZRANGE', P .. 'line:' .. want, '0', '1', 'WITHSCORES')
+    call('ZREM', P .. 'line:' .. want, token)
+    if two[1] == token then head(want, two[4], true) end
   end
 
   local function count_waiters(agent, by)
+    local a = B.agent(agent)
     B.set_pool('waiting', B.pool.waiting + by)
-    if call('HINCRBY', P .. 'agents', agent .. '#waiters', by) == 0 then call('HDEL', P .. 'agents', agent .. '#waiters') end
-    if B.pool.waiting == 0 then call('DEL', P .. 'freed') end
+    a.waiters, a.waited = a.waiters + by, true
+    if B.pool.waiting > 0 then return end
+    B.work = {}
+    if next(B.stored) or not B.caught_up then call('DEL', P .. 'freed') end
   end
 
-  -- Let what was kept for a waiter be had by all. `reading`: devices read already, which would not see it.
-  local function unkeep(w, reading)
+  -- Let what was kept for a waiter be had by all.
+  local function unkeep(w)
     if w.kept == '' then return end
     call('HDEL', P .. 'record:' .. w.token, 'kept')
-    local read = {}
-    for _, d in ipairs(reading or {}) do read[d.uuid] = d end
     for uuid in string.gmatch(w.kept, '[^,]+') do
-      local d = read[uuid] or B.device(uuid)
+      local d = B.device(uuid)
       if d and d.kept_for == w.token then
         d.kept_for = ''
         call('HSET', P .. 'device:' .. uuid, 'kept_for', '')
@@ -116,10 +131,9 @@ function B.waiters()
     w.kept = ''
   end
 
-  -- The device, kept for nobody any more.
+  -- Keep a device for nobody any more.
   function waiters.unkept(d)
     unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
-    return B.device(d.uuid)
   end
 
   function waiters.keep(w, devices)
@@ -134,10 +148,10 @@ function B.waiters()
     B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
   end
 
-  -- Out of the line, whatever comes next.
-  function waiters.leave(w, reading)
-    if call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w) end
-    unkeep(w, reading)
+  -- Out of the line, whatever comes next. `standing`: it is known not to be parked.
+  function waiters.leave(w, standing)
+    if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
+    unkeep(w)
     count_waiters(w.agent, -1)
   end
 
@@ -162,17 +176,7 @@ function B.waiters()
 
   -- Does the agent have as many waiters as it may?
   function waiters.full(agent)
-    local many = call('HGET', P .. 'agents', agent .. '#waiters') or 0
-    return many + 0 >= tonumber(call('HGET', P .. 'pool', 'max_waiters_per_agent'))
-  end
-
-  -- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be exact.
-  function waiters.heartbeat(w, wait_ms)
-    local until_ms = B.now + wait_ms
-    if until_ms > (w.wait_until_ms or 0) + SLACK_MS then
-      call('HSET', P .. 'record:' .. w.token, 'wait_until_ms', text(until_ms))
-    end
-    B.schedule(w.token, B.now + HEARTBEAT_MS)
+    return B.agent(agent).waiters >= tonumber(call('HGET', P .. 'pool', 'max_waiters_per_agent'))
   end
 
   -- The end of a wait: left, lapsed or revoked. What it was offered comes back. `refused`: no tombstone, since asking again
@@ -190,17 +194,16 @@ function B.waiters()
   -- The first of a want; one whose record is gone (removed by hand) loses its place.
   function waiters.first(want)
     while true do
-      local token = first_of(want)[1]
+      local token = call('ZRANGE', P .. 'line:' .. want, '0', '0')[1]
       local w = token and waiters.read(token)
       if w or not token then return w end
-      call('ZREM', P .. 'line:' .. want, token)
-      head(want, true)
+      step_out(want, token)
       B.set_pool('waiting', B.pool.waiting - 1)
     end
   end
 
   function waiters.park(w)
-    step_out(w)
+    step_out(w.want, w.token)
     unkeep(w)
     call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
   end
@@ -208,8 +211,8 @@ function B.waiters()
   -- MiB that the agent's cap leaves it; none when it has as many leases as it may.
   function waiters.room(agent)
     local pool = waiters.policy()
-    local mb, leases = B.agent(agent)
-    return leases < pool.max_leases_per_agent and pool.max_memory_per_agent_mb - mb or 0
+    local a = B.agent(agent)
+    return a.leases < pool.max_leases_per_agent and pool.max_memory_per_agent_mb - a.mb or 0
   end
 
   -- A parked waiter stands in the line again, where it stood.
