@@ -11,17 +11,15 @@ local WORK_READ = '16'   -- one more than the work of one script
 
 B.work = {}     -- what the line must look at: entry -> rank; see lib/line.lua
 B.stored = {}   -- those of them that are in `freed`
-B.moved = {}    -- members of the agenda whose time this script wrote or took away
-B.soonest = nil -- the earliest time that this script wrote
+B.moved = {}    -- members of the agenda whose time this script wrote, and when it is; false: taken away
 
 function B.schedule(member, at)
-  B.moved[member] = true
-  if not B.soonest or at < B.soonest then B.soonest = at end
+  B.moved[member] = at
   redis.call('ZADD', P .. 'due', text(at), member)
 end
 
 function B.unschedule(member)
-  B.moved[member] = true
+  B.moved[member] = false
   redis.call('ZREM', P .. 'due', member)
 end
 
@@ -32,14 +30,16 @@ function B.reply(tag, ...)
   B.flush()
   B.flush_agents()
   local due, moved, first = B.due or {}, B.moved, nil
-  if due[1] and not moved[due[1]] then
+  if due[1] and moved[due[1]] == nil then
     first = tonumber(due[2])
-  elseif due[3] and not moved[due[3]] then
+  elseif due[3] and moved[due[3]] == nil then
     first = tonumber(due[4])
   elseif due[3] then
     first = tonumber(redis.call('ZRANGE', P .. 'due', '0', '0', 'WITHSCORES')[2])
   end
-  if B.soonest and (not first or B.soonest < first) then first = B.soonest end
+  for _, at in pairs(moved) do
+    if at and (not first or at < first) then first = at end
+  end
   if B.changes[1] then redis.call('HSET', P .. 'pool', unpack(B.changes)) end
   return { tag, B.now, first or '', B.epoch or '', B.more, ... }
 end
@@ -110,7 +110,7 @@ function B.reaper()
     if at and B.over(tonumber(at)) then left = left - settle_member(named) end
     while true do
       local due = redis.call('ZRANGE', P .. 'due', '0', '1', 'WITHSCORES')
-      B.due, B.moved, B.soonest = due, {}, nil
+      B.due, B.moved = due, {}
       if not due[1] or not B.over(tonumber(due[2])) then return end
       if left <= 0 then
         B.more = 1
