@@ -150,7 +150,7 @@ class AsyncInbox(_Inbox):
             hint.set()
         self._waiting[token] = hint
         loop = asyncio.get_running_loop()
-        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+        if self._task is None or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._run(client), name="gpu-lease-inbox")
         try:
             async with asyncio.timeout(seconds):
@@ -173,6 +173,8 @@ class AsyncInbox(_Inbox):
                 else:
                     self._deliver(found)
         finally:
+            if self._task is asyncio.current_task():
+                self._task = None  # who comes while this disconnects starts another
             await redis.aclose()
 
     def _deliver(self, found: list[Any] | None) -> None:

@@ -29,7 +29,7 @@ class WaiterStatus:
         asked_host, model: `*` = any.
         place: how many of its want are ahead; None when parked or offered.
         parked: only its agent's cap holds it back.
-        rank: the smaller first: joined_ms less a minute for each step of priority.
+        rank: the smaller first: µs of joining, less a minute for each step of priority.
         want: host/model/shape: what those in one line with it ask alike.
         offered: (device id, MiB) of each device that it may claim.
         kept: ids of devices that are kept for it.

@@ -3,7 +3,7 @@
 -- A waiter stands in one want, with those who ask alike: <host or *>/<model or *>/<shape>. Shape m<n> is a share of more than
 -- 2^(n-1) and at most 2^n MiB, x<n> as many whole devices. Waiters for a full host so never block those for a free one.
 --
---   line:<want>             token -> rank, the smaller first
+--   line:<want>             token -> rank, the smaller first: µs of joining, less a minute for each step of priority
 --   wants:<host>/<model>    want -> rank of its first
 --   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
@@ -11,7 +11,7 @@
 -- next, and what is on `freed`, is lib/line.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
-local PRIORITY_MS = 60000   -- a priority higher by one is worth having waited a minute longer
+local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
 local BACK_AT_ONCE = 4      -- parked waiters that come back when their agent's sum falls
 local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'max_leases_per_agent', 'policy_version' }
@@ -161,9 +161,12 @@ function B.waiters()
     return take_place(w, tried)
   end
 
+  -- The pool's time in µs: who comes later has the larger, also within a millisecond.
+  local function rank_now() return B.now * 1000 + B.now_us % 1000 end
+
   -- A new waiter: its record, in field and value in turn, and its place. How many of its want are ahead, -1: parked.
   function waiters.join(q, tried, fields, priority, at_cap)
-    local w = { token = q.token, agent = q.agent, want = waiters.want(q), rank = text(B.now - priority * PRIORITY_MS) }
+    local w = { token = q.token, agent = q.agent, want = waiters.want(q), rank = text(rank_now() - priority * PRIORITY_US) }
     call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'want', w.want,
       'rank', w.rank, 'joined_ms', text(B.now), unpack(fields))
     B.count('waited')
