@@ -1,0 +1,234 @@
+"""Why somebody waits: reasons, who is ahead, estimates, and changes that really fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk import LeaseLost, UnknownToken
+from agent_sdk.asking import Caller
+from agent_sdk.explain import STANDING, Explanation, explain, explain_request
+from agent_sdk.fitting import REASONS
+from tests.lua.test_waiters import wait
+from tests.pools import Pool, device, granted, token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def pool(pool: Pool) -> Pool:
+    """A pool whose time only the test moves."""
+    pool.freeze()
+    return pool
+
+
+def why(pool: Pool, name: str) -> Explanation:
+    """Of one that waits."""
+    found: Explanation = pool.look(explain(pool.keys, token(name)))
+    return found
+
+
+def asked(pool: Pool, **ask: Any) -> Explanation:
+    """Of a request that is not made."""
+    request = Caller("h1").request("me", **{"memory_mb": 900, "host": "any"} | ask)
+    found: Explanation = pool.look(explain_request(pool.keys, request))
+    return found
+
+
+def reasons(found: Explanation) -> dict[str, str]:
+    """Device -> reason."""
+    return {d.uuid: d.reason for d in found.devices}
+
+
+def report(pool: Pool, *devices: tuple[str, dict[str, Any]], host: str = "h1") -> None:
+    """A host that lives for a day."""
+    pool.report(devices, host=host, deadline_ms=DAY_MS)
+
+
+def keep_for_another(pool: Pool) -> None:
+    """Somebody has waited for half a minute."""
+    granted(pool.acquire(token("on"), "on", memory_mb=100, ttl_ms=0))
+    wait(pool, "old", memory_mb=1000)
+    for _ in range(11):
+        pool.skew(3000)
+        wait(pool, "old", memory_mb=1000)
+
+
+def cool(pool: Pool) -> None:
+    """A lease on a real device expires."""
+    report(pool, device("gpu-a", simulated=0))
+    granted(pool.acquire(token("on"), "on", memory_mb=500, ttl_ms=1000))
+    pool.skew(1001)
+    pool.reap()
+
+
+CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
+    "fits": (lambda _: None, {}),
+    "other_host": (lambda p: report(p, device("gpu-b"), host="h2"), {"host": "h2"}),
+    "other_model": (lambda p: report(p, device("gpu-b", model="m2", index=1)), {"model": "m2"}),
+    "down": (lambda p: report(p, device("gpu-a", state="lost", reason="XID 79")), {}),
+    "drained": (lambda p: p.drain("gpu-a"), {}),
+    "too_small": (lambda p: report(p, device("gpu-b", 2000, index=1)), {"memory_mb": 1500}),
+    "kept": (keep_for_another, {"memory_mb": 300}),
+    "exclusive": (lambda p: p.acquire(token("on"), exclusive=1), {"memory_mb": 1}),
+    "not_idle": (lambda p: p.acquire(token("on"), memory_mb=100), {"exclusive": True}),
+    "withheld": (cool, {}),
+    "used_by_others": (lambda p: report(p, device("gpu-a", used_mb=700)), {}),
+    "full": (lambda p: p.acquire(token("on"), memory_mb=500), {}),
+}
+"""Reason -> what brings gpu-a, of 1000 MiB on h1, there, and for whom."""
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_device_has_the_reason_that_it_has(pool: Pool, reason: str) -> None:
+    """Each word of the closed set, and that acquire agrees about whether it fits."""
+    report(pool, device("gpu-a"))
+    setup, ask = CASES[reason]
+    setup(pool)
+    found = asked(pool, **ask)
+    assert reasons(found)["gpu-a"] == reason
+    said = next(d.says for d in found.devices if d.uuid == "gpu-a")
+    assert said == ("its host says: lost XID 79" if reason == "down" else REASONS[reason])
+    request = Caller("h1").request("me", **{"memory_mb": 900, "host": "any"} | ask)
+    got = pool.run("acquire", 1, *request)
+    on_it = got[0] == "GRANTED" and "gpu-a" in got
+    assert on_it == (reason == "fits")
+
+
+def test_waiter_is_told_who_is_ahead_and_what_ends_first(pool: Pool) -> None:
+    """Ahead in its want, the first end on a device that could be it, and the estimate's basis."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("short"), "short", memory_mb=200, ttl_ms=20_000))
+    granted(pool.acquire(token("long"), "long", memory_mb=800, ttl_ms=0, max_hold_ms=60_000))
+    wait(pool, "ann", memory_mb=900, priority=2)
+    wait(pool, "bob", memory_mb=900)
+    found = why(pool, "bob")
+    assert (found.state, found.code) == ("waiting", "behind")
+    assert [(x.agent, x.memory_mb, x.priority) for x in found.ahead] == [("ann", 900, 2)]
+    assert found.first_end is not None
+    assert (found.first_end.agent, found.first_end.basis) == ("short", "expiry")
+    assert found.estimate_s == pytest.approx(60, abs=0.1)
+    assert "long" in found.basis
+    assert "max_hold" in found.basis
+    assert "1 ahead not reckoned in" in found.basis
+    first = why(pool, "ann")
+    assert (first.code, first.ahead) == ("next", ())
+    assert first.summary.startswith(STANDING["next"])
+
+
+def test_estimate_needs_an_end(pool: Pool) -> None:
+    """A lease without expiry, or what no end of a lease changes: nobody can know when."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("ever"), "ever", memory_mb=1000, ttl_ms=0))
+    assert (asked(pool).estimate_s, asked(pool).code) == (None, "no_capacity")
+    pool.drain("h1", "host")
+    assert asked(pool, host="h1").code == "draining"
+    assert asked(pool, memory_mb=5000).code == "never_fits"
+    assert asked(pool, memory_mb=5000).estimate_s is None
+
+
+def test_estimate_of_several_devices_is_of_the_last_of_them(pool: Pool) -> None:
+    """Two whole ones of a host: when the second of them is idle."""
+    report(pool, device("gpu-a"), device("gpu-b", index=1))
+    for n, seconds in enumerate((10, 30)):
+        ask = {"memory_mb": 1000, "ttl_ms": 1000 * seconds}
+        granted(pool.acquire(token(f"t{n}"), f"t{n}", **ask))
+    wait(pool, "two", devices=2, memory_mb=100)
+    assert why(pool, "two").estimate_s == pytest.approx(30, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        ({"safe_mode": 1}, "safe_mode"),
+        ({"max_leases_per_agent": 1}, "limit"),
+        ({"max_memory_per_agent_mb": 950}, "agent_cap"),
+    ],
+)
+def test_refusal_is_explained_by_its_code(pool: Pool, policy: dict[str, int], code: str) -> None:
+    """What the policy refuses has the code that acquire has."""
+    report(pool, device("gpu-a"), device("gpu-b", index=1))
+    granted(pool.acquire(token("mine"), "me", memory_mb=100))
+    pool.policy(**policy)
+    assert asked(pool).code == code
+    request = Caller("h1").request("me", memory_mb=900, host="any")
+    assert pool.run("acquire", 1, *request)[5] == code
+
+
+CHANGES: dict[str, tuple[Callable[[Pool], object], dict[str, Any], dict[str, Any]]] = {
+    "another host": (
+        lambda p: report(p, device("gpu-b", 1000), host="h2"), {"host": "h1"}, {"host": "h2"},
+    ),
+    "another model": (
+        lambda p: report(p, device("gpu-b", model="m2", index=1), device("gpu-a")),
+        {"model": "m1"}, {"model": "m2"},
+    ),
+    "not alone": (lambda _: None, {"exclusive": True, "memory_mb": 200}, {"exclusive": False}),
+    "fewer": (
+        lambda p: report(p, *(device(f"g{n}", 3000, index=n) for n in range(2)), host="h2"),
+        {"devices": 3, "memory_mb": 2000}, {"devices": 2},
+    ),
+    "less": (lambda _: None, {}, {"memory_mb": 400}),
+    "less elsewhere": (
+        lambda p: report(p, device("gpu-b", 500), host="h2"), {"host": "h1"},
+        {"memory_mb": 500, "host": "h2"},
+    ),
+}  # fmt: skip
+"""What is there beside gpu-a, of which 400 of 1000 MiB are free; what is asked; what would fit."""
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_change_that_is_said_to_fit_is_granted(pool: Pool, name: str) -> None:
+    """Each suggestion, taken up, is a lease: none is only a hope."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=600, ttl_ms=0))
+    setup, ask, change = CHANGES[name]
+    setup(pool)
+    ask = {"memory_mb": 900, "host": "any"} | ask
+    if name == "fewer":  # that there are three somewhere, so that it is not refused for good
+        report(pool, *(device(f"k{n}", 3000, index=n) for n in range(3)), host="h3")
+        pool.drain("k0")
+    found = asked(pool, **ask)
+    assert change in [x.change for x in found.fits_now], found
+    for n, said in enumerate(found.fits_now):
+        request = Caller("h1").request("me", token=token(f"try{n}"), **ask | said.change)
+        reply = pool.run("acquire", 1, *request)
+        assert reply[0] == "GRANTED", (said, reply)
+        pool.release(token(f"try{n}"))
+
+
+def test_change_is_not_said_where_others_wait_for_it(pool: Pool) -> None:
+    """Who would stand behind others is not told that it fits now."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=600, ttl_ms=0))
+    assert [x.change for x in asked(pool).fits_now] == [{"memory_mb": 400}]
+    wait(pool, "before", memory_mb=500)
+    assert asked(pool).fits_now == ()
+
+
+def test_token_that_waits_for_nothing_is_said_so(pool: Pool) -> None:
+    """Active, offered; and what is over or unknown is the error that it is everywhere."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=900))
+    assert why(pool, "on").code == "active"
+    wait(pool, "ann")
+    pool.release(token("on"))
+    assert why(pool, "ann").code == "offered"
+    with pytest.raises(LeaseLost) as lost:
+        why(pool, "on")
+    assert lost.value.code == "released"
+    with pytest.raises(UnknownToken):
+        why(pool, "nobody")
+
+
+def test_parked_waiter_is_told_of_its_cap(pool: Pool) -> None:
+    """At its cap it is not behind anybody: its own leases are what it waits for."""
+    report(pool, device("gpu-a"))
+    pool.policy(max_memory_per_agent_mb=1000)
+    granted(pool.acquire(token("mine"), "ann", memory_mb=900))
+    wait(pool, "ann", memory_mb=500)
+    assert why(pool, "ann").code == "agent_cap"
