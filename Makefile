@@ -29,6 +29,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py
+	$(BIN)/python scripts/bench/waiting.py --write
 
 # The environment: from the lock, with hashes, and this checkout in place of an installed package.
 $(READY): requirements.lock pyproject.toml
