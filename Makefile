@@ -1,5 +1,5 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
-# make test   every test, on servers of its own; no root, no GPU needed
+# make test   every test, on servers of its own, three files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
 # make bench  what a lease costs, beside what else there is
 # make lock   requirements.lock anew, after a change of pyproject.toml
@@ -15,7 +15,7 @@ run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

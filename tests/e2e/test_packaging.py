@@ -82,7 +82,9 @@ def test_wheel_requires_redis_and_click_alone(wheel: Path) -> None:
     required = metadata.get_all("Requires-Dist") or []
     base = {line.split(">")[0].split("<")[0] for line in required if "extra ==" not in line}
     assert base == {"redis", "click"}
-    assert set(metadata.get_all("Provides-Extra") or []) == {"broker", "embedded", "dev"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {
+        "broker", "embedded", "bench", "dev",
+    }  # fmt: skip
 
 
 def test_scripts_of_the_wheel_are_those_of_the_checkout(base: dict[str, str]) -> None:
