@@ -38,7 +38,7 @@ HEARTBEAT_MS: Final = 10_000
 FIRST_POLL_S: Final = 3.0
 """Between two polls of a waiter that is next, at most: its poll finds what no script has freed."""
 
-OTHERS_POLL_S: Final = (6.0, 8.0)
+OTHERS_POLL_S: Final = (6.5, 8.5)
 """Between two polls of one behind others: only a heartbeat; apart, not all at once."""
 
 OVERDUE_POLL_S: Final = 0.25

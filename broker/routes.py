@@ -100,9 +100,8 @@ async def lease(body: LeaseBody, broker: At, request: Request) -> dict[str, Any]
     if ttl_s is None:
         ttl_s = broker.settings.lease_ttl_s
     known = await broker.client.lookup(body.token) if body.token else None
-    if isinstance(
-        known, (LeaseStatus, WaiterStatus)
-    ):  # a repeat means what it meant at the replica that granted
+    # A repeat means what it meant at the replica that granted.
+    if isinstance(known, (LeaseStatus, WaiterStatus)):
         host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
         ttl_s = known.ttl_ms / 1000 if body.ttl_s is None else body.ttl_s
     try:
@@ -150,6 +149,20 @@ async def get_lease(token: str, broker: At) -> dict[str, Any]:
 async def explain(token: str, broker: At) -> dict[str, Any]:
     """Why each device is not its own now, who is ahead, what would fit; 404 when unknown."""
     return asdict(await broker.client.explain(_possible(token)))
+
+
+@router.post("/explain", summary="What would become of a request?")
+async def explain_request(body: LeaseBody, broker: At) -> dict[str, Any]:
+    """The same for a request that is not made, or that was refused: the body of POST /lease."""
+    found = await broker.client.explain_request(
+        body.agent,
+        memory_mb=body.min_memory_mb or 0,
+        devices=body.devices,
+        exclusive=body.exclusive,
+        host=body.host or broker.local_host,
+        model=body.model,
+    )
+    return asdict(found)
 
 
 @router.get("/queue", summary="Who waits?")

@@ -137,3 +137,15 @@ def test_explain_says_why_and_what_would_fit(plain: Broker) -> None:
     assert why["fits_now"][0]["change"] == {"memory_mb": 300}
     assert plain.http.get(f"/lease/{'x' * 20}/explain").status_code == 404
     plain.release(token)
+
+
+def test_explain_of_a_refusal_says_the_same(plain: Broker) -> None:
+    """The body of a /lease that was refused: its code, and what would have fit."""
+    plain.granted(min_memory_mb=700)
+    ask = {"agent": "next", "min_memory_mb": 900, "on_unavailable": "refuse"}
+    refused = plain.lease(**ask)
+    why = plain.http.post("/explain", json=ask).json()
+    assert (refused.status_code, why["code"]) == (409, refused.json()["code"])
+    assert why["fits_now"][0]["says"] == "300 MiB fits now on h1 GPU 0"
+    assert plain.lease(**ask | why["fits_now"][0]["change"] | {"min_memory_mb": 300}).is_success
+    assert plain.http.post("/explain", json={"agent": "a b"}).status_code == 422
