@@ -80,9 +80,6 @@ class AsyncLeaseClient(Door["Redis"]):
         finally:
             try:
                 await self.release(lease)
-            except asyncio.CancelledError:
-                self._keeper.abandon(lease.token)
-                raise
             except LeaseError:
                 self._keeper.abandon(lease.token)
 
@@ -107,7 +104,10 @@ class AsyncLeaseClient(Door["Redis"]):
         return renewal
 
     async def release(self, lease: AsyncLease | str, *, refuse_late: bool = True) -> bool:
-        """Give a lease back; see `LeaseClient.release`."""
+        """Give a lease back; see `LeaseClient.release`.
+
+        A cancelled call leaves no lease behind: the renewing thread gives it back.
+        """
         if isinstance(lease, AsyncLease):
             self._keeper.discard(lease)
             lease.end()
@@ -116,7 +116,12 @@ class AsyncLeaseClient(Door["Redis"]):
         token = (
             lease.token if isinstance(lease, AsyncLease) else protocol.check_name(lease, "token")
         )
-        return (await self._run(protocol.release(token, plant=refuse_late))).by_this_call
+        try:
+            ending = await self._run(protocol.release(token, plant=refuse_late))
+        except asyncio.CancelledError:
+            self._keeper.abandon(token)
+            raise
+        return ending.by_this_call
 
     async def reap(self) -> protocol.Moment:
         """Take back what is over; see `LeaseClient.reap`."""

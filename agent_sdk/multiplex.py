@@ -1,14 +1,15 @@
-"""One connection for all tasks of an event loop: calls that meet are sent as one pipeline.
+"""One connection for all tasks of an event loop: calls that meet are sent together.
 
 A pool gives each of 30 tasks a connection, and each call its own write, read and wake-up of the
 loop. Here a call waits in a queue. A sender, which lives while there is something to send, starts
-at the next turn of the loop, so tasks that woke in the same turn share its first batch; what comes
-while a batch is away makes up the next. A lone call is a batch of one and waits for nobody.
+at the next turn of the loop, so tasks that woke in the same turn share one write. It does not wait
+for answers: a listener settles each call as its answer comes, in the order they were sent, so that
+the server works on some while others are written and read.
 
-A batch is no transaction: each call gets its own answer or error, and other clients' commands may
-come between. It travels in the sender's task and not in a caller's, so a cancelled caller cannot
-leave half an answer on the connection: its answer is dropped, and a call not yet sent never is.
-When the connection fails, every call of that batch hears of it, and none behind it.
+Calls that travel together are no transaction: each gets its own answer or error, and other clients'
+commands may come between. Neither task is a caller's, so a cancelled caller cannot leave half an
+answer on the connection: its answer is dropped, and a call not yet sent never is. When the
+connection fails, every call that is away hears of it, and none in the queue.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError, DataError  # noqa: A004 - redis-py's name for it
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - redis-py's name for it
+    DataError,
+    RedisError,
+    ResponseError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from redis.asyncio import RedisCluster
+    from redis.asyncio.connection import AbstractConnection
 
 Command: TypeAlias = tuple[str | int, ...]
 
 LONGEST_BATCH = 256
-"""Commands. More would gain nothing, and make the first caller wait for the last one's answer."""
+"""Commands in one write. More would gain nothing, and take as long to pack as they take to run."""
 
 # `patience` knows by the word "connecting" that nothing was sent.
 NOT_SENT = "closed like a connection that is still connecting: nothing was sent"
@@ -49,6 +56,7 @@ class Multiplexer:
 
     Connects at the first call. Another event loop may use it once the former has ended (a
     `RedisCluster` must be closed in between: only `Redis` can forget connections of a dead loop).
+    A `RedisCluster` has a connection to each node: there a batch is one of its pipelines.
 
     Args:
         client: its pool gives the connection, its options the timeouts.
@@ -57,9 +65,14 @@ class Multiplexer:
     def __init__(self, client: Redis | RedisCluster) -> None:
         self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reset()
+
+    def _reset(self) -> None:
         self._queue: deque[_Ask] = deque()
-        self._batch: list[_Ask] = []
+        self._away: deque[_Ask] = deque()
+        self._connection: AbstractConnection | None = None
         self._sender: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
 
     async def execute(self, *command: str | int) -> Any:
         """The answer to one command.
@@ -80,14 +93,14 @@ class Multiplexer:
         return await self._enqueue(commands) if commands else []
 
     async def close(self) -> None:
-        """Fail what was not sent, then wait for the batch that is away, at most a timeout long.
+        """Fail what was not sent, then wait for what is away, at most a timeout long.
 
         The client stays open; a later call works, as it does on a closed client of redis-py.
         """
         if self._loop is asyncio.get_running_loop():
             self._fail_queue(ConnectionError(NOT_SENT))
-            if self._batch:
-                await asyncio.wait([ask.answers for ask in self._batch])
+            if self._away:
+                await asyncio.wait([ask.answers for ask in self._away])
 
     def _enqueue(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         loop = asyncio.get_running_loop()
@@ -97,7 +110,7 @@ class Multiplexer:
         self._queue.append(ask)
         if self._sender is None or self._sender.done():
             self._sender = loop.create_task(self._send_all())
-            self._sender.add_done_callback(self._after_sender)
+            self._sender.add_done_callback(self._after)
         return ask.answers
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -106,16 +119,19 @@ class Multiplexer:
                 raise RuntimeError("another event loop uses this client: one client per loop")
             if isinstance(self._client, Redis):
                 self._client.connection_pool.reset()  # type: ignore[no-untyped-call] # redis-py's
-        self._loop, self._sender = loop, None
-        self._queue, self._batch = deque(), []
+        self._loop = loop
+        self._reset()
 
     async def _send_all(self) -> None:
         while batch := self._next_batch():
-            self._batch = batch
+            self._away.extend(batch)
             try:
-                await self._send(batch)
-            finally:
-                self._batch = []
+                if isinstance(self._client, Redis):
+                    await self._send(self._client, batch)
+                else:
+                    await self._send_pipeline(batch)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
+                await self._break(error)
             # Let the callers just answered ask again: else the tasks split into two crowds that
             # take turns, each batch half as long.
             await asyncio.sleep(0)
@@ -133,44 +149,80 @@ class Multiplexer:
             self._queue.popleft()
         return batch
 
-    async def _send(self, batch: list[_Ask]) -> None:
+    async def _send(self, client: Redis, batch: list[_Ask]) -> None:
+        """Write a batch, and see to it that somebody listens."""
+        listening = self._listener is not None and not self._listener.done()
+        if self._connection is None:
+            pool = client.connection_pool
+            self._connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's
+        elif not listening:  # it was idle: the server may have closed it meanwhile
+            await client.connection_pool.ensure_connection(self._connection)
+        connection = self._connection
+        packed: list[bytes] = []
+        for ask in batch:
+            try:
+                packed += connection.pack_commands(ask.commands)
+            except DataError as error:  # one caller's argument cannot be written down
+                self._away.remove(ask)
+                _fail((ask,), error)
+        if packed:
+            await connection.send_packed_command(packed)
+        if not listening and self._away:
+            self._listener = asyncio.create_task(self._listen(client, connection))
+            self._listener.add_done_callback(self._after)
+
+    async def _listen(self, client: Redis, connection: AbstractConnection) -> None:
+        """Settle what is away as the answers come, in the order it was sent."""
         try:
-            answers = iter(await self._exchange([c for ask in batch for c in ask.commands]))
-        except asyncio.CancelledError:
-            _fail(batch, ConnectionError(CUT_OFF))
-            raise
-        except DataError as error:
-            # One caller's argument cannot be written down. Nothing was sent yet.
-            if len(batch) == 1:
-                return _fail(batch, error)
-            for ask in batch:
-                await self._send([ask])
+            while self._away:
+                ask = self._away[0]
+                answers = [await _answer(client, connection, name) for name, *_ in ask.commands]
+                self._away.popleft()
+                _settle(ask, answers)
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
-            _fail(batch, error)
-        else:
-            for ask in batch:
-                _settle(ask, [next(answers) for _ in ask.commands])
+            await self._break(error)
 
-    async def _exchange(self, commands: list[Command]) -> list[Any]:
-        if len(commands) == 1:  # a tenth cheaper than as a pipeline
-            return [await self._client.execute_command(*commands[0])]
+    async def _break(self, error: Exception) -> None:
+        """The connection failed: tell all whose answers it carried, and never use it as it is."""
+        _fail(self._away, error)
+        self._away.clear()
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+
+    async def _send_pipeline(self, batch: list[_Ask]) -> None:
+        """A batch by a client that has many connections: answered as a whole."""
         pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return await pipe.execute(raise_on_error=False)
+        for ask in batch:
+            for command in ask.commands:
+                pipe.execute_command(*command)
+        answers = iter(await pipe.execute(raise_on_error=False))
+        for ask in batch:
+            self._away.remove(ask)
+            _settle(ask, [next(answers) for _ in ask.commands])
 
-    def _after_sender(self, sender: asyncio.Task[None]) -> None:
+    def _after(self, task: asyncio.Task[None]) -> None:
         # Someone cancelled every task of the loop.
-        if sender.cancelled() and sender is self._sender:
+        if task.cancelled() and task in {self._sender, self._listener}:
+            _fail(self._away, ConnectionError(CUT_OFF))
+            self._away.clear()
             self._fail_queue(ConnectionError(NOT_SENT))
+            self._connection = None
 
     def _fail_queue(self, error: Exception) -> None:
         _fail(self._queue, error)
         self._queue.clear()
 
 
+async def _answer(client: Redis, connection: AbstractConnection, name: str | int) -> Any:
+    """One command's answer, decoded as the client does; the server's own errors are answers."""
+    try:
+        return await client.parse_response(connection, str(name))  # type: ignore[arg-type] # any kind
+    except ResponseError as error:
+        return error
+
+
 def _settle(ask: _Ask, answers: list[Any]) -> None:
-    error = next((answer for answer in answers if isinstance(answer, Exception)), None)
+    error = next((answer for answer in answers if isinstance(answer, RedisError)), None)
     if error is not None:
         _fail((ask,), error)
     elif not ask.answers.done():

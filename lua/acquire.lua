@@ -110,6 +110,7 @@ elseif safe then
   why = 'safe_mode'
 elseif waiter then
   devices, why, place = B.line().poll(waiter, open)
+  if not open then why = 'closed' end
 elseif not open then
   why = 'closed'
 elseif B.agent(q.agent).leases >= B.pool.max_leases_per_agent then
@@ -134,7 +135,7 @@ if not devices then
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
     if waiter or not B.waiters().full(q.agent) then
       place = place or B.waiters().join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
-        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.agent(q.agent).mb > 0)
+        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.agent(q.agent).leases > 0)
       B.heartbeat(token, wait_ms, wait_until_ms)
       return B.reply('WAITING', place)
     end

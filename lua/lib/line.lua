@@ -119,7 +119,7 @@ function B.line()
     if not w then return nil end
     local devices, why = fit(w, d)
     if devices then return offer(w, devices) end
-    if why ~= 'agent_cap' or B.agent(w.agent).mb == 0 then return nil end
+    if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
     waiters.park(w)
     return 1   -- its want has another first
   end
@@ -135,6 +135,7 @@ function B.line()
     local d = B.device(string.sub(entry, 8))
     if d and (d.sharable or d.empty) then
       local keeper = d.kept_for ~= '' and waiters.read(d.kept_for) or nil
+      if d.kept_for ~= '' and not keeper then waiters.unkept(d) end   -- its record was removed by hand
       for _, first in ipairs(firsts_for(d)) do
         if keeper and first[2] >= tonumber(keeper.rank) then break end
         local done = try(waiters.first(first[1]), d)
@@ -220,11 +221,14 @@ function B.line()
     if devices then return devices end
     if parked and why ~= 'agent_cap' then
       place = waiters.unparked(w)
-    elseif place == 0 and why == 'agent_cap' and B.agent(w.agent).mb > 0 then
+    elseif place == 0 and why == 'agent_cap' and B.agent(w.agent).leases > 0 then
       waiters.park(w)
       place = -1
-    elseif place == 0 and w.kept == '' and B.now - w.joined_ms >= KEEP_AFTER_MS then
-      local found = keepable(w)
+    elseif place == 0 and B.now - w.joined_ms >= KEEP_AFTER_MS then
+      for _, d in ipairs(kept_devices(w)) do
+        if d.total_mb - d.reserve_mb < w.q.memory_mb then waiters.unkeep(w) end   -- it shrank: kept in vain
+      end
+      local found = w.kept == '' and keepable(w)
       if found then waiters.keep(w, found) end
     end
     return nil, why, place or -1

@@ -117,7 +117,7 @@ function B.waiters()
   end
 
   -- Let what was kept for a waiter be had by all.
-  local function unkeep(w)
+  function waiters.unkeep(w)
     if w.kept == '' then return end
     call('HDEL', P .. 'record:' .. w.token, 'kept')
     for uuid in string.gmatch(w.kept, '[^,]+') do
@@ -133,7 +133,7 @@ function B.waiters()
 
   -- Keep a device for nobody any more.
   function waiters.unkept(d)
-    unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
+    waiters.unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
   end
 
   function waiters.keep(w, devices)
@@ -151,7 +151,7 @@ function B.waiters()
   -- Out of the line, whatever comes next. `standing`: it is known not to be parked.
   function waiters.leave(w, standing)
     if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
-    unkeep(w)
+    waiters.unkeep(w)
     count_waiters(w.agent, -1)
   end
 
@@ -207,7 +207,7 @@ function B.waiters()
 
   function waiters.park(w)
     step_out(w.want, w.token)
-    unkeep(w)
+    waiters.unkeep(w)
     call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
   end
 
@@ -231,9 +231,14 @@ function B.waiters()
       local token = call('ZRANGE', P .. 'parked:' .. agent, '0', '0')[1]
       if not token then return end
       local w = waiters.read(token)
-      room_mb = (room_mb or waiters.room(agent)) - w.q.memory_mb * w.q.devices
-      if room_mb < 0 then return end
-      waiters.unparked(w)
+      if w then
+        room_mb = (room_mb or waiters.room(agent)) - w.q.memory_mb * w.q.devices
+        if room_mb < 0 then return end
+        waiters.unparked(w)
+      else   -- its record was removed by hand
+        call('ZREM', P .. 'parked:' .. agent, token)
+        B.set_pool('waiting', B.pool.waiting - 1)
+      end
     end
   end
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.asyncio import RedisCluster
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     DataError,
     NoScriptError,
-    RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from agent_sdk.multiplex import LONGEST_BATCH, Multiplexer
 from agent_sdk.store import Store
@@ -188,17 +190,40 @@ async def test_execute_connection_killed_answers_or_fails_every_caller(own: Serv
         assert await many.execute("ECHO", "next") == "next"
 
 
-async def test_execute_timeout_fails_the_batch_and_sends_the_queue(own: Server):
-    """A batch that gets no answer in time fails alone; those queued behind it are sent."""
+async def test_execute_timeout_fails_what_is_away_and_nothing_after(own: Server):
+    """What got no answer in time fails together; what is asked then goes over a new connection."""
     async with multiplexer(own, timeout_s=0.1) as many:
         await many.execute("CLIENT", "PAUSE", 150, "ALL")
-        first = asyncio.create_task(many.execute("ECHO", "first"))
-        await asyncio.sleep(0.03)
-        queued = asyncio.create_task(many.execute("ECHO", "queued"))
-        outcome = await asyncio.gather(first, queued, return_exceptions=True)
-    assert isinstance(outcome[0], RedisError)
-    assert "Timeout reading" in str(outcome[0])
-    assert outcome[1] == "queued"
+        away = [asyncio.create_task(many.execute("ECHO", n)) for n in range(3)]
+        outcome = await asyncio.gather(*away, return_exceptions=True)
+        assert {type(error) for error in outcome} == {RedisTimeout}
+        await asyncio.sleep(0.1)
+        assert await asyncio.gather(*(many.execute("ECHO", n) for n in range(3))) == ["0", "1", "2"]
+
+
+@pytest.fixture
+def one_node_cluster() -> Iterator[Server]:
+    """A cluster of one node that has every slot."""
+    bus = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with running("redis", *bus) as server, server.connect() as admin:
+        admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        until = time.monotonic() + 10
+        while "'cluster_state': 'ok'" not in str(admin.execute_command("CLUSTER INFO")):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield server
+
+
+async def test_execute_on_a_cluster_is_answered_by_its_nodes(one_node_cluster: Server):
+    """A cluster's client has many connections: its batches are its own pipelines."""
+    port = one_node_cluster.port
+    async with RedisCluster(host="127.0.0.1", port=port, decode_responses=True) as nodes:
+        many = Multiplexer(nodes)
+        await asyncio.gather(*(many.execute("SET", f"k{n}", n) for n in range(50)))
+        found = await asyncio.gather(*(many.execute("GET", f"k{n}") for n in range(50)))
+        assert found == [str(n) for n in range(50)]
+        assert await many.execute("EVAL", "return ARGV[1]", 1, "gpu:{a}", "x") == "x"
+        await many.close()
 
 
 async def test_execute_never_connected_says_connecting():

@@ -1,0 +1,173 @@
+"""Offers: whom a device may go to, and what a claim finds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lua.test_handoff import HOLDER, inbox, state
+from tests.lua.test_waiters import full, wait
+from tests.pools import Pool, device, granted, said, token
+
+DAY_MS = 86_400_000
+
+SELECTORS = {
+    "any": {}, "host": {"host": "h1"}, "model": {"model": "m1"},
+    "host and model": {"host": "h1", "model": "m1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("size", [{"memory_mb": 1}, {"memory_mb": 900}, {"exclusive": 1}])
+def test_room_is_offered_to_a_want_of_any_kind(
+    pool: Pool, selector: str, size: dict[str, int]
+) -> None:
+    """A device that comes back is looked at for its four selectors, for the smallest shape too."""
+    full(pool)
+    assert wait(pool, "ann", **SELECTORS[selector], **size)[0] == "WAITING"
+    pool.release(HOLDER)
+    assert state(pool, "ann") == "offered"
+
+
+@pytest.mark.parametrize("ask", [{"host": "h2"}, {"model": "m2"}, {"host": "h2", "model": "m2"}])
+def test_room_is_not_offered_to_a_want_of_another_device(pool: Pool, ask: dict[str, str]) -> None:
+    """What was asked for is what is offered."""
+    pool.report((device("gpu-z", model="m2"),), host="h2", deadline_ms=DAY_MS)
+    granted(pool.acquire(token("z"), memory_mb=1000, ttl_ms=0))
+    full(pool)
+    wait(pool, "ann", **ask)
+    pool.release(HOLDER)
+    assert state(pool, "ann") == "waiting"
+
+
+def test_room_too_small_for_the_first_goes_to_the_first_of_another_want(pool: Pool) -> None:
+    """L1: a first whose shape would suit but that does not fit stops nobody of another want."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("stays"), memory_mb=100, ttl_ms=0))
+    granted(pool.acquire(HOLDER, memory_mb=900, ttl_ms=0))
+    wait(pool, "large", memory_mb=1000)
+    wait(pool, "small", memory_mb=500)
+    pool.release(HOLDER)
+    assert (state(pool, "large"), state(pool, "small")) == ("waiting", "offered")
+
+
+def test_whole_device_above_what_the_cap_leaves_is_not_offered(pool: Pool) -> None:
+    """A whole device counts in full: one larger than the cap is for somebody else."""
+    pool.report((device("gpu-a", 8000), device("gpu-b", index=1)), deadline_ms=DAY_MS)
+    for name in ("a", "b"):
+        granted(pool.acquire(token(name), name, exclusive=1, ttl_ms=0))
+    pool.policy(max_memory_per_agent_mb=2000)
+    assert wait(pool, "ann", exclusive=1) == ["WAITING", 0]
+    pool.release(token("a" if pool.hash("device:gpu-a")["exclusive"] == token("a") else "b"))
+    assert pool.free() == {"gpu-a": 8000}
+    assert state(pool, "ann") == "waiting"
+    assert not pool.redis.exists(f"{pool.keys.base}:parked:ann")
+    assert wait(pool, "ann", exclusive=1) == ["WAITING", 0]
+
+
+def test_offer_under_a_later_policy_is_claimed_as_it_is(pool: Pool) -> None:
+    """What was offered under the policy of now is not withdrawn, whatever its number."""
+    full(pool)
+    wait(pool, "ann")
+    pool.set_policy(expiry_grace_s=1)
+    pool.release(HOLDER)
+    assert wait(pool, "ann")[0] == "GRANTED"
+    assert "withdrawn" not in pool.events()
+
+
+def test_withdrawn_offer_that_fits_no_more_waits_before_those_who_came_later(pool: Pool) -> None:
+    """F21: nothing fits under the new policy; its rank is the old one, and its time is not over."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("stays"), memory_mb=100, ttl_ms=0))
+    granted(pool.acquire(HOLDER, memory_mb=900, ttl_ms=0))
+    wait(pool, "ann", memory_mb=600)
+    wait(pool, "bob", memory_mb=600)
+    rank = pool.hash(f"record:{token('ann')}")["rank"]
+    pool.release(HOLDER)
+    pool.set_policy(allow_fractional_shares=0)
+    pool.skew(9000)
+    assert wait(pool, "bob", memory_mb=600) == ["WAITING", 0]
+    assert wait(pool, "ann", memory_mb=600) == ["WAITING", 0]
+    record = pool.hash(f"record:{token('ann')}")
+    assert (record["state"], record["devices"], record["rank"]) == ("waiting", "", rank)
+    assert wait(pool, "bob", memory_mb=600) == ["WAITING", 1]
+    assert pool.free() == {"gpu-a": 900}
+    pool.skew(9999)
+    assert wait(pool, "ann", memory_mb=600) == ["WAITING", 0]
+
+
+def test_offer_in_a_pool_that_closed_is_withdrawn(pool: Pool) -> None:
+    """Closed between offer and claim: no grant, no loss; served when it opens."""
+    full(pool)
+    wait(pool, "ann")
+    pool.release(HOLDER)
+    pool.policy(closed_until_ms=pool.reap()[1] + 5000)
+    assert wait(pool, "ann") == ["WAITING", 0]
+    assert state(pool, "ann") == "waiting"
+    pool.skew(5001)
+    assert wait(pool, "ann")[0] == "GRANTED"
+
+
+def test_offer_counts_in_its_agents_sum(pool: Pool) -> None:
+    """An offer is promised memory: the agent's next request finds it so."""
+    full(pool)
+    pool.policy(max_memory_per_agent_mb=1000)
+    wait(pool, "ann")
+    pool.release(HOLDER)
+    assert pool.hash("agents") == {"ann": "900", "ann#leases": "1"}
+    assert pool.stats()["offered"] == 1
+    assert said(pool.acquire(token("more"), "ann", memory_mb=101)) == ["REFUSED", "agent_cap", ""]
+
+
+def test_offer_lapses_with_its_agents_sum(pool: Pool) -> None:
+    """F31: what is not claimed is given back in full, and its hint is late, not harmful."""
+    full(pool)
+    wait(pool, "ann")
+    pool.release(HOLDER)
+    pool.skew(9000)
+    pool.reap()
+    pool.skew(1001)
+    pool.reap()
+    assert pool.hash("agents") == {}
+    assert pool.free() == {"gpu-a": 1000}
+    assert inbox(pool) == [token("ann")]
+    assert wait(pool, "ann") == ["LOST", "lapsed"]
+
+
+def test_hints_come_in_the_order_of_the_offers(pool: Pool) -> None:
+    """The oldest hint is read first: it has the least time left."""
+    full(pool)
+    for n in range(3):
+        wait(pool, f"w{n}", memory_mb=300)
+    pool.release(HOLDER)
+    assert inbox(pool) == [token(f"w{n}") for n in range(3)]
+
+
+def test_renew_of_an_offer_claims_nothing(pool: Pool) -> None:
+    """F3: only acquire claims; an offer that is renewed is an offer still, with its own end."""
+    full(pool)
+    wait(pool, "ann")
+    pool.release(HOLDER)
+    pool.skew(9000)
+    assert said(pool.renew(token("ann"))) == ["UNKNOWN"]
+    assert state(pool, "ann") == "offered"
+    pool.skew(1001)
+    assert wait(pool, "ann") == ["LOST", "lapsed"]
+
+
+def test_claim_with_another_request_conflicts(pool: Pool) -> None:
+    """F27: an offer is for what was asked; who asks for more is not who was offered it."""
+    full(pool)
+    wait(pool, "ann")
+    pool.release(HOLDER)
+    assert wait(pool, "ann", memory_mb=901) == ["CONFLICT"]
+    assert state(pool, "ann") == "offered"
+    assert wait(pool, "ann", wait_ms=0)[0] == "GRANTED"
+
+
+def test_offer_before_the_last_poll_beats_the_cpu(pool: Pool) -> None:
+    """F22: the GPU that came in time is claimed, although the CPU would do."""
+    full(pool)
+    wait(pool, "ann", on_unavailable="cpu")
+    pool.release(HOLDER)
+    got = granted(pool.acquire(token("ann"), "ann", on_unavailable="cpu", wait_ms=0))
+    assert (got.devices, got.reason) == ((("gpu-a", 900),), "")

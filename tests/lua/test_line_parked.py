@@ -1,0 +1,135 @@
+"""Parked waiters: when a first steps aside, when it stands in the line again."""
+
+from __future__ import annotations
+
+from tests.lua.test_handoff import state
+from tests.lua.test_parked import ANN, capped
+from tests.lua.test_waiters import wait
+from tests.pools import Pool, device, granted, token
+
+DAY_MS = 86_400_000
+
+
+def test_first_whose_agent_took_its_cap_elsewhere_is_parked_at_its_poll(pool: Pool) -> None:
+    """The agent's own later lease is in its way; those behind move up."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
+    pool.policy(max_memory_per_agent_mb=1000)
+    granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, host="h1", ttl_ms=0))
+    here = {"host": "h1", "memory_mb": 600}
+    wait(pool, "first", agent="ann", **here)
+    assert wait(pool, "cy", **here) == ["WAITING", 1]
+    granted(pool.acquire(token("anns"), "ann", memory_mb=900, host="h2", ttl_ms=0))
+    assert wait(pool, "first", agent="ann", **here) == ["WAITING", -1]
+    assert wait(pool, "cy", **here) == ["WAITING", 0]
+
+
+def test_first_for_several_devices_is_parked_when_one_comes(pool: Pool) -> None:
+    """What several need together counts against the cap, before there are enough of them."""
+    pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
+    pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
+    for uuid in ("a", "b"):
+        granted(pool.acquire(token(uuid), uuid, memory_mb=1000, host="h1", ttl_ms=0))
+    pool.policy(max_memory_per_agent_mb=2000)
+    two = {"devices": 2, "memory_mb": 900, "host": "h1"}
+    wait(pool, "first", agent="ann", **two)
+    wait(pool, "cy", **two)
+    granted(pool.acquire(token("anns"), "ann", memory_mb=500, host="h2", ttl_ms=0))
+    pool.release(token("a"))
+    assert wait(pool, "cy", **two) == ["WAITING", 0]
+    assert wait(pool, "first", agent="ann", **two) == ["WAITING", -1]
+
+
+def test_parked_first_whose_cap_rose_stands_in_the_line_again(pool: Pool) -> None:
+    """Nothing is free yet: from its poll on it is one of those who are looked at."""
+    capped(pool)
+    granted(pool.acquire(token("rest"), "cy", memory_mb=100, ttl_ms=0))
+    wait(pool, "more", **ANN)
+    wait(pool, "next", **ANN)
+    pool.set_policy(max_memory_per_agent_mb=5000)
+    assert wait(pool, "next", **ANN) == ["WAITING", -1]
+    assert wait(pool, "more", **ANN) == ["WAITING", 0]
+    assert wait(pool, "next", **ANN) == ["WAITING", 1]
+    pool.release(token("bobs"))
+    assert state(pool, "more") == "offered"
+
+
+def test_parked_behind_another_is_not_tried(pool: Pool) -> None:
+    """Parked ones of an agent keep their order: the second's poll does not pass the first."""
+    capped(pool)
+    wait(pool, "more", **ANN)
+    wait(pool, "next", **ANN)
+    pool.set_policy(max_memory_per_agent_mb=5000)
+    pool.release(token("bobs"))
+    assert wait(pool, "next", **ANN) == ["WAITING", -1]
+    assert wait(pool, "more", **ANN)[0] == "GRANTED"
+    assert wait(pool, "next", **ANN)[0] == "GRANTED"
+
+
+def test_parked_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
+    """Room for three of five: three stand in the line, though nothing can be offered yet."""
+    capped(pool)
+    for n in range(5):
+        wait(pool, f"m{n}", agent="ann", memory_mb=300)
+    pool.policy(closed_until_ms=pool.reap()[1] + 5000)
+    pool.release(token("anns"))
+    places = [wait(pool, f"m{n}", agent="ann", memory_mb=300)[1] for n in range(5)]
+    assert places == [0, 1, 2, -1, -1]
+
+
+def test_parked_stays_while_the_sum_leaves_too_little(pool: Pool) -> None:
+    """A sum that falls a little brings back nobody who needs more."""
+    capped(pool)
+    granted(pool.acquire(token("bit"), "ann", memory_mb=100, ttl_ms=0))
+    wait(pool, "more", **ANN)
+    pool.policy(closed_until_ms=pool.reap()[1] + 5000)
+    pool.release(token("bit"))
+    assert wait(pool, "more", **ANN) == ["WAITING", -1]
+
+
+def test_limit_of_leases_that_is_raised_is_found_at_the_next_poll(pool: Pool) -> None:
+    """As with the cap: nothing tells of it but the poll."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
+    pool.policy(max_leases_per_agent=1)
+    for name in ("one", "two"):
+        wait(pool, name, agent="ann", memory_mb=100)
+    pool.release(token("bobs"))
+    assert wait(pool, "one", agent="ann", memory_mb=100)[0] == "GRANTED"
+    assert wait(pool, "two", agent="ann", memory_mb=100) == ["WAITING", -1]
+    pool.set_policy(max_leases_per_agent=2)
+    assert wait(pool, "two", agent="ann", memory_mb=100)[0] == "GRANTED"
+
+
+def test_agent_at_its_limit_with_cpu_leases_holds_up_nobody(pool: Pool) -> None:
+    """F16: leases without memory count too: its waiter steps aside for the next of its want."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
+    pool.policy(max_leases_per_agent=1)
+    small = {"memory_mb": 100}
+    wait(pool, "cpu", agent="ann", on_unavailable="cpu", **small)
+    wait(pool, "next", agent="ann", **small)
+    wait(pool, "cy", **small)
+    reply = wait(pool, "cpu", agent="ann", on_unavailable="cpu", wait_ms=0, **small)
+    assert reply[0] == "GRANTED"
+    pool.release(token("bobs"))
+    assert state(pool, "cy") == "offered"
+    assert wait(pool, "next", agent="ann", **small) == ["WAITING", -1]
+
+
+def test_keeper_that_is_parked_keeps_nothing(pool: Pool) -> None:
+    """Who is at its cap cannot have the device: it is free for all again."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
+    pool.policy(max_memory_per_agent_mb=1000)
+    granted(pool.acquire(token("bobs"), "bob", memory_mb=500, host="h1", ttl_ms=0))
+    here = {"agent": "ann", "memory_mb": 600, "host": "h1"}
+    wait(pool, "first", **here)
+    for _ in range(11):
+        pool.skew(3000)
+        wait(pool, "first", **here)
+    assert pool.hash("device:gpu-a")["kept_for"] == token("first")
+    granted(pool.acquire(token("anns"), "ann", memory_mb=900, host="h2", ttl_ms=0))
+    assert wait(pool, "first", **here) == ["WAITING", -1]
+    assert pool.hash("device:gpu-a")["kept_for"] == ""
+    assert pool.free("host/h1") == {"gpu-a": 500}
