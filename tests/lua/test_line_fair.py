@@ -235,7 +235,7 @@ class Patient(World):
 
 @pytest.mark.slow
 def test_patience_in_any_order_keeps_every_invariant(server: Server) -> None:
-    """Rounds go on until all that can become of a waiter was seen; GPU_BROKER_TEST_SEED repeats."""
+    """Rounds go on until enough were offered, lapsed, parked; GPU_BROKER_TEST_SEED repeats."""
     seed = int(os.environ.get("GPU_BROKER_TEST_SEED") or random.SystemRandom().randrange(10**9))
     seen: Counter[str] = Counter()
     with server.connect() as client:

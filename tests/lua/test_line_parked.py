@@ -133,3 +133,16 @@ def test_keeper_that_is_parked_keeps_nothing(pool: Pool) -> None:
     assert wait(pool, "first", **here) == ["WAITING", -1]
     assert pool.hash("device:gpu-a")["kept_for"] == ""
     assert pool.free("host/h1") == {"gpu-a": 500}
+
+
+def test_first_whose_agent_reached_its_limit_on_the_cpu_is_parked_at_its_poll(pool: Pool) -> None:
+    """F16: no device need come for it to step aside."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
+    pool.policy(max_leases_per_agent=1)
+    small = {"memory_mb": 100}
+    wait(pool, "next", agent="ann", **small)
+    wait(pool, "cy", **small)
+    granted(pool.acquire(token("cpu"), "ann", on_unavailable="cpu", **small))
+    assert wait(pool, "next", agent="ann", **small) == ["WAITING", -1]
+    assert wait(pool, "cy", **small) == ["WAITING", 0]
