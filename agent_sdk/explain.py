@@ -5,13 +5,13 @@ Read with plain pipelined commands, so it is true of the moment at which it look
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk import fitting, snapshot, waiting_line
 from agent_sdk.errors import CODES, error_for
 from agent_sdk.fitting import Change, End, Wish
-from agent_sdk.protocol import ANY, Answer, Read
+from agent_sdk.protocol import Answer, Read
 from agent_sdk.waiting_line import WaiterStatus
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ STANDING: Final = {
     "fits": "it fits now: ask",
 }
 """How a request stands when no code of `errors.CODES` says more."""
+
+UNCAPPED_MB: Final = 1 << 62
+"""What a cap leaves that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class Explanation:
         first_end: the first end of a lease on a device that could be the one, or None.
         estimate_s: when it may be served, seconds from now; None: nobody can know.
         basis: what the estimate stands on, or why there is none.
-        fits_now: the smallest changes of the request that would fit now, the least loss first.
+        fits_now: the smallest changes of the request that would fit now, the least loss first;
+            of a waiter: once it has left the line.
     """
 
     token: str | None
@@ -92,13 +96,14 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What was read, all of about the same moment."""
+    """What was read, all of about the same moment. host_drained: the host that is asked for."""
 
     pool: PoolStatus
     devices: tuple[DeviceStatus, ...]
     leases: tuple[LeaseStatus, ...]
     held_mb: int
     held_leases: int
+    host_drained: bool
 
     @property
     def room_mb(self) -> int:
@@ -118,9 +123,13 @@ def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
     found = yield from waiting_line.lookup(keys, token)
     if found is None or isinstance(found, str):
         raise error_for(found or "unknown_token", token=token)
-    scene = yield from _scene(keys, found.agent)
+    scene = yield from _scene(keys, found.agent, found.asked_host)
     if not isinstance(found, WaiterStatus):
-        return _settled(token, found.agent, "active", scene)
+        settled = _settled(token, found.agent, "active", scene)
+        why_cpu = CODES.get(found.reason or "")
+        if why_cpu is None:
+            return settled
+        return replace(settled, summary=f"it is granted, on the CPU: {why_cpu.says}")
     if found.state == "offered":
         return _settled(token, found.agent, "offered", scene)
     ahead = yield from _ahead(keys, found, scene.pool.now_ms)
@@ -132,17 +141,23 @@ def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
         host=found.asked_host,
         model=found.model,
     )
-    code = _code(wish, scene, token)
-    if code == "fits":  # it is read between two scripts, or kept back for a moment
-        code = "next"
-    if code in {"next", "no_capacity", "draining"}:
-        code = "behind" if found.place else "next"
-    return (yield from _explained(keys, wish, scene, code, token, ahead, found.place or 0))
+    code = _code(wish, scene)
+    if code in {"fits", "no_capacity"}:  # fits: read between two scripts, or kept for a moment
+        code = _standing(found, scene)
+    return (yield from _explained(keys, wish, scene, code, found, ahead, found.place or 0))
+
+
+def _standing(waiter: WaiterStatus, scene: _Scene) -> str:
+    """What holds back one for whom there is no room, or was none when it was last looked at."""
+    # Only who holds something is parked: without it, the waiter is just being served.
+    if waiter.parked and scene.held_leases:
+        return "agent_cap"
+    return "behind" if waiter.place else "next"
 
 
 def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Explanation]:
     """What would become of a request now, without asking for it; or why it was refused."""
-    scene = yield from _scene(keys, request.agent)
+    scene = yield from _scene(keys, request.agent, request.host)
     wish = Wish(
         agent=request.agent,
         memory_mb=request.memory_mb or scene.pool.default_memory_mb,
@@ -153,21 +168,26 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
     )
     answer = yield Read((("ZCARD", keys.line(wish.want)),))
     waiting = int(answer.raw[0])
-    code = _code(wish, scene, None)
+    code = _code(wish, scene)
     if code in {"fits", "no_capacity"} and waiting:
         code = "behind"
     return (yield from _explained(keys, wish, scene, code, None, (), waiting))
 
 
-def _scene(keys: Keys, agent: str) -> Generator[Read, Answer, _Scene]:
+def _scene(keys: Keys, agent: str, host: str) -> Generator[Read, Answer, _Scene]:
     pool = yield from snapshot.pool(keys)
     if not pool.ready:
         raise error_for("not_ready")
     devices = yield from snapshot.devices(keys)
     leases = yield from snapshot.leases(keys)
-    answer = yield Read((("HMGET", keys.agents, agent, f"{agent}#leases"),))
+    answer = yield Read(
+        (
+            ("HMGET", keys.agents, agent, f"{agent}#leases"),
+            ("HGET", keys.host(host), "drained"),
+        )
+    )
     held_mb, held_leases = (int(value or 0) for value in answer.raw[0])
-    return _Scene(pool, devices, leases, held_mb, held_leases)
+    return _Scene(pool, devices, leases, held_mb, held_leases, answer.raw[1] == "1")
 
 
 def _ahead(
@@ -191,20 +211,21 @@ def _ahead(
     )
 
 
-def _code(wish: Wish, scene: _Scene, token: str | None) -> str:
+def _code(wish: Wish, scene: _Scene) -> str:
     """The main reason: of several the strongest, in the order in which acquire tells them."""
     pool = scene.pool
     unfit = fitting.never(wish, scene.devices)
-    reasons = {fitting.reason(wish, device, pool, token) for device in scene.devices}
-    here = reasons - {"other_host", "other_model", "too_small"}
+    fits = fitting.placed(wish, scene.devices, pool, scene.room_mb) is not None
+    # The whole of a device counts, which may be more than what was asked for.
+    uncapped = not fits and fitting.placed(wish, scene.devices, pool, UNCAPPED_MB) is not None
     checks = (
         ("safe_mode", pool.safe_mode),
         ("closed", pool.now_ms < pool.closed_until_ms),
         ("limit", scene.held_leases >= pool.max_leases_per_agent),
         (unfit or "", unfit is not None),
-        ("agent_cap", wish.memory_mb * wish.devices > scene.room_mb),
-        ("fits", fitting.placed(wish, scene.devices, pool, scene.room_mb) is not None),
-        ("draining", wish.host != ANY and here == {"drained"}),
+        ("agent_cap", wish.memory_mb * wish.devices > scene.room_mb or uncapped),
+        ("fits", fits),
+        ("draining", scene.host_drained),
         ("no_capacity", True),
     )
     return next(code for code, holds in checks if holds)
@@ -215,11 +236,12 @@ def _explained(
     wish: Wish,
     scene: _Scene,
     code: str,
-    token: str | None,
+    waiter: WaiterStatus | None,
     ahead: tuple[Ahead, ...],
     ahead_count: int,
 ) -> Generator[Read, Answer, Explanation]:
     ends = fitting.ends_of(scene.leases)
+    token = waiter.token if waiter else None
     reasons = _reasons(wish, scene, token)
     could = {r.uuid for r in reasons if r.reason not in fitting.ELSEWHERE}
     first = min(
@@ -230,7 +252,7 @@ def _explained(
     estimate_s, basis = _estimate(wish, scene, ends, code, ahead_count)
     fits_now: tuple[Change, ...] = ()
     if code not in {"fits", "safe_mode", "closed", "limit"}:
-        fits_now = yield from _fits_now(keys, wish, scene)
+        fits_now = yield from _fits_now(keys, wish, scene, waiter)
     return Explanation(
         token=token,
         agent=wish.agent,
@@ -291,6 +313,8 @@ def _estimate(
     """Seconds until it may be served, and what that stands on."""
     if code == "fits":
         return 0.0, STANDING["fits"]
+    if code in {"agent_cap", "limit"}:
+        return None, f"it hangs on the agent's own leases and on the policy: {CODES[code].says}"
     if code not in {"next", "behind", "no_capacity"}:
         return None, f"it does not depend on the end of a lease: {CODES[code].says}"
     ready = fitting.ready_at(wish, scene.devices, scene.pool, ends)
@@ -303,18 +327,37 @@ def _estimate(
         basis = f"if {end.agent} does not renew lease {end.token[:8]}"
     else:
         basis = f"lease {end.token[:8]} of {end.agent} ends by then ({end.basis})"
+    if _cools(end.token, scene):
+        basis += f"; its memory follows within {scene.pool.expiry_grace_s} s"
     if ahead_count:
         basis += f"; {ahead_count} ahead not reckoned in"
     return max(0.0, (at_ms - scene.pool.now_ms) / 1000), basis
 
 
-def _fits_now(keys: Keys, wish: Wish, scene: _Scene) -> Generator[Read, Answer, tuple[Change, ...]]:
-    """Changes that fit by placement, and in whose want nobody waits."""
-    found = list(fitting.changes(wish, scene.devices, scene.pool, scene.room_mb))
+def _cools(token: str, scene: _Scene) -> bool:
+    """Whether what this lease holds is withheld for a while when it expires."""
+    held = {uuid for lease in scene.leases if lease.token == token for uuid, _ in lease.devices}
+    real = any(d.uuid in held and not d.simulated for d in scene.devices)
+    return real and scene.pool.expiry_grace_s > 0
+
+
+def _fits_now(
+    keys: Keys, wish: Wish, scene: _Scene, waiter: WaiterStatus | None
+) -> Generator[Read, Answer, tuple[Change, ...]]:
+    """Changes that fit by placement, and in whose want nobody else waits."""
+    devices = scene.devices
+    if waiter and waiter.kept and scene.pool.waiting == 1:  # nobody else gets them if it leaves
+        devices = tuple(
+            replace(d, kept_for="") if d.kept_for == waiter.token else d for d in devices
+        )
+    found = list(fitting.changes(wish, devices, scene.pool, scene.room_mb))
     if not found:
         return ()
-    answer = yield Read(tuple(("EXISTS", keys.line(other.want)) for _, other in found))
+    answer = yield Read(tuple(("ZCARD", keys.line(other.want)) for _, other in found))
+    own = waiter.want if waiter and not waiter.parked else None
     open_ones = [
-        change for (change, _), waited in zip(found, answer.raw, strict=True) if not waited
+        change
+        for (change, other), waiting in zip(found, answer.raw, strict=True)
+        if waiting == (1 if other.want == own else 0)
     ]
     return tuple(open_ones[:SHOWN_CHANGES])

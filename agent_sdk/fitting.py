@@ -190,7 +190,11 @@ def _device_ready(
         return None
     ordered = sorted(ends, key=lambda end: end.ends_at_ms)
     if whole(wish, pool) or device.exclusive:
-        return ordered[-1] if len(ordered) == device.leases else None
+        # Processes without a lease stay: they may leave too little even of an empty device.
+        left = device.free_mb + sum(end.memory_mb for end in ordered)
+        stays = whole(wish, pool) and device.foreign_mb > IDLE_FOREIGN_MB
+        enough = len(ordered) == device.leases and left >= max(1, wish.memory_mb) and not stays
+        return ordered[-1] if enough else None
     free = device.free_mb
     for end in ordered:
         free += end.memory_mb
@@ -203,15 +207,20 @@ def changes(
     wish: Wish, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
 ) -> Iterator[tuple[Change, Wish]]:
     """What would fit now if the request were a little other; the least loss first."""
+    by_host: dict[str, list[DeviceStatus]] = defaultdict(list)
+    for device in devices:
+        by_host[device.host].append(device)
 
     def tried(
         change: dict[str, int | str | bool], other: Wish, what: str
     ) -> Iterator[tuple[Change, Wish]]:
-        if got := placed(other, devices, pool, room_mb):
+        # Of one host only its own: a look at all of them for each host would be quadratic.
+        there = devices if other.host == ANY else by_host[other.host]
+        if got := placed(other, there, pool, room_mb):
             where = got[0].host + (f" GPU {got[0].index}" if len(got) == 1 else "")
             yield Change(change, f"{what} fits now on {where}"), other
 
-    for host in sorted({d.host for d in devices} - {wish.host}) if wish.host != ANY else ():
+    for host in sorted(by_host.keys() - {wish.host}) if wish.host != ANY else ():
         yield from tried({"host": host}, replace(wish, host=host), "the same")
     for model in sorted({d.model for d in devices} - {wish.model}) if wish.model != ANY else ():
         other = replace(wish, model=model)

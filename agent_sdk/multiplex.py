@@ -132,6 +132,9 @@ class Multiplexer:
                     await self._send_pipeline(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
                 await self._break(error)
+                if self._listener is not None and not self._listener.done():
+                    # It must not live on to read, or to break, the connection that comes next.
+                    await asyncio.wait({self._listener})
             # Let the callers just answered ask again: else the tasks split into two crowds that
             # take turns, each batch half as long.
             await asyncio.sleep(0)

@@ -65,12 +65,20 @@ def explain(
 
 
 def _whole_token(client: LeaseClient, token: str) -> str:
-    """The token of the one waiter or lease that begins so; else what was given."""
+    """The token of the one waiter or lease that begins so; else what was given.
+
+    Raises:
+        UsageError: several begin so.
+    """
     if len(token) < PREFIX:
         return token
     known = {x.token for x in client.queue()} | {x.token for x in client.leases()}
-    begin = {name for name in known if name.startswith(token)}
-    return begin.pop() if len(begin) == 1 else token
+    begin = sorted(name for name in known if name.startswith(token))
+    if len(begin) > 1 and token not in known:
+        raise click.UsageError(
+            f"{len(begin)} tokens begin with {token}, as {begin[0]} and {begin[1]} do: write more"
+        )
+    return begin[0] if len(begin) == 1 else token
 
 
 def as_text(found: Explanation) -> str:

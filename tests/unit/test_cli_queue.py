@@ -116,3 +116,18 @@ def test_explain_of_nothing_says_what_to_do(
 def test_size_is_mib(text: str, mb: int) -> None:
     """Sizes as people write them."""
     assert Size().convert(text, None, None) == mb
+
+
+def test_explain_of_a_beginning_that_several_share_asks_for_more(
+    waiting: tuple[CliRunner, str],
+) -> None:
+    """None is picked by chance; a token that is whole is that one, whoever else begins so."""
+    runner, _ = waiting
+    with LeaseClient.from_url(str(runner.env["REDIS_URL"])) as client:
+        for name in ("same-beginning-1", "same-beginning-10"):
+            client.acquire("twin", memory_mb=1, host="any", token=name)
+        code, text = run(runner, "explain", "same-beg")
+        assert (code, "2 tokens begin with same-beg" in text) == (2, True)
+        assert run(runner, "explain", "same-beginning-1")[0] == 0
+        for name in ("same-beginning-1", "same-beginning-10"):
+            client.release(name)

@@ -131,6 +131,26 @@ def test_estimate_needs_an_end(pool: Pool) -> None:
     assert asked(pool, memory_mb=5000).estimate_s is None
 
 
+@pytest.mark.parametrize(("foreign", "known"), [(400, True), (600, False)])
+def test_estimate_of_a_whole_device_knows_who_stays(pool: Pool, foreign: int, known: bool) -> None:
+    """The lease ends, processes without one do not; a little of them leaves a device idle."""
+    report(pool, device("gpu-a", used_mb=foreign))
+    granted(pool.acquire(token("on"), "on", memory_mb=100, ttl_ms=20_000))
+    found = asked(pool, memory_mb=100, exclusive=True)
+    assert (found.estimate_s is not None) == known
+
+
+@pytest.mark.parametrize(("memory_mb", "known"), [(600, True), (900, False)])
+def test_estimate_after_a_whole_lease_knows_who_stays(
+    pool: Pool, memory_mb: int, known: bool
+) -> None:
+    """Its end frees what it holds, not what others use there."""
+    report(pool, device("gpu-a", used_mb=400))
+    granted(pool.acquire(token("on"), "on", memory_mb=100, exclusive=1, ttl_ms=20_000))
+    found = asked(pool, memory_mb=memory_mb)
+    assert (found.estimate_s is not None) == known
+
+
 def test_estimate_of_several_devices_is_of_the_last_of_them(pool: Pool) -> None:
     """Two whole ones of a host: when the second of them is idle."""
     report(pool, device("gpu-a"), device("gpu-b", index=1))
@@ -232,3 +252,90 @@ def test_parked_waiter_is_told_of_its_cap(pool: Pool) -> None:
     granted(pool.acquire(token("mine"), "ann", memory_mb=900))
     wait(pool, "ann", memory_mb=500)
     assert why(pool, "ann").code == "agent_cap"
+
+
+def test_parked_waiter_for_a_whole_device_is_told_of_its_cap(pool: Pool) -> None:
+    """The whole of a device counts: the cap holds back one who asks for little of it, alone."""
+    report(pool, device("gpu-a"), device("gpu-b", index=1))
+    pool.policy(max_memory_per_agent_mb=1500)
+    granted(pool.acquire(token("mine"), "ann", memory_mb=900))
+    assert wait(pool, "ann", memory_mb=100, exclusive=1) == ["WAITING", -1]
+    found = why(pool, "ann")
+    assert found.code == "agent_cap"
+    assert found.basis.startswith("it hangs on the agent's own leases")
+
+
+def test_cap_that_a_whole_device_would_break_is_the_reason(pool: Pool) -> None:
+    """What acquire refuses for the cap is not told as a lack of room."""
+    report(pool, device("gpu-a"))
+    pool.policy(max_memory_per_agent_mb=500)
+    assert asked(pool, memory_mb=100, exclusive=True).code == "agent_cap"
+    assert pool.acquire(token("me"), memory_mb=100, exclusive=1)[5] == "agent_cap"
+
+
+@pytest.mark.parametrize(("what", "code"), [("device", "no_capacity"), ("host", "draining")])
+def test_draining_is_said_of_a_host_alone(pool: Pool, what: str, code: str) -> None:
+    """A host that is drained, though a device of it is lost; not one whose devices are drained."""
+    lost = device("gpu-b", index=1, state="lost")
+    report(pool, device("gpu-a"), *([lost] if what == "host" else []))
+    pool.drain("gpu-a" if what == "device" else "h1", what)
+    assert asked(pool, host="h1").code == code
+    assert pool.acquire(token("me"), host="h1")[5] == code
+
+
+def test_waiter_on_a_drained_host_is_told_so(pool: Pool) -> None:
+    """It is next, but no lease that ends serves it: an operator does."""
+    report(pool, device("gpu-a"))
+    pool.drain("h1", "host")
+    assert wait(pool, "ann", host="h1") == ["WAITING", 0]
+    assert why(pool, "ann").code == "draining"
+
+
+@pytest.mark.parametrize("waited", ["just now", "long enough to have its device kept"])
+def test_waiter_is_told_what_fits_if_it_leaves(pool: Pool, waited: str) -> None:
+    """Its own place, and what is kept for it, are not in its own way."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=400, ttl_ms=0))
+    wait(pool, "ann", memory_mb=900)
+    for _ in range(0 if waited == "just now" else 11):
+        pool.skew(3000)
+        wait(pool, "ann", memory_mb=900)
+    assert bool(pool.hash("device:gpu-a")["kept_for"]) == (waited != "just now")
+    assert [x.change for x in why(pool, "ann").fits_now] == [{"memory_mb": 600}]
+    pool.release(token("ann"))
+    granted(pool.acquire(token("less"), "ann", memory_mb=600))
+
+
+def test_waiter_is_not_told_what_another_would_get_if_it_left(pool: Pool) -> None:
+    """Behind its place, or for the device that is kept for it, somebody else waits."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=400, ttl_ms=0))
+    wait(pool, "ann", memory_mb=900)
+    wait(pool, "bob", memory_mb=800)
+    assert why(pool, "ann").fits_now == ()
+    pool.release(token("bob"))
+    for _ in range(11):
+        pool.skew(3000)
+        wait(pool, "ann", memory_mb=900)
+    wait(pool, "eve", memory_mb=100)
+    assert why(pool, "ann").fits_now == ()
+
+
+def test_lease_on_the_cpu_is_said_to_be_one(pool: Pool) -> None:
+    """With the reason for which it got no GPU."""
+    report(pool, device("gpu-a"))
+    granted(pool.acquire(token("on"), "on", memory_mb=900))
+    granted(pool.acquire(token("cpu"), "cpu", memory_mb=900, on_unavailable="cpu"))
+    found = why(pool, "cpu")
+    assert found.code == "active"
+    assert found.summary == "it is granted, on the CPU: no device has that much free memory now"
+
+
+@pytest.mark.parametrize("simulated", [0, 1])
+def test_estimate_on_a_real_device_says_that_its_memory_comes_later(
+    pool: Pool, simulated: int
+) -> None:
+    """After an expiry a real device's memory cools; the estimate is of the end of the lease."""
+    report(pool, device("gpu-a", simulated=simulated))
+    granted(pool.acquire(token("on"), "on", memory_mb=900, ttl_ms=20_000))
+    assert asked(pool).basis.endswith("; its memory follows within 5 s") == (not simulated)

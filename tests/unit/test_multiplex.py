@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     DataError,
@@ -21,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from agent_sdk.multiplex import LONGEST_BATCH, Multiplexer
 from agent_sdk.store import Store
+from tests.faults.proxy import Proxy
 from tests.servers import free_port, running
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ def own() -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def multiplexer(server: Server, timeout_s: float = 1.0) -> AsyncIterator[Multiplexer]:
-    client: Redis = Store(server.url, timeout_s).connect_async()
+async def multiplexer(url: str, timeout_s: float = 1.0) -> AsyncIterator[Multiplexer]:
+    client: Redis = Store(url, timeout_s).connect_async()
     try:
         yield Multiplexer(client)
     finally:
@@ -61,7 +63,7 @@ def calls(server: Server, command: str) -> int:
 
 async def test_execute_by_100_tasks_uses_one_connection(own: Server):
     """However many tasks call at once, the server sees one connection."""
-    async with multiplexer(own) as many:
+    async with multiplexer(own.url) as many:
         await asyncio.gather(*(many.execute("ECHO", n) for n in range(100)))
         assert len(clients(own)) == 1
 
@@ -84,13 +86,13 @@ async def test_execute_interleaved_at_random_gives_each_caller_its_own_answer(se
                 with pytest.raises(ResponseError, match=f"^mine {name}$"):
                     await many.execute("EVAL", f"return redis.error_reply('mine {name}')", 0)
 
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         await asyncio.gather(*(ask(many, name) for name in range(1000)))
 
 
 async def test_execute_error_touches_no_other_caller(server: Server):
     """An error keeps its class and the server's words, and reaches its caller alone."""
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         before, error, after = await asyncio.gather(
             many.execute("ECHO", "before"),
             many.execute("EVALSHA", "0" * 40, 0),
@@ -104,7 +106,7 @@ async def test_execute_error_touches_no_other_caller(server: Server):
 
 async def test_execute_unsendable_argument_touches_no_other_caller(server: Server):
     """An argument that cannot be written down spoils its own call, not the batch."""
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         before, error, after = await asyncio.gather(
             many.execute("ECHO", "before"),
             many.execute("ECHO", None),  # type: ignore[arg-type]
@@ -116,7 +118,7 @@ async def test_execute_unsendable_argument_touches_no_other_caller(server: Serve
 
 async def test_execute_many_raises_the_first_error_after_all_commands(server: Server):
     """One bad command among several is raised plainly; the others were executed."""
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         with pytest.raises(ResponseError, match=r"^unknown command 'NO1'"):
             await many.execute_many((("NO1",), ("SET", "many", "x"), ("NO2",)))
         assert await many.execute("GET", "many") == "x"
@@ -125,7 +127,7 @@ async def test_execute_many_raises_the_first_error_after_all_commands(server: Se
 
 async def test_execute_many_longer_than_a_batch_is_answered_in_order(server: Server):
     """Batches have a longest length, calls have none."""
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         numbers = [str(n) for n in range(LONGEST_BATCH * 2 + 1)]
         side, long = await asyncio.gather(
             asyncio.gather(*(many.execute("ECHO", n) for n in numbers)),
@@ -136,7 +138,7 @@ async def test_execute_many_longer_than_a_batch_is_answered_in_order(server: Ser
 
 async def test_execute_cancelled_in_flight_leaves_the_others_right(own: Server):
     """A caller that goes away while the batch is under way takes nothing from the others."""
-    async with multiplexer(own) as many:
+    async with multiplexer(own.url) as many:
         await many.execute("CLIENT", "PAUSE", 100, "ALL")
         tasks = [asyncio.create_task(many.execute("ECHO", n)) for n in range(30)]
         await asyncio.sleep(0.03)
@@ -151,7 +153,7 @@ async def test_execute_cancelled_in_flight_leaves_the_others_right(own: Server):
 
 async def test_execute_cancelled_in_the_queue_is_never_sent(own: Server):
     """A call that is given up before its turn reaches no server."""
-    async with multiplexer(own) as many:
+    async with multiplexer(own.url) as many:
         await many.execute("CLIENT", "PAUSE", 100, "ALL")
         first = asyncio.create_task(many.execute("ECHO", "first"))
         await asyncio.sleep(0.03)
@@ -165,7 +167,7 @@ async def test_execute_cancelled_in_the_queue_is_never_sent(own: Server):
 
 async def test_execute_connection_killed_answers_or_fails_every_caller(own: Server):
     """When the connection dies every caller hears something, and the next call works."""
-    async with multiplexer(own) as many:
+    async with multiplexer(own.url) as many:
 
         async def ask(n: int) -> int:
             failed = 0
@@ -190,9 +192,47 @@ async def test_execute_connection_killed_answers_or_fails_every_caller(own: Serv
         assert await many.execute("ECHO", "next") == "next"
 
 
+async def test_execute_write_fails_while_answers_are_awaited_mixes_up_none(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+):
+    # The answers take a moment, so that a write fails while the listener waits for earlier ones.
+    real = AbstractConnection._send_packed_command
+    rng = random.Random(5)
+
+    async def sometimes_broken(self: AbstractConnection, packed: list[bytes]) -> None:
+        if rng.random() < 0.05:
+            raise BrokenPipeError(32, "Broken pipe")
+        await real(self, packed)
+
+    right: list[str] = []
+
+    async def task(number: int, connection: Multiplexer) -> None:
+        for turn in range(60):
+            word = f"{number}.{turn}." + "x" * rng.choice((1, 100, 20_000))
+            try:
+                answer = await asyncio.wait_for(connection.execute("ECHO", word), 5)
+                assert answer == word, "another caller's answer"
+                right.append(word)
+            except (ConnectionError, OSError):
+                pass
+            await asyncio.sleep(rng.random() * 0.004)  # else all ask in the same turn
+
+    def later(_: bytes) -> bool:
+        time.sleep(0.004)
+        return True
+
+    with Proxy(own.port, later) as proxy:
+        async with multiplexer(proxy.url) as connection:
+            await connection.execute("PING")
+            monkeypatch.setattr(AbstractConnection, "_send_packed_command", sometimes_broken)
+            await asyncio.gather(*(task(number, connection) for number in range(40)))
+            monkeypatch.undo()
+    assert len(right) > 1000
+
+
 async def test_execute_timeout_fails_what_is_away_and_nothing_after(own: Server):
     """What got no answer in time fails together; what is asked then goes over a new connection."""
-    async with multiplexer(own, timeout_s=0.1) as many:
+    async with multiplexer(own.url, timeout_s=0.1) as many:
         await many.execute("CLIENT", "PAUSE", 150, "ALL")
         away = [asyncio.create_task(many.execute("ECHO", n)) for n in range(3)]
         outcome = await asyncio.gather(*away, return_exceptions=True)
@@ -256,7 +296,7 @@ def test_execute_in_a_second_event_loop_works(server: Server):
 
 async def test_execute_in_two_event_loops_at_once_is_refused(server: Server):
     """A second loop in another thread is told so, instead of getting wrong answers."""
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         await many.execute("PING")
         with pytest.raises(RuntimeError, match="one client per loop"):
             await asyncio.to_thread(asyncio.run, many.execute("PING"))
@@ -264,7 +304,7 @@ async def test_execute_in_two_event_loops_at_once_is_refused(server: Server):
 
 async def test_close_answers_what_is_away_and_fails_what_is_queued(own: Server):
     """Closing lets the batch under way end; what waits behind it is told that it was not sent."""
-    async with multiplexer(own) as many:
+    async with multiplexer(own.url) as many:
         await many.execute("CLIENT", "PAUSE", 100, "ALL")
         first = asyncio.create_task(many.execute("ECHO", "first"))
         await asyncio.sleep(0.03)
@@ -280,7 +320,7 @@ async def test_close_answers_what_is_away_and_fails_what_is_queued(own: Server):
 
 async def test_execute_sender_cancelled_from_outside_leaves_nobody_waiting(own: Server):
     """Whoever cancels all tasks of the loop makes callers fail, not hang."""
-    async with multiplexer(own) as many:
+    async with multiplexer(own.url) as many:
         await many.execute("CLIENT", "PAUSE", 100, "ALL")
         first = asyncio.create_task(many.execute("ECHO", "first"))
         await asyncio.sleep(0.03)
@@ -295,7 +335,7 @@ async def test_execute_sender_cancelled_from_outside_leaves_nobody_waiting(own: 
 
 async def test_execute_alone_leaves_no_task_behind(server: Server):
     """When nothing is to be sent, no task lives."""
-    async with multiplexer(server) as many:
+    async with multiplexer(server.url) as many:
         before = asyncio.all_tasks()
         await many.execute("PING")
         await asyncio.sleep(0)
