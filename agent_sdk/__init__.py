@@ -9,6 +9,10 @@ with client.lease("analyst", memory_mb=8192) as lease:
 ```
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from agent_sdk.aio import AsyncLeaseClient
 from agent_sdk.client import LeaseClient
 from agent_sdk.errors import (
@@ -32,6 +36,9 @@ from agent_sdk.lease import AsyncLease, Lease
 from agent_sdk.protocol import Device
 from agent_sdk.store import Store
 
+if TYPE_CHECKING:
+    from agent_sdk.orchestrator import GPUOrchestratorClient
+
 __all__ = [
     "AgentCapExceeded",
     "AsyncLease",
@@ -41,6 +48,7 @@ __all__ = [
     "Conflict",
     "Denied",
     "Device",
+    "GPUOrchestratorClient",
     "Lease",
     "LeaseClient",
     "LeaseError",
@@ -55,3 +63,12 @@ __all__ = [
     "Store",
     "UnknownToken",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The HTTP client is imported when it is asked for: who speaks to Redis does without HTTP."""
+    if name == "GPUOrchestratorClient":
+        from agent_sdk.orchestrator import GPUOrchestratorClient  # noqa: PLC0415 - see above
+
+        return GPUOrchestratorClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import explain, operate, protocol, reporting, snapshot, waiting_line
-from agent_sdk.asking import Wait, local_grant
+from agent_sdk import adopting, explain, operate, protocol, reporting, snapshot, waiting_line
+from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
@@ -65,7 +65,7 @@ class AsyncLeaseClient(Door["Redis"]):
                     continue
                 if not wait.falls_back(error):
                     raise
-                return AsyncLease(local_grant(wait.request, error), local=True)
+                return AsyncLease(local_grant(agent, wait.request.token, error), local=True)
 
     @asynccontextmanager
     async def lease(self, agent: str, **ask: Unpack[Ask]) -> AsyncIterator[AsyncLease]:
@@ -82,6 +82,10 @@ class AsyncLeaseClient(Door["Redis"]):
                 await self.release(lease)
             except LeaseError:
                 self._keeper.abandon(lease.token)
+
+    async def adopt(self, token: str | None = None) -> AsyncLease:
+        """Take up a lease that another process acquired; see `LeaseClient.adopt`."""
+        return AsyncLease(await self._run(adopting.adopt(self.keys, own_token(token))))
 
     def keep(self, lease: AsyncLease) -> None:
         """Renew the lease in the background from now on, until it is released or lost."""

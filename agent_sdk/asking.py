@@ -28,6 +28,7 @@ from agent_sdk.protocol import (
     milliseconds,
     new_token,
 )
+from agent_sdk.settings import lease_token
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -192,11 +193,23 @@ class Wait:
         return away and self.request.on_unavailable == "cpu"
 
 
-def local_grant(request: Request, error: LeaseError) -> Grant:
+def own_token(token: str | None) -> str:
+    """The token, or that of the lease under which this process was started.
+
+    Raises:
+        UnknownToken: neither is there.
+    """
+    found = lease_token() if token is None else token
+    if found is None:
+        raise error_for("unknown_token", "no token was named, and GPU_LEASE_TOKEN is not set")
+    return check_name(found, "token")
+
+
+def local_grant(agent: str, token: str, error: LeaseError) -> Grant:
     """The CPU lease that a caller gives itself when the broker cannot be asked; its fence is 0."""
     return Grant(
-        token=request.token,
-        agent=request.agent,
+        token=token,
+        agent=agent,
         fence=0,
         expires_at_ms=0,
         remaining_ms=0,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import explain, operate, protocol, reporting, snapshot, waiting_line
-from agent_sdk.asking import Wait, local_grant
+from agent_sdk import adopting, explain, operate, protocol, reporting, snapshot, waiting_line
+from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
@@ -69,7 +69,7 @@ class LeaseClient(Door["Redis"]):
                     continue
                 if not wait.falls_back(error):
                     raise
-                return Lease(local_grant(wait.request, error), local=True)
+                return Lease(local_grant(agent, wait.request.token, error), local=True)
 
     @contextmanager
     def lease(self, agent: str, **ask: Unpack[Ask]) -> Iterator[Lease]:
@@ -87,6 +87,22 @@ class LeaseClient(Door["Redis"]):
                 self.release(lease)
             except LeaseError:
                 self._keeper.abandon(lease.token)
+
+    def adopt(self, token: str | None = None) -> Lease:
+        """Take up a lease that another process acquired, by its token.
+
+        It is renewed now; `keep` renews it from here on. Both processes may renew it, and whoever
+        releases it ends it for both.
+
+        Args:
+            token: default GPU_LEASE_TOKEN, the lease that this process was started under.
+
+        Raises:
+            LeaseLost: it is over; the code says how it ended.
+            StillWaiting: it stands in the line yet.
+            UnknownToken: nothing is known of it, or no token was named and none is set.
+        """
+        return Lease(self._run(adopting.adopt(self.keys, own_token(token))))
 
     def keep(self, lease: Lease) -> None:
         """Renew the lease in the background from now on, until it is released or lost."""

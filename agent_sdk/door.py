@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from agent_sdk.asking import Caller
 from agent_sdk.keeper import Keeper
 from agent_sdk.keys import Keys
+from agent_sdk.links import RedisLink
 from agent_sdk.scripts import scripts
 from agent_sdk.settings import read_settings
 from agent_sdk.store import Store
@@ -53,7 +54,7 @@ class Door(ABC, Generic[R]):
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name)
         self._scripts = scripts()
-        self._keeper = Keeper(store.connect, self.keys.base)
+        self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys.base))
 
     @abstractmethod
     def _connect(self, store: Store) -> R:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
+
+from agent_sdk.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,11 +67,12 @@ class Inbox(_Inbox):
 
     def __init__(self, store: Store, base: str) -> None:
         super().__init__(store, base)
-        self._lock = threading.Lock()
-        self._reset()
+        renew_in_child(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def reset(self) -> None:
+        """As new: a forked child waits on an inbox of its own."""
+        self._lock = threading.Lock()
+        self._early = {}
         self._waiting: dict[str, threading.Event] = {}
         self._thread: threading.Thread | None = None
 
@@ -83,8 +85,6 @@ class Inbox(_Inbox):
     def _listening(self, client: str, token: str) -> Iterator[threading.Event]:
         hint = threading.Event()
         with self._lock:
-            if self._pid != os.getpid():  # a forked child has the names but not the thread
-                self._reset()
             if token in self._early:
                 del self._early[token]
                 hint.set()

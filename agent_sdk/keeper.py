@@ -1,7 +1,7 @@
-"""One daemon thread that keeps all of a client's leases alive, on a connection of its own.
+"""One daemon thread that keeps all of a client's leases alive, on a link of its own.
 
 A thread in both worlds: an event loop that a CUDA call blocks must not lose a GPU. Every lease is
-renewed at a third of its ttl, with jitter, many in one pipeline. A network error is not a loss: it
+renewed at a third of its ttl, with jitter, many at once. A network error is not a loss: it
 is retried until trust runs out, and then the lease is lost here before the broker can grant it
 anew. When the store answers again, everything is renewed at once.
 """
@@ -9,25 +9,21 @@ anew. When the store answers again, everything is renewed at once.
 from __future__ import annotations
 
 import atexit
-import os
 import random
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError
-
 from agent_sdk.clocks import local_now
-from agent_sdk.errors import LeaseError
-from agent_sdk.protocol import PROTOCOL, Answer, Call, renew_call, renewed
-from agent_sdk.scripts import scripts
+from agent_sdk.errors import BrokerUnavailable, LeaseError
+from agent_sdk.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from redis import Redis
-
     from agent_sdk.lease import HeldLease
+    from agent_sdk.links import Link
+    from agent_sdk.protocol import Renewal
 
 RETRY_S = 0.25
 """Between tries while the store does not answer; less when a lease is shorter."""
@@ -40,7 +36,7 @@ ABANDON_S = 900.0
 """For how long a token that may have been granted is tried to be given back."""
 
 BATCH = 256
-"""Calls in one pipeline."""
+"""Leases in one exchange."""
 
 
 @dataclass(slots=True)
@@ -59,23 +55,21 @@ class Keeper:
     """Renews leases until they are discarded; gives back what was abandoned.
 
     Args:
-        connect: makes the keeper's own connection.
-        base: the pool's key base.
+        make_link: makes the keeper's own link to the broker, for each process anew.
     """
 
-    def __init__(self, connect: Callable[[], Redis], base: str) -> None:
-        self._connect = connect
-        self._base = base
-        self._wake = threading.Condition()
-        self._reset()
+    def __init__(self, make_link: Callable[[], Link]) -> None:
+        self._make_link = make_link
+        renew_in_child(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def reset(self) -> None:
+        """As new: a forked child renews nothing of its parent's."""
+        self._wake = threading.Condition()
+        self._link = self._make_link()
         self._kept: dict[str, _Kept] = {}
         self._abandoned: dict[str, _Abandoned] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._redis: Redis | None = None
 
     def add(self, lease: HeldLease) -> None:
         """Renew the lease from now on; one without expiry too, to learn of its revocation."""
@@ -112,8 +106,6 @@ class Keeper:
             thread.join(timeout=5)
 
     def _start(self) -> None:
-        if self._pid != os.getpid():  # a forked child has the names but not the thread
-            self._reset()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="gpu-lease-keeper", daemon=True)
             self._thread.start()
@@ -125,8 +117,7 @@ class Keeper:
             abandoned = list(self._abandoned)[:BATCH]
         if abandoned:
             self._work([], abandoned)
-        if self._redis is not None:
-            self._redis.close()
+        self._link.close()
 
     def _step(self) -> bool:
         """Wait until something is due and do it; False when closed."""
@@ -155,55 +146,29 @@ class Keeper:
                 self.discard(kept.lease)
                 kept.lease.lose(reason)
         batch = [kept for kept in due if not kept.lease.lost][:BATCH]
-        calls = [renew_call(k.lease.token, k.lease.fence, k.lease.ttl_ms) for k in batch]
-        calls += [Call("release", (PROTOCOL, token, 1), token) for token in abandoned]
-        sent_at = local_now()
         try:
-            answers = self._send(calls)
-        except RedisError:
+            renewed, given_back = self._link.exchange([kept.lease for kept in batch], abandoned)
+        except BrokerUnavailable:
             self._postpone()
             return
-        for kept, raw in zip(batch, answers, strict=False):
-            self._take(kept, raw, sent_at)
+        for kept, got in zip(batch, renewed, strict=True):
+            self._take(kept, got)
         now = local_now()
         with self._wake:
-            for token, raw in zip(abandoned, answers[len(batch) :], strict=True):
+            for token, answered in zip(abandoned, given_back, strict=True):
                 tried = self._abandoned[token]
                 tried.next_at = now + RETRY_S
-                answered = not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
                 if answered or tried.until < now:
                     del self._abandoned[token]
 
-    def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
-        """One pipeline; a script that the server does not know is loaded once."""
-        if self._redis is None:
-            self._redis = self._connect()
-        known = scripts()
-        for attempt in range(2):
-            pipe = self._redis.pipeline(transaction=False)
-            if attempt:
-                for verb in sorted({call.verb for call in calls}):
-                    self._redis.script_load(known[verb].source)
-            for call in calls:
-                pipe.evalsha(known[call.verb].sha, 1, self._base, *call.args)
-            answers: list[list[object] | RedisError] = pipe.execute(raise_on_error=False)
-            if not any(isinstance(answer, NoScriptError) for answer in answers):
-                break
-        return answers
-
-    def _take(self, kept: _Kept, raw: list[object] | RedisError, sent_at: float) -> None:
-        if isinstance(raw, RedisError):
-            kept.lease.jeopardy = True
-            kept.next_at = local_now() + _retry_s(kept.lease)
-            return
-        try:
-            kept.lease.accept(renewed(Answer(raw, sent_at), kept.lease.token))
-        except LeaseError as error:
-            kept.lease.lose_if_over(error)
+    def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
+        if isinstance(got, LeaseError):
+            kept.lease.lose_if_over(got)
             if kept.lease.lost:
                 self.discard(kept.lease)
             kept.next_at = local_now() + _retry_s(kept.lease)
         else:
+            kept.lease.accept(got)
             kept.next_at = local_now() + _interval_s(kept.lease)
 
     def _postpone(self) -> None:

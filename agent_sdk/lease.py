@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
+from agent_sdk.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+
+class _Lock:
+    """A lock that a forked child has for itself."""
+
+    def __init__(self) -> None:
+        renew_in_child(self)
+
+    def reset(self) -> None:
+        """Held by nobody."""
+        self.lock = threading.Lock()
 
 
 class HeldLease:
@@ -39,6 +51,9 @@ class HeldLease:
         jeopardy: renewing fails at the moment; the lease is not lost yet.
     """
 
+    _lock = _Lock()
+    """Of all leases: nobody holds it for longer than it takes to set a field."""
+
     def __init__(self, grant: Grant, *, local: bool = False) -> None:
         self.token = grant.token
         self.agent = grant.agent
@@ -54,7 +69,6 @@ class HeldLease:
         self._lost_code: str | None = None
         self._ended = False
         self._told: threading.Event | None = None
-        self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 
     @property
@@ -127,7 +141,7 @@ class HeldLease:
 
     def lose(self, reason: str) -> None:
         """It is lost; tell those who wait for it, once."""
-        with self._lock:
+        with self._lock.lock:
             if self._lost_code is not None or self._ended:
                 return
             self._lost_code = reason
@@ -151,7 +165,7 @@ class HeldLease:
 
     def _waiting(self) -> threading.Event:
         """What is set at the loss; made for the first who waits: for most leases nobody does."""
-        with self._lock:
+        with self._lock.lock:
             if self._told is None:
                 self._told = threading.Event()
                 if self._lost_code is not None:
@@ -159,7 +173,7 @@ class HeldLease:
             return self._told
 
     def _when_lost(self, callback: Callable[[], object]) -> None:
-        with self._lock:
+        with self._lock.lock:
             if self._lost_code is None:
                 self._callbacks.append(callback)
                 return

@@ -6,10 +6,14 @@
 | GPU_BROKER_STATE_DIR | `$XDG_STATE_HOME/gpu-broker` | the embedded store's folder |
 | GPU_BROKER_POOL | `default` | which pool |
 | GPU_BROKER_HOSTNAME | the host's name | which host's devices are local |
+| GPU_ORCHESTRATOR_URL | `http://localhost:8014` | where the HTTP client finds the broker |
+| GPU_ORCHESTRATOR_POLICY_TTL | 30 | seconds for which the HTTP client believes a policy |
+| GPU_LEASE_TOKEN | unset | the lease that this process was started under |
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -20,6 +24,12 @@ from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+ORCHESTRATOR_URL = "http://localhost:8014"
+
+POLICY_TTL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,38 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OrchestratorSettings:
+    """What `GPUOrchestratorClient` takes from the environment.
+
+    Attributes:
+        configured: GPU_ORCHESTRATOR_URL is set: whoever else would watch over GPUs stays off.
+    """
+
+    url: str
+    policy_ttl_s: float
+    configured: bool
+
+
+def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> OrchestratorSettings:
+    """Read them; a policy ttl that is no number of seconds counts as unset, with a warning."""
+    env = os.environ if environ is None else environ
+    policy_ttl_s, said = POLICY_TTL_S, env.get("GPU_ORCHESTRATOR_POLICY_TTL")
+    if said:
+        try:
+            policy_ttl_s = float(said)
+        except ValueError:
+            log.warning("GPU_ORCHESTRATOR_POLICY_TTL=%r is no number of seconds", said)
+    url = env.get("GPU_ORCHESTRATOR_URL")
+    return OrchestratorSettings(url or ORCHESTRATOR_URL, policy_ttl_s, bool(url))
+
+
+def lease_token(environ: Mapping[str, str] | None = None) -> str | None:
+    """The lease under which this process was started, as `Lease.env` says it; None: under none."""
+    env = os.environ if environ is None else environ
+    return env.get("GPU_LEASE_TOKEN") or None
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A setting as it is in effect, for `gpu-broker doctor`; secrets are masked.
 
@@ -84,11 +126,13 @@ def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
 
 def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Setting]:
     """The SDK's settings by the name of their variable."""
-    settings = read_settings(environ)
+    settings, orchestrator = read_settings(environ), read_orchestrator_settings(environ)
     values = {
         "REDIS_URL": settings.masked_url,
         "GPU_BROKER_STATE_DIR": str(settings.state_dir),
         "GPU_BROKER_POOL": settings.pool,
         "GPU_BROKER_HOSTNAME": settings.hostname,
+        "GPU_ORCHESTRATOR_URL": orchestrator.url,
+        "GPU_ORCHESTRATOR_POLICY_TTL": f"{orchestrator.policy_ttl_s:g}",
     }
     return [Setting(name, value, source_of(name, environ)) for name, value in values.items()]

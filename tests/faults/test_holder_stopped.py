@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 HOLDER = """
 import sys
-from agent_sdk import LeaseClient, Store
+from agent_sdk import LeaseClient, LeaseLost, Store
 client = LeaseClient(Store(sys.argv[1]), pool=sys.argv[2], hostname="h1")
 lease = client.acquire("stopped", memory_mb=900, ttl_s=1)
 client.keep(lease)
 print(lease.token, lease.fence, flush=True)
 sys.stdin.readline()
 print(lease.lost, lease.trusted_s, flush=True)
+sys.stdin.readline()
+try:
+    client.renew(lease)
+except LeaseLost as lost:
+    print(lost.code, flush=True)
 sys.stdin.readline()
 print(client.release(lease), flush=True)
 """
@@ -36,7 +41,7 @@ print(client.release(lease), flush=True)
 def test_lease_of_a_holder_stopped_past_its_ttl_is_lost_at_once(
     server: Server, pool: Pool, connect: Callable[..., LeaseClient]
 ) -> None:
-    """The first look after SIGCONT says lost, and its release takes nothing from the new holder."""
+    """The first look says lost; its renewal and its release do not touch the new holder."""
     pool.report((device("SIM-h1-0"),), deadline_ms=60_000)
     client = connect()
     holder = subprocess.Popen(
@@ -60,6 +65,8 @@ def test_lease_of_a_holder_stopped_past_its_ttl_is_lost_at_once(
             os.kill(holder.pid, signal.SIGCONT)
             assert holder.stdout.readline().split() == ["True", "0.0"]
             before = pool.memory()
+            holder.stdin.write("renew\n")
+            assert holder.stdout.readline().strip() == "expired"
             holder.stdin.write("release\n")
             assert holder.stdout.readline().strip() == "False"
             after = pool.memory()

@@ -1,0 +1,135 @@
+"""What the HTTP service says, as the SDK's own kinds, and the keeper's way to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent_sdk.clocks import local_now, trusted_until
+from agent_sdk.errors import CODES, LeaseError, error_for
+from agent_sdk.protocol import LONGEST_TTL_MS, Device, Grant, Renewal, milliseconds
+from agent_sdk.web import Unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent_sdk.lease import HeldLease
+    from agent_sdk.links import Exchanged
+    from agent_sdk.web import Reply, Web
+
+OK = 200
+
+ENDLESS_MS = LONGEST_TTL_MS + 1
+"""What is left of a lease without expiry: more than any ttl."""
+
+
+class HttpLink:
+    """A keeper's way to the service; see `links.Link`.
+
+    Args:
+        web: None when none is configured.
+        request_timeout: seconds for one request.
+    """
+
+    def __init__(self, web: Web | None, request_timeout: float) -> None:
+        self._web = web
+        self._timeout_s = request_timeout
+
+    def exchange(self, leases: Sequence[HeldLease], tokens: Sequence[str]) -> Exchanged:
+        """See `Link`: one request for each; after the first without an answer none."""
+        if self._web is None:
+            raise error_for("store_unavailable")
+        renewed: list[Renewal | LeaseError] = []
+        given_back: list[bool] = []
+        try:
+            renewed.extend(self._renewed(self._web, lease) for lease in leases)
+            given_back.extend(self._given_back(self._web, token) for token in tokens)
+        except Unanswered as error:
+            away = error_for("store_unavailable")
+            if not renewed and not given_back:
+                raise away from error
+            renewed += [away] * (len(leases) - len(renewed))
+            given_back += [False] * (len(tokens) - len(given_back))
+        return renewed, given_back
+
+    def _renewed(self, web: Web, lease: HeldLease) -> Renewal | LeaseError:
+        try:
+            return renew(web, lease, None, local_now() + self._timeout_s)
+        except LeaseError as error:
+            return error
+
+    def _given_back(self, web: Web, token: str) -> bool:
+        until = local_now() + self._timeout_s
+        return final(web.ask("POST", "/release", {"token": token}, until=until))
+
+    def close(self) -> None:
+        """Nothing is left open between requests."""
+
+
+def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Renewal:
+    """Renew one lease; ttl_s None = as at the grant.
+
+    Raises:
+        LeaseError: it is lost, or the broker cannot tell.
+        Unanswered: nobody answered by `until`.
+    """
+    sent_at = local_now()
+    body = {"token": lease.token, "fence": lease.fence, "ttl_s": ttl_s}
+    reply = web.ask("POST", "/renew", body, until=until)
+    if reply.status != OK:
+        raise error_for(code_of(reply), token=lease.token)
+    try:
+        ends_ms, left_ms = ends_of(reply.body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise error_for("protocol_mismatch") from error
+    return Renewal(ends_ms, left_ms, trusted_until(sent_at, left_ms))
+
+
+def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> Grant:
+    """What POST /lease granted.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not what this version understands.
+    """
+    ends_ms, left_ms = ends_of(body)
+    return Grant(
+        token=str(body["token"]),
+        agent=agent,
+        fence=int(body["fence"]),
+        expires_at_ms=ends_ms,
+        remaining_ms=left_ms,
+        ttl_ms=milliseconds(ttl_s, "ttl_s"),
+        reason=body["code"],
+        devices=tuple(
+            Device(
+                uuid=str(gpu["uuid"]),
+                index=int(gpu["index"]),
+                host=str(gpu["host"]),
+                name=str(gpu["name"]),
+                memory_mb=int(gpu["memory_mb"]),
+            )
+            for gpu in body["gpus"]
+        ),
+        trusted_until=trusted_until(sent_at, left_ms),
+    )
+
+
+def ends_of(body: dict[str, Any]) -> tuple[int, int]:
+    """When a lease ends on the broker's clock, and what is left of it, both ms."""
+    if body["expires_at"] is None:
+        return ENDLESS_MS, ENDLESS_MS
+    return round(body["expires_at"] * 1000), int(body["expires_in_s"] * 1000)
+
+
+def code_of(reply: Reply) -> str:
+    """Why it is not 200, or not granted, as a word of `errors.CODES`."""
+    if reply.body.get("note") == "SAFE_MODE":
+        return "safe_mode"
+    code = reply.body.get("code")
+    if isinstance(code, str) and code in CODES:
+        return code
+    return "bad_request" if reply.status == CODES["bad_request"].status else "store_unavailable"
+
+
+def final(reply: Reply) -> bool:
+    """Whether a release need not be said again."""
+    return reply.status == OK or not CODES[code_of(reply)].retryable

@@ -1,0 +1,312 @@
+"""`GPUOrchestratorClient`: the documented client of the HTTP service, which fails closed to CPU.
+
+No call of it raises, none takes longer than two seconds, and what it answers when it cannot know is
+always: no GPU. For who can reach Redis, `LeaseClient` tells errors apart and waits in the line.
+"""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+from agent_sdk.asking import TTL_S, local_grant
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.http_link import OK, HttpLink, code_of, final, granted, renew
+from agent_sdk.keeper import Keeper
+from agent_sdk.lease import Lease
+from agent_sdk.protocol import new_token
+from agent_sdk.settings import read_orchestrator_settings, read_settings, source_of
+from agent_sdk.web import Unanswered, Web
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from agent_sdk.protocol import Grant
+    from agent_sdk.web import Reply
+
+log = logging.getLogger(__name__)
+
+DECISION_S = 2.0
+"""The most that one call, or one decision, may take."""
+
+DOWN_S = 1.0
+"""For how long nobody is asked after nobody answered."""
+
+FALLBACK: dict[str, Any] = {
+    "max_memory_per_agent_mb": 2048,
+    "allow_fractional_shares": True,
+    "kill_on_oom": False,
+    "safe_mode_read_only": True,
+    "_fallback": True,
+}
+"""The policy when nobody can tell it. Handed out in copies, and never cached as the truth."""
+
+
+class HttpLease(Lease):
+    """A lease over HTTP, renewed in the background; a `with` block releases it at its end.
+
+    With a GPU, or marked as without: `on_cpu` is true and `reason` says why. `local` is true when
+    the broker knows nothing of it.
+    """
+
+    def __init__(self, client: GPUOrchestratorClient, grant: Grant, *, local: bool = False) -> None:
+        super().__init__(grant, local=local)
+        self._client = client
+
+    def __enter__(self) -> Self:
+        """Held until the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release it, whatever the block did."""
+        self._client.release(self)
+
+
+class GPUOrchestratorClient:
+    """The HTTP service, seen from an agent; safe to share between threads and across a fork.
+
+    Args:
+        base_url: default GPU_ORCHESTRATOR_URL, else http://localhost:8014.
+        policy_ttl: seconds for which a policy is believed; default GPU_ORCHESTRATOR_POLICY_TTL.
+        request_timeout: seconds for one call or one decision, at most 2.
+        down_s: after no answer came, calls fall back for so long without asking.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        policy_ttl: float | None = None,
+        request_timeout: float = DECISION_S,
+        *,
+        down_s: float = DOWN_S,
+    ) -> None:
+        settings = read_orchestrator_settings()
+        self.base_url = base_url or settings.url
+        self.policy_ttl = settings.policy_ttl_s if policy_ttl is None else policy_ttl
+        self.request_timeout = min(request_timeout, DECISION_S)
+        self._down_s = down_s
+        self._down_until = 0.0
+        self._policy: tuple[float, dict[str, Any]] = (0.0, {})
+        try:
+            self._web: Web | None = Web(self.base_url)
+        except ValueError as error:
+            log.warning("no orchestrator, so no GPU: %s", error)
+            self._web = None
+        self._keeper = Keeper(lambda: HttpLink(self._web, self.request_timeout))
+
+    def get_gpu_info(self) -> dict[str, Any]:
+        """The devices: `GET /gpu/info`; `available` and `gpus` are always there."""
+        return self._gpu_info(self._deadline())
+
+    def get_policy(self, force_refresh: bool = False) -> dict[str, Any]:
+        """The policy, at most `policy_ttl` s old; if unanswered the fallback, with `_fallback`."""
+        return self._policy_by(self._deadline(), force_refresh=force_refresh)
+
+    def safe_mode_active(self) -> bool:
+        """Whether nobody may have a GPU; true when nobody can tell."""
+        return _safe(self.get_policy())
+
+    def cpu_fallback_decision(self) -> dict[str, bool]:
+        """Whether to initialise a GPU at all: ask once at the start, and lease before each use.
+
+        Returns:
+            use_gpu: the policy is known, SAFE_MODE is off and there is a GPU; safe_mode;
+            gpu_available; policy_fallback: the policy is not known.
+        """
+        until = self._deadline()
+        policy = self._policy_by(until)
+        fallback = "_fallback" in policy
+        info = {} if fallback else self._gpu_info(until)
+        available = info.get("available") is True and bool(info["gpus"])
+        return {
+            "use_gpu": available and not _safe(policy) and not fallback,
+            "safe_mode": _safe(policy),
+            "gpu_available": available,
+            "policy_fallback": fallback,
+        }
+
+    def lease(
+        self,
+        agent: str,
+        min_memory_mb: int | None = None,
+        *,
+        devices: int = 1,
+        exclusive: bool = False,
+        ttl_s: float = TTL_S,
+        priority: int = 0,
+        host: str | None = None,
+        model: str | None = None,
+        placement: Literal["spread", "pack"] = "spread",
+    ) -> HttpLease:
+        """A lease, on a GPU or marked as on the CPU; renewed in the background until released.
+
+        Args:
+            agent: who asks.
+            min_memory_mb: MiB on each device; None = the policy's default.
+            devices: several = whole idle devices of one host and model.
+            exclusive: alone on the device.
+            ttl_s: how long after this process died it ends.
+            priority: 0 to 9, 9 first.
+            host: None = this machine; "any", or a name.
+            model: the exact name, or None for any.
+            placement: spread (most free first) or pack (best fit).
+        """
+        token = new_token()
+        asked: dict[str, Any] = {
+            "agent": agent,
+            "token": token,
+            "min_memory_mb": min_memory_mb,
+            "devices": devices,
+            "exclusive": exclusive,
+            "ttl_s": ttl_s,
+            "priority": priority,
+            "host": self._host() if host is None else host,
+            "model": model,
+            "placement": placement,
+        }
+        sent_at = local_now()
+        try:
+            reply = self._ask("POST", "/lease", asked, until=self._deadline())
+        except Unanswered as error:
+            if error.sent:  # it may have been granted all the same
+                self._keeper.abandon(token)
+            return self._without(agent, token, "store_unavailable")
+        except (TypeError, ValueError):  # not JSON
+            return self._without(agent, token, "bad_request")
+        if reply.status != OK or reply.body.get("granted") is not True:
+            return self._without(agent, token, code_of(reply))
+        try:
+            lease = HttpLease(self, granted(reply.body, agent, ttl_s, sent_at))
+        except (KeyError, TypeError, ValueError):  # not what we understand: it cannot be used
+            self._keeper.abandon(token)
+            return self._without(agent, token, "protocol_mismatch")
+        self._keeper.add(lease)
+        return lease
+
+    def renew(self, lease: HttpLease, ttl_s: float | None = None) -> bool:
+        """Renew it now; False when it is lost, or nobody answered (`lease.lost` tells which)."""
+        if lease.local:
+            return True
+        until = self._deadline()
+        try:
+            lease.accept(renew(self._reachable(), lease, ttl_s, until))
+        except LeaseError as error:
+            lease.lose_if_over(error)
+        except Unanswered:
+            lease.jeopardy = True
+        except (TypeError, ValueError):
+            pass
+        else:
+            return True
+        return False
+
+    def release(self, lease: HttpLease) -> bool:
+        """Give it back; without an answer that is tried again in the background, and False."""
+        self._keeper.discard(lease)
+        lease.end()
+        if lease.local:
+            return True
+        try:
+            reply = self._ask("POST", "/release", {"token": lease.token}, until=self._deadline())
+        except Unanswered:
+            self._keeper.abandon(lease.token)
+            return False
+        if not final(reply):
+            self._keeper.abandon(lease.token)
+        return reply.status == OK
+
+    def close(self) -> None:
+        """Renew no more; leases still held run on to their end."""
+        self._keeper.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Renew no more."""
+        self.close()
+
+    def _deadline(self) -> float:
+        return local_now() + self.request_timeout
+
+    def _gpu_info(self, until: float) -> dict[str, Any]:
+        try:
+            reply = self._ask("GET", "/gpu/info", until=until)
+        except Unanswered:
+            return {"available": False, "gpus": [], "message": "unreachable"}
+        if reply.status != OK:
+            said = f"unexpected_status:{reply.status}"
+            return {"available": False, "gpus": [], "message": said}
+        gpus = reply.body.get("gpus")
+        known = {"gpus": gpus if isinstance(gpus, list) else []}
+        return {"available": False} | reply.body | known
+
+    def _policy_by(self, until: float, *, force_refresh: bool = False) -> dict[str, Any]:
+        believed_until, policy = self._policy
+        if force_refresh or local_now() >= believed_until:
+            try:
+                reply = self._ask("GET", "/policy", until=until)
+            except Unanswered:
+                return dict(FALLBACK)
+            if reply.status != OK or "safe_mode_read_only" not in reply.body:
+                return dict(FALLBACK)
+            policy = reply.body
+            self._policy = (local_now() + self.policy_ttl, policy)
+        return copy.deepcopy(policy)
+
+    def _reachable(self) -> Web:
+        """The way to the service, unless it did not answer a moment ago."""
+        if self._web is None:
+            raise Unanswered("no orchestrator is configured")
+        if local_now() < self._down_until:
+            raise Unanswered("it did not answer a moment ago")
+        return self._web
+
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, until: float
+    ) -> Reply:
+        web = self._reachable()
+        try:
+            return web.ask(method, path, body, until=until)
+        except Unanswered:
+            self._down_until = local_now() + self._down_s
+            self._policy = (0.0, {})  # what it allowed is not believed past its silence
+            raise
+
+    def _host(self) -> str | None:
+        """This machine's name if the broker may be elsewhere; None: the broker knows it."""
+        near = self._web is None or _loopback(self._web.hostname)
+        named = source_of("GPU_BROKER_HOSTNAME") == "environment"
+        return read_settings().hostname if named or not near else None
+
+    def _without(self, agent: str, token: str, code: str) -> HttpLease:
+        """A CPU lease that this client gives itself."""
+        return HttpLease(self, local_grant(agent, token, error_for(code)), local=True)
+
+
+def _safe(policy: dict[str, Any]) -> bool:
+    return policy.get("safe_mode_read_only") is not False
+
+
+def _loopback(hostname: str) -> bool:
+    if hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,135 @@
+"""One HTTP request with one deadline over all of it: name lookup, connect, every byte read.
+
+The timeouts of HTTP clients are per operation: a server that drips a byte a second, or a resolver
+that hangs, keeps their callers for minutes. Here the request runs in a daemon thread of its own,
+and the caller waits for that thread no longer than it said. No redirects, no proxies.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from agent_sdk.clocks import local_now
+
+LONGEST_BODY = 32 * 1024 * 1024
+"""Bytes of an answer: some 50,000 devices in `/gpu/info`."""
+
+
+class Unanswered(Exception):
+    """No answer of HTTP, or not in time.
+
+    Attributes:
+        sent: it reached somebody, who may have done it.
+    """
+
+    def __init__(self, why: str, *, sent: bool = False) -> None:
+        super().__init__(why)
+        self.sent = sent
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer. A body that is no JSON object is an empty one."""
+
+    status: int
+    body: dict[str, Any]
+
+
+class Web:
+    """The requests of one client to one base URL.
+
+    Raises:
+        ValueError: it is no http:// or https:// URL with a host.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{base_url!r} is no http:// or https:// URL")
+        self._tls = parts.scheme == "https"
+        self.hostname = parts.hostname
+        self._port = parts.port
+        self._prefix = parts.path.rstrip("/")
+
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, until: float
+    ) -> Reply:
+        """The answer; `until` is on `clocks.local_now`'s clock.
+
+        Raises:
+            Unanswered: no answer by then, or none that is HTTP.
+        """
+        payload = None if body is None else json.dumps(body).encode()
+        call = _Call(self._connection(until), method, self._prefix + path, payload)
+        try:
+            threading.Thread(target=call.run, name="gpu-lease-http", daemon=True).start()
+        except RuntimeError as error:  # no more threads, or the interpreter ends
+            raise Unanswered(str(error)) from error
+        if not call.done.wait(max(0.0, until - local_now())):
+            call.abandon()
+            raise Unanswered("no answer in time", sent=call.sent)
+        if call.error is not None:
+            raise Unanswered(str(call.error), sent=call.sent) from call.error
+        return Reply(call.status, _parsed(call.answer))
+
+    def _connection(self, until: float) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        return kind(self.hostname, self._port, timeout=max(0.001, until - local_now()))
+
+
+class _Call:
+    """One request, in a thread that nobody needs to wait for."""
+
+    def __init__(
+        self, connection: http.client.HTTPConnection, method: str, path: str, payload: bytes | None
+    ) -> None:
+        self._connection = connection
+        self._method = method
+        self._path = path
+        self._payload = payload
+        self.done = threading.Event()
+        self.error: Exception | None = None
+        self.sent = False
+        self.status = 0
+        self.answer = b""
+
+    def run(self) -> None:
+        try:
+            headers = {"Accept": "application/json", "Connection": "close"}
+            if self._payload is not None:
+                headers["Content-Type"] = "application/json"
+            self._connection.connect()
+            self.sent = True
+            self._connection.request(self._method, self._path, self._payload, headers)
+            response = self._connection.getresponse()
+            self.answer = response.read(LONGEST_BODY)
+            if response.length:  # torn, or longer than we read
+                self.error = http.client.IncompleteRead(self.answer, response.length)
+            self.status = response.status
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller got no answer
+            self.error = error
+        finally:
+            self._connection.close()
+            self.done.set()
+
+    def abandon(self) -> None:
+        """Wake the thread out of a read, so that it ends."""
+        sock = self._connection.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def _parsed(answer: bytes) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        body = json.loads(answer)
+        if isinstance(body, dict):
+            return body
+    return {}
