@@ -99,6 +99,11 @@ def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> Orch
     return OrchestratorSettings(url or ORCHESTRATOR_URL, policy_ttl_s, bool(url))
 
 
+def whole_environment() -> dict[str, str]:
+    """A copy of all of it, for a command that we start."""
+    return dict(os.environ)
+
+
 def lease_token(environ: Mapping[str, str] | None = None) -> str | None:
     """The lease under which this process was started, as `Lease.env` says it; None: under none."""
     env = os.environ if environ is None else environ

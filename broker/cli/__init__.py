@@ -12,6 +12,7 @@ from broker import __version__
 COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
     "host": "Report this machine's GPUs to the pool, without HTTP.",
+    "run": "Run a command under a lease.",
     "status": "Show devices and who holds what.",
     "queue": "Show who waits, in order.",
     "explain": "Say why somebody waits, and what would fit now.",
@@ -25,8 +26,9 @@ COMMANDS = {
 }
 """Every command by its name: `broker.cli.<name>` has a click command of that name."""
 
-FAILED, USAGE, UNAVAILABLE, DENIED = 1, 2, 69, 77
-"""Exit codes: it was refused; the call is wrong; the store is away; the store denies it."""
+FAILED, USAGE, UNAVAILABLE, NOT_IN_TIME, DENIED = 1, 2, 69, 75, 77
+"""Exit codes: it was refused; the call is wrong; the store is away; it was not granted in time; it
+is denied, by the store or by SAFE_MODE."""
 
 
 class Commands(click.Group):
@@ -83,5 +85,6 @@ def main() -> None:
     Try:
       gpu-broker serve --demo          a broker on this machine, on http://localhost:8014
       gpu-broker status                what there is and who holds it
+      gpu-broker run --memory 8GiB -- python train.py
       gpu-broker doctor                what is set, and what is wrong
     """

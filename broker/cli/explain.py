@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli.queue import asks
-from broker.cli.size import Size
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
+from broker.cli.units import Size
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient

@@ -1,0 +1,1 @@
+"""`gpu-broker run`: a command under a lease. It needs the base install only, like its command."""

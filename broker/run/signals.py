@@ -1,0 +1,76 @@
+"""Signals as something to wait for, beside a time, whichever thread the kernel hands them to."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Self
+
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+"""What somebody who means the command says to us."""
+
+CAUGHT = (*FORWARDED, signal.SIGCHLD, signal.SIGTSTP)
+
+WAKE = 0
+"""No signal: only to be looked at."""
+
+
+class Signals:
+    """Within its block the caught signals are only noted; one that was ignored stays ignored."""
+
+    def __enter__(self) -> Self:
+        """Note them from now on."""
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._before = {
+            number: signal.signal(number, _noted)
+            for number in CAUGHT
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """As it was before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._read)
+        write, self._write = self._write, -1
+        os.close(write)
+
+    def wake(self) -> None:
+        """End a wait from another thread."""
+        with suppress(OSError):  # full, so it is awake, or closed, so nobody waits
+            os.write(self._write, bytes([WAKE]))
+
+    def wait(self, seconds: float | None) -> list[signal.Signals]:
+        """The signals that came, at most `seconds` from now; None waits for the next."""
+        ready, _, _ = select.select([self._read], [], [], seconds)
+        if not ready:
+            return []
+        return [signal.Signals(byte) for byte in os.read(self._read, 4096) if byte != WAKE]
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor has it already."""

@@ -1,0 +1,438 @@
+"""`gpu-broker run` against a real pool: what it says, what the command finds, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk.testing import TestBroker, running_broker
+from broker.run.engines import with_hint
+from tests.api.brokers import PROGRAM, environment, eventually
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SHOW_ENV = "env | grep -E '^(GPU_LEASE|CUDA)' | sort"
+
+UNTIL_TOLD = "echo up; trap 'echo told; exit 5' TERM; while :; do sleep 0.05; done"
+"""Says when it is there, and when it gets SIGTERM."""
+
+DEAF = "echo up; trap '' TERM; while :; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TestBroker]:
+    """Two devices of 1000 MiB, and somebody who takes back what is over, as brokers do."""
+    over = threading.Event()
+    with running_broker(devices=2, memory_mb=1000) as running:
+
+        def tick() -> None:
+            while not over.wait(0.5):
+                running.client.reap()
+
+        ticker = threading.Thread(target=tick)
+        ticker.start()
+        yield running
+        over.set()
+        ticker.join()
+
+
+@pytest.fixture(autouse=True)
+def clean(pool: TestBroker) -> Iterator[None]:
+    """Afterwards nobody holds anything or waits."""
+    yield
+    eventually(lambda: not pool.client.queue(), 5)
+    for lease in pool.client.leases():
+        pool.client.release(lease.token)
+    pool.client.set_policy(safe_mode=False)
+
+
+def settings(pool: TestBroker) -> dict[str, str]:
+    return environment(REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
+
+
+def run(pool: TestBroker, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """One call that ends by itself."""
+    return subprocess.run(
+        [PROGRAM, "run", *args],
+        env=settings(pool) | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@contextmanager
+def running(pool: TestBroker, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """One call that a test ends; its first line of stdout tells that the command runs."""
+    process = subprocess.Popen(
+        [PROGRAM, "run", *args],
+        env=settings(pool),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def events(stderr: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stderr.splitlines()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not dead yet to be buried."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_command_finds_its_lease_in_its_environment_and_gives_its_code(pool: TestBroker) -> None:
+    """The lease's own env and the share of the device; nothing is held afterwards."""
+    done = run(pool, "--memory", "350", "--", "sh", "-c", f"{SHOW_ENV}; exit 3")
+    assert done.returncode == 3
+    env = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert env["CUDA_VISIBLE_DEVICES"].startswith("SIM-test-host-")
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert (env["GPU_LEASE_MEMORY_MB"], env["GPU_LEASE_MEMORY_FRACTION"]) == ("350", "0.35")
+    assert int(env["GPU_LEASE_FENCE"]) > 0
+    assert env["GPU_LEASE_TOKEN"][:8] in done.stderr
+    assert "350 MiB on test-host GPU" in done.stderr
+    assert pool.client.leases() == ()
+
+
+def test_json_lines_tell_the_whole_story(pool: TestBroker) -> None:
+    """One object a line on stderr; stdout is the command's alone."""
+    done = run(pool, "--memory", "1GiB", "--exclusive", "-o", "json", "--", "echo", "hello")
+    assert (done.returncode, done.stdout) == (1, "")
+    (failed,) = events(done.stderr)
+    assert (failed["event"], failed["code"], failed["schema"]) == ("failed", "never_fits", 1)
+    done = run(pool, "--gpus", "2", "--memory", "500", "-o", "json", "--", "echo", "hello")
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    granted, started, ended = events(done.stderr)
+    assert [x["event"] for x in (granted, started, ended)] == ["granted", "started", "ended"]
+    assert len(granted["devices"]) == 2
+    assert granted["env"]["CUDA_VISIBLE_DEVICES"].count(",") == 1
+    assert ended["exit_code"] == 0
+
+
+def test_wait_says_why_and_ends_when_there_is_room(pool: TestBroker) -> None:
+    """In words and as JSON; the command starts as soon as the GPUs are given back."""
+    held = [pool.client.acquire("holder", memory_mb=900) for _ in range(2)]
+    with running(pool, "--memory", "900", "-o", "json", "--", "echo", "mine") as waiting:
+        line = json.loads(waiting.stderr.readline())
+        assert (line["event"], line["code"], line["ahead"]) == ("waiting", "next", 0)
+        assert "holder does not renew" in line["basis"]
+        (place,) = pool.client.queue()
+        assert place.token == line["token"]
+        pool.client.release(held[0])
+        out, err = waiting.communicate(timeout=5)
+    assert (waiting.returncode, out) == (0, "mine\n")
+    assert [x["event"] for x in events(err)] == ["granted", "started", "ended"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--memory", "900", "--wait", "0"], 75, "--wait waits longer"),
+        (["--memory", "900", "--wait", "1.5"], 75, "waiting: it is next"),
+        (["--memory", "9GiB"], 1, "gpu-broker status"),
+        (["--memory", "10", "--host", "nowhere"], 1, 'host="any"'),
+        (["--memory", "ten"], 2, "8GiB"),
+        (["--wait", "soon"], 2, "10m"),
+    ],
+)
+def test_lease_that_is_not_had_ends_with_its_code(
+    pool: TestBroker, args: list[str], code: int, said: str
+) -> None:
+    """And says what to do next; the command never runs, and nobody is left in the line."""
+    for _ in range(2):
+        pool.client.acquire("holder", memory_mb=900)
+    done = run(pool, *args, "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert said in done.stderr
+    assert pool.client.queue() == ()
+
+
+def test_safe_mode_is_denied_or_runs_on_the_cpu(pool: TestBroker) -> None:
+    """77, and with --or-cpu without a GPU."""
+    pool.client.set_policy(safe_mode=True)
+    done = run(pool, "--memory", "10", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (77, "")
+    assert "SAFE_MODE" in done.stderr
+    done = run(pool, "--memory", "10", "--or-cpu", "--", "sh", "-c", "echo [$CUDA_VISIBLE_DEVICES]")
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+    assert "runs on the CPU" in done.stderr
+
+
+def test_store_that_is_away_is_69_or_runs_on_the_cpu(pool: TestBroker) -> None:
+    """Within its deadline."""
+    away = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    done = run(pool, "--memory", "10", "--", "echo", "ran", **away)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "gpu-broker serve" in done.stderr
+    done = run(pool, "--memory", "10", "--or-cpu", "-q", "--", "echo", "ran", **away)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+def test_full_pool_runs_on_the_cpu_if_that_will_do(pool: TestBroker) -> None:
+    """At once, unless --wait says to wait first."""
+    held = [pool.client.acquire("holder", memory_mb=900) for _ in range(2)]
+    show = ["--", "sh", "-c", "echo [$CUDA_VISIBLE_DEVICES]"]
+    assert run(pool, "--memory", "900", "--or-cpu", *show).stdout == "[]\n"
+    with running(pool, "--memory", "900", "--or-cpu", "--wait", "20", *show) as waiting:
+        eventually(pool.client.queue, 5)
+        pool.client.release(held[0])
+        assert waiting.stdout.readline() == f"[{held[0].devices[0].uuid}]\n"
+
+
+def test_command_that_cannot_run_holds_nothing(pool: TestBroker, tmp_path: Any) -> None:
+    """127 before anything is asked for, 126 when the kernel refuses."""
+    done = run(pool, "--", "no-such-command")
+    assert (done.returncode, done.stderr) == (127, "gpu-broker: no-such-command: no such command\n")
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    done = run(pool, "--memory", "1", "--", str(script))
+    assert done.returncode == 126
+    assert pool.client.leases() == ()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_while_waiting_leaves_the_line(pool: TestBroker, number: signal.Signals) -> None:
+    """At once, with the code of a process that the signal ended."""
+    for _ in range(2):
+        pool.client.acquire("holder", memory_mb=900)
+    with running(pool, "--memory", "900", "--", "echo", "ran") as waiting:
+        eventually(pool.client.queue, 5)
+        waiting.send_signal(number)
+        assert waiting.wait(5) == 128 + number
+        assert pool.client.queue() == ()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
+def test_signal_reaches_the_command_and_what_it_started(
+    pool: TestBroker, number: signal.Signals
+) -> None:
+    """All of its group; run goes on until the command has ended, and gives the lease back."""
+    name = number.name.removeprefix("SIG")
+    inner = f"trap 'echo inner; exit' {name}; echo up; while :; do sleep 0.05; done"
+    outer = f'trap "echo outer" {name}; sh -c "{inner}"; exit 9'
+    with running(pool, "--memory", "100", "--", "sh", "-c", outer) as process:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert [process.stdout.readline() for _ in range(2)] == ["inner\n", "outer\n"]
+        assert process.wait(5) == 9
+    assert pool.client.leases() == ()
+
+
+def test_code_of_a_command_that_a_signal_ended_is_a_shells(pool: TestBroker) -> None:
+    """128 + its number."""
+    assert run(pool, "--memory", "1", "--", "sh", "-c", "kill -KILL $$").returncode == 137
+
+
+@pytest.mark.parametrize(("script", "code"), [(UNTIL_TOLD, 5), (DEAF, 137)])
+def test_lost_lease_ends_the_command(pool: TestBroker, script: str, code: int) -> None:
+    """SIGTERM, and SIGKILL after the grace for one that does not listen."""
+    args = ["--memory", "100", "--ttl", "1", "--grace", "0.5", "--", "sh", "-c", script]
+    with running(pool, *args) as process:
+        process.stdout.readline()
+        (held,) = pool.client.leases()
+        pool.client.revoke(held.token, force=True, why="test")
+        assert process.wait(5) == code
+        assert "is lost (revoked): sent SIGTERM" in process.stderr.read()
+
+
+def test_time_is_the_most_that_it_is_held(pool: TestBroker) -> None:
+    """--time ends it although it is renewed."""
+    began = time.monotonic()
+    done = run(
+        pool, "--memory", "1", "--time", "1s", "--ttl", "1", "--", "sh", "-c", UNTIL_TOLD
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (5, "up\ntold\n")
+    assert time.monotonic() - began < 4
+
+
+def test_what_the_command_leaves_behind_is_ended(pool: TestBroker) -> None:
+    """Before the lease is given back: it could use the GPU."""
+    deaf = f"sh -c '{DEAF.removeprefix('echo up; ')}' & echo $!; exit 4"
+    done = run(pool, "--memory", "1", "--grace", "0.3", "--", "sh", "-c", deaf)
+    assert done.returncode == 4
+    assert "left processes behind" in done.stderr
+    assert not alive(int(done.stdout))
+
+
+def test_run_killed_takes_the_command_with_it(pool: TestBroker) -> None:
+    """SIGKILL: the command and what it started are gone at once, the lease by its ttl."""
+    script = "sleep 100 & echo $$ $!; wait"
+    with running(pool, "--memory", "100", "--ttl", "1", "--", "sh", "-c", script) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert all(alive(pid) for pid in pids)
+        process.kill()
+        eventually(lambda: not any(alive(pid) for pid in pids), 2)
+        assert len(pool.client.leases()) == 1
+        eventually(lambda: not pool.client.leases(), 5)
+
+
+def test_run_stopped_past_its_ttl_ends_the_command_when_it_goes_on(pool: TestBroker) -> None:
+    """The GPU may be another's by then, who is not touched."""
+    args = ["--memory", "900", "--exclusive", "--ttl", "1", "--", "sh", "-c", UNTIL_TOLD]
+    with running(pool, *args) as process:
+        process.stdout.readline()
+        (old,) = pool.client.leases()
+        process.send_signal(signal.SIGSTOP)
+        eventually(lambda: not pool.client.leases(), 5)
+        news = [pool.client.acquire("new", memory_mb=900, ttl_s=30) for _ in range(2)]
+        assert min(new.fence for new in news) > old.fence
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(5) == 5
+        assert {x.token for x in pool.client.leases()} == {new.token for new in news}
+
+
+def test_command_that_stops_or_spins_cannot_starve_the_renewal(pool: TestBroker) -> None:
+    """Another process renews: a stopped command still has its lease, and so has a busy one."""
+    script = "(while :; do :; done) & (while :; do :; done) & (while :; do :; done) & kill -STOP $$"
+    script = f"echo $$; {script}; echo on; kill 0"
+    with running(pool, "--memory", "100", "--ttl", "1", "--", "sh", "-c", script) as process:
+        child = int(process.stdout.readline())
+        (before,) = pool.client.leases()
+        time.sleep(3)
+        (after,) = pool.client.leases()
+        assert (after.token, after.fence) == (before.token, before.fence)
+        os.kill(child, signal.SIGCONT)
+        assert process.wait(5) == 143
+
+
+@contextmanager
+def on_a_terminal(pool: TestBroker, args: Sequence[str]) -> Iterator[Terminal]:
+    """`gpu-broker run` as a person starts it: in the foreground of a terminal."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execve(PROGRAM, [PROGRAM, "run", *args], settings(pool))
+    terminal = Terminal(pid, master)
+    try:
+        yield terminal
+    finally:
+        terminal.end()
+        os.close(master)
+
+
+class Terminal:
+    """What a person sees and types."""
+
+    def __init__(self, pid: int, master: int) -> None:
+        self.pid, self._master, self.seen = pid, master, ""
+        self._status: int | None = None
+
+    def until(self, text: str, within_s: float = 8) -> None:
+        """Read until this was seen."""
+        until = time.monotonic() + within_s
+        while text not in self.seen:
+            assert time.monotonic() < until, f"{text!r} not in {self.seen!r}"
+            if select.select([self._master], [], [], 0.05)[0]:
+                try:
+                    self.seen += os.read(self._master, 65536).decode()
+                except OSError:  # the terminal hung up
+                    assert text in self.seen, self.seen
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def end(self) -> None:
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def wait(self) -> int:
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._status
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_terminal_shows_the_wait_in_one_line(pool: TestBroker) -> None:
+    """Written over each second, gone when the lease is there."""
+    held = [pool.client.acquire("holder", memory_mb=900) for _ in range(2)]
+    with on_a_terminal(pool, ["--memory", "900", "--", "echo", "mine"]) as terminal:
+        terminal.until("waiting 2 s: it is next")
+        assert "\n" not in terminal.seen
+        pool.client.release(held[0])
+        terminal.until("mine")
+        assert "\r\x1b[K" in terminal.seen
+        assert terminal.wait() == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_command_that_reads_the_terminal_gets_it(pool: TestBroker) -> None:
+    """It is in a group of its own, and yet a person can talk to it; Ctrl-C ends it alone."""
+    # Short sleeps: Python may miss a signal that comes just before a long one.
+    code = (
+        "import time; print(input('name? ') + ' it is', flush=True)\nwhile True: time.sleep(0.01)"
+    )
+    args = ["--memory", "1", "--", sys.executable, "-c", code]
+    with on_a_terminal(pool, args) as terminal:
+        terminal.until("name? ")
+        terminal.type("ann\n")
+        terminal.until("ann it is")
+        terminal.type("\x1a")  # Ctrl-Z
+        terminal.until("Ctrl-Z does not stop it")
+        terminal.type("\x03")
+        terminal.until("KeyboardInterrupt")
+        assert terminal.wait() in {1, 130}
+    assert pool.client.leases() == ()
+
+
+@pytest.mark.parametrize(
+    ("engine", "command", "added"),
+    [
+        ("vllm", ["vllm", "serve", "m"], ["--gpu-memory-utilization", "0.29"]),
+        ("sglang", ["python", "-m", "sglang"], ["--mem-fraction-static", "0.26"]),
+        ("trtllm", ["trtllm-serve"], ["--kv_cache_free_gpu_memory_fraction", "0.17"]),
+        ("vllm", ["vllm", "--gpu-memory-utilization=0.5"], []),
+        ("vllm", ["vllm", "--gpu_memory_utilization", "0.5"], []),
+    ],
+)
+def test_engine_gets_its_share_unless_it_was_told(
+    engine: str, command: list[str], added: list[str]
+) -> None:
+    """Rounded down; 7000 of 24000 MiB are 0.2916 of it."""
+    words, flag = with_hint(command, engine, 7000, 24000)
+    assert words == [*command, *added]
+    assert flag == (" ".join(added) or None)
+
+
+def test_share_of_trtllm_is_within_the_lease_for_weights_of_up_to_half() -> None:
+    """It is a share of what the weights leave free."""
+    leased, total = 10_000, 24_000
+    words, _ = with_hint(["trtllm-serve"], "trtllm", leased, total)
+    for weights in range(0, leased // 2 + 1, 500):
+        assert weights + float(words[-1]) * (total - weights) <= leased
+
+
+def test_run_needs_the_base_install_alone() -> None:
+    """redis and click: no web server, no settings library."""
+    code = "import sys, broker.cli.run; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert not loaded & {"fastapi", "uvicorn", "pydantic", "prometheus_client", "pynvml"}
