@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import adopting, explain, operate, protocol, reporting, snapshot, waiting_line
+from agent_sdk import adopting, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
@@ -174,10 +174,14 @@ class AsyncLeaseClient(Door["Redis"]):
 
     async def explain(self, token: str) -> Explanation:
         """Why a waiter waits, and what would fit now; see `explain.explain`."""
+        from agent_sdk import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
+
         return await self._run(explain.explain(self.keys, protocol.check_name(token, "token")))
 
     async def explain_request(self, agent: str, **ask: Unpack[Ask]) -> Explanation:
         """What would become of a request now, without making it; why it was refused."""
+        from agent_sdk import explain  # noqa: PLC0415 - as above
+
         request = self._caller.request(agent, **ask)
         return await self._run(explain.explain_request(self.keys, request))
 

@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import click
 
 from agent_sdk.errors import LeaseError
+from agent_sdk.fitting import ELSEWHERE
 from broker.cli.table import age, gib
 
 if TYPE_CHECKING:
@@ -150,16 +152,21 @@ class Teller:
 
 
 def _reason(why: Why) -> str:
-    """Place, reason and estimate in a line."""
+    """Place, reason and estimate, short enough for a line."""
     if why is None:
         return "asking"
     if isinstance(why, LeaseError):
         return str(why)
-    parts = [why.summary]
-    if why.ahead_count:
-        parts.insert(0, f"{why.ahead_count} ahead")
-    if why.estimate_s is not None and why.code not in {"active", "offered"}:
-        parts.append(f"about {age(round(why.estimate_s * 1000))}: {why.basis}")
+    place = {"next": "next in line", "behind": f"{why.ahead_count} ahead"}.get(why.code)
+    parts = [place or why.summary]
+    if place and (counts := Counter(d.reason for d in why.devices if d.reason not in ELSEWHERE)):
+        parts.append(", ".join(f"{n} GPU{'s' * (n > 1)} {word}" for word, n in counts.items()))
+    if why.estimate_s is not None and why.first_end is not None:
+        left = age(round(why.estimate_s * 1000))
+        renews = why.first_end.basis == "expiry"
+        parts.append(
+            f"{left} left to {why.first_end.agent} unless renewed" if renews else f"about {left}"
+        )
     return " · ".join(parts)
 
 

@@ -155,7 +155,7 @@ def test_wait_says_why_and_ends_when_there_is_room(pool: TestBroker) -> None:
     ("args", "code", "said"),
     [
         (["--memory", "900", "--wait", "0"], 75, "--wait waits longer"),
-        (["--memory", "900", "--wait", "1.5"], 75, "waiting: it is next"),
+        (["--memory", "900", "--wait", "1.5"], 75, "waiting: next in line"),
         (["--memory", "9GiB"], 1, "gpu-broker status"),
         (["--memory", "10", "--host", "nowhere"], 1, 'host="any"'),
         (["--memory", "ten"], 2, "8GiB"),
@@ -376,7 +376,7 @@ def test_terminal_shows_the_wait_in_one_line(pool: TestBroker) -> None:
     """Written over each second, gone when the lease is there."""
     held = [pool.client.acquire("holder", memory_mb=900) for _ in range(2)]
     with on_a_terminal(pool, ["--memory", "900", "--", "echo", "mine"]) as terminal:
-        terminal.until("waiting 2 s: it is next")
+        terminal.until("waiting 2 s: next in line · 2 GPUs full · 2")
         assert "\n" not in terminal.seen
         pool.client.release(held[0])
         terminal.until("mine")
