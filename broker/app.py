@@ -12,6 +12,7 @@ from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, operators, routes
 from broker.inventory import Reporter, source_of
 from broker.metrics import Metrics
+from broker.notify import Systemd
 from broker.problems import install_handlers
 from broker.state import Broker
 from broker.ticker import Ticker
@@ -35,6 +36,15 @@ def build_app(settings: Settings) -> FastAPI:
     """
     source = source_of(settings)
 
+    systemd, known = Systemd(), False
+
+    def ticked(problem: str | None) -> None:
+        """Tell systemd: from the event loop, after Redis answered or is known not to."""
+        nonlocal known
+        status = "granting leases" if problem is None else f"no leases: {problem}"
+        (systemd.alive if known else systemd.ready)(status)
+        known = True
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         client = AsyncLeaseClient(
@@ -44,7 +54,7 @@ def build_app(settings: Settings) -> FastAPI:
             hostname=settings.sdk.hostname,
             deadline_s=CALL_DEADLINE_S,
         )
-        reporter, ticker = Reporter(client, source, settings), Ticker(client)
+        reporter, ticker = Reporter(client, source, settings), Ticker(client, ticked)
         broker = Broker(settings, source, client, reporter, ticker, metrics)
         client.by = f"serve {settings.sdk.hostname} {broker.replica}"
         app.state.broker = broker
@@ -53,6 +63,7 @@ def build_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            systemd.stopping()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

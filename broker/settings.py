@@ -102,6 +102,16 @@ class Settings(BaseSettings):
             return False
 
 
+class SystemdSettings(BaseSettings):
+    """What systemd sets for the services that it starts; see sd_notify(3)."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
+
+    notify_socket: str | None = None
+    watchdog_usec: int | None = None
+    watchdog_pid: int | None = None
+
+
 def broker_settings_in_effect() -> list[Setting]:
     """The broker's own settings by the name of their variable.
 

@@ -13,6 +13,8 @@ from agent_sdk.errors import LeaseError
 from broker.store_check import problem_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_sdk import AsyncLeaseClient
     from agent_sdk.snapshot import PoolStatus
 
@@ -24,13 +26,18 @@ LONGEST_S, SOON_S, SHORTEST_S = 1.0, 0.1, 0.01
 class Ticker:
     """Reaps until cancelled.
 
+    Args:
+        client: of the pool.
+        ticked: called in the event loop after each round, with the problem.
+
     Attributes:
         problem: why the store cannot serve now, in one sentence; None while it does.
         pool: the pool's policy as last read; None until then.
     """
 
-    def __init__(self, client: AsyncLeaseClient) -> None:
+    def __init__(self, client: AsyncLeaseClient, ticked: Callable[[str | None], None]) -> None:
         self._client = client
+        self._ticked = ticked
         self._checked = False
         self.problem: str | None = "the store has not been asked yet"
         self.pool: PoolStatus | None = None
@@ -41,6 +48,7 @@ class Ticker:
         while True:
             await asyncio.sleep(pause_s)
             pause_s = await self.tick()
+            self._ticked(self.problem)
 
     async def tick(self) -> float:
         """Reap once; seconds until the next is due."""

@@ -44,7 +44,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes, as a shell's."""
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 512MiB, 8192 (MiB).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")

@@ -121,6 +121,12 @@ def test_command_finds_its_lease_in_its_environment_and_gives_its_code(pool: Tes
     assert pool.client.leases() == ()
 
 
+def test_options_of_the_command_are_its_own(pool: TestBroker) -> None:
+    """Also without `--` before it."""
+    done = run(pool, "--memory", "10", "sh", "-c", "echo $0 $1", "-o", "--wait")
+    assert (done.returncode, done.stdout) == (0, "-o --wait\n")
+
+
 def test_json_lines_tell_the_whole_story(pool: TestBroker) -> None:
     """One object a line on stderr; stdout is the command's alone."""
     done = run(pool, "--memory", "1GiB", "--exclusive", "-o", "json", "--", "echo", "hello")

@@ -1,0 +1,49 @@
+"""systemd's side channel: ready, alive, what it does. Without systemd nothing is said.
+
+By hand, because it is one datagram and the packages that do it are unmaintained or need a compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+from broker.settings import SystemdSettings
+
+
+class Systemd:
+    """Who started us, if it wants to hear of us; it never costs more than a datagram."""
+
+    def __init__(self, settings: SystemdSettings | None = None) -> None:
+        self._settings = settings or SystemdSettings()
+        self._said = ""
+
+    def ready(self, status: str) -> None:
+        """It is up: its units that come after it may start."""
+        self._said = status
+        self._say(f"READY=1\nSTATUS={status}")
+
+    def alive(self, status: str) -> None:
+        """It works, or waits for somebody else; without this for `WatchdogSec` it is restarted."""
+        lines = []
+        if self._settings.watchdog_usec and self._settings.watchdog_pid in {None, os.getpid()}:
+            lines.append("WATCHDOG=1")
+        if status != self._said:
+            self._said = status
+            lines.append(f"STATUS={status}")
+        if lines:
+            self._say("\n".join(lines))
+
+    def stopping(self) -> None:
+        """It stops in good order."""
+        self._say("STOPPING=1")
+
+    def _say(self, text: str) -> None:
+        path = self._settings.notify_socket
+        if path is None:
+            return
+        address = "\0" + path[1:] if path.startswith("@") else path
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.setblocking(False)
+            channel.sendto(text.encode(), address)
