@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from agent_sdk.embedded import EmbeddedStore
-from agent_sdk.settings import read_settings, sdk_settings_in_effect, source_of
+from agent_sdk.settings import (
+    read_orchestrator_settings,
+    read_settings,
+    sdk_settings_in_effect,
+    source_of,
+)
 from agent_sdk.store import Store
 from broker.settings import Settings, SettingsError, broker_settings_in_effect, load_settings
 
@@ -33,6 +38,12 @@ SDK = [
     ("GPU_BROKER_HOSTNAME", "hostname", socket.gethostname(), "gpu_host-3", "gpu_host-3"),
 ]
 """The same of the SDK; the default of the state folder depends on the user."""
+
+CLIENT = [
+    ("GPU_ORCHESTRATOR_URL", "url", "http://localhost:8014", "http://gpu:9", "http://gpu:9"),
+    ("GPU_ORCHESTRATOR_POLICY_TTL", "policy_ttl_s", 30.0, "2.5", 2.5),
+]
+"""The same of the HTTP client."""
 
 WRONG = [
     ("GPU_ORCHESTRATOR_PORT", "0"),
@@ -89,7 +100,7 @@ LEAKING = [
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of this shell's settings."""
     for name in [*os.environ]:
-        if name.upper() in {row[0] for row in SETTINGS + SDK} | {"XDG_STATE_HOME"}:
+        if name.upper() in {row[0] for row in SETTINGS + SDK + CLIENT} | {"XDG_STATE_HOME"}:
             monkeypatch.delenv(name)
 
 
@@ -100,7 +111,7 @@ def test_settings_listed_here_are_all_there_are() -> None:
     """No setting is without a row in this file."""
     assert {field for _, field, *_ in SETTINGS} | {"sdk"} == set(Settings.model_fields)
     assert {s.name for s in broker_settings_in_effect()} == {row[0] for row in SETTINGS}
-    assert {s.name for s in sdk_settings_in_effect({})} == {row[0] for row in SDK}
+    assert {s.name for s in sdk_settings_in_effect({})} == {row[0] for row in SDK + CLIENT}
 
 
 @pytest.mark.parametrize(("variable", "field", "default", "given", "value"), SETTINGS)
@@ -239,6 +250,25 @@ def test_sdk_setting_is_its_default_until_its_variable_says_otherwise(
         assert getattr(read_settings({}), field) == default
     assert read_settings({variable: ""}) == read_settings({})
     assert getattr(read_settings({variable: given}), field) == value
+
+
+@pytest.mark.parametrize(("variable", "field", "default", "given", "value"), CLIENT)
+def test_client_setting_is_its_default_until_its_variable_says_otherwise(
+    variable: str, field: str, default: object, given: str, value: object
+) -> None:
+    """And an orchestrator is configured only when its URL is set."""
+    assert getattr(read_orchestrator_settings({}), field) == default
+    assert read_orchestrator_settings({variable: ""}) == read_orchestrator_settings({})
+    found = read_orchestrator_settings({variable: given})
+    assert getattr(found, field) == value
+    assert found.configured == (variable == "GPU_ORCHESTRATOR_URL")
+
+
+def test_policy_ttl_of_a_wrong_form_counts_as_unset(caplog: pytest.LogCaptureFixture) -> None:
+    """The client never raises: it says so in the log."""
+    found = read_orchestrator_settings({"GPU_ORCHESTRATOR_POLICY_TTL": "soon"})
+    assert found.policy_ttl_s == 30.0
+    assert "GPU_ORCHESTRATOR_POLICY_TTL='soon'" in caplog.text
 
 
 @pytest.mark.parametrize(
