@@ -1,6 +1,7 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
 # make test   every test, on servers of its own, three files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
+# make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make bench  what a lease costs, beside what else there is
 # make lock   requirements.lock anew, after a change of pyproject.toml
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format bench lock clean
+.PHONY: run test check format e2e bench lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -26,6 +27,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+e2e: $(READY)
+	@$(BIN)/python scripts/e2e.py
 
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py
