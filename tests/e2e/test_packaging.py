@@ -83,7 +83,7 @@ def test_wheel_requires_redis_and_click_alone(wheel: Path) -> None:
     base = {line.split(">")[0].split("<")[0] for line in required if "extra ==" not in line}
     assert base == {"redis", "click"}
     assert set(metadata.get_all("Provides-Extra") or []) == {
-        "broker", "embedded", "bench", "dev",
+        "broker", "agents", "embedded", "bench", "dev",
     }  # fmt: skip
 
 
