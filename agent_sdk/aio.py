@@ -92,22 +92,29 @@ class AsyncLeaseClient(Door["Redis"]):
         self._keeper.add(lease)
 
     async def renew(
-        self, lease: AsyncLease | str, ttl_s: float | None = None, *, fence: int | None = None
+        self,
+        lease: AsyncLease | str,
+        ttl_s: float | None = None,
+        *,
+        fence: int | None = None,
+        owner: str = "",
     ) -> protocol.Renewal:
         """Renew a lease now; see `LeaseClient.renew`."""
         ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
         if isinstance(lease, str):
             token = protocol.check_name(lease, "token")
-            return await self._run(protocol.renew(token, fence, ttl_ms))
+            return await self._run(protocol.renew(token, fence, ttl_ms, owner))
         try:
-            renewal = await self._run(protocol.renew(lease.token, lease.fence, ttl_ms))
+            renewal = await self._run(protocol.renew(lease.token, lease.fence, ttl_ms, owner))
         except LeaseError as error:
             lease.lose_if_over(error)
             raise
         lease.accept(renewal)
         return renewal
 
-    async def release(self, lease: AsyncLease | str, *, refuse_late: bool = True) -> bool:
+    async def release(
+        self, lease: AsyncLease | str, *, refuse_late: bool = True, owner: str = ""
+    ) -> bool:
         """Give a lease back; see `LeaseClient.release`.
 
         A cancelled call leaves no lease behind: the renewing thread gives it back.
@@ -121,7 +128,7 @@ class AsyncLeaseClient(Door["Redis"]):
             lease.token if isinstance(lease, AsyncLease) else protocol.check_name(lease, "token")
         )
         try:
-            ending = await self._run(protocol.release(token, plant=refuse_late))
+            ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))
         except asyncio.CancelledError:
             self._keeper.abandon(token)
             raise
@@ -137,10 +144,12 @@ class AsyncLeaseClient(Door["Redis"]):
         """Say which devices a host has and that it lives; see `reporting.report`."""
         return await self._run(reporting.report(host, devices, **about))
 
-    async def revoke(self, token: str, *, force: bool = False, why: str = "") -> int:
+    async def revoke(
+        self, token: str, *, force: bool = False, why: str = "", by: str | None = None
+    ) -> int:
         """End a lease as an operator; see `operate.revoke`."""
         token = protocol.check_name(token, "token")
-        return await self._run(operate.revoke(token, force=force, by=self.by, why=why))
+        return await self._run(operate.revoke(token, force=force, by=by or self.by, why=why))
 
     async def revoke_where(
         self,
@@ -149,24 +158,29 @@ class AsyncLeaseClient(Door["Redis"]):
         host: str | None = None,
         force: bool = False,
         why: str = "",
+        by: str | None = None,
     ) -> tuple[str, ...]:
         """Revoke every lease of an agent, on a host, or both; the tokens that it was."""
         steps = operate.revoke_where(
-            self.keys, agent=agent, host=host, force=force, by=self.by, why=why
+            self.keys, agent=agent, host=host, force=force, by=by or self.by, why=why
         )
         return await self._run(steps)
 
-    async def drain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+    async def drain(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> int:
         """Let a device, or a host's devices, take no new leases; how many devices that were."""
-        return await self._run(operate.drain(what, name, drained=True, by=self.by, why=why))
+        return await self._run(operate.drain(what, name, drained=True, by=by or self.by, why=why))
 
-    async def undrain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+    async def undrain(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> int:
         """Let them take leases again."""
-        return await self._run(operate.drain(what, name, drained=False, by=self.by, why=why))
+        return await self._run(operate.drain(what, name, drained=False, by=by or self.by, why=why))
 
-    async def set_policy(self, **policy: Unpack[operate.Policy]) -> int:
+    async def set_policy(self, *, by: str | None = None, **policy: Unpack[operate.Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
-        return await self._run(operate.set_policy(self.by, **policy))
+        return await self._run(operate.set_policy(by or self.by, **policy))
 
     async def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
         """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""

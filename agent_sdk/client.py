@@ -109,11 +109,17 @@ class LeaseClient(Door["Redis"]):
         self._keeper.add(lease)
 
     def renew(
-        self, lease: Lease | str, ttl_s: float | None = None, *, fence: int | None = None
+        self,
+        lease: Lease | str,
+        ttl_s: float | None = None,
+        *,
+        fence: int | None = None,
+        owner: str = "",
     ) -> protocol.Renewal:
         """Renew a lease now, to at least ttl_s seconds from now; None = as at the grant.
 
-        By its token, a lease of another process is renewed; `fence` is then compared if given.
+        By its token, a lease of another process is renewed; `fence` is then compared if given. With
+        an owner another principal's lease is as unknown as one that is not there.
 
         Raises:
             LeaseLost: it is over; nothing brings it back.
@@ -122,20 +128,20 @@ class LeaseClient(Door["Redis"]):
         ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
         if isinstance(lease, str):
             token = protocol.check_name(lease, "token")
-            return self._run(protocol.renew(token, fence, ttl_ms))
+            return self._run(protocol.renew(token, fence, ttl_ms, owner))
         try:
-            renewal = self._run(protocol.renew(lease.token, lease.fence, ttl_ms))
+            renewal = self._run(protocol.renew(lease.token, lease.fence, ttl_ms, owner))
         except LeaseError as error:
             lease.lose_if_over(error)
             raise
         lease.accept(renewal)
         return renewal
 
-    def release(self, lease: Lease | str, *, refuse_late: bool = True) -> bool:
+    def release(self, lease: Lease | str, *, refuse_late: bool = True, owner: str = "") -> bool:
         """Give a lease back, by itself or by its token; False when it had ended before.
 
         A token that was never acquired is refused from then on, unless refuse_late is False: its
-        acquire may still be on its way.
+        acquire may still be on its way. With an owner another principal's counts as unknown.
         """
         if isinstance(lease, Lease):
             self._keeper.discard(lease)
@@ -143,7 +149,7 @@ class LeaseClient(Door["Redis"]):
             if lease.local:
                 return True
         token = lease.token if isinstance(lease, Lease) else protocol.check_name(lease, "token")
-        return self._run(protocol.release(token, plant=refuse_late)).by_this_call
+        return self._run(protocol.release(token, plant=refuse_late, owner=owner)).by_this_call
 
     def reap(self) -> protocol.Moment:
         """Take back what is over, some 16 devices of it; `more` says whether that was all."""
@@ -155,10 +161,12 @@ class LeaseClient(Door["Redis"]):
         """Say which devices a host has and that it lives; see `reporting.report`."""
         return self._run(reporting.report(host, devices, **about))
 
-    def revoke(self, token: str, *, force: bool = False, why: str = "") -> int:
-        """End a lease as an operator; see `operate.revoke`."""
+    def revoke(
+        self, token: str, *, force: bool = False, why: str = "", by: str | None = None
+    ) -> int:
+        """End a lease as an operator; see `operate.revoke`. `by`: who; default this client."""
         token = protocol.check_name(token, "token")
-        return self._run(operate.revoke(token, force=force, by=self.by, why=why))
+        return self._run(operate.revoke(token, force=force, by=by or self.by, why=why))
 
     def revoke_where(
         self,
@@ -167,24 +175,29 @@ class LeaseClient(Door["Redis"]):
         host: str | None = None,
         force: bool = False,
         why: str = "",
+        by: str | None = None,
     ) -> tuple[str, ...]:
         """Revoke every lease of an agent, on a host, or both; the tokens that it was."""
         steps = operate.revoke_where(
-            self.keys, agent=agent, host=host, force=force, by=self.by, why=why
+            self.keys, agent=agent, host=host, force=force, by=by or self.by, why=why
         )
         return self._run(steps)
 
-    def drain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+    def drain(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> int:
         """Let a device, or a host's devices, take no new leases; how many devices that were."""
-        return self._run(operate.drain(what, name, drained=True, by=self.by, why=why))
+        return self._run(operate.drain(what, name, drained=True, by=by or self.by, why=why))
 
-    def undrain(self, what: Literal["device", "host"], name: str, *, why: str = "") -> int:
+    def undrain(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> int:
         """Let them take leases again."""
-        return self._run(operate.drain(what, name, drained=False, by=self.by, why=why))
+        return self._run(operate.drain(what, name, drained=False, by=by or self.by, why=why))
 
-    def set_policy(self, **policy: Unpack[operate.Policy]) -> int:
+    def set_policy(self, *, by: str | None = None, **policy: Unpack[operate.Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
-        return self._run(operate.set_policy(self.by, **policy))
+        return self._run(operate.set_policy(by or self.by, **policy))
 
     def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
         """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""

@@ -87,7 +87,7 @@ class UnknownToken(Refused):
 
 
 class Denied(Refused):
-    """The store's access rules do not allow this to the credentials in use."""
+    """The credentials in use do not allow it: the store's, or the key at the HTTP door."""
 
 
 class LeaseLost(LeaseError):
@@ -139,6 +139,10 @@ CODES: dict[str, Code] = {
     "conflict": Code(Conflict, 409, False, "this token already names another request"),
     "unknown_token": Code(UnknownToken, 404, False, "nothing is known of this token"),
     "denied": Code(Denied, 403, False, "the store denies this to the credentials in use"),
+    "unauthorized": Code(
+        Denied, 401, False, "a key is needed that this broker knows: Authorization: Bearer gbk_..."
+    ),
+    "forbidden": Code(Denied, 403, False, "this key may not do that"),
     "expired": Code(LeaseLost, 409, False, f"{_LOST}, it expired"),
     "revoked": Code(LeaseLost, 409, False, f"{_LOST}, an operator revoked it"),
     "released": Code(LeaseLost, 409, False, "the lease was released"),

@@ -78,6 +78,8 @@ class GPUOrchestratorClient:
         base_url: default GPU_ORCHESTRATOR_URL, else http://localhost:8014.
         policy_ttl: seconds for which a policy is believed; default GPU_ORCHESTRATOR_POLICY_TTL.
         request_timeout: seconds for one call or one decision, at most 2.
+        api_key: for a broker that has keys; default GPU_BROKER_API_KEY, else the content of
+            GPU_BROKER_API_KEY_FILE.
         down_s: after no answer came, calls fall back for so long without asking.
     """
 
@@ -87,6 +89,7 @@ class GPUOrchestratorClient:
         policy_ttl: float | None = None,
         request_timeout: float = DECISION_S,
         *,
+        api_key: str | None = None,
         down_s: float = DOWN_S,
     ) -> None:
         settings = read_orchestrator_settings()
@@ -97,7 +100,7 @@ class GPUOrchestratorClient:
         self._down_until = 0.0
         self._policy: tuple[float, dict[str, Any]] = (0.0, {})
         try:
-            self._web: Web | None = Web(self.base_url)
+            self._web: Web | None = Web(self.base_url, api_key or settings.api_key)
         except ValueError as error:
             log.warning("no orchestrator, so no GPU: %s", error)
             self._web = None

@@ -328,11 +328,17 @@ def _grant(request: Request, answer: Answer) -> Grant:
     )
 
 
-def renew_call(token: str, fence: int | None, ttl_ms: int | None) -> Call:
+def renew_call(token: str, fence: int | None, ttl_ms: int | None, owner: str = "") -> Call:
     """The call that renews; the keeper sends many of them in one pipeline."""
     return Call(
         "renew",
-        (PROTOCOL, token, "" if fence is None else fence, "" if ttl_ms is None else ttl_ms),
+        (
+            PROTOCOL,
+            token,
+            "" if fence is None else fence,
+            "" if ttl_ms is None else ttl_ms,
+            *_owned(owner),
+        ),
         token,
     )
 
@@ -353,15 +359,22 @@ def renewed(answer: Answer, token: str) -> Renewal:
             raise failure(answer, token)
 
 
-def renew(token: str, fence: int | None, ttl_ms: int | None) -> Generator[Call, Answer, Renewal]:
+def _owned(owner: str) -> tuple[str, ...]:
+    """The argument by which a script compares the owner; none: it may be anybody's."""
+    return (owner,) if owner else ()
+
+
+def renew(
+    token: str, fence: int | None, ttl_ms: int | None, owner: str = ""
+) -> Generator[Call, Answer, Renewal]:
     """Renew one lease; see `renewed`."""
-    answer = yield renew_call(token, fence, ttl_ms)
+    answer = yield renew_call(token, fence, ttl_ms, owner)
     return renewed(answer, token)
 
 
-def release(token: str, *, plant: bool = True) -> Generator[Call, Answer, Ending]:
+def release(token: str, *, plant: bool = True, owner: str = "") -> Generator[Call, Answer, Ending]:
     """Give a lease back. `plant`: an unknown token is refused from now on."""
-    answer = yield Call("release", (PROTOCOL, token, int(plant)), token)
+    answer = yield Call("release", (PROTOCOL, token, int(plant), *_owned(owner)), token)
     match answer.raw:
         case ["RELEASED", *_]:
             return Ending(by_this_call=True, outcome="released")

@@ -8,6 +8,9 @@
 | GPU_BROKER_HOSTNAME | the host's name | which host's devices are local |
 | GPU_ORCHESTRATOR_URL | `http://localhost:8014` | where the HTTP client finds the broker |
 | GPU_ORCHESTRATOR_POLICY_TTL | 30 | seconds for which the HTTP client believes a policy |
+| GPU_BROKER_API_KEY | unset | the HTTP client's key |
+| GPU_BROKER_API_KEY_FILE | unset | a file that has it |
+| GPU_BROKER_KEYS_FILE | `keys` in the state folder | the broker's API keys |
 | GPU_LEASE_TOKEN | unset | the lease that this process was started under |
 """
 
@@ -17,7 +20,7 @@ import logging
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -79,11 +82,13 @@ class OrchestratorSettings:
 
     Attributes:
         configured: GPU_ORCHESTRATOR_URL is set: whoever else would watch over GPUs stays off.
+        api_key: for a broker that has keys.
     """
 
     url: str
     policy_ttl_s: float
     configured: bool
+    api_key: str | None = field(default=None, repr=False)
 
 
 def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> OrchestratorSettings:
@@ -96,7 +101,26 @@ def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> Orch
         except ValueError:
             log.warning("GPU_ORCHESTRATOR_POLICY_TTL=%r is no number of seconds", said)
     url = env.get("GPU_ORCHESTRATOR_URL")
-    return OrchestratorSettings(url or ORCHESTRATOR_URL, policy_ttl_s, bool(url))
+    key = env.get("GPU_BROKER_API_KEY") or _content(env.get("GPU_BROKER_API_KEY_FILE"))
+    return OrchestratorSettings(url or ORCHESTRATOR_URL, policy_ttl_s, bool(url), key)
+
+
+def _content(path: str | None) -> str | None:
+    """What a file holds, stripped; None, with a warning, if it cannot be read."""
+    if not path:
+        return None
+    try:
+        return Path(path).expanduser().read_text().strip() or None
+    except (OSError, ValueError):
+        log.warning("GPU_BROKER_API_KEY_FILE=%r cannot be read", path)
+        return None
+
+
+def keys_file(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The broker's key file, if the environment names one."""
+    env = os.environ if environ is None else environ
+    name = env.get("GPU_BROKER_KEYS_FILE")
+    return Path(name).expanduser() if name else None
 
 
 def whole_environment() -> dict[str, str]:
@@ -139,5 +163,6 @@ def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Set
         "GPU_BROKER_HOSTNAME": settings.hostname,
         "GPU_ORCHESTRATOR_URL": orchestrator.url,
         "GPU_ORCHESTRATOR_POLICY_TTL": f"{orchestrator.policy_ttl_s:g}",
+        "GPU_BROKER_API_KEY": "unset" if orchestrator.api_key is None else "set",
     }
     return [Setting(name, value, source_of(name, environ)) for name, value in values.items()]

@@ -49,7 +49,8 @@ class Web:
         ValueError: it is no http:// or https:// URL with a host.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"{base_url!r} is no http:// or https:// URL")
@@ -67,7 +68,7 @@ class Web:
             Unanswered: no answer by then, or none that is HTTP.
         """
         payload = None if body is None else json.dumps(body).encode()
-        call = _Call(self._connection(until), method, self._prefix + path, payload)
+        call = _Call(self._connection(until), method, self._prefix + path, self._headers, payload)
         try:
             threading.Thread(target=call.run, name="gpu-lease-http", daemon=True).start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
@@ -88,11 +89,17 @@ class _Call:
     """One request, in a thread that nobody needs to wait for."""
 
     def __init__(
-        self, connection: http.client.HTTPConnection, method: str, path: str, payload: bytes | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        payload: bytes | None,
     ) -> None:
         self._connection = connection
         self._method = method
         self._path = path
+        self._headers = {"Accept": "application/json", "Connection": "close", **headers}
         self._payload = payload
         self.done = threading.Event()
         self.error: Exception | None = None
@@ -102,9 +109,9 @@ class _Call:
 
     def run(self) -> None:
         try:
-            headers = {"Accept": "application/json", "Connection": "close"}
+            headers = self._headers
             if self._payload is not None:
-                headers["Content-Type"] = "application/json"
+                headers |= {"Content-Type": "application/json"}
             self._connection.connect()
             self.sent = True
             self._connection.request(self._method, self._path, self._payload, headers)

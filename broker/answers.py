@@ -90,6 +90,11 @@ def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
     }
 
 
+def masked(token: str, number: str = "") -> str:
+    """As much of a token as tells it from others, with a number of its own: too little to use."""
+    return f"{token[:8]}…{number}"
+
+
 def granted(lease: AsyncLease) -> dict[str, Any]:
     """A new lease; one without a GPU says `cpu` and why."""
     gpus = [

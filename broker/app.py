@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, operators, routes
+from broker.auth import KeyCheck
+from broker.headers import SecurityHeaders
 from broker.inventory import Reporter, source_of
 from broker.metrics import Metrics
 from broker.notify import Systemd
@@ -82,5 +85,15 @@ def build_app(settings: Settings) -> FastAPI:
     install_handlers(app)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    # The last that is added is the first that is asked.
+    app.add_middleware(KeyCheck, keys=settings.keyring())
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(metrics.counting)
     return app

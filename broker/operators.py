@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 
 from agent_sdk.errors import SafeMode, error_for
 from broker import answers
+from broker.auth import Operator, Viewer
 from broker.bodies import DrainBody, PolicyBody, RevokeBody
+from broker.keys import Principal
 from broker.state import At, Broker
 
 router = APIRouter()
@@ -18,18 +20,18 @@ NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-
 
 
 @router.get("/policy", summary="What may be leased?")
-async def get_policy(broker: At) -> dict[str, Any]:
+async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
     """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""
     return await _policy(broker)
 
 
 @router.post("/policy", summary="Change what may be leased.")
-async def post_policy(body: PolicyBody, broker: At) -> dict[str, Any]:
+async def post_policy(body: PolicyBody, broker: At, who: Operator) -> dict[str, Any]:
     """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
     changes = body.changes()
     if changes and not broker.settings.safe_mode:
         with suppress(SafeMode):
-            await broker.client.set_policy(**changes)
+            await broker.client.set_policy(by=_by(who), **changes)
     policy = await _policy(broker)
     return policy | {"note": NOT_ENACTED} if policy["safe_mode_read_only"] else policy
 
@@ -42,43 +44,49 @@ async def _policy(broker: Broker) -> dict[str, Any]:
 
 
 @router.post("/drain", summary="Let a device or a host take no new leases.")
-async def drain(body: DrainBody, broker: At) -> dict[str, Any]:
+async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     """Leases that run go on; no report undoes it."""
-    if body.host is not None and body.device is None:
-        return {"drained": await broker.client.drain("host", body.host, why=body.reason)}
-    return {"drained": await broker.client.drain("device", _one(body), why=body.reason)}
+    what, name = _one(body)
+    return {"drained": await broker.client.drain(what, name, why=body.reason, by=_by(who))}
 
 
 @router.post("/undrain", summary="Let it take leases again.")
-async def undrain(body: DrainBody, broker: At) -> dict[str, Any]:
+async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     """The opposite of `/drain`."""
+    what, name = _one(body)
+    return {"undrained": await broker.client.undrain(what, name, why=body.reason, by=_by(who))}
+
+
+def _one(body: DrainBody) -> tuple[Literal["device", "host"], str]:
+    """What is meant, and its name."""
+    if body.device is not None and body.host is None:
+        return "device", body.device
     if body.host is not None and body.device is None:
-        return {"undrained": await broker.client.undrain("host", body.host, why=body.reason)}
-    return {"undrained": await broker.client.undrain("device", _one(body), why=body.reason)}
+        return "host", body.host
+    raise error_for("bad_request", "name a device or a host, and not both")
 
 
-def _one(body: DrainBody) -> str:
-    if body.device is None or body.host is not None:
-        raise error_for("bad_request", "name a device or a host, and not both")
-    return body.device
+def _by(who: Principal) -> str | None:
+    """In whose name an act is written down; None: in this replica's."""
+    return who.name or None
 
 
 @router.post("/revoke", summary="End leases as an operator.")
-async def revoke(body: RevokeBody, broker: At) -> dict[str, Any]:
+async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
     """Holders learn it at their next renewal; who never renews loses it within a minute."""
     if body.token is None:
         tokens = await broker.client.revoke_where(
-            agent=body.agent, host=body.host, force=body.force, why=body.reason
+            agent=body.agent, host=body.host, force=body.force, why=body.reason, by=_by(who)
         )
         return {"revoked": list(tokens)}
     if body.agent is not None or body.host is not None:
         raise error_for("bad_request", "name a token, or an agent and a host, and not both")
-    ends_ms = await broker.client.revoke(body.token, force=body.force, why=body.reason)
+    ends_ms = await broker.client.revoke(body.token, force=body.force, why=body.reason, by=_by(who))
     return {"revoked": [body.token], "expires_at": ends_ms / 1000}
 
 
 @router.get("/hosts", summary="Which machines report devices?")
-async def hosts(broker: At) -> dict[str, Any]:
+async def hosts(broker: At, _: Viewer) -> dict[str, Any]:
     """Every host that ever reported, with the age of its last report."""
     pool = await broker.client.pool()
     return {"hosts": [answers.host(h, pool.now_ms) for h in await broker.client.hosts()]}

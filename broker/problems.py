@@ -33,7 +33,7 @@ def problem(error: LeaseError) -> JSONResponse:
     }
     if isinstance(error, NoCapacity):
         body["retry_after_s"] = error.retry_after_s
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if error.code == "unauthorized" else {}
     if error.retryable:
         after_s = error.retry_after_s if isinstance(error, NoCapacity) else None
         headers["Retry-After"] = str(max(SOONEST_RETRY_S, math.ceil(after_s or 0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,13 +17,16 @@ from agent_sdk.errors import (
     StillWaiting,
     error_for,
 )
+from agent_sdk.explain import Explanation
 from agent_sdk.keys import TOKEN
 from agent_sdk.protocol import ANY
 from agent_sdk.snapshot import LeaseStatus
 from agent_sdk.waiting_line import WaiterStatus
 from broker import __version__, answers
+from broker.auth import AgentKey, Viewer
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
 from broker.hangup import unless_gone
+from broker.keys import Principal
 from broker.state import At, Broker
 from broker.store_check import problem_of
 
@@ -68,7 +71,7 @@ async def _unready(broker: Broker) -> str | None:
 
 
 @router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
-async def gpu_info(broker: At) -> dict[str, Any]:
+async def gpu_info(broker: At, _: Viewer) -> dict[str, Any]:
     """Every device of the pool as its host last reported it."""
     sample = broker.reporter.sample
     try:
@@ -78,21 +81,26 @@ async def gpu_info(broker: At) -> dict[str, Any]:
 
 
 @router.get("/allocations", summary="Who holds what?")
-async def allocations(broker: At) -> dict[str, Any]:
-    """Every lease that lives, by token."""
+async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
+    """Every lease that lives, by token; of other people's only its beginning is shown."""
     pool = await broker.client.pool()
     devices = {device.uuid: device for device in await broker.client.devices()}
     leases = await broker.client.leases()
-    return {"allocations": {x.token: answers.known(x, devices, pool.now_ms) for x in leases}}
+    shown = [answers.known(x, devices, pool.now_ms) | _token_for(who, x) for x in leases]
+    return {"allocations": {x["token"]: x for x in shown}}
 
 
 @router.post("/lease", summary="Get a lease.", response_model=None)
-async def lease(body: LeaseBody, broker: At, request: Request) -> dict[str, Any] | JSONResponse:
+async def lease(
+    body: LeaseBody, broker: At, request: Request, who: AgentKey
+) -> dict[str, Any] | JSONResponse:
     """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
 
     With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
     for 10 s: repeat the request with the token of the answer.
     """
+    if not who.speaks_for(body.agent):
+        raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
     denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
     if broker.settings.safe_mode:
         return denied
@@ -100,6 +108,8 @@ async def lease(body: LeaseBody, broker: At, request: Request) -> dict[str, Any]
     if ttl_s is None:
         ttl_s = broker.settings.lease_ttl_s
     known = await broker.client.lookup(body.token) if body.token else None
+    if isinstance(known, (LeaseStatus, WaiterStatus)) and not _owns(who, known):
+        raise error_for("conflict")
     # A repeat means what it meant at the replica that granted.
     if isinstance(known, (LeaseStatus, WaiterStatus)):
         host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
@@ -120,6 +130,7 @@ async def lease(body: LeaseBody, broker: At, request: Request) -> dict[str, Any]
             token=body.token,
             wait_s=body.wait_s,
             keep_place=body.wait_s > 0,
+            owner=who.name,
         )
         got = await (unless_gone(request, asked) if body.wait_s else asked)
     except SafeMode:
@@ -133,11 +144,9 @@ async def lease(body: LeaseBody, broker: At, request: Request) -> dict[str, Any]
 
 
 @router.get("/lease/{token}", summary="How does a lease stand?")
-async def get_lease(token: str, broker: At) -> dict[str, Any]:
-    """A lease that lives, or the wait for one; 404 when nothing lives under this token."""
-    found = await broker.client.lookup(_possible(token))
-    if found is None or isinstance(found, str):
-        raise error_for("unknown_token")
+async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
+    """A lease that lives, or the wait for one; 404 when nothing of yours lives under this token."""
+    found = await _own(broker, who, token)
     pool = await broker.client.pool()
     if isinstance(found, WaiterStatus):
         return answers.waiter(found, pool.now_ms)
@@ -146,13 +155,14 @@ async def get_lease(token: str, broker: At) -> dict[str, Any]:
 
 
 @router.get("/lease/{token}/explain", summary="Why does it wait?")
-async def explain(token: str, broker: At) -> dict[str, Any]:
+async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     """Why each device is not its own now, who is ahead, what would fit; 404 when unknown."""
-    return asdict(await broker.client.explain(_possible(token)))
+    await _own(broker, who, token)
+    return _explained(await broker.client.explain(token), who)
 
 
 @router.post("/explain", summary="What would become of a request?")
-async def explain_request(body: LeaseBody, broker: At) -> dict[str, Any]:
+async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str, Any]:
     """The same for a request that is not made, or that was refused: the body of POST /lease."""
     found = await broker.client.explain_request(
         body.agent,
@@ -162,15 +172,49 @@ async def explain_request(body: LeaseBody, broker: At) -> dict[str, Any]:
         host=body.host or broker.local_host,
         model=body.model,
     )
-    return asdict(found)
+    return _explained(found, who)
 
 
 @router.get("/queue", summary="Who waits?")
-async def queue(broker: At) -> dict[str, Any]:
+async def queue(broker: At, who: Viewer) -> dict[str, Any]:
     """Everybody in the line, in its order: of two who could use the same, the earlier is first."""
     pool = await broker.client.pool()
     found = await broker.client.queue()
-    return {"waiting": len(found), "queue": [answers.waiter(x, pool.now_ms) for x in found]}
+    shown = [answers.waiter(x, pool.now_ms) | _token_for(who, x) for x in found]
+    return {"waiting": len(found), "queue": shown}
+
+
+def _owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
+    """Whether it is this principal's to end, renew or see."""
+    return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
+
+
+def _token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
+    """The token, or as much of it as tells it from others."""
+    if _owns(who, what):
+        return {"token": what.token}
+    number = what.fence if isinstance(what, LeaseStatus) else what.rank
+    return {"token": answers.masked(what.token, str(number))}
+
+
+async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | WaiterStatus:
+    """What lives under this token, if it is this principal's.
+
+    Raises:
+        UnknownToken: nothing, or another's.
+    """
+    found = await broker.client.lookup(_possible(token))
+    if found is None or isinstance(found, str) or not _owns(who, found):
+        raise error_for("unknown_token")
+    return found
+
+
+def _explained(found: Explanation, who: Principal) -> dict[str, Any]:
+    """An explanation; whose the lease in it is is not looked up, so its token is not whole."""
+    if who.is_at_least("operator"):
+        return asdict(found)
+    end = found.first_end
+    return asdict(replace(found, first_end=end and replace(end, token=answers.masked(end.token))))
 
 
 def _possible(token: str) -> str:
@@ -181,9 +225,11 @@ def _possible(token: str) -> str:
 
 
 @router.post("/renew", summary="Keep a lease alive.")
-async def renew(body: RenewBody, broker: At) -> dict[str, Any]:
+async def renew(body: RenewBody, broker: At, who: AgentKey) -> dict[str, Any]:
     """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
-    renewal = await broker.client.renew(body.token, body.ttl_s, fence=body.fence)
+    renewal = await broker.client.renew(
+        body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
+    )
     return {
         "renewed": True,
         "token": body.token,
@@ -193,15 +239,22 @@ async def renew(body: RenewBody, broker: At) -> dict[str, Any]:
 
 
 @router.post("/release", summary="Give a lease back.")
-async def release(body: ReleaseBody, broker: At) -> dict[str, Any]:
+async def release(body: ReleaseBody, broker: At, who: AgentKey) -> dict[str, Any]:
     """404 when it is unknown, was released before, or has expired."""
-    if not await broker.client.release(_possible(body.token), refuse_late=False):
+    if not await broker.client.release(
+        _possible(body.token), refuse_late=False, owner=_owner_of(who)
+    ):
         raise error_for("unknown_token")
     return {"released": True, "token": body.token}
 
 
+def _owner_of(who: Principal) -> str:
+    """Whose a lease must be that this principal renews or ends; empty = anybody's."""
+    return "" if who.is_at_least("operator") else who.name
+
+
 @router.get("/metrics", summary="Prometheus text.")
-async def metrics(broker: At) -> Response:
+async def metrics(broker: At, _: Viewer) -> Response:
     """What this replica counts, and what all replicas share."""
     try:
         pool = await broker.client.pool()

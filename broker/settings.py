@@ -6,6 +6,7 @@ A setting that has a wrong form stops the start with one sentence that names it 
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from agent_sdk.keys import HOST, POOL
 from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 from agent_sdk.store import Store
+from broker.keys import Keyring
 
 REPORTS_BEFORE_AWAY = 3
 """A host that misses so many reports in a row takes no new leases."""
@@ -61,6 +63,12 @@ class Settings(BaseSettings):
     """auto, nvml, smi, none or sim:COUNTxMIB."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Between two reports of this host's devices."""
+    keys_file: Path | None = Field(None, validation_alias=_env("GPU_BROKER_KEYS_FILE"))
+    """API keys; default `keys` in the state folder, if it is there."""
+    keys: str = Field("", repr=False, validation_alias=_env("GPU_BROKER_KEYS"))
+    """API keys, as lines of a key file joined by `;`."""
+    cors_origins: str = Field("", validation_alias=_env("GPU_BROKER_CORS_ORIGINS"))
+    """Web origins whose pages may ask, separated by commas."""
     sdk: SdkSettings = Field(default_factory=read_settings)
     """The store, the pool and this host's name."""
 
@@ -81,6 +89,29 @@ class Settings(BaseSettings):
             ) from None
         return self
 
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if self.keys_file is not None and not self.keys_file.exists():
+            raise ValueError(
+                f"GPU_BROKER_KEYS_FILE={str(self.keys_file)!r} is not there: gpu-broker keys new "
+                "makes it"
+            )
+        self.keyring()
+        return self
+
+    def keyring(self) -> Keyring:
+        """The API keys.
+
+        Raises:
+            KeysError: a line of them is wrong, or others may write the file.
+        """
+        return Keyring(self.keys_file or default_keys_file(self.sdk), self.keys)
+
+    @property
+    def origins(self) -> list[str]:
+        """Web origins whose pages may ask."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
     @property
     def deadline_ms(self) -> int:
         """How long a host may be silent before its devices take no new leases."""
@@ -100,6 +131,11 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.bind).is_loopback
         except ValueError:
             return False
+
+
+def default_keys_file(sdk: SdkSettings) -> Path:
+    """Where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
+    return sdk.state_dir / "keys"
 
 
 class SystemdSettings(BaseSettings):
@@ -123,7 +159,7 @@ def broker_settings_in_effect() -> list[Setting]:
         if isinstance(field.validation_alias, AliasChoices):
             variable = str(field.validation_alias.choices[0])
             value = getattr(settings, name)
-            shown = "unset" if value is None else str(value)
+            shown = "unset" if value in {None, ""} else "set" if name == "keys" else str(value)
             found.append(Setting(variable, shown, source_of(variable)))
     return found
 

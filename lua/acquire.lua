@@ -75,10 +75,10 @@ end
 local waiter, wait_until_ms = nil, nil
 if call('EXISTS', record, done) > 0 then
   local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
-    'wait_until_ms')
+    'wait_until_ms', 'owner')
   if not v[1] then return B.reply('LOST', call('GET', done)) end
   if v[1] == 'cooling' then return B.reply('LOST', B.outcome(token)) end
-  if v[2] ~= q.agent or v[3] ~= request then return B.reply('CONFLICT') end
+  if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return B.reply('CONFLICT') end
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
   wait_until_ms = tonumber(v[9])
   if v[1] == 'waiting' and wait_ms > 0 and B.pool.safe_mode == 0 then

@@ -5,14 +5,16 @@
 -- ARGV[2]  token     str
 -- ARGV[3]  fence     int   as handed out by acquire; empty = not compared
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
+-- ARGV[5]  owner     str   whose it must be; empty or not there = anybody's
 -- reply    RENEWED expires_at_ms remaining_ms | REFUSED reason detail | LOST reason | UNKNOWN
--- keeps    S4: nothing resurrects; S7: never shorter than what the holder was told
+-- keeps    another owner's lease is as unknown as one that is not there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
 local unready = B.open()
 if unready then return B.reply('REFUSED', unready, '') end
 local token, fence = B.token(2), B.word(3, 'fence', '^%d*$', 16)
 local ttl_ms = ARGV[4] ~= '' and B.int(4, 'ttl_ms', 0, 604800000)
+local owner = ARGV[5] and B.word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
 if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
 
@@ -20,13 +22,14 @@ B.catch_up(token)
 
 local record = P .. 'record:' .. token
 local v = redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms',
-  'revoked')
+  'revoked', 'owner')
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
 if not state then
   local outcome = redis.call('GET', P .. 'done:' .. token)
   if outcome then return B.reply('LOST', outcome) end
   return B.reply('UNKNOWN')
 end
+if owner ~= '' and owner ~= v[8] then return B.reply('UNKNOWN') end
 if state == 'cooling' then return B.reply('LOST', B.outcome(token)) end
 if state ~= 'active' then return B.reply('UNKNOWN') end   -- who waits polls: only acquire claims
 if fence ~= '' and fence ~= held then return B.reply('LOST', 'superseded') end

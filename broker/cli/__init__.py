@@ -21,6 +21,7 @@ COMMANDS = {
     "revoke": "End leases as an operator.",
     "drain": "Let a device or a host take no new leases.",
     "undrain": "Let it take leases again.",
+    "keys": "Make, list and end the API keys of the HTTP door.",
     "policy": "Show or change what may be leased.",
     "doctor": "Say what is set, what is there, and what is wrong.",
 }

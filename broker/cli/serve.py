@@ -18,6 +18,7 @@ from agent_sdk.embedded import EmbeddedStore
 from agent_sdk.server_binary import EmbeddedError
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
+from broker.deadline import DeadlineProtocol
 from broker.devices import DeviceSourceError
 from broker.inventory import source_of
 from broker.settings import Settings, SettingsError, load_settings
@@ -68,6 +69,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> Non
         signal.signal(name, _stopped)
     config = uvicorn.Config(
         app,
+        http=DeadlineProtocol,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
@@ -100,11 +102,12 @@ def _stopped(*_: object) -> None:
 
 
 def _check_reach(settings: Settings, *, insecure: bool) -> None:
-    if settings.loopback or insecure:
+    if settings.loopback or insecure or settings.keyring().locked:
         return
     raise SettingsError(
         f"listening on {settings.bind} lets every machine that reaches it end leases, and there "
-        "are no API keys: listen on 127.0.0.1, or pass --insecure to take the risk"
+        "are no API keys: gpu-broker keys new NAME --role operator makes the first; or listen on "
+        "127.0.0.1, or pass --insecure to take the risk"
     )
 
 
@@ -145,7 +148,9 @@ def banner(settings: Settings, *, demo: bool) -> str:
         f"  devices  {_devices(settings)}",
         f"  mode     {_mode(settings)}",
     ]
-    if not settings.loopback:
+    if settings.keyring().locked:
+        lines.append("  reach    with an API key alone: gpu-broker keys list")
+    elif not settings.loopback:
         lines.append("  reach    INSECURE: no API keys, whoever reaches this port can end leases")
     if demo:
         lease = f"""curl -s {base}/lease -H 'Content-Type: application/json' \\

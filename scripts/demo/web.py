@@ -9,6 +9,8 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from agent_sdk.settings import read_orchestrator_settings
+
 TIMEOUT_S = 5.0
 
 
@@ -32,7 +34,10 @@ def ask(url: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIME
         Silent: nobody answered.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+    headers = {"Content-Type": "application/json"}
+    if key := read_orchestrator_settings().api_key:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, data, headers)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310
             return _answer(reply.status, reply.read())

@@ -22,7 +22,7 @@ OWNERS = {
     "pynvml": {"broker/devices/nvml.py"},
     "prometheus_client": {"broker/metrics.py"},
     "pydantic_settings": {"broker/settings.py"},
-    "uvicorn": {"broker/cli/serve.py"},
+    "uvicorn": {"broker/cli/serve.py", "broker/deadline.py"},
     "pytest": {"agent_sdk/testing.py"},
 }
 """The only modules that may import these, at any time."""

@@ -23,6 +23,9 @@ BY_THE_CLIENT = {
 }  # fmt: skip
 """Codes that no script says: the SDK makes them of tags, or of what went wrong on the way."""
 
+AT_THE_DOOR = {"unauthorized", "forbidden"}
+"""Codes of the HTTP door alone."""
+
 BY_THE_LINE = {"left", "lapsed", "waiting"}
 """Codes of how a wait stands and ends."""
 
@@ -97,7 +100,7 @@ def test_codes_hold_every_reason_that_the_scripts_say() -> None:
 
 def test_codes_are_all_said_by_a_script_or_made_by_the_client() -> None:
     """No code stands in the table that nobody says."""
-    assert CODES.keys() - reasons() <= BY_THE_CLIENT | BY_THE_LINE
+    assert CODES.keys() - reasons() <= BY_THE_CLIENT | BY_THE_LINE | AT_THE_DOOR
     assert not reasons() & BY_THE_CLIENT
     files = Path(agent_sdk.__file__).parent.glob("*.py")
     texts = [path.read_text() for path in files if path.name != "errors.py"]
@@ -125,7 +128,7 @@ def test_code_makes_its_error(code: str) -> None:
     assert str(error) == row.says
     assert re.fullmatch(r"[^\n]{10,120}", row.says)
     assert str(error_for(code, "other words")) == "other words"
-    assert row.status in {202, 403, 404, 409, 422, 503}
+    assert row.status in {202, 401, 403, 404, 409, 422, 503}
     assert (row.status == 503) == issubclass(
         row.error, (errors.BrokerUnavailable, errors.OutcomeUnknown, ProtocolMismatch)
     )

@@ -20,6 +20,9 @@ from broker.settings import Settings, SettingsError, broker_settings_in_effect, 
 
 SECRET = "hunter2"
 
+EMPTY = str(Path(__file__).with_name("__init__.py"))
+"""A file that is there and has no keys."""
+
 SETTINGS = [
     ("GPU_ORCHESTRATOR_PORT", "port", 8014, "8015", 8015),
     ("GPU_ORCHESTRATOR_HOST", "bind", "127.0.0.1", "::1", "::1"),
@@ -28,6 +31,9 @@ SETTINGS = [
     ("GPU_ORCHESTRATOR_LEASE_TTL", "lease_ttl_s", 3600, "0", 0),
     ("GPU_BROKER_DEVICES", "devices", "auto", "sim:1x1000", "sim:1x1000"),
     ("GPU_BROKER_REPORT_S", "report_s", 5.0, "0.3", 0.3),
+    ("GPU_BROKER_KEYS_FILE", "keys_file", None, EMPTY, Path(EMPTY)),
+    ("GPU_BROKER_KEYS", "keys", "", f"ann operator {'ab' * 32}", f"ann operator {'ab' * 32}"),
+    ("GPU_BROKER_CORS_ORIGINS", "cors_origins", "", "https://a.example", "https://a.example"),
 ]
 """Variable, field, default, what a test sets it to, what the field then is."""
 
@@ -42,6 +48,7 @@ SDK = [
 CLIENT = [
     ("GPU_ORCHESTRATOR_URL", "url", "http://localhost:8014", "http://gpu:9", "http://gpu:9"),
     ("GPU_ORCHESTRATOR_POLICY_TTL", "policy_ttl_s", 30.0, "2.5", 2.5),
+    ("GPU_BROKER_API_KEY", "api_key", None, "gbk_x", "gbk_x"),
 ]
 """The same of the HTTP client."""
 

@@ -1,0 +1,90 @@
+"""Who asks, and whether they may.
+
+Who it is is found out before anything of the request's body is read; a route says which role it
+needs, by FastAPI's security classes, so that the OpenAPI document shows it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from agent_sdk.errors import error_for
+from broker.keys import ANYBODY, Principal, Role
+from broker.problems import problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from broker.keys import Keyring
+
+OPEN = {"/health", "/ready"}
+"""For gates and probes, which have no key: they tell nothing that is anybody's."""
+
+SCHEME = b"bearer "
+
+
+class KeyCheck:
+    """ASGI middleware: without a key that is known nobody comes further than the open paths.
+
+    Args:
+        app: what is behind it.
+        keys: the key ring; while it is not locked everybody is an operator.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keyring) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Put the principal into the scope, or answer 401."""
+        if scope["type"] == "http":
+            principal = self._principal(scope) if self._keys.locked else ANYBODY
+            if principal is None and scope["path"] not in OPEN:
+                await problem(error_for("unauthorized"))(scope, receive, send)
+                return
+            scope["principal"] = principal
+        await self._app(scope, receive, send)
+
+    def _principal(self, scope: Scope) -> Principal | None:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(given) != 1 or given[0][: len(SCHEME)].lower() != SCHEME:
+            return None
+        return self._keys.find(given[0][len(SCHEME) :].decode("latin-1").strip())
+
+
+bearer = HTTPBearer(
+    auto_error=False,
+    bearerFormat="gbk_...",
+    description="A key of `gpu-broker keys new`. Not needed where the broker has no keys.",
+)
+
+
+Shown = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+"""For the OpenAPI document; `KeyCheck` has read it."""
+
+
+def at_least(role: Role) -> Callable[[Request, Shown], Awaitable[Principal]]:
+    """A dependency that gives who asks, if they may what this role may.
+
+    Raises:
+        Denied: a key of a lesser role.
+    """
+
+    async def principal(request: Request, _: Shown) -> Principal:
+        found: Principal = request.scope["principal"]
+        if not found.is_at_least(role):
+            raise error_for("forbidden", f"a key of the role {found.role} may not do that")
+        return found
+
+    return principal
+
+
+Viewer = Annotated[Principal, Depends(at_least("viewer"))]
+AgentKey = Annotated[Principal, Depends(at_least("agent"))]
+Operator = Annotated[Principal, Depends(at_least("operator"))]
+"""A route's parameter: who asks, with at least that role."""

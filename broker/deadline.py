@@ -1,0 +1,74 @@
+"""uvicorn's HTTP protocol with a deadline for what a client sends.
+
+uvicorn waits for the rest of a request for ever, and for headers of any length: a few hundred slow
+connections, or one long header, cost a server that has neither limit. Requests that wait for a
+lease are not bound by it: they have been sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+REQUEST_S: Final = 10.0
+"""From the first byte of a request, or from the connection, to its last."""
+
+HEAD_BYTES: Final = 65_536
+"""Request line and headers."""
+
+
+class DeadlineProtocol(HttpToolsProtocol):
+    """Closes a connection whose request does not come in time, or has too long a head."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._head: int | None = 0  # bytes so far; None: it is complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection on which nothing is sent is a slow request, too."""
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more is expected."""
+        self._relax()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request, and at times of the next."""
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head > HEAD_BYTES:
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._head = self._head or 0
+        self._expect()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._head = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        self._head = 0
+        self._relax()
+        super().on_message_complete()
+
+    def _expect(self) -> None:
+        self._relax()
+        self._deadline = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def _relax(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
