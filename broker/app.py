@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -12,6 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, operators, routes
 from broker.auth import KeyCheck
+from broker.events import Stream
 from broker.headers import SecurityHeaders
 from broker.inventory import Reporter, source_of
 from broker.metrics import Metrics
@@ -21,7 +23,7 @@ from broker.state import Broker
 from broker.ticker import Ticker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from broker.settings import Settings
 
@@ -37,16 +39,7 @@ def build_app(settings: Settings) -> FastAPI:
     Raises:
         DeviceSourceError: the device source cannot be had.
     """
-    source = source_of(settings)
-
-    systemd, known = Systemd(), False
-
-    def ticked(problem: str | None) -> None:
-        """Tell systemd: from the event loop, after Redis answered or is known not to."""
-        nonlocal known
-        status = "granting leases" if problem is None else f"no leases: {problem}"
-        (systemd.alive if known else systemd.ready)(status)
-        known = True
+    source, systemd = source_of(settings), Systemd()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,11 +50,13 @@ def build_app(settings: Settings) -> FastAPI:
             hostname=settings.sdk.hostname,
             deadline_s=CALL_DEADLINE_S,
         )
-        reporter, ticker = Reporter(client, source, settings), Ticker(client, ticked)
-        broker = Broker(settings, source, client, reporter, ticker, metrics)
+        reporter = Reporter(client, source, settings)
+        ticker = Ticker(client, systemd.ticked, metrics.looked)
+        broker = Broker(settings, source, client, reporter, ticker, metrics, replica)
+        stream = Stream(client.store, client.keys.events, heard)
         client.by = f"serve {settings.sdk.hostname} {broker.replica}"
         app.state.broker = broker
-        work = (reporter.run(), ticker.run(), broker.decide_safe_mode())
+        work = (reporter.run(), ticker.run(), stream.run(), broker.decide_safe_mode())
         tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
@@ -73,7 +68,12 @@ def build_app(settings: Settings) -> FastAPI:
             await client.close()
             source.close()
 
-    metrics = Metrics()
+    replica = uuid4().hex[:8]
+    metrics = Metrics(__version__, replica)
+
+    def heard(name: str, event: Mapping[str, str]) -> None:
+        metrics.flow.take(int(name.partition("-")[0]), event)
+
     app = FastAPI(
         title="GPU lease broker",
         version=__version__,

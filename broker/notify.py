@@ -19,14 +19,14 @@ class Systemd:
         self._settings = settings or SystemdSettings()
         self._said = ""
 
-    def ready(self, status: str) -> None:
-        """It is up: its units that come after it may start."""
-        self._said = status
-        self._say(f"READY=1\nSTATUS={status}")
+    def ticked(self, problem: str | None) -> None:
+        """The broker looked at Redis: the first time it is ready, and each time it is alive.
 
-    def alive(self, status: str) -> None:
-        """It works, or waits for somebody else; without this for `WatchdogSec` it is restarted."""
-        lines = []
+        A problem is no reason to restart it. Called from the event loop, which a broker that hangs
+        does not do: after `WatchdogSec` without it systemd restarts the broker.
+        """
+        status = "granting leases" if problem is None else f"no leases: {problem}"
+        lines = [] if self._said else ["READY=1"]
         if self._settings.watchdog_usec and self._settings.watchdog_pid in {None, os.getpid()}:
             lines.append("WATCHDOG=1")
         if status != self._said:

@@ -27,6 +27,7 @@ from broker.auth import AgentKey, Viewer
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
 from broker.hangup import unless_gone
 from broker.keys import Principal
+from broker.metrics import Seen
 from broker.state import At, Broker
 from broker.store_check import problem_of
 
@@ -256,9 +257,12 @@ def _owner_of(who: Principal) -> str:
 @router.get("/metrics", summary="Prometheus text.")
 async def metrics(broker: At, _: Viewer) -> Response:
     """What this replica counts, and what all replicas share."""
+    client = broker.client
     try:
-        pool = await broker.client.pool()
+        pool = await client.pool()
+        waiters = await client.queue() if pool.waiting else ()
+        seen = Seen(pool, await client.devices(), await client.hosts(), waiters)
     except LeaseError:
-        pool = None
-    text = broker.metrics.text(pool, broker.reporter.sample)
+        seen = None
+    text = broker.metrics.text(seen, broker.reporter.sample)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

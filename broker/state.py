@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
-from uuid import uuid4
 
 from fastapi import Depends, Request
 
@@ -42,7 +41,7 @@ class Broker:
     reporter: Reporter
     ticker: Ticker
     metrics: Metrics
-    replica: str = field(default_factory=lambda: uuid4().hex[:8])
+    replica: str
     mode_decided: bool = False
 
     def safe_mode_of(self, pool_safe_mode: bool | None) -> bool:

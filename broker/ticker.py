@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import LeaseError
@@ -29,15 +30,24 @@ class Ticker:
     Args:
         client: of the pool.
         ticked: called in the event loop after each round, with the problem.
+        looked: called with the seconds of a reap's round trip, None = no answer; and how late it
+            was for what was over.
 
     Attributes:
         problem: why the store cannot serve now, in one sentence; None while it does.
         pool: the pool's policy as last read; None until then.
     """
 
-    def __init__(self, client: AsyncLeaseClient, ticked: Callable[[str | None], None]) -> None:
+    def __init__(
+        self,
+        client: AsyncLeaseClient,
+        ticked: Callable[[str | None], None],
+        looked: Callable[[float | None, float], None],
+    ) -> None:
         self._client = client
         self._ticked = ticked
+        self._looked = looked
+        self._due_ms: int | None = None
         self._checked = False
         self.problem: str | None = "the store has not been asked yet"
         self.pool: PoolStatus | None = None
@@ -53,16 +63,22 @@ class Ticker:
     async def tick(self) -> float:
         """Reap once; seconds until the next is due."""
         problem = None if self._checked else await problem_of(self._client.redis)
+        began = time.perf_counter()
         try:
             moment = await self._client.reap()
+            took_s = time.perf_counter() - began
             self.pool = await self._client.pool()
         except LeaseError as error:
+            self._looked(None, 0.0)
             self._checked = False  # another server may answer next
             if error.code == "not_ready":  # our own reporter is about to change that
                 self.problem = problem or str(error)
                 return SOON_S
             self._say(problem or str(error))
             return LONGEST_S
+        late_ms = 0 if self._due_ms is None else max(0, moment.now_ms - self._due_ms)
+        self._due_ms = moment.next_due_ms
+        self._looked(took_s, late_ms / 1000)
         self._checked = problem is None
         self._say(problem)
         if moment.more:

@@ -20,7 +20,9 @@ LAYERS = {
 
 OWNERS = {
     "pynvml": {"broker/devices/nvml.py"},
-    "prometheus_client": {"broker/metrics.py"},
+    "prometheus_client": {
+        f"broker/metrics/{name}.py" for name in ("__init__", "documented", "flow", "pool")
+    },
     "pydantic_settings": {"broker/settings.py"},
     "uvicorn": {"broker/cli/serve.py", "broker/deadline.py"},
     "pytest": {"agent_sdk/testing.py"},

@@ -14,7 +14,7 @@ from agent_sdk import snapshot
 from agent_sdk.errors import CODES
 from broker.cli import COMMANDS
 from broker.devices import Sample
-from broker.metrics import Metrics
+from broker.metrics import Metrics, Seen
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
 from tests.servers import Server, running
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DESIGN = (ROOT / "DESIGN.md").read_text()
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
 LUA_README = (ROOT / "lua" / "README.md").read_text()
 CODE = "\n".join(
     re.sub(r"--.*", "", path.read_text()) for path in sorted((ROOT / "lua").rglob("*.lua"))
@@ -263,12 +264,15 @@ def test_error_codes_are_in_the_documents() -> None:
 
 
 def test_metrics_are_in_the_documents(pool: Pool) -> None:
-    """Every metric that a replica may export is named."""
+    """Every metric that a replica may export is named, and every one that is named is exported."""
     status = pool.look(snapshot.pool(pool.keys))
-    text = Metrics().text(status, Sample((), "nvml", error="no driver")).decode()
+    seen = Seen(status, pool.look(snapshot.devices(pool.keys)), (), ())
+    text = Metrics().text(seen, Sample((), "nvml", error="no driver")).decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     assert {"gpu_orchestrator_active_leases", "gpu_orchestrator_nvml_error_info"} <= names
-    assert names - set(quoted(README + DESIGN)) == set()
+    assert names - set(quoted(README + DESIGN + METRICS)) == set()
+    ours = {name for name in quoted(METRICS) if re.fullmatch(r"gpu_broker_\w+", name)}
+    assert ours - names == set()
 
 
 def test_commands_are_in_the_readme() -> None:

@@ -1,0 +1,152 @@
+"""Prometheus metrics; the one package that knows prometheus_client.
+
+Requests, uptime and latencies are this process's. What replicas share comes from Redis: every
+replica exports the same figure and a restart resets none, so aggregate those with max, not sum.
+Labels are bounded: hosts, devices, routes, codes; never a token, never an agent's name.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import InfoMetricFamily
+
+from broker.metrics.documented import Requests, families
+from broker.metrics.flow import Flow
+from broker.metrics.pool import pool_families
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client.core import Metric
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
+    from agent_sdk.waiting_line import WaiterStatus
+    from broker.devices import Sample
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # untyped there
+
+REQUEST_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 2.5, 10, 60)
+
+REDIS_S: Final = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the pool says at one moment."""
+
+    pool: PoolStatus
+    devices: Sequence[DeviceStatus]
+    hosts: Sequence[HostStatus]
+    waiters: Sequence[WaiterStatus]
+
+
+class Metrics:
+    """What this process counts, and the text of `/metrics`.
+
+    Attributes:
+        flow: to be fed with the pool's events.
+    """
+
+    def __init__(self, version: str = "", replica: str = "") -> None:
+        self._started = time.monotonic()
+        self._about = {"version": version, "replica": replica}
+        self._requests = Requests()
+        self._own = CollectorRegistry()
+        self.flow = Flow(self._own)
+        self._answered = Counter(
+            "gpu_broker_http_requests", "HTTP requests to this replica, by how they ended.",
+            ["method", "route", "status"], registry=self._own,
+        )  # fmt: skip
+        self._took = Histogram(
+            "gpu_broker_http_request_duration_seconds", "To the answer's first byte; waits count.",
+            ["route"], buckets=REQUEST_S, registry=self._own,
+        )  # fmt: skip
+        self._redis_up = Gauge(
+            "gpu_broker_redis_up", "1 while the store can serve this replica.", registry=self._own
+        )
+        self._redis_took = Histogram(
+            "gpu_broker_redis_duration_seconds", "Round trip of a reap that has nothing to do.",
+            buckets=REDIS_S, registry=self._own,
+        )  # fmt: skip
+        self._reap_lag = Gauge(
+            "gpu_broker_reap_lag_seconds", "How late what was over was last taken back.",
+            registry=self._own,
+        )  # fmt: skip
+
+    def counting(self, app: ASGIApp) -> ASGIApp:
+        """ASGI middleware that counts requests and times their answers."""
+
+        async def count(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            began = time.perf_counter()
+            self._requests.count(scope["method"], scope["path"])
+
+            async def noting(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    route = _route(scope)
+                    status = str(message["status"])
+                    self._answered.labels(_method(scope), route, status).inc()
+                    self._took.labels(route).observe(time.perf_counter() - began)
+                await send(message)
+
+            await app(scope, receive, noting)
+
+        return count
+
+    def looked(self, took_s: float | None, lag_s: float) -> None:
+        """The ticker asked Redis: how long that took, None = no answer; how late it reaped."""
+        self._redis_up.set(float(took_s is not None))
+        if took_s is not None:
+            self._redis_took.observe(took_s)
+        self._reap_lag.set(lag_s)
+
+    def text(self, seen: Seen | None, sample: Sample | None) -> bytes:
+        """The exposition; without the pool, what this process knows by itself."""
+        registry = CollectorRegistry()
+        registry.register(_Snapshot([*self._shared(seen, sample)]))
+        return generate_latest(registry) + generate_latest(self._own)
+
+    def _shared(self, seen: Seen | None, sample: Sample | None) -> Iterator[Metric]:
+        uptime_s = time.monotonic() - self._started
+        yield from families(self._requests, uptime_s, seen.pool if seen else None, sample)
+        yield InfoMetricFamily("gpu_broker_build", "This replica.", value=self._about)
+        if seen is not None:
+            yield from pool_families(seen.pool, seen.devices, seen.hosts, seen.waiters)
+
+
+METHODS: Final = {"GET", "POST", "HEAD", "OPTIONS"}
+
+
+def _method(scope: Scope) -> str:
+    """The method, or `other`: a client may send any word."""
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, or `other`: a client may send any path."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "other"))
+
+
+class _Snapshot:
+    """A collector of families that are already made."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families

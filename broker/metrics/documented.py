@@ -1,0 +1,69 @@
+"""The documented names: unlabelled, as snapshot scripts parse them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from agent_sdk.snapshot import PoolStatus
+    from broker.devices import Sample
+
+COUNTED = {
+    ("GET", "/gpu/info"): "gpu_info",
+    ("GET", "/policy"): "policy_get",
+    ("POST", "/policy"): "policy_post",
+    ("POST", "/lease"): "lease",
+    ("POST", "/release"): "release",
+}
+"""Requests that have a documented counter of their own."""
+
+
+class Requests:
+    """How many requests this replica had, by the names of COUNTED."""
+
+    def __init__(self) -> None:
+        self.all = 0
+        self.by_name = dict.fromkeys(COUNTED.values(), 0)
+
+    def count(self, method: str, path: str) -> None:
+        """One more."""
+        self.all += 1
+        if name := COUNTED.get((method, path)):
+            self.by_name[name] += 1
+
+
+def families(
+    requests: Requests, uptime_s: float, pool: PoolStatus | None, sample: Sample | None
+) -> Iterator[Metric]:
+    """All of them; without the pool, what this process knows by itself."""
+    yield _gauge("uptime_seconds", "Seconds since this replica started.", uptime_s)
+    yield _counter("requests", "HTTP requests to this replica.", requests.all)
+    yield CounterMetricFamily(
+        "justnews_requests", "The same under an older name.", value=requests.all
+    )
+    for name, value in requests.by_name.items():
+        yield _counter(f"{name}_requests", f"Requests to this replica: {name}.", value)
+    nvml = sample is not None and sample.source == "nvml"
+    failed = sample.error if nvml and sample else None
+    yield _gauge("nvml_supported", "1 when NVML answers here.", float(nvml and not failed))
+    if failed:
+        yield _gauge("nvml_error_info", "NVML was asked for and failed.", 1)
+    yield _gauge("mps_enabled", "1 when CUDA MPS runs here.", 0)
+    if pool is not None:
+        yield _gauge("active_leases", "GPU leases that live now.", pool.active_leases)
+        expired = pool.stats.get("expired", 0) + pool.stats.get("cpu_expired", 0)
+        yield _counter("lease_expired", "Leases that nobody renewed.", expired)
+
+
+def _gauge(name: str, says: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"gpu_orchestrator_{name}", says, value=value)
+
+
+def _counter(name: str, says: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"gpu_orchestrator_{name}", says, value=value)

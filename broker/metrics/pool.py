@@ -1,0 +1,156 @@
+"""Labelled families of what the pool is: the same at every replica. Memory in bytes, times in s."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client.core import Metric
+
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
+    from agent_sdk.waiting_line import WaiterStatus
+
+MIB: Final = 1024 * 1024
+
+STATES: Final = ("ok", "drained", "away", "lost", "other")
+"""Of a device; a word that is none of these counts as other."""
+
+ENDS: Final = ("released", "expired", "revoked")
+
+LINE: Final = ("waited", "offered", "lapsed", "left")
+
+REFUSED: Final = "refused_"
+
+DEVICE: Final = ("host", "gpu", "uuid")
+
+
+def pool_families(
+    pool: PoolStatus, devices: Sequence[DeviceStatus], hosts: Sequence[HostStatus],
+    waiters: Sequence[WaiterStatus],
+) -> Iterator[Metric]:  # fmt: skip
+    """What the pool says now."""
+    yield from _policy(pool)
+    yield from _leases(pool)
+    yield from _line(pool, waiters)
+    yield from _devices(devices)
+    age = GaugeMetricFamily(
+        "gpu_broker_host_report_age_seconds", "Since a host's last report.", labels=["host"]
+    )
+    for host in hosts:
+        age.add_metric([host.host], max(0, pool.now_ms - host.reported_ms) / 1000)
+    yield age
+
+
+def _policy(pool: PoolStatus) -> Iterator[Metric]:
+    yield InfoMetricFamily(
+        "gpu_broker_pool",
+        "The pool's memory: a new epoch is a pool that lost it.",
+        value={"epoch": pool.epoch, "policy_version": str(pool.policy_version)},
+    )
+    yield _gauge("pool_closed", "1 while it hears holders first and grants nothing.",
+                 float(pool.closed_until_ms > pool.now_ms))  # fmt: skip
+    yield _gauge("safe_mode", "1 while nobody gets a GPU.", float(pool.safe_mode))
+
+
+def _leases(pool: PoolStatus) -> Iterator[Metric]:
+    now = GaugeMetricFamily("gpu_broker_leases", "Leases and waiters now.", labels=["state"])
+    now.add_metric(["active"], pool.active_leases)
+    now.add_metric(["active_cpu"], pool.active_cpu_leases)
+    now.add_metric(["waiting"], pool.waiting)
+    yield now
+    granted = CounterMetricFamily("gpu_broker_grants", "Leases granted.", labels=["kind"])
+    ended = CounterMetricFamily(
+        "gpu_broker_lease_ends", "Leases that ended, by how.", labels=["kind", "reason"]
+    )
+    for kind, prefix in (("gpu", ""), ("cpu", "cpu_")):
+        granted.add_metric([kind], pool.stats.get(f"{prefix}granted", 0))
+        for how in ENDS:
+            ended.add_metric([kind, how], pool.stats.get(f"{prefix}{how}", 0))
+    yield granted
+    yield ended
+    refused = CounterMetricFamily(
+        "gpu_broker_refusals", "Requests that were refused, by code.", labels=["reason"]
+    )
+    for name, count in sorted(pool.stats.items()):
+        if name.startswith(REFUSED):
+            refused.add_metric([name.removeprefix(REFUSED)], count)
+    yield refused
+
+
+def _line(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric]:
+    passed = CounterMetricFamily(
+        "gpu_broker_line_events", "Waiters that joined, were offered, lapsed, left.",
+        labels=["event"],
+    )  # fmt: skip
+    for name in LINE:
+        passed.add_metric(["joined" if name == "waited" else name], pool.stats.get(name, 0))
+    yield passed
+    oldest = min((waiter.joined_ms for waiter in waiters), default=pool.now_ms)
+    yield _gauge("oldest_waiter_seconds", "How long the longest in the line waits; 0 = nobody.",
+                 max(0, pool.now_ms - oldest) / 1000)  # fmt: skip
+
+
+def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    info = GaugeMetricFamily(
+        "gpu_broker_device_info", "1; joined by uuid.", labels=[*DEVICE, "name", "simulated"]
+    )
+    state = GaugeMetricFamily(
+        "gpu_broker_device_state", "1 for the state that it is in.", labels=[*DEVICE, "state"]
+    )
+    leases = GaugeMetricFamily("gpu_broker_device_leases", "Leases on it.", labels=DEVICE)
+    memory = {
+        name: GaugeMetricFamily(f"gpu_broker_device_memory_{name}_bytes", says, labels=DEVICE)
+        for name, says in (
+            ("total", "All of it."),
+            ("reserved", "Promised to leases."),
+            ("used", "In use as the driver sees it."),
+            ("foreign", "Used by processes without a lease."),
+            ("withheld", "Of ended leases, not given again yet."),
+            ("free", "What may still be leased."),
+        )
+    }
+    read = {
+        name: GaugeMetricFamily(f"gpu_broker_device_{name}", says, labels=DEVICE)
+        for name, says in (
+            ("utilization_ratio", "Share of time in which it computed."),
+            ("temperature_celsius", "Of the GPU."),
+            ("power_watts", "Drawn now."),
+        )
+    }
+    for device in devices:
+        who = [device.host, str(device.index), device.uuid]
+        info.add_metric([*who, device.name, str(device.simulated).lower()], 1)
+        now = "drained" if device.drained and device.state == "ok" else device.state
+        for word in STATES:
+            is_it = word == (now if now in STATES else "other")
+            state.add_metric([*who, word], float(is_it))
+        leases.add_metric(who, device.leases)
+        values = {
+            "total": device.total_mb,
+            "reserved": device.reserved_mb,
+            "used": device.used_mb,
+            "foreign": device.foreign_mb,
+            "withheld": device.withheld_mb,
+            "free": max(0, device.free_mb),
+        }
+        for name, mb in values.items():
+            if mb is not None:
+                memory[name].add_metric(who, mb * MIB)
+        percent = device.telemetry["utilization_gpu_pct"]
+        measured = {
+            "utilization_ratio": None if percent is None else percent / 100,
+            "temperature_celsius": device.telemetry["temperature_c"],
+            "power_watts": device.telemetry["power_draw_w"],
+        }
+        for name, value in measured.items():
+            if value is not None:
+                read[name].add_metric(who, value)
+    yield from (info, state, leases, *memory.values(), *read.values())
+
+
+def _gauge(name: str, says: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"gpu_broker_{name}", says, value=value)

@@ -1,0 +1,80 @@
+"""Alert rules and the dashboard: promtool runs their tests, and what they name exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+METRICS = (DEPLOY.parent / "docs" / "metrics.md").read_text()
+
+KNOWN = set(re.findall(r"`(gpu_(?:broker|orchestrator)_\w+)`", METRICS))
+"""Held against what a broker exports by `tests/unit/test_docs.py`."""
+
+RULES = (DEPLOY / "prometheus" / "rules.yml").read_text()
+
+DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "gpu-broker.json").read_text())
+
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed"
+)
+
+
+def named(expression: str) -> set[str]:
+    """The families that an expression asks for."""
+    names = set(re.findall(r"\bgpu_\w+", expression))
+    return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
+
+
+@needs_promtool
+def test_rules_are_well_formed_and_their_tests_pass() -> None:
+    """Each alert fires when it should, and not before."""
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", "rules.test.yml"]):
+        done = subprocess.run(
+            ["promtool", *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_name_metrics_that_exist_and_have_tests() -> None:
+    """A rule on a name that is none would never fire."""
+    expressions = re.findall(r"expr: (.*)", RULES)
+    assert len(expressions) >= 9
+    for expression in expressions:
+        assert named(expression)
+        assert named(expression) <= KNOWN
+    tests = (DEPLOY / "prometheus" / "rules.test.yml").read_text()
+    for alert in re.findall(r"alert: (\w+)", RULES):
+        assert f"alertname: {alert}" in tests
+
+
+def test_dashboard_names_metrics_that_exist() -> None:
+    """Every panel asks for something, of the data source that is chosen at import."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 15
+    for panel in panels:
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert panel["targets"]
+        for target in panel["targets"]:
+            assert named(target["expr"]), panel["title"]
+            assert named(target["expr"]) <= KNOWN, panel["title"]
+
+
+def test_panels_do_not_overlap() -> None:
+    """Each has its own place in the grid of 24 columns."""
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"])
+                 for y in range(at["y"], at["y"] + at["h"])}  # fmt: skip
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
