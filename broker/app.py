@@ -16,6 +16,7 @@ from broker.auth import KeyCheck
 from broker.events import Stream
 from broker.headers import SecurityHeaders
 from broker.inventory import Reporter, source_of
+from broker.logs import VerbLog
 from broker.metrics import Metrics
 from broker.notify import Systemd
 from broker.problems import install_handlers
@@ -95,5 +96,6 @@ def build_app(settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
         )
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(VerbLog)
     app.add_middleware(metrics.counting)
     return app

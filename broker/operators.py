@@ -12,6 +12,7 @@ from broker import answers
 from broker.auth import Operator, Viewer
 from broker.bodies import DrainBody, PolicyBody, RevokeBody
 from broker.keys import Principal
+from broker.logs import note
 from broker.state import At, Broker
 
 router = APIRouter()
@@ -29,6 +30,7 @@ async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
 async def post_policy(body: PolicyBody, broker: At, who: Operator) -> dict[str, Any]:
     """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
     changes = body.changes()
+    note(audit=True, **changes)
     if changes and not broker.settings.safe_mode:
         with suppress(SafeMode):
             await broker.client.set_policy(by=_by(who), **changes)
@@ -47,6 +49,7 @@ async def _policy(broker: Broker) -> dict[str, Any]:
 async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     """Leases that run go on; no report undoes it."""
     what, name = _one(body)
+    note(audit=True, why=body.reason, **{what: name})
     return {"drained": await broker.client.drain(what, name, why=body.reason, by=_by(who))}
 
 
@@ -54,6 +57,7 @@ async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
 async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     """The opposite of `/drain`."""
     what, name = _one(body)
+    note(audit=True, why=body.reason, **{what: name})
     return {"undrained": await broker.client.undrain(what, name, why=body.reason, by=_by(who))}
 
 
@@ -74,10 +78,13 @@ def _by(who: Principal) -> str | None:
 @router.post("/revoke", summary="End leases as an operator.")
 async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
     """Holders learn it at their next renewal; who never renews loses it within a minute."""
+    note(audit=True, why=body.reason, token=body.token, agent=body.agent, host=body.host,
+         force=body.force)  # fmt: skip
     if body.token is None:
         tokens = await broker.client.revoke_where(
             agent=body.agent, host=body.host, force=body.force, why=body.reason, by=_by(who)
         )
+        note(revoked=len(tokens))
         return {"revoked": list(tokens)}
     if body.agent is not None or body.host is not None:
         raise error_for("bad_request", "name a token, or an agent and a host, and not both")

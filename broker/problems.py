@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from agent_sdk.errors import CODES, BadRequest, LeaseError, LeaseLost, NoCapacity, UnknownToken
+from broker.logs import note
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -18,6 +19,7 @@ SOONEST_RETRY_S = 1
 
 def problem(error: LeaseError) -> JSONResponse:
     """The answer that a lease error stands for."""
+    note(code=error.code)
     status = CODES[error.code].status
     if isinstance(error, UnknownToken):
         return JSONResponse({"detail": "unknown_token", "code": error.code}, status)

@@ -27,6 +27,7 @@ from broker.auth import AgentKey, Viewer
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
 from broker.hangup import unless_gone
 from broker.keys import Principal
+from broker.logs import note
 from broker.metrics import Seen
 from broker.state import At, Broker
 from broker.store_check import problem_of
@@ -100,6 +101,7 @@ async def lease(
     With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
     for 10 s: repeat the request with the token of the answer.
     """
+    note(agent=body.agent, token=body.token)
     if not who.speaks_for(body.agent):
         raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
     denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
@@ -135,10 +137,14 @@ async def lease(
         )
         got = await (unless_gone(request, asked) if body.wait_s else asked)
     except SafeMode:
+        note(reason="safe_mode")
         return denied
     except StillWaiting as error:
+        note(token=error.token, reason=error.code)
         where = {"Location": f"/lease/{error.token}", "Retry-After": "1"}
         return JSONResponse(answers.still_waiting(error, body.agent), 202, where)
+    gpus = ",".join(device.uuid for device in got.devices)
+    note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
     if got.local:  # the client's own fallback: over HTTP, no broker is an error
         raise error_for(got.reason or "store_unavailable")
     return answers.granted(got)
@@ -228,6 +234,7 @@ def _possible(token: str) -> str:
 @router.post("/renew", summary="Keep a lease alive.")
 async def renew(body: RenewBody, broker: At, who: AgentKey) -> dict[str, Any]:
     """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
+    note(token=body.token, fence=body.fence)
     renewal = await broker.client.renew(
         body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
     )
@@ -242,6 +249,7 @@ async def renew(body: RenewBody, broker: At, who: AgentKey) -> dict[str, Any]:
 @router.post("/release", summary="Give a lease back.")
 async def release(body: ReleaseBody, broker: At, who: AgentKey) -> dict[str, Any]:
     """404 when it is unknown, was released before, or has expired."""
+    note(token=body.token)
     if not await broker.client.release(
         _possible(body.token), refuse_late=False, owner=_owner_of(who)
     ):

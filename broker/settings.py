@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """API keys; default `keys` in the state folder, if it is there."""
     keys: str = Field("", repr=False, validation_alias=_env("GPU_BROKER_KEYS"))
     """API keys, as lines of a key file joined by `;`."""
+    log_format: Literal["text", "json"] = Field("text", validation_alias=_env("LOG_FORMAT"))
+    """How logs are written."""
     cors_origins: str = Field("", validation_alias=_env("GPU_BROKER_CORS_ORIGINS"))
     """Web origins whose pages may ask, separated by commas."""
     sdk: SdkSettings = Field(default_factory=read_settings)

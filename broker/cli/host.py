@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from contextlib import suppress
@@ -11,6 +10,7 @@ from contextlib import suppress
 import click
 
 from agent_sdk import AsyncLeaseClient, Store
+from broker import logs
 from broker.cli import USAGE
 from broker.devices import DeviceSourceError, Source
 from broker.inventory import Reporter, source_of
@@ -31,7 +31,7 @@ def host() -> None:
     except (SettingsError, DeviceSourceError) as error:
         click.echo(f"gpu-broker host: {error}", err=True)
         sys.exit(USAGE)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(settings.log_format)
     click.echo(f"reporting {settings.sdk.hostname}: {source.name}, pool {settings.sdk.pool}")
     asyncio.run(_report(settings, source))
 

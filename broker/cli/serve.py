@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ import uvicorn
 
 from agent_sdk.embedded import EmbeddedStore
 from agent_sdk.server_binary import EmbeddedError
+from broker import logs
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.deadline import DeadlineProtocol
@@ -62,7 +62,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> Non
     except (SettingsError, DeviceSourceError) as error:
         click.echo(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(settings.log_format)
     click.echo(banner(settings, demo=demo))
     # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -70,6 +70,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> Non
     config = uvicorn.Config(
         app,
         http=DeadlineProtocol,
+        log_config=None,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=STOP_S,

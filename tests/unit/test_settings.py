@@ -33,6 +33,7 @@ SETTINGS = [
     ("GPU_BROKER_REPORT_S", "report_s", 5.0, "0.3", 0.3),
     ("GPU_BROKER_KEYS_FILE", "keys_file", None, EMPTY, Path(EMPTY)),
     ("GPU_BROKER_KEYS", "keys", "", f"ann operator {'ab' * 32}", f"ann operator {'ab' * 32}"),
+    ("LOG_FORMAT", "log_format", "text", "json", "json"),
     ("GPU_BROKER_CORS_ORIGINS", "cors_origins", "", "https://a.example", "https://a.example"),
 ]
 """Variable, field, default, what a test sets it to, what the field then is."""
@@ -67,6 +68,7 @@ WRONG = [
     ("GPU_BROKER_REPORT_S", "inf"),
     ("GPU_BROKER_REPORT_S", "5s"),
     ("SAFE_MODE", "yes"),
+    ("LOG_FORMAT", "xml"),
     ("ENABLE_NVML", "1"),
     ("GPU_BROKER_POOL", "Not A Pool"),
     ("GPU_BROKER_POOL", "a" * 33),

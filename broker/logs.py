@@ -1,0 +1,106 @@
+"""Logs: one line per verb with what it was about, as text or JSON; no secret in either.
+
+A token is cut to its first eight letters, which tells it from others and opens nothing. Each
+request has an id, its own `X-Request-ID` or a new one, which its answer and its lines carry.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import uuid4
+
+import structlog
+from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+SHOWN: Final = 8
+"""Letters of a token."""
+
+
+def configure(form: Literal["text", "json"]) -> None:
+    """Send all logs of this process to stderr in one form."""
+    before: list[Any] = [
+        merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Any]
+    if form == "json":
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.INFO)
+    for name in ("uvicorn.access", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def note(**facts: Any) -> None:
+    """Put what a request is about on its line; what is None or empty is left out."""
+    if token := facts.get("token"):
+        facts["token"] = str(token)[:SHOWN]
+    bind_contextvars(**{name: value for name, value in facts.items() if value not in {None, ""}})
+
+
+class VerbLog:
+    """ASGI middleware: an id for each request, and a line for each that may change something."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._log = structlog.get_logger("broker.verbs")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on between a new context and its line."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex[:16].encode()
+        clear_contextvars()
+        bind_contextvars(request_id=request_id.decode())
+        began, status = time.perf_counter(), 0
+
+        async def with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, with_id)
+        finally:
+            if scope["method"] != "GET":
+                self._line(scope, status, time.perf_counter() - began)
+
+    def _line(self, scope: Scope, status: int, took_s: float) -> None:
+        route = getattr(scope.get("route"), "path", None)
+        principal = getattr(scope.get("principal"), "name", "")
+        self._log.info(
+            route.strip("/") if route else "no_route",
+            **({"by": principal} if principal else {}),
+            status=status,
+            ms=round(took_s * 1000, 1),
+        )

@@ -1,0 +1,155 @@
+"""The broker's log: one line per verb, with what it was about, and no secret in it or anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker.keys import add
+from tests.api.brokers import GRANTING, Broker
+from tests.servers import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.servers import Server
+
+PASSWORD = "hunter2-of-redis"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    """A server with a password."""
+    with running() as server:
+        with server.connect() as redis:
+            redis.config_set("requirepass", PASSWORD)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys"
+
+
+@pytest.fixture(scope="module")
+def key(file: Path) -> str:
+    return add(file, "ann", "operator")
+
+
+@pytest.fixture(scope="module")
+def broker(locked: Server, file: Path, key: str) -> Iterator[Broker]:
+    url = f"redis://:{PASSWORD}@127.0.0.1:{locked.port}"
+    settings = {"REDIS_URL": url, "GPU_BROKER_KEYS_FILE": str(file), "LOG_FORMAT": "json"}
+    with Broker(**GRANTING, **settings) as broker:
+        broker.http.headers["Authorization"] = f"Bearer {key}"
+        yield broker.wait()
+
+
+def lines(broker: Broker) -> list[dict[str, Any]]:
+    """What was logged of requests, an object a line."""
+    found = [json.loads(line) for line in broker.said().splitlines() if line.startswith("{")]
+    return [line for line in found if "status" in line]
+
+
+def last(broker: Broker) -> dict[str, Any]:
+    line = lines(broker)[-1]
+    assert line.pop("timestamp")
+    assert line.pop("ms") >= 0
+    assert line.pop("level") == "info"
+    return line
+
+
+def test_verb_is_one_line_with_what_it_was_about(broker: Broker) -> None:
+    """Who, which lease, where, how it ended, in which request; of the token eight letters."""
+    lease = broker.granted(min_memory_mb=100)
+    line = last(broker)
+    assert len(line.pop("request_id")) == 16
+    assert line == {
+        "event": "lease", "by": "ann", "status": 200, "agent": "analyst", "gpus": "SIM-h1-0",
+        "token": lease["token"][:8], "fence": lease["fence"],
+    }  # fmt: skip
+    mine = {"X-Request-ID": "trace-7.a_b"}
+    answer = broker.http.post("/renew", json={"token": lease["token"]}, headers=mine)
+    assert answer.headers["X-Request-ID"] == "trace-7.a_b"
+    assert last(broker) == {
+        "event": "renew", "by": "ann", "status": 200, "token": lease["token"][:8],
+        "request_id": "trace-7.a_b",
+    }  # fmt: skip
+    broker.release(lease["token"])
+    broker.release(lease["token"])
+    line = last(broker)
+    assert (line["event"], line["status"], line["code"]) == ("release", 404, "unknown_token")
+    assert broker.lease(min_memory_mb=5000, on_unavailable="refuse").status_code == 409
+    assert last(broker)["code"] == "never_fits"
+
+
+def test_request_id_of_another_form_is_replaced(broker: Broker) -> None:
+    """A client writes nothing of its own into the log."""
+    for given in ("", "a b", "x" * 65, '"}'):
+        headers = {"X-Request-ID": given.encode()}
+        answer = broker.http.post("/release", json={"token": "x"}, headers=headers)
+        assert answer.headers["X-Request-ID"] != given
+        assert last(broker)["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_operators_acts_are_marked_for_the_audit(broker: Broker) -> None:
+    """Who, what, why; also the ones that were refused."""
+    broker.http.post("/drain", json={"host": "h1", "reason": "new driver"})
+    line = last(broker)
+    assert (line["audit"], line["by"], line["host"], line["why"]) == (
+        True,
+        "ann",
+        "h1",
+        "new driver",
+    )
+    broker.http.post("/undrain", json={"host": "h1"})
+    broker.http.post("/policy", json={"max_memory_per_agent_mb": 4096})
+    line = last(broker)
+    assert (line["audit"], line["max_memory_per_agent_mb"]) == (True, 4096)
+    broker.http.post("/revoke", json={"agent": "nobody", "reason": "tidy"})
+    line = last(broker)
+    assert (line["audit"], line["agent"], line["why"], line["revoked"]) == (
+        True,
+        "nobody",
+        "tidy",
+        0,
+    )
+    broker.http.post("/drain", json={"host": "nowhere", "reason": "typo"})
+    line = last(broker)
+    assert (line["audit"], line["code"], line["status"]) == (True, "host_unknown", 409)
+
+
+def test_reading_is_not_logged(broker: Broker) -> None:
+    """Probes and dashboards ask all day."""
+    before = len(lines(broker))
+    for path in ("/health", "/ready", "/policy", "/allocations", "/metrics", "/nowhere"):
+        broker.http.get(path)
+    assert len(lines(broker)) == before
+
+
+def test_no_secret_is_anywhere(locked: Server, broker: Broker, key: str) -> None:
+    """Neither in the log, nor in answers, metrics, the document, or a process's arguments."""
+    lease = broker.granted(min_memory_mb=10)
+    answers = [
+        broker.http.post("/lease", content=f'{{"token": "{key}", "password": "{PASSWORD}"'),
+        broker.http.post("/release", json={"token": key}),
+        broker.http.get("/openapi.json"),
+        broker.http.get("/metrics"),
+        broker.http.get(f"/lease/{key}"),
+        broker.http.get("/policy", headers={"Authorization": f"Basic {key}"}),
+        broker.http.get("/policy", headers={"Authorization": "Bearer gbk_stolen-key-of-somebody"}),
+    ]
+    locked.process.kill()
+    locked.process.wait()
+    answers += [broker.lease(), broker.http.get("/ready"), broker.http.get("/metrics")]
+    told = "\n".join(answer.text for answer in answers)
+    arguments = subprocess.check_output(["ps", "-ww", "-o", "args", "-p", str(broker.process.pid)])
+    everywhere = broker.said() + told + arguments.decode()
+    for secret in (key, PASSWORD, "gbk_stolen-key-of-somebody"):
+        assert secret not in everywhere
+    assert lease["token"] not in broker.said()
+    assert "Redis" in broker.said()
