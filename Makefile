@@ -2,6 +2,7 @@
 # make test   every test, on servers of its own, three files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
+# make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
 # make bench  what a lease costs, beside what else there is
 # make lock   requirements.lock anew, after a change of pyproject.toml
 
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e bench lock clean
+.PHONY: run test check format e2e soak bench lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -30,6 +31,10 @@ format: $(READY)
 
 e2e: $(READY)
 	@$(BIN)/python scripts/e2e.py
+
+soak: $(READY)
+	GPU_BROKER_FUZZ=150 $(BIN)/pytest tests/api/test_document.py
+	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/agents -k ten_times
 
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py

@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from agent_sdk import AsyncLeaseClient, Store
-from broker import __version__, operators, routes
+from broker import __version__, document, operators, routes
 from broker.auth import KeyCheck
 from broker.events import Stream
+from broker.examples import add_examples
 from broker.headers import SecurityHeaders
 from broker.inventory import Reporter, source_of
 from broker.logs import VerbLog
@@ -77,15 +78,20 @@ def build_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="GPU lease broker",
+        description=document.DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; `document` has one that does not
         redoc_url=None,
     )
     install_handlers(app)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    app.include_router(document.router)
+    app.mount("/docs/static", document.assets())
+    made = app.openapi
+    app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way
     # The last that is added is the first that is asked.
     app.add_middleware(KeyCheck, keys=settings.keyring())
     if settings.origins:

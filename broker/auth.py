@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from broker.keys import Keyring
 
-OPEN = {"/health", "/ready"}
-"""For gates and probes, which have no key: they tell nothing that is anybody's."""
+OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
+"""For gates, probes and browsers, which have no key: they tell nothing that is anybody's."""
+
+ASSETS = "/docs/static/"
 
 SCHEME = b"bearer "
 
@@ -44,7 +46,8 @@ class KeyCheck:
         """Put the principal into the scope, or answer 401."""
         if scope["type"] == "http":
             principal = self._principal(scope) if self._keys.locked else ANYBODY
-            if principal is None and scope["path"] not in OPEN:
+            path = scope["path"]
+            if principal is None and path not in OPEN and not path.startswith(ASSETS):
                 await problem(error_for("unauthorized"))(scope, receive, send)
                 return
             scope["principal"] = principal

@@ -11,11 +11,12 @@ from agent_sdk.errors import SafeMode, error_for
 from broker import answers
 from broker.auth import Operator, Viewer
 from broker.bodies import DrainBody, PolicyBody, RevokeBody
+from broker.document import EVERYWHERE, WITH_BODY, errors
 from broker.keys import Principal
 from broker.logs import note
 from broker.state import At, Broker
 
-router = APIRouter()
+router = APIRouter(responses=EVERYWHERE)
 
 NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
 
@@ -26,7 +27,7 @@ async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
     return await _policy(broker)
 
 
-@router.post("/policy", summary="Change what may be leased.")
+@router.post("/policy", summary="Change what may be leased.", responses=WITH_BODY)
 async def post_policy(body: PolicyBody, broker: At, who: Operator) -> dict[str, Any]:
     """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
     changes = body.changes()
@@ -45,7 +46,11 @@ async def _policy(broker: Broker) -> dict[str, Any]:
     return answers.policy(pool, safe_mode=broker.safe_mode_of(pool.safe_mode))
 
 
-@router.post("/drain", summary="Let a device or a host take no new leases.")
+@router.post(
+    "/drain",
+    summary="Let a device or a host take no new leases.",
+    responses=WITH_BODY | errors("host_unknown", "device_unknown"),
+)
 async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     """Leases that run go on; no report undoes it."""
     what, name = _one(body)
@@ -53,7 +58,11 @@ async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     return {"drained": await broker.client.drain(what, name, why=body.reason, by=_by(who))}
 
 
-@router.post("/undrain", summary="Let it take leases again.")
+@router.post(
+    "/undrain",
+    summary="Let it take leases again.",
+    responses=WITH_BODY | errors("host_unknown", "device_unknown"),
+)
 async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     """The opposite of `/drain`."""
     what, name = _one(body)
@@ -75,7 +84,12 @@ def _by(who: Principal) -> str | None:
     return who.name or None
 
 
-@router.post("/revoke", summary="End leases as an operator.")
+@router.post(
+    "/revoke",
+    summary="End leases as an operator.",
+    responses=WITH_BODY
+    | errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
+)
 async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
     """Holders learn it at their next renewal; who never renews loses it within a minute."""
     note(audit=True, why=body.reason, token=body.token, agent=body.agent, host=body.host,

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from agent_sdk.errors import CODES, BadRequest, LeaseError, LeaseLost, NoCapacity, UnknownToken
 from broker.logs import note
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
+    from starlette.responses import Response
 
 SOONEST_RETRY_S = 1
+
+NO_TEXT = 400
+"""FastAPI's status for a body that it cannot decode."""
 
 
 def problem(error: LeaseError) -> JSONResponse:
@@ -57,6 +63,15 @@ async def _bad_input(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, 422)
 
 
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What FastAPI answers by itself; a body that is no text is as malformed as any other."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    if error.status_code == NO_TEXT:
+        detail = [{"type": "json_invalid", "loc": ["body"], "msg": "the body is no JSON in UTF-8"}]
+        return JSONResponse({"detail": detail}, 422)
+    return await http_exception_handler(request, error)
+
+
 def _printable(part: str | int) -> str | int:
     return part.encode("utf-8", "replace").decode() if isinstance(part, str) else part
 
@@ -65,3 +80,4 @@ def install_handlers(app: FastAPI) -> None:
     """Answer lease errors and bad input by these rules."""
     app.add_exception_handler(LeaseError, _lease_error)
     app.add_exception_handler(RequestValidationError, _bad_input)
+    app.add_exception_handler(HTTPException, _http_error)

@@ -25,6 +25,7 @@ from agent_sdk.waiting_line import WaiterStatus
 from broker import __version__, answers
 from broker.auth import AgentKey, Viewer
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
+from broker.document import EVERYWHERE, WITH_BODY, errors
 from broker.hangup import unless_gone
 from broker.keys import Principal
 from broker.logs import note
@@ -32,7 +33,7 @@ from broker.metrics import Seen
 from broker.state import At, Broker
 from broker.store_check import problem_of
 
-router = APIRouter()
+router = APIRouter(responses=EVERYWHERE)
 
 
 @router.get("/health", summary="Is this process alive?")
@@ -48,7 +49,9 @@ async def health(broker: At) -> dict[str, Any]:
     }
 
 
-@router.get("/ready", summary="Can this process grant leases?")
+@router.get(
+    "/ready", summary="Can this process grant leases?", responses={503: {"description": "Not now."}}
+)
 async def ready(broker: At) -> JSONResponse:
     """Readiness: asks Redis; 503 with the reason when leases cannot be granted."""
     if reason := await _unready(broker):
@@ -92,7 +95,33 @@ async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
     return {"allocations": {x["token"]: x for x in shown}}
 
 
-@router.post("/lease", summary="Get a lease.", response_model=None)
+@router.post(
+    "/lease",
+    summary="Get a lease.",
+    response_model=None,
+    responses=WITH_BODY
+    | errors(
+        "waiting",
+        "no_capacity",
+        "agent_cap",
+        "limit",
+        "never_fits",
+        "host_unknown",
+        "model_unknown",
+        "draining",
+        "conflict",
+        "expired",
+        "revoked",
+        "released",
+        "left",
+        "lapsed",
+        "store_unavailable",
+        "store_full",
+        "closed",
+        "not_ready",
+        "outcome_unknown",
+    ),
+)
 async def lease(
     body: LeaseBody, broker: At, request: Request, who: AgentKey
 ) -> dict[str, Any] | JSONResponse:
@@ -150,7 +179,7 @@ async def lease(
     return answers.granted(got)
 
 
-@router.get("/lease/{token}", summary="How does a lease stand?")
+@router.get("/lease/{token}", summary="How does a lease stand?", responses=errors("unknown_token"))
 async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     """A lease that lives, or the wait for one; 404 when nothing of yours lives under this token."""
     found = await _own(broker, who, token)
@@ -161,14 +190,18 @@ async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     return answers.known(found, devices, pool.now_ms)
 
 
-@router.get("/lease/{token}/explain", summary="Why does it wait?")
+@router.get(
+    "/lease/{token}/explain",
+    summary="Why does it wait?",
+    responses=errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
+)
 async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     """Why each device is not its own now, who is ahead, what would fit; 404 when unknown."""
     await _own(broker, who, token)
     return _explained(await broker.client.explain(token), who)
 
 
-@router.post("/explain", summary="What would become of a request?")
+@router.post("/explain", summary="What would become of a request?", responses=WITH_BODY)
 async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str, Any]:
     """The same for a request that is not made, or that was refused: the body of POST /lease."""
     found = await broker.client.explain_request(
@@ -231,7 +264,12 @@ def _possible(token: str) -> str:
     return token
 
 
-@router.post("/renew", summary="Keep a lease alive.")
+@router.post(
+    "/renew",
+    summary="Keep a lease alive.",
+    responses=WITH_BODY
+    | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
+)
 async def renew(body: RenewBody, broker: At, who: AgentKey) -> dict[str, Any]:
     """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
     note(token=body.token, fence=body.fence)
@@ -246,7 +284,9 @@ async def renew(body: RenewBody, broker: At, who: AgentKey) -> dict[str, Any]:
     }
 
 
-@router.post("/release", summary="Give a lease back.")
+@router.post(
+    "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
+)
 async def release(body: ReleaseBody, broker: At, who: AgentKey) -> dict[str, Any]:
     """404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
@@ -262,7 +302,12 @@ def _owner_of(who: Principal) -> str:
     return "" if who.is_at_least("operator") else who.name
 
 
-@router.get("/metrics", summary="Prometheus text.")
+@router.get(
+    "/metrics",
+    summary="Prometheus text.",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(broker: At, _: Viewer) -> Response:
     """What this replica counts, and what all replicas share."""
     client = broker.client

@@ -1,0 +1,97 @@
+"""What the OpenAPI document says beside the bodies: every status, with its codes, and the page."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.staticfiles import StaticFiles
+
+from agent_sdk.errors import CODES
+
+DESCRIPTION: Final = """
+Leases on GPUs: the right to use GPU memory, or whole GPUs, for a time. Redis holds every fact;
+every replica answers the same. Times are epoch seconds, memory is MiB in names ending `_mb`.
+Every error has a `detail` for people and a `code` for programs.
+"""
+
+POLICY: Final = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'"
+)
+"""Of the page of `/docs`: scripts from here alone. Swagger UI sets styles of its own."""
+
+PAGE: Final = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>GPU lease broker</title>
+<link rel="stylesheet" href="/docs/static/swagger-ui.css">
+<link rel="icon" href="/docs/static/favicon.png"></head>
+<body><div id="swagger-ui"></div>
+<script src="/docs/static/swagger-ui-bundle.js"></script>
+<script src="/docs/init.js"></script></body>
+</html>
+"""
+
+START: Final = (
+    'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true,'
+    " persistAuthorization: false});\n"
+)
+
+
+class Problem(BaseModel):
+    """An error."""
+
+    model_config = ConfigDict(extra="allow")
+
+    detail: Any = Field(description="For people.")
+    code: str | None = Field(None, description="For programs: a word that never changes.")
+
+
+def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The statuses of these codes, as a route's `responses`."""
+    by_status: dict[int | str, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(CODES[code].status, []).append(f"`{code}`: {CODES[code].says}")
+    return {
+        status: {"model": Problem, "description": "; ".join(said)}
+        for status, said in by_status.items()
+    }
+
+
+EVERYWHERE: Final = errors(
+    "unauthorized", "forbidden", "store_unavailable", "outcome_unknown", "not_ready",
+    "protocol_mismatch",
+)  # fmt: skip
+"""Of every route that needs a key and asks the store; a store that denies us is a 403 too."""
+
+WITH_BODY: Final[dict[int | str, dict[str, Any]]] = {
+    413: {"model": Problem, "description": "The body is larger than 16 KiB."},
+    422: {"model": Problem, "description": "The request is not well-formed."},
+}
+"""Of every route that reads a body."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+async def page() -> HTMLResponse:
+    """The document, to read and to try; nothing of it comes from elsewhere."""
+    return HTMLResponse(PAGE, headers={"content-security-policy": POLICY})
+
+
+@router.get("/docs/init.js")
+async def start() -> Response:
+    """Starts the page; not in the page, so that no inline script need be allowed."""
+    return Response(START, media_type="text/javascript")
+
+
+def assets() -> StaticFiles:
+    """Swagger UI's files, of the package `fastapi-offline`."""
+    found = importlib.util.find_spec("fastapi_offline")
+    assert found is not None  # noqa: S101 - it is required beside FastAPI
+    assert found.origin is not None  # noqa: S101 - as is every package that has files
+    return StaticFiles(directory=Path(found.origin).parent / "static")

@@ -1,0 +1,90 @@
+"""An example of each request and answer in the OpenAPI document; a test holds them to the truth."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+TOKEN: Final = "3f2a90c1-5d0e-4c3b-9a53-6f0b7c1d2e4f"  # noqa: S105 - nobody's
+
+LEASE: Final[dict[str, Any]] = {
+    "agent": "analyst", "gpu": 0, "token": TOKEN, "timestamp": 1795607407.688, "gpus": [
+        {"uuid": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11", "index": 0, "host": "gpu-host-3",
+         "name": "NVIDIA H100 80GB HBM3", "memory_mb": 8192}],
+    "host": "gpu-host-3", "memory_mb": 8192, "fence": 1795607407688967,
+    "expires_at": 1795611007.688, "expires_in_s": 3600.0, "ttl_s": 3600.0, "state": "active",
+    "reason": None,
+}  # fmt: skip
+
+POLICY: Final[dict[str, Any]] = {
+    "max_memory_per_agent_mb": 16384, "allow_fractional_shares": True, "kill_on_oom": False,
+    "safe_mode_read_only": False, "default_memory_mb": 2048, "expiry_grace_s": 5,
+    "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "version": 7,
+}  # fmt: skip
+
+EXPLAINED: Final[dict[str, Any]] = {
+    "token": TOKEN, "agent": "analyst", "state": "waiting", "now_ms": 1795607407688,
+    "code": "next", "summary": "it is next: it is served as soon as enough is free",
+    "devices": [{"uuid": "GPU-5c2a90d4", "host": "gpu-host-3", "index": 0, "name": "NVIDIA H100",
+                 "free_mb": 4096, "reason": "full", "says": "its leases leave too little"}],
+    "ahead": [], "ahead_count": 0, "first_end": None, "estimate_s": 26.5,
+    "basis": "if bob does not renew lease d2fb7126", "fits_now": [],
+}  # fmt: skip
+
+REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("post", "/lease"): {"agent": "analyst", "min_memory_mb": 8192, "ttl_s": 60},
+    ("post", "/explain"): {"agent": "analyst", "min_memory_mb": 40960},
+    ("post", "/renew"): {"token": TOKEN, "ttl_s": 60},
+    ("post", "/release"): {"token": TOKEN},
+    ("post", "/policy"): {"max_memory_per_agent_mb": 16384},
+    ("post", "/drain"): {"host": "gpu-host-3", "reason": "new driver"},
+    ("post", "/undrain"): {"host": "gpu-host-3"},
+    ("post", "/revoke"): {"agent": "analyst", "reason": "runs wild"},
+}
+"""Method and path -> a body."""
+
+ANSWERS: Final[dict[tuple[str, str], Any]] = {
+    ("get", "/health"): {"status": "ok", "safe_mode": False, "redis": "up", "version": "0.1.0",
+                         "replica": "b451ec0e"},
+    ("get", "/ready"): {"ready": True},
+    ("get", "/gpu/info"): {
+        "available": True, "nvml_enriched": False, "nvml_supported": False,
+        "gpus": [{"index": 0, "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-5c2a90d4",
+                  "host": "gpu-host-3", "state": "ok", "memory_total_mb": 81559.0,
+                  "memory_used_mb": 8301.0, "utilization_gpu_pct": 83.0,
+                  "memory_reserved_mb": 8192, "memory_free_mb": 73258, "leases": 1}]},
+    ("get", "/policy"): POLICY,
+    ("post", "/policy"): POLICY,
+    ("get", "/allocations"): {"allocations": {TOKEN: LEASE}},
+    ("post", "/lease"): LEASE | {"granted": True, "code": None, "env": {
+        "CUDA_VISIBLE_DEVICES": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11",
+        "GPU_LEASE_TOKEN": TOKEN}},
+    ("get", "/lease/{token}"): LEASE,
+    ("get", "/lease/{token}/explain"): EXPLAINED,
+    ("post", "/explain"): EXPLAINED | {"token": None, "state": "asked"},
+    ("get", "/queue"): {"waiting": 1, "queue": [
+        {"token": TOKEN, "agent": "analyst", "state": "waiting", "granted": False, "place": 0,
+         "memory_mb": 8192, "waiting_s": 12.4}]},
+    ("post", "/renew"): {"renewed": True, "token": TOKEN, "expires_at": 1795607467.688,
+                         "expires_in_s": 60.0},
+    ("post", "/release"): {"released": True, "token": TOKEN},
+    ("get", "/metrics"): "gpu_orchestrator_active_leases 1.0\n",
+    ("post", "/drain"): {"drained": 8},
+    ("post", "/undrain"): {"undrained": 8},
+    ("post", "/revoke"): {"revoked": [TOKEN]},
+    ("get", "/hosts"): {"hosts": [{"host": "gpu-host-3", "version": "0.1.0", "devices": 8,
+                                   "drained": False, "alive": True}]},
+}  # fmt: skip
+"""Method and path -> what 200 brings."""
+
+
+def add_examples(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with them."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            request, answer = REQUESTS.get((method, path)), ANSWERS.get((method, path))
+            if request is not None:
+                operation["requestBody"]["content"]["application/json"]["example"] = request
+            if answer is not None:
+                for content in operation["responses"]["200"]["content"].values():
+                    content["example"] = answer
+    return document

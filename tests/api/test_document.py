@@ -1,0 +1,153 @@
+"""The OpenAPI document: complete, true, and the door behind it fuzzed by what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk.keys import Keys
+from broker.examples import ANSWERS, REQUESTS
+from broker.keys import add
+from tests.api.brokers import GRANTING, Broker, environment
+from tests.audit import audit
+from tests.servers import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import Server
+
+CASES = int(os.environ.get("GPU_BROKER_FUZZ", "8"))
+"""Examples per operation and phase; `make soak` takes many more."""
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,"
+    "content_type_conformance,response_schema_conformance"
+)
+
+SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """A server that is looked through afterwards."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def broker(own: Server) -> Iterator[Broker]:
+    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
+        yield broker.wait()
+
+
+@pytest.fixture(scope="module")
+def document(broker: Broker) -> dict[str, Any]:
+    return dict(broker.http.get("/openapi.json").json())
+
+
+def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (method, path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_every_operation_is_described_with_examples(document: dict[str, Any]) -> None:
+    """A summary, a description, an example of what is sent and of what comes back."""
+    found = operations(document)
+    assert len(found) == 18
+    assert set(found) == set(ANSWERS)
+    for (method, path), operation in found.items():
+        assert operation["summary"].endswith((".", "?")), path
+        assert len(operation["description"]) > 20, path
+        (content,) = operation["responses"]["200"]["content"].values()
+        assert "example" in content, path
+        if "requestBody" in operation:
+            body = operation["requestBody"]["content"]["application/json"]
+            assert body["example"] == REQUESTS[method, path]
+
+
+def test_examples_are_true(broker: Broker) -> None:
+    """What is sent is well-formed, and what is said to come back has the fields that do."""
+    lease = broker.granted(min_memory_mb=100)
+    token = lease["token"]
+    for (method, path), example in ANSWERS.items():
+        body = REQUESTS.get((method, path))
+        if body is not None and path in {"/renew", "/release"}:
+            body = body | {"token": token}
+        if body is not None and "host" in body:
+            body = body | {"host": "h1"}
+        if path == "/release":  # it ends what the others look at
+            continue
+        answer = broker.http.request(method, path.format(token=token), json=body)
+        assert answer.status_code == 200, (path, answer.text)
+        if isinstance(example, dict):
+            assert example.keys() <= answer.json().keys(), path
+    assert broker.release(token).json().keys() == ANSWERS["post", "/release"].keys()
+
+
+def test_page_loads_nothing_from_elsewhere(broker: Broker) -> None:
+    """Swagger UI with files of our own, under a policy that allows no others."""
+    page = broker.http.get("/docs")
+    assert page.status_code == 200
+    assert "script-src" not in page.headers["Content-Security-Policy"]
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 4
+    for path in loaded:
+        assert path.startswith("/")
+        assert broker.http.get(path).status_code == 200, path
+    assert "http" not in page.text
+
+
+def fuzz(broker: Broker, *more: str) -> str:
+    """Run schemathesis over the document; what it says, when it finds nothing."""
+    done = subprocess.run(
+        [SCHEMATHESIS, "run", f"http://127.0.0.1:{broker.port}/openapi.json", "-n", str(CASES),
+         "--checks", CHECKS, "--suppress-health-check", "all", "--seed", "7", *more],
+        env=environment(NO_COLOR="1"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.mark.timeout(max(120, CASES * 3))
+def test_fuzzed_door_keeps_its_word(own: Server, broker: Broker) -> None:
+    """No 500, no status that the document has not, and afterwards it grants as before."""
+    said = fuzz(broker)
+    generated = re.search(r"(\d+) generated, \1 passed", said)
+    assert generated
+    assert int(generated[1]) >= 300
+    for token in broker.allocations():
+        broker.release(token)
+    broker.http.post("/undrain", json={"host": "h1"})
+    with own.connect() as redis:
+        audit(redis, Keys("default"))
+        unknown = [key for key in redis.scan_iter() if not key.startswith("gpu:{default}:")]
+        assert unknown == []
+    assert broker.http.get("/ready").json() == {"ready": True}
+
+
+def test_fuzzed_door_without_a_key_stays_shut(own: Server, tmp_path: Path) -> None:
+    """Whatever is sent: 401, and nothing reaches the pool."""
+    add(tmp_path / "keys", "ann", "operator")
+    settings = {"REDIS_URL": own.url, "GPU_BROKER_POOL": "shut",
+                "GPU_BROKER_KEYS_FILE": str(tmp_path / "keys")}  # fmt: skip
+    with Broker(**GRANTING | settings) as broker:
+        broker.wait()
+        with own.connect() as redis:
+            before = (
+                redis.hget("gpu:{shut}:pool", "policy_version"),
+                redis.xlen("gpu:{shut}:events"),
+            )
+            fuzz(broker)
+            after = redis.hget("gpu:{shut}:pool", "policy_version"), redis.xlen("gpu:{shut}:events")
+        assert after == before
