@@ -4,9 +4,9 @@
 -- ARGV[1]  protocol  int
 -- ARGV[2]  token     str
 -- ARGV[3]  plant     int   1 = an unknown token is refused from now on: its acquire may still be on its way
--- ARGV[4]  owner     str   whose it must be; empty or not there = anybody's
+-- ARGV[4]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's
 -- reply    RELEASED | ALREADY outcome | UNKNOWN | REFUSED reason detail
--- keeps    another owner's lease is as unknown as one that is not there; S6: no grant after a release of the same token came first
+-- keeps    S6: no grant after a release of the same token came first
 -- cost     O((REAP_DEVICES + k) log devices)
 
 local unready = B.open()

@@ -5,9 +5,9 @@
 -- ARGV[2]  token     str
 -- ARGV[3]  fence     int   as handed out by acquire; empty = not compared
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
--- ARGV[5]  owner     str   whose it must be; empty or not there = anybody's
+-- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's
 -- reply    RENEWED expires_at_ms remaining_ms | REFUSED reason detail | LOST reason | UNKNOWN
--- keeps    another owner's lease is as unknown as one that is not there; S4: nothing resurrects; S7: never shorter than what the holder was told
+-- keeps    S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
 local unready = B.open()

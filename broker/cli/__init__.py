@@ -23,6 +23,7 @@ COMMANDS = {
     "undrain": "Let it take leases again.",
     "keys": "Make, list and end the API keys of the HTTP door.",
     "policy": "Show or change what may be leased.",
+    "functions": "Put the verbs on the server as functions, for redis-cli alone.",
     "doctor": "Say what is set, what is there, and what is wrong.",
 }
 """Every command by its name: `broker.cli.<name>` has a click command of that name."""

@@ -54,8 +54,8 @@ REPORT = {
 
 VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "acquire": lambda: protocol.acquire(REQUEST),
-    "renew": lambda: protocol.renew(REQUEST.token, 7, 1000),
-    "release": lambda: protocol.release(REQUEST.token),
+    "renew": lambda: protocol.renew(REQUEST.token, 7, 1000, "ann"),
+    "release": lambda: protocol.release(REQUEST.token, owner="ann"),
     "reap": protocol.reap,
     "report": lambda: reporting.report("h1", (), **REPORT),
     "revoke": lambda: operate.revoke(REQUEST.token, force=True, by="op", why="because"),

@@ -1,0 +1,90 @@
+"""`gpu-broker functions`: the verbs as functions on the server, for redis-cli alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from agent_sdk import functions as library
+from agent_sdk.errors import error_for
+from broker.cli import FAILED
+from broker.cli.store import output_option, pool_client, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from redis import Redis
+
+    T = TypeVar("T")
+
+
+@click.group()
+def functions() -> None:
+    """Load the verbs onto the server as functions, so that redis-cli alone can lease.
+
+    \b
+    Examples:
+      gpu-broker functions load
+      redis-cli FCALL gpu_release 1 'gpu:{default}' 1 TOKEN 0
+      gpu-broker functions source | redis-cli -x FUNCTION LOAD REPLACE
+    """
+
+
+@functions.command()
+@output_option
+def load(output: str) -> None:
+    """Put them on the server, in place of another version's."""
+    version = _on_the_server(library.load)
+    names, _ = _on_the_server(library.loaded)
+    with pool_client() as client:
+        base = client.keys.base
+    text = (
+        f"loaded {library.LIBRARY}, version {version[:12]}: {', '.join(names)}\n"
+        f"try: redis-cli FCALL gpu_reap 1 '{base}' 1"
+    )
+    show(output, text, {"library": library.LIBRARY, "version": version, "functions": names})
+
+
+@functions.command("list")
+@output_option
+def list_(output: str) -> None:
+    """Say which the server has, and whether they are this version's."""
+    names, version = _on_the_server(library.loaded)
+    current = version == library.version()
+    if not names:
+        text = "the server has none: gpu-broker functions load"
+    else:
+        how = "this version's" if current else "another version's: gpu-broker functions load"
+        text = f"{', '.join(names)} ({how})"
+    show(output, text, {"functions": names, "version": version, "current": current})
+
+
+@functions.command()
+def source() -> None:
+    """Print the library, for redis-cli -x FUNCTION LOAD REPLACE."""
+    click.echo(library.source(), nl=False)
+
+
+@functions.command()
+def delete() -> None:
+    """Take them off the server; the SDK does not need them."""
+    gone = _on_the_server(library.delete)
+    click.echo("gone" if gone else "the server had none")
+
+
+def _on_the_server(work: Callable[[Redis], T]) -> T:
+    """What `work` gives; a server that will not ends the command with a word."""
+    with pool_client() as client:
+        try:
+            return work(client.redis)
+        except NoPermissionError as error:
+            raise error_for("denied") from error
+        except ResponseError as error:
+            click.echo(f"gpu-broker functions: {error}", err=True)
+            sys.exit(FAILED)
+        except RedisError as error:
+            raise error_for("store_unavailable", f"Redis cannot be reached: {error}") from error

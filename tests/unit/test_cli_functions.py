@@ -1,0 +1,68 @@
+"""`gpu-broker functions`: load, list, print and delete the library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk import functions
+from tests.api.brokers import PROGRAM, environment
+from tests.servers import free_port, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import Server
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+def call(url: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAM, "functions", *args], env=environment(REDIS_URL=url), capture_output=True,
+        text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def test_library_is_loaded_listed_and_deleted(own: Server) -> None:
+    """Loading again is no error; what is there is told, and whose it is."""
+    assert "the server has none" in call(own.url, "list").stdout
+    for _ in range(2):
+        done = call(own.url, "load")
+        assert done.returncode == 0
+        assert "gpu_release" in done.stdout
+        assert "redis-cli FCALL gpu_reap 1 'gpu:{default}' 1" in done.stdout
+    found = json.loads(call(own.url, "list", "-o", "json").stdout)
+    assert (found["current"], found["version"]) == (True, functions.version())
+    with own.connect() as redis:
+        older = functions.source().replace(functions.version(), "0" * 40)
+        redis.function_load(older, replace=True)
+    assert "another version's" in call(own.url, "list").stdout
+    assert call(own.url, "delete").stdout == "gone\n"
+    assert call(own.url, "delete").stdout == "the server had none\n"
+
+
+def test_source_is_what_a_server_takes(own: Server) -> None:
+    """Printed for redis-cli -x FUNCTION LOAD."""
+    printed = call(own.url, "source").stdout
+    with own.connect() as redis:
+        redis.function_flush()
+        assert redis.function_load(printed) == "gpu_broker"
+        assert functions.loaded(redis)[1] == functions.version()
+
+
+def test_server_that_will_not_is_said_so(own: Server) -> None:
+    """No server 69; not allowed 77."""
+    assert call(f"redis://127.0.0.1:{free_port()}", "load").returncode == 69
+    with own.connect() as redis:
+        redis.execute_command("ACL", "SETUSER", "little", "on", ">x", "~*", "+@all", "-function")
+    done = call(own.url.replace("redis://", "redis://little:x@"), "load")
+    assert done.returncode == 77
+    assert "denies" in done.stderr
