@@ -6,17 +6,20 @@ request has an id, its own `X-Request-ID` or a new one, which its answer and its
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
-from uuid import uuid4
 
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -29,18 +32,19 @@ def configure(form: Literal["text", "json"]) -> None:
     """Send all logs of this process to stderr in one form."""
     before: list[Any] = [
         merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Any]
     if form == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    elif sys.stderr.isatty():
+        last = [structlog.dev.ConsoleRenderer(pad_event_to=0)]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+        last = [structlog.processors.format_exc_info, _as_text]
     structlog.configure(
-        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*before, *last],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -53,8 +57,19 @@ def configure(form: Literal["text", "json"]) -> None:
     )
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.INFO)
-    for name in ("uvicorn.access", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _as_text(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+    """Time, level, what, and the rest as name=value; what has a space in it in quotes."""
+    first = f"{event.pop('timestamp')} {event.pop('level'):7} {event.pop('event')}"
+    trace = event.pop("exception", None)
+    words = (f"{name}={_word(value)}" for name, value in event.items())
+    return " ".join((first, *words)) + (f"\n{trace}" if trace else "")
+
+
+def _word(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text) if " " in text or '"' in text or not text.isprintable() else text
 
 
 def note(**facts: Any) -> None:
@@ -77,7 +92,7 @@ class VerbLog:
             await self._app(scope, receive, send)
             return
         given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex[:16].encode()
+        request_id = given if REQUEST_ID.fullmatch(given) else os.urandom(8).hex().encode()
         clear_contextvars()
         bind_contextvars(request_id=request_id.decode())
         began, status = time.perf_counter(), 0

@@ -35,6 +35,125 @@ from broker.store_check import problem_of
 
 router = APIRouter(responses=EVERYWHERE)
 
+# Routes are tried in their order, so what is asked most stands first; and these three answer with
+# responses of their own, which FastAPI does not look through.
+
+
+@router.post(
+    "/lease",
+    summary="Get a lease.",
+    response_model=None,
+    responses=WITH_BODY
+    | errors(
+        "waiting",
+        "no_capacity",
+        "agent_cap",
+        "limit",
+        "never_fits",
+        "host_unknown",
+        "model_unknown",
+        "draining",
+        "conflict",
+        "expired",
+        "revoked",
+        "released",
+        "left",
+        "lapsed",
+        "store_unavailable",
+        "store_full",
+        "closed",
+        "not_ready",
+        "outcome_unknown",
+    ),
+)
+async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) -> JSONResponse:
+    """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
+
+    With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
+    for 10 s: repeat the request with the token of the answer.
+    """
+    note(agent=body.agent, token=body.token)
+    if not who.speaks_for(body.agent):
+        raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
+    denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
+    if broker.settings.safe_mode:
+        return JSONResponse(denied)
+    host, ttl_s = body.host or broker.local_host, body.ttl_s
+    if ttl_s is None:
+        ttl_s = broker.settings.lease_ttl_s
+    known = await broker.client.lookup(body.token) if body.token else None
+    if isinstance(known, (LeaseStatus, WaiterStatus)) and not _owns(who, known):
+        raise error_for("conflict")
+    # A repeat means what it meant at the replica that granted.
+    if isinstance(known, (LeaseStatus, WaiterStatus)):
+        host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
+        ttl_s = known.ttl_ms / 1000 if body.ttl_s is None else body.ttl_s
+    try:
+        asked = broker.client.acquire(
+            body.agent,
+            memory_mb=body.min_memory_mb or 0,
+            devices=body.devices,
+            exclusive=body.exclusive,
+            ttl_s=ttl_s,
+            priority=body.priority,
+            max_hold_s=body.max_hold_s or 0,
+            host=host,
+            model=body.model,
+            placement=body.placement,
+            on_unavailable="cpu" if body.on_unavailable == "cpu" else "raise",
+            token=body.token,
+            wait_s=body.wait_s,
+            keep_place=body.wait_s > 0,
+            owner=who.name,
+        )
+        got = await (unless_gone(request, asked) if body.wait_s else asked)
+    except SafeMode:
+        note(reason="safe_mode")
+        return JSONResponse(denied)
+    except StillWaiting as error:
+        note(token=error.token, reason=error.code)
+        where = {"Location": f"/lease/{error.token}", "Retry-After": "1"}
+        return JSONResponse(answers.still_waiting(error, body.agent), 202, where)
+    gpus = ",".join(device.uuid for device in got.devices)
+    note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
+    if got.local:  # the client's own fallback: over HTTP, no broker is an error
+        raise error_for(got.reason or "store_unavailable")
+    return JSONResponse(answers.granted(got))
+
+
+@router.post(
+    "/renew",
+    summary="Keep a lease alive.",
+    responses=WITH_BODY
+    | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
+)
+async def renew(body: RenewBody, broker: At, who: AgentKey) -> JSONResponse:
+    """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
+    note(token=body.token, fence=body.fence)
+    renewal = await broker.client.renew(
+        body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
+    )
+    answer = {
+        "renewed": True,
+        "token": body.token,
+        "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
+        "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
+    }
+    return JSONResponse(answer)
+
+
+@router.post(
+    "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
+)
+async def release(body: ReleaseBody, broker: At, who: AgentKey) -> JSONResponse:
+    """404 when it is unknown, was released before, or has expired."""
+    note(token=body.token)
+    if not await broker.client.release(
+        _possible(body.token), refuse_late=False, owner=_owner_of(who)
+    ):
+        raise error_for("unknown_token")
+    return JSONResponse({"released": True, "token": body.token})
+
 
 @router.get("/health", summary="Is this process alive?")
 @router.post("/health", include_in_schema=False)
@@ -93,90 +212,6 @@ async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
     leases = await broker.client.leases()
     shown = [answers.known(x, devices, pool.now_ms) | _token_for(who, x) for x in leases]
     return {"allocations": {x["token"]: x for x in shown}}
-
-
-@router.post(
-    "/lease",
-    summary="Get a lease.",
-    response_model=None,
-    responses=WITH_BODY
-    | errors(
-        "waiting",
-        "no_capacity",
-        "agent_cap",
-        "limit",
-        "never_fits",
-        "host_unknown",
-        "model_unknown",
-        "draining",
-        "conflict",
-        "expired",
-        "revoked",
-        "released",
-        "left",
-        "lapsed",
-        "store_unavailable",
-        "store_full",
-        "closed",
-        "not_ready",
-        "outcome_unknown",
-    ),
-)
-async def lease(
-    body: LeaseBody, broker: At, request: Request, who: AgentKey
-) -> dict[str, Any] | JSONResponse:
-    """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
-
-    With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
-    for 10 s: repeat the request with the token of the answer.
-    """
-    note(agent=body.agent, token=body.token)
-    if not who.speaks_for(body.agent):
-        raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
-    denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
-    if broker.settings.safe_mode:
-        return denied
-    host, ttl_s = body.host or broker.local_host, body.ttl_s
-    if ttl_s is None:
-        ttl_s = broker.settings.lease_ttl_s
-    known = await broker.client.lookup(body.token) if body.token else None
-    if isinstance(known, (LeaseStatus, WaiterStatus)) and not _owns(who, known):
-        raise error_for("conflict")
-    # A repeat means what it meant at the replica that granted.
-    if isinstance(known, (LeaseStatus, WaiterStatus)):
-        host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
-        ttl_s = known.ttl_ms / 1000 if body.ttl_s is None else body.ttl_s
-    try:
-        asked = broker.client.acquire(
-            body.agent,
-            memory_mb=body.min_memory_mb or 0,
-            devices=body.devices,
-            exclusive=body.exclusive,
-            ttl_s=ttl_s,
-            priority=body.priority,
-            max_hold_s=body.max_hold_s or 0,
-            host=host,
-            model=body.model,
-            placement=body.placement,
-            on_unavailable="cpu" if body.on_unavailable == "cpu" else "raise",
-            token=body.token,
-            wait_s=body.wait_s,
-            keep_place=body.wait_s > 0,
-            owner=who.name,
-        )
-        got = await (unless_gone(request, asked) if body.wait_s else asked)
-    except SafeMode:
-        note(reason="safe_mode")
-        return denied
-    except StillWaiting as error:
-        note(token=error.token, reason=error.code)
-        where = {"Location": f"/lease/{error.token}", "Retry-After": "1"}
-        return JSONResponse(answers.still_waiting(error, body.agent), 202, where)
-    gpus = ",".join(device.uuid for device in got.devices)
-    note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
-    if got.local:  # the client's own fallback: over HTTP, no broker is an error
-        raise error_for(got.reason or "store_unavailable")
-    return answers.granted(got)
 
 
 @router.get("/lease/{token}", summary="How does a lease stand?", responses=errors("unknown_token"))
@@ -262,39 +297,6 @@ def _possible(token: str) -> str:
     if not TOKEN.fullmatch(token):
         raise error_for("unknown_token")
     return token
-
-
-@router.post(
-    "/renew",
-    summary="Keep a lease alive.",
-    responses=WITH_BODY
-    | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
-)
-async def renew(body: RenewBody, broker: At, who: AgentKey) -> dict[str, Any]:
-    """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
-    note(token=body.token, fence=body.fence)
-    renewal = await broker.client.renew(
-        body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
-    )
-    return {
-        "renewed": True,
-        "token": body.token,
-        "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
-        "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
-    }
-
-
-@router.post(
-    "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
-)
-async def release(body: ReleaseBody, broker: At, who: AgentKey) -> dict[str, Any]:
-    """404 when it is unknown, was released before, or has expired."""
-    note(token=body.token)
-    if not await broker.client.release(
-        _possible(body.token), refuse_late=False, owner=_owner_of(who)
-    ):
-        raise error_for("unknown_token")
-    return {"released": True, "token": body.token}
 
 
 def _owner_of(who: Principal) -> str:

@@ -89,7 +89,7 @@ class Broker:
         return self.settings.sdk.hostname if sample and sample.devices else "any"
 
 
-def _of(request: Request) -> Broker:
+async def _of(request: Request) -> Broker:  # a plain function would take a thread per request
     broker: Broker = request.app.state.broker
     return broker
 
