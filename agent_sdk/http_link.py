@@ -10,13 +10,18 @@ from agent_sdk.protocol import LONGEST_TTL_MS, Device, Grant, Renewal, milliseco
 from agent_sdk.web import Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from agent_sdk.lease import HeldLease
-    from agent_sdk.links import Exchanged
     from agent_sdk.web import Reply, Web
 
 OK = 200
+
+TURN_S = 1.0
+"""How long requests go on one after another before other leases have their turn."""
+
+UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError)
+"""What reading an answer of another form may raise; Infinity is a number of JSON's to Python."""
 
 ENDLESS_MS = LONGEST_TTL_MS + 1
 """What is left of a lease without expiry: more than any ttl."""
@@ -34,32 +39,36 @@ class HttpLink:
         self._web = web
         self._timeout_s = request_timeout
 
-    def exchange(self, leases: Sequence[HeldLease], tokens: Sequence[str]) -> Exchanged:
-        """See `Link`: one request for each; after the first without an answer none."""
+    def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
+        """See `Link`: one request after another, for a second at most."""
+        web, until = self._reachable(), local_now() + TURN_S
+        for lease in leases:
+            try:
+                yield renew(web, lease, None, local_now() + self._timeout_s)
+            except Unanswered as error:
+                raise error_for("store_unavailable") from error
+            except LeaseError as error:
+                yield error
+            if local_now() > until:
+                return
+
+    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+        """See `Link`."""
+        web, until = self._reachable(), local_now() + TURN_S
+        for token in tokens:
+            body = {"token": token, "refuse_late": True}
+            try:
+                reply = web.ask("POST", "/release", body, until=local_now() + self._timeout_s)
+            except Unanswered as error:
+                raise error_for("store_unavailable") from error
+            yield release_is_final(reply)
+            if local_now() > until:
+                return
+
+    def _reachable(self) -> Web:
         if self._web is None:
             raise error_for("store_unavailable")
-        renewed: list[Renewal | LeaseError] = []
-        given_back: list[bool] = []
-        try:
-            renewed.extend(self._renewed(self._web, lease) for lease in leases)
-            given_back.extend(self._given_back(self._web, token) for token in tokens)
-        except Unanswered as error:
-            away = error_for("store_unavailable")
-            if not renewed and not given_back:
-                raise away from error
-            renewed += [away] * (len(leases) - len(renewed))
-            given_back += [False] * (len(tokens) - len(given_back))
-        return renewed, given_back
-
-    def _renewed(self, web: Web, lease: HeldLease) -> Renewal | LeaseError:
-        try:
-            return renew(web, lease, None, local_now() + self._timeout_s)
-        except LeaseError as error:
-            return error
-
-    def _given_back(self, web: Web, token: str) -> bool:
-        until = local_now() + self._timeout_s
-        return final(web.ask("POST", "/release", {"token": token}, until=until))
+        return self._web
 
     def close(self) -> None:
         """Nothing is left open between requests."""
@@ -79,7 +88,7 @@ def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Rene
         raise error_for(code_of(reply), token=lease.token)
     try:
         ends_ms, left_ms = ends_of(reply.body)
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise error_for("protocol_mismatch") from error
     return Renewal(ends_ms, left_ms, trusted_until(sent_at, left_ms))
 
@@ -88,7 +97,7 @@ def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> G
     """What POST /lease granted.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not what this version understands.
+        KeyError, TypeError, ValueError, ArithmeticError: it is not what this version understands.
     """
     ends_ms, left_ms = ends_of(body)
     return Grant(
@@ -130,6 +139,6 @@ def code_of(reply: Reply) -> str:
     return "bad_request" if reply.status == CODES["bad_request"].status else "store_unavailable"
 
 
-def final(reply: Reply) -> bool:
+def release_is_final(reply: Reply) -> bool:
     """Whether a release need not be said again."""
     return reply.status == OK or not CODES[code_of(reply)].retryable

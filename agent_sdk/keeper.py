@@ -9,8 +9,10 @@ anew. When the store answers again, everything is renewed at once.
 from __future__ import annotations
 
 import atexit
+import logging
 import random
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from agent_sdk.links import Link
     from agent_sdk.protocol import Renewal
 
+log = logging.getLogger(__name__)
+
 RETRY_S = 0.25
 """Between tries while the store does not answer; less when a lease is shorter."""
 
@@ -35,8 +39,11 @@ lease after 60 s, and its holder must have been told by then."""
 ABANDON_S = 900.0
 """For how long a token that may have been granted is tried to be given back."""
 
+CLOSE_S = 5.0
+"""How long a close waits for the thread, which may be in the middle of a call."""
+
 BATCH = 256
-"""Leases in one exchange."""
+"""Leases that are renewed at once."""
 
 
 @dataclass(slots=True)
@@ -95,7 +102,7 @@ class Keeper:
             self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
             self._wake.notify()
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = CLOSE_S) -> None:
         """Stop the thread; leases still held run on to their end, abandoned ones are tried once."""
         atexit.unregister(self.close)
         with self._wake:
@@ -103,7 +110,7 @@ class Keeper:
             thread = self._thread
             self._wake.notify()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=5)
+            thread.join(timeout_s)
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -111,8 +118,13 @@ class Keeper:
             self._thread.start()
 
     def _run(self) -> None:
-        while self._step():
-            pass
+        while True:
+            try:
+                if not self._step():
+                    break
+            except Exception:
+                log.exception("renewing failed; it goes on")
+                time.sleep(RETRY_S)
         with self._wake:
             abandoned = list(self._abandoned)[:BATCH]
         if abandoned:
@@ -147,19 +159,24 @@ class Keeper:
                 kept.lease.lose(reason)
         batch = [kept for kept in due if not kept.lease.lost][:BATCH]
         try:
-            renewed, given_back = self._link.exchange([kept.lease for kept in batch], abandoned)
+            # One by one, as the answers come: what is not reached is due again at once.
+            if batch:
+                renewals = self._link.renew([kept.lease for kept in batch])
+                for kept, got in zip(batch, renewals, strict=False):
+                    self._take(kept, got)
+            if abandoned:
+                for token, final in zip(abandoned, self._link.give_back(abandoned), strict=False):
+                    self._tried(token, final=final)
         except BrokerUnavailable:
             self._postpone()
-            return
-        for kept, got in zip(batch, renewed, strict=True):
-            self._take(kept, got)
+
+    def _tried(self, token: str, *, final: bool) -> None:
         now = local_now()
         with self._wake:
-            for token, answered in zip(abandoned, given_back, strict=True):
-                tried = self._abandoned[token]
-                tried.next_at = now + RETRY_S
-                if answered or tried.until < now:
-                    del self._abandoned[token]
+            tried = self._abandoned[token]
+            tried.next_at = now + RETRY_S
+            if final or tried.until < now:
+                del self._abandoned[token]
 
     def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
         if isinstance(got, LeaseError):

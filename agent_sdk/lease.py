@@ -129,7 +129,13 @@ class HeldLease:
         }
 
     def accept(self, renewal: Renewal) -> None:
-        """Take what a renewal gave; a late or reordered answer never shortens it."""
+        """Take what a renewal gave; a late or reordered answer never shortens it.
+
+        What came after trust had run out changes nothing: somebody may have seen that it is lost.
+        """
+        if self.lost:
+            self.lose("expired")
+            return
         self.expires_at_ms = max(self.expires_at_ms, renewal.expires_at_ms)
         self.remaining_ms = renewal.remaining_ms
         self._trusted_until = max(self._trusted_until, renewal.trusted_until)

@@ -12,28 +12,29 @@ from agent_sdk.protocol import PROTOCOL, Answer, Call, Renewal, renew_call, rene
 from agent_sdk.scripts import scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis import Redis
 
     from agent_sdk.lease import HeldLease
 
-    Exchanged: TypeAlias = tuple[list[Renewal | LeaseError], list[bool]]
-
 
 class Link(Protocol):
     """One way to the broker, used by one thread."""
 
-    def exchange(self, leases: Sequence[HeldLease], tokens: Sequence[str]) -> Exchanged:
-        """Renew leases, and give back what these tokens may have been granted.
-
-        Returns:
-            For each lease its renewal, or why there is none; for each token whether the answer was
-            final.
+    def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
+        """For each lease its renewal, or why there is none; it may end before the last.
 
         Raises:
-            BrokerUnavailable: nobody answered.
+            BrokerUnavailable: nobody answers.
+        """
+        ...
+
+    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+        """Release what these tokens may have been granted, now or later; whether that is final.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
         """
         ...
 
@@ -46,7 +47,7 @@ class RedisLink:
     """Straight to Redis: everything in one pipeline.
 
     Args:
-        connect: makes the connection, at the first exchange.
+        connect: makes the connection, at the first call.
         base: the pool's key base.
     """
 
@@ -55,28 +56,30 @@ class RedisLink:
         self._base = base
         self._redis: Redis | None = None
 
-    def exchange(self, leases: Sequence[HeldLease], tokens: Sequence[str]) -> Exchanged:
+    def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
         """See `Link`."""
-        calls = [renew_call(x.token, x.fence, x.ttl_ms) for x in leases]
-        calls += [Call("release", (PROTOCOL, token, 1), token) for token in tokens]
         sent_at = local_now()
-        try:
-            answers = self._send(calls)
-        except RedisError as error:
-            raise error_for("store_unavailable") from error
-        count = len(leases)
-        return (
-            [
-                _renewal(raw, lease.token, sent_at)
-                for lease, raw in zip(leases, answers, strict=False)
-            ],
-            [
-                not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
-                for raw in answers[count:]
-            ],
-        )
+        answers = self._send([renew_call(x.token, x.fence, x.ttl_ms) for x in leases])
+        for lease, raw in zip(leases, answers, strict=True):
+            yield _renewal(raw, lease.token, sent_at)
+
+    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+        """See `Link`."""
+        for raw in self._send([Call("release", (PROTOCOL, token, 1), token) for token in tokens]):
+            yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
 
     def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
+        """The answers to a pipeline.
+
+        Raises:
+            BrokerUnavailable: there are none.
+        """
+        try:
+            return self._pipeline(calls)
+        except RedisError as error:
+            raise error_for("store_unavailable") from error
+
+    def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
         """One pipeline; a script that the server does not know is loaded once."""
         if self._redis is None:
             self._redis = self._connect()

@@ -9,16 +9,25 @@ from __future__ import annotations
 import copy
 import ipaddress
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent_sdk.asking import TTL_S, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.http_link import OK, HttpLink, code_of, final, granted, renew
+from agent_sdk.http_link import (
+    OK,
+    UNREADABLE,
+    HttpLink,
+    code_of,
+    granted,
+    release_is_final,
+    renew,
+)
 from agent_sdk.keeper import Keeper
 from agent_sdk.lease import Lease
 from agent_sdk.protocol import new_token
-from agent_sdk.settings import read_orchestrator_settings, read_settings, source_of
+from agent_sdk.settings import own_hostname, read_orchestrator_settings, source_of
 from agent_sdk.web import Unanswered, Web
 
 if TYPE_CHECKING:
@@ -181,7 +190,7 @@ class GPUOrchestratorClient:
             reply = self._ask("POST", "/lease", asked, until=self._deadline())
         except Unanswered as error:
             if error.sent:  # it may have been granted all the same
-                self._keeper.abandon(token)
+                self._abandon(token)
             return self._without(agent, token, "store_unavailable")
         except (TypeError, ValueError):  # not JSON
             return self._without(agent, token, "bad_request")
@@ -189,10 +198,14 @@ class GPUOrchestratorClient:
             return self._without(agent, token, code_of(reply))
         try:
             lease = HttpLease(self, granted(reply.body, agent, ttl_s, sent_at))
-        except (KeyError, TypeError, ValueError):  # not what we understand: it cannot be used
-            self._keeper.abandon(token)
+        except UNREADABLE:  # not what we understand: it cannot be used
+            self._abandon(token)
             return self._without(agent, token, "protocol_mismatch")
-        self._keeper.add(lease)
+        try:
+            self._keeper.add(lease)
+        except RuntimeError:  # no more threads: nobody would renew it
+            self.release(lease)
+            return self._without(agent, token, "store_unavailable")
         return lease
 
     def renew(self, lease: HttpLease, ttl_s: float | None = None) -> bool:
@@ -202,11 +215,12 @@ class GPUOrchestratorClient:
         until = self._deadline()
         try:
             lease.accept(renew(self._reachable(), lease, ttl_s, until))
+            lease.raise_if_lost()
         except LeaseError as error:
             lease.lose_if_over(error)
         except Unanswered:
             lease.jeopardy = True
-        except (TypeError, ValueError):
+        except (TypeError, ValueError):  # the ttl is none
             pass
         else:
             return True
@@ -221,15 +235,15 @@ class GPUOrchestratorClient:
         try:
             reply = self._ask("POST", "/release", {"token": lease.token}, until=self._deadline())
         except Unanswered:
-            self._keeper.abandon(lease.token)
+            self._abandon(lease.token)
             return False
-        if not final(reply):
-            self._keeper.abandon(lease.token)
+        if not release_is_final(reply):
+            self._abandon(lease.token)
         return reply.status == OK
 
     def close(self) -> None:
         """Renew no more; leases still held run on to their end."""
-        self._keeper.close()
+        self._keeper.close(self.request_timeout)
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""
@@ -243,6 +257,11 @@ class GPUOrchestratorClient:
     ) -> None:
         """Renew no more."""
         self.close()
+
+    def _abandon(self, token: str) -> None:
+        """Give it back in the background; without a thread for that it ends by its ttl."""
+        with suppress(RuntimeError):
+            self._keeper.abandon(token)
 
     def _deadline(self) -> float:
         return local_now() + self.request_timeout
@@ -295,7 +314,7 @@ class GPUOrchestratorClient:
         """This machine's name if the broker may be elsewhere; None: the broker knows it."""
         near = self._web is None or _loopback(self._web.hostname)
         named = source_of("GPU_BROKER_HOSTNAME") == "environment"
-        return read_settings().hostname if named or not near else None
+        return own_hostname() if named or not near else None
 
     def _without(self, agent: str, token: str, code: str) -> HttpLease:
         """A CPU lease that this client gives itself."""

@@ -66,14 +66,20 @@ class SdkSettings:
 def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
     """Read the SDK's settings; an empty variable counts as unset."""
     env = os.environ if environ is None else environ
-    state_home = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    state_home = env.get("XDG_STATE_HOME") or "~/.local/state"
     state_dir = env.get("GPU_BROKER_STATE_DIR") or f"{state_home}/gpu-broker"
     return SdkSettings(
         redis_url=env.get("REDIS_URL") or None,
         state_dir=Path(state_dir).expanduser().absolute(),
         pool=env.get("GPU_BROKER_POOL") or "default",
-        hostname=env.get("GPU_BROKER_HOSTNAME") or socket.gethostname(),
+        hostname=own_hostname(env),
     )
+
+
+def own_hostname(environ: Mapping[str, str] | None = None) -> str:
+    """What this machine is called among the hosts."""
+    env = os.environ if environ is None else environ
+    return env.get("GPU_BROKER_HOSTNAME") or socket.gethostname()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ def _content(path: str | None) -> str | None:
         return None
     try:
         return Path(path).expanduser().read_text().strip() or None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # the last: ~ of nobody
         log.warning("GPU_BROKER_API_KEY_FILE=%r cannot be read", path)
         return None
 

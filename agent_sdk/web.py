@@ -26,7 +26,7 @@ class Unanswered(Exception):
     """No answer of HTTP, or not in time.
 
     Attributes:
-        sent: it reached somebody, who may have done it.
+        sent: it was on its way to somebody, who may have done it.
     """
 
     def __init__(self, why: str, *, sent: bool = False) -> None:
@@ -53,11 +53,15 @@ class Web:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         parts = urlsplit(base_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{base_url!r} is no http:// or https:// URL")
+            raise ValueError("the base URL is no http:// or https:// URL")
         self._tls = parts.scheme == "https"
         self.hostname = parts.hostname
-        self._port = parts.port
+        self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
+        try:
+            self._connection(local_now())
+        except http.client.HTTPException:
+            raise ValueError(f"{parts.hostname!r} is no name of a host") from None
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, until: float
@@ -66,6 +70,7 @@ class Web:
 
         Raises:
             Unanswered: no answer by then, or none that is HTTP.
+        TypeError, ValueError: the body is not JSON.
         """
         payload = None if body is None else json.dumps(body).encode()
         call = _Call(self._connection(until), method, self._prefix + path, self._headers, payload)
@@ -104,6 +109,8 @@ class _Call:
         self.done = threading.Event()
         self.error: Exception | None = None
         self.sent = False
+        self._abandoned = False
+        self._lock = threading.Lock()
         self.status = 0
         self.answer = b""
 
@@ -113,7 +120,10 @@ class _Call:
             if self._payload is not None:
                 headers |= {"Content-Type": "application/json"}
             self._connection.connect()
-            self.sent = True
+            with self._lock:
+                if self._abandoned:  # nobody would know what it did
+                    return
+                self.sent = True
             self._connection.request(self._method, self._path, self._payload, headers)
             response = self._connection.getresponse()
             self.answer = response.read(LONGEST_BODY)
@@ -127,7 +137,9 @@ class _Call:
             self.done.set()
 
     def abandon(self) -> None:
-        """Wake the thread out of a read, so that it ends."""
+        """Wake the thread out of a read, so that it ends; what was not sent never is."""
+        with self._lock:
+            self._abandoned = True
         sock = self._connection.sock
         if sock is not None:
             with suppress(OSError):

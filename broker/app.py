@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from broker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S, CALL_DEADLINE_S = 0.7, 1.1
 """So that a request is answered within 2 s also when Redis is not."""
@@ -60,6 +63,8 @@ def build_app(settings: Settings) -> FastAPI:
         app.state.broker = broker
         work = (reporter.run(), ticker.run(), stream.run(), broker.decide_safe_mode())
         tasks = [asyncio.create_task(each) for each in work]
+        for task in tasks:
+            task.add_done_callback(_log_failure)
         try:
             yield
         finally:
@@ -105,3 +110,9 @@ def build_app(settings: Settings) -> FastAPI:
     app.add_middleware(VerbLog)
     app.add_middleware(metrics.counting)
     return app
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """What works in the background ends when we stop, and never otherwise."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a part of this replica has stopped working", exc_info=error)

@@ -83,9 +83,15 @@ class RenewBody:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBody:
-    """POST /release: a string that can be no token is an unknown one."""
+    """POST /release: a string that can be no token is an unknown one.
+
+    Attributes:
+        refuse_late: a token that is not known is refused from now on: its POST /lease may still be
+            on its way.
+    """
 
     token: Annotated[str, Field(max_length=256)]
+    refuse_late: Flag = False
 
 
 @dataclass(frozen=True, slots=True)

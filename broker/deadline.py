@@ -41,6 +41,8 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request, and at times of the next."""
+        if self._deadline is None and self._head is not None and self._idle():
+            self._expect()  # an empty line begins no request, and ends uvicorn's own timer
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
@@ -63,6 +65,9 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._head = 0
         self._relax()
         super().on_message_complete()
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _expect(self) -> None:
         self._relax()

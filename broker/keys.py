@@ -122,22 +122,26 @@ class Keyring:
 
     def __init__(self, path: Path | None, inline: str = "") -> None:
         self._inline = parse(inline.split(";"))
-        self._path = path if path is not None and path.exists() else None
+        self._path = path
         self._stamp: tuple[int, int, int] | None = None
-        self._principals: tuple[Principal, ...] = ()
+        self._principals = self._inline
+        self._locked = bool(self._inline)
         self._read()
 
     @property
     def locked(self) -> bool:
-        """Whether nobody gets in without a key: keys were set up, be it that all are revoked."""
-        return self._path is not None or bool(self._inline)
+        """Whether nobody gets in without a key: keys were set up, be it that all are revoked.
 
-    def find(self, key: str) -> Principal | None:
-        """Whose key it is; all are compared, in constant time each."""
+        Looks at the file: the first key that is made locks a broker that runs.
+        """
         try:
             self._read()
-        except (KeysError, OSError):  # it is being edited, or gone: what was read last holds not
-            self._principals = self._inline
+        except (KeysError, OSError):  # it is being edited, or gone: nobody of it gets in
+            self._stamp, self._principals = None, self._inline
+        return self._locked
+
+    def find(self, key: str) -> Principal | None:
+        """Whose key it is, as `locked` last saw the file; each is compared in constant time."""
         digest, found = digest_of(key), None
         for principal in self._principals:
             if hmac.compare_digest(principal.digest, digest):
@@ -145,13 +149,22 @@ class Keyring:
         return found
 
     def _read(self) -> None:
+        """Read the file if it has changed.
+
+        Raises:
+            FileNotFoundError: it was there.
+        """
         if self._path is None:
-            self._principals = self._inline
             return
-        stat = self._path.stat()
+        try:
+            stat = os.stat(self._path)  # noqa: PTH116 - at each request: a Path's takes twice as long
+        except FileNotFoundError:
+            if self._locked:
+                raise
+            return
+        self._locked = True
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp != self._stamp:
-            self._stamp = None
             self._principals = (*self._inline, *read(self._path))
             self._stamp = stamp
 
@@ -168,6 +181,8 @@ def read(path: Path) -> tuple[Principal, ...]:
         return parse(path.read_text().splitlines())
     except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise KeysError(f"{path} cannot be read ({error.strerror}): whose is it?") from error
 
 
 def add(path: Path, name: str, role: Role, agents: tuple[str, ...] = ()) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
 
 from broker.settings import SystemdSettings
 
@@ -30,20 +29,24 @@ class Systemd:
         if self._settings.watchdog_usec and self._settings.watchdog_pid in {None, os.getpid()}:
             lines.append("WATCHDOG=1")
         if status != self._said:
-            self._said = status
             lines.append(f"STATUS={status}")
-        if lines:
-            self._say("\n".join(lines))
+        if lines and self._say("\n".join(lines)):
+            self._said = status  # what was not heard is said again
 
     def stopping(self) -> None:
         """It stops in good order."""
         self._say("STOPPING=1")
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str) -> bool:
+        """Whether it was sent; where nobody listens there is nothing to send."""
         path = self._settings.notify_socket
         if path is None:
-            return
+            return True
         address = "\0" + path[1:] if path.startswith("@") else path
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.setblocking(False)
-            channel.sendto(text.encode(), address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+                channel.setblocking(False)
+                channel.sendto(text.encode(), address)
+        except OSError:
+            return False
+        return True

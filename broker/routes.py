@@ -149,7 +149,7 @@ async def release(body: ReleaseBody, broker: At, who: AgentKey) -> JSONResponse:
     """404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
     if not await broker.client.release(
-        _possible(body.token), refuse_late=False, owner=_owner_of(who)
+        _possible(body.token), refuse_late=body.refuse_late, owner=_owner_of(who)
     ):
         raise error_for("unknown_token")
     return JSONResponse({"released": True, "token": body.token})

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -26,7 +27,7 @@ from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.units import Duration, Size
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.line import get_lease
-from broker.run.supervise import supervise
+from broker.run.supervise import NotStarted, supervise
 from broker.run.tell import Teller
 
 if TYPE_CHECKING:
@@ -119,8 +120,13 @@ def run(
     """
     teller = Teller("json" if output == "json" else "trouble" if quiet else "text")
     if shutil.which(command[0]) is None:
+        if Path(command[0]).exists() and "/" in command[0]:
+            teller.failed("not_executable", f"{command[0]}: Permission denied")
+            sys.exit(NOT_EXECUTABLE)
         teller.failed("not_found", f"{command[0]}: no such command")
         sys.exit(NOT_FOUND)
+    if ttl_s <= 0:
+        raise click.BadParameter("a lease of a process that may die must end", param_hint="--ttl")
     ask: Ask = {
         "memory_mb": memory,
         "devices": gpus,
@@ -137,7 +143,8 @@ def run(
     if wait_s is not None:
         ask["wait_s"] = wait_s
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _leave)
     try:
         with LeaseClient.from_env(client_name="gpu-broker-run", deadline_s=DEADLINE_S) as client:
             lease = get_lease(client, agent or _user(), ask, teller)
@@ -158,8 +165,18 @@ def _run(
     teller: Teller,
 ) -> int:
     """The command's exit code; the lease is given back whatever comes."""
-    client.keep(lease)
+    given_back = False
+
+    def give_back() -> None:
+        nonlocal given_back
+        given_back = True
+        try:
+            client.release(lease)
+        except LeaseError as error:
+            teller.not_returned(lease, error)
+
     try:
+        client.keep(lease)
         env = whole_environment() | lease.env()
         words = list(command)
         if lease.devices:
@@ -169,15 +186,13 @@ def _run(
                 words, flag = with_hint(command, engine, leased_mb, total_mb)
                 if flag is not None:
                     teller.hint(flag)
-        return supervise(words, env, lease, grace_s, teller)
-    except OSError as error:
-        teller.failed("not_executable", f"{command[0]}: {error.strerror or error}")
+        return supervise(words, env, lease, grace_s, teller, give_back)
+    except NotStarted as error:
+        teller.failed("not_executable", f"{command[0]}: {error}")
         return NOT_EXECUTABLE
     finally:
-        try:
-            client.release(lease)
-        except LeaseError as error:
-            teller.not_returned(lease, error)
+        if not given_back:
+            give_back()
 
 
 def _smallest_share(client: LeaseClient, lease: Lease) -> tuple[int, int]:

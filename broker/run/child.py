@@ -54,8 +54,11 @@ class Child:
         self._terminal: int | None = None
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and all that is in its group."""
-        with suppress(ProcessLookupError):
+        """Send a signal to the command and all that is in its group.
+
+        What runs as another user by now (sudo) does not hear it: it is waited for.
+        """
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     @property
@@ -68,6 +71,8 @@ class Child:
             os.killpg(self.pid, 0)
         except ProcessLookupError:
             return False
+        except PermissionError:  # another user's, and alive
+            return True
         return True
 
     def look(self) -> tuple[int | None, bool]:
@@ -85,22 +90,24 @@ class Child:
             return None, False
         if os.WIFSTOPPED(status):
             if os.WSTOPSIG(status) in TERMINAL_STOPS:
-                self._give_terminal()
-                self.signal(signal.SIGCONT)
+                if self._give_terminal():
+                    self.signal(signal.SIGCONT)
+                return None, False  # in the background it waits for `fg`, as it would without us
             return None, os.WSTOPSIG(status) == signal.SIGTSTP
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self._take_terminal()
         return _code(self._process.returncode), False
 
-    def _give_terminal(self) -> None:
+    def _give_terminal(self) -> bool:
         """Make it the terminal's foreground, as a shell does, if that is ours to give."""
         with suppress(OSError):  # there is no terminal
             terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
             if os.tcgetpgrp(terminal) == os.getpgrp():
                 _set_foreground(terminal, self.pid)
                 self._terminal = terminal
-            else:
-                os.close(terminal)
+                return True
+            os.close(terminal)
+        return False
 
     def _take_terminal(self) -> None:
         if self._terminal is not None:
@@ -120,6 +127,9 @@ class Guard:
             self._shell = subprocess.Popen(  # noqa: S603 - words of our own
                 ["/bin/sh", "-c", GUARD], stdin=read, start_new_session=True
             )
+        except OSError:
+            os.close(self.pipe)
+            raise
         finally:
             os.close(read)
         return self

@@ -30,7 +30,10 @@ WAKE = 0
 
 
 class Signals:
-    """Within its block the caught signals are only noted; one that was ignored stays ignored."""
+    """Within its block the caught signals are only noted; one that was ignored stays ignored.
+
+    But for SIGCHLD: who ignores it never hears how a child ended.
+    """
 
     def __enter__(self) -> Self:
         """Note them from now on."""
@@ -41,7 +44,7 @@ class Signals:
         self._before = {
             number: signal.signal(number, _noted)
             for number in CAUGHT
-            if signal.getsignal(number) is not signal.SIG_IGN
+            if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN
         }
         return self
 

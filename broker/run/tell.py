@@ -7,9 +7,8 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
-
-import click
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.fitting import ELSEWHERE
@@ -40,7 +39,9 @@ class Teller:
 
     def __init__(self, form: Literal["text", "json", "trouble"]) -> None:
         self._form = form
-        self._live = form == "text" and sys.stderr.isatty()
+        # Not sys.stderr itself: what it cannot write it tries again at our end, and changes our code.
+        self._out = None if sys.stderr is None else sys.stderr.fileno()
+        self._live = form == "text" and self._out is not None and os.isatty(self._out)
         self._line = ""
         self._line_at = 0.0
 
@@ -137,18 +138,29 @@ class Teller:
     def _say(self, event: str, text: str | None, **facts: Any) -> None:
         if self._form == "json":
             line = {"schema": SCHEMA, "event": event, "at": round(time.time(), 3), **facts}
-            click.echo(json.dumps(line), err=True)
+            self._write(json.dumps(line) + "\n")
         elif text is not None and (self._form == "text" or event not in WENT_WELL):
             self._rewrite("")
-            click.echo(f"gpu-broker: {text}", err=True)
+            self._write(f"gpu-broker: {text}\n")
+
+    def _write(self, text: str) -> None:
+        """Nobody may hear us: the command goes on all the same."""
+        if self._out is not None:
+            with suppress(OSError):
+                os.write(self._out, text.encode(errors="replace"))
 
     def _rewrite(self, text: str) -> None:
         """Write the line of a terminal anew."""
         if not self._live or text == self._line:
             return
         self._line = text
-        sys.stderr.write("\r\x1b[K" + text[: _columns() - 1])
-        sys.stderr.flush()
+        self._write("\r\x1b[K" + text[: self._columns() - 1])
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._out or 0).columns
+        except OSError:
+            return 80
 
 
 def _reason(why: Why) -> str:
@@ -168,10 +180,3 @@ def _reason(why: Why) -> str:
             f"{left} left to {why.first_end.agent} unless renewed" if renews else f"about {left}"
         )
     return " · ".join(parts)
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
-    except OSError:
-        return 80

@@ -32,6 +32,7 @@ status_of() { # HTTP status of a path, 000 without an answer
   curl --silent --output /dev/null --write-out '%{http_code}' --max-time 2 "http://localhost:$1$2" || true
 }
 
+command -v curl >/dev/null || fail 1 "curl is needed: apt-get install curl"
 code=0
 rows=()
 for agent in "${agents[@]}"; do

@@ -92,7 +92,10 @@ class CudaChild:
         line = self._stdout.readline()
         if not line:
             raise GpuUnusable("child_ended")
-        answer: float | str = json.loads(line)
+        try:
+            answer: float | str = json.loads(line)
+        except ValueError as error:  # a library printed something of its own
+            raise GpuUnusable("bad_answer") from error
         if isinstance(answer, str):
             raise GpuUnusable(answer)
         return answer

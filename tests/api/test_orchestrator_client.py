@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import socket
 import threading
 import time
@@ -135,6 +137,8 @@ WRONG: dict[str, tuple[int, Any]] = {
     "empty": (200, {}),
     "wrong_types": (200, {"gpus": "all", "available": "yes", "safe_mode_read_only": 0,
                           "granted": True, "token": 1, "gpu": 0}),
+    "infinite": (200, ('{"granted": true, "token": "t", "fence": 1, "expires_at": 1e999, '
+                      '"expires_in_s": 1e999, "code": null, "gpus": [], "available": true}')),
     "no_gpus": (200, {"gpus": [], "available": True, "safe_mode_read_only": False}),
 }  # fmt: skip
 """Answers that give nobody a GPU: status, body."""
@@ -211,7 +215,11 @@ def test_server_that_answers_wrongly_gives_no_gpu(kind: str) -> None:
         assert isinstance(client.get_gpu_info()["gpus"], list)
 
 
-@pytest.mark.parametrize("url", ["", "not a url", "ftp://x", "http://", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "not a url", "ftp://x", "http://", "http://127.0.0.1:1", "http://my host:8014",
+     "http://[::1]", "http://[fe80::abcd]", "http://u:secret@[x"],
+)  # fmt: skip
 def test_nobody_there_is_no_gpu_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A URL that is none, or a port that nobody listens on."""
     monkeypatch.setenv("GPU_ORCHESTRATOR_URL", url or "http://127.0.0.1:1")
@@ -358,6 +366,91 @@ def test_release_that_nobody_heard_is_said_again(server: Server) -> None:
         second.wait()
         eventually(lambda: not second.allocations(), 5)
         client.close()
+
+
+def test_lease_that_comes_after_its_release_is_refused(server: Server) -> None:
+    """The broker stands still while it is asked; the release may overtake the lease in it."""
+    here = GRANTING | {"REDIS_URL": server.url, "GPU_BROKER_POOL": "late-lease"}
+    with Broker(**here) as broker:
+        broker.wait()
+        for _ in range(3):
+            with of(broker, request_timeout=0.5, down_s=0.1) as client:
+                broker.process.send_signal(signal.SIGSTOP)
+                lease = client.lease("analyst", 400, ttl_s=0)
+                broker.process.send_signal(signal.SIGCONT)
+                assert (lease.on_cpu, lease.reason) == (True, "store_unavailable")
+                eventually(lambda client=client: not client._keeper._abandoned, 5)
+            assert broker.allocations() == {}
+
+
+def test_request_of_who_gave_up_is_never_sent(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name server takes longer than the caller waits."""
+    real = socket.getaddrinfo
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(1)
+        return real(*args, **options)
+
+    with of(fleet.plain, request_timeout=0.3) as client:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        before = fleet.plain.metrics()["gpu_orchestrator_lease_requests_total"]
+        assert client.lease("analyst", 400).on_cpu
+        time.sleep(1.5)
+        monkeypatch.undo()
+        assert fleet.plain.metrics()["gpu_orchestrator_lease_requests_total"] == before
+        assert fleet.plain.allocations() == {}
+
+
+def test_close_takes_no_longer_than_a_call() -> None:
+    """Also while the background waits for a server that hangs."""
+    grant = {"granted": True, "token": "t" * 16, "fence": 1, "expires_at": 2e9, "expires_in_s": 1,
+             "code": None, "gpus": []}  # fmt: skip
+    first = http(200, grant)
+
+    def hangs_later(connection: socket.socket) -> None:
+        (first if server.asked == 1 else hang)(connection)
+
+    with wire(hangs_later) as server:
+        client = GPUOrchestratorClient(server.url)
+        client.lease("analyst", ttl_s=1)
+        eventually(lambda: server.asked > 1, 3)
+        promised(client.close)
+
+
+def test_many_leases_are_renewed_one_after_another_and_none_flaps() -> None:
+    """Each answer takes a moment, and counts when it comes."""
+    tokens = itertools.count()
+
+    def answer(connection: socket.socket) -> None:
+        body = {"granted": True, "token": f"token-{next(tokens):016}", "fence": 1,
+                "expires_at": 2e9, "expires_in_s": 6, "code": None, "gpus": []}  # fmt: skip
+        http(200, body, after_s=0.1)(connection)
+
+    with wire(answer) as server, GPUOrchestratorClient(server.url) as client:
+        leases = [client.lease("analyst", ttl_s=6) for _ in range(15)]
+        until, lost = time.monotonic() + 6, set()
+        while time.monotonic() < until:
+            lost |= {n for n, lease in enumerate(leases) if lease.lost}
+            time.sleep(0.02)
+        assert lost == set()
+
+
+def test_keeper_survives_what_nobody_thought_of(client: GPUOrchestratorClient) -> None:
+    """An error in one renewal stops neither the thread nor the others."""
+    lease = client.lease("analyst", 400, ttl_s=1)
+    real, broken = client._keeper._link.renew, iter([True, True])
+
+    def sometimes(leases: Any) -> Any:
+        if next(broken, False):
+            raise RuntimeError("of the test")
+        return real(leases)
+
+    client._keeper._link.renew = sometimes  # type: ignore[method-assign]
+    time.sleep(1.5)
+    assert not lease.lost
+    client.release(lease)
 
 
 def test_lease_whose_answer_is_lost_is_given_back(fleet: Fleet) -> None:

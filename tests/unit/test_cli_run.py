@@ -221,6 +221,8 @@ def test_command_that_cannot_run_holds_nothing(pool: TestBroker, tmp_path: Any) 
     script.chmod(0o755)
     done = run(pool, "--memory", "1", "--", str(script))
     assert done.returncode == 126
+    script.chmod(0o644)
+    assert run(pool, "--memory", "1", "--", str(script)).returncode == 126
     assert pool.client.leases() == ()
 
 
@@ -288,6 +290,65 @@ def test_what_the_command_leaves_behind_is_ended(pool: TestBroker) -> None:
     assert done.returncode == 4
     assert "left processes behind" in done.stderr
     assert not alive(int(done.stdout))
+
+
+def test_grace_is_given_once(pool: TestBroker) -> None:
+    """A loss, a command that takes its time to end, and a child of it that does not listen."""
+    deaf = DEAF.removeprefix("echo up; ")
+    script = f'sh -c "{deaf}" & trap "sleep 1; exit 6" TERM; echo up; while :; do sleep 0.05; done'
+    args = ["--memory", "100", "--ttl", "1", "--grace", "1.5", "--", "sh", "-c", script]
+    with running(pool, *args) as process:
+        process.stdout.readline()
+        (held,) = pool.client.leases()
+        began = time.monotonic()
+        pool.client.revoke(held.token, force=True, why="test")
+        assert process.wait(8) == 6
+        assert time.monotonic() - began < 0.5 + 1.5 + 1
+        assert "left processes" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("stderr", ["/dev/full", "closed"])
+def test_stderr_that_breaks_changes_nothing(pool: TestBroker, stderr: str) -> None:
+    """The command runs, its code is ours, and the lease is given back."""
+    to = ">&-" if stderr == "closed" else f"> {stderr}"
+    command = f"{PROGRAM} run --memory 10 -- sh -c 'echo ran; exit 3' 2{to}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env=settings(pool), capture_output=True, text=True, timeout=30,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "ran\n")
+    assert pool.client.leases() == ()
+
+
+def test_hang_up_that_was_ignored_stays_so(pool: TestBroker) -> None:
+    """nohup gpu-broker run ... outlives its terminal."""
+    command = f"trap '' HUP; exec {PROGRAM} run --memory 10 -- sh -c 'echo up; sleep 1; exit 3'"
+    with subprocess.Popen(
+        ["/bin/sh", "-c", command], env=settings(pool), stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(10) == 3
+
+
+def test_children_that_were_ignored_are_heard_of(pool: TestBroker) -> None:
+    """Whoever started us may not have wanted to hear of its own."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, PROGRAM, "run", "--memory", "10", "--", "sh", "-c", "exit 3"],
+        env=settings(pool), capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+
+
+def test_lease_without_end_is_refused(pool: TestBroker) -> None:
+    """Nobody would end it if this process were killed."""
+    done = run(pool, "--memory", "10", "--ttl", "0", "--", "true")
+    assert done.returncode == 2
+    assert "--ttl" in done.stderr
 
 
 def test_run_killed_takes_the_command_with_it(pool: TestBroker) -> None:

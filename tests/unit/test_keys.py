@@ -39,26 +39,47 @@ def test_key_has_256_bits_and_is_kept_nowhere(tmp_path: Path) -> None:
     assert Keyring(file).find(key + "x") is None
 
 
+def find(ring: Keyring, key: str) -> Principal | None:
+    """As a request does: look whether a key is needed, then whose this is."""
+    return ring.find(key) if ring.locked else None
+
+
 def test_keyring_follows_its_file(tmp_path: Path) -> None:
     """A key that is new opens, one that is gone does not, and a broken file opens to nobody."""
     file = tmp_path / "keys"
     first = add(file, "ann", "operator")
     ring = Keyring(file)
     second = add(file, "bob", "agent", ("scout-*",))
-    assert ring.find(second).agents == ("scout-*",)
+    assert find(ring, second).agents == ("scout-*",)
     assert remove(file, "ann")
-    assert ring.find(first) is None
+    assert find(ring, first) is None
     assert remove(file, "ann") is False
     assert remove(file, "bob")
     assert ring.locked
-    assert ring.find(second) is None
+    assert find(ring, second) is None
     third = add(file, "cay", "viewer")
-    assert ring.find(third)
+    assert find(ring, third)
     file.write_text("cay is a viewer\n")
-    assert ring.find(third) is None
+    assert find(ring, third) is None
     file.unlink()
-    assert ring.find(third) is None
+    assert find(ring, third) is None
     assert ring.locked
+
+
+def test_first_key_locks_a_ring_that_was_open(tmp_path: Path) -> None:
+    """A broker that runs asks for keys from the moment that there is one."""
+    file = tmp_path / "keys"
+    ring = Keyring(file)
+    assert ring.locked is False
+    key = add(file, "ann", "operator")
+    assert ring.locked is True
+    assert find(ring, key).name == "ann"
+
+
+def test_file_that_cannot_be_read_is_said_so(tmp_path: Path) -> None:
+    """A folder in its place, or rights that are missing: no traceback, and no open door."""
+    with pytest.raises(KeysError, match="cannot be read"):
+        read(tmp_path)
 
 
 def test_keyring_without_keys_is_open(tmp_path: Path) -> None:
