@@ -39,6 +39,7 @@ soak: $(READY)
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py
 	$(BIN)/python scripts/bench/waiting.py --write
+	$(BIN)/python scripts/bench/http.py
 
 # The environment: from the lock, with hashes, and this checkout in place of an installed package.
 $(READY): requirements.lock pyproject.toml

@@ -125,7 +125,7 @@ class Keyring:
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         self._principals = self._inline
-        self._locked = bool(self._inline)
+        self._seen = False  # the file was there
         self._read()
 
     @property
@@ -138,7 +138,7 @@ class Keyring:
             self._read()
         except (KeysError, OSError):  # it is being edited, or gone: nobody of it gets in
             self._stamp, self._principals = None, self._inline
-        return self._locked
+        return self._seen or bool(self._inline)
 
     def find(self, key: str) -> Principal | None:
         """Whose key it is, as `locked` last saw the file; each is compared in constant time."""
@@ -159,10 +159,10 @@ class Keyring:
         try:
             stat = os.stat(self._path)  # noqa: PTH116 - at each request: a Path's takes twice as long
         except FileNotFoundError:
-            if self._locked:
+            if self._seen:
                 raise
             return
-        self._locked = True
+        self._seen = True
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp != self._stamp:
             self._principals = (*self._inline, *read(self._path))

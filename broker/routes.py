@@ -30,7 +30,7 @@ from broker.hangup import unless_gone
 from broker.keys import Principal
 from broker.logs import note
 from broker.metrics import Seen
-from broker.state import At, Broker
+from broker.state import At, Broker, broker_of
 from broker.store_check import problem_of
 
 router = APIRouter(responses=EVERYWHERE)
@@ -72,6 +72,7 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
     With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
     for 10 s: repeat the request with the token of the answer.
     """
+    broker = broker_of(request)
     note(agent=body.agent, token=body.token)
     if not who.speaks_for(body.agent):
         raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
@@ -127,10 +128,10 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
     responses=WITH_BODY
     | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
 )
-async def renew(body: RenewBody, broker: At, who: AgentKey) -> JSONResponse:
+async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONResponse:
     """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
     note(token=body.token, fence=body.fence)
-    renewal = await broker.client.renew(
+    renewal = await broker_of(request).client.renew(
         body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
     )
     answer = {
@@ -145,10 +146,10 @@ async def renew(body: RenewBody, broker: At, who: AgentKey) -> JSONResponse:
 @router.post(
     "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
 )
-async def release(body: ReleaseBody, broker: At, who: AgentKey) -> JSONResponse:
+async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONResponse:
     """404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
-    if not await broker.client.release(
+    if not await broker_of(request).client.release(
         _possible(body.token), refuse_late=body.refuse_late, owner=_owner_of(who)
     ):
         raise error_for("unknown_token")

@@ -89,9 +89,14 @@ class Broker:
         return self.settings.sdk.hostname if sample and sample.devices else "any"
 
 
-async def _of(request: Request) -> Broker:  # a plain function would take a thread per request
+def broker_of(request: Request) -> Broker:
+    """The replica that answers; for a route that is asked so often that a dependency costs."""
     broker: Broker = request.app.state.broker
     return broker
+
+
+async def _of(request: Request) -> Broker:  # a plain function would take a thread per request
+    return broker_of(request)
 
 
 At = Annotated[Broker, Depends(_of)]

@@ -39,7 +39,7 @@ class Teller:
 
     def __init__(self, form: Literal["text", "json", "trouble"]) -> None:
         self._form = form
-        # Not sys.stderr itself: what it cannot write it tries again at our end, and changes our code.
+        # Not sys.stderr itself: what it cannot write it tries again at the end; our code changes.
         self._out = None if sys.stderr is None else sys.stderr.fileno()
         self._live = form == "text" and self._out is not None and os.isatty(self._out)
         self._line = ""

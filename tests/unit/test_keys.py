@@ -87,6 +87,7 @@ def test_keyring_without_keys_is_open(tmp_path: Path) -> None:
     assert Keyring(tmp_path / "none").locked is False
     assert Keyring(None).locked is False
     assert Keyring(None, f"ann operator {HEX}").locked is True
+    assert Keyring(tmp_path / "none", f"ann operator {HEX}").locked is True
 
 
 @pytest.mark.parametrize(
