@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent_sdk.settings import SdkSettings
+
 Role: TypeAlias = Literal["viewer", "agent", "operator"]
 
 ROLES: Final[tuple[Role, ...]] = ("viewer", "agent", "operator")
@@ -167,6 +169,11 @@ class Keyring:
         if stamp != self._stamp:
             self._principals = (*self._inline, *read(self._path))
             self._stamp = stamp
+
+
+def default_file(sdk: SdkSettings) -> Path:
+    """Where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
+    return sdk.state_dir / "keys"
 
 
 def read(path: Path) -> tuple[Principal, ...]:

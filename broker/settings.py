@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from agent_sdk.keys import HOST, POOL
 from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 from agent_sdk.store import Store
-from broker.keys import Keyring
+from broker.keys import Keyring, default_file
 
 REPORTS_BEFORE_AWAY = 3
 """A host that misses so many reports in a row takes no new leases."""
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         Raises:
             KeysError: a line of them is wrong, or others may write the file.
         """
-        return Keyring(self.keys_file or default_keys_file(self.sdk), self.keys)
+        return Keyring(self.keys_file or default_file(self.sdk), self.keys)
 
     @property
     def origins(self) -> list[str]:
@@ -133,11 +133,6 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.bind).is_loopback
         except ValueError:
             return False
-
-
-def default_keys_file(sdk: SdkSettings) -> Path:
-    """Where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
-    return sdk.state_dir / "keys"
 
 
 class SystemdSettings(BaseSettings):

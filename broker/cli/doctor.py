@@ -16,9 +16,11 @@ from agent_sdk.settings import Setting, read_settings, sdk_settings_in_effect
 from agent_sdk.store import Store
 from broker import __version__
 from broker.cli import FAILED
+from broker.cli.keys import key_file
 from broker.cli.status import state_of
 from broker.cli.store import output_option, show
 from broker.cli.table import table
+from broker.keys import KeysError, read
 
 FORMS = "REDIS_URL is redis://, rediss:// or unix://; a pool is 1-32 of a-z, 0-9 and '-'"
 
@@ -51,12 +53,13 @@ def doctor(output: str) -> None:
         store_findings = [
             Finding("REDIS_URL or GPU_BROKER_POOL has no form that it can have", FORMS)
         ]
-    findings += store_findings + device_findings
+    keys, key_findings = _keys()
+    findings += store_findings + device_findings + key_findings
     text = "\n\n".join(
         [
             f"gpu-broker {__version__}",
             table(("SETTING", "VALUE", "FROM"), [(s.name, s.value, s.source) for s in settings]),
-            "\n".join(f"{name}: {value}" for name, value in store.items()),
+            "\n".join(f"{name}: {value}" for name, value in {**store, "keys": keys}.items()),
             "\n".join(devices) or "no devices",
             _said(findings),
         ]
@@ -65,6 +68,7 @@ def doctor(output: str) -> None:
         "version": __version__,
         "settings": [{"name": s.name, "value": s.value, "from": s.source} for s in settings],
         "store": store,
+        "keys": keys,
         "devices": devices,
         "findings": [{"problem": f.problem, "remedy": f.remedy} for f in findings],
     }
@@ -123,6 +127,18 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
         "memory": f"{info.get('used_memory_human')}, policy {info.get('maxmemory_policy')}",
         "persistence": "AOF on" if info.get("aof_enabled") else "AOF off: a restart forgets all",
     }, []
+
+
+def _keys() -> tuple[str, list[Finding]]:
+    """How many API keys a broker here would ask for."""
+    path = key_file()
+    try:
+        found = read(path)
+    except KeysError as error:
+        return f"in {path}", [Finding(str(error), "correct it, or make it anew: gpu-broker keys")]
+    if not path.exists():
+        return "none: whoever reaches the HTTP port is an operator (gpu-broker keys new)", []
+    return f"{len(found)} in {path}", []
 
 
 def _pool() -> tuple[list[str], list[Finding]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
@@ -41,10 +42,11 @@ def load(output: str) -> None:
     version = _on_the_server(library.load)
     names, _ = _on_the_server(library.loaded)
     with pool_client() as client:
-        base = client.keys.base
+        base, url = client.keys.base, client.store.url
+    there = f" -s {urlsplit(url).path}" if url.startswith("unix:") else ""
     text = (
         f"loaded {library.LIBRARY}, version {version[:12]}: {', '.join(names)}\n"
-        f"try: redis-cli FCALL gpu_reap 1 '{base}' 1"
+        f"try: redis-cli{there} FCALL gpu_reap 1 '{base}' 1"
     )
     show(output, text, {"library": library.LIBRARY, "version": version, "functions": names})
 

@@ -12,7 +12,7 @@ from agent_sdk.settings import keys_file, read_settings
 from broker.cli import FAILED
 from broker.cli.store import output_option, show
 from broker.cli.table import table
-from broker.keys import ROLES, KeysError, add, read, remove
+from broker.keys import ROLES, KeysError, add, default_file, read, remove
 
 if TYPE_CHECKING:
     from broker.keys import Role
@@ -50,7 +50,7 @@ def keys() -> None:
 @output_option
 def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> None:
     """Make a key for NAME and print it: it cannot be read again."""
-    path = path or _default()
+    path = path or key_file()
     patterns = tuple(part.strip() for part in agents.split(",") if part.strip())
     try:
         key = add(path, name, role, patterns)
@@ -66,7 +66,7 @@ def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> N
 @output_option
 def list_(path: Path | None, output: str) -> None:
     """Show who has a key, as what, and for which agents."""
-    path = path or _default()
+    path = path or key_file()
     try:
         found = read(path)
     except (KeysError, OSError) as error:
@@ -85,7 +85,7 @@ def list_(path: Path | None, output: str) -> None:
 @file_option
 def revoke(name: str, path: Path | None) -> None:
     """End the key of NAME: running brokers know it within the next request."""
-    path = path or _default()
+    path = path or key_file()
     try:
         if not remove(path, name):
             _fail(KeysError(f"nobody called {name} has a key in {path}"))
@@ -94,8 +94,9 @@ def revoke(name: str, path: Path | None) -> None:
     click.echo(f"{name} has no key any more; what it holds runs on: gpu-broker leases")
 
 
-def _default() -> Path:
-    return keys_file() or read_settings().state_dir / "keys"
+def key_file() -> Path:
+    """Where a broker with this environment looks for its keys."""
+    return keys_file() or default_file(read_settings())
 
 
 def _fail(error: Exception) -> NoReturn:
