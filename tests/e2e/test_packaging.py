@@ -7,8 +7,6 @@ import sys
 import zipfile
 from email.parser import Parser
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import pytest
 
@@ -117,13 +115,14 @@ def test_base_install_says_how_to_get_what_is_missing(base: dict[str, str], comm
 
 
 def test_import_of_the_sdk_costs_little_more_than_redis(base: dict[str, str]) -> None:
-    """At most half as much again, interleaved, by medians."""
+    """At most 1.3 times, in processor time: the least of several, since others use the machine."""
 
-    def seconds(code: str) -> float:
-        began = perf_counter()
-        assert run(base, "-c", code).returncode == 0
-        return perf_counter() - began
+    def cost_s(module: str) -> float:
+        code = f"import time; import {module}; print(time.process_time())"
+        return float(run(base, "-c", code).stdout)
 
-    pairs = [(seconds("import redis"), seconds("import agent_sdk")) for _ in range(7)]
-    alone, ours = (median(times) for times in zip(*pairs, strict=True))
-    assert ours <= 1.5 * alone
+    def ratio() -> float:
+        least = {m: min(cost_s(m) for _ in range(9)) for m in ("time", "redis", "agent_sdk")}
+        return (least["agent_sdk"] - least["time"]) / (least["redis"] - least["time"])
+
+    assert any(ratio() <= 1.3 for _ in range(3))

@@ -137,6 +137,7 @@ def test_doctor_says_what_is_in_effect_and_nothing_is_wrong(pool: TestBroker) ->
     found = data(pool, "doctor")
     assert found["findings"] == []
     assert {s["name"] for s in found["settings"]} >= {"REDIS_URL", "SAFE_MODE"}
+    assert found["keys"].startswith("none: ")
 
 
 def test_doctor_finds_what_is_wrong_and_hides_the_password() -> None:
