@@ -219,6 +219,8 @@ class GPUOrchestratorClient:
         except LeaseError as error:
             lease.lose_if_over(error)
         except Unanswered:
+            if local_now() >= self._down_until:  # it was asked
+                self._was_silent()
             lease.jeopardy = True
         except (TypeError, ValueError):  # the ttl is none
             pass
@@ -306,9 +308,12 @@ class GPUOrchestratorClient:
         try:
             return web.ask(method, path, body, until=until)
         except Unanswered:
-            self._down_until = local_now() + self._down_s
-            self._policy = (0.0, {})  # what it allowed is not believed past its silence
+            self._was_silent()
             raise
+
+    def _was_silent(self) -> None:
+        self._down_until = local_now() + self._down_s
+        self._policy = (0.0, {})  # what it allowed is not believed past its silence
 
     def _host(self) -> str | None:
         """This machine's name if the broker may be elsewhere; None: the broker knows it."""
