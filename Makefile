@@ -1,5 +1,5 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
-# make test   every test, on servers of its own, three files at a time; no root, no GPU needed
+# make test   every test, on servers of its own, four files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
@@ -17,7 +17,7 @@ run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
 
 test: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

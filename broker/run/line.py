@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.asking import local_grant
 from agent_sdk.clocks import local_now
-from agent_sdk.errors import LeaseError, LeaseLost, Refused, SafeMode, UnknownToken
+from agent_sdk.errors import (
+    BrokerUnavailable,
+    LeaseError,
+    LeaseLost,
+    Refused,
+    SafeMode,
+    UnknownToken,
+)
 from agent_sdk.lease import Lease
 from agent_sdk.protocol import new_token
 
@@ -49,7 +56,7 @@ def get_lease(client: LeaseClient, agent: str, ask: Ask, teller: Teller) -> Leas
             if error.code != "lapsed" or local_now() >= until:
                 raise
             continue  # the store was away for longer than a place is kept: stand in line anew
-        except Refused:
+        except (Refused, BrokerUnavailable):  # nothing was done, or its place lapses by itself
             raise
         except BaseException:  # Ctrl-C, or nobody answered: it may stand in the line
             with suppress(LeaseError):

@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from agent_sdk import Denied, LeaseClient, Store
 from tests.api.brokers import GRANTING, Broker
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 FILE = ROOT / "deploy" / "redis" / "users.acl"
+
+ONCE = Retry(NoBackoff(), 0)
+"""A wrong password does not get better."""
 
 USERS = ("broker", "agent", "operator", "viewer")
 
@@ -132,7 +137,7 @@ def test_file_is_read_by_both_servers_and_lets_nobody_in(server: Server, tmp_pat
                "--aclfile", str(copy), "--save", ""]  # fmt: skip
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
         try:
-            client = redis.Redis(unix_socket_path=str(tmp_path / "s"))
+            client = redis.Redis(unix_socket_path=str(tmp_path / "s"), retry=ONCE)
             for _ in range(100):
                 try:
                     client.ping()
@@ -145,7 +150,9 @@ def test_file_is_read_by_both_servers_and_lets_nobody_in(server: Server, tmp_pat
             for user in USERS:
                 there = str(tmp_path / "s")
                 with (
-                    redis.Redis(unix_socket_path=there, username=user, password="x") as guess,
+                    redis.Redis(
+                        unix_socket_path=there, username=user, password="x", retry=ONCE
+                    ) as guess,
                     pytest.raises(redis.exceptions.AuthenticationError),
                 ):
                     guess.ping()
