@@ -172,7 +172,7 @@ def test_neither_capped_nor_dead_ones_hold_up_the_first_who_can_have_it(
 
 
 COVERED = {"offered": 20, "withdrawn": 8, "lapsed": 8, "parked": 8}
-MOST_ROUNDS, OPERATIONS, EVERY = 16, 150, 4
+MOST_ROUNDS, OPERATIONS, EVERY = 60, 150, 4
 
 
 @dataclass
