@@ -19,14 +19,16 @@ from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Pause, Read
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Collection, Generator, Iterator
     from types import TracebackType
     from typing import Self, Unpack
 
     from redis import Redis
 
     from agent_sdk.asking import Ask
+    from agent_sdk.events import Event
     from agent_sdk.explain import Explanation
+    from agent_sdk.scene import Scene
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store import Store
     from agent_sdk.waiting_line import WaiterStatus
@@ -215,6 +217,24 @@ class LeaseClient(Door["Redis"]):
 
         request = self._caller.request(agent, **ask)
         return self._run(explain.explain_request(self.keys, request))
+
+    def scene(self) -> Scene:
+        """All of the pool at about one moment: cheaper and more of a piece than its parts."""
+        from agent_sdk import scene  # noqa: PLC0415 - as above
+
+        return self._run(scene.read(self.keys))
+
+    def scene_again(self, scene: Scene, tokens: Collection[str], uuids: Collection[str]) -> Scene:
+        """The same with these leases and waiters, these devices and the whole line read anew."""
+        from agent_sdk.scene import read_again  # noqa: PLC0415 - as above
+
+        return self._run(read_again(self.keys, scene, tokens, uuids))
+
+    def events(self, count: int = 100) -> tuple[Event, ...]:
+        """The last so many events, the oldest of them first."""
+        from agent_sdk import events  # noqa: PLC0415 - as above
+
+        return self._run(events.newest(self.keys, count))
 
     def queue(self) -> tuple[WaiterStatus, ...]:
         """Everybody who waits, in the order of the line."""

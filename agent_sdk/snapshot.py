@@ -194,10 +194,14 @@ def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
 def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
     """Every registered device, by host and index."""
     answer = yield Read((("ZRANGE", keys.fits, 0, -1),))
-    uuids = answer.raw[0]
-    rows = yield from _hashes([keys.device(uuid) for uuid in uuids])
-    found = [_device(uuid, row) for uuid, row in zip(uuids, rows, strict=True) if row]
+    found = yield from devices_of(keys, answer.raw[0])
     return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
+
+
+def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
+    """Those of these devices that are registered."""
+    rows = yield from _hashes([keys.device(uuid) for uuid in uuids])
+    return [_device(uuid, row) for uuid, row in zip(uuids, rows, strict=True) if row]
 
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
@@ -213,6 +217,13 @@ def records(
     """The hashes of all records in these states, by token."""
     answer = yield Read((("ZRANGE", keys.due, 0, -1),))
     tokens = [member for member in answer.raw[0] if not member.startswith("host:")]
+    return (yield from records_of(keys, tokens, states))
+
+
+def records_of(
+    keys: Keys, tokens: list[str], states: tuple[str, ...]
+) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
+    """The hashes of those of these tokens that are in these states."""
     rows = yield from _hashes([keys.record(token) for token in tokens])
     found = zip(tokens, rows, strict=True)
     return {token: row for token, row in found if row.get("state") in states}

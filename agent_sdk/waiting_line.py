@@ -61,7 +61,7 @@ class WaiterStatus:
 def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
     """Everybody who waits, by rank."""
     records = yield from snapshot.records(keys, WAITS)
-    found = yield from _placed(keys, records)
+    found = yield from placed(keys, records)
     return tuple(sorted(found, key=lambda waiter: (waiter.rank, waiter.token)))
 
 
@@ -77,11 +77,11 @@ def lookup(
         return str(row["outcome"])
     if row["state"] not in WAITS:
         return snapshot.lease_status(token, row)
-    (found,) = yield from _placed(keys, {token: row})
+    (found,) = yield from placed(keys, {token: row})
     return found
 
 
-def _placed(
+def placed(
     keys: Keys, records: dict[str, dict[str, str]]
 ) -> Generator[Read, Answer, list[WaiterStatus]]:
     """Waiters with their places, looked up in as few pipelines as needed."""

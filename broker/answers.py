@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent_sdk.protocol import ANY
+from agent_sdk.snapshot import LeaseStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent_sdk import AsyncLease, StillWaiting
-    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.events import Event
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
     from agent_sdk.waiting_line import WaiterStatus
     from broker.devices import Sample
 
@@ -48,6 +52,9 @@ def gpu(device: DeviceStatus) -> dict[str, Any]:
         "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
         "memory_reserved_mb": device.reserved_mb,
         "memory_free_mb": max(0, device.free_mb),
+        "memory_withheld_mb": device.withheld_mb,
+        "memory_foreign_mb": device.foreign_mb,
+        "memory_system_mb": device.reserve_mb,
         "leases": device.leases,
     }
     nvml: dict[str, Any] = {
@@ -93,6 +100,11 @@ def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
 def masked(token: str, number: str = "") -> str:
     """As much of a token as tells it from others, with a number of its own: too little to use."""
     return f"{token[:8]}…{number}"
+
+
+def name_of(what: LeaseStatus | WaiterStatus) -> str:
+    """A lease or a wait by as much of its token as may be shown to all."""
+    return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
 
 
 def granted(lease: AsyncLease) -> dict[str, Any]:
@@ -188,3 +200,17 @@ def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
         "reported_at": status.reported_ms / 1000,
         "report_age_s": silent_ms / 1000,
     }
+
+
+def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -> dict[str, Any]:
+    """An event. places: device id -> its host and index; whole: with all of the token."""
+    devices = []
+    for uuid, mb in event.devices:
+        at, index = places.get(uuid, (None, None))
+        devices.append({"uuid": uuid, "index": index, "host": at, "memory_mb": mb})
+    said: dict[str, Any] = {**event.fields, "devices": devices}
+    if fence := event.fields.get("fence"):
+        said["fence"] = int(fence)
+    if event.token is not None and not whole:
+        said["token"] = masked(event.token, fence or "")
+    return {"id": event.id, "event": event.event, "at": event.at_ms / 1000} | said

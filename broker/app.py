@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from agent_sdk import AsyncLeaseClient, Store
-from broker import __version__, document, operators, routes
+from broker import __version__, dashboard, document, live, operators, routes
 from broker.auth import KeyCheck
-from broker.events import Stream
+from broker.events import Feed
 from broker.examples import add_examples
 from broker.headers import SecurityHeaders
 from broker.inventory import Reporter, source_of
@@ -24,10 +24,12 @@ from broker.notify import Systemd
 from broker.problems import install_handlers
 from broker.state import Broker
 from broker.ticker import Ticker
+from broker.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
+    from agent_sdk.events import News
     from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,12 +58,23 @@ def build_app(settings: Settings) -> FastAPI:
             deadline_s=CALL_DEADLINE_S,
         )
         reporter = Reporter(client, source, settings)
-        ticker = Ticker(client, systemd.ticked, metrics.looked)
-        broker = Broker(settings, source, client, reporter, ticker, metrics, replica)
-        stream = Stream(client.store, client.keys.events, heard)
+        view = View(client, lambda: broker.about)
+
+        def ticked(problem: str | None) -> None:
+            systemd.ticked(problem)
+            view.glance()
+
+        ticker = Ticker(client, ticked, metrics.looked)
+        feed = Feed(client, view.remember, (count, view.heard))
+        broker = Broker(
+            settings, source, client, reporter, ticker, metrics, replica, keys, feed, view
+        )
         client.by = f"serve {settings.sdk.hostname} {broker.replica}"
         app.state.broker = broker
-        work = (reporter.run(), ticker.run(), stream.run(), broker.decide_safe_mode())
+        work = (
+            reporter.run(), ticker.run(), feed.run(), view.run(feed), broker.decide_safe_mode(),
+            broker.dismiss(),
+        )  # fmt: skip
         tasks = [asyncio.create_task(each) for each in work]
         for task in tasks:
             task.add_done_callback(_log_failure)
@@ -75,11 +88,12 @@ def build_app(settings: Settings) -> FastAPI:
             await client.close()
             source.close()
 
-    replica = uuid4().hex[:8]
+    replica, keys = uuid4().hex[:8], settings.keyring()
     metrics = Metrics(__version__, replica)
 
-    def heard(name: str, event: Mapping[str, str]) -> None:
-        metrics.flow.take(int(name.partition("-")[0]), event)
+    def count(news: News) -> None:
+        for event in news.events:
+            metrics.flow.take(event)
 
     app = FastAPI(
         title="GPU lease broker",
@@ -93,18 +107,21 @@ def build_app(settings: Settings) -> FastAPI:
     install_handlers(app)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    app.include_router(live.router)
+    app.include_router(dashboard.router)
     app.include_router(document.router)
     app.mount("/docs/static", document.assets())
+    app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi
     app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way
     # The last that is added is the first that is asked.
-    app.add_middleware(KeyCheck, keys=settings.keyring())
+    app.add_middleware(KeyCheck, keys=keys)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
         )
     app.add_middleware(SecurityHeaders)
     app.add_middleware(VerbLog)

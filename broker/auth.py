@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from broker.keys import Keyring
 
-OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
+OPEN = {"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
 """For gates, probes and browsers, which have no key: they tell nothing that is anybody's."""
 
-ASSETS = "/docs/static/"
+ASSETS = ("/docs/static/", "/static/")
 
 SCHEME = b"bearer "
 

@@ -26,6 +26,9 @@ def _zero_or_one(seconds: float) -> float:
 Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
+EventId = Annotated[
+    str, Field(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$", description="As 1795607407688-0.")
+]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=604800, allow_inf_nan=False)]
 Wait = Annotated[float, Field(strict=True, ge=0, le=60, allow_inf_nan=False)]
 Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]

@@ -1,8 +1,9 @@
-"""uvicorn's HTTP protocol with a deadline for what a client sends.
+"""uvicorn's HTTP protocol with a deadline for what a client sends, and for what it reads.
 
 uvicorn waits for the rest of a request for ever, and for headers of any length: a few hundred slow
 connections, or one long header, cost a server that has neither limit. Requests that wait for a
-lease are not bound by it: they have been sent.
+lease are not bound by it: they have been sent. And it waits for ever for a client that does not
+read its answer, as one that follows events and stopped to.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ if TYPE_CHECKING:
 REQUEST_S: Final = 10.0
 """From the first byte of a request, or from the connection, to its last."""
 
+UNREAD_S: Final = 20.0
+"""How long a client may leave what was sent to it unread, once the buffers are full."""
+
 HEAD_BYTES: Final = 65_536
 """Request line and headers."""
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """Closes a connection whose request does not come in time, or has too long a head."""
+    """Closes a connection on which too little is sent, too long a head, or nothing is read."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._deadline: asyncio.TimerHandle | None = None
         self._head: int | None = 0  # bytes so far; None: it is complete
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection on which nothing is sent is a slow request, too."""
@@ -37,6 +42,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is expected."""
         self._relax()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -65,6 +71,19 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._head = 0
         self._relax()
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The buffers are full."""
+        super().pause_writing()
+        # Not close, which would wait for the client to read the rest.
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

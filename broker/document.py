@@ -68,9 +68,13 @@ EVERYWHERE: Final = errors(
 )  # fmt: skip
 """Of every route that needs a key and asks the store; a store that denies us is a 403 too."""
 
+MALFORMED: Final[dict[int | str, dict[str, Any]]] = {
+    422: {"model": Problem, "description": "The request is not well-formed."}
+}
+
 WITH_BODY: Final[dict[int | str, dict[str, Any]]] = {
     413: {"model": Problem, "description": "The body is larger than 16 KiB."},
-    422: {"model": Problem, "description": "The request is not well-formed."},
+    **MALFORMED,
 }
 """Of every route that reads a body."""
 

@@ -1,66 +1,205 @@
-"""The pool's stream of events, read once for all of this replica."""
+"""The pool's stream of events, read once for all of this replica, and its newest part kept."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_right
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from agent_sdk.errors import LeaseError
+from agent_sdk.events import START, Event, News, Tail, order
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Sequence
 
-    from agent_sdk import Store
+    from agent_sdk import AsyncLeaseClient
+    from agent_sdk.protocol import Read
 
-    Listener = Callable[[str, Mapping[str, str]], None]
+    Place = tuple[str, int]
 
 log = logging.getLogger(__name__)
 
-BLOCK_S = 3.0
+BLOCK_S: Final = 3.0
 
-ANSWER_S = 2.0
+ANSWER_S: Final = 2.0
 
-RETRY_S = 0.5
+RETRY_S: Final = 0.5
 
-PAGE = 1000
+KEPT: Final = 10_000
+"""Events in memory: as many as the stream keeps."""
+
+SPARE: Final = 1_000
+"""More than that, until they are cut off: a cut costs as much as the list is long."""
+
+LOOK_S: Final = 5.0
+"""Between two looks at where devices are, at least."""
+
+CATCH_UP_S: Final = 1.0
+"""How long one may lag behind the replica that a client comes from."""
 
 
-class Stream:
-    """Reads from the stream's end at the start; after a failure from where it was.
+@dataclass(slots=True)
+class Kept:
+    """An event in memory. frames: as it was sent, by whether with the whole token."""
+
+    event: Event
+    order: tuple[int, int]
+    frames: dict[bool, bytes] = field(default_factory=dict)
+
+
+class Feed:
+    """The stream's newest events. Whoever follows them holds a position, and nothing is queued.
 
     Args:
-        store: where the pool is.
-        key: the stream's.
-        listener: called with the id and the fields of each event, in order.
+        client: of the pool.
+        remember: is given what happened before the start.
+        hear: each is given the news that come after it, in order.
+
+    Attributes:
+        last_id: of the newest event.
+        places: device id -> its host and index, as far as known.
     """
 
-    def __init__(self, store: Store, key: str, listener: Listener) -> None:
-        self._store = replace(store, timeout_s=BLOCK_S + ANSWER_S)
-        self._key = key
-        self._listener = listener
-        self._last: str | None = None
+    def __init__(
+        self,
+        client: AsyncLeaseClient,
+        remember: Callable[[Sequence[Event]], None],
+        hear: Iterable[Callable[[News], None]],
+    ) -> None:
+        self._client = client
+        self._remember = remember
+        self._listeners = tuple(hear)
+        self._events: list[Kept] = []
+        self._first = 0  # the position of the first in `_events`
+        self._floor = order(START)  # whoever has seen this one, or a later one, has missed none
+        self.last_id = START
+        self._news = asyncio.Event()
+        self._looked_at = -LOOK_S
+        self.places: dict[str, Place] = {}
+
+    @property
+    def end(self) -> int:
+        """The position after the newest event."""
+        return self._first + len(self._events)
 
     async def run(self) -> None:
         """Until cancelled, on a connection of its own."""
-        redis: Any = self._store.connect_async()
+        store = replace(self._client.store, timeout_s=BLOCK_S + ANSWER_S)
+        redis: Any = store.connect_async()
+        tail: Tail | None = None
         try:
             while True:
                 try:
-                    await self._read(redis)
-                except RedisError as error:
+                    if tail is None:
+                        tail = await self._load()
+                    news = tail.take(await _ask(redis, tail.ask(round(BLOCK_S * 1000))))
+                    await self._hear(news, tail.last)
+                except (RedisError, LeaseError) as error:
                     log.debug("the stream cannot be read: %s", error)
                     await asyncio.sleep(RETRY_S)
         finally:
             await redis.aclose()
 
-    async def _read(self, redis: Any) -> None:
-        if self._last is None:
-            newest = await redis.xrevrange(self._key, count=1)
-            self._last = newest[0][0] if newest else "0-0"
-        found = await redis.xread({self._key: self._last}, count=PAGE, block=round(BLOCK_S * 1000))
-        for _, events in found or ():
-            for name, fields in events:
-                self._last = name
-                self._listener(name, fields)
+    async def _load(self) -> Tail:
+        """What happened before the start, for those who come back and for the last hour's plots."""
+        events = await self._client.events(KEPT)
+        await self._place(events)
+        self._first -= len(events)  # whoever is here already came for what is new
+        self._add(events)
+        self._remember(events)
+        return Tail(self._client.keys, self.last_id)
+
+    async def _hear(self, news: News, last_id: str) -> None:
+        if news.gap:
+            self._first = self.end + 1  # nobody's position is one any more
+            self._events = []
+            self.last_id, self._floor = last_id, order(last_id)
+        await self._place(news.events)
+        self._add(news.events)
+        if news.events or news.gap:
+            for listener in self._listeners:
+                listener(news)
+
+    def _add(self, events: Sequence[Event]) -> None:
+        self._events += [Kept(event, order(event.id)) for event in events]
+        if events:
+            self.last_id = events[-1].id
+            if self._floor == order(START):
+                self._floor = order(events[0].id)
+        if len(self._events) > KEPT + SPARE:
+            gone = len(self._events) - KEPT
+            self._floor = self._events[gone - 1].order
+            del self._events[:gone]
+            self._first += gone
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody look who waits."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _place(self, events: Sequence[Event]) -> None:
+        """Learn where devices are that these events name, unless that was tried a moment ago."""
+        moved = any(event.event == "device" for event in events)
+        unknown = any(uuid not in self.places for event in events for uuid, _ in event.devices)
+        now = asyncio.get_running_loop().time()
+        if not (moved or unknown) or now < self._looked_at + (0 if moved else LOOK_S):
+            return
+        self._looked_at = now
+        try:
+            devices = await self._client.devices()
+        except LeaseError as error:
+            log.debug("where the devices are cannot be read: %s", error)
+            return
+        self.places = {device.uuid: (device.host, device.index) for device in devices}
+
+    def since(self, position: int, most: int) -> Sequence[Kept] | None:
+        """At most so many events from a position on; None: some of them are gone."""
+        if not self._first <= position <= self.end:
+            return None
+        begin = position - self._first
+        return self._events[begin : begin + most]
+
+    def latest(self, most: int) -> Sequence[Event]:
+        """The last so many."""
+        return [kept.event for kept in self._events[-most:]]
+
+    async def position_after(self, event_id: str) -> int | None:
+        """Where one goes on who has seen that event; None: what came after it is not all here.
+
+        Another replica may have been a moment faster: it is waited for.
+        """
+        seen = order(event_id)
+        until = asyncio.get_running_loop().time() + CATCH_UP_S
+        while order(self.last_id) < seen:
+            left_s = until - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return None
+            await self.wait(left_s)
+        if seen != order(START) and seen < self._floor:
+            return None
+        return self._first + bisect_right(self._events, seen, key=lambda kept: kept.order)
+
+    async def wait(self, seconds: float) -> None:
+        """Until there are news, or for so long."""
+        await until_set(self._news, seconds)
+
+
+async def until_set(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, or for so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+async def _ask(redis: Any, read: Read) -> list[Any]:
+    pipe = redis.pipeline(transaction=False)
+    for command in read.commands:
+        pipe.execute_command(*command)
+    answer: list[Any] = await pipe.execute()
+    return answer

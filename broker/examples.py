@@ -64,6 +64,15 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/queue"): {"waiting": 1, "queue": [
         {"token": TOKEN, "agent": "analyst", "state": "waiting", "granted": False, "place": 0,
          "memory_mb": 8192, "waiting_s": 12.4}]},
+    ("get", "/events"): (
+        "id: 1795607407688-0\nevent: granted\ndata: "
+        '{"id": "1795607407688-0", "event": "granted", "at": 1795607407.688, "agent": "analyst", '
+        '"token": "3f2a90c1…1795607407688967", "fence": 1795607407688967, "devices": [{"uuid": '
+        '"GPU-5c2a90d4", "index": 0, "host": "gpu-host-3", "memory_mb": 8192}]}\n\n'),
+    ("get", "/live"): (
+        "id: 1795607407688-0\nevent: change\ndata: "
+        '{"id": "1795607407688-0", "now": 1795607407.691, "rows": {"pool": {"pool": {"leases": 1}'
+        '}}, "gone": {}, "events": []}\n\n'),
     ("post", "/renew"): {"renewed": True, "token": TOKEN, "expires_at": 1795607467.688,
                          "expires_in_s": 60.0},
     ("post", "/release"): {"released": True, "token": TOKEN},

@@ -150,6 +150,10 @@ class Keyring:
                 found = principal
         return found
 
+    def admits(self, principal: Principal) -> bool:
+        """Whether who came in before may still be here."""
+        return principal in self._principals if self.locked else principal == ANYBODY
+
     def _read(self) -> None:
         """Read the file if it has changed.
 

@@ -21,6 +21,7 @@ router = APIRouter(responses=EVERYWHERE)
 NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
 
 
+@router.get("/orchestrator/gpu/policy", include_in_schema=False)
 @router.get("/policy", summary="What may be leased?")
 async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
     """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""

@@ -195,6 +195,7 @@ async def _unready(broker: Broker) -> str | None:
     return broker.ticker.problem  # what /health says too, a moment later
 
 
+@router.get("/orchestrator/gpu/info", include_in_schema=False)
 @router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
 async def gpu_info(broker: At, _: Viewer) -> dict[str, Any]:
     """Every device of the pool as its host last reported it."""
@@ -269,8 +270,7 @@ def _token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, st
     """The token, or as much of it as tells it from others."""
     if _owns(who, what):
         return {"token": what.token}
-    number = what.fence if isinstance(what, LeaseStatus) else what.rank
-    return {"token": answers.masked(what.token, str(number))}
+    return {"token": answers.name_of(what)}
 
 
 async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | WaiterStatus:

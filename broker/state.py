@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
+from anyio import Event
 from fastapi import Depends, Request
 
 from agent_sdk.errors import LeaseError
+from broker import __version__
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
     from broker.devices import Source
+    from broker.events import Feed
     from broker.inventory import Reporter
+    from broker.keys import Keyring, Principal
     from broker.metrics import Metrics
     from broker.settings import Settings
     from broker.ticker import Ticker
+    from broker.view import View
 
 
 log = logging.getLogger(__name__)
@@ -32,6 +37,7 @@ class Broker:
 
     Attributes:
         replica: this process among the replicas.
+        stopping: set when this process is told to stop, for those who follow something.
         mode_decided: what our environment says of SAFE_MODE is in the pool's policy.
     """
 
@@ -42,7 +48,11 @@ class Broker:
     ticker: Ticker
     metrics: Metrics
     replica: str
+    keys: Keyring
+    feed: Feed
+    view: View
     mode_decided: bool = False
+    stopping: Event = field(default_factory=Event)
 
     def safe_mode_of(self, pool_safe_mode: bool | None) -> bool:
         """SAFE_MODE in effect at this door; None: the pool cannot be asked."""
@@ -57,6 +67,27 @@ class Broker:
         """The same by what the ticker saw last."""
         seen = self.ticker.pool
         return self.safe_mode_of(seen.safe_mode if seen and not self.ticker.problem else None)
+
+    def serves(self, who: Principal) -> bool:
+        """Whether one who follows something may go on."""
+        return self.keys.admits(who) and not self.stopping.is_set()
+
+    async def dismiss(self) -> None:
+        """When we stop, wake those who follow, so that they end in good order."""
+        await self.stopping.wait()
+        self.feed.wake()
+        self.view.wake()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """This replica as it says itself; `problem` is None while the store serves it."""
+        return {
+            "replica": self.replica,
+            "version": __version__,
+            "host": self.settings.sdk.hostname,
+            "safe_mode": self.safe_mode,
+            "problem": self.ticker.problem,
+        }
 
     async def decide_safe_mode(self) -> None:
         """Write SAFE_MODE into the pool's policy if our environment says it; log what is in effect.

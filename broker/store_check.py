@@ -20,6 +20,8 @@ async def problem_of(redis: Redis) -> str | None:
     """
     try:
         info: dict[str, Any] = await redis.info()
+        # Asked rarely: a replica keeps two connections, its calls' and the stream's.
+        await redis.connection_pool.disconnect(inuse_connections=False)
     except ResponseError:
         return None
     except RedisError as error:

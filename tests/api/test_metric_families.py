@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_sdk.events import Event
 from broker.metrics import Metrics
-from broker.metrics.flow import MOST, Flow
+from broker.spans import MOST
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from broker.metrics.flow import Flow
     from tests.servers import Server
 
 
@@ -146,16 +148,16 @@ def test_flow_forgets_the_oldest_of_too_many_waiters() -> None:
     metrics = Metrics()
     flow: Flow = metrics.flow
     for n in range(MOST + 10):
-        flow.take(n, {"event": "waiting", "token": f"t{n}"})
-    assert len(flow._joined) == MOST
-    flow.take(MOST + 20, {"event": "granted", "token": "t0"})
-    flow.take(MOST + 20, {"event": "granted", "token": f"t{MOST}"})
+        flow.take(Event(f"{n}-0", "waiting", {"token": f"t{n}"}))
+    assert len(flow._spans._joined) == MOST
+    flow.take(Event(f"{MOST + 20}-0", "granted", {"token": "t0"}))
+    flow.take(Event(f"{MOST + 20}-0", "granted", {"token": f"t{MOST}"}))
     assert b"gpu_broker_wait_seconds_count 1.0" in metrics.text(None, None)
 
 
 def test_flow_takes_any_event() -> None:
     """Of a version that is to come, or by hand."""
     metrics = Metrics()
-    for event in ({}, {"event": "news"}, {"event": "released"}, {"event": "expired", "fence": "x"}):
-        metrics.flow.take(1, event)
+    for name, fields in (("", {}), ("news", {}), ("released", {}), ("expired", {"fence": "x"})):
+        metrics.flow.take(Event("1-0", name, fields))
     assert b'gpu_broker_hold_seconds_count{reason="expired"} 0.0' in metrics.text(None, None)

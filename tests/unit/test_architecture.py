@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = {
     "agent_sdk": {"agent_sdk", "redis"},
-    "broker": {"agent_sdk", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
-               "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "structlog"},
+    "broker": {"agent_sdk", "anyio", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
+               "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
+               "structlog"},
 }  # fmt: skip
 """What each package may import beside the standard library."""
 
@@ -24,6 +25,7 @@ OWNERS = {
         f"broker/metrics/{name}.py" for name in ("__init__", "documented", "flow", "pool")
     },
     "pydantic_settings": {"broker/settings.py"},
+    "sse_starlette": {"broker/live.py"},
     "structlog": {"broker/logs.py"},
     "uvicorn": {"broker/cli/serve.py", "broker/deadline.py"},
     "pytest": {"agent_sdk/testing.py"},

@@ -1,0 +1,230 @@
+"""The whole pool at about one moment, and how a request stands in it.
+
+Read with plain pipelined commands: what one part says may be a few milliseconds older than another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from agent_sdk import fitting, snapshot, waiting_line
+from agent_sdk.errors import CODES
+from agent_sdk.fitting import Wish
+from agent_sdk.protocol import Answer, Read
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Iterable
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.waiting_line import WaiterStatus
+
+STANDING: Final = {
+    "active": "it is granted: nothing to wait for",
+    "offered": "devices are reserved for it: it gets them with its next call, within 10 s",
+    "next": "it is next: it is served as soon as enough is free",
+    "behind": "others who ask alike are ahead of it",
+    "fits": "it fits now: ask",
+}
+"""How a request stands when no code of `errors.CODES` says more."""
+
+UNCAPPED_MB: Final = 1 << 62
+"""What a cap leaves that is none."""
+
+BY_DEVICES: Final = frozenset({"next", "behind", "no_capacity"})
+"""Codes of a request that only what is on the devices holds back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything of a pool that a person may want to see.
+
+    Attributes:
+        hosts: by name.
+        devices: by uuid, in the order of host and index.
+        leases: by token, oldest first.
+        waiters: by token, in the order of the line.
+        held: agent -> MiB and leases that count against its caps.
+    """
+
+    pool: PoolStatus
+    hosts: dict[str, HostStatus]
+    devices: dict[str, DeviceStatus]
+    leases: dict[str, LeaseStatus]
+    waiters: dict[str, WaiterStatus]
+    held: dict[str, tuple[int, int]]
+
+    def room_mb(self, agent: str) -> int:
+        """MiB that an agent's caps leave it."""
+        held_mb, leases = self.held.get(agent, (0, 0))
+        if leases >= self.pool.max_leases_per_agent:
+            return 0
+        return self.pool.max_memory_per_agent_mb - held_mb
+
+
+def read(keys: Keys) -> Generator[Read, Answer, Scene]:
+    """All of it."""
+    pool = yield from snapshot.pool(keys)
+    hosts = yield from snapshot.hosts(keys)
+    devices = yield from snapshot.devices(keys)
+    records = yield from snapshot.records(keys, ("active", *waiting_line.WAITS))
+    leases, waiters = yield from _parted(keys, records)
+    held = yield from _held(keys)
+    return Scene(
+        pool=pool,
+        hosts={host.host: host for host in hosts},
+        devices={device.uuid: device for device in devices},
+        leases=_in_order(leases),
+        waiters=_in_line(waiters),
+        held=held,
+    )
+
+
+def read_again(
+    keys: Keys, scene: Scene, tokens: Collection[str], uuids: Collection[str]
+) -> Generator[Read, Answer, Scene]:
+    """The scene with these leases and waiters, these devices and the whole line read anew."""
+    pool = yield from snapshot.pool(keys)
+    devices = yield from snapshot.devices_of(keys, sorted(uuids))
+    asked = sorted({*tokens, *scene.waiters})
+    records = yield from snapshot.records_of(keys, asked, ("active", *waiting_line.WAITS))
+    leases, waiters = yield from _parted(keys, records)
+    held = yield from _held(keys)
+    kept = (lease for token, lease in scene.leases.items() if token not in tokens)
+    found = {device.uuid: device for device in devices}
+    return replace(
+        scene,
+        pool=pool,
+        devices={u: found.get(u, d) for u, d in scene.devices.items()},
+        leases=_in_order((*kept, *leases)),
+        waiters=_in_line(waiters),
+        held=held,
+    )
+
+
+def _parted(
+    keys: Keys, records: dict[str, dict[str, str]]
+) -> Generator[Read, Answer, tuple[list[LeaseStatus], list[WaiterStatus]]]:
+    waits = {token: row for token, row in records.items() if row["state"] in waiting_line.WAITS}
+    waiters = yield from waiting_line.placed(keys, waits)
+    held = [snapshot.lease_status(t, row) for t, row in records.items() if t not in waits]
+    return held, waiters
+
+
+def _held(keys: Keys) -> Generator[Read, Answer, dict[str, tuple[int, int]]]:
+    rows: dict[str, str] = (yield Read((("HGETALL", keys.agents),))).raw[0]
+    agents = {name.partition("#")[0] for name in rows}
+    return {a: (int(rows.get(a, 0)), int(rows.get(f"{a}#leases", 0))) for a in agents}
+
+
+def _in_order(leases: Iterable[LeaseStatus]) -> dict[str, LeaseStatus]:
+    return {lease.token: lease for lease in sorted(leases, key=lambda lease: lease.fence)}
+
+
+def _in_line(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
+    return {w.token: w for w in sorted(waiters, key=lambda w: (w.rank, w.token))}
+
+
+def wish_of(waiter: WaiterStatus) -> Wish:
+    """What a waiter asks for."""
+    return Wish(
+        agent=waiter.agent,
+        memory_mb=waiter.memory_mb,
+        devices=waiter.devices,
+        exclusive=waiter.exclusive,
+        host=waiter.asked_host,
+        model=waiter.model,
+    )
+
+
+def why(wish: Wish, scene: Scene) -> str:
+    """What holds a request back: of several reasons the strongest, as acquire would tell it."""
+    pool, devices = scene.pool, tuple(scene.devices.values())
+    room_mb = scene.room_mb(wish.agent)
+    unfit = fitting.never(wish, devices)
+    fits = fitting.placed(wish, devices, pool, room_mb) is not None
+    # The whole of a device counts, which may be more than what was asked for.
+    uncapped = not fits and fitting.placed(wish, devices, pool, UNCAPPED_MB) is not None
+    asked = scene.hosts.get(wish.host)
+    checks = (
+        ("safe_mode", pool.safe_mode),
+        ("closed", pool.now_ms < pool.closed_until_ms),
+        ("limit", scene.held.get(wish.agent, (0, 0))[1] >= pool.max_leases_per_agent),
+        (unfit or "", unfit is not None),
+        ("agent_cap", wish.memory_mb * wish.devices > room_mb or uncapped),
+        ("fits", fits),
+        ("draining", asked is not None and asked.drained),
+        ("no_capacity", True),
+    )
+    return next(code for code, holds in checks if holds)
+
+
+def why_waits(waiter: WaiterStatus, scene: Scene) -> str:
+    """What holds a waiter back: a word of STANDING or of `errors.CODES`."""
+    if waiter.state == "offered":
+        return "offered"
+    code = why(wish_of(waiter), scene)
+    if code not in {"fits", "no_capacity"}:
+        return code
+    # There is no room, or was none when it was last looked at. Only who holds something is parked:
+    # without it, the waiter is just being served.
+    if waiter.parked and scene.held.get(waiter.agent, (0, 0))[1]:
+        return "agent_cap"
+    return "behind" if waiter.place else "next"
+
+
+def reasons(wish: Wish, scene: Scene, token: str | None) -> dict[str, str]:
+    """Why each device is not given now: uuid -> a word of `fitting.REASONS`."""
+    return {
+        uuid: fitting.reason(wish, device, scene.pool, token)
+        for uuid, device in scene.devices.items()
+    }
+
+
+def counted(found: Iterable[str]) -> dict[str, int]:
+    """Reasons of the devices that could be the ones: word -> how many, the most frequent first."""
+    counts: dict[str, int] = {}
+    for word in found:
+        if word not in {"other_host", "other_model", "fits"}:
+            counts[word] = counts.get(word, 0) + 1
+    return dict(sorted(counts.items(), key=lambda x: -x[1]))
+
+
+def summary(code: str, counts: dict[str, int], ahead_count: int) -> str:
+    """One sentence: the main reason, and how the devices that could be the ones stand."""
+    says = STANDING.get(code) or CODES[code].says
+    if code == "behind":
+        who = "one who asks alike is" if ahead_count == 1 else f"{ahead_count} who ask alike are"
+        says = f"{who} ahead"
+    if code not in BY_DEVICES:
+        return says
+    parts = [f"{count} {word}" for word, count in counts.items()]
+    return f"{says} (devices: {', '.join(parts)})" if parts else says
+
+
+class Standing(NamedTuple):
+    """How a waiter stands. devices: why they are not its own; see `counted`."""
+
+    code: str
+    says: str
+    devices: dict[str, int]
+
+
+def line(scene: Scene) -> dict[str, Standing]:
+    """How everybody who waits stands, by token, in the line's order.
+
+    Who asks the same in the same name is looked at once.
+    """
+    known: dict[tuple[object, ...], tuple[str, dict[str, int]]] = {}
+    told: dict[str, Standing] = {}
+    for token, waiter in scene.waiters.items():
+        wish = wish_of(waiter)
+        alike = (wish, waiter.state, waiter.parked, bool(waiter.place), waiter.kept and token)
+        if alike not in known:
+            code = why_waits(waiter, scene)
+            words = reasons(wish, scene, token).values() if code in BY_DEVICES else ()
+            known[alike] = code, counted(words)
+        code, counts = known[alike]
+        told[token] = Standing(code, summary(code, counts, waiter.place or 0), counts)
+    return told

@@ -1,0 +1,33 @@
+"""The page at `/`: files of our own and of `static/vendor`, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+FOLDER: Final = Path(__file__).parent / "static"
+
+ASSETS: Final = "/static"
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""No script and no style that is not a file of ours; the page speaks to this broker alone."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def page() -> FileResponse:
+    """The page; it has no data of its own, so it needs no key."""
+    return FileResponse(FOLDER / "index.html", headers={"content-security-policy": POLICY})
+
+
+def assets() -> StaticFiles:
+    """Its scripts, styles and pictures."""
+    return StaticFiles(directory=FOLDER)

@@ -1,0 +1,35 @@
+// Sizes, times and tokens as a person reads them.
+
+const UNITS = [[86400, "d"], [3600, "h"], [60, "min"]];
+
+/** MiB. */
+export function size(mb) {
+  if (mb == null) return "–";
+  return mb < 1024 ? `${mb} MiB` : `${(mb / 1024).toFixed(1)} GiB`;
+}
+
+/** A part of a whole, both MiB. */
+export function sizeOf(part, whole) {
+  if (whole == null) return size(part);
+  return whole < 1024 ? `${part} of ${whole} MiB` : `${(part / 1024).toFixed(1)} of ${size(whole)}`;
+}
+
+/** Seconds, in the largest unit of which it is at least two. */
+export function span(seconds) {
+  const s = Math.max(0, seconds);
+  for (const [unit, name] of UNITS) if (s >= 2 * unit) return `${Math.round(s / unit)} ${name}`;
+  return `${Math.round(s)} s`;
+}
+
+/** Epoch seconds as the time of day here; with the day when it is not today. */
+export function clock(at) {
+  const date = new Date(at * 1000);
+  const time = date.toLocaleTimeString([], { hour12: false });
+  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
+}
+
+/** The beginning of a token, which is enough for people. */
+export const short = (token) => token.slice(0, 8);
+
+/** A share of one, as whole percents. */
+export const percent = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "–");

@@ -1,0 +1,134 @@
+// A table of any length: only the rows that can be seen are in the document.
+
+import { html, render } from "./vendor/lit-html.js";
+
+const BEYOND = 6; // rows above and below what is seen
+
+export class List {
+  /**
+   * @param panel the section to fill
+   * @param name, title  its id and heading
+   * @param columns  [{name, label, cell(item), sort?(item)}]
+   * @param open  called with the item that is chosen
+   * @param empty what to say when there is nothing
+   */
+  constructor(panel, { name, title, columns, open, empty }) {
+    Object.assign(this, { name, title, columns, open, empty });
+    this.items = [];
+    this.picked = null; // the id of the item under the keyboard
+    this.sorted = null; // {column, down}
+    render(
+      html`<h2 id="${name}-title">${title} <span class="count"></span></h2>
+        <div class="list" role="grid" aria-labelledby="${name}-title" tabindex="0">
+          <div class="row head" role="row" aria-rowindex="1"></div>
+          <div class="space" role="rowgroup"><div class="rows" role="presentation"></div></div>
+        </div>
+        <p class="empty"></p>`,
+      panel,
+    );
+    this.count = panel.querySelector(".count");
+    this.box = panel.querySelector(".list");
+    this.head = panel.querySelector(".head");
+    this.space = panel.querySelector(".space");
+    this.rows = panel.querySelector(".rows");
+    this.none = panel.querySelector(".empty");
+    this.box.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.box.addEventListener("keydown", (event) => this.#key(event));
+    new ResizeObserver(() => this.draw()).observe(this.box);
+  }
+
+  /** Show these, in this order unless a column is chosen; of: how many there are unfiltered. */
+  show(items, of = items.length) {
+    const { column, down } = this.sorted ?? {};
+    if (column) {
+      const by = (item) => column.sort(item) ?? Infinity;
+      items = items.toSorted((a, b) => (by(a) < by(b) ? -1 : by(a) > by(b) ? 1 : 0) * (down ? -1 : 1));
+    }
+    this.items = items;
+    this.count.textContent = items.length === of ? of : `${items.length} of ${of}`;
+    this.box.hidden = !items.length;
+    this.none.hidden = items.length > 0;
+    render(of ? "Nothing matches the filter." : this.empty(), this.none);
+    this.draw();
+  }
+
+  /** Draw what can be seen. */
+  draw() {
+    if (!this.items.length) return;
+    this.#drawHead();
+    const height = parseFloat(getComputedStyle(this.box).getPropertyValue("--row"));
+    const first = Math.max(0, Math.floor(this.box.scrollTop / height) - BEYOND);
+    const last = Math.ceil((this.box.scrollTop + this.box.clientHeight) / height) + BEYOND;
+    this.space.style.height = `${this.items.length * height}px`;
+    this.rows.style.transform = `translateY(${first * height}px)`;
+    this.box.setAttribute("aria-rowcount", this.items.length + 1);
+    this.height = height;
+    const seen = this.items.slice(first, last);
+    render(seen.map((item, i) => this.#row(item, first + i)), this.rows);
+    const at = this.items.findIndex((item) => item.id === this.picked);
+    const shown = at >= first && at < last;
+    this.box.toggleAttribute("aria-activedescendant", shown);
+    if (shown) this.box.setAttribute("aria-activedescendant", `${this.name}-${at}`);
+  }
+
+  #row(item, index) {
+    const picked = item.id === this.picked;
+    return html`<div
+      class="row ${item.kind ?? ""}"
+      role="row"
+      id="${this.name}-${index}"
+      data-id=${item.id}
+      aria-rowindex=${index + 2}
+      aria-selected=${picked}
+      @click=${() => this.#pick(index, true)}
+    >
+      ${this.columns.map(
+        (column) => html`<div class="cell ${column.name}" role="gridcell">${column.cell(item)}</div>`,
+      )}
+    </div>`;
+  }
+
+  #drawHead() {
+    const cell = (column) => {
+      const mine = this.sorted?.column === column;
+      const order = mine ? (this.sorted.down ? "descending" : "ascending") : "none";
+      const label = column.sort
+        ? html`<button type="button" tabindex="-1" @click=${() => this.#sort(column)}>
+            ${column.label}${mine ? (this.sorted.down ? " ▾" : " ▴") : ""}
+          </button>`
+        : column.label;
+      return html`<div class="cell ${column.name}" role="columnheader" aria-sort=${order}>${label}</div>`;
+    };
+    render(this.columns.map(cell), this.head);
+  }
+
+  #sort(column) {
+    const mine = this.sorted?.column === column;
+    this.sorted = mine && this.sorted.down ? null : { column, down: mine };
+    this.resort();
+  }
+
+  #key(event) {
+    const page = Math.max(1, Math.floor(this.box.clientHeight / this.height) - 2);
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    const at = this.items.findIndex((item) => item.id === this.picked);
+    if (event.key in steps) this.#pick(at < 0 ? 0 : at + steps[event.key], false);
+    else if (event.key === "Enter" && at >= 0) this.open(this.items[at]);
+    else return;
+    event.preventDefault();
+  }
+
+  #pick(index, open) {
+    const at = Math.min(Math.max(index, 0), this.items.length - 1);
+    this.picked = this.items[at].id;
+    const top = at * this.height;
+    const room = this.box.clientHeight - this.head.offsetHeight;
+    if (top < this.box.scrollTop) this.box.scrollTop = top;
+    if (top + this.height > this.box.scrollTop + room) this.box.scrollTop = top + this.height - room;
+    this.draw();
+    if (open) this.open(this.items[at]);
+  }
+
+  /** To be set: shows the items anew. */
+  resort() {}
+}

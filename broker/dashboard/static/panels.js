@@ -1,0 +1,240 @@
+// The four tables: devices, leases, the line, events.
+
+import { html, svg } from "./vendor/lit-html.js";
+import { clock, percent, short, size, sizeOf, span } from "./format.js";
+import { events, leasesByDevice, now, rows } from "./state.js";
+import { showDevice, showEvent, showHost, showLease, showWaiter } from "./dialogs.js";
+import { List } from "./list.js";
+
+const place = (gpu) => (gpu.host == null ? short(gpu.uuid) : `${gpu.host}:${gpu.index}`);
+const places = (gpus) => gpus.map(place).join(" ") || "cpu";
+
+/** A device's memory as a bar: each lease, others, withheld, the system's; what is left is free. */
+export function memoryBar(gpu, leases) {
+  const total = gpu.memory_total_mb || 1;
+  const parts = [
+    ...leases.map((each) => ["leased", each.memory_mb]),
+    ["others", gpu.memory_foreign_mb],
+    ["withheld", gpu.memory_withheld_mb],
+    ["system", gpu.memory_system_mb],
+  ];
+  let at = 0;
+  const rects = parts
+    .filter(([, mb]) => mb > 0)
+    .map(([kind, mb]) => {
+      const x = (100 * at) / total;
+      at += mb;
+      return svg`<rect class=${kind} x="${x}%" y="0" height="100%" width="${Math.min((100 * mb) / total, 100 - x)}%"/>`;
+    });
+  const says = `${size(gpu.memory_reserved_mb)} leased, ${size(gpu.memory_foreign_mb)} used by others, ${size(
+    gpu.memory_withheld_mb,
+  )} withheld, ${size(gpu.memory_free_mb)} free of ${size(gpu.memory_total_mb)}`;
+  return html`<svg class="bar" role="img" aria-label=${says}><title>${says}</title>${rects}</svg>`;
+}
+
+/** A state in a word, and a class that colours it. */
+export function stateOf(gpu) {
+  const trouble = gpu.state !== "ok";
+  return html`<span class="state ${trouble ? "trouble" : "ok"}">${gpu.state}${gpu.reason ? `: ${gpu.reason}` : ""}</span>`;
+}
+
+const hostState = (host) => (host.alive ? (host.drained ? "drained" : "ok") : `away since ${clock(host.reported_at)}`);
+
+function left(lease) {
+  if (lease.expires_at == null) return "no expiry";
+  return lease.expires_at > now() ? span(lease.expires_at - now()) : "over";
+}
+
+let byDevice = new Map();
+
+const devices = (item, ofDevice, ofHost) => (item.host ? ofHost(item.host) : ofDevice(item.gpu));
+
+const DEVICES = [
+  {
+    name: "name",
+    label: "GPU",
+    cell: (item) =>
+      devices(item, (gpu) => html`<b>${gpu.index}</b> ${gpu.name}`, (host) => html`<b>${host.host}</b>`),
+  },
+  {
+    name: "memory",
+    label: "Memory",
+    cell: (item) => devices(item, (gpu) => memoryBar(gpu, byDevice.get(gpu.uuid) ?? []), () => ""),
+  },
+  {
+    name: "free number",
+    label: "Free",
+    cell: (item) =>
+      devices(item, (gpu) => sizeOf(gpu.memory_free_mb, gpu.memory_total_mb), () => `${size(item.free_mb)} free`),
+  },
+  {
+    name: "busy number",
+    label: "Busy",
+    cell: (item) =>
+      devices(item, (gpu) => (gpu.utilization_gpu_pct == null ? "–" : `${Math.round(gpu.utilization_gpu_pct)} %`), () => ""),
+  },
+  {
+    name: "held number",
+    label: "Leases",
+    cell: (item) => devices(item, (gpu) => gpu.leases, () => item.leases),
+  },
+  {
+    name: "status",
+    label: "State",
+    cell: (item) =>
+      devices(item, stateOf, (host) => {
+        const said = hostState(host);
+        return html`<span class="state ${said === "ok" ? "ok" : "trouble"}">${said}</span>`;
+      }),
+  },
+];
+
+const LEASES = [
+  { name: "name", label: "Agent", cell: (x) => html`<b>${x.lease.agent}</b>`, sort: (x) => x.lease.agent },
+  { name: "where", label: "GPU", cell: (x) => places(x.lease.gpus), sort: (x) => places(x.lease.gpus) },
+  { name: "size number", label: "Memory", cell: (x) => size(x.lease.memory_mb), sort: (x) => x.lease.memory_mb },
+  { name: "left number", label: "Time left", cell: (x) => left(x.lease), sort: (x) => x.lease.expires_at },
+  { name: "since number", label: "Held for", cell: (x) => span(now() - x.lease.timestamp), sort: (x) => -x.lease.timestamp },
+  { name: "token", label: "Token", cell: (x) => short(x.id) },
+];
+
+const QUEUE = [
+  { name: "name", label: "Agent", cell: (x) => html`<b>${x.waiter.agent}</b>` },
+  { name: "size", label: "Asks for", cell: (x) => asks(x.waiter) },
+  { name: "since number", label: "Waits", cell: (x) => span(now() - x.waiter.joined_at) },
+  { name: "why", label: "Why", cell: (x) => html`<span title=${x.waiter.why}>${why(x.waiter)}</span>` },
+];
+
+const EVENTS = [
+  { name: "time number", label: "Time", cell: (x) => clock(x.event.at) },
+  { name: "what", label: "Event", cell: (x) => html`<span class="event ${x.event.event}">${x.event.event}</span>` },
+  { name: "name", label: "Who", cell: (x) => x.event.agent ?? x.event.by ?? x.event.host ?? "" },
+  { name: "where", label: "What", cell: (x) => detail(x.event) },
+];
+
+/** What holds a waiter back, in a few words; the sentence has more. */
+function why(waiter) {
+  const devices = Object.entries(waiter.devices_say).map(([word, count]) => `${count} ${word.replaceAll("_", " ")}`);
+  return devices.length ? html`<b>${waiter.code}</b> · ${devices.join(", ")}` : waiter.why;
+}
+
+/** What a waiter asks for, in a few words. */
+export function asks(waiter) {
+  const what = waiter.devices > 1 ? `${waiter.devices} GPUs of ${size(waiter.memory_mb)}` : size(waiter.memory_mb);
+  const where = [waiter.host, waiter.model].filter(Boolean).join(" ");
+  return (waiter.exclusive && waiter.devices === 1 ? `a GPU of ${what}` : what) + (where ? ` on ${where}` : "");
+}
+
+function detail(event) {
+  const sum = event.devices.reduce((all, each) => all + (each.memory_mb ?? 0), 0);
+  const parts = [
+    event.drained ?? (event.devices.length ? places(event.devices) : null),
+    sum ? size(sum) : null,
+    event.state && event.state !== "ok" ? event.state : null,
+    event.policy,
+    event.reason || null,
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
+
+/** The four lists; `open` shows what one row is about. */
+export function lists(page) {
+  const panel = (name) => page.querySelector(`#${name}`);
+  return {
+    devices: new List(panel("devices"), {
+      name: "devices", title: "GPUs", columns: DEVICES,
+      open: (item) => (item.host ? showHost(item.host.host) : showDevice(item.gpu.uuid)),
+      empty: () => html`No host has reported GPUs to this pool. On a machine that has some:
+        <code>gpu-broker host</code>, or <code>gpu-broker serve --demo</code> for simulated ones.`,
+    }),
+    leases: new List(panel("leases"), {
+      name: "leases", title: "Leases", columns: LEASES, open: (item) => showLease(item.id),
+      empty: () => html`Nobody holds a lease. To get one:
+        <code>gpu-broker run --memory 8GiB -- python train.py</code>`,
+    }),
+    queue: new List(panel("queue"), {
+      name: "queue", title: "Line", columns: QUEUE, open: (item) => showWaiter(item.id),
+      empty: () => "Nobody waits.",
+    }),
+    events: new List(panel("events"), {
+      name: "events", title: "Events", columns: EVENTS, open: (item) => showEvent(item.event),
+      empty: () => "Nothing has happened yet.",
+    }),
+  };
+}
+
+/** Fill the lists with what matches the filter. */
+export function fill(all, filter) {
+  byDevice = leasesByDevice();
+  const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
+  const matches = (...texts) => {
+    const text = texts.join(" ").toLowerCase();
+    return words.every((word) => text.includes(word));
+  };
+  const hosts = new Map();
+  for (const gpu of rows.devices.values()) {
+    const holders = (byDevice.get(gpu.uuid) ?? []).map((each) => each.lease.agent);
+    if (!matches(gpu.host, `${gpu.host}:${gpu.index}`, gpu.name, gpu.uuid, gpu.state, gpu.reason, ...holders)) continue;
+    if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
+    hosts.get(gpu.host).push(gpu);
+  }
+  for (const [name, host] of rows.hosts) {
+    if (!hosts.has(name) && !host.devices && matches(name, hostState(host))) hosts.set(name, []);
+  }
+  const grouped = [...hosts.keys()].sort().flatMap((name) => {
+    const gpus = hosts.get(name).sort((a, b) => a.index - b.index);
+    const host = rows.hosts.get(name) ?? { host: name, alive: false, reported_at: 0 };
+    const free_mb = gpus.reduce((sum, gpu) => sum + gpu.memory_free_mb, 0);
+    const leases = gpus.reduce((sum, gpu) => sum + gpu.leases, 0);
+    return [
+      { id: `host ${name}`, kind: "host", host, free_mb, leases },
+      ...gpus.map((gpu) => ({ id: gpu.uuid, kind: "device", gpu })),
+    ];
+  });
+  all.devices.show(grouped, words.length ? rows.devices.size : grouped.filter((x) => x.gpu).length);
+  all.devices.count.textContent = counted(grouped.filter((x) => x.gpu).length, rows.devices.size);
+
+  const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
+  all.leases.show(
+    leases.filter(({ id, lease }) => matches(lease.agent, id, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
+    leases.length,
+  );
+  const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
+  all.queue.show(
+    waiters.filter(({ id, waiter }) => matches(waiter.agent, id, waiter.host, waiter.model, waiter.why)),
+    waiters.length,
+  );
+  const happened = events.map((event) => ({ id: event.id, event }));
+  all.events.show(
+    happened.filter(({ event: e }) =>
+      matches(e.event, e.agent, e.token, e.host, e.by, e.reason, places(e.devices), ...e.devices.map((d) => d.uuid)),
+    ),
+    happened.length,
+  );
+}
+
+const counted = (shown, of) => (shown === of ? of : `${shown} of ${of}`);
+
+/** Figures of the whole pool. */
+export function summary(pool, broker) {
+  const gpus = [...rows.devices.values()];
+  const sum = (name) => gpus.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
+  const trouble = new Map();
+  for (const { state } of gpus) if (state !== "ok") trouble.set(state, (trouble.get(state) ?? 0) + 1);
+  const states = [...trouble].map(([state, count]) => `${count} ${state}`).join(", ");
+  const safe = pool.safe_mode_read_only || broker.safe_mode;
+  const tile = (label, value, note, kind = "") =>
+    html`<div class="tile ${kind}"><dt>${label}</dt><dd>${value}</dd><dd class="note">${note}</dd></div>`;
+  return html`<dl>
+    ${tile("GPUs", gpus.length, states || "all ok", states && "trouble")}
+    ${tile("Free memory", size(sum("memory_free_mb")), `of ${size(sum("memory_total_mb"))}`)}
+    ${tile("Leased", percent(sum("memory_reserved_mb"), sum("memory_total_mb")), size(sum("memory_reserved_mb")))}
+    ${tile("Leases", pool.leases, pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs")}
+    ${tile("Waiting", pool.waiting, pool.waiting ? "see the line for why" : "nobody")}
+    ${tile("SAFE_MODE", safe ? "ON" : "off", safe ? "no GPU is leased" : "GPUs are leased", safe ? "trouble" : "")}
+  </dl>
+  <ul class="legend" aria-label="Colours of the memory bars">
+    <li><i class="leased"></i>leased</li><li><i class="others"></i>used by others</li>
+    <li><i class="withheld"></i>withheld</li><li><i class="system"></i>system</li><li><i class="free"></i>free</li>
+  </ul>`;
+}

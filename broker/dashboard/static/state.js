@@ -1,0 +1,61 @@
+// What the broker told: rows by kind and id, as they came. Nothing is computed here that it knows.
+
+const EVENTS_KEPT = 1000;
+const KINDS = ["broker", "pool", "hosts", "devices", "leases", "queue", "minutes"];
+
+export const rows = Object.fromEntries(KINDS.map((kind) => [kind, new Map()]));
+
+/** Newest first. */
+export const events = [];
+
+/** Who we are to the broker; null until it said so. */
+export let you = null;
+
+let skew = 0;
+let heardAt = 0;
+
+/** The pool's clock, epoch seconds. */
+export const now = () => (Date.now() + skew) / 1000;
+
+/** When the broker last said something of the pool, by its own clock. */
+export const shownAt = () => heardAt;
+
+/** Take a message of /live. */
+export function take(kind, said) {
+  if (kind === "reset") {
+    for (const known of Object.values(rows)) known.clear();
+    events.length = 0;
+    you = said.you;
+  }
+  for (const [name, changed] of Object.entries(said.rows)) {
+    const known = rows[name];
+    for (const [id, row] of Object.entries(changed)) known.set(id, { ...known.get(id), ...row });
+  }
+  for (const [name, ids] of Object.entries(said.gone ?? {})) {
+    for (const id of ids) rows[name].delete(id);
+  }
+  events.unshift(...said.events.reverse());
+  events.length = Math.min(events.length, EVENTS_KEPT);
+  if (said.now) {
+    skew = said.now * 1000 - Date.now();
+    heardAt = said.now;
+  }
+}
+
+/** Whether the person may drain, revoke and set the policy. */
+export const operates = () => you?.role === "operator";
+
+export const pool = () => rows.pool.get("pool");
+export const broker = () => rows.broker.get("broker");
+
+/** Leases by the id of each device they hold. */
+export function leasesByDevice() {
+  const found = new Map();
+  for (const [id, lease] of rows.leases) {
+    for (const gpu of lease.gpus) {
+      if (!found.has(gpu.uuid)) found.set(gpu.uuid, []);
+      found.get(gpu.uuid).push({ id, lease, memory_mb: gpu.memory_mb });
+    }
+  }
+  return found;
+}

@@ -1,0 +1,176 @@
+"""What happens, as it happens: Server-Sent Events. A client holds a position, never a queue."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Query
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from agent_sdk import events
+from broker import answers
+from broker.auth import Viewer
+from broker.bodies import Agent, EventId, Name
+from broker.document import EVERYWHERE, MALFORMED
+from broker.state import At, Broker
+from broker.view import TOLD, change_text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from broker.events import Kept
+    from broker.keys import Principal
+
+router = APIRouter(responses=EVERYWHERE)
+
+STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+CHUNK: Final = 500
+"""Events that are sent at once; a client that does not read costs no more than that."""
+
+LOOK_S: Final = 5.0
+"""Between two looks at whether who follows may still be here."""
+
+KEEP_ALIVE_S: Final = 15
+
+GRACE_S: Final = 1.0
+"""In which a stream ends by itself when this process stops."""
+
+RETRY_MS: Final = 1000
+"""After how long a client comes back."""
+
+
+@router.get(
+    "/events",
+    summary="What happens, as it happens.",
+    response_class=EventSourceResponse,
+    responses=STREAM | MALFORMED,
+)
+async def follow_events(
+    broker: At,
+    who: Viewer,
+    types: Annotated[list[events.Name] | None, Query(alias="type")] = None,
+    hosts: Annotated[list[Name] | None, Query(alias="host")] = None,
+    agents: Annotated[list[Agent] | None, Query(alias="agent")] = None,
+    after: EventId | None = None,
+    last_event_id: Annotated[EventId | None, Header()] = None,
+    snapshot: Annotated[bool, Query()] = False,
+) -> EventSourceResponse:
+    """Server-Sent Events, one for each event of the pool's stream; its id is the stream's.
+
+    From now on; or, with `Last-Event-ID` (or `after`), from the one after that: nothing is missed
+    and nothing comes twice, at whichever replica. Where that is impossible, and first with
+    `snapshot`, comes `reset`: the whole pool, with all up to the id in it.
+    """
+    feed, seen = broker.feed, last_event_id or after
+    position: int | None = None if snapshot else feed.end
+    if seen is not None:
+        position = await feed.position_after(seen)
+
+    def wanted(event: events.Event) -> bool:
+        at = {feed.places[uuid][0] for uuid, _ in event.devices if uuid in feed.places}
+        return (
+            (types is None or event.event in types)
+            and (agents is None or event.fields.get("agent") in agents)
+            and (hosts is None or not at.union([event.fields.get("host")]).isdisjoint(hosts))
+        )
+
+    return _response(broker, _follow(broker, who, position, wanted))
+
+
+@router.get(
+    "/live",
+    summary="The pool as a page shows it, kept up to date.",
+    response_class=EventSourceResponse,
+    responses=STREAM,
+)
+async def live(broker: At, who: Viewer) -> EventSourceResponse:
+    """Server-Sent Events: `reset` has every row, each `change` the fields that are other.
+
+    For the page at `/`, whose rows may grow. A client that comes back gets everything anew.
+    """
+    return _response(broker, _live(broker, who))
+
+
+def _response(broker: Broker, content: AsyncIterator[bytes]) -> EventSourceResponse:
+    return EventSourceResponse(
+        content,
+        ping=KEEP_ALIVE_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive"),
+        shutdown_event=broker.stopping,
+        shutdown_grace_period=GRACE_S,
+    )
+
+
+async def _follow(
+    broker: Broker,
+    who: Principal,
+    position: int | None,
+    wanted: Callable[[events.Event], bool],
+) -> AsyncIterator[bytes]:
+    """Everything from a position on; None: first a reset."""
+    feed, whole = broker.feed, who.is_at_least("operator")
+    yield _frame(retry=RETRY_MS)
+    while broker.serves(who):
+        found = None if position is None else feed.since(position, CHUNK)
+        if position is None or found is None:
+            at, text = await _snapshot(broker, whole=whole)
+            yield _frame(text, "reset", at)
+            position = await feed.position_after(at)
+        elif found:
+            position += len(found)
+            if chunk := b"".join(_event(broker, x, whole=whole) for x in found if wanted(x.event)):
+                yield chunk
+        else:
+            await feed.wait(LOOK_S)
+
+
+async def _snapshot(broker: Broker, *, whole: bool) -> tuple[str, str]:
+    """The whole pool as it is, and the id of an event: all up to it are in it."""
+    view = broker.view
+    with view.watched():
+        while not await view.fresh():
+            await view.wait(LOOK_S)
+        return view.id, view.whole(tokens=whole)
+
+
+async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
+    view, feed, whole = broker.view, broker.feed, who.is_at_least("operator")
+    yield _frame(retry=RETRY_MS)
+    with view.watched():
+        await view.fresh()  # without the store: what was seen last, and what is wrong with it
+        version: int | None = None
+        while broker.serves(who):
+            changes = None if version is None else view.since(version)
+            version = view.version
+            if changes is None:
+                told = [answers.event(e, feed.places, whole=whole) for e in feed.latest(TOLD)]
+                you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
+                more = json.dumps({"you": you, "events": told})
+                yield _frame(f"{view.whole(tokens=whole)[:-1]},{more[1:]}", "reset", view.id)
+            elif changes:
+                texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]
+                yield b"".join(_frame(text, "change", at) for text, at in texts)
+            else:
+                await view.wait(LOOK_S)
+
+
+def _event(broker: Broker, kept: Kept, *, whole: bool) -> bytes:
+    """An event as it is sent; made once for all who follow."""
+    if whole not in kept.frames:
+        said = answers.event(kept.event, broker.feed.places, whole=whole)
+        kept.frames[whole] = _frame(json.dumps(said), kept.event.event, kept.event.id)
+    return kept.frames[whole]
+
+
+def _frame(
+    data: str | None = None,
+    event: str | None = None,
+    at: str | None = None,
+    *,
+    retry: int | None = None,
+) -> bytes:
+    return ServerSentEvent(data, event=event, id=at, retry=retry, sep="\n").encode()

@@ -1,0 +1,322 @@
+"""GET /events: what happens, in order, once, also across a gap, a replica and a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+
+from agent_sdk import LeaseClient
+from agent_sdk.store import Store
+from tests.api.brokers import GRANTING, Broker, eventually
+from tests.api.sse import Following, following
+from tests.servers import free_port, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import redis
+
+    from tests.servers import Server
+
+EVENTS = "gpu:{default}:events"
+
+RESTARTS = 20 if os.environ.get("GPU_BROKER_SOAK") else 3
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """A server whose stream nobody else writes."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def broker(own: Server) -> Iterator[Broker]:
+    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
+        yield broker.wait()
+
+
+def lease_and_release(broker: Broker, agent: str = "analyst") -> str:
+    token: str = broker.granted(agent=agent, min_memory_mb=100)["token"]
+    broker.release(token)
+    return token
+
+
+def ids(store: redis.Redis, after: str = "-") -> list[str]:
+    """The stream's ids after one, by the store itself."""
+    entries: Any = store.xrange(EVENTS, after if after == "-" else f"({after}")
+    return [name for name, _ in entries]
+
+
+def test_events_come_as_they_happen_and_say_what_the_stream_says(
+    broker: Broker, own: Server
+) -> None:
+    """Ids, names and fields of the stream; devices with their host and index."""
+    with following(broker) as stream:
+        token = lease_and_release(broker)
+        granted, released = stream.take(2)
+    assert (granted.event, released.event) == ("granted", "released")
+    assert granted.data["token"] == token
+    (device,) = granted.data["devices"]
+    assert device == {"uuid": "SIM-h1-0", "host": "h1", "index": 0, "memory_mb": 100}
+    with own.connect() as store:
+        assert ids(store)[-2:] == [granted.id, released.id]
+    assert granted.data["at"] == pytest.approx(time.time(), abs=5)
+    assert isinstance(granted.data["fence"], int)
+
+
+def test_filters_by_type_host_and_agent(broker: Broker) -> None:
+    """Several of one kind are alternatives, several kinds hold together."""
+    with ExitStack() as stack:
+
+        def follow(query: str) -> Following:
+            return stack.enter_context(following(broker, f"/events?{query}"))
+
+        by_type = follow("type=released&type=drained")
+        by_agent = follow("agent=scout&type=granted")
+        by_host = follow("host=h1&type=drained&type=granted")
+        elsewhere = follow("host=h2")
+        lease_and_release(broker, "analyst")
+        lease_and_release(broker, "scout")
+        for verb in ("drain", "undrain"):
+            broker.http.post(f"/{verb}", json={"device": "SIM-h1-0", "reason": "fan"})
+        seen = [(m.event, m.data.get("agent")) for m in by_type.take(3)]
+        assert seen == [("released", "analyst"), ("released", "scout"), ("drained", None)]
+        assert [m.data["agent"] for m in by_agent.take(1)] == ["scout"]
+        assert [m.event for m in by_host.take(3)] == ["granted", "granted", "drained"]
+        broker.http.post("/drain", json={"host": "h1", "reason": "x"})
+        broker.http.post("/undrain", json={"host": "h1"})
+        (drained,) = by_host.take(1)
+        assert drained.data["host"] == "h1"
+        with pytest.raises(httpx2.ReadTimeout):
+            stack.enter_context(following(broker, "/events?host=h2", silent_s=0.3)).take(1)
+        del elsewhere
+
+
+@pytest.mark.parametrize("how", ["header", "query"])
+def test_coming_back_misses_nothing_and_gets_nothing_twice(broker: Broker, how: str) -> None:
+    """From the event after the one that was seen."""
+    with following(broker) as stream:
+        for _ in range(5):
+            lease_and_release(broker)
+        first = stream.take(4)
+    seen = first[-1].id
+    path = "/events" if how == "header" else f"/events?after={seen}"
+    headers = {"Last_Event_ID": seen} if how == "header" else {}
+    with following(broker, path, **headers) as stream:
+        lease_and_release(broker)
+        rest = stream.take(8)
+    assert [m.id for m in first + rest] == sorted({m.id for m in first + rest})
+    assert [m.event for m in first + rest] == ["granted", "released"] * 6
+
+
+def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> None:
+    """What was trimmed away cannot be told; the whole pool is, and what follows it."""
+    token = broker.granted(min_memory_mb=300)["token"]
+    with following(broker, "/events?after=1-1") as stream:
+        (reset,) = stream.take(1)
+        assert reset.event == "reset"
+        with own.connect() as store:
+            assert reset.id == ids(store)[-1]
+        assert reset.data["id"] == reset.id
+        rows = reset.data["rows"]
+        assert [lease["token"] for lease in rows["leases"].values()] == [token]
+        assert rows["devices"]["SIM-h1-0"]["memory_reserved_mb"] == 300
+        assert rows["hosts"]["h1"]["alive"] is True
+        broker.release(token)
+        (released,) = stream.take(1)
+    assert released.event == "released"
+    assert released.id > reset.id
+
+
+def test_snapshot_on_demand(broker: Broker) -> None:
+    """For who wants to begin with what there is."""
+    with following(broker, "/events?snapshot=true") as stream:
+        (reset,) = stream.take(1)
+        assert reset.event == "reset"
+        lease_and_release(broker)
+        assert [m.event for m in stream.take(2)] == ["granted", "released"]
+
+
+def test_bad_ids_and_filters_are_told(broker: Broker) -> None:
+    """With the way out."""
+    for path, headers in (("/events?after=x", {}), ("/events", {"Last-Event-ID": "12"})):
+        answer = broker.http.get(path, headers=headers)
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"][0] in {"query", "header"}
+    wrong = broker.http.get("/events?type=grant")
+    assert wrong.status_code == 422
+    assert "'granted'" in wrong.json()["detail"][0]["msg"]
+    assert broker.http.get("/events?agent=a%20b").status_code == 422
+
+
+def test_another_replica_goes_on_where_the_first_was_left(broker: Broker, own: Server) -> None:
+    """It began later, and tells what came before its start too."""
+    with following(broker) as stream:
+        for _ in range(3):
+            lease_and_release(broker)
+        seen = stream.take(3)[-1].id
+    other = {"GPU_BROKER_HOSTNAME": "h9", "GPU_BROKER_DEVICES": "none", "REDIS_URL": own.url}
+    with (
+        Broker(**GRANTING | other) as second,
+        following(second.wait(), Last_Event_ID=seen) as stream,
+        own.connect() as store,
+    ):
+        lease_and_release(broker)
+        expected = ids(store, seen)
+        assert len(expected) >= 5
+        assert [m.id for m in stream.take(len(expected))] == expected
+
+
+def test_store_that_lost_its_memory_is_a_gap(tmp_path: Path) -> None:
+    """Whoever follows is told to look at everything again, and goes on."""
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        broker.wait()
+        with following(broker, silent_s=20) as stream:
+            lease_and_release(broker)
+            stream.take(2)
+            with server.connect() as store:
+                store.flushall()
+            reset = stream.until("reset")[-1]
+            assert reset.data["rows"]["leases"] == {}
+            broker.http.post("/drain", json={"host": "h1"})
+            assert stream.until("drained")[-1].data["host"] == "h1"
+
+
+def test_restart_of_the_broker_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    """SIGKILL in the middle of traffic, the same port again, Last-Event-ID: the stream, exactly."""
+    with running() as server, server.connect() as store:
+        port = str(free_port())
+        settings = GRANTING | {"REDIS_URL": server.url}
+        seen: list[str] = []
+        with LeaseClient(Store(server.url), client_name="t") as client:
+
+            def pairs(count: int) -> None:
+                for _ in range(count):
+                    client.release(client.acquire("analyst", memory_mb=10, host="any"))
+
+            for run in range(RESTARTS):
+                with Broker("--port", port, **settings) as broker:
+                    broker.port = int(port)
+                    broker.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+                    broker.wait()
+                    if run == 0:
+                        seen = ids(store)
+                    with following(broker, Last_Event_ID=seen[-1]) as stream:
+                        pairs(20)
+                        seen += [m.id for m in stream.take(30)]  # killed with more on its way
+                        broker.kill()
+                pairs(10)  # while nobody is there
+            with Broker(**settings) as broker:
+                broker.wait()
+                rest = ids(store, seen[-1])
+                with following(broker, Last_Event_ID=seen[-1]) as stream:
+                    seen += [m.id for m in stream.take(len(rest))]
+        assert seen == ids(store)[: len(seen)]
+
+
+def test_clean_stop_ends_every_stream_within_two_seconds(own: Server) -> None:
+    """Of /events and of /live."""
+    with Broker(**GRANTING, REDIS_URL=own.url) as broker, ExitStack() as stack:
+        broker.wait()
+        streams = [
+            stack.enter_context(following(broker, path)) for path in ("/events", "/live") * 5
+        ]
+        for stream in streams[1::2]:
+            assert stream.take(1)[0].event == "reset"
+        lease_and_release(broker)
+        for stream in streams:
+            stream.take(1)
+        began = time.monotonic()
+        assert broker.stop() == 0
+        for stream in streams:
+            list(stream)  # ends, and not by an error
+        assert time.monotonic() - began < 2
+        assert "error" not in broker.said()
+
+
+PAIRS, FOLLOWERS = 5_000, 200
+
+
+async def _follow(port: int, ready: asyncio.Event, last: asyncio.Future[str]) -> bytes:
+    """All that one client is sent up to the last event."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(b"retry: 1000\n\n")
+    ready.set()
+    received = bytearray()
+    while not last.done() or f"id: {last.result()}\n".encode() not in received[-4000:]:
+        received += await asyncio.wait_for(reader.read(1 << 18), 30)
+    writer.close()
+    return bytes(received)
+
+
+@pytest.mark.slow
+async def test_two_hundred_clients_cost_two_connections_and_miss_nothing() -> None:
+    """10,000 events, each to each of 200 clients, in order, over the replica's two connections."""
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        broker.wait()
+        with server.connect() as store, LeaseClient(Store(server.url)) as client:
+            last: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            ready = [asyncio.Event() for _ in range(FOLLOWERS)]
+            tasks = [asyncio.create_task(_follow(broker.port, each, last)) for each in ready]
+            for each in ready:
+                await asyncio.wait_for(each.wait(), 20)
+            before = ids(store)[-1]
+
+            def work() -> int:
+                for _ in range(PAIRS):
+                    client.release(client.acquire("analyst", memory_mb=10, host="any"))
+                clients: Any = store.client_list()
+                own = {store.client_id(), client.redis.client_id()}
+                return sum(int(c["id"]) not in own for c in clients)
+
+            connections = await asyncio.to_thread(work)
+            expected = ids(store, before)
+            assert len(expected) == 2 * PAIRS
+            last.set_result(expected[-1])
+            for received in await asyncio.gather(*tasks):
+                assert re.findall(rb"^id: (\S+)$", received, re.MULTILINE) == [
+                    name.encode() for name in expected
+                ]
+            assert connections <= 2
+
+
+def test_keys_tokens_and_the_end_of_a_key(own: Server, tmp_path: Path) -> None:
+    """A viewer sees as much of a token as tells it apart; a revoked key's stream ends."""
+    from tests.api.test_auth import new_key  # noqa: PLC0415 - what keys are made with there
+
+    file = tmp_path / "keys"
+    viewer, operator = (new_key(file, who, who) for who in ("viewer", "operator"))
+    settings = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}
+    with Broker(**settings) as broker:
+        broker.wait()
+        seen = {}
+        for key in (viewer, operator):
+            with following(broker, Authorization=f"Bearer {key}") as stream:
+                got = broker.http.post(
+                    "/lease",
+                    json={"agent": "a", "min_memory_mb": 1},
+                    headers={"Authorization": f"Bearer {operator}"},
+                ).json()
+                (message,) = stream.take(1)
+                seen[key] = message.data["token"], got
+        told, got = seen[viewer]
+        assert told == f"{got['token'][:8]}…{got['fence']}"
+        told, got = seen[operator]
+        assert told == got["token"]
+        with following(broker, Authorization=f"Bearer {viewer}", silent_s=15) as stream:
+            lines = file.read_text().splitlines()
+            file.write_text("\n".join(x for x in lines if not x.startswith("viewer")) + "\n")
+            assert list(stream) == []
+        answer = broker.http.get("/events", headers={"Authorization": f"Bearer {viewer}"})
+        assert answer.status_code == 401
+        eventually(lambda: broker.process.poll() is None, 1)

@@ -1,0 +1,90 @@
+"""Clients that follow and say nothing, or do not read: kept alive, or dropped before they cost."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk import LeaseClient
+from agent_sdk.store import Store
+from tests.api.brokers import GRANTING, Broker, eventually
+from tests.api.sse import following
+from tests.servers import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import Server
+
+DROPPED_S = 30
+COSTS_MB = 20
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def broker(own: Server) -> Iterator[Broker]:
+    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
+        yield broker.wait()
+
+
+def rss_mb(broker: Broker) -> float:
+    """Resident memory of the broker, MB."""
+    status = Path(f"/proc/{broker.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def connections(broker: Broker) -> int:
+    """How many the broker has with its clients."""
+    table = Path("/proc/net/tcp").read_text().splitlines()
+    port = f":{broker.port:04X}"
+    return sum(line.split()[1].endswith(port) and line.split()[3] == "01" for line in table)
+
+
+@pytest.mark.slow
+def test_client_that_stops_reading_is_dropped(broker: Broker, own: Server) -> None:
+    """Within 30 s of being sent more than the buffers hold, for less than 20 MB; others go on."""
+    with (
+        socket.socket() as stalled,
+        LeaseClient(Store(own.url)) as client,
+        following(broker, silent_s=20) as reading,
+    ):
+        for _ in range(23):  # what the events cost that are kept is not what the client costs
+            for _ in range(250):
+                client.release(client.acquire("analyst", memory_mb=1, host="any"))
+            reading.take(500)
+        open_before, rss_before = connections(broker), rss_mb(broker)
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect(("127.0.0.1", broker.port))
+        stalled.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert stalled.recv(15) == b"HTTP/1.1 200 OK"
+        eventually(lambda: connections(broker) == open_before + 1, 5)
+        began, most_mb, pairs = time.monotonic(), 0.0, 0
+        while connections(broker) > open_before:
+            assert time.monotonic() - began < DROPPED_S
+            for _ in range(250):
+                client.release(client.acquire("analyst", memory_mb=1, host="any"))
+            reading.take(500)  # whoever reads is told all
+            pairs += 250
+            most_mb = max(most_mb, rss_mb(broker) - rss_before)
+            if pairs >= 4_000:  # 2 MB by now, many times what the buffers hold
+                time.sleep(0.25)
+        assert most_mb < COSTS_MB
+        assert "error" not in broker.said()
+
+
+@pytest.mark.slow
+def test_silent_streams_are_kept_alive(broker: Broker) -> None:
+    """By a comment every 15 s, which no client takes for a message."""
+    with following(broker, "/events?type=policy", silent_s=20) as stream:
+        began = time.monotonic()
+        assert stream.comment() == "keep-alive"
+        assert time.monotonic() - began > 10
