@@ -54,7 +54,6 @@ export class List {
 
   /** Draw what can be seen. */
   draw() {
-    if (!this.items.length) return;
     this.#drawHead();
     const height = parseFloat(getComputedStyle(this.box).getPropertyValue("--row"));
     const first = Math.max(0, Math.floor(this.box.scrollTop / height) - BEYOND);
@@ -67,8 +66,8 @@ export class List {
     render(seen.map((item, i) => this.#row(item, first + i)), this.rows);
     const at = this.items.findIndex((item) => item.id === this.picked);
     const shown = at >= first && at < last;
-    this.box.toggleAttribute("aria-activedescendant", shown);
     if (shown) this.box.setAttribute("aria-activedescendant", `${this.name}-${at}`);
+    else this.box.removeAttribute("aria-activedescendant");
   }
 
   #row(item, index) {
@@ -119,6 +118,7 @@ export class List {
   }
 
   #pick(index, open) {
+    if (!this.items.length) return;
     const at = Math.min(Math.max(index, 0), this.items.length - 1);
     this.picked = this.items[at].id;
     const top = at * this.height;

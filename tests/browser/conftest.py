@@ -1,0 +1,74 @@
+"""A browser for the session, a tab for each test; whatever a page complains of fails its test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.api.brokers import GRANTING, Broker
+from tests.browser.tabs import Tab
+from tests.servers import running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser
+
+    from tests.servers import Server
+
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+"""Chromium speaks to nobody but the page's broker; a container has no sandbox to give it."""
+
+FOUR = GRANTING | {"GPU_BROKER_DEVICES": "sim:4x8192"}
+"""Four simulated GPUs of 8 GiB on host h1."""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium; GPU_BROKER_BROWSER=1 says that there must be one."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        assert not os.environ.get("GPU_BROKER_BROWSER"), "apt-get install chromium"
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*QUIET])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """A server whose pool nobody else leases from."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def broker(own: Server) -> Iterator[Broker]:
+    with Broker(**FOUR, REDIS_URL=own.url) as broker:
+        yield broker.wait()
+
+
+@pytest.fixture
+def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
+    """Opens tabs; options are those of a browser context."""
+    tabs: list[Tab] = []
+
+    def opened(broker: Broker, path: str = "/", **options: object) -> Tab:
+        context = chromium.new_context(**{"viewport": {"width": 1300, "height": 900}, **options})
+        tabs.append(Tab(context.new_page(), f"http://127.0.0.1:{broker.port}"))
+        tabs[-1].page.goto(tabs[-1].base + path)
+        return tabs[-1]
+
+    yield opened
+    for each in tabs:
+        each.page.context.close()
+        assert each.complaints == []
+        assert {url for url in each.asked if not url.startswith((each.base, "data:"))} == set()

@@ -1,0 +1,185 @@
+"""What an operator does from the page, and what it does for nobody else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.sync_api import expect
+
+from agent_sdk import LeaseClient
+from agent_sdk.keys import Keys
+from agent_sdk.store import Store
+from tests.api.brokers import Broker, eventually
+from tests.api.test_auth import new_key
+from tests.browser.conftest import FOUR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.browser.tabs import Tab
+    from tests.servers import Server
+
+    Opened = Callable[..., Tab]
+
+KEYS = Keys("default")
+
+NASTY = "<img src=x onerror=alert(1)> & \"quotes\" 'and' ${x}"
+
+
+@pytest.fixture
+def client(own: Server) -> Iterator[LeaseClient]:
+    """An agent's; what it holds at the end is given back, what it drained too."""
+    with LeaseClient(Store(own.url), client_name="agent", hostname="h1") as client:
+        yield client
+        client.undrain("host", "h1")
+        for lease in client.leases():
+            client.release(lease.token)
+
+
+def last_event(own: Server, name: str) -> dict[str, Any]:
+    """The newest event of that name, as the stream has it."""
+    with own.connect() as store:
+        entries: Any = store.xrevrange(KEYS.events, count=50)
+        return next(fields for _, fields in entries if fields["event"] == name)
+
+
+def test_drain_and_undrain(broker: Broker, own: Server, client: LeaseClient, tab: Opened) -> None:
+    """A GPU, with a reason; every open page sees it, and the next lease goes elsewhere."""
+    page, other = tab(broker), tab(broker)
+    page.rows("devices").nth(1).click()
+    page.dialog.get_by_label("Reason").fill("fan noise")
+    page.dialog.get_by_role("button", name="Drain").click()
+    expect(page.dialog).to_have_count(0)
+    for each in (page, other):
+        expect(each.rows("devices").nth(1)).to_contain_text("drained")
+        expect(each.row("events", "fan noise")).to_contain_text("h1:0")
+        expect(each.page.locator("#summary")).to_contain_text("1 drained")
+    assert last_event(own, "drained")["reason"] == "fan noise"
+    assert client.acquire("analyst", exclusive=True).devices[0].index != 0
+    page.rows("devices").nth(1).click()
+    page.dialog.get_by_role("button", name="Undrain").click()
+    expect(page.rows("devices").nth(1)).to_contain_text("ok")
+
+
+def test_drain_a_host(broker: Broker, client: LeaseClient, tab: Opened) -> None:
+    """With all it has."""
+    page = tab(broker)
+    page.rows("devices").first.click()
+    page.dialog.get_by_role("button", name="Drain").click()
+    expect(page.page.locator("#summary")).to_contain_text("4 drained")
+    assert all(device.drained for device in client.devices())
+
+
+def test_revoke_with_force(broker: Broker, own: Server, client: LeaseClient, tab: Opened) -> None:
+    """Gone from the page at once; the holder learns why."""
+    lease = client.acquire("runaway", memory_mb=64)
+    page = tab(broker)
+    page.row("leases", "runaway").click()
+    page.dialog.get_by_label("Reason").fill("runs wild")
+    page.dialog.get_by_label("now, although").check()
+    page.dialog.get_by_role("button", name="Revoke").click()
+    expect(page.rows("leases")).to_have_count(0)
+    assert last_event(own, "revoke")["reason"] == "runs wild"
+    assert client.lookup(lease.token) == "revoked"
+
+
+def test_revoke_without_force_tells_what_will_be(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
+    """It ends at the next renewal: until then it is still there."""
+    client.acquire("holder", memory_mb=64)
+    page = tab(broker)
+    page.row("leases", "holder").click()
+    expect(page.dialog).to_contain_text("at its holder's next renewal, within a minute")
+    page.dialog.get_by_role("button", name="Revoke").click()
+    expect(page.row("events", "revoke")).to_be_visible()
+    expect(page.rows("leases")).to_have_count(1)
+
+
+def test_policy(broker: Broker, client: LeaseClient, tab: Opened) -> None:
+    """What is changed, and that alone; what cannot be is said where it is asked."""
+    page = tab(broker)
+    page.is_live()
+    page.page.get_by_role("button", name="Policy").click()
+    version = client.pool().policy_version
+    page.dialog.get_by_label("Most memory").fill("100")
+    page.dialog.get_by_role("button", name="Change").click()
+    expect(page.dialog.locator(".said")).to_contain_text("max_memory_per_agent_mb")
+    page.dialog.get_by_label("Most memory").fill("4096")
+    page.dialog.get_by_label("GPUs may be shared").uncheck()
+    page.dialog.get_by_role("button", name="Change").click()
+    expect(page.dialog).to_have_count(0)
+    pool = client.pool()
+    assert (pool.max_memory_per_agent_mb, pool.allow_fractional_shares) == (4096, False)
+    assert pool.policy_version == version + 1
+    client.set_policy(max_memory_per_agent_mb=1_048_576, allow_fractional_shares=True)
+    expect(page.row("events", "allow_fractional_shares")).to_be_visible()
+
+
+def test_words_of_others_are_text(broker: Broker, client: LeaseClient, tab: Opened) -> None:
+    """A reason that is markup stays what it is."""
+    page = tab(broker)
+    client.drain("device", "SIM-h1-2", why=NASTY)
+    expect(page.row("events", "onerror")).to_contain_text(NASTY)
+    page.row("events", "onerror").click()
+    expect(page.dialog).to_contain_text(NASTY)
+    assert page.page.locator("img").count() == 0
+
+
+def test_refused_act_is_said_and_loses_nothing(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
+    """A lease that ended while its dialog was open; the reason that was typed is still there."""
+    lease = client.acquire("short", memory_mb=64)
+    page = tab(broker)
+    page.row("leases", "short").click()
+    page.dialog.get_by_label("Reason").fill("typed")
+    client.release(lease)
+    page.dialog.get_by_role("button", name="Revoke").click()
+    expect(page.dialog.locator(".said")).not_to_be_empty()
+    expect(page.dialog.get_by_label("Reason")).to_have_value("typed")
+
+
+def test_broker_with_keys(own: Server, client: LeaseClient, tab: Opened, tmp_path: Path) -> None:
+    """No key: nothing is shown. A viewer sees and cannot act. An operator acts, in her name."""
+    file = tmp_path / "keys"
+    viewer, ann = new_key(file, "kim", "viewer"), new_key(file, "ann", "operator")
+    lease = client.acquire("analyst", memory_mb=64)
+    settings = {**FOUR, "REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}
+    with Broker(**settings) as broker:
+        page = tab(broker.wait())
+        expect(page.dialog).to_contain_text("This broker wants a key")
+        expect(page.notice).to_contain_text("Not shown")
+        assert page.rows("devices").count() == 0
+
+        def enter(key: str) -> None:
+            page.dialog.get_by_label("Key").fill(key)
+            page.dialog.get_by_role("button", name="Use it").click()
+
+        enter("gbk_wrong")
+        expect(page.notice).to_contain_text("Not shown")
+        page.page.keyboard.press("k")
+        enter(viewer)
+        page.is_live()
+        expect(page.rows("devices")).to_have_count(5)
+        expect(page.page.locator("#key")).to_have_text("Key: kim")
+        assert lease.token not in page.page.content()
+        page.row("leases", "analyst").click()
+        expect(page.dialog).to_contain_text("an operator's key")
+        expect(page.dialog.get_by_role("button", name="Revoke")).to_have_count(0)
+        page.dialog.get_by_role("button", name="Enter a key").click()
+        enter(ann)
+        expect(page.page.locator("#key")).to_have_text("Key: ann")
+        page.row("leases", "analyst").click()
+        page.dialog.get_by_label("now, although").check()
+        page.dialog.get_by_role("button", name="Revoke").click()
+        expect(page.rows("leases")).to_have_count(0)
+        assert last_event(own, "revoke")["by"] == "ann"
+        assert all(ann not in url and viewer not in url for url in page.asked)
+        file.write_text(
+            "\n".join(x for x in file.read_text().splitlines() if "ann" not in x) + "\n"
+        )
+        expect(page.notice).to_contain_text("Not shown", timeout=15_000)
+        eventually(lambda: broker.process.poll() is None, 1)
