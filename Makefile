@@ -4,6 +4,7 @@
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
 # make bench  what a lease costs, beside what else there is
+# make docs-assets  the pictures of the README
 # make lock   requirements.lock anew, after a change of pyproject.toml
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e soak bench lock clean
+.PHONY: run test check format e2e soak bench docs-assets lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -34,12 +35,15 @@ e2e: $(READY)
 
 soak: $(READY)
 	GPU_BROKER_FUZZ=150 $(BIN)/pytest tests/api/test_document.py
-	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/agents -k ten_times
+	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/agents tests/api/test_events.py -k "ten_times or restart or two_hundred"
 
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py
 	$(BIN)/python scripts/bench/waiting.py --write
 	$(BIN)/python scripts/bench/http.py
+
+docs-assets: $(READY)
+	$(BIN)/python scripts/docs_assets.py
 
 # The environment: from the lock, with hashes, and this checkout in place of an installed package.
 $(READY): requirements.lock pyproject.toml

@@ -9,6 +9,7 @@ POOL = re.compile(r"[a-z0-9-]{1,32}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{16,64}")
 AGENT = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 HOST = MODEL = re.compile(r"[A-Za-z0-9._ -]{1,64}")
+EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
 
 

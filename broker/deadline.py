@@ -19,7 +19,8 @@ REQUEST_S: Final = 10.0
 """From the first byte of a request, or from the connection, to its last."""
 
 UNREAD_S: Final = 20.0
-"""How long a client may leave what was sent to it unread, once the buffers are full."""
+"""How long a client may leave what was sent to it unread, once a buffer is full: its own, which
+the kernel sees, or ours."""
 
 HEAD_BYTES: Final = 65_536
 """Request line and headers."""

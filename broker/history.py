@@ -1,4 +1,8 @@
-"""The last hour by the minute: what this replica read in the stream, and saw of the devices."""
+"""The last hour by the minute: from the stream of events, and from looks at the devices.
+
+What the stream tells, every replica tells alike, also of the time before it started; how busy the
+devices were only whoever looked.
+"""
 
 from __future__ import annotations
 
@@ -22,42 +26,42 @@ KEPT: Final = 61
 
 @dataclass(slots=True)
 class Minute:
-    """What is known of one minute; a mean of nothing is None."""
+    """What is known of one minute.
+
+    Attributes:
+        leased_mb: at its end, less what was leased when the stream begins; None: as before.
+        waiting: how many stood in the line when it was last looked at.
+    """
 
     granted: int = 0
     ended: int = 0
     waits_s: list[float] = field(default_factory=list)
+    leased_mb: int | None = None
     waiting: int | None = None
     busy_pct: list[float] = field(default_factory=list)
-    leased_pct: list[float] = field(default_factory=list)
-
-    def row(self, at_ms: int) -> dict[str, Any]:
-        """As the page has it. at: the minute's beginning, epoch seconds."""
-        return {
-            "at": at_ms / 1000,
-            "granted": self.granted,
-            "ended": self.ended,
-            "wait_s": median(self.waits_s) if self.waits_s else None,
-            "longest_wait_s": max(self.waits_s, default=None),
-            "waiting": self.waiting,
-            "utilization_pct": round(fmean(self.busy_pct), 1) if self.busy_pct else None,
-            "leased_pct": round(fmean(self.leased_pct), 1) if self.leased_pct else None,
-        }
 
 
 class History:
-    """The minutes of the last hour that anything is known of."""
+    """The minutes of the last hour of which anything is known."""
 
     def __init__(self) -> None:
         self._minutes: dict[int, Minute] = {}
         self._spans = Spans()
+        self._leased_mb = 0
+        self._before_mb = 0  # what was leased when the stream begins
+        self._capacity_mb = 0
 
     def take(self, events: Iterable[Event]) -> None:
         """Events in their order, those of before our start too."""
         for event in events:
             minute = self._minute(event.at_ms)
-            minute.granted += event.event == "granted"
-            minute.ended += event.event in ENDED and "fence" in event.fields
+            granted = event.event == "granted"
+            ended = event.event in ENDED and "fence" in event.fields
+            minute.granted += granted
+            minute.ended += ended
+            if granted or ended:
+                self._leased_mb += (granted - ended) * sum(mb or 0 for _, mb in event.devices)
+                minute.leased_mb = self._leased_mb
             minute.waits_s += [s.seconds for s in self._spans.ended_by(event) if s.what == "wait"]
 
     def sample(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
@@ -68,15 +72,27 @@ class History:
         known = [percent for percent in busy if percent is not None]
         if known:
             minute.busy_pct.append(fmean(known))
-        if capacity_mb := sum(d.total_mb - d.reserve_mb for d in devices):
-            minute.leased_pct.append(100 * sum(d.reserved_mb for d in devices) / capacity_mb)
+        self._before_mb = sum(d.reserved_mb for d in devices) - self._leased_mb
+        self._capacity_mb = sum(d.total_mb - d.reserve_mb for d in devices)
+        minute.leased_mb = self._leased_mb
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Every minute by its number, oldest first."""
-        return {
-            str(number): minute.row(number * MINUTE_MS)
-            for number, minute in sorted(self._minutes.items())
-        }
+        """Every minute by its number, oldest first; `at` is its beginning. None: not known."""
+        rows, leased_mb = {}, 0
+        for number, minute in sorted(self._minutes.items()):
+            leased_mb = leased_mb if minute.leased_mb is None else minute.leased_mb
+            full = self._capacity_mb and (leased_mb + self._before_mb) / self._capacity_mb
+            rows[str(number)] = {
+                "at": number * MINUTE_MS / 1000,
+                "granted": minute.granted,
+                "ended": minute.ended,
+                "wait_s": median(minute.waits_s) if minute.waits_s else None,
+                "longest_wait_s": max(minute.waits_s, default=None),
+                "waiting": minute.waiting,
+                "utilization_pct": round(fmean(minute.busy_pct), 1) if minute.busy_pct else None,
+                "leased_pct": round(100 * min(1.0, max(0.0, full)), 1),
+            }
+        return rows
 
     def _minute(self, at_ms: int) -> Minute:
         number = at_ms // MINUTE_MS

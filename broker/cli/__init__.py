@@ -13,9 +13,10 @@ COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
     "host": "Report this machine's GPUs to the pool, without HTTP.",
     "run": "Run a command under a lease.",
-    "status": "Show devices and who holds what.",
-    "queue": "Show who waits, in order.",
+    "status": "Show GPUs and who holds what; -w: live.",
+    "queue": "Show who waits, in order, and why.",
     "explain": "Say why somebody waits, and what would fit now.",
+    "events": "Show what happened; -f: and what happens.",
     "leases": "List every lease that lives, with whole tokens.",
     "hosts": "List the hosts that report devices.",
     "revoke": "End leases as an operator.",
@@ -25,6 +26,7 @@ COMMANDS = {
     "policy": "Show or change what may be leased.",
     "functions": "Put the verbs on the server as functions, for redis-cli alone.",
     "doctor": "Say what is set, what is there, and what is wrong.",
+    "completion": "Print what makes a shell complete all this.",
 }
 """Every command by its name: `broker.cli.<name>` has a click command of that name."""
 
@@ -76,9 +78,28 @@ def _needs_extra(name: str, missing: str) -> click.Command:
     )
 
 
+class AnyWord(click.types.BoolParamType):
+    """A flag that any word of its variable sets, as no-color.org has it."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool:
+        """Whether there is one."""
+        del param, ctx
+        return bool(value)
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.option(
+    "--no-color",
+    envvar="NO_COLOR",
+    is_flag=True,
+    type=AnyWord(),
+    help="Print without colours; there are none anyway where no terminal is. Also NO_COLOR=1.",
+)
+@click.pass_context
+def main(ctx: click.Context, no_color: bool) -> None:
     """Lease GPUs: the right to use GPU memory, or whole GPUs, for a time.
 
     Where the pool is: REDIS_URL, or the embedded store that `gpu-broker serve` starts.
@@ -86,7 +107,10 @@ def main() -> None:
     \b
     Try:
       gpu-broker serve --demo          a broker on this machine, on http://localhost:8014
-      gpu-broker status                what there is and who holds it
+      gpu-broker status -w             what there is and who holds it, live
       gpu-broker run --memory 8GiB -- python train.py
+      gpu-broker events -f             what happens
       gpu-broker doctor                what is set, and what is wrong
     """
+    if no_color:
+        ctx.color = False

@@ -34,7 +34,7 @@ class Finding:
 
 
 @click.command()
-@output_option
+@output_option()
 def doctor(output: str) -> None:
     """Say which settings are in effect and why, what the store and the devices are, what is wrong.
 

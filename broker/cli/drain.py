@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from agent_sdk.errors import error_for
+from broker.cli.complete import hosts_and_devices
 from broker.cli.store import output_option, pool_client, show
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", metavar="DEVICE|HOST")
+@click.argument("name", metavar="DEVICE|HOST", shell_complete=hosts_and_devices)
 @click.option("--reason", default="", help="Why, for the log.")
-@output_option
+@output_option()
 def drain(name: str, reason: str, output: str) -> None:
     """Let a device, or a host with all it has, take no new leases; those that run go on.
 
@@ -32,9 +33,9 @@ def drain(name: str, reason: str, output: str) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="DEVICE|HOST")
+@click.argument("name", metavar="DEVICE|HOST", shell_complete=hosts_and_devices)
 @click.option("--reason", default="", help="Why, for the log.")
-@output_option
+@output_option()
 def undrain(name: str, reason: str, output: str) -> None:
     """Let a device or a host take leases again.
 

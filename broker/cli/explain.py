@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from broker.cli.complete import tokens
 from broker.cli.queue import asks
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
@@ -23,14 +24,14 @@ PREFIX = 8
 
 
 @click.command()
-@click.argument("token", required=False)
+@click.argument("token", required=False, shell_complete=tokens)
 @click.option("--agent", help="Explain a request that is not made: in whose name.")
 @click.option("--memory", type=Size(), default=0, help="MiB on each GPU: 8GiB, 512MiB, 8192.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
 @click.option("--host", default="any", help="A host's name; any (default).")
 @click.option("--model", help="The exact name of a model.")
-@output_option
+@output_option()
 def explain(
     token: str | None,
     agent: str | None,

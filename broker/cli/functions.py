@@ -36,7 +36,7 @@ def functions() -> None:
 
 
 @functions.command()
-@output_option
+@output_option()
 def load(output: str) -> None:
     """Put them on the server, in place of another version's."""
     version = _on_the_server(library.load)
@@ -52,7 +52,7 @@ def load(output: str) -> None:
 
 
 @functions.command("list")
-@output_option
+@output_option()
 def list_(output: str) -> None:
     """Say which the server has, and whether they are this version's."""
     names, version = _on_the_server(library.loaded)

@@ -9,26 +9,30 @@ import click
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, table
 
+HEAD = ("HOST", "STATE", "DEVICES", "LAST REPORT", "VERSION")
+
 
 @click.command()
-@output_option
+@output_option("wide", "name")
 def hosts(output: str) -> None:
     """List the hosts that report devices, with the age of their last report.
 
     \b
-    Example:
+    Examples:
       gpu-broker hosts
+      gpu-broker hosts -o name | xargs -n1 gpu-broker drain
     """
     with pool_client() as client:
         pool, found = client.pool(), client.hosts()
-    rows = []
+    rows, wide = [], output == "wide"
     for host in found:
         silent_ms = pool.now_ms - host.reported_ms
         state = "alive" if silent_ms <= host.deadline_ms else "away"
         if host.drained:
             state += ", drained"
-        rows.append((host.host, state, str(host.devices), age(silent_ms), host.version))
-    text = (
-        table(("HOST", "STATE", "DEVICES", "LAST REPORT", "VERSION"), rows) if rows else "no hosts"
-    )
-    show(output, text, {"now_ms": pool.now_ms, "hosts": [asdict(host) for host in found]})
+        more = (age(host.deadline_ms),) if wide else ()
+        rows.append((host.host, state, str(host.devices), age(silent_ms), host.version, *more))
+    head = (*HEAD, "DEADLINE") if wide else HEAD
+    text = table(head, rows) if rows else "no hosts"
+    data = {"now_ms": pool.now_ms, "hosts": [asdict(host) for host in found]}
+    show(output, text, data, (host.host for host in found))

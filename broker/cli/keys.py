@@ -47,7 +47,7 @@ def keys() -> None:
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
 @click.option("--agents", default="", help="Agents it may ask for: names or patterns, by commas.")
 @file_option
-@output_option
+@output_option()
 def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> None:
     """Make a key for NAME and print it: it cannot be read again."""
     path = path or key_file()
@@ -63,7 +63,7 @@ def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> N
 
 @keys.command("list")
 @file_option
-@output_option
+@output_option()
 def list_(path: Path | None, output: str) -> None:
     """Show who has a key, as what, and for which agents."""
     path = path or key_file()

@@ -6,15 +6,18 @@ from dataclasses import asdict
 
 import click
 
+from broker.cli.complete import agents
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
 
 HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS")
 
+MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
+
 
 @click.command()
-@click.option("--agent", help="Only this agent's.")
-@output_option
+@click.option("--agent", help="Only this agent's.", shell_complete=agents)
+@output_option("wide", "name")
 def leases(agent: str | None, output: str) -> None:
     """List every lease that lives, oldest first.
 
@@ -22,10 +25,12 @@ def leases(agent: str | None, output: str) -> None:
     Examples:
       gpu-broker leases
       gpu-broker leases --agent analyst -o json | jq -r '.leases[].token'
+      gpu-broker leases -o wide                who asked, with which fence
     """
     with pool_client() as client:
         pool = client.pool()
         found = [x for x in client.leases() if agent is None or x.agent == agent]
+    wide = output == "wide"
     rows = [
         (
             x.token,
@@ -35,9 +40,10 @@ def leases(agent: str | None, output: str) -> None:
             "no expiry" if x.expires_at_ms is None else age(x.expires_at_ms - pool.now_ms),
             age(pool.now_ms - x.granted_at_ms),
             x.pid.partition(":")[0],
+            *((str(x.fence), str(x.priority), x.client, x.owner or "-") if wide else ()),
         )
         for x in found
     ]
-    text = table(HEAD, rows) if rows else "no leases"
+    text = table((*HEAD, *MORE) if wide else HEAD, rows) if rows else "no leases"
     data = [asdict(x) | {"memory_mb": x.memory_mb} for x in found]
-    show(output, text, {"now_ms": pool.now_ms, "leases": data})
+    show(output, text, {"now_ms": pool.now_ms, "leases": data}, (x.token for x in found))

@@ -31,7 +31,7 @@ def policy() -> None:
 
 
 @policy.command("get")
-@output_option
+@output_option()
 def get(output: str) -> None:
     """Show the policy."""
     with pool_client() as client:
@@ -43,7 +43,7 @@ def get(output: str) -> None:
 
 @policy.command("set")
 @click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
-@output_option
+@output_option()
 def set_(settings: tuple[str, ...], output: str) -> None:
     """Change one field or several, all or none."""
     changes = dict(_parsed(setting) for setting in settings)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from agent_sdk.protocol import ANY
+from agent_sdk.scene import line
+from broker.cli.complete import agents
 from broker.cli.store import output_option, pool_client, show
-from broker.cli.table import age, gib, table
+from broker.cli.table import age, gib, screen_width, table
 
 if TYPE_CHECKING:
     from agent_sdk.waiting_line import WaiterStatus
 
-HEAD = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE")
+HEAD: Final = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE", "WHY")
+
+MORE: Final = ("CLIENT", "PROCESS", "OWNER")
 
 
 @click.command()
-@click.option("--agent", help="Only this agent's.")
-@output_option
+@click.option("--agent", help="Only this agent's.", shell_complete=agents)
+@output_option("wide", "name")
 def queue(agent: str | None, output: str) -> None:
-    """Show who waits, in the order of the line. No running broker is needed.
+    """Show who waits, in the order of the line, and why. No running broker is needed.
 
     Of two who could use the same GPU the upper one is served first. PLACE is how many who ask
     alike (same host, model and size class) are ahead.
@@ -29,12 +33,14 @@ def queue(agent: str | None, output: str) -> None:
     \b
     Examples:
       gpu-broker queue
-      gpu-broker explain TOKEN                 why that one waits
+      gpu-broker explain TOKEN                 all there is to say of one
       gpu-broker queue -o json | jq -r '.queue[].token'
+      gpu-broker queue --agent runaway -o name | xargs -n1 gpu-broker revoke --reason 'runs wild'
     """
     with pool_client() as client:
-        pool = client.pool()
-        found = [x for x in client.queue() if agent is None or x.agent == agent]
+        scene = client.scene()
+    found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
+    stands, wide = line(scene), output == "wide"
     rows = [
         (
             x.token,
@@ -42,13 +48,18 @@ def queue(agent: str | None, output: str) -> None:
             asks(x.memory_mb, x.devices, exclusive=x.exclusive),
             where(x.asked_host, x.model),
             str(x.priority),
-            age(pool.now_ms - x.joined_ms),
+            age(scene.pool.now_ms - x.joined_ms),
             place(x),
+            stands[x.token].says if wide else why(stands[x.token].devices),
+            *((x.client, x.pid.partition(":")[0], x.owner or "-") if wide else ()),
         )
         for x in found
     ]
-    text = table(HEAD, rows) if rows else "nobody waits"
-    show(output, text, {"now_ms": pool.now_ms, "queue": [asdict(x) for x in found]})
+    head = (*HEAD, *MORE) if wide else HEAD
+    width = None if wide else screen_width()
+    text = table(head, rows, width=width, gives=(7, 0, 3)) if rows else "nobody waits"
+    data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
+    show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
 
 
 def asks(memory_mb: int, devices: int, *, exclusive: bool) -> str:
@@ -71,3 +82,8 @@ def place(waiter: WaiterStatus) -> str:
     if waiter.parked:
         return "at its cap"
     return "next" if waiter.place == 0 else f"{waiter.place} ahead"
+
+
+def why(devices: dict[str, int]) -> str:
+    """How the devices stand that could be the ones."""
+    return ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in devices.items())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
+from broker.cli.complete import agents, hosts, tokens
 from broker.cli.store import output_option, pool_client, show
 
 
 @click.command()
-@click.argument("token", required=False)
-@click.option("--agent", help="All leases of this agent.")
-@click.option("--host", help="All leases on this host.")
+@click.argument("token", required=False, shell_complete=tokens)
+@click.option("--agent", help="All leases of this agent.", shell_complete=agents)
+@click.option("--host", help="All leases on this host.", shell_complete=hosts)
 @click.option(
     "--reason", required=True, help="Why: the log and the holder's operator want to know."
 )
 @click.option("--force", is_flag=True, help="Now, although the holder still trusts the lease.")
-@output_option
+@output_option()
 def revoke(
     token: str | None, agent: str | None, host: str | None, reason: str, force: bool, output: str
 ) -> None:

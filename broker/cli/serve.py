@@ -18,7 +18,7 @@ from agent_sdk.server_binary import EmbeddedError
 from broker import logs
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
-from broker.deadline import DeadlineProtocol
+from broker.deadline import UNREAD_S, DeadlineProtocol
 from broker.devices import DeviceSourceError
 from broker.inventory import source_of
 from broker.settings import Settings, SettingsError, load_settings
@@ -126,6 +126,8 @@ def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it: the kernel ends one whose peer takes nothing, or is gone.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1000))
     try:
         listener.bind((settings.bind, settings.port))
         listener.listen(BACKLOG)

@@ -1,59 +1,131 @@
-"""`gpu-broker status`: devices and leases, straight from the store."""
+"""`gpu-broker status`: GPUs and who holds them, straight from the store."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from broker.cli.store import output_option, pool_client, show
-from broker.cli.table import age, gib, table
+from broker.cli.store import as_json, output_option, pool_client, show
+from broker.cli.table import age, bar, gib, screen_width, table
+from broker.cli.watch import watch
 
 if TYPE_CHECKING:
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus
+    from agent_sdk.scene import Scene
+    from agent_sdk.snapshot import DeviceStatus, LeaseStatus
+
+BUSY_PCT: Final = 50
+
+BAR: Final = 16
+
+ROOMY: Final = 110
+"""Columns of a terminal that has room for all; a narrower one goes without a few."""
+
+HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE")
 
 
 @click.command()
-@output_option
-def status(output: str) -> None:
-    """Show devices and who holds what. No running broker is needed.
+@click.option(
+    "-w",
+    "--watch",
+    "every_s",
+    type=click.FloatRange(0.2, 3600),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Stay, and draw anew: when something happens, and every so many seconds (2).",
+)
+@output_option("wide", "name")
+def status(every_s: float | None, output: str) -> None:
+    """Show GPUs and who holds what. No running broker is needed.
+
+    One line for each GPU, and below it one for each lease on it. The bar shows what is leased (#),
+    used by others (o), withheld (x) and free (·).
 
     \b
     Examples:
       gpu-broker status
+      gpu-broker status -w                            live, until Ctrl-C
+      gpu-broker status -o wide                       UUIDs, tokens, processes
       gpu-broker status -o json | jq '.devices[].free_mb'
+      gpu-broker status -o name | xargs -n1 gpu-broker drain
     """
+
+    def picture(scene: Scene) -> str:
+        return as_json(as_data(scene)) if output == "json" else as_text(scene, output=output)
+
     with pool_client() as client:
-        pool, devices, leases = client.pool(), client.devices(), client.leases()
-    data = {
-        "pool": asdict(pool),
-        "devices": [asdict(device) | {"free_mb": device.free_mb} for device in devices],
-        "leases": [asdict(lease) | {"memory_mb": lease.memory_mb} for lease in leases],
+        if every_s is not None:
+            watch(client, every_s, picture)
+            return
+        scene = client.scene()
+    show(output, as_text(scene, output=output), as_data(scene), scene.devices)
+
+
+def as_data(scene: Scene) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "pool": asdict(scene.pool),
+        "devices": [asdict(d) | {"free_mb": d.free_mb} for d in scene.devices.values()],
+        "leases": [asdict(x) | {"memory_mb": x.memory_mb} for x in scene.leases.values()],
+        "waiting": len(scene.waiters),
     }
-    show(output, as_text(pool, devices, leases), data)
 
 
-def as_text(
-    pool: PoolStatus, devices: tuple[DeviceStatus, ...], leases: tuple[LeaseStatus, ...]
-) -> str:
-    """One line per device, the leases on it below it, and CPU leases last."""
-    if not pool.ready:
+def as_text(scene: Scene, *, output: str = "text") -> str:
+    """For people: the pool in a line, then a line for each GPU and each lease."""
+    if output == "name":
+        return "\n".join(scene.devices)
+    if not scene.pool.ready:
         return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
-    parts = [f"SAFE_MODE is {'ON: no GPU leases are given' if pool.safe_mode else 'off'}"]
-    if pool.waiting:
-        parts.append(f"{pool.waiting} waiting: gpu-broker queue")
-    if not devices:
+    width = None if output == "wide" else screen_width()
+    parts = [_pool_line(scene)]
+    if scene.waiters:
+        parts.append(f"{len(scene.waiters)} waiting: gpu-broker queue")
+    if not scene.devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
-    rows: list[tuple[str, ...]] = []
-    for device in devices:
-        rows.append(_device_row(device))
-        rows += [_lease_row(x, pool, mb) for x in leases for u, mb in x.devices if u == device.uuid]
+    head: tuple[str, ...] = (*HEAD, "") if output == "wide" else HEAD
+    rows = _rows(scene, wide=output == "wide")
+    if width is not None and width < ROOMY:
+        head, rows = _without(head, "TEMP"), [_without(row, "TEMP") for row in rows]
     if rows:
-        parts.append(table(("HOST:GPU", "NAME", "STATE", "FREE", "LEASED", "TOTAL", "UTIL"), rows))
-    if cpu := [_lease_row(x, pool, 0) for x in leases if not x.devices]:
-        parts.append(table(("CPU LEASES", "", "", "", "", "", ""), cpu))
+        parts.append(table(head, rows, width=width, gives=(1, len(head) - 1)))
+    cpu = [_lease_row(x, scene, 0) for x in scene.leases.values() if not x.devices]
+    if cpu:
+        named = [(agent, left, token) for _, agent, left, *_, token in cpu]
+        parts.append(table(("CPU LEASES", "", ""), named, width=width, gives=(0,)))
     return "\n\n".join(parts)
+
+
+def _pool_line(scene: Scene) -> str:
+    devices = scene.devices.values()
+    free = sum(max(0, d.free_mb) for d in devices)
+    total = sum(d.total_mb for d in devices)
+    safe = (
+        click.style("SAFE_MODE is ON: no GPU leases are given", fg="red")
+        if scene.pool.safe_mode
+        else "SAFE_MODE is off"
+    )
+    counts = (
+        (len(scene.hosts), "host"), (len(devices), "GPU"), (scene.pool.active_leases, "lease")
+    )  # fmt: skip
+    said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    return f"{said}, {gib(free)} free of {gib(total)}. {safe}"
+
+
+def _rows(scene: Scene, *, wide: bool) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    held: dict[str, list[tuple[LeaseStatus, int]]] = {}
+    for lease in scene.leases.values():
+        for uuid, mb in lease.devices:
+            held.setdefault(uuid, []).append((lease, mb))
+    for uuid, device in scene.devices.items():
+        rows.append(_device_row(device) + ((uuid,) if wide else ()))
+        for lease, mb in held.get(uuid, ()):
+            more = (f"{lease.token} {lease.client} {lease.pid.partition(':')[0]}",) if wide else ()
+            rows.append(_lease_row(lease, scene, mb) + more)
+    return rows
 
 
 def state_of(device: DeviceStatus) -> str:
@@ -63,19 +135,35 @@ def state_of(device: DeviceStatus) -> str:
 
 
 def _device_row(device: DeviceStatus) -> tuple[str, ...]:
-    busy = device.telemetry["utilization_gpu_pct"]
+    busy, warm = device.telemetry["utilization_gpu_pct"], device.telemetry["temperature_c"]
+    state, free_mb = state_of(device), max(0, device.free_mb)
+    shares = (
+        ("#", device.reserved_mb), ("o", device.foreign_mb + device.reserve_mb),
+        ("x", device.withheld_mb),
+    )  # fmt: skip
     return (
         f"{device.host}:{device.index}",
         device.name,
-        state_of(device),
-        gib(max(0, device.free_mb)),
-        gib(device.reserved_mb),
-        gib(device.total_mb),
-        "-" if busy is None else f"{busy:.0f} %",
+        bar(shares, device.total_mb, BAR),
+        f"{device.reserved_mb / 1024:.1f}/{gib(device.total_mb)}",
+        click.style(gib(free_mb), fg="green" if free_mb else None),
+        "-" if busy is None else click.style(f"{busy:.0f} %", fg=_busy_colour(busy)),
+        "-" if warm is None else f"{warm:.0f} C",
+        click.style(state, fg="green" if state == "ok" else "red"),
     )
 
 
-def _lease_row(lease: LeaseStatus, pool: PoolStatus, mb: int) -> tuple[str, ...]:
-    ends = lease.expires_at_ms
-    left = "no expiry" if ends is None else f"{age(ends - pool.now_ms)} left"
-    return ("", f"└ {lease.agent}", left, "", gib(mb) if mb else "cpu", "", lease.token[:8])
+def _busy_colour(busy: float) -> str | None:
+    return "yellow" if busy >= BUSY_PCT else None
+
+
+def _lease_row(lease: LeaseStatus, scene: Scene, mb: int) -> tuple[str, ...]:
+    ends, now_ms = lease.expires_at_ms, scene.pool.now_ms
+    left = "no expiry" if ends is None else f"{age(ends - now_ms)} left"
+    held = f"held {age(now_ms - lease.granted_at_ms)}"
+    return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
+
+
+def _without(row: tuple[str, ...], column: str) -> tuple[str, ...]:
+    at = HEAD.index(column)
+    return row[:at] + row[at + 1 :]

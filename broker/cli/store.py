@@ -14,7 +14,7 @@ from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnkno
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 DEADLINE_S = 1.5
 """A person is waiting."""
@@ -39,18 +39,30 @@ def pool_client() -> Iterator[LeaseClient]:
         sys.exit(DENIED if isinstance(error, Denied) else FAILED)
 
 
-def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `-o text|json`."""
-    option = click.option(
+def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command `-o text|json`, and what else it can print."""
+    says = {"wide": "more columns", "name": "names alone, one a line"}
+    return click.option(
         "-o",
         "--output",
-        type=click.Choice(["text", "json"]),
+        type=click.Choice(["text", "json", *more]),
         default="text",
-        help="How to print: for people, or for programs.",
-    )
-    return option(command)
+        help="; ".join(["How to print: text for people, json for programs",
+                        *(f"{word}: {says[word]}" for word in more)]) + ".",
+    )  # fmt: skip
 
 
-def show(output: str, text: str, data: dict[str, Any]) -> None:
-    """Print one or the other."""
-    click.echo(json.dumps({"schema": SCHEMA, **data}, indent=2) if output == "json" else text)
+def show(output: str, text: str, data: dict[str, Any], names: Iterable[str] = ()) -> None:
+    """Print what is asked for; of JSON the schema is a part."""
+    if output == "json":
+        click.echo(as_json(data, indent=2))
+    elif output == "name":
+        for name in names:
+            click.echo(name)
+    else:
+        click.echo(text)
+
+
+def as_json(data: dict[str, Any], indent: int | None = None) -> str:
+    """Data with the number of its schema."""
+    return json.dumps({"schema": SCHEMA, **data}, indent=indent)

@@ -1,8 +1,12 @@
-"""Plain columns and short words for sizes and times."""
+"""Plain columns, bars, and short words for sizes and times."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,15 +16,57 @@ GAP = "  "
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 MIB_PER_GIB = 1024
 
+NARROWEST: Final = 8
+"""Letters that a column keeps when it gives way."""
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns as wide as what is in them; nothing trails."""
+
+def screen_width() -> int | None:
+    """Columns of the terminal; None when nobody looks at one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int | None = None,
+    gives: Sequence[int] = (),
+) -> str:
+    """Left-aligned columns as wide as what is in them; nothing trails.
+
+    Args:
+        head: over each column.
+        rows: cells, which may be coloured.
+        width: no line is longer, as far as the columns that give way allow it; None: any length.
+        gives: columns that are cut to fit, the first of them first.
+    """
     lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    widths = [max(len(click.unstyle(line[i])) for line in lines) for i in range(len(head))]
+    if width is not None:
+        over = sum(widths) + len(GAP) * (len(widths) - 1) - width
+        for i in gives:
+            given = max(0, min(over, widths[i] - NARROWEST))
+            widths[i] -= given
+            over -= given
     return "\n".join(
-        GAP.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        GAP.join(_fit(cell, widths[i]) for i, cell in enumerate(line)).rstrip() for line in lines
     )
+
+
+def _fit(cell: str, width: int) -> str:
+    """The cell, filled or cut to a width; a cut one loses its colour."""
+    plain = click.unstyle(cell)
+    return plain[: width - 1] + "…" if len(plain) > width else cell + " " * (width - len(plain))
+
+
+def bar(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:
+    """Letters in the proportion of their shares of a total; what no part has is a dot."""
+    filled, shares = "", 0
+    for letter, share in parts:
+        shares += share
+        end = round(width * min(1.0, shares / max(1, total)))
+        filled += letter * (end - len(filled))
+    return filled.ljust(width, "·")
 
 
 def gib(mb: int) -> str:

@@ -1,4 +1,4 @@
-"""A browser for the session, a tab for each test; whatever a page complains of fails its test."""
+"""A browser for each file, a tab for each test; whatever a page complains of fails its test."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ FOUR = GRANTING | {"GPU_BROKER_DEVICES": "sim:4x8192"}
 """Four simulated GPUs of 8 GiB on host h1."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium; GPU_BROKER_BROWSER=1 says that there must be one."""
+    """Debian's Chromium; GPU_BROKER_BROWSER=1 says that there must be one.
+
+    For a file, not for the session: Playwright's event loop runs in the main thread until it is
+    stopped, and tests of other files have loops of their own.
+    """
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         assert not os.environ.get("GPU_BROKER_BROWSER"), "apt-get install chromium"

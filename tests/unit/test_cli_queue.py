@@ -43,7 +43,7 @@ def test_queue_shows_who_waits(waiting: tuple[CliRunner, str]) -> None:
     code, text = run(waiting[0], "queue")
     assert code == 0
     assert text.splitlines()[1].split() == [
-        waiting[1], "analyst", "900", "MiB", "test-host", "0", "0", "s", "next",
+        waiting[1], "analyst", "900", "MiB", "test-host", "0", "0", "s", "next", "1", "full",
     ]  # fmt: skip
     assert run(waiting[0], "queue", "--agent", "nobody") == (0, "nobody waits\n")
 

@@ -37,15 +37,20 @@ export class List {
     new ResizeObserver(() => this.draw()).observe(this.box);
   }
 
-  /** Show these, in this order unless a column is chosen; of: how many there are unfiltered. */
-  show(items, of = items.length) {
+  /**
+   * Show these, in this order unless a column is chosen.
+   *
+   * @param of    how many there are without the filter
+   * @param count how many these are, if not every item is one
+   */
+  show(items, of, count = items.length) {
     const { column, down } = this.sorted ?? {};
     if (column) {
       const by = (item) => column.sort(item) ?? Infinity;
       items = items.toSorted((a, b) => (by(a) < by(b) ? -1 : by(a) > by(b) ? 1 : 0) * (down ? -1 : 1));
     }
     this.items = items;
-    this.count.textContent = items.length === of ? of : `${items.length} of ${of}`;
+    this.count.textContent = count === of ? of : `${count} of ${of}`;
     this.box.hidden = !items.length;
     this.none.hidden = items.length > 0;
     render(of ? "Nothing matches the filter." : this.empty(), this.none);

@@ -7,7 +7,13 @@ import { showDevice, showEvent, showHost, showLease, showWaiter } from "./dialog
 import { List } from "./list.js";
 
 const place = (gpu) => (gpu.host == null ? short(gpu.uuid) : `${gpu.host}:${gpu.index}`);
-const places = (gpus) => gpus.map(place).join(" ") || "cpu";
+
+/** Where a lease is: `host:0`, of several GPUs of a host `host:0,1`. */
+function places(gpus) {
+  const hosts = Map.groupBy(gpus, (gpu) => gpu.host);
+  if (hosts.has(null) || hosts.has(undefined)) return gpus.map(place).join(" ");
+  return [...hosts].map(([host, of]) => `${host}:${of.map((gpu) => gpu.index).join(",")}`).join(" ") || "cpu";
+}
 
 /** A device's memory as a bar: each lease, others, withheld, the system's; what is left is free. */
 export function memoryBar(gpu, leases) {
@@ -100,7 +106,7 @@ const LEASES = [
 
 const QUEUE = [
   { name: "name", label: "Agent", cell: (x) => html`<b>${x.waiter.agent}</b>` },
-  { name: "size", label: "Asks for", cell: (x) => asks(x.waiter) },
+  { name: "size", label: "Asks for", cell: (x) => html`<span title=${asks(x.waiter)}>${asks(x.waiter)}</span>` },
   { name: "since number", label: "Waits", cell: (x) => span(now() - x.waiter.joined_at) },
   { name: "why", label: "Why", cell: (x) => html`<span title=${x.waiter.why}>${why(x.waiter)}</span>` },
 ];
@@ -178,9 +184,6 @@ export function fill(all, filter) {
     if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
     hosts.get(gpu.host).push(gpu);
   }
-  for (const [name, host] of rows.hosts) {
-    if (!hosts.has(name) && !host.devices && matches(name, hostState(host))) hosts.set(name, []);
-  }
   const grouped = [...hosts.keys()].sort().flatMap((name) => {
     const gpus = hosts.get(name).sort((a, b) => a.index - b.index);
     const host = rows.hosts.get(name) ?? { host: name, alive: false, reported_at: 0 };
@@ -191,8 +194,8 @@ export function fill(all, filter) {
       ...gpus.map((gpu) => ({ id: gpu.uuid, kind: "device", gpu })),
     ];
   });
-  all.devices.show(grouped, words.length ? rows.devices.size : grouped.filter((x) => x.gpu).length);
-  all.devices.count.textContent = counted(grouped.filter((x) => x.gpu).length, rows.devices.size);
+  const shown = grouped.filter((item) => item.gpu).length;
+  all.devices.show(grouped, rows.devices.size, shown);
 
   const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
   all.leases.show(
@@ -212,8 +215,6 @@ export function fill(all, filter) {
     happened.length,
   );
 }
-
-const counted = (shown, of) => (shown === of ? of : `${shown} of ${of}`);
 
 /** Figures of the whole pool. */
 export function summary(pool, broker) {

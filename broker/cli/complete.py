@@ -1,0 +1,48 @@
+"""What the shell completes beside words of our own: names that the pool knows.
+
+A shell waits for it at a keystroke: it is quick, and silent when the store is away.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk import LeaseClient
+from agent_sdk.errors import LeaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import click
+
+    from agent_sdk.scene import Scene
+
+    Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+
+DEADLINE_S: Final = 0.5
+
+
+def _completing(names: Callable[[Scene], Iterable[str]]) -> Complete:
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        del ctx, param
+        with (
+            suppress(LeaseError, ValueError),
+            LeaseClient.from_env(client_name="completion", deadline_s=DEADLINE_S) as client,
+        ):
+            return sorted({n for n in names(client.scene()) if n.startswith(incomplete)})
+        return []
+
+    return complete
+
+
+hosts = _completing(lambda scene: scene.hosts)
+hosts_and_devices = _completing(lambda scene: (*scene.hosts, *scene.devices))
+agents = _completing(
+    lambda scene: (
+        *(lease.agent for lease in scene.leases.values()),
+        *(waiter.agent for waiter in scene.waiters.values()),
+    )
+)
+tokens = _completing(lambda scene: (*scene.leases, *scene.waiters))
+"""To be named as `shell_complete` of an argument or option."""

@@ -1,0 +1,158 @@
+"""The pictures of the README: the page over a fleet that is made up, drawn by a real Chromium.
+
+`make docs-assets`. What is made up: the hosts, which report once, their telemetry, and the events
+of the hour before; the store, the broker, the leases, the line and the page are real.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from agent_sdk import LeaseClient
+from agent_sdk.errors import LeaseError
+from agent_sdk.reporting import About
+from agent_sdk.store import Store
+from tests.api.brokers import Broker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+FLEET = {
+    "gpu-host-1": ("NVIDIA H100 80GB HBM3", 81_559, 4),
+    "gpu-host-2": ("NVIDIA A100-SXM4-40GB", 40_960, 4),
+    "gpu-host-3": ("NVIDIA L4", 23_034, 2),
+}
+
+AGENTS = ("analyst", "scout", "critic", "trainer", "embedder", "reranker")
+
+PICTURES = {
+    "page.png": {"viewport": {"width": 1360, "height": 1000}, "color_scheme": "light"},
+    "page-phone.png": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark",
+                       "device_scale_factor": 2, "is_mobile": True},
+}  # fmt: skip
+
+chance = random.Random(7)
+
+
+def an_hour_before(client: LeaseClient) -> None:
+    """Leases that came and went, some after a wait, in the stream alone."""
+    now_ms = int(time.time() * 1000)
+    found: list[tuple[int, dict[str, Any]]] = []
+    for n in range(420):
+        at = now_ms - chance.randrange(120_000, 3_600_000)
+        ends = at + chance.randrange(60_000, 600_000)
+        mb = chance.choice((4096, 8192, 16_384))
+        said = {"token": f"history-{n:04}-aaaa-bbbb", "agent": chance.choice(AGENTS)}
+        held = said | {"devices": f"GPU-1-{n % 4}={mb}", "fence": at * 1000}
+        if n % 5 == 0:
+            joined = at - chance.randrange(1_000, 90_000)
+            found.append((joined, {"event": "waiting", **said, "want": "*/*/m14"}))
+        found.append((at, {"event": "granted", **held}))
+        if ends < now_ms - 5_000:
+            found.append((ends, {"event": "expired" if n % 17 == 0 else "released", **held}))
+    for at, fields in sorted(found, key=lambda x: x[0]):
+        client.redis.xadd(client.keys.events, fields, id=f"{at}-*")
+
+
+def report(client: LeaseClient) -> None:
+    """Every host, once, for an hour."""
+    about = About(deadline_ms=3_600_000, sampled_ms=0, epoch="", safe_mode=False, version="0.1.0")
+    for number, (host, (name, total, count)) in enumerate(FLEET.items(), 1):
+        devices = []
+        for i in range(count):
+            used = 30_000 if (number, i) == (2, 1) else 400
+            fields = {"index": i, "name": name, "model": name, "state": "ok", "reason": "",
+                      "total_mb": total, "reserve_mb": 512, "used_mb": used, "simulated": 0,
+                      "utilization_gpu_pct": chance.randrange(5, 97),
+                      "temperature_c": chance.randrange(38, 74)}  # fmt: skip
+            devices.append((f"GPU-{number}-{i}", tuple(fields.items())))
+        client.report(host, tuple(devices), **about)
+
+
+def leases(client: LeaseClient) -> None:
+    """Who holds what now."""
+    client.acquire("trainer", devices=2, host="gpu-host-1", ttl_s=7200)
+    for n in range(13):
+        with suppress(LeaseError):
+            client.acquire(AGENTS[n % 6], memory_mb=chance.choice((6144, 8192, 12_288, 20_480)),
+                           host="any", ttl_s=chance.choice((90, 600, 3600)))  # fmt: skip
+    client.drain("device", "GPU-3-1", why="fan noise")
+
+
+def wait(client: LeaseClient, agent: str, **ask: Any) -> None:
+    """Stand in the line until the pictures are made."""
+
+    def stand() -> None:
+        with suppress(LeaseError):
+            client.acquire(agent, wait_s=60, **ask)
+
+    Thread(target=stand, daemon=True).start()
+
+
+@contextmanager
+def fleet() -> Iterator[Broker]:
+    """A broker over all of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        socket = Path(folder) / "redis.sock"
+        command = [shutil.which("redis-server") or "redis-server", "--port", "0", "--unixsocket",
+                   socket, "--save", "", "--dir", folder]  # fmt: skip
+        store = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            url = f"unix://{socket}"
+            while not socket.exists():
+                time.sleep(0.02)
+            with LeaseClient(Store(url), client_name="docs", hostname="gpu-host-1") as client:
+                an_hour_before(client)
+                report(client)
+                leases(client)
+                wait(client, "trainer", devices=4, model="NVIDIA H100 80GB HBM3", host="any")
+                wait(client, "analyst", memory_mb=70_000, host="any")
+                with Broker(REDIS_URL=url, GPU_BROKER_DEVICES="none", SAFE_MODE="false") as broker:
+                    yield broker.wait()
+        finally:
+            store.kill()
+            store.wait()
+
+
+def draw(browser: Browser, broker: Broker, name: str, options: dict[str, Any]) -> None:
+    """One picture."""
+    page = browser.new_page(**options)
+    page.goto(f"http://127.0.0.1:{broker.port}")
+    page.wait_for_selector("#queue .rows .row:nth-child(2)")
+    page.wait_for_timeout(500)
+    page.screenshot(path=DOCS / name)
+    page.close()
+    print(DOCS / name)
+
+
+def main() -> None:
+    """Draw all."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("no chromium on PATH: apt-get install chromium")
+    with fleet() as broker, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, options in PICTURES.items():
+            draw(browser, broker, name, options)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

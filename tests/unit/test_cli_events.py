@@ -1,0 +1,169 @@
+"""`gpu-broker events`: what happened, what happens, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk import LeaseClient, Store
+from agent_sdk.events import NAMES
+from agent_sdk.testing import TestBroker, running_broker
+from broker.cli.events import LOST
+from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.servers import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TestBroker]:
+    with running_broker() as running:
+        yield running
+
+
+def call(url: str, *args: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [PROGRAM, "events", *args], env=environment(REDIS_URL=url),
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def pair(pool: TestBroker, agent: str = "analyst") -> str:
+    lease = pool.client.acquire(agent, memory_mb=10)
+    pool.client.release(lease)
+    return lease.token
+
+
+class Followed:
+    """`gpu-broker events -f`, and what it has printed."""
+
+    def __init__(self, url: str, *args: str) -> None:
+        self.process = subprocess.Popen(
+            [PROGRAM, "events", "-f", *args], env=environment(REDIS_URL=url),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self.said: list[str] = []
+        for stream, into in ((self.process.stdout, self.lines), (self.process.stderr, self.said)):
+            threading.Thread(target=self._read, args=(stream, into), daemon=True).start()
+
+    @staticmethod
+    def _read(stream: Any, into: list[str]) -> None:
+        with stream:
+            into.extend(line.rstrip("\n") for line in stream)
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(5)
+
+
+def test_last_events_as_lines_objects_and_ids(pool: TestBroker) -> None:
+    """Time, event, who, where; -o json an object a line under the schema; name: ids."""
+    token = pair(pool)
+    text = call(pool.url, "-n", "2")
+    granted, released = text.splitlines()
+    assert granted.split()[1:] == [
+        "granted", "analyst", f"{pool.host}:{_index(pool)}", "10", "MiB", token[:8],
+    ]  # fmt: skip
+    assert "released" in released
+    objects = [json.loads(line) for line in call(pool.url, "-n", "2", "-o", "json").splitlines()]
+    assert [(x["schema"], x["event"], x["token"]) for x in objects] == [
+        (1, "granted", token), (1, "released", token),
+    ]  # fmt: skip
+    assert objects[0]["devices"][0]["host"] == pool.host
+    assert call(pool.url, "-n", "2", "-o", "name").split() == [x["id"] for x in objects]
+
+
+def _index(pool: TestBroker) -> int:
+    newest = pool.client.events(1)[0]
+    return next(d.index for d in pool.client.devices() if d.uuid == newest.devices[0][0])
+
+
+def test_since_and_filters(pool: TestBroker) -> None:
+    """All after an id; by type, agent and host."""
+    since = pool.client.events(1)[-1].id
+    for agent in ("analyst", "scout", "scout"):
+        pair(pool, agent)
+    names = [json.loads(x) for x in call(pool.url, "--since", since, "-o", "json").splitlines()]
+    assert [x["event"] for x in names] == ["granted", "released"] * 3
+    only = call(pool.url, "--since", since, "--agent", "scout", "--type", "granted", "-o", "name")
+    assert len(only.split()) == 2
+    assert call(pool.url, "--since", since, "--host", "elsewhere", "-o", "name") == ""
+    assert len(call(pool.url, "--since", since, "--host", pool.host, "-o", "name").split()) == 6
+
+
+def test_wrong_calls_say_what_is_right(pool: TestBroker) -> None:
+    """A type that is none, an id that is none, both ways to begin."""
+    assert "granted" in call(pool.url, "--type", "grant", code=2)
+    assert "1795607407688-0" in call(pool.url, "--since", "yesterday", code=2)
+    assert "not both" in call(pool.url, "--since", "1-0", "-n", "3", code=2)
+
+
+def test_events_that_were_trimmed_are_told() -> None:
+    """On stderr; what there is comes."""
+    with running_broker() as own:
+        pair(own)
+        with LeaseClient(Store(own.url)) as client:
+            client.redis.xtrim(client.keys.events, maxlen=1, approximate=False)
+        done = subprocess.run(
+            [PROGRAM, "events", "--since", "1-0", "-o", "name"],
+            env=environment(REDIS_URL=own.url), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.strip() == LOST
+        assert len(done.stdout.split()) == 1
+
+
+def test_following_survives_the_store_and_ends_by_ctrl_c() -> None:
+    """It says that the store is away and back; nothing is missed for it."""
+    with (
+        running("redis", "--appendonly", "yes", "--appendfsync", "always") as server,
+        Broker(**GRANTING, REDIS_URL=server.url) as broker,
+    ):
+        broker.wait()
+        followed = Followed(server.url, "-n", "1", "-o", "json")
+        try:
+            eventually(lambda: followed.lines, 10)
+            broker.release(broker.granted(min_memory_mb=1)["token"])
+            eventually(lambda: len(followed.lines) >= 3, 10)
+            server.kill()
+            eventually(lambda: any("the store is away" in x for x in followed.said), 10)
+            server.start()
+            eventually(lambda: any("the store is back" in x for x in followed.said), 10)
+            broker.wait()
+            eventually(lambda: broker.http.get("/ready").status_code == 200, 30)
+            broker.release(broker.granted(min_memory_mb=1)["token"])
+            found = [json.loads(line)["event"] for line in list(followed.lines)]
+            eventually(
+                lambda: (
+                    [json.loads(x)["event"] for x in list(followed.lines)].count("released") == 2
+                ),
+                10,
+            )
+            ids = [json.loads(line)["id"] for line in followed.lines]
+            assert ids == sorted(set(ids)), found
+            assert followed.end() == 0
+        finally:
+            followed.process.kill()
+            followed.process.wait()
+
+
+def test_names_are_those_of_the_readme_and_of_the_scripts() -> None:
+    """The closed list in the SDK is what lua/README.md says; tests/lua hold that to the scripts."""
+    from pathlib import Path  # noqa: PLC0415 - only here
+
+    text = (Path(__file__).parents[2] / "lua" / "README.md").read_text()
+    section = text.partition("| event | its other fields | says |")[2].partition("\n\n")[0]
+    named = {
+        word.strip(" `")
+        for line in section.splitlines()[2:]
+        for word in line.split("|")[1].split(",")
+    }
+    assert named == set(NAMES)
