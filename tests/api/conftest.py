@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -22,54 +22,70 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 
-@dataclass
 class Fleet:
-    """Brokers by what is special about them.
+    """Brokers by what is special about them; each starts when a test first asks for it.
 
     Attributes:
-        plain: one simulated device of 1000 MiB, leases are given.
-        replica: on the same pool, without devices of its own.
-        none: on a pool without devices.
-        nvml: NVML is asked for and cannot be had.
-        safe: the same with SAFE_MODE=true.
-        unset: a new pool on a named server, SAFE_MODE unset.
-        storeless: nobody listens where its store should be.
         keys: of the pool of `plain` and `replica`.
     """
 
-    plain: Broker
-    replica: Broker
-    none: Broker
-    nvml: Broker
-    safe: Broker
-    unset: Broker
-    storeless: Broker
-    keys: Keys
+    def __init__(self, server: Server, folder: Path, stack: ExitStack) -> None:
+        self._stack = stack
+        self._folder = folder
+        pools = [Keys(f"api-{uuid4().hex[:8]}") for _ in range(5)]
+        self.keys = pools[0]
+        self._at = [{"REDIS_URL": server.url, "GPU_BROKER_POOL": k.pool_name} for k in pools]
+
+    def _started(self, path: str = "/ready", **settings: str) -> Broker:
+        return self._stack.enter_context(Broker(**settings)).wait(path)
+
+    @cached_property
+    def plain(self) -> Broker:
+        """One simulated device of 1000 MiB, leases are given."""
+        return self._started(**GRANTING | self._at[0])
+
+    @cached_property
+    def replica(self) -> Broker:
+        """On the same pool, without devices of its own."""
+        return self._started(**NONE | self._at[0] | {"GPU_BROKER_HOSTNAME": "h2"})
+
+    @cached_property
+    def none(self) -> Broker:
+        """On a pool without devices."""
+        return self._started(**NONE | self._at[1])
+
+    @cached_property
+    def nvml(self) -> Broker:
+        """NVML is asked for and cannot be had."""
+        return self._started(**GRANTING | broken_nvml(self._folder) | self._at[2])
+
+    @cached_property
+    def safe(self) -> Broker:
+        """The same with SAFE_MODE=true."""
+        return self._started(
+            **GRANTING | broken_nvml(self._folder) | self._at[3] | {"SAFE_MODE": "true"}
+        )
+
+    @cached_property
+    def unset(self) -> Broker:
+        """A new pool on a named server, SAFE_MODE unset."""
+        return self._started(**SIM | self._at[4])
+
+    @cached_property
+    def storeless(self) -> Broker:
+        """Nobody listens where its store should be."""
+        nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+        return self._started("/health", **GRANTING | nowhere)
+
+
+NONE = GRANTING | {"GPU_BROKER_DEVICES": "none"}
 
 
 @pytest.fixture(scope="session")
 def fleet(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """All of them, ready."""
-    keys = [Keys(f"api-{uuid4().hex[:8]}") for _ in range(5)]
-    nvml = broken_nvml(tmp_path_factory.mktemp("nvml"))
-    here = [{"REDIS_URL": server.url, "GPU_BROKER_POOL": k.pool_name} for k in keys]
-    nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
-    none = GRANTING | {"GPU_BROKER_DEVICES": "none"}
-    asked = [
-        GRANTING | here[0],
-        none | here[0] | {"GPU_BROKER_HOSTNAME": "h2"},
-        none | here[1],
-        GRANTING | nvml | here[2],
-        GRANTING | nvml | here[3] | {"SAFE_MODE": "true"},
-        SIM | here[4],
-        GRANTING | nowhere,
-    ]
+    """All of them."""
     with ExitStack() as stack:
-        brokers = [stack.enter_context(Broker(**settings)) for settings in asked]
-        for broker in brokers[:-1]:
-            broker.wait()
-        brokers[-1].wait("/health")
-        yield Fleet(*brokers, keys[0])
+        yield Fleet(server, tmp_path_factory.mktemp("nvml"), stack)
 
 
 def broken_nvml(folder: Path) -> dict[str, str]:

@@ -96,11 +96,11 @@ def test_line_says_why_and_explains(broker: Broker, client: LeaseClient, tab: Op
     expect(page.row("queue", "critic")).to_contain_text("next · 4 full")
     page.row("queue", "critic").click()
     expect(page.dialog).to_contain_text("it is next")
-    expect(page.dialog).to_contain_text("if holder-0 does not renew")
+    expect(page.dialog).to_contain_text("does not renew lease")
     expect(page.dialog).to_contain_text("leases hold its memory")
     client.release(held[0])
-    expect(page.rows("queue")).to_have_count(0)
     waiting.join(10)
+    expect(page.rows("queue")).to_have_count(0)
 
 
 def _wait(client: LeaseClient) -> None:
