@@ -18,7 +18,7 @@ run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
 
 test: $(READY)
-	$(BIN)/pytest -n 4 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -38,6 +38,9 @@ AGENTS = ("analyst", "scout", "critic")
 PAUSE_S = 0.15
 """The Analyst's rest after an article: time in which to look, and to pull the plug."""
 
+LEASED_S = 20.0
+"""Within which the pipeline's first batch has its GPU."""
+
 OURS = ("safe_mode_*", "metrics_snapshot.*", "analyst_decision_flip.json", "pipeline_*", "e2e_*")
 
 
@@ -139,10 +142,17 @@ class Walk:
     def without_orchestrator(self, broker: subprocess.Popen) -> None:
         """It is killed in the middle of the pipeline."""
         self.step("the pipeline again; the orchestrator is killed in the middle of it")
-        killer = threading.Timer(4 * PAUSE_S, broker.kill)
+        killer = threading.Thread(target=self._kill_when_leased, args=(broker,))
         killer.start()
         self.seen.killed_run = self.pipeline("pipeline_orchestrator_killed.json")
         killer.join()
+
+    def _kill_when_leased(self, broker: subprocess.Popen) -> None:
+        """The first batch has its GPU; without one in a while there is nothing to wait for."""
+        until = time.monotonic() + LEASED_S
+        while time.monotonic() < until and not metrics(self.orchestrator)[ACTIVE]:
+            time.sleep(PAUSE_S / 10)
+        broker.kill()
 
     @contextmanager
     def started(self, name: str) -> Iterator[subprocess.Popen]:

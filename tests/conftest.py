@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,32 @@ from tests.servers import Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+LONG = (
+    "agents/", "browser/", "scripts/", "deploy/", "api/test_events_slow", "api/test_live",
+    "api/test_orchestrator_client", "api/test_safe_mode", "api/test_slow_clients",
+    "api/test_document", "faults/test_device_faults", "lua/test_cost", "unit/test_cli_run",
+)  # fmt: skip
+"""Files that take more than some 20 s, most of it waiting for real processes."""
+
+SHORT_BETWEEN = 4
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, each followed by short ones: at most two of four workers wait at a time,
+    and none has a long file left when the others are done.
+    """
+    files = [list(found) for _, found in groupby(items, key=lambda item: item.path)]
+    long = [found for found in files if any(f"tests/{x}" in str(found[0].path) for x in LONG)]
+    short = [found for found in files if found not in long]
+    between = [short[i : i + SHORT_BETWEEN] for i in range(0, len(short), SHORT_BETWEEN)]
+    ordered = [
+        found
+        for first, rest in zip_longest(long, between)
+        for found in (*([first] if first else ()), *(rest or ()))
+    ]
+    items[:] = [item for found in ordered for item in found]
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,7 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "agents"
 ARTICLES = json.loads((FOLDER / "articles.json").read_text())
 
 BATCH_S = 5.0
-"""Promised are 2.5 s; a machine that runs four tests at once has as much again."""
-"""What a batch may take, whatever becomes of the orchestrator: its promise of 2 s, and room."""
+"""What a batch may take, whatever becomes of the orchestrator: twice what is promised."""
 
 NOBODY = "http://127.0.0.1:1"
 """Where nothing listens."""
