@@ -115,7 +115,7 @@ def build_app(settings: Settings) -> FastAPI:
     made = app.openapi
     app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way
     # The last that is added is the first that is asked.
-    app.add_middleware(KeyCheck, keys=keys)
+    app.add_middleware(KeyCheck, keys=keys, loopback=settings.loopback)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -6,6 +6,7 @@ needs, by FastAPI's security classes, so that the OpenAPI document shows it.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request, Security
@@ -30,25 +31,40 @@ ASSETS = ("/docs/static/", "/static/")
 SCHEME = b"bearer "
 
 
+ELSEWHERE = (
+    "this broker has no API keys and answers to this machine alone: ask it as localhost or "
+    "127.0.0.1, or make a key with gpu-broker keys new"
+)
+
+
 class KeyCheck:
     """ASGI middleware: without a key that is known nobody comes further than the open paths.
+
+    A broker without keys that listens on loopback answers to loopback's names alone: a page of
+    somebody else's, whose name is made to point here, would be an operator otherwise.
 
     Args:
         app: what is behind it.
         keys: the key ring; while it is not locked everybody is an operator.
+        loopback: whether it listens to this machine alone.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keyring) -> None:
+    def __init__(self, app: ASGIApp, keys: Keyring, *, loopback: bool) -> None:
         self._app = app
         self._keys = keys
+        self._loopback = loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Put the principal into the scope, or answer 401."""
         if scope["type"] == "http":
-            principal = self._principal(scope) if self._keys.locked else ANYBODY
+            locked = self._keys.locked
+            principal = self._principal(scope) if locked else ANYBODY
+            elsewhere = not locked and self._loopback and not _is_local(scope)
             path = scope["path"]
-            if principal is None and path not in OPEN and not path.startswith(ASSETS):
-                await problem(error_for("unauthorized"))(scope, receive, send)
+            barred = principal is None or elsewhere
+            if barred and path not in OPEN and not path.startswith(ASSETS):
+                said = error_for("forbidden", ELSEWHERE) if elsewhere else error_for("unauthorized")
+                await problem(said)(scope, receive, send)
                 return
             scope["principal"] = principal
         await self._app(scope, receive, send)
@@ -58,6 +74,19 @@ class KeyCheck:
         if len(given) != 1 or given[0][: len(SCHEME)].lower() != SCHEME:
             return None
         return self._keys.find(given[0][len(SCHEME) :].decode("latin-1").strip())
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether it was asked by an address, or by a name that is always this machine's."""
+    asked = b"".join(value for name, value in scope["headers"] if name == b"host").decode("latin-1")
+    name = asked.rpartition("]")[0][1:] if asked.startswith("[") else asked.partition(":")[0]
+    if not name or name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 bearer = HTTPBearer(

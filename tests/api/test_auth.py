@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from tests.api.conftest import Fleet
     from tests.servers import Server
 
 
@@ -286,3 +287,22 @@ def test_openapi_shows_what_needs_a_key(door: Door) -> None:
         if operation.get("security") != [{"HTTPBearer": []}]
     }
     assert bare == {("/health", "get"), ("/ready", "get")}
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("127.0.0.1:8014", 200), ("[::1]:8014", 200), ("gpu.localhost", 200),
+     ("evil.example", 403), ("localhost.evil.example:8014", 403), ("127.0.0.1.evil.example", 403)],
+)  # fmt: skip
+def test_broker_without_keys_answers_to_this_machines_names_alone(
+    fleet: Fleet, door: Door, host: str, status: int
+) -> None:
+    """A name that somebody else makes point at 127.0.0.1 brings his page no further; a key does."""
+    answer = fleet.plain.http.get("/policy", headers={"Host": host})
+    assert answer.status_code == status
+    assert fleet.plain.http.get("/health", headers={"Host": host}).status_code == 200
+    if status == 403:
+        assert answer.json()["code"] == "forbidden"
+        assert "localhost" in answer.json()["detail"]
+    with_key = {"Authorization": f"Bearer {door.keys['viewer']}", "Host": host}
+    assert door.broker.http.get("/policy", headers=with_key).status_code == 200

@@ -48,8 +48,8 @@ def closed(connection: socket.socket) -> bool:
 
 def test_slow_requests_cost_nobody_else_anything(broker: Broker) -> None:
     """Of three kinds, 200 connections: others are answered at once, and those are closed."""
-    starts = (b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-              b"POST /lease HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")  # fmt: skip
+    starts = (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+              b"POST /lease HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")  # fmt: skip
     with ExitStack() as stack:
         began = time.monotonic()
         slow = [stack.enter_context(connect(broker, starts[n % 3])) for n in range(200)]
@@ -71,7 +71,7 @@ def test_slow_requests_cost_nobody_else_anything(broker: Broker) -> None:
 def test_head_without_end_is_cut_off(broker: Broker) -> None:
     """A header of a megabyte, or a thousand of them, is not collected."""
     for line in (b"a" * 1_000_000, b"X-Header: value\r\n" * 60_000):
-        with connect(broker, b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ") as connection:
+        with connect(broker, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ") as connection:
             sent = 0
             with suppress(OSError):
                 while sent < len(line):
@@ -90,7 +90,7 @@ def test_head_of_a_usual_length_is_read(broker: Broker) -> None:
 
 def test_connection_is_kept_for_the_next_request(broker: Broker) -> None:
     """Also when requests come in pieces, one after another."""
-    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(broker) as connection:
         for _ in range(5):
             for at in range(0, len(request), 7):
