@@ -160,10 +160,10 @@ def banner(settings: Settings, *, demo: bool) -> str:
          -d '{{"agent": "me", "min_memory_mb": 8192}}'"""
         lines += [
             "",
-            "Try, in another terminal:",
+            f"See it: {base} in a browser. And try, in another terminal:",
             f"  1. curl -s {base}/gpu/info",
             f"  2. {lease}",
-            "  3. gpu-broker status        (in a checkout: .venv/bin/gpu-broker status)",
+            "  3. gpu-broker status -w     (in a checkout: .venv/bin/gpu-broker status -w)",
         ]
     return "\n".join(lines)
 

@@ -45,6 +45,15 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     return environment(PYTHONPATH=str(site))
 
 
+def test_page_is_in_the_wheel_whole(wheel: Path) -> None:
+    """Every file of it, vendored ones with their licences: the page needs nothing else."""
+    folder = ROOT / "broker" / "dashboard" / "static"
+    files = {str(path.relative_to(ROOT)) for path in folder.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        assert files <= set(archive.namelist())
+    assert "broker/dashboard/static/vendor/uplot.LICENSE" in files
+
+
 def run(base: dict[str, str], *command: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Python of this suite without its site-packages, in the base environment."""
     return subprocess.run(
