@@ -150,6 +150,7 @@ def banner(settings: Settings, *, demo: bool) -> str:
         f"  store    {store}, pool {settings.sdk.pool}",
         f"  devices  {_devices(settings)}",
         f"  mode     {_mode(settings)}",
+        "  see it   at that address in a browser, or with gpu-broker status -w",
     ]
     if settings.keyring().locked:
         lines.append("  reach    with an API key alone: gpu-broker keys list")
@@ -160,10 +161,10 @@ def banner(settings: Settings, *, demo: bool) -> str:
          -d '{{"agent": "me", "min_memory_mb": 8192}}'"""
         lines += [
             "",
-            f"See it: {base} in a browser. And try, in another terminal:",
+            "Try, in another terminal:",
             f"  1. curl -s {base}/gpu/info",
             f"  2. {lease}",
-            "  3. gpu-broker status -w     (in a checkout: .venv/bin/gpu-broker status -w)",
+            "  3. gpu-broker status        (in a checkout: .venv/bin/gpu-broker status)",
         ]
     return "\n".join(lines)
 
