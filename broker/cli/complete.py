@@ -8,8 +8,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk import LeaseClient
+from agent_sdk import LeaseClient, Store
 from agent_sdk.errors import LeaseError
+from agent_sdk.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,14 +27,17 @@ DEADLINE_S: Final = 0.5
 def _completing(names: Callable[[Scene], Iterable[str]]) -> Complete:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         del ctx, param
-        with (
-            suppress(LeaseError, ValueError),
-            LeaseClient.from_env(client_name="completion", deadline_s=DEADLINE_S) as client,
-        ):
+        with suppress(LeaseError, ValueError), _client() as client:
             return sorted({n for n in names(client.scene()) if n.startswith(incomplete)})
         return []
 
     return complete
+
+
+def _client() -> LeaseClient:
+    settings = read_settings()
+    store = Store(settings.store_url, timeout_s=DEADLINE_S)
+    return LeaseClient(store, pool=settings.pool, client_name="completion", deadline_s=DEADLINE_S)
 
 
 hosts = _completing(lambda scene: scene.hosts)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from redis.exceptions import RedisError
 
-from agent_sdk.errors import LeaseError
-from agent_sdk.events import NAMES, PAGE, Event
+from agent_sdk.errors import Denied, LeaseError
+from agent_sdk.events import NAMES, Event
 from agent_sdk.keys import EVENT_ID
 from broker.cli.complete import agents, hosts
-from broker.cli.follow import Follower
+from broker.cli.follow import Follower, last_of
 from broker.cli.store import as_json, output_option, pool_client
 from broker.cli.table import gib
 
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from agent_sdk import LeaseClient
+    from agent_sdk.events import News
 
     Places = dict[str, tuple[str, int]]
 
 RETRY_S: Final = 0.5
+
+LAST: Final = 20
+
+KEPT: Final = 20_000
+"""More than the stream ever has: Redis trims it to 10,000, give or take a node of a hundred."""
 
 LOST: Final = "some events were lost: they were trimmed, or the store lost its memory"
 
@@ -37,7 +43,7 @@ COLUMNS: Final = (8, 12, 16, 26)
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Stay, and print what happens, until Ctrl-C.")
-@click.option("-n", "--count", type=click.IntRange(0, 10_000), help="The last so many (20).")
+@click.option("-n", "--count", type=click.IntRange(0, 10_000), help=f"The last so many ({LAST}).")
 @click.option("--since", metavar="ID", help="All after this event, as 1795607407688-0.")
 @click.option("--type", "types", multiple=True, type=click.Choice(NAMES), metavar="EVENT",
               help="Only these; may be repeated.")  # fmt: skip
@@ -55,11 +61,13 @@ def events(
 ) -> None:
     """Show what happened last; with -f what happens too. No running broker is needed.
 
-    JSON is one object a line. The store keeps some 10,000 events.
+    JSON is one object a line. The store keeps some 10,000 events. Following ends by Ctrl-C, with
+    exit code 0; while the store is away it waits, and says so on stderr.
 
     \b
     Examples:
       gpu-broker events -n 100
+      gpu-broker events -n 5 --type revoke --type drained     the last five of these
       gpu-broker events -f --type granted --type expired
       gpu-broker events -f -o json | jq -r 'select(.agent == "analyst") | .event'
       gpu-broker events --since 1795607407688-0 -o name
@@ -71,74 +79,80 @@ def events(
     with pool_client() as client:
         places: Places = {}
 
-        def shown(found: Sequence[Event]) -> None:
+        def shown(found: Sequence[Event], last: int = KEPT) -> None:
             _place(client, places, found)
-            for event in found:
-                at = {places[uuid][0] for uuid, _ in event.devices if uuid in places}
-                if (
-                    (not types or event.event in types)
-                    and (agent is None or event.fields.get("agent") == agent)
-                    and (host is None or host in {event.fields.get("host"), *at})
-                ):
-                    click.echo(LINES[output](event, places))
+            chosen = [
+                event
+                for event in found
+                if (not types or event.event in types)
+                and (agent is None or event.fields.get("agent") == agent)
+                and (host is None or host in _hosts_of(event, places))
+            ]
+            for event in chosen[max(0, len(chosen) - last) :]:
+                click.echo(LINES[output](event, places))
             sys.stdout.flush()
 
-        if since is None:
-            found = client.events(max(1, 20 if count is None else count))
-            since = found[-1].id if found else "0-0"
-            shown(() if count == 0 else found)
-        else:
-            since = _catch_up(client, since, shown)
-        if follow:
-            _follow(client, since, shown)
+        after = since
+        if after is None:
+            last = LAST if count is None else count
+            found = client.events(KEPT if types or agent or host else max(1, last))
+            shown(found, last)
+            after = last_of(found)
+        with Follower(client, after) as follower:
+            if since is not None:
+                _catch_up(follower, shown)
+            if follow:
+                _follow(follower, shown)
 
 
-def _catch_up(client: LeaseClient, since: str, shown: Callable[[Sequence[Event]], None]) -> str:
-    """Show all that came after an event; the id of the last."""
-    with Follower(client, since) as follower:
-        while True:
-            news = follower.wait(0)
-            if news.gap:
-                click.echo(LOST, err=True)
-                found = client.events(PAGE)
-                shown(found)
-                return found[-1].id if found else "0-0"
-            if not news.events:
-                return since
-            shown(news.events)
-            since = news.events[-1].id
+def _catch_up(follower: Follower, shown: Callable[[Sequence[Event]], None]) -> None:
+    """Show all that came up to now."""
+    news = follower.wait(0)
+    while news.events or news.gap:
+        _tell(news, shown)
+        news = follower.wait(0)
 
 
-def _follow(client: LeaseClient, since: str, shown: Callable[[Sequence[Event]], None]) -> None:
+def _follow(follower: Follower, shown: Callable[[Sequence[Event]], None]) -> None:
     """Show what happens until Ctrl-C; an outage is said once, and nothing is missed for it."""
     away = False
-    with Follower(client, since) as follower:
-        try:
-            while True:
-                try:
-                    news = follower.wait(1)
-                    if news.gap:
-                        click.echo(LOST, err=True)
-                    shown(news.events)
-                except (RedisError, LeaseError) as error:
-                    if not away:
-                        click.echo(f"gpu-broker: the store is away: {error}", err=True)
-                    away = True
-                    time.sleep(RETRY_S)
-                else:
-                    if away:
-                        click.echo("gpu-broker: the store is back", err=True)
-                    away = False
-        except KeyboardInterrupt:
-            return
+    with suppress(KeyboardInterrupt):
+        while True:
+            try:
+                news = follower.wait(1)
+            except Denied:
+                raise
+            except LeaseError as error:
+                if not away:
+                    click.echo(f"gpu-broker: the store is away: {error}", err=True)
+                away = True
+                time.sleep(RETRY_S)
+            else:
+                if away:
+                    click.echo("gpu-broker: the store is back", err=True)
+                away = False
+                _tell(news, shown)
+
+
+def _tell(news: News, shown: Callable[[Sequence[Event]], None]) -> None:
+    if news.gap:
+        click.echo(LOST, err=True)
+    shown(news.events)
 
 
 def _place(client: LeaseClient, places: Places, found: Sequence[Event]) -> None:
-    """Learn where devices are that these events name."""
+    """Learn where devices are that these events name; while the store is away by their ids."""
     named = {uuid for event in found for uuid, _ in event.devices}
     if named - places.keys():
-        places |= {d.uuid: (d.host, d.index) for d in client.devices()}
-        places |= {uuid: (uuid, -1) for uuid in named - places.keys()}  # gone: asked once
+        with suppress(LeaseError):
+            places |= {d.uuid: (d.host, d.index) for d in client.devices()}
+            places |= {uuid: (uuid, -1) for uuid in named - places.keys()}  # gone: asked once
+
+
+def _hosts_of(event: Event, places: Places) -> set[str]:
+    """The hosts of which it tells."""
+    at = {places[uuid][0] for uuid, _ in event.devices if uuid in places}
+    return at | ({event.fields["host"]} if "host" in event.fields else set())
 
 
 def as_line(event: Event, places: Places) -> str:
@@ -148,8 +162,12 @@ def as_line(event: Event, places: Places) -> str:
     devices = " ".join(_device(places, uuid) for uuid, _ in event.devices)
     mb = sum(mb or 0 for _, mb in event.devices)
     where = " ".join(filter(None, (devices or fields.get("host", ""), gib(mb) if mb else "")))
-    who = fields.get("agent") or fields.get("by") or ""
-    more = [(event.token or "")[:8], fields.get("policy", ""), fields.get("reason", "")]
+    agent, by = fields.get("agent", ""), fields.get("by", "")
+    who = agent or by
+    more = [
+        (event.token or "")[:8], f"by {by}" if agent and by else "",
+        fields.get("policy", ""), fields.get("reason", ""),
+    ]  # fmt: skip
     if event.event == "device" and fields.get("state") != "ok":
         more.append(fields.get("state", ""))
     colour = "red" if event.event in TROUBLE else "green" if event.event == "granted" else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli.complete import tokens
-from broker.cli.queue import asks
+from broker.cli.queue import PREFIX, asks
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
 from broker.cli.units import Size
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from agent_sdk.explain import Explanation
 
 HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
-
-PREFIX = 8
-"""Letters of a token that are enough, if only one that waits begins with them."""
 
 
 @click.command()

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from agent_sdk.events import START, News, Tail
+from redis.exceptions import RedisError
+
+from agent_sdk.events import START, Event, News, Tail, order
+from broker.cli.store import lease_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from agent_sdk import LeaseClient
@@ -18,33 +22,44 @@ LONGEST_S: Final = 1.0
 """One look at the stream waits no longer, so that Ctrl-C and a store that is away are soon seen."""
 
 
+def last_of(found: Sequence[Event]) -> str:
+    """The id after which everything is new to who has seen these."""
+    return found[-1].id if found else START
+
+
 class Follower:
     """Waits for events.
 
     Args:
         client: of the pool.
-        last: the id after which it begins; None: what is newest at the first look.
+        last: the id after which it begins.
     """
 
-    def __init__(self, client: LeaseClient, last: str | None = None) -> None:
-        self._client = client
+    def __init__(self, client: LeaseClient, last: str) -> None:
         self._redis: Any = replace(client.store, timeout_s=LONGEST_S + ANSWER_S).connect()
-        self._tail = None if last is None else Tail(client.keys, last)
+        self._tail = Tail(client.keys, last)
 
     def wait(self, seconds: float) -> News:
         """What happens within so long, a second at most; nothing may.
 
+        After a gap comes all that the stream still has and that was not seen.
+
         Raises:
-            RedisError, LeaseError: the store is away; the next look goes on where this one was.
+            LeaseError: the store is away or denies it; the next look goes on where this one was.
         """
-        if self._tail is None:
-            newest = self._client.events(1)
-            self._tail = Tail(self._client.keys, newest[-1].id if newest else START)
         block_ms = max(1, round(min(seconds, LONGEST_S) * 1000))
         pipe = self._redis.pipeline(transaction=False)
         for command in self._tail.ask(block_ms).commands:
             pipe.execute_command(*command)
-        return self._tail.take(pipe.execute())
+        before = self._tail.last
+        try:
+            news = self._tail.take(pipe.execute())
+        except RedisError as error:
+            raise lease_error(error) from error
+        # A stream that ends later was trimmed: its oldest event is already one that was not seen.
+        if news.gap and order(self._tail.last) > order(before):
+            self._tail.last = START
+        return news
 
     def __enter__(self) -> Self:
         """Disconnect at the end of the block."""

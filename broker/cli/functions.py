@@ -10,9 +10,8 @@ import click
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from agent_sdk import functions as library
-from agent_sdk.errors import error_for
 from broker.cli import FAILED
-from broker.cli.store import output_option, pool_client, show
+from broker.cli.store import lease_error, output_option, pool_client, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,9 +83,9 @@ def _on_the_server(work: Callable[[Redis], T]) -> T:
         try:
             return work(client.redis)
         except NoPermissionError as error:
-            raise error_for("denied") from error
+            raise lease_error(error) from error
         except ResponseError as error:
             click.echo(f"gpu-broker functions: {error}", err=True)
             sys.exit(FAILED)
         except RedisError as error:
-            raise error_for("store_unavailable", f"Redis cannot be reached: {error}") from error
+            raise lease_error(error) from error

@@ -14,11 +14,18 @@ from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, screen_width, table
 
 if TYPE_CHECKING:
+    from agent_sdk.scene import Standing
     from agent_sdk.waiting_line import WaiterStatus
 
 HEAD: Final = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE", "WHY")
 
 MORE: Final = ("CLIENT", "PROCESS", "OWNER")
+
+PREFIX: Final = 8
+"""Letters of a token that are enough for `explain`, if only one begins with them."""
+
+ROOMY: Final = 160
+"""Columns of a terminal that has room for whole tokens and sentences."""
 
 
 @click.command()
@@ -41,23 +48,25 @@ def queue(agent: str | None, output: str) -> None:
         scene = client.scene()
     found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
     stands, wide = line(scene), output == "wide"
+    width = None if wide else screen_width()
+    narrow = width is not None and width < ROOMY
+    whole = wide or (width is not None and not narrow)
     rows = [
         (
-            x.token,
+            x.token[:PREFIX] if narrow else x.token,
             x.agent,
             asks(x.memory_mb, x.devices, exclusive=x.exclusive),
             where(x.asked_host, x.model),
             str(x.priority),
             age(scene.pool.now_ms - x.joined_ms),
             place(x),
-            stands[x.token].says if wide else why(stands[x.token].devices),
+            stands[x.token].says if whole else why(stands[x.token]),
             *((x.client, x.pid.partition(":")[0], x.owner or "-") if wide else ()),
         )
         for x in found
     ]
     head = (*HEAD, *MORE) if wide else HEAD
-    width = None if wide else screen_width()
-    text = table(head, rows, width=width, gives=(7, 0, 3)) if rows else "nobody waits"
+    text = table(head, rows, width=width, gives=(3, 1, 7, 2)) if rows else "nobody waits"
     data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
     show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
 
@@ -84,6 +93,7 @@ def place(waiter: WaiterStatus) -> str:
     return "next" if waiter.place == 0 else f"{waiter.place} ahead"
 
 
-def why(devices: dict[str, int]) -> str:
-    """How the devices stand that could be the ones."""
-    return ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in devices.items())
+def why(stands: Standing) -> str:
+    """How the devices stand that could be the ones; where not they hold it back, the code."""
+    counts = (f"{count} {word.replace('_', ' ')}" for word, count in stands.devices.items())
+    return ", ".join(counts) or stands.code

@@ -19,8 +19,13 @@ BUSY_PCT: Final = 50
 
 BAR: Final = 16
 
+NARROW_BAR: Final = 12
+
 ROOMY: Final = 110
 """Columns of a terminal that has room for all; a narrower one goes without a few."""
+
+DEFAULT: Final = "default"
+"""The pool that needs no name."""
 
 HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE")
 
@@ -51,16 +56,19 @@ def status(every_s: float | None, output: str) -> None:
       gpu-broker status -o json | jq '.devices[].free_mb'
       gpu-broker status -o name | xargs -n1 gpu-broker drain
     """
-
-    def picture(scene: Scene) -> str:
-        return as_json(as_data(scene)) if output == "json" else as_text(scene, output=output)
-
     with pool_client() as client:
+        pool = client.keys.pool_name
+
+        def picture(scene: Scene) -> str:
+            if output == "json":
+                return as_json(as_data(scene))
+            return as_text(scene, output=output, pool=pool)
+
         if every_s is not None:
-            watch(client, every_s, picture)
+            watch(client, every_s, picture, lines=output in {"json", "name"})
             return
         scene = client.scene()
-    show(output, as_text(scene, output=output), as_data(scene), scene.devices)
+    show(output, as_text(scene, output=output, pool=pool), as_data(scene), scene.devices)
 
 
 def as_data(scene: Scene) -> dict[str, Any]:
@@ -73,32 +81,34 @@ def as_data(scene: Scene) -> dict[str, Any]:
     }
 
 
-def as_text(scene: Scene, *, output: str = "text") -> str:
+def as_text(scene: Scene, *, output: str = "text", pool: str = DEFAULT) -> str:
     """For people: the pool in a line, then a line for each GPU and each lease."""
     if output == "name":
         return "\n".join(scene.devices)
     if not scene.pool.ready:
         return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
-    width = None if output == "wide" else screen_width()
-    parts = [_pool_line(scene)]
+    wide = output == "wide"
+    width = None if wide else screen_width()
+    narrow = width is not None and width < ROOMY
+    parts = [_pool_line(scene, pool, width)]
     if scene.waiters:
         parts.append(f"{len(scene.waiters)} waiting: gpu-broker queue")
     if not scene.devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
-    head: tuple[str, ...] = (*HEAD, "") if output == "wide" else HEAD
-    rows = _rows(scene, wide=output == "wide")
-    if width is not None and width < ROOMY:
+    head: tuple[str, ...] = (*HEAD, "") if wide else HEAD
+    rows = _rows(scene, wide=wide, bar_width=NARROW_BAR if narrow else BAR)
+    if narrow:
         head, rows = _without(head, "TEMP"), [_without(row, "TEMP") for row in rows]
     if rows:
-        parts.append(table(head, rows, width=width, gives=(1, len(head) - 1)))
-    cpu = [_lease_row(x, scene, 0) for x in scene.leases.values() if not x.devices]
+        parts.append(table(head, rows, width=width, gives=(1, len(head) - 1, 0)))
+    cpu = [x for x in scene.leases.values() if not x.devices]
     if cpu:
-        named = [(agent, left, token) for _, agent, left, *_, token in cpu]
-        parts.append(table(("CPU LEASES", "", ""), named, width=width, gives=(0,)))
+        named = [_cpu_row(x, scene, wide=wide) for x in cpu]
+        parts.append(table(("CPU LEASES", "", "", ""), named, width=width, gives=(0,)))
     return "\n\n".join(parts)
 
 
-def _pool_line(scene: Scene) -> str:
+def _pool_line(scene: Scene, pool: str, width: int | None) -> str:
     devices = scene.devices.values()
     free = sum(max(0, d.free_mb) for d in devices)
     total = sum(d.total_mb for d in devices)
@@ -111,20 +121,22 @@ def _pool_line(scene: Scene) -> str:
         (len(scene.hosts), "host"), (len(devices), "GPU"), (scene.pool.active_leases, "lease")
     )  # fmt: skip
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
-    return f"{said}, {gib(free)} free of {gib(total)}. {safe}"
+    name = "" if pool == DEFAULT else f"pool {pool}: "
+    line = f"{name}{said}, {gib(free)} free of {gib(total)}."
+    fits = width is None or len(click.unstyle(f"{line} {safe}")) <= width
+    return f"{line} {safe}" if fits else f"{line}\n{safe}"
 
 
-def _rows(scene: Scene, *, wide: bool) -> list[tuple[str, ...]]:
+def _rows(scene: Scene, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     held: dict[str, list[tuple[LeaseStatus, int]]] = {}
     for lease in scene.leases.values():
         for uuid, mb in lease.devices:
             held.setdefault(uuid, []).append((lease, mb))
     for uuid, device in scene.devices.items():
-        rows.append(_device_row(device) + ((uuid,) if wide else ()))
+        rows.append(_device_row(device, bar_width) + ((uuid,) if wide else ()))
         for lease, mb in held.get(uuid, ()):
-            more = (f"{lease.token} {lease.client} {lease.pid.partition(':')[0]}",) if wide else ()
-            rows.append(_lease_row(lease, scene, mb) + more)
+            rows.append(_lease_row(lease, scene, mb) + ((_whole(lease),) if wide else ()))
     return rows
 
 
@@ -134,7 +146,7 @@ def state_of(device: DeviceStatus) -> str:
     return f"{word} {device.reason}".strip()
 
 
-def _device_row(device: DeviceStatus) -> tuple[str, ...]:
+def _device_row(device: DeviceStatus, bar_width: int) -> tuple[str, ...]:
     busy, warm = device.telemetry["utilization_gpu_pct"], device.telemetry["temperature_c"]
     state, free_mb = state_of(device), max(0, device.free_mb)
     shares = (
@@ -144,7 +156,7 @@ def _device_row(device: DeviceStatus) -> tuple[str, ...]:
     return (
         f"{device.host}:{device.index}",
         device.name,
-        bar(shares, device.total_mb, BAR),
+        bar(shares, device.total_mb, bar_width),
         f"{device.reserved_mb / 1024:.1f}/{gib(device.total_mb)}",
         click.style(gib(free_mb), fg="green" if free_mb else None),
         "-" if busy is None else click.style(f"{busy:.0f} %", fg=_busy_colour(busy)),
@@ -162,6 +174,19 @@ def _lease_row(lease: LeaseStatus, scene: Scene, mb: int) -> tuple[str, ...]:
     left = "no expiry" if ends is None else f"{age(ends - now_ms)} left"
     held = f"held {age(now_ms - lease.granted_at_ms)}"
     return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
+
+
+def _cpu_row(lease: LeaseStatus, scene: Scene, *, wide: bool) -> tuple[str, ...]:
+    _, agent, left, _, held, *_, token = _lease_row(lease, scene, 0)
+    return (agent, left, held, _whole(lease) if wide else token)
+
+
+def _whole(lease: LeaseStatus) -> str:
+    """What wide says of a lease: its token, and whose it is."""
+    said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
+    said += [f"priority {lease.priority}"] if lease.priority else []
+    said += [f"owner {lease.owner}"] if lease.owner else []
+    return " ".join(filter(None, said))
 
 
 def _without(row: tuple[str, ...], column: str) -> tuple[str, ...]:

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from agent_sdk import LeaseClient
-from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown
+from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown, error_for
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from redis.exceptions import RedisError
 
 DEADLINE_S = 1.5
 """A person is waiting."""
@@ -37,6 +40,13 @@ def pool_client() -> Iterator[LeaseClient]:
             )
             sys.exit(UNAVAILABLE)
         sys.exit(DENIED if isinstance(error, Denied) else FAILED)
+
+
+def lease_error(error: RedisError) -> LeaseError:
+    """What redis-py's error means: the store denies it, or is away."""
+    if isinstance(error, (AuthenticationError, NoPermissionError)):
+        return error_for("denied")
+    return error_for("store_unavailable", f"Redis cannot be reached: {error}")
 
 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

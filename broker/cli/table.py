@@ -19,6 +19,9 @@ MIB_PER_GIB = 1024
 NARROWEST: Final = 8
 """Letters that a column keeps when it gives way."""
 
+INDEX: Final = 3
+"""Digits that the index of a GPU has at most."""
+
 
 def screen_width() -> int | None:
     """Columns of the terminal; None when nobody looks at one."""
@@ -54,9 +57,17 @@ def table(
 
 
 def _fit(cell: str, width: int) -> str:
-    """The cell, filled or cut to a width; a cut one loses its colour."""
-    plain = click.unstyle(cell)
-    return plain[: width - 1] + "…" if len(plain) > width else cell + " " * (width - len(plain))
+    return cut(cell, width) + " " * (width - len(click.unstyle(cell)))
+
+
+def cut(text: str, width: int) -> str:
+    """The text, no longer than so; what is cut loses its colour, but not its GPU's index."""
+    plain = click.unstyle(text)
+    if len(plain) <= width:
+        return text
+    head, _, index = plain.rpartition(":")
+    end = f":{index}" if head and index.isdecimal() and len(index) <= INDEX else ""
+    return f"{plain[: max(0, width - 1 - len(end))]}…{end}"[:width]
 
 
 def bar(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:

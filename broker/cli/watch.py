@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import click
-from redis.exceptions import RedisError
 
-from agent_sdk.errors import LeaseError
-from broker.cli.follow import Follower
-from broker.cli.table import age
+from agent_sdk.errors import Denied, LeaseError
+from broker.cli.follow import Follower, last_of
+from broker.cli.table import age, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
     from agent_sdk import LeaseClient
     from agent_sdk.scene import Scene
 
+    Draw = Callable[[str, str], None]
+
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 """To the terminal's other screen, without a cursor, and back."""
 
-HOME, END_OF_LINE, END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+HOME, CLEAR_LINE, END_OF_SCREEN = "\x1b[H", "\x1b[2K", "\x1b[J"
 
 RETRY_S: Final = 0.5
 
@@ -33,45 +34,58 @@ PAUSE_S: Final = 0.1
 """Between two pictures at least: a busy pool is drawn ten times a second."""
 
 
-def watch(client: LeaseClient, every_s: float, picture: Callable[[Scene], str]) -> None:
+def watch(
+    client: LeaseClient, every_s: float, picture: Callable[[Scene], str], *, lines: bool
+) -> None:
     """Draw until Ctrl-C: at once when something happens, and every so many seconds.
 
-    On a terminal in place, else below each other. Without the store the last picture stays, and
-    says how old it is.
+    On a terminal in place, else below each other; `lines`: as lines for programs, everywhere.
+    Without the store the last picture stays, and it is said how old it is.
+
+    Raises:
+        LeaseError: the store is away from the beginning, or denies it.
     """
-    live = sys.stdout.isatty()
-    with _screen() if live else _plain() as draw, Follower(client) as follower:
+    # Where the stream is before the first look: what happens after that is news.
+    after = last_of(client.events(1))
+    live = sys.stdout.isatty() and not lines
+    with _screen() if live else _plain(timed=not lines) as draw, Follower(client, after) as news:
         seen, seen_at = "", time.monotonic()
         while True:
             try:
                 seen, seen_at = picture(client.scene()), time.monotonic()
-                draw(seen)
-                _until_news(follower, every_s)
-            except (RedisError, LeaseError) as error:
+                draw(seen, "")
+                _until_news(news, every_s)
+            except Denied:
+                raise
+            except LeaseError as error:
                 old = age(round((time.monotonic() - seen_at) * 1000))
-                draw(f"{click.style(f'disconnected, {old} old: {error}', fg='red')}\n\n{seen}")
+                draw(seen, f"disconnected, {old} old: {error}")
                 time.sleep(RETRY_S)
 
 
 def _until_news(follower: Follower, seconds: float) -> None:
-    until = time.monotonic() + seconds
+    """Until something happens, the window has another size, or so long."""
+    until, size = time.monotonic() + seconds, shutil.get_terminal_size()
     time.sleep(min(PAUSE_S, seconds))
     while (left_s := until - time.monotonic()) > 0:
         news = follower.wait(left_s)
-        if news.events or news.gap:
+        if news.events or news.gap or shutil.get_terminal_size() != size:
             return
 
 
 @contextmanager
-def _screen() -> Iterator[Callable[[str], None]]:
+def _screen() -> Iterator[Draw]:
     """Draws in place; whatever ends it, the terminal is as it was."""
 
-    def draw(text: str) -> None:
+    def draw(picture: str, trouble: str) -> None:
+        text = f"{click.style(trouble, fg='red')}\n\n{picture}" if trouble else picture
         lines = (click.unstyle(text) if colourless else text).splitlines()
-        room = shutil.get_terminal_size().lines - 1
-        if len(lines) > room:
-            lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines"]
-        shown = "".join(f"{line}{END_OF_LINE}\n" for line in lines)
+        columns, height = shutil.get_terminal_size()
+        if len(lines) >= height:
+            kept = max(0, height - 2)
+            lines = [*lines[:kept], f"… {len(lines) - kept} more lines"]
+        # Cleared first: behind a line that is full the cursor stands on its last letter.
+        shown = "".join(f"{CLEAR_LINE}{cut(line, columns)}\n" for line in lines)
         sys.stdout.write(f"{HOME}{shown}{END_OF_SCREEN}")
         sys.stdout.flush()
 
@@ -89,16 +103,22 @@ def _screen() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _plain() -> Iterator[Callable[[str], None]]:
-    """Prints one below the other, unless nothing has changed."""
-    last = ""
+def _plain(*, timed: bool) -> Iterator[Draw]:
+    """Prints one below the other, unless nothing has changed; trouble goes to stderr, once."""
+    last, away = "", False
 
-    def draw(text: str) -> None:
-        nonlocal last
-        if text != last:
-            click.echo(text)
-            sys.stdout.flush()
-        last = text
+    def draw(picture: str, trouble: str) -> None:
+        nonlocal last, away
+        if trouble and not away:
+            click.echo(f"gpu-broker: {trouble}", err=True)
+        away = bool(trouble)
+        if away or picture == last:
+            return
+        if timed:
+            click.echo(time.strftime("-- %H:%M:%S"))
+        click.echo(picture)
+        sys.stdout.flush()
+        last = picture
 
     with suppress(KeyboardInterrupt):
         yield draw

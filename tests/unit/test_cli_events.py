@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.events import NAMES
+from agent_sdk.events import NAMES, PAGE
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli.events import LOST
+from broker.cli.follow import Follower, last_of
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.servers import running
 
@@ -100,6 +101,24 @@ def test_since_and_filters(pool: TestBroker) -> None:
     assert len(call(pool.url, "--since", since, "--host", pool.host, "-o", "name").split()) == 6
 
 
+def test_last_of_a_type_is_found_however_far_back(pool: TestBroker) -> None:
+    """--count counts what is shown."""
+    pair(pool)
+    (created,) = call(pool.url, "-n", "1", "--type", "pool_created").splitlines()
+    assert created.split()[1:] == ["pool_created", pool.host]
+    assert len(call(pool.url, "-n", "1", "--agent", "analyst", "-o", "name").split()) == 1
+    assert call(pool.url, "-n", "0", "--agent", "analyst") == ""
+
+
+def test_acts_of_operators_say_who_and_why(pool: TestBroker) -> None:
+    """Beside whose lease it was."""
+    lease = pool.client.acquire("analyst", memory_mb=10)
+    pool.client.revoke(lease.token, force=True, by="ann", why="runs wild")
+    (line,) = call(pool.url, "-n", "1", "--type", "revoke").splitlines()
+    assert line.endswith(f"{lease.token[:8]} by ann runs wild")
+    assert line.split()[2] == "analyst"
+
+
 def test_wrong_calls_say_what_is_right(pool: TestBroker) -> None:
     """A type that is none, an id that is none, both ways to begin."""
     assert "granted" in call(pool.url, "--type", "grant", code=2)
@@ -108,17 +127,35 @@ def test_wrong_calls_say_what_is_right(pool: TestBroker) -> None:
 
 
 def test_events_that_were_trimmed_are_told() -> None:
-    """On stderr; what there is comes."""
-    with running_broker() as own:
-        pair(own)
-        with LeaseClient(Store(own.url)) as client:
-            client.redis.xtrim(client.keys.events, maxlen=1, approximate=False)
+    """On stderr; what there is comes, all of it."""
+    with running_broker() as own, LeaseClient(Store(own.url)) as client:
+        pipe = client.redis.pipeline(transaction=False)
+        for _ in range(PAGE + 2):
+            pipe.xadd(client.keys.events, {"event": "waiting", "token": "t", "agent": "a"})
+        pipe.xtrim(client.keys.events, maxlen=PAGE + 1, approximate=False)
+        pipe.execute()
         done = subprocess.run(
             [PROGRAM, "events", "--since", "1-0", "-o", "name"],
             env=environment(REDIS_URL=own.url), capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stderr.strip() == LOST
-        assert len(done.stdout.split()) == 1
+        assert len(done.stdout.split()) == PAGE + 1
+
+
+def test_new_stream_is_followed_from_its_beginning() -> None:
+    """A store that lost its memory says so, and nothing of what came since is missed."""
+    with running_broker() as own, LeaseClient(Store(own.url)) as client:
+        pair(own)
+        with Follower(client, last_of(client.events(1))) as follower:
+            client.redis.delete(client.keys.events)
+            lease = client.acquire("analyst", memory_mb=1, host="any")
+            assert follower.wait(0).gap
+            assert [e.token for e in follower.wait(0).events] == [lease.token]
+            client.redis.delete(client.keys.events)
+            assert follower.wait(0).gap
+            assert not follower.wait(0).gap
+            client.release(lease)
+            assert [e.event for e in follower.wait(0).events] == ["released"]
 
 
 def test_following_survives_the_store_and_ends_by_ctrl_c() -> None:

@@ -48,6 +48,20 @@ def test_queue_shows_who_waits(waiting: tuple[CliRunner, str]) -> None:
     assert run(waiting[0], "queue", "--agent", "nobody") == (0, "nobody waits\n")
 
 
+def test_queue_says_why_also_when_no_device_is_the_reason() -> None:
+    """The code stands where else the devices are counted."""
+    with (
+        running_broker(devices=1, memory_mb=1000) as broker,
+        LeaseClient(Store(broker.url), hostname=broker.host) as client,
+    ):
+        client.acquire("holder", memory_mb=700, ttl_s=600)
+        with pytest.raises(StillWaiting):
+            client.acquire("analyst", memory_mb=900, wait_s=0.01, keep_place=True)
+        client.set_policy(safe_mode=True)
+        code, text = run(CliRunner(env={"REDIS_URL": broker.url}), "queue")
+        assert (code, text.splitlines()[1].split()[-1]) == (0, "safe_mode")
+
+
 def test_queue_as_json_is_for_scripts(waiting: tuple[CliRunner, str]) -> None:
     """The same with every field, under a schema."""
     code, text = run(waiting[0], "queue", "-o", "json")

@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -20,20 +21,27 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from agent_sdk import LeaseClient, Store
+from agent_sdk import LeaseClient, StillWaiting, Store
 from agent_sdk.testing import TestBroker, running_broker
-from broker.cli.table import bar, table
-from broker.cli.watch import ENTER, LEAVE
+from broker.cli.complete import DEADLINE_S
+from broker.cli.table import bar, cut, table
+from broker.cli.watch import ENTER, LEAVE, watch
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent_sdk.asking import Ask
+    from agent_sdk.scene import Scene
+
 log = logging.getLogger(__name__)
 
 SHOWN_S = 1.0
 """Promised from a lease to its line."""
+
+START_S = 1.0
+"""Room for the interpreter's start on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +66,17 @@ class Terminal:
 
     def __init__(self, *args: str, columns: int, lines: int, **settings: str) -> None:
         self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.resize(columns=columns, lines=lines)
         self.process = subprocess.Popen(
             [PROGRAM, *args], env=environment(TERM="xterm", **settings),
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
         self.seen = ""
+
+    def resize(self, *, columns: int, lines: int) -> None:
+        """Give the window another size."""
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def read(self, seconds: float = 0.05) -> str:
         """All that it wrote up to now."""
@@ -82,6 +94,11 @@ class Terminal:
     def picture(self) -> str:
         """The last picture, as far as it is drawn."""
         return self.read().rpartition("\x1b[H")[2]
+
+    @property
+    def lines(self) -> list[str]:
+        """The same, as it looks, without colours."""
+        return re.sub(r"\x1b\[\d*[A-Za-z]", "", self.picture).splitlines()
 
     def end(self, name: signal.Signals = signal.SIGINT) -> int:
         """End it by a signal; its exit code."""
@@ -131,16 +148,53 @@ def test_colours_on_a_terminal_alone_and_not_against_the_will(pool: TestBroker) 
     assert "\x1b" not in printed(pool, "status")
 
 
-def test_eighty_columns_are_enough(pool: TestBroker) -> None:
-    """No line of status or queue is longer; what gives way ends in an ellipsis."""
-    pool.client.acquire("an-agent-with-quite-a-long-name/of/team-seven", memory_mb=8192)
-    for command in ("status", "queue"):
-        with terminal(pool, command, columns=80) as shown:
-            shown.process.wait(10)
-            lines = click.unstyle(shown.read()).splitlines()
-            assert max(map(len, lines)) <= 80
-            if command == "status":
-                assert any("…" in line for line in lines)
+def looked_at(pool: TestBroker, command: str, columns: int) -> list[str]:
+    """The lines that a command prints on a terminal."""
+    with terminal(pool, command, columns=columns) as shown:
+        shown.process.wait(10)
+        return click.unstyle(shown.read()).splitlines()
+
+
+def test_eighty_columns_are_enough() -> None:
+    """No line of status or queue is longer; what gives way ends in an ellipsis, GPUs keep their
+    index and tokens the letters that `explain` needs; a wide terminal has the sentence.
+    """
+    long = "an-agent-with-quite-a-long-name/of/team-seven"
+    with running_broker() as pool:
+        report_long(pool)
+        pool.client.acquire(long, memory_mb=120_000, host=LONG_HOST)
+        pool.client.acquire(long, host="elsewhere", on_unavailable="cpu")
+        ask: Ask = {"host": LONG_HOST, "memory_mb": 100_000, "devices": 2, "exclusive": True}
+        with pytest.raises(StillWaiting) as still:
+            pool.client.acquire(long, **ask, wait_s=0.01, keep_place=True)
+        token = str(still.value.token)
+        queue = looked_at(pool, "queue", 80)
+        assert (max(map(len, queue)), queue[1].split()[0]) == (80, token[:8])
+        assert f"{token}  {long}" in "\n".join(wide := looked_at(pool, "queue", 220))
+        assert "it is next: it is served as soon as enough is free" in wide[1]
+        pool.client.set_policy(safe_mode=True)
+        status = looked_at(pool, "status", 80)
+        assert max(map(len, status)) <= 80
+        cut_names = re.findall(r"^dgx-\w+…:(\d) ", "\n".join(status), re.MULTILINE)
+        assert cut_names == ["0", "1"]
+        assert "SAFE_MODE is ON: no GPU leases are given" in status
+        assert looked_at(pool, "queue", 80)[1].split()[-1] == "safe_mo…"
+
+
+LONG_HOST = "dgx-cluster-7.rack12.example.org"
+
+
+def report_long(pool: TestBroker) -> None:
+    """Two devices of a host with a long name, with numbers as large as they come."""
+    fields = {
+        "name": "NVIDIA H200 141GB HBM3e", "model": "H200", "total_mb": 143_771, "reserve_mb": 512,
+        "used_mb": 0, "state": "ok", "simulated": 1, "utilization_gpu_pct": 100,
+    }  # fmt: skip
+    devices = tuple((f"GPU-{n}", (("index", n), *fields.items())) for n in range(2))
+    pool.client.report(
+        LONG_HOST, devices, deadline_ms=86_400_000, sampled_ms=0, epoch="", safe_mode=False,
+        version="testing",
+    )  # fmt: skip
 
 
 def test_live_status_shows_a_lease_within_a_second(pool: TestBroker) -> None:
@@ -163,6 +217,39 @@ def test_live_status_shows_a_lease_within_a_second(pool: TestBroker) -> None:
         assert shown.seen.endswith(LEAVE)
 
 
+def test_live_status_misses_nothing_between_two_looks(
+    pool: TestBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What happens right after the first picture is news, not history."""
+    looks = 0
+
+    def picture(scene: Scene) -> str:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            pool.client.acquire("newcomer", memory_mb=10)
+        elif any(lease.agent == "newcomer" for lease in scene.leases.values()):
+            raise KeyboardInterrupt
+        return "nobody"
+
+    began = time.monotonic()
+    watch(pool.client, 60, picture, lines=False)
+    assert time.monotonic() - began < SHOWN_S
+    assert re.fullmatch(r"-- \d\d:\d\d:\d\d\nnobody\n", capsys.readouterr().out)
+
+
+def test_live_status_follows_the_size_of_the_window(pool: TestBroker) -> None:
+    """Without an event, in height and in width; wide is cut to it too."""
+    with terminal(pool, "status", "-w", "60", "-o", "wide", columns=100, lines=30) as shown:
+        eventually(lambda: "24.0 GiB" in shown.picture, 10)
+        assert max(map(len, shown.lines)) == 100
+        shown.resize(columns=60, lines=5)
+        eventually(lambda: "more lines" in shown.picture, 5)
+        assert max(map(len, shown.lines)) == 60
+        shown.resize(columns=60, lines=2)
+        eventually(lambda: "5 more lines" in shown.lines[0], 5)
+
+
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_terminal_is_left_as_it_was(pool: TestBroker, name: signal.Signals) -> None:
     """Whatever ends it."""
@@ -183,19 +270,31 @@ def test_live_status_is_cut_at_the_height(pool: TestBroker) -> None:
 
 
 def test_live_status_says_how_old_its_picture_is() -> None:
-    """While the store is away; and goes on when it is back."""
+    """While the store is away; and goes on when it is back. In a pipe stdout is pictures alone."""
     with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
         broker.wait()
         shown = Terminal("status", "-w", columns=120, lines=40, REDIS_URL=server.url)
+        piped = subprocess.Popen(
+            [PROGRAM, "status", "-w", "-o", "json"], env=environment(REDIS_URL=server.url),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert piped.stdout is not None
         try:
             eventually(lambda: "h1:0" in shown.picture, 10)
+            assert json.loads(piped.stdout.readline())["devices"]
             server.kill()
             eventually(lambda: "disconnected" in shown.picture, 10)
             assert "h1:0" in eventually(lambda: "s old" in shown.picture and shown.picture, 5)
             server.start()
             eventually(lambda: "h1:0" in shown.picture and "disc" not in shown.picture, 15)
+            piped.send_signal(signal.SIGINT)
+            out, said = piped.communicate(timeout=10)
+            assert all(json.loads(line)["devices"] is not None for line in out.splitlines())
+            assert said.count("\n") == said.count("disconnected") == 1
         finally:
             shown.close()
+            piped.kill()
+            piped.wait()
 
 
 def test_live_status_in_a_pipe_is_a_line_for_each_picture(pool: TestBroker) -> None:
@@ -241,6 +340,17 @@ def test_completion_scripts(shell: str) -> None:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+def completed(url: str, words: str) -> list[str]:
+    """What a shell is told of a line that ends in the middle."""
+    done = subprocess.run(
+        [PROGRAM], capture_output=True, text=True, check=False, timeout=20,
+        env=environment(REDIS_URL=url, _GPU_BROKER_COMPLETE="bash_complete", COMP_WORDS=words,
+                        COMP_CWORD=str(len(words.split(" ")) - 1)),
+    )  # fmt: skip
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.split()]
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
@@ -255,19 +365,17 @@ def test_completion_scripts(shell: str) -> None:
 def test_shell_completes_what_the_pool_knows(pool: TestBroker, words: str, offered: str) -> None:
     """Commands, hosts, GPUs, agents, tokens; nothing, and no error, when the store is away."""
     lease = pool.client.acquire("analyst", memory_mb=10)
-
-    def complete(url: str) -> list[str]:
-        done = subprocess.run(
-            [PROGRAM], capture_output=True, text=True, check=False, timeout=20,
-            env=environment(REDIS_URL=url, _GPU_BROKER_COMPLETE="bash_complete", COMP_WORDS=words,
-                            COMP_CWORD=str(len(words.split(" ")) - 1)),
-        )  # fmt: skip
-        assert done.stderr == ""
-        return [line.partition(",")[2] for line in done.stdout.split()]
-
-    assert offered.format(host=pool.host, token=lease.token) in complete(pool.url)
+    assert offered.format(host=pool.host, token=lease.token) in completed(pool.url, words)
     if "{" in offered:
-        assert complete("redis://127.0.0.1:1") == []
+        assert completed("redis://127.0.0.1:1", words) == []
+
+
+def test_completion_does_not_wait_for_a_store_that_hangs() -> None:
+    """A keystroke: half a second, and silence."""
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        began = time.monotonic()
+        assert completed(f"redis://127.0.0.1:{hangs.getsockname()[1]}", "gpu-broker drain ") == []
+        assert time.monotonic() - began < 2 * DEADLINE_S + START_S
 
 
 def test_bar_and_table() -> None:
@@ -275,6 +383,13 @@ def test_bar_and_table() -> None:
     assert bar([("#", 50), ("x", 25)], 100, 8) == "####xx··"
     assert bar([("#", 999)], 100, 4) == "####"
     assert bar([], 0, 4) == "····"
+    assert [cut("gpu-host-3:11", n) for n in (13, 12, 8)] == [
+        "gpu-host-3:11",
+        "gpu-host…:11",
+        "gpu-…:11",
+    ]
+    assert cut("a" * 9 + ":12345678", 8) == "aaaaaaa…"
+    assert cut("gpu-host-3:11", 2) == "…:"
     narrow = table(
         ("A", "B"), [("x" * 30, click.style("y" * 30, fg="red"))], width=40, gives=(1, 0)
     )
