@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
     "waiting", "offered", "withdrawn", "kept", "left", "lapsed", "cooled", "revoke", "drained",
-    "undrained", "policy",
+    "undrained", "policy", "closed", "adopted",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

@@ -62,7 +62,7 @@ class PoolStatus:
 
     @property
     def active_leases(self) -> int:
-        """GPU leases that live now: granted and not ended."""
+        """GPU leases that live now: granted, or adopted, and not ended."""
         return self._live("")
 
     @property
@@ -72,7 +72,7 @@ class PoolStatus:
 
     def _live(self, kind: str) -> int:
         ended = sum(self.stats.get(kind + how, 0) for how in ("released", "expired", "revoked"))
-        return self.stats.get(f"{kind}granted", 0) - ended
+        return sum(self.stats.get(kind + how, 0) for how in ("granted", "adopted")) - ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ BREATH: Final = 250
 """Rows that are made before others get their turn."""
 
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "device", "drained", "undrained",
-                         "policy"})  # fmt: skip
+                         "policy", "closed"})  # fmt: skip
 """Events after which more may have changed than what they name."""
 
 CHANGES: Final = 256
