@@ -450,14 +450,19 @@ def reap_all() -> Generator[Call, Answer, Moment]:
     return seen
 
 
+_SAYS_WHAT: Final = {
+    "bad_request": "the request is not well-formed: {} cannot be that",
+    "protocol_mismatch": "this version does not know pools of schema {}: upgrade the older",
+}
+"""Refusals whose detail a caller needs."""
+
+
 @_of_known_form
 def failure(answer: Answer, token: str | None) -> LeaseError:
     """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
     match answer.raw:
-        case ["REFUSED", _, _, _, _, "bad_request", str(what)]:
-            return error_for(
-                "bad_request", f"the request is not well-formed: {what} cannot be that", token=token
-            )
+        case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
+            return error_for(code, _SAYS_WHAT[code].format(what), token=token)
         case ["REFUSED", now_ms, next_due_ms, _, _, str(code), _]:
             error = error_for(code, token=token)
             if isinstance(error, NoCapacity) and next_due_ms != "":

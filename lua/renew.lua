@@ -19,7 +19,7 @@
 local A_DAY_US, MOST_DEVICES = 86400000000, 64
 
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local token, fence = B.token(2), B.word(3, 'fence', '^%d*$', 16)
 local ttl_ms = ARGV[4] ~= '' and B.int(4, 'ttl_ms', 0, 604800000)
 local owner = ARGV[5] and B.word(5, 'owner', '^[%w._:@/-]*$', 128) or ''

@@ -70,7 +70,7 @@ if ARGV[1] == PROTOCOL and redis.call('EXISTS', P .. 'pool') == 0 then
   B.event('pool_created', 'host', host)
 end
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 B.remembered(epoch)
 B.catch_up()
 

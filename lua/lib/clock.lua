@@ -69,7 +69,7 @@ function B.open(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
   local v = redis.call('HMGET', P .. 'pool', 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', ...)
   if not v[1] then return 'not_ready' end
-  if v[1] ~= SCHEMA then return 'protocol_mismatch' end
+  if v[1] ~= SCHEMA and not B.knows(v[1]) then return 'protocol_mismatch' end
   local pool, names = B.pool, { ... }
   for i = 1, #names do pool[names[i]] = tonumber(v[i + 6]) end
   B.epoch, pool.waiting = v[2], tonumber(v[5])
@@ -87,6 +87,14 @@ function B.open(...)
   B.now = now
   B.set_pool('last_ms', now)
   if now - looked_ms > LOOK_MS then B.look(last) end
+end
+
+-- `schema` of a pool is the layout of its keys: 2, or 1-2 when scripts that know layout 1 may work on it too.
+function B.knows(schema)
+  local oldest, newest = string.match(schema, '^(%d+)%-?(%d*)$')
+  if oldest and oldest + 0 <= SCHEMA + 0 and SCHEMA + 0 <= tonumber(newest ~= '' and newest or oldest) then return true end
+  B.schema = schema
+  return false
 end
 
 -- Nothing is granted before `until_ms`, and what was granted before `lost_us` (raw TIME) may have been forgotten.
