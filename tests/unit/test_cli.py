@@ -90,12 +90,26 @@ def test_hosts_says_who_reports(pool: TestBroker) -> None:
     assert (host["host"], host["devices"]) == ("test-host", 2)
 
 
-@pytest.mark.parametrize("name", ["test-host", DEVICE])
-def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str) -> None:
+def test_host_whose_devices_are_all_drained_one_by_one_is_draining(pool: TestBroker) -> None:
+    """Nothing is left on it to lease; what it reports anew would be taken, so it is not drained."""
+    uuids = [device.uuid for device in pool.client.devices()]
+    pool.client.drain("device", uuids[0])
+    assert "alive  " in on(pool, "hosts")
+    for uuid in uuids:
+        pool.client.drain("device", uuid)
+    assert "alive, draining" in on(pool, "hosts")
+    pool.client.undrain("host", pool.host)
+    assert "alive  " in on(pool, "hosts")
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"), [("test-host", "2 devices take"), (DEVICE, "1 device takes")]
+)
+def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str, takes: str) -> None:
     """A host or a device: the name says which."""
-    assert "take no new leases" in on(pool, "drain", name, "--reason", "new driver")
+    assert f"{takes} no new leases" in on(pool, "drain", name, "--reason", "new driver")
     assert "drained" in on(pool, "status")
-    assert "take leases again" in on(pool, "undrain", name)
+    assert f"{takes} leases again" in on(pool, "undrain", name)
     assert "drained" not in on(pool, "status")
     assert "no host and no device" in on(pool, "drain", "nobody", code=1)
 

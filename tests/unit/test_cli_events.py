@@ -13,7 +13,7 @@ import pytest
 from agent_sdk import LeaseClient, Store
 from agent_sdk.events import NAMES, PAGE
 from agent_sdk.testing import TestBroker, running_broker
-from broker.cli.events import LOST
+from broker.cli.events import LOST, catch_up
 from broker.cli.follow import Follower, last_of
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.servers import running
@@ -140,6 +140,24 @@ def test_events_that_were_trimmed_are_told() -> None:
         )  # fmt: skip
         assert done.stderr.strip() == LOST
         assert len(done.stdout.split()) == PAGE + 1
+
+
+def test_catching_up_ends_though_the_pool_goes_on(pool: TestBroker) -> None:
+    """At what was the end when it began; what came meanwhile is for -f, and none is lost."""
+    since = pool.client.events(1)[-1].id
+    pair(pool)
+    shown: list[str] = []
+
+    def show(found: Any) -> None:
+        shown.extend(event.id for event in found)
+        assert len(shown) < 10, "no end"
+        pair(pool)
+
+    with Follower(pool.client, since) as follower:
+        catch_up(follower, last_of(pool.client.events(1)), show)
+        assert len(shown) == 2
+        shown.extend(event.id for event in follower.wait(0).events)
+    assert shown == [event.id for event in pool.client.events(4)]
 
 
 def test_new_stream_is_followed_from_its_beginning() -> None:
