@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from agent_sdk import fitting, snapshot, waiting_line
 from agent_sdk.errors import CODES
 from agent_sdk.fitting import Wish
-from agent_sdk.protocol import Answer, Read
+from agent_sdk.protocol import Answer, Read, of_known_form
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
@@ -111,7 +111,11 @@ def _parted(
 
 
 def _held(keys: Keys) -> Generator[Read, Answer, dict[str, tuple[int, int]]]:
-    rows: dict[str, str] = (yield Read((("HGETALL", keys.agents),))).raw[0]
+    return _sums((yield Read((("HGETALL", keys.agents),))).raw[0])
+
+
+@of_known_form
+def _sums(rows: dict[str, str]) -> dict[str, tuple[int, int]]:
     agents = {name.partition("#")[0] for name in rows}
     return {a: (int(rows.get(a, 0)), int(rows.get(f"{a}#leases", 0))) for a in agents}
 

@@ -6,6 +6,7 @@ Between two pipelines of one reading the pool may move on; every part says at wh
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -314,9 +315,15 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
         used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
         sampled_ms=int(row.get("sampled_ms", 0)),
         nvml_error=row.get("nvml_error") or None,
-        telemetry={name: float(row[name]) if row.get(name) else None for name in TELEMETRY},
+        telemetry={name: _measured(row.get(name)) for name in TELEMETRY},
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
+
+
+def _measured(text: str | None) -> float | None:
+    """What is no number in JSON either is as unknown as what is not there."""
+    number = float(text or "nan")
+    return number if math.isfinite(number) else None
 
 
 def held(devices: str) -> tuple[tuple[str, int], ...]:

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from agent_sdk import AsyncLeaseClient
+from agent_sdk.errors import ProtocolMismatch
 from agent_sdk.events import Event, News
 from agent_sdk.store import Store
 from broker import answers, events, live, view
@@ -151,6 +152,7 @@ async def test_record_that_cannot_be_read_hides_nothing_else(
         await client.redis.hset(keys.record("w" * 16), mapping={"state": "waiting", "rank": "1"})
         await client.redis.zadd(keys.due, {"w" * 16: 9e15})
         await client.redis.hset(keys.device("gpu-b"), "total_mb", "much")
+        await client.redis.hset(keys.device("gpu-a"), "temperature_c", "nan")
         await client.redis.sadd(keys.hosts, "h2")
         await client.redis.hset(keys.host("h2"), "reported_ms", "lately")
         for _ in range(2):
@@ -159,10 +161,18 @@ async def test_record_that_cannot_be_read_hides_nothing_else(
             assert [lease["token"] for lease in rows["leases"].values()] == [good.token]
             assert (list(rows["devices"]), list(rows["hosts"])) == (["gpu-a"], ["h1"])
             assert rows["queue"] == {}
+            assert rows["devices"]["gpu-a"]["temperature_c"] is None
         for name in (bad.token[:8], "w" * 8, "gpu-b", "h2"):
             assert caplog.text.count(f"of {name}… is not legible") == 1
-        with pytest.raises(Exception, match="no known form"):
+        with pytest.raises(ProtocolMismatch):
             await client.lookup(bad.token)
+        await client.redis.hset(keys.pool, "waiting", "some")
+        with pytest.raises(ProtocolMismatch):
+            await client.pool()
+        await client.redis.hset(keys.pool, "waiting", "0")
+        await client.redis.hset(keys.agents, "ann", "some")
+        with pytest.raises(ProtocolMismatch):
+            await client.scene()
 
 
 async def test_reading_that_fails_is_told_once_and_tried_again(
