@@ -16,6 +16,7 @@ from agent_sdk.testing import TestBroker, running_broker
 from broker.cli.events import LOST, catch_up
 from broker.cli.follow import Follower, last_of
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.program import called
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ def pool() -> Iterator[TestBroker]:
 
 
 def call(url: str, *args: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [PROGRAM, "events", *args], env=environment(REDIS_URL=url),
-        capture_output=True, text=True, check=False, timeout=20,
-    )  # fmt: skip
+    done = called("events", *args, REDIS_URL=url)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
 
@@ -134,10 +132,8 @@ def test_events_that_were_trimmed_are_told() -> None:
             pipe.xadd(client.keys.events, {"event": "waiting", "token": "t", "agent": "a"})
         pipe.xtrim(client.keys.events, maxlen=PAGE + 1, approximate=False)
         pipe.execute()
-        done = subprocess.run(
-            [PROGRAM, "events", "--since", "1-0", "-o", "name"],
-            env=environment(REDIS_URL=own.url), capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = called("events", "--since", "1-0", "-o", "name", REDIS_URL=own.url)
+        assert done.returncode == 0
         assert done.stderr.strip() == LOST
         assert len(done.stdout.split()) == PAGE + 1
 
