@@ -227,20 +227,20 @@ def new_token() -> str:
     return str(uuid4())
 
 
-def _of_known_form(read: Callable[P, T]) -> Callable[P, T]:
+def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
     """Make an answer of no known form what it is: two versions that do not match."""
 
     @wraps(read)
     def reading(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return read(*args, **kwargs)
-        except (IndexError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise error_for("protocol_mismatch", f"unknown answer: {error}") from error
 
     return reading
 
 
-@_of_known_form
+@of_known_form
 def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
     _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
@@ -332,7 +332,7 @@ def poll_s(seen: Moment, place: int) -> float:
     return min(FIRST_POLL_S, due_s if due_s > 0 else OVERDUE_POLL_S)
 
 
-@_of_known_form
+@of_known_form
 def _grant(request: Request, answer: Answer) -> Grant:
     _, _, _, epoch, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
     devices = [
@@ -381,7 +381,7 @@ def unknown(raw: object) -> bool:
     return isinstance(raw, list) and raw[:1] == ["UNKNOWN"]
 
 
-@_of_known_form
+@of_known_form
 def renewed(answer: Answer, token: str) -> Renewal:
     """What a renewal's answer means.
 
@@ -457,7 +457,7 @@ _SAYS_WHAT: Final = {
 """Refusals whose detail a caller needs."""
 
 
-@_of_known_form
+@of_known_form
 def failure(answer: Answer, token: str | None) -> LeaseError:
     """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
     match answer.raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import statistics
 import threading
 import time
@@ -204,8 +205,14 @@ def test_store_that_is_away_is_named(tab: Opened) -> None:
         page = tab(broker.wait())
         page.is_live()
         server.kill()
+        killed = time.monotonic()
         expect(page.notice).to_contain_text("Redis cannot be reached", timeout=15_000)
         expect(page.notice).to_contain_text("What is shown is")
+        page.page.reload()
+        expect(page.notice).to_contain_text("What is shown is")
+        age = re.search(r"What is shown is (\d+) s old", page.notice.inner_text())
+        assert age is not None
+        assert int(age[1]) >= int(time.monotonic() - killed) > 1  # a new page is no new reading
         server.start()
         expect(page.notice).to_be_empty(timeout=15_000)
 
