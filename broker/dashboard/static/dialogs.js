@@ -7,8 +7,18 @@ import { leasesByDevice, now, operates, pool, rows } from "./state.js";
 import { asks } from "./panels.js";
 
 const dialog = document.getElementById("dialog");
+let shown = 0; // grows with each dialog that is opened and each that is closed
 
 function open(title, content) {
+  shown += 1;
+  if (dialog.open) dialog.close();
+  render(nothing, dialog); // lit would reuse the last one's fields, with what was typed into them
+  fill(title, content);
+  dialog.showModal();
+}
+
+/** What is open says this from now on; what was typed into it stays. */
+function fill(title, content) {
   render(
     html`<form method="dialog" class="bar-top">
         <h2 id="dialog-title">${title}</h2>
@@ -18,8 +28,19 @@ function open(title, content) {
       <p class="said" role="alert"></p>`,
     dialog,
   );
-  say("");
-  if (!dialog.open) dialog.showModal();
+}
+
+// The event comes later than the end: another may be open by then.
+dialog.addEventListener("close", () => {
+  if (dialog.open) return;
+  shown += 1;
+  render(nothing, dialog);
+});
+
+/** Tells, later, whether what is open now still is: an answer belongs to the dialog that asked. */
+function watch() {
+  const mine = shown;
+  return () => mine === shown && dialog.open;
 }
 
 /** Close it. */
@@ -49,16 +70,18 @@ function act(label, explained, path, body, { force = false, danger = false } = {
   const submit = async (event) => {
     event.preventDefault();
     const form = event.target;
+    const here = watch();
     form.inert = true;
     say("");
     try {
       const reason = form.elements.reason.value;
       await ask(path, { ...body, reason, ...(force && form.elements.force.checked ? { force: true } : {}) });
-      close();
+      if (here()) close();
     } catch (error) {
-      say(error.message);
-    } finally {
       form.inert = false;
+      if (!here()) return;
+      say(error.message);
+      event.submitter.focus(); // inert took it away
     }
   };
   return html`<form class="act" @submit=${submit}>
@@ -158,10 +181,12 @@ export async function showWaiter(id) {
   const title = `${waiter.agent} waits`;
   open(title, about(null));
   if (!operates()) return; // whoever is told less of the token may not ask
+  const here = watch();
   try {
-    open(title, about(await ask(`/lease/${encodeURIComponent(waiter.token)}/explain`)));
+    const explained = await ask(`/lease/${encodeURIComponent(waiter.token)}/explain`);
+    if (here()) fill(title, about(explained));
   } catch (error) {
-    say(error.message);
+    if (here()) say(error.message);
   }
 }
 
@@ -198,12 +223,14 @@ export function showPolicy() {
       const value = type === "checkbox" ? field.checked : Number(field.value);
       if (value !== policy[name]) changed[name] = value;
     }
+    const here = watch();
     try {
       const said = await ask("/policy", changed);
+      if (!here()) return;
       if (said.note) say(said.note);
       else close();
     } catch (error) {
-      say(error.message);
+      if (here()) say(error.message);
     }
   };
   const field = ([name, label, type]) => html`<label class=${type === "checkbox" ? "check" : ""}>
@@ -239,7 +266,7 @@ export function showKey(why = "") {
     <p>${why || "A key says who you are: a viewer sees, an operator acts."} An operator makes one at the terminal:
       <code>gpu-broker keys new NAME --role operator</code></p>
     <form class="act" @submit=${submit}>
-      <label>Key <input name="secret" type="password" autocomplete="off" .value=${key.get()} placeholder="gbk_…"></label>
+      <label>Key <input name="secret" type="password" autofocus autocomplete="off" .value=${key.get()} placeholder="gbk_…"></label>
       <p class="hint">It is kept until this tab is closed. Empty: none.</p>
       <button>Use it</button>
     </form>`);
