@@ -94,6 +94,8 @@ def test_line_says_why_and_explains(broker: Broker, client: LeaseClient, tab: Op
     waiting.start()
     page = tab(broker)
     expect(page.row("queue", "critic")).to_contain_text("next · 4 full")
+    page.page.locator("#filter").fill(client.queue()[0].token)
+    expect(page.count("queue")).to_have_text("1")
     page.row("queue", "critic").click()
     expect(page.dialog).to_contain_text("it is next")
     expect(page.dialog).to_contain_text("does not renew lease")
@@ -110,9 +112,9 @@ def _wait(client: LeaseClient) -> None:
 def test_filter_narrows_every_list_and_stays_in_the_address(
     broker: Broker, client: LeaseClient, tab: Opened
 ) -> None:
-    """By agent, by GPU; a reload, or whoever gets the address, sees the same."""
+    """By agent, by GPU, by whole token; a reload, or whoever gets the address, sees the same."""
     client.acquire("analyst", memory_mb=64)
-    client.acquire("scout", memory_mb=64)
+    lease = client.acquire("scout", memory_mb=64)
     page = tab(broker)
     expect(page.rows("leases")).to_have_count(2)
     page.page.keyboard.press("/")
@@ -121,6 +123,9 @@ def test_filter_narrows_every_list_and_stays_in_the_address(
     expect(page.count("leases")).to_have_text("1 of 2")
     expect(page.count("devices")).to_have_text("1 of 4")
     assert page.page.url.endswith("#q=scout")
+    page.page.locator("#filter").fill(lease.token)
+    expect(page.count("leases")).to_have_text("1 of 2")
+    page.page.locator("#filter").fill("scout")
     page.page.reload()
     expect(page.count("leases")).to_have_text("1 of 2")
     page.page.locator("#filter").focus()
@@ -168,6 +173,29 @@ def test_columns_sort_leases(broker: Broker, client: LeaseClient, tab: Opened) -
     for order in (["b", "a", "c"], ["a", "b", "c"], ["c", "b", "a"], ["b", "a", "c"]):
         expect(names).to_have_text(order)
         head.click()
+
+
+def test_columns_sort_by_keyboard(broker: Broker, client: LeaseClient, tab: Opened) -> None:
+    """Tab goes from the list to its headings; each says how it sorts, and keeps the focus."""
+    for agent in "ba":
+        client.acquire(agent, memory_mb=64)
+    page = tab(broker)
+    expect(page.rows("leases")).to_have_count(2)
+    keys = page.page.keyboard
+    keys.press("2")
+    keys.press("ArrowDown")
+    keys.press("Tab")
+    head = page.page.locator("#leases").get_by_role("columnheader", name="Agent")
+    button = head.get_by_role("button")
+    names = page.page.locator("#leases .rows .name")
+    orders = {"none": ["b", "a"], "ascending": ["a", "b"], "descending": ["b", "a"]}
+    for key, (order, shown) in zip(("Enter", "Space", "Enter"), orders.items(), strict=True):
+        expect(head).to_have_attribute("aria-sort", order)
+        expect(names).to_have_text(shown)
+        expect(button).to_be_focused()
+        keys.press(key)
+    expect(head).to_have_attribute("aria-sort", "none")
+    expect(page.dialog).to_have_count(0)
 
 
 def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) -> None:

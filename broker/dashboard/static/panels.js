@@ -199,12 +199,12 @@ export function fill(all, filter) {
 
   const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
   all.leases.show(
-    leases.filter(({ id, lease }) => matches(lease.agent, id, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
+    leases.filter(({ id, lease }) => matches(lease.agent, id, lease.token, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
     leases.length,
   );
   const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
   all.queue.show(
-    waiters.filter(({ id, waiter }) => matches(waiter.agent, id, waiter.host, waiter.model, waiter.why)),
+    waiters.filter(({ id, waiter }) => matches(waiter.agent, id, waiter.token, waiter.host, waiter.model, waiter.why)),
     waiters.length,
   );
   const happened = events.map((event) => ({ id: event.id, event }));
