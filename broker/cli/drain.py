@@ -29,7 +29,7 @@ def drain(name: str, reason: str, output: str) -> None:
     with pool_client() as client:
         what = _kind(client, name)
         count = client.drain(what, name, why=reason)
-    show(output, f"{what} {name}: {count} device(s) take no new leases", {"devices": count})
+    show(output, f"{what} {name}: {_take(count)} no new leases", {"devices": count})
 
 
 @click.command()
@@ -46,7 +46,11 @@ def undrain(name: str, reason: str, output: str) -> None:
     with pool_client() as client:
         what = _kind(client, name)
         count = client.undrain(what, name, why=reason)
-    show(output, f"{what} {name}: {count} device(s) take leases again", {"devices": count})
+    show(output, f"{what} {name}: {_take(count)} leases again", {"devices": count})
+
+
+def _take(count: int) -> str:
+    return "1 device takes" if count == 1 else f"{count} devices take"
 
 
 def _kind(client: LeaseClient, name: str) -> Literal["device", "host"]:

@@ -61,9 +61,16 @@ def test_drain_and_undrain(broker: Broker, own: Server, client: LeaseClient, tab
         expect(each.rows("devices").nth(1)).to_contain_text("drained")
         expect(each.row("events", "fan noise")).to_contain_text("h1:0")
         expect(each.page.locator("#summary")).to_contain_text("1 drained")
+        expect(each.page.locator("#summary")).to_contain_text("24.0 GiB")
+        expect(each.page.locator("#summary")).to_contain_text("of 32.0 GiB; 8.0 GiB not leasable")
+        expect(each.rows("devices").nth(0)).to_contain_text("24.0 GiB free")
+        expect(each.rows("devices").nth(1)).to_contain_text("0.0 of 8.0 GiB")
+    other.row("events", "fan noise").click()
+    expect(other.dialog).to_contain_text("An operator drained it")
     assert last_event(own, "drained")["reason"] == "fan noise"
     assert client.acquire("analyst", exclusive=True).devices[0].index != 0
     page.rows("devices").nth(1).click()
+    expect(page.dialog).to_contain_text("an operator drained it: no new leases")
     page.dialog.get_by_role("button", name="Undrain").click()
     expect(page.rows("devices").nth(1)).to_contain_text("ok")
 

@@ -198,6 +198,19 @@ def test_columns_sort_by_keyboard(broker: Broker, client: LeaseClient, tab: Open
     expect(page.dialog).to_have_count(0)
 
 
+def test_list_that_empties_keeps_the_focus(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
+    """The next lease is an arrow key away."""
+    lease = client.acquire("analyst", memory_mb=64)
+    page = tab(broker)
+    expect(page.rows("leases")).to_have_count(1)
+    page.page.keyboard.press("2")
+    client.release(lease)
+    expect(page.rows("leases")).to_have_count(0)
+    expect(page.page.locator("#leases .list")).to_be_focused()
+
+
 def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) -> None:
     """Killed: a visible state with the age of what is shown. Back: live again, without a reload."""
     port = free_port()
@@ -214,6 +227,9 @@ def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) ->
         expect(page.notice).to_contain_text("What is shown is")
         expect(page.page.locator("body")).to_have_attribute("data-state", "stale")
         expect(page.count("devices")).to_have_text("4")
+        page.page.set_viewport_size({"width": 390, "height": 500})
+        page.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        expect(page.notice).to_be_in_viewport()
     with (
         Broker("--port", str(port), **settings),
         LeaseClient(Store(own.url), hostname="h1") as client,
@@ -284,6 +300,12 @@ def test_large_pool_is_drawn_by_what_can_be_seen(tab: Opened) -> None:
                 expect(last_row).to_contain_text(last)
             frames = page.page.evaluate(FRAMES)
             log.info("frames while scrolling: %.1f ms, at most %.1f", *frames)
+            asked = {"devices": EACH, "host": "gpu-host-07", "on_unavailable": "refuse"}
+            assert broker.lease(agent="critic", wait_s=0.1, **asked).status_code == 202
+            page.row("queue", f"{EACH} whole GPUs on gpu-host-07").click()
+            expect(page.dialog).to_contain_text("gpu-host-07 GPU 0: a whole device is asked for")
+            expect(page.dialog).not_to_contain_text("another host")
+            page.page.keyboard.press("Escape")
             lease = client.acquire("late", memory_mb=1, host="any")
             expect(page.count("leases")).to_have_text(str(LEASES + 1))
             page.page.locator("#filter").fill("late")
@@ -329,11 +351,18 @@ H100 = {
 
 
 def test_phone_shows_all_in_one_column(broker: Broker, client: LeaseClient, tab: Opened) -> None:
-    """Nothing is wider than the screen; a lease opens by touch."""
+    """Nothing is wider than the screen, nor hides who it is about; a lease opens by touch."""
     client.acquire("analyst", memory_mb=2048)
+    asked = {"devices": 4, "host": "h1", "model": client.devices()[0].model}
+    broker.lease(agent="critic", wait_s=0.1, on_unavailable="refuse", **asked)
     page = tab(broker, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     expect(page.rows("leases")).to_have_count(1)
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    name = page.row("queue", "critic").locator(".name b").bounding_box()
+    screen = page.page.locator("#queue").bounding_box()
+    assert name is not None
+    assert screen is not None
+    assert screen["x"] <= name["x"]
     page.rows("leases").first.tap()
     expect(page.dialog).to_contain_text("Lease of analyst")
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

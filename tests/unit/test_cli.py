@@ -90,12 +90,14 @@ def test_hosts_says_who_reports(pool: TestBroker) -> None:
     assert (host["host"], host["devices"]) == ("test-host", 2)
 
 
-@pytest.mark.parametrize("name", ["test-host", DEVICE])
-def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "take"), [("test-host", "2 devices take"), (DEVICE, "1 device takes")]
+)
+def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str, take: str) -> None:
     """A host or a device: the name says which."""
-    assert "take no new leases" in on(pool, "drain", name, "--reason", "new driver")
+    assert f": {take} no new leases" in on(pool, "drain", name, "--reason", "new driver")
     assert "drained" in on(pool, "status")
-    assert "take leases again" in on(pool, "undrain", name)
+    assert f": {take} leases again" in on(pool, "undrain", name)
     assert "drained" not in on(pool, "status")
     assert "no host and no device" in on(pool, "drain", "nobody", code=1)
 

@@ -34,6 +34,10 @@ export class List {
     this.none = panel.querySelector(".empty");
     this.box.addEventListener("scroll", () => this.draw(), { passive: true });
     this.box.addEventListener("keydown", (event) => this.#key(event));
+    this.rows.addEventListener("mouseover", (event) => {
+      const cell = event.target.closest(".cell"); // what is cut short is told in full
+      if (cell) cell.title = cell.scrollWidth > cell.clientWidth ? cell.innerText : "";
+    });
     new ResizeObserver(() => this.draw()).observe(this.box);
   }
 
@@ -51,7 +55,6 @@ export class List {
     }
     this.items = items;
     this.count.textContent = count === of ? of : `${count} of ${of}`;
-    this.box.hidden = !items.length;
     this.none.hidden = items.length > 0;
     render(of ? "Nothing matches the filter." : this.empty(), this.none);
     this.draw();
