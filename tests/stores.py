@@ -109,7 +109,7 @@ class Sentinels:
         until(settled, 60)
 
 
-def _write_sentinel_conf(folder: Path, port: int, primary: int) -> Path:
+def write_sentinel_conf(folder: Path, port: int, primary: int) -> Path:
     """The example, for servers of this machine."""
     text = (DEPLOY / "sentinel" / "sentinel.conf").read_text()
     text = text.replace("port 26379", f"port {port}")
@@ -135,7 +135,7 @@ def sentinels(kind: str = "redis") -> Iterator[Sentinels]:
             folder = Path(tempfile.mkdtemp(prefix="gpu-broker-", dir="/tmp"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             port = free_port()
-            path = _write_sentinel_conf(folder, port, first.port)
+            path = write_sentinel_conf(folder, port, first.port)
             process = subprocess.Popen([binary(kind), path, "--sentinel"], cwd=folder)
             stack.callback(process.wait)
             stack.callback(process.kill)
@@ -222,5 +222,9 @@ def cluster(kind: str = "redis", *, replicas: int = 0) -> Iterator[Cluster]:
         for each in made.replicas:
             made.call(each, "CLUSTER REPLICATE", made.id_of(made.nodes[0]))
         for each in made.replicas:
-            until(lambda each=each: made.call(each, "INFO", "replication")["master_link_status"] == "up")
+            until(
+                lambda each=each: (
+                    made.call(each, "INFO", "replication")["master_link_status"] == "up"
+                )
+            )
         yield made

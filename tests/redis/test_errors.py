@@ -84,18 +84,17 @@ def saying(line: str, times: int) -> Callable[[bytes], bytes | None]:
 
 @contextmanager
 def acquiring(
-    kind: str, url: str, pool: LeaseClient, deadline_s: float
+    kind: str, store: Store, pool: str, deadline_s: float
 ) -> Iterator[Callable[[str], str]]:
     """By the client of that kind: acquires under a token, and gives the lease's."""
     ask = {"memory_mb": 10, "ttl_s": 60}
-    about = {"pool": pool.keys.pool_name, "hostname": "h1", "deadline_s": deadline_s}
+    about = {"pool": pool, "hostname": "h1", "deadline_s": deadline_s}
     if kind == "sync":
-        with LeaseClient(Store(url), **about) as client:
+        with LeaseClient(store, **about) as client:
             yield lambda token: client.acquire("a", token=token, **ask).token
     else:
-
         with asyncio.Runner() as runner:
-            other = AsyncLeaseClient(Store(url), **about)
+            other = AsyncLeaseClient(store, **about)
             yield lambda token: runner.run(other.acquire("a", token=token, **ask)).token
             runner.run(other.close())
 
@@ -109,7 +108,7 @@ def test_acquire_answered_not_now_is_repeated_with_its_token(
     token = str(uuid4())
     with (
         Proxy(own.port, answers=saying(line, 2)) as proxy,
-        acquiring(kind, proxy.url, pool, 5) as acquire,
+        acquiring(kind, Store(proxy.url), pool.keys.pool_name, 5) as acquire,
     ):
         assert acquire(token) == token
     assert [lease.token for lease in pool.leases()] == [token]
@@ -125,7 +124,7 @@ def test_acquire_answered_not_now_to_the_end_says_what_is_true(
     began = time.monotonic()
     with (
         Proxy(own.port, answers=saying(line, 1000)) as proxy,
-        acquiring(kind, proxy.url, pool, DEADLINE_S) as acquire,
+        acquiring(kind, Store(proxy.url), pool.keys.pool_name, DEADLINE_S) as acquire,
         pytest.raises(LeaseError) as raised,
     ):
         acquire(str(uuid4()))
@@ -142,7 +141,7 @@ def test_acquire_answered_oom_is_store_full_at_once(
     """Memory does not come back within a call's time; holders go on, so room comes."""
     with (
         Proxy(own.port, answers=saying(FULL, 1)) as proxy,
-        acquiring(kind, proxy.url, pool, 5) as acquire,
+        acquiring(kind, Store(proxy.url), pool.keys.pool_name, 5) as acquire,
         pytest.raises(LeaseError) as raised,
     ):
         acquire(str(uuid4()))
@@ -170,7 +169,7 @@ def test_acquire_by_a_name_that_moves_follows_it(kind: str) -> None:
         running() as new,
         LeaseClient(Store(old.url), hostname="h1") as client,
         Proxy(old.port) as name,
-        acquiring(kind, name.url, client, 5) as acquire,
+        acquiring(kind, Store(name.url), "default", 5) as acquire,
     ):
         register(client)
         before = acquire(str(uuid4()))
