@@ -88,9 +88,10 @@ class History:
             granted = event.event == "granted"
             ended = event.event in ENDED and "fence" in event.fields
             minute.granted += granted
+            begun = granted or event.event == "adopted"
             minute.ended += ended
-            if granted or ended:
-                self._leased_mb += (granted - ended) * sum(mb or 0 for _, mb in event.devices)
+            if begun or ended:
+                self._leased_mb += (begun - ended) * sum(mb or 0 for _, mb in event.devices)
                 minute.leased_mb = self._leased_mb
             for span in self._spans.ended_by(event):
                 if span.what == "wait":
