@@ -124,7 +124,8 @@ def fleet() -> Iterator[Broker]:
                 leases(client)
                 wait(client, "trainer", devices=4, model="NVIDIA H100 80GB HBM3", host="any")
                 wait(client, "analyst", memory_mb=70_000, host="any")
-                with Broker(REDIS_URL=url, GPU_BROKER_DEVICES="none", SAFE_MODE="false") as broker:
+                with Broker(REDIS_URL=url, GPU_BROKER_DEVICES="none", SAFE_MODE="false",
+                            GPU_BROKER_HOSTNAME="broker-1") as broker:  # fmt: skip
                     yield broker.wait()
         finally:
             store.kill()

@@ -84,6 +84,26 @@ def test_drain_a_host(broker: Broker, client: LeaseClient, tab: Opened) -> None:
     assert all(device.drained for device in client.devices())
 
 
+def test_gpu_that_is_kept_says_for_whom(
+    broker: Broker, own: Server, client: LeaseClient, tab: Opened
+) -> None:
+    """Free and ok, and yet nobody else's: the row says why, the tile does not count it.
+
+    The 30 s that the line takes to keep it are not waited for: the record is told.
+    """
+    client.acquire("trainer", devices=3)
+    free = next(device for device in client.devices() if not device.leases)
+    asked = broker.lease(agent="critic", devices=4, wait_s=0.1, on_unavailable="refuse").json()
+    with own.connect() as store:
+        store.hset(KEYS.record(asked["token"]), "kept", free.uuid)
+    page = tab(broker)
+    expect(page.row("devices", "kept for critic")).to_contain_text("0.0 of 8.0 GiB")
+    expect(page.page.locator("#summary")).to_contain_text("of 32.0 GiB; 8.0 GiB not leasable")
+    page.row("devices", "kept for critic").click()
+    expect(page.dialog).to_contain_text("nobody behind it gets this GPU")
+    client.revoke(asked["token"])
+
+
 def test_revoke_with_force(broker: Broker, own: Server, client: LeaseClient, tab: Opened) -> None:
     """Gone from the page at once; the holder learns why."""
     lease = client.acquire("runaway", memory_mb=64)

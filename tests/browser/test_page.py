@@ -277,7 +277,7 @@ def test_tab_that_nobody_looks_at_keeps_no_connection(broker: Broker, tab: Opene
 
     assert streams() == 1
     hide("true")
-    page.page.wait_for_timeout(1500)
+    page.page.wait_for_timeout(800)  # an end is followed by a new stream within 625 ms
     assert streams() == 1
     hide("false")
     eventually(lambda: page.page.wait_for_timeout(50) or streams() == 2, 5)
@@ -365,11 +365,9 @@ def test_phone_shows_all_in_one_column(broker: Broker, client: LeaseClient, tab:
     page = tab(broker, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     expect(page.rows("leases")).to_have_count(1)
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    name = page.row("queue", "critic").locator(".name b").bounding_box()
-    screen = page.page.locator("#queue").bounding_box()
+    name = page.row("queue", "critic").locator(".name").bounding_box()
     assert name is not None
-    assert screen is not None
-    assert screen["x"] <= name["x"]
+    assert name["width"] > 40
     page.rows("leases").first.tap()
     expect(page.dialog).to_contain_text("Lease of analyst")
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
