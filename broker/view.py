@@ -134,6 +134,7 @@ class View:
         """What happened before our start."""
         self._history.take(events)
         self.told += events
+        self._wake.set()  # whoever came before was told nothing yet
 
     def heard(self, news: News) -> None:
         """What happened now."""
@@ -222,11 +223,12 @@ class View:
             self._all_read = time.monotonic()
         else:
             scene = await self._client.scene_again(before, heard.tokens, heard.uuids)
-        self._read_at = scene.pool.now_ms / 1000
-        self._ahead_s = self._read_at - time.monotonic()
+        read_at = scene.pool.now_ms / 1000
+        ahead_s = read_at - time.monotonic()
         self._history.sample(scene.pool, tuple(scene.devices.values()))
         found = await self._found(scene, None if before is None else heard.tokens | heard.uuids)
         self._scene, self.id = scene, event_id
+        self._read_at, self._ahead_s = read_at, ahead_s
         gone = {kind: [*(self._rows[kind].keys() - ids.keys())] for kind, ids in found.items()}
         rows = {kind: {n: r for n, r in ids.items() if r} for kind, ids in found.items()}
         self._tell(Change(0, event_id, self._now, self._read_at, heard.events, rows, gone))
