@@ -26,7 +26,14 @@ async def problem_of(redis: Redis) -> str | None:
         return None
     except RedisError as error:
         return f"Redis cannot be reached: {error}"
-    return _too_old(info) or _evicts(info) or _read_only(info) or _full(info)
+    return _sentinel(info) or _too_old(info) or _evicts(info) or _read_only(info) or _full(info)
+
+
+def _sentinel(info: dict[str, Any]) -> str | None:
+    if info.get("redis_mode") != "sentinel":
+        return None
+    port = info.get("tcp_port")
+    return f"this is a Sentinel: REDIS_URL=redis+sentinel://HOST:{port},.../SERVICE finds its store"
 
 
 def _too_old(info: dict[str, Any]) -> str | None:
@@ -54,7 +61,10 @@ def _read_only(info: dict[str, Any]) -> str | None:
     if info.get("role") != "slave":
         return None
     master = f"{info.get('master_host')}:{info.get('master_port')}"
-    return f"this server is a read-only replica of {master}: set REDIS_URL to the primary"
+    return (
+        f"this server is a read-only replica of {master}: set REDIS_URL to the primary, or to "
+        "what finds it: redis+sentinel://HOST,.../SERVICE, redis+cluster://HOST,..."
+    )
 
 
 def _full(info: dict[str, Any]) -> str | None:

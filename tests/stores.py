@@ -90,6 +90,11 @@ class Sentinels:
         """The server that is primary."""
         return next(server for server in self.servers if server.port == self.named())
 
+    def down_after(self, ms: int) -> None:
+        """How long a primary is silent that is taken for dead."""
+        for sentinel in range(len(self.ports)):
+            assert self.ask(sentinel, "SET", SERVICE, "down-after-milliseconds", str(ms)) == "OK"
+
     def settle(self) -> None:
         """Wait until all is as at the beginning: a primary with two replicas, all agreed."""
 

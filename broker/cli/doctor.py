@@ -119,13 +119,20 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
         return {"store": settings.masked_url, "server": f"not told: {denied}"}, []
     finally:
         await redis.aclose()
-    name = "Valkey" if info.get("valkey_version") else "Redis"
     return {
         "store": settings.masked_url,
-        "server": f"{name} {info.get('valkey_version') or info.get('redis_version')}",
+        "server": _server(info),
         "memory": f"{info.get('used_memory_human')}, policy {info.get('maxmemory_policy')}",
         "persistence": "AOF on" if info.get("aof_enabled") else "AOF off: a restart forgets all",
     }, []
+
+
+def _server(info: dict[str, Any]) -> str:
+    """Which one it is; by Sentinels or a Cluster it may be another tomorrow."""
+    name = "Valkey" if info.get("valkey_version") else "Redis"
+    version = info.get("valkey_version") or info.get("redis_version")
+    port = f", port {info['tcp_port']}" if info.get("tcp_port") else ""
+    return f"{name} {version}{port}, replicas: {info.get('connected_slaves', 0)}"
 
 
 def _keys() -> tuple[str, list[Finding]]:

@@ -42,7 +42,10 @@ def load(output: str) -> None:
     names, _ = _on_the_server(library.loaded)
     with pool_client() as client:
         base, url = client.keys.base, client.store.url
-    there = f" -s {urlsplit(url).path}" if url.startswith("unix:") else ""
+    if url.startswith("unix:"):
+        there = f" -s {urlsplit(url).path}"
+    else:
+        there = " -c" if "+cluster:" in url else ""
     text = (
         f"loaded {library.LIBRARY}, version {version[:12]}: {', '.join(names)}\n"
         f"try: redis-cli{there} FCALL gpu_reap 1 '{base}' 1"

@@ -79,6 +79,7 @@ WRONG = [
     ("REDIS_URL", "http://localhost:6379"),
     ("REDIS_URL", "redis://localhost:high"),
     ("REDIS_URL", "redis://localhost:65536"),
+    ("REDIS_URL", "redis+sentinel://h1,h2"),
 ]
 
 MASKED = [
@@ -93,6 +94,11 @@ MASKED = [
     ("redis://user:hunter2@[::1]:6379", "redis://user:***@[::1]:6379"),
     ("unix://user:hunter2@/run/redis.sock?db=1", "unix://user:***@/run/redis.sock?db=1"),
     ("unix:///run/a:b@c/redis.sock", "unix:///run/a:b@c/redis.sock"),
+    ("redis+sentinel://h1:26379,h2,[::1]:1/gpu/2", "redis+sentinel://h1:26379,h2,[::1]:1/gpu/2"),
+    ("redis+sentinel://user:hunter2@h1:26379,h2/gpu", "redis+sentinel://user:***@h1:26379,h2/gpu"),
+    ("rediss+sentinel://h1,h2/gpu?sentinel_password=hunter2&ssl_ca_certs=ca",
+     "rediss+sentinel://h1,h2/gpu?sentinel_password=***&ssl_ca_certs=ca"),
+    ("redis+cluster://:hunter2@h1:7000,h2", "redis+cluster://:***@h1:7000,h2"),
 ]  # fmt: skip
 """URLs, and how they are shown."""
 
@@ -102,6 +108,11 @@ LEAKING = [
     "unix:///run/redis.sock?password=hunter2",
     "user:hunter2@gpu-store:6379",
     "redis:/user:hunter2@gpu-store:6379",
+    "redis+sentinel://user:a@hunter2@h1,h2/gpu",
+    "redis+sentinel://h1:1,h2:2/gpu?sentinel_password=a@hunter2",
+    "redis+cluster://user:hunter2@h1:high,h2",
+    "redis+zookeeper://user:hunter2@h1,h2",
+    "rediss://gpu-store?ssl_keyfile=k&ssl_password=hunter2",
 ]
 """URLs that redis-py takes a password from, or that miss a scheme by a slip."""
 
