@@ -11,6 +11,7 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -32,8 +33,20 @@ if TYPE_CHECKING:
 LOOK_S = 0.03
 """Between two looks at a lease that is held."""
 
+STARVED_S = 0.4
+"""A nap of LOOK_S that lasts so long: this machine did not let the process run."""
+
+WAITS = 202
+"""The status of a request that has its place in the line."""
+
+UNAVAILABLE = 503
+"""The status of a replica that could not do it now, and did nothing."""
+
 TRIES_S = 5.0
 """For how long a request over HTTP is repeated: as long as the SDK repeats a call."""
+
+ANSWER_S = 3.0
+"""For how long one replica is waited for; longer than it holds a request of ours."""
 
 
 class Want(TypedDict):
@@ -77,10 +90,14 @@ class Replicas:
         self._webs = [Web(url) for url in urls]
 
     def acquire(self, want: Want) -> HeldLease:
-        body = {**want, "agent": self._name, "ttl_s": self._ttl_s, "token": new_token()}
+        body: dict[str, Any] = {
+            **want, "agent": self._name, "ttl_s": self._ttl_s, "token": new_token(),
+            "on_unavailable": "refuse", "wait_s": 1,
+        }  # fmt: skip
         body["min_memory_mb"] = body.pop("memory_mb")
-        sent_at = local_now()
-        reply = self._ask("/lease", body)
+        sent_at, reply = local_now(), self._ask("/lease", body)
+        if reply.status == WAITS:  # without a wait it is decided
+            sent_at, reply = local_now(), self._ask("/lease", body | {"wait_s": None})
         if reply.status != OK or not reply.body["granted"]:
             raise error_for(code_of(reply))
         return HeldLease(granted(reply.body, self._name, self._ttl_s, sent_at))
@@ -96,10 +113,10 @@ class Replicas:
         while local_now() < until:
             for web in random.sample(self._webs, len(self._webs)):
                 try:
-                    said = web.ask("POST", path, body, until=local_now() + 1)
+                    said = web.ask("POST", path, body, until=local_now() + ANSWER_S)
                 except Unanswered:
                     continue
-                if said.status != error_for("store_unavailable").status:
+                if said.status != UNAVAILABLE:
                     return said
             time.sleep(LOOK_S)
         raise error_for("store_unavailable" if said is None else code_of(said))
@@ -112,7 +129,7 @@ class Worker:
         diary: of the process.
         way: how it reaches the broker.
         wants: makes up what to ask for.
-        hold_s: the longest time that it works.
+        hold_s: how long it works, on average.
     """
 
     def __init__(
@@ -133,7 +150,7 @@ class Worker:
             exclusive = want["exclusive"] or want["devices"] > 1
             self._diary.granted(lease, began, exclusive=exclusive, asked=want["host"])
             self._diary.called("acquire", began, "ok")
-            self._work(lease, random.uniform(0.1, self._hold_s), over)
+            self._work(lease, random.expovariate(1 / self._hold_s), over)
             self._release(lease)
 
     def _work(self, lease: HeldLease, seconds: float, over: threading.Event) -> None:
@@ -188,6 +205,16 @@ def wanting(host: str, most_mb: int) -> Callable[[], Want]:
     return want
 
 
+def watch(diary: Diary, over: threading.Event) -> None:
+    """Until it is over: write down when this process was not let run, whoever was to blame."""
+    slept_at = local_now()
+    while not over.wait(LOOK_S):
+        woke_at = local_now()
+        if woke_at - slept_at > STARVED_S:
+            diary.starved(slept_at)
+        slept_at = local_now()
+
+
 def main() -> None:
     """Until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,7 +223,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--ttl", type=float, default=2.0)
     parser.add_argument("--wait", type=float, default=2.0)
-    parser.add_argument("--hold", type=float, default=2.0)
+    parser.add_argument("--hold", type=float, default=1.0)
     parser.add_argument("--most", type=int, default=24576, help="MiB of the host's devices")
     parser.add_argument("--replicas", help="URLs, by commas: over HTTP")
     parser.add_argument("--probe", action="store_true")
@@ -216,13 +243,11 @@ def main() -> None:
         todo = [Worker(diary, way, wants, asked.hold) for _ in range(asked.workers)]
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: over.set())
-    threads = [threading.Thread(target=one.run, args=(over,)) for one in todo]
-    for thread in threads:
-        thread.start()
-    while not over.wait(0.2):
-        pass
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(todo)) as threads:
+        running = [threads.submit(one.run, over) for one in todo]
+        watch(diary, over)
+    for one in running:
+        one.result()
 
 
 if __name__ == "__main__":

@@ -93,12 +93,13 @@ class _Ledger:
 
 def violations(history: History, pool: PoolSaid, faults: Sequence[Fault] = ()) -> list[str]:
     """Everything that should not have been, in words; nothing: all is well."""
+    stopped = [Fault("starved", s.since, s.until, frozenset({s.who})) for s in history.starved]
     return [
         *_together(history.windows, pool, faults),
         *_fences(history.windows, pool),
         *_stream(pool, faults),
         *_ends(history.windows, pool, faults),
-        *_losses(history.windows, faults),
+        *_losses(history.windows, [*faults, *stopped]),
         *_abroad(history.windows, pool),
         *_silence(pool, faults),
         *(f"lives for ever: {token}" for token in pool.left),
@@ -186,9 +187,10 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
             yield f"another lease: {window.token} is not what its holder believes"
         if pool.at(end) < window.believed_until - READ_MS / 1000 and not forgotten:
             yield f"too early: {window.token} {end.event} while {window.who} believed in it"
-        allowed_s = (window.until - window.renewed_at) * 0.02 + LATE_S
-        if end.event == "expired" and pool.at(end) > window.until + allowed_s:
-            yield f"too late: {window.token} ended {pool.at(end) - window.until:.1f} s after trust"
+        late_s = pool.at(end) - max([window.until, *(f.until for f in faults if f.failover)])
+        # The answer to one more renewal may have been lost.
+        if end.event == "expired" and late_s > (window.until - window.renewed_at) * 1.02 + LATE_S:
+            yield f"too late: {window.token} expired {late_s:.1f} s after trust"
 
 
 def _losses(windows: list[Window], faults: Sequence[Fault]) -> Iterator[str]:

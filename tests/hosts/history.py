@@ -51,6 +51,10 @@ class Diary:
         """It believes in it no more: lost, and why, or about to be released."""
         self._write("ended", token=lease.token, lost=lost)
 
+    def starved(self, since: float) -> None:
+        """It did not run from then to now."""
+        self._write("starved", since=since)
+
     def _write(self, what: str, **fields: Any) -> None:
         line = json.dumps({"what": what, "at": local_now(), **fields}) + "\n"
         os.write(self._file, line.encode())
@@ -111,12 +115,22 @@ class Called:
         return self.at - self.began
 
 
+@dataclass(frozen=True, slots=True)
+class Starved:
+    """A process that was not let run: stopped, or by a busy machine."""
+
+    who: str
+    since: float
+    until: float
+
+
 @dataclass(slots=True)
 class History:
     """What all agents of a pool believed and called."""
 
     windows: list[Window] = field(default_factory=list)
     calls: list[Called] = field(default_factory=list)
+    starved: list[Starved] = field(default_factory=list)
 
     def failed(self) -> list[Called]:
         """The calls without an answer that decides."""
@@ -145,6 +159,9 @@ def _read_one(path: Path, into: History) -> None:
         what, at = line.pop("what"), line.pop("at")
         if what == "call":
             into.calls.append(Called(**about, **line, at=at))
+            continue
+        if what == "starved":
+            into.starved.append(Starved(first["who"], line["since"], at))
             continue
         if what == "granted":
             line |= {"asked_at": line.pop("began"), "since": at, "renewed_at": at}

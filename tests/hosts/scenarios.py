@@ -73,6 +73,7 @@ def figures(outcome: Outcome) -> dict[str, float]:
         "expired": sum(event.event == "expired" for event in outcome.said.events),
         "calls": len(known.calls),
         "failed": len(known.failed()),
+        "starved_s": sum(each.until - each.since for each in known.starved),
     }
 
 
@@ -153,11 +154,13 @@ def rolling(world: World) -> Seen:
     pool, store = fleet.pool, world.host("store")
     replicas = [pool.broker(store, 8014 + n) for n in range(3)]
     urls = ",".join(replica.url for replica in replicas)
-    pool.agent(fleet.gpu1, "http", "--most", "8192", "--replicas", urls)
+    many = ("--most", "8192", "--hold", "0.2", "--workers", "6")
+    pool.agent(fleet.gpu1, "http", *many, "--replicas", urls)
     pool.agent(store, "probe", "--probe")
     began = local_now()
     for replica in replicas:
         replica.restart()
+        time.sleep(0.5)
     restarts_s = local_now() - began
     outcome = pool.finish()
     over_http = [call for call in outcome.history.calls if call.who == "http"]

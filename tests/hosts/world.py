@@ -35,8 +35,11 @@ REPORT_S = 0.5
 
 DEADLINE_S = 3 * REPORT_S
 
-TTL_S = 2.0
+TTL_S = 3.0
 """Of the agents' leases."""
+
+GONE_S = 20.0
+"""Until nothing is left of a waiter that was killed as its turn came: its last poll, its offer."""
 
 START_S = 30.0
 """Until a process must answer, on two cores that others use too."""
@@ -178,7 +181,7 @@ class Pool:
 
     def _said(self, client: LeaseClient) -> PoolSaid:
         left = _tokens(client)
-        until = local_now() + 2 * TTL_S + checker.LATE_S
+        until = local_now() + GONE_S + checker.LATE_S
         while left and local_now() < until:
             time.sleep(0.1)
             client.reap()
