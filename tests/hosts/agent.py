@@ -132,9 +132,7 @@ class Worker:
         hold_s: how long it works, on average.
     """
 
-    def __init__(
-        self, diary: Diary, way: Way, wants: Callable[[], Want], hold_s: float
-    ) -> None:
+    def __init__(self, diary: Diary, way: Way, wants: Callable[[], Want], hold_s: float) -> None:
         self._diary, self._way, self._wants, self._hold_s = diary, way, wants, hold_s
 
     def run(self, over: threading.Event) -> None:

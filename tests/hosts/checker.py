@@ -106,9 +106,7 @@ def violations(history: History, pool: PoolSaid, faults: Sequence[Fault] = ()) -
     ]
 
 
-def _together(
-    windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]
-) -> Iterator[str]:
+def _together(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     """At no moment do holders believe in more of a device than there is."""
     on: dict[str, list[Window]] = defaultdict(list)
     for window in sorted(windows, key=lambda w: w.since):

@@ -59,9 +59,7 @@ class World:
         """The host of that name."""
         return self.lan.host(name)
 
-    def start(
-        self, host: Host, name: str, *command: str, **env: str
-    ) -> subprocess.Popen[bytes]:
+    def start(self, host: Host, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
         """A process on a host; what it says goes into `NAME.log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
