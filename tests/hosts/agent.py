@@ -97,7 +97,7 @@ class Replicas:
         body["min_memory_mb"] = body.pop("memory_mb")
         sent_at, reply = local_now(), self._ask("/lease", body)
         if reply.status == WAITS:  # without a wait it is decided
-            sent_at, reply = local_now(), self._ask("/lease", body | {"wait_s": None})
+            sent_at, reply = local_now(), self._ask("/lease", body | {"wait_s": 0})
         if reply.status != OK or not reply.body["granted"]:
             raise error_for(code_of(reply))
         return HeldLease(granted(reply.body, self._name, self._ttl_s, sent_at))

@@ -133,14 +133,12 @@ class History:
     starved: list[Starved] = field(default_factory=list)
 
     def failed(self) -> list[Called]:
-        """The calls without an answer that decides."""
-        return [call for call in self.calls if call.code in UNANSWERED]
+        """The calls that did not do what they are for."""
+        return [call for call in self.calls if call.code not in DECIDED]
 
 
-UNANSWERED = frozenset(
-    {"store_unavailable", "outcome_unknown", "protocol_mismatch", "not_ready", "denied"}
-)
-"""Codes of a call that failed; a refusal is an answer."""
+DECIDED = frozenset({"ok", "no_capacity"})
+"""What becomes of a call that did not fail."""
 
 
 def read(paths: Iterable[Path]) -> History:

@@ -44,6 +44,9 @@ GONE_S = 20.0
 START_S = 30.0
 """Until a process must answer, on two cores that others use too."""
 
+STOP_S = 15.0
+"""Until a process that was told to end must have ended."""
+
 PORT, HTTP_PORT = 6379, 8014
 
 
@@ -65,7 +68,7 @@ class World:
             return subprocess.Popen(
                 [*host.inside, *command],
                 cwd=ROOT,
-                env=environment(**env),
+                env=environment(PYTHONFAULTHANDLER="1", **env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -220,7 +223,11 @@ class Replica:
     def restart(self) -> None:
         """SIGTERM, and the next one ready."""
         self._process.terminate()
-        assert self._process.wait(START_S) == 0
+        try:
+            assert self._process.wait(STOP_S) == 0
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGABRT)  # where each thread is, goes into its log
+            raise
         self._process = self._start()
         self.wait()
 
