@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agent_sdk.asking import Caller
@@ -47,8 +48,8 @@ class Door(ABC, Generic[R]):
         hostname: str | None = None,
         deadline_s: float = 5.0,
     ) -> None:
-        self.store = store
         self.keys = Keys(pool)
+        self.store = store = replace(store, key=self.keys.base)
         self.deadline_s = deadline_s
         self.by = client_name or "sdk"
         self.redis: R = self._connect(store)
@@ -62,7 +63,7 @@ class Door(ABC, Generic[R]):
 
     @classmethod
     def from_url(cls, url: str, *, pool: str = "default", client_name: str | None = None) -> Self:
-        """A client of the store at a `redis://`, `rediss://` or `unix://` URL."""
+        """A client of the store at a URL; see `Store`."""
         return cls(Store(url), pool=pool, client_name=client_name)
 
     @classmethod

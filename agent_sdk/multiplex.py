@@ -19,7 +19,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from redis.asyncio import Redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     DataError,
@@ -30,7 +29,7 @@ from redis.exceptions import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from redis.asyncio import RedisCluster
+    from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
 Command: TypeAlias = tuple[str | int, ...]
@@ -54,15 +53,13 @@ class _Ask:
 class Multiplexer:
     """Sends the commands of many tasks over one connection of a client.
 
-    Connects at the first call. Another event loop may use it once the former has ended (a
-    `RedisCluster` must be closed in between: only `Redis` can forget connections of a dead loop).
-    A `RedisCluster` has a connection to each node: there a batch is one of its pipelines.
+    Connects at the first call. Another event loop may use it once the former has ended.
 
     Args:
         client: its pool gives the connection, its options the timeouts.
     """
 
-    def __init__(self, client: Redis | RedisCluster) -> None:
+    def __init__(self, client: Redis) -> None:
         self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
@@ -117,27 +114,36 @@ class Multiplexer:
         if self._loop is not None:
             if self._loop.is_running():
                 raise RuntimeError("another event loop uses this client: one client per loop")
-            if isinstance(self._client, Redis):
-                self._client.connection_pool.reset()  # type: ignore[no-untyped-call] # redis-py's
+            self._client.connection_pool.reset()  # type: ignore[no-untyped-call] # redis-py's
         self._loop = loop
         self._reset()
 
     async def _send_all(self) -> None:
-        while batch := self._next_batch():
+        while self._queue:
+            await self._leave_wrong_server()
+            batch = self._next_batch()
+            if not batch:
+                break
             self._away.extend(batch)
             try:
-                if isinstance(self._client, Redis):
-                    await self._send(self._client, batch)
-                else:
-                    await self._send_pipeline(batch)
+                await self._send(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
                 await self._break(error)
-                if self._listener is not None and not self._listener.done():
+                if self._listener is not None and self._listening:
                     # It must not live on to read, or to break, the connection that comes next.
                     await asyncio.wait({self._listener})
             # Let the callers just answered ask again: else the tasks split into two crowds that
             # take turns, each batch half as long.
             await asyncio.sleep(0)
+
+    async def _leave_wrong_server(self) -> None:
+        """Connect anew if an answer said that the primary is elsewhere; others are on their way."""
+        connection = self._connection
+        if connection is None or not connection.should_reconnect():  # type: ignore[no-untyped-call] # redis-py's
+            return
+        if self._listener is not None:
+            await asyncio.wait({self._listener})
+        await connection.disconnect(nowait=True)
 
     def _next_batch(self) -> list[_Ask]:
         batch: list[_Ask] = []
@@ -152,14 +158,13 @@ class Multiplexer:
             self._queue.popleft()
         return batch
 
-    async def _send(self, client: Redis, batch: list[_Ask]) -> None:
+    async def _send(self, batch: list[_Ask]) -> None:
         """Write a batch, and see to it that somebody listens."""
-        listening = self._listener is not None and not self._listener.done()
+        listening, pool = self._listening, self._client.connection_pool
         if self._connection is None:
-            pool = client.connection_pool
             self._connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's
         elif not listening:  # it was idle: the server may have closed it meanwhile
-            await client.connection_pool.ensure_connection(self._connection)
+            await pool.ensure_connection(self._connection)
         connection = self._connection
         packed: list[bytes] = []
         for ask in batch:
@@ -171,15 +176,21 @@ class Multiplexer:
         if packed:
             await connection.send_packed_command(packed)
         if not listening and self._away:
-            self._listener = asyncio.create_task(self._listen(client, connection))
+            self._listener = asyncio.create_task(self._listen(connection))
             self._listener.add_done_callback(self._after)
 
-    async def _listen(self, client: Redis, connection: AbstractConnection) -> None:
+    @property
+    def _listening(self) -> bool:
+        return self._listener is not None and not self._listener.done()
+
+    async def _listen(self, connection: AbstractConnection) -> None:
         """Settle what is away as the answers come, in the order it was sent."""
         try:
             while self._away:
                 ask = self._away[0]
-                answers = [await _answer(client, connection, name) for name, *_ in ask.commands]
+                answers = [
+                    await _answer(self._client, connection, name) for name, *_ in ask.commands
+                ]
                 self._away.popleft()
                 _settle(ask, answers)
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
@@ -191,17 +202,6 @@ class Multiplexer:
         self._away.clear()
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
-
-    async def _send_pipeline(self, batch: list[_Ask]) -> None:
-        """A batch by a client that has many connections: answered as a whole."""
-        pipe = self._client.pipeline(transaction=False)
-        for ask in batch:
-            for command in ask.commands:
-                pipe.execute_command(*command)
-        answers = iter(await pipe.execute(raise_on_error=False))
-        for ask in batch:
-            self._away.remove(ask)
-            _settle(ask, [next(answers) for _ in ask.commands])
 
     def _after(self, task: asyncio.Task[None]) -> None:
         # Someone cancelled every task of the loop.

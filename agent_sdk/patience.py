@@ -11,33 +11,41 @@ import time
 
 from redis.exceptions import (
     AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
     ConnectionError,  # noqa: A004 - redis-py's name for it
-    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,  # noqa: A004 - redis-py's name for it
-    TryAgainError,
 )
 
 from agent_sdk.errors import LeaseError, error_for
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 
-_NOT_NOW = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
-"""Answers of a server that did not execute the call and may do so soon."""
+_MOVING = "the pool is on its way to another node of the Cluster"
+
+_NOT_NOW = {
+    "ASK": _MOVING,
+    "BUSY": "a script keeps it busy",
+    "CLUSTERDOWN": "the Cluster has no majority, or no primary for a part of it",
+    "LOADING": "it is reading its data from disk",
+    "MASTERDOWN": "it is a replica that has lost its primary",
+    "MISCONF": "it cannot write to its disk, so it takes no writes",
+    "MOVED": "another node of the Cluster has the pool (redis+cluster://, not redis://, finds it)",
+    "NOREPLICAS": "too few of its replicas keep up, so it takes no writes",
+    "READONLY": "it is a replica, and takes no writes",
+    "TRYAGAIN": _MOVING,
+}
+"""What a server says that did not execute the call and may do so soon; what is true then."""
 
 _LOST = (ConnectionError, TimeoutError)
 
 _DENIED_WORDS = re.compile(r"ACL failure in script|user executing the script can't")
 """Inside a script a denial is said in words alone."""
 
-_NOT_NOW_WORDS = re.compile(r"(^|caused error: )(BUSY|LOADING|NOREPLICAS|MISCONF) ")
-"""Answers that have no class of their own; a pipeline puts words of its own before them."""
+_WORD = re.compile(r"(?:^|caused error: )([A-Z]+) ")
+"""Of answers that have no class of their own; a pipeline puts words of its own before them."""
 
 
 class Patience:
@@ -66,7 +74,8 @@ class Patience:
         self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         if time.monotonic() + pause >= self._deadline:
             code = "outcome_unknown" if self._maybe_done else "store_unavailable"
-            says = "Redis answers, but not this" if _not_now(error) else _says(code)
+            why = _not_now(error)
+            says = f"Redis answers, but not this: {why}" if why else _says(code)
             raise error_for(code, f"{says} ({error})", token=token) from error
         return pause
 
@@ -102,8 +111,11 @@ def _denied(error: RedisError) -> bool:
     return isinstance(error, kinds) or bool(_DENIED_WORDS.search(str(error)))
 
 
-def _not_now(error: RedisError) -> bool:
-    return isinstance(error, _NOT_NOW) or bool(_NOT_NOW_WORDS.search(str(error)))
+def _not_now(error: RedisError) -> str | None:
+    """Why a server did not execute the call, if it may do so soon."""
+    said = _WORD.search(str(error))
+    word = error.status_code or (said[1] if said else "")
+    return _NOT_NOW.get(word)
 
 
 def _says(code: str) -> str:

@@ -57,10 +57,10 @@ class SdkSettings:
     @property
     def masked_url(self) -> str:
         """The URL to show: without its password."""
-        masked = self.store_url
+        masked = re.sub(r"([?&][a-z_]*password=)[^&]*", r"\1***", self.store_url)
         if not masked.startswith("unix:///"):  # which has no user, and may have @ in its path
             masked = re.sub(r"^((?:[a-z+]+:/{1,2})?[^:/@]*):.*@", r"\1:***@", masked)
-        return re.sub(r"([?&]password=)[^&]*", r"\1***", masked)
+        return masked
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:

@@ -7,28 +7,50 @@ last, and unseen. Here every call is sent once; `patience` decides about the nex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
 import redis.asyncio.retry
+from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConnection
 from redis.backoff import NoBackoff
+from redis.connection import UnixDomainSocketConnection
 from redis.retry import Retry
 
-NO_URL = "the store's URL must be redis://, rediss:// or unix://, with a port that is a number"
+from agent_sdk.primary import (
+    AsyncTcpConnection,
+    AsyncTlsConnection,
+    ClusterPrimary,
+    SentinelPrimary,
+    TcpConnection,
+    TlsConnection,
+)
+from agent_sdk.store_url import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixDomainSocketConnection}
+
+_ASYNC = {"tcp": AsyncTcpConnection, "tls": AsyncTlsConnection, "unix": AsyncUnixConnection}
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A Redis or Valkey server by URL: `redis://`, `rediss://` or `unix://`.
+    """A Redis or Valkey by URL: one server, one that Sentinels watch over, or a Cluster.
+
+    `redis://host:6379/0`, `rediss://`, `unix:///path`, `redis+sentinel://h1,h2,h3/service/0`,
+    `redis+cluster://h1,h2`, and the last two with `rediss+` for TLS.
 
     Attributes:
         url: where it is.
-        timeout_s: for connecting and for each answer.
+        timeout_s: for connecting, which includes to ask where the primary is, and for each answer.
+        key: a key of the pool: of a Cluster, the node is asked that has its slot.
     """
 
     url: str
     timeout_s: float = 1.0
+    key: str = ""
 
     def connect(self) -> redis.Redis:
         """A blocking client. Connects at the first call.
@@ -36,23 +58,30 @@ class Store:
         Raises:
             ValueError: the URL is none; its words never hold the password.
         """
-        try:
-            return redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), **self._options())
-        except ValueError:
-            raise ValueError(NO_URL) from None
+        options = self._options(_BLOCKING)
+        pool = redis.ConnectionPool(retry=Retry(NoBackoff(), 0), **options)
+        return redis.Redis.from_pool(pool)
 
     def connect_async(self) -> redis.asyncio.Redis:
         """The same for asyncio."""
+        options = self._options(_ASYNC)
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        try:
-            return redis.asyncio.Redis.from_url(self.url, retry=retry, **self._options())
-        except ValueError:
-            raise ValueError(NO_URL) from None
+        pool = redis.asyncio.ConnectionPool(retry=retry, **options)
+        return redis.asyncio.Redis.from_pool(pool)
 
-    def _options(self) -> dict[str, Any]:
-        return {
+    def _options(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a pool of connections of one of these kinds, by transport."""
+        where = parse(self.url)
+        options = {
+            "connection_class": kinds[where.transport],
             "decode_responses": True,
             "encoding_errors": "replace",
             "socket_timeout": self.timeout_s,
             "socket_connect_timeout": self.timeout_s,
+            **where.options,
         }
+        if where.service:
+            options["primary"] = SentinelPrimary(where)
+        elif where.nodes:
+            options["primary"] = ClusterPrimary(where, self.key)
+        return options

@@ -85,10 +85,8 @@ class Settings(BaseSettings):
             )
         try:
             Store(self.sdk.store_url).connect().close()  # the URL is read; nobody is called yet
-        except ValueError:  # its own words may hold the password
-            raise ValueError(
-                f"REDIS_URL={self.sdk.masked_url!r} is no store: redis://, rediss:// or unix://"
-            ) from None
+        except ValueError as error:
+            raise ValueError(f"REDIS_URL={self.sdk.masked_url!r} is no store: {error}") from None
         return self
 
     @model_validator(mode="after")

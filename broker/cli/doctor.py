@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
+from agent_sdk.keys import Keys
 from agent_sdk.settings import Setting, read_settings, sdk_settings_in_effect
 from agent_sdk.store import Store
 from broker import __version__
@@ -21,8 +22,6 @@ from broker.cli.status import state_of
 from broker.cli.store import output_option, show
 from broker.cli.table import table
 from broker.keys import KeysError, read
-
-FORMS = "REDIS_URL is redis://, rediss:// or unix://; a pool is 1-32 of a-z, 0-9 and '-'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,10 @@ def doctor(output: str) -> None:
     try:
         store, store_findings = asyncio.run(_store())
         devices, device_findings = _pool() if not store_findings else ([], [])
-    except ValueError:  # its words may hold a password
+    except ValueError as error:
         store, devices, device_findings = {}, [], []
         store_findings = [
-            Finding("REDIS_URL or GPU_BROKER_POOL has no form that it can have", FORMS)
+            Finding("REDIS_URL or GPU_BROKER_POOL has no form that it can have", str(error))
         ]
     keys, key_findings = _keys()
     findings += store_findings + device_findings + key_findings
@@ -109,7 +108,7 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
     from broker.store_check import problem_of  # noqa: PLC0415 - quick --help
 
     settings = read_settings()
-    redis = Store(settings.store_url).connect_async()
+    redis = Store(settings.store_url, key=Keys(settings.pool).base).connect_async()
     try:
         problem = await problem_of(redis)
         if problem:

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from redis.asyncio import RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
@@ -239,31 +238,6 @@ async def test_execute_timeout_fails_what_is_away_and_nothing_after(own: Server)
         assert {type(error) for error in outcome} == {RedisTimeout}
         await asyncio.sleep(0.1)
         assert await asyncio.gather(*(many.execute("ECHO", n) for n in range(3))) == ["0", "1", "2"]
-
-
-@pytest.fixture
-def one_node_cluster() -> Iterator[Server]:
-    """A cluster of one node that has every slot."""
-    bus = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    with running("redis", *bus) as server, server.connect() as admin:
-        admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        until = time.monotonic() + 10
-        while "'cluster_state': 'ok'" not in str(admin.execute_command("CLUSTER INFO")):
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        yield server
-
-
-async def test_execute_on_a_cluster_is_answered_by_its_nodes(one_node_cluster: Server):
-    """A cluster's client has many connections: its batches are its own pipelines."""
-    port = one_node_cluster.port
-    async with RedisCluster(host="127.0.0.1", port=port, decode_responses=True) as nodes:
-        many = Multiplexer(nodes)
-        await asyncio.gather(*(many.execute("SET", f"k{n}", n) for n in range(50)))
-        found = await asyncio.gather(*(many.execute("GET", f"k{n}") for n in range(50)))
-        assert found == [str(n) for n in range(50)]
-        assert await many.execute("EVAL", "return ARGV[1]", 1, "gpu:{a}", "x") == "x"
-        await many.close()
 
 
 async def test_execute_never_connected_says_connecting():
