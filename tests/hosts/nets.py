@@ -96,6 +96,14 @@ class Lan:
         """They pass again."""
         _do(f"bridge link set dev {host.name} state 3")
 
+    def unroute(self, one: Host, other: Host) -> None:
+        """What one sends to the other vanishes."""
+        _do(f"ip -n {one.name} route add blackhole {other.address}")
+
+    def reroute(self, one: Host, other: Host) -> None:
+        """It arrives again."""
+        _do(f"ip -n {one.name} route del blackhole {other.address}")
+
 
 def _do(command: str) -> None:
     subprocess.run(command.split(), check=True)

@@ -47,7 +47,9 @@ START_S = 30.0
 STOP_S = 15.0
 """Until a process that was told to end must have ended."""
 
-PORT, HTTP_PORT = 6379, 8014
+PORT, SENTINEL_PORT, HTTP_PORT = 6379, 26379, 8014
+
+SERVICE, DOWN_AFTER_MS = "gpu", 1000
 
 
 @dataclass
@@ -85,12 +87,36 @@ class World:
         eventually(lambda: _answers(host.address, port), START_S)
         return started
 
+    def sentinel(self, host: Host, primary: Host) -> None:
+        """A Sentinel on a host that watches over the primary and its replicas."""
+        name = f"sentinel-{host.name}"
+        conf = self.folder / f"{name}.conf"
+        conf.write_text(
+            f"port {SENTINEL_PORT}\nbind 0.0.0.0\nprotected-mode no\ndir {self.folder}\n"
+            f"sentinel monitor {SERVICE} {primary.address} {PORT} 2\n"
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
+            f"sentinel failover-timeout {SERVICE} 5000\n"
+        )
+        self.start(host, name, str(binary("redis")), str(conf), "--sentinel")
+        eventually(lambda: _answers(host.address, SENTINEL_PORT), START_S)
+
     @contextmanager
     def fault(self, what: str, **whom: Any) -> Iterator[None]:
         """The length of the block is written down as a fault; see `Fault`."""
         since = local_now()
         yield
         self.faults.append(Fault(what, since, local_now(), **whom))
+
+    @contextmanager
+    def without_route(self, one: Host, other: Host) -> Iterator[None]:
+        """Two hosts that do not reach each other; the others reach both."""
+        names = frozenset({one.name})
+        self.lan.unroute(one, other)
+        try:
+            with self.fault(f"no route {one.name} {other.name}", cut=names, silent=names):
+                yield
+        finally:
+            self.lan.reroute(one, other)
 
     @contextmanager
     def cut_off(self, host: Host) -> Iterator[None]:
@@ -126,8 +152,8 @@ class Pool:
     def reporter(self, host: Host, devices: str) -> subprocess.Popen[bytes]:
         """`gpu-broker host`, once the pool has heard of it."""
         started = self.world.start(
-            host, f"reporter-{host.name}", PROGRAM, "host", **self.env, SAFE_MODE="false",
-            GPU_BROKER_DEVICES=devices, GPU_BROKER_HOSTNAME=host.name,
+            host, f"reporter-{self.name}-{host.name}", PROGRAM, "host", **self.env,
+            SAFE_MODE="false", GPU_BROKER_DEVICES=devices, GPU_BROKER_HOSTNAME=host.name,
             GPU_BROKER_REPORT_S=str(REPORT_S),
         )  # fmt: skip
         with self.client() as client:
