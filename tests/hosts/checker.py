@@ -99,7 +99,7 @@ def violations(history: History, pool: PoolSaid, faults: Sequence[Fault] = ()) -
         *_fences(history.windows, pool),
         *_stream(pool, faults),
         *_ends(history.windows, pool, faults),
-        *_losses(history.windows, [*faults, *stopped]),
+        *_losses(history.windows, pool, [*faults, *stopped]),
         *_abroad(history.windows, pool),
         *_silence(pool, faults),
         *(f"lives for ever: {token}" for token in pool.left),
@@ -176,14 +176,14 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
     ends = {e.token: e for e in pool.events if e.event in ENDS}
     for window in windows:
         grant, end = grants.get(window.token), ends.get(window.token)
-        forgotten = any(f.failover and window.since < f.until for f in faults)
+        excused = any(f.failover and window.since < f.until for f in faults)
         if grant is None or end is None:
-            if not forgotten:
+            if not excused:
                 yield f"no trace: {window.token} has no {'end' if grant else 'grant'}"
             continue
         if int(grant.fields["fence"]) != window.fence or dict(grant.devices) != window.devices:
             yield f"another lease: {window.token} is not what its holder believes"
-        if pool.at(end) < window.believed_until - READ_MS / 1000 and not forgotten:
+        if pool.at(end) < window.believed_until - READ_MS / 1000 and not excused:
             yield f"too early: {window.token} {end.event} while {window.who} believed in it"
         late_s = pool.at(end) - max([window.until, *(f.until for f in faults if f.failover)])
         # The answer to one more renewal may have been lost.
@@ -191,18 +191,26 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
             yield f"too late: {window.token} expired {late_s:.1f} s after trust"
 
 
-def _losses(windows: list[Window], faults: Sequence[Fault]) -> Iterator[str]:
-    """Nobody lost a lease that it could go on renewing."""
+def forgotten(windows: list[Window], pool: PoolSaid) -> set[str]:
+    """The tokens that were granted, and the pool knows nothing of it."""
+    return {w.token for w in windows} - {e.token for e in pool.events if e.event == "granted"}
+
+
+def _losses(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
+    """Nobody lost a lease that it could go on renewing, unless a failover forgot the grant."""
+    unknown = forgotten(windows, pool)
     for window in windows:
-        reasons = [fault for fault in faults if _explains(fault, window)]
+        reasons = [
+            fault
+            for fault in faults
+            if _ran_out(fault, window) or (fault.failover and window.token in unknown)
+        ]
         if window.lost is not None and not reasons:
             yield f"lost: {window.token} of {window.who} ({window.lost}), which it was renewing"
 
 
-def _explains(fault: Fault, window: Window) -> bool:
-    """Whether trust ran out while the holder was cut off, or a failover forgot the lease."""
-    if fault.failover and window.since < fault.until:
-        return True
+def _ran_out(fault: Fault, window: Window) -> bool:
+    """Whether trust ran out while the holder was cut off, or just after."""
     cut = bool({window.host, window.who} & fault.cut)
     return cut and fault.since <= window.until <= fault.until + RETURN_S
 

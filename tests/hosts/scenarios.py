@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from agent_sdk.clocks import local_now
 from agent_sdk.keys import Keys
 from tests.api.brokers import eventually
-from tests.hosts.checker import RETURN_S
+from tests.hosts.checker import RETURN_S, forgotten
 from tests.hosts.world import (
     DEADLINE_S,
     PORT,
@@ -319,7 +319,10 @@ def stale(world: World) -> Seen:
     answered_at = watched.fail_over()
     time.sleep(CLOSED_S)
     outcome = pool.finish()
-    return _after_failover(outcome, began, answered_at, [])
+    seen = _after_failover(outcome, began, answered_at, [])
+    if not seen.figures["forgotten"]:
+        seen.violations.append("nothing was forgotten: this was an ordinary failover")
+    return seen
 
 
 def _after_failover(outcome: Outcome, began: float, answered_at: float, wrong: list[str]) -> Seen:
@@ -332,6 +335,7 @@ def _after_failover(outcome: Outcome, began: float, answered_at: float, wrong: l
         "named_after_s": answered_at - began,
         "calls_after_s": back_s,
         "leases_after_s": granted - answered_at,
+        "forgotten": len(forgotten(outcome.history.windows, outcome.said)),
     }
     return Seen(seen, outcome.violations + wrong)
 

@@ -253,6 +253,19 @@ def test_overlap_after_a_failover_is_a_violation_without_that() -> None:
         assert any(wrong.startswith("together") for wrong in story.wrong())
 
 
+def test_loss_after_a_failover_needs_a_grant_that_was_forgotten() -> None:
+    """What the new master knows it lets nobody lose who could reach it in time."""
+    story = after_failover()
+    story.faults = [Fault("failover", 1.5, 2, cut=frozenset({"a"}), failover=True)]
+    older = window_of(story, "older")
+    older.ended_at = older.until = 4.9
+    assert story.wrong() == []
+    about = {"token": "older", "devices": "SIM-a-0=1000", "fence": str(older.fence)}
+    story.tell(0.99, "granted", **about)
+    story.tell(4.91, "expired", **about)
+    assert [wrong.partition(":")[0] for wrong in story.wrong()] == ["lost"]
+
+
 def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     """What one process wrote, line by line, is what another finds."""
     grant = window_of(peaceful(), "first")
