@@ -2,7 +2,7 @@
 
 Each scenario runs in a private world of its own (nets.py), with real processes on network
 namespaces; a line per run says how it went. The exit code is 1 when anything was wrong. A run that
-went wrong leaves its folder: the agents' histories, every process's log, `seen.json`.
+went wrong leaves its folder: the agents' histories, the streams of events, every process's log.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import redis
@@ -212,9 +213,9 @@ class Line:
         held = client.acquire("holder", host=host.name, memory_mb=100, exclusive=True, ttl_s=TTL_S)
         client.keep(held)
         line = cls(client, held, [], threads)
-        for n in range(3):
-            line.waiters.append(threads.submit(line.wait, f"waiter-{n}", host.name))
-            eventually(lambda n=n: client.pool().waiting > n, START_S)  # type: ignore[misc]
+        for agent in ("waiter-0", "waiter-1", "waiter-2"):
+            line.waiters.append(threads.submit(line.wait, agent, host.name))
+            eventually(partial(line.has, agent), START_S)
         return line
 
     def wait(self, agent: str, host: str) -> int:
@@ -222,6 +223,10 @@ class Line:
         lease = self.client.acquire(agent, host=host, memory_mb=100, exclusive=True, wait_s=60)
         self.client.release(lease)
         return lease.fence
+
+    def has(self, agent: str) -> bool:
+        """Whether it stands in the line."""
+        return any(waiter.agent == agent for waiter in self.client.queue())
 
     def dissolve(self) -> list[str]:
         """The holder goes, each gets its turn; what is wrong with the order of that."""
@@ -382,7 +387,7 @@ def _nodes(world: World, hosts: list[Host]) -> list[subprocess.Popen[bytes]]:
             node.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)  # type: ignore[no-untyped-call]
             node.execute_command("CLUSTER", "MEET", hosts[0].address, PORT)  # type: ignore[no-untyped-call]
     for host in hosts:
-        eventually(lambda host=host: _knows_all(host), START_S)  # type: ignore[misc]
+        eventually(partial(_knows_all, host), START_S)
     return nodes
 
 

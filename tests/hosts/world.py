@@ -5,12 +5,13 @@ None of them is cleaned up after: the world ends them with itself.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,8 @@ class Pool:
             except AssertionError as error:
                 found.append(f"sums: {error}")
         known = history.read(self.diaries)
+        lines = [json.dumps(asdict(event)) for event in said.events]
+        (self.world.folder / f"{self.name}.events").write_text("\n".join(lines))
         found += checker.violations(known, said, self.world.faults)
         return Outcome(known, said, found)
 
