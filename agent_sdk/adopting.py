@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from agent_sdk import waiting_line
 from agent_sdk.errors import error_for
-from agent_sdk.protocol import Answer, Call, Device, Grant, Read, renew
+from agent_sdk.protocol import Answer, Call, Claim, Device, Grant, Read, renew
 from agent_sdk.waiting_line import WaiterStatus
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
     if found is None or isinstance(found, str):
         raise error_for(found or "unknown_token", token=token)
     renewal = yield from renew(token, found.fence, None)
+    answer = yield Read(
+        (("HGET", keys.pool, "epoch"), ("HMGET", keys.record(token), "devices", "request"))
+    )
+    epoch, (taken, request) = answer.raw
+    claim = Claim(epoch, found.agent, taken, request, found.client, found.pid) if request else None
     devices = yield from _devices(keys, found.devices)
     return Grant(
         token=token,
@@ -40,6 +45,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
         reason=found.reason,
         devices=devices,
         trusted_until=renewal.trusted_until,
+        claim=claim,
     )
 
 

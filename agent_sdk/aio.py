@@ -107,7 +107,8 @@ class AsyncLeaseClient(Door["Redis"]):
             token = protocol.check_name(lease, "token")
             return await self._run(protocol.renew(token, fence, ttl_ms, owner))
         try:
-            renewal = await self._run(protocol.renew(lease.token, lease.fence, ttl_ms, owner))
+            steps = protocol.renew(lease.token, lease.fence, ttl_ms, owner, lease.claim)
+            renewal = await self._run(steps)
         except LeaseError as error:
             lease.lose_if_over(error)
             raise

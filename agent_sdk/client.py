@@ -132,7 +132,8 @@ class LeaseClient(Door["Redis"]):
             token = protocol.check_name(lease, "token")
             return self._run(protocol.renew(token, fence, ttl_ms, owner))
         try:
-            renewal = self._run(protocol.renew(lease.token, lease.fence, ttl_ms, owner))
+            steps = protocol.renew(lease.token, lease.fence, ttl_ms, owner, lease.claim)
+            renewal = self._run(steps)
         except LeaseError as error:
             lease.lose_if_over(error)
             raise

@@ -55,7 +55,7 @@ class Door(ABC, Generic[R]):
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name)
         self._scripts = scripts()
-        self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys.base))
+        self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys))
 
     @abstractmethod
     def _connect(self, store: Store) -> R:

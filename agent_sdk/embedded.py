@@ -17,7 +17,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from agent_sdk.keys import POOLS
 from agent_sdk.server_binary import ENVIRONMENT, EmbeddedError, ServerBinary, find_server
 
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its closing NUL
@@ -182,6 +183,7 @@ class EmbeddedStore:
             return
         try:
             with self._client(deadline) as client:
+                _mark_clean(client)
                 client.shutdown()
         except redis.TimeoutError as error:
             raise self._no_answer(error) from error
@@ -253,6 +255,13 @@ class EmbeddedStore:
                 f"no embedded store in {self._folder}: {error}; "
                 "GPU_BROKER_STATE_DIR names another folder"
             ) from error
+
+
+def _mark_clean(client: redis.Redis) -> None:
+    # So that the next server's pools are not closed as after a crash.
+    with suppress(redis.ResponseError):  # it takes no writes: then that is how it ends
+        for pool in client.scan_iter(POOLS, count=1000):
+            client.hdel(pool, "run_id")
 
 
 def _make_private(folder: Path) -> None:

@@ -148,7 +148,7 @@ CODES: dict[str, Code] = {
     "released": Code(LeaseLost, 409, False, "the lease was released"),
     "left": Code(LeaseLost, 409, False, "the waiter left the line"),
     "lapsed": Code(LeaseLost, 409, False, "the waiter stopped asking and lost its place"),
-    "superseded": Code(LeaseLost, 409, False, f"{_LOST}, the fence is not its own"),
+    "superseded": Code(LeaseLost, 409, False, f"{_LOST}, another has its place"),
     "unreachable": Code(
         LeaseLost, 409, False, f"{_LOST}, the store could not be reached until trust ran out"
     ),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from agent_sdk.protocol import Answer, Read
-from agent_sdk.snapshot import held
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
     "waiting", "offered", "withdrawn", "kept", "left", "lapsed", "cooled", "revoke", "drained",
-    "undrained", "policy",
+    "undrained", "policy", "closed", "adopted",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)
@@ -25,6 +24,9 @@ START: Final = "0-0"
 """Before every event."""
 
 PAGE: Final = 1000
+
+LONGEST: Final = 18
+"""Digits of a number that an event may say; a fence has 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,24 @@ class Event:
         """(device id, MiB) of each device that it names; MiB is None where it holds none."""
         if "device" in self.fields:
             return ((self.fields["device"], None),)
-        named = self.fields.get("devices", "")
-        if self.event == "kept":  # ids alone
-            return tuple((uuid, None) for uuid in named.split(",") if uuid)
-        return held(named)
+        named = self.fields.get("devices", "").split(",")
+        return tuple(_named(part) for part in named if part)
+
+    @property
+    def fence(self) -> int | None:
+        """Of the lease that it is of; None: it says none that is a number."""
+        return _number(self.fields.get("fence", ""))
+
+
+def _named(part: str) -> tuple[str, int | None]:
+    """`uuid=mb`, or an id alone. Anybody who writes to the stream may have written it."""
+    uuid, _, mb = part.rpartition("=")
+    held_mb = _number(mb)
+    return (part, None) if not uuid or held_mb is None else (uuid, held_mb)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if len(text) <= LONGEST and text.isdecimal() else None
 
 
 def order(event_id: str) -> tuple[int, int]:

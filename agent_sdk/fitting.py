@@ -120,16 +120,28 @@ def placed(
     wish: Wish, devices: Iterable[DeviceStatus], pool: PoolStatus, room_mb: int
 ) -> list[DeviceStatus] | None:
     """The devices that a newcomer would get, or None; room_mb: what its agent's cap leaves."""
-    if wish.memory_mb * wish.devices > room_mb:
-        return None
+    found = _choices(wish, devices, pool)
+    return next((best for cost_mb, best in found if cost_mb <= room_mb), None)
+
+
+def least_mb(wish: Wish, devices: Iterable[DeviceStatus], pool: PoolStatus) -> int | None:
+    """The least room under its agent's cap with which it would be `placed`; None: with none."""
+    return min((cost_mb for cost_mb, _ in _choices(wish, devices, pool)), default=None)
+
+
+def _choices(
+    wish: Wish, devices: Iterable[DeviceStatus], pool: PoolStatus
+) -> Iterator[tuple[int, list[DeviceStatus]]]:
+    """What it may get, the first first, with the MiB that count against its agent's cap."""
     fit = [device for device in devices if reason(wish, device, pool) == "fits"]
     if not whole(wish, pool):
-        return sorted(fit, key=lambda d: -d.free_mb)[:1] or None
+        if fit:
+            yield wish.memory_mb, [max(fit, key=lambda d: d.free_mb)]
+        return
     for group in _groups(fit).values():
         best = sorted(group, key=lambda d: d.free_mb)[: wish.devices]
-        if len(best) == wish.devices and sum(d.free_mb for d in best) <= room_mb:
-            return best
-    return None
+        if len(best) == wish.devices:
+            yield sum(d.free_mb for d in best), best
 
 
 def never(wish: Wish, devices: Sequence[DeviceStatus]) -> str | None:

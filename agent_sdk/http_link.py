@@ -65,6 +65,10 @@ class HttpLink:
             if local_now() > until:
                 return
 
+    def memory(self) -> object:
+        """See `Link`: the broker watches over its store; no lease can be claimed through it."""
+        return None
+
     def _reachable(self) -> Web:
         if self._web is None:
             raise error_for("store_unavailable")

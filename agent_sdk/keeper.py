@@ -36,6 +36,9 @@ LONGEST_S, SHORTEST_S = 15.0, 0.1
 """Between two renewals of a lease, also of one with a long ttl or none: an operator's revoke ends a
 lease after 60 s, and its holder must have been told by then."""
 
+LOOK_S = 3.0
+"""Between two looks, at most, at whether the store is still the one that knows our leases."""
+
 ABANDON_S = 900.0
 """For how long a token that may have been granted is tried to be given back."""
 
@@ -77,6 +80,8 @@ class Keeper:
         self._abandoned: dict[str, _Abandoned] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._memory: object = None
+        self._look_at = float("inf")
 
     def add(self, lease: HeldLease) -> None:
         """Renew the lease from now on; one without expiry too, to learn of its revocation."""
@@ -84,7 +89,10 @@ class Keeper:
             return
         with self._wake:
             self._start()
-            self._kept[lease.token] = _Kept(lease, local_now() + _interval_s(lease))
+            now = local_now()
+            if not self._kept:
+                self._look_at = now
+            self._kept[lease.token] = _Kept(lease, now + _interval_s(lease))
             self._wake.notify()
 
     def discard(self, lease: HeldLease) -> None:
@@ -143,14 +151,33 @@ class Keeper:
                 return True
             due = [kept for kept in self._kept.values() if _due_at(kept) <= now]
             abandoned = [t for t, a in self._abandoned.items() if a.next_at <= now][:BATCH]
+        if self._look_at <= now:
+            self._look()
         self._work(due, abandoned)
         return True
 
     def _first_at(self) -> float | None:
         """When something is to be done next; None: never."""
         times = [_due_at(kept) for kept in self._kept.values()]
+        if times:
+            times.append(self._look_at)
         times += [abandoned.next_at for abandoned in self._abandoned.values()]
         return min(times, default=None)
+
+    def _look(self) -> None:
+        """A store that has lost its memory gives nothing away before it has heard holders: now."""
+        self._look_at = local_now() + LOOK_S
+        try:
+            memory = self._link.memory()
+        except BrokerUnavailable:
+            self._postpone()
+            return
+        if self._memory not in (None, memory):
+            with self._wake:
+                now = local_now()
+                for kept in self._kept.values():
+                    kept.next_at = now + random.uniform(0, RETRY_S)
+        self._memory = memory
 
     def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
         for kept in due:

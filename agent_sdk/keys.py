@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+POOLS = "gpu:{*}:pool"
+"""Pattern of every pool's own key."""
+
 POOL = re.compile(r"[a-z0-9-]{1,32}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{16,64}")
 AGENT = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-    from agent_sdk.protocol import Device, Grant, Renewal
+    from agent_sdk.protocol import Claim, Device, Grant, Renewal
 
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class HeldLease:
         self.remaining_ms = grant.remaining_ms
         self.jeopardy = False
         self.local = local
+        self._claim = grant.claim
         self._trusted_until = grant.trusted_until
         self._lost_code: str | None = None
         self._ended = False
@@ -88,6 +89,11 @@ class HeldLease:
     def memory_mb(self) -> int:
         """MiB held on all its devices together."""
         return sum(device.memory_mb for device in self.devices)
+
+    @property
+    def claim(self) -> Claim | None:
+        """What to present to a pool that has forgotten it; None once it is lost or over."""
+        return self._claim if self.trusted_s > 0 else None
 
     @property
     def trusted_until(self) -> float:

@@ -8,7 +8,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.protocol import PROTOCOL, Answer, Call, Renewal, renew_call, renewed
+from agent_sdk.protocol import PROTOCOL, Answer, Call, Renewal, renew_call, renewed, unknown
 from agent_sdk.scripts import scripts
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from agent_sdk.keys import Keys
     from agent_sdk.lease import HeldLease
 
 
@@ -38,6 +39,14 @@ class Link(Protocol):
         """
         ...
 
+    def memory(self) -> object:
+        """What names the pool's memory: once it is another, leases may have been forgotten.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        ...
+
     def close(self) -> None:
         """Disconnect."""
         ...
@@ -48,18 +57,25 @@ class RedisLink:
 
     Args:
         connect: makes the connection, at the first call.
-        base: the pool's key base.
+        keys: the pool's.
     """
 
-    def __init__(self, connect: Callable[[], Redis], base: str) -> None:
+    def __init__(self, connect: Callable[[], Redis], keys: Keys) -> None:
         self._connect = connect
-        self._base = base
+        self._keys = keys
         self._redis: Redis | None = None
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
         """See `Link`."""
         sent_at = local_now()
         answers = self._send([renew_call(x.token, x.fence, x.ttl_ms) for x in leases])
+        claims = {
+            n: renew_call(x.token, x.fence, x.ttl_ms, claim=x.claim)
+            for n, (x, raw) in enumerate(zip(leases, answers, strict=True))
+            if unknown(raw) and x.claim
+        }
+        for n, raw in zip(claims, self._send([*claims.values()]), strict=True):
+            answers[n] = raw
         for lease, raw in zip(leases, answers, strict=True):
             yield _renewal(raw, lease.token, sent_at)
 
@@ -68,6 +84,15 @@ class RedisLink:
         for raw in self._send([Call("release", (PROTOCOL, token, 1), token) for token in tokens]):
             yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
 
+    def memory(self) -> object:
+        """See `Link`: the server's name and the epoch, as the scripts last saw them."""
+        try:
+            return self._connected().hmget(self._keys.pool, "run_id", "epoch")
+        except NoPermissionError:
+            return None
+        except RedisError as error:
+            raise error_for("store_unavailable") from error
+
     def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
         """The answers to a pipeline.
 
@@ -75,22 +100,25 @@ class RedisLink:
             BrokerUnavailable: there are none.
         """
         try:
-            return self._pipeline(calls)
+            return self._pipeline(calls) if calls else []
         except RedisError as error:
             raise error_for("store_unavailable") from error
 
-    def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
-        """One pipeline; a script that the server does not know is loaded once."""
+    def _connected(self) -> Redis:
         if self._redis is None:
             self._redis = self._connect()
-        known = scripts()
+        return self._redis
+
+    def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
+        """One pipeline; a script that the server does not know is loaded once."""
+        redis, known = self._connected(), scripts()
         for attempt in range(2):
-            pipe = self._redis.pipeline(transaction=False)
+            pipe = redis.pipeline(transaction=False)
             if attempt:
                 for verb in sorted({call.verb for call in calls}):
-                    self._redis.script_load(known[verb].source)
+                    redis.script_load(known[verb].source)
             for call in calls:
-                pipe.evalsha(known[call.verb].sha, 1, self._base, *call.args)
+                pipe.evalsha(known[call.verb].sha, 1, self._keys.base, *call.args)
             answers: list[list[object] | RedisError] = pipe.execute(raise_on_error=False)
             if not any(isinstance(answer, NoScriptError) for answer in answers):
                 break

@@ -148,6 +148,28 @@ class Request(NamedTuple):
         """The call that asks for it, and asks again."""
         return Call("acquire", (PROTOCOL, *self), self.token)
 
+    @property
+    def asked(self) -> str:
+        """What makes two requests the same, as the ledger has it."""
+        return "|".join(map(str, self[2:12]))
+
+
+class Claim(NamedTuple):
+    """What a renewal presents of a lease that the pool has forgotten; see `lua/renew.lua`.
+
+    Attributes:
+        epoch: of the pool that granted it.
+        devices: `uuid=mb,...`, as the ledger writes them.
+        request: arguments 4 to 13 of its acquire, joined by `|`.
+    """
+
+    epoch: str
+    agent: str
+    devices: str
+    request: str
+    client: str
+    pid: str
+
 
 class Grant(NamedTuple):
     """A lease as the broker gave it.
@@ -159,6 +181,7 @@ class Grant(NamedTuple):
         reason: why it is a CPU lease, or None.
         devices: empty for a CPU lease.
         trusted_until: on `clocks.local_now`'s clock.
+        claim: for a pool that forgets it; None: it cannot be claimed, as through HTTP.
     """
 
     token: str
@@ -170,6 +193,7 @@ class Grant(NamedTuple):
     reason: str | None
     devices: tuple[Device, ...]
     trusted_until: float
+    claim: Claim | None = None
 
 
 class Renewal(NamedTuple):
@@ -203,20 +227,20 @@ def new_token() -> str:
     return str(uuid4())
 
 
-def _of_known_form(read: Callable[P, T]) -> Callable[P, T]:
+def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
     """Make an answer of no known form what it is: two versions that do not match."""
 
     @wraps(read)
     def reading(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return read(*args, **kwargs)
-        except (IndexError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise error_for("protocol_mismatch", f"unknown answer: {error}") from error
 
     return reading
 
 
-@_of_known_form
+@of_known_form
 def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
     _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
@@ -308,9 +332,9 @@ def poll_s(seen: Moment, place: int) -> float:
     return min(FIRST_POLL_S, due_s if due_s > 0 else OVERDUE_POLL_S)
 
 
-@_of_known_form
+@of_known_form
 def _grant(request: Request, answer: Answer) -> Grant:
-    _, _, _, _, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
+    _, _, _, epoch, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
     devices = [
         Device(uuid, int(index), host, name, int(mb))
         for uuid, mb, index, host, name in zip(*[iter(flat)] * DEVICE_WORDS, strict=True)
@@ -325,36 +349,53 @@ def _grant(request: Request, answer: Answer) -> Grant:
         reason or None,
         tuple(devices),
         trusted_until(answer.sent_at, remaining_ms),
-    )
-
-
-def renew_call(token: str, fence: int | None, ttl_ms: int | None, owner: str = "") -> Call:
-    """The call that renews; the keeper sends many of them in one pipeline."""
-    return Call(
-        "renew",
-        (
-            PROTOCOL,
-            token,
-            "" if fence is None else fence,
-            "" if ttl_ms is None else ttl_ms,
-            *_owned(owner),
+        Claim(
+            epoch,
+            request.agent,
+            ",".join([f"{device.uuid}={device.memory_mb}" for device in devices]),
+            request.asked,
+            request.client,
+            request.pid,
         ),
-        token,
     )
 
 
-@_of_known_form
+def renew_call(
+    token: str,
+    fence: int | None,
+    ttl_ms: int | None,
+    owner: str = "",
+    claim: Claim | None = None,
+) -> Call:
+    """The call that renews; the keeper sends many of them in one pipeline.
+
+    claim: only after `unknown` was answered, and while the holder may believe in the lease.
+    """
+    fence_or_any, ttl_or_same = "" if fence is None else fence, "" if ttl_ms is None else ttl_ms
+    more = _owned(owner) if claim is None else (owner, *claim)
+    return Call("renew", (PROTOCOL, token, fence_or_any, ttl_or_same, *more), token)
+
+
+def unknown(raw: object) -> bool:
+    """Whether the answer to a renewal is that nothing is known of the lease."""
+    return isinstance(raw, list) and raw[:1] == ["UNKNOWN"]
+
+
+@of_known_form
 def renewed(answer: Answer, token: str) -> Renewal:
     """What a renewal's answer means.
 
     Raises:
         LeaseLost: with the reason.
         UnknownToken: nothing is known of it.
+        BrokerUnavailable: it cannot be told yet: the pool lost its memory and hears holders.
     """
     match answer.raw:
         case ["RENEWED", _, _, _, _, expires_at_ms, remaining_ms]:
             until = trusted_until(answer.sent_at, remaining_ms)
             return Renewal(expires_at_ms, remaining_ms, until)
+        case ["AGAIN", *_]:
+            raise error_for("closed", token=token)
         case _:
             raise failure(answer, token)
 
@@ -365,10 +406,16 @@ def _owned(owner: str) -> tuple[str, ...]:
 
 
 def renew(
-    token: str, fence: int | None, ttl_ms: int | None, owner: str = ""
+    token: str,
+    fence: int | None,
+    ttl_ms: int | None,
+    owner: str = "",
+    claim: Claim | None = None,
 ) -> Generator[Call, Answer, Renewal]:
-    """Renew one lease; see `renewed`."""
+    """Renew one lease, with its claim should the pool have forgotten it; see `renewed`."""
     answer = yield renew_call(token, fence, ttl_ms, owner)
+    if claim and unknown(answer.raw):
+        answer = yield renew_call(token, fence, ttl_ms, owner, claim)
     return renewed(answer, token)
 
 
@@ -403,14 +450,19 @@ def reap_all() -> Generator[Call, Answer, Moment]:
     return seen
 
 
-@_of_known_form
+_SAYS_WHAT: Final = {
+    "bad_request": "the request is not well-formed: {} cannot be that",
+    "protocol_mismatch": "this version does not know pools of schema {}: upgrade the older",
+}
+"""Refusals whose detail a caller needs."""
+
+
+@of_known_form
 def failure(answer: Answer, token: str | None) -> LeaseError:
     """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
     match answer.raw:
-        case ["REFUSED", _, _, _, _, "bad_request", str(what)]:
-            return error_for(
-                "bad_request", f"the request is not well-formed: {what} cannot be that", token=token
-            )
+        case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
+            return error_for(code, _SAYS_WHAT[code].format(what), token=token)
         case ["REFUSED", now_ms, next_due_ms, _, _, str(code), _]:
             error = error_for(code, token=token)
             if isinstance(error, NoCapacity) and next_due_ms != "":

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Unpack
 
-Report = tuple[str, tuple[tuple[str, str | int], ...]]
+Fields = tuple[tuple[str, str | int], ...]
+
+Report = tuple[str, Fields]
 """What is said of one device: its id, then (field, value); `lua/report.lua` lists the fields."""
 
 

@@ -6,12 +6,13 @@ Read with plain pipelined commands: what one part says may be a few milliseconds
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agent_sdk import fitting, snapshot, waiting_line
 from agent_sdk.errors import CODES
 from agent_sdk.fitting import Wish
-from agent_sdk.protocol import Answer, Read
+from agent_sdk.protocol import Answer, Read, of_known_form
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
@@ -28,9 +29,6 @@ STANDING: Final = {
     "fits": "it fits now: ask",
 }
 """How a request stands when no code of `errors.CODES` says more."""
-
-UNCAPPED_MB: Final = 1 << 62
-"""What a cap leaves that is none."""
 
 BY_DEVICES: Final = frozenset({"next", "behind", "no_capacity"})
 """Codes of a request that only what is on the devices holds back."""
@@ -108,12 +106,16 @@ def _parted(
 ) -> Generator[Read, Answer, tuple[list[LeaseStatus], list[WaiterStatus]]]:
     waits = {token: row for token, row in records.items() if row["state"] in waiting_line.WAITS}
     waiters = yield from waiting_line.placed(keys, waits)
-    held = [snapshot.lease_status(t, row) for t, row in records.items() if t not in waits]
-    return held, waiters
+    holds = ((token, row) for token, row in records.items() if token not in waits)
+    return list(snapshot.legible(snapshot.lease_status, holds)), waiters
 
 
 def _held(keys: Keys) -> Generator[Read, Answer, dict[str, tuple[int, int]]]:
-    rows: dict[str, str] = (yield Read((("HGETALL", keys.agents),))).raw[0]
+    return _sums((yield Read((("HGETALL", keys.agents),))).raw[0])
+
+
+@of_known_form
+def _sums(rows: dict[str, str]) -> dict[str, tuple[int, int]]:
     agents = {name.partition("#")[0] for name in rows}
     return {a: (int(rows.get(a, 0)), int(rows.get(f"{a}#leases", 0))) for a in agents}
 
@@ -138,33 +140,52 @@ def wish_of(waiter: WaiterStatus) -> Wish:
     )
 
 
-def why(wish: Wish, scene: Scene) -> str:
-    """What holds a request back: of several reasons the strongest, as acquire would tell it."""
-    pool, devices = scene.pool, tuple(scene.devices.values())
+class Look(NamedTuple):
+    """How the devices stand to a request, whoever asks.
+
+    Attributes:
+        unfit: why no device could ever hold it, or None.
+        least_mb: MiB that it would count against its agent's cap if it were granted now, which is
+            the whole of a device where that is wanted; None: it does not fit now.
+    """
+
+    unfit: str | None
+    least_mb: int | None
+
+
+def look(wish: Wish, scene: Scene) -> Look:
+    """A look at every device; what a line of many who ask alike is looked at for once."""
+    devices = tuple(scene.devices.values())
+    return Look(fitting.never(wish, devices), fitting.least_mb(wish, devices, scene.pool))
+
+
+def why(wish: Wish, scene: Scene, seen: Look | None = None) -> str:
+    """What holds a request back: of several reasons the strongest, as acquire would tell it.
+
+    seen: how the devices stand to it, if that is known already.
+    """
+    pool = scene.pool
     room_mb = scene.room_mb(wish.agent)
-    unfit = fitting.never(wish, devices)
-    fits = fitting.placed(wish, devices, pool, room_mb) is not None
-    # The whole of a device counts, which may be more than what was asked for.
-    uncapped = not fits and fitting.placed(wish, devices, pool, UNCAPPED_MB) is not None
+    unfit, least_mb = seen or look(wish, scene)
     asked = scene.hosts.get(wish.host)
     checks = (
         ("safe_mode", pool.safe_mode),
         ("closed", pool.now_ms < pool.closed_until_ms),
         ("limit", scene.held.get(wish.agent, (0, 0))[1] >= pool.max_leases_per_agent),
         (unfit or "", unfit is not None),
-        ("agent_cap", wish.memory_mb * wish.devices > room_mb or uncapped),
-        ("fits", fits),
+        ("agent_cap", max(wish.memory_mb * wish.devices, least_mb or 0) > room_mb),
+        ("fits", least_mb is not None),
         ("draining", asked is not None and asked.drained),
         ("no_capacity", True),
     )
     return next(code for code, holds in checks if holds)
 
 
-def why_waits(waiter: WaiterStatus, scene: Scene) -> str:
-    """What holds a waiter back: a word of STANDING or of `errors.CODES`."""
+def why_waits(waiter: WaiterStatus, scene: Scene, seen: Look | None = None) -> str:
+    """What holds a waiter back: a word of STANDING or of `errors.CODES`; seen: as `why`."""
     if waiter.state == "offered":
         return "offered"
-    code = why(wish_of(waiter), scene)
+    code = why(wish_of(waiter), scene, seen)
     if code not in {"fits", "no_capacity"}:
         return code
     # There is no room, or was none when it was last looked at. Only who holds something is parked:
@@ -214,17 +235,21 @@ class Standing(NamedTuple):
 def line(scene: Scene) -> dict[str, Standing]:
     """How everybody who waits stands, by token, in the line's order.
 
-    Who asks the same in the same name is looked at once.
+    The devices are looked at once for all who ask the same, whoever they are.
     """
-    known: dict[tuple[object, ...], tuple[str, dict[str, int]]] = {}
+
+    @cache
+    def seen(wish: Wish) -> Look:
+        return look(wish, scene)
+
+    @cache
+    def counts_of(wish: Wish, keeper: str | None) -> dict[str, int]:
+        return counted(reasons(wish, scene, keeper).values())
+
     told: dict[str, Standing] = {}
     for token, waiter in scene.waiters.items():
-        wish = wish_of(waiter)
-        alike = (wish, waiter.state, waiter.parked, bool(waiter.place), waiter.kept and token)
-        if alike not in known:
-            code = why_waits(waiter, scene)
-            words = reasons(wish, scene, token).values() if code in BY_DEVICES else ()
-            known[alike] = code, counted(words)
-        code, counts = known[alike]
+        anyone = replace(wish_of(waiter), agent="")
+        code = why_waits(waiter, scene, seen(anyone))
+        counts = counts_of(anyone, token if waiter.kept else None) if code in BY_DEVICES else {}
         told[token] = Standing(code, summary(code, counts, waiter.place or 0), counts)
     return told

@@ -5,15 +5,22 @@ Between two pipelines of one reading the pool may move on; every part says at wh
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from agent_sdk.protocol import Answer, Read
+from agent_sdk.protocol import Answer, Read, of_known_form
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from agent_sdk.keys import Keys
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 PAGE = 500
 """Hashes read in one pipeline."""
@@ -62,7 +69,7 @@ class PoolStatus:
 
     @property
     def active_leases(self) -> int:
-        """GPU leases that live now: granted and not ended."""
+        """GPU leases that live now: granted, or adopted, and not ended."""
         return self._live("")
 
     @property
@@ -72,7 +79,7 @@ class PoolStatus:
 
     def _live(self, kind: str) -> int:
         ended = sum(self.stats.get(kind + how, 0) for how in ("released", "expired", "revoked"))
-        return self.stats.get(f"{kind}granted", 0) - ended
+        return sum(self.stats.get(kind + how, 0) for how in ("granted", "adopted")) - ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +172,17 @@ class HostStatus:
 
 
 def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
-    """Policy, counters and time."""
-    answer = yield Read((("TIME",), ("HGETALL", keys.pool), ("HGETALL", keys.stats)))
-    time, row, stats = answer.raw
+    """Policy, counters and time.
 
+    Raises:
+        ProtocolMismatch: they are of no known form.
+    """
+    answer = yield Read((("TIME",), ("HGETALL", keys.pool), ("HGETALL", keys.stats)))
+    return _pool(*answer.raw)
+
+
+@of_known_form
+def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolStatus:
     def number(name: str) -> int:
         return int(row.get(name, 0))
 
@@ -201,13 +215,13 @@ def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
 def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
     """Those of these devices that are registered."""
     rows = yield from _hashes([keys.device(uuid) for uuid in uuids])
-    return [_device(uuid, row) for uuid, row in zip(uuids, rows, strict=True) if row]
+    return list(legible(_device, ((u, row) for u, row in zip(uuids, rows, strict=True) if row)))
 
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
     """Every lease that lives, oldest first."""
     rows = yield from records(keys, ("active",))
-    found = [lease_status(token, row) for token, row in rows.items()]
+    found = legible(lease_status, rows.items())
     return tuple(sorted(found, key=lambda lease: lease.fence))
 
 
@@ -237,17 +251,19 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     if not names:
         return ()
     counts = yield Read(tuple(("SCARD", keys.devices(name)) for name in names))
-    return tuple(
-        HostStatus(
+    of = dict(zip(names, counts.raw, strict=True))
+
+    def host(name: str, row: dict[str, str]) -> HostStatus:
+        return HostStatus(
             host=name,
             version=row.get("version", ""),
             reported_ms=int(row.get("reported_ms", 0)),
             deadline_ms=int(row.get("deadline_ms", 0)),
-            devices=count,
+            devices=of[name],
             drained=row.get("drained") == "1",
         )
-        for name, row, count in zip(names, rows, counts.raw, strict=True)
-    )
+
+    return tuple(legible(host, zip(names, rows, strict=True)))
 
 
 def device_ids(keys: Keys, host: str) -> Generator[Read, Answer, frozenset[str]]:
@@ -262,6 +278,25 @@ def _hashes(names: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
         answer = yield Read(tuple(("HGETALL", name) for name in names[start : start + PAGE]))
         rows += answer.raw
     return rows
+
+
+def legible(
+    read: Callable[[str, dict[str, str]], T], rows: Iterable[tuple[str, dict[str, str]]]
+) -> Iterator[T]:
+    """What each row says, by its name; one of no known form is passed over, and hides no other."""
+    for name, row in rows:
+        try:
+            found = read(name, row)
+        except (KeyError, IndexError, ValueError) as error:
+            _say_once(name, f"{type(error).__name__}: {error}")
+        else:
+            yield found
+
+
+@lru_cache(PAGE)
+def _say_once(name: str, why: str) -> None:
+    # Eight letters of a token tell it from others and open nothing.
+    log.warning("what the store has of %s… is not legible, and is passed over: %s", name[:8], why)
 
 
 def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
@@ -280,9 +315,15 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
         used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
         sampled_ms=int(row.get("sampled_ms", 0)),
         nvml_error=row.get("nvml_error") or None,
-        telemetry={name: float(row[name]) if row.get(name) else None for name in TELEMETRY},
+        telemetry={name: _measured(row.get(name)) for name in TELEMETRY},
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
+
+
+def _measured(text: str | None) -> float | None:
+    """What is no number in JSON either is as unknown as what is not there."""
+    number = float(text or "nan")
+    return number if math.isfinite(number) else None
 
 
 def held(devices: str) -> tuple[tuple[str, int], ...]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk import snapshot
+from agent_sdk.errors import error_for
 from agent_sdk.protocol import Answer, Read
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from agent_sdk.keys import Keys
     from agent_sdk.snapshot import LeaseStatus
@@ -68,17 +69,25 @@ def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
 def lookup(
     keys: Keys, token: str
 ) -> Generator[Read, Answer, LeaseStatus | WaiterStatus | str | None]:
-    """A lease or a waiter; or how it ended, a word of `errors.CODES`; or None: unknown."""
+    """A lease or a waiter; or how it ended, a word of `errors.CODES`; or None: unknown.
+
+    Raises:
+        ProtocolMismatch: its record is of no known form.
+    """
     answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
     row, outcome = answer.raw
     if not row:
         return str(outcome) if outcome else None
-    if row["state"] == "cooling":
+    if row.get("state") == "cooling" and "outcome" in row:
         return str(row["outcome"])
-    if row["state"] not in WAITS:
-        return snapshot.lease_status(token, row)
-    (found,) = yield from placed(keys, {token: row})
-    return found
+    found: Sequence[LeaseStatus | WaiterStatus]
+    if row.get("state") in WAITS:
+        found = yield from placed(keys, {token: row})
+    else:
+        found = list(snapshot.legible(snapshot.lease_status, [(token, row)]))
+    if not found:
+        raise error_for("protocol_mismatch", f"the record of {token[:8]}… is of no known form")
+    return found[0]
 
 
 def placed(
@@ -87,15 +96,17 @@ def placed(
     """Waiters with their places, looked up in as few pipelines as needed."""
     if not records:
         return []
-    ranks = [("ZRANK", keys.line(row["want"]), token) for token, row in records.items()]
+    ranks = [("ZRANK", keys.line(row.get("want", "")), token) for token, row in records.items()]
     places: list[int | None] = []
     for start in range(0, len(ranks), snapshot.PAGE):
         answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
         places += answer.raw
-    return [
-        waiter_status(token, row, place)
-        for (token, row), place in zip(records.items(), places, strict=True)
-    ]
+    at = dict(zip(records, places, strict=True))
+
+    def waiter(token: str, row: dict[str, str]) -> WaiterStatus:
+        return waiter_status(token, row, at[token])
+
+    return list(snapshot.legible(waiter, records.items()))
 
 
 def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterStatus:

@@ -208,9 +208,10 @@ def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -
     for uuid, mb in event.devices:
         at, index = places.get(uuid, (None, None))
         devices.append({"uuid": uuid, "index": index, "host": at, "memory_mb": mb})
-    said: dict[str, Any] = {**event.fields, "devices": devices}
-    if fence := event.fields.get("fence"):
-        said["fence"] = int(fence)
+    said: dict[str, Any] = dict(event.fields)
+    if event.fence is not None:
+        said["fence"] = event.fence
     if event.token is not None and not whole:
-        said["token"] = masked(event.token, fence or "")
-    return {"id": event.id, "event": event.event, "at": event.at_ms / 1000} | said
+        said["token"] = masked(event.token, str(event.fence or ""))
+    own = {"id": event.id, "event": event.event, "at": event.at_ms / 1000, "devices": devices}
+    return own | said | own  # last again: no field of the stream's may pass for one of ours

@@ -8,6 +8,9 @@ read its answer, as one that follows events and stopped to.
 
 from __future__ import annotations
 
+import fcntl
+import sys
+import termios
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,8 +22,10 @@ REQUEST_S: Final = 10.0
 """From the first byte of a request, or from the connection, to its last."""
 
 UNREAD_S: Final = 20.0
-"""How long a client may leave what was sent to it unread, once a buffer is full: its own, which
-the kernel sees, or ours."""
+"""How long a client may leave what was sent to it unread, once the buffers are full."""
+
+SLOWEST_BYTES: Final = 16_384
+"""Who takes so much in that time reads, though slowly; who takes less only seems to."""
 
 HEAD_BYTES: Final = 65_536
 """Request line and headers."""
@@ -76,8 +81,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The buffers are full."""
         super().pause_writing()
-        # Not close, which would wait for the client to read the rest.
-        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+        self._watch()
 
     def resume_writing(self) -> None:
         """The client has read."""
@@ -85,6 +89,21 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+    def _watch(self) -> None:
+        self._unread = self.loop.call_later(UNREAD_S, self._look, self._unsent())
+
+    def _look(self, before: int) -> None:
+        """Let a client go on that reads, though slowly."""
+        if before - self._unsent() >= SLOWEST_BYTES:
+            self._watch()
+        else:
+            self.transport.abort()  # not close, which would wait for the client to read the rest
+
+    def _unsent(self) -> int:
+        """Bytes that the client has not taken, here and in the kernel."""
+        taken = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(taken, sys.byteorder)
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

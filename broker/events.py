@@ -39,6 +39,9 @@ SPARE: Final = 1_000
 LOOK_S: Final = 5.0
 """Between two looks at where devices are, at least."""
 
+LOAD_S: Final = 1.0
+"""How long one who follows waits for what happened before the start."""
+
 CATCH_UP_S: Final = 1.0
 """How long one may lag behind the replica that a client comes from."""
 
@@ -79,6 +82,7 @@ class Feed:
         self._floor = order(START)  # whoever has seen this one, or a later one, has missed none
         self.last_id = START
         self._news = asyncio.Event()
+        self._loaded = asyncio.Event()
         self._looked_at = -LOOK_S
         self.places: dict[str, Place] = {}
 
@@ -86,6 +90,11 @@ class Feed:
     def end(self) -> int:
         """The position after the newest event."""
         return self._first + len(self._events)
+
+    async def loaded(self) -> bool:
+        """Whether it is known what happened before the start; waits a second for it."""
+        await until_set(self._loaded, LOAD_S)
+        return self._loaded.is_set()
 
     async def run(self) -> None:
         """Until cancelled, on a connection of its own."""
@@ -96,23 +105,29 @@ class Feed:
             while True:
                 try:
                     if tail is None:
-                        tail = await self._load()
+                        before = await self._client.events(KEPT)
+                        tail = Tail(self._client.keys, before[-1].id if before else START)
+                        await self._load(before)
                     news = tail.take(await _ask(redis, tail.ask(round(BLOCK_S * 1000))))
                     await self._hear(news, tail.last)
                 except (RedisError, LeaseError) as error:
                     log.debug("the stream cannot be read: %s", error)
                     await asyncio.sleep(RETRY_S)
+                except Exception:
+                    # The tail is past it: whatever it is, it does not keep us from what follows.
+                    log.exception("some of the stream's events were not taken in")
+                    await asyncio.sleep(RETRY_S)
         finally:
             await redis.aclose()
 
-    async def _load(self) -> Tail:
+    async def _load(self, before: Sequence[Event]) -> None:
         """What happened before the start, for those who come back and for the last hour's plots."""
-        events = await self._client.events(KEPT)
-        await self._place(events)
-        self._first -= len(events)  # whoever is here already came for what is new
-        self._add(events)
-        self._remember(events)
-        return Tail(self._client.keys, self.last_id)
+        try:
+            self._add(before)
+            self._remember(before)
+            await self._place(before)
+        finally:
+            self._loaded.set()
 
     async def _hear(self, news: News, last_id: str) -> None:
         if news.gap:
@@ -164,10 +179,6 @@ class Feed:
             return None
         begin = position - self._first
         return self._events[begin : begin + most]
-
-    def latest(self, most: int) -> Sequence[Event]:
-        """The last so many."""
-        return [kept.event for kept in self._events[-most:]]
 
     async def position_after(self, event_id: str) -> int | None:
         """Where one goes on who has seen that event; None: what came after it is not all here.

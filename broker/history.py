@@ -6,6 +6,7 @@ devices were only whoever looked.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Final
@@ -23,22 +24,51 @@ MINUTE_MS: Final = 60_000
 KEPT: Final = 61
 """Minutes: the last hour, and the one that runs."""
 
+MEASURED: Final = 1000
+"""Waits of one minute of which the median is taken: the last so many."""
+
 
 @dataclass(slots=True)
 class Minute:
     """What is known of one minute.
 
     Attributes:
-        leased_mb: at its end, less what was leased when the stream begins; None: as before.
+        leased_mb: at its end, less what was leased when the stream begins.
         waiting: how many stood in the line when it was last looked at.
     """
 
+    leased_mb: int
     granted: int = 0
     ended: int = 0
-    waits_s: list[float] = field(default_factory=list)
-    leased_mb: int | None = None
     waiting: int | None = None
-    busy_pct: list[float] = field(default_factory=list)
+    longest_wait_s: float | None = None
+    _looks: int = 0
+    _busy_pct: float = 0.0
+    _waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
+    _median_s: float | None = None  # None: to be taken anew
+
+    def waited(self, seconds: float) -> None:
+        """A wait has ended."""
+        self._waits_s.append(seconds)
+        self._median_s = None
+        self.longest_wait_s = max(seconds, self.longest_wait_s or 0.0)
+
+    def looked(self, busy_pct: float) -> None:
+        """The devices told how busy they are, on average."""
+        self._looks += 1
+        self._busy_pct += busy_pct
+
+    @property
+    def utilization_pct(self) -> float | None:
+        """How busy the devices were; None: they never told."""
+        return round(self._busy_pct / self._looks, 1) if self._looks else None
+
+    @property
+    def wait_s(self) -> float | None:
+        """The median of the waits; None: there was none."""
+        if self._median_s is None and self._waits_s:
+            self._median_s = median(self._waits_s)
+        return self._median_s
 
 
 class History:
@@ -62,7 +92,9 @@ class History:
             if granted or ended:
                 self._leased_mb += (granted - ended) * sum(mb or 0 for _, mb in event.devices)
                 minute.leased_mb = self._leased_mb
-            minute.waits_s += [s.seconds for s in self._spans.ended_by(event) if s.what == "wait"]
+            for span in self._spans.ended_by(event):
+                if span.what == "wait":
+                    minute.waited(span.seconds)
 
     def sample(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
         """How busy and how full the devices are now."""
@@ -71,25 +103,24 @@ class History:
         busy = [d.telemetry["utilization_gpu_pct"] for d in devices]
         known = [percent for percent in busy if percent is not None]
         if known:
-            minute.busy_pct.append(fmean(known))
+            minute.looked(fmean(known))
         self._before_mb = sum(d.reserved_mb for d in devices) - self._leased_mb
         self._capacity_mb = sum(d.total_mb - d.reserve_mb for d in devices)
         minute.leased_mb = self._leased_mb
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Every minute by its number, oldest first; `at` is its beginning. None: not known."""
-        rows, leased_mb = {}, 0
+        rows = {}
         for number, minute in sorted(self._minutes.items()):
-            leased_mb = leased_mb if minute.leased_mb is None else minute.leased_mb
-            full = self._capacity_mb and (leased_mb + self._before_mb) / self._capacity_mb
+            full = self._capacity_mb and (minute.leased_mb + self._before_mb) / self._capacity_mb
             rows[str(number)] = {
                 "at": number * MINUTE_MS / 1000,
                 "granted": minute.granted,
                 "ended": minute.ended,
-                "wait_s": median(minute.waits_s) if minute.waits_s else None,
-                "longest_wait_s": max(minute.waits_s, default=None),
+                "wait_s": minute.wait_s,
+                "longest_wait_s": minute.longest_wait_s,
                 "waiting": minute.waiting,
-                "utilization_pct": round(fmean(minute.busy_pct), 1) if minute.busy_pct else None,
+                "utilization_pct": minute.utilization_pct,
                 "leased_pct": round(100 * min(1.0, max(0.0, full)), 1),
             }
         return rows
@@ -97,8 +128,8 @@ class History:
     def _minute(self, at_ms: int) -> Minute:
         number = at_ms // MINUTE_MS
         if number not in self._minutes:
-            self._minutes[number] = Minute()
+            self._minutes[number] = Minute(self._leased_mb)
             newest = max(self._minutes)
             for old in [n for n in self._minutes if n <= newest - KEPT]:
                 del self._minutes[old]
-        return self._minutes.get(number) or Minute()  # older than an hour: of no use
+        return self._minutes.get(number) or Minute(0)  # older than an hour: of no use

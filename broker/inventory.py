@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shutil
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError
@@ -20,7 +20,7 @@ from broker.devices import DeviceSample, Sample, Source, choose
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
     from agent_sdk.protocol import Moment
-    from agent_sdk.reporting import Report
+    from agent_sdk.reporting import Fields, Report
     from broker.devices import DeviceSample, Sample
     from broker.settings import Settings
 
@@ -34,6 +34,11 @@ TOUCH_NOTHING = frozenset({"none", "simulated"})
 
 UNNAMED = "UNKNOWN-"
 """How a source calls a device whose UUID the driver never told: nothing that leases can name."""
+
+STOPPING: Final = (("state", "stopping"), ("reason", "its reporter is stopping"))
+"""Said of a device that is ok while its host drains."""
+
+DRAIN_LOOK_S: Final = 1.0
 
 NOT_LISTED = "the driver has not listed this device since the reporter started"
 
@@ -68,6 +73,7 @@ class Reporter:
         self._host = settings.sdk.hostname
         self._looking: asyncio.Future[Sample] | None = None
         self._looking_since_ms = 0
+        self._draining = False
         self._epoch = ""
         self._pool_ms = 0
         self._pool_ms_at = 0.0
@@ -89,6 +95,24 @@ class Reporter:
                 log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
             await asyncio.sleep(max(0.05, began + self._settings.report_s - local_now()))
 
+    async def drain(self, seconds: float) -> int:
+        """Offer no device any more, and wait for the leases on them, reporting, or for so long.
+
+        To be awaited while `run` goes on. A later reporter of this host undoes it. How many leases
+        are left.
+        """
+        until = local_now() + seconds
+        self._draining = True
+        await self.report_once()
+        while (left := await self._leases()) and local_now() < until:
+            log.info("draining %s: %d left", self._host, left)
+            await asyncio.sleep(min(DRAIN_LOOK_S, until - local_now()))
+        return left
+
+    async def _leases(self) -> int:
+        devices = await self._client.devices()
+        return sum(device.leases for device in devices if device.host == self._host)
+
     async def report_once(self) -> None:
         """Look at the devices and report them; without an answer in time, only that we live."""
         if self._source.name not in TOUCH_NOTHING and await self._safe():
@@ -106,6 +130,8 @@ class Reporter:
             return  # who does not look must not speak for this host: another process does
         why = sample.error or NOT_LISTED
         missing = registered - {uuid for uuid, _ in reports}
+        if self._draining:
+            reports = [(uuid, _stopping(said)) for uuid, said in reports]
         reports += [(uuid, (("state", "lost"), ("reason", why))) for uuid in sorted(missing)]
         for start in range(0, max(1, len(reports)), BATCH):
             await self._send(tuple(reports[start : start + BATCH]), sampled_ms)
@@ -152,6 +178,12 @@ def _report(device: DeviceSample) -> Report:
     """A sample's fields as `report` takes them; what the driver cannot tell is empty, never 0."""
     said = [(f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name != "uuid"]
     return device.uuid, tuple(said)
+
+
+def _stopping(said: Fields) -> Fields:
+    if ("state", "ok") not in said:
+        return said
+    return tuple(pair for pair in said if pair[0] not in {"state", "reason"}) + STOPPING
 
 
 def _text(value: object) -> str:

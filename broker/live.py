@@ -9,12 +9,13 @@ from fastapi import APIRouter, Header, Query
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from agent_sdk import events
+from agent_sdk.errors import error_for
 from broker import answers
 from broker.auth import Viewer
 from broker.bodies import Agent, EventId, Name
 from broker.document import EVERYWHERE, MALFORMED
 from broker.state import At, Broker
-from broker.view import TOLD, change_text
+from broker.view import change_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -66,6 +67,8 @@ async def follow_events(
     `snapshot`, comes `reset`: the whole pool, with all up to the id in it.
     """
     feed, seen = broker.feed, last_event_id or after
+    if not await feed.loaded():
+        raise error_for("store_unavailable")
     position: int | None = None if snapshot else feed.end
     if seen is not None:
         position = await feed.position_after(seen)
@@ -117,9 +120,11 @@ async def _follow(
     while broker.serves(who):
         found = None if position is None else feed.since(position, CHUNK)
         if position is None or found is None:
-            at, text = await _snapshot(broker, whole=whole)
-            yield _frame(text, "reset", at)
-            position = await feed.position_after(at)
+            reset = await _snapshot(broker, who, whole=whole)
+            if reset is None:
+                return
+            yield _frame(reset[1], "reset", reset[0])
+            position = await feed.position_after(reset[0])
         elif found:
             position += len(found)
             if chunk := b"".join(_event(broker, x, whole=whole) for x in found if wanted(x.event)):
@@ -128,13 +133,15 @@ async def _follow(
             await feed.wait(LOOK_S)
 
 
-async def _snapshot(broker: Broker, *, whole: bool) -> tuple[str, str]:
-    """The whole pool as it is, and the id of an event: all up to it are in it."""
+async def _snapshot(broker: Broker, who: Principal, *, whole: bool) -> tuple[str, str] | None:
+    """The id of an event, and the whole pool with all up to it; None: it is not for them now."""
     view = broker.view
     with view.watched():
-        while not await view.fresh():
+        while broker.serves(who):
+            if await view.fresh():
+                return view.id, view.whole(tokens=whole)
             await view.wait(LOOK_S)
-        return view.id, view.whole(tokens=whole)
+    return None
 
 
 async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
@@ -147,10 +154,10 @@ async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
             changes = None if version is None else view.since(version)
             version = view.version
             if changes is None:
-                told = [answers.event(e, feed.places, whole=whole) for e in feed.latest(TOLD)]
+                told = [answers.event(e, feed.places, whole=whole) for e in view.told]
                 you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
-                more = json.dumps({"you": you, "events": told})
-                yield _frame(f"{view.whole(tokens=whole)[:-1]},{more[1:]}", "reset", view.id)
+                text = view.whole(tokens=whole, you=you, events=told)
+                yield _frame(text, "reset", view.id)
             elif changes:
                 texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]
                 yield b"".join(_frame(text, "change", at) for text, at in texts)

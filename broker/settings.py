@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     """auto, nvml, smi, none or sim:COUNTxMIB."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Between two reports of this host's devices."""
+    drain_on_stop_s: float = Field(
+        0, ge=0, le=86400, validation_alias=_env("GPU_BROKER_DRAIN_ON_STOP_S")
+    )
+    """How long a clean stop waits for the leases on this host's devices; 0 = not at all."""
     keys_file: Path | None = Field(None, validation_alias=_env("GPU_BROKER_KEYS_FILE"))
     """API keys; default `keys` in the state folder, if it is there."""
     keys: str = Field("", repr=False, validation_alias=_env("GPU_BROKER_KEYS"))

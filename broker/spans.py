@@ -53,9 +53,9 @@ class Spans:
         if event.event in GONE:
             joined.pop(token, None)
             offered.pop(token, None)
-        fence = event.fields.get("fence", "")
-        if event.event in ENDED and fence.isdecimal():  # a fence is the time of the grant, in µs
-            yield Span("hold", max(0, at_ms - int(fence) // 1000) / 1000, event.event)
+        fence = event.fence
+        if event.event in ENDED and fence is not None:  # a fence is the time of the grant, in µs
+            yield Span("hold", max(0, at_ms - fence // 1000) / 1000, event.event)
 
 
 def _remember(times: dict[str, int], token: str, at_ms: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk import scene as scenes
-from agent_sdk.errors import LeaseError
+from agent_sdk.errors import LeaseError, error_for
 from broker import answers
 from broker.events import until_set
 from broker.history import History
@@ -49,7 +49,7 @@ BREATH: Final = 250
 """Rows that are made before others get their turn."""
 
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "device", "drained", "undrained",
-                         "policy"})  # fmt: skip
+                         "policy", "closed"})  # fmt: skip
 """Events after which more may have changed than what they name."""
 
 CHANGES: Final = 256
@@ -60,11 +60,28 @@ TOLD: Final = 200
 
 
 @dataclass(slots=True)
+class Heard:
+    """What came since the last reading.
+
+    Attributes:
+        all: more may have changed than what is named here.
+        fresh: who waits for a reading of everything.
+    """
+
+    all: bool = False
+    tokens: set[str] = field(default_factory=set)
+    uuids: set[str] = field(default_factory=set)
+    events: list[Event] = field(default_factory=list)
+    fresh: list[asyncio.Future[bool]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Change:
     """What became other at once.
 
     Attributes:
-        now: the pool's time, epoch seconds.
+        now: the pool's time, epoch seconds; 0: not known yet.
+        read_at: the pool's time of which the rows are: before `now` while the store is away.
         rows: kind -> id -> the fields that are other; of a new row all of them.
         gone: kind -> ids.
         texts: as JSON, by whether with whole tokens.
@@ -73,6 +90,7 @@ class Change:
     version: int
     id: str
     now: float
+    read_at: float
     events: Sequence[Event]
     rows: Rows
     gone: dict[str, list[str]]
@@ -89,6 +107,7 @@ class View:
     Attributes:
         version: grows with each change.
         id: of an event: it and all before it are in the rows.
+        told: the newest events of which everybody who looks knows.
     """
 
     def __init__(self, client: AsyncLeaseClient, about: Callable[[], Row]) -> None:
@@ -96,36 +115,36 @@ class View:
         self._about = about
         self._history = History()
         self._scene: Scene | None = None  # None: to be read anew
-        self._read_at = 0.0
+        self._all_read = 0.0  # when everything was, on the monotonic clock
+        self._read_at = 0.0  # when anything was, on the pool's clock
+        self._ahead_s = 0.0  # of the pool's clock before the monotonic one
         self._rows: Rows = {kind: {} for kind in KINDS}
-        self._now = 0.0
         self._changes: deque[Change] = deque(maxlen=CHANGES)
         self._texts: dict[bool, str] = {}
-        self._tokens: set[str] = set()
-        self._uuids: set[str] = set()
-        self._events: list[Event] = []
+        self._heard = Heard()
         self._watchers = 0
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._fresh: list[asyncio.Future[bool]] = []
+        self._trouble = ""
         self.version = 0
         self.id = ""
+        self.told: deque[Event] = deque(maxlen=TOLD)
 
     def remember(self, events: Sequence[Event]) -> None:
         """What happened before our start."""
         self._history.take(events)
+        self.told += events
 
     def heard(self, news: News) -> None:
         """What happened now."""
         self._history.take(news.events)
-        if not self._watchers:
-            return
-        if news.gap or any(event.event in WIDE for event in news.events):
-            self._scene = None
-        self._tokens |= {event.token for event in news.events if event.token}
-        self._uuids |= {uuid for event in news.events for uuid, _ in event.devices}
-        self._events += news.events
-        self._wake.set()
+        heard = self._heard
+        heard.all |= news.gap or any(event.event in WIDE for event in news.events)
+        heard.tokens |= {event.token for event in news.events if event.token}
+        heard.uuids |= {uuid for event in news.events for uuid, _ in event.devices}
+        heard.events += news.events
+        if self._watchers:
+            self._wake.set()
 
     def glance(self) -> None:
         """Look at this replica's own row now, if it is other than what was told."""
@@ -147,7 +166,7 @@ class View:
         To be awaited while `watched`.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._fresh.append(done)
+        self._heard.fresh.append(done)
         self._wake.set()
         return await done
 
@@ -161,51 +180,77 @@ class View:
             await until_set(self._wake, REREAD_S if self._watchers else SAMPLE_S)
             self._wake.clear()
             began = time.monotonic()
+            heard, self._heard = self._heard, Heard()
             if self._watchers:
-                await self._read(feed)
+                await self._read(feed, heard)
             else:
                 self._scene = None
+                self.told += heard.events
                 await self._sample()
             await asyncio.sleep(REST * (time.monotonic() - began))
 
     async def _sample(self) -> None:
         try:
             self._history.sample(await self._client.pool(), await self._client.devices())
-        except LeaseError as error:
-            log.debug("the devices cannot be sampled: %s", error)
+        except Exception as error:  # noqa: BLE001 - the next look may do better
+            self._say(error)
+        else:
+            self._say(None)
 
-    async def _read(self, feed: Feed) -> None:
+    async def _read(self, feed: Feed, heard: Heard) -> None:
         """Read what changed, or all; tell those who look what is other."""
-        fresh, self._fresh = self._fresh, []
-        tokens, self._tokens = self._tokens, set()
-        uuids, self._uuids = self._uuids, set()
-        events, self._events = self._events, []
-        before, event_id = self._scene, feed.last_id
-        if fresh or time.monotonic() > self._read_at + REREAD_S:
-            before = None
         try:
-            if before is None:
-                scene = await self._client.scene()
-                self._read_at = time.monotonic()
-            else:
-                scene = await self._client.scene_again(before, tokens, uuids)
-        except LeaseError as error:
-            log.debug("the pool cannot be read: %s", error)
+            await self._read_what(feed, heard)
+        except Exception as error:  # noqa: BLE001 - who looks must not look at it for ever
+            self._say(error)
             self._scene = None
-            self._tell(Change(0, self.id, self._now, events, {"broker": self._broker()}, {}))
-            _settle(fresh, answer=False)
-            return
+            rows = {"broker": self._broker()}
+            self._tell(Change(0, self.id, self._now, self._read_at, heard.events, rows, {}))
+            _settle(heard.fresh, answer=False)
+        else:
+            self._say(None)
+            _settle(heard.fresh, answer=True)
+
+    async def _read_what(self, feed: Feed, heard: Heard) -> None:
+        if not await feed.loaded():
+            raise error_for("store_unavailable")
+        event_id, before = feed.last_id, self._scene
+        if heard.all or heard.fresh or time.monotonic() > self._all_read + REREAD_S:
+            before = None
+        if before is None:
+            scene = await self._client.scene()
+            self._all_read = time.monotonic()
+        else:
+            scene = await self._client.scene_again(before, heard.tokens, heard.uuids)
+        self._read_at = scene.pool.now_ms / 1000
+        self._ahead_s = self._read_at - time.monotonic()
         self._history.sample(scene.pool, tuple(scene.devices.values()))
-        found = await self._found(scene, None if before is None else tokens | uuids)
-        self._scene, self.id, self._now = scene, event_id, scene.pool.now_ms / 1000
+        found = await self._found(scene, None if before is None else heard.tokens | heard.uuids)
+        self._scene, self.id = scene, event_id
         gone = {kind: [*(self._rows[kind].keys() - ids.keys())] for kind, ids in found.items()}
         rows = {kind: {n: r for n, r in ids.items() if r} for kind, ids in found.items()}
-        self._tell(Change(0, event_id, self._now, events, rows, gone))
-        _settle(fresh, answer=True)
+        self._tell(Change(0, event_id, self._now, self._read_at, heard.events, rows, gone))
+
+    def _say(self, error: Exception | None) -> None:
+        """Say why the pool cannot be read, when that is something else than before."""
+        trouble = "" if error is None else f"{type(error).__name__}: {error}"
+        if trouble and trouble != self._trouble:
+            if isinstance(error, LeaseError):  # the ticker says it, too
+                log.debug("the pool cannot be read: %s", error)
+            else:
+                log.error("the pool cannot be read", exc_info=error)
+        self._trouble = trouble
+
+    @property
+    def _now(self) -> float:
+        """The pool's time, epoch seconds, also while it cannot be asked; 0: never read."""
+        return self._ahead_s + time.monotonic() if self._read_at else 0.0
 
     async def _found(self, scene: Scene, touched: set[str] | None) -> Rows:
         """Every row there is now; an empty one is as it was. touched: uuids, tokens; None: all."""
-        now_ms, line = scene.pool.now_ms, scenes.line(scene)
+        now_ms = scene.pool.now_ms
+        # Many who ask differently times many devices are seconds; a scene never changes.
+        line = await asyncio.to_thread(scenes.line, scene)
         rows: Rows = {
             "broker": self._broker(),
             "pool": {"pool": self._pool(scene)},
@@ -267,6 +312,7 @@ class View:
         change.rows = {kind: rows for kind, rows in change.rows.items() if rows}
         change.gone = {kind: names for kind, names in change.gone.items() if names}
         self._texts = {}
+        self.told += change.events
         if change.rows or change.gone or change.events:
             self.version = change.version = self.version + 1
             self._changes.append(change)
@@ -284,20 +330,21 @@ class View:
             return None
         return list(self._changes)[len(self._changes) - missed :]
 
-    def whole(self, *, tokens: bool) -> str:
-        """Everything as JSON: `id`, `now`, `rows`. tokens: with whole tokens."""
+    def whole(self, *, tokens: bool, **more: Any) -> str:
+        """Everything as JSON: `id`, `now`, `read_at`, `rows`, and more. tokens: with whole ones."""
         if tokens not in self._texts:
-            rows = _shown(self._rows, tokens=tokens)
-            self._texts[tokens] = _json({"id": self.id, "now": self._now, "rows": rows})
-        return self._texts[tokens]
+            self._texts[tokens] = _json(_shown(self._rows, tokens=tokens))
+        said = {"id": self.id, "now": self._now, "read_at": self._read_at, **more}
+        return f'{_json(said)[:-1]},"rows":{self._texts[tokens]}}}'
 
 
 def change_text(change: Change, places: Mapping[str, Place], *, tokens: bool) -> str:
-    """A change as JSON: `id`, `now`, `rows`, `gone`, `events`."""
+    """A change as JSON: `id`, `now`, `read_at`, `rows`, `gone`, `events`."""
     if tokens not in change.texts:
         said = {
             "id": change.id,
             "now": change.now,
+            "read_at": change.read_at,
             "rows": _shown(change.rows, tokens=tokens),
             "gone": change.gone,
             "events": [answers.event(e, places, whole=tokens) for e in change.events],

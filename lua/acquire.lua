@@ -25,7 +25,7 @@
 local call = redis.call
 local unready = B.open('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'default_memory_mb', 'max_leases_per_agent', 'policy_version')
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 
 local q = {
   token = B.token(2),

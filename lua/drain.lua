@@ -12,7 +12,7 @@
 -- cost     O((REAP_DEVICES + the host's devices) log devices)
 
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local what, drained = B.choice(2, 'what', 'device', 'host'), B.int(4, 'drained', 0, 1)
 local name = what == 'host' and B.word(3, 'host', '^[%w._ -]+$', 64) or B.word(3, 'device', '^[%w._:/-]+$', 80)
 local by, why = B.word(5, 'by', '^[^%c]+$', 128), B.word(6, 'why', '^[^%c]*$', 256)

@@ -7,6 +7,6 @@
 -- cost     O(REAP_DEVICES log devices)
 
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 B.catch_up()
 return B.reply('REAPED')

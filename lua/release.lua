@@ -10,7 +10,7 @@
 -- cost     O((REAP_DEVICES + k) log devices)
 
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local token, plant = B.token(2), B.int(3, 'plant', 0, 1)
 local owner = ARGV[4] and B.word(4, 'owner', '^[%w._:@/-]*$', 128) or ''
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end

@@ -6,29 +6,107 @@
 -- ARGV[3]  fence     int   as handed out by acquire; empty = not compared
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
 -- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's
--- reply    RENEWED expires_at_ms remaining_ms | REFUSED reason detail | LOST reason | UNKNOWN
--- keeps    S4: nothing resurrects; S7: never shorter than what the holder was told
+-- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may adopt it
+-- ARGV[7]  agent     str   as granted
+-- ARGV[8]  devices   str   uuid=mb,... as granted; empty on the CPU
+-- ARGV[9]  request   str   arguments 4 to 13 of its acquire, joined by |
+-- ARGV[10] client    str   as in its acquire
+-- ARGV[11] pid       str   as in its acquire
+-- reply    RENEWED expires_at_ms remaining_ms | REFUSED reason detail | LOST reason | UNKNOWN | AGAIN
+-- keeps    S1: adopted only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
+local A_DAY_US, MOST_DEVICES = 86400000000, 64
+
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local token, fence = B.token(2), B.word(3, 'fence', '^%d*$', 16)
 local ttl_ms = ARGV[4] ~= '' and B.int(4, 'ttl_ms', 0, 604800000)
 local owner = ARGV[5] and B.word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
 if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
+local epoch = ARGV[6] and B.word(6, 'epoch', '^%d+$', 16)
+if epoch and fence == '' then B.bad = B.bad or 'fence' end
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
 
+if epoch then B.remembered(epoch) end
 B.catch_up(token)
 
 local record = P .. 'record:' .. token
-local v = redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms',
-  'revoked', 'owner')
-local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
-if not state then
+
+-- A lease that the pool has forgotten: take it up as its holder knows it, if its devices have room for it, whatever the
+-- policy and the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago. Returns why not, or nil.
+local function adopt()
+  local v, pool = redis.call('HMGET', P .. 'pool', 'lost_us', 'closed_until_ms', 'fence'), B.pool
+  local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
+  local agent = B.word(7, 'agent', '^[%w._:@/-]+$', 128)
+  local request = B.word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
+  local client, pid = B.word(10, 'client', '^[%w._-]*$', 64), B.word(11, 'pid', '^[%d:]*$', 40)
+  local granted_us = fence + 0
+  if granted_us > B.now_us + A_DAY_US then B.bad = B.bad or 'fence' end
+  local held, named = {}, {}
+  for part in string.gmatch(B.word(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
+    local uuid, mb = string.match(part, '^([^=]+)=(%d+)$')
+    if not uuid or #mb > 13 or named[uuid] then
+      B.bad = B.bad or 'devices'
+    else
+      held[#held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
+    end
+  end
+  if #held > MOST_DEVICES then B.bad = B.bad or 'devices' end
+  if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+  if granted_us > lost_us + FAILOVER_MS * 1000 then return B.reply('UNKNOWN') end
+
+  local count, exclusive, asked_ms, hold_ms = string.match(request, '^%d+|(%d+)|(%d)|(%d+)|(%d+)')
+  local hold_until_ms = hold_ms + 0 > 0 and (granted_us - granted_us % 1000) / 1000 + hold_ms
+  if hold_until_ms and hold_until_ms < B.now then return B.reply('LOST', 'expired') end
+  local alone, sum = exclusive == '1' or count ~= '1', 0
+  for _, each in ipairs(held) do
+    local d = B.device(each.uuid)
+    local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
+    if room < each.mb or alone and d.leases > 0 then
+      if B.now < closed_until_ms then return B.reply('AGAIN') end   -- its host has yet to report, or who has its room to give it up
+      return B.reply('LOST', 'superseded')
+    end
+    each.d, sum = d, sum + each.mb
+  end
+  B.agent(agent)
+
+  for _, each in ipairs(held) do
+    local d = each.d
+    if d.kept_for ~= '' then B.waiters().unkept(d) end
+    d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
+    if alone then d.exclusive = token end
+    if granted_us < B.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
+      d.foreign_mb = math.max(0, d.foreign_mb - each.mb)
+      redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
+    end
+    B.index(d)
+  end
+  B.add_to_agent(agent, sum, 1)
+  B.set_pool('fence', math.max(v[3] + 0, granted_us))
+  redis.call('HSET', record, 'state', 'active', 'agent', agent, 'devices', ARGV[8], 'fence', fence, 'granted_at_ms',
+    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(B.now), 'ttl_ms', asked_ms, 'request', request,
+    'client', client, 'pid', pid)
+  if hold_until_ms then redis.call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
+  B.count(ARGV[8] == '' and 'cpu_adopted' or 'adopted')
+  B.event('adopted', 'token', token, 'agent', agent, 'devices', ARGV[8], 'fence', fence)
+end
+
+local function read()
+  return redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked',
+    'owner')
+end
+
+local v = read()
+if not v[1] then
   local outcome = redis.call('GET', P .. 'done:' .. token)
   if outcome then return B.reply('LOST', outcome) end
-  return B.reply('UNKNOWN')
+  if not epoch then return B.reply('UNKNOWN') end
+  local refusal = adopt()
+  if refusal then return refusal end
+  v = read()
 end
+local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
 if owner ~= '' and owner ~= v[8] then return B.reply('UNKNOWN') end
 if state == 'cooling' then return B.reply('LOST', B.outcome(token)) end
 if state ~= 'active' then return B.reply('UNKNOWN') end   -- who waits polls: only acquire claims

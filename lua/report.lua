@@ -14,7 +14,6 @@
 -- cost     O((REAP_DEVICES + devices) log devices)
 
 local FIRST, MOST = 8, 64
-local CLOSED_MS = 60000   -- after lost memory only those who hold leases are heard for so long
 
 -- What a reporter may say of a device, by the form of it; the ledger's own fields are not among them.
 local HOST = '^[%w._ -]+$'
@@ -64,14 +63,15 @@ if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
 
 if ARGV[1] == PROTOCOL and redis.call('EXISTS', P .. 'pool') == 0 then
   redis.call('HSET', P .. 'pool', 'schema', SCHEMA, 'epoch', text(B.now_us), 'fence', 0, 'offset_ms', 0, 'last_ms', B.now,
-    'window_until_ms', 0, 'leap_from_ms', 0, 'closed_until_ms', epoch ~= '' and B.now + CLOSED_MS or 0, 'waiting', 0,
+    'window_until_ms', 0, 'leap_from_ms', 0, 'closed_until_ms', 0, 'waiting', 0,
     'policy_version', 1, 'safe_mode', safe_mode, 'max_memory_per_agent_mb', 1048576, 'allow_fractional_shares', 1,
     'kill_on_oom', 0, 'default_memory_mb', 2048, 'expiry_grace_s', 5, 'max_leases_per_agent', 256,
     'max_waiters_per_agent', 256)
   B.event('pool_created', 'host', host)
 end
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
+B.remembered(epoch)
 B.catch_up()
 
 -- What could ever be had of this model, and on which hosts: written from the zsets themselves, so it cannot drift.

@@ -13,7 +13,7 @@
 local LATEST_MS = 60000   -- for a holder that never asks
 
 local unready = B.open()
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local token, force = B.token(2), B.int(3, 'force', 0, 1)
 local by, why = B.word(4, 'by', '^[^%c]+$', 128), B.word(5, 'why', '^[^%c]*$', 256)
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end

@@ -16,7 +16,7 @@ local FIELDS = {   -- the least and the most of each
 }
 
 local unready = B.open('safe_mode', 'policy_version')
-if unready then return B.reply('REFUSED', unready, '') end
+if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local by, fields, said = B.word(2, 'by', '^[^%c]+$', 128), {}, {}
 for i = FIRST, #ARGV, PAIR do
   local field, bounds = ARGV[i], FIELDS[ARGV[i]]

@@ -51,7 +51,7 @@ def users() -> dict[str, tuple[set[str], bool]]:
     """User -> commands, and whether its keys are for reading alone."""
     verbs = of_the_verbs() | CALLS
     return {
-        "broker": (verbs | READS | HANDSHAKE | INBOX | {"info"}, False),
+        "broker": (verbs | READS | HANDSHAKE | INBOX, False),
         "agent": (verbs | READS | HANDSHAKE | INBOX, False),
         "operator": (
             verbs | READS | HANDSHAKE | INBOX | BY_HAND | {"fcall", "fcall_ro", "function|load"},

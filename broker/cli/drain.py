@@ -9,6 +9,7 @@ import click
 from agent_sdk.errors import error_for
 from broker.cli.complete import hosts_and_devices
 from broker.cli.store import output_option, pool_client, show
+from broker.cli.table import many
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient
@@ -29,7 +30,8 @@ def drain(name: str, reason: str, output: str) -> None:
     with pool_client() as client:
         what = _kind(client, name)
         count = client.drain(what, name, why=reason)
-    show(output, f"{what} {name}: {count} device(s) take no new leases", {"devices": count})
+    takes = many(count, "device takes", "devices take")
+    show(output, f"{what} {name}: {takes} no new leases", {"devices": count})
 
 
 @click.command()
@@ -46,7 +48,8 @@ def undrain(name: str, reason: str, output: str) -> None:
     with pool_client() as client:
         what = _kind(client, name)
         count = client.undrain(what, name, why=reason)
-    show(output, f"{what} {name}: {count} device(s) take leases again", {"devices": count})
+    takes = many(count, "device takes", "devices take")
+    show(output, f"{what} {name}: {takes} leases again", {"devices": count})
 
 
 def _kind(client: LeaseClient, name: str) -> Literal["device", "host"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agent_sdk.errors import Denied, LeaseError
-from agent_sdk.events import NAMES, Event
+from agent_sdk.events import NAMES, Event, order
 from agent_sdk.keys import EVENT_ID
 from broker.cli.complete import agents, hosts
 from broker.cli.follow import Follower, last_of
@@ -100,16 +100,18 @@ def events(
             after = last_of(found)
         with Follower(client, after) as follower:
             if since is not None:
-                _catch_up(follower, shown)
+                catch_up(follower, last_of(client.events(1)), shown)
             if follow:
                 _follow(follower, shown)
 
 
-def _catch_up(follower: Follower, shown: Callable[[Sequence[Event]], None]) -> None:
-    """Show all that came up to now."""
+def catch_up(follower: Follower, end: str, shown: Callable[[Sequence[Event]], None]) -> None:
+    """Show all up to that id, and at most a page more: a busy pool never stops."""
     news = follower.wait(0)
     while news.events or news.gap:
         _tell(news, shown)
+        if order(follower.last) >= order(end):
+            return
         news = follower.wait(0)
 
 
@@ -189,8 +191,8 @@ def _as_object(event: Event, places: Places) -> str:
         known = index >= 0
         devices.append({"uuid": uuid, "host": host if known else None,
                         "index": index if known else None, "memory_mb": mb})  # fmt: skip
-    said = {"id": event.id, "event": event.event, "at_ms": event.at_ms, **event.fields}
-    return as_json(said | {"devices": devices})
+    own = {"id": event.id, "event": event.event, "at_ms": event.at_ms, "devices": devices}
+    return as_json(own | event.fields | own)
 
 
 def _as_name(event: Event, _: Places) -> str:

@@ -39,6 +39,11 @@ class Follower:
         self._redis: Any = replace(client.store, timeout_s=LONGEST_S + ANSWER_S).connect()
         self._tail = Tail(client.keys, last)
 
+    @property
+    def last(self) -> str:
+        """The id of the event up to which all was seen."""
+        return self._tail.last
+
     def wait(self, seconds: float) -> News:
         """What happens within so long, a second at most; nothing may.
 

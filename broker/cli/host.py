@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from agent_sdk import AsyncLeaseClient, Store
+from agent_sdk import AsyncLeaseClient, LeaseError, Store
 from broker import logs
 from broker.cli import USAGE
 from broker.devices import DeviceSourceError, Source
@@ -18,15 +18,27 @@ from broker.settings import Settings, SettingsError, load_settings
 
 
 @click.command()
-def host() -> None:
+@click.option(
+    "--drain-on-stop",
+    "drain_s",
+    type=click.FloatRange(0, 86400),
+    metavar="SECONDS",
+    help="When stopped, offer no GPU and wait so long for the leases on them; a second signal ends"
+    " the wait. Default: GPU_BROKER_DRAIN_ON_STOP_S, else 0: leave at once.",
+)
+def host(drain_s: float | None) -> None:
     """Report this machine's GPUs to the pool, and nothing else: for GPU hosts without a broker.
 
+    Leases do not need it: while it is away those that run go on, and after three missed reports
+    the host gets no new ones.
+
     \b
-    Example:
+    Examples:
       REDIS_URL=redis://gpu-store:6379 ENABLE_NVML=true gpu-broker host
+      gpu-broker host --drain-on-stop 600
     """
     try:
-        settings = load_settings()
+        settings = load_settings() if drain_s is None else load_settings(drain_on_stop_s=drain_s)
         source = source_of(settings)
     except (SettingsError, DeviceSourceError) as error:
         click.echo(f"gpu-broker host: {error}", err=True)
@@ -38,13 +50,22 @@ def host() -> None:
 
 async def _report(settings: Settings, source: Source) -> None:
     """Report until SIGTERM or SIGINT; the host's devices then go away at their deadline."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     client = AsyncLeaseClient(
         Store(settings.sdk.store_url), pool=settings.sdk.pool, hostname=settings.sdk.hostname
     )
-    reporting = asyncio.create_task(Reporter(client, source, settings).run())
+    reporter = Reporter(client, source, settings)
+    reporting = asyncio.create_task(reporter.run())
     for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, reporting.cancel)
-    with suppress(asyncio.CancelledError):
-        await reporting
+        loop.add_signal_handler(name, stop.set)
+    await stop.wait()
+    if settings.drain_on_stop_s:
+        draining = asyncio.create_task(reporter.drain(settings.drain_on_stop_s))
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, draining.cancel)
+        with suppress(asyncio.CancelledError, LeaseError):
+            click.echo(f"stopped with {await draining} leases left on {settings.sdk.hostname}")
+    reporting.cancel()
+    await asyncio.gather(reporting, return_exceptions=True)
     await client.close()
     source.close()

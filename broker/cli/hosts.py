@@ -24,12 +24,15 @@ def hosts(output: str) -> None:
     """
     with pool_client() as client:
         pool, found = client.pool(), client.hosts()
+        taking = {device.host for device in client.devices() if not device.drained}
     rows, wide = [], output == "wide"
     for host in found:
         silent_ms = pool.now_ms - host.reported_ms
         state = "alive" if silent_ms <= host.deadline_ms else "away"
         if host.drained:
             state += ", drained"
+        elif host.devices and host.host not in taking:  # each by itself; new ones would not be
+            state += ", draining"
         more = (age(host.deadline_ms),) if wide else ()
         rows.append((host.host, state, str(host.devices), age(silent_ms), host.version, *more))
     head = (*HEAD, "DEADLINE") if wide else HEAD

@@ -85,6 +85,11 @@ def gib(mb: int) -> str:
     return f"{mb} MiB" if mb < MIB_PER_GIB else f"{mb / MIB_PER_GIB:.1f} GiB"
 
 
+def many(count: int, one: str, more: str) -> str:
+    """So many of them: `1 device`, `2 devices`."""
+    return f"{count} {one if count == 1 else more}"
+
+
 def age(ms: int) -> str:
     """A time span as a person reads it, in the largest unit of which it is at least two."""
     seconds = max(0, ms) / 1000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.fitting import ELSEWHERE
-from broker.cli.table import age, gib
+from broker.cli.table import age, gib, many
 
 if TYPE_CHECKING:
     from agent_sdk import Lease
@@ -172,7 +172,7 @@ def _reason(why: Why) -> str:
     place = {"next": "next in line", "behind": f"{why.ahead_count} ahead"}.get(why.code)
     parts = [place or why.summary]
     if place and (counts := Counter(d.reason for d in why.devices if d.reason not in ELSEWHERE)):
-        parts.append(", ".join(f"{n} GPU{'s' * (n > 1)} {word}" for word, n in counts.items()))
+        parts.append(", ".join(f"{many(n, 'GPU', 'GPUs')} {word}" for word, n in counts.items()))
     if why.estimate_s is not None and why.first_end is not None:
         left = age(round(why.estimate_s * 1000))
         renews = why.first_end.basis == "expiry"

@@ -40,7 +40,9 @@ function B.reply(tag, ...)
   for _, at in pairs(moved) do
     if at and (not first or at < first) then first = at end
   end
+  if B.run_id then B.changes[#B.changes + 1], B.changes[#B.changes + 2] = 'run_id', B.run_id end
   if B.changes[1] then redis.call('HSET', P .. 'pool', unpack(B.changes)) end
+  if B.closing then B.event('closed', 'until_ms', text(B.closing)) end
   return { tag, B.now, first or '', B.epoch or '', B.more, ... }
 end
 

@@ -108,6 +108,7 @@ ASKED: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/policy", None),
     ("GET", "/allocations", None),
     ("GET", "/metrics", None),
+    ("GET", "/events", None),
     ("GET", f"/lease/{TOKEN['token']}", None),
     ("POST", "/lease", {"agent": "analyst", "min_memory_mb": 1, "on_unavailable": "refuse"}),
     ("POST", "/lease/cpu", {"agent": "analyst", "min_memory_mb": 1}),

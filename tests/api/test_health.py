@@ -62,6 +62,14 @@ def test_ready_without_redis_is_503_with_the_reason(storeless: Storeless) -> Non
     assert int(answer.headers["Retry-After"]) >= 1
 
 
+def test_events_without_redis_are_503_soon(storeless: Storeless) -> None:
+    """Where nobody knows what was before, nobody can go on from there: come back."""
+    answer = storeless["GET", "/events"]
+    assert (answer.http.status_code, answer.http.json()["code"]) == (503, "store_unavailable")
+    assert int(answer.http.headers["Retry-After"]) >= 1
+    assert answer.seconds < 4
+
+
 def test_ready_is_503_while_nothing_can_be_granted(plain: Broker, api_pool: Pool) -> None:
     """A closed pool and a full store answer what /lease would say, and recover by themselves."""
     redis, keys = api_pool.redis, api_pool.keys

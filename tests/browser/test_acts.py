@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import expect
 
 from agent_sdk import LeaseClient
+from agent_sdk.errors import LeaseError
 from agent_sdk.keys import Keys
 from agent_sdk.store import Store
 from tests.api.brokers import Broker, eventually
@@ -17,6 +20,8 @@ from tests.browser.conftest import FOUR
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from playwright.sync_api import Page, Route
 
     from tests.browser.tabs import Tab
     from tests.servers import Server
@@ -56,9 +61,16 @@ def test_drain_and_undrain(broker: Broker, own: Server, client: LeaseClient, tab
         expect(each.rows("devices").nth(1)).to_contain_text("drained")
         expect(each.row("events", "fan noise")).to_contain_text("h1:0")
         expect(each.page.locator("#summary")).to_contain_text("1 drained")
+        expect(each.page.locator("#summary")).to_contain_text("24.0 GiB")
+        expect(each.page.locator("#summary")).to_contain_text("of 32.0 GiB; 8.0 GiB not leasable")
+        expect(each.rows("devices").nth(0)).to_contain_text("24.0 GiB free")
+        expect(each.rows("devices").nth(1)).to_contain_text("0.0 of 8.0 GiB")
+    other.row("events", "fan noise").click()
+    expect(other.dialog).to_contain_text("An operator drained it")
     assert last_event(own, "drained")["reason"] == "fan noise"
     assert client.acquire("analyst", exclusive=True).devices[0].index != 0
     page.rows("devices").nth(1).click()
+    expect(page.dialog).to_contain_text("an operator drained it: no new leases")
     page.dialog.get_by_role("button", name="Undrain").click()
     expect(page.rows("devices").nth(1)).to_contain_text("ok")
 
@@ -140,6 +152,105 @@ def test_refused_act_is_said_and_loses_nothing(
     page.dialog.get_by_role("button", name="Revoke").click()
     expect(page.dialog.locator(".said")).not_to_be_empty()
     expect(page.dialog.get_by_label("Reason")).to_have_value("typed")
+    expect(page.dialog.get_by_role("button", name="Revoke")).to_be_focused()
+
+
+@pytest.fixture
+def critic(client: LeaseClient) -> Iterator[None]:
+    """One who waits for the GPUs that `trainer` holds."""
+    client.acquire("trainer", devices=4, ttl_s=600)
+
+    def wait() -> None:
+        with suppress(LeaseError):
+            client.acquire("critic", memory_mb=64, wait_s=60)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    yield
+    eventually(client.queue, 5)
+    client.revoke(client.queue()[0].token)
+    waiting.join(10)
+
+
+class Held:
+    """Requests of the page that are answered when the test says so."""
+
+    def __init__(self, page: Page, *paths: str) -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        for path in paths:
+            page.route(path, self._hold)
+
+    def _hold(self, route: Route) -> None:
+        self._routes.append(route)
+
+    def answer(self) -> None:
+        """Wait for one to be asked, and until the page has taken its answer."""
+        eventually(lambda: self._page.wait_for_timeout(20) or self._routes, 5)
+        route = self._routes.pop()
+        with self._page.expect_response(route.request.url) as answer:
+            route.continue_()
+        answer.value.finished()
+        self._page.wait_for_timeout(50)
+
+
+@pytest.mark.usefixtures("critic")
+def test_late_answer_leaves_the_next_dialog_alone(broker: Broker, tab: Opened) -> None:
+    """Of explain, an act, a policy: what is open then is what was opened since, or nothing."""
+    page = tab(broker)
+    held = Held(page.page, "**/explain", "**/drain", "**/policy")
+    keys = page.page.keyboard
+    page.row("queue", "critic").click()
+    keys.press("Escape")
+    held.answer()
+    expect(page.dialog).to_have_count(0)
+    page.row("queue", "critic").click()
+    keys.press("Escape")
+    keys.press("?")
+    held.answer()
+    expect(page.dialog.locator("h2")).to_have_text("Help")
+    keys.press("Escape")
+
+    page.rows("devices").nth(1).click()
+    page.dialog.get_by_role("button", name="Drain").click()
+    keys.press("Escape")
+    keys.press("p")
+    held.answer()
+    expect(page.dialog.locator("h2")).to_have_text("Policy")
+    page.dialog.get_by_label("Most memory").fill("100")  # which is refused
+    page.dialog.get_by_role("button", name="Change").click()
+    keys.press("Escape")
+    keys.press("k")
+    held.answer()
+    expect(page.dialog.locator("h2")).to_have_text("API key")
+    expect(page.dialog.locator(".said")).to_be_empty()
+
+
+@pytest.mark.usefixtures("critic")
+def test_what_is_typed_stays_in_its_dialog(broker: Broker, tab: Opened) -> None:
+    """Also when explain answers meanwhile; never in the next one, of the same form or another."""
+    page = tab(broker)
+    held = Held(page.page, "**/explain")
+    page.row("queue", "critic").click()
+    page.dialog.get_by_label("Reason").fill("typed")
+    held.answer()
+    expect(page.dialog).to_contain_text("somebody is alone on it")
+    expect(page.dialog.get_by_label("Reason")).to_have_value("typed")
+    page.page.keyboard.press("Escape")
+    page.row("leases", "trainer").click()
+    expect(page.dialog.get_by_label("Reason")).to_have_value("")
+    page.dialog.get_by_label("Reason").fill("too")
+    page.dialog.get_by_label("now, although").check()
+    page.page.keyboard.press("Escape")
+    page.row("leases", "trainer").click()
+    expect(page.dialog.get_by_label("Reason")).to_have_value("")
+    expect(page.dialog.get_by_label("now, although")).not_to_be_checked()
+    page.page.keyboard.press("Escape")
+    for _ in range(2):
+        page.page.keyboard.press("p")
+        expect(page.dialog.get_by_label("GPUs may be shared")).to_be_checked()
+        page.dialog.get_by_label("GPUs may be shared").uncheck()
+        page.page.keyboard.press("Escape")
 
 
 def test_broker_with_keys(own: Server, client: LeaseClient, tab: Opened, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import statistics
 import threading
 import time
@@ -94,6 +95,8 @@ def test_line_says_why_and_explains(broker: Broker, client: LeaseClient, tab: Op
     waiting.start()
     page = tab(broker)
     expect(page.row("queue", "critic")).to_contain_text("next · 4 full")
+    page.page.locator("#filter").fill(client.queue()[0].token)
+    expect(page.count("queue")).to_have_text("1")
     page.row("queue", "critic").click()
     expect(page.dialog).to_contain_text("it is next")
     expect(page.dialog).to_contain_text("does not renew lease")
@@ -110,9 +113,9 @@ def _wait(client: LeaseClient) -> None:
 def test_filter_narrows_every_list_and_stays_in_the_address(
     broker: Broker, client: LeaseClient, tab: Opened
 ) -> None:
-    """By agent, by GPU; a reload, or whoever gets the address, sees the same."""
+    """By agent, by GPU, by whole token; a reload, or whoever gets the address, sees the same."""
     client.acquire("analyst", memory_mb=64)
-    client.acquire("scout", memory_mb=64)
+    lease = client.acquire("scout", memory_mb=64)
     page = tab(broker)
     expect(page.rows("leases")).to_have_count(2)
     page.page.keyboard.press("/")
@@ -121,6 +124,9 @@ def test_filter_narrows_every_list_and_stays_in_the_address(
     expect(page.count("leases")).to_have_text("1 of 2")
     expect(page.count("devices")).to_have_text("1 of 4")
     assert page.page.url.endswith("#q=scout")
+    page.page.locator("#filter").fill(lease.token)
+    expect(page.count("leases")).to_have_text("1 of 2")
+    page.page.locator("#filter").fill("scout")
     page.page.reload()
     expect(page.count("leases")).to_have_text("1 of 2")
     page.page.locator("#filter").focus()
@@ -170,6 +176,42 @@ def test_columns_sort_leases(broker: Broker, client: LeaseClient, tab: Opened) -
         head.click()
 
 
+def test_columns_sort_by_keyboard(broker: Broker, client: LeaseClient, tab: Opened) -> None:
+    """Tab goes from the list to its headings; each says how it sorts, and keeps the focus."""
+    for agent in "ba":
+        client.acquire(agent, memory_mb=64)
+    page = tab(broker)
+    expect(page.rows("leases")).to_have_count(2)
+    keys = page.page.keyboard
+    keys.press("2")
+    keys.press("ArrowDown")
+    keys.press("Tab")
+    head = page.page.locator("#leases").get_by_role("columnheader", name="Agent")
+    button = head.get_by_role("button")
+    names = page.page.locator("#leases .rows .name")
+    orders = {"none": ["b", "a"], "ascending": ["a", "b"], "descending": ["b", "a"]}
+    for key, (order, shown) in zip(("Enter", "Space", "Enter"), orders.items(), strict=True):
+        expect(head).to_have_attribute("aria-sort", order)
+        expect(names).to_have_text(shown)
+        expect(button).to_be_focused()
+        keys.press(key)
+    expect(head).to_have_attribute("aria-sort", "none")
+    expect(page.dialog).to_have_count(0)
+
+
+def test_list_that_empties_keeps_the_focus(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
+    """The next lease is an arrow key away."""
+    lease = client.acquire("analyst", memory_mb=64)
+    page = tab(broker)
+    expect(page.rows("leases")).to_have_count(1)
+    page.page.keyboard.press("2")
+    client.release(lease)
+    expect(page.rows("leases")).to_have_count(0)
+    expect(page.page.locator("#leases .list")).to_be_focused()
+
+
 def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) -> None:
     """Killed: a visible state with the age of what is shown. Back: live again, without a reload."""
     port = free_port()
@@ -186,6 +228,9 @@ def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) ->
         expect(page.notice).to_contain_text("What is shown is")
         expect(page.page.locator("body")).to_have_attribute("data-state", "stale")
         expect(page.count("devices")).to_have_text("4")
+        page.page.set_viewport_size({"width": 390, "height": 500})
+        page.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        expect(page.notice).to_be_in_viewport()
     with (
         Broker("--port", str(port), **settings),
         LeaseClient(Store(own.url), hostname="h1") as client,
@@ -204,8 +249,14 @@ def test_store_that_is_away_is_named(tab: Opened) -> None:
         page = tab(broker.wait())
         page.is_live()
         server.kill()
+        killed = time.monotonic()
         expect(page.notice).to_contain_text("Redis cannot be reached", timeout=15_000)
         expect(page.notice).to_contain_text("What is shown is")
+        page.page.reload()
+        expect(page.notice).to_contain_text("What is shown is")
+        age = re.search(r"What is shown is (\d+) s old", page.notice.inner_text())
+        assert age is not None
+        assert int(age[1]) >= int(time.monotonic() - killed) > 1  # a new page is no new reading
         server.start()
         expect(page.notice).to_be_empty(timeout=15_000)
 
@@ -256,6 +307,12 @@ def test_large_pool_is_drawn_by_what_can_be_seen(tab: Opened) -> None:
                 expect(last_row).to_contain_text(last)
             frames = page.page.evaluate(FRAMES)
             log.info("frames while scrolling: %.1f ms, at most %.1f", *frames)
+            asked = {"devices": EACH, "host": "gpu-host-07", "on_unavailable": "refuse"}
+            assert broker.lease(agent="critic", wait_s=0.1, **asked).status_code == 202
+            page.row("queue", f"{EACH} whole GPUs on gpu-host-07").click()
+            expect(page.dialog).to_contain_text("gpu-host-07 GPU 0: a whole device is asked for")
+            expect(page.dialog).not_to_contain_text("another host")
+            page.page.keyboard.press("Escape")
             lease = client.acquire("late", memory_mb=1, host="any")
             expect(page.count("leases")).to_have_text(str(LEASES + 1))
             page.page.locator("#filter").fill("late")
@@ -301,11 +358,18 @@ H100 = {
 
 
 def test_phone_shows_all_in_one_column(broker: Broker, client: LeaseClient, tab: Opened) -> None:
-    """Nothing is wider than the screen; a lease opens by touch."""
+    """Nothing is wider than the screen, nor hides who it is about; a lease opens by touch."""
     client.acquire("analyst", memory_mb=2048)
+    asked = {"devices": 4, "host": "h1", "model": client.devices()[0].model}
+    broker.lease(agent="critic", wait_s=0.1, on_unavailable="refuse", **asked)
     page = tab(broker, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     expect(page.rows("leases")).to_have_count(1)
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    name = page.row("queue", "critic").locator(".name b").bounding_box()
+    screen = page.page.locator("#queue").bounding_box()
+    assert name is not None
+    assert screen is not None
+    assert screen["x"] <= name["x"]
     page.rows("leases").first.tap()
     expect(page.dialog).to_contain_text("Lease of analyst")
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
-import redis
 import yaml
 
 from agent_sdk import settings as sdk_settings
 from broker.cli import COMMANDS
 from broker.devices.simulated import totals_of
 from broker.settings import Settings
-from tests.api.brokers import eventually
-from tests.servers import binary, free_port
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "three-hosts"
@@ -58,32 +55,6 @@ def test_environments_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert settings.sdk.hostname == env["GPU_BROKER_HOSTNAME"]
         if settings.devices.startswith("sim:"):
             assert totals_of(settings.devices)
-
-
-@pytest.mark.parametrize("kind", ["redis", "valkey"])
-def test_sentinel_starts_with_its_file(tmp_path: Path, kind: str) -> None:
-    """Both servers take it, and watch over the service that the URLs name."""
-    shutil.copy(FOLDER / "sentinel.conf", tmp_path)
-    port = free_port()
-    command = [str(binary(kind)), "sentinel.conf", "--sentinel", "--port", str(port)]
-    with (
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process,
-        redis.Redis(port=port, decode_responses=True) as sentinel,
-    ):
-        try:
-            eventually(lambda: answers(sentinel), 10)
-            said: Any = sentinel.sentinel_master("gpu")
-        finally:
-            process.terminate()
-    assert (said["ip"], said["port"], said["quorum"]) == ("10.0.0.1", 6379, 2)
-    assert all(env["REDIS_URL"].endswith("/gpu") for env in environments() if "REDIS_URL" in env)
-
-
-def answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.exceptions.RedisError:
-        return False
 
 
 def test_compose_file_names_what_there_is() -> None:

@@ -22,6 +22,7 @@ from tests.api.brokers import eventually
 from tests.hosts.checker import RETURN_S, forgotten
 from tests.hosts.world import (
     DEADLINE_S,
+    EXAMPLES,
     PORT,
     SENTINEL_PORT,
     SERVICE,
@@ -285,7 +286,7 @@ class Watched:
         return local_now()
 
 
-NODE = ("--min-replicas-to-write", "0", "--repl-diskless-sync-delay", "0")
+NODE = ("--include", str(EXAMPLES / "replicated.conf"))
 
 NEVER = ("--replica-priority", "0")
 

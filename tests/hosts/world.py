@@ -50,7 +50,10 @@ STOP_S = 15.0
 
 PORT, SENTINEL_PORT, HTTP_PORT = 6379, 26379, 8014
 
-SERVICE, DOWN_AFTER_MS = "gpu", 1000
+SERVICE = "gpu"
+
+EXAMPLES = ROOT / "deploy" / "redis" / "sentinel"
+"""What primaries, replicas and Sentinels are started with."""
 
 
 @dataclass
@@ -92,12 +95,8 @@ class World:
         """A Sentinel on a host that watches over the primary and its replicas."""
         name = f"sentinel-{host.name}"
         conf = self.folder / f"{name}.conf"
-        conf.write_text(
-            f"port {SENTINEL_PORT}\nbind 0.0.0.0\nprotected-mode no\ndir {self.folder}\n"
-            f"sentinel monitor {SERVICE} {primary.address} {PORT} 2\n"
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
-            f"sentinel failover-timeout {SERVICE} 5000\n"
-        )
+        text = (EXAMPLES / "sentinel.conf").read_text().replace("10.0.0.1", primary.address)
+        conf.write_text(f"{text}bind 0.0.0.0\nprotected-mode no\ndir {self.folder}\n")
         self.start(host, name, str(binary("redis")), str(conf), "--sentinel")
         eventually(lambda: _answers(host.address, SENTINEL_PORT), START_S)
 

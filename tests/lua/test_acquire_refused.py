@@ -209,5 +209,5 @@ def test_verb_on_a_pool_of_another_schema_is_refused_and_writes_nothing(
         lambda: pool.report((device("gpu-a", 2000),)),
     )  # fmt: skip
     for call in calls:
-        assert said(call()) == ["REFUSED", "protocol_mismatch", ""]
+        assert said(call()) == ["REFUSED", "protocol_mismatch", schema]
     assert pool.memory() == before

@@ -79,7 +79,8 @@ def unchanged(before: dict[str, Any], pool: Pool) -> None:
     """Nothing has changed, but that the pool may remember what time it was."""
     after = pool.memory()
     for memory in (before, after):
-        memory[pool.keys.pool].pop("last_ms")
+        for clock in ("last_ms", "looked_ms"):
+            memory[pool.keys.pool].pop(clock)
     assert after == before
 
 

@@ -19,10 +19,11 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert (tag, next_due, more) == ("REPORTED", now + 15000, 0)
     assert int(epoch) // 1000 == now
     row = pool.hash("pool")
+    assert row.pop("run_id") == pool.redis.info("server")["run_id"]
     assert row == POLICY | {
         "schema": "1", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
-        "safe_mode": "0",
+        "safe_mode": "0", "looked_ms": str(now),
     }  # fmt: skip
     assert pool.events() == ["pool_created", "device", "host_up"]
 

@@ -50,7 +50,7 @@ TABLE: list[tuple[tuple[str, ...], str]] = [
     (("DEL", f"{POOL}:pool"), "bao"),
     (("FCALL", "gpu_release", "1", POOL), "o"),
     (("FUNCTION", "LOAD", "x"), "o"),
-    (("INFO",), "bov"),
+    (("INFO",), "baov"),
     (("SCAN", "0"), "ov"),
     (("CONFIG", "GET", "maxmemory"), "o"),
     (("CLIENT", "LIST"), "o"),

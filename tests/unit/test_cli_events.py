@@ -13,9 +13,10 @@ import pytest
 from agent_sdk import LeaseClient, Store
 from agent_sdk.events import NAMES, PAGE
 from agent_sdk.testing import TestBroker, running_broker
-from broker.cli.events import LOST
+from broker.cli.events import LOST, catch_up
 from broker.cli.follow import Follower, last_of
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.program import called
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ def pool() -> Iterator[TestBroker]:
 
 
 def call(url: str, *args: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [PROGRAM, "events", *args], env=environment(REDIS_URL=url),
-        capture_output=True, text=True, check=False, timeout=20,
-    )  # fmt: skip
+    done = called("events", *args, REDIS_URL=url)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
 
@@ -134,12 +132,28 @@ def test_events_that_were_trimmed_are_told() -> None:
             pipe.xadd(client.keys.events, {"event": "waiting", "token": "t", "agent": "a"})
         pipe.xtrim(client.keys.events, maxlen=PAGE + 1, approximate=False)
         pipe.execute()
-        done = subprocess.run(
-            [PROGRAM, "events", "--since", "1-0", "-o", "name"],
-            env=environment(REDIS_URL=own.url), capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        done = called("events", "--since", "1-0", "-o", "name", REDIS_URL=own.url)
+        assert done.returncode == 0
         assert done.stderr.strip() == LOST
         assert len(done.stdout.split()) == PAGE + 1
+
+
+def test_catching_up_ends_though_the_pool_goes_on(pool: TestBroker) -> None:
+    """At what was the end when it began; what came meanwhile is for -f, and none is lost."""
+    since = pool.client.events(1)[-1].id
+    pair(pool)
+    shown: list[str] = []
+
+    def show(found: Any) -> None:
+        shown.extend(event.id for event in found)
+        assert len(shown) < 10, "no end"
+        pair(pool)
+
+    with Follower(pool.client, since) as follower:
+        catch_up(follower, last_of(pool.client.events(1)), show)
+        assert len(shown) == 2
+        shown.extend(event.id for event in follower.wait(0).events)
+    assert shown == [event.id for event in pool.client.events(4)]
 
 
 def test_new_stream_is_followed_from_its_beginning() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_sdk import functions
-from tests.api.brokers import PROGRAM, environment
+from tests.program import called
 from tests.servers import free_port, running
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from tests.servers import Server
@@ -25,10 +25,7 @@ def own() -> Iterator[Server]:
 
 
 def call(url: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROGRAM, "functions", *args], env=environment(REDIS_URL=url), capture_output=True,
-        text=True, timeout=30, check=False,
-    )  # fmt: skip
+    return called("functions", *args, REDIS_URL=url)
 
 
 def test_library_is_loaded_listed_and_deleted(own: Server) -> None:

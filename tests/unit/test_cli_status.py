@@ -27,6 +27,7 @@ from broker.cli.complete import DEADLINE_S
 from broker.cli.table import bar, cut, table
 from broker.cli.watch import ENTER, LEAVE, watch
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.program import called
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -129,10 +130,9 @@ def terminal(
 
 def printed(pool: TestBroker, *args: str) -> str:
     """What a call prints where nobody looks."""
-    return subprocess.run(
-        [PROGRAM, *args], env=environment(REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host),
-        capture_output=True, text=True, check=True, timeout=20,
-    ).stdout  # fmt: skip
+    done = called(*args, REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_colours_on_a_terminal_alone_and_not_against_the_will(pool: TestBroker) -> None:
@@ -332,9 +332,7 @@ def test_names_are_for_other_commands(pool: TestBroker) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
     """Of each shell; bash takes its own."""
-    script = subprocess.check_output(
-        [PROGRAM, "completion", shell], env=environment(), text=True, timeout=20
-    )
+    script = called("completion", shell).stdout
     assert "_GPU_BROKER_COMPLETE" in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
@@ -342,11 +340,9 @@ def test_completion_scripts(shell: str) -> None:
 
 def completed(url: str, words: str) -> list[str]:
     """What a shell is told of a line that ends in the middle."""
-    done = subprocess.run(
-        [PROGRAM], capture_output=True, text=True, check=False, timeout=20,
-        env=environment(REDIS_URL=url, _GPU_BROKER_COMPLETE="bash_complete", COMP_WORDS=words,
-                        COMP_CWORD=str(len(words.split(" ")) - 1)),
-    )  # fmt: skip
+    at = str(len(words.split(" ")) - 1)
+    asked = {"_GPU_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": at}
+    done = called(REDIS_URL=url, **asked)
     assert done.stderr == ""
     return [line.partition(",")[2] for line in done.stdout.split()]
 

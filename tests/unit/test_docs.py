@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from agent_sdk import settings as sdk_settings
 from agent_sdk import snapshot
 from agent_sdk.errors import CODES
+from agent_sdk.events import NAMES
 from broker.cli import COMMANDS
+from broker.dashboard import FOLDER
 from broker.devices import Sample
+from broker.devices.sample import State
 from broker.metrics import Metrics, Seen
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
@@ -246,6 +249,16 @@ def test_calls_of_a_verb_are_those_of_the_table(pool: Pool, verb: str) -> None:
         "report": lambda: pool.report((HELD,), deadline_ms=day_ms),
     }[verb]
     assert ran(pool.redis, call) == said_calls(verb)
+
+
+def test_page_explains_every_state_and_event() -> None:
+    """Whoever sees the word there for the first time can read what it means."""
+    states, events = (
+        set(re.findall(r"^  (\w+):", part, re.MULTILINE))
+        for part in (FOLDER / "words.js").read_text().split("export const EVENTS")
+    )
+    assert states == {*get_args(State), "away", "drained"}
+    assert events == set(NAMES)
 
 
 def test_settings_are_in_the_readme() -> None:

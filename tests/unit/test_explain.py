@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import LeaseLost, UnknownToken
+from agent_sdk import LeaseLost, UnknownToken, fitting, scene
 from agent_sdk.asking import Caller
 from agent_sdk.explain import STANDING, Explanation, explain, explain_request
 from agent_sdk.fitting import REASONS
@@ -15,6 +15,8 @@ from tests.pools import Pool, device, granted, token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from agent_sdk.scene import Scene
 
 DAY_MS = 86_400_000
 
@@ -97,6 +99,39 @@ def test_device_has_the_reason_that_it_has(pool: Pool, reason: str) -> None:
     got = pool.run("acquire", 1, *request)
     on_it = got[0] == "GRANTED" and "gpu-a" in got
     assert on_it == (reason == "fits")
+
+
+def test_line_looks_at_the_devices_once_for_all_who_ask_the_same(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever they are; and says of each what explain says of it alone."""
+    devices = [device(f"gpu-{n}", index=n) for n in range(10)]
+    report(pool, *devices)
+    pool.policy(max_memory_per_agent_mb=1000)
+    for n in range(10):
+        granted(pool.acquire(token(f"on-{n}"), f"on-{n % 9}", memory_mb=400, ttl_ms=0))
+    names = [f"w-{n}" for n in range(20)]
+    for n, name in enumerate(names):
+        wait(pool, name, agent=f"on-{n}", memory_mb=700 + 100 * (n % 2))
+    found: Scene = pool.look(scene.read(pool.keys))
+    looks = 0
+    reason = fitting.reason
+
+    def counting(*args: Any) -> str:
+        nonlocal looks
+        looks += 1
+        return reason(*args)
+
+    monkeypatch.setattr(fitting, "reason", counting)
+    stands = scene.line(found)
+    assert len(stands) == 20
+    # Two requests; where they fit, and in what way not.
+    assert looks == 2 * 2 * len(devices)
+    for name in names:
+        alone = why(pool, name)
+        standing = stands[token(name)]
+        assert (standing.code, standing.says) == (alone.code, alone.summary)
+    assert {standing.code for standing in stands.values()} == {"agent_cap", "behind", "next"}
 
 
 def test_waiter_is_told_who_is_ahead_and_what_ends_first(pool: Pool) -> None:

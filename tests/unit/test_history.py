@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent_sdk.events import Event
-from broker.history import KEPT, History
+from broker import history as histories
+from broker.history import KEPT, MEASURED, History
 
 T0 = 1_795_600_000_000 // 60_000 * 60_000
 
@@ -49,6 +50,39 @@ def test_what_was_leased_is_reckoned_back_from_what_is() -> None:
     assert [row["leased_pct"] for row in rows] == [50.0, 30.0, 70.0, 70.0]
     assert [row["utilization_pct"] for row in rows] == [None, None, None, 60.0]
     assert [row["waiting"] for row in rows] == [None, None, None, 2]
+
+
+def test_minutes_begin_with_what_was_leased_in_those_that_are_gone() -> None:
+    """A lease of two hours ago still counts."""
+    history = History()
+    history.take([event(0, "granted", "a", 400), event(120 * 60_000, "waiting", "b")])
+    look(history, 121 * 60_000, reserved_mb=400)
+    assert [row["leased_pct"] for row in history.rows().values()] == [40.0, 40.0]
+
+
+def test_rows_cost_no_more_the_more_waits_there_were(monkeypatch: Any) -> None:
+    """A median is taken again only of a minute in which a wait has ended since, and of no more."""
+    measured: list[int] = []
+
+    def median(waits: Any) -> float:
+        measured.append(len(waits))
+        return float(min(waits))
+
+    monkeypatch.setattr(histories, "median", median)
+    history = History()
+    for minute in range(3):
+        for n in range(MEASURED + 1):
+            at_ms, token = minute * 60_000 + n, f"{minute}-{n}"
+            history.take([event(at_ms, "waiting", token), event(at_ms + n, "granted", token)])
+    for _ in range(3):
+        rows = list(history.rows().values())
+    assert measured == [MEASURED] * 3
+    assert [row["wait_s"] for row in rows] == [0.001] * 3  # the first one, of 0 s, is forgotten
+    assert [row["longest_wait_s"] for row in rows] == [MEASURED / 1000] * 3
+    for n in (1, 2):
+        history.take([event(180_000, "waiting", "a"), event(181_000, "granted", "a")])
+        history.rows()
+        assert measured[3:] == [1, 2][:n]
 
 
 def test_an_hour_is_kept_and_what_is_older_is_of_no_use() -> None:

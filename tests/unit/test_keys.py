@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker.keys import Keyring, KeysError, Principal, add, digest_of, new_key, parse, read, remove
 from broker.settings import SettingsError, load_settings
-from tests.api.brokers import PROGRAM, environment
+from tests.program import called
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 HEX = "ab" * 32
 
 
 def gpu_broker(*args: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PROGRAM, "keys", *args], env=environment(**settings), capture_output=True, text=True,
-        timeout=20, check=False,
-    )  # fmt: skip
+    return called("keys", *args, **settings)
 
 
 def test_key_has_256_bits_and_is_kept_nowhere(tmp_path: Path) -> None:

@@ -4,11 +4,22 @@ import { html, nothing, render } from "./vendor/lit-html.js";
 import { ask, key } from "./api.js";
 import { clock, short, size, span } from "./format.js";
 import { leasesByDevice, now, operates, pool, rows } from "./state.js";
-import { asks } from "./panels.js";
+import { asks, hostState, stateOf } from "./panels.js";
+import { EVENTS, STATES } from "./words.js";
 
 const dialog = document.getElementById("dialog");
+let shown = 0; // grows with each dialog that is opened and each that is closed
 
 function open(title, content) {
+  shown += 1;
+  if (dialog.open) dialog.close();
+  render(nothing, dialog); // lit would reuse the last one's fields, with what was typed into them
+  fill(title, content);
+  dialog.showModal();
+}
+
+/** What is open says this from now on; what was typed into it stays. */
+function fill(title, content) {
   render(
     html`<form method="dialog" class="bar-top">
         <h2 id="dialog-title">${title}</h2>
@@ -18,8 +29,19 @@ function open(title, content) {
       <p class="said" role="alert"></p>`,
     dialog,
   );
-  say("");
-  if (!dialog.open) dialog.showModal();
+}
+
+// The event comes later than the end: another may be open by then.
+dialog.addEventListener("close", () => {
+  if (dialog.open) return;
+  shown += 1;
+  render(nothing, dialog);
+});
+
+/** Tells, later, whether what is open now still is: an answer belongs to the dialog that asked. */
+function watch() {
+  const mine = shown;
+  return () => mine === shown && dialog.open;
 }
 
 /** Close it. */
@@ -49,32 +71,36 @@ function act(label, explained, path, body, { force = false, danger = false } = {
   const submit = async (event) => {
     event.preventDefault();
     const form = event.target;
+    const here = watch();
     form.inert = true;
     say("");
     try {
       const reason = form.elements.reason.value;
       await ask(path, { ...body, reason, ...(force && form.elements.force.checked ? { force: true } : {}) });
-      close();
+      if (here()) close();
     } catch (error) {
-      say(error.message);
-    } finally {
       form.inert = false;
+      if (!here()) return;
+      say(error.message);
+      event.submitter.focus(); // inert took it away
     }
   };
   return html`<form class="act" @submit=${submit}>
     <p>${explained}</p>
     <label>Reason <input name="reason" maxlength="256" placeholder="for the log" autocomplete="off"></label>
     ${force
-      ? html`<label class="check"><input type="checkbox" name="force"> now, although its holder still trusts it</label>`
+      ? html`<label class="check"><input type="checkbox" name="force"> End it now, although its holder still trusts it</label>`
       : nothing}
     <button class=${danger ? "danger" : ""}>${label}</button>
   </form>`;
 }
 
+const meant = ({ word, means }) => html`<b>${word}</b><br>${means}`;
+
 const drainOf = (drained, body, what) =>
   drained
-    ? act("Undrain", `${what} takes no new leases. Undrained, it takes them again.`, "/undrain", body)
-    : act("Drain", `${what} takes no new leases from then on; those that run go on.`, "/drain", body);
+    ? act("Undrain", `Undrained, ${what} takes new leases again.`, "/undrain", body)
+    : act("Drain", `Drained, ${what} takes no new leases; those that run go on.`, "/drain", body);
 
 /** A host. */
 export function showHost(name) {
@@ -82,12 +108,12 @@ export function showHost(name) {
   if (!host) return;
   open(`Host ${name}`, html`
     ${facts([
-      ["State", host.alive ? "reports" : "away: no report in time, no new leases"],
+      ["State", meant(hostState(host))],
       ["Last report", clock(host.reported_at)],
       ["GPUs", host.devices],
       ["Version", host.version],
     ])}
-    ${drainOf(host.drained, { host: name }, "The host, with all its GPUs,")}`);
+    ${drainOf(host.drained, { host: name }, "the host, with all its GPUs,")}`);
 }
 
 /** A device. */
@@ -100,14 +126,14 @@ export function showDevice(uuid) {
     ${facts([
       ["Name", gpu.name + (gpu.simulated ? " (simulated)" : "")],
       ["UUID", html`<code>${uuid}</code>`],
-      ["State", gpu.reason ? `${gpu.state}: ${gpu.reason}` : gpu.state],
+      ["State", meant(stateOf(gpu))],
       ["Memory", size(gpu.memory_total_mb)],
       ["Leased", size(gpu.memory_reserved_mb)],
       ["Used by others", size(gpu.memory_foreign_mb)],
       ["Withheld", gpu.memory_withheld_mb ? `${size(gpu.memory_withheld_mb)}: a lease expired, and its memory is not known to be free yet` : size(0)],
-      ["System", size(gpu.memory_system_mb)],
-      ["Free", size(gpu.memory_free_mb)],
-      ["In use by the driver's word", gpu.memory_used_mb == null ? null : size(gpu.memory_used_mb)],
+      ["Kept for the system", size(gpu.memory_system_mb)],
+      ["Left", size(gpu.memory_free_mb)],
+      ["In use, says the driver", gpu.memory_used_mb == null ? null : size(gpu.memory_used_mb)],
       ["Busy", known(gpu.utilization_gpu_pct, "%")],
       ["Temperature", known(gpu.temperature_c, "°C")],
       ["Power", known(gpu.power_draw_w, "W")],
@@ -117,7 +143,7 @@ export function showDevice(uuid) {
     <ul class="links">${leases.slice(0, 50).map(({ id, lease, memory_mb }) => html`<li>
       <button type="button" @click=${() => showLease(id)}>${lease.agent} · ${size(memory_mb)} · ${short(id)}</button></li>`)}
     </ul>
-    ${drainOf(gpu.state === "drained", { device: uuid }, "The GPU")}`);
+    ${drainOf(gpu.state === "drained", { device: uuid }, "the GPU")}`);
 }
 
 /** A lease. */
@@ -135,7 +161,7 @@ export function showLease(id) {
       ["Priority", lease.priority],
       ["Fence", html`<code>${lease.fence}</code>`],
     ])}
-    ${act("Revoke", "Ends it at its holder's next renewal, within a minute.", "/revoke", { token: lease.token }, { force: true, danger: true })}`);
+    ${act("Revoke", "Revoked, it ends at its holder's next renewal, within a minute.", "/revoke", { token: lease.token }, { force: true, danger: true })}`);
 }
 
 /** One who waits: why, as the broker explains it. */
@@ -152,27 +178,31 @@ export async function showWaiter(id) {
       ["Served in about", explained?.estimate_s == null ? null : `${span(explained.estimate_s)}, ${explained.basis}`],
       ["Would fit now", explained?.fits_now?.length ? explained.fits_now.map((each) => html`<div>${each.says}</div>`) : null],
       ["Ahead", explained?.ahead?.map((each) => html`<div>${each.agent}, ${size(each.memory_mb)}</div>`)],
-      ["GPUs", explained?.devices?.slice(0, 32).map((d) => html`<div>${d.host} GPU ${d.index}: ${d.says}</div>`)],
+      ["GPUs", explained?.devices?.filter((d) => !["other_host", "other_model"].includes(d.reason)).slice(0, 32).map((d) => html`<div>${d.host} GPU ${d.index}: ${d.says}</div>`)],
     ])}
-    ${act("Revoke", "Takes it out of the line.", "/revoke", { token: waiter.token }, { danger: true })}`;
+    ${act("Revoke", "Revoked, it loses its place in the line.", "/revoke", { token: waiter.token }, { danger: true })}`;
   const title = `${waiter.agent} waits`;
   open(title, about(null));
   if (!operates()) return; // whoever is told less of the token may not ask
+  const here = watch();
   try {
-    open(title, about(await ask(`/lease/${encodeURIComponent(waiter.token)}/explain`)));
+    const explained = await ask(`/lease/${encodeURIComponent(waiter.token)}/explain`);
+    if (here()) fill(title, about(explained));
   } catch (error) {
-    say(error.message);
+    if (here()) say(error.message);
   }
 }
 
 /** An event, as it stands in the stream. */
 export function showEvent(event) {
   const { devices, ...fields } = event;
-  open(event.event, facts([
-    ["Time", clock(event.at)],
-    ...Object.entries(fields).filter(([name]) => !["at", "event"].includes(name)),
-    ["devices", devices.map((d) => html`<div>${d.host ?? ""} GPU ${d.index ?? "?"} <code>${d.uuid}</code> ${d.memory_mb ? size(d.memory_mb) : ""}</div>`)],
-  ]));
+  open(event.event, html`
+    <p>${EVENTS[event.event]}</p>
+    ${facts([
+      ["Time", clock(event.at)],
+      ...Object.entries(fields).filter(([name]) => !["at", "event"].includes(name)),
+      ["devices", devices.map((d) => html`<div>${d.host ?? ""} GPU ${d.index ?? "?"} <code>${d.uuid}</code> ${d.memory_mb ? size(d.memory_mb) : ""}</div>`)],
+    ])}`);
 }
 
 const POLICY = [
@@ -198,12 +228,14 @@ export function showPolicy() {
       const value = type === "checkbox" ? field.checked : Number(field.value);
       if (value !== policy[name]) changed[name] = value;
     }
+    const here = watch();
     try {
       const said = await ask("/policy", changed);
+      if (!here()) return;
       if (said.note) say(said.note);
       else close();
     } catch (error) {
-      say(error.message);
+      if (here()) say(error.message);
     }
   };
   const field = ([name, label, type]) => html`<label class=${type === "checkbox" ? "check" : ""}>
@@ -239,7 +271,7 @@ export function showKey(why = "") {
     <p>${why || "A key says who you are: a viewer sees, an operator acts."} An operator makes one at the terminal:
       <code>gpu-broker keys new NAME --role operator</code></p>
     <form class="act" @submit=${submit}>
-      <label>Key <input name="secret" type="password" autocomplete="off" .value=${key.get()} placeholder="gbk_…"></label>
+      <label>Key <input name="secret" type="password" autofocus autocomplete="off" .value=${key.get()} placeholder="gbk_…"></label>
       <p class="hint">It is kept until this tab is closed. Empty: none.</p>
       <button>Use it</button>
     </form>`);
@@ -249,13 +281,15 @@ export function showKey(why = "") {
 export function showHelp() {
   const keys = [
     ["/", "filter"], ["Esc", "leave the filter, close this"], ["1 2 3 4", "GPUs, leases, line, events"],
-    ["↑ ↓ Enter", "choose a row, open it"], ["p", "policy"], ["k", "API key"], ["t", "dark or light"], ["?", "this"],
+    ["↑ ↓ Enter", "choose a row, open it"], ["Tab Enter", "go to a column's heading, sort by it"], ["p", "policy"], ["k", "API key"], ["t", "dark or light"], ["?", "this"],
   ];
   open("Help", html`
     ${facts(keys.map(([name, what]) => [html`<kbd>${name}</kbd>`, what]))}
     <p>A <b>lease</b> is the right to use memory of a GPU, or all of it, until a time. Whoever finds no room
-      stands in the <b>line</b>. <b>Withheld</b> memory was an expired lease's, and is not known to be free yet.
-      A <b>drained</b> GPU takes no new leases.</p>
+      stands in the <b>line</b>. Memory is <b>used by others</b> when processes without a lease use it, <b>withheld</b>
+      when it was an expired lease's and is not known to be free yet, the <b>system</b>'s when it is never leased.</p>
+    <p>A GPU may be:</p>
+    ${facts(Object.entries(STATES).map(([word, means]) => [html`<b>${word}</b>`, means]))}
     <p>The same in a terminal: <code>gpu-broker status -w</code>, <code>gpu-broker events -f</code>.
       For programs: <a href="/docs">the API</a>.</p>`);
 }

@@ -1,6 +1,6 @@
 // A table of any length: only the rows that can be seen are in the document.
 
-import { html, render } from "./vendor/lit-html.js";
+import { html, nothing, render } from "./vendor/lit-html.js";
 
 const BEYOND = 6; // rows above and below what is seen
 
@@ -34,6 +34,10 @@ export class List {
     this.none = panel.querySelector(".empty");
     this.box.addEventListener("scroll", () => this.draw(), { passive: true });
     this.box.addEventListener("keydown", (event) => this.#key(event));
+    this.rows.addEventListener("mouseover", (event) => {
+      const cell = event.target.closest(".cell"); // what is cut short is told in full
+      if (cell) cell.title = cell.scrollWidth > cell.clientWidth ? cell.innerText : "";
+    });
     new ResizeObserver(() => this.draw()).observe(this.box);
   }
 
@@ -51,7 +55,6 @@ export class List {
     }
     this.items = items;
     this.count.textContent = count === of ? of : `${count} of ${of}`;
-    this.box.hidden = !items.length;
     this.none.hidden = items.length > 0;
     render(of ? "Nothing matches the filter." : this.empty(), this.none);
     this.draw();
@@ -97,11 +100,12 @@ export class List {
       const mine = this.sorted?.column === column;
       const order = mine ? (this.sorted.down ? "descending" : "ascending") : "none";
       const label = column.sort
-        ? html`<button type="button" tabindex="-1" @click=${() => this.#sort(column)}>
-            ${column.label}${mine ? (this.sorted.down ? " ▾" : " ▴") : ""}
+        ? html`<button type="button" @click=${() => this.#sort(column)}>
+            ${column.label}<span aria-hidden="true">${{ ascending: " ▴", descending: " ▾" }[order]}</span>
           </button>`
         : column.label;
-      return html`<div class="cell ${column.name}" role="columnheader" aria-sort=${order}>${label}</div>`;
+      const sorts = column.sort ? order : nothing;
+      return html`<div class="cell ${column.name}" role="columnheader" aria-sort=${sorts}>${label}</div>`;
     };
     render(this.columns.map(cell), this.head);
   }
@@ -113,6 +117,7 @@ export class List {
   }
 
   #key(event) {
+    if (event.target !== this.box) return; // a heading has keys of its own
     const page = Math.max(1, Math.floor(this.box.clientHeight / this.height) - 2);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     const at = this.items.findIndex((item) => item.id === this.picked);

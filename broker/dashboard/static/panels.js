@@ -5,6 +5,7 @@ import { clock, percent, short, size, sizeOf, span } from "./format.js";
 import { events, leasesByDevice, now, rows } from "./state.js";
 import { showDevice, showEvent, showHost, showLease, showWaiter } from "./dialogs.js";
 import { List } from "./list.js";
+import { EVENTS as MEANS, STATES } from "./words.js";
 
 const place = (gpu) => (gpu.host == null ? short(gpu.uuid) : `${gpu.host}:${gpu.index}`);
 
@@ -34,17 +35,36 @@ export function memoryBar(gpu, leases) {
     });
   const says = `${size(gpu.memory_reserved_mb)} leased, ${size(gpu.memory_foreign_mb)} used by others, ${size(
     gpu.memory_withheld_mb,
-  )} withheld, ${size(gpu.memory_free_mb)} free of ${size(gpu.memory_total_mb)}`;
+  )} withheld, ${size(gpu.memory_free_mb)} ${leasable(gpu) ? "free" : "left"} of ${size(gpu.memory_total_mb)}`;
   return html`<svg class="bar" role="img" aria-label=${says}><title>${says}</title>${rects}</svg>`;
 }
 
-/** A state in a word, and a class that colours it. */
-export function stateOf(gpu) {
-  const trouble = gpu.state !== "ok";
-  return html`<span class="state ${trouble ? "trouble" : "ok"}">${gpu.state}${gpu.reason ? `: ${gpu.reason}` : ""}</span>`;
+/** Who waits for each device that is kept or reserved for one who has waited long: uuid -> agent. */
+function keptFor() {
+  return new Map([...rows.queue.values()].flatMap((waiter) => waiter.kept.map((uuid) => [uuid, waiter.agent])));
 }
 
-const hostState = (host) => (host.alive ? (host.drained ? "drained" : "ok") : `away since ${clock(host.reported_at)}`);
+/** MiB of a device that the next who asks can be given. */
+const leasable = (gpu) => (gpu.state === "ok" && !kept.has(gpu.uuid) ? gpu.memory_free_mb : 0);
+
+/** A device's state in a few words, and what it means. */
+export function stateOf(gpu) {
+  if (gpu.state === "ok" && kept.has(gpu.uuid)) {
+    const agent = kept.get(gpu.uuid);
+    return { word: `kept for ${agent}`, means: `${agent} has waited long: nobody behind it gets this GPU` };
+  }
+  return { word: gpu.reason ? `${gpu.state}: ${gpu.reason}` : gpu.state, means: STATES[gpu.state] };
+}
+
+/** The same of a host. */
+export function hostState(host) {
+  if (!host.alive) return { word: "away", means: `no report since ${clock(host.reported_at)}: no new leases until it is back` };
+  if (host.drained) return { word: "drained", means: "no new leases on any of its GPUs; those that run go on" };
+  return { word: "ok", means: "it reports" };
+}
+
+const stateCell = ({ word, means }, trouble) =>
+  html`<span class="state ${trouble ? "trouble" : "ok"}" title="${word}: ${means}">${word}</span>`;
 
 function left(lease) {
   if (lease.expires_at == null) return "no expiry";
@@ -52,6 +72,7 @@ function left(lease) {
 }
 
 let byDevice = new Map();
+let kept = new Map();
 
 const devices = (item, ofDevice, ofHost) => (item.host ? ofHost(item.host) : ofDevice(item.gpu));
 
@@ -71,7 +92,7 @@ const DEVICES = [
     name: "free number",
     label: "Free",
     cell: (item) =>
-      devices(item, (gpu) => sizeOf(gpu.memory_free_mb, gpu.memory_total_mb), () => `${size(item.free_mb)} free`),
+      devices(item, (gpu) => sizeOf(leasable(gpu), gpu.memory_total_mb), () => `${size(item.free_mb)} free`),
   },
   {
     name: "busy number",
@@ -88,10 +109,7 @@ const DEVICES = [
     name: "status",
     label: "State",
     cell: (item) =>
-      devices(item, stateOf, (host) => {
-        const said = hostState(host);
-        return html`<span class="state ${said === "ok" ? "ok" : "trouble"}">${said}</span>`;
-      }),
+      devices(item, (gpu) => stateCell(stateOf(gpu), gpu.state !== "ok"), (host) => stateCell(hostState(host), !host.alive || host.drained)),
   },
 ];
 
@@ -113,7 +131,7 @@ const QUEUE = [
 
 const EVENTS = [
   { name: "time number", label: "Time", cell: (x) => clock(x.event.at) },
-  { name: "what", label: "Event", cell: (x) => html`<span class="event ${x.event.event}">${x.event.event}</span>` },
+  { name: "what", label: "Event", cell: (x) => html`<span class="event ${x.event.event}" title=${MEANS[x.event.event]}>${x.event.event}</span>` },
   { name: "name", label: "Who", cell: (x) => x.event.agent ?? x.event.by ?? x.event.host ?? "" },
   { name: "where", label: "What", cell: (x) => detail(x.event) },
 ];
@@ -126,9 +144,11 @@ function why(waiter) {
 
 /** What a waiter asks for, in a few words. */
 export function asks(waiter) {
-  const what = waiter.devices > 1 ? `${waiter.devices} GPUs of ${size(waiter.memory_mb)}` : size(waiter.memory_mb);
   const where = [waiter.host, waiter.model].filter(Boolean).join(" ");
-  return (waiter.exclusive && waiter.devices === 1 ? `a GPU of ${what}` : what) + (where ? ` on ${where}` : "");
+  const on = where && ` on ${where}`;
+  const mb = size(waiter.memory_mb);
+  if (waiter.devices > 1) return `${waiter.devices} whole GPUs${on}, at least ${mb} each`;
+  return waiter.exclusive ? `a whole GPU${on}, at least ${mb}` : mb + on;
 }
 
 function detail(event) {
@@ -159,7 +179,7 @@ export function lists(page) {
         <code>gpu-broker run --memory 8GiB -- python train.py</code>`,
     }),
     queue: new List(panel("queue"), {
-      name: "queue", title: "Line", columns: QUEUE, open: (item) => showWaiter(item.id),
+      name: "queue", title: "Waiting line", columns: QUEUE, open: (item) => showWaiter(item.id),
       empty: () => "Nobody waits.",
     }),
     events: new List(panel("events"), {
@@ -172,6 +192,7 @@ export function lists(page) {
 /** Fill the lists with what matches the filter. */
 export function fill(all, filter) {
   byDevice = leasesByDevice();
+  kept = keptFor();
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const matches = (...texts) => {
     const text = texts.join(" ").toLowerCase();
@@ -180,14 +201,14 @@ export function fill(all, filter) {
   const hosts = new Map();
   for (const gpu of rows.devices.values()) {
     const holders = (byDevice.get(gpu.uuid) ?? []).map((each) => each.lease.agent);
-    if (!matches(gpu.host, `${gpu.host}:${gpu.index}`, gpu.name, gpu.uuid, gpu.state, gpu.reason, ...holders)) continue;
+    if (!matches(gpu.host, `${gpu.host}:${gpu.index}`, gpu.name, gpu.uuid, stateOf(gpu).word, ...holders)) continue;
     if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
     hosts.get(gpu.host).push(gpu);
   }
   const grouped = [...hosts.keys()].sort().flatMap((name) => {
     const gpus = hosts.get(name).sort((a, b) => a.index - b.index);
     const host = rows.hosts.get(name) ?? { host: name, alive: false, reported_at: 0 };
-    const free_mb = gpus.reduce((sum, gpu) => sum + gpu.memory_free_mb, 0);
+    const free_mb = gpus.reduce((sum, gpu) => sum + leasable(gpu), 0);
     const leases = gpus.reduce((sum, gpu) => sum + gpu.leases, 0);
     return [
       { id: `host ${name}`, kind: "host", host, free_mb, leases },
@@ -199,12 +220,12 @@ export function fill(all, filter) {
 
   const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
   all.leases.show(
-    leases.filter(({ id, lease }) => matches(lease.agent, id, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
+    leases.filter(({ id, lease }) => matches(lease.agent, id, lease.token, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
     leases.length,
   );
   const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
   all.queue.show(
-    waiters.filter(({ id, waiter }) => matches(waiter.agent, id, waiter.host, waiter.model, waiter.why)),
+    waiters.filter(({ id, waiter }) => matches(waiter.agent, id, waiter.token, waiter.host, waiter.model, waiter.why)),
     waiters.length,
   );
   const happened = events.map((event) => ({ id: event.id, event }));
@@ -220,15 +241,19 @@ export function fill(all, filter) {
 export function summary(pool, broker) {
   const gpus = [...rows.devices.values()];
   const sum = (name) => gpus.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
+  const free_mb = gpus.reduce((all, gpu) => all + leasable(gpu), 0);
   const trouble = new Map();
   for (const { state } of gpus) if (state !== "ok") trouble.set(state, (trouble.get(state) ?? 0) + 1);
   const states = [...trouble].map(([state, count]) => `${count} ${state}`).join(", ");
   const safe = pool.safe_mode_read_only || broker.safe_mode;
+  const blocked_mb = sum("memory_free_mb") - free_mb;
+  const total = `of ${size(sum("memory_total_mb"))}`;
+  const room = safe ? "none: SAFE_MODE is on" : blocked_mb ? `${total}; ${size(blocked_mb)} not leasable` : total;
   const tile = (label, value, note, kind = "") =>
     html`<div class="tile ${kind}"><dt>${label}</dt><dd>${value}</dd><dd class="note">${note}</dd></div>`;
   return html`<dl>
     ${tile("GPUs", gpus.length, states || "all ok", states && "trouble")}
-    ${tile("Free memory", size(sum("memory_free_mb")), `of ${size(sum("memory_total_mb"))}`)}
+    ${tile("Free to lease", size(safe ? 0 : free_mb), room)}
     ${tile("Leased", percent(sum("memory_reserved_mb"), sum("memory_total_mb")), size(sum("memory_reserved_mb")))}
     ${tile("Leases", pool.leases, pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs")}
     ${tile("Waiting", pool.waiting, pool.waiting ? "see the line for why" : "nobody")}

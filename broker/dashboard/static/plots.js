@@ -9,24 +9,24 @@ const HEIGHT = 120;
 
 const PLOTS = [
   {
-    title: "Use",
+    title: "Use of the GPUs",
     unit: (v) => `${Math.round(v)} %`,
     range: [0, 100],
-    series: [["leased", "leased_pct", "--leased"], ["busy", "utilization_pct", "--busy"]],
+    series: [["leased", "leased_pct", "leased"], ["busy", "utilization_pct", "busy"]],
   },
   {
-    title: "Grants per minute",
+    title: "Leases per minute",
     unit: (v) => `${v}`,
-    series: [["granted", "granted", "--leased"], ["ended", "ended", "--others"]],
+    series: [["granted", "granted", "leased"], ["ended", "ended", "others"]],
   },
   {
-    title: "Waits",
+    title: "Time in the line",
     unit: (v) => (v < 2 ? `${v.toFixed(1)} s` : span(v)),
-    series: [["median", "wait_s", "--leased"], ["longest", "longest_wait_s", "--others"]],
+    series: [["median", "wait_s", "leased"], ["longest", "longest_wait_s", "others"]],
   },
 ];
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 export class Plots {
   constructor(section) {
@@ -54,14 +54,16 @@ export class Plots {
       const values = plot.series.map(([, name]) => minutes.map((minute) => minute[name]));
       this.charts[i].setData([minutes.map((minute) => minute.at), ...values]);
       const last = (list) => list.findLast((value) => value != null);
-      const said = plot.series.map(([label], k) => [label, last(values[k])]).filter(([, value]) => value != null);
-      this.figures[i].querySelector(".now").textContent =
-        said.map(([label, value]) => `${label} ${plot.unit(value)}`).join(", ") || "nothing yet";
+      const said = plot.series.map(([label, , name], k) => {
+        const value = last(values[k]);
+        return html`<span><i class=${name}></i>${label} ${value == null ? "–" : plot.unit(value)}</span>`;
+      });
+      render(said, this.figures[i].querySelector(".now"));
     });
   }
 
   #chart(plot, target) {
-    const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const axis = { stroke: colour("quiet"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
     return new uPlot(
       {
         width: target.clientWidth || 300,

@@ -12,13 +12,13 @@ export const events = [];
 export let you = null;
 
 let skew = 0;
-let heardAt = 0;
+let readAt = 0;
 
 /** The pool's clock, epoch seconds. */
 export const now = () => (Date.now() + skew) / 1000;
 
-/** When the broker last said something of the pool, by its own clock. */
-export const shownAt = () => heardAt;
+/** Of when, on the pool's clock, what is shown is: long ago while the store is away. */
+export const shownAt = () => readAt;
 
 /** Take a message of /live. */
 export function take(kind, said) {
@@ -38,7 +38,7 @@ export function take(kind, said) {
   events.length = Math.min(events.length, EVENTS_KEPT);
   if (said.now) {
     skew = said.now * 1000 - Date.now();
-    heardAt = said.now;
+    readAt = said.read_at;
   }
 }
 

@@ -1,0 +1,186 @@
+"""`redis+cluster://`: each pool at the node that has its slot, wherever that goes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, Store
+from tests.audit import audit
+from tests.redis.test_errors import acquiring, register
+from tests.redis.test_sentinel import AGAIN_S, calling
+from tests.servers import free_port, running
+from tests.stores import Cluster, cluster, pool_in, slot_of, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.servers import Server
+
+MOVE_S = 0.05
+"""Between two steps of a slot's move: it takes a second, so that calls meet it at every step."""
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def fleet(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with cluster(request.param, replicas=1) as fleet:
+        yield fleet
+
+
+def client_of(url: str, pool: str, deadline_s: float = 10) -> LeaseClient:
+    return LeaseClient(Store(url), pool=pool, hostname="h1", deadline_s=deadline_s)
+
+
+def keys_at(fleet: Cluster, node: Server, pool: str) -> int:
+    return int(fleet.call(node, "CLUSTER COUNTKEYSINSLOT", slot_of(pool)))
+
+
+async def test_pools_live_at_the_nodes_of_their_slots(fleet: Cluster) -> None:
+    """Both clients find each; one node that answers is enough to begin with."""
+    for part, node in enumerate(fleet.nodes):
+        pool = pool_in(part, f"at-{uuid4().hex[:4]}")
+        seeds = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{fleet.nodes[-1].port}"
+        with client_of(seeds, pool) as client:
+            register(client)
+            lease = client.acquire("a", memory_mb=10)
+        async with AsyncLeaseClient(Store(fleet.url), pool=pool) as other:
+            assert [row.token for row in await other.leases()] == [lease.token]
+        assert [keys_at(fleet, each, pool) > 0 for each in fleet.nodes] == [
+            each is node for each in fleet.nodes
+        ]
+
+
+def test_plain_url_of_a_node_says_how_to_find_the_others(fleet: Cluster) -> None:
+    """A pool that is elsewhere: MOVED, told in words."""
+    url = f"redis://127.0.0.1:{fleet.nodes[0].port}"
+    with (
+        client_of(url, pool_in(1), deadline_s=0.2) as client,
+        pytest.raises(LeaseError, match=r"another node.*redis\+cluster://"),
+    ):
+        client.devices()
+
+
+def test_server_that_is_no_cluster_says_so(server: Server) -> None:
+    """The Cluster's form of URL for a plain server."""
+    url = f"redis+cluster://127.0.0.1:{server.port}"
+    with (
+        client_of(url, "default", deadline_s=0.2) as client,
+        pytest.raises(LeaseError, match="cluster support disabled"),
+    ):
+        client.devices()
+
+
+def test_slot_that_nobody_has_is_store_unavailable() -> None:
+    """CLUSTERDOWN of the node itself, and to who asks where the slot is."""
+    bus = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with running("redis", *bus) as alone:
+        for url, told in (
+            (alone.url, "Hash slot not served"),
+            (f"redis+cluster://127.0.0.1:{alone.port}", "knows none"),
+        ):
+            with (
+                client_of(url, "default", deadline_s=0.2) as client,
+                pytest.raises(LeaseError, match=told) as raised,
+            ):
+                client.acquire("a", memory_mb=10)
+            assert raised.value.code == "store_unavailable"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_call_while_its_slot_moves_runs_nowhere(fleet: Cluster, kind: str) -> None:
+    """Half of the pool is on either node: no script may see that. The move ends: it is granted."""
+    pool = pool_in(1, f"half-{kind}-{uuid4().hex[:4]}")
+    source, target = fleet.nodes[1], fleet.nodes[2]
+    with (
+        client_of(fleet.url, pool) as client,
+        acquiring(kind, Store(fleet.url), pool, 0.3) as hasty,
+        acquiring(kind, Store(fleet.url), pool, 10) as patient,
+    ):
+        register(client)
+        hasty(str(uuid4()))
+        move = fleet.move(pool, source, target)
+        next(move)
+        next(move)  # ten keys have moved
+        before = [keys_at(fleet, node, pool) for node in (source, target)]
+        assert min(before) > 0
+        with pytest.raises(LeaseError, match="on its way to another node") as raised:
+            hasty(str(uuid4()))
+        assert raised.value.code == "store_unavailable"
+        assert [keys_at(fleet, node, pool) for node in (source, target)] == before
+        list(move)
+        patient(str(uuid4()))
+        assert len(client.leases()) == 2
+        with target.connect() as admin:
+            audit(admin, client.keys)
+
+
+def test_slot_that_moves_under_load_loses_no_lease_and_grants_none_twice(fleet: Cluster) -> None:
+    """Leases come, go and are renewed all the while, by both clients and in the background."""
+    pool = pool_in(1, f"busy-{uuid4().hex[:4]}")
+    source, target = fleet.nodes[1], fleet.nodes[2]
+    with client_of(fleet.url, pool) as client, asyncio.Runner() as runner:
+        register(client)
+        other = AsyncLeaseClient(Store(fleet.url), pool=pool, hostname="h1", deadline_s=10)
+        kept = client.acquire("a", memory_mb=100, ttl_s=3)
+        client.keep(kept)
+
+        async def several() -> None:
+            async def one() -> None:
+                lease = await other.acquire("c", memory_mb=100)
+                assert await other.release(lease)
+
+            await asyncio.gather(*(one() for _ in range(4)))
+
+        def one() -> None:
+            with client.lease("b", memory_mb=400):
+                pass
+
+        with calling(sync=one, many=lambda: runner.run(several())) as callers:
+            until(lambda: all(len(caller.done) > 2 for caller in callers.values()))
+            for _ in fleet.move(pool, source, target):
+                time.sleep(MOVE_S)
+            moved_at = time.monotonic()
+            until(lambda: all(c.first_after(moved_at) < float("inf") for c in callers.values()))
+        runner.run(other.close())
+        assert [caller.failed for caller in callers.values()] == [[], []]
+        renewed = kept.expires_at_ms
+        until(lambda: kept.expires_at_ms > renewed)
+        assert not kept.lost
+        assert [lease.token for lease in client.leases()] == [kept.token]
+        assert keys_at(fleet, source, pool) == 0
+        with target.connect() as admin:
+            audit(admin, client.keys)
+
+
+def test_replica_that_takes_over_is_found_within_a_second(fleet: Cluster) -> None:
+    """SIGKILL of the pool's node. The last test here: it stays dead."""
+    pool, (replica,) = pool_in(0, "fails"), fleet.replicas
+    with client_of(fleet.url, pool) as client, asyncio.Runner() as runner:
+        register(client)
+        other = AsyncLeaseClient(Store(fleet.url), pool=pool, hostname="h1", deadline_s=15)
+        client.deadline_s = 15
+        lease = client.acquire("a", memory_mb=10, ttl_s=60)
+        kept = client.acquire("a", memory_mb=10, ttl_s=10)
+        client.keep(kept)
+        calls: dict[str, Callable[[], object]] = {
+            "sync": lambda: client.renew(lease.token),
+            "async": lambda: runner.run(other.renew(lease.token)),
+        }
+        with calling(**calls) as callers:
+            with fleet.nodes[0].connect() as admin:
+                assert admin.wait(1, 2000) == 1
+            fleet.nodes[0].kill()
+            until(lambda: fleet.call(replica, "ROLE")[0] == "master", every_s=0.01)
+            over_at = time.monotonic()
+            until(lambda: all(c.first_after(over_at) < float("inf") for c in callers.values()))
+        runner.run(other.close())
+        late = {name: caller.first_after(over_at) - over_at for name, caller in callers.items()}
+        assert max(late.values()) < 2 * AGAIN_S, late
+        assert [caller.failed for caller in callers.values()] == [[], []]
+        renewed = kept.expires_at_ms
+        until(lambda: kept.expires_at_ms > renewed)
+        assert not kept.lost
