@@ -2,6 +2,7 @@
 # make test   every test, on servers of its own, four files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
+# make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
 # make bench  what a lease costs, beside what else there is
 # make docs-assets  the pictures of the README
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e soak bench docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts soak bench docs-assets lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -33,9 +34,15 @@ format: $(READY)
 e2e: $(READY)
 	@$(BIN)/python scripts/e2e.py
 
+e2e-hosts: $(READY)
+	@$(BIN)/python -m tests.hosts $(SCENARIO)
+
+# N: how often each scenario of e2e-hosts runs.
+soak: N ?= 20
 soak: $(READY)
 	GPU_BROKER_FUZZ=150 $(BIN)/pytest tests/api/test_document.py
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/agents tests/api/test_events.py -k "ten_times or restart or two_hundred"
+	$(BIN)/python -m tests.hosts --times $(N)
 
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py

@@ -27,7 +27,7 @@ from broker.ticker import Ticker
 from broker.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from agent_sdk.events import News
     from broker.settings import Settings
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S, CALL_DEADLINE_S = 0.7, 1.1
 """So that a request is answered within 2 s also when Redis is not."""
+
+CANCEL_S = 0.5
+"""How long a task that is cancelled has before it is cancelled again."""
 
 BODY_BYTES = 16_384
 
@@ -85,9 +88,7 @@ def build_app(settings: Settings) -> FastAPI:
             if settings.drain_on_stop_s:
                 with suppress(LeaseError):
                     await reporter.drain(settings.drain_on_stop_s)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await client.close()
             source.close()
 
@@ -130,6 +131,19 @@ def build_app(settings: Settings) -> FastAPI:
     app.add_middleware(VerbLog)
     app.add_middleware(metrics.counting)
     return app
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until each has ended.
+
+    Once is not enough: redis-py writes with `asyncio.wait_for`, which in Python 3.11 swallows a
+    cancellation that meets the end of the write.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_S)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

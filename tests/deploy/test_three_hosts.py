@@ -1,0 +1,71 @@
+"""deploy/three-hosts: its files are ones that the programs understand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from agent_sdk import settings as sdk_settings
+from broker.cli import COMMANDS
+from broker.devices.simulated import totals_of
+from broker.settings import Settings
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "three-hosts"
+
+KNOWN = set(re.findall(r'env\.get\("(\w+)"\)', Path(sdk_settings.__file__).read_text())) | {
+    str(choice)
+    for field in Settings.model_fields.values()
+    for choice in getattr(field.validation_alias, "choices", ())
+}
+"""Every variable that is read."""
+
+
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((FOLDER / "compose.yaml").read_text()))
+
+
+def environments() -> list[dict[str, str]]:
+    """What each broker and reporter of the example is told."""
+    found = [
+        dict(re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE))
+        for path in sorted(FOLDER.glob("*.env"))
+    ]
+    services = compose()["services"].values()
+    return found + [service["environment"] for service in services if "environment" in service]
+
+
+def test_environments_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variable is one that is read, and each value has the form that it must have."""
+    assert len(environments()) == 5
+    (tmp_path / "keys").touch(mode=0o644)
+    for env in environments():
+        assert env.keys() <= KNOWN
+        with monkeypatch.context() as patch:
+            for name, value in env.items():
+                patch.setenv(name, str(tmp_path / "keys") if name.endswith("KEYS_FILE") else value)
+            settings = Settings()
+        assert settings.sdk.hostname == env["GPU_BROKER_HOSTNAME"]
+        if settings.devices.startswith("sim:"):
+            assert totals_of(settings.devices)
+
+
+def test_compose_file_names_what_there_is() -> None:
+    """Services depend on services, ours run commands of ours, and each URL's hosts are services."""
+    services = compose()["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", ())) <= services.keys()
+        program, *words = shlex.split(service["command"]) if "build" in service else ("", "")
+        if program:
+            assert program == "gpu-broker"
+            assert words[0] in COMMANDS
+        url = service.get("environment", {}).get("REDIS_URL", "")
+        assert set(re.findall(r"[\w-]+(?=[,/]\w)", url.partition("//")[2])) <= services.keys()
+    assert services["broker"]["ports"] == ["127.0.0.1:8014:8014"]

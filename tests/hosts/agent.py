@@ -1,0 +1,252 @@
+"""An agent as a process: leases, works, releases, and writes down what it believes.
+
+Straight to Redis, where REDIS_URL says; with --replicas over HTTP, trying one address after another
+as a client of several replicas does. SIGTERM ends it in good order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from agent_sdk import LeaseClient
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.http_link import OK, code_of, granted
+from agent_sdk.lease import HeldLease
+from agent_sdk.protocol import new_token
+from agent_sdk.settings import own_hostname
+from agent_sdk.web import Unanswered, Web
+from tests.hosts.history import Diary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent_sdk.web import Reply
+
+LOOK_S = 0.03
+"""Between two looks at a lease that is held."""
+
+STARVED_S = 0.4
+"""A nap of LOOK_S that lasts so long: this machine did not let the process run."""
+
+WAITS = 202
+"""The status of a request that has its place in the line."""
+
+UNAVAILABLE = 503
+"""The status of a replica that could not do it now, and did nothing."""
+
+TRIES_S = 5.0
+"""For how long a request over HTTP is repeated: as long as the SDK repeats a call."""
+
+ANSWER_S = 3.0
+"""For how long one replica is waited for; longer than it holds a request of ours."""
+
+
+class Want(TypedDict):
+    """What is asked for."""
+
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    host: str
+
+
+class Way(Protocol):
+    """One way to the broker."""
+
+    def acquire(self, want: Want) -> HeldLease: ...
+
+    def release(self, lease: HeldLease) -> None: ...
+
+
+class Sdk:
+    """Straight to Redis; leases are renewed by the SDK's keeper."""
+
+    def __init__(self, name: str, ttl_s: float, wait_s: float) -> None:
+        self._client = LeaseClient.from_env(client_name=name)
+        self._name, self._ttl_s, self._wait_s = name, ttl_s, wait_s
+
+    def acquire(self, want: Want) -> HeldLease:
+        lease = self._client.acquire(self._name, ttl_s=self._ttl_s, wait_s=self._wait_s, **want)
+        self._client.keep(lease)
+        return lease
+
+    def release(self, lease: HeldLease) -> None:
+        self._client.release(lease)  # type: ignore[arg-type] # what acquire gave is a Lease
+
+
+class Replicas:
+    """Over HTTP: a request goes to one replica after another until one answers it."""
+
+    def __init__(self, name: str, ttl_s: float, urls: Sequence[str]) -> None:
+        self._name, self._ttl_s = name, ttl_s
+        self._webs = [Web(url) for url in urls]
+
+    def acquire(self, want: Want) -> HeldLease:
+        body: dict[str, Any] = {
+            **want, "agent": self._name, "ttl_s": self._ttl_s, "token": new_token(),
+            "on_unavailable": "refuse", "wait_s": 1,
+        }  # fmt: skip
+        body["min_memory_mb"] = body.pop("memory_mb")
+        sent_at, reply = local_now(), self._ask("/lease", body)
+        if reply.status == WAITS:  # without a wait it is decided
+            sent_at, reply = local_now(), self._ask("/lease", body | {"wait_s": 0})
+        if reply.status != OK or not reply.body["granted"]:
+            raise error_for(code_of(reply))
+        return HeldLease(granted(reply.body, self._name, self._ttl_s, sent_at))
+
+    def release(self, lease: HeldLease) -> None:
+        lease.end()
+        reply = self._ask("/release", {"token": lease.token, "refuse_late": True})
+        if reply.status != OK:
+            raise error_for(code_of(reply))
+
+    def _ask(self, path: str, body: dict[str, Any]) -> Reply:
+        until, said = local_now() + TRIES_S, None
+        while local_now() < until:
+            for web in random.sample(self._webs, len(self._webs)):
+                try:
+                    said = web.ask("POST", path, body, until=local_now() + ANSWER_S)
+                except Unanswered:
+                    continue
+                if said.status != UNAVAILABLE:
+                    return said
+            time.sleep(LOOK_S)
+        raise error_for("store_unavailable" if said is None else code_of(said))
+
+
+class Worker:
+    """One after another: asks, works under the lease, gives it back.
+
+    Args:
+        diary: of the process.
+        way: how it reaches the broker.
+        wants: makes up what to ask for.
+        hold_s: how long it works, on average.
+    """
+
+    def __init__(self, diary: Diary, way: Way, wants: Callable[[], Want], hold_s: float) -> None:
+        self._diary, self._way, self._wants, self._hold_s = diary, way, wants, hold_s
+
+    def run(self, over: threading.Event) -> None:
+        """Until it is over; what is held then is released."""
+        while not over.is_set():
+            want, began = self._wants(), local_now()
+            try:
+                lease = self._way.acquire(want)
+            except LeaseError as error:
+                self._diary.called("acquire", began, error.code)
+                over.wait(random.uniform(0.05, 0.3))
+                continue
+            exclusive = want["exclusive"] or want["devices"] > 1
+            self._diary.granted(lease, began, exclusive=exclusive, asked=want["host"])
+            self._diary.called("acquire", began, "ok")
+            self._work(lease, random.expovariate(1 / self._hold_s), over)
+            self._release(lease)
+
+    def _work(self, lease: HeldLease, seconds: float, over: threading.Event) -> None:
+        done_at, known = local_now() + seconds, lease.trusted_until
+        while local_now() < done_at and not lease.lost and not over.wait(LOOK_S):
+            if lease.trusted_until > known:
+                known = lease.trusted_until
+                self._diary.renewed(lease)
+
+    def _release(self, lease: HeldLease) -> None:
+        self._diary.ended(lease, lease.lost_reason)
+        began = local_now()
+        try:
+            self._way.release(lease)
+        except LeaseError as error:
+            self._diary.called("release", began, error.code)
+        else:
+            self._diary.called("release", began, "ok")
+
+
+class Probe:
+    """Asks the same small thing all the time: how long nobody answered shows in its history."""
+
+    def __init__(self, diary: Diary, name: str) -> None:
+        self._diary = diary
+        self._client = LeaseClient.from_env(client_name=name, deadline_s=0.25)
+
+    def run(self, over: threading.Event) -> None:
+        """Until it is over, twenty times a second."""
+        while not over.wait(0.05):
+            began = local_now()
+            try:
+                self._client.reap()
+            except LeaseError as error:
+                self._diary.called("reap", began, error.code)
+            else:
+                self._diary.called("reap", began, "ok")
+
+
+def wanting(host: str, most_mb: int) -> Callable[[], Want]:
+    """What agents of a host ask for: most share a local device, some want all of it, some any."""
+
+    def want() -> Want:
+        kind = random.choices(("share", "alone", "two", "any"), (6, 2, 1, 1))[0]
+        return {
+            "memory_mb": random.randint(most_mb // 8, most_mb // 2),
+            "devices": 2 if kind == "two" else 1,
+            "exclusive": kind == "alone",
+            "host": "any" if kind == "any" else host,
+        }
+
+    return want
+
+
+def watch(diary: Diary, over: threading.Event) -> None:
+    """Until it is over: write down when this process was not let run, whoever was to blame."""
+    slept_at = local_now()
+    while not over.wait(LOOK_S):
+        woke_at = local_now()
+        if woke_at - slept_at > STARVED_S:
+            diary.starved(slept_at)
+        slept_at = local_now()
+
+
+def main() -> None:
+    """Until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--history", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--ttl", type=float, default=2.0)
+    parser.add_argument("--wait", type=float, default=2.0)
+    parser.add_argument("--hold", type=float, default=1.0)
+    parser.add_argument("--most", type=int, default=24576, help="MiB of the host's devices")
+    parser.add_argument("--replicas", help="URLs, by commas: over HTTP")
+    parser.add_argument("--probe", action="store_true")
+    asked = parser.parse_args()
+    host, over = own_hostname(), threading.Event()
+    diary = Diary(asked.history, who=asked.name, host=host)
+    todo: list[Worker | Probe]
+    if asked.probe:
+        todo = [Probe(diary, asked.name)]
+    else:
+        way: Way = (
+            Replicas(asked.name, asked.ttl, asked.replicas.split(","))
+            if asked.replicas
+            else Sdk(asked.name, asked.ttl, asked.wait)
+        )
+        wants = wanting(host, asked.most)
+        todo = [Worker(diary, way, wants, asked.hold) for _ in range(asked.workers)]
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: over.set())
+    with ThreadPoolExecutor(len(todo)) as threads:
+        running = [threads.submit(one.run, over) for one in todo]
+        watch(diary, over)
+    for one in running:
+        one.result()
+
+
+if __name__ == "__main__":
+    main()
