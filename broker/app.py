@@ -108,6 +108,7 @@ def build_app(settings: Settings) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere; `document` has one that does not
         redoc_url=None,
     )
+    app.state.replica = replica
     install_handlers(app)
     app.include_router(routes.router)
     app.include_router(operators.router)

@@ -28,12 +28,18 @@ SHOWN: Final = 8
 """Letters of a token."""
 
 
-def configure(form: Literal["text", "json"]) -> None:
-    """Send all logs of this process to stderr in one form."""
+def configure(form: Literal["text", "json"], **always: str) -> None:
+    """Send all logs of this process to stderr in one form; `always` is on every line."""
+
+    def sign(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.update(always)
+        return event
+
     before: list[Any] = [
         merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        sign,
     ]
     last: list[Any]
     if form == "json":

@@ -62,7 +62,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> Non
     except (SettingsError, DeviceSourceError) as error:
         click.echo(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, replica=app.state.replica)
     click.echo(banner(settings, demo=demo))
     # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -64,6 +64,7 @@ def line_of(broker: Broker, answer: httpx2.Response) -> dict[str, Any]:
     assert line.pop("timestamp")
     assert line.pop("ms") >= 0
     assert line.pop("level") == "info"
+    assert f'replica="{line.pop("replica")}"' in broker.http.get("/metrics").text
     return dict(line)
 
 
