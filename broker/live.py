@@ -14,8 +14,8 @@ from broker import answers
 from broker.auth import Viewer
 from broker.bodies import Agent, EventId, Name
 from broker.document import EVERYWHERE, MALFORMED
+from broker.shown import change_text
 from broker.state import At, Broker
-from broker.view import change_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -135,34 +135,35 @@ async def _follow(
 
 async def _snapshot(broker: Broker, who: Principal, *, whole: bool) -> tuple[str, str] | None:
     """The id of an event, and the whole pool with all up to it; None: it is not for them now."""
-    view = broker.view
+    view, shown = broker.view, broker.view.shown
     with view.watched():
         while broker.serves(who):
             if await view.fresh():
-                return view.id, view.whole(tokens=whole)
-            await view.wait(LOOK_S)
+                return shown.moment.id, shown.whole(tokens=whole)
+            await shown.wait(LOOK_S)
     return None
 
 
 async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
     view, feed, whole = broker.view, broker.feed, who.is_at_least("operator")
+    shown = view.shown
     yield _frame(retry=RETRY_MS)
     with view.watched():
         await view.fresh()  # without the store: what was seen last, and what is wrong with it
         version: int | None = None
         while broker.serves(who):
-            changes = None if version is None else view.since(version)
-            version = view.version
+            changes = None if version is None else shown.since(version)
+            version = shown.version
             if changes is None:
-                told = [answers.event(e, feed.places, whole=whole) for e in view.told]
+                told = [answers.event(e, feed.places, whole=whole) for e in shown.told]
                 you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
-                text = view.whole(tokens=whole, you=you, events=told)
-                yield _frame(text, "reset", view.id)
+                text = shown.whole(tokens=whole, you=you, events=told)
+                yield _frame(text, "reset", shown.moment.id)
             elif changes:
                 texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]
                 yield b"".join(_frame(text, "change", at) for text, at in texts)
             else:
-                await view.wait(LOOK_S)
+                await shown.wait(LOOK_S)
 
 
 def _event(broker: Broker, kept: Kept, *, whole: bool) -> bytes:

@@ -76,7 +76,7 @@ class Broker:
         """When we stop, wake those who follow, so that they end in good order."""
         await self.stopping.wait()
         self.feed.wake()
-        self.view.wake()
+        self.view.shown.wake()
 
     @property
     def about(self) -> dict[str, Any]:

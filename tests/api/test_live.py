@@ -9,7 +9,7 @@ import pytest
 
 from agent_sdk import LeaseClient
 from agent_sdk.store import Store
-from broker.view import KINDS
+from broker.shown import KINDS
 from tests.api.brokers import GRANTING, Broker
 from tests.api.sse import Following, following
 from tests.api.test_auth import new_key

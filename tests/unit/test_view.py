@@ -258,8 +258,8 @@ async def test_nothing_is_told_as_whole_before_the_stream_was_read(
             await until(parts.feed._loaded.is_set)
             assert await parts.view.fresh()
             (newest,) = await parts.client.events(1)
-            assert parts.view.id == newest.id
-            assert parts.view.told[0].event == "pool_created"
+            assert parts.view.shown.moment.id == newest.id
+            assert parts.view.shown.told[0].event == "pool_created"
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
 
@@ -285,5 +285,5 @@ async def test_store_that_is_away_lets_the_pools_clock_go_on(
             waiting = asyncio.create_task(live._snapshot(broker, WHO, whole=True))
             await asyncio.sleep(0.1)
             parts.admitted = False
-            parts.view.wake()
+            parts.view.shown.wake()
             assert await asyncio.wait_for(waiting, 10) is None
