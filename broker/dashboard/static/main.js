@@ -41,11 +41,13 @@ function notice() {
   const problem = broker()?.problem;
   const stale = state === "lost" || state === "denied" || problem;
   document.body.dataset.state = stale ? "stale" : state;
-  const age = shownAt() ? html` What is shown is ${span(now() - shownAt())} old, of ${clock(shownAt())}.` : nothing;
+  // Clocks are shown, and not read out each second.
+  const quiet = (text) => html`<span aria-live="off">${text}</span>`;
+  const age = shownAt() ? html` What is shown is ${quiet(span(now() - shownAt()))} old, of ${clock(shownAt())}.` : nothing;
   let said = nothing;
   if (state === "denied") said = html`<b>Not shown:</b> ${why}. <button type="button" @click=${() => showKey()}>Enter a key</button>`;
-  else if (state === "lost") said = html`<b>Disconnected</b> for ${span((Date.now() - lostAt) / 1000)}: ${why}.${age} Trying again.`;
-  else if (problem) said = html`<b>The broker's store does not serve it:</b> ${problem}.${age}`;
+  else if (state === "lost") said = html`<b>Disconnected</b> for ${quiet(span((Date.now() - lostAt) / 1000))}: ${why}.${age} Trying again.`;
+  else if (problem) said = html`<b>The broker's store does not serve it:</b> ${problem.replace(/\.$/, "")}.${age}`;
   else if (state === "connecting") said = "Connecting …";
   render(said, $("notice"));
 }
