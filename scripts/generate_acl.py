@@ -24,8 +24,8 @@ READS = {
 """What looking at a pool takes, by the SDK or by hand."""
 
 HANDSHAKE = {"auth", "client|setname", "cluster|slots", "hello", "ping", "select"}
-"""What a client says first; of a Cluster it asks where the pool is. redis-py also says CLIENT SETINFO, which Redis 7.0 does not know, and
-takes no for an answer."""
+"""What a client says first; a Cluster it asks where the pool is. redis-py also says CLIENT SETINFO,
+which Redis 7.0 does not know, and takes no for an answer."""
 
 BY_HAND = {
     "acl|whoami", "client|list", "config|get", "dbsize", "function|list", "info", "latency|latest",
