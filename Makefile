@@ -48,6 +48,7 @@ bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py
 	$(BIN)/python scripts/bench/waiting.py --write
 	$(BIN)/python scripts/bench/http.py
+	$(BIN)/python scripts/bench/cluster.py
 
 docs-assets: $(READY)
 	$(BIN)/python scripts/docs_assets.py

@@ -9,17 +9,20 @@ from uuid import uuid4
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, Store
+from agent_sdk import AsyncLeaseClient, Denied, LeaseClient, LeaseError, Store
 from tests.audit import audit
+from tests.redis.doors import check_doors
 from tests.redis.test_errors import acquiring, register
 from tests.redis.test_sentinel import AGAIN_S, calling
 from tests.servers import free_port, running
-from tests.stores import Cluster, cluster, pool_in, slot_of, until
+from tests.stores import DEPLOY, Cluster, cluster, pool_in, slot_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.servers import Server
+
+USERS = DEPLOY / "users.acl"
 
 MOVE_S = 0.05
 """Between two steps of a slot's move: it takes a second, so that calls meet it at every step."""
@@ -88,6 +91,28 @@ def test_slot_that_nobody_has_is_store_unavailable() -> None:
             ):
                 client.acquire("a", memory_mb=10)
             assert raised.value.code == "store_unavailable"
+
+
+def test_every_door_works_on_a_cluster(fleet: Cluster) -> None:
+    """The broker, its stream of events and the commands, with a pool of the last node."""
+    pool = pool_in(2, f"doors-{uuid4().hex[:4]}")
+    assert f"port {fleet.nodes[2].port}, replicas: 0" in check_doors(fleet.url, pool)
+
+
+@pytest.mark.parametrize("user", ["agent", "viewer"])
+def test_users_of_the_acl_file_find_their_pool(user: str) -> None:
+    """They may ask where it is."""
+    bus = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    line = next(x for x in USERS.read_text().splitlines() if x.startswith(f"user {user} "))
+    with running("redis", *bus) as server, server.connect() as root:
+        root.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        until(lambda: "'cluster_state': 'ok'" in str(root.execute_command("CLUSTER INFO")))
+        root.execute_command("ACL", "SETUSER", *line.split()[1:], ">secret")
+        with client_of(f"redis+cluster://{user}:secret@127.0.0.1:{server.port}", "p") as client:
+            assert client.devices() == ()
+        wrong = f"redis+cluster://{user}:wrong@127.0.0.1:{server.port}"
+        with client_of(wrong, "p") as client, pytest.raises(Denied):
+            client.devices()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -16,7 +16,9 @@ from uuid import uuid4
 import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, Store
+from tests.api.brokers import GRANTING, Broker
 from tests.audit import audit
+from tests.redis.doors import check_doors
 from tests.redis.test_errors import acquiring, register
 from tests.servers import binary, free_port
 from tests.stores import SERVICE, Sentinels, sentinels, until, write_sentinel_conf
@@ -138,6 +140,20 @@ def test_sentinel_that_names_a_replica_is_not_believed(
                 assert other.acquire("a", memory_mb=10)
         finally:
             process.kill()
+
+
+def test_every_door_works_by_sentinels(fleet: Sentinels) -> None:
+    """The broker, its stream of events and the commands; doctor says which server it is."""
+    said = check_doors(fleet.url, f"doors-{uuid4().hex[:8]}")
+    assert f"port {fleet.named()}, replicas: 2" in said
+
+
+def test_address_of_a_sentinel_itself_is_told_to_be_one(fleet: Sentinels) -> None:
+    """REDIS_URL=redis://sentinel:26379: the form that it should have."""
+    url = f"redis://127.0.0.1:{fleet.ports[0]}"
+    with Broker(**GRANTING, REDIS_URL=url) as broker:
+        broker.wait("/health")
+        assert "redis+sentinel://HOST" in broker.http.get("/ready").json()["reason"]
 
 
 # Failover

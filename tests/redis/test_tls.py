@@ -6,13 +6,22 @@ import asyncio
 import shutil
 import subprocess
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, BrokerUnavailable, LeaseClient, OutcomeUnknown, Store
+from agent_sdk import (
+    AsyncLeaseClient,
+    BrokerUnavailable,
+    Denied,
+    LeaseClient,
+    OutcomeUnknown,
+    Store,
+)
 from tests.redis.test_acl import report
 from tests.servers import binary, free_port
+from tests.stores import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,14 +50,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def port(certificates: Path) -> Iterator[int]:
-    """Of a server that wants a client's certificate."""
+@contextmanager
+def serving(certificates: Path, *args: str) -> Iterator[int]:
+    """The port of a server, or Sentinel, that wants a client's certificate."""
     port = free_port()
-    command = [str(binary("redis")), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1",
-               "--tls-cert-file", "server.crt", "--tls-key-file", "server.key",
-               "--tls-ca-cert-file", "ca.crt", "--tls-auth-clients", "yes", "--save", "",
-               "--logfile", "log"]  # fmt: skip
+    command = [str(binary("redis")), *args, "--port", "0", "--tls-port", str(port),
+               "--bind", "127.0.0.1", "--tls-cert-file", "server.crt", "--tls-key-file",
+               "server.key", "--tls-ca-cert-file", "ca.crt", "--tls-auth-clients", "yes",
+               "--tls-replication", "yes", "--logfile", f"log-{port}"]  # fmt: skip
     with subprocess.Popen(command, cwd=certificates, stderr=subprocess.DEVNULL,
                           stdout=subprocess.DEVNULL) as process:  # fmt: skip
         time.sleep(0.7)
@@ -60,14 +69,24 @@ def port(certificates: Path) -> Iterator[int]:
             process.terminate()
 
 
-def url(port: int, folder: Path, *, client: bool = True) -> str:
+@pytest.fixture(scope="module")
+def port(certificates: Path) -> Iterator[int]:
+    """Of a plain server."""
+    with serving(certificates, "--save", "") as port:
+        yield port
+
+
+def options(folder: Path, *, client: bool = True) -> str:
     own = f"&ssl_certfile={folder}/client.crt&ssl_keyfile={folder}/client.key" if client else ""
-    return f"rediss://127.0.0.1:{port}?ssl_ca_certs={folder}/ca.crt{own}"
+    return f"?ssl_ca_certs={folder}/ca.crt{own}"
 
 
-async def test_lease_over_tls(port: int, certificates: Path) -> None:
+def url(port: int, folder: Path, *, client: bool = True) -> str:
+    return f"rediss://127.0.0.1:{port}{options(folder, client=client)}"
+
+
+async def check_leases(store: Store) -> None:
     """By both clients."""
-    store = Store(url(port, certificates))
     with LeaseClient(store, hostname="h1") as client:
         report(client)
         with client.lease("a", memory_mb=10, ttl_s=1) as lease:
@@ -77,6 +96,35 @@ async def test_lease_over_tls(port: int, certificates: Path) -> None:
     async with client.lease("a", memory_mb=10) as held:
         assert not held.on_cpu
     await client.close()
+
+
+async def test_lease_over_tls(port: int, certificates: Path) -> None:
+    """One server."""
+    await check_leases(Store(url(port, certificates)))
+
+
+async def test_lease_over_tls_by_a_sentinel_that_has_a_password(
+    port: int, certificates: Path
+) -> None:
+    """Of its own, which the store does not ask for."""
+    conf = certificates / "sentinel.conf"
+    conf.write_text(f"sentinel monitor gpu 127.0.0.1 {port} 1\nrequirepass secret\n")
+    with serving(certificates, str(conf), "--sentinel") as sentinel:
+        where = f"rediss+sentinel://127.0.0.1:{sentinel}/gpu{options(certificates)}"
+        await check_leases(Store(f"{where}&sentinel_password=secret"))
+        with LeaseClient(Store(where), deadline_s=1) as client, pytest.raises(Denied):
+            client.devices()
+
+
+async def test_lease_over_tls_on_a_cluster_that_has_a_password(certificates: Path) -> None:
+    """Asked by who wants to know where the pool is, and by the node that has it."""
+    bus = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", str(free_port()))
+    with serving(certificates, "--save", "", *bus, "--requirepass", "secret") as node:
+        with Store(url(node, certificates).replace("://", "://:secret@")).connect() as admin:
+            admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+            until(lambda: "'cluster_state': 'ok'" in str(admin.execute_command("CLUSTER INFO")))
+        where = f"rediss+cluster://:secret@127.0.0.1:{node}{options(certificates)}"
+        await check_leases(Store(where))
 
 
 def test_who_has_no_certificate_gets_no_further(port: int, certificates: Path) -> None:

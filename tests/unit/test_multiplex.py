@@ -15,6 +15,7 @@ from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     DataError,
     NoScriptError,
+    ReadOnlyError,
     ResponseError,
 )
 from redis.exceptions import TimeoutError as RedisTimeout
@@ -238,6 +239,32 @@ async def test_execute_timeout_fails_what_is_away_and_nothing_after(own: Server)
         assert {type(error) for error in outcome} == {RedisTimeout}
         await asyncio.sleep(0.1)
         assert await asyncio.gather(*(many.execute("ECHO", n) for n in range(3))) == ["0", "1", "2"]
+
+
+async def test_execute_by_tasks_that_never_pause_leaves_a_server_that_is_a_replica(own: Server):
+    """READONLY: the answers on their way come in, and what is asked then goes to the new one."""
+    right: list[int] = []
+
+    async def task(number: int, many: Multiplexer, told: list[Exception]) -> None:
+        while True:
+            try:
+                await many.execute("SET", f"k{number}", number)
+            except ReadOnlyError as error:
+                told.append(error)
+            else:
+                if told:
+                    right.append(number)
+                    return
+            assert await many.execute("ECHO", number) == str(number)
+
+    with running() as old, old.connect() as admin, Proxy(old.port) as name:
+        async with multiplexer(name.url) as many, asyncio.timeout(10), asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(task(number, many, []))
+            await asyncio.sleep(0.1)
+            name.port = own.port
+            admin.execute_command("REPLICAOF", "127.0.0.1", own.port)
+    assert sorted(right) == list(range(20))
 
 
 async def test_execute_never_connected_says_connecting():
