@@ -16,10 +16,10 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 from tests.hosts.nets import NotAllowed, private_world
-from tests.hosts.scenarios import SCENARIOS
+from tests.hosts.scenarios import SCENARIOS, Seen
 from tests.hosts.world import ROOT, World
 
 LONGEST_S = 120
@@ -39,11 +39,11 @@ def main() -> int:
     except NotAllowed as why:
         print(f"e2e-hosts: skipped: {why}")
         return 0
-    wrong = 0
-    for name in asked.scenario or SCENARIOS:
-        for _ in range(asked.times):
-            wrong += not run(name)
-    return min(wrong, 1)
+    runs = [(name, run(name)) for name in asked.scenario or SCENARIOS for _ in range(asked.times)]
+    if asked.times > 1:
+        for name in dict.fromkeys(name for name, _ in runs):
+            print(summary(name, [seen for of, seen in runs if of == name]))
+    return int(any(seen.violations for _, seen in runs))
 
 
 def inside(name: str, folder: Path) -> int:
@@ -53,25 +53,37 @@ def inside(name: str, folder: Path) -> int:
     return 0
 
 
-def run(name: str) -> bool:
-    """Run one in a new world and say how it went; whether it went well."""
+def run(name: str) -> Seen:
+    """Run one in a new world and say how it went."""
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix=f"gpu-hosts-{name}-"))
     command = [*private_world(), sys.executable, "-m", "tests.hosts", name, "--inside", str(folder)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False
-    )
-    if done.returncode:
-        seen: dict[str, Any] = {"figures": {}, "violations": [f"broke off: {done.stderr.strip()}"]}
-    else:
-        seen = json.loads((folder / "seen.json").read_text())
-    figures = "  ".join(f"{key} {value:.6g}" for key, value in seen["figures"].items())
-    verdict = "ok" if not seen["violations"] else f"WRONG, see {folder}"
+    try:
+        subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=True
+        )
+        seen = Seen(**json.loads((folder / "seen.json").read_text()))
+    except subprocess.CalledProcessError as error:
+        seen = Seen({}, [f"broke off: {error.stderr.strip()}"])
+    except subprocess.TimeoutExpired:
+        seen = Seen({}, [f"not over after {LONGEST_S} s"])
+    figures = "  ".join(f"{key} {value:.6g}" for key, value in seen.figures.items())
+    verdict = f"WRONG, see {folder}" if seen.violations else "ok"
     print(f"{name:10} {verdict}  {time.monotonic() - began:.0f} s  {figures}", flush=True)
-    for violation in seen["violations"]:
+    for violation in seen.violations:
         print(f"    {violation}")
-    if not seen["violations"]:
+    if not seen.violations:
         shutil.rmtree(folder)
-    return not seen["violations"]
+    return seen
+
+
+def summary(name: str, runs: list[Seen]) -> str:
+    """The smallest, the middle and the largest of each figure, a line each."""
+    well = [seen.figures for seen in runs if not seen.violations]
+    lines = [f"{name}: {len(well)} of {len(runs)} went well"]
+    for key in well[0] if well else ():
+        found = sorted(figures[key] for figures in well)
+        lines.append(f"    {key:16} {found[0]:10.4g} {median(found):10.4g} {found[-1]:10.4g}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

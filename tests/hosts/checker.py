@@ -23,8 +23,13 @@ LATE_S = 2.0
 RETURN_S = 2.0
 """How long after a fault agents may take to reach the store again: twice what is promised."""
 
+CLOSED_S = 10.0
+"""How long a pool hears holders first, after another server took over."""
+
 READ_MS = 20
 """How finely two clocks of one machine are compared by reading one after the other."""
+
+BEGINS = frozenset({"granted", "adopted"})
 
 ENDS = frozenset({"released", "expired", "revoked"})
 
@@ -152,12 +157,12 @@ def _stream(pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     for event in pool.events:
         token = event.token or ""
         match event.event:
-            case "granted":
+            case "granted" | "adopted" as how:
                 if token in granted:
                     yield f"granted twice: {token}"
                 granted.add(token)
                 yield from ledger.grant(event)
-                if {pool.hosts[uuid] for uuid, _ in event.devices} & away:
+                if how == "granted" and {pool.hosts[uuid] for uuid, _ in event.devices} & away:
                     yield f"away: {token} was granted on a host that did not report"
             case "host_away":
                 away.add(event.fields["host"])
@@ -172,7 +177,7 @@ def _stream(pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
 
 def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     """The pool knows each lease, ends none that is believed in, and ends each in time."""
-    grants = {e.token: e for e in pool.events if e.event == "granted"}
+    grants = {e.token: e for e in pool.events if e.event in BEGINS}
     ends = {e.token: e for e in pool.events if e.event in ENDS}
     for window in windows:
         grant, end = grants.get(window.token), ends.get(window.token)
@@ -185,28 +190,31 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
             yield f"another lease: {window.token} is not what its holder believes"
         if pool.at(end) < window.believed_until - READ_MS / 1000 and not excused:
             yield f"too early: {window.token} {end.event} while {window.who} believed in it"
-        late_s = pool.at(end) - max([window.until, *(f.until for f in faults if f.failover)])
+        heard = (f.until + CLOSED_S for f in faults if f.failover)  # until then nothing is reaped
+        late_s = pool.at(end) - max([window.until, *heard])
         # The answer to one more renewal may have been lost.
         if end.event == "expired" and late_s > (window.until - window.renewed_at) * 1.02 + LATE_S:
             yield f"too late: {window.token} expired {late_s:.1f} s after trust"
 
 
 def forgotten(windows: list[Window], pool: PoolSaid) -> set[str]:
-    """The tokens that were granted, and the pool knows nothing of it."""
+    """The tokens that were granted, and the pool knows nothing of that, though it may have adopted
+    some of them.
+    """
     return {w.token for w in windows} - {e.token for e in pool.events if e.event == "granted"}
 
 
 def _losses(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
-    """Nobody lost a lease that it could go on renewing, unless a failover forgot the grant."""
-    unknown = forgotten(windows, pool)
+    """Nobody lost a lease that it could go on renewing.
+
+    But for one whose grant a failover forgot, and whose room another has.
+    """
+    unknown = forgotten(windows, pool) if any(fault.failover for fault in faults) else set()
     for window in windows:
-        reasons = [
-            fault
-            for fault in faults
-            if _ran_out(fault, window) or (fault.failover and window.token in unknown)
-        ]
-        if window.lost is not None and not reasons:
-            yield f"lost: {window.token} of {window.who} ({window.lost}), which it was renewing"
+        taken = window.lost == "superseded" and window.token in unknown
+        if window.lost is None or taken or any(_ran_out(fault, window) for fault in faults):
+            continue
+        yield f"lost: {window.token} of {window.who} ({window.lost}), which it was renewing"
 
 
 def _ran_out(fault: Fault, window: Window) -> bool:

@@ -137,7 +137,7 @@ class History:
         return [call for call in self.calls if call.code not in DECIDED]
 
 
-DECIDED = frozenset({"ok", "no_capacity"})
+DECIDED = frozenset({"ok", "no_capacity", "closed"})
 """What becomes of a call that did not fail."""
 
 

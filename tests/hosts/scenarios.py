@@ -19,7 +19,7 @@ from redis.crc import key_slot
 from agent_sdk.clocks import local_now
 from agent_sdk.keys import Keys
 from tests.api.brokers import eventually
-from tests.hosts.checker import RETURN_S, forgotten
+from tests.hosts.checker import CLOSED_S, RETURN_S, forgotten
 from tests.hosts.world import (
     DEADLINE_S,
     EXAMPLES,
@@ -41,8 +41,11 @@ if TYPE_CHECKING:
 
 DEVICES = {"gpu1": "sim:4x24576", "gpu2": "sim:2x81920"}
 
-CLOSED_S = 4.0
-"""For how long it is waited after a failover."""
+OPEN_S = CLOSED_S + 3
+"""After a failover: until new leases have been granted for a while."""
+
+LONG = ("--ttl", "10", "--hold", "3")
+"""Leases that outlive a failover."""
 
 MOST_MB = {"gpu1": "24576", "gpu2": "81920"}
 
@@ -63,10 +66,11 @@ class Fleet:
     gpu1: Host
     gpu2: Host
     reporters: dict[str, subprocess.Popen[bytes]]
+    options: tuple[str, ...]
 
     @classmethod
-    def start(cls, world: World, url: str | None = None) -> Fleet:
-        """All of it, with a Redis of its own unless a URL says where one is."""
+    def start(cls, world: World, url: str | None = None, *options: str) -> Fleet:
+        """All of it, with a Redis of its own unless a URL says where one is; options of agents."""
         store = world.host("store")
         if url is None:
             world.redis(store)
@@ -74,7 +78,7 @@ class Fleet:
         pool = Pool(world, url)
         hosts = {name: world.host(name) for name in DEVICES}
         reporters = {name: pool.reporter(host, DEVICES[name]) for name, host in hosts.items()}
-        fleet = cls(pool, hosts["gpu1"], hosts["gpu2"], reporters)
+        fleet = cls(pool, hosts["gpu1"], hosts["gpu2"], reporters, options)
         for name, host in hosts.items():
             fleet.work(host, f"{name}-a")
             fleet.work(host, f"{name}-b")
@@ -82,7 +86,7 @@ class Fleet:
 
     def work(self, host: Host, name: str) -> None:
         """An agent more."""
-        self.pool.agent(host, name, "--most", MOST_MB[host.name])
+        self.pool.agent(host, name, "--most", MOST_MB[host.name], *self.options)
 
 
 def figures(outcome: Outcome) -> dict[str, float]:
@@ -297,7 +301,7 @@ def failover(world: World) -> Seen:
     It comes back as a replica.
     """
     watched = Watched.start(world, *DEVICES)
-    fleet = Fleet.start(world, watched.url)
+    fleet = Fleet.start(world, watched.url, *LONG)
     pool = fleet.pool
     pool.agent(world.host("store"), "probe", "--probe")
     line = Line.form(pool, world.host("store"))
@@ -305,7 +309,7 @@ def failover(world: World) -> Seen:
     began = local_now()
     answered_at = watched.fail_over()
     world.redis(watched.hosts[0], *NODE)
-    time.sleep(CLOSED_S)
+    time.sleep(OPEN_S)
     wrong = line.dissolve()
     outcome = pool.finish()
     return _after_failover(outcome, began, answered_at, wrong)
@@ -314,16 +318,16 @@ def failover(world: World) -> Seen:
 def stale(world: World) -> Seen:
     """A replica that misses what was granted last is promoted: no fence turns back."""
     watched = Watched.start(world, "gpu2")
-    fleet = Fleet.start(world, watched.url)
+    fleet = Fleet.start(world, watched.url, *LONG, "--workers", "6")
     pool = fleet.pool
     pool.agent(world.host("store"), "probe", "--probe")
     time.sleep(1)
     began = local_now()
     with world.without_route(fleet.gpu2, watched.hosts[0]):
-        time.sleep(1.5)
+        time.sleep(2.5)
         watched.primary.kill()
     answered_at = watched.fail_over()
-    time.sleep(CLOSED_S)
+    time.sleep(OPEN_S)
     outcome = pool.finish()
     seen = _after_failover(outcome, began, answered_at, [])
     if not seen.figures["forgotten"]:
@@ -341,6 +345,7 @@ def _after_failover(outcome: Outcome, began: float, answered_at: float, wrong: l
         "named_after_s": answered_at - began,
         "calls_after_s": back_s,
         "leases_after_s": granted - answered_at,
+        "adopted": sum(event.event == "adopted" for event in outcome.said.events),
         "forgotten": len(forgotten(outcome.history.windows, outcome.said)),
     }
     return Seen(seen, outcome.violations + wrong)

@@ -230,7 +230,7 @@ def after_failover(newer_fence: int = 0) -> Story:
     """A grant that the old master alone knew, and one that the new master made in its place."""
     story = Story()
     older = story.lease("older", 1, 6, mb=1000, exclusive=True)
-    older.lost, older.until, older.renewed_at = "expired", 6, 4
+    older.lost, older.until, older.renewed_at = "superseded", 6, 4
     story.events.clear()
     newer = story.lease("newer", 5, 8, mb=1000, exclusive=True)
     newer.fence = newer_fence or newer.fence
@@ -251,6 +251,19 @@ def test_overlap_after_a_failover_is_a_violation_without_that() -> None:
     none.faults = []
     for story in (renewed, untold, none):
         assert any(wrong.startswith("together") for wrong in story.wrong())
+
+
+def test_lease_that_was_forgotten_and_adopted_is_accounted_for() -> None:
+    """It is on its device from then on, with the fence that it had."""
+    story = after_failover()
+    story.faults = [Fault("failover", 1.5, 2, failover=True)]
+    older = window_of(story, "older")
+    about = {"token": "older", "devices": "SIM-a-0=1000", "fence": str(older.fence)}
+    story.tell(2.5, "adopted", **about)
+    older.lost, older.ended_at = None, 4.9
+    assert [wrong.partition(":")[0] for wrong in story.wrong()] == ["over capacity"]
+    story.tell(4.91, "released", **about)
+    assert story.wrong() == []
 
 
 def test_loss_after_a_failover_needs_a_grant_that_was_forgotten() -> None:
