@@ -23,8 +23,8 @@ LATE_S = 2.0
 RETURN_S = 2.0
 """How long after a fault agents may take to reach the store again: twice what is promised."""
 
-CLOSED_S = 10.0
-"""How long a pool hears holders first, after another server took over."""
+CLOSED_S, LONG_S, PAUSE_S = 10.0, 10.0, 30.0
+"""How long a pool hears holders first, after another server took over; and after an outage so long."""
 
 READ_MS = 20
 """How finely two clocks of one machine are compared by reading one after the other."""
@@ -190,7 +190,7 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
             yield f"another lease: {window.token} is not what its holder believes"
         if pool.at(end) < window.believed_until - READ_MS / 1000 and not excused:
             yield f"too early: {window.token} {end.event} while {window.who} believed in it"
-        heard = (f.until + CLOSED_S for f in faults if f.failover)  # until then nothing is reaped
+        heard = (_reaps_at(fault) for fault in faults if fault.failover)
         late_s = pool.at(end) - max([window.until, *heard])
         # The answer to one more renewal may have been lost.
         if end.event == "expired" and late_s > (window.until - window.renewed_at) * 1.02 + LATE_S:
@@ -202,6 +202,12 @@ def forgotten(windows: list[Window], pool: PoolSaid) -> set[str]:
     some of them.
     """
     return {w.token for w in windows} - {e.token for e in pool.events if e.event == "granted"}
+
+
+def _reaps_at(failover: Fault) -> float:
+    """Until when holders are heard, and nothing of theirs is taken back."""
+    long = failover.until - failover.since > LONG_S
+    return failover.until + (PAUSE_S if long else CLOSED_S)
 
 
 def _losses(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
