@@ -24,7 +24,7 @@ RETURN_S = 2.0
 """How long after a fault agents may take to reach the store again: twice what is promised."""
 
 CLOSED_S, LONG_S, PAUSE_S = 10.0, 10.0, 30.0
-"""How long a pool hears holders first, after another server took over; and after an outage so long."""
+"""How long a pool hears holders first, after another server took over; after an outage so long."""
 
 READ_MS = 20
 """How finely two clocks of one machine are compared by reading one after the other."""
