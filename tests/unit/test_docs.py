@@ -17,6 +17,7 @@ from broker.cli import COMMANDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
+from broker.inventory import STOPPING
 from broker.metrics import Metrics, Seen
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
@@ -257,7 +258,7 @@ def test_page_explains_every_state_and_event() -> None:
         set(re.findall(r"^  (\w+):", part, re.MULTILINE))
         for part in (FOLDER / "words.js").read_text().split("export const EVENTS")
     )
-    assert states == {*get_args(State), "away", "drained"}
+    assert states == {*get_args(State), "away", "drained", dict(STOPPING)["state"]}
     assert events == set(NAMES)
 
 

@@ -6,12 +6,15 @@ export const STATES = {
   drained: "an operator drained it: no new leases; those that run go on",
   away: "its host does not report: no new leases until it does; those that run go on to their end",
   lost: "its host no longer finds it: no new leases; it may need a reset or a reboot",
+  stopping: "its reporter is being stopped and waits for the leases on it: no new ones until it is back",
   error: "its driver says that something is wrong: no new leases until that is over",
 };
 
 /** Events. */
 export const EVENTS = {
   pool_created: "The first report made this pool.",
+  closed: "Redis was started anew, failed over or lost its data: nothing is granted until those who hold leases are heard.",
+  adopted: "Redis had forgotten the lease, and its holder brought it back.",
   host_up: "The host reports its GPUs.",
   host_away: "The host has missed its time to report: its GPUs get no new leases until it is back.",
   device: "The host reports a new GPU, or another state of it.",
