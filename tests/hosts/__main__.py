@@ -63,7 +63,7 @@ def run(name: str) -> Seen:
         )
         seen = Seen(**json.loads((folder / "seen.json").read_text()))
     except subprocess.CalledProcessError as error:
-        seen = Seen({}, [f"broke off: {error.stderr.strip()}"])
+        seen = Seen({}, [f"broke off with {error.returncode}: {error.stderr.strip()}"])
     except subprocess.TimeoutExpired:
         seen = Seen({}, [f"not over after {LONGEST_S} s"])
     figures = "  ".join(f"{key} {value:.6g}" for key, value in seen.figures.items())
