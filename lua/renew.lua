@@ -34,8 +34,9 @@ B.catch_up(token)
 local record = P .. 'record:' .. token
 
 -- A lease that the pool has forgotten: take it up as its holder knows it, if its devices have room for it, whatever the
--- policy and the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago. Returns why not, or nil.
-local function adopt()
+-- policy and the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago. `waits`: the pool knows
+-- it as it was before its grant. Returns why not, or nil.
+local function adopt(waits)
   local v, pool = redis.call('HMGET', P .. 'pool', 'lost_us', 'closed_until_ms', 'fence'), B.pool
   local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
   local agent = B.word(7, 'agent', '^[%w._:@/-]+$', 128)
@@ -59,6 +60,7 @@ local function adopt()
   local count, exclusive, asked_ms, hold_ms = string.match(request, '^%d+|(%d+)|(%d)|(%d+)|(%d+)')
   local hold_until_ms = hold_ms + 0 > 0 and (granted_us - granted_us % 1000) / 1000 + hold_ms
   if hold_until_ms and hold_until_ms < B.now then return B.reply('LOST', 'expired') end
+  if waits then B.waiters().quit(token, 'left', true) end
   local alone, sum = exclusive == '1' or count ~= '1', 0
   for _, each in ipairs(held) do
     local d = B.device(each.uuid)
@@ -98,11 +100,12 @@ local function read()
 end
 
 local v = read()
-if not v[1] then
-  local outcome = redis.call('GET', P .. 'done:' .. token)
+local waits = v[1] == 'waiting' or v[1] == 'offered'
+if not v[1] or waits and epoch then
+  local outcome = not waits and redis.call('GET', P .. 'done:' .. token)
   if outcome then return B.reply('LOST', outcome) end
   if not epoch then return B.reply('UNKNOWN') end
-  local refusal = adopt()
+  local refusal = adopt(waits)
   if refusal then return refusal end
   v = read()
 end

@@ -138,6 +138,31 @@ def test_the_fence_goes_on_from_an_adopted_one(gpu: Pool) -> None:
     assert gpu.hash("pool")["fence"] == str(held.fence)
 
 
+def test_a_lease_that_the_pool_knows_as_a_waiter_is_adopted(gpu: Pool) -> None:
+    """The new server has seen it join the line, and not the grant that came of it."""
+    held = forgotten(gpu, A)
+    fail_over(gpu)
+    assert said(gpu.acquire(A, wait_ms=60000)) == ["WAITING", 0]
+    assert gpu.renew(A, str(held.fence))[0] == "UNKNOWN"
+    assert adopt(gpu, A, held)[0] == "RENEWED"
+    assert (gpu.hash(f"record:{A}")["state"], gpu.hash("pool")["waiting"]) == ("active", "0")
+
+
+def test_a_lease_that_the_pool_knows_as_an_offer_is_adopted(gpu: Pool) -> None:
+    """The new server has seen the offer, and not its claim."""
+    fence = forgotten(gpu, B).fence
+    for uuid in ("gpu-a", "gpu-b"):
+        gpu.acquire(token(uuid), exclusive=1)
+    gpu.acquire(A, wait_ms=60000)
+    gpu.release(token("gpu-a"))
+    record = gpu.hash(f"record:{A}")
+    assert record["state"] == "offered"
+    fail_over(gpu)
+    claim = adopt(gpu, A, Granted(0, fence, 0, 0, "", ()), devices=record["devices"])
+    assert claim[0] == "RENEWED"
+    assert gpu.number(record["devices"].partition("=")[0], "reserved_mb") == 900
+
+
 def test_nothing_is_adopted_by_a_pool_that_lost_nothing(gpu: Pool) -> None:
     """S4: what such a pool does not know has ended."""
     assert adopt(gpu, A, forgotten(gpu, A)) == ["UNKNOWN"]
