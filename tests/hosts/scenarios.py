@@ -165,7 +165,8 @@ def killed(world: World) -> Seen:
     back = local_now()
     pool.reporter(gpu1, DEVICES["gpu1"])
     fleet.work(gpu1, "gpu1-c")
-    time.sleep(2)
+    pool.holds("gpu1-c", gpu1)
+    time.sleep(1)
     outcome = pool.finish()
     seen = figures(outcome) | {
         "away_after_s": outcome.first("host_away", began, host="gpu1"),

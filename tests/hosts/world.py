@@ -42,6 +42,9 @@ TTL_S = 3.0
 GONE_S = 20.0
 """Until nothing is left of a waiter that was killed as its turn came: its last poll, its offer."""
 
+CLAIM_S = 15.0
+"""Of which an offer stands for 10."""
+
 START_S = 30.0
 """Until a process must answer, on two cores that others use too."""
 
@@ -183,6 +186,14 @@ class Pool:
         )  # fmt: skip
         self.diaries.append(path)
         eventually(path.exists, START_S)
+
+    def holds(self, name: str, host: Host) -> None:
+        """Wait until an agent has a lease on its host, past what was offered to who is dead."""
+        with self.client() as client:
+            mine = (name, host.name)
+            eventually(
+                lambda: any((x.agent, x.asked_host) == mine for x in client.leases()), CLAIM_S
+            )
 
     def kill(self, name: str) -> None:
         """SIGKILL of an agent."""
