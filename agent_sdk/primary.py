@@ -18,32 +18,21 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from redis.asyncio.connection import Connection as AsyncConnection
-from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection
 from redis.crc import key_slot
 from redis.exceptions import (
     AuthenticationError,
-    ClusterDownError,
     ConnectionError,  # noqa: A004 - redis-py's name for it
-    MovedError,
     NoPermissionError,
-    ReadOnlyError,
     RedisError,
 )
-from redis.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from agent_sdk.store_url import Address, StoreUrl
 
-ELSEWHERE = (ReadOnlyError, MovedError, ClusterDownError)
-"""What a server answers that is the primary no more; MASTERDOWN is one of the last."""
-
 LEAST_S = 0.01
+"""What is left of a connect's time at least."""
 
 
 class Primary(ABC):
@@ -89,7 +78,7 @@ class Primary(ABC):
         raise ConnectionError(f"Error connecting to {self}: {'; '.join(failures)}")
 
     def doubt(self) -> None:
-        """Ask another first: what the last who answered knew was not so."""
+        """Ask another first: where the last who answered sent us, there is no primary now."""
         self._ask_last(self._nodes[0])
 
     def check(self, hello: Any) -> None:
@@ -100,7 +89,6 @@ class Primary(ABC):
         """
         said = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
         if said["role"] != "master":
-            self.doubt()
             raise ConnectionError(f"Error connecting to {self}: it is at a replica as yet")
 
     def _ask_last(self, node: Address) -> None:
@@ -152,155 +140,3 @@ class ClusterPrimary(Primary):
 
     def __str__(self) -> str:
         return f"the Cluster's node that has slot {self._slot}"
-
-
-class TcpConnection(Connection):
-    """A connection that finds the primary first, if there is something to find.
-
-    It is closed when the server answers that it is the primary no more: where a name moves to
-    another server, or a Sentinel's or Cluster's primary does, the next call finds it.
-
-    Args:
-        primary: who knows where it is; None: it is at `host`.
-        **options: as redis-py's connection takes them.
-    """
-
-    asker: ClassVar[type[Connection]] = Connection
-
-    def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self._primary = primary
-        self._within_s: float = options["socket_connect_timeout"]
-
-    def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Find the primary and connect, both within the timeout for connecting."""
-        if self._primary is not None and not self.is_connected:
-            began = time.monotonic()
-            self.host, self.port = self._find(self._primary)
-            spent_s = time.monotonic() - began
-            self.socket_connect_timeout = max(LEAST_S, self._within_s - spent_s)
-        super().connect_check_health(*args, **options)
-
-    def on_connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Greet the server; one that Sentinels named must be a primary."""
-        super().on_connect_check_health(*args, **options)
-        if self._primary is not None and self._primary.greets:
-            self.send_command("HELLO", check_health=False)
-            self._primary.check(self.read_response())
-
-    def read_response(self, *args: Any, **options: Any) -> Any:
-        """An answer; after one that sends us elsewhere this connection is not used again."""
-        try:
-            return super().read_response(*args, **options)
-        except ELSEWHERE:
-            self.mark_for_reconnect()
-            if self._primary is not None:
-                self._primary.doubt()
-            raise
-
-    def _find(self, primary: Primary) -> Address:
-        steps = primary.find(self._within_s)
-        try:
-            node = next(steps)
-            while True:
-                node = steps.send(self._answer_of(primary, *node))
-        except StopIteration as end:
-            found: Address = end.value
-            return found
-
-    def _answer_of(self, primary: Primary, node: Address, timeout_s: float) -> Any:
-        connection = self.asker(
-            host=node[0],
-            port=node[1],
-            **primary.asking,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
-        try:
-            connection.connect()
-            connection.send_command(*primary.ask)
-            return connection.read_response()
-        except RedisError as error:
-            return error
-        finally:
-            connection.disconnect()
-
-
-class TlsConnection(TcpConnection, SSLConnection):
-    """The same over TLS."""
-
-    asker = SSLConnection
-
-
-class AsyncTcpConnection(AsyncConnection):
-    """See `TcpConnection`."""
-
-    asker: ClassVar[type[AsyncConnection]] = AsyncConnection
-
-    def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self._primary = primary
-        self._within_s: float = options["socket_connect_timeout"]
-
-    async def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """See `TcpConnection`."""
-        if self._primary is not None and not self.is_connected:
-            began = time.monotonic()
-            self.host, self.port = await self._find(self._primary)
-            spent_s = time.monotonic() - began
-            self.socket_connect_timeout = max(LEAST_S, self._within_s - spent_s)
-        await super().connect_check_health(*args, **options)
-
-    async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
-        """See `TcpConnection`."""
-        await super().on_connect_check_health(*args, **options)
-        if self._primary is not None and self._primary.greets:
-            await self.send_command("HELLO", check_health=False)
-            self._primary.check(await self.read_response())
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        """See `TcpConnection`."""
-        try:
-            return await super().read_response(*args, **options)
-        except ELSEWHERE:
-            self.mark_for_reconnect()
-            if self._primary is not None:
-                self._primary.doubt()
-            raise
-
-    async def _find(self, primary: Primary) -> Address:
-        steps = primary.find(self._within_s)
-        try:
-            node = next(steps)
-            while True:
-                node = steps.send(await self._answer_of(primary, *node))
-        except StopIteration as end:
-            found: Address = end.value
-            return found
-
-    async def _answer_of(self, primary: Primary, node: Address, timeout_s: float) -> Any:
-        connection = self.asker(
-            host=node[0],
-            port=node[1],
-            **primary.asking,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=AsyncRetry(NoBackoff(), 0),
-            decode_responses=True,
-        )
-        try:
-            await connection.connect()
-            await connection.send_command(*primary.ask)
-            return await connection.read_response()
-        except RedisError as error:
-            return error
-        finally:
-            await connection.disconnect(nowait=True)
-
-
-class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
-    """See `TlsConnection`."""
-
-    asker = AsyncSSLConnection

@@ -17,14 +17,13 @@ from redis.backoff import NoBackoff
 from redis.connection import UnixDomainSocketConnection
 from redis.retry import Retry
 
-from agent_sdk.primary import (
+from agent_sdk.connections import (
     AsyncTcpConnection,
     AsyncTlsConnection,
-    ClusterPrimary,
-    SentinelPrimary,
     TcpConnection,
     TlsConnection,
 )
+from agent_sdk.primary import ClusterPrimary, SentinelPrimary
 from agent_sdk.store_url import parse
 
 if TYPE_CHECKING:

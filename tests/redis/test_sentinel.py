@@ -74,7 +74,7 @@ async def test_lease_by_sentinels(fleet: Sentinels, client: LeaseClient) -> None
     async with AsyncLeaseClient(Store(fleet.url), pool=client.keys.pool_name) as other:
         assert [row.token for row in await other.leases()] == [lease.token]
         await other.release(lease.token)
-    with client_of(f"{fleet.url}/3", "elsewhere") as third:
+    with client_of(f"{fleet.url}/3?protocol=2", "elsewhere") as third:
         register(third)
     with fleet.primary().connect() as admin:
         assert "db3" in admin.info("keyspace")
@@ -119,25 +119,30 @@ def test_unknown_service_says_so(fleet: Sentinels) -> None:
         other.devices()
 
 
-def test_sentinel_that_names_a_replica_is_not_believed(
-    fleet: Sentinels, client: LeaseClient, tmp_path: Path
+@pytest.mark.parametrize(
+    ("is_now", "told"), [("a replica", "it is at a replica as yet"), ("dead", "refused")]
+)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_sentinel_that_was_cut_off_is_not_believed(
+    fleet: Sentinels, client: LeaseClient, tmp_path: Path, kind: str, is_now: str, told: str
 ) -> None:
-    """One that was cut off names an old primary: the server says it is none; another is asked."""
+    """It names an old primary, which says that it is none, or nothing: another is asked."""
     replica = next(server for server in fleet.servers if server.port != fleet.named())
-    port = free_port()
-    path = write_sentinel_conf(tmp_path, port, replica.port)
+    port, old = free_port(), replica.port if is_now == "a replica" else free_port()
+    path = write_sentinel_conf(tmp_path, port, old)
     with subprocess.Popen([binary("redis"), path, "--sentinel"], cwd=tmp_path) as process:
         try:
             stale = Sentinels([], [port], [])
             until(lambda: stale.ask(0, "GET-MASTER-ADDR-BY-NAME", SERVICE))
             with (
                 client_of(url_of(port), client.keys.pool_name, deadline_s=0.2) as misled,
-                pytest.raises(LeaseError, match="it is at a replica as yet"),
+                pytest.raises(LeaseError, match=told),
             ):
                 misled.devices()
-            assert stale.named() == replica.port
-            with client_of(url_of(port, *fleet.ports), client.keys.pool_name) as other:
-                assert other.acquire("a", memory_mb=10)
+            assert stale.named() == old
+            store = Store(url_of(port, *fleet.ports))
+            with acquiring(kind, store, client.keys.pool_name, 10) as acquire:
+                acquire(str(uuid4()))
         finally:
             process.kill()
 

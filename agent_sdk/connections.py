@@ -1,0 +1,188 @@
+"""Connections to the store: redis-py's, which find the primary first and leave what is none.
+
+Over a unix socket redis-py's own does: there is nothing to find.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from redis.asyncio.connection import Connection as AsyncConnection
+from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection
+from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, RedisError
+from redis.retry import Retry
+
+from agent_sdk.primary import LEAST_S
+
+if TYPE_CHECKING:
+    from agent_sdk.primary import Primary
+    from agent_sdk.store_url import Address
+
+ELSEWHERE = (ReadOnlyError, MovedError, ClusterDownError)
+"""What a server answers that is the primary no more; MASTERDOWN is one of the last."""
+
+
+class TcpConnection(Connection):
+    """A connection that finds the primary first, if there is something to find.
+
+    It is closed when the server answers that it is the primary no more: where a name moves to
+    another server, or a Sentinel's or Cluster's primary does, the next call finds it.
+
+    Args:
+        primary: who knows where it is; None: it is at `host`.
+        **options: as redis-py's connection takes them.
+    """
+
+    asker: ClassVar[type[Connection]] = Connection
+
+    def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._primary = primary
+        self._within_s: float = options["socket_connect_timeout"]
+
+    def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """Find the primary and connect, both within the timeout for connecting."""
+        if self._primary is None or self.is_connected:
+            super().connect_check_health(*args, **options)
+            return
+        began = time.monotonic()
+        self.host, self.port = self._find(self._primary)
+        self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+        try:
+            super().connect_check_health(*args, **options)
+        except RedisError:
+            self._primary.doubt()
+            raise
+
+    def on_connect_check_health(self, *args: Any, **options: Any) -> None:
+        """Greet the server; one that Sentinels named must be a primary."""
+        super().on_connect_check_health(*args, **options)
+        if self._primary is not None and self._primary.greets:
+            self.send_command("HELLO", check_health=False)
+            self._primary.check(self.read_response())
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """An answer; after one that sends us elsewhere this connection is not used again."""
+        try:
+            return super().read_response(*args, **options)
+        except ELSEWHERE:
+            self.mark_for_reconnect()
+            if self._primary is not None:
+                self._primary.doubt()
+            raise
+
+    def _find(self, primary: Primary) -> Address:
+        steps = primary.find(self._within_s)
+        try:
+            node = next(steps)
+            while True:
+                node = steps.send(self._answer_of(primary, *node))
+        except StopIteration as end:
+            found: Address = end.value
+            return found
+
+    def _answer_of(self, primary: Primary, node: Address, timeout_s: float) -> Any:
+        connection = self.asker(
+            host=node[0],
+            port=node[1],
+            **primary.asking,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        try:
+            connection.connect()
+            connection.send_command(*primary.ask)
+            return connection.read_response()
+        except RedisError as error:
+            return error
+        finally:
+            connection.disconnect()
+
+
+class TlsConnection(TcpConnection, SSLConnection):
+    """The same over TLS."""
+
+    asker = SSLConnection
+
+
+class AsyncTcpConnection(AsyncConnection):
+    """See `TcpConnection`."""
+
+    asker: ClassVar[type[AsyncConnection]] = AsyncConnection
+
+    def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._primary = primary
+        self._within_s: float = options["socket_connect_timeout"]
+
+    async def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """See `TcpConnection`."""
+        if self._primary is None or self.is_connected:
+            await super().connect_check_health(*args, **options)
+            return
+        began = time.monotonic()
+        self.host, self.port = await self._find(self._primary)
+        self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+        try:
+            await super().connect_check_health(*args, **options)
+        except RedisError:
+            self._primary.doubt()
+            raise
+
+    async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
+        """See `TcpConnection`."""
+        await super().on_connect_check_health(*args, **options)
+        if self._primary is not None and self._primary.greets:
+            await self.send_command("HELLO", check_health=False)
+            self._primary.check(await self.read_response())
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """See `TcpConnection`."""
+        try:
+            return await super().read_response(*args, **options)
+        except ELSEWHERE:
+            self.mark_for_reconnect()
+            if self._primary is not None:
+                self._primary.doubt()
+            raise
+
+    async def _find(self, primary: Primary) -> Address:
+        steps = primary.find(self._within_s)
+        try:
+            node = next(steps)
+            while True:
+                node = steps.send(await self._answer_of(primary, *node))
+        except StopIteration as end:
+            found: Address = end.value
+            return found
+
+    async def _answer_of(self, primary: Primary, node: Address, timeout_s: float) -> Any:
+        connection = self.asker(
+            host=node[0],
+            port=node[1],
+            **primary.asking,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=AsyncRetry(NoBackoff(), 0),
+            decode_responses=True,
+        )
+        try:
+            await connection.connect()
+            await connection.send_command(*primary.ask)
+            return await connection.read_response()
+        except RedisError as error:
+            return error
+        finally:
+            await connection.disconnect(nowait=True)
+
+
+class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
+    """See `TlsConnection`."""
+
+    asker = AsyncSSLConnection
