@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 LONG = (
     "agents/", "browser/", "scripts/", "deploy/", "api/test_events_slow", "api/test_live",
     "api/test_orchestrator_client", "api/test_safe_mode", "api/test_slow_clients",
-    "api/test_document", "faults/test_device_faults", "lua/test_cost", "unit/test_cli_run",
+    "api/test_document", "redis/test_cluster", "redis/test_sentinel", "hosts/test_scenarios",
+    "faults/test_redis_away", "faults/test_memory_lost", "faults/test_device_faults",
+    "lua/test_cost", "unit/test_cli_run",
 )  # fmt: skip
 """Files that take more than some 20 s, most of it waiting for real processes."""
 

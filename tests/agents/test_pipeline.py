@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 BACK_S = 5.0
 """From a broker that is ready to an analyst that leases from it."""
 
-TO_OUTLAST = 60
-"""Batches, of some 0.3 s each, that take longer than a pool is closed after Redis was killed."""
+BATCHES, PAUSE_S = 24, 0.7
+"""What takes longer than a pool is closed after Redis was killed."""
 
 KEEPS = ("--appendonly", "yes")
 """Options of a Redis that comes back with its data."""
@@ -105,14 +105,14 @@ def test_pipeline_with_an_orchestrator_leases_for_the_analyst_alone(
 
 @contextmanager
 def in_mid_pipeline(
-    server: Server, tmp_path: Path, batches: int, pool: str
+    server: Server, tmp_path: Path, batches: int, pool: str, pause_s: float = 0.2
 ) -> Iterator[tuple[Broker, Agents, Pipeline]]:
     """A run that has had two batches on the GPU and holds a lease for another."""
     with (
         broker_at(server, GPU_BROKER_POOL=pool).wait() as broker,
         agents(url_of(broker), "--pause", "0.1") as line,
         Pipeline(
-            line, tmp_path / "out", "--pause", "0.2", "--articles", str(2 * batches)
+            line, tmp_path / "out", "--pause", str(pause_s), "--articles", str(2 * batches)
         ) as pipeline,
     ):
         pipeline.until(2)
@@ -181,12 +181,16 @@ def test_redis_alone_killed_in_mid_pipeline_costs_no_batch(tmp_path: Path) -> No
     """The broker says so, the run goes on on the CPU, and is on the GPU again before its end."""
     with (
         running("redis", *KEEPS) as server,
-        in_mid_pipeline(server, tmp_path, TO_OUTLAST, uuid4().hex) as (broker, line, pipeline),
+        in_mid_pipeline(server, tmp_path, BATCHES, uuid4().hex, PAUSE_S) as (
+            broker,
+            line,
+            pipeline,
+        ),
     ):
         server.kill()
         pipeline.until(5)
         server.start()
-        devices = [step["device"] for step in completed(pipeline, TO_OUTLAST)]
+        devices = [step["device"] for step in completed(pipeline, BATCHES)]
         assert "cpu" in devices
         assert devices[-1] == "gpu"
         leases_again(broker, line)
