@@ -1,5 +1,5 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
-# make test   every test, on servers of its own, four files at a time; no root, no GPU needed
+# make test   every test, on servers of its own, five files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario
@@ -19,7 +19,7 @@ run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
 
 test: $(READY)
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -44,7 +44,7 @@ soak: $(READY)
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/agents tests/api/test_events.py -k "ten_times or restart or two_hundred"
 	$(BIN)/python -m tests.hosts --times $(N)
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/redis/test_sentinel.py -k failover
-	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/lua/test_cost.py
+	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/lua/test_cost.py tests/redis/test_cluster.py
 
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py

@@ -28,7 +28,7 @@ SHORT_BETWEEN = 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, each followed by short ones: at most two of four workers wait at a time,
+    """Long files first, each followed by short ones: some wait while others work,
     and none has a long file left when the others are done.
     """
     files = [list(found) for _, found in groupby(items, key=lambda item: item.path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -28,7 +29,10 @@ MOVE_S = 0.05
 """Between two steps of a slot's move: it takes a second, so that calls meet it at every step."""
 
 
-@pytest.fixture(scope="module", params=["redis", "valkey"])
+SOAK = os.environ.get("GPU_BROKER_SOAK") == "1"
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"] if SOAK else ["redis"])
 def fleet(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with cluster(request.param, replicas=1) as fleet:
         yield fleet
