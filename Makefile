@@ -1,5 +1,5 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
-# make test   every test, on servers of its own, five files at a time; no root, no GPU needed
+# make test   every test, on servers of its own, four files at a time; no root, no GPU needed
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario
@@ -19,7 +19,7 @@ run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
 
 test: $(READY)
-	$(BIN)/pytest -n 5 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .
