@@ -81,7 +81,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._memory: object = None
-        self._look_at = float("inf")
+        self._look_at = 0.0  # with the first lease, to know what it was granted by
 
     def add(self, lease: HeldLease) -> None:
         """Renew the lease from now on; one without expiry too, to learn of its revocation."""
@@ -89,10 +89,7 @@ class Keeper:
             return
         with self._wake:
             self._start()
-            now = local_now()
-            if not self._kept:
-                self._look_at = now
-            self._kept[lease.token] = _Kept(lease, now + _interval_s(lease))
+            self._kept[lease.token] = _Kept(lease, local_now() + _interval_s(lease))
             self._wake.notify()
 
     def discard(self, lease: HeldLease) -> None:
@@ -151,9 +148,9 @@ class Keeper:
                 return True
             due = [kept for kept in self._kept.values() if _due_at(kept) <= now]
             abandoned = [t for t, a in self._abandoned.items() if a.next_at <= now][:BATCH]
-        if self._look_at <= now:
-            self._look()
         self._work(due, abandoned)
+        if self._kept and self._look_at <= now:
+            self._look()
         return True
 
     def _first_at(self) -> float | None:

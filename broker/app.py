@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from agent_sdk import AsyncLeaseClient, LeaseError, Store
+from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, dashboard, document, live, operators, routes
 from broker.auth import KeyCheck
 from broker.events import Feed
@@ -86,8 +86,7 @@ def build_app(settings: Settings) -> FastAPI:
         finally:
             systemd.stopping()
             if settings.drain_on_stop_s:
-                with suppress(LeaseError):
-                    await reporter.drain(settings.drain_on_stop_s)
+                await reporter.drain(settings.drain_on_stop_s)
             await end(tasks)
             await client.close()
             source.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +39,7 @@ UNNAMED = "UNKNOWN-"
 STOPPING: Final = (("state", "stopping"), ("reason", "its reporter is stopping"))
 """Said of a device that is ok while its host drains."""
 
-DRAIN_LOOK_S: Final = 1.0
+DRAIN_LOOK_S: Final = 0.5
 
 NOT_LISTED = "the driver has not listed this device since the reporter started"
 
@@ -73,7 +74,8 @@ class Reporter:
         self._host = settings.sdk.hostname
         self._looking: asyncio.Future[Sample] | None = None
         self._looking_since_ms = 0
-        self._draining = False
+        self._draining = self._withdrawn = False
+        self._hurry = asyncio.Event()
         self._epoch = ""
         self._pool_ms = 0
         self._pool_ms_at = 0.0
@@ -93,48 +95,67 @@ class Reporter:
             if trouble != said:
                 said = trouble
                 log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
-            await asyncio.sleep(max(0.05, began + self._settings.report_s - local_now()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(
+                    max(0.05, began + self._settings.report_s - local_now())
+                ):
+                    await self._hurry.wait()
+            self._hurry.clear()
 
-    async def drain(self, seconds: float) -> int:
+    async def drain(self, seconds: float) -> int | None:
         """Offer no device any more, and wait for the leases on them, reporting, or for so long.
 
-        To be awaited while `run` goes on. A later reporter of this host undoes it. How many leases
-        are left.
+        To be awaited while `run` goes on, which reports it. A later reporter of this host undoes
+        it. How many leases are left; None: the store could not be told, or not be asked.
         """
         until = local_now() + seconds
         self._draining = True
-        await self.report_once()
-        while (left := await self._leases()) and local_now() < until:
-            log.info("draining %s: %d left", self._host, left)
-            await asyncio.sleep(min(DRAIN_LOOK_S, until - local_now()))
-        return left
+        self._hurry.set()
+        while True:
+            left = await self._left()
+            rest_s = until - local_now()
+            if left == 0 or rest_s <= 0:
+                return left
+            await asyncio.sleep(min(DRAIN_LOOK_S, rest_s))
 
-    async def _leases(self) -> int:
-        devices = await self._client.devices()
+    async def _left(self) -> int | None:
+        if not self._withdrawn:
+            return None
+        try:
+            devices = await self._client.devices()
+        except LeaseError:
+            return None
         return sum(device.leases for device in devices if device.host == self._host)
 
     async def report_once(self) -> None:
         """Look at the devices and report them; without an answer in time, only that we live."""
+        draining = self._draining
+        if await self._report(draining=draining):
+            self._withdrawn = draining
+
+    async def _report(self, *, draining: bool) -> bool:
+        """Whether the pool now knows of our devices what we want it to."""
         if self._source.name not in TOUCH_NOTHING and await self._safe():
             await self._send((), 0)
-            return
+            return True  # nobody gets any while the pool is safe
         looked = await self._look()
         if looked is None:
             await self._send((), 0)
-            return
+            return False
         sample, sampled_ms = looked
         self.sample, self.sampled_at = sample, local_now()
         reports = [_report(d) for d in sample.devices if not d.uuid.startswith(UNNAMED)]
         registered = await self._client.device_ids(self._host)
         if sample.source == "none" and registered:
-            return  # who does not look must not speak for this host: another process does
+            return True  # who does not look must not speak for this host: another process does
         why = sample.error or NOT_LISTED
         missing = registered - {uuid for uuid, _ in reports}
-        if self._draining:
+        if draining:
             reports = [(uuid, _stopping(said)) for uuid, said in reports]
         reports += [(uuid, (("state", "lost"), ("reason", why))) for uuid in sorted(missing)]
         for start in range(0, max(1, len(reports)), BATCH):
             await self._send(tuple(reports[start : start + BATCH]), sampled_ms)
+        return True
 
     async def _safe(self) -> bool:
         """Whether SAFE_MODE forbids to touch a driver now; the pool may say so at any time."""

@@ -9,9 +9,10 @@ from contextlib import suppress
 
 import click
 
-from agent_sdk import AsyncLeaseClient, LeaseError, Store
+from agent_sdk import AsyncLeaseClient, Store
 from broker import logs
 from broker.cli import USAGE
+from broker.cli.table import many
 from broker.devices import DeviceSourceError, Source
 from broker.inventory import Reporter, source_of
 from broker.settings import Settings, SettingsError, load_settings
@@ -63,8 +64,12 @@ async def _report(settings: Settings, source: Source) -> None:
         draining = asyncio.create_task(reporter.drain(settings.drain_on_stop_s))
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, draining.cancel)
-        with suppress(asyncio.CancelledError, LeaseError):
-            click.echo(f"stopped with {await draining} leases left on {settings.sdk.hostname}")
+        with suppress(asyncio.CancelledError):
+            left = await draining
+            leases = (
+                "unknown leases left" if left is None else many(left, "lease left", "leases left")
+            )
+            click.echo(f"stopped with {leases} on {settings.sdk.hostname}")
     reporting.cancel()
     await asyncio.gather(reporting, return_exceptions=True)
     await client.close()

@@ -43,12 +43,14 @@ def client(server: Server) -> Iterator[LeaseClient]:
 
 
 @contextmanager
-def reporter(client: LeaseClient, *options: str) -> Iterator[subprocess.Popen[str]]:
+def reporter(
+    client: LeaseClient, *options: str, report_s: str = "0.3"
+) -> Iterator[subprocess.Popen[str]]:
     """A host of one simulated GPU that reports every 0.3 s."""
     environ = os.environ | {
         "REDIS_URL": client.store.url, "GPU_BROKER_POOL": client.keys.pool_name,
         "GPU_BROKER_HOSTNAME": "h1", "GPU_BROKER_DEVICES": "sim:1x1000",
-        "GPU_BROKER_REPORT_S": "0.3", "SAFE_MODE": "false",
+        "GPU_BROKER_REPORT_S": report_s, "SAFE_MODE": "false",
     }  # fmt: skip
     process = subprocess.Popen(
         [Path(sys.executable).parent / "gpu-broker", "host", *options], env=environ, text=True,
@@ -125,6 +127,20 @@ def test_host_that_drains_waits_for_its_leases(client: LeaseClient) -> None:
         assert "stopped with 0 leases left on h1" in ended(process, 5)
     with reporter(client):
         client.release(client.acquire("agent", memory_mb=500))
+
+
+def test_host_drains_at_once_and_through_an_outage(server: Server, client: LeaseClient) -> None:
+    """It does not wait for its next report, and a Redis that is away does not end its patience."""
+    with reporter(client, "--drain-on-stop", "60", report_s="30") as process:
+        lease = client.acquire("agent", memory_mb=500, ttl_s=60)
+        process.terminate()
+        eventually(lambda: state(client) == "stopping", 5)
+        server.kill()
+        time.sleep(1)
+        server.start()
+        assert process.poll() is None
+        client.release(lease)
+        ended(process, 15)
 
 
 def test_host_that_drains_is_ended_by_a_second_signal(client: LeaseClient) -> None:
