@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import adopting, operate, protocol, reporting, snapshot, waiting_line
+from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
@@ -102,9 +102,9 @@ class AsyncLeaseClient(Door["Redis"]):
         owner: str = "",
     ) -> protocol.Renewal:
         """Renew a lease now; see `LeaseClient.renew`."""
-        ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
+        ttl_ms = None if ttl_s is None else forms.milliseconds(ttl_s, "ttl_s")
         if isinstance(lease, str):
-            token = protocol.check_name(lease, "token")
+            token = forms.check_name(lease, "token")
             return await self._run(protocol.renew(token, fence, ttl_ms, owner))
         try:
             steps = protocol.renew(lease.token, lease.fence, ttl_ms, owner, lease.claim)
@@ -127,9 +127,7 @@ class AsyncLeaseClient(Door["Redis"]):
             lease.end()
             if lease.local:
                 return True
-        token = (
-            lease.token if isinstance(lease, AsyncLease) else protocol.check_name(lease, "token")
-        )
+        token = lease.token if isinstance(lease, AsyncLease) else forms.check_name(lease, "token")
         try:
             ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))
         except asyncio.CancelledError:
@@ -151,7 +149,7 @@ class AsyncLeaseClient(Door["Redis"]):
         self, token: str, *, force: bool = False, why: str = "", by: str | None = None
     ) -> int:
         """End a lease as an operator; see `operate.revoke`."""
-        token = protocol.check_name(token, "token")
+        token = forms.check_name(token, "token")
         return await self._run(operate.revoke(token, force=force, by=by or self.by, why=why))
 
     async def revoke_where(
@@ -187,13 +185,13 @@ class AsyncLeaseClient(Door["Redis"]):
 
     async def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
         """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
-        return await self._run(waiting_line.lookup(self.keys, protocol.check_name(token, "token")))
+        return await self._run(waiting_line.lookup(self.keys, forms.check_name(token, "token")))
 
     async def explain(self, token: str) -> Explanation:
         """Why a waiter waits, and what would fit now; see `explain.explain`."""
         from agent_sdk import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
 
-        return await self._run(explain.explain(self.keys, protocol.check_name(token, "token")))
+        return await self._run(explain.explain(self.keys, forms.check_name(token, "token")))
 
     async def explain_request(self, agent: str, **ask: Unpack[Ask]) -> Explanation:
         """What would become of a request now, without making it; why it was refused."""

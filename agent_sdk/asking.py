@@ -17,15 +17,13 @@ from agent_sdk.errors import (
     StillWaiting,
     error_for,
 )
+from agent_sdk.forms import check_name, check_whole, milliseconds
 from agent_sdk.protocol import (
     ANY,
     Grant,
     Request,
     acquire,
-    check_name,
-    check_whole,
     left_ms,
-    milliseconds,
     new_token,
 )
 from agent_sdk.settings import lease_token

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
-from agent_sdk import adopting, operate, protocol, reporting, snapshot, waiting_line
+from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
@@ -127,9 +127,9 @@ class LeaseClient(Door["Redis"]):
             LeaseLost: it is over; nothing brings it back.
             UnknownToken: nothing is known of that token.
         """
-        ttl_ms = None if ttl_s is None else protocol.milliseconds(ttl_s, "ttl_s")
+        ttl_ms = None if ttl_s is None else forms.milliseconds(ttl_s, "ttl_s")
         if isinstance(lease, str):
-            token = protocol.check_name(lease, "token")
+            token = forms.check_name(lease, "token")
             return self._run(protocol.renew(token, fence, ttl_ms, owner))
         try:
             steps = protocol.renew(lease.token, lease.fence, ttl_ms, owner, lease.claim)
@@ -151,7 +151,7 @@ class LeaseClient(Door["Redis"]):
             lease.end()
             if lease.local:
                 return True
-        token = lease.token if isinstance(lease, Lease) else protocol.check_name(lease, "token")
+        token = lease.token if isinstance(lease, Lease) else forms.check_name(lease, "token")
         return self._run(protocol.release(token, plant=refuse_late, owner=owner)).by_this_call
 
     def reap(self) -> protocol.Moment:
@@ -168,7 +168,7 @@ class LeaseClient(Door["Redis"]):
         self, token: str, *, force: bool = False, why: str = "", by: str | None = None
     ) -> int:
         """End a lease as an operator; see `operate.revoke`. `by`: who; default this client."""
-        token = protocol.check_name(token, "token")
+        token = forms.check_name(token, "token")
         return self._run(operate.revoke(token, force=force, by=by or self.by, why=why))
 
     def revoke_where(
@@ -204,13 +204,13 @@ class LeaseClient(Door["Redis"]):
 
     def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
         """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
-        return self._run(waiting_line.lookup(self.keys, protocol.check_name(token, "token")))
+        return self._run(waiting_line.lookup(self.keys, forms.check_name(token, "token")))
 
     def explain(self, token: str) -> Explanation:
         """Why a waiter waits, and what would fit now; see `explain.explain`."""
         from agent_sdk import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
 
-        return self._run(explain.explain(self.keys, protocol.check_name(token, "token")))
+        return self._run(explain.explain(self.keys, forms.check_name(token, "token")))
 
     def explain_request(self, agent: str, **ask: Unpack[Ask]) -> Explanation:
         """What would become of a request now, without making it; why it was refused."""

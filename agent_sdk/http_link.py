@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from agent_sdk.clocks import local_now, trusted_until
 from agent_sdk.errors import CODES, LeaseError, error_for
-from agent_sdk.protocol import LONGEST_TTL_MS, Device, Grant, Renewal, milliseconds
+from agent_sdk.forms import milliseconds
+from agent_sdk.protocol import LONGEST_TTL_MS, Device, Grant, Renewal
 from agent_sdk.web import Unanswered
 
 if TYPE_CHECKING:

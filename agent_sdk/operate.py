@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from agent_sdk import snapshot
 from agent_sdk.errors import LeaseLost, UnknownToken, error_for
-from agent_sdk.protocol import PROTOCOL, Answer, Call, check_whole, failure
+from agent_sdk.forms import check_whole
+from agent_sdk.protocol import PROTOCOL, Answer, Call, failure
 
 if TYPE_CHECKING:
     from collections.abc import Generator

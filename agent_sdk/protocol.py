@@ -16,7 +16,6 @@ from uuid import uuid4
 
 from agent_sdk.clocks import local_now, trusted_until
 from agent_sdk.errors import LeaseError, NoCapacity, StillWaiting, error_for
-from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -47,9 +46,6 @@ OVERDUE_POLL_S: Final = 0.25
 ANY: Final = "*"
 """On the wire: any host, any model."""
 
-
-FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
-"""What a name may look like, by what it names."""
 
 # On the path of every lease a NamedTuple is made three times as fast as a frozen dataclass.
 
@@ -245,40 +241,6 @@ def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
     _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
     return Moment(now_ms, None if next_due_ms == "" else int(next_due_ms), epoch, bool(more))
-
-
-def milliseconds(seconds: float, name: str) -> int:
-    """Seconds as whole milliseconds, rounded up: a little is not nothing.
-
-    Raises:
-        BadRequest: not a finite number, or negative.
-    """
-    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
-        raise error_for("bad_request", f"{name} must be a number of seconds >= 0, not {seconds!r}")
-    return math.ceil(seconds * 1000)
-
-
-def check_name(value: str, name: str) -> str:
-    """A name that may go into keys, logs and pages.
-
-    Raises:
-        BadRequest: it has characters that may not.
-    """
-    form = FORMS[name]
-    if not isinstance(value, str) or not form.fullmatch(value):
-        raise error_for("bad_request", f"{name} must match {form.pattern}, not {value!r:.80}")
-    return value
-
-
-def check_whole(value: object, name: str) -> int:
-    """A whole number.
-
-    Raises:
-        BadRequest: it is none; True and 2.0 are not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
-    return value
 
 
 def acquire(

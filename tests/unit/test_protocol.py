@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import agent_sdk
-from agent_sdk import errors, operate, protocol, reporting
+from agent_sdk import errors, forms, operate, protocol, reporting
 from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, ProtocolMismatch, error_for
 from agent_sdk.protocol import Answer, Call, Request
 from agent_sdk.scripts import lua_folder
@@ -328,19 +328,19 @@ def test_moment_is_what_every_reply_begins_with(verb: str) -> None:
 def test_tokens_are_new_each_time_and_well_formed() -> None:
     """A token nobody had before, in the form that the scripts take."""
     assert len(tokens := {protocol.new_token() for _ in range(1000)}) == 1000
-    assert all(protocol.check_name(token, "token") == token for token in tokens)
+    assert all(forms.check_name(token, "token") == token for token in tokens)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, -0.001, "1", None, [], 1j])
 def test_milliseconds_of_what_is_no_time_is_a_bad_request(seconds: Any) -> None:
     """Only a finite number of seconds from 0 up is a time."""
     with pytest.raises(errors.BadRequest, match="ttl_s"):
-        protocol.milliseconds(seconds, "ttl_s")
+        forms.milliseconds(seconds, "ttl_s")
 
 
 def test_milliseconds_rounds_to_whole_ones() -> None:
     """A time is as exact as the wire."""
-    assert [protocol.milliseconds(s, "x") for s in (30, 1.2345678, 0)] == [30000, 1235, 0]
+    assert [forms.milliseconds(s, "x") for s in (30, 1.2345678, 0)] == [30000, 1235, 0]
 
 
 @pytest.mark.parametrize("name", ["agent", "host", "model", "token"])
@@ -350,4 +350,4 @@ def test_milliseconds_rounds_to_whole_ones() -> None:
 def test_name_of_another_form_is_a_bad_request(name: str, bad: Any) -> None:
     """What may not go into keys, logs and pages goes nowhere."""
     with pytest.raises(errors.BadRequest, match=name):
-        protocol.check_name(bad, name)
+        forms.check_name(bad, name)
