@@ -203,10 +203,11 @@ def wanting(host: str, most_mb: int) -> Callable[[], Want]:
     return want
 
 
-def watch(diary: Diary, over: threading.Event) -> None:
-    """Until it is over: write down when this process was not let run, whoever was to blame."""
+def watch(diary: Diary, signals: list[int]) -> None:
+    """Until a signal: write down when this process was not let run, whoever was to blame."""
     slept_at = local_now()
-    while not over.wait(LOOK_S):
+    while not signals:
+        time.sleep(LOOK_S)
         woke_at = local_now()
         if woke_at - slept_at > STARVED_S:
             diary.starved(slept_at)
@@ -239,11 +240,14 @@ def main() -> None:
         )
         wants = wanting(host, asked.most)
         todo = [Worker(diary, way, wants, asked.hold) for _ in range(asked.workers)]
+    # Not `over` itself: its lock may be held by the very thread that the signal interrupts.
+    signals: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: over.set())
+        signal.signal(name, lambda number, _: signals.append(number))
     with ThreadPoolExecutor(len(todo)) as threads:
         running = [threads.submit(one.run, over) for one in todo]
-        watch(diary, over)
+        watch(diary, signals)
+        over.set()
     for one in running:
         one.result()
 
