@@ -5,6 +5,7 @@ Between two pipelines of one reading the pool may move on; every part says at wh
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ DEVICE_NUMBERS = (
 TELEMETRY = (
     "utilization_gpu_pct", "memory_utilization_pct", "temperature_c", "power_draw_w",
     "pcie_tx_kb_s", "pcie_rx_kb_s", "nvml_gpu_util_pct", "nvml_mem_used_mb", "nvml_mem_total_mb",
-    "nvml_mem_util_pct",
+    "nvml_mem_util_pct", "power_limit_w", "clock_sm_mhz", "clock_memory_mhz", "ecc_uncorrected",
+    "rows_pending", "rows_failed", "recovery_action", "mps",
 )  # fmt: skip
 
 
@@ -63,6 +65,14 @@ class PoolStatus:
     expiry_grace_s: int
     max_leases_per_agent: int
     max_waiters_per_agent: int
+    idle_action: str
+    overuse_action: str
+    squatter_action: str
+    orphan_action: str
+    idle_after_s: int
+    enforce_after_s: int
+    overuse_slack_mb: int
+    xid_actions: str
     closed_until_ms: int
     waiting: int
     stats: dict[str, int]
@@ -82,6 +92,45 @@ class PoolStatus:
         return sum(self.stats.get(kind + how, 0) for how in ("granted", "adopted")) - ended
 
 
+FINDINGS = ("idle", "overuse", "squatter", "orphan", "degraded")
+"""What a host may find; the first two and the last are said of a lease, the others of a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """A process on a device, as its host last saw it.
+
+    Attributes:
+        memory_mb: MiB that it has allocated; None: the driver does not tell.
+        name: of its program.
+        user: who runs it, a name or a number; empty = unknown.
+        token: of the lease that it belongs to, which may be over; empty = none is known.
+        finding: squatter, orphan, or empty.
+        since_ms: when it was seen there first, on the pool's clock.
+    """
+
+    pid: int
+    memory_mb: int | None
+    name: str
+    user: str
+    token: str
+    finding: str
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a host found on a device, and finds as long as it is listed.
+
+    Attributes:
+        kind: a word of `FINDINGS`.
+        subject: the lease's token, or the process's pid.
+    """
+
+    kind: str
+    subject: str
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """A device as its host last reported it, with what the broker promised on it. Memory in MiB.
@@ -93,6 +142,11 @@ class DeviceStatus:
         free_mb: what may still be leased; may be negative when others use what was promised.
         used_mb: what the driver sees in use, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
+        processes: who uses it; None: its host cannot tell, and `unseen` says why.
+        findings: of leases and processes on it.
+        quarantine: why its host lends it to nobody until that is over; empty = it does.
+        xid: the last of NVIDIA's error codes that came from it, with `xid_ms`, when; 0 = none.
+        parent: of a MIG device: the GPU that it is a part of.
     """
 
     uuid: str
@@ -116,6 +170,13 @@ class DeviceStatus:
     sampled_ms: int
     nvml_error: str | None
     telemetry: dict[str, float | None] = field(default_factory=dict)
+    processes: tuple[ProcessStatus, ...] | None = None
+    unseen: str = ""
+    findings: tuple[Finding, ...] = ()
+    quarantine: str = ""
+    xid: int = 0
+    xid_ms: int = 0
+    parent: str = ""
 
     @property
     def free_mb(self) -> int:
@@ -134,6 +195,8 @@ class LeaseStatus:
         hold_until_ms: renewals never go past it; None = no limit.
         revoked: an operator ended its renewals.
         asked_host: the host that was asked for; `*` = any.
+        pid: the holder as `pid:start time`; empty = it did not say.
+        notices: what its host found of it, words of `FINDINGS`, of which it is told.
     """
 
     token: str
@@ -152,6 +215,7 @@ class LeaseStatus:
     owner: str
     client: str
     pid: str
+    notices: tuple[str, ...] = ()
 
     @property
     def memory_mb(self) -> int:
@@ -199,6 +263,14 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
         expiry_grace_s=number("expiry_grace_s"),
         max_leases_per_agent=number("max_leases_per_agent"),
         max_waiters_per_agent=number("max_waiters_per_agent"),
+        idle_action=row.get("idle_action", "observe"),
+        overuse_action=row.get("overuse_action", "observe"),
+        squatter_action=row.get("squatter_action", "observe"),
+        orphan_action=row.get("orphan_action", "observe"),
+        idle_after_s=int(row.get("idle_after_s", 600)),
+        enforce_after_s=int(row.get("enforce_after_s", 60)),
+        overuse_slack_mb=int(row.get("overuse_slack_mb", 512)),
+        xid_actions=row.get("xid_actions", ""),
         closed_until_ms=number("closed_until_ms"),
         waiting=number("waiting"),
         stats={name: int(value) for name, value in stats.items()},
@@ -287,7 +359,7 @@ def legible(
     for name, row in rows:
         try:
             found = read(name, row)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             _say_once(name, f"{type(error).__name__}: {error}")
         else:
             yield found
@@ -316,8 +388,23 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
         sampled_ms=int(row.get("sampled_ms", 0)),
         nvml_error=row.get("nvml_error") or None,
         telemetry={name: _measured(row.get(name)) for name in TELEMETRY},
+        processes=_processes(row.get("processes", "")),
+        unseen=row.get("unseen", ""),
+        findings=tuple(
+            Finding(kind, subject)
+            for kind in FINDINGS
+            for subject in filter(None, row.get(kind, "").split(","))
+        ),
+        quarantine=row.get("quarantine", ""),
+        xid=int(row.get("xid") or 0),
+        xid_ms=int(row.get("xid_ms") or 0),
+        parent=row.get("parent", ""),
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
+
+
+def _processes(text: str) -> tuple[ProcessStatus, ...] | None:
+    return tuple(ProcessStatus(**row) for row in json.loads(text)) if text else None
 
 
 def _measured(text: str | None) -> float | None:
@@ -353,4 +440,5 @@ def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
         owner=row.get("owner", ""),
         client=row.get("client", ""),
         pid=row.get("pid", ""),
+        notices=tuple(filter(None, row.get("notice", "").split(","))),
     )

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-State = Literal["ok", "lost", "error"]
+State = Literal["ok", "lost", "error", "mig"]
 
 MAX_DEVICES = 1024
 MAX_MB = 16_777_216  # 16 TiB: more is a driver's way to say that it does not know
@@ -21,14 +21,39 @@ _RESERVE_MIN_MB = 256
 _UUID = re.compile(r"[A-Za-z0-9._:/-]{1,80}", re.ASCII)
 
 
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process as the driver names it on one GPU.
+
+    Attributes:
+        pid: on the host, which is ours only where `/proc` shows the host's processes.
+        memory_mb: MiB that it has allocated there, rounded up; None: the driver does not tell.
+        busy_pct: of the GPU's time that it computed lately, 0-100; None: unknown.
+    """
+
+    pid: int
+    memory_mb: int | None
+    busy_pct: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSample:
     """One GPU at the moment it was asked.
 
     uuid names it and is what to keep; index is its place in the driver's PCI order and may
     change with a reboot. ``lost`` wants a reset or a reboot, ``error`` may pass by itself; for
-    both, identity and total are the last known and all other numbers are None. reason says in
-    one sentence what is wrong; an ``ok`` device has one when its memory cannot be told.
+    both, identity and total are the last known and all other numbers are None. ``mig`` is divided
+    into MIG devices, which are leased instead and have rows of their own. reason says in one
+    sentence what is wrong; an ``ok`` device has one when its memory cannot be told.
+
+    Attributes:
+        processes: all that the driver names on it; None: it cannot tell.
+        xids: NVIDIA's error codes that came since the sample before.
+        parent: of a MIG device: the UUID of the GPU that it is a part of.
+        mps: whether CUDA's Multi-Process Service runs on it; None: unknown.
+        ecc_uncorrected: memory errors since the driver was loaded that ECC could not correct.
+        rows_pending, rows_failed: memory rows that wait for a reset to be remapped; that cannot.
+        recovery_action: NVML's: 0 = none, 1 = reset the GPU, 2 = reboot, 3 and more = as it says.
     """
 
     uuid: str
@@ -52,6 +77,17 @@ class DeviceSample:
     nvml_gpu_util_pct: float | None = None
     nvml_mem_util_pct: float | None = None
     nvml_error: str | None = None
+    power_limit_w: float | None = None
+    clock_sm_mhz: float | None = None
+    clock_memory_mhz: float | None = None
+    ecc_uncorrected: int | None = None
+    rows_pending: bool | None = None
+    rows_failed: bool | None = None
+    recovery_action: int | None = None
+    mps: bool | None = None
+    parent: str = ""
+    processes: tuple[GpuProcess, ...] | None = None
+    xids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +99,7 @@ class Sample:
     """
 
     devices: tuple[DeviceSample, ...]
-    source: Literal["nvml", "smi", "simulated", "none"]
+    source: Literal["nvml", "smi", "simulated", "scripted", "none"]
     error: str | None = None
     driver_version: str | None = None
 
