@@ -13,6 +13,7 @@ from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
+from agent_sdk.holders import Holders, read_holders
 from agent_sdk.inbox import AsyncInbox
 from agent_sdk.lease import AsyncLease
 from agent_sdk.multiplex import Multiplexer
@@ -20,7 +21,7 @@ from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Pause, Read
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Generator
+    from collections.abc import AsyncIterator, Collection, Generator, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -236,9 +237,9 @@ class AsyncLeaseClient(Door["Redis"]):
         """Every lease that lives, oldest first."""
         return await self._run(snapshot.leases(self.keys))
 
-    async def device_ids(self, host: str) -> frozenset[str]:
-        """The ids of the devices that a host ever reported and that are still its own."""
-        return await self._run(snapshot.device_ids(self.keys, host))
+    async def holders(self, host: str, now_ms: int, perhaps_over: Iterable[str] = ()) -> Holders:
+        """Who holds a host's devices; see `holders.read_holders`."""
+        return await self._run(read_holders(self.keys, host, now_ms, perhaps_over))
 
     async def hosts(self) -> tuple[HostStatus, ...]:
         """Every host that ever reported, by name."""

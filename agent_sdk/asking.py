@@ -95,10 +95,12 @@ class Caller:
     Attributes:
         hostname: whose devices are local.
         name: what the process calls itself, shown beside its leases.
+        for_others: it asks for leases that others use: its own process is registered with none.
     """
 
     hostname: str
     name: str | None = None
+    for_others: bool = False
     client: str = field(init=False, default="")
     _pid: int = field(init=False, default=0)
     _process: str = field(init=False, default="")
@@ -110,7 +112,7 @@ class Caller:
     def _identify(self) -> None:
         """Once per process: a forked child is another caller."""
         if self._pid != os.getpid():
-            self._pid, self._process = os.getpid(), process_id()
+            self._pid, self._process = os.getpid(), "" if self.for_others else process_id()
             self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
 
     def request(self, agent: str, **ask: Unpack[Ask]) -> Request:

@@ -253,10 +253,6 @@ class LeaseClient(Door["Redis"]):
         """Every lease that lives, oldest first."""
         return self._run(snapshot.leases(self.keys))
 
-    def device_ids(self, host: str) -> frozenset[str]:
-        """The ids of the devices that a host ever reported and that are still its own."""
-        return self._run(snapshot.device_ids(self.keys, host))
-
     def hosts(self) -> tuple[HostStatus, ...]:
         """Every host that ever reported, by name."""
         return self._run(snapshot.hosts(self.keys))

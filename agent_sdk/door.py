@@ -29,6 +29,8 @@ class Door(ABC, Generic[R]):
         client_name: shown beside this process's leases.
         hostname: this machine's name among the hosts; default from the environment.
         deadline_s: for how long one call is tried before it raises.
+        for_others: it acquires what other processes use, as a broker does for who asks it: then no
+            process is registered with its leases.
 
     Attributes:
         redis: the connection, for reading.
@@ -47,13 +49,14 @@ class Door(ABC, Generic[R]):
         client_name: str | None = None,
         hostname: str | None = None,
         deadline_s: float = 5.0,
+        for_others: bool = False,
     ) -> None:
         self.keys = Keys(pool)
         self.store = store = replace(store, key=self.keys.base)
         self.deadline_s = deadline_s
         self.by = client_name or "sdk"
         self.redis: R = self._connect(store)
-        self._caller = Caller(hostname or read_settings().hostname, client_name)
+        self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
         self._scripts = scripts()
         self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys))
 

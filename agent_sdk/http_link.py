@@ -93,9 +93,10 @@ def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Rene
         raise error_for(code_of(reply), token=lease.token)
     try:
         ends_ms, left_ms = ends_of(reply.body)
+        notices = tuple(map(str, reply.body.get("notices", ())))
     except UNREADABLE as error:
         raise error_for("protocol_mismatch") from error
-    return Renewal(ends_ms, left_ms, trusted_until(sent_at, left_ms))
+    return Renewal(ends_ms, left_ms, trusted_until(sent_at, left_ms), notices)
 
 
 def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> Grant:

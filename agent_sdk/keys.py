@@ -91,6 +91,10 @@ class Keys:
         """Hash: a host's last report."""
         return f"{self.base}:host:{host}"
 
+    def holders(self, device: str) -> str:
+        """Set: the tokens that have the device, or whose memory on it is withheld."""
+        return f"{self.base}:holders:{device}"
+
     def devices(self, host: str) -> str:
         """Set: the ids of a host's devices."""
         return f"{self.base}:devices:{host}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+NOTICES: Final = {
+    "idle": "no process of it has used its GPU for a while: give it back if it is not needed",
+    "overuse": "its processes use more GPU memory than it holds: free some, or lease more",
+    "degraded": "a GPU of it has failed: save what can be saved, and ask for another lease",
+}
+"""What a notice means; see `HeldLease.notices`."""
 
 
 class _Lock:
@@ -49,6 +56,7 @@ class HeldLease:
         expires_at_ms: the end on Redis's clock, as last told.
         remaining_ms: what was left of it when it was granted or last renewed.
         jeopardy: renewing fails at the moment; the lease is not lost yet.
+        notices: what its device's host finds of it at the moment, as last told: words of `NOTICES`.
     """
 
     _lock = _Lock()
@@ -64,6 +72,7 @@ class HeldLease:
         self.expires_at_ms = grant.expires_at_ms
         self.remaining_ms = grant.remaining_ms
         self.jeopardy = False
+        self.notices: tuple[str, ...] = ()
         self.local = local
         self._claim = grant.claim
         self._trusted_until = grant.trusted_until
@@ -71,6 +80,7 @@ class HeldLease:
         self._ended = False
         self._told: threading.Event | None = None
         self._callbacks: list[Callable[[], object]] = []
+        self._on_notice: list[Callable[[], object]] = []
 
     @property
     def granted_at_ms(self) -> int:
@@ -146,6 +156,22 @@ class HeldLease:
         self.remaining_ms = renewal.remaining_ms
         self._trusted_until = max(self._trusted_until, renewal.trusted_until)
         self.jeopardy = False
+        if renewal.notices != self.notices:
+            self._take_notice(renewal.notices)
+
+    def _take_notice(self, notices: tuple[str, ...]) -> None:
+        before, self.notices = self.notices, notices
+        for word in notices:
+            if word not in before:
+                log.warning("lease %s is %s: %s", self.token[:8], word, NOTICES.get(word, word))
+        self._call(self._on_notice, "on_notice")
+
+    def _call(self, callbacks: list[Callable[[], object]], name: str) -> None:
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("%s of lease %s failed", name, self.token[:8])
 
     def end(self) -> None:
         """It was given back: not held, and not lost either."""
@@ -160,11 +186,7 @@ class HeldLease:
             callbacks, self._callbacks = self._callbacks, []
             if self._told is not None:
                 self._told.set()
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                log.exception("on_lost of lease %s failed", self.token[:8])
+        self._call(callbacks, "on_lost")
 
     def lose_if_over(self, error: LeaseError) -> None:
         """Take what a failed renewal says: over, or only not answered."""
@@ -201,6 +223,10 @@ class HeldLease:
 class Lease(HeldLease):
     """A lease of `LeaseClient`."""
 
+    def on_notice(self, callback: Callable[[Self], object]) -> None:
+        """Call back in the renewing thread whenever `notices` has become other."""
+        self._on_notice.append(lambda: callback(self))
+
     def on_lost(self, callback: Callable[[Self], object]) -> None:
         """Call back once when it is lost, in the renewing thread; at once if it is lost already.
 
@@ -221,6 +247,11 @@ class Lease(HeldLease):
 
 class AsyncLease(HeldLease):
     """A lease of `AsyncLeaseClient`."""
+
+    def on_notice(self, callback: Callable[[Self], object]) -> None:
+        """Call back in this event loop whenever `notices` has become other."""
+        loop = asyncio.get_running_loop()
+        self._on_notice.append(lambda: loop.call_soon_threadsafe(callback, self))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
         """Call back once in this event loop when it is lost; at once if it is lost already."""

@@ -193,11 +193,16 @@ class Grant(NamedTuple):
 
 
 class Renewal(NamedTuple):
-    """What a renewal gave: the new end, and until when to believe in it."""
+    """What a renewal gave: the new end, and until when to believe in it.
+
+    Attributes:
+        notices: what the device's host finds of the lease, words of `snapshot.FINDINGS`.
+    """
 
     expires_at_ms: int
     remaining_ms: int
     trusted_until: float
+    notices: tuple[str, ...] = ()
 
     @property
     def endless(self) -> bool:
@@ -221,6 +226,11 @@ class Ending:
 def new_token() -> str:
     """A token nobody had before: 122 random bits."""
     return str(uuid4())
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list with commas between."""
+    return tuple(filter(None, text.split(",")))
 
 
 def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
@@ -353,9 +363,9 @@ def renewed(answer: Answer, token: str) -> Renewal:
         BrokerUnavailable: it cannot be told yet: the pool lost its memory and hears holders.
     """
     match answer.raw:
-        case ["RENEWED", _, _, _, _, expires_at_ms, remaining_ms]:
+        case ["RENEWED", _, _, _, _, expires_at_ms, remaining_ms, str(notice)]:
             until = trusted_until(answer.sent_at, remaining_ms)
-            return Renewal(expires_at_ms, remaining_ms, until)
+            return Renewal(expires_at_ms, remaining_ms, until, words(notice))
         case ["AGAIN", *_]:
             raise error_for("closed", token=token)
         case _:

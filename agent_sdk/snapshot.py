@@ -338,12 +338,6 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     return tuple(legible(host, zip(names, rows, strict=True)))
 
 
-def device_ids(keys: Keys, host: str) -> Generator[Read, Answer, frozenset[str]]:
-    """The ids of a host's devices."""
-    answer = yield Read((("SMEMBERS", keys.devices(host)),))
-    return frozenset(answer.raw[0])
-
-
 def _hashes(names: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
     rows: list[dict[str, str]] = []
     for start in range(0, len(names), PAGE):

@@ -59,6 +59,7 @@ def build_app(settings: Settings) -> FastAPI:
             client_name="broker",
             hostname=settings.sdk.hostname,
             deadline_s=CALL_DEADLINE_S,
+            for_others=True,
         )
         reporter = Reporter(client, source, settings)
         view = View(client, lambda: broker.about)

@@ -1,7 +1,7 @@
 """The reporter: looks at this machine's devices and says so to the pool, again and again.
 
-The driver is asked in a thread. A driver that hangs must not silence the host: then the report is a
-heartbeat without devices, and what was known of them stands, with its age.
+The driver and the system are asked in a thread. One that hangs must not silence the host: then the
+report is a heartbeat without devices, and what was known of them stands, with its age.
 """
 
 from __future__ import annotations
@@ -10,20 +10,29 @@ import asyncio
 import logging
 import shutil
 from contextlib import suppress
-from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clocks import local_now
-from agent_sdk.errors import LeaseError
+from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken
 from broker import __version__
-from broker.devices import DeviceSample, Sample, Source, choose
+from broker.devices import choose
+from broker.devices.call import Call
+from broker.truth.ending import Ending
+from broker.truth.programs import Programs
+from broker.truth.reckoning import Look, Reckoner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent_sdk import AsyncLeaseClient
+    from agent_sdk.holders import Holders
     from agent_sdk.protocol import Moment
-    from agent_sdk.reporting import Fields, Report
-    from broker.devices import DeviceSample, Sample
+    from agent_sdk.reporting import Report
+    from agent_sdk.snapshot import PoolStatus
+    from broker.devices import Sample, Source
     from broker.settings import Settings
+    from broker.truth.programs import Program
+    from broker.truth.reckoning import Reckoning
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +45,17 @@ TOUCH_NOTHING = frozenset({"none", "simulated"})
 UNNAMED = "UNKNOWN-"
 """How a source calls a device whose UUID the driver never told: nothing that leases can name."""
 
-STOPPING: Final = (("state", "stopping"), ("reason", "its reporter is stopping"))
+STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """Said of a device that is ok while its host drains."""
+
+WAIT_S: Final = 1.0
+"""A report waits so long for a look at the devices; then it is a heartbeat."""
+
+PROCESSES_S: Final = 1.0
+"""A look at the processes may take so long."""
+
+WATCHFUL_S: Final = 1.0
+"""Between two looks while processes may be ended before a device is out of memory."""
 
 DRAIN_LOOK_S: Final = 0.5
 
@@ -72,8 +90,13 @@ class Reporter:
         self._source = source
         self._settings = settings
         self._host = settings.sdk.hostname
-        self._looking: asyncio.Future[Sample] | None = None
-        self._looking_since_ms = 0
+        self._system = Programs()
+        self._reckoner = Reckoner(self._system)
+        self._ending = Ending(self._system, may_kill=settings.may_kill)
+        self._looking: asyncio.Future[Look] | None = None
+        self._asking: Call[dict[int, Program]] | None = None
+        self._ended: dict[str, str] = {}  # device -> what is yet to be said of a process ended
+        self._every_s = settings.report_s
         self._draining = self._withdrawn = False
         self._hurry = asyncio.Event()
         self._epoch = ""
@@ -96,9 +119,7 @@ class Reporter:
                 said = trouble
                 log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
             with suppress(TimeoutError):
-                async with asyncio.timeout(
-                    max(0.05, began + self._settings.report_s - local_now())
-                ):
+                async with asyncio.timeout(max(0.05, began + self._every_s - local_now())):
                     await self._hurry.wait()
             self._hurry.clear()
 
@@ -135,43 +156,79 @@ class Reporter:
 
     async def _report(self, *, draining: bool) -> bool:
         """Whether the pool now knows of our devices what we want it to."""
-        if self._source.name not in TOUCH_NOTHING and await self._safe():
+        pool = await self._client.pool()
+        safe = pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
+        if self._source.name not in TOUCH_NOTHING and safe:
             await self._send((), 0)
             return True  # nobody gets any while the pool is safe
         looked = await self._look()
         if looked is None:
             await self._send((), 0)
             return False
-        sample, sampled_ms = looked
-        self.sample, self.sampled_at = sample, local_now()
-        reports = [_report(d) for d in sample.devices if not d.uuid.startswith(UNNAMED)]
-        registered = await self._client.device_ids(self._host)
-        if sample.source == "none" and registered:
+        self.sample, self.sampled_at = looked.sample, local_now()
+        # After the look: whose lease began meanwhile must not pass for a process without one.
+        over = self._reckoner.perhaps_over
+        holders = await self._client.holders(self._host, self._pool_now_ms(), over)
+        if looked.sample.source == "none" and holders.devices:
             return True  # who does not look must not speak for this host: another process does
-        why = sample.error or NOT_LISTED
-        missing = registered - {uuid for uuid, _ in reports}
-        if draining:
-            reports = [(uuid, _stopping(said)) for uuid, said in reports]
-        reports += [(uuid, (("state", "lost"), ("reason", why))) for uuid in sorted(missing)]
+        reckoning = self._reckoner.reckon(looked, holders, pool)
+        reports = self._reports(looked.sample, reckoning, holders, draining=draining)
         for start in range(0, max(1, len(reports)), BATCH):
-            await self._send(tuple(reports[start : start + BATCH]), sampled_ms)
+            await self._send(tuple(reports[start : start + BATCH]), looked.sampled_ms)
+        self._ended = {}
+        await self._act(reckoning, looked, pool)
         return True
 
-    async def _safe(self) -> bool:
-        """Whether SAFE_MODE forbids to touch a driver now; the pool may say so at any time."""
-        pool = await self._client.pool()
-        return pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
+    def _reports(
+        self, sample: Sample, reckoning: Reckoning, holders: Holders, *, draining: bool
+    ) -> list[Report]:
+        """What is said of each device, and of those that are gone."""
+        said = {u: r for u, r in reckoning.reports.items() if not u.startswith(UNNAMED)}
+        for uuid, ended in self._ended.items():
+            if uuid in said:
+                said[uuid] = said[uuid] | {"ended": ended}
+        if draining:
+            said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
+        gone = {"state": "lost", "reason": sample.error or NOT_LISTED, "processes": ""}
+        said |= dict.fromkeys(sorted(holders.devices.keys() - said.keys()), gone)
+        return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
 
-    async def _look(self) -> tuple[Sample, int] | None:
-        """One sample and the pool's time when it began; None: longer than a report may wait."""
+    async def _act(self, reckoning: Reckoning, looked: Look, pool: PoolStatus) -> None:
+        """Do what the policy asks for; what was done is said in the next report."""
+        for each in reckoning.revoke:
+            with suppress(LeaseLost, UnknownToken):
+                await self._client.revoke(each.token, force=False, why=each.why)
+        for condemned in reckoning.end:
+            if done := self._ending.end(condemned):
+                self._ended[condemned.uuid] = done
+                self._hurry.set()
+        self._ending.forget({(pid, p.start) for pid, p in looked.programs.items()})
+        watchful = pool.kill_on_oom and self._settings.may_kill
+        self._every_s = min(self._settings.report_s, WATCHFUL_S if watchful else 60.0)
+
+    async def _look(self) -> Look | None:
+        """The newest look, begun now or before; None: it takes longer than a report may wait."""
         if self._looking is None:
-            self._looking_since_ms = self._pool_now_ms()
-            self._looking = asyncio.ensure_future(asyncio.to_thread(self._source.sample))
-        done, _ = await asyncio.wait({self._looking}, timeout=self._settings.report_s)
-        if not done:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self._see, self._pool_now_ms()))
+        await asyncio.wait({self._looking}, timeout=min(WAIT_S, self._settings.report_s))
+        if not self._looking.done():
             return None
         looked, self._looking = self._looking, None
-        return looked.result(), self._looking_since_ms
+        return looked.result()
+
+    def _see(self, sampled_ms: int) -> Look:
+        """Look at the devices, then at the processes on them."""
+        sample = self._source.sample()
+        pids = {process.pid for d in sample.devices for process in d.processes or ()}
+        unseen = self._system.unseen(self._settings.processes) if pids else ""
+        programs: Mapping[int, Program] = {}
+        if pids and not unseen:
+            asking = self._asking = self._asking or Call(lambda: self._system.look(pids), "proc")
+            if asking.answered_within(PROCESSES_S):
+                programs, self._asking = asking.answer(), None
+            else:
+                unseen = f"/proc has not answered for {asking.age_s:.0f} s"
+        return Look(sample, sampled_ms, programs, unseen)
 
     async def _send(self, devices: tuple[Report, ...], sampled_ms: int) -> Moment:
         sent_at = local_now()
@@ -193,23 +250,3 @@ class Reporter:
         if not self._pool_ms:
             return 0
         return self._pool_ms + int((local_now() - self._pool_ms_at) * 1000)
-
-
-def _report(device: DeviceSample) -> Report:
-    """A sample's fields as `report` takes them; what the driver cannot tell is empty, never 0."""
-    said = [(f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name != "uuid"]
-    return device.uuid, tuple(said)
-
-
-def _stopping(said: Fields) -> Fields:
-    if ("state", "ok") not in said:
-        return said
-    return tuple(pair for pair in said if pair[0] not in {"state", "reason"}) + STOPPING
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return str(int(value)) if isinstance(value, bool) else str(value)

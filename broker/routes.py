@@ -139,6 +139,7 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
         "token": body.token,
         "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
         "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
+        "notices": renewal.notices,
     }
     return JSONResponse(answer)
 

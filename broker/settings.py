@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     """auto, nvml, smi, none or sim:COUNTxMIB."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Between two reports of this host's devices."""
+    processes: Literal["auto", "host", "none"] = Field(
+        "auto", validation_alias=_env("GPU_BROKER_PROCESSES")
+    )
+    """Whether the driver's pids are this system's: auto looks, host says so, none looks at none."""
+    may_kill: bool = Field(False, validation_alias=_env("GPU_BROKER_MAY_KILL"))
+    """Whether this host's reporter may end processes, where the policy asks for it."""
     drain_on_stop_s: float = Field(
         0, ge=0, le=86400, validation_alias=_env("GPU_BROKER_DRAIN_ON_STOP_S")
     )

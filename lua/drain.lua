@@ -1,4 +1,5 @@
--- drain: a device, or a host with all it has, takes no new leases; or takes them again. No report undoes it.
+-- drain: a device, or a host with all it has, takes no new leases; or takes them again. No report undoes it. What takes
+-- them again is in quarantine no more.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
@@ -32,6 +33,12 @@ for _, uuid in ipairs(ids) do
   if d then
     if d.kept_for ~= '' then B.waiters().unkept(d) end
     d.drained = text(drained)
+    local quarantine = drained == 0 and redis.call('HGET', P .. 'device:' .. uuid, 'quarantine') or ''
+    if quarantine ~= '' then
+      if d.state == 'quarantined' then d.state = 'ok' end   -- else its host sees something else in it
+      redis.call('HSET', P .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
+      B.event('returned', 'device', uuid, 'host', d.host)
+    end
     redis.call('HSET', P .. 'device:' .. uuid, 'drained', drained)
     B.index(d)
   end

@@ -12,7 +12,7 @@
 -- ARGV[9]  request   str   arguments 4 to 13 of its acquire, joined by |
 -- ARGV[10] client    str   as in its acquire
 -- ARGV[11] pid       str   as in its acquire
--- reply    RENEWED expires_at_ms remaining_ms | REFUSED reason detail | LOST reason | UNKNOWN | AGAIN
+-- reply    RENEWED expires_at_ms remaining_ms notice | REFUSED reason detail | LOST reason | UNKNOWN | AGAIN
 -- keeps    S1: adopted only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
@@ -78,6 +78,7 @@ local function adopt(waits)
     if d.kept_for ~= '' then B.waiters().unkept(d) end
     d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
+    redis.call('SADD', P .. 'holders:' .. d.uuid, token)
     if granted_us < B.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
       d.foreign_mb = math.max(0, d.foreign_mb - each.mb)
       redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
@@ -96,7 +97,7 @@ end
 
 local function read()
   return redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked',
-    'owner')
+    'owner', 'notice')
 end
 
 local v = read()
@@ -133,4 +134,4 @@ if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that
 end
 redis.call('HSET', record, 'expires_at_ms', text(expires_at_ms))
 B.schedule(token, expires_at_ms)
-return B.reply('RENEWED', expires_at_ms, math.max(0, remaining_ms))
+return B.reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), v[9] or '')

@@ -19,15 +19,28 @@ local FIRST, MOST = 8, 64
 local HOST = '^[%w._ -]+$'
 local FORMS = {
   whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
-  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 },
+  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 }, names = { '^[%w._,-]*$', 8192 },
+  rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192 }, xids = { '^[%d:%l,]*$', 256 },
 }
 local FIELDS = {
   index = 'whole', name = 'line', model = 'word', total_mb = 'whole', reserve_mb = 'whole', used_mb = 'whole',
   state = 'state', reason = 'line', simulated = 'flag', utilization_gpu_pct = 'number', memory_utilization_pct = 'number',
   temperature_c = 'number', power_draw_w = 'number', pcie_tx_kb_s = 'number', pcie_rx_kb_s = 'number',
   nvml_mem_used_mb = 'number', nvml_mem_total_mb = 'number', nvml_gpu_util_pct = 'number', nvml_mem_util_pct = 'number',
-  nvml_error = 'line',
+  nvml_error = 'line', power_limit_w = 'number', clock_sm_mhz = 'number', clock_memory_mhz = 'number',
+  ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
+  parent = 'id',
+  -- What its host makes of it. In MiB: used by nobody's lease, or beyond one; of that at most so much may be of leases whose
+  -- processes are not known; still used by leases that cool (empty = unknown). Without outside_mb, used_mb alone counts.
+  outside_mb = 'whole', unclaimed_mb = 'whole', lingering_mb = 'whole',
+  processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
+  degraded = 'names', quarantine = 'line',
 }
+local FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
+
+-- Said once, and not kept on the device: what its leases are to be told of (`token=idle+overuse`, none = of nothing any
+-- more), error codes of the GPU with what is made of them, and a process that was sent a signal, for whose sake and why.
+local SAID = { tell = 'told', xids = 'xids', ended = 'line' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, reserve_mb = true }
@@ -38,11 +51,11 @@ local function reported_device(i)
   local next_at = i + 2 + 2 * B.int(i + 1, 'device', 0, 64)
   for at = i + 2, next_at - 2, 2 do
     local field = ARGV[at]
-    local form = FORMS[FIELDS[field] or '']
+    local form = FORMS[FIELDS[field] or SAID[field] or '']
     if not form then B.bad = B.bad or 'device' break end
     local unknown = ARGV[at + 1] == '' and (FIELDS[field] == 'whole' or FIELDS[field] == 'number')
     if not unknown then said[field] = B.word(at + 1, field, form[1], form[2]) end
-    if not (unknown and KEPT[field]) then
+    if not SAID[field] and not (unknown and KEPT[field]) then
       said.fields[#said.fields + 1], said.fields[#said.fields + 2] = field, said[field] or ''
     end
   end
@@ -66,7 +79,8 @@ if ARGV[1] == PROTOCOL and redis.call('EXISTS', P .. 'pool') == 0 then
     'window_until_ms', 0, 'leap_from_ms', 0, 'closed_until_ms', 0, 'waiting', 0,
     'policy_version', 1, 'safe_mode', safe_mode, 'max_memory_per_agent_mb', 1048576, 'allow_fractional_shares', 1,
     'kill_on_oom', 0, 'default_memory_mb', 2048, 'expiry_grace_s', 5, 'max_leases_per_agent', 256,
-    'max_waiters_per_agent', 256)
+    'max_waiters_per_agent', 256, 'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe',
+    'orphan_action', 'observe', 'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '')
   B.event('pool_created', 'host', host)
 end
 local unready = B.open()
@@ -109,21 +123,91 @@ local function unregister(d)
   each_fits(d, function(key) redis.call('ZREM', key, d.uuid) end)
 end
 
--- Memory used by others than our leases. Without process data it falls only when `used` proves it; a sample older than one
--- that came before can only raise it.
-local function settle_foreign(d, used_mb)
-  local key = P .. 'device:' .. d.uuid
-  local v = redis.call('HMGET', key, 'withheld_at_ms', 'sampled_ms')
-  local foreign_mb, fields = math.max(d.foreign_mb, used_mb - d.reserved_mb - d.withheld_mb), {}
-  if sampled_ms >= tonumber(v[2] or 0) then
-    if d.withheld_mb > 0 and sampled_ms > tonumber(v[1]) and used_mb <= d.reserved_mb + d.foreign_mb then
-      d.withheld_mb, fields = 0, { 'withheld_mb', 0, 'cooled_at_ms', v[1] }
+-- Memory used by others than our leases: at most `most`, at least `least`. What lies between is of leases or of others: there
+-- foreign falls only when `most` proves it. A sample older than one that came before can only raise it. `withheld_at_ms` and
+-- `newest_ms` are of the last lease that began to cool, and of the newest sample.
+local function settle_foreign(d, said, withheld_at_ms, newest_ms)
+  local used_mb, most, lingering_mb = tonumber(said.used_mb), tonumber(said.outside_mb), tonumber(said.lingering_mb)
+  local function least()
+    if said.outside_mb then return most - (tonumber(said.unclaimed_mb) or 0) end
+    return used_mb - d.reserved_mb - d.withheld_mb
+  end
+  if not most then
+    if not used_mb then return end
+    most, lingering_mb, said.outside_mb = used_mb, nil, nil
+  end
+  local foreign_mb, fields = math.max(d.foreign_mb, least()), {}
+  if sampled_ms >= newest_ms then
+    local gone = lingering_mb == 0 or not lingering_mb and used_mb and used_mb <= d.reserved_mb + d.foreign_mb
+    if d.withheld_mb > 0 and sampled_ms > withheld_at_ms and gone then
+      d.withheld_mb, fields = 0, { 'withheld_mb', 0, 'cooled_at_ms', text(withheld_at_ms) }
     end
-    foreign_mb = math.min(used_mb, math.max(d.foreign_mb, used_mb - d.reserved_mb - d.withheld_mb))
+    foreign_mb = math.min(most, math.max(d.foreign_mb, least()))
     fields[#fields + 1], fields[#fields + 2] = 'sampled_ms', sampled_ms
   end
-  d.foreign_mb = foreign_mb
-  redis.call('HSET', key, 'foreign_mb', foreign_mb, unpack(fields))
+  d.foreign_mb = math.max(0, foreign_mb)
+  redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb), unpack(fields))
+end
+
+-- Each name of the list `now` that is not in `before`.
+local function fresh(now, before)
+  local known, found = {}, {}
+  for name in string.gmatch(before, '[^,]+') do known[name] = true end
+  for name in string.gmatch(now, '[^,]+') do
+    if not known[name] then found[#found + 1] = name end
+  end
+  return found
+end
+
+-- What the host finds now, and what it finds no more. `was` has the lists of before, by their number.
+local function compare(d, said, was)
+  for i, kind in ipairs(FINDINGS) do
+    local now, before = said[kind], was[i] or ''
+    if now and now ~= before then
+      local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
+      local function tell(event, names)
+        for _, name in ipairs(names) do
+          local agent = of_lease and redis.call('HGET', P .. 'record:' .. name, 'agent') or ''
+          B.event(event, 'finding', kind, 'device', d.uuid, 'host', host, of_lease and 'token' or 'pid', name, 'agent', agent)
+        end
+      end
+      tell('settled', fresh(before, now))
+      tell('found', fresh(now, before))
+    end
+  end
+end
+
+-- Let the holders of leases know, at their next renewal, what is found of them.
+local function let_know(told)
+  for token, kinds in string.gmatch(told, '([^,=]+)=([^,]*)') do
+    local record = P .. 'record:' .. token
+    if redis.call('HGET', record, 'state') == 'active' then
+      if kinds == '' then redis.call('HDEL', record, 'notice') else
+        redis.call('HSET', record, 'notice', (string.gsub(kinds, '+', ',')))
+      end
+    end
+  end
+end
+
+-- What befell the GPU and the processes on it. `before`: its quarantine until now.
+local function note(d, said, before)
+  for code, action in string.gmatch(said.xids or '', '(%d+):(%l+)') do
+    redis.call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(B.now))
+    B.event('xid', 'device', d.uuid, 'host', host, 'xid', code, 'action', action)
+  end
+  if said.quarantine and said.quarantine ~= before then
+    if said.quarantine ~= '' then
+      B.event('quarantined', 'device', d.uuid, 'host', host, 'reason', said.quarantine)
+    else
+      B.event('returned', 'device', d.uuid, 'host', host)
+    end
+  end
+  local pid, sent, token, why = string.match(said.ended or '', '^(%d+) (%u+) (%S+) (.*)$')
+  if pid then
+    B.event('process_ended', 'device', d.uuid, 'host', host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
+      'reason', why)
+  end
+  if said.tell then let_know(said.tell) end
 end
 
 local function new_device(said)
@@ -145,11 +229,14 @@ local function accept(said)
   end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
-  redis.call('HSET', P .. 'device:' .. d.uuid, 'host', host, 'drained', d.drained,
-    unpack(said.fields))
+  local key = P .. 'device:' .. d.uuid
+  local v = redis.call('HMGET', key, 'withheld_at_ms', 'sampled_ms', 'quarantine', unpack(FINDINGS))
+  redis.call('HSET', key, 'host', host, 'drained', d.drained, unpack(said.fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
-  if tonumber(said.used_mb) then settle_foreign(d, tonumber(said.used_mb)) end
+  settle_foreign(d, said, tonumber(v[1] or 0), tonumber(v[2] or 0))
   B.index(d)
+  compare(d, said, { unpack(v, 4) })
+  note(d, said, v[3] or '')
   if not known or state ~= d.state then
     B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
   end

@@ -13,25 +13,44 @@ local FIELDS = {   -- the least and the most of each
   safe_mode = { 0, 1 }, max_memory_per_agent_mb = { 256, 9999999999999 }, allow_fractional_shares = { 0, 1 },
   kill_on_oom = { 0, 1 }, default_memory_mb = { 1, 9999999999999 }, expiry_grace_s = { 0, 3600 },
   max_leases_per_agent = { 1, 1000000 }, max_waiters_per_agent = { 1, 1000000 },
+  idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0, 9999999999999 },
+}
+local ACTIONS = { observe = true, notify = true, enforce = true }
+local XID_ACTIONS = { ignore = true, suspect = true, probe = true, hold = true }
+local function action(s) return ACTIONS[s] end
+local function xid_actions(s)   -- 79=hold,94=ignore
+  local rest = string.gsub(s .. ',', '(%d+)=(%l+),', function(code, what) return #code <= 4 and XID_ACTIONS[what] and '' end)
+  return s == '' or #s <= 256 and rest == ''
+end
+local WORDS = {
+  idle_action = action, overuse_action = action, squatter_action = action, orphan_action = action, xid_actions = xid_actions,
 }
 
 local unready = B.open('safe_mode', 'policy_version')
 if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local by, fields, said = B.word(2, 'by', '^[^%c]+$', 128), {}, {}
 for i = FIRST, #ARGV, PAIR do
-  local field, bounds = ARGV[i], FIELDS[ARGV[i]]
-  if not bounds then B.bad = B.bad or 'policy' break end
-  fields[field] = B.int(i + 1, field, bounds[1], bounds[2])
-  said[#said + 1] = field .. '=' .. text(fields[field])
+  local field, bounds, known = ARGV[i], FIELDS[ARGV[i]], WORDS[ARGV[i]]
+  if known then
+    if not ARGV[i + 1] or not known(ARGV[i + 1]) then B.bad = B.bad or field break end
+    fields[field] = ARGV[i + 1]
+  elseif bounds then
+    fields[field] = text(B.int(i + 1, field, bounds[1], bounds[2]))
+  else
+    B.bad = B.bad or 'policy' break
+  end
+  said[#said + 1] = field .. '=' .. fields[field]
 end
 if #said == 0 then B.bad = B.bad or 'policy' end
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
-local allowed = fields.safe_mode == 0 or fields.safe_mode == 1 and #said == 1
+local allowed = fields.safe_mode == '0' or fields.safe_mode == '1' and #said == 1
 if B.pool.safe_mode == 1 and not allowed then return B.reply('REFUSED', 'safe_mode', '') end
 
 B.catch_up()
 
-for field, value in pairs(fields) do B.set_pool(field, value) end
+for field, value in pairs(fields) do
+  B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
+end
 local version = B.pool.policy_version + 1
 B.set_pool('policy_version', version)
 B.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)

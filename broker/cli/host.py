@@ -17,6 +17,13 @@ from broker.devices import DeviceSourceError, Source
 from broker.inventory import Reporter, source_of
 from broker.settings import Settings, SettingsError, load_settings
 
+may_kill_option = click.option(
+    "--may-kill",
+    is_flag=True,
+    help="End processes on this machine's GPUs where the policy asks for it (enforce,"
+    " kill_on_oom): SIGTERM, after 5 s SIGKILL. Also GPU_BROKER_MAY_KILL=true.",
+)
+
 
 @click.command()
 @click.option(
@@ -27,7 +34,8 @@ from broker.settings import Settings, SettingsError, load_settings
     help="When stopped, offer no GPU and wait so long for the leases on them; a second signal ends"
     " the wait. Default: GPU_BROKER_DRAIN_ON_STOP_S, else 0: leave at once.",
 )
-def host(drain_s: float | None) -> None:
+@may_kill_option
+def host(drain_s: float | None, may_kill: bool) -> None:
     """Report this machine's GPUs to the pool, and nothing else: for GPU hosts without a broker.
 
     Leases do not need it: while it is away those that run go on, and after three missed reports
@@ -39,7 +47,8 @@ def host(drain_s: float | None) -> None:
       gpu-broker host --drain-on-stop 600
     """
     try:
-        settings = load_settings() if drain_s is None else load_settings(drain_on_stop_s=drain_s)
+        given = {"drain_on_stop_s": drain_s, "may_kill": may_kill or None}
+        settings = load_settings(**{name: v for name, v in given.items() if v is not None})
         source = source_of(settings)
     except (SettingsError, DeviceSourceError) as error:
         click.echo(f"gpu-broker host: {error}", err=True)
@@ -55,6 +64,7 @@ async def _report(settings: Settings, source: Source) -> None:
     client = AsyncLeaseClient(
         Store(settings.sdk.store_url), pool=settings.sdk.pool, hostname=settings.sdk.hostname
     )
+    client.by = f"host {settings.sdk.hostname}"
     reporter = Reporter(client, source, settings)
     reporting = asyncio.create_task(reporter.run())
     for name in (signal.SIGTERM, signal.SIGINT):

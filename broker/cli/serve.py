@@ -18,6 +18,7 @@ from agent_sdk.server_binary import EmbeddedError
 from broker import logs
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
+from broker.cli.host import may_kill_option
 from broker.deadline import UNREAD_S, DeadlineProtocol
 from broker.devices import DeviceSourceError
 from broker.inventory import source_of
@@ -42,7 +43,8 @@ STOP_S = 5
 @click.option("--host", help="Address to listen on (GPU_ORCHESTRATOR_HOST, default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without API keys.")
-def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> None:
+@may_kill_option
+def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_kill: bool) -> None:
     """Answer over HTTP, report this machine's GPUs, take back what is over.
 
     \b
@@ -51,7 +53,8 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool) -> Non
       REDIS_URL=redis://gpu-store:6379 gpu-broker serve
       GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --port 8015
     """
-    given = {k: v for k, v in {"bind": host, "port": port}.items() if v is not None}
+    said = {"bind": host, "port": port, "may_kill": may_kill or None}
+    given = {name: value for name, value in said.items() if value is not None}
     try:
         settings = load_settings(**given)
         if demo:

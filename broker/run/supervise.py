@@ -76,6 +76,7 @@ class _Supervision:
         try:
             self._teller.started(self._child.pid)
             self._lease.on_lost(lambda _: self._signals.wake())
+            self._lease.on_notice(self._teller.noticed)
             code = self._while_it_lives()
             self._end_group()
         except BaseException:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.fitting import ELSEWHERE
+from agent_sdk.lease import NOTICES
 from broker.cli.table import age, gib, many
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ class Teller:
             reason=why,
             grace_s=grace_s,
         )
+
+    def noticed(self, lease: Lease) -> None:
+        """What the GPU's host finds of the lease is another than before."""
+        said = "; ".join(NOTICES.get(word, word) for word in lease.notices)
+        text = f"lease {lease.token[:8]}: {said}" if said else None
+        self._say("notice", text, token=lease.token, notices=lease.notices)
 
     def left_behind(self, grace_s: float) -> None:
         """The command ended and left processes, which were told to end."""

@@ -48,15 +48,21 @@ end
 
 -- The work of time, made only when something is due: most calls find nothing and need not pay for these functions.
 function B.reaper()
-  -- The grace is over: what a report has not given back already is free now.
+  -- The grace is over: what a report has not given back already is free now, but for what its processes have been seen to
+  -- hold on to.
   local function cool(r)
     local touched = 0
     for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
-      local d = B.device(uuid)
+      local key, d = P .. 'device:' .. uuid, B.device(uuid)
       touched = touched + 1
-      if d and r.ended_at_ms > (redis.call('HGET', P .. 'device:' .. uuid, 'cooled_at_ms') or 0) + 0 then
-        d.withheld_mb = d.withheld_mb - mb
-        redis.call('HSET', P .. 'device:' .. uuid, 'withheld_mb', text(d.withheld_mb))
+      redis.call('SREM', P .. 'holders:' .. uuid, r.token)
+      local v = redis.call('HMGET', key, 'cooled_at_ms', 'lingering_mb')
+      if d and r.ended_at_ms > (v[1] or 0) + 0 then
+        local lingering_mb = tonumber(v[2] or '') or 0
+        local stays_mb = math.min(mb + 0, lingering_mb)
+        d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays_mb
+        redis.call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'foreign_mb', text(d.foreign_mb), 'lingering_mb',
+          text(lingering_mb - stays_mb))
         B.index(d)
       end
     end

@@ -68,6 +68,8 @@ function B.give_back(r, withhold)
   for _, d in ipairs(devices) do
     if withhold then
       redis.call('HSET', P .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(B.now))
+    else
+      redis.call('SREM', P .. 'holders:' .. d.uuid, r.token)
     end
     d.leased = true
     B.index(d)

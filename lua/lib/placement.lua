@@ -8,6 +8,9 @@
 --   free:<sel>            device -> free MiB, of those that may be shared now; sel is *, host/<h> or model/<m>
 --   idle:<host>/<model>   device -> free MiB, of those with nobody on them
 --   idlehosts:<model>     host -> how many idle devices of that model it has
+--
+-- holders:<device> is a set of the tokens that have it, or whose memory on it is withheld: for its host, which compares what
+-- they hold with what their processes use.
 
 local IDLE_FOREIGN_MB = 512   -- what a driver and a desktop use on a GPU that nobody works on
 local HOST_DEVICES = '64'     -- looked at when a host and a model are named
@@ -114,7 +117,8 @@ function B.whole_devices()
     local models = q.model ~= '*' and { q.model } or
       redis.call('ZRANGE', P .. 'models', q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', MODELS)
     for _, model in ipairs(models) do
-      local hosts = q.host ~= '*' and { q.host } or
+      local alone = q.devices > 1 and string.find(model, ' MIG ', 1, true)   -- a CUDA process can use but one of them
+      local hosts = alone and {} or q.host ~= '*' and { q.host } or
         redis.call('ZRANGE', P .. counted .. model, q.devices, '+inf', 'BYSCORE', 'LIMIT', '0', HOSTS)
       for _, host in ipairs(hosts) do found[#found + 1] = host .. '/' .. model end
     end
@@ -183,6 +187,7 @@ function B.take(q, devices)
     if alone then d.exclusive = q.token end
     d.mb, d.reserved_mb, d.leases, sum = text(mb), d.reserved_mb + mb, d.leases + 1, sum + mb
     d.leased = true
+    redis.call('SADD', P .. 'holders:' .. d.uuid, q.token)
     B.index(d)
     taken[i] = d.uuid .. '=' .. d.mb
   end

@@ -8,7 +8,9 @@ from tests.pools import Pool, device, granted, said, token, uuids
 POLICY = {
     "policy_version": "1", "max_memory_per_agent_mb": "1048576", "allow_fractional_shares": "1",
     "kill_on_oom": "0", "default_memory_mb": "2048", "expiry_grace_s": "5",
-    "max_leases_per_agent": "256", "max_waiters_per_agent": "256",
+    "max_leases_per_agent": "256", "max_waiters_per_agent": "256", "idle_action": "observe",
+    "overuse_action": "observe", "squatter_action": "observe", "orphan_action": "observe",
+    "idle_after_s": "600", "enforce_after_s": "60", "overuse_slack_mb": "512", "xid_actions": "",
 }  # fmt: skip
 
 

@@ -1,0 +1,89 @@
+"""Who holds a host's devices: what its reporter compares with the processes that it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_sdk import snapshot
+from agent_sdk.protocol import Read
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.protocol import Answer
+    from agent_sdk.snapshot import DeviceStatus, LeaseStatus
+
+TOMBSTONE_MS = 900_000
+"""How long the pool knows how a lease ended; as in `lua/lib/ledger.lua`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A lease that is over.
+
+    Attributes:
+        outcome: how it ended, a word of `errors.CODES`.
+        at_ms: when, on the pool's clock.
+    """
+
+    outcome: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """A host's devices, and who holds them.
+
+    Attributes:
+        now_ms: the pool's time before anything was read.
+        devices: those that it ever reported and that are still its own.
+        leases: those on them that are active, or cool.
+        of: device -> the tokens that hold it, or whose memory on it is withheld.
+        unsure: devices on which more was promised than is known here: the pool moved on between two
+            readings, or a lease is of a version that does not say where it is.
+        ended: of the tokens that were asked for, those that are over.
+    """
+
+    now_ms: int
+    devices: dict[str, DeviceStatus]
+    leases: dict[str, LeaseStatus]
+    of: dict[str, tuple[str, ...]]
+    unsure: frozenset[str]
+    ended: dict[str, Ended]
+
+
+def read_holders(
+    keys: Keys, host: str, now_ms: int, perhaps_over: Iterable[str] = ()
+) -> Generator[Read, Answer, Holders]:
+    """Who holds a host's devices. perhaps_over: tokens of which to tell how they ended."""
+    answer = yield Read((("SMEMBERS", keys.devices(host)),))
+    uuids = sorted(answer.raw[0])
+    found = yield from snapshot.devices_of(keys, uuids)
+    devices = {device.uuid: device for device in found if device.host == host}
+    of: dict[str, tuple[str, ...]] = {}
+    if devices:
+        answer = yield Read(tuple(("SMEMBERS", keys.holders(uuid)) for uuid in devices))
+        of = {uuid: tuple(sorted(t)) for uuid, t in zip(devices, answer.raw, strict=True)}
+    tokens = sorted({token for names in of.values() for token in names})
+    rows = yield from snapshot.records_of(keys, tokens, ("offered", "active", "cooling"))
+    promised = {token for token, row in rows.items() if row["state"] != "cooling"}
+    granted = [(token, row) for token, row in rows.items() if row["state"] != "offered"]
+    leases = {x.token: x for x in snapshot.legible(snapshot.lease_status, granted)}
+    unsure = {uuid for uuid in devices if devices[uuid].leases != len(promised & {*of[uuid]})}
+    ended = yield from _ended(keys, sorted({*perhaps_over} - rows.keys()), now_ms)
+    return Holders(now_ms, devices, leases, of, frozenset(unsure), ended)
+
+
+def _ended(keys: Keys, tokens: list[str], now_ms: int) -> Generator[Read, Answer, dict[str, Ended]]:
+    if not tokens:
+        return {}
+    asked = [(verb, keys.done(token)) for token in tokens for verb in ("GET", "PTTL")]
+    answer = yield Read(tuple(asked))
+    found = zip(tokens, answer.raw[::2], answer.raw[1::2], strict=True)
+    return {
+        token: Ended(str(outcome), now_ms - (TOMBSTONE_MS - max(0, int(left_ms))))
+        for token, outcome, left_ms in found
+        if outcome
+    }

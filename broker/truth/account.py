@@ -1,0 +1,121 @@
+"""How much of a GPU's memory is used by whom, as the ledger needs it.
+
+Free = capacity - Σ max(leased, used by it) - used by nobody's lease. What a lease holds is in the
+ledger already, so what is reported is the rest: *outside*. A sample without the memory of each
+process gives none of this; then the ledger reckons with what is used in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from agent_sdk.snapshot import LeaseStatus
+    from broker.devices import DeviceSample
+    from broker.truth.match import Owners
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One GPU's memory, MiB.
+
+    Attributes:
+        outside_mb: used by processes without a lease, by leases beyond what they hold, and what no
+            process accounts for.
+        unclaimed_mb: held by leases whose processes are not known: so much of what is outside may
+            be theirs.
+        lingering_mb: still used by processes of leases that cool; None: unknown.
+        over_mb: how much more a lease's processes use than it holds, where they do.
+    """
+
+    outside_mb: int
+    unclaimed_mb: int
+    lingering_mb: int | None
+    over_mb: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Leases whose processes cannot be told apart, because one process holds several."""
+
+    tokens: set[str]
+    used_mb: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Who holds one device, MiB: active leases, and such as cool.
+
+    Attributes:
+        unclaimed: of both, those whose processes are not known.
+        young: granted after the sample: no use of theirs is in it.
+    """
+
+    active: dict[str, int] = field(default_factory=dict)
+    cooling: dict[str, int] = field(default_factory=dict)
+    unclaimed: frozenset[str] = frozenset()
+    young: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> dict[str, int]:
+        """MiB of each."""
+        return self.active | self.cooling
+
+
+def shares_on(
+    uuid: str, holders: Iterable[LeaseStatus], claimed: Collection[str], sampled_ms: int
+) -> Shares:
+    """The shares of a device that these leases hold."""
+    shares = Shares(
+        unclaimed=frozenset(x.token for x in holders if x.token not in claimed),
+        young=frozenset(x.token for x in holders if x.granted_at_ms > sampled_ms),
+    )
+    for lease in holders:
+        kind = shares.cooling if lease.state == "cooling" else shares.active
+        kind[lease.token] = dict(lease.devices).get(uuid, 0)
+    return shares
+
+
+def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | None:
+    """What the processes on a device make of its memory; None: their memory is not known."""
+    if device.used_mb is None or device.processes is None:
+        return None
+    held = shares.all
+    groups: list[_Group] = []
+    named_mb = outside_mb = 0
+    for process in device.processes:
+        if process.memory_mb is None:
+            return None
+        named_mb += process.memory_mb
+        tokens = owners.get(process.pid, frozenset()) & held.keys()
+        if tokens:
+            _join(groups, set(tokens), process.memory_mb)
+        else:
+            outside_mb += process.memory_mb
+    outside_mb += max(0, device.used_mb - named_mb)
+    lingering_mb = 0
+    over_mb: dict[str, int] = {}
+    for group in groups:
+        active_mb = sum(shares.active.get(token, 0) for token in group.tokens)
+        cooling_mb = sum(shares.cooling.get(token, 0) for token in group.tokens)
+        beyond_mb = group.used_mb - active_mb - cooling_mb
+        outside_mb += max(0, beyond_mb)
+        lingering_mb += max(0, min(group.used_mb - active_mb, cooling_mb))
+        if beyond_mb > 0:
+            over_mb |= dict.fromkeys(group.tokens & shares.active.keys(), beyond_mb)
+    unclaimed_mb = sum(held[token] for token in shares.unclaimed - shares.young)
+    unknown = shares.unclaimed & shares.cooling.keys()
+    return Account(outside_mb, unclaimed_mb, None if unknown else lingering_mb, over_mb)
+
+
+def _join(groups: list[_Group], tokens: set[str], memory_mb: int) -> None:
+    """Add a process of these leases to the group that has any of them, made one."""
+    joined = _Group(tokens, memory_mb)
+    for group in [group for group in groups if group.tokens & tokens]:
+        joined.tokens |= group.tokens
+        joined.used_mb += group.used_mb
+        groups.remove(group)
+    groups.append(joined)

@@ -1,0 +1,113 @@
+"""Ends processes: only what is proven to be the very process that was looked at."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from broker.truth.programs import Program, Programs
+
+log = logging.getLogger(__name__)
+
+TERM_S: Final = 5.0
+"""Between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """A process that is to end, and why.
+
+    Attributes:
+        token: of the lease that it belongs to, or empty.
+    """
+
+    uuid: str
+    program: Program
+    token: str
+    why: str
+
+
+@dataclass(slots=True)
+class _Told:
+    handle: int
+    at: float
+    killed: bool = False
+
+
+class Ending:
+    """Sends SIGTERM, and SIGKILL to who does not listen.
+
+    A pid may be another process by the time a signal arrives, so a handle of the process is opened
+    first, what it stands for is compared, and the signal goes to the handle.
+
+    Attributes:
+        may_kill: else nothing is sent, and that is what is said.
+    """
+
+    def __init__(self, system: Programs, *, may_kill: bool) -> None:
+        self._system = system
+        self._told: dict[tuple[int, int], _Told] = {}
+        self._only_said: set[tuple[int, int]] = set()
+        self.may_kill = may_kill
+
+    def end(self, condemned: Condemned) -> str:
+        """What was done, as a report says it: `pid signal token why`; empty: nothing new."""
+        program = condemned.program
+        key, now = (program.pid, program.start), time.monotonic()
+        told = self._told.get(key)
+        sent = ""
+        if not self.may_kill:
+            sent = "" if key in self._only_said else "NONE"
+            self._only_said.add(key)
+        elif told is None:
+            handle = self._open(program)
+            if handle is not None:
+                self._told[key] = _Told(handle, now)
+                sent = "TERM" if self._send(handle, signal.SIGTERM, program) else ""
+        elif not told.killed and now - told.at >= TERM_S:
+            told.killed = self._send(told.handle, signal.SIGKILL, program)
+            sent = "KILL" if told.killed else ""
+        if not sent:
+            return ""
+        log.warning(
+            "process %d (%s): signal %s: %s", program.pid, program.name, sent, condemned.why
+        )
+        return f"{program.pid} {sent} {condemned.token or '-'} {condemned.why}"
+
+    def forget(self, alive: set[tuple[int, int]]) -> None:
+        """Close the handles of processes that are over."""
+        for key in [key for key in self._told if key not in alive]:
+            os.close(self._told.pop(key).handle)
+        self._only_said &= alive
+
+    def close(self) -> None:
+        """Close all handles."""
+        self.forget(set())
+
+    def _open(self, program: Program) -> int | None:
+        try:
+            handle = os.pidfd_open(program.pid)
+        except OSError as error:
+            log.info("process %d cannot be ended: %s", program.pid, error.strerror)
+            return None
+        now = self._system.look({program.pid}).get(program.pid)
+        if now is not None and now.start == program.start:
+            return handle
+        os.close(handle)
+        return None
+
+    def _send(self, handle: int, number: signal.Signals, program: Program) -> bool:
+        with suppress(ProcessLookupError):
+            try:
+                signal.pidfd_send_signal(handle, number)
+            except PermissionError:
+                log.warning("process %d is another user's: no permission to end it", program.pid)
+                return False
+            return True
+        return False
