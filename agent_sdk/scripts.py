@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LIBRARY = ("time", "clock", "events", "placement", "ledger", "waiters", "line", "agenda")
+LIBRARY = ("time", "clock", "events", "placement", "ledger", "waiters", "line", "agenda", "findings")
 """The files of `lua/lib` in the order they are read before each verb."""
+
+ONLY = {"findings": {"report"}}
+"""Files that these verbs alone read."""
 
 GOES_ON = frozenset({"renew", "release", "reap", "revoke", "drain", "set_policy"})
 """Verbs that must go on when the store is full: they give back, or are an operator's way out."""
@@ -52,7 +55,8 @@ def assemble(
         instead: library file name -> source to use in its place; tests replace `time`.
     """
     folder, instead = lua_folder(), instead or {}
-    parts = [instead.get(n) or (folder / "lib" / f"{n}.lua").read_text() for n in LIBRARY]
+    names = [name for name in LIBRARY if verb in ONLY.get(name, VERBS)]
+    parts = [instead.get(n) or (folder / "lib" / f"{n}.lua").read_text() for n in names]
     parts.append((folder / f"{verb}.lua").read_text())
     if shebang:
         parts.insert(0, "#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")

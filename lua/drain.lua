@@ -1,5 +1,4 @@
--- drain: a device, or a host with all it has, takes no new leases; or takes them again. No report undoes it. What takes
--- them again is in quarantine no more.
+-- drain: a device, or a host with all it has, takes no new leases; or takes them again. No report undoes it.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
@@ -9,7 +8,7 @@
 -- ARGV[5]  by        str   who does it
 -- ARGV[6]  why       str   for the log
 -- reply    DRAINED devices | UNDRAINED devices | REFUSED reason detail
--- keeps    S2: sums and indexes stay exact; leases that run go on
+-- keeps    S2: sums and indexes stay exact; leases that run go on; what takes leases again is in quarantine no more
 -- cost     O((REAP_DEVICES + the host's devices) log devices)
 
 local unready = B.open()

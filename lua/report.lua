@@ -36,7 +36,6 @@ local FIELDS = {
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
   degraded = 'names', quarantine = 'line',
 }
-local FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
 
 -- Said once, and not kept on the device: what its leases are to be told of (`token=idle+overuse`, none = of nothing any
 -- more), error codes of the GPU with what is made of them, and a process that was sent a signal, for whose sake and why.
@@ -149,67 +148,6 @@ local function settle_foreign(d, said, withheld_at_ms, newest_ms)
   redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb), unpack(fields))
 end
 
--- Each name of the list `now` that is not in `before`.
-local function fresh(now, before)
-  local known, found = {}, {}
-  for name in string.gmatch(before, '[^,]+') do known[name] = true end
-  for name in string.gmatch(now, '[^,]+') do
-    if not known[name] then found[#found + 1] = name end
-  end
-  return found
-end
-
--- What the host finds now, and what it finds no more. `was` has the lists of before, by their number.
-local function compare(d, said, was)
-  for i, kind in ipairs(FINDINGS) do
-    local now, before = said[kind], was[i] or ''
-    if now and now ~= before then
-      local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
-      local function tell(event, names)
-        for _, name in ipairs(names) do
-          local agent = of_lease and redis.call('HGET', P .. 'record:' .. name, 'agent') or ''
-          B.event(event, 'finding', kind, 'device', d.uuid, 'host', host, of_lease and 'token' or 'pid', name, 'agent', agent)
-        end
-      end
-      tell('settled', fresh(before, now))
-      tell('found', fresh(now, before))
-    end
-  end
-end
-
--- Let the holders of leases know, at their next renewal, what is found of them.
-local function let_know(told)
-  for token, kinds in string.gmatch(told, '([^,=]+)=([^,]*)') do
-    local record = P .. 'record:' .. token
-    if redis.call('HGET', record, 'state') == 'active' then
-      if kinds == '' then redis.call('HDEL', record, 'notice') else
-        redis.call('HSET', record, 'notice', (string.gsub(kinds, '+', ',')))
-      end
-    end
-  end
-end
-
--- What befell the GPU and the processes on it. `before`: its quarantine until now.
-local function note(d, said, before)
-  for code, action in string.gmatch(said.xids or '', '(%d+):(%l+)') do
-    redis.call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(B.now))
-    B.event('xid', 'device', d.uuid, 'host', host, 'xid', code, 'action', action)
-  end
-  if said.quarantine and said.quarantine ~= before then
-    if said.quarantine ~= '' then
-      B.event('quarantined', 'device', d.uuid, 'host', host, 'reason', said.quarantine)
-    else
-      B.event('returned', 'device', d.uuid, 'host', host)
-    end
-  end
-  local pid, sent, token, why = string.match(said.ended or '', '^(%d+) (%u+) (%S+) (.*)$')
-  if pid then
-    B.event('process_ended', 'device', d.uuid, 'host', host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
-      'reason', why)
-  end
-  if said.tell then let_know(said.tell) end
-end
-
 local function new_device(said)
   redis.call('HSET', P .. 'device:' .. said.uuid, 'host', host, 'index', 0, 'name', said.uuid, 'model', 'unknown', 'total_mb', 0,
     'reserve_mb', 0, 'state', 'unknown', 'reserved_mb', 0, 'withheld_mb', 0, 'foreign_mb', 0, 'leases', 0, 'exclusive', '',
@@ -230,13 +168,13 @@ local function accept(said)
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
   local key = P .. 'device:' .. d.uuid
-  local v = redis.call('HMGET', key, 'withheld_at_ms', 'sampled_ms', 'quarantine', unpack(FINDINGS))
+  local v = redis.call('HMGET', key, 'withheld_at_ms', 'sampled_ms', 'quarantine', unpack(B.FINDINGS))
   redis.call('HSET', key, 'host', host, 'drained', d.drained, unpack(said.fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
   settle_foreign(d, said, tonumber(v[1] or 0), tonumber(v[2] or 0))
   B.index(d)
-  compare(d, said, { unpack(v, 4) })
-  note(d, said, v[3] or '')
+  B.compare(d, said, { unpack(v, 4) })
+  B.note(d, said, v[3] or '')
   if not known or state ~= d.state then
     B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
   end

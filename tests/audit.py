@@ -36,6 +36,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     _audit_agenda(client, keys, records)
     _audit_ledger(records, devices)
     _audit_withheld(records, devices)
+    _audit_holders(client, keys, records, devices)
     _audit_agents(client, keys, records)
     _audit_lease_keys(client, base, names, records)
     _audit_tombstones(client, base, names, records)
@@ -111,6 +112,18 @@ def _audit_withheld(records: Rows, devices: Rows) -> None:
                 withheld[uuid] += mb
     for uuid, d in devices.items():
         assert int(d["withheld_mb"]) == withheld[uuid], f"S2: withheld on {uuid}"
+
+
+def _audit_holders(client: redis.Redis, keys: Keys, records: Rows, devices: Rows) -> None:
+    """Whoever has a device, or cools on it, is among its holders, and nobody else."""
+    expected: dict[str, set[str]] = defaultdict(set)
+    for token, record in records.items():
+        if record["state"] in TAKEN | {"cooling"}:
+            for uuid, _ in held(record):
+                expected[uuid].add(token)
+    found = _each(client, (("SMEMBERS", keys.holders(uuid)) for uuid in devices))
+    for uuid, tokens in zip(devices, found, strict=True):
+        assert set(tokens) == expected[uuid], f"S2: holders of {uuid}"
 
 
 def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:

@@ -21,7 +21,7 @@ def test_renew_extends_the_lease_from_now(gpu: Pool) -> None:
     fence = str(granted(gpu.acquire(T)).fence)
     gpu.live_on(20000)
     reply = gpu.renew(T, fence)
-    tag, now, _, _, _, expires_at_ms, remaining_ms = reply
+    tag, now, _, _, _, expires_at_ms, remaining_ms, _ = reply
     assert (tag, expires_at_ms, remaining_ms) == ("RENEWED", now + 30000, 30000)
     assert gpu.hash(f"record:{T}")["expires_at_ms"] == str(expires_at_ms)
     assert gpu.redis.zscore(gpu.keys.due, T) == expires_at_ms
@@ -42,9 +42,9 @@ def test_renew_with_a_ttl_of_its_own_uses_it_this_once(gpu: Pool) -> None:
 def test_renew_never_shortens(gpu: Pool) -> None:
     """S7: a holder was told an end; no later call moves it nearer."""
     first = granted(gpu.acquire(T))
-    assert said(gpu.renew(T, ttl_ms=1000)) == ["RENEWED", first.expires_at_ms, 30000]
+    assert said(gpu.renew(T, ttl_ms=1000)) == ["RENEWED", first.expires_at_ms, 30000, ""]
     gpu.skew(5000)
-    assert said(gpu.renew(T, ttl_ms=1000)) == ["RENEWED", first.expires_at_ms, 25000]
+    assert said(gpu.renew(T, ttl_ms=1000)) == ["RENEWED", first.expires_at_ms, 25000, ""]
     assert 24000 < gpu.redis.pttl(gpu.keys.lease("gpu-a", T)) <= 25000
 
 
@@ -55,7 +55,7 @@ def test_renew_never_goes_past_max_hold(gpu: Pool) -> None:
         gpu.live_on(10000)
         assert said(gpu.renew(T, ttl_ms=604800000))[:2] == ["RENEWED", end]
     gpu.live_on(9999)
-    assert said(gpu.renew(T)) == ["RENEWED", end, 1]
+    assert said(gpu.renew(T)) == ["RENEWED", end, 1, ""]
     gpu.skew(2)
     assert said(gpu.renew(T)) == ["LOST", "expired"]
 

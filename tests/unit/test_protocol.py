@@ -194,7 +194,7 @@ GARBAGE: tuple[Any, ...] = (
     ["GRANTED", *FRAME, "7", 5000, 4000, "", "gpu-a", "900", "0", "h1"],
     ["GRANTED", *FRAME, "7", 5000, 4000, "", "gpu-a", "lots", "0", "h1", "name"],
     ["GRANTED", *FRAME, "7", 5000, "soon", ""], ["RENEWED", *FRAME, 5000],
-    ["RENEWED", *FRAME, 5000, "soon"], ["RENEWED", *FRAME, 5000, None], ["ALREADY", *FRAME, 7],
+    ["RENEWED", *FRAME, 5000, "soon", ""], ["RENEWED", *FRAME, 5000, None, ""], ["ALREADY", *FRAME, 7],
     ["LOST", *FRAME, 7], ["LOST", *FRAME, None], ["LOST", *FRAME, "word_from_the_future"],
     ["REFUSED", *FRAME, 7, ""], ["REFUSED", *FRAME, "word_from_the_future", ""],
     ["REFUSED", None, None, None, None, "no_capacity"],
@@ -222,7 +222,7 @@ def test_answer_to_another_verb_is_a_mismatch(verb: str) -> None:
     """A tag that this verb never gives means nothing to it."""
     tags = {
         "acquire": ["GRANTED", *FRAME, "7", 5000, 4000, ""], "reap": ["REAPED", *FRAME],
-        "renew": ["RENEWED", *FRAME, 5000, 4000], "release": ["RELEASED", *FRAME],
+        "renew": ["RENEWED", *FRAME, 5000, 4000, ""], "release": ["RELEASED", *FRAME],
         "report": ["REPORTED", *FRAME], "revoke": ["REVOKED", *FRAME, 5000],
         "drain": ["DRAINED", *FRAME, 1], "set_policy": ["POLICY", *FRAME, 2],
     }  # fmt: skip
@@ -281,7 +281,7 @@ def test_renew_sends_what_is_known_and_empty_what_is_not() -> None:
     assert protocol.renew_call("t", 7, 1000) == Call("renew", (1, "t", 7, 1000), "t")
     assert protocol.renew_call("t", None, None) == Call("renew", (1, "t", "", ""), "t")
     assert protocol.renew_call("t", 0, 0).args == (1, "t", 0, 0)
-    renewal = answered("renew", ["RENEWED", *FRAME, 31000, 30000])
+    renewal = answered("renew", ["RENEWED", *FRAME, 31000, 30000, ""])
     assert (renewal.expires_at_ms, renewal.remaining_ms) == (31000, 30000)
     assert renewal.trusted_until == pytest.approx(100.0 + 30 * 0.99 - 0.05)
 

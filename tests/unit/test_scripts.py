@@ -13,7 +13,7 @@ from lupa import lua51
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk import scripts as module
 from agent_sdk.errors import BrokerUnavailable
-from agent_sdk.scripts import GOES_ON, LIBRARY, VERBS, assemble, lua_folder, scripts
+from agent_sdk.scripts import GOES_ON, LIBRARY, ONLY, VERBS, assemble, lua_folder, scripts
 from tests.audit import audit
 from tests.pools import SKEWED_TIME, Pool, device, granted, said, token
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def files(verb: str) -> list[str]:
     """The texts that a script consists of."""
     paths = [
-        *(lua_folder() / "lib" / f"{name}.lua" for name in LIBRARY),
+        *(lua_folder() / "lib" / f"{name}.lua" for name in LIBRARY
+          if verb in ONLY.get(name, VERBS)),
         lua_folder() / f"{verb}.lua",
     ]
     return [path.read_text() for path in paths]

@@ -1,0 +1,66 @@
+-- findings: what a host makes of its devices beside their memory: leases that nobody uses, processes without one, errors of
+-- the GPU. Only report reads this file.
+
+B.FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
+
+-- Each name of the list `now` that is not in `before`.
+local function fresh(now, before)
+  local known, found = {}, {}
+  for name in string.gmatch(before, '[^,]+') do known[name] = true end
+  for name in string.gmatch(now, '[^,]+') do
+    if not known[name] then found[#found + 1] = name end
+  end
+  return found
+end
+
+-- What the host finds now, and what it finds no more. `was` has the lists of before, by their number.
+function B.compare(d, said, was)
+  for i, kind in ipairs(B.FINDINGS) do
+    local now, before = said[kind], was[i] or ''
+    if now and now ~= before then
+      local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
+      local function agent_of(name) return of_lease and redis.call('HGET', P .. 'record:' .. name, 'agent') or '' end
+      for _, name in ipairs(fresh(before, now)) do
+        B.event('settled', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+          agent_of(name))
+      end
+      for _, name in ipairs(fresh(now, before)) do
+        B.event('found', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+          agent_of(name))
+      end
+    end
+  end
+end
+
+-- Let the holders of leases know, at their next renewal, what is found of them.
+local function let_know(told)
+  for token, kinds in string.gmatch(told, '([^,=]+)=([^,]*)') do
+    local record = P .. 'record:' .. token
+    if redis.call('HGET', record, 'state') == 'active' then
+      if kinds == '' then redis.call('HDEL', record, 'notice') else
+        redis.call('HSET', record, 'notice', (string.gsub(kinds, '+', ',')))
+      end
+    end
+  end
+end
+
+-- What befell the GPU and the processes on it. `before`: its quarantine until now.
+function B.note(d, said, before)
+  for code, action in string.gmatch(said.xids or '', '(%d+):(%l+)') do
+    redis.call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(B.now))
+    B.event('xid', 'device', d.uuid, 'host', d.host, 'xid', code, 'action', action)
+  end
+  if said.quarantine and said.quarantine ~= before then
+    if said.quarantine ~= '' then
+      B.event('quarantined', 'device', d.uuid, 'host', d.host, 'reason', said.quarantine)
+    else
+      B.event('returned', 'device', d.uuid, 'host', d.host)
+    end
+  end
+  local pid, sent, token, why = string.match(said.ended or '', '^(%d+) (%u+) (%S+) (.*)$')
+  if pid then
+    B.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
+      'reason', why)
+  end
+  if said.tell then let_know(said.tell) end
+end

@@ -1,0 +1,266 @@
+"""Reports with process data: what is used outside the leases, what lingers, what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.audit import audit
+from tests.pools import Pool, device, granted, said, token, uuids
+
+A, B = token("a"), token("b")
+
+
+def real(outside_mb: int | str = 0, **more: Any) -> tuple[Any, ...]:
+    """A report of one real device of 1000 MiB whose processes are known."""
+    fields = {"simulated": 0, "used_mb": outside_mb, "outside_mb": outside_mb, "lingering_mb": 0}
+    return (device("gpu-a", 1000, **(fields | more)),)
+
+
+@pytest.fixture
+def gpu(pool: Pool) -> Pool:
+    """A pool with one real device of 1000 MiB."""
+    pool.report(real())
+    return pool
+
+
+def look(gpu: Pool, outside_mb: int | str = 0, **more: Any) -> None:
+    """A report of a sample that was taken a moment ago."""
+    gpu.skew(10)
+    gpu.report(real(outside_mb, **more), sampled_ms=gpu.reap()[1] - 1)
+    audit(gpu.redis, gpu.keys)
+
+
+def test_report_of_what_is_outside_is_what_foreign_is(gpu: Pool) -> None:
+    """Leased memory that its own processes use is counted once, and what is outside beside it."""
+    granted(gpu.acquire(A, memory_mb=400))
+    look(gpu, 100, used_mb=500)
+    assert gpu.number("gpu-a", "foreign_mb") == 100
+    assert gpu.free() == {"gpu-a": 500}
+    look(gpu, 30, used_mb=430)
+    assert gpu.free() == {"gpu-a": 570}, "it falls as soon as the processes say so"
+
+
+def test_report_of_what_is_outside_may_be_of_leases_whose_processes_are_not_known(
+    gpu: Pool,
+) -> None:
+    """So much of it is not counted twice; more than it never is, and what was proven stays."""
+    granted(gpu.acquire(A, memory_mb=400))
+    look(gpu, 300, unclaimed_mb=400)
+    assert gpu.free() == {"gpu-a": 600}
+    look(gpu, 550, unclaimed_mb=400)
+    assert gpu.free() == {"gpu-a": 450}
+    look(gpu, 300, unclaimed_mb=400)
+    assert gpu.free() == {"gpu-a": 450}, "the 150 of others may be among the 300"
+    look(gpu, 100, unclaimed_mb=400)
+    assert gpu.free() == {"gpu-a": 500}, "others have no more than all"
+
+
+def test_report_of_a_stale_sample_can_only_raise_what_is_outside(gpu: Pool) -> None:
+    """Of two samples that come in the wrong order the older proves nothing for the present."""
+    look(gpu, 300)
+    newest = int(gpu.hash("device:gpu-a")["sampled_ms"])
+    gpu.report(real(100), sampled_ms=newest - 5)
+    assert gpu.free() == {"gpu-a": 700}
+    gpu.report(real(400), sampled_ms=newest - 5)
+    assert gpu.free() == {"gpu-a": 600}
+
+
+def test_report_without_process_data_after_one_with_falls_back_to_what_is_used(gpu: Pool) -> None:
+    """A sample in which the processes were not to be had is judged by the memory alone."""
+    granted(gpu.acquire(A, memory_mb=400))
+    look(gpu, 100, used_mb=500)
+    look(gpu, "", used_mb=500, lingering_mb="")
+    assert gpu.free() == {"gpu-a": 500}
+    look(gpu, "", used_mb=700, lingering_mb="")
+    assert gpu.free() == {"gpu-a": 300}
+
+
+def test_report_that_nothing_lingers_ends_the_grace(gpu: Pool) -> None:
+    """The dead holder's processes are gone: its memory is free, whatever others use."""
+    granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+    assert said(gpu.acquire(B, memory_mb=300)) == ["REFUSED", "no_capacity", ""]
+    look(gpu, 600, lingering_mb=0)
+    assert gpu.free() == {"gpu-a": 400}
+    assert uuids(gpu.acquire(B, memory_mb=300)) == ["gpu-a"]
+
+
+@pytest.mark.parametrize("lingering", [1, 900])
+def test_report_that_something_lingers_ends_no_grace(gpu: Pool, lingering: int) -> None:
+    """As long as a process of the dead lease is there, all that it held is withheld."""
+    granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+    look(gpu, 0, used_mb=lingering, lingering_mb=lingering)
+    assert gpu.number("gpu-a", "withheld_mb") == 900
+
+
+def test_reap_after_the_grace_keeps_back_what_lingers(gpu: Pool) -> None:
+    """What the dead holder's processes were seen to hold on to is not granted at the grace's end."""
+    granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+    look(gpu, 0, used_mb=700, lingering_mb=700)
+    gpu.skew(5001)
+    gpu.reap()
+    assert gpu.number("gpu-a", "withheld_mb") == 0
+    assert gpu.free() == {"gpu-a": 300}
+    assert gpu.redis.smembers(gpu.keys.holders("gpu-a")) == set()
+    look(gpu, 700, lingering_mb=0)
+    assert gpu.free() == {"gpu-a": 300}, "the next report finds it outside, once"
+    look(gpu, 0)
+    assert gpu.free() == {"gpu-a": 1000}
+
+
+def test_reap_of_two_that_linger_keeps_back_no_more_than_lingers(gpu: Pool) -> None:
+    """What is seen of both together is kept back once."""
+    granted(gpu.acquire(A, memory_mb=300, ttl_ms=1000))
+    granted(gpu.acquire(B, memory_mb=400, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+    look(gpu, 0, used_mb=350, lingering_mb=350)
+    gpu.skew(5001)
+    gpu.reap()
+    assert gpu.free() == {"gpu-a": 650}
+
+
+def test_holders_of_a_device_are_those_who_have_it_or_cool(gpu: Pool) -> None:
+    """From the grant, or the offer, to the release, or the end of the cooling."""
+    holders = gpu.keys.holders("gpu-a")
+    granted(gpu.acquire(A, memory_mb=900, ttl_ms=2000))
+    assert gpu.redis.smembers(holders) == {A}
+    assert gpu.acquire(B, memory_mb=900, wait_ms=60000, ttl_ms=2000)[0] == "WAITING"
+    assert gpu.redis.smembers(holders) == {A}
+    gpu.release(A)
+    assert gpu.redis.smembers(holders) == {B}, "it has been offered to who waited"
+    granted(gpu.acquire(B, memory_mb=900, wait_ms=60000, ttl_ms=2000))
+    gpu.skew(2001)
+    gpu.reap()
+    assert gpu.redis.smembers(holders) == {B}, "it cools"
+    gpu.live_on(5001)
+    assert not gpu.redis.exists(holders)
+
+
+def events_of(gpu: Pool, *names: str) -> list[dict[str, str]]:
+    """The fields of all events of these names."""
+    return [row for _, row in gpu.redis.xrange(gpu.keys.events) if row["event"] in names]
+
+
+def test_report_tells_once_what_is_found_and_once_that_it_is_over(gpu: Pool) -> None:
+    """An event when it begins and one when it ends, with the agent of a lease; none in between."""
+    granted(gpu.acquire(A, agent="analyst"))
+    for _ in range(2):
+        look(gpu, idle=A, squatter="17,18", orphan="", overuse="", degraded="")
+    look(gpu, idle="", squatter="18", orphan="", overuse="", degraded="")
+    told = [
+        (row["event"], row["finding"], row.get("token") or row.get("pid"), row["agent"])
+        for row in events_of(gpu, "found", "settled")
+    ]
+    assert told == [
+        ("found", "idle", A, "analyst"), ("found", "squatter", "17", ""),
+        ("found", "squatter", "18", ""), ("settled", "idle", A, "analyst"),
+        ("settled", "squatter", "17", ""),
+    ]  # fmt: skip
+    assert gpu.hash("device:gpu-a")["squatter"] == "18"
+
+
+def test_report_without_findings_leaves_those_that_stand(gpu: Pool) -> None:
+    """Who cannot tell says nothing, and what was found stands as it was."""
+    look(gpu, squatter="17")
+    look(gpu)
+    assert gpu.hash("device:gpu-a")["squatter"] == "17"
+    assert len(events_of(gpu, "found", "settled")) == 1
+
+
+def test_renew_tells_the_holder_what_is_found_of_it(gpu: Pool) -> None:
+    """From its next renewal on, until it is found no more; only while the lease lives."""
+    granted(gpu.acquire(A))
+    look(gpu, tell=f"{A}=idle+overuse,{token('gone')}=idle")
+    assert gpu.renew(A)[7] == "idle,overuse"
+    assert gpu.renew(A)[7] == "idle,overuse"
+    look(gpu, tell=f"{A}=")
+    assert gpu.renew(A)[7] == ""
+    assert "notice" not in gpu.hash(f"record:{A}")
+    assert not gpu.redis.exists(gpu.keys.record(token("gone")))
+
+
+def test_report_of_a_quarantine_withholds_the_device_until_it_is_over(gpu: Pool) -> None:
+    """Nobody gets it, who has it goes on, and the reason is on the device."""
+    granted(gpu.acquire(A, memory_mb=100))
+    look(gpu, state="quarantined", reason="XID 48", quarantine="XID 48")
+    assert gpu.free() == {}
+    assert gpu.renew(A)[0] == "RENEWED"
+    look(gpu, state="quarantined", reason="XID 48")
+    look(gpu, state="ok", quarantine="")
+    assert gpu.free() == {"gpu-a": 900}
+    assert [row["event"] for row in events_of(gpu, "quarantined", "returned")] == [
+        "quarantined", "returned",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["device", "host"])
+def test_undrain_ends_a_quarantine(gpu: Pool, what: str) -> None:
+    """An operator's word is enough: the device takes leases at once."""
+    look(gpu, state="quarantined", reason="XID 79", quarantine="XID 79")
+    gpu.drain({"device": "gpu-a", "host": "h1"}[what], what, 0)
+    assert gpu.free() == {"gpu-a": 1000}
+    assert gpu.hash("device:gpu-a")["quarantine"] == ""
+    assert gpu.events()[-2:] == ["returned", "undrained"]
+
+
+def test_undrain_of_a_lost_device_in_quarantine_does_not_make_it_ok(gpu: Pool) -> None:
+    """What its host sees in it stands until the host sees something else."""
+    look(gpu, state="lost", reason="gone", quarantine="XID 79")
+    gpu.drain("gpu-a", drained=0)
+    assert gpu.free() == {}
+    assert gpu.hash("device:gpu-a")["state"] == "lost"
+
+
+def test_report_of_error_codes_keeps_the_last_and_tells_each(gpu: Pool) -> None:
+    """Each code is an event with what is made of it; the last one stays on the device."""
+    look(gpu, xids="79:hold,94:ignore,13:ignore")
+    row = gpu.hash("device:gpu-a")
+    assert row["xid"] == "13"
+    assert int(row["xid_ms"]) == gpu.reap()[1]
+    assert [(x["xid"], x["action"]) for x in events_of(gpu, "xid")] == [
+        ("79", "hold"), ("94", "ignore"), ("13", "ignore"),
+    ]  # fmt: skip
+
+
+def test_report_of_an_ended_process_is_an_event(gpu: Pool) -> None:
+    """Who was sent which signal, for which lease and why."""
+    look(gpu, ended=f"123 TERM {A} out of memory: 300 MiB too many")
+    look(gpu, ended="124 NONE - squatter: it has no lease")
+    first, second = events_of(gpu, "process_ended")
+    assert (first["pid"], first["signal"], first["token"]) == ("123", "TERM", A)
+    assert first["reason"] == "out of memory: 300 MiB too many"
+    assert (second["signal"], second["token"]) == ("NONE", "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("outside_mb", "-1"), ("lingering_mb", "x"), ("idle", "a b"), ("tell", "a=b\n"),
+        ("xids", "79;hold"), ("processes", "x" * 16385), ("quarantine", "a\nb"), ("parent", "a b"),
+        ("xid", "79"), ("xid_ms", "1"), ("outside", "1"),
+    ],
+)  # fmt: skip
+def test_report_of_what_is_not_well_formed_changes_nothing(
+    gpu: Pool, field: str, value: str
+) -> None:
+    """Each field has its form, and the ledger's own are not a reporter's."""
+    before = gpu.state()
+    assert said(gpu.report(real(**{field: value})))[:2] == ["REFUSED", "bad_request"]
+    assert gpu.state() == before
+
+
+def test_acquire_of_several_takes_no_mig_devices(pool: Pool) -> None:
+    """A CUDA process can use but one of them: several are never granted together."""
+    model = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    pool.report(tuple(device(f"mig-{n}", 1000, model=model) for n in range(4)))
+    assert said(pool.acquire(devices=2)) == ["REFUSED", "never_fits", ""]
+    granted(pool.acquire(exclusive=1))
+    granted(pool.acquire())
