@@ -99,7 +99,7 @@ def test_report_that_something_lingers_ends_no_grace(gpu: Pool, lingering: int) 
 
 
 def test_reap_after_the_grace_keeps_back_what_lingers(gpu: Pool) -> None:
-    """What the dead holder's processes were seen to hold on to is not granted at the grace's end."""
+    """What the dead holder's processes were seen to hold is not granted at the grace's end."""
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 def files(verb: str) -> list[str]:
     """The texts that a script consists of."""
     paths = [
-        *(lua_folder() / "lib" / f"{name}.lua" for name in LIBRARY
-          if verb in ONLY.get(name, VERBS)),
+        *(
+            lua_folder() / "lib" / f"{name}.lua"
+            for name in LIBRARY
+            if verb in ONLY.get(name, VERBS)
+        ),
         lua_folder() / f"{verb}.lua",
     ]
     return [path.read_text() for path in paths]

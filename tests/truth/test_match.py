@@ -1,0 +1,78 @@
+"""Whose a process is: by its environment, its ancestors, and what it was before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent_sdk.holders import Ended
+from broker.truth.match import Matcher
+from tests.truth.worlds import Nobody, lease, program
+
+if TYPE_CHECKING:
+    from agent_sdk.snapshot import LeaseStatus
+    from broker.truth.programs import Program
+
+A, B = "a" * 16, "b" * 16
+
+
+def owners(
+    matcher: Matcher, programs: list[Program], *leases: LeaseStatus, **ended: Ended
+) -> dict[int, set[str]]:
+    """Who belongs to which tokens."""
+    found = matcher.match(
+        {p.pid: p for p in programs}, {x.token: x for x in leases}, ended, Nobody()
+    )
+    return {pid: set(tokens) for pid, tokens in found.items()}
+
+
+def test_match_finds_the_holder_its_children_and_theirs() -> None:
+    """Whoever acquired it, and whatever that started."""
+    held = lease(A, 100, 10)
+    programs = [program(10, 1), program(11, 10, 1), program(12, 11, 10, 1), program(20, 1)]
+    assert owners(Matcher(), programs, held) == {10: {A}, 11: {A}, 12: {A}, 20: set()}
+
+
+def test_match_takes_the_nearest_ancestor_that_holds_any() -> None:
+    """A child that acquires for itself works under its own lease."""
+    programs = [program(11, 10, 1), program(12, 11, 10, 1)]
+    found = owners(Matcher(), programs, lease(A, 100, 10), lease(B, 100, 11))
+    assert found == {11: {B}, 12: {B}}
+
+
+def test_match_by_the_environment_goes_before_ancestors() -> None:
+    """A parent with two leases starts a child under one of them."""
+    programs = [program(10), program(11, 10, token=B)]
+    found = owners(Matcher(), programs, lease(A, 100, 10), lease(B, 100, 10))
+    assert found == {10: {A, B}, 11: {B}}
+
+
+def test_match_with_a_token_nobody_knows_looks_at_the_ancestors() -> None:
+    """An environment may be as old as its shell."""
+    assert owners(Matcher(), [program(11, 10, token=B)], lease(A, 100, 10)) == {11: {A}}
+
+
+def test_match_remembers_who_outlives_its_parent_and_its_lease() -> None:
+    """Orphaned twice, it is still known whose it was; another process of its pid is not."""
+    matcher = Matcher()
+    owners(matcher, [program(11, 10)], lease(A, 100, 10))
+    assert matcher.remembered == {A}
+    assert owners(matcher, [program(11, 1)], lease(A, 100, 10)) == {11: {A}}
+    assert owners(matcher, [program(11, 1)]) == {11: {A}}
+    assert owners(matcher, []) == {}
+    assert owners(matcher, [program(11, 1)]) == {11: set()}
+
+
+def test_match_of_a_lease_that_ended_before_we_began_is_by_the_environment() -> None:
+    """A reporter that starts anew finds the orphans of who handed its token on."""
+    matcher = Matcher()
+    first = owners(matcher, [program(11, 1, token=A)])
+    assert first == {11: set()}
+    assert A in matcher.remembered, "so it asks how that ended"
+    assert owners(matcher, [program(11, 1, token=A)], **{A: Ended("expired", 5)}) == {11: {A}}
+
+
+def test_match_of_a_pid_without_a_start_time_finds_nobody() -> None:
+    """A pid alone may be another process by now."""
+    held = replace(lease(A, 100, 10), pid="10")
+    assert owners(Matcher(), [program(10)], held) == {10: set()}
