@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LIBRARY = ("time", "clock", "events", "placement", "ledger", "waiters", "line", "agenda", "findings")
+LIBRARY = (
+    "time",
+    "clock",
+    "events",
+    "placement",
+    "ledger",
+    "waiters",
+    "line",
+    "agenda",
+    "findings",
+)
 """The files of `lua/lib` in the order they are read before each verb."""
 
 ONLY = {"findings": {"report"}}

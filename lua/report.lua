@@ -31,8 +31,9 @@ local FIELDS = {
   ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
   parent = 'id',
   -- What its host makes of it. In MiB: used by nobody's lease, or beyond one; of that at most so much may be of leases whose
-  -- processes are not known; still used by leases that cool (empty = unknown). Without outside_mb, used_mb alone counts.
-  outside_mb = 'whole', unclaimed_mb = 'whole', lingering_mb = 'whole',
+  -- processes are not known; still used by leases that cool; held by leases that cool and whose processes are not known.
+  -- Without outside_mb, used_mb alone counts.
+  outside_mb = 'whole', unclaimed_mb = 'whole', lingering_mb = 'whole', uncertain_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
   degraded = 'names', quarantine = 'line',
 }
@@ -126,18 +127,22 @@ end
 -- foreign falls only when `most` proves it. A sample older than one that came before can only raise it. `withheld_at_ms` and
 -- `newest_ms` are of the last lease that began to cool, and of the newest sample.
 local function settle_foreign(d, said, withheld_at_ms, newest_ms)
-  local used_mb, most, lingering_mb = tonumber(said.used_mb), tonumber(said.outside_mb), tonumber(said.lingering_mb)
-  local function least()
-    if said.outside_mb then return most - (tonumber(said.unclaimed_mb) or 0) end
-    return used_mb - d.reserved_mb - d.withheld_mb
+  local function mb(field) return tonumber(said[field] or '') or 0 end
+  local used_mb, outside_mb, lingering_mb = tonumber(said.used_mb), tonumber(said.outside_mb), mb('lingering_mb')
+  local most = used_mb
+  if outside_mb then   -- what lingers is withheld; but its grace may have ended before it began
+    most = outside_mb + math.max(0, lingering_mb - d.withheld_mb)
   end
-  if not most then
-    if not used_mb then return end
-    most, lingering_mb, said.outside_mb = used_mb, nil, nil
+  if not most then return end
+  local function least()
+    if outside_mb then return most - mb('unclaimed_mb') end
+    return used_mb - d.reserved_mb - d.withheld_mb
   end
   local foreign_mb, fields = math.max(d.foreign_mb, least()), {}
   if sampled_ms >= newest_ms then
-    local gone = lingering_mb == 0 or not lingering_mb and used_mb and used_mb <= d.reserved_mb + d.foreign_mb
+    local free = used_mb and used_mb <= d.reserved_mb + d.foreign_mb
+    local gone = free
+    if outside_mb then gone = lingering_mb == 0 and (free or mb('uncertain_mb') == 0) end
     if d.withheld_mb > 0 and sampled_ms > withheld_at_ms and gone then
       d.withheld_mb, fields = 0, { 'withheld_mb', 0, 'cooled_at_ms', text(withheld_at_ms) }
     end

@@ -27,13 +27,15 @@ class Account:
             process accounts for.
         unclaimed_mb: held by leases whose processes are not known: so much of what is outside may
             be theirs.
-        lingering_mb: still used by processes of leases that cool; None: unknown.
+        lingering_mb: still used by processes of leases that cool.
+        uncertain_mb: held by leases that cool and whose processes are not known.
         over_mb: how much more a lease's processes use than it holds, where they do.
     """
 
     outside_mb: int
     unclaimed_mb: int
-    lingering_mb: int | None
+    lingering_mb: int
+    uncertain_mb: int
     over_mb: dict[str, int]
 
 
@@ -107,8 +109,8 @@ def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | N
         if beyond_mb > 0:
             over_mb |= dict.fromkeys(group.tokens & shares.active.keys(), beyond_mb)
     unclaimed_mb = sum(held[token] for token in shares.unclaimed - shares.young)
-    unknown = shares.unclaimed & shares.cooling.keys()
-    return Account(outside_mb, unclaimed_mb, None if unknown else lingering_mb, over_mb)
+    uncertain_mb = sum(shares.cooling.get(token, 0) for token in shares.unclaimed)
+    return Account(outside_mb, unclaimed_mb, lingering_mb, uncertain_mb, over_mb)
 
 
 def _join(groups: list[_Group], tokens: set[str], memory_mb: int) -> None:

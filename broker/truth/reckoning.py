@@ -153,7 +153,7 @@ def _report(
     said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
     said |= {"state": state, "reason": reason[:256], "unseen": unseen}
     said["processes"] = _rows_text(found)
-    for name in ("outside_mb", "unclaimed_mb", "lingering_mb"):
+    for name in ("outside_mb", "unclaimed_mb", "lingering_mb", "uncertain_mb"):
         said[name] = _text(getattr(account, name, None))
     said |= {kind: ",".join(sorted(subjects)) for kind, subjects in found.subjects.items()}
     if verdict.quarantine is not None:

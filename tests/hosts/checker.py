@@ -213,14 +213,23 @@ def _reaps_at(failover: Fault) -> float:
 def _losses(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     """Nobody lost a lease that it could go on renewing.
 
-    But for one whose grant a failover forgot, and whose room another has.
+    But for one whose grant a failover forgot, and whose room another has; or had, as the new primary
+    knows it, until trust ran out.
     """
     unknown = forgotten(windows, pool) if any(fault.failover for fault in faults) else set()
     for window in windows:
-        taken = window.lost == "superseded" and window.token in unknown
+        taken = window.token in unknown and (
+            window.lost == "superseded"
+            or (window.lost == "unreachable" and any(_heard(fault, window) for fault in faults))
+        )
         if window.lost is None or taken or any(_ran_out(fault, window) for fault in faults):
             continue
         yield f"lost: {window.token} of {window.who} ({window.lost}), which it was renewing"
+
+
+def _heard(fault: Fault, window: Window) -> bool:
+    """Whether trust ran out while holders were heard and nothing was taken back."""
+    return fault.failover and fault.since <= window.until <= _reaps_at(fault)
 
 
 def _ran_out(fault: Fault, window: Window) -> bool:

@@ -243,6 +243,18 @@ def test_overlap_after_a_failover_is_told_to_the_lower_fence() -> None:
     assert after_failover().wrong() == []
 
 
+@pytest.mark.parametrize(("until", "fine"), [(6, True), (14, True), (15, False)])
+def test_forgotten_lease_whose_trust_runs_out_while_holders_are_heard_is_lost(
+    until: float, fine: bool
+) -> None:
+    """As the new primary knows it, somebody who is long gone has its room; until the pool opens."""
+    story = after_failover()
+    older = window_of(story, "older")
+    older.lost, older.until, older.renewed_at = "unreachable", until, 2
+    story.history.windows = [older]
+    assert any(wrong.startswith("lost") for wrong in story.wrong()) != fine
+
+
 def test_overlap_after_a_failover_is_a_violation_without_that() -> None:
     """The older was renewed after the newer's grant; or was not told; or there was no failover."""
     renewed, untold, none = after_failover(), after_failover(), after_failover()

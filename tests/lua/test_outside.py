@@ -88,6 +88,28 @@ def test_report_that_nothing_lingers_ends_the_grace(gpu: Pool) -> None:
     assert uuids(gpu.acquire(B, memory_mb=300)) == ["gpu-a"]
 
 
+def test_report_that_nothing_known_lingers_ends_no_grace_of_what_is_not_known(gpu: Pool) -> None:
+    """Then the memory must say so: used ≤ reserved + foreign."""
+    granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+    look(gpu, 200, unclaimed_mb=900, uncertain_mb=900)
+    assert gpu.number("gpu-a", "withheld_mb") == 900
+    look(gpu, 0, unclaimed_mb=900, uncertain_mb=900)
+    assert gpu.free() == {"gpu-a": 1000}
+
+
+def test_report_of_what_lingers_after_its_grace_was_ended_counts_it_as_outside(gpu: Pool) -> None:
+    """A child of the dead holder begins to use the GPU when nothing is withheld for it any more."""
+    granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+    look(gpu, 0)
+    assert gpu.free() == {"gpu-a": 1000}
+    look(gpu, 0, used_mb=600, lingering_mb=600)
+    assert gpu.free() == {"gpu-a": 400}
+
+
 @pytest.mark.parametrize("lingering", [1, 900])
 def test_report_that_something_lingers_ends_no_grace(gpu: Pool, lingering: int) -> None:
     """As long as a process of the dead lease is there, all that it held is withheld."""

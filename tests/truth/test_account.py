@@ -117,7 +117,10 @@ def test_account_of_a_cooling_lease_whose_holder_has_another_lingers_beyond_that
 def test_account_of_a_cooling_lease_with_unknown_processes_cannot_tell_what_lingers() -> None:
     """Then only the memory, or the grace, can."""
     held = holders(lease(A, 1000, None, state="cooling"))
-    assert numbers(Host(), (gpu(P(20, 5)),), held, (program(20),)) == ("5", "1000", "")
+    host = Host()
+    assert numbers(host, (gpu(P(20, 5)),), held, (program(20),)) == ("5", "1000", "0")
+    (said,) = host.look((gpu(P(20, 5)),), held, (program(20),)).reports.values()
+    assert said["uncertain_mb"] == "1000"
 
 
 @pytest.mark.parametrize(
