@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 BATCH = 64
 """Devices in one report; `lua/report.lua` takes no more."""
 
-TOUCH_NOTHING = frozenset({"none", "simulated"})
+TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
 """Sources that may be asked under SAFE_MODE."""
 
 UNNAMED = "UNKNOWN-"
@@ -40,6 +40,12 @@ STOPPING: Final = (("state", "stopping"), ("reason", "its reporter is stopping")
 """Said of a device that is ok while its host drains."""
 
 DRAIN_LOOK_S: Final = 0.5
+
+UNREPORTED: Final = frozenset({
+    "uuid", "power_limit_w", "clock_sm_mhz", "clock_memory_mhz", "ecc_uncorrected", "rows_pending",
+    "rows_failed", "recovery_action", "mps", "parent", "processes", "xids",
+})  # fmt: skip
+"""Fields of a sample that `lua/report.lua` takes not at all, or not as a field."""
 
 NOT_LISTED = "the driver has not listed this device since the reporter started"
 
@@ -197,7 +203,9 @@ class Reporter:
 
 def _report(device: DeviceSample) -> Report:
     """A sample's fields as `report` takes them; what the driver cannot tell is empty, never 0."""
-    said = [(f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name != "uuid"]
+    said = [
+        (f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name not in UNREPORTED
+    ]
     return device.uuid, tuple(said)
 
 
