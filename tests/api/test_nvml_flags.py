@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 FAKE = Path(__file__).parents[1] / "fakes" / "nvml" / "nvml.c"
 
+UNREADY = """
+#define nvmlInitWithFlags ready
+#include "%s"
+#undef nvmlInitWithFlags
+int nvmlInitWithFlags(unsigned flags) { return access("%s", F_OK) ? ready(flags) : 9; }
+"""
+"""The stand-in for NVML, whose driver is not loaded while a file exists."""
+
 ENABLE_NVML = ("unset", "true", "false")
 
 SAFE_MODE = ("true", "false", "unset, the pool is safe", "unset, the pool is open")
@@ -104,7 +112,9 @@ def told(
     assert shutil.which("gcc"), "no gcc on PATH: apt-get install gcc libc6-dev"
     folder = tmp_path_factory.mktemp("nvml")
     library, unready = folder / "libnvidia-ml.so.1", folder / "unready"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "fake.so", FAKE], check=True)
+    source = folder / "unready.c"
+    source.write_text(UNREADY % (FAKE, unready))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "fake.so", source], check=True)
     unready.touch()
     here = {
         "REDIS_URL": server.url,
@@ -112,8 +122,7 @@ def told(
         "GPU_BROKER_REPORT_S": "0.4",
         "PATH": str(BIN),  # no nvidia-smi
         "LD_LIBRARY_PATH": str(folder),
-        "FAKE_NVML": "count=2,unready=9",
-        "FAKE_NVML_HANG": str(unready),
+        "FAKE_NVML": "count=2",
     }
     found: dict[tuple[str, str, str], Told] = {}
     with ExitStack() as stack:

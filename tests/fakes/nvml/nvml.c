@@ -3,7 +3,6 @@
  * FAKE_NVML names what is wrong, in words with commas between; unset is 8 healthy GPUs.
  *   count=N          N GPUs
  *   init=E           nvmlInit answers error E
- *   unready=E        so it does while the file FAKE_NVML_HANG names exists
  *   names=garbled    names are not UTF-8
  *   uuid=E           the UUID call answers E
  *   memory=E         both memory calls answer E
@@ -72,8 +71,6 @@ int nvmlInitWithFlags(unsigned flags) {
     const char *v = said("hang");
     if (v && !strncmp(v, "init", 4)) hang();
     if (of("init")) return of("init");
-    const char *file = getenv("FAKE_NVML_HANG");
-    if (of("unready") && file && !access(file, F_OK)) return of("unready");
     opened++;
     openings++;
     return OK;
