@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 BATCH = 64
 """Devices in one report; `lua/report.lua` takes no more."""
 
-TOUCH_NOTHING = frozenset({"none", "simulated"})
+TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
 """Sources that may be asked under SAFE_MODE."""
 
 UNNAMED = "UNKNOWN-"

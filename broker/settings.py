@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
     """Of a lease over HTTP that names no other; 0 = no expiry."""
     devices: str = Field("auto", validation_alias=_env("GPU_BROKER_DEVICES"))
-    """auto, nvml, smi, none or sim:COUNTxMIB."""
+    """auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.yaml."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Between two reports of this host's devices."""
     processes: Literal["auto", "host", "none"] = Field(

@@ -175,6 +175,8 @@ def banner(settings: Settings, *, demo: bool) -> str:
 def _devices(settings: Settings) -> str:
     if settings.devices.startswith("sim:"):
         return f"SIMULATED, {settings.devices}: no GPU is touched, leases are real"
+    if settings.devices.startswith("scenario:"):
+        return f"SCRIPTED, {settings.devices}: no GPU is touched, leases are real"
     source = source_of(settings)
     return f"{source.name} on host {settings.sdk.hostname}"
 

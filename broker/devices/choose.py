@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.devices.nvml import NvmlSource
 from broker.devices.sample import Sample
+from broker.devices.scripted import ScriptedSource
 from broker.devices.simulated import SimulatedSource, totals_of
 from broker.devices.smi import SmiSource
 
@@ -36,11 +38,11 @@ class NoneSource:
 def choose(
     spec: str, *, enable_nvml: bool | None, safe_mode: bool, host: str, smi_on_path: str | None
 ) -> Source:
-    """The source for `spec`: auto, nvml, smi, none or sim:COUNTxMIB.
+    """The source for `spec`: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.
 
     `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
-    else none. Under `safe_mode` no GPU is looked at: all but sim becomes none. Nothing is
-    imported, started or opened before the first sample.
+    else none. Under `safe_mode` no GPU is looked at: all but sim and scenario becomes none.
+    Nothing is imported, started or opened before the first sample.
 
     Raises:
         DeviceSourceError: the spec is unknown, or cannot be had with the other settings.
@@ -50,9 +52,16 @@ def choose(
             return SimulatedSource(totals_of(spec), host)
         except ValueError as error:
             raise DeviceSourceError(f"GPU_BROKER_DEVICES: {error}") from error
+    if spec.startswith("scenario:"):
+        if spec == "scenario:":
+            raise DeviceSourceError(
+                "GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml"
+            )
+        return ScriptedSource(Path(spec.removeprefix("scenario:")))
     if spec not in {"auto", "nvml", "smi", "none"}:
         raise DeviceSourceError(
-            f"GPU_BROKER_DEVICES={spec!r} is none of auto, nvml, smi, none, sim:COUNTxMIB"
+            f"GPU_BROKER_DEVICES={spec!r} is none of auto, nvml, smi, none, sim:COUNTxMIB, "
+            "scenario:FILE.yaml"
         )
     if spec == "none":
         return NoneSource(None)

@@ -213,8 +213,8 @@ def _reaps_at(failover: Fault) -> float:
 def _losses(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     """Nobody lost a lease that it could go on renewing.
 
-    But for one whose grant a failover forgot, and whose room another has; or had, as the new primary
-    knows it, until trust ran out.
+    But for one whose grant a failover forgot, and whose room another has; or had, as the new
+    primary knows it, until trust ran out.
     """
     unknown = forgotten(windows, pool) if any(fault.failover for fault in faults) else set()
     for window in windows:

@@ -15,7 +15,7 @@ LAYERS = {
     "agent_sdk": {"agent_sdk", "redis"},
     "broker": {"agent_sdk", "anyio", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
-               "structlog"},
+               "structlog", "yaml"},
 }  # fmt: skip
 """What each package may import beside the standard library."""
 
@@ -27,6 +27,7 @@ OWNERS = {
     "pydantic_settings": {"broker/settings.py"},
     "sse_starlette": {"broker/live.py"},
     "structlog": {"broker/logs.py"},
+    "yaml": {"broker/devices/told.py"},
     "uvicorn": {"broker/cli/serve.py", "broker/deadline.py"},
     "pytest": {"agent_sdk/testing.py"},
 }

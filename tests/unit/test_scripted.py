@@ -1,0 +1,427 @@
+"""Scripted devices: a file is followed, and one that cannot be is told of, with its line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.devices import choose
+from broker.devices.sample import GpuProcess
+from broker.devices.scenario import scenario_of
+from broker.devices.scripted import MAX_BYTES, ScriptedSource
+from broker.devices.told import ScenarioError
+
+ROOT = Path(__file__).parents[2]
+SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))
+
+ONE = "steps: [{devices: [{uuid: GPU-a, total_mb: 24576}]}]"
+
+
+class Script:
+    """A scenario's file, and the source that follows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "scenario.yaml"
+        self.source = ScriptedSource(self.path, deadline_s=0.3)
+
+    def write(self, content: str) -> Script:
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(textwrap.dedent(content))
+        fresh.replace(self.path)
+        return self
+
+    def devices(self):
+        sample = self.source.sample()
+        assert (sample.source, sample.error) == ("scripted", None)
+        return {device.uuid: device for device in sample.devices}
+
+    def one(self):
+        (device,) = self.devices().values()
+        return device
+
+
+@pytest.fixture
+def script(tmp_path):
+    return Script(tmp_path)
+
+
+# What a device is
+
+
+def test_scripted_device_of_two_words_is_whole_and_says_what_it_is(script):
+    """A UUID and a total suffice: idle, a real one's reserve, not simulated, named scripted."""
+    device = script.write(ONE).one()
+    assert (device.uuid, device.index, device.total_mb) == ("GPU-a", 0, 24576)
+    assert (device.state, device.reason, device.simulated) == ("ok", "", False)
+    assert (device.reserve_mb, device.used_mb, device.memory_utilization_pct) == (738, 0, 0.0)
+    assert device.name == device.model == "Scripted GPU 24576 MiB"
+    assert (device.processes, device.xids, device.parent) == ((), (), "")
+    assert (device.temperature_c, device.mps, device.recovery_action) == (None, None, None)
+
+
+def test_scripted_device_is_all_that_its_file_says(script):
+    """Each field that a file names is the sample's, in its type."""
+    device = script.write("""
+        driver_version: 580.65.06
+        steps:
+          - devices:
+              - {uuid: MIG-p, total_mb: 1000, state: mig, index: 3}
+              - uuid: MIG-a
+                index: 7
+                name: NVIDIA H100, rev/A
+                parent: MIG-p
+                total_mb: 1000
+                reserve_mb: 0
+                used_mb: 500
+                temperature_c: 41
+                power_draw_w: 98.5
+                utilization_gpu_pct: 37
+                ecc_uncorrected: 2
+                recovery_action: 1
+                rows_pending: true
+                rows_failed: false
+                mps: true
+                nvml_error: NVML timed out
+                processes: [{pid: 7, memory_mb: 300, busy_pct: 12.5}, {pid: 8}]
+        """).devices()["MIG-a"]
+    assert (device.index, device.parent) == (7, "MIG-p")
+    assert (device.name, device.model) == ("NVIDIA H100, rev/A", "NVIDIA H100 rev A")
+    assert (device.reserve_mb, device.used_mb, device.memory_utilization_pct) == (0, 500, 50.0)
+    assert (device.temperature_c, device.power_draw_w) == (41.0, 98.5)
+    assert (device.utilization_gpu_pct, device.ecc_uncorrected) == (37.0, 2)
+    assert (device.recovery_action, device.rows_pending, device.rows_failed) == (1, True, False)
+    assert (device.mps, device.nvml_error) == (True, "NVML timed out")
+    assert device.processes == (GpuProcess(7, 300, 12.5), GpuProcess(8, None, None))
+    assert script.source.sample().driver_version == "580.65.06"
+
+
+def test_scripted_model_without_a_name_still_says_that_it_is_scripted(script):
+    """What leases ask for is the file's; what people read is honest."""
+    device = script.write("steps: [{devices: [{uuid: a, total_mb: 1, model: H100}]}]").one()
+    assert (device.name, device.model) == ("Scripted H100", "H100")
+
+
+def test_scripted_memory_in_use_is_the_processes_unless_it_is_said(script):
+    """The sum of what is known of them; a number, or null, that the file names goes before."""
+    processes = "processes: [{pid: 1, memory_mb: 300}, {pid: 2, memory_mb: null}]"
+    for more, used_mb, pct in (("", 300, 30.0), (", used_mb: 400", 400, 40.0),
+                               (", used_mb: null", None, None)):  # fmt: skip
+        script.write(f"steps: [{{devices: [{{uuid: a, total_mb: 1000, {processes}{more}}}]}}]")
+        assert (script.one().used_mb, script.one().memory_utilization_pct) == (used_mb, pct)
+
+
+def test_scripted_null_is_what_the_driver_cannot_tell(script):
+    """Processes and totals that are null are unknown, and the device is still there."""
+    device = script.write("steps: [{devices: [{uuid: a, total_mb: null, processes: null}]}]").one()
+    assert (device.total_mb, device.processes, device.state) == (None, None, "ok")
+    assert device.reason
+
+
+@pytest.mark.parametrize(("state", "said"), [("lost", "lost"), ("error", "does not answer")])
+def test_scripted_device_in_trouble_keeps_its_identity_and_no_number(script, state, said):
+    """As a real source tells it: name and total stand, what may have changed is unknown."""
+    device = script.write(f"""
+        steps:
+          - devices:
+              - {{uuid: a, total_mb: 1000, used_mb: 5, temperature_c: 9,
+                 state: {state}, xids: [79]}}
+        """).one()
+    assert (device.state, device.total_mb, device.xids) == (state, 1000, (79,))
+    assert (device.used_mb, device.temperature_c, device.processes) == (None, None, None)
+    assert said in device.reason
+
+
+def test_scripted_pid_may_come_from_the_environment(script, monkeypatch):
+    """A test puts a real process where the file has a name."""
+    monkeypatch.setenv("HOLDER", str(os.getpid()))
+    script.write(
+        """steps: [{devices: [{uuid: a, total_mb: 9, processes: [{pid: "${HOLDER}"}]}]}]"""
+    )
+    assert script.one().processes == (GpuProcess(os.getpid(), None),)
+
+
+# What time does
+
+
+def test_scripted_steps_come_in_their_time_and_say_what_changes(script):
+    """A later step inherits what it does not name; a reason goes with its state."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000, temperature_c: 40, state: lost, reason: pulled}]
+          - {after_s: 0.3, devices: [{uuid: a, state: ok, used_mb: 7}]}
+          - {after_s: 0.6, devices: [{uuid: a, temperature_c: 50}]}
+        """)
+    first = script.one()
+    time.sleep(0.35)
+    second = script.one()
+    time.sleep(0.3)
+    third = script.one()
+    assert (first.state, first.reason, first.used_mb) == ("lost", "pulled", None)
+    assert (second.state, second.reason, second.used_mb) == ("ok", "", 7)
+    assert (second.total_mb, second.temperature_c) == (1000, 40.0)
+    assert (third.state, third.used_mb, third.temperature_c) == ("ok", 7, 50.0)
+
+
+def test_scripted_time_starts_with_the_first_look(script):
+    """However long the process took to start."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000}]
+          - {after_s: 0.2, devices: [{uuid: a, used_mb: 7}]}
+        """)
+    time.sleep(0.3)
+    assert script.one().used_mb == 0
+
+
+def test_scripted_device_that_a_step_does_not_list_is_lost_and_may_return(script):
+    """Its row stays, as a real source keeps it, and what was said of it comes back with it."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000}, {uuid: b, total_mb: 2000, used_mb: 9}]
+          - {after_s: 0.2, devices: [{uuid: a}]}
+          - {after_s: 0.4, devices: [{uuid: a}, {uuid: b}]}
+        """)
+    assert script.devices()["b"].state == "ok"
+    time.sleep(0.25)
+    gone = script.devices()["b"]
+    assert (gone.state, gone.total_mb, gone.used_mb) == ("lost", 2000, None)
+    assert "no longer lists" in gone.reason
+    time.sleep(0.2)
+    assert (script.devices()["b"].state, script.devices()["b"].used_mb) == ("ok", 9)
+
+
+def test_scripted_xids_are_each_told_once_also_of_steps_that_nobody_saw(script):
+    """As NVML's event set: what came since the sample before."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000, xids: [79]}]
+          - {after_s: 0.1, devices: [{uuid: a, xids: [94]}]}
+          - {after_s: 0.2, devices: [{uuid: a, xids: [13, 13]}]}
+        """)
+    assert script.one().xids == (79,)
+    assert script.one().xids == ()
+    time.sleep(0.25)
+    assert script.one().xids == (94, 13, 13)
+    assert script.one().xids == ()
+
+
+def test_scripted_error_of_the_machine_silences_every_device_until_it_is_over(script):
+    """No driver: the devices are known and in state error; an XID of that time is told later."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000}]
+          - {after_s: 0.2, devices: [{uuid: a, xids: [79]}]}
+          - {after_s: 0.3, error: The NVIDIA driver is not loaded}
+          - {after_s: 0.5, devices: [{uuid: a}]}
+        """)
+    script.one()
+    time.sleep(0.35)
+    sample = script.source.sample()
+    assert sample.error == "The NVIDIA driver is not loaded"
+    assert [(d.state, d.reason, d.xids) for d in sample.devices] == [("error", sample.error, ())]
+    time.sleep(0.2)
+    assert (script.one().state, script.one().xids) == ("ok", ())
+
+
+def test_scripted_error_at_the_start_knows_no_device(script):
+    """A machine without a driver has an error and nothing else."""
+    sample = script.write("steps: [{error: no driver}]").source.sample()
+    assert (sample.devices, sample.error) == ((), "no driver")
+
+
+def test_scripted_hang_costs_one_deadline_once_and_one_row(script):
+    """As with NVML: error until it answers, never asked twice meanwhile, the other one is fine."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000, hang_s: 0.9}, {uuid: b, total_mb: 1000}]
+        """)
+    began = time.monotonic()
+    devices = script.devices()
+    assert 0.25 <= time.monotonic() - began < 0.8
+    assert (devices["a"].state, devices["a"].used_mb) == ("error", None)
+    assert "has not answered for 0." in devices["a"].reason
+    assert devices["b"].state == "ok"
+    again = time.monotonic()
+    assert script.devices()["a"].state == "error"
+    assert time.monotonic() - again < 0.2
+    time.sleep(0.95 - (time.monotonic() - began))
+    assert script.devices()["a"].state == "ok"
+
+
+def test_scripted_hang_shorter_than_the_deadline_is_only_slow(script):
+    """The sample waits for it, and it is told."""
+    script.write("steps: [{devices: [{uuid: a, total_mb: 1000, hang_s: 0.15}]}]")
+    began = time.monotonic()
+    assert script.one().state == "ok"
+    assert time.monotonic() - began >= 0.14
+
+
+def test_scripted_hang_outlasts_the_step_that_began_it(script):
+    """A driver that hangs does not care what the machine does meanwhile."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000, hang_s: 5}]
+          - {after_s: 0.1, devices: [{uuid: a, used_mb: 7}]}
+        """)
+    assert [script.one().state, script.one().state] == ["error", "error"]
+
+
+# What a rewritten or broken file does
+
+
+def test_scripted_file_that_is_rewritten_begins_anew(script):
+    """The next sample follows it from its first step, XIDs and all; who is not there is lost."""
+    script.write("steps: [{devices: [{uuid: a, total_mb: 1000, xids: [79]}]}]")
+    assert script.one().xids == (79,)
+    time.sleep(0.2)
+    script.write("""
+        steps:
+          - devices: [{uuid: b, total_mb: 2000, xids: [13]}]
+          - {after_s: 0.15, devices: [{uuid: b, used_mb: 7}]}
+        """)
+    devices = script.devices()
+    assert (devices["a"].state, devices["b"].used_mb, devices["b"].xids) == ("lost", 0, (13,))
+
+
+def test_scripted_file_that_breaks_is_an_error_until_it_is_mended(script):
+    """The devices that were known stay, in state error; the reason has the line."""
+    script.write(ONE).one()
+    sample = script.write("steps:\n  - devices: [{uuid: GPU-a, memory: 5}]\n").source.sample()
+    assert sample.source == "scripted"
+    assert "line 2" in sample.error
+    assert [(d.uuid, d.state, d.reason) for d in sample.devices] == [
+        ("GPU-a", "error", sample.error)
+    ]
+    assert script.source.sample().error == sample.error
+    assert script.write(ONE + "\n").one().state == "ok"
+
+
+def test_scripted_file_that_is_not_there_is_an_error_until_it_is(script):
+    """Also one that goes away while it is followed."""
+    assert "No such file" in script.source.sample().error
+    assert script.write(ONE).one().state == "ok"
+    script.path.unlink()
+    sample = script.source.sample()
+    assert "No such file" in sample.error
+    assert sample.devices[0].state == "error"
+
+
+def test_scripted_path_that_is_no_text_file_is_an_error_and_waits_for_nobody(script, tmp_path):
+    """A folder, a pipe without a writer, too much, or no text: one sentence each, at once."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b" " * (MAX_BYTES + 1))
+    (tmp_path / "binary").write_bytes(b"steps: \xff")
+    for name, why in (("", "no file"), ("pipe", "no file"), ("large", "no file"),
+                      ("binary", "no UTF-8")):  # fmt: skip
+        sample = ScriptedSource(tmp_path / name).sample()
+        assert why in sample.error
+        assert sample.devices == ()
+
+
+DEVICE = "steps: [{devices: [{uuid: a, total_mb: 9, %s}]}]"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "it is empty"),
+        ("# nothing\n", "it is empty"),
+        ("steps: [\n\n{", "line 3: it is no YAML: "),
+        ("steps: \x01", "it is no YAML: "),
+        ("a: b: c", "line 1: it is no YAML: "),
+        ("---\nsteps: []\n---\nsteps: []\n", "it is no YAML: "),
+        ("steps: *nobody", "line 1: it is no YAML: "),
+        ("[" * 5000, "it is nested too deeply"),
+        ("5", "line 1: a scenario must be a mapping"),
+        ("devices: []", "line 1: a scenario has no field 'devices': it may have steps, driver"),
+        ("driver_version: 5", "line 1: a scenario needs steps"),
+        ("steps: 5", "line 1: steps must be a list"),
+        ("steps: []", "line 1: steps must have one at least"),
+        ("steps: [[]]", "line 1: a step must be a mapping"),
+        ("steps:\n- devices: []\n- devices: []", "line 3: a step must come after the one before"),
+        ("steps: [{after_s: 1, devices: []}]", "line 1: a step is the first: its after_s must be"),
+        ("steps: [{after_s: soon, devices: []}]", "after_s must be a number"),
+        ("steps: [{after_s: .nan, devices: []}]", "after_s must be 0 to 1000000000"),
+        ("steps: [{after_s: 0}]", "a step needs devices, or an error"),
+        ("steps: [{error: []}]", "error must be text"),
+        ("steps: [{devices: {}}]", "devices must be a list"),
+        ("steps: [{devices: [GPU-a]}]", "a device must be a mapping"),
+        ("steps: [{devices: [{total_mb: 9}]}]", "a device needs a uuid"),
+        ("steps: [{devices: [{uuid: 'a b', total_mb: 9}]}]", "a device needs a uuid"),
+        ("steps:\n- devices:\n  - uuid: a", "line 3: a device a needs total_mb"),
+        ("steps: [{devices: [{uuid: a, total_mb: 9}, {uuid: a}]}]", "a device a is listed twice"),
+        (DEVICE % "total_mb: 9", "total_mb is there twice"),
+        (DEVICE % "[a]: 9", "a device has no field ''"),
+        (DEVICE % "index: null", "index must be a whole number"),
+        (DEVICE % "index: true", "index must be a whole number"),
+        (DEVICE % "used_mb: 1.5", "used_mb must be a whole number"),
+        (DEVICE % "used_mb: -1", "used_mb must be 0 to 16777216"),
+        (DEVICE % f"used_mb: {'9' * 5000}", "used_mb cannot be read"),
+        (DEVICE % "temperature_c: warm", "temperature_c must be a number"),
+        (DEVICE % "temperature_c: [5]", "temperature_c must be a number"),
+        (DEVICE % "temperature_c: 2026-13-45", "temperature_c cannot be read"),
+        (DEVICE % "mps: 1", "mps must be true or false"),
+        (DEVICE % f"name: {'x' * 257}", "name must have at most 256 letters"),
+        (DEVICE % "state: away", "state must be one of ok, lost, error, mig"),
+        (DEVICE % "parent: b", "a step lists a, but not its parent b"),
+        (DEVICE % "hang_s: -1", "hang_s must be 0 to 1000000000"),
+        (DEVICE % "xids: 79", "xids must be a list"),
+        (DEVICE % "xids: [lost]", "an xid must be a whole number"),
+        (DEVICE % "processes: [7]", "a process must be a mapping"),
+        (DEVICE % "processes: [{memory_mb: 7}]", "a process needs a pid"),
+        (DEVICE % "processes: [{pid: 0}]", "pid must be 1 to 4194304"),
+        (DEVICE % "processes: [{pid: me}]", "pid must be a whole number"),
+        (DEVICE % "processes: [{pid: '${NOBODY_SET_THIS}'}]", "no process id there"),
+        (DEVICE % "processes: [{pid: '${PATH}'}]", "no process id there"),
+        (DEVICE % "processes: [{pid: 7, busy_pct: 101}]", "busy_pct must be 0 to 100"),
+        (f"steps: [{{devices: [{', '.join(['{}'] * 1025)}]}}]", "more than 1024 entries"),
+    ],
+)
+def test_scripted_file_not_understood_is_told_in_one_sentence(content, why):
+    """Whatever the file holds, the error is ours and says what to mend."""
+    with pytest.raises(ScenarioError) as caught:
+        scenario_of(content)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_scripted_without_pyyaml_says_how_to_install_it(tmp_path):
+    """The import is made at the first sample, and its failure is the sample's."""
+    (tmp_path / "yaml.py").write_text("raise ImportError('away')\n")
+    code = (
+        "from broker.devices import choose\n"
+        f"source = choose('scenario:{SCENARIOS[0]}', enable_nvml=None, safe_mode=False, host='b',"
+        " smi_on_path=None)\n"
+        "import sys; assert 'yaml' not in sys.modules\n"
+        "print(source.sample().error)"
+    )
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    said = subprocess.check_output([sys.executable, "-c", code], env=env, text=True)
+    assert "pip install 'gpu-lease-broker[broker]'" in said
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_scripted_scenario_of_the_suite_can_be_followed(path, monkeypatch):
+    """Each file in tests/scenarios is one, and its names say that it is scripted."""
+    monkeypatch.setenv("HOLDER", "1")
+    monkeypatch.setenv("SQUATTER", "1")
+    scenario = scenario_of(path.read_text())
+    names = {device.name for step in scenario.steps for device in step.devices}
+    assert names
+    assert all(name.startswith("Scripted ") for name in names)
+
+
+@pytest.mark.parametrize("safe_mode", [True, False])
+def test_scripted_is_chosen_also_under_safe_mode(safe_mode):
+    """It touches no driver."""
+    spec = f"scenario:{SCENARIOS[0]}"
+    source = choose(spec, enable_nvml=None, safe_mode=safe_mode, host="b", smi_on_path=None)
+    assert (source.name, source.sample().error) == ("scripted", None)
+    source.close()
