@@ -41,6 +41,12 @@ STOPPING: Final = (("state", "stopping"), ("reason", "its reporter is stopping")
 
 DRAIN_LOOK_S: Final = 0.5
 
+UNREPORTED = frozenset(
+    {"uuid", "processes", "xids", "parent", "mps", "ecc_uncorrected", "rows_pending", "rows_failed"}
+    | {"recovery_action", "power_limit_w", "clock_sm_mhz", "clock_memory_mhz"}
+)
+"""What a report has no field for."""
+
 NOT_LISTED = "the driver has not listed this device since the reporter started"
 
 
@@ -56,6 +62,7 @@ def source_of(settings: Settings) -> Source:
         safe_mode=settings.safe_mode or False,
         host=settings.sdk.hostname,
         smi_on_path=shutil.which("nvidia-smi"),
+        pcie=settings.pcie,
     )
 
 
@@ -197,7 +204,9 @@ class Reporter:
 
 def _report(device: DeviceSample) -> Report:
     """A sample's fields as `report` takes them; what the driver cannot tell is empty, never 0."""
-    said = [(f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name != "uuid"]
+    said = [
+        (f.name, _text(getattr(device, f.name))) for f in fields(device) if f.name not in UNREPORTED
+    ]
     return device.uuid, tuple(said)
 
 

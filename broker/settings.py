@@ -34,6 +34,7 @@ def _true_or_false(value: Any) -> Any:
 
 
 Switch = Annotated[bool | None, BeforeValidator(_true_or_false)]
+OnOrOff = Annotated[bool, BeforeValidator(_true_or_false)]
 
 
 def _env(name: str) -> Any:
@@ -61,6 +62,8 @@ class Settings(BaseSettings):
     """Of a lease over HTTP that names no other; 0 = no expiry."""
     devices: str = Field("auto", validation_alias=_env("GPU_BROKER_DEVICES"))
     """auto, nvml, smi, none or sim:COUNTxMIB."""
+    pcie: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_PCIE"))
+    """Whether NVML is asked for the throughput of each GPU's PCIe bus, every 30 s."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Between two reports of this host's devices."""
     drain_on_stop_s: float = Field(

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 from broker.devices.sample import DeviceSample, State, label_of, reserve_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a device could not be read, in one sentence."""
+    """Why a device could not be read, in one sentence.
+
+    ``ended``: nothing can be read before the driver is opened anew.
+    """
 
     state: State
     reason: str
+    ended: bool = False
 
 
 def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
@@ -31,6 +35,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
         used_mb=None,
         state=fault.state,
         reason=fault.reason,
+        parent=last.parent,
     )
 
 
@@ -43,30 +48,40 @@ class Known:
         self._at: dict[int, str] = {}
 
     def merge(
-        self, answers: Mapping[int, DeviceSample | Fault], missing: Fault
+        self, answers: Mapping[int, tuple[DeviceSample, ...] | Fault], missing: Fault
     ) -> tuple[DeviceSample, ...]:
         """One row for each device ever identified, and for each index that answered.
 
-        A fault at an index is the device last read there; a known device that no answer
-        speaks of gets `missing`. An index whose device was never identified gets a row under
-        a name that says so, `UNKNOWN-<host>-<index>`, until the driver can name it.
+        An answer is the GPU at that index with its MIG devices. A fault at an index is of the GPU
+        last read there and of its MIG devices; a known device that no answer speaks of gets
+        `missing`. An index whose GPU was never identified gets a row under a name that says so,
+        `UNKNOWN-<host>-<index>`, until the driver can name it.
         """
-        read = [self._filled(a) for a in answers.values() if isinstance(a, DeviceSample)]
+        read = [
+            self._filled(device)
+            for answer in answers.values()
+            if not isinstance(answer, Fault)
+            for device in answer
+        ]
         rows = {device.uuid: device for device in read}
-        for index, fault in answers.items():
-            if isinstance(fault, Fault):
-                row = self._faulty(index, fault, rows)
-                rows[row.uuid] = row
+        for index, answer in answers.items():
+            if isinstance(answer, Fault):
+                for row in self._faulty(index, answer, rows):
+                    rows[row.uuid] = row
         for uuid, last in self._last.items():
             rows.setdefault(uuid, quiet(last, missing))
+        self._remember(read)
+        return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
+
+    def _remember(self, read: Iterable[DeviceSample]) -> None:
         for device in read:
             self._last[device.uuid] = device
-            self._at[device.index] = device.uuid
-        return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
+            if not device.parent:
+                self._at[device.index] = device.uuid
 
     def _filled(self, device: DeviceSample) -> DeviceSample:
         last = self._last.get(device.uuid)
-        if device.state == "ok" or last is None or last.total_mb is None:
+        if device.state in {"ok", "mig"} or last is None or last.total_mb is None:
             return device
         return replace(
             device,
@@ -76,18 +91,26 @@ class Known:
             reserve_mb=last.reserve_mb,
         )
 
-    def _faulty(self, index: int, fault: Fault, rows: Mapping[str, DeviceSample]) -> DeviceSample:
+    def _faulty(
+        self, index: int, fault: Fault, rows: Mapping[str, DeviceSample]
+    ) -> list[DeviceSample]:
         uuid = self._at.get(index)
         if uuid is not None and uuid not in rows:
-            return quiet(self._last[uuid], fault)
-        return DeviceSample(
-            uuid=f"UNKNOWN-{self._host}-{index}",
-            index=index,
-            name="Unknown GPU",
-            model="unknown",
-            total_mb=None,
-            reserve_mb=reserve_of(None),
-            used_mb=None,
-            state=fault.state,
-            reason=fault.reason,
-        )
+            return [
+                quiet(last, fault)
+                for last in self._last.values()
+                if uuid in {last.uuid, last.parent} and last.uuid not in rows
+            ]
+        return [
+            DeviceSample(
+                uuid=f"UNKNOWN-{self._host}-{index}",
+                index=index,
+                name="Unknown GPU",
+                model="unknown",
+                total_mb=None,
+                reserve_mb=reserve_of(None),
+                used_mb=None,
+                state=fault.state,
+                reason=fault.reason,
+            )
+        ]
