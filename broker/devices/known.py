@@ -53,9 +53,9 @@ class Known:
         """One row for each device ever identified, and for each index that answered.
 
         An answer is the GPU at that index with its MIG devices. A fault at an index is of the GPU
-        last read there and of its MIG devices; a known device that no answer speaks of gets
-        `missing`. An index whose GPU was never identified gets a row under a name that says so,
-        `UNKNOWN-<host>-<index>`, until the driver can name it.
+        last read there; a known device that no answer speaks of gets `missing`, or its GPU's fault
+        when it is a MIG device. An index whose GPU was never identified gets a row under a name
+        that says so, `UNKNOWN-<host>-<index>`, until the driver can name it.
         """
         read = [
             self._filled(device)
@@ -66,10 +66,10 @@ class Known:
         rows = {device.uuid: device for device in read}
         for index, answer in answers.items():
             if isinstance(answer, Fault):
-                for row in self._faulty(index, answer, rows):
-                    rows[row.uuid] = row
+                row = self._faulty(index, answer, rows)
+                rows[row.uuid] = row
         for uuid, last in self._last.items():
-            rows.setdefault(uuid, quiet(last, missing))
+            rows.setdefault(uuid, quiet(last, _fault_of_gpu(rows.get(last.parent)) or missing))
         self._remember(read)
         return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
 
@@ -91,26 +91,24 @@ class Known:
             reserve_mb=last.reserve_mb,
         )
 
-    def _faulty(
-        self, index: int, fault: Fault, rows: Mapping[str, DeviceSample]
-    ) -> list[DeviceSample]:
+    def _faulty(self, index: int, fault: Fault, rows: Mapping[str, DeviceSample]) -> DeviceSample:
         uuid = self._at.get(index)
         if uuid is not None and uuid not in rows:
-            return [
-                quiet(last, fault)
-                for last in self._last.values()
-                if uuid in {last.uuid, last.parent} and last.uuid not in rows
-            ]
-        return [
-            DeviceSample(
-                uuid=f"UNKNOWN-{self._host}-{index}",
-                index=index,
-                name="Unknown GPU",
-                model="unknown",
-                total_mb=None,
-                reserve_mb=reserve_of(None),
-                used_mb=None,
-                state=fault.state,
-                reason=fault.reason,
-            )
-        ]
+            return quiet(self._last[uuid], fault)
+        return DeviceSample(
+            uuid=f"UNKNOWN-{self._host}-{index}",
+            index=index,
+            name="Unknown GPU",
+            model="unknown",
+            total_mb=None,
+            reserve_mb=reserve_of(None),
+            used_mb=None,
+            state=fault.state,
+            reason=fault.reason,
+        )
+
+
+def _fault_of_gpu(gpu: DeviceSample | None) -> Fault | None:
+    if gpu is None or gpu.state not in {"lost", "error"}:
+        return None
+    return Fault(gpu.state, gpu.reason)

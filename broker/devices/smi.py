@@ -130,14 +130,15 @@ class SmiSource:
 
     def _processes(self, until: float) -> dict[str, dict[int, int | None]] | None:
         """MiB of each process by GPU and pid; None: nvidia-smi does not tell in time."""
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            return None
         try:
-            status, printed, _ = self._run(
-                f"--query-compute-apps={_PROCESSES}", max(0.0, until - time.monotonic())
-            )
-            records, _ = records_of(printed, frozenset({"gpu_uuid", "pid"}))
+            status, printed, _ = self._run(f"--query-compute-apps={_PROCESSES}", left_s)
+            records, remarks = records_of(printed, frozenset({"gpu_uuid", "pid"}))
         except (OSError, subprocess.TimeoutExpired, csv.Error):
             return None
-        if status != 0 or records is None:
+        if status != 0 or records is None or remarks:
             return None
         found: dict[str, dict[int, int | None]] = {}
         for record in records:

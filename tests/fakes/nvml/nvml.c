@@ -11,6 +11,7 @@
  *   hang=I           GPU I's memory call hangs; hang=init: nvmlInit
  *   lost=I           GPU I is lost in each of its calls, its handle included
  *   fallen=I         GPU I is lost until NVML is opened again
+ *   stale=E          what is asked of a GPU answers E until NVML is opened again
  *   dying=I          GPU I is lost from its utilisation call on
  *   names=garbled    names are not UTF-8
  *   uuid=E memory=E power=E  the UUID call, both memory calls, the power call answer E
@@ -125,6 +126,7 @@ static int trouble(const char *function, int gpu) {
     int error = session(function, gpu);
     if (error) return error;
     if (gpu >= gpus()) return INVALID_ARGUMENT;
+    if (of("stale") && openings < 2) return of("stale");
     if (names_gpu("lost", gpu) || (names_gpu("fallen", gpu) && openings < 2)) return LOST;
     return OK;
 }
