@@ -103,6 +103,17 @@ class Machine:
             assert time.monotonic() < until, told
             time.sleep(0.02)
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that the process has used, all threads together."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def threads(self) -> int:
+        """How many threads it has now."""
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
+
     def let_go(self) -> None:
         """End what hangs, once and for all."""
         self._hang.unlink()

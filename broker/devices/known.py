@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from broker.devices.sample import DeviceSample, State, label_of, reserve_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,10 @@ class Known:
                 rows[row.uuid] = row
         for uuid, last in self._last.items():
             rows.setdefault(uuid, quiet(last, _fault_of_gpu(rows.get(last.parent)) or missing))
-        self._remember(read)
-        return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
-
-    def _remember(self, read: Iterable[DeviceSample]) -> None:
         for device in read:
             self._last[device.uuid] = device
-            if not device.parent:
-                self._at[device.index] = device.uuid
+            self._at[device.index] = device.uuid
+        return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
 
     def _filled(self, device: DeviceSample) -> DeviceSample:
         last = self._last.get(device.uuid)

@@ -73,7 +73,7 @@ class Busy:
         shares: dict[int, list[float]] = {}
         for use in told:
             share = number(getattr(use, "smUtil", None), 0, 100)
-            if use.timeStamp > since_us and share is not None:
+            if share is not None:
                 shares.setdefault(use.pid, []).append(share)
         self._told_us[uuid] = max([since_us, *(use.timeStamp for use in told)])
         return tuple(

@@ -70,6 +70,33 @@ def test_session_that_only_gpus_find_over_is_opened_anew_at_the_next_sample(mach
     host.close()
 
 
+def test_call_that_finds_the_session_over_counts_for_more_than_one_that_failed(machine):
+    """After a lesser failure too: no number of a driver that is not there any more is told."""
+    late = "fail=nvmlDeviceGetComputeRunningProcesses_v3/18"
+    host = machine(*HERE)
+    host.sample()
+    host.say("power=10", late)
+    assert {(row["state"], row["reason"], row["used_mb"]) for row in host.sample()["devices"]} == {
+        ("error", DIFFER, None)
+    }
+
+
+def test_failures_leave_no_threads_behind(machine):
+    """NVML that fails again and again while a GPU hangs is opened again, and nothing piles up."""
+    host = machine("hang=3", deadline_s=0.3)
+    host.sample()
+    threads = host.threads
+    for _ in range(6):
+        host.say("fail=nvmlDeviceGetCount_v2/999")
+        assert host.sample()["error"]
+        host.say()
+        assert host.sample()["error"] is None
+    time.sleep(0.6)
+    assert host.threads <= threads + 1
+    host.let_go()
+    host.close()
+
+
 def test_driver_and_library_that_differ_from_the_start_are_told(machine):
     """Nothing is known and why is said; after the reload everything is there."""
     host = machine("init=18")

@@ -111,6 +111,49 @@ def test_wait_that_hangs_holds_up_neither_samples_nor_the_end(machine):
     assert host.close() < 3.0
 
 
+def test_wait_that_hung_while_nvml_should_be_opened_anew_is_begun_anew(machine):
+    """The watch that was told to end is replaced as soon as it has, though all GPUs are well."""
+    host = machine("hang=nvmlEventSetWait_v2", "lost=5", reopen_s=0.0)
+    host.sample(3)
+    host.say()
+    assert {row["state"] for row in host.sample()["devices"]} == {"ok"}
+    host.let_go()
+    time.sleep(0.6)  # the call that hung takes no more XIDs
+    said = []
+
+    def come(sample):
+        said.append(f"xid=1/{len(said) + 1}")
+        host.say(*said)
+        return told(sample)
+
+    assert list(told(host.until(come))) == [1]
+    host.close()
+
+
+def test_wait_that_hangs_outlives_the_failure_of_nvml(machine):
+    """NVML that failed is opened anew beside the hanging call, and not shut before that ends."""
+    host = machine("hang=nvmlEventSetWait_v2", reopen_s=0.0)
+    host.sample()
+    host.say("fail=nvmlDeviceGetCount_v2/999")
+    assert host.sample()["error"] == "The NVIDIA driver reports an unknown error"
+    host.say("lost=5")
+    for _ in range(3):
+        assert host.sample()["error"] is None
+    host.let_go()
+    host.say()
+    host.until(lambda sample: {row["state"] for row in sample["devices"]} == {"ok"})
+    host.close()
+
+
+def test_wait_that_comes_back_at_once_is_not_repeated_at_once(machine):
+    """A driver that does not wait makes us no busy loop."""
+    host = machine("fail=nvmlEventSetWait_v2/10")
+    host.sample()
+    before_s = host.cpu_s
+    time.sleep(1)
+    assert host.cpu_s - before_s < 0.4
+
+
 def test_registration_that_hangs_costs_its_own_row(machine):
     """A GPU on which that call hangs is overdue; the others are read, and their XIDs come."""
     host = machine("hang=nvmlDeviceRegisterEvents/3", deadline_s=0.5)
