@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
+ABSENT = frozenset({3, 4, 6, 13, 21, 25, 26})
+"""Not supported, no permission, not found, function not found, no data, version mismatch,
+deprecated: this driver or card does not tell, and nothing is wrong with the GPU."""
+
 _LOST = frozenset({15, 16})
 # Not initialised, driver not loaded, driver and library differ: NVML was opened with a driver that
 # is not there any more.
 _ENDED = frozenset({1, 9, 18})
-# Not supported, no permission, not found, function not found, no data, version mismatch,
-# deprecated: this driver or card does not tell, and nothing is wrong with the GPU.
-_ABSENT = frozenset({3, 4, 6, 13, 21, 25, 26})
 _SENTENCES = {
     1: "NVML is not initialised",
     4: "This process may not ask NVML: no permission",
@@ -80,7 +81,7 @@ class Handle:
             value = getattr(error, "value", None)
             if isinstance(value, int) and means is not None and value in means:
                 return means[value]
-            if value not in _ABSENT:
+            if value not in ABSENT:
                 self._complain(fault_of(error))
             return None
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from broker.devices.call import Call
+from broker.devices.nvml_handle import ABSENT
 from broker.devices.sample import uuid_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class XidWatch:
             self._set = nvml.nvmlEventSetCreate()
 
     def add(self, handle: Any, uuid: str) -> None:
-        """Watch this GPU as well; does nothing when it was asked for before."""
+        """Watch this GPU as well; asked for again, try again only if that failed for a moment."""
         with self._lock:
             if self._set is None or uuid in self._asked:
                 return
@@ -74,7 +75,10 @@ class XidWatch:
             if not self._nvml.nvmlDeviceGetSupportedEventTypes(handle) & _XID:
                 return
             self._nvml.nvmlDeviceRegisterEvents(handle, _XID, self._set)
-        except self._nvml.NVMLError:
+        except self._nvml.NVMLError as error:
+            if error.value not in ABSENT:
+                with self._lock:
+                    self._asked.discard(uuid)
             return
         with self._lock:
             self._watched[_address(handle)] = uuid

@@ -58,6 +58,16 @@ def test_gpu_that_cannot_be_watched_is_well_and_not_watched(machine, function):
     assert gather(host, 1) == {4: [94]}
 
 
+def test_gpu_that_could_not_be_watched_for_a_moment_is_tried_again(machine):
+    """A call that failed, unlike one that is not supported, is made again at the next sample."""
+    host = machine("fail=nvmlDeviceRegisterEvents/999/3")
+    host.sample()
+    host.say()
+    host.sample()
+    host.say("xid=3/79")
+    assert gather(host, 1) == {3: [79]}
+
+
 def test_xid_of_a_gpu_that_cannot_be_named_is_everyones(machine):
     """A GPU that has just fallen off the bus may be any of them."""
     host = machine("count=3")
