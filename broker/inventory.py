@@ -74,6 +74,7 @@ def source_of(settings: Settings) -> Source:
         safe_mode=settings.safe_mode or False,
         host=settings.sdk.hostname,
         smi_on_path=shutil.which("nvidia-smi"),
+        pcie=settings.pcie,
     )
 
 

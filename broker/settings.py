@@ -34,6 +34,7 @@ def _true_or_false(value: Any) -> Any:
 
 
 Switch = Annotated[bool | None, BeforeValidator(_true_or_false)]
+OnOrOff = Annotated[bool, BeforeValidator(_true_or_false)]
 
 
 def _env(name: str) -> Any:
@@ -61,13 +62,15 @@ class Settings(BaseSettings):
     """Of a lease over HTTP that names no other; 0 = no expiry."""
     devices: str = Field("auto", validation_alias=_env("GPU_BROKER_DEVICES"))
     """auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.yaml."""
+    pcie: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_PCIE"))
+    """Whether NVML is asked for the throughput of each GPU's PCIe bus, every 30 s."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Between two reports of this host's devices."""
     processes: Literal["auto", "host", "none"] = Field(
         "auto", validation_alias=_env("GPU_BROKER_PROCESSES")
     )
     """Whether the driver's pids are this system's: auto looks, host says so, none looks at none."""
-    may_kill: bool = Field(False, validation_alias=_env("GPU_BROKER_MAY_KILL"))
+    may_kill: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_MAY_KILL"))
     """Whether this host's reporter may end processes, where the policy asks for it."""
     drain_on_stop_s: float = Field(
         0, ge=0, le=86400, validation_alias=_env("GPU_BROKER_DRAIN_ON_STOP_S")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from broker.devices.sample import Source
 
 
+PCIE_EVERY_S = 30.0
+
+
 class DeviceSourceError(ValueError):
     """The settings ask for a device source that cannot be had; the message has the way out."""
 
@@ -36,13 +39,20 @@ class NoneSource:
 
 
 def choose(
-    spec: str, *, enable_nvml: bool | None, safe_mode: bool, host: str, smi_on_path: str | None
+    spec: str,
+    *,
+    enable_nvml: bool | None,
+    safe_mode: bool,
+    host: str,
+    smi_on_path: str | None,
+    pcie: bool = False,
 ) -> Source:
     """The source for `spec`: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.
 
     `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
     else none. Under `safe_mode` no GPU is looked at: all but sim and scenario becomes none.
-    Nothing is imported, started or opened before the first sample.
+    Nothing is imported, started or opened before the first sample. With `pcie`, NVML is asked for
+    the throughput of each GPU's bus every 30 s.
 
     Raises:
         DeviceSourceError: the spec is unknown, or cannot be had with the other settings.
@@ -77,12 +87,8 @@ def choose(
             "GPU_BROKER_DEVICES=smi, but nvidia-smi is not on PATH: "
             "add its folder to PATH, or set GPU_BROKER_DEVICES=nvml or none"
         )
-    return _real(spec, enable_nvml=enable_nvml, host=host, smi_on_path=smi_on_path)
-
-
-def _real(spec: str, *, enable_nvml: bool | None, host: str, smi_on_path: str | None) -> Source:
     if spec == "nvml" or (spec == "auto" and enable_nvml):
-        return NvmlSource(host)
+        return NvmlSource(host, pcie_every_s=PCIE_EVERY_S if pcie else None)
     if smi_on_path is not None:
         return SmiSource(host, smi_on_path)
     return NoneSource(

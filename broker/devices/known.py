@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a device could not be read, in one sentence."""
+    """Why a device could not be read, in one sentence.
+
+    ``ended``: nothing can be read before the driver is opened anew.
+    """
 
     state: State
     reason: str
+    ended: bool = False
 
 
 def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
@@ -31,6 +35,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
         used_mb=None,
         state=fault.state,
         reason=fault.reason,
+        parent=last.parent,
     )
 
 
@@ -43,22 +48,28 @@ class Known:
         self._at: dict[int, str] = {}
 
     def merge(
-        self, answers: Mapping[int, DeviceSample | Fault], missing: Fault
+        self, answers: Mapping[int, tuple[DeviceSample, ...] | Fault], missing: Fault
     ) -> tuple[DeviceSample, ...]:
         """One row for each device ever identified, and for each index that answered.
 
-        A fault at an index is the device last read there; a known device that no answer
-        speaks of gets `missing`. An index whose device was never identified gets a row under
-        a name that says so, `UNKNOWN-<host>-<index>`, until the driver can name it.
+        An answer is the GPU at that index with its MIG devices. A fault at an index is of the GPU
+        last read there; a known device that no answer speaks of gets `missing`, or its GPU's fault
+        when it is a MIG device. An index whose GPU was never identified gets a row under a name
+        that says so, `UNKNOWN-<host>-<index>`, until the driver can name it.
         """
-        read = [self._filled(a) for a in answers.values() if isinstance(a, DeviceSample)]
+        read = [
+            self._filled(device)
+            for answer in answers.values()
+            if not isinstance(answer, Fault)
+            for device in answer
+        ]
         rows = {device.uuid: device for device in read}
-        for index, fault in answers.items():
-            if isinstance(fault, Fault):
-                row = self._faulty(index, fault, rows)
+        for index, answer in answers.items():
+            if isinstance(answer, Fault):
+                row = self._faulty(index, answer, rows)
                 rows[row.uuid] = row
         for uuid, last in self._last.items():
-            rows.setdefault(uuid, quiet(last, missing))
+            rows.setdefault(uuid, quiet(last, _fault_of_gpu(rows.get(last.parent)) or missing))
         for device in read:
             self._last[device.uuid] = device
             self._at[device.index] = device.uuid
@@ -66,7 +77,7 @@ class Known:
 
     def _filled(self, device: DeviceSample) -> DeviceSample:
         last = self._last.get(device.uuid)
-        if device.state == "ok" or last is None or last.total_mb is None:
+        if device.state in {"ok", "mig"} or last is None or last.total_mb is None:
             return device
         return replace(
             device,
@@ -91,3 +102,9 @@ class Known:
             state=fault.state,
             reason=fault.reason,
         )
+
+
+def _fault_of_gpu(gpu: DeviceSample | None) -> Fault | None:
+    if gpu is None or gpu.state not in {"lost", "error"}:
+        return None
+    return Fault(gpu.state, gpu.reason)

@@ -48,6 +48,18 @@ def test_nvml_real_gpu_answers_in_time_and_the_same(nvml):
     ]
 
 
+def test_nvml_real_gpu_tells_who_is_on_it_and_how_it_fares(nvml):
+    """Each GPU that is not divided names its processes; what else it tells is in range."""
+    for device in nvml.sample().devices:
+        if device.state != "mig":
+            assert device.processes is not None
+            assert len({process.pid for process in device.processes}) == len(device.processes)
+        assert device.recovery_action in {None, *range(8)}
+        assert device.power_limit_w is None or device.power_limit_w > 0
+        assert device.ecc_uncorrected is None or device.ecc_uncorrected >= 0
+        assert device.xids == ()
+
+
 def test_nvml_and_smi_agree_on_a_real_gpu(nvml):
     """Both sources name the same GPUs with the same memory, to a MiB."""
     program = shutil.which("nvidia-smi")

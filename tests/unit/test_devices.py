@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,7 +20,6 @@ from broker.devices.simulated import totals_of
 from broker.devices.smi import SmiSource
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ROOT / "tests" / "fakes" / "nvml" / "nvml.c"
 
 # Samples once under each FAKE_NVML it is given; "-hang " before one first ends what hangs.
 CHILD = """
@@ -40,19 +38,6 @@ for step in json.loads(sys.argv[2]):
     print(json.dumps({**sample, "took_s": time.monotonic() - began}), flush=True)
 source.close()
 """
-
-
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    if shutil.which("gcc") is None:
-        pytest.fail("no gcc on PATH: apt-get install gcc libc6-dev")
-    built = {}
-    for name, flags in {"driver": [], "old": ["-DOLD_DRIVER"]}.items():
-        built[name] = tmp_path_factory.mktemp(name)
-        target = built[name] / "libnvidia-ml.so.1"
-        options = ["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(target)]
-        subprocess.run(["gcc", *flags, *options, str(FAKE)], check=True)
-    return built
 
 
 @pytest.fixture
@@ -318,19 +303,6 @@ HEADER = (
     "index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB], "
     "utilization.gpu [%], temperature.gpu, power.draw [W]"
 )
-
-
-@pytest.fixture
-def smi(tmp_path):
-    """A source over a script in nvidia-smi's place, which runs the given shell lines."""
-
-    def source(body, timeout_s=5.0):
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{body}\n")
-        program.chmod(0o755)
-        return SmiSource("box", str(program), timeout_s=timeout_s)
-
-    return source
 
 
 def printed(*lines, status=0):

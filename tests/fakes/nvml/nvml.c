@@ -1,22 +1,32 @@
 /* A driver library for tests: libnvidia-ml.so.1 as nvidia-ml-py loads it.
  *
- * FAKE_NVML names what is wrong, in words with commas between; unset is 8 healthy GPUs.
+ * Words with commas or newlines between say what it is to tell; none is 8 healthy, idle GPUs. They
+ * come from the file that FAKE_NVML_FILE names, read anew at each call, or else from FAKE_NVML.
+ * I is a GPU's number, whatever its index is; E an error; FUNCTION a name from below, in full.
  *   count=N          N GPUs
  *   init=E           nvmlInit answers error E
+ *   driver=E         every call answers E, and after it "uninitialised" until NVML is opened again
+ *   fail=FUNCTION/E  FUNCTION answers E; fail=FUNCTION/E/I for GPU I alone
+ *   hang=FUNCTION    FUNCTION hangs while the file FAKE_NVML_HANG names exists; hang=FUNCTION/I
+ *   hang=I           GPU I's memory call hangs; hang=init: nvmlInit
+ *   lost=I           GPU I is lost in each of its calls, its handle included
+ *   fallen=I         GPU I is lost until NVML is opened again
+ *   stale=E          what is asked of a GPU answers E until NVML is opened again
+ *   dying=I          GPU I is lost from its utilisation call on
  *   names=garbled    names are not UTF-8
- *   uuid=E           the UUID call answers E
- *   memory=E         both memory calls answer E
- *   power=E          the power call answers E
+ *   uuid=E memory=E power=E  the UUID call, both memory calls, the power call answer E
  *   utilization=max  utilisation and power read all ones
  *   used=inclusive   v2's `used` counts the reserved memory too
  *   order=reversed   the GPUs come in the opposite order
- *   lost=I           GPU I is lost in each of its calls, its handle included
- *   fallen=I         GPU I is lost until NVML is opened again
- *   dying=I          GPU I is lost from its utilisation call on
- *   hang=I           GPU I's memory call hangs while the file FAKE_NVML_HANG names exists
- *   hang=init        so does nvmlInit
- * Shutting down while a call hangs aborts the process.
- * Built with -DOLD_DRIVER it has no nvmlDeviceGetMemoryInfo_v2.
+ *   v3=missing       the newer process calls are not there
+ *   process=I/PID/MIB  a process on GPU I; MIB may be `none`; also graphics= and mps=
+ *   process=I.P/...  the same, on part P of GPU I
+ *   busy=I/PID/PCT/US  PID computed PCT % of the time until the moment US
+ *   mig=I/MIB+MIB    GPU I is divided: a part for each MIB, 0 for a gap between them
+ *   xid=I/CODE       GPU I reports the error CODE; each such word is delivered once, in order
+ *   ecc=I/N  rows=I/PENDING/FAILED  action=I/N  memory errors, rows to remap, what to do
+ * Shutting down while a call runs aborts the process.
+ * Built with -DOLD_DRIVER it has none of the calls that came later.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -25,125 +35,361 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef unsigned long long bytes;
-typedef struct { bytes total, free, used; } memory_v1;
-typedef struct { unsigned version; bytes total, reserved, free, used; } memory_v2;
+typedef unsigned long long u64;
+typedef struct { u64 total, free, used; } memory_v1;
+typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
 typedef struct { unsigned gpu, memory; } utilization;
+typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process;
+typedef struct { unsigned pid; u64 at_us; unsigned sm, memory, encoder, decoder; } busy;
+typedef struct { void *device; u64 type, data; unsigned gpu_instance, compute_instance; } event;
+typedef struct {
+    unsigned field, scope;
+    long long at_us, latency_us;
+    unsigned type;
+    int error;
+    union { unsigned number; u64 longest; } value;
+} field_value;
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, LOST = 15, VERSION_MISMATCH = 25 };
-static const bytes MIB = 1ull << 20;
-static int opened, openings;
-static volatile int hanging;
+enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
+       TIMEOUT = 10, FUNCTION_NOT_FOUND = 13, LOST = 15, VERSION_MISMATCH = 25 };
+enum { GPUS = 64, XID = 8, RECOVERY_ACTION = 230 };
+static const u64 MIB = 1ull << 20;
+static int opened, openings, delivered, watched[GPUS];
+static volatile int running;
 
-/* What stands after "key=" in FAKE_NVML, or NULL. */
-static const char *said(const char *key) {
-    const char *at = getenv("FAKE_NVML");
-    size_t n = strlen(key);
-    while (at && *at) {
-        if (!strncmp(at, key, n) && at[n] == '=') return at + n + 1;
-        at = strchr(at, ',');
-        if (at) at++;
-    }
+static int entered(void) { return __sync_add_and_fetch(&running, 1); }
+static void left(int *call) { (void)call; __sync_sub_and_fetch(&running, 1); }
+#define CALL __attribute__((cleanup(left), unused)) int call = entered()
+
+/* What is to be told now: a copy of this thread's own. */
+static const char *words(void) {
+    static __thread char text[65536];
+    const char *path = getenv("FAKE_NVML_FILE"), *plain = getenv("FAKE_NVML");
+    if (!path) return plain ? plain : "";
+    FILE *file = fopen(path, "r");
+    text[file ? fread(text, 1, sizeof text - 1, file) : 0] = 0;
+    if (file) fclose(file);
+    return text;
+}
+/* What stands after "key=" in the n-th word that starts so, or NULL. */
+static const char *nth(const char *key, int n) {
+    size_t length = strlen(key);
+    for (const char *at = words(); *at; at += strcspn(at, ",\n"), at += *at != 0)
+        if (!strncmp(at, key, length) && at[length] == '=' && n-- == 0) return at + length + 1;
     return NULL;
 }
+static const char *said(const char *key) { return nth(key, 0); }
 static int of(const char *key) { const char *v = said(key); return v ? atoi(v) : 0; }
+static int digit(const char *at) { return at && *at >= '0' && *at <= '9'; }
 static int names_gpu(const char *key, int gpu) {
     const char *v = said(key);
-    return v && *v >= '0' && *v <= '9' && atoi(v) == gpu;
+    return digit(v) && v[strcspn(v, "/,\n")] != '/' && atoi(v) == gpu;
 }
+/* What stands after "key=I/" for this GPU, or NULL. */
+static const char *told(const char *key, int gpu) {
+    const char *v;
+    for (int n = 0; (v = nth(key, n)); n++)
+        if (atoi(v) == gpu) return strchr(v, '/') + 1;
+    return NULL;
+}
+static unsigned number(const char *key, int gpu) { const char *v = told(key, gpu); return v ? (unsigned)atoi(v) : 0; }
 static void hang(void) {
     const char *file = getenv("FAKE_NVML_HANG");
-    hanging = 1;
     while (file && !access(file, F_OK)) usleep(10000);
-    hanging = 0;
+}
+/* What follows FUNCTION in a word "key=FUNCTION...", or NULL. */
+static const char *on_function(const char *key, const char *function) {
+    const char *v;
+    size_t length = strlen(function);
+    for (int n = 0; (v = nth(key, n)); n++)
+        if (!strncmp(v, function, length) && strchr("/,\n", v[length])) return v + length;
+    return NULL;
 }
 
-/* A handle is the GPU's number, from 1, whatever its index is. */
-static int gpu_of(void *handle) { return (int)(intptr_t)handle - 1; }
-static int trouble(int gpu) {
+/* A handle is the GPU's number, from 1, whatever its index is, and a thousand for each part up to the one meant. */
+static int gpu_of(void *handle) { return (int)((intptr_t)handle % 1000) - 1; }
+static int part_of(void *handle) { return (int)((intptr_t)handle / 1000) - 1; }
+static int gpus(void) { return said("count") ? of("count") : 8; }
+
+static int session(const char *function, int gpu) {
+    const char *v = on_function("hang", function);
+    if (v && (*v != '/' || atoi(v + 1) == gpu)) hang();
+    if (of("driver")) { opened = 0; return of("driver"); }
     if (!opened) return UNINITIALIZED;
+    v = on_function("fail", function);
+    if (!v) return OK;
+    const char *alone = strchr(v + 1, '/');
+    if (alone && alone < v + strcspn(v, ",\n") && atoi(alone + 1) != gpu) return OK;
+    return atoi(v + 1);
+}
+static int trouble(const char *function, int gpu) {
+    int error = session(function, gpu);
+    if (error) return error;
+    if (gpu >= gpus()) return INVALID_ARGUMENT;
+    if (of("stale") && openings < 2) return of("stale");
     if (names_gpu("lost", gpu) || (names_gpu("fallen", gpu) && openings < 2)) return LOST;
     return OK;
 }
+/* Leave the function if there is trouble. */
+#define GPU_CALL(handle) \
+    CALL; \
+    int gpu = gpu_of(handle), error = trouble(__func__, gpu); \
+    if (error) return error
 
 int nvmlInitWithFlags(unsigned flags) {
+    CALL;
     (void)flags;
     const char *v = said("hang");
     if (v && !strncmp(v, "init", 4)) hang();
+    if (of("driver")) return of("driver");
     if (of("init")) return of("init");
+    memset(watched, 0, sizeof watched);
     opened++;
     openings++;
     return OK;
 }
 int nvmlShutdown(void) {
-    if (hanging) abort();
+    if (running) abort();
     if (!opened) return UNINITIALIZED;
     opened--;
     return OK;
 }
 int nvmlSystemGetDriverVersion(char *out, unsigned n) {
+    CALL;
     snprintf(out, n, "580.65.06");
-    return OK;
+    return session(__func__, -1);
 }
 int nvmlDeviceGetCount_v2(unsigned *count) {
-    if (!opened) return UNINITIALIZED;
-    *count = said("count") ? (unsigned)of("count") : 8;
-    return OK;
+    CALL;
+    *count = (unsigned)gpus();
+    return session(__func__, -1);
 }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
-    unsigned count = 0;
-    if (nvmlDeviceGetCount_v2(&count)) return UNINITIALIZED;
+    CALL;
+    unsigned count = (unsigned)gpus();
     if (index >= count) return INVALID_ARGUMENT;
     if (said("order")) index = count - 1 - index;
     *handle = (void *)(intptr_t)(index + 1);
-    return names_gpu("lost", (int)index) ? LOST : OK;
+    int error = session(__func__, (int)index);
+    return error ? error : names_gpu("lost", (int)index) ? LOST : OK;
 }
 int nvmlDeviceGetUUID(void *handle, char *out, unsigned n) {
     if (of("uuid")) return of("uuid");
-    snprintf(out, n, "GPU-00000000-0000-0000-0000-%012d", gpu_of(handle));
-    return trouble(gpu_of(handle));
+    GPU_CALL(handle);
+    if (part_of(handle) < 0) snprintf(out, n, "GPU-00000000-0000-0000-0000-%012d", gpu);
+    else snprintf(out, n, "MIG-00000000-0000-0000-%04d-%012d", part_of(handle), gpu);
+    return OK;
 }
 int nvmlDeviceGetName(void *handle, char *out, unsigned n) {
-    snprintf(out, n, said("names") ? "NVIDIA \xff\xfe\x01" : "NVIDIA H100 80GB HBM3, rev/A");
-    return trouble(gpu_of(handle));
+    GPU_CALL(handle);
+    snprintf(out, n, said("names") ? "NVIDIA \xff\xfe\x01" : "NVIDIA H100 80GB HBM3%s",
+             part_of(handle) < 0 ? ", rev/A" : " MIG 1g.10gb");
+    return OK;
 }
 
-/* 81,559.5 MiB, of which 500 are the driver's own, and 1,024 and a byte are in use. */
-static void fill(bytes *total, bytes *reserved, bytes *free_) {
-    *total = 81559 * MIB + MIB / 2;
-    *reserved = 500 * MIB;
-    *free_ = *total - *reserved - 1024 * MIB - 1;
+/* MiB of a part; 0 if there is none. */
+static u64 part_mib(int gpu, int part) {
+    const char *v = told("mig", gpu);
+    for (; v && part > 0; part--) {
+        v += strcspn(v, "+,\n");
+        v = *v == '+' ? v + 1 : NULL;
+    }
+    return digit(v) ? (u64)atoi(v) : 0;
+}
+/* 81,559.5 MiB, of which 500 are the driver's own, and 1,024 and a byte are in use; of a part, 13 are. */
+static void fill(void *handle, u64 *total, u64 *reserved, u64 *free_) {
+    int whole = part_of(handle) < 0;
+    *total = whole ? 81559 * MIB + MIB / 2 : part_mib(gpu_of(handle), part_of(handle)) * MIB;
+    *reserved = whole ? 500 * MIB : 0;
+    *free_ = *total - *reserved - (whole ? 1024 * MIB + 1 : 13 * MIB);
 }
 int nvmlDeviceGetMemoryInfo(void *handle, memory_v1 *out) {
-    bytes reserved;
+    u64 reserved;
     if (of("memory")) return of("memory");
-    fill(&out->total, &reserved, &out->free);
+    GPU_CALL(handle);
+    fill(handle, &out->total, &reserved, &out->free);
     out->used = out->total - out->free;
-    return trouble(gpu_of(handle));
+    return OK;
 }
 #ifndef OLD_DRIVER
 int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2 *out) {
+    CALL;
     if (out->version != (sizeof(memory_v2) | 2u << 24)) return VERSION_MISMATCH;
     if (names_gpu("hang", gpu_of(handle))) hang();
     if (of("memory")) return of("memory");
-    fill(&out->total, &out->reserved, &out->free);
+    int error = trouble(__func__, gpu_of(handle));
+    fill(handle, &out->total, &out->reserved, &out->free);
     out->used = out->total - out->free - (said("used") ? 0 : out->reserved);
-    return trouble(gpu_of(handle));
+    return error;
 }
 #endif
 int nvmlDeviceGetUtilizationRates(void *handle, utilization *out) {
-    if (names_gpu("dying", gpu_of(handle))) return LOST;
+    GPU_CALL(handle);
+    if (names_gpu("dying", gpu)) return LOST;
+    if (told("mig", gpu)) return NOT_SUPPORTED;
     out->gpu = said("utilization") ? ~0u : 37;
     out->memory = 12;
-    return trouble(gpu_of(handle));
+    return OK;
 }
 int nvmlDeviceGetTemperature(void *handle, unsigned sensor, unsigned *out) {
+    GPU_CALL(handle);
     (void)sensor;
     *out = 41;
-    return trouble(gpu_of(handle));
+    return OK;
 }
 int nvmlDeviceGetPowerUsage(void *handle, unsigned *out) {
     if (of("power")) return of("power");
+    GPU_CALL(handle);
     *out = said("utilization") ? ~0u : 98765;
-    return trouble(gpu_of(handle));
+    return OK;
+}
+int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *out) {
+    GPU_CALL(handle);
+    *out = 700000;
+    return OK;
+}
+int nvmlDeviceGetClockInfo(void *handle, unsigned clock, unsigned *out) {
+    GPU_CALL(handle);
+    *out = clock == 1 ? 1980 : 2619;
+    return OK;
+}
+int nvmlDeviceGetTotalEccErrors(void *handle, unsigned kind, unsigned counter, u64 *out) {
+    GPU_CALL(handle);
+    if (kind != 1 || counter != 0) return INVALID_ARGUMENT;
+    *out = number("ecc", gpu);
+    return OK;
+}
+int nvmlDeviceGetRemappedRows(void *handle, unsigned *corrected, unsigned *uncorrected, unsigned *pending,
+                              unsigned *failed) {
+    GPU_CALL(handle);
+    const char *v = told("rows", gpu);
+    *corrected = *uncorrected = *pending = *failed = 0;
+    if (v) sscanf(v, "%u/%u", pending, failed);
+    return OK;
+}
+int nvmlDeviceGetFieldValues(void *handle, int n, field_value *out) {
+    GPU_CALL(handle);
+    for (int i = 0; i < n; i++) {
+        out[i].error = out[i].field == RECOVERY_ACTION ? OK : NOT_SUPPORTED;
+#ifdef OLD_DRIVER
+        out[i].error = INVALID_ARGUMENT;
+#endif
+        out[i].value.number = number("action", gpu);
+    }
+    return OK;
+}
+int nvmlDeviceGetPcieThroughput(void *handle, unsigned counter, unsigned *out) {
+    GPU_CALL(handle);
+    usleep(20000);
+    *out = (counter ? 2000u : 1000u) * (unsigned)(gpu + 1);
+    return OK;
+}
+
+/* The processes that words with this key name on a handle. */
+static int list(const char *key, void *handle, unsigned *count, process *out) {
+    const char *v;
+    unsigned found = 0;
+    for (int n = 0; (v = nth(key, n)); n++) {
+        int gpu = atoi(v), end = 0, part = -1;
+        process p = { 0, 0, ~0u, ~0u };
+        v += strcspn(v, "./");
+        if (*v == '.') part = atoi(v + 1);
+        v += strcspn(v, "/");
+        sscanf(v, "/%u/%n", &p.pid, &end);
+        if (gpu != gpu_of(handle) || (part_of(handle) >= 0 && part != part_of(handle))) continue;
+        p.used = digit(v + end) ? (u64)atoi(v + end) * MIB : ~0ull;
+        if (out && found < *count) out[found] = p;
+        found++;
+    }
+    int fits = out ? found <= *count : found == 0;
+    *count = found;
+    return fits ? OK : INSUFFICIENT_SIZE;
+}
+#define PROCESSES(name, key) \
+    int name(void *handle, unsigned *count, process *out) { \
+        GPU_CALL(handle); \
+        if (said("v3") && strstr(__func__, "_v3")) return FUNCTION_NOT_FOUND; \
+        return list(key, handle, count, out); \
+    }
+PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, "process")
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics")
+PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v2, "mps")
+#ifndef OLD_DRIVER
+PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, "process")
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics")
+PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps")
+#endif
+int nvmlDeviceGetProcessUtilization(void *handle, busy *out, unsigned *count, u64 since_us) {
+    GPU_CALL(handle);
+    const char *v;
+    unsigned found = 0;
+    if (told("mig", gpu)) return NOT_SUPPORTED;
+    for (int n = 0; (v = nth("busy", n)); n++) {
+        busy b = { 0, 0, 0, 0, 0, 0 };
+        int on = -1;
+        sscanf(v, "%d/%u/%u/%llu", &on, &b.pid, &b.sm, &b.at_us);
+        if (on != gpu || b.at_us <= since_us) continue;
+        if (out && found < *count) out[found] = b;
+        found++;
+    }
+    *count = found;
+    return !found ? NOT_FOUND : out ? OK : INSUFFICIENT_SIZE;
+}
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
+    GPU_CALL(handle);
+    *current = *pending = told("mig", gpu) != NULL;
+    return OK;
+}
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count) {
+    GPU_CALL(handle);
+    *count = 7;
+    return OK;
+}
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **part) {
+    GPU_CALL(handle);
+    if (!part_mib(gpu, (int)index)) return NOT_FOUND;
+    *part = (void *)((intptr_t)handle + 1000 * (intptr_t)(index + 1));
+    return OK;
+}
+
+int nvmlEventSetCreate(void **set) {
+    CALL;
+    *set = watched;
+    return session(__func__, -1);
+}
+int nvmlEventSetFree(void *set) {
+    CALL;
+    (void)set;
+    return session(__func__, -1);
+}
+int nvmlDeviceGetSupportedEventTypes(void *handle, u64 *types) {
+    GPU_CALL(handle);
+    *types = XID | 1 | 2;
+    return OK;
+}
+int nvmlDeviceRegisterEvents(void *handle, u64 types, void *set) {
+    GPU_CALL(handle);
+    (void)set;
+    if (types & ~(u64)(XID | 1 | 2)) return NOT_SUPPORTED;
+    if (gpu < GPUS) watched[gpu] = (types & XID) != 0;
+    return OK;
+}
+int nvmlEventSetWait_v2(void *set, event *out, unsigned timeout_ms) {
+    CALL;
+    (void)set;
+    for (unsigned waited_ms = 0;; waited_ms += 5) {
+        const char *v;
+        int error = session(__func__, -1);
+        if (error) return error;
+        while ((v = nth("xid", delivered))) {
+            int gpu = atoi(v);
+            delivered++;
+            if (gpu < GPUS && !watched[gpu]) continue;
+            *out = (event){ (void *)(intptr_t)(gpu + 1), XID, (u64)atoi(strchr(v, '/') + 1), ~0u, ~0u };
+            return OK;
+        }
+        if (waited_ms >= timeout_ms) return TIMEOUT;
+        usleep(5000);
+    }
 }

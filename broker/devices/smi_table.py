@@ -1,0 +1,45 @@
+"""What nvidia-smi prints as CSV with a header, by column name."""
+
+from __future__ import annotations
+
+import csv
+
+from broker.devices.sample import text
+
+
+def lines(printed: str) -> list[str]:
+    """What a program printed, without empty lines, each as printable ASCII."""
+    return [text(line)[:200] for line in printed.splitlines() if text(line)]
+
+
+def records_of(
+    printed: str, header_has: frozenset[str]
+) -> tuple[list[dict[str, str]] | None, list[str]]:
+    """The rows under the header, by column name, and the lines that are no rows.
+
+    The header is the first line that has all these columns; None: there is none.
+
+    nvidia-smi does not quote: a comma in a name makes the row longer than the header.
+    """
+    header: list[str] = []
+    records: list[dict[str, str]] = []
+    remarks: list[str] = []
+    for row in csv.reader(printed.splitlines(), skipinitialspace=True):
+        cells = [cell.strip() for cell in row]
+        columns = [cell.split(" [")[0] for cell in cells]
+        if not header and header_has <= set(columns):
+            header = columns
+        elif not header or len(cells) < len(header):
+            remarks += lines(", ".join(cells))
+        else:
+            if "name" in header and len(cells) > len(header):
+                at, end = header.index("name"), header.index("name") + len(cells) - len(header) + 1
+                cells[at:end] = [", ".join(cells[at:end])]
+            records.append(dict(zip(header, cells, strict=False)))
+    return records if header else None, remarks
+
+
+def told(record: dict[str, str], column: str) -> str:
+    """The cell, or "" for `[N/A]`, `N/A`, `[Not Supported]`, `ERR!` and their like."""
+    cell = text(record.get(column))
+    return "" if cell.startswith("[") or cell in {"N/A", "ERR!"} else cell

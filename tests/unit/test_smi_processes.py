@@ -1,0 +1,93 @@
+"""Processes through nvidia-smi: a second query, which may fail without the first."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+GPUS = """index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB]
+0, GPU-a, NVIDIA T4, 550.54, 15360, 12
+1, GPU-b, NVIDIA T4, 550.54, 15360, 12"""
+
+HEADER = "gpu_uuid, pid, used_gpu_memory [MiB]"
+
+
+def answering(apps, gpus=GPUS):
+    """A program that runs these shell lines when it is asked for processes."""
+    return f"case $1 in --query-compute-apps=*) {apps};; *) cat <<'END'\n{gpus}\nEND\nesac"
+
+
+def printing(*rows):
+    return "cat <<'END'\n" + "\n".join(rows) + "\nEND\n"
+
+
+def processes(sample):
+    assert sample.error is None
+    assert [(d.uuid, d.state, d.used_mb) for d in sample.devices] == [
+        ("GPU-a", "ok", 12),
+        ("GPU-b", "ok", 12),
+    ]
+    return [
+        None if d.processes is None else [(p.pid, p.memory_mb) for p in d.processes]
+        for d in sample.devices
+    ]
+
+
+def test_processes_come_from_a_query_of_their_own(smi, tmp_path):
+    """Both queries are made, one after the other, in the format that is read."""
+    source = smi(f'echo "$@" >> {tmp_path}/asked\n' + answering(printing(HEADER)))
+    assert processes(source.sample()) == [[], []]
+    first, second = (tmp_path / "asked").read_text().splitlines()
+    assert first.startswith("--query-gpu=index,uuid,name,")
+    assert second == "--query-compute-apps=gpu_uuid,pid,used_memory --format=csv,nounits"
+
+
+@pytest.mark.parametrize("column", ["used_gpu_memory [MiB]", "used_memory [MiB]"])
+def test_processes_are_read_by_column_name(smi, column):
+    """In any order of columns; each process once, with the most that a row has of it."""
+    rows = [f"{column}, new.field, pid, gpu_uuid", "100, x, 7, GPU-b", "3, x, 8, GPU-b",
+            "250, x, 7, GPU-b", "9, x, 5, GPU-of-another"]  # fmt: skip
+    sample = smi(answering(printing(*rows))).sample()
+    assert processes(sample) == [[], [(7, 250), (8, 3)]]
+
+
+@pytest.mark.parametrize("word", ["[N/A]", "N/A", "[Insufficient Permissions]", "ERR!"])
+def test_process_without_memory_is_there_with_none(smi, word):
+    """Not told is None, never 0; without a pid it is nobody."""
+    rows = [HEADER, f"GPU-a, 7, {word}", f"GPU-a, {word}, 5"]
+    assert processes(smi(answering(printing(*rows))).sample()) == [[(7, None)], []]
+
+
+@pytest.mark.parametrize(
+    "apps",
+    [
+        "exit 3",
+        "echo 'Field \"used_memory\" is not a valid field to query.'; exit 2",
+        "echo 'No running processes'",
+        f"echo '{HEADER}'; echo 'Unable to determine the device handle'",
+        "head -c 200000 /dev/zero | tr '\\0' x",
+        "kill -9 $$",
+        ":",
+    ],
+)
+def test_processes_that_cannot_be_told_are_none_and_the_sample_stands(smi, apps):
+    """A second query that fails in any way costs the processes and nothing else."""
+    assert processes(smi(answering(apps)).sample()) == [None, None]
+
+
+def test_processes_that_hang_take_what_is_left_of_the_timeout(smi):
+    """Both queries together keep the deadline of one, and the sample stands."""
+    source = smi(answering("sleep 60"), timeout_s=1.0)
+    began = time.monotonic()
+    assert processes(source.sample()) == [None, None]
+    assert time.monotonic() - began < 2.0
+    smi(answering(printing(HEADER, "GPU-a, 7, 1")))
+    assert processes(source.sample()) == [[(7, 1)], []]
+
+
+def test_processes_are_not_asked_for_where_there_is_no_gpu(smi, tmp_path):
+    """A machine whose GPUs cannot be told has no second program started."""
+    sample = smi(f"echo x >> {tmp_path}/asked; exit 9").sample()
+    assert sample.error == "nvidia-smi failed: exit status 9, no output"
+    assert (tmp_path / "asked").read_text() == "x\n"
