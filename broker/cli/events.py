@@ -171,7 +171,7 @@ def as_line(event: Event, places: Places) -> str:
     who = agent or by
     more = [
         (event.token or "")[:8], f"by {by}" if agent and by else "",
-        fields.get("finding", ""), _numbered(fields, "pid"), _numbered(fields, "xid"),
+        fields.get("finding", ""), _numbered("pid", fields), _numbered("XID", fields),
         fields.get("action", ""), fields.get("signal", ""),
         fields.get("policy", ""), fields.get("reason", ""),
     ]  # fmt: skip
@@ -183,9 +183,10 @@ def as_line(event: Event, places: Places) -> str:
     return f"{begin}  {' '.join(filter(None, more))}".rstrip()
 
 
-def _numbered(fields: dict[str, str], name: str) -> str:
+def _numbered(word: str, fields: dict[str, str]) -> str:
     """`pid 4711`, or nothing."""
-    return f"{name} {fields[name]}" if fields.get(name) else ""
+    value = fields.get(word.lower(), "")
+    return f"{word} {value}" if value else ""
 
 
 def _device(places: Places, uuid: str) -> str:
