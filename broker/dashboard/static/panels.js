@@ -57,7 +57,7 @@ export function stateOf(gpu) {
   return { word: because ? `${gpu.state}: ${because}` : gpu.state, means: STATES[gpu.state] };
 }
 
-/** How often each thing is found of these: word -> count, in the order of the words. */
+/** How often each thing is found of these: [word, count], the worst first. */
 export function found(words) {
   const counts = new Map(Object.keys(FINDINGS).map((word) => [word, 0]));
   for (const word of words) counts.set(word, (counts.get(word) ?? 0) + 1);
@@ -83,8 +83,9 @@ function gpuCell(gpu) {
   const state = stateOf(gpu);
   const counts = foundIn(gpu);
   if (!counts.length) return stateCell(state, gpu.state !== "ok");
-  const word = state.word === "ok" ? wordsOf(counts) : `${state.word} · ${wordsOf(counts)}`;
-  return stateCell({ word, means: `${state.means}; ${meansOf(counts)}` }, true);
+  const worst = counts[0][0] + (counts.length > 1 ? ` +${counts.length - 1}` : "");
+  const word = state.word === "ok" ? worst : `${state.word} · ${worst}`;
+  return stateCell({ word, means: `${state.means}; ${wordsOf(counts)}; ${meansOf(counts)}` }, true);
 }
 
 const leaseCell = (lease) =>

@@ -14,10 +14,9 @@ const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${
 
 const RECOVERY = ["nothing", "a reset of the GPU", "a reboot"];
 
-/** Quarantine, errors, clocks. */
+/** What is found, errors, clocks. */
 export function gpuHealth(gpu) {
   const known = [
-    ["Quarantine", gpu.quarantine && html`${gpu.quarantine}<br>It is lifted by Undrain, or by itself where the GPU proves sound.`],
     ["Found", meant([...new Set(gpu.findings.map((each) => each.kind))])],
     ["Last error", gpu.xid && `XID ${gpu.xid}${gpu.xid_at ? `, ${clock(gpu.xid_at)}` : ""}`],
     ["Wants", gpu.recovery_action ? (RECOVERY[gpu.recovery_action] ?? `recovery action ${gpu.recovery_action}`) : null],
@@ -46,15 +45,16 @@ function whose(process, open) {
   const word = process.finding ?? (lease ? null : process.token ? "orphan" : "squatter");
   return html`${word ? html`<b class="state trouble" title=${FINDINGS[word]}>${word}</b>` : nothing}
     ${lease
-      ? html`<button type="button" @click=${open(process.token)}>${lease.agent} · ${short(process.token)}</button>`
+      ? html`<button type="button" title="lease ${short(process.token)}" @click=${open(process.token)}>${lease.agent}</button>`
       : process.token && short(process.token)}`;
 }
 
 const table = (processes, last) => html`<table class="processes">
-  <thead><tr><th scope="col">PID</th><th scope="col">Program</th><th scope="col">User</th><th scope="col">Memory</th><th scope="col">Busy</th><th scope="col">Lease</th></tr></thead>
+  <thead><tr><th scope="col">PID</th><th scope="col">Program</th><th scope="col">Memory</th><th scope="col">Busy</th><th scope="col">Lease</th></tr></thead>
   <tbody>${processes.slice(0, MOST).map((process) => html`<tr>
-    <td>${process.pid}</td><td>${process.name}</td><td>${process.user}</td><td>${size(process.memory_mb)}</td>
-    <td>${inUnit(process.busy_pct, "%") ?? "–"}</td><td>${last(process)}</td>
+    <td class="fixed">${process.pid}</td><td>${process.name} <span class="hint">${process.user}</span></td>
+    <td class="fixed">${size(process.memory_mb)}</td><td class="fixed">${inUnit(process.busy_pct, "%") ?? "–"}</td>
+    <td>${last(process)}</td>
   </tr>`)}</tbody>
 </table>
 ${processes.length > MOST ? html`<p class="hint">and ${processes.length - MOST} more</p>` : nothing}`;

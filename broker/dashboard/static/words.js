@@ -13,7 +13,7 @@ export const STATES = {
   mig: "it is divided into MIG devices, which are leased in its place",
 };
 
-/** What a host may find: of a lease (degraded, overuse, idle), of a process (squatter, orphan). */
+/** What a host may find: of a lease (degraded, overuse, idle), of a process (squatter, orphan); the worst first. */
 export const FINDINGS = {
   degraded: "the lease is on a GPU that failed: lost, or in quarantine",
   overuse: "the lease's processes have allocated more memory than it holds",
