@@ -64,7 +64,7 @@ export function found(words) {
   return [...counts].filter(([, count]) => count);
 }
 
-const foundIn = (gpu) => found(gpu.findings.map((each) => each.kind));
+const foundIn = (gpu) => (gpu.findings.length ? found(gpu.findings.map((each) => each.kind)) : []);
 const wordsOf = (counts) => counts.map(([word, count]) => (count > 1 ? `${count} ${word}` : word)).join(", ");
 const meansOf = (counts) => counts.map(([word]) => `${word}: ${FINDINGS[word]}`).join("; ");
 
