@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk import fitting, waiting_line
+from agent_sdk import findings, fitting, waiting_line
 from agent_sdk.errors import CODES, error_for
 from agent_sdk.fitting import Change, End, Wish
 from agent_sdk.scene import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agent_sdk.keys import Keys
     from agent_sdk.protocol import Answer, Read, Request
     from agent_sdk.scene import Scene
+    from agent_sdk.snapshot import DeviceStatus
 
 SHOWN_AHEAD: Final = 20
 SHOWN_CHANGES: Final = 4
@@ -201,11 +202,22 @@ def _settled(token: str, agent: str, state: str, scene: Scene) -> Explanation:
 def _reasons(wish: Wish, scene: Scene, token: str | None) -> tuple[DeviceReason, ...]:
     found = []
     for uuid, word in reasons(wish, scene, token).items():
-        d, says = scene.devices[uuid], fitting.REASONS[word]
-        if word == "down":
-            says = f"its host says: {d.state} {d.reason}".rstrip()
+        d = scene.devices[uuid]
+        says = _says(word, d, scene)
         found.append(DeviceReason(d.uuid, d.host, d.index, d.name, word, d.free_mb, says))
     return tuple(found)
+
+
+def _says(word: str, device: DeviceStatus, scene: Scene) -> str:
+    """A device's reason as a sentence, with what is known of this one."""
+    says, others = fitting.REASONS[word], findings.named(findings.unleased(device, scene.leases))
+    if word == "down":
+        return f"its host says: {device.state} {device.reason}".rstrip()
+    if word == "quarantined" and device.quarantine:
+        return f"{says}: {device.quarantine}"
+    if word == "used_by_others":
+        says = f"{device.foreign_mb} MiB used by processes without a lease"
+    return f"{says} ({others})" if word in {"dirty", "used_by_others"} and others else says
 
 
 def _estimate(

@@ -25,6 +25,9 @@ REASONS: Final = {
     "fits": "it fits now",
     "other_host": "it is of another host than the one asked for",
     "other_model": "it is of another model than the one asked for",
+    "quarantined": "its host lends it to nobody until it is known to be sound",
+    "dirty": "processes of a lease that is over are still on it",
+    "mig": "it is divided: its parts are leased instead",
     "down": "its reporter says that something is wrong with it, or is silent",
     "drained": "an operator drained it",
     "too_small": "it could never hold that much",
@@ -37,7 +40,9 @@ REASONS: Final = {
 }
 """Why a device is not what is asked for now: a closed set."""
 
-ELSEWHERE: Final = frozenset({"other_host", "other_model", "down", "drained", "too_small"})
+ELSEWHERE: Final = frozenset({
+    "other_host", "other_model", "quarantined", "dirty", "mig", "down", "drained", "too_small",
+})  # fmt: skip
 """Reasons that no end of a lease changes."""
 
 
@@ -101,6 +106,7 @@ def reason(wish: Wish, device: DeviceStatus, pool: PoolStatus, token: str | None
         ("other_host", wish.host not in {ANY, device.host}),
         ("other_model", wish.model not in {ANY, device.model}),
         ("too_small", device.total_mb - device.reserve_mb < wish.memory_mb),
+        *((state, device.state == state) for state in ("quarantined", "dirty", "mig")),
         ("down", device.state != "ok"),
         ("drained", device.drained),
         ("kept", device.kept_for not in {"", token}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 from agent_sdk.errors import error_for
@@ -10,6 +11,9 @@ from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
 
 FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
 """What a name may look like, by what it names."""
+
+WORDS: Final = re.compile(r"[a-z0-9=,]*")
+"""What is set in words: one, or `name=word` by commas; nothing too."""
 
 
 def milliseconds(seconds: float, name: str) -> int:
@@ -43,4 +47,15 @@ def check_whole(value: object, name: str) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
+    return value
+
+
+def check_words(value: str, name: str) -> str:
+    """Words, as a policy has them.
+
+    Raises:
+        BadRequest: it has characters that no word has.
+    """
+    if not WORDS.fullmatch(value):
+        raise error_for("bad_request", f"{name} must match {WORDS.pattern}, not {value!r:.80}")
     return value

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from agent_sdk import snapshot
 from agent_sdk.errors import LeaseLost, UnknownToken, error_for
-from agent_sdk.forms import check_whole
+from agent_sdk.forms import check_whole, check_words
 from agent_sdk.protocol import PROTOCOL, Answer, Call, failure
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ class Policy(TypedDict, total=False):
     default_memory_mb: MiB of a lease that names none.
     expiry_grace_s: how long an expired lease's memory is withheld on real devices.
     max_leases_per_agent, max_waiters_per_agent: against a runaway client.
+    idle_action, overuse_action, squatter_action, orphan_action: what hosts do about what they
+        find: observe (show it), notify (tell the holder and the log), enforce (end it).
+    idle_after_s: for how long a lease does nothing before it is idle.
+    enforce_after_s: from the finding to its end, where that is enforced.
+    overuse_slack_mb: MiB by which a lease may use more than it holds.
+    xid_actions: `code=ignore|suspect|probe|hold` by commas, before NVIDIA's table; empty = none.
     """
 
     safe_mode: bool
@@ -37,6 +43,14 @@ class Policy(TypedDict, total=False):
     expiry_grace_s: int
     max_leases_per_agent: int
     max_waiters_per_agent: int
+    idle_action: str
+    overuse_action: str
+    squatter_action: str
+    orphan_action: str
+    idle_after_s: int
+    enforce_after_s: int
+    overuse_slack_mb: int
+    xid_actions: str
 
 
 def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
@@ -83,8 +97,11 @@ def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int
     """
     said: list[str | int] = []
     for field, value in policy.items():
-        whole = int(value) if isinstance(value, bool) else value
-        said += (field, check_whole(whole, field))
+        if isinstance(value, str):
+            said += (field, check_words(value, field))
+        else:
+            whole = int(value) if isinstance(value, bool) else value
+            said += (field, check_whole(whole, field))
     answer = yield Call("set_policy", (PROTOCOL, by, *said))
     match answer.raw:
         case ["POLICY", _, _, _, _, int(version)]:

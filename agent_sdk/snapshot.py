@@ -107,6 +107,7 @@ class ProcessStatus:
         token: of the lease that it belongs to, which may be over; empty = none is known.
         finding: squatter, orphan, or empty.
         since_ms: when it was seen there first, on the pool's clock.
+        busy_pct: of the GPU's time that it computed lately, 0-100; None: unknown.
     """
 
     pid: int
@@ -116,6 +117,7 @@ class ProcessStatus:
     token: str
     finding: str
     since_ms: int
+    busy_pct: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk.findings import of_lease
 from agent_sdk.protocol import ANY
 from agent_sdk.snapshot import LeaseStatus
 
@@ -14,72 +15,8 @@ if TYPE_CHECKING:
     from agent_sdk.events import Event
     from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
     from agent_sdk.waiting_line import WaiterStatus
-    from broker.devices import Sample
 
 CPU = "cpu"
-
-NO_GPUS = (
-    "no GPU is known: GPU_BROKER_DEVICES says where to look, gpu-broker serve --demo simulates"
-)
-
-TELEMETRY = ("utilization_gpu_pct", "temperature_c", "power_draw_w", "memory_utilization_pct")
-
-NVML = {
-    "nvml_gpu_util_pct": "nvml_gpu_util_pct",
-    "nvml_mem_used_mb": "nvml_mem_used_mb",
-    "nvml_mem_total_mb": "nvml_mem_total_mb",
-    "nvml_mem_util_pct": "nvml_mem_util_pct",
-    "pcie_tx_kb_s": "nvml_pcie_tx_kb_s",
-    "pcie_rx_kb_s": "nvml_pcie_rx_kb_s",
-}
-"""Telemetry that only NVML gives, by the name that it has in `/gpu/info`."""
-
-
-def gpu(device: DeviceStatus) -> dict[str, Any]:
-    """One row of `/gpu/info`; what the driver cannot tell is null and never drops the row."""
-    row: dict[str, Any] = {
-        "index": device.index,
-        "name": device.name,
-        "memory_total_mb": float(device.total_mb) if device.total_mb else None,
-        "memory_used_mb": None if device.used_mb is None else float(device.used_mb),
-        **{name: device.telemetry[name] for name in TELEMETRY},
-        "uuid": device.uuid,
-        "host": device.host,
-        "model": device.model,
-        "state": "drained" if device.drained and device.state == "ok" else device.state,
-        "reason": device.reason,
-        "simulated": device.simulated,
-        "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
-        "memory_reserved_mb": device.reserved_mb,
-        "memory_free_mb": max(0, device.free_mb),
-        "memory_withheld_mb": device.withheld_mb,
-        "memory_foreign_mb": device.foreign_mb,
-        "memory_system_mb": device.reserve_mb,
-        "leases": device.leases,
-    }
-    nvml: dict[str, Any] = {
-        NVML[n]: device.telemetry[n] for n in NVML if device.telemetry[n] is not None
-    }
-    if device.nvml_error:
-        nvml["nvml_error"] = device.nvml_error
-    return row | nvml
-
-
-def gpu_info(devices: tuple[DeviceStatus, ...], sample: Sample | None) -> dict[str, Any]:
-    """`/gpu/info`: `available` is true only when the list is not empty."""
-    gpus = [gpu(device) for device in devices]
-    nvml = sample is not None and sample.source == "nvml"
-    answer: dict[str, Any] = {
-        "gpus": gpus,
-        "available": bool(gpus),
-        "nvml_enriched": any(name.startswith("nvml_") for row in gpus for name in row),
-        "nvml_supported": bool(nvml and sample and not sample.error),
-    }
-    if not gpus:
-        answer["message"] = NO_GPUS
-    if nvml and sample and sample.error:
-        answer["nvml_init_error"] = sample.error
-    return answer
 
 
 def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
@@ -93,6 +30,14 @@ def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
         "expiry_grace_s": pool.expiry_grace_s,
         "max_leases_per_agent": pool.max_leases_per_agent,
         "max_waiters_per_agent": pool.max_waiters_per_agent,
+        "idle_action": pool.idle_action,
+        "overuse_action": pool.overuse_action,
+        "squatter_action": pool.squatter_action,
+        "orphan_action": pool.orphan_action,
+        "idle_after_s": pool.idle_after_s,
+        "enforce_after_s": pool.enforce_after_s,
+        "overuse_slack_mb": pool.overuse_slack_mb,
+        "xid_actions": pool.xid_actions,
         "version": pool.policy_version,
     }
 
@@ -155,7 +100,7 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
 
 
 def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
-    """A lease that lives, by its record."""
+    """A lease that lives, by its record; `notices`: of what is found its holder was told these."""
     gpus = []
     for uuid, mb in lease.devices:
         at = devices.get(uuid)
@@ -163,7 +108,11 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
         gpus.append({"uuid": uuid, "index": index, "host": host, "name": name, "memory_mb": mb})
     expires = lease.expires_at_ms
     ends = None if expires is None else (expires, max(0, expires - now_ms))
-    return _held(lease, gpus, ends) | {"priority": lease.priority}
+    return _held(lease, gpus, ends) | {
+        "priority": lease.priority,
+        "findings": list(of_lease(lease, devices)),
+        "notices": list(lease.notices),
+    }
 
 
 def _held(

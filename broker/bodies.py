@@ -36,6 +36,16 @@ Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
 Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Flag = Annotated[bool, Field(strict=True)]
+Action = Literal["observe", "notify", "enforce"]
+XID_ACTION = r"[0-9]{1,4}=(ignore|suspect|probe|hold)"
+XidActions = Annotated[
+    str,
+    Field(
+        pattern=rf"^({XID_ACTION}(,{XID_ACTION})*)?$",
+        max_length=256,
+        description="By commas, as 31=suspect,79=hold; what is not named is NVIDIA's table's.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,11 @@ class ReleaseBody:
 
 @dataclass(frozen=True, slots=True)
 class PolicyBody:
-    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here."""
+    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here.
+
+    Attributes:
+        idle_action: and the other three: what hosts do about what they find.
+    """
 
     max_memory_per_agent_mb: Annotated[int, Field(strict=True, ge=256, le=MOST_MB)] | None = None
     allow_fractional_shares: Flag | None = None
@@ -108,6 +122,14 @@ class PolicyBody:
     expiry_grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] | None = None
     max_leases_per_agent: Count | None = None
     max_waiters_per_agent: Count | None = None
+    idle_action: Action | None = None
+    overuse_action: Action | None = None
+    squatter_action: Action | None = None
+    orphan_action: Action | None = None
+    idle_after_s: Annotated[int, Field(strict=True, ge=10, le=604800)] | None = None
+    enforce_after_s: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
+    overuse_slack_mb: Memory | None = None
+    xid_actions: XidActions | None = None
 
     def changes(self) -> Policy:
         """What it changes."""

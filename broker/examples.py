@@ -18,8 +18,13 @@ LEASE: Final[dict[str, Any]] = {
 POLICY: Final[dict[str, Any]] = {
     "max_memory_per_agent_mb": 16384, "allow_fractional_shares": True, "kill_on_oom": False,
     "safe_mode_read_only": False, "default_memory_mb": 2048, "expiry_grace_s": 5,
-    "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "version": 7,
+    "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "idle_action": "notify",
+    "overuse_action": "enforce", "squatter_action": "observe", "orphan_action": "observe",
+    "idle_after_s": 600, "enforce_after_s": 60, "overuse_slack_mb": 512,
+    "xid_actions": "31=suspect", "version": 7,
 }  # fmt: skip
+
+KNOWN: Final[dict[str, Any]] = LEASE | {"priority": 0, "findings": ["idle"], "notices": ["idle"]}
 
 EXPLAINED: Final[dict[str, Any]] = {
     "token": TOKEN, "agent": "analyst", "state": "waiting", "now_ms": 1795607407688,
@@ -51,14 +56,24 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
         "gpus": [{"index": 0, "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-5c2a90d4",
                   "host": "gpu-host-3", "state": "ok", "memory_total_mb": 81559.0,
                   "memory_used_mb": 8301.0, "utilization_gpu_pct": 83.0,
-                  "memory_reserved_mb": 8192, "memory_free_mb": 73258, "leases": 1}]},
+                  "memory_reserved_mb": 8192, "memory_free_mb": 73258, "leases": 1,
+                  "process_visibility": "host", "processes_unseen": None, "processes": [
+                      {"pid": 4711, "name": "python3", "user": "ann", "memory_mb": 8108,
+                       "busy_pct": 83.0, "token": TOKEN, "finding": None,
+                       "since": 1795607411.2},
+                      {"pid": 991, "name": "jupyter", "user": "bob", "memory_mb": 193,
+                       "busy_pct": 0.0, "token": None, "finding": "squatter",
+                       "since": 1795604000.9}],
+                  "findings": [{"kind": "squatter", "subject": "991"}], "quarantine": "",
+                  "xid": None, "xid_at": None, "recovery_action": 0, "ecc_uncorrected": 0,
+                  "mps": False}]},
     ("get", "/policy"): POLICY,
     ("post", "/policy"): POLICY,
-    ("get", "/allocations"): {"allocations": {TOKEN: LEASE}},
+    ("get", "/allocations"): {"allocations": {TOKEN: KNOWN}},
     ("post", "/lease"): LEASE | {"granted": True, "code": None, "env": {
         "CUDA_VISIBLE_DEVICES": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11",
         "GPU_LEASE_TOKEN": TOKEN}},
-    ("get", "/lease/{token}"): LEASE,
+    ("get", "/lease/{token}"): KNOWN,
     ("get", "/lease/{token}/explain"): EXPLAINED,
     ("post", "/explain"): EXPLAINED | {"token": None, "state": "asked"},
     ("get", "/queue"): {"waiting": 1, "queue": [

@@ -22,7 +22,7 @@ from agent_sdk.keys import TOKEN
 from agent_sdk.protocol import ANY
 from agent_sdk.snapshot import LeaseStatus
 from agent_sdk.waiting_line import WaiterStatus
-from broker import __version__, answers
+from broker import __version__, answers, gpus
 from broker.auth import AgentKey, Viewer
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
 from broker.document import EVERYWHERE, WITH_BODY, errors
@@ -198,13 +198,14 @@ async def _unready(broker: Broker) -> str | None:
 
 @router.get("/orchestrator/gpu/info", include_in_schema=False)
 @router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
-async def gpu_info(broker: At, _: Viewer) -> dict[str, Any]:
-    """Every device of the pool as its host last reported it."""
+async def gpu_info(broker: At, who: Viewer) -> dict[str, Any]:
+    """Every device of the pool as its host last reported it, with the processes on it."""
     sample = broker.reporter.sample
     try:
-        return answers.gpu_info(await broker.client.devices(), sample)
+        devices = await broker.client.devices()
+        return gpus.info(devices, sample, whole=who.is_at_least("operator"))
     except (BrokerUnavailable, OutcomeUnknown) as error:
-        return answers.gpu_info((), sample) | {"message": str(error)}
+        return gpus.info((), sample) | {"message": str(error)}
 
 
 @router.get("/allocations", summary="Who holds what?")

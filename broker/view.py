@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk import scene as scenes
 from agent_sdk.errors import LeaseError, error_for
-from broker import answers
+from broker import answers, gpus
 from broker.events import until_set
 from broker.history import History
 from broker.shown import Moment, Shown
@@ -203,10 +203,14 @@ class View:
             "queue": {},
             "minutes": self._history.rows(),
         }
-        made = 0
+        made, names = 0, {token: answers.name_of(x) for token, x in scene.leases.items()}
+
+        def named(token: str) -> str:
+            return names.get(token) or answers.masked(token)
+
         for uuid, device in scene.devices.items():
             known = touched is not None and uuid not in touched and uuid in shown["devices"]
-            rows["devices"][uuid] = {} if known else answers.gpu(device)
+            rows["devices"][uuid] = {} if known else gpus.row(device, named)
             made = await _breathe(made + (not known))
         for token, lease in scene.leases.items():
             name = answers.name_of(lease)

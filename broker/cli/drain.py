@@ -39,7 +39,7 @@ def drain(name: str, reason: str, output: str) -> None:
 @click.option("--reason", default="", help="Why, for the log.")
 @output_option()
 def undrain(name: str, reason: str, output: str) -> None:
-    """Let a device or a host take leases again.
+    """Let a device or a host take leases again; a quarantine of its GPUs is lifted too.
 
     \b
     Example:

@@ -35,9 +35,12 @@ KEPT: Final = 20_000
 
 LOST: Final = "some events were lost: they were trimmed, or the store lost its memory"
 
-TROUBLE: Final = frozenset({"expired", "revoked", "revoke", "lapsed", "host_away", "drained"})
+TROUBLE: Final = frozenset({
+    "expired", "revoked", "revoke", "lapsed", "host_away", "drained", "found", "quarantined", "xid",
+    "process_ended",
+})  # fmt: skip
 
-COLUMNS: Final = (8, 12, 16, 26)
+COLUMNS: Final = (8, 13, 16, 26)
 """Letters of time, event, who and where, so that lines which come one by one stand in columns."""
 
 
@@ -168,6 +171,8 @@ def as_line(event: Event, places: Places) -> str:
     who = agent or by
     more = [
         (event.token or "")[:8], f"by {by}" if agent and by else "",
+        fields.get("finding", ""), _numbered("pid", fields), _numbered("XID", fields),
+        fields.get("action", ""), fields.get("signal", ""),
         fields.get("policy", ""), fields.get("reason", ""),
     ]  # fmt: skip
     if event.event == "device" and fields.get("state") != "ok":
@@ -176,6 +181,12 @@ def as_line(event: Event, places: Places) -> str:
     name = click.style(event.event.ljust(COLUMNS[1]), fg=colour)
     begin = f"{time_of_day}  {name}  {who.ljust(COLUMNS[2])}  {where.ljust(COLUMNS[3])}"
     return f"{begin}  {' '.join(filter(None, more))}".rstrip()
+
+
+def _numbered(word: str, fields: dict[str, str]) -> str:
+    """`pid 4711`, or nothing."""
+    value = fields.get(word.lower(), "")
+    return f"{word} {value}" if value else ""
 
 
 def _device(places: Places, uuid: str) -> str:

@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 import click
 
+from agent_sdk.findings import of_lease
 from broker.cli.complete import agents
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
 
-HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS")
+HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS", "FINDINGS")
 
 MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 
@@ -19,7 +20,7 @@ MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 @click.option("--agent", help="Only this agent's.", shell_complete=agents)
 @output_option("wide", "name")
 def leases(agent: str | None, output: str) -> None:
-    """List every lease that lives, oldest first.
+    """List every lease that lives, oldest first, and what its host found of it.
 
     \b
     Examples:
@@ -29,8 +30,10 @@ def leases(agent: str | None, output: str) -> None:
     """
     with pool_client() as client:
         pool = client.pool()
+        devices = {device.uuid: device for device in client.devices()}
         found = [x for x in client.leases() if agent is None or x.agent == agent]
     wide = output == "wide"
+    said = {x.token: of_lease(x, devices) for x in found}
     rows = [
         (
             x.token,
@@ -40,10 +43,11 @@ def leases(agent: str | None, output: str) -> None:
             "no expiry" if x.expires_at_ms is None else age(x.expires_at_ms - pool.now_ms),
             age(pool.now_ms - x.granted_at_ms),
             x.pid.partition(":")[0],
+            " ".join(said[x.token]),
             *((str(x.fence), str(x.priority), x.client, x.owner or "-") if wide else ()),
         )
         for x in found
     ]
     text = table((*HEAD, *MORE) if wide else HEAD, rows) if rows else "no leases"
-    data = [asdict(x) | {"memory_mb": x.memory_mb} for x in found]
+    data = [asdict(x) | {"memory_mb": x.memory_mb, "findings": said[x.token]} for x in found]
     show(output, text, {"now_ms": pool.now_ms, "leases": data}, (x.token for x in found))

@@ -27,6 +27,8 @@ def policy() -> None:
       gpu-broker policy get
       gpu-broker policy set max_memory_per_agent_mb=16384 allow_fractional_shares=false
       gpu-broker policy set safe_mode=false
+      gpu-broker policy set idle_action=notify idle_after_s=1800
+      gpu-broker policy set xid_actions=31=suspect,79=hold
     """
 
 
@@ -53,13 +55,16 @@ def set_(settings: tuple[str, ...], output: str) -> None:
     _show(pool, output)
 
 
-def _parsed(setting: str) -> tuple[str, bool | int]:
+def _parsed(setting: str) -> tuple[str, bool | int | str]:
     name, equals, value = setting.partition("=")
     if not equals or name not in FIELDS:
         raise click.UsageError(
             f"{setting!r}: write FIELD=VALUE; the fields are {', '.join(FIELDS)}"
         )
-    if "bool" in str(Policy.__annotations__[name]):
+    kind = str(Policy.__annotations__[name])
+    if "str" in kind:
+        return name, value
+    if "bool" in kind:
         if value not in SWITCHES:
             raise click.UsageError(f"{setting!r}: the value is true or false")
         return name, SWITCHES[value]
@@ -71,9 +76,9 @@ def _parsed(setting: str) -> tuple[str, bool | int]:
 def _show(pool: PoolStatus, output: str) -> None:
     values: dict[str, Any] = {name: getattr(pool, name) for name in FIELDS}
     width = max(map(len, FIELDS))
-    lines = [f"{name.ljust(width)}  {_word(value)}" for name, value in values.items()]
+    lines = [f"{name.ljust(width)}  {_word(value)}".rstrip() for name, value in values.items()]
     show(output, "\n".join(lines), {"version": pool.policy_version, "policy": values})
 
 
-def _word(value: bool | int) -> str:
+def _word(value: bool | int | str) -> str:
     return str(value).lower()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from agent_sdk.findings import of_lease
+from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.table import age, bar, gib, screen_width, table
 from broker.cli.watch import watch
@@ -45,8 +47,10 @@ HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE
 def status(every_s: float | None, output: str) -> None:
     """Show GPUs and who holds what. No running broker is needed.
 
-    One line for each GPU, and below it one for each lease on it. The bar shows what is leased (#),
-    used by others (o), withheld (x) and free (·).
+    One line for each GPU, and below it one for each lease on it with its processes, then those that
+    have no lease (!). The bar shows what is leased (#), used by others (o), withheld (x) and free
+    (·). What is found of a lease (idle, overuse, degraded) stands where else it says how long it is
+    held.
 
     \b
     Examples:
@@ -102,6 +106,7 @@ def as_text(scene: Scene, *, output: str = "text", pool: str = DEFAULT) -> str:
     if rows:
         parts.append(table(head, rows, width=width, gives=(1, len(head) - 1, 0)))
     cpu = [x for x in scene.leases.values() if not x.devices]
+    parts += notes(scene, width)
     if cpu:
         named = [_cpu_row(x, scene, wide=wide) for x in cpu]
         parts.append(table(("CPU LEASES", "", "", ""), named, width=width, gives=(0,)))
@@ -134,16 +139,18 @@ def _rows(scene: Scene, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:
         for uuid, mb in lease.devices:
             held.setdefault(uuid, []).append((lease, mb))
     for uuid, device in scene.devices.items():
-        rows.append(_device_row(device, bar_width) + ((uuid,) if wide else ()))
+        rows.append(_device_row(device, bar_width) + ((_all_of(device),) if wide else ()))
         for lease, mb in held.get(uuid, ()):
-            rows.append(_lease_row(lease, scene, mb) + ((_whole(lease),) if wide else ()))
+            rows.append(_lease_row(lease, scene, mb) + ((_whole(lease, scene),) if wide else ()))
+            rows += beneath(device, lease, scene, wide=wide)
+        rows += unleased_rows(device, scene, wide=wide)
     return rows
 
 
 def state_of(device: DeviceStatus) -> str:
     """A device's state in a word, and what is wrong with it."""
     word = "drained" if device.drained and device.state == "ok" else device.state
-    return f"{word} {device.reason}".strip()
+    return f"{word} {device.quarantine or device.reason}".strip()
 
 
 def _device_row(device: DeviceStatus, bar_width: int) -> tuple[str, ...]:
@@ -173,19 +180,28 @@ def _lease_row(lease: LeaseStatus, scene: Scene, mb: int) -> tuple[str, ...]:
     ends, now_ms = lease.expires_at_ms, scene.pool.now_ms
     left = "no expiry" if ends is None else f"{age(ends - now_ms)} left"
     held = f"held {age(now_ms - lease.granted_at_ms)}"
+    if found := of_lease(lease, scene.devices):
+        held = click.style(found[0], fg=FOUND[found[0]])
     return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
 
 
 def _cpu_row(lease: LeaseStatus, scene: Scene, *, wide: bool) -> tuple[str, ...]:
     _, agent, left, _, held, *_, token = _lease_row(lease, scene, 0)
-    return (agent, left, held, _whole(lease) if wide else token)
+    return (agent, left, held, _whole(lease, scene) if wide else token)
 
 
-def _whole(lease: LeaseStatus) -> str:
-    """What wide says of a lease: its token, and whose it is."""
+def _all_of(device: DeviceStatus) -> str:
+    """What wide says of a device: its UUID, what it is a part of, its last error code."""
+    said = [device.uuid, f"part of {device.parent}" if device.parent else ""]
+    return " ".join(filter(None, [*said, f"XID {device.xid}" if device.xid else ""]))
+
+
+def _whole(lease: LeaseStatus, scene: Scene) -> str:
+    """What wide says of a lease: its token, whose it is, all that is found of it."""
     said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
     said += [f"priority {lease.priority}"] if lease.priority else []
     said += [f"owner {lease.owner}"] if lease.owner else []
+    said += of_lease(lease, scene.devices)
     return " ".join(filter(None, said))
 
 

@@ -122,7 +122,10 @@ class Metrics:
 
     def _shared(self, seen: Seen | None, sample: Sample | None) -> Iterator[Metric]:
         uptime_s = time.monotonic() - self._started
-        yield from families(self._requests, uptime_s, seen.pool if seen else None, sample)
+        yield from families(
+            self._requests, uptime_s, seen.pool if seen else None, sample,
+            mps=seen is not None and any(d.telemetry["mps"] for d in seen.devices),
+        )  # fmt: skip
         yield InfoMetricFamily("gpu_broker_build", "This replica.", value=self._about)
         if seen is not None:
             yield from pool_families(seen.pool, seen.devices, seen.hosts, seen.waiters)

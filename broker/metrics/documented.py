@@ -39,9 +39,10 @@ class Requests:
 
 
 def families(
-    requests: Requests, uptime_s: float, pool: PoolStatus | None, sample: Sample | None
-) -> Iterator[Metric]:
-    """All of them; without the pool, what this process knows by itself."""
+    requests: Requests, uptime_s: float, pool: PoolStatus | None, sample: Sample | None, *,
+    mps: bool,
+) -> Iterator[Metric]:  # fmt: skip
+    """All of them; without the pool, what this process knows by itself. mps: of any device."""
     yield _gauge("uptime_seconds", "Seconds since this replica started.", uptime_s)
     yield _counter("requests", "HTTP requests to this replica.", requests.all)
     yield CounterMetricFamily(
@@ -54,7 +55,8 @@ def families(
     yield _gauge("nvml_supported", "1 when NVML answers here.", float(nvml and not failed))
     if failed:
         yield _gauge("nvml_error_info", "NVML was asked for and failed.", 1)
-    yield _gauge("mps_enabled", "1 when CUDA MPS runs here.", 0)
+    mps = mps or any(device.mps for device in (sample.devices if sample else ()))
+    yield _gauge("mps_enabled", "1 when CUDA MPS runs on any device.", float(mps))
     if pool is not None:
         yield _gauge("active_leases", "GPU leases that live now.", pool.active_leases)
         expired = pool.stats.get("expired", 0) + pool.stats.get("cpu_expired", 0)

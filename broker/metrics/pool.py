@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
+from broker.metrics.health import DEVICE, MIB, health_families
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
     from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
     from agent_sdk.waiting_line import WaiterStatus
 
-MIB: Final = 1024 * 1024
-
-STATES: Final = ("ok", "drained", "away", "lost", "other")
+STATES: Final = (
+    "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig", "other",
+)  # fmt: skip
 """Of a device; a word that is none of these counts as other."""
 
 ENDS: Final = ("released", "expired", "revoked")
@@ -24,8 +26,6 @@ ENDS: Final = ("released", "expired", "revoked")
 LINE: Final = ("waited", "offered", "lapsed", "left")
 
 REFUSED: Final = "refused_"
-
-DEVICE: Final = ("host", "gpu", "uuid")
 
 
 def pool_families(
@@ -37,6 +37,7 @@ def pool_families(
     yield from _leases(pool)
     yield from _line(pool, waiters)
     yield from _devices(devices)
+    yield from health_families(devices)
     age = GaugeMetricFamily(
         "gpu_broker_host_report_age_seconds", "Since a host's last report.", labels=["host"]
     )

@@ -26,6 +26,14 @@ DEFAULTS = {
 DEVICE = "SIM-h1-0"
 
 
+FINDINGS = {
+    "idle_action": "observe", "overuse_action": "observe", "squatter_action": "observe",
+    "orphan_action": "observe", "idle_after_s": 600, "enforce_after_s": 60,
+    "overuse_slack_mb": 512, "xid_actions": "",
+}  # fmt: skip
+"""What a new pool does about what its hosts find."""
+
+
 @pytest.fixture
 def operated(plain: Broker) -> Iterator[Broker]:
     """The plain broker; its policy and drains are put back."""
@@ -56,6 +64,16 @@ def test_policy_changes_what_is_named_and_answers_the_whole(operated: Broker) ->
     assert post(operated, "/policy") == after
 
 
+def test_policy_of_findings_is_set_and_told(operated: Broker) -> None:
+    """Words, times and sizes; what is not named stays."""
+    assert operated.http.get("/policy").json().items() >= FINDINGS.items()
+    changed = {"idle_action": "notify", "overuse_action": "enforce", "idle_after_s": 60,
+               "enforce_after_s": 0, "overuse_slack_mb": 0,
+               "xid_actions": "31=suspect,79=hold"}  # fmt: skip
+    assert post(operated, "/policy", **changed).items() >= (FINDINGS | changed).items()
+    assert post(operated, "/policy", **FINDINGS).items() >= FINDINGS.items()
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -69,6 +87,22 @@ def test_policy_changes_what_is_named_and_answers_the_whole(operated: Broker) ->
         {"expiry_grace_s": 3601},
         {"max_leases_per_agent": 0},
         {"max_leases_per_agent": 2**63},
+        {"idle_action": "kill"},
+        {"overuse_action": 1},
+        {"squatter_action": ""},
+        {"orphan_action": "Observe"},
+        {"idle_after_s": 9},
+        {"idle_after_s": 604801},
+        {"idle_after_s": "600"},
+        {"enforce_after_s": -1},
+        {"enforce_after_s": 86401},
+        {"overuse_slack_mb": 10**13},
+        {"xid_actions": "79"},
+        {"xid_actions": "79=hold,"},
+        {"xid_actions": "79=reset"},
+        {"xid_actions": "12345=hold"},
+        {"xid_actions": "79=hold\n"},
+        {"xid_actions": ",".join(["79=hold"] * 33)},
     ],
 )
 def test_policy_out_of_bounds_is_422_and_changes_nothing(

@@ -22,7 +22,7 @@ LAYERS = {
 OWNERS = {
     "pynvml": {"broker/devices/nvml.py"},
     "prometheus_client": {
-        f"broker/metrics/{name}.py" for name in ("__init__", "documented", "flow", "pool")
+        f"broker/metrics/{name}.py" for name in ("__init__", "documented", "flow", "health", "pool")
     },
     "pydantic_settings": {"broker/settings.py"},
     "sse_starlette": {"broker/live.py"},

@@ -136,6 +136,13 @@ def test_policy_get_and_set(pool: TestBroker) -> None:
     on(pool, "policy", "set", "kill_on_oom=false", "default_memory_mb=2048")
     assert "max_memory_per_agent_mb" in on(pool, "policy", "set", "memory=1", code=2)
     on(pool, "policy", "set", "default_memory_mb=many", code=2)
+    assert "idle_action" in on(pool, "policy", "set", "idle_action=No!", code=1)
+    words = ("idle_action=notify", "idle_after_s=60", "xid_actions=31=suspect,79=hold")
+    changed = data(pool, "policy", "set", *words)["policy"]
+    assert (changed["idle_action"], changed["idle_after_s"]) == ("notify", 60)
+    assert changed["xid_actions"] == "31=suspect,79=hold"
+    on(pool, "policy", "set", "idle_action=observe", "idle_after_s=600", "xid_actions=")
+    assert "xid_actions\n" in on(pool, "policy", "get")
     assert "max_memory_per_agent_mb" in on(
         pool, "policy", "set", "max_memory_per_agent_mb=1", code=1
     )

@@ -13,12 +13,14 @@ from agent_sdk import settings as sdk_settings
 from agent_sdk import snapshot
 from agent_sdk.errors import CODES
 from agent_sdk.events import NAMES
+from broker.bodies import Action
 from broker.cli import COMMANDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
 from broker.inventory import STOPPING
 from broker.metrics import Metrics, Seen
+from broker.metrics.pool import STATES
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
 from tests.servers import Server, running
@@ -252,14 +254,16 @@ def test_calls_of_a_verb_are_those_of_the_table(pool: Pool, verb: str) -> None:
     assert ran(pool.redis, call) == said_calls(verb)
 
 
-def test_page_explains_every_state_and_event() -> None:
+def test_page_explains_every_word_that_it_shows() -> None:
     """Whoever sees the word there for the first time can read what it means."""
-    states, events = (
+    states, findings, actions, events = (
         set(re.findall(r"^  (\w+):", part, re.MULTILINE))
-        for part in (FOLDER / "words.js").read_text().split("export const EVENTS")
+        for part in re.split(r"\nexport const (?!STATES)", (FOLDER / "words.js").read_text())
     )
-    assert states == {*get_args(State), "away", "drained", dict(STOPPING)["state"]}
+    assert states == {*get_args(State), *STATES, dict(STOPPING)["state"]} - {"other"}
     assert events == set(NAMES)
+    assert findings == set(snapshot.FINDINGS)
+    assert actions == set(get_args(Action))
 
 
 def test_settings_are_in_the_readme() -> None:

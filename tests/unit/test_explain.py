@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from agent_sdk import LeaseLost, UnknownToken, fitting, scene
 from agent_sdk.asking import Caller
 from agent_sdk.explain import STANDING, Explanation, explain, explain_request
 from agent_sdk.fitting import REASONS
+from tests.found import process
 from tests.lua.test_waiters import wait
 from tests.pools import Pool, device, granted, token
 
@@ -73,6 +75,9 @@ CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "other_host": (lambda p: report(p, device("gpu-b"), host="h2"), {"host": "h2"}),
     "other_model": (lambda p: report(p, device("gpu-b", model="m2", index=1)), {"model": "m2"}),
     "down": (lambda p: report(p, device("gpu-a", state="lost", reason="XID 79")), {}),
+    "quarantined": (lambda p: report(p, device("gpu-a", state="quarantined")), {}),
+    "dirty": (lambda p: report(p, device("gpu-a", state="dirty")), {}),
+    "mig": (lambda p: report(p, device("gpu-a", state="mig")), {}),
     "drained": (lambda p: p.drain("gpu-a"), {}),
     "too_small": (lambda p: report(p, device("gpu-b", 2000, index=1)), {"memory_mb": 1500}),
     "kept": (keep_for_another, {"memory_mb": 300}),
@@ -94,11 +99,38 @@ def test_device_has_the_reason_that_it_has(pool: Pool, reason: str) -> None:
     found = asked(pool, **ask)
     assert reasons(found)["gpu-a"] == reason
     said = next(d.says for d in found.devices if d.uuid == "gpu-a")
-    assert said == ("its host says: lost XID 79" if reason == "down" else REASONS[reason])
+    of_this = {
+        "down": "its host says: lost XID 79",
+        "used_by_others": "700 MiB used by processes without a lease",
+    }
+    assert said == of_this.get(reason, REASONS[reason])
     request = Caller("h1").request("me", **{"memory_mb": 900, "host": "any"} | ask)
     got = pool.run("acquire", 1, *request)
     on_it = got[0] == "GRANTED" and "gpu-a" in got
     assert on_it == (reason == "fits")
+
+
+def test_reason_names_processes_and_quarantine(pool: Pool) -> None:
+    """At most three of them, the largest first, and none that a lease there has."""
+    report(pool, device("gpu-a", used_mb=900), device("gpu-b", index=1, state="dirty"),
+           device("gpu-c", index=2, state="quarantined"))  # fmt: skip
+    granted(pool.acquire(token("on"), memory_mb=50))
+    mine = process(1, token=token("on"), memory_mb=9999)
+    strangers = [process(pid, memory_mb=pid * 10) for pid in range(2, 7)]
+    over = process(9, token=token("over"), finding="orphan")
+    for uuid, fields in {
+        "gpu-a": {"processes": json.dumps([mine, *strangers])},
+        "gpu-b": {"processes": json.dumps([over])},
+        "gpu-c": {"quarantine": "XID 48", "processes": ""},
+    }.items():
+        pool.redis.hset(pool.keys.device(uuid), mapping=fields)
+    says = {d.uuid: d.says for d in asked(pool, memory_mb=500).devices}
+    assert says == {
+        "gpu-a": "900 MiB used by processes without a lease "
+        "(pid 6 python3, pid 5 python3, pid 4 python3 and 2 more)",
+        "gpu-b": f"{REASONS['dirty']} (pid 9 python3)",
+        "gpu-c": f"{REASONS['quarantined']}: XID 48",
+    }
 
 
 def test_line_looks_at_the_devices_once_for_all_who_ask_the_same(

@@ -5,7 +5,8 @@ import { ask, key } from "./api.js";
 import { clock, short, size, span } from "./format.js";
 import { leasesByDevice, now, operates, pool, rows } from "./state.js";
 import { asks, hostState, stateOf } from "./panels.js";
-import { EVENTS, STATES } from "./words.js";
+import { gpuHealth, gpuProcesses, leaseFound, leaseProcesses } from "./processes.js";
+import { ACTIONS, EVENTS, FINDINGS, STATES } from "./words.js";
 
 const dialog = document.getElementById("dialog");
 let shown = 0; // grows with each dialog that is opened and each that is closed
@@ -57,7 +58,8 @@ function say(text) {
 // A click beside it closes it.
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 
-const facts = (pairs) =>
+/** Names and what is known of each; what is unknown is left out. */
+export const facts = (pairs) =>
   html`<dl class="facts">
     ${pairs.filter(([, value]) => value != null && value !== "" && value.length !== 0).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}
   </dl>`;
@@ -97,9 +99,11 @@ function act(label, explained, path, body, { force = false, danger = false } = {
 
 const meant = ({ word, means }) => html`<b>${word}</b><br>${means}`;
 
+const undrain = (body, explained) => act("Undrain", explained, "/undrain", body);
+
 const drainOf = (drained, body, what) =>
   drained
-    ? act("Undrain", `Undrained, ${what} takes new leases again.`, "/undrain", body)
+    ? undrain(body, `Undrained, ${what} takes new leases again. A quarantine is lifted too.`)
     : act("Drain", `Drained, ${what} takes no new leases; those that run go on.`, "/drain", body);
 
 /** A host. */
@@ -139,11 +143,16 @@ export function showDevice(uuid) {
       ["Power", known(gpu.power_draw_w, "W")],
       ["NVML", gpu.nvml_error],
     ])}
+    ${gpuHealth(gpu)}
+    ${gpuProcesses(gpu, (id) => () => showLease(id))}
     <h3>${leases.length ? "Leases" : "No leases"}</h3>
     <ul class="links">${leases.slice(0, 50).map(({ id, lease, memory_mb }) => html`<li>
       <button type="button" @click=${() => showLease(id)}>${lease.agent} · ${size(memory_mb)} · ${short(id)}</button></li>`)}
     </ul>
-    ${drainOf(gpu.state === "drained", { device: uuid }, "the GPU")}`);
+    ${gpu.quarantine && !gpu.drained
+      ? undrain({ device: uuid }, "Undrained, its quarantine is lifted: the GPU takes new leases again, whatever its host found.")
+      : nothing}
+    ${drainOf(gpu.drained, { device: uuid }, "the GPU")}`);
 }
 
 /** A lease. */
@@ -160,6 +169,9 @@ export function showLease(id) {
       ["Asked for", lease.ttl_s ? `${span(lease.ttl_s)} at a time` : "no expiry"],
       ["Priority", lease.priority],
       ["Fence", html`<code>${lease.fence}</code>`],
+      ["Found", leaseFound(lease)],
+      ["Its holder was told of", lease.notices.join(", ")],
+      ["Processes", leaseProcesses(id, lease)],
     ])}
     ${act("Revoke", "Revoked, it ends at its holder's next renewal, within a minute.", "/revoke", { token: lease.token }, { force: true, danger: true })}`);
 }
@@ -211,6 +223,14 @@ const POLICY = [
   ["expiry_grace_s", "Memory of an expired lease is withheld for, s", "number"],
   ["max_leases_per_agent", "Most leases of one agent", "number"],
   ["max_waiters_per_agent", "Most places in the line of one agent", "number"],
+  ["idle_action", "A lease that idles", "select"],
+  ["overuse_action", "A lease that uses more than it holds", "select"],
+  ["squatter_action", "A process without a lease", "select"],
+  ["orphan_action", "A process of a lease that is over", "select"],
+  ["idle_after_s", "A lease idles when it has done nothing for, s", "number"],
+  ["enforce_after_s", "What is enforced comes after another, s", "number"],
+  ["overuse_slack_mb", "Memory that a lease may use beyond what it holds, MiB", "number"],
+  ["xid_actions", "What errors of a GPU mean, as 31=suspect,79=hold; empty: NVIDIA's table", "text"],
   ["allow_fractional_shares", "GPUs may be shared", "checkbox"],
   ["kill_on_oom", "Over-using processes may be ended", "checkbox"],
 ];
@@ -225,7 +245,7 @@ export function showPolicy() {
     const changed = {};
     for (const [name, , type] of POLICY) {
       const field = event.target.elements[name];
-      const value = type === "checkbox" ? field.checked : Number(field.value);
+      const value = { checkbox: field.checked, number: Number(field.value) }[type] ?? field.value;
       if (value !== policy[name]) changed[name] = value;
     }
     const here = watch();
@@ -238,9 +258,13 @@ export function showPolicy() {
       if (here()) say(error.message);
     }
   };
-  const field = ([name, label, type]) => html`<label class=${type === "checkbox" ? "check" : ""}>
+  const field = ([name, label, type]) => (type === "select" ? choice(name, label) : html`<label class=${type === "checkbox" ? "check" : ""}>
     ${label} <input name=${name} type=${type} .checked=${policy[name] === true} .value=${String(policy[name])}
-      min="0" step="1" ?disabled=${fixed} ?required=${type === "number"}></label>`;
+      min="0" step="1" ?disabled=${fixed} ?required=${type === "number"}></label>`);
+  const choice = (name, label) => html`<label>${label}
+    <select name=${name} ?disabled=${fixed}>
+      ${Object.entries(ACTIONS).map(([word, means]) => html`<option value=${word} ?selected=${policy[name] === word}>${word}: ${means}</option>`)}
+    </select></label>`;
   open("Policy", html`
     <p>SAFE_MODE is ${policy.safe_mode_read_only ? "ON: nobody gets a GPU, and nothing here can be changed" : "off"}.
       It is switched at the terminal: <code>gpu-broker policy set safe_mode=${!policy.safe_mode_read_only}</code></p>
@@ -290,6 +314,8 @@ export function showHelp() {
       when it was an expired lease's and is not known to be free yet, the <b>system</b>'s when it is never leased.</p>
     <p>A GPU may be:</p>
     ${facts(Object.entries(STATES).map(([word, means]) => [html`<b>${word}</b>`, means]))}
+    <p>Its host may find:</p>
+    ${facts(Object.entries(FINDINGS).map(([word, means]) => [html`<b>${word}</b>`, means]))}
     <p>The same in a terminal: <code>gpu-broker status -w</code>, <code>gpu-broker events -f</code>.
       For programs: <a href="/docs">the API</a>.</p>`);
 }

@@ -1,11 +1,11 @@
 // The four tables: devices, leases, the line, events.
 
-import { html, svg } from "./vendor/lit-html.js";
+import { html, nothing, svg } from "./vendor/lit-html.js";
 import { clock, percent, short, size, sizeOf, span } from "./format.js";
 import { events, leasesByDevice, now, rows } from "./state.js";
 import { showDevice, showEvent, showHost, showLease, showWaiter } from "./dialogs.js";
 import { List } from "./list.js";
-import { EVENTS as MEANS, STATES } from "./words.js";
+import { EVENTS as MEANS, FINDINGS, STATES } from "./words.js";
 
 const place = (gpu) => (gpu.host == null ? short(gpu.uuid) : `${gpu.host}:${gpu.index}`);
 
@@ -53,8 +53,20 @@ export function stateOf(gpu) {
     const agent = kept.get(gpu.uuid);
     return { word: `kept for ${agent}`, means: `${agent} has waited long: nobody behind it gets this GPU` };
   }
-  return { word: gpu.reason ? `${gpu.state}: ${gpu.reason}` : gpu.state, means: STATES[gpu.state] };
+  const because = gpu.quarantine || gpu.reason;
+  return { word: because ? `${gpu.state}: ${because}` : gpu.state, means: STATES[gpu.state] };
 }
+
+/** How often each thing is found of these: [word, count], the worst first. */
+export function found(words) {
+  const counts = new Map(Object.keys(FINDINGS).map((word) => [word, 0]));
+  for (const word of words) counts.set(word, (counts.get(word) ?? 0) + 1);
+  return [...counts].filter(([, count]) => count);
+}
+
+const foundIn = (gpu) => (gpu.findings.length ? found(gpu.findings.map((each) => each.kind)) : []);
+const wordsOf = (counts) => counts.map(([word, count]) => (count > 1 ? `${count} ${word}` : word)).join(", ");
+const meansOf = (counts) => counts.map(([word]) => `${word}: ${FINDINGS[word]}`).join("; ");
 
 /** The same of a host. */
 export function hostState(host) {
@@ -65,6 +77,21 @@ export function hostState(host) {
 
 const stateCell = ({ word, means }, trouble) =>
   html`<span class="state ${trouble ? "trouble" : "ok"}" title="${word}: ${means}">${word}</span>`;
+
+/** What is found on a GPU stands before a state that is none to speak of. */
+function gpuCell(gpu) {
+  const state = stateOf(gpu);
+  const counts = foundIn(gpu);
+  if (!counts.length) return stateCell(state, gpu.state !== "ok");
+  const worst = counts[0][0] + (counts.length > 1 ? ` +${counts.length - 1}` : "");
+  const word = state.word === "ok" ? worst : `${state.word} · ${worst}`;
+  return stateCell({ word, means: `${state.means}; ${wordsOf(counts)}; ${meansOf(counts)}` }, true);
+}
+
+const leaseCell = (lease) =>
+  lease.findings.length
+    ? html`<b>${lease.agent}</b> <span class="state trouble" title=${meansOf(found(lease.findings))}>${lease.findings.join(", ")}</span>`
+    : html`<b>${lease.agent}</b>`;
 
 function left(lease) {
   if (lease.expires_at == null) return "no expiry";
@@ -109,12 +136,12 @@ const DEVICES = [
     name: "status",
     label: "State",
     cell: (item) =>
-      devices(item, (gpu) => stateCell(stateOf(gpu), gpu.state !== "ok"), (host) => stateCell(hostState(host), !host.alive || host.drained)),
+      devices(item, gpuCell, (host) => stateCell(hostState(host), !host.alive || host.drained)),
   },
 ];
 
 const LEASES = [
-  { name: "name", label: "Agent", cell: (x) => html`<b>${x.lease.agent}</b>`, sort: (x) => x.lease.agent },
+  { name: "name", label: "Agent", cell: (x) => leaseCell(x.lease), sort: (x) => x.lease.agent },
   { name: "where", label: "GPU", cell: (x) => places(x.lease.gpus), sort: (x) => places(x.lease.gpus) },
   { name: "size number", label: "Memory", cell: (x) => size(x.lease.memory_mb), sort: (x) => x.lease.memory_mb },
   { name: "left number", label: "Time left", cell: (x) => left(x.lease), sort: (x) => x.lease.expires_at },
@@ -157,6 +184,11 @@ function detail(event) {
     event.drained ?? (event.devices.length ? places(event.devices) : null),
     sum ? size(sum) : null,
     event.state && event.state !== "ok" ? event.state : null,
+    event.finding,
+    event.pid ? `pid ${event.pid}` : null,
+    event.xid ? `XID ${event.xid}` : null,
+    event.action,
+    event.signal,
     event.policy,
     event.reason || null,
   ];
@@ -201,7 +233,7 @@ export function fill(all, filter) {
   const hosts = new Map();
   for (const gpu of rows.devices.values()) {
     const holders = (byDevice.get(gpu.uuid) ?? []).map((each) => each.lease.agent);
-    if (!matches(gpu.host, `${gpu.host}:${gpu.index}`, gpu.name, gpu.uuid, stateOf(gpu).word, ...holders)) continue;
+    if (!matches(gpu.host, `${gpu.host}:${gpu.index}`, gpu.name, gpu.uuid, stateOf(gpu).word, wordsOf(foundIn(gpu)), ...holders)) continue;
     if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
     hosts.get(gpu.host).push(gpu);
   }
@@ -220,7 +252,7 @@ export function fill(all, filter) {
 
   const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
   all.leases.show(
-    leases.filter(({ id, lease }) => matches(lease.agent, id, lease.token, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
+    leases.filter(({ id, lease }) => matches(lease.agent, id, lease.token, ...lease.findings, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
     leases.length,
   );
   const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
@@ -231,7 +263,7 @@ export function fill(all, filter) {
   const happened = events.map((event) => ({ id: event.id, event }));
   all.events.show(
     happened.filter(({ event: e }) =>
-      matches(e.event, e.agent, e.token, e.host, e.by, e.reason, places(e.devices), ...e.devices.map((d) => d.uuid)),
+      matches(e.event, e.agent, e.token, e.host, e.by, e.reason, e.finding, places(e.devices), ...e.devices.map((d) => d.uuid)),
     ),
     happened.length,
   );
@@ -249,6 +281,7 @@ export function summary(pool, broker) {
   const blocked_mb = sum("memory_free_mb") - free_mb;
   const total = `of ${size(sum("memory_total_mb"))}`;
   const room = safe ? "none: SAFE_MODE is on" : blocked_mb ? `${total}; ${size(blocked_mb)} not leasable` : total;
+  const counts = found(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind)));
   const tile = (label, value, note, kind = "") =>
     html`<div class="tile ${kind}"><dt>${label}</dt><dd>${value}</dd><dd class="note">${note}</dd></div>`;
   return html`<dl>
@@ -259,6 +292,11 @@ export function summary(pool, broker) {
     ${tile("Waiting", pool.waiting, pool.waiting ? "see the line for why" : "nobody")}
     ${tile("SAFE_MODE", safe ? "ON" : "off", safe ? "no GPU is leased" : "GPUs are leased", safe ? "trouble" : "")}
   </dl>
+  ${counts.length
+    ? html`<p class="findings"><b class="state trouble">Found</b>
+        ${counts.map(([word, count], n) => html`${n ? ", " : ""}<span title=${FINDINGS[word]}>${count} ${word}</span>`)};
+        the filter finds these words</p>`
+    : nothing}
   <ul class="legend" aria-label="Colours of the memory bars">
     <li><i class="leased"></i>leased</li><li><i class="others"></i>used by others</li>
     <li><i class="withheld"></i>withheld</li><li><i class="system"></i>system</li><li><i class="free"></i>free</li>

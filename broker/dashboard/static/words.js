@@ -8,6 +8,25 @@ export const STATES = {
   lost: "its host no longer finds it: no new leases; it may need a reset or a reboot",
   stopping: "its reporter is being stopped and waits for the leases on it: no new ones until it is back",
   error: "its driver says that something is wrong: no new leases until that is over",
+  quarantined: "its host lends it to nobody until it is known to be sound, or until an operator undrains it",
+  dirty: "processes of a lease that is over are still on it: no new leases until they are gone",
+  mig: "it is divided into MIG devices, which are leased in its place",
+};
+
+/** What a host may find: of a lease (degraded, overuse, idle), of a process (squatter, orphan); the worst first. */
+export const FINDINGS = {
+  degraded: "the lease is on a GPU that failed: lost, or in quarantine",
+  overuse: "the lease's processes have allocated more memory than it holds",
+  idle: "the lease's holder has no process on its GPU, or the GPU has done nothing for a while",
+  squatter: "a process that has no lease uses the GPU",
+  orphan: "a process of a lease that is over still uses the GPU",
+};
+
+/** What may be done about it. */
+export const ACTIONS = {
+  observe: "it is shown",
+  notify: "the holder is told, and the host logs it",
+  enforce: "the lease is revoked; a process is ended, if its reporter may do so",
 };
 
 /** Events. */
@@ -33,4 +52,10 @@ export const EVENTS = {
   drained: "An operator drained it: no new leases; those that run go on.",
   undrained: "It takes leases again.",
   policy: "An operator changed the policy.",
+  found: "The host found something: a lease that idles, uses too much or is on a GPU that failed, or a process without a lease.",
+  settled: "What the host had found is over.",
+  quarantined: "The host lends the GPU to nobody until it is known to be sound.",
+  returned: "The GPU came out of quarantine.",
+  xid: "NVIDIA's driver told of an error of the GPU, by its code.",
+  process_ended: "The host ended a process: the policy says so.",
 };

@@ -1,0 +1,71 @@
+"""Processes in the picture of `gpu-broker status`: whose they are, and what cannot be seen."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agent_sdk.findings import held_by, unleased
+from broker.cli.table import age, cut, gib
+
+if TYPE_CHECKING:
+    from agent_sdk.scene import Scene
+    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, ProcessStatus
+
+FOUND: Final = {
+    "degraded": "red", "overuse": "red", "idle": "yellow", "squatter": "red", "orphan": "yellow",
+}  # fmt: skip
+"""What may be found -> the colour of its word."""
+
+USER: Final = 10
+"""Letters of a user's name: its column never gives way."""
+
+Row = tuple[str, ...]
+
+
+def beneath(device: DeviceStatus, lease: LeaseStatus, scene: Scene, *, wide: bool) -> list[Row]:
+    """The rows of a lease's processes on a device."""
+    return [_row("  ·", p, "", scene, wide=wide) for p in held_by(device, lease.token)]
+
+
+def unleased_rows(device: DeviceStatus, scene: Scene, *, wide: bool) -> list[Row]:
+    """The rows of the processes that belong to no lease that lives, each with a word for it."""
+    rows = []
+    for process in unleased(device, scene.leases):
+        word = process.finding or ("orphan" if process.token else "squatter")
+        said = click.style(word, fg=FOUND.get(word))
+        rows.append(_row("!", process, said, scene, wide=wide))
+    return rows
+
+
+def _row(mark: str, process: ProcessStatus, word: str, scene: Scene, *, wide: bool) -> Row:
+    """In the columns of status: name, pid, memory, user, how busy, what is wrong with it."""
+    busy = process.busy_pct
+    row = (
+        "", f"{mark} {process.name or '?'}", f"pid {process.pid}",
+        "-" if process.memory_mb is None else gib(process.memory_mb), cut(process.user, USER),
+        "" if busy is None else f"{busy:.0f} %", "", word,
+    )  # fmt: skip
+    if not wide:
+        return row
+    seen = f"seen for {age(scene.pool.now_ms - process.since_ms)}"
+    return (*row, f"{seen} lease {process.token}" if process.token else seen)
+
+
+def notes(scene: Scene, width: int | None) -> list[str]:
+    """Below the picture: why a GPU is in quarantine, and on which hosts no process can be seen."""
+    lines = [
+        f"{d.host}:{d.index} is in quarantine: {d.quarantine}; gpu-broker undrain lifts it"
+        for d in scene.devices.values()
+        if d.quarantine
+    ]
+    unseen: dict[str, dict[str, None]] = {}
+    for device in scene.devices.values():
+        if device.processes is None and device.unseen:
+            unseen.setdefault(device.unseen, {})[device.host] = None
+    lines += [f"processes unseen on {', '.join(hosts)}: {why}" for why, hosts in unseen.items()]
+    if width is not None:
+        lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in lines]
+    return ["\n".join(lines)] if lines else []

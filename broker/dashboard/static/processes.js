@@ -1,0 +1,70 @@
+// Who uses a GPU, what is found of it, and how sound it is.
+
+import { html, nothing } from "./vendor/lit-html.js";
+import { clock, short, size } from "./format.js";
+import { facts } from "./dialogs.js";
+import { rows } from "./state.js";
+import { FINDINGS } from "./words.js";
+
+const MOST = 50;
+
+const meant = (words) => words.map((word) => html`<div><b>${word}</b>: ${FINDINGS[word]}</div>`);
+
+const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
+
+const RECOVERY = ["nothing", "a reset of the GPU", "a reboot"];
+
+/** What is found, errors, clocks. */
+export function gpuHealth(gpu) {
+  const known = [
+    ["Found", meant([...new Set(gpu.findings.map((each) => each.kind))])],
+    ["Last error", gpu.xid && `XID ${gpu.xid}${gpu.xid_at ? `, ${clock(gpu.xid_at)}` : ""}`],
+    ["Wants", gpu.recovery_action ? (RECOVERY[gpu.recovery_action] ?? `recovery action ${gpu.recovery_action}`) : null],
+    ["Memory errors", gpu.ecc_uncorrected ? `${gpu.ecc_uncorrected} that ECC could not correct` : null],
+    ["Memory rows", gpu.rows_failed ? "some cannot be remapped" : gpu.rows_pending ? "some wait for a reset" : null],
+    ["Clocks", gpu.clock_sm_mhz == null ? null : `${inUnit(gpu.clock_sm_mhz, "MHz")}, memory ${inUnit(gpu.clock_memory_mhz, "MHz") ?? "unknown"}`],
+    ["Power limit", inUnit(gpu.power_limit_w, "W")],
+    ["MPS", gpu.mps ? "runs on it" : null],
+    ["A part of", gpu.parent && html`<code>${gpu.parent}</code>`],
+  ].filter(([, value]) => value != null && value !== "" && value.length !== 0);
+  return known.length ? facts(known) : nothing;
+}
+
+/** The processes on a GPU; `open` makes what opens a lease. */
+export function gpuProcesses(gpu, open) {
+  if (gpu.processes === null) {
+    if (!gpu.processes_unseen) return nothing;
+    return html`<h3>Processes</h3><p class="hint">Its host cannot tell: ${gpu.processes_unseen}</p>`;
+  }
+  if (!gpu.processes.length) return html`<h3>No processes</h3>`;
+  return html`<h3>Processes</h3>${table(gpu.processes, (process) => whose(process, open))}`;
+}
+
+function whose(process, open) {
+  const lease = rows.leases.get(process.token);
+  const word = process.finding ?? (lease ? null : process.token ? "orphan" : "squatter");
+  return html`${word ? html`<b class="state trouble" title=${FINDINGS[word]}>${word}</b>` : nothing}
+    ${lease
+      ? html`<button type="button" title="lease ${short(process.token)}" @click=${open(process.token)}>${lease.agent}</button>`
+      : process.token && short(process.token)}`;
+}
+
+const table = (processes, last) => html`<table class="processes">
+  <thead><tr><th scope="col">PID</th><th scope="col">Program</th><th scope="col">Memory</th><th scope="col">Busy</th><th scope="col">Lease</th></tr></thead>
+  <tbody>${processes.slice(0, MOST).map((process) => html`<tr>
+    <td class="fixed">${process.pid}</td><td>${process.name} <span class="hint">${process.user}</span></td>
+    <td class="fixed">${size(process.memory_mb)}</td><td class="fixed">${inUnit(process.busy_pct, "%") ?? "–"}</td>
+    <td>${last(process)}</td>
+  </tr>`)}</tbody>
+</table>
+${processes.length > MOST ? html`<p class="hint">and ${processes.length - MOST} more</p>` : nothing}`;
+
+/** What is found of a lease. */
+export const leaseFound = (lease) => meant(lease.findings);
+
+/** A lease's processes on its GPUs, a line each. */
+export const leaseProcesses = (id, lease) =>
+  lease.gpus
+    .flatMap((gpu) => (rows.devices.get(gpu.uuid)?.processes ?? []).filter((process) => process.token === id).map((process) => ({ gpu, process })))
+    .slice(0, MOST)
+    .map(({ gpu, process }) => html`<div>${process.name} (pid ${process.pid}, ${process.user}): ${size(process.memory_mb)} on GPU ${gpu.index}</div>`);
