@@ -13,13 +13,14 @@ from agent_sdk.asking import Wait, local_grant, own_token
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
+from agent_sdk.holders import Holders, read_holders
 from agent_sdk.inbox import Inbox
 from agent_sdk.lease import Lease
 from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Pause, Read
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Collection, Generator, Iterable, Iterator
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -252,6 +253,10 @@ class LeaseClient(Door["Redis"]):
     def leases(self) -> tuple[LeaseStatus, ...]:
         """Every lease that lives, oldest first."""
         return self._run(snapshot.leases(self.keys))
+
+    def holders(self, host: str, now_ms: int, perhaps_over: Iterable[str] = ()) -> Holders:
+        """Who holds a host's devices; see `holders.read_holders`."""
+        return self._run(read_holders(self.keys, host, now_ms, perhaps_over))
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """Every host that ever reported, by name."""

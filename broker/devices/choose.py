@@ -57,17 +57,8 @@ def choose(
     Raises:
         DeviceSourceError: the spec is unknown, or cannot be had with the other settings.
     """
-    if spec.startswith("sim:"):
-        try:
-            return SimulatedSource(totals_of(spec), host)
-        except ValueError as error:
-            raise DeviceSourceError(f"GPU_BROKER_DEVICES: {error}") from error
-    if spec.startswith("scenario:"):
-        if spec == "scenario:":
-            raise DeviceSourceError(
-                "GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml"
-            )
-        return ScriptedSource(Path(spec.removeprefix("scenario:")))
+    if (made_up := _made_up(spec, host)) is not None:
+        return made_up
     if spec not in {"auto", "nvml", "smi", "none"}:
         raise DeviceSourceError(
             f"GPU_BROKER_DEVICES={spec!r} is none of auto, nvml, smi, none, sim:COUNTxMIB, "
@@ -77,6 +68,13 @@ def choose(
         return NoneSource(None)
     if safe_mode:
         return NoneSource("SAFE_MODE is on: neither NVML nor nvidia-smi is asked for GPUs")
+    return _real(spec, enable_nvml=enable_nvml, host=host, smi_on_path=smi_on_path, pcie=pcie)
+
+
+def _real(
+    spec: str, *, enable_nvml: bool | None, host: str, smi_on_path: str | None, pcie: bool
+) -> Source:
+    """A source of this machine's GPUs."""
     if spec == "nvml" and enable_nvml is False:
         raise DeviceSourceError(
             "GPU_BROKER_DEVICES=nvml, but ENABLE_NVML=false: "
@@ -94,3 +92,17 @@ def choose(
     return NoneSource(
         "No way to ask for GPUs: ENABLE_NVML is not true and nvidia-smi is not on PATH"
     )
+
+
+def _made_up(spec: str, host: str) -> Source | None:
+    """A source of GPUs that are not there; None: real ones are asked for."""
+    if spec == "scenario:":
+        raise DeviceSourceError("GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml")
+    if spec.startswith("scenario:"):
+        return ScriptedSource(Path(spec.removeprefix("scenario:")))
+    if not spec.startswith("sim:"):
+        return None
+    try:
+        return SimulatedSource(totals_of(spec), host)
+    except ValueError as error:
+        raise DeviceSourceError(f"GPU_BROKER_DEVICES: {error}") from error

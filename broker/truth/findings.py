@@ -187,6 +187,7 @@ def _row(
         token=min(here or owners, default=""),
         finding=finding,
         since_ms=since_ms,
+        busy_pct=process.busy_pct,
     )
 
 

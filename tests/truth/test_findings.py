@@ -245,7 +245,7 @@ def test_rows_tell_each_process_with_its_lease_and_since_when() -> None:
     at = host.now_ms - 5000
     assert said["processes"] == (
         f'[{{"pid":20,"memory_mb":900,"name":"python3","user":"user","token":"",'
-        f'"finding":"squatter","since_ms":{at}}},'
+        f'"finding":"squatter","since_ms":{at},"busy_pct":null}},'
         f'{{"pid":10,"memory_mb":50,"name":"python3","user":"user","token":"{A}",'
-        f'"finding":"","since_ms":{at}}}]'
+        f'"finding":"","since_ms":{at},"busy_pct":null}}]'
     )

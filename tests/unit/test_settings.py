@@ -31,6 +31,8 @@ SETTINGS = [
     ("GPU_ORCHESTRATOR_LEASE_TTL", "lease_ttl_s", 3600, "0", 0),
     ("GPU_BROKER_DEVICES", "devices", "auto", "sim:1x1000", "sim:1x1000"),
     ("GPU_BROKER_PCIE", "pcie", False, "true", True),
+    ("GPU_BROKER_PROCESSES", "processes", "auto", "host", "host"),
+    ("GPU_BROKER_MAY_KILL", "may_kill", False, "true", True),
     ("GPU_BROKER_REPORT_S", "report_s", 5.0, "0.3", 0.3),
     ("GPU_BROKER_DRAIN_ON_STOP_S", "drain_on_stop_s", 0, "600", 600.0),
     ("GPU_BROKER_KEYS_FILE", "keys_file", None, EMPTY, Path(EMPTY)),
