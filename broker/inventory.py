@@ -16,10 +16,10 @@ from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken
 from broker import __version__
 from broker.devices import choose
-from broker.devices.call import Call
 from broker.truth.ending import Ending
+from broker.truth.looking import Looker
 from broker.truth.programs import Programs
-from broker.truth.reckoning import Look, Reckoner
+from broker.truth.reckoning import Reckoner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agent_sdk.snapshot import PoolStatus
     from broker.devices import Sample, Source
     from broker.settings import Settings
-    from broker.truth.programs import Program
+    from broker.truth.looking import Look
     from broker.truth.reckoning import Reckoning
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,6 @@ STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 
 WAIT_S: Final = 1.0
 """A report waits so long for a look at the devices; then it is a heartbeat."""
-
-PROCESSES_S: Final = 1.0
-"""A look at the processes may take so long."""
 
 WATCHFUL_S: Final = 1.0
 """Between two looks while processes may be ended before a device is out of memory."""
@@ -94,9 +91,8 @@ class Reporter:
         self._system = Programs()
         self._reckoner = Reckoner(self._system)
         self._ending = Ending(self._system, may_kill=settings.may_kill)
-        self._looking: asyncio.Future[Look] | None = None
-        self._asking: Call[dict[int, Program]] | None = None
-        self._ended: dict[str, str] = {}  # device -> what is yet to be said of a process ended
+        wait_s = min(WAIT_S, settings.report_s)
+        self._looker = Looker(source, self._system, settings.processes, wait_s)
         self._every_s = settings.report_s
         self._draining = self._withdrawn = False
         self._hurry = asyncio.Event()
@@ -162,7 +158,7 @@ class Reporter:
         if self._source.name not in TOUCH_NOTHING and safe:
             await self._send((), 0)
             return True  # nobody gets any while the pool is safe
-        looked = await self._look()
+        looked = await self._looker.look(self._pool_now_ms())
         if looked is None:
             await self._send((), 0)
             return False
@@ -173,21 +169,27 @@ class Reporter:
         if looked.sample.source == "none" and holders.devices:
             return True  # who does not look must not speak for this host: another process does
         reckoning = self._reckoner.reckon(looked, holders, pool)
-        reports = self._reports(looked.sample, reckoning, holders, draining=draining)
+        acts = self._ending.untold()
+        reports = self._reports(looked.sample, reckoning, holders, acts, draining=draining)
         for start in range(0, max(1, len(reports)), BATCH):
             await self._send(tuple(reports[start : start + BATCH]), looked.sampled_ms)
-        self._ended = {}
+        self._looker.told()
+        self._ending.told(acts)
         await self._act(reckoning, looked, pool)
         return True
 
     def _reports(
-        self, sample: Sample, reckoning: Reckoning, holders: Holders, *, draining: bool
+        self,
+        sample: Sample,
+        reckoning: Reckoning,
+        holders: Holders,
+        acts: Mapping[str, str],
+        *,
+        draining: bool,
     ) -> list[Report]:
         """What is said of each device, and of those that are gone."""
         said = {u: r for u, r in reckoning.reports.items() if not u.startswith(UNNAMED)}
-        for uuid, ended in self._ended.items():
-            if uuid in said:
-                said[uuid] = said[uuid] | {"ended": ended}
+        said = {u: r | {"ended": acts[u]} if u in acts else r for u, r in said.items()}
         if draining:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
         gone = {"state": "lost", "reason": sample.error or NOT_LISTED, "processes": ""}
@@ -200,36 +202,12 @@ class Reporter:
             with suppress(LeaseLost, UnknownToken):
                 await self._client.revoke(each.token, force=False, why=each.why)
         for condemned in reckoning.end:
-            if done := self._ending.end(condemned):
-                self._ended[condemned.uuid] = done
-                self._hurry.set()
+            self._ending.end(condemned)
+        if self._ending.untold():
+            self._hurry.set()
         self._ending.forget({(pid, p.start) for pid, p in looked.programs.items()})
         watchful = pool.kill_on_oom and self._settings.may_kill
         self._every_s = min(self._settings.report_s, WATCHFUL_S if watchful else 60.0)
-
-    async def _look(self) -> Look | None:
-        """The newest look, begun now or before; None: it takes longer than a report may wait."""
-        if self._looking is None:
-            self._looking = asyncio.ensure_future(asyncio.to_thread(self._see, self._pool_now_ms()))
-        await asyncio.wait({self._looking}, timeout=min(WAIT_S, self._settings.report_s))
-        if not self._looking.done():
-            return None
-        looked, self._looking = self._looking, None
-        return looked.result()
-
-    def _see(self, sampled_ms: int) -> Look:
-        """Look at the devices, then at the processes on them."""
-        sample = self._source.sample()
-        pids = {process.pid for d in sample.devices for process in d.processes or ()}
-        unseen = self._system.unseen(self._settings.processes) if pids else ""
-        programs: Mapping[int, Program] = {}
-        if pids and not unseen:
-            asking = self._asking = self._asking or Call(lambda: self._system.look(pids), "proc")
-            if asking.answered_within(PROCESSES_S):
-                programs, self._asking = asking.answer(), None
-            else:
-                unseen = f"/proc has not answered for {asking.age_s:.0f} s"
-        return Look(sample, sampled_ms, programs, unseen)
 
     async def _send(self, devices: tuple[Report, ...], sampled_ms: int) -> Moment:
         sent_at = local_now()

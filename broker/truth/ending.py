@@ -6,14 +6,20 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker.truth.programs import Program, Programs
 
 log = logging.getLogger(__name__)
+
+MOST_UNTOLD: Final = 1000
+"""Acts that are kept for a pool that cannot be reached."""
 
 TERM_S: Final = 5.0
 """Between SIGTERM and SIGKILL."""
@@ -54,10 +60,20 @@ class Ending:
         self._system = system
         self._told: dict[tuple[int, int], _Told] = {}
         self._only_said: set[tuple[int, int]] = set()
+        self._untold: deque[tuple[str, str]] = deque(maxlen=MOST_UNTOLD)
         self.may_kill = may_kill
 
-    def end(self, condemned: Condemned) -> str:
-        """What was done, as a report says it: `pid signal token why`; empty: nothing new."""
+    def untold(self) -> dict[str, str]:
+        """Of each device the first act of which the pool does not know: `pid signal token why`."""
+        return dict(reversed(self._untold))
+
+    def told(self, acts: Mapping[str, str]) -> None:
+        """The pool knows of these now."""
+        for each in acts.items():
+            self._untold.remove(each)
+
+    def end(self, condemned: Condemned) -> None:
+        """End it, or go on with that; nothing new is done to one that was told."""
         program = condemned.program
         key, now = (program.pid, program.start), time.monotonic()
         told = self._told.get(key)
@@ -73,12 +89,12 @@ class Ending:
         elif not told.killed and now - told.at >= TERM_S:
             told.killed = self._send(told.handle, signal.SIGKILL, program)
             sent = "KILL" if told.killed else ""
-        if not sent:
-            return ""
-        log.warning(
-            "process %d (%s): signal %s: %s", program.pid, program.name, sent, condemned.why
-        )
-        return f"{program.pid} {sent} {condemned.token or '-'} {condemned.why}"
+        if sent:
+            log.warning(
+                "process %d (%s): signal %s: %s", program.pid, program.name, sent, condemned.why
+            )
+            act = f"{program.pid} {sent} {condemned.token or '-'} {condemned.why}"
+            self._untold.append((condemned.uuid, act))
 
     def forget(self, alive: set[tuple[int, int]]) -> None:
         """Close the handles of processes that are over."""

@@ -14,34 +14,19 @@ from broker.truth.health import Health
 from broker.truth.match import Matcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from agent_sdk.holders import Holders
     from agent_sdk.snapshot import PoolStatus
-    from broker.devices import DeviceSample, Sample
+    from broker.devices import DeviceSample
     from broker.truth.account import Account
     from broker.truth.findings import Standing
     from broker.truth.health import Verdict
-    from broker.truth.programs import Program, Programs
+    from broker.truth.looking import Look
+    from broker.truth.programs import Programs
 
 SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason"})
 """Of a sample, what is told otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One look at the devices, and at the processes on them.
-
-    Attributes:
-        sampled_ms: when it began, on the pool's clock.
-        programs: by pid, those that live.
-        unseen: why processes cannot be told, in a sentence; empty = they can.
-    """
-
-    sample: Sample
-    sampled_ms: int
-    programs: Mapping[int, Program]
-    unseen: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from agent_sdk import snapshot
 from agent_sdk.holders import read_holders
 from broker.devices import DeviceSample, Sample
 from broker.devices.sample import GpuProcess
+from broker.truth.looking import Look
 from broker.truth.programs import Program
-from broker.truth.reckoning import Look, Reckoner
+from broker.truth.reckoning import Reckoner
 from tests.audit import audit
 from tests.pools import Pool, token
 from tests.truth.worlds import Nobody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -41,14 +42,35 @@ def condemned(process: subprocess.Popen[bytes]) -> Condemned:
     return Condemned("GPU-a", Programs().look({process.pid})[process.pid], "t" * 16, "why")
 
 
+def done(end: Ending, one: Condemned) -> str:
+    """What is done to it now, as a report tells it; empty: nothing."""
+    end.end(one)
+    acts = end.untold()
+    end.told(acts)
+    assert end.untold() == {}
+    return acts.get("GPU-a", "")
+
+
+def test_acts_are_told_one_after_the_other_for_each_device() -> None:
+    """A report has room for one of a device; none is forgotten."""
+    end, me = Ending(Programs(), may_kill=False), Programs().look({os.getpid(), os.getppid()})
+    for program in me.values():
+        end.end(Condemned("GPU-a", program, "", "why"))
+    told: list[str] = []
+    while acts := end.untold():
+        told += acts.values()
+        end.told(acts)
+    assert told == [f"{pid} NONE - why" for pid in me]
+
+
 @pytest.mark.parametrize("child", [WILLING], indirect=True)
 def test_end_sends_sigterm_once(child: subprocess.Popen[bytes]) -> None:
     """What is done is said once; when it is over, nothing is left open."""
     end, one = Ending(Programs(), may_kill=True), condemned(child)
-    assert end.end(one) == f"{child.pid} TERM {'t' * 16} why"
-    assert end.end(one) == ""
+    assert done(end, one) == f"{child.pid} TERM {'t' * 16} why"
+    assert done(end, one) == ""
     assert child.wait(10) == -signal.SIGTERM
-    assert end.end(one) == ""
+    assert done(end, one) == ""
     end.close()
 
 
@@ -59,12 +81,12 @@ def test_end_sends_sigkill_to_who_does_not_listen(
     """After its time, and once."""
     monkeypatch.setattr(ending, "TERM_S", 0.3)
     end, one = Ending(Programs(), may_kill=True), condemned(child)
-    assert " TERM " in end.end(one)
-    assert end.end(one) == ""
+    assert " TERM " in done(end, one)
+    assert done(end, one) == ""
     time.sleep(0.35)
-    assert " KILL " in end.end(one)
+    assert " KILL " in done(end, one)
     assert child.wait(10) == -signal.SIGKILL
-    assert end.end(one) == ""
+    assert done(end, one) == ""
     end.close()
 
 
@@ -75,7 +97,7 @@ def test_end_of_another_process_with_the_same_pid_does_nothing(
     """Its start time says that it is not the one that was looked at."""
     end, one = Ending(Programs(), may_kill=True), condemned(child)
     other = replace(one, program=replace(one.program, start=one.program.start - 1))
-    assert end.end(other) == ""
+    assert done(end, other) == ""
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.2)
     end.close()
@@ -85,7 +107,7 @@ def test_end_of_another_process_with_the_same_pid_does_nothing(
 def test_end_without_may_kill_only_says_what_it_would_do(child: subprocess.Popen[bytes]) -> None:
     """Once for each process, and nobody is harmed."""
     end, one = Ending(Programs(), may_kill=False), condemned(child)
-    assert end.end(one) == f"{child.pid} NONE {'t' * 16} why"
-    assert end.end(one) == ""
+    assert done(end, one) == f"{child.pid} NONE {'t' * 16} why"
+    assert done(end, one) == ""
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.2)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.holders import Holders
 from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus, lease_status
 from broker.devices import DeviceSample, Sample
+from broker.truth.looking import Look
 from broker.truth.programs import Program, Programs
-from broker.truth.reckoning import Look, Reckoner, Reckoning
+from broker.truth.reckoning import Reckoner, Reckoning
 
 if TYPE_CHECKING:
     from broker.devices.sample import GpuProcess

@@ -1,0 +1,97 @@
+"""Looks at this machine's devices and processes, in a thread: a driver may hang."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from broker.devices.call import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.devices import Sample, Source
+    from broker.truth.programs import Program, Programs, Visibility
+
+PROCESSES_S: Final = 1.0
+"""A look at the processes may take so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the devices, and at the processes on them.
+
+    Attributes:
+        sampled_ms: when it began, on the pool's clock.
+        programs: by pid, those that live.
+        unseen: why processes cannot be told, in a sentence; empty = they can.
+    """
+
+    sample: Sample
+    sampled_ms: int
+    programs: Mapping[int, Program]
+    unseen: str
+
+
+class Looker:
+    """Takes one look at a time, however long it takes.
+
+    Args:
+        wait_s: for how long a caller waits for one.
+    """
+
+    def __init__(
+        self, source: Source, system: Programs, visibility: Visibility, wait_s: float
+    ) -> None:
+        self._source = source
+        self._system = system
+        self._visibility = visibility
+        self._wait_s = wait_s
+        self._looking: asyncio.Future[Look] | None = None
+        self._asking: Call[dict[int, Program]] | None = None
+        self._untold: dict[str, tuple[int, ...]] = {}
+
+    async def look(self, now_ms: int) -> Look | None:
+        """A look, begun now or before; None: it takes longer than a caller waits.
+
+        Error codes of a GPU come with each look until `told` is called: a driver tells them once.
+
+        Args:
+            now_ms: the pool's time.
+        """
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self._see, now_ms))
+        await asyncio.wait({self._looking}, timeout=self._wait_s)
+        if not self._looking.done():
+            return None
+        looking, self._looking = self._looking, None
+        return self._with_untold(looking.result())
+
+    def told(self) -> None:
+        """The pool knows of what came with the last look."""
+        self._untold.clear()
+
+    def _with_untold(self, look: Look) -> Look:
+        for device in look.sample.devices:
+            if device.xids:
+                self._untold[device.uuid] = self._untold.get(device.uuid, ()) + device.xids
+        devices = tuple(
+            replace(device, xids=self._untold.get(device.uuid, ()))
+            for device in look.sample.devices
+        )
+        return replace(look, sample=replace(look.sample, devices=devices))
+
+    def _see(self, sampled_ms: int) -> Look:
+        """Look at the devices, then at the processes on them."""
+        sample = self._source.sample()
+        pids = {process.pid for d in sample.devices for process in d.processes or ()}
+        unseen = self._system.unseen(self._visibility) if pids else ""
+        programs: Mapping[int, Program] = {}
+        if pids and not unseen:
+            asking = self._asking = self._asking or Call(lambda: self._system.look(pids), "proc")
+            if asking.answered_within(PROCESSES_S):
+                programs, self._asking = asking.answer(), None
+            else:
+                unseen = f"/proc has not answered for {asking.age_s:.0f} s"
+        return Look(sample, sampled_ms, programs, unseen)
