@@ -40,7 +40,8 @@ BREATH: Final = 250
 """Rows that are made before others get their turn."""
 
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "device", "drained", "undrained",
-                         "policy", "closed"})  # fmt: skip
+                         "policy", "closed", "found", "settled", "quarantined", "returned",
+                         "xid", "process_ended"})  # fmt: skip
 """Events after which more may have changed than what they name."""
 
 

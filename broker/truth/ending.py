@@ -102,10 +102,6 @@ class Ending:
             os.close(self._told.pop(key).handle)
         self._only_said &= alive
 
-    def close(self) -> None:
-        """Close all handles."""
-        self.forget(set())
-
     def _open(self, program: Program) -> int | None:
         try:
             handle = os.pidfd_open(program.pid)

@@ -71,7 +71,7 @@ def test_end_sends_sigterm_once(child: subprocess.Popen[bytes]) -> None:
     assert done(end, one) == ""
     assert child.wait(10) == -signal.SIGTERM
     assert done(end, one) == ""
-    end.close()
+    end.forget(set())
 
 
 @pytest.mark.parametrize("child", [STUBBORN], indirect=True)
@@ -87,7 +87,7 @@ def test_end_sends_sigkill_to_who_does_not_listen(
     assert " KILL " in done(end, one)
     assert child.wait(10) == -signal.SIGKILL
     assert done(end, one) == ""
-    end.close()
+    end.forget(set())
 
 
 @pytest.mark.parametrize("child", [WILLING], indirect=True)
@@ -100,7 +100,7 @@ def test_end_of_another_process_with_the_same_pid_does_nothing(
     assert done(end, other) == ""
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.2)
-    end.close()
+    end.forget(set())
 
 
 @pytest.mark.parametrize("child", [WILLING], indirect=True)
