@@ -112,7 +112,7 @@ class Findings:
             device.subjects["degraded"] = [*active] if failed else []
         for uuid, token in self._idle(seen, pool):
             found[uuid].subjects["idle"].append(token)
-        self._stand(seen.sampled_ms, found)
+        self._stand(seen.sampled_ms, found, pool)
         return found
 
     def _processes(self, seen: Seen, pool: PoolStatus, found: dict[str, Found]) -> None:
@@ -149,7 +149,7 @@ class Findings:
                 yield uuids[0], lease.token
         self._idle_since = since
 
-    def _stand(self, now_ms: int, found: Mapping[str, Found]) -> None:
+    def _stand(self, now_ms: int, found: Mapping[str, Found], pool: PoolStatus) -> None:
         before = {(each.uuid, each.finding): each.since_ms for each in self.standing}
         now = [
             (uuid, Finding(kind, subject))
@@ -161,7 +161,9 @@ class Findings:
         self.standing = tuple(sorted(standing, key=lambda each: each.since_ms))
         for uuid, finding in now:
             if (uuid, finding) not in before:
-                log.info("%s on %s: %s", finding.kind, uuid, finding.subject[:8])
+                noted = actions(pool).get(finding.kind, "notify") != "observe"
+                level = logging.WARNING if noted else logging.INFO
+                log.log(level, "%s on %s: %s", finding.kind, uuid, finding.subject[:8])
 
 
 def _row(
@@ -240,13 +242,21 @@ def _works(device: DeviceSample, process: GpuProcess) -> bool:
     return busy is None or busy > 0
 
 
+def actions(pool: PoolStatus) -> dict[str, str]:
+    """What the policy makes of each finding; there is none for what is always told."""
+    return {
+        "idle": pool.idle_action,
+        "overuse": pool.overuse_action,
+        "squatter": pool.squatter_action,
+        "orphan": pool.orphan_action,
+    }
+
+
 def notices(
     standing: Iterable[Standing], leases: Mapping[str, LeaseStatus], pool: PoolStatus
 ) -> dict[str, tuple[str, ...]]:
     """What the holder of each lease is to be told, of those who are told something else now."""
-    heard = {"degraded"}
-    heard |= {"idle"} if pool.idle_action != "observe" else set()
-    heard |= {"overuse"} if pool.overuse_action != "observe" else set()
+    heard = {"degraded"} | {kind for kind, what in actions(pool).items() if what != "observe"}
     wanted: dict[str, set[str]] = {token: set() for token in leases}
     for each in standing:
         if each.finding.kind in heard and each.finding.subject in wanted:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.truth.account import account, shares_on
 from broker.truth.ending import Condemned
-from broker.truth.findings import Findings, Found, Seen, notices
+from broker.truth.findings import Findings, Found, Seen, actions, notices
 from broker.truth.health import Health
 from broker.truth.match import Matcher
 
@@ -167,28 +167,25 @@ def _revocations(
     standing: Iterable[Standing], now_ms: int, pool: PoolStatus
 ) -> Iterator[Revocation]:
     """The leases whose finding has stood for longer than the policy bears it."""
-    actions = {"idle": pool.idle_action, "overuse": pool.overuse_action}
     said = {"idle": "nobody used its GPU", "overuse": "its processes use more than it holds"}
     for each in standing:
-        kind = each.finding.kind
-        if actions.get(kind) == "enforce" and _borne(each, now_ms, pool):
-            yield Revocation(each.finding.subject, said[kind])
+        if each.finding.kind in said and _unbearable(each, now_ms, pool):
+            yield Revocation(each.finding.subject, said[each.finding.kind])
 
 
-def _borne(each: Standing, now_ms: int, pool: PoolStatus) -> bool:
-    return now_ms - each.since_ms >= pool.enforce_after_s * 1000
+def _unbearable(each: Standing, now_ms: int, pool: PoolStatus) -> bool:
+    enforced = actions(pool).get(each.finding.kind) == "enforce"
+    return enforced and now_ms - each.since_ms >= pool.enforce_after_s * 1000
 
 
 def _condemned(standing: Iterable[Standing], seen: Seen, pool: PoolStatus) -> Iterator[Condemned]:
     """The processes whose finding has stood for longer than the policy bears it."""
-    actions = {"squatter": pool.squatter_action, "orphan": pool.orphan_action}
     said = {"squatter": "it has no lease", "orphan": "its lease is over"}
     for each in standing:
         kind, subject = each.finding.kind, each.finding.subject
-        if actions.get(kind) != "enforce" or not _borne(each, seen.sampled_ms, pool):
+        if kind not in said or not _unbearable(each, seen.sampled_ms, pool):
             continue
-        program = seen.programs.get(int(subject))
-        if program is not None:
+        if (program := seen.programs.get(int(subject))) is not None:
             token = min(seen.owners.get(program.pid, ()), default="")
             yield Condemned(each.uuid, program, token, f"{kind}: {said[kind]}")
 
