@@ -43,6 +43,8 @@ class Holders:
         of: device -> the tokens that hold it, or whose memory on it is withheld.
         unsure: devices on which more was promised than is known here: the pool moved on between two
             readings, or a lease is of a version that does not say where it is.
+        gone: device -> tokens among its holders of which there is no record: scripts of a version
+            that knows of no holders have ended them.
         ended: of the tokens that were asked for, those that are over.
     """
 
@@ -51,6 +53,7 @@ class Holders:
     leases: dict[str, LeaseStatus]
     of: dict[str, tuple[str, ...]]
     unsure: frozenset[str]
+    gone: dict[str, tuple[str, ...]]
     ended: dict[str, Ended]
 
 
@@ -73,7 +76,8 @@ def read_holders(
     leases = {x.token: x for x in snapshot.legible(snapshot.lease_status, granted)}
     unsure = {uuid for uuid in devices if devices[uuid].leases != len(promised & {*of[uuid]})}
     ended = yield from _ended(keys, sorted({*perhaps_over} - rows.keys()), now_ms)
-    return Holders(now_ms, devices, leases, of, frozenset(unsure), ended)
+    gone = {uuid: tuple(t for t in names if t not in rows) for uuid, names in of.items()}
+    return Holders(now_ms, devices, leases, of, frozenset(unsure), gone, ended)
 
 
 def _ended(keys: Keys, tokens: list[str], now_ms: int) -> Generator[Read, Answer, dict[str, Ended]]:

@@ -39,8 +39,9 @@ local FIELDS = {
 }
 
 -- Said once, and not kept on the device: what its leases are to be told of (`token=idle+overuse`, none = of nothing any
--- more), error codes of the GPU with what is made of them, and a process that was sent a signal, for whose sake and why.
-local SAID = { tell = 'told', xids = 'xids', ended = 'line' }
+-- more), error codes of the GPU with what is made of them, a process that was sent a signal, for whose sake and why, and
+-- holders of whom there is no record.
+local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, reserve_mb = true }

@@ -49,6 +49,7 @@ if B.pool.safe_mode == 1 and not allowed then return B.reply('REFUSED', 'safe_mo
 B.catch_up()
 
 for field, value in pairs(fields) do
+  B.pool[field] = tonumber(value) or value
   B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
 end
 local version = B.pool.policy_version + 1

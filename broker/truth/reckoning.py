@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from broker.truth.looking import Look
     from broker.truth.programs import Programs
 
+MOST_GONE: Final = 100
+
 SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason"})
 """Of a sample, what is told otherwise."""
 
@@ -102,6 +104,9 @@ class Reckoner:
             uuid: _report(device, verdicts[uuid], accounts[uuid], found[uuid], look.unseen)
             for uuid, device in devices.items()
         }
+        for uuid, gone in holders.gone.items():
+            if gone and uuid in reports:
+                reports[uuid]["gone"] = ",".join(gone[:MOST_GONE])
         standing = self._findings.standing
         self._tell(reports, standing, holders, pool)
         revoke = list(_revocations(standing, look.sampled_ms, pool))

@@ -63,4 +63,7 @@ function B.note(d, said, before)
       'reason', why)
   end
   if said.tell then let_know(said.tell) end
+  for token in string.gmatch(said.gone or '', '[^,]+') do   -- a version that knows of no holders has ended it
+    if redis.call('EXISTS', P .. 'record:' .. token) == 0 then redis.call('SREM', P .. 'holders:' .. d.uuid, token) end
+  end
 end

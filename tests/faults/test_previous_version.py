@@ -94,6 +94,11 @@ def test_both_versions_take_turns_on_one_device(server: Server, previous: Path) 
     for (_, _, ended), (_, began, _) in zip(sorted(held), sorted(held)[1:], strict=False):
         assert ended <= began
     with LeaseClient(Store(server.url), hostname="h1") as client:
+        left = client.holders("h1", 0).gone["gpu-a"]
+        gone = (("gpu-a", (("gone", ",".join(left)),)),)
+        client.report(
+            "h1", gone, deadline_ms=60000, sampled_ms=0, epoch="", safe_mode=False, version="this"
+        )  # as this version's reporter does
         audit(client.redis, client.keys)
         assert client.devices()[0].free_mb == 1000
 

@@ -191,7 +191,7 @@ def test_clock_leap_never_takes_a_renewal_past_max_hold(gpu: Pool) -> None:
     """In the window too, max_hold_ms is the end."""
     got = granted(gpu.acquire(token("a"), ttl_ms=5000, max_hold_ms=8000))
     gpu.skew(11_000)
-    assert said(gpu.renew(token("a")))[1:] == [got.now_ms + 8000, 0]
+    assert said(gpu.renew(token("a")))[1:] == [got.now_ms + 8000, 0, ""]
     gpu.live_on(30_000)
     assert said(gpu.renew(token("a"))) == ["LOST", "expired"]
 

@@ -166,6 +166,14 @@ def test_holders_of_a_device_are_those_who_have_it_or_cool(gpu: Pool) -> None:
     assert not gpu.redis.exists(holders)
 
 
+def test_report_forgets_holders_without_a_record(gpu: Pool) -> None:
+    """A version that knows of no holders has ended their leases; a living one is left alone."""
+    granted(gpu.acquire(A))
+    gpu.redis.sadd(gpu.keys.holders("gpu-a"), B)
+    look(gpu, gone=f"{A},{B}")
+    assert gpu.redis.smembers(gpu.keys.holders("gpu-a")) == {A}
+
+
 def events_of(gpu: Pool, *names: str) -> list[dict[str, str]]:
     """The fields of all events of these names."""
     return [row for _, row in gpu.redis.xrange(gpu.keys.events) if row["event"] in names]

@@ -18,6 +18,7 @@ import pytest
 from agent_sdk import LeaseClient, Store
 from tests.api.brokers import PROGRAM, environment, eventually
 from tests.audit import audit
+from tests.drivers import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Machine:
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._file = folder / "machine.yaml"
+        self._times: set[int] = set()
         self.env = environment(
             REDIS_URL=server.url,
             GPU_BROKER_POOL=f"host-{uuid4().hex[:8]}",
@@ -107,6 +109,11 @@ class Machine:
     def sampled_ms(self) -> int:
         """When the GPU was looked at last, on the pool's clock."""
         return max((d.sampled_ms for d in self.client.devices()), default=0)
+
+    def gpu_reports(self) -> int:
+        """How many reports came in a row that is counted here, by their samples' times."""
+        self._times |= {device.sampled_ms for device in self.client.devices()}
+        return len(self._times)
 
     def gpu(self) -> Any:
         """The GPU as the pool knows it."""
@@ -321,3 +328,29 @@ def test_driver_that_hangs_delays_no_heartbeat_by_more_than_a_second(machine: Ma
         assert len(gaps) >= 3
         assert max(gaps) <= (every_s + 1) * 1000 + 300
         assert machine.gpu().state == "error"
+
+
+def test_host_of_eight_gpus_costs_little(machine: Machine, tmp_path: Path) -> None:
+    """A report of 8 GPUs, each with processes, through NVML: at most 5 % of a core every 5 s."""
+    library = build(tmp_path)
+    words = [f"process={gpu}/{os.getpid() if n else os.getppid()}/{100 + n}"
+             for gpu in range(8) for n in range(4)]  # fmt: skip
+    machine.env |= {
+        "GPU_BROKER_DEVICES": "nvml",
+        "ENABLE_NVML": "true",
+        "LD_LIBRARY_PATH": str(library),
+        "FAKE_NVML": ",".join(words),
+    }
+    with machine.reporter() as process:
+        eventually(lambda: len(machine.client.devices()) == 8, 10)
+        (gpu, *_) = machine.client.devices()
+        assert {row.pid for row in gpu.processes} == {os.getpid(), os.getppid()}
+
+        def cpu_s() -> float:
+            stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+        began, before = machine.gpu_reports(), cpu_s()
+        eventually(lambda: machine.gpu_reports() >= began + 10, 30)
+        spent_s = (cpu_s() - before) / (machine.gpu_reports() - began)
+        assert spent_s <= 0.05 * 5

@@ -62,7 +62,7 @@ def holders(*leases: LeaseStatus, devices: tuple[DeviceStatus, ...] = (), **more
         for uuid, _ in each.devices:
             of[uuid] = (*of.get(uuid, ()), each.token)
     found = Holders(
-        0, {d.uuid: d for d in devices}, {x.token: x for x in leases}, of, frozenset(), {}
+        0, {d.uuid: d for d in devices}, {x.token: x for x in leases}, of, frozenset(), {}, {}
     )
     return replace(found, **more)
 
