@@ -46,6 +46,7 @@ class Holders:
         gone: device -> tokens among its holders of which there is no record: scripts of a version
             that knows of no holders have ended them.
         ended: of the tokens that were asked for, those that are over.
+        elsewhere: of them, those that live and hold nothing here: on a CPU, or on another host.
     """
 
     now_ms: int
@@ -55,6 +56,7 @@ class Holders:
     unsure: frozenset[str]
     gone: dict[str, tuple[str, ...]]
     ended: dict[str, Ended]
+    elsewhere: frozenset[str]
 
 
 def read_holders(
@@ -71,13 +73,18 @@ def read_holders(
         of = {uuid: tuple(sorted(t)) for uuid, t in zip(devices, answer.raw, strict=True)}
     tokens = sorted({token for names in of.values() for token in names})
     rows = yield from snapshot.records_of(keys, tokens, ("offered", "active", "cooling"))
-    promised = {token for token, row in rows.items() if row["state"] != "cooling"}
     granted = [(token, row) for token, row in rows.items() if row["state"] != "offered"]
-    leases = {x.token: x for x in snapshot.legible(snapshot.lease_status, granted)}
+    leases = {x.token: x for x in snapshot.legible(snapshot.lease_status, granted) if x.devices}
+    promised = {token for token, row in rows.items() if row["state"] == "offered"}
+    promised |= {token for token, lease in leases.items() if lease.state == "active"}
     unsure = {uuid for uuid in devices if devices[uuid].leases != len(promised & {*of[uuid]})}
-    ended = yield from _ended(keys, sorted({*perhaps_over} - rows.keys()), now_ms)
+    others = sorted({*perhaps_over} - rows.keys())
+    elsewhere = yield from snapshot.records_of(keys, others, ("waiting", "offered", "active"))
+    ended = yield from _ended(keys, [t for t in others if t not in elsewhere], now_ms)
     gone = {uuid: tuple(t for t in names if t not in rows) for uuid, names in of.items()}
-    return Holders(now_ms, devices, leases, of, frozenset(unsure), gone, ended)
+    return Holders(
+        now_ms, devices, leases, of, frozenset(unsure), gone, ended, frozenset(elsewhere)
+    )
 
 
 def _ended(keys: Keys, tokens: list[str], now_ms: int) -> Generator[Read, Answer, dict[str, Ended]]:

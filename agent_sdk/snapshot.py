@@ -107,6 +107,7 @@ class ProcessStatus:
         token: of the lease that it belongs to, which may be over; empty = none is known.
         finding: squatter, orphan, or empty.
         since_ms: when it was seen there first, on the pool's clock.
+        start: when it started, in clock ticks since its host's boot; 0 = unknown.
         busy_pct: of the GPU's time that it computed lately, 0-100; None: unknown.
     """
 
@@ -118,6 +119,7 @@ class ProcessStatus:
     finding: str
     since_ms: int
     busy_pct: float | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class DeviceStatus:
         quarantine: why its host lends it to nobody until that is over; empty = it does.
         xid: the last of NVIDIA's error codes that came from it, with `xid_ms`, when; 0 = none.
         parent: of a MIG device: the GPU that it is a part of.
+        finder: which reporter of its host says what is found, with `finder_ms`, when it last did.
     """
 
     uuid: str
@@ -179,6 +182,8 @@ class DeviceStatus:
     xid: int = 0
     xid_ms: int = 0
     parent: str = ""
+    finder: str = ""
+    finder_ms: int = 0
 
     @property
     def free_mb(self) -> int:
@@ -395,12 +400,34 @@ def _device(uuid: str, row: dict[str, str]) -> DeviceStatus:
         xid=int(row.get("xid") or 0),
         xid_ms=int(row.get("xid_ms") or 0),
         parent=row.get("parent", ""),
+        finder=row.get("finder", ""),
+        finder_ms=int(row.get("finder_ms") or 0),
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
 
 
 def _processes(text: str) -> tuple[ProcessStatus, ...] | None:
-    return tuple(ProcessStatus(**row) for row in json.loads(text)) if text else None
+    """Who uses a device; what is of no known form hides the device no more than what is unknown."""
+    try:
+        return tuple(map(_process, json.loads(text))) if text else None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+
+
+def _process(row: dict[str, Any]) -> ProcessStatus:
+    """A process by the fields that this version knows."""
+    memory_mb, busy_pct = row.get("memory_mb"), row.get("busy_pct")
+    return ProcessStatus(
+        pid=int(row["pid"]),
+        memory_mb=None if memory_mb is None else int(memory_mb),
+        name=str(row.get("name", "")),
+        user=str(row.get("user", "")),
+        token=str(row.get("token", "")),
+        finding=str(row.get("finding", "")),
+        since_ms=int(row.get("since_ms", 0)),
+        busy_pct=None if busy_pct is None else float(busy_pct),
+        start=int(row.get("start", 0)),
+    )
 
 
 def _measured(text: str | None) -> float | None:

@@ -13,13 +13,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clocks import local_now
-from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken
+from agent_sdk.errors import BadRequest, LeaseError, LeaseLost, UnknownToken
+from agent_sdk.snapshot import FINDINGS
 from broker import __version__
 from broker.devices import choose
 from broker.truth.ending import Ending
 from broker.truth.looking import Looker
 from broker.truth.programs import Programs
-from broker.truth.reckoning import Reckoner
+from broker.truth.reckoning import Reckoner, line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,11 @@ UNNAMED = "UNKNOWN-"
 
 STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """Said of a device that is ok while its host drains."""
+
+ESSENTIAL: Final = frozenset(
+    {"index", "model", "total_mb", "reserve_mb", "used_mb", "state", "simulated"}
+)
+"""What must be said of a device, and is of a form that nothing from outside can spoil."""
 
 WAIT_S: Final = 1.0
 """A report waits so long for a look at the devices; then it is a heartbeat."""
@@ -112,6 +118,11 @@ class Reporter:
                 trouble = (self.sample.error if self.sample else None) or ""
             except LeaseError as error:
                 trouble = f"reporting {self._host} failed: {error}"
+            except Exception as error:
+                trouble = f"reporting {self._host} failed: {type(error).__name__}"
+                if trouble != said:
+                    log.exception("a look at the devices of %s could not be reckoned", self._host)
+                await self._live()
             if trouble != said:
                 said = trouble
                 log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
@@ -151,9 +162,16 @@ class Reporter:
         if await self._report(draining=draining):
             self._withdrawn = draining
 
+    async def _live(self) -> None:
+        """Say at least that we live."""
+        with suppress(LeaseError):
+            await self._send((), 0)
+
     async def _report(self, *, draining: bool) -> bool:
         """Whether the pool now knows of our devices what we want it to."""
         pool = await self._client.pool()
+        if not self._pool_ms:
+            self._pool_ms, self._pool_ms_at = pool.now_ms, local_now()
         safe = pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
         if self._source.name not in TOUCH_NOTHING and safe:
             await self._send((), 0)
@@ -172,7 +190,7 @@ class Reporter:
         acts = self._ending.untold()
         reports = self._reports(looked.sample, reckoning, holders, acts, draining=draining)
         for start in range(0, max(1, len(reports)), BATCH):
-            await self._send(tuple(reports[start : start + BATCH]), looked.sampled_ms)
+            await self._send_all(reports[start : start + BATCH], looked.sampled_ms)
         self._looker.told()
         self._ending.told(acts)
         await self._act(reckoning, looked, pool)
@@ -192,9 +210,19 @@ class Reporter:
         said = {u: r | {"ended": acts[u]} if u in acts else r for u, r in said.items()}
         if draining:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
-        gone = {"state": "lost", "reason": sample.error or NOT_LISTED, "processes": ""}
+        gone = {"state": "lost", "reason": line(sample.error or NOT_LISTED), "processes": ""}
+        gone |= dict.fromkeys(FINDINGS, "")
         said |= dict.fromkeys(sorted(holders.devices.keys() - said.keys()), gone)
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
+
+    async def _send_all(self, reports: list[Report], sampled_ms: int) -> None:
+        """Report these devices; if one is refused, of all of them only what must be said."""
+        try:
+            await self._send(tuple(reports), sampled_ms)
+        except BadRequest:
+            log.exception("a report of %s was refused: the devices alone are reported", self._host)
+            plain = [(u, tuple(p for p in said if p[0] in ESSENTIAL)) for u, said in reports]
+            await self._send(tuple(plain), sampled_ms)
 
     async def _act(self, reckoning: Reckoning, looked: Look, pool: PoolStatus) -> None:
         """Do what the policy asks for; what was done is said in the next report."""
@@ -205,7 +233,8 @@ class Reporter:
             self._ending.end(condemned)
         if self._ending.untold():
             self._hurry.set()
-        self._ending.forget({(pid, p.start) for pid, p in looked.programs.items()})
+        if not looked.unseen:
+            self._ending.forget({(c.program.pid, c.program.start) for c in reckoning.end})
         watchful = pool.kill_on_oom and self._settings.may_kill
         self._every_s = min(self._settings.report_s, WATCHFUL_S if watchful else 60.0)
 

@@ -35,7 +35,7 @@ local FIELDS = {
   -- Without outside_mb, used_mb alone counts.
   outside_mb = 'whole', unclaimed_mb = 'whole', lingering_mb = 'whole', uncertain_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
-  degraded = 'names', quarantine = 'line',
+  degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole',
 }
 
 -- Said once, and not kept on the device: what its leases are to be told of (`token=idle+overuse`, none = of nothing any

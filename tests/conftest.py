@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.audit import audit
+from tests.extent import EVERYTHING, LONGER
 from tests.pools import Pool
 from tests.servers import Server, running
 
@@ -30,8 +31,11 @@ SHORT_BETWEEN = 4
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, each followed by short ones: some wait while others work,
-    and none has a long file left when the others are done.
+    and none has a long file left when the others are done. What is not to run is skipped.
     """
+    for item in items:
+        if not EVERYTHING and any(f"tests/{x}" in str(item.path) for x in LONGER):
+            item.add_marker(pytest.mark.skip(reason="GPU_BROKER_TESTS=all runs it"))
     files = [list(found) for _, found in groupby(items, key=lambda item: item.path)]
     long = [found for found in files if any(f"tests/{x}" in str(found[0].path) for x in LONG)]
     short = [found for found in files if found not in long]

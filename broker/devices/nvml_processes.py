@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 _COMPUTE = "nvmlDeviceGetComputeRunningProcesses"
 _GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses"
 _MPS = "nvmlDeviceGetMPSComputeRunningProcesses"
+
+_AHEAD_US = 1_000_000  # a driver's clock may be so far ahead of ours
 
 # No error, not found: nobody computed.
 _NOBODY: dict[int, tuple[object, ...]] = {0: (), 6: ()}
@@ -66,16 +69,20 @@ class Busy:
         """
         if not processes:
             return processes
+        soon_us = int(time.time() * 1e6) + _AHEAD_US
         since_us = self._told_us.get(uuid, 0)
+        if since_us > soon_us:  # the clock was set back: what comes now would pass for old
+            since_us = 0
         told = gpu.ask("nvmlDeviceGetProcessUtilization", since_us, means=_NOBODY)
         if not isinstance(told, (list, tuple)):
             return processes
         shares: dict[int, list[float]] = {}
         for use in told:
             share = number(getattr(use, "smUtil", None), 0, 100)
-            if share is not None:
+            if share is not None and 0 <= use.timeStamp <= soon_us:
                 shares.setdefault(use.pid, []).append(share)
-        self._told_us[uuid] = max([since_us, *(use.timeStamp for use in told)])
+                since_us = max(since_us, use.timeStamp)
+        self._told_us[uuid] = since_us
         return tuple(
             replace(process, busy_pct=_mean(shares.get(process.pid, [0.0])))
             for process in processes

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from agent_sdk.snapshot import LeaseStatus
     from broker.devices import DeviceSample
-    from broker.truth.match import Owners
+    from broker.truth.match import Matcher, Owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,16 @@ class Shares:
     Attributes:
         unclaimed: of both, those whose processes are not known.
         young: granted after the sample: no use of theirs is in it.
+        unseen: no process of theirs has been seen on a GPU yet, as far as that can be known.
+        whole: it has the whole device, whatever is said to be reserved of it.
     """
 
     active: dict[str, int] = field(default_factory=dict)
     cooling: dict[str, int] = field(default_factory=dict)
     unclaimed: frozenset[str] = frozenset()
     young: frozenset[str] = frozenset()
+    unseen: frozenset[str] = frozenset()
+    whole: str = ""
 
     @property
     def all(self) -> dict[str, int]:
@@ -68,12 +72,14 @@ class Shares:
 
 
 def shares_on(
-    uuid: str, holders: Iterable[LeaseStatus], claimed: Collection[str], sampled_ms: int
+    uuid: str, holders: Iterable[LeaseStatus], matcher: Matcher, sampled_ms: int, whole: str
 ) -> Shares:
-    """The shares of a device that these leases hold."""
+    """The shares of a device that these leases hold. whole: the token of who is alone on it."""
     shares = Shares(
-        unclaimed=frozenset(x.token for x in holders if x.token not in claimed),
+        unclaimed=frozenset(x.token for x in holders if x.token not in matcher.claimed),
         young=frozenset(x.token for x in holders if x.granted_at_ms > sampled_ms),
+        unseen=frozenset(x.token for x in holders if x.token not in matcher.working),
+        whole=whole,
     )
     for lease in holders:
         kind = shares.cooling if lease.state == "cooling" else shares.active
@@ -107,7 +113,8 @@ def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | N
         outside_mb += max(0, beyond_mb)
         lingering_mb += max(0, min(group.used_mb - active_mb, cooling_mb))
         if beyond_mb > 0:
-            over_mb |= dict.fromkeys(group.tokens & shares.active.keys(), beyond_mb)
+            theirs = group.tokens & shares.active.keys() - {shares.whole}
+            over_mb |= dict.fromkeys(theirs, beyond_mb)
     unclaimed_mb = sum(held[token] for token in shares.unclaimed - shares.young)
     uncertain_mb = sum(shares.cooling.get(token, 0) for token in shares.unclaimed)
     return Account(outside_mb, unclaimed_mb, lingering_mb, uncertain_mb, over_mb)

@@ -96,11 +96,11 @@ class Ending:
             act = f"{program.pid} {sent} {condemned.token or '-'} {condemned.why}"
             self._untold.append((condemned.uuid, act))
 
-    def forget(self, alive: set[tuple[int, int]]) -> None:
-        """Close the handles of processes that are over."""
-        for key in [key for key in self._told if key not in alive]:
+    def forget(self, condemned: set[tuple[int, int]]) -> None:
+        """All but these are over, or did what was wanted: their next offence is a first again."""
+        for key in [key for key in self._told if key not in condemned]:
             os.close(self._told.pop(key).handle)
-        self._only_said &= alive
+        self._only_said &= condemned
 
     def _open(self, program: Program) -> int | None:
         try:

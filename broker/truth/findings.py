@@ -6,10 +6,10 @@ A finding begins when its condition has held for its time, and ends with the con
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.snapshot import Finding, ProcessStatus
+from agent_sdk.snapshot import FINDINGS, Finding, ProcessStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,8 +30,14 @@ SYSTEM: Final = frozenset({
 })  # fmt: skip
 """Programs that serve whoever uses the machine, by the fifteen letters that the kernel keeps."""
 
+TELLING: Final = frozenset({"ok", "error", "quarantined", "dirty"})
+"""States of a device of which something may be found; what was found on another is over."""
+
 FAILED: Final = frozenset({"lost", "quarantined"})
 """States of a device whose leases are told."""
+
+HEARING_MS: Final = 60_000
+"""After a pool that lost its memory has opened, holders may still be on their way to it."""
 
 AGAINST_WILL: Final = frozenset({"expired", "revoked"})
 """How a lease ends without its holder's word."""
@@ -95,6 +101,7 @@ class Findings:
     """
 
     def __init__(self) -> None:
+        self._recalled = False
         self._idle_since: dict[str, int] = {}
         self._seen_since: dict[tuple[str, int, int], int] = {}
         self.standing: tuple[Standing, ...] = ()
@@ -102,7 +109,9 @@ class Findings:
     def look(self, seen: Seen, pool: PoolStatus) -> dict[str, Found]:
         """What is found on each device."""
         found = {uuid: Found() for uuid in seen.devices}
-        self._processes(seen, pool, found)
+        self._recall(seen)
+        hearing = seen.sampled_ms < pool.closed_until_ms + HEARING_MS
+        self._processes(seen, pool, found, hearing=hearing)
         for uuid, device in found.items():
             account, active = seen.accounts[uuid], seen.shares[uuid].active
             if account is not None:
@@ -110,12 +119,25 @@ class Findings:
                 device.subjects["overuse"] = [t for t, mb in over if mb > pool.overuse_slack_mb]
             failed = seen.states[uuid] in FAILED
             device.subjects["degraded"] = [*active] if failed else []
+            if seen.states[uuid] not in TELLING:
+                device.subjects |= {kind: [] for kind in FINDINGS if kind not in device.subjects}
         for uuid, token in self._idle(seen, pool):
             found[uuid].subjects["idle"].append(token)
         self._stand(seen.sampled_ms, found, pool)
         return found
 
-    def _processes(self, seen: Seen, pool: PoolStatus, found: dict[str, Found]) -> None:
+    def _recall(self, seen: Seen) -> None:
+        """Since when a reporter before us saw each process, as the pool has it."""
+        if self._recalled:
+            return
+        self._recalled = True
+        for uuid, device in seen.holders.devices.items():
+            for row in device.processes or ():
+                self._seen_since[uuid, row.pid, row.start] = row.since_ms
+
+    def _processes(
+        self, seen: Seen, pool: PoolStatus, found: dict[str, Found], *, hearing: bool
+    ) -> None:
         since: dict[tuple[str, int, int], int] = {}
         for uuid, device in seen.devices.items():
             if device.processes is None:
@@ -128,6 +150,8 @@ class Findings:
                 key = (uuid, process.pid, program.start if program else 0)
                 since[key] = self._seen_since.get(key, seen.sampled_ms)
                 row = _row(seen, uuid, process, program, since[key])
+                if hearing:  # whose lease is forgotten may bring it back
+                    row = replace(row, finding="")
                 rows.append(row)
                 if row.finding:
                     found[uuid].subjects[row.finding].append(str(row.pid))
@@ -142,7 +166,11 @@ class Findings:
         since: dict[str, int] = {}
         for lease in seen.holders.leases.values():
             uuids = [uuid for uuid, _ in lease.devices]
-            if lease.state != "active" or not all(_unused(seen, lease, uuid) for uuid in uuids):
+            if (
+                lease.state != "active"
+                or not uuids
+                or not all(_unused(seen, lease, uuid) for uuid in uuids)
+            ):
                 continue
             since[lease.token] = self._idle_since.get(lease.token, seen.sampled_ms)
             if seen.sampled_ms - since[lease.token] >= pool.idle_after_s * 1000:
@@ -173,14 +201,10 @@ def _row(
     shares = seen.shares[uuid]
     owners = seen.owners.get(process.pid, frozenset())
     here = owners & shares.active.keys()
-    over = {token for token in owners if _ended(seen, token) is not None}
     finding = ""
     settled = program is not None and since_ms < seen.sampled_ms  # not about to come, or to go
-    if settled and not here and program is not None:
-        if over and over == owners:
-            finding = "orphan"
-        elif not (shares.unclaimed or program.name in SYSTEM or uuid in seen.holders.unsure):
-            finding = "squatter"
+    if settled and not here and program is not None and program.name not in SYSTEM:
+        finding = _without_lease(seen, uuid, owners)
     return ProcessStatus(
         pid=process.pid,
         memory_mb=process.memory_mb,
@@ -190,7 +214,22 @@ def _row(
         finding=finding,
         since_ms=since_ms,
         busy_pct=process.busy_pct,
+        start=program.start if program else 0,
     )
+
+
+def _without_lease(seen: Seen, uuid: str, owners: frozenset[str]) -> str:
+    """What a process is that no living lease on its device covers; empty: that cannot be told."""
+    over = {token for token in owners if _ended(seen, token) is not None}
+    if over and over == owners:
+        return "orphan"
+    # Over, but only since the sample: the next one tells.
+    if any(token in seen.holders.ended or token in seen.shares[uuid].cooling for token in owners):
+        return ""
+    # It may be of a lease whose own processes have yet to be seen.
+    shares = seen.shares[uuid]
+    doubtful = shares.unclaimed | (shares.unseen & shares.active.keys())
+    return "" if doubtful or uuid in seen.holders.unsure else "squatter"
 
 
 def _ended(seen: Seen, token: str) -> tuple[str, int] | None:
@@ -202,6 +241,8 @@ def _ended(seen: Seen, token: str) -> tuple[str, int] | None:
         outcome = "expired"
     elif (end := seen.holders.ended.get(token)) is not None:
         at_ms, outcome = end.at_ms, end.outcome
+    elif token in seen.holders.elsewhere:
+        at_ms, outcome = None, ""
     else:
         at_ms, outcome = 0, ""  # so long ago that nobody knows
     return (outcome, at_ms) if at_ms is not None and at_ms < seen.sampled_ms else None
@@ -226,19 +267,22 @@ def _unused(seen: Seen, lease: LeaseStatus, uuid: str) -> bool:
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or seen.states[uuid] in FAILED:
         return False
-    unclaimed = lease.token in seen.shares[uuid].unclaimed
+    unknown = lease.token in seen.shares[uuid].unclaimed | seen.shares[uuid].unseen
     return not any(
         _works(device, process)
         for process in device.processes
         if lease.token in (owners := seen.owners.get(process.pid, frozenset()))
-        or (unclaimed and not owners)
+        or (unknown and not owners)
     )
 
 
 def _works(device: DeviceSample, process: GpuProcess) -> bool:
-    busy = process.busy_pct
-    if busy is None:
-        busy = device.utilization_gpu_pct
+    """Whether a process computes.
+
+    Where none is said to, on a GPU that is busy all the same, that may be wrong.
+    """
+    told = [each.busy_pct for each in device.processes or ()]
+    busy = process.busy_pct if any(told) else device.utilization_gpu_pct
     return busy is None or busy > 0
 
 

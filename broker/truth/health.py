@@ -67,6 +67,8 @@ class Health:
         self._trouble_at: dict[str, float] = {}  # our clock, s
         self._ecc: dict[str, float] = {}
         self._unannounced: set[str] = set()
+        self._standing: dict[str, str] = {}  # what the driver says as long as it is so
+        self._lifted: dict[str, str] = {}  # of that, what an operator lends the device in spite of
 
     def judge(
         self,
@@ -78,8 +80,10 @@ class Health:
     ) -> Verdict:
         """How a device is. whole: the GPU that it is a part of, or itself; now: our clock, s."""
         actions = [(code, action_of(code, overrides)) for code in device.xids]
-        cause, action = self._cause(device, whole, actions, overrides)
         before = known.quarantine if known else ""
+        standing = _standing(whole)
+        self._watch(device.uuid, standing[0], before)
+        cause, action = self._cause(device, whole, actions, overrides, standing)
         if cause or device.state not in {"ok", "mig"}:
             self._trouble_at[device.uuid] = now
         quarantine = before
@@ -107,6 +111,7 @@ class Health:
         whole: DeviceSample,
         actions: list[tuple[int, Action]],
         overrides: str,
+        standing: tuple[str, Action],
     ) -> tuple[str, Action]:
         """Why it must be withheld, in a sentence, and until when; empty: nothing new."""
         causes: list[tuple[str, Action]] = [
@@ -114,16 +119,23 @@ class Health:
             for code, action in actions
             if action in {"hold", "probe"}
         ]
-        if whole.recovery_action:
-            causes.append((f"the driver asks for recovery action {whole.recovery_action}", "probe"))
-        if whole.rows_failed:
-            causes.append(("memory rows could not be remapped", "hold"))
+        if standing[0] and self._lifted.get(device.uuid) != standing[0]:
+            causes.append(standing)
         if errors := self._errors_unannounced(device, whole):
             action = action_of(ECC, overrides)
             if action in {"hold", "probe"}:
                 causes.append((f"{errors:.0f} uncorrectable memory errors", action))
         held = [cause for cause in causes if cause[1] == "hold"]
         return (held or causes or [("", "ignore")])[0]
+
+    def _watch(self, uuid: str, cause: str, quarantine: str) -> None:
+        """Whether an operator has lifted a quarantine whose cause still stands."""
+        if self._lifted.get(uuid) != cause:
+            self._lifted.pop(uuid, None)
+        if cause and quarantine.startswith(cause):
+            self._standing[uuid] = cause
+        elif self._standing.pop(uuid, None) == cause and cause and not quarantine:
+            self._lifted[uuid] = cause
 
     def _errors_unannounced(self, device: DeviceSample, whole: DeviceSample) -> float:
         """How many memory errors there are, if they became more and no error code came for them.
@@ -148,6 +160,15 @@ class Health:
         since = self._trouble_at.setdefault(device.uuid, now)
         well = device.state == "ok" and whole.recovery_action == 0 and not whole.rows_pending
         return well and now - since >= CLEAN_S
+
+
+def _standing(whole: DeviceSample) -> tuple[str, Action]:
+    """What the driver says for as long as it is so, of a GPU that must not be lent."""
+    if whole.rows_failed:
+        return "memory rows could not be remapped", "hold"
+    if whole.recovery_action:
+        return f"the driver asks for recovery action {whole.recovery_action}", "probe"
+    return "", "ignore"
 
 
 def action_of(code: int, overrides: str) -> Action:

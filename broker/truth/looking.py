@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from broker.devices import Sample, Source
     from broker.truth.programs import Program, Programs, Visibility
 
+MOST_CODES: Final = 20
+"""Of a GPU at once, each told once: a program that crashes may bring dozens."""
+
 PROCESSES_S: Final = 1.0
 """A look at the processes may take so long."""
 
@@ -75,7 +78,8 @@ class Looker:
     def _with_untold(self, look: Look) -> Look:
         for device in look.sample.devices:
             if device.xids:
-                self._untold[device.uuid] = self._untold.get(device.uuid, ()) + device.xids
+                codes = self._untold.get(device.uuid, ()) + device.xids
+                self._untold[device.uuid] = tuple(dict.fromkeys(codes))[:MOST_CODES]
         devices = tuple(
             replace(device, xids=self._untold.get(device.uuid, ()))
             for device in look.sample.devices
@@ -89,9 +93,11 @@ class Looker:
         unseen = self._system.unseen(self._visibility) if pids else ""
         programs: Mapping[int, Program] = {}
         if pids and not unseen:
-            asking = self._asking = self._asking or Call(lambda: self._system.look(pids), "proc")
-            if asking.answered_within(PROCESSES_S):
-                programs, self._asking = asking.answer(), None
+            if self._asking is None or not self._asking.running:  # an answer of then is none of now
+                self._asking = Call(lambda: self._system.look(pids), "proc")
+                self._asking.answered_within(PROCESSES_S)
+            if self._asking.running:
+                unseen = f"/proc has not answered for {self._asking.age_s:.0f} s"
             else:
-                unseen = f"/proc has not answered for {asking.age_s:.0f} s"
+                programs = self._asking.answer()
         return Look(sample, sampled_ms, programs, unseen)

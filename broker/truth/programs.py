@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from broker.devices.sample import text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,6 +23,9 @@ INITIAL_NAMESPACE = 0xEFFFFFFC
 """The inode of the pid namespace that a Linux host starts with."""
 
 MOST_ANCESTORS = 64
+
+MOST_LETTERS = 32
+"""Of a name that is passed on; anybody may give a process any name."""
 
 STARTED = 19
 """Where a process's start stands after its name in `/proc/<pid>/stat`; see proc(5)."""
@@ -110,8 +115,8 @@ class Programs:
             at = entry.parent
         if first is None:
             return None
-        user = _user(first.uid)
-        return Program(pid, first.start, first.name, user, self._token(pid), tuple(line))
+        name, user = text(first.name)[:MOST_LETTERS], text(_user(first.uid))[:MOST_LETTERS]
+        return Program(pid, first.start, name, user, self._token(pid), tuple(line))
 
     def _read(self, pid: int) -> _Entry | None:
         folder = self._proc / str(pid)

@@ -6,10 +6,12 @@ import json
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
+from agent_sdk.snapshot import FINDINGS
 from broker.truth.account import account, shares_on
 from broker.truth.ending import Condemned
-from broker.truth.findings import Findings, Found, Seen, actions, notices
+from broker.truth.findings import HEARING_MS, Findings, Found, Seen, actions, notices
 from broker.truth.health import Health
 from broker.truth.match import Matcher
 
@@ -26,6 +28,16 @@ if TYPE_CHECKING:
     from broker.truth.programs import Programs
 
 MOST_GONE: Final = 100
+
+LINE: Final = 256
+NAMES: Final = 8000
+ROWS: Final = 16_000
+"""Bytes of a field that the verb takes; see the forms in `lua/report.lua`."""
+
+FINDER_MS: Final = 20_000
+"""Who finds things on a host, and says nothing for so long, is followed by another reporter."""
+
+LINES: Final = ("name", "reason", "unseen", "nvml_error", "quarantine")
 
 SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason"})
 """Of a sample, what is told otherwise."""
@@ -58,6 +70,7 @@ class Reckoner:
     """Reckons one look after the other."""
 
     def __init__(self, system: Programs) -> None:
+        self._me = uuid4().hex[:8]
         self._system = system
         self._matcher = Matcher()
         self._findings = Findings()
@@ -70,6 +83,8 @@ class Reckoner:
 
     def reckon(self, look: Look, holders: Holders, pool: PoolStatus) -> Reckoning:
         """What to report of a look, and what to do."""
+        now = time.monotonic()
+        self._matcher.recall(holders.devices.values(), now)
         devices = {d.uuid: _visible(d, look) for d in look.sample.devices}
         verdicts = {
             uuid: self._health.judge(
@@ -77,17 +92,18 @@ class Reckoner:
                 devices.get(device.parent, device),
                 holders.devices.get(uuid),
                 pool.xid_actions,
-                time.monotonic(),
+                now,
             )
             for uuid, device in devices.items()
         }
-        owners = self._matcher.match(look.programs, holders.leases, holders.ended, self._system)
+        owners = self._matcher.match(look.programs, holders, self._system, now)
         shares = {
             uuid: shares_on(
                 uuid,
                 [holders.leases[t] for t in holders.of.get(uuid, ()) if t in holders.leases],
-                self._matcher.claimed,
+                self._matcher,
                 look.sampled_ms,
+                holders.devices[uuid].exclusive if uuid in holders.devices else "",
             )
             for uuid in devices
         }
@@ -107,11 +123,24 @@ class Reckoner:
         for uuid, gone in holders.gone.items():
             if gone and uuid in reports:
                 reports[uuid]["gone"] = ",".join(gone[:MOST_GONE])
+        if self._another_finds(holders, look.sampled_ms):
+            return Reckoning({uuid: _without_findings(said) for uuid, said in reports.items()})
+        for said in reports.values():
+            said |= {"finder": self._me, "finder_ms": str(look.sampled_ms)}
         standing = self._findings.standing
         self._tell(reports, standing, holders, pool)
-        revoke = list(_revocations(standing, look.sampled_ms, pool))
+        if look.sampled_ms < pool.closed_until_ms + HEARING_MS:
+            return Reckoning(reports)
+        revoke = list(_revocations(standing, look.sampled_ms, pool, holders))
         end = [*_condemned(standing, seen, pool), *_over_using(seen, pool)]
         return Reckoning(reports, revoke, end)
+
+    def _another_finds(self, holders: Holders, now_ms: int) -> bool:
+        """Whether another reporter of this host says what is found: two would disagree."""
+        return any(
+            device.finder not in {"", self._me} and now_ms < device.finder_ms + FINDER_MS
+            for device in holders.devices.values()
+        )
 
     def _tell(
         self,
@@ -124,8 +153,8 @@ class Reckoner:
         for token, kinds in notices(standing, holders.leases, pool).items():
             uuid = next((u for u, _ in holders.leases[token].devices if u in reports), None)
             if uuid is not None:
-                said = reports[uuid].setdefault("tell", "")
-                reports[uuid]["tell"] = f"{said},{token}={'+'.join(kinds)}".lstrip(",")
+                said = [reports[uuid].get("tell", ""), f"{token}={'+'.join(kinds)}"]
+                reports[uuid]["tell"] = _names(said)  # whom there is no room for hears of it next
 
 
 def _visible(device: DeviceSample, look: Look) -> DeviceSample:
@@ -141,23 +170,48 @@ def _report(
     if found.dirty and state == "ok":
         state, reason = "dirty", found.dirty
     said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
-    said |= {"state": state, "reason": reason[:256], "unseen": unseen}
+    said |= {"state": state, "reason": reason, "unseen": unseen}
     said["processes"] = _rows_text(found)
     for name in ("outside_mb", "unclaimed_mb", "lingering_mb", "uncertain_mb"):
         said[name] = _text(getattr(account, name, None))
-    said |= {kind: ",".join(sorted(subjects)) for kind, subjects in found.subjects.items()}
+    said |= {kind: _names(sorted(subjects)) for kind, subjects in found.subjects.items()}
     if verdict.quarantine is not None:
         said["quarantine"] = verdict.quarantine
     if verdict.xids:
         said["xids"] = verdict.xids
-    return said
+    return said | {name: line(said[name]) for name in LINES if name in said}
+
+
+def line(text: str) -> str:
+    """A text as the verb takes a line: no control characters, at most 256 bytes."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return plain.encode(errors="replace")[:LINE].decode(errors="ignore")
+
+
+def _names(names: Iterable[str]) -> str:
+    """As many of the names as a list has room for."""
+    kept, size = [], 0
+    for name in filter(None, names):
+        size += len(name) + 1
+        if size > NAMES:
+            break
+        kept.append(name)
+    return ",".join(kept)
+
+
+def _without_findings(said: dict[str, str]) -> dict[str, str]:
+    """A device as it is, without what is found on it."""
+    return {name: value for name, value in said.items() if name not in FINDINGS}
 
 
 def _rows_text(found: Found) -> str:
     """The processes of a device as the pool keeps them; empty = it cannot tell."""
     if found.rows is None:
         return ""
-    return json.dumps([asdict(row) for row in found.rows], separators=(",", ":"))
+    rows = [asdict(row) for row in found.rows]
+    while len(said := json.dumps(rows, separators=(",", ":"))) > ROWS:
+        rows.pop()
+    return said
 
 
 def _text(value: object) -> str:
@@ -169,12 +223,14 @@ def _text(value: object) -> str:
 
 
 def _revocations(
-    standing: Iterable[Standing], now_ms: int, pool: PoolStatus
+    standing: Iterable[Standing], now_ms: int, pool: PoolStatus, holders: Holders
 ) -> Iterator[Revocation]:
     """The leases whose finding has stood for longer than the policy bears it."""
     said = {"idle": "nobody used its GPU", "overuse": "its processes use more than it holds"}
     for each in standing:
-        if each.finding.kind in said and _unbearable(each, now_ms, pool):
+        lease = holders.leases.get(each.finding.subject)
+        known = lease is not None and not lease.revoked
+        if known and each.finding.kind in said and _unbearable(each, now_ms, pool):
             yield Revocation(each.finding.subject, said[each.finding.kind])
 
 
@@ -202,11 +258,13 @@ def _over_using(seen: Seen, pool: PoolStatus) -> Iterator[Condemned]:
     """
     for uuid, device in seen.devices.items():
         account = seen.accounts[uuid]
-        if not pool.kill_on_oom or account is None or not account.over_mb:
+        over = {} if account is None else account.over_mb
+        over = {token: mb for token, mb in over.items() if mb > pool.overuse_slack_mb}
+        if not pool.kill_on_oom or not over:
             continue
         if (device.used_mb or 0) <= (device.total_mb or 0) - device.reserve_mb:
             continue
-        token, over_mb = max(account.over_mb.items(), key=lambda each: each[1])
+        token, over_mb = max(over.items(), key=lambda each: each[1])
         theirs = [
             (process.memory_mb or 0, seen.programs[process.pid])
             for process in device.processes or ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.audit import audit
+from tests.extent import EVERYTHING
 from tests.pools import Pool
 from tests.servers import Server, running
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="session", params=["redis", "redis without active expiry", "valkey"])
+KINDS = ["redis", "redis without active expiry", *(["valkey"] if EVERYTHING else [])]
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """One server per kind."""
     with running(request.param.partition(" ")[0]) as server:

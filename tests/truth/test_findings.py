@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from agent_sdk.holders import Ended
 from broker.devices.sample import GpuProcess
 from broker.truth.reckoning import Revocation
-from tests.truth.worlds import Host, gpu, holders, lease, program
+from tests.truth.worlds import Host, device_status, gpu, holders, lease, program
 
 if TYPE_CHECKING:
     from broker.truth.reckoning import Reckoning
@@ -84,7 +85,7 @@ def test_idle_is_a_lease_that_no_process_uses_for_long_enough() -> None:
 
 @pytest.mark.parametrize(
     ("busy", "of_gpu", "idle"),
-    [(0.0, 90.0, True), (5.0, 0.0, False), (None, 0.0, True), (None, 7.0, False),
+    [(0.0, 0.0, True), (0.0, 90.0, False), (5.0, 0.0, False), (None, 0.0, True), (None, 7.0, False),
      (None, None, False)],
 )  # fmt: skip
 def test_idle_is_a_process_that_does_nothing(
@@ -96,6 +97,16 @@ def test_idle_is_a_process_that_does_nothing(
     for _ in range(3):
         reckoning = host.look((device,), held, (program(10),))
     assert found(reckoning, "idle") == (A if idle else "")
+
+
+def test_idle_is_a_process_that_does_nothing_beside_one_that_works() -> None:
+    """The driver tells them apart there."""
+    host = Host(idle_after_s=10)
+    held = holders(lease(A, 1000, 10), lease(B, 1000, 20))
+    device = gpu(P(10, 500, 0.0), P(20, 500, 90.0), utilization_gpu_pct=90.0)
+    for _ in range(3):
+        reckoning = host.look((device,), held, (program(10), program(20)))
+    assert found(reckoning, "idle") == A
 
 
 def test_idle_is_no_lease_one_of_whose_gpus_is_used() -> None:
@@ -245,7 +256,159 @@ def test_rows_tell_each_process_with_its_lease_and_since_when() -> None:
     at = host.now_ms - 5000
     assert said["processes"] == (
         f'[{{"pid":20,"memory_mb":900,"name":"python3","user":"user","token":"",'
-        f'"finding":"squatter","since_ms":{at},"busy_pct":null}},'
+        f'"finding":"squatter","since_ms":{at},"busy_pct":null,"start":20}},'
         f'{{"pid":10,"memory_mb":50,"name":"python3","user":"user","token":"{A}",'
-        f'"finding":"","since_ms":{at},"busy_pct":null}}]'
+        f'"finding":"","since_ms":{at},"busy_pct":null,"start":10}}]'
     )
+
+
+def test_squatter_is_nobody_beside_a_lease_whose_processes_have_yet_to_be_seen() -> None:
+    """A container that the holder started is not its descendant: it may be that."""
+    host, held = Host("10:10"), holders(lease(A, 4000, 10))
+    for _ in range(3):
+        reckoning = host.look((gpu(P(20, 700)),), held, (program(20, 1),))
+    assert found(reckoning, "squatter") == ""
+    assert found(reckoning, "outside_mb") == "700", "its memory is counted all the same"
+    for _ in range(2):
+        reckoning = host.look((gpu(P(10, 5), P(20, 700)),), held, (program(10), program(20, 1)))
+    assert found(reckoning, "squatter") == "20"
+
+
+def test_process_with_a_lease_of_its_own_and_an_older_token_is_no_orphan() -> None:
+    """It was started under a lease that is over, and holds another: it works under that."""
+    host = Host()
+    held = holders(lease(B, 5000, 10), ended={A: Ended("expired", 5)})
+    for _ in range(3):
+        reckoning = host.look((gpu(P(10, 4000)),), held, (program(10, token=A),))
+    assert [found(reckoning, kind) for kind in ("orphan", "squatter", "outside_mb")] == [
+        "",
+        "",
+        "0",
+    ]
+
+
+def test_process_with_a_lease_of_its_own_and_a_token_of_another_gpu_is_no_squatter() -> None:
+    """The script of `gpu-broker run` takes a second lease."""
+    host = Host()
+    held = holders(lease(A, 5000, 1, uuid="GPU-b"), lease(B, 5000, 10))
+    for _ in range(3):
+        reckoning = host.look((gpu(P(10, 4000)),), held, (program(10, token=A),))
+    assert [found(reckoning, kind) for kind in ("squatter", "outside_mb")] == ["", "0"]
+
+
+@pytest.mark.parametrize("elsewhere", [frozenset({A}), frozenset()])
+def test_token_that_lives_elsewhere_or_was_never_heard_of_makes_no_orphan(
+    elsewhere: frozenset[str],
+) -> None:
+    """A CPU lease, another host's, or a made-up word: without a lease here, no more than that."""
+    host, held = Host(), holders(elsewhere=elsewhere)
+    for _ in range(3):
+        reckoning = host.look((gpu(P(10, 400)),), held, (program(10, token=A),))
+    assert (found(reckoning, "orphan"), found(reckoning, "squatter")) == ("", "10")
+
+
+def test_lease_released_between_the_sample_and_the_reading_makes_nothing_of_its_process() -> None:
+    """It was there rightly when it was seen."""
+    host, held = Host(), holders(lease(A, 1000, 10))
+    for _ in range(2):
+        host.look((gpu(P(10, 500)),), held, (program(10),))
+    over = holders(ended={A: Ended("released", host.now_ms + 9000)})
+    reckoning = host.look((gpu(P(10, 500)),), over, (program(10),))
+    assert (found(reckoning, "orphan"), found(reckoning, "squatter")) == ("", "")
+
+
+def test_nothing_is_found_of_processes_while_forgotten_leases_may_come_back() -> None:
+    """After lost memory, and a minute beyond: whose lease is forgotten brings it with a renewal."""
+    host = Host(orphan_action="enforce", squatter_action="enforce", enforce_after_s=0)
+    host.look((gpu(P(10, 500)),), holders(lease(A, 1000, 10)), (program(10),))
+    host.pool = replace(host.pool, closed_until_ms=host.now_ms + 10_000)
+    for _ in range(13):
+        reckoning = host.look((gpu(P(10, 500)),), holders(), (program(10),))
+        assert (found(reckoning, "orphan"), found(reckoning, "squatter")) == ("", "")
+        assert reckoning.end == []
+    host.look((gpu(P(10, 500)),), holders(), (program(10),))
+    assert found(host.look((gpu(P(10, 500)),), holders(), (program(10),)), "orphan") == "10"
+
+
+def test_whole_lease_may_use_what_is_reserved_of_its_gpu() -> None:
+    """Nobody else is there: it is not over-used, and nobody is ended for it."""
+    known = device_status(exclusive=A)
+    host = Host(overuse_action="enforce", enforce_after_s=0, kill_on_oom=True)
+    held = holders(lease(A, 9700, 10), devices=(known,))
+    for _ in range(3):
+        reckoning = host.look((gpu(P(10, 9950)),), held, (program(10),))
+    assert found(reckoning, "overuse") == ""
+    assert (reckoning.end, reckoning.revoke) == ([], [])
+
+
+def test_nobody_is_condemned_for_a_little_more_than_its_lease() -> None:
+    """Within the slack it is not over-use, however full somebody else makes the GPU."""
+    host, held = Host(kill_on_oom=True), holders(lease(A, 1000, 10))
+    programs = (program(10), program(30))
+    assert host.look((gpu(P(10, 1001), P(30, 8800)),), held, programs).end == []
+
+
+def test_service_of_the_machine_that_outlives_who_started_it_is_no_orphan() -> None:
+    """Ending an MPS server would end all who work through it."""
+    host = Host()
+    mps = program(11, 10, name="nvidia-cuda-mps")
+    host.look((gpu(P(11, 30)),), holders(lease(A, 1000, 10)), (mps,))
+    over = holders(ended={A: Ended("expired", 5)})
+    for _ in range(2):
+        reckoning = host.look((gpu(P(11, 30)),), over, (mps,), after_s=60)
+    (said,) = reckoning.reports.values()
+    assert (said["orphan"], said["state"]) == ("", "ok")
+
+
+def test_look_that_misses_the_processes_forgets_nobody() -> None:
+    """The driver hangs once: afterwards it is still known whose each was."""
+    host = Host()
+    orphaned(host, "expired")
+    over = holders(ended={A: Ended("expired", 5)})
+    host.look((gpu(processes=None, state="error"),), over)
+    (said,) = host.look((gpu(P(10, 500)),), over, (program(10),)).reports.values()
+    (said,) = host.look((gpu(P(10, 500)),), over, (program(10),)).reports.values()
+    assert (said["state"], said["orphan"]) == ("dirty", "10")
+
+
+def test_reporter_that_starts_anew_knows_whose_processes_were() -> None:
+    """From what the pool was told last: a dirty GPU is dirty at the first look."""
+    host, anew = Host(), Host()
+    first = orphaned(host, "expired").reports["GPU-a"]
+    known = device_status(processes=first["processes"])
+    over = holders(devices=(known,), ended={A: Ended("expired", 5)})
+    anew.now_ms = host.now_ms
+    (said,) = anew.look((gpu(P(10, 500)),), over, (program(10),)).reports.values()
+    assert (said["state"], said["orphan"]) == ("dirty", "10")
+
+
+def test_second_reporter_of_a_host_leaves_finding_to_the_first() -> None:
+    """Two would contradict each other; it takes over when the first is silent."""
+    host = Host()
+    for finder_ms, finds in ((host.now_ms, False), (host.now_ms - 30_000, True)):
+        known = device_status(finder="another", finder_ms=finder_ms)
+        for _ in range(2):
+            reckoning = host.look(
+                (gpu(P(20, 50)),), holders(devices=(known,)), (program(20),), after_s=0.5
+            )
+        (said,) = reckoning.reports.values()
+        assert ("squatter" in said, "finder" in said) == (finds, finds)
+        assert said["processes"] != ""
+
+
+def test_findings_end_with_the_device() -> None:
+    """Nothing is found on a GPU that is lost: what was is over."""
+    host = Host()
+    for _ in range(2):
+        reckoning = host.look((gpu(P(20, 50)),), None, (program(20),))
+    assert found(reckoning, "squatter") == "20"
+    lost = host.look((gpu(processes=None, state="lost"),), holders(lease(A, 10, 10)))
+    assert [found(lost, kind) for kind in ("squatter", "idle", "degraded")] == ["", "", A]
+
+
+def test_lease_that_is_revoked_already_is_not_revoked_again() -> None:
+    """One act, one event, and the operator's reason stands."""
+    host = Host(overuse_action="enforce", enforce_after_s=0)
+    held = holders(lease(A, 1000, 10, revoked="operator"))
+    for _ in range(3):
+        assert host.look((gpu(P(10, 5000)),), held, (program(10),)).revoke == []

@@ -187,3 +187,24 @@ def test_lost_gpu_is_lost_and_comes_back_by_itself() -> None:
     one = Gpu()
     assert one.judge(state="lost", reason="gone").state == "lost"
     assert one.judge().state == "ok"
+
+
+@pytest.mark.parametrize("about", [{"rows_failed": True}, {"recovery_action": 2}])
+def test_undrain_of_a_gpu_whose_trouble_stands_is_obeyed(about: dict[str, Any]) -> None:
+    """The operator knows; the same trouble, gone and back, is a new one."""
+    one = Gpu()
+    for _ in range(2):
+        assert one.judge(**about).state == "quarantined"
+    one.quarantine = ""
+    for _ in range(5):
+        assert one.judge(**about).state == "ok"
+    one.judge()
+    assert one.judge(**about).state == "quarantined"
+
+
+def test_quarantine_that_the_pool_did_not_hear_of_is_said_again() -> None:
+    """The store was away: nobody has lifted it."""
+    one = Gpu()
+    one.judge(rows_failed=True)
+    one.quarantine = ""
+    assert one.judge(rows_failed=True).state == "quarantined"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.holders import Ended
 from broker.truth.match import Matcher
-from tests.truth.worlds import Nobody, lease, program
+from tests.truth.worlds import Nobody, holders, lease, program
 
 if TYPE_CHECKING:
     from agent_sdk.snapshot import LeaseStatus
@@ -17,12 +17,15 @@ A, B = "a" * 16, "b" * 16
 
 
 def owners(
-    matcher: Matcher, programs: list[Program], *leases: LeaseStatus, **ended: Ended
+    matcher: Matcher,
+    programs: list[Program],
+    *leases: LeaseStatus,
+    now: float = 0.0,
+    **ended: Ended,
 ) -> dict[int, set[str]]:
     """Who belongs to which tokens."""
-    found = matcher.match(
-        {p.pid: p for p in programs}, {x.token: x for x in leases}, ended, Nobody()
-    )
+    held = holders(*leases, ended=ended)
+    found = matcher.match({p.pid: p for p in programs}, held, Nobody(), now)
     return {pid: set(tokens) for pid, tokens in found.items()}
 
 
@@ -59,8 +62,13 @@ def test_match_remembers_who_outlives_its_parent_and_its_lease() -> None:
     assert matcher.remembered == {A}
     assert owners(matcher, [program(11, 1)], lease(A, 100, 10)) == {11: {A}}
     assert owners(matcher, [program(11, 1)]) == {11: {A}}
-    assert owners(matcher, []) == {}
-    assert owners(matcher, [program(11, 1)]) == {11: set()}
+    assert owners(matcher, [], now=200) == {}
+    assert owners(matcher, [program(11, 1)], now=200) == {11: {A}}
+    assert owners(matcher, [], now=600) == {}
+    assert owners(matcher, [program(11, 1)], now=600) == {11: set()}, "not seen for minutes"
+    owners(matcher, [program(11, 10)], lease(A, 100, 10), now=600)
+    another = replace(program(11, 1), start=12, line=("11:12", "1:1"))
+    assert owners(matcher, [another], now=600) == {11: set()}
 
 
 def test_match_of_a_lease_that_ended_before_we_began_is_by_the_environment() -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent_sdk.holders import Holders
-from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus, lease_status
+from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus, lease_status, legible
+from agent_sdk.snapshot import _device as device_of
 from broker.devices import DeviceSample, Sample
 from broker.truth.looking import Look
 from broker.truth.programs import Program, Programs
@@ -55,6 +56,18 @@ def lease(
     return lease_status(token, row | {name: str(value) for name, value in more.items()})
 
 
+def device_status(**more: Any) -> DeviceStatus:
+    """The GPU as the pool knows it."""
+    row = {
+        "index": "0", "host": "h1", "name": "H100", "model": "H100", "state": "ok", "drained": "0",
+        "exclusive": "", "kept_for": "", "total_mb": "10000", "reserve_mb": "300",
+        "reserved_mb": "0", "withheld_mb": "0", "foreign_mb": "0", "leases": "0",
+    }  # fmt: skip
+    said = row | {name: str(value) for name, value in more.items()}
+    (found,) = legible(device_of, [(GPU, said)])
+    return found
+
+
 def holders(*leases: LeaseStatus, devices: tuple[DeviceStatus, ...] = (), **more: Any) -> Holders:
     """Who holds what."""
     of: dict[str, tuple[str, ...]] = {}
@@ -62,7 +75,14 @@ def holders(*leases: LeaseStatus, devices: tuple[DeviceStatus, ...] = (), **more
         for uuid, _ in each.devices:
             of[uuid] = (*of.get(uuid, ()), each.token)
     found = Holders(
-        0, {d.uuid: d for d in devices}, {x.token: x for x in leases}, of, frozenset(), {}, {}
+        0,
+        {d.uuid: d for d in devices},
+        {x.token: x for x in leases},
+        of,
+        frozenset(),
+        {},
+        {},
+        frozenset(),
     )
     return replace(found, **more)
 
