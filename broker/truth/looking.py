@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from broker.devices import Sample, Source
     from broker.truth.programs import Program, Programs, Visibility
 
-MOST_CODES: Final = 20
+MOST_CODES: Final = 16
 """Of a GPU at once, each told once: a program that crashes may bring dozens."""
 
 PROCESSES_S: Final = 1.0
