@@ -7,5 +7,9 @@ import os
 EVERYTHING = os.environ.get("GPU_BROKER_TESTS") == "all"
 """`.ci/run` says so: also in a browser, on Valkey, from a built package, as documented."""
 
-LONGER = ("browser/", "scripts/test_e2e", "e2e/")
+LONGER = (
+    "browser/", "scripts/", "e2e/", "agents/test_pipeline", "api/test_document",
+    "hosts/test_scenarios", "redis/test_sentinel", "redis/test_cluster", "faults/test_lost_replies",
+    "faults/test_driver_untouched",
+)  # fmt: skip
 """Files, or folders, that only run then."""

@@ -126,7 +126,8 @@ class Reckoner:
         if self._another_finds(holders, look.sampled_ms):
             return Reckoning({uuid: _without_findings(said) for uuid, said in reports.items()})
         for said in reports.values():
-            said |= {"finder": self._me, "finder_ms": str(look.sampled_ms)}
+            if said["processes"]:
+                said |= {"finder": self._me, "finder_ms": str(look.sampled_ms)}
         standing = self._findings.standing
         self._tell(reports, standing, holders, pool)
         if look.sampled_ms < pool.closed_until_ms + HEARING_MS:
