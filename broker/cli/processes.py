@@ -57,7 +57,7 @@ def _row(mark: str, process: ProcessStatus, word: str, scene: Scene, *, wide: bo
 def notes(scene: Scene, width: int | None) -> list[str]:
     """Below the picture: why a GPU is in quarantine, and on which hosts no process can be seen."""
     lines = [
-        f"{d.host}:{d.index} is in quarantine: {d.quarantine}; gpu-broker undrain lifts it"
+        f"{d.host}:{d.index} is in quarantine: {d.quarantine}"
         for d in scene.devices.values()
         if d.quarantine
     ]

@@ -38,7 +38,7 @@ ECC: Final = 48
 CLEAN_S: Final = 60.0
 """A probe is clean when nothing was wrong for so long, the driver asking for nothing."""
 
-PROBED: Final = ": withheld until a clean probe"
+PROBED: Final = ": withheld until a clean probe, or gpu-broker undrain"
 HELD: Final = ": withheld until gpu-broker undrain"
 
 
