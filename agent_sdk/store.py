@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import redis
 import redis.asyncio
 import redis.asyncio.retry
-from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConnection
 from redis.backoff import NoBackoff
-from redis.connection import UnixDomainSocketConnection
 from redis.retry import Retry
 
 from agent_sdk.connections import (
     AsyncTcpConnection,
     AsyncTlsConnection,
+    AsyncUnixConnection,
     TcpConnection,
     TlsConnection,
+    UnixConnection,
 )
 from agent_sdk.primary import ClusterPrimary, SentinelPrimary
 from agent_sdk.store_url import parse
@@ -29,7 +29,7 @@ from agent_sdk.store_url import parse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixDomainSocketConnection}
+_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
 
 _ASYNC = {"tcp": AsyncTcpConnection, "tls": AsyncTlsConnection, "unix": AsyncUnixConnection}
 
