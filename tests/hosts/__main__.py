@@ -69,14 +69,19 @@ def run(name: str) -> Seen:
         seen = Seen({}, [f"broke off with {error.returncode}: {error.stderr.strip()}"])
     except subprocess.TimeoutExpired:
         seen = Seen({}, [f"not over after {LONGEST_S} s"])
+    told(name, seen, time.monotonic() - began, folder)
+    return seen
+
+
+def told(name: str, seen: Seen, seconds: float, folder: Path) -> None:
+    """Print how a run went; the folder of one that went well is removed."""
     figures = "  ".join(f"{key} {value:.6g}" for key, value in seen.figures.items())
     verdict = f"WRONG, see {folder}" if seen.violations else "ok"
-    print(f"{name:10} {verdict}  {time.monotonic() - began:.0f} s  {figures}", flush=True)
+    print(f"{name:10} {verdict}  {seconds:.0f} s  {figures}", flush=True)
     for violation in seen.violations:
         print(f"    {violation}")
     if not seen.violations:
         shutil.rmtree(folder)
-    return seen
 
 
 def summary(name: str, runs: list[Seen]) -> str:
