@@ -6,7 +6,7 @@ last, and unseen. Here every call is sent once; `patience` decides about the nex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -42,12 +42,12 @@ class Store:
     `redis+cluster://h1,h2`, and the last two with `rediss+` for TLS.
 
     Attributes:
-        url: where it is.
+        url: where it is; it may hold a password, so it is not shown.
         timeout_s: for connecting, which includes to ask where the primary is, and for each answer.
         key: a key of the pool: of a Cluster, the node is asked that has its slot.
     """
 
-    url: str
+    url: str = field(repr=False)
     timeout_s: float = 1.0
     key: str = ""
 
