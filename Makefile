@@ -4,6 +4,8 @@
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario
+# make faults  every attack on the broker, a line each; N=10 runs each so often, ATTACK="full torn" those, LIST=1 says which
+# make audit  known vulnerabilities of what requirements.lock installs; asks a service on the network
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
 # make bench  what a lease costs, beside what else there is
 # make docs-assets  the pictures of the README
@@ -14,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e e2e-hosts soak bench docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts faults audit soak bench docs-assets lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -37,6 +39,13 @@ e2e: $(READY)
 
 e2e-hosts: $(READY)
 	@$(BIN)/python -m tests.hosts $(SCENARIO)
+
+faults: N ?= 1
+faults: $(READY)
+	@$(BIN)/python -m tests.faults --times $(N) $(if $(LIST),--list) $(ATTACK)
+
+audit: $(READY)
+	@sh scripts/audit.sh
 
 # N: how often each scenario of e2e-hosts runs.
 soak: N ?= 20

@@ -1,6 +1,7 @@
 """Connections to the store: redis-py's, which find the primary first and leave what is none.
 
-Over a unix socket redis-py's own does: there is nothing to find.
+Over a unix socket there is nothing to find. What cannot be read of an answer is InvalidResponse over
+each of them, where redis-py's parser lets its own TypeErrors out.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from redis.asyncio.connection import Connection as AsyncConnection
 from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
+from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection
-from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, RedisError
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import (
+    ClusterDownError,
+    InvalidResponse,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+)
 from redis.retry import Retry
 
 from agent_sdk.primary import LEAST_S
@@ -24,6 +32,13 @@ if TYPE_CHECKING:
 
 ELSEWHERE = (ReadOnlyError, MovedError, ClusterDownError)
 """What a server answers that is the primary no more; MASTERDOWN is one of the last."""
+
+GARBLED = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What the parser comes to over what is no answer of Redis: a map whose key is a list, say."""
+
+
+def _garbled(error: Exception) -> InvalidResponse:
+    return InvalidResponse(f"no answer that Redis gives: {type(error).__name__}: {error}")
 
 
 class TcpConnection(Connection):
@@ -69,6 +84,8 @@ class TcpConnection(Connection):
         """An answer; after one that sends us elsewhere this connection is not used again."""
         try:
             return super().read_response(*args, **options)
+        except GARBLED as error:
+            raise _garbled(error) from error
         except ELSEWHERE:
             self.mark_for_reconnect()
             if self._primary is not None:
@@ -111,6 +128,17 @@ class TlsConnection(TcpConnection, SSLConnection):
     asker = SSLConnection
 
 
+class UnixConnection(UnixDomainSocketConnection):
+    """A connection over a unix socket."""
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """An answer."""
+        try:
+            return super().read_response(*args, **options)
+        except GARBLED as error:
+            raise _garbled(error) from error
+
+
 class AsyncTcpConnection(AsyncConnection):
     """See `TcpConnection`."""
 
@@ -146,6 +174,8 @@ class AsyncTcpConnection(AsyncConnection):
         """See `TcpConnection`."""
         try:
             return await super().read_response(*args, **options)
+        except GARBLED as error:
+            raise _garbled(error) from error
         except ELSEWHERE:
             self.mark_for_reconnect()
             if self._primary is not None:
@@ -186,3 +216,14 @@ class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
     """See `TlsConnection`."""
 
     asker = AsyncSSLConnection
+
+
+class AsyncUnixConnection(AsyncUnixDomainSocketConnection):
+    """See `UnixConnection`."""
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """See `UnixConnection`."""
+        try:
+            return await super().read_response(*args, **options)
+        except GARBLED as error:
+            raise _garbled(error) from error

@@ -12,6 +12,7 @@ import time
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004 - redis-py's name for it
+    InvalidResponse,
     NoPermissionError,
     OutOfMemoryError,
     RedisError,
@@ -39,7 +40,8 @@ _NOT_NOW = {
 }
 """What a server says that did not execute the call and may do so soon; what is true then."""
 
-_LOST = (ConnectionError, TimeoutError)
+_LOST = (ConnectionError, InvalidResponse, TimeoutError)
+"""No answer, or one that cannot be read: the call may have been executed all the same."""
 
 _DENIED_WORDS = re.compile(r"ACL failure in script|user executing the script can't")
 """Inside a script a denial is said in words alone."""

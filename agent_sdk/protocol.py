@@ -233,6 +233,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
+_NO_KNOWN_FORM: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading comes to: of a wrong word, type or number, or of lists in lists without end."""
+
+
 def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
     """Make an answer of no known form what it is: two versions that do not match."""
 
@@ -240,7 +244,7 @@ def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
     def reading(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return read(*args, **kwargs)
-        except (LookupError, TypeError, ValueError) as error:
+        except _NO_KNOWN_FORM as error:
             raise error_for("protocol_mismatch", f"unknown answer: {error}") from error
 
     return reading
@@ -250,6 +254,8 @@ def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
 def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
     _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
+    if not isinstance(now_ms, int):
+        raise TypeError(f"no time: {now_ms!r}")
     return Moment(now_ms, None if next_due_ms == "" else int(next_due_ms), epoch, bool(more))
 
 
@@ -270,7 +276,7 @@ def acquire(
     while True:
         answer = yield request.call()
         match answer.raw:
-            case ["GRANTED", *_]:
+            case ["GRANTED", _, _, _, _, _, int(), int(), *_]:
                 return _grant(request, answer)
             case ["AGAIN", *_] | ["WAITING", _, _, _, 1, _]:
                 # More is over than one script takes back: what looks full may not be.
@@ -291,6 +297,7 @@ def left_ms(until: float, *, keep_place: bool = False) -> int:
     return left + HEARTBEAT_MS if keep_place else left
 
 
+@of_known_form
 def poll_s(seen: Moment, place: int) -> float:
     """When a waiter asks again if no hint comes; `place`: how many of its want are ahead.
 
@@ -363,7 +370,7 @@ def renewed(answer: Answer, token: str) -> Renewal:
         BrokerUnavailable: it cannot be told yet: the pool lost its memory and hears holders.
     """
     match answer.raw:
-        case ["RENEWED", _, _, _, _, expires_at_ms, remaining_ms, str(notice)]:
+        case ["RENEWED", _, _, _, _, int(expires_at_ms), int(remaining_ms), str(notice)]:
             until = trusted_until(answer.sent_at, remaining_ms)
             return Renewal(expires_at_ms, remaining_ms, until, words(notice))
         case ["AGAIN", *_]:

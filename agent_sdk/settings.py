@@ -39,7 +39,7 @@ POLICY_TTL_S = 30.0
 class SdkSettings:
     """Where the store is, which pool, and what this machine is called."""
 
-    redis_url: str | None
+    redis_url: str | None = field(repr=False)
     state_dir: Path
     pool: str
     hostname: str

@@ -6,22 +6,22 @@ last, and unseen. Here every call is sent once; `patience` decides about the nex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
 import redis.asyncio.retry
-from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConnection
 from redis.backoff import NoBackoff
-from redis.connection import UnixDomainSocketConnection
 from redis.retry import Retry
 
 from agent_sdk.connections import (
     AsyncTcpConnection,
     AsyncTlsConnection,
+    AsyncUnixConnection,
     TcpConnection,
     TlsConnection,
+    UnixConnection,
 )
 from agent_sdk.primary import ClusterPrimary, SentinelPrimary
 from agent_sdk.store_url import parse
@@ -29,7 +29,7 @@ from agent_sdk.store_url import parse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixDomainSocketConnection}
+_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
 
 _ASYNC = {"tcp": AsyncTcpConnection, "tls": AsyncTlsConnection, "unix": AsyncUnixConnection}
 
@@ -42,12 +42,12 @@ class Store:
     `redis+cluster://h1,h2`, and the last two with `rediss+` for TLS.
 
     Attributes:
-        url: where it is.
+        url: where it is; it may hold a password, so it is not shown.
         timeout_s: for connecting, which includes to ask where the primary is, and for each answer.
         key: a key of the pool: of a Cluster, the node is asked that has its slot.
     """
 
-    url: str
+    url: str = field(repr=False)
     timeout_s: float = 1.0
     key: str = ""
 

@@ -61,14 +61,15 @@ local function granted(fence, expires_at_ms, reason, devices)
   return B.reply('GRANTED', unpack(answer))
 end
 
--- The devices that a record names, as the answer tells of them.
+-- The devices that a record names, as the answer tells of them, and whether all of them still take leases.
 local function named(taken)
-  local devices = {}
+  local devices, take = {}, true
   for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
-    local d = call('HMGET', P .. 'device:' .. uuid, 'index', 'host', 'name')
+    local d = call('HMGET', P .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained')
     devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
+    take = take and d[4] == 'ok' and d[5] ~= '1'
   end
-  return devices
+  return devices, take
 end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
@@ -93,23 +94,25 @@ if call('EXISTS', record, done) > 0 then
 end
 
 local safe, open = B.pool.safe_mode == 1, B.now >= B.pool.closed_until_ms
-local offered = nil
+-- An offer stands under the policy that it was made under, and while its devices take leases: drained, lost or away, it is none.
+local offered, devices = nil, nil
 if waiter and waiter.state == 'offered' then
-  if open and not safe and waiter.policy_version == B.pool.policy_version then
+  local take = false
+  devices, take = named(waiter.devices)
+  if take and open and not safe and waiter.policy_version == B.pool.policy_version then
     offered = waiter.devices
   else
+    devices = nil
     B.line().withdraw(waiter)
   end
 end
 
 -- May it have one, and where?
-local devices, why, place, tried = nil, nil, nil, false
-if offered then
-  devices = named(offered)
-elseif safe then
+local why, place, tried = nil, nil, false
+if safe then
   why = 'safe_mode'
 elseif waiter then
-  devices, why, place = B.line().poll(waiter, open)
+  if not offered then devices, why, place = B.line().poll(waiter, open) end
   if not open then why = 'closed' end
 elseif not open then
   why = 'closed'

@@ -16,19 +16,45 @@
 -- keeps    S1: adopted only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
-local A_DAY_US, MOST_DEVICES = 86400000000, 64
+local A_DAY_US, MOST_DEVICES, LONGEST_MS = 86400000000, 64, 604800000
 
 local unready = B.open()
 if unready then return B.reply('REFUSED', unready, B.schema or '') end
 local token, fence = B.token(2), B.word(3, 'fence', '^%d*$', 16)
-local ttl_ms = ARGV[4] ~= '' and B.int(4, 'ttl_ms', 0, 604800000)
+local ttl_ms = ARGV[4] ~= '' and B.int(4, 'ttl_ms', 0, LONGEST_MS)
 local owner = ARGV[5] and B.word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
 if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
 local epoch = ARGV[6] and B.word(6, 'epoch', '^%d+$', 16)
-if epoch and fence == '' then B.bad = B.bad or 'fence' end
+
+-- What the holder says of its lease, by its form: nothing of it is written, or believed, before all of it has one.
+local claim = nil
+if epoch then
+  claim = { agent = B.word(7, 'agent', '^[%w._:@/-]+$', 128), client = B.word(10, 'client', '^[%w._-]*$', 64),
+    pid = B.word(11, 'pid', '^[%d:]*$', 40), held = {} }
+  claim.request = B.word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
+  local numbers = { string.match(claim.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
+  for i = 1, #numbers do
+    if #numbers[i] > 13 then B.bad = B.bad or 'request' end
+  end
+  claim.alone = numbers[3] == '1' or numbers[2] ~= '1'
+  claim.ttl_ms, claim.hold_ms = numbers[4], (numbers[5] or 0) + 0
+  local asked_ms = (claim.ttl_ms or 0) + 0
+  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then B.bad = B.bad or 'request' end
+  if fence == '' or fence + 0 > B.now_us + A_DAY_US then B.bad = B.bad or 'fence' end
+  local named = {}
+  for part in string.gmatch(B.word(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
+    local uuid, mb = string.match(part, '^([^=]+)=(%d+)$')
+    if not uuid or #mb > 13 or named[uuid] then
+      B.bad = B.bad or 'devices'
+    else
+      claim.held[#claim.held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
+    end
+  end
+  if #claim.held > MOST_DEVICES then B.bad = B.bad or 'devices' end
+end
 if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
 
-if epoch then B.remembered(epoch) end
+if claim then B.remembered(epoch) end
 B.catch_up(token)
 
 local record = P .. 'record:' .. token
@@ -39,29 +65,13 @@ local record = P .. 'record:' .. token
 local function adopt(waits)
   local v, pool = redis.call('HMGET', P .. 'pool', 'lost_us', 'closed_until_ms', 'fence'), B.pool
   local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
-  local agent = B.word(7, 'agent', '^[%w._:@/-]+$', 128)
-  local request = B.word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
-  local client, pid = B.word(10, 'client', '^[%w._-]*$', 64), B.word(11, 'pid', '^[%d:]*$', 40)
-  local granted_us = fence + 0
-  if granted_us > B.now_us + A_DAY_US then B.bad = B.bad or 'fence' end
-  local held, named = {}, {}
-  for part in string.gmatch(B.word(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
-    local uuid, mb = string.match(part, '^([^=]+)=(%d+)$')
-    if not uuid or #mb > 13 or named[uuid] then
-      B.bad = B.bad or 'devices'
-    else
-      held[#held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
-    end
-  end
-  if #held > MOST_DEVICES then B.bad = B.bad or 'devices' end
-  if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+  local granted_us, agent, held = fence + 0, claim.agent, claim.held
   if granted_us > lost_us + FAILOVER_MS * 1000 then return B.reply('UNKNOWN') end
 
-  local count, exclusive, asked_ms, hold_ms = string.match(request, '^%d+|(%d+)|(%d)|(%d+)|(%d+)')
-  local hold_until_ms = hold_ms + 0 > 0 and (granted_us - granted_us % 1000) / 1000 + hold_ms
+  local hold_until_ms = claim.hold_ms > 0 and (granted_us - granted_us % 1000) / 1000 + claim.hold_ms
   if hold_until_ms and hold_until_ms < B.now then return B.reply('LOST', 'expired') end
   if waits then B.waiters().quit(token, 'left', true) end
-  local alone, sum = exclusive == '1' or count ~= '1', 0
+  local alone, sum = claim.alone, 0
   for _, each in ipairs(held) do
     local d = B.device(each.uuid)
     local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
@@ -88,8 +98,8 @@ local function adopt(waits)
   B.add_to_agent(agent, sum, 1)
   B.set_pool('fence', math.max(v[3] + 0, granted_us))
   redis.call('HSET', record, 'state', 'active', 'agent', agent, 'devices', ARGV[8], 'fence', fence, 'granted_at_ms',
-    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(B.now), 'ttl_ms', asked_ms, 'request', request,
-    'client', client, 'pid', pid)
+    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(B.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
+    'client', claim.client, 'pid', claim.pid)
   if hold_until_ms then redis.call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
   B.count(ARGV[8] == '' and 'cpu_adopted' or 'adopted')
   B.event('adopted', 'token', token, 'agent', agent, 'devices', ARGV[8], 'fence', fence)
@@ -102,10 +112,10 @@ end
 
 local v = read()
 local waits = v[1] == 'waiting' or v[1] == 'offered'
-if not v[1] or waits and epoch then
+if not v[1] or waits and claim then
   local outcome = not waits and redis.call('GET', P .. 'done:' .. token)
   if outcome then return B.reply('LOST', outcome) end
-  if not epoch then return B.reply('UNKNOWN') end
+  if not claim then return B.reply('UNKNOWN') end
   local refusal = adopt(waits)
   if refusal then return refusal end
   v = read()

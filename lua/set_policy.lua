@@ -51,6 +51,7 @@ B.catch_up()
 for field, value in pairs(fields) do
   B.pool[field] = tonumber(value) or value
   B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
+  B.pool[field] = tonumber(value)   -- what is handed on before the answer is handed on under it
 end
 local version = B.pool.policy_version + 1
 B.set_pool('policy_version', version)

@@ -26,10 +26,20 @@ from broker.keys import KeysError, read
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, in a sentence, and what to do about it."""
+    """One thing that is wrong, in a sentence, and what to do about it.
+
+    Attributes:
+        sure: False: it may be as it should all the same; the exit code does not count it.
+    """
 
     problem: str
     remedy: str
+    sure: bool = True
+
+    @property
+    def line(self) -> str:
+        """As it is shown."""
+        return f"{'WRONG' if self.sure else 'MAYBE'}  {self.problem}\n       {self.remedy}"
 
 
 @click.command()
@@ -37,7 +47,9 @@ class Finding:
 def doctor(output: str) -> None:
     """Say which settings are in effect and why, what the store and the devices are, what is wrong.
 
-    Secrets are masked. The exit code is 1 when something is wrong.
+    Secrets are masked. The exit code is 1 when something is wrong. What may be wrong and cannot
+    be told from here is said too, as MAYBE, and does not count: a version of the store with known
+    holes, which a distribution may have mended.
 
     \b
     Example:
@@ -46,7 +58,7 @@ def doctor(output: str) -> None:
     settings, findings = _settings()
     try:
         store, store_findings = asyncio.run(_store())
-        devices, device_findings = _pool() if not store_findings else ([], [])
+        devices, device_findings = ([], []) if any(f.sure for f in store_findings) else _pool()
     except ValueError as error:
         store, devices, device_findings = {}, [], []
         store_findings = [
@@ -69,16 +81,18 @@ def doctor(output: str) -> None:
         "store": store,
         "keys": keys,
         "devices": devices,
-        "findings": [{"problem": f.problem, "remedy": f.remedy} for f in findings],
+        "findings": [{"problem": f.problem, "remedy": f.remedy} for f in findings if f.sure],
+        "warnings": [{"problem": f.problem, "remedy": f.remedy} for f in findings if not f.sure],
     }
     show(output, text, data)
-    sys.exit(FAILED if findings else 0)
+    sys.exit(FAILED if any(f.sure for f in findings) else 0)
 
 
 def _said(findings: list[Finding]) -> str:
-    if not findings:
-        return "nothing is wrong"
-    return "\n".join(f"WRONG  {f.problem}\n       {f.remedy}" for f in findings)
+    lines = [finding.line for finding in findings]
+    if not any(finding.sure for finding in findings):
+        lines.append("nothing is wrong")
+    return "\n".join(lines)
 
 
 def _settings() -> tuple[list[Setting], list[Finding]]:
@@ -105,6 +119,7 @@ def _settings() -> tuple[list[Setting], list[Finding]]:
 
 async def _store() -> tuple[dict[str, str], list[Finding]]:
     """What answers at the store's address."""
+    from broker.advisories import advisory  # noqa: PLC0415 - quick --help
     from broker.store_check import problem_of  # noqa: PLC0415 - quick --help
 
     settings = read_settings()
@@ -124,7 +139,14 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
         "server": _server(info),
         "memory": f"{info.get('used_memory_human')}, policy {info.get('maxmemory_policy')}",
         "persistence": "AOF on" if info.get("aof_enabled") else "AOF off: a restart forgets all",
-    }, []
+    }, _holes(advisory(info))
+
+
+def _holes(known: str | None) -> list[Finding]:
+    if known is None:
+        return []
+    remedy = "upgrade it, unless your distribution has mended it: SECURITY.md says more"
+    return [Finding(known, remedy, sure=False)]
 
 
 def _server(info: dict[str, Any]) -> str:

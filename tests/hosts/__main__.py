@@ -18,17 +18,20 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from tests.hosts.attacks import ATTACKS
 from tests.hosts.nets import NotAllowed, private_world
 from tests.hosts.scenarios import SCENARIOS, Seen
 from tests.hosts.world import ROOT, World
 
-LONGEST_S = 120
+LONGEST_S = 180
+
+ALL = SCENARIOS | ATTACKS
 
 
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="tests.hosts", description=__doc__)
-    parser.add_argument("scenario", nargs="*", choices=[[], *SCENARIOS], help="default: all")
+    parser.add_argument("scenario", nargs="*", choices=[[], *ALL], help="default: all scenarios")
     parser.add_argument("--times", type=int, default=1, help="run each so often")
     parser.add_argument("--inside", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -48,7 +51,7 @@ def main() -> int:
 
 def inside(name: str, folder: Path) -> int:
     """Run one scenario in this world, which is its own."""
-    seen = SCENARIOS[name](World(folder))
+    seen = ALL[name](World(folder))
     (folder / "seen.json").write_text(json.dumps(asdict(seen)))
     return 0
 
@@ -66,14 +69,19 @@ def run(name: str) -> Seen:
         seen = Seen({}, [f"broke off with {error.returncode}: {error.stderr.strip()}"])
     except subprocess.TimeoutExpired:
         seen = Seen({}, [f"not over after {LONGEST_S} s"])
+    told(name, seen, time.monotonic() - began, folder)
+    return seen
+
+
+def told(name: str, seen: Seen, seconds: float, folder: Path) -> None:
+    """Print how a run went; the folder of one that went well is removed."""
     figures = "  ".join(f"{key} {value:.6g}" for key, value in seen.figures.items())
     verdict = f"WRONG, see {folder}" if seen.violations else "ok"
-    print(f"{name:10} {verdict}  {time.monotonic() - began:.0f} s  {figures}", flush=True)
+    print(f"{name:10} {verdict}  {seconds:.0f} s  {figures}", flush=True)
     for violation in seen.violations:
         print(f"    {violation}")
     if not seen.violations:
         shutil.rmtree(folder)
-    return seen
 
 
 def summary(name: str, runs: list[Seen]) -> str:

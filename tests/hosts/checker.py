@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from agent_sdk.events import Event
     from tests.hosts.history import History, Window
@@ -63,6 +63,8 @@ class PoolSaid:
         left: tokens that still have a record or a lease key.
         ahead_ms: the pool's clock minus `clocks.local_now`'s, in ms.
         deadline_s: how long a host may be silent before it takes no new leases.
+        seen: id of an event -> when a reader of the stream had it, where the pool's clock stepped
+            and so tells nothing; on `clocks.local_now`'s clock.
     """
 
     events: tuple[Event, ...]
@@ -71,10 +73,12 @@ class PoolSaid:
     left: tuple[str, ...]
     ahead_ms: float
     deadline_s: float
+    seen: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, event: Event) -> float:
         """When an event was, on `clocks.local_now`'s clock."""
-        return (event.at_ms - self.ahead_ms) / 1000
+        seen = self.seen.get(event.id)
+        return (event.at_ms - self.ahead_ms) / 1000 if seen is None else seen
 
 
 @dataclass(slots=True)

@@ -12,6 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 
+from tests.hosts.weather import Weather, tap
+
 PRIVATE = ("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 TRIAL = "mount -t tmpfs none /run && ip link add lan type bridge && ip netns add trial"
@@ -87,6 +89,18 @@ class Lan:
             _do(f"ip -n {name} link set lo up")
             self._hosts[name] = Host(name, address)
         return self._hosts[name]
+
+    def weather(self, host: Host) -> Weather:
+        """From now on its frames go through ours; calm at first. Before anything runs on it."""
+        _do(f"ip link del {host.name}")
+        outside, inside = tap(host.name), tap("inside")
+        _do(f"ip link set {host.name} master lan up")
+        _do(f"ip link set inside netns {host.name} name eth0")
+        _do(f"ip -n {host.name} address add {host.address}/24 dev eth0")
+        _do(f"ip -n {host.name} link set eth0 up")
+        weather = Weather(inside, outside)
+        weather.start()
+        return weather
 
     def cut(self, host: Host) -> None:
         """Packets from and to it vanish; neither side is told."""

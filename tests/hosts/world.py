@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from tests.hosts.nets import Host, Lan
 from tests.servers import binary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,13 +83,16 @@ class World:
                 stderr=subprocess.STDOUT,
             )
 
-    def redis(self, host: Host, *options: str, port: int = PORT) -> subprocess.Popen[bytes]:
+    def redis(
+        self, host: Host, *options: str, port: int = PORT, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """A server on a host, answering."""
         name = f"redis-{host.name}-{port}"
         (self.folder / name).mkdir(exist_ok=True)
         started = self.start(
             host, name, str(binary("redis")), "--port", str(port), "--bind", "0.0.0.0",
             "--protected-mode", "no", "--dir", str(self.folder / name), "--save", "", *options,
+            **(env or {}),
         )  # fmt: skip
         eventually(lambda: _answers(host.address, port), START_S)
         return started
@@ -176,13 +179,15 @@ class Pool:
 
         return Replica(f"http://{host.address}:{port}", start)
 
-    def agent(self, host: Host, name: str, *options: str) -> None:
+    def agent(
+        self, host: Host, name: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> None:
         """An agent on a host; see `agent.py`."""
         path = self.world.folder / f"{name}.history"
         self.agents[name] = self.world.start(
             host, name, sys.executable, "-m", "tests.hosts.agent", "--name", name,
             "--history", str(path), "--ttl", str(TTL_S), *options,
-            **self.env, GPU_BROKER_HOSTNAME=host.name,
+            **self.env, **(env or {}), GPU_BROKER_HOSTNAME=host.name,
         )  # fmt: skip
         self.diaries.append(path)
         eventually(path.exists, START_S)
@@ -201,13 +206,16 @@ class Pool:
         agent.kill()
         agent.wait()
 
-    def finish(self) -> Outcome:
-        """Stop the agents, wait until their leases must be over, and judge."""
+    def finish(self, seen: Mapping[str, float] | None = None) -> Outcome:
+        """Stop the agents, wait until their leases must be over, and judge.
+
+        seen: by a reader of the stream, where the pool's clock was stepped; see `PoolSaid`.
+        """
         for agent in self.agents.values():
             agent.send_signal(signal.SIGTERM)
         codes = {name: agent.wait(START_S) for name, agent in self.agents.items()}
         with self.client() as client:
-            said = self._said(client)
+            said = replace(self._said(client), seen=seen or {})
             found = [f"agent {name} ended with {code}" for name, code in codes.items() if code]
             try:
                 audit(client.redis, client.keys)
@@ -258,6 +266,13 @@ class Replica:
             return httpx2.get(f"{self.url}/ready", timeout=2).status_code == 200
         except httpx2.TransportError:
             return False
+
+    def kill(self) -> None:
+        """SIGKILL, and the next one ready."""
+        self._process.kill()
+        self._process.wait()
+        self._process = self._start()
+        self.wait()
 
     def restart(self) -> None:
         """SIGTERM, and the next one ready."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.lua.test_handoff import HOLDER, inbox, state
 from tests.lua.test_waiters import full, wait
 from tests.pools import Pool, device, granted, said, token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DAY_MS = 86_400_000
 
@@ -105,6 +110,54 @@ def test_offer_in_a_pool_that_closed_is_withdrawn(pool: Pool) -> None:
     assert state(pool, "ann") == "waiting"
     pool.skew(5001)
     assert wait(pool, "ann")[0] == "GRANTED"
+
+
+TAKES_NO_MORE: dict[str, Callable[[Pool], object]] = {
+    "drained": lambda p: p.drain("gpu-a"),
+    "host drained": lambda p: p.drain("h1", what="host"),
+    "lost": lambda p: p.report((device("gpu-a", state="lost"),), deadline_ms=DAY_MS),
+    "away": lambda p: (p.report(deadline_ms=1000), p.skew(1001), p.reap()),
+}
+
+
+@pytest.mark.parametrize("how", TAKES_NO_MORE)
+def test_offer_of_a_device_that_takes_no_more_leases_is_withdrawn(pool: Pool, how: str) -> None:
+    """Between offer and claim a device may be drained, be lost, or its host fall silent: it was
+    granted all the same. It waits where it stood, and is granted when the device is back.
+    """
+    full(pool)
+    wait(pool, "ann")
+    wait(pool, "bob")
+    pool.release(HOLDER)
+    assert state(pool, "ann") == "offered"
+    TAKES_NO_MORE[how](pool)
+    assert wait(pool, "ann") == ["WAITING", 0]
+    assert wait(pool, "bob") == ["WAITING", 1]
+    assert pool.events().count("withdrawn") == 1
+    assert pool.hash("agents") == {"ann#waiters": "1", "bob#waiters": "1"}
+    pool.drain("h1", what="host", drained=0)
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    assert state(pool, "ann") == "offered"
+    assert wait(pool, "ann")[0] == "GRANTED"
+
+
+def test_offer_of_two_devices_is_withdrawn_with_either(pool: Pool) -> None:
+    """All or none: the other goes back, too."""
+    full(pool, "gpu-a", "gpu-b")
+    wait(pool, "ann", devices=2)
+    pool.release(token("holder-gpu-a"))
+    pool.release(token("holder-gpu-b"))
+    assert state(pool, "ann") == "offered"
+    pool.drain("gpu-b")
+    assert wait(pool, "ann", devices=2) == ["WAITING", 0]
+    assert pool.free() == {"gpu-a": 1000}
+
+
+def test_lease_on_a_device_that_takes_no_more_leases_is_told_as_it_is(pool: Pool) -> None:
+    """A repeat is no claim: who holds a drained device holds it on."""
+    full(pool)
+    pool.drain("gpu-a")
+    assert said(pool.acquire(HOLDER, "holder", memory_mb=1000))[0] == "GRANTED"
 
 
 def test_offer_counts_in_its_agents_sum(pool: Pool) -> None:

@@ -227,6 +227,10 @@ def test_no_room_is_again_while_closed_and_lost_after_that(gpu: Pool, devices: s
         ("devices", "gpu-a"), ("devices", "gpu-a=1,gpu-a=1"), ("devices", "gpu-a=1e3"),
         ("devices", ",".join(f"g{n}=1" for n in range(65))), ("request", "900|1|0"),
         ("request", "900|1|2|30000|0|0|*|*|spread|refuse"), ("client", "a b"), ("pid", "x"),
+        ("request", f"900|1|0|{'9' * 99}|0|0|*|*|spread|refuse"),
+        ("request", "900|1|0|999|0|0|*|*|spread|refuse"),
+        ("request", "900|1|0|604800001|0|0|*|*|spread|refuse"),
+        ("request", f"900|1|0|30000|{'9' * 99}|0|*|*|spread|refuse"),
     ],
 )  # fmt: skip
 def test_a_claim_that_is_not_well_formed_is_refused(gpu: Pool, field: str, value: str) -> None:
@@ -236,6 +240,15 @@ def test_a_claim_that_is_not_well_formed_is_refused(gpu: Pool, field: str, value
     gpu.reap()
     before = gpu.memory()
     assert adopt(gpu, A, held, **{field: value}) == ["REFUSED", "bad_request", field]
+    assert gpu.memory() == before
+
+
+def test_a_claim_that_is_not_well_formed_closes_no_pool(gpu: Pool) -> None:
+    """S9: it named an older pool, which closed this one before its form was looked at."""
+    held = forgotten(gpu, A)
+    gpu.reap()
+    before = gpu.memory()
+    assert adopt(gpu, A, held, epoch="1", pid="x") == ["REFUSED", "bad_request", "pid"]
     assert gpu.memory() == before
 
 
