@@ -118,6 +118,7 @@ function B.line()
   local function try(w, d)
     if not w then return nil end
     local devices, why = fit(w, d)
+    if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
     if devices then return offer(w, devices) end
     if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
     waiters.park(w)

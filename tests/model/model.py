@@ -175,7 +175,8 @@ class Model:
     drained_hosts: set[str] = field(default_factory=set)
     entries: dict[str, Entry] = field(default_factory=dict)
     done: dict[str, str] = field(default_factory=dict)
-    fell: set[str] = field(default_factory=set)
+    served: int = 0
+    capped_once: set[str] = field(default_factory=set)
 
     def copy(self) -> Model:
         """The same pool, to go another way."""
@@ -190,7 +191,7 @@ class Model:
 
     def open(self) -> Reply | None:
         """Read the clock. The refusal when there is no pool."""
-        self.more, self.fell = 0, set()
+        self.more, self.served, self.capped_once = 0, 0, set()
         if not self.exists:
             return ["REFUSED", "not_ready", ""]
         last, now = self.now, self.raw_us // 1000 + self.offset_ms
@@ -276,18 +277,27 @@ class Model:
         for uuid, mb in e.held:
             d = self.devices[uuid]
             d.withheld_mb, d.withheld_at_ms = d.withheld_mb + mb, self.now
-        self.fell.add(e.ask.agent)
         e.state, e.outcome = "cooling", outcome
         e.expires_at_ms, e.due_ms = self.now, self.now + grace_ms
-        return None
+        return self.unpark(e.ask.agent)
 
     def bury(self, e: Entry, outcome: str) -> None:
         """It is over: its token is refused from now on; an empty outcome leaves no trace."""
-        if e.state in TAKEN:
-            self.fell.add(e.ask.agent)
         del self.entries[e.token]
         if outcome:
             self.done[e.token] = outcome
+        if e.state in TAKEN:
+            self.unpark(e.ask.agent)
+
+    def unpark(self, agent: str) -> None:
+        """An agent's sum fell: who fits under its cap again stands where it stood."""
+        mine = [e for e in self.entries.values() if e.parked and e.ask.agent == agent]
+        room_mb = self.room(agent) if mine else 0
+        for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
+            room_mb -= e.memory_mb * e.ask.devices
+            if room_mb < 0:
+                return
+            e.parked = False
 
     def cool(self, e: Entry) -> None:
         """The grace is over: what is still used by what was its processes is a stranger's now."""
@@ -453,7 +463,7 @@ class Model:
         """
         keeps = bool(set(devices) & set(e.kept))
         for before in self.line(e.want):
-            if before.token == e.token or keeps:
+            if (before.rank, before.token) >= (e.rank, e.token) or keeps:
                 break
             if not self.capped(before, self.room(before.ask.agent)):
                 return False
@@ -468,12 +478,21 @@ class Model:
 
     def serve(self) -> None:
         """Offer what can be had to who is next."""
+        self.note_capped()
         while not self.shut and (pick := self.choose.offer(self)):
             token, devices = pick
             e = self.entries[token]
             demand(self.may_offer(e, devices), f"S11: {token} was offered {devices}")
             self.take(e, devices, "offered")
             e.due_ms, e.version = self.now + CLAIM_MS, self.policy["policy_version"]
+            self.served += 1
+            self.note_capped()
+
+    def note_capped(self) -> None:
+        """Who may be parked: at some moment of this call its agent's cap was all that was in the way."""
+        for e in self.firsts():
+            if self.whole(e.ask) and self.capped(e, self.room(e.ask.agent)):
+                self.capped_once.add(e.token)
 
     def place(self, e: Entry) -> int:
         """How many of its want are ahead; -1: parked."""
@@ -489,7 +508,8 @@ class Model:
             return nothing
         options = self.fitting(e, room_mb)
         free = [some for some in options if not set(some) & set(e.kept)]
-        options = options if self.choose.backlog or e.kept else self.best(e, free)
+        loose = self.choose.backlog or self.served or e.kept
+        options = options if loose else self.best(e, free)
         devices = self.choose.grant(e.token, options)
         if devices is not None:
             return devices, ""
@@ -548,7 +568,7 @@ class Model:
             if not self.shut and e.version == self.policy["policy_version"]:
                 return self.grant(e, tuple(uuid for uuid, _ in e.held), "")
             e.state, e.held, e.whole = "waiting", (), False
-            self.fell.add(ask.agent)
+            self.unpark(ask.agent)
         new = e is None
         if not e:
             memory_mb = ask.memory_mb or self.policy["default_memory_mb"]
@@ -575,7 +595,8 @@ class Model:
         if self.line(e.want):
             return None, "no_capacity"
         options = self.fitting(e, room_mb)
-        right = options if self.choose.backlog else self.best(e, options)
+        loose = self.choose.backlog or self.served
+        right = options if loose else self.best(e, options)
         devices = self.choose.grant(e.token, right)
         if devices is not None:
             return devices, ""

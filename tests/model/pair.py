@@ -32,15 +32,16 @@ for i = 1, #due, 2 do
     records[#records + 1] = {{ due[i], v, parked }}
   end
 end
-for i = 2, #ARGV do
+for i = 3, #ARGV do
   devices[#devices + 1] = call('HMGET', P .. 'device:' .. ARGV[i], {str(DEVICE)[1:-1]})
 end
 for uuid in string.gmatch(call('HGET', P .. 'record:' .. ARGV[1], 'devices') or '', '([^,]+)=') do
   local key = P .. 'lease:' .. uuid .. ':' .. ARGV[1]
   keys[#keys + 1] = {{ call('GET', key), call('PTTL', key) }}
 end
+local events = call('XRANGE', P .. 'events', '(' .. ARGV[2], '+')
 return {{ due, records, devices, keys, call('HGETALL', P .. 'agents'), call('ZRANGE', P .. 'freed', 0, -1),
-  call('GET', P .. 'done:' .. ARGV[1]), call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms') }}
+  call('GET', P .. 'done:' .. ARGV[1]), call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms'), events }}
 """
 """What a pool holds, in one call: the named token and the devices are its arguments."""
 
@@ -80,19 +81,41 @@ def devices_of(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(sorted((uuid, int(mb)) for uuid, _, mb in parts))
 
 
+def fields(flat: list[str]) -> dict[str, str]:
+    """Field and value in turn."""
+    each = iter(flat)
+    return dict(zip(each, each, strict=True))
+
+
+ACTS = {"drained", "undrained", "policy"}
+"""Events of a verb itself that name no token: what comes before was handed on first."""
+
+
 class Seen:
     """The scripts' choices, read from what they answered and left behind."""
 
     def __init__(self) -> None:
-        self.backlog = self.again = False
+        self.backlog = self.again = self.waits = False
         self.named = ""
         self.taken: tuple[str, ...] = ()
+        self.early: list[str] = []
+        self.offered: list[str] = []
         self.rows: dict[str, Row] = {}
 
-    def look(self, named: str, reply: Reply, more: int, rows: dict[str, Row]) -> None:
-        """From now on the choices are those of this call."""
+    def look(
+        self, named: str, reply: Reply, more: int, rows: dict[str, Row], events: list[dict[str, str]]
+    ) -> None:
+        """From now on the choices are those of this call, in the order in which it made them."""
+        self.offered, own = [], 0
+        for number, event in enumerate(events):
+            if event["event"] == "offered":
+                self.offered.append(event["token"])
+            elif not own and (event["event"] in ACTS or event.get("token") == named):
+                own, self.early = number + 1, list(self.offered)
+        if not own:
+            self.early = self.offered
         self.backlog, self.again = more == 1, reply[0] == "AGAIN"
-        self.named, self.rows = named, rows
+        self.named, self.rows, self.waits = named, rows, reply[0] in {"WAITING", "AGAIN"}
         granted = reply[0] == "GRANTED"
         self.taken = tuple(uuid for uuid, _ in reply[5]) if granted else ()
 
@@ -105,12 +128,13 @@ class Seen:
     def offer(self, model: Model) -> tuple[str, tuple[str, ...]] | None:
         if not any(e.state == "waiting" for e in model.entries.values()):
             return None
-        for token, row in self.rows.items():
-            e = model.entries.get(token)
-            if row.state == "offered" and e and e.state == "waiting":
+        for token in self.early:
+            e, row = model.entries.get(token), self.rows.get(token)
+            if token == self.named and self.waits:
+                continue  # it was told to wait: what it has, it was offered afterwards
+            if e and e.state == "waiting" and row and row.state == "offered":
                 devices = tuple(uuid for uuid, _ in row.held)
-                if model.may_offer(e, devices):
-                    return token, devices
+                return (token, devices) if model.may_offer(e, devices) else None
         e = model.entries.get(self.named)
         if self.taken and e and e.state == "waiting" and self._in_passing(model, e):
             return self.named, self.taken
@@ -119,19 +143,19 @@ class Seen:
     def _in_passing(self, model: Model, e: Entry) -> bool:
         """Was it offered by the script that it claimed it with?"""
         due = (self.named, self.taken) in model.due_offers() or bool(set(self.taken) & set(e.kept))
-        back = e.parked and e.ask.agent in model.fell
-        return (due or back) and model.may_offer(e, self.taken)
+        return due and model.may_offer(e, self.taken)
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
-        row = self.rows.get(token)
-        return row.kept if row else ()
+        if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
+            return options[0] if options else ()
+        return self.rows[token].kept
 
 
 class Pair:
     """One pool on the server and its model."""
 
     def __init__(self, pool: Pool) -> None:
-        self.pool, self.seen = pool, Seen()
+        self.pool, self.seen, self.last_event = pool, Seen(), "0"
         self.model = Model(self.seen, START_US)
         self.look = pool.redis.script_load(LOOK)
         self.clock(START_US)
@@ -147,7 +171,7 @@ class Pair:
         uuids = sorted({*uuids, *args.get("devices", ())} if verb == "report" else uuids)
         pipe = self.pool.redis.pipeline(transaction=False)
         pipe.evalsha(self.pool.scripts[verb].sha, 1, self.pool.keys.base, 1, *wire)
-        pipe.evalsha(self.look, 1, self.pool.keys.base, named, *uuids)
+        pipe.evalsha(self.look, 1, self.pool.keys.base, named, self.last_event, *uuids)
         raw, found = pipe.execute()
         reply = said(raw)
         rows = {token: Row.read(row, parked) for token, row, parked in found[1]}
@@ -155,8 +179,11 @@ class Pair:
         load = {uuid: x.reserved_mb for uuid, x in model.loads().items()}
         had = model.entries[named].fence if named in model.entries else 0
         fresh = reply[0] == "GRANTED" and reply[1] != had
-        self.seen.look(named, reply, raw[4], rows)
+        events = [fields(flat) for _, flat in found[8]]
+        self.last_event = found[8][-1][0] if found[8] else self.last_event
+        self.seen.look(named, reply, raw[4], rows, events)
         expected = getattr(model, verb)(**args)
+        self.seen.waits, self.seen.early = False, self.seen.offered
         model.serve()
         same = reply == expected or (
             self.seen.backlog and reply[0] == expected[0] in {"WAITING", "REFUSED"}
@@ -193,21 +220,11 @@ class Pair:
         model = self.model
         for e in model.entries.values():
             row = rows.get(e.token)
-            if e.state != "waiting" or not row or row.parked == e.parked:
-                continue
-            agent, was = e.ask.agent, e.parked
-            if was:
-                demand(agent in model.fell, f"{e.token} is parked no more, and its cap has no more room")
-            else:
-                full = model.capped(e, model.room(agent)) and model.agent(agent)[1] > 0
-                demand(full or agent in model.fell, f"L1: {e.token} is parked, and under its cap")
-                e.kept = ()
-            e.parked = row.parked
-        for agent in sorted(model.fell):
-            mine = [e for e in model.entries.values() if e.parked and e.ask.agent == agent]
-            for e in sorted(mine, key=lambda e: (e.rank, e.token))[:1]:
-                share = not model.whole(e.ask) and e.memory_mb <= model.room(agent)
-                demand(not share or self.seen.backlog, f"L1: {e.token} stays parked under its cap")
+            if e.state == "waiting" and row and row.parked != e.parked:
+                demand(row.parked, f"{e.token} is parked no more, and its agent's sum did not fall")
+                full = model.capped(e, model.room(e.ask.agent)) or e.token in model.capped_once
+                demand(full and model.agent(e.ask.agent)[1], f"L1: {e.token} is parked under its cap")
+                e.parked, e.kept = True, ()
 
     def _due_offers(self, freed: set[str]) -> None:
         if not any(e.state == "waiting" for e in self.model.entries.values()):
@@ -281,8 +298,8 @@ class Pair:
             if not e or not live:
                 continue
             demand(value in {None, str(e.fence)}, f"S5: {named} has a lease key of {value}")
-            if set_anew:   # else it has lived on by the real clock
-                left_ms = e.expires_at_ms - self.model.now
+            left_ms = e.expires_at_ms - self.model.now
+            if set_anew and left_ms > 0:  # else it has lived on by the real clock
                 demand(ttl_ms <= left_ms, f"S7: {named}'s key outlives it")
                 demand(ttl_ms > left_ms - SLACK_MS, f"S5: {named}'s key ends before it")
 

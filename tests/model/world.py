@@ -43,6 +43,7 @@ class Holder:
     held: tuple[tuple[str, int], ...] = ()
     fences: set[int] = field(default_factory=set)
     ends_ms: int = 0
+    granted: bool = False
     over: bool = False
     revoked: bool = False
 
@@ -98,10 +99,11 @@ class Life:
         if tag == "GRANTED":
             fence = reply[1]
             if fence not in known.fences:
-                demand(not known.fences, f"S6: {named} was granted twice")
+                demand(not known.granted, f"S6: {named} was granted twice")
                 demand(fence > self.highest, f"S3: the fence of {named} turned back")
                 self.highest = max(self.highest, fence)
                 known.fences.add(fence)
+                known.granted = True
             known.ends_ms = reply[2]
         elif tag == "RENEWED":
             demand(reply[1] >= known.ends_ms or known.revoked, f"S7: {named} was shortened")
@@ -210,10 +212,15 @@ class Life:
             return
         self._later(us)
         self._copy(ASIDE, "")
+        self.pair.last_event = self._newest_event()
         raw_us, self.pair.model = self.pair.model.raw_us, self.replica.copy()
         self.pair.model.raw_us, self.pair.model.another = raw_us, self.replica.exists
         if self.replica.exists:
             self.pair.pool.redis.hset(self.pair.pool.keys.pool, "run_id", "1")
+
+    def _newest_event(self) -> str:
+        found = self.pair.pool.redis.xrevrange(self.pair.pool.keys.events, count=1)
+        return str(found[0][0]) if found else "0"
 
     def _copy(self, source: str, target: str) -> None:
         """All keys of the pool, with what is left of their lives."""
@@ -235,6 +242,7 @@ class Life:
         if names := self._names(self.pair.pool.keys.base):
             self.pair.pool.redis.delete(*names)
         self._later(us)
+        self.pair.last_event = "0"
         self.pair.model = Model(self.pair.seen, self.pair.model.raw_us)
 
     def _later(self, us: int) -> None:
@@ -242,4 +250,5 @@ class Life:
         self.pair.clock(max(self.latest_us, self.highest) + us)
         self.latest_us = self.lost_us = self.pair.model.raw_us
         for known in self.holders.values():
-            known.fences, known.over, known.revoked, known.ends_ms = set(), False, False, 0
+            known.granted = known.over = known.revoked = False
+            known.ends_ms = 0
