@@ -52,6 +52,7 @@ for field, value in pairs(fields) do
   B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
 end
 local version = B.pool.policy_version + 1
-B.set_pool('policy_version', version)
+-- Not in B.pool: what this script still offers it offers under the policy of before, and says so.
+B.changes[#B.changes + 1], B.changes[#B.changes + 2] = 'policy_version', text(version)
 B.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
 return B.reply('POLICY', version)

@@ -138,6 +138,9 @@ class Chooser(Protocol):
     def offer(self, model: Model) -> tuple[str, tuple[str, ...]] | None:
         """Who is offered which devices next; None when nobody is."""
 
+    def parks(self, token: str) -> bool:
+        """Whether who may stand aside for its agent's cap does."""
+
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         """Which of these are kept for a waiter."""
 
@@ -176,6 +179,7 @@ class Model:
     entries: dict[str, Entry] = field(default_factory=dict)
     done: dict[str, str] = field(default_factory=dict)
     served: int = 0
+    aside: int = 0
     capped_once: set[str] = field(default_factory=set)
 
     def copy(self) -> Model:
@@ -191,7 +195,8 @@ class Model:
 
     def open(self) -> Reply | None:
         """Read the clock. The refusal when there is no pool."""
-        self.more, self.served, self.capped_once = 0, 0, set()
+        self.more = self.served = self.aside = 0
+        self.capped_once = set()
         if not self.exists:
             return ["REFUSED", "not_ready", ""]
         last, now = self.now, self.raw_us // 1000 + self.offset_ms
@@ -406,7 +411,9 @@ class Model:
         """Is its agent's cap all that is in the way?"""
         if e.memory_mb * e.ask.devices > room_mb:
             return True
-        return not self.fitting(e, room_mb) and bool(self.fitting(e, FOREVER_MS))
+        if not self.whole(e.ask) or self.fitting(e, room_mb):
+            return False
+        return bool(self.fitting(e, FOREVER_MS))
 
     def unfit(self, e: Entry) -> str:
         """Why nothing that is registered could ever hold it; '' when something could."""
@@ -478,7 +485,7 @@ class Model:
 
     def serve(self) -> None:
         """Offer what can be had to who is next."""
-        self.note_capped()
+        self.step_aside()
         while not self.shut and (pick := self.choose.offer(self)):
             token, devices = pick
             e = self.entries[token]
@@ -486,13 +493,18 @@ class Model:
             self.take(e, devices, "offered")
             e.due_ms, e.version = self.now + CLAIM_MS, self.policy["policy_version"]
             self.served += 1
-            self.note_capped()
+            self.step_aside()
 
-    def note_capped(self) -> None:
-        """Who may be parked: at some moment of this call its agent's cap was all that was in the way."""
-        for e in self.firsts():
-            if self.whole(e.ask) and self.capped(e, self.room(e.ask.agent)):
-                self.capped_once.add(e.token)
+    def step_aside(self) -> None:
+        """Firsts whose agent's cap is all that is in the way stand aside for those behind them."""
+        found = [e for e in self.firsts() if self.capped(e, self.room(e.ask.agent))]
+        self.capped_once |= {e.token for e in found}
+        parks = [e for e in found if self.agent(e.ask.agent)[1] and self.choose.parks(e.token)]
+        for e in parks:
+            e.parked, e.kept = True, ()
+            self.aside += 1
+        if parks:
+            self.step_aside()
 
     def place(self, e: Entry) -> int:
         """How many of its want are ahead; -1: parked."""
@@ -688,16 +700,20 @@ class Model:
         if fence > self.lost_us + FAILOVER_MS * 1000:
             return ["UNKNOWN"]
         hold_until_ms = fence // 1000 + ask.max_hold_ms if ask.max_hold_ms else 0
-        if hold_until_ms and hold_until_ms < self.now:
-            return ["LOST", "expired"]
         if token in self.entries:
             self.bury(self.entries[token], "")
+        if hold_until_ms and hold_until_ms < self.now:
+            self.done[token] = "expired"
+            return ["LOST", "expired"]
         alone, loads = ask.exclusive == 1 or ask.devices != 1, self.loads()
         for uuid, mb in held:
             d, x = self.devices.get(uuid), loads.get(uuid)
             room_mb = d.total_mb - d.reserve_mb - x.reserved_mb if d and x and not x.exclusive else 0
             if room_mb < mb or (alone and x and x.leases):
-                return ["AGAIN"] if self.now < self.closed_until_ms else ["LOST", "superseded"]
+                if self.now < self.closed_until_ms:
+                    return ["AGAIN"]
+                self.done[token] = "superseded"
+                return ["LOST", "superseded"]
         for uuid, mb in held:
             self.unkeep(uuid)
             if fence < self.epoch:

@@ -145,6 +145,9 @@ class Seen:
         due = (self.named, self.taken) in model.due_offers() or bool(set(self.taken) & set(e.kept))
         return due and model.may_offer(e, self.taken)
 
+    def parks(self, token: str) -> bool:
+        return token in self.rows and self.rows[token].parked
+
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
             return options[0] if options else ()
@@ -188,6 +191,8 @@ class Pair:
         same = reply == expected or (
             self.seen.backlog and reply[0] == expected[0] in {"WAITING", "REFUSED"}
         )
+        if reply[0] == expected[0] == "WAITING":  # some may have stood aside since
+            same = same or expected[1] <= reply[1] <= expected[1] + model.aside
         demand(same, f"{verb} {args} said {reply}, not {expected}")
         self._park(rows)
         if verb != "set_policy":

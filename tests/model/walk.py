@@ -67,11 +67,11 @@ class Walk:
         hosts = [host for host, _ in SHAPES[pool]]
         return {
             "agent": pick(AGENTS), "memory_mb": pick((0, 100, 300, 500, 700, 900, 1000, 1500, 2500)),
-            "devices": pick((2, 2, 3)) if chance < 0.12 else 1, "exclusive": int(chance > 0.88),
-            "ttl_ms": pick((1000, 5000, 10_000, 30_000, 30_000, 0)),
+            "devices": pick((2, 2, 2, 3)) if chance < 0.16 else 1, "exclusive": int(chance > 0.86),
+            "ttl_ms": pick((1000, 5000, 10_000, 10_000, 30_000)) if chance < 0.98 else 0,
             "max_hold_ms": pick((0, 0, 0, 0, 20_000)), "priority": pick((0, 0, 0, 0, 5, 9)),
-            "host": pick(("*", "*", "*", "*", *hosts, "nowhere")) if chance < 0.6 else "*",
-            "model": pick(("*", "*", "m0", "m1")), "placement": pick(("spread", "pack")),
+            "host": pick(("*", "*", *hosts)) if chance < 0.97 else "nowhere",
+            "model": pick(("*", "*", "*", "m0", "m1")), "placement": pick(("spread", "pack")),
             "on_unavailable": pick(("refuse", "refuse", "refuse", "cpu")),
         }  # fmt: skip
 

@@ -112,7 +112,8 @@ class Life:
             known.revoked, known.ends_ms = True, reply[1]
         elif tag == "LOST" and reply[1] == "expired":
             demand(now > known.ends_ms or known.over or known.revoked, f"S7: {named} ended early")
-        final = tag in {"RELEASED", "ALREADY"} or tag == "LOST" and reply[1] != "superseded"
+        final = tag in {"RELEASED", "ALREADY"}
+        final = final or tag == "LOST" and ("claim" in args or reply[1] != "superseded")
         planted = verb == "release" and tag == "UNKNOWN" and args["plant"] and not args["owner"]
         known.over = known.over or final or bool(planted)
 
