@@ -49,10 +49,10 @@ if B.pool.safe_mode == 1 and not allowed then return B.reply('REFUSED', 'safe_mo
 B.catch_up()
 
 for field, value in pairs(fields) do
+  B.pool[field] = tonumber(value) or value
   B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
 end
 local version = B.pool.policy_version + 1
--- Not in B.pool: what this script still offers it offers under the policy of before, and says so.
-B.changes[#B.changes + 1], B.changes[#B.changes + 2] = 'policy_version', text(version)
+B.set_pool('policy_version', version)
 B.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
 return B.reply('POLICY', version)

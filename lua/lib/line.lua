@@ -128,6 +128,7 @@ function B.line()
   local function finished(entry)
     B.work[entry] = nil
     if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
+    B.stored[entry] = nil
   end
 
   -- Hand a device to the first that it fits, or take it off the worklist. A kept one goes to those before its keeper, then
@@ -176,8 +177,8 @@ function B.line()
     B.backlog = entry ~= nil
     if B.backlog and not shut then B.more = 1 end
     for each, rank in pairs(B.work) do
-      if not B.stored[each] then call('ZADD', P .. 'freed', text(rank), each) end
-      B.stored[each] = true
+      if B.stored[each] ~= rank then call('ZADD', P .. 'freed', text(rank), each) end   -- new, or with another first
+      B.stored[each] = rank
     end
   end
 

@@ -59,9 +59,9 @@ BUGS = (
     Bug("an old sample counts", (("if sampled_ms >= newest_ms then", "if true then"),)),
     Bug("what was freed is not handed on", (("if grew or shrank or", "if"),)),
     Bug("an offer outlives a change of policy", (("and waiter.policy_version == B.pool.policy_version then", "then"),)),
-    Bug("a first keeps a device for ever", (("    waiters.unkeep(w)\n    count_waiters(w.agent, -1)", "    count_waiters(w.agent, -1)"),)),
-    Bug("set_policy offers under two policies", (("B.changes[#B.changes + 1], B.changes[#B.changes + 2] = 'policy_version', text(version)",
-                                                 "B.set_pool('policy_version', version)"),)),
+    Bug("a drained device stays kept", (("    if d.kept_for ~= '' then B.waiters().unkept(d) end\n    d.drained", "    d.drained"),)),
+    Bug("the worklist has old ranks", (("if B.stored[each] ~= rank then", "if not B.stored[each] then"),)),
+    Bug("set_policy offers under two policies", (("  B.pool[field] = tonumber(value) or value\n", ""),)),
     Bug("who was not adopted may ask again", (("    B.bury(token, outcome)\n    return B.reply('LOST', outcome)",
                                               "    return B.reply('LOST', outcome)"),)),
 )  # fmt: skip
