@@ -69,15 +69,19 @@ local function adopt(waits)
   if granted_us > lost_us + FAILOVER_MS * 1000 then return B.reply('UNKNOWN') end
 
   local hold_until_ms = claim.hold_ms > 0 and (granted_us - granted_us % 1000) / 1000 + claim.hold_ms
-  if hold_until_ms and hold_until_ms < B.now then return B.reply('LOST', 'expired') end
+  local function over(outcome)   -- from now on its late calls are told so
+    B.bury(token, outcome)
+    return B.reply('LOST', outcome)
+  end
   if waits then B.waiters().quit(token, 'left', true) end
+  if hold_until_ms and hold_until_ms < B.now then return over('expired') end
   local alone, sum = claim.alone, 0
   for _, each in ipairs(held) do
     local d = B.device(each.uuid)
     local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
     if room < each.mb or alone and d.leases > 0 then
       if B.now < closed_until_ms then return B.reply('AGAIN') end   -- its host has yet to report, or who has its room to give it up
-      return B.reply('LOST', 'superseded')
+      return over('superseded')
     end
     each.d, sum = d, sum + each.mb
   end

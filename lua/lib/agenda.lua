@@ -10,7 +10,7 @@ local REAP_DEVICES = 16
 local WORK_READ = '16'   -- one more than the work of one script
 
 B.work = {}     -- what the line must look at: entry -> rank; see lib/line.lua
-B.stored = {}   -- those of them that are in `freed`
+B.stored = {}   -- those of them that are in `freed`: entry -> rank there
 B.moved = {}    -- members of the agenda whose time this script wrote, and when it is; false: taken away
 
 function B.schedule(member, at)
@@ -137,7 +137,8 @@ function B.catch_up(named)
   if B.pool.waiting > 0 then
     local freed = redis.call('ZRANGE', P .. 'freed', '0', WORK_READ, 'WITHSCORES')
     for i = 1, #freed, 2 do
-      B.work[freed[i]], B.stored[freed[i]] = B.work[freed[i]] or freed[i + 1] + 0, true
+      local entry, rank = freed[i], freed[i + 1] + 0
+      B.work[entry], B.stored[entry] = B.work[entry] or rank, rank
     end
     B.caught_up = true   -- from here on `stored` tells what is in `freed`
     if next(B.work) then B.line().serve() end

@@ -118,6 +118,7 @@ function B.line()
   local function try(w, d)
     if not w then return nil end
     local devices, why = fit(w, d)
+    if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
     if devices then return offer(w, devices) end
     if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
     waiters.park(w)
@@ -127,6 +128,7 @@ function B.line()
   local function finished(entry)
     B.work[entry] = nil
     if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
+    B.stored[entry] = nil
   end
 
   -- Hand a device to the first that it fits, or take it off the worklist. A kept one goes to those before its keeper, then
@@ -175,8 +177,8 @@ function B.line()
     B.backlog = entry ~= nil
     if B.backlog and not shut then B.more = 1 end
     for each, rank in pairs(B.work) do
-      if not B.stored[each] then call('ZADD', P .. 'freed', text(rank), each) end
-      B.stored[each] = true
+      if B.stored[each] ~= rank then call('ZADD', P .. 'freed', text(rank), each) end   -- new, or with another first
+      B.stored[each] = rank
     end
   end
 

@@ -52,7 +52,8 @@ function B.index(d)
   settle(d)
   if B.pool.waiting > 0 then
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
-    if grew or d.shared and not shared or d.idle and not idle then B.work['device:' .. d.uuid] = 0 end
+    local shrank = d.empty and d.free_mb < free_mb   -- the whole of it may be within a cap now
+    if grew or shrank or d.shared and not shared or d.idle and not idle then B.work['device:' .. d.uuid] = 0 end
   end
   if not d.behind then
     d.behind, B.behind[#B.behind + 1] = true, d

@@ -90,6 +90,7 @@ function B.waiters()
     call('ZREM', P .. 'wants:' .. of, want)
     B.work[entry] = nil
     if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
+    B.stored[entry] = nil
   end
 
   -- Take a place in the line. How many of the want are ahead; `tried`: it is known that nothing fits.
@@ -114,6 +115,7 @@ function B.waiters()
     if B.pool.waiting > 0 then return end
     B.work = {}
     if next(B.stored) or not B.caught_up then call('DEL', P .. 'freed') end
+    B.stored = {}
   end
 
   -- Let what was kept for a waiter be had by all.

@@ -146,3 +146,27 @@ def test_first_whose_agent_reached_its_limit_on_the_cpu_is_parked_at_its_poll(po
     granted(pool.acquire(token("cpu"), "ann", on_unavailable="cpu", **small))
     assert wait(pool, "next", agent="ann", **small) == ["WAITING", -1]
     assert wait(pool, "cy", **small) == ["WAITING", 0]
+
+
+def test_first_is_parked_only_if_no_device_is_within_its_cap(pool: Pool) -> None:
+    """L1: of two whole devices that come back at once the larger is too much, and the other is offered."""
+    big, small, other = device("g-a", 3000), device("g-b", 1500, model="m2"), device("g-c", model="m3")
+    pool.report((big, small, other), deadline_ms=DAY_MS)
+    for model in ("m1", "m2"):
+        asks = {"memory_mb": 100, "model": model, "exclusive": 1, "ttl_ms": 5000}
+        granted(pool.acquire(token(model), "bob", **asks))
+    granted(pool.acquire(token("anns"), "ann", memory_mb=700, model="m3", ttl_ms=0))
+    pool.policy(max_memory_per_agent_mb=2500)
+    assert wait(pool, "whole", agent="ann", memory_mb=1200, exclusive=1) == ["WAITING", 0]
+    pool.skew(5001)
+    pool.reap()
+    assert pool.hash(f"record:{token('whole')}")["devices"] == "g-b=1500"
+
+
+def test_whole_device_that_shrinks_into_a_cap_is_offered(pool: Pool) -> None:
+    """L1: less of it is free, and just so the first that waits may have all of it."""
+    pool.report((device("g-a", 3000),), deadline_ms=DAY_MS)
+    pool.policy(max_memory_per_agent_mb=2500)
+    assert wait(pool, "whole", agent="ann", memory_mb=1200, exclusive=1) == ["WAITING", 0]
+    pool.report((device("g-a", 2000),), deadline_ms=DAY_MS)
+    assert state(pool, "whole") == "offered"

@@ -220,6 +220,21 @@ def test_no_room_is_again_while_closed_and_lost_after_that(gpu: Pool, devices: s
     assert adopt(gpu, A, held, devices=devices) == ["LOST", "superseded"]
 
 
+def test_what_could_not_be_adopted_is_over_for_its_late_calls(gpu: Pool) -> None:
+    """S4: once its holder was told so, a delayed repeat of its acquire is no new lease."""
+    held = forgotten(gpu, A)
+    fail_over(gpu)
+    gpu.reap()
+    gpu.skew(FAILOVER_MS + 1)
+    for name in ("one", "two"):
+        granted(gpu.acquire(token(name)))
+    assert adopt(gpu, A, held) == ["LOST", "superseded"]
+    for name in ("one", "two"):
+        gpu.release(token(name))
+    assert said(gpu.acquire(A)) == ["LOST", "superseded"]
+    assert adopt(gpu, A, held) == ["LOST", "superseded"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -89,3 +89,18 @@ def test_set_policy_with_a_field_that_lacks_its_value_sets_none(gpu: Pool) -> No
     answer = said(gpu.run("set_policy", 1, "", "expiry_grace_s", 1))
     assert answer == ["REFUSED", "bad_request", "by"]
     assert gpu.memory() == before
+
+
+def test_what_a_change_still_hands_on_is_under_one_policy(pool: Pool) -> None:
+    """What the very script that changes it offers is claimed as that policy allows, or decided anew."""
+    day_ms, many = 86_400_000, tuple(device(f"g{n}") for n in range(6))
+    pool.report(many, deadline_ms=day_ms)
+    pool.drain("h1", "host")
+    share: dict[str, int] = {"memory_mb": 400, "ttl_ms": 0, "wait_ms": 60_000}
+    for n in range(12):
+        pool.acquire(token(n), **share)
+    pool.drain("h1", "host", 0)
+    pool.set_policy(allow_fractional_shares=0)
+    for n in range(12):
+        reply = pool.acquire(token(n), **share)
+        assert reply[0] == "WAITING" or granted(reply).devices[0][1] == 1000

@@ -1,0 +1,91 @@
+"""Bugs that the model must find: each a small change of the scripts' text, and what it breaks.
+
+The ten of the test plan, as far as there are such in these scripts, and some that this broker could
+have: lost memory, offers, what is withheld.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha1
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.model.run import World
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """What is wrong, the texts that make it so, and a seed whose walk finds it soon."""
+
+    name: str
+    changes: tuple[tuple[str, str], ...]
+    seed: int = 1
+
+
+BUGS = (
+    Bug("a repeat is a new request", (("if call('EXISTS', record, done) > 0 then", "if false then"),)),
+    Bug("the fence is not compared", (("if fence ~= '' and fence ~= held then", "if false then"),)),
+    Bug(
+        "over at its last moment",
+        (
+            ("if B.now <= at then return false end", "if B.now < at then return false end"),
+            ("if due[1] and due[2] + 0 < B.now then", "if due[1] and due[2] + 0 <= B.now then"),
+        ),
+    ),
+    Bug("a release that comes first is forgotten", (("if plant == 1 then redis", "if false then redis"),)),
+    Bug("the fence is a plain counter", (("if B.now_us > fence then fence = B.now_us end", ""),)),
+    Bug(
+        "a renewal does not reach the agenda",
+        (("'expires_at_ms', text(expires_at_ms))\nB.schedule(token, expires_at_ms)\nreturn B.reply('RENEWED'",
+          "'expires_at_ms', text(expires_at_ms))\nreturn B.reply('RENEWED'"),),
+    ),
+    Bug("a full device stays listed", (("    call('ZREM', P .. 'free:*', uuid)\n", ""),)),
+    Bug("one MiB too much", (("local room = d.total_mb", "local room = 1 + d.total_mb"),)),
+    Bug("a clock that steps back stretches leases", (("B.set_pool('offset_ms', v[3] + last - now)\n", ""),)),
+    Bug(
+        "of several devices one has a key",
+        (("for _, d in ipairs(devices) do\n  call('SET', P .. 'lease:'",
+          "for _, d in ipairs({ devices[1] }) do\n  call('SET', P .. 'lease:'"),),
+    ),
+    Bug("a newcomer passes those who wait", (("return B.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1",
+                                             "return false"),)),
+    Bug("a pool that lost memory stays open", (("B.close(B.now + FAILOVER_MS, B.now_us)", ""),)),
+    Bug("adopted where there is no room", (("if room < each.mb or", "if"),)),
+    Bug("what cools is given back twice", (("if d and r.ended_at_ms > (v[1] or 0) + 0 then", "if d then"),)),
+    Bug("an old sample counts", (("if sampled_ms >= newest_ms then", "if true then"),)),
+    Bug("what was freed is not handed on", (("if grew or shrank or", "if"),)),
+    Bug("an offer outlives a change of policy", (("and waiter.policy_version == B.pool.policy_version then", "then"),)),
+    Bug("a drained device stays kept", (("    if d.kept_for ~= '' then B.waiters().unkept(d) end\n    d.drained", "    d.drained"),)),
+    Bug("the worklist has old ranks", (("if B.stored[each] ~= rank then", "if not B.stored[each] then"),)),
+    Bug("set_policy offers under two policies", (("  B.pool[field] = tonumber(value) or value\n", ""),)),
+    Bug("who was not adopted may ask again", (("    B.bury(token, outcome)\n    return B.reply('LOST', outcome)",
+                                              "    return B.reply('LOST', outcome)"),)),
+)  # fmt: skip
+
+
+@contextmanager
+def planted(world: World, bug: Bug) -> Iterator[None]:
+    """The world's pools run scripts with this bug for the length of a block."""
+    sound = world.pools[0].scripts
+    broken, found = dict(sound), set()
+    for verb, script in sound.items():
+        source = script.source
+        for old, new in bug.changes:
+            if old in source:
+                found.add(old)
+                source = source.replace(old, new)
+        sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
+        broken[verb] = replace(script, source=source, sha=sha)
+        world.pools[0].redis.script_load(source)
+    assert found == {old for old, _ in bug.changes}, f"{bug.name}: the scripts have no such text"
+    for pool in world.pools:
+        pool.scripts = broken
+    try:
+        yield
+    finally:
+        for pool in world.pools:
+            pool.scripts = sound

@@ -1,0 +1,327 @@
+"""A pool and its model side by side: after each call they must say and hold the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.audit import audit
+from tests.model.model import Broken, Entry, Model, Reply, demand
+
+if TYPE_CHECKING:
+    from tests.pools import Pool
+
+START_US = 1_800_000_000_000_000
+"""When each run begins, by the frozen clock."""
+
+RECORD = (
+    "state", "agent", "devices", "fence", "expires_at_ms", "rank", "kept", "revoked",
+    "hold_until_ms", "owner",
+)  # fmt: skip
+DEVICE = (
+    "host", "model", "state", "drained", "total_mb", "reserve_mb", "reserved_mb", "withheld_mb",
+    "foreign_mb", "leases", "exclusive", "kept_for",
+)  # fmt: skip
+
+LOOK = f"""#!lua flags=no-writes
+local P, call, records, devices, keys = KEYS[1] .. ':', redis.call, {{}}, {{}}, {{}}
+local due = call('ZRANGE', P .. 'due', 0, -1, 'WITHSCORES')
+for i = 1, #due, 2 do
+  if string.sub(due[i], 1, 5) ~= 'host:' then
+    local v = call('HMGET', P .. 'record:' .. due[i], {str(RECORD)[1:-1]})
+    local parked = v[1] == 'waiting' and call('ZSCORE', P .. 'parked:' .. v[2], due[i]) and 1 or 0
+    records[#records + 1] = {{ due[i], v, parked }}
+  end
+end
+for i = 3, #ARGV do
+  devices[#devices + 1] = call('HMGET', P .. 'device:' .. ARGV[i], {str(DEVICE)[1:-1]})
+end
+for uuid in string.gmatch(call('HGET', P .. 'record:' .. ARGV[1], 'devices') or '', '([^,]+)=') do
+  local key = P .. 'lease:' .. uuid .. ':' .. ARGV[1]
+  keys[#keys + 1] = {{ call('GET', key), call('PTTL', key) }}
+end
+local events = call('XRANGE', P .. 'events', '(' .. ARGV[2], '+')
+return {{ due, records, devices, keys, call('HGETALL', P .. 'agents'), call('ZRANGE', P .. 'freed', 0, -1),
+  call('GET', P .. 'done:' .. ARGV[1]), call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms'), events }}
+"""
+"""What a pool holds, in one call: the named token and the devices are its arguments."""
+
+SLACK_MS = 5000
+"""How long a step may take on a busy machine: lease keys live by the real clock."""
+
+
+class Row(NamedTuple):
+    """A record as the store has it."""
+
+    state: str
+    agent: str
+    held: tuple[tuple[str, int], ...]
+    fence: int
+    expires_at_ms: int
+    rank: int
+    kept: tuple[str, ...]
+    revoked: bool
+    hold_until_ms: int
+    owner: str
+    parked: bool
+
+    @classmethod
+    def read(cls, row: list[str | None], parked: int) -> Row:
+        state, agent, devices, fence, expires, rank, kept, revoked, hold, owner = row
+        held = devices_of(devices or "")
+        return cls(
+            state or "", agent or "", held, int(fence or 0), int(expires or 0),
+            int(rank or 0), tuple(sorted(filter(None, (kept or "").split(",")))), revoked is not None,
+            int(hold or 0), owner or "", parked == 1,
+        )  # fmt: skip
+
+
+def devices_of(text: str) -> tuple[tuple[str, int], ...]:
+    """`uuid=mb,...` in order of the ids."""
+    parts = (part.rpartition("=") for part in text.split(",") if part)
+    return tuple(sorted((uuid, int(mb)) for uuid, _, mb in parts))
+
+
+def fields(flat: list[str]) -> dict[str, str]:
+    """Field and value in turn."""
+    each = iter(flat)
+    return dict(zip(each, each, strict=True))
+
+
+ACTS = {"drained", "undrained", "policy"}
+"""Events of a verb itself that name no token: what comes before was handed on first."""
+
+
+class Seen:
+    """The scripts' choices, read from what they answered and left behind."""
+
+    def __init__(self) -> None:
+        self.backlog = self.again = self.waits = False
+        self.named = ""
+        self.taken: tuple[str, ...] = ()
+        self.early: list[str] = []
+        self.offered: list[str] = []
+        self.rows: dict[str, Row] = {}
+
+    def look(
+        self, named: str, reply: Reply, more: int, rows: dict[str, Row], events: list[dict[str, str]]
+    ) -> None:
+        """From now on the choices are those of this call, in the order in which it made them."""
+        self.offered, own = [], 0
+        for number, event in enumerate(events):
+            if event["event"] == "offered":
+                self.offered.append(event["token"])
+            elif not own and (event["event"] in ACTS or event.get("token") == named):
+                own, self.early = number + 1, list(self.offered)
+        if not own:
+            self.early = self.offered
+        self.backlog, self.again = more == 1, reply[0] == "AGAIN"
+        self.named, self.rows, self.waits = named, rows, reply[0] in {"WAITING", "AGAIN"}
+        granted = reply[0] == "GRANTED"
+        self.taken = tuple(uuid for uuid, _ in reply[5]) if granted else ()
+
+    def grant(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
+        if not self.taken:
+            return None
+        demand(self.taken in options, f"S1: {token} was granted {self.taken}, not of {options}")
+        return self.taken
+
+    def offer(self, model: Model) -> tuple[str, tuple[str, ...]] | None:
+        if not any(e.state == "waiting" for e in model.entries.values()):
+            return None
+        for token in self.early:
+            e, row = model.entries.get(token), self.rows.get(token)
+            if token == self.named and self.waits:
+                continue  # it was told to wait: what it has, it was offered afterwards
+            if e and e.state == "waiting" and row and row.state == "offered":
+                devices = tuple(uuid for uuid, _ in row.held)
+                return (token, devices) if model.may_offer(e, devices) else None
+        e = model.entries.get(self.named)
+        if self.taken and e and e.state == "waiting" and self._in_passing(model, e):
+            return self.named, self.taken
+        return None
+
+    def _in_passing(self, model: Model, e: Entry) -> bool:
+        """Was it offered by the script that it claimed it with?"""
+        due = (self.named, self.taken) in model.due_offers() or bool(set(self.taken) & set(e.kept))
+        return due and model.may_offer(e, self.taken)
+
+    def parks(self, token: str) -> bool:
+        return token in self.rows and self.rows[token].parked
+
+    def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
+        if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
+            return options[0] if options else ()
+        return self.rows[token].kept
+
+
+class Pair:
+    """One pool on the server and its model."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool, self.seen, self.last_event = pool, Seen(), "0"
+        self.model = Model(self.seen, START_US)
+        self.look = pool.redis.script_load(LOOK)
+        self.clock(START_US)
+
+    def clock(self, raw_us: int) -> None:
+        """Set the server's clock, as this pool's scripts see it."""
+        self.model.raw_us = raw_us
+        self.pool.redis.set(f"{self.pool.keys.base}:test_frozen_us", raw_us)
+
+    def call(self, verb: str, wire: tuple[Any, ...], named: str = "", **args: Any) -> Reply:
+        """Run a verb on both sides, compare what they say and what they hold; what it said."""
+        model, uuids = self.model, sorted(self.model.devices)
+        uuids = sorted({*uuids, *args.get("devices", ())} if verb == "report" else uuids)
+        pipe = self.pool.redis.pipeline(transaction=False)
+        pipe.evalsha(self.pool.scripts[verb].sha, 1, self.pool.keys.base, 1, *wire)
+        pipe.evalsha(self.look, 1, self.pool.keys.base, named, self.last_event, *uuids)
+        raw, found = pipe.execute()
+        reply = said(raw)
+        rows = {token: Row.read(row, parked) for token, row, parked in found[1]}
+        before = {e.want: e.token for e in model.firsts()} if model.entries else {}
+        load = {uuid: x.reserved_mb for uuid, x in model.loads().items()}
+        had = model.entries[named].fence if named in model.entries else 0
+        fresh = reply[0] == "GRANTED" and reply[1] != had
+        events = [fields(flat) for _, flat in found[8]]
+        self.last_event = found[8][-1][0] if found[8] else self.last_event
+        self.seen.look(named, reply, raw[4], rows, events)
+        expected = getattr(model, verb)(**args)
+        self.seen.waits, self.seen.early = False, self.seen.offered
+        model.serve()
+        same = reply == expected or (
+            self.seen.backlog and reply[0] == expected[0] in {"WAITING", "REFUSED"}
+        )
+        if reply[0] == expected[0] == "WAITING":  # some may have stood aside since
+            same = same or expected[1] <= reply[1] <= expected[1] + model.aside
+        demand(same, f"{verb} {args} said {reply}, not {expected}")
+        self._park(rows)
+        if verb != "set_policy":
+            for e in model.firsts():
+                if before.get(e.want) != e.token:
+                    e.blind = False
+        early = reply[0] == "REFUSED" and (reply[1] == "not_ready" or verb in {"drain", "set_policy"})
+        if not early:
+            self._frame(raw, found[5])
+            self._due_offers(set(found[5]))
+        self._compare(found, rows, uuids, named, set_anew=reply[0] == "RENEWED" or fresh)
+        for uuid, x in model.loads().items():
+            d = model.devices[uuid]
+            grew = x.reserved_mb > load.get(uuid, 0)
+            demand(not grew or x.reserved_mb <= d.total_mb - d.reserve_mb, f"S1: {uuid} is over-full")
+        return reply
+
+    def _frame(self, raw: list[Any], freed: list[str]) -> None:
+        model, ends = self.model, self.model.agenda()
+        demand(raw[1] == model.now, f"clock: now is {raw[1]}, not {model.now}")
+        demand(raw[2] == (ends[0][0] if ends else ""), f"next_due_ms is {raw[2]}: {ends[:1]}")
+        demand(raw[3] == str(model.epoch), "the epoch is another")
+        demand(raw[4] == 1 or not model.more, "more is over than was reaped, and nobody is told")
+        waiting = any(e.state == "waiting" for e in model.entries.values())
+        told = raw[4] == 1 or model.shut
+        demand(told or not (freed and waiting), "S11: work is left, and nobody is told")
+
+    def _park(self, rows: dict[str, Row]) -> None:
+        """Who stands aside for its agent's cap is the scripts' to say, within what it is for."""
+        model = self.model
+        for e in model.entries.values():
+            row = rows.get(e.token)
+            if e.state == "waiting" and row and row.parked != e.parked:
+                demand(row.parked, f"{e.token} is parked no more, and its agent's sum did not fall")
+                full = model.capped(e, model.room(e.ask.agent)) or e.token in model.capped_once
+                demand(full and model.agent(e.ask.agent)[1], f"L1: {e.token} is parked under its cap")
+                e.parked, e.kept = True, ()
+
+    def _due_offers(self, freed: set[str]) -> None:
+        if not any(e.state == "waiting" for e in self.model.entries.values()):
+            return
+        for token, devices in self.model.due_offers():
+            queued = f"want:{self.model.entries[token].want}" in freed
+            queued = queued or any(f"device:{uuid}" in freed for uuid in devices)
+            demand(queued, f"S11, L1: {token} is first, could be given {devices}, and waits")
+
+    def _compare(
+        self, found: list[Any], rows: dict[str, Row], uuids: list[str], named: str, *, set_anew: bool
+    ) -> None:
+        """S2 and S4 and the rest: the store holds what the model holds."""
+        model = self.model
+        if not model.exists:
+            demand(not rows, "a pool that is not there has leases")
+            return
+        ends = iter(found[0])
+        due = {member: int(at) for member, at in zip(ends, ends, strict=True)}
+        expected_due = {member: at for at, member in model.agenda()}
+        demand(due == expected_due, f"agenda: {sorted(due.items() ^ expected_due.items())}")
+        for token, e in model.entries.items():
+            self._compare_entry(rows[token], e)
+        for uuid, row in zip(uuids, found[2], strict=True):
+            self._compare_device(uuid, row)
+        sums: dict[str, str] = {}
+        for agent in {e.ask.agent for e in model.entries.values()}:
+            mb, leases, waiters = model.agent(agent)
+            sums |= {agent: str(mb), f"{agent}#leases": str(leases)} if leases else {}
+            sums |= {f"{agent}#waiters": str(waiters)} if waiters else {}
+        flat = iter(found[4])
+        demand(dict(zip(flat, flat, strict=True)) == sums, f"S2: agents: {found[4]}, not {sums}")
+        if named:
+            done = model.done.get(named) if named not in model.entries else None
+            demand(found[6] == done, f"S4: {named} is told to be {found[6]}, not {done}")
+            self._compare_keys(named, found[3], set_anew=set_anew)
+        fence, waiting, closed_until_ms, last_ms = (int(v or 0) for v in found[7])
+        demand(fence == model.fence, f"S3: the fence is {fence}, not {model.fence}")
+        waiters = sum(e.state == "waiting" for e in model.entries.values())
+        demand(waiting == waiters, f"S2: {waiting} wait, not {waiters}")
+        demand(closed_until_ms == model.closed_until_ms, f"closed until {closed_until_ms}")
+        demand(last_ms == model.now, f"clock: {last_ms}, not {model.now}")
+
+    def _compare_entry(self, row: Row, e: Entry) -> None:
+        held = tuple(sorted(e.held))
+        mine = [e.state, e.ask.agent, held, e.revoked, e.hold_until_ms, e.owner]
+        theirs = [row.state, row.agent, row.held, row.revoked, row.hold_until_ms, row.owner]
+        if e.state in {"active", "cooling"}:
+            mine += [e.fence, e.expires_at_ms]
+            theirs += [row.fence, row.expires_at_ms]
+        elif e.state == "waiting":
+            mine += [e.rank, tuple(sorted(e.kept)), e.parked]
+            theirs += [row.rank, row.kept, row.parked]
+        demand(mine == theirs, f"{e.token} is {theirs}, not {mine}")
+
+    def _compare_device(self, uuid: str, row: list[str]) -> None:
+        d, x = self.model.devices[uuid], self.model.loads()[uuid]
+        mine = (
+            d.host, d.model, d.state, str(int(d.drained)), d.total_mb, d.reserve_mb, x.reserved_mb,
+            d.withheld_mb, d.foreign_mb, x.leases, x.exclusive, x.kept_for,
+        )  # fmt: skip
+        theirs = (*row[:4], *(int(v) for v in row[4:10]), *row[10:])
+        demand(mine == theirs, f"S2: {uuid} is {theirs}, not {mine}")
+
+    def _compare_keys(self, named: str, keys: list[list[Any]], *, set_anew: bool) -> None:
+        """S5, S7: each device's lease key has the fence, and lives as long as the lease."""
+        e = self.model.entries.get(named)
+        live = e is not None and e.state == "active"
+        for value, ttl_ms in keys:
+            demand(value is None or live, f"S4: {named} has a lease key")
+            if not e or not live:
+                continue
+            demand(value in {None, str(e.fence)}, f"S5: {named} has a lease key of {value}")
+            left_ms = e.expires_at_ms - self.model.now
+            if set_anew and left_ms > 0:  # else it has lived on by the real clock
+                demand(ttl_ms <= left_ms, f"S7: {named}'s key outlives it")
+                demand(ttl_ms > left_ms - SLACK_MS, f"S5: {named}'s key ends before it")
+
+    def audit(self) -> None:
+        """All that one look at the whole key space shows."""
+        if self.model.exists:
+            audit(self.pool.redis, self.pool.keys)
+
+
+def said(raw: list[Any]) -> Reply:
+    """A reply without its frame, as the model says it."""
+    tag, rest = raw[0], raw[5:]
+    if tag == "GRANTED":
+        fence, expires_at_ms, left_ms, reason, *flat = rest
+        held = sorted((flat[i], int(flat[i + 1])) for i in range(0, len(flat), 5))
+        return [tag, int(fence), expires_at_ms, left_ms, reason, held]
+    return [tag, *rest]
+
+
+__all__ = ["Broken", "Pair"]

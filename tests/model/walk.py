@@ -1,0 +1,185 @@
+"""A random walk: which step comes next, all from one seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from tests.model.world import Step
+
+AGENTS = ("ann", "bob", "cy")
+ORDINARY = {
+    "safe_mode": 0, "allow_fractional_shares": 1, "max_memory_per_agent_mb": 1_048_576,
+    "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "expiry_grace_s": 5,
+}  # fmt: skip
+RECENT = 14
+"""How many of the latest tokens are still in play."""
+
+SHAPES = ((("h0", 2),), (("h0", 2), ("h1", 2), ("h2", 2)), (("h0", 4), ("h1", 1)))
+"""Hosts and how many devices each has, one line a pool."""
+
+
+class Walk:
+    """Agents, hosts, operators and accidents in as many pools as there are shapes."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.asks: list[list[dict[str, Any]]] = [[] for _ in SHAPES]
+        self.hardware: list[dict[str, dict[str, Any]]] = []
+        for number, shape in enumerate(SHAPES):
+            flat = [host for host, count in shape for _ in range(count)]
+            self.hardware.append({
+                f"g{number}{n}": {
+                    "host": host, "index": n, "model": f"m{n // 2 % 2}", "simulated": n % 2,
+                    "total_mb": rng.choice((1000, 2000, 3000)),
+                }
+                for n, host in enumerate(flat)
+            })  # fmt: skip
+        self.first = [[n, "report", self.report(n, host)]
+                      for n, shape in enumerate(SHAPES) for host, _ in shape]  # fmt: skip
+
+    def next(self) -> Step:
+        """The next step."""
+        if self.first:
+            return self.first.pop(0)
+        kinds = (
+            (self.new, 24), (self.again, 22), (self.renew, 10), (self.release, 12), (self.time, 18),
+            (self.beat, 7), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
+            (self.deliver, 6), (self.reap, 2), (self.lose, 2),
+        )  # fmt: skip
+        pool = self.rng.randrange(len(SHAPES))
+        kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
+        return [pool, *kind(pool)]
+
+    def some(self, pool: int) -> int:
+        """The number of a token of late, or of one that is still to come."""
+        made = len(self.asks[pool])
+        return self.rng.randrange(max(0, made - RECENT), made + 1)
+
+    def later(self) -> dict[str, bool]:
+        return {"later": True} if self.rng.random() < 0.12 else {}
+
+    def ask(self, pool: int) -> dict[str, Any]:
+        """A request; what is as by default is not said."""
+        pick, chance = self.rng.choice, self.rng.random()
+        hosts = [host for host, _ in SHAPES[pool]]
+        return {
+            "agent": pick(AGENTS), "memory_mb": pick((0, 100, 300, 500, 700, 900, 1000, 1500, 2500)),
+            "devices": pick((2, 2, 2, 3)) if chance < 0.16 else 1, "exclusive": int(chance > 0.86),
+            "ttl_ms": pick((1000, 5000, 10_000, 10_000, 30_000)) if chance < 0.98 else 0,
+            "max_hold_ms": pick((0, 0, 0, 0, 20_000)), "priority": pick((0, 0, 0, 0, 5, 9)),
+            "host": pick(("*", "*", *hosts)) if chance < 0.97 else "nowhere",
+            "model": pick(("*", "*", "*", "m0", "m1")), "placement": pick(("spread", "pack")),
+            "on_unavailable": pick(("refuse", "refuse", "refuse", "cpu")),
+        }  # fmt: skip
+
+    def new(self, pool: int) -> Step:
+        self.asks[pool].append(self.ask(pool))
+        return self.say(pool, len(self.asks[pool]) - 1)
+
+    def again(self, pool: int) -> Step:
+        number = self.some(pool)
+        return self.new(pool) if number == len(self.asks[pool]) else self.say(pool, number)
+
+    def say(self, pool: int, number: int) -> Step:
+        """Ask for a token as it was asked for; now and then not quite."""
+        pick, chance = self.rng.choice, self.rng.random()
+        ask = self.asks[pool][number] | ({"memory_mb": 77} if chance < 0.02 else {})
+        args = {"number": number, "ask": ask, "wait_ms": pick((0, 60_000, 60_000, 60_000))}
+        if chance > 0.95:
+            args["owner"] = pick(("o1", "o2"))
+        if self.rng.random() < 0.1:
+            args["lost"] = True
+        return ["acquire", args | self.later()]
+
+    def renew(self, pool: int) -> Step:
+        pick, chance = self.rng.choice, self.rng.random()
+        number = self.some(pool)
+        if chance < 0.3:
+            return ["adopt", {"number": number} | self.later()]
+        args = {"number": number, "fence": pick(("own", "own", "own", "own", "none", "wrong"))}
+        if chance > 0.8:
+            args["ttl_ms"] = pick((1000, 20_000, 0))
+        return ["renew", args | self.later()]
+
+    def release(self, pool: int) -> Step:
+        args = {"number": self.some(pool), "plant": int(self.rng.random() < 0.7)}
+        if self.rng.random() < 0.1:
+            args["owner"] = "o2"
+        return ["release", args | self.later()]
+
+    def revoke(self, pool: int) -> Step:
+        return ["revoke", {"number": self.some(pool), "force": self.rng.randint(0, 1)} | self.later()]
+
+    def reap(self, pool: int) -> Step:
+        return ["reap", {}]
+
+    def deliver(self, pool: int) -> Step:
+        return ["deliver", {"number": self.rng.randrange(9), "again": self.rng.random() < 0.3}]
+
+    def time(self, pool: int) -> Step:
+        """Microseconds to seconds; a leap of the clock, a step back."""
+        chance = self.rng.random()
+        if chance < 0.03:
+            return ["time", {"us": self.rng.choice((10_001, 25_000, 70_000)) * 1000}]
+        if chance < 0.06:
+            return ["time", {"us": -self.rng.choice((1, 900, 5000, 20_000)) * 1000}]
+        return ["time", {"us": self.rng.choice((0, 7, 1000, 99_000, 500_000, 3_000_000, 6_000_001))}]
+
+    def report(self, pool: int, host: str, **more: Any) -> dict[str, Any]:
+        mine = {uuid: {k: v for k, v in said.items() if k != "host"}
+                for uuid, said in self.hardware[pool].items() if said["host"] == host}  # fmt: skip
+        return {"host": host, "devices": mine} | more
+
+    def beat(self, pool: int) -> Step:
+        """A host reports, with or without its devices, of now or of some time ago."""
+        host = self.rng.choice(SHAPES[pool])[0]
+        args = self.report(pool, host, sampled=self.rng.choice((-1, -1, -1, -2, -4, 0)))
+        if self.rng.random() < 0.2:
+            args["devices"] = {}
+        if self.rng.random() < 0.1:
+            args |= {"remembers": False, "deadline_ms": 3000}
+        return ["report", args | self.later()]
+
+    def change(self, pool: int) -> Step:
+        """Something is other with a device."""
+        pick = self.rng.choice
+        uuid = pick(list(self.hardware[pool]))
+        said = self.hardware[pool][uuid]
+        hosts = [host for host, _ in SHAPES[pool]]
+        plain = {"outside_mb": "", "unclaimed_mb": "", "lingering_mb": "", "uncertain_mb": ""}
+        said |= pick((
+            {"used_mb": pick((0, 0, 200, 600, 1500, ""))} | plain, {"used_mb": 0} | plain,
+            {"state": pick(("ok", "ok", "lost"))}, {"state": "ok"},
+            {"total_mb": pick((1000, 2000, 3000))}, {"reserve_mb": pick((0, 0, 64))},
+            {"model": pick(("m0", "m1"))}, {"simulated": pick((0, 1))},
+            {"host": pick(hosts)},
+            {"outside_mb": pick((0, 0, 300)), "unclaimed_mb": pick((0, 200)), "used_mb": 300,
+             "lingering_mb": pick((0, 0, 400)), "uncertain_mb": pick((0, 0, 500))},
+        ))  # fmt: skip
+        return ["report", self.report(pool, said["host"])]
+
+    def drain(self, pool: int) -> Step:
+        """Mostly back."""
+        what = self.rng.choice(("device", "host"))
+        names = [*self.hardware[pool], "g-none"] if what == "device" else [h for h, _ in SHAPES[pool]]
+        drained = int(self.rng.random() < 0.35)
+        return ["drain", {"what": what, "name": self.rng.choice(names), "drained": drained}]
+
+    def policy(self, pool: int) -> Step:
+        """Mostly back."""
+        fields = self.rng.choice((
+            {"safe_mode": 1}, {"safe_mode": 0}, {"allow_fractional_shares": 0},
+            {"max_memory_per_agent_mb": 2500}, {"max_leases_per_agent": 3}, {"expiry_grace_s": 0},
+            {"max_waiters_per_agent": 2}, {"default_memory_mb": 400}, *[ORDINARY] * 6,
+        ))  # fmt: skip
+        return ["policy", {"fields": fields}]
+
+    def lose(self, pool: int) -> Step:
+        """A replica, and now and then its hour."""
+        chance = self.rng.random()
+        if chance < 0.6:
+            return ["replicate", {}]
+        return ["forget", {}] if chance > 0.95 else ["failover", {"us": self.rng.choice((200_000, 4_000_000))}]

@@ -1,0 +1,255 @@
+"""Several pools on one server, lived through step by step; each step is plain data.
+
+A step is `[pool, what, arguments]`. The same list of steps makes the same life, whoever made it: the
+random walk, hypothesis, the explorer. Arguments that make no sense (any more) are no failure, so that
+steps can be left out of a list and the rest still means something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.model.model import Ask, Claim, Model, Reply, demand
+from tests.model.pair import START_US, Pair
+
+if TYPE_CHECKING:
+    from tests.pools import Pool
+
+Step = list[Any]
+
+DEVICE = {
+    "index": 0, "name": "GPU", "model": "m0", "total_mb": 1000, "reserve_mb": 0, "used_mb": 0,
+    "state": "ok", "simulated": 1,
+}  # fmt: skip
+
+
+ASIDE = "replica:"
+"""Before the names of the keys that a replica has."""
+
+
+def token(number: int) -> str:
+    """A token that is easy to read."""
+    return f"t{number}".rjust(16, "-")
+
+
+@dataclass
+class Holder:
+    """What the client of a token knows, from the replies that reached it."""
+
+    ask: Ask = field(default_factory=Ask)
+    fence: int = 0
+    epoch: int = 0
+    held: tuple[tuple[str, int], ...] = ()
+    fences: set[int] = field(default_factory=set)
+    ends_ms: int = 0
+    granted: bool = False
+    over: bool = False
+    revoked: bool = False
+
+
+@dataclass
+class Life:
+    """One pool: what its clients know, what is on its way, what a replica has of it."""
+
+    pair: Pair
+    holders: dict[str, Holder] = field(default_factory=dict)
+    bag: list[tuple[str, tuple[Any, ...], str, dict[str, Any]]] = field(default_factory=list)
+    moments: list[int] = field(default_factory=lambda: [0])
+    epoch: int = 0
+    highest: int = 0
+    latest_us: int = START_US
+    lost_us: int = 0
+    replica: Model | None = None
+
+    def step(self, what: str, args: dict[str, Any]) -> Reply | None:
+        """Do one step; what the pool said, if it was asked."""
+        return getattr(self, f"do_{what}")(**args)
+
+    # Calls.
+
+    def send(self, verb: str, wire: tuple[Any, ...], named: str = "", *, later: bool = False,
+             **args: Any) -> Reply | None:  # fmt: skip
+        """Call a verb now, or put the call where `deliver` finds it."""
+        if later:
+            self.bag.append((verb, wire, named, args))
+            return None
+        reply = self.pair.call(verb, wire, named, **args)
+        if self.pair.model.exists:
+            self.moments = [*self.moments[-8:], self.pair.model.now]
+        if named:
+            self._history(verb, named, reply, args)
+        return reply
+
+    def do_deliver(self, number: int, again: bool = False) -> Reply | None:
+        """A call that was on its way arrives, and may arrive once more."""
+        if not self.bag:
+            return None
+        verb, wire, named, args = self.bag[number % len(self.bag)]
+        if not again:
+            del self.bag[number % len(self.bag)]
+        return self.send(verb, wire, named, **args)
+
+    def _history(self, verb: str, named: str, reply: Reply, args: dict[str, Any]) -> None:
+        """What all replies of one token together say; it needs no model."""
+        known, tag = self.holders.setdefault(named, Holder()), reply[0]
+        now = self.pair.model.now
+        if tag == "GRANTED" or tag == "RENEWED":
+            demand(not known.over, f"S4: {named} was over, and is {tag}")
+        if tag == "GRANTED":
+            fence = reply[1]
+            if fence not in known.fences:
+                demand(not known.granted, f"S6: {named} was granted twice")
+                demand(fence > self.highest, f"S3: the fence of {named} turned back")
+                self.highest = max(self.highest, fence)
+                known.fences.add(fence)
+                known.granted = True
+            known.ends_ms = reply[2]
+        elif tag == "RENEWED":
+            demand(reply[1] >= known.ends_ms or known.revoked, f"S7: {named} was shortened")
+            known.ends_ms = reply[1]
+        elif tag == "REVOKED":
+            known.revoked, known.ends_ms = True, reply[1]
+        elif tag == "LOST" and reply[1] == "expired":
+            demand(now > known.ends_ms or known.over or known.revoked, f"S7: {named} ended early")
+        final = tag in {"RELEASED", "ALREADY"}
+        final = final or tag == "LOST" and ("claim" in args or reply[1] != "superseded")
+        planted = verb == "release" and tag == "UNKNOWN" and args["plant"] and not args["owner"]
+        known.over = known.over or final or bool(planted)
+
+    def do_acquire(self, number: int, ask: dict[str, Any], wait_ms: int = 0, owner: str = "",
+                   client: str = "c", later: bool = False, lost: bool = False) -> Reply | None:  # fmt: skip
+        """Ask; `lost`: the reply does not arrive."""
+        name, wanted = token(number), Ask(**ask)
+        wire = (name, *wanted, client, "1:1", owner, wait_ms)
+        reply = self.send("acquire", wire, name, later=later, token=name, ask=wanted,
+                          wait_ms=wait_ms, owner=owner)  # fmt: skip
+        if reply and reply[0] == "GRANTED" and not lost:
+            known = self.holders[name]
+            known.ask, known.fence, known.held = wanted, reply[1], tuple(reply[5])
+            known.epoch = self.pair.model.epoch
+        return reply
+
+    def do_renew(self, number: int, fence: str = "own", ttl_ms: int | None = None, owner: str = "",
+                 later: bool = False) -> Reply | None:  # fmt: skip
+        """Renew as its holder, without saying the fence, or with a wrong one."""
+        name = token(number)
+        own = self.holders.get(name, Holder()).fence
+        said = {"own": own, "wrong": own + 1, "none": 0}[fence]
+        wire = (name, said or "", "" if ttl_ms is None else ttl_ms, owner)
+        return self.send("renew", wire, name, later=later, token=name, fence=said, ttl_ms=ttl_ms,
+                         owner=owner)  # fmt: skip
+
+    def do_adopt(self, number: int, later: bool = False) -> Reply | None:
+        """Renew with all that its holder knows, as after UNKNOWN."""
+        name = token(number)
+        known = self.holders.get(name)
+        if not known or not known.fence or known.over:
+            return None
+        claim, held = Claim(known.epoch, known.ask, known.held), known.held
+        wire = (name, known.fence, "", "", known.epoch, known.ask.agent,
+                ",".join(f"{uuid}={mb}" for uuid, mb in held),
+                "|".join(str(part) for part in known.ask[1:]), "c", "1:1")  # fmt: skip
+        return self.send("renew", wire, name, later=later, token=name, fence=known.fence,
+                         claim=claim)  # fmt: skip
+
+    def do_release(self, number: int, plant: int = 1, owner: str = "", later: bool = False) -> Reply | None:
+        """Give back, or leave, or be there before the acquire."""
+        name = token(number)
+        return self.send("release", (name, plant, owner), name, later=later, token=name,
+                         plant=plant, owner=owner)  # fmt: skip
+
+    def do_revoke(self, number: int, force: int = 0, later: bool = False) -> Reply | None:
+        """An operator ends a lease."""
+        name = token(number)
+        return self.send("revoke", (name, force, "op", "why"), name, later=later, token=name,
+                         force=force)  # fmt: skip
+
+    def do_reap(self) -> Reply | None:
+        """Somebody looks what is over."""
+        return self.send("reap", ())
+
+    def do_drain(self, what: str, name: str, drained: int) -> Reply | None:
+        """An operator drains a device or a host, or takes it back."""
+        return self.send("drain", (what, name, drained, "op", "why"), what=what, name=name,
+                         drained=drained)  # fmt: skip
+
+    def do_policy(self, fields: dict[str, int]) -> Reply | None:
+        """An operator turns knobs."""
+        flat = [part for pair in fields.items() for part in pair]
+        return self.send("set_policy", ("op", *flat), **fields)
+
+    def do_report(self, host: str, devices: dict[str, dict[str, Any]], sampled: int = -1,
+                  deadline_ms: int = 15_000, remembers: bool = True, later: bool = False) -> Reply | None:  # fmt: skip
+        """A host reports; `sampled`: when it looked, as an index of the last moments, or 0."""
+        at_ms = self.moments[sampled % len(self.moments)] if sampled else 0
+        devices = {uuid: DEVICE | said for uuid, said in devices.items()}
+        flat = [x for uuid, said in devices.items()
+                for x in (uuid, len(said), *(y for pair in said.items() for y in pair))]  # fmt: skip
+        epoch = self.epoch if remembers else 0
+        reply = self.send(
+            "report", (host, deadline_ms, at_ms, epoch or "", 0, "v", *flat), later=later,
+            host=host, devices=devices, deadline_ms=deadline_ms, sampled_ms=at_ms, epoch=epoch,
+        )  # fmt: skip
+        if self.pair.model.exists:
+            self.epoch = self.pair.model.epoch
+        return reply
+
+    # Time, and what befalls the server.
+
+    def do_time(self, us: int) -> None:
+        """The server's clock goes on, or back: not behind a time of which memory was lost (S3)."""
+        self.pair.clock(max(self.lost_us, self.pair.model.raw_us + us))
+        self.latest_us = max(self.latest_us, self.pair.model.raw_us)
+
+    def do_replicate(self) -> None:
+        """What is on the server reaches its replica."""
+        self._copy("", ASIDE)
+        self.replica = self.pair.model.copy()
+
+    def do_failover(self, us: int = 1_000_000) -> None:
+        """The replica takes over: all that came after `replicate` is lost."""
+        if not self.replica:
+            return
+        self._later(us)
+        self._copy(ASIDE, "")
+        self.pair.last_event = self._newest_event()
+        raw_us, self.pair.model = self.pair.model.raw_us, self.replica.copy()
+        self.pair.model.raw_us, self.pair.model.another = raw_us, self.replica.exists
+        if self.replica.exists:
+            self.pair.pool.redis.hset(self.pair.pool.keys.pool, "run_id", "1")
+
+    def _newest_event(self) -> str:
+        found = self.pair.pool.redis.xrevrange(self.pair.pool.keys.events, count=1)
+        return str(found[0][0]) if found else "0"
+
+    def _copy(self, source: str, target: str) -> None:
+        """All keys of the pool, with what is left of their lives."""
+        base, client = self.pair.pool.keys.base, self.pair.pool.redis
+        old = self._names(target + base)
+        pipe = client.pipeline(transaction=False)
+        for name in old:
+            pipe.delete(name)
+        for name in self._names(source + base):
+            pipe.copy(name, target + name.removeprefix(source))
+        pipe.execute()
+
+    def _names(self, base: str) -> list[str]:
+        found = self.pair.pool.redis.scan_iter(f"{base}:*", count=5000)
+        return sorted(name for name in found if ":test_" not in name)
+
+    def do_forget(self, us: int = 1_000_000) -> None:
+        """All is lost."""
+        if names := self._names(self.pair.pool.keys.base):
+            self.pair.pool.redis.delete(*names)
+        self._later(us)
+        self.pair.last_event = "0"
+        self.pair.model = Model(self.pair.seen, self.pair.model.raw_us)
+
+    def _later(self, us: int) -> None:
+        """Losing memory takes longer than clocks differ: what S3 is promised for."""
+        self.pair.clock(max(self.latest_us, self.highest) + us)
+        self.latest_us = self.lost_us = self.pair.model.raw_us
+        for known in self.holders.values():
+            known.granted = known.over = known.revoked = False
+            known.ends_ms = 0
