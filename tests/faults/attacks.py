@@ -72,6 +72,7 @@ ATTACKS = {
     "replies": _test("one reply in twenty lost, a reply late", "faults/test_lost_replies.py"),
     # Time.
     "stepped": _world("Redis's clock: seconds and an hour back, and an hour forward"),
+    "steps": _test("Redis's clock, a client at a time", "faults/test_clock_steps.py"),
     "skewed": _world("clocks of agents: hours and days off, and stepping"),
     # The store.
     "full": _world("Redis at maxmemory"),
