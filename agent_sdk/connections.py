@@ -1,7 +1,7 @@
 """Connections to the store: redis-py's, which find the primary first and leave what is none.
 
-Over a unix socket there is nothing to find. What cannot be read of an answer is InvalidResponse over
-each of them, where redis-py's parser lets its own TypeErrors out.
+Over a unix socket there is nothing to find. Over each of them an answer that cannot be read is
+InvalidResponse, where redis-py's parser lets its own TypeErrors out.
 """
 
 from __future__ import annotations

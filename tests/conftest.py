@@ -22,7 +22,7 @@ LONG = (
     "api/test_document", "redis/test_cluster", "redis/test_sentinel", "hosts/test_scenarios",
     "faults/test_redis_away", "faults/test_memory_lost", "faults/test_device_faults",
     "faults/test_driver_untouched",
-    "lua/test_cost", "unit/test_cli_run",
+    "lua/test_cost", "lua/test_arguments_fuzz", "unit/test_cli_run", "api/test_secrets",
 )  # fmt: skip
 """Files that take more than some 20 s, most of it waiting for real processes."""
 

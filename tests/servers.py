@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import redis
 from agent_sdk.server_binary import find_wheel_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 def free_port() -> int:
@@ -36,6 +37,7 @@ class Server:
     folder: Path
     port: int
     options: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -55,7 +57,9 @@ class Server:
             "--dir", str(self.folder), "--save", "", "--logfile", "log",
             "--enable-debug-command", "yes", *self.options,
         ]  # fmt: skip
-        self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, env=os.environ | self.env, stdout=subprocess.DEVNULL
+        )
         until = time.monotonic() + 10
         while time.monotonic() < until:
             with suppress(redis.exceptions.RedisError), self.connect() as client:
@@ -85,10 +89,12 @@ def binary(kind: str) -> Path:
 
 
 @contextmanager
-def running(kind: str = "redis", *options: str) -> Iterator[Server]:
-    """A server for the length of a block."""
+def running(
+    kind: str = "redis", *options: str, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """A server for the length of a block; what it has in its environment beside ours."""
     folder = Path(tempfile.mkdtemp(prefix="gpu-broker-", dir="/tmp"))
-    server = Server(binary(kind), folder, free_port(), options)
+    server = Server(binary(kind), folder, free_port(), options, env or {})
     server.start()
     try:
         yield server

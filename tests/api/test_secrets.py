@@ -112,7 +112,7 @@ def test_monitor_shows_no_key_and_no_password(
 
 
 def test_ps_shows_nothing_of_serve_host_and_run(url: str, key: str, tmp_path: Path) -> None:
-    """Arguments, names of processes and threads; nor does a command under a lease show its token."""
+    """Arguments, names of processes and threads; nor does a command under a lease say which."""
     settings = {"REDIS_URL": url, "GPU_BROKER_API_KEY": key, "GPU_BROKER_POOL": "ps"}
     tells = tmp_path / "token"
     under = ["sh", "-c", f'echo "$GPU_LEASE_TOKEN" > {tells}.new; mv {tells}.new {tells}; sleep 60']
@@ -137,7 +137,9 @@ def test_ps_shows_nothing_of_serve_host_and_run(url: str, key: str, tmp_path: Pa
         token = eventually(lambda: tells.exists() and tells.read_text().strip(), 20)
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         assert children
-        shown = "".join(process_shows(pid) for pid in [p.pid for p in started] + list(map(int, children)))
+        shown = "".join(
+            process_shows(pid) for pid in [p.pid for p in started] + list(map(int, children))
+        )
         for secret in (PASSWORD, key, token):
             assert secret not in shown
 
@@ -164,7 +166,7 @@ def failures(url: str) -> dict[str, Callable[[], object]]:
         "no port": lambda: LeaseClient(Store(f"redis://:{PASSWORD}@h:port")).devices(),
         "no service": lambda: LeaseClient(Store(f"redis+sentinel://:{PASSWORD}@h")).devices(),
         "no sentinel": lambda: LeaseClient(
-            Store(f"redis+sentinel://:{PASSWORD}@127.0.0.1:1/gpu?sentinel_password={PASSWORD}", 0.1),
+            Store(f"redis+sentinel://:{PASSWORD}@127.0.0.1:1/s?sentinel_password={PASSWORD}", 0.1),
             deadline_s=0.1,
         ).devices(),
         "bad call": lambda: LeaseClient(Store(url)).acquire("a b"),
@@ -173,9 +175,7 @@ def failures(url: str) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("name", failures(""))
-def test_traceback_shows_no_password(
-    name: str, url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_traceback_shows_no_password(name: str, url: str, caplog: pytest.LogCaptureFixture) -> None:
     """The whole chain of an error with its words, and whatever was logged on the way."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises((LeaseError, ValueError)) as raised:
@@ -187,7 +187,7 @@ def test_traceback_shows_no_password(
 def test_what_is_printed_of_our_objects_has_no_password(
     url: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A debugger, a log of somebody's, an assertion of a test: repr of a Store had the URL in it."""
+    """In a debugger, a log, an assertion: a Store's repr had the whole URL in it."""
     monkeypatch.setenv("REDIS_URL", url)
     monkeypatch.setenv("GPU_BROKER_API_KEY", key)
     store = Store(url)

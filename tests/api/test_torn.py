@@ -1,4 +1,4 @@
-"""Requests that break off, come in crumbs, or are none: nothing is done by half, others are served."""
+"""Requests that break off, come in crumbs, or are none: nothing is done by half."""
 
 from __future__ import annotations
 

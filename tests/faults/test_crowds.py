@@ -24,7 +24,8 @@ from tests.pools import device
 from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from typing import Self
 
     from tests.servers import Server
 
@@ -35,7 +36,7 @@ CLIENTS = min(LEASES, int(os.environ.get("GPU_BROKER_CLIENTS", "150")))
 BATCH = 500
 
 BLOCKED_MS = 20.0
-"""No call may hold the server up for longer. A busy machine stops the server itself: hence OFTEN."""
+"""No call may hold the server up for longer; a busy machine stops the server too, hence OFTEN."""
 
 OFTEN = 5
 """Of calls that took longer, at most so many: what takes it by itself takes it again and again."""
@@ -73,7 +74,7 @@ class Pings:
             self._client.ping()
             self.ms.append((time.perf_counter() - began) * 1000)
 
-    def __enter__(self) -> Pings:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -154,7 +155,9 @@ def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: An
     assert pings.share(0.99) < BLOCKED_MS, figures
 
 
-async def test_clients_that_arrive_at_once_are_all_served(own: Server, record_property: Any) -> None:
+async def test_clients_that_arrive_at_once_are_all_served(
+    own: Server, record_property: Any
+) -> None:
     """Each with connections of its own, all for a GPU with room for ten; in the order they came."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))

@@ -18,15 +18,13 @@ import redis
 from agent_sdk.clocks import local_now
 from tests.api.brokers import eventually
 from tests.faults.clock import Clock
-from tests.hosts.checker import RETURN_S, forgotten
+from tests.hosts.checker import forgotten
 from tests.hosts.scenarios import DEVICES, LONG, MOST_MB, OPEN_S, Fleet, Seen, figures
-from tests.hosts.world import DEADLINE_S, PORT, START_S, TTL_S
+from tests.hosts.world import PORT, START_S, TTL_S
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
 
-    from tests.hosts.nets import Host
     from tests.hosts.world import Outcome, World
 
 EVERYBODY = frozenset({"store", *DEVICES})
@@ -180,10 +178,13 @@ def _witnessed(fleet: Fleet) -> Iterator[Witness]:
 
 
 def stepped(world: World) -> Seen:
-    """Redis's clock steps: seconds forward and back, an hour back, and forward to what is right."""
+    """Redis's clock steps: seconds forward and back, an hour back, and forward to what is right.
+
+    A step forward of less than 10 s counts in full, so the leases are longer than one.
+    """
     store, clock = world.host("store"), Clock.make(world.folder / "clock")
     world.redis(store, env=clock.env)
-    fleet = Fleet.start(world, f"redis://{store.address}:{PORT}")
+    fleet = Fleet.start(world, f"redis://{store.address}:{PORT}", "--ttl", "8")
     with _witnessed(fleet) as witness, _admin(fleet) as admin:
         time.sleep(2)
         for seconds in (-2.0, 0.0, -30.0, -HOUR_S):

@@ -320,3 +320,15 @@ def _held(window: Window) -> HeldLease:
             ttl_ms=2000, reason=None, devices=devices, trusted_until=window.until,
         )
     )  # fmt: skip
+
+
+def test_event_is_when_a_reader_had_it_where_the_pools_clock_stepped() -> None:
+    """Ten minutes back in the stream: its times would have ended everything before it began."""
+    story = peaceful()
+    seen = {event.id: (event.at_ms - AHEAD_MS) / 1000 for event in story.events}
+    story.events = [replace(e, id=f"{e.at_ms - 600_000}-{n}") for n, e in enumerate(story.events)]
+    story.events.sort(key=lambda event: event.at_ms)
+    moved = {e.id: at for e, at in zip(story.events, sorted(seen.values()), strict=True)}
+    said = PoolSaid(tuple(story.events), CAPACITIES, HOSTS, (), AHEAD_MS, 1.5, seen=moved)
+    assert violations(story.history, said, []) == []
+    assert violations(story.history, replace(said, seen={}), []) != []

@@ -1,4 +1,4 @@
-"""Every verb with arguments that nobody thought of: an error or a refusal leaves no write behind."""
+"""Every verb with arguments that nobody thought of: a refusal leaves no write behind."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ CLOCK = {"last_ms", "looked_ms"}
 def report_args(rng: random.Random) -> list[Any]:
     flat: list[Any] = []
     for _ in range(rng.randint(0, 3)):
-        pairs = [(name, rng.choice(values)) for name, values in rng.sample(TELLS, rng.randint(0, 6))]
+        pairs = [
+            (name, rng.choice(values)) for name, values in rng.sample(TELLS, rng.randint(0, 6))
+        ]
         lies = rng.choice((0, 0, 0, 1, -1))
         flat += [rng.choice(DEVICES), len(pairs) + lies, *(x for pair in pairs for x in pair)]
     return [rng.choice(("h1", "h2")), 86_400_000, 0, "", 0, "test", *flat]

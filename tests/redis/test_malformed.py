@@ -30,14 +30,18 @@ DEADLINE_S = 0.2
 TIMEOUT_S = 0.2
 
 ANSWERS = (
-    b"", b"\r\n", b"?\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"+OK\r\n", b"-\r\n", b"-ERR\r\n", b"$-1\r\n",
+    b"", b"\r\n", b"?\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"+OK\r\n", b"-\r\n", b"-ERR\r\n",
+    b"$-1\r\n",
     b"*-1\r\n", b"*0\r\n", b"_\r\n", b"$5\r\nab\r\n", b"$99999999999\r\n", b"$-7\r\n", b"$x\r\n",
     b"*99999999999\r\n", b"*2\r\n+GRANTED\r\n", b":nan\r\n", b":99999999999999999999999999\r\n",
     b",inf\r\n", b",nan\r\n", b"#t\r\n", b"#x\r\n", b"(" + b"9" * 500 + b"\r\n", b"*1\r\n" * 5000,
-    b"%1\r\n+a\r\n+b\r\n", b"%1\r\n*0\r\n+b\r\n", b"~1\r\n*0\r\n", b">2\r\n+a\r\n+b\r\n", b"!3\r\nERR\r\n",
-    b"=7\r\ntxt:abc\r\n", b"|1\r\n+a\r\n+b\r\n", b"+" + b"\xff" * 40 + b"\r\n", b"$2\r\n\xc3\x28\r\n",
+    b"%1\r\n+a\r\n+b\r\n", b"%1\r\n*0\r\n+b\r\n", b"~1\r\n*0\r\n", b">2\r\n+a\r\n+b\r\n",
+    b"!3\r\nERR\r\n",
+    b"=7\r\ntxt:abc\r\n", b"|1\r\n+a\r\n+b\r\n", b"+" + b"\xff" * 40 + b"\r\n",
+    b"$2\r\n\xc3\x28\r\n",
     b"*6\r\n+WAITING\r\n+soon\r\n:5\r\n+1\r\n:0\r\n:0\r\n", b"*1\r\n-ERR inner\r\n",
-    b"-NOSCRIPT No matching script.\r\n" * 3, b"-MOVED nowhere\r\n", b"-ASK\r\n", b"-WRONGTYPE no\r\n",
+    b"-NOSCRIPT No matching script.\r\n" * 3, b"-MOVED nowhere\r\n", b"-ASK\r\n",
+    b"-WRONGTYPE no\r\n",
     b"*10\r\n+GRANTED\r\n:1\r\n+\r\n+1\r\n:0\r\n+7\r\n:5000\r\n+soon\r\n+\r\n+x\r\n",
 )  # fmt: skip
 """To whatever is asked: of another protocol, cut off, too long, nested, and of RESP3."""
@@ -85,8 +89,8 @@ def outcomes(kind: str, url: str, pool: str) -> list[str]:
         with LeaseClient(store, **about) as client:
             did(lambda: client.acquire("a", memory_mb=1, token=token))
             did(lambda: client.adopt(token))
-            did(lambda: client.reap())
-            did(lambda: client.devices())
+            did(client.reap)
+            did(client.devices)
         return said
     with asyncio.Runner() as runner:
         other = AsyncLeaseClient(store, **about)

@@ -22,8 +22,10 @@ SECURITY = Path(__file__).parents[2] / "SECURITY.md"
     ("redis", "valkey", "first"),
     [
         ("7.0.15", None, "Redis 7.2.16"), ("7.2.15", None, "Redis 7.2.16"), ("7.2.16", None, None),
-        ("8.0.4", None, "Redis 8.2.9"), ("8.2.2", None, "Redis 8.2.9"), ("8.10.0", None, "Redis 8.10.1"),
-        ("8.10.1", None, None), ("8.10.2", None, None), ("8.12.0", None, None), ("9.0.0", None, None),
+        ("8.0.4", None, "Redis 8.2.9"), ("8.2.2", None, "Redis 8.2.9"),
+        ("8.10.0", None, "Redis 8.10.1"),
+        ("8.10.1", None, None), ("8.10.2", None, None), ("8.12.0", None, None),
+        ("9.0.0", None, None),
         ("7.2.4", "9.1.2", None), ("7.2.4", "9.1.0", "Valkey 9.1.1"), ("7.2.4", "9.2.0", None),
         ("7.2.4", "8.1.8", "Valkey 8.1.9"), ("7.2.4", "7.2.14", None), ("", None, None),
         ("of the future", None, None),
