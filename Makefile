@@ -4,6 +4,7 @@
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
+# make model  a reference model beside real pools: N random steps (SEED), every life of a small world, seeded bugs
 # make bench  what a lease costs, beside what else there is
 # make docs-assets  the pictures of the README
 # make lock   requirements.lock anew, after a change of pyproject.toml
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e e2e-hosts soak bench docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts model soak bench docs-assets lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -36,6 +37,12 @@ e2e: $(READY)
 
 e2e-hosts: $(READY)
 	@$(BIN)/python -m tests.hosts $(SCENARIO)
+
+# N: how many steps; STATES: how many of the small world; SEED: of an earlier run.
+model: N ?= 300000
+model: STATES ?= 200000
+model: $(READY)
+	@$(BIN)/python -m tests.model --steps $(N) --states $(STATES) --seed "$(SEED)"
 
 # N: how often each scenario of e2e-hosts runs.
 soak: N ?= 20

@@ -36,11 +36,6 @@ POLICIES = st.sampled_from((
 ))  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    """Pools on a server of their own."""
-    with World.on_a_server() as world:
-        yield world
 
 
 class Machine(RuleBasedStateMachine):

@@ -37,17 +37,17 @@ class Walk:
                 }
                 for n, host in enumerate(flat)
             })  # fmt: skip
-        self.first = [[n, "report", self.report(n, host)]
+        self.queue = [[n, "report", self.report(n, host)]
                       for n, shape in enumerate(SHAPES) for host, _ in shape]  # fmt: skip
 
     def next(self) -> Step:
         """The next step."""
-        if self.first:
-            return self.first.pop(0)
+        if self.queue:
+            return self.queue.pop(0)
         kinds = (
             (self.new, 24), (self.again, 22), (self.renew, 10), (self.release, 12), (self.time, 18),
             (self.beat, 7), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
-            (self.deliver, 6), (self.reap, 2), (self.lose, 2),
+            (self.deliver, 6), (self.reap, 2), (self.lose, 2), (self.patience, 1), (self.crowd, 1),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
         kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
@@ -178,8 +178,42 @@ class Walk:
         return ["policy", {"fields": fields}]
 
     def lose(self, pool: int) -> Step:
-        """A replica, and now and then its hour."""
+        """A replica, and now and then its hour: then those who hold something say so."""
         chance = self.rng.random()
         if chance < 0.6:
             return ["replicate", {}]
-        return ["forget", {}] if chance > 0.95 else ["failover", {"us": self.rng.choice((200_000, 4_000_000))}]
+        if chance > 0.95:
+            return ["forget", {}]
+        numbers = [self.some(pool) for _ in range(6)]
+        self.queue += [[pool, "adopt", {"number": number}] for number in numbers]
+        self.queue += [self.pass_on(pool, 10_001)]
+        self.queue += [[pool, *self.again(pool)] for _ in range(2)]
+        self.queue += [[pool, "adopt", {"number": self.rng.choice(numbers)}]]
+        return ["failover", {"us": self.rng.choice((200_000, 4_000_000))}]
+
+    def pass_on(self, pool: int, ms: int) -> Step:
+        return [pool, "time", {"us": ms * 1000}]
+
+    def patience(self, pool: int) -> Step:
+        """Somebody waits for more than half a minute, with hosts that are alive."""
+        number = self.some(pool)
+        if number == len(self.asks[pool]):
+            return self.new(pool)
+        ask = {"ask": self.asks[pool][number], "number": number, "wait_ms": 60_000}
+        for round_ in range(9):
+            self.queue += [self.pass_on(pool, 4000), [pool, "acquire", ask]]
+            if round_ % 3 == 0:
+                self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        return ["acquire", ask]
+
+    def crowd(self, pool: int) -> Step:
+        """Many small requests wait when a host comes back, and the policy may be another."""
+        host = self.rng.choice(SHAPES[pool])[0]
+        for _ in range(10):
+            ask = self.ask(pool) | {"devices": 1, "exclusive": 0, "memory_mb": self.rng.choice((100, 300))}
+            self.asks[pool].append(ask)
+            said = {"number": len(self.asks[pool]) - 1, "ask": ask, "wait_ms": 60_000}
+            self.queue.append([pool, "acquire", said])
+        self.queue.append([pool, "drain", {"what": "host", "name": host, "drained": 0}])
+        self.queue.append([pool, *self.rng.choice((self.policy, self.again, self.release))(pool)])
+        return ["drain", {"what": "host", "name": host, "drained": 1}]
