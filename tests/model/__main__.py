@@ -25,7 +25,9 @@ def walk(world: World, seed: str, steps: int) -> bool:
         print(f"again: make model N={steps} SEED={seed}")
         return False
     took_s = time.monotonic() - began
-    print(f"walk: seed {seed}, {steps} steps in {took_s:.0f} s ({steps / took_s:.0f}/s): no violation")
+    print(
+        f"walk: seed {seed}, {steps} steps in {took_s:.0f} s ({steps / took_s:.0f}/s): no violation"
+    )
     return True
 
 
@@ -34,13 +36,17 @@ def small_world(world: World, most: int) -> bool:
     began = time.monotonic()
     found = explore(most)
     took_s = time.monotonic() - began
-    print(f"explorer: {found.states} states, {found.moves} moves, {found.depth} deep in {took_s:.0f} s")
+    print(
+        f"explorer: {found.states} states, {found.moves} moves, {found.depth} deep in {took_s:.0f} s"
+    )
     began, sample = time.monotonic(), found.paths[:: max(1, len(found.paths) // 2000)]
     for path in sample:
         if failure := world.fails(path):
             print(failure)
             return False
-    print(f"explorer: {len(sample)} of their paths on the scripts in {time.monotonic() - began:.0f} s")
+    print(
+        f"explorer: {len(sample)} of their paths on the scripts in {time.monotonic() - began:.0f} s"
+    )
     return True
 
 

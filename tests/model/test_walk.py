@@ -30,7 +30,11 @@ def test_walk_reaches_what_is_rare(world: World) -> None:
     for _ in range(STEPS):
         step = walk.next()
         reply = lives[step[0]].step(step[1], step[2])
-        seen |= {" ".join(map(str, reply[:2])) if reply[0] in {"REFUSED", "LOST"} else reply[0]} if reply else set()
+        seen |= (
+            {" ".join(map(str, reply[:2])) if reply[0] in {"REFUSED", "LOST"} else reply[0]}
+            if reply
+            else set()
+        )
     for life in lives:
         found = life.pair.pool.redis.xrange(life.pair.pool.keys.events)
         seen |= {entry["event"] for _, entry in found}
