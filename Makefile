@@ -7,6 +7,7 @@
 # make faults  every attack on the broker, a line each; N=10 runs each so often, ATTACK="full torn" those, LIST=1 says which
 # make audit  known vulnerabilities of what requirements.lock installs; asks a service on the network
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
+# make model  a reference model beside real pools: N random steps (SEED), every life of a small world, seeded bugs
 # make bench  what a lease costs, beside what else there is
 # make docs-assets  the pictures of the README
 # make lock   requirements.lock anew, after a change of pyproject.toml
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e e2e-hosts faults audit soak bench docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts faults audit model soak bench docs-assets lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -46,6 +47,12 @@ faults: $(READY)
 
 audit: $(READY)
 	@sh scripts/audit.sh
+
+# N: how many steps; STATES: how many of the small world; SEED: of an earlier run.
+model: N ?= 300000
+model: STATES ?= 200000
+model: $(READY)
+	@$(BIN)/python -m tests.model --steps $(N) --states $(STATES) --seed "$(SEED)"
 
 # N: how often each scenario of e2e-hosts runs.
 soak: N ?= 20

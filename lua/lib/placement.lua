@@ -48,12 +48,12 @@ end
 
 -- Take note of what a device has become. What those who wait could not have before is work for the line.
 function B.index(d)
-  local free_mb, shared, idle = d.free_mb, d.shared, d.idle
+  local free_mb, shared, idle, empty = d.free_mb, d.shared, d.idle, d.empty
   settle(d)
   if B.pool.waiting > 0 then
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
-    local shrank = d.empty and d.free_mb < free_mb   -- the whole of it may be within a cap now
-    if grew or shrank or d.shared and not shared or d.idle and not idle then B.work['device:' .. d.uuid] = 0 end
+    local whole = d.empty and (not empty or d.free_mb < free_mb)   -- also one that is kept; less may be within a cap now
+    if grew or whole or d.shared and not shared or d.idle and not idle then B.work['device:' .. d.uuid] = 0 end
   end
   if not d.behind then
     d.behind, B.behind[#B.behind + 1] = true, d

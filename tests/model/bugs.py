@@ -57,7 +57,7 @@ BUGS = (
     Bug("adopted where there is no room", (("if room < each.mb or", "if"),)),
     Bug("what cools is given back twice", (("if d and r.ended_at_ms > (v[1] or 0) + 0 then", "if d then"),)),
     Bug("an old sample counts", (("if sampled_ms >= newest_ms then", "if true then"),)),
-    Bug("what was freed is not handed on", (("if grew or shrank or", "if"),)),
+    Bug("what was freed is not handed on", (("if grew or whole or", "if"),)),
     Bug("an offer outlives a change of policy", (("and waiter.policy_version == B.pool.policy_version then", "then"),)),
     Bug("a drained device stays kept", (("    if d.kept_for ~= '' then B.waiters().unkept(d) end\n    d.drained", "    d.drained"),)),
     Bug("the worklist has old ranks", (("if B.stored[each] ~= rank then", "if not B.stored[each] then"),)),

@@ -172,7 +172,9 @@ def _heard(
             highest = reply[1]
         client = client._replace(granted=True)
         if not lost:
-            client = client._replace(fence=reply[1], held=tuple(reply[5]), ends_ms=reply[2], heard=True)
+            client = client._replace(
+                fence=reply[1], held=tuple(reply[5]), ends_ms=reply[2], heard=True
+            )
     elif tag == "RENEWED":
         demand(reply[1] >= client.ends_ms or not client.fence, f"S7: {name} was shortened")
         ends_ms = reply[1] if client.fence else 0
@@ -194,7 +196,8 @@ def _event(new: State, what: str, step: Step) -> State:
         new.model.another = True
         new.model.raw_us = max(raw_us, new.highest + step[2]["us"])
         new.clients = tuple(
-            c._replace(granted=False, over=False, heard=False, left=(*c.left[:3], 2)) for c in new.clients
+            c._replace(granted=False, over=False, heard=False, left=(*c.left[:3], 2))
+            for c in new.clients
         )
         return new
     new.model = new.model.copy()
@@ -215,7 +218,9 @@ def check(state: State) -> None:
         demand(e.token not in model.done, f"S4: {e.token} is over and there")
         whole = len(e.held) in {0, e.ask.devices}
         demand(whole, f"S5: {e.token} has {e.held}")
-    demand(not model.due_offers() or model.shut, "S11: somebody could be given something, and waits")
+    demand(
+        not model.due_offers() or model.shut, "S11: somebody could be given something, and waits"
+    )
     now = model.raw_us // 1000 + model.offset_ms
     trusted = [(i, c) for i, c in enumerate(state.clients) if c.ends_ms >= now]
     for uuid in model.devices:
@@ -238,7 +243,9 @@ def quiet(state: State) -> None:
     model.reap()
     demand(not model.entries, f"L5: {sorted(model.entries)} are there for ever")
     for uuid, x in model.loads().items():
-        demand(x.free_mb == model.devices[uuid].total_mb, f"L2: {uuid} has {x.free_mb} MiB for ever")
+        demand(
+            x.free_mb == model.devices[uuid].total_mb, f"L2: {uuid} has {x.free_mb} MiB for ever"
+        )
 
 
 def key(state: State) -> tuple[Any, ...]:

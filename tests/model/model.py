@@ -253,7 +253,13 @@ class Model:
             up = free > 0 and d.state == "ok" and not d.drained
             nobody = leases[uuid] == 0 == d.withheld_mb and d.foreign_mb <= IDLE_FOREIGN_MB
             found[uuid] = Load(
-                free, reserved[uuid], leases[uuid], exclusive[uuid], kept_for[uuid], up, up and nobody
+                free,
+                reserved[uuid],
+                leases[uuid],
+                exclusive[uuid],
+                kept_for[uuid],
+                up,
+                up and nobody,
             )
         return found
 
@@ -708,7 +714,9 @@ class Model:
         alone, loads = ask.exclusive == 1 or ask.devices != 1, self.loads()
         for uuid, mb in held:
             d, x = self.devices.get(uuid), loads.get(uuid)
-            room_mb = d.total_mb - d.reserve_mb - x.reserved_mb if d and x and not x.exclusive else 0
+            room_mb = (
+                d.total_mb - d.reserve_mb - x.reserved_mb if d and x and not x.exclusive else 0
+            )
             if room_mb < mb or (alone and x and x.leases):
                 if self.now < self.closed_until_ms:
                     return ["AGAIN"]

@@ -103,7 +103,12 @@ class Seen:
         self.rows: dict[str, Row] = {}
 
     def look(
-        self, named: str, reply: Reply, more: int, rows: dict[str, Row], events: list[dict[str, str]]
+        self,
+        named: str,
+        reply: Reply,
+        more: int,
+        rows: dict[str, Row],
+        events: list[dict[str, str]],
     ) -> None:
         """From now on the choices are those of this call, in the order in which it made them."""
         self.offered, own = [], 0
@@ -132,18 +137,14 @@ class Seen:
             e, row = model.entries.get(token), self.rows.get(token)
             if token == self.named and self.waits:
                 continue  # it was told to wait: what it has, it was offered afterwards
-            if e and e.state == "waiting" and row and row.state == "offered":
+            if not e or e.state != "waiting":
+                continue
+            if row and row.state == "offered":
                 devices = tuple(uuid for uuid, _ in row.held)
                 return (token, devices) if model.may_offer(e, devices) else None
-        e = model.entries.get(self.named)
-        if self.taken and e and e.state == "waiting" and self._in_passing(model, e):
-            return self.named, self.taken
+            if token == self.named and self.taken:  # offered and claimed by one script
+                return (token, self.taken) if model.may_offer(e, self.taken) else None
         return None
-
-    def _in_passing(self, model: Model, e: Entry) -> bool:
-        """Was it offered by the script that it claimed it with?"""
-        due = (self.named, self.taken) in model.due_offers() or bool(set(self.taken) & set(e.kept))
-        return due and model.may_offer(e, self.taken)
 
     def parks(self, token: str) -> bool:
         return token in self.rows and self.rows[token].parked
@@ -199,7 +200,9 @@ class Pair:
             for e in model.firsts():
                 if before.get(e.want) != e.token:
                     e.blind = False
-        early = reply[0] == "REFUSED" and (reply[1] == "not_ready" or verb in {"drain", "set_policy"})
+        early = reply[0] == "REFUSED" and (
+            reply[1] == "not_ready" or verb in {"drain", "set_policy"}
+        )
         if not early:
             self._frame(raw, found[5])
             self._due_offers(set(found[5]))
@@ -207,7 +210,9 @@ class Pair:
         for uuid, x in model.loads().items():
             d = model.devices[uuid]
             grew = x.reserved_mb > load.get(uuid, 0)
-            demand(not grew or x.reserved_mb <= d.total_mb - d.reserve_mb, f"S1: {uuid} is over-full")
+            demand(
+                not grew or x.reserved_mb <= d.total_mb - d.reserve_mb, f"S1: {uuid} is over-full"
+            )
         return reply
 
     def _frame(self, raw: list[Any], freed: list[str]) -> None:
@@ -228,7 +233,9 @@ class Pair:
             if e.state == "waiting" and row and row.parked != e.parked:
                 demand(row.parked, f"{e.token} is parked no more, and its agent's sum did not fall")
                 full = model.capped(e, model.room(e.ask.agent)) or e.token in model.capped_once
-                demand(full and model.agent(e.ask.agent)[1], f"L1: {e.token} is parked under its cap")
+                demand(
+                    full and model.agent(e.ask.agent)[1], f"L1: {e.token} is parked under its cap"
+                )
                 e.parked, e.kept = True, ()
 
     def _due_offers(self, freed: set[str]) -> None:
@@ -240,7 +247,13 @@ class Pair:
             demand(queued, f"S11, L1: {token} is first, could be given {devices}, and waits")
 
     def _compare(
-        self, found: list[Any], rows: dict[str, Row], uuids: list[str], named: str, *, set_anew: bool
+        self,
+        found: list[Any],
+        rows: dict[str, Row],
+        uuids: list[str],
+        named: str,
+        *,
+        set_anew: bool,
     ) -> None:
         """S2 and S4 and the rest: the store holds what the model holds."""
         model = self.model

@@ -36,13 +36,6 @@ POLICIES = st.sampled_from((
 ))  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    """Pools on a server of their own."""
-    with World.on_a_server() as world:
-        yield world
-
-
 class Machine(RuleBasedStateMachine):
     """Two pools, their clients, hosts and operators."""
 
@@ -98,7 +91,9 @@ class Machine(RuleBasedStateMachine):
         devices = {f"g{pool}-{host}": device}
         self.do(pool, "report", {"host": host, "devices": devices, "sampled": sampled})
 
-    @rule(pool=POOLS, host=HOSTS, what=st.sampled_from(("host", "device")), drained=st.integers(0, 1))
+    @rule(
+        pool=POOLS, host=HOSTS, what=st.sampled_from(("host", "device")), drained=st.integers(0, 1)
+    )
     def drain(self, pool: int, host: str, what: str, drained: int) -> None:
         name = host if what == "host" else f"g{pool}-{host}"
         self.do(pool, "drain", {"what": what, "name": name, "drained": drained})

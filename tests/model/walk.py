@@ -37,17 +37,17 @@ class Walk:
                 }
                 for n, host in enumerate(flat)
             })  # fmt: skip
-        self.first = [[n, "report", self.report(n, host)]
+        self.queue = [[n, "report", self.report(n, host)]
                       for n, shape in enumerate(SHAPES) for host, _ in shape]  # fmt: skip
 
     def next(self) -> Step:
         """The next step."""
-        if self.first:
-            return self.first.pop(0)
+        if self.queue:
+            return self.queue.pop(0)
         kinds = (
             (self.new, 24), (self.again, 22), (self.renew, 10), (self.release, 12), (self.time, 18),
-            (self.beat, 7), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
-            (self.deliver, 6), (self.reap, 2), (self.lose, 2),
+            (self.beat, 5), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
+            (self.deliver, 6), (self.reap, 2), (self.lose, 2), (self.patience, 1), (self.crowd, 1),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
         kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
@@ -111,7 +111,10 @@ class Walk:
         return ["release", args | self.later()]
 
     def revoke(self, pool: int) -> Step:
-        return ["revoke", {"number": self.some(pool), "force": self.rng.randint(0, 1)} | self.later()]
+        return [
+            "revoke",
+            {"number": self.some(pool), "force": self.rng.randint(0, 1)} | self.later(),
+        ]
 
     def reap(self, pool: int) -> Step:
         return ["reap", {}]
@@ -126,7 +129,10 @@ class Walk:
             return ["time", {"us": self.rng.choice((10_001, 25_000, 70_000)) * 1000}]
         if chance < 0.06:
             return ["time", {"us": -self.rng.choice((1, 900, 5000, 20_000)) * 1000}]
-        return ["time", {"us": self.rng.choice((0, 7, 1000, 99_000, 500_000, 3_000_000, 6_000_001))}]
+        return [
+            "time",
+            {"us": self.rng.choice((0, 7, 1000, 99_000, 500_000, 3_000_000, 6_000_001, 9_000_000))},
+        ]
 
     def report(self, pool: int, host: str, **more: Any) -> dict[str, Any]:
         mine = {uuid: {k: v for k, v in said.items() if k != "host"}
@@ -164,7 +170,9 @@ class Walk:
     def drain(self, pool: int) -> Step:
         """Mostly back."""
         what = self.rng.choice(("device", "host"))
-        names = [*self.hardware[pool], "g-none"] if what == "device" else [h for h, _ in SHAPES[pool]]
+        names = (
+            [*self.hardware[pool], "g-none"] if what == "device" else [h for h, _ in SHAPES[pool]]
+        )
         drained = int(self.rng.random() < 0.35)
         return ["drain", {"what": what, "name": self.rng.choice(names), "drained": drained}]
 
@@ -178,8 +186,49 @@ class Walk:
         return ["policy", {"fields": fields}]
 
     def lose(self, pool: int) -> Step:
-        """A replica, and now and then its hour."""
+        """A replica, and now and then its hour: then those who hold something say so."""
         chance = self.rng.random()
         if chance < 0.6:
             return ["replicate", {}]
-        return ["forget", {}] if chance > 0.95 else ["failover", {"us": self.rng.choice((200_000, 4_000_000))}]
+        if chance > 0.95:
+            return ["forget", {}]
+        numbers = [self.some(pool) for _ in range(6)]
+        self.queue += [[pool, "adopt", {"number": number}] for number in numbers]
+        self.queue += [self.pass_on(pool, 10_001)]
+        self.queue += [[pool, *self.again(pool)] for _ in range(2)]
+        self.queue += [[pool, "adopt", {"number": self.rng.choice(numbers)}]]
+        return ["failover", {"us": self.rng.choice((200_000, 4_000_000))}]
+
+    def pass_on(self, pool: int, ms: int) -> Step:
+        return [pool, "time", {"us": ms * 1000}]
+
+    def patience(self, pool: int) -> Step:
+        """All is taken, and somebody waits for more than half a minute; hosts are alive."""
+        small = {"memory_mb": 100, "devices": 1, "ttl_ms": 60_000, "host": "*", "model": "*"}
+        held = [self.asked(pool, small | {"exclusive": 1}) for _ in self.hardware[pool]]
+        big = {"memory_mb": self.rng.choice((900, 1500)), "host": "*", "model": "*", "priority": 9}
+        patient = self.asked(pool, big | {"devices": self.rng.choice((1, 1, 2)), "ttl_ms": 10_000})
+        self.queue += held
+        for round_ in range(9):
+            self.queue += [self.pass_on(pool, 4000), patient]
+            if round_ % 3 == 0:
+                self.queue += [
+                    [pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]
+                ]
+        self.queue += [[pool, "release", {"number": step[2]["number"]}] for step in held]
+        return patient[1:]
+
+    def asked(self, pool: int, ask: dict[str, Any]) -> Step:
+        """A new token that asks for this, and waits."""
+        self.asks[pool].append(self.ask(pool) | ask)
+        number = len(self.asks[pool]) - 1
+        return [pool, "acquire", {"number": number, "ask": self.asks[pool][-1], "wait_ms": 60_000}]
+
+    def crowd(self, pool: int) -> Step:
+        """Many small requests wait when a host comes back, and the policy may be another."""
+        host = self.rng.choice(SHAPES[pool])[0]
+        small = {"devices": 1, "exclusive": 0, "memory_mb": self.rng.choice((100, 300))}
+        self.queue += [self.asked(pool, small) for _ in range(10)]
+        self.queue.append([pool, "drain", {"what": "host", "name": host, "drained": 0}])
+        self.queue.append([pool, *self.rng.choice((self.policy, self.again, self.release))(pool)])
+        return ["drain", {"what": "host", "name": host, "drained": 1}]

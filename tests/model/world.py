@@ -153,7 +153,9 @@ class Life:
         return self.send("renew", wire, name, later=later, token=name, fence=known.fence,
                          claim=claim)  # fmt: skip
 
-    def do_release(self, number: int, plant: int = 1, owner: str = "", later: bool = False) -> Reply | None:
+    def do_release(
+        self, number: int, plant: int = 1, owner: str = "", later: bool = False
+    ) -> Reply | None:
         """Give back, or leave, or be there before the acquire."""
         name = token(number)
         return self.send("release", (name, plant, owner), name, later=later, token=name,

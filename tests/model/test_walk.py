@@ -1,0 +1,61 @@
+"""Random walks of real pools beside their models, the same ones each time."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.model.run import Failure
+from tests.model.walk import Walk
+
+if TYPE_CHECKING:
+    from tests.model.run import World
+
+STEPS = 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_walk_finds_no_violation(world: World, seed: str) -> None:
+    """S1 to S7, S10, S11, L1, L3 in three pools at once; `make model` goes on from here."""
+    assert world.walk(seed, STEPS) == STEPS
+
+
+def test_walk_reaches_what_is_rare(world: World) -> None:
+    """What no walk comes to no walk checks: each kind of event and of answer is among its steps."""
+    walk = Walk(random.Random("5/0"))
+    lives, seen = world.begin(), set()
+    for _ in range(STEPS):
+        step = walk.next()
+        reply = lives[step[0]].step(step[1], step[2])
+        seen |= (
+            {" ".join(map(str, reply[:2])) if reply[0] in {"REFUSED", "LOST"} else reply[0]}
+            if reply
+            else set()
+        )
+    for life in lives:
+        found = life.pair.pool.redis.xrange(life.pair.pool.keys.events)
+        seen |= {entry["event"] for _, entry in found}
+    assert seen >= {
+        "granted", "offered", "kept", "lapsed", "left", "expired", "revoked", "cooled", "closed",
+        "host_away", "policy", "WAITING", "RENEWED", "RELEASED", "ALREADY", "UNKNOWN", "CONFLICT",
+        "LOST expired", "LOST revoked", "LOST released", "REFUSED no_capacity", "REFUSED closed",
+        "REFUSED safe_mode", "REFUSED never_fits", "REFUSED host_unknown",
+    }  # fmt: skip
+
+
+def test_same_seed_makes_the_same_steps() -> None:
+    """A failure can be repeated: all that a step says comes from the seed."""
+    first, second = Walk(random.Random("7")), Walk(random.Random("7"))
+    assert [first.next() for _ in range(500)] == [second.next() for _ in range(500)]
+
+
+def test_failure_is_shrunk_to_the_steps_that_matter(world: World) -> None:
+    """Of fifty steps the ones stay that make a call fail; the rest is left out."""
+    walk = Walk(random.Random("9"))
+    steps = [walk.next() for _ in range(50)] + [[9, "reap", {}]]
+    failure = world.fails(steps)
+    assert isinstance(failure, Failure)
+    assert world.shrink(failure).steps == [[9, "reap", {}]]
