@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_GONE: Final = 100
 
 LINE: Final = 256
-NAMES: Final = 8000
+NAMES: Final = 7_900
 ROWS: Final = 16_000
 """Bytes of a field that the verb takes; see the forms in `lua/report.lua`."""
 
