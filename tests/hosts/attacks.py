@@ -325,7 +325,7 @@ def _granted_again(fleet: Fleet) -> bool:
 def brokers_killed(world: World) -> Seen:
     """SIGKILL of one replica after another under load over HTTP: no call fails, none is doubled.
 
-    Whoever repeats a release whose answer died with its replica is told 404: there is none any more.
+    Whoever repeats a release whose answer died with its replica is told 404: it is over.
     """
     fleet = Fleet.start(world)
     pool, store = fleet.pool, world.host("store")
