@@ -78,6 +78,8 @@ def lookup(
     row, outcome = answer.raw
     if not row:
         return str(outcome) if outcome else None
+    if not isinstance(row, dict):
+        raise error_for("protocol_mismatch", f"the record of {token[:8]}… is of no known form")
     if row.get("state") == "cooling" and "outcome" in row:
         return str(row["outcome"])
     found: Sequence[LeaseStatus | WaiterStatus]

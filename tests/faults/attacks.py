@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FUZZ = {"GPU_BROKER_FUZZ": "400"}
+FUZZ = {"GPU_BROKER_FUZZ": "200"}
 
 CROWD = {"GPU_BROKER_CROWD": "100000", "GPU_BROKER_CLIENTS": "1000"}
 
