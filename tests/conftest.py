@@ -21,7 +21,7 @@ LONG = (
     "api/test_orchestrator_client", "api/test_safe_mode", "api/test_slow_clients",
     "api/test_document", "redis/test_cluster", "redis/test_sentinel", "hosts/test_scenarios",
     "faults/test_redis_away", "faults/test_memory_lost", "faults/test_device_faults",
-    "faults/test_driver_untouched",
+    "faults/test_driver_untouched", "model/test_explore", "model/test_walk",
     "lua/test_cost", "lua/test_arguments_fuzz", "unit/test_cli_run", "api/test_secrets",
 )  # fmt: skip
 """Files that take more than some 20 s, most of it waiting for real processes."""

@@ -149,9 +149,9 @@ def test_first_whose_agent_reached_its_limit_on_the_cpu_is_parked_at_its_poll(po
 
 
 def test_first_is_parked_only_if_no_device_is_within_its_cap(pool: Pool) -> None:
-    """L1: of two whole devices that come back at once the larger is too much, and the other is offered."""
-    big, small, other = device("g-a", 3000), device("g-b", 1500, model="m2"), device("g-c", model="m3")
-    pool.report((big, small, other), deadline_ms=DAY_MS)
+    """L1: of two that come back at once the larger is too much; the other is offered."""
+    big, small = device("g-a", 3000), device("g-b", 1500, model="m2")
+    pool.report((big, small, device("g-c", model="m3")), deadline_ms=DAY_MS)
     for model in ("m1", "m2"):
         asks = {"memory_mb": 100, "model": model, "exclusive": 1, "ttl_ms": 5000}
         granted(pool.acquire(token(model), "bob", **asks))

@@ -302,3 +302,21 @@ def test_memory_used_by_an_adopted_lease_is_not_a_stranger_s(gpu: Pool) -> None:
     gpu.report(tuple(busy), epoch=epoch)
     assert adopt(gpu, A, held, epoch=epoch)[0] == "RENEWED"
     assert gpu.number(held.devices[0][0], "foreign_mb") == 50
+
+
+def test_worklist_of_a_closed_pool_has_the_ranks_of_present_firsts(gpu: Pool) -> None:
+    """L1: a first that left takes its rank along; who came before its heir is served before it."""
+    gpu.drain("gpu-b")
+    fail_over(gpu)
+    whole = {"exclusive": 1, "memory_mb": 1000, "wait_ms": 60_000, "ttl_ms": 0}
+    gpu.acquire(token("left"), priority=9, **whole)
+    gpu.acquire(token("share"), memory_mb=500, wait_ms=60_000, priority=1)
+    gpu.acquire(token("heir"), **whole)
+    gpu.release(token("left"))
+    gpu.live_on(FAILOVER_MS // 2, devices=(device("gpu-a"), device("gpu-b")))
+    for name, ask in (("share", {"memory_mb": 500, "priority": 1}), ("heir", whole)):
+        gpu.acquire(token(name), **{"wait_ms": 60_000} | ask)
+    gpu.skew(FAILOVER_MS // 2)
+    gpu.reap()
+    states = [gpu.hash(f"record:{token(name)}")["state"] for name in ("share", "heir")]
+    assert states == ["offered", "waiting"]

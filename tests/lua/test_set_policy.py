@@ -92,7 +92,7 @@ def test_set_policy_with_a_field_that_lacks_its_value_sets_none(gpu: Pool) -> No
 
 
 def test_what_a_change_still_hands_on_is_under_one_policy(pool: Pool) -> None:
-    """What the very script that changes it offers is claimed as that policy allows, or decided anew."""
+    """What the script that changes it still offers is claimed as the new one allows."""
     day_ms, many = 86_400_000, tuple(device(f"g{n}") for n in range(6))
     pool.report(many, deadline_ms=day_ms)
     pool.drain("h1", "host")

@@ -25,9 +25,8 @@ def walk(world: World, seed: str, steps: int) -> bool:
         print(f"again: make model N={steps} SEED={seed}")
         return False
     took_s = time.monotonic() - began
-    print(
-        f"walk: seed {seed}, {steps} steps in {took_s:.0f} s ({steps / took_s:.0f}/s): no violation"
-    )
+    rate = f"{took_s:.0f} s, {steps / took_s:.0f}/s"
+    print(f"walk: seed {seed}, {steps} steps in {rate}: no violation", flush=True)
     return True
 
 
@@ -36,9 +35,8 @@ def small_world(world: World, most: int) -> bool:
     began = time.monotonic()
     found = explore(most)
     took_s = time.monotonic() - began
-    print(
-        f"explorer: {found.states} states, {found.moves} moves, {found.depth} deep in {took_s:.0f} s"
-    )
+    seen = f"{found.states} states, {found.moves} moves, {found.depth} deep"
+    print(f"explorer: {seen} in {took_s:.0f} s", flush=True)
     began, sample = time.monotonic(), found.paths[:: max(1, len(found.paths) // 2000)]
     for path in sample:
         if failure := world.fails(path):

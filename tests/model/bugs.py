@@ -27,44 +27,201 @@ class Bug:
 
 
 BUGS = (
-    Bug("a repeat is a new request", (("if call('EXISTS', record, done) > 0 then", "if false then"),)),
-    Bug("the fence is not compared", (("if fence ~= '' and fence ~= held then", "if false then"),)),
+    Bug(
+        "a repeat is a new request",
+        (
+            (
+                "if call('EXISTS', record, done) > 0 then",
+                "if false then",
+            ),
+        ),
+        seed=286130618,
+    ),
+    Bug(
+        "the fence is not compared",
+        (
+            (
+                "if fence ~= '' and fence ~= held then",
+                "if false then",
+            ),
+        ),
+        seed=827994625,
+    ),
     Bug(
         "over at its last moment",
         (
-            ("if B.now <= at then return false end", "if B.now < at then return false end"),
-            ("if due[1] and due[2] + 0 < B.now then", "if due[1] and due[2] + 0 <= B.now then"),
+            (
+                "if B.now <= at then return false end",
+                "if B.now < at then return false end",
+            ),
+            (
+                "if due[1] and due[2] + 0 < B.now then",
+                "if due[1] and due[2] + 0 <= B.now then",
+            ),
         ),
+        seed=57779951,
     ),
-    Bug("a release that comes first is forgotten", (("if plant == 1 then redis", "if false then redis"),)),
-    Bug("the fence is a plain counter", (("if B.now_us > fence then fence = B.now_us end", ""),)),
+    Bug(
+        "a release that comes first is forgotten",
+        (
+            (
+                "if plant == 1 then redis",
+                "if false then redis",
+            ),
+        ),
+        seed=542671221,
+    ),
+    Bug(
+        "the fence is a plain counter",
+        (
+            (
+                "if B.now_us > fence then fence = B.now_us end",
+                "",
+            ),
+        ),
+        seed=756370300,
+    ),
     Bug(
         "a renewal does not reach the agenda",
-        (("'expires_at_ms', text(expires_at_ms))\nB.schedule(token, expires_at_ms)\nreturn B.reply('RENEWED'",
-          "'expires_at_ms', text(expires_at_ms))\nreturn B.reply('RENEWED'"),),
+        (
+            (
+                "B.schedule(token, expires_at_ms)\nreturn B.reply('RENEWED'",
+                "return B.reply('RENEWED'",
+            ),
+        ),
+        seed=291299854,
     ),
-    Bug("a full device stays listed", (("    call('ZREM', P .. 'free:*', uuid)\n", ""),)),
-    Bug("one MiB too much", (("local room = d.total_mb", "local room = 1 + d.total_mb"),)),
-    Bug("a clock that steps back stretches leases", (("B.set_pool('offset_ms', v[3] + last - now)\n", ""),)),
+    Bug(
+        "a full device stays listed",
+        (
+            (
+                "    call('ZREM', P .. 'free:*', uuid)\n",
+                "",
+            ),
+        ),
+        seed=980081774,
+    ),
+    Bug(
+        "one MiB too much",
+        (
+            (
+                "local room = d.total_mb",
+                "local room = 1 + d.total_mb",
+            ),
+        ),
+        seed=245934812,
+    ),
+    Bug(
+        "a clock that steps back stretches leases",
+        (
+            (
+                "B.set_pool('offset_ms', v[3] + last - now)",
+                "",
+            ),
+        ),
+        seed=48852448,
+    ),
     Bug(
         "of several devices one has a key",
-        (("for _, d in ipairs(devices) do\n  call('SET', P .. 'lease:'",
-          "for _, d in ipairs({ devices[1] }) do\n  call('SET', P .. 'lease:'"),),
+        (
+            (
+                "for _, d in ipairs(devices) do\n  call('SET'",
+                "for _, d in ipairs({ devices[1] }) do\n  call('SET'",
+            ),
+        ),
+        seed=388165199,
     ),
-    Bug("a newcomer passes those who wait", (("return B.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1",
-                                             "return false"),)),
-    Bug("a pool that lost memory stays open", (("B.close(B.now + FAILOVER_MS, B.now_us)", ""),)),
-    Bug("adopted where there is no room", (("if room < each.mb or", "if"),)),
-    Bug("what cools is given back twice", (("if d and r.ended_at_ms > (v[1] or 0) + 0 then", "if d then"),)),
-    Bug("an old sample counts", (("if sampled_ms >= newest_ms then", "if true then"),)),
-    Bug("what was freed is not handed on", (("if grew or whole or", "if"),)),
-    Bug("an offer outlives a change of policy", (("and waiter.policy_version == B.pool.policy_version then", "then"),)),
-    Bug("a drained device stays kept", (("    if d.kept_for ~= '' then B.waiters().unkept(d) end\n    d.drained", "    d.drained"),)),
-    Bug("the worklist has old ranks", (("if B.stored[each] ~= rank then", "if not B.stored[each] then"),)),
-    Bug("set_policy offers under two policies", (("  B.pool[field] = tonumber(value) or value\n", ""),)),
-    Bug("who was not adopted may ask again", (("    B.bury(token, outcome)\n    return B.reply('LOST', outcome)",
-                                              "    return B.reply('LOST', outcome)"),)),
-)  # fmt: skip
+    Bug(
+        "a newcomer passes those who wait",
+        (
+            (
+                "elseif B.pool.waiting > 0 and B.line().comes_first(q) then",
+                "elseif false then",
+            ),
+        ),
+        seed=419691924,
+    ),
+    Bug(
+        "a pool that lost memory stays open",
+        (
+            (
+                "B.close(B.now + FAILOVER_MS, B.now_us)",
+                "",
+            ),
+        ),
+        seed=711422794,
+    ),
+    Bug(
+        "adopted where there is no room",
+        (
+            (
+                "if room < each.mb or",
+                "if",
+            ),
+        ),
+        seed=311284846,
+    ),
+    Bug(
+        "what cools is given back twice",
+        (
+            (
+                "if d and r.ended_at_ms > (v[1] or 0) + 0 then",
+                "if d then",
+            ),
+        ),
+        seed=390558544,
+    ),
+    Bug(
+        "what was freed is not handed on",
+        (
+            (
+                "if grew or whole or",
+                "if",
+            ),
+        ),
+        seed=582002137,
+    ),
+    Bug(
+        "an offer outlives a change of policy",
+        (
+            (
+                "waiter.policy_version == B.pool.policy_version",
+                "true",
+            ),
+        ),
+        seed=83155562,
+    ),
+    Bug(
+        "a drained device stays kept",
+        (
+            (
+                "B.waiters().unkept(d) end\n    d.drained",
+                "end\n    d.drained",
+            ),
+        ),
+        seed=175781904,
+    ),
+    Bug(
+        "set_policy offers under two policies",
+        (
+            (
+                "B.pool[field] = tonumber(value) or value",
+                "",
+            ),
+        ),
+        seed=745742908,
+    ),
+    Bug(
+        "who was not adopted may ask again",
+        (
+            (
+                "B.bury(token, outcome)\n    return",
+                "return",
+            ),
+        ),
+        seed=852384399,
+    ),
+)
 
 
 @contextmanager

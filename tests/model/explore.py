@@ -1,8 +1,8 @@
 """Every life of a small world, breadth first, in the model: two devices, three clients.
 
 Calls arrive in any order, twice or never, replies are lost, clients die, and a replica that lacks
-the last calls takes over. The clients are honest: who still believes in a lease when memory was lost
-says so before the pool opens again, or is dead.
+the last calls takes over. The clients are honest: who still believes in a lease when memory was
+lost says so before the pool opens again, or is dead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.model.model import Ask, Claim, Held, Model, Reply, demand
+from tests.model.entries import Ask, Held, Reply, demand
+from tests.model.model import Claim, Model
 from tests.model.pair import START_US
 from tests.model.world import DEVICE, token
 
@@ -251,9 +252,9 @@ def quiet(state: State) -> None:
 def key(state: State) -> tuple[Any, ...]:
     """Equal for states with the same future: times as distances, fences by their order."""
     models = [m for m in (state.model, state.replica) if m]
-    fences = sorted({0, state.highest, *(c.fence for c in state.clients),
-                     *(f for m in models for f in (m.fence, *(e.fence for e in m.entries.values())))})  # fmt: skip
-    rank, now = {fence: i for i, fence in enumerate(fences)}, state.model.raw_us // 1000
+    fences = {0, state.highest, *(c.fence for c in state.clients), *(m.fence for m in models)}
+    fences |= {e.fence for m in models for e in m.entries.values()}
+    rank, now = {fence: i for i, fence in enumerate(sorted(fences))}, state.model.raw_us // 1000
     parts: list[Any] = [state.left, rank[state.highest]]
     parts += [(c.left, rank[c.fence], c.held, max(-1, c.ends_ms - now), c.granted, c.over, c.heard)
               for c in state.clients]  # fmt: skip
@@ -264,7 +265,8 @@ def key(state: State) -> tuple[Any, ...]:
             max(-101, m.looked_ms - now), tuple(sorted(m.done.items())),
         ]  # fmt: skip
         parts += [(e.token, e.state, e.due_ms - now, e.held, rank[e.fence], e.expires_at_ms - now,
-                   e.rank // 1000 - now, e.kept, e.outcome) for e in sorted(m.entries.values(), key=lambda e: e.token)]  # fmt: skip
+                   e.rank // 1000 - now, e.kept, e.outcome)
+                  for _, e in sorted(m.entries.items())]  # fmt: skip
         parts += [(d.withheld_mb, d.foreign_mb, d.withheld_at_ms - now if d.withheld_mb else 0)
                   for d in m.devices.values()]  # fmt: skip
     return tuple(parts)

@@ -9,11 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.model.run import World
 from tests.model.walk import AGENTS, ORDINARY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.model.run import World
 
 EXAMPLES, STEPS = 40, 50
 

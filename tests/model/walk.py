@@ -66,7 +66,8 @@ class Walk:
         pick, chance = self.rng.choice, self.rng.random()
         hosts = [host for host, _ in SHAPES[pool]]
         return {
-            "agent": pick(AGENTS), "memory_mb": pick((0, 100, 300, 500, 700, 900, 1000, 1500, 2500)),
+            "agent": pick(AGENTS),
+            "memory_mb": pick((0, 100, 300, 500, 700, 900, 1000, 1500, 2500)),
             "devices": pick((2, 2, 2, 3)) if chance < 0.16 else 1, "exclusive": int(chance > 0.86),
             "ttl_ms": pick((1000, 5000, 10_000, 10_000, 30_000)) if chance < 0.98 else 0,
             "max_hold_ms": pick((0, 0, 0, 0, 20_000)), "priority": pick((0, 0, 0, 0, 5, 9)),

@@ -1,20 +1,18 @@
 """Several pools on one server, lived through step by step; each step is plain data.
 
-A step is `[pool, what, arguments]`. The same list of steps makes the same life, whoever made it: the
-random walk, hypothesis, the explorer. Arguments that make no sense (any more) are no failure, so that
-steps can be left out of a list and the rest still means something.
+A step is `[pool, what, arguments]`. The same list of steps makes the same life, whoever made it:
+the random walk, hypothesis, the explorer. Arguments that make no sense (any more) are no failure,
+so that steps can be left out of a list and the rest still means something.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.model.model import Ask, Claim, Model, Reply, demand
+from tests.model.entries import Ask, Reply, demand
+from tests.model.model import Claim, Model
 from tests.model.pair import START_US, Pair
-
-if TYPE_CHECKING:
-    from tests.pools import Pool
 
 Step = list[Any]
 
@@ -94,7 +92,7 @@ class Life:
         """What all replies of one token together say; it needs no model."""
         known, tag = self.holders.setdefault(named, Holder()), reply[0]
         now = self.pair.model.now
-        if tag == "GRANTED" or tag == "RENEWED":
+        if tag in {"GRANTED", "RENEWED"}:
             demand(not known.over, f"S4: {named} was over, and is {tag}")
         if tag == "GRANTED":
             fence = reply[1]
@@ -113,15 +111,23 @@ class Life:
         elif tag == "LOST" and reply[1] == "expired":
             demand(now > known.ends_ms or known.over or known.revoked, f"S7: {named} ended early")
         final = tag in {"RELEASED", "ALREADY"}
-        final = final or tag == "LOST" and ("claim" in args or reply[1] != "superseded")
+        final = final or (tag == "LOST" and ("claim" in args or reply[1] != "superseded"))
         planted = verb == "release" and tag == "UNKNOWN" and args["plant"] and not args["owner"]
         known.over = known.over or final or bool(planted)
 
-    def do_acquire(self, number: int, ask: dict[str, Any], wait_ms: int = 0, owner: str = "",
-                   client: str = "c", later: bool = False, lost: bool = False) -> Reply | None:  # fmt: skip
+    def do_acquire(
+        self,
+        number: int,
+        ask: dict[str, Any],
+        wait_ms: int = 0,
+        owner: str = "",
+        *,
+        later: bool = False,
+        lost: bool = False,
+    ) -> Reply | None:
         """Ask; `lost`: the reply does not arrive."""
         name, wanted = token(number), Ask(**ask)
-        wire = (name, *wanted, client, "1:1", owner, wait_ms)
+        wire = (name, *wanted, "c", "1:1", owner, wait_ms)
         reply = self.send("acquire", wire, name, later=later, token=name, ask=wanted,
                           wait_ms=wait_ms, owner=owner)  # fmt: skip
         if reply and reply[0] == "GRANTED" and not lost:
@@ -181,13 +187,22 @@ class Life:
         flat = [part for pair in fields.items() for part in pair]
         return self.send("set_policy", ("op", *flat), **fields)
 
-    def do_report(self, host: str, devices: dict[str, dict[str, Any]], sampled: int = -1,
-                  deadline_ms: int = 15_000, remembers: bool = True, later: bool = False) -> Reply | None:  # fmt: skip
+    def do_report(
+        self,
+        host: str,
+        devices: dict[str, dict[str, Any]],
+        sampled: int = -1,
+        deadline_ms: int = 15_000,
+        *,
+        remembers: bool = True,
+        later: bool = False,
+    ) -> Reply | None:
         """A host reports; `sampled`: when it looked, as an index of the last moments, or 0."""
         at_ms = self.moments[sampled % len(self.moments)] if sampled else 0
         devices = {uuid: DEVICE | said for uuid, said in devices.items()}
-        flat = [x for uuid, said in devices.items()
-                for x in (uuid, len(said), *(y for pair in said.items() for y in pair))]  # fmt: skip
+        flat: list[Any] = []
+        for uuid, said in devices.items():
+            flat += [uuid, len(said), *(part for pair in said.items() for part in pair)]
         epoch = self.epoch if remembers else 0
         reply = self.send(
             "report", (host, deadline_ms, at_ms, epoch or "", 0, "v", *flat), later=later,

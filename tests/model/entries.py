@@ -1,0 +1,115 @@
+"""What a pool has: devices, and tokens that wait, hold or cool; in MiB and milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+LEAP_MS, WINDOW_MS, LOOK_MS, FAILOVER_MS, FORGOT_MS = 10_000, 30_000, 100, 10_000, 60_000
+POLL_MS, CLAIM_MS, KEEP_AFTER_MS, REVOKED_MS = 10_000, 10_000, 30_000, 60_000
+FOREVER_MS, PRIORITY_US = 315_360_000_000, 60_000_000
+REAP_DEVICES, IDLE_FOREIGN_MB, BACK_AT_ONCE, LOOKED_AT = 16, 512, 4, 4
+POLICY = {
+    "policy_version": 1, "safe_mode": 0, "max_memory_per_agent_mb": 1_048_576,
+    "allow_fractional_shares": 1, "default_memory_mb": 2048, "expiry_grace_s": 5,
+    "max_leases_per_agent": 256, "max_waiters_per_agent": 256,
+}  # fmt: skip
+
+TAKEN = {"active", "offered"}
+Held = tuple[tuple[str, int], ...]
+Reply = list[Any]
+
+
+class Broken(AssertionError):
+    """What the scripts did is not allowed."""
+
+
+def demand(holds: object, what: str) -> None:
+    """Raise what is broken unless it holds."""
+    if not holds:
+        raise Broken(what)
+
+
+class Ask(NamedTuple):
+    """What an acquire asks for: all that a repeat must say again."""
+
+    agent: str = "ann"
+    memory_mb: int = 900
+    devices: int = 1
+    exclusive: int = 0
+    ttl_ms: int = 30_000
+    max_hold_ms: int = 0
+    priority: int = 0
+    host: str = "*"
+    model: str = "*"
+    placement: str = "spread"
+    on_unavailable: str = "refuse"
+
+
+@dataclass(slots=True)
+class Device:
+    """A GPU; what is promised on it is the entries' to say."""
+
+    host: str
+    model: str
+    total_mb: int = 0
+    reserve_mb: int = 0
+    state: str = "unknown"
+    simulated: bool = True
+    drained: bool = False
+    foreign_mb: int = 0
+    withheld_mb: int = 0
+    lingering_mb: int = 0
+    sampled_ms: int = 0
+    withheld_at_ms: int = 0
+    cooled_at_ms: int = 0
+
+
+@dataclass(slots=True)
+class Entry:
+    """A token that waits, was offered something, holds it, or cools.
+
+    `memory_mb` is with the policy's default, `whole`: it was given all of its devices, `blind`: the
+    policy changed, and nobody has looked at it since.
+    """
+
+    token: str
+    ask: Ask
+    owner: str
+    memory_mb: int
+    state: str = "waiting"
+    due_ms: int = 0
+    held: Held = ()
+    fence: int = 0
+    expires_at_ms: int = 0
+    hold_until_ms: int = 0
+    revoked: bool = False
+    outcome: str = ""
+    reason: str = ""
+    rank: int = 0
+    joined_ms: int = 0
+    parked: bool = False
+    kept: tuple[str, ...] = ()
+    version: int = 0
+    whole: bool = False
+    blind: bool = False
+
+    @property
+    def want(self) -> str:
+        """With whom it waits: host, model and shape."""
+        ask = self.ask
+        whole = ask.exclusive or ask.devices > 1
+        size = ask.devices if whole else self.memory_mb
+        return f"{ask.host}/{ask.model}/{'x' if whole else 'm'}{(size - 1).bit_length()}"
+
+
+class Load(NamedTuple):
+    """What is promised on a device, and what of it is left."""
+
+    free_mb: int
+    reserved_mb: int
+    leases: int
+    exclusive: str
+    kept_for: str
+    up: bool
+    empty: bool

@@ -1,0 +1,271 @@
+"""The pool's clock and ledger: what time does, who was promised what, what is left.
+
+Numbers are MiB and the pool's milliseconds, but `raw_us`, the server's clock.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, Self
+
+from tests.model.entries import (
+    BACK_AT_ONCE,
+    FAILOVER_MS,
+    IDLE_FOREIGN_MB,
+    LEAP_MS,
+    LOOK_MS,
+    POLICY,
+    REAP_DEVICES,
+    TAKEN,
+    WINDOW_MS,
+    Device,
+    Entry,
+    Load,
+    Reply,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from tests.model.line import Line
+
+
+class Chooser(Protocol):
+    """Who decides what the protocol leaves open."""
+
+    backlog: bool
+    """Whether serving may have stopped at its bound, so that somebody else comes first."""
+
+    again: bool
+    """Whether a request was told to come again after reaping."""
+
+    def grant(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
+        """Which of these a request gets; None when there is nothing, or in a backlog."""
+
+    def offer(self, model: Line) -> tuple[str, tuple[str, ...]] | None:
+        """Who is offered which devices next; None when nobody is."""
+
+    def parks(self, token: str) -> bool:
+        """Whether who may stand aside for its agent's cap does."""
+
+    def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
+        """Which of these are kept for a waiter."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """A pool's clock, its devices and its tokens.
+
+    `exists` is False until a report makes it; `another`: the server is not that of the last look.
+    """
+
+    choose: Chooser
+    raw_us: int = 0
+    exists: bool = False
+    another: bool = False
+    epoch: int = 0
+    fence: int = 0
+    offset_ms: int = 0
+    now: int = 0
+    looked_ms: int = 0
+    window_until_ms: int = 0
+    leap_from_ms: int = 0
+    closed_until_ms: int = 0
+    lost_us: int = 0
+    more: int = 0
+    policy: dict[str, int] = field(default_factory=lambda: dict(POLICY))
+    devices: dict[str, Device] = field(default_factory=dict)
+    hosts: dict[str, int | None] = field(default_factory=dict)
+    drained_hosts: set[str] = field(default_factory=set)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    done: dict[str, str] = field(default_factory=dict)
+    served: int = 0
+    aside: int = 0
+    capped_once: set[str] = field(default_factory=set)
+
+    def copy(self) -> Self:
+        """The same pool, to go another way."""
+        other = copy(self)
+        other.policy, other.hosts = dict(self.policy), dict(self.hosts)
+        other.devices = {uuid: copy(d) for uuid, d in self.devices.items()}
+        other.entries = {name: copy(e) for name, e in self.entries.items()}
+        other.drained_hosts, other.done = set(self.drained_hosts), dict(self.done)
+        return other
+
+    # The clock.
+
+    def open(self) -> Reply | None:
+        """Read the clock. The refusal when there is no pool."""
+        self.more = self.served = self.aside = 0
+        self.capped_once = set()
+        if not self.exists:
+            return ["REFUSED", "not_ready", ""]
+        last, now = self.now, self.raw_us // 1000 + self.offset_ms
+        if now < last:
+            self.offset_ms, now, self.looked_ms = self.offset_ms + last - now, last, 0
+        elif now - last > LEAP_MS and now >= self.window_until_ms:
+            self.window_until_ms, self.leap_from_ms = now + WINDOW_MS, last
+        self.now = now
+        if now - self.looked_ms > LOOK_MS:
+            self.looked_ms = now
+            if self.another:
+                self.another = False
+                self.close(now + FAILOVER_MS, self.raw_us)
+                if now >= self.window_until_ms:
+                    self.window_until_ms, self.leap_from_ms = now + FAILOVER_MS, last
+        return None
+
+    def close(self, until_ms: int, lost_us: int) -> None:
+        """Memory was lost: grant nothing until then, and let holders bring back what they have."""
+        self.lost_us = max(self.lost_us, lost_us)
+        self.closed_until_ms = max(self.closed_until_ms, until_ms)
+
+    def over(self, at_ms: int) -> bool:
+        """Is what ends then over, and may be taken back? In a window what was due before it."""
+        late = self.now > at_ms
+        return late and (self.now >= self.window_until_ms or at_ms <= self.leap_from_ms)
+
+    @property
+    def safe(self) -> bool:
+        return self.policy["safe_mode"] == 1
+
+    @property
+    def shut(self) -> bool:
+        return self.safe or self.now < self.closed_until_ms
+
+    # The ledger.
+
+    def loads(self) -> dict[str, Load]:
+        """What is left of each device: total - reserve - reserved - withheld - foreign."""
+        reserved, leases = dict.fromkeys(self.devices, 0), dict.fromkeys(self.devices, 0)
+        exclusive, kept_for = dict.fromkeys(self.devices, ""), dict.fromkeys(self.devices, "")
+        for e in self.entries.values():
+            if e.state in TAKEN:
+                for uuid, mb in e.held:
+                    reserved[uuid], leases[uuid] = reserved[uuid] + mb, leases[uuid] + 1
+                    if e.whole:
+                        exclusive[uuid] = e.token
+            for uuid in e.kept:
+                kept_for[uuid] = e.token
+        found = {}
+        for uuid, d in self.devices.items():
+            used = reserved[uuid] + d.withheld_mb + d.foreign_mb
+            free = d.total_mb - d.reserve_mb - used
+            up = free > 0 and d.state == "ok" and not d.drained
+            nobody = leases[uuid] == 0 == d.withheld_mb and d.foreign_mb <= IDLE_FOREIGN_MB
+            found[uuid] = Load(
+                free,
+                reserved[uuid],
+                leases[uuid],
+                exclusive[uuid],
+                kept_for[uuid],
+                up,
+                up and nobody,
+            )
+        return found
+
+    def agent(self, name: str) -> tuple[int, int, int]:
+        """MiB and leases that an agent has, offers included, and how many of its requests wait."""
+        mb = leases = waiters = 0
+        for e in self.entries.values():
+            if e.ask.agent == name:
+                if e.state in TAKEN:
+                    mb, leases = mb + sum(m for _, m in e.held), leases + 1
+                waiters += e.state == "waiting"
+        return mb, leases, waiters
+
+    def room(self, name: str) -> int:
+        """MiB that the policy leaves an agent; none when it has as many leases as it may."""
+        mb, leases, _ = self.agent(name)
+        may = leases < self.policy["max_leases_per_agent"]
+        return self.policy["max_memory_per_agent_mb"] - mb if may else 0
+
+    def end(self, e: Entry, outcome: str) -> None:
+        """End a lease without its holder's word: on real devices its memory is withheld."""
+        real = any(not self.devices[uuid].simulated for uuid, _ in e.held)
+        grace_ms = self.policy["expiry_grace_s"] * 1000 if real else 0
+        if not grace_ms:
+            return self.bury(e, outcome)
+        for uuid, mb in e.held:
+            d = self.devices[uuid]
+            d.withheld_mb, d.withheld_at_ms = d.withheld_mb + mb, self.now
+        e.state, e.outcome = "cooling", outcome
+        e.expires_at_ms, e.due_ms = self.now, self.now + grace_ms
+        return self.unpark(e.ask.agent)
+
+    def bury(self, e: Entry, outcome: str) -> None:
+        """It is over: its token is refused from now on; an empty outcome leaves no trace."""
+        del self.entries[e.token]
+        if outcome:
+            self.done[e.token] = outcome
+        if e.state in TAKEN:
+            self.unpark(e.ask.agent)
+
+    def unpark(self, agent: str) -> None:
+        """An agent's sum fell: who fits under its cap again stands where it stood."""
+        mine = [e for e in self.entries.values() if e.parked and e.ask.agent == agent]
+        room_mb = self.room(agent) if mine else 0
+        for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
+            room_mb -= e.memory_mb * e.ask.devices
+            if room_mb < 0:
+                return
+            e.parked = False
+
+    def cool(self, e: Entry) -> None:
+        """The grace is over: what is still used by what was its processes is a stranger's now."""
+        for uuid, mb in e.held:
+            d = self.devices[uuid]
+            if e.expires_at_ms > d.cooled_at_ms:
+                stays = min(mb, d.lingering_mb)
+                d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays
+                d.lingering_mb -= stays
+        self.bury(e, e.outcome)
+
+    def unkeep(self, uuid: str) -> None:
+        """A device is kept for nobody; who kept it keeps none of the others either."""
+        for e in self.entries.values():
+            if uuid in e.kept:
+                e.kept = ()
+
+    # Time.
+
+    def agenda(self) -> list[tuple[int, str]]:
+        """Everything's next end, the first first."""
+        ends = [(e.due_ms, e.token) for e in self.entries.values()]
+        return sorted(ends + [(at, f"host:{h}") for h, at in self.hosts.items() if at is not None])
+
+    def settle(self, member: str) -> int:
+        """End the present state of one; how many devices that touched, at least 1."""
+        if member.startswith("host:"):
+            host = member[5:]
+            self.hosts[host] = None
+            mine = [uuid for uuid, d in self.devices.items() if d.host == host]
+            for uuid in mine:
+                self.unkeep(uuid)
+                self.devices[uuid].state = "away"
+            return max(1, len(mine))
+        e = self.entries[member]
+        if e.state == "active":
+            self.end(e, "revoked" if e.revoked else "expired")
+        elif e.state == "cooling":
+            self.cool(e)
+        else:
+            self.bury(e, "lapsed")
+        return max(1, len(e.held))
+
+    def catch_up(self, named: str = "") -> None:
+        """Take back what is over, first what the call names, and hand it on."""
+        left = REAP_DEVICES
+        if named in self.entries and self.over(self.entries[named].due_ms):
+            left -= self.settle(named)
+        for at_ms, member in self.agenda():
+            if not self.over(at_ms):
+                break
+            if left <= 0:
+                self.more = 1
+                break
+            left -= self.settle(member)
+        self.serve()
+
+    def serve(self) -> None:
+        """Hand on what is free; see line.py."""
+        raise NotImplementedError
