@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from tests.api.brokers import environment
@@ -55,8 +56,11 @@ def test_list_says_what_each_does() -> None:
     assert faults("earthquake").returncode == 2
 
 
-def test_what_goes_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_goes_wrong_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """WRONG, where the log is, and which test said what; figures all the same."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     story = tmp_path / "test_story.py"
     story.write_text(STORY)
     seen = run_tests("story", Attack("", tests=(str(story),)))
