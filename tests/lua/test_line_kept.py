@@ -197,6 +197,6 @@ def test_kept_device_that_is_whole_again_without_growing_goes_to_its_keeper(pool
     still = device("gpu-a", simulated=0, used_mb=300, outside_mb=0, lingering_mb=300)
     pool.report((still,), deadline_ms=DAY_MS, sampled_ms=pool.reap()[1])
     wait(pool, "whole", **whole)
-    pool.skew(5000)
+    pool.skew(5001)
     pool.reap()
     assert state(pool, "whole") == "offered"
