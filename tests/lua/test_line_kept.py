@@ -181,3 +181,22 @@ def test_kept_device_with_less_than_was_asked_is_not_offered(pool: Pool) -> None
     pool.skew(10)
     pool.report((device("gpu-a", used_mb=0),), sampled_ms=reply[1] + 1, deadline_ms=DAY_MS)
     assert state(pool, "large") == "offered"
+
+
+def test_kept_device_that_is_whole_again_without_growing_goes_to_its_keeper(pool: Pool) -> None:
+    """L1: what a dead lease's process still uses is a stranger's now; nobody has a lease on it."""
+    real = device("gpu-a", simulated=0)
+    pool.report((real,), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("dies"), memory_mb=300, ttl_ms=45_000))
+    whole = {"exclusive": 1, "memory_mb": 600}
+    wait(pool, "whole", **whole)
+    live(pool, 42, "whole", **whole)
+    assert kept(pool) == {"gpu-a": token("whole")}
+    pool.skew(3001)
+    pool.reap()
+    still = device("gpu-a", simulated=0, used_mb=300, outside_mb=0, lingering_mb=300)
+    pool.report((still,), deadline_ms=DAY_MS, sampled_ms=pool.reap()[1])
+    wait(pool, "whole", **whole)
+    pool.skew(5001)
+    pool.reap()
+    assert state(pool, "whole") == "offered"
