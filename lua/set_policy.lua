@@ -49,9 +49,8 @@ if B.pool.safe_mode == 1 and not allowed then return B.reply('REFUSED', 'safe_mo
 B.catch_up()
 
 for field, value in pairs(fields) do
-  B.pool[field] = tonumber(value) or value
+  B.pool[field] = tonumber(value) or value   -- what is handed on before the answer is handed on under it
   B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
-  B.pool[field] = tonumber(value)   -- what is handed on before the answer is handed on under it
 end
 local version = B.pool.policy_version + 1
 B.set_pool('policy_version', version)

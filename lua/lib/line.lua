@@ -25,8 +25,9 @@ function B.line()
     return B.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1
   end
 
-  -- As many whole devices of one group as w wants: of those that `held` has for it alone, then of the idle ones.
-  local function whole_of(w, host, model, held, room_mb)
+  -- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones. `serving`: but for
+  -- those that are on the worklist, whose own turn comes, and before it that of who is first for them.
+  local function whole_of(w, host, model, held, room_mb, serving)
     local q, devices, sum = w.q, {}, 0
     for _, d in ipairs(held) do
       local fits = d.empty and d.free_mb >= q.memory_mb and d.host == host and d.model == model
@@ -35,8 +36,11 @@ function B.line()
     if #devices < q.devices then
       B.flush()
       local ids = call('ZRANGE', P .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
-        text(q.devices - #devices))
-      for _, uuid in ipairs(ids) do devices[#devices + 1] = B.device(uuid) end
+        text(q.devices - #devices + (serving and SERVE_WORK or 0)))
+      for _, uuid in ipairs(ids) do
+        local waits = serving and B.work['device:' .. uuid]
+        if not waits and #devices < q.devices then devices[#devices + 1] = B.device(uuid) end
+      end
     end
     if #devices < q.devices then return nil, 'no_capacity' end
     for _, d in ipairs(devices) do sum = sum + d.free_mb end
@@ -52,7 +56,7 @@ function B.line()
 
   -- What w gets of device d, alone or with others of its host and model; or anywhere. Nil and why not.
   local function fit(w, d)
-    local q, room_mb = w.q, waiters.room(w.agent)
+    local q, room_mb, serving = w.q, waiters.room(w.agent), d ~= nil
     if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
     if not d then
       local devices, why = B.pick(q, room_mb)
@@ -60,8 +64,7 @@ function B.line()
       d = B.device(string.match(w.kept, '[^,]+'))
     end
     if B.whole(q) then
-      local held = d.kept_for == w.token and kept_devices(w) or d.kept_for ~= '' and { d } or {}
-      return whole_of(w, d.host, d.model, held, room_mb)
+      return whole_of(w, d.host, d.model, d.kept_for == w.token and kept_devices(w) or { d }, room_mb, serving)
     end
     if d.sharable and d.free_mb >= q.memory_mb then return { d } end
     return nil, 'no_capacity'
@@ -118,7 +121,12 @@ function B.line()
   local function try(w, d)
     if not w then return nil end
     local devices, why = fit(w, d)
-    if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
+    if why == 'agent_cap' and d and B.whole(w.q) then   -- a smaller one may be within its cap
+      devices, why = fit(w)
+      for _, each in ipairs(devices or {}) do
+        if B.work['device:' .. each.uuid] then return nil end   -- its own turn comes
+      end
+    end
     if devices then return offer(w, devices) end
     if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
     waiters.park(w)

@@ -224,3 +224,29 @@ def test_offer_before_the_last_poll_beats_the_cpu(pool: Pool) -> None:
     pool.release(HOLDER)
     got = granted(pool.acquire(token("ann"), "ann", on_unavailable="cpu", wait_ms=0))
     assert (got.devices, got.reason) == ((("gpu-a", 900),), "")
+
+
+def test_whole_device_is_no_other_than_the_one_whose_turn_it_is(pool: Pool) -> None:
+    """L1, L3: two devices come back; the exclusive one takes none that a better rank waits for."""
+    both = (device("gpu-small", 2000), device("gpu-large", 3000, index=1))
+    pool.report(both, deadline_ms=1000)
+    pool.skew(1001)
+    pool.reap()
+    wait(pool, "first", memory_mb=2500, host="h1", priority=5)
+    wait(pool, "second", memory_mb=2500, exclusive=1, model="m1")
+    pool.report(both)
+    assert (state(pool, "first"), state(pool, "second")) == ("offered", "waiting")
+
+
+def test_several_whole_devices_wait_for_the_turn_of_each(pool: Pool) -> None:
+    """L1: a request for two takes none of them before who is first for it, and both when it may."""
+    both = (device("gpu-a", 2000), device("gpu-b", 3000, index=1))
+    pool.report(both, deadline_ms=1000)
+    pool.skew(1001)
+    pool.reap()
+    wait(pool, "first", memory_mb=2500, host="h1", priority=5)
+    wait(pool, "pair", memory_mb=2000, devices=2)
+    pool.report(both, deadline_ms=DAY_MS)
+    assert (state(pool, "first"), state(pool, "pair")) == ("offered", "waiting")
+    pool.release(token("first"))
+    assert state(pool, "pair") == "offered"
