@@ -228,7 +228,7 @@ def test_offer_before_the_last_poll_beats_the_cpu(pool: Pool) -> None:
 
 def test_whole_device_is_no_other_than_the_one_whose_turn_it_is(pool: Pool) -> None:
     """L1, L3: two devices come back; the exclusive one takes none that a better rank waits for."""
-    both = (device("gpu-small", 2000), device("gpu-large", 3000, index=1))
+    both = (device("gpu-a", 2000), device("gpu-b", 3000, index=1))
     pool.report(both, deadline_ms=1000)
     pool.skew(1001)
     pool.reap()
