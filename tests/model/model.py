@@ -60,7 +60,11 @@ class Model(Line):
             e.due_ms = self.now + POLL_MS
             return ["WAITING", self.place(e)]
         if e and e.state == "offered":
-            if not self.shut and e.version == self.policy["policy_version"]:
+            lent = all(
+                self.devices[uuid].state == "ok" and not self.devices[uuid].drained
+                for uuid, _ in e.held
+            )
+            if lent and not self.shut and e.version == self.policy["policy_version"]:
                 return self.grant(e, tuple(uuid for uuid, _ in e.held), "")
             e.state, e.held, e.whole = "waiting", (), False
             self.unpark(ask.agent)
