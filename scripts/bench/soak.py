@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 DEVICES, AGENTS, THREADS = 16, 4, 8
 TTL_S = (1, 2, 3)
 DEATH_S, SAMPLE_S, REPORT_S, REAP_S = 1.5, 5.0, 2.0, 0.5
-TOMBSTONES_S, WARM_S = 1200.0, 60.0
+TOMBSTONES_S, WARM_S, SETTLE_S = 1200.0, 60.0, 60.0
+"""When tombstones come and go alike; when agents are at work; what a line of the dead may take."""
 FLAT = 1.05
 """How much the last tenth of the samples may be above the first that count."""
 
@@ -99,8 +100,8 @@ def agents(url: str, number: int) -> None:
 
 
 def start(url: str, number: int) -> BaseProcess:
-    """One more process of agents."""
-    process = multiprocessing.get_context("spawn").Process(
+    """One more process of agents; a fork, so that it is at work at once."""
+    process = multiprocessing.get_context("fork").Process(
         target=agents, args=(url, number), daemon=True
     )
     process.start()
@@ -201,15 +202,15 @@ def settled(pool: verbs.Pool, keeping: Keeping) -> str:
     """Once all is over: what is wrong, or nothing."""
     from tests.audit import audit  # noqa: PLC0415 - the checkout is on the path by now
 
-    until = time.monotonic() + 15 + max(TTL_S)
-    while time.monotonic() < until:
+    records, until = f"{verbs.KEYS.base}:record:*", time.monotonic() + SETTLE_S
+    while time.monotonic() < until and any(pool.redis.scan_iter(records, count=5000)):
         keeping.step()
         time.sleep(0.1)
     try:
         audit(pool.redis, verbs.KEYS)
     except AssertionError as wrong:
         return f"audit: {wrong}"
-    held = list(pool.redis.scan_iter(f"{verbs.KEYS.base}:record:*"))
+    held = list(pool.redis.scan_iter(records))
     return f"{len(held)} records are left" if held else ""
 
 
