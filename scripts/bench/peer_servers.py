@@ -231,7 +231,8 @@ class Process:
     def kill(self) -> None:
         """SIGKILL, as an out-of-memory killer would."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        with suppress(BrokenPipeError):
+            self.process.communicate()
 
     def __enter__(self) -> Self:
         return self
