@@ -29,7 +29,7 @@ ratios of each round. Above 1 ours does more."""
 
 HANDOFF_SAYS = """\
 From the call of release to the return of the next holder's acquire, half of the time in another
-process; who released stands aside until then. In ms: median and the 95th of a hundred."""
+process; a holder holds it for 0.1 to 0.25 s, and stands aside until the next has it. In ms: median and the 95th of a hundred."""
 
 DEATH_SAYS = """\
 From SIGKILL of the holder, 0.4 s after it acquired with a ttl of 2 s (etcd: a session of 2 s), to

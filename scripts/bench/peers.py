@@ -78,7 +78,7 @@ class Effort:
     deaths: int
 
 
-QUICK, FULL = Effort(1, 0.15, 1.0, 1), Effort(3, 0.25, 1.2, 2)
+QUICK, FULL = Effort(1, 0.15, 1.5, 1), Effort(3, 0.25, 2.0, 2)
 
 
 @dataclass(slots=True)

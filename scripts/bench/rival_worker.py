@@ -13,6 +13,7 @@ import logging
 import mmap
 import multiprocessing
 import os
+import random
 import struct
 import sys
 import threading
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 Body = "Callable[[int], Coroutine[Any, Any, Any]]"
 
-LONG_S, HOLD_S, STEP_S, START_S, UNCONTENDED_S = 600.0, 0.01, 0.001, 0.1, 10.0
+LONG_S, STEP_S, START_S, UNCONTENDED_S = 600.0, 0.001, 0.1, 10.0
+HOLD_S, HELD_S = 0.01, (0.1, 0.25)
+"""In the order probe; in a hand-off, at random, so that no one's polls fall in step with it."""
 
 
 class Worker:
@@ -120,7 +123,7 @@ class Worker:
             acquired = time.monotonic_ns()
             count = struct.unpack("Q", shared[:8])[0] + 1
             shared[:8] = struct.pack("Q", count)
-            await client.pause(HOLD_S)
+            await client.pause(random.uniform(*HELD_S))
             released = time.monotonic_ns()
             await client.release()
             found.append((acquired, released))
