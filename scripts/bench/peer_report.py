@@ -29,7 +29,8 @@ ratios of each round. Above 1 ours does more."""
 
 HANDOFF_SAYS = """\
 From the call of release to the return of the next holder's acquire, half of the time in another
-process; a holder holds it for 0.1 to 0.25 s, and stands aside until the next has it. In ms: median and the 95th of a hundred."""
+process; a holder holds it for 0.1 to 0.25 s, and stands aside until the next has it. In ms:
+median and the 95th of a hundred."""
 
 DEATH_SAYS = """\
 From SIGKILL of the holder, 0.4 s after it acquired with a ttl of 2 s (etcd: a session of 2 s), to
@@ -175,18 +176,19 @@ def plot(found: Results, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     colours = dict(zip(found.pairs, plt.get_cmap("tab20").colors[::2] * 2, strict=False))
     for kind, by in found.pairs.items():
         figures = {
             n: median(x["pairs_per_s"] for x in rounds) for n, rounds in by.items() if rounds
         }
         ours, floor = kind.startswith(OURS), kind in {SCRIPT, PING}
-        left.plot(list(figures), list(figures.values()), "o:" if floor else "o-", label=kind,
-                  color=colours[kind], lw=3 if ours else 1.2)  # fmt: skip
+        left.plot(list(figures), list(figures.values()), ("s:" if kind == PING else "o:") if floor else "o-", label=kind,
+                  color="#999999" if floor else colours[kind], lw=3 if ours else 1.2)  # fmt: skip
     left.set(xscale="log", yscale="log", xlabel="clients", ylabel="pairs per second",
              title="Acquire and release, uncontended (more is better)")  # fmt: skip
-    left.legend(frameon=False, fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  frameon=False, fontsize=8)  # fmt: skip
     kinds = [kind for kind in found.handoff_us if kind in colours]
     for at, waiters in enumerate((1, 20)):
         heights = [median(found.handoff_us[k].get(waiters) or [float("nan")]) / 1000 for k in kinds]
