@@ -8,7 +8,8 @@
 # make audit  known vulnerabilities of what requirements.lock installs; asks a service on the network
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
 # make model  a reference model beside real pools: N random steps (SEED), every life of a small world, seeded bugs
-# make bench  what a lease costs, beside what else there is
+# make bench  what a lease costs, beside what else there is, in under ten minutes
+# make bench-soak  an hour of arrivals and deaths: exact sums, flat memory
 # make docs-assets  the pictures of the README
 # make lock   requirements.lock anew, after a change of pyproject.toml
 
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check format e2e e2e-hosts faults audit model soak bench docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs-assets lock clean
 
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -63,11 +64,20 @@ soak: $(READY)
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/redis/test_sentinel.py -k failover
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/lua/test_cost.py tests/redis/test_cluster.py
 
+# LEASES: how many one pool holds in scale.py; 1000000 takes 1 GB and some minutes more.
+bench: LEASES ?= 100000
 bench: $(READY)
 	$(BIN)/python scripts/bench/verbs.py
 	$(BIN)/python scripts/bench/waiting.py --write
-	$(BIN)/python scripts/bench/http.py
+	$(BIN)/python scripts/bench/over_http.py
 	$(BIN)/python scripts/bench/cluster.py
+	$(BIN)/python scripts/bench/peers.py --write
+	$(BIN)/python scripts/bench/scale.py --write --leases $(LEASES)
+
+# MINUTES: of arrivals and deaths.
+bench-soak: MINUTES ?= 60
+bench-soak: $(READY)
+	$(BIN)/python scripts/bench/soak.py --minutes $(MINUTES) --write
 
 docs-assets: $(READY)
 	$(BIN)/python scripts/docs_assets.py

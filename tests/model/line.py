@@ -188,7 +188,7 @@ class Line(Ledger):
         if devices is not None:
             return devices, ""
         demand(not options or self.choose.backlog, f"L1: {e.token} polls, fits, and gets nothing")
-        if options:
+        if options or self.choose.backlog:
             return nothing
         e.blind = False
         why = "agent_cap" if self.capped(e, room_mb) else "no_capacity"

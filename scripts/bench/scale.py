@@ -1,0 +1,228 @@
+"""What size costs: many devices, many leases, a long line, each beside a small one of the same run.
+
+Server time is the scripts' own, from INFO commandstats; memory is what INFO memory gained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import verbs
+
+from agent_sdk.protocol import release
+from agent_sdk.scripts import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESULTS = Path(__file__).parent / "results"
+
+SMALL, LARGE = 8, 16_384
+FULL_HOST, WHOLE_MB, PER_AGENT, LINE_ROUNDS = "host-0", 24_064, 200, 3
+
+MEMORY_SAYS = """\
+Leases of one device each, spread over agents; bytes of the server per lease, all that one leaves
+anywhere; µs of acquire, renew and release among so many, in a pool of 64 devices."""
+
+LINE_SAYS = """\
+So many wait for a host that is full. µs of the server: one more joins; one poll of a waiter behind
+others; the release of a whole device, which the first in the line gets in the same script."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """A pool with so many leases; memory and server time of each."""
+
+    leases: int
+    bytes_each: float
+    fill_s: float
+    acquire_us: float
+    renew_us: float
+    release_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of so many; µs of the server."""
+
+    waiters: int
+    join_us: float
+    poll_us: float
+    handover_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """µs of the lease verbs by how many devices; pools of many leases; lines."""
+
+    server: str
+    rounds: int
+    devices: dict[int, dict[str, float]]
+    leases: tuple[Leases, ...]
+    lines: tuple[Line, ...]
+
+
+def by_devices(rounds: int) -> dict[int, dict[str, float]]:
+    """µs of each verb in both pools, in the same rounds."""
+    with ExitStack() as stack:
+        pools = {
+            n: verbs.Pool(stack.enter_context(verbs.running_store()), n) for n in (SMALL, LARGE)
+        }
+        probes = [partial(verbs.level_probe, pool, str(n)) for n, pool in pools.items()]
+        samples = verbs.measure(probes, rounds)
+    return {
+        n: {verb: median(samples[str(n), verb]) for verb in verbs.LEASE_VERBS}
+        for n in (SMALL, LARGE)
+    }
+
+
+def many_leases(counts: Sequence[int], rounds: int) -> tuple[Leases, ...]:
+    """Pools of 64 devices with so many leases of 1 MiB each, all measured in the same rounds."""
+    with ExitStack() as stack:
+        pools = [verbs.Pool(stack.enter_context(verbs.running_store()), 64) for _ in counts]
+        filled = [fill(pool, count) for pool, count in zip(pools, counts, strict=True)]
+        probes = [
+            partial(verbs.level_probe, pool, str(n)) for pool, n in zip(pools, counts, strict=True)
+        ]
+        samples = verbs.measure(probes, rounds)
+    return tuple(
+        Leases(
+            n, gained / n, took_s, *(median(samples[str(n), verb]) for verb in verbs.LEASE_VERBS)
+        )
+        for n, (gained, took_s) in zip(counts, filled, strict=True)
+    )
+
+
+def fill(pool: verbs.Pool, count: int) -> tuple[int, float]:
+    """Hold so many leases for a day; bytes that the server gained, and seconds that it took."""
+    before, began = pool.redis.info("memory")["used_memory"], time.monotonic()
+    for start in range(0, count, verbs.CHUNK):
+        numbers = range(start, min(count, start + verbs.CHUNK))
+        pool.run_all([verbs.ask(f"agent-{n // PER_AGENT}", 1, 86_400) for n in numbers])
+    return pool.redis.info("memory")["used_memory"] - before, time.monotonic() - began
+
+
+def line_of(waiters: int) -> Line:
+    """A host is full and so many wait for it, nobody or everybody of them polling."""
+    acquire, base = scripts()["acquire"].sha, verbs.KEYS.base
+    with verbs.running_store() as store:
+        pool = verbs.Pool(store, 2 * verbs.HOST_DEVICES)
+        held = [verbs.ask("full", WHOLE_MB, 86_400, FULL_HOST) for _ in range(verbs.HOST_DEVICES)]
+        pool.run_all(held)
+        asks = [
+            verbs.CALLER.request(
+                f"waiter-{n // PER_AGENT}", memory_mb=WHOLE_MB, host=FULL_HOST, wait_s=600
+            ).call()
+            for n in range(waiters)
+        ]
+        commands = [("EVALSHA", acquire, 1, base, *call.args) for call in asks]
+        last = commands[-verbs.VERB_CALLS :]
+        for start in range(0, waiters - len(last), verbs.CHUNK):
+            pool.pipe(commands[start : min(start + verbs.CHUNK, waiters - len(last))])
+        join_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
+        poll_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
+        tokens = [str(call.args[1]) for call in held]
+        released = [next(release(token)) for token in tokens]
+        handover_us, _ = verbs.server_us(pool, partial(pool.run_all, released))
+    return Line(waiters, join_us, poll_us, handover_us)
+
+
+def lines(lengths: Sequence[int], rounds: int) -> tuple[Line, ...]:
+    """Each length in each round."""
+    found: dict[int, list[Line]] = {n: [] for n in lengths}
+    for _ in range(rounds):
+        for waiters in lengths:
+            found[waiters].append(line_of(waiters))
+    return tuple(
+        Line(
+            waiters,
+            median(x.join_us for x in rows),
+            median(x.poll_us for x in rows),
+            median(x.handover_us for x in rows),
+        )
+        for waiters, rows in found.items()
+    )
+
+
+def markdown(found: Results) -> str:
+    """The report."""
+    setting = (
+        f"{found.server}, unix socket, Python {platform.python_version()};"
+        f" µs of the server, pipelined; medians of {found.rounds} rounds."
+    )
+    parts = [
+        "# What size costs",
+        setting,
+        "## Devices",
+        verbs.table(
+            ["devices", *verbs.LEASE_VERBS],
+            [
+                [f"{n:,}", *(f"{row[verb]:.1f}" for verb in verbs.LEASE_VERBS)]
+                for n, row in found.devices.items()
+            ],
+        ),
+        "## Leases",
+        MEMORY_SAYS,
+        verbs.table(
+            ["leases", "bytes each", "MiB", "filled in, s", *verbs.LEASE_VERBS],
+            [
+                [f"{x.leases:,}", f"{x.bytes_each:.0f}", f"{x.bytes_each * x.leases / 2**20:.0f}",
+                 f"{x.fill_s:.0f}",
+                 f"{x.acquire_us:.1f}", f"{x.renew_us:.1f}", f"{x.release_us:.1f}"]
+                for x in found.leases
+            ],
+        ),
+        "## Waiters",
+        LINE_SAYS,
+        verbs.table(
+            ["waiters", "join", "poll", "release and hand over"],
+            [
+                [f"{x.waiters:,}", f"{x.join_us:.1f}", f"{x.poll_us:.1f}", f"{x.handover_us:.1f}"]
+                for x in found.lines
+            ],
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 whatever the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--leases", type=int, default=100_000, help="1000000 takes 1 GB and minutes"
+    )
+    parser.add_argument("--waiters", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--write", action="store_true", help="write scale.md and scale.json into results/"
+    )
+    args = parser.parse_args(argv)
+    with verbs.running_store() as store, store.connect() as client:
+        version = str(client.info("server")["redis_version"])
+    found = Results(
+        f"redis-server {version}",
+        args.rounds,
+        by_devices(args.rounds),
+        many_leases((1000, args.leases), args.rounds),
+        lines((verbs.VERB_CALLS * 2, args.waiters), LINE_ROUNDS),
+    )
+    report = markdown(found)
+    print(report)
+    if args.write:
+        (RESULTS / "scale.md").write_text(report + "\n")
+        (RESULTS / "scale.json").write_text(json.dumps(asdict(found), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
