@@ -5,6 +5,7 @@ Numbers are MiB and the pool's milliseconds, but `raw_us`, the server's clock.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
@@ -52,7 +53,7 @@ class Chooser(Protocol):
 
 
 @dataclass(slots=True)
-class Ledger:
+class Ledger(ABC):
     """A pool's clock, its devices and its tokens.
 
     `exists` is False until a report makes it; `another`: the server is not that of the last look.
@@ -266,6 +267,6 @@ class Ledger:
             left -= self.settle(member)
         self.serve()
 
+    @abstractmethod
     def serve(self) -> None:
         """Hand on what is free; see line.py."""
-        raise NotImplementedError
