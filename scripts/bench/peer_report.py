@@ -183,7 +183,8 @@ def plot(found: Results, path: Path) -> None:
             n: median(x["pairs_per_s"] for x in rounds) for n, rounds in by.items() if rounds
         }
         ours, floor = kind.startswith(OURS), kind in {SCRIPT, PING}
-        left.plot(list(figures), list(figures.values()), ("s:" if kind == PING else "o:") if floor else "o-", label=kind,
+        style = {SCRIPT: "o:", PING: "s:"}.get(kind, "o-")
+        left.plot(list(figures), list(figures.values()), style, label=kind,
                   color="#999999" if floor else colours[kind], lw=3 if ours else 1.2)  # fmt: skip
     left.set(xscale="log", yscale="log", xlabel="clients", ylabel="pairs per second",
              title="Acquire and release, uncontended (more is better)")  # fmt: skip
@@ -197,7 +198,10 @@ def plot(found: Results, path: Path) -> None:
             places, heights, 0.36, label=f"{waiters} waiting", color=("#0072B2", "#D55E00")[at]
         )
     right.set(
-        xscale="log", xlabel="ms, median", title="From release to the next holder (less is better)"
+        xscale="log",
+        xlim=(0.1, 300),
+        xlabel="ms, median",
+        title="From release to the next holder (less is better)",
     )
     right.set_yticks(range(len(kinds)), kinds, fontsize=8)
     right.invert_yaxis()
