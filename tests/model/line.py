@@ -188,12 +188,12 @@ class Line(Ledger):
         if devices is not None:
             return devices, ""
         demand(not options or self.choose.backlog, f"L1: {e.token} polls, fits, and gets nothing")
-        if options or self.choose.backlog:
+        if options:
             return nothing
         e.blind = False
         why = "agent_cap" if self.capped(e, room_mb) else "no_capacity"
         has = self.agent(e.ask.agent)[1] > 0
-        if why == "agent_cap" and has:
+        if why == "agent_cap" and has and not self.choose.backlog:  # else the scripts may wait
             e.parked, e.kept = True, ()
         elif parked and why != "agent_cap":
             e.parked = False
@@ -217,4 +217,5 @@ class Line(Ledger):
         e.kept = self.choose.keep(e.token, options)
         demand(not e.kept or tuple(sorted(e.kept)) in options, f"L3: {e.token} keeps {e.kept}")
         few = len(self.devices) <= LOOKED_AT
-        demand(e.kept or not options or not few, f"L3: nothing is kept for {e.token}")
+        may = not options or not few or self.choose.backlog
+        demand(e.kept or may, f"L3: nothing is kept for {e.token}")
