@@ -80,6 +80,9 @@ class Each:
                if model.may_offer(model.entries[name], some)]  # fmt: skip
         return self._one(may) if may else None
 
+    def later(self, name: str) -> bool:
+        return False
+
     def parks(self, name: str) -> bool:
         return True
 

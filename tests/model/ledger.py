@@ -45,6 +45,9 @@ class Chooser(Protocol):
     def offer(self, model: Line) -> tuple[str, tuple[str, ...]] | None:
         """Who is offered which devices next; None when nobody is."""
 
+    def later(self, token: str) -> bool:
+        """Whether one that is told to wait is offered something by the same call."""
+
     def parks(self, token: str) -> bool:
         """Whether who may stand aside for its agent's cap does."""
 

@@ -101,7 +101,8 @@ class Model(Line):
         devices = self.choose.grant(e.token, right)
         if devices is not None:
             return devices, ""
-        demand(not right or self.choose.backlog, f"S11: {e.token} fits and gets nothing")
+        loose = self.choose.backlog or self.choose.later(e.token)
+        demand(not right or loose, f"S11: {e.token} fits and gets nothing")
         return None, "agent_cap" if not right and self.capped(e, room_mb) else "no_capacity"
 
     def denied(self, e: Entry, why: str, wait_ms: int, *, new: bool) -> Reply:

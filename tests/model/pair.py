@@ -147,6 +147,9 @@ class Seen:
                 return (token, self.taken) if model.may_offer(e, self.taken) else None
         return None
 
+    def later(self, token: str) -> bool:
+        return token == self.named and self.waits and token in self.offered
+
     def parks(self, token: str) -> bool:
         return token in self.rows and self.rows[token].parked
 
