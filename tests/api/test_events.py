@@ -199,7 +199,8 @@ def test_restart_of_the_broker_loses_and_repeats_nothing(tmp_path: Path) -> None
     """SIGKILL in the middle of traffic, the same port again, Last-Event-ID: the stream, exactly."""
     with running() as server, server.connect() as store:
         port = str(free_port())
-        settings = GRANTING | {"REDIS_URL": server.url}
+        # Its host must outlive it for as long as nobody is there.
+        settings = GRANTING | {"REDIS_URL": server.url, "GPU_BROKER_REPORT_S": "5"}
         seen: list[str] = []
         with LeaseClient(Store(server.url), client_name="t") as client:
 
