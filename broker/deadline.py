@@ -40,7 +40,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._head: int | None = 0  # bytes so far; None: it is complete
         self._unread: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # asyncio hands over this kind
         """A connection on which nothing is sent is a slow request, too."""
         super().connection_made(transport)
         self._expect()

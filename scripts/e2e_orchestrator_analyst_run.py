@@ -72,7 +72,7 @@ def serves(code: int, what: str, url: str, body: dict[str, Any] | None = None) -
         answer = ask(url, body, timeout_s=60 if body else 5)
     except Silent as error:
         raise Failed(code, f"{what}: {error}") from error
-    if answer.status != 200:  # noqa: PLR2004
+    if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
         raise Failed(code, f"{what}: {url} answered {answer.status} {answer.text[:200]}")
     return answer.body
 

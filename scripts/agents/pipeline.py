@@ -35,7 +35,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """
     headers = {"Content-Type": "application/json"}
     try:
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - the address is the caller's own
         with DIRECT.open(request, timeout=TIMEOUT_S) as reply:
             answer = json.load(reply)
     except (OSError, ValueError) as error:  # a status of 400 and more is an OSError too

@@ -66,7 +66,7 @@ COMMON = _words("""
 def words_of(text: str) -> list[str]:
     """The words that mean something, in their order, in lower case."""
     found = re.findall(r"[a-z]+", text.lower())
-    return [word for word in found if len(word) > 2 and word not in COMMON]  # noqa: PLR2004
+    return [word for word in found if len(word) > 2 and word not in COMMON]  # noqa: PLR2004 - two letters are no word
 
 
 def features_of(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

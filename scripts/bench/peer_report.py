@@ -174,7 +174,7 @@ def plot(found: Results, path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - only who plots needs it
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - slow to import, for --write alone
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     colours = dict(zip(found.pairs, plt.get_cmap("tab20").colors[::2] * 2, strict=False))

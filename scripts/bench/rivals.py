@@ -114,7 +114,7 @@ class Lease(Blocking):
 
     async def acquire(self, wait_s: float) -> bool:
         """A lease that is renewed as long as its process lives, where somebody waits for it."""
-        from agent_sdk import Refused, StillWaiting  # noqa: PLC0415
+        from agent_sdk import Refused, StillWaiting  # noqa: PLC0415 - only in the process that measures it
 
         try:
             self.held = self.client.acquire(self.agent, **self.ask(wait_s))
@@ -140,7 +140,7 @@ class AsyncLease(Lease):
     @classmethod
     def client_of(cls, where: str, pool: str) -> Any:
         """The one client of this process for that pool."""
-        from agent_sdk import AsyncLeaseClient, Store  # noqa: PLC0415
+        from agent_sdk import AsyncLeaseClient, Store  # noqa: PLC0415 - only in the process that measures it
 
         key = (f"async {where}", pool)
         if key not in cls._clients:
@@ -149,7 +149,7 @@ class AsyncLease(Lease):
 
     async def acquire(self, wait_s: float) -> bool:
         """The same, awaited."""
-        from agent_sdk import Refused, StillWaiting  # noqa: PLC0415
+        from agent_sdk import Refused, StillWaiting  # noqa: PLC0415 - only in the process that measures it
 
         try:
             self.held = await self.client.acquire(self.agent, **self.ask(wait_s))
@@ -175,7 +175,7 @@ class RedisPy(Blocking):
     _redis: dict[str, Any] = {}  # noqa: RUF012 - one for each process
 
     def __init__(self, where: str, name: str, ttl_s: float) -> None:
-        import redis  # noqa: PLC0415
+        import redis  # noqa: PLC0415 - only in the process that measures it
 
         self.redis = self._redis.setdefault(where, redis.Redis.from_url(where))
         self.name, self.ttl_s, self.lock = name, ttl_s, self.made(name, ttl_s)
@@ -197,7 +197,7 @@ class AsyncRedisPy(RedisPy):
     """redis.asyncio's Lock."""
 
     def __init__(self, where: str, name: str, ttl_s: float) -> None:
-        import redis.asyncio  # noqa: PLC0415
+        import redis.asyncio  # noqa: PLC0415 - only in the process that measures it
 
         key = f"async {where}"
         self.redis = self._redis.setdefault(key, redis.asyncio.Redis.from_url(where))
@@ -221,7 +221,7 @@ class RedisLock(RedisPy):
 
     def made(self, name: str, ttl_s: float) -> Any:
         """The library's own object."""
-        import redis_lock  # noqa: PLC0415
+        import redis_lock  # noqa: PLC0415 - only in the process that measures it
 
         return redis_lock.Lock(self.redis, name, expire=int(ttl_s))
 
@@ -244,7 +244,7 @@ class Pottery(RedisPy):
 
     def made(self, name: str, ttl_s: float) -> Any:
         """The library's own object."""
-        from pottery import Redlock  # noqa: PLC0415
+        from pottery import Redlock  # noqa: PLC0415 - only in the process that measures it
 
         return Redlock(key=name, masters={self.redis}, auto_release_time=ttl_s)
 
@@ -312,7 +312,7 @@ class Files(Blocking):
     """The home-made choice: a file lock for each GPU, tried where a table says it is free."""
 
     def __init__(self, where: str, name: str, ttl_s: float) -> None:
-        from filelock import FileLock, Timeout  # noqa: PLC0415
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - only in the process that measures it
 
         del ttl_s
         self.timeout = Timeout

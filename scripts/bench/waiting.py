@@ -409,7 +409,7 @@ def plot(found: Results, path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - only who plots needs it
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - slow to import, for --write alone
 
     colours = {OURS: "#0072B2", LOCK: "#D55E00", REDIS_LOCK: "#009E73", POTTERY: "#CC79A7",
                HAND_MADE: "#999999"}  # fmt: skip

@@ -37,9 +37,9 @@ def ask(url: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIME
     headers = {"Content-Type": "application/json"}
     if key := read_orchestrator_settings().api_key:
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(url, data, headers)  # noqa: S310
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - the address is the caller's own
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310 - the address is the caller's own
             return _answer(reply.status, reply.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -71,7 +71,7 @@ def wait_for(url: str, within_s: float = 30.0) -> None:
         except Silent as error:
             said = str(error)
         else:
-            if answer.status == 200:  # noqa: PLR2004
+            if answer.status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
             said = f"{answer.status} {answer.text[:200]}"
         time.sleep(0.1)

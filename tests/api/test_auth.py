@@ -219,7 +219,7 @@ def test_key_that_is_bound_to_agents_asks_for_those_alone(door: Door) -> None:
 
 def test_stolen_agent_key_cannot_end_what_the_sdk_holds(door: Door, server: Server) -> None:
     """A lease without an owner, taken straight from Redis, is not an agent key's."""
-    from agent_sdk import LeaseClient, Store  # noqa: PLC0415
+    from agent_sdk import LeaseClient, Store  # noqa: PLC0415 - one test's own
 
     with LeaseClient(Store(server.url), pool="auth", hostname="h1") as client:
         held = client.acquire("sdk", memory_mb=100)

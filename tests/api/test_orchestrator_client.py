@@ -447,7 +447,7 @@ def test_keeper_survives_what_nobody_thought_of(client: GPUOrchestratorClient) -
             raise RuntimeError("of the test")
         return real(leases)
 
-    client._keeper._link.renew = sometimes  # type: ignore[method-assign]
+    client._keeper._link.renew = sometimes  # type: ignore[method-assign] # the link of one client, for this test
     time.sleep(1.5)
     assert not lease.lost
     client.release(lease)

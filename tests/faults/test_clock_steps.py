@@ -44,9 +44,9 @@ def test_lease_that_is_renewed_outlives_steps_and_one_that_is_not_ends_in_time(
         register(client, 1000)
         with client.lease("kept", memory_mb=100, ttl_s=2) as kept:
             left = client.acquire("left", memory_mb=100, ttl_s=2)
-            began, before_s = time.monotonic(), int(client.redis.time()[0])  # type: ignore[index]
+            began, before_s = time.monotonic(), int(client.redis.time()[0])  # type: ignore[index] # a blocking client answers at once
             clock.shift(-back_s)
-            after_s = int(client.redis.time()[0])  # type: ignore[index]
+            after_s = int(client.redis.time()[0])  # type: ignore[index] # a blocking client answers at once
             assert before_s - back_s - 1 <= after_s <= before_s - back_s + 5
             eventually(lambda: client.reap() and client.lookup(left.token) == "expired", 10)
             assert 1.5 < time.monotonic() - began < 2 + 1.5

@@ -161,7 +161,7 @@ class Witness:
                 done = over.is_set()
                 found = client.xread({key: last}, count=1000, block=200)
                 now = local_now()
-                entries = [entry for _, part in found or () for entry, _ in part]  # type: ignore[union-attr,misc]
+                entries = [entry for _, part in found or () for entry, _ in part]  # type: ignore[union-attr,misc] # rows of a stream
                 self.seen.update(dict.fromkeys(entries, now))
                 last = entries[-1] if entries else last
                 if done and not entries:
@@ -193,7 +193,7 @@ def stepped(world: World) -> Seen:
         for seconds in (-2.0, 0.0, -30.0, -HOUR_S):
             clock.shift(seconds)
             time.sleep(2.5)
-        said_s = int(admin.time()[0]) - time.time()  # type: ignore[index]
+        said_s = int(admin.time()[0]) - time.time()  # type: ignore[index] # a blocking client answers at once
         with world.fault("a leap of an hour", cut=frozenset({*DEVICES})):
             clock.shift(0)
             time.sleep(5)
@@ -268,7 +268,7 @@ def _ended_by_force(stranger: redis.Redis) -> None:
 
 def _kill_script(admin: redis.Redis) -> bool:
     try:
-        return bool(admin.script_kill())  # type: ignore[no-untyped-call]
+        return bool(admin.script_kill())  # type: ignore[no-untyped-call] # redis-py does not type it
     except redis.ResponseError:
         return False
 
@@ -282,8 +282,8 @@ def meddled(world: World) -> Seen:
     acts: list[Callable[[redis.Redis], object]] = [
         lambda admin: admin.script_flush(),
         lambda admin: admin.execute_command("FUNCTION FLUSH"),
-        lambda admin: admin.client_kill_filter(_type="normal", skipme=True),  # type: ignore[no-untyped-call]
-        lambda admin: admin.client_pause(400),  # type: ignore[no-untyped-call]
+        lambda admin: admin.client_kill_filter(_type="normal", skipme=True),  # type: ignore[no-untyped-call] # redis-py does not type it
+        lambda admin: admin.client_pause(400),  # type: ignore[no-untyped-call] # redis-py does not type it
         lambda admin: admin.script_flush(),
         lambda _: _slow_script(fleet),
     ]
@@ -301,7 +301,7 @@ def flushed(world: World) -> Seen:
     fleet = Fleet.start(world, None, "--ttl", "10", "--hold", "8")
     time.sleep(3)
     with world.fault("FLUSHALL", cut=EVERYBODY, failover=True), _admin(fleet) as admin:
-        admin.flushall()  # type: ignore[no-untyped-call]
+        admin.flushall()  # type: ignore[no-untyped-call] # redis-py does not type it
     gone = local_now()
     with fleet.pool.client() as client:
         eventually(lambda: client.pool().ready, START_S)

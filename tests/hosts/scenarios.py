@@ -273,7 +273,7 @@ class Watched:
     def ask(self, host: Host) -> dict[str, str]:
         """What the Sentinel of a host says of the primary."""
         with redis.Redis(host.address, SENTINEL_PORT, decode_responses=True) as sentinel:
-            said: dict[str, str] = sentinel.sentinel_master(SERVICE)  # type: ignore[no-untyped-call]
+            said: dict[str, str] = sentinel.sentinel_master(SERVICE)  # type: ignore[no-untyped-call] # redis-py does not type it
             return said
 
     def complete(self) -> bool:
@@ -390,9 +390,9 @@ def _nodes(world: World, hosts: list[Host]) -> list[subprocess.Popen[bytes]]:
     bounds = [0, 5461, 10923, 16384]
     for n, host in enumerate(hosts):
         with redis.Redis(host.address, PORT) as node:
-            node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)  # type: ignore[no-untyped-call]
-            node.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)  # type: ignore[no-untyped-call]
-            node.execute_command("CLUSTER", "MEET", hosts[0].address, PORT)  # type: ignore[no-untyped-call]
+            node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)  # type: ignore[no-untyped-call] # redis-py does not type it
+            node.execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[n], bounds[n + 1] - 1)  # type: ignore[no-untyped-call] # redis-py does not type it
+            node.execute_command("CLUSTER", "MEET", hosts[0].address, PORT)  # type: ignore[no-untyped-call] # redis-py does not type it
     for host in hosts:
         eventually(partial(_knows_all, host), START_S)
     return nodes
@@ -400,7 +400,7 @@ def _nodes(world: World, hosts: list[Host]) -> list[subprocess.Popen[bytes]]:
 
 def _knows_all(host: Host) -> bool:
     with redis.Redis(host.address, PORT, decode_responses=True) as node:
-        said: str = node.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
+        said: str = node.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call] # redis-py does not type it
         found = dict(line.split(":") for line in str(said).split() if ":" in line)
         return found["cluster_slots_assigned"] == "16384" and found["cluster_state"] == "ok"
 

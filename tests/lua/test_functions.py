@@ -34,7 +34,7 @@ def library(pool: Pool) -> None:
 
 def acquire_args(name: str, **more: Any) -> tuple[Any, ...]:
     """What the SDK sends after the protocol."""
-    from agent_sdk.asking import Caller  # noqa: PLC0415
+    from agent_sdk.asking import Caller  # noqa: PLC0415 - one test's own
 
     ask = {"memory_mb": 400, "token": token(name), "host": "h1", "ttl_s": 30} | more
     return tuple(Caller("h1").request(f"agent-{name}", **ask))

@@ -62,7 +62,7 @@ def counted(server: Server, waiters: int) -> dict[str, int]:
             assert {reply[0] for reply in pipe.execute()} == {"WAITING"}
         found = {}
         for name, (call, tag) in CALLS.items():
-            reply, found[name] = commands(client, lambda call=call: call(pool))  # type: ignore[misc]
+            reply, found[name] = commands(client, lambda call=call: call(pool))  # type: ignore[misc] # mypy cannot type a lambda with a default
             assert reply[0] == tag, (name, reply)
         audit(client, pool.keys)
         client.flushdb()

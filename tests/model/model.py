@@ -78,7 +78,7 @@ class Model(Line):
             return self.grant(e, devices, "")
         return self.denied(e, why, wait_ms, new=new)
 
-    def decide(  # noqa: PLR0911
+    def decide(  # noqa: PLR0911 - its answers, in their order
         self, e: Entry, *, new: bool
     ) -> tuple[tuple[str, ...] | None, str]:
         """What it gets now, or why not."""

@@ -23,7 +23,7 @@ def look(history: History, at_ms: int, reserved_mb: int, busy: float | None = No
     device = {"total_mb": 1000, "reserve_mb": 0, "reserved_mb": reserved_mb,
               "telemetry": {"utilization_gpu_pct": busy}}  # fmt: skip
     pool: Any = SimpleNamespace(now_ms=T0 + at_ms, waiting=2)
-    history.sample(pool, [SimpleNamespace(**device)])  # type: ignore[list-item]
+    history.sample(pool, [SimpleNamespace(**device)])  # type: ignore[list-item] # the fields that it reads
 
 
 def test_minutes_count_grants_ends_and_waits() -> None:

@@ -109,7 +109,7 @@ async def test_execute_unsendable_argument_touches_no_other_caller(server: Serve
     async with multiplexer(server.url) as many:
         before, error, after = await asyncio.gather(
             many.execute("ECHO", "before"),
-            many.execute("ECHO", None),  # type: ignore[arg-type]
+            many.execute("ECHO", None),  # type: ignore[arg-type] # what is refused is the point
             many.execute("ECHO", "after"),
             return_exceptions=True,
         )

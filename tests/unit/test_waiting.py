@@ -145,7 +145,7 @@ def test_fifty_threads_share_one_inbox_and_are_served_in_order(
     for number in range(50):
         threads.append(threading.Thread(target=wait, args=(number,)))
         threads[-1].start()
-        soon(lambda n=number: client.pool().waiting == n + 1)  # type: ignore[misc]
+        soon(lambda n=number: client.pool().waiting == n + 1)  # type: ignore[misc] # mypy cannot type a lambda with a default
     with Store(pool.url).connect() as admin:
         listed: Any = admin.client_list()
     assert sum(c["cmd"] == "blmpop" for c in listed) == 1
