@@ -6,16 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker.devices.known import Fault, quiet
-from broker.devices.nvml_handle import MIB, Handle
+from broker.devices.nvml_handle import Handle, identified
 from broker.devices.nvml_mig import divided, is_divided, parts
 from broker.devices.nvml_processes import Busy, read_processes
 from broker.devices.sample import (
     DeviceSample,
-    model_of,
     name_of,
     number,
-    percent,
-    reserve_of,
     uuid_of,
 )
 
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
     from broker.devices.nvml_xid import XidWatch
 
-_NO_MEMORY = "NVML does not tell how much memory this GPU has"
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _UNCORRECTED, _VOLATILE = 1, 0
 _RECOVERY_ACTION = 230
@@ -69,24 +65,12 @@ def _row(
 ) -> DeviceSample:
     name = name_of(gpu.ask("nvmlDeviceGetName"))
     busy_pct = number(getattr(gpu.ask("nvmlDeviceGetUtilizationRates"), "gpu", None), 0, 100)
-    total_mb = None if total is None else total // MIB
-    return DeviceSample(
-        uuid=uuid,
-        index=index,
-        name=name,
-        model=model_of(name),
-        total_mb=total_mb,
-        reserve_mb=reserve_of(total_mb),
-        used_mb=None if allocated is None else -(-allocated // MIB),
-        reason="" if total_mb else _NO_MEMORY,
+    return replace(
+        identified(index, uuid, name, total, allocated),
         utilization_gpu_pct=busy_pct,
-        memory_utilization_pct=percent(allocated, total),
         temperature_c=number(gpu.ask("nvmlDeviceGetTemperature", 0), 0, 200),
         power_draw_w=_watts(gpu.ask("nvmlDeviceGetPowerUsage")),
-        nvml_mem_used_mb=None if allocated is None else round(allocated / MIB, 2),
-        nvml_mem_total_mb=None if total is None else round(total / MIB, 2),
         nvml_gpu_util_pct=busy_pct,
-        nvml_mem_util_pct=percent(allocated, total),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.devices.known import Fault
-from broker.devices.sample import MAX_MB, text
+from broker.devices.sample import MAX_MB, DeviceSample, model_of, percent, reserve_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,7 @@ ABSENT = frozenset({3, 4, 6, 13, 21, 25, 26})
 """Not supported, no permission, not found, function not found, no data, version mismatch,
 deprecated: this driver or card does not tell, and nothing is wrong with the GPU."""
 
+_NO_MEMORY = "NVML does not tell how much memory this {} has"
 _LOST = frozenset({15, 16})
 # Not initialised, driver not loaded, driver and library differ: NVML was opened with a driver that
 # is not there any more.
@@ -118,3 +119,33 @@ class Handle:
             return None, None
         allocated = total - free - getattr(info, "reserved", 0)
         return total, allocated if 0 <= allocated <= total else None
+
+
+def identified(
+    index: int,
+    uuid: str,
+    name: str,
+    total: int | None,
+    allocated: int | None,
+    *,
+    kind: str = "GPU",
+) -> DeviceSample:
+    """A device by what it is and what memory it has, `total` and `allocated`, in bytes.
+
+    None: NVML does not tell. `kind` is what it is called in a sentence.
+    """
+    total_mb = None if total is None else total // MIB
+    return DeviceSample(
+        uuid=uuid,
+        index=index,
+        name=name,
+        model=model_of(name),
+        total_mb=total_mb,
+        reserve_mb=reserve_of(total_mb),
+        used_mb=None if allocated is None else -(-allocated // MIB),
+        reason="" if total_mb else _NO_MEMORY.format(kind),
+        memory_utilization_pct=percent(allocated, total),
+        nvml_mem_used_mb=None if allocated is None else round(allocated / MIB, 2),
+        nvml_mem_total_mb=None if total is None else round(total / MIB, 2),
+        nvml_mem_util_pct=percent(allocated, total),
+    )

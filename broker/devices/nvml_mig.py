@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.devices.known import quiet
-from broker.devices.nvml_handle import MIB, Handle
+from broker.devices.nvml_handle import Handle, identified
 from broker.devices.nvml_processes import read_processes
 from broker.devices.sample import (
     DeviceSample,
-    model_of,
     name_of,
     number,
-    percent,
-    reserve_of,
     uuid_of,
 )
 
 DIVIDED = "This GPU is divided: its MIG devices are leased in its place"
-_NO_MEMORY = "NVML does not tell how much memory this MIG device has"
 _MOST = 64
 
 
@@ -56,20 +52,8 @@ def _row(part: Handle, uuid: str, index: int, parent: DeviceSample) -> DeviceSam
     unreadable = part.complaint
     name = name_of(part.ask("nvmlDeviceGetName") or f"{parent.name} MIG")
     processes, mps = read_processes(part)
-    total_mb = None if total is None else total // MIB
-    row = DeviceSample(
-        uuid=uuid,
-        index=index,
-        name=name,
-        model=model_of(name),
-        total_mb=total_mb,
-        reserve_mb=reserve_of(total_mb),
-        used_mb=None if allocated is None else -(-allocated // MIB),
-        reason="" if total_mb else _NO_MEMORY,
-        memory_utilization_pct=percent(allocated, total),
-        nvml_mem_used_mb=None if allocated is None else round(allocated / MIB, 2),
-        nvml_mem_total_mb=None if total is None else round(total / MIB, 2),
-        nvml_mem_util_pct=percent(allocated, total),
+    row = replace(
+        identified(index, uuid, name, total, allocated, kind="MIG device"),
         nvml_error=part.complaint.reason if part.complaint else None,
         mps=mps,
         parent=parent.uuid,
