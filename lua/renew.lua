@@ -5,7 +5,7 @@
 -- ARGV[2]  token     str
 -- ARGV[3]  fence     int   as handed out by acquire; empty = not compared
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
--- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's
+-- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's; whose it is from now on, when adopted
 -- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may adopt it
 -- ARGV[7]  agent     str   as granted
 -- ARGV[8]  devices   str   uuid=mb,... as granted; empty on the CPU
@@ -61,8 +61,8 @@ local record = P .. 'record:' .. token
 
 -- A lease that the pool has forgotten: take it up as its holder knows it, if its devices have room for it, whatever the
 -- policy and the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago. `waits`: the pool knows
--- it as it was before its grant. Returns why not, or nil.
-local function adopt(waits)
+-- it as it was before its grant, `whose`: and for whom. Returns why not, or nil.
+local function adopt(waits, whose)
   local v, pool = redis.call('HMGET', P .. 'pool', 'lost_us', 'closed_until_ms', 'fence'), B.pool
   local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
   local granted_us, agent, held = fence + 0, claim.agent, claim.held
@@ -105,6 +105,7 @@ local function adopt(waits)
     text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(B.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
     'client', claim.client, 'pid', claim.pid)
   if hold_until_ms then redis.call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
+  if whose ~= '' then redis.call('HSET', record, 'owner', whose) end
   B.count(ARGV[8] == '' and 'cpu_adopted' or 'adopted')
   B.event('adopted', 'token', token, 'agent', agent, 'devices', ARGV[8], 'fence', fence)
 end
@@ -116,16 +117,16 @@ end
 
 local v = read()
 local waits = v[1] == 'waiting' or v[1] == 'offered'
+if owner ~= '' and v[1] and owner ~= v[8] then return B.reply('UNKNOWN') end
 if not v[1] or waits and claim then
   local outcome = not waits and redis.call('GET', P .. 'done:' .. token)
   if outcome then return B.reply('LOST', outcome) end
   if not claim then return B.reply('UNKNOWN') end
-  local refusal = adopt(waits)
+  local refusal = adopt(waits, v[8] or owner)
   if refusal then return refusal end
   v = read()
 end
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
-if owner ~= '' and owner ~= v[8] then return B.reply('UNKNOWN') end
 if state == 'cooling' then return B.reply('LOST', B.outcome(token)) end
 if state ~= 'active' then return B.reply('UNKNOWN') end   -- who waits polls: only acquire claims
 if fence ~= '' and fence ~= held then return B.reply('LOST', 'superseded') end

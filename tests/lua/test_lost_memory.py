@@ -111,6 +111,27 @@ def test_a_forgotten_lease_is_adopted_as_it_was(gpu: Pool) -> None:
     assert gpu.release(A)[0] == "RELEASED"
 
 
+def test_a_lease_adopted_for_an_owner_is_theirs_and_ends_in_time(gpu: Pool) -> None:
+    """It was adopted, then found to be nobody's, and left to live for ever off the agenda."""
+    held = forgotten(gpu, A)
+    fail_over(gpu)
+    assert adopt(gpu, A, held, owner="me")[0] == "RENEWED"
+    assert gpu.hash(f"record:{A}")["owner"] == "me"
+    assert said(gpu.run("renew", 1, A, "", "", "another")) == ["UNKNOWN"]
+    gpu.live_on(30_001)
+    assert said(gpu.renew(A, str(held.fence))) == ["LOST", "expired"]
+
+
+def test_who_waits_is_adopted_for_its_own_owner_only(gpu: Pool) -> None:
+    """The pool still knows it as it was before its grant, and whose it is."""
+    held = forgotten(gpu, A)
+    fail_over(gpu)
+    gpu.acquire(A, owner="me", memory_mb=900, wait_ms=60_000)
+    assert adopt(gpu, A, held, owner="another") == ["UNKNOWN"]
+    assert adopt(gpu, A, held)[0] == "RENEWED"
+    assert gpu.hash(f"record:{A}")["owner"] == "me"
+
+
 def test_a_forgotten_whole_device_is_adopted_whole(gpu: Pool) -> None:
     """Alone on it again; and not where somebody else is."""
     held = forgotten(gpu, A, exclusive=1)

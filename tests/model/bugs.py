@@ -199,7 +199,7 @@ BUGS = (
                 "end\n    d.drained",
             ),
         ),
-        seed=175781904,
+        seed=587839000,
     ),
     Bug(
         "set_policy offers under two policies",

@@ -169,11 +169,13 @@ class Model(Line):
         e = self.entries.get(token)
         if not e and token in self.done:
             return ["LOST", self.done[token]]
+        if e and owner not in {"", e.owner}:
+            return ["UNKNOWN"]
         if claim and (not e or e.state in {"waiting", "offered"}):
-            if answer := self.adopt(token, fence, claim):
+            if answer := self.adopt(token, fence, claim, e.owner if e else owner):
                 return answer
             e = self.entries[token]
-        if not e or owner not in {"", e.owner}:
+        if not e:
             return ["UNKNOWN"]
         if e.state == "cooling":
             return ["LOST", e.outcome]
@@ -191,7 +193,7 @@ class Model(Line):
         e.expires_at_ms = e.due_ms = max(until_ms, e.expires_at_ms)
         return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), ""]
 
-    def adopt(self, token: str, fence: int, claim: Claim) -> Reply | None:
+    def adopt(self, token: str, fence: int, claim: Claim, owner: str) -> Reply | None:
         """Take up a forgotten lease, if there is room by capacity alone. Why not, or None."""
         ask, held = claim.ask, claim.held
         if fence > self.lost_us + FAILOVER_MS * 1000:
@@ -219,7 +221,7 @@ class Model(Line):
                 self.devices[uuid].foreign_mb = max(0, self.devices[uuid].foreign_mb - mb)
         self.fence = max(self.fence, fence)
         self.entries[token] = Entry(
-            token, ask, "", ask.memory_mb, "active", self.now, held, fence, self.now,
+            token, ask, owner, ask.memory_mb, "active", self.now, held, fence, self.now,
             hold_until_ms, whole=alone and bool(held),
         )  # fmt: skip
         return None

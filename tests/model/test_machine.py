@@ -65,9 +65,9 @@ class Machine(RuleBasedStateMachine):
     def renew(self, pool: int, call: dict[str, Any], fence: str) -> None:
         self.do(pool, "renew", call | {"fence": fence})
 
-    @rule(pool=POOLS, call=CALL)
-    def adopt(self, pool: int, call: dict[str, Any]) -> None:
-        self.do(pool, "adopt", call)
+    @rule(pool=POOLS, call=CALL, owner=st.sampled_from(("", "", "o1")))
+    def adopt(self, pool: int, call: dict[str, Any], owner: str) -> None:
+        self.do(pool, "adopt", call | {"owner": owner})
 
     @rule(pool=POOLS, call=CALL, plant=st.integers(0, 1))
     def release(self, pool: int, call: dict[str, Any], plant: int) -> None:

@@ -99,10 +99,13 @@ class Walk:
         pick, chance = self.rng.choice, self.rng.random()
         number = self.some(pool)
         if chance < 0.3:
-            return ["adopt", {"number": number} | self.later()]
+            owner = "o1" if chance < 0.02 else ""
+            return ["adopt", {"number": number, "owner": owner} | self.later()]
         args = {"number": number, "fence": pick(("own", "own", "own", "own", "none", "wrong"))}
         if chance > 0.8:
             args["ttl_ms"] = pick((1000, 20_000, 0))
+        elif chance < 0.32:
+            args["owner"] = "o2"
         return ["renew", args | self.later()]
 
     def release(self, pool: int) -> Step:

@@ -146,18 +146,18 @@ class Life:
         return self.send("renew", wire, name, later=later, token=name, fence=said, ttl_ms=ttl_ms,
                          owner=owner)  # fmt: skip
 
-    def do_adopt(self, number: int, later: bool = False) -> Reply | None:
+    def do_adopt(self, number: int, owner: str = "", later: bool = False) -> Reply | None:
         """Renew with all that its holder knows, as after UNKNOWN."""
         name = token(number)
         known = self.holders.get(name)
         if not known or not known.fence or known.over:
             return None
         claim, held = Claim(known.epoch, known.ask, known.held), known.held
-        wire = (name, known.fence, "", "", known.epoch, known.ask.agent,
+        wire = (name, known.fence, "", owner, known.epoch, known.ask.agent,
                 ",".join(f"{uuid}={mb}" for uuid, mb in held),
                 "|".join(str(part) for part in known.ask[1:]), "c", "1:1")  # fmt: skip
         return self.send("renew", wire, name, later=later, token=name, fence=known.fence,
-                         claim=claim)  # fmt: skip
+                         owner=owner, claim=claim)  # fmt: skip
 
     def do_release(
         self, number: int, plant: int = 1, owner: str = "", later: bool = False
