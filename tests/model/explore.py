@@ -2,7 +2,8 @@
 
 Calls arrive in any order, twice or never, replies are lost, clients die, and a replica that lacks
 the last calls takes over. The clients are honest: who still believes in a lease when memory was
-lost says so before the pool opens again, or is dead.
+lost says so before the pool opens again, or is dead; who has given its lease back, or was told that
+it ended, believes no late answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.model.entries import Ask, Held, Reply, demand
+from tests.model.entries import Ask, Broken, Held, Reply, demand
 from tests.model.model import Claim, Model
 from tests.model.pair import START_US
 from tests.model.world import DEVICE, token
@@ -35,7 +36,11 @@ DAY_MS = 86_400_000
 
 
 class Client(NamedTuple):
-    """What one client believes, and which of its calls may still arrive."""
+    """What one client believes, and which of its calls may still arrive.
+
+    `over`: the pool has told it so, and must not take it back while it remembers. `done`: it has
+    given up its lease, whatever the pool may forget.
+    """
 
     left: tuple[int, ...] = tuple(CALLS.values())
     fence: int = 0
@@ -44,6 +49,7 @@ class Client(NamedTuple):
     granted: bool = False
     over: bool = False
     heard: bool = True
+    done: bool = False
 
 
 @dataclass(slots=True)
@@ -135,7 +141,16 @@ def after(state: State, what: str, who: int, step: Step) -> Iterator[State]:
 
 
 def _moved(state: State, chooser: Each, what: str, who: int, step: Step) -> State:
+    """One of them. What it breaks is told with the life that leads to it."""
     new = replace(state, path=(*state.path, step))
+    try:
+        return _move(new, state, chooser, what, who, step)
+    except Broken as broken:
+        life = "\n".join(map(str, new.path))
+        raise Broken(f"{broken}, after\n{life}") from None
+
+
+def _move(new: State, state: State, chooser: Each, what: str, who: int, step: Step) -> State:
     if what in EVENTS:
         at = list(EVENTS).index(what)
         new.left = tuple(n - (i == at) for i, n in enumerate(state.left))
@@ -175,18 +190,19 @@ def _heard(
             demand(not client.granted, f"S6: {name} was granted twice")
             highest = reply[1]
         client = client._replace(granted=True)
-        if not lost:
+        if not lost and not client.done:
             client = client._replace(
                 fence=reply[1], held=tuple(reply[5]), ends_ms=reply[2], heard=True
             )
     elif tag == "RENEWED":
         demand(reply[1] >= client.ends_ms or not client.fence, f"S7: {name} was shortened")
-        ends_ms = reply[1] if client.fence else 0
+        ends_ms = reply[1] if client.fence and not client.done else 0
         client = client._replace(ends_ms=ends_ms, heard=True)
     elif tag == "LOST" and reply[1] == "expired" and client.heard:
         demand(client.ends_ms < now, f"S7: {name} ended early")
     if tag in {"RELEASED", "ALREADY", "LOST"} or (tag == "UNKNOWN" and not client.fence):
-        client = client._replace(ends_ms=0, over=client.over or tag != "UNKNOWN")
+        over = tag != "UNKNOWN"
+        client = client._replace(ends_ms=0, over=client.over or over, done=client.done or over)
     return highest, client
 
 
@@ -259,7 +275,7 @@ def key(state: State) -> tuple[Any, ...]:
     fences |= {e.fence for m in models for e in m.entries.values()}
     rank, now = {fence: i for i, fence in enumerate(sorted(fences))}, state.model.raw_us // 1000
     parts: list[Any] = [state.left, rank[state.highest]]
-    parts += [(c.left, rank[c.fence], c.held, max(-1, c.ends_ms - now), c.granted, c.over, c.heard)
+    parts += [(c.left, rank[c.fence], c.held, max(-1, c.ends_ms - now), *c[4:])
               for c in state.clients]  # fmt: skip
     for m in models:
         parts += [

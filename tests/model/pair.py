@@ -101,6 +101,7 @@ class Seen:
         self.taken: tuple[str, ...] = ()
         self.early: list[str] = []
         self.offered: list[str] = []
+        self.given: dict[str, tuple[str, ...]] = {}
         self.rows: dict[str, Row] = {}
 
     def look(
@@ -112,10 +113,12 @@ class Seen:
         events: list[dict[str, str]],
     ) -> None:
         """From now on the choices are those of this call, in the order in which it made them."""
-        self.offered, own = [], 0
+        self.offered, self.given, own = [], {}, 0
         for number, event in enumerate(events):
             if event["event"] == "offered":
                 self.offered.append(event["token"])
+                held = event["devices"].split(",")
+                self.given[event["token"]] = tuple(part.rpartition("=")[0] for part in held)
             elif not own and (event["event"] in ACTS or event.get("token") == named):
                 own, self.early = number + 1, list(self.offered)
         if not own:
@@ -145,6 +148,9 @@ class Seen:
                 return (token, devices) if model.may_offer(e, devices) else None
             if token == self.named and self.taken:  # offered and claimed by one script
                 return (token, self.taken) if model.may_offer(e, self.taken) else None
+            if token == self.named and not row:  # offered, and then left
+                devices = self.given[token]
+                return (token, devices) if model.may_offer(e, devices) else None
         return None
 
     def later(self, token: str) -> bool:
