@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant, own_token
@@ -19,6 +19,7 @@ from agent_sdk.lease import AsyncLease
 from agent_sdk.multiplex import Multiplexer
 from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Pause, Read
+from agent_sdk.wording import TRIES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Generator, Iterable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store import Store
     from agent_sdk.waiting_line import WaiterStatus
+    from agent_sdk.wording import Command
 
 T = TypeVar("T")
 
@@ -291,13 +293,17 @@ class AsyncLeaseClient(Door["Redis"]):
                 return Answer(raw, sent_at)
 
     async def _call(self, call: Call) -> list[Any]:
-        script = self._scripts[call.verb]
-        try:
-            raw = await self._calls.execute("EVALSHA", script.sha, 1, self.keys.base, *call.args)
-        except NoScriptError:
-            await self._calls.execute("SCRIPT LOAD", script.source)
-            raw = await self._calls.execute("EVALSHA", script.sha, 1, self.keys.base, *call.args)
-        return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
+        for _ in range(TRIES - 1):
+            try:
+                return await self._say(self.wording.command(call))
+            except ResponseError as error:
+                for command in self.wording.amend(call, error):
+                    await self._say(command)
+        return await self._say(self.wording.command(call))
+
+    async def _say(self, command: Command) -> list[Any]:
+        answer: list[Any] = await self._calls.execute(*command)
+        return answer
 
     async def _read(self, read: Read) -> list[Any]:
         return await self._calls.execute_many(read.commands)

@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
 from agent_sdk.asking import Wait, local_grant, own_token
@@ -18,6 +18,7 @@ from agent_sdk.inbox import Inbox
 from agent_sdk.lease import Lease
 from agent_sdk.patience import Patience
 from agent_sdk.protocol import Answer, Call, Pause, Read
+from agent_sdk.wording import TRIES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store import Store
     from agent_sdk.waiting_line import WaiterStatus
+    from agent_sdk.wording import Command
 
 T = TypeVar("T")
 
@@ -306,13 +308,17 @@ class LeaseClient(Door["Redis"]):
                 return Answer(raw, sent_at)
 
     def _call(self, call: Call) -> list[Any]:
-        script = self._scripts[call.verb]
-        try:
-            raw: Any = self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
-        except NoScriptError:
-            self.redis.script_load(script.source)
-            raw = self.redis.evalsha(script.sha, 1, self.keys.base, *call.args)
-        return raw  # type: ignore[no-any-return] # redis-py cannot know what a script returns
+        for _ in range(TRIES - 1):
+            try:
+                return self._say(self.wording.command(call))
+            except ResponseError as error:
+                for command in self.wording.amend(call, error):
+                    self._say(command)
+        return self._say(self.wording.command(call))
+
+    def _say(self, command: Command) -> list[Any]:
+        answer: list[Any] = self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+        return answer
 
     def _read(self, read: Read) -> list[Any]:
         pipe = self.redis.pipeline(transaction=False)

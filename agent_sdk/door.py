@@ -10,9 +10,9 @@ from agent_sdk.asking import Caller
 from agent_sdk.keeper import Keeper
 from agent_sdk.keys import Keys
 from agent_sdk.links import RedisLink
-from agent_sdk.scripts import scripts
 from agent_sdk.settings import read_settings
 from agent_sdk.store import Store
+from agent_sdk.wording import Wording
 
 if TYPE_CHECKING:
     from typing import Self
@@ -36,6 +36,7 @@ class Door(ABC, Generic[R]):
         redis: the connection, for reading.
         keys: the names of the pool's keys.
         by: in whose name operators' acts are written down.
+        wording: how calls are said to this server.
 
     Raises:
         ValueError: the store's URL or the pool's name is not one.
@@ -57,7 +58,7 @@ class Door(ABC, Generic[R]):
         self.by = client_name or "sdk"
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
-        self._scripts = scripts()
+        self.wording = Wording(self.keys.base)
         self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys))
 
     @abstractmethod

@@ -1,18 +1,27 @@
-"""The verbs as a Redis function library, for who has redis-cli and no Python at hand.
+"""The verbs as Redis function libraries: for the SDK, and for who has redis-cli and no Python.
 
-Made of the very scripts that the SDK sends: each verb is a function whose body is that script, so
-that KEYS, ARGV, replies and effects are the same, and both may be used on one pool.
+Made of the very files that the scripts are made of. A library's functions are made once, where a
+script makes its own at every call, which costs a fifth of the server's time for a lease. KEYS,
+ARGV, replies and effects are the same, and both may be used on one pool.
+
+The SDK calls the functions of its own version by names that carry it, so that versions beside each
+other keep to their own code; redis-cli has the short names, of what was loaded last.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk.scripts import GOES_ON, VERBS, assemble
+from redis.exceptions import ResponseError
+
+from agent_sdk.scripts import CORE, GOES_ON, REST, VERBS, read, read_verb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from redis import Redis
 
 LIBRARY = "gpu_broker"
@@ -21,60 +30,102 @@ PREFIX = "gpu_"
 """Of a function's name, before the verb's."""
 
 VERSION = f"{PREFIX}version"
-"""A function that answers which version of the library this is."""
+"""A function that answers which version of the short-named library this is."""
+
+SHOWN = 12
+"""How many digits of a version are in names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library's source, for FUNCTION LOAD, and what it is called."""
+
+    name: str
+    suffix: str
+    version: str
+    source: str
+
+    def function(self, verb: str) -> str:
+        """The name of a verb's function."""
+        return f"{PREFIX}{verb}{self.suffix}"
+
+
+def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
+    """Build a library.
+
+    Args:
+        own: name it and its functions by their version.
+        instead: library file name -> source to use in its place, as in `scripts.assemble`.
+    """
+    parts = [*read([*CORE, *REST], instead), *map(read_verb, VERBS)]
+    version = sha1("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
+    suffix = f"_{version[:SHOWN]}" if own else ""
+    name = LIBRARY + suffix
+    lines = [f"#!lua name={name}", "local KEYS, ARGV", *parts[: -len(VERBS)]]
+    for verb, body in zip(VERBS, parts[-len(VERBS) :], strict=True):
+        flags = "'allow-oom'" if verb in GOES_ON else ""
+        lines += [
+            f"redis.register_function{{function_name='{PREFIX}{verb}{suffix}', flags={{{flags}}},",
+            "callback=function(keys, args)", "KEYS, ARGV = keys, args", "start()", body, "end}",
+        ]  # fmt: skip
+    lines += [
+        f"redis.register_function{{function_name='{VERSION}{suffix}', flags={{'no-writes'}},",
+        f"callback=function() return '{version}' end}}",
+    ]
+    every = "\n".join(lines).splitlines()
+    source = "\n".join(line for line in every if not line.lstrip().startswith("--")) + "\n"
+    return Library(name, suffix, version, source)
 
 
 @cache
-def source() -> str:
-    """The library's source, for FUNCTION LOAD."""
-    functions = "\n".join(_function(verb) for verb in VERBS)
-    version = sha1(functions.encode(), usedforsecurity=False).hexdigest()
-    return (
-        f"#!lua name={LIBRARY}\n{functions}\n"
-        f"redis.register_function{{function_name='{VERSION}', flags={{'no-writes'}},\n"
-        f"  callback=function() return '{version}' end}}\n"
-    )
+def library() -> Library:
+    """The one with short names."""
+    return assemble(own=False)
 
 
-def version() -> str:
-    """What the function `gpu_version` of this version answers."""
-    return source().rpartition("return '")[2].partition("'")[0]
+@cache
+def own_library() -> Library:
+    """The one that the SDK of this version calls."""
+    return assemble(own=True)
 
 
 def load(redis: Redis) -> str:
-    """Put the library on a server, in place of what is there; its version."""
-    redis.function_load(source(), replace=True)
-    return version()
+    """Put both libraries on a server, the short-named in place of what is there; their version."""
+    redis.function_load(library().source, replace=True)
+    load_own(redis)
+    return library().version
+
+
+def load_own(redis: Redis) -> None:
+    """Put the SDK's library on a server, unless it is there."""
+    try:
+        redis.function_load(own_library().source)
+    except ResponseError as error:
+        if "already exists" not in str(error):
+            raise
 
 
 def loaded(redis: Redis) -> tuple[list[str], str | None]:
-    """The names of the functions that a server has, and their version; none: not there."""
-    libraries: Any = redis.function_list(library=LIBRARY)
-    if not libraries:
-        return [], None
-    found = _fields(libraries[0])
-    names = sorted(_fields(each)["name"] for each in found["functions"])
-    there: Any = redis.fcall_ro(VERSION, 0) if VERSION in names else None
-    return names, there
+    """The short names of the functions that a server has, and their version; none: not there."""
+    for each in _libraries(redis):
+        if each["library_name"] == LIBRARY:
+            names = sorted(_fields(function)["name"] for function in each["functions"])
+            there: Any = redis.fcall_ro(VERSION, 0) if VERSION in names else None
+            return names, there
+    return [], None
 
 
-def delete(redis: Redis) -> bool:
-    """Take the library off a server; False when it was not there."""
-    if not loaded(redis)[0]:
-        return False
-    redis.function_delete(LIBRARY)
-    return True
+def delete(redis: Redis) -> list[str]:
+    """Take the libraries of all versions off a server; which there were."""
+    names = sorted(each["library_name"] for each in _libraries(redis))
+    for name in names:
+        redis.function_delete(name)
+    return names
 
 
-def _function(verb: str) -> str:
-    """One verb, registered: its script as the body of a function of KEYS and ARGV."""
-    lines = assemble(verb, shebang=False).source.splitlines()
-    body = "\n".join(line for line in lines if not line.lstrip().startswith("--"))
-    flags = "'allow-oom'" if verb in GOES_ON else ""
-    return (
-        f"redis.register_function{{function_name='{PREFIX}{verb}', flags={{{flags}}},\n"
-        f"callback=function(KEYS, ARGV)\n{body}\nend}}"
-    )
+def _libraries(redis: Redis) -> list[dict[str, Any]]:
+    found: Any = redis.function_list(library=f"{LIBRARY}*")
+    return [_fields(each) for each in found]
 
 
 def _fields(answer: Any) -> dict[str, Any]:

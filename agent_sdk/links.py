@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Protocol
 
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.protocol import PROTOCOL, Answer, Call, Renewal, renew_call, renewed, unknown
-from agent_sdk.scripts import scripts
+from agent_sdk.wording import TRIES, Wording, not_understood
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from agent_sdk.keys import Keys
     from agent_sdk.lease import HeldLease
+    from agent_sdk.wording import Command
 
 
 class Link(Protocol):
@@ -64,6 +66,7 @@ class RedisLink:
         self._connect = connect
         self._keys = keys
         self._redis: Redis | None = None
+        self._wording = Wording(keys.base)
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
         """See `Link`."""
@@ -110,19 +113,25 @@ class RedisLink:
         return self._redis
 
     def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
-        """One pipeline; a script that the server does not know is loaded once."""
-        redis, known = self._connected(), scripts()
-        for attempt in range(2):
+        """One pipeline; once more with the calls that the server did not understand."""
+        redis, answers = self._connected(), dict[int, list[object] | RedisError]()
+        left = dict(enumerate(calls))
+        for _ in range(TRIES):
             pipe = redis.pipeline(transaction=False)
-            if attempt:
-                for verb in sorted({call.verb for call in calls}):
-                    redis.script_load(known[verb].source)
-            for call in calls:
-                pipe.evalsha(known[call.verb].sha, 1, self._keys.base, *call.args)
-            answers: list[list[object] | RedisError] = pipe.execute(raise_on_error=False)
-            if not any(isinstance(answer, NoScriptError) for answer in answers):
+            for call in left.values():
+                pipe.execute_command(*self._wording.command(call))  # type: ignore[no-untyped-call] # in redis-py
+            answers |= zip(left, pipe.execute(raise_on_error=False), strict=True)
+            first: dict[str, list[Command]] = {}
+            for n, call in list(left.items()):
+                if not_understood(error := answers[n]):
+                    first[call.verb] = self._wording.amend(call, error)
+                else:
+                    del left[n]
+            if not left:
                 break
-        return answers
+            for command in itertools.chain.from_iterable(first.values()):
+                redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+        return [answers[n] for n in range(len(calls))]
 
     def close(self) -> None:
         """See `Link`."""

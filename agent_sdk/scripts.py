@@ -1,8 +1,11 @@
-"""The verbs as Redis runs them: `lua/lib/*.lua` in reading order, then the verb's own file.
+"""The verbs as scripts: files of `lua/lib`, then the verb's own.
 
 Each verb is one script, sent by its SHA and loaded once where the server does not know it yet.
 Real servers get a `#!lua` line, so that a grant that would run out of memory is refused before it
 starts instead of half done; what gives memory back carries `allow-oom`.
+
+A script makes its functions anew at each call, so it makes those that it needs on its straight
+path, and the rest when one of them is first asked for. See `functions` for the faster way.
 """
 
 from __future__ import annotations
@@ -14,23 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-LIBRARY = (
-    "time",
-    "clock",
-    "events",
-    "placement",
-    "ledger",
-    "waiters",
-    "line",
-    "agenda",
+CORE = ("time", "clock", "agenda")
+"""The files of `lua/lib` that every verb begins with, in the order in which they are read."""
+
+REST = (
+    "events", "devices", "ledger", "placement", "ending", "memory", "reaper", "waiters", "line",
     "findings",
-)
-"""The files of `lua/lib` in the order they are read before each verb."""
+)  # fmt: skip
+"""The others, in theirs."""
 
-ONLY = {"findings": {"report"}}
-"""Files that these verbs alone read."""
+AT_ONCE = {
+    "acquire": {"events", "devices", "ledger", "placement"},
+    "release": {"events", "devices", "ledger", "ending"},
+}
+"""What a verb needs on its straight path; the rest is read when something of it is asked for."""
 
 GOES_ON = frozenset({"renew", "release", "reap", "revoke", "drain", "set_policy"})
 """Verbs that must go on when the store is full: they give back, or are an operator's way out."""
@@ -54,6 +56,17 @@ def lua_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "lua"
 
 
+def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list[str]:
+    """Files of `lua/lib`; `instead`: file name -> source to use in its place."""
+    folder, other = lua_folder() / "lib", instead or {}
+    return [other.get(name) or (folder / f"{name}.lua").read_text() for name in names]
+
+
+def read_verb(verb: str) -> str:
+    """A verb's own file."""
+    return (lua_folder() / f"{verb}.lua").read_text()
+
+
 def assemble(
     verb: str, *, shebang: bool = True, instead: Mapping[str, str] | None = None
 ) -> Script:
@@ -64,10 +77,15 @@ def assemble(
         shebang: False leaves the `#!lua` line out, for servers that do not know it (fakeredis).
         instead: library file name -> source to use in its place; tests replace `time`.
     """
-    folder, instead = lua_folder(), instead or {}
-    names = [name for name in LIBRARY if verb in ONLY.get(name, VERBS)]
-    parts = [instead.get(n) or (folder / "lib" / f"{n}.lua").read_text() for n in names]
-    parts.append((folder / f"{verb}.lua").read_text())
+    now = AT_ONCE.get(verb, set())
+    parts = [
+        *read([*CORE, *(name for name in REST if name in now)], instead),
+        "setmetatable(B, { __index = function(_, name)", "setmetatable(B, nil)",
+        *read([name for name in REST if name not in now], instead),
+        "return B[name]", "end })",
+        "start()",
+        read_verb(verb),
+    ]  # fmt: skip
     if shebang:
         parts.insert(0, "#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")
     source = "\n".join(parts)

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import LeaseError
+from broker.functions import put_functions
 from broker.store_check import problem_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Ticker:
         late_ms = 0 if self._due_ms is None else max(0, moment.now_ms - self._due_ms)
         self._due_ms = moment.next_due_ms
         self._looked(took_s, late_ms / 1000)
+        await put_functions(self._client)
         self._checked = problem is None
         self._say(problem)
         if moment.more:

@@ -22,43 +22,53 @@
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: nobody passes a first that fits
 -- cost      O((REAP_DEVICES + SERVE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
-local call = redis.call
-local unready = B.open('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
+local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'default_memory_mb', 'max_leases_per_agent', 'policy_version')
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
+if unready then return reply('REFUSED', unready, S.schema or '') end
+local pool = {
+  waiting = S.pool.waiting, fence = v[7] + 0, safe_mode = v[8] + 0, closed_until_ms = S.pool.closed_until_ms or v[9] + 0,
+  max_memory_per_agent_mb = v[10] + 0, allow_fractional_shares = v[11] + 0, default_memory_mb = v[12] + 0,
+  max_leases_per_agent = v[13] + 0, policy_version = v[14] + 0, window_until_ms = S.pool.window_until_ms,
+  leap_from_ms = S.pool.leap_from_ms,
+}
+S.pool = pool
 
 local q = {
-  token = B.token(2),
-  agent = B.word(3, 'agent', '^[%w._:@/-]+$', 128),
-  memory_mb = B.int(4, 'memory_mb', 0, 9999999999999),
-  devices = B.int(5, 'devices', 1, 64),
-  exclusive = B.int(6, 'exclusive', 0, 1) == 1,
-  host = ARGV[10] == '*' and '*' or B.word(10, 'host', '^[%w._ -]+$', 64),
-  model = ARGV[11] == '*' and '*' or B.word(11, 'model', '^[%w._ -]+$', 64),
-  placement = B.choice(12, 'placement', 'spread', 'pack'),
+  token = token_at(2),
+  agent = word(3, 'agent', '^[%w._:@/-]+$', 128),
+  memory_mb = int(4, 'memory_mb', 0, 9999999999999),
+  devices = int(5, 'devices', 1, 64),
+  exclusive = int(6, 'exclusive', 0, 1) == 1,
+  host = ARGV[10] == '*' and '*' or word(10, 'host', '^[%w._ -]+$', 64),
+  model = ARGV[11] == '*' and '*' or word(11, 'model', '^[%w._ -]+$', 64),
+  placement = choice(12, 'placement', 'spread', 'pack'),
 }
-local ttl_ms, max_hold_ms = B.int(7, 'ttl_ms', 0, 604800000), B.int(8, 'max_hold_ms', 0, 9999999999999)
-if ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
-local priority = B.int(9, 'priority', 0, 9)
-local or_cpu = B.choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
-local client, pid = B.word(14, 'client', '^[%w._-]*$', 64), B.word(15, 'pid', '^[%d:]*$', 40)
-local owner = B.word(16, 'owner', '^[%w._:@/-]*$', 128)
-local wait_ms = ARGV[17] and B.int(17, 'wait_ms', 0, 604800000) or 0
-if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
-if q.memory_mb == 0 then q.memory_mb = B.pool.default_memory_mb end
+local ttl_ms, max_hold_ms = int(7, 'ttl_ms', 0, 604800000), int(8, 'max_hold_ms', 0, 9999999999999)
+if ttl_ms > 0 and ttl_ms < 1000 then S.bad = S.bad or 'ttl_ms' end
+local priority = int(9, 'priority', 0, 9)
+local or_cpu = choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
+local client, pid = word(14, 'client', '^[%w._-]*$', 64), word(15, 'pid', '^[%d:]*$', 40)
+local owner = word(16, 'owner', '^[%w._:@/-]*$', 128)
+local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
+if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
+if q.memory_mb == 0 then q.memory_mb = pool.default_memory_mb end
 
 -- As asked, without the wait and before the policy's defaults, which may change between a call and its repeat.
 local request = table.concat(ARGV, '|', 4, 13)
 local token, record, done = q.token, P .. 'record:' .. q.token, P .. 'done:' .. q.token
-B.catch_up(token)
+catch_up(token)
 
 local function granted(fence, expires_at_ms, reason, devices)
-  local answer = { fence, expires_at_ms, math.max(0, expires_at_ms - B.now), reason }
-  for _, d in ipairs(devices) do
-    local n = #answer
-    answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4], answer[n + 5] = d.uuid, d.mb, d.index, d.host, d.name
+  local left_ms = math.max(0, expires_at_ms - S.now)
+  local d = devices[1]
+  if d and not devices[2] then
+    return reply('GRANTED', fence, expires_at_ms, left_ms, reason, d.uuid, d.mb, d.index, d.host, d.name)
   end
-  return B.reply('GRANTED', unpack(answer))
+  local answer = reply('GRANTED', fence, expires_at_ms, left_ms, reason)
+  for _, each in ipairs(devices) do
+    for _, field in ipairs({ 'uuid', 'mb', 'index', 'host', 'name' }) do answer[#answer + 1] = each[field] end
+  end
+  return answer
 end
 
 -- The devices that a record names, as the answer tells of them, and whether all of them still take leases.
@@ -77,33 +87,33 @@ local waiter, wait_until_ms = nil, nil
 if call('EXISTS', record, done) > 0 then
   local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
     'wait_until_ms', 'owner')
-  if not v[1] then return B.reply('LOST', call('GET', done)) end
-  if v[1] == 'cooling' then return B.reply('LOST', B.outcome(token)) end
-  if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return B.reply('CONFLICT') end
+  if not v[1] then return reply('LOST', call('GET', done)) end
+  if v[1] == 'cooling' then return reply('LOST', B.outcome(token)) end
+  if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return reply('CONFLICT') end
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
   wait_until_ms = tonumber(v[9])
-  if v[1] == 'waiting' and wait_ms > 0 and B.pool.safe_mode == 0 then
+  if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
     local place = call('ZRANK', P .. 'line:' .. v[8], token)
     if place and place > 0 then   -- behind others a poll is a heartbeat and no more
       B.heartbeat(token, wait_ms, wait_until_ms)
-      return B.reply('WAITING', place)
+      return reply('WAITING', place)
     end
   end
-  waiter = B.waiters().read(token)
+  waiter = B.waiters.read(token)
   q = waiter.q
 end
 
-local safe, open = B.pool.safe_mode == 1, B.now >= B.pool.closed_until_ms
+local safe, open = pool.safe_mode == 1, S.now >= pool.closed_until_ms
 -- An offer stands under the policy that it was made under, and while its devices take leases: drained, lost or away, it is none.
 local offered, devices = nil, nil
 if waiter and waiter.state == 'offered' then
   local take = false
   devices, take = named(waiter.devices)
-  if take and open and not safe and waiter.policy_version == B.pool.policy_version then
+  if take and open and not safe and waiter.policy_version == pool.policy_version then
     offered = waiter.devices
   else
     devices = nil
-    B.line().withdraw(waiter)
+    B.line.withdraw(waiter)
   end
 end
 
@@ -112,74 +122,70 @@ local why, place, tried = nil, nil, false
 if safe then
   why = 'safe_mode'
 elseif waiter then
-  if not offered then devices, why, place = B.line().poll(waiter, open) end
+  if not offered then devices, why, place = B.line.poll(waiter, open) end
   if not open then why = 'closed' end
 elseif not open then
   why = 'closed'
-elseif B.agent(q.agent).leases >= B.pool.max_leases_per_agent then
+elseif B.agent(q.agent).leases >= pool.max_leases_per_agent then
   why = 'limit'
-elseif B.pool.waiting > 0 and B.line().comes_first(q) then
+elseif pool.waiting > 0 and B.line.comes_first(q) then
   why = 'no_capacity'
 else
-  devices, why = B.pick(q, B.pool.max_memory_per_agent_mb - B.agent(q.agent).mb)
+  devices, why = B.pick(q, pool.max_memory_per_agent_mb - B.agent(q.agent).mb)
   tried = true
 end
 
 if not devices then
   local never = nil
   if why == 'no_capacity' or why == 'agent_cap' then
-    never = not (place and place > 0) and B.whole_devices().unfit(q)
-    if not never and q.memory_mb * q.devices > B.pool.max_memory_per_agent_mb then never = 'agent_cap' end
+    never = not (place and place > 0) and B.whole_devices.unfit(q)
+    if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then never = 'agent_cap' end
     why = never or why
     if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then
       why = 'draining'
     end
   end
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
-    if waiter or not B.waiters().full(q.agent) then
-      place = place or B.waiters().join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+    if waiter or not B.waiters.full(q.agent) then
+      place = place or B.waiters.join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
         'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.agent(q.agent).leases > 0)
       B.heartbeat(token, wait_ms, wait_until_ms)
-      return B.reply('WAITING', place)
+      return reply('WAITING', place)
     end
     why = 'limit'
   end
-  if B.more == 1 and not safe and why ~= 'closed' then return B.reply('AGAIN') end
+  if S.more == 1 and not safe and why ~= 'closed' then return reply('AGAIN') end
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
-    if waiter then B.waiters().quit(token, 'left', true) end
+    if waiter then B.waiters.quit(token, 'left', true) end
     B.count('refused_' .. why)
-    return B.reply('REFUSED', why, '')
+    return reply('REFUSED', why, '')
   end
   devices = {}
 end
 
 -- Grant. The fence grows across failover and lost writes too, where a plain counter would repeat.
-local fence = B.pool.fence + 1
-if B.now_us > fence then fence = B.now_us end
-B.set_pool('fence', fence)
+local fence = pool.fence + 1
+if S.now_us > fence then fence = S.now_us end
+set_pool('fence', fence)
 fence = text(fence)
-local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
-if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, B.now + max_hold_ms) end
+local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
+if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, S.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then B.waiters().leave(waiter) end
+  if waiter then B.waiters.leave(waiter) end
   local sum
   taken, sum = B.take(q, devices)
   B.add_to_agent(q.agent, sum, 1)
 end
 for _, d in ipairs(devices) do
-  call('SET', P .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - B.now))
+  call('SET', P .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - S.now))
 end
-local fields = { 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence, 'granted_at_ms', text(B.now),
-  'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client, 'pid', pid }
-local function also(field, value)
-  fields[#fields + 1], fields[#fields + 2] = field, value
-end
-if owner ~= '' then also('owner', owner) end
-if why then also('reason', why) end
-if max_hold_ms > 0 then also('hold_until_ms', text(B.now + max_hold_ms)) end
-call('HSET', record, unpack(fields))
-B.schedule(token, expires_at_ms)
+call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence, 'granted_at_ms', text(S.now),
+  'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client, 'pid', pid)
+if owner ~= '' then call('HSET', record, 'owner', owner) end
+if why then call('HSET', record, 'reason', why) end
+if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(S.now + max_hold_ms)) end
+schedule(token, expires_at_ms)
 B.count(taken == '' and 'cpu_granted' or 'granted')
 B.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)
 return granted(fence, expires_at_ms, why or '', devices)

@@ -11,36 +11,36 @@
 -- keeps    S2: sums and indexes stay exact; leases that run go on; what takes leases again is in quarantine no more
 -- cost     O((REAP_DEVICES + the host's devices) log devices)
 
-local unready = B.open()
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
-local what, drained = B.choice(2, 'what', 'device', 'host'), B.int(4, 'drained', 0, 1)
-local name = what == 'host' and B.word(3, 'host', '^[%w._ -]+$', 64) or B.word(3, 'device', '^[%w._:/-]+$', 80)
-local by, why = B.word(5, 'by', '^[^%c]+$', 128), B.word(6, 'why', '^[^%c]*$', 256)
-if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
-local known = redis.call('EXISTS', P .. what .. ':' .. name) == 1
-if not known then return B.reply('REFUSED', what .. '_unknown', name) end
+local unready = begin()
+if unready then return reply('REFUSED', unready, S.schema or '') end
+local what, drained = choice(2, 'what', 'device', 'host'), int(4, 'drained', 0, 1)
+local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device', '^[%w._:/-]+$', 80)
+local by, why = word(5, 'by', '^[^%c]+$', 128), word(6, 'why', '^[^%c]*$', 256)
+if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
+local known = call('EXISTS', P .. what .. ':' .. name) == 1
+if not known then return reply('REFUSED', what .. '_unknown', name) end
 
-B.catch_up()
+catch_up()
 
 local ids = { name }
 if what == 'host' then
-  ids = redis.call('SMEMBERS', P .. 'devices:' .. name)
-  redis.call('HSET', P .. 'host:' .. name, 'drained', drained)   -- for devices that it will report
+  ids = call('SMEMBERS', P .. 'devices:' .. name)
+  call('HSET', P .. 'host:' .. name, 'drained', drained)   -- for devices that it will report
 end
 for _, uuid in ipairs(ids) do
   local d = B.device(uuid)
   if d then
-    if d.kept_for ~= '' then B.waiters().unkept(d) end
+    if d.kept_for ~= '' then B.waiters.unkept(d) end
     d.drained = text(drained)
-    local quarantine = drained == 0 and redis.call('HGET', P .. 'device:' .. uuid, 'quarantine') or ''
+    local quarantine = drained == 0 and call('HGET', P .. 'device:' .. uuid, 'quarantine') or ''
     if quarantine ~= '' then
       if d.state == 'quarantined' then d.state = 'ok' end   -- else its host sees something else in it
-      redis.call('HSET', P .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
+      call('HSET', P .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
       B.event('returned', 'device', uuid, 'host', d.host)
     end
-    redis.call('HSET', P .. 'device:' .. uuid, 'drained', drained)
+    call('HSET', P .. 'device:' .. uuid, 'drained', drained)
     B.index(d)
   end
 end
 B.event(drained == 1 and 'drained' or 'undrained', what, name, 'by', by, 'reason', why)
-return B.reply(drained == 1 and 'DRAINED' or 'UNDRAINED', #ids)
+return reply(drained == 1 and 'DRAINED' or 'UNDRAINED', #ids)

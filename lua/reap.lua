@@ -6,7 +6,7 @@
 -- keeps    S2: sums and indexes stay exact; L2: a silent death gives its capacity back
 -- cost     O(REAP_DEVICES log devices)
 
-local unready = B.open()
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
-B.catch_up()
-return B.reply('REAPED')
+local unready = begin()
+if unready then return reply('REFUSED', unready, S.schema or '') end
+catch_up()
+return reply('REAPED')

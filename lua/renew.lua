@@ -18,44 +18,44 @@
 
 local A_DAY_US, MOST_DEVICES, LONGEST_MS = 86400000000, 64, 604800000
 
-local unready = B.open()
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
-local token, fence = B.token(2), B.word(3, 'fence', '^%d*$', 16)
-local ttl_ms = ARGV[4] ~= '' and B.int(4, 'ttl_ms', 0, LONGEST_MS)
-local owner = ARGV[5] and B.word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
-if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then B.bad = B.bad or 'ttl_ms' end
-local epoch = ARGV[6] and B.word(6, 'epoch', '^%d+$', 16)
+local unready = begin()
+if unready then return reply('REFUSED', unready, S.schema or '') end
+local token, fence = token_at(2), word(3, 'fence', '^%d*$', 16)
+local ttl_ms = ARGV[4] ~= '' and int(4, 'ttl_ms', 0, LONGEST_MS)
+local owner = ARGV[5] and word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
+if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then S.bad = S.bad or 'ttl_ms' end
+local epoch = ARGV[6] and word(6, 'epoch', '^%d+$', 16)
 
 -- What the holder says of its lease, by its form: nothing of it is written, or believed, before all of it has one.
 local claim = nil
 if epoch then
-  claim = { agent = B.word(7, 'agent', '^[%w._:@/-]+$', 128), client = B.word(10, 'client', '^[%w._-]*$', 64),
-    pid = B.word(11, 'pid', '^[%d:]*$', 40), held = {} }
-  claim.request = B.word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
+  claim = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client', '^[%w._-]*$', 64),
+    pid = word(11, 'pid', '^[%d:]*$', 40), held = {} }
+  claim.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
   local numbers = { string.match(claim.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
   for i = 1, #numbers do
-    if #numbers[i] > 13 then B.bad = B.bad or 'request' end
+    if #numbers[i] > 13 then S.bad = S.bad or 'request' end
   end
   claim.alone = numbers[3] == '1' or numbers[2] ~= '1'
   claim.ttl_ms, claim.hold_ms = numbers[4], (numbers[5] or 0) + 0
   local asked_ms = (claim.ttl_ms or 0) + 0
-  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then B.bad = B.bad or 'request' end
-  if fence == '' or fence + 0 > B.now_us + A_DAY_US then B.bad = B.bad or 'fence' end
+  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then S.bad = S.bad or 'request' end
+  if fence == '' or fence + 0 > S.now_us + A_DAY_US then S.bad = S.bad or 'fence' end
   local named = {}
-  for part in string.gmatch(B.word(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
+  for part in string.gmatch(word(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
     local uuid, mb = string.match(part, '^([^=]+)=(%d+)$')
     if not uuid or #mb > 13 or named[uuid] then
-      B.bad = B.bad or 'devices'
+      S.bad = S.bad or 'devices'
     else
       claim.held[#claim.held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
     end
   end
-  if #claim.held > MOST_DEVICES then B.bad = B.bad or 'devices' end
+  if #claim.held > MOST_DEVICES then S.bad = S.bad or 'devices' end
 end
-if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 
 if claim then B.remembered(epoch) end
-B.catch_up(token)
+catch_up(token)
 
 local record = P .. 'record:' .. token
 
@@ -63,24 +63,24 @@ local record = P .. 'record:' .. token
 -- policy and the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago. `waits`: the pool knows
 -- it as it was before its grant, `whose`: and for whom. Returns why not, or nil.
 local function adopt(waits, whose)
-  local v, pool = redis.call('HMGET', P .. 'pool', 'lost_us', 'closed_until_ms', 'fence'), B.pool
+  local v, pool = call('HMGET', POOL, 'lost_us', 'closed_until_ms', 'fence'), S.pool
   local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
   local granted_us, agent, held = fence + 0, claim.agent, claim.held
-  if granted_us > lost_us + FAILOVER_MS * 1000 then return B.reply('UNKNOWN') end
+  if granted_us > lost_us + FAILOVER_MS * 1000 then return reply('UNKNOWN') end
 
   local hold_until_ms = claim.hold_ms > 0 and (granted_us - granted_us % 1000) / 1000 + claim.hold_ms
   local function over(outcome)   -- from now on its late calls are told so
     B.bury(token, outcome)
-    return B.reply('LOST', outcome)
+    return reply('LOST', outcome)
   end
-  if waits then B.waiters().quit(token, 'left', true) end
-  if hold_until_ms and hold_until_ms < B.now then return over('expired') end
+  if waits then B.waiters.quit(token, 'left', true) end
+  if hold_until_ms and hold_until_ms < S.now then return over('expired') end
   local alone, sum = claim.alone, 0
   for _, each in ipairs(held) do
     local d = B.device(each.uuid)
     local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
     if room < each.mb or alone and d.leases > 0 then
-      if B.now < closed_until_ms then return B.reply('AGAIN') end   -- its host has yet to report, or who has its room to give it up
+      if S.now < closed_until_ms then return reply('AGAIN') end   -- its host has yet to report, or who has its room to give it up
       return over('superseded')
     end
     each.d, sum = d, sum + each.mb
@@ -89,64 +89,64 @@ local function adopt(waits, whose)
 
   for _, each in ipairs(held) do
     local d = each.d
-    if d.kept_for ~= '' then B.waiters().unkept(d) end
+    if d.kept_for ~= '' then B.waiters.unkept(d) end
     d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
-    redis.call('SADD', P .. 'holders:' .. d.uuid, token)
-    if granted_us < B.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
+    call('SADD', P .. 'holders:' .. d.uuid, token)
+    if granted_us < S.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
       d.foreign_mb = math.max(0, d.foreign_mb - each.mb)
-      redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
+      call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
     end
     B.index(d)
   end
   B.add_to_agent(agent, sum, 1)
-  B.set_pool('fence', math.max(v[3] + 0, granted_us))
-  redis.call('HSET', record, 'state', 'active', 'agent', agent, 'devices', ARGV[8], 'fence', fence, 'granted_at_ms',
-    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(B.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
+  set_pool('fence', math.max(v[3] + 0, granted_us))
+  call('HSET', record, 'state', 'active', 'agent', agent, 'devices', ARGV[8], 'fence', fence, 'granted_at_ms',
+    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(S.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
     'client', claim.client, 'pid', claim.pid)
-  if hold_until_ms then redis.call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
-  if whose ~= '' then redis.call('HSET', record, 'owner', whose) end
+  if hold_until_ms then call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
+  if whose ~= '' then call('HSET', record, 'owner', whose) end
   B.count(ARGV[8] == '' and 'cpu_adopted' or 'adopted')
   B.event('adopted', 'token', token, 'agent', agent, 'devices', ARGV[8], 'fence', fence)
 end
 
 local function read()
-  return redis.call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked',
+  return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked',
     'owner', 'notice')
 end
 
 local v = read()
 local waits = v[1] == 'waiting' or v[1] == 'offered'
-if owner ~= '' and v[1] and owner ~= v[8] then return B.reply('UNKNOWN') end
+if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
 if not v[1] or waits and claim then
-  local outcome = not waits and redis.call('GET', P .. 'done:' .. token)
-  if outcome then return B.reply('LOST', outcome) end
-  if not claim then return B.reply('UNKNOWN') end
+  local outcome = not waits and call('GET', P .. 'done:' .. token)
+  if outcome then return reply('LOST', outcome) end
+  if not claim then return reply('UNKNOWN') end
   local refusal = adopt(waits, v[8] or owner)
   if refusal then return refusal end
   v = read()
 end
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
-if state == 'cooling' then return B.reply('LOST', B.outcome(token)) end
-if state ~= 'active' then return B.reply('UNKNOWN') end   -- who waits polls: only acquire claims
-if fence ~= '' and fence ~= held then return B.reply('LOST', 'superseded') end
+if state == 'cooling' then return reply('LOST', B.outcome(token)) end
+if state ~= 'active' then return reply('UNKNOWN') end   -- who waits polls: only acquire claims
+if fence ~= '' and fence ~= held then return reply('LOST', 'superseded') end
 
 if v[7] then   -- the holder asks, so it knows from now on: no reason to wait for its end
-  local agent = redis.call('HGET', record, 'agent')
+  local agent = call('HGET', record, 'agent')
   B.end_lease({ token = token, agent = agent, devices = v[3], fence = held }, 'revoked')
-  return B.reply('LOST', 'revoked')
+  return reply('LOST', 'revoked')
 end
 
 ttl_ms = ttl_ms or tonumber(v[5])
-local expires_at_ms = B.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
+local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms) end
 expires_at_ms = math.max(expires_at_ms, ends_at_ms)
-local remaining_ms = expires_at_ms - B.now
+local remaining_ms = expires_at_ms - S.now
 if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that is gone
   for uuid in string.gmatch(v[3], '([^,]+)=') do
-    redis.call('SET', P .. 'lease:' .. uuid .. ':' .. token, held, 'PX', text(remaining_ms))
+    call('SET', P .. 'lease:' .. uuid .. ':' .. token, held, 'PX', text(remaining_ms))
   end
 end
-redis.call('HSET', record, 'expires_at_ms', text(expires_at_ms))
-B.schedule(token, expires_at_ms)
-return B.reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), v[9] or '')
+call('HSET', record, 'expires_at_ms', text(expires_at_ms))
+schedule(token, expires_at_ms)
+return reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), v[9] or '')

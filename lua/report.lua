@@ -48,35 +48,35 @@ local KEPT = { index = true, total_mb = true, reserve_mb = true }
 
 -- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in `bad`.
 local function reported_device(i)
-  local said = { uuid = B.word(i, 'device', '^[%w._:/-]+$', 80), fields = {} }
-  local next_at = i + 2 + 2 * B.int(i + 1, 'device', 0, 64)
+  local said = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = {} }
+  local next_at = i + 2 + 2 * int(i + 1, 'device', 0, 64)
   for at = i + 2, next_at - 2, 2 do
     local field = ARGV[at]
     local form = FORMS[FIELDS[field] or SAID[field] or '']
-    if not form then B.bad = B.bad or 'device' break end
+    if not form then S.bad = S.bad or 'device' break end
     local unknown = ARGV[at + 1] == '' and (FIELDS[field] == 'whole' or FIELDS[field] == 'number')
-    if not unknown then said[field] = B.word(at + 1, field, form[1], form[2]) end
+    if not unknown then said[field] = word(at + 1, field, form[1], form[2]) end
     if not SAID[field] and not (unknown and KEPT[field]) then
       said.fields[#said.fields + 1], said.fields[#said.fields + 2] = field, said[field] or ''
     end
   end
-  if said.state == 'away' then B.bad = B.bad or 'state' end   -- the broker's own word for a host that is silent
+  if said.state == 'away' then S.bad = S.bad or 'state' end   -- the broker's own word for a host that is silent
   return said, next_at
 end
 
-local host = B.word(2, 'host', HOST, 64)
-local deadline_ms, sampled_ms = B.int(3, 'deadline_ms', 1, 86400000), B.int(4, 'sampled_ms', 0, 9999999999999)
-local epoch, safe_mode = B.word(5, 'epoch', '^%d*$', 16), B.int(6, 'safe_mode', 0, 1)
-local version = B.word(7, 'version', '^[%w._+ -]*$', 64)
+local host = word(2, 'host', HOST, 64)
+local deadline_ms, sampled_ms = int(3, 'deadline_ms', 1, 86400000), int(4, 'sampled_ms', 0, 9999999999999)
+local epoch, safe_mode = word(5, 'epoch', '^%d*$', 16), int(6, 'safe_mode', 0, 1)
+local version = word(7, 'version', '^[%w._+ -]*$', 64)
 local reported, at = {}, FIRST
-while ARGV[at] and not B.bad do
+while ARGV[at] and not S.bad do
   reported[#reported + 1], at = reported_device(at)
 end
-if #reported > MOST then B.bad = B.bad or 'devices' end
-if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+if #reported > MOST then S.bad = S.bad or 'devices' end
+if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 
-if ARGV[1] == PROTOCOL and redis.call('EXISTS', P .. 'pool') == 0 then
-  redis.call('HSET', P .. 'pool', 'schema', SCHEMA, 'epoch', text(B.now_us), 'fence', 0, 'offset_ms', 0, 'last_ms', B.now,
+if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
+  call('HSET', POOL, 'schema', SCHEMA, 'epoch', text(S.now_us), 'fence', 0, 'offset_ms', 0, 'last_ms', S.now,
     'window_until_ms', 0, 'leap_from_ms', 0, 'closed_until_ms', 0, 'waiting', 0,
     'policy_version', 1, 'safe_mode', safe_mode, 'max_memory_per_agent_mb', 1048576, 'allow_fractional_shares', 1,
     'kill_on_oom', 0, 'default_memory_mb', 2048, 'expiry_grace_s', 5, 'max_leases_per_agent', 256,
@@ -84,20 +84,20 @@ if ARGV[1] == PROTOCOL and redis.call('EXISTS', P .. 'pool') == 0 then
     'orphan_action', 'observe', 'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '')
   B.event('pool_created', 'host', host)
 end
-local unready = B.open()
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
+local unready = begin()
+if unready then return reply('REFUSED', unready, S.schema or '') end
 B.remembered(epoch)
-B.catch_up()
+catch_up()
 
 -- What could ever be had of this model, and on which hosts: written from the zsets themselves, so it cannot drift.
 local function settle_model(model, on)
-  local top = redis.call('ZRANGE', P .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
-  if top[1] then redis.call('ZADD', P .. 'models', top[2], model) else redis.call('ZREM', P .. 'models', model) end
-  local devices = redis.call('ZCARD', P .. 'fits:host/' .. on .. '/' .. model)
+  local top = call('ZRANGE', P .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
+  if top[1] then call('ZADD', P .. 'models', top[2], model) else call('ZREM', P .. 'models', model) end
+  local devices = call('ZCARD', P .. 'fits:host/' .. on .. '/' .. model)
   if devices > 0 then
-    redis.call('ZADD', P .. 'hosts:' .. model, devices, on)
+    call('ZADD', P .. 'hosts:' .. model, devices, on)
   else
-    redis.call('ZREM', P .. 'hosts:' .. model, on)
+    call('ZREM', P .. 'hosts:' .. model, on)
   end
 end
 
@@ -109,8 +109,8 @@ local function each_fits(d, write)
 end
 
 local function register(d)
-  redis.call('SADD', P .. 'devices:' .. d.host, d.uuid)
-  each_fits(d, function(key) redis.call('ZADD', key, d.total_mb - d.reserve_mb, d.uuid) end)
+  call('SADD', P .. 'devices:' .. d.host, d.uuid)
+  each_fits(d, function(key) call('ZADD', key, d.total_mb - d.reserve_mb, d.uuid) end)
 end
 
 -- Out of everything that knows it under the host and model it had.
@@ -120,8 +120,8 @@ local function unregister(d)
   B.index(d)
   B.flush()
   d.state = state
-  redis.call('SREM', P .. 'devices:' .. d.host, d.uuid)
-  each_fits(d, function(key) redis.call('ZREM', key, d.uuid) end)
+  call('SREM', P .. 'devices:' .. d.host, d.uuid)
+  each_fits(d, function(key) call('ZREM', key, d.uuid) end)
 end
 
 -- Memory used by others than our leases: at most `most`, at least `least`. What lies between is of leases or of others: there
@@ -151,11 +151,11 @@ local function settle_foreign(d, said, withheld_at_ms, newest_ms)
     fields[#fields + 1], fields[#fields + 2] = 'sampled_ms', sampled_ms
   end
   d.foreign_mb = math.max(0, foreign_mb)
-  redis.call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb), unpack(fields))
+  call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb), unpack(fields))
 end
 
 local function new_device(said)
-  redis.call('HSET', P .. 'device:' .. said.uuid, 'host', host, 'index', 0, 'name', said.uuid, 'model', 'unknown', 'total_mb', 0,
+  call('HSET', P .. 'device:' .. said.uuid, 'host', host, 'index', 0, 'name', said.uuid, 'model', 'unknown', 'total_mb', 0,
     'reserve_mb', 0, 'state', 'unknown', 'reserved_mb', 0, 'withheld_mb', 0, 'foreign_mb', 0, 'leases', 0, 'exclusive', '',
     'kept_for', '', 'drained', 0)
   return B.device(said.uuid)
@@ -166,16 +166,16 @@ local function accept(said)
   local d = known or new_device(said)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
-  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.waiters().unkept(d) end
+  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.waiters.unkept(d) end
   if known and elsewhere then unregister(d) end
-  if (not known or d.host ~= host) and redis.call('HGET', P .. 'host:' .. host, 'drained') == '1' then
+  if (not known or d.host ~= host) and call('HGET', P .. 'host:' .. host, 'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too
   end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
   local key = P .. 'device:' .. d.uuid
-  local v = redis.call('HMGET', key, 'withheld_at_ms', 'sampled_ms', 'quarantine', unpack(B.FINDINGS))
-  redis.call('HSET', key, 'host', host, 'drained', d.drained, unpack(said.fields))
+  local v = call('HMGET', key, 'withheld_at_ms', 'sampled_ms', 'quarantine', unpack(B.FINDINGS))
+  call('HSET', key, 'host', host, 'drained', d.drained, unpack(said.fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
   settle_foreign(d, said, tonumber(v[1] or 0), tonumber(v[2] or 0))
   B.index(d)
@@ -187,10 +187,10 @@ local function accept(said)
 end
 
 for _, said in ipairs(reported) do accept(said) end
-if not redis.call('ZSCORE', P .. 'due', 'host:' .. host) then
-  redis.call('SADD', P .. 'hosts', host)
+if not call('ZSCORE', DUE, 'host:' .. host) then
+  call('SADD', P .. 'hosts', host)
   B.event('host_up', 'host', host, 'version', version)
 end
-redis.call('HSET', P .. 'host:' .. host, 'version', version, 'reported_ms', B.now, 'deadline_ms', deadline_ms)
-B.schedule('host:' .. host, B.now + deadline_ms)
-return B.reply('REPORTED')
+call('HSET', P .. 'host:' .. host, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms)
+schedule('host:' .. host, S.now + deadline_ms)
+return reply('REPORTED')

@@ -12,39 +12,39 @@
 
 local LATEST_MS = 60000   -- for a holder that never asks
 
-local unready = B.open()
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
-local token, force = B.token(2), B.int(3, 'force', 0, 1)
-local by, why = B.word(4, 'by', '^[^%c]+$', 128), B.word(5, 'why', '^[^%c]*$', 256)
-if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+local unready = begin()
+if unready then return reply('REFUSED', unready, S.schema or '') end
+local token, force = token_at(2), int(3, 'force', 0, 1)
+local by, why = word(4, 'by', '^[^%c]+$', 128), word(5, 'why', '^[^%c]*$', 256)
+if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 
-B.catch_up(token)
+catch_up(token)
 
 local record = P .. 'record:' .. token
-local v = redis.call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
+local v = call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
 if not v[1] then
-  local outcome = redis.call('GET', P .. 'done:' .. token)
-  if outcome then return B.reply('ALREADY', outcome) end
-  return B.reply('UNKNOWN')
+  local outcome = call('GET', P .. 'done:' .. token)
+  if outcome then return reply('ALREADY', outcome) end
+  return reply('UNKNOWN')
 end
-if v[1] == 'cooling' then return B.reply('ALREADY', B.outcome(token)) end
+if v[1] == 'cooling' then return reply('ALREADY', B.outcome(token)) end
 
 B.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
 if v[1] ~= 'active' then   -- it waits, or was offered something: nobody trusts that yet
-  B.waiters().quit(token, 'revoked')
-  return B.reply('REVOKED', B.now)
+  B.waiters.quit(token, 'revoked')
+  return reply('REVOKED', S.now)
 end
 if force == 1 then
   B.end_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'revoked')
-  return B.reply('REVOKED', B.now)
+  return reply('REVOKED', S.now)
 end
-local expires_at_ms = math.min(tonumber(v[5]), B.now + LATEST_MS)
-local remaining_ms = expires_at_ms - B.now
+local expires_at_ms = math.min(tonumber(v[5]), S.now + LATEST_MS)
+local remaining_ms = expires_at_ms - S.now
 if remaining_ms > 0 then
   for uuid in string.gmatch(v[3], '([^,]+)=') do
-    redis.call('SET', P .. 'lease:' .. uuid .. ':' .. token, v[4], 'PX', text(remaining_ms))
+    call('SET', P .. 'lease:' .. uuid .. ':' .. token, v[4], 'PX', text(remaining_ms))
   end
 end
-redis.call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))
-B.schedule(token, expires_at_ms)
-return B.reply('REVOKED', expires_at_ms)
+call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))
+schedule(token, expires_at_ms)
+return reply('REVOKED', expires_at_ms)

@@ -26,33 +26,34 @@ local WORDS = {
   idle_action = action, overuse_action = action, squatter_action = action, orphan_action = action, xid_actions = xid_actions,
 }
 
-local unready = B.open('safe_mode', 'policy_version')
-if unready then return B.reply('REFUSED', unready, B.schema or '') end
-local by, fields, said = B.word(2, 'by', '^[^%c]+$', 128), {}, {}
+local unready, v = begin('safe_mode', 'policy_version')
+if unready then return reply('REFUSED', unready, S.schema or '') end
+S.pool.safe_mode, S.pool.policy_version = v[7] + 0, v[8] + 0
+local by, fields, said = word(2, 'by', '^[^%c]+$', 128), {}, {}
 for i = FIRST, #ARGV, PAIR do
   local field, bounds, known = ARGV[i], FIELDS[ARGV[i]], WORDS[ARGV[i]]
   if known then
-    if not ARGV[i + 1] or not known(ARGV[i + 1]) then B.bad = B.bad or field break end
+    if not ARGV[i + 1] or not known(ARGV[i + 1]) then S.bad = S.bad or field break end
     fields[field] = ARGV[i + 1]
   elseif bounds then
-    fields[field] = text(B.int(i + 1, field, bounds[1], bounds[2]))
+    fields[field] = text(int(i + 1, field, bounds[1], bounds[2]))
   else
-    B.bad = B.bad or 'policy' break
+    S.bad = S.bad or 'policy' break
   end
   said[#said + 1] = field .. '=' .. fields[field]
 end
-if #said == 0 then B.bad = B.bad or 'policy' end
-if B.bad then return B.reply('REFUSED', 'bad_request', B.bad) end
+if #said == 0 then S.bad = S.bad or 'policy' end
+if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 local allowed = fields.safe_mode == '0' or fields.safe_mode == '1' and #said == 1
-if B.pool.safe_mode == 1 and not allowed then return B.reply('REFUSED', 'safe_mode', '') end
+if S.pool.safe_mode == 1 and not allowed then return reply('REFUSED', 'safe_mode', '') end
 
-B.catch_up()
+catch_up()
 
 for field, value in pairs(fields) do
-  B.pool[field] = tonumber(value) or value   -- what is handed on before the answer is handed on under it
-  B.changes[#B.changes + 1], B.changes[#B.changes + 2] = field, value
+  S.pool[field] = tonumber(value) or value   -- what is handed on before the answer is handed on under it
+  S.changes[#S.changes + 1], S.changes[#S.changes + 2] = field, value
 end
-local version = B.pool.policy_version + 1
-B.set_pool('policy_version', version)
+local version = S.pool.policy_version + 1
+set_pool('policy_version', version)
 B.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
-return B.reply('POLICY', version)
+return reply('POLICY', version)

@@ -1,24 +1,27 @@
-"""Compile every verb's script as Redis would, without a server: `make check` runs it."""
+"""Compile every script and library as Redis would, without a server: `make check` runs it."""
 
 import sys
 
 import lupa.lua51
 
+from agent_sdk.functions import library, own_library
 from agent_sdk.scripts import scripts
 
 
 def main() -> int:
-    """0 when every script compiles; otherwise each error, with its line in the assembled script."""
+    """0 when all compile; otherwise each error, with its line in the assembled source."""
     lua = lupa.lua51.LuaRuntime()
     failed = 0
-    for script in scripts().values():
-        _, _, body = script.source.partition("\n")  # the server takes the #!lua line itself
+    sources = {verb: script.source for verb, script in scripts().items()}
+    sources |= {each.name: each.source for each in (library(), own_library())}
+    for name, source in sources.items():
+        _, _, body = source.partition("\n")  # the server takes the #!lua line itself
         try:
             lua.compile(body)
         except lupa.lua51.LuaError as error:
             failed += 1
-            print(f"{script.verb}: {error}", file=sys.stderr)
-    print(f"{len(scripts()) - failed} Lua scripts compile")
+            print(f"{name}: {error}", file=sys.stderr)
+    print(f"{len(sources) - failed} Lua sources compile")
     return 1 if failed else 0
 
 

@@ -36,7 +36,10 @@ BY_HAND = {
 INBOX = {"blmpop", "lmpop"}
 """How a waiting process hears of its turn."""
 
-CALLS = {"evalsha", "script|load", "script|exists"}
+CALLS = {"evalsha", "fcall", "script|load", "script|exists"}
+
+LOADS = {"function|load"}
+"""Who may load functions says what others run: a broker, for its own, and an operator."""
 
 
 def of_the_verbs() -> set[str]:
@@ -51,12 +54,9 @@ def users() -> dict[str, tuple[set[str], bool]]:
     """User -> commands, and whether its keys are for reading alone."""
     verbs = of_the_verbs() | CALLS
     return {
-        "broker": (verbs | READS | HANDSHAKE | INBOX, False),
+        "broker": (verbs | READS | HANDSHAKE | INBOX | LOADS, False),
         "agent": (verbs | READS | HANDSHAKE | INBOX, False),
-        "operator": (
-            verbs | READS | HANDSHAKE | INBOX | BY_HAND | {"fcall", "fcall_ro", "function|load"},
-            False,
-        ),
+        "operator": (verbs | READS | HANDSHAKE | INBOX | BY_HAND | LOADS | {"fcall_ro"}, False),
         "viewer": (READS | HANDSHAKE | {"info", "scan"}, True),
     }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agent_sdk import functions
 from agent_sdk.keys import Keys
 from agent_sdk.protocol import Answer
 from agent_sdk.scripts import VERBS, assemble
@@ -14,12 +16,14 @@ from agent_sdk.scripts import VERBS, assemble
 if TYPE_CHECKING:
     import redis
 
+    from agent_sdk.functions import Library
+    from agent_sdk.scripts import Script
+
 SKEWED_TIME = """
-local B = {}
-do
+local function time_us()
   local t = redis.call('TIME')
   local test = redis.call('MGET', KEYS[1] .. ':test_frozen_us', KEYS[1] .. ':test_skew_ms')
-  B.now_us = (test[1] or t[1] * 1000000 + t[2]) + (test[2] or 0) * 1000
+  return (test[1] or t[1] * 1000000 + t[2]) + (test[2] or 0) * 1000
 end
 """
 """Takes the place of lua/lib/time.lua: Redis's own time, or the moment at which the test froze it,
@@ -34,6 +38,16 @@ OPERATORS = {"drain", "set_policy"}
 names = (f"t{n}" for n in itertools.count())
 
 
+@cache
+def _skewed(verb: str, *, shebang: bool) -> Script:
+    return assemble(verb, shebang=shebang, instead={"time": SKEWED_TIME})
+
+
+@cache
+def _skewed_library() -> Library:
+    return functions.assemble(own=True, instead={"time": SKEWED_TIME})
+
+
 @dataclass
 class Pool:
     """Verbs by their names; each reply a list: tag, now, next due, epoch, more, then the rest.
@@ -41,31 +55,40 @@ class Pool:
     Attributes:
         checked: compare what each reply says of the agenda with the agenda; for one caller alone.
         shebang: False for fakeredis, which does not know the `#!lua` line.
+        functions: call the verbs as functions, not as scripts.
     """
 
     redis: redis.Redis
     keys: Keys = field(default_factory=lambda: Keys(f"{next(names)}-{uuid4().hex[:8]}"))
     checked: bool = False
     shebang: bool = True
+    functions: bool = False
 
     def __post_init__(self) -> None:
-        self.scripts = {
-            v: assemble(v, shebang=self.shebang, instead={"time": SKEWED_TIME}) for v in VERBS
-        }
-        for script in self.scripts.values():
-            self.redis.script_load(script.source)
+        self.scripts = {v: _skewed(v, shebang=self.shebang) for v in VERBS}
+        if self.functions:
+            self.redis.function_load(_skewed_library().source, replace=True)
+        else:
+            for script in self.scripts.values():
+                self.redis.script_load(script.source)
 
     def run(self, verb: str, *args: Any) -> list[Any]:
-        reply: Any = self.redis.evalsha(self.scripts[verb].sha, 1, self.keys.base, *args)
+        reply: Any = self.redis.execute_command(*self.command(verb), *args)  # type: ignore[no-untyped-call] # in redis-py
         assert isinstance(reply, list)
         early = reply[0] == "REFUSED" and (verb in OPERATORS or reply[5] in UNREADY)
         if self.checked and not early:
             assert reply[2] == self.first_due(), f"{verb} {args}: next_due_ms of {reply}"
         return reply
 
+    def command(self, verb: str) -> tuple[Any, ...]:
+        """A call of the verb, but for its arguments."""
+        way = ("FCALL", _skewed_library().function(verb)) if self.functions else (
+            "EVALSHA", self.scripts[verb].sha)  # fmt: skip
+        return (*way, 1, self.keys.base)
+
     def twin(self, client: redis.Redis) -> Pool:
         """The same pool through another connection."""
-        return Pool(client, self.keys, shebang=self.shebang)
+        return Pool(client, self.keys, shebang=self.shebang, functions=self.functions)
 
     def freeze(self) -> None:
         """Stop the pool's clock: from now on only `skew` moves it."""

@@ -37,7 +37,10 @@ def functions() -> None:
 @functions.command()
 @output_option()
 def load(output: str) -> None:
-    """Put them on the server, in place of another version's."""
+    """Put them on the server, in place of another version's.
+
+    With them go those that the SDK of this version calls, which a broker also puts there by itself.
+    """
     version = _on_the_server(library.load)
     names, _ = _on_the_server(library.loaded)
     with pool_client() as client:
@@ -58,7 +61,7 @@ def load(output: str) -> None:
 def list_(output: str) -> None:
     """Say which the server has, and whether they are this version's."""
     names, version = _on_the_server(library.loaded)
-    current = version == library.version()
+    current = version == library.library().version
     if not names:
         text = "the server has none: gpu-broker functions load"
     else:
@@ -70,14 +73,17 @@ def list_(output: str) -> None:
 @functions.command()
 def source() -> None:
     """Print the library, for redis-cli -x FUNCTION LOAD REPLACE."""
-    click.echo(library.source(), nl=False)
+    click.echo(library.library().source, nl=False)
 
 
 @functions.command()
 def delete() -> None:
-    """Take them off the server; the SDK does not need them."""
+    """Take those of all versions off the server; the SDK can do without.
+
+    A broker puts back those that it calls.
+    """
     gone = _on_the_server(library.delete)
-    click.echo("gone" if gone else "the server had none")
+    click.echo(f"gone: {', '.join(gone)}" if gone else "the server had none")
 
 
 def _on_the_server(work: Callable[[Redis], T]) -> T:

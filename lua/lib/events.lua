@@ -2,9 +2,9 @@
 
 -- One entry per change of state or of devices, by the script that made it: field and value in turn after the name.
 function B.event(name, ...)
-  redis.call('XADD', P .. 'events', 'MAXLEN', '~', '10000', '*', 'event', name, ...)
+  call('XADD', P .. 'events', 'MAXLEN', '~', '10000', '*', 'event', name, ...)
 end
 
 function B.count(counter)
-  redis.call('HINCRBY', P .. 'stats', counter, '1')
+  call('HINCRBY', P .. 'stats', counter, '1')
 end

@@ -19,7 +19,7 @@ function B.compare(d, said, was)
     local now, before = said[kind], was[i] or ''
     if now and now ~= before then
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
-      local function agent_of(name) return of_lease and redis.call('HGET', P .. 'record:' .. name, 'agent') or '' end
+      local function agent_of(name) return of_lease and call('HGET', P .. 'record:' .. name, 'agent') or '' end
       for _, name in ipairs(fresh(before, now)) do
         B.event('settled', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
           agent_of(name))
@@ -36,9 +36,9 @@ end
 local function let_know(told)
   for token, kinds in string.gmatch(told, '([^,=]+)=([^,]*)') do
     local record = P .. 'record:' .. token
-    if redis.call('HGET', record, 'state') == 'active' then
-      if kinds == '' then redis.call('HDEL', record, 'notice') else
-        redis.call('HSET', record, 'notice', (string.gsub(kinds, '+', ',')))
+    if call('HGET', record, 'state') == 'active' then
+      if kinds == '' then call('HDEL', record, 'notice') else
+        call('HSET', record, 'notice', (string.gsub(kinds, '+', ',')))
       end
     end
   end
@@ -47,7 +47,7 @@ end
 -- What befell the GPU and the processes on it. `before`: its quarantine until now.
 function B.note(d, said, before)
   for code, action in string.gmatch(said.xids or '', '(%d+):(%l+)') do
-    redis.call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(B.now))
+    call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(S.now))
     B.event('xid', 'device', d.uuid, 'host', d.host, 'xid', code, 'action', action)
   end
   if said.quarantine and said.quarantine ~= before then
@@ -64,6 +64,6 @@ function B.note(d, said, before)
   end
   if said.tell then let_know(said.tell) end
   for token in string.gmatch(said.gone or '', '[^,]+') do   -- a version that knows of no holders has ended it
-    if redis.call('EXISTS', P .. 'record:' .. token) == 0 then redis.call('SREM', P .. 'holders:' .. d.uuid, token) end
+    if call('EXISTS', P .. 'record:' .. token) == 0 then call('SREM', P .. 'holders:' .. d.uuid, token) end
   end
 end

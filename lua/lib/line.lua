@@ -15,234 +15,229 @@ local SERVE_WORK, OFFER_WORK = 16, 4   -- looking at one entry is 1: four device
 local LOOKED_AT = 4                    -- devices, or groups of them, that may be kept
 local HINTS, HINTS_MS = 1000, 60000
 
--- Made when somebody waits.
-function B.line()
-  local call, line, waiters = redis.call, {}, B.waiters()
-  B.line = function() return line end
+local line, waiters = {}, B.waiters
+B.line = line
 
-  -- Does somebody come before a newcomer who asks for this?
-  function line.comes_first(q)
-    return B.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1
+-- Does somebody come before a newcomer who asks for this?
+function line.comes_first(q)
+  return S.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1
+end
+
+-- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones. `serving`: but for
+-- those that are on the worklist, whose own turn comes, and before it that of who is first for them.
+local function whole_of(w, host, model, held, room_mb, serving)
+  local q, devices, sum = w.q, {}, 0
+  for _, d in ipairs(held) do
+    local fits = d.empty and d.free_mb >= q.memory_mb and d.host == host and d.model == model
+    if fits and #devices < q.devices then devices[#devices + 1] = d end
   end
-
-  -- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones. `serving`: but for
-  -- those that are on the worklist, whose own turn comes, and before it that of who is first for them.
-  local function whole_of(w, host, model, held, room_mb, serving)
-    local q, devices, sum = w.q, {}, 0
-    for _, d in ipairs(held) do
-      local fits = d.empty and d.free_mb >= q.memory_mb and d.host == host and d.model == model
-      if fits and #devices < q.devices then devices[#devices + 1] = d end
+  if #devices < q.devices then
+    B.flush()
+    local ids = call('ZRANGE', P .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
+      text(q.devices - #devices + (serving and SERVE_WORK or 0)))
+    for _, uuid in ipairs(ids) do
+      local waits = serving and S.work['device:' .. uuid]
+      if not waits and #devices < q.devices then devices[#devices + 1] = B.device(uuid) end
     end
-    if #devices < q.devices then
-      B.flush()
-      local ids = call('ZRANGE', P .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
-        text(q.devices - #devices + (serving and SERVE_WORK or 0)))
-      for _, uuid in ipairs(ids) do
-        local waits = serving and B.work['device:' .. uuid]
-        if not waits and #devices < q.devices then devices[#devices + 1] = B.device(uuid) end
-      end
+  end
+  if #devices < q.devices then return nil, 'no_capacity' end
+  for _, d in ipairs(devices) do sum = sum + d.free_mb end
+  if sum > room_mb then return nil, 'agent_cap' end
+  return devices
+end
+
+local function kept_devices(w)
+  local held = {}
+  for uuid in string.gmatch(w.kept, '[^,]+') do held[#held + 1] = B.device(uuid) end
+  return held
+end
+
+-- What w gets of device d, alone or with others of its host and model; or anywhere. Nil and why not.
+local function fit(w, d)
+  local q, room_mb, serving = w.q, waiters.room(w.agent), d ~= nil
+  if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
+  if not d then
+    local devices, why = B.pick(q, room_mb)
+    if devices or w.kept == '' then return devices, why end
+    d = B.device(string.match(w.kept, '[^,]+'))
+  end
+  if B.whole(q) then
+    return whole_of(w, d.host, d.model, d.kept_for == w.token and kept_devices(w) or { d }, room_mb, serving)
+  end
+  if d.sharable and d.free_mb >= q.memory_mb then return { d } end
+  return nil, 'no_capacity'
+end
+
+local function offer(w, devices)
+  waiters.leave(w, true)
+  local taken, sum = B.take(w.q, devices)
+  B.add_to_agent(w.agent, sum, 1)
+  call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
+    text(waiters.policy().policy_version))
+  schedule(w.token, S.now + CLAIM_MS)
+  if w.client ~= '' then
+    local inbox = P .. 'inbox:' .. w.client
+    if call('RPUSH', inbox, w.token) > HINTS then call('LTRIM', inbox, -HINTS, -1) end
+    call('PEXPIRE', inbox, HINTS_MS)
+  end
+  B.count('offered')
+  B.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken)
+  return OFFER_WORK * #devices
+end
+
+-- An offer that the policy has overtaken: its waiter stands again where it stood.
+function line.withdraw(w)
+  B.give_back(w, false)
+  call('HSET', P .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
+  w.state, w.devices = 'waiting', ''
+  B.event('withdrawn', 'token', w.token, 'agent', w.agent)
+  waiters.stand(w)
+end
+
+-- Can this device be what a want asks for? By its shape alone; what is asked lies between 2^(n-1) and 2^n.
+local function suits(d, want)
+  local kind, n = string.match(want, '/([mx])(%d+)$')
+  if kind == 'x' then return d.empty end
+  local may = d.sharable
+  if S.pool.allow_fractional_shares == 0 then may = d.empty end
+  return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
+end
+
+-- The firsts that a device may go to, as {want, rank}, by rank.
+local function firsts_for(d)
+  local found = {}
+  for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
+    for want, rank in pairs(waiters.wants(of)) do
+      if suits(d, want) then found[#found + 1] = { want, rank } end
     end
-    if #devices < q.devices then return nil, 'no_capacity' end
-    for _, d in ipairs(devices) do sum = sum + d.free_mb end
-    if sum > room_mb then return nil, 'agent_cap' end
-    return devices
   end
+  table.sort(found, function(a, b) return a[2] < b[2] or a[2] == b[2] and a[1] < b[1] end)
+  return found
+end
 
-  local function kept_devices(w)
-    local held = {}
-    for uuid in string.gmatch(w.kept, '[^,]+') do held[#held + 1] = B.device(uuid) end
-    return held
-  end
-
-  -- What w gets of device d, alone or with others of its host and model; or anywhere. Nil and why not.
-  local function fit(w, d)
-    local q, room_mb, serving = w.q, waiters.room(w.agent), d ~= nil
-    if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
-    if not d then
-      local devices, why = B.pick(q, room_mb)
-      if devices or w.kept == '' then return devices, why end
-      d = B.device(string.match(w.kept, '[^,]+'))
+-- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was, or nil.
+local function try(w, d)
+  if not w then return nil end
+  local devices, why = fit(w, d)
+  if why == 'agent_cap' and d and B.whole(w.q) then   -- a smaller one may be within its cap
+    devices, why = fit(w)
+    for _, each in ipairs(devices or {}) do
+      if S.work['device:' .. each.uuid] then return nil end   -- its own turn comes
     end
-    if B.whole(q) then
-      return whole_of(w, d.host, d.model, d.kept_for == w.token and kept_devices(w) or { d }, room_mb, serving)
-    end
-    if d.sharable and d.free_mb >= q.memory_mb then return { d } end
-    return nil, 'no_capacity'
   end
+  if devices then return offer(w, devices) end
+  if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
+  waiters.park(w)
+  return 1   -- its want has another first
+end
 
-  local function offer(w, devices)
-    waiters.leave(w, true)
-    local taken, sum = B.take(w.q, devices)
-    B.add_to_agent(w.agent, sum, 1)
-    call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
-      text(waiters.policy().policy_version))
-    B.schedule(w.token, B.now + CLAIM_MS)
-    if w.client ~= '' then
-      local inbox = P .. 'inbox:' .. w.client
-      if call('RPUSH', inbox, w.token) > HINTS then call('LTRIM', inbox, -HINTS, -1) end
-      call('PEXPIRE', inbox, HINTS_MS)
-    end
-    B.count('offered')
-    B.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken)
-    return OFFER_WORK * #devices
-  end
+local function finished(entry)
+  S.work[entry] = nil
+  if S.stored[entry] then call('ZREM', P .. 'freed', entry) end
+  S.stored[entry] = nil
+end
 
-  -- An offer that the policy has overtaken: its waiter stands again where it stood.
-  function line.withdraw(w)
-    B.give_back(w, false)
-    call('HSET', P .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
-    w.state, w.devices = 'waiting', ''
-    B.event('withdrawn', 'token', w.token, 'agent', w.agent)
-    waiters.stand(w)
-  end
-
-  -- Can this device be what a want asks for? By its shape alone; what is asked lies between 2^(n-1) and 2^n.
-  local function suits(d, want)
-    local kind, n = string.match(want, '/([mx])(%d+)$')
-    if kind == 'x' then return d.empty end
-    local may = d.sharable
-    if B.pool.allow_fractional_shares == 0 then may = d.empty end
-    return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
-  end
-
-  -- The firsts that a device may go to, as {want, rank}, by rank.
-  local function firsts_for(d)
-    local found = {}
-    for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
-      for want, rank in pairs(waiters.wants(of)) do
-        if suits(d, want) then found[#found + 1] = { want, rank } end
-      end
-    end
-    table.sort(found, function(a, b) return a[2] < b[2] or a[2] == b[2] and a[1] < b[1] end)
-    return found
-  end
-
-  -- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was, or nil.
-  local function try(w, d)
-    if not w then return nil end
-    local devices, why = fit(w, d)
-    if why == 'agent_cap' and d and B.whole(w.q) then   -- a smaller one may be within its cap
-      devices, why = fit(w)
-      for _, each in ipairs(devices or {}) do
-        if B.work['device:' .. each.uuid] then return nil end   -- its own turn comes
-      end
-    end
-    if devices then return offer(w, devices) end
-    if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
-    waiters.park(w)
-    return 1   -- its want has another first
-  end
-
-  local function finished(entry)
-    B.work[entry] = nil
-    if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
-    B.stored[entry] = nil
-  end
-
-  -- Hand a device to the first that it fits, or take it off the worklist. A kept one goes to those before its keeper, then
-  -- to its keeper, and to nobody else. Returns the work that was done.
-  local function serve_device(entry)
-    local d = B.device(string.sub(entry, 8))
-    if d and (d.sharable or d.empty) then
-      local keeper = d.kept_for ~= '' and waiters.read(d.kept_for) or nil
-      if d.kept_for ~= '' and not keeper then waiters.unkept(d) end   -- its record was removed by hand
-      for _, first in ipairs(firsts_for(d)) do
-        if keeper and first[2] >= tonumber(keeper.rank) then break end
-        local done = try(waiters.first(first[1]), d)
-        if done then return done end
-      end
-      local done = try(keeper, d)
+-- Hand a device to the first that it fits, or take it off the worklist. A kept one goes to those before its keeper, then
+-- to its keeper, and to nobody else. Returns the work that was done.
+local function serve_device(entry)
+  local d = B.device(string.sub(entry, 8))
+  if d and (d.sharable or d.empty) then
+    local keeper = d.kept_for ~= '' and waiters.read(d.kept_for) or nil
+    if d.kept_for ~= '' and not keeper then waiters.unkept(d) end   -- its record was removed by hand
+    for _, first in ipairs(firsts_for(d)) do
+      if keeper and first[2] >= tonumber(keeper.rank) then break end
+      local done = try(waiters.first(first[1]), d)
       if done then return done end
     end
-    finished(entry)
-    return 1
+    local done = try(keeper, d)
+    if done then return done end
   end
+  finished(entry)
+  return 1
+end
 
-  -- Place the first of a want anywhere.
-  local function serve_want(entry)
-    finished(entry)
-    return try(waiters.first(string.sub(entry, 6))) or 1
+-- Place the first of a want anywhere.
+local function serve_want(entry)
+  finished(entry)
+  return try(waiters.first(string.sub(entry, 6))) or 1
+end
+
+-- The next entry of the worklist: devices before wants, wants by the ranks of their firsts.
+local function next_entry()
+  local found, least
+  for entry, rank in pairs(S.work) do
+    if not found or rank < least or rank == least and entry < found then found, least = entry, rank end
   end
+  return found
+end
 
-  -- The next entry of the worklist: devices before wants, wants by the ranks of their firsts.
-  local function next_entry()
-    local found, least
-    for entry, rank in pairs(B.work) do
-      if not found or rank < least or rank == least and entry < found then found, least = entry, rank end
-    end
-    return found
+-- Hand on what is on the worklist, as much as one script may; what is left goes to `freed`, and S.more says so.
+function line.serve()
+  local pool, left = waiters.policy(), SERVE_WORK
+  local shut = pool.safe_mode == 1 or S.now < pool.closed_until_ms   -- then `freed` keeps the work
+  local entry = next_entry()
+  while entry and left > 0 and not shut do
+    left = left - (string.find(entry, '^want:') and serve_want or serve_device)(entry)
+    entry = next_entry()
   end
-
-  -- Hand on what is on the worklist, as much as one script may; what is left goes to `freed`, and B.more says so.
-  function line.serve()
-    local pool, left = waiters.policy(), SERVE_WORK
-    local shut = pool.safe_mode == 1 or B.now < pool.closed_until_ms   -- then `freed` keeps the work
-    local entry = next_entry()
-    while entry and left > 0 and not shut do
-      left = left - (string.find(entry, '^want:') and serve_want or serve_device)(entry)
-      entry = next_entry()
-    end
-    B.backlog = entry ~= nil
-    if B.backlog and not shut then B.more = 1 end
-    for each, rank in pairs(B.work) do
-      if B.stored[each] ~= rank then call('ZADD', P .. 'freed', text(rank), each) end   -- new, or with another first
-      B.stored[each] = rank
-    end
+  S.backlog = entry ~= nil
+  if S.backlog and not shut then S.more = 1 end
+  for each, rank in pairs(S.work) do
+    if S.stored[each] ~= rank then call('ZADD', P .. 'freed', text(rank), each) end   -- new, or with another first
+    S.stored[each] = rank
   end
+end
 
-  -- Which devices to keep for a first that has waited long: one that could hold it, most free first, or as many of one host.
-  local function keepable(w)
-    local q = w.q
-    B.flush()
-    local function fits(uuid)
-      local d = B.device(uuid)
-      local up = d and d.state == 'ok' and d.drained ~= '1' and d.kept_for == ''
-      local suits_q = up and (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
-      return suits_q and d.total_mb - d.reserve_mb >= q.memory_mb and d
-    end
-    if q.devices == 1 then
-      for _, key in ipairs({ 'free:', 'fits:' }) do
-        for _, uuid in ipairs(call('ZRANGE', P .. key .. B.selector(q), '0', LOOKED_AT - 1, 'REV')) do
-          local d = fits(uuid)
-          if d then return { d } end
-        end
+-- Which devices to keep for a first that has waited long: one that could hold it, most free first, or as many of one host.
+local function keepable(w)
+  local q = w.q
+  B.flush()
+  local function fits(uuid)
+    local d = B.device(uuid)
+    local up = d and d.state == 'ok' and d.drained ~= '1' and d.kept_for == ''
+    local suits_q = up and (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
+    return suits_q and d.total_mb - d.reserve_mb >= q.memory_mb and d
+  end
+  if q.devices == 1 then
+    for _, key in ipairs({ 'free:', 'fits:' }) do
+      for _, uuid in ipairs(call('ZRANGE', P .. key .. B.selector(q), '0', LOOKED_AT - 1, 'REV')) do
+        local d = fits(uuid)
+        if d then return { d } end
       end
-      return nil
-    end
-    for i, group in ipairs(B.whole_devices().groups(q, 'hosts:')) do
-      local devices = {}
-      if i > LOOKED_AT then break end
-      for _, uuid in ipairs(call('ZRANGE', P .. 'fits:host/' .. group, q.memory_mb, '+inf', 'BYSCORE')) do
-        devices[#devices + 1] = #devices < q.devices and fits(uuid) or nil
-      end
-      if #devices == q.devices then return devices end
     end
     return nil
   end
-
-  -- A waiter asks again. What it gets now; or nil, why not, and how many of its want are ahead (-1: parked). Only firsts are
-  -- tried, and only when nothing is left that may belong to others.
-  function line.poll(w, open)
-    local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
-    local parked = not place
-    local turn = place == 0 or parked and call('ZRANK', P .. 'parked:' .. w.agent, w.token) == 0
-    if not open or not turn or B.backlog then return nil, parked and 'agent_cap' or 'no_capacity', place or -1 end
-    local devices, why = fit(w)
-    if devices then return devices end
-    if parked and why ~= 'agent_cap' then
-      place = waiters.unparked(w)
-    elseif place == 0 and why == 'agent_cap' and B.agent(w.agent).leases > 0 then
-      waiters.park(w)
-      place = -1
-    elseif place == 0 and B.now - w.joined_ms >= KEEP_AFTER_MS then
-      for _, d in ipairs(kept_devices(w)) do
-        if d.total_mb - d.reserve_mb < w.q.memory_mb then waiters.unkeep(w) end   -- it shrank: kept in vain
-      end
-      local found = w.kept == '' and keepable(w)
-      if found then waiters.keep(w, found) end
+  for i, group in ipairs(B.whole_devices.groups(q, 'hosts:')) do
+    local devices = {}
+    if i > LOOKED_AT then break end
+    for _, uuid in ipairs(call('ZRANGE', P .. 'fits:host/' .. group, q.memory_mb, '+inf', 'BYSCORE')) do
+      devices[#devices + 1] = #devices < q.devices and fits(uuid) or nil
     end
-    return nil, why, place or -1
+    if #devices == q.devices then return devices end
   end
+  return nil
+end
 
-  return line
+-- A waiter asks again. What it gets now; or nil, why not, and how many of its want are ahead (-1: parked). Only firsts are
+-- tried, and only when nothing is left that may belong to others.
+function line.poll(w, open)
+  local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
+  local parked = not place
+  local turn = place == 0 or parked and call('ZRANK', P .. 'parked:' .. w.agent, w.token) == 0
+  if not open or not turn or S.backlog then return nil, parked and 'agent_cap' or 'no_capacity', place or -1 end
+  local devices, why = fit(w)
+  if devices then return devices end
+  if parked and why ~= 'agent_cap' then
+    place = waiters.unparked(w)
+  elseif place == 0 and why == 'agent_cap' and B.agent(w.agent).leases > 0 then
+    waiters.park(w)
+    place = -1
+  elseif place == 0 and S.now - w.joined_ms >= KEEP_AFTER_MS then
+    for _, d in ipairs(kept_devices(w)) do
+      if d.total_mb - d.reserve_mb < w.q.memory_mb then waiters.unkeep(w) end   -- it shrank: kept in vain
+    end
+    local found = w.kept == '' and keepable(w)
+    if found then waiters.keep(w, found) end
+  end
+  return nil, why, place or -1
 end

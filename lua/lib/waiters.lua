@@ -18,231 +18,224 @@ local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'all
 
 -- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be exact.
 function B.heartbeat(token, wait_ms, wait_until_ms)
-  if B.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
-    redis.call('HSET', P .. 'record:' .. token, 'wait_until_ms', text(B.now + wait_ms))
+  if S.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
+    call('HSET', P .. 'record:' .. token, 'wait_until_ms', text(S.now + wait_ms))
   end
-  B.schedule(token, B.now + HEARTBEAT_MS)
+  schedule(token, S.now + HEARTBEAT_MS)
 end
 
--- Made when somebody waits.
-function B.waiters()
-  local call, waiters = redis.call, {}
-  B.waiters = function() return waiters end
+local waiters = {}
+B.waiters = waiters
 
-  -- The policy as it is at this moment; what this script has changed counts.
-  function waiters.policy()
-    local pool = B.pool
-    for _, field in ipairs(POLICY) do
-      if not pool[field] then
-        local v = call('HMGET', P .. 'pool', unpack(POLICY))
-        for i, name in ipairs(POLICY) do pool[name] = pool[name] or tonumber(v[i]) end
-        break
-      end
+-- The policy as it is at this moment; what this script has changed counts.
+function waiters.policy()
+  local pool = S.pool
+  for _, field in ipairs(POLICY) do
+    if not pool[field] then
+      local v = call('HMGET', POOL, unpack(POLICY))
+      for i, name in ipairs(POLICY) do pool[name] = pool[name] or tonumber(v[i]) end
+      break
     end
-    return pool
   end
+  return pool
+end
 
-  function waiters.want(q)
-    local whole = q.exclusive or q.devices > 1
-    local size, n, top = whole and q.devices or q.memory_mb, 0, 1
-    while top < size do n, top = n + 1, top * 2 end
-    return q.host .. '/' .. q.model .. '/' .. (whole and 'x' or 'm') .. n
+function waiters.want(q)
+  local whole = q.exclusive or q.devices > 1
+  local size, n, top = whole and q.devices or q.memory_mb, 0, 1
+  while top < size do n, top = n + 1, top * 2 end
+  return q.host .. '/' .. q.model .. '/' .. (whole and 'x' or 'm') .. n
+end
+
+-- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.
+function waiters.read(token)
+  local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'want', 'rank', 'joined_ms', 'client',
+    'kept', 'devices', 'state', 'policy_version')
+  if not v[1] then return nil end
+  local asked = {}
+  for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
+  local q = {
+    token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]), exclusive = asked[3] == '1',
+    host = asked[7], model = asked[8], placement = asked[9],
+  }
+  return {
+    token = token, agent = v[1], q = q, want = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
+    kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
+  }
+end
+
+-- The wants of a selector, <host or *>/<model or *>.
+function waiters.wants(of)
+  if not S.wants[of] then
+    S.wants[of] = {}
+    local wants = call('ZRANGE', P .. 'wants:' .. of, '0', '-1', 'WITHSCORES')
+    for i = 1, #wants, 2 do S.wants[of][wants[i]] = wants[i + 1] + 0 end
   end
+  return S.wants[of]
+end
 
-  -- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.
-  function waiters.read(token)
-    local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'want', 'rank', 'joined_ms', 'client',
-      'kept', 'devices', 'state', 'policy_version')
-    if not v[1] then return nil end
-    local asked = {}
-    for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
-    local q = {
-      token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]), exclusive = asked[3] == '1',
-      host = asked[7], model = asked[8], placement = asked[9],
-    }
-    return {
-      token = token, agent = v[1], q = q, want = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
-      kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
-    }
+-- Say that a want has this first, or nobody. `look`: whether something fits is not known of that one.
+local function head(want, rank, look)
+  local of, entry = string.match(want, '^(.*)/'), 'want:' .. want
+  if S.wants[of] then S.wants[of][want] = rank and rank + 0 end
+  if rank then
+    call('ZADD', P .. 'wants:' .. of, rank, want)
+    if look then S.work[entry] = rank + 0 end
+    return
   end
+  call('ZREM', P .. 'wants:' .. of, want)
+  S.work[entry] = nil
+  if S.stored[entry] then call('ZREM', P .. 'freed', entry) end
+  S.stored[entry] = nil
+end
 
-  local listed = {}   -- wants:<host>/<model> as this script sees them: want -> rank of its first
+-- Take a place in the line. How many of the want are ahead; `tried`: it is known that nothing fits.
+local function take_place(w, tried)
+  call('ZADD', P .. 'line:' .. w.want, w.rank, w.token)
+  local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
+  if place == 0 then head(w.want, w.rank, not tried) end
+  return place
+end
 
-  -- The wants of a selector, <host or *>/<model or *>.
-  function waiters.wants(of)
-    if not listed[of] then
-      listed[of] = {}
-      local wants = call('ZRANGE', P .. 'wants:' .. of, '0', '-1', 'WITHSCORES')
-      for i = 1, #wants, 2 do listed[of][wants[i]] = wants[i + 1] + 0 end
-    end
-    return listed[of]
-  end
+-- Give up a place; who is first now is looked at.
+local function step_out(want, token)
+  local two = call('ZRANGE', P .. 'line:' .. want, '0', '1', 'WITHSCORES')
+  call('ZREM', P .. 'line:' .. want, token)
+  if two[1] == token then head(want, two[4], true) end
+end
 
-  -- Say that a want has this first, or nobody. `look`: whether something fits is not known of that one.
-  local function head(want, rank, look)
-    local of, entry = string.match(want, '^(.*)/'), 'want:' .. want
-    if listed[of] then listed[of][want] = rank and rank + 0 end
-    if rank then
-      call('ZADD', P .. 'wants:' .. of, rank, want)
-      if look then B.work[entry] = rank + 0 end
-      return
-    end
-    call('ZREM', P .. 'wants:' .. of, want)
-    B.work[entry] = nil
-    if B.stored[entry] then call('ZREM', P .. 'freed', entry) end
-    B.stored[entry] = nil
-  end
+local function count_waiters(agent, by)
+  local a = B.agent(agent)
+  set_pool('waiting', S.pool.waiting + by)
+  a.waiters, a.waited = a.waiters + by, true
+  if S.pool.waiting > 0 then return end
+  S.work = {}
+  if next(S.stored) or not S.caught_up then call('DEL', P .. 'freed') end
+  S.stored = {}
+end
 
-  -- Take a place in the line. How many of the want are ahead; `tried`: it is known that nothing fits.
-  local function take_place(w, tried)
-    call('ZADD', P .. 'line:' .. w.want, w.rank, w.token)
-    local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
-    if place == 0 then head(w.want, w.rank, not tried) end
-    return place
-  end
-
-  -- Give up a place; who is first now is looked at.
-  local function step_out(want, token)
-    local two = call('ZRANGE', P .. 'line:' .. want, '0', '1', 'WITHSCORES')
-    call('ZREM', P .. 'line:' .. want, token)
-    if two[1] == token then head(want, two[4], true) end
-  end
-
-  local function count_waiters(agent, by)
-    local a = B.agent(agent)
-    B.set_pool('waiting', B.pool.waiting + by)
-    a.waiters, a.waited = a.waiters + by, true
-    if B.pool.waiting > 0 then return end
-    B.work = {}
-    if next(B.stored) or not B.caught_up then call('DEL', P .. 'freed') end
-    B.stored = {}
-  end
-
-  -- Let what was kept for a waiter be had by all.
-  function waiters.unkeep(w)
-    if w.kept == '' then return end
-    call('HDEL', P .. 'record:' .. w.token, 'kept')
-    for uuid in string.gmatch(w.kept, '[^,]+') do
-      local d = B.device(uuid)
-      if d and d.kept_for == w.token then
-        d.kept_for = ''
-        call('HSET', P .. 'device:' .. uuid, 'kept_for', '')
-        B.index(d)
-      end
-    end
-    w.kept = ''
-  end
-
-  -- Keep a device for nobody any more.
-  function waiters.unkept(d)
-    waiters.unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
-  end
-
-  function waiters.keep(w, devices)
-    local ids = {}
-    for i, d in ipairs(devices) do
-      ids[i], d.kept_for = d.uuid, w.token
-      call('HSET', P .. 'device:' .. d.uuid, 'kept_for', w.token)
+-- Let what was kept for a waiter be had by all.
+function waiters.unkeep(w)
+  if w.kept == '' then return end
+  call('HDEL', P .. 'record:' .. w.token, 'kept')
+  for uuid in string.gmatch(w.kept, '[^,]+') do
+    local d = B.device(uuid)
+    if d and d.kept_for == w.token then
+      d.kept_for = ''
+      call('HSET', P .. 'device:' .. uuid, 'kept_for', '')
       B.index(d)
     end
-    w.kept = table.concat(ids, ',')
-    call('HSET', P .. 'record:' .. w.token, 'kept', w.kept)
-    B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
   end
+  w.kept = ''
+end
 
-  -- Out of the line, whatever comes next. `standing`: it is known not to be parked.
-  function waiters.leave(w, standing)
-    if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
-    waiters.unkeep(w)
-    count_waiters(w.agent, -1)
+-- Keep a device for nobody any more.
+function waiters.unkept(d)
+  waiters.unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
+end
+
+function waiters.keep(w, devices)
+  local ids = {}
+  for i, d in ipairs(devices) do
+    ids[i], d.kept_for = d.uuid, w.token
+    call('HSET', P .. 'device:' .. d.uuid, 'kept_for', w.token)
+    B.index(d)
   end
+  w.kept = table.concat(ids, ',')
+  call('HSET', P .. 'record:' .. w.token, 'kept', w.kept)
+  B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
+end
 
-  -- Stand in the line again, or for the first time.
-  function waiters.stand(w, tried)
-    count_waiters(w.agent, 1)
-    return take_place(w, tried)
+-- Out of the line, whatever comes next. `standing`: it is known not to be parked.
+function waiters.leave(w, standing)
+  if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
+  waiters.unkeep(w)
+  count_waiters(w.agent, -1)
+end
+
+-- Stand in the line again, or for the first time.
+function waiters.stand(w, tried)
+  count_waiters(w.agent, 1)
+  return take_place(w, tried)
+end
+
+-- The pool's time in µs: who comes later has the larger, also within a millisecond.
+local function rank_now() return S.now * 1000 + S.now_us % 1000 end
+
+-- A new waiter: its record, in field and value in turn, and its place. How many of its want are ahead, -1: parked.
+function waiters.join(q, tried, fields, priority, at_cap)
+  local w = { token = q.token, agent = q.agent, want = waiters.want(q), rank = text(rank_now() - priority * PRIORITY_US) }
+  call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'want', w.want,
+    'rank', w.rank, 'joined_ms', text(S.now), unpack(fields))
+  B.count('waited')
+  B.event('waiting', 'token', q.token, 'agent', q.agent, 'want', w.want)
+  if not at_cap then return waiters.stand(w, tried) end
+  count_waiters(q.agent, 1)
+  call('ZADD', P .. 'parked:' .. q.agent, w.rank, q.token)
+  return -1
+end
+
+-- Does the agent have as many waiters as it may?
+function waiters.full(agent)
+  return B.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
+end
+
+-- The end of a wait: left, lapsed or revoked. What it was offered comes back. `refused`: no tombstone, since asking again
+-- is asking anew. Returns the devices touched.
+function waiters.quit(token, how, refused)
+  local w, touched = waiters.read(token), 0
+  if w.state == 'offered' then touched = B.give_back(w, false) else waiters.leave(w) end
+  unschedule(token)
+  if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
+  B.count(how == 'lapsed' and 'lapsed' or 'left')
+  B.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
+  return touched
+end
+
+-- The first of a want; one whose record is gone (removed by hand) loses its place.
+function waiters.first(want)
+  while true do
+    local token = call('ZRANGE', P .. 'line:' .. want, '0', '0')[1]
+    local w = token and waiters.read(token)
+    if w or not token then return w end
+    step_out(want, token)
+    set_pool('waiting', S.pool.waiting - 1)
   end
+end
 
-  -- The pool's time in µs: who comes later has the larger, also within a millisecond.
-  local function rank_now() return B.now * 1000 + B.now_us % 1000 end
+function waiters.park(w)
+  step_out(w.want, w.token)
+  waiters.unkeep(w)
+  call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
+end
 
-  -- A new waiter: its record, in field and value in turn, and its place. How many of its want are ahead, -1: parked.
-  function waiters.join(q, tried, fields, priority, at_cap)
-    local w = { token = q.token, agent = q.agent, want = waiters.want(q), rank = text(rank_now() - priority * PRIORITY_US) }
-    call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'want', w.want,
-      'rank', w.rank, 'joined_ms', text(B.now), unpack(fields))
-    B.count('waited')
-    B.event('waiting', 'token', q.token, 'agent', q.agent, 'want', w.want)
-    if not at_cap then return waiters.stand(w, tried) end
-    count_waiters(q.agent, 1)
-    call('ZADD', P .. 'parked:' .. q.agent, w.rank, q.token)
-    return -1
-  end
+-- MiB that the agent's cap leaves it; none when it has as many leases as it may.
+function waiters.room(agent)
+  local pool = waiters.policy()
+  local a = B.agent(agent)
+  return a.leases < pool.max_leases_per_agent and pool.max_memory_per_agent_mb - a.mb or 0
+end
 
-  -- Does the agent have as many waiters as it may?
-  function waiters.full(agent)
-    return B.agent(agent).waiters >= tonumber(call('HGET', P .. 'pool', 'max_waiters_per_agent'))
-  end
+-- A parked waiter stands in the line again, where it stood.
+function waiters.unparked(w)
+  call('ZREM', P .. 'parked:' .. w.agent, w.token)
+  return take_place(w)
+end
 
-  -- The end of a wait: left, lapsed or revoked. What it was offered comes back. `refused`: no tombstone, since asking again
-  -- is asking anew. Returns the devices touched.
-  function waiters.quit(token, how, refused)
-    local w, touched = waiters.read(token), 0
-    if w.state == 'offered' then touched = B.give_back(w, false) else waiters.leave(w) end
-    B.unschedule(token)
-    if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
-    B.count(how == 'lapsed' and 'lapsed' or 'left')
-    B.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
-    return touched
-  end
-
-  -- The first of a want; one whose record is gone (removed by hand) loses its place.
-  function waiters.first(want)
-    while true do
-      local token = call('ZRANGE', P .. 'line:' .. want, '0', '0')[1]
-      local w = token and waiters.read(token)
-      if w or not token then return w end
-      step_out(want, token)
-      B.set_pool('waiting', B.pool.waiting - 1)
+-- An agent's sum fell: those that fit under its cap again stand where they stood.
+function waiters.unpark(agent)
+  local room_mb
+  for _ = 1, BACK_AT_ONCE do
+    local token = call('ZRANGE', P .. 'parked:' .. agent, '0', '0')[1]
+    if not token then return end
+    local w = waiters.read(token)
+    if w then
+      room_mb = (room_mb or waiters.room(agent)) - w.q.memory_mb * w.q.devices
+      if room_mb < 0 then return end
+      waiters.unparked(w)
+    else   -- its record was removed by hand
+      call('ZREM', P .. 'parked:' .. agent, token)
+      set_pool('waiting', S.pool.waiting - 1)
     end
   end
-
-  function waiters.park(w)
-    step_out(w.want, w.token)
-    waiters.unkeep(w)
-    call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
-  end
-
-  -- MiB that the agent's cap leaves it; none when it has as many leases as it may.
-  function waiters.room(agent)
-    local pool = waiters.policy()
-    local a = B.agent(agent)
-    return a.leases < pool.max_leases_per_agent and pool.max_memory_per_agent_mb - a.mb or 0
-  end
-
-  -- A parked waiter stands in the line again, where it stood.
-  function waiters.unparked(w)
-    call('ZREM', P .. 'parked:' .. w.agent, w.token)
-    return take_place(w)
-  end
-
-  -- An agent's sum fell: those that fit under its cap again stand where they stood.
-  function waiters.unpark(agent)
-    local room_mb
-    for _ = 1, BACK_AT_ONCE do
-      local token = call('ZRANGE', P .. 'parked:' .. agent, '0', '0')[1]
-      if not token then return end
-      local w = waiters.read(token)
-      if w then
-        room_mb = (room_mb or waiters.room(agent)) - w.q.memory_mb * w.q.devices
-        if room_mb < 0 then return end
-        waiters.unparked(w)
-      else   -- its record was removed by hand
-        call('ZREM', P .. 'parked:' .. agent, token)
-        B.set_pool('waiting', B.pool.waiting - 1)
-      end
-    end
-  end
-
-  return waiters
 end

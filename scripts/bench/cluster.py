@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 import verbs
 
-from agent_sdk import AsyncLeaseClient, Store
+from agent_sdk import AsyncLeaseClient, Store, functions
 from agent_sdk.keys import Keys
-from agent_sdk.scripts import scripts
+from agent_sdk.wording import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,10 +140,9 @@ def cluster() -> Iterator[tuple[Store, list[Store]]]:
 def register(store: Store, pool: str) -> None:
     """Eight devices in a pool."""
     base, call = Keys(pool).base, verbs.report_of(verbs.HOST)
-    script = scripts()[call.verb]
     with replace(store, key=base).connect() as redis:
-        redis.script_load(script.source)
-        redis.evalsha(script.sha, 1, base, *call.args)
+        functions.load_own(redis)
+        redis.execute_command(*Wording(base).command(call))
 
 
 def work(url: str, pool: str, seconds: float, begin: Any, done: Any) -> None:

@@ -35,10 +35,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from agent_sdk import Store
 from agent_sdk.asking import Caller
-from agent_sdk.scripts import scripts
+from agent_sdk.functions import own_library
 
 app, store, caller = FastAPI(), Store(os.environ["REDIS_URL"]), Caller("h1")
-redis, known, base = store.connect_async(), scripts(), "gpu:{default}"
+redis, library, base = store.connect_async(), own_library(), "gpu:{default}"
 
 class Lease(BaseModel):
     agent: str
@@ -47,20 +47,15 @@ class Lease(BaseModel):
 class Release(BaseModel):
     token: str
 
-@app.on_event("startup")
-async def load():
-    for script in known.values():
-        await redis.script_load(script.source)
-
 @app.post("/lease")
 async def lease(body: Lease):
     request = caller.request(body.agent, memory_mb=body.min_memory_mb, host="any")
-    reply = await redis.evalsha(known["acquire"].sha, 1, base, 1, *request)
+    reply = await redis.fcall(library.function("acquire"), 1, base, 1, *request)
     return {"granted": reply[0] == "GRANTED", "token": request.token}
 
 @app.post("/release")
 async def release(body: Release):
-    reply = await redis.evalsha(known["release"].sha, 1, base, 1, body.token, 0)
+    reply = await redis.fcall(library.function("release"), 1, base, 1, body.token, 0)
     return {"released": reply[0] == "RELEASED"}
 """
 

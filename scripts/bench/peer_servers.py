@@ -21,9 +21,9 @@ import rivals
 import verbs
 from rivals import ETCD, FILES, OURS, OURS_ASYNC, OURS_DURABLE
 
-from agent_sdk import Store
+from agent_sdk import Store, functions
+from agent_sdk.functions import own_library
 from agent_sdk.keys import Keys
-from agent_sdk.scripts import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,15 +100,14 @@ def make_pools(url: str, epochs: dict[str, str] | None = None) -> dict[str, str]
     store = Store(url, 30.0)
     with store.connect() as found:
         redis: Any = found
-        for script in scripts().values():
-            redis.script_load(script.source)
+        functions.load_own(redis)
         for pool, names in hosts.items():
             for name in names:
                 args = list(verbs.report_of(name).args)
                 args[4] = (epochs or {}).get(pool, "")
                 if pool == rivals.ONE:
                     args[7:] = args[7 : 7 + (len(args) - 7) // verbs.HOST_DEVICES]
-                redis.evalsha(scripts()["report"].sha, 1, Keys(pool).base, *args)
+                redis.fcall(own_library().function("report"), 1, Keys(pool).base, *args)
         return {pool: redis.hget(Keys(pool).pool, "epoch") for pool in hosts}
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import verbs
 
 from agent_sdk.protocol import release
-from agent_sdk.scripts import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +113,6 @@ def fill(pool: verbs.Pool, count: int) -> tuple[int, float]:
 
 def line_of(waiters: int) -> Line:
     """A host is full and so many wait for it, nobody or everybody of them polling."""
-    acquire, base = scripts()["acquire"].sha, verbs.KEYS.base
     with verbs.running_store() as store:
         pool = verbs.Pool(store, 2 * verbs.HOST_DEVICES)
         held = [verbs.ask("full", WHOLE_MB, 86_400, FULL_HOST) for _ in range(verbs.HOST_DEVICES)]
@@ -125,7 +123,7 @@ def line_of(waiters: int) -> Line:
             ).call()
             for n in range(waiters)
         ]
-        commands = [("EVALSHA", acquire, 1, base, *call.args) for call in asks]
+        commands = [verbs.command(call) for call in asks]
         last = commands[-verbs.VERB_CALLS :]
         for start in range(0, waiters - len(last), verbs.CHUNK):
             pool.pipe(commands[start : min(start + verbs.CHUNK, waiters - len(last))])

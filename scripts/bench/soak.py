@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import verbs
 
 from agent_sdk import LeaseClient, LeaseError, Store
-from agent_sdk.scripts import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,8 +164,6 @@ def run(minutes: float) -> Results:
     """The whole soak."""
     with verbs.running_store() as store:
         pool = verbs.Pool(store, DEVICES)
-        for script in scripts().values():
-            pool.redis.script_load(script.source)
         keeping, began = Keeping(pool), time.monotonic()
         processes = [start(store.url, number) for number in range(AGENTS)]
         deaths, samples = 0, []

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from agent_sdk import LeaseClient, Store
+from agent_sdk import LeaseClient, Store, functions
 from agent_sdk.asking import Caller
 from agent_sdk.keys import Keys
 from agent_sdk.protocol import new_token, reap, release, renew_call
 from agent_sdk.reporting import report
-from agent_sdk.scripts import scripts
+from agent_sdk.wording import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +48,10 @@ Samples = dict[Key, list[float]]
 Command = tuple[str | int, ...]
 
 KEYS = Keys("bench")
+WORDING = Wording(KEYS.base)
+WAYS = {"fcall", "evalsha"}
+"""How a verb is called, or what it is compared with."""
+
 HOST_DEVICES = 8
 HOST = "host-0"
 LEASE_VERBS = ("acquire", "renew", "release")
@@ -58,7 +62,7 @@ PLAIN_SOURCE = """
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return redis.call('DEL', KEYS[1])
 """
-SDK, BARE, LOCK, PING = "SDK", "two bare EVALSHA", "redis-py Lock", "one raw PING"
+SDK, BARE, LOCK, PING = "SDK", "two bare FCALL", "redis-py Lock", "one raw PING"
 CALLER = Caller(HOST, "bench")
 
 CLIENT_TIME = """\
@@ -211,8 +215,7 @@ class Pool:
         self.store = store
         self.redis: Any = store.connect()  # redis-py's types speak of sync and async at once
         self.plain_sha: str = self.redis.script_load(PLAIN_SOURCE)
-        for script in scripts().values():
-            self.redis.script_load(script.source)
+        functions.load_own(self.redis)
         hosts = [f"host-{n}" for n in range(devices // HOST_DEVICES)]
         self.run_all([report_of(host) for host in hosts])
 
@@ -260,7 +263,7 @@ class Pool:
 
 def command(call: Call) -> Command:
     """A verb's call as it goes to the server."""
-    return ("EVALSHA", scripts()[call.verb].sha, 1, KEYS.base, *call.args)
+    return WORDING.command(call)
 
 
 def checked(replies: list[list[Any]]) -> list[list[Any]]:
@@ -300,11 +303,11 @@ def report_of(host: str) -> Call:
 
 
 def server_us(pool: Pool, work: Callable[[], T]) -> tuple[float, T]:
-    """Mean server time of one EVALSHA among all that the work runs, and what the work returned."""
+    """Mean server time of one FCALL or EVALSHA of all that the work runs, and what it returned."""
     pool.redis.config_resetstat()
     result = work()
-    calls, us = pool.stats()["evalsha"]
-    return us / calls, result
+    ran = [row for name, row in pool.stats().items() if name in WAYS]
+    return sum(us for _, us in ran) / sum(calls for calls, _ in ran), result
 
 
 def lease_costs(pool: Pool, times: int, *, pipelined: bool) -> dict[str, float]:
@@ -430,7 +433,7 @@ def calls_of(pool: Pool, call: Call) -> VerbCalls:
     """What one call's script calls."""
     pool.redis.config_resetstat()
     pool.run([call])
-    by_command = {name: calls for name, (calls, _) in pool.stats().items() if name != "evalsha"}
+    by_command = {name: calls for name, (calls, _) in pool.stats().items() if name not in WAYS}
     by_command = dict(sorted(by_command.items(), key=lambda row: (-row[1], row[0])))
     return VerbCalls(call.verb, sum(by_command.values()), by_command)
 

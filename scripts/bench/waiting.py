@@ -35,9 +35,10 @@ from pottery import AIORedlock
 
 from agent_sdk import AsyncLeaseClient, Store
 from agent_sdk.asking import Caller
+from agent_sdk.functions import own_library
 from agent_sdk.keys import Keys
 from agent_sdk.protocol import release
-from agent_sdk.scripts import scripts
+from agent_sdk.wording import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -105,11 +106,11 @@ def pool_named(name: str, devices: int) -> Iterator[verbs.Pool]:
     with verbs.running_store() as store:
         pool = verbs.Pool(store, 0)
         hosts = [f"host-{n}" for n in range(max(1, devices // verbs.HOST_DEVICES))]
-        sha, base = scripts()["report"].sha, Keys(name).base
+        report, base = own_library().function("report"), Keys(name).base
         for host in hosts:
             args = list(verbs.report_of(host).args)
             args[7:] = args[7 : 7 + (len(args) - 7) * devices // verbs.HOST_DEVICES // len(hosts)]
-            pool.redis.execute_command("EVALSHA", sha, 1, base, *args)
+            pool.redis.fcall(report, 1, base, *args)
         yield pool
 
 
@@ -185,8 +186,7 @@ async def with_redlocks(url: str, tasks: int, each: int) -> float:
 
 async def with_pipeline(url: str, tasks: int, each: int) -> float:
     """Our own scripts, so many acquires in one pipeline and then as many releases."""
-    caller, base = Caller("host-0", "bench"), Keys("pairs").base
-    known = scripts()
+    caller, wording = Caller("host-0", "bench"), Wording(Keys("pairs").base)
     async with redis.asyncio.Redis.from_url(url, decode_responses=True) as client:
         await client.ping()
         began = time.perf_counter()
@@ -195,11 +195,11 @@ async def with_pipeline(url: str, tasks: int, each: int) -> float:
             for number in range(tasks):
                 request = caller.request(f"agent-{number}", memory_mb=8, host="any")
                 tokens.append(request.token)
-                pipe.evalsha(known["acquire"].sha, 1, base, *request.call().args)
+                pipe.execute_command(*wording.command(request.call()))
             await pipe.execute()
             pipe = client.pipeline(transaction=False)
             for token in tokens:
-                pipe.evalsha(known["release"].sha, 1, base, *next(release(token)).args)
+                pipe.execute_command(*wording.command(next(release(token))))
             await pipe.execute()
         return tasks * each / (time.perf_counter() - began)
 
@@ -283,18 +283,17 @@ def lines(effort: Effort) -> list[Line]:
 def line_of(pool: verbs.Pool, waiters: int) -> Line:
     """One sample: so many wait for a host that is full, and others come and go elsewhere."""
     full = "host-7"
-    sha, base = scripts()["acquire"].sha, verbs.KEYS.base
     pool.run_all([verbs.ask("full", 24_064, 86_400, full) for _ in range(verbs.HOST_DEVICES)])
     asks = [
         verbs.CALLER.request(f"waiter-{n // 200}", memory_mb=1000, host=full, wait_s=600).call()
         for n in range(waiters)
     ]
-    commands = [("EVALSHA", sha, 1, base, *call.args) for call in asks]
+    commands = [verbs.command(call) for call in asks]
     for start in range(0, waiters, verbs.CHUNK):
         pool.pipe(commands[start : start + verbs.CHUNK])
     costs = verbs.lease_costs(pool, verbs.VERB_CALLS, pipelined=True)
     stats = pool.stats()
-    calls = {"release": sum(n for name, (n, _) in stats.items() if name != "evalsha")}
+    calls = {"release": sum(n for name, (n, _) in stats.items() if name not in verbs.WAYS)}
     polls = commands[1 : verbs.CHUNK + 1]
     poll_us = 0.0
     if polls:

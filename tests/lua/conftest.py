@@ -1,4 +1,4 @@
-"""The verbs are tested on Redis, on Redis that never expires a key by itself, and on Valkey."""
+"""The verbs are tested as scripts and as functions, with and without active expiry, on Valkey."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-KINDS = ["redis", "redis without active expiry", *(["valkey"] if EVERYTHING else [])]
+KINDS = ["redis", "redis without active expiry, functions", *(["valkey"] if EVERYTHING else [])]
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -29,13 +29,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture
-def pool(server: Server) -> Iterator[Pool]:
+def pool(server: Server, request: pytest.FixtureRequest) -> Iterator[Pool]:
     """A pool nobody has reported to, whose time only the test moves; audited when it is over.
 
     Each reply's next_due_ms is compared with the agenda as the call left it.
     """
     with server.connect() as client:
-        pool = Pool(client, checked=True)
+        kind = request.node.callspec.params["server"] if hasattr(request.node, "callspec") else ""
+        pool = Pool(client, checked=True, functions="functions" in kind)
         pool.freeze()
         yield pool
         audit(client, pool.keys)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HOST_DEVICES = 8
 TOTAL_MB = 80_000
 DAY_MS = 86_400_000
-OURS = ("evalsha", "info", "config|resetstat")
+OURS = ("evalsha", "fcall", "info", "config|resetstat")
 """What the test itself sends."""
 
 Setup = Callable[[Pool], object]

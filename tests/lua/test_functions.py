@@ -141,7 +141,7 @@ def test_every_verb_has_its_function_with_its_flags(pool: Pool) -> None:
     """What must go on when the store is full carries allow-oom, as its script does."""
     names, version = functions.loaded(pool.redis)
     assert names == sorted([f"gpu_{verb}" for verb in VERBS] + ["gpu_version"])
-    assert version == functions.version()
+    assert version == functions.library().version
     (library,) = pool.redis.function_list(library="gpu_broker")
     fields = functions._fields(library)
     flags = {functions._fields(f)["name"]: set(functions._fields(f)["flags"])
@@ -162,11 +162,12 @@ def test_calls_of_the_sdk_are_what_a_function_takes() -> None:
 
 
 def test_flush_of_functions_does_not_touch_the_sdk(pool: Pool) -> None:
-    """It does not need them; deleting them is reported."""
+    """It can do without; deleting them is reported."""
     pool.report((device("gpu-a"),), deadline_ms=60_000)
     pool.redis.function_flush()
     assert functions.loaded(pool.redis) == ([], None)
-    assert functions.delete(pool.redis) is False
+    assert functions.delete(pool.redis) == []
     assert by_script(pool, "acquire", *acquire_args("a"))[0] == "GRANTED"
     functions.load(pool.redis)
-    assert functions.delete(pool.redis) is True
+    own = functions.own_library().name
+    assert functions.delete(pool.redis) == ["gpu_broker", own]

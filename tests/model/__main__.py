@@ -75,7 +75,7 @@ def main() -> int:
     args = parser.parse_args()
     seed = args.seed or str(random.SystemRandom().randrange(10**9))
     print(f"seed {seed}", flush=True)
-    with World.on_a_server() as world:
+    with World.on_a_server(functions=True) as world:
         good = walk(world, seed, args.steps)
         good = small_world(world, args.states) and good
         good = seeded(world, random.Random(seed)) and good

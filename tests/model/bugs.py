@@ -51,12 +51,12 @@ BUGS = (
         "over at its last moment",
         (
             (
-                "if B.now <= at then return false end",
-                "if B.now < at then return false end",
+                "if S.now <= at then return false end",
+                "if S.now < at then return false end",
             ),
             (
-                "if due[1] and due[2] + 0 < B.now then",
-                "if due[1] and due[2] + 0 <= B.now then",
+                "if due[1] and due[2] + 0 < S.now then",
+                "if due[1] and due[2] + 0 <= S.now then",
             ),
         ),
         seed=57779951,
@@ -65,8 +65,8 @@ BUGS = (
         "a release that comes first is forgotten",
         (
             (
-                "if plant == 1 then redis",
-                "if false then redis",
+                "if plant == 1 then B.leave",
+                "if false then B.leave",
             ),
         ),
         seed=542671221,
@@ -75,7 +75,7 @@ BUGS = (
         "the fence is a plain counter",
         (
             (
-                "if B.now_us > fence then fence = B.now_us end",
+                "if S.now_us > fence then fence = S.now_us end",
                 "",
             ),
         ),
@@ -85,8 +85,8 @@ BUGS = (
         "a renewal does not reach the agenda",
         (
             (
-                "B.schedule(token, expires_at_ms)\nreturn B.reply('RENEWED'",
-                "return B.reply('RENEWED'",
+                "schedule(token, expires_at_ms)\nreturn reply('RENEWED'",
+                "return reply('RENEWED'",
             ),
         ),
         seed=291299854,
@@ -115,7 +115,7 @@ BUGS = (
         "a clock that steps back stretches leases",
         (
             (
-                "B.set_pool('offset_ms', v[3] + last - now)",
+                "set_pool('offset_ms', v[3] + last - now)",
                 "",
             ),
         ),
@@ -135,7 +135,7 @@ BUGS = (
         "a newcomer passes those who wait",
         (
             (
-                "elseif B.pool.waiting > 0 and B.line().comes_first(q) then",
+                "elseif pool.waiting > 0 and B.line.comes_first(q) then",
                 "elseif false then",
             ),
         ),
@@ -145,7 +145,7 @@ BUGS = (
         "a pool that lost memory stays open",
         (
             (
-                "B.close(B.now + FAILOVER_MS, B.now_us)",
+                "B.close(S.now + FAILOVER_MS, S.now_us)",
                 "",
             ),
         ),
@@ -185,7 +185,7 @@ BUGS = (
         "an offer outlives a change of policy",
         (
             (
-                "waiter.policy_version == B.pool.policy_version",
+                "waiter.policy_version == pool.policy_version",
                 "true",
             ),
         ),
@@ -195,7 +195,7 @@ BUGS = (
         "a drained device stays kept",
         (
             (
-                "B.waiters().unkept(d) end\n    d.drained",
+                "B.waiters.unkept(d) end\n    d.drained",
                 "end\n    d.drained",
             ),
         ),
@@ -205,7 +205,7 @@ BUGS = (
         "set_policy offers under two policies",
         (
             (
-                "B.pool[field] = tonumber(value) or value",
+                "S.pool[field] = tonumber(value) or value",
                 "",
             ),
         ),
@@ -227,7 +227,7 @@ BUGS = (
 @contextmanager
 def planted(world: World, bug: Bug) -> Iterator[None]:
     """The world's pools run scripts with this bug for the length of a block."""
-    sound = world.pools[0].scripts
+    sound, functions = world.pools[0].scripts, world.pools[0].functions
     broken, found = dict(sound), set()
     for verb, script in sound.items():
         source = script.source
@@ -240,9 +240,9 @@ def planted(world: World, bug: Bug) -> Iterator[None]:
         world.pools[0].redis.script_load(source)
     assert found == {old for old, _ in bug.changes}, f"{bug.name}: the scripts have no such text"
     for pool in world.pools:
-        pool.scripts = broken
+        pool.scripts, pool.functions = broken, False
     try:
         yield
     finally:
         for pool in world.pools:
-            pool.scripts = sound
+            pool.scripts, pool.functions = sound, functions

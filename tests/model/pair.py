@@ -184,7 +184,7 @@ class Pair:
         model, uuids = self.model, sorted(self.model.devices)
         uuids = sorted({*uuids, *args.get("devices", ())} if verb == "report" else uuids)
         pipe = self.pool.redis.pipeline(transaction=False)
-        pipe.evalsha(self.pool.scripts[verb].sha, 1, self.pool.keys.base, 1, *wire)
+        pipe.execute_command(*self.pool.command(verb), 1, *wire)
         pipe.evalsha(self.look, 1, self.pool.keys.base, named, self.last_event, *uuids)
         raw, found = pipe.execute()
         reply = said(raw)

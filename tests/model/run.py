@@ -57,10 +57,11 @@ class World:
 
     @classmethod
     @contextmanager
-    def on_a_server(cls, kind: str = "redis") -> Iterator[World]:
-        """A server of its own for the length of a block."""
-        with running(kind) as server, server.connect() as client:
-            yield cls([Pool(client, Keys(f"m{number}")) for number in range(len(SHAPES))])
+    def on_a_server(cls, *, functions: bool = False) -> Iterator[World]:
+        """A server of its own for the length of a block; `functions`: the verbs are functions."""
+        with running() as server, server.connect() as client:
+            numbers = range(len(SHAPES))
+            yield cls([Pool(client, Keys(f"m{n}"), functions=functions) for n in numbers])
 
     def begin(self) -> list[Life]:
         """Empty pools, at the beginning of time."""

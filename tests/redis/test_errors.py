@@ -73,7 +73,7 @@ def saying(line: str, times: int) -> Callable[[bytes], bytes | None]:
 
     def answer(chunk: bytes) -> bytes | None:
         nonlocal left
-        if left == 0 or not (b"EVALSHA" in chunk or b"HGETALL" in chunk):
+        if left == 0 or not any(w in chunk for w in (b"FCALL", b"EVALSHA", b"HGETALL")):
             return None
         left -= 1
         commands = re.findall(rb"(?:^|\r\n)\*\d", chunk)

@@ -37,12 +37,14 @@ def test_library_is_loaded_listed_and_deleted(own: Server) -> None:
         assert "gpu_release" in done.stdout
         assert "redis-cli FCALL gpu_reap 1 'gpu:{default}' 1" in done.stdout
     found = json.loads(call(own.url, "list", "-o", "json").stdout)
-    assert (found["current"], found["version"]) == (True, functions.version())
+    library = functions.library()
+    assert (found["current"], found["version"]) == (True, library.version)
     with own.connect() as redis:
-        older = functions.source().replace(functions.version(), "0" * 40)
+        older = library.source.replace(library.version, "0" * 40)
         redis.function_load(older, replace=True)
     assert "another version's" in call(own.url, "list").stdout
-    assert call(own.url, "delete").stdout == "gone\n"
+    gone = call(own.url, "delete").stdout
+    assert gone == f"gone: gpu_broker, {functions.own_library().name}\n"
     assert call(own.url, "delete").stdout == "the server had none\n"
 
 
@@ -52,7 +54,7 @@ def test_source_is_what_a_server_takes(own: Server) -> None:
     with own.connect() as redis:
         redis.function_flush()
         assert redis.function_load(printed) == "gpu_broker"
-        assert functions.loaded(redis)[1] == functions.version()
+        assert functions.loaded(redis)[1] == functions.library().version
 
 
 def test_server_that_will_not_is_said_so(own: Server) -> None:

@@ -88,10 +88,11 @@ def literals(expression: str) -> list[str]:
     return re.findall(r"(?<!== )'(\w+)'", expression)
 
 
-ENDS = {end for _, how in calls("B.end_lease") for end in literals(how)}
-"""How a lease may end without its holder's word."""
+ENDS = {end for verb in ("end", "close") for _, how in calls(f"B.{verb}_lease")
+        for end in literals(how)}  # fmt: skip
+"""How a lease may end."""
 
-QUITS = {end for _, how, *_ in calls("B.waiters().quit") for end in literals(how)}
+QUITS = {end for _, how, *_ in calls("B.waiters.quit") for end in literals(how)}
 """How a wait may end."""
 
 
@@ -165,7 +166,7 @@ def test_fields_of_a_hash_are_listed(pool: Pool, key: str) -> None:
 def test_counters_are_listed() -> None:
     """Whoever reads the counters finds each explained, and no other."""
     found = {name for (counter,) in calls("B.count") for name in literals(counter)}
-    found |= ENDS | {name for _, how in calls("B.count_lease") for name in literals(how)}
+    found |= ENDS
     found = {name.removeprefix("cpu_") for name in found} - {""}
     listed = set(quoted(section("stats"))) - {"stats"}
     assert {"cpu_<name>", "refused_<code>"} <= listed
@@ -194,7 +195,7 @@ def test_events_are_listed_with_their_fields() -> None:
 
 def test_reply_tags_are_listed() -> None:
     """Every tag that a script answers has its row, and no other."""
-    found = {tag for tag, *_ in calls("B.reply") for tag in re.findall(r"'([A-Z]+)'", tag)}
+    found = {tag for tag, *_ in calls("return reply") for tag in re.findall(r"'([A-Z]+)'", tag)}
     listed = {tag for tags, *_ in table("tag ")[1:] for tag in tags.split(", ")}
     assert found == listed
 

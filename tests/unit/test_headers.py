@@ -12,7 +12,7 @@ import pytest
 from agent_sdk import protocol
 from agent_sdk.errors import LeaseError, ProtocolMismatch
 from agent_sdk.protocol import Answer, Call, Pause
-from agent_sdk.scripts import LIBRARY, VERBS, lua_folder
+from agent_sdk.scripts import CORE, REST, VERBS, lua_folder
 from tests.unit.test_protocol import REQUEST
 from tests.unit.test_protocol import VERBS as CALLS
 
@@ -20,7 +20,7 @@ FOLDER = lua_folder()
 LIB = {path.stem: path.read_text() for path in sorted((FOLDER / "lib").glob("*.lua"))}
 
 FIELD = re.compile(r"(KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)\s+(\S.*)")
-BY_POSITION = re.compile(r"B\.(?:int|word|choice|token)\((\d+)[,)]")
+BY_POSITION = re.compile(r"\b(?:int|word|choice|token_at)\((\d+)[,)]")
 """How a body reads its arguments through lib/clock.lua."""
 
 TYPES = {"int", "str"}
@@ -95,7 +95,7 @@ HEADERS = {verb: parse(verb) for verb in VERBS}
 def test_verbs_are_the_files_of_the_folder() -> None:
     """Each file in lua/ is a verb, and each verb a file; so for the library."""
     assert sorted(VERBS) == sorted(path.stem for path in FOLDER.glob("*.lua"))
-    assert sorted(LIBRARY) == sorted(LIB)
+    assert sorted(CORE + REST) == sorted(LIB)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -152,17 +152,17 @@ def test_header_names_arguments_as_the_body_reports_them(verb: str) -> None:
     """bad_request tells the header's name of the argument, or what the header says of it."""
     _, body = split(verb)
     arguments = HEADERS[verb].arguments
-    told = set(re.findall(r"B\.(?:int|word|choice)\((\d+), '(\w+)'", body))
-    told |= {(number, "token") for number in re.findall(r"B\.token\((\d+)\)", body)}
+    told = set(re.findall(r"\b(?:int|word|choice)\((\d+), '(\w+)'", body))
+    told |= {(number, "token") for number in re.findall(r"\btoken_at\((\d+)\)", body)}
     for number, word in told:
         name, about = arguments["ARGV", int(number)]
         assert word in {name, *re.findall(r"\w+", about)}, f"ARGV[{number}]"
 
 
 def given_replies(body: str) -> list[tuple[list[str], int]]:
-    """Of each B.reply( of a body: the tags that it may give, and how much it says after the tag."""
+    """Of each reply( of a body: the tags that it may give, and how much it says after the tag."""
     found = []
-    for match in re.finditer(r"B\.reply\(", body):
+    for match in re.finditer(r"\breply\(", body):
         depth, parts = 1, [""]
         for letter in body[match.end() :]:
             depth += (letter in "({") - (letter in ")}")
@@ -183,7 +183,7 @@ def test_header_names_exactly_the_replies_that_the_body_gives(verb: str) -> None
     given = [tags for tags, _ in given_replies(body)]
     assert all(given), "a tag is always spelt out"
     assert {tag for tags in given for tag in tags} == set(HEADERS[verb].replies)
-    assert not any(re.search(r"return B\.reply\(", text) for text in LIB.values()), "verbs reply"
+    assert not any(re.search(r"return reply\(", text) for text in LIB.values()), "verbs reply"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -32,8 +32,8 @@ BY_THE_LINE = {"left", "lapsed", "waiting"}
 LUA = {path.name: path.read_text() for path in lua_folder().rglob("*.lua")}
 
 SAYS_A_REASON = (
-    r"B\.reply\('(?:REFUSED|LOST|ALREADY)', '(\w+)'",
-    r"\bwhy = (?!B\.word)[^\n]*?'(\w+)'",
+    r"\breply\('(?:REFUSED|LOST|ALREADY)', '(\w+)'",
+    r"\bwhy = (?!word)[^\n]*?'(\w+)'",
     r"\bor '(\w+)'\)? then return",
     r"return nil, '(\w+)'",
     r"then return '(\w+)'",
@@ -83,7 +83,7 @@ def reasons() -> set[str]:
     for text in LUA.values():
         for pattern in SAYS_A_REASON:
             found |= set(re.findall(pattern, text, re.MULTILINE))
-        for call in re.findall(r"B\.(?:bury|end_lease)\([^\n]*\)", text):
+        for call in re.findall(r"B\.(?:bury|end_lease|close_lease)\([^\n]*\)", text):
             found |= set(re.findall(r"'(\w+)'", call))
         for ending in re.findall(r"\bwhat \.\. '(_\w+)'", text):  # of a device or of a host
             found |= {f"device{ending}", f"host{ending}"}

@@ -13,7 +13,7 @@ from lupa import lua51
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk import scripts as module
 from agent_sdk.errors import BrokerUnavailable
-from agent_sdk.scripts import GOES_ON, LIBRARY, ONLY, VERBS, assemble, lua_folder, scripts
+from agent_sdk.scripts import AT_ONCE, CORE, GOES_ON, REST, VERBS, assemble, lua_folder, scripts
 from tests.audit import audit
 from tests.pools import SKEWED_TIME, Pool, device, granted, said, token
 
@@ -24,26 +24,19 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 
-def files(verb: str) -> list[str]:
-    """The texts that a script consists of."""
-    paths = [
-        *(
-            lua_folder() / "lib" / f"{name}.lua"
-            for name in LIBRARY
-            if verb in ONLY.get(name, VERBS)
-        ),
-        lua_folder() / f"{verb}.lua",
-    ]
-    return [path.read_text() for path in paths]
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_assemble_joins_the_library_in_order_and_the_verb(verb: str) -> None:
-    """A script is its files one after the other, and nothing else but its first line."""
-    assert assemble(verb, shebang=False).source == "\n".join(files(verb))
+    """A script is each file once: what its verb needs at once, what it may need, and the verb."""
+    source = assemble(verb, shebang=False).source
     first, _, rest = assemble(verb).source.partition("\n")
-    assert rest == "\n".join(files(verb))
+    assert rest == source
     assert first == ("#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")
+    head, _, later = source.partition("setmetatable(B, {")
+    now = [*CORE, *(name for name in REST if name in AT_ONCE.get(verb, ()))]
+    for name in (*CORE, *REST):
+        text = (lua_folder() / "lib" / f"{name}.lua").read_text()
+        assert (text in head, text in later) == (name in now, name not in now), name
+    assert source.endswith("start()\n" + (lua_folder() / f"{verb}.lua").read_text())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -67,7 +60,7 @@ def test_assemble_takes_another_library_file_instead() -> None:
     source = assemble("reap", instead={"time": SKEWED_TIME}).source
     assert SKEWED_TIME in source
     assert (lua_folder() / "lib" / "time.lua").read_text() not in source
-    assert source.count("B.now_us =") == 1
+    assert source.count("function time_us") == 1
 
 
 def test_assemble_of_no_verb_is_an_error() -> None:
@@ -101,20 +94,22 @@ def test_script_of_every_verb_compiles(verb: str, instead: dict[str, str]) -> No
     lua51.LuaRuntime().compile(assemble(verb, shebang=False, instead=instead).source)
 
 
-@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize("name", CORE + REST)
 def test_library_file_holds_no_global_and_asks_no_time_of_its_own(name: str) -> None:
     """Functions are local or B's; only time.lua asks what time it is, once."""
     text = (lua_folder() / "lib" / f"{name}.lua").read_text()
     defined = [line for line in text.splitlines() if line.startswith("function ")]
-    assert all(line.startswith("function B.") for line in defined), defined
+    ours = ("function B.", "function waiters.", "function line.", "function whole.")
+    assert all(line.startswith(ours) for line in defined), defined
     assert text.count("redis.call('TIME')") == (name == "time")
 
 
 @pytest.fixture
 def fresh(server: Server) -> Iterator[redis.Redis]:
-    """The server with no script loaded; its keys are others' and stay."""
+    """The server with no script and no function loaded; its keys are others' and stay."""
     with server.connect() as client:
         client.script_flush()
+        client.function_flush()
         yield client
 
 

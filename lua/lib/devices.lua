@@ -1,0 +1,93 @@
+-- devices: what each device has left.
+--
+-- A device's hash is the truth. A script reads it once, and B.flush() writes once what has become of it: the hash, and the
+-- zsets that placement looks at, with ZADD and ZREM: giving back on a drained or lost device must not list it
+-- again. It writes only what differs from what was read, so recomputing changes nothing (S10), and a device that one holder
+-- hands to the next costs no zset at all. Whoever reads a zset flushes first.
+--
+--   free:<sel>            device -> free MiB, of those that may be shared now; sel is *, host/<h> or model/<m>
+--   idle:<host>/<model>   device -> free MiB, of those with nobody on them
+--   idlehosts:<model>     host -> how many idle devices of that model it has
+--
+-- holders:<device> is a set of the tokens that have it, or whose memory on it is withheld: for its host, which compares what
+-- they hold with what their processes use.
+
+local IDLE_FOREIGN_MB = 512   -- what a driver and a desktop use on a GPU that nobody works on
+
+-- What the device has left, what it could take (a share, a lease of the whole), and which placement keys it belongs in: one
+-- that is kept for a waiter is in none, whatever it could take.
+local function settle(d)
+  local room = d.total_mb - d.reserve_mb - d.reserved_mb - d.withheld_mb - d.foreign_mb
+  local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.kept_for == ''
+  d.free_mb, d.sharable = room, up and d.exclusive == ''
+  d.empty = up and d.leases == 0 and d.withheld_mb == 0 and d.foreign_mb <= IDLE_FOREIGN_MB
+  d.shared, d.idle = d.sharable and open, d.empty and open
+end
+
+-- A device by its id, or nil; the same table for whoever asks.
+function B.device(uuid)
+  if S.devices[uuid] then return S.devices[uuid] end
+  local v = call('HMGET', P .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'reserve_mb', 'reserved_mb',
+    'withheld_mb', 'foreign_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name')
+  if not v[1] then return nil end
+  local d = {
+    uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, reserve_mb = v[4] + 0, reserved_mb = v[5] + 0,
+    withheld_mb = v[6] + 0, foreign_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], kept_for = v[10], state = v[11],
+    drained = v[12], index = v[13], name = v[14],
+    free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
+  }
+  settle(d)
+  d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
+  S.devices[uuid] = d
+  return d
+end
+
+-- Take note of what a device has become. What those who wait could not have before is work for the line.
+function B.index(d)
+  local free_mb, shared, idle, empty = d.free_mb, d.shared, d.idle, d.empty
+  settle(d)
+  if S.pool.waiting > 0 then
+    local grew = (d.sharable or d.empty) and d.free_mb > free_mb
+    local whole = d.empty and (not empty or d.free_mb < free_mb)   -- also one that is kept; less may be within a cap now
+    if grew or whole or d.shared and not shared or d.idle and not idle then S.work['device:' .. d.uuid] = 0 end
+  end
+  if not d.behind then
+    d.behind, S.behind[#S.behind + 1] = true, d
+  end
+end
+
+local function write_zsets(d)
+  local moved, free, uuid = d.free_mb ~= d.was_free_mb, text(d.free_mb), d.uuid
+  if d.shared and (moved or not d.was_shared) then
+    call('ZADD', P .. 'free:*', free, uuid)
+    call('ZADD', P .. 'free:host/' .. d.host, free, uuid)
+    call('ZADD', P .. 'free:model/' .. d.model, free, uuid)
+  elseif d.was_shared and not d.shared then
+    call('ZREM', P .. 'free:*', uuid)
+    call('ZREM', P .. 'free:host/' .. d.host, uuid)
+    call('ZREM', P .. 'free:model/' .. d.model, uuid)
+  end
+  if d.idle ~= d.was_idle or d.idle and moved then
+    local key, hosts, left = P .. 'idle:' .. d.host .. '/' .. d.model, P .. 'idlehosts:' .. d.model, nil
+    if d.idle then   -- counted when it was not there, so that doing it again changes nothing
+      if call('ZADD', key, free, uuid) == 1 then call('ZINCRBY', hosts, '1', d.host) end
+    elseif call('ZREM', key, uuid) == 1 then
+      left = call('ZINCRBY', hosts, '-1', d.host)
+    end
+    if left == '0' then call('ZREM', hosts, d.host) end
+  end
+  d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
+end
+
+-- Write what devices have become.
+function B.flush()
+  for _, d in ipairs(S.behind) do
+    if d.leased then
+      call('HSET', P .. 'device:' .. d.uuid, 'reserved_mb', text(d.reserved_mb), 'leases', text(d.leases), 'exclusive',
+        d.exclusive)
+    end
+    write_zsets(d)
+    d.behind, d.leased = false, false
+  end
+  S.behind = {}
+end

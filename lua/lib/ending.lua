@@ -1,0 +1,82 @@
+-- ending: how a lease ends, and what it gives back.
+
+-- How it ended, for late duplicates of its calls.
+function B.leave_outcome(token, outcome)
+  call('SET', P .. 'done:' .. token, outcome, 'PX', TOMBSTONE_MS)
+end
+
+-- It is over: forget the record, leave its outcome.
+function B.bury(token, outcome)
+  call('DEL', P .. 'record:' .. token)
+  B.leave_outcome(token, outcome)
+end
+
+-- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the memory is not free yet,
+-- its holder died with it. `record`: its key, when it goes too. Returns how many devices that were. All is read before the
+-- first write.
+function B.give_back(r, withhold, record)
+  local keys, devices, touched, sum = { record }, {}, 0, 0
+  for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
+    keys[#keys + 1] = P .. 'lease:' .. uuid .. ':' .. r.token
+    touched, sum = touched + 1, sum + mb
+    local d = B.device(uuid)
+    if d then
+      d.reserved_mb, d.leases = d.reserved_mb - mb, d.leases - 1
+      if d.exclusive == r.token then d.exclusive = '' end
+      if withhold then d.withheld_mb = d.withheld_mb + mb end
+      devices[#devices + 1] = d
+    end
+  end
+  B.add_to_agent(r.agent, -sum, -1)
+  if keys[1] then call('DEL', unpack(keys)) end
+  for i = 1, #devices do
+    local d = devices[i]
+    if withhold then
+      call('HSET', P .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(S.now))
+    else
+      call('SREM', P .. 'holders:' .. d.uuid, r.token)
+    end
+    d.leased = true
+    B.index(d)
+  end
+  if S.pool.waiting > 0 then B.waiters.unpark(r.agent) end
+  return touched
+end
+
+-- Leases on a GPU and leases on the CPU are counted apart.
+local function tell(r, outcome)
+  B.count(r.devices == '' and 'cpu_' .. outcome or outcome)
+  B.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
+end
+
+-- End the lease {token, agent, devices, fence}: what it had is free. Returns the devices touched.
+function B.close_lease(r, outcome)
+  local touched = B.give_back(r, false, P .. 'record:' .. r.token)
+  unschedule(r.token)
+  B.leave_outcome(r.token, outcome)
+  tell(r, outcome)
+  return touched
+end
+
+-- End it without its holder's word. Its memory is withheld for a while, unless on simulated devices: the process that held it
+-- may be dead or may still be there.
+function B.end_lease(r, outcome)
+  local grace_ms = 0
+  for uuid in string.gmatch(r.devices, '([^,]+)=') do
+    if call('HGET', P .. 'device:' .. uuid, 'simulated') ~= '1' then
+      grace_ms = call('HGET', POOL, 'expiry_grace_s') * 1000
+      break
+    end
+  end
+  if grace_ms == 0 then return B.close_lease(r, outcome) end
+  local touched = B.give_back(r, true)
+  call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(S.now), 'outcome', outcome)
+  schedule(r.token, S.now + grace_ms)
+  tell(r, outcome)
+  return touched
+end
+
+-- How a lease that is cooling ended.
+function B.outcome(token)
+  return call('HGET', P .. 'record:' .. token, 'outcome')
+end

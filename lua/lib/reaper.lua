@@ -1,0 +1,83 @@
+-- reaper: the work of time, which most calls need not do: nothing is over.
+
+local REAP_DEVICES = 16
+
+-- The grace is over: what a report has not given back already is free now, but for what its processes have been seen to
+-- hold on to.
+local function cool(r)
+  local touched = 0
+  for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
+    local key, d = P .. 'device:' .. uuid, B.device(uuid)
+    touched = touched + 1
+    call('SREM', P .. 'holders:' .. uuid, r.token)
+    local v = call('HMGET', key, 'cooled_at_ms', 'lingering_mb')
+    if d and r.ended_at_ms > (v[1] or 0) + 0 then
+      local lingering_mb = tonumber(v[2] or '') or 0
+      local stays_mb = math.min(mb + 0, lingering_mb)
+      d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays_mb
+      call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'foreign_mb', text(d.foreign_mb), 'lingering_mb',
+        text(lingering_mb - stays_mb))
+      B.index(d)
+    end
+  end
+  unschedule(r.token)
+  B.bury(r.token, r.outcome)
+  B.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
+  return touched
+end
+
+-- A host that stopped reporting takes no new leases; those on it run on to their own end.
+local function lose_host(host)
+  local touched = 0
+  for _, uuid in ipairs(call('SMEMBERS', P .. 'devices:' .. host)) do
+    local d = B.device(uuid)
+    if d and d.host == host then
+      if d.kept_for ~= '' then B.waiters.unkept(d) end
+      touched, d.state = touched + 1, 'away'
+      call('HSET', P .. 'device:' .. uuid, 'state', 'away')
+      B.index(d)
+    end
+  end
+  unschedule('host:' .. host)
+  B.event('host_away', 'host', host)
+  return touched
+end
+
+-- End the present state of one member of the agenda. Returns the devices touched, at least 1.
+local function settle_member(member)
+  local host, touched = string.match(member, '^host:(.*)$'), 0
+  if host then
+    touched = lose_host(host)
+  else
+    local v = call('HMGET', P .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
+      'outcome', 'revoked')
+    local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]), outcome = v[6] }
+    if not v[1] then   -- removed by hand or evicted: nothing is known that could be given back
+      unschedule(member)
+    elseif v[1] == 'active' then
+      touched = B.end_lease(r, v[7] and 'revoked' or 'expired')
+    elseif v[1] == 'cooling' then
+      touched = cool(r)
+    else
+      touched = B.waiters.quit(member, 'lapsed')
+    end
+  end
+  return math.max(1, touched)
+end
+
+-- First the member that the call names, so that its answer does not hang on a backlog; then whatever is over.
+function B.reap(named)
+  local left = REAP_DEVICES
+  local at = named and call('ZSCORE', DUE, named)
+  if at and B.over(tonumber(at)) then left = left - settle_member(named) end
+  while true do
+    local due = call('ZRANGE', DUE, '0', '1', 'WITHSCORES')
+    S.due, S.moved = due, {}
+    if not due[1] or not B.over(tonumber(due[2])) then return end
+    if left <= 0 then
+      S.more = 1
+      return
+    end
+    left = left - settle_member(due[1])
+  end
+end

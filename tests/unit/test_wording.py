@@ -1,0 +1,195 @@
+"""Verbs as functions or as scripts: the SDK takes what the server has, and loses nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from agent_sdk import AsyncLeaseClient, LeaseClient, Store, functions, wording
+from agent_sdk.functions import own_library
+from agent_sdk.keys import Keys
+from agent_sdk.links import RedisLink
+from agent_sdk.protocol import Call
+from agent_sdk.wording import Wording
+from broker.functions import put_functions
+from tests.audit import audit
+from tests.pools import Pool, device
+from tests.servers import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from tests.servers import Server
+
+REAP = Call("reap", (1,), None)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server whose calls nobody else adds to."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def pool(server: Server) -> Iterator[Pool]:
+    """A pool with one device, on a server without functions."""
+    with server.connect() as redis:
+        redis.function_flush()
+        redis.script_flush()
+        pool = Pool(redis)
+        pool.report((device("gpu-a"),), deadline_ms=86_400_000)
+        redis.script_flush()
+        redis.config_resetstat()
+        yield pool
+        audit(redis, pool.keys)
+
+
+def counted(redis: Redis) -> dict[str, int]:
+    """How often which way was taken since the fixture: calls that ran, and those that did not."""
+    stats: Any = redis.info("commandstats")
+    ways = {name: stats.get(f"cmdstat_{name}", {}) for name in ("fcall", "evalsha")}
+    return {
+        name: row.get("calls", 0) - row.get("failed_calls", 0)
+        for name, row in ways.items()
+        if row.get("calls")
+    }
+
+
+def lease_and_release(server: Server, pool: Pool) -> None:
+    store = Store(server.socket_url)
+    with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        lease = client.acquire("ann", memory_mb=100)
+        client.renew(lease)
+        assert client.release(lease)
+
+
+def test_functions_are_called_where_they_are(server: Server, pool: Pool) -> None:
+    """No script is asked for, nor loaded."""
+    functions.load_own(pool.redis)
+    lease_and_release(server, pool)
+    assert counted(pool.redis) == {"fcall": 3}
+
+
+def test_scripts_do_the_work_where_there_are_none(server: Server, pool: Pool) -> None:
+    """The function is asked for once."""
+    lease_and_release(server, pool)
+    assert counted(pool.redis) == {"fcall": 0, "evalsha": 3}
+
+
+async def test_async_calls_take_what_is_there(server: Server, pool: Pool) -> None:
+    """The same for asyncio, before and after somebody takes the functions away."""
+    functions.load_own(pool.redis)
+    store = Store(server.socket_url)
+    async with AsyncLeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        lease = await client.acquire("ann", memory_mb=100)
+        pool.redis.function_flush()
+        await client.renew(lease)
+        assert await client.release(lease)
+    assert counted(pool.redis) == {"fcall": 1, "evalsha": 2}
+
+
+def test_functions_that_go_are_missed_by_nobody(server: Server, pool: Pool) -> None:
+    """FUNCTION FLUSH between two calls: the second is a script, with the same effect."""
+    functions.load_own(pool.redis)
+    store = Store(server.socket_url)
+    with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        lease = client.acquire("ann", memory_mb=100)
+        pool.redis.function_flush()
+        assert client.release(lease)
+        assert client.wording.missing
+    assert counted(pool.redis) == {"fcall": 1, "evalsha": 1}
+
+
+def test_functions_are_asked_for_again_after_a_while(
+    server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that lives long takes the better way once it is there."""
+    monkeypatch.setattr(wording, "AGAIN_S", 0.2)
+    store = Store(server.socket_url)
+    with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        lease = client.acquire("ann", memory_mb=100)
+        functions.load_own(pool.redis)
+        time.sleep(0.25)
+        assert client.release(lease)
+    assert counted(pool.redis) == {"fcall": 1, "evalsha": 1}
+
+
+def test_renewals_of_many_go_on_when_the_functions_go(server: Server, pool: Pool) -> None:
+    """One pipeline: what was understood is not said again."""
+    functions.load_own(pool.redis)
+    link = RedisLink(Store(server.socket_url).connect, pool.keys)
+    tokens = [f"{n:016}" for n in range(5)]
+    assert list(link.give_back(tokens)) == [True] * 5
+    pool.redis.function_flush()
+    assert list(link.give_back(tokens)) == [True] * 5
+    link.close()
+    assert counted(pool.redis) == {"fcall": 5, "evalsha": 5}
+
+
+def test_user_who_may_call_no_function_has_the_scripts(server: Server, pool: Pool) -> None:
+    """An ACL of before: EVALSHA without FCALL. No broker tries to load anything for it."""
+    functions.load_own(pool.redis)
+    pool.redis.execute_command("ACL", "SETUSER", "older", "on", ">x", "~*", "+@all", "-fcall")
+    store = Store(server.url.replace("redis://", "redis://older:x@"))
+    with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        assert client.release(client.acquire("ann", memory_mb=100))
+        assert not client.wording.missing
+    pool.redis.execute_command("ACL", "DELUSER", "older")
+    assert counted(pool.redis) == {"evalsha": 2}
+
+
+def test_another_error_is_not_taken_for_a_missing_function(pool: Pool) -> None:
+    """It is the caller's."""
+    with pytest.raises(ResponseError, match="WRONGTYPE") as caught:
+        pool.redis.hget(pool.keys.due, "x")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        Wording(pool.keys.base).amend(REAP, caught.value)
+
+
+async def test_broker_puts_the_functions_back(server: Server, pool: Pool) -> None:
+    """At its next call after they are gone; a second broker finds that they are there."""
+    store, name = Store(server.socket_url), pool.keys.pool_name
+    async with AsyncLeaseClient(store, pool=name) as one, AsyncLeaseClient(store, pool=name) as two:
+        for client in (one, two):
+            await client.reap()
+        for client in (one, two, one):
+            await put_functions(client)
+            assert not client.wording.missing
+        assert own_library().name in {
+            functions._fields(each)["library_name"] for each in pool.redis.function_list()
+        }
+        await one.reap()
+        await two.reap()
+    assert counted(pool.redis) == {"fcall": 2, "evalsha": 2}
+
+
+async def test_broker_that_may_load_nothing_goes_on(server: Server, pool: Pool) -> None:
+    """Scripts do the work, and it is tried again when the functions are asked for again."""
+    pool.redis.execute_command("ACL", "SETUSER", "humble", "on", ">x", "~*", "+@all", "-function")
+    store = Store(server.url.replace("redis://", "redis://humble:x@"))
+    async with AsyncLeaseClient(store, pool=pool.keys.pool_name) as client:
+        await client.reap()
+        assert client.wording.missing
+        await put_functions(client)
+        assert not client.wording.missing
+        await client.reap()
+    pool.redis.execute_command("ACL", "DELUSER", "humble")
+    assert counted(pool.redis) == {"fcall": 0, "evalsha": 2}
+
+
+def test_versions_beside_each_other_keep_to_their_own_code(pool: Pool) -> None:
+    """Names carry the version: loading another one's library takes nothing away."""
+    functions.load_own(pool.redis)
+    other = functions.assemble(own=True, instead={"events": "-- none\n"})
+    assert other.version != own_library().version
+    pool.redis.function_load(other.source)
+    assert pool.redis.fcall(own_library().function("reap"), 1, Keys("none").base, 1)[5] == (
+        "not_ready"
+    )
+    assert functions.delete(pool.redis) == sorted([own_library().name, other.name])
