@@ -10,6 +10,7 @@ other keep to their own code; redis-cli has the short names, of what was loaded 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
@@ -35,6 +36,11 @@ VERSION = f"{PREFIX}version"
 SHOWN = 12
 """How many digits of a version are in names."""
 
+MARK = "%SUFFIX%"
+"""Where they will stand: a version is the digest of all that a library is, but for them."""
+
+OURS = re.compile(rf"{LIBRARY}(_[0-9a-f]{{{SHOWN}}})?")
+
 
 @dataclass(frozen=True, slots=True)
 class Library:
@@ -57,24 +63,23 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
         own: name it and its functions by their version.
         instead: library file name -> source to use in its place, as in `scripts.assemble`.
     """
-    parts = [*read([*CORE, *REST], instead), *map(read_verb, VERBS)]
-    version = sha1("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
-    suffix = f"_{version[:SHOWN]}" if own else ""
-    name = LIBRARY + suffix
-    lines = [f"#!lua name={name}", "local KEYS, ARGV", *parts[: -len(VERBS)]]
-    for verb, body in zip(VERBS, parts[-len(VERBS) :], strict=True):
+    lines = [f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV", *read([*CORE, *REST], instead)]
+    for verb in VERBS:
         flags = "'allow-oom'" if verb in GOES_ON else ""
         lines += [
-            f"redis.register_function{{function_name='{PREFIX}{verb}{suffix}', flags={{{flags}}},",
-            "callback=function(keys, args)", "KEYS, ARGV = keys, args", "start()", body, "end}",
+            f"redis.register_function{{function_name='{PREFIX}{verb}{MARK}', flags={{{flags}}},",
+            "callback=function(keys, args)", "KEYS, ARGV = keys, args", "start()", read_verb(verb),
+            "end}",
         ]  # fmt: skip
-    lines += [
-        f"redis.register_function{{function_name='{VERSION}{suffix}', flags={{'no-writes'}},",
-        f"callback=function() return '{version}' end}}",
-    ]
-    every = "\n".join(lines).splitlines()
-    source = "\n".join(line for line in every if not line.lstrip().startswith("--")) + "\n"
-    return Library(name, suffix, version, source)
+    text = "\n".join(lines).splitlines()
+    text = [line for line in text if not line.lstrip().startswith("--")]
+    version = sha1("\n".join(text).encode(), usedforsecurity=False).hexdigest()
+    suffix = f"_{version[:SHOWN]}" if own else ""
+    text += [
+        f"redis.register_function{{function_name='{VERSION}{MARK}', flags={{'no-writes'}},",
+        f"callback=function() return '{version}' end}}", "",
+    ]  # fmt: skip
+    return Library(LIBRARY + suffix, suffix, version, "\n".join(text).replace(MARK, suffix))
 
 
 @cache
@@ -97,35 +102,47 @@ def load(redis: Redis) -> str:
 
 
 def load_own(redis: Redis) -> None:
-    """Put the SDK's library on a server, unless it is there."""
+    """Put the SDK's library on a server, unless one of that name is there."""
     try:
         redis.function_load(own_library().source)
     except ResponseError as error:
-        if "already exists" not in str(error):
+        if not is_there(error):
             raise
+
+
+def is_there(error: Exception) -> bool:
+    """Whether loading failed since the library was loaded before."""
+    return "already exists" in str(error)
 
 
 def loaded(redis: Redis) -> tuple[list[str], str | None]:
     """The short names of the functions that a server has, and their version; none: not there."""
-    for each in _libraries(redis):
-        if each["library_name"] == LIBRARY:
-            names = sorted(_fields(function)["name"] for function in each["functions"])
-            there: Any = redis.fcall_ro(VERSION, 0) if VERSION in names else None
-            return names, there
-    return [], None
+    names = libraries(redis).get(LIBRARY, [])
+    there: Any = redis.fcall_ro(VERSION, 0) if VERSION in names else None
+    return names, there
+
+
+def libraries(redis: Redis) -> dict[str, list[str]]:
+    """Our libraries of all versions on a server, each with the names of its functions."""
+    found: Any = redis.function_list(library=f"{LIBRARY}*")
+    rows = {row["library_name"]: row["functions"] for row in map(_fields, found)}
+    return {
+        name: sorted(_fields(function)["name"] for function in rows[name])
+        for name in sorted(rows)
+        if OURS.fullmatch(name)
+    }
 
 
 def delete(redis: Redis) -> list[str]:
     """Take the libraries of all versions off a server; which there were."""
-    names = sorted(each["library_name"] for each in _libraries(redis))
+    names = list(libraries(redis))
     for name in names:
-        redis.function_delete(name)
+        try:
+            redis.function_delete(name)
+        except ResponseError as error:
+            if "not found" not in str(error):  # somebody else has taken it off
+                raise
     return names
-
-
-def _libraries(redis: Redis) -> list[dict[str, Any]]:
-    found: Any = redis.function_list(library=f"{LIBRARY}*")
-    return [_fields(each) for each in found]
 
 
 def _fields(answer: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from agent_sdk.scripts import scripts
 if TYPE_CHECKING:
     from agent_sdk.protocol import Call
 
-AGAIN_S = 30.0
-"""After which the functions are asked for again."""
+AGAIN_S, DENIED_S = 30.0, 600.0
+"""After which functions are asked for again that were not there, or that a user may not call."""
 
 TRIES = 3
 """A function that is not there, a script that is not there, the script."""
@@ -64,8 +64,8 @@ class Wording:
             return [("SCRIPT LOAD", scripts()[call.verb].source)]
         if not _has_no_functions(error):
             raise error
-        self._none_until = time.monotonic() + AGAIN_S
         self.missing = str(error).startswith(NOT_FOUND)
+        self._none_until = time.monotonic() + (AGAIN_S if self.missing else DENIED_S)
         return []
 
 

@@ -17,7 +17,7 @@ from agent_sdk.errors import BadRequest, LeaseError, LeaseLost, UnknownToken
 from agent_sdk.snapshot import FINDINGS
 from broker import __version__
 from broker.devices import choose
-from broker.functions import put_functions
+from broker.loading import Loading
 from broker.truth.ending import Ending
 from broker.truth.looking import Looker
 from broker.truth.programs import Programs
@@ -92,6 +92,7 @@ class Reporter:
 
     def __init__(self, client: AsyncLeaseClient, source: Source, settings: Settings) -> None:
         self._client = client
+        self._loading = Loading(client)
         self._source = source
         self._settings = settings
         self._host = settings.sdk.hostname
@@ -250,9 +251,9 @@ class Reporter:
             safe_mode=self._settings.new_pool_safe_mode,
             version=__version__,
         )
-        await put_functions(self._client)
         self._epoch = moment.epoch
         self._pool_ms, self._pool_ms_at = moment.now_ms, max(sent_at, local_now())
+        await self._loading.load_missing()
         return moment
 
     def _pool_now_ms(self) -> int:

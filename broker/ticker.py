@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import LeaseError
-from broker.functions import put_functions
+from broker.loading import Loading
 from broker.store_check import problem_of
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Ticker:
         looked: Callable[[float | None, float], None],
     ) -> None:
         self._client = client
+        self._loading = Loading(client)
         self._ticked = ticked
         self._looked = looked
         self._due_ms: int | None = None
@@ -80,7 +81,7 @@ class Ticker:
         late_ms = 0 if self._due_ms is None else max(0, moment.now_ms - self._due_ms)
         self._due_ms = moment.next_due_ms
         self._looked(took_s, late_ms / 1000)
-        await put_functions(self._client)
+        await self._loading.load_missing()
         self._checked = problem is None
         self._say(problem)
         if moment.more:

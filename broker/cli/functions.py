@@ -62,12 +62,18 @@ def list_(output: str) -> None:
     """Say which the server has, and whether they are this version's."""
     names, version = _on_the_server(library.loaded)
     current = version == library.library().version
+    own = library.own_library().name
+    libraries = sorted(_on_the_server(library.libraries))
     if not names:
-        text = "the server has none: gpu-broker functions load"
+        text = "the server has none with short names: gpu-broker functions load"
     else:
         how = "this version's" if current else "another version's: gpu-broker functions load"
         text = f"{', '.join(names)} ({how})"
-    show(output, text, {"functions": names, "version": version, "current": current})
+    text += f"\n{own}, for the SDK of this version: {'there' if own in libraries else 'not there'}"
+    others = [name for name in libraries if name not in {own, library.LIBRARY}]
+    text += "".join(f"\n{name}: another version's" for name in others)
+    found = {"functions": names, "version": version, "current": current, "libraries": libraries}
+    show(output, text, found)
 
 
 @functions.command()

@@ -59,7 +59,7 @@ local function catch_up(named)
       local entry, rank = freed[i], freed[i + 1] + 0
       S.work[entry], S.stored[entry] = S.work[entry] or rank, rank
     end
-    S.caught_up = true   -- from here on `stored` tells all that is in `freed`
+    S.caught_up = true   -- from here on `stored` tells what is in `freed`
     if next(S.work) then B.line.serve() end
   end
 end

@@ -1,7 +1,7 @@
 -- devices: what each device has left.
 --
 -- A device's hash is the truth. A script reads it once, and B.flush() writes once what has become of it: the hash, and the
--- zsets that placement looks at, with ZADD and ZREM: giving back on a drained or lost device must not list it
+-- zsets that placement looks at, with ZADD and ZREM, never ZINCRBY: giving back on a drained or lost device must not list it
 -- again. It writes only what differs from what was read, so recomputing changes nothing (S10), and a device that one holder
 -- hands to the next costs no zset at all. Whoever reads a zset flushes first.
 --
@@ -68,13 +68,10 @@ local function write_zsets(d)
     call('ZREM', P .. 'free:model/' .. d.model, uuid)
   end
   if d.idle ~= d.was_idle or d.idle and moved then
-    local key, hosts, left = P .. 'idle:' .. d.host .. '/' .. d.model, P .. 'idlehosts:' .. d.model, nil
-    if d.idle then   -- counted when it was not there, so that doing it again changes nothing
-      if call('ZADD', key, free, uuid) == 1 then call('ZINCRBY', hosts, '1', d.host) end
-    elseif call('ZREM', key, uuid) == 1 then
-      left = call('ZINCRBY', hosts, '-1', d.host)
-    end
-    if left == '0' then call('ZREM', hosts, d.host) end
+    local key, hosts = P .. 'idle:' .. d.host .. '/' .. d.model, P .. 'idlehosts:' .. d.model
+    if d.idle then call('ZADD', key, free, uuid) else call('ZREM', key, uuid) end
+    local idle = call('ZCARD', key)   -- counted anew, so that it cannot drift
+    if idle > 0 then call('ZADD', hosts, text(idle), d.host) else call('ZREM', hosts, d.host) end
   end
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
 end

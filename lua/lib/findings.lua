@@ -1,5 +1,5 @@
 -- findings: what a host makes of its devices beside their memory: leases that nobody uses, processes without one, errors of
--- the GPU. Only report reads this file.
+-- the GPU. Only report needs this file.
 
 B.FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
 

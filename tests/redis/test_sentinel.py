@@ -10,13 +10,14 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, Store
-from tests.api.brokers import GRANTING, Broker
+from tests.api.brokers import GRANTING, Broker, eventually
 from tests.audit import audit
 from tests.redis.doors import check_doors
 from tests.redis.test_errors import acquiring, register
@@ -154,11 +155,12 @@ def test_every_door_works_by_sentinels(fleet: Sentinels) -> None:
 
 
 def test_address_of_a_sentinel_itself_is_told_to_be_one(fleet: Sentinels) -> None:
-    """REDIS_URL=redis://sentinel:26379: the form that it should have."""
+    """REDIS_URL=redis://sentinel:26379: the form that it should have, once it has answered."""
     url = f"redis://127.0.0.1:{fleet.ports[0]}"
     with Broker(**GRANTING, REDIS_URL=url) as broker:
         broker.wait("/health")
-        assert "redis+sentinel://HOST" in broker.http.get("/ready").json()["reason"]
+        ready = partial(broker.http.get, "/ready")
+        eventually(lambda: "redis+sentinel://HOST" in ready().json()["reason"], 5)
 
 
 # Failover

@@ -31,6 +31,7 @@ def call(url: str, *args: str) -> subprocess.CompletedProcess[str]:
 def test_library_is_loaded_listed_and_deleted(own: Server) -> None:
     """Loading again is no error; what is there is told, and whose it is."""
     assert "the server has none" in call(own.url, "list").stdout
+    assert "for the SDK of this version: not there" in call(own.url, "list").stdout
     for _ in range(2):
         done = call(own.url, "load")
         assert done.returncode == 0
