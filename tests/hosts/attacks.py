@@ -34,9 +34,6 @@ AROUND_TTL = (0.5, 0.8, 0.95, 1.0, 1.05, 1.3)
 
 HOUR_S = 3600.0
 
-REPEATED = ("release", "unknown_token")
-"""What a repeated release over HTTP comes to."""
-
 
 def _admin(fleet: Fleet) -> redis.Redis:
     """A connection to the store from the switch itself, which no host's trouble touches."""
@@ -342,8 +339,7 @@ def brokers_killed(world: World) -> Seen:
         "http_calls": len(over_http),
         "slowest_http_s": max((call.seconds for call in over_http), default=0.0),
     }
-    failed = [c for c in outcome.history.failed() if (c.verb, c.code) != REPEATED]
-    wrong = [f"failed: {call}" for call in failed]
+    wrong = _unfailing(outcome)
     wrong += [] if over_http else ["no call over HTTP"]
     return Seen(seen, outcome.violations + wrong)
 
