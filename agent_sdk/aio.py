@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from agent_sdk.asking import Ask
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.events import Event
     from agent_sdk.explain import Explanation
     from agent_sdk.scene import Scene
-    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.snapshot import HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store import Store
     from agent_sdk.waiting_line import WaiterStatus
     from agent_sdk.wording import Command

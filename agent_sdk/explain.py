@@ -28,10 +28,10 @@ from agent_sdk.waiting_line import WaiterStatus
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.keys import Keys
     from agent_sdk.protocol import Answer, Read, Request
     from agent_sdk.scene import Scene
-    from agent_sdk.snapshot import DeviceStatus
 
 SHOWN_AHEAD: Final = 20
 SHOWN_CHANGES: Final = 4

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, ProcessStatus
+    from agent_sdk.devices import DeviceStatus, ProcessStatus
+    from agent_sdk.snapshot import LeaseStatus
 
 OF_LEASE: Final = ("degraded", "overuse", "idle")
 """What may be found of a lease, the worst first."""

@@ -14,7 +14,8 @@ from agent_sdk.protocol import ANY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus
+    from agent_sdk.devices import DeviceStatus
+    from agent_sdk.snapshot import LeaseStatus, PoolStatus
 
 IDLE_FOREIGN_MB: Final = 512
 """What a driver and a desktop use on a GPU that nobody works on."""

@@ -11,9 +11,10 @@ from agent_sdk.protocol import Read
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.keys import Keys
     from agent_sdk.protocol import Answer
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus
+    from agent_sdk.snapshot import LeaseStatus
 
 TOMBSTONE_MS = 900_000
 """How long the pool knows how a lease ended; as in `lua/lib/ledger.lua`."""

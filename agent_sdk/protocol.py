@@ -196,7 +196,7 @@ class Renewal(NamedTuple):
     """What a renewal gave: the new end, and until when to believe in it.
 
     Attributes:
-        notices: what the device's host finds of the lease, words of `snapshot.FINDINGS`.
+        notices: what the device's host finds of the lease, words of `devices.FINDINGS`.
     """
 
     expires_at_ms: int

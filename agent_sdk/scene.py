@@ -17,8 +17,9 @@ from agent_sdk.protocol import Answer, Read, of_known_form
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
 
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.keys import Keys
-    from agent_sdk.snapshot import DeviceStatus, HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.snapshot import HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.waiting_line import WaiterStatus
 
 STANDING: Final = {

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent_sdk import AsyncLease, StillWaiting
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.events import Event
-    from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
+    from agent_sdk.snapshot import HostStatus, PoolStatus
     from agent_sdk.waiting_line import WaiterStatus
 
 CPU = "cpu"

@@ -10,7 +10,7 @@ from broker import answers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_sdk.snapshot import DeviceStatus, ProcessStatus
+    from agent_sdk.devices import DeviceStatus, ProcessStatus
     from broker.devices import Sample
 
 NO_GPUS = (

@@ -16,8 +16,9 @@ from broker.spans import ENDED, Spans
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.events import Event
-    from agent_sdk.snapshot import DeviceStatus, PoolStatus
+    from agent_sdk.snapshot import PoolStatus
 
 MINUTE_MS: Final = 60_000
 

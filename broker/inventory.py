@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clocks import local_now
+from agent_sdk.devices import FINDINGS
 from agent_sdk.errors import BadRequest, LeaseError, LeaseLost, UnknownToken
-from agent_sdk.snapshot import FINDINGS
 from broker import __version__
 from broker.devices import choose
 from broker.loading import Loading

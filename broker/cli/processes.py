@@ -11,8 +11,9 @@ from agent_sdk.findings import held_by, unleased
 from broker.cli.table import age, cut, gib
 
 if TYPE_CHECKING:
+    from agent_sdk.devices import DeviceStatus, ProcessStatus
     from agent_sdk.scene import Scene
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus, ProcessStatus
+    from agent_sdk.snapshot import LeaseStatus
 
 FOUND: Final = {
     "degraded": "red", "overuse": "red", "idle": "yellow", "squatter": "red", "orphan": "yellow",

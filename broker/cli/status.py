@@ -14,8 +14,9 @@ from broker.cli.table import age, bar, gib, screen_width, table
 from broker.cli.watch import watch
 
 if TYPE_CHECKING:
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.scene import Scene
-    from agent_sdk.snapshot import DeviceStatus, LeaseStatus
+    from agent_sdk.snapshot import LeaseStatus
 
 BUSY_PCT: Final = 50
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from agent_sdk.snapshot import DeviceStatus, HostStatus, PoolStatus
+    from agent_sdk.devices import DeviceStatus
+    from agent_sdk.snapshot import HostStatus, PoolStatus
     from agent_sdk.waiting_line import WaiterStatus
 
 STATES: Final = (

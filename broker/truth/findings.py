@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.snapshot import FINDINGS, Finding, ProcessStatus
+from agent_sdk.devices import FINDINGS, Finding, ProcessStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent_sdk.snapshot import DeviceStatus
+    from agent_sdk.devices import DeviceStatus
     from broker.devices import DeviceSample
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.holders import Holders
-    from agent_sdk.snapshot import DeviceStatus
     from broker.truth.programs import Program, Programs
 
     Owners = Mapping[int, frozenset[str]]

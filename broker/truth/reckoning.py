@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from agent_sdk.snapshot import FINDINGS
+from agent_sdk.devices import FINDINGS
 from broker.truth.account import account, shares_on
 from broker.truth.ending import Condemned
 from broker.truth.findings import HEARING_MS, Findings, Found, Seen, actions, notices

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.snapshot import FINDINGS
+from agent_sdk.devices import FINDINGS
 from broker import gpus
 from broker.metrics import Metrics, Seen
 from tests.api.brokers import GRANTING, Broker

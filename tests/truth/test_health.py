@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk.snapshot import DeviceStatus
+from agent_sdk.devices import DeviceStatus
 from broker.truth.health import CLEAN_S, HELD, PROBED, Health, action_of
 from tests.truth.worlds import gpu
 

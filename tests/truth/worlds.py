@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk import devices
 from agent_sdk.holders import Holders
-from agent_sdk.snapshot import DeviceStatus, LeaseStatus, PoolStatus, lease_status, legible
-from agent_sdk.snapshot import _device as device_of
+from agent_sdk.snapshot import LeaseStatus, PoolStatus, lease_status, legible
 from broker.devices import DeviceSample, Sample
 from broker.truth.looking import Look
 from broker.truth.programs import Program, Programs
 from broker.truth.reckoning import Reckoner, Reckoning
 
 if TYPE_CHECKING:
+    from agent_sdk.devices import DeviceStatus
     from broker.devices.sample import GpuProcess
 
 GPU = "GPU-a"
@@ -64,7 +65,7 @@ def device_status(**more: Any) -> DeviceStatus:
         "reserved_mb": "0", "withheld_mb": "0", "foreign_mb": "0", "leases": "0",
     }  # fmt: skip
     said = row | {name: str(value) for name, value in more.items()}
-    (found,) = legible(device_of, [(GPU, said)])
+    (found,) = legible(devices.device_status, [(GPU, said)])
     return found
 
 

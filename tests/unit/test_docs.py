@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
+from agent_sdk import devices, snapshot
 from agent_sdk import settings as sdk_settings
-from agent_sdk import snapshot
 from agent_sdk.errors import CODES
 from agent_sdk.events import NAMES
 from broker.bodies import Action
@@ -263,7 +263,7 @@ def test_page_explains_every_word_that_it_shows() -> None:
     )
     assert states == {*get_args(State), *STATES, dict(STOPPING)["state"]} - {"other"}
     assert events == set(NAMES)
-    assert findings == set(snapshot.FINDINGS)
+    assert findings == set(devices.FINDINGS)
     assert actions == set(get_args(Action))
 
 

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import findings, operate, snapshot
+from agent_sdk import devices, findings, operate, snapshot
 from agent_sdk.errors import BadRequest
 from agent_sdk.protocol import PROTOCOL, Call
 from tests.found import process
 from tests.pools import device, granted, token
 
 if TYPE_CHECKING:
+    from agent_sdk.devices import DeviceStatus
     from tests.pools import Pool
 
 HELD, OTHER = token("held"), token("other")
 
 
-def told(pool: Pool, **fields: Any) -> snapshot.DeviceStatus:
+def told(pool: Pool, **fields: Any) -> DeviceStatus:
     """A device of which its host tells so."""
     pool.report((device("gpu-a"),))
     said = {k: json.dumps(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -72,7 +73,7 @@ def test_findings_of_a_lease_are_its_own_the_worst_first(pool: Pool) -> None:
 )  # fmt: skip
 def test_sentence_names_three_at_most(pids: list[int], says: str) -> None:
     """The others are counted."""
-    assert findings.named(snapshot.ProcessStatus(**process(pid)) for pid in pids) == says
+    assert findings.named(devices.ProcessStatus(**process(pid)) for pid in pids) == says
 
 
 def test_policy_in_words_is_sent_as_it_is() -> None:
