@@ -10,9 +10,9 @@ end
 
 -- Nothing is granted before `until_ms`, and what was granted before `lost_us` (raw TIME) may have been forgotten.
 function B.close(until_ms, lost_us)
-  local v = call('HMGET', POOL, 'closed_until_ms', 'lost_us')
-  local was_ms = (v[1] or 0) + 0
-  set_pool('lost_us', math.max(lost_us, (v[2] or 0) + 0))
+  local v, pool = call('HMGET', POOL, 'closed_until_ms', 'lost_us'), S.pool   -- closed by this very call perhaps
+  local was_ms = pool.closed_until_ms or (v[1] or 0) + 0
+  set_pool('lost_us', math.max(lost_us, pool.lost_us or (v[2] or 0) + 0))
   set_pool('closed_until_ms', math.max(was_ms, until_ms))
   if S.now >= was_ms and S.now < until_ms then S.closing = until_ms end
 end

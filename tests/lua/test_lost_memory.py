@@ -132,6 +132,18 @@ def test_who_waits_is_adopted_for_its_own_owner_only(gpu: Pool) -> None:
     assert gpu.hash(f"record:{A}")["owner"] == "me"
 
 
+def test_a_failover_closes_the_pool_for_who_remembers_an_older_one_too(gpu: Pool) -> None:
+    """Both are found by one call, and the later end holds: it was overwritten by the earlier."""
+    held = forgotten(gpu, A)
+    older = str(int(gpu.hash("pool")["epoch"]) - 1)
+    gpu.skew(FORGOT_MS + 1000)
+    fail_over(gpu)
+    assert adopt(gpu, A, held, epoch=older)[0] == "RENEWED"
+    closed_ms = int(gpu.hash("pool")["closed_until_ms"]) - int(gpu.hash("pool")["last_ms"])
+    assert closed_ms == FAILOVER_MS
+    assert said(gpu.acquire(B)) == ["REFUSED", "closed", ""]
+
+
 def test_a_forgotten_whole_device_is_adopted_whole(gpu: Pool) -> None:
     """Alone on it again; and not where somebody else is."""
     held = forgotten(gpu, A, exclusive=1)
