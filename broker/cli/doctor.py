@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
+from agent_sdk.functions import own_library
 from agent_sdk.keys import Keys
 from agent_sdk.settings import Setting, read_settings, sdk_settings_in_effect
 from agent_sdk.store import Store
@@ -22,6 +23,9 @@ from broker.cli.status import state_of
 from broker.cli.store import output_option, show
 from broker.cli.table import table
 from broker.keys import KeysError, read
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,18 @@ def _settings() -> tuple[list[Setting], list[Finding]]:
     return found, []
 
 
+async def _verbs(redis: Redis, base: str) -> str:
+    """How calls of this version reach the server; its key leads to a Cluster's node of the pool."""
+    library = own_library()
+    try:
+        await redis.fcall(library.function("version"), 1, base)
+    except NoPermissionError:
+        return "scripts; this user may call no functions"
+    except ResponseError:
+        return "scripts; a serve or host of this version loads functions, which cost less"
+    return f"functions, {library.name}"
+
+
 async def _store() -> tuple[dict[str, str], list[Finding]]:
     """What answers at the store's address."""
     from broker.advisories import advisory  # noqa: PLC0415 - quick --help
@@ -130,6 +146,7 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
             remedy = "start gpu-broker serve, or name a server that suits in REDIS_URL"
             return {"store": settings.masked_url}, [Finding(problem, remedy)]
         info: dict[str, Any] = await redis.info()
+        verbs = await _verbs(redis, Keys(settings.pool).base)
     except ResponseError as denied:
         return {"store": settings.masked_url, "server": f"not told: {denied}"}, []
     finally:
@@ -137,6 +154,7 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
     return {
         "store": settings.masked_url,
         "server": _server(info),
+        "verbs": verbs,
         "memory": f"{info.get('used_memory_human')}, policy {info.get('maxmemory_policy')}",
         "persistence": "AOF on" if info.get("aof_enabled") else "AOF off: a restart forgets all",
     }, _holes(advisory(info))

@@ -56,4 +56,6 @@ def check_doors(url: str, pool: str) -> str:
         happened = [json.loads(line)["event"] for line in events]
         assert happened[-4:] == ["granted", "released", "granted", "released"]
         assert len(pictures) > 1
-        return say("doctor")
+        said = say("doctor")
+        assert "verbs: functions, gpu_broker_" in said
+        return said

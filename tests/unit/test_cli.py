@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_sdk.functions import own_library
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli import COMMANDS
 from tests.api.brokers import PROGRAM, environment
@@ -158,6 +159,10 @@ def test_doctor_says_what_is_in_effect_and_nothing_is_wrong(pool: TestBroker) ->
     assert found["findings"] == []
     assert {s["name"] for s in found["settings"]} >= {"REDIS_URL", "SAFE_MODE"}
     assert found["keys"].startswith("none: ")
+    assert found["store"]["verbs"].startswith("scripts; ")
+    on(pool, "functions", "load")
+    assert data(pool, "doctor")["store"]["verbs"] == f"functions, {own_library().name}"
+    on(pool, "functions", "delete")
 
 
 def test_doctor_finds_what_is_wrong_and_hides_the_password() -> None:
