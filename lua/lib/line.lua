@@ -52,6 +52,16 @@ local function kept_devices(w)
   return held
 end
 
+-- What w can count on with device d: what is kept for it besides. `serving`: but for what is on the worklist, as in whole_of.
+local function with_kept(w, d, serving)
+  local held = { d }
+  for _, each in ipairs(kept_devices(w)) do
+    local waits = serving and S.work['device:' .. each.uuid]
+    if each ~= d and not waits then held[#held + 1] = each end
+  end
+  return held
+end
+
 -- What w gets of device d, alone or with others of its host and model; or anywhere. Nil and why not.
 local function fit(w, d)
   local q, room_mb, serving = w.q, waiters.room(w.agent), d ~= nil
@@ -62,7 +72,7 @@ local function fit(w, d)
     d = B.device(string.match(w.kept, '[^,]+'))
   end
   if B.whole(q) then
-    return whole_of(w, d.host, d.model, d.kept_for == w.token and kept_devices(w) or { d }, room_mb, serving)
+    return whole_of(w, d.host, d.model, with_kept(w, d, serving), room_mb, serving)
   end
   if d.sharable and d.free_mb >= q.memory_mb then return { d } end
   return nil, 'no_capacity'

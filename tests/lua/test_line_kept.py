@@ -119,6 +119,23 @@ def test_keeper_of_two_is_offered_them_by_who_frees_the_second(pool: Pool) -> No
     assert (state(pool, "two"), state(pool, "behind")) == ("offered", "waiting")
 
 
+def test_keeper_of_two_is_offered_another_with_one_of_its_own(pool: Pool) -> None:
+    """S11: what is freed and what is kept for the first are two as well; it was left to its poll."""
+    shared(pool, "gpu-a", "gpu-b", "gpu-c")
+    two = {"devices": 2, "memory_mb": 500}
+    wait(pool, "two", **two)
+    live(pool, 33, "two", **two)
+    mine = sorted(kept(pool))
+    (other,) = {"gpu-a", "gpu-b", "gpu-c"} - {*mine}
+    pool.release(token(f"on-{mine[0]}"))
+    assert state(pool, "two") == "waiting"
+    pool.release(token(f"on-{other}"))
+    assert state(pool, "two") == "offered"
+    taken = pool.hash(f"record:{token('two')}")["devices"].split(",")
+    assert {part.partition("=")[0] for part in taken} == {mine[0], other}
+    assert kept(pool) == {}
+
+
 def test_keeper_finds_its_device_at_its_poll(pool: Pool) -> None:
     """Room on it that no device told of, after a policy, is the keeper's."""
     shared(pool)
