@@ -44,12 +44,13 @@ end
 
 -- Take note of what a device has become. What those who wait could not have before is work for the line.
 function B.index(d)
-  local free_mb, shared, idle, empty = d.free_mb, d.shared, d.idle, d.empty
+  local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
   settle(d)
-  if S.pool.waiting > 0 then
+  if S.pool.waiting > 0 then   -- also of one that is kept: its keeper is looked for
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
-    local whole = d.empty and (not empty or d.free_mb < free_mb)   -- also one that is kept; less may be within a cap now
-    if grew or whole or d.shared and not shared or d.idle and not idle then S.work['device:' .. d.uuid] = 0 end
+    local whole = d.empty and (not empty or d.free_mb < free_mb)   -- less may be within a cap now
+    local share = d.sharable and not sharable
+    if grew or whole or share or d.shared and not shared or d.idle and not idle then S.work['device:' .. d.uuid] = 0 end
   end
   if not d.behind then
     d.behind, S.behind[#S.behind + 1] = true, d

@@ -200,6 +200,22 @@ def test_kept_device_with_less_than_was_asked_is_not_offered(pool: Pool) -> None
     assert state(pool, "large") == "offered"
 
 
+def test_kept_device_that_may_be_shared_again_without_growing_goes_to_its_keeper(
+    pool: Pool,
+) -> None:
+    """S11: it grew under an exclusive lease that has expired, and what that had is withheld."""
+    pool.report((device("gpu-a", 1000, simulated=0),), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("alone"), exclusive=1, memory_mb=1000, ttl_ms=60_000))
+    pool.report((device("gpu-a", 3000, simulated=0),), deadline_ms=DAY_MS)
+    wait(pool, "large", memory_mb=1500)
+    live(pool, 57, "large", memory_mb=1500)
+    assert kept(pool) == {"gpu-a": token("large")}
+    pool.skew(3500)
+    pool.reap()
+    assert pool.number("gpu-a", "withheld_mb") == 1000
+    assert state(pool, "large") == "offered"
+
+
 def test_kept_device_that_is_whole_again_without_growing_goes_to_its_keeper(pool: Pool) -> None:
     """L1: what a dead lease's process still uses is a stranger's now; nobody has a lease on it."""
     real = device("gpu-a", simulated=0)
