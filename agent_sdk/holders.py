@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk import snapshot
-from agent_sdk.protocol import Read
+from agent_sdk.protocol import Read, names
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -65,7 +65,7 @@ def read_holders(
 ) -> Generator[Read, Answer, Holders]:
     """Who holds a host's devices. perhaps_over: tokens of which to tell how they ended."""
     answer = yield Read((("SMEMBERS", keys.devices(host)),))
-    uuids = sorted(answer.raw[0])
+    uuids = sorted(names(answer))
     found = yield from snapshot.devices_of(keys, uuids)
     devices = {device.uuid: device for device in found if device.host == host}
     of: dict[str, tuple[str, ...]] = {}

@@ -251,6 +251,15 @@ def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
 
 
 @of_known_form
+def names(answer: Answer) -> list[str]:
+    """The names that the one command of a reading listed, as ZRANGE and SMEMBERS do."""
+    found = answer.raw[0]
+    if not isinstance(found, list | set) or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"no names: {str(found)[:80]}")
+    return list(found)
+
+
+@of_known_form
 def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
     _, now_ms, next_due_ms, epoch, more, *_ = answer.raw

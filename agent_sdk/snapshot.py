@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.devices import device_status
-from agent_sdk.protocol import Answer, Read, of_known_form
+from agent_sdk.protocol import Answer, Read, names, of_known_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -176,7 +176,7 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
 def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
     """Every registered device, by host and index."""
     answer = yield Read((("ZRANGE", keys.fits, 0, -1),))
-    found = yield from devices_of(keys, answer.raw[0])
+    found = yield from devices_of(keys, names(answer))
     return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
 
 
@@ -199,7 +199,7 @@ def records(
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
     """The hashes of all records in these states, by token."""
     answer = yield Read((("ZRANGE", keys.due, 0, -1),))
-    tokens = [member for member in answer.raw[0] if not member.startswith("host:")]
+    tokens = [member for member in names(answer) if not member.startswith("host:")]
     return (yield from records_of(keys, tokens, states))
 
 
@@ -215,12 +215,12 @@ def records_of(
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     """Every host that ever reported, by name."""
     answer = yield Read((("SMEMBERS", keys.hosts),))
-    names = sorted(answer.raw[0])
-    rows = yield from _hashes([keys.host(name) for name in names])
-    if not names:
+    found = sorted(names(answer))
+    rows = yield from _hashes([keys.host(name) for name in found])
+    if not found:
         return ()
-    counts = yield Read(tuple(("SCARD", keys.devices(name)) for name in names))
-    of = dict(zip(names, counts.raw, strict=True))
+    counts = yield Read(tuple(("SCARD", keys.devices(name)) for name in found))
+    of = dict(zip(found, counts.raw, strict=True))
 
     def host(name: str, row: dict[str, str]) -> HostStatus:
         return HostStatus(
@@ -232,15 +232,22 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
             drained=row.get("drained") == "1",
         )
 
-    return tuple(legible(host, zip(names, rows, strict=True)))
+    return tuple(legible(host, zip(found, rows, strict=True)))
 
 
-def _hashes(names: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
+def _hashes(of: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
     rows: list[dict[str, str]] = []
-    for start in range(0, len(names), PAGE):
-        answer = yield Read(tuple(("HGETALL", name) for name in names[start : start + PAGE]))
-        rows += answer.raw
+    for start in range(0, len(of), PAGE):
+        answer = yield Read(tuple(("HGETALL", key) for key in of[start : start + PAGE]))
+        rows += _rows(answer)
     return rows
+
+
+@of_known_form
+def _rows(answer: Answer) -> list[dict[str, str]]:
+    if wrong := [row for row in answer.raw if not isinstance(row, dict)]:
+        raise TypeError(f"no hash: {str(wrong[0])[:80]}")
+    return answer.raw
 
 
 def legible(

@@ -12,12 +12,10 @@
 
 local CLAIM_MS, KEEP_AFTER_MS = 10000, 30000
 local SERVE_WORK, OFFER_WORK = 16, 4   -- looking at one entry is 1: four devices handed out by one script, or 16 looked at
-local LOOKED_AT = 4                    -- devices, or groups of them, that may be kept
-local HINTS, HINTS_MS = 1000, 60000
+local LOOKED_AT, HINTS, HINTS_MS = 4, 1000, 60000   -- devices, or groups of them, that may be kept; hints of one inbox
 
 local line, waiters = {}, B.waiters
 B.line = line
-
 -- Does somebody come before a newcomer who asks for this?
 function line.comes_first(q)
   return S.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1
@@ -56,8 +54,7 @@ end
 local function with_kept(w, d, serving)
   local held = { d }
   for _, each in ipairs(kept_devices(w)) do
-    local waits = serving and S.work['device:' .. each.uuid]
-    if each ~= d and not waits then held[#held + 1] = each end
+    if each ~= d and not (serving and S.work['device:' .. each.uuid]) then held[#held + 1] = each end
   end
   return held
 end

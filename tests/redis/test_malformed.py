@@ -42,6 +42,7 @@ ANSWERS = (
     b"*6\r\n+WAITING\r\n+soon\r\n:5\r\n+1\r\n:0\r\n:0\r\n", b"*1\r\n-ERR inner\r\n",
     b"-NOSCRIPT No matching script.\r\n" * 3, b"-MOVED nowhere\r\n", b"-ASK\r\n",
     b"-WRONGTYPE no\r\n", b"$2\r\nOK\r\n$2\r\nOK\r\n",
+    b"+*10\r\n+x\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n",
     b"*10\r\n+GRANTED\r\n:1\r\n+\r\n+1\r\n:0\r\n+7\r\n:5000\r\n+soon\r\n+\r\n+x\r\n",
 )  # fmt: skip
 """To whatever is asked: of another protocol, cut off, too long, nested, and of RESP3."""
