@@ -49,7 +49,9 @@ class Server:
         return f"unix://{self.folder / 's'}"
 
     def connect(self) -> redis.Redis:
-        return redis.Redis.from_url(self.socket_url, decode_responses=True)
+        return redis.Redis.from_url(
+            self.socket_url, decode_responses=True, encoding_errors="surrogateescape"
+        )
 
     def start(self) -> None:
         command = [
