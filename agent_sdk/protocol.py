@@ -90,7 +90,7 @@ class Moment:
 
     Attributes:
         now_ms: the pool's clock.
-        next_due_ms: when something ends next, or None.
+        next_due_ms: nothing ends before, and None: nothing will; `reap` looks when the next does.
         epoch: names the pool's memory: another epoch means that it was lost.
         more: something is over that this call left for the next `reap`.
     """

@@ -24,12 +24,13 @@ CORE = ("time", "clock", "agenda")
 
 REST = (
     "events", "devices", "ledger", "placement", "ending", "memory", "reaper", "waiters", "line",
-    "findings",
+    "findings", "registry", "adoption",
 )  # fmt: skip
 """The others, in theirs."""
 
 AT_ONCE = {
     "acquire": {"events", "devices", "ledger", "placement"},
+    "renew": {"ledger"},
     "release": {"events", "devices", "ledger", "ending"},
 }
 """What a verb needs on its straight path; the rest is read when something of it is asked for."""

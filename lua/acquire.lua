@@ -25,12 +25,13 @@
 local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'default_memory_mb', 'max_leases_per_agent', 'policy_version')
 if unready then return reply('REFUSED', unready, S.schema or '') end
+local last_fence, default_memory_mb, before = v[8] + 0, v[13] + 0, S.pool
 local pool = {
-  waiting = S.pool.waiting, fence = v[7] + 0, safe_mode = v[8] + 0, closed_until_ms = S.pool.closed_until_ms or v[9] + 0,
-  max_memory_per_agent_mb = v[10] + 0, allow_fractional_shares = v[11] + 0, default_memory_mb = v[12] + 0,
-  max_leases_per_agent = v[13] + 0, policy_version = v[14] + 0, window_until_ms = S.pool.window_until_ms,
-  leap_from_ms = S.pool.leap_from_ms,
+  waiting = before.waiting, safe_mode = v[9] + 0, closed_until_ms = before.closed_until_ms or v[10] + 0,
+  max_memory_per_agent_mb = v[11] + 0, allow_fractional_shares = v[12] + 0, max_leases_per_agent = v[14] + 0,
+  policy_version = v[15] + 0,
 }
+pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
 S.pool = pool
 
 local q = {
@@ -51,7 +52,7 @@ local client, pid = word(14, 'client', '^[%w._-]*$', 64), word(15, 'pid', '^[%d:
 local owner = word(16, 'owner', '^[%w._:@/-]*$', 128)
 local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
-if q.memory_mb == 0 then q.memory_mb = pool.default_memory_mb end
+if q.memory_mb == 0 then q.memory_mb = default_memory_mb end
 
 -- As asked, without the wait and before the policy's defaults, which may change between a call and its repeat.
 local request = table.concat(ARGV, '|', 4, 13)
@@ -164,7 +165,7 @@ if not devices then
 end
 
 -- Grant. The fence grows across failover and lost writes too, where a plain counter would repeat.
-local fence = pool.fence + 1
+local fence = last_fence + 1
 if S.now_us > fence then fence = S.now_us end
 set_pool('fence', fence)
 fence = text(fence)

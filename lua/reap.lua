@@ -8,5 +8,6 @@
 
 local unready = begin()
 if unready then return reply('REFUSED', unready, S.schema or '') end
+S.next_due = 0   -- look, whatever was noted
 catch_up()
 return reply('REAPED')

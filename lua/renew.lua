@@ -30,7 +30,7 @@ local epoch = ARGV[6] and word(6, 'epoch', '^%d+$', 16)
 local claim = nil
 if epoch then
   claim = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client', '^[%w._-]*$', 64),
-    pid = word(11, 'pid', '^[%d:]*$', 40), held = {} }
+    pid = word(11, 'pid', '^[%d:]*$', 40), taken = ARGV[8], held = {} }
   claim.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
   local numbers = { string.match(claim.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
   for i = 1, #numbers do
@@ -58,73 +58,18 @@ if claim then B.remembered(epoch) end
 catch_up(token)
 
 local record = P .. 'record:' .. token
-
--- A lease that the pool has forgotten: take it up as its holder knows it, if its devices have room for it, whatever the
--- policy and the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago. `waits`: the pool knows
--- it as it was before its grant, `whose`: and for whom. Returns why not, or nil.
-local function adopt(waits, whose)
-  local v, pool = call('HMGET', POOL, 'lost_us', 'closed_until_ms', 'fence'), S.pool
-  local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
-  local granted_us, agent, held = fence + 0, claim.agent, claim.held
-  if granted_us > lost_us + FAILOVER_MS * 1000 then return reply('UNKNOWN') end
-
-  local hold_until_ms = claim.hold_ms > 0 and (granted_us - granted_us % 1000) / 1000 + claim.hold_ms
-  local function over(outcome)   -- from now on its late calls are told so
-    B.bury(token, outcome)
-    return reply('LOST', outcome)
-  end
-  if waits then B.waiters.quit(token, 'left', true) end
-  if hold_until_ms and hold_until_ms < S.now then return over('expired') end
-  local alone, sum = claim.alone, 0
-  for _, each in ipairs(held) do
-    local d = B.device(each.uuid)
-    local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
-    if room < each.mb or alone and d.leases > 0 then
-      if S.now < closed_until_ms then return reply('AGAIN') end   -- its host has yet to report, or who has its room to give it up
-      return over('superseded')
-    end
-    each.d, sum = d, sum + each.mb
-  end
-  B.agent(agent)
-
-  for _, each in ipairs(held) do
-    local d = each.d
-    if d.kept_for ~= '' then B.waiters.unkept(d) end
-    d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
-    if alone then d.exclusive = token end
-    call('SADD', P .. 'holders:' .. d.uuid, token)
-    if granted_us < S.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
-      d.foreign_mb = math.max(0, d.foreign_mb - each.mb)
-      call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
-    end
-    B.index(d)
-  end
-  B.add_to_agent(agent, sum, 1)
-  set_pool('fence', math.max(v[3] + 0, granted_us))
-  call('HSET', record, 'state', 'active', 'agent', agent, 'devices', ARGV[8], 'fence', fence, 'granted_at_ms',
-    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(S.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
-    'client', claim.client, 'pid', claim.pid)
-  if hold_until_ms then call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
-  if whose ~= '' then call('HSET', record, 'owner', whose) end
-  B.count(ARGV[8] == '' and 'cpu_adopted' or 'adopted')
-  B.event('adopted', 'token', token, 'agent', agent, 'devices', ARGV[8], 'fence', fence)
-end
-
-local function read()
-  return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked',
-    'owner', 'notice')
-end
-
-local v = read()
+local v = B.read(record)
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
 if not v[1] or waits and claim then
   local outcome = not waits and call('GET', P .. 'done:' .. token)
   if outcome then return reply('LOST', outcome) end
   if not claim then return reply('UNKNOWN') end
-  local refusal = adopt(waits, v[8] or owner)
-  if refusal then return refusal end
-  v = read()
+  local refused, how = B.adopt(token, fence, claim, waits, v[8] or owner)
+  if refused == 'UNKNOWN' then return reply('UNKNOWN') end
+  if refused == 'AGAIN' then return reply('AGAIN') end
+  if refused then return reply('LOST', how) end
+  v = B.read(record)
 end
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
 if state == 'cooling' then return reply('LOST', B.outcome(token)) end

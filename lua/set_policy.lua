@@ -28,7 +28,7 @@ local WORDS = {
 
 local unready, v = begin('safe_mode', 'policy_version')
 if unready then return reply('REFUSED', unready, S.schema or '') end
-S.pool.safe_mode, S.pool.policy_version = v[7] + 0, v[8] + 0
+S.pool.safe_mode, S.pool.policy_version = v[8] + 0, v[9] + 0
 local by, fields, said = word(2, 'by', '^[^%c]+$', 128), {}, {}
 for i = FIRST, #ARGV, PAIR do
   local field, bounds, known = ARGV[i], FIELDS[ARGV[i]], WORDS[ARGV[i]]

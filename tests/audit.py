@@ -78,6 +78,8 @@ def held(record: dict[str, str]) -> list[tuple[str, int]]:
 
 def _audit_agenda(client: redis.Redis, keys: Keys, records: Rows) -> None:
     due = dict(client.zrange(keys.due, 0, -1, withscores=True))
+    noted = client.hget(keys.pool, "next_due_ms")
+    assert not due or (noted and int(noted) <= min(due.values())), "L2: the first is not noted"
     tokens = {member for member in due if not member.startswith("host:")}
     assert tokens == set(records), "the agenda and the ledger name different leases"
     for token, record in records.items():

@@ -2,44 +2,37 @@
 -- end of a cooling one's grace, by when a waiter must have polled or claimed its offer; host:<h> -> the time by which that
 -- host must have reported again.
 --
--- Nothing waits for Redis to say that a key expired (it may say so minutes late): every verb looks at the first of the
--- agenda, takes back what is over until REAP_DEVICES devices are touched (the last member is finished whatever it has), and
--- says in `more` whether something is left.
+-- Nothing waits for Redis to say that a key expired (it may say so minutes late): a verb that comes when something may be due
+-- takes back what is over until REAP_DEVICES devices are touched (the last member is finished whatever it has), and says in
+-- `more` whether something is left.
+--
+-- When that may be is in the pool, `next_due_ms`: nothing on the agenda is due before. Scheduling brings it forward; it is not
+-- put off when its member is, but when its time has come and somebody has looked at the agenda. `reap` always looks, so what a
+-- hand, or an older version, put there is found as well.
 
 local WORK_READ = '16'   -- one more than the work of one script
 
 local function schedule(member, at)
-  S.moved[member] = at
+  if at < S.next_due then S.next_due = at end
   call('ZADD', DUE, text(at), member)
 end
 
-local function unschedule(member)
-  S.moved[member] = false
-  call('ZREM', DUE, member)
-end
+local function unschedule(member) call('ZREM', DUE, member) end
 
--- The end of every call: what it freed is handed on, and what is left to write is written. next_due_ms: when the agenda's
--- first is due, or ''.
+-- The end of every call: what it freed is handed on, and what is left to write is written. Before when nothing is due, or ''.
 local function finish()
   if next(S.work) then B.line.serve() end
   if S.behind[1] then B.flush() end
   if next(S.agents) then B.flush_agents() end
-  local due, moved, first = S.due or {}, S.moved, nil
-  if due[1] and moved[due[1]] == nil then
-    first = tonumber(due[2])
-  elseif due[3] and moved[due[3]] == nil then
-    first = tonumber(due[4])
-  elseif due[3] then
-    first = tonumber(call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2])
+  local changes, next_due_ms = S.changes, S.next_due
+  if next_due_ms == NEVER then next_due_ms = '' end
+  if S.next_due ~= S.noted_due then
+    changes[#changes + 1], changes[#changes + 2] = 'next_due_ms', next_due_ms == '' and '' or text(next_due_ms)
   end
-  for _, at in pairs(moved) do
-    if at and (not first or at < first) then first = at end
-  end
-  local changes = S.changes
   if S.run_id then changes[#changes + 1], changes[#changes + 2] = 'run_id', S.run_id end
   if changes[1] then call('HSET', POOL, unpack(changes)) end
   if S.closing then B.event('closed', 'until_ms', text(S.closing)) end
-  return first or ''
+  return next_due_ms
 end
 
 -- Every reply: its tag, now_ms, next_due_ms, epoch, more, then what the tag carries.
@@ -50,9 +43,7 @@ end
 
 -- Bring the pool up to the present before a verb decides anything: what is over comes back, and goes to who waits for it.
 local function catch_up(named)
-  local due = call('ZRANGE', DUE, '0', '1', 'WITHSCORES')
-  S.due = due
-  if due[1] and due[2] + 0 < S.now then B.reap(named) end
+  if S.next_due < S.now then B.reap(named) end
   if S.pool.waiting > 0 then
     local freed = call('ZRANGE', P .. 'freed', '0', WORK_READ, 'WITHSCORES')
     for i = 1, #freed, 2 do

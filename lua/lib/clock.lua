@@ -14,6 +14,7 @@
 local PROTOCOL, SCHEMA = '1', '1'
 local LEAP_MS, WINDOW_MS = 10000, 30000
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
+local NEVER = 1 / 0               -- when the first of an empty agenda is due
 local LOOK_MS = 100               -- between two looks at which server this is
 local FAILOVER_MS = 10000         -- closed after another server took over: holders notice, and renew, within 5 s
 local FORGOT_MS = 60000           -- closed after everything was lost
@@ -35,10 +36,10 @@ local function start()
   P = KEYS[1] .. ':'
   POOL, DUE = P .. 'pool', P .. 'due'
   S = {
-    now_us = now_us, now = (now_us - now_us % 1000) / 1000, epoch = nil, pool = nil, due = nil,
+    now_us = now_us, now = (now_us - now_us % 1000) / 1000, epoch = nil, pool = nil,
+    next_due = NEVER, noted_due = NEVER,   -- nothing on the agenda is due before; as it is in the pool
     more = 0,       -- 1: something is over that this call left for the next reap
     changes = {},   -- fields of the pool to write, each followed by its value
-    moved = {},     -- members of the agenda whose time this call wrote, and when it is; false: taken away
     work = {},      -- what the line must look at: entry -> rank; see lib/line.lua
     stored = {},    -- those of them that are in `freed`: entry -> rank there
     wants = {},     -- of a selector, wants:<host>/<model>: want -> rank of its first
@@ -88,14 +89,16 @@ local function set_pool(field, value)
   S.pool[field], S.changes[n + 1], S.changes[n + 2] = value, field, text(value)
 end
 
--- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the named fields from the 7th on.
+-- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the named fields from the 8th on.
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
-  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', ...)
+  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', 'next_due_ms', ...)
   if not v[1] then return 'not_ready' end
   if v[1] ~= SCHEMA and not B.knows(v[1]) then return 'protocol_mismatch' end
   S.epoch, S.pool = v[2], { waiting = v[5] + 0 }
 
+  S.noted_due = v[7] == '' and NEVER or (v[7] or 0) + 0
+  S.next_due = S.noted_due
   local last, now, looked_ms = v[4] + 0, S.now + v[3], (v[6] or 0) + 0
   if now < last then
     set_pool('offset_ms', v[3] + last - now)

@@ -24,22 +24,24 @@ local function settle(d)
   d.shared, d.idle = d.sharable and open, d.empty and open
 end
 
--- A device by its id, or nil; the same table for whoever asks.
-function B.device(uuid)
+-- A device by its id, or nil; the same table for whoever asks. Who reads it first gets the reply too, with the further fields
+-- that it names at the end.
+function B.device(uuid, ...)
   if S.devices[uuid] then return S.devices[uuid] end
   local v = call('HMGET', P .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'reserve_mb', 'reserved_mb',
-    'withheld_mb', 'foreign_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name')
+    'withheld_mb', 'foreign_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name', ...)
   if not v[1] then return nil end
   local d = {
     uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, reserve_mb = v[4] + 0, reserved_mb = v[5] + 0,
     withheld_mb = v[6] + 0, foreign_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], kept_for = v[10], state = v[11],
     drained = v[12], index = v[13], name = v[14],
     free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
+    behind = false, leased = false,
   }
   settle(d)
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
   S.devices[uuid] = d
-  return d
+  return d, v
 end
 
 -- Take note of what a device has become. What those who wait could not have before is work for the line.
@@ -70,9 +72,11 @@ local function write_zsets(d)
   end
   if d.idle ~= d.was_idle or d.idle and moved then
     local key, hosts = P .. 'idle:' .. d.host .. '/' .. d.model, P .. 'idlehosts:' .. d.model
-    if d.idle then call('ZADD', key, free, uuid) else call('ZREM', key, uuid) end
-    local idle = call('ZCARD', key)   -- counted anew, so that it cannot drift
-    if idle > 0 then call('ZADD', hosts, text(idle), d.host) else call('ZREM', hosts, d.host) end
+    if d.idle then   -- counted by what really came and went
+      if call('ZADD', key, free, uuid) == 1 then call('ZADD', hosts, 'INCR', '1', d.host) end
+    elseif call('ZREM', key, uuid) == 1 and call('ZADD', hosts, 'INCR', '-1', d.host) == '0' then
+      call('ZREM', hosts, d.host)
+    end
   end
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
 end

@@ -13,10 +13,11 @@ local function fresh(now, before)
   return found
 end
 
--- What the host finds now, and what it finds no more. `was` has the lists of before, by their number.
-function B.compare(d, said, was)
-  for i, kind in ipairs(B.FINDINGS) do
-    local now, before = said[kind], was[i] or ''
+-- What the host finds now, and what it finds no more. The lists of before are in `was`, after the n-th.
+function B.compare(d, said, was, n)
+  for i = 1, #B.FINDINGS do
+    local kind = B.FINDINGS[i]
+    local now, before = said[kind], was[n + i] or ''
     if now and now ~= before then
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
       local function agent_of(name) return of_lease and call('HGET', P .. 'record:' .. name, 'agent') or '' end
@@ -44,12 +45,30 @@ local function let_know(told)
   end
 end
 
--- What befell the GPU and the processes on it. `before`: its quarantine until now.
-function B.note(d, said, before)
-  for code, action in string.gmatch(said.xids or '', '(%d+):(%l+)') do
+local function tell_of_xids(d, xids)
+  for code, action in string.gmatch(xids, '(%d+):(%l+)') do
     call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(S.now))
     B.event('xid', 'device', d.uuid, 'host', d.host, 'xid', code, 'action', action)
   end
+end
+
+local function tell_of_end(d, ended)
+  local pid, sent, token, why = string.match(ended, '^(%d+) (%u+) (%S+) (.*)$')
+  if not pid then return end
+  B.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
+    'reason', why)
+end
+
+-- Holders of whom there is no record: a version that knows of none has ended their leases.
+local function forget_holders(d, gone)
+  for token in string.gmatch(gone, '[^,]+') do
+    if call('EXISTS', P .. 'record:' .. token) == 0 then call('SREM', P .. 'holders:' .. d.uuid, token) end
+  end
+end
+
+-- What befell the GPU and the processes on it. `before`: its quarantine until now.
+function B.note(d, said, before)
+  if said.xids then tell_of_xids(d, said.xids) end
   if said.quarantine and said.quarantine ~= before then
     if said.quarantine ~= '' then
       B.event('quarantined', 'device', d.uuid, 'host', d.host, 'reason', said.quarantine)
@@ -57,13 +76,7 @@ function B.note(d, said, before)
       B.event('returned', 'device', d.uuid, 'host', d.host)
     end
   end
-  local pid, sent, token, why = string.match(said.ended or '', '^(%d+) (%u+) (%S+) (.*)$')
-  if pid then
-    B.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
-      'reason', why)
-  end
+  if said.ended then tell_of_end(d, said.ended) end
   if said.tell then let_know(said.tell) end
-  for token in string.gmatch(said.gone or '', '[^,]+') do   -- a version that knows of no holders has ended it
-    if call('EXISTS', P .. 'record:' .. token) == 0 then call('SREM', P .. 'holders:' .. d.uuid, token) end
-  end
+  if said.gone then forget_holders(d, said.gone) end
 end

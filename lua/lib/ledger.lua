@@ -6,6 +6,12 @@
 
 local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
 
+-- What renew needs of a record.
+function B.read(record)
+  return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked', 'owner',
+    'notice')
+end
+
 -- What the agent holds, MiB and leases, and how many of its requests wait.
 function B.agent(agent)
   local a = S.agents[agent]
@@ -16,7 +22,7 @@ function B.agent(agent)
   else
     v = call('HMGET', P .. 'agents', agent, agent .. '#leases')
   end
-  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0, held = false, waited = false }
+  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0 }
   S.agents[agent] = a
   return a
 end

@@ -71,9 +71,9 @@ function B.reap(named)
   local at = named and call('ZSCORE', DUE, named)
   if at and B.over(tonumber(at)) then left = left - settle_member(named) end
   while true do
-    local due = call('ZRANGE', DUE, '0', '1', 'WITHSCORES')
-    S.due, S.moved = due, {}
-    if not due[1] or not B.over(tonumber(due[2])) then return end
+    local due = call('ZRANGE', DUE, '0', '0', 'WITHSCORES')
+    S.next_due = tonumber(due[2]) or NEVER
+    if not B.over(S.next_due) then return end
     if left <= 0 then
       S.more = 1
       return

@@ -25,7 +25,7 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert row == POLICY | {
         "schema": "1", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
-        "safe_mode": "0", "looked_ms": str(now),
+        "safe_mode": "0", "looked_ms": str(now), "next_due_ms": str(now + 15000),
     }  # fmt: skip
     assert pool.events() == ["pool_created", "device", "host_up"]
 
@@ -94,8 +94,10 @@ def test_report_sets_the_hosts_deadline_anew(pool: Pool) -> None:
     """Each report is a sign of life for deadline_ms from now; the latest counts, if shorter too."""
     now = pool.report(deadline_ms=15000)[1]
     pool.skew(3000)
-    assert pool.report(deadline_ms=20000)[2] == now + 23000
-    assert pool.report(deadline_ms=5000)[2] == now + 8000
+    pool.report(deadline_ms=20000)
+    assert pool.first_due() == now + 23000
+    pool.report(deadline_ms=5000)
+    assert pool.first_due() == now + 8000
     row = pool.hash("host:h1")
     assert row == {"version": "test", "reported_ms": str(now + 3000), "deadline_ms": "5000"}
 

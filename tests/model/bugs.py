@@ -55,8 +55,8 @@ BUGS = (
                 "if S.now < at then return false end",
             ),
             (
-                "if due[1] and due[2] + 0 < S.now then",
-                "if due[1] and due[2] + 0 <= S.now then",
+                "if S.next_due < S.now then",
+                "if S.next_due <= S.now then",
             ),
         ),
         seed=57779951,
@@ -220,6 +220,16 @@ BUGS = (
             ),
         ),
         seed=852384399,
+    ),
+    Bug(
+        "an earlier end is not noted",
+        (
+            (
+                "if at < S.next_due then S.next_due = at end",
+                "",
+            ),
+        ),
+        seed=1,
     ),
 )
 

@@ -36,11 +36,11 @@ SAYS_A_REASON = (
     r"\bwhy = (?!word)[^\n]*?'(\w+)'",
     r"\bor '(\w+)'\)? then return",
     r"return nil, '(\w+)'",
-    r"then return '(\w+)'",
-    r"^\s*return '(\w+)'",
+    r"then return '([a-z_]+)'",
+    r"^\s*return '([a-z_]+)'",
     r"'done:' \.\. token, '(\w+)'",
 )
-"""Where in Lua a reason or an outcome is spelt."""
+"""Where in Lua a reason or an outcome is spelt, which a tag of a reply is not."""
 
 REQUEST = Request(
     token="t" * 16, agent="analyst", memory_mb=900, devices=2, exclusive=True, ttl_ms=30000,

@@ -1,0 +1,52 @@
+-- adoption: a lease that the pool has forgotten, and its holder has not. Only renew needs this file.
+
+-- Take up the lease that its holder claims, if its devices have room for it, whatever the policy and the driver say. Younger
+-- ones, and any in a pool that has lost nothing, ended long ago: they are unknown. `waits`: the pool knows it as it was before
+-- its grant, `whose`: and for whom. Returns nil, or what to answer: UNKNOWN, AGAIN, LOST and how it ended.
+function B.adopt(token, fence, claim, waits, whose)
+  local v, pool = call('HMGET', POOL, 'lost_us', 'closed_until_ms', 'fence'), S.pool
+  local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
+  local granted_us, agent, held = fence + 0, claim.agent, claim.held
+  if granted_us > lost_us + FAILOVER_MS * 1000 then return 'UNKNOWN' end
+
+  local hold_until_ms = claim.hold_ms > 0 and (granted_us - granted_us % 1000) / 1000 + claim.hold_ms
+  local function over(outcome)   -- from now on its late calls are told so
+    B.bury(token, outcome)
+    return 'LOST', outcome
+  end
+  if waits then B.waiters.quit(token, 'left', true) end
+  if hold_until_ms and hold_until_ms < S.now then return over('expired') end
+  local alone, sum = claim.alone, 0
+  for _, each in ipairs(held) do
+    local d = B.device(each.uuid)
+    local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
+    if room < each.mb or alone and d.leases > 0 then
+      if S.now < closed_until_ms then return 'AGAIN' end   -- its host has yet to report, or who has its room to give it up
+      return over('superseded')
+    end
+    each.d, sum = d, sum + each.mb
+  end
+  B.agent(agent)
+
+  for _, each in ipairs(held) do
+    local d = each.d
+    if d.kept_for ~= '' then B.waiters.unkept(d) end
+    d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
+    if alone then d.exclusive = token end
+    call('SADD', P .. 'holders:' .. d.uuid, token)
+    if granted_us < S.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
+      d.foreign_mb = math.max(0, d.foreign_mb - each.mb)
+      call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
+    end
+    B.index(d)
+  end
+  B.add_to_agent(agent, sum, 1)
+  set_pool('fence', math.max(v[3] + 0, granted_us))
+  call('HSET', P .. 'record:' .. token, 'state', 'active', 'agent', agent, 'devices', claim.taken, 'fence', fence, 'granted_at_ms',
+    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(S.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
+    'client', claim.client, 'pid', claim.pid)
+  if hold_until_ms then call('HSET', P .. 'record:' .. token, 'hold_until_ms', text(hold_until_ms)) end
+  if whose ~= '' then call('HSET', P .. 'record:' .. token, 'owner', whose) end
+  B.count(claim.taken == '' and 'cpu_adopted' or 'adopted')
+  B.event('adopted', 'token', token, 'agent', agent, 'devices', claim.taken, 'fence', fence)
+end

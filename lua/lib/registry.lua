@@ -1,0 +1,164 @@
+-- registry: which devices there are, and what their hosts say of them. Only report needs this file.
+
+-- What a reporter may say of a device, by the form of it; the ledger's own fields are not among them.
+local HOST = '^[%w._ -]+$'
+local FORMS = {
+  whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
+  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 }, names = { '^[%w._,-]*$', 8192 },
+  rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192 }, xids = { '^[%d:%l,]*$', 256 },
+}
+local FIELDS = {
+  index = 'whole', name = 'line', model = 'word', total_mb = 'whole', reserve_mb = 'whole', used_mb = 'whole',
+  state = 'state', reason = 'line', simulated = 'flag', utilization_gpu_pct = 'number', memory_utilization_pct = 'number',
+  temperature_c = 'number', power_draw_w = 'number', pcie_tx_kb_s = 'number', pcie_rx_kb_s = 'number',
+  nvml_mem_used_mb = 'number', nvml_mem_total_mb = 'number', nvml_gpu_util_pct = 'number', nvml_mem_util_pct = 'number',
+  nvml_error = 'line', power_limit_w = 'number', clock_sm_mhz = 'number', clock_memory_mhz = 'number',
+  ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
+  parent = 'id',
+  -- What its host makes of it. In MiB: used by nobody's lease, or beyond one; of that at most so much may be of leases whose
+  -- processes are not known; still used by leases that cool; held by leases that cool and whose processes are not known.
+  -- Without outside_mb, used_mb alone counts.
+  outside_mb = 'whole', unclaimed_mb = 'whole', lingering_mb = 'whole', uncertain_mb = 'whole',
+  processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
+  degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole',
+}
+
+-- Said once, and not kept on the device: what its leases are to be told of (`token=idle+overuse`, none = of nothing any
+-- more), error codes of the GPU with what is made of them, a process that was sent a signal, for whose sake and why, and
+-- holders of whom there is no record.
+local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names' }
+
+-- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
+local KEPT = { index = true, total_mb = true, reserve_mb = true }
+
+-- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in S.bad. `fields`: what is kept of
+-- it, field and value in turn, after the two that accept() fills in.
+function B.reported_device(i)
+  local said, kept, n = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = nil }, { 'host', '', 'drained', '' }, 4
+  local next_at = i + 2 + 2 * int(i + 1, 'device', 0, 64)
+  for at = i + 2, next_at - 2, 2 do
+    local field, value = ARGV[at], ARGV[at + 1]
+    local of = FIELDS[field]
+    local form = FORMS[of or SAID[field] or '']
+    if not form then S.bad = S.bad or 'device' break end
+    local unknown = value == '' and (of == 'whole' or of == 'number')
+    if not unknown then said[field] = word(at + 1, field, form[1], form[2]) end
+    if of and not (unknown and KEPT[field]) then
+      kept[n + 1], kept[n + 2], n = field, value, n + 2
+    end
+  end
+  if said.state == 'away' then S.bad = S.bad or 'state' end   -- the broker's own word for a host that is silent
+  said.fields = kept
+  return said, next_at
+end
+
+-- What could ever be had of this model, and on which hosts: written from the zsets themselves, so it cannot drift.
+local function settle_model(model, on)
+  local top = call('ZRANGE', P .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
+  if top[1] then call('ZADD', P .. 'models', top[2], model) else call('ZREM', P .. 'models', model) end
+  local devices = call('ZCARD', P .. 'fits:host/' .. on .. '/' .. model)
+  if devices > 0 then
+    call('ZADD', P .. 'hosts:' .. model, devices, on)
+  else
+    call('ZREM', P .. 'hosts:' .. model, on)
+  end
+end
+
+local function each_fits(d, write)
+  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model, 'host/' .. d.host .. '/' .. d.model }) do
+    write(P .. 'fits:' .. of)
+  end
+  settle_model(d.model, d.host)
+end
+
+local function register(d)
+  call('SADD', P .. 'devices:' .. d.host, d.uuid)
+  each_fits(d, function(key) call('ZADD', key, d.total_mb - d.reserve_mb, d.uuid) end)
+end
+
+-- Out of everything that knows it under the host and model it had.
+local function unregister(d)
+  local state = d.state
+  d.state = 'moving'
+  B.index(d)
+  B.flush()
+  d.state = state
+  call('SREM', P .. 'devices:' .. d.host, d.uuid)
+  each_fits(d, function(key) call('ZREM', key, d.uuid) end)
+end
+
+-- Memory used by others than our leases: at most `most`, at least `least`. What lies between is of leases or of others: there
+-- foreign falls only when `most` proves it. A sample older than one that came before can only raise it. `withheld_at_ms` and
+-- `newest_ms` are of the last lease that began to cool, and of the newest sample. What is to be written is added to `fields`.
+local function settle_foreign(d, said, sampled_ms, withheld_at_ms, newest_ms, fields)
+  local used_mb, outside_mb = tonumber(said.used_mb), tonumber(said.outside_mb)
+  local most, least, lingering_mb = used_mb, nil, 0
+  if outside_mb then   -- what lingers is withheld; but its grace may have ended before it began
+    lingering_mb = (said.lingering_mb or 0) + 0
+    most = outside_mb + math.max(0, lingering_mb - d.withheld_mb)
+    least = most - (said.unclaimed_mb or 0)
+  elseif used_mb then
+    least = used_mb - d.reserved_mb - d.withheld_mb
+  else
+    return
+  end
+  local n, foreign_mb = #fields, math.max(d.foreign_mb, least)
+  if sampled_ms >= newest_ms then
+    local gone = used_mb and used_mb <= d.reserved_mb + d.foreign_mb
+    if outside_mb then gone = lingering_mb == 0 and (gone or (said.uncertain_mb or 0) + 0 == 0) end
+    if d.withheld_mb > 0 and sampled_ms > withheld_at_ms and gone then
+      if not outside_mb then least = least + d.withheld_mb end
+      d.withheld_mb = 0
+      fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'withheld_mb', '0', 'cooled_at_ms', text(withheld_at_ms)
+      n = n + 4
+    end
+    foreign_mb = math.min(most, math.max(d.foreign_mb, least))
+    fields[n + 1], fields[n + 2] = 'sampled_ms', text(sampled_ms)
+    n = n + 2
+  end
+  d.foreign_mb = math.max(0, foreign_mb)
+  fields[n + 1], fields[n + 2] = 'foreign_mb', text(d.foreign_mb)
+end
+
+local function new_device(uuid, host)
+  call('HSET', P .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
+    'reserve_mb', '0', 'state', 'unknown', 'reserved_mb', '0', 'withheld_mb', '0', 'foreign_mb', '0', 'leases', '0',
+    'exclusive', '', 'kept_for', '', 'drained', '0')
+  return B.device(uuid)
+end
+
+-- What is read of a device beside what placement needs; the last are those of B.FINDINGS.
+local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'quarantine', 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
+
+-- A device, and those fields: the reply, and after how many others they stand in it.
+local function look_at(uuid)
+  local d, v = B.device(uuid, unpack(BESIDES))
+  if v then return d, v, #v - #BESIDES end
+  return d, d and call('HMGET', P .. 'device:' .. uuid, unpack(BESIDES)) or {}, 0
+end
+
+-- Take a device as its host says it is.
+function B.accept(host, said, sampled_ms)
+  local known, v, n = look_at(said.uuid)
+  local d = known or new_device(said.uuid, host)
+  local capacity, state = d.total_mb - d.reserve_mb, d.state
+  local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
+  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.waiters.unkept(d) end
+  if known and elsewhere then unregister(d) end
+  if (not known or d.host ~= host) and call('HGET', P .. 'host:' .. host, 'drained') == '1' then
+    d.drained = '1'   -- what a drained host gets is drained too
+  end
+  d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
+  d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
+  local fields = said.fields
+  fields[2], fields[4] = host, d.drained
+  settle_foreign(d, said, sampled_ms, tonumber(v[n + 1] or 0), tonumber(v[n + 2] or 0), fields)
+  call('HSET', P .. 'device:' .. d.uuid, unpack(fields))
+  if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
+  B.index(d)
+  B.compare(d, said, v, n + 3)
+  B.note(d, said, v[n + 3] or '')
+  if not known or state ~= d.state then
+    B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
+  end
+end
