@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from agent_sdk import waiting_line
 from agent_sdk.errors import error_for
-from agent_sdk.protocol import Answer, Call, Claim, Device, Grant, Read, renew
+from agent_sdk.protocol import Answer, Call, Claim, Device, Grant, Read, of_known_form, renew
+from agent_sdk.readings import text
 from agent_sdk.waiting_line import WaiterStatus
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from agent_sdk.keys import Keys
+    from agent_sdk.snapshot import LeaseStatus
 
 
 def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
@@ -32,8 +34,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
     answer = yield Read(
         (("HGET", keys.pool, "epoch"), ("HMGET", keys.record(token), "devices", "request"))
     )
-    epoch, (taken, request) = answer.raw
-    claim = Claim(epoch, found.agent, taken, request, found.client, found.pid) if request else None
+    claim = _claim(answer, found)
     devices = yield from _devices(keys, found.devices)
     return Grant(
         token=token,
@@ -58,7 +59,21 @@ def _devices(
     answer = yield Read(
         tuple(("HMGET", keys.device(uuid), "index", "host", "name") for uuid, _ in held)
     )
+    return _told(answer, held)
+
+
+@of_known_form
+def _claim(answer: Answer, lease: LeaseStatus) -> Claim | None:
+    epoch, (taken, request) = answer.raw
+    if not request:
+        return None
+    said = (text(epoch), lease.agent, text(taken), text(request), lease.client, lease.pid)
+    return Claim(*said)
+
+
+@of_known_form
+def _told(answer: Answer, held: tuple[tuple[str, int], ...]) -> tuple[Device, ...]:
     return tuple(
-        Device(uuid, int(index), host, name, memory_mb)
+        Device(uuid, int(index), text(host), text(name), memory_mb)
         for (uuid, memory_mb), (index, host, name) in zip(held, answer.raw, strict=True)
     )

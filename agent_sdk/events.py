@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
-from agent_sdk.protocol import Answer, Read
+from agent_sdk.protocol import Answer, Read, of_known_form
+from agent_sdk.readings import row, text
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -140,6 +141,7 @@ class Tail:
         return News(tuple(found))
 
 
+@of_known_form
 def _of_one(answer: Any) -> Any:
     """The entries of the one stream that XREAD was asked about; RESP2 and RESP3 differ."""
     if not answer:
@@ -147,8 +149,11 @@ def _of_one(answer: Any) -> Any:
     return answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]
 
 
+@of_known_form
 def _events(entries: Any) -> list[Event]:
-    return [
-        Event(name, fields.get("event", ""), {k: v for k, v in fields.items() if k != "event"})
-        for name, fields in entries or ()
-    ]
+    return [_event(text(name), row(fields)) for name, fields in entries or ()]
+
+
+def _event(name: str, fields: dict[str, str]) -> Event:
+    order(name)  # an id is a time and a number
+    return Event(name, fields.get("event", ""), {k: v for k, v in fields.items() if k != "event"})

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk import snapshot
-from agent_sdk.protocol import Read, names
+from agent_sdk.protocol import Read, of_known_form
+from agent_sdk.readings import names, names_each, text_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -71,8 +72,9 @@ def read_holders(
     of: dict[str, tuple[str, ...]] = {}
     if devices:
         answer = yield Read(tuple(("SMEMBERS", keys.holders(uuid)) for uuid in devices))
-        of = {uuid: tuple(sorted(t)) for uuid, t in zip(devices, answer.raw, strict=True)}
-    tokens = sorted({token for names in of.values() for token in names})
+        held_by = zip(devices, names_each(answer), strict=True)
+        of = {uuid: tuple(sorted(tokens)) for uuid, tokens in held_by}
+    tokens = sorted({token for of_one in of.values() for token in of_one})
     rows = yield from snapshot.records_of(keys, tokens, ("offered", "active", "cooling"))
     granted = [(token, row) for token, row in rows.items() if row["state"] != "offered"]
     leases = {x.token: x for x in snapshot.legible(snapshot.lease_status, granted) if x.devices}
@@ -82,7 +84,7 @@ def read_holders(
     others = sorted({*perhaps_over} - rows.keys())
     elsewhere = yield from snapshot.records_of(keys, others, ("waiting", "offered", "active"))
     ended = yield from _ended(keys, [t for t in others if t not in elsewhere], now_ms)
-    gone = {uuid: tuple(t for t in names if t not in rows) for uuid, names in of.items()}
+    gone = {uuid: tuple(t for t in held if t not in rows) for uuid, held in of.items()}
     return Holders(
         now_ms, devices, leases, of, frozenset(unsure), gone, ended, frozenset(elsewhere)
     )
@@ -92,10 +94,14 @@ def _ended(keys: Keys, tokens: list[str], now_ms: int) -> Generator[Read, Answer
     if not tokens:
         return {}
     asked = [(verb, keys.done(token)) for token in tokens for verb in ("GET", "PTTL")]
-    answer = yield Read(tuple(asked))
-    found = zip(tokens, answer.raw[::2], answer.raw[1::2], strict=True)
+    return _endings((yield Read(tuple(asked))), tokens, now_ms)
+
+
+@of_known_form
+def _endings(answer: Answer, tokens: list[str], now_ms: int) -> dict[str, Ended]:
+    outcomes = map(text_or_none, answer.raw[::2])
     return {
-        token: Ended(str(outcome), now_ms - (TOMBSTONE_MS - max(0, int(left_ms))))
-        for token, outcome, left_ms in found
+        token: Ended(outcome, now_ms - (TOMBSTONE_MS - max(0, int(left_ms))))
+        for token, outcome, left_ms in zip(tokens, outcomes, answer.raw[1::2], strict=True)
         if outcome
     }

@@ -233,7 +233,9 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-_NO_KNOWN_FORM: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+_NO_KNOWN_FORM: Final = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 """What reading comes to: of a wrong word, type or number, or of lists in lists without end."""
 
 
@@ -248,15 +250,6 @@ def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
             raise error_for("protocol_mismatch", f"unknown answer: {error}") from error
 
     return reading
-
-
-@of_known_form
-def names(answer: Answer) -> list[str]:
-    """The names that the one command of a reading listed, as ZRANGE and SMEMBERS do."""
-    found = answer.raw[0]
-    if not isinstance(found, list | set) or not all(isinstance(name, str) for name in found):
-        raise TypeError(f"no names: {str(found)[:80]}")
-    return list(found)
 
 
 @of_known_form

@@ -13,6 +13,7 @@ from agent_sdk import fitting, snapshot, waiting_line
 from agent_sdk.errors import CODES
 from agent_sdk.fitting import Wish
 from agent_sdk.protocol import Answer, Read, of_known_form
+from agent_sdk.readings import rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
@@ -112,13 +113,14 @@ def _parted(
 
 
 def _held(keys: Keys) -> Generator[Read, Answer, dict[str, tuple[int, int]]]:
-    return _sums((yield Read((("HGETALL", keys.agents),))).raw[0])
+    answer = yield Read((("HGETALL", keys.agents),))
+    return _sums(rows(answer)[0])
 
 
 @of_known_form
-def _sums(rows: dict[str, str]) -> dict[str, tuple[int, int]]:
-    agents = {name.partition("#")[0] for name in rows}
-    return {a: (int(rows.get(a, 0)), int(rows.get(f"{a}#leases", 0))) for a in agents}
+def _sums(row: dict[str, str]) -> dict[str, tuple[int, int]]:
+    agents = {name.partition("#")[0] for name in row}
+    return {a: (int(row.get(a, 0)), int(row.get(f"{a}#leases", 0))) for a in agents}
 
 
 def _in_order(leases: Iterable[LeaseStatus]) -> dict[str, LeaseStatus]:

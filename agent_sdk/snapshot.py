@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.devices import device_status
-from agent_sdk.protocol import Answer, Read, names, of_known_form
+from agent_sdk.protocol import Answer, Read, of_known_form
+from agent_sdk.readings import names, places, row, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -138,7 +139,8 @@ def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
         ProtocolMismatch: they are of no known form.
     """
     answer = yield Read((("TIME",), ("HGETALL", keys.pool), ("HGETALL", keys.stats)))
-    return _pool(*answer.raw)
+    time, facts, stats = answer.raw
+    return _pool(time, row(facts), row(stats))
 
 
 @of_known_form
@@ -182,15 +184,15 @@ def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
 
 def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
     """Those of these devices that are registered."""
-    rows = yield from _hashes([keys.device(uuid) for uuid in uuids])
-    known = ((uuid, row) for uuid, row in zip(uuids, rows, strict=True) if row)
+    found = yield from _hashes([keys.device(uuid) for uuid in uuids])
+    known = ((uuid, of) for uuid, of in zip(uuids, found, strict=True) if of)
     return list(legible(device_status, known))
 
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
     """Every lease that lives, oldest first."""
-    rows = yield from records(keys, ("active",))
-    found = legible(lease_status, rows.items())
+    active = yield from records(keys, ("active",))
+    found = legible(lease_status, active.items())
     return tuple(sorted(found, key=lambda lease: lease.fence))
 
 
@@ -207,20 +209,19 @@ def records_of(
     keys: Keys, tokens: list[str], states: tuple[str, ...]
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
     """The hashes of those of these tokens that are in these states."""
-    rows = yield from _hashes([keys.record(token) for token in tokens])
-    found = zip(tokens, rows, strict=True)
-    return {token: row for token, row in found if row.get("state") in states}
+    found = yield from _hashes([keys.record(token) for token in tokens])
+    return {t: of for t, of in zip(tokens, found, strict=True) if of.get("state") in states}
 
 
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     """Every host that ever reported, by name."""
     answer = yield Read((("SMEMBERS", keys.hosts),))
     found = sorted(names(answer))
-    rows = yield from _hashes([keys.host(name) for name in found])
+    facts = yield from _hashes([keys.host(name) for name in found])
     if not found:
         return ()
-    counts = yield Read(tuple(("SCARD", keys.devices(name)) for name in found))
-    of = dict(zip(found, counts.raw, strict=True))
+    answer = yield Read(tuple(("SCARD", keys.devices(name)) for name in found))
+    counts = dict(zip(found, places(answer), strict=True))
 
     def host(name: str, row: dict[str, str]) -> HostStatus:
         return HostStatus(
@@ -228,39 +229,32 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
             version=row.get("version", ""),
             reported_ms=int(row.get("reported_ms", 0)),
             deadline_ms=int(row.get("deadline_ms", 0)),
-            devices=of[name],
+            devices=counts[name] or 0,
             drained=row.get("drained") == "1",
         )
 
-    return tuple(legible(host, zip(found, rows, strict=True)))
+    return tuple(legible(host, zip(found, facts, strict=True)))
 
 
 def _hashes(of: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
-    rows: list[dict[str, str]] = []
+    found: list[dict[str, str]] = []
     for start in range(0, len(of), PAGE):
         answer = yield Read(tuple(("HGETALL", key) for key in of[start : start + PAGE]))
-        rows += _rows(answer)
-    return rows
-
-
-@of_known_form
-def _rows(answer: Answer) -> list[dict[str, str]]:
-    if wrong := [row for row in answer.raw if not isinstance(row, dict)]:
-        raise TypeError(f"no hash: {str(wrong[0])[:80]}")
-    return answer.raw
+        found += rows(answer)
+    return found
 
 
 def legible(
-    read: Callable[[str, dict[str, str]], T], rows: Iterable[tuple[str, dict[str, str]]]
+    read: Callable[[str, dict[str, str]], T], found: Iterable[tuple[str, dict[str, str]]]
 ) -> Iterator[T]:
     """What each row says, by its name; one of no known form is passed over, and hides no other."""
-    for name, row in rows:
+    for name, facts in found:
         try:
-            found = read(name, row)
+            one = read(name, facts)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             _say_once(name, f"{type(error).__name__}: {error}")
         else:
-            yield found
+            yield one
 
 
 @lru_cache(PAGE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk import snapshot
 from agent_sdk.errors import error_for
 from agent_sdk.protocol import Answer, Read
+from agent_sdk.readings import places, row, text_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -75,18 +76,16 @@ def lookup(
         ProtocolMismatch: its record is of no known form.
     """
     answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
-    row, outcome = answer.raw
-    if not row:
-        return str(outcome) if outcome else None
-    if not isinstance(row, dict):
-        raise error_for("protocol_mismatch", f"the record of {token[:8]}… is of no known form")
-    if row.get("state") == "cooling" and "outcome" in row:
-        return str(row["outcome"])
+    record, outcome = row(answer.raw[0]), text_or_none(answer.raw[1])
+    if not record:
+        return outcome or None
+    if record.get("state") == "cooling" and "outcome" in record:
+        return record["outcome"]
     found: Sequence[LeaseStatus | WaiterStatus]
-    if row.get("state") in WAITS:
-        found = yield from placed(keys, {token: row})
+    if record.get("state") in WAITS:
+        found = yield from placed(keys, {token: record})
     else:
-        found = list(snapshot.legible(snapshot.lease_status, [(token, row)]))
+        found = list(snapshot.legible(snapshot.lease_status, [(token, record)]))
     if not found:
         raise error_for("protocol_mismatch", f"the record of {token[:8]}… is of no known form")
     return found[0]
@@ -99,11 +98,11 @@ def placed(
     if not records:
         return []
     ranks = [("ZRANK", keys.line(row.get("want", "")), token) for token, row in records.items()]
-    places: list[int | None] = []
+    found: list[int | None] = []
     for start in range(0, len(ranks), snapshot.PAGE):
         answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
-        places += answer.raw
-    at = dict(zip(records, places, strict=True))
+        found += places(answer)
+    at = dict(zip(records, found, strict=True))
 
     def waiter(token: str, row: dict[str, str]) -> WaiterStatus:
         return waiter_status(token, row, at[token])

@@ -99,7 +99,10 @@ ATTACKS = {
         "a store that answers nonsense, byte for byte", "redis/test_malformed.py", **FUZZ
     ),
     "replies-fuzzed": _test(
-        "nested replies of any type to every verb", "unit/test_protocol_fuzz.py", **FUZZ
+        "nested replies of any type to every verb and reading",
+        "unit/test_protocol_fuzz.py",
+        "unit/test_readings_fuzz.py",
+        **FUZZ,
     ),
     "arguments": _test(
         "every script with spoilt arguments: no partial write", "lua/test_arguments_fuzz.py", **FUZZ

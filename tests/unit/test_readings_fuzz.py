@@ -1,0 +1,109 @@
+"""Whatever a store answers to a reading, it returns what it reads or raises a LeaseError."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_sdk import adopting, events, explain, scene, snapshot, waiting_line
+from agent_sdk.errors import LeaseError
+from agent_sdk.holders import read_holders
+from agent_sdk.keys import Keys
+from agent_sdk.protocol import Answer, Call
+from tests.unit.test_protocol import FRAME, REQUEST
+from tests.unit.test_protocol_fuzz import NESTED, QUIET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from hypothesis.strategies import DataObject, SearchStrategy
+
+KEYS = Keys("default")
+TOKEN = REQUEST.token
+
+
+def _line() -> Generator[Any, Answer, Any]:
+    return scene.line((yield from scene.read(KEYS)))
+
+
+def _tail() -> Generator[Any, Answer, Any]:
+    tail = events.Tail(KEYS, "5-0")
+    return tail.take((yield tail.ask(0)).raw)
+
+
+READINGS: dict[str, Callable[[], Generator[Any, Answer, Any]]] = {
+    "pool": lambda: snapshot.pool(KEYS),
+    "devices": lambda: snapshot.devices(KEYS),
+    "leases": lambda: snapshot.leases(KEYS),
+    "hosts": lambda: snapshot.hosts(KEYS),
+    "waiters": lambda: waiting_line.waiters(KEYS),
+    "lookup": lambda: waiting_line.lookup(KEYS, TOKEN),
+    "adopt": lambda: adopting.adopt(KEYS, TOKEN),
+    "explain": lambda: explain.explain(KEYS, TOKEN),
+    "explain_request": lambda: explain.explain_request(KEYS, REQUEST),
+    "line": _line,
+    "holders": lambda: read_holders(KEYS, "h1", 1000, (TOKEN,)),
+    "events": lambda: events.newest(KEYS, 5),
+    "tail": _tail,
+}
+
+RECORD = {
+    "state": st.sampled_from(("active", "waiting", "offered", "cooling")),
+    "request": st.just("900|1|0|30000|0|5|*|*|spread|refuse"),
+    "devices": st.sampled_from(("", "gpu-1=900", "gpu-1=", "=", "gpu-1=900,gpu-2=5")),
+    "want": st.just("*/*/m10"), "agent": st.just("ann"), "outcome": st.just("expired"),
+}  # fmt: skip
+NUMBERS = (
+    "fence", "granted_at_ms", "expires_at_ms", "ttl_ms", "memory_mb", "rank", "joined_ms",
+    "wait_until_ms", "total_mb", "reserve_mb", "reserved_mb", "withheld_mb", "foreign_mb", "leases",
+    "used_mb", "index", "schema", "epoch", "offset_ms", "last_ms", "closed_until_ms", "waiting",
+    "max_memory_per_agent_mb", "max_leases_per_agent", "default_memory_mb", "sampled_ms",
+    "safe_mode", "allow_fractional_shares", "drained", "reported_ms", "deadline_ms",
+    "processes", "ann",
+)  # fmt: skip
+WORDS = ("client", "pid", "owner", "host", "name", "model", "kept_for", "exclusive", "reason")
+
+COUNTS = st.integers(0, 10**13).map(str) | st.sampled_from(("0", "1", "-1", "", "x", "9" * 5000))
+
+HASHES = st.fixed_dictionaries(
+    {},
+    optional=RECORD
+    | dict.fromkeys(NUMBERS, COUNTS)
+    | {word: st.sampled_from(("h1", "", "gpu-1", TOKEN)) for word in WORDS},
+)
+"""A record, a device, a host and the pool at once, of which much may be wrong or missing."""
+
+LISTS = st.lists(st.sampled_from((TOKEN, "gpu-1", "gpu-2", "h1", "host:h1", "*")), max_size=4)
+
+EVENTS = st.lists(st.tuples(st.sampled_from(("5-0", "7-1", "x")), HASHES), max_size=3)
+
+LIKELY: dict[str, SearchStrategy[Any]] = {
+    "HGETALL": HASHES, "SMEMBERS": LISTS.map(set), "ZRANGE": LISTS, "TIME": st.just(["1795", "7"]),
+    "SCARD": st.integers(0, 9), "ZRANK": st.none() | st.integers(0, 9), "GET": st.just("expired"),
+    "PTTL": st.integers(-2, 900_000), "HGET": st.just("1"), "XREVRANGE": EVENTS, "XRANGE": EVENTS,
+    "HMGET": st.lists(st.none() | st.sampled_from(("1", "h1", "")), min_size=2, max_size=3),
+    "XREAD": st.builds(lambda found: {"key": [found]}, EVENTS),
+}  # fmt: skip
+"""By command, what a Redis would answer, as far as its type goes."""
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@QUIET
+@given(data=st.data())
+def test_any_answer_to_a_reading_is_a_result_or_a_lease_error(
+    reading: str, data: DataObject
+) -> None:
+    """Of the right type and full of nonsense, or of any type at all."""
+    steps = READINGS[reading]()
+    with suppress(StopIteration, LeaseError):
+        asked = next(steps)
+        while True:
+            if isinstance(asked, Call):  # an adoption renews first
+                raw: Any = ["RENEWED", *FRAME, 5000, 4000, ""]
+            else:
+                raw = [data.draw(NESTED | LIKELY[command[0]]) for command in asked.commands]
+            asked = steps.send(Answer(raw, 100.0))
