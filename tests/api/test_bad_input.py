@@ -108,7 +108,7 @@ def lasting(pool: Pool) -> dict[str, Any]:
 def passing(name: str, field: str) -> bool:
     """Whether time alone changes a field, or a refusal may count in it."""
     return (
-        (name == "pool" and field in {"last_ms", "looked_ms"})
+        (name == "pool" and field in {"last_ms", "looked_ms", "next_due_ms"})
         or (name.startswith("device:") and field == "sampled_ms")
         or (name == "stats" and field.startswith("refused_"))
     )
