@@ -165,7 +165,8 @@ class Wait:
     def steps(self) -> Generator[Any, Answer, Grant]:
         """The calls to make, and when to wait; see `protocol.acquire`."""
         wait_ms = left_ms(self.until, keep_place=self._keep_place)
-        self.request = self.request._replace(wait_ms=wait_ms)
+        if wait_ms != self.request.wait_ms:
+            self.request = self.request._replace(wait_ms=wait_ms)
         return acquire(self.request, self.until, keep_place=self._keep_place)
 
     def leaves_something(self, error: BaseException) -> bool:

@@ -8,11 +8,11 @@ raises a `LeaseError`. `client` and `aio` drive the same generators and differ i
 from __future__ import annotations
 
 import math
+import os
 import random
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
-from uuid import uuid4
 
 from agent_sdk.clocks import local_now, trusted_until
 from agent_sdk.errors import LeaseError, NoCapacity, StillWaiting, error_for
@@ -224,8 +224,8 @@ class Ending:
 
 
 def new_token() -> str:
-    """A token nobody had before: 122 random bits."""
-    return str(uuid4())
+    """A token nobody had before: 128 random bits."""
+    return os.urandom(16).hex()
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 --   freed             the worklist: device:<id> of which more is free than before, want:<want> with another first
 --   inbox:<client>    tokens that were offered something: hints, one list for each process
 --
--- S11: what is not on `freed` fits no first of a want. So serving looks at what is on it and at nothing else: a device goes
--- to the firsts whose want it can be, in the order of their ranks; a want with another first is placed like a newcomer. What
--- no device frees (a policy, a pool that opens) the first's own polls find.
+-- S11: what is not on `freed` fits no first of a want. So serving looks at what is on it and at nothing else, in the order of
+-- the ranks of those who may have it: the firsts whose want a device can be, and the first of a want that has another, who
+-- is placed like a newcomer. What no device frees (a policy, a pool that opens) the first's own polls find.
 --
 -- A device is offered: taken from the ledger, told to the waiter's process, without fence or lease key until the waiter
 -- claims it by asking again. With nobody waiting no verb touches any of these keys.
@@ -21,25 +21,23 @@ function line.comes_first(q)
   return S.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1
 end
 
--- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones. `serving`: but for
--- those that are on the worklist, whose own turn comes, and before it that of who is first for them.
-local function whole_of(w, host, model, held, room_mb, serving)
-  local q, devices, sum = w.q, {}, 0
+-- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones.
+local function whole_of(w, host, model, held, room_mb)
+  local q, devices, has, sum = w.q, {}, {}, 0
+  local function add(d)
+    if #devices == q.devices or has[d] then return end
+    devices[#devices + 1], has[d], sum = d, true, sum + d.free_mb
+  end
   for _, d in ipairs(held) do
-    local fits = d.empty and d.free_mb >= q.memory_mb and d.host == host and d.model == model
-    if fits and #devices < q.devices then devices[#devices + 1] = d end
+    if d.empty and d.free_mb >= q.memory_mb and d.host == host and d.model == model then add(d) end
   end
   if #devices < q.devices then
     B.flush()
     local ids = call('ZRANGE', P .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
-      text(q.devices - #devices + (serving and SERVE_WORK or 0)))
-    for _, uuid in ipairs(ids) do
-      local waits = serving and S.work['device:' .. uuid]
-      if not waits and #devices < q.devices then devices[#devices + 1] = B.device(uuid) end
-    end
+      text(q.devices))
+    for _, uuid in ipairs(ids) do add(B.device(uuid)) end
   end
   if #devices < q.devices then return nil, 'no_capacity' end
-  for _, d in ipairs(devices) do sum = sum + d.free_mb end
   if sum > room_mb then return nil, 'agent_cap' end
   return devices
 end
@@ -50,27 +48,16 @@ local function kept_devices(w)
   return held
 end
 
--- What w can count on with device d: what is kept for it besides. `serving`: but for what is on the worklist, as in whole_of.
-local function with_kept(w, d, serving)
-  local held = { d }
-  for _, each in ipairs(kept_devices(w)) do
-    if each ~= d and not (serving and S.work['device:' .. each.uuid]) then held[#held + 1] = each end
-  end
-  return held
-end
-
--- What w gets of device d, alone or with others of its host and model; or anywhere. Nil and why not.
+-- What w gets of device d, alone or with what is kept for it, or idle, of the same host and model; or anywhere. Nil and why not.
 local function fit(w, d)
-  local q, room_mb, serving = w.q, waiters.room(w.agent), d ~= nil
+  local q, room_mb = w.q, waiters.room(w.agent)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if not d then
     local devices, why = B.pick(q, room_mb)
     if devices or w.kept == '' then return devices, why end
     d = B.device(string.match(w.kept, '[^,]+'))
   end
-  if B.whole(q) then
-    return whole_of(w, d.host, d.model, with_kept(w, d, serving), room_mb, serving)
-  end
+  if B.whole(q) then return whole_of(w, d.host, d.model, { d, unpack(kept_devices(w)) }, room_mb) end
   if d.sharable and d.free_mb >= q.memory_mb then return { d } end
   return nil, 'no_capacity'
 end
@@ -110,28 +97,64 @@ local function suits(d, want)
   return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
 end
 
--- The firsts that a device may go to, as {want, rank}, by rank.
-local function firsts_for(d)
-  local found = {}
+-- Whom a device of the worklist may go to, by rank: the firsts whose want it can be. A kept one: those before its keeper, then
+-- its keeper. `at`: who of them is next.
+local function candidates(entry)
+  local d = B.device(string.sub(entry, 8))
+  local found = { at = 1, d = d }
+  if not d then return found end
+  local keeper = d.kept_for ~= '' and waiters.read(d.kept_for) or nil
+  if d.kept_for ~= '' and not keeper then waiters.unkept(d) end   -- its record was removed by hand
+  local last = keeper and keeper.rank + 0 or NEVER
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
-    for want, rank in pairs(waiters.wants(of)) do
-      if suits(d, want) then found[#found + 1] = { want, rank } end
+    local wants = waiters.wants(of)
+    for want, rank in pairs(wants) do
+      if rank < last and suits(d, want) then found[#found + 1] = { rank = rank, want = want, wants = wants } end
     end
   end
-  table.sort(found, function(a, b) return a[2] < b[2] or a[2] == b[2] and a[1] < b[1] end)
+  table.sort(found, function(a, b) return a.rank < b.rank or a.rank == b.rank and a.want < b.want end)
+  if keeper then found[#found + 1] = { rank = last } end
+  found.kept_for = d.kept_for
   return found
+end
+
+-- Who is next of an entry, or nil: nobody. One that is first no more is passed over: its want is on the worklist itself.
+local function upcoming(entry, lists)
+  local want, list = string.match(entry, '^want:(.*)$'), lists[entry]
+  if want then return { rank = S.work[entry], want = want } end
+  if not list or list.d and list.d.kept_for ~= list.kept_for then
+    list = candidates(entry)
+    lists[entry] = list
+  end
+  local d, one = list.d, list[list.at]
+  while one and one.want and one.wants[one.want] ~= one.rank do
+    list.at = list.at + 1
+    one = list[list.at]
+  end
+  return d and (d.sharable or d.empty) and one or nil
+end
+
+-- The entry whose turn it is, and for whom: the best rank of all, so that whoever has it may take what it finds, on the
+-- worklist or not: nobody before it could have had that. Or an entry that has nobody left.
+local function next_turn(lists)
+  local entries, found, best = {}, nil, nil
+  for entry in pairs(S.work) do entries[#entries + 1] = entry end
+  for _, entry in ipairs(entries) do
+    local one = upcoming(entry, lists)
+    if not one then
+      lists[entry] = nil
+      return entry, nil
+    end
+    if not found or one.rank < best.rank or one.rank == best.rank and entry < found then found, best = entry, one end
+  end
+  return found, best
 end
 
 -- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was, or nil.
 local function try(w, d)
   if not w then return nil end
   local devices, why = fit(w, d)
-  if why == 'agent_cap' and d and B.whole(w.q) then   -- a smaller one may be within its cap
-    devices, why = fit(w)
-    for _, each in ipairs(devices or {}) do
-      if S.work['device:' .. each.uuid] then return nil end   -- its own turn comes
-    end
-  end
+  if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
   if devices then return offer(w, devices) end
   if why ~= 'agent_cap' or B.agent(w.agent).leases == 0 then return nil end
   waiters.park(w)
@@ -144,50 +167,24 @@ local function finished(entry)
   S.stored[entry] = nil
 end
 
--- Hand a device to the first that it fits, or take it off the worklist. A kept one goes to those before its keeper, then
--- to its keeper, and to nobody else. Returns the work that was done.
-local function serve_device(entry)
-  local d = B.device(string.sub(entry, 8))
-  if d and (d.sharable or d.empty) then
-    local keeper = d.kept_for ~= '' and waiters.read(d.kept_for) or nil
-    if d.kept_for ~= '' and not keeper then waiters.unkept(d) end   -- its record was removed by hand
-    for _, first in ipairs(firsts_for(d)) do
-      if keeper and first[2] >= tonumber(keeper.rank) then break end
-      local done = try(waiters.first(first[1]), d)
-      if done then return done end
-    end
-    local done = try(keeper, d)
-    if done then return done end
-  end
-  finished(entry)
-  return 1
-end
-
--- Place the first of a want anywhere.
-local function serve_want(entry)
-  finished(entry)
-  return try(waiters.first(string.sub(entry, 6))) or 1
-end
-
--- The next entry of the worklist: devices before wants, wants by the ranks of their firsts.
-local function next_entry()
-  local found, least
-  for entry, rank in pairs(S.work) do
-    if not found or rank < least or rank == least and entry < found then found, least = entry, rank end
-  end
-  return found
+-- One turn: the work that was done. An entry with nobody left, and a want, which is looked at once, are off the worklist.
+local function turn(entry, one, list)
+  if not one or not list then finished(entry) end
+  if not list then return one and try(waiters.first(one.want)) or 1 end
+  list.at = list.at + 1
+  local w = one.want and waiters.first(one.want) or not one.want and waiters.read(list.kept_for)
+  return try(w, list.d) or 0
 end
 
 -- Hand on what is on the worklist, as much as one script may; what is left goes to `freed`, and S.more says so.
 function line.serve()
-  local pool, left = waiters.policy(), SERVE_WORK
+  local pool, left, lists = waiters.policy(), SERVE_WORK, {}
   local shut = pool.safe_mode == 1 or S.now < pool.closed_until_ms   -- then `freed` keeps the work
-  local entry = next_entry()
-  while entry and left > 0 and not shut do
-    left = left - (string.find(entry, '^want:') and serve_want or serve_device)(entry)
-    entry = next_entry()
+  while next(S.work) and left > 0 and not shut do
+    local entry, one = next_turn(lists)
+    left = left - turn(entry, one, lists[entry])
   end
-  S.backlog = entry ~= nil
+  S.backlog = next(S.work) ~= nil
   if S.backlog and not shut then S.more = 1 end
   for each, rank in pairs(S.work) do
     if S.stored[each] ~= rank then call('ZADD', P .. 'freed', text(rank), each) end   -- new, or with another first

@@ -5,10 +5,12 @@ Exact numbers of commands, by Redis's own counters; see `test_cost`.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_sdk.scripts import lua_folder
 from tests.audit import audit
 from tests.lua.test_cost import DAY_MS, commands
 from tests.pools import Pool, device, granted, token
@@ -77,6 +79,14 @@ def test_calls_do_not_grow_with_the_line(server: Server) -> None:
         assert count <= 1.5 * one[name], f"{name}: {one[name]} with one waiter, {count} with 10,000"
 
 
-def test_poll_behind_others_is_a_heartbeat(server: Server) -> None:
-    """Ten thousand of them come all the time: eight commands each, and one of the test's clock."""
-    assert counted(server, 10)["poll behind"] == 8 + 1
+def test_handing_on_takes_the_commands_that_the_page_names(server: Server) -> None:
+    """A release that hands on, that one's claim, and, all the time, a poll behind others."""
+    page = (lua_folder() / "README.md").read_text()
+    numbers = re.search(
+        r"next of two is (\d+) .*?that one's claim (\d+), a poll of one behind others (\d+)",
+        page, re.DOTALL,
+    )  # fmt: skip
+    assert numbers
+    found = counted(server, 2)
+    names = ("release to the first", "claim", "poll behind")
+    assert [found[name] - 1 for name in names] == [int(n) for n in numbers.groups()]

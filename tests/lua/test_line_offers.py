@@ -250,3 +250,28 @@ def test_several_whole_devices_wait_for_the_turn_of_each(pool: Pool) -> None:
     assert (state(pool, "first"), state(pool, "pair")) == ("offered", "waiting")
     pool.release(token("first"))
     assert state(pool, "pair") == "offered"
+
+
+def test_devices_that_come_back_at_once_go_to_who_wants_several_in_its_turn(pool: Pool) -> None:
+    """L1, L3: a lease of two ends; the pair that waited longer has both, no later one takes one."""
+    both = (device("gpu-a", 1000), device("gpu-b", 1000, index=1))
+    pool.report(both, deadline_ms=DAY_MS)
+    granted(pool.acquire(HOLDER, devices=2, memory_mb=1, ttl_ms=0))
+    wait(pool, "pair", devices=2, memory_mb=1)
+    wait(pool, "single", exclusive=1, memory_mb=1)
+    wait(pool, "share", memory_mb=500)
+    pool.release(HOLDER)
+    states = [state(pool, name) for name in ("pair", "single", "share")]
+    assert states == ["offered", "waiting", "waiting"]
+
+
+def test_first_beyond_its_cap_takes_no_other_device_before_who_waited_longer(pool: Pool) -> None:
+    """S11: of those that nobody has looked at yet the longest waiting comes first, here too."""
+    pool.report((device("gpu-small", 1000),), host="h1", deadline_ms=DAY_MS)
+    pool.policy(max_memory_per_agent_mb=1500, closed_until_ms=pool.reap()[1] + 5000)
+    wait(pool, "longer", memory_mb=900, host="h1")
+    wait(pool, "capped", exclusive=1, memory_mb=1)
+    pool.report((device("gpu-large", 2000),), host="h2", deadline_ms=DAY_MS)
+    pool.skew(5001)
+    pool.reap()
+    assert (state(pool, "longer"), state(pool, "capped")) == ("offered", "waiting")

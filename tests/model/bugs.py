@@ -231,6 +231,16 @@ BUGS = (
         ),
         seed=1,
     ),
+    Bug(
+        "the line is served device by device",
+        (
+            (
+                "one.rank < best.rank or one.rank == best.rank and entry < found",
+                "entry < found",
+            ),
+        ),
+        seed=4,
+    ),
 )
 
 

@@ -128,7 +128,7 @@ class Line(Ledger):
         """Is it e's turn to be offered these?
 
         It is the first of its want but for some whose agents are at their cap, or the devices are
-        kept for it; and of one device no first before it could have the same.
+        kept for it; and no first before it could have one of them now, alone or with others.
         """
         keeps = bool(set(devices) & set(e.kept))
         for before in self.line(e.want):
@@ -137,13 +137,14 @@ class Line(Ledger):
             if not self.capped(before, self.room(before.ask.agent)):
                 return False
         sooner = {
-            some
+            uuid
             for f in self.firsts()
-            if f.rank < e.rank and not f.blind and len(devices) == 1
+            if f.rank < e.rank and not f.blind
             for some in self.fitting(f, self.room(f.ask.agent))
+            for uuid in some
         }
         options = self.fitting(e, self.room(e.ask.agent), others=True)
-        return tuple(sorted(devices)) in options and devices not in sooner
+        return tuple(sorted(devices)) in options and not sooner & set(devices)
 
     def serve(self) -> None:
         """Offer what can be had to who is next."""
