@@ -189,7 +189,7 @@ BUGS = (
                 "true",
             ),
         ),
-        seed=83155562,
+        seed=680352916,
     ),
     Bug(
         "a drained device stays kept",
