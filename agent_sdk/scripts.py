@@ -24,7 +24,7 @@ CORE = ("time", "clock", "agenda")
 
 REST = (
     "events", "devices", "ledger", "placement", "ending", "memory", "reaper", "waiters", "line",
-    "findings", "registry", "adoption",
+    "serving", "findings", "registry", "adoption",
 )  # fmt: skip
 """The others, in theirs."""
 

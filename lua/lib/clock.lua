@@ -40,7 +40,7 @@ local function start()
     next_due = NEVER, noted_due = NEVER,   -- nothing on the agenda is due before; as it is in the pool
     more = 0,       -- 1: something is over that this call left for the next reap
     changes = {},   -- fields of the pool to write, each followed by its value
-    work = {},      -- what the line must look at: entry -> rank; see lib/line.lua
+    work = {},      -- what the line must look at: entry -> rank; see lib/serving.lua
     stored = {},    -- those of them that are in `freed`: entry -> rank there
     wants = {},     -- of a selector, wants:<host>/<model>: want -> rank of its first
     agents = {},    -- by name

@@ -8,7 +8,7 @@
 --   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
 -- A device may be kept for a waiter (`kept_for` of the device, `kept` of the record): then nobody behind it gets it. Who is
--- next, and what is on `freed`, is lib/line.lua's.
+-- next, and what is on `freed`, is lib/serving.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
