@@ -216,7 +216,7 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
 
 @pytest.mark.parametrize("words", ["--help", "status --help"])
 def test_help_is_quick(words: str) -> None:
-    """Promised below 300 ms; of the processor, whatever else it does: no command is imported."""
+    """Promised below 300 ms: no command is imported for the table. The processor's time counts."""
 
     def spent() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
