@@ -86,8 +86,8 @@ end
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
 local waiter, wait_until_ms = nil, nil
 if call('EXISTS', record, done) > 0 then
-  local v = call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
-    'wait_until_ms', 'owner')
+  local v = B.asked(record)
+  if v[1] == 'active' and v[6] + 0 < S.now and B.unnoticed(token, v[6] + 0) then v = B.asked(record) end
   if not v[1] then return reply('LOST', call('GET', done)) end
   if v[1] == 'cooling' then return reply('LOST', B.outcome(token)) end
   if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return reply('CONFLICT') end

@@ -59,6 +59,7 @@ catch_up(token)
 
 local record = P .. 'record:' .. token
 local v = B.read(record)
+if v[1] == 'active' and v[4] + 0 < S.now and B.unnoticed(token, v[4] + 0) then v = B.read(record) end
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
 if not v[1] or waits and claim then

@@ -29,7 +29,7 @@ if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
   -- What every verb reads comes first, then what acquire does: a small hash is searched from its beginning.
   call('HSET', POOL, 'schema', SCHEMA, 'epoch', text(S.now_us), 'offset_ms', 0, 'last_ms', S.now, 'waiting', 0, 'looked_ms', 0,
-    'next_due_ms', '', 'fence', 0, 'safe_mode', safe_mode, 'closed_until_ms', 0, 'max_memory_per_agent_mb', 1048576,
+    'next_due_ms', 0, 'fence', 0, 'safe_mode', safe_mode, 'closed_until_ms', 0, 'max_memory_per_agent_mb', 1048576,
     'allow_fractional_shares', 1, 'default_memory_mb', 2048, 'max_leases_per_agent', 256, 'policy_version', 1,
     'window_until_ms', 0, 'leap_from_ms', 0, 'kill_on_oom', 0, 'expiry_grace_s', 5, 'max_waiters_per_agent', 256,
     'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe', 'orphan_action', 'observe',

@@ -72,10 +72,12 @@ local function write_zsets(d)
   end
   if d.idle ~= d.was_idle or d.idle and moved then
     local key, hosts = P .. 'idle:' .. d.host .. '/' .. d.model, P .. 'idlehosts:' .. d.model
-    if d.idle then   -- counted by what really came and went
-      if call('ZADD', key, free, uuid) == 1 then call('ZADD', hosts, 'INCR', '1', d.host) end
-    elseif call('ZREM', key, uuid) == 1 and call('ZADD', hosts, 'INCR', '-1', d.host) == '0' then
-      call('ZREM', hosts, d.host)
+    local came
+    if d.idle then came = call('ZADD', key, free, uuid) else came = -call('ZREM', key, uuid) end
+    -- Counted by what really came and went; anew where that leaves nothing, or less: somebody has meddled with the count.
+    if came ~= 0 and call('ZADD', hosts, 'INCR', text(came), d.host) + 0 < 1 then
+      local idle = call('ZCARD', key)
+      if idle > 0 then call('ZADD', hosts, text(idle), d.host) else call('ZREM', hosts, d.host) end
     end
   end
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle

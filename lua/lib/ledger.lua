@@ -6,7 +6,13 @@
 
 local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
 
--- What renew needs of a record.
+-- What a repeated acquire needs of a record.
+function B.asked(record)
+  return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
+    'wait_until_ms', 'owner')
+end
+
+-- What renew needs of it.
 function B.read(record)
   return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked', 'owner',
     'notice')

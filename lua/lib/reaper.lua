@@ -65,6 +65,13 @@ local function settle_member(member)
   return math.max(1, touched)
 end
 
+-- Take back a lease that is over although its end was not noted in the pool: an older version has scheduled it. Was it one?
+function B.unnoticed(token, ends_at_ms)
+  if not B.over(ends_at_ms) then return false end
+  B.reap(token)
+  return true
+end
+
 -- First the member that the call names, so that its answer does not hang on a backlog; then whatever is over.
 function B.reap(named)
   local left = REAP_DEVICES

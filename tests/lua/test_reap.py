@@ -171,6 +171,40 @@ def test_reap_finds_what_was_put_on_the_agenda_behind_the_scripts_backs(gpu: Poo
     assert gpu.stats()["expired"] == 1
 
 
+@pytest.mark.parametrize("verb", ["renew", "acquire"])
+def test_lease_whose_end_was_not_noted_is_over_all_the_same(gpu: Pool, verb: str) -> None:
+    """S4: scripts of an older version note no ends; their leases are not resurrected by ours."""
+    gpu.acquire(token("a"), ttl_ms=30_000)
+    soon = gpu.reap()[1] + 1000
+    gpu.redis.zadd(gpu.keys.due, {token("a"): soon})
+    gpu.redis.hset(gpu.keys.record(token("a")), "expires_at_ms", soon)
+    gpu.skew(2000)
+    answer = gpu.renew(token("a")) if verb == "renew" else gpu.acquire(token("a"), ttl_ms=30_000)
+    assert said(answer) == ["LOST", "expired"]
+    assert gpu.stats()["expired"] == 1
+
+
+def test_report_that_makes_a_pool_looks_at_the_agenda_that_it_finds(pool: Pool) -> None:
+    """L2: the pool's own key was removed by hand; what is over is taken back at once."""
+    pool.report((device("gpu-a", 1000),))
+    pool.acquire(token("a"), ttl_ms=1000)
+    pool.skew(1001)
+    pool.redis.delete(pool.keys.pool)
+    pool.report((device("gpu-a", 1000),))
+    assert not pool.redis.exists(pool.keys.record(token("a")))
+
+
+def test_count_of_idle_devices_that_was_removed_is_counted_anew(pool: Pool) -> None:
+    """S10: by hand; the next lease of one of them finds it missing."""
+    pool.report((device("gpu-a", 1000), device("gpu-b", 1000, index=1)), deadline_ms=60_000)
+    (count,) = pool.redis.scan_iter(f"{pool.keys.base}:idlehosts:*")
+    pool.redis.delete(count)
+    pool.acquire(token("a"), memory_mb=100)
+    assert pool.redis.zscore(count, "h1") == 1
+    pool.release(token("a"))
+    assert said(pool.acquire(token("b"), memory_mb=1, devices=2))[0] == "GRANTED"
+
+
 def test_reap_of_a_silent_hosts_devices_takes_them_out(pool: Pool) -> None:
     """Past its deadline a host takes nothing new; its leases run on to their own end."""
     pool.report((device("gpu-a", 1000, simulated=0),), host="h1")
