@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-TOKEN: Final = "3f2a90c1-5d0e-4c3b-9a53-6f0b7c1d2e4f"  # noqa: S105 - nobody's
+TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - nobody's
 
 LEASE: Final[dict[str, Any]] = {
     "agent": "analyst", "gpu": 0, "token": TOKEN, "timestamp": 1795607407.688, "gpus": [

@@ -24,7 +24,7 @@ def revoke(
 
     \b
     Examples:
-      gpu-broker revoke 5a37a41f-3e66-4bba-b5ca-0f0f67787aae --reason 'runaway job'
+      gpu-broker revoke 5a37a41f3e664bbab5ca0f0f67787aae --reason 'runaway job'
       gpu-broker revoke --agent analyst --reason 'policy changed'
       gpu-broker revoke --host gpu-host-3 --reason 'host must go down' --force
     """
