@@ -44,18 +44,22 @@ local function kept_devices(w)
   return held
 end
 
--- What w gets of device d, alone or with what is kept for it, or idle, of the same host and model; or anywhere. Nil and why not.
+-- What w gets of device d, alone or with what is kept for it, or idle, of the same host and model. Nil and why not.
+local function fit_on(w, d, room_mb)
+  if B.whole(w.q) then return whole_of(w, d.host, d.model, { d, unpack(kept_devices(w)) }, room_mb) end
+  if d.sharable and d.free_mb >= w.q.memory_mb then return { d } end
+  return nil, 'no_capacity'
+end
+
+-- What w gets with device d, or anywhere. Nil and why not: its agent's cap, if that is all that is in the way somewhere.
 local function fit(w, d)
   local q, room_mb = w.q, waiters.room(w.agent)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
-  if not d then
-    local devices, why = B.pick(q, room_mb)
-    if devices or w.kept == '' then return devices, why end
-    d = B.device(string.match(w.kept, '[^,]+'))
-  end
-  if B.whole(q) then return whole_of(w, d.host, d.model, { d, unpack(kept_devices(w)) }, room_mb) end
-  if d.sharable and d.free_mb >= q.memory_mb then return { d } end
-  return nil, 'no_capacity'
+  if d then return fit_on(w, d, room_mb) end
+  local devices, why = B.pick(q, room_mb)
+  if devices or w.kept == '' then return devices, why end
+  local kept, cause = fit_on(w, B.device(string.match(w.kept, '[^,]+')), room_mb)
+  return kept, why == 'agent_cap' and why or cause
 end
 
 local function offer(w, devices)

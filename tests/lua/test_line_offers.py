@@ -275,3 +275,20 @@ def test_first_beyond_its_cap_takes_no_other_device_before_who_waited_longer(poo
     pool.skew(5001)
     pool.reap()
     assert (state(pool, "longer"), state(pool, "capped")) == ("offered", "waiting")
+
+
+def test_first_that_keeps_devices_and_is_at_its_cap_elsewhere_holds_nobody_up(pool: Pool) -> None:
+    """L1: its cap is all that is in the way of two free devices; who stands behind it has them."""
+    pool.report((device("gpu-a"), device("gpu-b", index=1)), host="h1", deadline_ms=DAY_MS)
+    pool.report((device("gpu-c"),), host="h3", deadline_ms=DAY_MS)
+    pool.policy(max_memory_per_agent_mb=6000)
+    granted(pool.acquire(HOLDER, devices=2, memory_mb=900, host="h1", ttl_ms=0))
+    granted(pool.acquire(token("small"), "ann", memory_mb=500, host="h3", ttl_ms=0))
+    for _ in range(5):
+        wait(pool, "ann", devices=2, memory_mb=900)
+        wait(pool, "bob", devices=2, memory_mb=900)
+        pool.skew(8000)
+    assert pool.hash(f"record:{token('ann')}")["kept"] == "gpu-a,gpu-b"
+    both = (device("gpu-x", 3000), device("gpu-y", 3000, index=1))
+    pool.report(both, host="h2", deadline_ms=DAY_MS)
+    assert (state(pool, "ann"), state(pool, "bob")) == ("waiting", "offered")
