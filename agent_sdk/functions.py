@@ -1,7 +1,7 @@
 """The verbs as Redis function libraries: for the SDK, and for who has redis-cli and no Python.
 
 Made of the very files that the scripts are made of. A library's functions are made once, where a
-script makes its own at every call, which costs the server a seventh more for a lease. KEYS,
+script makes its own at every call, which costs the server a sixth more for a lease. KEYS,
 ARGV, replies and effects are the same, and both may be used on one pool.
 
 The SDK calls the functions of its own version by names that carry it, so that versions beside each

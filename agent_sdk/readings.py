@@ -44,7 +44,7 @@ def row(part: Any) -> dict[str, str]:
 
 
 @of_known_form
-def places(answer: Answer) -> list[int | None]:
+def numbers(answer: Answer) -> list[int | None]:
     """The number that each ZRANK or SCARD found; None: there is none."""
     if wrong := [part for part in answer.raw if part is not None and type(part) is not int]:
         raise TypeError(f"no number: {str(wrong[0])[:80]}")

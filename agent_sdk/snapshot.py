@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.devices import device_status
 from agent_sdk.protocol import Answer, Read, of_known_form
-from agent_sdk.readings import names, places, row, rows
+from agent_sdk.readings import names, numbers, row, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -221,7 +221,7 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     if not found:
         return ()
     answer = yield Read(tuple(("SCARD", keys.devices(name)) for name in found))
-    counts = dict(zip(found, places(answer), strict=True))
+    counts = dict(zip(found, numbers(answer), strict=True))
 
     def host(name: str, row: dict[str, str]) -> HostStatus:
         return HostStatus(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk import snapshot
 from agent_sdk.errors import error_for
 from agent_sdk.protocol import Answer, Read
-from agent_sdk.readings import places, row, text_or_none
+from agent_sdk.readings import numbers, row, text_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -101,7 +101,7 @@ def placed(
     found: list[int | None] = []
     for start in range(0, len(ranks), snapshot.PAGE):
         answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
-        found += places(answer)
+        found += numbers(answer)
     at = dict(zip(records, found, strict=True))
 
     def waiter(token: str, row: dict[str, str]) -> WaiterStatus:

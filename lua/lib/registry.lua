@@ -34,7 +34,8 @@ local KEPT = { index = true, total_mb = true, reserve_mb = true }
 -- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in S.bad. `fields`: what is kept of
 -- it, field and value in turn, after the two that accept() fills in.
 function B.reported_device(i)
-  local said, kept, n = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = nil }, { 'host', '', 'drained', '' }, 4
+  local fields, n = { 'host', '', 'drained', '' }, 4
+  local said = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = fields }
   local next_at = i + 2 + 2 * int(i + 1, 'device', 0, 64)
   for at = i + 2, next_at - 2, 2 do
     local field, value = ARGV[at], ARGV[at + 1]
@@ -44,11 +45,10 @@ function B.reported_device(i)
     local unknown = value == '' and (of == 'whole' or of == 'number')
     if not unknown then said[field] = word(at + 1, field, form[1], form[2]) end
     if of and not (unknown and KEPT[field]) then
-      kept[n + 1], kept[n + 2], n = field, value, n + 2
+      fields[n + 1], fields[n + 2], n = field, value, n + 2
     end
   end
   if said.state == 'away' then S.bad = S.bad or 'state' end   -- the broker's own word for a host that is silent
-  said.fields = kept
   return said, next_at
 end
 

@@ -56,8 +56,8 @@ local function upcoming(entry, lists)
   return d and (d.sharable or d.empty) and one or nil
 end
 
--- The entry whose turn it is, but for those that come `later`, and for whom: the best rank of all, so that whoever has it may take what it finds, on the
--- worklist or not: nobody before it could have had that. Or an entry that has nobody left.
+-- The entry whose turn it is, but for those that come `later`, and for whom: the best rank of all, so that whoever has it may
+-- take what it finds, on the worklist or not: nobody before it could have had that. Or an entry that has nobody left.
 local function next_turn(lists, later)
   local entries, found, best = {}, nil, nil
   for entry in pairs(S.work) do
