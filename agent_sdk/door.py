@@ -72,8 +72,13 @@ class Door(ABC, Generic[R]):
 
     @classmethod
     def from_env(cls, *, client_name: str | None = None, deadline_s: float = 5.0) -> Self:
-        """A client of the store that the environment names, by default the embedded one."""
+        """A client of the store that the environment names, by default the embedded one.
+
+        Raises:
+            ValueError: a setting is wrong, or the embedded store's folder is another user's.
+        """
         settings = read_settings()
+        settings.check_state_dir()
         return cls(
             Store(settings.store_url),
             pool=settings.pool,

@@ -27,6 +27,7 @@ from redis.retry import Retry
 
 from agent_sdk.keys import POOLS
 from agent_sdk.server_binary import ENVIRONMENT, EmbeddedError, ServerBinary, find_server
+from agent_sdk.trusted_path import foreign_link
 
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its closing NUL
 _POLL_S = 0.02
@@ -265,6 +266,8 @@ def _mark_clean(client: redis.Redis) -> None:
 
 
 def _make_private(folder: Path) -> None:
+    if why := foreign_link(folder):
+        raise EmbeddedError(f"{why}: set GPU_BROKER_STATE_DIR to a folder of our own")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.geteuid():

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from agent_sdk.trusted_path import foreign_link
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -53,6 +55,26 @@ class SdkSettings:
     def store_url(self) -> str:
         """The URL to connect to."""
         return self.redis_url or f"unix://{quote(str(self.state_dir / 'redis.sock'))}"
+
+    def check_state_dir(self) -> None:
+        """Refuse the embedded store of a folder into which another user may have led us.
+
+        Root may use another user's folder, as an operator does; no link of that user's, though.
+
+        Raises:
+            ValueError: the folder is another user's, or so is a link on the way to it.
+        """
+        if not self.embedded:
+            return
+        try:
+            why = foreign_link(self.state_dir)
+            owner = self.state_dir.stat().st_uid
+        except OSError:  # it is not there, or not to be entered: the call itself will say so
+            return
+        if not why and owner != os.geteuid() != 0:
+            why = f"{self.state_dir} belongs to user {owner}, not to us ({os.geteuid()})"
+        if why:
+            raise ValueError(f"{why}: set GPU_BROKER_STATE_DIR to a folder of our own")
 
     @property
     def masked_url(self) -> str:

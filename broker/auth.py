@@ -13,7 +13,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from agent_sdk.errors import error_for
-from broker.keys import ANYBODY, Principal, Role
+from broker.keys import ANYBODY, UNUSABLE, Principal, Role
 from broker.problems import problem
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ class KeyCheck:
             path = scope["path"]
             barred = principal is None or elsewhere
             if barred and path not in OPEN and not path.startswith(ASSETS):
-                said = error_for("forbidden", ELSEWHERE) if elsewhere else error_for("unauthorized")
+                unusable = UNUSABLE if self._keys.trouble else None
+                said = (
+                    error_for("forbidden", ELSEWHERE)
+                    if elsewhere
+                    else error_for("unauthorized", unusable)
+                )
                 await problem(said)(scope, receive, send)
                 return
             scope["principal"] = principal

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
-import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from broker.key_file import KeysError, alone, read_text, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from agent_sdk.settings import SdkSettings
+
+log = logging.getLogger(__name__)
 
 Role: TypeAlias = Literal["viewer", "agent", "operator"]
 
@@ -35,11 +39,12 @@ AGENTS: Final = re.compile(r"[A-Za-z0-9._:@/*?-]{1,128}")
 
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
-WRITABLE_BY_OTHERS: Final = 0o022
+HEADER: Final = "# NAME ROLE SHA256 [AGENT,...]; gpu-broker keys makes and ends them"
 
-
-class KeysError(ValueError):
-    """A key file, or a change of one, that cannot be."""
+GONE: Final = (
+    "{path} is gone, and a broker that runs asks for its keys: nobody gets in; gpu-broker keys new "
+    "makes a key, or start the broker anew: without the file it asks for none"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,12 @@ class Principal:
         """As a key file has it."""
         return " ".join(filter(None, (self.name, self.role, self.digest, ",".join(self.agents))))
 
+
+UNUSABLE: Final = (
+    "this broker cannot use its key file, so no key of it opens anything: its log says why, and "
+    "gpu-broker doctor on its machine says the way out"
+)
+"""Said to whoever asks, without a path."""
 
 ANYBODY: Final = Principal("", "operator", "")
 """Who comes in where there are no keys: only this machine can reach the port then."""
@@ -114,20 +125,26 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
 class Keyring:
     """The keys of a broker. A file is read again when it changes: a revoked key opens nothing.
 
+    A file that is there and cannot be trusted or read lets nobody in by its keys.
+
     Args:
         path: the key file; None or one that is not there = no file.
         inline: keys by the environment, joined by `;`, beside those of the file.
 
+    Attributes:
+        trouble: why the keys of the file open nothing, in a sentence; empty = they do.
+
     Raises:
-        KeysError: a line is wrong, or others may write the file.
+        KeysError: a line is wrong, or the file cannot be trusted or read.
     """
 
     def __init__(self, path: Path | None, inline: str = "") -> None:
         self._inline = parse(inline.split(";"))
         self._path = path
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._principals = self._inline
-        self._seen = False  # the file was there
+        self._seen = False  # there was a file, or something that hides whether there is
+        self.trouble = ""
         self._read()
 
     @property
@@ -138,8 +155,11 @@ class Keyring:
         """
         try:
             self._read()
-        except (KeysError, OSError):  # it is being edited, or gone: nobody of it gets in
+        except KeysError as error:
             self._stamp, self._principals = None, self._inline
+            self._say(str(error))
+        else:
+            self._say("")
         return self._seen or bool(self._inline)
 
     def find(self, key: str) -> Principal | None:
@@ -158,21 +178,36 @@ class Keyring:
         """Read the file if it has changed.
 
         Raises:
-            FileNotFoundError: it was there.
+            KeysError: it cannot be read or trusted, or it was there and is gone.
         """
         if self._path is None:
             return
         try:
-            stat = os.stat(self._path)  # noqa: PTH116 - at each request: a Path's takes twice as long
+            stamp = _stamp(self._path)
         except FileNotFoundError:
             if self._seen:
-                raise
+                raise KeysError(GONE.format(path=self._path)) from None
             return
+        except OSError:
+            stamp = ()  # reading it says what is wrong
         self._seen = True
-        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp != self._stamp:
             self._principals = (*self._inline, *read(self._path))
             self._stamp = stamp
+
+    def _say(self, trouble: str) -> None:
+        """Log what is wrong with the file when that changes."""
+        if trouble != self.trouble:
+            log.error("keys: %s", trouble) if trouble else log.info("keys: read again")
+        self.trouble = trouble
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs when a file, or who may write it or its folder, does."""
+    # At each request: a Path's stat takes twice as long.
+    file, folder = os.stat(path), os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120
+    written = (file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino)
+    return (*written, folder.st_mode, folder.st_uid)
 
 
 def default_file(sdk: SdkSettings) -> Path:
@@ -184,53 +219,38 @@ def read(path: Path) -> tuple[Principal, ...]:
     """The principals of a key file; none when it is not there.
 
     Raises:
-        KeysError: a line is wrong, or others may write the file.
+        KeysError: a line is wrong, or the file cannot be trusted or read.
     """
-    try:
-        if path.stat().st_mode & WRITABLE_BY_OTHERS:
-            raise KeysError(f"{path} may be written by others: chmod 600 {path}")
-        return parse(path.read_text().splitlines())
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise KeysError(f"{path} cannot be read ({error.strerror}): whose is it?") from error
+    return parse((read_text(path) or "").splitlines())
 
 
 def add(path: Path, name: str, role: Role, agents: tuple[str, ...] = ()) -> str:
     """Make a key and keep its digest in the file; the key, which nobody can read again.
 
     Raises:
-        KeysError: there is one of that name, or a name or pattern is none.
+        KeysError: there is one of that name, a name or pattern is none, or the file cannot be used.
     """
     key = new_key()
-    principal = Principal(name, role, digest_of(key), agents)
-    _write(path, (*read(path), *parse([principal.line])))
+    (principal,) = parse([Principal(name, role, digest_of(key), agents).line])
+    with alone(path) as where:
+        before = read_text(path) or HEADER
+        after = f"{before.rstrip()}\n{principal.line}\n"
+        parse(after.splitlines())  # a name that stands there twice is an error
+        replace(where, after)
     return key
 
 
 def remove(path: Path, name: str) -> bool:
-    """Take a principal out of the file; False when there was none of that name."""
-    before = read(path)
-    after = tuple(principal for principal in before if principal.name != name)
-    if len(after) < len(before):
-        _write(path, after)
+    """Take a principal out of the file; False when there was none of that name.
+
+    Raises:
+        KeysError: the file cannot be used.
+    """
+    if read_text(path) is None:
+        return False
+    with alone(path) as where:
+        before = (read_text(path) or "").splitlines()
+        after = [line for line in before if all(found.name != name for found in parse([line]))]
+        if len(after) < len(before):
+            replace(where, "".join(f"{line}\n" for line in after))
     return len(after) < len(before)
-
-
-def _write(path: Path, principals: tuple[Principal, ...]) -> None:
-    """All or nothing, and readable by its owner alone."""
-    text = "".join(f"{principal.line}\n" for principal in principals)
-    parse(text.splitlines())  # a name that stands there twice is an error
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(
-                "# NAME ROLE SHA256 [AGENT,...]; gpu-broker keys makes and ends them\n" + text
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from agent_sdk.keys import HOST, POOL
 from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 from agent_sdk.store import Store
+from broker.key_file import read_text
 from broker.keys import Keyring, default_file
 
 REPORTS_BEFORE_AWAY = 3
@@ -96,6 +97,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GPU_BROKER_HOSTNAME={self.sdk.hostname!r} is not 1-64 letters, digits, . _ -"
             )
+        self.sdk.check_state_dir()
         try:
             Store(self.sdk.store_url).connect().close()  # the URL is read; nobody is called yet
         except ValueError as error:
@@ -104,7 +106,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
-        if self.keys_file is not None and not self.keys_file.exists():
+        if self.keys_file is not None and read_text(self.keys_file) is None:
             raise ValueError(
                 f"GPU_BROKER_KEYS_FILE={str(self.keys_file)!r} is not there: gpu-broker keys new "
                 "makes it"
@@ -116,7 +118,7 @@ class Settings(BaseSettings):
         """The API keys.
 
         Raises:
-            KeysError: a line of them is wrong, or others may write the file.
+            KeysError: a line of them is wrong, or the file cannot be trusted or read.
         """
         return Keyring(self.keys_file or default_file(self.sdk), self.keys)
 

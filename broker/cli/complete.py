@@ -36,6 +36,7 @@ def _completing(names: Callable[[Scene], Iterable[str]]) -> Complete:
 
 def _client() -> LeaseClient:
     settings = read_settings()
+    settings.check_state_dir()
     store = Store(settings.store_url, timeout_s=DEADLINE_S)
     return LeaseClient(store, pool=settings.pool, client_name="completion", deadline_s=DEADLINE_S)
 

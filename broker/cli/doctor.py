@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,32 +17,14 @@ from agent_sdk.settings import Setting, read_settings, sdk_settings_in_effect
 from agent_sdk.store import Store
 from broker import __version__
 from broker.cli import FAILED
-from broker.cli.keys import key_file
+from broker.cli.finding import Finding
+from broker.cli.key_state import key_state
 from broker.cli.status import state_of
 from broker.cli.store import output_option, show
 from broker.cli.table import table
-from broker.keys import KeysError, read
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong, in a sentence, and what to do about it.
-
-    Attributes:
-        sure: False: it may be as it should all the same; the exit code does not count it.
-    """
-
-    problem: str
-    remedy: str
-    sure: bool = True
-
-    @property
-    def line(self) -> str:
-        """As it is shown."""
-        return f"{'WRONG' if self.sure else 'MAYBE'}  {self.problem}\n       {self.remedy}"
 
 
 @click.command()
@@ -68,7 +49,7 @@ def doctor(output: str) -> None:
         store_findings = [
             Finding("REDIS_URL or GPU_BROKER_POOL has no form that it can have", str(error))
         ]
-    keys, key_findings = _keys()
+    keys, key_findings = key_state()
     findings += store_findings + device_findings + key_findings
     text = "\n\n".join(
         [
@@ -173,18 +154,6 @@ def _server(info: dict[str, Any]) -> str:
     version = info.get("valkey_version") or info.get("redis_version")
     port = f", port {info['tcp_port']}" if info.get("tcp_port") else ""
     return f"{name} {version}{port}, replicas: {info.get('connected_slaves', 0)}"
-
-
-def _keys() -> tuple[str, list[Finding]]:
-    """How many API keys a broker here would ask for."""
-    path = key_file()
-    try:
-        found = read(path)
-    except KeysError as error:
-        return f"in {path}", [Finding(str(error), "correct it, or make it anew: gpu-broker keys")]
-    if not path.exists():
-        return "none: whoever reaches the HTTP port is an operator (gpu-broker keys new)", []
-    return f"{len(found)} in {path}", []
 
 
 def _pool() -> tuple[list[str], list[Finding]]:

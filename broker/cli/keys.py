@@ -12,10 +12,16 @@ from agent_sdk.settings import keys_file, read_settings
 from broker.cli import FAILED
 from broker.cli.store import output_option, show
 from broker.cli.table import table
-from broker.keys import ROLES, KeysError, add, default_file, read, remove
+from broker.key_file import KeysError
+from broker.keys import ROLES, add, default_file, read, remove
 
 if TYPE_CHECKING:
     from broker.keys import Role
+
+LAST_KEY = (
+    "that was the last key in {path}: nobody gets in by a key of it until gpu-broker keys new "
+    "makes one; a broker that is started anew without the file asks for none"
+)
 
 file_option = click.option(
     "--file",
@@ -89,9 +95,12 @@ def revoke(name: str, path: Path | None) -> None:
     try:
         if not remove(path, name):
             _fail(KeysError(f"nobody called {name} has a key in {path}"))
-    except OSError as error:
+        left = read(path)
+    except (KeysError, OSError) as error:
         _fail(error)
     click.echo(f"{name} has no key any more; what it holds runs on: gpu-broker leases")
+    if not left:
+        click.echo(LAST_KEY.format(path=path), err=True)
 
 
 def key_file() -> Path:

@@ -1,0 +1,23 @@
+"""What `gpu-broker doctor` finds wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, in a sentence, and what to do about it.
+
+    Attributes:
+        sure: False: it may be as it should all the same; the exit code does not count it.
+    """
+
+    problem: str
+    remedy: str
+    sure: bool = True
+
+    @property
+    def line(self) -> str:
+        """As it is shown."""
+        return f"{'WRONG' if self.sure else 'MAYBE'}  {self.problem}\n       {self.remedy}"

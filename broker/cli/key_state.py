@@ -1,0 +1,68 @@
+"""What `gpu-broker doctor` says of the API keys: in the file, and at the broker that runs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agent_sdk.clocks import local_now
+from agent_sdk.errors import CODES
+from agent_sdk.settings import read_orchestrator_settings
+from agent_sdk.web import Unanswered, Web
+from broker.cli.finding import Finding
+from broker.cli.keys import key_file
+from broker.key_file import KeysError, read_text
+from broker.keys import GONE, read
+
+ASK_S: Final = 2.0
+
+UNAUTHORIZED: Final = 401
+
+READABLE: Final = (
+    "let the broker's user read its key file, which holds SHA-256 alone, and enter the folders "
+    "that it is in"
+)
+
+
+def key_state() -> tuple[str, list[Finding]]:
+    """Say how many keys a broker here asks for, and whether one that runs cannot use its file."""
+    path = key_file()
+    findings: list[Finding] = []
+    try:
+        found = read(path)
+        there = read_text(path) is not None
+    except KeysError as error:
+        remedy = "correct it, or make it anew: gpu-broker keys"
+        return f"in {path}", [Finding(str(error), remedy)]
+    url, said = _asked()
+    if said not in {"", CODES["unauthorized"].says}:
+        way_out = READABLE if there else GONE.format(path=path)
+        findings.append(Finding(f"the broker at {url} lets nobody in: {said}", way_out))
+    if there:
+        return f"{len(found)} in {path}", findings
+    if said:
+        return f"none in {path}; the broker at {url} asks for keys", findings
+    return "none: whoever reaches the HTTP port is an operator (gpu-broker keys new)", findings
+
+
+def _asked() -> tuple[str, str]:
+    """Ask the broker of this environment without a key: its URL, and why it refuses, if it does."""
+    orchestrator = read_orchestrator_settings()
+    url = orchestrator.url if orchestrator.configured else _own_url(orchestrator.url)
+    try:
+        reply = Web(url).ask("GET", "/policy", until=local_now() + ASK_S)
+    except (Unanswered, ValueError):
+        return url, ""
+    return url, str(reply.body.get("detail", "")) if reply.status == UNAUTHORIZED else ""
+
+
+def _own_url(otherwise: str) -> str:
+    """Where a broker with this environment listens."""
+    try:
+        from broker.settings import SettingsError, load_settings  # noqa: PLC0415 - an extra has it
+    except ModuleNotFoundError:
+        return otherwise
+    try:
+        # A key file that is named and gone is what we are here to explain.
+        return f"http://localhost:{load_settings(keys_file=None).port}"
+    except SettingsError:
+        return otherwise

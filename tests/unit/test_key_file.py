@@ -1,0 +1,269 @@
+"""The key file under writers that meet, and where others could have a hand in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk.trusted_path import untrusted
+from broker import key_file
+from broker.key_file import KeysError
+from broker.keys import ANYBODY, Keyring, Principal, add, digest_of, read, remove
+from broker.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NOBODY = 65534
+"""A user that is neither we nor root."""
+
+WRITERS = 10
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+
+CHANGE = """
+import sys
+from pathlib import Path
+from broker.keys import add, remove
+file, number = Path(sys.argv[1]), sys.argv[2]
+for turn in range(3):
+    add(file, f"new-{number}-{turn}", "agent")
+    assert remove(file, f"old-{number}-{turn}")
+"""
+
+
+def names(file: Path) -> set[str]:
+    """Who has a key in the file."""
+    return {principal.name for principal in read(file)}
+
+
+def test_ten_processes_lose_no_key_and_bring_none_back(tmp_path: Path) -> None:
+    """Each makes three keys and ends three, all at once: the file has just that."""
+    file = tmp_path / "keys"
+    for number in range(WRITERS):
+        for turn in range(3):
+            add(file, f"old-{number}-{turn}", "operator")
+    command = [sys.executable, "-c", CHANGE, str(file)]
+    writers = [subprocess.Popen([*command, str(number)]) for number in range(WRITERS)]
+    assert [writer.wait(60) for writer in writers] == [0] * WRITERS
+    assert names(file) == {f"new-{n}-{turn}" for n in range(WRITERS) for turn in range(3)}
+
+
+def test_ten_threads_lose_no_key(tmp_path: Path) -> None:
+    """A lock of a process would let its threads through."""
+    file = tmp_path / "keys"
+    with ThreadPoolExecutor(WRITERS) as threads:
+        keys = list(threads.map(lambda n: add(file, f"k{n}", "viewer"), range(WRITERS)))
+    assert names(file) == {f"k{n}" for n in range(WRITERS)}
+    assert all(Keyring(file).find(key) for key in keys)
+
+
+def test_writer_that_holds_the_lock_for_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that waits says for whom, and changes nothing."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    monkeypatch.setattr(key_file, "LOCK_S", 0.1)
+    with key_file.alone(file), pytest.raises(KeysError, match=r"\.keys\.lock"):
+        add(file, "bob", "viewer")
+    assert names(file) == {"ann"}
+
+
+def test_change_keeps_what_else_stands_in_the_file(tmp_path: Path) -> None:
+    """Comments are somebody's."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    file.write_text(file.read_text() + "# bob is on leave until May\n")
+    add(file, "cay", "viewer")
+    remove(file, "ann")
+    assert "# bob is on leave until May" in file.read_text()
+    assert names(file) == {"cay"}
+
+
+@as_root
+@pytest.mark.parametrize("change", [lambda f: add(f, "bob", "viewer"), lambda f: remove(f, "ann")])
+def test_change_keeps_mode_owner_and_acl(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    """A service that could read the keys before can read them after."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    os.chown(file, 0, 33)
+    file.chmod(0o640)
+    # user::rw-, user:34:r--, group::r--, mask::r--, other::---; see posix_acl_xattr.h
+    entries = [(1, 6, None), (2, 4, 34), (4, 4, None), (16, 4, None), (32, 0, None)]
+    acl = (2).to_bytes(4, "little") + b"".join(
+        tag.to_bytes(2, "little") + may.to_bytes(2, "little")
+        + (0xFFFFFFFF if who is None else who).to_bytes(4, "little")
+        for tag, may, who in entries
+    )  # fmt: skip
+    try:
+        os.setxattr(file, "system.posix_acl_access", acl)
+        os.setxattr(file, "user.note", b"mine")
+    except OSError:
+        pytest.skip("this file system has no ACL")
+    change(file)
+    now = file.stat()
+    assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (0, 33, 0o640)
+    assert os.getxattr(file, "system.posix_acl_access") == acl
+    assert os.getxattr(file, "user.note") == b"mine"
+
+
+def test_change_through_a_link_changes_what_it_leads_to(tmp_path: Path) -> None:
+    """The link stays one."""
+    real, link = tmp_path / "real", tmp_path / "keys"
+    add(real, "ann", "operator")
+    link.symlink_to(real)
+    add(link, "bob", "viewer")
+    assert link.is_symlink()
+    assert names(real) == {"ann", "bob"}
+
+
+@as_root
+@pytest.mark.parametrize("what", ["file", "folder", "folder above", "link"])
+def test_keys_in_the_hands_of_another_user_are_refused(tmp_path: Path, what: str) -> None:
+    """Who owns the file, a folder or a link on its way could let himself in."""
+    folder = tmp_path / "above" / "keys.d"
+    folder.mkdir(parents=True)
+    file, link = folder / "keys", folder / "link"
+    add(file, "ann", "operator")
+    link.symlink_to(file)
+    theirs = {"file": file, "folder": folder, "folder above": folder.parent, "link": link}[what]
+    os.chown(theirs, NOBODY, NOBODY, follow_symlinks=False)
+    path = link if what == "link" else file
+    for refused in (lambda: read(path), lambda: Keyring(path), lambda: remove(path, "ann")):
+        with pytest.raises(KeysError, match=f"{theirs} belongs to user {NOBODY}"):
+            refused()
+
+
+@pytest.mark.parametrize("mode", [0o757, 0o775, 0o1777])
+def test_keys_in_a_folder_that_others_may_write_are_refused(tmp_path: Path, mode: int) -> None:
+    """They could put another file in their place; so no key is made there either."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    file = folder / "keys"
+    add(file, "ann", "operator")
+    folder.chmod(mode)
+    with pytest.raises(KeysError, match=f"chmod go-w {folder}$"):
+        read(file)
+    with pytest.raises(KeysError, match=f"chmod go-w {folder}$"):
+        add(folder / "more", "bob", "viewer")
+    folder.chmod(0o755)
+    assert names(file) == {"ann"}
+
+
+def test_path_of_links_without_end_is_refused(tmp_path: Path) -> None:
+    """As the kernel refuses it."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links"):
+        untrusted(tmp_path / "a")
+    with pytest.raises(KeysError, match="cannot be read"):
+        read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("what", ["pipe", "bytes", "large"])
+def test_what_is_no_key_file_is_refused_and_holds_nothing_up(tmp_path: Path, what: str) -> None:
+    """A pipe that nobody writes to would hang a broker; bytes that are no text would break it."""
+    file = tmp_path / "keys"
+    ring = Keyring(file)
+    if what == "pipe":
+        os.mkfifo(file, 0o600)
+    else:
+        file.write_bytes(b"\xff\xfe" if what == "bytes" else b"#" * (key_file.MAX_BYTES + 1))
+        file.chmod(0o600)
+    with pytest.raises(KeysError):
+        read(file)
+    assert ring.locked is True
+    assert ring.trouble
+
+
+@as_root
+@pytest.mark.parametrize("hidden", ["folder", "file"])
+def test_key_that_a_broker_may_not_read_locks_it(tmp_path: Path, hidden: str) -> None:
+    """As user nobody: at its start a refusal in words; while it runs nobody is an operator."""
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o755)
+    for above in (tmp_path, *tmp_path.parents):
+        above.chmod(above.stat().st_mode | 0o711)
+    add(folder / "keys", "ann", "operator")
+    (folder / "keys").chmod(0o644)
+    away = (folder / "keys").rename(tmp_path / "keys")
+    code = (
+        "import os, sys; from pathlib import Path; from broker.keys import Keyring, ANYBODY\n"
+        "file = Path(sys.argv[1]); ring = Keyring(file)\n"
+        "print(ring.locked, ring.admits(ANYBODY), flush=True); sys.stdin.readline()\n"
+        "print(ring.locked, ring.admits(ANYBODY), ring.trouble, flush=True)\n"
+        "try: Keyring(file)\nexcept ValueError as error: print(error)\n"
+    )
+    setpriv = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --".split()
+    with subprocess.Popen(
+        [*setpriv, sys.executable, "-c", code, str(folder / "keys")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as broker:  # fmt: skip
+        assert broker.stdout.readline() == "False True\n"
+        away.rename(folder / "keys")
+        (folder if hidden == "folder" else folder / "keys").chmod(
+            0o700 if hidden == "folder" else 0
+        )
+        said, _ = broker.communicate("\n", timeout=20)
+    now, anew = said.splitlines()
+    assert now.startswith("True False ")
+    assert "cannot be read by user" in now
+    assert "cannot be read by user" in anew
+
+
+def test_key_that_loses_its_trust_while_a_broker_runs_opens_nothing(tmp_path: Path) -> None:
+    """Rights are looked at with each change of them, not of the text alone."""
+    file = tmp_path / "keys"
+    key = add(file, "ann", "operator")
+    ring = Keyring(file)
+    for spoilt, good in ((file, 0o600), (tmp_path, 0o700)):
+        spoilt.chmod(good | 0o022)
+        assert ring.locked is True
+        assert ring.find(key) is None
+        assert f"chmod go-w {spoilt}" in ring.trouble
+        spoilt.chmod(good)
+        assert ring.locked is True
+        assert ring.find(key) == Principal("ann", "operator", digest_of(key))
+        assert ring.trouble == ""
+
+
+def test_removed_file_is_said_with_the_way_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody gets in, nobody is an operator, and the log says what to do: once."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    ring = Keyring(file)
+    remove(file, "ann")
+    file.unlink()
+    assert [ring.locked for _ in range(3)] == [True] * 3
+    assert not ring.admits(ANYBODY)
+    assert [r.message for r in caplog.records if "gpu-broker keys new" in r.message] == [
+        f"keys: {ring.trouble}"
+    ]
+    key = add(file, "ann", "operator")
+    assert ring.locked
+    assert ring.find(key)
+
+
+@as_root
+def test_settings_refuse_keys_that_cannot_be_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named or by default: the start ends with one sentence."""
+    file = tmp_path / "keys"
+    add(file, "ann", "operator")
+    os.chown(file, NOBODY, NOBODY)
+    for variable, value in (("GPU_BROKER_KEYS_FILE", file), ("GPU_BROKER_STATE_DIR", tmp_path)):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, str(value))
+            with pytest.raises(SettingsError, match="belongs to user"):
+                load_settings()
