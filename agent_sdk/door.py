@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agent_sdk.asking import Caller
+from agent_sdk.forms import check_name
 from agent_sdk.keeper import Keeper
 from agent_sdk.keys import Keys
 from agent_sdk.links import RedisLink
@@ -60,6 +61,13 @@ class Door(ABC, Generic[R]):
         self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
         self.wording = Wording(self.keys.base)
         self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys))
+
+    def abandon(self, token: str) -> None:
+        """Give back in the background what a token was granted: its holder never learned of it.
+
+        Tried until the store answers, for 15 minutes at most.
+        """
+        self._keeper.abandon(check_name(token, "token"))
 
     @abstractmethod
     def _connect(self, store: Store) -> R:

@@ -8,12 +8,9 @@ read its answer, as one that follows events and stopped to.
 
 from __future__ import annotations
 
-import fcntl
-import sys
-import termios
 from typing import TYPE_CHECKING, Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from broker.delivery import DeliveryProtocol, unacknowledged
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,7 +28,7 @@ HEAD_BYTES: Final = 65_536
 """Request line and headers."""
 
 
-class DeadlineProtocol(HttpToolsProtocol):
+class DeadlineProtocol(DeliveryProtocol):
     """Closes a connection on which too little is sent, too long a head, or nothing is read."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -102,11 +99,8 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _unsent(self) -> int:
         """Bytes that the client has not taken, here and in the kernel."""
-        taken = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
-        return self.transport.get_write_buffer_size() + int.from_bytes(taken, sys.byteorder)
-
-    def _idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        kernel = unacknowledged(self.transport.get_extra_info("socket"))
+        return self.transport.get_write_buffer_size() + kernel
 
     def _expect(self) -> None:
         self._relax()

@@ -1,34 +1,56 @@
-"""A client that hangs up while its request waits: nobody would read the answer."""
+"""A request that waits for a lease ends early: its client is gone, or this broker stops."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
+from agent_sdk.errors import error_for
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    from anyio import Event
     from fastapi import Request
 
 T = TypeVar("T")
 
+HUNG_UP = 499
+"""nginx's status for it, in the log and the metrics: no client reads the answer."""
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What work gives; cancelled, and CancelledError raised, when the client is gone before.
+STOPPING = "this broker stops: ask again, here or at another replica"
+
+
+class HungUpError(Exception):
+    """The client is gone."""
+
+
+async def unless_ended(request: Request, stopping: Event, work: Coroutine[Any, Any, T]) -> T:
+    """Give what work gives; cancel it when the client is gone or this broker stops before.
 
     The request's body must have been read: what comes after it is the end of the connection.
+
+    Raises:
+        HungUpError: the client is gone.
+        BrokerUnavailable: this broker stops.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone, stops = (asyncio.ensure_future(each) for each in (_gone(request), stopping.wait()))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
-    finally:
-        gone.cancel()
+        await asyncio.wait({task, gone, stops}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
         task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():  # it ended in the meantime
+            return task.result()
+        if gone.done():
+            raise HungUpError
+        raise error_for("store_unavailable", STOPPING)
+    finally:
+        for each in (gone, stops, task):
+            each.cancel()
 
 
 async def _gone(request: Request) -> None:

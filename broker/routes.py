@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from agent_sdk import AsyncLease
 from agent_sdk.errors import (
     CODES,
     BrokerUnavailable,
@@ -25,13 +27,16 @@ from agent_sdk.waiting_line import WaiterStatus
 from broker import __version__, answers, gpus
 from broker.auth import AgentKey, Viewer
 from broker.bodies import LeaseBody, ReleaseBody, RenewBody
+from broker.delivery import delivery_of
 from broker.document import EVERYWHERE, WITH_BODY, errors
-from broker.hangup import unless_gone
+from broker.hangup import HUNG_UP, HungUpError, unless_ended
 from broker.keys import Principal
-from broker.logs import note
+from broker.logs import SHOWN, note
 from broker.metrics import Seen
 from broker.state import At, Broker, broker_of
 from broker.store_check import problem_of
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(responses=EVERYWHERE)
 
@@ -79,16 +84,10 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
     denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
     if broker.settings.safe_mode:
         return JSONResponse(denied)
-    host, ttl_s = body.host or broker.local_host, body.ttl_s
-    if ttl_s is None:
-        ttl_s = broker.settings.lease_ttl_s
     known = await broker.client.lookup(body.token) if body.token else None
     if isinstance(known, (LeaseStatus, WaiterStatus)) and not _owns(who, known):
         raise error_for("conflict")
-    # A repeat means what it meant at the replica that granted.
-    if isinstance(known, (LeaseStatus, WaiterStatus)):
-        host = body.host or ("any" if known.asked_host == ANY else known.asked_host)
-        ttl_s = known.ttl_ms / 1000 if body.ttl_s is None else body.ttl_s
+    host, ttl_s = _host_and_ttl(body, known, broker)
     try:
         asked = broker.client.acquire(
             body.agent,
@@ -107,7 +106,10 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
             keep_place=body.wait_s > 0,
             owner=who.name,
         )
-        got = await (unless_gone(request, asked) if body.wait_s else asked)
+        got = await (unless_ended(request, broker.stopping, asked) if body.wait_s else asked)
+    except HungUpError:
+        note(reason="hung_up")
+        return JSONResponse(None, HUNG_UP)
     except SafeMode:
         note(reason="safe_mode")
         return JSONResponse(denied)
@@ -119,7 +121,26 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
     note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
     if got.local:  # the client's own fallback: over HTTP, no broker is an error
         raise error_for(got.reason or "store_unavailable")
+    if body.token is None:  # a token of the client's own is the client's to repeat or to release
+        delivery_of(request).otherwise(lambda: _take_back(broker, got))
     return JSONResponse(answers.granted(got))
+
+
+def _host_and_ttl(
+    body: LeaseBody, known: LeaseStatus | WaiterStatus | str | None, broker: Broker
+) -> tuple[str, float]:
+    """The body's, else what a repeat meant at the replica that it repeats, else our own."""
+    host, ttl_s = broker.local_host, float(broker.settings.lease_ttl_s)
+    if isinstance(known, (LeaseStatus, WaiterStatus)):
+        host = "any" if known.asked_host == ANY else known.asked_host
+        ttl_s = known.ttl_ms / 1000
+    return body.host or host, ttl_s if body.ttl_s is None else body.ttl_s
+
+
+def _take_back(broker: Broker, lease: AsyncLease) -> None:
+    """Give a lease back that no client knows of: the answer with its token was not taken."""
+    log.info("lease %s: its client hung up before it read of it: given back", lease.token[:SHOWN])
+    broker.client.abandon(lease.token)
 
 
 @router.post(

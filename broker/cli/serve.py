@@ -27,6 +27,8 @@ from broker.settings import Settings, SettingsError, load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fastapi import FastAPI
+
 DEMO_DEVICES = "sim:2x24576"
 
 BACKLOG = 2048
@@ -74,14 +76,14 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         app,
         http=DeadlineProtocol,
         log_config=None,
-        log_level="warning",
+        log_level="error",  # its warnings are what strangers send, a line for each
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
         timeout_keep_alive=5,
     )
     try:
         with _store(settings):
-            uvicorn.Server(config).run(sockets=[listener])
+            Server(config, app).run(sockets=[listener])
     except EmbeddedError as error:
         click.echo(f"gpu-broker serve: {error}", err=True)
         sys.exit(UNAVAILABLE)
@@ -99,6 +101,19 @@ def _store(settings: Settings) -> Iterator[None]:
         yield
     finally:
         store.leave()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which tells the application that it stops before it waits for the requests."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._state = app.state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer those that wait for a lease first: they may wait for a minute."""
+        self._state.broker.stopping.set()
+        await super().shutdown(sockets)
 
 
 def _stopped(*_: object) -> None:

@@ -28,7 +28,7 @@ OWNERS = {
     "sse_starlette": {"broker/live.py"},
     "structlog": {"broker/logs.py"},
     "yaml": {"broker/devices/told.py"},
-    "uvicorn": {"broker/cli/serve.py", "broker/deadline.py"},
+    "uvicorn": {"broker/cli/serve.py", "broker/deadline.py", "broker/delivery.py"},
     "pytest": {"agent_sdk/testing.py"},
 }
 """The only modules that may import these, at any time."""
