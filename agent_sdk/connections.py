@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from agent_sdk.exchange import AsyncCounting, Counting
 from agent_sdk.primary import LEAST_S
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _garbled(error: Exception) -> InvalidResponse:
     return InvalidResponse(f"no answer that Redis gives: {type(error).__name__}: {error}")
 
 
-class TcpConnection(Connection):
+class TcpConnection(Counting, Connection):
     """A connection that finds the primary first, if there is something to find.
 
     It is closed when the server answers that it is the primary no more: where a name moves to
@@ -128,7 +129,7 @@ class TlsConnection(TcpConnection, SSLConnection):
     asker = SSLConnection
 
 
-class UnixConnection(UnixDomainSocketConnection):
+class UnixConnection(Counting, UnixDomainSocketConnection):
     """A connection over a unix socket."""
 
     def read_response(self, *args: Any, **options: Any) -> Any:
@@ -139,7 +140,7 @@ class UnixConnection(UnixDomainSocketConnection):
             raise _garbled(error) from error
 
 
-class AsyncTcpConnection(AsyncConnection):
+class AsyncTcpConnection(AsyncCounting, AsyncConnection):
     """See `TcpConnection`."""
 
     asker: ClassVar[type[AsyncConnection]] = AsyncConnection
@@ -218,7 +219,7 @@ class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
     asker = AsyncSSLConnection
 
 
-class AsyncUnixConnection(AsyncUnixDomainSocketConnection):
+class AsyncUnixConnection(AsyncCounting, AsyncUnixDomainSocketConnection):
     """See `UnixConnection`."""
 
     async def read_response(self, *args: Any, **options: Any) -> Any:

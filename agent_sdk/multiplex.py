@@ -39,7 +39,7 @@ LONGEST_BATCH = 256
 
 # `patience` knows by the word "connecting" that nothing was sent.
 NOT_SENT = "closed like a connection that is still connecting: nothing was sent"
-CUT_OFF = "the event loop ended while the answer was awaited"
+CUT_OFF = "the event loop was interrupted while the answer was awaited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,6 @@ class Multiplexer:
             batch = self._next_batch()
             if not batch:
                 break
-            self._away.extend(batch)
             try:
                 await self._send(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
@@ -155,6 +154,7 @@ class Multiplexer:
                 if batch and size > LONGEST_BATCH:
                     break
                 batch.append(ask)
+                self._away.append(ask)  # first: an interrupt here must lose no call
             self._queue.popleft()
         return batch
 
@@ -191,8 +191,8 @@ class Multiplexer:
                 answers = [
                     await _answer(self._client, connection, name) for name, *_ in ask.commands
                 ]
-                self._away.popleft()
                 _settle(ask, answers)
+                self._away.popleft()
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
             await self._break(error)
 
@@ -204,12 +204,16 @@ class Multiplexer:
             await self._connection.disconnect(nowait=True)
 
     def _after(self, task: asyncio.Task[None]) -> None:
-        # Someone cancelled every task of the loop.
-        if task.cancelled() and task in {self._sender, self._listener}:
+        """Tell all callers when a task did not come to its end.
+
+        Someone cancelled every task of the loop, or an interrupt struck in this one. The
+        connection is owed answers, so it is not used again as it is; see `exchange`.
+        """
+        broken = task.cancelled() or task.exception() is not None
+        if broken and task in {self._sender, self._listener}:
             _fail(self._away, ConnectionError(CUT_OFF))
             self._away.clear()
             self._fail_queue(ConnectionError(NOT_SENT))
-            self._connection = None
 
     def _fail_queue(self, error: Exception) -> None:
         _fail(self._queue, error)

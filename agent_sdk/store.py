@@ -23,6 +23,7 @@ from agent_sdk.connections import (
     TlsConnection,
     UnixConnection,
 )
+from agent_sdk.exchange import AsyncPool, Pool
 from agent_sdk.primary import ClusterPrimary, SentinelPrimary
 from agent_sdk.store_url import parse
 
@@ -58,14 +59,14 @@ class Store:
             ValueError: the URL is none; its words never hold the password.
         """
         options = self._options(_BLOCKING)
-        pool = redis.ConnectionPool(retry=Retry(NoBackoff(), 0), **options)
+        pool = Pool(retry=Retry(NoBackoff(), 0), **options)
         return redis.Redis.from_pool(pool)
 
     def connect_async(self) -> redis.asyncio.Redis:
         """The same for asyncio."""
         options = self._options(_ASYNC)
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        pool = redis.asyncio.ConnectionPool(retry=retry, **options)
+        pool = AsyncPool(retry=retry, **options)
         return redis.asyncio.Redis.from_pool(pool)
 
     def _options(self, kinds: Mapping[str, Any]) -> dict[str, Any]:

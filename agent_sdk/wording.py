@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from agent_sdk.exchange import marked
 from agent_sdk.functions import own_library
 from agent_sdk.scripts import scripts
 
@@ -49,10 +50,12 @@ class Wording:
         self._none_until, self.missing = 0.0, False
 
     def command(self, call: Call) -> Command:
-        """The call in the words of the server."""
+        """The call in the words of the server, with a mark that its reply repeats."""
+        protocol, *args = call.args
+        said = marked(protocol)
         if self._none_until and time.monotonic() < self._none_until:
-            return ("EVALSHA", scripts()[call.verb].sha, 1, self._base, *call.args)
-        return ("FCALL", self._library.function(call.verb), 1, self._base, *call.args)
+            return ("EVALSHA", scripts()[call.verb].sha, 1, self._base, said, *args)
+        return ("FCALL", self._library.function(call.verb), 1, self._base, said, *args)
 
     def amend(self, call: Call, error: ResponseError) -> list[Command]:
         """What to say before the call is worded anew: the server did not understand it.

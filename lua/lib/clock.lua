@@ -47,6 +47,9 @@ local function start()
     devices = {},   -- by id
     behind = {},    -- those whose hash or zsets are yet to be written
   }
+  -- `1 <mark>`: the caller wants its mark back, to know that the reply is that of this call.
+  local said = ARGV[1]
+  if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then ARGV[1], S.mark = PROTOCOL, string.sub(said, 3) end
 end
 
 local function text(n) return format('%d', n) end

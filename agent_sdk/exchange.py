@@ -1,0 +1,271 @@
+"""What keeps an answer from the call that follows: connections that count, pools that look.
+
+A caller may be interrupted anywhere between its command and its answer: Ctrl-C, a handler's time
+limit, a cancelled task. redis-py then puts the connection back as it is, and the next call reads
+the answer of the call before. Here a connection knows what it was sent and has not answered. One
+that is owed an answer, or was not greeted to the end, is closed and never used as it is.
+
+The calls of verbs carry a mark, and their replies repeat it. A reply with another mark belongs to
+another call: the connection is closed, and the call is repeated by its token like one whose
+connection broke.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from itertools import count
+from typing import Any, Final
+from weakref import WeakSet
+
+import redis
+import redis.asyncio
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - redis-py's name for it
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeout
+
+MARKED_AT: Final = 4
+"""The argument of FCALL and EVALSHA that carries the protocol and the mark, `1 <mark>`."""
+
+_marks = count(secrets.randbits(48))
+
+
+def marked(protocol: int | str) -> str:
+    """The protocol as a call says it that wants its mark in the reply; no two calls share one."""
+    return f"{protocol} {next(_marks):x}"
+
+
+class AnswerOfAnother(ConnectionError):
+    """The reply to another call came: nothing more is read from that connection."""
+
+
+def _mark_of(command: tuple[Any, ...]) -> str:
+    """The mark that a command carries; empty: it carries none."""
+    if len(command) <= MARKED_AT or command[0] not in ("FCALL", "EVALSHA"):
+        return ""
+    said = command[MARKED_AT]
+    return said.partition(" ")[2] if isinstance(said, str) else ""
+
+
+def _own(response: Any, mark: str) -> Any:
+    """The reply without the mark.
+
+    Raises:
+        AnswerOfAnother: it has another mark, or none.
+    """
+    if not mark:
+        return response
+    said = response[0] if isinstance(response, list) and response else None
+    tag, _, found = said.partition(" ") if isinstance(said, str) else ("", "", "")
+    if found != mark:
+        raise AnswerOfAnother("the answer belongs to another call, so the connection is closed")
+    response[0] = tag
+    return response
+
+
+class _Counting:
+    """What both kinds of connection share; mixed in before redis-py's."""
+
+    is_connected: bool
+    socket_timeout: float | None
+
+    def __init__(self, **options: Any) -> None:
+        self._awaited: deque[str] = deque()  # per command that was sent, its mark
+        self._packed: list[str] = []  # of those that are sent next
+        self._greeted = False
+        super().__init__(**options)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the next answer will be that of the next command."""
+        return self._greeted and not self._awaited and not self._packed
+
+    def pack_commands(self, commands: Any) -> list[bytes]:
+        """Pack commands that are sent next; an answer is due for each."""
+        commands = list(commands)
+        packed: list[bytes] = super().pack_commands(commands)  # type: ignore[misc] # redis-py's
+        self._packed += map(_mark_of, commands)
+        return packed
+
+    def _take_packed(self) -> list[str]:
+        packed, self._packed = self._packed, []
+        return packed
+
+    def _forget(self) -> None:
+        """Await nothing: what was sent went over a connection that is closed."""
+        self._greeted = False
+        self._awaited.clear()
+        self._packed = []
+
+    def _answered(self) -> str:
+        """The mark of the command whose answer has come."""
+        return self._awaited.popleft() if self._awaited else ""
+
+
+class Counting(_Counting):
+    """A blocking connection that is closed rather than used while it is owed an answer."""
+
+    def connect(self, *args: Any, **options: Any) -> None:
+        """Be ready for a command: connected, greeted and owed nothing."""
+        if self.is_connected and not self.clean:
+            self.disconnect()
+        super().connect(*args, **options)  # type: ignore[misc] # redis-py's
+
+    def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """Connect and greet the server, or be closed."""
+        if self.is_connected:
+            return
+        self._forget()
+        try:
+            super().connect_check_health(*args, **options)  # type: ignore[misc] # redis-py's
+            self._greeted = True
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def disconnect(self, *args: Any, **options: Any) -> None:
+        """Close the connection."""
+        self._greeted = False
+        super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
+        self._forget()
+
+    def send_command(self, *args: Any, **options: Any) -> None:
+        """Send a command; an answer is due."""
+        packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
+        self._send(packed, [_mark_of(args)], check_health=options.get("check_health", True))
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send what `pack_commands` made; an answer is due for each command of it."""
+        self._send(command, self._take_packed(), check_health=check_health)
+
+    def _send(self, packed: Any, marks: list[str], *, check_health: bool) -> None:
+        # What connecting and the health check send is answered before.
+        if not self.is_connected:
+            self.connect_check_health(check_health=False)
+        if check_health:
+            self.check_health()  # type: ignore[attr-defined] # redis-py's
+        self._awaited += marks
+        super().send_packed_command(packed, check_health=False)  # type: ignore[misc] # redis-py's
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read the next answer."""
+        try:
+            response = super().read_response(*args, **options)  # type: ignore[misc] # redis-py's
+        except ResponseError:
+            self._answered()
+            raise
+        try:
+            return _own(response, self._answered())
+        except AnswerOfAnother:
+            self.disconnect()
+            raise
+
+
+class AsyncCounting(_Counting):
+    """The same for asyncio."""
+
+    async def connect(self, *args: Any, **options: Any) -> None:
+        """See `Counting`."""
+        if self.is_connected and not self.clean:
+            await self.disconnect(nowait=True)
+        await super().connect(*args, **options)  # type: ignore[misc] # redis-py's
+
+    async def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """See `Counting`."""
+        if self.is_connected:
+            return
+        self._forget()
+        try:
+            await super().connect_check_health(*args, **options)  # type: ignore[misc] # redis-py's
+            self._greeted = True
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """See `Counting`."""
+        self._greeted = False
+        await super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
+        self._forget()
+
+    async def send_command(self, *args: Any, **options: Any) -> None:
+        """See `Counting`."""
+        packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
+        await self._send(packed, [_mark_of(args)], check_health=options.get("check_health", True))
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """See `Counting`."""
+        await self._send(command, self._take_packed(), check_health=check_health)
+
+    async def _send(self, packed: Any, marks: list[str], *, check_health: bool) -> None:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()  # type: ignore[attr-defined] # redis-py's
+        self._awaited += marks
+        try:
+            # redis-py's own way to send is wait_for, which before Python 3.12 swallows a
+            # cancellation that comes when all is sent: the task then waits for the answer.
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command(packed)  # type: ignore[attr-defined] # redis-py's
+        except BaseException as error:
+            await self.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise RedisTimeout("Timeout writing to socket") from None
+            if isinstance(error, OSError):
+                raise ConnectionError(f"Error while writing to socket: {error}") from error
+            raise
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """See `Counting`."""
+        try:
+            response = await super().read_response(*args, **options)  # type: ignore[misc] # redis-py's
+        except ResponseError:
+            self._answered()
+            raise
+        try:
+            return _own(response, self._answered())
+        except AnswerOfAnother:
+            await self.disconnect(nowait=True)
+            raise
+
+
+class Pool(redis.ConnectionPool):
+    """A pool that closes what comes back in the middle of an exchange.
+
+    A connection whose caller was interrupted before it could give it back is closed with the
+    caller's last reference, and takes no place of `max_connections`.
+    """
+
+    _available_connections: list[Any]
+    _in_use_connections: Any
+
+    def reset(self) -> None:
+        """Have no connections."""
+        super().reset()
+        self._in_use_connections = WeakSet()
+
+    def make_connection(self) -> Any:
+        """Make one more connection."""
+        known = len(self._available_connections) + len(self._in_use_connections)
+        self._created_connections = known
+        return super().make_connection()
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back."""
+        if connection.is_connected and not connection.clean:
+            connection.disconnect()
+        super().release(connection)
+
+
+class AsyncPool(redis.asyncio.ConnectionPool):
+    """The same for asyncio."""
+
+    async def release(self, connection: Any) -> None:
+        """See `Pool`."""
+        if connection.is_connected and not connection.clean:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)

@@ -1,0 +1,270 @@
+"""A call interrupted between its command and its answer: no later call reads that answer."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseLost, Store, functions
+from agent_sdk.links import RedisLink
+from tests.faults.proxy import Proxy
+from tests.pools import device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import redis
+
+    from tests.pools import Pool
+    from tests.servers import Server
+
+
+class TimeLimit(Exception):
+    """What a signal handler of the program raises: an ordinary exception."""
+
+
+@pytest.fixture(params=["", "?protocol=2", "?protocol=3", "unix"])
+def client(request: pytest.FixtureRequest, server: Server, pool: Pool) -> Iterator[LeaseClient]:
+    """Over each protocol and transport, with two devices."""
+    pool.report((device("D0"), device("D1", index=1)), deadline_ms=86_400_000)
+    url = server.socket_url if request.param == "unix" else server.url + request.param
+    with LeaseClient(Store(url), pool=pool.keys.pool_name, hostname="h1") as client:
+        client.pool()
+        yield client
+        for lease in client.leases():
+            client.revoke(lease.token, force=True)
+
+
+def interrupted(redis: redis.Redis, call: Callable[[], object], by: type[BaseException]) -> None:
+    """Make a call; a signal comes when its commands are sent and no answer is read."""
+
+    def handler(*_: object) -> None:
+        raise by
+
+    def parse(*args: Any, **options: Any) -> Any:
+        redis.parse_response = real
+        signal.raise_signal(signal.SIGUSR1)
+        return real(*args, **options)
+
+    real, before = redis.parse_response, signal.signal(signal.SIGUSR1, handler)
+    redis.parse_response = parse
+    try:
+        with pytest.raises(by):
+            call()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        redis.parse_response = real
+
+
+@pytest.mark.parametrize("by", [KeyboardInterrupt, SystemExit, TimeLimit])
+def test_acquire_after_an_interrupted_one_gets_a_lease_of_its_own(
+    client: LeaseClient, by: type[BaseException]
+) -> None:
+    """The lease that the SDK shows is the one that the pool has under that token."""
+    interrupted(client.redis, lambda: client.acquire("me", exclusive=True, memory_mb=900), by)
+    lease = client.acquire("me", exclusive=True, memory_mb=900)
+    found: Any = client.lookup(lease.token)
+    assert (found.fence, [uuid for uuid, _ in found.devices]) == (
+        lease.fence,
+        [held.uuid for held in lease.devices],
+    )
+
+
+def test_renew_after_an_interrupted_one_does_not_believe_its_answer(client: LeaseClient) -> None:
+    """The answer to the renewal of one lease is not taken for that of another, which is over."""
+    one, other = client.acquire("one", memory_mb=1), client.acquire("other", memory_mb=1)
+    interrupted(client.redis, lambda: client.renew(one), KeyboardInterrupt)
+    client.revoke(other.token, force=True)
+    with pytest.raises(LeaseLost):
+        client.renew(other)
+
+
+def test_functions_load_that_is_interrupted_leaves_no_answer(client: LeaseClient) -> None:
+    """Also what is sent beside verbs and readings."""
+    interrupted(client.redis, lambda: functions.load(client.redis), KeyboardInterrupt)
+    assert client.redis.echo("mine") == "mine"
+
+
+def _interrupt_reads(pipes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let SIGINT come when a pipeline's first answer was read and the others were not."""
+    real, seen = pipes.parse_response, iter(range(1_000_000))
+
+    def parse(self: Any, *args: Any, **options: Any) -> Any:
+        if next(seen) == 1:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(pipes, "parse_response", parse)
+
+
+def test_reading_after_an_interrupted_one_reads_its_own(
+    client: LeaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline is interrupted when one of its answers has been read."""
+    lease = client.acquire("me", memory_mb=7)
+    _interrupt_reads(type(client.redis.pipeline()), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        client.devices()
+    assert [one.token for one in client.leases()] == [lease.token]
+    assert len(client.devices()) == 2
+
+
+def test_keepers_link_after_an_interruption_takes_each_answer_for_its_lease(
+    client: LeaseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline of the renewing thread, broken off in the middle."""
+    leases = [client.acquire("me", memory_mb=1, ttl_s=ttl_s) for ttl_s in (10, 20, 30)]
+    link = RedisLink(client.store.connect, client.keys)
+    _interrupt_reads(type(client.redis.pipeline()), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        list(link.renew(leases))
+    left = [round(renewal.remaining_ms / 1000) for renewal in link.renew(leases[::-1])]
+    assert left == [30, 20, 10]
+    link.close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_greeting_that_is_interrupted_is_made_anew(
+    server: Server, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    """A connection interrupted between HELLO and SELECT must not go on in another database."""
+    redis = Store(f"{server.url}/1?protocol={protocol}").connect()
+    kind: Any = redis.connection_pool.connection_class
+    real = kind.send_command
+
+    def send(self: Any, *args: Any, **options: Any) -> None:
+        if args[0] == "SELECT":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        real(self, *args, **options)
+
+    monkeypatch.setattr(kind, "send_command", send)
+    with pytest.raises(KeyboardInterrupt):
+        redis.ping()
+    redis.set("where", "1")
+    with server.connect() as zero:
+        assert zero.get("where") is None
+    redis.delete("where")
+    redis.close()
+
+
+def test_callers_that_are_interrupted_leak_no_connection(client: LeaseClient) -> None:
+    """However many calls were interrupted, the client has one connection."""
+    for _ in range(120):  # more than redis-py's limit of connections
+        interrupted(client.redis, lambda: client.acquire("me", memory_mb=1), KeyboardInterrupt)
+    client.pool()
+    pool: Any = client.redis.connection_pool
+    assert (len(pool._in_use_connections), len(pool._available_connections)) == (0, 1)
+
+
+class Stale:
+    """Between client and server: answers one call with the reply to an earlier one."""
+
+    def __init__(self) -> None:
+        self.keep = self.repeat = False
+        self._old = b""
+
+    def passes(self, chunk: bytes) -> bool:
+        if self.keep:
+            self._old, self.keep = chunk, False
+        return True
+
+    def answers(self, chunk: bytes) -> bytes | None:
+        if not self.repeat or (b"FCALL" not in chunk and b"EVALSHA" not in chunk):
+            return None
+        self.repeat = False
+        return self._old
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_reply_to_another_call_is_no_answer_and_the_call_is_repeated(
+    server: Server, pool: Pool, kind: str
+) -> None:
+    """Each reply carries the mark of its call: one with another mark closes the connection."""
+    pool.report((device("D0"), device("D1", index=1)), deadline_ms=86_400_000)
+    stale = Stale()
+    with Proxy(server.port, stale.passes, stale.answers) as proxy, server.connect() as redis:
+        functions.load_own(redis)
+        async with AsyncLeaseClient(
+            Store(proxy.url), pool=pool.keys.pool_name, hostname="h1"
+        ) as tasks:
+            blocking = LeaseClient(Store(proxy.url), pool=pool.keys.pool_name, hostname="h1")
+            if kind == "sync":
+
+                async def acquire(agent: str) -> Any:
+                    return await asyncio.to_thread(
+                        blocking.acquire, agent, exclusive=True, memory_mb=900
+                    )
+
+            else:
+
+                async def acquire(agent: str) -> Any:
+                    return await tasks.acquire(agent, exclusive=True, memory_mb=900)
+
+            await tasks.pool()
+            blocking.pool()
+            stale.keep = True
+            one = await acquire("one")
+            stale.repeat = True
+            other = await acquire("other")
+            assert not stale.repeat
+            assert one.fence != other.fence
+            assert {one.devices[0].uuid, other.devices[0].uuid} == {"D0", "D1"}
+            assert pool.stats()["granted"] == 2
+            blocking.close()
+
+
+async def test_task_cancelled_in_a_reading_of_its_own_leaves_no_answer(
+    server: Server, pool: Pool
+) -> None:
+    """The connections of `client.redis`, which readers of their own and the inbox use."""
+    redis = Store(server.url).connect_async()
+    await redis.set(f"{pool.keys.base}:mine", "mine")
+    for turns in range(12):
+        task = asyncio.create_task(redis.blpop([f"{pool.keys.base}:none"], 30))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await redis.get(f"{pool.keys.base}:mine") == "mine"
+    with server.connect() as blocking:
+        assert int(blocking.info("clients")["blocked_clients"]) == 0
+    await redis.delete(f"{pool.keys.base}:mine")
+    await redis.aclose()
+
+
+def test_interrupt_that_strikes_the_multiplexer_lets_no_call_wait_for_ever(
+    server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in its own task, in a loop that goes on as a notebook's does: callers ask again."""
+    pool.report((device("D0"),), deadline_ms=86_400_000)
+    loop = asyncio.new_event_loop()
+    client = AsyncLeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1")
+    loop.run_until_complete(client.pool())
+    real = client.redis.parse_response
+
+    async def parse(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.redis, "parse_response", parse)
+    calls = [loop.create_task(client.acquire(f"a{n}", memory_mb=5)) for n in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(asyncio.wait(calls))
+    assert client.redis.parse_response == real
+    loop.run_until_complete(asyncio.wait(calls, timeout=10))
+    granted = {call.result().agent: call.result() for call in calls}
+    assert sorted(granted) == ["a0", "a1", "a2"]
+    leases = loop.run_until_complete(client.leases())
+    assert {lease.token: lease.agent for lease in leases} == {
+        lease.token: agent for agent, lease in granted.items()
+    }
+    for lease in granted.values():
+        loop.run_until_complete(client.release(lease))
+    loop.run_until_complete(client.close())
+    loop.close()
