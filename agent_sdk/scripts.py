@@ -23,8 +23,8 @@ CORE = ("time", "clock", "agenda")
 """The files of `lua/lib` that every verb begins with, in the order in which they are read."""
 
 REST = (
-    "events", "devices", "ledger", "placement", "ending", "memory", "reaper", "waiters", "line",
-    "serving", "findings", "registry", "adoption",
+    "events", "devices", "ledger", "placement", "ending", "memory", "foreign", "reaper", "waiters",
+    "line", "serving", "findings", "registry", "adoption",
 )  # fmt: skip
 """The others, in theirs."""
 

@@ -8,7 +8,7 @@ process gives none of this; then the ledger reckons with what is used in all.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from agent_sdk.snapshot import LeaseStatus
     from broker.devices import DeviceSample
     from broker.truth.match import Matcher, Owners
+
+
+class Cooling(NamedTuple):
+    """A lease that cools, on one GPU.
+
+    Attributes:
+        ended_ms: when it ended, on the pool's clock.
+        lingering_mb: MiB that its processes still use, of those that it held.
+        uncertain_mb: MiB that it held, if its processes are not known; else 0.
+    """
+
+    ended_ms: int
+    lingering_mb: int
+    uncertain_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +41,24 @@ class Account:
             process accounts for.
         unclaimed_mb: held by leases whose processes are not known: so much of what is outside may
             be theirs.
-        lingering_mb: still used by processes of leases that cool.
-        uncertain_mb: held by leases that cool and whose processes are not known.
+        cooling: token -> what is known of a lease that cools, where it may still use something.
         over_mb: how much more a lease's processes use than it holds, where they do.
     """
 
     outside_mb: int
     unclaimed_mb: int
-    lingering_mb: int
-    uncertain_mb: int
+    cooling: dict[str, Cooling]
     over_mb: dict[str, int]
+
+    @property
+    def lingering_mb(self) -> int:
+        """Still used by processes of leases that cool."""
+        return sum(each.lingering_mb for each in self.cooling.values())
+
+    @property
+    def uncertain_mb(self) -> int:
+        """Held by leases that cool and whose processes are not known."""
+        return sum(each.uncertain_mb for each in self.cooling.values())
 
 
 @dataclass(slots=True)
@@ -52,6 +74,7 @@ class Shares:
     """Who holds one device, MiB: active leases, and such as cool.
 
     Attributes:
+        ended_ms: when each of those that cool ended; the last first.
         unclaimed: of both, those whose processes are not known.
         young: granted after the sample: no use of theirs is in it.
         unseen: no process of theirs has been seen on a GPU yet, as far as that can be known.
@@ -60,6 +83,7 @@ class Shares:
 
     active: dict[str, int] = field(default_factory=dict)
     cooling: dict[str, int] = field(default_factory=dict)
+    ended_ms: dict[str, int] = field(default_factory=dict)
     unclaimed: frozenset[str] = frozenset()
     young: frozenset[str] = frozenset()
     unseen: frozenset[str] = frozenset()
@@ -81,8 +105,10 @@ def shares_on(
         unseen=frozenset(x.token for x in holders if x.token not in matcher.working),
         whole=whole,
     )
-    for lease in holders:
-        kind = shares.cooling if lease.state == "cooling" else shares.active
+    for lease in sorted(holders, key=lambda lease: -(lease.expires_at_ms or 0)):
+        kind = shares.active
+        if lease.state == "cooling":
+            kind, shares.ended_ms[lease.token] = shares.cooling, lease.expires_at_ms or 0
         kind[lease.token] = dict(lease.devices).get(uuid, 0)
     return shares
 
@@ -104,20 +130,41 @@ def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | N
         else:
             outside_mb += process.memory_mb
     outside_mb += max(0, device.used_mb - named_mb)
-    lingering_mb = 0
+    lingering: dict[str, int] = {}
     over_mb: dict[str, int] = {}
     for group in groups:
         active_mb = sum(shares.active.get(token, 0) for token in group.tokens)
         cooling_mb = sum(shares.cooling.get(token, 0) for token in group.tokens)
         beyond_mb = group.used_mb - active_mb - cooling_mb
         outside_mb += max(0, beyond_mb)
-        lingering_mb += max(0, min(group.used_mb - active_mb, cooling_mb))
+        lingering |= _spread(group.used_mb - active_mb, group.tokens, shares.cooling)
         if beyond_mb > 0:
             theirs = group.tokens & shares.active.keys() - {shares.whole}
             over_mb |= dict.fromkeys(theirs, beyond_mb)
     unclaimed_mb = sum(held[token] for token in shares.unclaimed - shares.young)
-    uncertain_mb = sum(shares.cooling.get(token, 0) for token in shares.unclaimed)
-    return Account(outside_mb, unclaimed_mb, lingering_mb, uncertain_mb, over_mb)
+    cooling = {
+        token: Cooling(
+            shares.ended_ms[token],
+            lingering.get(token, 0),
+            mb if token in shares.unclaimed - shares.young else 0,
+        )
+        for token, mb in shares.cooling.items()
+        if token in lingering or token in shares.unclaimed
+    }
+    return Account(outside_mb, unclaimed_mb, cooling, over_mb)
+
+
+def _spread(used_mb: int, tokens: set[str], cooling: dict[str, int]) -> dict[str, int]:
+    """Tell the leases of a group apart that cool: token -> MiB of `used_mb` that it still uses.
+
+    The one that ended last comes first, because its memory is withheld for longest.
+    """
+    found: dict[str, int] = {}
+    for token, held_mb in cooling.items():
+        if token in tokens and used_mb > 0:
+            found[token] = min(used_mb, held_mb)
+            used_mb -= held_mb
+    return found
 
 
 def _join(groups: list[_Group], tokens: set[str], memory_mb: int) -> None:

@@ -32,6 +32,7 @@ MOST_GONE: Final = 100
 LINE: Final = 256
 NAMES: Final = 7_900
 ROWS: Final = 16_000
+COOLING: Final = 4_000
 """Bytes of a field that the verb takes; see the forms in `lua/report.lua`."""
 
 FINDER_MS: Final = 20_000
@@ -175,6 +176,7 @@ def _report(
     said["processes"] = _rows_text(found)
     for name in ("outside_mb", "unclaimed_mb", "lingering_mb", "uncertain_mb"):
         said[name] = _text(getattr(account, name, None))
+    said["cooling"] = _cooling(account)
     said |= {kind: _names(sorted(subjects)) for kind, subjects in found.subjects.items()}
     if verdict.quarantine is not None:
         said["quarantine"] = verdict.quarantine
@@ -189,12 +191,18 @@ def line(text: str) -> str:
     return plain.encode(errors="replace")[:LINE].decode(errors="ignore")
 
 
-def _names(names: Iterable[str]) -> str:
-    """As many of the names as a list has room for."""
+def _cooling(account: Account | None) -> str:
+    """What each lease that cools still uses; of those without room the sums are told alone."""
+    each = account.cooling.items() if account else ()
+    return _names((f"{token}={':'.join(map(str, said))}" for token, said in each), COOLING)
+
+
+def _names(names: Iterable[str], room: int = NAMES) -> str:
+    """As many of the names as a list has room for, in bytes."""
     kept, size = [], 0
     for name in filter(None, names):
         size += len(name) + 1
-        if size > NAMES:
+        if size > room:
             break
         kept.append(name)
     return ",".join(kept)

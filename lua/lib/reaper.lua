@@ -10,15 +10,8 @@ local function cool(r)
     local key, d = P .. 'device:' .. uuid, B.device(uuid)
     touched = touched + 1
     call('SREM', P .. 'holders:' .. uuid, r.token)
-    local v = call('HMGET', key, 'cooled_at_ms', 'lingering_mb')
-    if d and r.ended_at_ms > (v[1] or 0) + 0 then
-      local lingering_mb = tonumber(v[2] or '') or 0
-      local stays_mb = math.min(mb + 0, lingering_mb)
-      d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays_mb
-      call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'foreign_mb', text(d.foreign_mb), 'lingering_mb',
-        text(lingering_mb - stays_mb))
-      B.index(d)
-    end
+    local v = call('HMGET', key, 'cooling', 'lingering_mb', 'raised_mb', 'cooled_at_ms')
+    if d and r.ended_at_ms > (v[4] or 0) + 0 then B.end_withholding(d, r.token, mb + 0, v) end
   end
   unschedule(r.token)
   B.bury(r.token, r.outcome)

@@ -6,6 +6,7 @@ local FORMS = {
   whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
   state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 }, names = { '^[%w._,-]*$', 8192 },
   rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192 }, xids = { '^[%d:%l,]*$', 256 },
+  cooling = { '^[%w._,=:-]*$', 4096 },
 }
 local FIELDS = {
   index = 'whole', name = 'line', model = 'word', total_mb = 'whole', reserve_mb = 'whole', used_mb = 'whole',
@@ -16,17 +17,18 @@ local FIELDS = {
   ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
   parent = 'id',
   -- What its host makes of it. In MiB: used by nobody's lease, or beyond one; of that at most so much may be of leases whose
-  -- processes are not known; still used by leases that cool; held by leases that cool and whose processes are not known.
-  -- Without outside_mb, used_mb alone counts.
-  outside_mb = 'whole', unclaimed_mb = 'whole', lingering_mb = 'whole', uncertain_mb = 'whole',
+  -- processes are not known; held by leases that cool and whose processes are not known. Without outside_mb, used_mb alone
+  -- counts.
+  outside_mb = 'whole', unclaimed_mb = 'whole', uncertain_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
   degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole',
 }
 
--- Said once, and not kept on the device: what its leases are to be told of (`token=idle+overuse`, none = of nothing any
--- more), error codes of the GPU with what is made of them, a process that was sent a signal, for whose sake and why, and
--- holders of whom there is no record.
-local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names' }
+-- Said once, and not kept on the device as it is: what its leases are to be told of (`token=idle+overuse`, none = of nothing
+-- any more), error codes of the GPU with what is made of them, a process that was sent a signal, for whose sake and why, and
+-- holders of whom there is no record. Of leases that cool: MiB that all of them still use, and of each `token=when it
+-- ended:MiB it still uses:MiB it holds, if its processes are not known`; lib/foreign.lua keeps what the newest sample says.
+local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', lingering_mb = 'whole', cooling = 'cooling' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, reserve_mb = true }
@@ -39,15 +41,16 @@ function B.reported_device(i)
   local next_at = i + 2 + 2 * int(i + 1, 'device', 0, 64)
   for at = i + 2, next_at - 2, 2 do
     local field, value = ARGV[at], ARGV[at + 1]
-    local of = FIELDS[field]
-    local form = FORMS[of or SAID[field] or '']
+    local of = FIELDS[field] or SAID[field]
+    local form = FORMS[of or '']
     if not form then S.bad = S.bad or 'device' break end
     local unknown = value == '' and (of == 'whole' or of == 'number')
     if not unknown then said[field] = word(at + 1, field, form[1], form[2]) end
-    if of and not (unknown and KEPT[field]) then
+    if FIELDS[field] and not (unknown and KEPT[field]) then
       fields[n + 1], fields[n + 2], n = field, value, n + 2
     end
   end
+  said.cools = said.cooling and B.cooling_said(said.cooling)
   if said.state == 'away' then S.bad = S.bad or 'state' end   -- the broker's own word for a host that is silent
   return said, next_at
 end
@@ -87,39 +90,6 @@ local function unregister(d)
   each_fits(d, function(key) call('ZREM', key, d.uuid) end)
 end
 
--- Memory used by others than our leases: at most `most`, at least `least`. What lies between is of leases or of others: there
--- foreign falls only when `most` proves it. A sample older than one that came before can only raise it. `withheld_at_ms` and
--- `newest_ms` are of the last lease that began to cool, and of the newest sample. What is to be written is added to `fields`.
-local function settle_foreign(d, said, sampled_ms, withheld_at_ms, newest_ms, fields)
-  local used_mb, outside_mb = tonumber(said.used_mb), tonumber(said.outside_mb)
-  local most, least, lingering_mb = used_mb, nil, 0
-  if outside_mb then   -- what lingers is withheld; but its grace may have ended before it began
-    lingering_mb = (said.lingering_mb or 0) + 0
-    most = outside_mb + math.max(0, lingering_mb - d.withheld_mb)
-    least = most - (said.unclaimed_mb or 0)
-  elseif used_mb then
-    least = used_mb - d.reserved_mb - d.withheld_mb
-  else
-    return
-  end
-  local n, foreign_mb = #fields, math.max(d.foreign_mb, least)
-  if sampled_ms >= newest_ms then
-    local gone = used_mb and used_mb <= d.reserved_mb + d.foreign_mb
-    if outside_mb then gone = lingering_mb == 0 and (gone or (said.uncertain_mb or 0) + 0 == 0) end
-    if d.withheld_mb > 0 and sampled_ms > withheld_at_ms and gone then
-      if not outside_mb then least = least + d.withheld_mb end
-      d.withheld_mb = 0
-      fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'withheld_mb', '0', 'cooled_at_ms', text(withheld_at_ms)
-      n = n + 4
-    end
-    foreign_mb = math.min(most, math.max(d.foreign_mb, least))
-    fields[n + 1], fields[n + 2] = 'sampled_ms', text(sampled_ms)
-    n = n + 2
-  end
-  d.foreign_mb = math.max(0, foreign_mb)
-  fields[n + 1], fields[n + 2] = 'foreign_mb', text(d.foreign_mb)
-end
-
 local function new_device(uuid, host)
   call('HSET', P .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
     'reserve_mb', '0', 'state', 'unknown', 'reserved_mb', '0', 'withheld_mb', '0', 'foreign_mb', '0', 'leases', '0',
@@ -128,7 +98,9 @@ local function new_device(uuid, host)
 end
 
 -- What is read of a device beside what placement needs; the last are those of B.FINDINGS.
-local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'quarantine', 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
+local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine', 'idle', 'overuse', 'squatter',
+  'orphan', 'degraded' }
+local QUARANTINE = 5   -- where it stands among them
 
 -- A device, and those fields: the reply, and after how many others they stand in it.
 local function look_at(uuid)
@@ -152,12 +124,15 @@ function B.accept(host, said, sampled_ms)
   d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
-  settle_foreign(d, said, sampled_ms, tonumber(v[n + 1] or 0), tonumber(v[n + 2] or 0), fields)
+  B.settle_foreign(d, said, sampled_ms, {
+    withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3] or 0) + 0,
+    raised_mb = (v[n + 4] or 0) + 0,
+  }, fields)
   call('HSET', P .. 'device:' .. d.uuid, unpack(fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
   B.index(d)
-  B.compare(d, said, v, n + 3)
-  B.note(d, said, v[n + 3] or '')
+  B.compare(d, said, v, n + QUARANTINE)
+  B.note(d, said, v[n + QUARANTINE] or '')
   if not known or state ~= d.state then
     B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
   end

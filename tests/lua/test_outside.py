@@ -149,6 +149,124 @@ def test_reap_of_two_that_linger_keeps_back_no_more_than_lingers(gpu: Pool) -> N
     assert gpu.free() == {"gpu-a": 650}
 
 
+def cools(gpu: Pool, name: str, uses_mb: int, unsure_mb: int = 0) -> str:
+    """What a host says of a lease that cools."""
+    ended_ms = gpu.hash(f"record:{name}").get("expires_at_ms", "1")
+    return f"{name}={ended_ms}:{uses_mb}:{unsure_mb}"
+
+
+def expire(gpu: Pool, name: str, memory_mb: int) -> None:
+    """A lease is granted, and its holder dies without a word."""
+    granted(gpu.acquire(name, memory_mb=memory_mb, ttl_ms=1000))
+    gpu.skew(1001)
+    gpu.reap()
+
+
+def after_the_grace_of_a(gpu: Pool) -> None:
+    """A and B cool; of A a sample has shown that nothing was left."""
+    expire(gpu, A, 400)
+    look(gpu)
+    assert gpu.number("gpu-a", "withheld_mb") == 0
+    expire(gpu, B, 300)
+    assert gpu.number("gpu-a", "withheld_mb") == 300
+
+
+def test_what_a_late_child_uses_is_not_kept_back_again_at_the_end_of_another_s_grace(
+    gpu: Pool,
+) -> None:
+    """It is foreign since the report that showed it: 320 MiB in use are 320 MiB, not 640."""
+    expire(gpu, A, 400)
+    look(gpu)
+    look(gpu, used_mb=320, lingering_mb=320)
+    expire(gpu, B, 500)
+    gpu.live_on(5001)
+    assert gpu.free() == {"gpu-a": 680}
+
+
+def test_what_a_late_child_uses_is_beside_what_is_withheld_of_another(gpu: Pool) -> None:
+    """B's processes may still use all that it held, so what A's child uses is not part of it."""
+    after_the_grace_of_a(gpu)
+    of_each = f"{cools(gpu, A, 200)},{cools(gpu, B, 50)}"
+    look(gpu, used_mb=250, lingering_mb=250, cooling=of_each)
+    assert gpu.free() == {"gpu-a": 500}
+
+
+def test_report_that_a_late_child_uses_something_ends_another_s_grace(gpu: Pool) -> None:
+    """Nothing is used by B, whose memory is the only one that is withheld."""
+    after_the_grace_of_a(gpu)
+    look(gpu, used_mb=200, lingering_mb=200, cooling=cools(gpu, A, 200))
+    assert gpu.number("gpu-a", "withheld_mb") == 0
+    assert gpu.free() == {"gpu-a": 800}
+
+
+def test_reap_keeps_back_what_the_lease_itself_was_seen_to_use(gpu: Pool) -> None:
+    """B uses 100 and A none: the end of A's grace keeps back nothing, that of B 100."""
+    granted(gpu.acquire(A, memory_mb=300, ttl_ms=1000))
+    granted(gpu.acquire(B, memory_mb=400, ttl_ms=3000))
+    gpu.skew(1001)
+    gpu.reap()
+    gpu.skew(2000)
+    gpu.reap()
+    look(gpu, used_mb=100, lingering_mb=100, cooling=f"{cools(gpu, A, 0)},{cools(gpu, B, 100)}")
+    gpu.skew(3001)
+    gpu.reap()
+    assert gpu.free() == {"gpu-a": 600}, "of A nothing stays, of B all is withheld"
+    gpu.skew(2000)
+    gpu.reap()
+    assert gpu.free() == {"gpu-a": 900}
+
+
+def test_report_of_a_lease_that_cools_no_more_counts_what_it_uses_as_foreign(gpu: Pool) -> None:
+    """The report was made before the end of the grace, and comes after it."""
+    expire(gpu, A, 400)
+    said_of_a = cools(gpu, A, 250)
+    gpu.live_on(5001)
+    assert gpu.free() == {"gpu-a": 1000}
+    look(gpu, used_mb=250, lingering_mb=250, cooling=said_of_a)
+    assert gpu.free() == {"gpu-a": 750}
+
+
+def test_report_of_what_may_be_of_a_lease_that_is_not_withheld_counts_it_as_foreign(
+    gpu: Pool,
+) -> None:
+    """Its processes are not known; that nothing is withheld for it any more is."""
+    expire(gpu, A, 400)
+    look(gpu)
+    more = {"unclaimed_mb": 400, "uncertain_mb": 400, "cooling": cools(gpu, A, 0, 400)}
+    look(gpu, 320, **more)
+    assert gpu.free() == {"gpu-a": 680}
+
+
+def test_report_of_unknown_use_within_an_idle_lease_ends_no_grace(gpu: Pool) -> None:
+    """What B has leased and does not use explains nothing of what is used beside it."""
+    granted(gpu.acquire(B, memory_mb=500))
+    expire(gpu, A, 400)
+    more = {"unclaimed_mb": 400, "uncertain_mb": 400, "cooling": cools(gpu, A, 0, 400)}
+    look(gpu, 350, **more)
+    assert gpu.free() == {"gpu-a": 100}
+
+
+def test_reap_keeps_back_what_the_newest_sample_showed_though_an_older_one_came_later(
+    gpu: Pool,
+) -> None:
+    """What the older one raises and what lingers are not added up."""
+    expire(gpu, A, 400)
+    look(gpu, used_mb=350, lingering_mb=350, cooling=cools(gpu, A, 350))
+    gpu.report(real(300, cooling=cools(gpu, A, 0)), sampled_ms=gpu.reap()[1] - 5)
+    assert gpu.number("gpu-a", "foreign_mb") == 300
+    gpu.live_on(5001)
+    assert gpu.free() == {"gpu-a": 650}
+
+
+def test_reap_keeps_back_what_lingered_when_the_driver_told_of_processes_last(gpu: Pool) -> None:
+    """A sample without processes does not show that what lingered is gone."""
+    expire(gpu, A, 400)
+    look(gpu, used_mb=350, lingering_mb=350, cooling=cools(gpu, A, 350))
+    look(gpu, "", used_mb=350, lingering_mb="", cooling="")
+    gpu.live_on(5001)
+    assert gpu.free() == {"gpu-a": 650}
+
+
 def test_holders_of_a_device_are_those_who_have_it_or_cool(gpu: Pool) -> None:
     """From the grant, or the offer, to the release, or the end of the cooling."""
     holders = gpu.keys.holders("gpu-a")
@@ -273,7 +391,9 @@ def test_report_of_an_ended_process_is_an_event(gpu: Pool) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("outside_mb", "-1"), ("lingering_mb", "x"), ("idle", "a b"), ("tell", "a=b\n"),
+        ("outside_mb", "-1"), ("lingering_mb", "x"), ("cooling", "t"), ("cooling", "t=1:2"),
+        ("cooling", "t=1:2:x"), ("cooling", "t=1:2:12345678901234"), ("cooling", "t=1:2:3\n"),
+        ("idle", "a b"), ("tell", "a=b\n"),
         ("xids", "79;hold"), ("processes", "x" * 16385), ("quarantine", "a\nb"), ("parent", "a b"),
         ("xid", "79"), ("xid_ms", "1"), ("outside", "1"),
     ],

@@ -13,7 +13,7 @@ CROWDED = ["REFUSED", "no_capacity", ""]
 BAD_DEVICE = ["REFUSED", "bad_request", "device"]
 LEDGER = (
     "host", "reserved_mb", "withheld_mb", "foreign_mb", "leases", "exclusive", "kept_for",
-    "drained", "withheld_at_ms", "cooled_at_ms", "sampled_ms",
+    "drained", "withheld_at_ms", "cooled_at_ms", "sampled_ms", "raised_mb",
 )  # fmt: skip
 """Fields of a device's hash that no reporter may say."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 LEAP_MS, WINDOW_MS, LOOK_MS, FAILOVER_MS, FORGOT_MS = 10_000, 30_000, 100, 10_000, 60_000
@@ -48,7 +48,11 @@ class Ask(NamedTuple):
 
 @dataclass(slots=True)
 class Device:
-    """A GPU; what is promised on it is the entries' to say."""
+    """A GPU; what is promised on it is the entries' to say.
+
+    Of the leases that cool the newest sample has `lingering` MiB for each and `unlisted_mb` that it
+    gives to none of them; `raised_mb` of what is foreign is an older sample's word.
+    """
 
     host: str
     model: str
@@ -59,7 +63,9 @@ class Device:
     drained: bool = False
     foreign_mb: int = 0
     withheld_mb: int = 0
-    lingering_mb: int = 0
+    raised_mb: int = 0
+    unlisted_mb: int = 0
+    lingering: dict[str, int] = field(default_factory=dict)
     sampled_ms: int = 0
     withheld_at_ms: int = 0
     cooled_at_ms: int = 0

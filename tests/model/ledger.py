@@ -90,7 +90,7 @@ class Ledger(ABC):
         """The same pool, to go another way."""
         other = copy(self)
         other.policy, other.hosts = dict(self.policy), dict(self.hosts)
-        other.devices = {uuid: copy(d) for uuid, d in self.devices.items()}
+        other.devices = {uuid: copy(d) for uuid, d in self.devices.items()}  # lists are replaced
         other.entries = {name: copy(e) for name, e in self.entries.items()}
         other.drained_hosts, other.done = set(self.drained_hosts), dict(self.done)
         return other
@@ -219,9 +219,12 @@ class Ledger(ABC):
         for uuid, mb in e.held:
             d = self.devices[uuid]
             if e.expires_at_ms > d.cooled_at_ms:
-                stays = min(mb, d.lingering_mb)
-                d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays
-                d.lingering_mb -= stays
+                stays = min(mb, d.lingering.get(e.token, d.unlisted_mb))
+                if e.token not in d.lingering:
+                    d.unlisted_mb -= stays
+                known = min(stays, d.raised_mb)
+                d.raised_mb -= known
+                d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays - known
         self.bury(e, e.outcome)
 
     def unkeep(self, uuid: str) -> None:

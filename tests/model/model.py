@@ -3,7 +3,7 @@
 Where they leave something open (which of equal devices, which of two wants first) the model asks a
 `Chooser` and checks that what it chose is allowed: beside the scripts the choice is what they did,
 in the explorer each one in turn. What is not allowed is `Broken`, by the name of the invariant.
-Read entries.py, ledger.py and line.py before this.
+Read entries.py, ledger.py, line.py and devices.py before this.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tests.model.devices import Devices
 from tests.model.entries import (
     FAILOVER_MS,
     FOREVER_MS,
@@ -19,13 +20,11 @@ from tests.model.entries import (
     PRIORITY_US,
     REVOKED_MS,
     Ask,
-    Device,
     Entry,
     Held,
     Reply,
     demand,
 )  # fmt: skip
-from tests.model.line import Line
 
 
 class Claim(NamedTuple):
@@ -37,7 +36,7 @@ class Claim(NamedTuple):
 
 
 @dataclass(slots=True)
-class Model(Line):
+class Model(Devices):
     """A pool, by its verbs; each answers as the script does, without the frame."""
 
     def acquire(  # noqa: C901, PLR0911 - its answers, in their order
@@ -313,44 +312,3 @@ class Model(Line):
             self.accept(host, uuid, said, sampled_ms)
         self.hosts[host] = self.now + deadline_ms
         return ["REPORTED"]
-
-    def accept(self, host: str, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:
-        """A device as its host says it."""
-        d = self.devices.get(uuid)
-        moved = d is None or d.host != host
-        d = d or self.devices.setdefault(uuid, Device(host, said["model"]))
-        if moved or d.model != said["model"] or said["state"] != "ok":
-            self.unkeep(uuid)
-        d.drained = d.drained or (moved and host in self.drained_hosts)
-        d.host, d.model, d.state = host, said["model"], said["state"]
-        d.total_mb, d.reserve_mb = said["total_mb"], said["reserve_mb"]
-        d.simulated = bool(said["simulated"])
-        if "lingering_mb" in said:
-            d.lingering_mb = said["lingering_mb"] or 0
-        self.foreign(uuid, said, sampled_ms)
-
-    def foreign(self, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:
-        """Memory that is used by others than our leases: S1, a stale sample can only refuse."""
-        d, reserved_mb = self.devices[uuid], self.loads()[uuid].reserved_mb
-        number = {name: value for name, value in said.items() if value != ""}
-        used, outside = number.get("used_mb"), number.get("outside_mb")
-        lingering = number.get("lingering_mb", 0)
-        most = used if outside is None else outside + max(0, lingering - d.withheld_mb)
-        if most is None:
-            return
-
-        def least() -> int:
-            if outside is not None:
-                return most - number.get("unclaimed_mb", 0)
-            return used - reserved_mb - d.withheld_mb
-
-        foreign_mb = max(d.foreign_mb, least())
-        if sampled_ms >= d.sampled_ms:
-            gone = used is not None and used <= reserved_mb + d.foreign_mb
-            if outside is not None:
-                gone = lingering == 0 and (gone or number.get("uncertain_mb", 0) == 0)
-            if d.withheld_mb and gone and sampled_ms > d.withheld_at_ms:
-                d.withheld_mb, d.cooled_at_ms = 0, d.withheld_at_ms
-            foreign_mb = min(most, max(d.foreign_mb, least()))
-            d.sampled_ms = sampled_ms
-        d.foreign_mb = max(0, foreign_mb)

@@ -48,6 +48,7 @@ class Walk:
             (self.new, 24), (self.again, 22), (self.renew, 10), (self.release, 12), (self.time, 18),
             (self.beat, 5), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
             (self.deliver, 6), (self.reap, 2), (self.lose, 2), (self.patience, 1), (self.crowd, 1),
+            (self.haunt, 1),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
         kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
@@ -159,7 +160,8 @@ class Walk:
         uuid = pick(list(self.hardware[pool]))
         said = self.hardware[pool][uuid]
         hosts = [host for host, _ in SHAPES[pool]]
-        plain = {"outside_mb": "", "unclaimed_mb": "", "lingering_mb": "", "uncertain_mb": ""}
+        plain = {"outside_mb": "", "unclaimed_mb": "", "lingering_mb": "", "uncertain_mb": "",
+                 "cools": ""}  # fmt: skip
         said |= pick((
             {"used_mb": pick((0, 0, 200, 600, 1500, ""))} | plain, {"used_mb": 0} | plain,
             {"state": pick(("ok", "ok", "lost"))}, {"state": "ok"},
@@ -167,7 +169,9 @@ class Walk:
             {"model": pick(("m0", "m1"))}, {"simulated": pick((0, 1))},
             {"host": pick(hosts)},
             {"outside_mb": pick((0, 0, 300)), "unclaimed_mb": pick((0, 200)), "used_mb": 300,
-             "lingering_mb": pick((0, 0, 400)), "uncertain_mb": pick((0, 0, 500))},
+             "lingering_mb": pick((0, 0, 400)), "uncertain_mb": pick((0, 0, 500)), "cools": ""},
+            {"outside_mb": pick((0, 0, 300)), "unclaimed_mb": pick((0, 200)), "used_mb": 300,
+             "lingering_mb": 0, "uncertain_mb": 0, "cools": pick(("0", "1", "10", "12", "20"))},
         ))  # fmt: skip
         return ["report", self.report(pool, said["host"])]
 
@@ -227,6 +231,23 @@ class Walk:
         self.asks[pool].append(self.ask(pool) | ask)
         number = len(self.asks[pool]) - 1
         return [pool, "acquire", {"number": number, "ask": self.asks[pool][-1], "wait_ms": 60_000}]
+
+    def haunt(self, pool: int) -> Step:
+        """Leases end one after the other without a word, and some of their processes go on."""
+        host = self.rng.choice(SHAPES[pool])[0]
+        mine = {"host": host, "model": "*", "devices": 1, "ttl_ms": 1000, "memory_mb": 300}
+        for said in self.hardware[pool].values():
+            said |= {"simulated": 0, "used_mb": 0, "outside_mb": 0, "unclaimed_mb": 0,
+                     "lingering_mb": 0, "uncertain_mb": 0}  # fmt: skip
+        for digits in self.rng.choice((("0", "12", "1"), ("0", "1", "01"), ("2", "12", "20"))):
+            self.queue += [self.asked(pool, mine), self.pass_on(pool, 1001), [pool, "reap", {}]]
+            now, late = self.report(pool, host), self.report(pool, host, sampled=-6)
+            for report, outside_mb in ((now, 0), (late, self.rng.choice((0, 100)))):
+                more = {"cools": digits, "outside_mb": outside_mb}
+                report["devices"] = {u: d | more for u, d in report["devices"].items()}
+                self.queue += [self.pass_on(pool, 5), [pool, "report", report]]
+        self.queue += [self.pass_on(pool, 4000), [pool, "reap", {}], self.pass_on(pool, 5000)]
+        return ["reap", {}]
 
     def crowd(self, pool: int) -> Step:
         """Many small requests wait when a host comes back, and the policy may be another."""

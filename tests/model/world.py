@@ -199,7 +199,7 @@ class Life:
     ) -> Reply | None:
         """A host reports; `sampled`: when it looked, as an index of the last moments, or 0."""
         at_ms = self.moments[sampled % len(self.moments)] if sampled else 0
-        devices = {uuid: DEVICE | said for uuid, said in devices.items()}
+        devices = {uuid: DEVICE | self._cooling(uuid, said) for uuid, said in devices.items()}
         flat: list[Any] = []
         for uuid, said in devices.items():
             flat += [uuid, len(said), *(part for pair in said.items() for part in pair)]
@@ -211,6 +211,26 @@ class Life:
         if self.pair.model.exists:
             self.epoch = self.pair.model.epoch
         return reply
+
+    def _cooling(self, uuid: str, said: dict[str, Any]) -> dict[str, Any]:
+        """What is said of a device, with `cools` spelled out for each lease that cools on it.
+
+        A digit for one after the other: 0 uses nothing, 1 half of what it held, 2 is not known.
+        """
+        plain, each = {name: value for name, value in said.items() if name != "cools"}, []
+        cools = [(e, mb) for _, e in sorted(self.pair.model.entries.items())
+                 for held, mb in e.held if held == uuid and e.state == "cooling"]  # fmt: skip
+        digits = said.get("cools", "")
+        if not digits:
+            return plain
+        for (e, mb), digit in zip(cools, digits * len(cools), strict=False):
+            uses_mb, unsure_mb = {"0": (0, 0), "1": (mb // 2, 0), "2": (0, mb)}[digit]
+            each.append(f"{e.token}={e.expires_at_ms}:{uses_mb}:{unsure_mb}")
+            plain["lingering_mb"] += uses_mb
+            plain["uncertain_mb"] += unsure_mb
+            plain["unclaimed_mb"] += unsure_mb
+            plain["used_mb"] += uses_mb
+        return plain | {"cooling": ",".join(each)}
 
     # Time, and what befalls the server.
 

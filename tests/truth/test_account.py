@@ -123,6 +123,28 @@ def test_account_of_a_cooling_lease_with_unknown_processes_cannot_tell_what_ling
     assert said["uncertain_mb"] == "1000"
 
 
+def test_account_of_two_cooling_leases_says_what_each_still_uses() -> None:
+    """Told apart where their processes are; else the one that ended last is said to use it."""
+    host = Host()
+    first = lease(A, 1000, 10, state="cooling", expires_at_ms=5)
+    held = holders(first, lease(B, 2000, 20, state="cooling", expires_at_ms=9))
+    (said,) = host.look(
+        (gpu(P(10, 300), P(20, 700)),), held, (program(10), program(20))
+    ).reports.values()
+    assert said["cooling"] == f"{B}=9:700:0,{A}=5:300:0"
+    held = holders(first, lease(B, 2000, 10, state="cooling", expires_at_ms=9))
+    (said,) = Host().look((gpu(P(10, 2300)),), held, (program(10),)).reports.values()
+    assert said["cooling"] == f"{B}=9:2000:0,{A}=5:300:0"
+
+
+def test_account_of_more_cooling_leases_than_there_is_room_for_tells_their_sums() -> None:
+    """The script takes a list of 4 KiB."""
+    many = [lease(f"{n:032x}", 10, None, state="cooling", expires_at_ms=n) for n in range(200)]
+    (said,) = Host().look((gpu(),), holders(*many)).reports.values()
+    assert len(said["cooling"]) <= 4000
+    assert said["uncertain_mb"] == "2000"
+
+
 @pytest.mark.parametrize(
     "device",
     [gpu(P(10, None)), gpu(P(10, 5), used_mb=None), gpu(processes=None)],
