@@ -107,6 +107,7 @@ class AsyncLeaseClient(Door["Redis"]):
     ) -> protocol.Renewal:
         """Renew a lease now; see `LeaseClient.renew`."""
         ttl_ms = None if ttl_s is None else forms.milliseconds(ttl_s, "ttl_s")
+        fence = None if fence is None else forms.check_whole(fence, "fence")
         if isinstance(lease, str):
             token = forms.check_name(lease, "token")
             return await self._run(protocol.renew(token, fence, ttl_ms, owner))
@@ -269,13 +270,13 @@ class AsyncLeaseClient(Door["Redis"]):
         await self.close()
 
     async def _run(self, steps: Generator[Any, Answer, T]) -> T:
-        patience = Patience(self.deadline_s)
+        patience = Patience(self.deadline_s, reached=self._reached)
         try:
             ask = next(steps)
             while True:
                 if isinstance(ask, Pause):
                     await self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    patience = Patience(ask.left_s + self.deadline_s)
+                    patience = Patience(ask.left_s + self.deadline_s, reached=True)
                     ask = next(steps)
                 else:
                     ask = steps.send(await self._send(ask, patience))
@@ -291,6 +292,7 @@ class AsyncLeaseClient(Door["Redis"]):
             except RedisError as error:
                 await asyncio.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
+                self._reached = True
                 return Answer(raw, sent_at)
 
     async def _call(self, call: Call) -> list[Any]:

@@ -17,7 +17,14 @@ from agent_sdk.errors import (
     StillWaiting,
     error_for,
 )
-from agent_sdk.forms import check_name, check_whole, milliseconds
+from agent_sdk.forms import (
+    check_choice,
+    check_flag,
+    check_name,
+    check_whole,
+    milliseconds,
+    plain,
+)
 from agent_sdk.protocol import (
     ANY,
     Grant,
@@ -82,7 +89,7 @@ def process_id() -> str:
     """This process as `pid:start time`: a pid alone may be another process by tomorrow."""
     pid = os.getpid()
     try:
-        stat = Path("/proc/self/stat").read_text()
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return str(pid)
     return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
@@ -127,23 +134,25 @@ class Caller:
             host = self.hostname
         if not ask.keys() <= OPTIONS:
             raise TypeError(f"unknown options: {', '.join(sorted(ask.keys() - OPTIONS))}")
-        unavailable = ask.get("on_unavailable", "raise")
+        unavailable = check_choice(
+            ask.get("on_unavailable", "raise"), "on_unavailable", "raise", "cpu"
+        )
         return Request(
             token=new_token() if token is None else check_name(token, "token"),
             agent=check_name(agent, "agent"),
             memory_mb=check_whole(ask.get("memory_mb", 0), "memory_mb"),
             devices=check_whole(ask.get("devices", 1), "devices"),
-            exclusive=int(bool(ask.get("exclusive", False))),
+            exclusive=int(check_flag(ask.get("exclusive", False), "exclusive")),
             ttl_ms=milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
             max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
             priority=check_whole(ask.get("priority", 0), "priority"),
             host=ANY if host == "any" else check_name(host, "host"),
             model=ANY if model is None else check_name(model, "model"),
-            placement=ask.get("placement", "spread"),
+            placement=check_choice(ask.get("placement", "spread"), "placement", "spread", "pack"),
             on_unavailable="refuse" if unavailable == "raise" else unavailable,
             client=self.client,
             pid=self._process,
-            owner=ask.get("owner", ""),
+            owner=plain(ask.get("owner", "")),
             wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s"),
         )
 

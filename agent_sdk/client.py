@@ -132,6 +132,7 @@ class LeaseClient(Door["Redis"]):
             UnknownToken: nothing is known of that token.
         """
         ttl_ms = None if ttl_s is None else forms.milliseconds(ttl_s, "ttl_s")
+        fence = None if fence is None else forms.check_whole(fence, "fence")
         if isinstance(lease, str):
             token = forms.check_name(lease, "token")
             return self._run(protocol.renew(token, fence, ttl_ms, owner))
@@ -284,13 +285,13 @@ class LeaseClient(Door["Redis"]):
         self.close()
 
     def _run(self, steps: Generator[Any, Answer, T]) -> T:
-        patience = Patience(self.deadline_s)
+        patience = Patience(self.deadline_s, reached=self._reached)
         try:
             ask = next(steps)
             while True:
                 if isinstance(ask, Pause):
                     self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    patience = Patience(ask.left_s + self.deadline_s)
+                    patience = Patience(ask.left_s + self.deadline_s, reached=True)
                     ask = next(steps)
                 else:
                     ask = steps.send(self._send(ask, patience))
@@ -306,6 +307,7 @@ class LeaseClient(Door["Redis"]):
             except RedisError as error:
                 time.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
+                self._reached = True
                 return Answer(raw, sent_at)
 
     def _call(self, call: Call) -> list[Any]:

@@ -1,11 +1,13 @@
 """Connections to the store: redis-py's, which find the primary first and leave what is none.
 
 Over a unix socket there is nothing to find. Over each of them an answer that cannot be read is
-InvalidResponse, where redis-py's parser lets its own TypeErrors out.
+InvalidResponse, where redis-py's parser lets its own TypeErrors out; and an error before the
+connection stands is marked as such, for `patience`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +26,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from agent_sdk.connect_errors import mark_unsent, other_way, why_hopeless
 from agent_sdk.exchange import AsyncCounting, Counting
 from agent_sdk.primary import LEAST_S
 
@@ -55,24 +58,40 @@ class TcpConnection(Counting, Connection):
 
     asker: ClassVar[type[Connection]] = Connection
 
+    tls: ClassVar[bool] = False
+
     def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._primary = primary
         self._within_s: float = options["socket_connect_timeout"]
+        self._asked_other_way = False
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
         """Find the primary and connect, both within the timeout for connecting."""
-        if self._primary is None or self.is_connected:
+        if self.is_connected:
             super().connect_check_health(*args, **options)
             return
-        began = time.monotonic()
-        self.host, self.port = self._find(self._primary)
-        self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+        if self._primary is not None:
+            began = time.monotonic()
+            self.host, self.port = self._find(self._primary)
+            self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
         try:
             super().connect_check_health(*args, **options)
-        except RedisError:
-            self._primary.doubt()
+        except RedisError as error:
+            if self._primary is not None:
+                self._primary.doubt()
+            mark_unsent(error, self._why_hopeless(error))
             raise
+
+    def _why_hopeless(self, error: RedisError) -> str:
+        """Why no other try makes sense; a server is asked once whether it speaks the other way."""
+        why = why_hopeless(error, tls=self.tls)
+        other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
+        if other is not None:
+            self._asked_other_way = True
+            speaks, says = other
+            why = says if speaks((self.host, self.port)) else ""
+        return why
 
     def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         """Greet the server; one that Sentinels named must be a primary."""
@@ -127,10 +146,19 @@ class TlsConnection(TcpConnection, SSLConnection):
     """The same over TLS."""
 
     asker = SSLConnection
+    tls = True
 
 
 class UnixConnection(Counting, UnixDomainSocketConnection):
     """A connection over a unix socket."""
+
+    def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """Connect; an error says that nothing was sent, and whether another try makes sense."""
+        try:
+            super().connect_check_health(*args, **options)
+        except RedisError as error:
+            mark_unsent(error, why_hopeless(error))
+            raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         """An answer."""
@@ -145,24 +173,40 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
 
     asker: ClassVar[type[AsyncConnection]] = AsyncConnection
 
+    tls: ClassVar[bool] = False
+
     def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._primary = primary
         self._within_s: float = options["socket_connect_timeout"]
+        self._asked_other_way = False
 
     async def connect_check_health(self, *args: Any, **options: Any) -> None:
         """See `TcpConnection`."""
-        if self._primary is None or self.is_connected:
+        if self.is_connected:
             await super().connect_check_health(*args, **options)
             return
-        began = time.monotonic()
-        self.host, self.port = await self._find(self._primary)
-        self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+        if self._primary is not None:
+            began = time.monotonic()
+            self.host, self.port = await self._find(self._primary)
+            self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
         try:
             await super().connect_check_health(*args, **options)
-        except RedisError:
-            self._primary.doubt()
+        except RedisError as error:
+            if self._primary is not None:
+                self._primary.doubt()
+            mark_unsent(error, await self._why_hopeless(error))
             raise
+
+    async def _why_hopeless(self, error: RedisError) -> str:
+        """See `TcpConnection`."""
+        why = why_hopeless(error, tls=self.tls)
+        other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
+        if other is not None:
+            self._asked_other_way = True
+            speaks, says = other
+            why = says if await asyncio.to_thread(speaks, (self.host, self.port)) else ""
+        return why
 
     async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         """See `TcpConnection`."""
@@ -217,10 +261,19 @@ class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
     """See `TlsConnection`."""
 
     asker = AsyncSSLConnection
+    tls = True
 
 
 class AsyncUnixConnection(AsyncCounting, AsyncUnixDomainSocketConnection):
     """See `UnixConnection`."""
+
+    async def connect_check_health(self, *args: Any, **options: Any) -> None:
+        """See `UnixConnection`."""
+        try:
+            await super().connect_check_health(*args, **options)
+        except RedisError as error:
+            mark_unsent(error, why_hopeless(error))
+            raise
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """See `UnixConnection`."""

@@ -57,6 +57,7 @@ class Door(ABC, Generic[R]):
         self.store = store = replace(store, key=self.keys.base)
         self.deadline_s = deadline_s
         self.by = client_name or "sdk"
+        self._reached = False
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
         self.wording = Wording(self.keys.base)

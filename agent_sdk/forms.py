@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Final
+from operator import index
+from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import error_for
 from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
+
+if TYPE_CHECKING:
+    from typing import SupportsFloat
 
 FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
 """What a name may look like, by what it names."""
@@ -16,19 +20,24 @@ WORDS: Final = re.compile(r"[a-z0-9=,]*")
 """What is set in words: one, or `name=word` by commas; nothing too."""
 
 
-def milliseconds(seconds: float, name: str) -> int:
+def milliseconds(seconds: SupportsFloat, name: str) -> int:
     """Seconds as whole milliseconds, rounded up: a little is not nothing.
 
     Raises:
         BadRequest: not a finite number, or negative.
     """
-    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
+    try:
+        # float() reads text too, which is more often a mistake than a time.
+        number = math.nan if isinstance(seconds, (str, bytes)) else float(seconds)
+    except (OverflowError, TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
         raise error_for("bad_request", f"{name} must be a number of seconds >= 0, not {seconds!r}")
-    return math.ceil(seconds * 1000)
+    return math.ceil(number * 1000)
 
 
 def check_name(value: str, name: str) -> str:
-    """A name that may go into keys, logs and pages.
+    """A name that may go into keys, logs and pages; an enum's member counts as its text.
 
     Raises:
         BadRequest: it has characters that may not.
@@ -36,18 +45,61 @@ def check_name(value: str, name: str) -> str:
     form = FORMS[name]
     if not isinstance(value, str) or not form.fullmatch(value):
         raise error_for("bad_request", f"{name} must match {form.pattern}, not {value!r:.80}")
-    return value
+    return plain(value)
+
+
+def plain(text: str) -> str:
+    """A text as `str` itself: `str()` of an enum's member may be the member's name."""
+    return str.__str__(text)
+
+
+def check_choice(value: object, name: str, *choices: str) -> str:
+    """One of some words.
+
+    Raises:
+        BadRequest: it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        said = " or ".join(map(repr, choices))
+        raise error_for("bad_request", f"{name} must be {said}, not {value!r:.40}")
+    return plain(value)
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Whether something is meant; numpy's truth values and 0 and 1 count too.
+
+    Raises:
+        BadRequest: it is a text, of which "false" would be true.
+    """
+    if isinstance(value, (str, bytes)):
+        raise error_for("bad_request", f"{name} must be true or false, not {value!r:.40}")
+    return bool(value)
 
 
 def check_whole(value: object, name: str) -> int:
-    """A whole number.
+    """A whole number; an enum's member and numpy's integers count as the number that they are.
 
     Raises:
         BadRequest: it is none; True and 2.0 are not.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
-    return value
+    try:
+        if not isinstance(value, bool):
+            return index(value)  # type: ignore[arg-type] # it raises TypeError for others
+    except TypeError:
+        pass
+    raise error_for("bad_request", f"{name} must be a whole number, not {value!r:.40}")
+
+
+def json_number(value: object) -> int | float:
+    """What JSON has no form for, as a number: numpy's, `Decimal`, a fraction.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    try:
+        return index(value)  # type: ignore[arg-type] # it raises TypeError for others
+    except TypeError:
+        return float(value)  # type: ignore[arg-type] # as above
 
 
 def check_words(value: str, name: str) -> str:
@@ -58,4 +110,4 @@ def check_words(value: str, name: str) -> str:
     """
     if not WORDS.fullmatch(value):
         raise error_for("bad_request", f"{name} must match {WORDS.pattern}, not {value!r:.80}")
-    return value
+    return plain(value)

@@ -44,7 +44,7 @@ class _Inbox:
     """What both inboxes share: which hints came before anybody waited for them."""
 
     def __init__(self, store: Store, base: str) -> None:
-        self._store = replace(store, timeout_s=BLOCK_S + ANSWER_S)
+        self._store = replace(store, timeout_s=ANSWER_S, blocks_s=BLOCK_S)
         self._base = base
         self._early: dict[str, None] = {}
 

@@ -26,6 +26,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from agent_sdk.connect_errors import mark_unsent
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -37,7 +39,6 @@ Command: TypeAlias = tuple[str | int, ...]
 LONGEST_BATCH = 256
 """Commands in one write. More would gain nothing, and take as long to pack as they take to run."""
 
-# `patience` knows by the word "connecting" that nothing was sent.
 NOT_SENT = "closed like a connection that is still connecting: nothing was sent"
 CUT_OFF = "the event loop was interrupted while the answer was awaited"
 
@@ -95,7 +96,7 @@ class Multiplexer:
         The client stays open; a later call works, as it does on a closed client of redis-py.
         """
         if self._loop is asyncio.get_running_loop():
-            self._fail_queue(ConnectionError(NOT_SENT))
+            self._fail_queue(_not_sent())
             if self._away:
                 await asyncio.wait([ask.answers for ask in self._away])
 
@@ -165,6 +166,7 @@ class Multiplexer:
             self._connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's
         elif not listening:  # it was idle: the server may have closed it meanwhile
             await pool.ensure_connection(self._connection)
+            await self._connection.check_health()  # type: ignore[no-untyped-call] # redis-py's
         connection = self._connection
         packed: list[bytes] = []
         for ask in batch:
@@ -174,7 +176,8 @@ class Multiplexer:
                 self._away.remove(ask)
                 _fail((ask,), error)
         if packed:
-            await connection.send_packed_command(packed)
+            # Its check would read the answer to a PING of its own beside the listener.
+            await connection.send_packed_command(packed, check_health=False)
         if not listening and self._away:
             self._listener = asyncio.create_task(self._listen(connection))
             self._listener.add_done_callback(self._after)
@@ -213,11 +216,17 @@ class Multiplexer:
         if broken and task in {self._sender, self._listener}:
             _fail(self._away, ConnectionError(CUT_OFF))
             self._away.clear()
-            self._fail_queue(ConnectionError(NOT_SENT))
+            self._fail_queue(_not_sent())
 
     def _fail_queue(self, error: Exception) -> None:
         _fail(self._queue, error)
         self._queue.clear()
+
+
+def _not_sent() -> ConnectionError:
+    error = ConnectionError(NOT_SENT)
+    mark_unsent(error)
+    return error
 
 
 async def _answer(client: Redis, connection: AbstractConnection, name: str | int) -> Any:

@@ -178,7 +178,7 @@ class GPUOrchestratorClient:
             "token": token,
             "min_memory_mb": min_memory_mb,
             "devices": devices,
-            "exclusive": exclusive,
+            "exclusive": bool(exclusive),
             "ttl_s": ttl_s,
             "priority": priority,
             "host": self._host() if host is None else host,

@@ -12,6 +12,7 @@ import time
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004 - redis-py's name for it
+    DataError,
     InvalidResponse,
     NoPermissionError,
     OutOfMemoryError,
@@ -20,6 +21,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004 - redis-py's name for it
 )
 
+from agent_sdk.connect_errors import hopeless, never_sent
 from agent_sdk.errors import LeaseError, error_for
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
@@ -40,6 +42,16 @@ _NOT_NOW = {
 }
 """What a server says that did not execute the call and may do so soon; what is true then."""
 
+_UNSUITED = {
+    "unknown command": "the server lacks a command that leases need: it must be a whole Redis 7, "
+    "Valkey 7.2 or newer",
+    "scripting engine": "the server has no Lua engine, in which the verbs run: load its module, or "
+    "name another server in REDIS_URL",
+    "DB index": "the server has no database of the number that the store's URL names",
+    "SELECT is not allowed": "this Cluster has database 0 alone: name none in the store's URL",
+}
+"""What a server says that will never do, and what is true then."""
+
 _LOST = (ConnectionError, InvalidResponse, TimeoutError)
 """No answer, or one that cannot be read: the call may have been executed all the same."""
 
@@ -55,12 +67,14 @@ class Patience:
 
     Args:
         deadline_s: seconds from now after which no further try is made.
+        reached: the store has answered before: its address is right, whatever a try comes to.
     """
 
-    __slots__ = ("_deadline", "_maybe_done", "_pause_s")
+    __slots__ = ("_deadline", "_maybe_done", "_pause_s", "_reached")
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, *, reached: bool = False) -> None:
         self._deadline = time.monotonic() + deadline_s
+        self._reached = reached
         self._pause_s = FIRST_PAUSE_S
         self._maybe_done = False
 
@@ -88,9 +102,8 @@ class Patience:
         if _not_now(error):
             return True
         if isinstance(error, _LOST):
-            # redis-py says "connecting" of a connection that never stood: nothing was sent then.
-            self._maybe_done |= "connecting" not in str(error)
-            return True
+            self._maybe_done |= not never_sent(error)
+            return self._reached or not hopeless(error)
         return False
 
     def _final(self, error: RedisError, token: str | None) -> LeaseError:
@@ -102,10 +115,14 @@ class Patience:
         elif isinstance(error, OutOfMemoryError):
             code = "store_full"
         elif isinstance(error, ResponseError):
-            code = "protocol_mismatch"
+            return error_for("protocol_mismatch", _unsuited(error), token=token)
+        elif isinstance(error, DataError):
+            code = "bad_request"
         else:
             code = "store_unavailable"
-        return error_for(code, f"{_says(code)} ({error})", token=token)
+        why = hopeless(error)
+        says = f"{_says(code)}: {why}" if why else _says(code)
+        return error_for(code, f"{says} ({error})", token=token)
 
 
 def _denied(error: RedisError) -> bool:
@@ -118,6 +135,14 @@ def _not_now(error: RedisError) -> str | None:
     said = _WORD.search(str(error))
     word = error.status_code or (said[1] if said else "")
     return _NOT_NOW.get(word)
+
+
+def _unsuited(error: ResponseError) -> str:
+    """What is true when a server answers an error that no script of this version does."""
+    for said, why in _UNSUITED.items():
+        if said in str(error):
+            return f"{why} ({error})"
+    return f"{_says('protocol_mismatch')} ({error})"
 
 
 def _says(code: str) -> str:

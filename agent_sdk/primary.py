@@ -26,6 +26,8 @@ from redis.exceptions import (
     RedisError,
 )
 
+from agent_sdk.connect_errors import mark_unsent, why_hopeless
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -62,20 +64,22 @@ class Primary(ABC):
             RedisError: nobody knows; where somebody denied the question, that.
         """
         until = time.monotonic() + within_s
-        failures = []
+        failures, hopeless = [], []
         for node in self._nodes:
             answer = yield node, max(LEAST_S, (until - time.monotonic()) / 2)
             if not isinstance(answer, RedisError):
                 found = self._read(answer, node)
                 if found:
                     return found
-                answer = f"{node[0]}:{node[1]} knows none"
+                answer = ConnectionError(f"{node[0]}:{node[1]} knows none")
             elif isinstance(answer, (AuthenticationError, NoPermissionError)):
                 raise answer
             failures.append(str(answer))
+            hopeless.append(why_hopeless(answer))
             self._ask_last(node)
-        # `patience` knows by the word "connecting" that nothing was sent.
-        raise ConnectionError(f"Error connecting to {self}: {'; '.join(failures)}")
+        error = ConnectionError(f"Error connecting to {self}: {'; '.join(failures)}")
+        mark_unsent(error, hopeless[0] if all(hopeless) else "")
+        raise error
 
     def doubt(self) -> None:
         """Ask another first: where the last who answered sent us, there is no primary now."""

@@ -60,12 +60,14 @@ def lua_folder() -> Path:
 def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list[str]:
     """Files of `lua/lib`; `instead`: file name -> source to use in its place."""
     folder, other = lua_folder() / "lib", instead or {}
-    return [other.get(name) or (folder / f"{name}.lua").read_text() for name in names]
+    return [
+        other.get(name) or (folder / f"{name}.lua").read_text(encoding="utf-8") for name in names
+    ]
 
 
 def read_verb(verb: str) -> str:
     """A verb's own file."""
-    return (lua_folder() / f"{verb}.lua").read_text()
+    return (lua_folder() / f"{verb}.lua").read_text(encoding="utf-8")
 
 
 def assemble(

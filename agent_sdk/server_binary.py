@@ -75,7 +75,7 @@ def _identify(path: Path) -> ServerBinary | None:
             [path, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_VERSION_TIMEOUT_S,
             env=ENVIRONMENT,

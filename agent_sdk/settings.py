@@ -138,7 +138,7 @@ def _content(path: str | None) -> str | None:
     if not path:
         return None
     try:
-        return Path(path).expanduser().read_text().strip() or None
+        return Path(path).expanduser().read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError, RuntimeError):  # the last: ~ of nobody
         log.warning("GPU_BROKER_API_KEY_FILE=%r cannot be read", path)
         return None

@@ -45,12 +45,15 @@ class Store:
     Attributes:
         url: where it is; it may hold a password, so it is not shown.
         timeout_s: for connecting, which includes to ask where the primary is, and for each answer.
+            The URL's `socket_timeout` and `socket_connect_timeout` go before it.
         key: a key of the pool: of a Cluster, the node is asked that has its slot.
+        blocks_s: for how long a call may wait in the server: answers take so much longer.
     """
 
     url: str = field(repr=False)
     timeout_s: float = 1.0
     key: str = ""
+    blocks_s: float = 0.0
 
     def connect(self) -> redis.Redis:
         """A blocking client. Connects at the first call.
@@ -80,6 +83,7 @@ class Store:
             "socket_connect_timeout": self.timeout_s,
             **where.options,
         }
+        options["socket_timeout"] += self.blocks_s
         if where.service:
             options["primary"] = SentinelPrimary(where)
         elif where.nodes:

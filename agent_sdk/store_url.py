@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from redis.connection import parse_url
+from agent_sdk.store_options import read_options
 
 Address: TypeAlias = tuple[str, int]
 """Host and port."""
@@ -19,14 +20,19 @@ NO_SERVICE = (
     "a Sentinel's URL ends with the service that it watches, and perhaps a database: "
     "redis+sentinel://h1,h2,h3/service/0"
 )
-NO_DATABASES = "a Cluster has no databases: redis+cluster://h1,h2 ends with its nodes"
+NO_DATABASE = (
+    "a database is a number at the end of the store's URL: redis://host:6379/1, "
+    "unix:///path?db=1; without one it is 0"
+)
+TWO_DATABASES = "the store's URL names two databases: say it once: redis://host/1"
+NO_PATH = "the URL of a unix socket has its whole path: unix:///run/redis.sock"
 
 _GUIDED = re.compile(
     r"(?P<scheme>rediss?)\+(?P<by>sentinel|cluster)://"
     r"(?P<user>[^/?]*@)?(?P<nodes>[^/?@]+)(?P<path>/[^?]*)?(?P<query>\?.*)?"
 )
 _NODE = re.compile(r"(?:\[([^\[\]]+)\]|([^\s\[\]:]+))(?::(\d{1,5}))?")
-_PATH = re.compile(r"/([^/]+)(?:/(\d*))?")
+_PATH = re.compile(r"/([^/]+)(/[^/]*)?")
 
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 
@@ -61,25 +67,59 @@ def parse(url: str) -> StoreUrl:
         ValueError: it is none; the words never hold a password.
     """
     guided = _GUIDED.fullmatch(url)
-    if guided:
-        return _parse_guided(guided)
+    return _parse_guided(guided) if guided else _parse_single(url)
+
+
+def _parse_single(url: str, *, sentinel: bool = False) -> StoreUrl:
+    """Take the URL of one server apart."""
+    transport = _TRANSPORTS.get(url.partition("://")[0]) if "://" in url else None
+    if transport is None:
+        raise ValueError(NO_URL)
     try:
-        options = parse_url(url)  # type: ignore[no-untyped-call] # untyped in redis-py
+        found = urlsplit(url)
+        port = found.port
+        (found.hostname or "").encode("idna")  # a name that no resolver takes
     except ValueError:
         raise ValueError(NO_URL) from None
-    options.pop("connection_class", None)  # the blocking one
-    return StoreUrl(_TRANSPORTS[url.partition(":")[0]], options)
+    options = read_options(found.query, tls=transport == "tls", sentinel=sentinel)
+    if found.username:
+        options["username"] = unquote(found.username)
+    if found.password:
+        options["password"] = unquote(found.password)
+    if transport == "unix":
+        if found.hostname or not found.path:
+            raise ValueError(NO_PATH)
+        return StoreUrl(transport, options | {"path": unquote(found.path)})
+    if port == 0:
+        raise ValueError(NO_URL)
+    if found.hostname:
+        options["host"] = unquote(found.hostname)
+    if port:
+        options["port"] = port
+    return StoreUrl(transport, options | _database_of(found, options.get("db")))
+
+
+def _database_of(url: SplitResult, named: int | None) -> dict[str, int]:
+    """The database that a URL's path names, if it names one."""
+    if url.path in {"", "/"}:
+        return {}
+    if not re.fullmatch(r"/\d{1,9}/?", url.path, re.ASCII):
+        raise ValueError(NO_DATABASE)
+    number = int(url.path.strip("/"))
+    if named not in {None, number}:
+        raise ValueError(TWO_DATABASES)
+    return {"db": number}
 
 
 def _parse_guided(url: re.Match[str]) -> StoreUrl:
+    """Take a URL apart that names Sentinels or a Cluster's nodes."""
     scheme, by = url["scheme"], url["by"]
-    service, db = _path_of(by, url["path"] or "/")
+    service, database = _path_of(by, url["path"] or "/")
     nodes = tuple(_node(node, _PORTS[by]) for node in url["nodes"].split(","))
-    single = parse(f"{scheme}://{url['user'] or ''}store/{db}{url['query'] or ''}")
+    user, query = url["user"] or "", url["query"] or ""
+    single = _parse_single(f"{scheme}://{user}store{database}{query}", sentinel=bool(service))
     options = single.options
     del options["host"]
-    if by == "cluster" and options.get("db"):
-        raise ValueError(NO_DATABASES)
     asking = {name: options[name] for name in options if name.startswith("ssl_")}
     for name in ("username", "password"):
         asking[name] = options.pop(f"sentinel_{name}", None) if service else options.get(name)
@@ -87,11 +127,9 @@ def _parse_guided(url: re.Match[str]) -> StoreUrl:
 
 
 def _path_of(by: str, path: str) -> tuple[str, str]:
-    """The service and the database that a path names."""
+    """The service, and the path of the database, that a path names."""
     if by == "cluster":
-        if path != "/":
-            raise ValueError(NO_DATABASES)
-        return "", ""
+        return "", path
     found = _PATH.fullmatch(path)
     if not found:
         raise ValueError(NO_SERVICE)

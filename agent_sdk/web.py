@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent_sdk.clocks import local_now
+from agent_sdk.forms import json_number
 
 LONGEST_BODY = 32 * 1024 * 1024
 """Bytes of an answer: some 50,000 devices in `/gpu/info`."""
@@ -72,7 +73,7 @@ class Web:
             Unanswered: no answer by then, or none that is HTTP.
         TypeError, ValueError: the body is not JSON.
         """
-        payload = None if body is None else json.dumps(body).encode()
+        payload = None if body is None else json.dumps(body, default=json_number).encode()
         call = _Call(self._connection(until), method, self._prefix + path, self._headers, payload)
         try:
             threading.Thread(target=call.run, name="gpu-lease-http", daemon=True).start()

@@ -98,7 +98,7 @@ class Feed:
 
     async def run(self) -> None:
         """Until cancelled, on a connection of its own."""
-        store = replace(self._client.store, timeout_s=BLOCK_S + ANSWER_S)
+        store = replace(self._client.store, timeout_s=ANSWER_S, blocks_s=BLOCK_S)
         redis: Any = store.connect_async()
         tail: Tail | None = None
         try:

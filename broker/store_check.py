@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
+from agent_sdk.connect_errors import hopeless
+
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
@@ -20,13 +22,22 @@ async def problem_of(redis: Redis) -> str | None:
     """
     try:
         info: dict[str, Any] = await redis.info()
+        info |= await redis.info("scriptingengines")  # of Valkey; elsewhere it is empty
         # Asked rarely: a replica keeps two connections, its calls' and the stream's.
         await redis.connection_pool.disconnect(inuse_connections=False)
     except ResponseError:
         return None
     except RedisError as error:
-        return f"Redis cannot be reached: {error}"
-    return _sentinel(info) or _too_old(info) or _evicts(info) or _read_only(info) or _full(info)
+        why = hopeless(error)
+        return f"Redis cannot be reached: {f'{why} ({error})' if why else error}"
+    return (
+        _sentinel(info)
+        or _too_old(info)
+        or _no_lua(info)
+        or _evicts(info)
+        or _read_only(info)
+        or _full(info)
+    )
 
 
 def _sentinel(info: dict[str, Any]) -> str | None:
@@ -45,6 +56,12 @@ def _too_old(info: dict[str, Any]) -> str | None:
         wanted = ".".join(map(str, oldest))
         return f"{name} {said} is too old: {name} {wanted} or newer is needed"
     return None
+
+
+def _no_lua(info: dict[str, Any]) -> str | None:
+    if info.get("engines_count") != 0:
+        return None
+    return "this Valkey has no Lua engine, in which the verbs run: load its module lua"
 
 
 def _evicts(info: dict[str, Any]) -> str | None:

@@ -36,7 +36,7 @@ class Follower:
     """
 
     def __init__(self, client: LeaseClient, last: str) -> None:
-        self._redis: Any = replace(client.store, timeout_s=LONGEST_S + ANSWER_S).connect()
+        self._redis: Any = replace(client.store, timeout_s=ANSWER_S, blocks_s=LONGEST_S).connect()
         self._tail = Tail(client.keys, last)
 
     @property

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from redis.exceptions import RedisError
 
-DEADLINE_S = 1.5
-"""A person is waiting."""
+DEADLINE_S = 1.0
+"""A person is waiting: a server that restarts is asked again for so long."""
 
 SCHEMA = 1
 """Of all JSON that the commands print: fields are added under the same number, never changed."""

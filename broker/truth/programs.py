@@ -121,8 +121,8 @@ class Programs:
     def _read(self, pid: int) -> _Entry | None:
         folder = self._proc / str(pid)
         try:
-            stat = (folder / "stat").read_text(errors="replace")
-            status = (folder / "status").read_text(errors="replace")
+            stat = (folder / "stat").read_text("utf-8", errors="replace")
+            status = (folder / "status").read_text("utf-8", errors="replace")
         except OSError:  # it is over, or hidden from us
             return None
         said = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)

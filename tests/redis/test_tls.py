@@ -103,6 +103,34 @@ async def test_lease_over_tls(port: int, certificates: Path) -> None:
     await check_leases(Store(url(port, certificates)))
 
 
+@pytest.mark.parametrize("who", ["blocking", "asyncio"])
+async def test_plain_words_to_a_port_of_tls_are_an_error_at_once(port: int, who: str) -> None:
+    """The server hangs up on them, as a proxy without its server does: it is asked in TLS."""
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="rediss://, not redis://"):
+        await ask(f"redis://127.0.0.1:{port}", who)
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("who", ["blocking", "asyncio"])
+async def test_certificate_that_is_not_trusted_is_an_error_at_once(port: int, who: str) -> None:
+    """It says what to name."""
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="ssl_ca_certs"):
+        await ask(f"rediss://127.0.0.1:{port}", who)
+    assert time.monotonic() - began < 15
+
+
+async def ask(where: str, who: str) -> None:
+    """One reading that would be tried for 30 s."""
+    if who == "asyncio":
+        async with AsyncLeaseClient(Store(where), hostname="h1", deadline_s=30) as client:
+            await client.pool()
+    else:
+        with LeaseClient(Store(where), hostname="h1", deadline_s=30) as client:
+            client.pool()
+
+
 async def test_lease_over_tls_by_a_sentinel_that_has_a_password(
     port: int, certificates: Path
 ) -> None:

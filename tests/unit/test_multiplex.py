@@ -341,3 +341,19 @@ async def test_execute_alone_leaves_no_task_behind(server: Server):
         await many.execute("PING")
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == before
+
+
+async def test_health_checks_do_not_read_beside_the_listener(own: Server):
+    """While answers are late, a check that is due is left out; an idle connection gets it."""
+    async with multiplexer(f"{own.url}?health_check_interval=0.05&socket_timeout=10") as many:
+        await many.execute("PING")
+        before = calls(own, "ping")
+        await many.execute("CLIENT", "PAUSE", 300, "ALL")
+        away = [asyncio.create_task(many.execute("ECHO", n)) for n in range(3)]
+        for n in range(3, 8):
+            await asyncio.sleep(0.06)
+            away.append(asyncio.create_task(many.execute("ECHO", n)))
+        assert await asyncio.gather(*away) == [str(n) for n in range(8)]
+        await asyncio.sleep(0.1)
+        await many.execute("ECHO", "idle before")
+        assert calls(own, "ping") > before

@@ -217,8 +217,25 @@ def test_answer_not_understood_ends_the_call_at_once_as_a_mismatch(server: Serve
 
 
 def test_error_of_the_client_ends_the_call_at_once() -> None:
-    """What redis-py itself refuses to send was not done."""
-    assert at_once(redis.exceptions.DataError("Invalid input")).code == "store_unavailable"
+    """What redis-py itself refuses to send was not done, and no CPU is fallen back to."""
+    assert at_once(redis.exceptions.DataError("Invalid input")).code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("ERR unknown command 'EVALSHA'", "lacks a command that leases need"),
+        ("ERR Could not find scripting engine 'lua'", "no Lua engine"),
+        ("ERR DB index is out of range", "no database of the number"),
+        ("ERR SELECT is not allowed in cluster mode", "name none in the store's URL"),
+    ],
+)
+def test_server_that_does_not_suit_is_said_in_words(server: Server, line: str, says: str) -> None:
+    """Not that versions differ: what the server lacks."""
+    told = at_once(error_of(server, line))
+    assert told.code == "protocol_mismatch"
+    assert says in str(told)
+    assert "do not match" not in str(told)
 
 
 def test_connect_that_fails_is_store_unavailable(tmp_path: Path) -> None:
