@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from uuid import uuid4
 
+from agent_sdk import evidence
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import (
     BrokerUnavailable,
@@ -137,8 +138,11 @@ class Caller:
         unavailable = check_choice(
             ask.get("on_unavailable", "raise"), "on_unavailable", "raise", "cpu"
         )
+        token = new_token() if token is None else check_name(token, "token")
+        if self._process:
+            evidence.show(token)
         return Request(
-            token=new_token() if token is None else check_name(token, "token"),
+            token=token,
             agent=check_name(agent, "agent"),
             memory_mb=check_whole(ask.get("memory_mb", 0), "memory_mb"),
             devices=check_whole(ask.get("devices", 1), "devices"),
@@ -195,6 +199,8 @@ class Wait:
         if not lost or self._named or local_now() >= self.until:
             return False
         self.request = self.request._replace(token=new_token())
+        if self.request.pid:
+            evidence.show(self.request.token)
         return True
 
     def falls_back(self, error: BaseException) -> TypeGuard[LeaseError]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.devices import DeviceSample
     from broker.devices.sample import GpuProcess
     from broker.truth.account import Account, Shares
-    from broker.truth.match import Owners
+    from broker.truth.match import Belonging, Owners
     from broker.truth.programs import Program
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Seen:
     Attributes:
         sampled_ms: when it was taken, on the pool's clock.
         states: of each device, as it is reported.
+        belongings: whose each process is, and how that is known.
     """
 
     sampled_ms: int
@@ -63,6 +64,7 @@ class Seen:
     accounts: Mapping[str, Account | None]
     holders: Holders
     states: Mapping[str, str]
+    belongings: Mapping[int, Belonging]
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ innermost pid of each process is compared; its start, in clock ticks since boot,
 
 from __future__ import annotations
 
+import os
 import pwd
 import re
 from contextlib import suppress
@@ -14,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from agent_sdk import evidence
 from broker.devices.sample import text
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ MOST_LETTERS = 32
 STARTED = 19
 """Where a process's start stands after its name in `/proc/<pid>/stat`; see proc(5)."""
 
+MEMORY_FILE = f"/memfd:{evidence.NAME}"
+
 _TOKEN = re.compile(rb"(?:^|\0)GPU_LEASE_TOKEN=([A-Za-z0-9._-]{16,64})(?:\0|$)")
 
 Visibility = Literal["auto", "host", "none"]
@@ -44,6 +48,8 @@ class Program:
         user: whose it is: a name, else a number.
         token: of the lease in its environment, if we may read it; else empty.
         line: `pid:start` of it and of its ancestors, the nearest first; innermost pids.
+        pids: of the same, as this system calls them.
+        inherited: tokens in the environments of its ancestors, of those that we may read.
     """
 
     pid: int
@@ -52,6 +58,8 @@ class Program:
     user: str
     token: str
     line: tuple[str, ...]
+    pids: tuple[int, ...]
+    inherited: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,7 @@ class _Entry:
     inner_pid: int
     name: str
     uid: int
+    token: str
 
 
 class Programs:
@@ -73,6 +82,11 @@ class Programs:
         """Why a driver's pids are not to be found here, in a sentence; empty = they are."""
         if wanted == "none":
             return "GPU_BROKER_PROCESSES=none: nobody looks at processes"
+        if self._hidden():
+            return (
+                "other users' processes are hidden from the reporter (hidepid, ProtectProc): "
+                "deploy/systemd/README.md says how to let it see them"
+            )
         if wanted == "host":
             return ""
         try:
@@ -85,6 +99,14 @@ class Programs:
                 "with the host's pid namespace"
             )
         return ""
+
+    def _hidden(self) -> bool:
+        """Whether this /proc shows us our own user's processes alone; the first is root's."""
+        try:
+            (self._proc / "1/stat").read_bytes()
+        except OSError:
+            return (self._proc / "self/stat").exists()
+        return False
 
     def look(self, pids: Iterable[int]) -> dict[int, Program]:
         """Those of these processes that live and may be looked at."""
@@ -100,23 +122,51 @@ class Programs:
         entry = self._read(int(pid))
         return entry is not None and entry.start == int(start)
 
+    def evidence(self, pid: int, start: int, token: str) -> bool | None:
+        """Whether a process shows that it holds a lease; None: we may not look into it.
+
+        It does by the token in its environment or in the file that the SDK keeps open, which must
+        be its own user's or root's: a descriptor can be handed to a process that did not ask.
+        """
+        entry = self._read(pid)
+        if entry is None or entry.start != start:
+            return False
+        if entry.token == token:
+            return True
+        try:
+            files = [*(self._proc / str(pid) / "fd").iterdir()]
+        except PermissionError:
+            return None
+        except OSError:
+            return False
+        return any(_shows(file, token, {0, entry.uid}) for file in files)
+
     def _program(self, pid: int, known: dict[int, _Entry | None]) -> Program | None:
-        line: list[str] = []
+        entries: list[_Entry] = []
+        pids: list[int] = []
         at = pid
-        first: _Entry | None = None
-        while at > 0 and len(line) < MOST_ANCESTORS:
+        while at > 0 and len(pids) < MOST_ANCESTORS:
             if at not in known:
                 known[at] = self._read(at)
             entry = known[at]
             if entry is None:
                 break
-            first = first or entry
-            line.append(f"{entry.inner_pid}:{entry.start}")
+            entries.append(entry)
+            pids.append(at)
             at = entry.parent
-        if first is None:
+        if not entries:
             return None
-        name, user = text(first.name)[:MOST_LETTERS], text(_user(first.uid))[:MOST_LETTERS]
-        return Program(pid, first.start, name, user, self._token(pid), tuple(line))
+        first, *above = entries
+        return Program(
+            pid,
+            first.start,
+            text(first.name)[:MOST_LETTERS],
+            text(_user(first.uid))[:MOST_LETTERS],
+            first.token,
+            tuple(f"{entry.inner_pid}:{entry.start}" for entry in entries),
+            tuple(pids),
+            frozenset(entry.token for entry in above) - {""},
+        )
 
     def _read(self, pid: int) -> _Entry | None:
         folder = self._proc / str(pid)
@@ -132,13 +182,27 @@ class Programs:
         name = stat[stat.find("(") + 1 : stat.rfind(")")]
         inner = said.get("NSpid", str(pid)).split()[-1]
         uid = said.get("Uid", "-1").split()[0]
-        return _Entry(int(words[STARTED]), int(words[1]), int(inner), name, int(uid))
+        token = self._token(pid)
+        return _Entry(int(words[STARTED]), int(words[1]), int(inner), name, int(uid), token)
 
     def _token(self, pid: int) -> str:
         with suppress(OSError):  # another user's, or over
             if match := _TOKEN.search((self._proc / str(pid) / "environ").read_bytes()):
                 return match[1].decode()
         return ""
+
+
+def _shows(file: Path, token: str, owners: set[int]) -> bool:
+    """Whether an open file of a process is the SDK's, and shows a token."""
+    try:
+        if not os.readlink(file).startswith(MEMORY_FILE):  # noqa: PTH115 - a Path costs more
+            return False
+        with file.open("rb") as content:
+            if os.fstat(content.fileno()).st_uid not in owners:
+                return False
+            return evidence.shows(content.read(evidence.SLOTS * evidence.DIGEST_BYTES), token)
+    except OSError:  # closed meanwhile
+        return False
 
 
 @lru_cache(256)

@@ -13,7 +13,7 @@ from broker.truth.account import account, shares_on
 from broker.truth.ending import Condemned
 from broker.truth.findings import HEARING_MS, Findings, Found, Seen, actions, notices
 from broker.truth.health import Health
-from broker.truth.match import Matcher
+from broker.truth.match import NOBODYS, Matcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,8 +72,7 @@ class Reckoner:
 
     def __init__(self, system: Programs) -> None:
         self._me = uuid4().hex[:8]
-        self._system = system
-        self._matcher = Matcher()
+        self._matcher = Matcher(system)
         self._findings = Findings()
         self._health = Health()
 
@@ -97,7 +96,7 @@ class Reckoner:
             )
             for uuid, device in devices.items()
         }
-        owners = self._matcher.match(look.programs, holders, self._system, now)
+        owners = self._matcher.match(look.programs, holders, now)
         shares = {
             uuid: shares_on(
                 uuid,
@@ -114,7 +113,15 @@ class Reckoner:
         }
         states = {uuid: verdict.state for uuid, verdict in verdicts.items()}
         seen = Seen(
-            look.sampled_ms, devices, look.programs, owners, shares, accounts, holders, states
+            look.sampled_ms,
+            devices,
+            look.programs,
+            owners,
+            shares,
+            accounts,
+            holders,
+            states,
+            self._matcher.belongings,
         )
         found = self._findings.look(seen, pool)
         reports = {
@@ -249,21 +256,29 @@ def _unbearable(each: Standing, now_ms: int, pool: PoolStatus) -> bool:
 
 
 def _condemned(standing: Iterable[Standing], seen: Seen, pool: PoolStatus) -> Iterator[Condemned]:
-    """The processes whose finding has stood for longer than the policy bears it."""
+    """The processes whose finding has stood for longer than the policy bears it.
+
+    None that belongs to a lease that lives, by any path; as an orphan none whose lease is only said
+    to be over: who registered its pid may have been anybody.
+    """
     said = {"squatter": "it has no lease", "orphan": "its lease is over"}
     for each in standing:
         kind, subject = each.finding.kind, each.finding.subject
         if kind not in said or not _unbearable(each, seen.sampled_ms, pool):
             continue
+        whose = seen.belongings.get(int(subject), NOBODYS)
+        if whose.living or (kind == "orphan" and not whose.owners <= whose.proven):
+            continue
         if (program := seen.programs.get(int(subject))) is not None:
-            token = min(seen.owners.get(program.pid, ()), default="")
+            token = min(whose.owners, default="")
             yield Condemned(each.uuid, program, token, f"{kind}: {said[kind]}")
 
 
 def _over_using(seen: Seen, pool: PoolStatus) -> Iterator[Condemned]:
     """On a device nearly out of memory, the largest process of who uses most beyond a lease.
 
-    Nearly out is when less is left than no lease may take.
+    Nearly out is when less is left than no lease may take. A process counts that is proven to be of
+    such a lease, and belongs to no other that lives, by any path.
     """
     for uuid, device in seen.devices.items():
         account = seen.accounts[uuid]
@@ -273,13 +288,16 @@ def _over_using(seen: Seen, pool: PoolStatus) -> Iterator[Condemned]:
             continue
         if (device.used_mb or 0) <= (device.total_mb or 0) - device.reserve_mb:
             continue
-        token, over_mb = max(over.items(), key=lambda each: each[1])
-        theirs = [
-            (process.memory_mb or 0, seen.programs[process.pid])
-            for process in device.processes or ()
-            if process.pid in seen.programs and token in seen.owners.get(process.pid, ())
-        ]
-        if theirs:
-            _, program = max(theirs, key=lambda each: each[0])
-            why = f"out of memory: its lease uses {over_mb} MiB more than it holds"
-            yield Condemned(uuid, program, token, why)
+        for token, over_mb in sorted(over.items(), key=lambda each: -each[1]):
+            theirs = [
+                (process.memory_mb or 0, seen.programs[process.pid])
+                for process in device.processes or ()
+                if process.pid in seen.programs
+                and token in (whose := seen.belongings.get(process.pid, NOBODYS)).proven
+                and whose.living <= over.keys()
+            ]
+            if theirs:
+                _, program = max(theirs, key=lambda each: each[0])
+                why = f"out of memory: its lease uses {over_mb} MiB more than it holds"
+                yield Condemned(uuid, program, token, why)
+                break

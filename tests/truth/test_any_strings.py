@@ -28,7 +28,8 @@ def test_report_of_anything_is_taken(
     """Long lists, control characters, letters of any script, dozens of error codes."""
     leases = [lease(token(n), 1, None, state="active") for n in range(many)]
     programs = tuple(
-        Program(pid, pid, name[:32], name[:32], "", (f"{pid}:{pid}",)) for pid in range(1, 90)
+        Program(pid, pid, name[:32], name[:32], "", (f"{pid}:{pid}",), (pid,))
+        for pid in range(1, 90)
     )
     processes = [GpuProcess(p.pid, 10) for p in programs]
     host = Host(idle_after_s=0, idle_action="notify")

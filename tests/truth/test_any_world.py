@@ -124,7 +124,9 @@ class World:
         found = {}
         for pid in self.used:
             line = [pid, self.children[pid]] if pid in self.children else [pid]
-            found[pid] = Program(pid, pid, "p", "u", "", tuple(f"{p}:{p}" for p in line))
+            found[pid] = Program(
+                pid, pid, "p", "u", "", tuple(f"{p}:{p}" for p in line), tuple(line)
+            )
         return found
 
     def tell(self, look: Look) -> None:

@@ -240,6 +240,37 @@ def test_over_using_process_is_condemned_when_its_gpu_is_nearly_out_of_memory(
     assert host.look((roomy,), held, programs).end == []
 
 
+def test_nobody_is_condemned_who_belongs_to_a_lease_by_a_callers_word_alone() -> None:
+    """Neither as an over-user nor as an orphan; it is told all the same."""
+    host = Host(shown=None, kill_on_oom=True, orphan_action="enforce", enforce_after_s=0)
+    held, full = holders(lease(A, 10, 10)), (gpu(P(10, 9900)),)
+    assert [host.look(full, held, (program(10),)).end for _ in range(3)] == [[]] * 3
+    over = holders(ended={A: Ended("expired", 5)})
+    for _ in range(3):
+        reckoning = host.look(full, over, (program(10),))
+        assert reckoning.end == []
+    assert reckoning.reports["GPU-a"]["orphan"] == "10"
+
+
+def test_nobody_is_condemned_that_belongs_to_a_second_lease_that_lives() -> None:
+    """Over-using one does not end what another has: its ancestor is under B."""
+    host, held = Host(kill_on_oom=True), holders(lease(A, 10, 10), lease(B, 10, None))
+    programs = (program(10, 9, inherited=B),)
+    assert host.look((gpu(P(10, 9900)),), held, programs).end == []
+
+
+def test_orphan_that_a_reporter_before_us_knew_is_told_and_not_ended() -> None:
+    """What stands in the pool anybody with its credentials may have written."""
+    host, anew = Host(), Host(orphan_action="enforce", enforce_after_s=0)
+    first = orphaned(host, "expired").reports["GPU-a"]
+    known = device_status(processes=first["processes"])
+    over = holders(devices=(known,), ended={A: Ended("expired", 5)})
+    anew.now_ms = host.now_ms
+    for _ in range(3):
+        reckoning = anew.look((gpu(P(10, 500)),), over, (program(10),))
+        assert (reckoning.reports["GPU-a"]["orphan"], reckoning.end) == ("10", [])
+
+
 def test_nobody_is_condemned_on_a_full_gpu_whose_leases_keep_to_what_they_hold() -> None:
     """Somebody without a lease has filled it: that is another policy's."""
     host, held = Host(kill_on_oom=True), holders(lease(A, 4000, 10))

@@ -96,3 +96,21 @@ def test_unseen_says_why_where_the_driver_s_pids_mean_nothing(tmp_path: Path) ->
     (tmp_path / "self/ns").mkdir(parents=True)
     (tmp_path / "self/ns/pid").touch()
     assert "container" in Programs(tmp_path).unseen("auto")
+
+
+@pytest.mark.parametrize("hidepid", ["off", "noaccess", "invisible"])
+def test_unseen_says_that_other_users_processes_are_hidden(hidepid: str) -> None:
+    """As under ProtectProc=invisible with a user of its own: they would all look gone."""
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}; from broker.truth.programs import Programs; "
+        "print(Programs().unseen('host'))"
+    )
+    script = f"mount -t proc -o hidepid={hidepid} proc /proc && exec setpriv --reuid=33 --regid=33 "
+    script += '--clear-groups /usr/bin/python3 -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", code], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"needs root and an interpreter that every user may run: {done.stderr[-200:]}")
+    assert ("hidden" in done.stdout) == (hidepid != "off")

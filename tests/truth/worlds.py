@@ -39,10 +39,13 @@ def gpu(*processes: GpuProcess, uuid: str = GPU, **more: Any) -> DeviceSample:
     return DeviceSample(uuid=uuid, **(fields | more))
 
 
-def program(pid: int, *ancestors: int, token: str = "", name: str = "python3") -> Program:
+def program(
+    pid: int, *ancestors: int, token: str = "", name: str = "python3", inherited: str = ""
+) -> Program:
     """A process, started at its pid, with its ancestors."""
-    line = tuple(f"{each}:{each}" for each in (pid, *ancestors))
-    return Program(pid, pid, name, "user", token, line)
+    pids = (pid, *ancestors)
+    line = tuple(f"{each}:{each}" for each in pids)
+    return Program(pid, pid, name, "user", token, line, pids, frozenset({inherited} - {""}))
 
 
 def lease(
@@ -89,11 +92,21 @@ def holders(*leases: LeaseStatus, devices: tuple[DeviceStatus, ...] = (), **more
 
 
 class Nobody(Programs):
-    """A system in which only these `pid:start` live."""
+    """A system in which only these `pid:start` live.
 
-    def __init__(self, *alive: str) -> None:
+    Attributes:
+        shown: what a process shows of any lease: True, False, or None: it cannot be looked into.
+    """
+
+    def __init__(self, *alive: str, shown: bool | None = True) -> None:
         super().__init__()
         self.alive = set(alive)
+        self.shown = shown
+
+    def evidence(self, pid: int, start: int, token: str) -> bool | None:
+        """What each of them shows."""
+        del pid, start, token
+        return self.shown
 
     def lives(self, registered: str) -> bool:
         """Whether it is one of those."""
@@ -103,8 +116,9 @@ class Nobody(Programs):
 class Host:
     """One host's reckoner, second after second."""
 
-    def __init__(self, *alive: str, **policy: Any) -> None:
-        self.reckoner = Reckoner(Nobody(*alive))
+    def __init__(self, *alive: str, shown: bool | None = True, **policy: Any) -> None:
+        self.system = Nobody(*alive, shown=shown)
+        self.reckoner = Reckoner(self.system)
         self.pool = replace(POOL, **policy)
         self.now_ms = 1_000_000
 

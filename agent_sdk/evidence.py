@@ -1,0 +1,78 @@
+"""Evidence that this process holds a lease, which no other user's process could forge.
+
+A lease is registered with a pid that its caller names, and a caller may name anybody's. So a
+process that asks for a lease also keeps a file in memory, open under a name of ours, with a digest
+of each of its tokens. A host's reporter looks for it at `/proc/<pid>/fd` before it lets a
+registered pid count, and never ends a process without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import mmap
+import os
+from contextlib import suppress
+from typing import Final
+
+NAME: Final = "gpu-lease-holder"
+"""As `/memfd:<name>` it stands in `/proc/<pid>/fd`."""
+
+DIGEST_BYTES: Final = 16
+
+SLOTS: Final = 1024
+"""Tokens that a process shows at once; the oldest give way."""
+
+
+class _Page:
+    """The file of one process, written through memory.
+
+    Its descriptor is written to by nobody: who closes all of them takes the evidence away, and no
+    later file under the same number is hurt.
+    """
+
+    def __init__(self) -> None:
+        handle = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(handle, SLOTS * DIGEST_BYTES)
+            self._memory = mmap.mmap(handle, SLOTS * DIGEST_BYTES)  # has a descriptor of its own
+        finally:
+            os.close(handle)
+        self._slots = itertools.count()
+
+    def add(self, token: str) -> None:
+        """Show that this process holds the token."""
+        at = next(self._slots) % SLOTS * DIGEST_BYTES
+        self._memory[at : at + DIGEST_BYTES] = digest(token)
+
+
+_pages: dict[int, _Page] = {}
+"""By process id. A forked child keeps its parent's, and writes into one of its own."""
+
+
+def show(token: str) -> None:
+    """Show that this process holds, or asks for, the lease of a token.
+
+    Where that cannot be done (no descriptor left, no Linux) the lease is as good, but its processes
+    count as nobody's wherever a reporter can look into them.
+    """
+    with suppress(OSError, AttributeError):
+        page = _pages.get(os.getpid())
+        if page is None:
+            page = _pages.setdefault(os.getpid(), _Page())
+        page.add(token)
+
+
+def digest(token: str) -> bytes:
+    """Give what is shown of a token: who reads it learns no token."""
+    return hashlib.sha256(token.encode()).digest()[:DIGEST_BYTES]
+
+
+def shows(content: bytes, token: str) -> bool:
+    """Tell whether a process's file shows a token."""
+    at, wanted = 0, digest(token)
+    while (at := content.find(wanted, at)) >= 0:
+        if at % DIGEST_BYTES == 0:
+            return True
+        at += 1
+    return False

@@ -1,0 +1,25 @@
+"""What tests of a host share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.audit import audit
+from tests.truth.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.servers import Server
+
+
+@pytest.fixture
+def machine(server: Server, tmp_path: Path) -> Iterator[Machine]:
+    """One host."""
+    machine = Machine(server, tmp_path)
+    with machine.client:
+        yield machine
+        audit(machine.client.redis, machine.client.keys)
