@@ -80,8 +80,8 @@ class AsyncLeaseClient(Door["Redis"]):
         A cancellation during the release leaves no lease: the renewing thread gives it back.
         """
         lease = await self.acquire(agent, **ask)
-        self.keep(lease)
         try:
+            self.keep(lease)
             yield lease
         finally:
             try:
@@ -111,6 +111,7 @@ class AsyncLeaseClient(Door["Redis"]):
         if isinstance(lease, str):
             token = forms.check_name(lease, "token")
             return await self._run(protocol.renew(token, fence, ttl_ms, owner))
+        lease.require_own()
         try:
             steps = protocol.renew(lease.token, lease.fence, ttl_ms, owner, lease.claim)
             renewal = await self._run(steps)
@@ -130,8 +131,8 @@ class AsyncLeaseClient(Door["Redis"]):
         if isinstance(lease, AsyncLease):
             self._keeper.discard(lease)
             lease.end()
-            if lease.local:
-                return True
+            if lease.local or lease.is_view:
+                return lease.local
         token = lease.token if isinstance(lease, AsyncLease) else forms.check_name(lease, "token")
         try:
             ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))

@@ -13,11 +13,13 @@ from agent_sdk import evidence
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import (
     BrokerUnavailable,
+    LeaseError,
     LeaseLost,
     OutcomeUnknown,
     StillWaiting,
     error_for,
 )
+from agent_sdk.forking import identity
 from agent_sdk.forms import (
     check_choice,
     check_flag,
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import TypeGuard, Unpack
 
-    from agent_sdk.errors import LeaseError
     from agent_sdk.protocol import Answer
 
 TTL_S = 30.0
@@ -174,6 +175,7 @@ class Wait:
         self.until = local_now() + request.wait_ms / 1000
         self._keep_place = bool(ask.get("keep_place", False))
         self._named = ask.get("token") is not None
+        self._process = identity()
 
     def steps(self) -> Generator[Any, Answer, Grant]:
         """The calls to make, and when to wait; see `protocol.acquire`."""
@@ -185,13 +187,15 @@ class Wait:
     def leaves_something(self, error: BaseException) -> bool:
         """Whether a lease or a place in the line may be left that nobody will take up.
 
-        A token of the caller's own is the caller's to repeat or to release.
+        A token of the caller's own is the caller's to repeat or to release, and one of a parent
+        that forked in the middle is the parent's. Any other error but the broker's own words, such
+        as a time limit of the caller's, may have come at any moment.
         """
-        if self._named or isinstance(error, StillWaiting):
+        if self._named or self._process != identity() or isinstance(error, StillWaiting):
             return False
         if isinstance(error, BrokerUnavailable):
             return self.request.wait_ms > 0
-        return isinstance(error, OutcomeUnknown) or not isinstance(error, Exception)
+        return isinstance(error, OutcomeUnknown) or not isinstance(error, LeaseError)
 
     def again(self, error: BaseException) -> bool:
         """Whether to join anew: the place was lost while the store could not be reached."""

@@ -85,8 +85,8 @@ class LeaseClient(Door["Redis"]):
         `lease.lost`, `lease.on_lost` and `lease.raise_if_lost` tell.
         """
         lease = self.acquire(agent, **ask)
-        self.keep(lease)
         try:
+            self.keep(lease)
             yield lease
         finally:
             try:
@@ -95,7 +95,7 @@ class LeaseClient(Door["Redis"]):
                 self._keeper.abandon(lease.token)
 
     def adopt(self, token: str | None = None) -> Lease:
-        """Take up a lease that another process acquired, by its token.
+        """Take up a lease that another process acquired, by its token; a forked parent's too.
 
         It is renewed now; `keep` renews it from here on. Both processes may renew it, and whoever
         releases it ends it for both.
@@ -111,7 +111,13 @@ class LeaseClient(Door["Redis"]):
         return Lease(self._run(adopting.adopt(self.keys, own_token(token))))
 
     def keep(self, lease: Lease) -> None:
-        """Renew the lease in the background from now on, until it is released or lost."""
+        """Renew the lease in the background from now on, until it is released or lost.
+
+        Raises:
+            LeaseLost: it was released already.
+            BadRequest: it is a forked parent's: see `adopt`.
+            RuntimeError: no thread can be had for it.
+        """
         self._keeper.add(lease)
 
     def renew(
@@ -130,12 +136,14 @@ class LeaseClient(Door["Redis"]):
         Raises:
             LeaseLost: it is over; nothing brings it back.
             UnknownToken: nothing is known of that token.
+            BadRequest: it is a forked parent's: see `adopt`.
         """
         ttl_ms = None if ttl_s is None else forms.milliseconds(ttl_s, "ttl_s")
         fence = None if fence is None else forms.check_whole(fence, "fence")
         if isinstance(lease, str):
             token = forms.check_name(lease, "token")
             return self._run(protocol.renew(token, fence, ttl_ms, owner))
+        lease.require_own()
         try:
             steps = protocol.renew(lease.token, lease.fence, ttl_ms, owner, lease.claim)
             renewal = self._run(steps)
@@ -148,14 +156,15 @@ class LeaseClient(Door["Redis"]):
     def release(self, lease: Lease | str, *, refuse_late: bool = True, owner: str = "") -> bool:
         """Give a lease back, by itself or by its token; False when it had ended before.
 
+        In a forked child its parent's lease stays the parent's: False, and nothing is sent.
         A token that was never acquired is refused from then on, unless refuse_late is False: its
         acquire may still be on its way. With an owner another principal's counts as unknown.
         """
         if isinstance(lease, Lease):
             self._keeper.discard(lease)
             lease.end()
-            if lease.local:
-                return True
+            if lease.local or lease.is_view:
+                return lease.local
         token = lease.token if isinstance(lease, Lease) else forms.check_name(lease, "token")
         return self._run(protocol.release(token, plant=refuse_late, owner=owner)).by_this_call
 

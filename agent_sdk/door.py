@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agent_sdk.asking import Caller
+from agent_sdk.forking import OfOneProcess
 from agent_sdk.forms import check_name
 from agent_sdk.keeper import Keeper
 from agent_sdk.keys import Keys
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Door(ABC, Generic[R]):
+class Door(OfOneProcess, ABC, Generic[R]):
     """A pool, seen from one process.
 
     Args:

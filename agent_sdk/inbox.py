@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -17,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from agent_sdk.forking import renew_in_child
+from agent_sdk.forking import leave_to_parent, renew_in_child
+from agent_sdk.threads import begin, daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent_sdk.store import Store
+
+log = logging.getLogger(__name__)
 
 BLOCK_S = 3
 """How long one call blocks; the connection waits a little longer for its answer."""
@@ -71,7 +75,7 @@ class Inbox(_Inbox):
 
     def reset(self) -> None:
         """As new: a forked child waits on an inbox of its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may wait, too
         self._early = {}
         self._waiting: dict[str, threading.Event] = {}
         self._thread: threading.Thread | None = None
@@ -90,15 +94,21 @@ class Inbox(_Inbox):
                 hint.set()
             self._waiting[token] = hint
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, args=(client,), name="gpu-lease-inbox", daemon=True
-                )
-                self._thread.start()
+                self._start(client)
         try:
             yield hint
         finally:
             with self._lock:
                 self._waiting.pop(token, None)
+
+    def _start(self, client: str) -> None:
+        """Listen, if a thread can be had: without one the waiters poll."""
+        self._thread = daemon(self._run, "gpu-lease-inbox", client)
+        try:
+            begin(self._thread)
+        except RuntimeError as error:
+            self._thread = None
+            log.warning("waiting without hints: %s", error)
 
     def _run(self, client: str) -> None:
         redis = self._store.connect()
@@ -139,8 +149,16 @@ class AsyncInbox(_Inbox):
 
     def __init__(self, store: Store, base: str) -> None:
         super().__init__(store, base)
-        self._waiting: dict[str, asyncio.Event] = {}
         self._task: asyncio.Task[None] | None = None
+        renew_in_child(self)
+
+    def reset(self) -> None:
+        """As new: a forked child listens anew, and cancels nothing of its parent's loop."""
+        if self._task is not None:
+            leave_to_parent(self._task)
+        self._task = None
+        self._early = {}
+        self._waiting: dict[str, asyncio.Event] = {}
 
     async def wait(self, client: str, token: str, seconds: float) -> None:
         """Return when a hint for the token comes, or it is time to ask anyway."""

@@ -85,6 +85,7 @@ class Keeper:
 
     def add(self, lease: HeldLease) -> None:
         """Renew the lease from now on; one without expiry too, to learn of its revocation."""
+        lease.require_own()
         if lease.local:
             return
         with self._wake:

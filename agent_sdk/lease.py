@@ -2,21 +2,29 @@
 
 `lost` is computed from the clock whenever it is asked: right even if no thread of this process has
 run since a SIGSTOP. It is not safe to assume that a lease is held until it is released.
+
+A lease belongs to the process that took it or adopted it. In a forked child, or unpickled in
+another process, it is a view: it can be looked at, and is neither renewed nor released there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import os
 import threading
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+from agent_sdk.callbacks import callbacks, run
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
-from agent_sdk.forking import renew_in_child
+from agent_sdk.forking import identity, renew_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from agent_sdk.protocol import Claim, Device, Grant, Renewal
@@ -31,6 +39,11 @@ NOTICES: Final = {
 }
 """What a notice means; see `HeldLease.notices`."""
 
+VIEW = (
+    "another process holds this lease: it can only be looked at here; "
+    "client.adopt(lease.token) takes it over"
+)
+
 
 class _Lock:
     """A lock that a forked child has for itself."""
@@ -39,8 +52,8 @@ class _Lock:
         renew_in_child(self)
 
     def reset(self) -> None:
-        """Held by nobody."""
-        self.lock = threading.Lock()
+        """Held by nobody. A signal handler may come while its own thread holds it."""
+        self.lock = threading.RLock()
 
 
 class HeldLease:
@@ -74,13 +87,24 @@ class HeldLease:
         self.jeopardy = False
         self.notices: tuple[str, ...] = ()
         self.local = local
+        self._holder = identity()
         self._claim = grant.claim
         self._trusted_until = grant.trusted_until
         self._lost_code: str | None = None
         self._ended = False
-        self._told: threading.Event | None = None
+        self._watchers: list[Callable[[], object]] = []
         self._callbacks: list[Callable[[], object]] = []
         self._on_notice: list[Callable[[], object]] = []
+
+    @property
+    def is_view(self) -> bool:
+        """True where another process holds it: it is neither renewed nor released here."""
+        return self._holder != identity()
+
+    def require_own(self) -> None:
+        """Raise BadRequest if another process holds it."""
+        if self.is_view:
+            raise error_for("bad_request", VIEW, token=self.token)
 
     @property
     def granted_at_ms(self) -> int:
@@ -132,7 +156,7 @@ class HeldLease:
     def raise_if_lost(self) -> None:
         """Raise LeaseLost if it is lost."""
         if reason := self.lost_reason:
-            raise error_for(reason, token=self.token)
+            raise error_for(reason, VIEW if self.is_view else None, token=self.token)
 
     def env(self) -> dict[str, str]:
         """What a process that uses the lease needs in its environment."""
@@ -164,18 +188,16 @@ class HeldLease:
         for word in notices:
             if word not in before:
                 log.warning("lease %s is %s: %s", self.token[:8], word, NOTICES.get(word, word))
-        self._call(self._on_notice, "on_notice")
+        for callback in list(self._on_notice):
+            self._tell("on_notice", callback)
 
-    def _call(self, callbacks: list[Callable[[], object]], name: str) -> None:
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                log.exception("%s of lease %s failed", name, self.token[:8])
+    def _tell(self, name: str, callback: Callable[[], object]) -> None:
+        callbacks.submit(self, name, callback)
 
     def end(self) -> None:
         """It was given back: not held, and not lost either."""
         self._ended = True
+        self._wake()
 
     def lose(self, reason: str) -> None:
         """It is lost; tell those who wait for it, once."""
@@ -183,10 +205,10 @@ class HeldLease:
             if self._lost_code is not None or self._ended:
                 return
             self._lost_code = reason
-            callbacks, self._callbacks = self._callbacks, []
-            if self._told is not None:
-                self._told.set()
-        self._call(callbacks, "on_lost")
+            to_tell, self._callbacks = self._callbacks, []
+        self._wake()
+        for callback in to_tell:
+            self._tell("on_lost", callback)
 
     def lose_if_over(self, error: LeaseError) -> None:
         """Take what a failed renewal says: over, or only not answered."""
@@ -197,14 +219,18 @@ class HeldLease:
         else:
             self.jeopardy = True
 
-    def _waiting(self) -> threading.Event:
-        """What is set at the loss; made for the first who waits: for most leases nobody does."""
-        with self._lock.lock:
-            if self._told is None:
-                self._told = threading.Event()
-                if self._lost_code is not None:
-                    self._told.set()
-            return self._told
+    @contextmanager
+    def _watching(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have this called when it ends, for as long as somebody waits for that."""
+        self._watchers.append(wake)
+        try:
+            yield
+        finally:
+            self._watchers.remove(wake)
+
+    def _wake(self) -> None:
+        for wake in list(self._watchers):
+            run(self, "wait_lost", wake)
 
     def _when_lost(self, callback: Callable[[], object]) -> None:
         with self._lock.lock:
@@ -212,6 +238,18 @@ class HeldLease:
                 self._callbacks.append(callback)
                 return
         callback()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: no callbacks, and until when to believe in it only to this machine."""
+        nobody: dict[str, Any] = {"_watchers": [], "_callbacks": [], "_on_notice": []}
+        return self.__dict__ | nobody | {"_boot": boot()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what has travelled: from another machine, whose clock is another, it is lost."""
+        booted = state.pop("_boot")
+        self.__dict__.update(state)
+        if self.is_view and booted != boot():
+            self._trusted_until = 0.0
 
     def __repr__(self) -> str:
         """Which lease, where, and how it stands."""
@@ -224,51 +262,82 @@ class Lease(HeldLease):
     """A lease of `LeaseClient`."""
 
     def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in the renewing thread whenever `notices` has become other."""
+        """Call back in a thread of its own whenever `notices` has become other.
+
+        While a call waits for the one before to return, it stands for all that came meanwhile.
+        """
+        _refuse_coroutines(callback)
         self._on_notice.append(lambda: callback(self))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
-        """Call back once when it is lost, in the renewing thread; at once if it is lost already.
+        """Call back once when it is lost, in a thread of its own; at once if it is lost already.
 
         Nobody watches a lease that is not being renewed: look at `lost` there.
         """
+        _refuse_coroutines(callback)
         self._when_lost(lambda: callback(self))
 
     def wait_lost(self, timeout_s: float) -> bool:
-        """Wait until it is lost, at most timeout_s seconds; whether it is."""
-        told = self._waiting()
-        until = local_now() + timeout_s
-        while not self.lost and (left := until - local_now()) > 0:
-            told.wait(min(left, max(self.trusted_s, 0.01)))
-            if self._ended:
-                break
+        """Wait until it is lost or released, at most timeout_s seconds; whether it is lost."""
+        told, until = threading.Event(), local_now() + timeout_s
+        with self._watching(told.set):
+            while not self.lost and not self._ended and (left := until - local_now()) > 0:
+                told.wait(min(left, max(self.trusted_s, 0.01)))
         return self.lost
 
 
 class AsyncLease(HeldLease):
     """A lease of `AsyncLeaseClient`."""
 
+    def _tell(self, name: str, callback: Callable[[], object]) -> None:
+        run(self, name, callback)  # it only wakes the loop
+
     def on_notice(self, callback: Callable[[Self], object]) -> None:
         """Call back in this event loop whenever `notices` has become other."""
-        loop = asyncio.get_running_loop()
-        self._on_notice.append(lambda: loop.call_soon_threadsafe(callback, self))
+        self._on_notice.append(self._in_loop(callback))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
-        """Call back once in this event loop when it is lost; at once if it is lost already."""
+        """Call back once in this event loop when it is lost; at once if it is lost already.
+
+        What a coroutine function returns is run as a task.
+        """
+        self._when_lost(self._in_loop(callback))
+
+    def _in_loop(self, callback: Callable[[Self], object]) -> Callable[[], object]:
         loop = asyncio.get_running_loop()
-        self._when_lost(lambda: loop.call_soon_threadsafe(callback, self))
+        tasks: set[asyncio.Task[object]] = set()  # a loop keeps no task alive
+
+        def call() -> None:
+            made = callback(self)
+            if inspect.iscoroutine(made):
+                task = loop.create_task(made)
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+        return lambda: loop.call_soon_threadsafe(call)
 
     async def wait_lost(self, timeout_s: float) -> bool:
-        """Wait until it is lost, at most timeout_s seconds; whether it is."""
-        told = asyncio.Event()
-        self.on_lost(lambda _: told.set())
-        until = local_now() + timeout_s
-        while not self.lost and (left := until - local_now()) > 0:
-            try:
-                async with asyncio.timeout(min(left, max(self.trusted_s, 0.01))):
-                    await told.wait()
-            except TimeoutError:
-                pass
-            if self._ended:
-                break
+        """Wait until it is lost or released, at most timeout_s seconds; whether it is lost."""
+        told, until = asyncio.Event(), local_now() + timeout_s
+        loop = asyncio.get_running_loop()
+        with self._watching(lambda: loop.call_soon_threadsafe(told.set)):
+            while not self.lost and not self._ended and (left := until - local_now()) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, max(self.trusted_s, 0.01))):
+                        await told.wait()
         return self.lost
+
+
+def _refuse_coroutines(callback: Callable[..., object]) -> None:
+    if inspect.iscoroutinefunction(callback):
+        raise TypeError(
+            f"{callback!r} is a coroutine function: a blocking lease calls ordinary functions"
+        )
+
+
+def boot() -> str:
+    """This start of this machine, whose `local_now` other machines do not share."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # equal to no other
+        return os.urandom(16).hex()

@@ -27,6 +27,7 @@ from redis.exceptions import (
 )
 
 from agent_sdk.connect_errors import mark_unsent
+from agent_sdk.forking import leave_to_parent, renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,9 +64,19 @@ class Multiplexer:
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reset()
+        self._forget()
+        renew_in_child(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """As new: a forked child connects anew, and closes nothing that its parent's loop has."""
+        if self._loop is not None:
+            pool = self._client.connection_pool
+            leave_to_parent((vars(self).copy(), vars(pool).copy()))
+            pool.reset()  # type: ignore[no-untyped-call] # redis-py's
+            self._loop = None
+            self._forget()
+
+    def _forget(self) -> None:
         self._queue: deque[_Ask] = deque()
         self._away: deque[_Ask] = deque()
         self._connection: AbstractConnection | None = None
@@ -101,7 +112,7 @@ class Multiplexer:
                 await asyncio.wait([ask.answers for ask in self._away])
 
     def _enqueue(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if loop is not self._loop:
             self._bind(loop)
         ask = _Ask(commands, loop.create_future())
@@ -117,7 +128,7 @@ class Multiplexer:
                 raise RuntimeError("another event loop uses this client: one client per loop")
             self._client.connection_pool.reset()  # type: ignore[no-untyped-call] # redis-py's
         self._loop = loop
-        self._reset()
+        self._forget()
 
     async def _send_all(self) -> None:
         while self._queue:
@@ -227,6 +238,21 @@ def _not_sent() -> ConnectionError:
     error = ConnectionError(NOT_SENT)
     mark_unsent(error)
     return error
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of the caller.
+
+    Raises:
+        RuntimeError: there is none, and what to do.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "no event loop runs here: call this from a coroutine; a child that was forked from a "
+            "running loop has to run one of its own first (asyncio.run)"
+        ) from error
 
 
 async def _answer(client: Redis, connection: AbstractConnection, name: str | int) -> Any:

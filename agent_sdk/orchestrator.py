@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agent_sdk.asking import TTL_S, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.forking import OfOneProcess
 from agent_sdk.http_link import (
     OK,
     UNREADABLE,
@@ -80,7 +81,7 @@ class HttpLease(Lease):
         self._client.release(self)
 
 
-class GPUOrchestratorClient:
+class GPUOrchestratorClient(OfOneProcess):
     """The HTTP service, seen from an agent; safe to share between threads and across a fork.
 
     Args:
@@ -209,9 +210,12 @@ class GPUOrchestratorClient:
         return lease
 
     def renew(self, lease: HttpLease, ttl_s: float | None = None) -> bool:
-        """Renew it now; False when it is lost, or nobody answered (`lease.lost` tells which)."""
-        if lease.local:
-            return True
+        """Renew it now; False when it is lost, or nobody answered (`lease.lost` tells which).
+
+        False too in a child that was forked under it: its parent renews it.
+        """
+        if lease.local or lease.is_view:
+            return lease.local
         until = self._deadline()
         try:
             lease.accept(renew(self._reachable(), lease, ttl_s, until))
@@ -229,11 +233,14 @@ class GPUOrchestratorClient:
         return False
 
     def release(self, lease: HttpLease) -> bool:
-        """Give it back; without an answer that is tried again in the background, and False."""
+        """Give it back; without an answer that is tried again in the background, and False.
+
+        In a forked child its parent's lease stays the parent's: False, and nothing is sent.
+        """
         self._keeper.discard(lease)
         lease.end()
-        if lease.local:
-            return True
+        if lease.local or lease.is_view:
+            return lease.local
         try:
             reply = self._ask("POST", "/release", {"token": lease.token}, until=self._deadline())
         except Unanswered:

@@ -29,6 +29,7 @@ from agent_sdk import (
 from agent_sdk.clocks import local_now
 from agent_sdk.testing import TestBroker, running_broker
 from tests.audit import audit
+from tests.stores import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,14 +95,15 @@ def test_acquire_without_keeping_ends_by_itself(client: LeaseClient) -> None:
 
 
 def test_lease_released_by_another_is_told_at_the_next_renewal(client: LeaseClient) -> None:
-    """on_lost is called once, in the renewing thread, with the reason at hand."""
+    """on_lost is called once, in a thread of its own, with the reason at hand."""
     told: list[tuple[Lease, str]] = []
     with client.lease("analyst", memory_mb=10, ttl_s=1) as lease:
         lease.on_lost(lambda lost: told.append((lost, threading.current_thread().name)))
         assert client.release(lease.token)
         assert lease.wait_lost(1)
         assert lease.lost_reason == "released"
-    assert told == [(lease, "gpu-lease-keeper")]
+    until(lambda: told)
+    assert told == [(lease, "gpu-lease-callback")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,211 @@
+"""What holders call from on_lost and on_notice: it costs no lease its renewal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk import AsyncLeaseClient, LeaseClient, Store
+from agent_sdk.callbacks import WORKERS, Callbacks
+from agent_sdk.protocol import Renewal
+from agent_sdk.testing import running_broker
+from tests.stores import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_sdk import Lease
+    from agent_sdk.lease import HeldLease
+    from agent_sdk.testing import TestBroker
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TestBroker]:
+    with running_broker(devices=1, memory_mb=1000) as running:
+        yield running
+
+
+@pytest.fixture
+def client(pool: TestBroker) -> Iterator[LeaseClient]:
+    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
+        yield client
+        for lease in client.leases():
+            client.release(lease.token)
+
+
+def held(client: LeaseClient) -> Lease:
+    lease = client.acquire("me", memory_mb=10, ttl_s=1)
+    client.keep(lease)
+    return lease
+
+
+def found(lease: HeldLease, *words: str) -> None:
+    """Let a renewal say these notices."""
+    lease.accept(Renewal(lease.expires_at_ms, lease.remaining_ms, lease.trusted_until, words))
+
+
+def test_slow_callbacks_cost_no_lease(client: LeaseClient) -> None:
+    """Both kinds hang for longer than the ttl: the others go on, and are told of their own."""
+    stuck, other, hang = held(client), held(client), threading.Event()
+    told: list[str | None] = []
+    stuck.on_lost(lambda _: hang.wait(20))
+    stuck.on_notice(lambda _: hang.wait(20))
+    found(stuck, "idle")
+    client.release(stuck.token)
+    assert stuck.wait_lost(2)
+    other.on_lost(lambda lease: told.append(lease.lost_reason))
+    assert not other.wait_lost(1.6)
+    client.release(other.token)
+    until(lambda: told == ["released"])
+    hang.set()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_callback_that_raises_is_logged(
+    client: LeaseClient, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    """Whatever it raises; the next callback is run, and other leases are renewed."""
+
+    def fail(_: Lease) -> None:
+        raise error
+
+    lost, other, told = held(client), held(client), threading.Event()
+    lost.on_lost(fail)
+    lost.on_lost(lambda _: told.set())
+    client.release(lost.token)
+    assert told.wait(3)
+    assert not other.wait_lost(1.2)
+    assert any("on_lost" in r.message and r.exc_info for r in caplog.records)
+
+
+def test_callback_may_use_its_client(client: LeaseClient, pool: TestBroker) -> None:
+    """It releases the lease, takes another, and closes the client that renewed it."""
+    own = LeaseClient(Store(pool.url), hostname=pool.host)
+    lost, done = held(own), threading.Event()
+
+    def act(lease: Lease) -> None:
+        own.release(lease)
+        with own.lease("again", memory_mb=10):
+            own.close()
+        done.set()
+
+    lost.on_lost(act)
+    client.release(lost.token)
+    assert done.wait(3)
+    assert client.leases() == ()
+
+
+def test_notices_that_pile_up_are_told_at_once(client: LeaseClient) -> None:
+    """The queue is bounded: a call that waits stands for all that came meanwhile, in order."""
+    lease, hang, said = held(client), threading.Event(), []
+
+    def look(lease: Lease) -> None:
+        said.append(lease.notices)
+        hang.wait(5)
+
+    lease.on_notice(look)
+    found(lease, "idle")
+    until(lambda: said)
+    for word in ("overuse", "degraded", "idle") * 50:
+        found(lease, word)
+    hang.set()
+    until(lambda: len(said) == 2)
+    client.release(lease)
+    assert said == [("idle",), ("idle",)]
+
+
+def test_threads_of_callbacks_are_bounded_and_end(caplog: pytest.LogCaptureFixture) -> None:
+    """More leases than workers: the last wait, which is logged, and each is called once."""
+    callbacks, hang, lock, called = Callbacks(), threading.Event(), threading.Lock(), []
+
+    def call(number: int) -> None:
+        hang.wait(10)
+        with lock:
+            called.append(number)
+
+    def threads() -> int:
+        return sum(t.name == "gpu-lease-callback" for t in threading.enumerate())
+
+    with caplog.at_level(logging.ERROR):
+        for number in range(WORKERS + 4):
+            callbacks.submit(number, "on_lost", lambda number=number: call(number))  # type: ignore[misc] # a default
+    assert threads() == WORKERS
+    assert len(caplog.records) == 4
+    hang.set()
+    until(lambda: sorted(called) == [*range(WORKERS + 4)] and threads() == 0)
+
+
+def test_blocking_lease_refuses_a_coroutine_function(client: LeaseClient) -> None:
+    """It would never be awaited."""
+
+    async def stop(_: object) -> None:
+        pass
+
+    lease = held(client)
+    for register in (lease.on_lost, lease.on_notice):
+        with pytest.raises(TypeError, match="coroutine"):
+            register(stop)
+
+
+async def test_coroutine_functions_run_in_the_loop(pool: TestBroker, client: LeaseClient) -> None:
+    """Of an asyncio lease; one that fails, or takes its time, costs no lease its renewal."""
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as other:
+        done = asyncio.Event()
+
+        async def stop(_: object) -> None:
+            await asyncio.sleep(0.01)
+            done.set()
+
+        async with (
+            other.lease("a", memory_mb=10, ttl_s=1) as lease,
+            other.lease("b", memory_mb=10, ttl_s=1) as second,
+        ):
+            lease.on_lost(lambda _: 1 / 0)
+            lease.on_lost(stop)
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            client.release(lease.token)
+            await asyncio.wait_for(done.wait(), 3)
+            assert not await second.wait_lost(1.2)
+
+
+async def test_wait_lost_keeps_nothing(pool: TestBroker) -> None:
+    """However often it is asked; and a release wakes whoever waits."""
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
+        async with client.lease("a", memory_mb=10) as lease:
+            kept = len(lease._callbacks), len(lease._watchers)
+            for _ in range(50):
+                assert not await lease.wait_lost(0.0001)
+            assert (len(lease._callbacks), len(lease._watchers)) == kept
+            waiting = asyncio.create_task(lease.wait_lost(60))
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(waiting, 5) is False
+
+
+def test_release_wakes_a_thread_that_waits(client: LeaseClient) -> None:
+    """Of a lease with a long ttl: it was given back, and so is not lost."""
+    lease, said = client.acquire("me", memory_mb=10, ttl_s=600), []
+    thread = threading.Thread(target=lambda: said.append(lease.wait_lost(60)))
+    thread.start()
+    until(lambda: lease._watchers)
+    client.release(lease)
+    thread.join(5)
+    assert said == [False]
+    assert lease._watchers == []
+
+
+def test_signal_handler_may_register_a_callback(client: LeaseClient) -> None:
+    """It may come while its own thread holds the lock that callbacks are registered under."""
+    lease = held(client)
+    before = signal.signal(signal.SIGUSR1, lambda *_: lease.on_lost(print))
+    try:
+        with lease._lock.lock:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            until(lambda: lease._callbacks)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
