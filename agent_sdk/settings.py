@@ -36,6 +36,9 @@ ORCHESTRATOR_URL = "http://localhost:8014"
 
 POLICY_TTL_S = 30.0
 
+NO_HOME = Path("/nonexistent/gpu-broker")
+"""The state folder of a user without a home, as uids without a passwd entry are."""
+
 
 @dataclass(frozen=True, slots=True)
 class SdkSettings:
@@ -66,6 +69,11 @@ class SdkSettings:
         """
         if not self.embedded:
             return
+        if self.state_dir == NO_HOME:
+            raise ValueError(
+                "this user has no home folder for the embedded store: GPU_BROKER_STATE_DIR names "
+                "a folder, REDIS_URL another store"
+            )
         try:
             why = foreign_link(self.state_dir)
             owner = self.state_dir.stat().st_uid
@@ -92,10 +100,18 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
     state_dir = env.get("GPU_BROKER_STATE_DIR") or f"{state_home}/gpu-broker"
     return SdkSettings(
         redis_url=env.get("REDIS_URL") or None,
-        state_dir=Path(state_dir).expanduser().absolute(),
+        state_dir=_whole(state_dir),
         pool=env.get("GPU_BROKER_POOL") or "default",
         hostname=own_hostname(env),
     )
+
+
+def _whole(name: str) -> Path:
+    """A folder by its whole path; `NO_HOME` where `~` stands for no folder that is known."""
+    try:
+        return Path(name).expanduser().absolute()
+    except RuntimeError:
+        return NO_HOME
 
 
 def own_hostname(environ: Mapping[str, str] | None = None) -> str:
@@ -148,7 +164,10 @@ def keys_file(environ: Mapping[str, str] | None = None) -> Path | None:
     """The broker's key file, if the environment names one."""
     env = os.environ if environ is None else environ
     name = env.get("GPU_BROKER_KEYS_FILE")
-    return Path(name).expanduser() if name else None
+    try:
+        return Path(name).expanduser() if name else None
+    except RuntimeError:  # ~ of nobody: a file that is not there is refused, none would not be
+        return Path(str(name))
 
 
 def whole_environment() -> dict[str, str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import click
 
 from broker import __version__
+from broker.cli.streams import NowhereToPrint, prepare_streams, write_errors_in_words
 
 COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
@@ -35,8 +37,21 @@ FAILED, USAGE, UNAVAILABLE, NOT_IN_TIME, DENIED = 1, 2, 69, 75, 77
 is denied, by the store or by SAFE_MODE."""
 
 
+READING = {"status", "queue", "explain", "events", "leases", "hosts", "doctor"}
+"""Commands that are for what they print."""
+
+
 class Commands(click.Group):
     """The commands, each imported when it is called for."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line, with streams that take what is printed."""
+        return super().main(*args, obj=prepare_streams(), **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what cannot be printed is said on stderr."""
+        with write_errors_in_words():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the table."""
@@ -114,3 +129,5 @@ def main(ctx: click.Context, no_color: bool) -> None:
     """
     if no_color:
         ctx.color = False
+    if not ctx.obj and ctx.invoked_subcommand in READING:
+        raise NowhereToPrint("stdout is closed, so there is nowhere to print")

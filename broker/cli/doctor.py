@@ -47,7 +47,7 @@ def doctor(output: str) -> None:
     except ValueError as error:
         store, devices, device_findings = {}, [], []
         store_findings = [
-            Finding("REDIS_URL or GPU_BROKER_POOL has no form that it can have", str(error))
+            Finding("REDIS_URL, GPU_BROKER_STATE_DIR or GPU_BROKER_POOL cannot be used", str(error))
         ]
     keys, key_findings = key_state()
     findings += store_findings + device_findings + key_findings
@@ -120,6 +120,7 @@ async def _store() -> tuple[dict[str, str], list[Finding]]:
     from broker.store_check import problem_of  # noqa: PLC0415 - quick --help
 
     settings = read_settings()
+    settings.check_state_dir()
     redis = Store(settings.store_url, key=Keys(settings.pool).base).connect_async()
     try:
         problem = await problem_of(redis)

@@ -228,7 +228,11 @@ def _explained(error: LeaseError | ValueError, teller: Teller) -> int:
 
 def _user() -> str:
     """Who asks, as an agent's name."""
-    name = f"{getpass.getuser()}@{os.uname().nodename}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in passwd, as containers have
+        user = f"uid-{os.getuid()}"
+    name = f"{user}@{os.uname().nodename}"
     return re.sub(r"[^A-Za-z0-9._:@/-]", "-", name)[:128]
 
 

@@ -1,0 +1,55 @@
+"""What the commands print into: a locale that lacks letters, a full disk, nothing at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNWRITABLE: Final = {errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT}
+
+
+class NowhereToPrint(click.ClickException):
+    """What a command reads cannot be shown: stdout is closed, or takes no more."""
+
+
+def prepare_streams() -> bool:
+    """Make stdout and stderr take every letter, as `?` where a locale has it not.
+
+    Returns:
+        Whether there is a stdout: where it is closed, what is printed goes nowhere.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    there = sys.stdout is not None
+    if not there:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+    return there
+
+
+@contextmanager
+def write_errors_in_words() -> Iterator[None]:
+    """Let a full disk end a command with a sentence, not with a traceback.
+
+    Raises:
+        NowhereToPrint: stdout takes no more.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        with suppress(OSError):  # else the interpreter tries again at its end, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise NowhereToPrint(f"stdout cannot be written: {error.strerror}") from error

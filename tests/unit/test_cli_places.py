@@ -1,0 +1,191 @@
+"""`gpu-broker` and the SDK where they are put: odd users, locales, streams that take nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.api.brokers import PROGRAM, environment
+from tests.pools import device
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.pools import Pool
+    from tests.servers import Server
+
+LATIN = {"LC_ALL": "de_DE.ISO-8859-1"}
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+SDK = """
+from agent_sdk import LeaseClient
+with LeaseClient.from_env() as client, client.lease("me", memory_mb=1) as lease:
+    print(lease.devices[0].uuid)
+"""
+
+
+@pytest.fixture
+def settings(server: Server, pool: Pool) -> dict[str, str]:
+    """Of a pool with a device."""
+    pool.report((device("D0"),), deadline_ms=86_400_000)
+    pool_name = pool.keys.pool_name
+    return {"REDIS_URL": server.url, "GPU_BROKER_POOL": pool_name, "GPU_BROKER_HOSTNAME": "h1"}
+
+
+@pytest.fixture(scope="module")
+def latin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A locale of ISO 8859-1, made for the test."""
+    if not shutil.which("localedef"):
+        pytest.skip("localedef is not installed")
+    folder = tmp_path_factory.mktemp("locales")
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(folder / "de_DE.ISO-8859-1")],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("this machine has no sources of locales")
+    return {**LATIN, "LOCPATH": str(folder)}
+
+
+def without(*names: str, **settings: str) -> dict[str, str]:
+    """The environment without these."""
+    env = environment(**settings)
+    return {name: value for name, value in env.items() if name not in names}
+
+
+def as_nobody_known(*command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as a uid without an entry in passwd."""
+    unshare = ["unshare", "--user", "--map-user=54321"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    return subprocess.run(
+        [*unshare, *command], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("home", ["/", None])
+def test_uid_without_a_passwd_entry_leases(settings: dict[str, str], home: str | None) -> None:
+    """With HOME=/ as Docker sets it, or none: the SDK and run need neither name nor home."""
+    env = without("HOME", "USER", "LOGNAME", "USERNAME", "LNAME", "XDG_STATE_HOME",
+                  "GPU_BROKER_STATE_DIR", **settings)  # fmt: skip
+    env |= {"HOME": home} if home else {}
+    done = as_nobody_known(sys.executable, "-c", SDK, env=env)
+    assert (done.stdout, done.stderr) == ("D0\n", "")
+    for command in (["status"], ["leases"], ["events"], ["run", "--memory", "1MiB", "--", "true"]):
+        done = as_nobody_known(PROGRAM, *command, env=env)
+        assert done.returncode == 0, done.stderr
+    assert "uid-54321@" in as_nobody_known(PROGRAM, "events", env=env).stdout
+
+
+@pytest.mark.parametrize("command", [["status"], ["run", "true"], ["serve"], ["host"], ["doctor"]])
+def test_user_without_a_home_is_told_what_to_set(command: list[str]) -> None:
+    """Where the embedded store's folder cannot be known, nor REDIS_URL is set."""
+    env = without("HOME", "REDIS_URL", "XDG_STATE_HOME", "GPU_BROKER_STATE_DIR")
+    done = as_nobody_known(PROGRAM, *command, env=env)
+    assert done.returncode in {1, 2}
+    assert "GPU_BROKER_STATE_DIR" in done.stdout + done.stderr
+    assert "no home folder" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+COMMANDS = (
+    ["status"], ["queue"], ["leases"], ["events"], ["hosts"], ["doctor"], ["policy", "get"],
+    ["explain", "--agent", "x", "--memory", "1MiB"], ["run", "--memory", "1MiB", "--", "true"],
+    ["--help"], ["run", "--help"],
+)  # fmt: skip
+
+
+def check_all(settings: dict[str, str], locale: dict[str, str]) -> None:
+    """Every command prints and none complains; a failure says which."""
+    for command in COMMANDS:
+        done = subprocess.run(
+            [PROGRAM, *command], env=environment(**settings, **locale), capture_output=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr[-500:])
+        assert b"codec can't" not in done.stderr + done.stdout, command
+    done = subprocess.run(
+        [sys.executable, "-c", SDK], env=environment(**settings, **locale), capture_output=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == b"D0\n", done.stderr[-500:]
+
+
+def test_commands_in_the_c_locale(settings: dict[str, str]) -> None:
+    """As scheduled jobs and old containers have it: the Lua files are read as what they are."""
+    check_all(settings, ASCII)
+
+
+def test_commands_in_a_locale_that_is_not_utf_8(
+    settings: dict[str, str], latin: dict[str, str]
+) -> None:
+    """Letters that it lacks are question marks, what it has is right."""
+    for command in ("drain", "undrain"):
+        subprocess.run(
+            [PROGRAM, command, "h1", "--reason", "grün → rot"], env=environment(**settings),
+            check=True, capture_output=True,
+        )  # fmt: skip
+    check_all(settings, latin)
+    done = subprocess.run(
+        [PROGRAM, "events"], env=environment(**settings, **latin), capture_output=True, check=True
+    )
+    assert "grün ? rot".encode("latin-1") in done.stdout
+
+
+def test_no_file_is_read_in_the_encoding_of_the_locale(settings: dict[str, str]) -> None:
+    """Python itself tells of each that is."""
+    env = environment(**settings, PYTHONWARNDEFAULTENCODING="1")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::EncodingWarning", PROGRAM, "doctor"], env=env,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert "EncodingWarning" not in done.stderr + done.stdout
+    assert "h1:0" in done.stdout
+
+
+def into(target: int | None, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run with stdout closed (None) or into a descriptor."""
+    shell = (
+        [PROGRAM, *command]
+        if target is not None
+        else ["sh", "-c", 'exec "$@" >&-', "sh", PROGRAM, *command]
+    )
+    return subprocess.run(
+        shell, env=environment(**settings), stdout=target, stderr=subprocess.PIPE, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["status", "queue", "leases", "events", "hosts", "doctor"])
+def test_closed_stdout_is_said(settings: dict[str, str], command: str) -> None:
+    """What is read goes nowhere: an error, in words."""
+    done = into(None, command, **settings)
+    assert (done.returncode, done.stderr) == (
+        1, "Error: stdout is closed, so there is nowhere to print\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["status"], ["leases", "-o", "json"], ["policy", "get"]])
+def test_full_disk_is_said(settings: dict[str, str], command: list[str]) -> None:
+    """Once, and the exit code tells."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = into(full, *command, **settings)
+    finally:
+        os.close(full)
+    assert done.returncode == 1
+    assert done.stderr == "Error: stdout cannot be written: No space left on device\n"
+
+
+def test_run_needs_no_stdout(settings: dict[str, str], tmp_path: Path) -> None:
+    """What acts does not need to print."""
+    done = into(
+        None, "run", "-q", "--memory", "1MiB", "--", "touch", str(tmp_path / "ran"), **settings
+    )
+    assert (done.returncode, (tmp_path / "ran").exists()) == (0, True), done.stderr
