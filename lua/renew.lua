@@ -42,7 +42,7 @@ if epoch then
   if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then S.bad = S.bad or 'request' end
   if fence == '' or fence + 0 > S.now_us + A_DAY_US then S.bad = S.bad or 'fence' end
   local named = {}
-  for part in string.gmatch(word(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
+  for part in string.gmatch(list(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
     local uuid, mb = string.match(part, '^([^=]+)=(%d+)$')
     if not uuid or #mb > 13 or named[uuid] then
       S.bad = S.bad or 'devices'

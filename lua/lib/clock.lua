@@ -74,6 +74,13 @@ local function word(i, name, pattern, longest)
   return s
 end
 
+-- The same for items with commas between them, or none: an item is not empty, so commas alone are no list.
+local function list(i, name, pattern, longest)
+  local s = word(i, name, pattern, longest)
+  if s ~= '' and find(',' .. s .. ',', ',,', 1, true) then S.bad = S.bad or name end
+  return s
+end
+
 local function choice(i, name, one, other)
   local s = ARGV[i]
   if s ~= one and s ~= other then S.bad = S.bad or name end

@@ -4,9 +4,9 @@
 local HOST = '^[%w._ -]+$'
 local FORMS = {
   whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
-  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 }, names = { '^[%w._,-]*$', 8192 },
-  rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192 }, xids = { '^[%d:%l,]*$', 256 },
-  cooling = { '^[%w._,=:-]*$', 4096 },
+  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 }, names = { '^[%w._,-]*$', 8192, list },
+  rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192, list }, xids = { '^[%d:%l,]*$', 256, list },
+  cooling = { '^[%w._,=:-]*$', 4096, list },
 }
 local FIELDS = {
   index = 'whole', name = 'line', model = 'word', total_mb = 'whole', reserve_mb = 'whole', used_mb = 'whole',
@@ -45,7 +45,7 @@ function B.reported_device(i)
     local form = FORMS[of or '']
     if not form then S.bad = S.bad or 'device' break end
     local unknown = value == '' and (of == 'whole' or of == 'number')
-    if not unknown then said[field] = word(at + 1, field, form[1], form[2]) end
+    if not unknown then said[field] = (form[3] or word)(at + 1, field, form[1], form[2]) end
     if FIELDS[field] and not (unknown and KEPT[field]) then
       fields[n + 1], fields[n + 2], n = field, value, n + 2
     end

@@ -186,3 +186,40 @@ def test_report_with_missing_arguments_is_refused(ready: Pool) -> None:
     for count, name in enumerate(names):
         refuses(ready, "report", *args[:count], naming=name)
     unchanged(before, ready)
+
+
+NO_LISTS = (",", ",,", "gpu-a=100,", ",gpu-a=100", "gpu-a=100,,gpu-b=100")
+"""Each has an item of nothing."""
+
+
+@pytest.mark.parametrize("devices", NO_LISTS)
+def test_renew_with_an_empty_device_in_its_claim_is_refused(ready: Pool, devices: str) -> None:
+    """Commas alone are no devices: nothing would be adopted, and called a lease on the CPU."""
+    before = ready.memory()
+    asked = "100|1|0|30000|0|0|*|*|spread|refuse"
+    refuses(ready, "renew", token("z"), 7, "", "", 1, "agent", devices, asked, "client", "1:1",
+            naming="devices")  # fmt: skip
+    unchanged(before, ready)
+
+
+@pytest.mark.parametrize(
+    ("field", "items"),
+    [
+        ("idle", token("a")), ("overuse", token("a")), ("squatter", "12"), ("orphan", "12"),
+        ("degraded", token("a")), ("gone", token("a")), ("tell", f"{token('a')}=idle"),
+        ("xids", "79:hold"), ("cooling", f"{token('a')}=1:2:3"),
+    ],
+)  # fmt: skip
+def test_report_with_an_empty_item_in_a_list_is_refused(
+    ready: Pool, field: str, items: str
+) -> None:
+    """Every list of a device alike; the list itself, and none, are taken."""
+    before = ready.memory()
+    for spoilt_list in (",", ",,,", f"{items},", f",{items}", f"{items},,{items}"):
+        uuid, fields = device("gpu-a", **{field: spoilt_list})
+        pairs = [part for pair in fields.items() for part in pair]
+        refuses(ready, "report", "h1", 15000, 0, "", 0, "test", uuid, len(fields), *pairs,
+                naming=field)  # fmt: skip
+    unchanged(before, ready)
+    for right in ("", items):
+        ready.report((device("gpu-a", **{field: right}),))
