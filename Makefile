@@ -1,6 +1,6 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
 # make test   what a change must pass, on servers of its own, four files at a time; no root, no GPU needed;
-#             GPU_BROKER_TESTS=all make test: everything, as .ci/run does
+#             GPU_BROKER_TESTS=all make test: everything, as .ci/run does; GPU_BROKER_ORDER=7: in the order of that seed
 # make check  format, lint, types, Lua
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario

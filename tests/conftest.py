@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,9 @@ LONG = (
 
 SHORT_BETWEEN = 4
 
+ORDER = os.environ.get("GPU_BROKER_ORDER")
+"""A seed: the files, and the tests in each, run in an order that it makes."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, each followed by short ones: some wait while others work,
@@ -36,6 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not EVERYTHING and any(f"tests/{x}" in str(item.path) for x in LONGER):
             item.add_marker(pytest.mark.skip(reason="GPU_BROKER_TESTS=all runs it"))
+    if ORDER:
+        _shuffle(items, random.Random(ORDER))
+        return
     files = [list(found) for _, found in groupby(items, key=lambda item: item.path)]
     long = [found for found in files if any(f"tests/{x}" in str(found[0].path) for x in LONG)]
     short = [found for found in files if found not in long]
@@ -46,6 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for found in (*([first] if first else ()), *(rest or ()))
     ]
     items[:] = [item for found in ordered for item in found]
+
+
+def _shuffle(items: list[pytest.Item], order: random.Random) -> None:
+    """Shuffle files, and the tests of each: what holds in one order alone is wrong."""
+    files = [list(found) for _, found in groupby(items, key=lambda item: item.path)]
+    order.shuffle(files)
+    for found in files:
+        order.shuffle(found)
+    items[:] = [item for found in files for item in found]
 
 
 @pytest.fixture(scope="session")

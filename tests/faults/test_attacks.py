@@ -56,6 +56,46 @@ def test_list_says_what_each_does() -> None:
     assert faults("earthquake").returncode == 2
 
 
+SKIPPED = '''
+import os
+import pytest
+
+def test_well():
+    """All is well."""
+
+@pytest.mark.skip(reason="too long")
+def test_long():
+    """Nobody ran it."""
+
+@pytest.mark.skipif(os.environ.get("GPU_BROKER_TESTS") != "all", reason="short form")
+def test_of_the_long_form():
+    """Run by make faults, whatever it was called with."""
+'''
+
+
+def test_what_was_skipped_is_not_called_ok(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of a test that was not run; of one that takes long it is run."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("GPU_BROKER_TESTS", raising=False)
+    story = tmp_path / "test_story.py"
+    story.write_text(SKIPPED)
+    seen = run_tests("story", Attack("", tests=(str(story),)))
+    assert (seen.violations, seen.skipped) == ([], ["test_long was skipped: too long"])
+    said = capsys.readouterr().out
+    assert said.startswith("story      skipped  ")
+    assert "test_long was skipped: too long" in said
+
+
+def test_what_was_not_run_at_all_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without tests, as after a rename."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    story = tmp_path / "test_story.py"
+    story.write_text('"""No tests."""\n')
+    assert run_tests("story", Attack("", tests=(str(story),))).violations
+
+
 def test_what_goes_wrong_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,11 @@ class Delay:
         return True
 
 
+def know_the_server(client: LeaseClient) -> None:
+    """Have the client learn which words the server knows: the next reply is that of the verb."""
+    client.release(client.acquire("agent", memory_mb=1))
+
+
 def check_trust(lease: Lease, client: LeaseClient) -> None:
     """S7: the holder believes no longer than the broker does."""
     trusted_s = lease.trusted_s
@@ -135,7 +140,7 @@ def test_acquire_or_renew_with_a_reply_1_s_late_is_trusted_no_longer(
     delay = Delay()
     with Proxy(server.port, delay) as proxy:
         client, direct = connect(proxy.url, timeout_s=3), connect()
-        client.pool()
+        know_the_server(client)
         lease = None
         if verb == "renew":
             lease = client.acquire("agent", memory_mb=900, ttl_s=2)
@@ -158,10 +163,11 @@ def test_acquire_repeated_after_a_late_reply_learns_what_is_left(
     delay = Delay()
     with Proxy(server.port, delay) as proxy:
         client, direct = connect(proxy.url, timeout_s=0.5), connect()
-        client.pool()
+        know_the_server(client)
+        granted = pool.events().count("granted")
         delay.armed.set()
         lease = client.acquire("agent", memory_mb=900, ttl_s=3)
         assert lease.remaining_ms <= 2500
         check_trust(lease, direct)
-        assert pool.events().count("granted") == 1
+        assert pool.events().count("granted") == granted + 1
         assert client.release(lease) is True

@@ -76,17 +76,19 @@ def run(name: str) -> Seen:
 def told(name: str, seen: Seen, seconds: float, folder: Path) -> None:
     """Print how a run went; the folder of one that went well is removed."""
     figures = "  ".join(f"{key} {value:.6g}" for key, value in seen.figures.items())
-    verdict = f"WRONG, see {folder}" if seen.violations else "ok"
+    verdict = "skipped" if seen.skipped else "ok"
+    if seen.violations:
+        verdict = f"WRONG, see {folder}"
     print(f"{name:10} {verdict}  {seconds:.0f} s  {figures}", flush=True)
-    for violation in seen.violations:
-        print(f"    {violation}")
+    for line in (*seen.violations, *seen.skipped):
+        print(f"    {line}")
     if not seen.violations:
         shutil.rmtree(folder)
 
 
 def summary(name: str, runs: list[Seen]) -> str:
     """The smallest, the middle and the largest of each figure, a line each."""
-    well = [seen.figures for seen in runs if not seen.violations]
+    well = [seen.figures for seen in runs if not (seen.violations or seen.skipped)]
     lines = [f"{name}: {len(well)} of {len(runs)} went well"]
     for key in well[0] if well else ():
         found = sorted(figures[key] for figures in well)

@@ -9,7 +9,7 @@ import itertools
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,8 @@ class Seen:
 
     figures: dict[str, float]
     violations: list[str]
+    skipped: list[str] = field(default_factory=list)
+    """What was not run, and why: nothing is known of that."""
 
 
 @dataclass
