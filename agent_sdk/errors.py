@@ -163,6 +163,9 @@ CODES: dict[str, Code] = {
     ),
     "store_full": Code(BrokerUnavailable, 503, True, "Redis is at maxmemory: no new leases fit"),
     "store_unavailable": Code(BrokerUnavailable, 503, True, "Redis cannot be reached"),
+    "busy": Code(
+        BrokerUnavailable, 503, True, "this broker has no room for more: try again in a moment"
+    ),
     "outcome_unknown": Code(
         OutcomeUnknown, 503, True, "Redis did not answer; repeat with the same token"
     ),

@@ -16,11 +16,13 @@ from broker import __version__, dashboard, document, live, operators, routes
 from broker.auth import KeyCheck
 from broker.events import Feed
 from broker.examples import add_examples
+from broker.head import HeadAsGet
 from broker.headers import SecurityHeaders
 from broker.inventory import Reporter, source_of
 from broker.logs import VerbLog
 from broker.metrics import Metrics
 from broker.notify import Systemd
+from broker.prefix import PathPrefix
 from broker.problems import install_handlers
 from broker.state import Broker
 from broker.ticker import Ticker
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from agent_sdk.events import News
+    from broker.keys import Keyring
     from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -119,7 +122,12 @@ def build_app(settings: Settings) -> FastAPI:
     app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi
     app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way
-    # The last that is added is the first that is asked.
+    _add_middleware(app, settings, keys, metrics)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, keys: Keyring, metrics: Metrics) -> None:
+    """Put around the routes what every request passes; what is added last comes first."""
     app.add_middleware(KeyCheck, keys=keys, loopback=settings.loopback)
     if settings.origins:
         app.add_middleware(
@@ -131,7 +139,8 @@ def build_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.add_middleware(VerbLog)
     app.add_middleware(metrics.counting)
-    return app
+    app.add_middleware(PathPrefix, prefix=settings.root_path)
+    app.add_middleware(HeadAsGet)
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -7,13 +7,16 @@ needs, by FastAPI's security classes, so that the OpenAPI document shows it.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from agent_sdk.errors import error_for
+from agent_sdk.errors import LeaseError, error_for
+from broker.crowd import Rate
 from broker.keys import ANYBODY, UNUSABLE, Principal, Role
+from broker.prefix import path_of
 from broker.problems import problem
 
 if TYPE_CHECKING:
@@ -30,6 +33,13 @@ ASSETS = ("/docs/static/", "/static/")
 
 SCHEME = b"bearer "
 
+
+BURST, PER_S = 200, 50
+"""Requests of strangers from one address: so many at once, then so many a second."""
+
+HASTY = "too many requests without a key from this address: slow down"
+
+HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9.-]+))(?::[0-9]{1,5})?")
 
 ELSEWHERE = (
     "this broker has no API keys and answers to this machine alone: ask it as localhost or "
@@ -53,6 +63,7 @@ class KeyCheck:
         self._app = app
         self._keys = keys
         self._loopback = loopback
+        self._rate = Rate(BURST, PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Put the principal into the scope, or answer 401."""
@@ -60,19 +71,29 @@ class KeyCheck:
             locked = self._keys.locked
             principal = self._principal(scope) if locked else ANYBODY
             elsewhere = not locked and self._loopback and not _is_local(scope)
-            path = scope["path"]
-            barred = principal is None or elsewhere
-            if barred and path not in OPEN and not path.startswith(ASSETS):
-                unusable = UNUSABLE if self._keys.trouble else None
-                said = (
-                    error_for("forbidden", ELSEWHERE)
-                    if elsewhere
-                    else error_for("unauthorized", unusable)
-                )
-                await problem(said)(scope, receive, send)
+            barred: LeaseError | None = None
+            if principal is None or elsewhere:
+                barred = self._barred(scope, elsewhere=elsewhere)
+            elif not _admit(scope, principal, shared=locked):
+                barred = error_for("busy")
+            if barred is not None:
+                answer = problem(barred)
+                answer.headers["Connection"] = "close"
+                await answer(scope, receive, send)
                 return
             scope["principal"] = principal
         await self._app(scope, receive, send)
+
+    def _barred(self, scope: Scope, *, elsewhere: bool) -> LeaseError | None:
+        """Why a stranger's request is not answered; None: it is for an open path."""
+        if not self._rate.allows(scope["client"][0] if scope["client"] else ""):
+            return error_for("busy", HASTY)
+        path = path_of(scope)
+        if path in OPEN or path.startswith(ASSETS):
+            return None
+        if elsewhere:
+            return error_for("forbidden", ELSEWHERE)
+        return error_for("unauthorized", UNUSABLE if self._keys.trouble else None)
 
     def _principal(self, scope: Scope) -> Principal | None:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -81,17 +102,30 @@ class KeyCheck:
         return self._keys.find(given[0][len(SCHEME) :].decode("latin-1").strip())
 
 
+def _admit(scope: Scope, principal: Principal, *, shared: bool) -> bool:
+    """Whether there is room for this connection among those of key holders."""
+    admit = scope.get("extensions", {}).get("admit")
+    return admit is None or bool(admit(principal.name, shared=shared))
+
+
 def _is_local(scope: Scope) -> bool:
-    """Whether it was asked by an address, or by a name that is always this machine's."""
-    asked = b"".join(value for name, value in scope["headers"] if name == b"host").decode("latin-1")
-    name = asked.rpartition("]")[0][1:] if asked.startswith("[") else asked.partition(":")[0]
-    if not name or name == "localhost" or name.endswith(".localhost"):
+    """Whether it was asked by an address, or by a name that is always this machine's.
+
+    No browser leaves the Host header out; a probe of HTTP/1.0 may.
+    """
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if not hosts:
+        return True
+    found = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if not found:
+        return False
+    name = (found["ipv6"] or found["name"]).lower()
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name).version == (6 if found["ipv6"] else 4)
     except ValueError:
         return False
-    return True
 
 
 bearer = HTTPBearer(

@@ -8,12 +8,15 @@ read its answer, as one that follows events and stopped to.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.delivery import DeliveryProtocol, unacknowledged
 
 if TYPE_CHECKING:
     import asyncio
+
+    from broker.crowd import Crowd
 
 REQUEST_S: Final = 10.0
 """From the first byte of a request, or from the connection, to its last."""
@@ -33,6 +36,7 @@ class DeadlineProtocol(DeliveryProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._crowd: Crowd = self.config.app.state.crowd  # type: ignore[union-attr] # our own application
         self._deadline: asyncio.TimerHandle | None = None
         self._head: int | None = 0  # bytes so far; None: it is complete
         self._unread: asyncio.TimerHandle | None = None
@@ -40,10 +44,12 @@ class DeadlineProtocol(DeliveryProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # asyncio hands over this kind
         """A connection on which nothing is sent is a slow request, too."""
         super().connection_made(transport)
+        self._crowd.enter(transport)
         self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is expected."""
+        self._crowd.leave(self.transport)
         self._relax()
         self.resume_writing()
         super().connection_lost(exc)
@@ -61,6 +67,7 @@ class DeadlineProtocol(DeliveryProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
+        self.scope["extensions"]["admit"] = partial(self._crowd.admit, self.transport)  # type: ignore[assignment] # as in `delivery`
         self._head = self._head or 0
         self._expect()
 

@@ -15,7 +15,7 @@ import sys
 import termios
 from typing import TYPE_CHECKING, Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from broker.offers import PlainProtocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -69,7 +69,7 @@ def delivery_of(request: Request) -> Delivery:
     return found if isinstance(found, Delivery) else Delivery()
 
 
-class DeliveryProtocol(HttpToolsProtocol):
+class DeliveryProtocol(PlainProtocol):
     """Settles the `Delivery` of each request."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

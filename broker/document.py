@@ -28,16 +28,16 @@ POLICY: Final = (
 PAGE: Final = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>GPU lease broker</title>
-<link rel="stylesheet" href="/docs/static/swagger-ui.css">
-<link rel="icon" href="/docs/static/favicon.png"></head>
+<link rel="stylesheet" href="docs/static/swagger-ui.css">
+<link rel="icon" href="docs/static/favicon.png"></head>
 <body><div id="swagger-ui"></div>
-<script src="/docs/static/swagger-ui-bundle.js"></script>
-<script src="/docs/init.js"></script></body>
+<script src="docs/static/swagger-ui-bundle.js"></script>
+<script src="docs/init.js"></script></body>
 </html>
 """
 
 START: Final = (
-    'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true,'
+    'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true,'
     " persistAuthorization: false});\n"
 )
 
@@ -64,7 +64,7 @@ def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 EVERYWHERE: Final = errors(
     "unauthorized", "forbidden", "store_unavailable", "outcome_unknown", "not_ready",
-    "protocol_mismatch",
+    "protocol_mismatch", "busy",
 )  # fmt: skip
 """Of every route that needs a key and asks the store; a store that denies us is a 403 too."""
 

@@ -18,9 +18,9 @@ from broker.shown import change_text
 from broker.state import At, Broker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from broker.events import Kept
+    from broker.events import Feed, Kept
     from broker.keys import Principal
 
 router = APIRouter(responses=EVERYWHERE)
@@ -73,15 +73,34 @@ async def follow_events(
     if seen is not None:
         position = await feed.position_after(seen)
 
+    wanted = _filter(feed, _set(types), _set(agents), _set(hosts))
+    return _response(broker, _follow(broker, who, position, wanted))
+
+
+def _set(words: Sequence[str] | None) -> frozenset[str] | None:
+    return None if words is None else frozenset(words)
+
+
+def _filter(
+    feed: Feed,
+    types: frozenset[str] | None,
+    agents: frozenset[str] | None,
+    hosts: frozenset[str] | None,
+) -> Callable[[events.Event], bool]:
+    """Whether an event is asked for: sets, since a filter may be as long as a head may be."""
+
     def wanted(event: events.Event) -> bool:
-        at = {feed.places[uuid][0] for uuid, _ in event.devices if uuid in feed.places}
-        return (
-            (types is None or event.event in types)
-            and (agents is None or event.fields.get("agent") in agents)
-            and (hosts is None or not at.union([event.fields.get("host")]).isdisjoint(hosts))
+        if types is not None and event.event not in types:
+            return False
+        if agents is not None and event.fields.get("agent") not in agents:
+            return False
+        if hosts is None or event.fields.get("host") in hosts:
+            return True
+        return any(
+            feed.places[uuid][0] in hosts for uuid, _ in event.devices if uuid in feed.places
         )
 
-    return _response(broker, _follow(broker, who, position, wanted))
+    return wanted
 
 
 @router.get(

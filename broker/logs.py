@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 
+from broker.crowd import Rate
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
@@ -26,6 +28,10 @@ REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 SHOWN: Final = 8
 """Letters of a token."""
+
+STRANGERS_BURST, STRANGERS_PER_S = 20, 0.1
+"""Lines about requests without a key: so many at once, then so many a second; the next line says
+how many were left `unsaid`."""
 
 
 def configure(form: Literal["text", "json"], **always: str) -> None:
@@ -91,6 +97,8 @@ class VerbLog:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._log = structlog.get_logger("broker.verbs")
+        self._strangers = Rate(STRANGERS_BURST, STRANGERS_PER_S)
+        self._unsaid = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass it on between a new context and its line."""
@@ -113,10 +121,16 @@ class VerbLog:
         try:
             await self._app(scope, receive, with_id)
         finally:
-            if scope["method"] != "GET":
+            if scope["method"] not in {"GET", "HEAD"}:
                 self._line(scope, status, time.perf_counter() - began)
 
     def _line(self, scope: Scope, status: int, took_s: float) -> None:
+        if scope.get("principal") is None:  # a stranger must not fill the disk
+            if not self._strangers.allows(""):
+                self._unsaid += 1
+                return
+            note(unsaid=self._unsaid or None)
+            self._unsaid = 0
         route = getattr(scope.get("route"), "path", None)
         principal = getattr(scope.get("principal"), "name", "")
         self._log.info(

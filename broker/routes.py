@@ -115,7 +115,8 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
         return JSONResponse(denied)
     except StillWaiting as error:
         note(token=error.token, reason=error.code)
-        where = {"Location": f"/lease/{error.token}", "Retry-After": "1"}
+        at = f"{request.scope.get('root_path', '')}/lease/{error.token}"
+        where = {"Location": at, "Retry-After": "1"}
         return JSONResponse(answers.still_waiting(error, body.agent), 202, where)
     gpus = ",".join(device.uuid for device in got.devices)
     note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
@@ -196,7 +197,7 @@ async def health(broker: At) -> dict[str, Any]:
 )
 async def ready(broker: At) -> JSONResponse:
     """Readiness: asks Redis; 503 with the reason when leases cannot be granted."""
-    if reason := await _unready(broker):
+    if reason := await broker.readiness.ask(lambda: _unready(broker)):
         return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
     return JSONResponse({"ready": True})
 

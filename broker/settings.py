@@ -17,6 +17,7 @@ from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 from agent_sdk.store import Store
 from broker.key_file import read_text
 from broker.keys import Keyring, default_file
+from broker.prefix import PREFIX
 
 REPORTS_BEFORE_AWAY = 3
 """A host that misses so many reports in a row takes no new leases."""
@@ -85,6 +86,8 @@ class Settings(BaseSettings):
     """How logs are written."""
     cors_origins: str = Field("", validation_alias=_env("GPU_BROKER_CORS_ORIGINS"))
     """Web origins whose pages may ask, separated by commas."""
+    root_path: str = Field("", validation_alias=_env("GPU_BROKER_ROOT_PATH"))
+    """The path under which a reverse proxy serves this broker; empty = what it says itself."""
     sdk: SdkSettings = Field(default_factory=read_settings)
     """The store, the pool and this host's name."""
 
@@ -105,6 +108,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_root_path(self) -> Self:
+        if self.root_path and not PREFIX.fullmatch(self.root_path):
+            raise ValueError(f"GPU_BROKER_ROOT_PATH={self.root_path!r} is no path like /gpu-broker")
+        return self
+
+    @model_validator(mode="after")
     def _check_keys(self) -> Self:
         if self.keys_file is not None and read_text(self.keys_file) is None:
             raise ValueError(
@@ -112,6 +121,16 @@ class Settings(BaseSettings):
                 "makes it"
             )
         self.keyring()
+        return self
+
+    @model_validator(mode="after")
+    def _check_origins(self) -> Self:
+        if {"*", "null"} & set(self.origins) and not self.keyring().locked:
+            raise ValueError(
+                f"GPU_BROKER_CORS_ORIGINS={self.cors_origins!r} lets every web page act as an "
+                "operator, since there are no API keys: gpu-broker keys new NAME --role operator "
+                "makes the first; or name the origins"
+            )
         return self
 
     def keyring(self) -> Keyring:

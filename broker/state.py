@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 
 from agent_sdk.errors import LeaseError
 from broker import __version__
+from broker.shared import Shared
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
@@ -38,6 +39,7 @@ class Broker:
     Attributes:
         replica: this process among the replicas.
         stopping: set when this process is told to stop, for those who follow something.
+        readiness: the question of all who ask at once whether we are ready.
         mode_decided: what our environment says of SAFE_MODE is in the pool's policy.
     """
 
@@ -53,6 +55,7 @@ class Broker:
     view: View
     mode_decided: bool = False
     stopping: Event = field(default_factory=Event)
+    readiness: Shared[str | None] = field(default_factory=Shared)
 
     def safe_mode_of(self, pool_safe_mode: bool | None) -> bool:
         """SAFE_MODE in effect at this door; None: the pool cannot be asked."""

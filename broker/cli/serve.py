@@ -19,6 +19,7 @@ from broker import logs
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.cli.host import may_kill_option
+from broker.crowd import Crowd, room
 from broker.deadline import UNREAD_S, DeadlineProtocol
 from broker.devices import DeviceSourceError
 from broker.inventory import source_of
@@ -63,6 +64,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
             settings = _for_demo(settings)
         _check_reach(settings, insecure=insecure)
         app = build_app(settings)
+        app.state.crowd = Crowd(room())
         listener = _listen(settings)
     except (SettingsError, DeviceSourceError) as error:
         click.echo(f"gpu-broker serve: {error}", err=True)

@@ -18,12 +18,14 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
+    values,
 )
 from prometheus_client.core import InfoMetricFamily
 
 from broker.metrics.documented import Requests, families
 from broker.metrics.flow import Flow
 from broker.metrics.pool import pool_families
+from broker.prefix import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from broker.devices import Sample
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # untyped there
+
+# PROMETHEUS_MULTIPROC_DIR is for workers that share their counters in files; a replica shares none.
+values.ValueClass = values.MutexValue
 
 REQUEST_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 2.5, 10, 60)
 
@@ -94,7 +99,7 @@ class Metrics:
                 await app(scope, receive, send)
                 return
             began = time.perf_counter()
-            self._requests.count(scope["method"], scope["path"])
+            self._requests.count(scope["method"], path_of(scope))
 
             async def noting(message: Message) -> None:
                 if message["type"] == "http.response.start":

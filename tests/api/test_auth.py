@@ -92,7 +92,7 @@ ENDPOINTS: dict[tuple[str, str], tuple[Any, tuple[int, int, int, int]]] = {
     ("GET", "/docs"): (None, (200, 200, 200, 200)),
     ("GET", "/orchestrator/gpu/info"): (None, (401, 200, 200, 200)),
     ("GET", "/orchestrator/gpu/policy"): (None, (401, 200, 200, 200)),
-    ("HEAD", "/events"): (None, (401, 405, 405, 405)),
+    ("HEAD", "/events"): (None, (401, 200, 200, 200)),
     ("GET", "/"): (None, (200, 200, 200, 200)),
     ("GET", "/static/main.js"): (None, (200, 200, 200, 200)),
     ("POST", "/explain"): (LEASE, (401, 200, 200, 200)),

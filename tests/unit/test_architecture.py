@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     "agent_sdk": {"agent_sdk", "redis"},
     "broker": {"agent_sdk", "anyio", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
+               "httptools",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
                "structlog", "yaml"},
 }  # fmt: skip
@@ -28,7 +29,8 @@ OWNERS = {
     "sse_starlette": {"broker/live.py"},
     "structlog": {"broker/logs.py"},
     "yaml": {"broker/devices/told.py"},
-    "uvicorn": {"broker/cli/serve.py", "broker/deadline.py", "broker/delivery.py"},
+    "uvicorn": {"broker/cli/serve.py", "broker/offers.py"},
+    "httptools": {"broker/offers.py"},
     "pytest": {"agent_sdk/testing.py"},
 }
 """The only modules that may import these, at any time."""

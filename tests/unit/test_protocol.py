@@ -23,7 +23,7 @@ BY_THE_CLIENT = {
 }  # fmt: skip
 """Codes that no script says: the SDK makes them of tags, or of what went wrong on the way."""
 
-AT_THE_DOOR = {"unauthorized", "forbidden"}
+AT_THE_DOOR = {"unauthorized", "forbidden", "busy"}
 """Codes of the HTTP door alone."""
 
 BY_THE_LINE = {"left", "lapsed", "waiting"}

@@ -39,6 +39,7 @@ SETTINGS = [
     ("GPU_BROKER_KEYS", "keys", "", f"ann operator {'ab' * 32}", f"ann operator {'ab' * 32}"),
     ("LOG_FORMAT", "log_format", "text", "json", "json"),
     ("GPU_BROKER_CORS_ORIGINS", "cors_origins", "", "https://a.example", "https://a.example"),
+    ("GPU_BROKER_ROOT_PATH", "root_path", "", "/gpu", "/gpu"),
 ]
 """Variable, field, default, what a test sets it to, what the field then is."""
 

@@ -87,7 +87,7 @@ export function follow(hear, state) {
 }
 
 async function read(ended, hear) {
-  const answer = await fetch("/live", { headers: headers(), signal: ended.signal });
+  const answer = await fetch("live", { headers: headers(), signal: ended.signal });
   if (!answer.ok) {
     throw new Failed(answer.status, words(await answer.json().catch(() => ({}))) ?? "");
   }

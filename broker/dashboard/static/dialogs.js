@@ -99,12 +99,12 @@ function act(label, explained, path, body, { force = false, danger = false } = {
 
 const meant = ({ word, means }) => html`<b>${word}</b><br>${means}`;
 
-const undrain = (body, explained) => act("Undrain", explained, "/undrain", body);
+const undrain = (body, explained) => act("Undrain", explained, "undrain", body);
 
 const drainOf = (drained, body, what) =>
   drained
     ? undrain(body, `Undrained, ${what} takes new leases again. A quarantine is lifted too.`)
-    : act("Drain", `Drained, ${what} takes no new leases; those that run go on.`, "/drain", body);
+    : act("Drain", `Drained, ${what} takes no new leases; those that run go on.`, "drain", body);
 
 /** A host. */
 export function showHost(name) {
@@ -173,7 +173,7 @@ export function showLease(id) {
       ["Its holder was told of", lease.notices.join(", ")],
       ["Processes", leaseProcesses(id, lease)],
     ])}
-    ${act("Revoke", "Revoked, it ends at its holder's next renewal, within a minute.", "/revoke", { token: lease.token }, { force: true, danger: true })}`);
+    ${act("Revoke", "Revoked, it ends at its holder's next renewal, within a minute.", "revoke", { token: lease.token }, { force: true, danger: true })}`);
 }
 
 /** One who waits: why, as the broker explains it. */
@@ -192,13 +192,13 @@ export async function showWaiter(id) {
       ["Ahead", explained?.ahead?.map((each) => html`<div>${each.agent}, ${size(each.memory_mb)}</div>`)],
       ["GPUs", explained?.devices?.filter((d) => !["other_host", "other_model"].includes(d.reason)).slice(0, 32).map((d) => html`<div>${d.host} GPU ${d.index}: ${d.says}</div>`)],
     ])}
-    ${act("Revoke", "Revoked, it loses its place in the line.", "/revoke", { token: waiter.token }, { danger: true })}`;
+    ${act("Revoke", "Revoked, it loses its place in the line.", "revoke", { token: waiter.token }, { danger: true })}`;
   const title = `${waiter.agent} waits`;
   open(title, about(null));
   if (!operates()) return; // whoever is told less of the token may not ask
   const here = watch();
   try {
-    const explained = await ask(`/lease/${encodeURIComponent(waiter.token)}/explain`);
+    const explained = await ask(`lease/${encodeURIComponent(waiter.token)}/explain`);
     if (here()) fill(title, about(explained));
   } catch (error) {
     if (here()) say(error.message);
@@ -250,7 +250,7 @@ export function showPolicy() {
     }
     const here = watch();
     try {
-      const said = await ask("/policy", changed);
+      const said = await ask("policy", changed);
       if (!here()) return;
       if (said.note) say(said.note);
       else close();
@@ -317,5 +317,5 @@ export function showHelp() {
     <p>Its host may find:</p>
     ${facts(Object.entries(FINDINGS).map(([word, means]) => [html`<b>${word}</b>`, means]))}
     <p>The same in a terminal: <code>gpu-broker status -w</code>, <code>gpu-broker events -f</code>.
-      For programs: <a href="/docs">the API</a>.</p>`);
+      For programs: <a href="docs">the API</a>.</p>`);
 }

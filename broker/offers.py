@@ -1,0 +1,99 @@
+"""Requests that offer to go on in another protocol, as Java's HTTP client does with each of them.
+
+The offer (`Upgrade: h2c`, `websocket`) is not taken up, and the request is answered as any other.
+The parser takes what follows the head for the other protocol, so the body of such a request, and
+what comes after it, is read by a parser that is told of the head without the offer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class PlainProtocol(HttpToolsProtocol):
+    """uvicorn's protocol for HTTP/1 alone."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.parser = _Parser(self)  # type: ignore[assignment] # all that uvicorn uses of one
+
+
+class _Parser:
+    """A parser that offers do not stop."""
+
+    def __init__(self, protocol: PlainProtocol) -> None:
+        self._protocol = protocol
+        self._begin(_Calls(protocol, self))
+
+    def _begin(self, calls: _Calls) -> None:
+        self._parser = httptools.HttpRequestParser(calls)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.get_http_version = self._parser.get_http_version
+        self.get_method = self._parser.get_method
+        self.should_keep_alive = self._parser.should_keep_alive
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            (at,) = offer.args
+            self._go_on(data[at:])
+
+    def _go_on(self, rest: bytes) -> None:
+        """Read the body that follows the head with the offer, if there is one, and the rest."""
+        calls = _Calls(self._protocol, self)
+        self._begin(calls)
+        if body := self.body_headers():
+            calls.muted = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n" + body + b"\r\n")
+            calls.muted = False
+        if rest:
+            self.feed_data(rest)
+
+    def offered(self) -> bool:
+        """Whether the head that was read last makes an offer."""
+        return bool(self._parser.should_upgrade())
+
+    def should_upgrade(self) -> bool:
+        return False
+
+    def body_headers(self) -> bytes:
+        """The headers that say how long the body is; empty: there is none."""
+        headers = [(name, value) for name, value in self._protocol.headers if name in BODY_HEADERS]
+        if headers in ([], [(b"content-length", b"0")]):
+            return b""
+        return b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+
+
+class _Calls:
+    """What a parser calls: the protocol's methods, except of a head that is told again."""
+
+    def __init__(self, protocol: PlainProtocol, parser: _Parser) -> None:
+        self.muted = False
+        self._parser = parser
+        self._complete = protocol.on_message_complete
+        self.on_body = protocol.on_body
+        self.on_message_begin = self._unmuted(protocol.on_message_begin)
+        self.on_url = self._unmuted(protocol.on_url)
+        self.on_header = self._unmuted(protocol.on_header)
+        self.on_headers_complete = self._unmuted(protocol.on_headers_complete)
+
+    def _unmuted(self, call: Callable[..., None]) -> Callable[..., None]:
+        def unless_muted(*args: bytes) -> None:
+            if not self.muted:
+                call(*args)
+
+        return unless_muted
+
+    def on_message_complete(self) -> None:
+        """After a head with an offer the parser says so at once: the body is still to come."""
+        if not (self._parser.offered() and self._parser.body_headers()):
+            self._complete()
