@@ -18,6 +18,7 @@ import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 
 from broker.crowd import Rate
+from broker.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -51,9 +52,9 @@ def configure(form: Literal["text", "json"], **always: str) -> None:
     if form == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     elif sys.stderr.isatty():
-        last = [structlog.dev.ConsoleRenderer(pad_event_to=0)]
+        last = [_as_print, structlog.dev.ConsoleRenderer(pad_event_to=0)]
     else:
-        last = [structlog.processors.format_exc_info, _as_text]
+        last = [structlog.processors.format_exc_info, _as_print, _as_text]
     structlog.configure(
         processors=[*before, *last],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
@@ -69,6 +70,15 @@ def configure(form: Literal["text", "json"], **always: str) -> None:
     )
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.INFO)
+
+
+def _as_print(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what others wrote; a traceback keeps its lines."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            lines = value.split("\n") if name == "exception" else [value]
+            event[name] = "\n".join(map(printable, lines))
+    return event
 
 
 def _as_text(_: object, __: str, event: MutableMapping[str, Any]) -> str:

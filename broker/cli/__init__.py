@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from broker import __version__
+from broker.cli.screen import say
 from broker.cli.streams import NowhereToPrint, prepare_streams, write_errors_in_words
 
 COMMANDS = {
@@ -81,9 +82,7 @@ class Commands(click.Group):
 
 def _needs_extra(name: str, missing: str) -> click.Command:
     def explain(**_: object) -> None:
-        click.echo(
-            f"gpu-broker {name} needs {missing}: pip install 'gpu-lease-broker[broker]'", err=True
-        )
+        say(f"gpu-broker {name} needs {missing}: pip install 'gpu-lease-broker[broker]'", err=True)
         sys.exit(UNAVAILABLE)
 
     return click.Command(

@@ -28,7 +28,8 @@ def _completing(names: Callable[[Scene], Iterable[str]]) -> Complete:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         del ctx, param
         with suppress(LeaseError, ValueError), _client() as client:
-            return sorted({n for n in names(client.scene()) if n.startswith(incomplete)})
+            found = {n for n in names(client.scene()) if n.startswith(incomplete)}
+            return sorted(filter(str.isprintable, found))
         return []
 
     return complete

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from broker.cli import main
+from broker.cli.screen import dump
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -23,4 +24,4 @@ def completion(shell: str) -> None:
     """
     found = get_completion_class(shell)
     assert found is not None  # noqa: S101 - click has these three
-    click.echo(found(main, {}, "gpu-broker", "_GPU_BROKER_COMPLETE").source())
+    dump(found(main, {}, "gpu-broker", "_GPU_BROKER_COMPLETE").source())

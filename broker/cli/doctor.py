@@ -19,11 +19,14 @@ from broker import __version__
 from broker.cli import FAILED
 from broker.cli.finding import Finding
 from broker.cli.key_state import key_state
+from broker.cli.screen import one_line
 from broker.cli.status import state_of
 from broker.cli.store import output_option, show
 from broker.cli.table import table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redis.asyncio import Redis
 
 
@@ -55,8 +58,8 @@ def doctor(output: str) -> None:
         [
             f"gpu-broker {__version__}",
             table(("SETTING", "VALUE", "FROM"), [(s.name, s.value, s.source) for s in settings]),
-            "\n".join(f"{name}: {value}" for name, value in {**store, "keys": keys}.items()),
-            "\n".join(devices) or "no devices",
+            _lines(f"{name}: {value}" for name, value in {**store, "keys": keys}.items()),
+            _lines(devices) or "no devices",
             _said(findings),
         ]
     )
@@ -77,7 +80,11 @@ def _said(findings: list[Finding]) -> str:
     lines = [finding.line for finding in findings]
     if not any(finding.sure for finding in findings):
         lines.append("nothing is wrong")
-    return "\n".join(lines)
+    return _lines(lines)
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(map(one_line, texts))
 
 
 def _settings() -> tuple[list[Setting], list[Finding]]:

@@ -15,6 +15,7 @@ from agent_sdk.events import NAMES, Event, order
 from agent_sdk.keys import EVENT_ID
 from broker.cli.complete import agents, hosts
 from broker.cli.follow import Follower, last_of
+from broker.cli.screen import one_line, paint, say
 from broker.cli.store import as_json, output_option, pool_client
 from broker.cli.table import gib
 
@@ -92,7 +93,7 @@ def events(
                 and (host is None or host in _hosts_of(event, places))
             ]
             for event in chosen[max(0, len(chosen) - last) :]:
-                click.echo(LINES[output](event, places))
+                say(one_line(LINES[output](event, places)))
             sys.stdout.flush()
 
         after = since
@@ -129,19 +130,19 @@ def _follow(follower: Follower, shown: Callable[[Sequence[Event]], None]) -> Non
                 raise
             except LeaseError as error:
                 if not away:
-                    click.echo(f"gpu-broker: the store is away: {error}", err=True)
+                    say(f"gpu-broker: the store is away: {error}", err=True)
                 away = True
                 time.sleep(RETRY_S)
             else:
                 if away:
-                    click.echo("gpu-broker: the store is back", err=True)
+                    say("gpu-broker: the store is back", err=True)
                 away = False
                 _tell(news, shown)
 
 
 def _tell(news: News, shown: Callable[[Sequence[Event]], None]) -> None:
     if news.gap:
-        click.echo(LOST, err=True)
+        say(LOST, err=True)
     shown(news.events)
 
 
@@ -178,7 +179,7 @@ def as_line(event: Event, places: Places) -> str:
     if event.event == "device" and fields.get("state") != "ok":
         more.append(fields.get("state", ""))
     colour = "red" if event.event in TROUBLE else "green" if event.event == "granted" else None
-    name = click.style(event.event.ljust(COLUMNS[1]), fg=colour)
+    name = paint(event.event.ljust(COLUMNS[1]), colour)
     begin = f"{time_of_day}  {name}  {who.ljust(COLUMNS[2])}  {where.ljust(COLUMNS[3])}"
     return f"{begin}  {' '.join(filter(None, more))}".rstrip()
 

@@ -9,9 +9,11 @@ import click
 
 from broker.cli.complete import tokens
 from broker.cli.queue import PREFIX, asks
+from broker.cli.screen import one_line
 from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
 from broker.cli.units import Size
+from broker.printable import printable
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient
@@ -74,16 +76,17 @@ def _whole_token(client: LeaseClient, token: str) -> str:
     begin = sorted(name for name in known if name.startswith(token))
     if len(begin) > 1 and token not in known:
         raise click.UsageError(
-            f"{len(begin)} tokens begin with {token}, as {begin[0]} and {begin[1]} do: write more"
+            f"{len(begin)} tokens begin with {token}, as {printable(begin[0])} and "
+            f"{printable(begin[1])} do: write more"
         )
     return begin[0] if len(begin) == 1 else token
 
 
 def as_text(found: Explanation) -> str:
     """For people: the answer first, then what it stands on."""
-    parts = [found.summary]
+    parts = [one_line(found.summary)]
     if found.fits_now:
-        parts.append("\n".join(f"would fit: {change.says}" for change in found.fits_now))
+        parts.append("\n".join(one_line(f"would fit: {x.says}") for x in found.fits_now))
     if found.estimate_s is not None and found.code not in {"active", "offered", "fits"}:
         parts.append(f"in about {age(round(found.estimate_s * 1000))}: {found.basis}")
     elif found.estimate_s is None:
@@ -91,7 +94,8 @@ def as_text(found: Explanation) -> str:
     if found.first_end is not None:
         end = found.first_end
         left = age(end.ends_at_ms - found.now_ms)
-        parts.append(f"ends first: {end.agent}, lease {end.token[:8]}, in {left} ({end.basis})")
+        said = f"ends first: {end.agent}, lease {end.token[:8]}, in {left} ({end.basis})"
+        parts.append(one_line(said))
     if found.ahead:
         rows = [
             (

@@ -11,6 +11,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from agent_sdk import functions as library
 from broker.cli import FAILED
+from broker.cli.screen import dump, say
 from broker.cli.store import lease_error, output_option, pool_client, show
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def list_(output: str) -> None:
 @functions.command()
 def source() -> None:
     """Print the library, for redis-cli -x FUNCTION LOAD REPLACE."""
-    click.echo(library.library().source, nl=False)
+    dump(library.library().source)
 
 
 @functions.command()
@@ -89,7 +90,7 @@ def delete() -> None:
     A broker puts back those that it calls.
     """
     gone = _on_the_server(library.delete)
-    click.echo(f"gone: {', '.join(gone)}" if gone else "the server had none")
+    say(f"gone: {', '.join(gone)}" if gone else "the server had none")
 
 
 def _on_the_server(work: Callable[[Redis], T]) -> T:
@@ -100,7 +101,7 @@ def _on_the_server(work: Callable[[Redis], T]) -> T:
         except NoPermissionError as error:
             raise lease_error(error) from error
         except ResponseError as error:
-            click.echo(f"gpu-broker functions: {error}", err=True)
+            say(f"gpu-broker functions: {error}", err=True)
             sys.exit(FAILED)
         except RedisError as error:
             raise lease_error(error) from error

@@ -12,6 +12,7 @@ import click
 from agent_sdk import AsyncLeaseClient, Store
 from broker import logs
 from broker.cli import USAGE
+from broker.cli.screen import say
 from broker.cli.table import many
 from broker.devices import DeviceSourceError, Source
 from broker.inventory import Reporter, source_of
@@ -51,10 +52,10 @@ def host(drain_s: float | None, may_kill: bool) -> None:
         settings = load_settings(**{name: v for name, v in given.items() if v is not None})
         source = source_of(settings)
     except (SettingsError, DeviceSourceError) as error:
-        click.echo(f"gpu-broker host: {error}", err=True)
+        say(f"gpu-broker host: {error}", err=True)
         sys.exit(USAGE)
     logs.configure(settings.log_format)
-    click.echo(f"reporting {settings.sdk.hostname}: {source.name}, pool {settings.sdk.pool}")
+    say(f"reporting {settings.sdk.hostname}: {source.name}, pool {settings.sdk.pool}")
     asyncio.run(_report(settings, source))
 
 
@@ -79,7 +80,7 @@ async def _report(settings: Settings, source: Source) -> None:
             leases = (
                 "unknown leases left" if left is None else many(left, "lease left", "leases left")
             )
-            click.echo(f"stopped with {leases} on {settings.sdk.hostname}")
+            say(f"stopped with {leases} on {settings.sdk.hostname}")
     reporting.cancel()
     await asyncio.gather(reporting, return_exceptions=True)
     await client.close()

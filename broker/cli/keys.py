@@ -10,6 +10,7 @@ import click
 
 from agent_sdk.settings import keys_file, read_settings
 from broker.cli import FAILED
+from broker.cli.screen import say
 from broker.cli.store import output_option, show
 from broker.cli.table import table
 from broker.key_file import KeysError
@@ -62,8 +63,8 @@ def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> N
         key = add(path, name, role, patterns)
     except (KeysError, OSError) as error:
         _fail(error)
-    click.echo(f"kept its SHA-256 in {path}; it is used as", err=True)
-    click.echo("  curl -H 'Authorization: Bearer gbk_...', or GPU_BROKER_API_KEY", err=True)
+    say(f"kept its SHA-256 in {path}; it is used as", err=True)
+    say("  curl -H 'Authorization: Bearer gbk_...', or GPU_BROKER_API_KEY", err=True)
     show(output, key, {"name": name, "role": role, "agents": list(patterns), "key": key})
 
 
@@ -98,9 +99,9 @@ def revoke(name: str, path: Path | None) -> None:
         left = read(path)
     except (KeysError, OSError) as error:
         _fail(error)
-    click.echo(f"{name} has no key any more; what it holds runs on: gpu-broker leases")
+    say(f"{name} has no key any more; what it holds runs on: gpu-broker leases")
     if not left:
-        click.echo(LAST_KEY.format(path=path), err=True)
+        say(LAST_KEY.format(path=path), err=True)
 
 
 def key_file() -> Path:
@@ -109,5 +110,5 @@ def key_file() -> Path:
 
 
 def _fail(error: Exception) -> NoReturn:
-    click.echo(f"gpu-broker keys: {error}", err=True)
+    say(f"gpu-broker keys: {error}", err=True)
     sys.exit(FAILED)

@@ -8,6 +8,7 @@ import click
 
 from agent_sdk.errors import error_for
 from agent_sdk.operate import Policy
+from broker.cli.screen import one_line
 from broker.cli.store import output_option, pool_client, show
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
 def _show(pool: PoolStatus, output: str) -> None:
     values: dict[str, Any] = {name: getattr(pool, name) for name in FIELDS}
     width = max(map(len, FIELDS))
-    lines = [f"{name.ljust(width)}  {_word(value)}".rstrip() for name, value in values.items()]
+    lines = [
+        one_line(f"{name.ljust(width)}  {_word(value)}".rstrip()) for name, value in values.items()
+    ]
     show(output, "\n".join(lines), {"version": pool.policy_version, "policy": values})
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from agent_sdk.findings import held_by, unleased
+from broker.cli.screen import one_line, paint
 from broker.cli.table import age, cut, gib
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def unleased_rows(device: DeviceStatus, scene: Scene, *, wide: bool) -> list[Row
     rows = []
     for process in unleased(device, scene.leases):
         word = process.finding or ("orphan" if process.token else "squatter")
-        said = click.style(word, fg=FOUND.get(word))
+        said = paint(word, FOUND.get(word))
         rows.append(_row("!", process, said, scene, wide=wide))
     return rows
 
@@ -67,6 +66,7 @@ def notes(scene: Scene, width: int | None) -> list[str]:
         if device.processes is None and device.unseen:
             unseen.setdefault(device.unseen, {})[device.host] = None
     lines += [f"processes unseen on {', '.join(hosts)}: {why}" for why, hosts in unseen.items()]
+    lines = [one_line(line) for line in lines]
     if width is not None:
         lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in lines]
     return ["\n".join(lines)] if lines else []

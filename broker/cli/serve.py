@@ -19,6 +19,7 @@ from broker import logs
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.cli.host import may_kill_option
+from broker.cli.screen import say
 from broker.crowd import Crowd, room
 from broker.deadline import UNREAD_S, DeadlineProtocol
 from broker.devices import DeviceSourceError
@@ -67,10 +68,10 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         app.state.crowd = Crowd(room())
         listener = _listen(settings)
     except (SettingsError, DeviceSourceError) as error:
-        click.echo(f"gpu-broker serve: {error}", err=True)
+        say(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
     logs.configure(settings.log_format, replica=app.state.replica)
-    click.echo(banner(settings, demo=demo))
+    say(banner(settings, demo=demo))
     # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, _stopped)
@@ -87,7 +88,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         with _store(settings):
             Server(config, app).run(sockets=[listener])
     except EmbeddedError as error:
-        click.echo(f"gpu-broker serve: {error}", err=True)
+        say(f"gpu-broker serve: {error}", err=True)
         sys.exit(UNAVAILABLE)
 
 

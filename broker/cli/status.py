@@ -9,6 +9,7 @@ import click
 
 from agent_sdk.findings import of_lease
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
+from broker.cli.screen import bare, one_line, paint
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.table import age, bar, gib, screen_width, table
 from broker.cli.watch import watch
@@ -89,7 +90,7 @@ def as_data(scene: Scene) -> dict[str, Any]:
 def as_text(scene: Scene, *, output: str = "text", pool: str = DEFAULT) -> str:
     """For people: the pool in a line, then a line for each GPU and each lease."""
     if output == "name":
-        return "\n".join(scene.devices)
+        return "\n".join(map(one_line, scene.devices))
     if not scene.pool.ready:
         return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
     wide = output == "wide"
@@ -119,7 +120,7 @@ def _pool_line(scene: Scene, pool: str, width: int | None) -> str:
     free = sum(max(0, d.free_mb) for d in devices)
     total = sum(d.total_mb for d in devices)
     safe = (
-        click.style("SAFE_MODE is ON: no GPU leases are given", fg="red")
+        paint("SAFE_MODE is ON: no GPU leases are given", "red")
         if scene.pool.safe_mode
         else "SAFE_MODE is off"
     )
@@ -129,7 +130,7 @@ def _pool_line(scene: Scene, pool: str, width: int | None) -> str:
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
     name = "" if pool == DEFAULT else f"pool {pool}: "
     line = f"{name}{said}, {gib(free)} free of {gib(total)}."
-    fits = width is None or len(click.unstyle(f"{line} {safe}")) <= width
+    fits = width is None or len(bare(f"{line} {safe}")) <= width
     return f"{line} {safe}" if fits else f"{line}\n{safe}"
 
 
@@ -166,10 +167,10 @@ def _device_row(device: DeviceStatus, bar_width: int) -> tuple[str, ...]:
         device.name,
         bar(shares, device.total_mb, bar_width),
         f"{device.reserved_mb / 1024:.1f}/{gib(device.total_mb)}",
-        click.style(gib(free_mb), fg="green" if free_mb else None),
-        "-" if busy is None else click.style(f"{busy:.0f} %", fg=_busy_colour(busy)),
+        paint(gib(free_mb), "green" if free_mb else None),
+        "-" if busy is None else paint(f"{busy:.0f} %", _busy_colour(busy)),
         "-" if warm is None else f"{warm:.0f} C",
-        click.style(state, fg="green" if state == "ok" else "red"),
+        paint(state, "green" if state == "ok" else "red"),
     )
 
 
@@ -182,7 +183,7 @@ def _lease_row(lease: LeaseStatus, scene: Scene, mb: int) -> tuple[str, ...]:
     left = "no expiry" if ends is None else f"{age(ends - now_ms)} left"
     held = f"held {age(now_ms - lease.granted_at_ms)}"
     if found := of_lease(lease, scene.devices):
-        held = click.style(found[0], fg=FOUND[found[0]])
+        held = paint(found[0], FOUND[found[0]])
     return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
 
 

@@ -13,6 +13,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from agent_sdk import LeaseClient
 from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown, error_for
 from broker.cli import DENIED, FAILED, UNAVAILABLE
+from broker.cli.screen import one_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +34,9 @@ def pool_client() -> Iterator[LeaseClient]:
         with LeaseClient.from_env(client_name="gpu-broker", deadline_s=DEADLINE_S) as client:
             yield client
     except (LeaseError, ValueError) as error:
-        click.echo(f"gpu-broker: {error}", err=True)
+        say(f"gpu-broker: {error}", err=True)
         if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
-            click.echo(
-                "Start one with: gpu-broker serve, or name its server in REDIS_URL", err=True
-            )
+            say("Start one with: gpu-broker serve, or name its server in REDIS_URL", err=True)
             sys.exit(UNAVAILABLE)
         sys.exit(DENIED if isinstance(error, Denied) else FAILED)
 
@@ -65,12 +64,12 @@ def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., An
 def show(output: str, text: str, data: dict[str, Any], names: Iterable[str] = ()) -> None:
     """Print what is asked for; of JSON the schema is a part."""
     if output == "json":
-        click.echo(as_json(data, indent=2))
+        say(as_json(data, indent=2))
     elif output == "name":
         for name in names:
-            click.echo(name)
+            say(one_line(name))
     else:
-        click.echo(text)
+        say(text)
 
 
 def as_json(data: dict[str, Any], indent: int | None = None) -> str:

@@ -6,7 +6,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Final
 
-import click
+from broker.cli.screen import bare, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +43,8 @@ def table(
         width: no line is longer, as far as the columns that give way allow it; None: any length.
         gives: columns that are cut to fit, the first of them first.
     """
-    lines = [head, *rows]
-    widths = [max(len(click.unstyle(line[i])) for line in lines) for i in range(len(head))]
+    lines = [[one_line(cell) for cell in line] for line in (head, *rows)]
+    widths = [max(len(bare(line[i])) for line in lines) for i in range(len(head))]
     if width is not None:
         over = sum(widths) + len(GAP) * (len(widths) - 1) - width
         for i in gives:
@@ -57,12 +57,12 @@ def table(
 
 
 def _fit(cell: str, width: int) -> str:
-    return cut(cell, width) + " " * (width - len(click.unstyle(cell)))
+    return cut(cell, width) + " " * (width - len(bare(cell)))
 
 
 def cut(text: str, width: int) -> str:
     """The text, no longer than so; what is cut loses its colour, but not its GPU's index."""
-    plain = click.unstyle(text)
+    plain = bare(text)
     if len(plain) <= width:
         return text
     head, _, index = plain.rpartition(":")

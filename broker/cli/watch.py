@@ -13,6 +13,7 @@ import click
 
 from agent_sdk.errors import Denied, LeaseError
 from broker.cli.follow import Follower, last_of
+from broker.cli.screen import draw_screen, enter_screen, leave_screen, paint, say
 from broker.cli.table import age, cut
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from agent_sdk.scene import Scene
 
     Draw = Callable[[str, str], None]
-
-ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-"""To the terminal's other screen, without a cursor, and back."""
-
-HOME, CLEAR_LINE, END_OF_SCREEN = "\x1b[H", "\x1b[2K", "\x1b[J"
 
 RETRY_S: Final = 0.5
 
@@ -78,27 +74,23 @@ def _screen() -> Iterator[Draw]:
     """Draws in place; whatever ends it, the terminal is as it was."""
 
     def draw(picture: str, trouble: str) -> None:
-        text = f"{click.style(trouble, fg='red')}\n\n{picture}" if trouble else picture
-        lines = (click.unstyle(text) if colourless else text).splitlines()
+        text = f"{paint(trouble, 'red')}\n\n{picture}" if trouble else picture
+        lines = text.split("\n")
         columns, height = shutil.get_terminal_size()
         if len(lines) >= height:
             kept = max(0, height - 2)
             lines = [*lines[:kept], f"… {len(lines) - kept} more lines"]
-        # Cleared first: behind a line that is full the cursor stands on its last letter.
-        shown = "".join(f"{CLEAR_LINE}{cut(line, columns)}\n" for line in lines)
-        sys.stdout.write(f"{HOME}{shown}{END_OF_SCREEN}")
-        sys.stdout.flush()
+        draw_screen((cut(line, columns) for line in lines), colours=colours)
 
-    colourless = click.get_current_context().color is False
+    colours = click.get_current_context().color is not False
     before = signal.signal(signal.SIGTERM, _stopped)
-    sys.stdout.write(ENTER)
+    enter_screen()
     try:
         yield draw
     except KeyboardInterrupt:
         pass
     finally:
-        sys.stdout.write(LEAVE)
-        sys.stdout.flush()
+        leave_screen()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -110,13 +102,13 @@ def _plain(*, timed: bool) -> Iterator[Draw]:
     def draw(picture: str, trouble: str) -> None:
         nonlocal last, away
         if trouble and not away:
-            click.echo(f"gpu-broker: {trouble}", err=True)
+            say(f"gpu-broker: {trouble}", err=True)
         away = bool(trouble)
         if away or picture == last:
             return
         if timed:
-            click.echo(time.strftime("-- %H:%M:%S"))
-        click.echo(picture)
+            say(time.strftime("-- %H:%M:%S"))
+        say(picture)
         sys.stdout.flush()
         last = picture
 

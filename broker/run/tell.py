@@ -14,6 +14,7 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.fitting import ELSEWHERE
 from agent_sdk.lease import NOTICES
 from broker.cli.table import age, gib, many
+from broker.printable import printable
 
 if TYPE_CHECKING:
     from agent_sdk import Lease
@@ -148,7 +149,7 @@ class Teller:
             self._write(json.dumps(line) + "\n")
         elif text is not None and (self._form == "text" or event not in WENT_WELL):
             self._rewrite("")
-            self._write(f"gpu-broker: {text}\n")
+            self._write(f"gpu-broker: {printable(text)}\n")
 
     def _write(self, text: str) -> None:
         """Nobody may hear us: the command goes on all the same."""
@@ -161,7 +162,7 @@ class Teller:
         if not self._live or text == self._line:
             return
         self._line = text
-        self._write("\r\x1b[K" + text[: self._columns() - 1])
+        self._write("\r\x1b[K" + printable(text)[: self._columns() - 1])
 
     def _columns(self) -> int:
         try:

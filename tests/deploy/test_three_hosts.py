@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from agent_sdk import settings as sdk_settings
 from broker.cli import COMMANDS
 from broker.devices.simulated import totals_of
 from broker.settings import Settings
+from tests.api.brokers import PROGRAM, environment
 
 if TYPE_CHECKING:
     import pytest
@@ -55,6 +57,19 @@ def test_environments_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert settings.sdk.hostname == env["GPU_BROKER_HOSTNAME"]
         if settings.devices.startswith("sim:"):
             assert totals_of(settings.devices)
+
+
+def test_published_port_needs_keys(tmp_path: Path) -> None:
+    """Its command with its settings is refused until there is a key, whatever store there is."""
+    broker = compose()["services"]["broker"]
+    _, *words = shlex.split(broker["command"])
+    env = broker["environment"] | {"GPU_BROKER_STATE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [PROGRAM, *words], env=environment(**env), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "gpu-broker keys new" in done.stderr
 
 
 def test_compose_file_names_what_there_is() -> None:

@@ -24,8 +24,9 @@ import pytest
 from agent_sdk import LeaseClient, StillWaiting, Store
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli.complete import DEADLINE_S
+from broker.cli.screen import ENTER, LEAVE, bare
 from broker.cli.table import bar, cut, table
-from broker.cli.watch import ENTER, LEAVE, watch
+from broker.cli.watch import watch
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called
 from tests.servers import running
@@ -389,7 +390,7 @@ def test_bar_and_table() -> None:
     narrow = table(
         ("A", "B"), [("x" * 30, click.style("y" * 30, fg="red"))], width=40, gives=(1, 0)
     )
-    assert [len(click.unstyle(line)) for line in narrow.splitlines()] == [33, 40]
+    assert [len(bare(line)) for line in narrow.splitlines()] == [33, 40]
     assert not re.search(r" $", narrow, re.MULTILINE)
 
 

@@ -1,0 +1,21 @@
+"""What others wrote, for a terminal or a log: as print, whatever is in it.
+
+A name, a reason, a program's name, an error of a server may hold sequences that rename the window,
+clear the screen, set the clipboard, or turn the order of the letters around.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Escape as Python does (`\x1b`, `\u202e`, `\n`) all that is not print.
+
+    Print is what `str.isprintable` says: no control characters (C0, C1, DEL), no formats (bidi,
+    zero width), no line ends but the space, no lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

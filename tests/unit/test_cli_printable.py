@@ -1,0 +1,242 @@
+"""What others wrote is shown as print by every command, and no command prints past that."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+import broker
+from agent_sdk import LeaseClient, StillWaiting, Store
+from agent_sdk.testing import HOST, _report
+from broker import logs
+from broker.cli import COMMANDS
+from broker.cli.complete import hosts_and_devices
+from broker.cli.screen import MARK, bare, one_line, paint
+from broker.cli.table import table
+from broker.printable import printable
+from broker.run.tell import Teller
+from tests.api.brokers import PROGRAM, environment
+from tests.program import called
+from tests.unit.test_cli_status import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import Server
+
+BROKER = Path(broker.__file__).parent
+
+FAKE = "FAKE-LINE"
+
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J\x1b]52;c;aGk=\x07\x9b31mRED\u202egnihton\u2066\u200b\x7f"
+    f"\r\n{FAKE}\u2028{FAKE}\x85{FAKE}"
+)
+"""The window's title, the screen, the clipboard, colours by C1, bidi, lines of its own."""
+
+PRINTS = {"echo", "secho", "print", "writelines", "echo_via_pager", "stdout.write", "stderr.write"}
+
+MAY_PRINT = {"cli/screen.py"}
+"""`run/tell.py` writes to a descriptor, since stdout is its command's; it has a test of its own."""
+
+
+def unprintable(text: str) -> set[str]:
+    """What of it a terminal may act on; line ends of ours are none of it."""
+    return {letter for letter in text if not (letter.isprintable() or letter == "\n")}
+
+
+@pytest.fixture(scope="module")
+def pool(server: Server) -> Iterator[dict[str, str]]:
+    """A pool in which every text that somebody may write is hostile; the environment for it."""
+    name = f"hostile-{uuid4().hex[:6]}"
+    with LeaseClient(Store(server.url), pool=name, hostname=HOST) as client:
+        _report(client, 2, 1000)
+        held = client.acquire("holder", memory_mb=900)
+        client.acquire("second", memory_mb=900)
+        with pytest.raises(StillWaiting):
+            client.acquire("waits", memory_mb=900, wait_s=0.01, keep_place=True, token=WAITER)
+        client.acquire("calm", memory_mb=1, host=HOST, on_unavailable="cpu")
+        client.drain("device", f"SIM-{HOST}-1", why="\u202e\x9b2J")  # what the script lets pass
+        poison(client, held.token)
+        yield {"REDIS_URL": server.url, "GPU_BROKER_POOL": name, "GPU_BROKER_HOSTNAME": HOST}
+
+
+WAITER = "waiter-of-hostile"
+
+
+def poison(client: LeaseClient, token: str) -> None:
+    """Write what an agent with Redis credentials can: anything, anywhere."""
+    redis, keys = client.redis, client.keys
+    process: dict[str, Any] = {"pid": 1, "memory_mb": 5, "name": HOSTILE, "user": HOSTILE,
+                               "token": "", "finding": "", "since_ms": 1, "busy_pct": None,
+                               "start": 1}  # fmt: skip
+    names = ("name", "model", "reason", "quarantine", "parent", "nvml_error")
+    texts = dict.fromkeys(names, HOSTILE)
+    for n in range(2):
+        redis.hset(f"{keys.base}:device:SIM-{HOST}-{n}", mapping=texts)
+    redis.hset(f"{keys.base}:device:SIM-{HOST}-0", "processes", json.dumps([process]))
+    redis.hset(f"{keys.base}:device:SIM-{HOST}-1", mapping={"processes": "", "unseen": HOSTILE})
+    redis.hset(f"{keys.base}:host:{HOST}", "version", HOSTILE)
+    redis.hset(f"{keys.base}:pool", "xid_actions", HOSTILE)
+    for record in (token, WAITER):
+        mapping = dict.fromkeys(("agent", "client", "pid", "owner", "reason", "notice"), HOSTILE)
+        redis.hset(f"{keys.base}:record:{record}", mapping=mapping)
+    strange = f"host-{HOSTILE}"
+    redis.sadd(f"{keys.base}:hosts", strange)
+    about = {"version": "1", "reported_ms": "1", "deadline_ms": "1", "drained": "0"}
+    redis.hset(f"{keys.base}:host:{strange}", mapping=about)
+    for event in ("drained", "found", "policy", "device", "process_ended", HOSTILE):
+        fields = ("host", "by", "reason", "agent", "state", "policy", "finding", "pid", "action",
+                  "signal", "token", "device")  # fmt: skip
+        redis.xadd(f"{keys.base}:events", {"event": event, **dict.fromkeys(fields, HOSTILE)})
+
+
+CALLS: dict[str, list[tuple[str, ...]]] = {
+    "serve": [],  # what it prints is its own settings; its log has a test below
+    "host": [],
+    "run": [("run", "--wait", "0", "--memory", "1GiB", "--", "true")],
+    "status": [("status",), ("status", "-o", "wide"), ("status", "-o", "json"),
+               ("status", "-o", "name")],
+    "queue": [("queue",), ("queue", "-o", "wide"), ("queue", "-o", "json"),
+              ("queue", "-o", "name")],
+    "explain": [("explain", WAITER), ("explain", "--agent", "x", "--memory", "1GiB"),
+                ("explain", WAITER, "-o", "json")],
+    "events": [("events", "-n", "100"), ("events", "-o", "json"), ("events", "-o", "name")],
+    "leases": [("leases",), ("leases", "-o", "wide"), ("leases", "-o", "json"),
+               ("leases", "-o", "name")],
+    "hosts": [("hosts",), ("hosts", "-o", "wide"), ("hosts", "-o", "json"),
+              ("hosts", "-o", "name")],
+    "revoke": [("revoke", "nobody-has-this-token", "--reason", "x"),
+               ("revoke", "--agent", "calm", "--reason", "x")],
+    "drain": [("drain", "nowhere"), ("drain", HOST)],
+    "undrain": [("undrain", "nowhere")],
+    "keys": [("keys", "list")],
+    "policy": [("policy", "get"), ("policy", "get", "-o", "json")],
+    "functions": [("functions", "list")],
+    "doctor": [("doctor",), ("doctor", "-o", "json")],
+    "completion": [],
+}  # fmt: skip
+"""Every command, and how it is called."""
+
+
+def test_every_command_is_called_here() -> None:
+    """A new one has to be added."""
+    assert CALLS.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("call", [c for calls in CALLS.values() for c in calls], ids=" ".join)
+def test_command_shows_hostile_text_as_print(
+    pool: dict[str, str], tmp_path: Path, call: tuple[str, ...]
+) -> None:
+    """On stdout and stderr; what others wrote begins no line either."""
+    settings = pool | {"GPU_BROKER_STATE_DIR": str(tmp_path)}
+    if call[0] == "run":  # it writes to a descriptor
+        done = subprocess.run([PROGRAM, *call], env=environment(**settings), capture_output=True,
+                              text=True, check=False)  # fmt: skip
+    else:
+        done = called(*call, **settings)
+    said = done.stdout + done.stderr
+    assert said
+    assert not unprintable(said)
+    assert not [line for line in said.splitlines() if line.startswith(FAKE)]
+
+
+def test_terminal_gets_colours_and_no_other_sequence(pool: dict[str, str]) -> None:
+    """On a terminal, where colours are: of sequences these alone."""
+    text = ""
+    for call in (("status",), ("events", "-n", "100")):
+        shown = Terminal(*call, columns=200, lines=100, **pool)
+        try:
+            while shown.process.poll() is None:
+                shown.read()
+            text += shown.read().replace("\r\n", "\n")
+        finally:
+            shown.close()
+    coloured = text
+    for code in (31, 32, 33, 0):
+        coloured = coloured.replace(f"\x1b[{code}m", "")
+    assert coloured != text
+    assert not unprintable(coloured)
+
+
+def test_completion_offers_no_hostile_name(
+    pool: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell would write it on the command line."""
+    for name, value in pool.items():
+        monkeypatch.setenv(name, value)
+    found = hosts_and_devices(None, None, "")  # type: ignore[arg-type]
+    assert f"SIM-{HOST}-0" in found
+    assert not unprintable("".join(found))
+
+
+def test_run_tells_hostile_text_as_print() -> None:
+    """`run` says what others wrote while it waits: its own way to stderr does the same."""
+    read, write = os.pipe()
+    teller = Teller("text")
+    teller._out = write
+    teller.failed("refused", HOSTILE)
+    os.close(write)
+    with os.fdopen(read, newline="") as said:
+        assert not unprintable(said.read())
+
+
+def test_log_shows_hostile_text_as_print(capfd: pytest.CaptureFixture[str]) -> None:
+    """The message, its values and its error, as text and as JSON."""
+    handlers, level = logging.root.handlers, logging.root.level
+    try:
+        for form in ("text", "json"):
+            logs.configure(form, replica="r")  # type: ignore[arg-type]
+            error = ValueError(HOSTILE)
+            logging.getLogger("x").error("a process: %s", HOSTILE, exc_info=error)
+            said = capfd.readouterr().err
+            assert "owned" in said
+            assert not unprintable(said)
+    finally:
+        logging.root.handlers, logging.root.level = handlers, level
+
+
+def test_nothing_prints_but_by_the_screen() -> None:
+    """No file of the command line's calls click's or Python's printing itself."""
+    found = set()
+    for folder in ("cli", "run"):
+        for path in (BROKER / folder).rglob("*.py"):
+            name = str(path.relative_to(BROKER))
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    words = ast.unparse(node.func).split(".")
+                    last = {words[-1], ".".join(words[-2:])}
+                    found |= {name} if last & PRINTS else set()
+    assert found == MAY_PRINT
+
+
+LETTERS = (
+    "\x00", "\x1b", "\x7f", "\x85", "\x9b", "\u061c", "\u200e", "\u202a", "\u202e", "\u2066",
+    "\u2069", "\u2028", "\u2029", "\ufeff", "\udc80", "\n", "\r", "\t", "\U000e0041", MARK,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_printable_escapes(letter: str) -> None:
+    """One at a time, in the middle of words; also in colours, cells and lines."""
+    shown = printable(f"a{letter}b")
+    assert shown.isprintable()
+    assert shown != f"a{letter}b"
+    assert bare(paint(f"a{letter}b", "red")) == shown
+    if letter != MARK:
+        assert bare(one_line(f"{paint('x', 'red')}{letter}")) == f"x{printable(letter)}"
+        assert len(table(("A",), [(f"a{letter}b",)]).splitlines()) == 2
+
+
+def test_print_stays_as_it_is() -> None:
+    """Names in any script, and an emoji."""
+    text = "GPU-0 grün 显卡 עברית 🎉 NVIDIA™ ³²"
+    assert printable(text) == text
