@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
 from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
-from agent_sdk.asking import Wait, local_grant, own_token
+from agent_sdk.asking import own_token
+from agent_sdk.block import AsyncBlock
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
@@ -22,13 +22,13 @@ from agent_sdk.protocol import Answer, Call, Pause, Read
 from agent_sdk.wording import TRIES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Generator, Iterable
+    from collections.abc import Collection, Generator, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
     from redis.asyncio import Redis
 
-    from agent_sdk.asking import Ask
+    from agent_sdk.asking import Ask, Wait
     from agent_sdk.devices import DeviceStatus
     from agent_sdk.events import Event
     from agent_sdk.explain import Explanation
@@ -60,7 +60,10 @@ class AsyncLeaseClient(Door["Redis"]):
 
         A cancelled call leaves no lease behind, unless the caller named its token.
         """
-        wait = Wait(self._caller.request(agent, **ask), ask)
+        return await self.attend(self.wait_for(agent, ask))
+
+    async def attend(self, wait: Wait) -> AsyncLease:
+        """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
                 return AsyncLease(await self._run(wait.steps()))
@@ -71,23 +74,14 @@ class AsyncLeaseClient(Door["Redis"]):
                     continue
                 if not wait.falls_back(error):
                     raise
-                return AsyncLease(local_grant(agent, wait.request.token, error), local=True)
+                return AsyncLease(wait.local_grant(error), local=True)
 
-    @asynccontextmanager
-    async def lease(self, agent: str, **ask: Unpack[Ask]) -> AsyncIterator[AsyncLease]:
+    def lease(self, agent: str, **ask: Unpack[Ask]) -> AsyncBlock:
         """Hold a lease for the length of a block; see `LeaseClient.lease`.
 
         A cancellation during the release leaves no lease: the renewing thread gives it back.
         """
-        lease = await self.acquire(agent, **ask)
-        try:
-            self.keep(lease)
-            yield lease
-        finally:
-            try:
-                await self.release(lease)
-            except LeaseError:
-                self._keeper.abandon(lease.token)
+        return AsyncBlock(self, self._keeper, agent, ask)
 
     async def adopt(self, token: str | None = None) -> AsyncLease:
         """Take up a lease that another process acquired; see `LeaseClient.adopt`."""
@@ -128,17 +122,21 @@ class AsyncLeaseClient(Door["Redis"]):
 
         A cancelled call leaves no lease behind: the renewing thread gives it back.
         """
+        try:
+            return await self._release(lease, refuse_late=refuse_late, owner=owner)
+        except BaseException as error:
+            if not isinstance(error, LeaseError) and refuse_late and not owner:
+                self._keeper.abandon(lease if isinstance(lease, str) else lease.token)
+            raise
+
+    async def _release(self, lease: AsyncLease | str, *, refuse_late: bool, owner: str) -> bool:
         if isinstance(lease, AsyncLease):
             self._keeper.discard(lease)
             lease.end()
             if lease.local or lease.is_view:
                 return lease.local
         token = lease.token if isinstance(lease, AsyncLease) else forms.check_name(lease, "token")
-        try:
-            ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))
-        except asyncio.CancelledError:
-            self._keeper.abandon(token)
-            raise
+        ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))
         return ending.by_this_call
 
     async def reap(self) -> protocol.Moment:

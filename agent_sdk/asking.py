@@ -207,6 +207,10 @@ class Wait:
             evidence.show(self.request.token)
         return True
 
+    def local_grant(self, error: LeaseError) -> Grant:
+        """The CPU lease that the caller gives itself."""
+        return local_grant(self.request.agent, self.request.token, error)
+
     def falls_back(self, error: BaseException) -> TypeGuard[LeaseError]:
         """Whether the caller gives itself a CPU lease."""
         away = isinstance(error, (BrokerUnavailable, OutcomeUnknown)) and error.code != "closed"

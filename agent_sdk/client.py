@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
 from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
-from agent_sdk.asking import Wait, local_grant, own_token
+from agent_sdk.asking import own_token
+from agent_sdk.block import Block
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
@@ -21,13 +21,13 @@ from agent_sdk.protocol import Answer, Call, Pause, Read
 from agent_sdk.wording import TRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Iterator
+    from collections.abc import Collection, Generator, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
     from redis import Redis
 
-    from agent_sdk.asking import Ask
+    from agent_sdk.asking import Ask, Wait
     from agent_sdk.devices import DeviceStatus
     from agent_sdk.events import Event
     from agent_sdk.explain import Explanation
@@ -64,7 +64,10 @@ class LeaseClient(Door["Redis"]):
             OutcomeUnknown: no answer. With a token of the caller's own: repeat it, or release it.
                 Otherwise what may have been granted is given back once the store answers.
         """
-        wait = Wait(self._caller.request(agent, **ask), ask)
+        return self.attend(self.wait_for(agent, ask))
+
+    def attend(self, wait: Wait) -> Lease:
+        """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
                 return Lease(self._run(wait.steps()))
@@ -75,24 +78,16 @@ class LeaseClient(Door["Redis"]):
                     continue
                 if not wait.falls_back(error):
                     raise
-                return Lease(local_grant(agent, wait.request.token, error), local=True)
+                return Lease(wait.local_grant(error), local=True)
 
-    @contextmanager
-    def lease(self, agent: str, **ask: Unpack[Ask]) -> Iterator[Lease]:
+    def lease(self, agent: str, **ask: Unpack[Ask]) -> Block:
         """Hold a lease for the length of a block: acquired, renewed in the background, released.
 
         Leaving the block never hides the block's own error. Whether the lease was lost inside it,
-        `lease.lost`, `lease.on_lost` and `lease.raise_if_lost` tell.
+        `lease.lost`, `lease.on_lost` and `lease.raise_if_lost` tell. An interrupt (Ctrl-C, a time
+        limit) while it is entered or left leaves no lease: the renewing thread gives it back.
         """
-        lease = self.acquire(agent, **ask)
-        try:
-            self.keep(lease)
-            yield lease
-        finally:
-            try:
-                self.release(lease)
-            except LeaseError:
-                self._keeper.abandon(lease.token)
+        return Block(self, self._keeper, agent, ask)
 
     def adopt(self, token: str | None = None) -> Lease:
         """Take up a lease that another process acquired, by its token; a forked parent's too.
@@ -159,7 +154,16 @@ class LeaseClient(Door["Redis"]):
         In a forked child its parent's lease stays the parent's: False, and nothing is sent.
         A token that was never acquired is refused from then on, unless refuse_late is False: its
         acquire may still be on its way. With an owner another principal's counts as unknown.
+        A call that is interrupted leaves no lease: the renewing thread gives it back.
         """
+        try:
+            return self._release(lease, refuse_late=refuse_late, owner=owner)
+        except BaseException as error:
+            if not isinstance(error, LeaseError) and refuse_late and not owner:
+                self._keeper.abandon(lease if isinstance(lease, str) else lease.token)
+            raise
+
+    def _release(self, lease: Lease | str, *, refuse_late: bool, owner: str) -> bool:
         if isinstance(lease, Lease):
             self._keeper.discard(lease)
             lease.end()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from agent_sdk.asking import Caller
+from agent_sdk.asking import Caller, Wait
 from agent_sdk.forking import OfOneProcess
 from agent_sdk.forms import check_name
 from agent_sdk.keeper import Keeper
@@ -18,6 +18,8 @@ from agent_sdk.wording import Wording
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from agent_sdk.asking import Ask
 
 R = TypeVar("R")
 
@@ -74,6 +76,10 @@ class Door(OfOneProcess, ABC, Generic[R]):
     @abstractmethod
     def _connect(self, store: Store) -> R:
         """The connection for calls; it is made at the first of them."""
+
+    def wait_for(self, agent: str, ask: Ask) -> Wait:
+        """Prepare an acquire: checked and with its token, and nothing is sent yet."""
+        return Wait(self._caller.request(agent, **ask), ask)
 
     @classmethod
     def from_url(cls, url: str, *, pool: str = "default", client_name: str | None = None) -> Self:

@@ -16,7 +16,7 @@ import asyncio
 import secrets
 from collections import deque
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 import redis
@@ -26,6 +26,9 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.exceptions import TimeoutError as RedisTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MARKED_AT: Final = 4
 """The argument of FCALL and EVALSHA that carries the protocol and the mark, `1 <mark>`."""
@@ -48,6 +51,15 @@ def _mark_of(command: tuple[Any, ...]) -> str:
         return ""
     said = command[MARKED_AT]
     return said.partition(" ")[2] if isinstance(said, str) else ""
+
+
+def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
+    """The command with its numbers as text.
+
+    hiredis 3.5 takes the text of a number without looking whether there is one, and there is none
+    when a signal handler raises meanwhile: the interpreter then ends by a segmentation fault.
+    """
+    return tuple(str(word) if type(word) in (int, float) else word for word in command)
 
 
 def _own(response: Any, mark: str) -> Any:
@@ -85,7 +97,7 @@ class _Counting:
 
     def pack_commands(self, commands: Any) -> list[bytes]:
         """Pack commands that are sent next; an answer is due for each."""
-        commands = list(commands)
+        commands = [_as_text(command) for command in commands]
         packed: list[bytes] = super().pack_commands(commands)  # type: ignore[misc] # redis-py's
         self._packed += map(_mark_of, commands)
         return packed
@@ -134,7 +146,7 @@ class Counting(_Counting):
 
     def send_command(self, *args: Any, **options: Any) -> None:
         """Send a command; an answer is due."""
-        packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
+        packed = self.pack_command(*_as_text(args))  # type: ignore[attr-defined] # redis-py's
         self._send(packed, [_mark_of(args)], check_health=options.get("check_health", True))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:

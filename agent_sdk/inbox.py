@@ -13,17 +13,17 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from agent_sdk.clocks import local_now
 from agent_sdk.forking import leave_to_parent, renew_in_child
 from agent_sdk.threads import begin, daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agent_sdk.store import Store
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class _Inbox:
     def _keep_early(self, token: str) -> None:
         self._early[token] = None
         while len(self._early) > EARLY:
-            del self._early[next(iter(self._early))]
+            self._early.pop(next(iter(self._early)), None)
 
 
 def _tokens(found: list[Any] | None) -> list[str]:
@@ -66,8 +66,21 @@ def _tokens(found: list[Any] | None) -> list[str]:
     return found[1] if found else []
 
 
+@dataclass(slots=True)
+class _Waiter:
+    """A call that waits: the queue that its hint comes by, and when it asks anyway."""
+
+    hint: SimpleQueue[None]
+    until: float
+
+
 class Inbox(_Inbox):
-    """One daemon thread that wakes the waiting threads of its process; it ends with the last."""
+    """One daemon thread that wakes the waiting threads of its process; it ends with the last.
+
+    Nobody takes a lock: a signal may interrupt a waiting call anywhere, or its handler wait here
+    itself. Who waits is there before it looks whether its hint came early, and a hint is kept
+    before it is looked whether somebody has come for it; so one of the two sees the other.
+    """
 
     def __init__(self, store: Store, base: str) -> None:
         super().__init__(store, base)
@@ -75,39 +88,36 @@ class Inbox(_Inbox):
 
     def reset(self) -> None:
         """As new: a forked child waits on an inbox of its own."""
-        self._lock = threading.RLock()  # a signal handler may wait, too
         self._early = {}
-        self._waiting: dict[str, threading.Event] = {}
+        self._waiting: dict[str, _Waiter] = {}
         self._thread: threading.Thread | None = None
 
     def wait(self, client: str, token: str, seconds: float) -> None:
         """Return when a hint for the token comes, or it is time to ask anyway."""
-        with self._listening(client, token) as hint:
-            hint.wait(seconds)
-
-    @contextlib.contextmanager
-    def _listening(self, client: str, token: str) -> Iterator[threading.Event]:
-        hint = threading.Event()
-        with self._lock:
+        waiter = _Waiter(SimpleQueue(), local_now() + seconds)
+        self._waiting[token] = waiter
+        try:
             if token in self._early:
-                del self._early[token]
-                hint.set()
-            self._waiting[token] = hint
-            if self._thread is None:
-                self._start(client)
-        try:
-            yield hint
+                self._early.pop(token, None)
+            else:
+                self._listen(client)
+                waiter.hint.get(timeout=seconds)
+        except Empty:
+            pass
         finally:
-            with self._lock:
-                self._waiting.pop(token, None)
+            self._waiting.pop(token, None)
 
-    def _start(self, client: str) -> None:
-        """Listen, if a thread can be had: without one the waiters poll."""
-        self._thread = daemon(self._run, "gpu-lease-inbox", client)
+    def _listen(self, client: str) -> None:
+        """Have a thread, if one can be had: without one the waiters poll.
+
+        Of two that are started at once, the first is replaced, and ends.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = thread = daemon(self._run, "gpu-lease-inbox", client)
         try:
-            begin(self._thread)
+            begin(thread)
         except RuntimeError as error:
-            self._thread = None
             log.warning("waiting without hints: %s", error)
 
     def _run(self, client: str) -> None:
@@ -125,23 +135,28 @@ class Inbox(_Inbox):
             redis.close()
 
     def _wanted(self) -> bool:
-        with self._lock:
-            if not self._waiting:
-                self._thread = None
-            return bool(self._waiting)
+        """Whether this thread goes on: it is the one that listens, and somebody waits."""
+        me, overdue = threading.current_thread(), local_now() - ANSWER_S
+        for token, waiter in list(self._waiting.items()):
+            if waiter.until < overdue:  # it was interrupted where it could not say so
+                self._waiting.pop(token, None)
+        if self._thread is me and not self._waiting:
+            self._thread = None
+            if self._waiting and self._thread is None:  # who came just now saw this thread
+                self._thread = me
+        return self._thread is me
 
     def _deliver(self, found: list[Any] | None) -> None:
-        with self._lock:
-            for token in _tokens(found):
-                if token in self._waiting:
-                    self._waiting[token].set()
-                else:
-                    self._keep_early(token)
+        for token in _tokens(found):
+            if token not in self._waiting:
+                self._keep_early(token)
+            if waiter := self._waiting.get(token):
+                self._early.pop(token, None)
+                waiter.hint.put(None)
 
     def _wake_all(self) -> None:
-        with self._lock:
-            for hint in self._waiting.values():
-                hint.set()
+        for waiter in list(self._waiting.values()):
+            waiter.hint.put(None)
 
 
 class AsyncInbox(_Inbox):

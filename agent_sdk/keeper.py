@@ -4,6 +4,9 @@ A thread in both worlds: an event loop that a CUDA call blocks must not lose a G
 renewed at a third of its ttl, with jitter, many at once. A network error is not a loss: it
 is retried until trust runs out, and then the lease is lost here before the broker can grant it
 anew. When the store answers again, everything is renewed at once.
+
+Callers take no lock: what they do here is single steps of dicts and of a queue, so that a signal
+that interrupts a caller anywhere, or a handler that calls the same keeper, leaves it whole.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import BrokerUnavailable, LeaseError
 from agent_sdk.forking import renew_in_child
+from agent_sdk.threads import begin, daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +79,7 @@ class Keeper:
 
     def reset(self) -> None:
         """As new: a forked child renews nothing of its parent's."""
-        self._wake = threading.Condition()
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung after each change
         self._link = self._make_link()
         self._kept: dict[str, _Kept] = {}
         self._abandoned: dict[str, _Abandoned] = {}
@@ -88,40 +93,42 @@ class Keeper:
         lease.require_own()
         if lease.local:
             return
-        with self._wake:
-            self._start()
-            self._kept[lease.token] = _Kept(lease, local_now() + _interval_s(lease))
-            self._wake.notify()
+        self._start()
+        self._kept[lease.token] = _Kept(lease, local_now() + _interval_s(lease))
+        self._bell.put(None)
 
     def discard(self, lease: HeldLease) -> None:
         """Renew it no more."""
-        with self._wake:
-            self._kept.pop(lease.token, None)
+        self._kept.pop(lease.token, None)
 
     def abandon(self, token: str) -> None:
         """Give back what this token may have been granted, as soon as the store answers."""
-        with self._wake:
-            self._start()
-            atexit.unregister(self.close)
-            atexit.register(self.close)  # a process that ends now has yet to say that it does
-            now = local_now()
-            self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
-            self._wake.notify()
+        self.drop(token)
+        atexit.unregister(self.close)
+        atexit.register(self.close)  # a process that ends now has yet to say that it does
+        self._start()
+
+    def drop(self, token: str) -> None:
+        """Do the same as far as the garbage collector may: no thread is started for it."""
+        self._kept.pop(token, None)
+        now = local_now()
+        self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
+        self._bell.put(None)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Stop the thread; leases still held run on to their end, abandoned ones are tried once."""
         atexit.unregister(self.close)
-        with self._wake:
-            self._closed = True
-            thread = self._thread
-            self._wake.notify()
+        self._closed = True
+        self._bell.put(None)
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
 
     def _start(self) -> None:
+        """Have a thread; of two that are started at once, the first to be replaced ends."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="gpu-lease-keeper", daemon=True)
-            self._thread.start()
+            self._thread = thread = daemon(self._run, "gpu-lease-keeper")
+            begin(thread)
 
     def _run(self) -> None:
         while True:
@@ -131,35 +138,44 @@ class Keeper:
             except Exception:
                 log.exception("renewing failed; it goes on")
                 time.sleep(RETRY_S)
-        with self._wake:
-            abandoned = list(self._abandoned)[:BATCH]
+        if self._thread is not threading.current_thread():
+            return
+        abandoned = list(self._abandoned)[:BATCH]
         if abandoned:
             self._work([], abandoned)
         self._link.close()
 
     def _step(self) -> bool:
-        """Wait until something is due and do it; False when closed."""
-        with self._wake:
-            if self._closed:
-                return False
-            now = local_now()
-            first = self._first_at()
-            if first is None or first > now:
-                self._wake.wait(None if first is None else first - now)
-                return True
-            due = [kept for kept in self._kept.values() if _due_at(kept) <= now]
-            abandoned = [t for t, a in self._abandoned.items() if a.next_at <= now][:BATCH]
+        """Wait until something is due and do it; False when closed, or replaced."""
+        if self._closed or self._thread is not threading.current_thread():
+            return False
+        now = local_now()
+        first = self._first_at()
+        if first is None or first > now:
+            self._wait(None if first is None else first - now)
+            return True
+        due = [kept for kept in list(self._kept.values()) if _due_at(kept) <= now]
+        abandoned = [t for t, a in list(self._abandoned.items()) if a.next_at <= now][:BATCH]
         self._work(due, abandoned)
         if self._kept and self._look_at <= now:
             self._look()
         return True
 
+    def _wait(self, seconds: float | None) -> None:
+        """Wait for the bell, at most so long; what rang before the caller looks again is seen."""
+        try:
+            self._bell.get(timeout=seconds)
+            while True:
+                self._bell.get_nowait()
+        except Empty:
+            pass
+
     def _first_at(self) -> float | None:
         """When something is to be done next; None: never."""
-        times = [_due_at(kept) for kept in self._kept.values()]
+        times = [_due_at(kept) for kept in list(self._kept.values())]
         if times:
             times.append(self._look_at)
-        times += [abandoned.next_at for abandoned in self._abandoned.values()]
+        times += [abandoned.next_at for abandoned in list(self._abandoned.values())]
         return min(times, default=None)
 
     def _look(self) -> None:
@@ -171,10 +187,9 @@ class Keeper:
             self._postpone()
             return
         if self._memory not in (None, memory):
-            with self._wake:
-                now = local_now()
-                for kept in self._kept.values():
-                    kept.next_at = now + random.uniform(0, RETRY_S)
+            now = local_now()
+            for kept in list(self._kept.values()):
+                kept.next_at = now + random.uniform(0, RETRY_S)
         self._memory = memory
 
     def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
@@ -197,11 +212,11 @@ class Keeper:
 
     def _tried(self, token: str, *, final: bool) -> None:
         now = local_now()
-        with self._wake:
-            tried = self._abandoned[token]
+        tried = self._abandoned.get(token)
+        if tried is not None and not final and tried.until >= now:
             tried.next_at = now + RETRY_S
-            if final or tried.until < now:
-                del self._abandoned[token]
+        else:
+            self._abandoned.pop(token, None)
 
     def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
         if isinstance(got, LeaseError):
@@ -215,14 +230,14 @@ class Keeper:
 
     def _postpone(self) -> None:
         """The store does not answer: mark all, and ask for all of them again soon."""
-        with self._wake:
-            now = local_now()
-            for kept in self._kept.values():
-                kept.lease.jeopardy = True
-                kept.next_at = now + _retry_s(kept.lease)
-            self._abandoned = {t: a for t, a in self._abandoned.items() if a.until > now}
-            for abandoned in self._abandoned.values():
-                abandoned.next_at = now + RETRY_S
+        now = local_now()
+        for kept in list(self._kept.values()):
+            kept.lease.jeopardy = True
+            kept.next_at = now + _retry_s(kept.lease)
+        for token, abandoned in list(self._abandoned.items()):
+            abandoned.next_at = now + RETRY_S
+            if abandoned.until < now:
+                self._abandoned.pop(token, None)
 
 
 def _due_at(kept: _Kept) -> float:

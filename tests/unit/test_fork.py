@@ -74,7 +74,7 @@ def test_child_that_leaves_the_block_gives_nothing_back(
 
     def leave() -> object:
         left = block.__exit__(way and type(way), way, None)
-        return left, lease.lost, lease.trusted_s
+        return bool(left), lease.lost, lease.trusted_s
 
     told = in_child(leave if deep == 1 else lambda: in_child(leave))
     assert told == (False, False, 0)

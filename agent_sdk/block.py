@@ -1,0 +1,249 @@
+"""Blocks that hold a lease: entered, renewed and given back, wherever they are interrupted.
+
+Python runs signal handlers between any two steps of the main thread: after a lease was granted and
+before the block begins, and on the first step of `__exit__`, before any `try` of its own. So the
+token is known before anything is sent, and two things beside `__exit__` give it back:
+
+- what the `with` statement keeps of the block, and nothing else refers to: it is gone when the
+  statement is over, in whatever way, though a traceback may keep every frame;
+- the block's own state, when nothing refers to it any more: a block entered by hand, or one whose
+  coroutine is never resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from contextlib import AsyncContextDecorator, ContextDecorator, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from agent_sdk.errors import LeaseError
+from agent_sdk.forking import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+    from typing import Self
+
+    from agent_sdk.aio import AsyncLeaseClient
+    from agent_sdk.asking import Ask, Wait
+    from agent_sdk.client import LeaseClient
+    from agent_sdk.keeper import Keeper
+    from agent_sdk.lease import AsyncLease, HeldLease, Lease
+
+C = TypeVar("C")
+L = TypeVar("L", bound="HeldLease")
+
+
+_watched: set[weakref.ref[Any]] = set()
+"""Of blocks that are not settled: a reference that calls must outlive what it refers to."""
+
+
+class _Held(Generic[C, L]):
+    """What a block holds until it is settled: perhaps a lease, or a place in the line.
+
+    Attributes:
+        client: whose block it is.
+        wait: its acquire, from before anything is sent until nothing is left to give back.
+        lease: once it is granted.
+    """
+
+    def __init__(self, client: C, keeper: Keeper) -> None:
+        self.client = client
+        self._keeper = keeper
+        self._process = identity()
+        self._guard: weakref.ref[Any] | None = None
+        self._own: weakref.ref[Any] | None = None
+        self.wait: Wait | None = None
+        self.lease: L | None = None
+
+    def guard(self, leave: Callable[..., Any]) -> Callable[..., Any]:
+        """What a `with` statement keeps until it is over."""
+        kept = partial(leave, self)
+        if self._own is None:  # the statement asks for it before it enters
+            self._guard = weakref.ref(kept, self._left)
+        return kept
+
+    def unguard(self) -> None:
+        """Let the statement's end mean nothing: it waits for what this block does about it."""
+        self._guard = None
+
+    def enter(self, wait: Wait) -> None:
+        """Begin: from here on something may be left."""
+        if self._own is not None:
+            raise RuntimeError("a block is entered once: make another with client.lease(...)")
+        self._own = weakref.ref(self, partial(_gone, wait, self._keeper, self._process))
+        _watched.add(self._own)
+        self.wait = wait
+
+    def settle(self) -> None:
+        """Nothing is left."""
+        if self._own is not None:
+            _watched.discard(self._own)
+        self.wait = self._guard = None
+
+    def settle_if_decided(self, error: BaseException) -> None:
+        """Settle if an acquire's error says that nothing is left, else have it given back."""
+        if isinstance(error, LeaseError) and self.wait and not self.wait.leaves_something(error):
+            self.settle()
+        else:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Leave it to the renewing thread, which goes on until the store answers."""
+        if self.wait is not None and self._process == identity():
+            if self.lease is not None:
+                self.lease.end()
+            with suppress(RuntimeError):  # no thread: it ends by its ttl
+                self._keeper.abandon(self.wait.request.token)
+        self.settle()
+
+    def _left(self, guard: weakref.ref[Any]) -> None:
+        if guard is self._guard and self.wait is not None and self._own is not None:
+            _gone(self.wait, self._keeper, self._process, self._own)
+            self.settle()
+
+
+def _gone(wait: Wait, keeper: Keeper, process: str, own: weakref.ref[Any]) -> None:
+    """Give back what a block left; a forked child has nothing of its parent's to give."""
+    _watched.discard(own)
+    if process == identity():
+        keeper.drop(wait.request.token)
+
+
+class _Leave:
+    """`__exit__` or `__aexit__`: for a block what its `with` keeps; for its class the function."""
+
+    def __init__(self, leave: Callable[..., Any]) -> None:
+        self._leave = leave
+
+    def __get__(self, block: _Block[Any, Any] | None, _: type) -> Callable[..., Any]:
+        if block is not None:
+            return block.held.guard(self._leave)
+        leave = self._leave
+        return lambda block, *error: leave(block.held, *error)  # an ExitStack asks the class
+
+
+class _Block(Generic[C, L]):
+    """What both kinds of block share."""
+
+    def __init__(self, client: C, keeper: Keeper, agent: str, ask: Ask) -> None:
+        self.held: _Held[C, L] = _Held(client, keeper)
+        self._keeper = keeper
+        self._agent = agent
+        self._ask = ask
+
+    def _recreate_cm(self) -> Self:
+        """As a decorator: each call of the function has a lease of its own."""
+        return type(self)(self.held.client, self._keeper, self._agent, self._ask)
+
+
+def _leave(held: _Held[LeaseClient, Lease], *_: object) -> None:
+    """Give the lease back. The block's own error is never hidden by one of the release."""
+    if held.lease is None:
+        return
+    try:
+        held.client.release(held.lease)
+        held.settle()
+    except LeaseError:
+        held.give_back()
+    except BaseException:
+        held.give_back()
+        raise
+
+
+class Block(_Block["LeaseClient", "Lease"], ContextDecorator):
+    """See `LeaseClient.lease`."""
+
+    def __enter__(self) -> Lease:
+        """Acquire, and renew from here on."""
+        held, wait = self.held, self.held.client.wait_for(self._agent, self._ask)
+        held.enter(wait)
+        try:
+            held.lease = held.client.attend(wait)
+            held.client.keep(held.lease)
+            return held.lease  # noqa: TRY300 - an interrupt at this step counts too
+        except BaseException as error:
+            if held.lease is None:
+                held.settle_if_decided(error)
+            else:
+                _leave(held)
+            raise
+
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __exit__ = _Leave(_leave)
+
+
+async def _leave_async(held: _Held[AsyncLeaseClient, AsyncLease], kind: object) -> None:
+    """The same in an event loop; a coroutine that is closed after its loop cannot wait."""
+    if held.lease is None:
+        return
+    try:
+        if kind is GeneratorExit and not _in_loop():
+            held.give_back()
+            return
+        await held.client.release(held.lease)
+        held.settle()
+    except LeaseError:
+        held.give_back()
+    except BaseException:
+        held.give_back()
+        raise
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _leaving(
+    held: _Held[AsyncLeaseClient, AsyncLease], kind: object, *_: object
+) -> Coroutine[Any, Any, None]:
+    """The coroutine that leaves; the statement keeps it, and what it holds, from here on."""
+    leaving = _leave_async(held, kind)
+    held.unguard()
+    return leaving
+
+
+class AsyncBlock(_Block["AsyncLeaseClient", "AsyncLease"], AsyncContextDecorator):
+    """See `AsyncLeaseClient.lease`."""
+
+    async def __aenter__(self) -> AsyncLease:
+        """Acquire, and renew from here on."""
+        held, wait = self.held, self.held.client.wait_for(self._agent, self._ask)
+        held.enter(wait)
+        try:
+            held.lease = await held.client.attend(wait)
+            held.client.keep(held.lease)
+            return held.lease  # noqa: TRY300 - an interrupt at this step counts too
+        except BaseException as error:
+            if held.lease is None:
+                held.settle_if_decided(error)
+            else:
+                await _leave_async(held, type(error))
+            raise
+
+    if TYPE_CHECKING:
+
+        async def __aexit__(
+            self,
+            kind: type[BaseException] | None,
+            error: BaseException | None,
+            trace: TracebackType | None,
+        ) -> None: ...
+
+    else:
+        __aexit__ = _Leave(_leaving)

@@ -1,0 +1,389 @@
+"""Interrupted anywhere between before the call and after the block: nothing is left in the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+import redis
+
+import agent_sdk
+from agent_sdk import AsyncLeaseClient, LeaseClient, Store
+from tests.pools import device
+from tests.stores import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from tests.pools import Pool
+    from tests.servers import Server
+
+pytestmark = pytest.mark.filterwarnings(
+    # A socket whose connecting was interrupted is closed by the garbage collector, and where the
+    # interrupt strikes what the collector itself calls, Python only warns.
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+SOAK = bool(os.environ.get("GPU_BROKER_SOAK"))
+
+EVERY = 1 if SOAK else 41
+"""Of so many steps, one is interrupted."""
+
+OURS = str(Path(agent_sdk.__file__).parent)
+
+FRAMES = (OURS, str(Path(redis.__file__).parent)) if SOAK else (OURS,)
+"""Where steps are counted."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """What the tests interrupt by."""
+
+
+class TimeLimit(Exception):
+    """What a program's own time limit raises."""
+
+
+class Interrupt:
+    """Raises at the nth bytecode of the SDK's frames, and perhaps again, so many later.
+
+    Attributes:
+        steps: how many bytecodes were run.
+    """
+
+    def __init__(self, at: int, again: int = 0) -> None:
+        self.steps = 0
+        self._at = at
+        self._again = again
+
+    def __enter__(self) -> Self:
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(FRAMES):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            self.steps += 1
+            if self.steps == self._at:
+                self._at = self._again and self.steps + self._again
+                if self._at:
+                    sys.settrace(self._trace)  # raising ends it otherwise
+                raise Interrupted
+        return self._trace
+
+
+@pytest.fixture
+def client(server: Server, pool: Pool) -> Iterator[LeaseClient]:
+    """One device of 1000 MiB."""
+    pool.report((device("D0"),), deadline_ms=86_400_000)
+    with LeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1") as client:
+        warm = client.acquire("warm", memory_mb=1)
+        client.keep(warm)
+        client.release(warm)
+        yield client
+
+
+def nothing_left(client: LeaseClient) -> bool:
+    return not client.leases() and not client.queue()
+
+
+def at_every_step(story: Callable[[], object], again: int = 0) -> int:
+    """Run a story once per step that it has, interrupted there; how often it was."""
+    with Interrupt(0) as whole:
+        story()
+    struck = 0
+    for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
+        try:
+            with Interrupt(at, again):
+                story()
+        except Interrupted:
+            struck += 1
+    assert struck > whole.steps / EVERY / 2
+    return struck
+
+
+def test_block_interrupted_at_every_step_leaves_no_lease(client: LeaseClient) -> None:
+    """A lease without expiry is given back, wherever entering or leaving was interrupted."""
+
+    def story() -> None:
+        with client.lease("me", memory_mb=1, ttl_s=0):
+            pass
+
+    at_every_step(story)
+    until(lambda: nothing_left(client))
+    assert not client._keeper._kept
+
+
+def test_block_interrupted_twice_leaves_no_lease(client: LeaseClient) -> None:
+    """The second interrupt comes while the first is cleaned up after."""
+
+    def story() -> None:
+        with client.lease("me", memory_mb=1, ttl_s=0):
+            pass
+
+    for again in (3, 17, 60):
+        at_every_step(story, again + random.randrange(10))
+    until(lambda: nothing_left(client))
+    assert not client._keeper._kept
+
+
+def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: LeaseClient) -> None:
+    """Also while it waits in the line, with the device given to it in the middle."""
+    blocker = [client.acquire("blocker", memory_mb=900, ttl_s=0)]
+
+    def wait(*_: object) -> None:
+        client._inbox.wait = real  # type: ignore[method-assign] # once per story
+        client.release(blocker.pop())
+
+    real = client._inbox.wait
+
+    def story() -> None:
+        client._inbox.wait = wait  # type: ignore[method-assign] # the hint comes at once
+        with client.lease("me", memory_mb=900, ttl_s=0, wait_s=30):
+            pass
+
+    with Interrupt(0) as whole:
+        story()
+    for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
+        until(lambda: all(lease.agent == "blocker" for lease in client.leases()))
+        for lease in client.leases():
+            client.release(lease.token)
+        blocker[:] = [client.acquire("blocker", memory_mb=900, ttl_s=0)]
+        with contextlib.suppress(Interrupted), Interrupt(at):
+            story()
+    client._inbox.wait = real  # type: ignore[method-assign]
+    for lease in blocker:
+        client.release(lease.token)
+    until(lambda: nothing_left(client))
+
+
+def test_acquire_keep_release_interrupted_at_every_step_are_renewed_by_nobody(
+    client: LeaseClient,
+) -> None:
+    """What Python lost between two calls of the program ends by its ttl: no thread renews it."""
+    held: list[Any] = []
+
+    def story() -> None:
+        while held:  # what a story before this one was interrupted with
+            client.release(held[0])
+            held.pop()
+        held.append(client.acquire("me", memory_mb=1, ttl_s=1))
+        client.keep(held[0])
+        client.release(held[0])
+
+    at_every_step(story)
+    story()
+    assert not client._keeper._kept
+    until(lambda: client.reap() and nothing_left(client))
+
+
+def test_block_left_with_its_traceback_kept_gives_the_lease_back(client: LeaseClient) -> None:
+    """An interrupt on the first step of leaving, whose traceback a notebook keeps for ever."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if event == "call" and frame.f_code.co_name == "_leave":
+            raise Interrupted
+        return None
+
+    with pytest.raises(Interrupted) as kept, client.lease("me", memory_mb=1, ttl_s=0):
+        sys.settrace(trace)
+    sys.settrace(None)
+    names = {frame.f_code.co_name for frame, _ in _walk(kept.value)}
+    assert "_leave" in names
+    until(lambda: nothing_left(client))
+
+
+def _walk(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    trace = error.__traceback__
+    while trace:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
+
+
+@pytest.mark.parametrize("by", [Interrupted, TimeLimit])
+def test_block_struck_by_a_timer_at_any_moment_leaves_no_lease(
+    client: LeaseClient, by: type[BaseException]
+) -> None:
+    """A real signal, at moments that lie some 5 µs apart (in `make test`, fewer of them)."""
+
+    def handler(*_: object) -> None:
+        if armed:
+            raise by
+
+    armed, before, struck = False, signal.signal(signal.SIGALRM, handler), 0
+    try:
+        for delay_us in range(30, 3000, 5 if SOAK else 45):
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, delay_us / 1e6)
+                with client.lease("me", memory_mb=1, ttl_s=0):
+                    time.sleep(0.02)
+            except by:
+                struck += 1
+            finally:
+                armed = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert struck > 10
+    until(lambda: nothing_left(client))
+
+
+def test_release_interrupted_while_the_store_is_silent_happens_when_it_answers(
+    client: LeaseClient, server: Server
+) -> None:
+    """Of a block, and of a call by itself: the renewing thread goes on with it."""
+
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    def block() -> None:
+        with client.lease("block", memory_mb=1, ttl_s=0):
+            admin.client_pause(600, all=True)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+    alone = client.acquire("alone", memory_mb=1, ttl_s=0)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with server.connect() as admin:
+            with pytest.raises(Interrupted):
+                block()
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Interrupted):
+                client.release(alone)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    until(lambda: nothing_left(client))
+
+
+def test_block_in_an_exit_stack_or_as_a_decorator_is_left_as_any_other(
+    client: LeaseClient,
+) -> None:
+    """What asks the class for `__exit__`, and what enters one block per call."""
+    with contextlib.ExitStack() as stack:
+        lease = stack.enter_context(client.lease("stack", memory_mb=1))
+        assert [held.token for held in client.leases()] == [lease.token]
+    assert nothing_left(client)
+
+    @client.lease("decorated", memory_mb=1)
+    def work() -> int:
+        return len(client.leases())
+
+    assert (work(), work()) == (1, 1)
+    assert nothing_left(client)
+
+
+def test_block_is_entered_once_and_looking_at_it_gives_nothing_back(client: LeaseClient) -> None:
+    """Whoever asks for `__exit__` of a block that is entered does not end it."""
+    block = client.lease("me", memory_mb=1)
+    with block:
+        assert hasattr(block, "__exit__")
+        time.sleep(0.2)
+        assert len(client.leases()) == 1
+        with pytest.raises(RuntimeError, match="entered once"), block:
+            pass
+        assert len(client.leases()) == 1
+    assert nothing_left(client)
+
+
+def test_block_entered_by_hand_and_forgotten_is_given_back(client: LeaseClient) -> None:
+    """As a generator's would be: nobody can leave it any more."""
+    client.lease("me", memory_mb=1, ttl_s=0).__enter__()
+    until(lambda: nothing_left(client))
+
+
+async def _cancelled_at_every_await(
+    story: Callable[[], Any], again: int = 0, most: int = 5000
+) -> None:
+    """Cancel a story after so many turns of the loop, and perhaps a second time."""
+    for turns in range(most):
+        task = asyncio.create_task(story())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        over = task.done()
+        task.cancel()
+        for _ in range(again):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        if over and turns > 5:
+            return
+
+
+@pytest.mark.parametrize("again", [0, 1, 2, 5])
+async def test_async_block_cancelled_at_every_await_leaves_no_lease(
+    server: Server, client: LeaseClient, again: int
+) -> None:
+    """Entering, held for a moment, leaving; a second cancellation strikes the cleaning up."""
+    async with AsyncLeaseClient(
+        Store(server.url), pool=client.keys.pool_name, hostname="h1"
+    ) as tasks:
+
+        async def block() -> None:
+            async with tasks.lease("me", memory_mb=1, ttl_s=0):
+                await asyncio.sleep(0)
+
+        await _cancelled_at_every_await(block, again)
+        until(lambda: nothing_left(client))
+        assert not tasks._keeper._kept
+
+
+async def test_async_calls_cancelled_at_every_await_leave_nothing(
+    server: Server, client: LeaseClient
+) -> None:
+    """Acquire that is granted at once, one that waits, and release."""
+    async with AsyncLeaseClient(
+        Store(server.url), pool=client.keys.pool_name, hostname="h1"
+    ) as tasks:
+        held: list[Any] = []
+
+        async def release() -> None:
+            held[:] = [await tasks.acquire("me", memory_mb=1, ttl_s=0)]
+            tasks.keep(held[0])
+            await tasks.release(held[0])
+
+        await _cancelled_at_every_await(release)
+        until(lambda: nothing_left(client))
+        blocker = client.acquire("blocker", memory_mb=1000, ttl_s=0)
+
+        async def wait() -> None:
+            await tasks.acquire("me", memory_mb=1, ttl_s=0, wait_s=30)
+
+        await _cancelled_at_every_await(wait, most=60)
+        until(lambda: not client.queue())
+        client.release(blocker)
+        until(lambda: nothing_left(client))
+
+
+def test_async_block_whose_loop_is_gone_is_given_back(server: Server, client: LeaseClient) -> None:
+    """A coroutine that is closed after its loop has ended cannot wait for a release."""
+    tasks = AsyncLeaseClient(Store(server.url), pool=client.keys.pool_name, hostname="h1")
+
+    async def hold() -> None:
+        async with tasks.lease("me", memory_mb=1, ttl_s=0):
+            await asyncio.sleep(99)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(hold())
+    until(lambda: loop.run_until_complete(asyncio.sleep(0.01)) or client.leases())
+    coroutine = task.get_coro()
+    loop.run_until_complete(tasks.redis.aclose())
+    loop.close()
+    coroutine.close()
+    until(lambda: nothing_left(client))
+    tasks._keeper.close()
