@@ -12,7 +12,10 @@ files in the folder carry kernel locks (flock), which end with their holder howe
 """
 
 import fcntl
+import logging
 import os
+import re
+import socket as socketlib
 import stat
 import subprocess
 import time
@@ -25,13 +28,20 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from agent_sdk import aof
 from agent_sdk.keys import POOLS
 from agent_sdk.server_binary import ENVIRONMENT, EmbeddedError, ServerBinary, find_server
 from agent_sdk.trusted_path import foreign_link
 
+log = logging.getLogger(__name__)
+
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its closing NUL
 _POLL_S = 0.02
 _QUOTED_LINES = 10
+
+_BAD_AOF = re.compile(
+    r"(Bad file format|Unexpected end of file|Unknown command '.*') reading the append only file"
+)
 
 # An RDB preamble of Valkey 9 cannot be read by Redis 7: without it, installing another
 # server later does not cost the state.
@@ -64,6 +74,8 @@ class EmbeddedStore:
     ``server`` is started if nobody has; by default ``find_server()`` is asked at that
     moment, so joining needs no server program. Methods block. An instance is for one
     thread at a time; any number of instances, here or in other processes, share a folder.
+
+    ``began_anew``: this instance started the server without data that could not be read.
     """
 
     def __init__(self, state_dir: Path, *, server: ServerBinary | None = None) -> None:
@@ -71,6 +83,7 @@ class EmbeddedStore:
         self._log = self._folder / "redis.log"
         self._server = server
         self._users_fd: int | None = None
+        self.began_anew = False
 
     @property
     def socket(self) -> Path:
@@ -111,6 +124,18 @@ class EmbeddedStore:
                     self._users_fd = users
         return started
 
+    def refuses(self) -> bool:
+        """Whether no server listens: one that hangs or loads does. Costs a connect."""
+        with socketlib.socket(socketlib.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(str(self.socket))
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
+            except OSError:  # its backlog is full, say
+                return False
+        return False
+
     def leave(self, timeout_s: float = 10.0) -> bool:
         """Stop being a user; the last one ends the server, with its AOF on disk.
 
@@ -141,12 +166,20 @@ class EmbeddedStore:
     def _bring_up(self, deadline: float) -> bool:
         if self._answers(deadline):
             return False
-        log_from = self._launch(deadline)
-        if not self._answers(deadline):
-            lines = self._log.read_bytes()[log_from:].decode(errors="replace").splitlines()
-            tail = "\n".join(lines[-_QUOTED_LINES:]) or "nothing"
-            raise EmbeddedError(f"the embedded store died at its start; {self._log} says:\n{tail}")
-        return True
+        if done := aof.find_again(self._folder):
+            log.warning("the embedded store: %s", done)
+        for mend in (aof.cut, aof.set_aside, None):
+            log_from = self._launch(deadline)
+            if self._answers(deadline):
+                return True
+            said = self._log.read_bytes()[log_from:].decode(errors="replace")
+            if mend is None or not _BAD_AOF.search(said):
+                break
+            if done := mend(self._folder):
+                log.warning("the embedded store: %s", done)
+                self.began_anew |= mend is aof.set_aside
+        tail = "\n".join(said.splitlines()[-_QUOTED_LINES:]) or "nothing"
+        raise EmbeddedError(f"the embedded store died at its start; {self._log} says:\n{tail}")
 
     def _launch(self, deadline: float) -> int:
         """Start the server; return where its own lines begin in redis.log."""

@@ -64,7 +64,8 @@ def build_app(settings: Settings) -> FastAPI:
             deadline_s=CALL_DEADLINE_S,
             for_others=True,
         )
-        reporter = Reporter(client, source, settings)
+        anew = getattr(app.state, "store_began_anew", False)
+        reporter = Reporter(client, source, settings, pool_was_lost=anew)
         view = View(client, lambda: broker.about)
 
         def ticked(problem: str | None) -> None:

@@ -55,6 +55,9 @@ ESSENTIAL: Final = frozenset(
 )
 """What must be said of a device, and is of a form that nothing from outside can spoil."""
 
+FORGOTTEN: Final = "1"
+"""An epoch of no pool: they are microseconds since 1970."""
+
 WAIT_S: Final = 1.0
 """A report waits so long for a look at the devices; then it is a heartbeat."""
 
@@ -85,12 +88,25 @@ def source_of(settings: Settings) -> Source:
 class Reporter:
     """Reports one host's devices until cancelled.
 
+    Args:
+        client: of the pool.
+        source: of the devices.
+        settings: of this process.
+        pool_was_lost: a pool that is new now hears the holders of the one before it first.
+
     Attributes:
         sample: the last that the source gave, or None.
         sampled_at: when, on `local_now`'s clock.
     """
 
-    def __init__(self, client: AsyncLeaseClient, source: Source, settings: Settings) -> None:
+    def __init__(
+        self,
+        client: AsyncLeaseClient,
+        source: Source,
+        settings: Settings,
+        *,
+        pool_was_lost: bool = False,
+    ) -> None:
         self._client = client
         self._loading = Loading(client)
         self._source = source
@@ -104,7 +120,7 @@ class Reporter:
         self._every_s = settings.report_s
         self._draining = self._withdrawn = False
         self._hurry = asyncio.Event()
-        self._epoch = ""
+        self._epoch = FORGOTTEN if pool_was_lost else ""
         self._pool_ms = 0
         self._pool_ms_at = 0.0
         self.sample: Sample | None = None

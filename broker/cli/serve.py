@@ -25,6 +25,7 @@ from broker.deadline import UNREAD_S, DeadlineProtocol
 from broker.devices import DeviceSourceError
 from broker.inventory import source_of
 from broker.settings import Settings, SettingsError, load_settings
+from broker.store_keeper import kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         timeout_keep_alive=5,
     )
     try:
-        with _store(settings):
+        with _store(settings, app):
             Server(config, app).run(sockets=[listener])
     except EmbeddedError as error:
         say(f"gpu-broker serve: {error}", err=True)
@@ -93,17 +94,15 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
 
 
 @contextmanager
-def _store(settings: Settings) -> Iterator[None]:
+def _store(settings: Settings, app: FastAPI) -> Iterator[None]:
     """The embedded store for as long as we serve; the last who leaves it ends it."""
     if not settings.sdk.embedded:
         yield
         return
     store = EmbeddedStore(settings.sdk.state_dir)
-    store.start_or_join()
-    try:
+    with kept(store):
+        app.state.store_began_anew = store.began_anew
         yield
-    finally:
-        store.leave()
 
 
 class Server(uvicorn.Server):

@@ -51,7 +51,8 @@ def choose(
 
     `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
     else none. Under `safe_mode` no GPU is looked at: all but sim and scenario becomes none.
-    Nothing is imported, started or opened before the first sample. With `pcie`, NVML is asked for
+    Nothing is imported, started or opened before the first sample, but a scenario's file: one that
+    cannot be followed ends the start. With `pcie`, NVML is asked for
     the throughput of each GPU's bus every 30 s.
 
     Raises:
@@ -99,7 +100,11 @@ def _made_up(spec: str, host: str) -> Source | None:
     if spec == "scenario:":
         raise DeviceSourceError("GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml")
     if spec.startswith("scenario:"):
-        return ScriptedSource(Path(spec.removeprefix("scenario:")))
+        scripted = ScriptedSource(Path(spec.removeprefix("scenario:")))
+        # As a sample's error it would take the devices of whoever reports this host already.
+        if problem := scripted.problem():
+            raise DeviceSourceError(f"GPU_BROKER_DEVICES={spec!r}: {problem}")
+        return scripted
     if not spec.startswith("sim:"):
         return None
     try:

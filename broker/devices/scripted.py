@@ -66,6 +66,17 @@ class ScriptedSource:
             told = {uuid: self._told(uuid, (faults | gone).get(uuid)) for uuid in self._last}
             return self._sample(told, None)
 
+    def problem(self) -> str:
+        """Say why the file cannot be followed, in a sentence; empty: it can be. Starts nothing."""
+        with self._turn:
+            try:
+                self._look()
+            except OSError as error:
+                return f"{self._path} cannot be read: {text(error.strerror)}"
+            finally:
+                self._version = None
+            return f"{self._path}: {self._trouble}" if self._scenario is None else ""
+
     def close(self) -> None:
         """Nothing is held between samples."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.program import called
 from tests.servers import free_port, running
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "url": ([], {"REDIS_URL": "localhost:6379"}, "REDIS_URL"),
 }
 """Arguments, environment, and the word that must be in the sentence."""
+
+WRONG_TOO = (
+    ({"GPU_BROKER_DEVICES": "scenario:nope.yaml"}, "nope.yaml cannot be read"),
+    ({"GPU_BROKER_DEVICES": "scenario:/dev/null"}, "/dev/null"),
+    ({"GPU_BROKER_KEYS": "ann"}, "line 1 of the keys"),
+    ({"GPU_BROKER_KEYS_FILE": "/nope"}, "GPU_BROKER_KEYS_FILE"),
+    ({"GPU_BROKER_HOSTNAME": "a/b"}, "GPU_BROKER_HOSTNAME"),
+)
 
 
 def check_refused(process: subprocess.Popen[str], word: str) -> None:
@@ -103,6 +112,28 @@ def test_serve_twice_at_once_on_one_port_leaves_one(tmp_path: Path) -> None:
         for process in both:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("command", ["serve", "host"])
+def test_start_that_fails_touches_nothing_of_the_pool(
+    server: Server, tmp_path: Path, command: str
+) -> None:
+    """Beside a broker that serves: its GPUs stay as they are, and not a key of the pool changes."""
+    pool = {"REDIS_URL": server.url, "GPU_BROKER_POOL": f"untouched-{command}"}
+    with Broker(**GRANTING | pool) as broker, server.connect() as redis:
+        broker.wait()
+        held = broker.granted(min_memory_mb=10, ttl_s=600)
+        events = redis.xlen(f"gpu:{{untouched-{command}}}:events")
+        in_use = str(broker.port) if command == "serve" else "high"
+        wrong = [(settings, said) for _, settings, said in WRONG.values() if said != "--insecure"]
+        for settings, said in (*wrong, *WRONG_TOO, ({"GPU_ORCHESTRATOR_PORT": in_use}, in_use)):
+            given = {"GPU_BROKER_STATE_DIR": str(tmp_path / "s"), "GPU_BROKER_HOSTNAME": "h1"}
+            done = called(command, **pool | given | settings)
+            assert (done.returncode, done.stdout, said in done.stderr) == (2, "", True), settings
+        assert redis.xlen(f"gpu:{{untouched-{command}}}:events") == events
+        assert [gpu["state"] for gpu in broker.http.get("/gpu/info").json()["gpus"]] == ["ok"]
+        assert held["token"] in broker.allocations()
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.fixture(scope="module")
