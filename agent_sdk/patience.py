@@ -15,6 +15,7 @@ from redis.exceptions import (
     DataError,
     InvalidResponse,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -36,6 +37,7 @@ _NOT_NOW = {
     "MASTERDOWN": "it is a replica that has lost its primary",
     "MISCONF": "it cannot write to its disk, so it takes no writes",
     "MOVED": "another node of the Cluster has the pool (redis+cluster://, not redis://, finds it)",
+    "NOSCRIPT": "its scripts are flushed as fast as they are loaded",
     "NOREPLICAS": "too few of its replicas keep up, so it takes no writes",
     "READONLY": "it is a replica, and takes no writes",
     "TRYAGAIN": _MOVING,
@@ -134,6 +136,8 @@ def _not_now(error: RedisError) -> str | None:
     """Why a server did not execute the call, if it may do so soon."""
     said = _WORD.search(str(error))
     word = error.status_code or (said[1] if said else "")
+    if isinstance(error, NoScriptError):  # redis-py leaves the word out
+        word = "NOSCRIPT"
     return _NOT_NOW.get(word)
 
 

@@ -33,6 +33,7 @@ SAID = [
     ("MASTERDOWN Link with MASTER is down", "lost its primary"),
     ("BUSY Redis is busy running a script.", "a script keeps it busy"),
     ("NOREPLICAS Not enough good replicas to write.", "too few of its replicas"),
+    ("NOSCRIPT No matching script. Please use EVAL.", "flushed as fast"),
     ("MISCONF Errors writing to the AOF file: No space left", "cannot write to its disk"),
 ]
 """A line, and what is then told beside it."""
