@@ -101,14 +101,15 @@ def test_acquire_with_1_reply_in_20_lost_grants_each_token_once(
 
 
 class Delay:
-    """Holds one reply back for a second, once armed."""
+    """Holds one reply with that tag back for a second, once armed: others tell of other things."""
 
-    def __init__(self) -> None:
+    def __init__(self, tag: bytes) -> None:
         self.armed = threading.Event()
+        self._tag = tag
 
-    def __call__(self, _: bytes) -> bool:
+    def __call__(self, reply: bytes) -> bool:
         """Let every reply pass, the one after `armed` late."""
-        if self.armed.is_set():
+        if self.armed.is_set() and self._tag in reply:
             self.armed.clear()
             time.sleep(1)
         return True
@@ -137,7 +138,7 @@ def test_acquire_or_renew_with_a_reply_1_s_late_is_trusted_no_longer(
 ) -> None:
     """S7: trust counts from when the request left, so a late reply does not lengthen it."""
     pool.report((device("SIM-h1-0"),), deadline_ms=60_000)
-    delay = Delay()
+    delay = Delay(b"GRANTED" if verb == "acquire" else b"RENEWED")
     with Proxy(server.port, delay) as proxy:
         client, direct = connect(proxy.url, timeout_s=3), connect()
         know_the_server(client)
@@ -160,7 +161,7 @@ def test_acquire_repeated_after_a_late_reply_learns_what_is_left(
 ) -> None:
     """A call that timed out is repeated with its token: the same lease, and only its rest."""
     pool.report((device("SIM-h1-0"),), deadline_ms=60_000)
-    delay = Delay()
+    delay = Delay(b"GRANTED")
     with Proxy(server.port, delay) as proxy:
         client, direct = connect(proxy.url, timeout_s=0.5), connect()
         know_the_server(client)
