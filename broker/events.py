@@ -9,9 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - redis-py's name for it
+    NoPermissionError,
+    RedisError,
+    TimeoutError,  # noqa: A004 - redis-py's name for it
+)
 
-from agent_sdk.errors import LeaseError
+from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError
 from agent_sdk.events import START, Event, News, Tail, order
 
 if TYPE_CHECKING:
@@ -30,6 +35,8 @@ ANSWER_S: Final = 2.0
 
 RETRY_S: Final = 0.5
 
+RIGHTS: Final = "+xread +xrange +xrevrange"
+
 KEPT: Final = 10_000
 """Events in memory: as many as the stream keeps."""
 
@@ -41,6 +48,9 @@ LOOK_S: Final = 5.0
 
 LOAD_S: Final = 1.0
 """How long one who follows waits for what happened before the start."""
+
+AWAY_S: Final = 5.0
+"""For how long it cannot be read until those who follow are told."""
 
 CATCH_UP_S: Final = 1.0
 """How long one may lag behind the replica that a client comes from."""
@@ -84,12 +94,22 @@ class Feed:
         self._news = asyncio.Event()
         self._loaded = asyncio.Event()
         self._looked_at = -LOOK_S
+        self._failure = ""  # why it is not read; empty: it is
+        self._kinds: set[type[Exception]] = set()  # of reasons that were said
+        self._told_at = 0.0  # when those who follow are told, on the loop's clock
         self.places: dict[str, Place] = {}
 
     @property
     def end(self) -> int:
         """The position after the newest event."""
         return self._first + len(self._events)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the stream cannot be read, and what it needs; None: it can, or is away a moment."""
+        if self._failure and asyncio.get_running_loop().time() >= self._told_at:
+            return self._failure
+        return None
 
     async def loaded(self) -> bool:
         """Whether it is known what happened before the start; waits a second for it."""
@@ -109,9 +129,10 @@ class Feed:
                         tail = Tail(self._client.keys, before[-1].id if before else START)
                         await self._load(before)
                     news = tail.take(await _ask(redis, tail.ask(round(BLOCK_S * 1000))))
+                    self._is_read()
                     await self._hear(news, tail.last)
                 except (RedisError, LeaseError) as error:
-                    log.debug("the stream cannot be read: %s", error)
+                    self._is_not_read(error)
                     await asyncio.sleep(RETRY_S)
                 except Exception:
                     # The tail is past it: whatever it is, it does not keep us from what follows.
@@ -119,6 +140,26 @@ class Feed:
                     await asyncio.sleep(RETRY_S)
         finally:
             await redis.aclose()
+
+    def _is_read(self) -> None:
+        if self._failure:
+            self._failure, self._kinds = "", set()
+            log.info("the pool's events are read again, and none was missed")
+            self.wake()
+
+    def _is_not_read(self, error: Exception) -> None:
+        """Say so once for each kind of reason; it is tried again until it can be read."""
+        failure = f"the pool's events cannot be read: {error}"
+        if isinstance(error, NoPermissionError | Denied):
+            failure += f"; the broker's user needs {RIGHTS} on ~{self._client.keys.base}*"
+        if not self._failure:
+            passes = isinstance(error, ConnectionError | TimeoutError | BrokerUnavailable)
+            self._told_at = asyncio.get_running_loop().time() + (AWAY_S if passes else 0)
+        if type(error) not in self._kinds:
+            self._kinds.add(type(error))
+            log.warning("%s; until then /events and the page stand still", failure)
+        self._failure = failure
+        self.wake()
 
     async def _load(self, before: Sequence[Event]) -> None:
         """What happened before the start, for those who come back and for the last hour's plots."""
@@ -203,7 +244,7 @@ class Feed:
 
 async def until_set(event: asyncio.Event, seconds: float) -> None:
     """Until the event is set, or for so long."""
-    with suppress(TimeoutError):
+    with suppress(asyncio.TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
 

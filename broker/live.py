@@ -64,7 +64,8 @@ async def follow_events(
 
     From now on; or, with `Last-Event-ID` (or `after`), from the one after that: nothing is missed
     and nothing comes twice, at whichever replica. Where that is impossible, and first with
-    `snapshot`, comes `reset`: the whole pool, with all up to the id in it.
+    `snapshot`, comes `reset`: the whole pool, with all up to the id in it. While the store's stream
+    cannot be read, `problem` says why; once it can, `problem` is null, and what was missed comes.
     """
     feed, seen = broker.feed, last_event_id or after
     if not await feed.loaded():
@@ -136,8 +137,12 @@ async def _follow(
 ) -> AsyncIterator[bytes]:
     """Everything from a position on; None: first a reset."""
     feed, whole = broker.feed, who.is_at_least("operator")
+    told: str | None = None
     yield _frame(retry=RETRY_MS)
     while broker.serves(who):
+        if feed.problem != told:
+            told = feed.problem
+            yield _frame(json.dumps({"problem": told}), "problem", feed.last_id)
         found = None if position is None else feed.since(position, CHUNK)
         if position is None or found is None:
             reset = await _snapshot(broker, who, whole=whole)

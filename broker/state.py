@@ -89,7 +89,7 @@ class Broker:
             "version": __version__,
             "host": self.settings.sdk.hostname,
             "safe_mode": self.safe_mode,
-            "problem": self.ticker.problem,
+            "problem": self.ticker.problem or self.feed.problem,
         }
 
     async def decide_safe_mode(self) -> None:

@@ -211,6 +211,28 @@ def test_store_that_lost_its_memory_is_a_gap(tmp_path: Path) -> None:
             assert stream.until("drained")[-1].data["host"] == "h1"
 
 
+def test_feed_that_may_not_read_says_what_it_needs_and_goes_on_when_it_may(own: Server) -> None:
+    """A right that is taken away: who follows is told, also on the page; then nothing is missed."""
+    rights = ["~gpu:{*", "+@all"]
+    with own.connect() as admin:
+        admin.execute_command("ACL", "SETUSER", "feeder", "on", ">secret", *rights)
+        url = own.url.replace("redis://", "redis://feeder:secret@")
+        settings = GRANTING | {"GPU_BROKER_POOL": "feed"}
+        with Broker(**settings, REDIS_URL=url) as broker, following(broker.wait()) as stream:
+            admin.execute_command("ACL", "SETUSER", "feeder", "-xread")
+            (told,) = stream.until("problem")[-1:]
+            assert "+xread" in told.data["problem"]
+            token = broker.granted(min_memory_mb=100)["token"]
+            with following(broker, "/live") as page:
+                assert "+xread" in page.take(1)[0].data["rows"]["broker"]["broker"]["problem"]
+            admin.execute_command("ACL", "SETUSER", "feeder", "+xread")
+            assert stream.until("problem")[-1].data == {"problem": None}
+            assert stream.take(1)[0].data["token"] == token
+            said = [line for line in broker.said().splitlines() if "+xread" in line]
+            assert len(said) == 1
+        admin.execute_command("ACL", "DELUSER", "feeder")
+
+
 def test_restart_of_the_broker_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """SIGKILL in the middle of traffic, the same port again, Last-Event-ID: the stream, exactly."""
     with running() as server, server.connect() as store:
