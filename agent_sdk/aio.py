@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
@@ -253,7 +254,8 @@ class AsyncLeaseClient(Door["Redis"]):
         await self._inbox.close()
         await self._calls.close()
         await asyncio.to_thread(self._keeper.close)
-        await self.redis.aclose()
+        with suppress(RuntimeError):  # a connection of a loop that is closed has gone with it
+            await self.redis.aclose()
 
     async def __aenter__(self) -> Self:
         """Close at the end of the block."""

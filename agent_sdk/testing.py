@@ -1,18 +1,20 @@
 """A pool for the tests of those who use the SDK: a real store, simulated devices.
 
+pytest has the fixture `gpu_broker` of the plugin `pytest_gpu_broker`. Elsewhere, or with other
+devices:
+
 ```python
-from agent_sdk.testing import broker  # a pytest fixture; import it into conftest.py
-
-
-def test_analyst_gets_a_gpu(broker):
-    with broker.client.lease("analyst", memory_mb=8192) as lease:
+with running_broker(devices=4, memory_mb=81920) as pool, pool.environment():
+    with LeaseClient.from_env().lease("analyst", memory_mb=8192) as lease:
         assert lease.memory_mb == 8192
 ```
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOST = "test-host"
+
+OURS = ("GPU_BROKER_", "GPU_ORCHESTRATOR_", "GPU_LEASE_")
+"""Beginnings of the variables that would lead somewhere else."""
+
+LONGEST_FOLDER = 80
+"""Bytes of a folder's path in which a unix socket has room."""
 
 DEADLINE_MS = 86_400_000
 """No reporter follows: the devices must last as long as any test does."""
@@ -50,6 +58,31 @@ class TestBroker:
     host: str
     client: LeaseClient
 
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """Send whoever asks the environment to this pool: `from_env`, the CLI, child processes.
+
+        The HTTP client finds no broker, and so no GPU. What was made before, as a client at the
+        import of a module, stays where it is.
+        """
+        before = dict(os.environ)
+        for name in before:
+            if name.startswith(OURS) or name in {"REDIS_URL", "SAFE_MODE"}:
+                del os.environ[name]
+        # Bound, and listened to by none: connections are refused at once.
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            os.environ |= {
+                "REDIS_URL": self.url,
+                "GPU_BROKER_HOSTNAME": self.host,
+                "GPU_ORCHESTRATOR_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+            }
+            try:
+                yield
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+
 
 @contextmanager
 def running_broker(devices: int = 2, memory_mb: int = 24576) -> Iterator[TestBroker]:
@@ -58,7 +91,7 @@ def running_broker(devices: int = 2, memory_mb: int = 24576) -> Iterator[TestBro
     Raises:
         EmbeddedError: there is no server to start; the message names both ways to get one.
     """
-    folder = Path(tempfile.mkdtemp(prefix="gpu-broker-"))
+    folder = _folder()
     store = EmbeddedStore(folder)
     try:
         store.start_or_join()
@@ -72,9 +105,15 @@ def running_broker(devices: int = 2, memory_mb: int = 24576) -> Iterator[TestBro
 
 @pytest.fixture
 def broker() -> Iterator[TestBroker]:
-    """Two simulated GPUs of 24 GiB on a store of their own."""
-    with running_broker() as running:
+    """The fixture `gpu_broker` by the name that a conftest.py imports it under."""
+    with running_broker() as running, running.environment():
         yield running
+
+
+def _folder() -> Path:
+    """A new folder, below /tmp where TMPDIR is too long for a socket's path."""
+    short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
+    return Path(tempfile.mkdtemp(prefix="gpu-broker-", dir=None if short else "/tmp"))  # noqa: S108 - mkdtemp makes it, for us alone
 
 
 def _report(client: LeaseClient, devices: int, memory_mb: int) -> None:

@@ -77,8 +77,16 @@ def test_wheel_has_the_scripts_the_types_and_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     lua = {str(p.relative_to(ROOT / "lua")) for p in (ROOT / "lua").rglob("*.lua")}
     assert {f"agent_sdk/lua/{name}" for name in lua} <= names
-    assert {"agent_sdk/py.typed", "broker/py.typed"} <= names
+    assert {"agent_sdk/py.typed", "broker/py.typed", "pytest_gpu_broker.py"} <= names
     assert not [n for n in names if n.startswith(("tests", "scripts", "lua/"))]
+
+
+def test_wheel_registers_its_pytest_plugin(wheel: Path) -> None:
+    """By a name that is no package of it: the fixture is there without an import."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/entry_points.txt"))
+        declared = archive.read(name).decode()
+    assert "[pytest11]\npytest_gpu_broker = pytest_gpu_broker\n" in declared
 
 
 def test_wheel_requires_redis_and_click_alone(wheel: Path) -> None:

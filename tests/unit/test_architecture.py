@@ -35,8 +35,9 @@ OWNERS = {
 }
 """The only modules that may import these, at any time."""
 
-ENVIRONMENT = {"agent_sdk/settings.py"}
-"""The only modules that may touch os.environ by name; pydantic-settings reads the broker's."""
+ENVIRONMENT = {"agent_sdk/settings.py", "agent_sdk/testing.py"}
+"""The only modules that may touch os.environ by name; pydantic-settings reads the broker's. The
+second writes it, for the code under test."""
 
 
 def sources(package: str) -> list[Path]:
