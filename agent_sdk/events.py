@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
-    "waiting", "offered", "withdrawn", "kept", "left", "lapsed", "cooled", "revoke", "drained",
-    "undrained", "policy", "closed", "adopted", "found", "settled", "quarantined", "returned",
-    "xid", "process_ended",
+    "waiting", "offered", "withdrawn", "kept", "reservation_ended", "left", "lapsed", "cooled",
+    "revoke", "drained", "undrained", "policy", "closed", "adopted", "found", "settled",
+    "quarantined", "returned", "xid", "process_ended",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

@@ -43,8 +43,9 @@ local q = {
   host = ARGV[10] == '*' and '*' or word(10, 'host', '^[%w._ -]+$', 64),
   model = ARGV[11] == '*' and '*' or word(11, 'model', '^[%w._ -]+$', 64),
   placement = choice(12, 'placement', 'spread', 'pack'),
+  max_hold_ms = int(8, 'max_hold_ms', 0, 9999999999999),
 }
-local ttl_ms, max_hold_ms = int(7, 'ttl_ms', 0, 604800000), int(8, 'max_hold_ms', 0, 9999999999999)
+local ttl_ms, max_hold_ms = int(7, 'ttl_ms', 0, 604800000), q.max_hold_ms
 if ttl_ms > 0 and ttl_ms < 1000 then S.bad = S.bad or 'ttl_ms' end
 local priority = int(9, 'priority', 0, 9)
 local or_cpu = choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
@@ -95,7 +96,8 @@ if call('EXISTS', record, done) > 0 then
   wait_until_ms = tonumber(v[9])
   if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
     local place = call('ZRANK', P .. 'line:' .. v[8], token)
-    if place and place > 0 then   -- behind others a poll is a heartbeat and no more
+    local more = v[11] or max_hold_ms > 0 and call('EXISTS', P .. 'backfill') == 1
+    if place and place > 0 and not more then   -- behind others a poll is a heartbeat and no more
       B.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
@@ -132,14 +134,19 @@ elseif B.agent(q.agent).leases >= pool.max_leases_per_agent then
 elseif pool.waiting > 0 and B.line.comes_first(q) then
   why = 'no_capacity'
 else
-  devices, why = B.pick(q, pool.max_memory_per_agent_mb - B.agent(q.agent).mb)
+  local a = B.agent(q.agent)
+  devices, why = B.pick(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
   tried = true
+end
+if not devices and max_hold_ms > 0 and S.pool.waiting > 0 and (why == 'no_capacity' or why == 'agent_cap') then
+  devices = B.line.backfill(q, B.waiters.room(q.agent, waiter and waiter.reservation_mb))
+  why = not devices and why or nil
 end
 
 if not devices then
   local never = nil
   if why == 'no_capacity' or why == 'agent_cap' then
-    never = not (place and place > 0) and B.whole_devices.unfit(q)
+    never = not (place and place > 0) and B.whole_devices.unfit(q, pool.max_memory_per_agent_mb)
     if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then never = 'agent_cap' end
     why = never or why
     if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then
@@ -149,7 +156,7 @@ if not devices then
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
     if waiter or not B.waiters.full(q.agent) then
       place = place or B.waiters.join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
-        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.agent(q.agent).leases > 0)
+        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.waiters.holds(q.agent))
       B.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
@@ -173,7 +180,7 @@ local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, S.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then B.waiters.leave(waiter) end
+  if waiter then B.waiters.leave(waiter, false, true) end
   local sum
   taken, sum = B.take(q, devices)
   B.add_to_agent(q.agent, sum, 1)

@@ -30,7 +30,7 @@ end
 for _, uuid in ipairs(ids) do
   local d = B.device(uuid)
   if d then
-    if d.kept_for ~= '' then B.waiters.unkept(d) end
+    if d.kept_for ~= '' then B.reservations.cancel_on(d) end
     d.drained = text(drained)
     local quarantine = drained == 0 and call('HGET', P .. 'device:' .. uuid, 'quarantine') or ''
     if quarantine ~= '' then

@@ -33,7 +33,8 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
     'allow_fractional_shares', 1, 'default_memory_mb', 2048, 'max_leases_per_agent', 256, 'policy_version', 1,
     'window_until_ms', 0, 'leap_from_ms', 0, 'kill_on_oom', 0, 'expiry_grace_s', 5, 'max_waiters_per_agent', 256,
     'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe', 'orphan_action', 'observe',
-    'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '')
+    'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '',
+    'reservation_idle_s', 60)
   B.event('pool_created', 'host', host)
 end
 local unready = begin()

@@ -14,6 +14,7 @@ local FIELDS = {   -- the least and the most of each
   kill_on_oom = { 0, 1 }, default_memory_mb = { 1, 9999999999999 }, expiry_grace_s = { 0, 3600 },
   max_leases_per_agent = { 1, 1000000 }, max_waiters_per_agent = { 1, 1000000 },
   idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0, 9999999999999 },
+  reservation_idle_s = { 0, 604800 },
 }
 local ACTIONS = { observe = true, notify = true, enforce = true }
 local XID_ACTIONS = { ignore = true, suspect = true, probe = true, hold = true }

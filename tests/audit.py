@@ -139,6 +139,8 @@ def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:
             sums[f"{record['agent']}#leases"] += 1
         elif record["state"] == "waiting":
             sums[f"{record['agent']}#waiters"] += 1
+            if reserved_mb := int(record.get("reservation_mb", 0)):
+                sums[f"{record['agent']}#reserved"] += reserved_mb
     actual: Any = client.hgetall(keys.agents)
     assert {name: int(value) for name, value in actual.items()} == sums, "S2: agents"
 

@@ -21,6 +21,11 @@ ORDINARY = {
 }  # fmt: skip
 """A policy that nobody changed: after a change S11 holds from each waiter's next poll."""
 
+RESERVATION = {
+    "reservation_mb", "reservation_since_ms", "reservation_until_ms", "reservation_fence",
+}  # fmt: skip
+"""What a record has as long as devices are reserved for it."""
+
 
 def audit_line(
     client: redis.Redis, keys: Keys, names: list[str], records: Rows, devices: Rows
@@ -45,7 +50,7 @@ def audit_line(
         assert rank == int(r["rank"]), f"{token} has another rank"
     firsts = {want: members[0] for want, members in lines.items()}
     assert _wants(client, base, names) == {want: rank for want, (_, rank) in firsts.items()}
-    _audit_kept(waiters, devices)
+    _audit_kept(waiters, devices, client.zrange(f"{base}:backfill", 0, -1, withscores=True))
     freed: Any = client.zrange(f"{base}:freed", 0, -1)
     assert waiters or not freed, "nobody waits, yet there is a worklist"
     if all(pool.get(name) == value for name, value in ORDINARY.items()):
@@ -53,7 +58,10 @@ def audit_line(
         open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in freed}
         for want, (token, _) in firsts.items():
             r = waiters[token]
-            room_mb = int(pool["max_memory_per_agent_mb"]) - int(sums.get(r["agent"], 0))
+            others_mb = int(sums.get(f"{r['agent']}#reserved", 0)) - int(r.get("reservation_mb", 0))
+            room_mb = (
+                int(pool["max_memory_per_agent_mb"]) - int(sums.get(r["agent"], 0)) - others_mb
+            )
             free = f"want:{want}" in freed or not fits(token, r, open_devices, room_mb)
             assert free, f"S11: {token} waits, and fits"
 
@@ -79,7 +87,7 @@ def _wants(client: redis.Redis, base: str, names: list[str]) -> dict[str, float]
     return found
 
 
-def _audit_kept(waiters: Rows, devices: Rows) -> None:
+def _audit_kept(waiters: Rows, devices: Rows, backfill: list[tuple[str, float]]) -> None:
     kept = {uuid: d["kept_for"] for uuid, d in devices.items() if d["kept_for"]}
     for uuid, token in kept.items():
         assert uuid in waiters[token]["kept"].split(","), f"{uuid} is kept for {token}"
@@ -88,6 +96,9 @@ def _audit_kept(waiters: Rows, devices: Rows) -> None:
     for token, r in waiters.items():
         for uuid in filter(None, r.get("kept", "").split(",")):
             assert kept.get(uuid) == token, f"{token} keeps {uuid} no more"
+        terms = {name for name in r if name in RESERVATION}
+        assert terms == (RESERVATION if r.get("kept") else set()), f"{token} has {terms}"
+    assert {uuid for uuid, _ in backfill} <= kept.keys(), "what nobody reserves may be borrowed"
 
 
 def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> bool:

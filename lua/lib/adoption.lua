@@ -30,7 +30,7 @@ function B.adopt(token, fence, claim, waits, whose)
 
   for _, each in ipairs(held) do
     local d = each.d
-    if d.kept_for ~= '' then B.waiters.unkept(d) end
+    if d.kept_for ~= '' then B.reservations.cancel_on(d) end
     d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
     call('SADD', P .. 'holders:' .. d.uuid, token)

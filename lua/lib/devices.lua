@@ -15,7 +15,7 @@
 local IDLE_FOREIGN_MB = 512   -- what a driver and a desktop use on a GPU that nobody works on
 
 -- What the device has left, what it could take (a share, a lease of the whole), and which placement keys it belongs in: one
--- that is kept for a waiter is in none, whatever it could take.
+-- that is reserved for a waiter is in none, whatever it could take.
 local function settle(d)
   local room = d.total_mb - d.reserve_mb - d.reserved_mb - d.withheld_mb - d.foreign_mb
   local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.kept_for == ''
@@ -29,12 +29,13 @@ end
 function B.device(uuid, ...)
   if S.devices[uuid] then return S.devices[uuid] end
   local v = call('HMGET', P .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'reserve_mb', 'reserved_mb',
-    'withheld_mb', 'foreign_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name', ...)
+    'withheld_mb', 'foreign_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name',
+    'reservable_ms', ...)
   if not v[1] then return nil end
   local d = {
     uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, reserve_mb = v[4] + 0, reserved_mb = v[5] + 0,
     withheld_mb = v[6] + 0, foreign_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], kept_for = v[10], state = v[11],
-    drained = v[12], index = v[13], name = v[14],
+    drained = v[12], index = v[13], name = v[14], reservable_ms = (v[15] or 0) + 0,
     free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
     behind = false, leased = false,
   }
@@ -48,7 +49,7 @@ end
 function B.index(d)
   local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
   settle(d)
-  if S.pool.waiting > 0 then   -- also of one that is kept: its keeper is looked for
+  if S.pool.waiting > 0 then   -- also of one that is reserved: for whom is looked up
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
     local whole = d.empty and (not empty or d.free_mb < free_mb)   -- less may be within a cap now
     local share = d.sharable and not sharable

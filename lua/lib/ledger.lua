@@ -2,14 +2,14 @@
 --
 -- record:<token>   the lease as it stands        done:<token>   how it ended, for late duplicates of its calls
 -- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no field once both are 0;
---                  <agent>#waiters -> how many wait; no field at 0
+--                  <agent>#waiters -> how many wait, <agent>#reserved -> MiB reserved for them; no field at 0
 
 local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
 
 -- What a repeated acquire needs of a record.
 function B.asked(record)
   return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
-    'wait_until_ms', 'owner')
+    'wait_until_ms', 'owner', 'kept')
 end
 
 -- What renew needs of it.
@@ -18,17 +18,17 @@ function B.read(record)
     'notice')
 end
 
--- What the agent holds, MiB and leases, and how many of its requests wait.
+-- What the agent holds, MiB and leases, how many of its requests wait, and what is reserved for them.
 function B.agent(agent)
   local a = S.agents[agent]
   if a then return a end
   local v
   if S.pool.waiting > 0 then
-    v = call('HMGET', P .. 'agents', agent, agent .. '#leases', agent .. '#waiters')
+    v = call('HMGET', P .. 'agents', agent, agent .. '#leases', agent .. '#waiters', agent .. '#reserved')
   else
     v = call('HMGET', P .. 'agents', agent, agent .. '#leases')
   end
-  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0 }
+  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0, reserved_mb = (v[4] or 0) + 0 }
   S.agents[agent] = a
   return a
 end
@@ -36,6 +36,11 @@ end
 function B.add_to_agent(agent, mb, leases)
   local a = B.agent(agent)
   a.mb, a.leases, a.held = a.mb + mb, a.leases + leases, true
+end
+
+function B.count_reserved(agent, mb)
+  local a = B.agent(agent)
+  if mb ~= 0 then a.reserved_mb, a.reserved = math.max(0, a.reserved_mb + mb), true end
 end
 
 -- Write what has become of the agents that this script touched.
@@ -50,7 +55,14 @@ function B.flush_agents()
     if a.waited and a.waiters > 0 then
       call('HSET', key, agent .. '#waiters', text(a.waiters))
     elseif a.waited then
-      call('HDEL', key, agent .. '#waiters')
+      call('HDEL', key, agent .. '#waiters', agent .. '#reserved')
+    end
+    if a.waited and a.waiters == 0 then
+      a.reserved = false
+    elseif a.reserved and a.reserved_mb > 0 then
+      call('HSET', key, agent .. '#reserved', text(a.reserved_mb))
+    elseif a.reserved then
+      call('HDEL', key, agent .. '#reserved')
     end
   end
 end

@@ -51,18 +51,44 @@ function whole.pick(q, room_mb)
   return nil, why
 end
 
--- Why nothing that is registered could ever hold q, or nil. fits:* changes with reports alone.
-function whole.unfit(q)
+-- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it does not.
+local function whole_mb(d)
+  return d.total_mb - d.reserve_mb - (d.foreign_mb <= IDLE_FOREIGN_MB and math.max(0, d.foreign_mb) or 0)
+end
+
+-- The least that q could ever count against its agent's cap, of those that are listed in `fits:<of>`; nil: they are too few.
+local function least_mb(q, of, cap_mb)
+  local key, least, sum = P .. 'fits:' .. of, text(q.memory_mb), 0
+  local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices), 'WITHSCORES')
+  if #found < 2 * q.devices then return nil end
+  for i = 2, #found, 2 do sum = sum + found[i] end
+  if sum <= cap_mb or sum > cap_mb + q.devices * IDLE_FOREIGN_MB then return sum end
+  local sizes = {}   -- what is used on them without a lease decides
+  for _, uuid in ipairs(call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', HOST_DEVICES)) do
+    local d = B.device(uuid)
+    if d then sizes[#sizes + 1] = whole_mb(d) end
+  end
+  if #sizes < q.devices then return nil end
+  table.sort(sizes)
+  sum = 0
+  for i = 1, q.devices do sum = sum + sizes[i] end
+  return sum
+end
+
+-- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports alone. `cap_mb`: of an agent.
+function whole.unfit(q, cap_mb)
   if q.model ~= '*' and not call('ZSCORE', P .. 'models', q.model) then return 'model_unknown' end
   if q.host ~= '*' and call('ZCARD', P .. 'fits:host/' .. q.host) == 0 then return 'host_unknown' end
-  if q.devices == 1 and (q.host == '*' or q.model == '*') then
-    if call('ZCOUNT', P .. 'fits:' .. B.selector(q), q.memory_mb, '+inf') > 0 then return nil end
-    return 'never_fits'
+  if q.memory_mb * q.devices > cap_mb then cap_mb = NEVER end   -- that is told by the caller, below what never fits
+  local alone, why = B.whole(q), 'never_fits'
+  local groups = q.devices == 1 and (q.host == '*' or q.model == '*') and { B.selector(q) }
+  for _, group in ipairs(groups or whole.groups(q, 'hosts:')) do
+    local of = groups and group or 'host/' .. group
+    local least = alone and least_mb(q, of, cap_mb)
+    if not alone and call('ZCOUNT', P .. 'fits:' .. of, q.memory_mb, '+inf') > 0 or least and least <= cap_mb then return nil end
+    if least then why = 'agent_cap' end
   end
-  for _, group in ipairs(whole.groups(q, 'hosts:')) do
-    if call('ZCOUNT', P .. 'fits:host/' .. group, q.memory_mb, '+inf') >= q.devices then return nil end
-  end
-  return 'never_fits'
+  return why
 end
 
 -- The devices that q gets now, or nil and why not. room_mb is what the agent's cap leaves it.
@@ -92,6 +118,7 @@ function B.take(q, devices)
     if alone then d.exclusive = q.token end
     d.mb, d.reserved_mb, d.leases, sum = text(mb), d.reserved_mb + mb, d.leases + 1, sum + mb
     d.leased = true
+    if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then B.reservations.unsure(d.kept_for) end
     call('SADD', P .. 'holders:' .. d.uuid, q.token)
     B.index(d)
     taken[i] = d.uuid .. '=' .. d.mb

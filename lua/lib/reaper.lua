@@ -25,7 +25,7 @@ local function lose_host(host)
   for _, uuid in ipairs(call('SMEMBERS', P .. 'devices:' .. host)) do
     local d = B.device(uuid)
     if d and d.host == host then
-      if d.kept_for ~= '' then B.waiters.unkept(d) end
+      if d.kept_for ~= '' then B.reservations.cancel_on(d) end
       touched, d.state = touched + 1, 'away'
       call('HSET', P .. 'device:' .. uuid, 'state', 'away')
       B.index(d)

@@ -115,7 +115,7 @@ function B.accept(host, said, sampled_ms)
   local d = known or new_device(said.uuid, host)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
-  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.waiters.unkept(d) end
+  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.reservations.cancel_on(d) end
   if known and elsewhere then unregister(d) end
   if (not known or d.host ~= host) and call('HGET', P .. 'host:' .. host, 'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too

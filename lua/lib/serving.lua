@@ -26,7 +26,7 @@ local function candidates(entry)
   local found = { at = 1, d = d }
   if not d then return found end
   local keeper = d.kept_for ~= '' and waiters.read(d.kept_for) or nil
-  if d.kept_for ~= '' and not keeper then waiters.unkept(d) end   -- its record was removed by hand
+  if d.kept_for ~= '' and not keeper then B.reservations.cancel_on(d) end   -- its record was removed by hand
   local last = keeper and keeper.rank + 0 or NEVER
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
     local wants = waiters.wants(of)

@@ -7,8 +7,7 @@
 --   wants:<host>/<model>    want -> rank of its first
 --   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
--- A device may be kept for a waiter (`kept_for` of the device, `kept` of the record): then nobody behind it gets it. Who is
--- next, and what is on `freed`, is lib/serving.lua's.
+-- A device may be reserved for a waiter: lib/reservations.lua. Who is next, and what is on `freed`, is lib/serving.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
@@ -50,17 +49,20 @@ end
 -- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.
 function waiters.read(token)
   local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'want', 'rank', 'joined_ms', 'client',
-    'kept', 'devices', 'state', 'policy_version')
+    'kept', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
+    'reservation_seen')
   if not v[1] then return nil end
   local asked = {}
   for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
   local q = {
     token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]), exclusive = asked[3] == '1',
-    host = asked[7], model = asked[8], placement = asked[9],
+    max_hold_ms = asked[5] + 0, host = asked[7], model = asked[8], placement = asked[9],
   }
   return {
     token = token, agent = v[1], q = q, want = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
     kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
+    reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]), reservations = (v[14] or 0) + 0,
+    reserves_ms = (v[15] or 0) + 0, reservation_seen = (v[16] or 0) + 0,
   }
 end
 
@@ -107,6 +109,7 @@ end
 local function count_waiters(agent, by)
   local a = B.agent(agent)
   set_pool('waiting', S.pool.waiting + by)
+  if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end   -- an older version may have left something there
   a.waiters, a.waited = a.waiters + by, true
   if S.pool.waiting > 0 then return end
   S.work = {}
@@ -114,42 +117,10 @@ local function count_waiters(agent, by)
   S.stored = {}
 end
 
--- Let what was kept for a waiter be had by all.
-function waiters.unkeep(w)
-  if w.kept == '' then return end
-  call('HDEL', P .. 'record:' .. w.token, 'kept')
-  for uuid in string.gmatch(w.kept, '[^,]+') do
-    local d = B.device(uuid)
-    if d and d.kept_for == w.token then
-      d.kept_for = ''
-      call('HSET', P .. 'device:' .. uuid, 'kept_for', '')
-      B.index(d)
-    end
-  end
-  w.kept = ''
-end
-
--- Keep a device for nobody any more.
-function waiters.unkept(d)
-  waiters.unkeep(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
-end
-
-function waiters.keep(w, devices)
-  local ids = {}
-  for i, d in ipairs(devices) do
-    ids[i], d.kept_for = d.uuid, w.token
-    call('HSET', P .. 'device:' .. d.uuid, 'kept_for', w.token)
-    B.index(d)
-  end
-  w.kept = table.concat(ids, ',')
-  call('HSET', P .. 'record:' .. w.token, 'kept', w.kept)
-  B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
-end
-
--- Out of the line, whatever comes next. `standing`: it is known not to be parked.
-function waiters.leave(w, standing)
+-- Out of the line, whatever comes next. `standing`: it is known not to be parked. `served`: it gets what it asked.
+function waiters.leave(w, standing, served)
   if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
-  waiters.unkeep(w)
+  B.reservations.cancel(w, served)
   count_waiters(w.agent, -1)
 end
 
@@ -205,15 +176,23 @@ end
 
 function waiters.park(w)
   step_out(w.want, w.token)
-  waiters.unkeep(w)
+  B.reservations.cancel(w)
   call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
 end
 
--- MiB that the agent's cap leaves it; none when it has as many leases as it may.
-function waiters.room(agent)
+-- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for `own_mb` of that; none when it
+-- has as many leases as it may.
+function waiters.room(agent, own_mb)
   local pool = waiters.policy()
   local a = B.agent(agent)
-  return a.leases < pool.max_leases_per_agent and pool.max_memory_per_agent_mb - a.mb or 0
+  if a.leases >= pool.max_leases_per_agent then return 0 end
+  return pool.max_memory_per_agent_mb - a.mb - a.reserved_mb + (own_mb or 0)
+end
+
+-- Does the agent have anything, but for `own_mb` of a reservation, whose end would leave its cap more room?
+function waiters.holds(agent, own_mb)
+  local a = B.agent(agent)
+  return a.leases > 0 or a.reserved_mb > (own_mb or 0)
 end
 
 -- A parked waiter stands in the line again, where it stood.

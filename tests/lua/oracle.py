@@ -35,6 +35,7 @@ class Device:
     up: bool
     shared: bool
     idle: bool
+    whole_mb: int
 
     @classmethod
     def read(cls, uuid: str, row: dict[str, str]) -> Device:
@@ -47,6 +48,7 @@ class Device:
             uuid=uuid, host=row["host"], model=row["model"], capacity_mb=capacity, free_mb=free,
             up=up, shared=up and not row["exclusive"],
             idle=up and row["leases"] == "0" and not withheld and foreign <= 512,
+            whole_mb=capacity - (foreign if foreign <= 512 else 0),
         )  # fmt: skip
 
     def suits(self, want: Want) -> bool:
@@ -54,16 +56,20 @@ class Device:
         return want.host in {"*", self.host} and want.model in {"*", self.model}
 
 
-def unfit(want: Want, devices: list[Device]) -> str | None:
-    """Why no registered device could ever hold it."""
+def unfit(want: Want, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:
+    """Why no registered device could ever be what is asked, under this cap of an agent."""
     if want.model != "*" and want.model not in {d.model for d in devices}:
         return "model_unknown"
     if want.host != "*" and want.host not in {d.host for d in devices}:
         return "host_unknown"
     large = [d for d in devices if d.suits(want) and d.capacity_mb >= want.memory_mb]
-    if any(len(group) >= want.devices for group in _groups(large)):
+    groups = [g for g in _groups(large) if len(g) >= want.devices]
+    if not groups:
+        return "never_fits"
+    if not (want.exclusive or want.devices > 1 or not fractions):
         return None
-    return "never_fits"
+    least = (sum(sorted(d.whole_mb for d in group)[: want.devices]) for group in groups)
+    return None if min(least) <= cap_mb else "agent_cap"
 
 
 def choices(

@@ -92,7 +92,7 @@ def test_acquire_refused_changes_nothing_but_a_counter(pool: Pool) -> None:
     ("ask", "reason"),
     [
         ({"memory_mb": 900}, "no_capacity"),
-        ({"exclusive": 1}, "no_capacity"),
+        ({"exclusive": 1}, "agent_cap"),
         ({"memory_mb": 2000}, "agent_cap"),
         ({"memory_mb": 9000}, "never_fits"),
         ({"host": "nowhere"}, "host_unknown"),

@@ -129,7 +129,8 @@ def test_keeper_that_is_parked_keeps_nothing(pool: Pool) -> None:
         pool.skew(3000)
         wait(pool, "first", **here)
     assert pool.hash("device:gpu-a")["kept_for"] == token("first")
-    granted(pool.acquire(token("anns"), "ann", memory_mb=900, host="h2", ttl_ms=0))
+    granted(pool.acquire(token("anns"), "ann", memory_mb=400, host="h2", ttl_ms=0))
+    pool.set_policy(max_memory_per_agent_mb=900)
     assert wait(pool, "first", **here) == ["WAITING", -1]
     assert pool.hash("device:gpu-a")["kept_for"] == ""
     assert pool.free("host/h1") == {"gpu-a": 500}
@@ -165,7 +166,8 @@ def test_first_is_parked_only_if_no_device_is_within_its_cap(pool: Pool) -> None
 
 def test_whole_device_that_shrinks_into_a_cap_is_offered(pool: Pool) -> None:
     """L1: less of it is free, and just so the first that waits may have all of it."""
-    pool.report((device("g-a", 3000),), deadline_ms=DAY_MS)
+    pool.report((device("g-a", 3000), device("g-b", 1500, index=1)), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("bobs"), "bob", memory_mb=900, placement="pack", ttl_ms=0))
     pool.policy(max_memory_per_agent_mb=2500)
     assert wait(pool, "whole", agent="ann", memory_mb=1200, exclusive=1) == ["WAITING", 0]
     pool.report((device("g-a", 2000),), deadline_ms=DAY_MS)

@@ -153,13 +153,16 @@ class World:
         memory_mb = ask["memory_mb"] or int(policy["default_memory_mb"])
         want = Want(memory_mb, **{name: ask[name] for name in names})
         devices = [Device.read(uuid, row) for uuid, row in rows.items()]
-        room_mb = int(policy["max_memory_per_agent_mb"]) - held_mb
-        right, why = choices(want, devices, room_mb, policy["allow_fractional_shares"] == "1")
+        cap_mb, fractions = (
+            int(policy["max_memory_per_agent_mb"]),
+            policy["allow_fractional_shares"] == "1",
+        )
+        right, why = choices(want, devices, cap_mb - held_mb, fractions)
         if taken:
             assert {uuid for uuid, _ in taken} in right, f"{want} took {taken}, not of {right}"
         else:
             assert not right, f"{want} got nothing ({reason}), though {right} would do"
-            why = unfit(want, devices) or why
+            why = unfit(want, devices, cap_mb, fractions) or why
             why = "draining" if drained == "1" and why == "no_capacity" else why
             assert reason == why, f"{want}: {reason}"
             assert bool(lease.fence) == (ask["on_unavailable"] == "cpu")

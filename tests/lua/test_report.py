@@ -11,6 +11,7 @@ POLICY = {
     "max_leases_per_agent": "256", "max_waiters_per_agent": "256", "idle_action": "observe",
     "overuse_action": "observe", "squatter_action": "observe", "orphan_action": "observe",
     "idle_after_s": "600", "enforce_after_s": "60", "overuse_slack_mb": "512", "xid_actions": "",
+    "reservation_idle_s": "60",
 }  # fmt: skip
 
 

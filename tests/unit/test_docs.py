@@ -129,6 +129,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
     pool.policy(max_memory_per_agent_mb=1000)
     pool.acquire(token("parked"), memory_mb=1000, agent="dee", wait_ms=60_000)
     pool.redis.zadd(f"{pool.keys.base}:freed", {"want:*/*/m17": 1})
+    pool.redis.zadd(f"{pool.keys.base}:backfill", {"gpu-1": 1})
     rows = {re.sub(r"<\w+>", r"[^:]+", key): what for key, what in keys_of_the_table().items()}
     seen = set()
     for key in pool.memory():
@@ -138,6 +139,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
         assert pool.redis.type(key) == kind, name
         assert (pool.redis.pttl(key) == -1) == (ttl == "none"), name
         seen.add(row)
+    pool.redis.delete(f"{pool.keys.base}:backfill")
     assert seen == rows.keys()
 
 

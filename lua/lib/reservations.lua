@@ -1,0 +1,168 @@
+-- reservations: what is reserved for a head that has waited long, and until when.
+--
+-- After 30 s a head reserves devices that can become what it asks: they are live, reserved for no other, large enough beside
+-- the memory that is used without a lease, and within what its agent's cap leaves. No waiter behind it gets them. A reservation
+-- counts against that cap as a lease does.
+--
+-- It has a horizon. Devices that have room and go unused for `reservation_idle_s` without progress go back to the others, and
+-- the head keeps its rank. Progress is the end of a lease that was older than the reservation. Nobody reserves those devices
+-- again for as long; the head reserves nothing for as long, twice as long after each further time, at most 16 times.
+--
+--   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see B.line.backfill
+--
+-- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are `kept` (of a record: the devices) and `kept_for` (of a device: the token).
+
+local RESERVE_AFTER_MS, RESERVATION_IDLE_S = 30000, 60
+local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; of a device with more leases no end is known
+
+local reservations, waiters = {}, B.waiters
+B.reservations = reservations
+
+-- How long reserved devices may go unused, in ms; 0: nothing is reserved.
+local function idle_ms()
+  local pool = S.pool
+  if not pool.reservation_idle_s then   -- a pool of an older version has none
+    pool.reservation_idle_s = (call('HGET', POOL, 'reservation_idle_s') or RESERVATION_IDLE_S) + 0
+  end
+  return pool.reservation_idle_s * 1000
+end
+
+-- The devices that are reserved for a waiter.
+function reservations.devices(w)
+  local devices = {}
+  for uuid in string.gmatch(w.kept, '[^,]+') do devices[#devices + 1] = B.device(uuid) end
+  return devices
+end
+
+-- MiB that device d would count against the cap of w's agent; nil: it cannot become what w asks.
+function reservations.charge(w, d)
+  local q = w.q
+  local live = d.state == 'ok' and d.drained ~= '1' and (d.kept_for == '' or d.kept_for == w.token)
+  local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
+  local most_mb, whole = d.total_mb - d.reserve_mb - d.foreign_mb, B.whole(q)
+  if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
+  if whole and d.foreign_mb > IDLE_FOREIGN_MB then return nil end
+  return whole and most_mb or q.memory_mb
+end
+
+-- Could a waiter use some of d, were it not reserved?
+local function has_room(d)
+  if waiters.policy().allow_fractional_shares == 0 then return d.empty end
+  return d.sharable
+end
+
+-- By when what w waits for on these devices has surely ended; nil: not known of all of it.
+local function known_end_ms(w, devices)
+  local last_ms, whole = nil, B.whole(w.q)
+  for _, d in ipairs(devices) do
+    if whole and not d.empty or not whole and d.free_mb < w.q.memory_mb then
+      local key = P .. 'holders:' .. d.uuid
+      if call('SCARD', key) > HOLDERS_READ then return nil end
+      for _, token in ipairs(call('SMEMBERS', key)) do
+        local v = call('HMGET', P .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked', 'expires_at_ms')
+        local ends_ms = v[1] == 'active' and (v[2] or v[3] and v[4])
+        if not ends_ms and v[1] ~= 'cooling' then return nil end
+        if ends_ms then last_ms = math.max(last_ms or 0, ends_ms + 0) end
+      end
+    end
+  end
+  return last_ms
+end
+
+-- Let what is reserved for a waiter be had by all. `served`: it got what it asked, so its agent's sum has not fallen.
+function reservations.cancel(w, served)
+  if w.kept == '' then return end
+  call('HDEL', P .. 'record:' .. w.token, 'kept', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
+    'reservation_fence')
+  for _, d in ipairs(reservations.devices(w)) do
+    if d.kept_for == w.token then
+      d.kept_for = ''
+      call('HSET', P .. 'device:' .. d.uuid, 'kept_for', '')
+      call('ZREM', P .. 'backfill', d.uuid)
+      B.index(d)
+    end
+  end
+  w.kept = ''
+  if not w.agent or w.reservation_mb == 0 then return end
+  B.count_reserved(w.agent, -w.reservation_mb)
+  w.reservation_mb = 0
+  if not served then waiters.unpark(w.agent) end
+end
+
+-- Reserve a device for nobody any more.
+function reservations.cancel_on(d)
+  reservations.cancel(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
+end
+
+local function reserve(w, devices)
+  local ids, sum, record = {}, 0, P .. 'record:' .. w.token
+  local ends_ms = known_end_ms(w, devices)
+  for i, d in ipairs(devices) do
+    sum = sum + reservations.charge(w, d)
+    ids[i], d.kept_for = d.uuid, w.token
+    call('HSET', P .. 'device:' .. d.uuid, 'kept_for', w.token)
+    if ends_ms then call('ZADD', P .. 'backfill', text(ends_ms), d.uuid) else call('ZREM', P .. 'backfill', d.uuid) end
+    B.index(d)
+  end
+  w.kept, w.reservation_mb = table.concat(ids, ','), sum
+  call('HSET', record, 'kept', w.kept, 'reservation_mb', text(sum), 'reservation_since_ms', text(S.now),
+    'reservation_until_ms', text(S.now + idle_ms()), 'reservation_fence', call('HGET', POOL, 'fence'))
+  B.count_reserved(w.agent, sum)
+  B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
+end
+
+-- A lease of this fence ended on a device that is reserved: the reservation goes on, if it is older.
+function reservations.progress(d, fence)
+  local record = P .. 'record:' .. d.kept_for
+  local at_fence = call('HGET', record, 'reservation_fence')
+  if at_fence and fence + 0 <= at_fence + 0 then
+    call('HSET', record, 'reservation_until_ms', text(S.now + idle_ms()))
+  end
+end
+
+-- Another lease has come to a device that is reserved for this token: it is not known any more when the last one ends.
+function reservations.unsure(token)
+  for uuid in string.gmatch(call('HGET', P .. 'record:' .. token, 'kept') or '', '[^,]+') do
+    call('ZREM', P .. 'backfill', uuid)
+  end
+end
+
+-- The horizon is reached: the devices go back, and w rests.
+local function give_up(w, devices)
+  local ids, times = w.kept, w.reservations + 1
+  reservations.cancel(w)
+  for _, d in ipairs(devices) do
+    d.reservable_ms = S.now + idle_ms()
+    call('HSET', P .. 'device:' .. d.uuid, 'reservable_ms', text(d.reservable_ms))
+  end
+  w.reserves_ms = S.now + idle_ms() * 2 ^ math.min(times - 1, DOUBLINGS)
+  call('HSET', P .. 'record:' .. w.token, 'reservations', text(times), 'reserves_ms', text(w.reserves_ms))
+  B.event('reservation_ended', 'token', w.token, 'agent', w.agent, 'devices', ids)
+end
+
+-- Is what is reserved for w still worth it? If not, it goes back.
+function reservations.check(w)
+  if w.kept == '' then return end
+  local devices, sum, room = reservations.devices(w), 0, false
+  for _, d in ipairs(devices) do
+    local mb = reservations.charge(w, d)
+    if not mb then return reservations.cancel(w) end
+    sum, room = sum + mb, room or has_room(d)
+  end
+  if sum > waiters.room(w.agent, w.reservation_mb) then return reservations.cancel(w) end
+  local until_ms = S.now + idle_ms()
+  if room and w.reservation_until_ms then
+    if S.now > w.reservation_until_ms then give_up(w, devices) end
+  elseif until_ms > (w.reservation_until_ms or 0) then   -- nothing goes unused, or an older version has reserved it
+    call('HSET', P .. 'record:' .. w.token, 'reservation_until_ms', text(until_ms))
+  end
+end
+
+-- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not rest.
+function reservations.consider(w)
+  if w.kept ~= '' or S.now - w.joined_ms < RESERVE_AFTER_MS or S.now < w.reserves_ms or idle_ms() == 0 then return end
+  B.flush()
+  local devices, seen = reservations.choose(w, waiters.room(w.agent))
+  if devices then reserve(w, devices) end
+  if seen ~= w.reservation_seen then call('HSET', P .. 'record:' .. w.token, 'reservation_seen', text(seen)) end
+end
