@@ -7,11 +7,12 @@ import random
 import sys
 import time
 
-from tests.model.bugs import BUGS, planted
+from tests.model.bugs import BUGS
 from tests.model.explore import explore
+from tests.model.planted import planted
 from tests.model.run import Failure, World
 
-BUG_S, BUG_STEPS = 60, 500
+BUG_S, BUG_STEPS = 120, 1500
 """How long a seeded bug may stay hidden, and how long each of the walks is that look for it."""
 
 

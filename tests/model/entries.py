@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 LEAP_MS, WINDOW_MS, LOOK_MS, FAILOVER_MS, FORGOT_MS = 10_000, 30_000, 100, 10_000, 60_000
 POLL_MS, CLAIM_MS, KEEP_AFTER_MS, REVOKED_MS = 10_000, 10_000, 30_000, 60_000
+DOUBLINGS, HOLDERS_READ = 4, 16
 FOREVER_MS, PRIORITY_US = 315_360_000_000, 60_000_000
-REAP_DEVICES, IDLE_FOREIGN_MB, BACK_AT_ONCE, LOOKED_AT = 16, 512, 4, 4
+REAP_DEVICES, IDLE_FOREIGN_MB, BACK_AT_ONCE = 16, 512, 4
 POLICY = {
     "policy_version": 1, "safe_mode": 0, "max_memory_per_agent_mb": 1_048_576,
     "allow_fractional_shares": 1, "default_memory_mb": 2048, "expiry_grace_s": 5,
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256,
+    "reservation_idle_s": 60,
 }  # fmt: skip
 
 TAKEN = {"active", "offered"}
@@ -69,6 +71,7 @@ class Device:
     sampled_ms: int = 0
     withheld_at_ms: int = 0
     cooled_at_ms: int = 0
+    reservable_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -76,7 +79,9 @@ class Entry:
     """A token that waits, was offered something, holds it, or cools.
 
     `memory_mb` is with the policy's default, `whole`: it was given all of its devices, `blind`: the
-    policy changed, and nobody has looked at it since.
+    policy changed, and nobody has looked at it since. `kept`: what is reserved for it, with what
+    counts against its agent's cap, until when that lasts, the newest lease before it, by when what
+    it waits for has surely ended; then how often it was in vain, and when it may be tried again.
     """
 
     token: str
@@ -96,6 +101,13 @@ class Entry:
     joined_ms: int = 0
     parked: bool = False
     kept: tuple[str, ...] = ()
+    reservation_mb: int = 0
+    until_ms: int = 0
+    at_fence: int = 0
+    known_end_ms: int = 0
+    reservations: int = 0
+    reserves_ms: int = 0
+    misses: int = 0
     version: int = 0
     whole: bool = False
     blind: bool = False

@@ -72,6 +72,7 @@ class Each:
     widths: list[int] = field(default_factory=list)
     backlog: bool = False
     again: bool = False
+    pages: int = 0
 
     def _one(self, options: list[Any]) -> Any:
         at = len(self.widths)
@@ -284,7 +285,8 @@ def key(state: State) -> tuple[Any, ...]:
             max(-101, m.looked_ms - now), tuple(sorted(m.done.items())),
         ]  # fmt: skip
         parts += [(e.token, e.state, e.due_ms - now, e.held, rank[e.fence], e.expires_at_ms - now,
-                   e.rank // 1000 - now, e.kept, e.outcome)
+                   e.rank // 1000 - now, e.kept, e.until_ms - now if e.kept else 0,
+                   max(-1, e.reserves_ms - now), e.outcome)
                   for _, e in sorted(m.entries.items())]  # fmt: skip
         parts += [(d.withheld_mb, d.foreign_mb, d.withheld_at_ms - now if d.withheld_mb else 0)
                   for d in m.devices.values()]  # fmt: skip

@@ -39,6 +39,9 @@ class Chooser(Protocol):
     again: bool
     """Whether a request was told to come again after reaping."""
 
+    pages: int
+    """How many polls of a head may pass before it has looked at every device."""
+
     def grant(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
         """Which of these a request gets; None when there is nothing, or in a backlog."""
 
@@ -52,7 +55,7 @@ class Chooser(Protocol):
         """Whether who may stand aside for its agent's cap does."""
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """Which of these are kept for a waiter."""
+        """Which of these are reserved for a waiter."""
 
 
 @dataclass(slots=True)
@@ -84,6 +87,7 @@ class Ledger(ABC):
     done: dict[str, str] = field(default_factory=dict)
     served: int = 0
     aside: int = 0
+    lending: bool = False
     capped_once: set[str] = field(default_factory=set)
 
     def copy(self) -> Self:
@@ -100,6 +104,7 @@ class Ledger(ABC):
     def open(self) -> Reply | None:
         """Read the clock. The refusal when there is no pool."""
         self.more = self.served = self.aside = 0
+        self.lending = False
         self.capped_once = set()
         if not self.exists:
             return ["REFUSED", "not_ready", ""]
@@ -177,14 +182,29 @@ class Ledger(ABC):
                 waiters += e.state == "waiting"
         return mb, leases, waiters
 
+    def reserved(self, name: str) -> int:
+        """MiB that are reserved for an agent's waiters."""
+        return sum(e.reservation_mb for e in self.entries.values() if e.ask.agent == name)
+
     def room(self, name: str) -> int:
         """MiB that the policy leaves an agent; none when it has as many leases as it may."""
         mb, leases, _ = self.agent(name)
         may = leases < self.policy["max_leases_per_agent"]
-        return self.policy["max_memory_per_agent_mb"] - mb if may else 0
+        left_mb = self.policy["max_memory_per_agent_mb"] - mb - self.reserved(name)
+        return left_mb if may else 0
+
+    def room_of(self, e: Entry) -> int:
+        """The same for one waiter, whose own reservation is not in its way."""
+        may = self.agent(e.ask.agent)[1] < self.policy["max_leases_per_agent"]
+        return self.room(e.ask.agent) + e.reservation_mb if may else 0
+
+    def has_more(self, e: Entry) -> bool:
+        """Has its agent anything but its own reservation?"""
+        return self.agent(e.ask.agent)[1] > 0 or self.reserved(e.ask.agent) > e.reservation_mb
 
     def end(self, e: Entry, outcome: str) -> None:
         """End a lease without its holder's word: on real devices its memory is withheld."""
+        self.progress(e)
         real = any(not self.devices[uuid].simulated for uuid, _ in e.held)
         grace_ms = self.policy["expiry_grace_s"] * 1000 if real else 0
         if not grace_ms:
@@ -198,10 +218,12 @@ class Ledger(ABC):
 
     def bury(self, e: Entry, outcome: str) -> None:
         """It is over: its token is refused from now on; an empty outcome leaves no trace."""
+        if e.state == "active":
+            self.progress(e)
         del self.entries[e.token]
         if outcome:
             self.done[e.token] = outcome
-        if e.state in TAKEN:
+        if e.state in TAKEN or e.reservation_mb:
             self.unpark(e.ask.agent)
 
     def unpark(self, agent: str) -> None:
@@ -228,10 +250,22 @@ class Ledger(ABC):
         self.bury(e, e.outcome)
 
     def unkeep(self, uuid: str) -> None:
-        """A device is kept for nobody; who kept it keeps none of the others either."""
+        """A device is reserved for nobody; its keeper keeps none of the others either."""
         for e in self.entries.values():
             if uuid in e.kept:
-                e.kept = ()
+                self.cancel(e)
+
+    def cancel(self, e: Entry) -> None:
+        """What was reserved for e is anybody's; its agent's sum falls."""
+        fell, e.kept, e.reservation_mb, e.known_end_ms = e.reservation_mb > 0, (), 0, 0
+        if fell:
+            self.unpark(e.ask.agent)
+
+    def progress(self, lease: Entry) -> None:
+        """L3: the end of a lease that is older than a reservation lets that go on."""
+        for e in self.entries.values():
+            if set(e.kept) & {uuid for uuid, _ in lease.held} and lease.fence <= e.at_fence:
+                e.until_ms = self.now + self.policy["reservation_idle_s"] * 1000
 
     # Time.
 

@@ -1,4 +1,4 @@
-"""Who may have what, and who is next: placement, the line, what is kept for whom."""
+"""Who may have what, and who is next: placement and the line."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ from itertools import combinations
 from tests.model.entries import (
     CLAIM_MS,
     FOREVER_MS,
-    KEEP_AFTER_MS,
-    LOOKED_AT,
-    Ask,
-    Device,
+    IDLE_FOREIGN_MB,
     Entry,
     demand,
 )  # fmt: skip
-from tests.model.ledger import Ledger
+from tests.model.reservations import Reservations
 
 
 @dataclass(slots=True)
-class Line(Ledger):
+class Line(Reservations):
     """A pool in which some wait."""
-
-    def suits(self, ask: Ask, d: Device) -> bool:
-        return ask.host in {"*", d.host} and ask.model in {"*", d.model}
-
-    def whole(self, ask: Ask) -> bool:
-        fractions = self.policy["allow_fractional_shares"]
-        return bool(ask.exclusive) or ask.devices > 1 or not fractions
 
     def fitting(self, e: Entry, room_mb: int, *, others: bool = False) -> list[tuple[str, ...]]:
         """Every set of devices that could be e's now.
@@ -84,17 +74,26 @@ class Line(Ledger):
             return "model_unknown"
         if ask.host not in {"*", *(d.host for d in known)}:
             return "host_unknown"
-        groups = dict[tuple[str, str], int]()
+        groups = dict[tuple[str, str], list[int]]()
         for d in known:
-            if self.suits(ask, d) and d.total_mb - d.reserve_mb >= e.memory_mb:
-                groups[d.host, d.model] = groups.get((d.host, d.model), 0) + 1
-        return "" if any(n >= ask.devices for n in groups.values()) else "never_fits"
+            size_mb = d.total_mb - d.reserve_mb
+            if self.suits(ask, d) and size_mb >= e.memory_mb:
+                size_mb -= d.foreign_mb if d.foreign_mb <= IDLE_FOREIGN_MB else 0
+                groups.setdefault((d.host, d.model), []).append(size_mb)
+        least = [sum(sorted(g)[: ask.devices]) for g in groups.values() if len(g) >= ask.devices]
+        if not least:
+            return "never_fits"
+        over = self.whole(ask) and min(least) > self.policy["max_memory_per_agent_mb"]
+        return "agent_cap" if over else ""
 
-    def take(self, e: Entry, devices: tuple[str, ...], state: str) -> None:
-        """Give e the devices: a share of one, or the whole of each."""
+    def take(self, e: Entry, devices: tuple[str, ...], state: str, *, lent: bool = False) -> None:
+        """Give e the devices: a share of one, or the whole of each; `lent`: for a known time."""
         loads, whole = self.loads(), bool(devices) and self.whole(e.ask)
         e.held = tuple((uuid, loads[uuid].free_mb if whole else e.memory_mb) for uuid in devices)
-        e.state, e.kept, e.parked, e.whole = state, (), False, whole
+        for uuid in () if lent else devices:
+            if loads[uuid].kept_for not in {"", e.token}:
+                self.entries[loads[uuid].kept_for].known_end_ms = 0
+        e.state, e.kept, e.reservation_mb, e.parked, e.whole = state, (), 0, False, whole
 
     # The line.
 
@@ -121,7 +120,7 @@ class Line(Ledger):
             (e.token, some)
             for e in self.firsts()
             if not e.blind
-            for some in self.fitting(e, self.room(e.ask.agent))
+            for some in self.fitting(e, self.room_of(e))
         ]
 
     def may_offer(self, e: Entry, devices: tuple[str, ...]) -> bool:
@@ -134,16 +133,16 @@ class Line(Ledger):
         for before in self.line(e.want):
             if (before.rank, before.token) >= (e.rank, e.token) or keeps:
                 break
-            if not self.capped(before, self.room(before.ask.agent)):
+            if not self.capped(before, self.room_of(before)):
                 return False
         sooner = {
             uuid
             for f in self.firsts()
             if f.rank < e.rank and not f.blind
-            for some in self.fitting(f, self.room(f.ask.agent))
+            for some in self.fitting(f, self.room_of(f))
             for uuid in some
         }
-        options = self.fitting(e, self.room(e.ask.agent), others=True)
+        options = self.fitting(e, self.room_of(e), others=True)
         return tuple(sorted(devices)) in options and not sooner & set(devices)
 
     def serve(self) -> None:
@@ -160,14 +159,19 @@ class Line(Ledger):
 
     def step_aside(self) -> None:
         """Firsts whose agent's cap is all that is in the way stand aside for those behind them."""
-        found = [e for e in self.firsts() if self.capped(e, self.room(e.ask.agent))]
+        found = [e for e in self.firsts() if self.capped(e, self.room_of(e))]
         self.capped_once |= {e.token for e in found}
-        parks = [e for e in found if self.agent(e.ask.agent)[1] and self.choose.parks(e.token)]
+        parks = [e for e in found if self.has_more(e) and self.choose.parks(e.token)]
         for e in parks:
-            e.parked, e.kept = True, ()
+            self.park(e)
             self.aside += 1
         if parks:
             self.step_aside()
+
+    def park(self, e: Entry) -> None:
+        """It stands aside; what is reserved for it is not, any more."""
+        self.cancel(e)
+        e.parked = True
 
     def place(self, e: Entry) -> int:
         """How many of its want are ahead; -1: parked."""
@@ -175,7 +179,9 @@ class Line(Ledger):
 
     def poll(self, e: Entry) -> tuple[tuple[str, ...] | None, str]:
         """A waiter asks again: what it gets, or why not."""
-        parked, room_mb = e.parked, self.room(e.ask.agent)
+        parked = e.parked
+        self.check(e)
+        room_mb = self.room_of(e)
         mates = [x for x in self.entries.values() if x.parked and x.ask.agent == e.ask.agent]
         first = min(mates, key=lambda x: (x.rank, x.token)) is e if parked else self.place(e) == 0
         nothing = None, "agent_cap" if parked else "no_capacity"
@@ -185,7 +191,7 @@ class Line(Ledger):
         free = [some for some in options if not set(some) & set(e.kept)]
         loose = self.choose.backlog or self.served or e.kept
         options = options if loose else self.best(e, free)
-        devices = self.choose.grant(e.token, options)
+        devices = self.choose.grant(e.token, options) if options else None
         if devices is not None:
             return devices, ""
         demand(not options or self.choose.backlog, f"L1: {e.token} polls, fits, and gets nothing")
@@ -193,30 +199,12 @@ class Line(Ledger):
             return nothing
         e.blind = False
         why = "agent_cap" if self.capped(e, room_mb) else "no_capacity"
-        has = self.agent(e.ask.agent)[1] > 0
-        if why == "agent_cap" and has and not self.choose.backlog:  # else the scripts may wait
-            e.parked, e.kept = True, ()
+        if (
+            why == "agent_cap" and self.has_more(e) and not self.choose.backlog
+        ):  # else the scripts may wait
+            self.park(e)
         elif parked and why != "agent_cap":
             e.parked = False
-        elif not parked and self.now - e.joined_ms >= KEEP_AFTER_MS:
-            self.keep(e)
+        elif not parked:
+            self.reserve(e)
         return None, why
-
-    def keep(self, e: Entry) -> None:
-        """L3: after half a minute a first is kept what could hold it."""
-        held = [self.devices[uuid] for uuid in e.kept]
-        if any(d.total_mb - d.reserve_mb < e.memory_mb for d in held):
-            e.kept = ()
-        if e.kept:
-            return
-        loads, groups = self.loads(), dict[tuple[str, str], list[str]]()
-        for uuid, d in sorted(self.devices.items()):
-            up = d.state == "ok" and not d.drained and not loads[uuid].kept_for
-            if up and self.suits(e.ask, d) and d.total_mb - d.reserve_mb >= e.memory_mb:
-                groups.setdefault((d.host, d.model), []).append(uuid)
-        options = [s for g in groups.values() for s in combinations(g, e.ask.devices)]
-        e.kept = self.choose.keep(e.token, options)
-        demand(not e.kept or tuple(sorted(e.kept)) in options, f"L3: {e.token} keeps {e.kept}")
-        few = len(self.devices) <= LOOKED_AT
-        may = not options or not few or self.choose.backlog
-        demand(e.kept or may, f"L3: nothing is kept for {e.token}")

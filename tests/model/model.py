@@ -55,7 +55,7 @@ class Model(Devices):
             return ["CONFLICT"]
         if e and e.state == "active":
             return self.granted(e)
-        if e and e.state == "waiting" and wait_ms and not self.safe and self.place(e) > 0:
+        if e and self.only_waits(e, wait_ms):
             e.due_ms = self.now + POLL_MS
             return ["WAITING", self.place(e)]
         if e and e.state == "offered":
@@ -77,12 +77,26 @@ class Model(Devices):
             return self.grant(e, devices, "")
         return self.denied(e, why, wait_ms, new=new)
 
-    def decide(  # noqa: PLR0911 - its answers, in their order
+    def only_waits(self, e: Entry, wait_ms: int) -> bool:
+        """Is a poll no more than a heartbeat?"""
+        behind = e.state == "waiting" and wait_ms and not self.safe and self.place(e) > 0
+        return bool(behind) and not e.kept and not (e.ask.max_hold_ms and self.lends())
+
+    def decide(self, e: Entry, *, new: bool) -> tuple[tuple[str, ...] | None, str]:
+        """What it gets now, or why not."""
+        devices, why = self.asked(e, new=new)
+        if devices is None and why in {"no_capacity", "agent_cap"}:
+            options = self.lent(e, self.room_of(e))
+            devices = self.choose.grant(e.token, options) if options else None
+            self.lending = devices is not None
+        return devices, "" if self.lending else why
+
+    def asked(  # noqa: PLR0911 - its answers, in their order
         self, e: Entry, *, new: bool
     ) -> tuple[tuple[str, ...] | None, str]:
-        """What it gets now, or why not."""
-        mb, leases, _ = self.agent(e.ask.agent)
-        room_mb = self.policy["max_memory_per_agent_mb"] - mb
+        """What it gets now of what is reserved for nobody after it, or why not."""
+        leases = self.agent(e.ask.agent)[1]
+        room_mb = self.room(e.ask.agent)
         if self.safe:
             return None, "safe_mode"
         if not new:
@@ -97,7 +111,7 @@ class Model(Devices):
         options = self.fitting(e, room_mb)
         loose = self.choose.backlog or self.served
         right = options if loose else self.best(e, options)
-        devices = self.choose.grant(e.token, right)
+        devices = self.choose.grant(e.token, right) if right else None
         if devices is not None:
             return devices, ""
         loose = self.choose.backlog or self.choose.later(e.token)
@@ -107,7 +121,7 @@ class Model(Devices):
     def denied(self, e: Entry, why: str, wait_ms: int, *, new: bool) -> Reply:
         """No device: it waits, falls back to the CPU, or is refused."""
         ask, cap_mb = e.ask, self.policy["max_memory_per_agent_mb"]
-        _, leases, waiters = self.agent(ask.agent)
+        waiters = self.agent(ask.agent)[2]
         never = ""
         if why in {"no_capacity", "agent_cap"}:
             ahead = not new and self.place(e) > 0
@@ -120,7 +134,7 @@ class Model(Devices):
         full = self.choose.again and self.served  # of those offered since, one more waited
         if wait_ms and not never and not self.safe and why != "limit" and not full:
             if not new or waiters < self.policy["max_waiters_per_agent"]:
-                e.parked = e.parked if not new else why == "agent_cap" and leases > 0
+                e.parked = e.parked if not new else why == "agent_cap" and self.has_more(e)
                 self.entries[e.token] = e
                 e.due_ms = self.now + POLL_MS
                 return ["WAITING", self.place(e)]
@@ -136,7 +150,7 @@ class Model(Devices):
     def grant(self, e: Entry, devices: tuple[str, ...], why: str) -> Reply:
         """The devices, or the CPU, are e's."""
         if e.state == "waiting":
-            self.take(e, devices, "active")
+            self.take(e, devices, "active", lent=self.lending)
         e.state, e.reason = "active", why
         self.fence = e.fence = max(self.fence + 1, self.raw_us)
         e.expires_at_ms = self.now + (e.ask.ttl_ms or FOREVER_MS)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.audit import audit
 from tests.model.entries import Entry, Reply, demand
+from tests.model.liveness import Watch
 from tests.model.model import Model
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ START_US = 1_800_000_000_000_000
 
 RECORD = (
     "state", "agent", "devices", "fence", "expires_at_ms", "rank", "kept", "revoked",
-    "hold_until_ms", "owner",
+    "hold_until_ms", "owner", "reservation_mb", "reservation_until_ms",
 )  # fmt: skip
 DEVICE = (
     "host", "model", "state", "drained", "total_mb", "reserve_mb", "reserved_mb", "withheld_mb",
@@ -64,15 +65,17 @@ class Row(NamedTuple):
     revoked: bool
     hold_until_ms: int
     owner: str
+    reservation: tuple[int, int]
     parked: bool
 
     @classmethod
     def read(cls, row: list[str | None], parked: int) -> Row:
-        state, agent, devices, fence, expires, rank, kept, revoked, hold, owner = row
+        state, agent, devices, fence, expires, rank, kept, revoked, hold, owner, mb, until = row
         held, keeps = devices_of(devices or ""), sorted(filter(None, (kept or "").split(",")))
         return cls(
             state or "", agent or "", held, int(fence or 0), int(expires or 0), int(rank or 0),
-            tuple(keeps), revoked is not None, int(hold or 0), owner or "", parked == 1,
+            tuple(keeps), revoked is not None, int(hold or 0), owner or "",
+            (int(mb or 0), int(until or 0)), parked == 1,
         )  # fmt: skip
 
 
@@ -97,6 +100,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.backlog = self.again = self.waits = False
+        self.pages = 0
         self.named = ""
         self.taken: tuple[str, ...] = ()
         self.early: list[str] = []
@@ -168,8 +172,10 @@ class Seen:
 class Pair:
     """One pool on the server and its model."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, pages: int = 0) -> None:
         self.pool, self.seen, self.last_event = pool, Seen(), "0"
+        self.watch, self.seen.pages = Watch(), pages
+        self.freed: list[str] = []
         self.model = Model(self.seen, START_US)
         self.look = pool.redis.script_load(LOOK)
         self.clock(START_US)
@@ -197,6 +203,11 @@ class Pair:
         events = [fields(flat) for _, flat in found[8]]
         self.last_event = found[8][-1][0] if found[8] else self.last_event
         self.seen.look(named, reply, raw[4], rows, events)
+        ends = (at for at, _ in model.agenda() if at < raw[1])
+        over = any(raw[1] >= model.window_until_ms or at <= model.leap_from_ms for at in ends)
+        if verb == "report" and not self.freed and not over:
+            self.seen.early = []  # nothing was left or over: what it handed on, it brought itself
+        self.freed = found[5]
         expected = getattr(model, verb)(**args)
         self.seen.waits, self.seen.early = False, self.seen.offered
         model.serve()
@@ -223,6 +234,7 @@ class Pair:
             most = max(d.total_mb - d.reserve_mb, size.get(uuid, 0))  # a report may shrink it
             grew = x.reserved_mb > load.get(uuid, 0)
             demand(not grew or x.reserved_mb <= most, f"S1: {uuid} is over-full")
+        self.watch.look(model)
         return reply
 
     def _frame(self, verb: str, raw: list[Any], freed: list[str]) -> None:
@@ -252,11 +264,9 @@ class Pair:
             row = rows.get(e.token)
             if e.state == "waiting" and row and row.parked != e.parked:
                 demand(row.parked, f"{e.token} is parked no more, and its agent's sum did not fall")
-                full = model.capped(e, model.room(e.ask.agent)) or e.token in model.capped_once
-                demand(
-                    full and model.agent(e.ask.agent)[1], f"L1: {e.token} is parked under its cap"
-                )
-                e.parked, e.kept = True, ()
+                full = model.capped(e, model.room_of(e)) or e.token in model.capped_once
+                demand(full and model.has_more(e), f"L1: {e.token} is parked under its cap")
+                model.park(e)
 
     def _due_offers(self, freed: set[str]) -> None:
         if not any(e.state == "waiting" for e in self.model.entries.values()):
@@ -293,6 +303,8 @@ class Pair:
             mb, leases, waiters = model.agent(agent)
             sums |= {agent: str(mb), f"{agent}#leases": str(leases)} if leases else {}
             sums |= {f"{agent}#waiters": str(waiters)} if waiters else {}
+            reserved_mb = model.reserved(agent)
+            sums |= {f"{agent}#reserved": str(reserved_mb)} if reserved_mb else {}
         flat = iter(found[4])
         demand(dict(zip(flat, flat, strict=True)) == sums, f"S2: agents: {found[4]}, not {sums}")
         if named:
@@ -314,8 +326,9 @@ class Pair:
             mine += [e.fence, e.expires_at_ms]
             theirs += [row.fence, row.expires_at_ms]
         elif e.state == "waiting":
-            mine += [e.rank, tuple(sorted(e.kept)), e.parked]
-            theirs += [row.rank, row.kept, row.parked]
+            reservation = (e.reservation_mb, e.until_ms if e.kept else 0)
+            mine += [e.rank, tuple(sorted(e.kept)), reservation, e.parked]
+            theirs += [row.rank, row.kept, row.reservation, row.parked]
         demand(mine == theirs, f"{e.token} is {theirs}, not {mine}")
 
     def _compare_device(self, uuid: str, row: list[str]) -> None:

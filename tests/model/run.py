@@ -51,9 +51,11 @@ class Failure(Exception):
 
 @dataclass
 class World:
-    """A server with as many pools as there are shapes."""
+    """A server with as many pools as there are shapes; `pages`, `often`: of `planted.Bug`."""
 
     pools: list[Pool]
+    pages: int = 0
+    often: str = ""
 
     @classmethod
     @contextmanager
@@ -66,7 +68,7 @@ class World:
     def begin(self) -> list[Life]:
         """Empty pools, at the beginning of time."""
         self.pools[0].redis.flushall()
-        return [Life(Pair(pool)) for pool in self.pools]
+        return [Life(Pair(pool, self.pages)) for pool in self.pools]
 
     def live(self, steps: Sequence[Step], audit_every: int = AUDIT_EVERY) -> list[Life]:
         """Do these steps from the beginning. Raises Failure."""
@@ -89,7 +91,7 @@ class World:
     def walk(self, seed: str, steps: int, until: float = 0.0) -> int:
         """Live on at random; how many steps that were. `until`: on time.monotonic, 0 = no limit."""
         for done in range(0, steps, CHAPTER):
-            walk = Walk(random.Random(f"{seed}/{done // CHAPTER}"))
+            walk = Walk(random.Random(f"{seed}/{done // CHAPTER}"), self.often)
             trail: list[Step] = []
             lives = self.begin()
             for number in range(min(CHAPTER, steps - done)):

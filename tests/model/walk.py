@@ -13,19 +13,26 @@ AGENTS = ("ann", "bob", "cy")
 ORDINARY = {
     "safe_mode": 0, "allow_fractional_shares": 1, "max_memory_per_agent_mb": 1_048_576,
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "expiry_grace_s": 5,
+    "reservation_idle_s": 20,
 }  # fmt: skip
 RECENT = 14
 """How many of the latest tokens are still in play."""
 
-SHAPES = ((("h0", 2),), (("h0", 2), ("h1", 2), ("h2", 2)), (("h0", 4), ("h1", 1)))
+SHAPES = (
+    (("h0", 2),), (("h0", 2), ("h1", 2), ("h2", 2)), (("h0", 4), ("h1", 1)),
+    (("h0", 3), ("h1", 2), ("h2", 1), ("h3", 2)),
+)  # fmt: skip
 """Hosts and how many devices each has, one line a pool."""
 
 
 class Walk:
-    """Agents, hosts, operators and accidents in as many pools as there are shapes."""
+    """Agents, hosts, operators and accidents in as many pools as there are shapes.
 
-    def __init__(self, rng: Random) -> None:
-        self.rng = rng
+    `often`: a kind of step that comes as often as all the others together.
+    """
+
+    def __init__(self, rng: Random, often: str = "") -> None:
+        self.rng, self.often = rng, often
         self.asks: list[list[dict[str, Any]]] = [[] for _ in SHAPES]
         self.hardware: list[dict[str, dict[str, Any]]] = []
         for number, shape in enumerate(SHAPES):
@@ -48,9 +55,11 @@ class Walk:
             (self.new, 24), (self.again, 22), (self.renew, 10), (self.release, 12), (self.time, 18),
             (self.beat, 5), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
             (self.deliver, 6), (self.reap, 2), (self.lose, 2), (self.patience, 1), (self.crowd, 1),
-            (self.haunt, 1),
+            (self.haunt, 1), (self.standoff, 0.3),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
+        if self.often and self.rng.random() < 0.5:
+            return [pool, *getattr(self, self.often)(pool)]
         kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
         return [pool, *kind(pool)]
 
@@ -189,7 +198,8 @@ class Walk:
         fields = self.rng.choice((
             {"safe_mode": 1}, {"safe_mode": 0}, {"allow_fractional_shares": 0},
             {"max_memory_per_agent_mb": 2500}, {"max_leases_per_agent": 3}, {"expiry_grace_s": 0},
-            {"max_waiters_per_agent": 2}, {"default_memory_mb": 400}, *[ORDINARY] * 6,
+            {"max_waiters_per_agent": 2}, {"default_memory_mb": 400}, {"reservation_idle_s": 0},
+            {"max_memory_per_agent_mb": 1200, "reservation_idle_s": 5}, *[ORDINARY] * 6,
         ))  # fmt: skip
         return ["policy", {"fields": fields}]
 
@@ -257,3 +267,40 @@ class Walk:
         self.queue.append([pool, "drain", {"what": "host", "name": host, "drained": 0}])
         self.queue.append([pool, *self.rng.choice((self.policy, self.again, self.release))(pool)])
         return ["drain", {"what": "host", "name": host, "drained": 1}]
+
+    def standoff(self, pool: int) -> Step:
+        """Leases that end late or never hold some of each device; larger requests wait beside them.
+
+        Some devices are dead, strangers use others, small requests come by, and time goes on.
+        """
+        pick, hosts = self.rng.choice, [host for host, _ in SHAPES[pool]]
+        ends = {"ttl_ms": pick((0, 30_000)), "max_hold_ms": pick((0, 0, 60_000, 90_000))}
+        bit = {"agent": "dee", "memory_mb": 100, "devices": 1, "host": "*", "model": "*"} | ends
+        held = [self.asked(pool, bit | {"exclusive": 0}) for _ in self.hardware[pool]]
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= pick(
+                ({}, {}, {}, {"state": "lost"}, {"used_mb": 300}, {"used_mb": 700})
+            )
+        big = {"ttl_ms": 10_000, "host": "*", "model": "*", "on_unavailable": "refuse"}
+        asks = ({"devices": 2, "memory_mb": 500}, {"devices": 1, "memory_mb": 1000},
+                {"devices": 1, "exclusive": 1, "memory_mb": 300})  # fmt: skip
+        patient = [self.asked(pool, big | ask) for ask in asks]
+        self.queue += [*held, *([pool, "report", self.report(pool, host)] for host in hosts)]
+        for round_ in range(self.rng.randrange(10, 34)):
+            if round_ == 5:  # one comes later, when the others reserve
+                later = {"devices": 1, "memory_mb": 900, "host": pick(hosts)}
+                patient.append(self.asked(pool, big | later))
+            self.queue += [self.pass_on(pool, 4000), *patient]
+            if round_ % 3 == 0:
+                self.queue += [[pool, "report", self.report(pool, host)] for host in hosts]
+            if round_ % 4 == 3:
+                small = {"memory_mb": 200, "devices": 1, "max_hold_ms": pick((0, 5000, 20_000))}
+                self.queue.append(self.asked(pool, small))
+                renewed = pick(held)[2]["number"]
+                self.queue.append([pool, "renew", {"number": renewed}])
+            if round_ % 10 == 9:
+                self.queue.append([pool, *self.drain(pool)])
+        self.queue += [[pool, "release", {"number": step[2]["number"]}] for step in held[::2]]
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok"}
+        return ["policy", {"fields": ORDINARY}]

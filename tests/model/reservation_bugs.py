@@ -1,0 +1,61 @@
+"""Bugs of reservations, and a way to look at few devices at a time that is none."""
+
+from __future__ import annotations
+
+from tests.model.planted import Bug
+
+SMALL_PAGES = (
+    ("local DEVICES_READ, GROUPS_READ = 64, 8", "local DEVICES_READ, GROUPS_READ = 2, 1"),
+    ("local FREEST, MODELS_READ = 8, 64", "local FREEST, MODELS_READ = 1, 64"),
+)
+"""With these a head looks at two devices, or one group, at a poll: the pools have more of them."""
+
+PAGES = 24
+
+IN_PAGES = Bug("nothing: a head looks at all in turn", SMALL_PAGES, pages=PAGES, often="standoff")
+"""No bug: the model must find nothing in it."""
+
+
+def _bug(name: str, old: str, new: str, seed: int = 1, often: str = "standoff") -> Bug:
+    return Bug(name, ((old, new),), seed=seed, often=often)
+
+
+RESERVATION_BUGS = (
+    _bug("a reservation has no horizon", "if S.now > w.reservation_until_ms then", "if false then"),
+    _bug("a reservation is beyond the cap", "return sum <= room_mb and devices", "return devices"),
+    _bug("a reservation counts against nobody", "  B.count_reserved(w.agent, sum)\n", ""),
+    _bug(
+        "what strangers use is reserved", "d.reserve_mb - d.foreign_mb, B.wh", "d.reserve_mb, B.wh"
+    ),
+    _bug("a whole device is reserved beside a stranger", "if whole and d.foreign_mb >", "if 0 >"),
+    _bug("the end of a younger lease is progress", "fence + 0 <= at_fence + 0", "true"),
+    _bug("a device does not rest", "d.reservable_ms <= S.now and", ""),
+    _bug("a head does not rest", "or S.now < w.reserves_ms or", "or"),
+    _bug("what is reserved is lent for too long", "text(S.now + q.max_hold_ms)", "text(S.now)"),
+    _bug(
+        "it is lent beside a lease without end",
+        "if not ends_ms and v[1] ~= 'cooling' then return nil end",
+        "",
+    ),
+    _bug(
+        "its end is known for ever",
+        "if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then",
+        "if false then",
+    ),
+    _bug(
+        "a whole device above the cap is waited for",
+        "if least then why =",
+        "if false then why =",
+        often="policy",
+    ),
+    Bug(
+        "dead devices hide those behind them",
+        (
+            *SMALL_PAGES,
+            ("and w.reservation_seen + #page or 0", "and 0 or 0"),
+            ("or read >= DEVICES_READ) and at or 0", "or read >= DEVICES_READ) and 0 or 0"),
+        ),
+        pages=PAGES,
+        often="standoff",
+    ),
+)

@@ -1,0 +1,148 @@
+"""What is reserved for a head that has waited long, and until when; who may use it meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from tests.model.entries import (
+    DOUBLINGS,
+    HOLDERS_READ,
+    IDLE_FOREIGN_MB,
+    KEEP_AFTER_MS,
+    TAKEN,
+    Ask,
+    Device,
+    Entry,
+    demand,
+)  # fmt: skip
+from tests.model.ledger import Ledger
+
+Options = list[tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class Reservations(Ledger):
+    """A pool in which devices may be reserved."""
+
+    def suits(self, ask: Ask, d: Device) -> bool:
+        return ask.host in {"*", d.host} and ask.model in {"*", d.model}
+
+    def whole(self, ask: Ask) -> bool:
+        fractions = self.policy["allow_fractional_shares"]
+        return bool(ask.exclusive) or ask.devices > 1 or not fractions
+
+    @property
+    def idle_ms(self) -> int:
+        return self.policy["reservation_idle_s"] * 1000
+
+    def charge(self, e: Entry, uuid: str) -> int | None:
+        """MiB that it counts if the device becomes what e asks; None: it cannot."""
+        d = self.devices[uuid]
+        most_mb = d.total_mb - d.reserve_mb - d.foreign_mb
+        if d.state != "ok" or d.drained or not self.suits(e.ask, d) or most_mb < e.memory_mb:
+            return None
+        if not self.whole(e.ask):
+            return e.memory_mb
+        return most_mb if d.foreign_mb <= IDLE_FOREIGN_MB else None
+
+    def check(self, e: Entry) -> None:
+        """At each poll of its waiter: a reservation that is worth nothing any more ends."""
+        if not e.kept:
+            return
+        charges, loads = [self.charge(e, uuid) for uuid in e.kept], self.loads()
+        if None in charges or sum(mb or 0 for mb in charges) > self.room_of(e):
+            self.cancel(e)
+            return
+        fractions = self.policy["allow_fractional_shares"]
+        mine = [loads[uuid] for uuid in e.kept]
+        unused = any(x.up and not x.exclusive if fractions else x.empty for x in mine)
+        if not unused:
+            e.until_ms = max(e.until_ms, self.now + self.idle_ms)
+        elif self.now > e.until_ms:
+            self.give_up(e)
+
+    def give_up(self, e: Entry) -> None:
+        """The horizon: the devices rest, and e rests."""
+        for uuid in e.kept:
+            self.devices[uuid].reservable_ms = self.now + self.idle_ms
+        self.cancel(e)
+        e.reserves_ms = self.now + self.idle_ms * 2 ** min(e.reservations, DOUBLINGS)
+        e.reservations += 1
+
+    def reserve(self, e: Entry) -> None:
+        """L3: after half a minute a head reserves what can become what it asks."""
+        early = self.now - e.joined_ms < KEEP_AFTER_MS or self.now < e.reserves_ms
+        if e.kept or early or not self.idle_ms:
+            return
+        options = self.reservable(e)
+        chosen = self.choose.keep(e.token, options)
+        demand(not chosen or tuple(sorted(chosen)) in options, f"L3: {e.token} reserves {chosen}")
+        e.misses = 0 if chosen or not options else e.misses + 1
+        seen = e.misses <= self.choose.pages or self.choose.backlog
+        demand(seen, f"L3: nothing is reserved for {e.token}, of {options}")
+        if chosen:
+            e.known_end_ms = self.known_end(e, chosen)
+            e.kept, e.at_fence, e.until_ms = chosen, self.fence, self.now + self.idle_ms
+            e.reservation_mb = sum(self.charge(e, uuid) or 0 for uuid in chosen)
+
+    def reservable(self, e: Entry) -> Options:
+        """All sets of devices that e may reserve now, within what its agent's cap leaves."""
+        groups, room_mb = dict[tuple[str, str], list[str]](), self.room_of(e)
+        loads = self.loads()
+        for uuid, d in sorted(self.devices.items()):
+            rests = loads[uuid].kept_for or self.now < d.reservable_ms
+            if not rests and self.charge(e, uuid) is not None:
+                groups.setdefault((d.host, d.model), []).append(uuid)
+        return [
+            some
+            for group in groups.values()
+            for some in combinations(group, e.ask.devices)
+            if sum(self.charge(e, uuid) or 0 for uuid in some) <= room_mb
+        ]
+
+    def known_end(self, e: Entry, devices: tuple[str, ...]) -> int:
+        """By when all that e waits for on them has surely ended; 0: that is not known."""
+        last_ms, loads = 0, self.loads()
+        for uuid in devices:
+            x = loads[uuid]
+            if x.empty if self.whole(e.ask) else x.free_mb >= e.memory_mb:
+                continue
+            held = [o for o in self.entries.values() if uuid in dict(o.held)]
+            if len(held) > HOLDERS_READ:
+                return 0
+            for o in held:
+                end_ms = o.hold_until_ms or (o.expires_at_ms if o.revoked else 0)
+                if o.state in TAKEN and not (end_ms and o.state == "active"):
+                    return 0
+                last_ms = max(last_ms, end_ms if o.state == "active" else 0)
+        return last_ms
+
+    def lends(self) -> bool:
+        """Is of any reservation known when what it waits for has ended?"""
+        return any(e.known_end_ms for e in self.entries.values() if e.kept)
+
+    def lent(self, e: Entry, room_mb: int) -> Options:
+        """EASY backfill: what e may use of what is reserved for others, with what is idle."""
+        if not e.ask.max_hold_ms or e.memory_mb * e.ask.devices > room_mb:
+            return []
+        ends_ms, loads = self.now + e.ask.max_hold_ms, self.loads()
+        found, groups, lent = Options(), dict[tuple[str, str], list[str]](), set[str]()
+        for o in self.entries.values():
+            lent |= set(o.kept) if o.token != e.token and o.known_end_ms >= ends_ms else set()
+        for uuid, d in sorted(self.devices.items()):
+            x = loads[uuid]
+            may = uuid in lent or x.kept_for in {"", e.token}
+            if not (may and x.up and self.suits(e.ask, d) and x.free_mb >= e.memory_mb):
+                continue
+            if self.whole(e.ask) and x.empty:
+                groups.setdefault((d.host, d.model), []).append(uuid)
+            elif not self.whole(e.ask) and not x.exclusive and uuid in lent:
+                found.append((uuid,))
+        for group in groups.values():
+            found += [
+                some
+                for some in combinations(group, e.ask.devices)
+                if lent & set(some) and sum(loads[uuid].free_mb for uuid in some) <= room_mb
+            ]
+        return found
