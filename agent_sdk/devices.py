@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_sdk.reservations import Reservation
 
 DEVICE_NUMBERS = (
     "total_mb", "reserve_mb", "reserved_mb", "withheld_mb", "foreign_mb", "leases",
@@ -68,8 +71,8 @@ class DeviceStatus:
     Attributes:
         state: ok, or what the reporter or the broker says is wrong with it.
         exclusive: the token of who is alone on it, or empty.
-        kept_for: the token of the waiter for whom it is kept, or empty.
-        free_mb: what may still be leased; may be negative when others use what was promised.
+        kept_for: the token of the waiter for whom it is reserved, or empty.
+        reservation: the same with the agent and the times; None: it is reserved for nobody.
         used_mb: what the driver sees in use, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
         processes: who uses it; None: its host cannot tell, and `unseen` says why.
@@ -110,10 +113,20 @@ class DeviceStatus:
     parent: str = ""
     finder: str = ""
     finder_ms: int = 0
+    reservation: Reservation | None = None
 
     @property
     def free_mb(self) -> int:
-        """MiB that are promised to nobody and used by nobody."""
+        """MiB that the next who asks can be given; none of a device that takes no new leases."""
+        takes = self.state == "ok" and not (self.drained or self.kept_for or self.exclusive)
+        return max(0, self.left_mb) if takes else 0
+
+    @property
+    def left_mb(self) -> int:
+        """MiB that are promised to nobody and used by nobody, whoever may be given them.
+
+        Negative when others use what was promised.
+        """
         held = self.reserved_mb + self.withheld_mb + self.foreign_mb
         return self.total_mb - self.reserve_mb - held
 
@@ -149,6 +162,7 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         parent=row.get("parent", ""),
         finder=row.get("finder", ""),
         finder_ms=int(row.get("finder_ms") or 0),
+        reservation=None,
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
 

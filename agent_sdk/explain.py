@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk import findings, fitting, waiting_line
+from agent_sdk import findings, fitting, reservations, waiting_line
 from agent_sdk.errors import CODES, error_for
 from agent_sdk.fitting import Change, End, Wish
 from agent_sdk.scene import (
@@ -18,6 +18,7 @@ from agent_sdk.scene import (
     counted,
     read,
     reasons,
+    reserved_for,
     summary,
     why,
     why_waits,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from agent_sdk.devices import DeviceStatus
     from agent_sdk.keys import Keys
     from agent_sdk.protocol import Answer, Read, Request
+    from agent_sdk.reservations import Reservation
     from agent_sdk.scene import Scene
 
 SHOWN_AHEAD: Final = 20
@@ -77,6 +79,7 @@ class Explanation:
         basis: what the estimate stands on, or why there is none.
         fits_now: the smallest changes of the request that would fit now, the least loss first;
             of a waiter: once it has left the line.
+        reservation: what is reserved for it, since when and until when; None: nothing is.
     """
 
     token: str | None
@@ -92,6 +95,7 @@ class Explanation:
     estimate_s: float | None
     basis: str
     fits_now: tuple[Change, ...]
+    reservation: Reservation | None = None
 
 
 def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
@@ -178,7 +182,8 @@ def _explained(
         state="waiting" if token else "asked",
         now_ms=scene.pool.now_ms,
         code=code,
-        summary=summary(code, counted(d.reason for d in devices), ahead_count),
+        summary=summary(code, counted(d.reason for d in devices), ahead_count)
+        + (reserved_for(waiter, scene) if waiter else ""),
         devices=devices,
         ahead=_ahead(waiter, scene) if waiter else (),
         ahead_count=ahead_count,
@@ -186,6 +191,7 @@ def _explained(
         estimate_s=estimate_s,
         basis=basis,
         fits_now=fits_now,
+        reservation=waiter.reservation if waiter else None,
     )
 
 
@@ -204,7 +210,7 @@ def _reasons(wish: Wish, scene: Scene, token: str | None) -> tuple[DeviceReason,
     for uuid, word in reasons(wish, scene, token).items():
         d = scene.devices[uuid]
         says = _says(word, d, scene)
-        found.append(DeviceReason(d.uuid, d.host, d.index, d.name, word, d.free_mb, says))
+        found.append(DeviceReason(d.uuid, d.host, d.index, d.name, word, scene.free_mb(d), says))
     return tuple(found)
 
 
@@ -213,6 +219,8 @@ def _says(word: str, device: DeviceStatus, scene: Scene) -> str:
     says, others = fitting.REASONS[word], findings.named(findings.unleased(device, scene.leases))
     if word == "down":
         return f"its host says: {device.state} {device.reason}".rstrip()
+    if word == "kept" and device.reservation:
+        return f"{reservations.says(device.reservation, scene.pool.now_ms)}, who has waited long"
     if word == "quarantined" and device.quarantine:
         return f"{says}: {device.quarantine}"
     if word == "used_by_others":
@@ -260,10 +268,13 @@ def _fits_now(wish: Wish, scene: Scene, waiter: WaiterStatus | None) -> tuple[Ch
     devices = tuple(scene.devices.values())
     if waiter and waiter.kept and scene.pool.waiting == 1:  # nobody else gets them if it leaves
         devices = tuple(
-            replace(d, kept_for="") if d.kept_for == waiter.token else d for d in devices
+            replace(d, kept_for="", reservation=None) if d.kept_for == waiter.token else d
+            for d in devices
         )
     own = waiter.want if waiter and not waiter.parked else None
-    found = fitting.changes(wish, devices, scene.pool, scene.room_mb(wish.agent))
+    found = fitting.changes(
+        wish, devices, scene.pool, scene.room_mb(wish.agent, waiter.token if waiter else None)
+    )
     open_ones = (
         change
         for change, other in found

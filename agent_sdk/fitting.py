@@ -32,7 +32,7 @@ REASONS: Final = {
     "down": "its reporter says that something is wrong with it, or is silent",
     "drained": "an operator drained it",
     "too_small": "it could never hold that much",
-    "kept": "it is kept for one who has waited long",
+    "kept": "it is reserved for one who has waited long",
     "exclusive": "somebody is alone on it",
     "not_idle": "a whole device is asked for, and leases are on it",
     "withheld": "a lease on it expired, and its memory is not known to be free yet",
@@ -102,7 +102,7 @@ def whole(wish: Wish, pool: PoolStatus) -> bool:
 
 def reason(wish: Wish, device: DeviceStatus, pool: PoolStatus, token: str | None = None) -> str:
     """Why this device is not given now, a word of REASONS. `token`: the waiter who asks."""
-    free = device.free_mb
+    free = device.left_mb
     checks = (
         ("other_host", wish.host not in {ANY, device.host}),
         ("other_model", wish.model not in {ANY, device.model}),
@@ -143,16 +143,16 @@ def _choices(
     fit = [device for device in devices if reason(wish, device, pool) == "fits"]
     if not whole(wish, pool):
         if fit:
-            yield wish.memory_mb, [max(fit, key=lambda d: d.free_mb)]
+            yield wish.memory_mb, [max(fit, key=lambda d: d.left_mb)]
         return
     for group in _groups(fit).values():
-        best = sorted(group, key=lambda d: d.free_mb)[: wish.devices]
+        best = sorted(group, key=lambda d: d.left_mb)[: wish.devices]
         if len(best) == wish.devices:
-            yield sum(d.free_mb for d in best), best
+            yield sum(d.left_mb for d in best), best
 
 
-def never(wish: Wish, devices: Sequence[DeviceStatus]) -> str | None:
-    """Why nothing that is registered could ever hold it, a word of `errors.CODES`; or None."""
+def never(wish: Wish, devices: Sequence[DeviceStatus], pool: PoolStatus) -> str | None:
+    """Why nothing that is registered could ever be it, a word of `errors.CODES`; or None."""
     if wish.model != ANY and wish.model not in {d.model for d in devices}:
         return "model_unknown"
     if wish.host != ANY and wish.host not in {d.host for d in devices}:
@@ -164,9 +164,18 @@ def never(wish: Wish, devices: Sequence[DeviceStatus]) -> str | None:
         and wish.model in {ANY, d.model}
         and d.total_mb - d.reserve_mb >= wish.memory_mb
     ]
-    if any(len(group) >= wish.devices for group in _groups(large).values()):
-        return None
-    return "never_fits"
+    groups = [group for group in _groups(large).values() if len(group) >= wish.devices]
+    if not groups:
+        return "never_fits"
+    least = min(sum(sorted(map(_whole_mb, group))[: wish.devices]) for group in groups)
+    over = whole(wish, pool) and least > pool.max_memory_per_agent_mb
+    return "agent_cap" if over else None
+
+
+def _whole_mb(device: DeviceStatus) -> int:
+    """MiB that count against an agent's cap when all of it is leased: not what a driver uses."""
+    idle = device.foreign_mb <= IDLE_FOREIGN_MB
+    return device.total_mb - device.reserve_mb - (device.foreign_mb if idle else 0)
 
 
 def ready_at(
@@ -210,11 +219,11 @@ def _device_ready(
     ordered = sorted(ends, key=lambda end: end.ends_at_ms)
     if whole(wish, pool) or device.exclusive:
         # Processes without a lease stay: they may leave too little even of an empty device.
-        left = device.free_mb + sum(end.memory_mb for end in ordered)
+        left = device.left_mb + sum(end.memory_mb for end in ordered)
         stays = whole(wish, pool) and device.foreign_mb > IDLE_FOREIGN_MB
         enough = len(ordered) == device.leases and left >= max(1, wish.memory_mb) and not stays
         return ordered[-1] if enough else None
-    free = device.free_mb
+    free = device.left_mb
     for end in ordered:
         free += end.memory_mb
         if free >= wish.memory_mb:
@@ -265,9 +274,9 @@ def _smaller(
         fit = [d for d in devices if reason(least, d, pool) == "fits"]
         if not fit or wish.devices > 1:
             continue
-        top = max(fit, key=lambda d: d.free_mb)
-        memory_mb = min(top.free_mb, room_mb, wish.memory_mb - 1)
-        if memory_mb <= most or (whole(wish, pool) and top.free_mb > room_mb):
+        top = max(fit, key=lambda d: d.left_mb)
+        memory_mb = min(top.left_mb, room_mb, wish.memory_mb - 1)
+        if memory_mb <= most or (whole(wish, pool) and top.left_mb > room_mb):
             continue
         most = memory_mb
         change: dict[str, int | str | bool] = {"memory_mb": memory_mb}

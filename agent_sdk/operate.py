@@ -33,6 +33,7 @@ class Policy(TypedDict, total=False):
     enforce_after_s: from the finding to its end, where that is enforced.
     overuse_slack_mb: MiB by which a lease may use more than it holds.
     xid_actions: `code=ignore|suspect|probe|hold` by commas, before NVIDIA's table; empty = none.
+    reservation_idle_s: how long GPUs reserved for one that waits may go unused; 0 = none is.
     """
 
     safe_mode: bool
@@ -51,6 +52,7 @@ class Policy(TypedDict, total=False):
     enforce_after_s: int
     overuse_slack_mb: int
     xid_actions: str
+    reservation_idle_s: int
 
 
 def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:

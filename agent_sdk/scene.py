@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from agent_sdk import fitting, snapshot, waiting_line
+from agent_sdk import fitting, reservations, snapshot, waiting_line
 from agent_sdk.errors import CODES
 from agent_sdk.fitting import Wish
 from agent_sdk.protocol import Answer, Read, of_known_form
@@ -55,12 +55,27 @@ class Scene:
     waiters: dict[str, WaiterStatus]
     held: dict[str, tuple[int, int]]
 
-    def room_mb(self, agent: str) -> int:
-        """MiB that an agent's caps leave it."""
+    def room_mb(self, agent: str, token: str | None = None) -> int:
+        """MiB that an agent's caps leave it beside what it holds and what is reserved for it.
+
+        token: of a waiter of its own, whose reservation is not in its way.
+        """
         held_mb, leases = self.held.get(agent, (0, 0))
         if leases >= self.pool.max_leases_per_agent:
             return 0
-        return self.pool.max_memory_per_agent_mb - held_mb
+        reserved_mb = sum(
+            x.reservation.memory_mb
+            for x in self.waiters.values()
+            if x.reservation and x.agent == agent and x.token != token
+        )
+        return self.pool.max_memory_per_agent_mb - held_mb - reserved_mb
+
+    def free_mb(self, device: DeviceStatus) -> int:
+        """MiB of a device that the next who asks can be given, under the policy of now."""
+        pool = self.pool
+        shut = pool.safe_mode or pool.now_ms < pool.closed_until_ms
+        taken = device.leases > 0 and not pool.allow_fractional_shares
+        return 0 if shut or taken else device.free_mb
 
 
 def read(keys: Keys) -> Generator[Read, Answer, Scene]:
@@ -159,16 +174,18 @@ class Look(NamedTuple):
 def look(wish: Wish, scene: Scene) -> Look:
     """A look at every device; what a line of many who ask alike is looked at for once."""
     devices = tuple(scene.devices.values())
-    return Look(fitting.never(wish, devices), fitting.least_mb(wish, devices, scene.pool))
+    return Look(
+        fitting.never(wish, devices, scene.pool), fitting.least_mb(wish, devices, scene.pool)
+    )
 
 
-def why(wish: Wish, scene: Scene, seen: Look | None = None) -> str:
+def why(wish: Wish, scene: Scene, seen: Look | None = None, token: str | None = None) -> str:
     """What holds a request back: of several reasons the strongest, as acquire would tell it.
 
-    seen: how the devices stand to it, if that is known already.
+    seen: how the devices stand to it, if that is known already; token: if it waits.
     """
     pool = scene.pool
-    room_mb = scene.room_mb(wish.agent)
+    room_mb = scene.room_mb(wish.agent, token)
     unfit, least_mb = seen or look(wish, scene)
     asked = scene.hosts.get(wish.host)
     checks = (
@@ -188,7 +205,7 @@ def why_waits(waiter: WaiterStatus, scene: Scene, seen: Look | None = None) -> s
     """What holds a waiter back: a word of STANDING or of `errors.CODES`; seen: as `why`."""
     if waiter.state == "offered":
         return "offered"
-    code = why(wish_of(waiter), scene, seen)
+    code = why(wish_of(waiter), scene, seen, waiter.token)
     if code not in {"fits", "no_capacity"}:
         return code
     # There is no room, or was none when it was last looked at. Only who holds something is parked:
@@ -227,6 +244,15 @@ def summary(code: str, counts: dict[str, int], ahead_count: int) -> str:
     return f"{says} (devices: {', '.join(parts)})" if parts else says
 
 
+def reserved_for(waiter: WaiterStatus, scene: Scene) -> str:
+    """What is reserved for a waiter, as the end of a sentence; empty: nothing is."""
+    if not waiter.reservation:
+        return ""
+    gpus = [scene.devices[uuid] for uuid in waiter.reservation.devices if uuid in scene.devices]
+    places = ", ".join(f"{d.host}:{d.index}" for d in gpus)
+    return f"; {places} {reservations.says(waiter.reservation, scene.pool.now_ms)}"
+
+
 class Standing(NamedTuple):
     """How a waiter stands. devices: why they are not its own; see `counted`."""
 
@@ -254,5 +280,6 @@ def line(scene: Scene) -> dict[str, Standing]:
         anyone = replace(wish_of(waiter), agent="")
         code = why_waits(waiter, scene, seen(anyone))
         counts = counts_of(anyone, token if waiter.kept else None) if code in BY_DEVICES else {}
-        told[token] = Standing(code, summary(code, counts, waiter.place or 0), counts)
+        says = summary(code, counts, waiter.place or 0) + reserved_for(waiter, scene)
+        told[token] = Standing(code, says, counts)
     return told

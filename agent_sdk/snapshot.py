@@ -6,13 +6,14 @@ Between two pipelines of one reading the pool may move on; every part says at wh
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.devices import device_status
 from agent_sdk.protocol import Answer, Read, of_known_form
 from agent_sdk.readings import names, numbers, row, rows
+from agent_sdk.reservations import reservation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -63,6 +64,7 @@ class PoolStatus:
     enforce_after_s: int
     overuse_slack_mb: int
     xid_actions: str
+    reservation_idle_s: int
     closed_until_ms: int
     waiting: int
     stats: dict[str, int]
@@ -169,6 +171,7 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
         enforce_after_s=int(row.get("enforce_after_s", 60)),
         overuse_slack_mb=int(row.get("overuse_slack_mb", 512)),
         xid_actions=row.get("xid_actions", ""),
+        reservation_idle_s=int(row.get("reservation_idle_s", 60)),
         closed_until_ms=number("closed_until_ms"),
         waiting=number("waiting"),
         stats={name: int(value) for name, value in stats.items()},
@@ -186,7 +189,11 @@ def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[Dev
     """Those of these devices that are registered."""
     found = yield from _hashes([keys.device(uuid) for uuid in uuids])
     known = ((uuid, of) for uuid, of in zip(uuids, found, strict=True) if of)
-    return list(legible(device_status, known))
+    devices = list(legible(device_status, known))
+    tokens = sorted({d.kept_for for d in devices} - {""})
+    waiters = yield from records_of(keys, tokens, ("waiting",))
+    reserved = {x.token: x for x in legible(reservation, waiters.items()) if x}
+    return [replace(d, reservation=reserved.get(d.kept_for)) if d.kept_for else d for d in devices]
 
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:

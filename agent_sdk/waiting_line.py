@@ -9,6 +9,7 @@ from agent_sdk import snapshot
 from agent_sdk.errors import error_for
 from agent_sdk.protocol import Answer, Read
 from agent_sdk.readings import numbers, row, text_or_none
+from agent_sdk.reservations import Reservation, reservation
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -34,7 +35,8 @@ class WaiterStatus:
         rank: the smaller first: µs of joining, less a minute for each step of priority.
         want: host/model/shape: what those in one line with it ask alike.
         offered: (device id, MiB) of each device that it may claim.
-        kept: ids of devices that are kept for it.
+        kept: ids of devices that are reserved for it.
+        reservation: since when they are, and until when; None: none are.
     """
 
     token: str
@@ -58,6 +60,7 @@ class WaiterStatus:
     owner: str
     client: str
     pid: str
+    reservation: Reservation | None = None
 
 
 def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
@@ -135,4 +138,5 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         owner=row.get("owner", ""),
         client=row["client"],
         pid=row["pid"],
+        reservation=reservation(token, row),
     )

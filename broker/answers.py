@@ -39,6 +39,7 @@ def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
         "enforce_after_s": pool.enforce_after_s,
         "overuse_slack_mb": pool.overuse_slack_mb,
         "xid_actions": pool.xid_actions,
+        "reservation_idle_s": pool.reservation_idle_s,
         "version": pool.policy_version,
     }
 
@@ -97,6 +98,20 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
         "waiting_s": max(0, now_ms - waiter.joined_ms) / 1000,
         "gives_up_at": waiter.wait_until_ms / 1000,
         "kept": list(waiter.kept),
+        "reservation": _reservation(waiter),
+    }
+
+
+def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
+    """What is reserved for it, since when, and until when if that stays unused."""
+    of = waiter.reservation
+    if not of:
+        return None
+    return {
+        "devices": list(of.devices),
+        "memory_mb": of.memory_mb,
+        "since": of.since_ms / 1000 if of.since_ms else None,
+        "until": of.until_ms / 1000 if of.until_ms else None,
     }
 
 

@@ -130,6 +130,7 @@ class PolicyBody:
     enforce_after_s: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
     overuse_slack_mb: Memory | None = None
     xid_actions: XidActions | None = None
+    reservation_idle_s: Annotated[int, Field(strict=True, ge=0, le=604800)] | None = None
 
     def changes(self) -> Policy:
         """What it changes."""

@@ -21,7 +21,7 @@ POLICY: Final[dict[str, Any]] = {
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "idle_action": "notify",
     "overuse_action": "enforce", "squatter_action": "observe", "orphan_action": "observe",
     "idle_after_s": 600, "enforce_after_s": 60, "overuse_slack_mb": 512,
-    "xid_actions": "31=suspect", "version": 7,
+    "xid_actions": "31=suspect", "reservation_idle_s": 60, "version": 7,
 }  # fmt: skip
 
 KNOWN: Final[dict[str, Any]] = LEASE | {"priority": 0, "findings": ["idle"], "notices": ["idle"]}
@@ -56,7 +56,8 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
         "gpus": [{"index": 0, "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-5c2a90d4",
                   "host": "gpu-host-3", "state": "ok", "memory_total_mb": 81559.0,
                   "memory_used_mb": 8301.0, "utilization_gpu_pct": 83.0,
-                  "memory_reserved_mb": 8192, "memory_free_mb": 73258, "leases": 1,
+                  "memory_reserved_mb": 8192, "memory_free_mb": 73258, "memory_left_mb": 73258,
+                  "leases": 1, "reserved_for": None, "reserved_since": None, "reserved_until": None,
                   "process_visibility": "host", "processes_unseen": None, "processes": [
                       {"pid": 4711, "name": "python3", "user": "ann", "memory_mb": 8108,
                        "busy_pct": 83.0, "token": TOKEN, "finding": None,

@@ -60,19 +60,30 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
         "simulated": device.simulated,
         "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
         "memory_reserved_mb": device.reserved_mb,
-        "memory_free_mb": max(0, device.free_mb),
+        "memory_free_mb": device.free_mb,
+        "memory_left_mb": max(0, device.left_mb),
         "memory_withheld_mb": device.withheld_mb,
         "memory_foreign_mb": device.foreign_mb,
         "memory_system_mb": device.reserve_mb,
         "leases": device.leases,
     }
-    said |= _health(device) | _processes(device, named)
+    said |= _reserved(device) | _health(device) | _processes(device, named)
     nvml: dict[str, Any] = {
         NVML[n]: device.telemetry[n] for n in NVML if device.telemetry[n] is not None
     }
     if device.nvml_error:
         nvml["nvml_error"] = device.nvml_error
     return said | nvml
+
+
+def _reserved(device: DeviceStatus) -> dict[str, Any]:
+    """The agent for which it is reserved, since when, and until when if it stays unused."""
+    of = device.reservation
+    return {
+        "reserved_for": of.agent if of else None,
+        "reserved_since": of.since_ms / 1000 if of and of.since_ms else None,
+        "reserved_until": of.until_ms / 1000 if of and of.until_ms else None,
+    }
 
 
 def _health(device: DeviceStatus) -> dict[str, Any]:

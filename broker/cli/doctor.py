@@ -185,11 +185,14 @@ def _pool() -> tuple[list[str], list[Finding]]:
         if pool.now_ms - host.reported_ms > host.deadline_ms
     ]
     findings += [
-        Finding(f"{d.host}:{d.index} is {state_of(d)}", "nvidia-smi on that host tells more")
+        Finding(
+            f"{d.host}:{d.index} is {state_of(d, pool.now_ms)}",
+            "nvidia-smi on that host tells more",
+        )
         for d in devices
         if d.state not in {"ok", "away"}
     ]
     mode = "SAFE_MODE is on: gpu-broker policy set safe_mode=false switches it off"
     rows = [mode if pool.safe_mode else "SAFE_MODE is off"]
-    rows += [f"{d.host}:{d.index}  {d.uuid}  {d.name}  {state_of(d)}" for d in devices]
+    rows += [f"{d.host}:{d.index}  {d.uuid}  {d.name}  {state_of(d, pool.now_ms)}" for d in devices]
     return rows, findings

@@ -112,8 +112,7 @@ def as_text(found: Explanation) -> str:
             parts.append(f"and {more} more")
     if found.devices:
         reasons = [
-            (f"{d.host}:{d.index}", d.name, gib(max(0, d.free_mb)), d.reason, d.says)
-            for d in found.devices
+            (f"{d.host}:{d.index}", d.name, gib(d.free_mb), d.reason, d.says) for d in found.devices
         ]
         parts.append(table(HEAD, reasons))
     return "\n\n".join(parts)

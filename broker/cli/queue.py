@@ -60,7 +60,7 @@ def queue(agent: str | None, output: str) -> None:
             str(x.priority),
             age(scene.pool.now_ms - x.joined_ms),
             place(x),
-            stands[x.token].says if whole else why(stands[x.token]),
+            stands[x.token].says if whole else why(stands[x.token], x, scene.pool.now_ms),
             *((x.client, x.pid.partition(":")[0], x.owner or "-") if wide else ()),
         )
         for x in found
@@ -93,7 +93,10 @@ def place(waiter: WaiterStatus) -> str:
     return "next" if waiter.place == 0 else f"{waiter.place} ahead"
 
 
-def why(stands: Standing) -> str:
+def why(stands: Standing, waiter: WaiterStatus, now_ms: int) -> str:
     """How the devices stand that could be the ones; where not they hold it back, the code."""
-    counts = (f"{count} {word.replace('_', ' ')}" for word, count in stands.devices.items())
-    return ", ".join(counts) or stands.code
+    says = [f"{count} {word.replace('_', ' ')}" for word, count in stands.devices.items()]
+    if of := waiter.reservation:
+        until = "" if of.until_ms is None else f" for {age(max(0, of.until_ms - now_ms))}"
+        says.insert(0, f"{len(of.devices)} reserved{until}")
+    return ", ".join(says) or stands.code

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from agent_sdk import reservations
 from agent_sdk.findings import of_lease
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.screen import bare, one_line, paint
@@ -50,9 +51,10 @@ def status(every_s: float | None, output: str) -> None:
     """Show GPUs and who holds what. No running broker is needed.
 
     One line for each GPU, and below it one for each lease on it with its processes, then those that
-    have no lease (!). The bar shows what is leased (#), used by others (o), withheld (x) and free
-    (·). What is found of a lease (idle, overuse, degraded) stands where else it says how long it is
-    held.
+    have no lease (!). The bar shows what is leased (#), used by others (o), withheld (x) and left
+    (·). FREE is what the next who asks can be given: nothing of a GPU that takes no new leases or
+    is reserved. What is found of a lease (idle, overuse, degraded) stands where else it says how
+    long it is held.
 
     \b
     Examples:
@@ -81,7 +83,10 @@ def as_data(scene: Scene) -> dict[str, Any]:
     """For programs."""
     return {
         "pool": asdict(scene.pool),
-        "devices": [asdict(d) | {"free_mb": d.free_mb} for d in scene.devices.values()],
+        "devices": [
+            asdict(d) | {"free_mb": scene.free_mb(d), "left_mb": d.left_mb}
+            for d in scene.devices.values()
+        ],
         "leases": [asdict(x) | {"memory_mb": x.memory_mb} for x in scene.leases.values()],
         "waiting": len(scene.waiters),
     }
@@ -117,7 +122,7 @@ def as_text(scene: Scene, *, output: str = "text", pool: str = DEFAULT) -> str:
 
 def _pool_line(scene: Scene, pool: str, width: int | None) -> str:
     devices = scene.devices.values()
-    free = sum(max(0, d.free_mb) for d in devices)
+    free = sum(map(scene.free_mb, devices))
     total = sum(d.total_mb for d in devices)
     safe = (
         paint("SAFE_MODE is ON: no GPU leases are given", "red")
@@ -141,7 +146,7 @@ def _rows(scene: Scene, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:
         for uuid, mb in lease.devices:
             held.setdefault(uuid, []).append((lease, mb))
     for uuid, device in scene.devices.items():
-        rows.append(_device_row(device, bar_width) + ((_all_of(device),) if wide else ()))
+        rows.append(_device_row(device, scene, bar_width) + ((_all_of(device),) if wide else ()))
         for lease, mb in held.get(uuid, ()):
             rows.append(_lease_row(lease, scene, mb) + ((_whole(lease, scene),) if wide else ()))
             rows += beneath(device, lease, scene, wide=wide)
@@ -149,15 +154,17 @@ def _rows(scene: Scene, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def state_of(device: DeviceStatus) -> str:
-    """A device's state in a word, and what is wrong with it."""
+def state_of(device: DeviceStatus, now_ms: int) -> str:
+    """A device's state in a word, and what is wrong with it, or for whom it is reserved."""
+    if device.state == "ok" and device.reservation and not device.drained:
+        return reservations.says(device.reservation, now_ms)
     word = "drained" if device.drained and device.state == "ok" else device.state
     return f"{word} {device.quarantine or device.reason}".strip()
 
 
-def _device_row(device: DeviceStatus, bar_width: int) -> tuple[str, ...]:
+def _device_row(device: DeviceStatus, scene: Scene, bar_width: int) -> tuple[str, ...]:
     busy, warm = device.telemetry["utilization_gpu_pct"], device.telemetry["temperature_c"]
-    state, free_mb = state_of(device), max(0, device.free_mb)
+    state, free_mb = state_of(device, scene.pool.now_ms), scene.free_mb(device)
     shares = (
         ("#", device.reserved_mb), ("o", device.foreign_mb + device.reserve_mb),
         ("x", device.withheld_mb),
@@ -170,8 +177,14 @@ def _device_row(device: DeviceStatus, bar_width: int) -> tuple[str, ...]:
         paint(gib(free_mb), "green" if free_mb else None),
         "-" if busy is None else paint(f"{busy:.0f} %", _busy_colour(busy)),
         "-" if warm is None else f"{warm:.0f} C",
-        paint(state, "green" if state == "ok" else "red"),
+        paint(state, _state_colour(device, state)),
     )
+
+
+def _state_colour(device: DeviceStatus, state: str) -> str:
+    if device.reservation and device.state == "ok" and not device.drained:
+        return "yellow"
+    return "green" if state == "ok" else "red"
 
 
 def _busy_colour(busy: float) -> str | None:

@@ -119,7 +119,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("used", "In use as the driver sees it."),
             ("foreign", "Used by processes without a lease."),
             ("withheld", "Of ended leases, not given again yet."),
-            ("free", "What may still be leased."),
+            ("free", "What the next who asks can be given: none where no new lease may begin."),
         )
     }
     read = {
@@ -144,7 +144,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             "used": device.used_mb,
             "foreign": device.foreign_mb,
             "withheld": device.withheld_mb,
-            "free": max(0, device.free_mb),
+            "free": device.free_mb,
         }
         for name, mb in values.items():
             if mb is not None:

@@ -101,7 +101,9 @@ def test_change_is_no_more_than_the_fields_that_changed(broker: Broker) -> None:
         while "devices" not in changes[-1]:
             changes.append(stream.take(1)[0].data["rows"])
         changed = changes[-1]["devices"]["SIM-h1-0"]
-        assert changed.keys() == {"memory_reserved_mb", "memory_free_mb", "leases"}
+        assert changed.keys() == {
+            "memory_reserved_mb", "memory_free_mb", "memory_left_mb", "leases",
+        }  # fmt: skip
         broker.release(token)
 
 

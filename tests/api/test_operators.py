@@ -29,7 +29,7 @@ DEVICE = "SIM-h1-0"
 FINDINGS = {
     "idle_action": "observe", "overuse_action": "observe", "squatter_action": "observe",
     "orphan_action": "observe", "idle_after_s": 600, "enforce_after_s": 60,
-    "overuse_slack_mb": 512, "xid_actions": "",
+    "overuse_slack_mb": 512, "xid_actions": "", "reservation_idle_s": 60,
 }  # fmt: skip
 """What a new pool does about what its hosts find."""
 
@@ -69,7 +69,7 @@ def test_policy_of_findings_is_set_and_told(operated: Broker) -> None:
     assert operated.http.get("/policy").json().items() >= FINDINGS.items()
     changed = {"idle_action": "notify", "overuse_action": "enforce", "idle_after_s": 60,
                "enforce_after_s": 0, "overuse_slack_mb": 0,
-               "xid_actions": "31=suspect,79=hold"}  # fmt: skip
+               "reservation_idle_s": 0, "xid_actions": "31=suspect,79=hold"}  # fmt: skip
     assert post(operated, "/policy", **changed).items() >= (FINDINGS | changed).items()
     assert post(operated, "/policy", **FINDINGS).items() >= FINDINGS.items()
 
@@ -97,6 +97,9 @@ def test_policy_of_findings_is_set_and_told(operated: Broker) -> None:
         {"enforce_after_s": -1},
         {"enforce_after_s": 86401},
         {"overuse_slack_mb": 10**13},
+        {"reservation_idle_s": -1},
+        {"reservation_idle_s": 604801},
+        {"reservation_idle_s": 60.0},
         {"xid_actions": "79"},
         {"xid_actions": "79=hold,"},
         {"xid_actions": "79=reset"},

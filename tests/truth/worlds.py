@@ -25,7 +25,7 @@ POOL = PoolStatus(
     default_memory_mb=2048, expiry_grace_s=5, max_leases_per_agent=256, max_waiters_per_agent=256,
     idle_action="observe", overuse_action="observe", squatter_action="observe",
     orphan_action="observe", idle_after_s=600, enforce_after_s=60, overuse_slack_mb=100,
-    xid_actions="", closed_until_ms=0, waiting=0, stats={},
+    xid_actions="", reservation_idle_s=60, closed_until_ms=0, waiting=0, stats={},
 )  # fmt: skip
 
 

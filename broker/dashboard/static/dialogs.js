@@ -4,7 +4,7 @@ import { html, nothing, render } from "./vendor/lit-html.js";
 import { ask, key } from "./api.js";
 import { clock, short, size, span } from "./format.js";
 import { leasesByDevice, now, operates, pool, rows } from "./state.js";
-import { asks, hostState, stateOf } from "./panels.js";
+import { asks, hostState, reservedSays, stateOf } from "./panels.js";
 import { gpuHealth, gpuProcesses, leaseFound, leaseProcesses } from "./processes.js";
 import { ACTIONS, EVENTS, FINDINGS, STATES } from "./words.js";
 
@@ -136,7 +136,7 @@ export function showDevice(uuid) {
       ["Used by others", size(gpu.memory_foreign_mb)],
       ["Withheld", gpu.memory_withheld_mb ? `${size(gpu.memory_withheld_mb)}: a lease expired, and its memory is not known to be free yet` : size(0)],
       ["Kept for the system", size(gpu.memory_system_mb)],
-      ["Left", size(gpu.memory_free_mb)],
+      ["Left", size(gpu.memory_left_mb)],
       ["In use, says the driver", gpu.memory_used_mb == null ? null : size(gpu.memory_used_mb)],
       ["Busy", known(gpu.utilization_gpu_pct, "%")],
       ["Temperature", known(gpu.temperature_c, "°C")],
@@ -186,6 +186,7 @@ export async function showWaiter(id) {
       ["Asks for", asks(waiter)],
       ["Waits since", `${clock(waiter.joined_at)}, ${span(now() - waiter.joined_at)}`],
       ["Priority", waiter.priority],
+      ["Reserved", waiter.reservation ? `${waiter.reservation.devices.length} GPUs. ${reservedSays(waiter)}` : null],
       ["Token", html`<code>${waiter.token}</code>`],
       ["Served in about", explained?.estimate_s == null ? null : `${span(explained.estimate_s)}, ${explained.basis}`],
       ["Would fit now", explained?.fits_now?.length ? explained.fits_now.map((each) => html`<div>${each.says}</div>`) : null],
@@ -230,6 +231,7 @@ const POLICY = [
   ["idle_after_s", "A lease idles when it has done nothing for, s", "number"],
   ["enforce_after_s", "What is enforced comes after another, s", "number"],
   ["overuse_slack_mb", "Memory that a lease may use beyond what it holds, MiB", "number"],
+  ["reservation_idle_s", "GPUs reserved for one that waits may go unused for, s; 0: none is reserved", "number"],
   ["xid_actions", "What errors of a GPU mean, as 31=suspect,79=hold; empty: NVIDIA's table", "text"],
   ["allow_fractional_shares", "GPUs may be shared", "checkbox"],
   ["kill_on_oom", "Over-using processes may be ended", "checkbox"],

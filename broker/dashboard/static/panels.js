@@ -35,23 +35,30 @@ export function memoryBar(gpu, leases) {
     });
   const says = `${size(gpu.memory_reserved_mb)} leased, ${size(gpu.memory_foreign_mb)} used by others, ${size(
     gpu.memory_withheld_mb,
-  )} withheld, ${size(gpu.memory_free_mb)} ${leasable(gpu) ? "free" : "left"} of ${size(gpu.memory_total_mb)}`;
+  )} withheld, ${size(gpu.memory_left_mb)} ${leasable(gpu) ? "free" : "left"} of ${size(gpu.memory_total_mb)}`;
   return html`<svg class="bar" role="img" aria-label=${says}><title>${says}</title>${rects}</svg>`;
 }
 
-/** Who waits for each device that is kept or reserved for one who has waited long: uuid -> agent. */
-function keptFor() {
-  return new Map([...rows.queue.values()].flatMap((waiter) => waiter.kept.map((uuid) => [uuid, waiter.agent])));
+/** For which waiter each device is reserved: uuid -> its row. */
+function reservations() {
+  return new Map([...rows.queue.values()].flatMap((waiter) => waiter.kept.map((uuid) => [uuid, waiter])));
+}
+
+/** Since when and until when something is reserved for a waiter, in words. */
+export function reservedSays({ agent, reservation }) {
+  const since = reservation?.since ? ` since ${clock(reservation.since)}` : "";
+  const until = reservation?.until ? `, until ${clock(reservation.until)} if it goes unused` : "";
+  return `${agent} has waited long: reserved for it${since}${until}; nobody behind it gets this GPU`;
 }
 
 /** MiB of a device that the next who asks can be given. */
-const leasable = (gpu) => (gpu.state === "ok" && !kept.has(gpu.uuid) ? gpu.memory_free_mb : 0);
+const leasable = (gpu) => (gpu.state === "ok" && !reserved.has(gpu.uuid) ? gpu.memory_left_mb : 0);
 
 /** A device's state in a few words, and what it means. */
 export function stateOf(gpu) {
-  if (gpu.state === "ok" && kept.has(gpu.uuid)) {
-    const agent = kept.get(gpu.uuid);
-    return { word: `kept for ${agent}`, means: `${agent} has waited long: nobody behind it gets this GPU` };
+  if (gpu.state === "ok" && reserved.has(gpu.uuid)) {
+    const waiter = reserved.get(gpu.uuid);
+    return { word: `reserved for ${waiter.agent}`, means: reservedSays(waiter) };
   }
   const because = gpu.quarantine || gpu.reason;
   return { word: because ? `${gpu.state}: ${because}` : gpu.state, means: STATES[gpu.state] };
@@ -99,7 +106,7 @@ function left(lease) {
 }
 
 let byDevice = new Map();
-let kept = new Map();
+let reserved = new Map();
 
 const devices = (item, ofDevice, ofHost) => (item.host ? ofHost(item.host) : ofDevice(item.gpu));
 
@@ -224,7 +231,7 @@ export function lists(page) {
 /** Fill the lists with what matches the filter. */
 export function fill(all, filter) {
   byDevice = leasesByDevice();
-  kept = keptFor();
+  reserved = reservations();
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const matches = (...texts) => {
     const text = texts.join(" ").toLowerCase();
@@ -278,7 +285,7 @@ export function summary(pool, broker) {
   for (const { state } of gpus) if (state !== "ok") trouble.set(state, (trouble.get(state) ?? 0) + 1);
   const states = [...trouble].map(([state, count]) => `${count} ${state}`).join(", ");
   const safe = pool.safe_mode_read_only || broker.safe_mode;
-  const blocked_mb = sum("memory_free_mb") - free_mb;
+  const blocked_mb = sum("memory_left_mb") - free_mb;
   const total = `of ${size(sum("memory_total_mb"))}`;
   const room = safe ? "none: SAFE_MODE is on" : blocked_mb ? `${total}; ${size(blocked_mb)} not leasable` : total;
   const counts = found(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind)));

@@ -1,0 +1,58 @@
+"""What is reserved for a request that has waited long, as readers see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Devices that are reserved for a request that has waited long: nothing behind it gets them.
+
+    Times are ms on the pool's clock; None: an older version has reserved them, and says neither.
+
+    Attributes:
+        agent, token: of the waiter.
+        devices: ids of all devices that are reserved for it.
+        memory_mb: MiB that count against its agent's cap meanwhile, as a lease would.
+        since_ms: when they were reserved.
+        until_ms: when they go back to the others if they have room and no lease on them ends.
+    """
+
+    agent: str
+    token: str
+    devices: tuple[str, ...]
+    memory_mb: int
+    since_ms: int | None
+    until_ms: int | None
+
+
+def reservation(token: str, row: dict[str, str]) -> Reservation | None:
+    """What a waiter's record says is reserved for it; None: nothing."""
+    devices = tuple(filter(None, row.get("kept", "").split(",")))
+    if not devices:
+        return None
+    since, until = row.get("reservation_since_ms"), row.get("reservation_until_ms")
+    return Reservation(
+        agent=row["agent"],
+        token=token,
+        devices=devices,
+        memory_mb=int(row.get("reservation_mb", 0)),
+        since_ms=int(since) if since else None,
+        until_ms=int(until) if until else None,
+    )
+
+
+def says(reserved: Reservation, now_ms: int) -> str:
+    """For whom, since when and until when, as a part of a sentence."""
+    words = f"reserved for {reserved.agent}"
+    if reserved.since_ms is not None:
+        words += f" since {_span(now_ms - reserved.since_ms)}"
+    if reserved.until_ms is not None:
+        words += f", for {_span(reserved.until_ms - now_ms)} more while unused"
+    return words
+
+
+def _span(ms: int) -> str:
+    seconds = max(0, ms) // 1000
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"  # noqa: PLR2004 - two minutes
