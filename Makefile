@@ -61,6 +61,7 @@ soak: $(READY)
 	GPU_BROKER_FUZZ=150 $(BIN)/pytest tests/api/test_document.py
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/agents tests/api/test_events.py -k "ten_times or restart or two_hundred"
 	$(BIN)/python -m tests.hosts --times $(N)
+	GPU_BROKER_SOAK=1 $(BIN)/pytest --timeout 1800 tests/faults/test_interrupted.py
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/redis/test_sentinel.py -k failover
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/lua/test_cost.py tests/redis/test_cluster.py
 

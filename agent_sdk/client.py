@@ -13,6 +13,7 @@ from agent_sdk.block import Block
 from agent_sdk.clocks import local_now
 from agent_sdk.door import Door
 from agent_sdk.errors import LeaseError
+from agent_sdk.handlers import raised_by_handler
 from agent_sdk.holders import Holders, read_holders
 from agent_sdk.inbox import Inbox
 from agent_sdk.lease import Lease
@@ -318,6 +319,8 @@ class LeaseClient(Door["Redis"]):
             try:
                 raw = self._call(ask) if isinstance(ask, Call) else self._read(ask)
             except RedisError as error:
+                if (struck := raised_by_handler(error)) is not None and struck is not error:
+                    raise struck from None
                 time.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
                 self._reached = True

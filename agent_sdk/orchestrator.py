@@ -173,10 +173,9 @@ class GPUOrchestratorClient(OfOneProcess):
             model: the exact name, or None for any.
             placement: spread (most free first) or pack (best fit).
         """
-        token = new_token()
         asked: dict[str, Any] = {
             "agent": agent,
-            "token": token,
+            "token": new_token(),
             "min_memory_mb": min_memory_mb,
             "devices": devices,
             "exclusive": bool(exclusive),
@@ -186,7 +185,14 @@ class GPUOrchestratorClient(OfOneProcess):
             "model": model,
             "placement": placement,
         }
-        sent_at = local_now()
+        try:
+            return self._obtain(asked)
+        except BaseException:  # interrupted: it may have been granted all the same
+            self._abandon(asked["token"])
+            raise
+
+    def _obtain(self, asked: dict[str, Any]) -> HttpLease:
+        agent, token, sent_at = asked["agent"], asked["token"], local_now()
         try:
             reply = self._ask("POST", "/lease", asked, until=self._deadline())
         except Unanswered as error:
@@ -198,7 +204,7 @@ class GPUOrchestratorClient(OfOneProcess):
         if reply.status != OK or reply.body.get("granted") is not True:
             return self._without(agent, token, code_of(reply))
         try:
-            lease = HttpLease(self, granted(reply.body, agent, ttl_s, sent_at))
+            lease = HttpLease(self, granted(reply.body, agent, asked["ttl_s"], sent_at))
         except UNREADABLE:  # not what we understand: it cannot be used
             self._abandon(token)
             return self._without(agent, token, "protocol_mismatch")
@@ -236,7 +242,16 @@ class GPUOrchestratorClient(OfOneProcess):
         """Give it back; without an answer that is tried again in the background, and False.
 
         In a forked child its parent's lease stays the parent's: False, and nothing is sent.
+        A call that is interrupted leaves no lease: it is given back in the background.
         """
+        try:
+            return self._release(lease)
+        except BaseException:
+            if not lease.is_view:
+                self._abandon(lease.token)
+            raise
+
+    def _release(self, lease: HttpLease) -> bool:
         self._keeper.discard(lease)
         lease.end()
         if lease.local or lease.is_view:

@@ -13,6 +13,7 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -79,9 +80,14 @@ class Web:
             threading.Thread(target=call.run, name="gpu-lease-http", daemon=True).start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
             raise Unanswered(str(error)) from error
-        if not call.done.wait(max(0.0, until - local_now())):
+        try:
+            call.done.get(timeout=max(0.0, until - local_now()))
+        except Empty:
             call.abandon()
-            raise Unanswered("no answer in time", sent=call.sent)
+            raise Unanswered("no answer in time", sent=call.sent) from None
+        except BaseException:  # the caller was interrupted
+            call.abandon()
+            raise
         if call.error is not None:
             raise Unanswered(str(call.error), sent=call.sent) from call.error
         return Reply(call.status, _parsed(call.answer))
@@ -107,7 +113,7 @@ class _Call:
         self._path = path
         self._headers = {"Accept": "application/json", "Connection": "close", **headers}
         self._payload = payload
-        self.done = threading.Event()
+        self.done: SimpleQueue[None] = SimpleQueue()  # an interrupt leaves no lock of it held
         self.error: Exception | None = None
         self.sent = False
         self._abandoned = False
@@ -135,7 +141,7 @@ class _Call:
             self.error = error
         finally:
             self._connection.close()
-            self.done.set()
+            self.done.put(None)
 
     def abandon(self) -> None:
         """Wake the thread out of a read, so that it ends; what was not sent never is."""

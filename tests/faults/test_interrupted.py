@@ -16,7 +16,8 @@ import pytest
 import redis
 
 import agent_sdk
-from agent_sdk import AsyncLeaseClient, LeaseClient, Store
+from agent_sdk import AsyncLeaseClient, GPUOrchestratorClient, LeaseClient, Store
+from tests.api.brokers import GRANTING, Broker
 from tests.pools import device
 from tests.stores import until
 
@@ -387,3 +388,55 @@ def test_async_block_whose_loop_is_gone_is_given_back(server: Server, client: Le
     coroutine.close()
     until(lambda: nothing_left(client))
     tasks._keeper.close()
+
+
+@pytest.mark.parametrize("kind", ["function", "method", "object"])
+def test_time_limit_that_raises_timeout_error_is_not_taken_for_the_stores(
+    client: LeaseClient, server: Server, kind: str
+) -> None:
+    """The program hears of its limit at once, though redis-py has an error of the same kind."""
+
+    class Limit:
+        def strike(self, *_: object) -> None:
+            raise TimeoutError("the program's own")
+
+        __call__ = strike
+
+    limit = Limit()
+    handlers: dict[str, Any] = {
+        "function": lambda *_: limit.strike(), "method": limit.strike, "object": limit,
+    }  # fmt: skip
+    before = signal.signal(signal.SIGALRM, handlers[kind])
+    try:
+        with server.connect() as admin:
+            admin.client_pause(600, all=True)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(TimeoutError, match="the program's own"):
+                client.acquire("me", memory_mb=1, ttl_s=0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    until(lambda: nothing_left(client))
+
+
+def test_http_client_interrupted_at_every_step_leaves_no_lease(
+    server: Server, client: LeaseClient
+) -> None:
+    """The lease of `GPUOrchestratorClient`, asked for and given back, as long as it is ours."""
+    settings = {"GPU_BROKER_POOL": client.keys.pool_name, "GPU_BROKER_HOSTNAME": "h1"}
+    with Broker(**GRANTING | settings, REDIS_URL=server.url) as broker:
+        broker.wait()
+        held: list[Any] = []
+        asking = GPUOrchestratorClient(f"http://127.0.0.1:{broker.port}")
+
+        def story() -> None:
+            while held:  # what a story before this one was interrupted with
+                asking.release(held[0])
+                held.pop()
+            held.append(asking.lease("me", 1, host="h1", ttl_s=1))
+            asking.release(held[0])
+
+        at_every_step(story)
+        story()
+        assert not asking._keeper._kept
+        until(lambda: nothing_left(client))
+        asking.close()

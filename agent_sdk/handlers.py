@@ -1,0 +1,36 @@
+"""Exceptions of signal handlers that look like failures of the store.
+
+A program's time limit is often a handler that raises TimeoutError, and redis-py takes that, like
+any other OSError that passes its reading, for a failure of its connection. The call would be
+repeated, and the program would never hear of its time limit.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+
+
+def raised_by_handler(error: BaseException) -> BaseException | None:
+    """What a signal handler raised, if that is behind the error."""
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    behind: BaseException | None = error
+    while behind is not None and codes:
+        if any(frame.f_code in codes for frame, _ in traceback.walk_tb(behind.__traceback__)):
+            return behind
+        behind = behind.__context__
+    return None
+
+
+def _code(handler: Callable[..., object] | int | None) -> CodeType | None:
+    """What is run of a handler: a function, a method, or an object that is called."""
+    for way in (handler, getattr(handler, "__func__", None), getattr(handler, "func", None)):
+        if code := getattr(way, "__code__", None):
+            found: CodeType = code
+            return found
+    return getattr(vars(type(handler)).get("__call__"), "__code__", None)
