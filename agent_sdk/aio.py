@@ -146,7 +146,7 @@ class AsyncLeaseClient(Door["Redis"]):
 
     async def report(
         self, host: str, devices: tuple[reporting.Report, ...], **about: Unpack[reporting.About]
-    ) -> protocol.Moment:
+    ) -> reporting.Reported:
         """Say which devices a host has and that it lives; see `reporting.report`."""
         return await self._run(reporting.report(host, devices, **about))
 

@@ -179,7 +179,7 @@ class LeaseClient(Door["Redis"]):
 
     def report(
         self, host: str, devices: tuple[reporting.Report, ...], **about: Unpack[reporting.About]
-    ) -> protocol.Moment:
+    ) -> reporting.Reported:
         """Say which devices a host has and that it lives; see `reporting.report`."""
         return self._run(reporting.report(host, devices, **about))
 

@@ -81,6 +81,8 @@ class DeviceStatus:
         xid: the last of NVIDIA's error codes that came from it, with `xid_ms`, when; 0 = none.
         parent: of a MIG device: the GPU that it is a part of.
         finder: which reporter of its host says what is found, with `finder_ms`, when it last did.
+        reporter: which process listed it; empty: it did not say.
+        rival: the host that lists it too and was refused, with `rival_ms`, when it last was.
     """
 
     uuid: str
@@ -114,6 +116,9 @@ class DeviceStatus:
     finder: str = ""
     finder_ms: int = 0
     reservation: Reservation | None = None
+    reporter: str = ""
+    rival: str = ""
+    rival_ms: int = 0
 
     @property
     def free_mb(self) -> int:
@@ -163,6 +168,9 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         finder=row.get("finder", ""),
         finder_ms=int(row.get("finder_ms") or 0),
         reservation=None,
+        reporter=row.get("reporter", ""),
+        rival=row.get("rival", ""),
+        rival_ms=int(row.get("rival_ms") or 0),
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
 

@@ -70,6 +70,39 @@ class NeverFits(Refused):
     """No registered device could ever hold it: ask for less, or for another host or model."""
 
 
+class HostUnknown(NeverFits):
+    """No device of that host is registered.
+
+    Attributes:
+        asked: the host that was asked for, or empty.
+        near: the one with devices whose name differs by case and domain alone, or empty.
+    """
+
+    asked: str = ""
+    near: str = ""
+
+    @classmethod
+    def of(cls, asked: str, near: str, *, token: str | None = None) -> HostUnknown:
+        """Say which host was asked for, and which one may have been meant."""
+        text = f"host {asked} has no devices in this pool" + (f"; {near} has" if near else "")
+        if token is not None:  # of a lease, which may go elsewhere
+            text += f" (GPU_BROKER_HOSTNAME={near}, if it is this machine)" if near else ""
+            text += '; host="any" asks for any'
+        error = cls("host_unknown", text, token=token)
+        error.asked, error.near = asked, near
+        return error
+
+
+class HostTaken(Refused):
+    """Another reporter that lives has this host's name.
+
+    Attributes:
+        reporter: who that is, as it says of itself.
+    """
+
+    reporter: str = ""
+
+
 class AgentCapExceeded(Refused):
     """The agent holds as much as the policy lets one agent hold."""
 
@@ -130,8 +163,9 @@ CODES: dict[str, Code] = {
     "limit": Code(AgentCapExceeded, 409, True, "the agent has too many leases or waiters already"),
     "never_fits": Code(NeverFits, 409, False, "no registered device could ever hold this request"),
     "host_unknown": Code(
-        NeverFits, 409, False, 'that host has no devices here; pass host="any" for any host'
+        HostUnknown, 409, False, 'that host has no devices here; pass host="any" for any host'
     ),
+    "host_taken": Code(HostTaken, 409, True, "another machine reports under this host's name"),
     "device_unknown": Code(NeverFits, 404, False, "no device of that id is registered"),
     "model_unknown": Code(NeverFits, 409, False, "no registered device is of that model"),
     "draining": Code(NoCapacity, 409, True, "the host takes no new leases: it is being drained"),

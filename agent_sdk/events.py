@@ -17,7 +17,8 @@ Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
     "waiting", "offered", "withdrawn", "kept", "reservation_ended", "left", "lapsed", "cooled",
     "revoke", "drained", "undrained", "policy", "closed", "adopted", "found", "settled",
-    "quarantined", "returned", "xid", "process_ended",
+    "quarantined", "returned", "xid", "process_ended", "host_contested",
+    "device_contested",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

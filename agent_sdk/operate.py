@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 from agent_sdk import snapshot
 from agent_sdk.errors import LeaseLost, UnknownToken, error_for
 from agent_sdk.forms import check_whole, check_words
-from agent_sdk.protocol import PROTOCOL, Answer, Call, failure
+from agent_sdk.protocol import PROTOCOL, Answer, Call, failure, refusal_for_host
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -88,7 +88,7 @@ def drain(
         case ["DRAINED" | "UNDRAINED", _, _, _, _, int(devices)]:
             return devices
         case _:
-            raise failure(answer, None)
+            raise refusal_for_host(answer, None, name)
 
 
 def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:

@@ -15,7 +15,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from agent_sdk.clocks import local_now, trusted_until
-from agent_sdk.errors import LeaseError, NoCapacity, StillWaiting, error_for
+from agent_sdk.errors import HostUnknown, LeaseError, NoCapacity, StillWaiting, error_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -289,7 +289,7 @@ def acquire(
                     raise StillWaiting("waiting", token=request.token, place=place)
                 yield Pause(request.token, min(left_s, poll_s(moment(answer), place)), left_s)
             case _:
-                raise failure(answer, request.token)
+                raise refusal_for_host(answer, request.token, request.host)
         request = request._replace(wait_ms=left_ms(until, keep_place=keep_place))
 
 
@@ -436,6 +436,16 @@ _SAYS_WHAT: Final = {
     "protocol_mismatch": "this version does not know pools of schema {}: upgrade the older",
 }
 """Refusals whose detail a caller needs."""
+
+
+@of_known_form
+def refusal_for_host(answer: Answer, token: str | None, host: str) -> LeaseError:
+    """The error of a call that names a host: it says which, and which may have been meant."""
+    match answer.raw:
+        case ["REFUSED", _, _, _, _, "host_unknown", str(near)]:
+            return HostUnknown.of(host, near, token=token)
+        case _:
+            return failure(answer, token)
 
 
 @of_known_form

@@ -24,7 +24,7 @@ CORE = ("time", "clock", "agenda")
 
 REST = (
     "events", "devices", "ledger", "placement", "ending", "memory", "foreign", "reaper", "waiters",
-    "reservations", "reservable", "line", "serving", "findings", "registry", "adoption",
+    "reservations", "reservable", "line", "serving", "findings", "names", "registry", "adoption",
 )  # fmt: skip
 """The others, in theirs."""
 

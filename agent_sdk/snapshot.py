@@ -124,7 +124,11 @@ class LeaseStatus:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """A machine that reports devices, or did."""
+    """A machine that reports devices, or did.
+
+    Attributes:
+        rival: who was refused under its name, with `rival_ms`, when it last was; empty: nobody.
+    """
 
     host: str
     version: str
@@ -132,6 +136,8 @@ class HostStatus:
     deadline_ms: int
     devices: int
     drained: bool
+    rival: str = ""
+    rival_ms: int = 0
 
 
 def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
@@ -238,6 +244,8 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
             deadline_ms=int(row.get("deadline_ms", 0)),
             devices=counts[name] or 0,
             drained=row.get("drained") == "1",
+            rival=row.get("rival", ""),
+            rival_ms=int(row.get("rival_ms", 0)),
         )
 
     return tuple(legible(host, zip(found, facts, strict=True)))

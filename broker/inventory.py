@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clocks import local_now
 from agent_sdk.devices import FINDINGS
-from agent_sdk.errors import BadRequest, LeaseError, LeaseLost, UnknownToken
+from agent_sdk.errors import BadRequest, HostTaken, LeaseError, LeaseLost, UnknownToken
 from broker import __version__
 from broker.devices import choose
+from broker.identity import RIVAL_MS, has_ended, machine_of, own_identity
 from broker.loading import Loading
 from broker.truth.ending import Ending
 from broker.truth.looking import Looker
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent_sdk import AsyncLeaseClient
+    from agent_sdk.devices import DeviceStatus
     from agent_sdk.holders import Holders
     from agent_sdk.protocol import Moment
-    from agent_sdk.reporting import Report
+    from agent_sdk.reporting import Report, Reported
     from agent_sdk.snapshot import PoolStatus
     from broker.devices import Sample, Source
     from broker.settings import Settings
@@ -65,6 +67,16 @@ WATCHFUL_S: Final = 1.0
 """Between two looks while processes may be ended before a device is out of memory."""
 
 DRAIN_LOOK_S: Final = 0.5
+
+SAME_NAME: Final = (
+    "two machines report as host {host}, and one alone may: the other is {other}; give one of them "
+    "another name, GPU_BROKER_HOSTNAME"
+)
+
+SAME_DEVICE: Final = (
+    "two hosts list GPU {uuid}, {holder} and {other}, and {holder} keeps it: stop one of the two "
+    "reporters, or give each machine UUIDs of its own"
+)
 
 NOT_LISTED = "the driver has not listed this device since the reporter started"
 
@@ -123,26 +135,32 @@ class Reporter:
         self._epoch = FORGOTTEN if pool_was_lost else ""
         self._pool_ms = 0
         self._pool_ms_at = 0.0
+        self._me, self._over = own_identity(), ""
+        self._rivals: tuple[str, ...] = ()
+        self._wanted: tuple[str, ...] = ()
         self.sample: Sample | None = None
         self.sampled_at = 0.0
 
     async def run(self) -> None:
         """Report every `report_s` seconds; what goes wrong is logged when it changes."""
-        said = ""
+        before = ""
         while True:
             began = local_now()
             try:
                 await self.report_once()
-                trouble = (self.sample.error if self.sample else None) or ""
+                said = (self.sample.error if self.sample else None, *self._rivals)
+                trouble = "; ".join(filter(None, said))
+            except HostTaken as error:
+                trouble = self._taken(error.reporter)
             except LeaseError as error:
                 trouble = f"reporting {self._host} failed: {error}"
             except Exception as error:
                 trouble = f"reporting {self._host} failed: {type(error).__name__}"
-                if trouble != said:
+                if trouble != before:
                     log.exception("a look at the devices of %s could not be reckoned", self._host)
                 await self._live()
-            if trouble != said:
-                said = trouble
+            if trouble != before:
+                before = trouble
                 log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.05, began + self._every_s - local_now())):
@@ -180,6 +198,14 @@ class Reporter:
         if await self._report(draining=draining):
             self._withdrawn = draining
 
+    def _taken(self, reporter: str) -> str:
+        """Why this host is not reported; a process of ours that is over gives way at once."""
+        if has_ended(reporter):
+            self._over = reporter
+            self._hurry.set()
+            return ""
+        return SAME_NAME.format(host=self._host, other=machine_of(reporter))
+
     async def _live(self) -> None:
         """Say at least that we live."""
         with suppress(LeaseError):
@@ -204,6 +230,11 @@ class Reporter:
         holders = await self._client.holders(self._host, self._pool_now_ms(), over)
         if looked.sample.source == "none" and holders.devices:
             return True  # who does not look must not speak for this host: another process does
+        self._wanted = tuple(
+            SAME_DEVICE.format(holder=self._host, other=device.rival, uuid=device.uuid)
+            for device in holders.devices.values()
+            if device.rival and pool.now_ms - device.rival_ms < RIVAL_MS
+        )
         reckoning = self._reckoner.reckon(looked, holders, pool)
         acts = self._ending.untold()
         reports = self._reports(looked.sample, reckoning, holders, acts, draining=draining)
@@ -230,8 +261,16 @@ class Reporter:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
         gone = {"state": "lost", "reason": line(sample.error or NOT_LISTED), "processes": ""}
         gone |= dict.fromkeys(FINDINGS, "")
-        said |= dict.fromkeys(sorted(holders.devices.keys() - said.keys()), gone)
+        missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
+        said |= dict.fromkeys(sorted(missing), gone)
+        said = {u: r | {"reporter": self._me} for u, r in said.items()}
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
+
+    def _others(self, device: DeviceStatus) -> bool:
+        """Whether another reporter of this host that may live has listed a device."""
+        if device.reporter in {"", self._me} or has_ended(device.reporter):
+            return False
+        return self._pool_now_ms() - device.sampled_ms < self._settings.deadline_ms
 
     async def _send_all(self, reports: list[Report], sampled_ms: int) -> None:
         """Report these devices; if one is refused, of all of them only what must be said."""
@@ -266,11 +305,30 @@ class Reporter:
             epoch=self._epoch,
             safe_mode=self._settings.new_pool_safe_mode,
             version=__version__,
+            reporter=self._me,
+            over=self._over,
         )
+        self._hear(moment)
         self._epoch = moment.epoch
         self._pool_ms, self._pool_ms_at = moment.now_ms, max(sent_at, local_now())
         await self._loading.load_missing()
         return moment
+
+    def _hear(self, reported: Reported) -> None:
+        """Note who else says that it has this host's name, or its devices."""
+        for each in reported.contested:
+            if has_ended(each.reporter):
+                self._over = each.reporter
+                self._hurry.set()
+        self._rivals = tuple(
+            SAME_DEVICE.format(holder=each.host, other=self._host, uuid=each.uuid)
+            for each in reported.contested
+            if each.reporter != self._over
+        )
+        self._rivals += self._wanted
+        if reported.rival:
+            other = machine_of(reported.rival)
+            self._rivals += (SAME_NAME.format(host=self._host, other=other),)
 
     def _pool_now_ms(self) -> int:
         """The pool's time, never ahead of it: a sample must not look newer than it is."""

@@ -39,7 +39,8 @@ REST: Final = 3.0
 BREATH: Final = 250
 """Rows that are made before others get their turn."""
 
-WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "device", "drained", "undrained",
+WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested",
+                         "device_contested", "device", "drained", "undrained",
                          "policy", "closed", "found", "settled", "quarantined", "returned",
                          "xid", "process_ended"})  # fmt: skip
 """Events after which more may have changed than what they name."""

@@ -166,7 +166,7 @@ if not devices then
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
     if waiter then B.waiters.quit(token, 'left', true) end
     B.count('refused_' .. why)
-    return reply('REFUSED', why, '')
+    return reply('REFUSED', why, why == 'host_unknown' and B.nearly(q.host) or '')
   end
   devices = {}
 end

@@ -18,7 +18,7 @@ local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'd
 local by, why = word(5, 'by', '^[^%c]+$', 128), word(6, 'why', '^[^%c]*$', 256)
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 local known = call('EXISTS', P .. what .. ':' .. name) == 1
-if not known then return reply('REFUSED', what .. '_unknown', name) end
+if not known then return reply('REFUSED', what .. '_unknown', what == 'host' and B.nearly(name) or '') end
 
 catch_up()
 

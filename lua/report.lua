@@ -8,8 +8,8 @@
 -- ARGV[5]  epoch        str   the last one seen, or empty
 -- ARGV[6]  safe_mode    int   policy of a pool that this call creates
 -- ARGV[7]  version      str   the reporter's
--- ARGV[8+] devices      str   at most 64 times: id, number of pairs, then field and value of each
--- reply    REPORTED | REFUSED reason detail
+-- ARGV[8+] devices      str   at most 64 times: id, number of pairs, field and value of each; then an empty one, who reports, who ended
+-- reply    REPORTED {rival contested} | REFUSED reason detail
 -- keeps    S1: a stale sample can only refuse; S2: sums and indexes stay exact
 -- cost     O((REAP_DEVICES + devices) log devices)
 
@@ -20,8 +20,12 @@ local deadline_ms, sampled_ms = int(3, 'deadline_ms', 1, 86400000), int(4, 'samp
 local epoch, safe_mode = word(5, 'epoch', '^%d*$', 16), int(6, 'safe_mode', 0, 1)
 local version = word(7, 'version', '^[%w._+ -]*$', 64)
 local reported, at = {}, FIRST
-while ARGV[at] and not S.bad do
+while ARGV[at] and ARGV[at] ~= '' and not S.bad do
   reported[#reported + 1], at = B.reported_device(at)
+end
+local me, over = '', ''
+if ARGV[at] and not S.bad then
+  me, over = word(at + 1, 'device', '^[%w._-]+$', 64), word(at + 2, 'device', '^[%w._-]*$', 64)
 end
 if #reported > MOST then S.bad = S.bad or 'devices' end
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
@@ -42,11 +46,26 @@ if unready then return reply('REFUSED', unready, S.schema or '') end
 B.remembered(epoch)
 catch_up()
 
-for _, said in ipairs(reported) do B.accept(host, said, sampled_ms) end
-if not call('ZSCORE', DUE, 'host:' .. host) then
+local host_key = P .. 'host:' .. host
+local v = call('HMGET', host_key, 'reporter', 'reported_ms', 'deadline_ms', 'rival', 'rival_ms')
+local other, up = v[1] or '', v[2] and v[2] + v[3] > S.now
+if up and me ~= '' and other ~= '' and other ~= me and other ~= over and B.has_name(host, other, me, reported) then
+  return reply('REFUSED', 'host_taken', other)
+end
+
+local contested = {}
+for _, said in ipairs(reported) do
+  local with = B.accept(host, said, sampled_ms, me ~= '' and over)
+  if with then contested[#contested + 1] = with end
+end
+if not up and not call('ZSCORE', DUE, 'host:' .. host) then
   call('SADD', P .. 'hosts', host)
   B.event('host_up', 'host', host, 'version', version)
 end
-call('HSET', P .. 'host:' .. host, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms)
+if #reported == 0 and up then me = other end   -- a heartbeat says nothing of whose devices they are
+call('HSET', host_key, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms,
+  unpack(me ~= other and { 'reporter', me } or {}))
 schedule('host:' .. host, S.now + deadline_ms)
-return reply('REPORTED')
+local rival = B.rival(v[4], v[5])
+if rival == '' and not contested[1] then return reply('REPORTED') end
+return reply('REPORTED', rival, table.concat(contested, ','))

@@ -122,12 +122,15 @@ class Pool:
         sampled_ms: int = 0,
         epoch: str = "",
         safe_mode: int = 0,
+        by: tuple[str, str] | None = None,
     ) -> list[Any]:
+        """A report; `by`: who reports, and who is over."""
         flat: list[Any] = []
         for uuid, fields in devices:
             flat += [uuid, len(fields)]
             for pair in fields.items():
                 flat += pair
+        flat += () if by is None else ("", *by)
         return self.run("report", 1, host, deadline_ms, sampled_ms, epoch, safe_mode, "test", *flat)
 
     def acquire(self, token: str | None = None, agent: str = "agent", **ask: Any) -> list[Any]:

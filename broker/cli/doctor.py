@@ -17,6 +17,7 @@ from agent_sdk.settings import Setting, read_settings, sdk_settings_in_effect
 from agent_sdk.store import Store
 from broker import __version__
 from broker.cli import FAILED
+from broker.cli.contests import contests
 from broker.cli.finding import Finding
 from broker.cli.key_state import key_state
 from broker.cli.screen import one_line
@@ -184,6 +185,7 @@ def _pool() -> tuple[list[str], list[Finding]]:
         for host in hosts
         if pool.now_ms - host.reported_ms > host.deadline_ms
     ]
+    findings += contests(pool, devices, hosts)
     findings += [
         Finding(
             f"{d.host}:{d.index} is {state_of(d, pool.now_ms)}",

@@ -17,6 +17,7 @@ from agent_sdk import LeaseClient
 from agent_sdk.errors import (
     BrokerUnavailable,
     Denied,
+    HostUnknown,
     LeaseError,
     OutcomeUnknown,
     SafeMode,
@@ -208,6 +209,9 @@ def _explained(error: LeaseError | ValueError, teller: Teller) -> int:
         teller.failed("bad_request", str(error))
         return FAILED
     text = str(error)
+    if isinstance(error, HostUnknown):
+        teller.failed(error.code, _no_host(error))
+        return FAILED
     if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
         code, way_out = (
             UNAVAILABLE,
@@ -224,6 +228,17 @@ def _explained(error: LeaseError | ValueError, teller: Teller) -> int:
         code, way_out = FAILED, "gpu-broker status shows what there is"
     teller.failed(error.code, f"{text}: {way_out}")
     return code
+
+
+def _no_host(error: HostUnknown) -> str:
+    """Which host has no GPUs, and what to say instead."""
+    meant = (
+        f"; {error.near} has: --host {error.near}, or GPU_BROKER_HOSTNAME={error.near} if that is "
+        "this machine"
+        if error.near
+        else ""
+    )
+    return f"host {error.asked} has no GPUs in this pool{meant}; --host any takes any"
 
 
 def _user() -> str:

@@ -21,7 +21,7 @@ local FIELDS = {
   -- counts.
   outside_mb = 'whole', unclaimed_mb = 'whole', uncertain_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
-  degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole',
+  degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole', reporter = 'word',
 }
 
 -- Said once, and not kept on the device as it is: what its leases are to be told of (`token=idle+overuse`, none = of nothing
@@ -109,9 +109,12 @@ local function look_at(uuid)
   return d, d and call('HMGET', P .. 'device:' .. uuid, unpack(BESIDES)) or {}, 0
 end
 
--- Take a device as its host says it is.
-function B.accept(host, said, sampled_ms)
+-- Take a device as its host says it is, unless another one that lives lists it: then `device|host|reporter` of that one.
+-- `over`: a reporter that has ended; false: this one does not say who it is, and takes what it names.
+function B.accept(host, said, sampled_ms, over)
   local known, v, n = look_at(said.uuid)
+  local with = over and known and known.host ~= host and B.has_device(known, host, over)
+  if with then return said.uuid .. '|' .. known.host .. '|' .. with end
   local d = known or new_device(said.uuid, host)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)

@@ -35,6 +35,8 @@ export const EVENTS = {
   closed: "Redis was started anew, failed over or lost its data: nothing is granted until those who hold leases are heard.",
   adopted: "Redis had forgotten the lease, and its holder brought it back.",
   host_up: "The host reports its GPUs.",
+  host_contested: "Another machine reports under this host's name, and was refused.",
+  device_contested: "Another host lists this GPU too, and was refused.",
   host_away: "The host has missed its time to report: its GPUs get no new leases until it is back.",
   device: "The host reports a new GPU, or another state of it.",
   granted: "A lease began.",

@@ -1,0 +1,71 @@
+"""Which reporter this is: of which machine, which boot, which process.
+
+The word is told with each report. The boot comes first: two that differ in it are two machines. A
+machine id is for people, and hashed: machine-id(5) asks not to publish it.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+PROC: Final = Path("/proc")
+
+STARTED: Final = 19
+"""Where a process's start stands after its name in `/proc/<pid>/stat`; see proc(5)."""
+
+PARTS: Final = 5
+
+RIVAL_MS: Final = 60_000
+"""A reporter that was refused counts as there for so long; as in `lua/lib/names.lua`."""
+
+
+def own_identity(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
+    """Say who this process is: `boot.machine.namespace.pid.start`; empty where no /proc tells."""
+    boot, start = _boot(proc), _start(proc, "self")
+    if not boot or not start:
+        return ""
+    machine = sha256(b"gpu-broker " + _read(etc / "machine-id").encode()).hexdigest()[:8]
+    return f"{boot}.{machine}.{_namespace(proc)}.{os.getpid()}.{start}"
+
+
+def has_ended(identity: str, proc: Path = PROC) -> bool:
+    """Tell whether that process is known to be over; one of another machine never is."""
+    parts = identity.split(".")
+    if len(parts) != PARTS or parts[0] != _boot(proc) or parts[2] != _namespace(proc):
+        return False
+    return _start(proc, parts[3]) != parts[4]
+
+
+def machine_of(identity: str) -> str:
+    """Say for people which machine and process that is."""
+    parts = identity.split(".")
+    if len(parts) != PARTS:
+        return "another reporter"
+    return f"machine {parts[1]} (boot {parts[0]}), process {parts[3]}"
+
+
+def _boot(proc: Path) -> str:
+    return _read(proc / "sys/kernel/random/boot_id").replace("-", "")[:12]
+
+
+def _namespace(proc: Path) -> str:
+    try:
+        return str((proc / "self/ns/pid").stat().st_ino)
+    except OSError:
+        return "0"
+
+
+def _start(proc: Path, pid: str) -> str:
+    """When a process started, in clock ticks since boot; empty: it is over."""
+    words = _read(proc / pid / "stat").rpartition(")")[2].split()
+    return words[STARTED] if len(words) > STARTED and words[0] not in {"Z", "X"} else ""
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
