@@ -27,6 +27,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from agent_sdk.connect_errors import mark_unsent, other_way, why_hopeless
+from agent_sdk.credentials import file_version
 from agent_sdk.exchange import AsyncCounting, Counting
 from agent_sdk.primary import LEAST_S
 
@@ -258,10 +259,23 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
 
 
 class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
-    """See `TlsConnection`."""
+    """See `TlsConnection`; it too connects with the certificates that the files hold now.
+
+    redis-py keeps what an asyncio connection read at first. To read them all takes a while, so that
+    is done again only where a file has changed.
+    """
 
     asker = AsyncSSLConnection
     tls = True
+    _read: tuple[object, ...] = ()
+
+    def _connection_arguments(self) -> Any:
+        read = tuple(map(file_version, (self.ca_certs, self.certfile, self.keyfile)))
+        if read != self._read or self.ssl_context.ca_path:
+            self.ssl_context.context = None
+        arguments = super()._connection_arguments()
+        self._read = read
+        return arguments
 
 
 class AsyncUnixConnection(AsyncCounting, AsyncUnixDomainSocketConnection):

@@ -143,6 +143,7 @@ _OPTIONS: Final = {
     "db": _Option(_database, "the number of a database"),
     "username": _ANY,
     "password": _ANY,
+    "password_file": _PATH,
     "client_name": _Option(_client_name, "printable ASCII letters without blanks"),
     "protocol": _Option(_protocol, "2 or 3"),
     "socket_timeout": _SECONDS,
@@ -161,5 +162,6 @@ _OPTIONS: Final = {
     "ssl_min_version": _Option(_TLS_VERSIONS.__getitem__, "771 (TLS 1.2) or 772 (TLS 1.3)"),
     "sentinel_username": _ANY,
     "sentinel_password": _ANY,
+    "sentinel_password_file": _PATH,
 }
 """Every option by its name, as redis-py's connections take it."""

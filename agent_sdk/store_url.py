@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from agent_sdk.credentials import PasswordFile
 from agent_sdk.store_options import read_options
 
 Address: TypeAlias = tuple[str, int]
@@ -25,6 +26,7 @@ NO_DATABASE = (
     "unix:///path?db=1; without one it is 0"
 )
 TWO_DATABASES = "the store's URL names two databases: say it once: redis://host/1"
+TWO_PASSWORDS = "the store's URL has a password and a password_file: say one of them"
 NO_PATH = "the URL of a unix socket has its whole path: unix:///run/redis.sock"
 
 _GUIDED = re.compile(
@@ -86,6 +88,7 @@ def _parse_single(url: str, *, sentinel: bool = False) -> StoreUrl:
         options["username"] = unquote(found.username)
     if found.password:
         options["password"] = unquote(found.password)
+    _use_password_file(options)
     if transport == "unix":
         if found.hostname or not found.path:
             raise ValueError(NO_PATH)
@@ -121,9 +124,22 @@ def _parse_guided(url: re.Match[str]) -> StoreUrl:
     options = single.options
     del options["host"]
     asking = {name: options[name] for name in options if name.startswith("ssl_")}
-    for name in ("username", "password"):
-        asking[name] = options.pop(f"sentinel_{name}", None) if service else options.get(name)
+    for name in ("username", "password", "password_file", "credential_provider"):
+        found = options.pop(f"sentinel_{name}", None) if service else options.get(name)
+        if found is not None:
+            asking[name] = found
+    _use_password_file(asking)
     return StoreUrl(single.transport, options, nodes, service, asking)
+
+
+def _use_password_file(options: dict[str, Any]) -> None:
+    """Have the password read from its file for each connection, if a file is named."""
+    path = options.pop("password_file", None)
+    if path is None:
+        return
+    if options.pop("password", None):
+        raise ValueError(TWO_PASSWORDS)
+    options["credential_provider"] = PasswordFile(path, options.pop("username", None))
 
 
 def _path_of(by: str, path: str) -> tuple[str, str]:

@@ -51,9 +51,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(certificates: Path, *args: str) -> Iterator[int]:
+def serving(certificates: Path, *args: str, at: int | None = None) -> Iterator[int]:
     """The port of a server, or Sentinel, that wants a client's certificate."""
-    port = free_port()
+    port = at or free_port()
     command = [str(binary("redis")), *args, "--port", "0", "--tls-port", str(port),
                "--bind", "127.0.0.1", "--tls-cert-file", "server.crt", "--tls-key-file",
                "server.key", "--tls-ca-cert-file", "ca.crt", "--tls-auth-clients", "yes",
