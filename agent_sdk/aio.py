@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
@@ -54,6 +54,8 @@ class AsyncLeaseClient(Door["Redis"]):
         redis = store.connect_async()
         self._inbox = AsyncInbox(store, self.keys.base)
         self._calls = Multiplexer(redis)
+        for part in (self._inbox, self._calls):
+            weakref.finalize(self, part.let_go).atexit = False
         return redis
 
     async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
@@ -250,12 +252,13 @@ class AsyncLeaseClient(Door["Redis"]):
         return await self._run(snapshot.hosts(self.keys))
 
     async def close(self) -> None:
-        """Stop renewing and disconnect. Leases still held run on to their end."""
+        """Stop renewing and disconnect; see `LeaseClient.close`. Any event loop may do it."""
         await self._inbox.close()
         await self._calls.close()
-        await asyncio.to_thread(self._keeper.close)
-        with suppress(RuntimeError):  # a connection of a loop that is closed has gone with it
-            await self.redis.aclose()
+        try:
+            await asyncio.to_thread(self._keeper.close)
+        except RuntimeError:  # no thread for it
+            self._keeper.close(0)
 
     async def __aenter__(self) -> Self:
         """Close at the end of the block."""

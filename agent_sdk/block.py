@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.forking import identity
+from agent_sdk.keeper import before_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -139,9 +140,22 @@ class _Block(Generic[C, L]):
         return type(self)(self.held.client, self._keeper, self._agent, self._ask)
 
 
+def _leave_all() -> None:
+    """At the exit, give back what is still held: a generator may never end its block.
+
+    Later the interpreter has no modules to say it with, nor threads.
+    """
+    for own in list(_watched):
+        if (held := own()) is not None:
+            held.give_back()
+
+
+before_exit(_leave_all)
+
+
 def _leave(held: _Held[LeaseClient, Lease], *_: object) -> None:
     """Give the lease back. The block's own error is never hidden by one of the release."""
-    if held.lease is None:
+    if held.lease is None or held.wait is None:
         return
     try:
         held.client.release(held.lease)
@@ -186,7 +200,7 @@ class Block(_Block["LeaseClient", "Lease"], ContextDecorator):
 
 async def _leave_async(held: _Held[AsyncLeaseClient, AsyncLease], kind: object) -> None:
     """The same in an event loop; a coroutine that is closed after its loop cannot wait."""
-    if held.lease is None:
+    if held.lease is None or held.wait is None:
         return
     try:
         if kind is GeneratorExit and not _in_loop():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
@@ -46,6 +47,7 @@ class LeaseClient(Door["Redis"]):
 
     def _connect(self, store: Store) -> Redis:
         self._inbox = Inbox(store, self.keys.base)
+        weakref.finalize(self, self._inbox.close).atexit = False
         return store.connect()
 
     def acquire(self, agent: str, **ask: Unpack[Ask]) -> Lease:
@@ -281,8 +283,12 @@ class LeaseClient(Door["Redis"]):
         return self._run(snapshot.hosts(self.keys))
 
     def close(self) -> None:
-        """Stop renewing and disconnect. Leases still held run on to their end."""
+        """Stop renewing and disconnect. Leases still held run on to their end.
+
+        A client that is used after that connects anew, and renews what it then keeps.
+        """
         self._keeper.close()
+        self._inbox.close()
         self.redis.close()
 
     def __enter__(self) -> Self:

@@ -64,7 +64,9 @@ class Door(OfOneProcess, ABC, Generic[R]):
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
         self.wording = Wording(self.keys.base)
-        self._keeper = Keeper(lambda: RedisLink(store.connect, self.keys))
+        keys = self.keys  # without this client itself: the thread must not keep it alive
+        self._keeper = Keeper(lambda: RedisLink(store.connect, keys))
+        self._keeper.end_with(self)
 
     def abandon(self, token: str) -> None:
         """Give back in the background what a token was granted: its holder never learned of it.

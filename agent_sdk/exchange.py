@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -144,6 +146,13 @@ class Counting(_Counting):
         super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
         self._forget()
 
+    def hang_up(self) -> None:
+        """End what it waits for; from any thread."""
+        sock: socket.socket | None = self._sock  # type: ignore[attr-defined] # redis-py's
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def send_command(self, *args: Any, **options: Any) -> None:
         """Send a command; an answer is due."""
         packed = self.pack_command(*_as_text(args))  # type: ignore[attr-defined] # redis-py's
@@ -203,6 +212,11 @@ class AsyncCounting(_Counting):
         await super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
         self._forget()
 
+    def hang_up(self) -> None:
+        """Close the connection at once; in its own loop."""
+        self._close()  # type: ignore[attr-defined] # redis-py's
+        self._forget()
+
     async def send_command(self, *args: Any, **options: Any) -> None:
         """See `Counting`."""
         packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
@@ -259,6 +273,11 @@ class Pool(redis.ConnectionPool):
         """Have no connections."""
         super().reset()
         self._in_use_connections = WeakSet()
+
+    def hang_up(self) -> None:
+        """End what its connections wait for; from any thread."""
+        for connection in list(self._in_use_connections):
+            connection.hang_up()
 
     def make_connection(self) -> Any:
         """Make one more connection."""

@@ -91,6 +91,12 @@ class Inbox(_Inbox):
         self._early = {}
         self._waiting: dict[str, _Waiter] = {}
         self._thread: threading.Thread | None = None
+        self._pool: Any = None  # of the last thread's connection
+
+    def close(self) -> None:
+        """End the listening now, if nobody waits: it blocks for seconds."""
+        if self._pool is not None:
+            self._pool.hang_up()
 
     def wait(self, client: str, token: str, seconds: float) -> None:
         """Return when a hint for the token comes, or it is time to ask anyway."""
@@ -122,13 +128,14 @@ class Inbox(_Inbox):
 
     def _run(self, client: str) -> None:
         redis = self._store.connect()
+        self._pool = redis.connection_pool
         try:
             while self._wanted():
                 try:
                     found = redis.execute_command(*self._call(client))  # type: ignore[no-untyped-call] # redis-py
                 except RedisError:
-                    self._wake_all()
-                    time.sleep(RETRY_S)
+                    if self._wake_all():
+                        time.sleep(RETRY_S)
                 else:
                     self._deliver(found)
         finally:
@@ -154,9 +161,12 @@ class Inbox(_Inbox):
                 self._early.pop(token, None)
                 waiter.hint.put(None)
 
-    def _wake_all(self) -> None:
-        for waiter in list(self._waiting.values()):
+    def _wake_all(self) -> bool:
+        """Have everybody ask; whether there is anybody."""
+        waiters = list(self._waiting.values())
+        for waiter in waiters:
             waiter.hint.put(None)
+        return bool(waiters)
 
 
 class AsyncInbox(_Inbox):
@@ -219,8 +229,15 @@ class AsyncInbox(_Inbox):
 
     async def close(self) -> None:
         """Stop listening."""
-        task, self._task = self._task, None
+        task = self._task
+        self.let_go()
         if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def let_go(self) -> None:
+        """Stop listening soon; from any thread."""
+        task, self._task = self._task, None
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed, and so it has ended
+                task.get_loop().call_soon_threadsafe(task.cancel)

@@ -7,6 +7,10 @@ anew. When the store answers again, everything is renewed at once.
 
 Callers take no lock: what they do here is single steps of dicts and of a queue, so that a signal
 that interrupts a caller anywhere, or a handler that calls the same keeper, leaves it whole.
+
+The thread outlives a client that was closed, or that nothing refers to any more, only for as long
+as there is something to renew or to give back. A lease that is kept is renewed without either: the
+process may use its GPU by the environment alone.
 """
 
 from __future__ import annotations
@@ -14,14 +18,16 @@ from __future__ import annotations
 import atexit
 import logging
 import random
+import sys
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from agent_sdk.clocks import local_now
-from agent_sdk.errors import BrokerUnavailable, LeaseError
+from agent_sdk.errors import BrokerUnavailable, LeaseError, error_for
 from agent_sdk.forking import renew_in_child
 from agent_sdk.threads import begin, daemon
 
@@ -66,6 +72,10 @@ class _Abandoned:
     next_at: float
 
 
+_owing: set[Keeper] = set()
+"""Those that have something to give back: a process that ends now has yet to say that it does."""
+
+
 class Keeper:
     """Renews leases until they are discarded; gives back what was abandoned.
 
@@ -81,56 +91,100 @@ class Keeper:
         """As new: a forked child renews nothing of its parent's."""
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung after each change
         self._link = self._make_link()
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[HeldLease, _Kept] = {}
         self._abandoned: dict[str, _Abandoned] = {}
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._waits = True  # for more, when there is nothing to do
+        self._last_try = False
+        _owing.discard(self)
         self._memory: object = None
         self._look_at = 0.0  # with the first lease, to know what it was granted by
 
+    def end_with(self, client: object) -> None:
+        """Let the thread end when this client is collected and nothing is left to do."""
+        weakref.finalize(client, self._stop_waiting).atexit = False
+
     def add(self, lease: HeldLease) -> None:
-        """Renew the lease from now on; one without expiry too, to learn of its revocation."""
+        """Renew the lease from now on; one without expiry too, to learn of its revocation.
+
+        Raises:
+            LeaseLost: it was released.
+            BadRequest: another process holds it.
+            RuntimeError: no thread can be had.
+        """
         lease.require_own()
         if lease.local:
             return
-        self._start()
-        self._kept[lease.token] = _Kept(lease, local_now() + _interval_s(lease))
-        self._bell.put(None)
+        if lease.released:
+            raise error_for("released", token=lease.token)
+        self._kept[lease] = _Kept(lease, local_now() + _interval_s(lease))
+        try:
+            self._start()
+        except RuntimeError:
+            self.discard(lease)
+            raise
 
     def discard(self, lease: HeldLease) -> None:
         """Renew it no more."""
-        self._kept.pop(lease.token, None)
+        self._kept.pop(lease, None)
 
     def abandon(self, token: str) -> None:
-        """Give back what this token may have been granted, as soon as the store answers."""
+        """Give back what this token may have been granted, as soon as the store answers.
+
+        Without a thread to be had it is tried now, and again when there is one, or at the exit.
+        """
         self.drop(token)
-        atexit.unregister(self.close)
-        atexit.register(self.close)  # a process that ends now has yet to say that it does
-        self._start()
+        if sys.is_finalizing():
+            return
+        try:
+            self._start()
+        except RuntimeError as error:
+            log.warning("a lease is given back without a thread: %s", error)
+            self._give_back([token])
 
     def drop(self, token: str) -> None:
         """Do the same as far as the garbage collector may: no thread is started for it."""
-        self._kept.pop(token, None)
         now = local_now()
+        _owing.add(self)
         self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
+        for lease in list(self._kept):
+            if lease.token == token:
+                self.discard(lease)
         self._bell.put(None)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Stop the thread; leases still held run on to their end, abandoned ones are tried once."""
-        atexit.unregister(self.close)
-        self._closed = True
-        self._bell.put(None)
+        """Stop the thread; leases still held run on to their end, abandoned ones are tried once.
+
+        What is added after that is renewed all the same.
+        """
+        self.stop()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None or not thread.is_alive():
+            self._try_last()
+            self._link.close()
+        elif thread is not threading.current_thread():
             thread.join(timeout_s)
+
+    def stop(self) -> None:
+        """Have the thread do as much, and do not wait for that."""
+        self._kept.clear()
+        self._last_try = bool(self._abandoned)
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        self._waits = False
+        self._bell.put(None)
 
     def _start(self) -> None:
         """Have a thread; of two that are started at once, the first to be replaced ends."""
-        if self._thread is None or not self._thread.is_alive():
+        thread = self._thread
+        if thread is None or not thread.is_alive():
             self._thread = thread = daemon(self._run, "gpu-lease-keeper")
             begin(thread)
+        self._bell.put(None)
 
     def _run(self) -> None:
+        self._link = link = self._make_link()
         while True:
             try:
                 if not self._step():
@@ -138,19 +192,17 @@ class Keeper:
             except Exception:
                 log.exception("renewing failed; it goes on")
                 time.sleep(RETRY_S)
-        if self._thread is not threading.current_thread():
-            return
-        abandoned = list(self._abandoned)[:BATCH]
-        if abandoned:
-            self._work([], abandoned)
-        self._link.close()
+        link.close()
 
     def _step(self) -> bool:
-        """Wait until something is due and do it; False when closed, or replaced."""
-        if self._closed or self._thread is not threading.current_thread():
+        """Wait until something is due and do it; False when this thread ends, or was replaced."""
+        if self._thread is not threading.current_thread():
             return False
+        self._try_last()
         now = local_now()
         first = self._first_at()
+        if first is None and not self._waits:
+            return self._goes_on()
         if first is None or first > now:
             self._wait(None if first is None else first - now)
             return True
@@ -160,6 +212,22 @@ class Keeper:
         if self._kept and self._look_at <= now:
             self._look()
         return True
+
+    def _goes_on(self) -> bool:
+        """End, unless something came just now from a caller that still saw this thread."""
+        me, self._thread = self._thread, None
+        if self._first_at() is not None and self._thread is None:
+            self._thread = me
+        return self._thread is me
+
+    def _try_last(self) -> None:
+        """After a close: try once to give back what was abandoned, and leave it then."""
+        if self._last_try:
+            self._last_try = False
+            tokens = list(self._abandoned)
+            self._give_back(tokens[:BATCH])
+            for token in tokens:
+                self._settle(token)
 
     def _wait(self, seconds: float | None) -> None:
         """Wait for the bell, at most so long; what rang before the caller looks again is seen."""
@@ -204,9 +272,17 @@ class Keeper:
                 renewals = self._link.renew([kept.lease for kept in batch])
                 for kept, got in zip(batch, renewals, strict=False):
                     self._take(kept, got)
-            if abandoned:
-                for token, final in zip(abandoned, self._link.give_back(abandoned), strict=False):
-                    self._tried(token, final=final)
+        except BrokerUnavailable:
+            self._postpone()
+        else:
+            self._give_back(abandoned)
+
+    def _give_back(self, tokens: list[str]) -> None:
+        if not tokens:
+            return
+        try:
+            for token, final in zip(tokens, self._link.give_back(tokens), strict=False):
+                self._tried(token, final=final)
         except BrokerUnavailable:
             self._postpone()
 
@@ -216,12 +292,18 @@ class Keeper:
         if tried is not None and not final and tried.until >= now:
             tried.next_at = now + RETRY_S
         else:
-            self._abandoned.pop(token, None)
+            self._settle(token)
+
+    def _settle(self, token: str) -> None:
+        """Have nothing to give back of this token."""
+        self._abandoned.pop(token, None)
+        if not self._abandoned:
+            _owing.discard(self)
 
     def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
         if isinstance(got, LeaseError):
             kept.lease.lose_if_over(got)
-            if kept.lease.lost:
+            if kept.lease.lost or kept.lease.released:
                 self.discard(kept.lease)
             kept.next_at = local_now() + _retry_s(kept.lease)
         else:
@@ -237,7 +319,29 @@ class Keeper:
         for token, abandoned in list(self._abandoned.items()):
             abandoned.next_at = now + RETRY_S
             if abandoned.until < now:
-                self._abandoned.pop(token, None)
+                self._settle(token)
+
+
+_before_exit: list[Callable[[], object]] = []
+
+
+def before_exit(abandon: Callable[[], object]) -> None:
+    """Have this called when the process ends, to abandon what it still holds."""
+    _before_exit.append(abandon)
+
+
+def _at_exit() -> None:
+    """Try once, together, to give back what is abandoned."""
+    for abandon in _before_exit:
+        abandon()
+    owing, until = list(_owing), local_now() + CLOSE_S
+    for keeper in owing:
+        keeper.stop()
+    for keeper in owing:
+        keeper.close(max(0.0, until - local_now()))
+
+
+atexit.register(_at_exit)
 
 
 def _due_at(kept: _Kept) -> float:

@@ -153,6 +153,11 @@ class HeldLease:
             return None
         return self._lost_code or ("unreachable" if self.jeopardy else "expired")
 
+    @property
+    def released(self) -> bool:
+        """True once it was given back here: neither held nor lost."""
+        return self._ended
+
     def raise_if_lost(self) -> None:
         """Raise LeaseLost if it is lost."""
         if reason := self.lost_reason:

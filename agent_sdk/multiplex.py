@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -41,6 +42,7 @@ LONGEST_BATCH = 256
 """Commands in one write. More would gain nothing, and take as long to pack as they take to run."""
 
 NOT_SENT = "closed like a connection that is still connecting: nothing was sent"
+CLOSED = "another event loop or thread closed this client"
 CUT_OFF = "the event loop was interrupted while the answer was awaited"
 
 
@@ -102,14 +104,31 @@ class Multiplexer:
         return await self._enqueue(commands) if commands else []
 
     async def close(self) -> None:
-        """Fail what was not sent, then wait for what is away, at most a timeout long.
+        """Fail what was not sent, wait for what is away, at most a timeout long, and disconnect.
 
-        The client stays open; a later call works, as it does on a closed client of redis-py.
+        A later call connects anew. In another loop than its own it does not wait.
         """
-        if self._loop is asyncio.get_running_loop():
-            self._fail_queue(_not_sent())
-            if self._away:
-                await asyncio.wait([ask.answers for ask in self._away])
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            self.let_go()
+            return
+        self._fail_queue(_not_sent())
+        if self._away:
+            await asyncio.wait([ask.answers for ask in self._away])
+        await self._client.aclose()
+
+    def let_go(self) -> None:
+        """Have its loop disconnect soon; from any thread, also while the loop runs in another."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed: its sockets close as they are collected
+                self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        """Disconnect without a task, which the end of the loop would cancel."""
+        self._fail_queue(_not_sent())
+        _fail(self._away, ConnectionError(CLOSED))
+        self._away.clear()
+        if self._connection is not None:
+            self._connection.hang_up()  # type: ignore[attr-defined] # of `AsyncCounting`
 
     def _enqueue(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         loop = running_loop()
@@ -260,7 +279,7 @@ async def _answer(client: Redis, connection: AbstractConnection, name: str | int
     try:
         return await client.parse_response(connection, str(name))  # type: ignore[arg-type] # any kind
     except ResponseError as error:
-        return error
+        return error.with_traceback(None)  # redis-py's frame keeps the error, and it the client
 
 
 def _settle(ask: _Ask, answers: list[Any]) -> None:

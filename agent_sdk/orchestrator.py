@@ -11,6 +11,7 @@ import ipaddress
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 from agent_sdk.asking import TTL_S, local_grant
 from agent_sdk.clocks import local_now
@@ -25,7 +26,7 @@ from agent_sdk.http_link import (
     release_is_final,
     renew,
 )
-from agent_sdk.keeper import Keeper
+from agent_sdk.keeper import Keeper, before_exit
 from agent_sdk.lease import Lease
 from agent_sdk.protocol import new_token
 from agent_sdk.settings import own_hostname, read_orchestrator_settings, source_of
@@ -68,7 +69,8 @@ class HttpLease(Lease):
         self._client = client
 
     def __enter__(self) -> Self:
-        """Held until the end of the block."""
+        """Held until the end of the block, or of the process."""
+        _entered.add(self)
         return self
 
     def __exit__(
@@ -78,7 +80,27 @@ class HttpLease(Lease):
         trace: TracebackType | None,
     ) -> None:
         """Release it, whatever the block did."""
-        self._client.release(self)
+        _entered.discard(self)
+        if not self.released:
+            self._client.release(self)
+
+    def leave(self) -> None:
+        """Give it back in the background, which the end of the process waits for."""
+        if not (self.released or self.is_view or self.local):
+            self.end()
+            self._client.abandon(self)
+
+
+_entered: WeakSet[HttpLease] = WeakSet()
+"""Leases whose block has not ended: a generator may never end it."""
+
+
+def _leave_all() -> None:
+    for lease in list(_entered):
+        lease.leave()
+
+
+before_exit(_leave_all)
 
 
 class GPUOrchestratorClient(OfOneProcess):
@@ -114,7 +136,9 @@ class GPUOrchestratorClient(OfOneProcess):
         except ValueError as error:
             log.warning("no orchestrator, so no GPU: %s", error)
             self._web = None
-        self._keeper = Keeper(lambda: HttpLink(self._web, self.request_timeout))
+        web, timeout_s = self._web, self.request_timeout  # not this client: see `Door`
+        self._keeper = Keeper(lambda: HttpLink(web, timeout_s))
+        self._keeper.end_with(self)
 
     def get_gpu_info(self) -> dict[str, Any]:
         """The devices: `GET /gpu/info`; `available` and `gpus` are always there."""
@@ -264,6 +288,10 @@ class GPUOrchestratorClient(OfOneProcess):
         if not release_is_final(reply):
             self._abandon(lease.token)
         return reply.status == OK
+
+    def abandon(self, lease: HttpLease) -> None:
+        """Give a lease back in the background."""
+        self._abandon(lease.token)
 
     def close(self) -> None:
         """Renew no more; leases still held run on to their end."""

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from agent_sdk.clocks import local_now
 from agent_sdk.forms import json_number
+from agent_sdk.threads import begin, daemon
 
 LONGEST_BODY = 32 * 1024 * 1024
 """Bytes of an answer: some 50,000 devices in `/gpu/info`."""
@@ -77,7 +78,7 @@ class Web:
         payload = None if body is None else json.dumps(body, default=json_number).encode()
         call = _Call(self._connection(until), method, self._prefix + path, self._headers, payload)
         try:
-            threading.Thread(target=call.run, name="gpu-lease-http", daemon=True).start()
+            begin(daemon(call.run, "gpu-lease-http"))
         except RuntimeError as error:  # no more threads, or the interpreter ends
             raise Unanswered(str(error)) from error
         try:

@@ -160,6 +160,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
     with Interrupt(0) as whole:
         story()
     for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
+        until(lambda: not client.queue())
         until(lambda: all(lease.agent == "blocker" for lease in client.leases()))
         for lease in client.leases():
             client.release(lease.token)

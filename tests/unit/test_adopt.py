@@ -82,12 +82,12 @@ def run(code: str, pool: TestBroker, **env: str) -> subprocess.Popen[str]:
 
 def test_adopt_in_another_process_keeps_the_lease(client: LeaseClient, pool: TestBroker) -> None:
     """By the environment of the lease: the same fence and devices, and it is renewed there."""
-    lease = client.acquire("parent", memory_mb=300, ttl_s=1)
+    lease = client.acquire("parent", memory_mb=300, ttl_s=4)
     with run(WORKER, pool, **lease.env()) as worker:
         token, fence, memory_mb, devices = worker.stdout.readline().split()
         assert (token, int(fence), int(memory_mb)) == (lease.token, lease.fence, 300)
         assert devices == str([d.uuid for d in lease.devices])
-        time.sleep(2)  # nobody renews it here
+        time.sleep(4.5)  # nobody renews it here
         assert [x.token for x in client.leases()] == [lease.token]
         worker.stdin.write("end\n")
         assert worker.stdout.readline().strip() == "False"
@@ -99,12 +99,12 @@ def test_adopt_in_another_process_keeps_the_lease(client: LeaseClient, pool: Tes
 
 def test_adopt_of_a_killed_process_lease_goes_on(client: LeaseClient, pool: TestBroker) -> None:
     """Its holder dies, and whoever has the token takes over before the ttl is over."""
-    lease = client.acquire("parent", memory_mb=300, ttl_s=2)
+    lease = client.acquire("parent", memory_mb=300, ttl_s=8)
     with run(WORKER, pool, **lease.env()) as worker:
         worker.stdout.readline()
         worker.kill()
     adopted = client.adopt(lease.token)
-    assert adopted.trusted_s > 1.5
+    assert adopted.trusted_s > 4
     assert adopted.env() == lease.env()
 
 

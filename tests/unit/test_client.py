@@ -307,7 +307,7 @@ def test_keeper_learns_of_a_revocation_also_without_expiry(client: LeaseClient) 
     for ttl_s in (0, 600):
         lease = client.acquire("a", memory_mb=10, ttl_s=ttl_s)
         client.keep(lease)
-        kept = client._keeper._kept[lease.token]
+        kept = client._keeper._kept[lease]
         assert kept.next_at - local_now() <= 15
         client.release(lease)
 
