@@ -16,7 +16,7 @@ from weakref import WeakSet
 from agent_sdk.asking import TTL_S, local_grant
 from agent_sdk.clocks import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.forking import OfOneProcess
+from agent_sdk.forking import OfOneProcess, identity
 from agent_sdk.http_link import (
     OK,
     UNREADABLE,
@@ -209,10 +209,12 @@ class GPUOrchestratorClient(OfOneProcess):
             "model": model,
             "placement": placement,
         }
+        process = identity()
         try:
             return self._obtain(asked)
         except BaseException:  # interrupted: it may have been granted all the same
-            self._abandon(asked["token"])
+            if process == identity():
+                self._abandon(asked["token"])
             raise
 
     def _obtain(self, asked: dict[str, Any]) -> HttpLease:
