@@ -124,7 +124,9 @@ def _parse_guided(url: re.Match[str]) -> StoreUrl:
     options = single.options
     del options["host"]
     asking = {name: options[name] for name in options if name.startswith("ssl_")}
-    for name in ("username", "password", "password_file", "credential_provider"):
+    for name in ("username", "password"):
+        asking[name] = options.pop(f"sentinel_{name}", None) if service else options.get(name)
+    for name in ("password_file", "credential_provider"):
         found = options.pop(f"sentinel_{name}", None) if service else options.get(name)
         if found is not None:
             asking[name] = found
