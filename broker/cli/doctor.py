@@ -78,7 +78,7 @@ def doctor(output: str) -> None:
 
 
 def _said(findings: list[Finding]) -> str:
-    lines = [finding.line for finding in findings]
+    lines = [line for finding in findings for line in finding.lines]
     if not any(finding.sure for finding in findings):
         lines.append("nothing is wrong")
     return _lines(lines)

@@ -18,6 +18,6 @@ class Finding:
     sure: bool = True
 
     @property
-    def line(self) -> str:
-        """As it is shown."""
-        return f"{'WRONG' if self.sure else 'MAYBE'}  {self.problem}\n       {self.remedy}"
+    def lines(self) -> tuple[str, str]:
+        """Say it, then the way out."""
+        return f"{'WRONG' if self.sure else 'MAYBE'}  {self.problem}", f"       {self.remedy}"

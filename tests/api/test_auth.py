@@ -229,6 +229,16 @@ def test_stolen_agent_key_cannot_end_what_the_sdk_holds(door: Door, server: Serv
             assert door.ask(who, "POST", "/release", json=body).status_code == status
 
 
+@pytest.mark.parametrize("who", ["agent", "operator"])
+def test_pid_in_a_body_registers_nothing(door: Door, server: Server, who: str) -> None:
+    """Whose process it is nobody could know: such a lease has none."""
+    lease = door.lease(who, pid="1:1", process="1:1", client="somebody")
+    with server.connect() as redis:
+        record = redis.hgetall(f"gpu:{{auth}}:record:{lease['token']}")
+    assert record["pid"] == ""
+    assert record["client"].startswith("broker-")
+
+
 def test_key_that_is_revoked_opens_nothing_from_the_next_request_on(door: Door) -> None:
     """The running broker reads the file again; what the key holds stays the operator's to end."""
     key = new_key(door.file, "brief", "agent")

@@ -101,6 +101,7 @@ def test_two_machines_of_one_name_are_said_and_one_alone_is_believed(
         doctor = called("doctor", **site.env)
         assert doctor.returncode == 1
         assert "WRONG  two machines report as host ubuntu" in doctor.stdout
+        assert "\n       give it another name: GPU_BROKER_HOSTNAME\n" in doctor.stdout
 
 
 def test_name_of_a_machine_that_is_silent_is_free_at_its_deadline(site: Site) -> None:
