@@ -142,9 +142,9 @@ class AsyncLeaseClient(Door["Redis"]):
         ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))
         return ending.by_this_call
 
-    async def reap(self) -> protocol.Moment:
+    async def reap(self, seen_ms: int = 0) -> protocol.Moment:
         """Take back what is over; see `LeaseClient.reap`."""
-        return await self._run(protocol.reap())
+        return await self._run(protocol.reap(seen_ms))
 
     async def report(
         self, host: str, devices: tuple[reporting.Report, ...], **about: Unpack[reporting.About]

@@ -175,9 +175,12 @@ class LeaseClient(Door["Redis"]):
         token = lease.token if isinstance(lease, Lease) else forms.check_name(lease, "token")
         return self._run(protocol.release(token, plant=refuse_late, owner=owner)).by_this_call
 
-    def reap(self) -> protocol.Moment:
-        """Take back what is over, some 16 devices of it; `more` says whether that was all."""
-        return self._run(protocol.reap())
+    def reap(self, seen_ms: int = 0) -> protocol.Moment:
+        """Take back what is over, some 16 devices of it; `more` says whether that was all.
+
+        seen_ms: `now_ms` of the last reply; a pool that is behind it has lost data, and closes.
+        """
+        return self._run(protocol.reap(seen_ms))
 
     def report(
         self, host: str, devices: tuple[reporting.Report, ...], **about: Unpack[reporting.About]

@@ -1,7 +1,8 @@
 """The embedded store: a private redis-server or valkey-server in a state folder.
 
 It outlives whoever started it, so a broker killed by SIGKILL takes no lease with it. Three
-files in the folder carry kernel locks (flock), which end with their holder however it dies:
+files in the folder carry kernel locks (flock), which end with their holder however it dies; a
+fourth, ``stopped``, says which files on this disk a clean stop left (see `clean_stop`):
 
 - ``lock``: held while somebody starts, joins or leaves, so these never overlap.
 - ``users``: shared by every broker that uses the store. Whoever leaves and then gets it
@@ -20,7 +21,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,8 +29,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from agent_sdk import aof
-from agent_sdk.keys import POOLS
+from agent_sdk import aof, clean_stop
 from agent_sdk.server_binary import ENVIRONMENT, EmbeddedError, ServerBinary, find_server
 from agent_sdk.trusted_path import foreign_link
 
@@ -166,11 +166,14 @@ class EmbeddedStore:
     def _bring_up(self, deadline: float) -> bool:
         if self._answers(deadline):
             return False
+        untouched = clean_stop.take_note(self._folder)
         if done := aof.find_again(self._folder):
             log.warning("the embedded store: %s", done)
         for mend in (aof.cut, aof.set_aside, None):
             log_from = self._launch(deadline)
             if self._answers(deadline):
+                if not untouched:
+                    self._distrust(deadline)
                 return True
             said = self._log.read_bytes()[log_from:].decode(errors="replace")
             if mend is None or not _BAD_AOF.search(said):
@@ -180,6 +183,14 @@ class EmbeddedStore:
                 self.began_anew |= mend is aof.set_aside
         tail = "\n".join(said.splitlines()[-_QUOTED_LINES:]) or "nothing"
         raise EmbeddedError(f"the embedded store died at its start; {self._log} says:\n{tail}")
+
+    def _distrust(self, deadline: float) -> None:
+        """Have pools closed that no clean stop has left here."""
+        try:
+            with self._client(deadline) as client:
+                clean_stop.distrust(client)
+        except redis.RedisError as error:
+            raise self._no_answer(error) from error
 
     def _launch(self, deadline: float) -> int:
         """Start the server; return where its own lines begin in redis.log."""
@@ -217,7 +228,7 @@ class EmbeddedStore:
             return
         try:
             with self._client(deadline) as client:
-                _mark_clean(client)
+                clean_stop.forget_server(client)
                 client.shutdown()
         except redis.TimeoutError as error:
             raise self._no_answer(error) from error
@@ -229,6 +240,7 @@ class EmbeddedStore:
             if time.monotonic() > deadline:
                 raise EmbeddedTimeoutError(f"the store in {self._folder} is still ending")
             time.sleep(_POLL_S)
+        clean_stop.write_note(self._folder)
 
     def _answers(self, deadline: float) -> bool:
         """Wait for an answer: True when there is one, False when nobody lives to give it."""
@@ -289,13 +301,6 @@ class EmbeddedStore:
                 f"no embedded store in {self._folder}: {error}; "
                 "GPU_BROKER_STATE_DIR names another folder"
             ) from error
-
-
-def _mark_clean(client: redis.Redis) -> None:
-    # So that the next server's pools are not closed as after a crash.
-    with suppress(redis.ResponseError):  # it takes no writes: then that is how it ends
-        for pool in client.scan_iter(POOLS, count=1000):
-            client.hdel(pool, "run_id")
 
 
 def _make_private(folder: Path) -> None:

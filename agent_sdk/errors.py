@@ -187,7 +187,10 @@ CODES: dict[str, Code] = {
         LeaseLost, 409, False, f"{_LOST}, the store could not be reached until trust ran out"
     ),
     "closed": Code(
-        BrokerUnavailable, 503, True, "the pool lost its memory and hears holders first"
+        BrokerUnavailable,
+        503,
+        True,
+        "the pool may have lost data: holders come first, ask again in some seconds",
     ),
     "not_ready": Code(
         BrokerUnavailable,

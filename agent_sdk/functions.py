@@ -63,7 +63,10 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
         own: name it and its functions by their version.
         instead: library file name -> source to use in its place, as in `scripts.assemble`.
     """
-    lines = [f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV", *read([*CORE, *REST], instead)]
+    lines = [
+        f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV", *read([*CORE, *REST], instead),
+        f"seen, served = {{}}, 'served{MARK}'",
+    ]  # fmt: skip
     for verb in VERBS:
         flags = "'allow-oom'" if verb in GOES_ON else ""
         lines += [

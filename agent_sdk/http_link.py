@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.clocks import local_now, trusted_until
 from agent_sdk.errors import CODES, LeaseError, error_for
 from agent_sdk.forms import milliseconds
+from agent_sdk.links import Memory
 from agent_sdk.protocol import LONGEST_TTL_MS, Device, Grant, Renewal
 from agent_sdk.web import Unanswered
 
@@ -66,9 +67,9 @@ class HttpLink:
             if local_now() > until:
                 return
 
-    def memory(self) -> object:
+    def memory(self, fence: int) -> Memory:  # noqa: ARG002 - as every link's
         """See `Link`: the broker watches over its store; no lease can be claimed through it."""
-        return None
+        return Memory(None)
 
     def _reachable(self) -> Web:
         if self._web is None:

@@ -247,18 +247,19 @@ class Keeper:
         return min(times, default=None)
 
     def _look(self) -> None:
-        """A store that has lost its memory gives nothing away before it has heard holders: now."""
+        """A pool that has lost data gives nothing away before it has heard holders: now."""
         self._look_at = local_now() + LOOK_S
+        fence = max((kept.lease.fence for kept in list(self._kept.values())), default=0)
         try:
-            memory = self._link.memory()
+            memory = self._link.memory(fence)
         except BrokerUnavailable:
             self._postpone()
             return
-        if self._memory not in (None, memory):
+        if memory.behind or self._memory not in (None, memory.name):
             now = local_now()
             for kept in list(self._kept.values()):
                 kept.next_at = now + random.uniform(0, RETRY_S)
-        self._memory = memory
+        self._memory = memory.name
 
     def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
         for kept in due:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from redis.exceptions import NoPermissionError, RedisError
 
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from agent_sdk.keys import Keys
     from agent_sdk.lease import HeldLease
     from agent_sdk.wording import Command
+
+
+class Memory(NamedTuple):
+    """What a pool remembers.
+
+    Attributes:
+        name: another one means that leases may have been forgotten.
+        behind: it does not know what we have seen of it: its data has gone back.
+    """
+
+    name: object
+    behind: bool = False
 
 
 class Link(Protocol):
@@ -41,8 +53,10 @@ class Link(Protocol):
         """
         ...
 
-    def memory(self) -> object:
+    def memory(self, fence: int) -> Memory:
         """What names the pool's memory: once it is another, leases may have been forgotten.
+
+        fence: the highest of our leases, which the pool must know.
 
         Raises:
             BrokerUnavailable: nobody answers.
@@ -52,6 +66,10 @@ class Link(Protocol):
     def close(self) -> None:
         """Disconnect."""
         ...
+
+
+MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms")
+"""Fields of the pool: what names its memory, and how far that goes."""
 
 
 class RedisLink:
@@ -67,6 +85,7 @@ class RedisLink:
         self._keys = keys
         self._redis: Redis | None = None
         self._wording = Wording(keys.base)
+        self._newest_ms = 0
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
         """See `Link`."""
@@ -87,14 +106,17 @@ class RedisLink:
         for raw in self._send([Call("release", (PROTOCOL, token, 1), token) for token in tokens]):
             yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
 
-    def memory(self) -> object:
-        """See `Link`: the server's name and the epoch, as the scripts last saw them."""
+    def memory(self, fence: int) -> Memory:
+        """See `Link`: the server, the epoch and the last loss, as the scripts last saw them."""
         try:
-            return self._connected().hmget(self._keys.pool, "run_id", "epoch")
+            found = self._connected().hmget(self._keys.pool, *MEMORY)
         except NoPermissionError:
-            return None
+            return Memory(None)
         except RedisError as error:
             raise error_for("store_unavailable") from error
+        *name, last_fence, last_ms = found
+        newest, self._newest_ms = self._newest_ms, _whole(last_ms)
+        return Memory(name, _whole(last_fence) < fence or self._newest_ms < newest)
 
     def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
         """The answers to a pipeline.
@@ -137,6 +159,11 @@ class RedisLink:
         """See `Link`."""
         if self._redis is not None:
             self._redis.close()
+
+
+def _whole(word: object) -> int:
+    """A number of the pool's; 0 where it has none, or no such form."""
+    return int(word) if isinstance(word, str) and word.isdecimal() else 0
 
 
 def _renewal(raw: list[object] | RedisError, token: str, sent_at: float) -> Renewal | LeaseError:

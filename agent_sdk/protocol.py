@@ -369,7 +369,7 @@ def renewed(answer: Answer, token: str) -> Renewal:
     Raises:
         LeaseLost: with the reason.
         UnknownToken: nothing is known of it.
-        BrokerUnavailable: it cannot be told yet: the pool lost its memory and hears holders.
+        BrokerUnavailable: it cannot be told yet: the pool may have lost data and hears holders.
     """
     match answer.raw:
         case ["RENEWED", _, _, _, _, int(expires_at_ms), int(remaining_ms), str(notice)]:
@@ -414,9 +414,12 @@ def release(token: str, *, plant: bool = True, owner: str = "") -> Generator[Cal
             raise failure(answer, token)
 
 
-def reap() -> Generator[Call, Answer, Moment]:
-    """Take back what is over, as much of it as one script may."""
-    answer = yield Call("reap", (PROTOCOL,))
+def reap(seen_ms: int = 0) -> Generator[Call, Answer, Moment]:
+    """Take back what is over, as much of it as one script may.
+
+    seen_ms: `now_ms` of the caller's last reply: a pool that has forgotten it says so to all.
+    """
+    answer = yield Call("reap", (PROTOCOL, seen_ms))
     match answer.raw:
         case ["REAPED", *_]:
             return moment(answer)

@@ -28,6 +28,7 @@ class About(TypedDict):
     version: the reporter's.
     reporter: who reports (see `broker.identity`); empty: it does not say.
     over: a reporter that is known to have ended, or empty.
+    seen_ms: `now_ms` of the last reply: a pool that has forgotten it has lost data, and closes.
     """
 
     deadline_ms: int
@@ -37,6 +38,7 @@ class About(TypedDict):
     version: str
     reporter: NotRequired[str]
     over: NotRequired[str]
+    seen_ms: NotRequired[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,9 @@ def report(
         flat += (uuid, len(fields))
         for pair in fields:
             flat += pair
+    known = f"{about['epoch']}:{about['seen_ms']}" if about.get("seen_ms") else about["epoch"]
     head = (
-        PROTOCOL, host, about["deadline_ms"], about["sampled_ms"], about["epoch"],
+        PROTOCOL, host, about["deadline_ms"], about["sampled_ms"], known,
         int(about["safe_mode"]), about["version"],
     )  # fmt: skip
     if about.get("reporter"):

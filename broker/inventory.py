@@ -133,6 +133,7 @@ class Reporter:
         self._draining = self._withdrawn = False
         self._hurry = asyncio.Event()
         self._epoch = FORGOTTEN if pool_was_lost else ""
+        self._seen_ms = 0
         self._pool_ms = 0
         self._pool_ms_at = 0.0
         self._me, self._over = own_identity(), ""
@@ -303,13 +304,14 @@ class Reporter:
             deadline_ms=self._settings.deadline_ms,
             sampled_ms=sampled_ms,
             epoch=self._epoch,
+            seen_ms=self._seen_ms,
             safe_mode=self._settings.new_pool_safe_mode,
             version=__version__,
             reporter=self._me,
             over=self._over,
         )
         self._hear(moment)
-        self._epoch = moment.epoch
+        self._epoch, self._seen_ms = moment.epoch, moment.now_ms
         self._pool_ms, self._pool_ms_at = moment.now_ms, max(sent_at, local_now())
         await self._loading.load_missing()
         return moment

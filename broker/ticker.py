@@ -50,6 +50,7 @@ class Ticker:
         self._ticked = ticked
         self._looked = looked
         self._due_ms: int | None = None
+        self._seen_ms = 0
         self._checked = False
         self.problem: str | None = "the store has not been asked yet"
         self.pool: PoolStatus | None = None
@@ -67,7 +68,8 @@ class Ticker:
         problem = None if self._checked else await problem_of(self._client.redis)
         began = time.perf_counter()
         try:
-            moment = await self._client.reap()
+            moment = await self._client.reap(self._seen_ms)
+            self._seen_ms = moment.now_ms
             took_s = time.perf_counter() - began
             self.pool = await self._client.pool()
         except LeaseError as error:

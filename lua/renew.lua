@@ -3,7 +3,7 @@
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
 -- ARGV[2]  token     str
--- ARGV[3]  fence     int   as handed out by acquire; empty = not compared
+-- ARGV[3]  fence     int   as handed out by acquire; empty = not compared; one that the pool cannot know proves that its data went back
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
 -- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's; whose it is from now on, when adopted
 -- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may adopt it
@@ -16,9 +16,9 @@
 -- keeps    S1: adopted only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
-local A_DAY_US, MOST_DEVICES, LONGEST_MS = 86400000000, 64, 604800000
+local MOST_DEVICES, LONGEST_MS, A_DAY_US = 64, 604800000, 86400000000
 
-local unready = begin()
+local unready, v = begin('fence')
 if unready then return reply('REFUSED', unready, S.schema or '') end
 local token, fence = token_at(2), word(3, 'fence', '^%d*$', 16)
 local ttl_ms = ARGV[4] ~= '' and int(4, 'ttl_ms', 0, LONGEST_MS)
@@ -54,11 +54,12 @@ if epoch then
 end
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 
+if fence ~= '' and owner == '' and fence + 0 > v[8] + 0 then B.witness(token, fence + 0) end
 if claim then B.remembered(epoch) end
 catch_up(token)
 
 local record = P .. 'record:' .. token
-local v = B.read(record)
+v = B.read(record)
 if v[1] == 'active' and v[4] + 0 < S.now and B.unnoticed(token, v[4] + 0) then v = B.read(record) end
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end

@@ -5,7 +5,7 @@
 -- ARGV[2]  host         str
 -- ARGV[3]  deadline_ms  int   without another report for that long, the host's devices take no new leases
 -- ARGV[4]  sampled_ms   int   the pool's time when the devices were looked at (now_ms of an earlier reply); 0 = unknown
--- ARGV[5]  epoch        str   the last one seen, or empty
+-- ARGV[5]  epoch        str   the last one seen, or empty; then, after a colon, now_ms of the last reply
 -- ARGV[6]  safe_mode    int   policy of a pool that this call creates
 -- ARGV[7]  version      str   the reporter's
 -- ARGV[8+] devices      str   at most 64 times: id, number of pairs, field and value of each; then an empty one, who reports, who ended
@@ -17,7 +17,9 @@ local FIRST, MOST = 8, 64
 
 local host = word(2, 'host', '^[%w._ -]+$', 64)
 local deadline_ms, sampled_ms = int(3, 'deadline_ms', 1, 86400000), int(4, 'sampled_ms', 0, 9999999999999)
-local epoch, safe_mode = word(5, 'epoch', '^%d*$', 16), int(6, 'safe_mode', 0, 1)
+local epoch, seen_ms = string.match(word(5, 'epoch', '^%d*:?%d*$', 30), '^(%d*):?(%d*)$')
+if #epoch > 16 or #seen_ms > 13 then S.bad = S.bad or 'epoch' end
+local safe_mode = int(6, 'safe_mode', 0, 1)
 local version = word(7, 'version', '^[%w._+ -]*$', 64)
 local reported, at = {}, FIRST
 while ARGV[at] and ARGV[at] ~= '' and not S.bad do
@@ -41,9 +43,11 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
     'reservation_idle_s', 60)
   B.event('pool_created', 'host', host)
 end
-local unready = begin()
+local unready, v = begin('silence_ms')
 if unready then return reply('REFUSED', unready, S.schema or '') end
+if tonumber(v[8]) ~= deadline_ms then set_pool('silence_ms', deadline_ms) end
 B.remembered(epoch)
+if seen_ms ~= '' then B.recalls(seen_ms + 0) end
 catch_up()
 
 local host_key = P .. 'host:' .. host

@@ -8,6 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from redis.exceptions import ResponseError
+
 from agent_sdk import functions
 from agent_sdk.keys import Keys
 from agent_sdk.protocol import Answer
@@ -66,11 +68,20 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.scripts = {v: _skewed(v, shebang=self.shebang) for v in VERBS}
+        self.library = _skewed_library()
         if self.functions:
-            self.redis.function_load(_skewed_library().source, replace=True)
+            self.load()
         else:
             for script in self.scripts.values():
                 self.redis.script_load(script.source)
+
+    def load(self, *, anew: bool = False) -> None:
+        """Put the library on the server; `anew`: as another server has it, with no memory."""
+        try:
+            self.redis.function_load(self.library.source, replace=anew)
+        except ResponseError as error:
+            if not functions.is_there(error):
+                raise
 
     def run(self, verb: str, *args: Any) -> list[Any]:
         reply: Any = self.redis.execute_command(*self.command(verb), *args)  # type: ignore[no-untyped-call] # in redis-py
@@ -89,7 +100,7 @@ class Pool:
 
     def command(self, verb: str) -> tuple[Any, ...]:
         """A call of the verb, but for its arguments."""
-        way = ("FCALL", _skewed_library().function(verb)) if self.functions else (
+        way = ("FCALL", self.library.function(verb)) if self.functions else (
             "EVALSHA", self.scripts[verb].sha)  # fmt: skip
         return (*way, 1, self.keys.base)
 

@@ -9,7 +9,9 @@ function B.adopt(token, fence, claim, waits, whose)
   local granted_us, agent, held = fence + 0, claim.agent, claim.held
   if granted_us > lost_us + FAILOVER_MS * 1000 then return 'UNKNOWN' end
 
-  local hold_until_ms = claim.hold_ms > 0 and (granted_us - granted_us % 1000) / 1000 + claim.hold_ms
+  -- When it was granted, on the pool's clock: fences are of the server's, which has stepped back by the offset since.
+  local granted_ms = math.min(S.now, (granted_us - granted_us % 1000) / 1000 + S.now - (S.now_us - S.now_us % 1000) / 1000)
+  local hold_until_ms = claim.hold_ms > 0 and granted_ms + claim.hold_ms
   local function over(outcome)   -- from now on its late calls are told so
     B.bury(token, outcome)
     return 'LOST', outcome
@@ -21,7 +23,9 @@ function B.adopt(token, fence, claim, waits, whose)
     local d = B.device(each.uuid)
     local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
     if room < each.mb or alone and d.leases > 0 then
-      if S.now < closed_until_ms then return 'AGAIN' end   -- its host has yet to report, or who has its room to give it up
+      -- Its host has yet to report, or who has its room to give it up; but who was given the whole device later believes in it.
+      local younger = d and d.exclusive ~= '' and (call('HGET', P .. 'record:' .. d.exclusive, 'fence') or 0) + 0 > granted_us
+      if S.now < closed_until_ms and not younger then return 'AGAIN' end
       return over('superseded')
     end
     each.d, sum = d, sum + each.mb
@@ -43,7 +47,7 @@ function B.adopt(token, fence, claim, waits, whose)
   B.add_to_agent(agent, sum, 1)
   set_pool('fence', math.max(v[3] + 0, granted_us))
   call('HSET', P .. 'record:' .. token, 'state', 'active', 'agent', agent, 'devices', claim.taken, 'fence', fence, 'granted_at_ms',
-    text((granted_us - granted_us % 1000) / 1000), 'expires_at_ms', text(S.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
+    text(granted_ms), 'expires_at_ms', text(S.now), 'ttl_ms', claim.ttl_ms, 'request', claim.request,
     'client', claim.client, 'pid', claim.pid)
   if hold_until_ms then call('HSET', P .. 'record:' .. token, 'hold_until_ms', text(hold_until_ms)) end
   if whose ~= '' then call('HSET', P .. 'record:' .. token, 'owner', whose) end

@@ -29,8 +29,10 @@ local function finish()
   if S.next_due ~= S.noted_due then
     changes[#changes + 1], changes[#changes + 2] = 'next_due_ms', next_due_ms == '' and '' or text(next_due_ms)
   end
-  if S.run_id then changes[#changes + 1], changes[#changes + 2] = 'run_id', S.run_id end
-  if changes[1] then call('HSET', POOL, unpack(changes)) end
+  if changes[1] then
+    call('HSET', POOL, unpack(changes))
+    if seen then seen[POOL] = S.now end
+  end
   if S.closing then B.event('closed', 'until_ms', text(S.closing)) end
   return next_due_ms
 end

@@ -2,11 +2,12 @@
 --
 -- now = Redis's TIME + offset_ms. If TIME steps back, the offset grows so that now does not: a step back stretches no
 -- lease. If now leaps more than LEAP_MS past the last script, although hosts report every few seconds, nobody could renew
--- in between (an outage, a suspended machine, a step forward). Then a window opens in which only what was due before the
--- leap is reaped and overdue leases may still be renewed, so that live holders come first.
+-- in between (an outage, a suspended machine, a step forward, data of an earlier hour). Then a window opens in which only what
+-- was due before the leap is reaped and overdue leases may still be renewed, so that live holders come first.
 --
--- A restart or a failover may have lost the last writes, and a pool made anew has lost all of them. Then the pool is closed
--- for a while: nothing is granted, and holders whose leases it has forgotten get them back (`adopt` in renew.lua).
+-- Data may go back behind what holders remember: a restart, a failover, a backup that was put back, a pool made anew. Then
+-- the pool is closed for a while: nothing is granted, and holders whose leases it has forgotten get them back (`adopt` in
+-- renew.lua). How that is noticed is in memory.lua.
 --
 -- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text(): handing one over as it is
 -- costs twice as much. `..` rounds it (1.7955e+15).
@@ -16,8 +17,12 @@ local LEAP_MS, WINDOW_MS = 10000, 30000
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
 local NEVER = 1 / 0               -- when the first of an empty agenda is due
 local LOOK_MS = 100               -- between two looks at which server this is
-local FAILOVER_MS = 10000         -- closed after another server took over: holders notice, and renew, within 5 s
+local FAILOVER_MS = 10000         -- closed after writes were lost: holders notice, and renew, within 5 s
 local FORGOT_MS = 60000           -- closed after everything was lost
+
+-- Of a function library, which outlives its calls: per pool the `last_ms` that it has written, and the field of the pool
+-- that names this library's life on this server. A script has neither.
+local seen, served
 
 -- What the broker can do, but for what every verb does, which is local functions. In a script a verb reads at once what it
 -- needs on its straight path, and the rest of the library when something of it is asked for.
@@ -36,7 +41,7 @@ local function start()
   P = KEYS[1] .. ':'
   POOL, DUE = P .. 'pool', P .. 'due'
   S = {
-    now_us = now_us, now = (now_us - now_us % 1000) / 1000, epoch = nil, pool = nil,
+    now_us = now_us, now = (now_us - now_us % 1000) / 1000, last = 0, epoch = nil, pool = nil,
     next_due = NEVER, noted_due = NEVER,   -- nothing on the agenda is due before; as it is in the pool
     more = 0,       -- 1: something is over that this call left for the next reap
     changes = {},   -- fields of the pool to write, each followed by its value
@@ -113,13 +118,15 @@ local function begin(...)
   if now < last then
     set_pool('offset_ms', v[3] + last - now)
     now, looked_ms = last, 0
-  elseif now - last > LEAP_MS and now >= tonumber(call('HGET', POOL, 'window_until_ms')) then
-    set_pool('window_until_ms', now + WINDOW_MS)
-    set_pool('leap_from_ms', last)
   end
-  S.now = now
+  S.now, S.last = now, last
+  if now - last > LEAP_MS then B.leapt() end
   local n = #S.changes
   S.changes[n + 1], S.changes[n + 2] = 'last_ms', text(now)
-  if now - looked_ms > LOOK_MS then B.look(last) end
+  if seen then
+    S.recognised = true
+    if last < (seen[POOL] or NEVER) then B.compare_lives(seen[POOL]) end
+  end
+  if now - looked_ms > LOOK_MS then B.look() end
   return nil, v
 end

@@ -1,4 +1,20 @@
 -- memory: what the pool may have forgotten, and what of it is over: what few calls need of clock.lua.
+--
+-- Data that go back are noticed by any one of these, whatever the others say: another server (look), a library that was loaded
+-- anew, or has seen the pool later (compare_lives), a long silence (leapt), a caller that remembers what the pool does not
+-- (recalls, witness, remembered).
+
+local CLEAN_MS = 5000      -- a server that was stopped in good order, and is back within so long, is the same one
+local BLIND_MS = 1500      -- the longest silence that says nothing, to who may not ask which server this is
+local MOST_LEAPS = 4       -- pauses that may follow one another without half a minute between them
+local A_DAY_US = 86400000000
+local born                 -- names the life of this library
+
+-- A word to write into the pool's hash.
+local function note(field, word)
+  local n = #S.changes
+  S.changes[n + 1], S.changes[n + 2] = field, word
+end
 
 -- `schema` of a pool is the layout of its keys: 2, or 1-2 when scripts that know layout 1 may work on it too.
 function B.knows(schema)
@@ -17,22 +33,82 @@ function B.close(until_ms, lost_us)
   if S.now >= was_ms and S.now < until_ms then S.closing = until_ms end
 end
 
--- Is this the server of the last look? Another one may lack the last writes: what was due after the last script that it
--- knows of is not reaped while the pool is closed, for its holder may have renewed it.
-function B.look(last)
-  local info = redis.pcall('INFO', 'server')   -- who may not ask leaves it to others
-  local run_id = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
-  if not run_id then return end
-  set_pool('looked_ms', S.now)
-  local v = call('HMGET', POOL, 'run_id', 'window_until_ms')
-  if v[1] == run_id then return end
-  S.run_id = run_id
-  if not v[1] then return end   -- new, or left by a clean stop
-  B.close(S.now + FAILOVER_MS, S.now_us)
-  if S.now >= (S.pool.window_until_ms or v[2] + 0) then
-    set_pool('leap_from_ms', last)
-    set_pool('window_until_ms', S.now + FAILOVER_MS)
+-- Nothing is reaped for a while but what was over before the last script that the pool knows of: holders of what was due after
+-- it could not renew, or their renewals were lost. A pause that begins within another one keeps that one's beginning, so that
+-- nobody's time is cut short by the second; after MOST_LEAPS of them what was due before the last one is over all the same.
+function B.pause(for_ms)
+  local pool = S.pool
+  if pool.window_until_ms then return end   -- this very call has begun one
+  local v, leaps, from_ms = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms', 'leaps'), 1, S.last
+  if S.last < v[1] + 0 and (v[3] or 1) + 0 < MOST_LEAPS then
+    leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, S.last)
   end
+  set_pool('window_until_ms', math.max(v[1] + 0, S.now + for_ms))
+  set_pool('leap_from_ms', from_ms)
+  set_pool('leaps', leaps)
+end
+
+-- Writes were lost, or may have been. Fences run ahead of a clock that has stepped back, so the last one counts too.
+function B.lost()
+  B.close(S.now + FAILOVER_MS, math.max(S.now_us, call('HGET', POOL, 'fence') + 0))
+  B.pause(FAILOVER_MS)
+end
+
+-- No script ran for so long that holders could not renew. Longer than the last reporter said that it would be silent at most: then
+-- this may be what the pool was at that time, on a server that noticed nothing (a snapshot of its machine, an import).
+function B.leapt()
+  B.pause(WINDOW_MS)
+  if S.now - S.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then B.lost() end
+end
+
+-- Is this the server, and are these the data, of the last look? A restart and a failover change the run_id; a server that
+-- followed another one and leads again has a new master_replid, and the other's as its second. Without a second it is new for
+-- no reason that touches data: the first replica has come, or the last one has been gone for an hour.
+function B.look()
+  local info = redis.pcall('INFO', 'server', 'replication')
+  local function said(field) return type(info) == 'string' and string.match(info, field .. ':(%w+)') end
+  local run_id, replid, second = said('run_id'), said('master_replid') or '', said('master_replid2') or ''
+  if not run_id then   -- this caller may not ask: it can only go by the silence, unless its library was there before
+    if not S.recognised and S.now - S.last > BLIND_MS then B.lost() end
+    return
+  end
+  set_pool('looked_ms', S.now)
+  local v = call('HMGET', POOL, 'run_id', 'replid')
+  if v[1] == run_id and v[2] == replid then return end
+  note('run_id', run_id)
+  note('replid', replid)
+  if not v[1] then   -- new, or left by a clean stop
+    if S.now - S.last > CLEAN_MS then B.lost() end
+  elseif v[1] ~= run_id or v[2] and string.find(second, '[^0]') then
+    B.lost()
+  end
+end
+
+-- The library has not seen this pool (`before` nil), or has seen it later than it is now: then the data went back under the
+-- running server. A library lives as long as its server does, unless data are loaded anew or somebody loads it again.
+function B.compare_lives(before)
+  if before then return B.lost() end
+  S.recognised = false
+  born = born or text(S.now_us)
+  local other = call('HGET', POOL, served)
+  if other == born then return end
+  note(served, born)
+  if other then B.lost() end
+end
+
+-- The caller had a reply of the pool's time `seen_ms`. Has the pool forgotten it?
+function B.recalls(seen_ms)
+  if seen_ms > S.last then B.lost() end
+end
+
+-- The caller had a lease of this fence, later than any that the pool knows of. Fences never turn back, so from now on they go on
+-- from there, and nobody says so twice.
+function B.witness(token, fence)
+  if fence < S.epoch + 0 or fence > S.now_us + A_DAY_US then return end   -- it is of no pool like this
+  local state = call('HGET', P .. 'record:' .. token, 'state')
+  if state == 'active' or state == 'cooling' or not state and call('EXISTS', P .. 'done:' .. token) > 0 then return end
+  B.lost()
+  set_pool('fence', fence)
 end
 
 -- The caller remembers the pool of that epoch. Has this one been made since by somebody who knew of none?

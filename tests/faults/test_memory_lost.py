@@ -1,15 +1,21 @@
-"""Redis comes back without its last writes, or without any: who held a lease goes on holding it."""
+"""Redis comes back without its last writes, with those of another day, or without any: who held a
+lease goes on holding it."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_sdk import BrokerUnavailable, LeaseClient, Store
+from agent_sdk.embedded import EmbeddedStore
 from agent_sdk.errors import LeaseError
+from agent_sdk.functions import load
 from tests.api.brokers import eventually
 from tests.audit import audit
 from tests.pools import device
@@ -84,6 +90,98 @@ def test_a_grant_that_a_crash_lost_is_brought_back_by_its_holder(
         assert late.fence > lease.fence
         assert [held.token for held in client.leases()] == [lease.token, late.token]
     audit(client.redis, client.keys)
+
+
+def test_grant_that_data_put_back_lack_is_brought_back_by_its_holder(
+    server: Server, client: LeaseClient
+) -> None:
+    """The server is the same, so only its holder knows: it looks, and says so long before its turn.
+
+    Its ttl is long, so that nothing but the look makes it renew in time.
+    """
+    client.redis.save()
+    with client.lease("holder", memory_mb=900, ttl_s=600, exclusive=True) as lease:
+        time.sleep(0.5)
+        with server.connect() as redis:
+            redis.execute_command("DEBUG", "RELOAD", "NOSAVE")
+        eventually(lambda: known(client, lease.token), HEARD_S)
+        check_closed(client)
+        assert client.pool().stats["adopted"] == 1
+        assert not lease.lost
+    audit(client.redis, client.keys)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For an embedded store, with a path that a socket may have."""
+    with TemporaryDirectory(prefix="gpu-broker-", dir="/tmp") as name:
+        yield Path(name) / "state"
+
+
+def started(folder: Path) -> tuple[EmbeddedStore, LeaseClient]:
+    """An embedded store with a host that has one device, and a client."""
+    store = EmbeddedStore(folder)
+    store.start_or_join()
+    client = LeaseClient(Store(store.url), hostname="h1", deadline_s=10)
+    report(client)
+    return store, client
+
+
+def stopped(store: EmbeddedStore, client: LeaseClient) -> None:
+    """In good order."""
+    client.close()
+    assert store.leave() is True
+
+
+@pytest.mark.parametrize("functions", [False, True], ids=["scripts", "functions"])
+@pytest.mark.parametrize("how", ["backup", "backup without its note", "only the data"])
+def test_backup_of_a_clean_stop_grants_nothing_before_holders_are_heard(
+    folder: Path, how: str, functions: bool
+) -> None:
+    """Made, and put back, within seconds; its pool lacks the name of a server as after any stop."""
+    backup = folder.parent / "backup"
+    store, client = started(folder)
+    if functions:
+        load(client.redis)
+    stopped(store, client)
+    shutil.copytree(folder, backup)
+    if how == "backup without its note":
+        (backup / "stopped").unlink()
+    store, client = started(folder)
+    with client.lease("holder", memory_mb=900, ttl_s=60, exclusive=True) as lease:
+        assert store.leave() is True
+        if how == "only the data":
+            shutil.rmtree(folder / "appendonlydir")
+            shutil.copytree(backup / "appendonlydir", folder / "appendonlydir")
+        else:
+            shutil.rmtree(folder)
+            shutil.copytree(backup, folder)
+        store, late = started(folder)
+        check_closed(late)
+        eventually(lambda: known(late, lease.token), HEARD_S)
+        assert late.pool().stats["adopted"] == 1
+        assert not lease.lost
+    client.close()
+    stopped(store, late)
+
+
+@pytest.mark.parametrize("functions", [False, True], ids=["scripts", "functions"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_store_that_was_stopped_cleanly_is_open_at_once(
+    folder: Path, moved: bool, functions: bool
+) -> None:
+    """Where it was, or in a folder of another name: the files are those that were left."""
+    store, client = started(folder)
+    if functions:
+        load(client.redis)
+    lease = client.acquire("holder", memory_mb=100, ttl_s=60)
+    stopped(store, client)
+    if moved:
+        folder = folder.rename(folder.parent / "moved")
+    store, client = started(folder)
+    assert client.lookup(lease.token) is not None
+    client.acquire("another", memory_mb=100)
+    stopped(store, client)
 
 
 def test_after_flushall_holders_come_first(server: Server, client: LeaseClient) -> None:

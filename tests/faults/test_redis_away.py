@@ -135,6 +135,6 @@ def test_lease_of_an_sdk_across_a_restart_of_redis_is_still_held(
         eventually(lambda: lease.expires_at_ms > end_ms, 2 * NOTICE_S)
         assert not lease.lost
         assert not lease.jeopardy
-        assert broker.http.get("/ready").json()["reason"].startswith("the pool lost its memory")
+        assert broker.http.get("/ready").json()["reason"].startswith("the pool may have lost data")
         assert broker.allocations()[lease.token]["fence"] == lease.fence
     assert broker.allocations() == {}

@@ -132,15 +132,44 @@ def test_clock_leap_opens_the_window_for_whoever_calls_first(gpu: Pool) -> None:
     assert gpu.renew(token("late"))[0] == "RENEWED"
 
 
-def test_clock_leap_inside_the_window_opens_no_second_one(gpu: Pool) -> None:
-    """30 s after the first leap it is over, however the clock leaps in between."""
+def test_clock_leap_inside_the_window_begins_it_anew(gpu: Pool) -> None:
+    """S7: nobody's time to renew is cut short by the second leap, nor by the third."""
     overdue_by_a_leap(gpu)
-    opened = gpu.reap()[1]
-    gpu.skew(15_000)
     gpu.reap()
-    assert int(gpu.hash("pool")["window_until_ms"]) == opened + 30_000
-    gpu.live_on(15_000)
-    assert said(gpu.renew(token("late"))) == ["LOST", "expired"]
+    for leap_ms in (11_000, 28_900, HOUR_MS):
+        gpu.skew(1000)
+        gpu.reap()
+        gpu.skew(leap_ms)
+        now = gpu.reap()[1]
+        assert int(gpu.hash("pool")["window_until_ms"]) == now + 30_000
+    gpu.live_on(29_000)
+    assert gpu.renew(token("late"))[0] == "RENEWED"
+
+
+def test_clock_leap_after_four_in_a_row_ends_what_was_due_before_it(gpu: Pool) -> None:
+    """S7 says so: else a lease in a pool that only leaps would never end."""
+    overdue_by_a_leap(gpu)
+    for _ in range(4):
+        gpu.reap()
+        assert gpu.stats().get("expired", 0) == 0
+        gpu.skew(11_000)
+    gpu.report((device("gpu-a", 1000),))
+    assert gpu.stats()["expired"] == 1
+    granted(gpu.acquire(token("new"), memory_mb=100, ttl_ms=5000))
+    gpu.skew(11_000)
+    assert gpu.renew(token("new"))[0] == "RENEWED"
+
+
+def test_clock_leap_keeps_what_an_outage_before_it_left(gpu: Pool) -> None:
+    """A failover inside the window of a leap: the ten seconds of the failover count in full."""
+    overdue_by_a_leap(gpu)
+    gpu.reap()
+    gpu.live_on(29_000)
+    gpu.redis.hset(gpu.keys.pool, "run_id", "1")
+    gpu.skew(500)
+    gpu.reap()
+    gpu.live_on(9_900)
+    assert gpu.renew(token("late"))[0] == "RENEWED"
 
 
 def test_clock_leap_leaves_free_capacity_to_grant(gpu: Pool) -> None:
@@ -178,7 +207,7 @@ def test_clock_leap_takes_a_host_away_that_stays_silent(gpu: Pool) -> None:
 def test_clock_of_an_idle_pool_still_ends_leases(gpu: Pool) -> None:
     """Where one calls every 15 s, each call is a leap; a lease ends all the same."""
     overdue_by_a_leap(gpu, 15_000)
-    for _ in range(2):
+    for _ in range(4):
         gpu.reap()
         assert gpu.stats().get("expired", 0) == 0
         gpu.skew(15_000)

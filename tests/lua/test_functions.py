@@ -74,12 +74,13 @@ def story(pool: Pool, run: Any) -> list[Any]:
 
 
 def state(pool: Pool) -> dict[str, Any]:
-    """The key space without times, and without the name of the pool."""
+    """The key space without times, the name of the pool, and the life of the library."""
 
     def of(key: str) -> Any:
         kind = pool.redis.type(key)
         if kind == "hash":
-            return {f: shape(v) for f, v in pool.redis.hgetall(key).items()}
+            row = pool.redis.hgetall(key).items()
+            return {f: shape(v) for f, v in row if not f.startswith("served")}
         if kind == "zset":
             return sorted(pool.redis.zrange(key, 0, -1))
         return kind

@@ -308,7 +308,7 @@ def test_a_pool_that_somebody_remembers_is_closed_for_a_minute(gpu: Pool) -> Non
     gpu.report((device("gpu-a", 1000),), epoch=epoch)
     assert said(gpu.acquire(B, memory_mb=100)) == ["REFUSED", "closed", ""]
     assert adopt(gpu, A, held, epoch=epoch)[0] in {"RENEWED", "AGAIN"}
-    gpu.skew(FORGOT_MS)
+    gpu.live_on(FORGOT_MS)
     assert gpu.acquire(B, memory_mb=100)[0] == "GRANTED"
 
 

@@ -145,6 +145,11 @@ class World:
         rows = before(rows, lease.token, taken)
         held_mb = int(sums[0] or 0) - sum(mb for _, mb in taken)
         leases = int(sums[1] or 0) - bool(lease.fence)
+        if (
+            reason == "closed" and policy["safe_mode"] == "0"
+        ):  # all were silent for longer than a host promised
+            assert int(policy["closed_until_ms"]) > self.now_ms
+            return
         if policy["safe_mode"] == "1" or leases >= int(policy["max_leases_per_agent"]):
             assert reason == ("safe_mode" if policy["safe_mode"] == "1" else "limit")
             assert not lease.fence

@@ -23,10 +23,14 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert int(epoch) // 1000 == now
     row = pool.hash("pool")
     assert row.pop("run_id") == pool.redis.info("server")["run_id"]
+    assert row.pop("replid") == pool.redis.info("replication")["master_replid"]
+    lives = [row.pop(name) for name in list(row) if name.startswith("served")]
+    assert len(lives) == pool.functions
     assert row == POLICY | {
         "schema": "1", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
         "safe_mode": "0", "looked_ms": str(now), "next_due_ms": str(now + 15000),
+        "silence_ms": "15000",
     }  # fmt: skip
     assert pool.events() == ["pool_created", "device", "host_up"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.model.planted import Bug
 from tests.model.reservation_bugs import RESERVATION_BUGS
+from tests.model.rollback_bugs import ROLLBACK_BUGS
 
 GENERAL_BUGS = (
     Bug(
@@ -128,8 +129,8 @@ GENERAL_BUGS = (
         "a pool that lost memory stays open",
         (
             (
-                "B.close(S.now + FAILOVER_MS, S.now_us)",
-                "",
+                "elseif v[1] ~= run_id or",
+                "elseif",
             ),
         ),
         seed=859664481,
@@ -249,4 +250,4 @@ GENERAL_BUGS = (
     ),
 )
 
-BUGS = (*GENERAL_BUGS, *RESERVATION_BUGS)
+BUGS = (*GENERAL_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS)

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from tests.model.entries import (
     BACK_AT_ONCE,
+    CLEAN_MS,
+    DAY_US,
     FAILOVER_MS,
     IDLE_FOREIGN_MB,
     LEAP_MS,
     LOOK_MS,
+    MOST_LEAPS,
     POLICY,
     REAP_DEVICES,
     TAKEN,
@@ -62,13 +65,23 @@ class Chooser(Protocol):
 class Ledger(ABC):
     """A pool's clock, its devices and its tokens.
 
-    `exists` is False until a report makes it; `another`: the server is not that of the last look.
+    `exists` is False until a report makes it; `another`: the server is not that of the last look;
+    `nameless`: it was stopped in good order, and nobody has looked since; `last`: the time of the
+    call before this one; `seen_ms`: that of the last call that the library has seen, None: it has
+    seen none, or the verbs are scripts.
     """
 
     choose: Chooser
     raw_us: int = 0
     exists: bool = False
     another: bool = False
+    nameless: bool = False
+    library: bool = False
+    seen_ms: int | None = None
+    last: int = 0
+    silence_ms: int = 0
+    leaps: int = 1
+    paused: bool = False
     epoch: int = 0
     fence: int = 0
     offset_ms: int = 0
@@ -105,23 +118,59 @@ class Ledger(ABC):
         """Read the clock. The refusal when there is no pool."""
         self.more = self.served = self.aside = 0
         self.lending = False
-        self.capped_once = set()
+        self.capped_once, self.paused = set(), False
         if not self.exists:
             return ["REFUSED", "not_ready", ""]
         last, now = self.now, self.raw_us // 1000 + self.offset_ms
         if now < last:
             self.offset_ms, now, self.looked_ms = self.offset_ms + last - now, last, 0
-        elif now - last > LEAP_MS and now >= self.window_until_ms:
-            self.window_until_ms, self.leap_from_ms = now + WINDOW_MS, last
-        self.now = now
+        self.last, self.now = last, now
+        if now - last > LEAP_MS:
+            self.pause(WINDOW_MS)
+            if self.silence_ms and now - last > self.silence_ms:
+                self.lost()
+        if self.seen_ms is not None and last < self.seen_ms:
+            self.lost()
+        self.seen_ms = now if self.library else None
         if now - self.looked_ms > LOOK_MS:
-            self.looked_ms = now
-            if self.another:
-                self.another = False
-                self.close(now + FAILOVER_MS, self.raw_us)
-                if now >= self.window_until_ms:
-                    self.window_until_ms, self.leap_from_ms = now + FAILOVER_MS, last
+            self.look()
         return None
+
+    def look(self) -> None:
+        """Ask which server this is; a clean stop is believed for some seconds."""
+        self.looked_ms = self.now
+        if self.another or (self.nameless and self.now - self.last > CLEAN_MS):
+            self.lost()
+        self.another = self.nameless = False
+
+    def lost(self) -> None:
+        """Data went back: what was granted up to now may have been forgotten."""
+        self.close(self.now + FAILOVER_MS, max(self.raw_us, self.fence))
+        self.pause(FAILOVER_MS)
+
+    def pause(self, for_ms: int) -> None:
+        """Reap only what was due before the call before; S7: one that follows cuts none short."""
+        if self.paused:
+            return
+        self.paused = True
+        follows = self.last < self.window_until_ms and self.leaps < MOST_LEAPS
+        self.leaps = self.leaps + 1 if follows else 1
+        self.leap_from_ms = min(self.leap_from_ms, self.last) if follows else self.last
+        self.window_until_ms = max(self.window_until_ms, self.now + for_ms)
+
+    def witness(self, token: str, fence: int, owner: str) -> None:
+        """A fence that the pool cannot know proves a loss, but for one said over HTTP."""
+        e = self.entries.get(token)
+        known = token in self.done or (e and e.state in {"active", "cooling"})
+        later = max(self.fence + 1, self.epoch) <= fence <= self.raw_us + DAY_US
+        if later and not owner and not known:
+            self.lost()
+            self.fence = fence  # S3: they go on from there
+
+    def recalls(self, seen_ms: int) -> None:
+        """The caller had a reply of that time, which the pool may have forgotten."""
+        if seen_ms > self.last:
+            self.lost()
 
     def close(self, until_ms: int, lost_us: int) -> None:
         """Memory was lost: grant nothing until then, and let holders bring back what they have."""

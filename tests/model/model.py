@@ -176,6 +176,7 @@ class Model(Devices):
         """Keep a lease; with a `claim`, after UNKNOWN, have it adopted."""
         if refusal := self.open():
             return refusal
+        self.witness(token, fence, owner)
         if claim and claim.epoch < self.epoch:
             self.close(self.epoch // 1000 + FORGOT_MS, self.epoch)
         self.catch_up(token)
@@ -211,7 +212,8 @@ class Model(Devices):
         ask, held = claim.ask, claim.held
         if fence > self.lost_us + FAILOVER_MS * 1000:
             return ["UNKNOWN"]
-        hold_until_ms = fence // 1000 + ask.max_hold_ms if ask.max_hold_ms else 0
+        granted_ms = min(self.now, fence // 1000 + self.now - self.raw_us // 1000)
+        hold_until_ms = granted_ms + ask.max_hold_ms if ask.max_hold_ms else 0
         if token in self.entries:
             self.bury(self.entries[token], "")
         if hold_until_ms and hold_until_ms < self.now:
@@ -224,7 +226,8 @@ class Model(Devices):
                 d.total_mb - d.reserve_mb - x.reserved_mb if d and x and not x.exclusive else 0
             )
             if room_mb < mb or (alone and x and x.leases):
-                if self.now < self.closed_until_ms:
+                younger = x and x.exclusive and self.entries[x.exclusive].fence > fence
+                if self.now < self.closed_until_ms and not younger:
                     return ["AGAIN"]
                 self.done[token] = "superseded"
                 return ["LOST", "superseded"]
@@ -278,10 +281,11 @@ class Model(Devices):
         e.expires_at_ms = e.due_ms = min(e.expires_at_ms, self.now + REVOKED_MS)
         return ["REVOKED", e.expires_at_ms]
 
-    def reap(self) -> Reply:
+    def reap(self, seen_ms: int = 0) -> Reply:
         """Take back what is over."""
         if refusal := self.open():
             return refusal
+        self.recalls(seen_ms)
         self.catch_up()
         return ["REAPED"]
 
@@ -314,11 +318,13 @@ class Model(Devices):
         return ["POLICY", self.policy["policy_version"]]
 
     def report(self, host: str, devices: dict[str, dict[str, Any]], deadline_ms: int = 15_000,
-               sampled_ms: int = 0, epoch: int = 0) -> Reply:  # fmt: skip
+               sampled_ms: int = 0, epoch: int = 0, seen_ms: int = 0) -> Reply:  # fmt: skip
         """A host says what it has; only this makes a pool."""
         if not self.exists:
             self.exists, self.epoch, self.now = True, self.raw_us, self.raw_us // 1000
         self.open()
+        self.silence_ms = deadline_ms
+        self.recalls(seen_ms)
         if epoch and epoch < self.epoch:
             self.close(self.epoch // 1000 + FORGOT_MS, self.epoch)
         self.catch_up()

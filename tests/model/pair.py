@@ -42,7 +42,8 @@ for uuid in string.gmatch(call('HGET', P .. 'record:' .. ARGV[1], 'devices') or 
   keys[#keys + 1] = {{ call('GET', key), call('PTTL', key) }}
 end
 local events = call('XRANGE', P .. 'events', '(' .. ARGV[2], '+')
-local pool = call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms')
+local pool = call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms', 'lost_us',
+  'window_until_ms', 'leap_from_ms')
 return {{ due, records, devices, keys, call('HGETALL', P .. 'agents'),
   call('ZRANGE', P .. 'freed', 0, -1), call('GET', P .. 'done:' .. ARGV[1]), pool, events }}
 """
@@ -176,7 +177,7 @@ class Pair:
         self.pool, self.seen, self.last_event = pool, Seen(), "0"
         self.watch, self.seen.pages = Watch(), pages
         self.freed: list[str] = []
-        self.model = Model(self.seen, START_US)
+        self.model = Model(self.seen, START_US, library=pool.functions)
         self.look = pool.redis.script_load(LOOK)
         self.clock(START_US)
 
@@ -311,12 +312,14 @@ class Pair:
             done = model.done.get(named) if named not in model.entries else None
             demand(found[6] == done, f"S4: {named} is told to be {found[6]}, not {done}")
             self._compare_keys(named, found[3], set_anew=set_anew)
-        fence, waiting, closed_until_ms, last_ms = (int(v or 0) for v in found[7])
+        fence, waiting, closed_until_ms, last_ms, *lost = (int(v or 0) for v in found[7])
         demand(fence == model.fence, f"S3: the fence is {fence}, not {model.fence}")
         waiters = sum(e.state == "waiting" for e in model.entries.values())
         demand(waiting == waiters, f"S2: {waiting} wait, not {waiters}")
         demand(closed_until_ms == model.closed_until_ms, f"closed until {closed_until_ms}")
         demand(last_ms == model.now, f"clock: {last_ms}, not {model.now}")
+        mine = [model.lost_us, model.window_until_ms, model.leap_from_ms]
+        demand(lost == mine, f"loss, and until when what is reaped: {lost}, not {mine}")
 
     def _compare_entry(self, row: Row, e: Entry) -> None:
         held = tuple(sorted(e.held))

@@ -1,4 +1,4 @@
-"""A bug in the scripts, for the length of a block."""
+"""A bug in the verbs, for the length of a block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Bug:
     """What is wrong, the texts that make it so, and a seed whose walk finds it soon.
 
     `pages`: how many polls of a head may pass before it has looked at every device; `often`: a kind
-    of step of the walk that comes often, where the bug needs that.
+    of step of the walk that comes often, where the bug needs that; `functions`: it is one of verbs
+    that are functions, scripts have no such thing.
     """
 
     name: str
@@ -26,29 +27,37 @@ class Bug:
     seed: int = 1
     pages: int = 0
     often: str = ""
+    functions: bool = False
 
 
 @contextmanager
 def planted(world: World, bug: Bug) -> Iterator[None]:
-    """The world's pools run scripts with this bug for the length of a block."""
-    sound, functions = world.pools[0].scripts, world.pools[0].functions
-    broken, found = dict(sound), set()
-    for verb, script in sound.items():
-        source = script.source
+    """The world's pools run verbs with this bug for the length of a block."""
+    sound = [(pool.scripts, pool.functions, pool.library) for pool in world.pools]
+    scripts, library, found = dict(world.pools[0].scripts), world.pools[0].library, set[str]()
+
+    def spoilt(source: str) -> str:
         for old, new in bug.changes:
             if old in source:
                 found.add(old)
                 source = source.replace(old, new)
-        sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
-        broken[verb] = replace(script, source=source, sha=sha)
-        world.pools[0].redis.script_load(source)
-    assert found == {old for old, _ in bug.changes}, f"{bug.name}: the scripts have no such text"
+        return source
+
+    if bug.functions:
+        library = replace(library, source=spoilt(library.source))
+    else:
+        for verb, script in scripts.items():
+            source = spoilt(script.source)
+            sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
+            scripts[verb] = replace(script, source=source, sha=sha)
+            world.pools[0].redis.script_load(source)
+    assert found == {old for old, _ in bug.changes}, f"{bug.name}: the verbs have no such text"
     for pool in world.pools:
-        pool.scripts, pool.functions = broken, False
+        pool.scripts, pool.functions, pool.library = scripts, bug.functions, library
     world.pages, world.often = bug.pages, bug.often
     try:
         yield
     finally:
-        for pool in world.pools:
-            pool.scripts, pool.functions = sound, functions
+        for pool, (was, functions, loaded) in zip(world.pools, sound, strict=True):
+            pool.scripts, pool.functions, pool.library = was, functions, loaded
         world.pages, world.often = 0, ""

@@ -68,6 +68,8 @@ class World:
     def begin(self) -> list[Life]:
         """Empty pools, at the beginning of time."""
         self.pools[0].redis.flushall()
+        if self.pools[0].functions:
+            self.pools[0].load(anew=True)
         return [Life(Pair(pool, self.pages)) for pool in self.pools]
 
     def live(self, steps: Sequence[Step], audit_every: int = AUDIT_EVERY) -> list[Life]:

@@ -54,7 +54,7 @@ class Walk:
         kinds = (
             (self.new, 24), (self.again, 22), (self.renew, 10), (self.release, 12), (self.time, 18),
             (self.beat, 5), (self.change, 5), (self.revoke, 2), (self.drain, 3), (self.policy, 3),
-            (self.deliver, 6), (self.reap, 2), (self.lose, 2), (self.patience, 1), (self.crowd, 1),
+            (self.deliver, 6), (self.reap, 2), (self.lose, 3), (self.patience, 1), (self.crowd, 1),
             (self.haunt, 1), (self.standoff, 0.3),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
@@ -131,7 +131,7 @@ class Walk:
         ]
 
     def reap(self, pool: int) -> Step:
-        return ["reap", {}]
+        return ["reap", {"remembers": True} if self.rng.random() < 0.8 else {}]
 
     def deliver(self, pool: int) -> Step:
         return ["deliver", {"number": self.rng.randrange(9), "again": self.rng.random() < 0.3}]
@@ -210,12 +210,35 @@ class Walk:
             return ["replicate", {}]
         if chance > 0.95:
             return ["forget", {}]
+        if chance > 0.85:
+            return self.rng.choice((self.lose_a_hold, self.lose_twice))(pool)
         numbers = [self.some(pool) for _ in range(6)]
         self.queue += [[pool, "adopt", {"number": number}] for number in numbers]
         self.queue += [self.pass_on(pool, 10_001)]
         self.queue += [[pool, *self.again(pool)] for _ in range(2)]
         self.queue += [[pool, "adopt", {"number": self.rng.choice(numbers)}]]
-        return ["failover", {"us": self.rng.choice((200_000, 4_000_000))}]
+        us = self.rng.choice((200_000, 4_000_000, 6_000_000))
+        kind = self.rng.choice(("failover", "failover", "put_back", "put_back"))
+        clean = {"clean": True} if kind == "put_back" and self.rng.random() < 0.5 else {}
+        return [kind, {"us": us} | clean]
+
+    def lose_a_hold(self, pool: int) -> Step:
+        """A lease that may be held for so long, granted after the clock stepped back, is lost."""
+        small = {"memory_mb": 100, "devices": 1, "exclusive": 0, "host": "*", "model": "*"}
+        held = self.asked(pool, small | {"max_hold_ms": 20_000, "agent": "dan"})
+        self.queue += [[pool, "reap", {}], [pool, "replicate", {}], held]
+        self.queue += [[pool, "failover", {"us": 200_000}]]
+        self.queue.append([pool, "adopt", {"number": held[2]["number"]}])
+        return self.pass_on(pool, -5000)[1:]
+
+    def lose_twice(self, pool: int) -> Step:
+        """The second loss is noticed, the first was not: two may hold one device."""
+        whole = {"memory_mb": 100, "devices": 1, "exclusive": 1, "host": "*", "model": "*"}
+        first, second = (self.asked(pool, whole | {"agent": name}) for name in ("dan", "eve"))
+        self.queue += [first, [pool, "put_back", {"us": 200_000}], second]
+        self.queue += [[pool, "replicate", {}], [pool, "failover", {"us": 200_000}]]
+        self.queue += [[pool, "adopt", {"number": step[2]["number"]}] for step in (first, second)]
+        return ["replicate", {}]
 
     def pass_on(self, pool: int, ms: int) -> Step:
         return [pool, "time", {"us": ms * 1000}]

@@ -59,6 +59,7 @@ class Life:
     latest_us: int = START_US
     lost_us: int = 0
     replica: Model | None = None
+    told_ms: dict[str, int] = field(default_factory=dict)
 
     def step(self, what: str, args: dict[str, Any]) -> Reply | None:
         """Do one step; what the pool said, if it was asked."""
@@ -173,9 +174,12 @@ class Life:
         return self.send("revoke", (name, force, "op", "why"), name, later=later, token=name,
                          force=force)  # fmt: skip
 
-    def do_reap(self) -> Reply | None:
-        """Somebody looks what is over."""
-        return self.send("reap", ())
+    def do_reap(self, *, remembers: bool = False) -> Reply | None:
+        """Somebody looks what is over; a broker remembers the time of its last reply."""
+        seen_ms = self.told_ms.get("", 0) if remembers else 0
+        reply = self.send("reap", (seen_ms,), seen_ms=seen_ms)
+        self.told_ms[""] = self.pair.model.now
+        return reply
 
     def do_drain(self, what: str, name: str, drained: int) -> Reply | None:
         """An operator drains a device or a host, or takes it back."""
@@ -203,11 +207,15 @@ class Life:
         flat: list[Any] = []
         for uuid, said in devices.items():
             flat += [uuid, len(said), *(part for pair in said.items() for part in pair)]
-        epoch = self.epoch if remembers else 0
+        epoch, seen_ms = (self.epoch, self.told_ms.get(host, 0)) if remembers else (0, 0)
+        known = f"{epoch or ''}:{seen_ms}" if seen_ms else epoch or ""
         reply = self.send(
-            "report", (host, deadline_ms, at_ms, epoch or "", 0, "v", *flat), later=later,
-            host=host, devices=devices, deadline_ms=deadline_ms, sampled_ms=at_ms, epoch=epoch,
+            "report", (host, deadline_ms, at_ms, known, 0, "v", *flat), later=later, host=host,
+            devices=devices, deadline_ms=deadline_ms, sampled_ms=at_ms, epoch=epoch,
+            seen_ms=seen_ms,
         )  # fmt: skip
+        if reply:
+            self.told_ms[host] = self.pair.model.now
         if self.pair.model.exists:
             self.epoch = self.pair.model.epoch
         return reply
@@ -246,15 +254,29 @@ class Life:
 
     def do_failover(self, us: int = 1_000_000) -> None:
         """The replica takes over: all that came after `replicate` is lost."""
+        if self._go_back(us) and self.pair.model.exists:
+            self.pair.model.another = True
+            self.pair.pool.redis.hset(self.pair.pool.keys.pool, "run_id", "1")
+
+    def do_put_back(self, us: int = 1_000_000, *, clean: bool = False) -> None:
+        """The data of `replicate` are put back under the running server, which does not say so.
+
+        `clean`: as a clean stop left them, on whichever server they are now.
+        """
+        if self._go_back(us) and clean and self.pair.model.exists:
+            self.pair.model.nameless = True
+            self.pair.pool.redis.hdel(self.pair.pool.keys.pool, "run_id")
+
+    def _go_back(self, us: int) -> bool:
+        """What there was at `replicate` is there again; the library remembers what it has seen."""
         if not self.replica:
-            return
+            return False
         self._later(us)
         self._copy(ASIDE, "")
         self.pair.last_event = self._newest_event()
-        raw_us, self.pair.model = self.pair.model.raw_us, self.replica.copy()
-        self.pair.model.raw_us, self.pair.model.another = raw_us, self.replica.exists
-        if self.replica.exists:
-            self.pair.pool.redis.hset(self.pair.pool.keys.pool, "run_id", "1")
+        old, self.pair.model = self.pair.model, self.replica.copy()
+        self.pair.model.raw_us, self.pair.model.seen_ms = old.raw_us, old.seen_ms
+        return True
 
     def _newest_event(self) -> str:
         found = self.pair.pool.redis.xrevrange(self.pair.pool.keys.events, count=1)
@@ -281,7 +303,10 @@ class Life:
             self.pair.pool.redis.delete(*names)
         self._later(us)
         self.pair.last_event = "0"
-        self.pair.model = Model(self.pair.seen, self.pair.model.raw_us)
+        old = self.pair.model
+        self.pair.model = Model(
+            self.pair.seen, old.raw_us, library=old.library, seen_ms=old.seen_ms
+        )
 
     def _later(self, us: int) -> None:
         """Losing memory takes longer than clocks differ: what S3 is promised for."""

@@ -1,0 +1,63 @@
+"""A clean stop of the embedded store, and what of its data is believed at the next start.
+
+A pool names the server that it was on, and on another one it is closed at first: writes may be
+lost. A clean stop loses none, so it takes the name away. But data that were copied then, and are
+put back later, lack the name too. So the stop notes in the file `stopped` which files it has left
+on this disk. At a start without that note, or with other files, pools are closed. The scripts also
+close a pool without a name that no script has touched for more than some seconds.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ResponseError
+
+from agent_sdk.keys import POOLS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis import Redis
+
+ANOTHER = "another"
+"""In place of the name of a server: of none that there is."""
+
+
+def forget_server(client: Redis) -> None:
+    """Take away what names this server, and the functions on it, from each of its pools."""
+    with suppress(ResponseError):  # it takes no writes: then that is how it ends
+        for pool in client.scan_iter(POOLS, count=1000):
+            lives = [name for name, _ in client.hscan_iter(pool, match="served*")]
+            client.hdel(pool, "run_id", *lives)
+
+
+def distrust(client: Redis) -> None:
+    """Have pools that a clean stop has left, elsewhere or long ago, closed by their first call."""
+    with suppress(ResponseError):  # it takes no writes: it grants nothing either
+        for pool in client.scan_iter(POOLS, count=1000):
+            client.hsetnx(pool, "run_id", ANOTHER)
+
+
+def write_note(folder: Path) -> None:
+    """Note which data files a clean stop has left."""
+    (folder / "stopped").write_text(_files(folder))
+
+
+def take_note(folder: Path) -> bool:
+    """Whether the data files are those that a clean stop left here; the note counts once."""
+    note = folder / "stopped"
+    try:
+        noted = note.read_text()
+        note.unlink()
+    except FileNotFoundError:
+        return False
+    return noted == _files(folder)
+
+
+def _files(folder: Path) -> str:
+    """The data files as this disk has them: a copy of one is another file, made at another time."""
+    found = sorted((folder / "appendonlydir").glob("*"))
+    facts = ((path.name, path.stat()) for path in found)
+    return "".join(f"{n} {at.st_ino} {at.st_ctime_ns} {at.st_size}\n" for n, at in facts)

@@ -1,0 +1,119 @@
+"""Bugs of how data that went back are noticed, and of the clock."""
+
+from __future__ import annotations
+
+from tests.model.planted import Bug
+
+ROLLBACK_BUGS = (
+    Bug(
+        "a backup of a clean stop opens at once",
+        (
+            (
+                "if S.now - S.last > CLEAN_MS then",
+                "if false then",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "a library forgets what it has seen",
+        (
+            (
+                "if before then return B.lost() end",
+                "if before then return end",
+            ),
+        ),
+        functions=True,
+        often="lose",
+    ),
+    Bug(
+        "a holder is no witness",
+        (
+            (
+                "if fence ~= '' and owner == '' and",
+                "if false and",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "a broker or a reporter is no witness",
+        (
+            (
+                "if seen_ms > S.last then",
+                "if false then",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "a long silence is nothing",
+        (
+            (
+                "if S.now - S.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then",
+                "if false then",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "a second leap opens no window",
+        (
+            (
+                "set_pool('window_until_ms', math.max(v[1] + 0, S.now + for_ms))",
+                "set_pool('window_until_ms', leaps > 1 and v[1] + 0 or S.now + for_ms)",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "a second leap cuts short who was late by the first",
+        (
+            (
+                "leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, S.last)",
+                "leaps, from_ms = (v[3] or 1) + 1, S.last",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "data went back, and what was renewed since is reaped",
+        (
+            (
+                "  B.pause(FAILOVER_MS)\n",
+                "",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "a fence ahead of the clock is of after the loss",
+        (
+            (
+                "math.max(S.now_us, call('HGET', POOL, 'fence') + 0)",
+                "S.now_us",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "an adopted lease's longest hold is by another clock",
+        (
+            (
+                "local hold_until_ms = claim.hold_ms > 0 and granted_ms + claim.hold_ms",
+                "local hold_until_ms = claim.hold_ms > 0 and fence / 1000 + claim.hold_ms",
+            ),
+        ),
+        often="lose",
+    ),
+    Bug(
+        "the older of two holders goes on believing",
+        (
+            (
+                "if S.now < closed_until_ms and not younger then",
+                "if S.now < closed_until_ms then",
+            ),
+        ),
+        often="lose",
+    ),
+)
