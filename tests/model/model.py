@@ -294,7 +294,11 @@ class Model(Devices):
         if refusal := self.open():
             return refusal
         if name not in (self.hosts if what == "host" else self.devices):
-            return ["REFUSED", f"{what}_unknown", name]
+            return [
+                "REFUSED",
+                f"{what}_unknown",
+                "",
+            ]  # no two hosts of these worlds are nearly alike
         self.catch_up()
         ids = [u for u, d in self.devices.items() if (d.host if what == "host" else u) == name]
         if what == "host":

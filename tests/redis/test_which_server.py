@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.api.brokers import eventually
+from tests.api.brokers import PROGRAM, environment, eventually
 from tests.pools import Pool, device, granted, said, token
 from tests.servers import running
 
@@ -147,3 +148,30 @@ def test_server_that_does_not_tell_who_it_is_serves_while_it_is_busy(
             pool.skew(1000)
             pool.reap()
         assert not refused(pool)
+
+
+@pytest.mark.parametrize("how", BLIND)
+def test_doctor_says_that_a_server_does_not_tell_who_it_is(how: str) -> None:
+    """It is WRONG, and what to do about it stands beside it."""
+    with running("redis", *BLIND[how]) as server, server.connect() as client:
+        made(client, functions=False)
+        said = subprocess.run(
+            [PROGRAM, "doctor"], env=environment(REDIS_URL=server.url), capture_output=True,
+            text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert said.returncode == 1
+    assert "WRONG  INFO does not tell which server this is" in said.stdout
+    assert "+info|server" in said.stdout
+
+
+def test_doctor_of_a_user_who_may_ask_which_server_this_is_finds_nothing_wrong_with_it() -> None:
+    """More of INFO than that it need not be allowed."""
+    rights = ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-info", "+info|server")
+    with running("redis", *rights) as server, server.connect() as client:
+        pool = made(client, functions=False)
+        assert pool.hash("pool")["run_id"]
+        said = subprocess.run(
+            [PROGRAM, "doctor"], env=environment(REDIS_URL=server.url), capture_output=True,
+            text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert "does not tell which server" not in said.stdout

@@ -269,8 +269,8 @@ def test_acquire_told_to_ask_again_reaps_all_and_asks_the_same() -> None:
     """AGAIN: reap until nothing is left, then the very same call."""
     steps = protocol.acquire(REQUEST)
     first = next(steps)
-    assert steps.send(Answer(["AGAIN", 1000, "", "123", 1], 0.0)) == Call("reap", (1,))
-    assert steps.send(Answer(["REAPED", 1000, "", "123", 1], 0.0)) == Call("reap", (1,))
+    assert steps.send(Answer(["AGAIN", 1000, "", "123", 1], 0.0)) == Call("reap", (1, 0))
+    assert steps.send(Answer(["REAPED", 1000, "", "123", 1], 0.0)) == Call("reap", (1, 0))
     assert steps.send(Answer(["REAPED", 1000, "", "123", 0], 0.0)) == first
     with pytest.raises(StopIteration) as done:
         steps.send(Answer(["GRANTED", *FRAME, "7", 5000, 4000, ""], 50.0))
