@@ -118,7 +118,9 @@ def violations(history: History, pool: PoolSaid, faults: Sequence[Fault] = ()) -
 def _together(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     """At no moment do holders believe in more of a device than there is."""
     on: dict[str, list[Window]] = defaultdict(list)
-    for window in sorted(windows, key=lambda w: w.since):
+    # An answer that its holder read when the trust had run out was never believed.
+    believed = [window for window in windows if window.believed_until > window.since]
+    for window in sorted(believed, key=lambda w: w.since):
         for uuid in window.devices:
             held = [w for w in on[uuid] if w.believed_until > window.since]
             on[uuid] = [*held, window]
@@ -196,8 +198,9 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
             yield f"too early: {window.token} {end.event} while {window.who} believed in it"
         heard = (_reaps_at(fault) for fault in faults if fault.failover)
         late_s = pool.at(end) - max([window.until, *heard])
-        # The answer to one more renewal may have been lost.
-        if end.event == "expired" and late_s > (window.until - window.renewed_at) * 1.02 + LATE_S:
+        # The answer to one more renewal may have been lost; the last may have been read too late.
+        gave_s = max(0.0, window.until - window.renewed_at)
+        if end.event == "expired" and late_s > gave_s * 1.02 + LATE_S:
             yield f"too late: {window.token} expired {late_s:.1f} s after trust"
 
 

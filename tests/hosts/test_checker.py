@@ -90,6 +90,19 @@ def test_history_where_all_is_well_has_no_violation() -> None:
     assert peaceful().wrong() == []
 
 
+def test_answer_that_is_read_after_its_trust_was_never_believed() -> None:
+    """A holder that is stopped between the grant and its answer: another may have the device."""
+    story = peaceful()
+    stopped = story.lease("stopped", 13, 16, mb=1000, how="expired", exclusive=True)
+    story.lease("next", 17, 19, mb=1000)
+    stopped.since = stopped.renewed_at = stopped.ended_at = 18
+    stopped.lost = "expired"
+    story.history.starved.append(Starved(stopped.who, 13, 18))
+    assert story.wrong() == []
+    stopped.until = stopped.ended_at = 18.5
+    assert any(violation.startswith("together") for violation in story.wrong())
+
+
 def believes_beyond_capacity(story: Story) -> None:
     story.lease("third", 2.5, 2.9, mb=100)
     story.events = [e for e in story.events if e.token != "third"]
