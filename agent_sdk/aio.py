@@ -280,7 +280,8 @@ class AsyncLeaseClient(Door["Redis"]):
             while True:
                 if isinstance(ask, Pause):
                     await self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    patience = Patience(ask.left_s + self.deadline_s, reached=True)
+                    away_s = min(ask.left_s, self.away_s) + self.deadline_s
+                    patience = Patience(away_s, reached=True)
                     ask = next(steps)
                 else:
                     ask = steps.send(await self._send(ask, patience))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -41,6 +42,8 @@ class Door(OfOneProcess, ABC, Generic[R]):
         keys: the names of the pool's keys.
         by: in whose name operators' acts are written down.
         wording: how calls are said to this server.
+        away_s: for how long a waiter lets the store be away, beside `deadline_s`; default as long
+            as it waits.
 
     Raises:
         ValueError: the store's URL or the pool's name is not one.
@@ -60,6 +63,7 @@ class Door(OfOneProcess, ABC, Generic[R]):
         self.store = store = replace(store, key=self.keys.base)
         self.deadline_s = deadline_s
         self.by = client_name or "sdk"
+        self.away_s = math.inf
         self._reached = False
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)

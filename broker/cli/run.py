@@ -27,8 +27,10 @@ from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.units import Duration, Size
 from broker.run.engines import ENGINES, floor2, with_hint
+from broker.run.guard import Guard
+from broker.run.inherited import die_of, take_over
 from broker.run.line import get_lease
-from broker.run.supervise import NotStarted, supervise
+from broker.run.supervise import Ended, NotStarted, supervise
 from broker.run.tell import Teller
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from agent_sdk import Lease
     from agent_sdk.asking import Ask
+    from broker.run.inherited import Inherited
 
 DEADLINE_S = 5.0
 
@@ -76,6 +79,10 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     "--for", "engine", type=click.Choice(list(ENGINES)),
     help="Add this engine's flag for its share of the GPU to the command.",
 )  # fmt: skip
+@click.option(
+    "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
+    help="End with 69 when the store is away for so long during the wait (default 5m).",
+)  # fmt: skip
 @click.option("--agent", help="In whose name; default user@host.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what goes wrong.")
 @click.option(
@@ -97,6 +104,7 @@ def run(
     ttl_s: float,
     grace_s: float,
     engine: str | None,
+    store_timeout_s: float,
     agent: str | None,
     quiet: bool,
     output: Literal["text", "json"],
@@ -105,12 +113,14 @@ def run(
     """Run COMMAND under a lease: wait for it, renew it, give it back.
 
     COMMAND finds its GPU in CUDA_VISIBLE_DEVICES, and GPU_LEASE_TOKEN, GPU_LEASE_FENCE,
-    GPU_LEASE_MEMORY_MB and GPU_LEASE_MEMORY_FRACTION (of the GPU) beside it. It runs in a process
-    group of its own; signals are passed on to it. If the lease is lost it gets SIGTERM, and after
-    --grace SIGKILL; it does not outlive gpu-broker run. What is said goes to stderr.
+    GPU_LEASE_MEMORY_MB and GPU_LEASE_MEMORY_FRACTION (of the GPU) beside it. It runs as under env:
+    with the terminal, signals and open files that gpu-broker run was given, in a process group of
+    its own. If the lease is lost it gets SIGTERM, and after --grace SIGKILL; neither it nor what it
+    started outlives gpu-broker run. What is said goes to stderr.
 
-    The exit code is COMMAND's (128 + n if signal n ended it), or: 75 not granted in time, 69 the
-    store is away, 77 denied (SAFE_MODE, credentials), 1 refused, 126 and 127 as a shell's.
+    The exit code is COMMAND's (128 + n if signal n ended it; Ctrl-C ends both by SIGINT), or: 75
+    not granted in time, 69 the store is away, 77 denied (SAFE_MODE, credentials), 1 refused, 126
+    and 127 as a shell's.
 
     \b
     Examples:
@@ -143,18 +153,27 @@ def run(
     }
     if wait_s is not None:
         ask["wait_s"] = wait_s
+    inherited = take_over()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
             signal.signal(number, _leave)
     try:
-        with LeaseClient.from_env(client_name="gpu-broker-run", deadline_s=DEADLINE_S) as client:
+        with Guard() as guard, _client(store_timeout_s) as client:
             lease = get_lease(client, agent or _user(), ask, teller)
-            code = _run(client, lease, command, grace_s, engine, teller)
+            ended = _run(client, lease, command, grace_s, engine, teller, guard, inherited)
     except (LeaseError, ValueError) as error:
-        code = _explained(error, teller)
+        ended = Ended(_explained(error, teller))
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+        ended = Ended(128 + signal.SIGINT, signal.SIGINT)
+    if ended.by is not None:
+        die_of(ended.by, group=ended.alone)
+    sys.exit(ended.code)
+
+
+def _client(store_timeout_s: float) -> LeaseClient:
+    client = LeaseClient.from_env(client_name="gpu-broker-run", deadline_s=DEADLINE_S)
+    client.away_s = store_timeout_s
+    return client
 
 
 def _run(
@@ -164,8 +183,10 @@ def _run(
     grace_s: float,
     engine: str | None,
     teller: Teller,
-) -> int:
-    """The command's exit code; the lease is given back whatever comes."""
+    guard: Guard,
+    inherited: Inherited,
+) -> Ended:
+    """How the command ended; the lease is given back whatever comes."""
     given_back = False
 
     def give_back() -> None:
@@ -187,10 +208,12 @@ def _run(
                 words, flag = with_hint(command, engine, leased_mb, total_mb)
                 if flag is not None:
                     teller.hint(flag)
-        return supervise(words, env, lease, grace_s, teller, give_back)
+        return supervise(
+            words, env, lease, grace_s, teller, give_back, guard=guard, inherited=inherited
+        )
     except NotStarted as error:
         teller.failed("not_executable", f"{command[0]}: {error}")
-        return NOT_EXECUTABLE
+        return Ended(NOT_EXECUTABLE)
     finally:
         if not given_back:
             give_back()

@@ -1,8 +1,8 @@
 """A command in a process group of its own that does not outlive us.
 
-Two things see to that when we are killed without a word: the kernel sends the command SIGKILL when
-its parent dies, and a guard, a shell that waits for the end of a pipe of ours, kills the whole
-group, so that what the command started goes too. What leaves the group (setsid) is not followed.
+When we are killed without a word, the kernel sends the command SIGKILL, and the guard ends the
+rest. What the command started and lets go of becomes our child: it is buried when it ends, and
+ended when the command has.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from broker.run.processes import parents
+from broker.run.terminal import Terminal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
-    from typing import Self
+
+    from broker.run.guard import Guard
+    from broker.run.inherited import Inherited
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -26,32 +30,44 @@ _libc = ctypes.CDLL(None)
 TERMINAL_STOPS = (signal.SIGTTIN, signal.SIGTTOU)
 """It wants to read from the terminal, or to set it, and is in the background."""
 
-GUARD = 'read -r group && { read -r done || kill -s KILL -- "-$group"; }'
-"""Reads the group, then a line when all is well; the end of the pipe without one is our death."""
-
 
 class Child:
     """The command, running.
 
     Args:
         command: what to run, and its arguments.
-        env: its environment.
-        guard: who ends its group when we cannot.
+        env: its environment, with the lease's token.
+        guard: who ends it when we cannot.
+        inherited: how signals were when we were started.
+
+    Attributes:
+        pid: its process, and its process group.
+        stopped: it does not run: Ctrl-Z, SIGSTOP, or it waits for the terminal.
+        interrupted: the signal of a terminal that ended it, as it would have ended us.
+        had_terminal: it was in the foreground: that signal went to its group alone.
 
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], guard: Guard) -> None:
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], guard: Guard, inherited: Inherited
+    ) -> None:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._guard, self._terminal = guard, Terminal()
         self._process = subprocess.Popen(  # noqa: S603 - what our user told us to run
             command,
             env=env,
             process_group=0,
-            preexec_fn=_bind(os.getpid(), guard.pipe),  # noqa: PLW1509 - system calls alone
+            close_fds=False,  # what we open is closed by exec; what we inherited is the command's
+            preexec_fn=_before_exec(command, env, guard, inherited),  # noqa: PLW1509 - calls alone
         )
         self.pid = self._process.pid
-        self._terminal: int | None = None
+        self.stopped = False
+        self.interrupted: signal.Signals | None = None
+        self.had_terminal = False
+        self._wants_terminal = False
+        self._terminal.give_if_alone(self.pid)
 
     def signal(self, number: int) -> None:
         """Send a signal to the command and all that is in its group.
@@ -61,19 +77,29 @@ class Child:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
+    def signal_rest(self, number: int) -> None:
+        """Send a signal to what the command left: its group, and what left that group."""
+        self.signal(number)
+        for pid in self._adopted():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
     @property
-    def group_lives(self) -> bool:
-        """Whether anything of its group is still there; ask once the command has ended."""
-        with suppress(ChildProcessError):  # its orphans are our children: bury the dead
-            while os.waitpid(-self.pid, os.WNOHANG) != (0, 0):
-                pass
+    def rest_lives(self) -> bool:
+        """Whether anything of it is still there; ask once the command has ended."""
+        self._bury()
         try:
             os.killpg(self.pid, 0)
         except ProcessLookupError:
-            return False
+            return bool(self._adopted())
         except PermissionError:  # another user's, and alive
             return True
         return True
+
+    @property
+    def waits_for_terminal(self) -> bool:
+        """Whether the terminal may be given to it later: look again soon."""
+        return self._terminal.to_be_given
 
     def look(self) -> tuple[int | None, bool]:
         """How it stands, without waiting.
@@ -83,94 +109,77 @@ class Child:
             whether it was stopped by Ctrl-Z. One that was stopped for want of the terminal has it
             now and goes on.
         """
+        stopped_by = 0
+        while self._process.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if pid == 0:
+                break
+            if os.WIFSTOPPED(status):
+                self.stopped, stopped_by = True, os.WSTOPSIG(status)
+                self._wants_terminal = stopped_by in TERMINAL_STOPS
+            elif os.WIFCONTINUED(status):
+                self.stopped = self._wants_terminal = False
+            else:
+                self._ended(os.waitstatus_to_exitcode(status))
+        self._bury()
         if self._process.returncode is not None:
             return _code(self._process.returncode), False
-        pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
-        if pid == 0:
-            return None, False
-        if os.WIFSTOPPED(status):
-            if os.WSTOPSIG(status) in TERMINAL_STOPS:
-                if self._give_terminal():
-                    self.signal(signal.SIGCONT)
-                return None, False  # in the background it waits for `fg`, as it would without us
-            return None, os.WSTOPSIG(status) == signal.SIGTSTP
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._take_terminal()
-        return _code(self._process.returncode), False
+        self._offer_terminal()
+        return None, self.stopped and stopped_by == signal.SIGTSTP
 
-    def _give_terminal(self) -> bool:
-        """Make it the terminal's foreground, as a shell does, if that is ours to give."""
-        with suppress(OSError):  # there is no terminal
-            terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-            if os.tcgetpgrp(terminal) == os.getpgrp():
-                _set_foreground(terminal, self.pid)
-                self._terminal = terminal
-                return True
-            os.close(terminal)
-        return False
+    def _offer_terminal(self) -> None:
+        """Give it the terminal if it waits for it, or nobody else could want it."""
+        if self._wants_terminal:
+            # In the background it waits for `fg`, as it would without us.
+            if self._terminal.given or self._terminal.give(self.pid):
+                self.signal(signal.SIGCONT)
+        else:
+            self._terminal.give_if_alone(self.pid)
 
-    def _take_terminal(self) -> None:
-        if self._terminal is not None:
-            with suppress(OSError):
-                _set_foreground(self._terminal, os.getpgrp())
-            os.close(self._terminal)
-            self._terminal = None
+    def _ended(self, returncode: int) -> None:
+        self._process.returncode = returncode
+        if -returncode in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            self.interrupted = signal.Signals(-returncode)
+        self.had_terminal = self._terminal.given
+        self._terminal.take()
+        self._terminal.close()
 
+    def _adopted(self) -> list[int]:
+        """Processes that are our children, but for the guard."""
+        us = os.getpid()
+        return [pid for pid, (parent, _) in parents() if parent == us and pid != self._guard.pid]
 
-class Guard:
-    """Within its block our death is the end of the group that a child has written to `pipe`."""
-
-    def __enter__(self) -> Self:
-        """Start the shell that waits for our death."""
-        read, self.pipe = os.pipe()
-        try:
-            self._shell = subprocess.Popen(  # noqa: S603 - words of our own
-                ["/bin/sh", "-c", GUARD], stdin=read, start_new_session=True
-            )
-        except OSError:
-            os.close(self.pipe)
-            raise
-        finally:
-            os.close(read)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Send it home."""
-        with suppress(BrokenPipeError):  # somebody killed it
-            os.write(self.pipe, b"done\n")
-        os.close(self.pipe)
-        self._shell.wait()
+    def _bury(self) -> None:
+        """Bury whoever of our children has ended, but for the command, whose code is asked for."""
+        with suppress(ChildProcessError):
+            while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if dead.si_pid == self.pid and self._process.returncode is None:
+                    return
+                os.waitpid(dead.si_pid, os.WNOHANG)
 
 
-def _bind(parent: int, guard_pipe: int) -> Callable[[], None]:
+def _before_exec(
+    command: Sequence[str], env: Mapping[str, str], guard: Guard, inherited: Inherited
+) -> Callable[[], None]:
     """To run in the child before the command: its parent's death is its own, and its group's."""
+    parent = os.getpid()
 
     def before_exec() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        with suppress(BrokenPipeError):
-            os.write(guard_pipe, b"%d\n" % os.getpid())
+        guard.watch(os.getpid(), env["GPU_LEASE_TOKEN"])
         if os.getppid() != parent:  # it died before we could say so
             os.kill(os.getpid(), signal.SIGKILL)
+        inherited.restore()
+        own_env = inherited.env(env, os.getpid())
+        if own_env is not None:
+            with suppress(OSError):  # Popen's own exec says why
+                os.execvpe(command[0], list(command), own_env)  # noqa: S606 - the user's command
 
     return before_exec
 
 
 def _prctl(what: int, value: int) -> None:
     _libc.prctl(what, ctypes.c_ulong(value), 0, 0, 0)
-
-
-def _set_foreground(terminal: int, group: int) -> None:
-    """Needs SIGTTOU ignored when we are in the background ourselves."""
-    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
-        os.tcsetpgrp(terminal, group)
-    finally:
-        signal.signal(signal.SIGTTOU, before)
 
 
 def _code(returncode: int) -> int:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk.clocks import local_now
-from broker.run.child import Child, Guard
+from broker.run.child import Child
 from broker.run.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from agent_sdk import Lease
+    from broker.run.guard import Guard
+    from broker.run.inherited import Inherited
     from broker.run.tell import Teller
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Somebody wants an end, or the terminal is lost: a stopped command goes on, so that it can end."""
+
+TERMINAL_S = 1.0
+"""Between looks at whether the terminal may be given to the command by now, as after `fg`."""
 
 LOOK_S = 0.05
 """Between looks at what is left of a group whose end sends us no signal."""
@@ -23,35 +32,52 @@ class NotStarted(Exception):
     """The command cannot be started; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code, 128 + the signal's number if one ended it.
+        by: the signal of a terminal that ended it: it is to end us too.
+        alone: its group was in the foreground, so those who wait for us did not get that signal.
+    """
+
+    code: int
+    by: signal.Signals | None = None
+    alone: bool = False
+
+
 def supervise(
-    command: Sequence[str],
+    words: Sequence[str],
     env: Mapping[str, str],
     lease: Lease,
     grace_s: float,
     teller: Teller,
     give_back: Callable[[], None],
-) -> int:
-    """The command's exit code.
+    *,
+    guard: Guard,
+    inherited: Inherited,
+) -> Ended:
+    """Run the command, and say how it ended.
 
-    Signals are passed on to its group. When the lease is lost, and for what is left of the group
-    when the command has ended: SIGTERM, and after `grace_s` SIGKILL. `give_back` is called when
-    nothing of it is left, while signals are still only noted: none of them cuts it short.
+    Signals are passed on to its group. When the lease is lost, and for what is left of it when the
+    command has ended: SIGTERM, and after `grace_s` SIGKILL. `give_back` is called when nothing of
+    it is left, while signals are still only noted: none of them cuts it short.
 
     Raises:
         NotStarted: it cannot be started; `give_back` was called.
     """
     with Signals() as signals:
         try:
-            with Guard() as guard:
-                try:
-                    child = Child(command, env, guard)
-                except OSError as error:
-                    raise NotStarted(error.strerror or str(error)) from error
-                code = _Supervision(child, lease, grace_s, signals, teller).until_all_ended()
+            try:
+                child = Child(words, env, guard, inherited)
+            except OSError as error:
+                raise NotStarted(error.strerror or str(error)) from error
+            code = _Supervision(child, lease, grace_s, signals, teller).until_all_ended()
         finally:
             give_back()
     teller.ended(code)
-    return code
+    return Ended(code, child.interrupted, child.had_terminal)
 
 
 class _Supervision:
@@ -101,31 +127,42 @@ class _Supervision:
                 child.signal(signal.SIGKILL)
                 killed = True
             for number in self._signals.wait(self._pause_s(killed=killed)):
-                if number == signal.SIGTSTP:
-                    self._teller.not_stopped()
-                elif number != signal.SIGCHLD:
-                    child.signal(number)
+                self._pass_on(number)
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        """Give a signal that we got to the command; one that is stopped must not sit on it."""
+        if number == signal.SIGTSTP:
+            self._teller.not_stopped()
+        elif number != signal.SIGCHLD:
+            self._child.signal(number)
+        if number in ENDING:
+            if self._child.stopped and self.kill_at is None:
+                self.kill_at = local_now() + self._grace_s
+            self._child.signal(signal.SIGCONT)
 
     def _pause_s(self, *, killed: bool) -> float | None:
         """Until there may be something to do; None: a signal will say so."""
-        if killed:
-            return None
-        if self.kill_at is not None:
-            return max(0.0, self.kill_at - local_now())
-        return None if self._lease.trusted_s == float("inf") else self._lease.trusted_s
+        pauses = [TERMINAL_S] if self._child.waits_for_terminal else []
+        if not killed and self.kill_at is not None:
+            pauses.append(max(0.0, self.kill_at - local_now()))
+        elif not killed and self._lease.trusted_s != float("inf"):
+            pauses.append(self._lease.trusted_s)
+        return min(pauses, default=None)
 
     def _terminate(self) -> None:
         self._child.signal(signal.SIGTERM)
         self.kill_at = local_now() + self._grace_s
 
     def _end_group(self) -> None:
-        """End what the command left behind: the lease is given back next."""
-        while self._child.group_lives:
+        """End what the command left behind, in its group or out of it: the lease ends next."""
+        while self._child.rest_lives:
             if self.kill_at is None:
                 self._teller.left_behind(self._grace_s)
-                self._terminate()
+                self.kill_at = local_now() + self._grace_s
+                self._child.signal_rest(signal.SIGTERM)
+                self._child.signal_rest(signal.SIGCONT)
             elif local_now() >= self.kill_at:
-                self._child.signal(signal.SIGKILL)
+                self._child.signal_rest(signal.SIGKILL)
             for number in self._signals.wait(LOOK_S):
                 if number in {signal.SIGINT, signal.SIGTERM}:  # who waits for us waited enough
                     self.kill_at = 0.0

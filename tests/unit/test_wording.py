@@ -183,14 +183,14 @@ async def test_broker_that_comes_second_goes_on_with_scripts_for_a_while(
     server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not load again and again, whatever it is that has the name."""
-    monkeypatch.setattr(wording, "AGAIN_S", 0.2)
+    monkeypatch.setattr(wording, "AGAIN_S", 2.0)
     async with AsyncLeaseClient(Store(server.socket_url), pool=pool.keys.pool_name) as client:
         await client.reap()
         functions.load_own(pool.redis)
         await Loading(client).load_missing()
         assert not client.wording.missing
         await client.reap()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(2.1)
         await client.reap()
     assert counted(pool.redis) == {"fcall": 1, "evalsha": 2}
 

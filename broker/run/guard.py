@@ -1,0 +1,90 @@
+"""A process that ends the command when `gpu-broker run` dies without a word, as by SIGKILL.
+
+It waits for the end of a pipe of ours. It ends the command's process group, and whatever left that
+group and has the lease's token in its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from broker.run.processes import carries, pids
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+DONE: Final = b"done"
+
+ROUNDS, PAUSE_S = 20, 0.05
+"""How often it looks for what left the group: it may be starting others meanwhile."""
+
+
+class Guard:
+    """Within its block our death is the end of what `watch` named; enter it before any thread."""
+
+    def __enter__(self) -> Self:
+        """Start the process that waits for our death."""
+        read, self._pipe = os.pipe()
+        os.set_inheritable(self._pipe, False)
+        self.pid = os.fork()
+        if self.pid == 0:
+            _wait_for_death(read)
+        os.close(read)
+        return self
+
+    def watch(self, group: int, token: str) -> None:
+        """Name a process group and the lease under which it runs; one write, in the child too."""
+        with suppress(BrokenPipeError):  # somebody killed the guard
+            os.write(self._pipe, f"{group} {token}\n".encode())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Send it home."""
+        with suppress(BrokenPipeError):
+            os.write(self._pipe, DONE)
+        os.close(self._pipe)
+        with suppress(ChildProcessError):  # it was killed, and buried
+            os.waitpid(self.pid, 0)
+
+
+def _wait_for_death(pipe: int) -> None:
+    """Be the guard, and never return."""
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            if stream != pipe:
+                os.dup2(nothing, stream)
+        os.closerange(3, pipe)
+        os.closerange(max(3, pipe + 1), os.sysconf("SC_OPEN_MAX"))
+        said = b""
+        while more := os.read(pipe, 4096):
+            said += more
+        if not said.endswith(DONE):
+            for line in said.decode().splitlines():
+                group, token = line.split()
+                _end(int(group), token)
+    finally:
+        os._exit(0)
+
+
+def _end(group: int, token: str) -> None:
+    for _ in range(ROUNDS):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        found = [pid for pid in pids() if carries(pid, f"GPU_LEASE_TOKEN={token}")]
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
+        time.sleep(PAUSE_S)

@@ -1,0 +1,105 @@
+"""What `gpu-broker run` was started with, to be given on: the command sees it as under `env`.
+
+A parent may block signals or ignore them, and both pass through exec. We must hear the blocked ones
+ourselves, and Python ignores some for its own sake.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from broker.run.signals import CAUGHT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+"""What they were before is forgotten when the interpreter starts."""
+
+PASS_ON: Final = {
+    "ash", "bash", "busybox", "dash", "env", "ksh", "mksh", "nice", "nohup", "setsid", "sh",
+    "stdbuf", "systemd", "timeout", "zsh",
+}  # fmt: skip
+"""Programs whose children ignore what they ignore themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """The signals as they were before we changed anything.
+
+    Attributes:
+        blocked: what the parent blocked.
+        ignored: what it ignored and we do not, or Python does for all programs alike.
+        heeded: what it did not ignore and we do.
+        pid: ours, for variables that name the process that they are for.
+    """
+
+    blocked: frozenset[signal.Signals]
+    ignored: frozenset[signal.Signals]
+    heeded: frozenset[signal.Signals]
+    pid: int
+
+    def restore(self) -> None:
+        """Have the signals as they were; to be called in the child before the command."""
+        for number in self.heeded:
+            signal.signal(number, signal.SIG_DFL)
+        for number in self.ignored:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
+
+    def env(self, env: Mapping[str, str], pid: int) -> dict[str, str] | None:
+        """The environment of a command of that pid; None: it may have the one that it has.
+
+        Sockets of systemd are for the process that LISTEN_PID names: with `env` that is ours.
+        """
+        if env.get("LISTEN_PID") != str(self.pid):
+            return None
+        return {**env, "LISTEN_PID": str(pid)}
+
+
+def take_over() -> Inherited:
+    """Note how signals are, and hear all that we catch; before any thread is started."""
+    ignored = {signal.Signals(n) for n in IGNORED_BY_PYTHON if _parent_ignores(n)}
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        ignored.add(signal.SIGCHLD)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # From the background we write to the terminal and set it, and a stop would end the renewing.
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    heeded = set() if before is signal.SIG_IGN else {signal.SIGTTOU}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+    was_blocked = frozenset(map(signal.Signals, blocked))
+    return Inherited(was_blocked, frozenset(ignored), frozenset(heeded), os.getpid())
+
+
+def _parent_ignores(number: signal.Signals) -> bool:
+    """Whether our parent ignores a signal and is a program that passes that on."""
+    folder = Path(f"/proc/{os.getppid()}")
+    with suppress(OSError, ValueError):
+        if (folder / "comm").read_text("utf-8", "replace").strip().lstrip("-") in PASS_ON:
+            lines = (folder / "status").read_text("utf-8", "replace").splitlines()
+            (mask,) = (line.split()[1] for line in lines if line.startswith("SigIgn:"))
+            return bool(int(mask, 16) >> (number - 1) & 1)
+    return False
+
+
+def die_of(number: signal.Signals, *, group: bool) -> None:
+    """End by a signal, as the command did: a script that waits for us then ends at Ctrl-C too.
+
+    Args:
+        number: the signal.
+        group: send it to all of our process group: they did not get it.
+    """
+    if signal.getsignal(number) is signal.SIG_IGN:
+        return
+    with suppress(OSError, ValueError):  # no core of ours: the command may have written one
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    signal.signal(number, signal.SIG_DFL)
+    if group:
+        os.killpg(0, number)
+    os.kill(os.getpid(), number)
