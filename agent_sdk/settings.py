@@ -175,6 +175,12 @@ def whole_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def dumb_terminal(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether TERM names a terminal that prints escapes as they are, as an editor's shell does."""
+    env = os.environ if environ is None else environ
+    return env.get("TERM") == "dumb"
+
+
 def lease_token(environ: Mapping[str, str] | None = None) -> str | None:
     """The lease under which this process was started, as `Lease.env` says it; None: under none."""
     env = os.environ if environ is None else environ

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from agent_sdk.settings import dumb_terminal
 from broker import __version__
 from broker.cli.screen import say
 from broker.cli.streams import NowhereToPrint, prepare_streams, write_errors_in_words
@@ -126,7 +127,7 @@ def main(ctx: click.Context, no_color: bool) -> None:
       gpu-broker events -f             what happens
       gpu-broker doctor                what is set, and what is wrong
     """
-    if no_color:
+    if no_color or dumb_terminal():
         ctx.color = False
     if not ctx.obj and ctx.invoked_subcommand in READING:
         raise NowhereToPrint("stdout is closed, so there is nowhere to print")

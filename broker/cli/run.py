@@ -25,6 +25,7 @@ from agent_sdk.errors import (
 from agent_sdk.protocol import LONGEST_TTL_MS
 from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
+from broker.cli.store import way_out
 from broker.cli.units import Duration, Size
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.guard import Guard
@@ -236,20 +237,17 @@ def _explained(error: LeaseError | ValueError, teller: Teller) -> int:
         teller.failed(error.code, _no_host(error))
         return FAILED
     if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
-        code, way_out = (
-            UNAVAILABLE,
-            "start one with gpu-broker serve, or name its server in REDIS_URL",
-        )
+        code, advice = UNAVAILABLE, way_out(error)
     elif isinstance(error, (Denied, SafeMode)):
-        code, way_out = DENIED, "--or-cpu runs the command without a GPU"
+        code, advice = DENIED, "--or-cpu runs the command without a GPU"
     elif error.retryable:
-        code, way_out = (
+        code, advice = (
             NOT_IN_TIME,
             "--wait waits longer, gpu-broker explain says what is in the way",
         )
     else:
-        code, way_out = FAILED, "gpu-broker status shows what there is"
-    teller.failed(error.code, f"{text}: {way_out}")
+        code, advice = FAILED, "gpu-broker status shows what there is"
+    teller.failed(error.code, f"{text}: {advice[0].lower()}{advice[1:]}")
     return code
 
 

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 DEADLINE_S = 1.0
 """A person is waiting: a server that restarts is asked again for so long."""
 
+START_ONE = "Start one with: gpu-broker serve, or name its server in REDIS_URL"
+
+WAYS_OUT = {
+    "closed": "It opens by itself, within a minute: try again then",
+    "outcome_unknown": "Try again: gpu-broker leases shows what was done",
+    "store_full": "Raise maxmemory of the store; what gives back goes on meanwhile",
+}
+"""What helps where there is a store, and starting another would not."""
+
 SCHEMA = 1
 """Of all JSON that the commands print: fields are added under the same number, never changed."""
 
@@ -36,9 +45,14 @@ def pool_client() -> Iterator[LeaseClient]:
     except (LeaseError, ValueError) as error:
         say(f"gpu-broker: {error}", err=True)
         if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
-            say("Start one with: gpu-broker serve, or name its server in REDIS_URL", err=True)
+            say(way_out(error), err=True)
             sys.exit(UNAVAILABLE)
         sys.exit(DENIED if isinstance(error, Denied) else FAILED)
+
+
+def way_out(error: LeaseError) -> str:
+    """What to do about a pool that does not answer as it should, in a sentence."""
+    return WAYS_OUT.get(error.code, START_ONE)
 
 
 def lease_error(error: RedisError) -> LeaseError:

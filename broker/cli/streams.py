@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from agent_sdk.settings import dumb_terminal
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,6 +22,11 @@ UNWRITABLE: Final = {errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.ED
 
 class NowhereToPrint(click.ClickException):
     """What a command reads cannot be shown: stdout is closed, or takes no more."""
+
+
+def takes_escapes(stream: int) -> bool:
+    """Whether a descriptor is a terminal that moves its cursor and has colours."""
+    return os.isatty(stream) and not dumb_terminal()
 
 
 def prepare_streams() -> bool:

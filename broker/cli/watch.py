@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agent_sdk.errors import Denied, LeaseError
+from agent_sdk.settings import dumb_terminal
 from broker.cli.follow import Follower, last_of
 from broker.cli.screen import draw_screen, enter_screen, leave_screen, paint, say
 from broker.cli.table import age, cut
@@ -43,7 +44,7 @@ def watch(
     """
     # Where the stream is before the first look: what happens after that is news.
     after = last_of(client.events(1))
-    live = sys.stdout.isatty() and not lines
+    live = not lines and sys.stdout.isatty() and not dumb_terminal()
     with _screen() if live else _plain(timed=not lines) as draw, Follower(client, after) as news:
         seen, seen_at = "", time.monotonic()
         while True:

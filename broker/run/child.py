@@ -67,7 +67,7 @@ class Child:
         self.interrupted: signal.Signals | None = None
         self.had_terminal = False
         self._wants_terminal = False
-        self._terminal.give_if_alone(self.pid)
+        self._offer_terminal()
 
     def signal(self, number: int) -> None:
         """Send a signal to the command and all that is in its group.
@@ -129,12 +129,16 @@ class Child:
 
     def _offer_terminal(self) -> None:
         """Give it the terminal if it waits for it, or nobody else could want it."""
+        given = self._terminal.given
         if self._wants_terminal:
             # In the background it waits for `fg`, as it would without us.
-            if self._terminal.given or self._terminal.give(self.pid):
-                self.signal(signal.SIGCONT)
+            given = given or self._terminal.give(self.pid)
+        elif not given:
+            given = self._terminal.give_if_alone(self.pid)
         else:
-            self._terminal.give_if_alone(self.pid)
+            return
+        if given:  # also to what it started: that may have read too early, and be stopped
+            self.signal(signal.SIGCONT)
 
     def _ended(self, returncode: int) -> None:
         self._process.returncode = returncode

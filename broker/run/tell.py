@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from agent_sdk.errors import LeaseError
 from agent_sdk.fitting import ELSEWHERE
 from agent_sdk.lease import NOTICES
+from broker.cli.streams import takes_escapes
 from broker.cli.table import age, gib, many
 from broker.printable import printable
 
@@ -43,7 +44,7 @@ class Teller:
         self._form = form
         # Not sys.stderr itself: what it cannot write it tries again at the end; our code changes.
         self._out = None if sys.stderr is None else sys.stderr.fileno()
-        self._live = form == "text" and self._out is not None and os.isatty(self._out)
+        self._live = form == "text" and self._out is not None and takes_escapes(self._out)
         self._line = ""
         self._line_at = 0.0
 
