@@ -74,7 +74,7 @@ class Machine:
             [PROGRAM, "host", *options], env=self.env, stdout=subprocess.PIPE, text=True
         ) as process:
             try:
-                eventually(lambda: self.sampled_ms > before, 15)
+                eventually(lambda: self.sampled_ms > before, 40)
                 yield process
             finally:
                 process.kill()
