@@ -37,6 +37,9 @@ LOOK_S: Final = 5.0
 
 KEEP_ALIVE_S: Final = 15
 
+LIVE_KEEP_ALIVE_S: Final = 5
+"""For the page, which says after three that are missing that it hears nothing."""
+
 GRACE_S: Final = 1.0
 """In which a stream ends by itself when this process stops."""
 
@@ -116,13 +119,15 @@ async def live(broker: At, who: Viewer) -> EventSourceResponse:
 
     For the page at `/`, whose rows may grow. A client that comes back gets everything anew.
     """
-    return _response(broker, _live(broker, who))
+    return _response(broker, _live(broker, who), LIVE_KEEP_ALIVE_S)
 
 
-def _response(broker: Broker, content: AsyncIterator[bytes]) -> EventSourceResponse:
+def _response(
+    broker: Broker, content: AsyncIterator[bytes], keep_alive_s: int = KEEP_ALIVE_S
+) -> EventSourceResponse:
     return EventSourceResponse(
         content,
-        ping=KEEP_ALIVE_S,
+        ping=keep_alive_s,
         ping_message_factory=lambda: ServerSentEvent(comment="keep-alive"),
         shutdown_event=broker.stopping,
         shutdown_grace_period=GRACE_S,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, LeaseClient, Store
+from agent_sdk import LeaseClient
 from agent_sdk.testing import running_broker
 from tests.api.brokers import BIN
 
@@ -122,15 +121,26 @@ def test_environment_of_a_pool_ends_with_its_block() -> None:
     assert dict(os.environ) == before
 
 
-def test_async_client_is_closed_after_a_loop_of_another_test() -> None:
-    """pytest-asyncio gives each test a loop; a client of the session's outlives them."""
+TWO_LOOPS = """
+import asyncio, sys
+from agent_sdk import AsyncLeaseClient, Store
+
+client = AsyncLeaseClient(Store(sys.argv[1]), hostname=sys.argv[2])
+
+async def used():
+    await client.release(await client.acquire("a", memory_mb=1))
+
+asyncio.run(used())
+asyncio.run(used())
+asyncio.run(client.close())
+"""
+
+
+def test_async_client_is_closed_after_loops_of_other_tests() -> None:
+    """pytest-asyncio gives each test a loop; a client of the session's outlives them.
+
+    In a process of its own: asyncio warns of what a closed loop leaves open.
+    """
     with running_broker(devices=1) as pool:
-        client = AsyncLeaseClient(Store(pool.url), hostname=pool.host)
-        asyncio.run(_used(client))
-        asyncio.run(_used(client))
-        asyncio.run(client.close())
-
-
-async def _used(client: AsyncLeaseClient) -> None:
-    lease = await client.acquire("a", memory_mb=1)
-    await client.release(lease)
+        command = [sys.executable, "-c", TWO_LOOPS, pool.url, pool.host]
+        subprocess.run(command, check=True, timeout=60)

@@ -3,7 +3,9 @@
 import { createParser } from "./vendor/eventsource-parser.js";
 
 const KEY = "gpu-broker-key";
-const SILENT_MS = 40_000; // keep-alives come every 15 s
+const SILENT_MS = 15_000; // keep-alives come every 5 s
+const ANSWER_MS = 8_000; // from a request to the head of its answer
+const ACT_MS = 10_000; // from a request to the end of its answer
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 5_000;
 
@@ -27,13 +29,15 @@ export class Failed extends Error {
 export async function ask(path, body) {
   const post = body && { method: "POST", body: JSON.stringify(body) };
   const type = body && { "Content-Type": "application/json" };
-  let answer;
+  const signal = AbortSignal.timeout(ACT_MS);
+  let answer, said;
   try {
-    answer = await fetch(path, { ...post, headers: { ...headers(), ...type } });
+    answer = await fetch(path, { ...post, signal, headers: { ...headers(), ...type } });
+    said = await answer.json().catch((error) => (signal.aborted ? Promise.reject(error) : {}));
   } catch {
-    throw new Failed(0, "the broker does not answer");
+    const unsure = body && signal.aborted ? `within ${ACT_MS / 1000} s: it may be done all the same` : "";
+    throw new Failed(0, `the broker does not answer ${unsure}`.trim());
   }
-  const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Failed(answer.status, words(said) || `the broker answers ${answer.status}`);
   return said;
 }
@@ -44,19 +48,17 @@ function words(said) {
 }
 
 /**
- * Follows /live for as long as the page is looked at, and comes back after every end.
+ * The stream of /live, which comes back after every end until it is stopped.
  *
  * @param hear  called with the kind and the data of each message
- * @param state called with "live", "lost" or "denied" and, of the last two, the reason
+ * @param state called with "connecting", "live", "lost" or "denied" and, of the last two, the reason
  */
-export function follow(hear, state) {
+export function stream(hear, state) {
   let ended = new AbortController();
   let pause = FIRST_PAUSE_MS;
   let timer;
 
   async function run() {
-    clearTimeout(timer);
-    ended.abort();
     const mine = (ended = new AbortController());
     try {
       await read(mine, (kind, data) => {
@@ -64,9 +66,9 @@ export function follow(hear, state) {
         state("live");
         hear(kind, data);
       });
-      if (!mine.signal.aborted) state("lost", "the broker ended the connection");
+      if (mine === ended) state("lost", "the broker ended the connection");
     } catch (error) {
-      if (mine !== ended || document.hidden) return;
+      if (mine !== ended) return;
       if (error.status === 401 || error.status === 403) return state("denied", error.message);
       state("lost", error instanceof Failed ? error.message : "the broker does not answer");
     }
@@ -75,32 +77,43 @@ export function follow(hear, state) {
     pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
   }
 
-  // A browser keeps six connections to a server: tabs that nobody looks at need none.
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) {
-      clearTimeout(timer);
-      ended.abort();
-    } else run();
-  });
-  if (!document.hidden) run();
-  return run;
+  function stop() {
+    clearTimeout(timer);
+    const last = ended;
+    ended = null;
+    last?.abort();
+  }
+
+  function start() {
+    stop();
+    state("connecting");
+    run();
+  }
+
+  return { start, stop };
+}
+
+/** What it gives, unless it takes longer: then the controller ends it, for that reason. */
+async function within(ms, controller, why, work) {
+  const late = setTimeout(() => controller.abort(new Failed(0, why)), ms);
+  try {
+    return await work;
+  } finally {
+    clearTimeout(late);
+  }
 }
 
 async function read(ended, hear) {
-  const answer = await fetch("live", { headers: headers(), signal: ended.signal });
+  const asked = fetch("live", { headers: headers(), signal: ended.signal });
+  const answer = await within(ANSWER_MS, ended, "the broker does not answer", asked);
   if (!answer.ok) {
     throw new Failed(answer.status, words(await answer.json().catch(() => ({}))) ?? "");
   }
   const parser = createParser({ onEvent: (e) => e.data && hear(e.event, JSON.parse(e.data)) });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const silent = setTimeout(() => ended.abort(new Failed(0, "the broker is silent")), SILENT_MS);
-    try {
-      const { done, value } = await reader.read();
-      if (done) return;
-      parser.feed(value);
-    } finally {
-      clearTimeout(silent);
-    }
+    const { done, value } = await within(SILENT_MS, ended, "the broker is silent", reader.read());
+    if (done) return;
+    parser.feed(value);
   }
 }

@@ -1,20 +1,22 @@
 // The page: what the broker tells is drawn at most once a frame, and the clocks once a second.
 
 import { render, html, nothing } from "./vendor/lit-html.js";
-import { follow, key } from "./api.js";
+import { key } from "./api.js";
 import { close, isOpen, onKey, showHelp, showKey, showPolicy } from "./dialogs.js";
 import { clock, span } from "./format.js";
 import { fill, lists, summary } from "./panels.js";
 import { Plots } from "./plots.js";
-import { broker, now, pool, shownAt, take, you } from "./state.js";
+import { broker, now, pool, shownAt, take, whole, you } from "./state.js";
+import { follow } from "./windows.js";
 
 const $ = (id) => document.getElementById(id);
 const all = lists($("page"));
+const CONNECTED_S = 1; // a connection that takes longer is told of
 const plots = new Plots($("plots"));
 const filter = $("filter");
 let state = "connecting";
 let why = "";
-let lostAt = 0;
+let since = Date.now(); // of the state
 let waiting = false;
 
 filter.value = new URLSearchParams(location.hash.slice(1)).get("q") ?? "";
@@ -39,16 +41,18 @@ function draw() {
 /** What is wrong with what is shown, if anything. */
 function notice() {
   const problem = broker()?.problem;
-  const stale = state === "lost" || state === "denied" || problem;
+  const waits_s = state === "connecting" ? (Date.now() - since) / 1000 : 0;
+  const stale = state === "lost" || state === "denied" || problem || (waits_s > CONNECTED_S && shownAt());
   document.body.dataset.state = stale ? "stale" : state;
   // Clocks are shown, and not read out each second.
   const quiet = (text) => html`<span aria-live="off">${text}</span>`;
   const age = shownAt() ? html` What is shown is ${quiet(span(now() - shownAt()))} old, of ${clock(shownAt())}.` : nothing;
   let said = nothing;
   if (state === "denied") said = html`<b>Not shown:</b> ${why}. <button type="button" @click=${() => showKey()}>Enter a key</button>`;
-  else if (state === "lost") said = html`<b>Disconnected</b> for ${quiet(span((Date.now() - lostAt) / 1000))}: ${why}.${age} Trying again.`;
+  else if (state === "lost") said = html`<b>Disconnected</b> for ${quiet(span((Date.now() - since) / 1000))}: ${why}.${age} Trying again.`;
+  else if (state === "connecting" && (waits_s > CONNECTED_S || !shownAt()))
+    said = html`<b>Connecting</b> for ${quiet(span(waits_s))}.${age}`;
   else if (problem) said = html`<b>The broker's store does not serve it:</b> ${problem.replace(/\.$/, "")}.${age}`;
-  else if (state === "connecting") said = "Connecting …";
   render(said, $("notice"));
 }
 
@@ -58,11 +62,13 @@ const retry = follow(
     draw();
   },
   (next, reason = "") => {
-    if (next === "lost" && state !== "lost") lostAt = Date.now();
+    if (next === "connecting" && state === "lost") return; // until it is heard again
+    if (next !== state) since = Date.now();
     if (next === "denied" && state !== "denied") showKey(key.get() ? "This key is not known, or may not see this." : "This broker wants a key.");
     [state, why] = [next, reason];
     draw();
   },
+  whole,
 );
 onKey(retry);
 

@@ -20,6 +20,13 @@ export const now = () => (Date.now() + skew) / 1000;
 /** Of when, on the pool's clock, what is shown is: long ago while the store is away. */
 export const shownAt = () => readAt;
 
+/** All of it, as the data of a reset; null: nothing was told yet. */
+export function whole() {
+  if (!you) return null;
+  const all = Object.entries(rows).map(([kind, known]) => [kind, Object.fromEntries(known)]);
+  return { rows: Object.fromEntries(all), events: events.toReversed(), you, now: readAt && now(), read_at: readAt };
+}
+
 /** Take a message of /live. */
 export function take(kind, said) {
   if (kind === "reset") {
