@@ -38,9 +38,15 @@ MARKED_AT: Final = 4
 _marks = count(secrets.randbits(48))
 
 
+class _Marked(str):
+    """The protocol and a mark, `1 <mark>`, as our calls say it: no other text is taken for one."""
+
+    __slots__ = ()
+
+
 def marked(protocol: int | str) -> str:
     """The protocol as a call says it that wants its mark in the reply; no two calls share one."""
-    return f"{protocol} {next(_marks):x}"
+    return _Marked(f"{protocol} {next(_marks):x}")
 
 
 class AnswerOfAnother(ConnectionError):
@@ -49,10 +55,8 @@ class AnswerOfAnother(ConnectionError):
 
 def _mark_of(command: tuple[Any, ...]) -> str:
     """The mark that a command carries; empty: it carries none."""
-    if len(command) <= MARKED_AT or command[0] not in ("FCALL", "EVALSHA"):
-        return ""
-    said = command[MARKED_AT]
-    return said.partition(" ")[2] if isinstance(said, str) else ""
+    said = command[MARKED_AT] if len(command) > MARKED_AT else None
+    return said.partition(" ")[2] if isinstance(said, _Marked) else ""
 
 
 def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:

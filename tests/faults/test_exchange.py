@@ -88,6 +88,16 @@ def test_functions_load_that_is_interrupted_leaves_no_answer(client: LeaseClient
     assert client.redis.echo("mine") == "mine"
 
 
+def test_script_of_the_programs_own_is_answered_as_it_is(client: LeaseClient) -> None:
+    """Whatever its first argument looks like, also in a pipeline."""
+    script = "return { ARGV[1], 'own' }"
+    for said in ("1 abc", "hello world"):
+        assert client.redis.eval(script, 1, client.keys.pool, said) == [said, "own"]
+        pipe = client.redis.pipeline(transaction=False)
+        pipe.evalsha(client.redis.script_load(script), 1, client.keys.pool, said)
+        assert pipe.execute() == [[said, "own"]]
+
+
 def _interrupt_reads(pipes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let SIGINT come when a pipeline's first answer was read and the others were not."""
     real, seen = pipes.parse_response, iter(range(1_000_000))
