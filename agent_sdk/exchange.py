@@ -1,4 +1,4 @@
-"""What keeps an answer from the call that follows: connections that count, pools that look.
+"""What keeps an answer from the call that follows: connections that count; see `pools` too.
 
 A caller may be interrupted anywhere between its command and its answer: Ctrl-C, a handler's time
 limit, a cancelled task. redis-py then puts the connection back as it is, and the next call reads
@@ -19,10 +19,7 @@ from collections import deque
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
 
-import redis
-import redis.asyncio
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     ResponseError,
@@ -261,46 +258,3 @@ class AsyncCounting(_Counting):
         except AnswerOfAnother:
             await self.disconnect(nowait=True)
             raise
-
-
-class Pool(redis.ConnectionPool):
-    """A pool that closes what comes back in the middle of an exchange.
-
-    A connection whose caller was interrupted before it could give it back is closed with the
-    caller's last reference, and takes no place of `max_connections`.
-    """
-
-    _available_connections: list[Any]
-    _in_use_connections: Any
-
-    def reset(self) -> None:
-        """Have no connections."""
-        super().reset()
-        self._in_use_connections = WeakSet()
-
-    def hang_up(self) -> None:
-        """End what its connections wait for; from any thread."""
-        for connection in list(self._in_use_connections):
-            connection.hang_up()
-
-    def make_connection(self) -> Any:
-        """Make one more connection."""
-        known = len(self._available_connections) + len(self._in_use_connections)
-        self._created_connections = known
-        return super().make_connection()
-
-    def release(self, connection: Any) -> None:
-        """Take a connection back."""
-        if connection.is_connected and not connection.clean:
-            connection.disconnect()
-        super().release(connection)
-
-
-class AsyncPool(redis.asyncio.ConnectionPool):
-    """The same for asyncio."""
-
-    async def release(self, connection: Any) -> None:
-        """See `Pool`."""
-        if connection.is_connected and not connection.clean:
-            await connection.disconnect(nowait=True)
-        await super().release(connection)

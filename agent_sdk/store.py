@@ -23,7 +23,7 @@ from agent_sdk.connections import (
     TlsConnection,
     UnixConnection,
 )
-from agent_sdk.exchange import AsyncPool, Pool
+from agent_sdk.pools import AsyncPool, Pool
 from agent_sdk.primary import ClusterPrimary, SentinelPrimary
 from agent_sdk.store_url import parse
 
