@@ -87,16 +87,6 @@ ROLLBACK_BUGS = (
         often="lose",
     ),
     Bug(
-        "a fence ahead of the clock is of after the loss",
-        (
-            (
-                "math.max(S.now_us, call('HGET', POOL, 'fence') + 0)",
-                "S.now_us",
-            ),
-        ),
-        often="lose",
-    ),
-    Bug(
         "an adopted lease's longest hold is by another clock",
         (
             (
