@@ -18,7 +18,7 @@ from agent_sdk.holders import Holders, read_holders
 from agent_sdk.inbox import AsyncInbox
 from agent_sdk.lease import AsyncLease
 from agent_sdk.multiplex import Multiplexer
-from agent_sdk.patience import Patience
+from agent_sdk.patience import Patience, poll_of
 from agent_sdk.protocol import Answer, Call, Pause, Read
 from agent_sdk.wording import TRIES
 
@@ -186,6 +186,12 @@ class AsyncLeaseClient(Door["Redis"]):
         """Let them take leases again."""
         return await self._run(operate.drain(what, name, drained=False, by=by or self.by, why=why))
 
+    async def forget(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> int:
+        """Take a device, or a host with all it has, out of the pool now; how many devices."""
+        return await self._run(operate.forget(what, name, by=by or self.by, why=why))
+
     async def set_policy(self, *, by: str | None = None, **policy: Unpack[operate.Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
         return await self._run(operate.set_policy(by or self.by, **policy))
@@ -295,6 +301,9 @@ class AsyncLeaseClient(Door["Redis"]):
             try:
                 raw = await (self._call(ask) if isinstance(ask, Call) else self._read(ask))
             except RedisError as error:
+                if poll := poll_of(ask, error):
+                    ask = poll
+                    continue
                 await asyncio.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
                 self._reached = True

@@ -18,7 +18,7 @@ from agent_sdk.handlers import raised_by_handler
 from agent_sdk.holders import Holders, read_holders
 from agent_sdk.inbox import Inbox
 from agent_sdk.lease import Lease
-from agent_sdk.patience import Patience
+from agent_sdk.patience import Patience, poll_of
 from agent_sdk.protocol import Answer, Call, Pause, Read
 from agent_sdk.wording import TRIES
 
@@ -222,6 +222,12 @@ class LeaseClient(Door["Redis"]):
         """Let them take leases again."""
         return self._run(operate.drain(what, name, drained=False, by=by or self.by, why=why))
 
+    def forget(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> int:
+        """Take a device, or a host with all it has, out of the pool now; how many devices."""
+        return self._run(operate.forget(what, name, by=by or self.by, why=why))
+
     def set_policy(self, *, by: str | None = None, **policy: Unpack[operate.Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
         return self._run(operate.set_policy(by or self.by, **policy))
@@ -331,6 +337,9 @@ class LeaseClient(Door["Redis"]):
             except RedisError as error:
                 if (struck := raised_by_handler(error)) is not None and struck is not error:
                     raise struck from None
+                if poll := poll_of(ask, error):
+                    ask = poll
+                    continue
                 time.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
                 self._reached = True

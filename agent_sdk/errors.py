@@ -107,6 +107,10 @@ class AgentCapExceeded(Refused):
     """The agent holds as much as the policy lets one agent hold."""
 
 
+class InUse(Refused):
+    """A lease is on what was to be forgotten, or its memory is not free yet."""
+
+
 class BadRequest(Refused):
     """The call itself is not well-formed."""
 
@@ -169,6 +173,9 @@ CODES: dict[str, Code] = {
     "device_unknown": Code(NeverFits, 404, False, "no device of that id is registered"),
     "model_unknown": Code(NeverFits, 409, False, "no registered device is of that model"),
     "draining": Code(NoCapacity, 409, True, "the host takes no new leases: it is being drained"),
+    "in_use": Code(
+        InUse, 409, True, "a lease is on it, or its memory is not free yet: revoke it, then repeat"
+    ),
     "bad_request": Code(BadRequest, 422, False, "the request is not well-formed"),
     "conflict": Code(Conflict, 409, False, "this token already names another request"),
     "unknown_token": Code(UnknownToken, 404, False, "nothing is known of this token"),

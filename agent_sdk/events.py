@@ -18,7 +18,7 @@ Name: TypeAlias = Literal[
     "waiting", "offered", "withdrawn", "kept", "reservation_ended", "left", "lapsed", "cooled",
     "revoke", "drained", "undrained", "policy", "closed", "adopted", "found", "settled",
     "quarantined", "returned", "xid", "process_ended", "host_contested",
-    "device_contested",
+    "device_contested", "device_forgotten", "host_forgotten",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from agent_sdk.scripts import CORE, GOES_ON, REST, VERBS, read, read_verb
+from agent_sdk.scripts import CALLED, CORE, GOES_ON, REST, read, read_verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
         f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV", *read([*CORE, *REST], instead),
         f"seen, served = {{}}, 'served{MARK}'",
     ]  # fmt: skip
-    for verb in VERBS:
+    for verb in CALLED:
         flags = "'allow-oom'" if verb in GOES_ON else ""
         lines += [
             f"redis.register_function{{function_name='{PREFIX}{verb}{MARK}', flags={{{flags}}},",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk import snapshot
-from agent_sdk.protocol import Read, of_known_form
-from agent_sdk.readings import names, names_each, text_or_none
+from agent_sdk.protocol import Read
+from agent_sdk.readings import ended_in, names, names_each
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -16,22 +16,7 @@ if TYPE_CHECKING:
     from agent_sdk.keys import Keys
     from agent_sdk.protocol import Answer
     from agent_sdk.snapshot import LeaseStatus
-
-TOMBSTONE_MS = 900_000
-"""How long the pool knows how a lease ended; as in `lua/lib/ledger.lua`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A lease that is over.
-
-    Attributes:
-        outcome: how it ended, a word of `errors.CODES`.
-        at_ms: when, on the pool's clock.
-    """
-
-    outcome: str
-    at_ms: int
+    from agent_sdk.tombstones import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +68,16 @@ def read_holders(
     unsure = {uuid for uuid in devices if devices[uuid].leases != len(promised & {*of[uuid]})}
     others = sorted({*perhaps_over} - rows.keys())
     elsewhere = yield from snapshot.records_of(keys, others, ("waiting", "offered", "active"))
-    ended = yield from _ended(keys, [t for t in others if t not in elsewhere], now_ms)
+    ended = yield from _ended(keys, [t for t in others if t not in elsewhere])
     gone = {uuid: tuple(t for t in held if t not in rows) for uuid, held in of.items()}
     return Holders(
         now_ms, devices, leases, of, frozenset(unsure), gone, ended, frozenset(elsewhere)
     )
 
 
-def _ended(keys: Keys, tokens: list[str], now_ms: int) -> Generator[Read, Answer, dict[str, Ended]]:
+def _ended(keys: Keys, tokens: list[str]) -> Generator[Read, Answer, dict[str, Ended]]:
     if not tokens:
         return {}
-    asked = [(verb, keys.done(token)) for token in tokens for verb in ("GET", "PTTL")]
-    return _endings((yield Read(tuple(asked))), tokens, now_ms)
-
-
-@of_known_form
-def _endings(answer: Answer, tokens: list[str], now_ms: int) -> dict[str, Ended]:
-    outcomes = map(text_or_none, answer.raw[::2])
-    return {
-        token: Ended(outcome, now_ms - (TOMBSTONE_MS - max(0, int(left_ms))))
-        for token, outcome, left_ms in zip(tokens, outcomes, answer.raw[1::2], strict=True)
-        if outcome
-    }
+    answer = yield Read(tuple(("GET", keys.done(token)) for token in tokens))
+    found = {token: ended_in(answer, n, token) for n, token in enumerate(tokens)}
+    return {token: over for token, over in found.items() if over}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from agent_sdk import tombstones
+
 POOLS = "gpu:{*}:pool"
 """Pattern of every pool's own key."""
 
@@ -80,8 +82,8 @@ class Keys:
         return f"{self.base}:record:{token}"
 
     def done(self, token: str) -> str:
-        """String, 15 minutes: how a lease ended."""
-        return f"{self.base}:done:{token}"
+        """String, 15 minutes: how leases ended, in the shard of this one; see `tombstones`."""
+        return f"{self.base}:done:{tombstones.shard_of(token)}"
 
     def device(self, uuid: str) -> str:
         """Hash: a device."""

@@ -34,6 +34,9 @@ class Policy(TypedDict, total=False):
     overuse_slack_mb: MiB by which a lease may use more than it holds.
     xid_actions: `code=ignore|suspect|probe|hold` by commas, before NVIDIA's table; empty = none.
     reservation_idle_s: how long GPUs reserved for one that waits may go unused; 0 = none is.
+    forget_devices_after_s: a device without a lease that its own host has not listed for so long
+        leaves the pool.
+    forget_hosts_after_s: a host without a lease that has been silent for so long leaves it.
     """
 
     safe_mode: bool
@@ -53,6 +56,8 @@ class Policy(TypedDict, total=False):
     overuse_slack_mb: int
     xid_actions: str
     reservation_idle_s: int
+    forget_devices_after_s: int
+    forget_hosts_after_s: int
 
 
 def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
@@ -89,6 +94,27 @@ def drain(
             return devices
         case _:
             raise refusal_for_host(answer, None, name)
+
+
+def forget(what: str, name: str, *, by: str, why: str) -> Generator[Call, Answer, int]:
+    """Take a device, or a host with all it has, out of the pool now.
+
+    Returns:
+        How many devices that were.
+
+    Raises:
+        InUse: a lease is on it, or the memory of one that ended is not free yet.
+    """
+    forgotten = 0
+    while True:
+        answer = yield Call("forget", (PROTOCOL, what, name, by, why))
+        match answer.raw:
+            case ["FORGOTTEN", _, _, _, _, int(devices), int(left)]:
+                forgotten += devices
+                if not left:
+                    return forgotten
+            case _:
+                raise refusal_for_host(answer, None, name)
 
 
 def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:

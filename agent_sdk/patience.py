@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from typing import TYPE_CHECKING
 
 from redis.exceptions import (
     AuthenticationError,
@@ -24,6 +25,11 @@ from redis.exceptions import (
 
 from agent_sdk.connect_errors import hopeless, never_sent
 from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.protocol import Call
+from agent_sdk.scripts import POLL
+
+if TYPE_CHECKING:
+    from agent_sdk.protocol import Read
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 
@@ -125,6 +131,16 @@ class Patience:
         why = hopeless(error)
         says = f"{_says(code)}: {why}" if why else _says(code)
         return error_for(code, f"{says} ({error})", token=token)
+
+
+def poll_of(ask: Call | Read, error: RedisError) -> Call | None:
+    """What to say instead to a store that is full: who waits in the line already keeps its place.
+
+    None: that is not what went wrong, or nothing of the kind can be said.
+    """
+    if isinstance(error, OutOfMemoryError) and isinstance(ask, Call) and ask.verb == "acquire":
+        return ask._replace(verb=POLL)
+    return None
 
 
 def _denied(error: RedisError) -> bool:

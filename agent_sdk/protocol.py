@@ -437,6 +437,7 @@ def reap_all() -> Generator[Call, Answer, Moment]:
 _SAYS_WHAT: Final = {
     "bad_request": "the request is not well-formed: {} cannot be that",
     "protocol_mismatch": "this version does not know pools of schema {}: upgrade the older",
+    "in_use": "a lease is on {}, or its memory is not free yet: revoke it, then forget again",
 }
 """Refusals whose detail a caller needs."""
 

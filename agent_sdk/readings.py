@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent_sdk.protocol import of_known_form
+from agent_sdk.tombstones import ended
 
 if TYPE_CHECKING:
     from agent_sdk.protocol import Answer
+    from agent_sdk.tombstones import Ended
 
 
 @of_known_form
@@ -62,6 +64,12 @@ def text(part: Any) -> str:
 def text_or_none(part: Any) -> str | None:
     """One string, or None: there is no such key or field."""
     return None if part is None else text(part)
+
+
+@of_known_form
+def ended_in(answer: Answer, number: int, token: str) -> Ended | None:
+    """How the lease of a token ended, as the shard says that a GET found; None: it does not."""
+    return ended(text_or_none(answer.raw[number]), token)
 
 
 def _names(part: Any) -> list[str]:

@@ -23,23 +23,34 @@ CORE = ("time", "clock", "agenda")
 """The files of `lua/lib` that every verb begins with, in the order in which they are read."""
 
 REST = (
-    "events", "devices", "ledger", "placement", "ending", "memory", "foreign", "reaper", "waiters",
-    "reservations", "reservable", "line", "serving", "findings", "names", "registry", "adoption",
+    "events", "devices", "ledger", "placement", "tombstones", "ending", "memory", "foreign",
+    "reaper", "waiters", "reservations", "reservable", "line", "serving", "findings", "names",
+    "registry", "forgetting", "adoption",
 )  # fmt: skip
 """The others, in theirs."""
 
 AT_ONCE = {
-    "acquire": {"events", "devices", "ledger", "placement"},
+    "acquire": {"events", "devices", "ledger", "placement", "tombstones"},
     "renew": {"ledger"},
-    "release": {"events", "devices", "ledger", "ending"},
+    "poll": {"events", "devices", "ledger", "placement", "tombstones"},
+    "release": {"events", "devices", "ledger", "tombstones", "ending"},
 }
 """What a verb needs on its straight path; the rest is read when something of it is asked for."""
 
-GOES_ON = frozenset({"renew", "release", "reap", "revoke", "drain", "set_policy"})
-"""Verbs that must go on when the store is full: they give back, or are an operator's way out."""
+POLL = "poll"
+"""`acquire` for who waits already, when the store is full: it begins nothing, and goes on."""
 
-VERBS = ("acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy")
+GOES_ON = frozenset(
+    {"renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget", POLL}
+)
+"""Verbs that must go on when the store is full: they give back, keep what is there alive, or are an
+operator's way out."""
+
+VERBS = ("acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget")
 """One file in `lua/` each."""
+
+CALLED = (*VERBS, POLL)
+"""All that a server may be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,9 @@ def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list
 
 
 def read_verb(verb: str) -> str:
-    """A verb's own file."""
+    """What a verb does after `start`: its own file, or, of `POLL`, the one of `acquire`."""
+    if verb == POLL:
+        return f"S.polling = true\n{read_verb('acquire')}"
     return (lua_folder() / f"{verb}.lua").read_text(encoding="utf-8")
 
 
@@ -76,7 +89,7 @@ def assemble(
     """Build one verb's script.
 
     Args:
-        verb: one of `VERBS`.
+        verb: one of `CALLED`.
         shebang: False leaves the `#!lua` line out, for servers that do not know it (fakeredis).
         instead: library file name -> source to use in its place; tests replace `time`.
     """
@@ -98,4 +111,4 @@ def assemble(
 @cache
 def scripts() -> dict[str, Script]:
     """Every verb's script, read from the files once per process."""
-    return {verb: assemble(verb) for verb in VERBS}
+    return {verb: assemble(verb) for verb in CALLED}

@@ -68,6 +68,8 @@ class PoolStatus:
     closed_until_ms: int
     waiting: int
     stats: dict[str, int]
+    forget_devices_after_s: int = 3600
+    forget_hosts_after_s: int = 86400
 
     @property
     def active_leases(self) -> int:
@@ -178,10 +180,21 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
         overuse_slack_mb=int(row.get("overuse_slack_mb", 512)),
         xid_actions=row.get("xid_actions", ""),
         reservation_idle_s=int(row.get("reservation_idle_s", 60)),
+        forget_devices_after_s=int(row.get("forget_devices_after_s", 3600)),
+        forget_hosts_after_s=int(row.get("forget_hosts_after_s", 86400)),
         closed_until_ms=number("closed_until_ms"),
         waiting=number("waiting"),
-        stats={name: int(value) for name, value in stats.items()},
+        stats=_counted(row, stats),
     )
+
+
+def _counted(pool: dict[str, str], stats: dict[str, str]) -> dict[str, int]:
+    """Every counter: those of a verb's straight path are among the pool's own fields."""
+    counts = {name: int(value) for name, value in stats.items()}
+    for name in ("granted", "released"):
+        if name in pool:
+            counts[name] = counts.get(name, 0) + int(pool[name])
+    return counts
 
 
 def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk import snapshot
 from agent_sdk.errors import error_for
 from agent_sdk.protocol import Answer, Read
-from agent_sdk.readings import numbers, row, text_or_none
+from agent_sdk.readings import ended_in, numbers, row
 from agent_sdk.reservations import Reservation, reservation
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def lookup(
         ProtocolMismatch: its record is of no known form.
     """
     answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
-    record, outcome = row(answer.raw[0]), text_or_none(answer.raw[1])
+    record, over = row(answer.raw[0]), ended_in(answer, 1, token)
     if not record:
-        return outcome or None
+        return over.outcome if over else None
     if record.get("state") == "cooling" and "outcome" in record:
         return record["outcome"]
     found: Sequence[LeaseStatus | WaiterStatus]

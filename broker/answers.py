@@ -40,6 +40,8 @@ def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
         "overuse_slack_mb": pool.overuse_slack_mb,
         "xid_actions": pool.xid_actions,
         "reservation_idle_s": pool.reservation_idle_s,
+        "forget_devices_after_s": pool.forget_devices_after_s,
+        "forget_hosts_after_s": pool.forget_hosts_after_s,
         "version": pool.policy_version,
     }
 

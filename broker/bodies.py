@@ -14,6 +14,7 @@ MOST = 2**53 - 1
 """Integers up to here are exact in every JSON reader."""
 
 MOST_MB = 10**13 - 1
+TEN_YEARS_S = 315_360_000
 """As many digits as the verbs read. What no device holds falls back or is refused like others."""
 
 
@@ -131,6 +132,8 @@ class PolicyBody:
     overuse_slack_mb: Memory | None = None
     xid_actions: XidActions | None = None
     reservation_idle_s: Annotated[int, Field(strict=True, ge=0, le=604800)] | None = None
+    forget_devices_after_s: Annotated[int, Field(strict=True, ge=10, le=TEN_YEARS_S)] | None = None
+    forget_hosts_after_s: Annotated[int, Field(strict=True, ge=60, le=TEN_YEARS_S)] | None = None
 
     def changes(self) -> Policy:
         """What it changes."""
@@ -140,7 +143,7 @@ class PolicyBody:
 
 @dataclass(frozen=True, slots=True)
 class DrainBody:
-    """POST /drain, POST /undrain: a device by its id, or a host with all it has."""
+    """POST /drain, /undrain, /forget: a device by its id, or a host with all it has."""
 
     device: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,80}$")] | None = None
     host: Name | None = None

@@ -21,7 +21,8 @@ POLICY: Final[dict[str, Any]] = {
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "idle_action": "notify",
     "overuse_action": "enforce", "squatter_action": "observe", "orphan_action": "observe",
     "idle_after_s": 600, "enforce_after_s": 60, "overuse_slack_mb": 512,
-    "xid_actions": "31=suspect", "reservation_idle_s": 60, "version": 7,
+    "xid_actions": "31=suspect", "reservation_idle_s": 60, "forget_devices_after_s": 3600,
+    "forget_hosts_after_s": 86400, "version": 7,
 }  # fmt: skip
 
 KNOWN: Final[dict[str, Any]] = LEASE | {"priority": 0, "findings": ["idle"], "notices": ["idle"]}
@@ -43,6 +44,7 @@ REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/policy"): {"max_memory_per_agent_mb": 16384},
     ("post", "/drain"): {"host": "gpu-host-3", "reason": "new driver"},
     ("post", "/undrain"): {"host": "gpu-host-3"},
+    ("post", "/forget"): {"host": "gpu-host-3", "reason": "sent back"},
     ("post", "/revoke"): {"agent": "analyst", "reason": "runs wild"},
 }
 """Method and path -> a body."""
@@ -95,6 +97,7 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/metrics"): "gpu_orchestrator_active_leases 1.0\n",
     ("post", "/drain"): {"drained": 8},
     ("post", "/undrain"): {"undrained": 8},
+    ("post", "/forget"): {"forgotten": 8},
     ("post", "/revoke"): {"revoked": [TOKEN]},
     ("get", "/hosts"): {"hosts": [{"host": "gpu-host-3", "version": "0.1.0", "devices": 8,
                                    "drained": False, "alive": True}]},

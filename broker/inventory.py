@@ -53,7 +53,7 @@ STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """Said of a device that is ok while its host drains."""
 
 ESSENTIAL: Final = frozenset(
-    {"index", "model", "total_mb", "reserve_mb", "used_mb", "state", "simulated"}
+    {"index", "model", "total_mb", "reserve_mb", "used_mb", "state", "simulated", "listed"}
 )
 """What must be said of a device, and is of a form that nothing from outside can spoil."""
 
@@ -78,7 +78,7 @@ SAME_DEVICE: Final = (
     "reporters, or give each machine UUIDs of its own"
 )
 
-NOT_LISTED = "the driver has not listed this device since the reporter started"
+NOT_LISTED = "the driver does not list this device"
 
 
 def source_of(settings: Settings) -> Source:
@@ -256,12 +256,16 @@ class Reporter:
         draining: bool,
     ) -> list[Report]:
         """What is said of each device, and of those that are gone."""
-        said = {u: r for u, r in reckoning.reports.items() if not u.startswith(UNNAMED)}
+        unlisted = {d.uuid for d in sample.devices if not d.listed} - holders.devices.keys()
+        said = {u: r for u, r in reckoning.reports.items()
+                if not u.startswith(UNNAMED) and u not in unlisted}  # fmt: skip
         said = {u: r | {"ended": acts[u]} if u in acts else r for u, r in said.items()}
         if draining:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
         gone = {"state": "lost", "reason": line(sample.error or NOT_LISTED), "processes": ""}
         gone |= dict.fromkeys(FINDINGS, "")
+        if not sample.error:  # the driver works, and does not list them
+            gone |= {"listed": "0"}
         missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
         said |= dict.fromkeys(sorted(missing), gone)
         said = {u: r | {"reporter": self._me} for u, r in said.items()}

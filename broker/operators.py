@@ -1,4 +1,4 @@
-"""The operators' endpoints: policy, drain, revoke, hosts. Thin over the same verbs as the CLI."""
+"""The operators' endpoints: policy, drain, forget, revoke, hosts. The verbs of the CLI."""
 
 from __future__ import annotations
 
@@ -69,6 +69,18 @@ async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
     return {"undrained": await broker.client.undrain(what, name, why=body.reason, by=_by(who))}
+
+
+@router.post(
+    "/forget",
+    summary="Take a device or a host out of the pool.",
+    responses=WITH_BODY | errors("host_unknown", "device_unknown", "in_use"),
+)
+async def forget(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+    """For what is there no more: what a host still lists comes back with its next report."""
+    what, name = _one(body)
+    note(audit=True, why=body.reason, **{what: name})
+    return {"forgotten": await broker.client.forget(what, name, why=body.reason, by=_by(who))}
 
 
 def _one(body: DrainBody) -> tuple[Literal["device", "host"], str]:

@@ -42,7 +42,7 @@ BREATH: Final = 250
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested",
                          "device_contested", "device", "drained", "undrained",
                          "policy", "closed", "found", "settled", "quarantined", "returned",
-                         "xid", "process_ended"})  # fmt: skip
+                         "xid", "process_ended", "device_forgotten", "host_forgotten"})  # fmt: skip
 """Events after which more may have changed than what they name."""
 
 

@@ -22,8 +22,10 @@
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: nobody passes a first that fits
 -- cost      O((REAP_DEVICES + SERVE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
+local POLL_MS = 10000   -- who waits polls within so long
+
 local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
-  'default_memory_mb', 'max_leases_per_agent', 'policy_version')
+  'default_memory_mb', 'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted')
 if unready then return reply('REFUSED', unready, S.schema or '') end
 local last_fence, default_memory_mb, before = v[8] + 0, v[13] + 0, S.pool
 local pool = {
@@ -57,7 +59,8 @@ if q.memory_mb == 0 then q.memory_mb = default_memory_mb end
 
 -- As asked, without the wait and before the policy's defaults, which may change between a call and its repeat.
 local request = table.concat(ARGV, '|', 4, 13)
-local token, record, done = q.token, P .. 'record:' .. q.token, P .. 'done:' .. q.token
+local token, record = q.token, P .. 'record:' .. q.token
+S.counts.granted = (v[17] or 0) + 0
 catch_up(token)
 
 local function granted(fence, expires_at_ms, reason, devices)
@@ -86,10 +89,15 @@ end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
 local waiter, wait_until_ms = nil, nil
-if call('EXISTS', record, done) > 0 then
+local lately = (v[16] or 0) + POLL_MS >= S.now   -- what it names may have been forgotten since its last poll
+local known = call('EXISTS', record) == 1
+local outcome = not known and B.ended(token)
+if outcome then return reply('LOST', outcome) end
+if S.polling and not known then return reply('REFUSED', 'store_full', '') end   -- nothing new in a store that is full
+if known then
   local v = B.asked(record)
   if v[1] == 'active' and v[6] + 0 < S.now and B.unnoticed(token, v[6] + 0) then v = B.asked(record) end
-  if not v[1] then return reply('LOST', call('GET', done)) end
+  if not v[1] then return reply('LOST', B.ended(token)) end
   if v[1] == 'cooling' then return reply('LOST', B.outcome(token)) end
   if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return reply('CONFLICT') end
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
@@ -97,7 +105,8 @@ if call('EXISTS', record, done) > 0 then
   if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
     local place = call('ZRANK', P .. 'line:' .. v[8], token)
     local more = v[11] or max_hold_ms > 0 and call('EXISTS', P .. 'backfill') == 1
-    if place and place > 0 and not more then   -- behind others a poll is a heartbeat and no more
+    local gone = lately and place and place > 0 and B.whole_devices.unknown(q)
+    if place and place > 0 and not more and not gone then   -- behind others a poll is a heartbeat and no more
       B.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
@@ -146,7 +155,11 @@ end
 if not devices then
   local never = nil
   if why == 'no_capacity' or why == 'agent_cap' then
-    never = not (place and place > 0) and B.whole_devices.unfit(q, pool.max_memory_per_agent_mb)
+    if place and place > 0 then
+      never = B.whole_devices.unknown(q)
+    else
+      never = B.whole_devices.unfit(q, pool.max_memory_per_agent_mb)
+    end
     if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then never = 'agent_cap' end
     why = never or why
     if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then

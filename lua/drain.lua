@@ -17,11 +17,19 @@ local what, drained = choice(2, 'what', 'device', 'host'), int(4, 'drained', 0, 
 local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device', '^[%w._:/-]+$', 80)
 local by, why = word(5, 'by', '^[^%c]+$', 128), word(6, 'why', '^[^%c]*$', 256)
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
-local known = call('EXISTS', P .. what .. ':' .. name) == 1
-if not known then return reply('REFUSED', what .. '_unknown', what == 'host' and B.nearly(name) or '') end
+local known, forgotten = call('EXISTS', P .. what .. ':' .. name) == 1, false
+if not known and drained == 0 then forgotten = call('ZSCORE', P .. 'drains', what .. ':' .. name) end
+if not known and not forgotten then
+  return reply('REFUSED', what .. '_unknown', what == 'host' and B.nearly(name) or '')
+end
 
 catch_up()
 
+if forgotten then
+  call('ZREM', P .. 'drains', what .. ':' .. name)
+  B.event('undrained', what, name, 'by', by, 'reason', why)
+  return reply('UNDRAINED', 0)
+end
 local ids = { name }
 if what == 'host' then
   ids = call('SMEMBERS', P .. 'devices:' .. name)

@@ -9,8 +9,9 @@
 -- keeps    S6: no grant after a release of the same token came first
 -- cost     O((REAP_DEVICES + k) log devices)
 
-local unready = begin()
+local unready, pool = begin('released')
 if unready then return reply('REFUSED', unready, S.schema or '') end
+S.counts.released = (pool[8] or 0) + 0
 local token, plant = token_at(2), int(3, 'plant', 0, 1)
 local owner = ARGV[4] and word(4, 'owner', '^[%w._:@/-]*$', 128) or ''
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
@@ -19,7 +20,7 @@ catch_up(token)
 
 local v = call('HMGET', P .. 'record:' .. token, 'state', 'agent', 'devices', 'fence', 'owner')
 if not v[1] then
-  local outcome = call('GET', P .. 'done:' .. token)
+  local outcome = B.ended(token)
   if outcome then return reply('ALREADY', outcome) end
   if plant == 1 then B.leave_outcome(token, 'released') end
   return reply('UNKNOWN')

@@ -64,7 +64,7 @@ if v[1] == 'active' and v[4] + 0 < S.now and B.unnoticed(token, v[4] + 0) then v
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
 if not v[1] or waits and claim then
-  local outcome = not waits and call('GET', P .. 'done:' .. token)
+  local outcome = not waits and B.ended(token)
   if outcome then return reply('LOST', outcome) end
   if not claim then return reply('UNKNOWN') end
   local refused, how = B.adopt(token, fence, claim, waits, v[8] or owner)

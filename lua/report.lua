@@ -40,12 +40,12 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
     'window_until_ms', 0, 'leap_from_ms', 0, 'kill_on_oom', 0, 'expiry_grace_s', 5, 'max_waiters_per_agent', 256,
     'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe', 'orphan_action', 'observe',
     'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '',
-    'reservation_idle_s', 60)
+    'reservation_idle_s', 60, 'forget_devices_after_s', 3600, 'forget_hosts_after_s', 86400, 'sweep_ms', S.now + 300000)
   B.event('pool_created', 'host', host)
 end
-local unready, v = begin('silence_ms')
+local unready, pool = begin('silence_ms', 'sweep_ms')   -- and what is gone is forgotten: lib/forgetting.lua
 if unready then return reply('REFUSED', unready, S.schema or '') end
-if tonumber(v[8]) ~= deadline_ms then set_pool('silence_ms', deadline_ms) end
+if tonumber(pool[8]) ~= deadline_ms then set_pool('silence_ms', deadline_ms) end
 B.remembered(epoch)
 if seen_ms ~= '' then B.recalls(seen_ms + 0) end
 catch_up()
@@ -57,19 +57,27 @@ if up and me ~= '' and other ~= '' and other ~= me and other ~= over and B.has_n
   return reply('REFUSED', 'host_taken', other)
 end
 
-local contested = {}
+local contested, listed, unlisted, divided = {}, {}, {}, false
 for _, said in ipairs(reported) do
-  local with = B.accept(host, said, sampled_ms, me ~= '' and over)
-  if with then contested[#contested + 1] = with end
+  local with, was = B.accept(host, said, sampled_ms, me ~= '' and over)
+  divided = divided or was or said.state == 'mig' or said.listed == '0'
+  if with then contested[#contested + 1] = with
+  elseif said.listed == '0' then unlisted[said.uuid] = true
+  else listed[said.uuid] = true end
 end
 if not up and not call('ZSCORE', DUE, 'host:' .. host) then
   call('SADD', P .. 'hosts', host)
+  call('HSET', host_key, 'up_ms', S.now)
+  if call('ZREM', P .. 'drains', 'host:' .. host) == 1 then call('HSET', host_key, 'drained', '1') end
   B.event('host_up', 'host', host, 'version', version)
 end
 if #reported == 0 and up then me = other end   -- a heartbeat says nothing of whose devices they are
-call('HSET', host_key, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms,
-  unpack(me ~= other and { 'reporter', me } or {}))
+local more = me ~= other and { 'reporter', me } or {}
+if next(listed) then more[#more + 1], more[#more + 2] = 'listed_ms', S.now end
+call('HSET', host_key, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms, unpack(more))
 schedule('host:' .. host, S.now + deadline_ms)
+if divided then B.forget_slices(host, listed, unlisted) end
+if (pool[9] or 0) + 0 <= S.now then B.sweep() end
 local rival = B.rival(v[4], v[5])
 if rival == '' and not contested[1] then return reply('REPORTED') end
 return reply('REPORTED', rival, table.concat(contested, ','))

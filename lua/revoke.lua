@@ -23,7 +23,7 @@ catch_up(token)
 local record = P .. 'record:' .. token
 local v = call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
 if not v[1] then
-  local outcome = call('GET', P .. 'done:' .. token)
+  local outcome = B.ended(token)
   if outcome then return reply('ALREADY', outcome) end
   return reply('UNKNOWN')
 end

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk import tombstones
 from tests.line_audit import audit_line
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Rows = dict[str, dict[str, str]]
 
 TOMBSTONE_MS = 900_000
+MOST_DRAINS = 1000
+MOST_TOMBSTONES = 96
 
 TAKEN = {"active", "offered"}
 """States in which devices are promised to a token."""
@@ -33,6 +36,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     uuids: Any = client.zrange(keys.fits, 0, -1)
     devices = _hashes(client, f"{base}:device:", uuids)
     records = _hashes(client, f"{base}:record:", _after(f"{base}:record:", names))
+    _audit_registry(client, keys, names, devices)
     _audit_agenda(client, keys, records)
     _audit_ledger(records, devices)
     _audit_withheld(records, devices)
@@ -74,6 +78,30 @@ def held(record: dict[str, str]) -> list[tuple[str, int]]:
     """(device, MiB) of each device in a record."""
     parts = [part.rpartition("=") for part in record["devices"].split(",") if part]
     return [(uuid, int(mb)) for uuid, _, mb in parts]
+
+
+def _audit_registry(client: redis.Redis, keys: Keys, names: list[str], devices: Rows) -> None:
+    """What is registered has all of its keys, and what is not has none."""
+    base = keys.base
+    assert set(_after(f"{base}:device:", names)) == set(devices), "a device without an index"
+    hosts = set(_members(client, keys.hosts))
+    assert set(_after(f"{base}:host:", names)) == hosts, "a host without an index"
+    of: dict[str, set[str]] = defaultdict(set)
+    for uuid, d in devices.items():
+        of[d["host"]].add(uuid)
+    assert of.keys() <= hosts, f"devices of no host: {of.keys() - hosts}"
+    for host in _after(f"{base}:devices:", names):
+        assert set(_members(client, keys.devices(host))) == of[host], f"devices of {host}"
+    assert set(_after(f"{base}:holders:", names)) <= set(devices), "holders of no device"
+    drains: Any = client.zrange(f"{base}:drains", 0, -1)
+    known = {f"device:{uuid}" for uuid in devices} | {f"host:{host}" for host in hosts}
+    assert not known & set(drains), "drained, and forgotten"
+    assert len(drains) <= MOST_DRAINS, "drains are remembered without a bound"
+
+
+def _members(client: redis.Redis, key: str) -> list[str]:
+    found: Any = client.smembers(key)
+    return sorted(found)
 
 
 def _audit_agenda(client: redis.Redis, keys: Keys, records: Rows) -> None:
@@ -158,9 +186,20 @@ def _audit_lease_keys(client: redis.Redis, base: str, names: list[str], records:
 
 
 def _audit_tombstones(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:
-    tokens = _after(f"{base}:done:", names)
-    assert not records.keys() & set(tokens), "S4: over and alive at once"
-    for left_ms in _each(client, (("PTTL", f"{base}:done:{token}") for token in tokens)):
+    """Those of the living are none, and what is remembered has a bound and an end."""
+    shards = _after(f"{base}:done:", names)
+    lists = _each(client, (("GET", f"{base}:done:{shard}") for shard in shards))
+    found = dict(zip(shards, (each or "" for each in lists), strict=True))
+    now: Any = client.hget(f"{base}:pool", "last_ms") or 0
+    for token in records:
+        over = tombstones.ended(found.get(str(tombstones.shard_of(token)), ""), token)
+        past = over is None or over.at_ms + TOMBSTONE_MS <= int(now)
+        assert past, f"S4: {token} is over and alive at once"
+    for shard, entries in found.items():
+        assert int(shard) < tombstones.SHARDS, shard
+        assert len(entries) % tombstones.SIZE == 0, f"a broken tombstone in {shard}"
+        assert len(entries) <= MOST_TOMBSTONES * tombstones.SIZE, "tombstones without a bound"
+    for left_ms in _each(client, (("PTTL", f"{base}:done:{shard}") for shard in shards)):
         assert left_ms == -2 or 0 < left_ms <= TOMBSTONE_MS, "L5: a tombstone for ever"
 
 

@@ -10,10 +10,10 @@ from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
-from agent_sdk import functions
+from agent_sdk import functions, tombstones
 from agent_sdk.keys import Keys
 from agent_sdk.protocol import Answer
-from agent_sdk.scripts import VERBS, assemble
+from agent_sdk.scripts import CALLED, assemble
 
 if TYPE_CHECKING:
     import redis
@@ -34,7 +34,7 @@ plus what the test asked for."""
 UNREADY = {"bad_request", "protocol_mismatch", "not_ready"}
 """Refusals that come before anybody has looked at the agenda."""
 
-OPERATORS = {"drain", "set_policy"}
+OPERATORS = {"drain", "set_policy", "forget"}
 """Verbs all of whose refusals do."""
 
 names = (f"t{n}" for n in itertools.count())
@@ -67,7 +67,7 @@ class Pool:
     functions: bool = False
 
     def __post_init__(self) -> None:
-        self.scripts = {v: _skewed(v, shebang=self.shebang) for v in VERBS}
+        self.scripts = {v: _skewed(v, shebang=self.shebang) for v in CALLED}
         self.library = _skewed_library()
         if self.functions:
             self.load()
@@ -176,6 +176,9 @@ class Pool:
     def drain(self, name: str, what: str = "device", drained: int = 1) -> list[Any]:
         return self.run("drain", 1, what, name, drained, "operator", "why")
 
+    def forget(self, name: str, what: str = "device") -> list[Any]:
+        return self.run("forget", 1, what, name, "operator", "why")
+
     def revoke(self, token: str, force: int = 0) -> list[Any]:
         return self.run("revoke", 1, token, force, "operator", "why")
 
@@ -204,7 +207,24 @@ class Pool:
 
     def stats(self) -> dict[str, int]:
         """The counters."""
-        return {name: int(value) for name, value in self.hash("stats").items()}
+        row = {name: int(value) for name, value in self.hash("stats").items()}
+        pool = self.hash("pool")
+        return row | {name: int(pool[name]) for name in ("granted", "released") if name in pool}
+
+    def ended(self, token: str) -> str | None:
+        """How a lease ended, by its tombstone."""
+        shard: Any = self.redis.get(self.keys.done(token))
+        found = tombstones.ended(shard, token)
+        return found.outcome if found else None
+
+    def forget_end(self, token: str) -> None:
+        """Take a tombstone away, as time does."""
+        shard: Any = self.redis.get(self.keys.done(token))
+        parts = [shard[at : at + tombstones.SIZE] for at in range(0, len(shard), tombstones.SIZE)]
+        left = [part for part in parts if not tombstones.ended(part, token)]
+        self.redis.set(self.keys.done(token), "".join(left), keepttl=True)
+        if not left:
+            self.redis.delete(self.keys.done(token))
 
     def look(self, steps: Any) -> Any:
         """The result of one of `agent_sdk.snapshot`'s readings."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "revoke": "End leases as an operator.",
     "drain": "Let a device or a host take no new leases.",
     "undrain": "Let it take leases again.",
+    "forget": "Take a device or a host out of the pool.",
     "keys": "Make, list and end the API keys of the HTTP door.",
     "policy": "Show or change what may be leased.",
     "functions": "Put the verbs on the server as functions, for redis-cli alone.",

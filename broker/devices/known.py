@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.devices.sample import DeviceSample, State, label_of, reserve_of
 
@@ -11,16 +11,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+MOST_GONE: Final = 16
+"""MIG devices that are not there any more and still have a row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why a device could not be read, in one sentence.
 
-    ``ended``: nothing can be read before the driver is opened anew.
+    ``ended``: nothing can be read before the driver is opened anew. ``gone``: the driver works,
+    and does not list it.
     """
 
     state: State
     reason: str
     ended: bool = False
+    gone: bool = False
 
 
 def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
@@ -36,6 +42,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
         state=fault.state,
         reason=fault.reason,
         parent=last.parent,
+        listed=not fault.gone,
     )
 
 
@@ -73,7 +80,14 @@ class Known:
         for device in read:
             self._last[device.uuid] = device
             self._at[device.index] = device.uuid
+        self._forget([device for device in rows.values() if device.parent and not device.listed])
         return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
+
+    def _forget(self, gone: list[DeviceSample]) -> None:
+        """Keep a few MIG devices of earlier layouts: none of them comes back."""
+        for device in gone[: max(0, len(gone) - MOST_GONE)]:
+            del self._last[device.uuid]
+            self._at = {index: at for index, at in self._at.items() if at != device.uuid}
 
     def _filled(self, device: DeviceSample) -> DeviceSample:
         last = self._last.get(device.uuid)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Answer = tuple[DeviceSample, ...] | Fault
     """What is said of the GPU at an index: it and then its MIG devices, or why there is nothing."""
 
-_UNLISTED = Fault("lost", "The NVIDIA driver no longer lists this GPU")
+_UNLISTED = Fault("lost", "The NVIDIA driver no longer lists this GPU", gone=True)
 
 
 class NvmlSource:

@@ -49,6 +49,7 @@ class DeviceSample:
     Attributes:
         processes: all that the driver names on it; None: it cannot tell.
         xids: NVIDIA's error codes that came since the sample before.
+        listed: False: the driver works and does not list it any more; then all is as last known.
         parent: of a MIG device: the UUID of the GPU that it is a part of.
         mps: whether CUDA's Multi-Process Service runs on it; None: unknown.
         ecc_uncorrected: memory errors since the driver was loaded that ECC could not correct.
@@ -85,6 +86,7 @@ class DeviceSample:
     rows_failed: bool | None = None
     recovery_action: int | None = None
     mps: bool | None = None
+    listed: bool = True
     parent: str = ""
     processes: tuple[GpuProcess, ...] | None = None
     xids: tuple[int, ...] = ()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 1_048_576
 """Of a scenario's file."""
 
-_GONE = Fault("lost", "The scenario no longer lists this GPU")
+_GONE = Fault("lost", "The scenario no longer lists this GPU", gone=True)
 
 
 class ScriptedSource:

@@ -35,7 +35,7 @@ _QUERY = (
 )
 _PROCESSES = "gpu_uuid,pid,used_memory"
 _NO_MEMORY = "nvidia-smi does not tell how much memory this GPU has"
-_UNLISTED = Fault("lost", "nvidia-smi no longer lists this GPU")
+_UNLISTED = Fault("lost", "nvidia-smi no longer lists this GPU", gone=True)
 
 
 class SmiSource:

@@ -43,9 +43,11 @@ local function start()
   S = {
     now_us = now_us, now = (now_us - now_us % 1000) / 1000, last = 0, epoch = nil, pool = nil,
     next_due = NEVER, noted_due = NEVER,   -- nothing on the agenda is due before; as it is in the pool
+    polling = false,   -- called as poll: see acquire.lua
     more = 0,       -- 1: something is over that this call left for the next reap
     changes = {},   -- fields of the pool to write, each followed by its value
     work = {},      -- what the line must look at: entry -> rank; see lib/serving.lua
+    counts = {},    -- counters that are in the pool: name -> count
     stored = {},    -- those of them that are in `freed`: entry -> rank there
     wants = {},     -- of a selector, wants:<host>/<model>: want -> rank of its first
     agents = {},    -- by name

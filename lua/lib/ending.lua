@@ -1,10 +1,5 @@
 -- ending: how a lease ends, and what it gives back.
 
--- How it ended, for late duplicates of its calls.
-function B.leave_outcome(token, outcome)
-  call('SET', P .. 'done:' .. token, outcome, 'PX', TOMBSTONE_MS)
-end
-
 -- It is over: forget the record, leave its outcome.
 function B.bury(token, outcome)
   call('DEL', P .. 'record:' .. token)

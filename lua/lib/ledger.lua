@@ -1,10 +1,8 @@
 -- ledger: who was promised what. A record never expires by itself: were it to vanish, nobody would know what to give back.
 --
--- record:<token>   the lease as it stands        done:<token>   how it ended, for late duplicates of its calls
+-- record:<token>   the lease as it stands; how it ended: lib/tombstones.lua
 -- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no field once both are 0;
 --                  <agent>#waiters -> how many wait, <agent>#reserved -> MiB reserved for them; no field at 0
-
-local TOMBSTONE_MS = '900000'   -- longer than any retry of a call may last
 
 -- What a repeated acquire needs of a record.
 function B.asked(record)

@@ -75,10 +75,17 @@ local function least_mb(q, of, cap_mb)
   return sum
 end
 
--- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports alone. `cap_mb`: of an agent.
-function whole.unfit(q, cap_mb)
+-- Which name of q nothing that is registered has, as a code, or nil.
+function whole.unknown(q)
   if q.model ~= '*' and not call('ZSCORE', P .. 'models', q.model) then return 'model_unknown' end
   if q.host ~= '*' and call('ZCARD', P .. 'fits:host/' .. q.host) == 0 then return 'host_unknown' end
+end
+
+-- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports and forgetting alone. `cap_mb`:
+-- of an agent.
+function whole.unfit(q, cap_mb)
+  local unknown = whole.unknown(q)
+  if unknown then return unknown end
   if q.memory_mb * q.devices > cap_mb then cap_mb = NEVER end   -- that is told by the caller, below what never fits
   local alone, why = B.whole(q), 'never_fits'
   local groups = q.devices == 1 and (q.host == '*' or q.model == '*') and { B.selector(q) }

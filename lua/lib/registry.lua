@@ -28,7 +28,9 @@ local FIELDS = {
 -- any more), error codes of the GPU with what is made of them, a process that was sent a signal, for whose sake and why, and
 -- holders of whom there is no record. Of leases that cool: MiB that all of them still use, and of each `token=when it
 -- ended:MiB it still uses:MiB it holds, if its processes are not known`; lib/foreign.lua keeps what the newest sample says.
-local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', lingering_mb = 'whole', cooling = 'cooling' }
+-- `listed` 0: the driver works and does not list it; without that, naming it lists it.
+local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', lingering_mb = 'whole', cooling = 'cooling',
+  listed = 'flag' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, reserve_mb = true }
@@ -80,7 +82,7 @@ local function register(d)
 end
 
 -- Out of everything that knows it under the host and model it had.
-local function unregister(d)
+function B.unregister(d)
   local state = d.state
   d.state = 'moving'
   B.index(d)
@@ -110,23 +112,27 @@ local function look_at(uuid)
 end
 
 -- Take a device as its host says it is, unless another one that lives lists it: then `device|host|reporter` of that one.
--- `over`: a reporter that has ended; false: this one does not say who it is, and takes what it names.
+-- `over`: a reporter that has ended; false: this one does not say who it is, and takes what it names. What is not there is
+-- not registered. The second result: it was a GPU that is divided.
 function B.accept(host, said, sampled_ms, over)
   local known, v, n = look_at(said.uuid)
+  if not known and said.listed == '0' then return nil, false end
   local with = over and known and known.host ~= host and B.has_device(known, host, over)
-  if with then return said.uuid .. '|' .. known.host .. '|' .. with end
+  if with then return said.uuid .. '|' .. known.host .. '|' .. with, false end
   local d = known or new_device(said.uuid, host)
   local capacity, state = d.total_mb - d.reserve_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
   if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.reservations.cancel_on(d) end
-  if known and elsewhere then unregister(d) end
+  if known and elsewhere then B.unregister(d) end
   if (not known or d.host ~= host) and call('HGET', P .. 'host:' .. host, 'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too
   end
+  if not known and B.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
+  if said.listed ~= '0' then fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(S.now) end
   B.settle_foreign(d, said, sampled_ms, {
     withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3] or 0) + 0,
     raised_mb = (v[n + 4] or 0) + 0,
@@ -139,4 +145,5 @@ function B.accept(host, said, sampled_ms, over)
   if not known or state ~= d.state then
     B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
   end
+  return nil, state == 'mig'
 end

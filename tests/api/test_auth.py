@@ -100,6 +100,7 @@ ENDPOINTS: dict[tuple[str, str], tuple[Any, tuple[int, int, int, int]]] = {
     ("POST", "/policy"): ({}, (401, 403, 403, 200)),
     ("POST", "/drain"): ({"host": "nowhere"}, (401, 403, 403, 409)),
     ("POST", "/undrain"): ({"host": "nowhere"}, (401, 403, 403, 409)),
+    ("POST", "/forget"): ({"host": "nowhere"}, (401, 403, 403, 409)),
     ("POST", "/revoke"): ({"agent": "nobody"}, (401, 403, 403, 200)),
 }
 ROLES = (None, "viewer", "agent", "operator")

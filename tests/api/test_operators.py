@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, LeaseLost, Store
+from agent_sdk.reporting import About
+from tests.pools import device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,6 +144,25 @@ def test_limit_of_leases_per_agent_is_409_and_never_a_cpu_lease(operated: Broker
         operated.granted(min_memory_mb=1)
     answer = operated.lease(min_memory_mb=1)
     assert (answer.status_code, answer.json()["code"]) == (409, "limit")
+
+
+def test_forget_takes_out_what_is_there_no_more(operated: Broker, agent: LeaseClient) -> None:
+    """A host that was reported once is in no list and no metric; one with a lease stays."""
+    uuid, fields = device("gpu-gone", model="gone")
+    about = About(deadline_ms=60_000, sampled_ms=0, epoch="", safe_mode=False, version="t")
+    agent.report("pod-1", ((uuid, tuple(fields.items())),), **about)
+    lease = agent.acquire("analyst", host="pod-1", memory_mb=10)
+    refused = operated.http.post("/forget", json={"device": "gpu-gone"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "in_use")
+    agent.release(lease)
+    assert "gpu-gone" in operated.http.get("/metrics").text
+    assert post(operated, "/forget", host="pod-1", reason="sent back") == {"forgotten": 1}
+    for path in ("/gpu/info", "/hosts", "/metrics"):
+        text = operated.http.get(path).text
+        assert "pod-1" not in text
+        assert "gpu-gone" not in text
+    assert agent.events(1)[0].event == "host_forgotten"
+    assert operated.http.post("/forget", json={"host": "pod-1"}).status_code == 409
 
 
 @pytest.mark.parametrize("target", [{"device": DEVICE}, {"host": "h1"}])

@@ -40,7 +40,8 @@ def test_acquire_that_nothing_could_ever_hold_is_refused_for_good(
     pool.report((device("gpu-b", 1000, model="m2", reserve_mb=200),), host="h2")
     assert said(pool.acquire(token("a"), **ask)) == refused(reason)
     assert pool.stats() == {f"refused_{reason}": 1}
-    assert not pool.redis.exists(pool.keys.record(token("a")), pool.keys.done(token("a")))
+    assert not pool.redis.exists(pool.keys.record(token("a")))
+    assert pool.ended(token("a")) is None
 
 
 def test_acquire_when_all_is_taken_has_no_capacity(pool: Pool) -> None:

@@ -90,6 +90,7 @@ ARGS: dict[str, Callable[[random.Random], list[Any]]] = {
     "revoke": lambda rng: [token(rng.choice(NAMES)), rng.choice((0, 1)), "op", "why"],
     "drain": lambda rng: [rng.choice(("device", "host")), rng.choice((*DEVICES, "h1")),
                           rng.choice((0, 1)), "op", "why"],
+    "forget": lambda rng: [rng.choice(("device", "host")), rng.choice((*DEVICES, "h1")), "op", ""],
     "set_policy": lambda rng: ["op", *rng.choice((
         ["safe_mode", 0], ["safe_mode", 1], ["xid_actions", "79=hold,"], ["expiry_grace_s", 1],
         ["safe_mode", 0, "kill_on_oom"], ["idle_action", "enforce", "idle_action", "shout"],

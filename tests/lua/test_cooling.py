@@ -34,7 +34,7 @@ def test_reap_on_a_real_device_withholds_until_the_grace_is_over(gpu: Pool) -> N
     assert said(gpu.acquire()) == REFUSED
     gpu.skew(1)
     assert uuids(gpu.acquire()) == ["gpu-a"]
-    assert gpu.redis.get(gpu.keys.done(token("dead"))) == "expired"
+    assert gpu.ended(token("dead")) == "expired"
     assert gpu.events()[-3:] == ["expired", "cooled", "granted"]
 
 
@@ -79,7 +79,7 @@ def test_report_sampled_after_the_expiry_that_shows_it_free_ends_the_grace(gpu: 
     granted(gpu.acquire(token("next")))
     gpu.live_on(6000)
     assert gpu.free() == {"gpu-a": 100}, "the end of the grace subtracts nothing twice"
-    assert gpu.redis.get(gpu.keys.done(token("dead"))) == "expired"
+    assert gpu.ended(token("dead")) == "expired"
 
 
 @pytest.mark.parametrize("sampled", [-1, 0], ids=["before", "at"])

@@ -144,6 +144,7 @@ CASES: dict[str, tuple[Setup, Verb, str]] = {
         ),
         "REPORTED",
     ),
+    "forget": (nothing, lambda p: p.forget("gpu-0007-0"), "FORGOTTEN"),
 }  # fmt: skip
 """Name -> what happens before, the call that is counted, its tag."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent_sdk import functions
 from agent_sdk.protocol import Call, release, renew_call
-from agent_sdk.scripts import VERBS, scripts
+from agent_sdk.scripts import CALLED, VERBS, scripts
 from tests.audit import audit
 from tests.pools import device, token
 
@@ -68,6 +68,7 @@ def story(pool: Pool, run: Any) -> list[Any]:
         ("renew", (token("a"), "", "")),
         ("release", (token("c"), 1)),
         ("release", (token("c"), 1)),
+        ("forget", ("device", "gpu-b", "me", "why")),
         ("reap", ()),
     ]
     return [shape(run(pool, verb, *args)) for verb, args in steps]
@@ -141,7 +142,7 @@ def test_nothing_is_carried_from_one_call_to_the_next(pool: Pool) -> None:
 def test_every_verb_has_its_function_with_its_flags(pool: Pool) -> None:
     """What must go on when the store is full carries allow-oom, as its script does."""
     names, version = functions.loaded(pool.redis)
-    assert names == sorted([f"gpu_{verb}" for verb in VERBS] + ["gpu_version"])
+    assert names == sorted([f"gpu_{verb}" for verb in CALLED] + ["gpu_version"])
     assert version == functions.library().version
     (library,) = pool.redis.function_list(library="gpu_broker")
     fields = functions._fields(library)

@@ -155,7 +155,7 @@ def test_refused_waiter_may_ask_again(pool: Pool) -> None:
     wait(pool, "ann")
     wait(pool, "bob")
     assert wait(pool, "ann", wait_ms=0) == ["REFUSED", "no_capacity", ""]
-    assert not pool.redis.exists(pool.keys.done(token("ann")))
+    assert pool.ended(token("ann")) is None
     assert wait(pool, "ann") == ["WAITING", 1]
 
 

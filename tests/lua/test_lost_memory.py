@@ -32,7 +32,7 @@ def forgotten(pool: Pool, name: str, **ask: object) -> Granted:
     """A grant that a failover lost: its holder knows of it, and the ledger does not."""
     grant = granted(pool.acquire(name, **ask))
     pool.release(name)
-    pool.redis.delete(f"{pool.keys.base}:done:{name}")
+    pool.redis.delete(pool.keys.done(name))
     return grant
 
 
@@ -232,7 +232,7 @@ def test_two_honest_holders_are_both_adopted_whatever_their_order(gpu: Pool) -> 
     assert older.devices == younger.devices
     for name in (A, B):
         gpu.release(name)
-        gpu.redis.delete(f"{gpu.keys.base}:done:{name}")
+        gpu.redis.delete(gpu.keys.done(name))
     fail_over(gpu)
     assert adopt(gpu, B, younger)[0] == "RENEWED"
     assert adopt(gpu, A, older)[0] == "RENEWED"

@@ -45,7 +45,7 @@ def test_reap_gives_back_what_expired(gpu: Pool) -> None:
     assert gpu.free() == {"gpu-a": 1000}
     assert gpu.hash("agents") == {}
     assert not gpu.redis.exists(gpu.keys.lease("gpu-a", token("a")), gpu.keys.record(token("a")))
-    assert gpu.redis.get(gpu.keys.done(token("a"))) == "expired"
+    assert gpu.ended(token("a")) == "expired"
     assert 890_000 < gpu.redis.pttl(gpu.keys.done(token("a"))) <= 900_000
 
 

@@ -12,6 +12,7 @@ POLICY = {
     "overuse_action": "observe", "squatter_action": "observe", "orphan_action": "observe",
     "idle_after_s": "600", "enforce_after_s": "60", "overuse_slack_mb": "512", "xid_actions": "",
     "reservation_idle_s": "60",
+    "forget_devices_after_s": "3600", "forget_hosts_after_s": "86400",
 }  # fmt: skip
 
 
@@ -31,6 +32,7 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
         "safe_mode": "0", "looked_ms": str(now), "next_due_ms": str(now + 15000),
         "silence_ms": "15000",
+            "sweep_ms": str(now + 300_000),
     }  # fmt: skip
     assert pool.events() == ["pool_created", "device", "host_up"]
 
@@ -104,6 +106,7 @@ def test_report_sets_the_hosts_deadline_anew(pool: Pool) -> None:
     pool.report(deadline_ms=5000)
     assert pool.first_due() == now + 8000
     row = pool.hash("host:h1")
+    assert row.pop("up_ms") == str(now)
     assert row == {"version": "test", "reported_ms": str(now + 3000), "deadline_ms": "5000"}
 
 
@@ -127,7 +130,7 @@ def test_report_of_64_devices_is_taken_and_of_65_refused(pool: Pool) -> None:
 
 
 def test_report_unchanged_writes_no_event_and_moves_no_index(pool: Pool) -> None:
-    """A heartbeat with the same devices is a time in the host's hash and on the agenda."""
+    """A heartbeat with the same devices is a time in their hashes, the host's, and the agenda."""
     devices = (device("gpu-a", 1000), device("gpu-b", 2000, used_mb=100))
     pool.report(devices)
     pool.acquire()
@@ -136,7 +139,8 @@ def test_report_unchanged_writes_no_event_and_moves_no_index(pool: Pool) -> None
     pool.report(devices)
     after = pool.memory()
     changed = {key for key in after if after[key] != before.get(key)}
-    assert changed - {pool.keys.pool} == {pool.keys.due, pool.keys.host("h1")}
+    listed = {pool.keys.device(uuid) for uuid, _ in devices}
+    assert changed - {pool.keys.pool} == {pool.keys.due, pool.keys.host("h1"), *listed}
 
 
 def test_report_in_safe_mode_goes_on(pool: Pool) -> None:

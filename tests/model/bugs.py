@@ -15,8 +15,8 @@ GENERAL_BUGS = (
         "a repeat is a new request",
         (
             (
-                "if call('EXISTS', record, done) > 0 then",
-                "if false then",
+                "local known = call('EXISTS', record) == 1",
+                "local known = false",
             ),
         ),
         seed=286130618,
@@ -174,6 +174,42 @@ GENERAL_BUGS = (
             ),
         ),
         seed=368754544,
+    ),
+    Bug(
+        "a tombstone takes the place of another",
+        (
+            (
+                "string.sub(list, first) .. entry",
+                "entry",
+            ),
+            (
+                "% SHARDS",
+                "% 1",
+            ),
+        ),
+        seed=1,
+    ),
+    Bug(
+        "a device with a lease is forgotten",
+        (
+            (
+                "return d.leases == 0 and d.withheld_mb == 0 and call('SCARD'",
+                "return true or call('SCARD'",
+            ),
+        ),
+        seed=1,
+        often="vanish",
+    ),
+    Bug(
+        "a drain goes with its device",
+        (
+            (
+                "if d.drained == '1' and not with_host and not keep_drain(",
+                "if false and not keep_drain(",
+            ),
+        ),
+        seed=1,
+        often="vanish",
     ),
     Bug(
         "what was freed is not handed on",

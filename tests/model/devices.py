@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.model.entries import Device
+from tests.model.entries import SWEEP_MS, Device, Host
 from tests.model.line import Line
 
 
@@ -13,14 +13,105 @@ from tests.model.line import Line
 class Devices(Line):
     """A pool whose hosts report."""
 
+    def lives(self, host: str, deadline_ms: int, listed: set[str]) -> None:
+        """A host has reported."""
+        h = self.reports.setdefault(host, Host())
+        if self.hosts.get(host) is None:
+            h.up_ms = self.now
+            if f"host:{host}" in self.drains:
+                self.drains.discard(f"host:{host}")
+                self.drained_hosts.add(host)
+        h.reported_ms, h.deadline_ms = self.now, deadline_ms
+        h.listed_ms = self.now if listed else h.listed_ms
+        self.hosts[host] = self.now + deadline_ms
+
+    # What is gone is forgotten.
+
+    def of_host(self, host: str) -> list[str]:
+        """A host's devices, the smallest first."""
+        mine = [(d.total_mb - d.reserve_mb, u) for u, d in self.devices.items() if d.host == host]
+        return [uuid for _, uuid in sorted(mine)]
+
+    def unused(self, uuid: str) -> bool:
+        """Whether nothing of a lease is on it any more."""
+        on = {u for e in self.entries.values() if e.state != "waiting" for u, _ in e.held}
+        return uuid not in on and not self.devices[uuid].withheld_mb
+
+    def forget_device(self, uuid: str) -> None:
+        self.unkeep(uuid)
+        del self.devices[uuid]
+        self.forgotten_ms = self.now
+
+    def forget_host(self, host: str) -> None:
+        self.drained_hosts.discard(host)
+        del self.hosts[host], self.reports[host]
+
+    def let_go(self, uuid: str, *, with_host: bool = False) -> None:
+        """It is there no more; its drain is remembered, or its host's is."""
+        if self.unused(uuid):
+            if self.devices[uuid].drained and not with_host:
+                self.drains.add(f"device:{uuid}")
+            self.forget_device(uuid)
+
+    def forget_slices(self, host: str, listed: set[str]) -> None:
+        """Slices of a GPU that is listed without them are there no more."""
+        for uuid in self.of_host(host):
+            if uuid not in listed and self.devices[uuid].parent in listed:
+                self.let_go(uuid)
+
+    def missing_since(self, uuid: str, h: Host) -> int | None:
+        """Since when a device that its host does not list is missing; None: it is there."""
+        d = self.devices[uuid]
+        if d.listed_ms + h.deadline_ms >= h.listed_ms:
+            return None
+        parent = self.devices.get(d.parent)
+        divided = parent is not None and parent.listed_ms > d.listed_ms + h.deadline_ms
+        return 0 if divided else d.listed_ms
+
+    def sweep(self) -> None:
+        """Every five minutes, or when something is due: forget what is gone."""
+        if self.now < self.sweep_ms or self.now < self.closed_until_ms:
+            return
+        next_ms = self.now + SWEEP_MS
+        devices_ms = self.policy["forget_devices_after_s"] * 1000
+        hosts_ms = self.policy["forget_hosts_after_s"] * 1000
+        for host, due_ms in sorted(self.hosts.items()):
+            h, up = self.reports[host], due_ms is not None
+            settled_ms = h.up_ms + h.deadline_ms if up else h.reported_ms + hosts_ms
+            if self.now < settled_ms:
+                next_ms = min(next_ms, settled_ms)
+                continue
+            for uuid in self.of_host(host):
+                since_ms = self.missing_since(uuid, h) if up else 0
+                gone_ms = since_ms + devices_ms if since_ms else since_ms
+                if gone_ms is not None and gone_ms > self.now:
+                    next_ms = min(next_ms, gone_ms)
+                elif gone_ms is not None:
+                    self.let_go(uuid, with_host=not up and host in self.drained_hosts)
+            if not up and not self.of_host(host):
+                if host in self.drained_hosts:
+                    self.drains.add(f"host:{host}")
+                self.forget_host(host)
+        self.sweep_ms = max(next_ms, self.now + 1)
+
+    # What a host says of a device.
+
     def accept(self, host: str, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:
         """A device as its host says it."""
         d = self.devices.get(uuid)
-        moved = d is None or d.host != host
+        moved, new = d is None or d.host != host, d is None
+        if new and not said.get("listed", 1):
+            return
         d = d or self.devices.setdefault(uuid, Device(host, said["model"]))
         if moved or d.model != said["model"] or said["state"] != "ok":
             self.unkeep(uuid)
         d.drained = d.drained or (moved and host in self.drained_hosts)
+        if new and {f"device:{uuid}", f"host:{host}"} & self.drains:
+            d.drained = True
+            self.drains.discard(f"device:{uuid}")
+        if said.get("listed", 1):
+            d.listed_ms = self.now
+        d.parent = said.get("parent", d.parent)
         d.host, d.model, d.state = host, said["model"], said["state"]
         d.total_mb, d.reserve_mb = said["total_mb"], said["reserve_mb"]
         d.simulated = bool(said["simulated"])

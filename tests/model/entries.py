@@ -11,11 +11,13 @@ POLL_MS, CLAIM_MS, KEEP_AFTER_MS, REVOKED_MS = 10_000, 10_000, 30_000, 60_000
 DOUBLINGS, HOLDERS_READ = 4, 16
 FOREVER_MS, PRIORITY_US = 315_360_000_000, 60_000_000
 REAP_DEVICES, IDLE_FOREIGN_MB, BACK_AT_ONCE = 16, 512, 4
+SWEEP_MS, DONE_MS = 300_000, 900_000
 POLICY = {
     "policy_version": 1, "safe_mode": 0, "max_memory_per_agent_mb": 1_048_576,
     "allow_fractional_shares": 1, "default_memory_mb": 2048, "expiry_grace_s": 5,
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256,
     "reservation_idle_s": 60,
+    "forget_devices_after_s": 3600, "forget_hosts_after_s": 86_400,
 }  # fmt: skip
 
 TAKEN = {"active", "offered"}
@@ -62,6 +64,7 @@ class Device:
     total_mb: int = 0
     reserve_mb: int = 0
     state: str = "unknown"
+    parent: str = ""
     simulated: bool = True
     drained: bool = False
     foreign_mb: int = 0
@@ -73,6 +76,17 @@ class Device:
     withheld_at_ms: int = 0
     cooled_at_ms: int = 0
     reservable_ms: int = 0
+    listed_ms: int = 0
+
+
+@dataclass(slots=True)
+class Host:
+    """When a host came, reported, and listed devices, and what it said of its deadline."""
+
+    deadline_ms: int = 0
+    up_ms: int = 0
+    reported_ms: int = 0
+    listed_ms: int = 0
 
 
 @dataclass(slots=True)

@@ -236,7 +236,7 @@ def check(state: State) -> None:
         demand(x.reserved_mb <= d.total_mb - d.reserve_mb, f"S1: {uuid} is over-full")
         demand(not x.exclusive or x.leases == 1, f"S1: {x.exclusive} is not alone on {uuid}")
     for e in model.entries.values():
-        demand(e.token not in model.done, f"S4: {e.token} is over and there")
+        demand(not model.ended(e.token), f"S4: {e.token} is over and there")
         whole = len(e.held) in {0, e.ask.devices}
         demand(whole, f"S5: {e.token} has {e.held}")
     demand(
@@ -282,7 +282,7 @@ def key(state: State) -> tuple[Any, ...]:
         parts += [
             rank[m.fence], m.another, m.offset_ms, m.now - now, max(-9, m.closed_until_ms - now),
             max(-9, m.window_until_ms - now), m.leap_from_ms - now, m.lost_us // 1000 - now,
-            max(-101, m.looked_ms - now), tuple(sorted(m.done.items())),
+            max(-101, m.looked_ms - now), *((token, m.ended(token)) for token in sorted(m.done)),
         ]  # fmt: skip
         parts += [(e.token, e.state, e.due_ms - now, e.held, rank[e.fence], e.expires_at_ms - now,
                    e.rank // 1000 - now, e.kept, e.until_ms - now if e.kept else 0,

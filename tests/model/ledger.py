@@ -14,6 +14,7 @@ from tests.model.entries import (
     BACK_AT_ONCE,
     CLEAN_MS,
     DAY_US,
+    DONE_MS,
     FAILOVER_MS,
     IDLE_FOREIGN_MB,
     LEAP_MS,
@@ -25,6 +26,7 @@ from tests.model.entries import (
     WINDOW_MS,
     Device,
     Entry,
+    Host,
     Load,
     Reply,
 )  # fmt: skip
@@ -96,8 +98,12 @@ class Ledger(ABC):
     devices: dict[str, Device] = field(default_factory=dict)
     hosts: dict[str, int | None] = field(default_factory=dict)
     drained_hosts: set[str] = field(default_factory=set)
+    reports: dict[str, Host] = field(default_factory=dict)
+    drains: set[str] = field(default_factory=set)
+    sweep_ms: int = 0
+    forgotten_ms: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
-    done: dict[str, str] = field(default_factory=dict)
+    done: dict[str, tuple[str, int]] = field(default_factory=dict)
     served: int = 0
     aside: int = 0
     lending: bool = False
@@ -110,6 +116,8 @@ class Ledger(ABC):
         other.devices = {uuid: copy(d) for uuid, d in self.devices.items()}  # lists are replaced
         other.entries = {name: copy(e) for name, e in self.entries.items()}
         other.drained_hosts, other.done = set(self.drained_hosts), dict(self.done)
+        other.drains = set(self.drains)
+        other.reports = {name: copy(host) for name, host in self.reports.items()}
         return other
 
     # The clock.
@@ -271,9 +279,18 @@ class Ledger(ABC):
             self.progress(e)
         del self.entries[e.token]
         if outcome:
-            self.done[e.token] = outcome
+            self.leave(e.token, outcome)
         if e.state in TAKEN or e.reservation_mb:
             self.unpark(e.ask.agent)
+
+    def leave(self, token: str, outcome: str) -> None:
+        """Remember how it ended."""
+        self.done[token] = outcome, self.now
+
+    def ended(self, token: str) -> str:
+        """How it ended, as long as that is remembered."""
+        outcome, at_ms = self.done.get(token, ("", 0))
+        return outcome if self.now < at_ms + DONE_MS else ""
 
     def unpark(self, agent: str) -> None:
         """An agent's sum fell: who fits under its cap again stands where it stood."""

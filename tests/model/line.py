@@ -9,6 +9,7 @@ from tests.model.entries import (
     CLAIM_MS,
     FOREVER_MS,
     IDLE_FOREIGN_MB,
+    Ask,
     Entry,
     demand,
 )  # fmt: skip
@@ -70,10 +71,8 @@ class Line(Reservations):
     def unfit(self, e: Entry) -> str:
         """Why nothing that is registered could ever hold it; '' when something could."""
         ask, known = e.ask, self.devices.values()
-        if ask.model not in {"*", *(d.model for d in known)}:
-            return "model_unknown"
-        if ask.host not in {"*", *(d.host for d in known)}:
-            return "host_unknown"
+        if unknown := self.unknown(ask):
+            return unknown
         groups = dict[tuple[str, str], list[int]]()
         for d in known:
             size_mb = d.total_mb - d.reserve_mb
@@ -85,6 +84,13 @@ class Line(Reservations):
             return "never_fits"
         over = self.whole(ask) and min(least) > self.policy["max_memory_per_agent_mb"]
         return "agent_cap" if over else ""
+
+    def unknown(self, ask: Ask) -> str:
+        """Which name of a request nothing that is registered has."""
+        known = self.devices.values()
+        if ask.model not in {"*", *(d.model for d in known)}:
+            return "model_unknown"
+        return "host_unknown" if ask.host not in {"*", *(d.host for d in known)} else ""
 
     def take(self, e: Entry, devices: tuple[str, ...], state: str, *, lent: bool = False) -> None:
         """Give e the devices: a share of one, or the whole of each; `lent`: for a known time."""

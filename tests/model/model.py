@@ -19,6 +19,7 @@ from tests.model.entries import (
     POLL_MS,
     PRIORITY_US,
     REVOKED_MS,
+    SWEEP_MS,
     Ask,
     Entry,
     Held,
@@ -47,15 +48,16 @@ class Model(Devices):
             return refusal
         self.catch_up(token)
         e = self.entries.get(token)
-        if not e and token in self.done:
-            return ["LOST", self.done[token]]
+        if not e and self.ended(token):
+            return ["LOST", self.ended(token)]
         if e and e.state == "cooling":
             return ["LOST", e.outcome]
         if e and (e.ask != ask or owner not in {"", e.owner}):
             return ["CONFLICT"]
         if e and e.state == "active":
             return self.granted(e)
-        if e and self.only_waits(e, wait_ms):
+        gone = self.now <= self.forgotten_ms + POLL_MS and self.unknown(ask)
+        if e and self.only_waits(e, wait_ms) and not gone:
             e.due_ms = self.now + POLL_MS
             return ["WAITING", self.place(e)]
         if e and e.state == "offered":
@@ -125,7 +127,7 @@ class Model(Devices):
         never = ""
         if why in {"no_capacity", "agent_cap"}:
             ahead = not new and self.place(e) > 0
-            never = "" if ahead else self.unfit(e)
+            never = self.unknown(ask) if ahead else self.unfit(e)
             if not never and e.memory_mb * ask.devices > cap_mb:
                 never = "agent_cap"
             why = never or why
@@ -181,8 +183,8 @@ class Model(Devices):
             self.close(self.epoch // 1000 + FORGOT_MS, self.epoch)
         self.catch_up(token)
         e = self.entries.get(token)
-        if not e and token in self.done:
-            return ["LOST", self.done[token]]
+        if not e and self.ended(token):
+            return ["LOST", self.ended(token)]
         if e and owner not in {"", e.owner}:
             return ["UNKNOWN"]
         if claim and (not e or e.state in {"waiting", "offered"}):
@@ -217,7 +219,7 @@ class Model(Devices):
         if token in self.entries:
             self.bury(self.entries[token], "")
         if hold_until_ms and hold_until_ms < self.now:
-            self.done[token] = "expired"
+            self.leave(token, "expired")
             return ["LOST", "expired"]
         alone, loads = ask.exclusive == 1 or ask.devices != 1, self.loads()
         for uuid, mb in held:
@@ -229,7 +231,7 @@ class Model(Devices):
                 younger = x and x.exclusive and self.entries[x.exclusive].fence > fence
                 if self.now < self.closed_until_ms and not younger:
                     return ["AGAIN"]
-                self.done[token] = "superseded"
+                self.leave(token, "superseded")
                 return ["LOST", "superseded"]
         for uuid, mb in held:
             self.unkeep(uuid)
@@ -248,11 +250,11 @@ class Model(Devices):
             return refusal
         self.catch_up(token)
         e = self.entries.get(token)
-        if not e and token in self.done:
-            return ["ALREADY", self.done[token]]
+        if not e and self.ended(token):
+            return ["ALREADY", self.ended(token)]
         if not e:
             if plant:
-                self.done[token] = "released"
+                self.leave(token, "released")
             return ["UNKNOWN"]
         if owner not in {"", e.owner}:
             return ["UNKNOWN"]
@@ -268,7 +270,7 @@ class Model(Devices):
         self.catch_up(token)
         e = self.entries.get(token)
         if not e:
-            return ["ALREADY", self.done[token]] if token in self.done else ["UNKNOWN"]
+            return ["ALREADY", self.ended(token)] if self.ended(token) else ["UNKNOWN"]
         if e.state == "cooling":
             return ["ALREADY", e.outcome]
         if e.state != "active":
@@ -287,6 +289,7 @@ class Model(Devices):
             return refusal
         self.recalls(seen_ms)
         self.catch_up()
+        self.sweep()
         return ["REAPED"]
 
     def drain(self, what: str, name: str, drained: int) -> Reply:
@@ -294,11 +297,11 @@ class Model(Devices):
         if refusal := self.open():
             return refusal
         if name not in (self.hosts if what == "host" else self.devices):
-            return [
-                "REFUSED",
-                f"{what}_unknown",
-                "",
-            ]  # no two hosts of these worlds are nearly alike
+            if drained or f"{what}:{name}" not in self.drains:
+                return ["REFUSED", f"{what}_unknown", ""]  # which name is nearly so is not asked
+            self.catch_up()
+            self.drains.discard(f"{what}:{name}")
+            return ["UNDRAINED", 0]
         self.catch_up()
         ids = [u for u, d in self.devices.items() if (d.host if what == "host" else u) == name]
         if what == "host":
@@ -326,13 +329,39 @@ class Model(Devices):
         """A host says what it has; only this makes a pool."""
         if not self.exists:
             self.exists, self.epoch, self.now = True, self.raw_us, self.raw_us // 1000
+            self.sweep_ms = self.now + SWEEP_MS
         self.open()
         self.silence_ms = deadline_ms
         self.recalls(seen_ms)
         if epoch and epoch < self.epoch:
             self.close(self.epoch // 1000 + FORGOT_MS, self.epoch)
         self.catch_up()
+        was = {uuid for uuid, d in self.devices.items() if d.state == "mig"}
         for uuid, said in devices.items():
             self.accept(host, uuid, said, sampled_ms)
-        self.hosts[host] = self.now + deadline_ms
+        listed = {uuid for uuid, said in devices.items() if said.get("listed", 1)}
+        divided = any(said["state"] == "mig" for said in devices.values())
+        self.lives(host, deadline_ms, listed)
+        if divided or was & devices.keys() or listed != devices.keys():
+            self.forget_slices(host, listed)
+        self.sweep()
         return ["REPORTED"]
+
+    def forget(self, what: str, name: str) -> Reply:
+        """An operator says that it is there no more."""
+        if refusal := self.open():
+            return refusal
+        there = name in (self.hosts if what == "host" else self.devices)
+        if not there and f"{what}:{name}" not in self.drains:
+            return ["REFUSED", f"{what}_unknown", ""]
+        self.catch_up()
+        ids = self.of_host(name) if what == "host" else [u for u in self.devices if u == name]
+        for uuid in ids:
+            if not self.unused(uuid):
+                return ["REFUSED", "in_use", uuid]
+        for uuid in ids:
+            self.forget_device(uuid)
+        if what == "host":
+            self.forget_host(name)
+        self.drains.discard(f"{what}:{name}")
+        return ["FORGOTTEN", len(ids), 0]

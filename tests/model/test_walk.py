@@ -28,6 +28,20 @@ def test_walk_of_functions_finds_no_violation(world_of_functions: World) -> None
     assert world_of_functions.walk("2", STEPS) == STEPS
 
 
+@pytest.mark.slow
+def test_walk_of_what_vanishes_finds_no_violation(world: World) -> None:
+    """Devices and hosts go and come back, by themselves and by an operator's word."""
+    world.often = "vanish"
+    try:
+        assert world.walk("1", STEPS) == STEPS
+    finally:
+        world.often = ""
+    names = {
+        entry["event"] for pool in world.pools for _, entry in pool.redis.xrange(pool.keys.events)
+    }
+    assert {"device_forgotten", "host_forgotten"} <= names
+
+
 def test_walk_reaches_what_is_rare(world: World) -> None:
     """What no walk comes to no walk checks: each kind of event and of answer is among its steps."""
     walk = Walk(random.Random("7/0"))

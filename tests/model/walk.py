@@ -282,6 +282,38 @@ class Walk:
         self.queue += [self.pass_on(pool, 4000), [pool, "reap", {}], self.pass_on(pool, 5000)]
         return ["reap", {}]
 
+    def gone(self, pool: int) -> Step:
+        """An operator forgets a device or a host."""
+        said = self.drain(pool)[1]
+        return ["gone", {"what": said["what"], "name": said["name"]}]
+
+    def vanish(self, pool: int) -> Step:
+        """A host lists a device no more, or says nothing; one may be a slice of another.
+
+        With steps of every other kind between, where it comes often.
+        """
+        if self.rng.random() < 0.7:
+            return self.gone(pool) if self.rng.random() < 0.05 else self.again(pool)
+        host, fields = self.rng.choice(SHAPES[pool])[0], {"forget_devices_after_s": 10}
+        full = self.report(pool, host)
+        uuids = [*full["devices"]]
+        if not uuids:
+            return self.gone(pool)
+        if len(uuids) > 1 and self.rng.random() < 0.4:
+            full["devices"][uuids[0]] |= {"state": "mig"}
+            full["devices"][uuids[-1]] |= {"parent": uuids[0]}
+        some = {u: s for u, s in full["devices"].items() if u != uuids[-1]}
+        if self.rng.random() < 0.3:
+            some[uuids[-1]] = full["devices"][uuids[-1]] | {"listed": 0, "state": "lost"}
+        told = self.rng.choice((full, full | {"devices": some}, full | {"devices": some}))
+        self.queue += [[pool, "report", full], [pool, *self.drain(pool)]]
+        for ms in self.rng.choice(((9000, 9000, 9000), (9000, 300_001, 31_000, 16_000))):
+            self.queue += [self.pass_on(pool, ms), [pool, *self.again(pool)]]
+            self.queue += [[pool, "report", told]] if self.rng.random() < 0.7 else []
+            self.queue += [[pool, "reap", {}]]
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        return ["policy", {"fields": fields | {"forget_hosts_after_s": 60}}]
+
     def crowd(self, pool: int) -> Step:
         """Many small requests wait when a host comes back, and the policy may be another."""
         host = self.rng.choice(SHAPES[pool])[0]

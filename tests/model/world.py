@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.model.entries import Ask, Reply, demand
+from tests.model.entries import DONE_MS, Ask, Reply, demand
 from tests.model.model import Claim, Model
 from tests.model.pair import START_US, Pair
 
@@ -93,6 +93,10 @@ class Life:
         """What all replies of one token together say; it needs no model."""
         known, tag = self.holders.setdefault(named, Holder()), reply[0]
         now = self.pair.model.now
+        over_ms = self.pair.model.done.get(named, ("", 0))[1]
+        if tag in {"GRANTED", "WAITING"} and over_ms and now >= over_ms + DONE_MS:
+            known.granted = known.over = known.revoked = False  # its end is remembered no more
+            known.ends_ms = 0
         if tag in {"GRANTED", "RENEWED"}:
             demand(not known.over, f"S4: {named} was over, and is {tag}")
         if tag == "GRANTED":
@@ -185,6 +189,10 @@ class Life:
         """An operator drains a device or a host, or takes it back."""
         return self.send("drain", (what, name, drained, "op", "why"), what=what, name=name,
                          drained=drained)  # fmt: skip
+
+    def do_gone(self, what: str, name: str) -> Reply | None:
+        """An operator says that a device or a host is there no more."""
+        return self.send("forget", (what, name, "op", "why"), what=what, name=name)
 
     def do_policy(self, fields: dict[str, int]) -> Reply | None:
         """An operator turns knobs."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk.holders import Ended
+from agent_sdk.tombstones import Ended
 from broker.devices.sample import GpuProcess
 from broker.truth.reckoning import Revocation
 from tests.truth.worlds import Host, device_status, gpu, holders, lease, program

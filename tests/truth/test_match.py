@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent_sdk.holders import Ended
+from agent_sdk.tombstones import Ended
 from broker.truth.match import Matcher
 from tests.truth.worlds import Nobody, holders, lease, program
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk.functions import own_library
+from agent_sdk.reporting import About
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli import COMMANDS
 from tests.api.brokers import PROGRAM, environment
+from tests.pools import device
 from tests.program import called
 
 if TYPE_CHECKING:
@@ -113,6 +115,35 @@ def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str, takes:
     assert f"{takes} leases again" in on(pool, "undrain", name)
     assert "drained" not in on(pool, "status")
     assert "no host and no device" in on(pool, "drain", "nobody", code=1)
+
+
+def test_forget_by_the_name_alone(pool: TestBroker) -> None:
+    """A device or a host leaves every list; with a lease on it, the words say what to do."""
+    uuid, fields = device("gpu-gone", model="gone")
+    about = About(deadline_ms=60_000, sampled_ms=0, epoch="", safe_mode=False, version="t")
+    for host in ("pod-1", "pod-2"):
+        pool.client.report(host, ((f"{uuid}-{host}", tuple(fields.items())),), **about)
+    lease = pool.client.acquire("analyst", host="pod-1", memory_mb=10)
+    for name in ("pod-1", "gpu-gone-pod-1"):
+        assert "a lease is on gpu-gone-pod-1" in on(pool, "forget", name, code=1)
+    pool.client.release(lease)
+    assert "device gpu-gone-pod-1: forgotten" in on(pool, "forget", "gpu-gone-pod-1")
+    assert "host pod-1: forgotten, with 0 devices" in on(pool, "forget", "pod-1")
+    assert data(pool, "forget", "pod-2", "--reason", "sent back") == {"devices": 1}
+    assert "pod-" not in on(pool, "hosts")
+    assert "no host and no device" in on(pool, "forget", "pod-2", code=1)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("undrain", "leases again"), ("forget", "forgotten")]
+)
+def test_drain_of_what_the_pool_has_forgotten_is_ended_by_its_name(
+    pool: TestBroker, command: str, says: str
+) -> None:
+    """It is in no list any more, and comes back drained unless an operator says otherwise."""
+    pool.client.redis.zadd(f"{pool.client.keys.base}:drains", {"host:pod-3": 1})
+    assert says in on(pool, command, "pod-3")
+    assert "no host and no device" in on(pool, command, "pod-3", code=1)
 
 
 def test_revoke_needs_a_target_and_a_reason(pool: TestBroker) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 BY_THE_CLIENT = {
-    "denied", "store_full", "store_unavailable", "outcome_unknown", "unreachable", "unknown_token",
+    "denied", "store_unavailable", "outcome_unknown", "unreachable", "unknown_token",
     "conflict",
 }  # fmt: skip
 """Codes that no script says: the SDK makes them of tags, or of what went wrong on the way."""
@@ -60,6 +60,7 @@ VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "report": lambda: reporting.report("h1", (), **REPORT),
     "revoke": lambda: operate.revoke(REQUEST.token, force=True, by="op", why="because"),
     "drain": lambda: operate.drain("host", "h1", drained=True, by="op", why=""),
+    "forget": lambda: operate.forget("host", "h1", by="op", why=""),
     "set_policy": lambda: operate.set_policy("op", safe_mode=True),
 }
 """One call of each verb."""
@@ -226,6 +227,7 @@ def test_answer_to_another_verb_is_a_mismatch(verb: str) -> None:
         "renew": ["RENEWED", *FRAME, 5000, 4000, ""], "release": ["RELEASED", *FRAME],
         "report": ["REPORTED", *FRAME], "revoke": ["REVOKED", *FRAME, 5000],
         "drain": ["DRAINED", *FRAME, 1], "set_policy": ["POLICY", *FRAME, 2],
+        "forget": ["FORGOTTEN", *FRAME, 1, 0],
     }  # fmt: skip
     for other, raw in tags.items():
         if other != verb:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from broker.devices import choose
-from broker.devices.sample import GpuProcess
+from broker.devices.known import Fault, Known
+from broker.devices.sample import DeviceSample, GpuProcess
 from broker.devices.scenario import scenario_of
 from broker.devices.scripted import MAX_BYTES, ScriptedSource
 from broker.devices.told import ScenarioError
@@ -427,3 +429,31 @@ def test_scripted_is_chosen_also_under_safe_mode(safe_mode):
     source = choose(spec, enable_nvml=None, safe_mode=safe_mode, host="b", smi_on_path=None)
     assert (source.name, source.sample().error) == ("scripted", None)
     source.close()
+
+
+def test_gpu_that_the_scenario_lists_no_more_says_so() -> None:
+    """The pool forgets it after a while; what fails, or is there, is listed."""
+    known = Known("h1")
+    there = tuple(
+        DeviceSample(uuid=f"GPU-{n}", index=n, name="G", model="G", total_mb=1, reserve_mb=0,
+                     used_mb=0) for n in range(2)
+    )  # fmt: skip
+    known.merge({n: (device,) for n, device in enumerate(there)}, Fault("lost", "gone", gone=True))
+    rows = known.merge({0: (there[0],)}, Fault("lost", "gone", gone=True))
+    assert [(row.uuid, row.state, row.listed) for row in rows] == [
+        ("GPU-0", "ok", True), ("GPU-1", "lost", False),
+    ]  # fmt: skip
+    rows = known.merge({}, Fault("error", "the driver does not answer"))
+    assert [row.listed for row in rows] == [True, True]
+
+
+def test_mig_devices_of_earlier_layouts_have_few_rows() -> None:
+    """A GPU that is divided anew again and again does not make each report longer."""
+    known, parent = Known("h1"), DeviceSample(
+        uuid="GPU-0", index=0, name="G", model="G", total_mb=1, reserve_mb=0, used_mb=0, state="mig"
+    )  # fmt: skip
+    for n in range(100):
+        part = replace(parent, uuid=f"MIG-{n}", index=1, state="ok", parent="GPU-0")
+        rows = known.merge({0: (parent, part)}, Fault("lost", "gone", gone=True))
+    assert len(rows) <= 20
+    assert [row.uuid for row in rows if row.listed] == ["GPU-0", "MIG-99"]

@@ -13,7 +13,18 @@ from lupa import lua51
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk import scripts as module
 from agent_sdk.errors import BrokerUnavailable
-from agent_sdk.scripts import AT_ONCE, CORE, GOES_ON, REST, VERBS, assemble, lua_folder, scripts
+from agent_sdk.scripts import (
+    AT_ONCE,
+    CALLED,
+    CORE,
+    GOES_ON,
+    POLL,
+    REST,
+    VERBS,
+    assemble,
+    lua_folder,
+    scripts,
+)
 from tests.audit import audit
 from tests.pools import SKEWED_TIME, Pool, device, granted, said, token
 
@@ -51,7 +62,7 @@ def test_assemble_names_the_script_by_its_sha(server: Server, verb: str) -> None
 
 def test_assemble_lets_memory_be_given_back_when_the_store_is_full() -> None:
     """Renew, release and reap go on at maxmemory; what takes more memory does not."""
-    assert {"renew", "release", "reap"} <= GOES_ON <= set(VERBS)
+    assert {"renew", "release", "reap", "report"} <= GOES_ON <= set(CALLED)
     assert "acquire" not in GOES_ON
 
 
@@ -71,8 +82,8 @@ def test_assemble_of_no_verb_is_an_error() -> None:
 
 def test_scripts_are_all_there_and_read_once() -> None:
     """Every verb has a script of its own; they are read once per process."""
-    assert list(scripts()) == list(VERBS)
-    assert len({script.sha for script in scripts().values()}) == len(VERBS)
+    assert list(scripts()) == list(CALLED)
+    assert len({script.sha for script in scripts().values()}) == len(CALLED)
     assert scripts() is scripts()
 
 
@@ -181,6 +192,43 @@ def test_renew_release_and_reap_on_a_full_store_go_on(full: Pool) -> None:
     assert full.renew(token("a"))[0] == "RENEWED"
     assert full.release(token("a"))[0] == "RELEASED"
     assert full.reap()[0] == "REAPED"
+
+
+def test_report_on_a_full_store_goes_on(full: Pool) -> None:
+    """Else each host would be away within its deadline, and its devices lent to nobody."""
+    assert full.report((device("gpu-a", 1000),))[0] == "REPORTED"
+
+
+def test_waiters_on_a_full_store_keep_their_places_and_take_what_is_theirs(
+    server: Server, full: Pool
+) -> None:
+    """By the verb poll, in their order; of a token that is not known it begins nothing."""
+    names, asks = (token("w"), token("v")), {"memory_mb": 900, "wait_ms": 60_000}
+    full.redis.config_set("maxmemory", "0")
+    for place, name in enumerate(names):
+        assert full.acquire(name, **asks)[5] == place
+    full.redis.config_set("maxmemory", "1mb")
+    for _ in range(3):
+        full.redis.config_set("maxmemory", "0")
+        full.skew(9000)
+        full.redis.config_set("maxmemory", "1mb")
+        full.report((device("gpu-a", 1000),))
+        full.renew(token("a"))
+        for place, name in enumerate(names):
+            assert poll(full, name, **asks)[5] == place
+    full.release(token("a"))
+    assert poll(full, names[0], **asks)[0] == "GRANTED"
+    assert poll(full, token("n"), **asks)[5:] == ["store_full", ""]
+
+
+def poll(pool: Pool, name: str, **ask: Any) -> list[Any]:
+    """What the SDK asks instead when the store is full."""
+    plain = pool.command
+    pool.command = lambda verb: plain(POLL if verb == "acquire" else verb)  # type: ignore[method-assign] # for one call
+    try:
+        return pool.acquire(name, **ask)
+    finally:
+        del pool.command  # type: ignore[method-assign] # the class has it
 
 
 @pytest.fixture

@@ -233,6 +233,8 @@ const POLICY = [
   ["overuse_slack_mb", "Memory that a lease may use beyond what it holds, MiB", "number"],
   ["reservation_idle_s", "GPUs reserved for one that waits may go unused for, s; 0: none is reserved", "number"],
   ["xid_actions", "What errors of a GPU mean, as 31=suspect,79=hold; empty: NVIDIA's table", "text"],
+  ["forget_devices_after_s", "A GPU that its host lists no more is forgotten after, s", "number"],
+  ["forget_hosts_after_s", "A host that is silent is forgotten after, s", "number"],
   ["allow_fractional_shares", "GPUs may be shared", "checkbox"],
   ["kill_on_oom", "Over-using processes may be ended", "checkbox"],
 ];

@@ -61,4 +61,6 @@ export const EVENTS = {
   returned: "The GPU came out of quarantine.",
   xid: "NVIDIA's driver told of an error of the GPU, by its code.",
   process_ended: "The host ended a process: the policy says so.",
+  device_forgotten: "The GPU is there no more: it has left the pool.",
+  host_forgotten: "The host is there no more: it has left the pool.",
 };
