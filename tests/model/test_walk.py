@@ -44,7 +44,7 @@ def test_walk_of_what_vanishes_finds_no_violation(world: World) -> None:
 
 def test_walk_reaches_what_is_rare(world: World) -> None:
     """What no walk comes to no walk checks: each kind of event and of answer is among its steps."""
-    walk = Walk(random.Random("7/0"))
+    walk = Walk(random.Random("1/0"))
     lives, seen = world.begin(), set()
     for _ in range(STEPS):
         step = walk.next()
