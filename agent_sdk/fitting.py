@@ -61,9 +61,11 @@ class Wish:
     @property
     def want(self) -> str:
         """The want that it would stand in; see `lua/lib/waiters.lua`."""
-        whole = self.exclusive or self.devices > 1
-        size = self.devices if whole else self.memory_mb
-        return f"{self.host}/{self.model}/{'x' if whole else 'm'}{max(0, size - 1).bit_length()}"
+        size = max(0, self.memory_mb - 1).bit_length()
+        shape = f"m{size}"
+        if self.exclusive or self.devices > 1:
+            shape = f"x{100 * (self.devices - 1).bit_length() + size}"
+        return f"{self.host}/{self.model}/{shape}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 -- waiters: who waits, for what, and where each of them stands.
 --
 -- A waiter stands in one want, with those who ask alike: <host or *>/<model or *>/<shape>. Shape m<n> is a share of more than
--- 2^(n-1) and at most 2^n MiB, x<n> as many whole devices. Waiters for a full host so never block those for a free one.
+-- 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and at most 2^k whole devices of so much each. Waiters for a
+-- full host, or for large devices, so never block those for what is free.
 --
 --   line:<want>             token -> rank, the smaller first: µs of joining, less a minute for each step of priority
 --   wants:<host>/<model>    want -> rank of its first
@@ -39,11 +40,16 @@ function waiters.policy()
   return pool
 end
 
-function waiters.want(q)
-  local whole = q.exclusive or q.devices > 1
-  local size, n, top = whole and q.devices or q.memory_mb, 0, 1
+-- How often one must be doubled to hold that much.
+local function doublings(size)
+  local n, top = 0, 1
   while top < size do n, top = n + 1, top * 2 end
-  return q.host .. '/' .. q.model .. '/' .. (whole and 'x' or 'm') .. n
+  return n
+end
+
+function waiters.want(q)
+  local whole, mb = q.exclusive or q.devices > 1, doublings(q.memory_mb)
+  return q.host .. '/' .. q.model .. '/' .. (whole and 'x' .. text(100 * doublings(q.devices) + mb) or 'm' .. mb)
 end
 
 -- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.

@@ -84,7 +84,7 @@ def test_drain_a_host(broker: Broker, client: LeaseClient, tab: Opened) -> None:
     assert all(device.drained for device in client.devices())
 
 
-def test_gpu_that_is_kept_says_for_whom(
+def test_gpu_that_is_reserved_says_for_whom(
     broker: Broker, own: Server, client: LeaseClient, tab: Opened
 ) -> None:
     """Free and ok, and yet nobody else's: the row says why, the tile does not count it.
@@ -97,9 +97,9 @@ def test_gpu_that_is_kept_says_for_whom(
     with own.connect() as store:
         store.hset(KEYS.record(asked["token"]), "kept", free.uuid)
     page = tab(broker)
-    expect(page.row("devices", "kept for critic")).to_contain_text("0.0 of 8.0 GiB")
+    expect(page.row("devices", "reserved for critic")).to_contain_text("0.0 of 8.0 GiB")
     expect(page.page.locator("#summary")).to_contain_text("of 32.0 GiB; 8.0 GiB not leasable")
-    page.row("devices", "kept for critic").click()
+    page.row("devices", "reserved for critic").click()
     expect(page.dialog).to_contain_text("nobody behind it gets this GPU")
     client.revoke(asked["token"])
 

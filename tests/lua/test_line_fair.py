@@ -36,8 +36,8 @@ def server() -> Iterator[Server]:
 
 def want(ask: dict[str, Any]) -> tuple[Any, ...]:
     """Those who ask alike: one host and model, sizes within a factor of two."""
-    size = "x0" if ask["exclusive"] else f"m{(ask['memory_mb'] - 1).bit_length()}"
-    return ask["host"], ask["model"], size
+    size = (ask["memory_mb"] - 1).bit_length()
+    return ask["host"], ask["model"], bool(ask["exclusive"]), size
 
 
 def shares_of(free_mb: int, line: list[tuple[str, dict[str, Any]]]) -> list[str]:

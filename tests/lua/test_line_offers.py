@@ -292,3 +292,11 @@ def test_first_that_keeps_devices_and_is_at_its_cap_elsewhere_holds_nobody_up(po
     both = (device("gpu-x", 3000), device("gpu-y", 3000, index=1))
     pool.report(both, host="h2", deadline_ms=DAY_MS)
     assert (state(pool, "ann"), state(pool, "bob")) == ("waiting", "offered")
+
+
+def test_larger_whole_device_is_waited_for_beside_an_idle_smaller_one(pool: Pool) -> None:
+    """L1: who wants less memory of a whole device is of another size class, and has it now."""
+    pool.report((device("large", 8000), device("small", 1000, index=1)), deadline_ms=DAY_MS)
+    granted(pool.acquire(token("holder"), "holder", memory_mb=5000, ttl_ms=0))
+    assert wait(pool, "large", memory_mb=4000, exclusive=1) == ["WAITING", 0]
+    assert wait(pool, "small", memory_mb=500, exclusive=1)[0] == "GRANTED"

@@ -131,9 +131,10 @@ class Entry:
     def want(self) -> str:
         """With whom it waits: host, model and shape."""
         ask = self.ask
+        size = (self.memory_mb - 1).bit_length()
         whole = ask.exclusive or ask.devices > 1
-        size = ask.devices if whole else self.memory_mb
-        return f"{ask.host}/{ask.model}/{'x' if whole else 'm'}{(size - 1).bit_length()}"
+        shape = f"x{100 * (ask.devices - 1).bit_length() + size}" if whole else f"m{size}"
+        return f"{ask.host}/{ask.model}/{shape}"
 
 
 class Load(NamedTuple):
