@@ -338,24 +338,33 @@ class Walk:
             )
         big = {"ttl_ms": 10_000, "host": "*", "model": "*", "on_unavailable": "refuse"}
         asks = ({"devices": 2, "memory_mb": 500}, {"devices": 1, "memory_mb": 1000},
-                {"devices": 1, "exclusive": 1, "memory_mb": 300})  # fmt: skip
+                {"devices": 1, "exclusive": 1, "memory_mb": 300},
+                {"devices": 2, "memory_mb": 200})  # fmt: skip
         patient = [self.asked(pool, big | ask) for ask in asks]
         self.queue += [*held, *([pool, "report", self.report(pool, host)] for host in hosts)]
         for round_ in range(self.rng.randrange(10, 34)):
             if round_ == 5:  # one comes later, when the others reserve
-                later = {"devices": 1, "memory_mb": 900, "host": pick(hosts)}
+                later = {"devices": 1, "memory_mb": 600, "exclusive": 1}
                 patient.append(self.asked(pool, big | later))
             self.queue += [self.pass_on(pool, 4000), *patient]
             if round_ % 3 == 0:
                 self.queue += [[pool, "report", self.report(pool, host)] for host in hosts]
-            if round_ % 4 == 3:
-                small = {"memory_mb": 200, "devices": 1, "max_hold_ms": pick((0, 5000, 20_000))}
+            if round_ % 2 == 1:
+                small = {
+                    "memory_mb": pick((200, 600)),
+                    "devices": 1,
+                    "max_hold_ms": pick((0, 20_000, 75_000)),
+                }
                 self.queue.append(self.asked(pool, small))
                 renewed = pick(held)[2]["number"]
                 self.queue.append([pool, "renew", {"number": renewed}])
             if round_ % 10 == 9:
                 self.queue.append([pool, *self.drain(pool)])
+                urgent = self.asked(pool, big | {"devices": 1, "memory_mb": 50, "priority": 9})
+                free = [[pool, "release", {"number": x[2]["number"]}] for x in (pick(held), urgent)]
+                self.queue += [urgent, free[0], urgent, self.pass_on(pool, 3000), free[1]]
         self.queue += [[pool, "release", {"number": step[2]["number"]}] for step in held[::2]]
         for uuid in self.hardware[pool]:
             self.hardware[pool][uuid] |= {"state": "ok"}
-        return ["policy", {"fields": ORDINARY}]
+        cap_mb = pick((*[ORDINARY["max_memory_per_agent_mb"]] * 3, 2500))
+        return ["policy", {"fields": ORDINARY | {"max_memory_per_agent_mb": cap_mb}}]
