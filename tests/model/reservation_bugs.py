@@ -33,29 +33,9 @@ RESERVATION_BUGS = (
     _bug("a head does not rest", "or S.now < w.reserves_ms or", "or"),
     _bug("what is reserved is lent for too long", "text(S.now + q.max_hold_ms)", "text(S.now)"),
     _bug(
-        "it is lent beside a lease without end",
-        "if not ends_ms and v[1] ~= 'cooling' then return nil end",
-        "",
-    ),
-    _bug(
-        "its end is known for ever",
-        "if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then",
-        "if false then",
-    ),
-    _bug(
         "a whole device above the cap is waited for",
         "if least then why =",
         "if false then why =",
         often="policy",
-    ),
-    Bug(
-        "dead devices hide those behind them",
-        (
-            *SMALL_PAGES,
-            ("and w.reservation_seen + #page or 0", "and 0 or 0"),
-            ("or read >= DEVICES_READ) and at or 0", "or read >= DEVICES_READ) and 0 or 0"),
-        ),
-        pages=PAGES,
-        often="standoff",
     ),
 )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.model.planted import planted
+from tests.model.reservation_bugs import IN_PAGES
 from tests.model.run import Failure
 from tests.model.walk import Walk
 
@@ -42,23 +44,29 @@ def test_walk_of_what_vanishes_finds_no_violation(world: World) -> None:
     assert {"device_forgotten", "host_forgotten"} <= names
 
 
+@pytest.mark.slow
+def test_walk_by_small_pages_finds_no_violation(world: World) -> None:
+    """L3 where a head looks at two devices, or one group, at a poll: it comes to all of them."""
+    with planted(world, IN_PAGES):
+        assert world.walk("8", STEPS // 2) == STEPS // 2
+
+
 def test_walk_reaches_what_is_rare(world: World) -> None:
     """What no walk comes to no walk checks: each kind of event and of answer is among its steps."""
-    walk = Walk(random.Random("1/0"))
-    lives, seen = world.begin(), set()
-    for _ in range(STEPS):
-        step = walk.next()
-        reply = lives[step[0]].step(step[1], step[2])
-        seen |= (
-            {" ".join(map(str, reply[:2])) if reply[0] in {"REFUSED", "LOST"} else reply[0]}
-            if reply
-            else set()
-        )
-    for life in lives:
-        found = life.pair.pool.redis.xrange(life.pair.pool.keys.events)
-        seen |= {entry["event"] for _, entry in found}
+    seen = set[str]()
+    for seed in ("5/0", "6/0"):
+        walk, lives = Walk(random.Random(seed)), world.begin()
+        for _ in range(STEPS):
+            step = walk.next()
+            if reply := lives[step[0]].step(step[1], step[2]):
+                coded = reply[0] in {"REFUSED", "LOST"}
+                seen.add(" ".join(map(str, reply[:2])) if coded else reply[0])
+        for life in lives:
+            found = life.pair.pool.redis.xrange(life.pair.pool.keys.events)
+            seen |= {entry["event"] for _, entry in found}
     assert seen >= {
-        "granted", "offered", "kept", "lapsed", "left", "expired", "revoked", "cooled", "closed",
+        "granted", "offered", "kept", "reservation_ended", "lapsed", "left", "expired", "revoked",
+        "cooled", "closed",
         "host_away", "policy", "WAITING", "RENEWED", "RELEASED", "ALREADY", "UNKNOWN", "CONFLICT",
         "LOST expired", "LOST revoked", "LOST released", "REFUSED no_capacity", "REFUSED closed",
         "REFUSED safe_mode", "REFUSED never_fits", "REFUSED host_unknown",
