@@ -347,6 +347,7 @@ class Pair:
     def _compare_device(self, uuid: str, row: list[str]) -> None:
         if uuid not in self.model.devices:
             return demand(not any(row), f"S2: {uuid} is forgotten, and there: {row}")
+        demand(row[0] is not None, f"S2: {uuid} is forgotten, and should be there")
         d, x = self.model.devices[uuid], self.model.loads()[uuid]
         mine = (
             d.host, d.model, d.state, str(int(d.drained)), d.total_mb, d.reserve_mb, x.reserved_mb,
