@@ -7,6 +7,10 @@ docs, and `retryable`: whether the same call may succeed later without anybody c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class LeaseError(Exception):
@@ -91,6 +95,15 @@ class HostUnknown(NeverFits):
         error = cls("host_unknown", text, token=token)
         error.asked, error.near = asked, near
         return error
+
+    @classmethod
+    def among(cls, asked: str, hosts: Iterable[str]) -> HostUnknown:
+        """Find the one that may have been meant among the hosts with devices."""
+        return cls.of(asked, min((x for x in hosts if _plain(x) == _plain(asked)), default=""))
+
+
+def _plain(host: str) -> str:
+    return host.partition(".")[0].lower()
 
 
 class HostTaken(Refused):

@@ -20,6 +20,7 @@ from agent_sdk.scene import (
     reasons,
     reserved_for,
     summary,
+    unknown_host,
     why,
     why_waits,
     wish_of,
@@ -80,6 +81,8 @@ class Explanation:
         fits_now: the smallest changes of the request that would fit now, the least loss first;
             of a waiter: once it has left the line.
         reservation: what is reserved for it, since when and until when; None: nothing is.
+        host, near_host: of an unknown host: which was asked for, and the one with devices whose
+            name differs by case and domain alone; else empty.
     """
 
     token: str | None
@@ -96,6 +99,8 @@ class Explanation:
     basis: str
     fits_now: tuple[Change, ...]
     reservation: Reservation | None = None
+    host: str = ""
+    near_host: str = ""
 
 
 def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
@@ -174,6 +179,7 @@ def _explained(
     )
     estimate_s, basis = _estimate(wish, scene, ends, code, ahead_count)
     fits_now: tuple[Change, ...] = ()
+    unknown = unknown_host(wish.host, scene) if code == "host_unknown" else None
     if code not in {"fits", "safe_mode", "closed", "limit"}:
         fits_now = _fits_now(wish, scene, waiter)
     return Explanation(
@@ -182,7 +188,7 @@ def _explained(
         state="waiting" if token else "asked",
         now_ms=scene.pool.now_ms,
         code=code,
-        summary=summary(code, counted(d.reason for d in devices), ahead_count)
+        summary=summary(code, wish, scene, counted(d.reason for d in devices), ahead_count)
         + (reserved_for(waiter, scene) if waiter else ""),
         devices=devices,
         ahead=_ahead(waiter, scene) if waiter else (),
@@ -192,6 +198,8 @@ def _explained(
         basis=basis,
         fits_now=fits_now,
         reservation=waiter.reservation if waiter else None,
+        host=unknown.asked if unknown else "",
+        near_host=unknown.near if unknown else "",
     )
 
 

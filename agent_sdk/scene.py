@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agent_sdk import fitting, reservations, snapshot, waiting_line
-from agent_sdk.errors import CODES
+from agent_sdk.errors import CODES, HostUnknown
 from agent_sdk.fitting import Wish
 from agent_sdk.protocol import Answer, Read, of_known_form
 from agent_sdk.readings import rows
@@ -232,9 +232,16 @@ def counted(found: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda x: -x[1]))
 
 
-def summary(code: str, counts: dict[str, int], ahead_count: int) -> str:
+def unknown_host(host: str, scene: Scene) -> HostUnknown:
+    """The refusal of a host without devices: it names the host, and which may have been meant."""
+    return HostUnknown.among(host, {device.host for device in scene.devices.values()})
+
+
+def summary(code: str, wish: Wish, scene: Scene, counts: dict[str, int], ahead_count: int) -> str:
     """One sentence: the main reason, and how the devices that could be the ones stand."""
     says = STANDING.get(code) or CODES[code].says
+    if code == "host_unknown":
+        says = str(unknown_host(wish.host, scene))
     if code == "behind":
         who = "one who asks alike is" if ahead_count == 1 else f"{ahead_count} who ask alike are"
         says = f"{who} ahead"
@@ -280,6 +287,7 @@ def line(scene: Scene) -> dict[str, Standing]:
         anyone = replace(wish_of(waiter), agent="")
         code = why_waits(waiter, scene, seen(anyone))
         counts = counts_of(anyone, token if waiter.kept else None) if code in BY_DEVICES else {}
-        says = summary(code, counts, waiter.place or 0) + reserved_for(waiter, scene)
+        says = summary(code, anyone, scene, counts, waiter.place or 0)
+        says += reserved_for(waiter, scene)
         told[token] = Standing(code, says, counts)
     return told

@@ -10,7 +10,7 @@ import click
 from broker.cli.complete import tokens
 from broker.cli.queue import PREFIX, asks
 from broker.cli.screen import one_line
-from broker.cli.store import output_option, pool_client, show
+from broker.cli.store import no_host, output_option, pool_client, show
 from broker.cli.table import age, gib, table
 from broker.cli.units import Size
 from broker.printable import printable
@@ -84,7 +84,8 @@ def _whole_token(client: LeaseClient, token: str) -> str:
 
 def as_text(found: Explanation) -> str:
     """For people: the answer first, then what it stands on."""
-    parts = [one_line(found.summary)]
+    unknown = found.code == "host_unknown"
+    parts = [one_line(no_host(found.host, found.near_host) if unknown else found.summary)]
     if found.fits_now:
         parts.append("\n".join(one_line(f"would fit: {x.says}") for x in found.fits_now))
     if found.estimate_s is not None and found.code not in {"active", "offered", "fits"}:

@@ -25,7 +25,7 @@ from agent_sdk.errors import (
 from agent_sdk.protocol import LONGEST_TTL_MS
 from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
-from broker.cli.store import way_out
+from broker.cli.store import no_host, way_out
 from broker.cli.units import Duration, Size
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.guard import Guard
@@ -234,7 +234,7 @@ def _explained(error: LeaseError | ValueError, teller: Teller) -> int:
         return FAILED
     text = str(error)
     if isinstance(error, HostUnknown):
-        teller.failed(error.code, _no_host(error))
+        teller.failed(error.code, no_host(error.asked, error.near))
         return FAILED
     if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
         code, advice = UNAVAILABLE, way_out(error)
@@ -249,17 +249,6 @@ def _explained(error: LeaseError | ValueError, teller: Teller) -> int:
         code, advice = FAILED, "gpu-broker status shows what there is"
     teller.failed(error.code, f"{text}: {advice[0].lower()}{advice[1:]}")
     return code
-
-
-def _no_host(error: HostUnknown) -> str:
-    """Which host has no GPUs, and what to say instead."""
-    meant = (
-        f"; {error.near} has: --host {error.near}, or GPU_BROKER_HOSTNAME={error.near} if that is "
-        "this machine"
-        if error.near
-        else ""
-    )
-    return f"host {error.asked} has no GPUs in this pool{meant}; --host any takes any"
 
 
 def _user() -> str:

@@ -98,6 +98,23 @@ def test_explain_of_a_request_makes_none(waiting: tuple[CliRunner, str]) -> None
     assert len(json.loads(run(waiting[0], "queue", "-o", "json")[1])["queue"]) == 1
 
 
+@pytest.mark.parametrize(("asked", "near"), [("TEST-HOST.lan", "test-host"), ("elsewhere", "")])
+def test_explain_names_the_unknown_host_and_the_nearest(
+    waiting: tuple[CliRunner, str], asked: str, near: str
+) -> None:
+    """In the shell's words, and in those of whoever reads JSON."""
+    ask = ("explain", "--agent", "me", "--memory", "1MiB", "--host", asked)
+    code, text = run(waiting[0], *ask)
+    first = text.splitlines()[0]
+    assert (code, first.split("; ")[0]) == (0, f"host {asked} has no GPUs in this pool")
+    assert (f"--host {near}," in first) == bool(near)
+    assert first.endswith("; --host any takes any")
+    data = json.loads(run(waiting[0], *ask, "-o", "json")[1])
+    meant = f"; {near} has" if near else ""
+    assert data["summary"] == f"host {asked} has no devices in this pool{meant}"
+    assert (data["code"], data["host"], data["near_host"]) == ("host_unknown", asked, near)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
