@@ -11,6 +11,7 @@
 -- hand, or an older version, put there is found as well.
 
 local WORK_READ = '16'   -- one more than the work of one script
+local WHOLE = 34         -- entries and ranks of so many: there may be more
 
 local function schedule(member, at)
   if at < S.next_due then S.next_due = at end
@@ -54,7 +55,7 @@ local function catch_up(named)
       local entry, rank = freed[i], freed[i + 1] + 0
       S.work[entry], S.stored[entry] = S.work[entry] or rank, rank
     end
-    S.caught_up = true   -- from here on `stored` tells what is in `freed`
+    S.caught_up = #freed < WHOLE   -- from here on `stored` tells what is in `freed`, if all of it was read
     if next(S.work) then B.line.serve() end
   end
 end

@@ -112,15 +112,20 @@ local function step_out(want, token)
   if two[1] == token then head(want, two[4], true) end
 end
 
-local function count_waiters(agent, by)
-  local a = B.agent(agent)
+-- Of the pool as a whole. Once nothing waits there is no worklist.
+local function count_waiting(by)
   set_pool('waiting', S.pool.waiting + by)
-  if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end   -- an older version may have left something there
-  a.waiters, a.waited = a.waiters + by, true
   if S.pool.waiting > 0 then return end
   S.work = {}
   if next(S.stored) or not S.caught_up then call('DEL', P .. 'freed') end
   S.stored = {}
+end
+
+local function count_waiters(agent, by)
+  local a = B.agent(agent)
+  if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end   -- an older version may have left something there
+  a.waiters, a.waited = a.waiters + by, true
+  count_waiting(by)
 end
 
 -- Out of the line, whatever comes next. `standing`: it is known not to be parked. `served`: it gets what it asked.
@@ -176,7 +181,7 @@ function waiters.first(want)
     local w = token and waiters.read(token)
     if w or not token then return w end
     step_out(want, token)
-    set_pool('waiting', S.pool.waiting - 1)
+    count_waiting(-1)
   end
 end
 
@@ -220,7 +225,7 @@ function waiters.unpark(agent)
       waiters.unparked(w)
     else   -- its record was removed by hand
       call('ZREM', P .. 'parked:' .. agent, token)
-      set_pool('waiting', S.pool.waiting - 1)
+      count_waiting(-1)
     end
   end
 end

@@ -11,7 +11,7 @@ from tests.lua.test_kept import LARGE, kept, live, shared
 from tests.lua.test_waiters import full, quiet, wait
 from tests.pools import Pool, device, granted, said, token
 
-DAY_MS = 86_400_000
+DAY_MS, MINUTE = 86_400_000, 60_000
 
 
 def start_over(pool: Pool) -> None:
@@ -48,6 +48,28 @@ def test_poll_in_a_closed_pool_is_granted_nothing(pool: Pool) -> None:
     assert wait(pool, "ann", memory_mb=500) == ["WAITING", 0]
     pool.skew(5000)
     assert wait(pool, "ann", memory_mb=500)[0] == "GRANTED"
+
+
+def test_worklist_longer_than_a_script_reads_goes_with_the_last_waiter(pool: Pool) -> None:
+    """Of 40 entries whose waiters have ended a call reads 17; the last of those has the one waiter."""
+    pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
+    close(pool, MINUTE)
+    for n in range(16):
+        wait(pool, f"gone-{n}", host=f"h{n}")
+    wait(pool, "last")
+    for n in range(16, 40):
+        wait(pool, f"gone-{n}", host=f"h{n}")
+    pool.skew(9000)
+    wait(pool, "last")
+    pool.skew(2000)
+    while pool.reap()[4]:
+        pass
+    assert pool.hash("pool")["waiting"] == "1"
+    while pool.hash("pool")["closed_until_ms"] > str(pool.reap()[1]):
+        wait(pool, "last")
+        pool.skew(5000)
+    assert state(pool, "last") == "offered"
+    quiet(pool)
 
 
 def test_wants_of_a_pool_that_opens_are_served_by_rank(pool: Pool) -> None:

@@ -163,7 +163,7 @@ def test_wait_says_why_and_ends_when_there_is_room(pool: TestBroker) -> None:
         (["--memory", "900", "--wait", "0"], 75, "--wait waits longer"),
         (["--memory", "900", "--wait", "3"], 75, "waiting: next in line"),
         (["--memory", "9GiB"], 1, "gpu-broker status"),
-        (["--memory", "10", "--host", "nowhere"], 1, 'host="any"'),
+        (["--memory", "10", "--host", "nowhere"], 1, "--host any"),
         (["--memory", "ten"], 2, "8GiB"),
         (["--wait", "soon"], 2, "10m"),
     ],
