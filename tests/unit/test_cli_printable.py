@@ -224,7 +224,9 @@ LETTERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("letter", LETTERS)
+@pytest.mark.parametrize(
+    "letter", LETTERS, ids=lambda each: "mark" if each == MARK else ascii(each)
+)
 def test_printable_escapes(letter: str) -> None:
     """One at a time, in the middle of words; also in colours, cells and lines."""
     shown = printable(f"a{letter}b")
