@@ -268,7 +268,8 @@ class Reporter:
             gone |= {"listed": "0"}
         missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
         said |= dict.fromkeys(sorted(missing), gone)
-        said = {u: r | {"reporter": self._me} for u, r in said.items()}
+        if self._me:  # without /proc it cannot tell
+            said = {u: r | {"reporter": self._me} for u, r in said.items()}
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
 
     def _others(self, device: DeviceStatus) -> bool:

@@ -27,6 +27,8 @@ ELSEWHERE = (
     'mount --bind "$BOOT_ID" /proc/sys/kernel/random/boot_id && exec "$0" host',
 )  # fmt: skip
 
+NO_PROC = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$0" host')
+
 
 class Site:
     """A pool, and reporters of it, each with one GPU that a file tells of."""
@@ -40,7 +42,7 @@ class Site:
 
     @contextmanager
     def reporter(
-        self, uuid: str, host: str = "ubuntu", *, elsewhere: bool = False
+        self, uuid: str, host: str = "ubuntu", *, within: tuple[str, ...] = ()
     ) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
         """`gpu-broker host` for the length of a block, and its log."""
         gpu = {"uuid": uuid, "total_mb": 1000, "processes": []}
@@ -52,7 +54,7 @@ class Site:
             **self.env, SAFE_MODE="false", GPU_BROKER_HOSTNAME=host, GPU_BROKER_REPORT_S="0.5",
             GPU_BROKER_DEVICES=f"scenario:{scenario}", BOOT_ID=str(boot),
         )  # fmt: skip
-        command = [*ELSEWHERE, PROGRAM] if elsewhere else [PROGRAM, "host"]
+        command = [*within, PROGRAM] if within else [PROGRAM, "host"]
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
             try:
@@ -74,6 +76,11 @@ def said(log: IO[str]) -> str:
     return log.read()
 
 
+def need_mounts() -> None:
+    if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs the right to make a mount namespace")
+
+
 @pytest.fixture
 def site(server: Server, tmp_path: Path) -> Iterator[Site]:
     site = Site(server, tmp_path)
@@ -81,17 +88,17 @@ def site(server: Server, tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("within", [(), ELSEWHERE], ids=["here", "elsewhere"])
 def test_two_machines_of_one_name_are_said_and_one_alone_is_believed(
-    site: Site, elsewhere: bool
+    site: Site, within: tuple[str, ...]
 ) -> None:
     """Of another boot, or containers of one with a GPU each: event, doctor, both logs."""
-    if elsewhere and subprocess.run(["unshare", "-m", "true"], check=False).returncode:
-        pytest.skip("needs the right to make a mount namespace")
+    if within:
+        need_mounts()
     with ExitStack() as stack:
         _, one = stack.enter_context(site.reporter("GPU-1"))
         eventually(lambda: site.holds("GPU-1"), 20)
-        _, two = stack.enter_context(site.reporter("GPU-2", elsewhere=elsewhere))
+        _, two = stack.enter_context(site.reporter("GPU-2", within=within))
         eventually(lambda: "GPU_BROKER_HOSTNAME" in said(two), 20)
         eventually(lambda: "GPU_BROKER_HOSTNAME" in said(one), 20)
         assert site.holds("GPU-2") == ""
@@ -108,7 +115,7 @@ def test_name_of_a_machine_that_is_silent_is_free_at_its_deadline(site: Site) ->
     """The second, which was refused, has it then; by itself."""
     with site.reporter("GPU-1") as (first, _):
         eventually(lambda: site.holds("GPU-1"), 20)
-        with site.reporter("GPU-2", elsewhere=True) as (second, log):
+        with site.reporter("GPU-2", within=ELSEWHERE) as (second, log):
             eventually(lambda: "GPU_BROKER_HOSTNAME" in said(log) or second.poll(), 20)
             if second.poll():
                 pytest.skip("needs the right to make a mount namespace")
@@ -198,3 +205,13 @@ def test_refusal_names_the_host_that_was_asked_in_the_words_of_the_shell(
         assert refused.value.near == ("ubuntu" if near else "")
         with pytest.raises(HostUnknown, match=f"host {asked} has no devices in this pool"):
             site.client.drain("host", asked)
+
+
+def test_reporter_without_proc_reports_all_the_same(site: Site) -> None:
+    """As in a sandbox that has none: it cannot say who it is, and its GPU is leased."""
+    need_mounts()
+    with site.reporter("GPU-1", within=NO_PROC) as (_, log):
+        eventually(lambda: site.holds("GPU-1"), 20)
+        (gpu,) = site.client.devices()
+        assert (gpu.state, gpu.reporter) == ("ok", "")
+        assert "Traceback" not in said(log)
