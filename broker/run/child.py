@@ -59,6 +59,7 @@ class Child:
             command,
             env=env,
             process_group=0,
+            restore_signals=False,  # before_exec does: a write to a guard that is gone is SIGPIPE
             close_fds=False,  # what we open is closed by exec; what we inherited is the command's
             preexec_fn=_before_exec(command, env, guard, inherited),  # noqa: PLW1509 - calls alone
         )

@@ -60,10 +60,7 @@ def _wait_for_death(pipe: int) -> None:
     """Be the guard, and never return."""
     try:
         os.setsid()
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            if stream != pipe:
-                os.dup2(nothing, stream)
+        _let_go_of_streams(pipe)
         os.closerange(3, pipe)
         os.closerange(max(3, pipe + 1), os.sysconf("SC_OPEN_MAX"))
         said = b""
@@ -75,6 +72,19 @@ def _wait_for_death(pipe: int) -> None:
                 _end(int(group), token)
     finally:
         os._exit(0)
+
+
+def _let_go_of_streams(pipe: int) -> None:
+    """Read and write nothing any more; a root without /dev has no null device to put there."""
+    nothing = None
+    with suppress(OSError):
+        nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in {0, 1, 2} - {pipe}:
+        if nothing is not None:
+            os.dup2(nothing, stream)
+            continue
+        with suppress(OSError):  # it was closed already
+            os.close(stream)
 
 
 def _end(group: int, token: str) -> None:

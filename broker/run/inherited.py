@@ -36,7 +36,7 @@ class Inherited:
     Attributes:
         blocked: what the parent blocked.
         ignored: what it ignored and we do not, or Python does for all programs alike.
-        heeded: what it did not ignore and we do.
+        heeded: what it did not ignore and we do, or Python does.
         pid: ours, for variables that name the process that they are for.
     """
 
@@ -71,7 +71,9 @@ def take_over() -> Inherited:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # From the background we write to the terminal and set it, and a stop would end the renewing.
     before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    heeded = set() if before is signal.SIG_IGN else {signal.SIGTTOU}
+    heeded = {signal.Signals(number) for number in IGNORED_BY_PYTHON} - ignored
+    if before is not signal.SIG_IGN:
+        heeded.add(signal.SIGTTOU)
     blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
     was_blocked = frozenset(map(signal.Signals, blocked))
     return Inherited(was_blocked, frozenset(ignored), frozenset(heeded), os.getpid())

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def pids() -> list[int]:
-    """Every process that is there now."""
-    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+    """Every process that is there now; none where there is no /proc."""
+    with suppress(OSError):
+        return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+    return []
 
 
 def parents() -> Iterator[tuple[int, tuple[int, int]]]:

@@ -116,6 +116,21 @@ def test_orphans_are_buried(pool: TestBroker) -> None:
         assert "Z" not in states()
 
 
+def test_guard_that_was_killed_costs_the_command_nothing(pool: TestBroker) -> None:
+    """It would be told of the command just before that begins."""
+    with (
+        pool.client.lease("holder", memory_mb=1, exclusive=True, host=pool.host),
+        run(pool, "--", "sh", "-c", "echo went; exit 3") as process,
+    ):
+        until(pool.client.queue)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        (guard,) = map(int, children.read_text().split())
+        os.kill(guard, signal.SIGKILL)
+        until(lambda: state(guard) in {"", "Z"})
+        pool.client.revoke(pool.client.leases()[0].token, force=True)
+        assert (line(process), process.wait(WITHIN_S)) == ("went", 3)
+
+
 LEAVER = "setsid sh -c 'echo $$; exec sleep 1000' & "
 
 

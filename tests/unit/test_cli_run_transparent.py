@@ -176,6 +176,18 @@ def test_run_needs_no_shell(settings: dict[str, str]) -> None:
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
+def test_run_needs_neither_dev_nor_proc(settings: dict[str, str]) -> None:
+    """As in a root of its own: nothing is mounted there."""
+    inner = f"mount -t tmpfs none /proc && mount -t tmpfs none /dev && exec {' '.join(RUN)} echo on"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner], env=settings,
+        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no user namespaces here")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+
+
 def test_signal_that_was_blocked_reaches_us(settings: dict[str, str]) -> None:
     """SIGTERM, blocked by the parent, ends the wait; the command's own stays blocked."""
     wait = [PROGRAM, "run", "--memory", "900", "--", "true"]
