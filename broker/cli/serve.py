@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import signal
 import socket
 import sys
@@ -153,17 +153,27 @@ def _listen(settings: Settings) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise SettingsError(
-            f"port {settings.port} on {settings.bind} cannot be had "
-            f"({os.strerror(error.errno or 0)}): another broker may be running; "
-            "GPU_ORCHESTRATOR_PORT or --port names another port"
-        ) from error
+        raise SettingsError(_not_had(settings, error)) from error
     return listener
+
+
+def _not_had(settings: Settings, error: OSError) -> str:
+    """Say why there is no socket to serve on, and what to change."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"{settings.bind} is no address of this machine ({error.strerror}): "
+            "GPU_ORCHESTRATOR_HOST or --host names one, as 127.0.0.1 or 0.0.0.0"
+        )
+    return (
+        f"port {settings.port} on {settings.bind} cannot be had ({error.strerror}): another broker "
+        "may be running; GPU_ORCHESTRATOR_PORT or --port names another port"
+    )
 
 
 def banner(settings: Settings, *, demo: bool) -> str:
     """What this process is, in which mode and why, and three things to try next."""
-    base = f"http://{'localhost' if settings.loopback else settings.bind}:{settings.port}"
+    host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
+    base = f"http://{'localhost' if settings.loopback else host}:{settings.port}"
     store = f"embedded, {settings.sdk.state_dir}" if settings.sdk.embedded else "REDIS_URL"
     lines = [
         f"gpu-broker on {base}",

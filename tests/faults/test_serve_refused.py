@@ -136,6 +136,24 @@ def test_start_that_fails_touches_nothing_of_the_pool(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1", "::1%nosuch"])
+def test_address_that_is_none_of_this_machine_is_said(tmp_path: Path, host: str) -> None:
+    """No other broker is in the way, and another port is no help."""
+    nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    process = start(tmp_path, ["--host", host, "--insecure"], nowhere)
+    check_refused(process, f"{host} is no address of this machine")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_url_of_an_ipv6_address_has_brackets(tmp_path: Path) -> None:
+    """A person pastes it."""
+    nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    with start(tmp_path, ["--host", "::", "--insecure"], nowhere) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("gpu-broker on http://[::]:")
+        process.terminate()
+
+
 @pytest.fixture(scope="module")
 def unsuitable() -> Iterator[dict[str, tuple[Broker, Server]]]:
     """A broker each on a server that evicts and on a read-only replica."""
