@@ -106,7 +106,7 @@ end
 function B.witness(token, fence)
   if fence < S.epoch + 0 or fence > S.now_us + A_DAY_US then return end   -- it is of no pool like this
   local state = call('HGET', P .. 'record:' .. token, 'state')
-  if state == 'active' or state == 'cooling' or not state and call('EXISTS', P .. 'done:' .. token) > 0 then return end
+  if state == 'active' or state == 'cooling' or not state and B.ended(token) then return end
   B.lost()
   set_pool('fence', fence)
 end

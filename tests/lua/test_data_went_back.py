@@ -92,6 +92,22 @@ def test_fence_that_is_known_or_cannot_be_proves_nothing(gpu: Pool, fence: str) 
     assert not closed(gpu)
 
 
+@pytest.mark.parametrize("outcome", ["released", "revoked", "expired"])
+def test_later_fence_of_a_lease_whose_end_is_known_proves_nothing(gpu: Pool, outcome: str) -> None:
+    """S4: its end is remembered, so nothing of it was lost; and S3: fences stay what they are."""
+    later = granted(gpu.acquire(A)).fence + 1
+    ends = {
+        "released": lambda: gpu.release(A),
+        "revoked": lambda: gpu.revoke(A, force=1),
+        "expired": lambda: gpu.live_on(30_001),
+    }
+    ends[outcome]()
+    fence = gpu.hash("pool")["fence"]
+    assert said(gpu.renew(A, str(later))) == ["LOST", outcome]
+    assert gpu.hash("pool")["fence"] == fence
+    assert not closed(gpu)
+
+
 def test_fences_go_on_from_the_highest_that_a_witness_had(gpu: Pool) -> None:
     """S3: also where the server's clock is behind it; and the pool is not closed a second time."""
     held = forgotten(gpu)

@@ -169,7 +169,7 @@ class Ledger(ABC):
     def witness(self, token: str, fence: int, owner: str) -> None:
         """A fence that the pool cannot know proves a loss, but for one said over HTTP."""
         e = self.entries.get(token)
-        known = token in self.done or (e and e.state in {"active", "cooling"})
+        known = (not e and self.ended(token)) or (e and e.state in {"active", "cooling"})
         later = max(self.fence + 1, self.epoch) <= fence <= self.raw_us + DAY_US
         if later and not owner and not known:
             self.lost()

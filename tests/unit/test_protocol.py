@@ -38,7 +38,7 @@ SAYS_A_REASON = (
     r"return nil, '(\w+)'",
     r"then return '([a-z_]+)'",
     r"^\s*return '([a-z_]+)'",
-    r"'done:' \.\. token, '(\w+)'",
+    r"B\.leave_outcome\(token, '(\w+)'\)",
 )
 """Where in Lua a reason or an outcome is spelt, which a tag of a reply is not."""
 
