@@ -4,7 +4,7 @@ Python runs signal handlers between any two steps of the main thread: after a le
 before the block begins, and on the first step of `__exit__`, before any `try` of its own. So the
 token is known before anything is sent, and two things beside `__exit__` give it back:
 
-- what the `with` statement keeps of the block, and nothing else refers to: it is gone when the
+- the object that the `with` statement alone refers to: it is gone when the
   statement is over, in whatever way, though a traceback may keep every frame;
 - the block's own state, when nothing refers to it any more: a block entered by hand, or one whose
   coroutine is never resumed.
@@ -38,14 +38,14 @@ L = TypeVar("L", bound="HeldLease")
 
 
 _watched: set[weakref.ref[Any]] = set()
-"""Of blocks that are not settled: a reference that calls must outlive what it refers to."""
+"""References to the blocks that are not settled: each must outlive what it refers to."""
 
 
 class _Held(Generic[C, L]):
-    """What a block holds until it is settled: perhaps a lease, or a place in the line.
+    """The holdings of a block until it is settled: perhaps a lease, or a place in the line.
 
     Attributes:
-        client: whose block it is.
+        client: the owner of the block.
         wait: its acquire, from before anything is sent until nothing is left to give back.
         lease: once it is granted.
     """
@@ -60,7 +60,7 @@ class _Held(Generic[C, L]):
         self.lease: L | None = None
 
     def guard(self, leave: Callable[..., Any]) -> Callable[..., Any]:
-        """What a `with` statement keeps until it is over."""
+        """Give the object that a `with` statement keeps until it is over."""
         kept = partial(leave, self)
         if self._own is None:  # the statement asks for it before it enters
             self._guard = weakref.ref(kept, self._left)
@@ -127,7 +127,7 @@ class _Leave:
 
 
 class _Block(Generic[C, L]):
-    """What both kinds of block share."""
+    """The common part of both kinds of block."""
 
     def __init__(self, client: C, keeper: Keeper, agent: str, ask: Ask) -> None:
         self.held: _Held[C, L] = _Held(client, keeper)
@@ -136,7 +136,7 @@ class _Block(Generic[C, L]):
         self._ask = ask
 
     def _recreate_cm(self) -> Self:
-        """As a decorator: each call of the function has a lease of its own."""
+        """Give each call of a decorated function a lease of its own."""
         return type(self)(self.held.client, self._keeper, self._agent, self._ask)
 
 

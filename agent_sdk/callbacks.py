@@ -31,7 +31,7 @@ class Callbacks:
         renew_in_child(self)
 
     def reset(self) -> None:
-        """As new: a forked child runs no callback of its parent's."""
+        """Forget everything: a forked child runs no callback of its parent's."""
         self._lock = threading.RLock()
         self._waiting: dict[object, deque[tuple[str, Callable[[], object]]]] = {}
         self._ready: deque[object] = deque()
@@ -81,7 +81,7 @@ class Callbacks:
 
 
 def run(lease: object, name: str, callback: Callable[[], object]) -> None:
-    """Run a callback; what it raises is logged, whatever it is: nobody else could hear of it."""
+    """Run a callback; log whatever it raises, since no caller could see it."""
     try:
         callback()
     except BaseException:
@@ -89,4 +89,4 @@ def run(lease: object, name: str, callback: Callable[[], object]) -> None:
 
 
 callbacks = Callbacks()
-"""Of all leases of this process."""
+"""The callbacks of all leases of this process."""

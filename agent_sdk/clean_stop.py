@@ -46,7 +46,7 @@ def write_note(folder: Path) -> None:
 
 
 def take_note(folder: Path) -> bool:
-    """Whether the data files are those that a clean stop left here; the note counts once."""
+    """Tell whether a clean stop left these data files here; the note counts once."""
     note = folder / "stopped"
     try:
         noted = note.read_text()

@@ -1,8 +1,8 @@
-"""What it means that no connection stands: nothing was sent, and some addresses cannot be right.
+"""Failures to connect: nothing was sent, and some addresses cannot be right.
 
 A refused port or a missing socket may be a server that restarts, so a call is tried again. A name
-that nobody has, a path that is too long, or TLS with a server that speaks none stays wrong: the
-call ends at once and says why.
+that does not resolve, a path that is too long, or TLS with a server that speaks none stays wrong:
+the call ends at once and says why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent_sdk.store_url import Address
 
 PROBE_S: Final = 0.5
-"""How long a question takes at most to which a server of the other kind answers."""
+"""Seconds that a probe for a server of the other kind takes at most."""
 
 NO_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
@@ -39,7 +39,7 @@ NO_WAY: Final = {
 CUT_OFF: Final = (
     ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError,
 )  # fmt: skip
-"""How a server hangs up on what it does not understand."""
+"""The errors of a server that hangs up on what it does not understand."""
 
 NO_CERTIFICATE: Final = "its certificate is not one that ssl_ca_certs or this machine trusts"
 NO_TLS_FILE: Final = "a file that ssl_ca_certs, ssl_certfile or ssl_keyfile names cannot be read"
@@ -56,7 +56,7 @@ def mark_unsent(error: Exception, hopeless: str = "") -> None:
 
 
 def never_sent(error: BaseException) -> bool:
-    """Whether no part of the call left this process."""
+    """Tell whether no part of the call left this process."""
     return bool(getattr(error, "unsent", False)) or _connecting(error)
 
 
@@ -82,7 +82,7 @@ def why_hopeless(error: Exception, *, tls: bool = False) -> str:
 
 
 def other_way(error: Exception, *, tls: bool) -> tuple[Callable[[Address], bool], str] | None:
-    """How to learn whether the server speaks TLS where we do not, or the other way round.
+    """Give the probe that finds a server with TLS where we use none, or the other way round.
 
     Returns:
         A question that may block for `PROBE_S`, and what is true when it answers yes. None: the
@@ -98,7 +98,7 @@ def other_way(error: Exception, *, tls: bool) -> tuple[Callable[[Address], bool]
 
 
 def speaks_tls(address: Address) -> bool:
-    """Whether a server that hangs up on plain words greets in TLS."""
+    """Tell whether a server that hangs up on plain words greets in TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
@@ -114,7 +114,7 @@ def speaks_tls(address: Address) -> bool:
 
 
 def speaks_plainly(address: Address) -> bool:
-    """Whether a server that is silent to TLS answers as Redis does."""
+    """Tell whether a server that is silent to TLS answers as Redis does."""
     with suppress(OSError), socket.create_connection(address, PROBE_S) as plain:
         plain.settimeout(PROBE_S)
         plain.sendall(b"PING\r\n")
@@ -123,7 +123,7 @@ def speaks_plainly(address: Address) -> bool:
 
 
 def _connecting(error: BaseException) -> bool:
-    """Whether redis-py says of a connection that it never stood."""
+    """Tell whether redis-py says of a connection that it never stood."""
     return "connecting" in str(error)
 
 

@@ -17,7 +17,7 @@ class PasswordFile(CredentialProvider):
 
     Args:
         path: the file, as secrets are mounted.
-        username: whose password it is; None: the default user's.
+        username: the user of the password; None: the default user's.
     """
 
     def __init__(self, path: str, username: str | None = None) -> None:
@@ -32,7 +32,7 @@ class PasswordFile(CredentialProvider):
         """
         try:
             password = Path(self._path).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, ValueError, RuntimeError) as error:  # the last: ~ of nobody
+        except (OSError, ValueError, RuntimeError) as error:  # the last: ~ of an unknown user
             raise self._unreadable(type(error).__name__) from None
         if not password:
             raise self._unreadable("it is empty")

@@ -70,9 +70,9 @@ class DeviceStatus:
 
     Attributes:
         state: ok, or what the reporter or the broker says is wrong with it.
-        exclusive: the token of who is alone on it, or empty.
+        exclusive: the token of the lease that is alone on it, or empty.
         kept_for: the token of the waiter for whom it is reserved, or empty.
-        reservation: the same with the agent and the times; None: it is reserved for nobody.
+        reservation: the same with the agent and the times; None: it is not reserved.
         used_mb: what the driver sees in use, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
         processes: who uses it; None: its host cannot tell, and `unseen` says why.
@@ -122,13 +122,13 @@ class DeviceStatus:
 
     @property
     def free_mb(self) -> int:
-        """MiB that the next who asks can be given; none of a device that takes no new leases."""
+        """MiB that the next request can be given; none of a device that takes no new leases."""
         takes = self.state == "ok" and not (self.drained or self.kept_for or self.exclusive)
         return max(0, self.left_mb) if takes else 0
 
     @property
     def left_mb(self) -> int:
-        """MiB that are promised to nobody and used by nobody, whoever may be given them.
+        """MiB that are neither leased nor used, whether or not a lease may begin there.
 
         Negative when others use what was promised.
         """

@@ -125,7 +125,7 @@ class EmbeddedStore:
         return started
 
     def refuses(self) -> bool:
-        """Whether no server listens: one that hangs or loads does. Costs a connect."""
+        """Tell whether no server listens: one that hangs or loads does. Costs a connect."""
         with socketlib.socket(socketlib.AF_UNIX) as probe:
             probe.setblocking(False)
             try:

@@ -110,7 +110,7 @@ class HostTaken(Refused):
     """Another reporter that lives has this host's name.
 
     Attributes:
-        reporter: who that is, as it says of itself.
+        reporter: the identity that it gives of itself.
     """
 
     reporter: str = ""

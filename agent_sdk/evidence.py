@@ -1,6 +1,6 @@
 """Evidence that this process holds a lease, which no other user's process could forge.
 
-A lease is registered with a pid that its caller names, and a caller may name anybody's. So a
+A lease is registered with a pid that its caller names, and a caller may name any process. So a
 process that asks for a lease also keeps a file in memory, open under a name of ours, with a digest
 of each of its tokens. A host's reporter looks for it at `/proc/<pid>/fd` before it lets a
 registered pid count, and never ends a process without.
@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 NAME: Final = "gpu-lease-holder"
-"""As `/memfd:<name>` it stands in `/proc/<pid>/fd`."""
+"""The file's name: `/proc/<pid>/fd` shows it as `/memfd:<name>`."""
 
 DIGEST_BYTES: Final = 16
 
@@ -27,8 +27,8 @@ SLOTS: Final = 1024
 class _Page:
     """The file of one process, written through memory.
 
-    Its descriptor is written to by nobody: who closes all of them takes the evidence away, and no
-    later file under the same number is hurt.
+    The descriptor is never written to: a program that closes all of its descriptors takes the
+    evidence away, and no later file under the same number is hurt.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def show(token: str) -> None:
     """Show that this process holds, or asks for, the lease of a token.
 
     Where that cannot be done (no descriptor left, no Linux) the lease is as good, but its processes
-    count as nobody's wherever a reporter can look into them.
+    count as of no lease wherever a reporter can look into them.
     """
     with suppress(OSError, AttributeError):
         page = _pages.get(os.getpid())
@@ -64,7 +64,7 @@ def show(token: str) -> None:
 
 
 def digest(token: str) -> bytes:
-    """Give what is shown of a token: who reads it learns no token."""
+    """Give what is shown of a token: its reader learns no token."""
     return hashlib.sha256(token.encode()).digest()[:DIGEST_BYTES]
 
 

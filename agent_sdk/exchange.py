@@ -1,4 +1,4 @@
-"""What keeps an answer from the call that follows: connections that count; see `pools` too.
+"""Connections that count, so that no call reads the answer of another; see `pools` too.
 
 A caller may be interrupted anywhere between its command and its answer: Ctrl-C, a handler's time
 limit, a cancelled task. redis-py then puts the connection back as it is, and the next call reads
@@ -57,16 +57,15 @@ def _mark_of(command: tuple[Any, ...]) -> str:
 
 
 def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
-    """The command with its numbers as text.
+    """Give the command with its numbers as text.
 
-    hiredis 3.5 takes the text of a number without looking whether there is one, and there is none
-    when a signal handler raises meanwhile: the interpreter then ends by a segmentation fault.
+    hiredis 3.5.0 does not survive an interrupt while it packs numbers itself.
     """
     return tuple(str(word) if type(word) in (int, float) else word for word in command)
 
 
 def _own(response: Any, mark: str) -> Any:
-    """The reply without the mark.
+    """Give the reply without the mark.
 
     Raises:
         AnswerOfAnother: it has another mark, or none.
@@ -82,7 +81,7 @@ def _own(response: Any, mark: str) -> Any:
 
 
 class _Counting:
-    """What both kinds of connection share; mixed in before redis-py's."""
+    """The common part of both kinds of connection, mixed in before redis-py's."""
 
     is_connected: bool
     socket_timeout: float | None
@@ -95,7 +94,7 @@ class _Counting:
 
     @property
     def clean(self) -> bool:
-        """Whether the next answer will be that of the next command."""
+        """Tell whether the next answer will be that of the next command."""
         return self._greeted and not self._awaited and not self._packed
 
     def pack_commands(self, commands: Any) -> list[bytes]:
@@ -116,7 +115,7 @@ class _Counting:
         self._packed = []
 
     def _answered(self) -> str:
-        """The mark of the command whose answer has come."""
+        """Take the mark of the command that was answered."""
         return self._awaited.popleft() if self._awaited else ""
 
 

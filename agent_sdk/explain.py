@@ -81,7 +81,7 @@ class Explanation:
         fits_now: the smallest changes of the request that would fit now, the least loss first;
             of a waiter: once it has left the line.
         reservation: what is reserved for it, since when and until when; None: nothing is.
-        host, near_host: of an unknown host: which was asked for, and the one with devices whose
+        host, near_host: of an unknown host: the one asked for, and the one with devices whose
             name differs by case and domain alone; else empty.
     """
 

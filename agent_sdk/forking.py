@@ -35,7 +35,7 @@ _known: WeakSet[Forkable] = WeakSet()
 _identity = os.urandom(8).hex()
 
 _left: list[object] = []
-"""What only the parent may take down: to close it here would close it there."""
+"""Objects that only the parent may take down: to close them here would close them there."""
 
 
 def identity() -> str:

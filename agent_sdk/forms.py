@@ -66,7 +66,7 @@ def check_choice(value: object, name: str, *choices: str) -> str:
 
 
 def check_flag(value: object, name: str) -> bool:
-    """Whether something is meant; numpy's truth values and 0 and 1 count too.
+    """Give a truth value; numpy's and the numbers 0 and 1 count too.
 
     Raises:
         BadRequest: it is a text, of which "false" would be true.
@@ -91,7 +91,7 @@ def check_whole(value: object, name: str) -> int:
 
 
 def json_number(value: object) -> int | float:
-    """What JSON has no form for, as a number: numpy's, `Decimal`, a fraction.
+    """Turn what JSON has no form for into a number: numpy's, `Decimal`, a fraction.
 
     Raises:
         TypeError: it is no number.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def raised_by_handler(error: BaseException) -> BaseException | None:
-    """What a signal handler raised, if that is behind the error."""
+    """Give the error of a signal handler, if one is behind this error."""
     codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     behind: BaseException | None = error
     while behind is not None and codes:
@@ -28,7 +28,7 @@ def raised_by_handler(error: BaseException) -> BaseException | None:
 
 
 def _code(handler: Callable[..., object] | int | None) -> CodeType | None:
-    """What is run of a handler: a function, a method, or an object that is called."""
+    """Give the code that a handler runs: of a function, a method, or an object that is called."""
     for way in (handler, getattr(handler, "__func__", None), getattr(handler, "func", None)):
         if code := getattr(way, "__code__", None):
             found: CodeType = code

@@ -77,9 +77,9 @@ class _Waiter:
 class Inbox(_Inbox):
     """One daemon thread that wakes the waiting threads of its process; it ends with the last.
 
-    Nobody takes a lock: a signal may interrupt a waiting call anywhere, or its handler wait here
-    itself. Who waits is there before it looks whether its hint came early, and a hint is kept
-    before it is looked whether somebody has come for it; so one of the two sees the other.
+    No lock is taken: a signal may interrupt a waiting call anywhere, or its handler wait here
+    itself. A waiter registers before it checks for an early hint, and the listener keeps a hint
+    before it checks for a waiter; so one of the two sees the other.
     """
 
     def __init__(self, store: Store, base: str) -> None:
@@ -94,7 +94,7 @@ class Inbox(_Inbox):
         self._pool: Any = None  # of the last thread's connection
 
     def close(self) -> None:
-        """End the listening now, if nobody waits: it blocks for seconds."""
+        """End the listening now, if there is no waiter: it blocks for seconds."""
         if self._pool is not None:
             self._pool.hang_up()
 
@@ -142,14 +142,14 @@ class Inbox(_Inbox):
             redis.close()
 
     def _wanted(self) -> bool:
-        """Whether this thread goes on: it is the one that listens, and somebody waits."""
+        """Tell whether this thread goes on: it is the one that listens, and there is a waiter."""
         me, overdue = threading.current_thread(), local_now() - ANSWER_S
         for token, waiter in list(self._waiting.items()):
             if waiter.until < overdue:  # it was interrupted where it could not say so
                 self._waiting.pop(token, None)
         if self._thread is me and not self._waiting:
             self._thread = None
-            if self._waiting and self._thread is None:  # who came just now saw this thread
+            if self._waiting and self._thread is None:  # a new waiter saw this thread
                 self._thread = me
         return self._thread is me
 
@@ -162,7 +162,7 @@ class Inbox(_Inbox):
                 waiter.hint.put(None)
 
     def _wake_all(self) -> bool:
-        """Have everybody ask; whether there is anybody."""
+        """Have all waiters ask; tell whether there is one."""
         waiters = list(self._waiting.values())
         for waiter in waiters:
             waiter.hint.put(None)
@@ -178,7 +178,7 @@ class AsyncInbox(_Inbox):
         renew_in_child(self)
 
     def reset(self) -> None:
-        """As new: a forked child listens anew, and cancels nothing of its parent's loop."""
+        """Forget everything: a forked child listens anew and cancels nothing of its parent's."""
         if self._task is not None:
             leave_to_parent(self._task)
         self._task = None

@@ -73,7 +73,7 @@ class _Abandoned:
 
 
 _owing: set[Keeper] = set()
-"""Those that have something to give back: a process that ends now has yet to say that it does."""
+"""Clients with something to give back: a process that ends now has yet to announce its end."""
 
 
 class Keeper:

@@ -52,7 +52,7 @@ class _Lock:
         renew_in_child(self)
 
     def reset(self) -> None:
-        """Held by nobody. A signal handler may come while its own thread holds it."""
+        """Make a lock that no thread holds. A signal handler may come while its thread holds it."""
         self.lock = threading.RLock()
 
 
@@ -226,7 +226,7 @@ class HeldLease:
 
     @contextmanager
     def _watching(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Have this called when it ends, for as long as somebody waits for that."""
+        """Have this called when it ends, for as long as the block runs."""
         self._watchers.append(wake)
         try:
             yield
@@ -245,9 +245,9 @@ class HeldLease:
         callback()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels: no callbacks, and until when to believe in it only to this machine."""
-        nobody: dict[str, Any] = {"_watchers": [], "_callbacks": [], "_on_notice": []}
-        return self.__dict__ | nobody | {"_boot": boot()}
+        """Give the state that travels: no callbacks, and a deadline for this machine alone."""
+        unheard: dict[str, Any] = {"_watchers": [], "_callbacks": [], "_on_notice": []}
+        return self.__dict__ | unheard | {"_boot": boot()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what has travelled: from another machine, whose clock is another, it is lost."""
@@ -341,7 +341,7 @@ def _refuse_coroutines(callback: Callable[..., object]) -> None:
 
 
 def boot() -> str:
-    """This start of this machine, whose `local_now` other machines do not share."""
+    """Give the id of this boot: no other boot or machine shares its `local_now`."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:  # equal to no other

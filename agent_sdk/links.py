@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """What a pool remembers.
+    """A pool's memory, as a reply tells it.
 
     Attributes:
         name: another one means that leases may have been forgotten.

@@ -70,7 +70,7 @@ class Multiplexer:
         renew_in_child(self)
 
     def reset(self) -> None:
-        """As new: a forked child connects anew, and closes nothing that its parent's loop has."""
+        """Forget everything: a forked child connects anew and closes nothing of its parent's."""
         if self._loop is not None:
             pool = self._client.connection_pool
             leave_to_parent((vars(self).copy(), vars(pool).copy()))
@@ -239,7 +239,7 @@ class Multiplexer:
     def _after(self, task: asyncio.Task[None]) -> None:
         """Tell all callers when a task did not come to its end.
 
-        Someone cancelled every task of the loop, or an interrupt struck in this one. The
+        Every task of the loop was cancelled, or an interrupt struck in this one. The
         connection is owed answers, so it is not used again as it is; see `exchange`.
         """
         broken = task.cancelled() or task.exception() is not None

@@ -242,7 +242,7 @@ class GPUOrchestratorClient(OfOneProcess):
         return lease
 
     def renew(self, lease: HttpLease, ttl_s: float | None = None) -> bool:
-        """Renew it now; False when it is lost, or nobody answered (`lease.lost` tells which).
+        """Renew it now; False when it is lost, or no answer came (`lease.lost` tells which).
 
         False too in a child that was forked under it: its parent renews it.
         """

@@ -58,7 +58,7 @@ _UNSUITED = {
     "DB index": "the server has no database of the number that the store's URL names",
     "SELECT is not allowed": "this Cluster has database 0 alone: name none in the store's URL",
 }
-"""What a server says that will never do, and what is true then."""
+"""The words of a server that will never do, each with what is true then."""
 
 _LOST = (ConnectionError, InvalidResponse, TimeoutError)
 """No answer, or one that cannot be read: the call may have been executed all the same."""
@@ -134,7 +134,7 @@ class Patience:
 
 
 def poll_of(ask: Call | Read, error: RedisError) -> Call | None:
-    """What to say instead to a store that is full: who waits in the line already keeps its place.
+    """Give the call that a full store takes instead: a waiter keeps its place in the line.
 
     None: that is not what went wrong, or nothing of the kind can be said.
     """
@@ -158,7 +158,7 @@ def _not_now(error: RedisError) -> str | None:
 
 
 def _unsuited(error: ResponseError) -> str:
-    """What is true when a server answers an error that no script of this version does."""
+    """Say what is true when a server answers an error that no script of this version does."""
     for said, why in _UNSUITED.items():
         if said in str(error):
             return f"{why} ({error})"

@@ -68,7 +68,7 @@ def text_or_none(part: Any) -> str | None:
 
 @of_known_form
 def ended_in(answer: Answer, number: int, token: str) -> Ended | None:
-    """How the lease of a token ended, as the shard says that a GET found; None: it does not."""
+    """Give how the lease of a token ended, by the shard that a GET found; None: unknown."""
     return ended(text_or_none(answer.raw[number]), token)
 
 

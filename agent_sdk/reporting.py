@@ -26,7 +26,7 @@ class About(TypedDict):
     epoch: the last one seen, or empty.
     safe_mode: policy of a pool that this report creates.
     version: the reporter's.
-    reporter: who reports (see `broker.identity`); empty: it does not say.
+    reporter: its identity (see `broker.identity`); empty: it does not say.
     over: a reporter that is known to have ended, or empty.
     seen_ms: `now_ms` of the last reply: a pool that has forgotten it has lost data, and closes.
     """
@@ -55,7 +55,7 @@ class Reported(Moment):
     """The answer to a report.
 
     Attributes:
-        rival: who was refused under this host's name lately, or empty.
+        rival: the reporter that was refused this host's name lately, or empty.
         contested: devices of the report that were not taken.
     """
 

@@ -1,4 +1,4 @@
-"""What is reserved for a request that has waited long, as readers see it."""
+"""Reservations of requests that have waited long, as readers see them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Reservation:
 
 
 def reservation(token: str, row: dict[str, str]) -> Reservation | None:
-    """What a waiter's record says is reserved for it; None: nothing."""
+    """Read from a waiter's record what is reserved for it; None: nothing."""
     devices = tuple(filter(None, row.get("kept", "").split(",")))
     if not devices:
         return None
@@ -44,7 +44,7 @@ def reservation(token: str, row: dict[str, str]) -> Reservation | None:
 
 
 def says(reserved: Reservation, now_ms: int) -> str:
-    """For whom, since when and until when, as a part of a sentence."""
+    """Say its agent, its beginning and its end, as a part of a sentence."""
     words = f"reserved for {reserved.agent}"
     if reserved.since_ms is not None:
         words += f" since {_span(now_ms - reserved.since_ms)}"

@@ -71,7 +71,7 @@ class Scene:
         return self.pool.max_memory_per_agent_mb - held_mb - reserved_mb
 
     def free_mb(self, device: DeviceStatus) -> int:
-        """MiB of a device that the next who asks can be given, under the policy of now."""
+        """Give the MiB of a device that the next request can be given, under the policy of now."""
         pool = self.pool
         shut = pool.safe_mode or pool.now_ms < pool.closed_until_ms
         taken = device.leases > 0 and not pool.allow_fractional_shares
@@ -252,7 +252,7 @@ def summary(code: str, wish: Wish, scene: Scene, counts: dict[str, int], ahead_c
 
 
 def reserved_for(waiter: WaiterStatus, scene: Scene) -> str:
-    """What is reserved for a waiter, as the end of a sentence; empty: nothing is."""
+    """Say what is reserved for a waiter, as the end of a sentence; empty: nothing is."""
     if not waiter.reservation:
         return ""
     gpus = [scene.devices[uuid] for uuid in waiter.reservation.devices if uuid in scene.devices]

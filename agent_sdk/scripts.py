@@ -38,7 +38,7 @@ AT_ONCE = {
 """What a verb needs on its straight path; the rest is read when something of it is asked for."""
 
 POLL = "poll"
-"""`acquire` for who waits already, when the store is full: it begins nothing, and goes on."""
+"""`acquire` for a waiter, when the store is full: it begins nothing, and goes on."""
 
 GOES_ON = frozenset(
     {"renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget", POLL}
@@ -77,7 +77,7 @@ def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list
 
 
 def read_verb(verb: str) -> str:
-    """What a verb does after `start`: its own file, or, of `POLL`, the one of `acquire`."""
+    """Read what runs of a verb after `start`: its own file, or, of `POLL`, that of `acquire`."""
     if verb == POLL:
         return f"S.polling = true\n{read_verb('acquire')}"
     return (lua_folder() / f"{verb}.lua").read_text(encoding="utf-8")

@@ -166,7 +166,9 @@ def keys_file(environ: Mapping[str, str] | None = None) -> Path | None:
     name = env.get("GPU_BROKER_KEYS_FILE")
     try:
         return Path(name).expanduser() if name else None
-    except RuntimeError:  # ~ of nobody: a file that is not there is refused, none would not be
+    except (
+        RuntimeError
+    ):  # ~ of an unknown user: a file that is not there is refused, none would not be
         return Path(str(name))
 
 
@@ -176,7 +178,7 @@ def whole_environment() -> dict[str, str]:
 
 
 def dumb_terminal(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether TERM names a terminal that prints escapes as they are, as an editor's shell does."""
+    """Tell whether TERM names a terminal that shows escapes as they are, like an editor's shell."""
     env = os.environ if environ is None else environ
     return env.get("TERM") == "dumb"
 

@@ -129,7 +129,7 @@ class HostStatus:
     """A machine that reports devices, or did.
 
     Attributes:
-        rival: who was refused under its name, with `rival_ms`, when it last was; empty: nobody.
+        rival: the reporter that was refused its name, last at `rival_ms`; empty: none.
     """
 
     host: str

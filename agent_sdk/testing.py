@@ -60,7 +60,7 @@ class TestBroker:
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """Send whoever asks the environment to this pool: `from_env`, the CLI, child processes.
+        """Send all that ask the environment to this pool: `from_env`, the CLI, child processes.
 
         The HTTP client finds no broker, and so no GPU. What was made before, as a client at the
         import of a module, stays where it is.
@@ -70,12 +70,12 @@ class TestBroker:
             if name.startswith(OURS) or name in {"REDIS_URL", "SAFE_MODE"}:
                 del os.environ[name]
         # Bound, and listened to by none: connections are refused at once.
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
+        with socket.socket() as deaf:
+            deaf.bind(("127.0.0.1", 0))
             os.environ |= {
                 "REDIS_URL": self.url,
                 "GPU_BROKER_HOSTNAME": self.host,
-                "GPU_ORCHESTRATOR_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+                "GPU_ORCHESTRATOR_URL": f"http://127.0.0.1:{deaf.getsockname()[1]}",
             }
             try:
                 yield
@@ -111,9 +111,10 @@ def broker() -> Iterator[TestBroker]:
 
 
 def _folder() -> Path:
-    """A new folder, below /tmp where TMPDIR is too long for a socket's path."""
+    """Make a new folder, below /tmp where TMPDIR is too long for a socket's path."""
     short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
-    return Path(tempfile.mkdtemp(prefix="gpu-broker-", dir=None if short else "/tmp"))  # noqa: S108 - mkdtemp makes it, for us alone
+    folder = None if short else "/tmp"  # noqa: S108 - mkdtemp makes one in it, for us alone
+    return Path(tempfile.mkdtemp(prefix="gpu-broker-", dir=folder))
 
 
 def _report(client: LeaseClient, devices: int, memory_mb: int) -> None:

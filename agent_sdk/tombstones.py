@@ -1,4 +1,4 @@
-"""How leases ended, as the pool remembers it for 15 minutes: see `lua/lib/tombstones.lua`."""
+"""Ends of leases, as the pool remembers them for 15 minutes: see `lua/lib/tombstones.lua`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shard_of(token: str) -> int:
 
 
 def ended(shard: str | None, token: str) -> Ended | None:
-    """How the lease of a token ended, as its shard has it; None: it does not."""
+    """Give how the lease of a token ended, by its shard; None: the shard does not say."""
     mark, entries = _digest(token)[4:20], shard or ""
     for at in range(0, len(entries), SIZE):
         if entries.startswith(mark, at):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MOST_LINKS = 40
-"""As many as the kernel follows."""
+"""The number of links that the kernel follows."""
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -34,7 +34,7 @@ def untrusted(path: Path) -> str:
 
     Every folder and link on the way counts. A folder that others may write is trusted only above
     the last one, and only if it is sticky, as /tmp is. Above the last one a user namespace may hide
-    who owns a folder: root's of the host is shown as nobody's there.
+    the owner of a folder: there the host's root is shown as the overflow user.
 
     Raises:
         OSError: it is not there, or it may not be looked at.
@@ -59,7 +59,7 @@ def is_trusted(uid: int) -> bool:
 
 
 def _is_unmapped(uid: int) -> bool:
-    """Tell whether a user namespace hides whose this is."""
+    """Tell whether a user namespace hides the owner."""
     try:
         overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
         inside, outside, count = map(int, Path("/proc/self/uid_map").read_text().split()[:3])
