@@ -105,7 +105,7 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
 
 
 def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
-    """What is reserved for it, since when, and until when if that stays unused."""
+    """Give what is reserved for it, since when, and until when if that stays unused."""
     of = waiter.reservation
     if not of:
         return None

@@ -103,13 +103,13 @@ class KeyCheck:
 
 
 def _admit(scope: Scope, principal: Principal, *, shared: bool) -> bool:
-    """Whether there is room for this connection among those of key holders."""
+    """Tell whether there is room for this connection among those of key holders."""
     admit = scope.get("extensions", {}).get("admit")
     return admit is None or bool(admit(principal.name, shared=shared))
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether it was asked by an address, or by a name that is always this machine's.
+    """Tell whether the request names an address, or a name that is always this machine's.
 
     No browser leaves the Host header out; a probe of HTTP/1.0 may.
     """

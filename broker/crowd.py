@@ -1,4 +1,4 @@
-"""How many connections there may be, and whose: strangers leave room for those with a key.
+"""Limits of connections: strangers leave room for clients with a key.
 
 A stranger is a connection on which no key has been shown. Of those the oldest is ended when there
 are too many, so that each newcomer has its moment to show one, however many others hold on.
@@ -25,7 +25,7 @@ OWN: Final = 64
 LEAST: Final = 16
 
 MOMENT_S: Final = 1.0
-"""How long a stranger that has sent something is spared."""
+"""Seconds for which a stranger that has sent something is spared."""
 
 LOOKED_AT: Final = 64
 """Strangers among which one is chosen to be ended."""
@@ -63,11 +63,11 @@ class Crowd:
                 del self._of[name]
 
     def admit(self, transport: asyncio.Transport, name: str, *, shared: bool) -> bool:
-        """Whether there is room for it among those with a key; then it is no stranger any more.
+        """Tell whether those with a key have room for it; then it is no stranger any more.
 
         Args:
             transport: the connection.
-            name: whose key it has shown.
+            name: the name of the key that it has shown.
             shared: others have keys too, so one may take half of the room at most.
         """
         if transport in self._known:
@@ -90,7 +90,7 @@ class Crowd:
 
 
 def _unread(transport: asyncio.Transport) -> bool:
-    """Whether it has sent what we have not read yet."""
+    """Tell whether it has sent what we have not read yet."""
     sock = transport.get_extra_info("socket")
     return sock.fileno() >= 0 and fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) != bytes(4)
 
@@ -125,7 +125,7 @@ class Rate:
         self._left: dict[str, tuple[float, float]] = {}  # the least recent first
 
     def allows(self, address: str) -> bool:
-        """Whether one more is within the rate; it counts if it is."""
+        """Tell whether one more is within the rate; it counts if it is."""
         now = time.monotonic()
         left, at = self._left.pop(address, (self._burst, now))
         left = min(self._burst, left + (now - at) * self._per_s)
@@ -137,4 +137,4 @@ class Rate:
 
 
 ADDRESSES: Final = 4096
-"""Of which a rate remembers what they did."""
+"""The number of addresses that a rate remembers."""

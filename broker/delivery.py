@@ -1,6 +1,6 @@
-"""Which answers were not taken: the client was gone before it could have read them.
+"""Answers that were not taken: the client was gone before it could have read them.
 
-A lease in such an answer belongs to no one until its TTL ends, so its route gives it back. TCP
+A lease in such an answer has no holder until its TTL ends, so its route gives it back. TCP
 proves it in three ways: the connection ends before the answer is written; the client's end is
 followed by a reset, since the answer met a closed socket; or there is a reset alone, since the
 client closed with the answer unread. A reset from a proxy proves nothing: HAProxy resets
@@ -27,7 +27,7 @@ LOOK_S: Final = 0.05
 """Between two looks at whether the client's kernel has taken the answer."""
 
 LOOKS: Final = 100
-"""So many of them; then nothing is proved."""
+"""Looks at most; then nothing is proved."""
 
 PROXIED: Final = {b"via", b"forwarded", b"x-forwarded-for"}
 """Headers that a proxy adds."""
@@ -42,7 +42,7 @@ class Delivery:
 
     @property
     def pending(self) -> bool:
-        """Whether it matters that the answer is taken, and that is not known yet."""
+        """Tell whether it matters that the answer is taken, and that is not known yet."""
         return self._undo is not None
 
     def otherwise(self, undo: Callable[[], object]) -> None:
@@ -94,7 +94,8 @@ class DeliveryProtocol(PlainProtocol):
         """Our end waits for the client's, where it matters."""
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.transport = _Lingering(self.transport, self._delivery, self._say_end)  # type: ignore[assignment] # all that a cycle uses of it
+            lingering = _Lingering(self.transport, self._delivery, self._say_end)
+            self.cycle.transport = lingering  # type: ignore[assignment] # all that a cycle uses of it
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # True keeps our end open
         """The client's end: is the answer taken?"""
@@ -128,7 +129,7 @@ class DeliveryProtocol(PlainProtocol):
         return any(name in PROXIED for name, _ in self.headers or ())
 
     def _idle(self) -> bool:
-        """Whether no answer is still to be written."""
+        """Tell whether no answer is still to be written."""
         return self.cycle is None or self.cycle.response_complete
 
     def _say_end(self) -> None:

@@ -50,7 +50,7 @@ LOAD_S: Final = 1.0
 """How long one who follows waits for what happened before the start."""
 
 AWAY_S: Final = 5.0
-"""For how long it cannot be read until those who follow are told."""
+"""Seconds for which it cannot be read before the followers are told."""
 
 CATCH_UP_S: Final = 1.0
 """How long one may lag behind the replica that a client comes from."""
@@ -96,7 +96,7 @@ class Feed:
         self._looked_at = -LOOK_S
         self._failure = ""  # why it is not read; empty: it is
         self._kinds: set[type[Exception]] = set()  # of reasons that were said
-        self._told_at = 0.0  # when those who follow are told, on the loop's clock
+        self._told_at = 0.0  # when the followers are told, on the loop's clock
         self.places: dict[str, Place] = {}
 
     @property

@@ -1,4 +1,4 @@
-"""Which reporter this is: of which machine, which boot, which process.
+"""Identity of a reporter: its machine, its boot, its process.
 
 The word is told with each report. The boot comes first: two that differ in it are two machines. A
 machine id is for people, and hashed: machine-id(5) asks not to publish it.
@@ -14,7 +14,7 @@ from typing import Final
 PROC: Final = Path("/proc")
 
 STARTED: Final = 19
-"""Where a process's start stands after its name in `/proc/<pid>/stat`; see proc(5)."""
+"""The field of a process's start, counted after its name in `/proc/<pid>/stat`; see proc(5)."""
 
 PARTS: Final = 5
 
@@ -23,7 +23,7 @@ RIVAL_MS: Final = 60_000
 
 
 def own_identity(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
-    """Say who this process is: `boot.machine.namespace.pid.start`; empty where no /proc tells."""
+    """Identify this process: `boot.machine.namespace.pid.start`; empty where no /proc tells."""
     boot, start = _boot(proc), _start(proc, "self")
     if not boot or not start:
         return ""
@@ -59,7 +59,7 @@ def _namespace(proc: Path) -> str:
 
 
 def _start(proc: Path, pid: str) -> str:
-    """When a process started, in clock ticks since boot; empty: it is over."""
+    """Give the start of a process in clock ticks since boot; empty: it is over."""
     words = _read(proc / pid / "stat").rpartition(")")[2].split()
     return words[STARTED] if len(words) > STARTED and words[0] not in {"Z", "X"} else ""
 

@@ -273,7 +273,7 @@ class Reporter:
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
 
     def _others(self, device: DeviceStatus) -> bool:
-        """Whether another reporter of this host that may live has listed a device."""
+        """Tell whether another reporter of this host that may live has listed a device."""
         if device.reporter in {"", self._me} or has_ended(device.reporter):
             return False
         return self._pool_now_ms() - device.sampled_ms < self._settings.deadline_ms
@@ -322,7 +322,7 @@ class Reporter:
         return moment
 
     def _hear(self, reported: Reported) -> None:
-        """Note who else says that it has this host's name, or its devices."""
+        """Note the other reporters that claim this host's name, or its devices."""
         for each in reported.contested:
             if has_ended(each.reporter):
                 self._over = each.reporter

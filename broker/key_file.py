@@ -78,7 +78,7 @@ def _unreadable(path: Path, error: OSError) -> KeysError:
 
 @contextmanager
 def alone(path: Path) -> Iterator[Path]:
-    """Be the only one who changes a key file; where it really is, behind any links.
+    """Lock a key file for a change; give where it really is, behind any links.
 
     The folder is made if it is not there.
 
@@ -116,7 +116,7 @@ def _lock(handle: int, name: Path) -> None:
 
 
 def replace(where: Path, text: str) -> None:
-    """Put `text` in the place of the file, all or nothing, for those who could read it before.
+    """Put `text` in the place of the file, all or nothing; the same users may read it.
 
     A new file is its owner's alone.
 

@@ -79,10 +79,10 @@ UNUSABLE: Final = (
     "this broker cannot use its key file, so no key of it opens anything: its log says why, and "
     "gpu-broker doctor on its machine says the way out"
 )
-"""Said to whoever asks, without a path."""
+"""The answer to a request, which names no path."""
 
 ANYBODY: Final = Principal("", "operator", "")
-"""Who comes in where there are no keys: only this machine can reach the port then."""
+"""The client where there are no keys: only this machine can reach the port then."""
 
 
 def new_key() -> str:
@@ -125,7 +125,7 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
 class Keyring:
     """The keys of a broker. A file is read again when it changes: a revoked key opens nothing.
 
-    A file that is there and cannot be trusted or read lets nobody in by its keys.
+    A file that is there and cannot be trusted or read admits no client by its keys.
 
     Args:
         path: the key file; None or one that is not there = no file.
@@ -203,7 +203,7 @@ class Keyring:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What differs when a file, or who may write it or its folder, does."""
+    """Give a stamp that differs when a file, its owner, its mode or its folder does."""
     # At each request: a Path's stat takes twice as long.
     file, folder = os.stat(path), os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120
     written = (file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino)

@@ -59,7 +59,7 @@ class _Parser:
             self.feed_data(rest)
 
     def offered(self) -> bool:
-        """Whether the head that was read last makes an offer."""
+        """Tell whether the head that was read last makes an offer."""
         return bool(self._parser.should_upgrade())
 
     def should_upgrade(self) -> bool:
@@ -74,7 +74,7 @@ class _Parser:
 
 
 class _Calls:
-    """What a parser calls: the protocol's methods, except of a head that is told again."""
+    """Callbacks of a parser: the protocol's methods, except of a head that is told again."""
 
     def __init__(self, protocol: PlainProtocol, parser: _Parser) -> None:
         self.muted = False

@@ -41,7 +41,7 @@ class PathPrefix:
 
 
 def _said(scope: Scope) -> str:
-    """What the proxy says, if it has the form of a prefix."""
+    """Give the word of the proxy, if it has the form of a prefix."""
     given = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
     prefix = given[0].decode("latin-1").rstrip("/") if len(given) == 1 else ""
     return prefix if PREFIX.fullmatch(prefix) else ""

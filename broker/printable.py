@@ -1,4 +1,4 @@
-"""What others wrote, for a terminal or a log: as print, whatever is in it.
+"""Text of others, made printable for a terminal or a log, whatever is in it.
 
 A name, a reason, a program's name, an error of a server may hold sequences that rename the window,
 clear the screen, set the clipboard, or turn the order of the letters around.

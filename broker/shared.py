@@ -1,4 +1,4 @@
-"""One answer for all who ask the same at the same time, so that no crowd asks the store."""
+"""One answer for all that ask the same at the same time, so that no crowd asks the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Shared(Generic[T]):
         self._asked: asyncio.Task[T] | None = None
 
     async def ask(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Give what work gives, be it begun for someone else; a cancelled call does not end it."""
+        """Give what work gives, be it begun for another call; a cancelled call does not end it."""
         if self._asked is None or self._asked.done():
             self._asked = asyncio.ensure_future(work())
         return await asyncio.shield(self._asked)

@@ -38,8 +38,8 @@ class Broker:
 
     Attributes:
         replica: this process among the replicas.
-        stopping: set when this process is told to stop, for those who follow something.
-        readiness: the question of all who ask at once whether we are ready.
+        stopping: set when this process is told to stop, for the followers of streams.
+        readiness: the readiness check that simultaneous requests share.
         mode_decided: what our environment says of SAFE_MODE is in the pool's policy.
     """
 

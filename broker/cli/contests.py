@@ -1,4 +1,4 @@
-"""What `gpu-broker doctor` says of machines that use one name, or list one GPU."""
+"""Findings of `gpu-broker doctor` about machines that use one name, or list one GPU."""
 
 from __future__ import annotations
 

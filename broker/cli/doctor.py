@@ -158,11 +158,11 @@ NAMELESS = Finding(
     "allow it to every user of the pool (ACL SETUSER NAME +info|server; no rename-command INFO),"
     " and keep one gpu-broker serve running",
 )
-"""Of a server that says no run_id, or not to us."""
+"""The finding for a server that says no run_id, or not to us."""
 
 
 async def _told(redis: Redis) -> tuple[dict[str, Any], str]:
-    """What the server says of itself to this user; why it does not say all, or nothing."""
+    """Ask the server for its INFO; give the reply, and the reason if it is not whole."""
     try:
         return await redis.info(), ""
     except ResponseError as error:

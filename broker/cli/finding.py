@@ -1,4 +1,4 @@
-"""What `gpu-broker doctor` finds wrong."""
+"""Findings of `gpu-broker doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `gpu-broker doctor` says of the API keys: in the file, and at the broker that runs."""
+"""Findings of `gpu-broker doctor` about API keys: in the file, and at the running broker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def key_state() -> tuple[str, list[Finding]]:
         return f"{len(found)} in {path}", findings
     if said:
         return f"none in {path}; the broker at {url} asks for keys", findings
-    return "none: whoever reaches the HTTP port is an operator (gpu-broker keys new)", findings
+    return (
+        "none: every client that reaches the HTTP port is an operator (gpu-broker keys new)",
+        findings,
+    )
 
 
 def _asked() -> tuple[str, str]:
@@ -56,7 +59,7 @@ def _asked() -> tuple[str, str]:
 
 
 def _own_url(otherwise: str) -> str:
-    """Where a broker with this environment listens."""
+    """Give the URL at which a broker with this environment listens."""
     try:
         from broker.settings import SettingsError, load_settings  # noqa: PLC0415 - an extra has it
     except ModuleNotFoundError:

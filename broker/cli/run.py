@@ -187,7 +187,7 @@ def _run(
     guard: Guard,
     inherited: Inherited,
 ) -> Ended:
-    """How the command ended; the lease is given back whatever comes."""
+    """Run the command and give how it ended; the lease is given back in any case."""
     given_back = False
 
     def give_back() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MARK: Final = chr(0xF0000 + secrets.randbelow(0xFFFE))
-"""Of plane 15, which has no characters: as text it is escaped."""
+"""A code point of plane 15, which has no characters: as text it is escaped."""
 
 COLOURS: Final = {"red": 31, "green": 32, "yellow": 33}
 

@@ -52,7 +52,7 @@ def status(every_s: float | None, output: str) -> None:
 
     One line for each GPU, and below it one for each lease on it with its processes, then those that
     have no lease (!). The bar shows what is leased (#), used by others (o), withheld (x) and left
-    (·). FREE is what the next who asks can be given: nothing of a GPU that takes no new leases or
+    (·). FREE is what the next request can be given: nothing of a GPU that takes no new leases or
     is reserved. What is found of a lease (idle, overuse, degraded) stands where else it says how
     long it is held.
 
@@ -155,7 +155,7 @@ def _rows(scene: Scene, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:
 
 
 def state_of(device: DeviceStatus, now_ms: int) -> str:
-    """A device's state in a word, and what is wrong with it, or for whom it is reserved."""
+    """Say a device's state in a word, with what is wrong, or with its reservation."""
     if device.state == "ok" and device.reservation and not device.drained:
         return reservations.says(device.reservation, now_ms)
     word = "drained" if device.drained and device.state == "ok" else device.state

@@ -30,7 +30,7 @@ WAYS_OUT = {
     "outcome_unknown": "Try again: gpu-broker leases shows what was done",
     "store_full": "Raise maxmemory of the store; what gives back goes on meanwhile",
 }
-"""What helps where there is a store, and starting another would not."""
+"""Ways out, by code, where there is a store and starting another would not help."""
 
 SCHEMA = 1
 """Of all JSON that the commands print: fields are added under the same number, never changed."""
@@ -51,12 +51,12 @@ def pool_client() -> Iterator[LeaseClient]:
 
 
 def way_out(error: LeaseError) -> str:
-    """What to do about a pool that does not answer as it should, in a sentence."""
+    """Say in a sentence what to do about a pool that does not answer as it should."""
     return WAYS_OUT.get(error.code, START_ONE)
 
 
 def no_host(asked: str, near: str) -> str:
-    """Which host has no GPUs, which one may have been meant, and the options that say so."""
+    """Say which host has no GPUs, which one may have been meant, and by which option."""
     meant = (
         f"; {near} has: --host {near}, or GPU_BROKER_HOSTNAME={near} if that is this machine"
         if near

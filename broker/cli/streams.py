@@ -1,4 +1,4 @@
-"""What the commands print into: a locale that lacks letters, a full disk, nothing at all."""
+"""Output streams of the commands: a locale that lacks letters, a full disk, none at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ UNWRITABLE: Final = {errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.ED
 
 
 class NowhereToPrint(click.ClickException):
-    """What a command reads cannot be shown: stdout is closed, or takes no more."""
+    """Error of a command whose result cannot be shown: stdout is closed, or takes no more."""
 
 
 def takes_escapes(stream: int) -> bool:
-    """Whether a descriptor is a terminal that moves its cursor and has colours."""
+    """Tell whether a descriptor is a terminal that moves its cursor and has colours."""
     return os.isatty(stream) and not dumb_terminal()
 
 

@@ -101,7 +101,7 @@ def _made_up(spec: str, host: str) -> Source | None:
         raise DeviceSourceError("GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml")
     if spec.startswith("scenario:"):
         scripted = ScriptedSource(Path(spec.removeprefix("scenario:")))
-        # As a sample's error it would take the devices of whoever reports this host already.
+        # As a sample's error it would take the devices of another reporter of this host.
         if problem := scripted.problem():
             raise DeviceSourceError(f"GPU_BROKER_DEVICES={spec!r}: {problem}")
         return scripted

@@ -119,7 +119,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("used", "In use as the driver sees it."),
             ("foreign", "Used by processes without a lease."),
             ("withheld", "Of ended leases, not given again yet."),
-            ("free", "What the next who asks can be given: none where no new lease may begin."),
+            ("free", "What the next request can be given: none where no new lease may begin."),
         )
     }
     read = {

@@ -37,7 +37,7 @@ class Child:
     Args:
         command: what to run, and its arguments.
         env: its environment, with the lease's token.
-        guard: who ends it when we cannot.
+        guard: the process that ends it when we cannot.
         inherited: how signals were when we were started.
 
     Attributes:
@@ -87,7 +87,7 @@ class Child:
 
     @property
     def rest_lives(self) -> bool:
-        """Whether anything of it is still there; ask once the command has ended."""
+        """Tell whether anything of it is still there; ask once the command has ended."""
         self._bury()
         try:
             os.killpg(self.pid, 0)
@@ -99,7 +99,7 @@ class Child:
 
     @property
     def waits_for_terminal(self) -> bool:
-        """Whether the terminal may be given to it later: look again soon."""
+        """Tell whether the terminal may be given to it later: look again soon."""
         return self._terminal.to_be_given
 
     def look(self) -> tuple[int | None, bool]:
@@ -129,7 +129,7 @@ class Child:
         return None, self.stopped and stopped_by == signal.SIGTSTP
 
     def _offer_terminal(self) -> None:
-        """Give it the terminal if it waits for it, or nobody else could want it."""
+        """Give it the terminal if it waits for it, or no other process could want it."""
         given = self._terminal.given
         if self._wants_terminal:
             # In the background it waits for `fg`, as it would without us.
@@ -155,7 +155,7 @@ class Child:
         return [pid for pid, (parent, _) in parents() if parent == us and pid != self._guard.pid]
 
     def _bury(self) -> None:
-        """Bury whoever of our children has ended, but for the command, whose code is asked for."""
+        """Reap our children that have ended, but for the command: its code is asked for later."""
         with suppress(ChildProcessError):
             while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if dead.si_pid == self.pid and self._process.returncode is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DONE: Final = b"done"
 
 ROUNDS, PAUSE_S = 20, 0.05
-"""How often it looks for what left the group: it may be starting others meanwhile."""
+"""Passes over what left the group, and seconds between: it may be starting others meanwhile."""
 
 
 class Guard:
@@ -39,7 +39,7 @@ class Guard:
 
     def watch(self, group: int, token: str) -> None:
         """Name a process group and the lease under which it runs; one write, in the child too."""
-        with suppress(BrokenPipeError):  # somebody killed the guard
+        with suppress(BrokenPipeError):  # the guard was killed
             os.write(self._pipe, f"{group} {token}\n".encode())
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""What `gpu-broker run` was started with, to be given on: the command sees it as under `env`.
+"""Signal settings that `gpu-broker run` inherits and passes on, as `env` does.
 
 A parent may block signals or ignore them, and both pass through exec. We must hear the blocked ones
 ourselves, and Python ignores some for its own sake.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""What they were before is forgotten when the interpreter starts."""
+"""Signals whose inherited setting the interpreter forgets as it starts."""
 
 PASS_ON: Final = {
     "ash", "bash", "busybox", "dash", "env", "ksh", "mksh", "nice", "nohup", "setsid", "sh",
@@ -80,7 +80,7 @@ def take_over() -> Inherited:
 
 
 def _parent_ignores(number: signal.Signals) -> bool:
-    """Whether our parent ignores a signal and is a program that passes that on."""
+    """Tell whether our parent ignores a signal and is a program that passes that on."""
     folder = Path(f"/proc/{os.getppid()}")
     with suppress(OSError, ValueError):
         if (folder / "comm").read_text("utf-8", "replace").strip().lstrip("-") in PASS_ON:

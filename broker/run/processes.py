@@ -28,7 +28,7 @@ def parents() -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def carries(pid: int, variable: str) -> bool:
-    """Whether a process has `NAME=value` in its environment; False where we may not look."""
+    """Tell whether a process has `NAME=value` in its environment; False where we may not look."""
     with suppress(OSError):
         return variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return False

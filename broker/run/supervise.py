@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.run.tell import Teller
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""Somebody wants an end, or the terminal is lost: a stopped command goes on, so that it can end."""
+"""Signals that ask for an end: a stopped command is continued, so that it can end."""
 
 TERMINAL_S = 1.0
 """Between looks at whether the terminal may be given to the command by now, as after `fg`."""
@@ -34,12 +34,12 @@ class NotStarted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended.
+    """The end of a command.
 
     Attributes:
         code: its exit code, 128 + the signal's number if one ended it.
         by: the signal of a terminal that ended it: it is to end us too.
-        alone: its group was in the foreground, so those who wait for us did not get that signal.
+        alone: its group was in the foreground, so our waiting parents did not get that signal.
     """
 
     code: int

@@ -1,8 +1,8 @@
-"""Whose the terminal is: a command in a group of its own gets it as a shell's job would.
+"""Control of the terminal: a command in a group of its own gets it as a shell's job would.
 
-The command has it from its beginning when our own group is in the foreground and has nobody beside
-us but those who wait for us. In a pipeline others may read the terminal too: there the command gets
-it when it is stopped for wanting it.
+The command has it from its beginning when our own group is in the foreground and holds only us and
+the processes that wait for us. In a pipeline others may read the terminal too: there the command
+gets it when it is stopped for wanting it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from broker.run.processes import parents
 
 
 class Terminal:
-    """The controlling terminal, if there is one, and who has it.
+    """The controlling terminal, if there is one, and its foreground group.
 
     SIGTTOU must be ignored: we set the terminal, and write to it, from the background too.
     """
@@ -27,7 +27,7 @@ class Terminal:
 
     @property
     def to_be_given(self) -> bool:
-        """Whether there is one that may be given later, as after `fg`."""
+        """Tell whether there is one that may be given later, as after `fg`."""
         return self._fd is not None and not self.given
 
     def give(self, group: int) -> bool:
@@ -44,7 +44,7 @@ class Terminal:
 
     @property
     def _ours(self) -> bool:
-        """Whether our group is in the foreground."""
+        """Tell whether our group is in the foreground."""
         with suppress(OSError):
             return self._fd is not None and os.tcgetpgrp(self._fd) == os.getpgrp()
         return False
@@ -63,7 +63,7 @@ class Terminal:
 
 
 def _alone() -> bool:
-    """Whether all of our process group are we and our ancestors."""
+    """Tell whether all of our process group are we and our ancestors."""
     processes = dict(parents())
     ancestors, pid = {os.getpid()}, os.getppid()
     while pid in processes and pid not in ancestors:

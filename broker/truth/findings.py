@@ -53,7 +53,7 @@ class Seen:
     Attributes:
         sampled_ms: when it was taken, on the pool's clock.
         states: of each device, as it is reported.
-        belongings: whose each process is, and how that is known.
+        belongings: the leases of each process, and how that is known.
     """
 
     sampled_ms: int

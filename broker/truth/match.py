@@ -31,7 +31,7 @@ class _Before:
 
 @dataclass(frozen=True, slots=True)
 class Belonging:
-    """Whose a process is.
+    """The leases that a process belongs to.
 
     Attributes:
         owners: the leases that its memory is reckoned to, living ones and such as are over.
@@ -81,7 +81,7 @@ class Matcher:
         return frozenset().union(*(each.owners for each in self._before.values())) | self._named
 
     def recall(self, devices: Iterable[DeviceStatus], now: float) -> None:
-        """What a reporter before us knew, as the pool has it: it proves nothing."""
+        """Take what a reporter before us knew, as the pool has it: it proves nothing."""
         if self._recalled:
             return
         self._recalled = True
@@ -126,7 +126,7 @@ class Matcher:
         known: AbstractSet[str],
         living: AbstractSet[str],
     ) -> Belonging:
-        """Whose a process is now."""
+        """Give the leases that a process belongs to now."""
         line = [
             self._acquired(at, pid, registered)
             for at, pid in zip(program.line, program.pids, strict=True)
@@ -151,7 +151,7 @@ class Matcher:
         return proven or unknown, proven
 
     def _evidence(self, at: str, pid: int, token: str) -> bool | None:
-        """Whether a process shows a lease, or did: what it runs may have changed since."""
+        """Tell whether a process shows a lease, or did: what it runs may have changed since."""
         if self._shown.get((at, token)) == pid:
             return True
         start = at.partition(":")[2]
@@ -161,7 +161,7 @@ class Matcher:
         return shown
 
     def _claim(self, registered: Registered, leases: AbstractSet[str]) -> None:
-        """Note whose holders are here."""
+        """Note the leases whose holders are here."""
         for holder, tokens in registered.items():
             if tokens <= self.claimed or not self._system.lives(holder):
                 continue

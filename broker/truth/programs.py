@@ -101,7 +101,7 @@ class Programs:
         return ""
 
     def _hidden(self) -> bool:
-        """Whether this /proc shows us our own user's processes alone; the first is root's."""
+        """Tell whether this /proc shows us our own user's processes alone; the first is root's."""
         try:
             (self._proc / "1/stat").read_bytes()
         except OSError:
@@ -123,7 +123,7 @@ class Programs:
         return entry is not None and entry.start == int(start)
 
     def evidence(self, pid: int, start: int, token: str) -> bool | None:
-        """Whether a process shows that it holds a lease; None: we may not look into it.
+        """Tell whether a process shows that it holds a lease; None: we may not look into it.
 
         It does by the token in its environment or in the file that the SDK keeps open, which must
         be its own user's or root's: a descriptor can be handed to a process that did not ask.
@@ -193,7 +193,7 @@ class Programs:
 
 
 def _shows(file: Path, token: str, owners: set[int]) -> bool:
-    """Whether an open file of a process is the SDK's, and shows a token."""
+    """Tell whether an open file of a process is the SDK's, and shows a token."""
     try:
         if not os.readlink(file).startswith(MEMORY_FILE):  # noqa: PTH115 - a Path costs more
             return False

@@ -199,13 +199,13 @@ def line(text: str) -> str:
 
 
 def _cooling(account: Account | None) -> str:
-    """What each lease that cools still uses; of those without room the sums are told alone."""
+    """Give what each lease that cools still uses; beyond the room for them, sums alone."""
     each = account.cooling.items() if account else ()
     return _names((f"{token}={':'.join(map(str, said))}" for token, said in each), COOLING)
 
 
 def _names(names: Iterable[str], room: int = NAMES) -> str:
-    """As many of the names as a list has room for, in bytes."""
+    """Give as many of the names as a list has room for, in bytes."""
     kept, size = [], 0
     for name in filter(None, names):
         size += len(name) + 1
@@ -256,10 +256,10 @@ def _unbearable(each: Standing, now_ms: int, pool: PoolStatus) -> bool:
 
 
 def _condemned(standing: Iterable[Standing], seen: Seen, pool: PoolStatus) -> Iterator[Condemned]:
-    """The processes whose finding has stood for longer than the policy bears it.
+    """Yield the processes whose finding has stood for longer than the policy bears it.
 
     None that belongs to a lease that lives, by any path; as an orphan none whose lease is only said
-    to be over: who registered its pid may have been anybody.
+    to be over: any client may have registered its pid.
     """
     said = {"squatter": "it has no lease", "orphan": "its lease is over"}
     for each in standing:
