@@ -22,7 +22,7 @@
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: nobody passes a first that fits
 -- cost      O((REAP_DEVICES + SERVE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
-local POLL_MS = 10000   -- who waits polls within so long
+local POLL_MS = 10000   -- a waiter polls within so long
 
 local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'default_memory_mb', 'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted')

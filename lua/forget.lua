@@ -1,10 +1,10 @@
--- forget: a device, or a host with all it has, leaves the pool now; what is there all the same comes back with its host's next report.
+-- forget: a device, or a host with its devices, leaves the pool; a later report may list it anew.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
 -- ARGV[2]  what      str   device or host
 -- ARGV[3]  name      str   the device's id or the host's name
--- ARGV[4]  by        str   who does it
+-- ARGV[4]  by        str   the operator
 -- ARGV[5]  why       str   for the log
 -- reply    FORGOTTEN devices left | REFUSED reason detail
 -- keeps    S2: nothing that a lease is on is forgotten; a drain that was on it is over

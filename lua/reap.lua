@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
--- ARGV[2]  seen_ms   int   now_ms of the caller's last reply; 0 or absent = none; a pool that is behind it has lost data
+-- ARGV[2]  seen_ms   int   now_ms of the caller's last reply; 0 = none; a pool behind it has lost data
 -- reply    REAPED | REFUSED reason detail
 -- keeps    S2: sums and indexes stay exact; L2: a silent death gives its capacity back
 -- cost     O((REAP_DEVICES + SWEEP_WORK) log devices)

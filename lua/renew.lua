@@ -3,7 +3,7 @@
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
 -- ARGV[2]  token     str
--- ARGV[3]  fence     int   as handed out by acquire; empty = not compared; one that the pool cannot know proves that its data went back
+-- ARGV[3]  fence     int   by acquire; empty = not compared; one the pool cannot know proves lost data
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
 -- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's; whose it is from now on, when adopted
 -- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may adopt it

@@ -8,7 +8,7 @@
 -- ARGV[5]  epoch        str   the last one seen, or empty; then, after a colon, now_ms of the last reply
 -- ARGV[6]  safe_mode    int   policy of a pool that this call creates
 -- ARGV[7]  version      str   the reporter's
--- ARGV[8+] devices      str   at most 64 times: id, number of pairs, field and value of each; then an empty one, who reports, who ended
+-- ARGV[8+] devices      str   up to 64 times id, count of pairs, pairs; then an empty one, the reporter, an ended one
 -- reply    REPORTED {rival contested} | REFUSED reason detail
 -- keeps    S1: a stale sample can only refuse; S2: sums and indexes stay exact
 -- cost     O((REAP_DEVICES + devices) log devices)
@@ -71,7 +71,7 @@ if not up and not call('ZSCORE', DUE, 'host:' .. host) then
   if call('ZREM', P .. 'drains', 'host:' .. host) == 1 then call('HSET', host_key, 'drained', '1') end
   B.event('host_up', 'host', host, 'version', version)
 end
-if #reported == 0 and up then me = other end   -- a heartbeat says nothing of whose devices they are
+if #reported == 0 and up then me = other end   -- a heartbeat says nothing of the owner of devices
 local more = me ~= other and { 'reporter', me } or {}
 if next(listed) then more[#more + 1], more[#more + 2] = 'listed_ms', S.now end
 call('HSET', host_key, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms, unpack(more))

@@ -81,7 +81,7 @@ def held(record: dict[str, str]) -> list[tuple[str, int]]:
 
 
 def _audit_registry(client: redis.Redis, keys: Keys, names: list[str], devices: Rows) -> None:
-    """What is registered has all of its keys, and what is not has none."""
+    """Check that what is registered has all of its keys, and what is not has none."""
     base = keys.base
     assert set(_after(f"{base}:device:", names)) == set(devices), "a device without an index"
     hosts = set(_members(client, keys.hosts))
@@ -186,7 +186,7 @@ def _audit_lease_keys(client: redis.Redis, base: str, names: list[str], records:
 
 
 def _audit_tombstones(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:
-    """Those of the living are none, and what is remembered has a bound and an end."""
+    """Check that no living lease has one, and that their memory has a bound and an end."""
     shards = _after(f"{base}:done:", names)
     lists = _each(client, (("GET", f"{base}:done:{shard}") for shard in shards))
     found = dict(zip(shards, (each or "" for each in lists), strict=True))

@@ -24,7 +24,7 @@ ORDINARY = {
 RESERVATION = {
     "reservation_mb", "reservation_since_ms", "reservation_until_ms", "reservation_fence",
 }  # fmt: skip
-"""What a record has as long as devices are reserved for it."""
+"""Fields of a record as long as devices are reserved for it."""
 
 
 def audit_line(
@@ -98,7 +98,7 @@ def _audit_kept(waiters: Rows, devices: Rows, backfill: list[tuple[str, float]])
             assert kept.get(uuid) == token, f"{token} keeps {uuid} no more"
         terms = {name for name in r if name in RESERVATION}
         assert terms == (RESERVATION if r.get("kept") else set()), f"{token} has {terms}"
-    assert {uuid for uuid, _ in backfill} <= kept.keys(), "what nobody reserves may be borrowed"
+    assert {uuid for uuid, _ in backfill} <= kept.keys(), "what is not reserved may be borrowed"
 
 
 def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> bool:

@@ -135,7 +135,7 @@ class Pool:
         safe_mode: int = 0,
         by: tuple[str, str] | None = None,
     ) -> list[Any]:
-        """A report; `by`: who reports, and who is over."""
+        """Report devices; `by`: the reporter, and one that is over."""
         flat: list[Any] = []
         for uuid, fields in devices:
             flat += [uuid, len(fields)]
@@ -212,7 +212,7 @@ class Pool:
         return row | {name: int(pool[name]) for name in ("granted", "released") if name in pool}
 
     def ended(self, token: str) -> str | None:
-        """How a lease ended, by its tombstone."""
+        """Give how a lease ended, by its tombstone."""
         shard: Any = self.redis.get(self.keys.done(token))
         found = tombstones.ended(shard, token)
         return found.outcome if found else None

@@ -9,7 +9,8 @@ function B.adopt(token, fence, claim, waits, whose)
   local granted_us, agent, held = fence + 0, claim.agent, claim.held
   if granted_us > lost_us + FAILOVER_MS * 1000 then return 'UNKNOWN' end
 
-  -- When it was granted, on the pool's clock: fences are of the server's, which has stepped back by the offset since.
+  -- The time of the grant on the pool's clock: fences are of the server's, which has stepped back
+  -- by the offset since.
   local granted_ms = math.min(S.now, (granted_us - granted_us % 1000) / 1000 + S.now - (S.now_us - S.now_us % 1000) / 1000)
   local hold_until_ms = claim.hold_ms > 0 and granted_ms + claim.hold_ms
   local function over(outcome)   -- from now on its late calls are told so
@@ -23,7 +24,8 @@ function B.adopt(token, fence, claim, waits, whose)
     local d = B.device(each.uuid)
     local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
     if room < each.mb or alone and d.leases > 0 then
-      -- Its host has yet to report, or who has its room to give it up; but who was given the whole device later believes in it.
+      -- Its host has yet to report, or the holder of its room to give it up; but a later holder of
+      -- the whole device keeps it.
       local younger = d and d.exclusive ~= '' and (call('HGET', P .. 'record:' .. d.exclusive, 'fence') or 0) + 0 > granted_us
       if S.now < closed_until_ms and not younger then return 'AGAIN' end
       return over('superseded')

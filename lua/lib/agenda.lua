@@ -38,8 +38,8 @@ local function finish()
   return next_due_ms
 end
 
--- Every reply: its tag, with the call's mark behind a blank if it had one, now_ms, next_due_ms, epoch, more, then what the
--- tag carries.
+-- Every reply: its tag, with the call's mark behind a blank if it had one, now_ms, next_due_ms,
+-- epoch, more, then what the tag carries.
 local function reply(tag, ...)
   local next_due_ms = finish()
   if S.mark then tag = tag .. ' ' .. S.mark end

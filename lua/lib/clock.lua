@@ -1,13 +1,15 @@
 -- clock: what time it is in this pool, the pool's own facts, and the arguments of the call.
 --
--- now = Redis's TIME + offset_ms. If TIME steps back, the offset grows so that now does not: a step back stretches no
--- lease. If now leaps more than LEAP_MS past the last script, although hosts report every few seconds, nobody could renew
--- in between (an outage, a suspended machine, a step forward, data of an earlier hour). Then a window opens in which only what
--- was due before the leap is reaped and overdue leases may still be renewed, so that live holders come first.
+-- now = Redis's TIME + offset_ms. If TIME steps back, the offset grows so that now does not: a step
+-- back stretches no lease. If now leaps more than LEAP_MS past the last script, although hosts
+-- report every few seconds, nobody could renew in between (an outage, a suspended machine, a step
+-- forward, data of an earlier hour). Then a window opens in which only what was due before the leap
+-- is reaped and overdue leases may still be renewed, so that live holders come first.
 --
--- Data may go back behind what holders remember: a restart, a failover, a backup that was put back, a pool made anew. Then
--- the pool is closed for a while: nothing is granted, and holders whose leases it has forgotten get them back (`adopt` in
--- renew.lua). How that is noticed is in memory.lua.
+-- Data may go back behind what holders remember: a restart, a failover, a backup that was put back,
+-- a pool made anew. Then the pool is closed for a while: nothing is granted, and holders whose
+-- leases it has forgotten get them back (`adopt` in renew.lua). How that is noticed is in
+-- memory.lua.
 --
 -- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text(): handing one over as it is
 -- costs twice as much. `..` rounds it (1.7955e+15).
@@ -20,8 +22,9 @@ local LOOK_MS = 100               -- between two looks at which server this is
 local FAILOVER_MS = 10000         -- closed after writes were lost: holders notice, and renew, within 5 s
 local FORGOT_MS = 60000           -- closed after everything was lost
 
--- Of a function library, which outlives its calls: per pool the `last_ms` that it has written, and the field of the pool
--- that names this library's life on this server. A script has neither.
+-- State of a function library, which outlives its calls: per pool the `last_ms` that it has
+-- written, and the field of the pool that names this library's life on this server. A script has
+-- neither.
 local seen, served
 
 -- What the broker can do, but for what every verb does, which is local functions. In a script a verb reads at once what it
@@ -81,7 +84,8 @@ local function word(i, name, pattern, longest)
   return s
 end
 
--- The same for items with commas between them, or none: an item is not empty, so commas alone are no list.
+-- The same for items with commas between them, or none: an item is not empty, so commas alone are
+-- no list.
 local function list(i, name, pattern, longest)
   local s = word(i, name, pattern, longest)
   if s ~= '' and find(',' .. s .. ',', ',,', 1, true) then S.bad = S.bad or name end

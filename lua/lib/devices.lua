@@ -49,7 +49,7 @@ end
 function B.index(d)
   local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
   settle(d)
-  if S.pool.waiting > 0 then   -- also of one that is reserved: for whom is looked up
+  if S.pool.waiting > 0 then   -- also of a reserved one: its owner is looked up
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
     local whole = d.empty and (not empty or d.free_mb < free_mb)   -- less may be within a cap now
     local share = d.sharable and not sharable

@@ -5,7 +5,8 @@ function B.event(name, ...)
   call('XADD', P .. 'events', 'MAXLEN', '~', '10000', '*', 'event', name, ...)
 end
 
--- A counter that the call has read from the pool, where its verb's own are, is written with the pool's other fields.
+-- A counter that the call has read from the pool, where its verb's own are, is written with the
+-- pool's other fields.
 function B.count(counter)
   local n, changes = S.counts[counter], S.changes
   if n then

@@ -1,10 +1,11 @@
--- foreign: memory of a device that others than our leases use. Only report needs this file, and the end of a cooling.
+-- foreign: memory of a device that others than our leases use. Only report needs this file, and the
+-- end of a cooling.
 --
--- A lease that cools has its memory withheld until its grace is over, or a sample proves it free. What its processes use then
--- is foreign; what they use before is withheld already. Which of both it is differs from lease to lease on one device, so a
--- host says it of each.
+-- A lease that cools has its memory withheld until its grace is over, or a sample proves it free.
+-- What its processes use then is foreign; what they use before is withheld already. Which of both
+-- it is differs from lease to lease on one device, so a host says it of each.
 
--- What a report says of the leases that cool on a device; what is not well-formed is remembered in S.bad.
+-- Parse the report of the leases that cool on a device; S.bad remembers what is not well-formed.
 function B.cooling_said(list)
   local found = {}
   for each in string.gmatch(list, '[^,]+') do
@@ -18,10 +19,11 @@ function B.cooling_said(list)
   return found
 end
 
--- Sums of MiB over the leases that cool. `stays_mb` is still used by those that are withheld here, `gone_mb` by those that are
--- not any more: a proof has ended their grace early, or it was over before this report came. `unlisted_mb`: part of
--- `stays_mb` of which the host does not say whose it is. `unsure_mb` is held by those that are withheld and whose processes are
--- not known, `lost_mb` by such as are not withheld any more.
+-- Sums of MiB over the leases that cool. `stays_mb` is still used by those that are withheld here,
+-- `gone_mb` by those that are not any more: a proof has ended their grace early, or it was over
+-- before this report came. `unlisted_mb`: part of `stays_mb` of which the host names no lease.
+-- `unsure_mb` is held by those that are withheld and whose processes are not known, `lost_mb` by
+-- such as are not withheld any more.
 local function cooling(d, said, cooled_at_ms)
   local listed_mb, sums = 0, { gone_mb = 0, lost_mb = 0 }
   for _, each in ipairs(said.cools or {}) do
@@ -38,10 +40,11 @@ local function cooling(d, said, cooled_at_ms)
   return sums
 end
 
--- Settle the memory that is used by others than our leases: at most `most`, at least `least`. What lies between is of leases or
--- of others: there foreign falls only when `most` proves it. A sample older than one that came before can only raise it.
--- `was`: the device's fields `withheld_at_ms` (of the last lease that began to cool), `newest_ms` (of the newest sample),
--- `cooled_at_ms`, `raised_mb`. What is to be written is added to `fields`.
+-- Settle the memory that is used by others than our leases: at most `most`, at least `least`. What
+-- lies between is of leases or of others: there foreign falls only when `most` proves it. A sample
+-- older than one that came before can only raise it. `was`: the device's fields `withheld_at_ms`
+-- (of the last lease that began to cool), `newest_ms` (of the newest sample), `cooled_at_ms`,
+-- `raised_mb`. What is to be written is added to `fields`.
 function B.settle_foreign(d, said, sampled_ms, was, fields)
   local used_mb, outside_mb = tonumber(said.used_mb), tonumber(said.outside_mb)
   local most, least, cools = used_mb, nil, nil
@@ -83,8 +86,9 @@ function B.settle_foreign(d, said, sampled_ms, was, fields)
   if raised_mb ~= was.raised_mb then write('raised_mb', text(raised_mb)) end
 end
 
--- The grace of a lease that had `mb` of d is over: what its processes have been seen to use is foreign from now on, but for
--- what an older sample has counted already. `v`: the device's fields `cooling`, `lingering_mb` and `raised_mb`.
+-- The grace of a lease that had `mb` of d is over: what its processes have been seen to use is
+-- foreign from now on, but for what an older sample has counted already. `v`: the device's fields
+-- `cooling`, `lingering_mb` and `raised_mb`.
 function B.end_withholding(d, token, mb, v)
   local key, unlisted_mb, raised_mb = P .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0, (v[3] or 0) + 0
   local stays_mb, of = nil, ',' .. token .. '='

@@ -1,16 +1,18 @@
 -- forgetting: devices and hosts that are there no more leave the pool.
 --
--- A device is missing when its host reports others and lists this one no more, a host when it says nothing. After a while (the
--- policy's `forget_devices_after_s` and `forget_hosts_after_s`) they go, unless leases are on them; a MIG slice goes as soon as
--- its parent is listed without it. What comes back is registered anew.
+-- A device is missing when its host reports others and lists this one no more, a host when it says
+-- nothing. After a while (the policy's `forget_devices_after_s` and `forget_hosts_after_s`) they
+-- go, unless leases are on them; a MIG slice goes as soon as its parent is listed without it. What
+-- comes back is registered anew.
 --
 --   drains   zset     device:<id> or host:<h> -> when it was forgotten while an operator's drain was on it. No report undoes a
 --                     drain, so it is drained again when it comes back; at most MOST_DRAINS, the rest is not forgotten by itself
 --
--- All that is registered is looked at every SWEEP_MS by reports and by reap, SWEEP_WORK devices and hosts at a time. Of the
--- pool: `sweep_ms` (when the next look is due), `sweep_at` (how far this round has come: hosts, devices of the next) and
--- `sweep_next_ms` (when something that this round has seen is to go); `forgotten_ms` (when a device went last: who waits for it
--- is told so on its next poll).
+-- All that is registered is looked at every SWEEP_MS by reports and by reap, SWEEP_WORK devices and
+-- hosts at a time. Of the pool: `sweep_ms` (when the next look is due), `sweep_at` (how far this
+-- round has come: hosts, devices of the next) and `sweep_next_ms` (when something that this round
+-- has seen is to go); `forgotten_ms` (when a device went last: its waiters are told so on their
+-- next poll).
 
 local SWEEP_MS, SWEEP_WORK, MOST_DRAINS = 300000, 64, 1000
 local COMPLETE = 64   -- a report with fewer devices than one may have lists all of its host
@@ -44,7 +46,8 @@ local function keep_drain(name)
   return true
 end
 
--- A device that is missing goes, if nothing is on it and its drain can be kept. Did it? `with_host`: its host's drain is kept.
+-- A device that is missing goes, if nothing is on it and its drain can be kept. Did it?
+-- `with_host`: its host's drain is kept.
 local function let_go(uuid, why, with_host)
   local d = B.device(uuid)
   if not d or not B.unused(d) then return false end
@@ -53,7 +56,8 @@ local function let_go(uuid, why, with_host)
   return true
 end
 
--- Since when a device is missing, or nil: it is not. A slice of a GPU that is listed without it: since ever.
+-- Since when a device is missing, or nil: it is not. A slice of a GPU that is listed without it:
+-- since ever.
 local function missing_since(uuid, listed_ms, deadline_ms)
   local v = call('HMGET', P .. 'device:' .. uuid, 'listed_ms', 'parent', 'host')
   if not v[3] then return nil end   -- removed by hand
@@ -67,8 +71,8 @@ local function missing_since(uuid, listed_ms, deadline_ms)
   return parent_ms and parent_ms + 0 > own_ms + deadline_ms and 0 or own_ms
 end
 
--- Look at a host, and at `left` of its devices after the first `at`. How many that were, where to go on (nil at its end), and
--- whether the host is forgotten.
+-- Look at a host, and at `left` of its devices after the first `at`. How many that were, where to
+-- go on (nil at its end), and whether the host is forgotten.
 local function sweep_host(host, at, left, after, wake)
   local v = call('HMGET', P .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms', 'deadline_ms', 'drained')
   local reported_ms, listed_ms, deadline_ms = (v[1] or 0) + 0, (v[2] or 0) + 0, (v[4] or 0) + 0
@@ -121,8 +125,8 @@ function B.sweep()
   changes[#changes + 1], changes[#changes + 2] = 'sweep_at', done and '' or n - gone .. ':' .. at
 end
 
--- Slices of the GPUs that a report lists, and that are not there any more, go at once. `listed`: the ids that it lists,
--- `unlisted`: those of which it says that they are not there.
+-- Slices of the GPUs that a report lists, and that are not there any more, go at once. `listed`:
+-- the ids that it lists, `unlisted`: those of which it says that they are not there.
 function B.forget_slices(host, listed, unlisted)
   local ids = call('SMEMBERS', P .. 'devices:' .. host)
   local complete, left = #ids <= COMPLETE, SWEEP_WORK

@@ -16,7 +16,7 @@ function B.read(record)
     'notice')
 end
 
--- What the agent holds, MiB and leases, how many of its requests wait, and what is reserved for them.
+-- The agent's sums: MiB and leases that it holds, its waiting requests, MiB reserved for them.
 function B.agent(agent)
   local a = S.agents[agent]
   if a then return a end

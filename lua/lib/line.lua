@@ -39,7 +39,8 @@ local function whole_of(w, host, model, held, room_mb)
   return devices
 end
 
--- What w gets of device d, alone or with what is reserved for it, or idle, of the same host and model. Nil and why not.
+-- Choose for w device d, alone or with devices of its host and model that are idle or reserved for
+-- w. Nil and why not.
 local function fit_on(w, d, room_mb)
   if B.whole(w.q) then return whole_of(w, d.host, d.model, { d, unpack(B.reservations.devices(w)) }, room_mb) end
   if d.sharable and d.free_mb >= w.q.memory_mb then return { d } end
@@ -94,8 +95,9 @@ function line.try(w, d)
   return 1   -- its want has another first
 end
 
--- What a request that ends by itself gets of devices that are reserved for others: it must be over before the last lease that
--- the reservation waits for ends, which is known where each of those has a max_hold (EASY backfill). Nil: nothing.
+-- Choose for a request that ends by itself among devices reserved for others: it must be over
+-- before the last lease that the reservation waits for ends, which is known where each of those has
+-- a max_hold (EASY backfill). Nil: nothing.
 function line.backfill(q, room_mb)
   if S.backlog or q.memory_mb * q.devices > room_mb then return nil end
   local group, devices = {}, nil

@@ -1,11 +1,11 @@
 -- memory: what the pool may have forgotten, and what of it is over: what few calls need of clock.lua.
 --
--- Data that go back are noticed by any one of these, whatever the others say: another server (look), a library that was loaded
--- anew, or has seen the pool later (compare_lives), a long silence (leapt), a caller that remembers what the pool does not
--- (recalls, witness, remembered).
+-- Data that go back are noticed by any one of these, whatever the others say: another server
+-- (look), a library that was loaded anew, or has seen the pool later (compare_lives), a long
+-- silence (leapt), a caller that remembers what the pool does not (recalls, witness, remembered).
 
 local CLEAN_MS = 5000      -- a server that was stopped in good order, and is back within so long, is the same one
-local BLIND_MS = 1500      -- the longest silence that says nothing, to who may not ask which server this is
+local BLIND_MS = 1500      -- the longest silence that says nothing, to a caller that may not ask which server this is
 local MOST_LEAPS = 4       -- pauses that may follow one another without half a minute between them
 local A_DAY_US = 86400000000
 local born                 -- names the life of this library
@@ -33,9 +33,10 @@ function B.close(until_ms, lost_us)
   if S.now >= was_ms and S.now < until_ms then S.closing = until_ms end
 end
 
--- Nothing is reaped for a while but what was over before the last script that the pool knows of: holders of what was due after
--- it could not renew, or their renewals were lost. A pause that begins within another one keeps that one's beginning, so that
--- nobody's time is cut short by the second; after MOST_LEAPS of them what was due before the last one is over all the same.
+-- Nothing is reaped for a while but what was over before the last script that the pool knows of:
+-- holders of what was due after it could not renew, or their renewals were lost. A pause that
+-- begins within another one keeps that one's beginning, so that no holder's time is cut short by
+-- the second; after MOST_LEAPS of them what was due before the last one is over all the same.
 function B.pause(for_ms)
   local pool = S.pool
   if pool.window_until_ms then return end   -- this very call has begun one
@@ -48,22 +49,25 @@ function B.pause(for_ms)
   set_pool('leaps', leaps)
 end
 
--- Writes were lost, or may have been. Fences run ahead of a clock that has stepped back, so the last one counts too.
+-- Writes were lost, or may have been. Fences run ahead of a clock that has stepped back, so the
+-- last one counts too.
 function B.lost()
   B.close(S.now + FAILOVER_MS, math.max(S.now_us, call('HGET', POOL, 'fence') + 0))
   B.pause(FAILOVER_MS)
 end
 
--- No script ran for so long that holders could not renew. Longer than the last reporter said that it would be silent at most: then
--- this may be what the pool was at that time, on a server that noticed nothing (a snapshot of its machine, an import).
+-- No script ran for so long that holders could not renew. Longer than the last reporter said that
+-- it would be silent at most: then this may be what the pool was at that time, on a server that
+-- noticed nothing (a snapshot of its machine, an import).
 function B.leapt()
   B.pause(WINDOW_MS)
   if S.now - S.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then B.lost() end
 end
 
--- Is this the server, and are these the data, of the last look? A restart and a failover change the run_id; a server that
--- followed another one and leads again has a new master_replid, and the other's as its second. Without a second it is new for
--- no reason that touches data: the first replica has come, or the last one has been gone for an hour.
+-- Is this the server, and are these the data, of the last look? A restart and a failover change the
+-- run_id; a server that followed another one and leads again has a new master_replid, and the
+-- other's as its second. Without a second it is new for no reason that touches data: the first
+-- replica has come, or the last one has been gone for an hour.
 function B.look()
   local info = redis.pcall('INFO', 'server', 'replication')
   local function said(field) return type(info) == 'string' and string.match(info, field .. ':(%w+)') end
@@ -84,8 +88,9 @@ function B.look()
   end
 end
 
--- The library has not seen this pool (`before` nil), or has seen it later than it is now: then the data went back under the
--- running server. A library lives as long as its server does, unless data are loaded anew or somebody loads it again.
+-- The library has not seen this pool (`before` nil), or has seen it later than it is now: then the
+-- data went back under the running server. A library lives as long as its server does, unless data
+-- are loaded anew or the library is.
 function B.compare_lives(before)
   if before then return B.lost() end
   S.recognised = false
@@ -101,8 +106,8 @@ function B.recalls(seen_ms)
   if seen_ms > S.last then B.lost() end
 end
 
--- The caller had a lease of this fence, later than any that the pool knows of. Fences never turn back, so from now on they go on
--- from there, and nobody says so twice.
+-- The caller had a lease of this fence, later than any that the pool knows of. Fences never turn
+-- back, so from now on they go on from there, and no caller says so twice.
 function B.witness(token, fence)
   if fence < S.epoch + 0 or fence > S.now_us + A_DAY_US then return end   -- it is of no pool like this
   local state = call('HGET', P .. 'record:' .. token, 'state')
@@ -111,7 +116,8 @@ function B.witness(token, fence)
   set_pool('fence', fence)
 end
 
--- The caller remembers the pool of that epoch. Has this one been made since by somebody who knew of none?
+-- The caller remembers the pool of that epoch. Has this one been made since by a client that knew
+-- of none?
 function B.remembered(epoch)
   if epoch == '' or epoch + 0 >= S.epoch + 0 then return end
   B.close((S.epoch - S.epoch % 1000) / 1000 + FORGOT_MS, S.epoch + 0)

@@ -1,23 +1,25 @@
 -- names: which machine has a host's name, and which host was meant.
 --
--- A reporter says who it is: a word that begins with its machine's boot and names its process. Two that live and use one name
--- would have their GPUs taken for each other's, so the second is refused until the first is silent past its deadline, or known
--- by the second to be over. Several reporters of one machine are as one while they see devices in common: they are replicas.
--- Likewise a device stays with the host that listed it while that one's reporter lives. Who was refused last stands on the host
--- or the device as `rival`, with `rival_ms`.
+-- A reporter identifies itself: by a word that begins with its machine's boot and names its
+-- process. Two that live and use one name would have their GPUs taken for each other's, so the
+-- second is refused until the first is silent past its deadline, or known by the second to be over.
+-- Several reporters of one machine are as one while they see devices in common: they are replicas.
+-- Likewise a device stays with the host that listed it while that one's reporter lives. The
+-- reporter that was refused last stands on the host or the device as `rival`, with `rival_ms`.
 
 local RIVAL_MS = 60000   -- for so long after a refusal a rival counts as there
 
 local function boot_of(reporter) return string.match(reporter, '^[^.]*') end
 
--- Write down who was refused. Is it somebody else than before, or back?
+-- Write down the reporter that was refused. Is it another than before, or back?
 local function note_rival(key, rival)
   local v = call('HMGET', key, 'rival', 'rival_ms')
   call('HSET', key, 'rival', rival, 'rival_ms', S.now)
   return v[1] ~= rival or v[2] + RIVAL_MS <= S.now
 end
 
--- Who was refused under this name lately, or nobody: from a host's fields `rival` and `rival_ms`.
+-- The reporter that was refused under this name lately, or none: from a host's fields `rival` and
+-- `rival_ms`.
 function B.rival(rival, rival_ms)
   return rival and rival_ms + RIVAL_MS > S.now and rival or ''
 end
@@ -40,7 +42,8 @@ function B.has_name(host, other, me, reported)
   return true
 end
 
--- Does the host that listed a device keep it from `host`? Then by which reporter. `over`: one that is known to have ended.
+-- Does the host that listed a device keep it from `host`? Then by which reporter. `over`: one that
+-- is known to have ended.
 function B.has_device(d, host, over)
   if d.state == 'lost' or d.state == 'away' then return nil end
   local v = call('HMGET', P .. 'host:' .. d.host, 'reporter', 'reported_ms', 'deadline_ms')

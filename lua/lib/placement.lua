@@ -51,12 +51,14 @@ function whole.pick(q, room_mb)
   return nil, why
 end
 
--- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it does not.
+-- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it
+-- does not.
 local function whole_mb(d)
   return d.total_mb - d.reserve_mb - (d.foreign_mb <= IDLE_FOREIGN_MB and math.max(0, d.foreign_mb) or 0)
 end
 
--- The least that q could ever count against its agent's cap, of those that are listed in `fits:<of>`; nil: they are too few.
+-- The least that q could ever count against its agent's cap, of those that are listed in
+-- `fits:<of>`; nil: they are too few.
 local function least_mb(q, of, cap_mb)
   local key, least, sum = P .. 'fits:' .. of, text(q.memory_mb), 0
   local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices), 'WITHSCORES')
@@ -75,14 +77,14 @@ local function least_mb(q, of, cap_mb)
   return sum
 end
 
--- Which name of q nothing that is registered has, as a code, or nil.
+-- Find a name in q that nothing registered has; its code, or nil.
 function whole.unknown(q)
   if q.model ~= '*' and not call('ZSCORE', P .. 'models', q.model) then return 'model_unknown' end
   if q.host ~= '*' and call('ZCARD', P .. 'fits:host/' .. q.host) == 0 then return 'host_unknown' end
 end
 
--- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports and forgetting alone. `cap_mb`:
--- of an agent.
+-- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports and
+-- forgetting alone. `cap_mb`: of an agent.
 function whole.unfit(q, cap_mb)
   local unknown = whole.unknown(q)
   if unknown then return unknown end

@@ -16,19 +16,20 @@ local FIELDS = {
   nvml_error = 'line', power_limit_w = 'number', clock_sm_mhz = 'number', clock_memory_mhz = 'number',
   ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
   parent = 'id',
-  -- What its host makes of it. In MiB: used by nobody's lease, or beyond one; of that at most so much may be of leases whose
-  -- processes are not known; held by leases that cool and whose processes are not known. Without outside_mb, used_mb alone
-  -- counts.
+  -- What its host makes of it. In MiB: used without a lease, or beyond one; of that at most so much
+  -- may be of leases whose processes are not known; held by leases that cool and whose processes
+  -- are not known. Without outside_mb, used_mb alone counts.
   outside_mb = 'whole', unclaimed_mb = 'whole', uncertain_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
   degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole', reporter = 'word',
 }
 
--- Said once, and not kept on the device as it is: what its leases are to be told of (`token=idle+overuse`, none = of nothing
--- any more), error codes of the GPU with what is made of them, a process that was sent a signal, for whose sake and why, and
--- holders of whom there is no record. Of leases that cool: MiB that all of them still use, and of each `token=when it
--- ended:MiB it still uses:MiB it holds, if its processes are not known`; lib/foreign.lua keeps what the newest sample says.
--- `listed` 0: the driver works and does not list it; without that, naming it lists it.
+-- Said once, and not kept on the device as it is: what its leases are to be told of
+-- (`token=idle+overuse`, none = of nothing any more), error codes of the GPU with what is made of
+-- them, a process that was sent a signal, for which lease and why, and holders without a record. Of
+-- leases that cool: MiB that all of them still use, and of each `token=when it ended:MiB it still
+-- uses:MiB it holds, if its processes are not known`; lib/foreign.lua keeps what the newest sample
+-- says. `listed` 0: the driver works and does not list it; without that, naming it lists it.
 local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', lingering_mb = 'whole', cooling = 'cooling',
   listed = 'flag' }
 
@@ -111,9 +112,10 @@ local function look_at(uuid)
   return d, d and call('HMGET', P .. 'device:' .. uuid, unpack(BESIDES)) or {}, 0
 end
 
--- Take a device as its host says it is, unless another one that lives lists it: then `device|host|reporter` of that one.
--- `over`: a reporter that has ended; false: this one does not say who it is, and takes what it names. What is not there is
--- not registered. The second result: it was a GPU that is divided.
+-- Take a device as its host says it is, unless another one that lives lists it: then
+-- `device|host|reporter` of that one. `over`: a reporter that has ended; false: this one does not
+-- identify itself, and takes what it names. What is not there is not registered. The second result:
+-- it was a GPU that is divided.
 function B.accept(host, said, sampled_ms, over)
   local known, v, n = look_at(said.uuid)
   if not known and said.listed == '0' then return nil, false end

@@ -1,8 +1,9 @@
 -- reservable: which devices a head reserves.
 --
--- Those that can become what it asks, whatever holds them now: first the ones that were given up longest ago, then those with
--- most room. One poll reads a page of what is registered, and the next poll goes on behind it, so that neither devices that
--- are lost, away or drained nor ones that others use hide those behind them, however many they are.
+-- It reserves devices that can become what it asks, whatever holds them now: first the ones that
+-- were given up longest ago, then those with most room. One poll reads a page of what is
+-- registered, and the next poll goes on behind it, so that neither devices that are lost, away or
+-- drained nor ones that others use hide those behind them, however many they are.
 
 local DEVICES_READ, GROUPS_READ = 64, 8   -- by one poll
 local FREEST, MODELS_READ = 8, 64
@@ -15,7 +16,7 @@ local function before(a, b)
   return a.free_mb > b.free_mb or a.free_mb == b.free_mb and a.uuid < b.uuid
 end
 
--- Those of the ids that w may reserve, the best first.
+-- Filter the ids by what w may reserve, the best first.
 local function reservable(w, ids)
   local found, seen = {}, {}
   for _, uuid in ipairs(ids) do
@@ -27,7 +28,8 @@ local function reservable(w, ids)
   return found
 end
 
--- As many of the devices as w asks, within its agent's cap: the best, else the smallest. Nil: there are none.
+-- Choose as many of the devices as w asks, within its agent's cap: the best, else the smallest.
+-- Nil: too few.
 local function within_cap(w, found, room_mb)
   local function first_ones()
     local devices, sum = {}, 0
@@ -43,7 +45,8 @@ local function within_cap(w, found, room_mb)
   return first_ones() or nil
 end
 
--- The one device to reserve: of those with most room, and of the next page of all that are large enough.
+-- The one device to reserve: of those with most room, and of the next page of all that are large
+-- enough.
 local function one(w, room_mb)
   local q, ids = w.q, call('ZRANGE', P .. 'free:' .. B.selector(w.q), '0', FREEST - 1, 'REV')
   local of = q.host ~= '*' and q.model ~= '*' and 'host/' .. q.host .. '/' .. q.model or B.selector(q)

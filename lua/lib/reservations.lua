@@ -1,16 +1,18 @@
--- reservations: what is reserved for a head that has waited long, and until when.
+-- reservations: devices that are reserved for a head that has waited long, and their horizon.
 --
--- After 30 s a head reserves devices that can become what it asks: they are live, reserved for no other, large enough beside
--- the memory that is used without a lease, and within what its agent's cap leaves. No waiter behind it gets them. A reservation
--- counts against that cap as a lease does.
+-- After 30 s a head reserves devices that can become what it asks: they are live, reserved for no
+-- other, large enough beside the memory that is used without a lease, and within what its agent's
+-- cap leaves. No waiter behind it gets them. A reservation counts against that cap as a lease does.
 --
--- It has a horizon. Devices that have room and go unused for `reservation_idle_s` without progress go back to the others, and
--- the head keeps its rank. Progress is the end of a lease that was older than the reservation. Nobody reserves those devices
--- again for as long; the head reserves nothing for as long, twice as long after each further time, at most 16 times.
+-- It has a horizon. Devices that have room and go unused for `reservation_idle_s` without progress
+-- go back to the others, and the head keeps its rank. Progress is the end of a lease that was older
+-- than the reservation. No head reserves those devices again for as long; the head reserves nothing
+-- for as long, twice as long after each further time, at most 16 times.
 --
 --   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see B.line.backfill
 --
--- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are `kept` (of a record: the devices) and `kept_for` (of a device: the token).
+-- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are
+-- `kept` (of a record: the devices) and `kept_for` (of a device: the token).
 
 local RESERVE_AFTER_MS, RESERVATION_IDLE_S = 30000, 60
 local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; of a device with more leases no end is known
@@ -18,7 +20,7 @@ local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; o
 local reservations, waiters = {}, B.waiters
 B.reservations = reservations
 
--- How long reserved devices may go unused, in ms; 0: nothing is reserved.
+-- Time that reserved devices may go unused, in ms; 0: nothing is reserved.
 local function idle_ms()
   local pool = S.pool
   if not pool.reservation_idle_s then   -- a pool of an older version has none
@@ -69,7 +71,8 @@ local function known_end_ms(w, devices)
   return last_ms
 end
 
--- Let what is reserved for a waiter be had by all. `served`: it got what it asked, so its agent's sum has not fallen.
+-- Let what is reserved for a waiter be had by all. `served`: it got what it asked, so its agent's
+-- sum has not fallen.
 function reservations.cancel(w, served)
   if w.kept == '' then return end
   call('HDEL', P .. 'record:' .. w.token, 'kept', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
@@ -89,7 +92,7 @@ function reservations.cancel(w, served)
   if not served then waiters.unpark(w.agent) end
 end
 
--- Reserve a device for nobody any more.
+-- End the reservation of a device.
 function reservations.cancel_on(d)
   reservations.cancel(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
 end
@@ -111,7 +114,8 @@ local function reserve(w, devices)
   B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
 end
 
--- A lease of this fence ended on a device that is reserved: the reservation goes on, if it is older.
+-- A lease of this fence ended on a device that is reserved: the reservation goes on, if it is
+-- older.
 function reservations.progress(d, fence)
   local record = P .. 'record:' .. d.kept_for
   local at_fence = call('HGET', record, 'reservation_fence')
@@ -120,7 +124,8 @@ function reservations.progress(d, fence)
   end
 end
 
--- Another lease has come to a device that is reserved for this token: it is not known any more when the last one ends.
+-- Another lease has come to a device that is reserved for this token: it is not known any more when
+-- the last one ends.
 function reservations.unsure(token)
   for uuid in string.gmatch(call('HGET', P .. 'record:' .. token, 'kept') or '', '[^,]+') do
     call('ZREM', P .. 'backfill', uuid)
@@ -158,7 +163,8 @@ function reservations.check(w)
   end
 end
 
--- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not rest.
+-- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not
+-- rest.
 function reservations.consider(w)
   if w.kept ~= '' or S.now - w.joined_ms < RESERVE_AFTER_MS or S.now < w.reserves_ms or idle_ms() == 0 then return end
   B.flush()

@@ -10,7 +10,8 @@ local SERVE_WORK = 16   -- looking at one entry is 1, handing out a device 4: fo
 
 local waiters = B.waiters
 
--- Can this device be what a want asks for? By its shape alone; of a share what is asked lies between 2^(n-1) and 2^n.
+-- Can this device be what a want asks for? By its shape alone; of a share what is asked lies
+-- between 2^(n-1) and 2^n.
 local function suits(d, want)
   local kind, n = string.match(want, '/([mx])(%d+)$')
   if kind == 'x' then return d.empty end

@@ -3,10 +3,11 @@
 --   done:<shard>   string   the last of that shard, 28 bytes each, the oldest first: 16 digits of the SHA-1 of the token, a letter
 --                           for how it ended, when it did (11 hexadecimal digits, ms)
 --
--- A key of its own for each took nine times as much, and so filled a small store within minutes. One is good for 15 min, and
--- while fewer than MOST ended in its shard since: the bound of what anybody can make the pool remember is SHARDS x MOST x 28
--- bytes, 21 MiB, and below 400 ends a second none goes before its time. Two tokens of one shard with the same 64 bits are as
--- unlikely as two equal tokens.
+-- A key of its own for each took nine times as much, and so filled a small store within minutes.
+-- One is good for 15 min, and while fewer than MOST ended in its shard since: the most that clients
+-- can make the pool remember is SHARDS x MOST x 28 bytes, 21 MiB, and below 400 ends a second none
+-- goes before its time. Two tokens of one shard with the same 64 bits are as unlikely as two equal
+-- tokens.
 
 local SHARDS, MOST, SIZE = 8192, 96, 28
 local TOMBSTONE_MS = 900000   -- longer than any retry of a call may last
@@ -18,7 +19,8 @@ local function digest(token)
   return (string.gsub(string.reverse(token), '.', function(c) return format('%02x', string.byte(c)) end))   -- fakeredis
 end
 
--- The shard of a token: its key, its `list`, and the token's mark there; read once by a call that asks and then writes.
+-- The shard of a token: its key, its `list`, and the token's mark there; read once by a call that
+-- asks and then writes.
 local function shard(token)
   if S.shard and S.shard.token == token then return S.shard end
   local hex = digest(token)
@@ -27,7 +29,7 @@ local function shard(token)
   return S.shard
 end
 
--- Where the mark's entry begins in a shard, or nil.
+-- The position of the mark's entry in a shard, or nil.
 local function entry_at(list, mark)
   local at = find(list, mark, 1, true)
   while at and at % SIZE ~= 1 do at = find(list, mark, at + 1, true) end
@@ -39,7 +41,7 @@ local function stale(list, at)
   return tonumber(string.sub(list, at + 17, at + 27), 16) + TOMBSTONE_MS <= S.now
 end
 
--- How the lease of a token that has no record ended, or nil: nothing is known of it.
+-- The outcome of the lease of a token that has no record, or nil: nothing is known of it.
 function B.ended(token)
   local of = shard(token)
   local list, at = of.list, entry_at(of.list, of.mark)

@@ -1,14 +1,16 @@
 -- waiters: who waits, for what, and where each of them stands.
 --
--- A waiter stands in one want, with those who ask alike: <host or *>/<model or *>/<shape>. Shape m<n> is a share of more than
--- 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and at most 2^k whole devices of so much each. Waiters for a
--- full host, or for large devices, so never block those for what is free.
+-- A waiter stands in one want, with those who ask alike: <host or *>/<model or *>/<shape>. Shape
+-- m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and
+-- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
+-- never block those for what is free.
 --
 --   line:<want>             token -> rank, the smaller first: µs of joining, less a minute for each step of priority
 --   wants:<host>/<model>    want -> rank of its first
 --   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
--- A device may be reserved for a waiter: lib/reservations.lua. Who is next, and what is on `freed`, is lib/serving.lua's.
+-- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `freed`,
+-- is lib/serving.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
@@ -40,7 +42,7 @@ function waiters.policy()
   return pool
 end
 
--- How often one must be doubled to hold that much.
+-- The doublings of one that hold that much.
 local function doublings(size)
   local n, top = 0, 1
   while top < size do n, top = n + 1, top * 2 end
@@ -112,7 +114,7 @@ local function step_out(want, token)
   if two[1] == token then head(want, two[4], true) end
 end
 
--- Of the pool as a whole. Once nothing waits there is no worklist.
+-- Count the waiters of the whole pool. Once nothing waits there is no worklist.
 local function count_waiting(by)
   set_pool('waiting', S.pool.waiting + by)
   if S.pool.waiting > 0 then return end
@@ -128,7 +130,8 @@ local function count_waiters(agent, by)
   count_waiting(by)
 end
 
--- Out of the line, whatever comes next. `standing`: it is known not to be parked. `served`: it gets what it asked.
+-- Out of the line, whatever comes next. `standing`: it is known not to be parked. `served`: it gets
+-- what it asked.
 function waiters.leave(w, standing, served)
   if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
   B.reservations.cancel(w, served)
@@ -191,8 +194,8 @@ function waiters.park(w)
   call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
 end
 
--- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for `own_mb` of that; none when it
--- has as many leases as it may.
+-- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for
+-- `own_mb` of that; none when it has as many leases as it may.
 function waiters.room(agent, own_mb)
   local pool = waiters.policy()
   local a = B.agent(agent)
@@ -200,7 +203,8 @@ function waiters.room(agent, own_mb)
   return pool.max_memory_per_agent_mb - a.mb - a.reserved_mb + (own_mb or 0)
 end
 
--- Does the agent have anything, but for `own_mb` of a reservation, whose end would leave its cap more room?
+-- Does the agent have anything, but for `own_mb` of a reservation, whose end would leave its cap
+-- more room?
 function waiters.holds(agent, own_mb)
   local a = B.agent(agent)
   return a.leases > 0 or a.reserved_mb > (own_mb or 0)

@@ -232,7 +232,7 @@ def test_stolen_agent_key_cannot_end_what_the_sdk_holds(door: Door, server: Serv
 
 @pytest.mark.parametrize("who", ["agent", "operator"])
 def test_pid_in_a_body_registers_nothing(door: Door, server: Server, who: str) -> None:
-    """Whose process it is nobody could know: such a lease has none."""
+    """The process of a remote client cannot be known: such a lease has none."""
     lease = door.lease(who, pid="1:1", process="1:1", client="somebody")
     with server.connect() as redis:
         record = redis.hgetall(f"gpu:{{auth}}:record:{lease['token']}")

@@ -212,7 +212,7 @@ def test_store_that_lost_its_memory_is_a_gap(tmp_path: Path) -> None:
 
 
 def test_feed_that_may_not_read_says_what_it_needs_and_goes_on_when_it_may(own: Server) -> None:
-    """A right that is taken away: who follows is told, also on the page; then nothing is missed."""
+    """A right that is taken away: followers are told, also on the page; then nothing is missed."""
     rights = ["~gpu:{*", "+@all"]
     with own.connect() as admin:
         admin.execute_command("ACL", "SETUSER", "feeder", "on", ">secret", *rights)

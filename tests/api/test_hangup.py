@@ -126,7 +126,7 @@ def test_lease_is_kept_when_a_proxy_resets_its_connection(broker: Broker) -> Non
 
 
 def test_named_token_is_the_clients_to_repeat(broker: Broker) -> None:
-    """Who names a token asks again with it when no answer came: it finds the lease."""
+    """A client that names a token asks again with it when no answer came: it finds the lease."""
     with asked(broker, token=NAMED) as connection:
         arrived(connection)
     time.sleep(0.5)
@@ -134,7 +134,7 @@ def test_named_token_is_the_clients_to_repeat(broker: Broker) -> None:
 
 
 def test_next_request_on_the_connection_confirms_the_answer(broker: Broker) -> None:
-    """Who asks again has read it: a reset later is no proof."""
+    """A client that asks again has read it: a reset later is no proof."""
     with asked(broker) as connection:
         token = answered(connection)["token"]
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -29,7 +29,7 @@ def broker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def raw(broker: Broker, *requests: bytes, answers: int) -> bytes:
-    """What is answered to bytes, until so many answers came."""
+    """Send bytes and give the answers, until so many came."""
     with socket.create_connection(("127.0.0.1", broker.port), timeout=10) as connection:
         got = b""
         for request in requests:
@@ -61,7 +61,7 @@ def test_head_of_a_stream_ends(broker: Broker, path: str) -> None:
 
 
 def test_head_of_what_has_no_get_is_refused(broker: Broker) -> None:
-    """As GET is."""
+    """HEAD is refused where GET is."""
     assert broker.http.head("/lease").status_code == broker.http.get("/lease").status_code == 405
 
 
@@ -129,7 +129,7 @@ def test_two_hosts_are_none_and_no_host_is_a_probe(broker: Broker) -> None:
 
 
 def test_prefix_of_a_proxy(broker: Broker) -> None:
-    """What is told of addresses has it; what is none is passed over."""
+    """Addresses in answers begin with the prefix; a header that is no prefix is ignored."""
     held = broker.granted(min_memory_mb=900)
     said = {"X-Forwarded-Prefix": "/gpu/broker/"}
     ask = {"agent": "next", "min_memory_mb": 900, "wait_s": 0.05}
@@ -172,7 +172,7 @@ def test_counters_are_this_process_own(broker: Broker) -> None:
 
 
 def refused(**settings: str) -> str:
-    """What a serve says that is refused at the start."""
+    """Give the words of a `serve` that is refused at the start."""
     done = subprocess.run(
         [PROGRAM, "serve", "--demo"], env=environment(**settings), capture_output=True, text=True,
         timeout=60, check=False,

@@ -1,4 +1,4 @@
-"""A key file that goes away or becomes another's while a broker runs: said to all who ask."""
+"""A key file that goes away or becomes another's while a broker runs: each answer says so."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def test_broker_that_cannot_use_its_keys_says_so_and_doctor_the_way_out(
     server: Server, tmp_path: Path, how: str
 ) -> None:
-    """Nobody gets in, and nobody has to guess: 401, log and doctor each say it."""
+    """No client gets in, and none has to guess: 401, log and doctor each say it."""
     file = tmp_path / "keys"
     ann = {"Authorization": f"Bearer {add(file, 'ann', 'operator')}"}
     add(file, "bob", "viewer")
@@ -72,7 +72,7 @@ def test_doctor_of_who_has_no_keys_says_that_the_broker_asks_for_some(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
 def test_last_key_that_is_revoked_is_said(tmp_path: Path) -> None:
-    """Whoever ends it learns what that means."""
+    """Removing the last key says what that means."""
     add(tmp_path / "keys", "ann", "operator")
     done = called("keys", "revoke", "ann", "--file", tmp_path / "keys")
     assert (done.returncode, "last key" in done.stderr) == (0, True)

@@ -1,4 +1,4 @@
-"""Strangers, who have no key: what they cost, and what they leave to those who have one."""
+"""Strangers, which have no key: their cost, and the room that they leave to key holders."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_silent_connections_leave_room_for_key_holders(broker: Broker) -> None:
         renewed = 0
         for _ in range(20):
             with suppress(OSError), socket.create_connection(("127.0.0.1", broker.port), 5):
-                pass  # one more of nobody's
+                pass  # one more without a key
             asking = HTTPConnection("127.0.0.1", broker.port, timeout=10)
             with suppress(OSError):
                 asking.request("GET", f"/lease/{token}", headers=headers)
@@ -120,11 +120,11 @@ def test_requests_without_a_key_fill_no_log(broker: Broker) -> None:
     assert statuses.index(503) >= BURST / 2
     assert broker.said().count("no_route") - before <= STRANGERS_BURST + 2
     asking = broker.http.post("/release", json={"token": "x" * 20})
-    assert asking.status_code == 404  # who has a key is not slowed down
+    assert asking.status_code == 404  # a key holder is not slowed down
 
 
 def test_garbage_fills_no_log(broker: Broker) -> None:
-    """What is no HTTP is answered 400 and not written about."""
+    """Bytes that are no HTTP are answered 400 and not logged."""
     before = len(broker.said())
     for _ in range(50):
         with socket.create_connection(("127.0.0.1", broker.port), timeout=5) as connection:
@@ -188,7 +188,7 @@ def test_one_key_may_not_take_all_the_room(connections: list[Pretended]) -> None
 
 
 def test_rate_is_each_addresss_own() -> None:
-    """What one has used up, another has not; it comes back with time."""
+    """A client that uses up its rate takes nothing of another; it comes back with time."""
     rate = Rate(3, 1000)
     assert [rate.allows("a") for _ in range(3)] == [True] * 3
     eventually(lambda: rate.allows("a"), 1)

@@ -26,7 +26,7 @@ HEARD_NOTHING = {"timeout": 45_000}
 
 
 def hide(tab: Tab, *, hidden: bool) -> None:
-    """What the browser says of a window that is covered, or is shown again."""
+    """Make the browser say that a window is covered, or is shown again."""
     tab.page.evaluate(
         """hidden => {
           Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
@@ -107,7 +107,7 @@ def test_windows_do_not_block_each_other(broker: Broker, windows: list[Tab]) -> 
 
 
 def test_another_window_takes_the_stream_over(broker: Broker, windows: list[Tab]) -> None:
-    """When the one that has it is closed, or is not looked at any more."""
+    """It does so when the window with the stream is closed, or hidden."""
     for each in windows:
         each.is_live()
     windows[0].page.close()

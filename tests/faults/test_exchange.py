@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TimeLimit(Exception):
-    """What a signal handler of the program raises: an ordinary exception."""
+    """Error that a signal handler of the program raises: an ordinary exception."""
 
 
 @pytest.fixture(params=["", "?protocol=2", "?protocol=3", "unix"])

@@ -37,19 +37,19 @@ pytestmark = pytest.mark.filterwarnings(
 SOAK = bool(os.environ.get("GPU_BROKER_SOAK"))
 
 EVERY = 1 if SOAK else 41
-"""Of so many steps, one is interrupted."""
+"""Steps from one interrupt to the next."""
 
 OURS = str(Path(agent_sdk.__file__).parent)
-"""Where steps are counted. In other frames the timer strikes: raising out of a trace function
-where a `with` of theirs ends confuses CPython 3.11 itself ('traceback' object is not callable)."""
+"""The folder in which steps are counted. In other frames a timer strikes instead, since CPython
+3.11 does not bear an error that a trace function raises where a `with` of theirs ends."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """What the tests interrupt by."""
+    """Error by which the tests interrupt."""
 
 
 class TimeLimit(Exception):
-    """What a program's own time limit raises."""
+    """Error that a program's own time limit raises."""
 
 
 class Interrupt:
@@ -165,7 +165,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
         blocker[:] = [client.acquire("blocker", memory_mb=900, ttl_s=0, wait_s=20)]
         with contextlib.suppress(Interrupted), Interrupt(at):
             story()
-    client._inbox.wait = real  # type: ignore[method-assign]
+    client._inbox.wait = real  # type: ignore[method-assign] # for the other tests
     for lease in blocker:
         client.release(lease.token)
     until(lambda: nothing_left(client))
@@ -174,7 +174,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
 def test_acquire_keep_release_interrupted_at_every_step_are_renewed_by_nobody(
     client: LeaseClient,
 ) -> None:
-    """What Python lost between two calls of the program ends by its ttl: no thread renews it."""
+    """A lease that Python lost between two calls ends by its ttl: no thread renews it."""
     held: list[Any] = []
 
     def story() -> None:
@@ -246,7 +246,7 @@ def test_block_struck_by_a_timer_at_any_moment_leaves_no_lease(
 def test_release_interrupted_while_the_store_is_silent_happens_when_it_answers(
     client: LeaseClient, server: Server
 ) -> None:
-    """Of a block, and of a call by itself: the renewing thread goes on with it."""
+    """The renewing thread goes on with it, after a block and after a call by itself."""
 
     def handler(*_: object) -> None:
         raise Interrupted
@@ -273,7 +273,7 @@ def test_release_interrupted_while_the_store_is_silent_happens_when_it_answers(
 def test_block_in_an_exit_stack_or_as_a_decorator_is_left_as_any_other(
     client: LeaseClient,
 ) -> None:
-    """What asks the class for `__exit__`, and what enters one block per call."""
+    """An exit stack asks the class for `__exit__`; a decorator enters one block per call."""
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(client.lease("stack", memory_mb=1))
         assert [held.token for held in client.leases()] == [lease.token]
@@ -288,7 +288,7 @@ def test_block_in_an_exit_stack_or_as_a_decorator_is_left_as_any_other(
 
 
 def test_block_is_entered_once_and_looking_at_it_gives_nothing_back(client: LeaseClient) -> None:
-    """Whoever asks for `__exit__` of a block that is entered does not end it."""
+    """To ask an entered block for its `__exit__` does not end it."""
     block = client.lease("me", memory_mb=1)
     with block:
         assert hasattr(block, "__exit__")
@@ -301,7 +301,7 @@ def test_block_is_entered_once_and_looking_at_it_gives_nothing_back(client: Leas
 
 
 def test_block_entered_by_hand_and_forgotten_is_given_back(client: LeaseClient) -> None:
-    """As a generator's would be: nobody can leave it any more."""
+    """Nothing can leave it any more, as with a generator's block."""
     client.lease("me", memory_mb=1, ttl_s=0).__enter__()
     until(lambda: nothing_left(client))
 

@@ -1,5 +1,5 @@
-"""Redis comes back without its last writes, with those of another day, or without any: who held a
-lease goes on holding it."""
+"""Redis comes back without its last writes, with those of another day, or without any: a holder
+of a lease goes on holding it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_backup_of_a_clean_stop_grants_nothing_before_holders_are_heard(
 def test_store_that_was_stopped_cleanly_is_open_at_once(
     folder: Path, moved: bool, functions: bool
 ) -> None:
-    """Where it was, or in a folder of another name: the files are those that were left."""
+    """It may be in a folder of another name: the files are those that were left."""
     store, client = started(folder)
     if functions:
         load(client.redis)

@@ -119,7 +119,7 @@ def last_file(state: Path) -> Path:
 
 
 def spoil(file: Path, how: str) -> None:
-    """What a power cut, a full disk or a hand leaves."""
+    """Damage a file as a power cut, a full disk or a hand does."""
     size = file.stat().st_size
     with file.open("r+b") as content:
         if how == "cut":
@@ -167,7 +167,7 @@ def test_store_starts_on_a_file_that_is_spoilt_at_its_end(
 def test_store_whose_files_cannot_be_read_is_set_aside_and_hears_holders_first(
     folder: Path,
 ) -> None:
-    """Who held something may bring it back before anybody else gets it."""
+    """A holder may bring its lease back before another client gets the room."""
     with Broker(**settings(folder)) as broker:
         broker.wait()
         broker.granted(min_memory_mb=100, ttl_s=600)

@@ -92,7 +92,7 @@ def site(server: Server, tmp_path: Path) -> Iterator[Site]:
 def test_two_machines_of_one_name_are_said_and_one_alone_is_believed(
     site: Site, within: tuple[str, ...]
 ) -> None:
-    """Of another boot, or containers of one with a GPU each: event, doctor, both logs."""
+    """They differ in boot, or are containers with a GPU each: event, doctor and logs say so."""
     if within:
         need_mounts()
     with ExitStack() as stack:
@@ -208,7 +208,7 @@ def test_refusal_names_the_host_that_was_asked_in_the_words_of_the_shell(
 
 
 def test_reporter_without_proc_reports_all_the_same(site: Site) -> None:
-    """As in a sandbox that has none: it cannot say who it is, and its GPU is leased."""
+    """A sandbox may have none: the reporter cannot identify itself, and its GPU is leased."""
     need_mounts()
     with site.reporter("GPU-1", within=NO_PROC) as (_, log):
         eventually(lambda: site.holds("GPU-1"), 20)

@@ -57,7 +57,7 @@ class Seen:
     figures: dict[str, float]
     violations: list[str]
     skipped: list[str] = field(default_factory=list)
-    """What was not run, and why: nothing is known of that."""
+    """Parts that were not run, and why: nothing is known of them."""
 
 
 @dataclass

@@ -133,7 +133,7 @@ def test_clock_leap_opens_the_window_for_whoever_calls_first(gpu: Pool) -> None:
 
 
 def test_clock_leap_inside_the_window_begins_it_anew(gpu: Pool) -> None:
-    """S7: nobody's time to renew is cut short by the second leap, nor by the third."""
+    """S7: no holder's time to renew is cut short by the second leap, nor by the third."""
     overdue_by_a_leap(gpu)
     gpu.reap()
     for leap_ms in (11_000, 28_900, HOUR_MS):

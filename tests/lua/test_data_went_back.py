@@ -1,4 +1,4 @@
-"""Data that go back behind what holders remember: who notices, and that nothing is granted twice.
+"""Data that go back behind what holders remember: it is noticed, and nothing is granted twice.
 
 The server and its run_id stay what they are: only a witness can tell.
 """
@@ -45,7 +45,7 @@ def adopt(pool: Pool, grant: Granted, name: str = A, **other: str) -> list[objec
 
 
 def closed(pool: Pool) -> bool:
-    """Whether a newcomer is told that holders come first."""
+    """Tell whether a newcomer is told that holders come first."""
     reply = said(pool.acquire(B, memory_mb=1))
     assert reply == REFUSED or reply[0] == "GRANTED", reply
     return reply == REFUSED
@@ -58,7 +58,7 @@ def test_library_that_has_seen_the_pool_later_closes_it(gpu: Pool) -> None:
 
 
 def test_holder_whose_fence_the_pool_cannot_know_closes_it(gpu: Pool) -> None:
-    """Its claim is taken up, and nobody is granted what it holds."""
+    """Its claim is taken up, and no other request is granted what it holds."""
     held = forgotten(gpu)
     assert adopt(gpu, held)[0] == "RENEWED"
     assert closed(gpu)
@@ -76,7 +76,7 @@ def test_plain_renewal_of_an_unknown_fence_closes_the_pool(gpu: Pool) -> None:
 
 
 def test_fence_of_who_answers_to_a_door_proves_nothing(gpu: Pool) -> None:
-    """What an agent says over HTTP, in its own name, closes nobody's pool."""
+    """An agent's word over HTTP, in its own name, closes no pool."""
     later = granted(gpu.acquire(A)).fence + 1000
     said(gpu.run("renew", 1, A, later, "", "somebody"))
     gpu.release(A)

@@ -32,7 +32,7 @@ def told(pool: Pool, event: str) -> list[dict[str, str]]:
 
 
 def silent(pool: Pool, ms: int) -> None:
-    """Nobody says a word for so long; then the pool hears holders first, and is open again."""
+    """No client calls for so long; then the pool hears holders first, and is open again."""
     pool.skew(ms)
     for _ in range(60):
         pool.skew(9000)
@@ -89,7 +89,7 @@ def test_device_that_comes_back_in_time_is_not_forgotten(gpus: Pool) -> None:
 
 
 def test_device_that_is_said_to_be_there_no_more_is_not_listed_by_that(gpus: Pool) -> None:
-    """So says a reporter whose driver works, for as long as the pool knows it."""
+    """A reporter with a working driver says so, for as long as the pool knows the device."""
     uuid, fields = device("gpu-b", model="m2", state="lost", listed=0)
     live(gpus, HOUR_MS + 60_000, A, (uuid, fields))
     live(gpus, 120_000, A, (uuid, fields))
@@ -147,7 +147,7 @@ def test_slices_go_at_once_when_their_gpu_is_listed_without_them(pool: Pool) -> 
 
 
 def test_slices_of_a_host_with_more_devices_than_a_report_has_go_when_said_to(pool: Pool) -> None:
-    """What one report of several leaves out may be in the next; what it calls gone is gone."""
+    """One report of several may leave devices to the next; what it calls gone is gone."""
     parents = [device(f"gpu-{n}", state="mig") for n in range(10)]
     slices = [device(f"mig-{n}", parent=f"gpu-{n // 7}") for n in range(70)]
     pool.report((*parents, *slices[:50]))
@@ -174,7 +174,7 @@ def test_host_is_forgotten_after_a_day_of_silence(gpus: Pool) -> None:
 
 
 def test_hosts_without_devices_are_forgotten_by_reap_alone(pool: Pool) -> None:
-    """Hosts that are named after pods, and nobody reports any more."""
+    """Hosts that are named after pods, and are not reported any more."""
     for n in range(150):
         pool.report((), host=f"pod-{n}")
     for _ in range(2):
@@ -267,7 +267,7 @@ def test_undrain_and_forget_of_what_was_forgotten_end_its_drain(gpus: Pool) -> N
 
 
 def test_forget_by_an_operator_ends_a_drain(gpus: Pool) -> None:
-    """Who forgets a device means it."""
+    """To forget a device is to give up its drain."""
     gpus.drain("gpu-b")
     gpus.forget("gpu-b")
     gpus.report((A, B))

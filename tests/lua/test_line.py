@@ -51,7 +51,7 @@ def test_poll_in_a_closed_pool_is_granted_nothing(pool: Pool) -> None:
 
 
 def test_worklist_longer_than_a_script_reads_goes_with_the_last_waiter(pool: Pool) -> None:
-    """Of 40 entries whose waiters have ended a call reads 17; the last of those has a waiter."""
+    """A call reads 17 of 40 entries whose waiters have ended; the last of those has a waiter."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     close(pool, MINUTE)
     for n in range(16):

@@ -295,7 +295,7 @@ def test_first_that_keeps_devices_and_is_at_its_cap_elsewhere_holds_nobody_up(po
 
 
 def test_larger_whole_device_is_waited_for_beside_an_idle_smaller_one(pool: Pool) -> None:
-    """L1: who wants less memory of a whole device is of another size class, and has it now."""
+    """L1: a request for less memory of a whole device is of another size class, and has it now."""
     pool.report((device("large", 8000), device("small", 1000, index=1)), deadline_ms=DAY_MS)
     granted(pool.acquire(token("holder"), "holder", memory_mb=5000, ttl_ms=0))
     assert wait(pool, "large", memory_mb=4000, exclusive=1) == ["WAITING", 0]

@@ -1,4 +1,4 @@
-"""Whose name is it: two reporters under one, a device of two hosts, names nearly alike."""
+"""Owners of names: two reporters under one, a device of two hosts, names nearly alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def by(reporter: str, over: str = "") -> tuple[str, str]:
 
 
 def test_second_machine_of_a_name_is_refused_while_the_first_lives(pool: Pool) -> None:
-    """It is told by whom; nothing of it is taken, and the first learns of it at its next report."""
+    """It learns which one has it; nothing of it is taken; the first learns at its next report."""
     assert said(pool.report((A,), by=by(ONE))) == ["REPORTED"]
     before = pool.hash("host:h1")
     assert said(pool.report((B,), by=by(OTHER))) == ["REFUSED", "host_taken", ONE]
@@ -71,14 +71,14 @@ def test_replicas_of_one_machine_report_in_turn(pool: Pool) -> None:
 
 
 def test_reporter_of_a_version_that_does_not_say_who_it_is_is_taken(pool: Pool) -> None:
-    """As ever; and who says it after that one has the name."""
+    """It is taken as ever; the first reporter that says it after that one has the name."""
     pool.report((A,), by=by(ONE))
     assert said(pool.report((B,))) == ["REPORTED"]
     assert said(pool.report((A,), by=by(OTHER))) == ["REPORTED"]
 
 
 def test_device_of_two_hosts_stays_with_the_first_while_that_lives(pool: Pool) -> None:
-    """The second is told with whom it is, and the device says that another lists it too."""
+    """The second is told which host has it, and the device says that another lists it too."""
     pool.report((A,), host="h1", by=by(ONE))
     assert said(pool.report((A, B), host="h2", by=by(OTHER))) == [
         "REPORTED", "", f"gpu-a|h1|{ONE}",

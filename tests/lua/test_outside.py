@@ -150,7 +150,7 @@ def test_reap_of_two_that_linger_keeps_back_no_more_than_lingers(gpu: Pool) -> N
 
 
 def cools(gpu: Pool, name: str, uses_mb: int, unsure_mb: int = 0) -> str:
-    """What a host says of a lease that cools."""
+    """Give the word of a host about a lease that cools."""
     ended_ms = gpu.hash(f"record:{name}").get("expires_at_ms", "1")
     return f"{name}={ended_ms}:{uses_mb}:{unsure_mb}"
 
@@ -238,7 +238,7 @@ def test_report_of_what_may_be_of_a_lease_that_is_not_withheld_counts_it_as_fore
 
 
 def test_report_of_unknown_use_within_an_idle_lease_ends_no_grace(gpu: Pool) -> None:
-    """What B has leased and does not use explains nothing of what is used beside it."""
+    """B's memory that is leased and not used explains nothing of what is used beside it."""
     granted(gpu.acquire(B, memory_mb=500))
     expire(gpu, A, 400)
     more = {"unclaimed_mb": 400, "uncertain_mb": 400, "cooling": cools(gpu, A, 0, 400)}
@@ -249,7 +249,7 @@ def test_report_of_unknown_use_within_an_idle_lease_ends_no_grace(gpu: Pool) -> 
 def test_reap_keeps_back_what_the_newest_sample_showed_though_an_older_one_came_later(
     gpu: Pool,
 ) -> None:
-    """What the older one raises and what lingers are not added up."""
+    """The rise by the older sample and what lingers are not added up."""
     expire(gpu, A, 400)
     look(gpu, used_mb=350, lingering_mb=350, cooling=cools(gpu, A, 350))
     gpu.report(real(300, cooling=cools(gpu, A, 0)), sampled_ms=gpu.reap()[1] - 5)

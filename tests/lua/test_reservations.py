@@ -1,4 +1,4 @@
-"""Reservations: what a head may reserve, until when, and who may use it meanwhile."""
+"""Reservations: their devices, their horizon, and their use by others meanwhile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def held_device(pool: Pool) -> str:
 
 
 def pass_by(pool: Pool, seconds: int, **asks: dict[str, object]) -> None:
-    """So many seconds pass, and these poll every three of them until they are offered something."""
+    """Let so many seconds pass; these poll every three of them until they get an offer."""
     for _ in range(seconds // 3):
         pool.skew(3000)
         for name, ask in asks.items():
@@ -101,7 +101,7 @@ def test_end_of_a_younger_lease_extends_nothing(pool: Pool) -> None:
 
 
 def test_reservation_of_what_is_in_use_has_no_end(pool: Pool) -> None:
-    """L3: a full device costs nobody anything: it waits for its holder as long as that takes."""
+    """L3: a full device costs no waiter anything: it waits for its holder as long as that takes."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("all"), "holder", memory_mb=1000, ttl_ms=0))
     wait(pool, "large", **LARGE)
@@ -112,7 +112,7 @@ def test_reservation_of_what_is_in_use_has_no_end(pool: Pool) -> None:
 
 
 def test_devices_rest_before_they_are_reserved_again(pool: Pool) -> None:
-    """Whoever asks: heads that take turns must not idle a device for ever."""
+    """Heads that take turns must not idle a device for ever."""
     shared(pool)
     heads = {"one": LARGE, "two": LARGE | {"exclusive": 1}, "three": LARGE | {"host": "h1"}}
     for name, ask in heads.items():
@@ -183,7 +183,7 @@ def test_horizon_is_a_policy(pool: Pool, idle_s: int, reserved_s: int) -> None:
 
 
 def test_pool_of_an_older_version_has_a_horizon_too(pool: Pool) -> None:
-    """What it reserved has no end noted, and its policy no such field."""
+    """Its reservation has no end noted, and its policy no such field."""
     shared(pool)
     wait(pool, "large", **LARGE)
     live(pool, 33, "large", **LARGE)
@@ -215,7 +215,7 @@ def test_what_an_older_version_left_counts_against_no_agent(pool: Pool) -> None:
 
 
 def test_nothing_is_reserved_beside_memory_that_is_used_without_a_lease(pool: Pool) -> None:
-    """A process that is nobody's lease does not end with one."""
+    """A process without a lease does not end with one."""
     pool.report((device("gpu-a", used_mb=300),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("x"), "little", memory_mb=100, ttl_ms=0))
     wait(pool, "large", memory_mb=800)
@@ -226,7 +226,7 @@ def test_nothing_is_reserved_beside_memory_that_is_used_without_a_lease(pool: Po
 
 
 def test_no_whole_device_is_reserved_on_which_a_stranger_computes(pool: Pool) -> None:
-    """More than a driver and a desktop use: it is no idle device, whoever leaves."""
+    """More than a driver and a desktop use: it is no idle device, whichever lease ends."""
     pool.report((device("gpu-a", 4000, used_mb=600),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("x"), "little", memory_mb=100, ttl_ms=0))
     whole = {"exclusive": 1, "memory_mb": 100}
@@ -271,7 +271,7 @@ def test_what_the_agent_holds_counts(pool: Pool) -> None:
 
 
 def test_reserved_memory_counts_against_the_agent(pool: Pool) -> None:
-    """As a lease does: for its other requests, and for its other reservations."""
+    """It counts as a lease does: for its other requests, and for its other reservations."""
     shared(pool, "gpu-a", "gpu-b")
     pool.policy(max_memory_per_agent_mb=1400)
     one = {"agent": "ann", "memory_mb": 1000}
@@ -325,7 +325,7 @@ def test_whole_devices_above_the_cap_are_refused_at_once(
 
 
 def test_share_is_whole_without_fractions(pool: Pool) -> None:
-    """Where only whole devices are leased, one that is larger than the cap is refused too."""
+    """A pool of whole devices alone refuses one that is larger than the cap too."""
     pool.report((device("gpu-a", 9000),), deadline_ms=DAY_MS)
     pool.set_policy(max_memory_per_agent_mb=8000, allow_fractional_shares=0)
     assert wait(pool, "ann", memory_mb=100) == CODE
@@ -340,7 +340,7 @@ def test_cap_that_falls_refuses_who_waits(pool: Pool) -> None:
 
 
 def test_device_that_a_desktop_makes_small_enough_is_waited_for(pool: Pool) -> None:
-    """What a driver uses on a device counts against no cap: 8000 less 300 is within 7700."""
+    """A driver's own memory on a device counts against no cap: 8000 less 300 is within 7700."""
     pool.report((device("gpu-a", 8000, used_mb=300),), deadline_ms=DAY_MS)
     pool.set_policy(max_memory_per_agent_mb=7700)
     granted(pool.acquire(token("x"), "little", memory_mb=100, ttl_ms=0))
@@ -402,7 +402,7 @@ def timed(pool: Pool, name: str = "two") -> None:
 
 
 def test_lease_that_ends_in_time_uses_what_is_reserved(pool: Pool) -> None:
-    """It is over before the last device that is needed can be free, so it delays nobody."""
+    """It is over before the last device that is needed can be free, so it delays no waiter."""
     timed(pool)
     assert said(pool.acquire(memory_mb=300)) == ["REFUSED", "no_capacity", ""]
     assert said(pool.acquire(**SHORT | {"max_hold_ms": 150_000}))[0] == "REFUSED"
@@ -457,7 +457,7 @@ def test_end_is_not_known_any_more_when_another_lease_comes(pool: Pool) -> None:
 
 
 def test_backfill_counts_as_use_and_not_as_progress(pool: Pool) -> None:
-    """What is lent for a time does not extend the reservation when it comes back."""
+    """Memory that is lent for a time does not extend the reservation when it comes back."""
     timed(pool)
     live(pool, 30, "two", **TWO)
     granted(pool.acquire(token("short"), "other", **SHORT))

@@ -1,4 +1,4 @@
-"""What hosts say of devices: how they are, and who else uses their memory; in MiB."""
+"""Reports of hosts on devices: their state, and the memory used without a lease; in MiB."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Devices(Line):
         return [uuid for _, uuid in sorted(mine)]
 
     def unused(self, uuid: str) -> bool:
-        """Whether nothing of a lease is on it any more."""
+        """Tell whether nothing of a lease is on it any more."""
         on = {u for e in self.entries.values() if e.state != "waiting" for u, _ in e.held}
         return uuid not in on and not self.devices[uuid].withheld_mb
 
@@ -155,7 +155,7 @@ class Devices(Line):
         d.foreign_mb = max(0, foreign_mb)
 
     def withheld(self, token: str, d: Device) -> bool:
-        """Whether a lease that ended cools, and no proof has ended its grace on this device."""
+        """Tell whether an ended lease cools, and no proof has ended its grace on this device."""
         e = self.entries.get(token)
         return e is not None and e.state == "cooling" and e.expires_at_ms > d.cooled_at_ms
 

@@ -81,7 +81,7 @@ class Device:
 
 @dataclass(slots=True)
 class Host:
-    """When a host came, reported, and listed devices, and what it said of its deadline."""
+    """Times at which a host came, reported, and listed devices, and its deadline."""
 
     deadline_ms: int = 0
     up_ms: int = 0
@@ -94,7 +94,7 @@ class Entry:
     """A token that waits, was offered something, holds it, or cools.
 
     `memory_mb` is with the policy's default, `whole`: it was given all of its devices, `blind`: the
-    policy changed, and nobody has looked at it since. `kept`: what is reserved for it, with what
+    policy changed, and no call has looked at it since. `kept`: what is reserved for it, with what
     counts against its agent's cap, until when that lasts, the newest lease before it, by when what
     it waits for has surely ended; then how often it was in vain, and when it may be tried again.
     """

@@ -45,7 +45,7 @@ class Chooser(Protocol):
     """Whether a request was told to come again after reaping."""
 
     pages: int
-    """How many polls of a head may pass before it has looked at every device."""
+    """The polls of a head that may pass before it has looked at every device."""
 
     def grant(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
         """Which of these a request gets; None when there is nothing, or in a backlog."""
@@ -60,7 +60,7 @@ class Chooser(Protocol):
         """Whether who may stand aside for its agent's cap does."""
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
-        """Which of these are reserved for a waiter."""
+        """Choose which of these are reserved for a waiter."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Ledger(ABC):
     """A pool's clock, its devices and its tokens.
 
     `exists` is False until a report makes it; `another`: the server is not that of the last look;
-    `nameless`: it was stopped in good order, and nobody has looked since; `last`: the time of the
+    `nameless`: it was stopped in good order, and no call has looked since; `last`: the time of the
     call before this one; `seen_ms`: that of the last call that the library has seen, None: it has
     seen none, or the verbs are scripts.
     """
@@ -288,7 +288,7 @@ class Ledger(ABC):
         self.done[token] = outcome, self.now
 
     def ended(self, token: str) -> str:
-        """How it ended, as long as that is remembered."""
+        """Give how it ended, as long as that is remembered."""
         outcome, at_ms = self.done.get(token, ("", 0))
         return outcome if self.now < at_ms + DONE_MS else ""
 
@@ -316,13 +316,13 @@ class Ledger(ABC):
         self.bury(e, e.outcome)
 
     def unkeep(self, uuid: str) -> None:
-        """A device is reserved for nobody; its keeper keeps none of the others either."""
+        """End the reservation of a device; its keeper keeps none of the others either."""
         for e in self.entries.values():
             if uuid in e.kept:
                 self.cancel(e)
 
     def cancel(self, e: Entry) -> None:
-        """What was reserved for e is anybody's; its agent's sum falls."""
+        """End the reservation of e; its agent's sum falls."""
         fell, e.kept, e.reservation_mb, e.known_end_ms = e.reservation_mb > 0, (), 0, 0
         if fell:
             self.unpark(e.ask.agent)

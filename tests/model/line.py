@@ -1,4 +1,4 @@
-"""Who may have what, and who is next: placement and the line."""
+"""Placement and the line: what each request may have, and which is next."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Line(Reservations):
         return "agent_cap" if over else ""
 
     def unknown(self, ask: Ask) -> str:
-        """Which name of a request nothing that is registered has."""
+        """Name what a request asks and nothing that is registered has."""
         known = self.devices.values()
         if ask.model not in {"*", *(d.model for d in known)}:
             return "model_unknown"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tests.model.line import Line
 
 SILENT_MS = POLL_MS + 1000
-"""How long a reservation may outlive its horizon: until its waiter polls, or has lapsed."""
+"""Time that a reservation may outlive its horizon: until its waiter polls, or has lapsed."""
 
 
 def kept_from_others(model: Line) -> dict[str, str]:
@@ -31,7 +31,7 @@ def kept_from_others(model: Line) -> dict[str, str]:
 class Watch:
     """One pool, watched after each of its calls.
 
-    `waited`: device -> for whom it is reserved, and how long others that it suits have waited;
+    `waited`: device -> the waiter it is reserved for, and how long others that it suits waited;
     `horizons`: waiter -> until when its reservation lasts, and the policy when that was said.
     """
 

@@ -85,7 +85,7 @@ class Model(Devices):
         return bool(behind) and not e.kept and not (e.ask.max_hold_ms and self.lends())
 
     def decide(self, e: Entry, *, new: bool) -> tuple[tuple[str, ...] | None, str]:
-        """What it gets now, or why not."""
+        """Decide what it gets now, or why not."""
         devices, why = self.asked(e, new=new)
         if devices is None and why in {"no_capacity", "agent_cap"}:
             options = self.lent(e, self.room_of(e))
@@ -96,7 +96,7 @@ class Model(Devices):
     def asked(  # noqa: PLR0911 - its answers, in their order
         self, e: Entry, *, new: bool
     ) -> tuple[tuple[str, ...] | None, str]:
-        """What it gets now of what is reserved for nobody after it, or why not."""
+        """Decide what it gets now of what no later waiter has reserved, or why not."""
         leases = self.agent(e.ask.agent)[1]
         room_mb = self.room(e.ask.agent)
         if self.safe:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """What is wrong, the texts that make it so, and a seed whose walk finds it soon.
+    """A seeded bug: its name, the texts that make it, and a seed whose walk finds it soon.
 
     `pages`: how many polls of a head may pass before it has looked at every device; `often`: a kind
     of step of the walk that comes often, where the bug needs that; `functions`: it is one of verbs

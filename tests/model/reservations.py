@@ -1,4 +1,4 @@
-"""What is reserved for a head that has waited long, and until when; who may use it meanwhile."""
+"""Reservations for heads that have waited long: devices, horizons, use by others meanwhile."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class Life:
                          force=force)  # fmt: skip
 
     def do_reap(self, *, remembers: bool = False) -> Reply | None:
-        """Somebody looks what is over; a broker remembers the time of its last reply."""
+        """Let a client reap what is over; a broker remembers the time of its last reply."""
         seen_ms = self.told_ms.get("", 0) if remembers else 0
         reply = self.send("reap", (seen_ms,), seen_ms=seen_ms)
         self.told_ms[""] = self.pair.model.now
@@ -229,7 +229,7 @@ class Life:
         return reply
 
     def _cooling(self, uuid: str, said: dict[str, Any]) -> dict[str, Any]:
-        """What is said of a device, with `cools` spelled out for each lease that cools on it.
+        """Give the report of a device, with `cools` spelled out for each lease that cools on it.
 
         A digit for one after the other: 0 uses nothing, 1 half of what it held, 2 is not known.
         """
@@ -276,7 +276,7 @@ class Life:
             self.pair.pool.redis.hdel(self.pair.pool.keys.pool, "run_id")
 
     def _go_back(self, us: int) -> bool:
-        """What there was at `replicate` is there again; the library remembers what it has seen."""
+        """Put the data of `replicate` back; the library remembers what it has seen."""
         if not self.replica:
             return False
         self._later(us)

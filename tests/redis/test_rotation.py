@@ -116,7 +116,7 @@ def take_renewed(admin: redis.Redis, folder: Path) -> None:
 
 
 async def test_certificates_are_read_again(certificates: Path) -> None:
-    """Another CA, server and client certificate: nobody who trusts the old one gets in."""
+    """Another CA, server and client certificate: no client that trusts the old one gets in."""
     with serving(certificates, "--save", "") as port:
         url = f"rediss://127.0.0.1:{port}{options(certificates)}"
         prepare(certificates)
@@ -160,7 +160,7 @@ def write(path: Path, text: str) -> None:
 
 
 async def test_password_is_read_again(tmp_path: Path) -> None:
-    """Of a user of the server: the old one is refused from the moment that it is changed."""
+    """The server refuses the old one from the moment that it is changed."""
     secret = tmp_path / "secret"
     with running("redis") as server, server.connect() as admin:
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 DEADLINE_S = 30.0
-"""So long that what ends before it was not tried again."""
+"""Seconds; a call that ends before them was not tried again."""
 
 WHO = ["blocking", "asyncio"]
 
@@ -51,7 +51,7 @@ def run(url: str, who: str, deadline_s: float = DEADLINE_S) -> None:
 
 
 def acquire(url: str, who: str, deadline_s: float = DEADLINE_S) -> tuple[BrokerUnavailable, float]:
-    """How an acquire fails, and after how many seconds."""
+    """Give how an acquire fails, and after how many seconds."""
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable) as told:
         run(url, who, deadline_s)
@@ -80,11 +80,11 @@ def listener(behave: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 def hang_up(_: socket.socket) -> None:
-    """As a proxy whose server is away."""
+    """Hang up, as a proxy whose server is away."""
 
 
 def say_http(connection: socket.socket) -> None:
-    """As a web server."""
+    """Answer as a web server."""
     connection.recv(100)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 

@@ -1,4 +1,4 @@
-"""Which server a pool is on, asked of real ones: replication round trips, reloads, no INFO."""
+"""The server of a pool, asked of real ones: replication round trips, reloads, no INFO."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLIND = {
     "renamed": ("--rename-command", "INFO", ""),
     "forbidden": ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-info"),
 }
-"""How a server comes not to tell who it is."""
+"""Settings by which a server does not identify itself."""
 
 
 def made(client: redis.Redis, *, functions: bool) -> Pool:
@@ -39,7 +39,7 @@ def made(client: redis.Redis, *, functions: bool) -> Pool:
 
 
 def refused(pool: Pool) -> bool:
-    """Whether a newcomer is told that holders come first."""
+    """Tell whether a newcomer is told that holders come first."""
     reply = said(pool.acquire(token("second"), exclusive=1))
     assert reply == REFUSED or reply[0] == "GRANTED", reply
     return reply == REFUSED
@@ -47,7 +47,7 @@ def refused(pool: Pool) -> bool:
 
 @pytest.fixture(params=KINDS, ids=lambda kind: f"{kind[0]}-{'functions' if kind[1] else 'scripts'}")
 def kind(request: pytest.FixtureRequest) -> tuple[str, bool]:
-    """Which server, and whether its verbs are functions."""
+    """A kind of server, and whether its verbs are functions."""
     server, functions = request.param
     return server, functions
 
@@ -67,7 +67,7 @@ def pool(server: Server, kind: tuple[str, bool]) -> Iterator[Pool]:
 
 
 def link(client: redis.Redis) -> str:
-    """How a replica stands to its primary."""
+    """Give the state of a replica's link to its primary."""
     status: str = client.info("replication").get("master_link_status", "none")
     return status
 

@@ -1,4 +1,4 @@
-"""What tests of a host share."""
+"""Fixtures that tests of a host share."""
 
 from __future__ import annotations
 

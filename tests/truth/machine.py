@@ -58,7 +58,7 @@ class Machine:
         self.client = LeaseClient(store, pool=self.env["GPU_BROKER_POOL"], hostname="h1")
 
     def is_now(self, *processes: tuple[int, int], **more: Any) -> None:
-        """Who uses how much, MiB; and what else is to be said of the GPU."""
+        """Set the MiB that each process uses, and other fields of the GPU."""
         rows = [{"pid": pid, "memory_mb": mb, "busy_pct": 50} for pid, mb in processes]
         gpu = {"uuid": "GPU-a", "total_mb": 10_000, "reserve_mb": 300, "processes": rows} | more
         step = {"after_s": 0, "devices": [gpu]}
@@ -91,7 +91,7 @@ class Machine:
 
     @contextmanager
     def holder(self, *keeps: str, **ask: Any) -> Iterator[Holder]:
-        """Somebody who holds a lease."""
+        """A process that holds a lease."""
         with self.python(HOLDER, json.dumps(ask), *keeps) as process:
             holder = Holder(process)
             try:
@@ -101,11 +101,11 @@ class Machine:
 
     @property
     def sampled_ms(self) -> int:
-        """When the GPU was looked at last, on the pool's clock."""
+        """The time of the GPU's last sample, on the pool's clock."""
         return max((d.sampled_ms for d in self.client.devices()), default=0)
 
     def gpu_reports(self) -> int:
-        """How many reports came in a row that is counted here, by their samples' times."""
+        """Count the reports of this GPU by their samples' times."""
         self._times |= {device.sampled_ms for device in self.client.devices()}
         return len(self._times)
 
@@ -115,7 +115,7 @@ class Machine:
         return device
 
     def found(self) -> set[tuple[str, str]]:
-        """What is found on it: kind and subject."""
+        """Give the findings on it: kind and subject."""
         return {(each.kind, each.subject) for each in self.gpu().findings}
 
     def events(self, name: str) -> list[dict[str, str]]:
@@ -135,11 +135,11 @@ class Holder:
         self.child = int(child)
 
     def hears(self) -> str:
-        """What it says next."""
+        """Read what it says next."""
         return self._said.readline().strip()
 
     def end_child(self) -> None:
-        """Nobody of it is left."""
+        """Kill its child, and wait until it is gone."""
         try:
             os.kill(self.child, 9)
         except ProcessLookupError:

@@ -260,7 +260,7 @@ def test_nobody_is_condemned_that_belongs_to_a_second_lease_that_lives() -> None
 
 
 def test_orphan_that_a_reporter_before_us_knew_is_told_and_not_ended() -> None:
-    """What stands in the pool anybody with its credentials may have written."""
+    """Any client with the pool's credentials may have written what stands there."""
     host, anew = Host(), Host(orphan_action="enforce", enforce_after_s=0)
     first = orphaned(host, "expired").reports["GPU-a"]
     known = device_status(processes=first["processes"])

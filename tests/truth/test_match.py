@@ -96,14 +96,14 @@ def test_match_by_a_pid_that_shows_no_lease_finds_nobody() -> None:
 
 
 def test_match_by_a_pid_that_we_may_not_look_into_proves_nothing() -> None:
-    """Its memory is reckoned to whom it is said to belong; one that shows it goes before."""
+    """Its memory is reckoned to the lease that is said to have it; one that shows it goes first."""
     matcher = Matcher(Nobody("10:10", shown=None))
     assert owners(matcher, [program(10)], lease(A, 100, 10)) == {10: {A}}
     assert matcher.belongings[10].proven == set()
     assert matcher.belongings[10].living == {A}
     matcher = Matcher(Nobody(shown=None))
     owners(matcher, [program(10, token=A)], lease(A, 100, None))
-    assert matcher.belongings[10].proven == {A}, "its environment is nobody else's"
+    assert matcher.belongings[10].proven == {A}, "its environment is its own"
 
 
 def test_match_keeps_what_a_process_showed_before_it_became_another_program() -> None:

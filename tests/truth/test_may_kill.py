@@ -1,4 +1,4 @@
-"""Whose process is it: a reporter that may end processes, and callers who name somebody else's.
+"""A reporter that may end processes, and callers that name processes of others.
 
 A lease's pid is what its caller says it is. These callers lie; the victims are real.
 """
@@ -80,7 +80,7 @@ def looks(machine: Machine, count: int = 4) -> None:
 
 
 def for_others(machine: Machine) -> LeaseClient:
-    """As the HTTP API leases: no process is registered."""
+    """Lease as the HTTP API does: no process is registered."""
     pool = machine.env["GPU_BROKER_POOL"]
     return LeaseClient(machine.client.store, pool=pool, hostname="h1", for_others=True)
 
@@ -149,7 +149,7 @@ def test_squatter_under_a_living_lease_of_another_kind_is_told_and_not_ended(
 def test_orphan_of_who_showed_its_lease_is_ended_though_its_holder_is_gone(
     machine: Machine,
 ) -> None:
-    """What was seen to hold the lease is remembered; a child that was forked shows it itself."""
+    """The process that was seen to hold the lease is remembered; a forked child shows it itself."""
     with machine.reporter("--may-kill"), machine.python(FORKS) as parent:
         assert parent.stdout
         token, child = parent.stdout.readline().split()
@@ -198,7 +198,7 @@ def test_evidence_that_was_handed_to_a_process_is_none() -> None:
         honest.stdout.readline()
         page = next(
             int(fd) for fd in os.listdir(f"/proc/{honest.pid}/fd")  # noqa: PTH208 - numbers
-            if evidence.NAME in os.readlink(f"/proc/{honest.pid}/fd/{fd}")  # noqa: PTH115
+            if evidence.NAME in os.readlink(f"/proc/{honest.pid}/fd/{fd}")  # noqa: PTH115 - a text
         )  # fmt: skip
         start = Programs().look({honest.pid})[honest.pid].start
         assert Programs().evidence(honest.pid, start, NAMELESS) is True
@@ -209,7 +209,7 @@ def test_evidence_that_was_handed_to_a_process_is_none() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user")
 def test_evidence_of_a_process_that_we_may_not_look_into_is_unknown() -> None:
-    """Not none: a reporter without rights reckons its memory to whom it is said to belong."""
+    """A reporter without rights reckons its memory to the lease that is said to have it."""
     code = (
         "import sys; from broker.truth.programs import Programs; "
         "pid, start = map(int, sys.argv[1:]); print(Programs().evidence(pid, start, 'a' * 16))"

@@ -100,7 +100,7 @@ def test_unseen_says_why_where_the_driver_s_pids_mean_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("hidepid", ["off", "noaccess", "invisible"])
 def test_unseen_says_that_other_users_processes_are_hidden(hidepid: str) -> None:
-    """As under ProtectProc=invisible with a user of its own: they would all look gone."""
+    """Under ProtectProc=invisible with a user of its own they would all look gone."""
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; from broker.truth.programs import Programs; "
         "print(Programs().unseen('host'))"

@@ -104,7 +104,7 @@ class Nobody(Programs):
         self.shown = shown
 
     def evidence(self, pid: int, start: int, token: str) -> bool | None:
-        """What each of them shows."""
+        """Give what each of them shows."""
         del pid, start, token
         return self.shown
 

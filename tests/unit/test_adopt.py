@@ -87,7 +87,7 @@ def test_adopt_in_another_process_keeps_the_lease(client: LeaseClient, pool: Tes
         token, fence, memory_mb, devices = worker.stdout.readline().split()
         assert (token, int(fence), int(memory_mb)) == (lease.token, lease.fence, 300)
         assert devices == str([d.uuid for d in lease.devices])
-        time.sleep(4.5)  # nobody renews it here
+        time.sleep(4.5)  # it is not renewed here
         assert [x.token for x in client.leases()] == [lease.token]
         worker.stdin.write("end\n")
         assert worker.stdout.readline().strip() == "False"

@@ -1,4 +1,4 @@
-"""What callers really pass: numpy's numbers, members of enums, and what is no number at all."""
+"""Arguments as callers pass them: numpy's numbers, members of enums, and no numbers at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Size(enum.IntEnum):
 
 
 class OwnInt(int):
-    """As some libraries have one."""
+    """An int of its own, as some libraries have one."""
 
 
 RIGHT: list[tuple[str, dict[str, Any]]] = [
@@ -73,7 +73,7 @@ WRONG: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.fixture
 def client(server: Server, pool: Pool) -> Iterator[LeaseClient]:
-    """Of a pool with one device."""
+    """A client of a pool with one device."""
     pool.report((device("D0", total_mb=24576),), deadline_ms=86_400_000)
     with LeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1") as client:
         yield client

@@ -1,4 +1,4 @@
-"""What holders call from on_lost and on_notice: it costs no lease its renewal."""
+"""Callbacks of holders, on_lost and on_notice: they cost no lease its renewal."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_blocking_lease_refuses_a_coroutine_function(client: LeaseClient) -> Non
 
 
 async def test_coroutine_functions_run_in_the_loop(pool: TestBroker, client: LeaseClient) -> None:
-    """Of an asyncio lease; one that fails, or takes its time, costs no lease its renewal."""
+    """One of an asyncio lease that fails, or takes its time, costs no lease its renewal."""
     async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as other:
         done = asyncio.Event()
 
@@ -175,7 +175,7 @@ async def test_coroutine_functions_run_in_the_loop(pool: TestBroker, client: Lea
 
 
 async def test_wait_lost_keeps_nothing(pool: TestBroker) -> None:
-    """However often it is asked; and a release wakes whoever waits."""
+    """It is said however often it is asked; and a release wakes each waiter."""
     async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
         async with client.lease("a", memory_mb=10) as lease:
             kept = len(lease._callbacks), len(lease._watchers)
@@ -188,7 +188,7 @@ async def test_wait_lost_keeps_nothing(pool: TestBroker) -> None:
 
 
 def test_release_wakes_a_thread_that_waits(client: LeaseClient) -> None:
-    """Of a lease with a long ttl: it was given back, and so is not lost."""
+    """A lease with a long ttl was given back, and so is not lost."""
     lease, said = client.acquire("me", memory_mb=10, ttl_s=600), []
     thread = threading.Thread(target=lambda: said.append(lease.wait_lost(60)))
     thread.start()

@@ -32,7 +32,7 @@ with LeaseClient.from_env() as client, client.lease("me", memory_mb=1) as lease:
 
 @pytest.fixture
 def settings(server: Server, pool: Pool) -> dict[str, str]:
-    """Of a pool with a device."""
+    """Settings of a pool with a device."""
     pool.report((device("D0"),), deadline_ms=86_400_000)
     pool_name = pool.keys.pool_name
     return {"REDIS_URL": server.url, "GPU_BROKER_POOL": pool_name, "GPU_BROKER_HOSTNAME": "h1"}
@@ -85,7 +85,7 @@ def test_uid_without_a_passwd_entry_leases(settings: dict[str, str], home: str |
 
 @pytest.mark.parametrize("command", [["status"], ["run", "true"], ["serve"], ["host"], ["doctor"]])
 def test_user_without_a_home_is_told_what_to_set(command: list[str]) -> None:
-    """Where the embedded store's folder cannot be known, nor REDIS_URL is set."""
+    """The embedded store's folder cannot be known, and REDIS_URL is not set."""
     env = without("HOME", "REDIS_URL", "XDG_STATE_HOME", "GPU_BROKER_STATE_DIR")
     done = as_nobody_known(PROGRAM, *command, env=env)
     assert done.returncode in {1, 2}
@@ -118,7 +118,7 @@ def check_all(settings: dict[str, str], locale: dict[str, str]) -> None:
 
 
 def test_commands_in_the_c_locale(settings: dict[str, str]) -> None:
-    """As scheduled jobs and old containers have it: the Lua files are read as what they are."""
+    """Scheduled jobs and old containers have it: the Lua files are read as what they are."""
     check_all(settings, ASCII)
 
 
@@ -164,7 +164,7 @@ def into(target: int | None, *command: str, **settings: str) -> subprocess.Compl
 
 @pytest.mark.parametrize("command", ["status", "queue", "leases", "events", "hosts", "doctor"])
 def test_closed_stdout_is_said(settings: dict[str, str], command: str) -> None:
-    """What is read goes nowhere: an error, in words."""
+    """A command that reads has nowhere to print: an error, in words."""
     done = into(None, command, **settings)
     assert (done.returncode, done.stderr) == (
         1, "Error: stdout is closed, so there is nowhere to print\n"
@@ -184,7 +184,7 @@ def test_full_disk_is_said(settings: dict[str, str], command: list[str]) -> None
 
 
 def test_run_needs_no_stdout(settings: dict[str, str], tmp_path: Path) -> None:
-    """What acts does not need to print."""
+    """A command that acts does not need to print."""
     done = into(
         None, "run", "-q", "--memory", "1MiB", "--", "touch", str(tmp_path / "ran"), **settings
     )

@@ -1,4 +1,4 @@
-"""What others wrote is shown as print by every command, and no command prints past that."""
+"""Text of others is shown as print by every command, and no command prints past that."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ MAY_PRINT = {"cli/screen.py"}
 
 
 def unprintable(text: str) -> set[str]:
-    """What of it a terminal may act on; line ends of ours are none of it."""
+    """Find what a terminal may act on; line ends of ours are none of it."""
     return {letter for letter in text if not (letter.isprintable() or letter == "\n")}
 
 
 @pytest.fixture(scope="module")
 def pool(server: Server) -> Iterator[dict[str, str]]:
-    """A pool in which every text that somebody may write is hostile; the environment for it."""
+    """A pool in which every text that a client may write is hostile; the environment for it."""
     name = f"hostile-{uuid4().hex[:6]}"
     with LeaseClient(Store(server.url), pool=name, hostname=HOST) as client:
         _report(client, 2, 1000)

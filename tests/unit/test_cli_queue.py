@@ -102,7 +102,7 @@ def test_explain_of_a_request_makes_none(waiting: tuple[CliRunner, str]) -> None
 def test_explain_names_the_unknown_host_and_the_nearest(
     waiting: tuple[CliRunner, str], asked: str, near: str
 ) -> None:
-    """In the shell's words, and in those of whoever reads JSON."""
+    """It is said in the shell's words, and in those of JSON."""
     ask = ("explain", "--agent", "me", "--memory", "1MiB", "--host", asked)
     code, text = run(waiting[0], *ask)
     first = text.splitlines()[0]

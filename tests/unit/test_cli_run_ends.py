@@ -94,7 +94,7 @@ def test_stopped_command_that_is_deaf_ends_after_its_grace(pool: TestBroker) -> 
 
 
 def test_running_command_that_is_deaf_is_not_killed(pool: TestBroker) -> None:
-    """As under env: who handles SIGTERM takes its time."""
+    """A command that handles SIGTERM takes its time, as under env."""
     loop = "trap 'echo told' TERM; echo $$; for n in 1 2 3 4 5 6 7 8; do sleep 0.2; done; exit 6"
     with run(pool, "--grace", "0.1s", "--", "sh", "-c", loop) as process:
         line(process)
@@ -111,7 +111,7 @@ def test_orphans_are_buried(pool: TestBroker) -> None:
     with run(pool, "--", "sh", "-c", script) as process:
         assert line(process) == "started"
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        states = lambda: [state(int(pid)) for pid in children.read_text().split()]  # noqa: E731
+        states = lambda: [state(int(pid)) for pid in children.read_text().split()]  # noqa: E731 - one line
         until(lambda: len(states()) == 2)  # the command and the guard
         assert "Z" not in states()
 

@@ -41,7 +41,7 @@ time.sleep(60)'"""
 
 @pytest.fixture(scope="module")
 def settings() -> Iterator[dict[str, str]]:
-    """Of a pool with room for everybody."""
+    """Settings of a pool with room for all."""
     if not shutil.which("bash"):
         pytest.skip("bash is not installed")
     with running_broker(devices=1, memory_mb=1000) as pool:
@@ -49,7 +49,7 @@ def settings() -> Iterator[dict[str, str]]:
 
 
 class Terminal:
-    """What a person sees and types."""
+    """The screen and keyboard of a person."""
 
     def __init__(self, pid: int, master: int) -> None:
         self.pid, self._master, self.seen = pid, master, ""
@@ -67,7 +67,7 @@ class Terminal:
         self.seen = self.seen.partition(text)[2]
 
     def type(self, text: str) -> None:
-        """As if from the keyboard."""
+        """Write as if from the keyboard."""
         os.write(self._master, text.encode())
 
     def size(self, columns: int) -> None:
@@ -169,7 +169,7 @@ def test_command_reads_the_terminal(settings: dict[str, str], wrapper: str) -> N
 
 @pytest.mark.parametrize("wrapper", ["env", RUN, f"{RUN} {RUN}"], ids=["env", "run", "nested"])
 def test_command_in_the_background_reads_after_fg(settings: dict[str, str], wrapper: str) -> None:
-    """Until then it waits, as a job does."""
+    """It waits until then, as a job does."""
     with shell(settings) as found:
         found.type(f'{wrapper} sh -c \'echo U""P; read x; echo GO""T $x\' &\n')
         found.until("UP")

@@ -106,13 +106,13 @@ PROPERTIES = {
 
 @pytest.fixture(scope="module")
 def settings() -> Iterator[dict[str, str]]:
-    """Of a pool with room for everybody."""
+    """Settings of a pool with room for all."""
     with running_broker(devices=1, memory_mb=1000) as pool:
         yield environment(REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
 
 
 def seen(settings: dict[str, str], what: Property, *wrapper: str) -> tuple[int, str]:
-    """How the wrapper ended, and what the command printed."""
+    """Give how the wrapper ended, and what the command printed."""
     done = subprocess.run(
         [*what.within, *wrapper, *what.command], env=settings, capture_output=True, text=True,
         timeout=TIMEOUT_S, check=False,
@@ -164,7 +164,7 @@ def test_jobserver_of_make_is_reached(
 
 
 def test_run_needs_no_shell(settings: dict[str, str]) -> None:
-    """As in an image that has none: /bin and /usr/bin are hidden from run itself."""
+    """An image may have none: /bin and /usr/bin are hidden from run itself."""
     command = f"{sys.executable} -c 'print(1)'"
     inner = f"mount -t tmpfs none /usr/bin && exec {sys.executable} {' '.join(RUN)} {command}"
     done = subprocess.run(
@@ -177,7 +177,7 @@ def test_run_needs_no_shell(settings: dict[str, str]) -> None:
 
 
 def test_run_needs_neither_dev_nor_proc(settings: dict[str, str]) -> None:
-    """As in a root of its own: nothing is mounted there."""
+    """In a root of its own nothing is mounted."""
     inner = f"mount -t tmpfs none /proc && mount -t tmpfs none /dev && exec {' '.join(RUN)} echo on"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner], env=settings,

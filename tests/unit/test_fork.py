@@ -43,7 +43,7 @@ def client(pool: TestBroker) -> Iterator[LeaseClient]:
 
 
 def in_child(act: Callable[[], object]) -> object:
-    """What an act returned in a forked child, which ends there and then."""
+    """Give what an act returned in a forked child, which ends there and then."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -185,7 +185,7 @@ WAITS: Any = {"wait_s": 10} | WHOLE
 
 
 async def waiting(client: AsyncLeaseClient, count: int) -> None:
-    """Until so many stand in the line."""
+    """Wait until so many stand in the line."""
     for _ in range(500):
         if len(await client.queue()) == count:
             return

@@ -40,7 +40,7 @@ for turn in range(3):
 
 
 def names(file: Path) -> set[str]:
-    """Who has a key in the file."""
+    """Give the names with a key in the file."""
     return {principal.name for principal in read(file)}
 
 
@@ -68,7 +68,7 @@ def test_ten_threads_lose_no_key(tmp_path: Path) -> None:
 def test_writer_that_holds_the_lock_for_long_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that waits says for whom, and changes nothing."""
+    """The waiting process says which lock it waits for, and changes nothing."""
     file = tmp_path / "keys"
     add(file, "ann", "operator")
     monkeypatch.setattr(key_file, "LOCK_S", 0.1)
@@ -78,7 +78,7 @@ def test_writer_that_holds_the_lock_for_long_is_named(
 
 
 def test_change_keeps_what_else_stands_in_the_file(tmp_path: Path) -> None:
-    """Comments are somebody's."""
+    """Comments are kept."""
     file = tmp_path / "keys"
     add(file, "ann", "operator")
     file.write_text(file.read_text() + "# bob is on leave until May\n")
@@ -128,7 +128,7 @@ def test_change_through_a_link_changes_what_it_leads_to(tmp_path: Path) -> None:
 @as_root
 @pytest.mark.parametrize("what", ["file", "folder", "folder above", "link"])
 def test_keys_in_the_hands_of_another_user_are_refused(tmp_path: Path, what: str) -> None:
-    """Who owns the file, a folder or a link on its way could let himself in."""
+    """The owner of the file, of a folder or of a link on its way could let himself in."""
     folder = tmp_path / "above" / "keys.d"
     folder.mkdir(parents=True)
     file, link = folder / "keys", folder / "link"
@@ -159,7 +159,7 @@ def test_keys_in_a_folder_that_others_may_write_are_refused(tmp_path: Path, mode
 
 
 def test_path_of_links_without_end_is_refused(tmp_path: Path) -> None:
-    """As the kernel refuses it."""
+    """It is refused as the kernel refuses it."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
@@ -170,7 +170,7 @@ def test_path_of_links_without_end_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["pipe", "bytes", "large"])
 def test_what_is_no_key_file_is_refused_and_holds_nothing_up(tmp_path: Path, what: str) -> None:
-    """A pipe that nobody writes to would hang a broker; bytes that are no text would break it."""
+    """A pipe without a writer, or bytes that are no text, must not stop a broker."""
     file = tmp_path / "keys"
     ring = Keyring(file)
     if what == "pipe":
@@ -187,7 +187,7 @@ def test_what_is_no_key_file_is_refused_and_holds_nothing_up(tmp_path: Path, wha
 @as_root
 @pytest.mark.parametrize("hidden", ["folder", "file"])
 def test_key_that_a_broker_may_not_read_locks_it(tmp_path: Path, hidden: str) -> None:
-    """As user nobody: at its start a refusal in words; while it runs nobody is an operator."""
+    """Another user: at its start a refusal in words; while it runs no client is an operator."""
     folder = tmp_path / "etc"
     folder.mkdir(mode=0o755)
     for above in (tmp_path, *tmp_path.parents):
@@ -238,7 +238,7 @@ def test_key_that_loses_its_trust_while_a_broker_runs_opens_nothing(tmp_path: Pa
 def test_removed_file_is_said_with_the_way_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody gets in, nobody is an operator, and the log says what to do: once."""
+    """No client gets in, none is an operator, and the log says what to do: once."""
     file = tmp_path / "keys"
     add(file, "ann", "operator")
     ring = Keyring(file)

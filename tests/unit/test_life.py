@@ -94,7 +94,7 @@ def wait_in_vain(pool: TestBroker) -> None:
 
 
 def abandon(pool: TestBroker) -> None:
-    """What may have been granted is given back first."""
+    """Give back first what may have been granted."""
     client = new(pool)
     client._keeper.abandon(client.acquire("lost", memory_mb=10).token)
 
@@ -154,7 +154,7 @@ def test_async_clients_of_loops_that_ended_leave_nothing(
 
 
 def test_kept_lease_outlives_its_client(pool: TestBroker, watch: LeaseClient) -> None:
-    """Until it ends: then the thread that renewed it ends too."""
+    """It is renewed until it ends: then the thread that renewed it ends too."""
     with nothing_outlives(watch):
         client = new(pool)
         lease = client.acquire("job", memory_mb=10, ttl_s=1)
@@ -248,7 +248,7 @@ def limit(seconds: float) -> Iterator[None]:
 
 
 def test_time_limit_in_the_line_leaves_it(pool: TestBroker, watch: LeaseClient) -> None:
-    """As Ctrl-C does."""
+    """A time limit leaves the line as Ctrl-C does."""
     with new(pool) as client:
         held = client.acquire("holder", **WHOLE)
         with pytest.raises(Late), limit(0.3):
@@ -272,7 +272,7 @@ def none(*args, **kwargs):
 threading._start_new_thread = none
 threading._start_joinable_thread = none
 """
-"""What a process at its limit sees; a limit of the kernel's would be all of the user's."""
+"""The error of a process at its limit; a limit of the kernel's would be all of the user's."""
 
 SCRIPTS = {
     "generator": """

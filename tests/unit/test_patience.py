@@ -217,7 +217,7 @@ def test_answer_not_understood_ends_the_call_at_once_as_a_mismatch(server: Serve
 
 
 def test_error_of_the_client_ends_the_call_at_once() -> None:
-    """What redis-py itself refuses to send was not done, and no CPU is fallen back to."""
+    """A call that redis-py itself refuses to send was not done, and no CPU is fallen back to."""
     assert at_once(redis.exceptions.DataError("Invalid input")).code == "bad_request"
 
 

@@ -1,4 +1,4 @@
-"""The pytest plugin for those who use the SDK: a pool that the code under test finds by itself."""
+"""The pytest plugin for users of the SDK: a pool that the code under test finds by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 PLUGIN = ("-p", "pytest_gpu_broker")
-"""As its entry point does, where the checkout was installed before there was one."""
+"""Options for a checkout that was installed before there was an entry point."""
 
 USES = """
 import subprocess, sys, os
@@ -46,7 +46,7 @@ def test_environment_is_the_developers_again():
     assert os.environ["GPU_LEASE_TOKEN"] == "the-developers-own"
     assert broker.__version__
 """
-"""Tests of somebody's project; the environment names a pool that is in use."""
+"""Tests of a user's project; the environment names a pool that is in use."""
 
 
 def project(folder: Path, server: Server, *args: str, **more: str) -> str:

@@ -1,4 +1,4 @@
-"""What readers make of reservations, and of memory that nobody can be given."""
+"""Reservations, and memory that cannot be leased, as readers show them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_status_says_for_whom_devices_are_reserved(server: Server, reserved: Poo
 
 
 def test_queue_says_what_is_reserved(server: Server, reserved: Pool) -> None:
-    """Where, since when, until when: in the sentence, in the narrow column, in JSON."""
+    """The sentence, the narrow column and JSON say the device, the beginning and the end."""
     assert "reserved for two since" in run(server, reserved, "queue", "-o", "wide").output
     (row,) = json.loads(run(server, reserved, "queue", "-o", "json").output)["queue"]
     assert sorted(row["reservation"]["devices"]) == ["gpu-a", "gpu-b"]
@@ -76,7 +76,7 @@ def test_queue_says_what_is_reserved(server: Server, reserved: Pool) -> None:
 
 
 def test_explain_says_what_is_reserved(server: Server, reserved: Pool) -> None:
-    """To the waiter what is its own, to others for whom it is."""
+    """It names the waiter's own reservation to it, and the owner to others."""
     own = run(server, reserved, "explain", "--", token("two")).output
     assert "reserved for two since" in own.partition("\n")[0]
     asks = ("explain", "--agent", "ann", "--memory", "300MiB")
@@ -94,7 +94,7 @@ def test_gpu_info_says_for_whom_devices_are_reserved(reserved: Pool) -> None:
 
 
 def test_device_without_reservation_says_so(server: Server) -> None:
-    """Nulls, so that whoever reads the field finds it."""
+    """The fields are null, so that a reader finds them."""
     with server.connect() as client:
         pool = Pool(client)
         pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
@@ -107,7 +107,7 @@ def test_device_without_reservation_says_so(server: Server) -> None:
 
 @pytest.fixture
 def mixed(server: Server) -> Iterator[Pool]:
-    """Of seven devices one can be had; the others are drained, lost, away, reserved and so on."""
+    """A pool of seven devices: one can be had; the others are drained, lost, away, reserved..."""
     with server.connect() as client:
         pool = Pool(client)
         states = ("ok", "lost", "quarantined", "dirty", "ok")

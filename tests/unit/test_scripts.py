@@ -197,7 +197,7 @@ def test_renew_release_and_reap_on_a_full_store_go_on(full: Pool) -> None:
 
 
 def test_report_on_a_full_store_goes_on(full: Pool) -> None:
-    """Else each host would be away within its deadline, and its devices lent to nobody."""
+    """Else each host would be away within its deadline, and its devices lent to no client."""
     assert full.report((device("gpu-a", 1000),))[0] == "REPORTED"
 
 
@@ -224,7 +224,7 @@ def test_waiters_on_a_full_store_keep_their_places_and_take_what_is_theirs(
 
 
 def poll(pool: Pool, name: str, **ask: Any) -> list[Any]:
-    """What the SDK asks instead when the store is full."""
+    """Send what the SDK asks instead when the store is full."""
     plain = pool.command
     pool.command = lambda verb: plain(POLL if verb == "acquire" else verb)  # type: ignore[method-assign] # for one call
     try:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to anothe
 def test_state_folder_behind_a_link_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By who serves and by who only asks: its maker may lead it elsewhere at any time."""
+    """A server and a client both refuse it: its maker may lead it elsewhere at any time."""
     private, link = tmp_path / "private", tmp_path / "link"
     private.mkdir(mode=0o700)
     link.symlink_to(private)

@@ -93,7 +93,7 @@ export function stream(hear, state) {
   return { start, stop };
 }
 
-/** What it gives, unless it takes longer: then the controller ends it, for that reason. */
+/** Give its result, unless it takes longer: then the controller ends it, for that reason. */
 async function within(ms, controller, why, work) {
   const late = setTimeout(() => controller.abort(new Failed(0, why)), ms);
   try {

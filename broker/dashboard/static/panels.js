@@ -51,7 +51,7 @@ export function reservedSays({ agent, reservation }) {
   return `${agent} has waited long: reserved for it${since}${until}; nobody behind it gets this GPU`;
 }
 
-/** MiB of a device that the next who asks can be given. */
+/** MiB of a device that the next request can be given. */
 const leasable = (gpu) => (gpu.state === "ok" && !reserved.has(gpu.uuid) ? gpu.memory_left_mb : 0);
 
 /** A device's state in a few words, and what it means. */

@@ -5,7 +5,7 @@ import { key, stream } from "./api.js";
 
 const BEAT_MS = 2_000;
 const GONE_MS = 7_000; // a window that has said nothing for so long
-const SETTLE_MS = 250; // in which a newcomer hears who is there
+const SETTLE_MS = 250; // in which a newcomer hears of the others
 
 /** Two numbers that stand for a text: they tell texts apart, and do not tell the text. */
 function mark(text) {
