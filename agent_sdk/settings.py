@@ -65,7 +65,8 @@ class SdkSettings:
         Root may use another user's folder, as an operator does; no link of that user's, though.
 
         Raises:
-            ValueError: the folder is another user's, or so is a link on the way to it.
+            ValueError: the folder is another user's, or so is a link on the way to it; or no URL
+                can name it.
         """
         if not self.embedded:
             return
@@ -73,6 +74,11 @@ class SdkSettings:
             raise ValueError(
                 "this user has no home folder for the embedded store: GPU_BROKER_STATE_DIR names "
                 "a folder, REDIS_URL another store"
+            )
+        if not _is_utf8(self.state_dir):
+            raise ValueError(
+                f"the folder {str(self.state_dir)!a} of the embedded store is not named in UTF-8, "
+                "which its URL must be: set GPU_BROKER_STATE_DIR to another"
             )
         try:
             why = foreign_link(self.state_dir)
@@ -112,6 +118,15 @@ def _whole(name: str) -> Path:
         return Path(name).expanduser().absolute()
     except RuntimeError:
         return NO_HOME
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a path is UTF-8; what is not stands in it as lone surrogates."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def own_hostname(environ: Mapping[str, str] | None = None) -> str:

@@ -202,3 +202,17 @@ def test_closed_pool_is_no_server_to_start(settings: dict[str, str], pool: Pool)
     assert done.returncode == 69
     assert "it opens by itself" in done.stderr
     assert "gpu-broker serve" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "serve", "host"])
+def test_state_folder_that_no_url_can_name_is_said(tmp_path: Path, command: str) -> None:
+    """Its bytes are no UTF-8; a folder beside it would be taken for it."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    done = subprocess.run(
+        [PROGRAM, command], env=environment(GPU_BROKER_STATE_DIR=folder), capture_output=True,
+        text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode in {1, 2}, done
+    assert "is not named in UTF-8" in done.stderr
+    assert "GPU_BROKER_STATE_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
