@@ -10,10 +10,11 @@ import click
 from broker.cli.complete import tokens
 from broker.cli.queue import PREFIX, asks
 from broker.cli.screen import one_line
-from broker.cli.store import no_host, output_option, pool_client, show
+from broker.cli.store import output_option, pool_client, show
 from broker.cli.table import age, gib, table
 from broker.cli.units import Size
 from broker.printable import printable
+from broker.unknown_host import no_host
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient

@@ -25,7 +25,7 @@ from agent_sdk.errors import (
 from agent_sdk.protocol import LONGEST_TTL_MS
 from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
-from broker.cli.store import no_host, way_out
+from broker.cli.store import way_out
 from broker.cli.units import Duration, Size
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.guard import Guard
@@ -33,6 +33,7 @@ from broker.run.inherited import die_of, take_over
 from broker.run.line import get_lease
 from broker.run.supervise import Ended, NotStarted, supervise
 from broker.run.tell import Teller
+from broker.unknown_host import no_host
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -55,16 +55,6 @@ def way_out(error: LeaseError) -> str:
     return WAYS_OUT.get(error.code, START_ONE)
 
 
-def no_host(asked: str, near: str) -> str:
-    """Say which host has no GPUs, which one may have been meant, and by which option."""
-    meant = (
-        f"; {near} has: --host {near}, or GPU_BROKER_HOSTNAME={near} if that is this machine"
-        if near
-        else ""
-    )
-    return f"host {asked} has no GPUs in this pool{meant}; --host any takes any"
-
-
 def lease_error(error: RedisError) -> LeaseError:
     """What redis-py's error means: the store denies it, or is away."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):

@@ -18,6 +18,8 @@ from agent_sdk.errors import (
 )
 from agent_sdk.lease import Lease
 from agent_sdk.protocol import new_token
+from agent_sdk.settings import read_settings
+from broker.unknown_host import look_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +64,15 @@ def get_lease(client: LeaseClient, agent: str, ask: Ask, teller: Teller) -> Leas
             with suppress(LeaseError):
                 client.release(token)
             raise
-        teller.granted(lease, local_now() - began)
+        teller.granted(lease, local_now() - began, _why_on_cpu(client, lease, ask))
         return lease
+
+
+def _why_on_cpu(client: LeaseClient, lease: Lease, ask: Ask) -> str | None:
+    """A code, or which host has no GPUs: a name that is not right is to be seen at once."""
+    if lease.reason != "host_unknown":
+        return lease.reason
+    return look_for(client, ask.get("host") or read_settings().hostname)
 
 
 @contextmanager

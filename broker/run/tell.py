@@ -69,13 +69,13 @@ class Teller:
             }
         self._say("waiting", f"waiting: {said}", waited_s=round(waited_s, 3), **facts)
 
-    def granted(self, lease: Lease, waited_s: float) -> None:
-        """The lease is held: where, how much, and after how long."""
+    def granted(self, lease: Lease, waited_s: float, why_on_cpu: str | None) -> None:
+        """The lease is held: where, how much, and after how long; or why it is on the CPU."""
         where = ", ".join(f"{d.host} GPU {d.index} ({d.name})" for d in lease.devices)
         after = f", after {age(round(waited_s * 1000))}" if waited_s > 1 else ""
         self._say(
             "granted",
-            f"no GPU ({lease.reason}): the command runs on the CPU"
+            f"no GPU ({why_on_cpu}): the command runs on the CPU"
             if lease.on_cpu
             else f"lease {lease.token[:8]}: {gib(lease.memory_mb)} on {where}{after}",
             waited_s=round(waited_s, 3),

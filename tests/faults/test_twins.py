@@ -200,6 +200,14 @@ def test_refusal_names_the_host_that_was_asked_in_the_words_of_the_shell(
         assert (done.returncode, f"host {asked} has no GPUs" in done.stderr) == (1, True), done
         assert ("--host ubuntu" in done.stderr) == near
         assert 'host="any"' not in done.stderr
+        on_cpu = subprocess.run(
+            [PROGRAM, "run", "--or-cpu", "--", "true"], env=environment(**env),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (on_cpu.returncode, f"host {asked} has no GPUs" in on_cpu.stderr) == (0, True), (
+            on_cpu
+        )
+        assert ("--host ubuntu" in on_cpu.stderr) == near
         with pytest.raises(HostUnknown, match=f"host {asked} has no devices") as refused:
             site.client.acquire("a", memory_mb=10, host=asked)
         assert refused.value.near == ("ubuntu" if near else "")
