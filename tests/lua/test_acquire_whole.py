@@ -73,7 +73,7 @@ def test_acquire_several_takes_idle_devices_of_one_host_and_model(pool: Pool) ->
     assert said(pool.acquire(token("more"), devices=3)) == CROWDED
     after = pool.memory()
     stats = f"{pool.keys.base}:stats"
-    assert before.pop(stats) != after.pop(stats)
+    assert before.pop(stats, {}) != after.pop(stats)
     assert before == after, "S5: a refusal took something"
 
 
