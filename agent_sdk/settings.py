@@ -121,7 +121,7 @@ def _whole(name: str) -> Path:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a path is UTF-8; what is not stands in it as lone surrogates."""
+    """Tell whether a path is UTF-8; other bytes stand in it as lone surrogates."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -2,7 +2,7 @@
 --
 -- now = Redis's TIME + offset_ms. If TIME steps back, the offset grows so that now does not: a step
 -- back stretches no lease. If now leaps more than LEAP_MS past the last script, although hosts
--- report every few seconds, nobody could renew in between (an outage, a suspended machine, a step
+-- report every few seconds, no holder could renew in between (an outage, a suspended machine, a step
 -- forward, data of an earlier hour). Then a window opens in which only what was due before the leap
 -- is reaped and overdue leases may still be renewed, so that live holders come first.
 --

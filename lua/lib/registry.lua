@@ -16,7 +16,7 @@ local FIELDS = {
   nvml_error = 'line', power_limit_w = 'number', clock_sm_mhz = 'number', clock_memory_mhz = 'number',
   ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
   parent = 'id',
-  -- What its host makes of it. In MiB: used without a lease, or beyond one; of that at most so much
+  -- Findings of its host. In MiB: used without a lease, or beyond one; of that at most so much
   -- may be of leases whose processes are not known; held by leases that cool and whose processes
   -- are not known. Without outside_mb, used_mb alone counts.
   outside_mb = 'whole', unclaimed_mb = 'whole', uncertain_mb = 'whole',

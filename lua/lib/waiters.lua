@@ -1,6 +1,6 @@
 -- waiters: who waits, for what, and where each of them stands.
 --
--- A waiter stands in one want, with those who ask alike: <host or *>/<model or *>/<shape>. Shape
+-- A waiter stands in one want, with those that ask alike: <host or *>/<model or *>/<shape>. Shape
 -- m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and
 -- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
 -- never block those for what is free.
