@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -48,9 +48,9 @@ class Server:
     def socket_url(self) -> str:
         return f"unix://{self.folder / 's'}"
 
-    def connect(self) -> redis.Redis:
+    def connect(self, **options: Any) -> redis.Redis:
         return redis.Redis.from_url(
-            self.socket_url, decode_responses=True, encoding_errors="surrogateescape"
+            self.socket_url, decode_responses=True, encoding_errors="surrogateescape", **options
         )
 
     def start(self) -> None:

@@ -6,9 +6,11 @@ import random
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from agent_sdk.keys import Keys
 from tests.model.pair import Pair
@@ -29,6 +31,9 @@ AUDIT_EVERY = 50
 """After so many steps every key of each pool is looked at."""
 
 SHRINK_S = 40
+
+PATIENCE_S = 60
+"""How long a reply may take on a busy machine; a call that was made twice would be a violation."""
 
 
 @dataclass
@@ -61,7 +66,8 @@ class World:
     @contextmanager
     def on_a_server(cls, *, functions: bool = False) -> Iterator[World]:
         """A server of its own for the length of a block; `functions`: the verbs are functions."""
-        with running() as server, server.connect() as client:
+        once: dict[str, Any] = {"socket_timeout": PATIENCE_S, "retry": Retry(NoBackoff(), 0)}
+        with running() as server, server.connect(**once) as client:
             numbers = range(len(SHAPES))
             yield cls([Pool(client, Keys(f"m{n}"), functions=functions) for n in numbers])
 

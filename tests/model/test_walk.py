@@ -77,6 +77,12 @@ def test_walk_reaches_what_is_rare(world: World) -> None:
     assert RARE - seen == set()
 
 
+@pytest.mark.slow
+def test_late_reply_is_waited_for(world: World) -> None:
+    """The client alone gives up after 5 s, and sends a call again, which no model does."""
+    assert world.pools[0].redis.execute_command("DEBUG", "SLEEP", "5.5") == "OK"
+
+
 def test_same_seed_makes_the_same_steps() -> None:
     """A failure can be repeated: all that a step says comes from the seed."""
     first, second = Walk(random.Random("7")), Walk(random.Random("7"))
