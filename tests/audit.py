@@ -187,7 +187,8 @@ def _audit_lease_keys(client: redis.Redis, base: str, names: list[str], records:
 
 def _audit_tombstones(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:
     """Check that no living lease has one, and that their memory has a bound and an end."""
-    shards = _after(f"{base}:done:", names)
+    # The version before kept `done:<token>`, which its scripts may have left here.
+    shards = [each for each in _after(f"{base}:done:", names) if each.isdigit()]
     lists = _each(client, (("GET", f"{base}:done:{shard}") for shard in shards))
     found = dict(zip(shards, (each or "" for each in lists), strict=True))
     now: Any = client.hget(f"{base}:pool", "last_ms") or 0

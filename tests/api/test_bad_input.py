@@ -109,7 +109,8 @@ def passing(name: str, field: str) -> bool:
     """Whether time alone changes a field, or a refusal may count in it."""
     return (
         (name == "pool" and field in {"last_ms", "looked_ms", "next_due_ms"})
-        or (name.startswith("device:") and field == "sampled_ms")
+        or (name == "pool" and field.startswith("sweep_"))
+        or (name.startswith("device:") and field in {"sampled_ms", "listed_ms"})
         or (name == "stats" and field.startswith("refused_"))
     )
 

@@ -178,7 +178,8 @@ def test_store_whose_files_cannot_be_read_is_set_aside_and_hears_holders_first(
     with Broker(**settings(folder)) as broker:
         broker.wait("/health")
         reasons = eventually(
-            lambda: broker.http.get("/ready").json().get("reason", "").count("hears holders"), 15
+            lambda: broker.http.get("/ready").json().get("reason", "").count("holders come first"),
+            15,
         )
         assert reasons
         assert "the store begins anew" in broker.said()
