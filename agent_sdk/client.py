@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from agent_sdk import adopting, forms, operate, protocol, reporting, snapshot, waiting_line
+from agent_sdk import forms, protocol
 from agent_sdk.asking import own_token
 from agent_sdk.block import Block
 from agent_sdk.clocks import local_now
@@ -17,6 +17,7 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.handlers import raised_by_handler
 from agent_sdk.holders import Holders, read_holders
 from agent_sdk.inbox import Inbox
+from agent_sdk.later import later
 from agent_sdk.lease import Lease
 from agent_sdk.patience import Patience, poll_of
 from agent_sdk.protocol import Answer, Call, Pause, Read
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from agent_sdk import adopting, operate, reporting, snapshot, waiting_line
     from agent_sdk.asking import Ask, Wait
     from agent_sdk.devices import DeviceStatus
     from agent_sdk.events import Event
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from agent_sdk.store import Store
     from agent_sdk.waiting_line import WaiterStatus
     from agent_sdk.wording import Command
+else:
+    adopting, operate, reporting, snapshot, waiting_line = later(
+        "adopting", "operate", "reporting", "snapshot", "waiting_line"
+    )
 
 T = TypeVar("T")
 

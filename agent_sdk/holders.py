@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent_sdk import snapshot
+from agent_sdk.later import later
 from agent_sdk.protocol import Read
 from agent_sdk.readings import ended_in, names, names_each
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
+    from agent_sdk import snapshot
     from agent_sdk.devices import DeviceStatus
     from agent_sdk.keys import Keys
     from agent_sdk.protocol import Answer
     from agent_sdk.snapshot import LeaseStatus
     from agent_sdk.tombstones import Ended
+else:
+    (snapshot,) = later("snapshot")
 
 
 @dataclass(frozen=True, slots=True)
