@@ -23,8 +23,10 @@ READY := $(VENV)/.ready
 run: $(READY)
 	@exec $(BIN)/gpu-broker serve --demo
 
+# WORKERS: so many files at a time.
+test: WORKERS ?= 4
 test: $(READY)
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

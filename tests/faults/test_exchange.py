@@ -12,6 +12,7 @@ from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseLost, Store, functions
 from agent_sdk.links import RedisLink
 from tests.faults.proxy import Proxy
 from tests.pools import device
+from tests.stores import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -243,7 +244,7 @@ async def test_task_cancelled_in_a_reading_of_its_own_leaves_no_answer(
             await task
         assert await redis.get(f"{pool.keys.base}:mine") == "mine"
     with server.connect() as blocking:
-        assert int(blocking.info("clients")["blocked_clients"]) == 0
+        until(lambda: not blocking.info("clients")["blocked_clients"])  # others' may be ending
     await redis.delete(f"{pool.keys.base}:mine")
     await redis.aclose()
 

@@ -180,9 +180,9 @@ def test_acquire_in_safe_mode_is_refused_also_for_cpu(client: LeaseClient) -> No
 
 def test_acquire_after_script_flush_loads_its_scripts_again(client: LeaseClient) -> None:
     """A server that lost its scripts costs one more round trip, and no lease."""
-    with client.lease("a", memory_mb=10, ttl_s=1) as lease:
+    with client.lease("a", memory_mb=10, ttl_s=3) as lease:
         client.redis.script_flush()
-        time.sleep(1.2)
+        time.sleep(3.2)
         assert not lease.lost
         client.redis.script_flush()
         assert client.acquire("b", memory_mb=10).fence > lease.fence
