@@ -292,6 +292,7 @@ def test_large_pool_is_drawn_by_what_can_be_seen(tab: Opened) -> None:
     """500 GPUs and 5,000 leases: some hundred rows in the document, each list to its end."""
     with running() as server, LeaseClient(Store(server.url), hostname="fleet") as client:
         fill(client)
+        client.set_policy(max_memory_per_agent_mb=10_000_000)  # a whole host is below the cap
         with Broker(**FOUR | {"GPU_BROKER_DEVICES": "none"}, REDIS_URL=server.url) as broker:
             page = tab(broker.wait())
             page.is_live()

@@ -383,10 +383,10 @@ def test_command_that_stops_or_spins_cannot_starve_the_renewal(pool: TestBroker)
     """Another process renews: a stopped command still has its lease, and so has a busy one."""
     script = "(while :; do :; done) & (while :; do :; done) & (while :; do :; done) & kill -STOP $$"
     script = f"echo $$; {script}; echo on; kill 0"
-    with running(pool, "--memory", "100", "--ttl", "1", "--", "sh", "-c", script) as process:
+    with running(pool, "--memory", "100", "--ttl", "3", "--", "sh", "-c", script) as process:
         child = int(process.stdout.readline())
         (before,) = pool.client.leases()
-        time.sleep(3)
+        time.sleep(5)
         (after,) = pool.client.leases()
         assert (after.token, after.fence) == (before.token, before.fence)
         os.kill(child, signal.SIGCONT)
