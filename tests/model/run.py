@@ -33,7 +33,7 @@ AUDIT_EVERY = 50
 SHRINK_S = 40
 
 PATIENCE_S = 60
-"""How long a reply may take on a busy machine; a call that was made twice would be a violation."""
+"""Seconds that a reply may take on a busy machine; a repeated call would be a violation."""
 
 
 @dataclass
