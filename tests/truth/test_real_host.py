@@ -110,7 +110,8 @@ def test_dead_holder_s_memory_comes_back_when_its_processes_are_gone(machine: Ma
         eventually(lambda: machine.client.reap() and machine.gpu().state == "dirty", 6)
         assert machine.found() == {("orphan", str(holder.child))}
         assert f"process {holder.child}" in machine.gpu().reason
-        assert machine.gpu().free_mb == 10_000 - 300 - 3000, "what it holds on to"
+        assert machine.gpu().left_mb == 10_000 - 300 - 3000, "what it holds on to"
+        assert machine.gpu().free_mb == 0, "a dirty device is lent to no one"
         holder.end_child()
         machine.is_now()
         eventually(lambda: machine.gpu().state == "ok", 5)
