@@ -118,6 +118,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
                ("revoke", "--agent", "calm", "--reason", "x")],
     "drain": [("drain", "nowhere"), ("drain", HOST)],
     "undrain": [("undrain", "nowhere")],
+    "forget": [("forget", "nowhere"), ("forget", HOST)],
     "keys": [("keys", "list")],
     "policy": [("policy", "get"), ("policy", "get", "-o", "json")],
     "functions": [("functions", "list")],

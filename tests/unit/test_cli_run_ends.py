@@ -114,6 +114,9 @@ def test_orphans_are_buried(pool: TestBroker) -> None:
         states = lambda: [state(int(pid)) for pid in children.read_text().split()]  # noqa: E731 - one line
         until(lambda: len(states()) == 2)  # the command and the guard
         assert "Z" not in states()
+        process.terminate()
+        process.wait(WITHIN_S)
+    assert pool.client.leases() == ()
 
 
 def test_guard_that_was_killed_costs_the_command_nothing(pool: TestBroker) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
 
 from broker import deadline
+from broker.crowd import LEAST, Crowd
 
 UNREAD_S = 0.5
 
@@ -34,6 +36,7 @@ async def test_slow_reader_is_served_until_it_stops(monkeypatch: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
+    app.state = SimpleNamespace(crowd=Crowd(LEAST))  # type: ignore[attr-defined] # as an application's
     config = uvicorn.Config(app, http=deadline.DeadlineProtocol, lifespan="off", log_config=None)
     server, loop = uvicorn.Server(config), asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:

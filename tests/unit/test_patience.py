@@ -433,12 +433,12 @@ def test_acquire_on_a_replica_is_store_unavailable(admin: redis.Redis, agent: Le
 def test_acquire_during_a_failover_is_granted_after_it(
     admin: redis.Redis, agent: LeaseClient
 ) -> None:
-    """A replica that becomes the primary within the deadline has granted, once."""
+    """A replica that becomes the primary within the deadline grants once holders were heard."""
     agent.deadline_s = 5
     admin.execute_command("REPLICAOF", "127.0.0.1", free_port())
     timer = threading.Timer(0.4, admin.execute_command, ("REPLICAOF", "NO", "ONE"))
     timer.start()
-    lease = agent.acquire("a", memory_mb=10)
+    lease = agent.acquire("a", memory_mb=10, wait_s=30)
     timer.join()
     assert [row.token for row in agent.leases()] == [lease.token]
 

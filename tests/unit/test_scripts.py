@@ -305,7 +305,7 @@ def test_reap_on_fakeredis_takes_back_what_is_over(fake: Pool) -> None:
     """Smoke: an expired lease is given back."""
     reported(fake)
     fake.acquire(token("a"), ttl_ms=1000)
-    fake.skew(1500)
+    fake.skew(1001)  # longer silence closes a pool whose server does not tell who it is
     assert said(fake.reap()) == ["REAPED"]
     assert fake.free() == {"gpu-a": 1000, "gpu-b": 1000}
     audit(fake.redis, fake.keys)
