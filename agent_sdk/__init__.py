@@ -36,8 +36,8 @@ from agent_sdk.errors import (
     UnknownToken,
 )
 from agent_sdk.lease import AsyncLease, Lease
-from agent_sdk.protocol import Device
-from agent_sdk.store import Store
+from agent_sdk.protocol.lease import Device
+from agent_sdk.store.store import Store
 
 if TYPE_CHECKING:
     from agent_sdk.orchestrator import GPUOrchestratorClient

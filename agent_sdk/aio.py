@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from agent_sdk import forms, protocol
-from agent_sdk.asking import own_token
 from agent_sdk.block import AsyncBlock
-from agent_sdk.clocks import local_now
-from agent_sdk.door import Door
+from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
-from agent_sdk.holders import Holders, read_holders
-from agent_sdk.inbox import AsyncInbox
-from agent_sdk.later import later
+from agent_sdk.lazy import later
 from agent_sdk.lease import AsyncLease
-from agent_sdk.multiplex import Multiplexer
-from agent_sdk.patience import Patience, poll_of
-from agent_sdk.protocol import Answer, Call, Pause, Read
-from agent_sdk.wording import TRIES
+from agent_sdk.pool_client import PoolClient
+from agent_sdk.protocol import lease as protocol
+from agent_sdk.protocol import validation
+from agent_sdk.protocol.lease import Answer, Call, Pause, Read
+from agent_sdk.renewal.wakeups import AsyncInbox
+from agent_sdk.request import own_token
+from agent_sdk.scripts.dispatch import TRIES
+from agent_sdk.state.holders import Holders, read_holders
+from agent_sdk.store.multiplex import Multiplexer
+from agent_sdk.store.retry import RetryPolicy, poll_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
@@ -30,26 +31,28 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from agent_sdk import adopting, operate, reporting, snapshot, waiting_line
-    from agent_sdk.asking import Ask, Wait
-    from agent_sdk.devices import DeviceStatus
-    from agent_sdk.events import Event
-    from agent_sdk.explain import Explanation
-    from agent_sdk.scene import Scene
-    from agent_sdk.snapshot import HostStatus, LeaseStatus, PoolStatus
-    from agent_sdk.store import Store
-    from agent_sdk.waiting_line import WaiterStatus
-    from agent_sdk.wording import Command
+    from agent_sdk import attach
+    from agent_sdk.protocol import operator, report
+    from agent_sdk.request import Acquisition, LeaseOptions
+    from agent_sdk.scripts.dispatch import Command
+    from agent_sdk.state import queue, snapshot
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.events import Event
+    from agent_sdk.state.explain import Explanation
+    from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.store.store import Store
 else:
-    adopting, operate, reporting, snapshot, waiting_line = later(
-        "adopting", "operate", "reporting", "snapshot", "waiting_line"
+    attach, operator, report, snapshot, queue = later(
+        "attach", "protocol.operator", "protocol.report", "state.snapshot", "state.queue"
     )
 
 T = TypeVar("T")
 
 
-class AsyncLeaseClient(Door["Redis"]):
-    """Leases from a pool, straight from Redis, in an event loop. See `LeaseClient` and `Door`.
+class AsyncLeaseClient(PoolClient["Redis"]):
+    """Leases from a pool, straight from Redis, in an event loop; see `LeaseClient`, `PoolClient`.
 
     The calls of all its tasks travel together over one connection; see `multiplex`.
 
@@ -64,14 +67,14 @@ class AsyncLeaseClient(Door["Redis"]):
             weakref.finalize(self, part.let_go).atexit = False
         return redis
 
-    async def acquire(self, agent: str, **ask: Unpack[Ask]) -> AsyncLease:
+    async def acquire(self, agent: str, **ask: Unpack[LeaseOptions]) -> AsyncLease:
         """Get a lease; see `LeaseClient.acquire`.
 
         A cancelled call leaves no lease behind, unless the caller named its token.
         """
         return await self.attend(self.wait_for(agent, ask))
 
-    async def attend(self, wait: Wait) -> AsyncLease:
+    async def attend(self, wait: Acquisition) -> AsyncLease:
         """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
@@ -85,7 +88,7 @@ class AsyncLeaseClient(Door["Redis"]):
                     raise
                 return AsyncLease(wait.local_grant(error), local=True)
 
-    def lease(self, agent: str, **ask: Unpack[Ask]) -> AsyncBlock:
+    def lease(self, agent: str, **ask: Unpack[LeaseOptions]) -> AsyncBlock:
         """Hold a lease for the length of a block; see `LeaseClient.lease`.
 
         A cancellation during the release leaves no lease: the renewing thread gives it back.
@@ -94,7 +97,7 @@ class AsyncLeaseClient(Door["Redis"]):
 
     async def adopt(self, token: str | None = None) -> AsyncLease:
         """Take up a lease that another process acquired; see `LeaseClient.adopt`."""
-        return AsyncLease(await self._run(adopting.adopt(self.keys, own_token(token))))
+        return AsyncLease(await self._run(attach.adopt(self.keys, own_token(token))))
 
     def keep(self, lease: AsyncLease) -> None:
         """Renew the lease in the background from now on, until it is released or lost."""
@@ -109,10 +112,10 @@ class AsyncLeaseClient(Door["Redis"]):
         owner: str = "",
     ) -> protocol.Renewal:
         """Renew a lease now; see `LeaseClient.renew`."""
-        ttl_ms = None if ttl_s is None else forms.milliseconds(ttl_s, "ttl_s")
-        fence = None if fence is None else forms.check_whole(fence, "fence")
+        ttl_ms = None if ttl_s is None else validation.milliseconds(ttl_s, "ttl_s")
+        fence = None if fence is None else validation.check_whole(fence, "fence")
         if isinstance(lease, str):
-            token = forms.check_name(lease, "token")
+            token = validation.check_name(lease, "token")
             return await self._run(protocol.renew(token, fence, ttl_ms, owner))
         lease.require_own()
         try:
@@ -144,7 +147,9 @@ class AsyncLeaseClient(Door["Redis"]):
             lease.end()
             if lease.local or lease.is_view:
                 return lease.local
-        token = lease.token if isinstance(lease, AsyncLease) else forms.check_name(lease, "token")
+        token = (
+            lease.token if isinstance(lease, AsyncLease) else validation.check_name(lease, "token")
+        )
         ending = await self._run(protocol.release(token, plant=refuse_late, owner=owner))
         return ending.by_this_call
 
@@ -153,17 +158,17 @@ class AsyncLeaseClient(Door["Redis"]):
         return await self._run(protocol.reap(seen_ms))
 
     async def report(
-        self, host: str, devices: tuple[reporting.Report, ...], **about: Unpack[reporting.About]
-    ) -> reporting.Reported:
-        """Say which devices a host has and that it lives; see `reporting.report`."""
-        return await self._run(reporting.report(host, devices, **about))
+        self, host: str, devices: tuple[report.Report, ...], **about: Unpack[report.About]
+    ) -> report.Reported:
+        """Say which devices a host has and that it lives; see `report.report`."""
+        return await self._run(report.report(host, devices, **about))
 
     async def revoke(
         self, token: str, *, force: bool = False, why: str = "", by: str | None = None
     ) -> int:
-        """End a lease as an operator; see `operate.revoke`."""
-        token = forms.check_name(token, "token")
-        return await self._run(operate.revoke(token, force=force, by=by or self.by, why=why))
+        """End a lease as an operator; see `operator.revoke`."""
+        token = validation.check_name(token, "token")
+        return await self._run(operator.revoke(token, force=force, by=by or self.by, why=why))
 
     async def revoke_where(
         self,
@@ -175,7 +180,7 @@ class AsyncLeaseClient(Door["Redis"]):
         by: str | None = None,
     ) -> tuple[str, ...]:
         """Revoke every lease of an agent, on a host, or both; the tokens that it was."""
-        steps = operate.revoke_where(
+        steps = operator.revoke_where(
             self.keys, agent=agent, host=host, force=force, by=by or self.by, why=why
         )
         return await self._run(steps)
@@ -184,64 +189,64 @@ class AsyncLeaseClient(Door["Redis"]):
         self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
     ) -> int:
         """Let a device, or a host's devices, take no new leases; how many devices that were."""
-        return await self._run(operate.drain(what, name, drained=True, by=by or self.by, why=why))
+        return await self._run(operator.drain(what, name, drained=True, by=by or self.by, why=why))
 
     async def undrain(
         self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
     ) -> int:
         """Let them take leases again."""
-        return await self._run(operate.drain(what, name, drained=False, by=by or self.by, why=why))
+        return await self._run(operator.drain(what, name, drained=False, by=by or self.by, why=why))
 
     async def forget(
         self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
     ) -> int:
         """Take a device, or a host with all it has, out of the pool now; how many devices."""
-        return await self._run(operate.forget(what, name, by=by or self.by, why=why))
+        return await self._run(operator.forget(what, name, by=by or self.by, why=why))
 
-    async def set_policy(self, *, by: str | None = None, **policy: Unpack[operate.Policy]) -> int:
+    async def set_policy(self, *, by: str | None = None, **policy: Unpack[operator.Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
-        return await self._run(operate.set_policy(by or self.by, **policy))
+        return await self._run(operator.set_policy(by or self.by, **policy))
 
     async def lookup(self, token: str) -> LeaseStatus | WaiterStatus | str | None:
         """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
-        return await self._run(waiting_line.lookup(self.keys, forms.check_name(token, "token")))
+        return await self._run(queue.lookup(self.keys, validation.check_name(token, "token")))
 
     async def explain(self, token: str) -> Explanation:
         """Why a waiter waits, and what would fit now; see `explain.explain`."""
-        from agent_sdk import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
+        from agent_sdk.state import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
 
-        return await self._run(explain.explain(self.keys, forms.check_name(token, "token")))
+        return await self._run(explain.explain(self.keys, validation.check_name(token, "token")))
 
-    async def explain_request(self, agent: str, **ask: Unpack[Ask]) -> Explanation:
+    async def explain_request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Explanation:
         """What would become of a request now, without making it; why it was refused."""
-        from agent_sdk import explain  # noqa: PLC0415 - as above
+        from agent_sdk.state import explain  # noqa: PLC0415 - as above
 
         request = self._caller.request(agent, **ask)
         return await self._run(explain.explain_request(self.keys, request))
 
-    async def scene(self) -> Scene:
+    async def scene(self) -> PoolState:
         """All of the pool at about one moment: cheaper and more of a piece than its parts."""
-        from agent_sdk import scene  # noqa: PLC0415 - as above
+        from agent_sdk.state import pool_state  # noqa: PLC0415 - as above
 
-        return await self._run(scene.read(self.keys))
+        return await self._run(pool_state.read(self.keys))
 
     async def scene_again(
-        self, scene: Scene, tokens: Collection[str], uuids: Collection[str]
-    ) -> Scene:
+        self, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
+    ) -> PoolState:
         """The same with these leases and waiters, these devices and the whole line read anew."""
-        from agent_sdk.scene import read_again  # noqa: PLC0415 - as above
+        from agent_sdk.state.pool_state import read_again  # noqa: PLC0415 - as above
 
         return await self._run(read_again(self.keys, scene, tokens, uuids))
 
     async def events(self, count: int = 100) -> tuple[Event, ...]:
         """The last so many events, the oldest of them first."""
-        from agent_sdk import events  # noqa: PLC0415 - as above
+        from agent_sdk.state import events  # noqa: PLC0415 - as above
 
         return await self._run(events.newest(self.keys, count))
 
     async def queue(self) -> tuple[WaiterStatus, ...]:
         """Everybody who waits, in the order of the line."""
-        return await self._run(waiting_line.waiters(self.keys))
+        return await self._run(queue.waiters(self.keys))
 
     async def pool(self) -> PoolStatus:
         """Policy and counters."""
@@ -286,14 +291,14 @@ class AsyncLeaseClient(Door["Redis"]):
         await self.close()
 
     async def _run(self, steps: Generator[Any, Answer, T]) -> T:
-        patience = Patience(self.deadline_s, reached=self._reached)
+        patience = RetryPolicy(self.deadline_s, reached=self._reached)
         try:
             ask = next(steps)
             while True:
                 if isinstance(ask, Pause):
                     await self._inbox.wait(self._caller.client, ask.token, ask.seconds)
                     away_s = min(ask.left_s, self.away_s) + self.deadline_s
-                    patience = Patience(away_s, reached=True)
+                    patience = RetryPolicy(away_s, reached=True)
                     ask = next(steps)
                 else:
                     ask = steps.send(await self._send(ask, patience))
@@ -301,7 +306,7 @@ class AsyncLeaseClient(Door["Redis"]):
             result: T = done.value
             return result
 
-    async def _send(self, ask: Call | Read, patience: Patience) -> Answer:
+    async def _send(self, ask: Call | Read, patience: RetryPolicy) -> Answer:
         while True:
             sent_at = local_now()
             try:

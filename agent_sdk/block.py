@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from agent_sdk.errors import LeaseError
-from agent_sdk.forking import identity
-from agent_sdk.keeper import before_exit
+from agent_sdk.fork import identity
+from agent_sdk.renewal.renewer import before_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agent_sdk.aio import AsyncLeaseClient
-    from agent_sdk.asking import Ask, Wait
     from agent_sdk.client import LeaseClient
-    from agent_sdk.keeper import Keeper
     from agent_sdk.lease import AsyncLease, HeldLease, Lease
+    from agent_sdk.renewal.renewer import Renewer
+    from agent_sdk.request import Acquisition, LeaseOptions
 
 C = TypeVar("C")
 L = TypeVar("L", bound="HeldLease")
@@ -50,13 +50,13 @@ class _Held(Generic[C, L]):
         lease: once it is granted.
     """
 
-    def __init__(self, client: C, keeper: Keeper) -> None:
+    def __init__(self, client: C, keeper: Renewer) -> None:
         self.client = client
         self._keeper = keeper
         self._process = identity()
         self._guard: weakref.ref[Any] | None = None
         self._own: weakref.ref[Any] | None = None
-        self.wait: Wait | None = None
+        self.wait: Acquisition | None = None
         self.lease: L | None = None
 
     def guard(self, leave: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +70,7 @@ class _Held(Generic[C, L]):
         """Let the statement's end mean nothing: it waits for what this block does about it."""
         self._guard = None
 
-    def enter(self, wait: Wait) -> None:
+    def enter(self, wait: Acquisition) -> None:
         """Begin: from here on something may be left."""
         if self._own is not None:
             raise RuntimeError("a block is entered once: make another with client.lease(...)")
@@ -106,7 +106,7 @@ class _Held(Generic[C, L]):
             self.settle()
 
 
-def _gone(wait: Wait, keeper: Keeper, process: str, own: weakref.ref[Any]) -> None:
+def _gone(wait: Acquisition, keeper: Renewer, process: str, own: weakref.ref[Any]) -> None:
     """Give back what a block left; a forked child has nothing of its parent's to give."""
     _watched.discard(own)
     if process == identity():
@@ -129,7 +129,7 @@ class _Leave:
 class _Block(Generic[C, L]):
     """The common part of both kinds of block."""
 
-    def __init__(self, client: C, keeper: Keeper, agent: str, ask: Ask) -> None:
+    def __init__(self, client: C, keeper: Renewer, agent: str, ask: LeaseOptions) -> None:
         self.held: _Held[C, L] = _Held(client, keeper)
         self._keeper = keeper
         self._agent = agent

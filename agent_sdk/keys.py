@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from agent_sdk import tombstones
+from agent_sdk.state import tombstones
 
 POOLS = "gpu:{*}:pool"
 """Pattern of every pool's own key."""

@@ -18,16 +18,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agent_sdk.callbacks import callbacks, run
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
-from agent_sdk.forking import identity, renew_in_child
+from agent_sdk.fork import identity, renew_in_child
+from agent_sdk.renewal.callbacks import callbacks, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-    from agent_sdk.protocol import Claim, Device, Grant, Renewal
+    from agent_sdk.protocol.lease import Device, Grant, RecoveryClaim, Renewal
 
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class HeldLease:
         return sum(device.memory_mb for device in self.devices)
 
     @property
-    def claim(self) -> Claim | None:
+    def claim(self) -> RecoveryClaim | None:
         """What to present to a pool that has forgotten it; None once it is lost or over."""
         return self._claim if self.trusted_s > 0 else None
 

@@ -13,31 +13,31 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
-from agent_sdk.asking import TTL_S, local_grant
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.forking import OfOneProcess, identity
-from agent_sdk.http_link import (
+from agent_sdk.fork import OfOneProcess, identity
+from agent_sdk.http_request import Unanswered, Web
+from agent_sdk.lease import Lease
+from agent_sdk.protocol.lease import new_token
+from agent_sdk.renewal.http_transport import (
     OK,
     UNREADABLE,
-    HttpLink,
+    HttpTransport,
     code_of,
     granted,
     release_is_final,
     renew,
 )
-from agent_sdk.keeper import Keeper, before_exit
-from agent_sdk.lease import Lease
-from agent_sdk.protocol import new_token
+from agent_sdk.renewal.renewer import Renewer, before_exit
+from agent_sdk.request import TTL_S, local_grant
 from agent_sdk.settings import own_hostname, read_orchestrator_settings, source_of
-from agent_sdk.web import Unanswered, Web
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from agent_sdk.protocol import Grant
-    from agent_sdk.web import Reply
+    from agent_sdk.http_request import Reply
+    from agent_sdk.protocol.lease import Grant
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,8 @@ class GPUOrchestratorClient(OfOneProcess):
         except ValueError as error:
             log.warning("no orchestrator, so no GPU: %s", error)
             self._web = None
-        web, timeout_s = self._web, self.request_timeout  # not this client: see `Door`
-        self._keeper = Keeper(lambda: HttpLink(web, timeout_s))
+        web, timeout_s = self._web, self.request_timeout  # not this client: see `PoolClient`
+        self._keeper = Renewer(lambda: HttpTransport(web, timeout_s))
         self._keeper.end_with(self)
 
     def get_gpu_info(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from agent_sdk.trusted_path import foreign_link
+from agent_sdk.store.trusted_path import foreign_link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

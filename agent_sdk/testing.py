@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk.client import LeaseClient
-from agent_sdk.embedded import EmbeddedStore
-from agent_sdk.store import Store
+from agent_sdk.store.embedded import EmbeddedStore
+from agent_sdk.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

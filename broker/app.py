@@ -12,27 +12,28 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from agent_sdk import AsyncLeaseClient, Store
-from broker import __version__, dashboard, document, live, operators, routes
-from broker.auth import KeyCheck
-from broker.events import Feed
-from broker.examples import add_examples
-from broker.head import HeadAsGet
-from broker.headers import SecurityHeaders
-from broker.inventory import Reporter, source_of
+from broker import __version__, dashboard
+from broker.http import leases, openapi, operators, streams
+from broker.http.auth import KeyCheck
+from broker.http.head import HeadAsGet
+from broker.http.openapi_examples import add_examples
+from broker.http.prefix import PathPrefix
+from broker.http.problems import install_handlers
+from broker.http.security_headers import SecurityHeaders
+from broker.live.feed import Feed
+from broker.live.view import View
 from broker.logs import VerbLog
+from broker.maintenance.reaper import Ticker
 from broker.metrics import Metrics
-from broker.notify import Systemd
-from broker.prefix import PathPrefix
-from broker.problems import install_handlers
-from broker.state import Broker
-from broker.ticker import Ticker
-from broker.view import View
+from broker.replica import Broker
+from broker.reporter import Reporter, source_of
+from broker.systemd import Systemd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from agent_sdk.events import News
-    from broker.keys import Keyring
+    from agent_sdk.state.events import News
+    from broker.api_keys import Keyring
     from broker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def build_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="GPU lease broker",
-        description=document.DESCRIPTION,
+        description=openapi.DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
@@ -114,12 +115,12 @@ def build_app(settings: Settings) -> FastAPI:
     )
     app.state.replica = replica
     install_handlers(app)
-    app.include_router(routes.router)
+    app.include_router(leases.router)
     app.include_router(operators.router)
-    app.include_router(live.router)
+    app.include_router(streams.router)
     app.include_router(dashboard.router)
-    app.include_router(document.router)
-    app.mount("/docs/static", document.assets())
+    app.include_router(openapi.router)
+    app.mount("/docs/static", openapi.assets())
     app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi
     app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way

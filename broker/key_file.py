@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.trusted_path import untrusted
+from agent_sdk.store.trusted_path import untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 
-from broker.crowd import Rate
-from broker.printable import printable
+from broker.http.connection_limits import Rate
+from broker.text.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -4,8 +4,8 @@ import sys
 
 import lupa.lua51
 
-from agent_sdk.functions import library, own_library
-from agent_sdk.scripts import scripts
+from agent_sdk.scripts.library import library, own_library
+from agent_sdk.scripts.source import scripts
 
 
 def main() -> int:

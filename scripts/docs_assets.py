@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
-from agent_sdk.reporting import About
-from agent_sdk.store import Store
+from agent_sdk.protocol.report import About
+from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk import tombstones
+from agent_sdk.state import tombstones
 from tests.line_audit import audit_line
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ FAKE = ROOT / "tests" / "fakes" / "nvml" / "nvml.c"
 CHILD = """
 import dataclasses, json, sys, time
 from broker.devices import choose
-from broker.devices.nvml import NvmlSource
+from broker.devices.nvml.source import NvmlSource
 settings = json.loads(sys.argv[1])
 if "pcie" in settings:
     source = choose(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from agent_sdk.reporting import About
+from agent_sdk.protocol.report import About
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient

@@ -10,16 +10,17 @@ from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
-from agent_sdk import functions, tombstones
 from agent_sdk.keys import Keys
-from agent_sdk.protocol import Answer
-from agent_sdk.scripts import CALLED, assemble
+from agent_sdk.protocol.lease import Answer
+from agent_sdk.scripts import library as functions
+from agent_sdk.scripts.source import CALLED, assemble
+from agent_sdk.state import tombstones
 
 if TYPE_CHECKING:
     import redis
 
-    from agent_sdk.functions import Library
-    from agent_sdk.scripts import Script
+    from agent_sdk.scripts.library import Library
+    from agent_sdk.scripts.source import Script
 
 SKEWED_TIME = """
 local function time_us()
@@ -227,7 +228,7 @@ class Pool:
             self.redis.delete(self.keys.done(token))
 
     def look(self, steps: Any) -> Any:
-        """The result of one of `agent_sdk.snapshot`'s readings."""
+        """The result of one of `agent_sdk.state.snapshot`'s readings."""
         try:
             read = next(steps)
             while True:

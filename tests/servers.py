@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from agent_sdk.server_binary import find_wheel_server
+from agent_sdk.store.server_binary import find_wheel_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

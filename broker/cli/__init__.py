@@ -33,7 +33,7 @@ COMMANDS = {
     "doctor": "Say what is set, what is there, and what is wrong.",
     "completion": "Print what makes a shell complete all this.",
 }
-"""Every command by its name: `broker.cli.<name>` has a click command of that name."""
+"""Every command by its name: `broker.cli.commands.<name>` has a click command of that name."""
 
 FAILED, USAGE, UNAVAILABLE, NOT_IN_TIME, DENIED = 1, 2, 69, 75, 77
 """Exit codes: it was refused; the call is wrong; the store is away; it was not granted in time; it
@@ -67,7 +67,7 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         try:
-            module = importlib.import_module(f"broker.cli.{name}")
+            module = importlib.import_module(f"broker.cli.commands.{name}")
         except ModuleNotFoundError as missing:
             if missing.name and missing.name.startswith(("broker", "agent_sdk")):
                 raise

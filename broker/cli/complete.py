@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     import click
 
-    from agent_sdk.scene import Scene
+    from agent_sdk.state.pool_state import PoolState
 
     Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 DEADLINE_S: Final = 0.5
 
 
-def _completing(names: Callable[[Scene], Iterable[str]]) -> Complete:
+def _completing(names: Callable[[PoolState], Iterable[str]]) -> Complete:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         del ctx, param
         with suppress(LeaseError, ValueError), _client() as client:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from redis.exceptions import RedisError
 
-from agent_sdk.events import START, Event, News, Tail, order
+from agent_sdk.state.events import START, Event, News, Tail, order
 from broker.cli.store import lease_error
 
 if TYPE_CHECKING:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from agent_sdk.errors import CODES
+from agent_sdk.http_request import Unanswered, Web
 from agent_sdk.settings import read_orchestrator_settings
-from agent_sdk.web import Unanswered, Web
-from broker.cli.finding import Finding
-from broker.cli.keys import key_file
+from broker.api_keys import GONE, read
+from broker.cli.commands.keys import key_file
+from broker.cli.finding import Diagnosis
 from broker.key_file import KeysError, read_text
-from broker.keys import GONE, read
 
 ASK_S: Final = 2.0
 
@@ -23,20 +23,20 @@ READABLE: Final = (
 )
 
 
-def key_state() -> tuple[str, list[Finding]]:
+def key_state() -> tuple[str, list[Diagnosis]]:
     """Say how many keys a broker here asks for, and whether one that runs cannot use its file."""
     path = key_file()
-    findings: list[Finding] = []
+    findings: list[Diagnosis] = []
     try:
         found = read(path)
         there = read_text(path) is not None
     except KeysError as error:
         remedy = "correct it, or make it anew: gpu-broker keys"
-        return f"in {path}", [Finding(str(error), remedy)]
+        return f"in {path}", [Diagnosis(str(error), remedy)]
     url, said = _asked()
     if said not in {"", CODES["unauthorized"].says}:
         way_out = READABLE if there else GONE.format(path=path)
-        findings.append(Finding(f"the broker at {url} lets nobody in: {said}", way_out))
+        findings.append(Diagnosis(f"the broker at {url} lets nobody in: {said}", way_out))
     if there:
         return f"{len(found)} in {path}", findings
     if said:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.findings import held_by, unleased
+from agent_sdk.state.findings import held_by, unleased
 from broker.cli.screen import one_line, paint
-from broker.cli.table import age, cut, gib
+from broker.text.table import age, cut, gib
 
 if TYPE_CHECKING:
-    from agent_sdk.devices import DeviceStatus, ProcessStatus
-    from agent_sdk.scene import Scene
-    from agent_sdk.snapshot import LeaseStatus
+    from agent_sdk.state.devices import DeviceStatus, ProcessStatus
+    from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.snapshot import LeaseStatus
 
 FOUND: Final = {
     "degraded": "red", "overuse": "red", "idle": "yellow", "squatter": "red", "orphan": "yellow",
@@ -25,12 +25,12 @@ USER: Final = 10
 Row = tuple[str, ...]
 
 
-def beneath(device: DeviceStatus, lease: LeaseStatus, scene: Scene, *, wide: bool) -> list[Row]:
+def beneath(device: DeviceStatus, lease: LeaseStatus, scene: PoolState, *, wide: bool) -> list[Row]:
     """The rows of a lease's processes on a device."""
     return [_row("  ·", p, "", scene, wide=wide) for p in held_by(device, lease.token)]
 
 
-def unleased_rows(device: DeviceStatus, scene: Scene, *, wide: bool) -> list[Row]:
+def unleased_rows(device: DeviceStatus, scene: PoolState, *, wide: bool) -> list[Row]:
     """The rows of the processes that belong to no lease that lives, each with a word for it."""
     rows = []
     for process in unleased(device, scene.leases):
@@ -40,7 +40,7 @@ def unleased_rows(device: DeviceStatus, scene: Scene, *, wide: bool) -> list[Row
     return rows
 
 
-def _row(mark: str, process: ProcessStatus, word: str, scene: Scene, *, wide: bool) -> Row:
+def _row(mark: str, process: ProcessStatus, word: str, scene: PoolState, *, wide: bool) -> Row:
     """In the columns of status: name, pid, memory, user, how busy, what is wrong with it."""
     busy = process.busy_pct
     row = (
@@ -54,7 +54,7 @@ def _row(mark: str, process: ProcessStatus, word: str, scene: Scene, *, wide: bo
     return (*row, f"{seen} lease {process.token}" if process.token else seen)
 
 
-def notes(scene: Scene, width: int | None) -> list[str]:
+def notes(scene: PoolState, width: int | None) -> list[str]:
     """Below the picture: why a GPU is in quarantine, and on which hosts no process can be seen."""
     lines = [
         f"{d.host}:{d.index} is in quarantine: {d.quarantine}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from broker.printable import printable
+from broker.text.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,13 +15,13 @@ from agent_sdk.errors import Denied, LeaseError
 from agent_sdk.settings import dumb_terminal
 from broker.cli.follow import Follower, last_of
 from broker.cli.screen import draw_screen, enter_screen, leave_screen, paint, say
-from broker.cli.table import age, cut
+from broker.text.table import age, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent_sdk import LeaseClient
-    from agent_sdk.scene import Scene
+    from agent_sdk.state.pool_state import PoolState
 
     Draw = Callable[[str, str], None]
 
@@ -32,7 +32,7 @@ PAUSE_S: Final = 0.1
 
 
 def watch(
-    client: LeaseClient, every_s: float, picture: Callable[[Scene], str], *, lines: bool
+    client: LeaseClient, every_s: float, picture: Callable[[PoolState], str], *, lines: bool
 ) -> None:
     """Draw until Ctrl-C: at once when something happens, and every so many seconds.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broker.devices.nvml import NvmlSource
+from broker.devices.nvml.source import NvmlSource
 from broker.devices.sample import Sample
-from broker.devices.scripted import ScriptedSource
+from broker.devices.scenario.source import ScriptedSource
 from broker.devices.simulated import SimulatedSource, totals_of
-from broker.devices.smi import SmiSource
+from broker.devices.smi.source import SmiSource
 
 if TYPE_CHECKING:
     from broker.devices.sample import Source

@@ -22,10 +22,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import InfoMetricFamily
 
+from broker.http.prefix import path_of
 from broker.metrics.documented import Requests, families
 from broker.metrics.flow import Flow
 from broker.metrics.pool import pool_families
-from broker.prefix import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from agent_sdk.devices import DeviceStatus
-    from agent_sdk.snapshot import HostStatus, PoolStatus
-    from agent_sdk.waiting_line import WaiterStatus
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import HostStatus, PoolStatus
     from broker.devices import Sample
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # untyped there
@@ -49,7 +49,7 @@ REDIS_S: Final = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PoolReading:
     """What the pool says at one moment."""
 
     pool: PoolStatus
@@ -120,13 +120,13 @@ class Metrics:
             self._redis_took.observe(took_s)
         self._reap_lag.set(lag_s)
 
-    def text(self, seen: Seen | None, sample: Sample | None) -> bytes:
+    def text(self, seen: PoolReading | None, sample: Sample | None) -> bytes:
         """The exposition; without the pool, what this process knows by itself."""
         registry = CollectorRegistry()
         registry.register(_Snapshot([*self._shared(seen, sample)]))
         return generate_latest(registry) + generate_latest(self._own)
 
-    def _shared(self, seen: Seen | None, sample: Sample | None) -> Iterator[Metric]:
+    def _shared(self, seen: PoolReading | None, sample: Sample | None) -> Iterator[Metric]:
         uptime_s = time.monotonic() - self._started
         yield from families(
             self._requests, uptime_s, seen.pool if seen else None, sample,

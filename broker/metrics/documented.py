@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from agent_sdk.snapshot import PoolStatus
+    from agent_sdk.state.snapshot import PoolStatus
     from broker.devices import Sample
 
 COUNTED = {

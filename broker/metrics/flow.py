@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Histogram
 
-from broker.spans import ENDED, Spans
+from broker.live.durations import ENDED, Spans
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from agent_sdk.events import Event
+    from agent_sdk.state.events import Event
 
 WAIT_S: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import GaugeMetricFamily
 
-from agent_sdk.devices import FINDINGS
-from agent_sdk.findings import counted, unleased
+from agent_sdk.state.devices import FINDINGS
+from agent_sdk.state.findings import counted, unleased
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from prometheus_client.core import Metric
 
-    from agent_sdk.devices import DeviceStatus
+    from agent_sdk.state.devices import DeviceStatus
 
 DEVICE: Final = ("host", "gpu", "uuid")
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from agent_sdk.devices import DeviceStatus
-    from agent_sdk.snapshot import HostStatus, PoolStatus
-    from agent_sdk.waiting_line import WaiterStatus
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import HostStatus, PoolStatus
 
 STATES: Final = (
     "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig", "other",

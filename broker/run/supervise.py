@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from broker.run.child import Child
 from broker.run.signals import Signals
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agent_sdk import Lease
     from broker.run.guard import Guard
     from broker.run.inherited import Inherited
-    from broker.run.tell import Teller
+    from broker.run.progress import Progress
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that ask for an end: a stopped command is continued, so that it can end."""
@@ -33,7 +33,7 @@ class NotStarted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CommandEnd:
     """The end of a command.
 
     Attributes:
@@ -52,12 +52,12 @@ def supervise(
     env: Mapping[str, str],
     lease: Lease,
     grace_s: float,
-    teller: Teller,
+    teller: Progress,
     give_back: Callable[[], None],
     *,
     guard: Guard,
     inherited: Inherited,
-) -> Ended:
+) -> CommandEnd:
     """Run the command, and say how it ended.
 
     Signals are passed on to its group. When the lease is lost, and for what is left of it when the
@@ -77,7 +77,7 @@ def supervise(
         finally:
             give_back()
     teller.ended(code)
-    return Ended(code, child.interrupted, child.had_terminal)
+    return CommandEnd(code, child.interrupted, child.had_terminal)
 
 
 class _Supervision:
@@ -88,7 +88,7 @@ class _Supervision:
     """
 
     def __init__(
-        self, child: Child, lease: Lease, grace_s: float, signals: Signals, teller: Teller
+        self, child: Child, lease: Lease, grace_s: float, signals: Signals, teller: Progress
     ) -> None:
         self._child = child
         self._lease = lease

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import verbs
 
-from agent_sdk import AsyncLeaseClient, Store, functions
+from agent_sdk import AsyncLeaseClient, Store
 from agent_sdk.keys import Keys
-from agent_sdk.wording import Wording
+from agent_sdk.scripts import library as functions
+from agent_sdk.scripts.dispatch import Dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -142,7 +143,7 @@ def register(store: Store, pool: str) -> None:
     base, call = Keys(pool).base, verbs.report_of(verbs.HOST)
     with replace(store, key=base).connect() as redis:
         functions.load_own(redis)
-        redis.execute_command(*Wording(base).command(call))
+        redis.execute_command(*Dispatch(base).command(call))
 
 
 def work(url: str, pool: str, seconds: float, begin: Any, done: Any) -> None:

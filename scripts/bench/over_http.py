@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk.embedded import EmbeddedStore
-from broker.keys import add
+from agent_sdk.store.embedded import EmbeddedStore
+from broker.api_keys import add
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,8 +34,8 @@ import os
 from fastapi import FastAPI
 from pydantic import BaseModel
 from agent_sdk import Store
-from agent_sdk.asking import Caller
-from agent_sdk.functions import own_library
+from agent_sdk.request import Caller
+from agent_sdk.scripts.library import own_library
 
 app, store, caller = FastAPI(), Store(os.environ["REDIS_URL"]), Caller("h1")
 redis, library, base = store.connect_async(), own_library(), "gpu:{default}"

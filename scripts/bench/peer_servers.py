@@ -21,9 +21,10 @@ import rivals
 import verbs
 from rivals import ETCD, FILES, OURS, OURS_ASYNC, OURS_DURABLE
 
-from agent_sdk import Store, functions
-from agent_sdk.functions import own_library
+from agent_sdk import Store
 from agent_sdk.keys import Keys
+from agent_sdk.scripts import library as functions
+from agent_sdk.scripts.library import own_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import verbs
 
-from agent_sdk.protocol import release
+from agent_sdk.protocol.lease import release
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

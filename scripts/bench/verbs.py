@@ -28,17 +28,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from agent_sdk import LeaseClient, Store, functions
-from agent_sdk.asking import Caller
+from agent_sdk import LeaseClient, Store
 from agent_sdk.keys import Keys
-from agent_sdk.protocol import new_token, reap, release, renew_call
-from agent_sdk.reporting import report
-from agent_sdk.wording import Wording
+from agent_sdk.protocol.lease import new_token, reap, release, renew_call
+from agent_sdk.protocol.report import report
+from agent_sdk.request import Caller
+from agent_sdk.scripts import library as functions
+from agent_sdk.scripts.dispatch import Dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from agent_sdk.protocol import Call
+    from agent_sdk.protocol.lease import Call
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -48,7 +49,7 @@ Samples = dict[Key, list[float]]
 Command = tuple[str | int, ...]
 
 KEYS = Keys("bench")
-WORDING = Wording(KEYS.base)
+WORDING = Dispatch(KEYS.base)
 WAYS = {"fcall", "evalsha"}
 """How a verb is called, or what it is compared with."""
 

@@ -34,11 +34,11 @@ from handoff import LOCK, OURS, POTTERY, REDIS_LOCK, Handoff
 from pottery import AIORedlock
 
 from agent_sdk import AsyncLeaseClient, Store
-from agent_sdk.asking import Caller
-from agent_sdk.functions import own_library
 from agent_sdk.keys import Keys
-from agent_sdk.protocol import release
-from agent_sdk.wording import Wording
+from agent_sdk.protocol.lease import release
+from agent_sdk.request import Caller
+from agent_sdk.scripts.dispatch import Dispatch
+from agent_sdk.scripts.library import own_library
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -53,7 +53,7 @@ LINES = (0, 1, 1000, 10_000)
 HANDOFF_GOALS = {1: 12.0, 100: 20.0, 1000: 40.0}
 POLL_GOAL_PCT = 5.0
 OTHERS_POLL_S = 7.5
-"""On average; see `agent_sdk.protocol.OTHERS_POLL_S`."""
+"""On average; see `agent_sdk.protocol.lease.OTHERS_POLL_S`."""
 
 HANDOFF_SAYS = """\
 From the call of release in one process to the return of the next holder's acquire in another, in
@@ -186,7 +186,7 @@ async def with_redlocks(url: str, tasks: int, each: int) -> float:
 
 async def with_pipeline(url: str, tasks: int, each: int) -> float:
     """Our own scripts, so many acquires in one pipeline and then as many releases."""
-    caller, wording = Caller("host-0", "bench"), Wording(Keys("pairs").base)
+    caller, wording = Caller("host-0", "bench"), Dispatch(Keys("pairs").base)
     async with redis.asyncio.Redis.from_url(url, decode_responses=True) as client:
         await client.ping()
         began = time.perf_counter()

@@ -13,8 +13,8 @@ from urllib.parse import urljoin
 import pytest
 
 from agent_sdk.keys import Keys
-from broker.examples import ANSWERS, REQUESTS
-from broker.keys import add
+from broker.api_keys import add
+from broker.http.openapi_examples import ANSWERS, REQUESTS
 from tests.api.brokers import GRANTING, Broker, environment
 from tests.audit import audit
 from tests.servers import running

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 
 from agent_sdk import LeaseClient
-from agent_sdk.events import Event
-from agent_sdk.store import Store
-from broker.live import filter_of
+from agent_sdk.state.events import Event
+from agent_sdk.store.store import Store
+from broker.http.streams import filter_of
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.sse import Following, following
 from tests.servers import free_port, running
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import redis
 
-    from broker.events import Feed
+    from broker.live.feed import Feed
     from tests.servers import Server
 
 EVENTS = "gpu:{default}:events"

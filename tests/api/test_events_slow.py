@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import LeaseClient
-from agent_sdk.store import Store
+from agent_sdk.store.store import Store
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.sse import following
 from tests.servers import running

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.devices import FINDINGS
-from broker import gpus
-from broker.metrics import Metrics, Seen
+from agent_sdk.state.devices import FINDINGS
+from broker.metrics import Metrics, PoolReading
+from broker.serializers import device_json
 from tests.api.brokers import GRANTING, Broker
 from tests.api.sse import following
 from tests.api.test_auth import new_key
@@ -188,7 +188,7 @@ def test_metrics_count_findings_and_tell_health(door: Door) -> None:
 
 def test_mps_is_told_by_the_pool_and_no_device_means_none(door: Door) -> None:
     """Whichever host's it is."""
-    seen = Seen(door.client.pool(), door.client.devices()[1:], (), ())
+    seen = PoolReading(door.client.pool(), door.client.devices()[1:], (), ())
     assert b"gpu_orchestrator_mps_enabled 0.0" in Metrics().text(seen, None)
     assert b"gpu_orchestrator_mps_enabled 0.0" in Metrics().text(None, None)
-    assert gpus.info(door.client.devices(), None)["gpus"][0]["mps"] is True
+    assert device_json.info(door.client.devices(), None)["gpus"][0]["mps"] is True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.keys import add
+from broker.api_keys import add
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment
 
 if TYPE_CHECKING:

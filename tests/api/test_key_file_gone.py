@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.keys import UNUSABLE, add, remove
+from broker.api_keys import UNUSABLE, add, remove
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.program import called
 

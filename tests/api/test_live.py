@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient
-from agent_sdk.store import Store
-from broker.shown import KINDS
+from agent_sdk.store.store import Store
+from broker.live.rows import KINDS
 from tests.api.brokers import GRANTING, Broker
 from tests.api.sse import Following, following
 from tests.api.test_auth import new_key

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.keys import add
+from broker.api_keys import add
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.servers import running
 

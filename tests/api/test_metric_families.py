@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk.events import Event
+from agent_sdk.state.events import Event
+from broker.live.durations import MOST
 from broker.metrics import Metrics
-from broker.spans import MOST
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.servers import running
 

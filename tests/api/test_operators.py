@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, LeaseLost, Store
-from agent_sdk.reporting import About
+from agent_sdk.protocol.report import About
 from tests.pools import device
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import redis
 
 from agent_sdk import AsyncLeaseClient, GPUOrchestratorClient, LeaseClient, LeaseError, Store
 from agent_sdk.settings import read_orchestrator_settings, read_settings
-from agent_sdk.store_url import parse
-from broker.keys import add
+from agent_sdk.store.url import parse
+from broker.api_keys import add
 from broker.settings import load_settings
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.deadline import HEAD_BYTES, REQUEST_S
+from broker.http.slow_clients import HEAD_BYTES, REQUEST_S
 from tests.api.brokers import GRANTING, Broker
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.auth import BURST
-from broker.crowd import LEAST, Crowd, Rate
-from broker.keys import add
+from broker.api_keys import add
+from broker.http.auth import BURST
+from broker.http.connection_limits import LEAST, ConnectionLimits, Rate
 from broker.logs import STRANGERS_BURST
 from tests.api.brokers import GRANTING, Broker, eventually
 
@@ -161,7 +161,7 @@ def connections() -> Iterator[list[Pretended]]:
 
 def test_oldest_silent_stranger_is_ended(connections: list[Pretended]) -> None:
     """One that has just sent something is spared; one with a key is never ended."""
-    crowd = Crowd(LEAST)  # 8 strangers
+    crowd = ConnectionLimits(LEAST)  # 8 strangers
     known, sent, *others = connections
     crowd.enter(known)  # type: ignore[arg-type] # a connection will do
     assert crowd.admit(known, "ann", shared=True)  # type: ignore[arg-type] # a connection will do
@@ -176,13 +176,13 @@ def test_oldest_silent_stranger_is_ended(connections: list[Pretended]) -> None:
 
 def test_one_key_may_not_take_all_the_room(connections: list[Pretended]) -> None:
     """Half of it at most where there are several; all of it where there is none."""
-    crowd = Crowd(LEAST)  # 8 with a key
+    crowd = ConnectionLimits(LEAST)  # 8 with a key
     admitted = [crowd.admit(c, "ann", shared=True) for c in connections[:6]]  # type: ignore[arg-type] # a connection will do
     assert admitted == [True] * 4 + [False] * 2
     assert crowd.admit(connections[6], "bob", shared=True)  # type: ignore[arg-type] # a connection will do
     crowd.leave(connections[0])  # type: ignore[arg-type] # a connection will do
     assert crowd.admit(connections[7], "ann", shared=True)  # type: ignore[arg-type] # a connection will do
-    open_to_all = Crowd(LEAST)
+    open_to_all = ConnectionLimits(LEAST)
     admitted = [open_to_all.admit(c, "", shared=False) for c in connections[:9]]  # type: ignore[arg-type] # a connection will do
     assert admitted == [True] * 8 + [False]
 

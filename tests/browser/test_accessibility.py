@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
-from agent_sdk.store import Store
+from agent_sdk.store.store import Store
 from tests.api.brokers import GRANTING, Broker
 from tests.servers import running
 

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
 from agent_sdk.keys import Keys
-from agent_sdk.store import Store
+from agent_sdk.store.store import Store
 from tests.api.brokers import Broker, eventually
 from tests.api.test_auth import new_key
 from tests.browser.conftest import FOUR

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from agent_sdk import LeaseClient
-from agent_sdk.store import Store
+from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
 from tests.browser.conftest import FOUR
 from tests.browser.test_accessibility import LOOKS, clean

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
-from agent_sdk import LeaseClient, reporting
-from agent_sdk.store import Store
+from agent_sdk import LeaseClient
+from agent_sdk.protocol import report
+from agent_sdk.store.store import Store
 from tests.api.brokers import Broker, eventually
 from tests.browser.conftest import FOUR
 from tests.servers import free_port, running
@@ -339,7 +340,7 @@ FRAMES = """async () => {
 
 def fill(client: LeaseClient) -> None:
     """A fleet that reports once, for an hour, and fifty agents that hold ten leases on each GPU."""
-    about = reporting.About(
+    about = report.About(
         deadline_ms=3_600_000, sampled_ms=0, epoch="", safe_mode=False, version="test"
     )
     for n in range(HOSTS):

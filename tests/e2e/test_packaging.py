@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_sdk.scripts import scripts
+from agent_sdk.scripts.source import scripts
 from agent_sdk.testing import running_broker
 from tests.api.brokers import environment
 
@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 BASE = ("redis", "click", "async_timeout")
 """The packages that the base install may load, by their folders; async_timeout is redis's own."""
 
-SHAS = "from agent_sdk.scripts import scripts; print({v: s.sha for v, s in scripts().items()})"
+SHAS = (
+    "from agent_sdk.scripts.source import scripts; print({v: s.sha for v, s in scripts().items()})"
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from uuid import uuid4
 import pytest
 import redis
 
-from agent_sdk import AsyncLeaseClient, LeaseClient, Store, functions
-from agent_sdk.protocol import LONGEST_TTL_MS
+from agent_sdk import AsyncLeaseClient, LeaseClient, Store
+from agent_sdk.protocol.lease import LONGEST_TTL_MS
+from agent_sdk.scripts import library as functions
 from tests.audit import audit
 from tests.pools import device
 from tests.servers import running

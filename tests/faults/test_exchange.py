@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseLost, Store, functions
-from agent_sdk.links import RedisLink
+from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseLost, Store
+from agent_sdk.renewal.redis_transport import RedisTransport
+from agent_sdk.scripts import library as functions
 from tests.faults.proxy import Proxy
 from tests.pools import device
 from tests.stores import until
@@ -129,7 +130,7 @@ def test_keepers_link_after_an_interruption_takes_each_answer_for_its_lease(
 ) -> None:
     """The pipeline of the renewing thread, broken off in the middle."""
     leases = [client.acquire("me", memory_mb=1, ttl_s=ttl_s) for ttl_s in (10, 20, 30)]
-    link = RedisLink(client.store.connect, client.keys)
+    link = RedisTransport(client.store.connect, client.keys)
     _interrupt_reads(type(client.redis.pipeline()), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         list(link.renew(leases))

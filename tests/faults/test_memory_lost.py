@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import BrokerUnavailable, LeaseClient, Store
-from agent_sdk.embedded import EmbeddedStore
 from agent_sdk.errors import LeaseError
-from agent_sdk.functions import load
+from agent_sdk.scripts.library import load
+from agent_sdk.store.embedded import EmbeddedStore
 from tests.api.brokers import eventually
 from tests.audit import audit
 from tests.pools import device

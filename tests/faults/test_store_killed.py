@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from agent_sdk import LeaseClient, Store, aof
-from agent_sdk.embedded import EmbeddedStore
-from agent_sdk.server_binary import EmbeddedError
+from agent_sdk import LeaseClient, Store
+from agent_sdk.store import aof
+from agent_sdk.store.embedded import EmbeddedStore
+from agent_sdk.store.server_binary import EmbeddedError
 from tests.api.brokers import SIM, Broker, eventually
 
 if TYPE_CHECKING:

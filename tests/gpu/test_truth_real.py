@@ -17,13 +17,13 @@ import pynvml
 import pytest
 
 from agent_sdk import LeaseClient, Refused, Store
-from agent_sdk.devices import Finding
+from agent_sdk.state.devices import Finding
 from tests.api.brokers import PROGRAM, environment, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent_sdk.devices import DeviceStatus, ProcessStatus
+    from agent_sdk.state.devices import DeviceStatus, ProcessStatus
     from tests.servers import Server
 
 pytestmark = pytest.mark.gpu

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from agent_sdk import LeaseClient
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.http_link import OK, code_of, granted
+from agent_sdk.http_request import Unanswered, Web
 from agent_sdk.lease import HeldLease
-from agent_sdk.protocol import new_token
+from agent_sdk.protocol.lease import new_token
+from agent_sdk.renewal.http_transport import OK, code_of, granted
 from agent_sdk.settings import own_hostname
-from agent_sdk.web import Unanswered, Web
 from tests.hosts.history import Diary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agent_sdk.web import Reply
+    from agent_sdk.http_request import Reply
 
 LOOK_S = 0.03
 """Between two looks at a lease that is held."""

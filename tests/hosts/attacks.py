@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from tests.api.brokers import eventually
 from tests.faults.clock import Clock
 from tests.hosts.checker import forgotten

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from agent_sdk.events import Event
+    from agent_sdk.state.events import Event
     from tests.hosts.history import History, Window
 
 LATE_S = 2.0

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

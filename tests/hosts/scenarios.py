@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import redis
 from redis.crc import key_slot
 
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from agent_sdk.keys import Keys
 from tests.api.brokers import eventually
 from tests.hosts.checker import CLOSED_S, RETURN_S, forgotten

@@ -19,7 +19,7 @@ import httpx2
 import redis
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from tests.api.brokers import PROGRAM, environment, eventually
 from tests.audit import audit
 from tests.hosts import checker, history

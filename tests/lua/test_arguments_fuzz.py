@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from agent_sdk.scripts import VERBS
+from agent_sdk.scripts.source import VERBS
 from tests.audit import audit
 from tests.lua.test_arguments import BAD_BYTES, DEFAULTS, NOT_NUMBERS
 from tests.pools import Pool, device, granted, token

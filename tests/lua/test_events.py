@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent_sdk import snapshot, waiting_line
+from agent_sdk.state import queue, snapshot
 from tests.pools import Pool, device, granted, token
 
 REAL = (device("gpu-a", 1000, simulated=0),)
@@ -175,5 +175,5 @@ def test_snapshot_of_a_lease_tells_what_was_asked_and_how_it_stands(pool: Pool) 
     assert (lease.priority, lease.owner, lease.client, lease.pid) == (7, "them", "client", "1:1")
     assert (lease.fence, lease.expires_at_ms, lease.ttl_ms) == (got.fence, None, 0)
     pool.release(token("a"))
-    assert pool.look(waiting_line.lookup(pool.keys, token("a"))) == "released"
-    assert pool.look(waiting_line.lookup(pool.keys, token("b"))) is None
+    assert pool.look(queue.lookup(pool.keys, token("a"))) == "released"
+    assert pool.look(queue.lookup(pool.keys, token("b"))) is None

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import functions
-from agent_sdk.protocol import Call, release, renew_call
-from agent_sdk.scripts import CALLED, VERBS, scripts
+from agent_sdk.protocol.lease import Call, release, renew_call
+from agent_sdk.scripts import library as functions
+from agent_sdk.scripts.source import CALLED, VERBS, scripts
 from tests.audit import audit
 from tests.pools import device, token
 
@@ -34,7 +34,7 @@ def library(pool: Pool) -> None:
 
 def acquire_args(name: str, **more: Any) -> tuple[Any, ...]:
     """What the SDK sends after the protocol."""
-    from agent_sdk.asking import Caller  # noqa: PLC0415 - one test's own
+    from agent_sdk.request import Caller  # noqa: PLC0415 - one test's own
 
     ask = {"memory_mb": 400, "token": token(name), "host": "h1", "ttl_s": 30} | more
     return tuple(Caller("h1").request(f"agent-{name}", **ask))

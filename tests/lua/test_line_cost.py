@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk.scripts import lua_folder
+from agent_sdk.scripts.source import lua_folder
 from tests.audit import audit
 from tests.lua.test_cost import DAY_MS, commands
 from tests.pools import Pool, device, granted, token

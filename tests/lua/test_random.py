@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import snapshot
+from agent_sdk.state import snapshot
 from tests.audit import audit
 from tests.lua.oracle import Device, Want, before, choices, unfit
 from tests.pools import Pool, device, granted, said, token

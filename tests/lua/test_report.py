@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_sdk import snapshot
+from agent_sdk.state import snapshot
 from tests.pools import Pool, device, granted, said, token, uuids
 
 POLICY = {

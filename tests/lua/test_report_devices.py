@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent_sdk import snapshot
+from agent_sdk.state import snapshot
 from tests.pools import Pool, device, granted, said, token, uuids
 
 CROWDED = ["REFUSED", "no_capacity", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent_sdk import tombstones
+from agent_sdk.state import tombstones
 from tests.audit import audit
 from tests.model.entries import DONE_MS, Entry, Reply, demand
 from tests.model.liveness import Watch

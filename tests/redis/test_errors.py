@@ -20,7 +20,7 @@ from tests.stores import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent_sdk.protocol import Moment
+    from agent_sdk.protocol.lease import Moment
     from tests.servers import Server
 
 SAID = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import AsyncLeaseClient, BrokerUnavailable, LeaseClient, Store
-from agent_sdk.store_url import parse
+from agent_sdk.store.url import parse
 from tests.api.brokers import GRANTING, Broker, environment
 from tests.api.sse import following
 from tests.redis.test_tls import openssl, options, serving

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.devices.smi import SmiSource
+from broker.devices.smi.source import SmiSource
 from tests.drivers import Machine, build
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.advisories import MENDED_REDIS, MENDED_VALKEY, advisory
+from broker.maintenance.advisories import MENDED_REDIS, MENDED_VALKEY, advisory
 from tests.program import called
 from tests.servers import running
 

@@ -21,16 +21,16 @@ LAYERS = {
 """What each package may import beside the standard library."""
 
 OWNERS = {
-    "pynvml": {"broker/devices/nvml.py"},
+    "pynvml": {"broker/devices/nvml/source.py"},
     "prometheus_client": {
         f"broker/metrics/{name}.py" for name in ("__init__", "documented", "flow", "health", "pool")
     },
     "pydantic_settings": {"broker/settings.py"},
-    "sse_starlette": {"broker/live.py"},
+    "sse_starlette": {"broker/http/streams.py"},
     "structlog": {"broker/logs.py"},
-    "yaml": {"broker/devices/told.py"},
-    "uvicorn": {"broker/cli/serve.py", "broker/offers.py"},
-    "httptools": {"broker/offers.py"},
+    "yaml": {"broker/devices/scenario/yaml_nodes.py"},
+    "uvicorn": {"broker/cli/commands/serve.py", "broker/http/upgrades.py"},
+    "httptools": {"broker/http/upgrades.py"},
     "pytest": {"agent_sdk/testing.py"},
 }
 """The only modules that may import these, at any time."""

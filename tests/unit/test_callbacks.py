@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
-from agent_sdk.callbacks import WORKERS, Callbacks
-from agent_sdk.protocol import Renewal
+from agent_sdk.protocol.lease import Renewal
+from agent_sdk.renewal.callbacks import WORKERS, Callbacks
 from agent_sdk.testing import running_broker
 from tests.stores import until
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk.functions import own_library
-from agent_sdk.reporting import About
+from agent_sdk.protocol.report import About
+from agent_sdk.scripts.library import own_library
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli import COMMANDS
 from tests.api.brokers import PROGRAM, environment

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.events import NAMES, PAGE
+from agent_sdk.state.events import NAMES, PAGE
 from agent_sdk.testing import TestBroker, running_broker
-from broker.cli.events import LOST, catch_up
+from broker.cli.commands.events import LOST, catch_up
 from broker.cli.follow import Follower, last_of
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk import functions
+from agent_sdk.scripts import library as functions
 from tests.program import called
 from tests.servers import free_port, running
 

@@ -20,9 +20,9 @@ from broker import logs
 from broker.cli import COMMANDS
 from broker.cli.complete import hosts_and_devices
 from broker.cli.screen import MARK, bare, one_line, paint
-from broker.cli.table import table
-from broker.printable import printable
-from broker.run.tell import Teller
+from broker.run.progress import Progress
+from broker.text.printable import printable
+from broker.text.table import table
 from tests.api.brokers import PROGRAM, environment
 from tests.program import called
 from tests.unit.test_cli_status import Terminal
@@ -182,7 +182,7 @@ def test_completion_offers_no_hostile_name(
 def test_run_tells_hostile_text_as_print() -> None:
     """`run` says what others wrote while it waits: its own way to stderr does the same."""
     read, write = os.pipe()
-    teller = Teller("text")
+    teller = Progress("text")
     teller._out = write
     teller.failed("refused", HOSTILE)
     os.close(write)

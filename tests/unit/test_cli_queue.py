@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from agent_sdk import LeaseClient, StillWaiting, Store
 from agent_sdk.testing import running_broker
 from broker.cli import main
-from broker.cli.units import Size
+from broker.text.units import Size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

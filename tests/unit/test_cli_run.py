@@ -501,6 +501,6 @@ def test_share_of_trtllm_is_within_the_lease_for_weights_of_up_to_half() -> None
 
 def test_run_needs_the_base_install_alone() -> None:
     """redis and click: no web server, no settings library."""
-    code = "import sys, broker.cli.run; print(*{m.partition('.')[0] for m in sys.modules})"
+    code = "import sys, broker.cli.commands.run; print(*{m.partition('.')[0] for m in sys.modules})"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not loaded & {"fastapi", "uvicorn", "pydantic", "prometheus_client", "pynvml"}

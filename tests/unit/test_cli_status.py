@@ -25,8 +25,8 @@ from agent_sdk import LeaseClient, StillWaiting, Store
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli.complete import DEADLINE_S
 from broker.cli.screen import ENTER, LEAVE, bare
-from broker.cli.table import bar, cut, table
 from broker.cli.watch import watch
+from broker.text.table import bar, cut, table
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called
 from tests.servers import running
@@ -34,8 +34,8 @@ from tests.servers import running
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent_sdk.asking import Ask
-    from agent_sdk.scene import Scene
+    from agent_sdk.request import LeaseOptions
+    from agent_sdk.state.pool_state import PoolState
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,12 @@ def test_eighty_columns_are_enough() -> None:
         report_long(pool)
         pool.client.acquire(long, memory_mb=120_000, host=LONG_HOST)
         pool.client.acquire(long, host="elsewhere", on_unavailable="cpu")
-        ask: Ask = {"host": LONG_HOST, "memory_mb": 100_000, "devices": 2, "exclusive": True}
+        ask: LeaseOptions = {
+            "host": LONG_HOST,
+            "memory_mb": 100_000,
+            "devices": 2,
+            "exclusive": True,
+        }
         with pytest.raises(StillWaiting) as still:
             pool.client.acquire(long, **ask, wait_s=0.01, keep_place=True)
         token = str(still.value.token)
@@ -224,7 +229,7 @@ def test_live_status_misses_nothing_between_two_looks(
     """What happens right after the first picture is news, not history."""
     looks = 0
 
-    def picture(scene: Scene) -> str:
+    def picture(scene: PoolState) -> str:
         nonlocal looks
         looks += 1
         if looks == 1:

@@ -26,7 +26,7 @@ from agent_sdk import (
     SafeMode,
     Store,
 )
-from agent_sdk.clocks import local_now
+from agent_sdk.clock import local_now
 from agent_sdk.testing import TestBroker, running_broker
 from tests.audit import audit
 from tests.stores import until

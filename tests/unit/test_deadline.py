@@ -10,8 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from broker import deadline
-from broker.crowd import LEAST, Crowd
+from broker.http import slow_clients
+from broker.http.connection_limits import LEAST, ConnectionLimits
 
 UNREAD_S = 0.5
 
@@ -21,7 +21,7 @@ READ_BYTES, EVERY_S = 4096, 0.01
 
 async def test_slow_reader_is_served_until_it_stops(monkeypatch: Any) -> None:
     """Whoever has taken nothing for that long is cut off, and nobody else."""
-    monkeypatch.setattr(deadline, "UNREAD_S", UNREAD_S)
+    monkeypatch.setattr(slow_clients, "UNREAD_S", UNREAD_S)
     ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -36,8 +36,10 @@ async def test_slow_reader_is_served_until_it_stops(monkeypatch: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    app.state = SimpleNamespace(crowd=Crowd(LEAST))  # type: ignore[attr-defined] # as an application's
-    config = uvicorn.Config(app, http=deadline.DeadlineProtocol, lifespan="off", log_config=None)
+    app.state = SimpleNamespace(crowd=ConnectionLimits(LEAST))  # type: ignore[attr-defined] # as an application's
+    config = uvicorn.Config(
+        app, http=slow_clients.DeadlineProtocol, lifespan="off", log_config=None
+    )
     server, loop = uvicorn.Server(config), asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve([listener]))

@@ -17,14 +17,14 @@ import pytest
 from broker.devices import DeviceSourceError, choose
 from broker.devices.sample import Sample, model_of, number, reserve_of, text, uuid_of
 from broker.devices.simulated import totals_of
-from broker.devices.smi import SmiSource
+from broker.devices.smi.source import SmiSource
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Samples once under each FAKE_NVML it is given; "-hang " before one first ends what hangs.
 CHILD = """
 import dataclasses, json, os, pathlib, sys, time
-from broker.devices.nvml import NvmlSource
+from broker.devices.nvml.source import NvmlSource
 settings = json.loads(sys.argv[1])
 source = NvmlSource("box", **settings)
 for step in json.loads(sys.argv[2]):

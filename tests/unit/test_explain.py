@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import LeaseLost, UnknownToken, fitting, scene
-from agent_sdk.asking import Caller
-from agent_sdk.explain import STANDING, Explanation, explain, explain_request
-from agent_sdk.fitting import REASONS
+from agent_sdk import LeaseLost, UnknownToken
+from agent_sdk.request import Caller
+from agent_sdk.state import placement, pool_state
+from agent_sdk.state.explain import STANDING, Explanation, explain, explain_request
+from agent_sdk.state.placement import REASONS
 from tests.found import process
 from tests.lua.test_waiters import wait
 from tests.pools import Pool, device, granted, token
@@ -19,7 +20,7 @@ from tests.pools import Pool, device, granted, token
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_sdk.scene import Scene
+    from agent_sdk.state.pool_state import PoolState
 
 DAY_MS = 86_400_000
 
@@ -149,17 +150,17 @@ def test_line_looks_at_the_devices_once_for_all_who_ask_the_same(
     names = [f"w-{n}" for n in range(20)]
     for n, name in enumerate(names):
         wait(pool, name, agent=f"on-{n}", memory_mb=700 + 100 * (n % 2))
-    found: Scene = pool.look(scene.read(pool.keys))
+    found: PoolState = pool.look(pool_state.read(pool.keys))
     looks = 0
-    reason = fitting.reason
+    reason = placement.reason
 
     def counting(*args: Any) -> str:
         nonlocal looks
         looks += 1
         return reason(*args)
 
-    monkeypatch.setattr(fitting, "reason", counting)
-    stands = scene.line(found)
+    monkeypatch.setattr(placement, "reason", counting)
+    stands = pool_state.line(found)
     assert len(stands) == 20
     # Two requests; where they fit, and in what way not.
     assert looks == 2 * 2 * len(devices)

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import devices, findings, operate, snapshot
 from agent_sdk.errors import BadRequest
-from agent_sdk.protocol import PROTOCOL, Call
+from agent_sdk.protocol import operator
+from agent_sdk.protocol.lease import PROTOCOL, Call
+from agent_sdk.state import devices, findings, snapshot
 from tests.found import process
 from tests.pools import device, granted, token
 
 if TYPE_CHECKING:
-    from agent_sdk.devices import DeviceStatus
+    from agent_sdk.state.devices import DeviceStatus
     from tests.pools import Pool
 
 HELD, OTHER = token("held"), token("other")
@@ -78,7 +79,7 @@ def test_sentence_names_three_at_most(pids: list[int], says: str) -> None:
 
 def test_policy_in_words_is_sent_as_it_is() -> None:
     """Beside numbers and switches."""
-    steps = operate.set_policy(
+    steps = operator.set_policy(
         "ann",
         idle_action="notify",
         idle_after_s=30,
@@ -87,11 +88,11 @@ def test_policy_in_words_is_sent_as_it_is() -> None:
     )
     words = ("idle_action", "notify", "idle_after_s", 30, "xid_actions", "31=suspect,79=hold")
     assert next(steps) == Call("set_policy", (PROTOCOL, "ann", *words, "safe_mode", 1))
-    assert next(operate.set_policy("ann", xid_actions="")).args[2:] == ("xid_actions", "")
+    assert next(operator.set_policy("ann", xid_actions="")).args[2:] == ("xid_actions", "")
 
 
 @pytest.mark.parametrize("value", ["Enforce", "a b", "a\n", "31:hold"])
 def test_policy_in_what_is_no_words_is_refused_before_it_is_sent(value: str) -> None:
     """With the field that it is of."""
     with pytest.raises(BadRequest, match="idle_action"):
-        next(operate.set_policy("ann", idle_action=value))
+        next(operator.set_policy("ann", idle_action=value))

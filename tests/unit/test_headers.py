@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from agent_sdk import protocol
 from agent_sdk.errors import LeaseError, ProtocolMismatch
-from agent_sdk.protocol import Answer, Call, Pause
-from agent_sdk.scripts import CORE, REST, VERBS, lua_folder
+from agent_sdk.protocol import lease as protocol
+from agent_sdk.protocol.lease import Answer, Call, Pause
+from agent_sdk.scripts.source import CORE, REST, VERBS, lua_folder
 from tests.unit.test_protocol import REQUEST
 from tests.unit.test_protocol import VERBS as CALLS
 
@@ -33,7 +33,7 @@ SAMPLES = {
 """A value for each word that a reply carries."""
 
 
-CLAIM = protocol.Claim("1", "agent", "", REQUEST.asked, "client", "1:1")
+CLAIM = protocol.RecoveryClaim("1", "agent", "", REQUEST.asked, "client", "1:1")
 
 LONGEST = {"renew": protocol.renew_call(REQUEST.token, 7, 1000, "ann", CLAIM)}
 """Calls that say more than a verb's first."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from agent_sdk.events import Event
-from broker import history as histories
-from broker.history import KEPT, MEASURED, History
+from agent_sdk.state.events import Event
+from broker.live import history as histories
+from broker.live.history import KEPT, MEASURED, History
 
 T0 = 1_795_600_000_000 // 60_000 * 60_000
 

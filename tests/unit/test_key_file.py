@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk.trusted_path import untrusted
+from agent_sdk.store.trusted_path import untrusted
 from broker import key_file
+from broker.api_keys import ANYBODY, Keyring, Principal, add, digest_of, read, remove
 from broker.key_file import KeysError
-from broker.keys import ANYBODY, Keyring, Principal, add, digest_of, read, remove
 from broker.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other use
 CHANGE = """
 import sys
 from pathlib import Path
-from broker.keys import add, remove
+from broker.api_keys import add, remove
 file, number = Path(sys.argv[1]), sys.argv[2]
 for turn in range(3):
     add(file, f"new-{number}-{turn}", "agent")
@@ -196,7 +196,7 @@ def test_key_that_a_broker_may_not_read_locks_it(tmp_path: Path, hidden: str) ->
     (folder / "keys").chmod(0o644)
     away = (folder / "keys").rename(tmp_path / "keys")
     code = (
-        "import os, sys; from pathlib import Path; from broker.keys import Keyring, ANYBODY\n"
+        "import os, sys; from pathlib import Path; from broker.api_keys import Keyring, ANYBODY\n"
         "file = Path(sys.argv[1]); ring = Keyring(file)\n"
         "print(ring.locked, ring.admits(ANYBODY), flush=True); sys.stdin.readline()\n"
         "print(ring.locked, ring.admits(ANYBODY), ring.trouble, flush=True)\n"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker.api_keys import Keyring, Principal, add, digest_of, new_key, parse, read, remove
 from broker.key_file import KeysError
-from broker.keys import Keyring, Principal, add, digest_of, new_key, parse, read, remove
 from broker.settings import SettingsError, load_settings
 from tests.program import called
 

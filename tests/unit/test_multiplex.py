@@ -20,8 +20,8 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from agent_sdk.multiplex import LONGEST_BATCH, Multiplexer
-from agent_sdk.store import Store
+from agent_sdk.store.multiplex import LONGEST_BATCH, Multiplexer
+from agent_sdk.store.store import Store
 from tests.faults.proxy import Proxy
 from tests.servers import free_port, running
 

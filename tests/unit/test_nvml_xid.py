@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from broker.devices.nvml_xid import Xids
+from broker.devices.nvml.xid import Xids
 
 
 def told(sample):

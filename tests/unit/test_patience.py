@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as TimedOut
 
 from agent_sdk import BrokerUnavailable, LeaseClient, LeaseError, Store
-from agent_sdk.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
+from agent_sdk.store.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, RetryPolicy
 from tests.faults.proxy import Proxy
 from tests.pools import device
 from tests.servers import free_port, running
@@ -113,7 +113,7 @@ def error_of(server: Server, line: str, *, piped: bool = False) -> RedisError:
 
 def end(error: RedisError, *before: RedisError) -> LeaseError:
     """The error that is true when the deadline is reached after these failures."""
-    patience = Patience(60)
+    patience = RetryPolicy(60)
     for each in before:
         patience.pause_after(each, TOKEN)
     patience._deadline = 0
@@ -126,7 +126,7 @@ def end(error: RedisError, *before: RedisError) -> LeaseError:
 
 def at_once(error: RedisError, *before: RedisError) -> LeaseError:
     """The error that a call ends with although there is time left."""
-    patience = Patience(60)
+    patience = RetryPolicy(60)
     for each in before:
         patience.pause_after(each, TOKEN)
     with pytest.raises(LeaseError) as told:
@@ -279,7 +279,7 @@ def test_call_ended_after_a_lost_reply_is_outcome_unknown(server: Server, line: 
 
 def test_pauses_double_from_the_first_to_the_longest() -> None:
     """20 ms, then twice as long each time up to half a second; half of it is chance."""
-    error, patience, full = Unconnected("connecting"), Patience(60), FIRST_PAUSE_S
+    error, patience, full = Unconnected("connecting"), RetryPolicy(60), FIRST_PAUSE_S
     for _ in range(10):
         assert full / 2 <= patience.pause_after(error) <= full
         full = min(2 * full, LONGEST_PAUSE_S)
@@ -289,7 +289,7 @@ def test_pauses_double_from_the_first_to_the_longest() -> None:
 def test_pauses_of_many_callers_differ() -> None:
     """So that those who failed together do not come back together."""
     error = Unconnected("connecting")
-    pauses = [Patience(60).pause_after(error) for _ in range(100)]
+    pauses = [RetryPolicy(60).pause_after(error) for _ in range(100)]
     assert len({round(pause, 4) for pause in pauses}) > 20
     assert max(pauses) - min(pauses) > FIRST_PAUSE_S / 4
 
@@ -297,7 +297,7 @@ def test_pauses_of_many_callers_differ() -> None:
 @pytest.mark.parametrize("deadline_s", [0.0, 0.05, 0.3])
 def test_pauses_end_at_the_deadline(deadline_s: float) -> None:
     """No pause reaches over the deadline: who waits is told in time."""
-    began, patience, ends = time.monotonic(), Patience(deadline_s), []
+    began, patience, ends = time.monotonic(), RetryPolicy(deadline_s), []
 
     def wait() -> None:
         while True:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import agent_sdk
-from agent_sdk import errors, forms, operate, protocol, reporting
+from agent_sdk import errors
 from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, ProtocolMismatch, error_for
-from agent_sdk.protocol import Answer, Call, Request
-from agent_sdk.scripts import lua_folder
+from agent_sdk.protocol import lease as protocol
+from agent_sdk.protocol import operator, report, validation
+from agent_sdk.protocol.lease import Answer, Call, Request
+from agent_sdk.scripts.source import lua_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -57,11 +59,11 @@ VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "renew": lambda: protocol.renew(REQUEST.token, 7, 1000, "ann"),
     "release": lambda: protocol.release(REQUEST.token, owner="ann"),
     "reap": protocol.reap,
-    "report": lambda: reporting.report("h1", (), **REPORT),
-    "revoke": lambda: operate.revoke(REQUEST.token, force=True, by="op", why="because"),
-    "drain": lambda: operate.drain("host", "h1", drained=True, by="op", why=""),
-    "forget": lambda: operate.forget("host", "h1", by="op", why=""),
-    "set_policy": lambda: operate.set_policy("op", safe_mode=True),
+    "report": lambda: report.report("h1", (), **REPORT),
+    "revoke": lambda: operator.revoke(REQUEST.token, force=True, by="op", why="because"),
+    "drain": lambda: operator.drain("host", "h1", drained=True, by="op", why=""),
+    "forget": lambda: operator.forget("host", "h1", by="op", why=""),
+    "set_policy": lambda: operator.set_policy("op", safe_mode=True),
 }
 """One call of each verb."""
 
@@ -313,7 +315,7 @@ def test_release_plants_unless_told_otherwise() -> None:
 def test_report_sends_devices_flat_with_their_number_of_pairs() -> None:
     """id, number of pairs, then field and value of each."""
     devices = (("gpu-a", (("index", "0"), ("state", "ok"))), ("gpu-b", ()))
-    call = next(reporting.report("h1", devices, **REPORT))
+    call = next(report.report("h1", devices, **REPORT))
     head = (1, "h1", 15000, 5, "123", 1, "1")
     assert call.args == (*head, "gpu-a", 2, "index", "0", "state", "ok", "gpu-b", 0)
 
@@ -331,19 +333,19 @@ def test_moment_is_what_every_reply_begins_with(verb: str) -> None:
 def test_tokens_are_new_each_time_and_well_formed() -> None:
     """A token nobody had before, in the form that the scripts take."""
     assert len(tokens := {protocol.new_token() for _ in range(1000)}) == 1000
-    assert all(forms.check_name(token, "token") == token for token in tokens)
+    assert all(validation.check_name(token, "token") == token for token in tokens)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, -0.001, "1", None, [], 1j])
 def test_milliseconds_of_what_is_no_time_is_a_bad_request(seconds: Any) -> None:
     """Only a finite number of seconds from 0 up is a time."""
     with pytest.raises(errors.BadRequest, match="ttl_s"):
-        forms.milliseconds(seconds, "ttl_s")
+        validation.milliseconds(seconds, "ttl_s")
 
 
 def test_milliseconds_rounds_to_whole_ones() -> None:
     """A time is as exact as the wire."""
-    assert [forms.milliseconds(s, "x") for s in (30, 1.2345678, 0)] == [30000, 1235, 0]
+    assert [validation.milliseconds(s, "x") for s in (30, 1.2345678, 0)] == [30000, 1235, 0]
 
 
 @pytest.mark.parametrize("name", ["agent", "host", "model", "token"])
@@ -353,4 +355,4 @@ def test_milliseconds_rounds_to_whole_ones() -> None:
 def test_name_of_another_form_is_a_bad_request(name: str, bad: Any) -> None:
     """What may not go into keys, logs and pages goes nowhere."""
     with pytest.raises(errors.BadRequest, match=name):
-        forms.check_name(bad, name)
+        validation.check_name(bad, name)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent_sdk.errors import LeaseError
-from agent_sdk.protocol import Answer, Pause, moment, renewed
+from agent_sdk.protocol.lease import Answer, Pause, moment, renewed
 from tests.unit.test_protocol import FRAME, VERBS
 
 TAGS = (

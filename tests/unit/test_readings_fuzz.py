@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_sdk import adopting, events, explain, scene, snapshot, waiting_line
+from agent_sdk import attach
 from agent_sdk.errors import LeaseError
-from agent_sdk.holders import read_holders
 from agent_sdk.keys import Keys
-from agent_sdk.protocol import Answer, Call
+from agent_sdk.protocol.lease import Answer, Call
+from agent_sdk.state import events, explain, pool_state, queue, snapshot
+from agent_sdk.state.holders import read_holders
 from tests.unit.test_protocol import FRAME, REQUEST
 from tests.unit.test_protocol_fuzz import NESTED, QUIET
 
@@ -27,7 +28,7 @@ TOKEN = REQUEST.token
 
 
 def _line() -> Generator[Any, Answer, Any]:
-    return scene.line((yield from scene.read(KEYS)))
+    return pool_state.line((yield from pool_state.read(KEYS)))
 
 
 def _tail() -> Generator[Any, Answer, Any]:
@@ -40,9 +41,9 @@ READINGS: dict[str, Callable[[], Generator[Any, Answer, Any]]] = {
     "devices": lambda: snapshot.devices(KEYS),
     "leases": lambda: snapshot.leases(KEYS),
     "hosts": lambda: snapshot.hosts(KEYS),
-    "waiters": lambda: waiting_line.waiters(KEYS),
-    "lookup": lambda: waiting_line.lookup(KEYS, TOKEN),
-    "adopt": lambda: adopting.adopt(KEYS, TOKEN),
+    "waiters": lambda: queue.waiters(KEYS),
+    "lookup": lambda: queue.lookup(KEYS, TOKEN),
+    "adopt": lambda: attach.adopt(KEYS, TOKEN),
     "explain": lambda: explain.explain(KEYS, TOKEN),
     "explain_request": lambda: explain.explain_request(KEYS, REQUEST),
     "line": _line,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk import LeaseClient, StillWaiting, Store, functions
+from agent_sdk import LeaseClient, StillWaiting, Store
+from agent_sdk.scripts import library as functions
 from tests.pools import device
 from tests.servers import running
 

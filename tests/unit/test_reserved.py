@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from agent_sdk import snapshot
-from broker import gpus
+from agent_sdk.state import snapshot
 from broker.cli import main
-from broker.metrics import Metrics, Seen
+from broker.metrics import Metrics, PoolReading
+from broker.serializers import device_json
 from tests.lua.test_kept import DAY_MS, live
 from tests.lua.test_waiters import wait
 from tests.pools import Pool, device, granted, token
@@ -87,7 +87,7 @@ def test_explain_says_what_is_reserved(server: Server, reserved: Pool) -> None:
 def test_gpu_info_says_for_whom_devices_are_reserved(reserved: Pool) -> None:
     """The agent and the times; what is left on them is not free."""
     for each in reserved.look(snapshot.devices(reserved.keys)):
-        row = gpus.row(each, str)
+        row = device_json.row(each, str)
         assert row["reserved_for"] == "two"
         assert row["reserved_until"] - row["reserved_since"] >= 60
         assert (row["memory_free_mb"], row["memory_left_mb"] > 0) == (0, True)
@@ -99,7 +99,7 @@ def test_device_without_reservation_says_so(server: Server) -> None:
         pool = Pool(client)
         pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
         (found,) = pool.look(snapshot.devices(pool.keys))
-    row = gpus.row(found, str)
+    row = device_json.row(found, str)
     names = ("reserved_for", "reserved_since", "reserved_until")
     assert [row[name] for name in names] == [None, None, None]
     assert (row["memory_free_mb"], row["memory_left_mb"]) == (1000, 1000)
@@ -130,8 +130,8 @@ def test_free_is_what_the_next_who_asks_can_be_given(server: Server, mixed: Pool
     found = json.loads(run(server, mixed, "status", "-o", "json").output)["devices"]
     assert {d["uuid"]: d["free_mb"] for d in found if d["free_mb"]} == {"gpu-0": 1000}
     devices = mixed.look(snapshot.devices(mixed.keys))
-    assert sum(gpus.row(each, str)["memory_free_mb"] for each in devices) == 1000
-    seen = Seen(mixed.look(snapshot.pool(mixed.keys)), devices, (), ())
+    assert sum(device_json.row(each, str)["memory_free_mb"] for each in devices) == 1000
+    seen = PoolReading(mixed.look(snapshot.pool(mixed.keys)), devices, (), ())
     lines = Metrics().text(seen, None).decode().splitlines()
     free = [x for x in lines if x.startswith("gpu_broker_device_memory_free_bytes{")]
     assert len(free) == 7

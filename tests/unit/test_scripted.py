@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from broker.devices import choose
-from broker.devices.known import Fault, Known
+from broker.devices.last_known import Fault, Known
 from broker.devices.sample import DeviceSample, GpuProcess
-from broker.devices.scenario import scenario_of
-from broker.devices.scripted import MAX_BYTES, ScriptedSource
-from broker.devices.told import ScenarioError
+from broker.devices.scenario.moments import scenario_of
+from broker.devices.scenario.source import MAX_BYTES, ScriptedSource
+from broker.devices.scenario.yaml_nodes import ScenarioError
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.yaml"))

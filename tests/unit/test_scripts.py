@@ -11,9 +11,9 @@ from fakeredis import FakeRedis, FakeServer
 from lupa import lua51
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
-from agent_sdk import scripts as module
 from agent_sdk.errors import BrokerUnavailable
-from agent_sdk.scripts import (
+from agent_sdk.scripts import source as module
+from agent_sdk.scripts.source import (
     AT_ONCE,
     CALLED,
     CORE,

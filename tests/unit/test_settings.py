@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from agent_sdk.embedded import EmbeddedStore
 from agent_sdk.settings import (
     read_orchestrator_settings,
     read_settings,
     sdk_settings_in_effect,
     source_of,
 )
-from agent_sdk.store import Store
+from agent_sdk.store.embedded import EmbeddedStore
+from agent_sdk.store.store import Store
 from broker.settings import Settings, SettingsError, broker_settings_in_effect, load_settings
 
 SECRET = "hunter2"

@@ -9,7 +9,7 @@ import pytest
 from redis.exceptions import TimeoutError  # noqa: A004 - redis-py's name for it
 
 from agent_sdk import Store
-from agent_sdk.store_url import (
+from agent_sdk.store.url import (
     NO_DATABASE,
     NO_PATH,
     NO_SERVICE,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient
-from agent_sdk.embedded import EmbeddedStore
-from agent_sdk.server_binary import EmbeddedError
+from agent_sdk.store.embedded import EmbeddedStore
+from agent_sdk.store.server_binary import EmbeddedError
 from broker.settings import load_settings
 from tests.program import called
 

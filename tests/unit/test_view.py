@@ -16,12 +16,14 @@ import pytest
 
 from agent_sdk import AsyncLeaseClient
 from agent_sdk.errors import ProtocolMismatch
-from agent_sdk.events import Event, News
-from agent_sdk.store import Store
-from broker import answers, events, live, view
-from broker.events import Feed
-from broker.keys import Principal
-from broker.view import View
+from agent_sdk.state.events import Event, News
+from agent_sdk.store.store import Store
+from broker.api_keys import Principal
+from broker.http import streams
+from broker.live import feed, view
+from broker.live.feed import Feed
+from broker.live.view import View
+from broker.serializers import lease_json
 from tests.pools import Pool, device
 from tests.servers import Server, running
 
@@ -51,7 +53,7 @@ class Parts:
         found: list[dict[str, Any]] = []
         broker: Any = self
         async with asyncio.timeout(within_s):
-            async for frame in live._live(broker, WHO):
+            async for frame in streams._live(broker, WHO):
                 said = (part.partition("data: ")[2] for part in frame.decode().split("\n\n"))
                 found += [json.loads(data) for data in said if data]
                 if len(found) >= count:
@@ -117,7 +119,7 @@ def test_event_of_any_form_has_devices_and_a_fence_or_none(
 def test_event_says_its_own_id_name_and_time() -> None:
     """Whatever fields the entry has; a fence that is no number is told as it is."""
     fields = {"id": "x", "at": "y", "devices": "a", "fence": "one", "agent": "ann", "token": "t"}
-    said = answers.event(Event("2000-0", "granted", fields), {}, whole=False)
+    said = lease_json.event(Event("2000-0", "granted", fields), {}, whole=False)
     assert (said["id"], said["event"], said["at"]) == ("2000-0", "granted", 2.0)
     assert said["devices"] == [{"uuid": "a", "index": None, "host": None, "memory_mb": None}]
     assert (said["fence"], said["agent"]) == ("one", "ann")
@@ -249,7 +251,7 @@ async def test_nothing_is_told_as_whole_before_the_stream_was_read(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its place in the stream would be none."""
-    monkeypatch.setattr(events, "LOAD_S", 0.1)
+    monkeypatch.setattr(feed, "LOAD_S", 0.1)
     async with at_work(server, reading=False) as parts:
         assert not await parts.feed.loaded()
         with parts.view.watched():
@@ -269,7 +271,7 @@ async def test_store_that_is_away_lets_the_pools_clock_go_on(
 ) -> None:
     """`now` is now, `read_at` when it was read; a snapshot ends with the right to have it."""
     monkeypatch.setattr(view, "REST", 0.1)
-    monkeypatch.setattr(live, "LOOK_S", 0.1)
+    monkeypatch.setattr(streams, "LOOK_S", 0.1)
     with running() as server:
         async with at_work(server) as parts:
             (before,) = await parts.told(1)
@@ -282,7 +284,7 @@ async def test_store_that_is_away_lets_the_pools_clock_go_on(
             assert passed_s <= after["now"] - after["read_at"] < passed_s + 1
             assert list(after["rows"]["devices"]) == ["gpu-a", "gpu-b"]
             broker: Any = parts
-            waiting = asyncio.create_task(live._snapshot(broker, WHO, whole=True))
+            waiting = asyncio.create_task(streams._snapshot(broker, WHO, whole=True))
             await asyncio.sleep(0.1)
             parts.admitted = False
             parts.view.shown.wake()

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import ResponseError
 
-from agent_sdk import AsyncLeaseClient, LeaseClient, Store, functions, wording
-from agent_sdk.functions import own_library
+from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk.keys import Keys
-from agent_sdk.links import RedisLink
-from agent_sdk.protocol import Call
-from agent_sdk.wording import Wording
-from broker.loading import Loading
+from agent_sdk.protocol.lease import Call
+from agent_sdk.renewal.redis_transport import RedisTransport
+from agent_sdk.scripts import dispatch
+from agent_sdk.scripts import library as functions
+from agent_sdk.scripts.dispatch import Dispatch
+from agent_sdk.scripts.library import own_library
+from broker.maintenance.function_loader import Loading
 from tests.audit import audit
 from tests.pools import Pool, device
 from tests.servers import running
@@ -119,7 +121,7 @@ def test_functions_are_asked_for_again_after_a_while(
     server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that lives long takes the better way once it is there."""
-    monkeypatch.setattr(wording, "AGAIN_S", 0.2)
+    monkeypatch.setattr(dispatch, "AGAIN_S", 0.2)
     store = Store(server.socket_url)
     with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
         lease = client.acquire("ann", memory_mb=100)
@@ -132,7 +134,7 @@ def test_functions_are_asked_for_again_after_a_while(
 def test_renewals_of_many_go_on_when_the_functions_go(server: Server, pool: Pool) -> None:
     """One pipeline: what was understood is not said again."""
     functions.load_own(pool.redis)
-    link = RedisLink(Store(server.socket_url).connect, pool.keys)
+    link = RedisTransport(Store(server.socket_url).connect, pool.keys)
     tokens = [f"{n:016}" for n in range(5)]
     assert list(link.give_back(tokens)) == [True] * 5
     pool.redis.function_flush()
@@ -162,7 +164,7 @@ def test_another_error_is_not_taken_for_a_missing_function(pool: Pool) -> None:
     with pytest.raises(ResponseError, match="WRONGTYPE") as caught:
         pool.redis.hget(pool.keys.due, "x")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        Wording(pool.keys.base).amend(REAP, caught.value)
+        Dispatch(pool.keys.base).amend(REAP, caught.value)
 
 
 async def test_broker_puts_the_functions_back(server: Server, pool: Pool) -> None:
@@ -183,7 +185,7 @@ async def test_broker_that_comes_second_goes_on_with_scripts_for_a_while(
     server: Server, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not load again and again, whatever it is that has the name."""
-    monkeypatch.setattr(wording, "AGAIN_S", 2.0)
+    monkeypatch.setattr(dispatch, "AGAIN_S", 2.0)
     async with AsyncLeaseClient(Store(server.socket_url), pool=pool.keys.pool_name) as client:
         await client.reap()
         functions.load_own(pool.redis)
@@ -199,7 +201,7 @@ async def test_broker_that_may_load_nothing_goes_on_and_says_so_once(
     server: Server, pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Scripts do the work; it is tried again when the functions are asked for again."""
-    caplog.set_level("INFO", "broker.loading")
+    caplog.set_level("INFO", "broker.maintenance.function_loader")
     pool.redis.execute_command("ACL", "SETUSER", "humble", "on", ">x", "~*", "+@all", "-function")
     store = Store(server.url.replace("redis://", "redis://humble:x@"))
     async with AsyncLeaseClient(store, pool=pool.keys.pool_name) as client:

@@ -1,0 +1,88 @@
+"""A lease taken up by its token in a process that did not acquire it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent_sdk.errors import error_for
+from agent_sdk.protocol.lease import (
+    Answer,
+    Call,
+    Device,
+    Grant,
+    Read,
+    RecoveryClaim,
+    of_known_form,
+    renew,
+)
+from agent_sdk.state import queue
+from agent_sdk.state.queue import WaiterStatus
+from agent_sdk.state.readings import text
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.state.snapshot import LeaseStatus
+
+
+def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
+    """Renew it as it was granted, and learn what it holds.
+
+    Raises:
+        LeaseLost: it is over; the code says how it ended.
+        StillWaiting: it stands in the line yet.
+        UnknownToken: nothing is known of it.
+    """
+    found = yield from queue.lookup(keys, token)
+    if isinstance(found, WaiterStatus):
+        raise error_for("waiting", token=token)
+    if found is None or isinstance(found, str):
+        raise error_for(found or "unknown_token", token=token)
+    renewal = yield from renew(token, found.fence, None)
+    answer = yield Read(
+        (("HGET", keys.pool, "epoch"), ("HMGET", keys.record(token), "devices", "request"))
+    )
+    claim = _claim(answer, found)
+    devices = yield from _devices(keys, found.devices)
+    return Grant(
+        token=token,
+        agent=found.agent,
+        fence=found.fence,
+        expires_at_ms=renewal.expires_at_ms,
+        remaining_ms=renewal.remaining_ms,
+        ttl_ms=found.ttl_ms,
+        reason=found.reason,
+        devices=devices,
+        trusted_until=renewal.trusted_until,
+        claim=claim,
+    )
+
+
+def _devices(
+    keys: Keys, held: tuple[tuple[str, int], ...]
+) -> Generator[Read, Answer, tuple[Device, ...]]:
+    """(device id, MiB) of each as the SDK's Device."""
+    if not held:
+        return ()
+    answer = yield Read(
+        tuple(("HMGET", keys.device(uuid), "index", "host", "name") for uuid, _ in held)
+    )
+    return _told(answer, held)
+
+
+@of_known_form
+def _claim(answer: Answer, lease: LeaseStatus) -> RecoveryClaim | None:
+    epoch, (taken, request) = answer.raw
+    if not request:
+        return None
+    said = (text(epoch), lease.agent, text(taken), text(request), lease.client, lease.pid)
+    return RecoveryClaim(*said)
+
+
+@of_known_form
+def _told(answer: Answer, held: tuple[tuple[str, int], ...]) -> tuple[Device, ...]:
+    return tuple(
+        Device(uuid, int(index), text(host), text(name), memory_mb)
+        for (uuid, memory_mb), (index, host, name) in zip(held, answer.raw, strict=True)
+    )

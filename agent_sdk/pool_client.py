@@ -1,0 +1,110 @@
+"""What `LeaseClient` and `AsyncLeaseClient` are made of: all but the waiting."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from agent_sdk.fork import OfOneProcess
+from agent_sdk.keys import Keys
+from agent_sdk.protocol.validation import check_name
+from agent_sdk.renewal.redis_transport import RedisTransport
+from agent_sdk.renewal.renewer import Renewer
+from agent_sdk.request import Acquisition, Caller
+from agent_sdk.scripts.dispatch import Dispatch
+from agent_sdk.settings import read_settings
+from agent_sdk.store.store import Store
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from agent_sdk.request import LeaseOptions
+
+R = TypeVar("R")
+
+
+class PoolClient(OfOneProcess, ABC, Generic[R]):
+    """A pool, seen from one process.
+
+    Args:
+        store: where the pool lives.
+        pool: which pool.
+        client_name: shown beside this process's leases.
+        hostname: this machine's name among the hosts; default from the environment.
+        deadline_s: for how long one call is tried before it raises.
+        for_others: it acquires what other processes use, as a broker does for who asks it: then no
+            process is registered with its leases.
+
+    Attributes:
+        redis: the connection, for reading.
+        keys: the names of the pool's keys.
+        by: in whose name operators' acts are written down.
+        wording: how calls are said to this server.
+        away_s: for how long a waiter lets the store be away, beside `deadline_s`; default as long
+            as it waits.
+
+    Raises:
+        ValueError: the store's URL or the pool's name is not one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        pool: str = "default",
+        client_name: str | None = None,
+        hostname: str | None = None,
+        deadline_s: float = 5.0,
+        for_others: bool = False,
+    ) -> None:
+        self.keys = Keys(pool)
+        self.store = store = replace(store, key=self.keys.base)
+        self.deadline_s = deadline_s
+        self.by = client_name or "sdk"
+        self.away_s = math.inf
+        self._reached = False
+        self.redis: R = self._connect(store)
+        self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
+        self.wording = Dispatch(self.keys.base)
+        keys = self.keys  # without this client itself: the thread must not keep it alive
+        self._keeper = Renewer(lambda: RedisTransport(store.connect, keys))
+        self._keeper.end_with(self)
+
+    def abandon(self, token: str) -> None:
+        """Give back in the background what a token was granted: its holder never learned of it.
+
+        Tried until the store answers, for 15 minutes at most.
+        """
+        self._keeper.abandon(check_name(token, "token"))
+
+    @abstractmethod
+    def _connect(self, store: Store) -> R:
+        """The connection for calls; it is made at the first of them."""
+
+    def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
+        """Prepare an acquire: checked and with its token, and nothing is sent yet."""
+        return Acquisition(self._caller.request(agent, **ask), ask)
+
+    @classmethod
+    def from_url(cls, url: str, *, pool: str = "default", client_name: str | None = None) -> Self:
+        """A client of the store at a URL; see `Store`."""
+        return cls(Store(url), pool=pool, client_name=client_name)
+
+    @classmethod
+    def from_env(cls, *, client_name: str | None = None, deadline_s: float = 5.0) -> Self:
+        """A client of the store that the environment names, by default the embedded one.
+
+        Raises:
+            ValueError: a setting is wrong, or the embedded store's folder is another user's.
+        """
+        settings = read_settings()
+        settings.check_state_dir()
+        return cls(
+            Store(settings.store_url),
+            pool=settings.pool,
+            client_name=client_name,
+            hostname=settings.hostname,
+            deadline_s=deadline_s,
+        )

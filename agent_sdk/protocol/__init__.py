@@ -1,0 +1,1 @@
+"""The verbs without the waiting: messages, validation, and what an answer means."""

@@ -1,0 +1,1 @@
+"""Renewal of leases in the background, and the wake-ups of waiters."""

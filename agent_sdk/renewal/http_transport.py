@@ -1,0 +1,151 @@
+"""What the HTTP service says, as the SDK's own kinds, and the keeper's way to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent_sdk.clock import local_now, trusted_until
+from agent_sdk.errors import CODES, LeaseError, error_for
+from agent_sdk.http_request import Unanswered
+from agent_sdk.protocol.lease import LONGEST_TTL_MS, Device, Grant, Renewal
+from agent_sdk.protocol.validation import milliseconds
+from agent_sdk.renewal.redis_transport import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agent_sdk.http_request import Reply, Web
+    from agent_sdk.lease import HeldLease
+
+OK = 200
+
+TURN_S = 1.0
+"""How long requests go on one after another before other leases have their turn."""
+
+UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError)
+"""What reading an answer of another form may raise; Infinity is a number of JSON's to Python."""
+
+ENDLESS_MS = LONGEST_TTL_MS + 1
+"""What is left of a lease without expiry: more than any ttl."""
+
+
+class HttpTransport:
+    """A keeper's way to the service; see `links.Link`.
+
+    Args:
+        web: None when none is configured.
+        request_timeout: seconds for one request.
+    """
+
+    def __init__(self, web: Web | None, request_timeout: float) -> None:
+        self._web = web
+        self._timeout_s = request_timeout
+
+    def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
+        """See `RenewalTransport`: one request after another, for a second at most."""
+        web, until = self._reachable(), local_now() + TURN_S
+        for lease in leases:
+            try:
+                yield renew(web, lease, None, local_now() + self._timeout_s)
+            except Unanswered as error:
+                raise error_for("store_unavailable") from error
+            except LeaseError as error:
+                yield error
+            if local_now() > until:
+                return
+
+    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+        """See `RenewalTransport`."""
+        web, until = self._reachable(), local_now() + TURN_S
+        for token in tokens:
+            body = {"token": token, "refuse_late": True}
+            try:
+                reply = web.ask("POST", "/release", body, until=local_now() + self._timeout_s)
+            except Unanswered as error:
+                raise error_for("store_unavailable") from error
+            yield release_is_final(reply)
+            if local_now() > until:
+                return
+
+    def memory(self, fence: int) -> Memory:  # noqa: ARG002 - as every link's
+        """The broker watches over its store; no lease can be recovered through it."""
+        return Memory(None)
+
+    def _reachable(self) -> Web:
+        if self._web is None:
+            raise error_for("store_unavailable")
+        return self._web
+
+    def close(self) -> None:
+        """Nothing is left open between requests."""
+
+
+def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Renewal:
+    """Renew one lease; ttl_s None = as at the grant.
+
+    Raises:
+        LeaseError: it is lost, or the broker cannot tell.
+        Unanswered: nobody answered by `until`.
+    """
+    sent_at = local_now()
+    body = {"token": lease.token, "fence": lease.fence, "ttl_s": ttl_s}
+    reply = web.ask("POST", "/renew", body, until=until)
+    if reply.status != OK:
+        raise error_for(code_of(reply), token=lease.token)
+    try:
+        ends_ms, left_ms = ends_of(reply.body)
+        notices = tuple(map(str, reply.body.get("notices", ())))
+    except UNREADABLE as error:
+        raise error_for("protocol_mismatch") from error
+    return Renewal(ends_ms, left_ms, trusted_until(sent_at, left_ms), notices)
+
+
+def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> Grant:
+    """What POST /lease granted.
+
+    Raises:
+        KeyError, TypeError, ValueError, ArithmeticError: it is not what this version understands.
+    """
+    ends_ms, left_ms = ends_of(body)
+    return Grant(
+        token=str(body["token"]),
+        agent=agent,
+        fence=int(body["fence"]),
+        expires_at_ms=ends_ms,
+        remaining_ms=left_ms,
+        ttl_ms=milliseconds(ttl_s, "ttl_s"),
+        reason=body["code"],
+        devices=tuple(
+            Device(
+                uuid=str(gpu["uuid"]),
+                index=int(gpu["index"]),
+                host=str(gpu["host"]),
+                name=str(gpu["name"]),
+                memory_mb=int(gpu["memory_mb"]),
+            )
+            for gpu in body["gpus"]
+        ),
+        trusted_until=trusted_until(sent_at, left_ms),
+    )
+
+
+def ends_of(body: dict[str, Any]) -> tuple[int, int]:
+    """When a lease ends on the broker's clock, and what is left of it, both ms."""
+    if body["expires_at"] is None:
+        return ENDLESS_MS, ENDLESS_MS
+    return round(body["expires_at"] * 1000), int(body["expires_in_s"] * 1000)
+
+
+def code_of(reply: Reply) -> str:
+    """Why it is not 200, or not granted, as a word of `errors.CODES`."""
+    if reply.body.get("note") == "SAFE_MODE":
+        return "safe_mode"
+    code = reply.body.get("code")
+    if isinstance(code, str) and code in CODES:
+        return code
+    return "bad_request" if reply.status == CODES["bad_request"].status else "store_unavailable"
+
+
+def release_is_final(reply: Reply) -> bool:
+    """Whether a release need not be said again."""
+    return reply.status == OK or not CODES[code_of(reply)].retryable

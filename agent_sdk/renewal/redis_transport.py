@@ -1,0 +1,175 @@
+"""How a keeper reaches the broker: what it says there is the same over Redis and over HTTP."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from redis.exceptions import NoPermissionError, RedisError
+
+from agent_sdk.clock import local_now
+from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.protocol.lease import PROTOCOL, Answer, Call, Renewal, renew_call, renewed, unknown
+from agent_sdk.scripts.dispatch import TRIES, Dispatch, not_understood
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from redis import Redis
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.lease import HeldLease
+    from agent_sdk.scripts.dispatch import Command
+
+
+class Memory(NamedTuple):
+    """A pool's memory, as a reply tells it.
+
+    Attributes:
+        name: another one means that leases may have been forgotten.
+        behind: it does not know what we have seen of it: its data has gone back.
+    """
+
+    name: object
+    behind: bool = False
+
+
+class RenewalTransport(Protocol):
+    """One way to the broker, used by one thread."""
+
+    def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
+        """For each lease its renewal, or why there is none; it may end before the last.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        ...
+
+    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+        """Release what these tokens may have been granted, now or later; whether that is final.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        ...
+
+    def memory(self, fence: int) -> Memory:
+        """What names the pool's memory: once it is another, leases may have been forgotten.
+
+        fence: the highest of our leases, which the pool must know.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Disconnect."""
+        ...
+
+
+MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms")
+"""Fields of the pool: what names its memory, and how far that goes."""
+
+
+class RedisTransport:
+    """Straight to Redis: everything in one pipeline.
+
+    Args:
+        connect: makes the connection, at the first call.
+        keys: the pool's.
+    """
+
+    def __init__(self, connect: Callable[[], Redis], keys: Keys) -> None:
+        self._connect = connect
+        self._keys = keys
+        self._redis: Redis | None = None
+        self._wording = Dispatch(keys.base)
+        self._newest_ms = 0
+
+    def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
+        """See `RenewalTransport`."""
+        sent_at = local_now()
+        answers = self._send([renew_call(x.token, x.fence, x.ttl_ms) for x in leases])
+        claims = {
+            n: renew_call(x.token, x.fence, x.ttl_ms, claim=x.claim)
+            for n, (x, raw) in enumerate(zip(leases, answers, strict=True))
+            if unknown(raw) and x.claim
+        }
+        for n, raw in zip(claims, self._send([*claims.values()]), strict=True):
+            answers[n] = raw
+        for lease, raw in zip(leases, answers, strict=True):
+            yield _renewal(raw, lease.token, sent_at)
+
+    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+        """See `RenewalTransport`."""
+        for raw in self._send([Call("release", (PROTOCOL, token, 1), token) for token in tokens]):
+            yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
+
+    def memory(self, fence: int) -> Memory:
+        """The server, the epoch and the last loss of data, as the scripts last saw them."""
+        try:
+            found = self._connected().hmget(self._keys.pool, *MEMORY)
+        except NoPermissionError:
+            return Memory(None)
+        except RedisError as error:
+            raise error_for("store_unavailable") from error
+        *name, last_fence, last_ms = found
+        newest, self._newest_ms = self._newest_ms, _whole(last_ms)
+        return Memory(name, _whole(last_fence) < fence or self._newest_ms < newest)
+
+    def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
+        """The answers to a pipeline.
+
+        Raises:
+            BrokerUnavailable: there are none.
+        """
+        try:
+            return self._pipeline(calls) if calls else []
+        except RedisError as error:
+            raise error_for("store_unavailable") from error
+
+    def _connected(self) -> Redis:
+        if self._redis is None:
+            self._redis = self._connect()
+        return self._redis
+
+    def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
+        """One pipeline; once more with the calls that the server did not understand."""
+        redis, answers = self._connected(), dict[int, list[object] | RedisError]()
+        left = dict(enumerate(calls))
+        for _ in range(TRIES):
+            pipe = redis.pipeline(transaction=False)
+            for call in left.values():
+                pipe.execute_command(*self._wording.command(call))  # type: ignore[no-untyped-call] # in redis-py
+            answers |= zip(left, pipe.execute(raise_on_error=False), strict=True)
+            first: dict[str, list[Command]] = {}
+            for n, call in list(left.items()):
+                if not_understood(error := answers[n]):
+                    first[call.verb] = self._wording.amend(call, error)
+                else:
+                    del left[n]
+            if not left:
+                break
+            for command in itertools.chain.from_iterable(first.values()):
+                redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+        return [answers[n] for n in range(len(calls))]
+
+    def close(self) -> None:
+        """See `RenewalTransport`."""
+        if self._redis is not None:
+            self._redis.close()
+
+
+def _whole(word: object) -> int:
+    """A number of the pool's; 0 where it has none, or no such form."""
+    return int(word) if isinstance(word, str) and word.isdecimal() else 0
+
+
+def _renewal(raw: list[object] | RedisError, token: str, sent_at: float) -> Renewal | LeaseError:
+    if isinstance(raw, RedisError):
+        return error_for("store_unavailable")
+    try:
+        return renewed(Answer(raw, sent_at), token)
+    except LeaseError as error:
+        return error

@@ -1,0 +1,362 @@
+"""One daemon thread that keeps all of a client's leases alive, on a link of its own.
+
+A thread in both worlds: an event loop that a CUDA call blocks must not lose a GPU. Every lease is
+renewed at a third of its ttl, with jitter, many at once. A network error is not a loss: it
+is retried until trust runs out, and then the lease is lost here before the broker can grant it
+anew. When the store answers again, everything is renewed at once.
+
+Callers take no lock: what they do here is single steps of dicts and of a queue, so that a signal
+that interrupts a caller anywhere, or a handler that calls the same keeper, leaves it whole.
+
+The thread outlives a client that was closed, or that nothing refers to any more, only for as long
+as there is something to renew or to give back. A lease that is kept is renewed without either: the
+process may use its GPU by the environment alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import random
+import sys
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from agent_sdk.clock import local_now
+from agent_sdk.errors import BrokerUnavailable, LeaseError, error_for
+from agent_sdk.fork import renew_in_child
+from agent_sdk.threads import begin, daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_sdk.lease import HeldLease
+    from agent_sdk.protocol.lease import Renewal
+    from agent_sdk.renewal.redis_transport import RenewalTransport
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.25
+"""Between tries while the store does not answer; less when a lease is shorter."""
+
+LONGEST_S, SHORTEST_S = 15.0, 0.1
+"""Between two renewals of a lease, also of one with a long ttl or none: an operator's revoke ends a
+lease after 60 s, and its holder must have been told by then."""
+
+LOOK_S = 3.0
+"""Between two looks, at most, at whether the store is still the one that knows our leases."""
+
+ABANDON_S = 900.0
+"""For how long a token that may have been granted is tried to be given back."""
+
+CLOSE_S = 5.0
+"""How long a close waits for the thread, which may be in the middle of a call."""
+
+BATCH = 256
+"""Leases that are renewed at once."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    lease: HeldLease
+    next_at: float
+
+
+@dataclass(slots=True)
+class _Abandoned:
+    until: float
+    next_at: float
+
+
+_owing: set[Renewer] = set()
+"""Clients with something to give back: a process that ends now has yet to announce its end."""
+
+
+class Renewer:
+    """Renews leases until they are discarded; gives back what was abandoned.
+
+    Args:
+        make_link: makes the keeper's own link to the broker, for each process anew.
+    """
+
+    def __init__(self, make_link: Callable[[], RenewalTransport]) -> None:
+        self._make_link = make_link
+        renew_in_child(self)
+
+    def reset(self) -> None:
+        """As new: a forked child renews nothing of its parent's."""
+        self._bell: SimpleQueue[None] = SimpleQueue()  # rung after each change
+        self._link = self._make_link()
+        self._kept: dict[HeldLease, _Kept] = {}
+        self._abandoned: dict[str, _Abandoned] = {}
+        self._thread: threading.Thread | None = None
+        self._waits = True  # for more, when there is nothing to do
+        self._last_try = False
+        _owing.discard(self)
+        self._memory: object = None
+        self._look_at = 0.0  # with the first lease, to know what it was granted by
+
+    def end_with(self, client: object) -> None:
+        """Let the thread end when this client is collected and nothing is left to do."""
+        weakref.finalize(client, self._stop_waiting).atexit = False
+
+    def add(self, lease: HeldLease) -> None:
+        """Renew the lease from now on; one without expiry too, to learn of its revocation.
+
+        Raises:
+            LeaseLost: it was released.
+            BadRequest: another process holds it.
+            RuntimeError: no thread can be had.
+        """
+        lease.require_own()
+        if lease.local:
+            return
+        if lease.released:
+            raise error_for("released", token=lease.token)
+        self._kept[lease] = _Kept(lease, local_now() + _interval_s(lease))
+        try:
+            self._start()
+        except RuntimeError:
+            self.discard(lease)
+            raise
+
+    def discard(self, lease: HeldLease) -> None:
+        """Renew it no more."""
+        self._kept.pop(lease, None)
+
+    def abandon(self, token: str) -> None:
+        """Give back what this token may have been granted, as soon as the store answers.
+
+        Without a thread to be had it is tried now, and again when there is one, or at the exit.
+        """
+        self.drop(token)
+        if sys.is_finalizing():
+            return
+        try:
+            self._start()
+        except RuntimeError as error:
+            log.warning("a lease is given back without a thread: %s", error)
+            self._give_back([token])
+
+    def drop(self, token: str) -> None:
+        """Do the same as far as the garbage collector may: no thread is started for it."""
+        now = local_now()
+        _owing.add(self)
+        self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
+        for lease in list(self._kept):
+            if lease.token == token:
+                self.discard(lease)
+        self._bell.put(None)
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Stop the thread; leases still held run on to their end, abandoned ones are tried once.
+
+        What is added after that is renewed all the same.
+        """
+        self.stop()
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            self._try_last()
+            self._link.close()
+        elif thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    def stop(self) -> None:
+        """Have the thread do as much, and do not wait for that."""
+        self._kept.clear()
+        self._last_try = bool(self._abandoned)
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        self._waits = False
+        self._bell.put(None)
+
+    def _start(self) -> None:
+        """Have a thread; of two that are started at once, the first to be replaced ends."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            self._thread = thread = daemon(self._run, "gpu-lease-keeper")
+            begin(thread)
+        self._bell.put(None)
+
+    def _run(self) -> None:
+        self._link = link = self._make_link()
+        while True:
+            try:
+                if not self._step():
+                    break
+            except Exception:
+                log.exception("renewing failed; it goes on")
+                time.sleep(RETRY_S)
+        link.close()
+
+    def _step(self) -> bool:
+        """Wait until something is due and do it; False when this thread ends, or was replaced."""
+        if self._thread is not threading.current_thread():
+            return False
+        self._try_last()
+        now = local_now()
+        first = self._first_at()
+        if first is None and not self._waits:
+            return self._goes_on()
+        if first is None or first > now:
+            self._wait(None if first is None else first - now)
+            return True
+        due = [kept for kept in list(self._kept.values()) if _due_at(kept) <= now]
+        abandoned = [t for t, a in list(self._abandoned.items()) if a.next_at <= now][:BATCH]
+        self._work(due, abandoned)
+        if self._kept and self._look_at <= now:
+            self._look()
+        return True
+
+    def _goes_on(self) -> bool:
+        """End, unless something came just now from a caller that still saw this thread."""
+        me, self._thread = self._thread, None
+        if self._first_at() is not None and self._thread is None:
+            self._thread = me
+        return self._thread is me
+
+    def _try_last(self) -> None:
+        """After a close: try once to give back what was abandoned, and leave it then."""
+        if self._last_try:
+            self._last_try = False
+            tokens = list(self._abandoned)
+            self._give_back(tokens[:BATCH])
+            for token in tokens:
+                self._settle(token)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Wait for the bell, at most so long; what rang before the caller looks again is seen."""
+        try:
+            self._bell.get(timeout=seconds)
+            while True:
+                self._bell.get_nowait()
+        except Empty:
+            pass
+
+    def _first_at(self) -> float | None:
+        """When something is to be done next; None: never."""
+        times = [_due_at(kept) for kept in list(self._kept.values())]
+        if times:
+            times.append(self._look_at)
+        times += [abandoned.next_at for abandoned in list(self._abandoned.values())]
+        return min(times, default=None)
+
+    def _look(self) -> None:
+        """A pool that has lost data gives nothing away before it has heard holders: now."""
+        self._look_at = local_now() + LOOK_S
+        fence = max((kept.lease.fence for kept in list(self._kept.values())), default=0)
+        try:
+            memory = self._link.memory(fence)
+        except BrokerUnavailable:
+            self._postpone()
+            return
+        if memory.behind or self._memory not in (None, memory.name):
+            now = local_now()
+            for kept in list(self._kept.values()):
+                kept.next_at = now + random.uniform(0, RETRY_S)
+        self._memory = memory.name
+
+    def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
+        for kept in due:
+            if reason := kept.lease.lost_reason:
+                self.discard(kept.lease)
+                kept.lease.lose(reason)
+        batch = [kept for kept in due if not kept.lease.lost][:BATCH]
+        try:
+            # One by one, as the answers come: what is not reached is due again at once.
+            if batch:
+                renewals = self._link.renew([kept.lease for kept in batch])
+                for kept, got in zip(batch, renewals, strict=False):
+                    self._take(kept, got)
+        except BrokerUnavailable:
+            self._postpone()
+        else:
+            self._give_back(abandoned)
+
+    def _give_back(self, tokens: list[str]) -> None:
+        if not tokens:
+            return
+        try:
+            for token, final in zip(tokens, self._link.give_back(tokens), strict=False):
+                self._tried(token, final=final)
+        except BrokerUnavailable:
+            self._postpone()
+
+    def _tried(self, token: str, *, final: bool) -> None:
+        now = local_now()
+        tried = self._abandoned.get(token)
+        if tried is not None and not final and tried.until >= now:
+            tried.next_at = now + RETRY_S
+        else:
+            self._settle(token)
+
+    def _settle(self, token: str) -> None:
+        """Have nothing to give back of this token."""
+        self._abandoned.pop(token, None)
+        if not self._abandoned:
+            _owing.discard(self)
+
+    def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
+        if isinstance(got, LeaseError):
+            kept.lease.lose_if_over(got)
+            if kept.lease.lost or kept.lease.released:
+                self.discard(kept.lease)
+            kept.next_at = local_now() + _retry_s(kept.lease)
+        else:
+            kept.lease.accept(got)
+            kept.next_at = local_now() + _interval_s(kept.lease)
+
+    def _postpone(self) -> None:
+        """The store does not answer: mark all, and ask for all of them again soon."""
+        now = local_now()
+        for kept in list(self._kept.values()):
+            kept.lease.jeopardy = True
+            kept.next_at = now + _retry_s(kept.lease)
+        for token, abandoned in list(self._abandoned.items()):
+            abandoned.next_at = now + RETRY_S
+            if abandoned.until < now:
+                self._settle(token)
+
+
+_before_exit: list[Callable[[], object]] = []
+
+
+def before_exit(abandon: Callable[[], object]) -> None:
+    """Have this called when the process ends, to abandon what it still holds."""
+    _before_exit.append(abandon)
+
+
+def _at_exit() -> None:
+    """Try once, together, to give back what is abandoned."""
+    for abandon in _before_exit:
+        abandon()
+    owing, until = list(_owing), local_now() + CLOSE_S
+    for keeper in owing:
+        keeper.stop()
+    for keeper in owing:
+        keeper.close(max(0.0, until - local_now()))
+
+
+atexit.register(_at_exit)
+
+
+def _due_at(kept: _Kept) -> float:
+    """When it is to be renewed, or found lost."""
+    return min(kept.next_at, kept.lease.trusted_until)
+
+
+def _interval_s(lease: HeldLease) -> float:
+    """A third of what a renewal gives, and never more than a third of what is left."""
+    ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
+    third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
+    return third * random.uniform(0.85, 1.0)
+
+
+def _retry_s(lease: HeldLease) -> float:
+    tenth = lease.ttl_ms / 10000 or RETRY_S
+    return min(RETRY_S, tenth) * random.uniform(0.7, 1.0)

@@ -1,0 +1,244 @@
+"""What a caller may ask for, and who the caller is."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from uuid import uuid4
+
+from agent_sdk import evidence
+from agent_sdk.clock import local_now
+from agent_sdk.errors import (
+    BrokerUnavailable,
+    LeaseError,
+    LeaseLost,
+    OutcomeUnknown,
+    StillWaiting,
+    error_for,
+)
+from agent_sdk.fork import identity
+from agent_sdk.protocol.lease import (
+    ANY,
+    Grant,
+    Request,
+    acquire,
+    left_ms,
+    new_token,
+)
+from agent_sdk.protocol.validation import (
+    check_choice,
+    check_flag,
+    check_name,
+    check_whole,
+    milliseconds,
+    plain,
+)
+from agent_sdk.settings import lease_token
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import TypeGuard, Unpack
+
+    from agent_sdk.protocol.lease import Answer
+
+TTL_S = 30.0
+"""A lease's ttl unless asked otherwise: renewed every 10 s; a silent death costs 30 s."""
+
+
+class LeaseOptions(TypedDict, total=False):
+    """The options of `acquire` and `lease`.
+
+    memory_mb: MiB on each device; 0 (default) = the policy's `default_memory_mb`.
+    devices: 1 (default); several = whole idle devices of one host and model, all or nothing.
+    exclusive: alone on the device; memory_mb is then the least that it must have.
+    ttl_s: seconds without renewal after which it ends, 1 s to 7 days, default 30; 0 = no expiry.
+    max_hold_s: renewals never go past it; 0 (default) = no limit.
+    priority: 0 (default) to 9, 9 first.
+    host: None (default) = this machine, since only local GPUs can be used; "any", or a name.
+    model: None (default) = any, or the exact name.
+    placement: "spread" (default, most free first) or "pack" (best fit).
+    on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
+    token: the lease's name; None = a new one. Repeating a call with its token is always safe.
+    wait_s: stand in the line so long until it fits; 0 (default) = decide now.
+    keep_place: when wait_s is over decide nothing, stay in the line, and raise StillWaiting; ask
+        again with the error's token within 10 s.
+    owner: the authenticated principal on whose behalf it is asked; the broker's HTTP door sets it.
+    """
+
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    ttl_s: float
+    max_hold_s: float
+    priority: int
+    host: str | None
+    model: str | None
+    placement: Literal["spread", "pack"]
+    on_unavailable: Literal["raise", "cpu"]
+    token: str | None
+    wait_s: float
+    keep_place: bool
+    owner: str
+
+
+OPTIONS = frozenset(LeaseOptions.__annotations__)
+
+
+def process_id() -> str:
+    """This process as `pid:start time`: a pid alone may be another process by tomorrow."""
+    pid = os.getpid()
+    try:
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return str(pid)
+    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks: one process, with an id of its own that no other process shares.
+
+    Attributes:
+        hostname: whose devices are local.
+        name: what the process calls itself, shown beside its leases.
+        for_others: it asks for leases that others use: its own process is registered with none.
+    """
+
+    hostname: str
+    name: str | None = None
+    for_others: bool = False
+    client: str = field(init=False, default="")
+    _pid: int = field(init=False, default=0)
+    _process: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", self.name):
+            raise error_for("bad_request", "client_name must be 1-40 of A-Z a-z 0-9 . _ -")
+
+    def _identify(self) -> None:
+        """Once per process: a forked child is another caller."""
+        if self._pid != os.getpid():
+            self._pid, self._process = os.getpid(), "" if self.for_others else process_id()
+            self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
+
+    def request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Request:
+        """The request that the options describe.
+
+        Raises:
+            BadRequest: an option has a form that it cannot have.
+        """
+        self._identify()
+        token, host, model = ask.get("token"), ask.get("host"), ask.get("model")
+        if host is None:
+            host = self.hostname
+        if not ask.keys() <= OPTIONS:
+            raise TypeError(f"unknown options: {', '.join(sorted(ask.keys() - OPTIONS))}")
+        unavailable = check_choice(
+            ask.get("on_unavailable", "raise"), "on_unavailable", "raise", "cpu"
+        )
+        token = new_token() if token is None else check_name(token, "token")
+        if self._process:
+            evidence.show(token)
+        return Request(
+            token=token,
+            agent=check_name(agent, "agent"),
+            memory_mb=check_whole(ask.get("memory_mb", 0), "memory_mb"),
+            devices=check_whole(ask.get("devices", 1), "devices"),
+            exclusive=int(check_flag(ask.get("exclusive", False), "exclusive")),
+            ttl_ms=milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
+            max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
+            priority=check_whole(ask.get("priority", 0), "priority"),
+            host=ANY if host == "any" else check_name(host, "host"),
+            model=ANY if model is None else check_name(model, "model"),
+            placement=check_choice(ask.get("placement", "spread"), "placement", "spread", "pack"),
+            on_unavailable="refuse" if unavailable == "raise" else unavailable,
+            client=self.client,
+            pid=self._process,
+            owner=plain(ask.get("owner", "")),
+            wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s"),
+        )
+
+
+class Acquisition:
+    """One acquire, from its first call to its end, however many calls and tokens that takes.
+
+    Attributes:
+        request: as it is asked now.
+        until: the end of the wait, on `clocks.local_now`'s clock.
+    """
+
+    def __init__(self, request: Request, ask: LeaseOptions) -> None:
+        self.request = request
+        self.until = local_now() + request.wait_ms / 1000
+        self._keep_place = bool(ask.get("keep_place", False))
+        self._named = ask.get("token") is not None
+        self._process = identity()
+
+    def steps(self) -> Generator[Any, Answer, Grant]:
+        """The calls to make, and when to wait; see `protocol.acquire`."""
+        wait_ms = left_ms(self.until, keep_place=self._keep_place)
+        if wait_ms != self.request.wait_ms:
+            self.request = self.request._replace(wait_ms=wait_ms)
+        return acquire(self.request, self.until, keep_place=self._keep_place)
+
+    def leaves_something(self, error: BaseException) -> bool:
+        """Whether a lease or a place in the line may be left that nobody will take up.
+
+        A token of the caller's own is the caller's to repeat or to release, and one of a parent
+        that forked in the middle is the parent's. Any other error but the broker's own words, such
+        as a time limit of the caller's, may have come at any moment.
+        """
+        if self._named or self._process != identity() or isinstance(error, StillWaiting):
+            return False
+        if isinstance(error, BrokerUnavailable):
+            return self.request.wait_ms > 0
+        return isinstance(error, OutcomeUnknown) or not isinstance(error, LeaseError)
+
+    def again(self, error: BaseException) -> bool:
+        """Whether to join anew: the place was lost while the store could not be reached."""
+        lost = isinstance(error, LeaseLost) and error.code == "lapsed"
+        if not lost or self._named or local_now() >= self.until:
+            return False
+        self.request = self.request._replace(token=new_token())
+        if self.request.pid:
+            evidence.show(self.request.token)
+        return True
+
+    def local_grant(self, error: LeaseError) -> Grant:
+        """The CPU lease that the caller gives itself."""
+        return local_grant(self.request.agent, self.request.token, error)
+
+    def falls_back(self, error: BaseException) -> TypeGuard[LeaseError]:
+        """Whether the caller gives itself a CPU lease."""
+        away = isinstance(error, (BrokerUnavailable, OutcomeUnknown)) and error.code != "closed"
+        return away and self.request.on_unavailable == "cpu"
+
+
+def own_token(token: str | None) -> str:
+    """The token, or that of the lease under which this process was started.
+
+    Raises:
+        UnknownToken: neither is there.
+    """
+    found = lease_token() if token is None else token
+    if found is None:
+        raise error_for("unknown_token", "no token was named, and GPU_LEASE_TOKEN is not set")
+    return check_name(found, "token")
+
+
+def local_grant(agent: str, token: str, error: LeaseError) -> Grant:
+    """The CPU lease that a caller gives itself when the broker cannot be asked; its fence is 0."""
+    return Grant(
+        token=token,
+        agent=agent,
+        fence=0,
+        expires_at_ms=0,
+        remaining_ms=0,
+        ttl_ms=0,
+        reason=error.code,
+        devices=(),
+        trusted_until=float("inf"),
+    )

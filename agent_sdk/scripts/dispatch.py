@@ -1,0 +1,84 @@
+"""How a verb's call is worded for a server: as a function of the broker's library, or as a script.
+
+The functions cost the server less, and a broker puts them there. A server that has none, or lets a
+user call none, is asked for the script, and after a while for the function again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from agent_sdk.scripts.library import own_library
+from agent_sdk.scripts.source import scripts
+from agent_sdk.store.exchange import marked
+
+if TYPE_CHECKING:
+    from agent_sdk.protocol.lease import Call
+
+AGAIN_S, DENIED_S = 30.0, 600.0
+"""After which functions are asked for again that were not there, or that a user may not call."""
+
+TRIES = 3
+"""A function that is not there, a script that is not there, the script."""
+
+NOT_FOUND = "Function not found"
+
+Command = tuple[Any, ...]
+
+
+class Dispatch:
+    """The calls of one process to one server.
+
+    Args:
+        base: the pool's, `KEYS[1]` of each verb.
+
+    Attributes:
+        missing: the server had no functions when it was last asked, and could have some.
+    """
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._library = own_library()
+        self._none_until = 0.0
+        self.missing = False
+
+    def loaded(self) -> None:
+        """The functions are there now."""
+        self._none_until, self.missing = 0.0, False
+
+    def command(self, call: Call) -> Command:
+        """The call in the words of the server, with a mark that its reply repeats."""
+        protocol, *args = call.args
+        said = marked(protocol)
+        if self._none_until and time.monotonic() < self._none_until:
+            return ("EVALSHA", scripts()[call.verb].sha, 1, self._base, said, *args)
+        return ("FCALL", self._library.function(call.verb), 1, self._base, said, *args)
+
+    def amend(self, call: Call, error: ResponseError) -> list[Command]:
+        """What to say before the call is worded anew: the server did not understand it.
+
+        Raises:
+            ResponseError: that was not the reason.
+        """
+        if isinstance(error, NoScriptError):
+            return [("SCRIPT LOAD", scripts()[call.verb].source)]
+        if not _has_no_functions(error):
+            raise error
+        self.missing = str(error).startswith(NOT_FOUND)
+        self._none_until = time.monotonic() + (AGAIN_S if self.missing else DENIED_S)
+        return []
+
+
+def not_understood(answer: object) -> TypeGuard[ResponseError]:
+    """Whether a server says that it has no such function or script, or lets none be called."""
+    return isinstance(answer, NoScriptError) or _has_no_functions(answer)
+
+
+def _has_no_functions(answer: object) -> bool:
+    if isinstance(answer, NoPermissionError):
+        return "'fcall' command" in str(answer)
+    text = str(answer) if isinstance(answer, ResponseError) else ""
+    return text.startswith(NOT_FOUND) or "unknown command 'FCALL'" in text

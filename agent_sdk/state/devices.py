@@ -1,0 +1,205 @@
+"""A device as the pool shows it: what is promised on it, who uses it, what its host finds of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_sdk.state.reservations import Reservation
+
+DEVICE_NUMBERS = (
+    "total_mb", "reserve_mb", "reserved_mb", "withheld_mb", "foreign_mb", "leases",
+)  # fmt: skip
+
+TELEMETRY = (
+    "utilization_gpu_pct", "memory_utilization_pct", "temperature_c", "power_draw_w",
+    "pcie_tx_kb_s", "pcie_rx_kb_s", "nvml_gpu_util_pct", "nvml_mem_used_mb", "nvml_mem_total_mb",
+    "nvml_mem_util_pct", "power_limit_w", "clock_sm_mhz", "clock_memory_mhz", "ecc_uncorrected",
+    "rows_pending", "rows_failed", "recovery_action", "mps",
+)  # fmt: skip
+
+FINDINGS = ("idle", "overuse", "squatter", "orphan", "degraded")
+"""What a host may find; the first two and the last are said of a lease, the others of a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    """A process on a device, as its host last saw it.
+
+    Attributes:
+        memory_mb: MiB that it has allocated; None: the driver does not tell.
+        name: of its program.
+        user: who runs it, a name or a number; empty = unknown.
+        token: of the lease that it belongs to, which may be over; empty = none is known.
+        finding: squatter, orphan, or empty.
+        since_ms: when it was seen there first, on the pool's clock.
+        start: when it started, in clock ticks since its host's boot; 0 = unknown.
+        busy_pct: of the GPU's time that it computed lately, 0-100; None: unknown.
+    """
+
+    pid: int
+    memory_mb: int | None
+    name: str
+    user: str
+    token: str
+    finding: str
+    since_ms: int
+    busy_pct: float | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a host found on a device, and finds as long as it is listed.
+
+    Attributes:
+        kind: a word of `FINDINGS`.
+        subject: the lease's token, or the process's pid.
+    """
+
+    kind: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A device as its host last reported it, with what the broker promised on it. Memory in MiB.
+
+    Attributes:
+        state: ok, or what the reporter or the broker says is wrong with it.
+        exclusive: the token of the lease that is alone on it, or empty.
+        kept_for: the token of the waiter for whom it is reserved, or empty.
+        reservation: the same with the agent and the times; None: it is not reserved.
+        used_mb: what the driver sees in use, or None.
+        sampled_ms: the pool's time of the sample; 0 = unknown.
+        processes: who uses it; None: its host cannot tell, and `unseen` says why.
+        findings: of leases and processes on it.
+        quarantine: why its host lends it to nobody until that is over; empty = it does.
+        xid: the last of NVIDIA's error codes that came from it, with `xid_ms`, when; 0 = none.
+        parent: of a MIG device: the GPU that it is a part of.
+        finder: which reporter of its host says what is found, with `finder_ms`, when it last did.
+        reporter: which process listed it; empty: it did not say.
+        rival: the host that lists it too and was refused, with `rival_ms`, when it last was.
+    """
+
+    uuid: str
+    index: int
+    host: str
+    name: str
+    model: str
+    state: str
+    reason: str
+    drained: bool
+    simulated: bool
+    total_mb: int
+    reserve_mb: int
+    reserved_mb: int
+    withheld_mb: int
+    foreign_mb: int
+    leases: int
+    exclusive: str
+    kept_for: str
+    used_mb: int | None
+    sampled_ms: int
+    nvml_error: str | None
+    telemetry: dict[str, float | None] = field(default_factory=dict)
+    processes: tuple[ProcessStatus, ...] | None = None
+    unseen: str = ""
+    findings: tuple[Finding, ...] = ()
+    quarantine: str = ""
+    xid: int = 0
+    xid_ms: int = 0
+    parent: str = ""
+    finder: str = ""
+    finder_ms: int = 0
+    reservation: Reservation | None = None
+    reporter: str = ""
+    rival: str = ""
+    rival_ms: int = 0
+
+    @property
+    def free_mb(self) -> int:
+        """MiB that the next request can be given; none of a device that takes no new leases."""
+        takes = self.state == "ok" and not (self.drained or self.kept_for or self.exclusive)
+        return max(0, self.left_mb) if takes else 0
+
+    @property
+    def left_mb(self) -> int:
+        """MiB that are neither leased nor used, whether or not a lease may begin there.
+
+        Negative when others use what was promised.
+        """
+        held = self.reserved_mb + self.withheld_mb + self.foreign_mb
+        return self.total_mb - self.reserve_mb - held
+
+
+def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
+    """A device's hash, as `report` and the other verbs wrote it."""
+    return DeviceStatus(
+        uuid=uuid,
+        index=int(row["index"]),
+        host=row["host"],
+        name=row["name"],
+        model=row["model"],
+        state=row["state"],
+        reason=row.get("reason", ""),
+        drained=row["drained"] == "1",
+        simulated=row.get("simulated") == "1",
+        exclusive=row["exclusive"],
+        kept_for=row["kept_for"],
+        used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
+        sampled_ms=int(row.get("sampled_ms", 0)),
+        nvml_error=row.get("nvml_error") or None,
+        telemetry={name: _measured(row.get(name)) for name in TELEMETRY},
+        processes=_processes(row.get("processes", "")),
+        unseen=row.get("unseen", ""),
+        findings=tuple(
+            Finding(kind, subject)
+            for kind in FINDINGS
+            for subject in filter(None, row.get(kind, "").split(","))
+        ),
+        quarantine=row.get("quarantine", ""),
+        xid=int(row.get("xid") or 0),
+        xid_ms=int(row.get("xid_ms") or 0),
+        parent=row.get("parent", ""),
+        finder=row.get("finder", ""),
+        finder_ms=int(row.get("finder_ms") or 0),
+        reservation=None,
+        reporter=row.get("reporter", ""),
+        rival=row.get("rival", ""),
+        rival_ms=int(row.get("rival_ms") or 0),
+        **{name: int(row[name]) for name in DEVICE_NUMBERS},
+    )
+
+
+def _processes(text: str) -> tuple[ProcessStatus, ...] | None:
+    """Who uses a device; what is of no known form hides the device no more than what is unknown."""
+    try:
+        return tuple(map(_process, json.loads(text))) if text else None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+
+
+def _process(row: dict[str, Any]) -> ProcessStatus:
+    """A process by the fields that this version knows."""
+    memory_mb, busy_pct = row.get("memory_mb"), row.get("busy_pct")
+    return ProcessStatus(
+        pid=int(row["pid"]),
+        memory_mb=None if memory_mb is None else int(memory_mb),
+        name=str(row.get("name", "")),
+        user=str(row.get("user", "")),
+        token=str(row.get("token", "")),
+        finding=str(row.get("finding", "")),
+        since_ms=int(row.get("since_ms", 0)),
+        busy_pct=None if busy_pct is None else float(busy_pct),
+        start=int(row.get("start", 0)),
+    )
+
+
+def _measured(text: str | None) -> float | None:
+    """What is no number in JSON either is as unknown as what is not there."""
+    number = float(text or "nan")
+    return number if math.isfinite(number) else None

@@ -1,0 +1,160 @@
+"""The pool's stream of events: what happened, in order; lua/README.md has what each one says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+
+from agent_sdk.protocol.lease import Answer, Read, of_known_form
+from agent_sdk.state.readings import row, text
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from agent_sdk.keys import Keys
+
+Name: TypeAlias = Literal[
+    "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
+    "waiting", "offered", "withdrawn", "kept", "reservation_ended", "left", "lapsed", "cooled",
+    "revoke", "drained", "undrained", "policy", "closed", "adopted", "found", "settled",
+    "quarantined", "returned", "xid", "process_ended", "host_contested",
+    "device_contested", "device_forgotten", "host_forgotten",
+]  # fmt: skip
+
+NAMES: Final[tuple[str, ...]] = get_args(Name)
+
+START: Final = "0-0"
+"""Before every event."""
+
+PAGE: Final = 1000
+
+LONGEST: Final = 18
+"""Digits of a number that an event may say; a fence has 16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        id: of the stream, `ms-n`: when it happened on Redis's clock. Later ones are greater.
+        event: a word of NAMES.
+        fields: the others, by name.
+    """
+
+    id: str
+    event: str
+    fields: dict[str, str]
+
+    @property
+    def at_ms(self) -> int:
+        """When it happened."""
+        return order(self.id)[0]
+
+    @property
+    def token(self) -> str | None:
+        """Whose lease or wait it is of, if of any."""
+        return self.fields.get("token")
+
+    @property
+    def devices(self) -> tuple[tuple[str, int | None], ...]:
+        """(device id, MiB) of each device that it names; MiB is None where it holds none."""
+        if "device" in self.fields:
+            return ((self.fields["device"], None),)
+        named = self.fields.get("devices", "").split(",")
+        return tuple(_named(part) for part in named if part)
+
+    @property
+    def fence(self) -> int | None:
+        """Of the lease that it is of; None: it says none that is a number."""
+        return _number(self.fields.get("fence", ""))
+
+
+def _named(part: str) -> tuple[str, int | None]:
+    """`uuid=mb`, or an id alone. Anybody who writes to the stream may have written it."""
+    uuid, _, mb = part.rpartition("=")
+    held_mb = _number(mb)
+    return (part, None) if not uuid or held_mb is None else (uuid, held_mb)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if len(text) <= LONGEST and text.isdecimal() else None
+
+
+def order(event_id: str) -> tuple[int, int]:
+    """An id as what it is compared by."""
+    ms, _, number = event_id.partition("-")
+    return int(ms), int(number)
+
+
+def newest(keys: Keys, count: int) -> Generator[Read, Answer, tuple[Event, ...]]:
+    """The last so many, the oldest of them first."""
+    answer = yield Read((("XREVRANGE", keys.events, "+", "-", "COUNT", count),))
+    return tuple(reversed(_events(answer.raw[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a look at the stream's end brought.
+
+    Attributes:
+        gap: events between the last that was seen and these are gone, or the store lost its memory;
+            whoever follows the stream looks at the whole pool again.
+    """
+
+    events: tuple[Event, ...]
+    gap: bool = False
+
+
+class Tail:
+    """Follows the stream: what to ask next, and what the answer means; the waiting is the caller's.
+
+    Args:
+        keys: the pool's.
+        last: the id after which it begins.
+
+    Attributes:
+        last: the id of the last event that was seen.
+    """
+
+    def __init__(self, keys: Keys, last: str) -> None:
+        self._key = keys.events
+        self.last = last
+
+    def ask(self, block_ms: int) -> Read:
+        """To be sent on a connection of its own: it waits for an event for so long."""
+        newer = ("XREAD", "COUNT", PAGE, "BLOCK", block_ms, "STREAMS", self._key, self.last)
+        # After it: the ends of the stream tell whether what lies between was missed.
+        oldest = ("XRANGE", self._key, "-", "+", "COUNT", 1)
+        return Read((newer, oldest, ("XREVRANGE", self._key, "+", "-", "COUNT", 1)))
+
+    def take(self, raw: list[Any]) -> News:
+        """The answer to `ask`."""
+        found, oldest, newest = _events(_of_one(raw[0])), _events(raw[1]), _events(raw[2])
+        first = oldest[0].id if oldest else START
+        end = newest[0].id if newest else START
+        trimmed = self.last != START and order(first) > order(self.last)
+        if trimmed or order(end) < order(self.last):
+            self.last = end
+            return News((), gap=True)
+        if found:
+            self.last = found[-1].id
+        return News(tuple(found))
+
+
+@of_known_form
+def _of_one(answer: Any) -> Any:
+    """The entries of the one stream that XREAD was asked about; RESP2 and RESP3 differ."""
+    if not answer:
+        return ()
+    return answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]
+
+
+@of_known_form
+def _events(entries: Any) -> list[Event]:
+    return [_event(text(name), row(fields)) for name, fields in entries or ()]
+
+
+def _event(name: str, fields: dict[str, str]) -> Event:
+    order(name)  # an id is a time and a number
+    return Event(name, fields.get("event", ""), {k: v for k, v in fields.items() if k != "event"})

@@ -1,0 +1,303 @@
+"""Why somebody waits, or was refused: each device's reason, who is ahead, what would help.
+
+Read with plain pipelined commands, so it is true of the moment at which it looked (`now_ms`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk.errors import CODES, error_for
+from agent_sdk.state import findings, placement, queue, reservations
+from agent_sdk.state.placement import End, PlacementRequest, RequestChange
+from agent_sdk.state.pool_state import (
+    BY_DEVICES,
+    STANDING,
+    counted,
+    read,
+    reasons,
+    reserved_for,
+    summary,
+    unknown_host,
+    why,
+    why_waits,
+    wish_of,
+)
+from agent_sdk.state.queue import WaiterStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.protocol.lease import Answer, Read, Request
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.reservations import Reservation
+
+SHOWN_AHEAD: Final = 20
+SHOWN_CHANGES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReason:
+    """Why a device is not given now: a word of `placement.REASONS`, and the same as a sentence."""
+
+    uuid: str
+    host: str
+    index: int
+    name: str
+    reason: str
+    free_mb: int
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """One who asks alike and is served before. waiting_s: since when it stands in the line."""
+
+    agent: str
+    memory_mb: int
+    devices: int
+    priority: int
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a request stands, and why.
+
+    Attributes:
+        token: None for a request that is not in the line.
+        state: waiting, offered, active, or asked (not in the line).
+        now_ms: when this was looked at, on the pool's clock.
+        code: the main reason: a word of STANDING or of `errors.CODES`.
+        summary: the same as a sentence.
+        ahead: at most 20 of those ahead, the next first; ahead_count: how many there are.
+        first_end: the first end of a lease on a device that could be the one, or None.
+        estimate_s: when it may be served, seconds from now; None: nobody can know.
+        basis: what the estimate stands on, or why there is none.
+        fits_now: the smallest changes of the request that would fit now, the least loss first;
+            of a waiter: once it has left the line.
+        reservation: what is reserved for it, since when and until when; None: nothing is.
+        host, near_host: of an unknown host: the one asked for, and the one with devices whose
+            name differs by case and domain alone; else empty.
+    """
+
+    token: str | None
+    agent: str
+    state: str
+    now_ms: int
+    code: str
+    summary: str
+    devices: tuple[DeviceReason, ...]
+    ahead: tuple[Ahead, ...]
+    ahead_count: int
+    first_end: End | None
+    estimate_s: float | None
+    basis: str
+    fits_now: tuple[RequestChange, ...]
+    reservation: Reservation | None = None
+    host: str = ""
+    near_host: str = ""
+
+
+def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
+    """Why a waiter waits, or how a lease stands.
+
+    Raises:
+        UnknownToken: nothing is known of it.
+        LeaseLost: it is over.
+    """
+    found = yield from queue.lookup(keys, token)
+    if found is None or isinstance(found, str):
+        raise error_for(found or "unknown_token", token=token)
+    scene = yield from _scene(keys)
+    if not isinstance(found, WaiterStatus):
+        settled = _settled(token, found.agent, "active", scene)
+        why_cpu = CODES.get(found.reason or "")
+        if why_cpu is None:
+            return settled
+        return replace(settled, summary=f"it is granted, on the CPU: {why_cpu.says}")
+    if found.state == "offered":
+        return _settled(token, found.agent, "offered", scene)
+    return _explained(wish_of(found), scene, why_waits(found, scene), found, found.place or 0)
+
+
+def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Explanation]:
+    """What would become of a request now, without asking for it; or why it was refused."""
+    scene = yield from _scene(keys)
+    wish = PlacementRequest(
+        agent=request.agent,
+        memory_mb=request.memory_mb or scene.pool.default_memory_mb,
+        devices=request.devices,
+        exclusive=bool(request.exclusive),
+        host=request.host,
+        model=request.model,
+    )
+    waiting = len(_line(wish.want, scene))
+    code = why(wish, scene)
+    if code in {"fits", "no_capacity"} and waiting:
+        code = "behind"
+    return _explained(wish, scene, code, None, waiting)
+
+
+def _scene(keys: Keys) -> Generator[Read, Answer, PoolState]:
+    found = yield from read(keys)
+    if not found.pool.ready:
+        raise error_for("not_ready")
+    return found
+
+
+def _line(want: str, scene: PoolState) -> list[WaiterStatus]:
+    """Who stands in the line of a want, the next first."""
+    return [w for w in scene.waiters.values() if w.want == want and w.place is not None]
+
+
+def _ahead(waiter: WaiterStatus, scene: PoolState) -> tuple[Ahead, ...]:
+    """The next of those who stand before it in its want."""
+    now_ms, place = scene.pool.now_ms, min(waiter.place or 0, SHOWN_AHEAD)
+    return tuple(
+        Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.joined_ms) / 1000)
+        for x in _line(waiter.want, scene)[:place]
+        if x.token != waiter.token
+    )
+
+
+def _explained(
+    wish: PlacementRequest,
+    scene: PoolState,
+    code: str,
+    waiter: WaiterStatus | None,
+    ahead_count: int,
+) -> Explanation:
+    ends = placement.ends_of(scene.leases.values())
+    token = waiter.token if waiter else None
+    devices = _reasons(wish, scene, token)
+    could = {r.uuid for r in devices if r.reason not in placement.ELSEWHERE}
+    first = min(
+        (end for uuid, found in ends.items() if uuid in could for end in found),
+        default=None,
+        key=lambda end: end.ends_at_ms,
+    )
+    estimate_s, basis = _estimate(wish, scene, ends, code, ahead_count)
+    fits_now: tuple[RequestChange, ...] = ()
+    unknown = unknown_host(wish.host, scene) if code == "host_unknown" else None
+    if code not in {"fits", "safe_mode", "closed", "limit"}:
+        fits_now = _fits_now(wish, scene, waiter)
+    return Explanation(
+        token=token,
+        agent=wish.agent,
+        state="waiting" if token else "asked",
+        now_ms=scene.pool.now_ms,
+        code=code,
+        summary=summary(code, wish, scene, counted(d.reason for d in devices), ahead_count)
+        + (reserved_for(waiter, scene) if waiter else ""),
+        devices=devices,
+        ahead=_ahead(waiter, scene) if waiter else (),
+        ahead_count=ahead_count,
+        first_end=first,
+        estimate_s=estimate_s,
+        basis=basis,
+        fits_now=fits_now,
+        reservation=waiter.reservation if waiter else None,
+        host=unknown.asked if unknown else "",
+        near_host=unknown.near if unknown else "",
+    )
+
+
+def _settled(token: str, agent: str, state: str, scene: PoolState) -> Explanation:
+    """Of one that waits for nothing."""
+    says = STANDING[state]
+    return Explanation(
+        token=token, agent=agent, state=state, now_ms=scene.pool.now_ms, code=state, summary=says,
+        devices=(), ahead=(), ahead_count=0, first_end=None, estimate_s=0.0, basis=says,
+        fits_now=(),
+    )  # fmt: skip
+
+
+def _reasons(
+    wish: PlacementRequest, scene: PoolState, token: str | None
+) -> tuple[DeviceReason, ...]:
+    found = []
+    for uuid, word in reasons(wish, scene, token).items():
+        d = scene.devices[uuid]
+        says = _says(word, d, scene)
+        found.append(DeviceReason(d.uuid, d.host, d.index, d.name, word, scene.free_mb(d), says))
+    return tuple(found)
+
+
+def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
+    """A device's reason as a sentence, with what is known of this one."""
+    says, others = placement.REASONS[word], findings.named(findings.unleased(device, scene.leases))
+    if word == "down":
+        return f"its host says: {device.state} {device.reason}".rstrip()
+    if word == "kept" and device.reservation:
+        return f"{reservations.says(device.reservation, scene.pool.now_ms)}, who has waited long"
+    if word == "quarantined" and device.quarantine:
+        return f"{says}: {device.quarantine}"
+    if word == "used_by_others":
+        says = f"{device.foreign_mb} MiB used by processes without a lease"
+    return f"{says} ({others})" if word in {"dirty", "used_by_others"} and others else says
+
+
+def _estimate(
+    wish: PlacementRequest,
+    scene: PoolState,
+    ends: dict[str, list[End]],
+    code: str,
+    ahead_count: int,
+) -> tuple[float | None, str]:
+    """Seconds until it may be served, and what that stands on."""
+    if code == "fits":
+        return 0.0, STANDING["fits"]
+    if code in {"agent_cap", "limit"}:
+        return None, f"it hangs on the agent's own leases and on the policy: {CODES[code].says}"
+    if code not in BY_DEVICES:
+        return None, f"it does not depend on the end of a lease: {CODES[code].says}"
+    ready = placement.ready_at(wish, scene.devices.values(), scene.pool, ends)
+    if ready is None:
+        return None, "no lease has an end that would free enough"
+    at_ms, end = ready
+    if end.basis == "now":
+        basis = "what it asks is free"
+    elif end.basis == "expiry":
+        basis = f"if {end.agent} does not renew lease {end.token[:8]}"
+    else:
+        basis = f"lease {end.token[:8]} of {end.agent} ends by then ({end.basis})"
+    if _cools(end.token, scene):
+        basis += f"; its memory follows within {scene.pool.expiry_grace_s} s"
+    if ahead_count:
+        basis += f"; {ahead_count} ahead not reckoned in"
+    return max(0.0, (at_ms - scene.pool.now_ms) / 1000), basis
+
+
+def _cools(token: str, scene: PoolState) -> bool:
+    """Whether what this lease holds is withheld for a while when it expires."""
+    lease = scene.leases.get(token)
+    held = {uuid for uuid, _ in lease.devices} if lease else set()
+    real = any(not scene.devices[uuid].simulated for uuid in held if uuid in scene.devices)
+    return real and scene.pool.expiry_grace_s > 0
+
+
+def _fits_now(
+    wish: PlacementRequest, scene: PoolState, waiter: WaiterStatus | None
+) -> tuple[RequestChange, ...]:
+    """Changes that fit by placement, and in whose want nobody else waits."""
+    devices = tuple(scene.devices.values())
+    if waiter and waiter.kept and scene.pool.waiting == 1:  # nobody else gets them if it leaves
+        devices = tuple(
+            replace(d, kept_for="", reservation=None) if d.kept_for == waiter.token else d
+            for d in devices
+        )
+    own = waiter.want if waiter and not waiter.parked else None
+    found = placement.changes(
+        wish, devices, scene.pool, scene.room_mb(wish.agent, waiter.token if waiter else None)
+    )
+    open_ones = (
+        change
+        for change, other in found
+        if len(_line(other.want, scene)) == (1 if other.want == own else 0)
+    )
+    return tuple(islice(open_ones, SHOWN_CHANGES))

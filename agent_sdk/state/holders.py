@@ -1,0 +1,86 @@
+"""Who holds a host's devices: what its reporter compares with the processes that it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_sdk.lazy import later
+from agent_sdk.protocol.lease import Read
+from agent_sdk.state.readings import ended_in, names, names_each
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.protocol.lease import Answer
+    from agent_sdk.state import snapshot
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.snapshot import LeaseStatus
+    from agent_sdk.state.tombstones import EndedLease
+else:
+    (snapshot,) = later("state.snapshot")
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """A host's devices, and who holds them.
+
+    Attributes:
+        now_ms: the pool's time before anything was read.
+        devices: those that it ever reported and that are still its own.
+        leases: those on them that are active, or cool.
+        of: device -> the tokens that hold it, or whose memory on it is withheld.
+        unsure: devices on which more was promised than is known here: the pool moved on between two
+            readings, or a lease is of a version that does not say where it is.
+        gone: device -> tokens among its holders of which there is no record: scripts of a version
+            that knows of no holders have ended them.
+        ended: of the tokens that were asked for, those that are over.
+        elsewhere: of them, those that live and hold nothing here: on a CPU, or on another host.
+    """
+
+    now_ms: int
+    devices: dict[str, DeviceStatus]
+    leases: dict[str, LeaseStatus]
+    of: dict[str, tuple[str, ...]]
+    unsure: frozenset[str]
+    gone: dict[str, tuple[str, ...]]
+    ended: dict[str, EndedLease]
+    elsewhere: frozenset[str]
+
+
+def read_holders(
+    keys: Keys, host: str, now_ms: int, perhaps_over: Iterable[str] = ()
+) -> Generator[Read, Answer, Holders]:
+    """Who holds a host's devices. perhaps_over: tokens of which to tell how they ended."""
+    answer = yield Read((("SMEMBERS", keys.devices(host)),))
+    uuids = sorted(names(answer))
+    found = yield from snapshot.devices_of(keys, uuids)
+    devices = {device.uuid: device for device in found if device.host == host}
+    of: dict[str, tuple[str, ...]] = {}
+    if devices:
+        answer = yield Read(tuple(("SMEMBERS", keys.holders(uuid)) for uuid in devices))
+        held_by = zip(devices, names_each(answer), strict=True)
+        of = {uuid: tuple(sorted(tokens)) for uuid, tokens in held_by}
+    tokens = sorted({token for of_one in of.values() for token in of_one})
+    rows = yield from snapshot.records_of(keys, tokens, ("offered", "active", "cooling"))
+    granted = [(token, row) for token, row in rows.items() if row["state"] != "offered"]
+    leases = {x.token: x for x in snapshot.legible(snapshot.lease_status, granted) if x.devices}
+    promised = {token for token, row in rows.items() if row["state"] == "offered"}
+    promised |= {token for token, lease in leases.items() if lease.state == "active"}
+    unsure = {uuid for uuid in devices if devices[uuid].leases != len(promised & {*of[uuid]})}
+    others = sorted({*perhaps_over} - rows.keys())
+    elsewhere = yield from snapshot.records_of(keys, others, ("waiting", "offered", "active"))
+    ended = yield from _ended(keys, [t for t in others if t not in elsewhere])
+    gone = {uuid: tuple(t for t in held if t not in rows) for uuid, held in of.items()}
+    return Holders(
+        now_ms, devices, leases, of, frozenset(unsure), gone, ended, frozenset(elsewhere)
+    )
+
+
+def _ended(keys: Keys, tokens: list[str]) -> Generator[Read, Answer, dict[str, EndedLease]]:
+    if not tokens:
+        return {}
+    answer = yield Read(tuple(("GET", keys.done(token)) for token in tokens))
+    found = {token: ended_in(answer, n, token) for n, token in enumerate(tokens)}
+    return {token: over for token, over in found.items() if over}

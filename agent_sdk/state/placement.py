@@ -1,0 +1,321 @@
+"""What fits where, as a reader sees it: `lua/lib/placement.lua`'s rules over a snapshot.
+
+Pure functions. They explain; only a script decides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk.protocol.lease import ANY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
+
+IDLE_FOREIGN_MB: Final = 512
+"""What a driver and a desktop use on a GPU that nobody works on."""
+
+MIB_PER_GIB: Final = 1024
+
+REASONS: Final = {
+    "fits": "it fits now",
+    "other_host": "it is of another host than the one asked for",
+    "other_model": "it is of another model than the one asked for",
+    "quarantined": "its host lends it to nobody until it is known to be sound",
+    "dirty": "processes of a lease that is over are still on it",
+    "mig": "it is divided: its parts are leased instead",
+    "down": "its reporter says that something is wrong with it, or is silent",
+    "drained": "an operator drained it",
+    "too_small": "it could never hold that much",
+    "kept": "it is reserved for one who has waited long",
+    "exclusive": "somebody is alone on it",
+    "not_idle": "a whole device is asked for, and leases are on it",
+    "withheld": "a lease on it expired, and its memory is not known to be free yet",
+    "used_by_others": "processes without a lease use its memory",
+    "full": "leases hold its memory",
+}
+"""Why a device is not what is asked for now: a closed set."""
+
+ELSEWHERE: Final = frozenset({
+    "other_host", "other_model", "quarantined", "dirty", "mig", "down", "drained", "too_small",
+})  # fmt: skip
+"""Reasons that no end of a lease changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementRequest:
+    """What is asked for, as far as placement cares. `*` = any host, any model."""
+
+    agent: str
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    host: str
+    model: str
+
+    @property
+    def want(self) -> str:
+        """The want that it would stand in; see `lua/lib/waiters.lua`."""
+        size = max(0, self.memory_mb - 1).bit_length()
+        shape = f"m{size}"
+        if self.exclusive or self.devices > 1:
+            shape = f"x{100 * (self.devices - 1).bit_length() + size}"
+        return f"{self.host}/{self.model}/{shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestChange:
+    """A change of the request that would fit now.
+
+    Attributes:
+        change: options of acquire, by name.
+        says: the same as a sentence.
+    """
+
+    change: dict[str, int | str | bool]
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """When a lease ends, ms on the pool's clock.
+
+    Attributes:
+        memory_mb: what it then gives back on the device.
+        basis: expiry: unless it is renewed; max_hold: at the latest; revoked: at the latest.
+    """
+
+    token: str
+    agent: str
+    memory_mb: int
+    ends_at_ms: int
+    basis: str
+
+
+def whole(wish: PlacementRequest, pool: PoolStatus) -> bool:
+    """Whether whole devices are wanted."""
+    return wish.exclusive or wish.devices > 1 or not pool.allow_fractional_shares
+
+
+def reason(
+    wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, token: str | None = None
+) -> str:
+    """Why this device is not given now, a word of REASONS. `token`: the waiter who asks."""
+    free = device.left_mb
+    checks = (
+        ("other_host", wish.host not in {ANY, device.host}),
+        ("other_model", wish.model not in {ANY, device.model}),
+        ("too_small", device.total_mb - device.reserve_mb < wish.memory_mb),
+        *((state, device.state == state) for state in ("quarantined", "dirty", "mig")),
+        ("down", device.state != "ok"),
+        ("drained", device.drained),
+        ("kept", device.kept_for not in {"", token}),
+        ("exclusive", bool(device.exclusive)),
+        ("not_idle", whole(wish, pool) and device.leases > 0),
+        ("withheld", whole(wish, pool) and device.withheld_mb > 0),
+        ("used_by_others", whole(wish, pool) and device.foreign_mb > IDLE_FOREIGN_MB),
+        ("fits", free > 0 and free >= wish.memory_mb),
+        ("withheld", device.withheld_mb > 0 and free + device.withheld_mb >= wish.memory_mb),
+        ("used_by_others", device.foreign_mb > 0 and free + device.foreign_mb >= wish.memory_mb),
+        ("full", True),
+    )
+    return next(word for word, holds in checks if holds)
+
+
+def placed(
+    wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus, room_mb: int
+) -> list[DeviceStatus] | None:
+    """The devices that a newcomer would get, or None; room_mb: what its agent's cap leaves."""
+    found = _choices(wish, devices, pool)
+    return next((best for cost_mb, best in found if cost_mb <= room_mb), None)
+
+
+def least_mb(
+    wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus
+) -> int | None:
+    """The least room under its agent's cap with which it would be `placed`; None: with none."""
+    return min((cost_mb for cost_mb, _ in _choices(wish, devices, pool)), default=None)
+
+
+def _choices(
+    wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus
+) -> Iterator[tuple[int, list[DeviceStatus]]]:
+    """What it may get, the first first, with the MiB that count against its agent's cap."""
+    fit = [device for device in devices if reason(wish, device, pool) == "fits"]
+    if not whole(wish, pool):
+        if fit:
+            yield wish.memory_mb, [max(fit, key=lambda d: d.left_mb)]
+        return
+    for group in _groups(fit).values():
+        best = sorted(group, key=lambda d: d.left_mb)[: wish.devices]
+        if len(best) == wish.devices:
+            yield sum(d.left_mb for d in best), best
+
+
+def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus) -> str | None:
+    """Why nothing that is registered could ever be it, a word of `errors.CODES`; or None."""
+    if wish.model != ANY and wish.model not in {d.model for d in devices}:
+        return "model_unknown"
+    if wish.host != ANY and wish.host not in {d.host for d in devices}:
+        return "host_unknown"
+    large = [
+        d
+        for d in devices
+        if wish.host in {ANY, d.host}
+        and wish.model in {ANY, d.model}
+        and d.total_mb - d.reserve_mb >= wish.memory_mb
+    ]
+    groups = [group for group in _groups(large).values() if len(group) >= wish.devices]
+    if not groups:
+        return "never_fits"
+    least = min(sum(sorted(map(_whole_mb, group))[: wish.devices]) for group in groups)
+    over = whole(wish, pool) and least > pool.max_memory_per_agent_mb
+    return "agent_cap" if over else None
+
+
+def _whole_mb(device: DeviceStatus) -> int:
+    """MiB that count against an agent's cap when all of it is leased: not what a driver uses."""
+    idle = device.foreign_mb <= IDLE_FOREIGN_MB
+    return device.total_mb - device.reserve_mb - (device.foreign_mb if idle else 0)
+
+
+def ready_at(
+    wish: PlacementRequest,
+    devices: Iterable[DeviceStatus],
+    pool: PoolStatus,
+    ends: dict[str, list[End]],
+) -> tuple[int, End] | None:
+    """When enough would be free if nobody else came, ms, and the lease on which that hangs.
+
+    ends: device id -> the ends of the leases on it that are known.
+    """
+    found: list[tuple[int, End, DeviceStatus]] = []
+    for device in devices:
+        after = _device_ready(wish, device, pool, ends.get(device.uuid, []))
+        if after is not None:
+            found.append((after.ends_at_ms, after, device))
+    if not whole(wish, pool):
+        return min(((at, end) for at, end, _ in found), default=None, key=lambda x: x[0])
+    times: dict[tuple[str, str], list[tuple[int, End]]] = defaultdict(list)
+    for at, end, device in found:
+        times[device.host, device.model].append((at, end))
+    last = [
+        sorted(group, key=lambda x: x[0])[wish.devices - 1]
+        for group in times.values()
+        if len(group) >= wish.devices
+    ]
+    return min(last, default=None, key=lambda x: x[0])
+
+
+NOW: Final = End("", "", 0, 0, "now")
+"""Of a device that waits for nothing."""
+
+
+def _device_ready(
+    wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, ends: list[End]
+) -> End | None:
+    """The end after which the device is what is asked for; None: none that is known."""
+    why = reason(wish, device, pool)
+    if why == "fits":
+        return NOW
+    if why in ELSEWHERE or why in {"used_by_others", "kept", "withheld"}:
+        return None
+    ordered = sorted(ends, key=lambda end: end.ends_at_ms)
+    if whole(wish, pool) or device.exclusive:
+        # Processes without a lease stay: they may leave too little even of an empty device.
+        left = device.left_mb + sum(end.memory_mb for end in ordered)
+        stays = whole(wish, pool) and device.foreign_mb > IDLE_FOREIGN_MB
+        enough = len(ordered) == device.leases and left >= max(1, wish.memory_mb) and not stays
+        return ordered[-1] if enough else None
+    free = device.left_mb
+    for end in ordered:
+        free += end.memory_mb
+        if free >= wish.memory_mb:
+            return end
+    return None
+
+
+def changes(
+    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
+) -> Iterator[tuple[RequestChange, PlacementRequest]]:
+    """What would fit now if the request were a little other; the least loss first."""
+    by_host: dict[str, list[DeviceStatus]] = defaultdict(list)
+    for device in devices:
+        by_host[device.host].append(device)
+
+    def tried(
+        change: dict[str, int | str | bool], other: PlacementRequest, what: str
+    ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
+        # Of one host only its own: a look at all of them for each host would be quadratic.
+        there = devices if other.host == ANY else by_host[other.host]
+        if got := placed(other, there, pool, room_mb):
+            where = got[0].host + (f" GPU {got[0].index}" if len(got) == 1 else "")
+            yield RequestChange(change, f"{what} fits now on {where}"), other
+
+    for host in sorted(by_host.keys() - {wish.host}) if wish.host != ANY else ():
+        yield from tried({"host": host}, replace(wish, host=host), "the same")
+    for model in sorted({d.model for d in devices} - {wish.model}) if wish.model != ANY else ():
+        other = replace(wish, model=model)
+        yield from tried({"model": model}, other, f"the same on model {model}")
+    if wish.exclusive and wish.devices == 1:
+        other = replace(wish, exclusive=False)
+        yield from tried({"exclusive": False}, other, f"{size(wish.memory_mb)} that is shared")
+    for fewer in range(wish.devices - 1, 0, -1):
+        found = list(tried({"devices": fewer}, replace(wish, devices=fewer), f"{fewer} instead"))
+        yield from found
+        if found:
+            break
+    yield from _smaller(wish, devices, pool, room_mb)
+
+
+def _smaller(
+    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
+) -> Iterator[tuple[RequestChange, PlacementRequest]]:
+    """The most memory that fits now where it was asked, and on any host if that is more."""
+    most = 0
+    for host in (wish.host, ANY) if wish.host != ANY else (ANY,):
+        least = replace(wish, memory_mb=1, host=host)
+        fit = [d for d in devices if reason(least, d, pool) == "fits"]
+        if not fit or wish.devices > 1:
+            continue
+        top = max(fit, key=lambda d: d.left_mb)
+        memory_mb = min(top.left_mb, room_mb, wish.memory_mb - 1)
+        if memory_mb <= most or (whole(wish, pool) and top.left_mb > room_mb):
+            continue
+        most = memory_mb
+        change: dict[str, int | str | bool] = {"memory_mb": memory_mb}
+        if host != wish.host:
+            change["host"] = top.host
+            least = replace(least, host=top.host)
+        says = f"{size(memory_mb)} fits now on {top.host} GPU {top.index}"
+        yield RequestChange(change, says), replace(least, memory_mb=memory_mb)
+
+
+def ends_of(leases: Iterable[LeaseStatus]) -> dict[str, list[End]]:
+    """Device id -> when the leases on it end, of those that end at all."""
+    found: dict[str, list[End]] = defaultdict(list)
+    for lease in leases:
+        at, basis = lease.expires_at_ms, "revoked" if lease.revoked else "expiry"
+        if lease.hold_until_ms is not None and not lease.revoked:
+            at, basis = lease.hold_until_ms, "max_hold"
+        if at is not None:
+            for uuid, mb in lease.devices:
+                found[uuid].append(End(lease.token, lease.agent, mb, at, basis))
+    return found
+
+
+def size(mb: int) -> str:
+    """MiB as a person reads it."""
+    return f"{mb} MiB" if mb < MIB_PER_GIB else f"{mb / MIB_PER_GIB:.1f} GiB"
+
+
+def _groups(devices: Iterable[DeviceStatus]) -> dict[tuple[str, str], list[DeviceStatus]]:
+    groups: dict[tuple[str, str], list[DeviceStatus]] = defaultdict(list)
+    for device in devices:
+        groups[device.host, device.model].append(device)
+    return groups

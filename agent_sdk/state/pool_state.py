@@ -1,0 +1,297 @@
+"""The whole pool at about one moment, and how a request stands in it.
+
+Read with plain pipelined commands: what one part says may be a few milliseconds older than another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from agent_sdk.errors import CODES, HostUnknown
+from agent_sdk.protocol.lease import Answer, Read, of_known_form
+from agent_sdk.state import placement, queue, reservations, snapshot
+from agent_sdk.state.placement import PlacementRequest
+from agent_sdk.state.readings import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Iterable
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
+
+STANDING: Final = {
+    "active": "it is granted: nothing to wait for",
+    "offered": "devices are reserved for it: it gets them with its next call, within 10 s",
+    "next": "it is next: it is served as soon as enough is free",
+    "behind": "others who ask alike are ahead of it",
+    "fits": "it fits now: ask",
+}
+"""How a request stands when no code of `errors.CODES` says more."""
+
+BY_DEVICES: Final = frozenset({"next", "behind", "no_capacity"})
+"""Codes of a request that only what is on the devices holds back."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """Everything of a pool that a person may want to see.
+
+    Attributes:
+        hosts: by name.
+        devices: by uuid, in the order of host and index.
+        leases: by token, oldest first.
+        waiters: by token, in the order of the line.
+        held: agent -> MiB and leases that count against its caps.
+    """
+
+    pool: PoolStatus
+    hosts: dict[str, HostStatus]
+    devices: dict[str, DeviceStatus]
+    leases: dict[str, LeaseStatus]
+    waiters: dict[str, WaiterStatus]
+    held: dict[str, tuple[int, int]]
+
+    def room_mb(self, agent: str, token: str | None = None) -> int:
+        """MiB that an agent's caps leave it beside what it holds and what is reserved for it.
+
+        token: of a waiter of its own, whose reservation is not in its way.
+        """
+        held_mb, leases = self.held.get(agent, (0, 0))
+        if leases >= self.pool.max_leases_per_agent:
+            return 0
+        reserved_mb = sum(
+            x.reservation.memory_mb
+            for x in self.waiters.values()
+            if x.reservation and x.agent == agent and x.token != token
+        )
+        return self.pool.max_memory_per_agent_mb - held_mb - reserved_mb
+
+    def free_mb(self, device: DeviceStatus) -> int:
+        """Give the MiB of a device that the next request can be given, under the policy of now."""
+        pool = self.pool
+        shut = pool.safe_mode or pool.now_ms < pool.closed_until_ms
+        taken = device.leases > 0 and not pool.allow_fractional_shares
+        return 0 if shut or taken else device.free_mb
+
+
+def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
+    """All of it."""
+    pool = yield from snapshot.pool(keys)
+    hosts = yield from snapshot.hosts(keys)
+    devices = yield from snapshot.devices(keys)
+    records = yield from snapshot.records(keys, ("active", *queue.WAITS))
+    leases, waiters = yield from _parted(keys, records)
+    held = yield from _held(keys)
+    return PoolState(
+        pool=pool,
+        hosts={host.host: host for host in hosts},
+        devices={device.uuid: device for device in devices},
+        leases=_in_order(leases),
+        waiters=_in_line(waiters),
+        held=held,
+    )
+
+
+def read_again(
+    keys: Keys, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
+) -> Generator[Read, Answer, PoolState]:
+    """The scene with these leases and waiters, these devices and the whole line read anew."""
+    pool = yield from snapshot.pool(keys)
+    devices = yield from snapshot.devices_of(keys, sorted(uuids))
+    asked = sorted({*tokens, *scene.waiters})
+    records = yield from snapshot.records_of(keys, asked, ("active", *queue.WAITS))
+    leases, waiters = yield from _parted(keys, records)
+    held = yield from _held(keys)
+    kept = (lease for token, lease in scene.leases.items() if token not in tokens)
+    found = {device.uuid: device for device in devices}
+    return replace(
+        scene,
+        pool=pool,
+        devices={u: found.get(u, d) for u, d in scene.devices.items()},
+        leases=_in_order((*kept, *leases)),
+        waiters=_in_line(waiters),
+        held=held,
+    )
+
+
+def _parted(
+    keys: Keys, records: dict[str, dict[str, str]]
+) -> Generator[Read, Answer, tuple[list[LeaseStatus], list[WaiterStatus]]]:
+    waits = {token: row for token, row in records.items() if row["state"] in queue.WAITS}
+    waiters = yield from queue.placed(keys, waits)
+    holds = ((token, row) for token, row in records.items() if token not in waits)
+    return list(snapshot.legible(snapshot.lease_status, holds)), waiters
+
+
+def _held(keys: Keys) -> Generator[Read, Answer, dict[str, tuple[int, int]]]:
+    answer = yield Read((("HGETALL", keys.agents),))
+    return _sums(rows(answer)[0])
+
+
+@of_known_form
+def _sums(row: dict[str, str]) -> dict[str, tuple[int, int]]:
+    agents = {name.partition("#")[0] for name in row}
+    return {a: (int(row.get(a, 0)), int(row.get(f"{a}#leases", 0))) for a in agents}
+
+
+def _in_order(leases: Iterable[LeaseStatus]) -> dict[str, LeaseStatus]:
+    return {lease.token: lease for lease in sorted(leases, key=lambda lease: lease.fence)}
+
+
+def _in_line(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
+    return {w.token: w for w in sorted(waiters, key=lambda w: (w.rank, w.token))}
+
+
+def wish_of(waiter: WaiterStatus) -> PlacementRequest:
+    """What a waiter asks for."""
+    return PlacementRequest(
+        agent=waiter.agent,
+        memory_mb=waiter.memory_mb,
+        devices=waiter.devices,
+        exclusive=waiter.exclusive,
+        host=waiter.asked_host,
+        model=waiter.model,
+    )
+
+
+class Outlook(NamedTuple):
+    """How the devices stand to a request, whoever asks.
+
+    Attributes:
+        unfit: why no device could ever hold it, or None.
+        least_mb: MiB that it would count against its agent's cap if it were granted now, which is
+            the whole of a device where that is wanted; None: it does not fit now.
+    """
+
+    unfit: str | None
+    least_mb: int | None
+
+
+def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
+    """A look at every device; what a line of many who ask alike is looked at for once."""
+    devices = tuple(scene.devices.values())
+    return Outlook(
+        placement.never(wish, devices, scene.pool), placement.least_mb(wish, devices, scene.pool)
+    )
+
+
+def why(
+    wish: PlacementRequest, scene: PoolState, seen: Outlook | None = None, token: str | None = None
+) -> str:
+    """What holds a request back: of several reasons the strongest, as acquire would tell it.
+
+    seen: how the devices stand to it, if that is known already; token: if it waits.
+    """
+    pool = scene.pool
+    room_mb = scene.room_mb(wish.agent, token)
+    unfit, least_mb = seen or look(wish, scene)
+    asked = scene.hosts.get(wish.host)
+    checks = (
+        ("safe_mode", pool.safe_mode),
+        ("closed", pool.now_ms < pool.closed_until_ms),
+        ("limit", scene.held.get(wish.agent, (0, 0))[1] >= pool.max_leases_per_agent),
+        (unfit or "", unfit is not None),
+        ("agent_cap", max(wish.memory_mb * wish.devices, least_mb or 0) > room_mb),
+        ("fits", least_mb is not None),
+        ("draining", asked is not None and asked.drained),
+        ("no_capacity", True),
+    )
+    return next(code for code, holds in checks if holds)
+
+
+def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = None) -> str:
+    """What holds a waiter back: a word of STANDING or of `errors.CODES`; seen: as `why`."""
+    if waiter.state == "offered":
+        return "offered"
+    code = why(wish_of(waiter), scene, seen, waiter.token)
+    if code not in {"fits", "no_capacity"}:
+        return code
+    # There is no room, or was none when it was last looked at. Only who holds something is parked:
+    # without it, the waiter is just being served.
+    if waiter.parked and scene.held.get(waiter.agent, (0, 0))[1]:
+        return "agent_cap"
+    return "behind" if waiter.place else "next"
+
+
+def reasons(wish: PlacementRequest, scene: PoolState, token: str | None) -> dict[str, str]:
+    """Why each device is not given now: uuid -> a word of `placement.REASONS`."""
+    return {
+        uuid: placement.reason(wish, device, scene.pool, token)
+        for uuid, device in scene.devices.items()
+    }
+
+
+def counted(found: Iterable[str]) -> dict[str, int]:
+    """Reasons of the devices that could be the ones: word -> how many, the most frequent first."""
+    counts: dict[str, int] = {}
+    for word in found:
+        if word not in {"other_host", "other_model", "fits"}:
+            counts[word] = counts.get(word, 0) + 1
+    return dict(sorted(counts.items(), key=lambda x: -x[1]))
+
+
+def unknown_host(host: str, scene: PoolState) -> HostUnknown:
+    """The refusal of a host without devices: it names the host, and which may have been meant."""
+    return HostUnknown.among(host, {device.host for device in scene.devices.values()})
+
+
+def summary(
+    code: str, wish: PlacementRequest, scene: PoolState, counts: dict[str, int], ahead_count: int
+) -> str:
+    """One sentence: the main reason, and how the devices that could be the ones stand."""
+    says = STANDING.get(code) or CODES[code].says
+    if code == "host_unknown":
+        says = str(unknown_host(wish.host, scene))
+    if code == "behind":
+        who = "one who asks alike is" if ahead_count == 1 else f"{ahead_count} who ask alike are"
+        says = f"{who} ahead"
+    if code not in BY_DEVICES:
+        return says
+    parts = [f"{count} {word}" for word, count in counts.items()]
+    return f"{says} (devices: {', '.join(parts)})" if parts else says
+
+
+def reserved_for(waiter: WaiterStatus, scene: PoolState) -> str:
+    """Say what is reserved for a waiter, as the end of a sentence; empty: nothing is."""
+    if not waiter.reservation:
+        return ""
+    gpus = [scene.devices[uuid] for uuid in waiter.reservation.devices if uuid in scene.devices]
+    places = ", ".join(f"{d.host}:{d.index}" for d in gpus)
+    return f"; {places} {reservations.says(waiter.reservation, scene.pool.now_ms)}"
+
+
+class QueueStanding(NamedTuple):
+    """How a waiter stands. devices: why they are not its own; see `counted`."""
+
+    code: str
+    says: str
+    devices: dict[str, int]
+
+
+def line(scene: PoolState) -> dict[str, QueueStanding]:
+    """How everybody who waits stands, by token, in the line's order.
+
+    The devices are looked at once for all who ask the same, whoever they are.
+    """
+
+    @cache
+    def seen(wish: PlacementRequest) -> Outlook:
+        return look(wish, scene)
+
+    @cache
+    def counts_of(wish: PlacementRequest, keeper: str | None) -> dict[str, int]:
+        return counted(reasons(wish, scene, keeper).values())
+
+    told: dict[str, QueueStanding] = {}
+    for token, waiter in scene.waiters.items():
+        anyone = replace(wish_of(waiter), agent="")
+        code = why_waits(waiter, scene, seen(anyone))
+        counts = counts_of(anyone, token if waiter.kept else None) if code in BY_DEVICES else {}
+        says = summary(code, anyone, scene, counts, waiter.place or 0)
+        says += reserved_for(waiter, scene)
+        told[token] = QueueStanding(code, says, counts)
+    return told

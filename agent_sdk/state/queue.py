@@ -1,0 +1,142 @@
+"""The line at one moment: who waits, for what, in which order. Plain reads, as in `snapshot`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_sdk.errors import error_for
+from agent_sdk.protocol.lease import Answer, Read
+from agent_sdk.state import snapshot
+from agent_sdk.state.readings import ended_in, numbers, row
+from agent_sdk.state.reservations import Reservation, reservation
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.state.snapshot import LeaseStatus
+
+WAITS = ("waiting", "offered")
+"""States of a record that is no lease yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaiterStatus:
+    """One who stands in the line, or was offered devices and has yet to claim them.
+
+    Attributes:
+        state: waiting or offered.
+        memory_mb: MiB on each device.
+        devices: how many are asked for.
+        asked_host, model: `*` = any.
+        place: how many of its want are ahead; None when parked or offered.
+        parked: only its agent's cap holds it back.
+        rank: the smaller first: µs of joining, less a minute for each step of priority.
+        want: host/model/shape: what those in one line with it ask alike.
+        offered: (device id, MiB) of each device that it may claim.
+        kept: ids of devices that are reserved for it.
+        reservation: since when they are, and until when; None: none are.
+    """
+
+    token: str
+    agent: str
+    state: str
+    memory_mb: int
+    devices: int
+    exclusive: bool
+    priority: int
+    asked_host: str
+    model: str
+    place: int | None
+    parked: bool
+    rank: int
+    joined_ms: int
+    wait_until_ms: int
+    ttl_ms: int
+    want: str
+    offered: tuple[tuple[str, int], ...]
+    kept: tuple[str, ...]
+    owner: str
+    client: str
+    pid: str
+    reservation: Reservation | None = None
+
+
+def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
+    """Everybody who waits, by rank."""
+    records = yield from snapshot.records(keys, WAITS)
+    found = yield from placed(keys, records)
+    return tuple(sorted(found, key=lambda waiter: (waiter.rank, waiter.token)))
+
+
+def lookup(
+    keys: Keys, token: str
+) -> Generator[Read, Answer, LeaseStatus | WaiterStatus | str | None]:
+    """A lease or a waiter; or how it ended, a word of `errors.CODES`; or None: unknown.
+
+    Raises:
+        ProtocolMismatch: its record is of no known form.
+    """
+    answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
+    record, over = row(answer.raw[0]), ended_in(answer, 1, token)
+    if not record:
+        return over.outcome if over else None
+    if record.get("state") == "cooling" and "outcome" in record:
+        return record["outcome"]
+    found: Sequence[LeaseStatus | WaiterStatus]
+    if record.get("state") in WAITS:
+        found = yield from placed(keys, {token: record})
+    else:
+        found = list(snapshot.legible(snapshot.lease_status, [(token, record)]))
+    if not found:
+        raise error_for("protocol_mismatch", f"the record of {token[:8]}… is of no known form")
+    return found[0]
+
+
+def placed(
+    keys: Keys, records: dict[str, dict[str, str]]
+) -> Generator[Read, Answer, list[WaiterStatus]]:
+    """Waiters with their places, looked up in as few pipelines as needed."""
+    if not records:
+        return []
+    ranks = [("ZRANK", keys.line(row.get("want", "")), token) for token, row in records.items()]
+    found: list[int | None] = []
+    for start in range(0, len(ranks), snapshot.PAGE):
+        answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
+        found += numbers(answer)
+    at = dict(zip(records, found, strict=True))
+
+    def waiter(token: str, row: dict[str, str]) -> WaiterStatus:
+        return waiter_status(token, row, at[token])
+
+    return list(snapshot.legible(waiter, records.items()))
+
+
+def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterStatus:
+    """A record's hash as a WaiterStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    _, devices, exclusive, _, _, priority, host, model, *_ = row["request"].split("|")
+    return WaiterStatus(
+        token=token,
+        agent=row["agent"],
+        state=row["state"],
+        memory_mb=int(row["memory_mb"]),
+        devices=int(devices),
+        exclusive=exclusive == "1",
+        priority=int(priority),
+        asked_host=host,
+        model=model,
+        place=place,
+        parked=row["state"] == "waiting" and place is None,
+        rank=int(row["rank"]),
+        joined_ms=int(row["joined_ms"]),
+        wait_until_ms=int(row["wait_until_ms"]),
+        ttl_ms=int(row["ttl_ms"]),
+        want=row["want"],
+        offered=snapshot.held(row["devices"]),
+        kept=tuple(filter(None, row.get("kept", "").split(","))),
+        owner=row.get("owner", ""),
+        client=row["client"],
+        pid=row["pid"],
+        reservation=reservation(token, row),
+    )

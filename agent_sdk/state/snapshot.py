@@ -1,0 +1,322 @@
+"""What the pool looks like at one moment. Reading is never a verb: plain pipelined commands.
+
+Between two pipelines of one reading the pool may move on; every part says at what time it looked.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agent_sdk.protocol.lease import Answer, Read, of_known_form
+from agent_sdk.state.devices import device_status
+from agent_sdk.state.readings import names, numbers, row, rows
+from agent_sdk.state.reservations import reservation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.state.devices import DeviceStatus
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+"""Hashes read in one pipeline."""
+
+ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
+"""A lease without expiry ends ten years after its grant; none with a ttl lasts half of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The pool's policy and counters.
+
+    Attributes:
+        now_ms: when this was looked at, on the pool's clock.
+        ready: False until a host has reported for the first time.
+        waiting: how many stand in the line.
+        policy: as in `pool`, by field name.
+        stats: counters since the pool's beginning; every replica reads the same.
+    """
+
+    now_ms: int
+    ready: bool
+    epoch: str
+    policy_version: int
+    safe_mode: bool
+    max_memory_per_agent_mb: int
+    allow_fractional_shares: bool
+    kill_on_oom: bool
+    default_memory_mb: int
+    expiry_grace_s: int
+    max_leases_per_agent: int
+    max_waiters_per_agent: int
+    idle_action: str
+    overuse_action: str
+    squatter_action: str
+    orphan_action: str
+    idle_after_s: int
+    enforce_after_s: int
+    overuse_slack_mb: int
+    xid_actions: str
+    reservation_idle_s: int
+    closed_until_ms: int
+    waiting: int
+    stats: dict[str, int]
+    forget_devices_after_s: int = 3600
+    forget_hosts_after_s: int = 86400
+
+    @property
+    def active_leases(self) -> int:
+        """GPU leases that live now: granted, or adopted, and not ended."""
+        return self._live("")
+
+    @property
+    def active_cpu_leases(self) -> int:
+        """CPU leases that live now."""
+        return self._live("cpu_")
+
+    def _live(self, kind: str) -> int:
+        ended = sum(self.stats.get(kind + how, 0) for how in ("released", "expired", "revoked"))
+        return sum(self.stats.get(kind + how, 0) for how in ("granted", "adopted")) - ended
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """A lease's record.
+
+    Attributes:
+        devices: (device id, MiB) of each device held.
+        expires_at_ms: the end on Redis's clock; None = no expiry.
+        hold_until_ms: renewals never go past it; None = no limit.
+        revoked: an operator ended its renewals.
+        asked_host: the host that was asked for; `*` = any.
+        pid: the holder as `pid:start time`; empty = it did not say.
+        notices: what its host found of it, words of `FINDINGS`, of which it is told.
+    """
+
+    token: str
+    agent: str
+    state: str
+    devices: tuple[tuple[str, int], ...]
+    fence: int
+    granted_at_ms: int
+    expires_at_ms: int | None
+    ttl_ms: int
+    hold_until_ms: int | None
+    revoked: bool
+    priority: int
+    asked_host: str
+    reason: str | None
+    owner: str
+    client: str
+    pid: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def memory_mb(self) -> int:
+        """MiB held on all its devices together."""
+        return sum(mb for _, mb in self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """A machine that reports devices, or did.
+
+    Attributes:
+        rival: the reporter that was refused its name, last at `rival_ms`; empty: none.
+    """
+
+    host: str
+    version: str
+    reported_ms: int
+    deadline_ms: int
+    devices: int
+    drained: bool
+    rival: str = ""
+    rival_ms: int = 0
+
+
+def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
+    """Policy, counters and time.
+
+    Raises:
+        ProtocolMismatch: they are of no known form.
+    """
+    answer = yield Read((("TIME",), ("HGETALL", keys.pool), ("HGETALL", keys.stats)))
+    time, facts, stats = answer.raw
+    return _pool(time, row(facts), row(stats))
+
+
+@of_known_form
+def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolStatus:
+    def number(name: str) -> int:
+        return int(row.get(name, 0))
+
+    return PoolStatus(
+        now_ms=int(time[0]) * 1000 + int(time[1]) // 1000 + number("offset_ms"),
+        ready=bool(row),
+        epoch=row.get("epoch", ""),
+        policy_version=number("policy_version"),
+        safe_mode=row.get("safe_mode") == "1",
+        max_memory_per_agent_mb=number("max_memory_per_agent_mb"),
+        allow_fractional_shares=row.get("allow_fractional_shares") == "1",
+        kill_on_oom=row.get("kill_on_oom") == "1",
+        default_memory_mb=number("default_memory_mb"),
+        expiry_grace_s=number("expiry_grace_s"),
+        max_leases_per_agent=number("max_leases_per_agent"),
+        max_waiters_per_agent=number("max_waiters_per_agent"),
+        idle_action=row.get("idle_action", "observe"),
+        overuse_action=row.get("overuse_action", "observe"),
+        squatter_action=row.get("squatter_action", "observe"),
+        orphan_action=row.get("orphan_action", "observe"),
+        idle_after_s=int(row.get("idle_after_s", 600)),
+        enforce_after_s=int(row.get("enforce_after_s", 60)),
+        overuse_slack_mb=int(row.get("overuse_slack_mb", 512)),
+        xid_actions=row.get("xid_actions", ""),
+        reservation_idle_s=int(row.get("reservation_idle_s", 60)),
+        forget_devices_after_s=int(row.get("forget_devices_after_s", 3600)),
+        forget_hosts_after_s=int(row.get("forget_hosts_after_s", 86400)),
+        closed_until_ms=number("closed_until_ms"),
+        waiting=number("waiting"),
+        stats=_counted(row, stats),
+    )
+
+
+def _counted(pool: dict[str, str], stats: dict[str, str]) -> dict[str, int]:
+    """Every counter: those of a verb's straight path are among the pool's own fields."""
+    counts = {name: int(value) for name, value in stats.items()}
+    for name in ("granted", "released"):
+        if name in pool:
+            counts[name] = counts.get(name, 0) + int(pool[name])
+    return counts
+
+
+def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
+    """Every registered device, by host and index."""
+    answer = yield Read((("ZRANGE", keys.fits, 0, -1),))
+    found = yield from devices_of(keys, names(answer))
+    return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
+
+
+def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
+    """Those of these devices that are registered."""
+    found = yield from _hashes([keys.device(uuid) for uuid in uuids])
+    known = ((uuid, of) for uuid, of in zip(uuids, found, strict=True) if of)
+    devices = list(legible(device_status, known))
+    tokens = sorted({d.kept_for for d in devices} - {""})
+    waiters = yield from records_of(keys, tokens, ("waiting",))
+    reserved = {x.token: x for x in legible(reservation, waiters.items()) if x}
+    return [replace(d, reservation=reserved.get(d.kept_for)) if d.kept_for else d for d in devices]
+
+
+def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
+    """Every lease that lives, oldest first."""
+    active = yield from records(keys, ("active",))
+    found = legible(lease_status, active.items())
+    return tuple(sorted(found, key=lambda lease: lease.fence))
+
+
+def records(
+    keys: Keys, states: tuple[str, ...]
+) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
+    """The hashes of all records in these states, by token."""
+    answer = yield Read((("ZRANGE", keys.due, 0, -1),))
+    tokens = [member for member in names(answer) if not member.startswith("host:")]
+    return (yield from records_of(keys, tokens, states))
+
+
+def records_of(
+    keys: Keys, tokens: list[str], states: tuple[str, ...]
+) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
+    """The hashes of those of these tokens that are in these states."""
+    found = yield from _hashes([keys.record(token) for token in tokens])
+    return {t: of for t, of in zip(tokens, found, strict=True) if of.get("state") in states}
+
+
+def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
+    """Every host that ever reported, by name."""
+    answer = yield Read((("SMEMBERS", keys.hosts),))
+    found = sorted(names(answer))
+    facts = yield from _hashes([keys.host(name) for name in found])
+    if not found:
+        return ()
+    answer = yield Read(tuple(("SCARD", keys.devices(name)) for name in found))
+    counts = dict(zip(found, numbers(answer), strict=True))
+
+    def host(name: str, row: dict[str, str]) -> HostStatus:
+        return HostStatus(
+            host=name,
+            version=row.get("version", ""),
+            reported_ms=int(row.get("reported_ms", 0)),
+            deadline_ms=int(row.get("deadline_ms", 0)),
+            devices=counts[name] or 0,
+            drained=row.get("drained") == "1",
+            rival=row.get("rival", ""),
+            rival_ms=int(row.get("rival_ms", 0)),
+        )
+
+    return tuple(legible(host, zip(found, facts, strict=True)))
+
+
+def _hashes(of: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
+    found: list[dict[str, str]] = []
+    for start in range(0, len(of), PAGE):
+        answer = yield Read(tuple(("HGETALL", key) for key in of[start : start + PAGE]))
+        found += rows(answer)
+    return found
+
+
+def legible(
+    read: Callable[[str, dict[str, str]], T], found: Iterable[tuple[str, dict[str, str]]]
+) -> Iterator[T]:
+    """What each row says, by its name; one of no known form is passed over, and hides no other."""
+    for name, facts in found:
+        try:
+            one = read(name, facts)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            _say_once(name, f"{type(error).__name__}: {error}")
+        else:
+            yield one
+
+
+@lru_cache(PAGE)
+def _say_once(name: str, why: str) -> None:
+    # Eight letters of a token tell it from others and open nothing.
+    log.warning("what the store has of %s… is not legible, and is passed over: %s", name[:8], why)
+
+
+def held(devices: str) -> tuple[tuple[str, int], ...]:
+    """(device id, MiB) of each device in a record's `uuid=mb,...`."""
+    parts = [part.rpartition("=") for part in devices.split(",") if part]
+    return tuple((uuid, int(mb)) for uuid, _, mb in parts)
+
+
+def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
+    """A record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    granted_at_ms, expires_at_ms = int(row["granted_at_ms"]), int(row["expires_at_ms"])
+    asked = row["request"].split("|")
+    return LeaseStatus(
+        token=token,
+        agent=row["agent"],
+        state=row["state"],
+        devices=held(row["devices"]),
+        fence=int(row["fence"]),
+        granted_at_ms=granted_at_ms,
+        expires_at_ms=None if expires_at_ms - granted_at_ms > ENDLESS_MS else expires_at_ms,
+        ttl_ms=int(row["ttl_ms"]),
+        hold_until_ms=int(row["hold_until_ms"]) if "hold_until_ms" in row else None,
+        revoked="revoked" in row,
+        priority=int(asked[5]),
+        asked_host=asked[6],
+        reason=row.get("reason"),
+        owner=row.get("owner", ""),
+        client=row.get("client", ""),
+        pid=row.get("pid", ""),
+        notices=tuple(filter(None, row.get("notice", "").split(","))),
+    )

@@ -1,0 +1,46 @@
+"""Ends of leases, as the pool remembers them for 15 minutes: see `lua/lib/tombstones.lua`."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from typing import Final, NamedTuple
+
+SHARDS: Final = 8192
+
+SIZE: Final = 28
+"""Bytes of an entry: 16 of the token's digest, a letter, 11 of a time in ms, hexadecimal."""
+
+OUTCOMES: Final = {
+    "r": "released", "e": "expired", "v": "revoked", "l": "left", "p": "lapsed", "s": "superseded",
+}  # fmt: skip
+
+
+class EndedLease(NamedTuple):
+    """A lease that is over.
+
+    Attributes:
+        outcome: how it ended, a word of `errors.CODES`.
+        at_ms: when, on the pool's clock.
+    """
+
+    outcome: str
+    at_ms: int
+
+
+def shard_of(token: str) -> int:
+    """The shard in which the pool remembers this token."""
+    return int(_digest(token)[:4], 16) % SHARDS
+
+
+def ended(shard: str | None, token: str) -> EndedLease | None:
+    """Give how the lease of a token ended, by its shard; None: the shard does not say."""
+    mark, entries = _digest(token)[4:20], shard or ""
+    for at in range(0, len(entries), SIZE):
+        if entries.startswith(mark, at):
+            outcome = OUTCOMES[entries[at + 16]]
+            return EndedLease(outcome, int(entries[at + 17 : at + SIZE], 16))
+    return None
+
+
+def _digest(token: str) -> str:
+    return sha1(token.encode(), usedforsecurity=False).hexdigest()

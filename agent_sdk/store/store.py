@@ -1,0 +1,91 @@
+"""Connections to the store, set up so that nothing repeats a call behind our back.
+
+redis-py by default repeats a timed-out call many times, for up to a minute: longer than most leases
+last, and unseen. Here every call is sent once; `patience` decides about the next try.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from agent_sdk.store.connections import (
+    AsyncTcpConnection,
+    AsyncTlsConnection,
+    AsyncUnixConnection,
+    TcpConnection,
+    TlsConnection,
+    UnixConnection,
+)
+from agent_sdk.store.discovery import ClusterPrimary, SentinelPrimary
+from agent_sdk.store.pools import AsyncPool, Pool
+from agent_sdk.store.url import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
+
+_ASYNC = {"tcp": AsyncTcpConnection, "tls": AsyncTlsConnection, "unix": AsyncUnixConnection}
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A Redis or Valkey by URL: one server, one that Sentinels watch over, or a Cluster.
+
+    `redis://host:6379/0`, `rediss://`, `unix:///path`, `redis+sentinel://h1,h2,h3/service/0`,
+    `redis+cluster://h1,h2`, and the last two with `rediss+` for TLS.
+
+    Attributes:
+        url: where it is; it may hold a password, so it is not shown.
+        timeout_s: for connecting, which includes to ask where the primary is, and for each answer.
+            The URL's `socket_timeout` and `socket_connect_timeout` go before it.
+        key: a key of the pool: of a Cluster, the node is asked that has its slot.
+        blocks_s: for how long a call may wait in the server: answers take so much longer.
+    """
+
+    url: str = field(repr=False)
+    timeout_s: float = 1.0
+    key: str = ""
+    blocks_s: float = 0.0
+
+    def connect(self) -> redis.Redis:
+        """A blocking client. Connects at the first call.
+
+        Raises:
+            ValueError: the URL is none; its words never hold the password.
+        """
+        options = self._options(_BLOCKING)
+        pool = Pool(retry=Retry(NoBackoff(), 0), **options)
+        return redis.Redis.from_pool(pool)
+
+    def connect_async(self) -> redis.asyncio.Redis:
+        """The same for asyncio."""
+        options = self._options(_ASYNC)
+        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        pool = AsyncPool(retry=retry, **options)
+        return redis.asyncio.Redis.from_pool(pool)
+
+    def _options(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a pool of connections of one of these kinds, by transport."""
+        where = parse(self.url)
+        options = {
+            "connection_class": kinds[where.transport],
+            "decode_responses": True,
+            "encoding_errors": "replace",
+            "socket_timeout": self.timeout_s,
+            "socket_connect_timeout": self.timeout_s,
+            **where.options,
+        }
+        options["socket_timeout"] += self.blocks_s
+        if where.service:
+            options["primary"] = SentinelPrimary(where)
+        elif where.nodes:
+            options["primary"] = ClusterPrimary(where, self.key)
+        return options

@@ -1,0 +1,177 @@
+"""How much of a GPU's memory is used by whom, as the ledger needs it.
+
+Free = capacity - Σ max(leased, used by it) - used by nobody's lease. What a lease holds is in the
+ledger already, so what is reported is the rest: *outside*. A sample without the memory of each
+process gives none of this; then the ledger reckons with what is used in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent_sdk.state.snapshot import LeaseStatus
+    from broker.attribution.ownership import Matcher, Owners
+    from broker.devices import DeviceSample
+
+
+class Cooling(NamedTuple):
+    """A lease that cools, on one GPU.
+
+    Attributes:
+        ended_ms: when it ended, on the pool's clock.
+        lingering_mb: MiB that its processes still use, of those that it held.
+        uncertain_mb: MiB that it held, if its processes are not known; else 0.
+    """
+
+    ended_ms: int
+    lingering_mb: int
+    uncertain_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One GPU's memory, MiB.
+
+    Attributes:
+        outside_mb: used by processes without a lease, by leases beyond what they hold, and what no
+            process accounts for.
+        unclaimed_mb: held by leases whose processes are not known: so much of what is outside may
+            be theirs.
+        cooling: token -> what is known of a lease that cools, where it may still use something.
+        over_mb: how much more a lease's processes use than it holds, where they do.
+    """
+
+    outside_mb: int
+    unclaimed_mb: int
+    cooling: dict[str, Cooling]
+    over_mb: dict[str, int]
+
+    @property
+    def lingering_mb(self) -> int:
+        """Still used by processes of leases that cool."""
+        return sum(each.lingering_mb for each in self.cooling.values())
+
+    @property
+    def uncertain_mb(self) -> int:
+        """Held by leases that cool and whose processes are not known."""
+        return sum(each.uncertain_mb for each in self.cooling.values())
+
+
+@dataclass(slots=True)
+class _Group:
+    """Leases whose processes cannot be told apart, because one process holds several."""
+
+    tokens: set[str]
+    used_mb: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Who holds one device, MiB: active leases, and such as cool.
+
+    Attributes:
+        ended_ms: when each of those that cool ended; the last first.
+        unclaimed: of both, those whose processes are not known.
+        young: granted after the sample: no use of theirs is in it.
+        unseen: no process of theirs has been seen on a GPU yet, as far as that can be known.
+        whole: it has the whole device, whatever is said to be reserved of it.
+    """
+
+    active: dict[str, int] = field(default_factory=dict)
+    cooling: dict[str, int] = field(default_factory=dict)
+    ended_ms: dict[str, int] = field(default_factory=dict)
+    unclaimed: frozenset[str] = frozenset()
+    young: frozenset[str] = frozenset()
+    unseen: frozenset[str] = frozenset()
+    whole: str = ""
+
+    @property
+    def all(self) -> dict[str, int]:
+        """MiB of each."""
+        return self.active | self.cooling
+
+
+def shares_on(
+    uuid: str, holders: Iterable[LeaseStatus], matcher: Matcher, sampled_ms: int, whole: str
+) -> Shares:
+    """The shares of a device that these leases hold. whole: the token of who is alone on it."""
+    shares = Shares(
+        unclaimed=frozenset(x.token for x in holders if x.token not in matcher.claimed),
+        young=frozenset(x.token for x in holders if x.granted_at_ms > sampled_ms),
+        unseen=frozenset(x.token for x in holders if x.token not in matcher.working),
+        whole=whole,
+    )
+    for lease in sorted(holders, key=lambda lease: -(lease.expires_at_ms or 0)):
+        kind = shares.active
+        if lease.state == "cooling":
+            kind, shares.ended_ms[lease.token] = shares.cooling, lease.expires_at_ms or 0
+        kind[lease.token] = dict(lease.devices).get(uuid, 0)
+    return shares
+
+
+def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | None:
+    """What the processes on a device make of its memory; None: their memory is not known."""
+    if device.used_mb is None or device.processes is None:
+        return None
+    held = shares.all
+    groups: list[_Group] = []
+    named_mb = outside_mb = 0
+    for process in device.processes:
+        if process.memory_mb is None:
+            return None
+        named_mb += process.memory_mb
+        tokens = owners.get(process.pid, frozenset()) & held.keys()
+        if tokens:
+            _join(groups, set(tokens), process.memory_mb)
+        else:
+            outside_mb += process.memory_mb
+    outside_mb += max(0, device.used_mb - named_mb)
+    lingering: dict[str, int] = {}
+    over_mb: dict[str, int] = {}
+    for group in groups:
+        active_mb = sum(shares.active.get(token, 0) for token in group.tokens)
+        cooling_mb = sum(shares.cooling.get(token, 0) for token in group.tokens)
+        beyond_mb = group.used_mb - active_mb - cooling_mb
+        outside_mb += max(0, beyond_mb)
+        lingering |= _spread(group.used_mb - active_mb, group.tokens, shares.cooling)
+        if beyond_mb > 0:
+            theirs = group.tokens & shares.active.keys() - {shares.whole}
+            over_mb |= dict.fromkeys(theirs, beyond_mb)
+    unclaimed_mb = sum(held[token] for token in shares.unclaimed - shares.young)
+    cooling = {
+        token: Cooling(
+            shares.ended_ms[token],
+            lingering.get(token, 0),
+            mb if token in shares.unclaimed - shares.young else 0,
+        )
+        for token, mb in shares.cooling.items()
+        if token in lingering or token in shares.unclaimed
+    }
+    return Account(outside_mb, unclaimed_mb, cooling, over_mb)
+
+
+def _spread(used_mb: int, tokens: set[str], cooling: dict[str, int]) -> dict[str, int]:
+    """Tell the leases of a group apart that cool: token -> MiB of `used_mb` that it still uses.
+
+    The one that ended last comes first, because its memory is withheld for longest.
+    """
+    found: dict[str, int] = {}
+    for token, held_mb in cooling.items():
+        if token in tokens and used_mb > 0:
+            found[token] = min(used_mb, held_mb)
+            used_mb -= held_mb
+    return found
+
+
+def _join(groups: list[_Group], tokens: set[str], memory_mb: int) -> None:
+    """Add a process of these leases to the group that has any of them, made one."""
+    joined = _Group(tokens, memory_mb)
+    for group in [group for group in groups if group.tokens & tokens]:
+        joined.tokens |= group.tokens
+        joined.used_mb += group.used_mb
+        groups.remove(group)
+    groups.append(joined)

@@ -1,0 +1,125 @@
+"""Ends processes: only what is proven to be the very process that was looked at."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.attribution.processes import Program, Programs
+
+log = logging.getLogger(__name__)
+
+MOST_UNTOLD: Final = 1000
+"""Acts that are kept for a pool that cannot be reached."""
+
+TERM_S: Final = 5.0
+"""Between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillTarget:
+    """A process that is to end, and why.
+
+    Attributes:
+        token: of the lease that it belongs to, or empty.
+    """
+
+    uuid: str
+    program: Program
+    token: str
+    why: str
+
+
+@dataclass(slots=True)
+class _Told:
+    handle: int
+    at: float
+    killed: bool = False
+
+
+class ProcessKiller:
+    """Sends SIGTERM, and SIGKILL to who does not listen.
+
+    A pid may be another process by the time a signal arrives, so a handle of the process is opened
+    first, what it stands for is compared, and the signal goes to the handle.
+
+    Attributes:
+        may_kill: else nothing is sent, and that is what is said.
+    """
+
+    def __init__(self, system: Programs, *, may_kill: bool) -> None:
+        self._system = system
+        self._told: dict[tuple[int, int], _Told] = {}
+        self._only_said: set[tuple[int, int]] = set()
+        self._untold: deque[tuple[str, str]] = deque(maxlen=MOST_UNTOLD)
+        self.may_kill = may_kill
+
+    def untold(self) -> dict[str, str]:
+        """Of each device the first act of which the pool does not know: `pid signal token why`."""
+        return dict(reversed(self._untold))
+
+    def told(self, acts: Mapping[str, str]) -> None:
+        """The pool knows of these now."""
+        for each in acts.items():
+            self._untold.remove(each)
+
+    def end(self, condemned: KillTarget) -> None:
+        """End it, or go on with that; nothing new is done to one that was told."""
+        program = condemned.program
+        key, now = (program.pid, program.start), time.monotonic()
+        told = self._told.get(key)
+        sent = ""
+        if not self.may_kill:
+            sent = "" if key in self._only_said else "NONE"
+            self._only_said.add(key)
+        elif told is None:
+            handle = self._open(program)
+            if handle is not None:
+                self._told[key] = _Told(handle, now)
+                sent = "TERM" if self._send(handle, signal.SIGTERM, program) else ""
+        elif not told.killed and now - told.at >= TERM_S:
+            told.killed = self._send(told.handle, signal.SIGKILL, program)
+            sent = "KILL" if told.killed else ""
+        if sent:
+            log.warning(
+                "process %d (%s): signal %s: %s", program.pid, program.name, sent, condemned.why
+            )
+            act = f"{program.pid} {sent} {condemned.token or '-'} {condemned.why}"
+            self._untold.append((condemned.uuid, act))
+
+    def forget(self, condemned: set[tuple[int, int]]) -> None:
+        """All but these are over, or did what was wanted: their next offence is a first again."""
+        for key in [key for key in self._told if key not in condemned]:
+            os.close(self._told.pop(key).handle)
+        self._only_said &= condemned
+
+    def _open(self, program: Program) -> int | None:
+        try:
+            handle = os.pidfd_open(program.pid)
+        except OSError as error:
+            log.info("process %d cannot be ended: %s", program.pid, error.strerror)
+            return None
+        now = self._system.look({program.pid}).get(program.pid)
+        if now is not None and now.start == program.start:
+            return handle
+        os.close(handle)
+        return None
+
+    def _send(self, handle: int, number: signal.Signals, program: Program) -> bool:
+        with suppress(ProcessLookupError):
+            try:
+                signal.pidfd_send_signal(handle, number)
+            except PermissionError:
+                log.warning("process %d is another user's: no permission to end it", program.pid)
+                return False
+            return True
+        return False

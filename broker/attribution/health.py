@@ -1,0 +1,180 @@
+"""When a GPU is lent to nobody: its error codes, what its driver asks for, and what ends it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_sdk.state.devices import DeviceStatus
+    from broker.devices import DeviceSample
+
+log = logging.getLogger(__name__)
+
+Action = Literal["ignore", "suspect", "probe", "hold"]
+"""What is made of an error code. ignore: the program's fault. suspect: an event, nothing more.
+probe: quarantine until a clean probe. hold: quarantine until an operator's undrain."""
+
+XIDS: Final[Mapping[int, Action]] = {
+    13: "ignore", 31: "ignore", 43: "ignore", 45: "ignore", 68: "ignore", 94: "ignore",
+    48: "probe", 64: "probe", 74: "probe", 95: "probe", 109: "probe", 119: "probe", 120: "probe",
+    62: "hold", 79: "hold",
+}  # fmt: skip
+"""By code; others are `suspect`. The policy's `xid_actions` goes before."""
+
+MEANINGS: Final[Mapping[int, str]] = {
+    48: "uncorrectable memory error", 62: "internal micro-controller halt",
+    64: "row remapping failed to be recorded", 74: "NVLink error", 79: "fell off the bus",
+    95: "uncontained memory error", 109: "context switch timed out",
+    119: "GSP did not answer in time", 120: "GSP error",
+}  # fmt: skip
+
+ECC: Final = 48
+"""The code that stands for memory errors which no code announced."""
+
+CLEAN_S: Final = 60.0
+"""A probe is clean when nothing was wrong for so long, the driver asking for nothing."""
+
+PROBED: Final = ": withheld until a clean probe, or gpu-broker undrain"
+HELD: Final = ": withheld until gpu-broker undrain"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a device is reported.
+
+    Attributes:
+        quarantine: why it is withheld from now on; empty = it is withheld no more; None: as before.
+        xids: `code:action` of each error code that came, joined by commas.
+    """
+
+    state: str
+    reason: str
+    quarantine: str | None
+    xids: str
+
+
+class Health:
+    """Judges one sample after the other.
+
+    What it decides is kept by the pool, on the device: a reporter that starts anew goes on there.
+    """
+
+    def __init__(self) -> None:
+        self._trouble_at: dict[str, float] = {}  # our clock, s
+        self._ecc: dict[str, float] = {}
+        self._unannounced: set[str] = set()
+        self._standing: dict[str, str] = {}  # what the driver says as long as it is so
+        self._lifted: dict[str, str] = {}  # of that, what an operator lends the device in spite of
+
+    def judge(
+        self,
+        device: DeviceSample,
+        whole: DeviceSample,
+        known: DeviceStatus | None,
+        overrides: str,
+        now: float,
+    ) -> Verdict:
+        """How a device is. whole: the GPU that it is a part of, or itself; now: our clock, s."""
+        actions = [(code, action_of(code, overrides)) for code in device.xids]
+        before = known.quarantine if known else ""
+        standing = _standing(whole)
+        self._watch(device.uuid, standing[0], before)
+        cause, action = self._cause(device, whole, actions, overrides, standing)
+        if cause or device.state not in {"ok", "mig"}:
+            self._trouble_at[device.uuid] = now
+        quarantine = before
+        if cause and not (before.endswith(HELD) and action == "probe"):
+            quarantine = cause + (HELD if action == "hold" else PROBED)
+            if not before:
+                log.warning("%s is withheld: %s", device.uuid, quarantine)
+        elif before.endswith(PROBED) and self._clean(device, whole, now):
+            quarantine = ""
+            log.info("%s is lent again: its probe was clean", device.uuid)
+        state: str = device.state
+        reason = device.reason
+        if quarantine and state == "ok":
+            state, reason = "quarantined", quarantine
+        return Verdict(
+            state,
+            reason,
+            None if quarantine == before else quarantine,
+            ",".join(f"{code}:{what}" for code, what in actions),
+        )
+
+    def _cause(
+        self,
+        device: DeviceSample,
+        whole: DeviceSample,
+        actions: list[tuple[int, Action]],
+        overrides: str,
+        standing: tuple[str, Action],
+    ) -> tuple[str, Action]:
+        """Why it must be withheld, in a sentence, and until when; empty: nothing new."""
+        causes: list[tuple[str, Action]] = [
+            (f"XID {code} ({MEANINGS.get(code, 'see NVIDIA')})", action)
+            for code, action in actions
+            if action in {"hold", "probe"}
+        ]
+        if standing[0] and self._lifted.get(device.uuid) != standing[0]:
+            causes.append(standing)
+        if errors := self._errors_unannounced(device, whole):
+            action = action_of(ECC, overrides)
+            if action in {"hold", "probe"}:
+                causes.append((f"{errors:.0f} uncorrectable memory errors", action))
+        held = [cause for cause in causes if cause[1] == "hold"]
+        return (held or causes or [("", "ignore")])[0]
+
+    def _watch(self, uuid: str, cause: str, quarantine: str) -> None:
+        """Whether an operator has lifted a quarantine whose cause still stands."""
+        if self._lifted.get(uuid) != cause:
+            self._lifted.pop(uuid, None)
+        if cause and quarantine.startswith(cause):
+            self._standing[uuid] = cause
+        elif self._standing.pop(uuid, None) == cause and cause and not quarantine:
+            self._lifted[uuid] = cause
+
+    def _errors_unannounced(self, device: DeviceSample, whole: DeviceSample) -> float:
+        """How many memory errors there are, if they became more and no error code came for them.
+
+        A code may come with the sample after, so it is waited for.
+        """
+        count, uuid = whole.ecc_uncorrected, device.uuid
+        waited = uuid in self._unannounced
+        self._unannounced.discard(uuid)
+        if count is None:
+            return 0
+        grew = count > self._ecc.get(uuid, count)
+        self._ecc[uuid] = count
+        if device.xids:
+            return 0
+        if grew:
+            self._unannounced.add(uuid)
+        return count if waited else 0
+
+    def _clean(self, device: DeviceSample, whole: DeviceSample, now: float) -> bool:
+        """Whether it has been well for long enough, as far as its driver can tell."""
+        since = self._trouble_at.setdefault(device.uuid, now)
+        well = device.state == "ok" and whole.recovery_action == 0 and not whole.rows_pending
+        return well and now - since >= CLEAN_S
+
+
+def _standing(whole: DeviceSample) -> tuple[str, Action]:
+    """What the driver says for as long as it is so, of a GPU that must not be lent."""
+    if whole.rows_failed:
+        return "memory rows could not be remapped", "hold"
+    if whole.recovery_action:
+        return f"the driver asks for recovery action {whole.recovery_action}", "probe"
+    return "", "ignore"
+
+
+def action_of(code: int, overrides: str) -> Action:
+    """What is made of an error code. overrides: the policy's, as `79=hold,94=ignore`."""
+    for each in filter(None, overrides.split(",")):
+        number, _, action = each.partition("=")
+        if number == str(code) and action in {"ignore", "suspect", "probe", "hold"}:
+            return action  # type: ignore[return-value] # it is one of them
+    return XIDS.get(code, "suspect")

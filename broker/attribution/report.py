@@ -1,0 +1,312 @@
+"""What a host reports of a sample: each device as it is, who uses it, and what was found."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from agent_sdk.state.devices import FINDINGS
+from broker.attribution.accounting import account, shares_on
+from broker.attribution.enforcement import KillTarget
+from broker.attribution.findings import (
+    HEARING_MS,
+    AttributedSample,
+    Findings,
+    Found,
+    actions,
+    notices,
+)
+from broker.attribution.health import Health
+from broker.attribution.ownership import NOBODYS, Matcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from agent_sdk.state.holders import Holders
+    from agent_sdk.state.snapshot import PoolStatus
+    from broker.attribution.accounting import Account
+    from broker.attribution.findings import OpenFinding
+    from broker.attribution.health import Verdict
+    from broker.attribution.processes import Programs
+    from broker.attribution.sampler import HostSample
+    from broker.devices import DeviceSample
+
+MOST_GONE: Final = 100
+
+LINE: Final = 256
+NAMES: Final = 7_900
+ROWS: Final = 16_000
+COOLING: Final = 4_000
+"""Bytes of a field that the verb takes; see the forms in `lua/report.lua`."""
+
+FINDER_MS: Final = 20_000
+"""Who finds things on a host, and says nothing for so long, is followed by another reporter."""
+
+LINES: Final = ("name", "reason", "unseen", "nvml_error", "quarantine")
+
+SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason"})
+"""Of a sample, what is told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A lease that is to end, and why."""
+
+    token: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """What comes of a look.
+
+    Attributes:
+        reports: device -> what is said of it.
+        revoke: leases that the policy ends.
+        end: processes that the policy ends.
+    """
+
+    reports: dict[str, dict[str, str]]
+    revoke: list[Revocation] = field(default_factory=list)
+    end: list[KillTarget] = field(default_factory=list)
+
+
+class ReportBuilder:
+    """Reckons one look after the other."""
+
+    def __init__(self, system: Programs) -> None:
+        self._me = uuid4().hex[:8]
+        self._matcher = Matcher(system)
+        self._findings = Findings()
+        self._health = Health()
+
+    @property
+    def perhaps_over(self) -> frozenset[str]:
+        """Leases of which to ask how they ended."""
+        return self._matcher.remembered
+
+    def reckon(self, look: HostSample, holders: Holders, pool: PoolStatus) -> HostReport:
+        """What to report of a look, and what to do."""
+        now = time.monotonic()
+        self._matcher.recall(holders.devices.values(), now)
+        devices = {d.uuid: _visible(d, look) for d in look.sample.devices}
+        verdicts = {
+            uuid: self._health.judge(
+                device,
+                devices.get(device.parent, device),
+                holders.devices.get(uuid),
+                pool.xid_actions,
+                now,
+            )
+            for uuid, device in devices.items()
+        }
+        owners = self._matcher.match(look.programs, holders, now)
+        shares = {
+            uuid: shares_on(
+                uuid,
+                [holders.leases[t] for t in holders.of.get(uuid, ()) if t in holders.leases],
+                self._matcher,
+                look.sampled_ms,
+                holders.devices[uuid].exclusive if uuid in holders.devices else "",
+            )
+            for uuid in devices
+        }
+        accounts = {
+            uuid: None if uuid in holders.unsure else account(device, owners, shares[uuid])
+            for uuid, device in devices.items()
+        }
+        states = {uuid: verdict.state for uuid, verdict in verdicts.items()}
+        seen = AttributedSample(
+            look.sampled_ms,
+            devices,
+            look.programs,
+            owners,
+            shares,
+            accounts,
+            holders,
+            states,
+            self._matcher.belongings,
+        )
+        found = self._findings.look(seen, pool)
+        reports = {
+            uuid: _report(device, verdicts[uuid], accounts[uuid], found[uuid], look.unseen)
+            for uuid, device in devices.items()
+        }
+        for uuid, gone in holders.gone.items():
+            if gone and uuid in reports:
+                reports[uuid]["gone"] = ",".join(gone[:MOST_GONE])
+        if self._another_finds(holders, look.sampled_ms):
+            return HostReport({uuid: _without_findings(said) for uuid, said in reports.items()})
+        for said in reports.values():
+            if said["processes"]:
+                said |= {"finder": self._me, "finder_ms": str(look.sampled_ms)}
+        standing = self._findings.standing
+        self._tell(reports, standing, holders, pool)
+        if look.sampled_ms < pool.closed_until_ms + HEARING_MS:
+            return HostReport(reports)
+        revoke = list(_revocations(standing, look.sampled_ms, pool, holders))
+        end = [*_condemned(standing, seen, pool), *_over_using(seen, pool)]
+        return HostReport(reports, revoke, end)
+
+    def _another_finds(self, holders: Holders, now_ms: int) -> bool:
+        """Whether another reporter of this host says what is found: two would disagree."""
+        return any(
+            device.finder not in {"", self._me} and now_ms < device.finder_ms + FINDER_MS
+            for device in holders.devices.values()
+        )
+
+    def _tell(
+        self,
+        reports: dict[str, dict[str, str]],
+        standing: Iterable[OpenFinding],
+        holders: Holders,
+        pool: PoolStatus,
+    ) -> None:
+        """Add to the first device of each lease what its holder is to be told."""
+        for token, kinds in notices(standing, holders.leases, pool).items():
+            uuid = next((u for u, _ in holders.leases[token].devices if u in reports), None)
+            if uuid is not None:
+                said = [reports[uuid].get("tell", ""), f"{token}={'+'.join(kinds)}"]
+                reports[uuid]["tell"] = _names(said)  # whom there is no room for hears of it next
+
+
+def _visible(device: DeviceSample, look: HostSample) -> DeviceSample:
+    """The device, without processes whose pids mean nothing here."""
+    return replace(device, processes=None) if look.unseen else device
+
+
+def _report(
+    device: DeviceSample, verdict: Verdict, account: Account | None, found: Found, unseen: str
+) -> dict[str, str]:
+    """A device's fields as the verb takes them; what cannot be told is empty, never 0."""
+    state, reason = verdict.state, verdict.reason
+    if found.dirty and state == "ok":
+        state, reason = "dirty", found.dirty
+    said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
+    said |= {"state": state, "reason": reason, "unseen": unseen}
+    said["processes"] = _rows_text(found)
+    for name in ("outside_mb", "unclaimed_mb", "lingering_mb", "uncertain_mb"):
+        said[name] = _text(getattr(account, name, None))
+    said["cooling"] = _cooling(account)
+    said |= {kind: _names(sorted(subjects)) for kind, subjects in found.subjects.items()}
+    if verdict.quarantine is not None:
+        said["quarantine"] = verdict.quarantine
+    if verdict.xids:
+        said["xids"] = verdict.xids
+    return said | {name: line(said[name]) for name in LINES if name in said}
+
+
+def line(text: str) -> str:
+    """A text as the verb takes a line: no control characters, at most 256 bytes."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return plain.encode(errors="replace")[:LINE].decode(errors="ignore")
+
+
+def _cooling(account: Account | None) -> str:
+    """Give what each lease that cools still uses; beyond the room for them, sums alone."""
+    each = account.cooling.items() if account else ()
+    return _names((f"{token}={':'.join(map(str, said))}" for token, said in each), COOLING)
+
+
+def _names(names: Iterable[str], room: int = NAMES) -> str:
+    """Give as many of the names as a list has room for, in bytes."""
+    kept, size = [], 0
+    for name in filter(None, names):
+        size += len(name) + 1
+        if size > room:
+            break
+        kept.append(name)
+    return ",".join(kept)
+
+
+def _without_findings(said: dict[str, str]) -> dict[str, str]:
+    """A device as it is, without what is found on it."""
+    return {name: value for name, value in said.items() if name not in FINDINGS}
+
+
+def _rows_text(found: Found) -> str:
+    """The processes of a device as the pool keeps them; empty = it cannot tell."""
+    if found.rows is None:
+        return ""
+    rows = [asdict(row) for row in found.rows]
+    while len(said := json.dumps(rows, separators=(",", ":"))) > ROWS:
+        rows.pop()
+    return said
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _revocations(
+    standing: Iterable[OpenFinding], now_ms: int, pool: PoolStatus, holders: Holders
+) -> Iterator[Revocation]:
+    """The leases whose finding has stood for longer than the policy bears it."""
+    said = {"idle": "nobody used its GPU", "overuse": "its processes use more than it holds"}
+    for each in standing:
+        lease = holders.leases.get(each.finding.subject)
+        known = lease is not None and not lease.revoked
+        if known and each.finding.kind in said and _unbearable(each, now_ms, pool):
+            yield Revocation(each.finding.subject, said[each.finding.kind])
+
+
+def _unbearable(each: OpenFinding, now_ms: int, pool: PoolStatus) -> bool:
+    enforced = actions(pool).get(each.finding.kind) == "enforce"
+    return enforced and now_ms - each.since_ms >= pool.enforce_after_s * 1000
+
+
+def _condemned(
+    standing: Iterable[OpenFinding], seen: AttributedSample, pool: PoolStatus
+) -> Iterator[KillTarget]:
+    """Yield the processes whose finding has stood for longer than the policy bears it.
+
+    None that belongs to a lease that lives, by any path; as an orphan none whose lease is only said
+    to be over: any client may have registered its pid.
+    """
+    said = {"squatter": "it has no lease", "orphan": "its lease is over"}
+    for each in standing:
+        kind, subject = each.finding.kind, each.finding.subject
+        if kind not in said or not _unbearable(each, seen.sampled_ms, pool):
+            continue
+        whose = seen.belongings.get(int(subject), NOBODYS)
+        if whose.living or (kind == "orphan" and not whose.owners <= whose.proven):
+            continue
+        if (program := seen.programs.get(int(subject))) is not None:
+            token = min(whose.owners, default="")
+            yield KillTarget(each.uuid, program, token, f"{kind}: {said[kind]}")
+
+
+def _over_using(seen: AttributedSample, pool: PoolStatus) -> Iterator[KillTarget]:
+    """On a device nearly out of memory, the largest process of who uses most beyond a lease.
+
+    Nearly out is when less is left than no lease may take. A process counts that is proven to be of
+    such a lease, and belongs to no other that lives, by any path.
+    """
+    for uuid, device in seen.devices.items():
+        account = seen.accounts[uuid]
+        over = {} if account is None else account.over_mb
+        over = {token: mb for token, mb in over.items() if mb > pool.overuse_slack_mb}
+        if not pool.kill_on_oom or not over:
+            continue
+        if (device.used_mb or 0) <= (device.total_mb or 0) - device.reserve_mb:
+            continue
+        for token, over_mb in sorted(over.items(), key=lambda each: -each[1]):
+            theirs = [
+                (process.memory_mb or 0, seen.programs[process.pid])
+                for process in device.processes or ()
+                if process.pid in seen.programs
+                and token in (whose := seen.belongings.get(process.pid, NOBODYS)).proven
+                and whose.living <= over.keys()
+            ]
+            if theirs:
+                _, program = max(theirs, key=lambda each: each[0])
+                why = f"out of memory: its lease uses {over_mb} MiB more than it holds"
+                yield KillTarget(uuid, program, token, why)
+                break

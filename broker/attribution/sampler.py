@@ -1,0 +1,103 @@
+"""Looks at this machine's devices and processes, in a thread: a driver may hang."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from broker.devices.bounded_call import BoundedCall
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.attribution.processes import Program, Programs, Visibility
+    from broker.devices import Sample, Source
+
+MOST_CODES: Final = 16
+"""Of a GPU at once, each told once: a program that crashes may bring dozens."""
+
+PROCESSES_S: Final = 1.0
+"""A look at the processes may take so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSample:
+    """One look at the devices, and at the processes on them.
+
+    Attributes:
+        sampled_ms: when it began, on the pool's clock.
+        programs: by pid, those that live.
+        unseen: why processes cannot be told, in a sentence; empty = they can.
+    """
+
+    sample: Sample
+    sampled_ms: int
+    programs: Mapping[int, Program]
+    unseen: str
+
+
+class Sampler:
+    """Takes one look at a time, however long it takes.
+
+    Args:
+        wait_s: for how long a caller waits for one.
+    """
+
+    def __init__(
+        self, source: Source, system: Programs, visibility: Visibility, wait_s: float
+    ) -> None:
+        self._source = source
+        self._system = system
+        self._visibility = visibility
+        self._wait_s = wait_s
+        self._looking: asyncio.Future[HostSample] | None = None
+        self._asking: BoundedCall[dict[int, Program]] | None = None
+        self._untold: dict[str, tuple[int, ...]] = {}
+
+    async def look(self, now_ms: int) -> HostSample | None:
+        """A look, begun now or before; None: it takes longer than a caller waits.
+
+        Error codes of a GPU come with each look until `told` is called: a driver tells them once.
+
+        Args:
+            now_ms: the pool's time.
+        """
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self._see, now_ms))
+        await asyncio.wait({self._looking}, timeout=self._wait_s)
+        if not self._looking.done():
+            return None
+        looking, self._looking = self._looking, None
+        return self._with_untold(looking.result())
+
+    def told(self) -> None:
+        """The pool knows of what came with the last look."""
+        self._untold.clear()
+
+    def _with_untold(self, look: HostSample) -> HostSample:
+        for device in look.sample.devices:
+            if device.xids:
+                codes = self._untold.get(device.uuid, ()) + device.xids
+                self._untold[device.uuid] = tuple(dict.fromkeys(codes))[:MOST_CODES]
+        devices = tuple(
+            replace(device, xids=self._untold.get(device.uuid, ()))
+            for device in look.sample.devices
+        )
+        return replace(look, sample=replace(look.sample, devices=devices))
+
+    def _see(self, sampled_ms: int) -> HostSample:
+        """Look at the devices, then at the processes on them."""
+        sample = self._source.sample()
+        pids = {process.pid for d in sample.devices for process in d.processes or ()}
+        unseen = self._system.unseen(self._visibility) if pids else ""
+        programs: Mapping[int, Program] = {}
+        if pids and not unseen:
+            if self._asking is None or not self._asking.running:  # an answer of then is none of now
+                self._asking = BoundedCall(lambda: self._system.look(pids), "proc")
+                self._asking.answered_within(PROCESSES_S)
+            if self._asking.running:
+                unseen = f"/proc has not answered for {self._asking.age_s:.0f} s"
+            else:
+                programs = self._asking.answer()
+        return HostSample(sample, sampled_ms, programs, unseen)

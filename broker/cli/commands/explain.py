@@ -1,0 +1,120 @@
+"""`gpu-broker explain`: why somebody waits, or what would become of a request."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli.commands.queue import PREFIX, asks
+from broker.cli.complete import tokens
+from broker.cli.screen import one_line
+from broker.cli.store import output_option, pool_client, show
+from broker.text.printable import printable
+from broker.text.table import age, gib, table
+from broker.text.units import Size
+from broker.text.unknown_host import no_host
+
+if TYPE_CHECKING:
+    from agent_sdk import LeaseClient
+    from agent_sdk.state.explain import Explanation
+
+HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
+
+
+@click.command()
+@click.argument("token", required=False, shell_complete=tokens)
+@click.option("--agent", help="Explain a request that is not made: in whose name.")
+@click.option("--memory", type=Size(), default=0, help="MiB on each GPU: 8GiB, 512MiB, 8192.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
+@click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
+@click.option("--host", default="any", help="A host's name; any (default).")
+@click.option("--model", help="The exact name of a model.")
+@output_option()
+def explain(
+    token: str | None,
+    agent: str | None,
+    memory: int,
+    gpus: int,
+    exclusive: bool,
+    host: str,
+    model: str | None,
+    output: str,
+) -> None:
+    """Say why TOKEN waits: every GPU's reason, who is ahead, what would fit now.
+
+    The first eight letters of the token are enough. With --agent in place of a token: what would
+    become of a request, without making it.
+
+    \b
+    Examples:
+      gpu-broker explain 3f2a90c1
+      gpu-broker explain --agent analyst --memory 40GiB
+      gpu-broker explain --agent trainer --gpus 4 -o json | jq .fits_now
+    """
+    if (token is None) == (agent is None):
+        raise click.UsageError("name a TOKEN (gpu-broker queue lists them), or --agent")
+    with pool_client() as client:
+        if agent is None:
+            found = client.explain(_whole_token(client, token or ""))
+        else:
+            found = client.explain_request(
+                agent, memory_mb=memory, devices=gpus, exclusive=exclusive, host=host, model=model
+            )
+    show(output, as_text(found), asdict(found))
+
+
+def _whole_token(client: LeaseClient, token: str) -> str:
+    """The token of the one waiter or lease that begins so; else what was given.
+
+    Raises:
+        UsageError: several begin so.
+    """
+    if len(token) < PREFIX:
+        return token
+    known = {x.token for x in client.queue()} | {x.token for x in client.leases()}
+    begin = sorted(name for name in known if name.startswith(token))
+    if len(begin) > 1 and token not in known:
+        raise click.UsageError(
+            f"{len(begin)} tokens begin with {token}, as {printable(begin[0])} and "
+            f"{printable(begin[1])} do: write more"
+        )
+    return begin[0] if len(begin) == 1 else token
+
+
+def as_text(found: Explanation) -> str:
+    """For people: the answer first, then what it stands on."""
+    unknown = found.code == "host_unknown"
+    parts = [one_line(no_host(found.host, found.near_host) if unknown else found.summary)]
+    if found.fits_now:
+        parts.append("\n".join(one_line(f"would fit: {x.says}") for x in found.fits_now))
+    if found.estimate_s is not None and found.code not in {"active", "offered", "fits"}:
+        parts.append(f"in about {age(round(found.estimate_s * 1000))}: {found.basis}")
+    elif found.estimate_s is None:
+        parts.append(f"no estimate: {found.basis}")
+    if found.first_end is not None:
+        end = found.first_end
+        left = age(end.ends_at_ms - found.now_ms)
+        said = f"ends first: {end.agent}, lease {end.token[:8]}, in {left} ({end.basis})"
+        parts.append(one_line(said))
+    if found.ahead:
+        rows = [
+            (
+                x.agent,
+                asks(x.memory_mb, x.devices, exclusive=False),
+                str(x.priority),
+                age(round(x.waiting_s * 1000)),
+            )
+            for x in found.ahead
+        ]
+        more = found.ahead_count - len(rows)
+        parts.append(table(("AHEAD", "ASKS", "PRIO", "WAITING"), rows))
+        if more > 0:
+            parts.append(f"and {more} more")
+    if found.devices:
+        reasons = [
+            (f"{d.host}:{d.index}", d.name, gib(d.free_mb), d.reason, d.says) for d in found.devices
+        ]
+        parts.append(table(HEAD, reasons))
+    return "\n\n".join(parts)

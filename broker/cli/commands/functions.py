@@ -1,0 +1,107 @@
+"""`gpu-broker functions`: the verbs as functions on the server, for redis-cli alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import click
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from agent_sdk.scripts import library
+from broker.cli import FAILED
+from broker.cli.screen import dump, say
+from broker.cli.store import lease_error, output_option, pool_client, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from redis import Redis
+
+    T = TypeVar("T")
+
+
+@click.group()
+def functions() -> None:
+    """Load the verbs onto the server as functions, so that redis-cli alone can lease.
+
+    \b
+    Examples:
+      gpu-broker functions load
+      redis-cli FCALL gpu_release 1 'gpu:{default}' 1 TOKEN 0
+      gpu-broker functions source | redis-cli -x FUNCTION LOAD REPLACE
+    """
+
+
+@functions.command()
+@output_option()
+def load(output: str) -> None:
+    """Put them on the server, in place of another version's.
+
+    With them go those that the SDK of this version calls, which a broker also puts there by itself.
+    """
+    version = _on_the_server(library.load)
+    names, _ = _on_the_server(library.loaded)
+    with pool_client() as client:
+        base, url = client.keys.base, client.store.url
+    if url.startswith("unix:"):
+        there = f" -s {urlsplit(url).path}"
+    else:
+        there = " -c" if "+cluster:" in url else ""
+    text = (
+        f"loaded {library.LIBRARY}, version {version[:12]}: {', '.join(names)}\n"
+        f"try: redis-cli{there} FCALL gpu_reap 1 '{base}' 1"
+    )
+    show(output, text, {"library": library.LIBRARY, "version": version, "functions": names})
+
+
+@functions.command("list")
+@output_option()
+def list_(output: str) -> None:
+    """Say which the server has, and whether they are this version's."""
+    names, version = _on_the_server(library.loaded)
+    current = version == library.library().version
+    own = library.own_library().name
+    libraries = sorted(_on_the_server(library.libraries))
+    if not names:
+        text = "the server has none with short names: gpu-broker functions load"
+    else:
+        how = "this version's" if current else "another version's: gpu-broker functions load"
+        text = f"{', '.join(names)} ({how})"
+    text += f"\n{own}, for the SDK of this version: {'there' if own in libraries else 'not there'}"
+    others = [name for name in libraries if name not in {own, library.LIBRARY}]
+    text += "".join(f"\n{name}: another version's" for name in others)
+    found = {"functions": names, "version": version, "current": current, "libraries": libraries}
+    show(output, text, found)
+
+
+@functions.command()
+def source() -> None:
+    """Print the library, for redis-cli -x FUNCTION LOAD REPLACE."""
+    dump(library.library().source)
+
+
+@functions.command()
+def delete() -> None:
+    """Take those of all versions off the server; the SDK can do without.
+
+    A broker puts back those that it calls.
+    """
+    gone = _on_the_server(library.delete)
+    say(f"gone: {', '.join(gone)}" if gone else "the server had none")
+
+
+def _on_the_server(work: Callable[[Redis], T]) -> T:
+    """What `work` gives; a server that will not ends the command with a word."""
+    with pool_client() as client:
+        try:
+            return work(client.redis)
+        except NoPermissionError as error:
+            raise lease_error(error) from error
+        except ResponseError as error:
+            say(f"gpu-broker functions: {error}", err=True)
+            sys.exit(FAILED)
+        except RedisError as error:
+            raise lease_error(error) from error

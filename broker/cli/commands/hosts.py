@@ -1,0 +1,41 @@
+"""`gpu-broker hosts`: which machines report devices."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from broker.cli.store import output_option, pool_client, show
+from broker.text.table import age, table
+
+HEAD = ("HOST", "STATE", "DEVICES", "LAST REPORT", "VERSION")
+
+
+@click.command()
+@output_option("wide", "name")
+def hosts(output: str) -> None:
+    """List the hosts that report devices, with the age of their last report.
+
+    \b
+    Examples:
+      gpu-broker hosts
+      gpu-broker hosts -o name | xargs -n1 gpu-broker drain
+    """
+    with pool_client() as client:
+        pool, found = client.pool(), client.hosts()
+        taking = {device.host for device in client.devices() if not device.drained}
+    rows, wide = [], output == "wide"
+    for host in found:
+        silent_ms = pool.now_ms - host.reported_ms
+        state = "alive" if silent_ms <= host.deadline_ms else "away"
+        if host.drained:
+            state += ", drained"
+        elif host.devices and host.host not in taking:  # each by itself; new ones would not be
+            state += ", draining"
+        more = (age(host.deadline_ms),) if wide else ()
+        rows.append((host.host, state, str(host.devices), age(silent_ms), host.version, *more))
+    head = (*HEAD, "DEADLINE") if wide else HEAD
+    text = table(head, rows) if rows else "no hosts"
+    data = {"now_ms": pool.now_ms, "hosts": [asdict(host) for host in found]}
+    show(output, text, data, (host.host for host in found))

@@ -1,0 +1,114 @@
+"""`gpu-broker keys`: make, list and end the API keys of the HTTP door."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from agent_sdk.settings import keys_file, read_settings
+from broker.api_keys import ROLES, add, default_file, read, remove
+from broker.cli import FAILED
+from broker.cli.screen import say
+from broker.cli.store import output_option, show
+from broker.key_file import KeysError
+from broker.text.table import table
+
+if TYPE_CHECKING:
+    from broker.api_keys import Role
+
+LAST_KEY = (
+    "that was the last key in {path}: nobody gets in by a key of it until gpu-broker keys new "
+    "makes one; a broker that is started anew without the file asks for none"
+)
+
+file_option = click.option(
+    "--file",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The key file; default GPU_BROKER_KEYS_FILE, else `keys` in the state folder.",
+)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and end the API keys of the HTTP door.
+
+    Once there is a key file nobody comes in without a key. Running brokers read it again when it
+    changes. A viewer sees; an agent also leases, renews and releases what is its own; an operator
+    may do everything. Kept is a key's SHA-256 alone.
+
+    \b
+    Examples:
+      gpu-broker keys new grafana --role viewer
+      gpu-broker keys new analysts --role agent --agents 'analyst,scout-*'
+      gpu-broker keys new ann --role operator
+      gpu-broker keys revoke analysts
+    """
+
+
+@keys.command("new")
+@click.argument("name")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
+@click.option("--agents", default="", help="Agents it may ask for: names or patterns, by commas.")
+@file_option
+@output_option()
+def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> None:
+    """Make a key for NAME and print it: it cannot be read again."""
+    path = path or key_file()
+    patterns = tuple(part.strip() for part in agents.split(",") if part.strip())
+    try:
+        key = add(path, name, role, patterns)
+    except (KeysError, OSError) as error:
+        _fail(error)
+    say(f"kept its SHA-256 in {path}; it is used as", err=True)
+    say("  curl -H 'Authorization: Bearer gbk_...', or GPU_BROKER_API_KEY", err=True)
+    show(output, key, {"name": name, "role": role, "agents": list(patterns), "key": key})
+
+
+@keys.command("list")
+@file_option
+@output_option()
+def list_(path: Path | None, output: str) -> None:
+    """Show who has a key, as what, and for which agents."""
+    path = path or key_file()
+    try:
+        found = read(path)
+    except (KeysError, OSError) as error:
+        _fail(error)
+    rows = [(x.name, x.role, ",".join(x.agents) or "any", x.digest[:12]) for x in found]
+    text = table(("NAME", "ROLE", "AGENTS", "SHA-256"), rows) if rows else f"no keys in {path}"
+    data = [
+        {"name": x.name, "role": x.role, "agents": list(x.agents), "sha256": x.digest}
+        for x in found
+    ]
+    show(output, text, {"file": str(path), "keys": data})
+
+
+@keys.command("revoke")
+@click.argument("name")
+@file_option
+def revoke(name: str, path: Path | None) -> None:
+    """End the key of NAME: running brokers know it within the next request."""
+    path = path or key_file()
+    try:
+        if not remove(path, name):
+            _fail(KeysError(f"nobody called {name} has a key in {path}"))
+        left = read(path)
+    except (KeysError, OSError) as error:
+        _fail(error)
+    say(f"{name} has no key any more; what it holds runs on: gpu-broker leases")
+    if not left:
+        say(LAST_KEY.format(path=path), err=True)
+
+
+def key_file() -> Path:
+    """Where a broker with this environment looks for its keys."""
+    return keys_file() or default_file(read_settings())
+
+
+def _fail(error: Exception) -> NoReturn:
+    say(f"gpu-broker keys: {error}", err=True)
+    sys.exit(FAILED)

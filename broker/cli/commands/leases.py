@@ -1,0 +1,53 @@
+"""`gpu-broker leases`: who holds what, with whole tokens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from agent_sdk.state.findings import of_lease
+from broker.cli.complete import agents
+from broker.cli.store import output_option, pool_client, show
+from broker.text.table import age, gib, table
+
+HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS", "FINDINGS")
+
+MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
+
+
+@click.command()
+@click.option("--agent", help="Only this agent's.", shell_complete=agents)
+@output_option("wide", "name")
+def leases(agent: str | None, output: str) -> None:
+    """List every lease that lives, oldest first, and what its host found of it.
+
+    \b
+    Examples:
+      gpu-broker leases
+      gpu-broker leases --agent analyst -o json | jq -r '.leases[].token'
+      gpu-broker leases -o wide                who asked, with which fence
+    """
+    with pool_client() as client:
+        pool = client.pool()
+        devices = {device.uuid: device for device in client.devices()}
+        found = [x for x in client.leases() if agent is None or x.agent == agent]
+    wide = output == "wide"
+    said = {x.token: of_lease(x, devices) for x in found}
+    rows = [
+        (
+            x.token,
+            x.agent,
+            " ".join(uuid for uuid, _ in x.devices) or "cpu",
+            gib(x.memory_mb),
+            "no expiry" if x.expires_at_ms is None else age(x.expires_at_ms - pool.now_ms),
+            age(pool.now_ms - x.granted_at_ms),
+            x.pid.partition(":")[0],
+            " ".join(said[x.token]),
+            *((str(x.fence), str(x.priority), x.client, x.owner or "-") if wide else ()),
+        )
+        for x in found
+    ]
+    text = table((*HEAD, *MORE) if wide else HEAD, rows) if rows else "no leases"
+    data = [asdict(x) | {"memory_mb": x.memory_mb, "findings": said[x.token]} for x in found]
+    show(output, text, {"now_ms": pool.now_ms, "leases": data}, (x.token for x in found))

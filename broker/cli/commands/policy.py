@@ -1,0 +1,87 @@
+"""`gpu-broker policy`: what may be leased."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from agent_sdk.errors import error_for
+from agent_sdk.protocol.operator import Policy
+from broker.cli.screen import one_line
+from broker.cli.store import output_option, pool_client, show
+
+if TYPE_CHECKING:
+    from agent_sdk.state.snapshot import PoolStatus
+
+FIELDS = tuple(Policy.__annotations__)
+
+SWITCHES = {"true": True, "false": False}
+
+
+@click.group()
+def policy() -> None:
+    """Show or change what may be leased.
+
+    \b
+    Examples:
+      gpu-broker policy get
+      gpu-broker policy set max_memory_per_agent_mb=16384 allow_fractional_shares=false
+      gpu-broker policy set safe_mode=false
+      gpu-broker policy set idle_action=notify idle_after_s=1800
+      gpu-broker policy set xid_actions=31=suspect,79=hold
+    """
+
+
+@policy.command("get")
+@output_option()
+def get(output: str) -> None:
+    """Show the policy."""
+    with pool_client() as client:
+        pool = client.pool()
+        if not pool.ready:
+            raise error_for("not_ready")
+    _show(pool, output)
+
+
+@policy.command("set")
+@click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
+@output_option()
+def set_(settings: tuple[str, ...], output: str) -> None:
+    """Change one field or several, all or none."""
+    changes = dict(_parsed(setting) for setting in settings)
+    with pool_client() as client:
+        client.set_policy(**cast("Policy", changes))
+        pool = client.pool()
+    _show(pool, output)
+
+
+def _parsed(setting: str) -> tuple[str, bool | int | str]:
+    name, equals, value = setting.partition("=")
+    if not equals or name not in FIELDS:
+        raise click.UsageError(
+            f"{setting!r}: write FIELD=VALUE; the fields are {', '.join(FIELDS)}"
+        )
+    kind = str(Policy.__annotations__[name])
+    if "str" in kind:
+        return name, value
+    if "bool" in kind:
+        if value not in SWITCHES:
+            raise click.UsageError(f"{setting!r}: the value is true or false")
+        return name, SWITCHES[value]
+    if not value.isdecimal():
+        raise click.UsageError(f"{setting!r}: the value is a whole number")
+    return name, int(value)
+
+
+def _show(pool: PoolStatus, output: str) -> None:
+    values: dict[str, Any] = {name: getattr(pool, name) for name in FIELDS}
+    width = max(map(len, FIELDS))
+    lines = [
+        one_line(f"{name.ljust(width)}  {_word(value)}".rstrip()) for name, value in values.items()
+    ]
+    show(output, "\n".join(lines), {"version": pool.policy_version, "policy": values})
+
+
+def _word(value: bool | int | str) -> str:
+    return str(value).lower()

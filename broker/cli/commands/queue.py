@@ -1,0 +1,102 @@
+"""`gpu-broker queue`: who waits, straight from the store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agent_sdk.protocol.lease import ANY
+from agent_sdk.state.pool_state import line
+from broker.cli.complete import agents
+from broker.cli.store import output_option, pool_client, show
+from broker.text.table import age, gib, screen_width, table
+
+if TYPE_CHECKING:
+    from agent_sdk.state.pool_state import QueueStanding
+    from agent_sdk.state.queue import WaiterStatus
+
+HEAD: Final = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE", "WHY")
+
+MORE: Final = ("CLIENT", "PROCESS", "OWNER")
+
+PREFIX: Final = 8
+"""Letters of a token that are enough for `explain`, if only one begins with them."""
+
+ROOMY: Final = 160
+"""Columns of a terminal that has room for whole tokens and sentences."""
+
+
+@click.command()
+@click.option("--agent", help="Only this agent's.", shell_complete=agents)
+@output_option("wide", "name")
+def queue(agent: str | None, output: str) -> None:
+    """Show who waits, in the order of the line, and why. No running broker is needed.
+
+    Of two who could use the same GPU the upper one is served first. PLACE is how many who ask
+    alike (same host, model and size class) are ahead.
+
+    \b
+    Examples:
+      gpu-broker queue
+      gpu-broker explain TOKEN                 all there is to say of one
+      gpu-broker queue -o json | jq -r '.queue[].token'
+      gpu-broker queue --agent runaway -o name | xargs -n1 gpu-broker revoke --reason 'runs wild'
+    """
+    with pool_client() as client:
+        scene = client.scene()
+    found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
+    stands, wide = line(scene), output == "wide"
+    width = None if wide else screen_width()
+    narrow = width is not None and width < ROOMY
+    whole = wide or (width is not None and not narrow)
+    rows = [
+        (
+            x.token[:PREFIX] if narrow else x.token,
+            x.agent,
+            asks(x.memory_mb, x.devices, exclusive=x.exclusive),
+            where(x.asked_host, x.model),
+            str(x.priority),
+            age(scene.pool.now_ms - x.joined_ms),
+            place(x),
+            stands[x.token].says if whole else why(stands[x.token], x, scene.pool.now_ms),
+            *((x.client, x.pid.partition(":")[0], x.owner or "-") if wide else ()),
+        )
+        for x in found
+    ]
+    head = (*HEAD, *MORE) if wide else HEAD
+    text = table(head, rows, width=width, gives=(3, 1, 7, 2)) if rows else "nobody waits"
+    data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
+    show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
+
+
+def asks(memory_mb: int, devices: int, *, exclusive: bool) -> str:
+    """What is asked for, in a few words."""
+    if devices > 1:
+        return f"{devices} GPUs of {gib(memory_mb)}"
+    return f"a GPU of {gib(memory_mb)}" if exclusive else gib(memory_mb)
+
+
+def where(host: str, model: str) -> str:
+    """Where it is asked for."""
+    parts = [part for part in (host, model) if part != ANY]
+    return " ".join(parts) or "anywhere"
+
+
+def place(waiter: WaiterStatus) -> str:
+    """Where it stands."""
+    if waiter.state == "offered":
+        return "its turn"
+    if waiter.parked:
+        return "at its cap"
+    return "next" if waiter.place == 0 else f"{waiter.place} ahead"
+
+
+def why(stands: QueueStanding, waiter: WaiterStatus, now_ms: int) -> str:
+    """How the devices stand that could be the ones; where not they hold it back, the code."""
+    says = [f"{count} {word.replace('_', ' ')}" for word, count in stands.devices.items()]
+    if of := waiter.reservation:
+        until = "" if of.until_ms is None else f" for {age(max(0, of.until_ms - now_ms))}"
+        says.insert(0, f"{len(of.devices)} reserved{until}")
+    return ", ".join(says) or stands.code

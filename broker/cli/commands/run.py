@@ -1,0 +1,267 @@
+"""`gpu-broker run`: a command under a lease."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from agent_sdk import LeaseClient
+from agent_sdk.errors import (
+    BrokerUnavailable,
+    Denied,
+    HostUnknown,
+    LeaseError,
+    OutcomeUnknown,
+    SafeMode,
+)
+from agent_sdk.protocol.lease import LONGEST_TTL_MS
+from agent_sdk.settings import whole_environment
+from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
+from broker.cli.store import way_out
+from broker.run.engines import ENGINES, floor2, with_hint
+from broker.run.guard import Guard
+from broker.run.inherited import die_of, take_over
+from broker.run.progress import Progress
+from broker.run.supervise import CommandEnd, NotStarted, supervise
+from broker.run.wait import get_lease
+from broker.text.units import Duration, Size
+from broker.text.unknown_host import no_host
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from agent_sdk import Lease
+    from agent_sdk.request import LeaseOptions
+    from broker.run.inherited import Inherited
+
+DEADLINE_S = 5.0
+
+FOREVER_S = LONGEST_TTL_MS / 1000
+"""The longest wait that there is: a week."""
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+"""Exit codes, as a shell's."""
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 512MiB, 8192 (MiB).")
+@click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
+@click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
+@click.option("--model", help="The exact name of a model; default any.")
+@click.option("--host", help="Default this machine: the command runs here.")
+@click.option(
+    "--placement", type=click.Choice(["spread", "pack"]), default="spread",
+    help="The emptiest GPU first (default), or the fullest that fits.",
+)  # fmt: skip
+@click.option(
+    "--wait", "wait_s", type=Duration(),
+    help="Wait at most so long: 30s, 10m, 2h; 0 = not at all. Default: until it fits; with "
+    "--or-cpu not at all.",
+)  # fmt: skip
+@click.option("--priority", type=click.IntRange(0, 9), default=0, help="In the line, 9 first.")
+@click.option("--or-cpu", is_flag=True, help="Run without a GPU if none is to be had.")
+@click.option("--time", "max_hold_s", type=Duration(), default=0.0, help="Hold it no longer: 2h.")
+@click.option(
+    "--ttl", "ttl_s", type=Duration(), default=30.0,
+    help="How long after a crash of this machine it ends (default 30s).",
+)  # fmt: skip
+@click.option(
+    "--grace", "grace_s", type=Duration(), default=10.0,
+    help="Between SIGTERM and SIGKILL when the lease is lost (default 10s).",
+)  # fmt: skip
+@click.option(
+    "--for", "engine", type=click.Choice(list(ENGINES)),
+    help="Add this engine's flag for its share of the GPU to the command.",
+)  # fmt: skip
+@click.option(
+    "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
+    help="End with 69 when the store is away for so long during the wait (default 5m).",
+)  # fmt: skip
+@click.option("--agent", help="In whose name; default user@host.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but what goes wrong.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text",
+    help="How to say on stderr what happens: for people, or as JSON lines.",
+)  # fmt: skip
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    memory: int,
+    gpus: int,
+    exclusive: bool,
+    model: str | None,
+    host: str | None,
+    placement: Literal["spread", "pack"],
+    wait_s: float | None,
+    priority: int,
+    or_cpu: bool,
+    max_hold_s: float,
+    ttl_s: float,
+    grace_s: float,
+    engine: str | None,
+    store_timeout_s: float,
+    agent: str | None,
+    quiet: bool,
+    output: Literal["text", "json"],
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND under a lease: wait for it, renew it, give it back.
+
+    COMMAND finds its GPU in CUDA_VISIBLE_DEVICES, and GPU_LEASE_TOKEN, GPU_LEASE_FENCE,
+    GPU_LEASE_MEMORY_MB and GPU_LEASE_MEMORY_FRACTION (of the GPU) beside it. It runs as under env:
+    with the terminal, signals and open files that gpu-broker run was given, in a process group of
+    its own. If the lease is lost it gets SIGTERM, and after --grace SIGKILL; neither it nor what it
+    started outlives gpu-broker run. What is said goes to stderr.
+
+    The exit code is COMMAND's (128 + n if signal n ended it; Ctrl-C ends both by SIGINT), or: 75
+    not granted in time, 69 the store is away, 77 denied (SAFE_MODE, credentials), 1 refused, 126
+    and 127 as a shell's.
+
+    \b
+    Examples:
+      gpu-broker run --memory 8GiB -- python train.py
+      gpu-broker run --gpus 2 --wait 10m --time 2h -- torchrun --nproc-per-node 2 train.py
+      gpu-broker run --memory 20GiB --for vllm -- vllm serve my-model
+      gpu-broker run --memory 4GiB --or-cpu -- python embed.py
+    """
+    teller = Progress("json" if output == "json" else "trouble" if quiet else "text")
+    if shutil.which(command[0]) is None:
+        if Path(command[0]).exists() and "/" in command[0]:
+            teller.failed("not_executable", f"{command[0]}: Permission denied")
+            sys.exit(NOT_EXECUTABLE)
+        teller.failed("not_found", f"{command[0]}: no such command")
+        sys.exit(NOT_FOUND)
+    if ttl_s <= 0:
+        raise click.BadParameter("a lease of a process that may die must end", param_hint="--ttl")
+    ask: LeaseOptions = {
+        "memory_mb": memory,
+        "devices": gpus,
+        "exclusive": exclusive,
+        "model": model,
+        "host": host,
+        "placement": placement,
+        "priority": priority,
+        "max_hold_s": max_hold_s,
+        "ttl_s": ttl_s,
+        "on_unavailable": "cpu" if or_cpu else "raise",
+        "wait_s": 0.0 if or_cpu else FOREVER_S,
+    }
+    if wait_s is not None:
+        ask["wait_s"] = wait_s
+    inherited = take_over()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _leave)
+    try:
+        with Guard() as guard, _client(store_timeout_s) as client:
+            lease = get_lease(client, agent or _user(), ask, teller)
+            ended = _run(client, lease, command, grace_s, engine, teller, guard, inherited)
+    except (LeaseError, ValueError) as error:
+        ended = CommandEnd(_explained(error, teller))
+    except KeyboardInterrupt:
+        ended = CommandEnd(128 + signal.SIGINT, signal.SIGINT)
+    if ended.by is not None:
+        die_of(ended.by, group=ended.alone)
+    sys.exit(ended.code)
+
+
+def _client(store_timeout_s: float) -> LeaseClient:
+    client = LeaseClient.from_env(client_name="gpu-broker-run", deadline_s=DEADLINE_S)
+    client.away_s = store_timeout_s
+    return client
+
+
+def _run(
+    client: LeaseClient,
+    lease: Lease,
+    command: tuple[str, ...],
+    grace_s: float,
+    engine: str | None,
+    teller: Progress,
+    guard: Guard,
+    inherited: Inherited,
+) -> CommandEnd:
+    """Run the command and give how it ended; the lease is given back in any case."""
+    given_back = False
+
+    def give_back() -> None:
+        nonlocal given_back
+        given_back = True
+        try:
+            client.release(lease)
+        except LeaseError as error:
+            teller.not_returned(lease, error)
+
+    try:
+        client.keep(lease)
+        env = whole_environment() | lease.env()
+        words = list(command)
+        if lease.devices:
+            leased_mb, total_mb = _smallest_share(client, lease)
+            env["GPU_LEASE_MEMORY_FRACTION"] = f"{floor2(leased_mb / total_mb):.2f}"
+            if engine is not None:
+                words, flag = with_hint(command, engine, leased_mb, total_mb)
+                if flag is not None:
+                    teller.hint(flag)
+        return supervise(
+            words, env, lease, grace_s, teller, give_back, guard=guard, inherited=inherited
+        )
+    except NotStarted as error:
+        teller.failed("not_executable", f"{command[0]}: {error}")
+        return CommandEnd(NOT_EXECUTABLE)
+    finally:
+        if not given_back:
+            give_back()
+
+
+def _smallest_share(client: LeaseClient, lease: Lease) -> tuple[int, int]:
+    """MiB leased and MiB in all of the device of which the lease has the smallest share."""
+    totals = {device.uuid: device.total_mb for device in client.devices()}
+    shares = [(d.memory_mb, max(1, totals.get(d.uuid, d.memory_mb))) for d in lease.devices]
+    return min(shares, key=lambda share: share[0] / share[1])
+
+
+def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
+    """Say why there is no lease; the exit code that it stands for."""
+    if not isinstance(error, LeaseError):
+        teller.failed("bad_request", str(error))
+        return FAILED
+    text = str(error)
+    if isinstance(error, HostUnknown):
+        teller.failed(error.code, no_host(error.asked, error.near))
+        return FAILED
+    if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
+        code, advice = UNAVAILABLE, way_out(error)
+    elif isinstance(error, (Denied, SafeMode)):
+        code, advice = DENIED, "--or-cpu runs the command without a GPU"
+    elif error.retryable:
+        code, advice = (
+            NOT_IN_TIME,
+            "--wait waits longer, gpu-broker explain says what is in the way",
+        )
+    else:
+        code, advice = FAILED, "gpu-broker status shows what there is"
+    teller.failed(error.code, f"{text}: {advice[0].lower()}{advice[1:]}")
+    return code
+
+
+def _user() -> str:
+    """Who asks, as an agent's name."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in passwd, as containers have
+        user = f"uid-{os.getuid()}"
+    name = f"{user}@{os.uname().nodename}"
+    return re.sub(r"[^A-Za-z0-9._:@/-]", "-", name)[:128]
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """Leave the line as on Ctrl-C; once the command runs, signals are its own."""
+    sys.exit(128 + number)

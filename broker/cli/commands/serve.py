@@ -1,0 +1,218 @@
+"""`gpu-broker serve`: the broker."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+import uvicorn
+
+from agent_sdk.store.embedded import EmbeddedStore
+from agent_sdk.store.server_binary import EmbeddedError
+from broker import logs
+from broker.app import build_app
+from broker.cli import UNAVAILABLE, USAGE
+from broker.cli.commands.host import may_kill_option
+from broker.cli.screen import say
+from broker.devices import DeviceSourceError
+from broker.http.connection_limits import ConnectionLimits, room
+from broker.http.slow_clients import UNREAD_S, DeadlineProtocol
+from broker.maintenance.store_supervisor import kept
+from broker.reporter import source_of
+from broker.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi import FastAPI
+
+DEMO_DEVICES = "sim:2x24576"
+
+BACKLOG = 2048
+"""Connections that wait for us to take them."""
+
+STOP_S = 5
+"""How long open connections may hold up a stop."""
+
+
+@click.command()
+@click.option(
+    "--demo", is_flag=True, help="The embedded store, and simulated GPUs if there are none."
+)
+@click.option("--host", help="Address to listen on (GPU_ORCHESTRATOR_HOST, default 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without API keys.")
+@may_kill_option
+def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_kill: bool) -> None:
+    """Answer over HTTP, report this machine's GPUs, take back what is over.
+
+    \b
+    Examples:
+      gpu-broker serve --demo
+      REDIS_URL=redis://gpu-store:6379 gpu-broker serve
+      GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --port 8015
+    """
+    said = {"bind": host, "port": port, "may_kill": may_kill or None}
+    given = {name: value for name, value in said.items() if value is not None}
+    try:
+        settings = load_settings(**given)
+        if demo:
+            settings = _for_demo(settings)
+        _check_reach(settings, insecure=insecure)
+        app = build_app(settings)
+        app.state.crowd = ConnectionLimits(room())
+        listener = _listen(settings)
+    except (SettingsError, DeviceSourceError) as error:
+        say(f"gpu-broker serve: {error}", err=True)
+        sys.exit(USAGE)
+    logs.configure(settings.log_format, replica=app.state.replica)
+    say(banner(settings, demo=demo))
+    # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, _stopped)
+    config = uvicorn.Config(
+        app,
+        http=DeadlineProtocol,
+        log_config=None,
+        log_level="error",  # its warnings are what strangers send, a line for each
+        access_log=False,
+        timeout_graceful_shutdown=STOP_S,
+        timeout_keep_alive=5,
+    )
+    try:
+        with _store(settings, app):
+            Server(config, app).run(sockets=[listener])
+    except EmbeddedError as error:
+        say(f"gpu-broker serve: {error}", err=True)
+        sys.exit(UNAVAILABLE)
+
+
+@contextmanager
+def _store(settings: Settings, app: FastAPI) -> Iterator[None]:
+    """The embedded store for as long as we serve; the last who leaves it ends it."""
+    if not settings.sdk.embedded:
+        yield
+        return
+    store = EmbeddedStore(settings.sdk.state_dir)
+    with kept(store):
+        app.state.store_began_anew = store.began_anew
+        yield
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which tells the application that it stops before it waits for the requests."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._state = app.state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer those that wait for a lease first: they may wait for a minute."""
+        self._state.broker.stopping.set()
+        await super().shutdown(sockets)
+
+
+def _stopped(*_: object) -> None:
+    sys.exit(0)
+
+
+def _check_reach(settings: Settings, *, insecure: bool) -> None:
+    if settings.loopback or insecure or settings.keyring().locked:
+        return
+    raise SettingsError(
+        f"listening on {settings.bind} lets every machine that reaches it end leases, and there "
+        "are no API keys: gpu-broker keys new NAME --role operator makes the first; or listen on "
+        "127.0.0.1, or pass --insecure to take the risk"
+    )
+
+
+def _for_demo(settings: Settings) -> Settings:
+    """The embedded store whatever REDIS_URL says; simulated devices unless there are real ones."""
+    sdk = replace(settings.sdk, redis_url=None)
+    settings = settings.model_copy(update={"sdk": sdk})
+    if settings.devices == "auto" and source_of(settings).name == "none":
+        settings = settings.model_copy(update={"devices": DEMO_DEVICES})
+    return settings
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The socket to serve on, taken before anything is started."""
+    family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it: the kernel ends one whose peer takes nothing, or is gone.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1000))
+    try:
+        listener.bind((settings.bind, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(_not_had(settings, error)) from error
+    return listener
+
+
+def _not_had(settings: Settings, error: OSError) -> str:
+    """Say why there is no socket to serve on, and what to change."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"{settings.bind} is no address of this machine ({error.strerror}): "
+            "GPU_ORCHESTRATOR_HOST or --host names one, as 127.0.0.1 or 0.0.0.0"
+        )
+    return (
+        f"port {settings.port} on {settings.bind} cannot be had ({error.strerror}): another broker "
+        "may be running; GPU_ORCHESTRATOR_PORT or --port names another port"
+    )
+
+
+def banner(settings: Settings, *, demo: bool) -> str:
+    """What this process is, in which mode and why, and three things to try next."""
+    host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
+    base = f"http://{'localhost' if settings.loopback else host}:{settings.port}"
+    store = f"embedded, {settings.sdk.state_dir}" if settings.sdk.embedded else "REDIS_URL"
+    lines = [
+        f"gpu-broker on {base}",
+        f"  store    {store}, pool {settings.sdk.pool}",
+        f"  devices  {_devices(settings)}",
+        f"  mode     {_mode(settings)}",
+        "  see it   at that address in a browser, or with gpu-broker status -w",
+    ]
+    if settings.keyring().locked:
+        lines.append("  reach    with an API key alone: gpu-broker keys list")
+    elif not settings.loopback:
+        lines.append("  reach    INSECURE: no API keys, whoever reaches this port can end leases")
+    if demo:
+        lease = f"""curl -s {base}/lease -H 'Content-Type: application/json' \\
+         -d '{{"agent": "me", "min_memory_mb": 8192}}'"""
+        lines += [
+            "",
+            "Try, in another terminal:",
+            f"  1. curl -s {base}/gpu/info",
+            f"  2. {lease}",
+            "  3. gpu-broker status        (in a checkout: .venv/bin/gpu-broker status)",
+        ]
+    return "\n".join(lines)
+
+
+def _devices(settings: Settings) -> str:
+    if settings.devices.startswith("sim:"):
+        return f"SIMULATED, {settings.devices}: no GPU is touched, leases are real"
+    if settings.devices.startswith("scenario:"):
+        return f"SCRIPTED, {settings.devices}: no GPU is touched, leases are real"
+    source = source_of(settings)
+    return f"{source.name} on host {settings.sdk.hostname}"
+
+
+def _mode(settings: Settings) -> str:
+    if settings.safe_mode is None:
+        return "SAFE_MODE as the pool's policy says (a new pool: " + (
+            "on)" if settings.new_pool_safe_mode else "off, the store is this machine's own)"
+        )
+    if settings.safe_mode:
+        return "SAFE_MODE on, from the environment: no GPU leases; SAFE_MODE=false switches it off"
+    return "SAFE_MODE off, from the environment"

@@ -1,0 +1,225 @@
+"""`gpu-broker status`: GPUs and who holds them, straight from the store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from agent_sdk.state import reservations
+from agent_sdk.state.findings import of_lease
+from broker.cli.processes import FOUND, beneath, notes, unleased_rows
+from broker.cli.screen import bare, one_line, paint
+from broker.cli.store import as_json, output_option, pool_client, show
+from broker.cli.watch import watch
+from broker.text.table import age, bar, gib, screen_width, table
+
+if TYPE_CHECKING:
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.snapshot import LeaseStatus
+
+BUSY_PCT: Final = 50
+
+BAR: Final = 16
+
+NARROW_BAR: Final = 12
+
+ROOMY: Final = 110
+"""Columns of a terminal that has room for all; a narrower one goes without a few."""
+
+DEFAULT: Final = "default"
+"""The pool that needs no name."""
+
+HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE")
+
+
+@click.command()
+@click.option(
+    "-w",
+    "--watch",
+    "every_s",
+    type=click.FloatRange(0.2, 3600),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Stay, and draw anew: when something happens, and every so many seconds (2).",
+)
+@output_option("wide", "name")
+def status(every_s: float | None, output: str) -> None:
+    """Show GPUs and who holds what. No running broker is needed.
+
+    One line for each GPU, and below it one for each lease on it with its processes, then those that
+    have no lease (!). The bar shows what is leased (#), used by others (o), withheld (x) and left
+    (·). FREE is what the next request can be given: nothing of a GPU that takes no new leases or
+    is reserved. What is found of a lease (idle, overuse, degraded) stands where else it says how
+    long it is held.
+
+    \b
+    Examples:
+      gpu-broker status
+      gpu-broker status -w                            live, until Ctrl-C
+      gpu-broker status -o wide                       UUIDs, tokens, processes
+      gpu-broker status -o json | jq '.devices[].free_mb'
+      gpu-broker status -o name | xargs -n1 gpu-broker drain
+    """
+    with pool_client() as client:
+        pool = client.keys.pool_name
+
+        def picture(scene: PoolState) -> str:
+            if output == "json":
+                return as_json(as_data(scene))
+            return as_text(scene, output=output, pool=pool)
+
+        if every_s is not None:
+            watch(client, every_s, picture, lines=output in {"json", "name"})
+            return
+        scene = client.scene()
+    show(output, as_text(scene, output=output, pool=pool), as_data(scene), scene.devices)
+
+
+def as_data(scene: PoolState) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "pool": asdict(scene.pool),
+        "devices": [
+            asdict(d) | {"free_mb": scene.free_mb(d), "left_mb": d.left_mb}
+            for d in scene.devices.values()
+        ],
+        "leases": [asdict(x) | {"memory_mb": x.memory_mb} for x in scene.leases.values()],
+        "waiting": len(scene.waiters),
+    }
+
+
+def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> str:
+    """For people: the pool in a line, then a line for each GPU and each lease."""
+    if output == "name":
+        return "\n".join(map(one_line, scene.devices))
+    if not scene.pool.ready:
+        return "no host has reported to this pool: start gpu-broker serve on a machine with GPUs"
+    wide = output == "wide"
+    width = None if wide else screen_width()
+    narrow = width is not None and width < ROOMY
+    parts = [_pool_line(scene, pool, width)]
+    if scene.waiters:
+        parts.append(f"{len(scene.waiters)} waiting: gpu-broker queue")
+    if not scene.devices:
+        parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
+    head: tuple[str, ...] = (*HEAD, "") if wide else HEAD
+    rows = _rows(scene, wide=wide, bar_width=NARROW_BAR if narrow else BAR)
+    if narrow:
+        head, rows = _without(head, "TEMP"), [_without(row, "TEMP") for row in rows]
+    if rows:
+        parts.append(table(head, rows, width=width, gives=(1, len(head) - 1, 0)))
+    cpu = [x for x in scene.leases.values() if not x.devices]
+    parts += notes(scene, width)
+    if cpu:
+        named = [_cpu_row(x, scene, wide=wide) for x in cpu]
+        parts.append(table(("CPU LEASES", "", "", ""), named, width=width, gives=(0,)))
+    return "\n\n".join(parts)
+
+
+def _pool_line(scene: PoolState, pool: str, width: int | None) -> str:
+    devices = scene.devices.values()
+    free = sum(map(scene.free_mb, devices))
+    total = sum(d.total_mb for d in devices)
+    safe = (
+        paint("SAFE_MODE is ON: no GPU leases are given", "red")
+        if scene.pool.safe_mode
+        else "SAFE_MODE is off"
+    )
+    counts = (
+        (len(scene.hosts), "host"), (len(devices), "GPU"), (scene.pool.active_leases, "lease")
+    )  # fmt: skip
+    said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
+    name = "" if pool == DEFAULT else f"pool {pool}: "
+    line = f"{name}{said}, {gib(free)} free of {gib(total)}."
+    fits = width is None or len(bare(f"{line} {safe}")) <= width
+    return f"{line} {safe}" if fits else f"{line}\n{safe}"
+
+
+def _rows(scene: PoolState, *, wide: bool, bar_width: int) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    held: dict[str, list[tuple[LeaseStatus, int]]] = {}
+    for lease in scene.leases.values():
+        for uuid, mb in lease.devices:
+            held.setdefault(uuid, []).append((lease, mb))
+    for uuid, device in scene.devices.items():
+        rows.append(_device_row(device, scene, bar_width) + ((_all_of(device),) if wide else ()))
+        for lease, mb in held.get(uuid, ()):
+            rows.append(_lease_row(lease, scene, mb) + ((_whole(lease, scene),) if wide else ()))
+            rows += beneath(device, lease, scene, wide=wide)
+        rows += unleased_rows(device, scene, wide=wide)
+    return rows
+
+
+def state_of(device: DeviceStatus, now_ms: int) -> str:
+    """Say a device's state in a word, with what is wrong, or with its reservation."""
+    if device.state == "ok" and device.reservation and not device.drained:
+        return reservations.says(device.reservation, now_ms)
+    word = "drained" if device.drained and device.state == "ok" else device.state
+    return f"{word} {device.quarantine or device.reason}".strip()
+
+
+def _device_row(device: DeviceStatus, scene: PoolState, bar_width: int) -> tuple[str, ...]:
+    busy, warm = device.telemetry["utilization_gpu_pct"], device.telemetry["temperature_c"]
+    state, free_mb = state_of(device, scene.pool.now_ms), scene.free_mb(device)
+    shares = (
+        ("#", device.reserved_mb), ("o", device.foreign_mb + device.reserve_mb),
+        ("x", device.withheld_mb),
+    )  # fmt: skip
+    return (
+        f"{device.host}:{device.index}",
+        device.name,
+        bar(shares, device.total_mb, bar_width),
+        f"{device.reserved_mb / 1024:.1f}/{gib(device.total_mb)}",
+        paint(gib(free_mb), "green" if free_mb else None),
+        "-" if busy is None else paint(f"{busy:.0f} %", _busy_colour(busy)),
+        "-" if warm is None else f"{warm:.0f} C",
+        paint(state, _state_colour(device, state)),
+    )
+
+
+def _state_colour(device: DeviceStatus, state: str) -> str:
+    if device.reservation and device.state == "ok" and not device.drained:
+        return "yellow"
+    return "green" if state == "ok" else "red"
+
+
+def _busy_colour(busy: float) -> str | None:
+    return "yellow" if busy >= BUSY_PCT else None
+
+
+def _lease_row(lease: LeaseStatus, scene: PoolState, mb: int) -> tuple[str, ...]:
+    ends, now_ms = lease.expires_at_ms, scene.pool.now_ms
+    left = "no expiry" if ends is None else f"{age(ends - now_ms)} left"
+    held = f"held {age(now_ms - lease.granted_at_ms)}"
+    if found := of_lease(lease, scene.devices):
+        held = paint(found[0], FOUND[found[0]])
+    return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
+
+
+def _cpu_row(lease: LeaseStatus, scene: PoolState, *, wide: bool) -> tuple[str, ...]:
+    _, agent, left, _, held, *_, token = _lease_row(lease, scene, 0)
+    return (agent, left, held, _whole(lease, scene) if wide else token)
+
+
+def _all_of(device: DeviceStatus) -> str:
+    """What wide says of a device: its UUID, what it is a part of, its last error code."""
+    said = [device.uuid, f"part of {device.parent}" if device.parent else ""]
+    return " ".join(filter(None, [*said, f"XID {device.xid}" if device.xid else ""]))
+
+
+def _whole(lease: LeaseStatus, scene: PoolState) -> str:
+    """What wide says of a lease: its token, whose it is, all that is found of it."""
+    said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
+    said += [f"priority {lease.priority}"] if lease.priority else []
+    said += [f"owner {lease.owner}"] if lease.owner else []
+    said += of_lease(lease, scene.devices)
+    return " ".join(filter(None, said))
+
+
+def _without(row: tuple[str, ...], column: str) -> tuple[str, ...]:
+    at = HEAD.index(column)
+    return row[:at] + row[at + 1 :]

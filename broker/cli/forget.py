@@ -1,5 +1,0 @@
-"""`gpu-broker forget` is in `drain`, with which it shares its argument."""
-
-from broker.cli.drain import forget
-
-__all__ = ["forget"]

@@ -1,5 +1,0 @@
-"""`gpu-broker undrain` is in `drain`, of which it is the opposite."""
-
-from broker.cli.drain import undrain
-
-__all__ = ["undrain"]

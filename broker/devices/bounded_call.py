@@ -1,0 +1,60 @@
+"""A call into a driver that may never come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class BoundedCall(Generic[T]):
+    """Runs `work` once on a daemon thread of its own, from construction on.
+
+    A thread stuck in the kernel cannot be ended, only left behind: being a daemon, it does
+    not keep the process from exiting either.
+    """
+
+    def __init__(self, work: Callable[[], T], name: str) -> None:
+        self._work = work
+        self._began = time.monotonic()
+        self._done = threading.Event()
+        self._results: list[T] = []
+        self._error: Exception | None = None
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError as error:  # the process may start no more threads
+            self._error = error
+            self._done.set()
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._work())
+        except Exception as error:  # noqa: BLE001 - answer() raises it for whoever waits
+            self._error = error
+        finally:
+            self._done.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether the work has neither returned nor raised yet."""
+        return not self._done.is_set()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the call began."""
+        return time.monotonic() - self._began
+
+    def answered_within(self, seconds: float) -> bool:
+        """Wait at most so long; True once there is an answer."""
+        return self._done.wait(max(0.0, seconds))
+
+    def answer(self) -> T:
+        """What the work returned, or raise what it raised; only after it answered."""
+        if self._error is not None:
+            raise self._error
+        return self._results[0]

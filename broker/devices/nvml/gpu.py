@@ -1,0 +1,104 @@
+"""One GPU as NVML tells it: which calls, and in which units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from broker.devices.last_known import Fault, quiet
+from broker.devices.nvml.handle import Handle, identified
+from broker.devices.nvml.mig import divided, is_divided, parts
+from broker.devices.nvml.processes import Busy, read_processes
+from broker.devices.sample import (
+    DeviceSample,
+    name_of,
+    number,
+    uuid_of,
+)
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from broker.devices.nvml.xid import XidWatch
+
+_CLOCK_SM, _CLOCK_MEMORY = 1, 2
+_UNCORRECTED, _VOLATILE = 1, 0
+_RECOVERY_ACTION = 230
+
+
+def read(
+    nvml: ModuleType, watch: XidWatch, busy: Busy, index: int
+) -> tuple[DeviceSample, ...] | Fault:
+    """The GPU at `index` and then its MIG devices, or why it cannot be named.
+
+    From here on `watch` has its XIDs.
+
+    Raises:
+        NVMLError: there is no handle or UUID to be had; see `fault_of`.
+    """
+    raw = nvml.nvmlDeviceGetHandleByIndex(index)
+    uuid = uuid_of(nvml.nvmlDeviceGetUUID(raw))
+    if not uuid:
+        return Fault("error", "NVML gives this GPU no usable UUID")
+    watch.add(raw, uuid)
+    gpu = Handle(nvml, raw)
+    total, allocated = gpu.memory()
+    unreadable = gpu.complaint
+    device = _read_health(gpu, _row(index, uuid, gpu, total, allocated))
+    of_mig: list[DeviceSample] = []
+    if is_divided(gpu):
+        device, of_mig = divided(device), parts(gpu, device)
+    else:
+        processes, mps = read_processes(gpu)
+        if processes is not None:
+            processes = busy.mark(gpu, uuid, processes)
+        device = replace(device, processes=processes, mps=mps)
+    fault = gpu.complaint if gpu.gone else unreadable
+    if fault is None:
+        told = gpu.complaint.reason if gpu.complaint else None
+        return replace(device, nvml_error=told), *of_mig
+    return fault if fault.ended else tuple(quiet(row, fault) for row in [device, *of_mig])
+
+
+def _row(
+    index: int, uuid: str, gpu: Handle, total: int | None, allocated: int | None
+) -> DeviceSample:
+    name = name_of(gpu.ask("nvmlDeviceGetName"))
+    busy_pct = number(getattr(gpu.ask("nvmlDeviceGetUtilizationRates"), "gpu", None), 0, 100)
+    return replace(
+        identified(index, uuid, name, total, allocated),
+        utilization_gpu_pct=busy_pct,
+        temperature_c=number(gpu.ask("nvmlDeviceGetTemperature", 0), 0, 200),
+        power_draw_w=_watts(gpu.ask("nvmlDeviceGetPowerUsage")),
+        nvml_gpu_util_pct=busy_pct,
+    )
+
+
+def _read_health(gpu: Handle, device: DeviceSample) -> DeviceSample:
+    ecc = number(gpu.ask("nvmlDeviceGetTotalEccErrors", _UNCORRECTED, _VOLATILE), 0, 1e15)
+    rows = gpu.ask("nvmlDeviceGetRemappedRows")
+    pending, failed = rows[2:4] if isinstance(rows, tuple) else (None, None)
+    return replace(
+        device,
+        power_limit_w=_watts(gpu.ask("nvmlDeviceGetEnforcedPowerLimit")),
+        clock_sm_mhz=number(gpu.ask("nvmlDeviceGetClockInfo", _CLOCK_SM), 0, 1e5),
+        clock_memory_mhz=number(gpu.ask("nvmlDeviceGetClockInfo", _CLOCK_MEMORY), 0, 1e5),
+        ecc_uncorrected=None if ecc is None else int(ecc),
+        rows_pending=None if pending is None else bool(pending),
+        rows_failed=None if failed is None else bool(failed),
+        recovery_action=_recovery_action(gpu),
+    )
+
+
+def _watts(milliwatts: object) -> float | None:
+    told = number(milliwatts, 0, 1e7)
+    return None if told is None else told / 1000
+
+
+def _recovery_action(gpu: Handle) -> int | None:
+    values = gpu.ask("nvmlDeviceGetFieldValues", [_RECOVERY_ACTION])
+    if values is None:
+        return None
+    field = values[0]  # type: ignore[index] # an array of one, of pynvml's own making
+    action = number(field.value.uiVal, 0, 1000)
+    return None if field.nvmlReturn or action is None else int(action)

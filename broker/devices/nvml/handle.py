@@ -1,0 +1,151 @@
+"""The calls that NVML takes for one handle, and what their failures mean.
+
+The pynvml module is handed in by `nvml`, which alone imports it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.devices.last_known import Fault
+from broker.devices.sample import MAX_MB, DeviceSample, model_of, percent, reserve_of, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+MIB = 1024 * 1024
+
+ABSENT = frozenset({3, 4, 6, 13, 21, 25, 26})
+"""Not supported, no permission, not found, function not found, no data, version mismatch,
+deprecated: this driver or card does not tell, and nothing is wrong with the GPU."""
+
+_NO_MEMORY = "NVML does not tell how much memory this {} has"
+_LOST = frozenset({15, 16})
+# Not initialised, driver not loaded, driver and library differ: NVML was opened with a driver that
+# is not there any more.
+_ENDED = frozenset({1, 9, 18})
+_SENTENCES = {
+    1: "NVML is not initialised",
+    4: "This process may not ask NVML: no permission",
+    9: "The NVIDIA driver is not loaded",
+    10: "NVML timed out",
+    12: "No NVIDIA driver library (libnvidia-ml.so.1) on this machine",
+    13: "This NVIDIA driver is too old for NVML to be used",
+    15: "The GPU is lost: it no longer answers on its bus; reset it or reboot",
+    16: "The GPU must be reset before it can be used again",
+    18: "The NVIDIA driver and its library differ in version, as after an upgrade: "
+    "reload the driver or reboot, then restart this process",
+    19: "The GPU is in use by something that keeps NVML out",
+    27: "The GPU is not ready",
+    28: "NVML finds no such GPU",
+    999: "The NVIDIA driver reports an unknown error",
+}
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "nvidia-ml-py is not installed: pip install 'gpu-lease-broker[broker]'"
+    value = getattr(error, "value", None)
+    if isinstance(value, int):
+        return _SENTENCES.get(value) or f"NVML failed with error {value}: {text(error)[:120]}"
+    return f"NVML failed: {type(error).__name__}: {text(error)[:120]}"
+
+
+def fault_of(error: Exception) -> Fault:
+    """What an exception from pynvml, or from importing it, says about a GPU."""
+    value = getattr(error, "value", None)
+    return Fault("lost" if value in _LOST else "error", _sentence(error), value in _ENDED)
+
+
+class Handle:
+    """A GPU's or a MIG device's calls, guarded one by one; none is made once it is found lost.
+
+    Attributes:
+        complaint: the worst that a call said of it, or None.
+    """
+
+    def __init__(self, nvml: ModuleType, handle: object) -> None:
+        self.nvml = nvml
+        self.raw = handle
+        self.complaint: Fault | None = None
+
+    def ask(
+        self, function: str, *args: object, means: Mapping[int, object] | None = None
+    ) -> object:
+        """The answer, or None when there is none; `means` gives errors that are answers."""
+        if self.gone:
+            return None
+        try:
+            return self._call(function, args)
+        except Exception as error:  # noqa: BLE001 - one field must not cost the others
+            value = getattr(error, "value", None)
+            if isinstance(value, int) and means is not None and value in means:
+                return means[value]
+            if value not in ABSENT:
+                self._complain(fault_of(error))
+            return None
+
+    def _call(self, function: str, args: tuple[object, ...]) -> object:
+        try:
+            return getattr(self.nvml, function)(self.raw, *args)
+        except self.nvml.NVMLLibraryMismatchError:  # the driver has the older call only
+            return getattr(self.nvml, f"{function}_v2")(self.raw, *args)
+
+    def _complain(self, fault: Fault) -> None:
+        known = self.complaint
+        if known is None or fault.state == "lost" or (fault.ended and known.state != "lost"):
+            self.complaint = fault
+
+    @property
+    def gone(self) -> bool:
+        """Whether a call has found the GPU lost, or the session with its driver over."""
+        return self.complaint is not None and (
+            self.complaint.state == "lost" or self.complaint.ended
+        )
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes in all, and bytes allocated.
+
+        Drivers differ on whether v2's `used` counts what the driver keeps for itself, so
+        allocated is total - free - reserved, right for each of them. v1 does not tell reserved
+        apart, so there it counts as allocated.
+        """
+        info = self.ask("nvmlDeviceGetMemoryInfo", self.nvml.nvmlMemory_v2)
+        if info is None and self.complaint is None:
+            info = self.ask("nvmlDeviceGetMemoryInfo")
+        total, free = getattr(info, "total", 0), getattr(info, "free", 0)
+        if not MIB <= total <= MAX_MB * MIB:
+            return None, None
+        allocated = total - free - getattr(info, "reserved", 0)
+        return total, allocated if 0 <= allocated <= total else None
+
+
+def identified(
+    index: int,
+    uuid: str,
+    name: str,
+    total: int | None,
+    allocated: int | None,
+    *,
+    kind: str = "GPU",
+) -> DeviceSample:
+    """A device by what it is and what memory it has, `total` and `allocated`, in bytes.
+
+    None: NVML does not tell. `kind` is what it is called in a sentence.
+    """
+    total_mb = None if total is None else total // MIB
+    return DeviceSample(
+        uuid=uuid,
+        index=index,
+        name=name,
+        model=model_of(name),
+        total_mb=total_mb,
+        reserve_mb=reserve_of(total_mb),
+        used_mb=None if allocated is None else -(-allocated // MIB),
+        reason="" if total_mb else _NO_MEMORY.format(kind),
+        memory_utilization_pct=percent(allocated, total),
+        nvml_mem_used_mb=None if allocated is None else round(allocated / MIB, 2),
+        nvml_mem_total_mb=None if total is None else round(total / MIB, 2),
+        nvml_mem_util_pct=percent(allocated, total),
+    )

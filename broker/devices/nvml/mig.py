@@ -1,0 +1,63 @@
+"""A GPU that is divided into MIG devices: each is leased by itself, and so has its own row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from broker.devices.last_known import quiet
+from broker.devices.nvml.handle import Handle, identified
+from broker.devices.nvml.processes import read_processes
+from broker.devices.sample import (
+    DeviceSample,
+    name_of,
+    number,
+    uuid_of,
+)
+
+DIVIDED = "This GPU is divided: its MIG devices are leased in its place"
+_MOST = 64
+
+
+def is_divided(gpu: Handle) -> bool:
+    """Whether MIG is on; a GPU that does not know of MIG is whole."""
+    mode = gpu.ask("nvmlDeviceGetMigMode")
+    return isinstance(mode, list) and mode[:1] == [1]
+
+
+def divided(parent: DeviceSample) -> DeviceSample:
+    """The row of a GPU that is divided: who uses it is told by the rows of its parts."""
+    return replace(parent, state="mig", reason=DIVIDED, processes=None, mps=None)
+
+
+def parts(gpu: Handle, parent: DeviceSample) -> list[DeviceSample]:
+    """A row for each MIG device of a GPU.
+
+    Its index is 100 * (the GPU's index + 1) + its place among the GPU's MIG devices: the one at
+    place 0 of GPU 2 is 300. No machine has the hundred GPUs that would make two of them equal.
+    """
+    most = number(gpu.ask("nvmlDeviceGetMaxMigDeviceCount"), 0, _MOST)
+    rows = []
+    for place in range(int(most or 0)):
+        raw = gpu.ask("nvmlDeviceGetMigDeviceHandleByIndex", place)
+        if raw is not None:
+            part = Handle(gpu.nvml, raw)
+            uuid = uuid_of(part.ask("nvmlDeviceGetUUID"))
+            if uuid:
+                rows.append(_row(part, uuid, 100 * (parent.index + 1) + place, parent))
+    return rows
+
+
+def _row(part: Handle, uuid: str, index: int, parent: DeviceSample) -> DeviceSample:
+    total, allocated = part.memory()
+    unreadable = part.complaint
+    name = name_of(part.ask("nvmlDeviceGetName") or f"{parent.name} MIG")
+    processes, mps = read_processes(part)
+    row = replace(
+        identified(index, uuid, name, total, allocated, kind="MIG device"),
+        nvml_error=part.complaint.reason if part.complaint else None,
+        mps=mps,
+        parent=parent.uuid,
+        processes=processes,
+    )
+    fault = part.complaint if part.gone else unreadable
+    return row if fault is None else quiet(row, fault)

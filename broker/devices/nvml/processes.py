@@ -1,0 +1,93 @@
+"""The processes on a GPU as NVML names them, and how much of its time each computed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from broker.devices.nvml.handle import MIB
+from broker.devices.sample import MAX_MB, GpuProcess, number
+
+if TYPE_CHECKING:
+    from broker.devices.nvml.handle import Handle
+
+_COMPUTE = "nvmlDeviceGetComputeRunningProcesses"
+_GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses"
+_MPS = "nvmlDeviceGetMPSComputeRunningProcesses"
+
+_AHEAD_US = 1_000_000  # a driver's clock may be so far ahead of ours
+
+# No error, not found: nobody computed.
+_NOBODY: dict[int, tuple[object, ...]] = {0: (), 6: ()}
+
+
+def read_processes(gpu: Handle) -> tuple[tuple[GpuProcess, ...] | None, bool | None]:
+    """Each process once, by pid, with the most memory that a list has of it; and whether MPS runs.
+
+    None: the driver does not say who computes there, or whether that is through MPS. A process
+    without a number, as containers see those of others, is left out: its memory is nobody's.
+    """
+    mps = _listed(gpu, _MPS)
+    compute = _listed(gpu, _COMPUTE)
+    if compute is None:
+        return None, None if mps is None else bool(mps)
+    found: dict[int, int | None] = {}
+    for process in [*compute, *(_listed(gpu, _GRAPHICS) or ()), *(mps or ())]:
+        pid = number(getattr(process, "pid", None), 1, 2**31)
+        if pid is not None:
+            memory_mb, known_mb = _memory_mb(process), found.get(int(pid))
+            found[int(pid)] = memory_mb if known_mb is None else max(known_mb, memory_mb or 0)
+    return (
+        tuple(GpuProcess(pid, memory_mb) for pid, memory_mb in sorted(found.items())),
+        None if mps is None else bool(mps),
+    )
+
+
+def _listed(gpu: Handle, function: str) -> list[object] | None:
+    listed = gpu.ask(function)
+    return listed if isinstance(listed, list) else None
+
+
+def _memory_mb(process: object) -> int | None:
+    used = number(getattr(process, "usedGpuMemory", None), 0, MAX_MB * MIB)
+    return None if used is None else -(-int(used) // MIB)
+
+
+class Busy:
+    """Remembers to when each GPU's use was told, so that a sample asks only for what came since."""
+
+    def __init__(self) -> None:
+        self._told_us: dict[str, int] = {}
+
+    def mark(
+        self, gpu: Handle, uuid: str, processes: tuple[GpuProcess, ...]
+    ) -> tuple[GpuProcess, ...]:
+        """The same processes, each with the mean of what the driver measured since last time.
+
+        The driver names only those that computed at all: the others have 0.0.
+        """
+        if not processes:
+            return processes
+        soon_us = int(time.time() * 1e6) + _AHEAD_US
+        since_us = self._told_us.get(uuid, 0)
+        if since_us > soon_us:  # the clock was set back: what comes now would pass for old
+            since_us = 0
+        told = gpu.ask("nvmlDeviceGetProcessUtilization", since_us, means=_NOBODY)
+        if not isinstance(told, (list, tuple)):
+            return processes
+        shares: dict[int, list[float]] = {}
+        for use in told:
+            share = number(getattr(use, "smUtil", None), 0, 100)
+            if share is not None and 0 <= use.timeStamp <= soon_us:
+                shares.setdefault(use.pid, []).append(share)
+                since_us = max(since_us, use.timeStamp)
+        self._told_us[uuid] = since_us
+        return tuple(
+            replace(process, busy_pct=_mean(shares.get(process.pid, [0.0])))
+            for process in processes
+        )
+
+
+def _mean(shares: list[float]) -> float:
+    return round(sum(shares) / len(shares), 1)

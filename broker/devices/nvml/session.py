@@ -1,0 +1,77 @@
+"""NVML from its opening to its end, with the threads that work in between."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from broker.devices.nvml.pcie import PcieLoop
+from broker.devices.nvml.xid import XidWatch
+from broker.devices.sample import text
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from broker.devices.nvml.xid import Xids
+
+_END_S = 0.75
+
+
+class Session:
+    """An opening of NVML.
+
+    Attributes:
+        driver: its version, or None.
+        watch: collects XIDs.
+        pcie: asks for the PCIe throughput, or None.
+        left: whether its threads have been told to end.
+    """
+
+    def __init__(self, nvml: ModuleType, xids: Xids, *, pcie_every_s: float | None) -> None:
+        """Open it.
+
+        Raises:
+            NVMLError: it cannot be opened; see `fault_of`.
+        """
+        nvml.nvmlInit()
+        self.nvml = nvml
+        self.left = False
+        self._began = time.monotonic()
+        self.driver: str | None = None
+        with suppress(nvml.NVMLError):
+            self.driver = text(nvml.nvmlSystemGetDriverVersion()) or None
+        self.watch = XidWatch(nvml, xids)
+        self.pcie = None if pcie_every_s is None else PcieLoop(nvml, period_s=pcie_every_s)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was opened."""
+        return time.monotonic() - self._began
+
+    @property
+    def running(self) -> bool:
+        """Whether one of its threads may be in NVML."""
+        return self.watch.running or (self.pcie is not None and self.pcie.running)
+
+    def leave(self) -> None:
+        """Let its threads end by themselves; it is of no use any more."""
+        self.left = True
+        self.watch.leave()
+        if self.pcie is not None:
+            self.pcie.leave()
+
+    def shut(self) -> bool:
+        """Whether it is shut: not while a call of its threads hangs; it is left in any case.
+
+        Not to be called while a GPU is read.
+        """
+        seconds = 0.0 if self.left else _END_S
+        self.leave()
+        if self.pcie is not None and not self.pcie.end(seconds):
+            return False
+        if not self.watch.end(seconds):
+            return False
+        with suppress(self.nvml.NVMLError):
+            self.nvml.nvmlShutdown()
+        return True

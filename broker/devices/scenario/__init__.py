@@ -1,0 +1,1 @@
+"""GPUs that a scenario file describes, moment by moment."""

@@ -1,0 +1,161 @@
+"""Who asks, and whether they may.
+
+Who it is is found out before anything of the request's body is read; a route says which role it
+needs, by FastAPI's security classes, so that the OpenAPI document shows it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from agent_sdk.errors import LeaseError, error_for
+from broker.api_keys import ANYBODY, UNUSABLE, Principal, Role
+from broker.http.connection_limits import Rate
+from broker.http.prefix import path_of
+from broker.http.problems import problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from broker.api_keys import Keyring
+
+OPEN = {"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
+"""For gates, probes and browsers, which have no key: they tell nothing that is anybody's."""
+
+ASSETS = ("/docs/static/", "/static/")
+
+SCHEME = b"bearer "
+
+
+BURST, PER_S = 200, 50
+"""Requests of strangers from one address: so many at once, then so many a second."""
+
+HASTY = "too many requests without a key from this address: slow down"
+
+HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9.-]+))(?::[0-9]{1,5})?")
+
+ELSEWHERE = (
+    "this broker has no API keys and answers to this machine alone: ask it as localhost or "
+    "127.0.0.1, or make a key with gpu-broker keys new"
+)
+
+
+class KeyCheck:
+    """ASGI middleware: without a key that is known nobody comes further than the open paths.
+
+    A broker without keys that listens on loopback answers to loopback's names alone: a page of
+    somebody else's, whose name is made to point here, would be an operator otherwise.
+
+    Args:
+        app: what is behind it.
+        keys: the key ring; while it is not locked everybody is an operator.
+        loopback: whether it listens to this machine alone.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keyring, *, loopback: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._loopback = loopback
+        self._rate = Rate(BURST, PER_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Put the principal into the scope, or answer 401."""
+        if scope["type"] == "http":
+            locked = self._keys.locked
+            principal = self._principal(scope) if locked else ANYBODY
+            elsewhere = not locked and self._loopback and not _is_local(scope)
+            barred: LeaseError | None = None
+            if principal is None or elsewhere:
+                barred = self._barred(scope, elsewhere=elsewhere)
+            elif not _admit(scope, principal, shared=locked):
+                barred = error_for("busy")
+            if barred is not None:
+                answer = problem(barred)
+                answer.headers["Connection"] = "close"
+                await answer(scope, receive, send)
+                return
+            scope["principal"] = principal
+        await self._app(scope, receive, send)
+
+    def _barred(self, scope: Scope, *, elsewhere: bool) -> LeaseError | None:
+        """Why a stranger's request is not answered; None: it is for an open path."""
+        if not self._rate.allows(scope["client"][0] if scope["client"] else ""):
+            return error_for("busy", HASTY)
+        path = path_of(scope)
+        if path in OPEN or path.startswith(ASSETS):
+            return None
+        if elsewhere:
+            return error_for("forbidden", ELSEWHERE)
+        return error_for("unauthorized", UNUSABLE if self._keys.trouble else None)
+
+    def _principal(self, scope: Scope) -> Principal | None:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(given) != 1 or given[0][: len(SCHEME)].lower() != SCHEME:
+            return None
+        return self._keys.find(given[0][len(SCHEME) :].decode("latin-1").strip())
+
+
+def _admit(scope: Scope, principal: Principal, *, shared: bool) -> bool:
+    """Tell whether there is room for this connection among those of key holders."""
+    admit = scope.get("extensions", {}).get("admit")
+    return admit is None or bool(admit(principal.name, shared=shared))
+
+
+def _is_local(scope: Scope) -> bool:
+    """Tell whether the request names an address, or a name that is always this machine's.
+
+    No browser leaves the Host header out; a probe of HTTP/1.0 may.
+    """
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if not hosts:
+        return True
+    found = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if not found:
+        return False
+    name = (found["ipv6"] or found["name"]).lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).version == (6 if found["ipv6"] else 4)
+    except ValueError:
+        return False
+
+
+bearer = HTTPBearer(
+    auto_error=False,
+    bearerFormat="gbk_...",
+    description="A key of `gpu-broker keys new`. Not needed where the broker has no keys.",
+)
+
+
+Shown = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+"""For the OpenAPI document; `KeyCheck` has read it."""
+
+
+def at_least(role: Role) -> Callable[[Request, Shown], Awaitable[Principal]]:
+    """A dependency that gives who asks, if they may what this role may.
+
+    Raises:
+        Denied: a key of a lesser role.
+    """
+
+    async def principal(request: Request, _: Shown) -> Principal:
+        found: Principal = request.scope["principal"]
+        if not found.is_at_least(role):
+            raise error_for("forbidden", f"a key of the role {found.role} may not do that")
+        return found
+
+    return principal
+
+
+Viewer = Annotated[Principal, Depends(at_least("viewer"))]
+AgentKey = Annotated[Principal, Depends(at_least("agent"))]
+Operator = Annotated[Principal, Depends(at_least("operator"))]
+"""A route's parameter: who asks, with at least that role."""

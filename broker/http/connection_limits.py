@@ -1,0 +1,140 @@
+"""Limits of connections: strangers leave room for clients with a key.
+
+A stranger is a connection on which no key has been shown. Of those the oldest is ended when there
+are too many, so that each newcomer has its moment to show one, however many others hold on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import termios
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+
+MOST: Final = 10_000
+"""Connections at once, where the system allows so many descriptors."""
+
+OWN: Final = 64
+"""Descriptors for the store, the devices, files."""
+
+LEAST: Final = 16
+
+MOMENT_S: Final = 1.0
+"""Seconds for which a stranger that has sent something is spared."""
+
+LOOKED_AT: Final = 64
+"""Strangers among which one is chosen to be ended."""
+
+
+class ConnectionLimits:
+    """The connections of one process.
+
+    Args:
+        most: how many there may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._strangers_most = max(LEAST // 2, most // 4)
+        self._known_most = most - self._strangers_most
+        self._strangers: dict[asyncio.Transport, float] = {}
+        self._known: dict[asyncio.Transport, str] = {}
+        self._of: Counter[str] = Counter()
+
+    def enter(self, transport: asyncio.Transport) -> None:
+        """Take a new connection in; end a stranger's where there are too many."""
+        self._strangers[transport] = time.monotonic()
+        if len(self._strangers) > self._strangers_most:
+            victim = self._least()
+            del self._strangers[victim]
+            victim.abort()
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """A connection has ended."""
+        self._strangers.pop(transport, None)
+        name = self._known.pop(transport, None)
+        if name is not None:
+            self._of[name] -= 1
+            if not self._of[name]:
+                del self._of[name]
+
+    def admit(self, transport: asyncio.Transport, name: str, *, shared: bool) -> bool:
+        """Tell whether those with a key have room for it; then it is no stranger any more.
+
+        Args:
+            transport: the connection.
+            name: the name of the key that it has shown.
+            shared: others have keys too, so one may take half of the room at most.
+        """
+        if transport in self._known:
+            return True
+        mine = self._known_most // 2 if shared else self._known_most
+        if len(self._known) >= self._known_most or self._of[name] >= mine:
+            return False
+        self._strangers.pop(transport, None)
+        self._known[transport] = name
+        self._of[name] += 1
+        return True
+
+    def _least(self) -> asyncio.Transport:
+        """The oldest stranger; one that has just sent something only where all have."""
+        now = time.monotonic()
+        for transport, since in list(self._strangers.items())[:LOOKED_AT]:
+            if now > since + MOMENT_S or not _unread(transport):
+                return transport
+        return next(iter(self._strangers))
+
+
+def _unread(transport: asyncio.Transport) -> bool:
+    """Tell whether it has sent what we have not read yet."""
+    sock = transport.get_extra_info("socket")
+    return sock.fileno() >= 0 and fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) != bytes(4)
+
+
+def room() -> int:
+    """Raise this process's limit of descriptors, and give how many connections fit into half of it.
+
+    Half: the kernel hands over many connections at once, before we may end one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * MOST + OWN
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    limit = wanted if soft == resource.RLIM_INFINITY else soft
+    return max(LEAST, min(MOST, (limit - OWN) // 2))
+
+
+class Rate:
+    """A rate for each address: so many at once, then so many a second.
+
+    Args:
+        burst: at once.
+        per_s: a second.
+    """
+
+    def __init__(self, burst: float, per_s: float) -> None:
+        self._burst = burst
+        self._per_s = per_s
+        self._left: dict[str, tuple[float, float]] = {}  # the least recent first
+
+    def allows(self, address: str) -> bool:
+        """Tell whether one more is within the rate; it counts if it is."""
+        now = time.monotonic()
+        left, at = self._left.pop(address, (self._burst, now))
+        left = min(self._burst, left + (now - at) * self._per_s)
+        allowed = left >= 1
+        self._left[address] = (left - allowed, now)
+        if len(self._left) > ADDRESSES:
+            del self._left[next(iter(self._left))]
+        return allowed
+
+
+ADDRESSES: Final = 4096
+"""The number of addresses that a rate remembers."""

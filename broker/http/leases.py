@@ -1,0 +1,351 @@
+"""The documented endpoints, thin over the same client that agents use."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from agent_sdk import AsyncLease
+from agent_sdk.errors import (
+    CODES,
+    BrokerUnavailable,
+    LeaseError,
+    OutcomeUnknown,
+    SafeMode,
+    StillWaiting,
+    error_for,
+)
+from agent_sdk.keys import TOKEN
+from agent_sdk.protocol.lease import ANY
+from agent_sdk.state.explain import Explanation
+from agent_sdk.state.queue import WaiterStatus
+from agent_sdk.state.snapshot import LeaseStatus
+from broker import __version__
+from broker.api_keys import Principal
+from broker.http.auth import AgentKey, Viewer
+from broker.http.delivery import delivery_of
+from broker.http.disconnect import HUNG_UP, HungUpError, unless_ended
+from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
+from broker.http.requests import LeaseBody, ReleaseBody, RenewBody
+from broker.logs import SHOWN, note
+from broker.maintenance.store_check import problem_of
+from broker.metrics import PoolReading
+from broker.replica import At, Broker, broker_of
+from broker.serializers import device_json, lease_json
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(responses=EVERYWHERE)
+
+# Routes are tried in their order, so what is asked most stands first; and these three answer with
+# responses of their own, which FastAPI does not look through.
+
+
+@router.post(
+    "/lease",
+    summary="Get a lease.",
+    response_model=None,
+    responses=WITH_BODY
+    | errors(
+        "waiting",
+        "no_capacity",
+        "agent_cap",
+        "limit",
+        "never_fits",
+        "host_unknown",
+        "model_unknown",
+        "draining",
+        "conflict",
+        "expired",
+        "revoked",
+        "released",
+        "left",
+        "lapsed",
+        "store_unavailable",
+        "store_full",
+        "closed",
+        "not_ready",
+        "outcome_unknown",
+    ),
+)
+async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) -> JSONResponse:
+    """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
+
+    With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
+    for 10 s: repeat the request with the token of the answer.
+    """
+    broker = broker_of(request)
+    note(agent=body.agent, token=body.token)
+    if not who.speaks_for(body.agent):
+        raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
+    denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
+    if broker.settings.safe_mode:
+        return JSONResponse(denied)
+    known = await broker.client.lookup(body.token) if body.token else None
+    if isinstance(known, (LeaseStatus, WaiterStatus)) and not _owns(who, known):
+        raise error_for("conflict")
+    host, ttl_s = _host_and_ttl(body, known, broker)
+    try:
+        asked = broker.client.acquire(
+            body.agent,
+            memory_mb=body.min_memory_mb or 0,
+            devices=body.devices,
+            exclusive=body.exclusive,
+            ttl_s=ttl_s,
+            priority=body.priority,
+            max_hold_s=body.max_hold_s or 0,
+            host=host,
+            model=body.model,
+            placement=body.placement,
+            on_unavailable="cpu" if body.on_unavailable == "cpu" else "raise",
+            token=body.token,
+            wait_s=body.wait_s,
+            keep_place=body.wait_s > 0,
+            owner=who.name,
+        )
+        got = await (unless_ended(request, broker.stopping, asked) if body.wait_s else asked)
+    except HungUpError:
+        note(reason="hung_up")
+        return JSONResponse(None, HUNG_UP)
+    except SafeMode:
+        note(reason="safe_mode")
+        return JSONResponse(denied)
+    except StillWaiting as error:
+        note(token=error.token, reason=error.code)
+        at = f"{request.scope.get('root_path', '')}/lease/{error.token}"
+        where = {"Location": at, "Retry-After": "1"}
+        return JSONResponse(lease_json.still_waiting(error, body.agent), 202, where)
+    gpus = ",".join(device.uuid for device in got.devices)
+    note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
+    if got.local:  # the client's own fallback: over HTTP, no broker is an error
+        raise error_for(got.reason or "store_unavailable")
+    if body.token is None:  # a token of the client's own is the client's to repeat or to release
+        delivery_of(request).otherwise(lambda: _take_back(broker, got))
+    return JSONResponse(lease_json.granted(got))
+
+
+def _host_and_ttl(
+    body: LeaseBody, known: LeaseStatus | WaiterStatus | str | None, broker: Broker
+) -> tuple[str, float]:
+    """The body's, else what a repeat meant at the replica that it repeats, else our own."""
+    host, ttl_s = broker.local_host, float(broker.settings.lease_ttl_s)
+    if isinstance(known, (LeaseStatus, WaiterStatus)):
+        host = "any" if known.asked_host == ANY else known.asked_host
+        ttl_s = known.ttl_ms / 1000
+    return body.host or host, ttl_s if body.ttl_s is None else body.ttl_s
+
+
+def _take_back(broker: Broker, lease: AsyncLease) -> None:
+    """Give a lease back that no client knows of: the answer with its token was not taken."""
+    log.info("lease %s: its client hung up before it read of it: given back", lease.token[:SHOWN])
+    broker.client.abandon(lease.token)
+
+
+@router.post(
+    "/renew",
+    summary="Keep a lease alive.",
+    responses=WITH_BODY
+    | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
+)
+async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONResponse:
+    """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
+    note(token=body.token, fence=body.fence)
+    renewal = await broker_of(request).client.renew(
+        body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
+    )
+    answer = {
+        "renewed": True,
+        "token": body.token,
+        "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
+        "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
+        "notices": renewal.notices,
+    }
+    return JSONResponse(answer)
+
+
+@router.post(
+    "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
+)
+async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONResponse:
+    """404 when it is unknown, was released before, or has expired."""
+    note(token=body.token)
+    if not await broker_of(request).client.release(
+        _possible(body.token), refuse_late=body.refuse_late, owner=_owner_of(who)
+    ):
+        raise error_for("unknown_token")
+    return JSONResponse({"released": True, "token": body.token})
+
+
+@router.get("/health", summary="Is this process alive?")
+@router.post("/health", include_in_schema=False)
+async def health(broker: At) -> dict[str, Any]:
+    """Liveness: 200 also when Redis is down. Nothing is asked of anybody."""
+    return {
+        "status": "ok",
+        "safe_mode": broker.safe_mode,
+        "redis": "up" if broker.ticker.problem is None else "down",
+        "version": __version__,
+        "replica": broker.replica,
+    }
+
+
+@router.get(
+    "/ready", summary="Can this process grant leases?", responses={503: {"description": "Not now."}}
+)
+async def ready(broker: At) -> JSONResponse:
+    """Readiness: asks Redis; 503 with the reason when leases cannot be granted."""
+    if reason := await broker.readiness.ask(lambda: _unready(broker)):
+        return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
+    return JSONResponse({"ready": True})
+
+
+async def _unready(broker: Broker) -> str | None:
+    """Why no lease could be granted now: the server, the scripts, the pool; None = it could."""
+    if problem := await problem_of(broker.client.redis):
+        return problem
+    try:
+        moment = await broker.client.reap()
+        pool = await broker.client.pool()
+    except LeaseError as error:
+        return str(error)
+    if pool.closed_until_ms > moment.now_ms:
+        return CODES["closed"].says
+    if not broker.mode_decided:
+        return "our SAFE_MODE is not in the pool's policy yet"
+    return broker.ticker.problem  # what /health says too, a moment later
+
+
+@router.get("/orchestrator/gpu/info", include_in_schema=False)
+@router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
+async def gpu_info(broker: At, who: Viewer) -> dict[str, Any]:
+    """Every device of the pool as its host last reported it, with the processes on it."""
+    sample = broker.reporter.sample
+    try:
+        devices = await broker.client.devices()
+        return device_json.info(devices, sample, whole=who.is_at_least("operator"))
+    except (BrokerUnavailable, OutcomeUnknown) as error:
+        return device_json.info((), sample) | {"message": str(error)}
+
+
+@router.get("/allocations", summary="Who holds what?")
+async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
+    """Every lease that lives, by token; of other people's only its beginning is shown."""
+    pool = await broker.client.pool()
+    devices = {device.uuid: device for device in await broker.client.devices()}
+    leases = await broker.client.leases()
+    shown = [lease_json.known(x, devices, pool.now_ms) | _token_for(who, x) for x in leases]
+    return {"allocations": {x["token"]: x for x in shown}}
+
+
+@router.get("/lease/{token}", summary="How does a lease stand?", responses=errors("unknown_token"))
+async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
+    """A lease that lives, or the wait for one; 404 when nothing of yours lives under this token."""
+    found = await _own(broker, who, token)
+    pool = await broker.client.pool()
+    if isinstance(found, WaiterStatus):
+        return lease_json.waiter(found, pool.now_ms)
+    devices = {device.uuid: device for device in await broker.client.devices()}
+    return lease_json.known(found, devices, pool.now_ms)
+
+
+@router.get(
+    "/lease/{token}/explain",
+    summary="Why does it wait?",
+    responses=errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
+)
+async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
+    """Why each device is not its own now, who is ahead, what would fit; 404 when unknown."""
+    await _own(broker, who, token)
+    return _explained(await broker.client.explain(token), who)
+
+
+@router.post("/explain", summary="What would become of a request?", responses=WITH_BODY)
+async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str, Any]:
+    """The same for a request that is not made, or that was refused: the body of POST /lease."""
+    found = await broker.client.explain_request(
+        body.agent,
+        memory_mb=body.min_memory_mb or 0,
+        devices=body.devices,
+        exclusive=body.exclusive,
+        host=body.host or broker.local_host,
+        model=body.model,
+    )
+    return _explained(found, who)
+
+
+@router.get("/queue", summary="Who waits?")
+async def queue(broker: At, who: Viewer) -> dict[str, Any]:
+    """Everybody in the line, in its order: of two who could use the same, the earlier is first."""
+    pool = await broker.client.pool()
+    found = await broker.client.queue()
+    shown = [lease_json.waiter(x, pool.now_ms) | _token_for(who, x) for x in found]
+    return {"waiting": len(found), "queue": shown}
+
+
+def _owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
+    """Whether it is this principal's to end, renew or see."""
+    return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
+
+
+def _token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
+    """The token, or as much of it as tells it from others."""
+    if _owns(who, what):
+        return {"token": what.token}
+    return {"token": lease_json.name_of(what)}
+
+
+async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | WaiterStatus:
+    """What lives under this token, if it is this principal's.
+
+    Raises:
+        UnknownToken: nothing, or another's.
+    """
+    found = await broker.client.lookup(_possible(token))
+    if found is None or isinstance(found, str) or not _owns(who, found):
+        raise error_for("unknown_token")
+    return found
+
+
+def _explained(found: Explanation, who: Principal) -> dict[str, Any]:
+    """An explanation; whose the lease in it is is not looked up, so its token is not whole."""
+    if who.is_at_least("operator"):
+        return asdict(found)
+    end = found.first_end
+    return asdict(
+        replace(found, first_end=end and replace(end, token=lease_json.masked(end.token)))
+    )
+
+
+def _possible(token: str) -> str:
+    """The token; one that no lease can have is as unknown as any other."""
+    if not TOKEN.fullmatch(token):
+        raise error_for("unknown_token")
+    return token
+
+
+def _owner_of(who: Principal) -> str:
+    """Whose a lease must be that this principal renews or ends; empty = anybody's."""
+    return "" if who.is_at_least("operator") else who.name
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus text.",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(broker: At, _: Viewer) -> Response:
+    """What this replica counts, and what all replicas share."""
+    client = broker.client
+    try:
+        pool = await client.pool()
+        waiters = await client.queue() if pool.waiting else ()
+        seen = PoolReading(pool, await client.devices(), await client.hosts(), waiters)
+    except LeaseError:
+        seen = None
+    text = broker.metrics.text(seen, broker.reporter.sample)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,126 @@
+"""The operators' endpoints: policy, drain, forget, revoke, hosts. The verbs of the CLI."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Literal
+
+from fastapi import APIRouter
+
+from agent_sdk.errors import SafeMode, error_for
+from broker.api_keys import Principal
+from broker.http.auth import Operator, Viewer
+from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
+from broker.http.requests import DrainBody, PolicyBody, RevokeBody
+from broker.logs import note
+from broker.replica import At, Broker
+from broker.serializers import lease_json
+
+router = APIRouter(responses=EVERYWHERE)
+
+NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
+
+
+@router.get("/orchestrator/gpu/policy", include_in_schema=False)
+@router.get("/policy", summary="What may be leased?")
+async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
+    """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""
+    return await _policy(broker)
+
+
+@router.post("/policy", summary="Change what may be leased.", responses=WITH_BODY)
+async def post_policy(body: PolicyBody, broker: At, who: Operator) -> dict[str, Any]:
+    """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
+    changes = body.changes()
+    note(audit=True, **changes)
+    if changes and not broker.settings.safe_mode:
+        with suppress(SafeMode):
+            await broker.client.set_policy(by=_by(who), **changes)
+    policy = await _policy(broker)
+    return policy | {"note": NOT_ENACTED} if policy["safe_mode_read_only"] else policy
+
+
+async def _policy(broker: Broker) -> dict[str, Any]:
+    pool = await broker.client.pool()
+    if not pool.ready:
+        raise error_for("not_ready")
+    return lease_json.policy(pool, safe_mode=broker.safe_mode_of(pool.safe_mode))
+
+
+@router.post(
+    "/drain",
+    summary="Let a device or a host take no new leases.",
+    responses=WITH_BODY | errors("host_unknown", "device_unknown"),
+)
+async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+    """Leases that run go on; no report undoes it."""
+    what, name = _one(body)
+    note(audit=True, why=body.reason, **{what: name})
+    return {"drained": await broker.client.drain(what, name, why=body.reason, by=_by(who))}
+
+
+@router.post(
+    "/undrain",
+    summary="Let it take leases again.",
+    responses=WITH_BODY | errors("host_unknown", "device_unknown"),
+)
+async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+    """The opposite of `/drain`."""
+    what, name = _one(body)
+    note(audit=True, why=body.reason, **{what: name})
+    return {"undrained": await broker.client.undrain(what, name, why=body.reason, by=_by(who))}
+
+
+@router.post(
+    "/forget",
+    summary="Take a device or a host out of the pool.",
+    responses=WITH_BODY | errors("host_unknown", "device_unknown", "in_use"),
+)
+async def forget(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+    """For what is there no more: what a host still lists comes back with its next report."""
+    what, name = _one(body)
+    note(audit=True, why=body.reason, **{what: name})
+    return {"forgotten": await broker.client.forget(what, name, why=body.reason, by=_by(who))}
+
+
+def _one(body: DrainBody) -> tuple[Literal["device", "host"], str]:
+    """What is meant, and its name."""
+    if body.device is not None and body.host is None:
+        return "device", body.device
+    if body.host is not None and body.device is None:
+        return "host", body.host
+    raise error_for("bad_request", "name a device or a host, and not both")
+
+
+def _by(who: Principal) -> str | None:
+    """In whose name an act is written down; None: in this replica's."""
+    return who.name or None
+
+
+@router.post(
+    "/revoke",
+    summary="End leases as an operator.",
+    responses=WITH_BODY
+    | errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
+)
+async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
+    """Holders learn it at their next renewal; who never renews loses it within a minute."""
+    note(audit=True, why=body.reason, token=body.token, agent=body.agent, host=body.host,
+         force=body.force)  # fmt: skip
+    if body.token is None:
+        tokens = await broker.client.revoke_where(
+            agent=body.agent, host=body.host, force=body.force, why=body.reason, by=_by(who)
+        )
+        note(revoked=len(tokens))
+        return {"revoked": list(tokens)}
+    if body.agent is not None or body.host is not None:
+        raise error_for("bad_request", "name a token, or an agent and a host, and not both")
+    ends_ms = await broker.client.revoke(body.token, force=body.force, why=body.reason, by=_by(who))
+    return {"revoked": [body.token], "expires_at": ends_ms / 1000}
+
+
+@router.get("/hosts", summary="Which machines report devices?")
+async def hosts(broker: At, _: Viewer) -> dict[str, Any]:
+    """Every host that ever reported, with the age of its last report."""
+    pool = await broker.client.pool()
+    return {"hosts": [lease_json.host(h, pool.now_ms) for h in await broker.client.hosts()]}

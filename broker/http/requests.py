@@ -1,0 +1,165 @@
+"""The bodies of requests. Integers are strict: 2.0, "5" and true are not numbers of anything."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from pydantic import AfterValidator, AliasChoices, Field
+
+if TYPE_CHECKING:
+    from agent_sdk.protocol.operator import Policy
+
+MOST = 2**53 - 1
+"""Integers up to here are exact in every JSON reader."""
+
+MOST_MB = 10**13 - 1
+TEN_YEARS_S = 315_360_000
+"""As many digits as the verbs read. What no device holds falls back or is refused like others."""
+
+
+def _zero_or_one(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise ValueError("must be 0 (no expiry) or at least 1 second")
+    return seconds
+
+
+Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
+Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
+EventId = Annotated[
+    str, Field(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$", description="As 1795607407688-0.")
+]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=604800, allow_inf_nan=False)]
+Wait = Annotated[float, Field(strict=True, ge=0, le=60, allow_inf_nan=False)]
+Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]
+Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
+Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Flag = Annotated[bool, Field(strict=True)]
+Action = Literal["observe", "notify", "enforce"]
+XID_ACTION = r"[0-9]{1,4}=(ignore|suspect|probe|hold)"
+XidActions = Annotated[
+    str,
+    Field(
+        pattern=rf"^({XID_ACTION}(,{XID_ACTION})*)?$",
+        max_length=256,
+        description="By commas, as 31=suspect,79=hold; what is not named is NVIDIA's table's.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseBody:
+    """POST /lease.
+
+    Attributes:
+        min_memory_mb: MiB on each device, also as `memory_mb`; 0 or null = the policy's default.
+        devices: several = whole idle devices of one host and model.
+        max_hold_s: renewals never go past it; null = no limit.
+        wait_s: stand in the line so long; past it the answer is 202 and the place is kept 10 s.
+            0 decides now, also for one who stands in the line already.
+        host: null = this broker's own if it has devices, else any; "any" or a name.
+        token: the idempotency key: repeating the request with it is safe.
+        on_unavailable: `cpu`: a CPU lease when no GPU fits; `refuse`: 409.
+    """
+
+    agent: Agent
+    min_memory_mb: Annotated[
+        Memory | None, Field(validation_alias=AliasChoices("min_memory_mb", "memory_mb"))
+    ] = None
+    devices: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    exclusive: Annotated[bool, Field(strict=True)] = False
+    ttl_s: Ttl | None = None
+    wait_s: Wait = 0.0
+    priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
+    host: Name | None = None
+    model: Name | None = None
+    placement: Literal["spread", "pack"] = "spread"
+    max_hold_s: Seconds | None = None
+    token: Token | None = None
+    on_unavailable: Literal["cpu", "refuse"] = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class RenewBody:
+    """POST /renew.
+
+    Attributes:
+        ttl_s: from now; null = as at the grant.
+        fence: compared when given.
+    """
+
+    token: Token
+    ttl_s: Ttl | None = None
+    fence: Annotated[int, Field(strict=True, ge=0, le=MOST)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseBody:
+    """POST /release: a string that can be no token is an unknown one.
+
+    Attributes:
+        refuse_late: a token that is not known is refused from now on: its POST /lease may still be
+            on its way.
+    """
+
+    token: Annotated[str, Field(max_length=256)]
+    refuse_late: Flag = False
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyBody:
+    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here.
+
+    Attributes:
+        idle_action: and the other three: what hosts do about what they find.
+    """
+
+    max_memory_per_agent_mb: Annotated[int, Field(strict=True, ge=256, le=MOST_MB)] | None = None
+    allow_fractional_shares: Flag | None = None
+    kill_on_oom: Flag | None = None
+    default_memory_mb: Annotated[int, Field(strict=True, ge=1, le=MOST_MB)] | None = None
+    expiry_grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] | None = None
+    max_leases_per_agent: Count | None = None
+    max_waiters_per_agent: Count | None = None
+    idle_action: Action | None = None
+    overuse_action: Action | None = None
+    squatter_action: Action | None = None
+    orphan_action: Action | None = None
+    idle_after_s: Annotated[int, Field(strict=True, ge=10, le=604800)] | None = None
+    enforce_after_s: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
+    overuse_slack_mb: Memory | None = None
+    xid_actions: XidActions | None = None
+    reservation_idle_s: Annotated[int, Field(strict=True, ge=0, le=604800)] | None = None
+    forget_devices_after_s: Annotated[int, Field(strict=True, ge=10, le=TEN_YEARS_S)] | None = None
+    forget_hosts_after_s: Annotated[int, Field(strict=True, ge=60, le=TEN_YEARS_S)] | None = None
+
+    def changes(self) -> Policy:
+        """What it changes."""
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return cast("Policy", said)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainBody:
+    """POST /drain, /undrain, /forget: a device by its id, or a host with all it has."""
+
+    device: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,80}$")] | None = None
+    host: Name | None = None
+    reason: Reason = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeBody:
+    """POST /revoke: one lease by its token, or all of an agent, on a host, or both.
+
+    Attributes:
+        force: now, although the holder still trusts it; else at its next renewal, within a minute.
+    """
+
+    token: Token | None = None
+    agent: Agent | None = None
+    host: Name | None = None
+    reason: Reason = ""
+    force: Flag = False

@@ -1,0 +1,214 @@
+"""What happens, as it happens: Server-Sent Events. A client holds a position, never a queue."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Query
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from agent_sdk.errors import error_for
+from agent_sdk.state import events
+from broker.http.auth import Viewer
+from broker.http.openapi import EVERYWHERE, MALFORMED
+from broker.http.requests import Agent, EventId, Name
+from broker.live.rows import change_text
+from broker.replica import At, Broker
+from broker.serializers import lease_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from broker.api_keys import Principal
+    from broker.live.feed import CachedEvent, Feed
+
+router = APIRouter(responses=EVERYWHERE)
+
+STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+CHUNK: Final = 500
+"""Events that are sent at once; a client that does not read costs no more than that."""
+
+LOOK_S: Final = 5.0
+"""Between two looks at whether who follows may still be here."""
+
+KEEP_ALIVE_S: Final = 15
+
+LIVE_KEEP_ALIVE_S: Final = 5
+"""For the page, which says after three that are missing that it hears nothing."""
+
+GRACE_S: Final = 1.0
+"""In which a stream ends by itself when this process stops."""
+
+RETRY_MS: Final = 1000
+"""After how long a client comes back."""
+
+
+@router.get(
+    "/events",
+    summary="What happens, as it happens.",
+    response_class=EventSourceResponse,
+    responses=STREAM | MALFORMED,
+)
+async def follow_events(
+    broker: At,
+    who: Viewer,
+    types: Annotated[list[events.Name] | None, Query(alias="type")] = None,
+    hosts: Annotated[list[Name] | None, Query(alias="host")] = None,
+    agents: Annotated[list[Agent] | None, Query(alias="agent")] = None,
+    after: EventId | None = None,
+    last_event_id: Annotated[EventId | None, Header()] = None,
+    snapshot: Annotated[bool, Query()] = False,
+) -> EventSourceResponse:
+    """Server-Sent Events, one for each event of the pool's stream; its id is the stream's.
+
+    From now on; or, with `Last-Event-ID` (or `after`), from the one after that: nothing is missed
+    and nothing comes twice, at whichever replica. Where that is impossible, and first with
+    `snapshot`, comes `reset`: the whole pool, with all up to the id in it. While the store's stream
+    cannot be read, `problem` says why; once it can, `problem` is null, and what was missed comes.
+    """
+    feed, seen = broker.feed, last_event_id or after
+    if not await feed.loaded():
+        raise error_for("store_unavailable")
+    position: int | None = None if snapshot else feed.end
+    if seen is not None:
+        position = await feed.position_after(seen)
+
+    wanted = filter_of(feed, types, agents, hosts)
+    return _response(broker, _follow(broker, who, position, wanted))
+
+
+def _set(words: Sequence[str] | None) -> frozenset[str] | None:
+    return None if words is None else frozenset(words)
+
+
+def filter_of(
+    feed: Feed,
+    asked_types: Sequence[str] | None,
+    asked_agents: Sequence[str] | None,
+    asked_hosts: Sequence[str] | None,
+) -> Callable[[events.Event], bool]:
+    """Tell whether an event is asked for, at a cost that no length of the filter changes."""
+    types, agents, hosts = _set(asked_types), _set(asked_agents), _set(asked_hosts)
+
+    def wanted(event: events.Event) -> bool:
+        if types is not None and event.event not in types:
+            return False
+        if agents is not None and event.fields.get("agent") not in agents:
+            return False
+        if hosts is None or event.fields.get("host") in hosts:
+            return True
+        return any(
+            feed.places[uuid][0] in hosts for uuid, _ in event.devices if uuid in feed.places
+        )
+
+    return wanted
+
+
+@router.get(
+    "/live",
+    summary="The pool as a page shows it, kept up to date.",
+    response_class=EventSourceResponse,
+    responses=STREAM,
+)
+async def live(broker: At, who: Viewer) -> EventSourceResponse:
+    """Server-Sent Events: `reset` has every row, each `change` the fields that are other.
+
+    For the page at `/`, whose rows may grow. A client that comes back gets everything anew.
+    """
+    return _response(broker, _live(broker, who), LIVE_KEEP_ALIVE_S)
+
+
+def _response(
+    broker: Broker, content: AsyncIterator[bytes], keep_alive_s: int = KEEP_ALIVE_S
+) -> EventSourceResponse:
+    return EventSourceResponse(
+        content,
+        ping=keep_alive_s,
+        ping_message_factory=lambda: ServerSentEvent(comment="keep-alive"),
+        shutdown_event=broker.stopping,
+        shutdown_grace_period=GRACE_S,
+    )
+
+
+async def _follow(
+    broker: Broker,
+    who: Principal,
+    position: int | None,
+    wanted: Callable[[events.Event], bool],
+) -> AsyncIterator[bytes]:
+    """Everything from a position on; None: first a reset."""
+    feed, whole = broker.feed, who.is_at_least("operator")
+    told: str | None = None
+    yield _frame(retry=RETRY_MS)
+    while broker.serves(who):
+        if feed.problem != told:
+            told = feed.problem
+            yield _frame(json.dumps({"problem": told}), "problem", feed.last_id)
+        found = None if position is None else feed.since(position, CHUNK)
+        if position is None or found is None:
+            reset = await _snapshot(broker, who, whole=whole)
+            if reset is None:
+                return
+            yield _frame(reset[1], "reset", reset[0])
+            position = await feed.position_after(reset[0])
+        elif found:
+            position += len(found)
+            if chunk := b"".join(_event(broker, x, whole=whole) for x in found if wanted(x.event)):
+                yield chunk
+        else:
+            await feed.wait(LOOK_S)
+
+
+async def _snapshot(broker: Broker, who: Principal, *, whole: bool) -> tuple[str, str] | None:
+    """The id of an event, and the whole pool with all up to it; None: it is not for them now."""
+    view, shown = broker.view, broker.view.shown
+    with view.watched():
+        while broker.serves(who):
+            if await view.fresh():
+                return shown.moment.id, shown.whole(tokens=whole)
+            await shown.wait(LOOK_S)
+    return None
+
+
+async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
+    view, feed, whole = broker.view, broker.feed, who.is_at_least("operator")
+    shown = view.shown
+    yield _frame(retry=RETRY_MS)
+    with view.watched():
+        await view.fresh()  # without the store: what was seen last, and what is wrong with it
+        version: int | None = None
+        while broker.serves(who):
+            changes = None if version is None else shown.since(version)
+            version = shown.version
+            if changes is None:
+                told = [lease_json.event(e, feed.places, whole=whole) for e in shown.told]
+                you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
+                text = shown.whole(tokens=whole, you=you, events=told)
+                yield _frame(text, "reset", shown.moment.id)
+            elif changes:
+                texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]
+                yield b"".join(_frame(text, "change", at) for text, at in texts)
+            else:
+                await shown.wait(LOOK_S)
+
+
+def _event(broker: Broker, kept: CachedEvent, *, whole: bool) -> bytes:
+    """An event as it is sent; made once for all who follow."""
+    if whole not in kept.frames:
+        said = lease_json.event(kept.event, broker.feed.places, whole=whole)
+        kept.frames[whole] = _frame(json.dumps(said), kept.event.event, kept.event.id)
+    return kept.frames[whole]
+
+
+def _frame(
+    data: str | None = None,
+    event: str | None = None,
+    at: str | None = None,
+    *,
+    retry: int | None = None,
+) -> bytes:
+    return ServerSentEvent(data, event=event, id=at, retry=retry, sep="\n").encode()

@@ -1,0 +1,64 @@
+"""How long waits, claims and holds took, from the pool's events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_sdk.state.events import Event
+
+MOST: Final = 20_000
+"""Waiters that are kept in mind; of more the oldest are forgotten, and not measured."""
+
+ENDED: Final = ("released", "expired", "revoked")
+"""How a lease ends: the event of it."""
+
+GONE: Final = frozenset({"left", "lapsed", "revoked"})
+
+
+class Span(NamedTuple):
+    """Something that took time. `event` ended it.
+
+    wait: from joining the line to the grant; claim: from the offer to the grant, a hand-off; hold:
+    from the grant to the end of the lease.
+    """
+
+    what: Literal["wait", "claim", "hold"]
+    seconds: float
+    event: str
+
+
+class Spans:
+    """Pairs beginnings with ends."""
+
+    def __init__(self) -> None:
+        self._joined: dict[str, int] = {}
+        self._offered: dict[str, int] = {}
+
+    def ended_by(self, event: Event) -> Iterator[Span]:
+        """The spans that this event ends; events come in their order, each once."""
+        token, at_ms = event.token or "", event.at_ms
+        joined, offered = self._joined, self._offered
+        if event.event == "waiting":
+            _remember(joined, token, at_ms)
+        elif event.event == "offered":
+            _remember(offered, token, at_ms)
+        elif event.event == "granted":
+            if (since_ms := joined.pop(token, None)) is not None:
+                yield Span("wait", max(0, at_ms - since_ms) / 1000, event.event)
+            if (since_ms := offered.pop(token, None)) is not None:
+                yield Span("claim", max(0, at_ms - since_ms) / 1000, event.event)
+        if event.event in GONE:
+            joined.pop(token, None)
+            offered.pop(token, None)
+        fence = event.fence
+        if event.event in ENDED and fence is not None:  # a fence is the time of the grant, in µs
+            yield Span("hold", max(0, at_ms - fence // 1000) / 1000, event.event)
+
+
+def _remember(times: dict[str, int], token: str, at_ms: int) -> None:
+    times[token] = at_ms
+    if len(times) > MOST:
+        del times[next(iter(times))]

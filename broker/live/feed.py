@@ -1,0 +1,257 @@
+"""The pool's stream of events, read once for all of this replica, and its newest part kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from bisect import bisect_right
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - redis-py's name for it
+    NoPermissionError,
+    RedisError,
+    TimeoutError,  # noqa: A004 - redis-py's name for it
+)
+
+from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError
+from agent_sdk.state.events import START, Event, News, Tail, order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from agent_sdk import AsyncLeaseClient
+    from agent_sdk.protocol.lease import Read
+
+    Place = tuple[str, int]
+
+log = logging.getLogger(__name__)
+
+BLOCK_S: Final = 3.0
+
+ANSWER_S: Final = 2.0
+
+RETRY_S: Final = 0.5
+
+RIGHTS: Final = "+xread +xrange +xrevrange"
+
+KEPT: Final = 10_000
+"""Events in memory: as many as the stream keeps."""
+
+SPARE: Final = 1_000
+"""More than that, until they are cut off: a cut costs as much as the list is long."""
+
+LOOK_S: Final = 5.0
+"""Between two looks at where devices are, at least."""
+
+LOAD_S: Final = 1.0
+"""How long one who follows waits for what happened before the start."""
+
+AWAY_S: Final = 5.0
+"""Seconds for which it cannot be read before the followers are told."""
+
+CATCH_UP_S: Final = 1.0
+"""How long one may lag behind the replica that a client comes from."""
+
+
+@dataclass(slots=True)
+class CachedEvent:
+    """An event in memory. frames: as it was sent, by whether with the whole token."""
+
+    event: Event
+    order: tuple[int, int]
+    frames: dict[bool, bytes] = field(default_factory=dict)
+
+
+class Feed:
+    """The stream's newest events. Whoever follows them holds a position, and nothing is queued.
+
+    Args:
+        client: of the pool.
+        remember: is given what happened before the start.
+        hear: each is given the news that come after it, in order.
+
+    Attributes:
+        last_id: of the newest event.
+        places: device id -> its host and index, as far as known.
+    """
+
+    def __init__(
+        self,
+        client: AsyncLeaseClient,
+        remember: Callable[[Sequence[Event]], None],
+        hear: Iterable[Callable[[News], None]],
+    ) -> None:
+        self._client = client
+        self._remember = remember
+        self._listeners = tuple(hear)
+        self._events: list[CachedEvent] = []
+        self._first = 0  # the position of the first in `_events`
+        self._floor = order(START)  # whoever has seen this one, or a later one, has missed none
+        self.last_id = START
+        self._news = asyncio.Event()
+        self._loaded = asyncio.Event()
+        self._looked_at = -LOOK_S
+        self._failure = ""  # why it is not read; empty: it is
+        self._kinds: set[type[Exception]] = set()  # of reasons that were said
+        self._told_at = 0.0  # when the followers are told, on the loop's clock
+        self.places: dict[str, Place] = {}
+
+    @property
+    def end(self) -> int:
+        """The position after the newest event."""
+        return self._first + len(self._events)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the stream cannot be read, and what it needs; None: it can, or is away a moment."""
+        if self._failure and asyncio.get_running_loop().time() >= self._told_at:
+            return self._failure
+        return None
+
+    async def loaded(self) -> bool:
+        """Whether it is known what happened before the start; waits a second for it."""
+        await until_set(self._loaded, LOAD_S)
+        return self._loaded.is_set()
+
+    async def run(self) -> None:
+        """Until cancelled, on a connection of its own."""
+        store = replace(self._client.store, timeout_s=ANSWER_S, blocks_s=BLOCK_S)
+        redis: Any = store.connect_async()
+        tail: Tail | None = None
+        try:
+            while True:
+                try:
+                    if tail is None:
+                        before = await self._client.events(KEPT)
+                        tail = Tail(self._client.keys, before[-1].id if before else START)
+                        await self._load(before)
+                    news = tail.take(await _ask(redis, tail.ask(round(BLOCK_S * 1000))))
+                    self._is_read()
+                    await self._hear(news, tail.last)
+                except (RedisError, LeaseError) as error:
+                    self._is_not_read(error)
+                    await asyncio.sleep(RETRY_S)
+                except Exception:
+                    # The tail is past it: whatever it is, it does not keep us from what follows.
+                    log.exception("some of the stream's events were not taken in")
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            await redis.aclose()
+
+    def _is_read(self) -> None:
+        if self._failure:
+            self._failure, self._kinds = "", set()
+            log.info("the pool's events are read again, and none was missed")
+            self.wake()
+
+    def _is_not_read(self, error: Exception) -> None:
+        """Say so once for each kind of reason; it is tried again until it can be read."""
+        failure = f"the pool's events cannot be read: {error}"
+        if isinstance(error, NoPermissionError | Denied):
+            failure += f"; the broker's user needs {RIGHTS} on ~{self._client.keys.base}*"
+        if not self._failure:
+            passes = isinstance(error, ConnectionError | TimeoutError | BrokerUnavailable)
+            self._told_at = asyncio.get_running_loop().time() + (AWAY_S if passes else 0)
+        if type(error) not in self._kinds:
+            self._kinds.add(type(error))
+            log.warning("%s; until then /events and the page stand still", failure)
+        self._failure = failure
+        self.wake()
+
+    async def _load(self, before: Sequence[Event]) -> None:
+        """What happened before the start, for those who come back and for the last hour's plots."""
+        try:
+            self._add(before)
+            self._remember(before)
+            await self._place(before)
+        finally:
+            self._loaded.set()
+
+    async def _hear(self, news: News, last_id: str) -> None:
+        if news.gap:
+            self._first = self.end + 1  # nobody's position is one any more
+            self._events = []
+            self.last_id, self._floor = last_id, order(last_id)
+        await self._place(news.events)
+        self._add(news.events)
+        if news.events or news.gap:
+            for listener in self._listeners:
+                listener(news)
+
+    def _add(self, events: Sequence[Event]) -> None:
+        self._events += [CachedEvent(event, order(event.id)) for event in events]
+        if events:
+            self.last_id = events[-1].id
+            if self._floor == order(START):
+                self._floor = order(events[0].id)
+        if len(self._events) > KEPT + SPARE:
+            gone = len(self._events) - KEPT
+            self._floor = self._events[gone - 1].order
+            del self._events[:gone]
+            self._first += gone
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody look who waits."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _place(self, events: Sequence[Event]) -> None:
+        """Learn where devices are that these events name, unless that was tried a moment ago."""
+        moved = any(event.event == "device" for event in events)
+        unknown = any(uuid not in self.places for event in events for uuid, _ in event.devices)
+        now = asyncio.get_running_loop().time()
+        if not (moved or unknown) or now < self._looked_at + (0 if moved else LOOK_S):
+            return
+        self._looked_at = now
+        try:
+            devices = await self._client.devices()
+        except LeaseError as error:
+            log.debug("where the devices are cannot be read: %s", error)
+            return
+        self.places = {device.uuid: (device.host, device.index) for device in devices}
+
+    def since(self, position: int, most: int) -> Sequence[CachedEvent] | None:
+        """At most so many events from a position on; None: some of them are gone."""
+        if not self._first <= position <= self.end:
+            return None
+        begin = position - self._first
+        return self._events[begin : begin + most]
+
+    async def position_after(self, event_id: str) -> int | None:
+        """Where one goes on who has seen that event; None: what came after it is not all here.
+
+        Another replica may have been a moment faster: it is waited for.
+        """
+        seen = order(event_id)
+        until = asyncio.get_running_loop().time() + CATCH_UP_S
+        while order(self.last_id) < seen:
+            left_s = until - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return None
+            await self.wait(left_s)
+        if seen != order(START) and seen < self._floor:
+            return None
+        return self._first + bisect_right(self._events, seen, key=lambda kept: kept.order)
+
+    async def wait(self, seconds: float) -> None:
+        """Until there are news, or for so long."""
+        await until_set(self._news, seconds)
+
+
+async def until_set(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, or for so long."""
+    with suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+async def _ask(redis: Any, read: Read) -> list[Any]:
+    pipe = redis.pipeline(transaction=False)
+    for command in read.commands:
+        pipe.execute_command(*command)
+    answer: list[Any] = await pipe.execute()
+    return answer

@@ -1,0 +1,137 @@
+"""The last hour by the minute: from the stream of events, and from looks at the devices.
+
+What the stream tells, every replica tells alike, also of the time before it started; how busy the
+devices were only whoever looked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any, Final
+
+from broker.live.durations import ENDED, Spans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.events import Event
+    from agent_sdk.state.snapshot import PoolStatus
+
+MINUTE_MS: Final = 60_000
+
+KEPT: Final = 61
+"""Minutes: the last hour, and the one that runs."""
+
+MEASURED: Final = 1000
+"""Waits of one minute of which the median is taken: the last so many."""
+
+
+@dataclass(slots=True)
+class Minute:
+    """What is known of one minute.
+
+    Attributes:
+        leased_mb: at its end, less what was leased when the stream begins.
+        waiting: how many stood in the line when it was last looked at.
+    """
+
+    leased_mb: int
+    granted: int = 0
+    ended: int = 0
+    waiting: int | None = None
+    longest_wait_s: float | None = None
+    _looks: int = 0
+    _busy_pct: float = 0.0
+    _waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
+    _median_s: float | None = None  # None: to be taken anew
+
+    def waited(self, seconds: float) -> None:
+        """A wait has ended."""
+        self._waits_s.append(seconds)
+        self._median_s = None
+        self.longest_wait_s = max(seconds, self.longest_wait_s or 0.0)
+
+    def looked(self, busy_pct: float) -> None:
+        """The devices told how busy they are, on average."""
+        self._looks += 1
+        self._busy_pct += busy_pct
+
+    @property
+    def utilization_pct(self) -> float | None:
+        """How busy the devices were; None: they never told."""
+        return round(self._busy_pct / self._looks, 1) if self._looks else None
+
+    @property
+    def wait_s(self) -> float | None:
+        """The median of the waits; None: there was none."""
+        if self._median_s is None and self._waits_s:
+            self._median_s = median(self._waits_s)
+        return self._median_s
+
+
+class History:
+    """The minutes of the last hour of which anything is known."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[int, Minute] = {}
+        self._spans = Spans()
+        self._leased_mb = 0
+        self._before_mb = 0  # what was leased when the stream begins
+        self._capacity_mb = 0
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Events in their order, those of before our start too."""
+        for event in events:
+            minute = self._minute(event.at_ms)
+            granted = event.event == "granted"
+            ended = event.event in ENDED and "fence" in event.fields
+            minute.granted += granted
+            begun = granted or event.event == "adopted"
+            minute.ended += ended
+            if begun or ended:
+                self._leased_mb += (begun - ended) * sum(mb or 0 for _, mb in event.devices)
+                minute.leased_mb = self._leased_mb
+            for span in self._spans.ended_by(event):
+                if span.what == "wait":
+                    minute.waited(span.seconds)
+
+    def sample(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
+        """How busy and how full the devices are now."""
+        minute = self._minute(pool.now_ms)
+        minute.waiting = pool.waiting
+        busy = [d.telemetry["utilization_gpu_pct"] for d in devices]
+        known = [percent for percent in busy if percent is not None]
+        if known:
+            minute.looked(fmean(known))
+        self._before_mb = sum(d.reserved_mb for d in devices) - self._leased_mb
+        self._capacity_mb = sum(d.total_mb - d.reserve_mb for d in devices)
+        minute.leased_mb = self._leased_mb
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Every minute by its number, oldest first; `at` is its beginning. None: not known."""
+        rows = {}
+        for number, minute in sorted(self._minutes.items()):
+            full = self._capacity_mb and (minute.leased_mb + self._before_mb) / self._capacity_mb
+            rows[str(number)] = {
+                "at": number * MINUTE_MS / 1000,
+                "granted": minute.granted,
+                "ended": minute.ended,
+                "wait_s": minute.wait_s,
+                "longest_wait_s": minute.longest_wait_s,
+                "waiting": minute.waiting,
+                "utilization_pct": minute.utilization_pct,
+                "leased_pct": round(100 * min(1.0, max(0.0, full)), 1),
+            }
+        return rows
+
+    def _minute(self, at_ms: int) -> Minute:
+        number = at_ms // MINUTE_MS
+        if number not in self._minutes:
+            self._minutes[number] = Minute(self._leased_mb)
+            newest = max(self._minutes)
+            for old in [n for n in self._minutes if n <= newest - KEPT]:
+                del self._minutes[old]
+        return self._minutes.get(number) or Minute(0)  # older than an hour: of no use

@@ -1,0 +1,258 @@
+"""Reads the pool for who looks at it: what events touched, and now and then all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.state import pool_state as scenes
+from broker.live.feed import until_set
+from broker.live.history import History
+from broker.live.rows import LiveRows, SnapshotTime
+from broker.serializers import device_json, lease_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from agent_sdk import AsyncLeaseClient
+    from agent_sdk.state.events import Event, News
+    from agent_sdk.state.pool_state import PoolState
+    from broker.live.feed import Feed
+    from broker.live.rows import Row, Rows
+
+log = logging.getLogger(__name__)
+
+REREAD_S: Final = 5.0
+"""Between two readings of everything: renewals and telemetry make no event."""
+
+SAMPLE_S: Final = 15.0
+"""Between two looks at the devices while nobody looks at us."""
+
+REST: Final = 3.0
+"""After a reading for so many times as long as it took: a large pool is read less often."""
+
+BREATH: Final = 250
+"""Rows that are made before others get their turn."""
+
+WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested",
+                         "device_contested", "device", "drained", "undrained",
+                         "policy", "closed", "found", "settled", "quarantined", "returned",
+                         "xid", "process_ended", "device_forgotten", "host_forgotten"})  # fmt: skip
+"""Events after which more may have changed than what they name."""
+
+
+@dataclass(slots=True)
+class PendingChanges:
+    """What came since the last reading.
+
+    Attributes:
+        all: more may have changed than what is named here.
+        fresh: who waits for a reading of everything.
+    """
+
+    all: bool = False
+    tokens: set[str] = field(default_factory=set)
+    uuids: set[str] = field(default_factory=set)
+    events: list[Event] = field(default_factory=list)
+    fresh: list[asyncio.Future[bool]] = field(default_factory=list)
+
+
+class View:
+    """Keeps what one replica shows up to date.
+
+    Args:
+        client: of the pool.
+        about: this replica's own row.
+
+    Attributes:
+        shown: what was read.
+    """
+
+    def __init__(self, client: AsyncLeaseClient, about: Callable[[], Row]) -> None:
+        self._client = client
+        self._about = about
+        self._history = History()
+        self._scene: PoolState | None = None  # None: to be read anew
+        self._all_read = 0.0  # when everything was, on the monotonic clock
+        self._heard = PendingChanges()
+        self._watchers = 0
+        self._wake = asyncio.Event()
+        self._trouble = ""
+        self.shown = LiveRows()
+
+    def remember(self, events: Sequence[Event]) -> None:
+        """What happened before our start."""
+        self._history.take(events)
+        self.shown.told += events
+        self._wake.set()  # whoever came before was told nothing yet
+
+    def heard(self, news: News) -> None:
+        """What happened now."""
+        self._history.take(news.events)
+        heard = self._heard
+        heard.all |= news.gap or any(event.event in WIDE for event in news.events)
+        heard.tokens |= {event.token for event in news.events if event.token}
+        heard.uuids |= {uuid for event in news.events for uuid, _ in event.devices}
+        heard.events += news.events
+        if self._watchers:
+            self._wake.set()
+
+    def glance(self) -> None:
+        """Look at this replica's own row now, if it is other than what was told."""
+        if self._watchers and self.shown.rows["broker"] != self._broker():
+            self._wake.set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep the rows up to date for the length of the block."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    async def fresh(self) -> bool:
+        """Until all was read, beginning now; False: the store did not answer.
+
+        To be awaited while `watched`.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._heard.fresh.append(done)
+        self._wake.set()
+        return await done
+
+    async def run(self, feed: Feed) -> None:
+        """Until cancelled."""
+        while True:
+            await until_set(self._wake, REREAD_S if self._watchers else SAMPLE_S)
+            self._wake.clear()
+            began = time.monotonic()
+            heard, self._heard = self._heard, PendingChanges()
+            if self._watchers:
+                await self._read(feed, heard)
+            else:
+                self._scene = None
+                self.shown.told += heard.events
+                await self._sample()
+            await asyncio.sleep(REST * (time.monotonic() - began))
+
+    async def _sample(self) -> None:
+        try:
+            self._history.sample(await self._client.pool(), await self._client.devices())
+        except Exception as error:  # noqa: BLE001 - the next look may do better
+            self._say(error)
+        else:
+            self._say(None)
+
+    async def _read(self, feed: Feed, heard: PendingChanges) -> None:
+        """Read what changed, or all; tell those who look what is other."""
+        try:
+            await self._read_what(feed, heard)
+        except Exception as error:  # noqa: BLE001 - who looks must not look at it for ever
+            self._say(error)
+            self._scene = None
+            self.shown.tell(heard.events, {"broker": self._broker()}, {})
+            _settle(heard.fresh, answer=False)
+        else:
+            self._say(None)
+            _settle(heard.fresh, answer=True)
+
+    async def _read_what(self, feed: Feed, heard: PendingChanges) -> None:
+        if not await feed.loaded():
+            raise error_for("store_unavailable")
+        event_id, before = feed.last_id, self._scene
+        if heard.all or heard.fresh or time.monotonic() > self._all_read + REREAD_S:
+            before = None
+        if before is None:
+            scene = await self._client.scene()
+            self._all_read = time.monotonic()
+        else:
+            scene = await self._client.scene_again(before, heard.tokens, heard.uuids)
+        moment = SnapshotTime(event_id, scene.pool.now_ms / 1000, time.monotonic())
+        self._history.sample(scene.pool, tuple(scene.devices.values()))
+        found = await self._found(scene, None if before is None else heard.tokens | heard.uuids)
+        self._scene, self.shown.moment = scene, moment
+        known = self.shown.rows
+        gone = {kind: [*(known[kind].keys() - ids.keys())] for kind, ids in found.items()}
+        self.shown.tell(heard.events, found, gone)
+
+    def _say(self, error: Exception | None) -> None:
+        """Say why the pool cannot be read, when that is something else than before."""
+        trouble = "" if error is None else f"{type(error).__name__}: {error}"
+        if trouble and trouble != self._trouble:
+            if isinstance(error, LeaseError):  # the ticker says it, too
+                log.debug("the pool cannot be read: %s", error)
+            else:
+                log.error("the pool cannot be read", exc_info=error)
+        self._trouble = trouble
+
+    async def _found(self, scene: PoolState, touched: set[str] | None) -> Rows:
+        """Every row there is now; an empty one is as it was. touched: uuids, tokens; None: all."""
+        now_ms, shown = scene.pool.now_ms, self.shown.rows
+        # Many who ask differently times many devices are seconds; a scene never changes.
+        line = await asyncio.to_thread(scenes.line, scene)
+        rows: Rows = {
+            "broker": self._broker(),
+            "pool": {"pool": self._pool(scene)},
+            "hosts": {name: lease_json.host(host, now_ms) for name, host in scene.hosts.items()},
+            "devices": {},
+            "leases": {},
+            "queue": {},
+            "minutes": self._history.rows(),
+        }
+        made, names = 0, {token: lease_json.name_of(x) for token, x in scene.leases.items()}
+
+        def named(token: str) -> str:
+            return names.get(token) or lease_json.masked(token)
+
+        for uuid, device in scene.devices.items():
+            known = touched is not None and uuid not in touched and uuid in shown["devices"]
+            rows["devices"][uuid] = {} if known else device_json.row(device, named)
+            made = await _breathe(made + (not known))
+        for token, lease in scene.leases.items():
+            name = lease_json.name_of(lease)
+            known = touched is not None and token not in touched and name in shown["leases"]
+            rows["leases"][name] = {} if known else lease_json.known(lease, scene.devices, now_ms)
+            made = await _breathe(made + (not known))
+        for token, waiter in scene.waiters.items():
+            stands = line[token]
+            asked = lease_json.waiter(waiter, now_ms) | {
+                "code": stands.code,
+                "why": stands.says,
+                "devices_say": stands.devices,
+            }
+            rows["queue"][lease_json.name_of(waiter)] = asked
+            made = await _breathe(made + 1)
+        return rows
+
+    def _broker(self) -> dict[str, Row]:
+        return {"broker": self._about()}
+
+    def _pool(self, scene: PoolState) -> Row:
+        pool = scene.pool
+        return lease_json.policy(pool, safe_mode=pool.safe_mode) | {
+            "name": self._client.keys.pool_name,
+            "ready": pool.ready,
+            "closed_until": pool.closed_until_ms / 1000 or None,
+            "waiting": pool.waiting,
+            "leases": pool.active_leases,
+            "cpu_leases": pool.active_cpu_leases,
+        }
+
+
+async def _breathe(made: int) -> int:
+    if made % BREATH == BREATH - 1:
+        await asyncio.sleep(0)
+        made += 1
+    return made
+
+
+def _settle(waiting: list[asyncio.Future[bool]], *, answer: bool) -> None:
+    for each in waiting:
+        if not each.done():
+            each.set_result(answer)

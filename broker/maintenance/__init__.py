@@ -1,0 +1,1 @@
+"""Background work of a replica: reaping, and the health of its store."""

@@ -1,0 +1,94 @@
+"""Whether a server suits: it must be new enough, keep what it is given, and take writes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from agent_sdk.store.connect_errors import hopeless
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+OLDEST_REDIS, OLDEST_VALKEY = (7, 0), (7, 2)
+
+
+async def problem_of(redis: Redis) -> str | None:
+    """One sentence that says why leases cannot be kept on this server, or None.
+
+    Not being allowed to ask (INFO denied) is not a problem: the verbs themselves will tell.
+    """
+    try:
+        info: dict[str, Any] = await redis.info()
+        info |= await redis.info("scriptingengines")  # of Valkey; elsewhere it is empty
+        # Asked rarely: a replica keeps two connections, its calls' and the stream's.
+        await redis.connection_pool.disconnect(inuse_connections=False)
+    except ResponseError:
+        return None
+    except RedisError as error:
+        why = hopeless(error)
+        return f"Redis cannot be reached: {f'{why} ({error})' if why else error}"
+    return (
+        _sentinel(info)
+        or _too_old(info)
+        or _no_lua(info)
+        or _evicts(info)
+        or _read_only(info)
+        or _full(info)
+    )
+
+
+def _sentinel(info: dict[str, Any]) -> str | None:
+    if info.get("redis_mode") != "sentinel":
+        return None
+    port = info.get("tcp_port")
+    return f"this is a Sentinel: REDIS_URL=redis+sentinel://HOST:{port},.../SERVICE finds its store"
+
+
+def _too_old(info: dict[str, Any]) -> str | None:
+    valkey = info.get("valkey_version")
+    name, oldest = ("Valkey", OLDEST_VALKEY) if valkey else ("Redis", OLDEST_REDIS)
+    said = str(valkey or info.get("redis_version", ""))
+    found = re.match(r"(\d+)\.(\d+)", said)
+    if found and (int(found[1]), int(found[2])) < oldest:
+        wanted = ".".join(map(str, oldest))
+        return f"{name} {said} is too old: {name} {wanted} or newer is needed"
+    return None
+
+
+def _no_lua(info: dict[str, Any]) -> str | None:
+    if info.get("engines_count") != 0:
+        return None
+    return "this Valkey has no Lua engine, in which the verbs run: load its module lua"
+
+
+def _evicts(info: dict[str, Any]) -> str | None:
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction":
+        return None
+    return (
+        f"maxmemory-policy is {policy}, so Redis would throw leases away when memory is short: "
+        "CONFIG SET maxmemory-policy noeviction"
+    )
+
+
+def _read_only(info: dict[str, Any]) -> str | None:
+    if info.get("role") != "slave":
+        return None
+    master = f"{info.get('master_host')}:{info.get('master_port')}"
+    return (
+        f"this server is a read-only replica of {master}: set REDIS_URL to the primary, or to "
+        "what finds it: redis+sentinel://HOST,.../SERVICE, redis+cluster://HOST,..."
+    )
+
+
+def _full(info: dict[str, Any]) -> str | None:
+    most, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    if not most or used < most:
+        return None
+    return (
+        f"Redis is at maxmemory ({info.get('maxmemory_human')}), so no new leases fit: "
+        "holders go on; raise maxmemory"
+    )

@@ -1,0 +1,344 @@
+"""The reporter: looks at this machine's devices and says so to the pool, again and again.
+
+The driver and the system are asked in a thread. One that hangs must not silence the host: then the
+report is a heartbeat without devices, and what was known of them stands, with its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk.clock import local_now
+from agent_sdk.errors import BadRequest, HostTaken, LeaseError, LeaseLost, UnknownToken
+from agent_sdk.state.devices import FINDINGS
+from broker import __version__
+from broker.attribution.enforcement import ProcessKiller
+from broker.attribution.processes import Programs
+from broker.attribution.report import ReportBuilder, line
+from broker.attribution.sampler import Sampler
+from broker.devices import choose
+from broker.identity import RIVAL_MS, has_ended, machine_of, own_identity
+from broker.maintenance.function_loader import Loading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_sdk import AsyncLeaseClient
+    from agent_sdk.protocol.lease import Moment
+    from agent_sdk.protocol.report import Report, Reported
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.holders import Holders
+    from agent_sdk.state.snapshot import PoolStatus
+    from broker.attribution.report import HostReport
+    from broker.attribution.sampler import HostSample
+    from broker.devices import Sample, Source
+    from broker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+"""Devices in one report; `lua/report.lua` takes no more."""
+
+TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
+"""Sources that may be asked under SAFE_MODE."""
+
+UNNAMED = "UNKNOWN-"
+"""How a source calls a device whose UUID the driver never told: nothing that leases can name."""
+
+STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
+"""Said of a device that is ok while its host drains."""
+
+ESSENTIAL: Final = frozenset(
+    {"index", "model", "total_mb", "reserve_mb", "used_mb", "state", "simulated", "listed"}
+)
+"""What must be said of a device, and is of a form that nothing from outside can spoil."""
+
+FORGOTTEN: Final = "1"
+"""An epoch of no pool: they are microseconds since 1970."""
+
+WAIT_S: Final = 1.0
+"""A report waits so long for a look at the devices; then it is a heartbeat."""
+
+WATCHFUL_S: Final = 1.0
+"""Between two looks while processes may be ended before a device is out of memory."""
+
+DRAIN_LOOK_S: Final = 0.5
+
+SAME_NAME: Final = (
+    "two machines report as host {host}, and one alone may: the other is {other}; give one of them "
+    "another name, GPU_BROKER_HOSTNAME"
+)
+
+SAME_DEVICE: Final = (
+    "two hosts list GPU {uuid}, {holder} and {other}, and {holder} keeps it: stop one of the two "
+    "reporters, or give each machine UUIDs of its own"
+)
+
+NOT_LISTED = "the driver does not list this device"
+
+
+def source_of(settings: Settings) -> Source:
+    """The device source that the settings ask for.
+
+    Raises:
+        DeviceSourceError: it cannot be had.
+    """
+    return choose(
+        settings.devices,
+        enable_nvml=settings.enable_nvml,
+        safe_mode=settings.safe_mode or False,
+        host=settings.sdk.hostname,
+        smi_on_path=shutil.which("nvidia-smi"),
+        pcie=settings.pcie,
+    )
+
+
+class Reporter:
+    """Reports one host's devices until cancelled.
+
+    Args:
+        client: of the pool.
+        source: of the devices.
+        settings: of this process.
+        pool_was_lost: a pool that is new now hears the holders of the one before it first.
+
+    Attributes:
+        sample: the last that the source gave, or None.
+        sampled_at: when, on `local_now`'s clock.
+    """
+
+    def __init__(
+        self,
+        client: AsyncLeaseClient,
+        source: Source,
+        settings: Settings,
+        *,
+        pool_was_lost: bool = False,
+    ) -> None:
+        self._client = client
+        self._loading = Loading(client)
+        self._source = source
+        self._settings = settings
+        self._host = settings.sdk.hostname
+        self._system = Programs()
+        self._reckoner = ReportBuilder(self._system)
+        self._ending = ProcessKiller(self._system, may_kill=settings.may_kill)
+        wait_s = min(WAIT_S, settings.report_s)
+        self._looker = Sampler(source, self._system, settings.processes, wait_s)
+        self._every_s = settings.report_s
+        self._draining = self._withdrawn = False
+        self._hurry = asyncio.Event()
+        self._epoch = FORGOTTEN if pool_was_lost else ""
+        self._seen_ms = 0
+        self._pool_ms = 0
+        self._pool_ms_at = 0.0
+        self._me, self._over = own_identity(), ""
+        self._rivals: tuple[str, ...] = ()
+        self._wanted: tuple[str, ...] = ()
+        self.sample: Sample | None = None
+        self.sampled_at = 0.0
+
+    async def run(self) -> None:
+        """Report every `report_s` seconds; what goes wrong is logged when it changes."""
+        before = ""
+        while True:
+            began = local_now()
+            try:
+                await self.report_once()
+                said = (self.sample.error if self.sample else None, *self._rivals)
+                trouble = "; ".join(filter(None, said))
+            except HostTaken as error:
+                trouble = self._taken(error.reporter)
+            except LeaseError as error:
+                trouble = f"reporting {self._host} failed: {error}"
+            except Exception as error:
+                trouble = f"reporting {self._host} failed: {type(error).__name__}"
+                if trouble != before:
+                    log.exception("a look at the devices of %s could not be reckoned", self._host)
+                await self._live()
+            if trouble != before:
+                before = trouble
+                log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.05, began + self._every_s - local_now())):
+                    await self._hurry.wait()
+            self._hurry.clear()
+
+    async def drain(self, seconds: float) -> int | None:
+        """Offer no device any more, and wait for the leases on them, reporting, or for so long.
+
+        To be awaited while `run` goes on, which reports it. A later reporter of this host undoes
+        it. How many leases are left; None: the store could not be told, or not be asked.
+        """
+        until = local_now() + seconds
+        self._draining = True
+        self._hurry.set()
+        while True:
+            left = await self._left()
+            rest_s = until - local_now()
+            if left == 0 or rest_s <= 0:
+                return left
+            await asyncio.sleep(min(DRAIN_LOOK_S, rest_s))
+
+    async def _left(self) -> int | None:
+        if not self._withdrawn:
+            return None
+        try:
+            devices = await self._client.devices()
+        except LeaseError:
+            return None
+        return sum(device.leases for device in devices if device.host == self._host)
+
+    async def report_once(self) -> None:
+        """Look at the devices and report them; without an answer in time, only that we live."""
+        draining = self._draining
+        if await self._report(draining=draining):
+            self._withdrawn = draining
+
+    def _taken(self, reporter: str) -> str:
+        """Why this host is not reported; a process of ours that is over gives way at once."""
+        if has_ended(reporter):
+            self._over = reporter
+            self._hurry.set()
+            return ""
+        return SAME_NAME.format(host=self._host, other=machine_of(reporter))
+
+    async def _live(self) -> None:
+        """Say at least that we live."""
+        with suppress(LeaseError):
+            await self._send((), 0)
+
+    async def _report(self, *, draining: bool) -> bool:
+        """Whether the pool now knows of our devices what we want it to."""
+        pool = await self._client.pool()
+        if not self._pool_ms:
+            self._pool_ms, self._pool_ms_at = pool.now_ms, local_now()
+        safe = pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
+        if self._source.name not in TOUCH_NOTHING and safe:
+            await self._send((), 0)
+            return True  # nobody gets any while the pool is safe
+        looked = await self._looker.look(self._pool_now_ms())
+        if looked is None:
+            await self._send((), 0)
+            return False
+        self.sample, self.sampled_at = looked.sample, local_now()
+        # After the look: whose lease began meanwhile must not pass for a process without one.
+        over = self._reckoner.perhaps_over
+        holders = await self._client.holders(self._host, self._pool_now_ms(), over)
+        if looked.sample.source == "none" and holders.devices:
+            return True  # who does not look must not speak for this host: another process does
+        self._wanted = tuple(
+            SAME_DEVICE.format(holder=self._host, other=device.rival, uuid=device.uuid)
+            for device in holders.devices.values()
+            if device.rival and pool.now_ms - device.rival_ms < RIVAL_MS
+        )
+        reckoning = self._reckoner.reckon(looked, holders, pool)
+        acts = self._ending.untold()
+        reports = self._reports(looked.sample, reckoning, holders, acts, draining=draining)
+        for start in range(0, max(1, len(reports)), BATCH):
+            await self._send_all(reports[start : start + BATCH], looked.sampled_ms)
+        self._looker.told()
+        self._ending.told(acts)
+        await self._act(reckoning, looked, pool)
+        return True
+
+    def _reports(
+        self,
+        sample: Sample,
+        reckoning: HostReport,
+        holders: Holders,
+        acts: Mapping[str, str],
+        *,
+        draining: bool,
+    ) -> list[Report]:
+        """What is said of each device, and of those that are gone."""
+        unlisted = {d.uuid for d in sample.devices if not d.listed} - holders.devices.keys()
+        said = {u: r for u, r in reckoning.reports.items()
+                if not u.startswith(UNNAMED) and u not in unlisted}  # fmt: skip
+        said = {u: r | {"ended": acts[u]} if u in acts else r for u, r in said.items()}
+        if draining:
+            said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
+        gone = {"state": "lost", "reason": line(sample.error or NOT_LISTED), "processes": ""}
+        gone |= dict.fromkeys(FINDINGS, "")
+        if not sample.error:  # the driver works, and does not list them
+            gone |= {"listed": "0"}
+        missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
+        said |= dict.fromkeys(sorted(missing), gone)
+        if self._me:  # without /proc it cannot tell
+            said = {u: r | {"reporter": self._me} for u, r in said.items()}
+        return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
+
+    def _others(self, device: DeviceStatus) -> bool:
+        """Tell whether another reporter of this host that may live has listed a device."""
+        if device.reporter in {"", self._me} or has_ended(device.reporter):
+            return False
+        return self._pool_now_ms() - device.sampled_ms < self._settings.deadline_ms
+
+    async def _send_all(self, reports: list[Report], sampled_ms: int) -> None:
+        """Report these devices; if one is refused, of all of them only what must be said."""
+        try:
+            await self._send(tuple(reports), sampled_ms)
+        except BadRequest:
+            log.exception("a report of %s was refused: the devices alone are reported", self._host)
+            plain = [(u, tuple(p for p in said if p[0] in ESSENTIAL)) for u, said in reports]
+            await self._send(tuple(plain), sampled_ms)
+
+    async def _act(self, reckoning: HostReport, looked: HostSample, pool: PoolStatus) -> None:
+        """Do what the policy asks for; what was done is said in the next report."""
+        for each in reckoning.revoke:
+            with suppress(LeaseLost, UnknownToken):
+                await self._client.revoke(each.token, force=False, why=each.why)
+        for condemned in reckoning.end:
+            self._ending.end(condemned)
+        if self._ending.untold():
+            self._hurry.set()
+        if not looked.unseen:
+            self._ending.forget({(c.program.pid, c.program.start) for c in reckoning.end})
+        watchful = pool.kill_on_oom and self._settings.may_kill
+        self._every_s = min(self._settings.report_s, WATCHFUL_S if watchful else 60.0)
+
+    async def _send(self, devices: tuple[Report, ...], sampled_ms: int) -> Moment:
+        sent_at = local_now()
+        moment = await self._client.report(
+            self._host,
+            devices,
+            deadline_ms=self._settings.deadline_ms,
+            sampled_ms=sampled_ms,
+            epoch=self._epoch,
+            seen_ms=self._seen_ms,
+            safe_mode=self._settings.new_pool_safe_mode,
+            version=__version__,
+            reporter=self._me,
+            over=self._over,
+        )
+        self._hear(moment)
+        self._epoch, self._seen_ms = moment.epoch, moment.now_ms
+        self._pool_ms, self._pool_ms_at = moment.now_ms, max(sent_at, local_now())
+        await self._loading.load_missing()
+        return moment
+
+    def _hear(self, reported: Reported) -> None:
+        """Note the other reporters that claim this host's name, or its devices."""
+        for each in reported.contested:
+            if has_ended(each.reporter):
+                self._over = each.reporter
+                self._hurry.set()
+        self._rivals = tuple(
+            SAME_DEVICE.format(holder=each.host, other=self._host, uuid=each.uuid)
+            for each in reported.contested
+            if each.reporter != self._over
+        )
+        self._rivals += self._wanted
+        if reported.rival:
+            other = machine_of(reported.rival)
+            self._rivals += (SAME_NAME.format(host=self._host, other=other),)
+
+    def _pool_now_ms(self) -> int:
+        """The pool's time, never ahead of it: a sample must not look newer than it is."""
+        if not self._pool_ms:
+            return 0
+        return self._pool_ms + int((local_now() - self._pool_ms_at) * 1000)

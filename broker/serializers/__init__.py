@@ -1,0 +1,1 @@
+"""Leases and devices as JSON rows of the HTTP API."""

@@ -1,0 +1,151 @@
+"""Devices as the endpoints show them: rows of `/gpu/info`, and of the page. Times as in answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent_sdk.state.findings import OF_LEASE
+from broker.serializers import lease_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_sdk.state.devices import DeviceStatus, ProcessStatus
+    from broker.devices import Sample
+
+NO_GPUS = (
+    "no GPU is known: GPU_BROKER_DEVICES says where to look, gpu-broker serve --demo simulates"
+)
+
+TELEMETRY = ("utilization_gpu_pct", "temperature_c", "power_draw_w", "memory_utilization_pct")
+
+NVML = {
+    "nvml_gpu_util_pct": "nvml_gpu_util_pct",
+    "nvml_mem_used_mb": "nvml_mem_used_mb",
+    "nvml_mem_total_mb": "nvml_mem_total_mb",
+    "nvml_mem_util_pct": "nvml_mem_util_pct",
+    "pcie_tx_kb_s": "nvml_pcie_tx_kb_s",
+    "pcie_rx_kb_s": "nvml_pcie_rx_kb_s",
+}
+"""Telemetry that only NVML gives, by the name that it has in `/gpu/info`."""
+
+
+HEALTH = (
+    "power_limit_w", "clock_sm_mhz", "clock_memory_mhz", "ecc_uncorrected", "rows_pending",
+    "rows_failed", "recovery_action", "mps",
+)  # fmt: skip
+
+COUNTS = frozenset({"ecc_uncorrected", "recovery_action"})
+
+FLAGS = frozenset({"rows_pending", "rows_failed", "mps"})
+
+
+def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
+    """One row of `/gpu/info`; what the driver cannot tell is null and never drops the row.
+
+    named: a lease's token -> as much of it as may be shown.
+    """
+    said: dict[str, Any] = {
+        "index": device.index,
+        "name": device.name,
+        "memory_total_mb": float(device.total_mb) if device.total_mb else None,
+        "memory_used_mb": None if device.used_mb is None else float(device.used_mb),
+        **{name: device.telemetry[name] for name in TELEMETRY},
+        "uuid": device.uuid,
+        "host": device.host,
+        "model": device.model,
+        "state": "drained" if device.drained and device.state == "ok" else device.state,
+        "reason": device.reason,
+        "drained": device.drained,
+        "simulated": device.simulated,
+        "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
+        "memory_reserved_mb": device.reserved_mb,
+        "memory_free_mb": device.free_mb,
+        "memory_left_mb": max(0, device.left_mb),
+        "memory_withheld_mb": device.withheld_mb,
+        "memory_foreign_mb": device.foreign_mb,
+        "memory_system_mb": device.reserve_mb,
+        "leases": device.leases,
+    }
+    said |= _reserved(device) | _health(device) | _processes(device, named)
+    nvml: dict[str, Any] = {
+        NVML[n]: device.telemetry[n] for n in NVML if device.telemetry[n] is not None
+    }
+    if device.nvml_error:
+        nvml["nvml_error"] = device.nvml_error
+    return said | nvml
+
+
+def _reserved(device: DeviceStatus) -> dict[str, Any]:
+    """The agent for which it is reserved, since when, and until when if it stays unused."""
+    of = device.reservation
+    return {
+        "reserved_for": of.agent if of else None,
+        "reserved_since": of.since_ms / 1000 if of and of.since_ms else None,
+        "reserved_until": of.until_ms / 1000 if of and of.until_ms else None,
+    }
+
+
+def _health(device: DeviceStatus) -> dict[str, Any]:
+    """What its host tells of a device's soundness."""
+    return {
+        "quarantine": device.quarantine,
+        "xid": device.xid or None,
+        "xid_at": device.xid_ms / 1000 if device.xid_ms else None,
+        "parent": device.parent or None,
+        **{name: _measured(device, name) for name in HEALTH},
+    }
+
+
+def _measured(device: DeviceStatus, name: str) -> float | bool | None:
+    """A flag as one, a count as a whole number."""
+    value = device.telemetry[name]
+    if value is None:
+        return None
+    return bool(value) if name in FLAGS else int(value) if name in COUNTS else value
+
+
+def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
+    """Who uses a device, null where its host cannot tell, and what is found of it."""
+
+    def process(p: ProcessStatus) -> dict[str, Any]:
+        return {
+            "pid": p.pid,
+            "name": p.name,
+            "user": p.user,
+            "memory_mb": p.memory_mb,
+            "busy_pct": p.busy_pct,
+            "token": named(p.token) if p.token else None,
+            "finding": p.finding or None,
+            "since": p.since_ms / 1000,
+        }
+
+    seen = device.processes is not None
+    return {
+        "process_visibility": "host" if seen else "none",
+        "processes": [process(p) for p in device.processes or ()] if seen else None,
+        "processes_unseen": None if seen else device.unseen or None,
+        "findings": [
+            {"kind": f.kind, "subject": named(f.subject) if f.kind in OF_LEASE else f.subject}
+            for f in device.findings
+        ],
+    }
+
+
+def info(
+    devices: tuple[DeviceStatus, ...], sample: Sample | None, *, whole: bool = True
+) -> dict[str, Any]:
+    """`/gpu/info`: `available` is true only when the list is not empty. whole: with all tokens."""
+    rows = [row(device, str if whole else lease_json.masked) for device in devices]
+    nvml = sample is not None and sample.source == "nvml"
+    answer: dict[str, Any] = {
+        "gpus": rows,
+        "available": bool(rows),
+        "nvml_enriched": any(name.startswith("nvml_") for each in rows for name in each),
+        "nvml_supported": bool(nvml and sample and not sample.error),
+    }
+    if not rows:
+        answer["message"] = NO_GPUS
+    if nvml and sample and sample.error:
+        answer["nvml_init_error"] = sample.error
+    return answer

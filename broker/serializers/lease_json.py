@@ -1,0 +1,184 @@
+"""What the endpoints answer, as the documented service does and more. Times are epoch seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agent_sdk.protocol.lease import ANY
+from agent_sdk.state.findings import of_lease
+from agent_sdk.state.snapshot import LeaseStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_sdk import AsyncLease, StillWaiting
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.events import Event
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import HostStatus, PoolStatus
+
+CPU = "cpu"
+
+
+def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
+    """`/policy`."""
+    return {
+        "max_memory_per_agent_mb": pool.max_memory_per_agent_mb,
+        "allow_fractional_shares": pool.allow_fractional_shares,
+        "kill_on_oom": pool.kill_on_oom,
+        "safe_mode_read_only": safe_mode,
+        "default_memory_mb": pool.default_memory_mb,
+        "expiry_grace_s": pool.expiry_grace_s,
+        "max_leases_per_agent": pool.max_leases_per_agent,
+        "max_waiters_per_agent": pool.max_waiters_per_agent,
+        "idle_action": pool.idle_action,
+        "overuse_action": pool.overuse_action,
+        "squatter_action": pool.squatter_action,
+        "orphan_action": pool.orphan_action,
+        "idle_after_s": pool.idle_after_s,
+        "enforce_after_s": pool.enforce_after_s,
+        "overuse_slack_mb": pool.overuse_slack_mb,
+        "xid_actions": pool.xid_actions,
+        "reservation_idle_s": pool.reservation_idle_s,
+        "forget_devices_after_s": pool.forget_devices_after_s,
+        "forget_hosts_after_s": pool.forget_hosts_after_s,
+        "version": pool.policy_version,
+    }
+
+
+def masked(token: str, number: str = "") -> str:
+    """As much of a token as tells it from others, with a number of its own: too little to use."""
+    return f"{token[:8]}…{number}"
+
+
+def name_of(what: LeaseStatus | WaiterStatus) -> str:
+    """A lease or a wait by as much of its token as may be shown to all."""
+    return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
+
+
+def granted(lease: AsyncLease) -> dict[str, Any]:
+    """A new lease; one without a GPU says `cpu` and why."""
+    gpus = [
+        {"uuid": d.uuid, "index": d.index, "host": d.host, "name": d.name, "memory_mb": d.memory_mb}
+        for d in lease.devices
+    ]
+    ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
+    more = {"granted": True, "code": lease.reason, "env": lease.env()}
+    return _held(lease, gpus, ends) | more
+
+
+def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
+    """The wait is over, the place is kept: ask again with the token."""
+    return {
+        "granted": False,
+        "agent": agent,
+        "token": error.token,
+        "state": "waiting",
+        "place": None if error.place < 0 else error.place,
+        "code": error.code,
+        "detail": str(error),
+        "retryable": error.retryable,
+    }
+
+
+def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
+    """One who stands in the line, or has been offered devices and has yet to claim them."""
+    return {
+        "token": waiter.token,
+        "agent": waiter.agent,
+        "state": waiter.state,
+        "granted": False,
+        "place": waiter.place,
+        "parked": waiter.parked,
+        "memory_mb": waiter.memory_mb,
+        "devices": waiter.devices,
+        "exclusive": waiter.exclusive,
+        "priority": waiter.priority,
+        "host": None if waiter.asked_host == ANY else waiter.asked_host,
+        "model": None if waiter.model == ANY else waiter.model,
+        "joined_at": waiter.joined_ms / 1000,
+        "waiting_s": max(0, now_ms - waiter.joined_ms) / 1000,
+        "gives_up_at": waiter.wait_until_ms / 1000,
+        "kept": list(waiter.kept),
+        "reservation": _reservation(waiter),
+    }
+
+
+def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
+    """Give what is reserved for it, since when, and until when if that stays unused."""
+    of = waiter.reservation
+    if not of:
+        return None
+    return {
+        "devices": list(of.devices),
+        "memory_mb": of.memory_mb,
+        "since": of.since_ms / 1000 if of.since_ms else None,
+        "until": of.until_ms / 1000 if of.until_ms else None,
+    }
+
+
+def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
+    """A lease that lives, by its record; `notices`: of what is found its holder was told these."""
+    gpus = []
+    for uuid, mb in lease.devices:
+        at = devices.get(uuid)
+        index, host, name = (at.index, at.host, at.name) if at else (None, None, None)
+        gpus.append({"uuid": uuid, "index": index, "host": host, "name": name, "memory_mb": mb})
+    expires = lease.expires_at_ms
+    ends = None if expires is None else (expires, max(0, expires - now_ms))
+    return _held(lease, gpus, ends) | {
+        "priority": lease.priority,
+        "findings": list(of_lease(lease, devices)),
+        "notices": list(lease.notices),
+    }
+
+
+def _held(
+    lease: AsyncLease | LeaseStatus, gpus: list[dict[str, Any]], ends: tuple[int, int] | None
+) -> dict[str, Any]:
+    """What both say. ends: when it ends and how much is left of it, ms; None = no expiry."""
+    expires_ms, left_ms = ends or (None, None)
+    return {
+        "agent": lease.agent,
+        "gpu": gpus[0]["index"] if gpus else CPU,
+        "token": lease.token,
+        "timestamp": lease.granted_at_ms / 1000,
+        "gpus": gpus,
+        "host": gpus[0]["host"] if gpus else None,
+        "memory_mb": lease.memory_mb,
+        "fence": lease.fence,
+        "expires_at": None if expires_ms is None else expires_ms / 1000,
+        "expires_in_s": None if left_ms is None else left_ms / 1000,
+        "ttl_s": lease.ttl_ms / 1000,
+        "state": "active" if gpus else CPU,
+        "reason": lease.reason,
+    }
+
+
+def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
+    """A machine that reports devices; `alive` until it has been silent for its deadline."""
+    silent_ms = max(0, now_ms - status.reported_ms)
+    return {
+        "host": status.host,
+        "version": status.version,
+        "devices": status.devices,
+        "drained": status.drained,
+        "alive": silent_ms <= status.deadline_ms,
+        "reported_at": status.reported_ms / 1000,
+        "report_age_s": silent_ms / 1000,
+    }
+
+
+def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -> dict[str, Any]:
+    """An event. places: device id -> its host and index; whole: with all of the token."""
+    devices = []
+    for uuid, mb in event.devices:
+        at, index = places.get(uuid, (None, None))
+        devices.append({"uuid": uuid, "index": index, "host": at, "memory_mb": mb})
+    said: dict[str, Any] = dict(event.fields)
+    if event.fence is not None:
+        said["fence"] = event.fence
+    if event.token is not None and not whole:
+        said["token"] = masked(event.token, str(event.fence or ""))
+    own = {"id": event.id, "event": event.event, "at": event.at_ms / 1000, "devices": devices}
+    return own | said | own  # last again: no field of the stream's may pass for one of ours

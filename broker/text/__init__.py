@@ -1,0 +1,1 @@
+"""Text for people: tables, sizes and times, printable forms."""
