@@ -1,4 +1,4 @@
-"""The names of a pool's keys, and what names may look like; lua/README.md has what they hold."""
+"""The names of a pool's keys, and their form; docs/reference/keys.md has what they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The invariants that one look at the key space can show: S1, S2, S5, S10 and S11 of DESIGN.md.
+"""The invariants that one look at the key space can show: S1, S2, S5, S10 and S11 of docs/design.
 
 Everything derived is computed anew from the records and the devices' hashes and compared with what
 the scripts keep: sums, placement keys, the agenda, the agents, the lease keys, the tombstones.

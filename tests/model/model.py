@@ -1,4 +1,4 @@
-"""The pool as DESIGN.md and lua/README.md tell it, without Redis: what each verb may do and say.
+"""The pool as docs/design and docs/reference tell it, without Redis: what each verb may do.
 
 Where they leave something open (which of equal devices, which of two wants first) the model asks a
 `Chooser` and checks that what it chose is allowed: beside the scripts the choice is what they did,

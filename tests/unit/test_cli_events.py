@@ -207,10 +207,10 @@ def test_following_survives_the_store_and_ends_by_ctrl_c() -> None:
 
 
 def test_names_are_those_of_the_readme_and_of_the_scripts() -> None:
-    """The closed list in the SDK is what lua/README.md says; tests/lua hold that to the scripts."""
+    """The closed list in the SDK is the page's; tests/lua hold that to the scripts."""
     from pathlib import Path  # noqa: PLC0415 - only here
 
-    text = (Path(__file__).parents[2] / "lua" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "keys.md").read_text()
     section = text.partition("| event | its other fields | says |")[2].partition("\n\n")[0]
     named = {
         word.strip(" `")

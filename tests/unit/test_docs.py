@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DESIGN = (ROOT / "DESIGN.md").read_text()
-METRICS = (ROOT / "docs" / "metrics.md").read_text()
-LUA_README = (ROOT / "lua" / "README.md").read_text()
+DESIGN = (ROOT / "docs" / "design" / "decisions.md").read_text()
+METRICS = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+KEYS = (ROOT / "docs" / "reference" / "keys.md").read_text()
 CODE = "\n".join(
     re.sub(r"--.*", "", path.read_text()) for path in sorted((ROOT / "lua").rglob("*.lua"))
 )
 """Every script and library file without its comments."""
 
 HELD = device("gpu-0", 80_000)
-"""The device whose report, lease, renewal and release the call table of lua/README.md is about."""
+"""The device whose report, lease, renewal and release the call table is about."""
 
 
 def table(first: str) -> list[list[str]]:
-    """The rows of lua/README.md's table whose first heading starts so, as cells."""
-    lines = LUA_README.splitlines()
+    """The rows of docs/reference/keys.md's table whose first heading starts so, as cells."""
+    lines = KEYS.splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first}"))
     rows = []
     for line in [lines[start], *lines[start + 2 :]]:
@@ -62,8 +62,8 @@ def quoted(text: str) -> list[str]:
 
 
 def section(start: str) -> str:
-    """The paragraph of lua/README.md that starts with this word in backquotes."""
-    found = re.search(rf"^`{start}`.*?\n\n", LUA_README, re.DOTALL | re.MULTILINE)
+    """The paragraph of docs/reference/keys.md that starts with this word in backquotes."""
+    found = re.search(rf"^`{start}`.*?\n\n", KEYS, re.DOTALL | re.MULTILINE)
     assert found, start
     return found[0]
 
@@ -204,7 +204,7 @@ def test_reply_tags_are_listed() -> None:
 
 
 def said_calls(verb: str) -> list[str]:
-    """The commands of a verb in lua/README.md's table of calls, in order."""
+    """The commands of a verb in docs/reference/keys.md's table of calls, in order."""
     heading, *rows = table("acquire: ")
     (column,) = [n for n, cell in enumerate(heading) if cell.startswith(f"{verb}: ")]
     commands: list[str] = []

@@ -199,7 +199,7 @@ def test_header_says_how_much_each_reply_carries(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_header_says_what_the_verb_keeps_and_costs(verb: str) -> None:
-    """Invariants by the names of DESIGN.md, and a bound without the pool's size in it."""
+    """Invariants by the names of docs/design, and a bound without the pool's size in it."""
     header = HEADERS[verb]
     assert re.match(r"([SL]\d+|SAFE_MODE): \w", header.keeps), header.keeps
     assert re.match(r"O\(.+\)", header.cost), header.cost

@@ -1,4 +1,4 @@
-"""docs/redis-cli.md: every command is run, with the real redis-cli, and says what the page says."""
+"""docs/reference/redis-cli.md: the real redis-cli runs every command and says what it says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.servers import Server
 
-PAGE = (Path(__file__).parents[2] / "docs" / "redis-cli.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "redis-cli.md").read_text()
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 

@@ -1,6 +1,6 @@
 """A scenario: what a machine's GPUs are at each moment, as a file tells it.
 
-docs/scenarios.md is the form of the file.
+docs/reference/scenarios.md is the form of the file.
 """
 
 from __future__ import annotations

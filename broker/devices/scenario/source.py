@@ -24,7 +24,7 @@ _GONE = Fault("lost", "The scenario no longer lists this GPU", gone=True)
 
 
 class ScriptedSource:
-    """Samples what the file at `path` says of this moment; docs/scenarios.md is its form.
+    """Samples what the file at `path` says of this moment; docs/reference/scenarios.md is its form.
 
     The scenario starts with the first sample, and anew whenever the file has changed. A device
     that hangs costs one deadline once, as with NVML: its row is in state ``error`` until it
