@@ -11,16 +11,17 @@
 # make bench  what a lease costs, beside what else there is, in under ten minutes
 # make bench-soak  an hour of arrivals and deaths: exact sums, flat memory
 # make docs-assets  the pictures of the README
-# make lock   requirements.lock anew, after a change of pyproject.toml
+# make lock   requirements.lock and requirements-run.lock anew, after a change of pyproject.toml
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUNS := $(VENV)/.runs
 
 .PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs-assets lock clean
 
-run: $(READY)
+run: $(RUNS)
 	@exec $(BIN)/gpu-broker serve --demo
 
 # WORKERS: so many files at a time.
@@ -85,20 +86,36 @@ bench-soak: $(READY)
 docs-assets: $(READY)
 	$(BIN)/python scripts/docs_assets.py
 
-# The environment: from the lock, with hashes, and this checkout in place of an installed package.
-$(READY): requirements.lock pyproject.toml
+# The environment, from a lock with hashes, and this checkout in place of an installed package.
+# RUNS has what running needs; READY has the development kit too, so it is both.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Installing $< into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --require-hashes -r $<
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+endef
+
+$(RUNS): requirements-run.lock pyproject.toml
+	$(environment)
 	@touch $@
 
+$(READY): requirements.lock pyproject.toml
+	$(environment)
+	@touch $@ $(RUNS)
+
+COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
+  --custom-compile-command "make lock"
+
 lock:
-	uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --python-version 3.11 \
-	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(COMPILE) --all-extras --group checkout pyproject.toml -o requirements.lock
+	$(COMPILE) --extra broker --extra embedded --group checkout --constraint requirements.lock \
+	  pyproject.toml -o requirements-run.lock
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import click
 import uvicorn
 
+from agent_sdk.settings import read_settings
 from agent_sdk.store.embedded import EmbeddedStore
 from agent_sdk.store.server_binary import EmbeddedError
 from broker import logs
 from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
+from broker.cli.banner import banner
 from broker.cli.commands.host import may_kill_option
 from broker.cli.screen import say
 from broker.devices import DeviceSourceError
@@ -28,7 +30,7 @@ from broker.reporter import source_of
 from broker.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fastapi import FastAPI
 
@@ -72,7 +74,6 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         say(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
     logs.configure(settings.log_format, replica=app.state.replica)
-    say(banner(settings, demo=demo))
     # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, _stopped)
@@ -85,9 +86,16 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         timeout_graceful_shutdown=STOP_S,
         timeout_keep_alive=5,
     )
+
+    def announce() -> None:
+        ignored = demo and read_settings().redis_url is not None
+        name = app.state.broker.source.name
+        say(banner(settings, name, demo=demo, ignored_url=ignored))
+        sys.stdout.flush()
+
     try:
         with _store(settings, app):
-            Server(config, app).run(sockets=[listener])
+            Server(config, app, announce).run(sockets=[listener])
     except EmbeddedError as error:
         say(f"gpu-broker serve: {error}", err=True)
         sys.exit(UNAVAILABLE)
@@ -106,11 +114,24 @@ def _store(settings: Settings, app: FastAPI) -> Iterator[None]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which tells the application that it stops before it waits for the requests."""
+    """uvicorn's server, which says when it answers, and when it stops.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    Args:
+        config: uvicorn's own.
+        app: learns of the stop before the server waits for open requests.
+        announce: called once, after a start that succeeded.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._state = app.state
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer those that wait for a lease first: they may wait for a minute."""
@@ -168,51 +189,3 @@ def _not_had(settings: Settings, error: OSError) -> str:
         f"port {settings.port} on {settings.bind} cannot be had ({error.strerror}): another broker "
         "may be running; GPU_ORCHESTRATOR_PORT or --port names another port"
     )
-
-
-def banner(settings: Settings, *, demo: bool) -> str:
-    """What this process is, in which mode and why, and three things to try next."""
-    host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
-    base = f"http://{'localhost' if settings.loopback else host}:{settings.port}"
-    store = f"embedded, {settings.sdk.state_dir}" if settings.sdk.embedded else "REDIS_URL"
-    lines = [
-        f"gpu-broker on {base}",
-        f"  store    {store}, pool {settings.sdk.pool}",
-        f"  devices  {_devices(settings)}",
-        f"  mode     {_mode(settings)}",
-        "  see it   at that address in a browser, or with gpu-broker status -w",
-    ]
-    if settings.keyring().locked:
-        lines.append("  reach    with an API key alone: gpu-broker keys list")
-    elif not settings.loopback:
-        lines.append("  reach    INSECURE: no API keys, whoever reaches this port can end leases")
-    if demo:
-        lease = f"""curl -s {base}/lease -H 'Content-Type: application/json' \\
-         -d '{{"agent": "me", "min_memory_mb": 8192}}'"""
-        lines += [
-            "",
-            "Try, in another terminal:",
-            f"  1. curl -s {base}/gpu/info",
-            f"  2. {lease}",
-            "  3. gpu-broker status        (in a checkout: .venv/bin/gpu-broker status)",
-        ]
-    return "\n".join(lines)
-
-
-def _devices(settings: Settings) -> str:
-    if settings.devices.startswith("sim:"):
-        return f"SIMULATED, {settings.devices}: no GPU is touched, leases are real"
-    if settings.devices.startswith("scenario:"):
-        return f"SCRIPTED, {settings.devices}: no GPU is touched, leases are real"
-    source = source_of(settings)
-    return f"{source.name} on host {settings.sdk.hostname}"
-
-
-def _mode(settings: Settings) -> str:
-    if settings.safe_mode is None:
-        return "SAFE_MODE as the pool's policy says (a new pool: " + (
-            "on)" if settings.new_pool_safe_mode else "off, the store is this machine's own)"
-        )
-    if settings.safe_mode:
-        return "SAFE_MODE on, from the environment: no GPU leases; SAFE_MODE=false switches it off"
-    return "SAFE_MODE off, from the environment"
