@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from agent_sdk import attach
+    from agent_sdk import attach, bulk_revoke
     from agent_sdk.protocol import operator, report
     from agent_sdk.request import Acquisition, LeaseOptions
     from agent_sdk.scripts.dispatch import Command
@@ -44,8 +44,13 @@ if TYPE_CHECKING:
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.store.store import Store
 else:
-    attach, operator, report, snapshot, queue = later(
-        "attach", "protocol.operator", "protocol.report", "state.snapshot", "state.queue"
+    attach, bulk_revoke, operator, report, snapshot, queue = later(
+        "attach",
+        "bulk_revoke",
+        "protocol.operator",
+        "protocol.report",
+        "state.snapshot",
+        "state.queue",
     )
 
 T = TypeVar("T")
@@ -214,7 +219,7 @@ class LeaseClient(PoolClient["Redis"]):
         by: str | None = None,
     ) -> tuple[str, ...]:
         """Revoke every lease of an agent, on a host, or both; the tokens that it was."""
-        steps = operator.revoke_where(
+        steps = bulk_revoke.revoke_where(
             self.keys, agent=agent, host=host, force=force, by=by or self.by, why=why
         )
         return self._run(steps)

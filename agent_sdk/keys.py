@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-
-from agent_sdk.state import tombstones
+from hashlib import sha1
+from typing import Final
 
 POOLS = "gpu:{*}:pool"
 """Pattern of every pool's own key."""
@@ -16,6 +16,19 @@ AGENT = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 HOST = MODEL = re.compile(r"[A-Za-z0-9._ -]{1,64}")
 EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
+
+TOMBSTONE_SHARDS: Final = 8192
+"""Keys among which the ends of leases are spread, by the digest of the token."""
+
+
+def token_digest(token: str) -> str:
+    """Return the digest by which the tombstones know a token."""
+    return sha1(token.encode(), usedforsecurity=False).hexdigest()
+
+
+def shard_of(token: str) -> int:
+    """Return the shard in which the pool remembers the end of this token's lease."""
+    return int(token_digest(token)[:4], 16) % TOMBSTONE_SHARDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,7 @@ class Keys:
 
     def done(self, token: str) -> str:
         """String, 15 minutes: how leases ended, in the shard of this one; see `tombstones`."""
-        return f"{self.base}:done:{tombstones.shard_of(token)}"
+        return f"{self.base}:done:{shard_of(token)}"
 
     def device(self, uuid: str) -> str:
         """Hash: a device."""

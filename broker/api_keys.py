@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from agent_sdk.settings import keys_file, read_settings
 from broker.key_file import KeysError, alone, read_text, replace
 
 if TYPE_CHECKING:
@@ -213,6 +214,11 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def default_file(sdk: SdkSettings) -> Path:
     """Where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
     return sdk.state_dir / "keys"
+
+
+def key_file() -> Path:
+    """Return the file in which a broker with this environment looks for its keys."""
+    return keys_file() or default_file(read_settings())
 
 
 def read(path: Path) -> tuple[Principal, ...]:

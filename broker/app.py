@@ -17,7 +17,6 @@ from broker.http import leases, openapi, operators, streams
 from broker.http.auth import KeyCheck
 from broker.http.head import HeadAsGet
 from broker.http.openapi_examples import add_examples
-from broker.http.prefix import PathPrefix
 from broker.http.problems import install_handlers
 from broker.http.security_headers import SecurityHeaders
 from broker.live.feed import Feed
@@ -25,6 +24,7 @@ from broker.live.view import View
 from broker.logs import VerbLog
 from broker.maintenance.reaper import Ticker
 from broker.metrics import Metrics
+from broker.path_prefix import PathPrefix
 from broker.replica import Broker
 from broker.reporter import Reporter, source_of
 from broker.systemd import Systemd

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 
-from broker.http.connection_limits import Rate
+from broker.address_rate import Rate
 from broker.text.printable import printable
 
 if TYPE_CHECKING:

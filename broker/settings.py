@@ -16,8 +16,8 @@ from agent_sdk.keys import HOST, POOL
 from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 from agent_sdk.store.store import Store
 from broker.api_keys import Keyring, default_file
-from broker.http.prefix import PREFIX
 from broker.key_file import read_text
+from broker.path_prefix import PREFIX
 
 REPORTS_BEFORE_AWAY = 3
 """A host that misses so many reports in a row takes no new leases."""

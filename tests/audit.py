@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk.keys import TOMBSTONE_SHARDS, shard_of
 from agent_sdk.state import tombstones
 from tests.line_audit import audit_line
 
@@ -193,11 +194,11 @@ def _audit_tombstones(client: redis.Redis, base: str, names: list[str], records:
     found = dict(zip(shards, (each or "" for each in lists), strict=True))
     now: Any = client.hget(f"{base}:pool", "last_ms") or 0
     for token in records:
-        over = tombstones.ended(found.get(str(tombstones.shard_of(token)), ""), token)
+        over = tombstones.ended(found.get(str(shard_of(token)), ""), token)
         past = over is None or over.at_ms + TOMBSTONE_MS <= int(now)
         assert past, f"S4: {token} is over and alive at once"
     for shard, entries in found.items():
-        assert int(shard) < tombstones.SHARDS, shard
+        assert int(shard) < TOMBSTONE_SHARDS, shard
         assert len(entries) % tombstones.SIZE == 0, f"a broken tombstone in {shard}"
         assert len(entries) <= MOST_TOMBSTONES * tombstones.SIZE, "tombstones without a bound"
     for left_ms in _each(client, (("PTTL", f"{base}:done:{shard}") for shard in shards)):

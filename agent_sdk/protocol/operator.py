@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypedDict
 
-from agent_sdk.errors import LeaseLost, UnknownToken, error_for
+from agent_sdk.errors import error_for
 from agent_sdk.protocol.lease import PROTOCOL, Answer, Call, failure, refusal_for_host
 from agent_sdk.protocol.validation import check_whole, check_words
-from agent_sdk.state import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Unpack
-
-    from agent_sdk.keys import Keys
-    from agent_sdk.protocol.lease import Read
 
 
 class Policy(TypedDict, total=False):
@@ -136,30 +132,3 @@ def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int
             return version
         case _:
             raise failure(answer, None)
-
-
-def revoke_where(
-    keys: Keys, *, agent: str | None, host: str | None, force: bool, by: str, why: str
-) -> Generator[Call | Read, Answer, tuple[str, ...]]:
-    """Revoke every lease of an agent, or on a host, or of an agent on a host.
-
-    Returns:
-        The tokens of those that this call revoked; what ended meanwhile is not among them.
-
-    Raises:
-        BadRequest: neither an agent nor a host is named.
-    """
-    if agent is None and host is None:
-        raise error_for("bad_request", "name an agent or a host")
-    hosts = {device.uuid: device.host for device in (yield from snapshot.devices(keys))}
-    revoked = []
-    for lease in (yield from snapshot.leases(keys)):
-        on = {hosts.get(uuid) for uuid, _ in lease.devices}
-        if (agent is not None and lease.agent != agent) or (host is not None and host not in on):
-            continue
-        try:
-            yield from revoke(lease.token, force=force, by=by, why=why)
-        except (LeaseLost, UnknownToken):
-            continue
-        revoked.append(lease.token)
-    return tuple(revoked)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from agent_sdk.protocol.marks import marked
 from agent_sdk.scripts.library import own_library
 from agent_sdk.scripts.source import scripts
-from agent_sdk.store.exchange import marked
 
 if TYPE_CHECKING:
     from agent_sdk.protocol.lease import Call

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from hashlib import sha1
 from typing import Final, NamedTuple
 
-SHARDS: Final = 8192
+from agent_sdk.keys import token_digest
 
 SIZE: Final = 28
 """Bytes of an entry: 16 of the token's digest, a letter, 11 of a time in ms, hexadecimal."""
@@ -27,20 +26,11 @@ class EndedLease(NamedTuple):
     at_ms: int
 
 
-def shard_of(token: str) -> int:
-    """The shard in which the pool remembers this token."""
-    return int(_digest(token)[:4], 16) % SHARDS
-
-
 def ended(shard: str | None, token: str) -> EndedLease | None:
     """Give how the lease of a token ended, by its shard; None: the shard does not say."""
-    mark, entries = _digest(token)[4:20], shard or ""
+    mark, entries = token_digest(token)[4:20], shard or ""
     for at in range(0, len(entries), SIZE):
         if entries.startswith(mark, at):
             outcome = OUTCOMES[entries[at + 16]]
             return EndedLease(outcome, int(entries[at + 17 : at + SIZE], 16))
     return None
-
-
-def _digest(token: str) -> str:
-    return sha1(token.encode(), usedforsecurity=False).hexdigest()

@@ -13,12 +13,10 @@ connection broke.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 from collections import deque
 from contextlib import suppress
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
@@ -26,34 +24,14 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from agent_sdk.protocol.marks import mark_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-MARKED_AT: Final = 4
-"""The argument of FCALL and EVALSHA that carries the protocol and the mark, `1 <mark>`."""
-
-_marks = count(secrets.randbits(48))
-
-
-class _Marked(str):
-    """The protocol and a mark, `1 <mark>`, as our calls say it: no other text is taken for one."""
-
-    __slots__ = ()
-
-
-def marked(protocol: int | str) -> str:
-    """The protocol as a call says it that wants its mark in the reply; no two calls share one."""
-    return _Marked(f"{protocol} {next(_marks):x}")
 
 
 class AnswerOfAnother(ConnectionError):
     """The reply to another call came: nothing more is read from that connection."""
-
-
-def _mark_of(command: tuple[Any, ...]) -> str:
-    """The mark that a command carries; empty: it carries none."""
-    said = command[MARKED_AT] if len(command) > MARKED_AT else None
-    return said.partition(" ")[2] if isinstance(said, _Marked) else ""
 
 
 def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
@@ -101,7 +79,7 @@ class _Counting:
         """Pack commands that are sent next; an answer is due for each."""
         commands = [_as_text(command) for command in commands]
         packed: list[bytes] = super().pack_commands(commands)  # type: ignore[misc] # redis-py's
-        self._packed += map(_mark_of, commands)
+        self._packed += map(mark_of, commands)
         return packed
 
     def _take_packed(self) -> list[str]:
@@ -156,7 +134,7 @@ class Counting(_Counting):
     def send_command(self, *args: Any, **options: Any) -> None:
         """Send a command; an answer is due."""
         packed = self.pack_command(*_as_text(args))  # type: ignore[attr-defined] # redis-py's
-        self._send(packed, [_mark_of(args)], check_health=options.get("check_health", True))
+        self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send what `pack_commands` made; an answer is due for each command of it."""
@@ -220,7 +198,7 @@ class AsyncCounting(_Counting):
     async def send_command(self, *args: Any, **options: Any) -> None:
         """See `Counting`."""
         packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
-        await self._send(packed, [_mark_of(args)], check_health=options.get("check_health", True))
+        await self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """See `Counting`."""

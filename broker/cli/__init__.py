@@ -10,8 +10,8 @@ import click
 
 from agent_sdk.settings import dumb_terminal
 from broker import __version__
-from broker.cli.screen import say
-from broker.cli.streams import NowhereToPrint, prepare_streams, write_errors_in_words
+from broker.text.screen import say
+from broker.text.streams import NowhereToPrint, prepare_streams, write_errors_in_words
 
 COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",

@@ -8,8 +8,7 @@ from agent_sdk.clock import local_now
 from agent_sdk.errors import CODES
 from agent_sdk.http_request import Unanswered, Web
 from agent_sdk.settings import read_orchestrator_settings
-from broker.api_keys import GONE, read
-from broker.cli.commands.keys import key_file
+from broker.api_keys import GONE, key_file, read
 from broker.cli.finding import Diagnosis
 from broker.key_file import KeysError, read_text
 

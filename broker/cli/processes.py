@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.state.findings import held_by, unleased
-from broker.cli.screen import one_line, paint
+from broker.text.screen import one_line, paint
 from broker.text.table import age, cut, gib
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from agent_sdk import LeaseClient
 from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown, error_for
 from broker.cli import DENIED, FAILED, UNAVAILABLE
-from broker.cli.screen import one_line, say
+from broker.text.screen import one_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -14,7 +14,7 @@ import click
 from agent_sdk.errors import Denied, LeaseError
 from agent_sdk.settings import dumb_terminal
 from broker.cli.follow import Follower, last_of
-from broker.cli.screen import draw_screen, enter_screen, leave_screen, paint, say
+from broker.text.screen import draw_screen, enter_screen, leave_screen, paint, say
 from broker.text.table import age, cut
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from agent_sdk.errors import LeaseError, error_for
+from broker.address_rate import Rate
 from broker.api_keys import ANYBODY, UNUSABLE, Principal, Role
-from broker.http.connection_limits import Rate
-from broker.http.prefix import path_of
 from broker.http.problems import problem
+from broker.path_prefix import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -22,10 +22,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import InfoMetricFamily
 
-from broker.http.prefix import path_of
 from broker.metrics.documented import Requests, families
 from broker.metrics.flow import Flow
 from broker.metrics.pool import pool_families
+from broker.path_prefix import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from agent_sdk.errors import LeaseError
 from agent_sdk.lease import NOTICES
 from agent_sdk.state.placement import ELSEWHERE
-from broker.cli.streams import takes_escapes
 from broker.text.printable import printable
+from broker.text.streams import takes_escapes
 from broker.text.table import age, gib, many
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Final
 
-from broker.cli.screen import bare, one_line
+from broker.text.screen import bare, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

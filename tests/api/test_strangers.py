@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from broker.address_rate import Rate
 from broker.api_keys import add
 from broker.http.auth import BURST
-from broker.http.connection_limits import LEAST, ConnectionLimits, Rate
+from broker.http.connection_limits import LEAST, ConnectionLimits
 from broker.logs import STRANGERS_BURST
 from tests.api.brokers import GRANTING, Broker, eventually
 

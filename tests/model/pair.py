@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agent_sdk.keys import TOMBSTONE_SHARDS
 from agent_sdk.state import tombstones
 from tests.audit import audit
 from tests.model.entries import DONE_MS, Entry, Reply, demand
@@ -27,7 +28,7 @@ DEVICE = (
 
 LOOK = f"""#!lua flags=no-writes
 local P, call, records, devices, keys = KEYS[1] .. ':', redis.call, {{}}, {{}}, {{}}
-local ended = tonumber(string.sub(redis.sha1hex(ARGV[1]), 1, 4), 16) % {tombstones.SHARDS}
+local ended = tonumber(string.sub(redis.sha1hex(ARGV[1]), 1, 4), 16) % {TOMBSTONE_SHARDS}
 local due = call('ZRANGE', P .. 'due', 0, -1, 'WITHSCORES')
 for i = 1, #due, 2 do
   if string.sub(due[i], 1, 5) ~= 'host:' then

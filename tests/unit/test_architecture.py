@@ -1,4 +1,4 @@
-"""Who may import whom, and which module owns which outside thing."""
+"""The order of rooms and modules, and the one owner of each outside thing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.imports import circle, modules, needs, room_needs
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +41,29 @@ ENVIRONMENT = {"agent_sdk/settings.py", "agent_sdk/testing.py"}
 """The only modules that may touch os.environ by name; pydantic-settings reads the broker's. The
 second writes it, for the code under test."""
 
+FLOORS: tuple[set[str], ...] = (
+    {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
+    {"agent_sdk.protocol"},
+    {"agent_sdk.http_request", "agent_sdk.scripts", "agent_sdk.state"},
+    {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},
+    {"agent_sdk.block", "agent_sdk.lease", "agent_sdk.settings"},
+    {"agent_sdk.request"},
+    {"agent_sdk.orchestrator", "agent_sdk.pool_client"},
+    {"agent_sdk.aio", "agent_sdk.client"},
+    {"agent_sdk", "agent_sdk.testing"},
+    {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},
+    {"broker.key_file", "broker.maintenance", "broker.serializers", "broker.text"},
+    {"broker.api_keys", "broker.devices", "broker.live", "broker.logs", "broker.run"},
+    {"broker.attribution", "broker.metrics", "broker.replica", "broker.settings"},
+    {"broker.http", "broker.reporter", "broker.systemd"},
+    {"broker.app", "broker.cli"},
+    {"broker.cli.commands"},
+)
+"""The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""
+
+MOST_MODULES = 20
+"""Modules of one folder, without its `__init__`."""
+
 
 def sources(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
@@ -62,6 +87,37 @@ def test_package_imports_only_what_is_below_it(package: str) -> None:
         tops = {name.partition(".")[0] for name in imported(path)}
         outside = tops - set(sys.stdlib_module_names) - LAYERS[package] - {"pytest"}
         assert not outside, f"{path.relative_to(ROOT)} imports {outside}"
+
+
+def test_no_circle_among_modules() -> None:
+    """Each module can be read, and loaded, after those that it needs."""
+    assert not circle(needs())
+
+
+def test_no_circle_among_rooms() -> None:
+    """Each folder can be understood after those that it needs."""
+    assert not circle(room_needs())
+
+
+def test_rooms_import_from_lower_floors_alone() -> None:
+    """The declared order holds: no arrow points upwards or to the same floor."""
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    graph = room_needs()
+    assert graph.keys() == floor.keys()
+    upwards = [
+        f"{room} imports from {other}"
+        for room, others in graph.items()
+        for other in others
+        if floor[other] >= floor[room]
+    ]
+    assert not upwards
+
+
+def test_folders_hold_few_modules() -> None:
+    """A reader finds a module of a folder at a glance."""
+    folders = [path.parent for path in modules().values() if path.name != "__init__.py"]
+    crowded = {str(x.relative_to(ROOT)) for x in folders if folders.count(x) > MOST_MODULES}
+    assert not crowded
 
 
 def test_outside_things_have_one_owner_each() -> None:

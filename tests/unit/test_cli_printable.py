@@ -19,9 +19,9 @@ from agent_sdk.testing import HOST, _report
 from broker import logs
 from broker.cli import COMMANDS
 from broker.cli.complete import hosts_and_devices
-from broker.cli.screen import MARK, bare, one_line, paint
 from broker.run.progress import Progress
 from broker.text.printable import printable
+from broker.text.screen import MARK, bare, one_line, paint
 from broker.text.table import table
 from tests.api.brokers import PROGRAM, environment
 from tests.program import called
@@ -44,8 +44,8 @@ HOSTILE = (
 
 PRINTS = {"echo", "secho", "print", "writelines", "echo_via_pager", "stdout.write", "stderr.write"}
 
-MAY_PRINT = {"cli/screen.py"}
-"""`run/tell.py` writes to a descriptor, since stdout is its command's; it has a test of its own."""
+MAY_PRINT = {"text/screen.py"}
+"""`run/progress.py` writes to a descriptor, for stdout is its command's; it has a test."""
 
 
 def unprintable(text: str) -> set[str]:
@@ -208,7 +208,7 @@ def test_log_shows_hostile_text_as_print(capfd: pytest.CaptureFixture[str]) -> N
 def test_nothing_prints_but_by_the_screen() -> None:
     """No file of the command line's calls click's or Python's printing itself."""
     found = set()
-    for folder in ("cli", "run"):
+    for folder in ("cli", "run", "text"):
         for path in (BROKER / folder).rglob("*.py"):
             name = str(path.relative_to(BROKER))
             for node in ast.walk(ast.parse(path.read_text())):

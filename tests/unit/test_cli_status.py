@@ -24,8 +24,8 @@ import pytest
 from agent_sdk import LeaseClient, StillWaiting, Store
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli.complete import DEADLINE_S
-from broker.cli.screen import ENTER, LEAVE, bare
 from broker.cli.watch import watch
+from broker.text.screen import ENTER, LEAVE, bare
 from broker.text.table import bar, cut, table
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from broker.cli import main
-from broker.cli.screen import dump
+from broker.text.screen import dump
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -21,8 +21,8 @@ from broker.cli.commands.status import state_of
 from broker.cli.contests import contests
 from broker.cli.finding import Diagnosis
 from broker.cli.key_state import key_state
-from broker.cli.screen import one_line
 from broker.cli.store import output_option, show
+from broker.text.screen import one_line
 from broker.text.table import table
 
 if TYPE_CHECKING:

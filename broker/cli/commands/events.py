@@ -15,8 +15,8 @@ from agent_sdk.keys import EVENT_ID
 from agent_sdk.state.events import NAMES, Event, order
 from broker.cli.complete import agents, hosts
 from broker.cli.follow import Follower, last_of
-from broker.cli.screen import one_line, paint, say
 from broker.cli.store import as_json, output_option, pool_client
+from broker.text.screen import one_line, paint, say
 from broker.text.table import gib
 
 if TYPE_CHECKING:

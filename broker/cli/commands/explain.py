@@ -9,9 +9,9 @@ import click
 
 from broker.cli.commands.queue import PREFIX, asks
 from broker.cli.complete import tokens
-from broker.cli.screen import one_line
 from broker.cli.store import output_option, pool_client, show
 from broker.text.printable import printable
+from broker.text.screen import one_line
 from broker.text.table import age, gib, table
 from broker.text.units import Size
 from broker.text.unknown_host import no_host

@@ -11,8 +11,8 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from agent_sdk.scripts import library
 from broker.cli import FAILED
-from broker.cli.screen import dump, say
 from broker.cli.store import lease_error, output_option, pool_client, show
+from broker.text.screen import dump, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable

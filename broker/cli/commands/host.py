@@ -12,10 +12,10 @@ import click
 from agent_sdk import AsyncLeaseClient, Store
 from broker import logs
 from broker.cli import USAGE
-from broker.cli.screen import say
 from broker.devices import DeviceSourceError, Source
 from broker.reporter import Reporter, source_of
 from broker.settings import Settings, SettingsError, load_settings
+from broker.text.screen import say
 from broker.text.table import many
 
 may_kill_option = click.option(

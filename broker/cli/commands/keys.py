@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from agent_sdk.settings import keys_file, read_settings
-from broker.api_keys import ROLES, add, default_file, read, remove
+from broker.api_keys import ROLES, add, key_file, read, remove
 from broker.cli import FAILED
-from broker.cli.screen import say
 from broker.cli.store import output_option, show
 from broker.key_file import KeysError
+from broker.text.screen import say
 from broker.text.table import table
 
 if TYPE_CHECKING:
@@ -102,11 +101,6 @@ def revoke(name: str, path: Path | None) -> None:
     say(f"{name} has no key any more; what it holds runs on: gpu-broker leases")
     if not left:
         say(LAST_KEY.format(path=path), err=True)
-
-
-def key_file() -> Path:
-    """Where a broker with this environment looks for its keys."""
-    return keys_file() or default_file(read_settings())
 
 
 def _fail(error: Exception) -> NoReturn:

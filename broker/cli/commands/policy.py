@@ -8,8 +8,8 @@ import click
 
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.operator import Policy
-from broker.cli.screen import one_line
 from broker.cli.store import output_option, pool_client, show
+from broker.text.screen import one_line
 
 if TYPE_CHECKING:
     from agent_sdk.state.snapshot import PoolStatus

@@ -21,13 +21,13 @@ from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.cli.banner import banner
 from broker.cli.commands.host import may_kill_option
-from broker.cli.screen import say
 from broker.devices import DeviceSourceError
 from broker.http.connection_limits import ConnectionLimits, room
 from broker.http.slow_clients import UNREAD_S, DeadlineProtocol
 from broker.maintenance.store_supervisor import kept
 from broker.reporter import source_of
 from broker.settings import Settings, SettingsError, load_settings
+from broker.text.screen import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,9 +10,9 @@ import click
 from agent_sdk.state import reservations
 from agent_sdk.state.findings import of_lease
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
-from broker.cli.screen import bare, one_line, paint
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.watch import watch
+from broker.text.screen import bare, one_line, paint
 from broker.text.table import age, bar, gib, screen_width, table
 
 if TYPE_CHECKING:

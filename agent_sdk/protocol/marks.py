@@ -1,0 +1,29 @@
+"""Marks of calls: a reply repeats the mark of its call, so no call takes the answer of another."""
+
+from __future__ import annotations
+
+import secrets
+from itertools import count
+from typing import Any, Final
+
+MARKED_AT: Final = 4
+"""The argument of FCALL and EVALSHA that carries the protocol and the mark, `1 <mark>`."""
+
+_marks = count(secrets.randbits(48))
+
+
+class _Marked(str):
+    """The protocol and a mark, `1 <mark>`, as our calls say it: no other text is taken for one."""
+
+    __slots__ = ()
+
+
+def marked(protocol: int | str) -> str:
+    """The protocol as a call says it that wants its mark in the reply; no two calls share one."""
+    return _Marked(f"{protocol} {next(_marks):x}")
+
+
+def mark_of(command: tuple[Any, ...]) -> str:
+    """The mark that a command carries; empty: it carries none."""
+    said = command[MARKED_AT] if len(command) > MARKED_AT else None
+    return said.partition(" ")[2] if isinstance(said, _Marked) else ""
