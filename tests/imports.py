@@ -23,6 +23,26 @@ PACKAGES = ("agent_sdk", "broker")
 HOUSES = ("broker.devices", "broker.metrics")
 """Rooms that have rooms of their own inside; seen from outside they are one."""
 
+FLOORS: tuple[set[str], ...] = (
+    {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
+    {"agent_sdk.protocol"},
+    {"agent_sdk.http_request", "agent_sdk.scripts", "agent_sdk.state"},
+    {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},
+    {"agent_sdk.block", "agent_sdk.lease", "agent_sdk.settings"},
+    {"agent_sdk.request"},
+    {"agent_sdk.orchestrator", "agent_sdk.pool_client"},
+    {"agent_sdk.aio", "agent_sdk.client"},
+    {"agent_sdk", "agent_sdk.testing"},
+    {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},
+    {"broker.key_file", "broker.maintenance", "broker.serializers", "broker.text"},
+    {"broker.api_keys", "broker.devices", "broker.live", "broker.logs", "broker.run"},
+    {"broker.attribution", "broker.metrics", "broker.replica", "broker.settings"},
+    {"broker.http", "broker.reporter", "broker.systemd"},
+    {"broker.app", "broker.cli"},
+    {"broker.cli.commands"},
+)
+"""The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""
+
 
 @cache
 def modules() -> dict[str, Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import circle, modules, needs, room_needs
+from tests.imports import FLOORS, circle, modules, needs, room_needs
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,26 +40,6 @@ OWNERS = {
 ENVIRONMENT = {"agent_sdk/settings.py", "agent_sdk/testing.py"}
 """The only modules that may touch os.environ by name; pydantic-settings reads the broker's. The
 second writes it, for the code under test."""
-
-FLOORS: tuple[set[str], ...] = (
-    {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
-    {"agent_sdk.protocol"},
-    {"agent_sdk.http_request", "agent_sdk.scripts", "agent_sdk.state"},
-    {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},
-    {"agent_sdk.block", "agent_sdk.lease", "agent_sdk.settings"},
-    {"agent_sdk.request"},
-    {"agent_sdk.orchestrator", "agent_sdk.pool_client"},
-    {"agent_sdk.aio", "agent_sdk.client"},
-    {"agent_sdk", "agent_sdk.testing"},
-    {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},
-    {"broker.key_file", "broker.maintenance", "broker.serializers", "broker.text"},
-    {"broker.api_keys", "broker.devices", "broker.live", "broker.logs", "broker.run"},
-    {"broker.attribution", "broker.metrics", "broker.replica", "broker.settings"},
-    {"broker.http", "broker.reporter", "broker.systemd"},
-    {"broker.app", "broker.cli"},
-    {"broker.cli.commands"},
-)
-"""The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""
 
 MOST_MODULES = 20
 """Modules of one folder, without its `__init__`."""
@@ -118,6 +98,17 @@ def test_folders_hold_few_modules() -> None:
     folders = [path.parent for path in modules().values() if path.name != "__init__.py"]
     crowded = {str(x.relative_to(ROOT)) for x in folders if folders.count(x) > MOST_MODULES}
     assert not crowded
+
+
+def test_module_map_is_as_generated() -> None:
+    """The map of the documentation names each module, with the first sentence that it says."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "module_map.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_outside_things_have_one_owner_each() -> None:
