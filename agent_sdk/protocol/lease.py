@@ -24,7 +24,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PROTOCOL: Final = 1
-"""Sent with every call; the pool's schema and the script's must agree."""
+"""Sent with every call; the script's must be the same."""
+
+SCHEMA: Final = 2
+"""The layout of a pool's keys that this version works on, as in lua/lib/clock.lua."""
 
 DEVICE_WORDS: Final = 5
 """Words that a grant says of each device: id, MiB, index, host, name."""
@@ -436,10 +439,18 @@ def reap_all() -> Generator[Call, Answer, Moment]:
     return seen
 
 
-_SAYS_WHAT: Final = {
-    "bad_request": "the request is not well-formed: {} cannot be that",
-    "protocol_mismatch": "this version does not know pools of schema {}: upgrade the older",
-    "in_use": "a lease is on {}, or its memory is not free yet: revoke it, then forget again",
+def schema_mismatch(schema: str) -> str:
+    """Say in a sentence what to do about a pool whose keys have another layout."""
+    says = f"the pool has schema {schema[:20]}, and this version works on schema {SCHEMA}: "
+    if schema in map(str, range(SCHEMA)):
+        return f"{says}stop what uses the pool, delete its keys (gpu:{{POOL}}:*), then start anew"
+    return f"{says}upgrade this version"
+
+
+_SAYS_WHAT: Final[dict[str, Callable[[str], str]]] = {
+    "bad_request": "the request is not well-formed: {} cannot be that".format,
+    "protocol_mismatch": schema_mismatch,
+    "in_use": "{} has a lease, or memory that is not free yet: revoke it, then forget again".format,
 }
 """Refusals whose detail a caller needs."""
 
@@ -459,7 +470,7 @@ def failure(answer: Answer, token: str | None) -> LeaseError:
     """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
     match answer.raw:
         case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
-            return error_for(code, _SAYS_WHAT[code].format(what), token=token)
+            return error_for(code, _SAYS_WHAT[code](what), token=token)
         case ["REFUSED", now_ms, next_due_ms, _, _, str(code), _]:
             error = error_for(code, token=token)
             if isinstance(error, NoCapacity) and next_due_ms != "":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from agent_sdk.protocol.lease import Answer, Read, of_known_form
-from agent_sdk.state.readings import row, text
+from agent_sdk.state.readings import read_known, row, text
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -89,7 +89,7 @@ def order(event_id: str) -> tuple[int, int]:
 
 def newest(keys: Keys, count: int) -> Generator[Read, Answer, tuple[Event, ...]]:
     """The last so many, the oldest of them first."""
-    answer = yield Read((("XREVRANGE", keys.events, "+", "-", "COUNT", count),))
+    answer = yield from read_known(keys, ("XREVRANGE", keys.events, "+", "-", "COUNT", count))
     return tuple(reversed(_events(answer.raw[0])))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.lazy import later
 from agent_sdk.protocol.lease import Read
-from agent_sdk.state.readings import ended_in, names, names_each
+from agent_sdk.state.readings import ended_in, names, names_each, read_known
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -53,7 +53,7 @@ def read_holders(
     keys: Keys, host: str, now_ms: int, perhaps_over: Iterable[str] = ()
 ) -> Generator[Read, Answer, Holders]:
     """Who holds a host's devices. perhaps_over: tokens of which to tell how they ended."""
-    answer = yield Read((("SMEMBERS", keys.devices(host)),))
+    answer = yield from read_known(keys, ("SMEMBERS", keys.devices(host)))
     uuids = sorted(names(answer))
     found = yield from snapshot.devices_of(keys, uuids)
     devices = {device.uuid: device for device in found if device.host == host}

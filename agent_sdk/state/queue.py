@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.lease import Answer, Read
 from agent_sdk.state import snapshot
-from agent_sdk.state.readings import ended_in, numbers, row
+from agent_sdk.state.readings import ended_in, numbers, read_known, row
 from agent_sdk.state.reservations import Reservation, reservation
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def lookup(
     Raises:
         ProtocolMismatch: its record is of no known form.
     """
-    answer = yield Read((("HGETALL", keys.record(token)), ("GET", keys.done(token))))
+    answer = yield from read_known(keys, ("HGETALL", keys.record(token)), ("GET", keys.done(token)))
     record, over = row(answer.raw[0]), ended_in(answer, 1, token)
     if not record:
         return over.outcome if over else None

@@ -6,14 +6,46 @@ from the depths of who made something of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
-from agent_sdk.protocol.lease import of_known_form
+from agent_sdk.errors import error_for
+from agent_sdk.protocol.lease import SCHEMA, Answer, Read, of_known_form, schema_mismatch
 from agent_sdk.state.tombstones import ended
 
 if TYPE_CHECKING:
-    from agent_sdk.protocol.lease import Answer
+    from collections.abc import Generator
+
+    from agent_sdk.keys import Keys
     from agent_sdk.state.tombstones import EndedLease
+
+
+SCHEMAS: Final = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
+"""One schema, or the oldest and the newest that scripts may know a pool by."""
+
+
+def read_known(keys: Keys, *commands: tuple[Any, ...]) -> Generator[Read, Answer, Answer]:
+    """Read from a pool whose layout this version knows.
+
+    Raises:
+        ProtocolMismatch: the pool has another schema.
+    """
+    answer = yield Read((("HGET", keys.pool, "schema"), *commands))
+    check_schema(text_or_none(answer.raw[0]))
+    return answer._replace(raw=answer.raw[1:])
+
+
+def check_schema(schema: str | None) -> None:
+    """Refuse a pool whose keys have another layout; None: there is no pool yet.
+
+    Raises:
+        ProtocolMismatch: this version does not know the schema.
+    """
+    if schema is None:
+        return
+    known = SCHEMAS.fullmatch(schema)
+    if not known or not int(known[1]) <= SCHEMA <= int(known[2] or known[1]):
+        raise error_for("protocol_mismatch", schema_mismatch(schema))
 
 
 @of_known_form

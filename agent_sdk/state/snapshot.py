@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.protocol.lease import Answer, Read, of_known_form
 from agent_sdk.state.devices import device_status
-from agent_sdk.state.readings import names, numbers, row, rows
+from agent_sdk.state.readings import check_schema, names, numbers, read_known, row, rows
 from agent_sdk.state.reservations import reservation
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
     """
     answer = yield Read((("TIME",), ("HGETALL", keys.pool), ("HGETALL", keys.stats)))
     time, facts, stats = answer.raw
+    check_schema(row(facts).get("schema"))
     return _pool(time, row(facts), row(stats))
 
 
@@ -199,7 +200,7 @@ def _counted(pool: dict[str, str], stats: dict[str, str]) -> dict[str, int]:
 
 def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
     """Every registered device, by host and index."""
-    answer = yield Read((("ZRANGE", keys.fits, 0, -1),))
+    answer = yield from read_known(keys, ("ZRANGE", keys.fits, 0, -1))
     found = yield from devices_of(keys, names(answer))
     return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
 
@@ -226,7 +227,7 @@ def records(
     keys: Keys, states: tuple[str, ...]
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
     """The hashes of all records in these states, by token."""
-    answer = yield Read((("ZRANGE", keys.due, 0, -1),))
+    answer = yield from read_known(keys, ("ZRANGE", keys.due, 0, -1))
     tokens = [member for member in names(answer) if not member.startswith("host:")]
     return (yield from records_of(keys, tokens, states))
 
@@ -241,7 +242,7 @@ def records_of(
 
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     """Every host that ever reported, by name."""
-    answer = yield Read((("SMEMBERS", keys.hosts),))
+    answer = yield from read_known(keys, ("SMEMBERS", keys.hosts))
     found = sorted(names(answer))
     facts = yield from _hashes([keys.host(name) for name in found])
     if not found:

@@ -14,7 +14,7 @@
 -- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text(): handing one over as it is
 -- costs twice as much. `..` rounds it (1.7955e+15).
 
-local PROTOCOL, SCHEMA = '1', '1'
+local PROTOCOL, SCHEMA = '1', '2'
 local LEAP_MS, WINDOW_MS = 10000, 30000
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
 local NEVER = 1 / 0               -- when the first of an empty agenda is due

@@ -16,7 +16,7 @@ local function note(field, word)
   S.changes[n + 1], S.changes[n + 2] = field, word
 end
 
--- `schema` of a pool is the layout of its keys: 2, or 1-2 when scripts that know layout 1 may work on it too.
+-- `schema` of a pool is the layout of its keys: 3, or 2-3 when scripts that know layout 2 may work on it too.
 function B.knows(schema)
   local oldest, newest = string.match(schema, '^(%d+)%-?(%d*)$')
   if oldest and oldest + 0 <= SCHEMA + 0 and SCHEMA + 0 <= tonumber(newest ~= '' and newest or oldest) then return true end

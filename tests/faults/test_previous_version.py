@@ -1,34 +1,28 @@
 """The previous version's client beside this one, on one pool, as during an upgrade of many hosts.
 
 `tests/previous/` has the SDK as it was, with its own scripts. A change that it cannot live with has
-to raise the pool's schema, and then it is refused, in words.
+to raise the pool's schema, and then it is refused, in words: `test_schema.py` has the other side.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_sdk import LeaseClient, Store
+from agent_sdk.protocol.lease import SCHEMA
 from tests.audit import audit
+from tests.faults.previous import THIS, schema_of, start, unpacked
 from tests.pools import device
 from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.servers import Server
-
-PREVIOUS = Path(__file__).parents[1] / "previous" / "sdk-schema-1.zip"
-
-THIS = Path(__file__).parents[2]
 
 ROUNDS = 40
 
@@ -52,10 +46,7 @@ with LeaseClient(Store(url), hostname="h1") as client:
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The previous SDK, to be put on PYTHONPATH."""
-    folder = tmp_path_factory.mktemp("previous")
-    with zipfile.ZipFile(PREVIOUS) as packed:
-        packed.extractall(folder)
-    return folder
+    return unpacked(tmp_path_factory.mktemp("previous"))
 
 
 @pytest.fixture
@@ -70,20 +61,15 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def start(sdk: Path, code: str, *args: str) -> subprocess.Popen[str]:
-    """A Python process with that SDK."""
-    environ = os.environ | {"PYTHONPATH": str(sdk), "PYTHONSAFEPATH": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *args], env=environ, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def test_versions_of_one_schema_take_turns_on_one_device(server: Server, previous: Path) -> None:
+    """They wait in one line; none holds it beside another, and the newer has the larger fence.
 
-
-def test_both_versions_take_turns_on_one_device(server: Server, previous: Path) -> None:
-    """They wait in one line; nobody holds it beside another, and the newer has the larger fence."""
+    While the previous version has another schema, this one takes turns with itself.
+    """
+    other = previous if schema_of(previous) == SCHEMA else THIS
     workers = [
         start(sdk, WORKER, server.url, f"agent-{n}", str(ROUNDS))
-        for n, sdk in enumerate((previous, THIS, previous, THIS))
+        for n, sdk in enumerate((other, THIS, other, THIS))
     ]
     held = []
     for worker in workers:
@@ -103,20 +89,26 @@ def test_both_versions_take_turns_on_one_device(server: Server, previous: Path) 
         assert client.devices()[0].free_mb == 1000
 
 
-def test_a_pool_that_the_previous_version_cannot_know_refuses_it_in_words(
+def test_previous_client_on_a_pool_of_another_schema_is_refused_in_words(
     server: Server, previous: Path
 ) -> None:
-    """A schema of its own ends the previous client's calls with one sentence."""
+    """A schema that the previous version cannot know ends its calls with one sentence."""
+    later = str(schema_of(previous) + 1)
     with server.connect() as redis:
-        redis.hset("gpu:{default}:pool", "schema", "2")
-    worker = start(previous, WORKER, server.url, "agent", "1")
-    _, err = worker.communicate(timeout=60)
-    assert worker.returncode == 1
-    assert "ProtocolMismatch: this version and the pool's do not match: upgrade the older" in err
+        redis.hset("gpu:{default}:pool", "schema", later)
+        before = redis.hgetall("gpu:{default}:pool")
+        worker = start(previous, WORKER, server.url, "agent", "1")
+        _, err = worker.communicate(timeout=60)
+        assert worker.returncode == 1
+        assert f"ProtocolMismatch: this version does not know pools of schema {later}: " in err
+        assert redis.hgetall("gpu:{default}:pool") == before
 
 
-@pytest.mark.parametrize(("schema", "known"), [("1-2", True), ("2", False), ("2-3", False)])
-def test_a_pool_of_a_later_version_says_who_may_work_on_it(
+@pytest.mark.parametrize(
+    ("schema", "known"),
+    [(f"{SCHEMA}-{SCHEMA + 1}", True), (f"{SCHEMA + 1}", False), (f"{SCHEMA + 1}-9", False)],
+)
+def test_a_pool_of_a_later_version_says_which_versions_may_work_on_it(
     server: Server, schema: str, known: bool
 ) -> None:
     """A later layout that this version may know, and one that it may not."""
@@ -125,4 +117,5 @@ def test_a_pool_of_a_later_version_says_who_may_work_on_it(
     worker = start(THIS, WORKER, server.url, "agent", "1")
     _, err = worker.communicate(timeout=60)
     assert (worker.returncode == 0) == known
-    assert known or f"this version does not know pools of schema {schema}: upgrade the" in err
+    assert known or f"the pool has schema {schema}, and this version works on schema" in err
+    assert known or "upgrade this version" in err

@@ -28,7 +28,7 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     lives = [row.pop(name) for name in list(row) if name.startswith("served")]
     assert len(lives) == pool.functions
     assert row == POLICY | {
-        "schema": "1", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
+        "schema": "2", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
         "safe_mode": "0", "looked_ms": str(now), "next_due_ms": str(now + 15000),
         "silence_ms": "15000",

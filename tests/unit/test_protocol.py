@@ -105,7 +105,7 @@ def test_codes_are_all_said_by_a_script_or_made_by_the_client() -> None:
     """No code stands in the table that nobody says."""
     assert CODES.keys() - reasons() <= BY_THE_CLIENT | BY_THE_LINE | AT_THE_DOOR
     assert not reasons() & BY_THE_CLIENT
-    files = Path(agent_sdk.__file__).parent.glob("*.py")
+    files = Path(agent_sdk.__file__).parent.rglob("*.py")
     texts = [path.read_text() for path in files if path.name != "errors.py"]
     for code in BY_THE_CLIENT:
         assert any(f'"{code}"' in text for text in texts), f"who says {code}?"
