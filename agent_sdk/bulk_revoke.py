@@ -1,4 +1,4 @@
-"""The revocation of many leases: all of an agent, all on a host, or all of an agent on a host."""
+"""The revocation of many leases: all of an agent, on a host, on a device, or what meets several."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ if TYPE_CHECKING:
 
 
 def revoke_where(
-    keys: Keys, *, agent: str | None, host: str | None, force: bool, by: str, why: str
+    keys: Keys,
+    *,
+    agent: str | None,
+    host: str | None,
+    device: str | None,
+    force: bool,
+    by: str,
+    why: str,
 ) -> Generator[Call | Read, Answer, tuple[str, ...]]:
-    """Revoke every lease of an agent, or on a host, or of an agent on a host.
+    """Revoke every lease of an agent, on a host, on a device; of several, what meets them all.
 
     Returns:
         The tokens of those that this call revoked; what ended meanwhile is not among them.
 
     Raises:
-        BadRequest: neither an agent nor a host is named.
+        BadRequest: none of them is named.
     """
-    if agent is None and host is None:
-        raise error_for("bad_request", "name an agent or a host")
+    if agent is None and host is None and device is None:
+        raise error_for("bad_request", "name an agent, a host or a device")
     hosts = {device.uuid: device.host for device in (yield from snapshot.devices(keys))}
     revoked = []
     for lease in (yield from snapshot.leases(keys)):
-        on = {hosts.get(uuid) for uuid, _ in lease.devices}
-        if (agent is not None and lease.agent != agent) or (host is not None and host not in on):
+        uuids = {uuid for uuid, _ in lease.devices}
+        if (
+            agent not in {None, lease.agent}
+            or (host is not None and host not in map(hosts.get, uuids))
+            or (device is not None and device not in uuids)
+        ):
             continue
         try:
             yield from revoke(lease.token, force=force, by=by, why=why)

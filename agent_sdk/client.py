@@ -214,13 +214,14 @@ class LeaseClient(PoolClient["Redis"]):
         *,
         agent: str | None = None,
         host: str | None = None,
+        device: str | None = None,
         force: bool = False,
         why: str = "",
         by: str | None = None,
     ) -> tuple[str, ...]:
-        """Revoke every lease of an agent, on a host, or both; the tokens that it was."""
+        """Revoke every lease of an agent, on a host, on a device; the tokens that it was."""
         steps = bulk_revoke.revoke_where(
-            self.keys, agent=agent, host=host, force=force, by=by or self.by, why=why
+            self.keys, agent=agent, host=host, device=device, force=force, by=by or self.by, why=why
         )
         return self._run(steps)
 

@@ -10,8 +10,10 @@ import click
 
 from agent_sdk.settings import dumb_terminal
 from broker import __version__
+from broker.text.printable import printable
 from broker.text.screen import say
 from broker.text.streams import NowhereToPrint, prepare_streams, write_errors_in_words
+from broker.text.suggest import did_you_mean
 
 COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, take back what is over.",
@@ -60,6 +62,15 @@ class Commands(click.Group):
         """In the order of the table."""
         del ctx
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a name that nothing has ends with the nearest that there is."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            meant = did_you_mean(args[0], COMMANDS) or "gpu-broker --help lists the commands"
+            ctx.fail(f"no command is called {printable(args[0])}; {meant}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command; one whose extra is missing says how to get it."""

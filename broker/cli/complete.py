@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from agent_sdk import LeaseClient, Store
 from agent_sdk.errors import LeaseError
 from agent_sdk.settings import read_settings
+from broker.cli.names import place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,7 +44,9 @@ def _client() -> LeaseClient:
 
 
 hosts = _completing(lambda scene: scene.hosts)
-hosts_and_devices = _completing(lambda scene: (*scene.hosts, *scene.devices))
+hosts_and_devices = _completing(
+    lambda scene: (*scene.hosts, *map(place, scene.devices.values()), *scene.devices)
+)
 agents = _completing(
     lambda scene: (
         *(lease.agent for lease in scene.leases.values()),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import click
 
-from agent_sdk.errors import NeverFits, error_for
+from agent_sdk.errors import NeverFits
 from broker.cli.complete import hosts_and_devices
+from broker.cli.names import Target, target_of
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import many
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_sdk import LeaseClient
-
-Kind: TypeAlias = Literal["device", "host"]
 
 
 @click.command()
@@ -30,13 +29,14 @@ def drain(name: str, reason: str, output: str) -> None:
     \b
     Examples:
       gpu-broker drain gpu-host-3 --reason 'driver update at noon'
+      gpu-broker drain gpu-host-3:0
       gpu-broker drain GPU-8f3a2c1e-1111-2222-3333-444455556666
     """
     with pool_client() as client:
-        what = _kind(client, name)
-        count = client.drain(what, name, why=reason)
+        target = target_of(client, name)
+        count = client.drain(*target, why=reason)
     takes = many(count, "device takes", "devices take")
-    show(output, f"{what} {name}: {takes} no new leases", {"devices": count})
+    show(output, f"{target.kind} {target.name}: {takes} no new leases", {"devices": count})
 
 
 @click.command()
@@ -47,13 +47,14 @@ def undrain(name: str, reason: str, output: str) -> None:
     """Let a device or a host take leases again; a quarantine of its GPUs is lifted too.
 
     \b
-    Example:
+    Examples:
       gpu-broker undrain gpu-host-3
+      gpu-broker undrain gpu-host-3:0
     """
     with pool_client() as client:
-        what, count = _ended(client, name, lambda what: client.undrain(what, name, why=reason))
+        target, count = _ended(client, name, lambda target: client.undrain(*target, why=reason))
     takes = many(count, "device takes", "devices take")
-    show(output, f"{what} {name}: {takes} leases again", {"devices": count})
+    show(output, f"{target.kind} {target.name}: {takes} leases again", {"devices": count})
 
 
 @click.command()
@@ -71,44 +72,26 @@ def forget(name: str, reason: str, output: str) -> None:
     \b
     Examples:
       gpu-broker forget gpu-host-3 --reason 'sent back'
+      gpu-broker forget gpu-host-3:0
       gpu-broker forget GPU-8f3a2c1e-1111-2222-3333-444455556666
     """
     with pool_client() as client:
-        what, count = _ended(client, name, lambda what: client.forget(what, name, why=reason))
-    gone = f", with {many(count, 'device', 'devices')}" if what == "host" else ""
-    show(output, f"{what} {name}: forgotten{gone}", {"devices": count})
+        target, count = _ended(client, name, lambda target: client.forget(*target, why=reason))
+    gone = f", with {many(count, 'device', 'devices')}" if target.kind == "host" else ""
+    show(output, f"{target.kind} {target.name}: forgotten{gone}", {"devices": count})
 
 
-def _ended(client: LeaseClient, name: str, act: Callable[[Kind], int]) -> tuple[Kind, int]:
+def _ended(client: LeaseClient, name: str, act: Callable[[Target], int]) -> tuple[Target, int]:
     """Do something to what the name names, also when the pool has forgotten it and knows its drain.
 
     Returns:
         What it is, and what the act returned.
     """
     try:
-        what = _kind(client, name)
+        target = target_of(client, name)
     except NeverFits as unknown:
-        kinds: tuple[Kind, ...] = ("host", "device")
-        for what in kinds:
+        for target in (Target("host", name), Target("device", name)):
             with suppress(NeverFits):
-                return what, act(what)
+                return target, act(target)
         raise unknown from None
-    return what, act(what)
-
-
-def _kind(client: LeaseClient, name: str) -> Kind:
-    """What the name names; a host's name wins.
-
-    Raises:
-        NeverFits: neither a host nor a device is called so; the message has those that are.
-    """
-    hosts = {host.host for host in client.hosts()}
-    if name in hosts:
-        return "host"
-    if any(device.uuid == name for device in client.devices()):
-        return "device"
-    raise error_for(
-        "device_unknown",
-        f"no host and no device is called {name!r}; hosts: {', '.join(sorted(hosts)) or 'none'}; "
-        "devices: gpu-broker status -o json",
-    )
+    return target, act(target)

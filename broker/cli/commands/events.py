@@ -13,7 +13,7 @@ import click
 from agent_sdk.errors import Denied, LeaseError
 from agent_sdk.keys import EVENT_ID
 from agent_sdk.state.events import NAMES, Event, order
-from broker.cli.complete import agents, hosts
+from broker.cli.complete import agents, hosts_and_devices
 from broker.cli.follow import Follower, last_of
 from broker.cli.store import as_json, output_option, pool_client
 from broker.text.screen import one_line, paint, say
@@ -51,7 +51,11 @@ COLUMNS: Final = (8, 13, 16, 26)
 @click.option("--since", metavar="ID", help="All after this event, as 1795607407688-0.")
 @click.option("--type", "types", multiple=True, type=click.Choice(NAMES), metavar="EVENT",
               help="Only these; may be repeated.")  # fmt: skip
-@click.option("--host", help="Only of this host.", shell_complete=hosts)
+@click.option(
+    "--host",
+    help="Only of this host, or of one GPU: gpu-host-3:0.",
+    shell_complete=hosts_and_devices,
+)
 @click.option("--agent", help="Only of this agent.", shell_complete=agents)
 @output_option("name")
 def events(
@@ -156,8 +160,9 @@ def _place(client: LeaseClient, places: Places, found: Sequence[Event]) -> None:
 
 
 def _hosts_of(event: Event, places: Places) -> set[str]:
-    """The hosts of which it tells."""
-    at = {places[uuid][0] for uuid, _ in event.devices if uuid in places}
+    """Hosts that it is about, and its devices as `host:index`."""
+    known = {uuid for uuid, _ in event.devices if uuid in places}
+    at = {places[uuid][0] for uuid in known} | {_device(places, uuid) for uuid in known}
     return at | ({event.fields["host"]} if "host" in event.fields else set())
 
 

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker.cli.commands.queue import PREFIX, asks
-from broker.cli.complete import tokens
+from broker.cli.commands.queue import asks
+from broker.cli.complete import hosts, tokens
+from broker.cli.names import whole_token
 from broker.cli.store import output_option, pool_client, show
-from broker.text.printable import printable
 from broker.text.screen import one_line
 from broker.text.table import age, gib, table
 from broker.text.units import Size
 from broker.text.unknown_host import no_host
 
 if TYPE_CHECKING:
-    from agent_sdk import LeaseClient
     from agent_sdk.state.explain import Explanation
 
 HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
@@ -29,7 +28,7 @@ HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
 @click.option("--memory", type=Size(), default=0, help="MiB on each GPU: 8GiB, 512MiB, 8192.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
-@click.option("--host", default="any", help="A host's name; any (default).")
+@click.option("--host", default="any", help="A host's name; any (default).", shell_complete=hosts)
 @click.option("--model", help="The exact name of a model.")
 @output_option()
 def explain(
@@ -57,7 +56,7 @@ def explain(
         raise click.UsageError("name a TOKEN (gpu-broker queue lists them), or --agent")
     with pool_client() as client:
         if agent is None:
-            found = client.explain(_whole_token(client, token or ""))
+            found = client.explain(whole_token(client, token or ""))
         else:
             found = client.explain_request(
                 agent, memory_mb=memory, devices=gpus, exclusive=exclusive, host=host, model=model
@@ -65,28 +64,12 @@ def explain(
     show(output, as_text(found), asdict(found))
 
 
-def _whole_token(client: LeaseClient, token: str) -> str:
-    """The token of the one waiter or lease that begins so; else what was given.
-
-    Raises:
-        UsageError: several begin so.
-    """
-    if len(token) < PREFIX:
-        return token
-    known = {x.token for x in client.queue()} | {x.token for x in client.leases()}
-    begin = sorted(name for name in known if name.startswith(token))
-    if len(begin) > 1 and token not in known:
-        raise click.UsageError(
-            f"{len(begin)} tokens begin with {token}, as {printable(begin[0])} and "
-            f"{printable(begin[1])} do: write more"
-        )
-    return begin[0] if len(begin) == 1 else token
-
-
 def as_text(found: Explanation) -> str:
     """For people: the answer first, then what it stands on."""
-    unknown = found.code == "host_unknown"
-    parts = [one_line(no_host(found.host, found.near_host) if unknown else found.summary)]
+    summary = found.summary
+    if found.code == "host_unknown":
+        summary = no_host(found.host, found.near_host, {device.host for device in found.devices})
+    parts = [one_line(summary)]
     if found.fits_now:
         parts.append("\n".join(one_line(f"would fit: {x.says}") for x in found.fits_now))
     if found.estimate_s is not None and found.code not in {"active", "offered", "fits"}:

@@ -13,6 +13,7 @@ from broker.cli import FAILED
 from broker.cli.store import output_option, show
 from broker.key_file import KeysError
 from broker.text.screen import say
+from broker.text.suggest import did_you_mean
 from broker.text.table import table
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def revoke(name: str, path: Path | None) -> None:
     path = path or key_file()
     try:
         if not remove(path, name):
-            _fail(KeysError(f"nobody called {name} has a key in {path}"))
+            meant = did_you_mean(name, (key.name for key in read(path)))
+            _fail(KeysError(f"nobody called {name} has a key in {path}{meant and f'; {meant}'}"))
         left = read(path)
     except (KeysError, OSError) as error:
         _fail(error)

@@ -8,6 +8,7 @@ import click
 
 from agent_sdk.state.findings import of_lease
 from broker.cli.complete import agents
+from broker.cli.names import unheard_agent
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age, gib, table
 
@@ -32,6 +33,7 @@ def leases(agent: str | None, output: str) -> None:
         pool = client.pool()
         devices = {device.uuid: device for device in client.devices()}
         found = [x for x in client.leases() if agent is None or x.agent == agent]
+        meant = "" if agent is None else unheard_agent(client, agent)
     wide = output == "wide"
     said = {x.token: of_lease(x, devices) for x in found}
     rows = [
@@ -48,6 +50,10 @@ def leases(agent: str | None, output: str) -> None:
         )
         for x in found
     ]
-    text = table((*HEAD, *MORE) if wide else HEAD, rows) if rows else "no leases"
+    text = (
+        table((*HEAD, *MORE) if wide else HEAD, rows)
+        if rows
+        else f"no leases{meant and f': {meant}'}"
+    )
     data = [asdict(x) | {"memory_mb": x.memory_mb, "findings": said[x.token]} for x in found]
     show(output, text, {"now_ms": pool.now_ms, "leases": data}, (x.token for x in found))

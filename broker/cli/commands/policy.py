@@ -9,7 +9,9 @@ import click
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.operator import Policy
 from broker.cli.store import output_option, pool_client, show
+from broker.text.printable import printable
 from broker.text.screen import one_line
+from broker.text.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from agent_sdk.state.snapshot import PoolStatus
@@ -58,10 +60,11 @@ def set_(settings: tuple[str, ...], output: str) -> None:
 
 def _parsed(setting: str) -> tuple[str, bool | int | str]:
     name, equals, value = setting.partition("=")
-    if not equals or name not in FIELDS:
-        raise click.UsageError(
-            f"{setting!r}: write FIELD=VALUE; the fields are {', '.join(FIELDS)}"
-        )
+    if name not in FIELDS:
+        meant = did_you_mean(name, FIELDS) or f"the fields are {', '.join(FIELDS)}"
+        raise click.UsageError(f"no field of the policy is called {printable(name)}; {meant}")
+    if not equals:
+        raise click.UsageError(f"{setting}: write {setting}=VALUE; gpu-broker policy get shows it")
     kind = str(Policy.__annotations__[name])
     if "str" in kind:
         return name, value

@@ -10,6 +10,7 @@ import click
 from agent_sdk.protocol.lease import ANY
 from agent_sdk.state.pool_state import line
 from broker.cli.complete import agents
+from broker.cli.names import PREFIX, unheard_agent
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age, gib, screen_width, table
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 HEAD: Final = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE", "WHY")
 
 MORE: Final = ("CLIENT", "PROCESS", "OWNER")
-
-PREFIX: Final = 8
-"""Letters of a token that are enough for `explain`, if only one begins with them."""
 
 ROOMY: Final = 160
 """Columns of a terminal that has room for whole tokens and sentences."""
@@ -46,6 +44,7 @@ def queue(agent: str | None, output: str) -> None:
     """
     with pool_client() as client:
         scene = client.scene()
+        meant = "" if agent is None else unheard_agent(client, agent)
     found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
     stands, wide = line(scene), output == "wide"
     width = None if wide else screen_width()
@@ -66,7 +65,11 @@ def queue(agent: str | None, output: str) -> None:
         for x in found
     ]
     head = (*HEAD, *MORE) if wide else HEAD
-    text = table(head, rows, width=width, gives=(3, 1, 7, 2)) if rows else "nobody waits"
+    text = (
+        table(head, rows, width=width, gives=(3, 1, 7, 2))
+        if rows
+        else f"nobody waits{meant and f': {meant}'}"
+    )
     data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
     show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
 

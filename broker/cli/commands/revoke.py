@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from broker.cli.complete import agents, hosts, tokens
+from broker.cli.complete import agents, hosts_and_devices, tokens
+from broker.cli.names import target_of, unheard_agent, whole_token
 from broker.cli.store import output_option, pool_client, show
+
+if TYPE_CHECKING:
+    from agent_sdk import LeaseClient
 
 
 @click.command()
 @click.argument("token", required=False, shell_complete=tokens)
 @click.option("--agent", help="All leases of this agent.", shell_complete=agents)
-@click.option("--host", help="All leases on this host.", shell_complete=hosts)
+@click.option(
+    "--host",
+    help="All leases on this host, or on one GPU of it: gpu-host-3:0.",
+    shell_complete=hosts_and_devices,
+)
 @click.option(
     "--reason", required=True, help="Why: the log and the holder's operator want to know."
 )
@@ -22,20 +32,37 @@ def revoke(
 ) -> None:
     """End leases: their holders learn it at the next renewal, within a minute at the latest.
 
+    The first eight letters of TOKEN are enough, if only one begins so.
+
     \b
     Examples:
-      gpu-broker revoke 5a37a41f3e664bbab5ca0f0f67787aae --reason 'runaway job'
+      gpu-broker revoke 5a37a41f --reason 'runaway job'
       gpu-broker revoke --agent analyst --reason 'policy changed'
+      gpu-broker revoke --host gpu-host-3:0 --reason 'GPU must be reset'
       gpu-broker revoke --host gpu-host-3 --reason 'host must go down' --force
     """
     if (token is None) == (agent is None and host is None):
         raise click.UsageError("name a TOKEN, or --agent and/or --host")
     with pool_client() as client:
         if token is not None:
+            token = whole_token(client, token)
             client.revoke(token, force=force, why=reason)
-            tokens: tuple[str, ...] = (token,)
+            revoked: tuple[str, ...] = (token,)
         else:
-            tokens = client.revoke_where(agent=agent, host=host, force=force, why=reason)
+            revoked = _revoke_all(client, agent, host, force=force, why=reason)
+        meant = "" if revoked or agent is None else unheard_agent(client, agent)
     when = "now" if force else "at the holder's next renewal, within a minute"
-    lines = [f"{each} ends {when}" for each in tokens] or ["no such lease"]
-    show(output, "\n".join(lines), {"revoked": list(tokens)})
+    none = f"no such lease{meant and f': {meant}'}"
+    text = "\n".join(f"{each} ends {when}" for each in revoked) or none
+    show(output, text, {"revoked": list(revoked)})
+
+
+def _revoke_all(
+    client: LeaseClient, agent: str | None, host: str | None, *, force: bool, why: str
+) -> tuple[str, ...]:
+    """Revoke all leases of an agent, on a host or a GPU, or both; give the tokens that it was."""
+    where: dict[str, str] = {}
+    if host is not None:
+        target = target_of(client, host)
+        where[target.kind] = target.name
+    return client.revoke_where(agent=agent, force=force, why=why, **where)

@@ -25,6 +25,7 @@ from agent_sdk.errors import (
 from agent_sdk.protocol.lease import LONGEST_TTL_MS
 from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
+from broker.cli.complete import hosts
 from broker.cli.store import way_out
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.guard import Guard
@@ -33,7 +34,7 @@ from broker.run.progress import Progress
 from broker.run.supervise import CommandEnd, NotStarted, supervise
 from broker.run.wait import get_lease
 from broker.text.units import Duration, Size
-from broker.text.unknown_host import no_host
+from broker.text.unknown_host import look_for
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -56,7 +57,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
 @click.option("--model", help="The exact name of a model; default any.")
-@click.option("--host", help="Default this machine: the command runs here.")
+@click.option("--host", help="Default this machine: the command runs here.", shell_complete=hosts)
 @click.option(
     "--placement", type=click.Choice(["spread", "pack"]), default="spread",
     help="The emptiest GPU first (default), or the fullest that fits.",
@@ -235,7 +236,8 @@ def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
         return FAILED
     text = str(error)
     if isinstance(error, HostUnknown):
-        teller.failed(error.code, no_host(error.asked, error.near))
+        with _client(DEADLINE_S) as client:
+            teller.failed(error.code, look_for(client, error.asked))
         return FAILED
     if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
         code, advice = UNAVAILABLE, way_out(error)
