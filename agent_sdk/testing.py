@@ -122,7 +122,7 @@ def _report(client: LeaseClient, devices: int, memory_mb: int) -> None:
         ("name", f"Simulated GPU {memory_mb} MiB"),
         ("model", f"Simulated GPU {memory_mb} MiB"),
         ("total_mb", memory_mb),
-        ("reserve_mb", 0),
+        ("system_mb", 0),
         ("used_mb", 0),
         ("state", "ok"),
         ("simulated", 1),

@@ -53,7 +53,7 @@ STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """Said of a device that is ok while its host drains."""
 
 ESSENTIAL: Final = frozenset(
-    {"index", "model", "total_mb", "reserve_mb", "used_mb", "state", "simulated", "listed"}
+    {"index", "model", "total_mb", "system_mb", "used_mb", "state", "simulated", "listed"}
 )
 """What must be said of a device, and is of a form that nothing from outside can spoil."""
 

@@ -79,7 +79,7 @@ def report(client: LeaseClient) -> None:
         for i in range(count):
             used = 30_000 if (number, i) == (2, 1) else 400
             fields = {"index": i, "name": name, "model": name, "state": "ok", "reason": "",
-                      "total_mb": total, "reserve_mb": 512, "used_mb": used, "simulated": 0,
+                      "total_mb": total, "system_mb": 512, "used_mb": used, "simulated": 0,
                       "utilization_gpu_pct": chance.randrange(5, 97),
                       "temperature_c": chance.randrange(38, 74)}  # fmt: skip
             devices.append((f"GPU-{number}-{i}", tuple(fields.items())))

@@ -121,15 +121,15 @@ def _audit_agenda(client: redis.Redis, keys: Keys, records: Rows) -> None:
 
 
 def _audit_ledger(records: Rows, devices: Rows) -> None:
-    reserved: dict[str, int] = defaultdict(int)
+    leased: dict[str, int] = defaultdict(int)
     counts: dict[str, int] = defaultdict(int)
     for record in records.values():
         for uuid, mb in held(record):
             if record["state"] in TAKEN:
-                reserved[uuid] += mb
+                leased[uuid] += mb
                 counts[uuid] += 1
     for uuid, d in devices.items():
-        assert int(d["reserved_mb"]) == reserved[uuid], f"S2: {uuid}"
+        assert int(d["leased_mb"]) == leased[uuid], f"S2: {uuid}"
         assert int(d["leases"]) == counts[uuid], f"S2: leases of {uuid}"
         if d["exclusive"]:
             assert counts[uuid] == 1, f"S1: {d['exclusive']} is not alone on {uuid}"
@@ -210,8 +210,8 @@ def _placement(devices: Rows) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for uuid, d in devices.items():
         host, model = d["host"], d["model"]
-        capacity = int(d["total_mb"]) - int(d["reserve_mb"])
-        used = int(d["reserved_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
+        capacity = int(d["total_mb"]) - int(d["system_mb"])
+        used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
         free = capacity - used
         up = d["state"] == "ok" and d["drained"] != "1" and not d["kept_for"] and free > 0
         for sel in ("*", f"host/{host}", f"model/{model}", f"host/{host}/{model}"):

@@ -32,7 +32,7 @@ def process(pid: int, **more: Any) -> dict[str, Any]:
 def report(client: LeaseClient, host: str = HOST) -> None:
     """Three GPUs of 8 GiB, for a day."""
     fields = {
-        "name": "NVIDIA L4", "model": "L4", "total_mb": 8192, "reserve_mb": 0, "used_mb": 0,
+        "name": "NVIDIA L4", "model": "L4", "total_mb": 8192, "system_mb": 0, "used_mb": 0,
         "state": "ok", "simulated": 1, "utilization_gpu_pct": 80,
     }  # fmt: skip
     about = About(deadline_ms=DAY_MS, sampled_ms=0, epoch="", safe_mode=False, version="test")

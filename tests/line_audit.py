@@ -107,8 +107,8 @@ def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> boo
     memory_mb, wanted = int(record["memory_mb"]), int(count)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for d in devices.values():
-        used = int(d["reserved_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
-        free = int(d["total_mb"]) - int(d["reserve_mb"]) - used
+        used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
+        free = int(d["total_mb"]) - int(d["system_mb"]) - used
         up = d["state"] == "ok" and d["drained"] != "1" and d["kept_for"] in {"", token}
         suits = host in {"*", d["host"]} and model in {"*", d["model"]}
         if not (up and suits and free > 0 and free >= memory_mb):

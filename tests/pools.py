@@ -270,7 +270,7 @@ class Pool:
 def device(uuid: str, total_mb: int = 1000, **more: Any) -> tuple[str, dict[str, Any]]:
     """A device as a reporter says it; simulated, so nothing cools unless simulated=0."""
     fields = {
-        "index": 0, "name": "Test GPU", "model": "m1", "total_mb": total_mb, "reserve_mb": 0,
+        "index": 0, "name": "Test GPU", "model": "m1", "total_mb": total_mb, "system_mb": 0,
         "used_mb": 0, "state": "ok", "simulated": 1,
     }  # fmt: skip
     return uuid, fields | more

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.reservations import Reservation
 
 DEVICE_NUMBERS = (
-    "total_mb", "reserve_mb", "reserved_mb", "withheld_mb", "foreign_mb", "leases",
+    "total_mb", "system_mb", "leased_mb", "withheld_mb", "foreign_mb", "leases",
 )  # fmt: skip
 
 TELEMETRY = (
@@ -95,8 +95,8 @@ class DeviceStatus:
     drained: bool
     simulated: bool
     total_mb: int
-    reserve_mb: int
-    reserved_mb: int
+    system_mb: int
+    leased_mb: int
     withheld_mb: int
     foreign_mb: int
     leases: int
@@ -132,8 +132,8 @@ class DeviceStatus:
 
         Negative when others use what was promised.
         """
-        held = self.reserved_mb + self.withheld_mb + self.foreign_mb
-        return self.total_mb - self.reserve_mb - held
+        held = self.leased_mb + self.withheld_mb + self.foreign_mb
+        return self.total_mb - self.system_mb - held
 
 
 def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:

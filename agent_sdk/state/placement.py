@@ -110,7 +110,7 @@ def reason(
     checks = (
         ("other_host", wish.host not in {ANY, device.host}),
         ("other_model", wish.model not in {ANY, device.model}),
-        ("too_small", device.total_mb - device.reserve_mb < wish.memory_mb),
+        ("too_small", device.total_mb - device.system_mb < wish.memory_mb),
         *((state, device.state == state) for state in ("quarantined", "dirty", "mig")),
         ("down", device.state != "ok"),
         ("drained", device.drained),
@@ -168,7 +168,7 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
         for d in devices
         if wish.host in {ANY, d.host}
         and wish.model in {ANY, d.model}
-        and d.total_mb - d.reserve_mb >= wish.memory_mb
+        and d.total_mb - d.system_mb >= wish.memory_mb
     ]
     groups = [group for group in _groups(large).values() if len(group) >= wish.devices]
     if not groups:
@@ -181,7 +181,7 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
 def _whole_mb(device: DeviceStatus) -> int:
     """MiB that count against an agent's cap when all of it is leased: not what a driver uses."""
     idle = device.foreign_mb <= IDLE_FOREIGN_MB
-    return device.total_mb - device.reserve_mb - (device.foreign_mb if idle else 0)
+    return device.total_mb - device.system_mb - (device.foreign_mb if idle else 0)
 
 
 def ready_at(

@@ -295,7 +295,7 @@ def _over_using(seen: AttributedSample, pool: PoolStatus) -> Iterator[KillTarget
         over = {token: mb for token, mb in over.items() if mb > pool.overuse_slack_mb}
         if not pool.kill_on_oom or not over:
             continue
-        if (device.used_mb or 0) <= (device.total_mb or 0) - device.reserve_mb:
+        if (device.used_mb or 0) <= (device.total_mb or 0) - device.system_mb:
             continue
         for token, over_mb in sorted(over.items(), key=lambda each: -each[1]):
             theirs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from broker.devices.sample import DeviceSample, State, label_of, reserve_of
+from broker.devices.sample import DeviceSample, State, label_of, system_mb_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
         name=last.name,
         model=last.model,
         total_mb=last.total_mb,
-        reserve_mb=last.reserve_mb,
+        system_mb=last.system_mb,
         used_mb=None,
         state=fault.state,
         reason=fault.reason,
@@ -98,7 +98,7 @@ class Known:
             name=last.name,
             model=last.model,
             total_mb=last.total_mb,
-            reserve_mb=last.reserve_mb,
+            system_mb=last.system_mb,
         )
 
     def _faulty(self, index: int, fault: Fault, rows: Mapping[str, DeviceSample]) -> DeviceSample:
@@ -111,7 +111,7 @@ class Known:
             name="Unknown GPU",
             model="unknown",
             total_mb=None,
-            reserve_mb=reserve_of(None),
+            system_mb=system_mb_of(None),
             used_mb=None,
             state=fault.state,
             reason=fault.reason,

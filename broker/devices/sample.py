@@ -17,7 +17,7 @@ State = Literal["ok", "lost", "error", "mig"]
 MAX_DEVICES = 1024
 MAX_MB = 16_777_216  # 16 TiB: more is a driver's way to say that it does not know
 
-_RESERVE_MIN_MB = 256
+_SYSTEM_MIN_MB = 256
 _UUID = re.compile(r"[A-Za-z0-9._:/-]{1,80}", re.ASCII)
 
 
@@ -62,7 +62,7 @@ class DeviceSample:
     name: str
     model: str
     total_mb: int | None
-    reserve_mb: int
+    system_mb: int
     used_mb: int | None
     state: State = "ok"
     reason: str = ""
@@ -122,9 +122,9 @@ class Source(Protocol):
         """Give back what the source holds; it is not asked again."""
 
 
-def reserve_of(total_mb: int | None) -> int:
+def system_mb_of(total_mb: int | None) -> int:
     """MiB of a real device that no lease may take: 3 %, at least 256 (design.md section 5)."""
-    return max(_RESERVE_MIN_MB, -(-(total_mb or 0) * 3 // 100))
+    return max(_SYSTEM_MIN_MB, -(-(total_mb or 0) * 3 // 100))
 
 
 def percent(used: float | None, total: float | None) -> float | None:

@@ -44,7 +44,7 @@ class SimulatedSource:
                 name=f"Simulated GPU {total_mb} MiB",
                 model=f"Simulated GPU {total_mb} MiB",
                 total_mb=total_mb,
-                reserve_mb=0,
+                system_mb=0,
                 used_mb=0,
                 simulated=True,
                 utilization_gpu_pct=0.0,

@@ -106,8 +106,8 @@ class History:
         known = [percent for percent in busy if percent is not None]
         if known:
             minute.looked(fmean(known))
-        self._before_mb = sum(d.reserved_mb for d in devices) - self._leased_mb
-        self._capacity_mb = sum(d.total_mb - d.reserve_mb for d in devices)
+        self._before_mb = sum(d.leased_mb for d in devices) - self._leased_mb
+        self._capacity_mb = sum(d.total_mb - d.system_mb for d in devices)
         minute.leased_mb = self._leased_mb
 
     def rows(self) -> dict[str, dict[str, Any]]:

@@ -115,7 +115,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         name: GaugeMetricFamily(f"gpu_broker_device_memory_{name}_bytes", says, labels=DEVICE)
         for name, says in (
             ("total", "All of it."),
-            ("reserved", "Promised to leases."),
+            ("leased", "Promised to leases."),
             ("used", "In use as the driver sees it."),
             ("foreign", "Used by processes without a lease."),
             ("withheld", "Of ended leases, not given again yet."),
@@ -140,7 +140,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
         leases.add_metric(who, device.leases)
         values = {
             "total": device.total_mb,
-            "reserved": device.reserved_mb,
+            "leased": device.leased_mb,
             "used": device.used_mb,
             "foreign": device.foreign_mb,
             "withheld": device.withheld_mb,

@@ -59,12 +59,12 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
         "drained": device.drained,
         "simulated": device.simulated,
         "sampled_at": device.sampled_ms / 1000 if device.sampled_ms else None,
-        "memory_reserved_mb": device.reserved_mb,
+        "memory_reserved_mb": device.leased_mb,
         "memory_free_mb": device.free_mb,
         "memory_left_mb": max(0, device.left_mb),
         "memory_withheld_mb": device.withheld_mb,
         "memory_foreign_mb": device.foreign_mb,
-        "memory_system_mb": device.reserve_mb,
+        "memory_system_mb": device.system_mb,
         "leases": device.leases,
     }
     said |= _reserved(device) | _health(device) | _processes(device, named)

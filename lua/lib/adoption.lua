@@ -22,7 +22,7 @@ function B.adopt(token, fence, claim, waits, whose)
   local alone, sum = claim.alone, 0
   for _, each in ipairs(held) do
     local d = B.device(each.uuid)
-    local room = d and d.exclusive == '' and d.total_mb - d.reserve_mb - d.reserved_mb or 0
+    local room = d and d.exclusive == '' and d.total_mb - d.system_mb - d.leased_mb or 0
     if room < each.mb or alone and d.leases > 0 then
       -- Its host has yet to report, or the holder of its room to give it up; but a later holder of
       -- the whole device keeps it.
@@ -37,7 +37,7 @@ function B.adopt(token, fence, claim, waits, whose)
   for _, each in ipairs(held) do
     local d = each.d
     if d.kept_for ~= '' then B.reservations.cancel_on(d) end
-    d.reserved_mb, d.leases, d.leased = d.reserved_mb + each.mb, d.leases + 1, true
+    d.leased_mb, d.leases, d.leased = d.leased_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
     call('SADD', P .. 'holders:' .. d.uuid, token)
     if granted_us < S.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's

@@ -16,7 +16,7 @@ function B.give_back(r, withhold, record)
     touched, sum = touched + 1, sum + mb
     local d = B.device(uuid)
     if d then
-      d.reserved_mb, d.leases = d.reserved_mb - mb, d.leases - 1
+      d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
       if d.exclusive == r.token then d.exclusive = '' end
       if withhold then d.withheld_mb = d.withheld_mb + mb end
       if d.kept_for ~= '' and r.fence then B.reservations.progress(d, r.fence) end

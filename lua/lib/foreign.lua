@@ -53,7 +53,7 @@ function B.settle_foreign(d, said, sampled_ms, was, fields)
     most = outside_mb + cools.gone_mb
     least = most - math.max(0, (said.unclaimed_mb or 0) - cools.lost_mb)
   elseif used_mb then
-    least = used_mb - d.reserved_mb - d.withheld_mb
+    least = used_mb - d.leased_mb - d.withheld_mb
   else
     return
   end
@@ -64,7 +64,7 @@ function B.settle_foreign(d, said, sampled_ms, was, fields)
     if cools then
       gone = cools.stays_mb == 0 and (cools.unsure_mb == 0 or outside_mb <= d.foreign_mb)
     else
-      gone = used_mb <= d.reserved_mb + d.foreign_mb
+      gone = used_mb <= d.leased_mb + d.foreign_mb
     end
     if d.withheld_mb > 0 and sampled_ms > was.withheld_at_ms and gone then
       if not cools then least = least + d.withheld_mb end

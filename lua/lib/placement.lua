@@ -54,7 +54,7 @@ end
 -- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it
 -- does not.
 local function whole_mb(d)
-  return d.total_mb - d.reserve_mb - (d.foreign_mb <= IDLE_FOREIGN_MB and math.max(0, d.foreign_mb) or 0)
+  return d.total_mb - d.system_mb - (d.foreign_mb <= IDLE_FOREIGN_MB and math.max(0, d.foreign_mb) or 0)
 end
 
 -- The least that q could ever count against its agent's cap, of those that are listed in
@@ -125,7 +125,7 @@ function B.take(q, devices)
   for i, d in ipairs(devices) do
     local mb = alone and d.free_mb or q.memory_mb
     if alone then d.exclusive = q.token end
-    d.mb, d.reserved_mb, d.leases, sum = text(mb), d.reserved_mb + mb, d.leases + 1, sum + mb
+    d.mb, d.leased_mb, d.leases, sum = text(mb), d.leased_mb + mb, d.leases + 1, sum + mb
     d.leased = true
     if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then B.reservations.unsure(d.kept_for) end
     call('SADD', P .. 'holders:' .. d.uuid, q.token)

@@ -9,7 +9,7 @@ local FORMS = {
   cooling = { '^[%w._,=:-]*$', 4096, list },
 }
 local FIELDS = {
-  index = 'whole', name = 'line', model = 'word', total_mb = 'whole', reserve_mb = 'whole', used_mb = 'whole',
+  index = 'whole', name = 'line', model = 'word', total_mb = 'whole', system_mb = 'whole', used_mb = 'whole',
   state = 'state', reason = 'line', simulated = 'flag', utilization_gpu_pct = 'number', memory_utilization_pct = 'number',
   temperature_c = 'number', power_draw_w = 'number', pcie_tx_kb_s = 'number', pcie_rx_kb_s = 'number',
   nvml_mem_used_mb = 'number', nvml_mem_total_mb = 'number', nvml_gpu_util_pct = 'number', nvml_mem_util_pct = 'number',
@@ -34,7 +34,7 @@ local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', lin
   listed = 'flag' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
-local KEPT = { index = true, total_mb = true, reserve_mb = true }
+local KEPT = { index = true, total_mb = true, system_mb = true }
 
 -- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in S.bad. `fields`: what is kept of
 -- it, field and value in turn, after the two that accept() fills in.
@@ -79,7 +79,7 @@ end
 
 local function register(d)
   call('SADD', P .. 'devices:' .. d.host, d.uuid)
-  each_fits(d, function(key) call('ZADD', key, d.total_mb - d.reserve_mb, d.uuid) end)
+  each_fits(d, function(key) call('ZADD', key, d.total_mb - d.system_mb, d.uuid) end)
 end
 
 -- Out of everything that knows it under the host and model it had.
@@ -95,7 +95,7 @@ end
 
 local function new_device(uuid, host)
   call('HSET', P .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
-    'reserve_mb', '0', 'state', 'unknown', 'reserved_mb', '0', 'withheld_mb', '0', 'foreign_mb', '0', 'leases', '0',
+    'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'foreign_mb', '0', 'leases', '0',
     'exclusive', '', 'kept_for', '', 'drained', '0')
   return B.device(uuid)
 end
@@ -122,7 +122,7 @@ function B.accept(host, said, sampled_ms, over)
   local with = over and known and known.host ~= host and B.has_device(known, host, over)
   if with then return said.uuid .. '|' .. known.host .. '|' .. with, false end
   local d = known or new_device(said.uuid, host)
-  local capacity, state = d.total_mb - d.reserve_mb, d.state
+  local capacity, state = d.total_mb - d.system_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
   if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.reservations.cancel_on(d) end
   if known and elsewhere then B.unregister(d) end
@@ -131,7 +131,7 @@ function B.accept(host, said, sampled_ms, over)
   end
   if not known and B.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
-  d.total_mb, d.reserve_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.reserve_mb) or d.reserve_mb
+  d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb) or d.system_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
   if said.listed ~= '0' then fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(S.now) end
@@ -140,7 +140,7 @@ function B.accept(host, said, sampled_ms, over)
     raised_mb = (v[n + 4] or 0) + 0,
   }, fields)
   call('HSET', P .. 'device:' .. d.uuid, unpack(fields))
-  if not known or elsewhere or capacity ~= d.total_mb - d.reserve_mb then register(d) end
+  if not known or elsewhere or capacity ~= d.total_mb - d.system_mb then register(d) end
   B.index(d)
   B.compare(d, said, v, n + QUARANTINE)
   B.note(d, said, v[n + QUARANTINE] or '')

@@ -282,7 +282,7 @@ def ask(agent: str = "bench", memory_mb: int = 8, ttl_s: int = 600, host: str = 
 def report_of(host: str) -> Call:
     """A host's report of 8 devices, with what an NVML reporter says of each; alive for a day."""
     said: dict[str, str | int] = {
-        "name": "NVIDIA Simulated 24 GB", "model": "sim", "total_mb": 24_576, "reserve_mb": 512,
+        "name": "NVIDIA Simulated 24 GB", "model": "sim", "total_mb": 24_576, "system_mb": 512,
         "used_mb": 0, "state": "ok", "reason": "", "simulated": 1, "utilization_gpu_pct": "37.000",
         "memory_utilization_pct": "12.000", "temperature_c": "54.000", "power_draw_w": "143.250",
         "pcie_tx_kb_s": "", "pcie_rx_kb_s": "",

@@ -67,7 +67,7 @@ def test_story_of_leases_is_counted(broker: Broker) -> None:
     time.sleep(0.3)
     during = samples(broker)
     assert during["gpu_broker_oldest_waiter_seconds"] > 0.2
-    assert during[f"gpu_broker_device_memory_reserved_bytes{{{DEVICE}}}"] == 900 * 1024 * 1024
+    assert during[f"gpu_broker_device_memory_leased_bytes{{{DEVICE}}}"] == 900 * 1024 * 1024
     assert during[f"gpu_broker_device_memory_free_bytes{{{DEVICE}}}"] == 100 * 1024 * 1024
     broker.release(held["token"])
     waiting.join()

@@ -60,7 +60,7 @@ class Machine:
     def is_now(self, *processes: tuple[int, int], **more: Any) -> None:
         """Set the MiB that each process uses, and other fields of the GPU."""
         rows = [{"pid": pid, "memory_mb": mb, "busy_pct": 50} for pid, mb in processes]
-        gpu = {"uuid": "GPU-a", "total_mb": 10_000, "reserve_mb": 300, "processes": rows} | more
+        gpu = {"uuid": "GPU-a", "total_mb": 10_000, "system_mb": 300, "processes": rows} | more
         step = {"after_s": 0, "devices": [gpu]}
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps({"steps": [step]}))  # JSON is YAML

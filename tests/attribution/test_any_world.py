@@ -111,7 +111,7 @@ class World:
         vague = self.rng.random()
         processes = [GpuProcess(pid, None if vague < 0.05 else mb) for pid, mb in self.used.items()]
         device = DeviceSample(
-            uuid=GPU, index=0, name="GPU", model="GPU", total_mb=TOTAL_MB, reserve_mb=0,
+            uuid=GPU, index=0, name="GPU", model="GPU", total_mb=TOTAL_MB, system_mb=0,
             used_mb=sum(self.used.values()),
             processes=None if 0.05 <= vague < 0.1 else tuple(processes),
         )  # fmt: skip
@@ -152,7 +152,7 @@ class World:
         """S1, S2 and that nothing is withheld that no sample justifies."""
         audit(self.pool.redis, self.pool.keys)
         row = self.pool.hash(f"device:{GPU}")
-        assert int(row["reserved_mb"]) <= TOTAL_MB, "S1: more is promised than there is"
+        assert int(row["leased_mb"]) <= TOTAL_MB, "S1: more is promised than there is"
         assert 0 <= int(row["foreign_mb"]) <= self.worst_mb, "more than the worst sample shows"
 
     def look_now(self) -> None:
@@ -168,9 +168,7 @@ class World:
     def free(self) -> int:
         """What may be leased now, as the ledger has it."""
         row = self.pool.hash(f"device:{GPU}")
-        return TOTAL_MB - sum(
-            int(row[name]) for name in ("reserved_mb", "withheld_mb", "foreign_mb")
-        )
+        return TOTAL_MB - sum(int(row[name]) for name in ("leased_mb", "withheld_mb", "foreign_mb"))
 
     def settle(self) -> None:
         """All leases whose processes are not known are over, and a fresh sample tells all."""
@@ -188,7 +186,7 @@ class World:
     def sample_all(self) -> None:
         """A sample in which nothing is unknown."""
         device = DeviceSample(
-            uuid=GPU, index=0, name="GPU", model="GPU", total_mb=TOTAL_MB, reserve_mb=0,
+            uuid=GPU, index=0, name="GPU", model="GPU", total_mb=TOTAL_MB, system_mb=0,
             used_mb=sum(self.used.values()),
             processes=tuple(GpuProcess(pid, mb) for pid, mb in self.used.items()),
         )  # fmt: skip

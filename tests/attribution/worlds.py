@@ -33,7 +33,7 @@ def gpu(*processes: GpuProcess, uuid: str = GPU, **more: Any) -> DeviceSample:
     """A GPU of 10,000 MiB whose memory is used by these processes alone."""
     known = [process.memory_mb or 0 for process in processes]
     fields: dict[str, Any] = {
-        "index": 0, "name": "H100", "model": "H100", "total_mb": 10_000, "reserve_mb": 300,
+        "index": 0, "name": "H100", "model": "H100", "total_mb": 10_000, "system_mb": 300,
         "used_mb": sum(known), "utilization_gpu_pct": 0.0, "processes": processes,
     }  # fmt: skip
     return DeviceSample(uuid=uuid, **(fields | more))
@@ -64,8 +64,8 @@ def device_status(**more: Any) -> DeviceStatus:
     """The GPU as the pool knows it."""
     row = {
         "index": "0", "host": "h1", "name": "H100", "model": "H100", "state": "ok", "drained": "0",
-        "exclusive": "", "kept_for": "", "total_mb": "10000", "reserve_mb": "300",
-        "reserved_mb": "0", "withheld_mb": "0", "foreign_mb": "0", "leases": "0",
+        "exclusive": "", "kept_for": "", "total_mb": "10000", "system_mb": "300",
+        "leased_mb": "0", "withheld_mb": "0", "foreign_mb": "0", "leases": "0",
     }  # fmt: skip
     said = row | {name: str(value) for name, value in more.items()}
     (found,) = legible(devices.device_status, [(GPU, said)])

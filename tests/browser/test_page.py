@@ -354,7 +354,7 @@ def fill(client: LeaseClient) -> None:
 
 H100 = {
     "name": "NVIDIA H100 80GB HBM3", "model": "NVIDIA H100 80GB HBM3", "state": "ok", "reason": "",
-    "total_mb": 81_559, "reserve_mb": 0, "used_mb": 1, "simulated": 0,
+    "total_mb": 81_559, "system_mb": 0, "used_mb": 1, "simulated": 0,
 }  # fmt: skip
 """A device, as its host reports it."""
 

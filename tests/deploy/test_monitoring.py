@@ -13,7 +13,7 @@ import pytest
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
-METRICS = (DEPLOY.parent / "docs" / "metrics.md").read_text()
+METRICS = (DEPLOY.parent / "docs" / "reference" / "metrics.md").read_text()
 
 KNOWN = set(re.findall(r"`(gpu_(?:broker|orchestrator)_\w+)`", METRICS))
 """Held against what a broker exports by `tests/unit/test_docs.py`."""

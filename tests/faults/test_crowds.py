@@ -140,7 +140,7 @@ def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: An
             reaped_s = time.perf_counter() - due
         stats = client.pool().stats
         assert stats["expired"] == LEASES
-        assert client.devices()[0].reserved_mb == 0
+        assert client.devices()[0].leased_mb == 0
         took_ms = scripts_ms(own)
         audit(client.redis, client.keys)
     figures = {

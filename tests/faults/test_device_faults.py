@@ -172,6 +172,6 @@ def test_index_that_changes_with_a_restart_moves_no_lease(
             (lease,) = agent.leases()
             assert lease.devices[0][0] == held.devices[0].uuid
             (row,) = (d for d in agent.devices() if d.uuid == held.devices[0].uuid)
-            assert row.reserved_mb == 1000
+            assert row.leased_mb == 1000
             audit(agent.redis, agent.keys)
             agent.release(held)

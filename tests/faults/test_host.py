@@ -87,7 +87,7 @@ def test_host_that_is_killed_leaves_its_leases_alone(client: LeaseClient) -> Non
     with reporter(client):
         assert client.renew(lease).remaining_ms > 0
         assert [held.token for held in client.leases()] == [lease.token]
-        assert client.devices()[0].reserved_mb == 900
+        assert client.devices()[0].leased_mb == 900
 
 
 def test_host_goes_on_reporting_after_redis_was_away(server: Server, client: LeaseClient) -> None:

@@ -97,7 +97,7 @@ def test_acquire_with_1_reply_in_20_lost_grants_each_token_once(
     assert connect().leases() == ()
     stats = pool.stats()
     assert (stats["granted"], stats["released"]) == (PAIRS, PAIRS)
-    assert pool.number("SIM-h1-0", "reserved_mb") == 0
+    assert pool.number("SIM-h1-0", "leased_mb") == 0
 
 
 class Delay:

@@ -96,7 +96,7 @@ def test_store_that_cannot_be_started_anew_is_said_once_and_tried_again(folder: 
 
 
 DEVICE = ("SIM-0", tuple({
-    "index": 0, "name": "g", "model": "g", "total_mb": 1000, "reserve_mb": 0, "used_mb": 0,
+    "index": 0, "name": "g", "model": "g", "total_mb": 1000, "system_mb": 0, "used_mb": 0,
     "state": "ok", "simulated": 1,
 }.items()))  # fmt: skip
 

@@ -52,7 +52,7 @@ def client(server: Server, pool_name: str) -> Iterator[LeaseClient]:
     """A client of a pool with one device of 1000 MiB; no broker has to run."""
     with LeaseClient(Store(server.url), pool=pool_name, hostname="h1") as client:
         said = (("index", 0), ("name", "GPU"), ("model", "m"), ("total_mb", 1000),
-                ("reserve_mb", 0), ("used_mb", 0), ("state", "ok"), ("simulated", 1))  # fmt: skip
+                ("system_mb", 0), ("used_mb", 0), ("state", "ok"), ("simulated", 1))  # fmt: skip
         client.report(
             "h1", (("gpu-0", said),), deadline_ms=86_400_000, sampled_ms=0, epoch="",
             safe_mode=False, version="test",

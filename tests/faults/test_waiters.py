@@ -54,7 +54,7 @@ def _nothing_left(pool: Pool) -> None:
     assert not rows, rows
     audit(pool.redis, pool.keys)
     assert pool.hash("pool")["waiting"] == "0"
-    assert pool.number("gpu-0", "reserved_mb") == 0
+    assert pool.number("gpu-0", "leased_mb") == 0
 
 
 def waiting(server: Server, client: AsyncLeaseClient) -> int:

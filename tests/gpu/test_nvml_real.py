@@ -25,7 +25,7 @@ def nvml():
 
 
 def test_nvml_real_gpu_tells_its_memory(nvml):
-    """Each GPU has a UUID, a model, and memory in which its reserve and use have room."""
+    """Each GPU has a UUID, a model, and memory in which the system and what is used have room."""
     sample = nvml.sample()
     assert (sample.source, sample.error) == ("nvml", None)
     assert sample.driver_version
@@ -33,7 +33,7 @@ def test_nvml_real_gpu_tells_its_memory(nvml):
         assert (device.state, device.nvml_error) == ("ok", None)
         assert device.uuid.startswith(("GPU-", "MIG-"))
         assert device.used_mb <= device.total_mb
-        assert device.reserve_mb < device.total_mb
+        assert device.system_mb < device.total_mb
         assert 0 <= device.memory_utilization_pct <= 100
 
 

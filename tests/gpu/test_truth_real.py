@@ -250,7 +250,7 @@ def test_real_process_without_a_lease_is_a_squatter(watched: Watched, holder: Ho
 def agrees(watched: Watched) -> bool:
     """Whether what is free is the same for the broker and the driver, what each keeps included."""
     device, (free_mb, reserved_mb) = watched.device(), watched.card.memory_mb()
-    return abs(device.free_mb + device.reserve_mb - free_mb - reserved_mb) <= AGREE_MB
+    return abs(device.free_mb + device.system_mb - free_mb - reserved_mb) <= AGREE_MB
 
 
 def test_real_free_memory_is_the_drivers_with_and_without_load(

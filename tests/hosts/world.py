@@ -239,7 +239,7 @@ class Pool:
         devices = client.devices()
         return PoolSaid(
             events=client.events(10_000),
-            capacities={d.uuid: d.total_mb - d.reserve_mb for d in devices},
+            capacities={d.uuid: d.total_mb - d.system_mb for d in devices},
             hosts={d.uuid: d.host for d in devices},
             left=left,
             ahead_ms=ahead_ms,

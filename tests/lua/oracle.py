@@ -40,9 +40,9 @@ class Device:
     @classmethod
     def read(cls, uuid: str, row: dict[str, str]) -> Device:
         """From the hash alone."""
-        capacity = int(row["total_mb"]) - int(row["reserve_mb"])
+        capacity = int(row["total_mb"]) - int(row["system_mb"])
         withheld, foreign = int(row["withheld_mb"]), int(row["foreign_mb"])
-        free = capacity - int(row["reserved_mb"]) - withheld - foreign
+        free = capacity - int(row["leased_mb"]) - withheld - foreign
         up = free > 0 and row["state"] == "ok" and row["drained"] != "1"
         return cls(
             uuid=uuid, host=row["host"], model=row["model"], capacity_mb=capacity, free_mb=free,
@@ -128,7 +128,7 @@ def before(
     rows = {uuid: dict(row) for uuid, row in rows.items()}
     for uuid, mb in taken:
         row: dict[str, Any] = rows[uuid]
-        row["reserved_mb"] = str(int(row["reserved_mb"]) - mb)
+        row["leased_mb"] = str(int(row["leased_mb"]) - mb)
         row["leases"] = str(int(row["leases"]) - 1)
         if row["exclusive"] == token:
             row["exclusive"] = ""

@@ -37,7 +37,7 @@ def test_acquire_that_nothing_could_ever_hold_is_refused_for_good(
 ) -> None:
     """What no registered device could ever hold is told at once, with the most helpful reason."""
     pool.report((device("gpu-a", 1000),), host="h1")
-    pool.report((device("gpu-b", 1000, model="m2", reserve_mb=200),), host="h2")
+    pool.report((device("gpu-b", 1000, model="m2", system_mb=200),), host="h2")
     assert said(pool.acquire(token("a"), **ask)) == refused(reason)
     assert pool.stats() == {f"refused_{reason}": 1}
     assert not pool.redis.exists(pool.keys.record(token("a")))

@@ -16,7 +16,7 @@ def four(prefix: str, total_mb: int = 1000, **more: object) -> tuple[object, ...
 
 def test_acquire_exclusive_takes_and_counts_the_whole_device(pool: Pool) -> None:
     """memory_mb is the least that the device must have; the lease takes all it can give."""
-    pool.report((device("gpu-a", 1000, reserve_mb=100, used_mb=50),))
+    pool.report((device("gpu-a", 1000, system_mb=100, used_mb=50),))
     assert granted(pool.acquire(token("a"), memory_mb=500, exclusive=1)).devices == (
         ("gpu-a", 850),
     )

@@ -37,7 +37,7 @@ HOSTILE: tuple[Any, ...] = (
 
 TELLS = (
     ("total_mb", ("0", "1", "500", "4000", "9999999999999")), ("used_mb", ("0", "900", "99999")),
-    ("reserve_mb", ("0", "10", "9999999999999")), ("state", ("ok", "lost", "quarantined", "zz")),
+    ("system_mb", ("0", "10", "9999999999999")), ("state", ("ok", "lost", "quarantined", "zz")),
     ("outside_mb", ("0", "5000")), ("unclaimed_mb", ("0", "77")), ("lingering_mb", ("0", "900")),
     ("quarantine", ("", "XID 79")), ("idle", (token("held"), "x,,y")), ("model", ("m1", "m2")),
     ("overuse", ("", token("held"))), ("xids", ("79:hold", "79", ":", "")),

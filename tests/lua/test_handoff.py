@@ -132,7 +132,7 @@ def test_offer_has_no_fence_and_no_lease_key(pool: Pool) -> None:
     assert (record["state"], record["devices"]) == ("offered", "gpu-a=900")
     assert "fence" not in record
     assert not pool.redis.exists(pool.keys.lease("gpu-a", token("ann")))
-    assert pool.number("gpu-a", "reserved_mb") == 900
+    assert pool.number("gpu-a", "leased_mb") == 900
     got = granted(pool.acquire(token("ann"), "ann", wait_ms=1))
     assert pool.redis.get(pool.keys.lease("gpu-a", token("ann"))) == str(got.fence)
 

@@ -179,7 +179,7 @@ def test_kept_device_that_is_held_alone_is_shared_with_nobody(pool: Pool) -> Non
     live(pool, 33, "ann")
     assert kept(pool) == {"gpu-a": token("ann")}
     pool.report((device("gpu-a", 2000),), deadline_ms=DAY_MS)
-    assert pool.number("gpu-a", "reserved_mb") == 1000
+    assert pool.number("gpu-a", "leased_mb") == 1000
     assert wait(pool, "ann") == ["WAITING", 0]
     pool.release(token("alone"))
     assert state(pool, "ann") == "offered"

@@ -105,7 +105,7 @@ def test_a_forgotten_lease_is_adopted_as_it_was(gpu: Pool) -> None:
     record = gpu.hash(f"record:{A}")
     assert (record["state"], record["fence"]) == ("active", str(held.fence))
     assert record["granted_at_ms"] == str(held.fence // 1000)
-    assert gpu.number(held.devices[0][0], "reserved_mb") == 900
+    assert gpu.number(held.devices[0][0], "leased_mb") == 900
     assert granted(gpu.acquire(A)).devices == held.devices
     assert (gpu.stats()["adopted"], gpu.events().count("adopted")) == (1, 1)
     assert gpu.release(A)[0] == "RELEASED"
@@ -193,7 +193,7 @@ def test_a_lease_that_the_pool_knows_as_an_offer_is_adopted(gpu: Pool) -> None:
     fail_over(gpu)
     claim = adopt(gpu, A, Granted(0, fence, 0, 0, "", ()), devices=record["devices"])
     assert claim[0] == "RENEWED"
-    assert gpu.number(record["devices"].partition("=")[0], "reserved_mb") == 900
+    assert gpu.number(record["devices"].partition("=")[0], "leased_mb") == 900
 
 
 def test_nothing_is_adopted_by_a_pool_that_lost_nothing(gpu: Pool) -> None:

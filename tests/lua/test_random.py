@@ -258,7 +258,7 @@ class World:
             self.hardware[uuid] |= self.rng.choice((
                 {"total_mb": self.rng.choice((500, 1000, 2000, 3000))},
                 {"used_mb": self.rng.choice(("", 0, 0, 100, 600, 1500))},
-                {"used_mb": 0}, {"reserve_mb": self.rng.choice((0, 0, 64))},
+                {"used_mb": 0}, {"system_mb": self.rng.choice((0, 0, 64))},
                 {"state": self.rng.choice(("ok", "ok", "ok", "lost"))},
                 {"model": self.rng.choice(MODELS)}, {"index": self.rng.randint(0, 9)},
             ))  # fmt: skip

@@ -154,15 +154,15 @@ def test_report_is_read_back_word_for_word(pool: Pool) -> None:
     """What a host says of a device is what `snapshot.devices` shows, unknown as None."""
     pool.report((
         device("gpu-a", 1000, index=3, reason="", utilization_gpu_pct="12.5", temperature_c="61",
-               power_draw_w="", used_mb=40, reserve_mb=30),
+               power_draw_w="", used_mb=40, system_mb=30),
         device("gpu-b", 1000, used_mb="", reason="driver: no memory info", state="degraded",
                nvml_error="NVMLError_NotSupported"),
     ), sampled_ms=5)  # fmt: skip
     pool.acquire(memory_mb=100, agent="me")
     a, b = pool.look(snapshot.devices(pool.keys))[::-1]
     assert (a.uuid, a.index, a.host, a.name, a.model) == ("gpu-a", 3, "h1", "Test GPU", "m1")
-    assert (a.total_mb, a.reserve_mb, a.used_mb, a.foreign_mb) == (1000, 30, 40, 40)
-    assert (a.reserved_mb, a.free_mb, a.leases, a.sampled_ms) == (100, 830, 1, 5)
+    assert (a.total_mb, a.system_mb, a.used_mb, a.foreign_mb) == (1000, 30, 40, 40)
+    assert (a.leased_mb, a.free_mb, a.leases, a.sampled_ms) == (100, 830, 1, 5)
     telemetry = a.telemetry
     assert (telemetry["utilization_gpu_pct"], telemetry["temperature_c"]) == (12.5, 61)
     assert telemetry["power_draw_w"] is None

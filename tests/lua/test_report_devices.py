@@ -12,7 +12,7 @@ from tests.pools import Pool, device, granted, said, token, uuids
 CROWDED = ["REFUSED", "no_capacity", ""]
 BAD_DEVICE = ["REFUSED", "bad_request", "device"]
 LEDGER = (
-    "host", "reserved_mb", "withheld_mb", "foreign_mb", "leases", "exclusive", "kept_for",
+    "host", "leased_mb", "withheld_mb", "foreign_mb", "leases", "exclusive", "kept_for",
     "drained", "withheld_at_ms", "cooled_at_ms", "sampled_ms", "raised_mb",
 )  # fmt: skip
 """Fields of a device's hash that no reporter may say."""
@@ -55,13 +55,13 @@ def test_report_of_less_than_is_reserved_over_commits_nothing(pool: Pool) -> Non
 
 
 def test_report_of_a_larger_reserve_leaves_less(pool: Pool) -> None:
-    """The system's reserve is never leased."""
-    pool.report((device("gpu-a", 1000, reserve_mb=100),))
+    """The system's memory is never leased."""
+    pool.report((device("gpu-a", 1000, system_mb=100),))
     assert pool.free() == {"gpu-a": 900}
-    pool.report((device("gpu-a", 1000, reserve_mb=300),))
+    pool.report((device("gpu-a", 1000, system_mb=300),))
     assert pool.free() == {"gpu-a": 700}
     assert said(pool.acquire(memory_mb=701)) == ["REFUSED", "never_fits", ""]
-    pool.report((device("gpu-a", 1000, reserve_mb=1100),))
+    pool.report((device("gpu-a", 1000, system_mb=1100),))
     assert pool.free() == {}
 
 
@@ -135,12 +135,12 @@ def test_report_of_a_bare_id_registers_a_device_that_takes_nothing(pool: Pool) -
     assert pool.look(snapshot.devices(pool.keys))[0].total_mb == 0
 
 
-@pytest.mark.parametrize("field", ["total_mb", "reserve_mb", "index"])
+@pytest.mark.parametrize("field", ["total_mb", "system_mb", "index"])
 def test_report_of_a_number_that_the_driver_cannot_tell_keeps_the_last(
     pool: Pool, field: str
 ) -> None:
     """Reporters say '' for what the driver cannot tell: never 0, and never an error afterwards."""
-    good = (device("gpu-a", 1000, reserve_mb=100, index=2),)
+    good = (device("gpu-a", 1000, system_mb=100, index=2),)
     pool.report(good)
     before = pool.hash("device:gpu-a")[field]
     pool.report((("gpu-a", good[0][1] | {field: ""}),))
@@ -205,7 +205,7 @@ def test_report_of_a_malformed_list_is_refused_whole(pool: Pool, listed: tuple[A
 @pytest.mark.parametrize(
     ("field", "bad"),
     [
-        ("index", ("-1", "1.0", "x", "0x1", "9" * 14)), ("reserve_mb", ("-1", "inf")),
+        ("index", ("-1", "1.0", "x", "0x1", "9" * 14)), ("system_mb", ("-1", "inf")),
         ("total_mb", ("-1", "1e5", "nan", "9" * 14)), ("used_mb", ("-1", "3.5")),
         ("name", ("a\nb", "a\0", "a" * 257)), ("state", ("", "OK", "away", "o k", "a" * 17)),
         ("model", ("", "a/b", "a|b", "*", "a" * 65, "m\n")),

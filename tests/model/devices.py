@@ -29,7 +29,7 @@ class Devices(Line):
 
     def of_host(self, host: str) -> list[str]:
         """A host's devices, the smallest first."""
-        mine = [(d.total_mb - d.reserve_mb, u) for u, d in self.devices.items() if d.host == host]
+        mine = [(d.total_mb - d.system_mb, u) for u, d in self.devices.items() if d.host == host]
         return [uuid for _, uuid in sorted(mine)]
 
     def unused(self, uuid: str) -> bool:
@@ -113,13 +113,13 @@ class Devices(Line):
             d.listed_ms = self.now
         d.parent = said.get("parent", d.parent)
         d.host, d.model, d.state = host, said["model"], said["state"]
-        d.total_mb, d.reserve_mb = said["total_mb"], said["reserve_mb"]
+        d.total_mb, d.system_mb = said["total_mb"], said["system_mb"]
         d.simulated = bool(said["simulated"])
         self.foreign(uuid, said, sampled_ms)
 
     def foreign(self, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:
         """Memory that is used by others than our leases: S1, a stale sample can only refuse."""
-        d, reserved_mb = self.devices[uuid], self.loads()[uuid].reserved_mb
+        d, leased_mb = self.devices[uuid], self.loads()[uuid].leased_mb
         number = {name: value for name, value in said.items() if value != ""}
         used, outside = number.get("used_mb"), number.get("outside_mb")
         of_each = cooling_said(said.get("cooling", ""))
@@ -134,12 +134,12 @@ class Devices(Line):
         def least() -> int:
             if outside is not None:
                 return most - max(0, number.get("unclaimed_mb", 0) - lost_mb)
-            return used - reserved_mb - d.withheld_mb
+            return used - leased_mb - d.withheld_mb
 
         before_mb, foreign_mb = d.foreign_mb, max(d.foreign_mb, least())
         if sampled_ms >= d.sampled_ms:
             if outside is None:
-                gone = used <= reserved_mb + d.foreign_mb
+                gone = used <= leased_mb + d.foreign_mb
             else:
                 sure = number.get("uncertain_mb", 0) <= lost_mb or outside <= d.foreign_mb
                 gone = stays_mb == 0 and sure

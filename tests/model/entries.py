@@ -62,7 +62,7 @@ class Device:
     host: str
     model: str
     total_mb: int = 0
-    reserve_mb: int = 0
+    system_mb: int = 0
     state: str = "unknown"
     parent: str = ""
     simulated: bool = True
@@ -141,7 +141,7 @@ class Load(NamedTuple):
     """What is promised on a device, and what of it is left."""
 
     free_mb: int
-    reserved_mb: int
+    leased_mb: int
     leases: int
     exclusive: str
     kept_for: str

@@ -233,7 +233,7 @@ def check(state: State) -> None:
     model = state.model
     for uuid, x in model.loads().items():
         d = model.devices[uuid]
-        demand(x.reserved_mb <= d.total_mb - d.reserve_mb, f"S1: {uuid} is over-full")
+        demand(x.leased_mb <= d.total_mb - d.system_mb, f"S1: {uuid} is over-full")
         demand(not x.exclusive or x.leases == 1, f"S1: {x.exclusive} is not alone on {uuid}")
     for e in model.entries.values():
         demand(not model.ended(e.token), f"S4: {e.token} is over and there")

@@ -201,7 +201,7 @@ class Ledger(ABC):
     # The ledger.
 
     def loads(self) -> dict[str, Load]:
-        """What is left of each device: total - reserve - reserved - withheld - foreign."""
+        """What is left of each device: total - system - leased - withheld - foreign."""
         reserved, leases = dict.fromkeys(self.devices, 0), dict.fromkeys(self.devices, 0)
         exclusive, kept_for = dict.fromkeys(self.devices, ""), dict.fromkeys(self.devices, "")
         for e in self.entries.values():
@@ -215,7 +215,7 @@ class Ledger(ABC):
         found = {}
         for uuid, d in self.devices.items():
             used = reserved[uuid] + d.withheld_mb + d.foreign_mb
-            free = d.total_mb - d.reserve_mb - used
+            free = d.total_mb - d.system_mb - used
             up = free > 0 and d.state == "ok" and not d.drained
             nobody = leases[uuid] == 0 == d.withheld_mb and d.foreign_mb <= IDLE_FOREIGN_MB
             found[uuid] = Load(

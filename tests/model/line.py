@@ -75,7 +75,7 @@ class Line(Reservations):
             return unknown
         groups = dict[tuple[str, str], list[int]]()
         for d in known:
-            size_mb = d.total_mb - d.reserve_mb
+            size_mb = d.total_mb - d.system_mb
             if self.suits(ask, d) and size_mb >= e.memory_mb:
                 size_mb -= d.foreign_mb if d.foreign_mb <= IDLE_FOREIGN_MB else 0
                 groups.setdefault((d.host, d.model), []).append(size_mb)

@@ -224,9 +224,7 @@ class Model(Devices):
         alone, loads = ask.exclusive == 1 or ask.devices != 1, self.loads()
         for uuid, mb in held:
             d, x = self.devices.get(uuid), loads.get(uuid)
-            room_mb = (
-                d.total_mb - d.reserve_mb - x.reserved_mb if d and x and not x.exclusive else 0
-            )
+            room_mb = d.total_mb - d.system_mb - x.leased_mb if d and x and not x.exclusive else 0
             if room_mb < mb or (alone and x and x.leases):
                 younger = x and x.exclusive and self.entries[x.exclusive].fence > fence
                 if self.now < self.closed_until_ms and not younger:

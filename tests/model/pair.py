@@ -22,7 +22,7 @@ RECORD = (
     "hold_until_ms", "owner", "reservation_mb", "reservation_until_ms",
 )  # fmt: skip
 DEVICE = (
-    "host", "model", "state", "drained", "total_mb", "reserve_mb", "reserved_mb", "withheld_mb",
+    "host", "model", "state", "drained", "total_mb", "system_mb", "leased_mb", "withheld_mb",
     "foreign_mb", "leases", "exclusive", "kept_for",
 )  # fmt: skip
 
@@ -203,8 +203,8 @@ class Pair:
             reply[2] = ""  # which name is nearly so
         rows = {token: Row.read(row, parked) for token, row, parked in found[1]}
         before = {e.want: e.token for e in model.firsts()} if model.entries else {}
-        load = {uuid: x.reserved_mb for uuid, x in model.loads().items()}
-        size = {uuid: d.total_mb - d.reserve_mb for uuid, d in model.devices.items()}
+        load = {uuid: x.leased_mb for uuid, x in model.loads().items()}
+        size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
         had = model.entries[named].fence if named in model.entries else 0
         fresh = reply[0] == "GRANTED" and reply[1] != had
         events = [fields(flat) for _, flat in found[8]]
@@ -238,9 +238,9 @@ class Pair:
         self._compare(found, rows, uuids, named, set_anew=reply[0] == "RENEWED" or fresh)
         for uuid, x in model.loads().items():
             d = model.devices[uuid]
-            most = max(d.total_mb - d.reserve_mb, size.get(uuid, 0))  # a report may shrink it
-            grew = x.reserved_mb > load.get(uuid, 0)
-            demand(not grew or x.reserved_mb <= most, f"S1: {uuid} is over-full")
+            most = max(d.total_mb - d.system_mb, size.get(uuid, 0))  # a report may shrink it
+            grew = x.leased_mb > load.get(uuid, 0)
+            demand(not grew or x.leased_mb <= most, f"S1: {uuid} is over-full")
         self.watch.look(model)
         return reply
 
@@ -351,7 +351,7 @@ class Pair:
         demand(row[0] is not None, f"S2: {uuid} is forgotten, and should be there")
         d, x = self.model.devices[uuid], self.model.loads()[uuid]
         mine = (
-            d.host, d.model, d.state, str(int(d.drained)), d.total_mb, d.reserve_mb, x.reserved_mb,
+            d.host, d.model, d.state, str(int(d.drained)), d.total_mb, d.system_mb, x.leased_mb,
             d.withheld_mb, d.foreign_mb, x.leases, x.exclusive, x.kept_for,
         )  # fmt: skip
         theirs = (*row[:4], *(int(v) for v in row[4:10]), *row[10:])

@@ -39,7 +39,7 @@ class Reservations(Ledger):
     def charge(self, e: Entry, uuid: str) -> int | None:
         """MiB that it counts if the device becomes what e asks; None: it cannot."""
         d = self.devices[uuid]
-        most_mb = d.total_mb - d.reserve_mb - d.foreign_mb
+        most_mb = d.total_mb - d.system_mb - d.foreign_mb
         if d.state != "ok" or d.drained or not self.suits(e.ask, d) or most_mb < e.memory_mb:
             return None
         if not self.whole(e.ask):

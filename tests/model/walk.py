@@ -174,7 +174,7 @@ class Walk:
         said |= pick((
             {"used_mb": pick((0, 0, 200, 600, 1500, ""))} | plain, {"used_mb": 0} | plain,
             {"state": pick(("ok", "ok", "lost"))}, {"state": "ok"},
-            {"total_mb": pick((1000, 2000, 3000))}, {"reserve_mb": pick((0, 0, 64))},
+            {"total_mb": pick((1000, 2000, 3000))}, {"system_mb": pick((0, 0, 64))},
             {"model": pick(("m0", "m1"))}, {"simulated": pick((0, 1))},
             {"host": pick(hosts)},
             {"outside_mb": pick((0, 0, 300)), "unclaimed_mb": pick((0, 200)), "used_mb": 300,

@@ -17,7 +17,7 @@ from tests.model.pair import START_US, Pair
 Step = list[Any]
 
 DEVICE = {
-    "index": 0, "name": "GPU", "model": "m0", "total_mb": 1000, "reserve_mb": 0, "used_mb": 0,
+    "index": 0, "name": "GPU", "model": "m0", "total_mb": 1000, "system_mb": 0, "used_mb": 0,
     "state": "ok", "simulated": 1,
 }  # fmt: skip
 

@@ -193,7 +193,7 @@ LONG_HOST = "dgx-cluster-7.rack12.example.org"
 def report_long(pool: TestBroker) -> None:
     """Two devices of a host with a long name, with numbers as large as they come."""
     fields = {
-        "name": "NVIDIA H200 141GB HBM3e", "model": "H200", "total_mb": 143_771, "reserve_mb": 512,
+        "name": "NVIDIA H200 141GB HBM3e", "model": "H200", "total_mb": 143_771, "system_mb": 512,
         "used_mb": 0, "state": "ok", "simulated": 1, "utilization_gpu_pct": 100,
     }  # fmt: skip
     devices = tuple((f"GPU-{n}", (("index", n), *fields.items())) for n in range(2))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from broker.devices import DeviceSourceError, choose
-from broker.devices.sample import Sample, model_of, number, reserve_of, text, uuid_of
+from broker.devices.sample import Sample, model_of, number, system_mb_of, text, uuid_of
 from broker.devices.simulated import totals_of
 from broker.devices.smi.source import SmiSource
 
@@ -90,7 +90,7 @@ def test_nvml_healthy_tells_each_gpu_in_whole_mib(nvml):
     assert first == first | gpu(0) | {
         "name": "NVIDIA H100 80GB HBM3, rev/A",
         "model": "NVIDIA H100 80GB HBM3 rev A",
-        "reserve_mb": 2447,
+        "system_mb": 2447,
         "used_mb": 1025,
         "state": "ok",
         "reason": "",
@@ -323,7 +323,7 @@ def test_smi_healthy_is_read_by_column_name(smi):
     [device] = sample.devices
     assert (device.uuid, device.index, device.name) == ("GPU-a", 0, "NVIDIA A, B")
     assert device.model == "NVIDIA A B"
-    assert (device.total_mb, device.used_mb, device.reserve_mb) == (24576, 1, 738)
+    assert (device.total_mb, device.used_mb, device.system_mb) == (24576, 1, 738)
     assert (device.utilization_gpu_pct, device.temperature_c) == (3.0, 35.0)
     assert (device.power_draw_w, device.memory_utilization_pct) == (61.25, 0.0)
     assert (device.nvml_mem_total_mb, device.nvml_error) == (None, None)
@@ -478,7 +478,7 @@ def test_simulated_groups_have_stable_names_and_are_idle():
     assert sample.devices[2].name == sample.devices[2].model == "Simulated GPU 81920 MiB"
     for device in sample.devices:
         assert (device.simulated, device.state, device.reason) == (True, "ok", "")
-        assert (device.reserve_mb, device.used_mb) == (0, 0)
+        assert (device.system_mb, device.used_mb) == (0, 0)
         assert (device.utilization_gpu_pct, device.temperature_c) == (0.0, None)
 
 
@@ -633,12 +633,12 @@ def test_nvml_import_that_fails_is_an_error_of_the_sample(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("total_mb", "reserve_mb"),
+    ("total_mb", "system_mb"),
     [(None, 256), (1000, 256), (8533, 256), (8534, 257), (81559, 2447), (100_000, 3000)],
 )
-def test_reserve_is_three_percent_and_at_least_256_mib(total_mb, reserve_mb):
-    """The reserve of a real device is 3 % rounded up, never under 256 MiB."""
-    assert reserve_of(total_mb) == reserve_mb
+def test_system_memory_is_three_percent_and_at_least_256_mib(total_mb, system_mb):
+    """The system's memory of a real device is 3 % rounded up, never under 256 MiB."""
+    assert system_mb_of(total_mb) == system_mb
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 101, -1, 10**400, "", None, b"5"])

@@ -19,8 +19,8 @@ def event(at_ms: int, name: str, token: str, mb: int = 100) -> Event:
     return Event(f"{T0 + at_ms}-0", name, fields)
 
 
-def look(history: History, at_ms: int, reserved_mb: int, busy: float | None = None) -> None:
-    device = {"total_mb": 1000, "reserve_mb": 0, "reserved_mb": reserved_mb,
+def look(history: History, at_ms: int, leased_mb: int, busy: float | None = None) -> None:
+    device = {"total_mb": 1000, "system_mb": 0, "leased_mb": leased_mb,
               "telemetry": {"utilization_gpu_pct": busy}}  # fmt: skip
     pool: Any = SimpleNamespace(now_ms=T0 + at_ms, waiting=2)
     history.sample(pool, [SimpleNamespace(**device)])  # type: ignore[list-item] # the fields that it reads
@@ -44,8 +44,8 @@ def test_what_was_leased_is_reckoned_back_from_what_is() -> None:
     history = History()
     history.take([event(0, "granted", "a", 200), event(60_000, "released", "a", 200)])
     history.take([event(120_000, "granted", "b", 400)])
-    look(history, 180_000, reserved_mb=700, busy=50.0)
-    look(history, 181_000, reserved_mb=700, busy=70.0)
+    look(history, 180_000, leased_mb=700, busy=50.0)
+    look(history, 181_000, leased_mb=700, busy=70.0)
     rows = list(history.rows().values())
     assert [row["leased_pct"] for row in rows] == [50.0, 30.0, 70.0, 70.0]
     assert [row["utilization_pct"] for row in rows] == [None, None, None, 60.0]
@@ -56,7 +56,7 @@ def test_minutes_begin_with_what_was_leased_in_those_that_are_gone() -> None:
     """A lease of two hours ago still counts."""
     history = History()
     history.take([event(0, "granted", "a", 400), event(120 * 60_000, "waiting", "b")])
-    look(history, 121 * 60_000, reserved_mb=400)
+    look(history, 121 * 60_000, leased_mb=400)
     assert [row["leased_pct"] for row in history.rows().values()] == [40.0, 40.0]
 
 

@@ -38,7 +38,7 @@ def test_divided_gpu_has_a_row_for_each_part(machine):
         "reason": "",
         "total_mb": 10240,
         "used_mb": 13,
-        "reserve_mb": 308,
+        "system_mb": 308,
         "utilization_gpu_pct": None,
         "nvml_error": None,
         "processes": [{"pid": 71, "memory_mb": 300, "busy_pct": None}],

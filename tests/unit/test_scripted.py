@@ -61,7 +61,7 @@ def test_scripted_device_of_two_words_is_whole_and_says_what_it_is(script):
     device = script.write(ONE).one()
     assert (device.uuid, device.index, device.total_mb) == ("GPU-a", 0, 24576)
     assert (device.state, device.reason, device.simulated) == ("ok", "", False)
-    assert (device.reserve_mb, device.used_mb, device.memory_utilization_pct) == (738, 0, 0.0)
+    assert (device.system_mb, device.used_mb, device.memory_utilization_pct) == (738, 0, 0.0)
     assert device.name == device.model == "Scripted GPU 24576 MiB"
     assert (device.processes, device.xids, device.parent) == ((), (), "")
     assert (device.temperature_c, device.mps, device.recovery_action) == (None, None, None)
@@ -79,7 +79,7 @@ def test_scripted_device_is_all_that_its_file_says(script):
                 name: NVIDIA H100, rev/A
                 parent: MIG-p
                 total_mb: 1000
-                reserve_mb: 0
+                system_mb: 0
                 used_mb: 500
                 temperature_c: 41
                 power_draw_w: 98.5
@@ -94,7 +94,7 @@ def test_scripted_device_is_all_that_its_file_says(script):
         """).devices()["MIG-a"]
     assert (device.index, device.parent) == (7, "MIG-p")
     assert (device.name, device.model) == ("NVIDIA H100, rev/A", "NVIDIA H100 rev A")
-    assert (device.reserve_mb, device.used_mb, device.memory_utilization_pct) == (0, 500, 50.0)
+    assert (device.system_mb, device.used_mb, device.memory_utilization_pct) == (0, 500, 50.0)
     assert (device.temperature_c, device.power_draw_w) == (41.0, 98.5)
     assert (device.utilization_gpu_pct, device.ecc_uncorrected) == (37.0, 2)
     assert (device.recovery_action, device.rows_pending, device.rows_failed) == (1, True, False)
@@ -435,7 +435,7 @@ def test_gpu_that_the_scenario_lists_no_more_says_so() -> None:
     """The pool forgets it after a while; what fails, or is there, is listed."""
     known = Known("h1")
     there = tuple(
-        DeviceSample(uuid=f"GPU-{n}", index=n, name="G", model="G", total_mb=1, reserve_mb=0,
+        DeviceSample(uuid=f"GPU-{n}", index=n, name="G", model="G", total_mb=1, system_mb=0,
                      used_mb=0) for n in range(2)
     )  # fmt: skip
     known.merge({n: (device,) for n, device in enumerate(there)}, Fault("lost", "gone", gone=True))
@@ -450,7 +450,7 @@ def test_gpu_that_the_scenario_lists_no_more_says_so() -> None:
 def test_mig_devices_of_earlier_layouts_have_few_rows() -> None:
     """A GPU that is divided anew again and again does not make each report longer."""
     known, parent = Known("h1"), DeviceSample(
-        uuid="GPU-0", index=0, name="G", model="G", total_mb=1, reserve_mb=0, used_mb=0, state="mig"
+        uuid="GPU-0", index=0, name="G", model="G", total_mb=1, system_mb=0, used_mb=0, state="mig"
     )  # fmt: skip
     for n in range(100):
         part = replace(parent, uuid=f"MIG-{n}", index=1, state="ok", parent="GPU-0")

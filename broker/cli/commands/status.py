@@ -166,14 +166,14 @@ def _device_row(device: DeviceStatus, scene: PoolState, bar_width: int) -> tuple
     busy, warm = device.telemetry["utilization_gpu_pct"], device.telemetry["temperature_c"]
     state, free_mb = state_of(device, scene.pool.now_ms), scene.free_mb(device)
     shares = (
-        ("#", device.reserved_mb), ("o", device.foreign_mb + device.reserve_mb),
+        ("#", device.leased_mb), ("o", device.foreign_mb + device.system_mb),
         ("x", device.withheld_mb),
     )  # fmt: skip
     return (
         f"{device.host}:{device.index}",
         device.name,
         bar(shares, device.total_mb, bar_width),
-        f"{device.reserved_mb / 1024:.1f}/{gib(device.total_mb)}",
+        f"{device.leased_mb / 1024:.1f}/{gib(device.total_mb)}",
         paint(gib(free_mb), "green" if free_mb else None),
         "-" if busy is None else paint(f"{busy:.0f} %", _busy_colour(busy)),
         "-" if warm is None else f"{warm:.0f} C",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.devices.last_known import Fault
-from broker.devices.sample import MAX_MB, DeviceSample, model_of, percent, reserve_of, text
+from broker.devices.sample import MAX_MB, DeviceSample, model_of, percent, system_mb_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -141,7 +141,7 @@ def identified(
         name=name,
         model=model_of(name),
         total_mb=total_mb,
-        reserve_mb=reserve_of(total_mb),
+        system_mb=system_mb_of(total_mb),
         used_mb=None if allocated is None else -(-allocated // MIB),
         reason="" if total_mb else _NO_MEMORY.format(kind),
         memory_utilization_pct=percent(allocated, total),

@@ -20,7 +20,7 @@ from broker.devices.sample import (
     model_of,
     name_of,
     percent,
-    reserve_of,
+    system_mb_of,
     uuid_of,
 )
 from broker.devices.scenario.yaml_nodes import ScenarioError, told_by
@@ -43,7 +43,7 @@ _WHOLES = {
     "total_mb": (1, MAX_MB), "used_mb": (0, MAX_MB), "ecc_uncorrected": (0, 10**12),
     "recovery_action": (0, 99),
 }  # fmt: skip
-_NEVER_NULL = {"index": (0, MAX_DEVICES - 1), "reserve_mb": (0, MAX_MB)}
+_NEVER_NULL = {"index": (0, MAX_DEVICES - 1), "system_mb": (0, MAX_MB)}
 _FLAGS = ("rows_pending", "rows_failed", "mps")
 _WORDS = ("name", "model", "reason", "nvml_error", "parent")
 _DEVICE = (
@@ -198,7 +198,7 @@ def _device(uuid: str, said: dict[str, Any]) -> DeviceSample:
     name = name_of(said.get("name") or f"Scripted {said.get('model') or f'GPU {total_mb} MiB'}")
     used_mb = sum(process.memory_mb or 0 for process in said.get("processes") or ())
     made_up = {
-        "reserve_mb": reserve_of(total_mb),
+        "system_mb": system_mb_of(total_mb),
         "used_mb": used_mb,
         "memory_utilization_pct": percent(said.get("used_mb", used_mb), total_mb),
         "processes": (),

@@ -22,7 +22,7 @@ from broker.devices.sample import (
     name_of,
     number,
     percent,
-    reserve_of,
+    system_mb_of,
     text,
     uuid_of,
 )
@@ -175,7 +175,7 @@ def _device(
         name=name,
         model=model_of(name),
         total_mb=total_mb,
-        reserve_mb=reserve_of(total_mb),
+        system_mb=system_mb_of(total_mb),
         used_mb=None if used is None else math.ceil(used),
         reason="" if total_mb else _NO_MEMORY,
         utilization_gpu_pct=number(told(record, "utilization.gpu"), 0, 100),
