@@ -83,7 +83,7 @@ class AsyncLeaseClient(PoolClient["Redis"]):
         """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
-                return AsyncLease(await self._run(wait.steps()))
+                return AsyncLease(await self._run(wait.steps(self.keys)))
             except BaseException as error:
                 if wait.leaves_something(error):
                     self._keeper.abandon(wait.request.token)
@@ -117,7 +117,7 @@ class AsyncLeaseClient(PoolClient["Redis"]):
         owner: str = "",
     ) -> protocol.Renewal:
         """Renew a lease now; see `LeaseClient.renew`."""
-        ttl_ms = None if ttl_s is None else validation.milliseconds(ttl_s, "ttl_s")
+        ttl_ms = None if ttl_s is None else validation.ttl_milliseconds(ttl_s, "ttl_s")
         fence = None if fence is None else validation.check_whole(fence, "fence")
         if isinstance(lease, str):
             token = validation.check_name(lease, "token")

@@ -87,7 +87,7 @@ class LeaseClient(PoolClient["Redis"]):
         """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
-                return Lease(self._run(wait.steps()))
+                return Lease(self._run(wait.steps(self.keys)))
             except BaseException as error:
                 if wait.leaves_something(error):
                     self._keeper.abandon(wait.request.token)
@@ -150,7 +150,7 @@ class LeaseClient(PoolClient["Redis"]):
             UnknownToken: nothing is known of that token.
             BadRequest: it is a forked parent's: see `adopt`.
         """
-        ttl_ms = None if ttl_s is None else validation.milliseconds(ttl_s, "ttl_s")
+        ttl_ms = None if ttl_s is None else validation.ttl_milliseconds(ttl_s, "ttl_s")
         fence = None if fence is None else validation.check_whole(fence, "fence")
         if isinstance(lease, str):
             token = validation.check_name(lease, "token")

@@ -77,6 +77,13 @@ class Keys:
         """Sorted set: every registered device -> its capacity in MiB."""
         return f"{self.base}:fits:*"
 
+    def fits_of(self, host: str, model: str) -> str:
+        """Sorted set: the same of a host, of a model, or of a model on a host; `*` = any."""
+        parts = (f"host/{host}" if host != "*" else "", model if model != "*" else "")
+        if host == "*" and model != "*":
+            parts = ("model", model)
+        return f"{self.base}:fits:{'/'.join(filter(None, parts)) or '*'}"
+
     @property
     def hosts(self) -> str:
         """Set: the names of the hosts that ever reported."""

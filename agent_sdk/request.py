@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from uuid import uuid4
@@ -15,6 +17,7 @@ from agent_sdk.errors import (
     BrokerUnavailable,
     LeaseError,
     LeaseLost,
+    NeverFits,
     OutcomeUnknown,
     StillWaiting,
     error_for,
@@ -28,21 +31,32 @@ from agent_sdk.protocol.lease import (
     left_ms,
     new_token,
 )
+from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.protocol.validation import (
+    LONGEST_S,
     check_choice,
     check_flag,
     check_name,
-    check_whole,
+    check_range,
+    check_size,
     milliseconds,
     plain,
+    ttl_milliseconds,
 )
 from agent_sdk.settings import lease_token
+from agent_sdk.state.capacity import never_fits
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import TypeGuard, Unpack
 
+    from agent_sdk.keys import Keys
     from agent_sdk.protocol.lease import Answer
+
+log = logging.getLogger(__name__)
+
+MOST_MB = 10**13 - 1
+MOST_DEVICES, MOST_PRIORITY = 64, 9
 
 TTL_S = 30.0
 """A lease's ttl unless asked otherwise: renewed every 10 s; a silent death costs 30 s."""
@@ -52,6 +66,7 @@ class LeaseOptions(TypedDict, total=False):
     """The options of `acquire` and `lease`.
 
     memory_mb: MiB on each device; 0 (default) = the policy's `default_memory_mb`.
+    memory: the same as text, such as "8GiB", in place of `memory_mb`.
     devices: 1 (default); several = whole idle devices of one host and model, all or nothing.
     exclusive: alone on the device; memory_mb is then the least that it must have.
     ttl_s: seconds without renewal after which it ends, 1 s to 7 days, default 30; 0 = no expiry.
@@ -69,6 +84,7 @@ class LeaseOptions(TypedDict, total=False):
     """
 
     memory_mb: int
+    memory: str
     devices: int
     exclusive: bool
     ttl_s: float
@@ -135,7 +151,8 @@ class Caller:
         if host is None:
             host = self.hostname
         if not ask.keys() <= OPTIONS:
-            raise TypeError(f"unknown options: {', '.join(sorted(ask.keys() - OPTIONS))}")
+            unknown = ", ".join(sorted(ask.keys() - OPTIONS))
+            raise TypeError(f"unknown options: {unknown}; there are {', '.join(sorted(OPTIONS))}")
         unavailable = check_choice(
             ask.get("on_unavailable", "raise"), "on_unavailable", "raise", "cpu"
         )
@@ -145,12 +162,12 @@ class Caller:
         return Request(
             token=token,
             agent=check_name(agent, "agent"),
-            memory_mb=check_whole(ask.get("memory_mb", 0), "memory_mb"),
-            devices=check_whole(ask.get("devices", 1), "devices"),
+            memory_mb=self._memory_mb(ask),
+            devices=check_range(ask.get("devices", 1), "devices", 1, MOST_DEVICES),
             exclusive=int(check_flag(ask.get("exclusive", False), "exclusive")),
-            ttl_ms=milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
+            ttl_ms=ttl_milliseconds(ask.get("ttl_s", TTL_S), "ttl_s"),
             max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
-            priority=check_whole(ask.get("priority", 0), "priority"),
+            priority=check_range(ask.get("priority", 0), "priority", 0, MOST_PRIORITY),
             host=ANY if host == "any" else check_name(host, "host"),
             model=ANY if model is None else check_name(model, "model"),
             placement=check_choice(ask.get("placement", "spread"), "placement", "spread", "pack"),
@@ -158,8 +175,24 @@ class Caller:
             client=self.client,
             pid=self._process,
             owner=plain(ask.get("owner", "")),
-            wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s"),
+            wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s", LONGEST_S),
         )
+
+    def _memory_mb(self, ask: LeaseOptions) -> int:
+        """MiB on each device, by whichever option says them; so few as no GPU needs are logged."""
+        if "memory" not in ask:
+            memory_mb = check_range(ask.get("memory_mb", 0), "memory_mb", 0, MOST_MB)
+            if not self.for_others and (doubt := meant_gib(memory_mb, "memory='{}GiB'")):
+                _say_once(f"memory_mb={memory_mb}: {doubt}")
+            return memory_mb
+        if ask.get("memory_mb"):
+            raise error_for("bad_request", "name memory or memory_mb, and not both")
+        return check_size(ask["memory"], "memory")
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning(text)
 
 
 class Acquisition:
@@ -177,12 +210,17 @@ class Acquisition:
         self._named = ask.get("token") is not None
         self._process = identity()
 
-    def steps(self) -> Generator[Any, Answer, Grant]:
+    def steps(self, keys: Keys) -> Generator[Any, Answer, Grant]:
         """The calls to make, and when to wait; see `protocol.acquire`."""
         wait_ms = left_ms(self.until, keep_place=self._keep_place)
         if wait_ms != self.request.wait_ms:
             self.request = self.request._replace(wait_ms=wait_ms)
-        return acquire(self.request, self.until, keep_place=self._keep_place)
+        try:
+            return (yield from acquire(self.request, self.until, keep_place=self._keep_place))
+        except NeverFits as error:
+            if error.code != "never_fits":
+                raise
+        raise (yield from never_fits(keys, self.request))
 
     def leaves_something(self, error: BaseException) -> bool:
         """Whether a lease or a place in the line may be left that nobody will take up.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import error_for
 from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
+from agent_sdk.protocol.sizes import mebibytes
 
 if TYPE_CHECKING:
     from typing import SupportsFloat
@@ -20,11 +21,15 @@ WORDS: Final = re.compile(r"[a-z0-9=,]*")
 """What is set in words: one, or `name=word` by commas; nothing too."""
 
 
-def milliseconds(seconds: SupportsFloat, name: str) -> int:
+LONGEST_S: Final = 7 * 24 * 3600
+"""Of a ttl, and of a wait."""
+
+
+def milliseconds(seconds: SupportsFloat, name: str, longest_s: float = math.inf) -> int:
     """Seconds as whole milliseconds, rounded up: a little is not nothing.
 
     Raises:
-        BadRequest: not a finite number, or negative.
+        BadRequest: not a finite number, negative, or longer than may be.
     """
     try:
         # float() reads text too, which is more often a mistake than a time.
@@ -33,7 +38,40 @@ def milliseconds(seconds: SupportsFloat, name: str) -> int:
         number = math.nan
     if not math.isfinite(number) or number < 0:
         raise error_for("bad_request", f"{name} must be a number of seconds >= 0, not {seconds!r}")
+    if number > longest_s:
+        raise error_for(
+            "bad_request", f"{name} must be at most {longest_s:.0f} seconds, not {seconds!r}"
+        )
     return math.ceil(number * 1000)
+
+
+def ttl_milliseconds(seconds: SupportsFloat, name: str) -> int:
+    """A time to live as whole milliseconds; 0: it never ends.
+
+    Raises:
+        BadRequest: it is neither 0 nor from a second to a week.
+    """
+    ttl_ms = milliseconds(seconds, name, LONGEST_S)
+    if 0 < ttl_ms < 1000:  # noqa: PLR2004 - a second
+        raise error_for(
+            "bad_request", f"{name} must be 0 (no expiry) or at least 1 second, not {seconds!r}"
+        )
+    return ttl_ms
+
+
+def check_size(value: object, name: str) -> int:
+    """A size as text, such as `8GiB`, in MiB.
+
+    Raises:
+        BadRequest: it is none; a number is not, since it does not say its unit.
+    """
+    found = mebibytes(value) if isinstance(value, str) else None
+    if found is None:
+        raise error_for(
+            "bad_request",
+            f"{name} must be a size as text, such as '8GiB', '512MiB' or '8g', not {value!r:.40}",
+        )
+    return found
 
 
 def check_name(value: str, name: str) -> str:
@@ -74,6 +112,18 @@ def check_flag(value: object, name: str) -> bool:
     if isinstance(value, (str, bytes)):
         raise error_for("bad_request", f"{name} must be true or false, not {value!r:.40}")
     return bool(value)
+
+
+def check_range(value: object, name: str, least: int, most: int) -> int:
+    """A whole number within bounds.
+
+    Raises:
+        BadRequest: it is none, or out of bounds.
+    """
+    number = check_whole(value, name)
+    if not least <= number <= most:
+        raise error_for("bad_request", f"{name} must be {least} to {most}, not {number!r:.40}")
+    return number
 
 
 def check_whole(value: object, name: str) -> int:

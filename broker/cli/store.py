@@ -11,8 +11,16 @@ import click
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from agent_sdk import LeaseClient
-from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown, error_for
+from agent_sdk.errors import (
+    BadRequest,
+    BrokerUnavailable,
+    Denied,
+    LeaseError,
+    OutcomeUnknown,
+    error_for,
+)
 from broker.cli import DENIED, FAILED, UNAVAILABLE
+from broker.cli.own_words import in_options
 from broker.text.screen import one_line, say
 
 if TYPE_CHECKING:
@@ -43,7 +51,8 @@ def pool_client() -> Iterator[LeaseClient]:
         with LeaseClient.from_env(client_name="gpu-broker", deadline_s=DEADLINE_S) as client:
             yield client
     except (LeaseError, ValueError) as error:
-        say(f"gpu-broker: {error}", err=True)
+        text = in_options(str(error)) if isinstance(error, BadRequest) else str(error)
+        say(f"gpu-broker: {text}", err=True)
         if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
             say(way_out(error), err=True)
             sys.exit(UNAVAILABLE)

@@ -29,7 +29,7 @@ SCHEMA: Final = 1
 NOTHING_NEW_S: Final = 30.0
 """Without a terminal: how long a wait goes on without a line that says so."""
 
-WENT_WELL: Final = {"waiting", "granted", "hint", "started", "ended"}
+WENT_WELL: Final = {"waiting", "granted", "doubt", "hint", "started", "ended"}
 """What is not said when only trouble is to be heard of."""
 
 
@@ -94,6 +94,11 @@ class Progress:
     def hint(self, flag: str) -> None:
         """This was added to the command."""
         self._say("hint", f"added to the command: {flag}", flag=flag)
+
+    def doubted(self, text: str) -> None:
+        """Say that the request is taken as it is, and may be meant otherwise; empty: it is not."""
+        if text:
+            self._say("doubt", text, detail=text)
 
     def started(self, pid: int) -> None:
         """The command runs, in a process group of the same number."""

@@ -1,14 +1,19 @@
-"""Sizes and times on the command line: `8GiB`, `512MiB`, bare MiB; `90s`, `10m`, bare seconds."""
+"""Sizes and times on the command line: `8GiB`, `8g`, bare MiB; `90s`, `10m`, bare seconds."""
 
 from __future__ import annotations
 
+import math
 import re
 
 import click
 
+from agent_sdk.protocol.sizes import EXAMPLES, has_unit, meant_gib, mebibytes
+
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
-MIB = {"": 1, "mib": 1, "m": 1, "gib": 1024, "g": 1024, "tib": 1024 * 1024, "t": 1024 * 1024}
+
+class BareMiB(int):
+    """MiB that were written without a unit."""
 
 
 class Size(click.ParamType[int]):
@@ -22,16 +27,29 @@ class Size(click.ParamType[int]):
         """Whole MiB; what is not a size ends the command with what one looks like."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
-        if not found or found[2] not in MIB:
-            self.fail(f"{value!r} is not a size: 8GiB, 512MiB, or a number of MiB", param, ctx)
-        return round(float(found[1]) * MIB[found[2]])
+        memory_mb = mebibytes(value)
+        if memory_mb is None:
+            self.fail(f"{value!r} is not a size: {EXAMPLES}", param, ctx)
+        return memory_mb if has_unit(value) else BareMiB(memory_mb)
+
+
+def doubt(memory_mb: int, name: str) -> str:
+    """Ask whether GiB were meant by a few MiB that were written without a unit; else empty."""
+    asks = meant_gib(memory_mb, "{}GiB") if isinstance(memory_mb, BareMiB) else ""
+    return f"{name} {memory_mb}: {asks}" if asks else ""
 
 
 class Duration(click.ParamType[float]):
-    """Seconds."""
+    """Seconds.
+
+    Args:
+        longest_s: a longer time ends the command.
+    """
 
     name = "time"
+
+    def __init__(self, longest_s: float = math.inf) -> None:
+        self._longest_s = longest_s
 
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
@@ -42,4 +60,7 @@ class Duration(click.ParamType[float]):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
         if not found or found[2] not in SECONDS:
             self.fail(f"{value!r} is not a time: 30s, 10m, 2h, or a number of seconds", param, ctx)
-        return float(found[1]) * SECONDS[found[2]]
+        seconds = float(found[1]) * SECONDS[found[2]]
+        if seconds > self._longest_s:
+            self.fail(f"{value!r} is too long: at most {self._longest_s / 86400:g}d", param, ctx)
+        return seconds

@@ -125,9 +125,9 @@ def test_operators_numbers_may_be_of_another_kind(client: LeaseClient) -> None:
     assert client.pool().default_memory_mb == 2048
 
 
-def test_numbers_of_another_kind_go_over_http() -> None:
+def test_numbers_of_another_kind_go_over_http(server: Server) -> None:
     """They are no form of JSON's, and the client must not fall back to the CPU for that."""
-    with Broker(**GRANTING) as broker:
+    with Broker(REDIS_URL=server.url, **GRANTING) as broker:
         broker.wait()
         with GPUOrchestratorClient(f"http://127.0.0.1:{broker.port}") as client:
             for size, ttl_s in ((np.int64(100), np.float32(30)), (Size.ONE, Decimal(30))):

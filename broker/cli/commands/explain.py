@@ -11,9 +11,9 @@ from broker.cli.commands.queue import asks
 from broker.cli.complete import hosts, tokens
 from broker.cli.names import whole_token
 from broker.cli.store import output_option, pool_client, show
-from broker.text.screen import one_line
+from broker.text.screen import one_line, say
 from broker.text.table import age, gib, table
-from broker.text.units import Size
+from broker.text.units import Size, doubt
 from broker.text.unknown_host import no_host
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
 @click.command()
 @click.argument("token", required=False, shell_complete=tokens)
 @click.option("--agent", help="Explain a request that is not made: in whose name.")
-@click.option("--memory", type=Size(), default=0, help="MiB on each GPU: 8GiB, 512MiB, 8192.")
+@click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
 @click.option("--host", default="any", help="A host's name; any (default).", shell_complete=hosts)
@@ -54,12 +54,19 @@ def explain(
     """
     if (token is None) == (agent is None):
         raise click.UsageError("name a TOKEN (gpu-broker queue lists them), or --agent")
+    if said := doubt(memory, "--memory"):
+        say(f"gpu-broker: {said}", err=True)
     with pool_client() as client:
         if agent is None:
             found = client.explain(whole_token(client, token or ""))
         else:
             found = client.explain_request(
-                agent, memory_mb=memory, devices=gpus, exclusive=exclusive, host=host, model=model
+                agent,
+                memory=f"{memory}MiB",
+                devices=gpus,
+                exclusive=exclusive,
+                host=host,
+                model=model,
             )
     show(output, as_text(found), asdict(found))
 

@@ -15,6 +15,7 @@ import click
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import (
+    BadRequest,
     BrokerUnavailable,
     Denied,
     HostUnknown,
@@ -26,6 +27,7 @@ from agent_sdk.protocol.lease import LONGEST_TTL_MS
 from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.complete import hosts
+from broker.cli.own_words import in_options
 from broker.cli.store import way_out
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.guard import Guard
@@ -33,7 +35,7 @@ from broker.run.inherited import die_of, take_over
 from broker.run.progress import Progress
 from broker.run.supervise import CommandEnd, NotStarted, supervise
 from broker.run.wait import get_lease
-from broker.text.units import Duration, Size
+from broker.text.units import Duration, Size, doubt
 from broker.text.unknown_host import look_for
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 512MiB, 8192 (MiB).")
+@click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
 @click.option("--model", help="The exact name of a model; default any.")
@@ -63,7 +65,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     help="The emptiest GPU first (default), or the fullest that fits.",
 )  # fmt: skip
 @click.option(
-    "--wait", "wait_s", type=Duration(),
+    "--wait", "wait_s", type=Duration(FOREVER_S),
     help="Wait at most so long: 30s, 10m, 2h; 0 = not at all. Default: until it fits; with "
     "--or-cpu not at all.",
 )  # fmt: skip
@@ -71,7 +73,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 @click.option("--or-cpu", is_flag=True, help="Run without a GPU if none is to be had.")
 @click.option("--time", "max_hold_s", type=Duration(), default=0.0, help="Hold it no longer: 2h.")
 @click.option(
-    "--ttl", "ttl_s", type=Duration(), default=30.0,
+    "--ttl", "ttl_s", type=Duration(FOREVER_S), default=30.0,
     help="How long after a crash of this machine it ends (default 30s).",
 )  # fmt: skip
 @click.option(
@@ -141,8 +143,9 @@ def run(
         sys.exit(NOT_FOUND)
     if ttl_s <= 0:
         raise click.BadParameter("a lease of a process that may die must end", param_hint="--ttl")
+    teller.doubted(doubt(memory, "--memory"))
     ask: LeaseOptions = {
-        "memory_mb": memory,
+        "memory": f"{memory}MiB",
         "devices": gpus,
         "exclusive": exclusive,
         "model": model,
@@ -248,9 +251,11 @@ def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
             NOT_IN_TIME,
             "--wait waits longer, gpu-broker explain says what is in the way",
         )
+    elif isinstance(error, BadRequest):
+        text, code, advice = in_options(text), FAILED, "gpu-broker run --help says more"
     else:
         code, advice = FAILED, "gpu-broker status shows what there is"
-    teller.failed(error.code, f"{text}: {advice[0].lower()}{advice[1:]}")
+    teller.failed(error.code, f"{text}; {advice[0].lower()}{advice[1:]}")
     return code
 
 

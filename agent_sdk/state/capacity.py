@@ -1,0 +1,45 @@
+"""The largest device that there is, for a request that none could ever hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent_sdk.errors import CODES, NeverFits, error_for
+from agent_sdk.protocol.lease import ANY, Answer, Read, of_known_form
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.protocol.lease import Request
+
+
+def never_fits(keys: Keys, request: Request) -> Generator[Read, Answer, NeverFits]:
+    """Say of a request that nothing could ever hold what the largest device has."""
+    key = keys.fits_of(request.host, request.model)
+    answer = yield Read((("ZRANGE", key, 0, 0, "REV", "WITHSCORES"), ("ZCARD", key)))
+    largest_mb, count = _largest(answer)
+    there = f" of host {request.host}" if request.host != ANY else ""
+    there += f" of model {request.model}" if request.model != ANY else ""
+    if not count:
+        more = ""
+    elif request.devices == 1:
+        more = f": the largest device{there} has {largest_mb} MiB"
+    else:
+        more = (
+            f": {request.devices} of one host and model are asked for, and there are {count}"
+            f"{there}, the largest with {largest_mb} MiB"
+        )
+    error = error_for("never_fits", CODES["never_fits"].says + more, token=request.token)
+    assert isinstance(error, NeverFits)  # noqa: S101 - by the table of codes
+    return error
+
+
+@of_known_form
+def _largest(answer: Answer) -> tuple[int, int]:
+    """Read MiB of the largest, and how many there are; RESP2 and RESP3 differ in the pairs."""
+    found, count = answer.raw
+    if not found:
+        return 0, 0
+    pair = found[0] if isinstance(found[0], (list, tuple)) else found
+    return int(float(pair[1])), int(count)

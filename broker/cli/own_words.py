@@ -1,0 +1,24 @@
+"""Errors of the SDK in the words of the command line: its options for the SDK's arguments."""
+
+from __future__ import annotations
+
+from typing import Final
+
+OPTIONS: Final = {
+    "agent": "--agent",
+    "devices": "--gpus",
+    "host": "--host",
+    "max_hold_s": "--time",
+    "memory_mb": "--memory",
+    "model": "--model",
+    "priority": "--priority",
+    "ttl_s": "--ttl",
+    "wait_s": "--wait",
+}
+"""An argument of the SDK -> the option that sets it."""
+
+
+def in_options(text: str) -> str:
+    """Name the option in a message that begins with the argument that it sets."""
+    name, space, rest = text.partition(" ")
+    return f"{OPTIONS.get(name, name)}{space}{rest}"
