@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from agent_sdk import attach, bulk_revoke
+    from agent_sdk.policy import Policy
     from agent_sdk.protocol import operator, report
     from agent_sdk.request import Acquisition, LeaseOptions
     from agent_sdk.scripts.dispatch import Command
@@ -209,7 +210,7 @@ class AsyncLeaseClient(PoolClient["Redis"]):
         """Take a device, or a host with all it has, out of the pool now; how many devices."""
         return await self._run(operator.forget(what, name, by=by or self.by, why=why))
 
-    async def set_policy(self, *, by: str | None = None, **policy: Unpack[operator.Policy]) -> int:
+    async def set_policy(self, *, by: str | None = None, **policy: Unpack[Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
         return await self._run(operator.set_policy(by or self.by, **policy))
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from agent_sdk import attach, bulk_revoke
+    from agent_sdk.policy import Policy
     from agent_sdk.protocol import operator, report
     from agent_sdk.request import Acquisition, LeaseOptions
     from agent_sdk.scripts.dispatch import Command
@@ -243,7 +244,7 @@ class LeaseClient(PoolClient["Redis"]):
         """Take a device, or a host with all it has, out of the pool now; how many devices."""
         return self._run(operator.forget(what, name, by=by or self.by, why=why))
 
-    def set_policy(self, *, by: str | None = None, **policy: Unpack[operator.Policy]) -> int:
+    def set_policy(self, *, by: str | None = None, **policy: Unpack[Policy]) -> int:
         """Change the policy, all of what is named or nothing; its new version."""
         return self._run(operator.set_policy(by or self.by, **policy))
 

@@ -25,6 +25,7 @@ HOUSES = ("broker.devices", "broker.metrics")
 
 FLOORS: tuple[set[str], ...] = (
     {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
+    {"agent_sdk.policy"},
     {"agent_sdk.protocol"},
     {"agent_sdk.http_request", "agent_sdk.scripts", "agent_sdk.state"},
     {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from agent_sdk.errors import error_for
+from agent_sdk.policy import to_store
 from agent_sdk.protocol.lease import PROTOCOL, Answer, Call, failure, refusal_for_host
-from agent_sdk.protocol.validation import check_whole, check_words
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Unpack
 
-
-class Policy(TypedDict, total=False):
-    """What an operator may set.
-
-    safe_mode: no GPU leases, and nothing else can be set while it is on.
-    max_memory_per_agent_mb: MiB that one agent may hold, at least 256.
-    allow_fractional_shares: False: every lease takes whole devices.
-    kill_on_oom: an over-using process may be ended before its neighbours die.
-    default_memory_mb: MiB of a lease that names none.
-    expiry_grace_s: how long an expired lease's memory is withheld on real devices.
-    max_leases_per_agent, max_waiters_per_agent: against a runaway client.
-    idle_action, overuse_action, squatter_action, orphan_action: what hosts do about what they
-        find: observe (show it), notify (tell the holder and the log), enforce (end it).
-    idle_after_s: for how long a lease does nothing before it is idle.
-    enforce_after_s: from the finding to its end, where that is enforced.
-    overuse_slack_mb: MiB by which a lease may use more than it holds.
-    xid_actions: `code=ignore|suspect|probe|hold` by commas, before NVIDIA's table; empty = none.
-    reservation_idle_s: how long GPUs reserved for one that waits may go unused; 0 = none is.
-    forget_devices_after_s: a device without a lease that its own host has not listed for so long
-        leaves the pool.
-    forget_hosts_after_s: a host without a lease that has been silent for so long leaves it.
-    """
-
-    safe_mode: bool
-    max_memory_per_agent_mb: int
-    allow_fractional_shares: bool
-    kill_on_oom: bool
-    default_memory_mb: int
-    expiry_grace_s: int
-    max_leases_per_agent: int
-    max_waiters_per_agent: int
-    idle_action: str
-    overuse_action: str
-    squatter_action: str
-    orphan_action: str
-    idle_after_s: int
-    enforce_after_s: int
-    overuse_slack_mb: int
-    xid_actions: str
-    reservation_idle_s: int
-    forget_devices_after_s: int
-    forget_hosts_after_s: int
+    from agent_sdk.policy import Policy
 
 
 def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
@@ -118,15 +77,11 @@ def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int
 
     Returns:
         The policy's new version.
+
+    Raises:
+        BadRequest: a field is not there, or takes no such value.
     """
-    said: list[str | int] = []
-    for field, value in policy.items():
-        if isinstance(value, str):
-            said += (field, check_words(value, field))
-        else:
-            whole = int(value) if isinstance(value, bool) else value
-            said += (field, check_whole(whole, field))
-    answer = yield Call("set_policy", (PROTOCOL, by, *said))
+    answer = yield Call("set_policy", (PROTOCOL, by, *to_store(policy)))
     match answer.raw:
         case ["POLICY", _, _, _, _, int(version)]:
             return version

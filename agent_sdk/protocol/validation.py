@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from operator import index
 from typing import TYPE_CHECKING, Final
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
 FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
 """What a name may look like, by what it names."""
-
-WORDS: Final = re.compile(r"[a-z0-9=,]*")
-"""What is set in words: one, or `name=word` by commas; nothing too."""
 
 
 LONGEST_S: Final = 7 * 24 * 3600
@@ -150,14 +146,3 @@ def json_number(value: object) -> int | float:
         return index(value)  # type: ignore[arg-type] # it raises TypeError for others
     except TypeError:
         return float(value)  # type: ignore[arg-type] # as above
-
-
-def check_words(value: str, name: str) -> str:
-    """Words, as a policy has them.
-
-    Raises:
-        BadRequest: it has characters that no word has.
-    """
-    if not WORDS.fullmatch(value):
-        raise error_for("bad_request", f"{name} must match {WORDS.pattern}, not {value!r:.80}")
-    return plain(value)

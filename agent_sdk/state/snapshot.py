@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agent_sdk.policy import PolicyValues, from_store
 from agent_sdk.protocol.lease import Answer, Read, of_known_form
 from agent_sdk.state.devices import device_status
 from agent_sdk.state.readings import check_schema, names, numbers, read_known, row, rows
@@ -32,15 +33,14 @@ ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
 """A lease without expiry ends ten years after its grant; none with a ttl lasts half of that."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus(PolicyValues):
     """The pool's policy and counters.
 
     Attributes:
         now_ms: when this was looked at, on the pool's clock.
         ready: False until a host has reported for the first time.
         waiting: how many stand in the line.
-        policy: as in `pool`, by field name.
         stats: counters since the pool's beginning; every replica reads the same.
     """
 
@@ -48,28 +48,9 @@ class PoolStatus:
     ready: bool
     epoch: str
     policy_version: int
-    safe_mode: bool
-    max_memory_per_agent_mb: int
-    allow_fractional_shares: bool
-    kill_on_oom: bool
-    default_memory_mb: int
-    expiry_grace_s: int
-    max_leases_per_agent: int
-    max_waiters_per_agent: int
-    idle_action: str
-    overuse_action: str
-    squatter_action: str
-    orphan_action: str
-    idle_after_s: int
-    enforce_after_s: int
-    overuse_slack_mb: int
-    xid_actions: str
-    reservation_idle_s: int
     closed_until_ms: int
     waiting: int
     stats: dict[str, int]
-    forget_devices_after_s: int = 3600
-    forget_hosts_after_s: int = 86400
 
     @property
     def active_leases(self) -> int:
@@ -164,28 +145,10 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
         ready=bool(row),
         epoch=row.get("epoch", ""),
         policy_version=number("policy_version"),
-        safe_mode=row.get("safe_mode") == "1",
-        max_memory_per_agent_mb=number("max_memory_per_agent_mb"),
-        allow_fractional_shares=row.get("allow_fractional_shares") == "1",
-        kill_on_oom=row.get("kill_on_oom") == "1",
-        default_memory_mb=number("default_memory_mb"),
-        expiry_grace_s=number("expiry_grace_s"),
-        max_leases_per_agent=number("max_leases_per_agent"),
-        max_waiters_per_agent=number("max_waiters_per_agent"),
-        idle_action=row.get("idle_action", "observe"),
-        overuse_action=row.get("overuse_action", "observe"),
-        squatter_action=row.get("squatter_action", "observe"),
-        orphan_action=row.get("orphan_action", "observe"),
-        idle_after_s=int(row.get("idle_after_s", 600)),
-        enforce_after_s=int(row.get("enforce_after_s", 60)),
-        overuse_slack_mb=int(row.get("overuse_slack_mb", 512)),
-        xid_actions=row.get("xid_actions", ""),
-        reservation_idle_s=int(row.get("reservation_idle_s", 60)),
-        forget_devices_after_s=int(row.get("forget_devices_after_s", 3600)),
-        forget_hosts_after_s=int(row.get("forget_hosts_after_s", 86400)),
         closed_until_ms=number("closed_until_ms"),
         waiting=number("waiting"),
         stats=_counted(row, stats),
+        **from_store(row),
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from agent_sdk.policy import FIELDS
+from broker.serializers.lease_json import POLICY_NAMES
+
 TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - nobody's
 
 LEASE: Final[dict[str, Any]] = {
@@ -16,13 +19,10 @@ LEASE: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 POLICY: Final[dict[str, Any]] = {
-    "max_memory_per_agent_mb": 16384, "allow_fractional_shares": True, "kill_on_oom": False,
-    "safe_mode_read_only": False, "default_memory_mb": 2048, "expiry_grace_s": 5,
-    "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "idle_action": "notify",
-    "overuse_action": "enforce", "squatter_action": "observe", "orphan_action": "observe",
-    "idle_after_s": 600, "enforce_after_s": 60, "overuse_slack_mb": 512,
-    "xid_actions": "31=suspect", "reservation_idle_s": 60, "forget_devices_after_s": 3600,
-    "forget_hosts_after_s": 86400, "version": 7,
+    POLICY_NAMES.get(name, name): field.default for name, field in FIELDS.items()
+} | {
+    "max_memory_per_agent_mb": 16384, "idle_action": "notify", "overuse_action": "enforce",
+    "xid_actions": "31=suspect", "version": 7,
 }  # fmt: skip
 
 KNOWN: Final[dict[str, Any]] = LEASE | {"priority": 0, "findings": ["idle"], "notices": ["idle"]}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from dataclasses import dataclass, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, AliasChoices, Field
 
+from agent_sdk.policy import FIELDS, MOST_MB, XID_ACTIONS, XID_LENGTH, Action, PolicyField
+
 if TYPE_CHECKING:
-    from agent_sdk.protocol.operator import Policy
+    from agent_sdk.policy import Policy
 
 MOST = 2**53 - 1
 """Integers up to here are exact in every JSON reader."""
-
-MOST_MB = 10**13 - 1
-TEN_YEARS_S = 315_360_000
-"""As many digits as the verbs read. What no device holds falls back or is refused like others."""
 
 
 def _zero_or_one(seconds: float) -> float:
@@ -35,18 +33,36 @@ Wait = Annotated[float, Field(strict=True, ge=0, le=60, allow_inf_nan=False)]
 Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]
 Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
 Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
-Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Flag = Annotated[bool, Field(strict=True)]
-Action = Literal["observe", "notify", "enforce"]
-XID_ACTION = r"[0-9]{1,4}=(ignore|suspect|probe|hold)"
 XidActions = Annotated[
     str,
     Field(
-        pattern=rf"^({XID_ACTION}(,{XID_ACTION})*)?$",
-        max_length=256,
+        pattern=rf"^{XID_ACTIONS.pattern}$",
+        max_length=XID_LENGTH,
         description="By commas, as 31=suspect,79=hold; what is not named is NVIDIA's table's.",
     ),
 ]
+
+SAFE_MODE: Final = "safe_mode"
+"""The field of the policy that no request sets."""
+
+T = TypeVar("T")
+
+
+def _form_of(field: PolicyField) -> Any:
+    """Return the type that checks a field of the policy."""
+    if field.kind == "number":
+        return Annotated[int, Field(strict=True, ge=field.least, le=field.most)]
+    return {"flag": Flag, "action": Action, "xid_actions": XidActions}[field.kind]
+
+
+def with_policy_fields(body: type[T]) -> type[T]:
+    """Add to a body what the policy's table declares, each field optional and null by default."""
+    added = [(x.name, _form_of(x) | None, None) for x in FIELDS.values() if x.name != SAFE_MODE]
+    made = make_dataclass(body.__name__, added, bases=(body,), frozen=True, slots=True)
+    made.__doc__ = body.__doc__
+    made.__module__ = body.__module__
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +124,14 @@ class ReleaseBody:
     refuse_late: Flag = False
 
 
-@dataclass(frozen=True, slots=True)
+@with_policy_fields
 class PolicyBody:
-    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here.
-
-    Attributes:
-        idle_action: and the other three: what hosts do about what they find.
-    """
-
-    max_memory_per_agent_mb: Annotated[int, Field(strict=True, ge=256, le=MOST_MB)] | None = None
-    allow_fractional_shares: Flag | None = None
-    kill_on_oom: Flag | None = None
-    default_memory_mb: Annotated[int, Field(strict=True, ge=1, le=MOST_MB)] | None = None
-    expiry_grace_s: Annotated[int, Field(strict=True, ge=0, le=3600)] | None = None
-    max_leases_per_agent: Count | None = None
-    max_waiters_per_agent: Count | None = None
-    idle_action: Action | None = None
-    overuse_action: Action | None = None
-    squatter_action: Action | None = None
-    orphan_action: Action | None = None
-    idle_after_s: Annotated[int, Field(strict=True, ge=10, le=604800)] | None = None
-    enforce_after_s: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
-    overuse_slack_mb: Memory | None = None
-    xid_actions: XidActions | None = None
-    reservation_idle_s: Annotated[int, Field(strict=True, ge=0, le=604800)] | None = None
-    forget_devices_after_s: Annotated[int, Field(strict=True, ge=10, le=TEN_YEARS_S)] | None = None
-    forget_hosts_after_s: Annotated[int, Field(strict=True, ge=60, le=TEN_YEARS_S)] | None = None
+    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here."""
 
     def changes(self) -> Policy:
-        """What it changes."""
-        said = {name: value for name, value in asdict(self).items() if value is not None}
-        return cast("Policy", said)
+        """Return what it changes."""
+        said = {name: getattr(self, name) for name in FIELDS if name != SAFE_MODE}
+        return cast("Policy", {name: value for name, value in said.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from agent_sdk.policy import values_of as policy_values
 from agent_sdk.protocol.lease import ANY
 from agent_sdk.state.findings import of_lease
 from agent_sdk.state.snapshot import LeaseStatus
@@ -19,31 +20,15 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 
+POLICY_NAMES: Final = {"safe_mode": "safe_mode_read_only"}
+"""Names that fields of the policy have in `/policy`, where they differ."""
+
 
 def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
-    """`/policy`."""
-    return {
-        "max_memory_per_agent_mb": pool.max_memory_per_agent_mb,
-        "allow_fractional_shares": pool.allow_fractional_shares,
-        "kill_on_oom": pool.kill_on_oom,
-        "safe_mode_read_only": safe_mode,
-        "default_memory_mb": pool.default_memory_mb,
-        "expiry_grace_s": pool.expiry_grace_s,
-        "max_leases_per_agent": pool.max_leases_per_agent,
-        "max_waiters_per_agent": pool.max_waiters_per_agent,
-        "idle_action": pool.idle_action,
-        "overuse_action": pool.overuse_action,
-        "squatter_action": pool.squatter_action,
-        "orphan_action": pool.orphan_action,
-        "idle_after_s": pool.idle_after_s,
-        "enforce_after_s": pool.enforce_after_s,
-        "overuse_slack_mb": pool.overuse_slack_mb,
-        "xid_actions": pool.xid_actions,
-        "reservation_idle_s": pool.reservation_idle_s,
-        "forget_devices_after_s": pool.forget_devices_after_s,
-        "forget_hosts_after_s": pool.forget_hosts_after_s,
-        "version": pool.policy_version,
-    }
+    """Return `/policy`; safe_mode: the mode in effect at this broker."""
+    values = policy_values(pool) | {"safe_mode": safe_mode}
+    said = {POLICY_NAMES.get(name, name): value for name, value in values.items()}
+    return said | {"version": pool.policy_version}
 
 
 def masked(token: str, number: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,13 +12,13 @@ import pytest
 
 from agent_sdk import settings as sdk_settings
 from agent_sdk.errors import CODES
+from agent_sdk.policy import ACTIONS, FIELDS
 from agent_sdk.state import devices, snapshot
 from agent_sdk.state.events import NAMES
 from broker.cli import COMMANDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
-from broker.http.requests import Action
 from broker.metrics import Metrics, PoolReading
 from broker.metrics.pool import STATES
 from broker.reporter import STOPPING
@@ -163,7 +164,7 @@ def test_fields_of_a_hash_are_listed(pool: Pool, key: str) -> None:
     pool.skew(2)
     pool.report((device("gpu-0", simulated=0),), sampled_ms=pool.reap()[1])  # and is free
     found |= {field for name in names for field in pool.hash(name)}
-    assert found - set(quoted(section(key))) == set()
+    assert found - FIELDS.keys() - set(quoted(section(key))) == set()
 
 
 def test_counters_are_listed() -> None:
@@ -267,7 +268,18 @@ def test_page_explains_every_word_that_it_shows() -> None:
     assert states == {*get_args(State), *STATES, dict(STOPPING)["state"]} - {"other"}
     assert events == set(NAMES)
     assert findings == set(devices.FINDINGS)
-    assert actions == set(get_args(Action))
+    assert actions == set(ACTIONS)
+
+
+def test_reference_tables_are_as_generated() -> None:
+    """The tables of the reference are what their declarations in the code say."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "reference_tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_settings_are_in_the_readme() -> None:

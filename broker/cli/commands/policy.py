@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol.operator import Policy
+from agent_sdk.policy import FIELDS, values_of
 from broker.cli.store import output_option, pool_client, show
 from broker.text.printable import printable
 from broker.text.screen import one_line
 from broker.text.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from agent_sdk.policy import Policy
     from agent_sdk.state.snapshot import PoolStatus
-
-FIELDS = tuple(Policy.__annotations__)
 
 SWITCHES = {"true": True, "false": False}
 
@@ -65,10 +64,10 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
         raise click.UsageError(f"no field of the policy is called {printable(name)}; {meant}")
     if not equals:
         raise click.UsageError(f"{setting}: write {setting}=VALUE; gpu-broker policy get shows it")
-    kind = str(Policy.__annotations__[name])
-    if "str" in kind:
+    kind = FIELDS[name].kind
+    if kind in {"action", "xid_actions"}:
         return name, value
-    if "bool" in kind:
+    if kind == "flag":
         if value not in SWITCHES:
             raise click.UsageError(f"{setting!r}: the value is true or false")
         return name, SWITCHES[value]
@@ -78,7 +77,7 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
 
 
 def _show(pool: PoolStatus, output: str) -> None:
-    values: dict[str, Any] = {name: getattr(pool, name) for name in FIELDS}
+    values: dict[str, Any] = values_of(pool)
     width = max(map(len, FIELDS))
     lines = [
         one_line(f"{name.ljust(width)}  {_word(value)}".rstrip()) for name, value in values.items()

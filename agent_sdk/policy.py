@@ -1,0 +1,284 @@
+"""The policy of a pool: the one declaration of its fields, for all that shows, takes or checks one.
+
+Lua has its own literal table, in `set_policy.lua` and `report.lua`; a test compares both.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import Field, dataclass, field, fields
+from operator import index
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
+
+from agent_sdk.errors import error_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind: TypeAlias = Literal["flag", "number", "action", "xid_actions"]
+
+Action: TypeAlias = Literal["observe", "notify", "enforce"]
+
+ACTIONS: Final[dict[str, str]] = {
+    "observe": "it is shown",
+    "notify": "the holder is told, and the host logs it",
+    "enforce": "the lease is revoked; a process is ended, if its reporter may do so",
+}
+"""What hosts do about what they find."""
+
+MOST_MB: Final = 10**13 - 1
+"""As many digits as the verbs read."""
+
+DAY_S: Final = 86_400
+WEEK_S: Final = 7 * DAY_S
+TEN_YEARS_S: Final = 3650 * DAY_S
+
+XID_ACTION: Final = r"[0-9]{1,4}=(ignore|suspect|probe|hold)"
+
+XID_ACTIONS: Final = re.compile(rf"({XID_ACTION}(,{XID_ACTION})*)?")
+
+XID_LENGTH: Final = 256
+"""Letters of all `xid_actions` together."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyField:
+    """One field of the policy.
+
+    Attributes:
+        kind: `flag`: true or false; `number`: from `least` to `most`; `action`: a word of
+            `ACTIONS`; `xid_actions`: `code=action` by commas.
+        default: its value in a new pool.
+        label: its name on a form, with the unit of a number.
+        meaning: what it does, for documentation.
+    """
+
+    name: str
+    kind: Kind
+    default: bool | int | str
+    label: str
+    meaning: str
+    least: int = 0
+    most: int = 0
+
+    @property
+    def accepts(self) -> str:
+        """The values that it takes, in words."""
+        if self.kind == "flag":
+            return "true or false"
+        if self.kind == "number":
+            return f"{self.least} to {self.most}"
+        if self.kind == "action":
+            return ", ".join(ACTIONS)
+        return "as 31=suspect,79=hold (ignore, suspect, probe or hold), or empty"
+
+    def from_store(self, text: str | None) -> bool | int | str:
+        """Return the value that the store has as text; None: it has none, so the default holds."""
+        if text is None:
+            return self.default
+        if self.kind == "flag":
+            return text == "1"
+        return int(text) if self.kind == "number" else text
+
+    def to_store(self, value: object) -> int | str:
+        """Return a value as the verb takes it.
+
+        Raises:
+            BadRequest: the field takes no such value; the message says which it takes.
+        """
+        number = _whole(value)
+        if self.kind == "flag" and number in {0, 1}:
+            return number
+        if self.kind == "number" and number is not None and not isinstance(value, bool):
+            if self.least <= number <= self.most:
+                return number
+        elif isinstance(value, str) and self._is_word(value):
+            return str.__str__(value)  # of an enum's member too
+        raise error_for("bad_request", f"{self.name} must be {self.accepts}, not {value!r:.80}")
+
+    def _is_word(self, value: str) -> bool:
+        if self.kind == "action":
+            return value in ACTIONS
+        is_xid = self.kind == "xid_actions" and len(value) <= XID_LENGTH
+        return is_xid and XID_ACTIONS.fullmatch(value) is not None
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number, numpy's and an enum's too; None: it is none."""
+    try:
+        return index(value)  # type: ignore[arg-type] # it raises TypeError for others
+    except TypeError:
+        return None
+
+
+def _flag(label: str, meaning: str, *, default: bool) -> Any:
+    return field(default=default, metadata={"kind": "flag", "label": label, "meaning": meaning})
+
+
+def _number(label: str, meaning: str, *, default: int, least: int, most: int) -> Any:
+    metadata = {"kind": "number", "label": label, "meaning": meaning, "least": least, "most": most}
+    return field(default=default, metadata=metadata)
+
+
+def _word(label: str, meaning: str, *, kind: Kind, default: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "label": label, "meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyValues:
+    """The values of a pool's policy, each with its default; `FIELDS` tells more of each."""
+
+    safe_mode: bool = _flag(
+        "SAFE_MODE",
+        "No GPU leases, and nothing else can be set while it is on.",
+        default=False,
+    )
+    max_memory_per_agent_mb: int = _number(
+        "Most memory that one agent may hold, MiB",
+        "MiB that all leases of one agent may hold together.",
+        default=1_048_576, least=256, most=MOST_MB,
+    )  # fmt: skip
+    allow_fractional_shares: bool = _flag(
+        "GPUs may be shared", "False: every lease takes whole devices.", default=True
+    )
+    kill_on_oom: bool = _flag(
+        "Over-using processes may be ended",
+        "A process that uses more than its lease holds may be ended before its neighbours die.",
+        default=False,
+    )
+    default_memory_mb: int = _number(
+        "Memory of a lease that names none, MiB",
+        "MiB of a lease that names no size.",
+        default=2048, least=1, most=MOST_MB,
+    )  # fmt: skip
+    expiry_grace_s: int = _number(
+        "Memory of an expired lease is withheld for, s",
+        "Seconds for which the memory of an expired lease is withheld on real devices.",
+        default=5, least=0, most=3600,
+    )  # fmt: skip
+    max_leases_per_agent: int = _number(
+        "Most leases of one agent",
+        "Leases that one agent may hold; a limit against a runaway client.",
+        default=256, least=1, most=1_000_000,
+    )  # fmt: skip
+    max_waiters_per_agent: int = _number(
+        "Most places in the queue of one agent",
+        "Places in the queue that one agent may have; a limit against a runaway client.",
+        default=256, least=1, most=1_000_000,
+    )  # fmt: skip
+    idle_action: str = _word(
+        "A lease that idles",
+        "Done about a lease whose holder does nothing on its GPU.",
+        kind="action", default="observe",
+    )  # fmt: skip
+    overuse_action: str = _word(
+        "A lease that uses more than it holds",
+        "Done about a lease whose processes use more memory than it holds.",
+        kind="action", default="observe",
+    )  # fmt: skip
+    squatter_action: str = _word(
+        "A process without a lease",
+        "Done about a process on a GPU that has no lease there.",
+        kind="action", default="observe",
+    )  # fmt: skip
+    orphan_action: str = _word(
+        "A process of a lease that is over",
+        "Done about a process whose lease has ended.",
+        kind="action", default="observe",
+    )  # fmt: skip
+    idle_after_s: int = _number(
+        "A lease idles when it has done nothing for, s",
+        "Seconds without work after which a lease is idle.",
+        default=600, least=10, most=WEEK_S,
+    )  # fmt: skip
+    enforce_after_s: int = _number(
+        "What is enforced comes after another, s",
+        "Seconds from a finding to its end, where that is enforced.",
+        default=60, least=0, most=DAY_S,
+    )  # fmt: skip
+    overuse_slack_mb: int = _number(
+        "Memory that a lease may use beyond what it holds, MiB",
+        "MiB by which a lease may use more than it holds.",
+        default=512, least=0, most=MOST_MB,
+    )  # fmt: skip
+    xid_actions: str = _word(
+        "What errors of a GPU mean, as 31=suspect,79=hold; empty: NVIDIA's table",
+        "Meanings of NVIDIA's error codes that go before NVIDIA's own table.",
+        kind="xid_actions", default="",
+    )  # fmt: skip
+    reservation_idle_s: int = _number(
+        "GPUs reserved for one that waits may go unused for, s; 0: none is reserved",
+        "Seconds for which GPUs reserved for a waiter may go unused; 0: none is reserved.",
+        default=60, least=0, most=WEEK_S,
+    )  # fmt: skip
+    forget_devices_after_s: int = _number(
+        "A GPU that its host lists no more is forgotten after, s",
+        "Seconds after which a device without a lease leaves the pool when its host lists it no "
+        "more.",
+        default=3600, least=10, most=TEN_YEARS_S,
+    )  # fmt: skip
+    forget_hosts_after_s: int = _number(
+        "A host that is silent is forgotten after, s",
+        "Seconds of silence after which a host without a lease leaves the pool.",
+        default=DAY_S, least=60, most=TEN_YEARS_S,
+    )  # fmt: skip
+
+
+class Policy(TypedDict, total=False):
+    """The fields that an operator may set, for type checkers; `PolicyValues` says what they are."""
+
+    safe_mode: bool
+    max_memory_per_agent_mb: int
+    allow_fractional_shares: bool
+    kill_on_oom: bool
+    default_memory_mb: int
+    expiry_grace_s: int
+    max_leases_per_agent: int
+    max_waiters_per_agent: int
+    idle_action: str
+    overuse_action: str
+    squatter_action: str
+    orphan_action: str
+    idle_after_s: int
+    enforce_after_s: int
+    overuse_slack_mb: int
+    xid_actions: str
+    reservation_idle_s: int
+    forget_devices_after_s: int
+    forget_hosts_after_s: int
+
+
+def _declared(of: Field[Any]) -> PolicyField:
+    default: Any = of.default
+    return PolicyField(name=of.name, default=default, **of.metadata)
+
+
+FIELDS: Final[dict[str, PolicyField]] = {x.name: _declared(x) for x in fields(PolicyValues)}
+"""Every field of the policy, by its name."""
+
+
+def from_store(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return the value of every field, as the pool's hash has it."""
+    return {name: of.from_store(row.get(name)) for name, of in FIELDS.items()}
+
+
+def to_store(changes: Mapping[str, object]) -> list[str | int]:
+    """Return changes as the verb takes them: names and values in turn.
+
+    Raises:
+        BadRequest: there is no such field, or it takes no such value.
+    """
+    words: list[str | int] = []
+    for name, value in changes.items():
+        if name not in FIELDS:
+            raise error_for(
+                "bad_request",
+                f"the policy has no field {name!r:.80}; its fields are {', '.join(FIELDS)}",
+            )
+        words += (name, FIELDS[name].to_store(value))
+    return words
+
+
+def values_of(pool: PolicyValues) -> dict[str, Any]:
+    """Return the value of every field by its name."""
+    return {name: getattr(pool, name) for name in FIELDS}
