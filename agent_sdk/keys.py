@@ -58,9 +58,9 @@ class Keys:
         return f"{self.base}:stats"
 
     @property
-    def due(self) -> str:
+    def deadlines(self) -> str:
         """Sorted set: token or `host:<h>` -> the end of its present state, in ms."""
-        return f"{self.base}:due"
+        return f"{self.base}:deadlines"
 
     @property
     def agents(self) -> str:

@@ -206,7 +206,7 @@ call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fen
 if owner ~= '' then call('HSET', record, 'owner', owner) end
 if why then call('HSET', record, 'reason', why) end
 if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(S.now + max_hold_ms)) end
-schedule(token, expires_at_ms)
+set_deadline(token, expires_at_ms)
 B.count(taken == '' and 'cpu_granted' or 'granted')
 B.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)
 return granted(fence, expires_at_ms, why or '', devices)

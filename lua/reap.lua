@@ -12,7 +12,7 @@ if unready then return reply('REFUSED', unready, S.schema or '') end
 local seen_ms = ARGV[2] and int(2, 'seen_ms', 0, 9999999999999) or 0
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 B.recalls(seen_ms)
-S.next_due = 0   -- look, whatever was noted
+S.next_deadline = 0   -- look, whatever was noted
 catch_up()
 if (v[8] or 0) + 0 <= S.now then B.sweep() end
 return reply('REAPED')

@@ -95,5 +95,5 @@ if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that
   end
 end
 call('HSET', record, 'expires_at_ms', text(expires_at_ms))
-schedule(token, expires_at_ms)
+set_deadline(token, expires_at_ms)
 return reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), v[9] or '')

@@ -35,7 +35,7 @@ if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
   -- What every verb reads comes first, then what acquire does: a small hash is searched from its beginning.
   call('HSET', POOL, 'schema', SCHEMA, 'epoch', text(S.now_us), 'offset_ms', 0, 'last_ms', S.now, 'waiting', 0, 'looked_ms', 0,
-    'next_due_ms', 0, 'fence', 0, 'safe_mode', safe_mode, 'closed_until_ms', 0, 'max_memory_per_agent_mb', 1048576,
+    'next_deadline_ms', 0, 'fence', 0, 'safe_mode', safe_mode, 'closed_until_ms', 0, 'max_memory_per_agent_mb', 1048576,
     'allow_fractional_shares', 1, 'default_memory_mb', 2048, 'max_leases_per_agent', 256, 'policy_version', 1,
     'window_until_ms', 0, 'leap_from_ms', 0, 'kill_on_oom', 0, 'expiry_grace_s', 5, 'max_waiters_per_agent', 256,
     'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe', 'orphan_action', 'observe',
@@ -65,7 +65,7 @@ for _, said in ipairs(reported) do
   elseif said.listed == '0' then unlisted[said.uuid] = true
   else listed[said.uuid] = true end
 end
-if not up and not call('ZSCORE', DUE, 'host:' .. host) then
+if not up and not call('ZSCORE', DEADLINES, 'host:' .. host) then
   call('SADD', P .. 'hosts', host)
   call('HSET', host_key, 'up_ms', S.now)
   if call('ZREM', P .. 'drains', 'host:' .. host) == 1 then call('HSET', host_key, 'drained', '1') end
@@ -75,7 +75,7 @@ if #reported == 0 and up then me = other end   -- a heartbeat says nothing of th
 local more = me ~= other and { 'reporter', me } or {}
 if next(listed) then more[#more + 1], more[#more + 2] = 'listed_ms', S.now end
 call('HSET', host_key, 'version', version, 'reported_ms', S.now, 'deadline_ms', deadline_ms, unpack(more))
-schedule('host:' .. host, S.now + deadline_ms)
+set_deadline('host:' .. host, S.now + deadline_ms)
 if divided then B.forget_slices(host, listed, unlisted) end
 if (pool[9] or 0) + 0 <= S.now then B.sweep() end
 local rival = B.rival(v[4], v[5])

@@ -46,5 +46,5 @@ if remaining_ms > 0 then
   end
 end
 call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))
-schedule(token, expires_at_ms)
+set_deadline(token, expires_at_ms)
 return reply('REVOKED', expires_at_ms)

@@ -1,7 +1,7 @@
 """The invariants that one look at the key space can show: S1, S2, S5, S10 and S11 of docs/design.
 
 Everything derived is computed anew from the records and the devices' hashes and compared with what
-the scripts keep: sums, placement keys, the agenda, the agents, the lease keys, the tombstones.
+the scripts keep: sums, placement keys, the deadlines, the agents, the lease keys, the tombstones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     devices = _hashes(client, f"{base}:device:", uuids)
     records = _hashes(client, f"{base}:record:", _after(f"{base}:record:", names))
     _audit_registry(client, keys, names, devices)
-    _audit_agenda(client, keys, records)
+    _audit_deadlines(client, keys, records)
     _audit_ledger(records, devices)
     _audit_withheld(records, devices)
     _audit_holders(client, keys, records, devices)
@@ -105,19 +105,21 @@ def _members(client: redis.Redis, key: str) -> list[str]:
     return sorted(found)
 
 
-def _audit_agenda(client: redis.Redis, keys: Keys, records: Rows) -> None:
+def _audit_deadlines(client: redis.Redis, keys: Keys, records: Rows) -> None:
     with client.pipeline(transaction=True) as both:  # at one moment: hosts report all the time
-        both.zrange(keys.due, 0, -1, withscores=True)
-        both.hget(keys.pool, "next_due_ms")
+        both.zrange(keys.deadlines, 0, -1, withscores=True)
+        both.hget(keys.pool, "next_deadline_ms")
         found, noted = both.execute()
-    due = dict(found)
-    assert not due or (noted and int(noted) <= min(due.values())), "L2: the first is not noted"
-    tokens = {member for member in due if not member.startswith("host:")}
-    assert tokens == set(records), "the agenda and the ledger name different leases"
+    deadlines = dict(found)
+    assert not deadlines or (noted and int(noted) <= min(deadlines.values())), (
+        "L2: the first is not noted"
+    )
+    tokens = {member for member in deadlines if not member.startswith("host:")}
+    assert tokens == set(records), "the deadlines and the ledger name different leases"
     for token, record in records.items():
         assert record["state"] in {"waiting", "offered", "active", "cooling"}, token
         if record["state"] == "active":
-            assert due[token] == int(record["expires_at_ms"]), f"{token} is due at another time"
+            assert deadlines[token] == int(record["expires_at_ms"]), f"{token} has another deadline"
 
 
 def _audit_ledger(records: Rows, devices: Rows) -> None:

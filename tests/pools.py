@@ -33,7 +33,7 @@ end
 plus what the test asked for."""
 
 UNREADY = {"bad_request", "protocol_mismatch", "not_ready"}
-"""Refusals that come before anybody has looked at the agenda."""
+"""Refusals that come before anybody has looked at the deadlines."""
 
 OPERATORS = {"drain", "set_policy", "forget"}
 """Verbs all of whose refusals do."""
@@ -56,7 +56,7 @@ class Pool:
     """Verbs by their names; each reply a list: tag, now, next due, epoch, more, then the rest.
 
     Attributes:
-        checked: compare what each reply says of the agenda with the agenda; for one caller alone.
+        checked: compare what each reply says of the deadlines with them; for one caller alone.
         shebang: False for fakeredis, which does not know the `#!lua` line.
         functions: call the verbs as functions, not as scripts.
     """
@@ -89,12 +89,12 @@ class Pool:
         assert isinstance(reply, list)
         early = reply[0] == "REFUSED" and (verb in OPERATORS or reply[5] in UNREADY)
         if self.checked and not early:
-            self._check_next_due(f"{verb} {args}: next_due_ms of {reply}", reply)
+            self._check_next_deadline(f"{verb} {args}: next_deadline_ms of {reply}", reply)
         return reply
 
-    def _check_next_due(self, what: str, reply: list[Any]) -> None:
+    def _check_next_deadline(self, what: str, reply: list[Any]) -> None:
         """Nothing is due before; and of what may be over now somebody has looked at it."""
-        said, first = reply[2], self.first_due()
+        said, first = reply[2], self.first_deadline()
         assert said == first or (said != "" and (first == "" or said < first)), what
         looked = said == "" or said >= reply[1] or reply[4] == 1
         assert looked or int(self.hash("pool")["window_until_ms"]) > reply[1], what
@@ -187,9 +187,9 @@ class Pool:
         flat = [part for pair in fields.items() for part in pair]
         return self.run("set_policy", 1, "operator", *flat)
 
-    def first_due(self) -> int | str:
-        """When the agenda's first is due, or ''."""
-        first: Any = self.redis.zrange(self.keys.due, 0, 0, withscores=True)
+    def first_deadline(self) -> int | str:
+        """When the first deadline is, or ''."""
+        first: Any = self.redis.zrange(self.keys.deadlines, 0, 0, withscores=True)
         return int(first[0][1]) if first else ""
 
     def number(self, uuid: str, name: str) -> int:

@@ -93,13 +93,13 @@ class Moment:
 
     Attributes:
         now_ms: the pool's clock.
-        next_due_ms: nothing ends before, and None: nothing will; `reap` looks when the next does.
+        next_deadline_ms: nothing ends before; None: nothing will. `reap` looks when the next does.
         epoch: names the pool's memory: another epoch means that it was lost.
         more: something is over that this call left for the next `reap`.
     """
 
     now_ms: int
-    next_due_ms: int | None
+    next_deadline_ms: int | None
     epoch: str
     more: bool
 
@@ -258,10 +258,12 @@ def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
 @of_known_form
 def moment(answer: Answer) -> Moment:
     """The frame of a reply."""
-    _, now_ms, next_due_ms, epoch, more, *_ = answer.raw
+    _, now_ms, next_deadline_ms, epoch, more, *_ = answer.raw
     if not isinstance(now_ms, int):
         raise TypeError(f"no time: {now_ms!r}")
-    return Moment(now_ms, None if next_due_ms == "" else int(next_due_ms), epoch, bool(more))
+    return Moment(
+        now_ms, None if next_deadline_ms == "" else int(next_deadline_ms), epoch, bool(more)
+    )
 
 
 def acquire(
@@ -310,9 +312,9 @@ def poll_s(seen: Moment, place: int) -> float:
     """
     if place > 0:
         return random.uniform(*OTHERS_POLL_S)
-    if seen.next_due_ms is None:
+    if seen.next_deadline_ms is None:
         return FIRST_POLL_S
-    due_s = (seen.next_due_ms - seen.now_ms + 2) / 1000
+    due_s = (seen.next_deadline_ms - seen.now_ms + 2) / 1000
     return min(FIRST_POLL_S, due_s if due_s > 0 else OVERDUE_POLL_S)
 
 
@@ -471,10 +473,10 @@ def failure(answer: Answer, token: str | None) -> LeaseError:
     match answer.raw:
         case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
             return error_for(code, _SAYS_WHAT[code](what), token=token)
-        case ["REFUSED", now_ms, next_due_ms, _, _, str(code), _]:
+        case ["REFUSED", now_ms, next_deadline_ms, _, _, str(code), _]:
             error = error_for(code, token=token)
-            if isinstance(error, NoCapacity) and next_due_ms != "":
-                error.retry_after_s = max(0.0, (int(next_due_ms) - now_ms) / 1000)
+            if isinstance(error, NoCapacity) and next_deadline_ms != "":
+                error.retry_after_s = max(0.0, (int(next_deadline_ms) - now_ms) / 1000)
             return error
         case ["CONFLICT", *_]:
             return error_for("conflict", token=token)

@@ -102,4 +102,6 @@ def _reported(answer: Answer) -> Reported:
     seen = moment(answer)
     rival, contested = (*answer.raw[5:7], "", "")[:2]
     devices = (Contested(*each.split("|")) for each in filter(None, contested.split(",")))
-    return Reported(seen.now_ms, seen.next_due_ms, seen.epoch, seen.more, rival, tuple(devices))
+    return Reported(
+        seen.now_ms, seen.next_deadline_ms, seen.epoch, seen.more, rival, tuple(devices)
+    )

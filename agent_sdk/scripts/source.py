@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-CORE = ("time", "clock", "agenda")
+CORE = ("time", "clock", "deadlines")
 """The files of `lua/lib` that every verb begins with, in the order in which they are read."""
 
 REST = (

@@ -190,7 +190,7 @@ def records(
     keys: Keys, states: tuple[str, ...]
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
     """The hashes of all records in these states, by token."""
-    answer = yield from read_known(keys, ("ZRANGE", keys.due, 0, -1))
+    answer = yield from read_known(keys, ("ZRANGE", keys.deadlines, 0, -1))
     tokens = [member for member in names(answer) if not member.startswith("host:")]
     return (yield from records_of(keys, tokens, states))
 

@@ -56,7 +56,7 @@ class Ticker:
         self.pool: PoolStatus | None = None
 
     async def run(self) -> None:
-        """Reap, sleep until the agenda's next, at most a second."""
+        """Reap, sleep until the next deadline, at most a second."""
         pause_s = 0.0
         while True:
             await asyncio.sleep(pause_s)
@@ -81,16 +81,18 @@ class Ticker:
             self._say(problem or str(error))
             return LONGEST_S
         late_ms = 0 if self._due_ms is None else max(0, moment.now_ms - self._due_ms)
-        self._due_ms = moment.next_due_ms
+        self._due_ms = moment.next_deadline_ms
         self._looked(took_s, late_ms / 1000)
         await self._loading.load_missing()
         self._checked = problem is None
         self._say(problem)
         if moment.more:
             return 0.0
-        if moment.next_due_ms is None:
+        if moment.next_deadline_ms is None:
             return LONGEST_S
-        return min(LONGEST_S, max(SHORTEST_S, (moment.next_due_ms - moment.now_ms) / 1000 + 0.002))
+        return min(
+            LONGEST_S, max(SHORTEST_S, (moment.next_deadline_ms - moment.now_ms) / 1000 + 0.002)
+        )
 
     def _say(self, problem: str | None) -> None:
         if problem != self.problem:

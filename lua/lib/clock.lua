@@ -17,7 +17,7 @@
 local PROTOCOL, SCHEMA = '1', '2'
 local LEAP_MS, WINDOW_MS = 10000, 30000
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
-local NEVER = 1 / 0               -- when the first of an empty agenda is due
+local NEVER = 1 / 0               -- the next deadline where there is none
 local LOOK_MS = 100               -- between two looks at which server this is
 local FAILOVER_MS = 10000         -- closed after writes were lost: holders notice, and renew, within 5 s
 local FORGOT_MS = 60000           -- closed after everything was lost
@@ -34,7 +34,7 @@ local B = {}
 -- Of the call that is being made, and made anew by start() for each: what is written here outside of functions is run once for
 -- many calls when it is a function library.
 local call, find, format   -- Redis gives a library none of its tables while it loads
-local P, POOL, DUE
+local P, POOL, DEADLINES
 local S   -- what it has read, and what it has yet to write
 
 -- The beginning of every call. The time is asked once, so that every line means the same moment.
@@ -42,10 +42,10 @@ local function start()
   local now_us = time_us()
   call, find, format = redis.call, string.find, string.format
   P = KEYS[1] .. ':'
-  POOL, DUE = P .. 'pool', P .. 'due'
+  POOL, DEADLINES = P .. 'pool', P .. 'deadlines'
   S = {
     now_us = now_us, now = (now_us - now_us % 1000) / 1000, last = 0, epoch = nil, pool = nil,
-    next_due = NEVER, noted_due = NEVER,   -- nothing on the agenda is due before; as it is in the pool
+    next_deadline = NEVER, noted_deadline = NEVER,   -- no deadline is before it; as the pool has it
     polling = false,   -- called as poll: see acquire.lua
     more = 0,       -- 1: something is over that this call left for the next reap
     changes = {},   -- fields of the pool to write, each followed by its value
@@ -113,13 +113,13 @@ end
 -- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the named fields from the 8th on.
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
-  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', 'next_due_ms', ...)
+  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', 'next_deadline_ms', ...)
   if not v[1] then return 'not_ready' end
   if v[1] ~= SCHEMA and not B.knows(v[1]) then return 'protocol_mismatch' end
   S.epoch, S.pool = v[2], { waiting = v[5] + 0 }
 
-  S.noted_due = v[7] == '' and NEVER or (v[7] or 0) + 0
-  S.next_due = S.noted_due
+  S.noted_deadline = v[7] == '' and NEVER or (v[7] or 0) + 0
+  S.next_deadline = S.noted_deadline
   local last, now, looked_ms = v[4] + 0, S.now + v[3], (v[6] or 0) + 0
   if now < last then
     set_pool('offset_ms', v[3] + last - now)

@@ -48,7 +48,7 @@ end
 -- End the lease {token, agent, devices, fence}: what it had is free. Returns the devices touched.
 function B.close_lease(r, outcome)
   local touched = B.give_back(r, false, P .. 'record:' .. r.token)
-  unschedule(r.token)
+  clear_deadline(r.token)
   B.leave_outcome(r.token, outcome)
   tell(r, outcome)
   return touched
@@ -67,7 +67,7 @@ function B.end_lease(r, outcome)
   if grace_ms == 0 then return B.close_lease(r, outcome) end
   local touched = B.give_back(r, true)
   call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(S.now), 'outcome', outcome)
-  schedule(r.token, S.now + grace_ms)
+  set_deadline(r.token, S.now + grace_ms)
   tell(r, outcome)
   return touched
 end

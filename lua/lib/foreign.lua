@@ -28,7 +28,7 @@ local function cooling(d, said, cooled_at_ms)
   local listed_mb, sums = 0, { gone_mb = 0, lost_mb = 0 }
   for _, each in ipairs(said.cools or {}) do
     listed_mb = listed_mb + each.uses_mb
-    if each.ended_ms <= cooled_at_ms or not call('ZSCORE', DUE, each.token) then
+    if each.ended_ms <= cooled_at_ms or not call('ZSCORE', DEADLINES, each.token) then
       sums.gone_mb, sums.lost_mb = sums.gone_mb + each.uses_mb, sums.lost_mb + each.unsure_mb
     end
   end

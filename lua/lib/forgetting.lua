@@ -35,7 +35,7 @@ end
 function B.forget_host(host, by, why)
   call('DEL', P .. 'host:' .. host)
   call('SREM', P .. 'hosts', host)
-  unschedule('host:' .. host)
+  clear_deadline('host:' .. host)
   B.event('host_forgotten', 'host', host, 'by', by, 'reason', why)
 end
 
@@ -76,7 +76,7 @@ end
 local function sweep_host(host, at, left, after, wake)
   local v = call('HMGET', P .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms', 'deadline_ms', 'drained')
   local reported_ms, listed_ms, deadline_ms = (v[1] or 0) + 0, (v[2] or 0) + 0, (v[4] or 0) + 0
-  local up, gone = call('ZSCORE', DUE, 'host:' .. host), 0
+  local up, gone = call('ZSCORE', DEADLINES, 'host:' .. host), 0
   local settled_ms = up and (v[3] or 0) + deadline_ms or reported_ms + after.hosts_ms
   if S.now < settled_ms then
     wake(settled_ms)

@@ -64,7 +64,7 @@ local function offer(w, devices)
   B.add_to_agent(w.agent, sum, 1)
   call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
     text(waiters.policy().policy_version))
-  schedule(w.token, S.now + CLAIM_MS)
+  set_deadline(w.token, S.now + CLAIM_MS)
   if w.client ~= '' then
     local inbox = P .. 'inbox:' .. w.client
     if call('RPUSH', inbox, w.token) > HINTS then call('LTRIM', inbox, -HINTS, -1) end

@@ -13,7 +13,7 @@ local function cool(r)
     local v = call('HMGET', key, 'cooling', 'lingering_mb', 'raised_mb', 'cooled_at_ms')
     if d and r.ended_at_ms > (v[4] or 0) + 0 then B.end_withholding(d, r.token, mb + 0, v) end
   end
-  unschedule(r.token)
+  clear_deadline(r.token)
   B.bury(r.token, r.outcome)
   B.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
   return touched
@@ -31,12 +31,12 @@ local function lose_host(host)
       B.index(d)
     end
   end
-  unschedule('host:' .. host)
+  clear_deadline('host:' .. host)
   B.event('host_away', 'host', host)
   return touched
 end
 
--- End the present state of one member of the agenda. Returns the devices touched, at least 1.
+-- End the present state of one member of `deadlines`. Returns the devices touched, at least 1.
 local function settle_member(member)
   local host, touched = string.match(member, '^host:(.*)$'), 0
   if host then
@@ -46,7 +46,7 @@ local function settle_member(member)
       'outcome', 'revoked')
     local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]), outcome = v[6] }
     if not v[1] then   -- removed by hand or evicted: nothing is known that could be given back
-      unschedule(member)
+      clear_deadline(member)
     elseif v[1] == 'active' then
       touched = B.end_lease(r, v[7] and 'revoked' or 'expired')
     elseif v[1] == 'cooling' then
@@ -68,16 +68,16 @@ end
 -- First the member that the call names, so that its answer does not hang on a backlog; then whatever is over.
 function B.reap(named)
   local left = REAP_DEVICES
-  local at = named and call('ZSCORE', DUE, named)
+  local at = named and call('ZSCORE', DEADLINES, named)
   if at and B.over(tonumber(at)) then left = left - settle_member(named) end
   while true do
-    local due = call('ZRANGE', DUE, '0', '0', 'WITHSCORES')
-    S.next_due = tonumber(due[2]) or NEVER
-    if not B.over(S.next_due) then return end
+    local first = call('ZRANGE', DEADLINES, '0', '0', 'WITHSCORES')
+    S.next_deadline = tonumber(first[2]) or NEVER
+    if not B.over(S.next_deadline) then return end
     if left <= 0 then
       S.more = 1
       return
     end
-    left = left - settle_member(due[1])
+    left = left - settle_member(first[1])
   end
 end

@@ -23,7 +23,7 @@ function B.heartbeat(token, wait_ms, wait_until_ms)
   if S.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
     call('HSET', P .. 'record:' .. token, 'wait_until_ms', text(S.now + wait_ms))
   end
-  schedule(token, S.now + HEARTBEAT_MS)
+  set_deadline(token, S.now + HEARTBEAT_MS)
 end
 
 local waiters = {}
@@ -170,7 +170,7 @@ end
 function waiters.quit(token, how, refused)
   local w, touched = waiters.read(token), 0
   if w.state == 'offered' then touched = B.give_back(w, false) else waiters.leave(w) end
-  unschedule(token)
+  clear_deadline(token)
   if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
   B.count(how == 'lapsed' and 'lapsed' or 'left')
   B.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)

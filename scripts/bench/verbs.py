@@ -448,7 +448,7 @@ def weigh(leases: int) -> Footprint:
         pool.fill(leases)
         after = redis.info("memory")["used_memory"]
         each = {"record": KEYS.record("*"), "lease key": KEYS.lease("*", "*")}
-        shared = {"due": KEYS.due, "events": KEYS.events}
+        shared = {"deadlines": KEYS.deadlines, "events": KEYS.events}
         by_key = {name: weight_of_one(pool, pattern) for name, pattern in each.items()}
         for name, key in shared.items():
             by_key[name] = round(redis.memory_usage(key, samples=0) / leases)

@@ -98,7 +98,7 @@ def lasting(pool: Pool) -> dict[str, Any]:
             continue
         if isinstance(value, dict):
             found[name] = {k: v for k, v in value.items() if not passing(name, k)}
-        elif name == "due":
+        elif name == "deadlines":
             found[name] = [row for row in value if not row[0].startswith("host:")]
         else:
             found[name] = value
@@ -108,7 +108,7 @@ def lasting(pool: Pool) -> dict[str, Any]:
 def passing(name: str, field: str) -> bool:
     """Whether time alone changes a field, or a refusal may count in it."""
     return (
-        (name == "pool" and field in {"last_ms", "looked_ms", "next_due_ms"})
+        (name == "pool" and field in {"last_ms", "looked_ms", "next_deadline_ms"})
         or (name == "pool" and field.startswith("sweep_"))
         or (name.startswith("device:") and field in {"sampled_ms", "listed_ms"})
         or (name == "stats" and field.startswith("refused_"))

@@ -32,7 +32,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def pool(server: Server, request: pytest.FixtureRequest) -> Iterator[Pool]:
     """A pool nobody has reported to, whose time only the test moves; audited when it is over.
 
-    Each reply's next_due_ms is compared with the agenda as the call left it.
+    Each reply's next_deadline_ms is compared with the deadlines as the call left it.
     """
     with server.connect() as client:
         kind = request.node.callspec.params["server"] if hasattr(request.node, "callspec") else ""

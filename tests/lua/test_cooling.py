@@ -29,7 +29,7 @@ def test_reap_on_a_real_device_withholds_until_the_grace_is_over(gpu: Pool) -> N
     assert gpu.number("gpu-a", "withheld_mb") == 900
     assert gpu.hash("agents") == {}, "the agent's sum does not wait"
     assert not gpu.redis.exists(gpu.keys.lease("gpu-a", token("dead")))
-    assert gpu.redis.zscore(gpu.keys.due, token("dead")) == expired_at + 5000
+    assert gpu.redis.zscore(gpu.keys.deadlines, token("dead")) == expired_at + 5000
     gpu.skew(5000)
     assert said(gpu.acquire()) == REFUSED
     gpu.skew(1)
@@ -47,7 +47,7 @@ def test_reap_withholds_for_as_long_as_the_policy_says(gpu: Pool) -> None:
     gpu.acquire(token("next"), ttl_ms=1000)
     gpu.skew(1001)
     now = gpu.reap()[1]
-    assert gpu.redis.zscore(gpu.keys.due, token("next")) == now + 9000
+    assert gpu.redis.zscore(gpu.keys.deadlines, token("next")) == now + 9000
 
 
 def test_reap_on_a_simulated_device_withholds_nothing(pool: Pool) -> None:

@@ -112,7 +112,7 @@ def test_a_forgotten_lease_is_adopted_as_it_was(gpu: Pool) -> None:
 
 
 def test_a_lease_adopted_for_an_owner_is_theirs_and_ends_in_time(gpu: Pool) -> None:
-    """It was adopted, then found to be nobody's, and left to live for ever off the agenda."""
+    """It was adopted, then found to be nobody's, and left to live for ever without a deadline."""
     held = forgotten(gpu, A)
     fail_over(gpu)
     assert adopt(gpu, A, held, owner="me")[0] == "RENEWED"

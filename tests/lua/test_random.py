@@ -344,7 +344,7 @@ def test_verbs_when_all_is_over_leave_only_the_registry(pool: Pool) -> None:
     pool.redis.delete(*done)
     kinds = {key.removeprefix(pool.keys.base).split(":")[1] for key in pool.memory()}
     assert kinds <= {
-        "pool", "stats", "events", "due", "hosts", "host", "devices", "device", "models",
+        "pool", "stats", "events", "deadlines", "hosts", "host", "devices", "device", "models",
         "fits", "free", "idle", "idlehosts",
     }  # fmt: skip
     assert said(pool.reap()) == ["REAPED"]

@@ -75,7 +75,7 @@ def test_reap_counts_devices_not_leases(pool: Pool) -> None:
 
 
 def test_reap_takes_a_cpu_lease_back(gpu: Pool) -> None:
-    """CPU leases end on the same agenda and are counted apart."""
+    """CPU leases have deadlines as others and are counted apart."""
     backlog(gpu, 3, memory_mb=9999, on_unavailable="cpu")
     assert gpu.reap()[4] == 0
     assert gpu.stats() == {"cpu_granted": 3, "cpu_expired": 3}
@@ -132,13 +132,13 @@ def test_verb_of_any_kind_takes_back_what_is_over_first(
     assert not gpu.redis.exists(*(gpu.keys.record(token(n)) for n in range(3)))
 
 
-def test_verb_replies_tell_before_when_nothing_is_due(pool: Pool) -> None:
-    """next_due_ms is never later than the agenda's first, and that of reap is it.
+def test_verb_replies_tell_the_next_deadline(pool: Pool) -> None:
+    """next_deadline_ms is never later than the first deadline, and that of reap is it.
 
-    The fixture compares each reply of every test; here the first of the agenda changes each time.
+    The fixture compares each reply of every test; here the first deadline changes each time.
     What was first, and was renewed or given back, is what others still tell.
     """
-    assert pool.report((device("gpu-a", 9000),), deadline_ms=9000)[2] == pool.first_due()
+    assert pool.report((device("gpu-a", 9000),), deadline_ms=9000)[2] == pool.first_deadline()
     now = pool.reap()[1]
     assert pool.acquire(token("a"), ttl_ms=4000)[2] == now + 4000
     assert pool.acquire(token("b"), ttl_ms=3000)[2] == now + 3000
@@ -160,11 +160,11 @@ def test_verb_replies_tell_before_when_nothing_is_due(pool: Pool) -> None:
     assert pool.release(token("b"))[2] == ""
 
 
-def test_reap_finds_what_was_put_on_the_agenda_behind_the_scripts_backs(gpu: Pool) -> None:
+def test_reap_finds_what_was_put_among_the_deadlines_behind_the_scripts_backs(gpu: Pool) -> None:
     """By an operator's hand, or by scripts of a version that keeps no note of the first."""
     gpu.acquire(token("a"))
     soon = gpu.reap()[1] + 500
-    gpu.redis.zadd(gpu.keys.due, {token("a"): soon})
+    gpu.redis.zadd(gpu.keys.deadlines, {token("a"): soon})
     gpu.redis.hset(gpu.keys.record(token("a")), "expires_at_ms", soon)
     gpu.skew(600)
     gpu.reap()
@@ -176,7 +176,7 @@ def test_lease_whose_end_was_not_noted_is_over_all_the_same(gpu: Pool, verb: str
     """S4: scripts of an older version note no ends; their leases are not resurrected by ours."""
     gpu.acquire(token("a"), ttl_ms=30_000)
     soon = gpu.reap()[1] + 1000
-    gpu.redis.zadd(gpu.keys.due, {token("a"): soon})
+    gpu.redis.zadd(gpu.keys.deadlines, {token("a"): soon})
     gpu.redis.hset(gpu.keys.record(token("a")), "expires_at_ms", soon)
     gpu.skew(2000)
     answer = gpu.renew(token("a")) if verb == "renew" else gpu.acquire(token("a"), ttl_ms=30_000)
@@ -184,7 +184,7 @@ def test_lease_whose_end_was_not_noted_is_over_all_the_same(gpu: Pool, verb: str
     assert gpu.stats()["expired"] == 1
 
 
-def test_report_that_makes_a_pool_looks_at_the_agenda_that_it_finds(pool: Pool) -> None:
+def test_report_that_makes_a_pool_looks_at_the_deadlines_that_it_finds(pool: Pool) -> None:
     """L2: the pool's own key was removed by hand; what is over is taken back at once."""
     pool.report((device("gpu-a", 1000),))
     pool.acquire(token("a"), ttl_ms=1000)
@@ -257,8 +257,8 @@ def test_reap_of_a_silent_host_with_many_devices_is_done_in_one_call(pool: Pool)
 def test_reap_of_a_lease_whose_record_is_gone_stops_nobody(gpu: Pool) -> None:
     """A record that was deleted or evicted behind our back must not fail every later call."""
     now = granted(gpu.acquire(token("live"), memory_mb=100)).now_ms
-    gpu.redis.zadd(gpu.keys.due, {token("gone"): now - 1})
+    gpu.redis.zadd(gpu.keys.deadlines, {token("gone"): now - 1})
     assert said(gpu.reap()) == ["REAPED"]
-    assert gpu.redis.zscore(gpu.keys.due, token("gone")) is None
+    assert gpu.redis.zscore(gpu.keys.deadlines, token("gone")) is None
     assert gpu.renew(token("live"))[0] == "RENEWED"
     granted(gpu.acquire(memory_mb=100))

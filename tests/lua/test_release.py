@@ -136,7 +136,7 @@ def test_release_of_everything_leaves_only_the_registry(gpu: Pool) -> None:
     gpu.redis.delete(*(gpu.keys.done(token(n)) for n in range(5)))
     kinds = {key.removeprefix(gpu.keys.base).split(":")[1] for key in gpu.memory()}
     assert kinds == {
-        "pool", "events", "due", "hosts", "host", "devices", "device", "models",
+        "pool", "events", "deadlines", "hosts", "host", "devices", "device", "models",
         "fits", "free", "idle", "idlehosts",
     }  # fmt: skip
-    assert gpu.redis.zrange(gpu.keys.due, 0, -1) == ["host:h1"]
+    assert gpu.redis.zrange(gpu.keys.deadlines, 0, -1) == ["host:h1"]

@@ -17,14 +17,14 @@ def gpu(pool: Pool) -> Pool:
 
 
 def test_renew_extends_the_lease_from_now(gpu: Pool) -> None:
-    """A renewal gives a full ttl from now, in the record, on the agenda and on the lease key."""
+    """A renewal gives a full ttl from now, in the record, as a deadline and on the lease key."""
     fence = str(granted(gpu.acquire(T)).fence)
     gpu.live_on(20000)
     reply = gpu.renew(T, fence)
     tag, now, _, _, _, expires_at_ms, remaining_ms, _ = reply
     assert (tag, expires_at_ms, remaining_ms) == ("RENEWED", now + 30000, 30000)
     assert gpu.hash(f"record:{T}")["expires_at_ms"] == str(expires_at_ms)
-    assert gpu.redis.zscore(gpu.keys.due, T) == expires_at_ms
+    assert gpu.redis.zscore(gpu.keys.deadlines, T) == expires_at_ms
     assert 29000 < gpu.redis.pttl(gpu.keys.lease("gpu-a", T)) <= 30000
     gpu.live_on(29000)
     assert gpu.renew(T, fence)[0] == "RENEWED"
@@ -148,7 +148,7 @@ def test_renew_leaves_the_rest_of_the_pool_alone(gpu: Pool) -> None:
     gpu.renew(T)
     after = gpu.memory()
     changed = {key for key in after if after[key] != before.get(key)}
-    assert changed - {gpu.keys.pool} == {gpu.keys.record(T), gpu.keys.due}
+    assert changed - {gpu.keys.pool} == {gpu.keys.record(T), gpu.keys.deadlines}
 
 
 def test_renew_works_in_safe_mode_and_in_a_closed_pool(gpu: Pool) -> None:

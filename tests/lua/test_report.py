@@ -19,8 +19,8 @@ POLICY = {
 def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     """The first report makes the pool with the policy's defaults, open, and named by its epoch."""
     reply = pool.report((device("gpu-a", 1000),))
-    tag, now, next_due, epoch, more = reply
-    assert (tag, next_due, more) == ("REPORTED", now + 15000, 0)
+    tag, now, next_deadline, epoch, more = reply
+    assert (tag, next_deadline, more) == ("REPORTED", now + 15000, 0)
     assert int(epoch) // 1000 == now
     row = pool.hash("pool")
     assert row.pop("run_id") == pool.redis.info("server")["run_id"]
@@ -30,7 +30,7 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert row == POLICY | {
         "schema": "2", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
-        "safe_mode": "0", "looked_ms": str(now), "next_due_ms": str(now + 15000),
+        "safe_mode": "0", "looked_ms": str(now), "next_deadline_ms": str(now + 15000),
         "silence_ms": "15000",
             "sweep_ms": str(now + 300_000),
     }  # fmt: skip
@@ -102,9 +102,9 @@ def test_report_sets_the_hosts_deadline_anew(pool: Pool) -> None:
     now = pool.report(deadline_ms=15000)[1]
     pool.skew(3000)
     pool.report(deadline_ms=20000)
-    assert pool.first_due() == now + 23000
+    assert pool.first_deadline() == now + 23000
     pool.report(deadline_ms=5000)
-    assert pool.first_due() == now + 8000
+    assert pool.first_deadline() == now + 8000
     row = pool.hash("host:h1")
     assert row.pop("up_ms") == str(now)
     assert row == {"version": "test", "reported_ms": str(now + 3000), "deadline_ms": "5000"}
@@ -130,7 +130,7 @@ def test_report_of_64_devices_is_taken_and_of_65_refused(pool: Pool) -> None:
 
 
 def test_report_unchanged_writes_no_event_and_moves_no_index(pool: Pool) -> None:
-    """A heartbeat with the same devices is a time in their hashes, the host's, and the agenda."""
+    """A heartbeat with the same devices is a time in their hashes, the host's, and its deadline."""
     devices = (device("gpu-a", 1000), device("gpu-b", 2000, used_mb=100))
     pool.report(devices)
     pool.acquire()
@@ -140,7 +140,7 @@ def test_report_unchanged_writes_no_event_and_moves_no_index(pool: Pool) -> None
     after = pool.memory()
     changed = {key for key in after if after[key] != before.get(key)}
     listed = {pool.keys.device(uuid) for uuid, _ in devices}
-    assert changed - {pool.keys.pool} == {pool.keys.due, pool.keys.host("h1"), *listed}
+    assert changed - {pool.keys.pool} == {pool.keys.deadlines, pool.keys.host("h1"), *listed}
 
 
 def test_report_in_safe_mode_goes_on(pool: Pool) -> None:

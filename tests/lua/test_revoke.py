@@ -31,7 +31,7 @@ def test_revoke_ends_the_lease_at_its_holders_next_renewal(gpu: Pool) -> None:
 
 
 def test_revoke_ends_a_lease_whose_holder_never_asks_within_a_minute(gpu: Pool) -> None:
-    """60 s later it is over, in the ledger, on the agenda and on the lease key."""
+    """60 s later it is over, in the ledger, as a deadline and on the lease key."""
     gpu.revoke(T)
     assert 59_000 < gpu.redis.pttl(gpu.keys.lease("gpu-a", T)) <= 60_000
     gpu.live_on(60_000)

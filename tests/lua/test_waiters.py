@@ -269,4 +269,4 @@ def test_waiter_whose_record_is_removed_by_hand_holds_up_nobody(pool: Pool) -> N
     pool.release(token("holder-gpu-a"))
     assert wait(pool, "bob")[0] == "GRANTED"
     pool.redis.hdel(pool.keys.agents, "ann#waiters")
-    pool.redis.zrem(pool.keys.due, token("ann"))
+    pool.redis.zrem(pool.keys.deadlines, token("ann"))

@@ -39,8 +39,8 @@ GENERAL_BUGS = (
                 "if S.now < at then return false end",
             ),
             (
-                "if S.next_due < S.now then",
-                "if S.next_due <= S.now then",
+                "if S.next_deadline < S.now then",
+                "if S.next_deadline <= S.now then",
             ),
         ),
         seed=344,
@@ -66,10 +66,10 @@ GENERAL_BUGS = (
         seed=756370300,
     ),
     Bug(
-        "a renewal does not reach the agenda",
+        "a renewal does not reach its deadline",
         (
             (
-                "schedule(token, expires_at_ms)\nreturn reply('RENEWED'",
+                "set_deadline(token, expires_at_ms)\nreturn reply('RENEWED'",
                 "return reply('RENEWED'",
             ),
         ),
@@ -159,8 +159,8 @@ GENERAL_BUGS = (
         "what lingers of one lease is another's",
         (
             (
-                "if each.ended_ms <= cooled_at_ms or not call('ZSCORE', DUE, each.token) then",
-                "if false then",
+                "if each.ended_ms <= cooled_at_ms or not call('ZSCORE', DEADLINES, each.token)",
+                "if false",
             ),
         ),
         seed=897351021,
@@ -268,7 +268,7 @@ GENERAL_BUGS = (
         "an earlier end is not noted",
         (
             (
-                "if at < S.next_due then S.next_due = at end",
+                "if at < S.next_deadline then S.next_deadline = at end",
                 "",
             ),
         ),

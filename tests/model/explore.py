@@ -118,7 +118,7 @@ def moves(state: State) -> Iterator[tuple[str, int, Step]]:
                 yield "unheard", who, [0, call, args | {"lost": True}]
             yield call, who, [0, call, args]
     if state.left[0]:
-        ends = [at_ms for at_ms, name in state.model.agenda() if not name.startswith("host:")]
+        ends = [at_ms for at_ms, name in state.model.deadlines() if not name.startswith("host:")]
         after_ms = max(1, ends[0] + 1 - state.model.now) if ends else 1000
         yield "time", 0, [0, "time", {"us": after_ms * 1000}]
     if state.left[1]:

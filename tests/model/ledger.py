@@ -335,7 +335,7 @@ class Ledger(ABC):
 
     # Time.
 
-    def agenda(self) -> list[tuple[int, str]]:
+    def deadlines(self) -> list[tuple[int, str]]:
         """Everything's next end, the first first."""
         ends = [(e.due_ms, e.token) for e in self.entries.values()]
         return sorted(ends + [(at, f"host:{h}") for h, at in self.hosts.items() if at is not None])
@@ -364,7 +364,7 @@ class Ledger(ABC):
         left = REAP_DEVICES
         if named in self.entries and self.over(self.entries[named].due_ms):
             left -= self.settle(named)
-        for at_ms, member in self.agenda():
+        for at_ms, member in self.deadlines():
             if not self.over(at_ms):
                 break
             if left <= 0:

@@ -29,12 +29,13 @@ DEVICE = (
 LOOK = f"""#!lua flags=no-writes
 local P, call, records, devices, keys = KEYS[1] .. ':', redis.call, {{}}, {{}}, {{}}
 local ended = tonumber(string.sub(redis.sha1hex(ARGV[1]), 1, 4), 16) % {TOMBSTONE_SHARDS}
-local due = call('ZRANGE', P .. 'due', 0, -1, 'WITHSCORES')
-for i = 1, #due, 2 do
-  if string.sub(due[i], 1, 5) ~= 'host:' then
-    local v = call('HMGET', P .. 'record:' .. due[i], {str(RECORD)[1:-1]})
-    local parked = v[1] == 'waiting' and call('ZSCORE', P .. 'parked:' .. v[2], due[i]) and 1 or 0
-    records[#records + 1] = {{ due[i], v, parked }}
+local deadlines = call('ZRANGE', P .. 'deadlines', 0, -1, 'WITHSCORES')
+for i = 1, #deadlines, 2 do
+  if string.sub(deadlines[i], 1, 5) ~= 'host:' then
+    local v = call('HMGET', P .. 'record:' .. deadlines[i], {str(RECORD)[1:-1]})
+    local member = deadlines[i]
+    local parked = v[1] == 'waiting' and call('ZSCORE', P .. 'parked:' .. v[2], member) and 1 or 0
+    records[#records + 1] = {{ deadlines[i], v, parked }}
   end
 end
 for i = 3, #ARGV do
@@ -47,7 +48,7 @@ end
 local events = call('XRANGE', P .. 'events', '(' .. ARGV[2], '+')
 local pool = call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms', 'lost_us',
   'window_until_ms', 'leap_from_ms', 'sweep_ms')
-return {{ due, records, devices, keys, call('HGETALL', P .. 'agents'),
+return {{ deadlines, records, devices, keys, call('HGETALL', P .. 'agents'),
   call('ZRANGE', P .. 'freed', 0, -1), call('GET', P .. 'done:' .. ended), pool, events,
   call('ZRANGE', P .. 'drains', 0, -1) }}
 """
@@ -210,7 +211,7 @@ class Pair:
         events = [fields(flat) for _, flat in found[8]]
         self.last_event = found[8][-1][0] if found[8] else self.last_event
         self.seen.look(named, reply, raw[4], rows, events)
-        ends = (at for at, _ in model.agenda() if at < raw[1])
+        ends = (at for at, _ in model.deadlines() if at < raw[1])
         over = any(raw[1] >= model.window_until_ms or at <= model.leap_from_ms for at in ends)
         if verb == "report" and not self.freed and not over:
             self.seen.early = []  # nothing was left or over: what it handed on, it brought itself
@@ -245,22 +246,22 @@ class Pair:
         return reply
 
     def _frame(self, verb: str, raw: list[Any], freed: list[str]) -> None:
-        model, ends = self.model, self.model.agenda()
+        model, ends = self.model, self.model.deadlines()
         demand(raw[1] == model.now, f"clock: now is {raw[1]}, not {model.now}")
-        self._next_due(verb, raw, ends[0][0] if ends else "")
+        self._check_next_deadline(verb, raw, ends[0][0] if ends else "")
         demand(raw[3] == str(model.epoch), "the epoch is another")
         demand(raw[4] == 1 or not model.more, "more is over than was reaped, and nobody is told")
         waiting = any(e.state == "waiting" for e in model.entries.values())
         told = raw[4] == 1 or model.shut
         demand(told or not (freed and waiting), "S11: work is left, and nobody is told")
 
-    def _next_due(self, verb: str, raw: list[Any], first: int | str) -> None:
+    def _check_next_deadline(self, verb: str, raw: list[Any], first: int | str) -> None:
         """Nothing is due before; reap looks, so it says when the first is, if nobody waits."""
         model, said = self.model, raw[2]
         waiting = any(e.state in {"waiting", "offered"} for e in model.entries.values())
         exact = said == "" or (verb == "reap" and not waiting)
         earlier = not exact and (first == "" or said < first)
-        demand(said == first or earlier, f"next_due_ms is {said}: {first}")
+        demand(said == first or earlier, f"next_deadline_ms is {said}: {first}")
         looked = said == "" or said >= model.now or raw[4] == 1
         demand(looked or model.now < model.window_until_ms, f"L2: {said} is past, and none looked")
 
@@ -298,9 +299,9 @@ class Pair:
             demand(not rows, "a pool that is not there has leases")
             return
         ends = iter(found[0])
-        due = {member: int(at) for member, at in zip(ends, ends, strict=True)}
-        expected_due = {member: at for at, member in model.agenda()}
-        demand(due == expected_due, f"agenda: {sorted(due.items() ^ expected_due.items())}")
+        deadlines = {member: int(at) for member, at in zip(ends, ends, strict=True)}
+        expected = {member: at for at, member in model.deadlines()}
+        demand(deadlines == expected, f"deadlines: {sorted(deadlines.items() ^ expected.items())}")
         for token, e in model.entries.items():
             self._compare_entry(rows[token], e)
         for uuid, row in zip(uuids, found[2], strict=True):

@@ -39,7 +39,7 @@ POOL = "gpu:{acl}"
 TABLE: list[tuple[tuple[str, ...], str]] = [
     # command, and the initials of the users who may: b a o v
     (("HGETALL", f"{POOL}:pool"), "baov"),
-    (("ZRANGE", f"{POOL}:due", "0", "-1"), "baov"),
+    (("ZRANGE", f"{POOL}:deadlines", "0", "-1"), "baov"),
     (("XRANGE", f"{POOL}:events", "-", "+"), "baov"),
     (("GET", f"{POOL}:lease:gpu-a:token"), "baov"),
     (("PTTL", f"{POOL}:lease:gpu-a:token"), "baov"),

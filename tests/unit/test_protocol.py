@@ -161,11 +161,11 @@ def test_bad_request_names_what_is_not_well_formed(verb: str) -> None:
         answered(verb, ["REFUSED", *FRAME, "bad_request", "ttl_ms"])
 
 
-@pytest.mark.parametrize(("next_due_ms", "expected"), [(1500, 0.5), (900, 0.0), ("", None)])
-def test_no_capacity_tells_when_to_ask_again(next_due_ms: Any, expected: float | None) -> None:
-    """Not before something ends: next_due_ms from now, in seconds; None when nothing will."""
+@pytest.mark.parametrize(("next_deadline_ms", "expected"), [(1500, 0.5), (900, 0.0), ("", None)])
+def test_no_capacity_tells_when_to_ask_again(next_deadline_ms: Any, expected: float | None) -> None:
+    """Not before something ends: next_deadline_ms from now, in seconds; None when nothing will."""
     with pytest.raises(NoCapacity) as caught:
-        answered("acquire", ["REFUSED", 1000, next_due_ms, "123", 0, "no_capacity", ""])
+        answered("acquire", ["REFUSED", 1000, next_deadline_ms, "123", 0, "no_capacity", ""])
     assert caught.value.retry_after_s == expected
 
 
@@ -325,9 +325,9 @@ def test_moment_is_what_every_reply_begins_with(verb: str) -> None:
     """The pool's time, what is due next or None, the epoch, and whether more is over."""
     tag = {"reap": "REAPED", "report": "REPORTED"}[verb]
     seen = answered(verb, [tag, 1000, 1500, "123", 1])
-    assert (seen.now_ms, seen.next_due_ms, seen.epoch, seen.more) == (1000, 1500, "123", True)
+    assert (seen.now_ms, seen.next_deadline_ms, seen.epoch, seen.more) == (1000, 1500, "123", True)
     seen = answered(verb, [tag, 1000, "", "123", 0])
-    assert (seen.next_due_ms, seen.more) == (None, False)
+    assert (seen.next_deadline_ms, seen.more) == (None, False)
 
 
 def test_tokens_are_new_each_time_and_well_formed() -> None:

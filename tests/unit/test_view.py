@@ -152,7 +152,7 @@ async def test_record_that_cannot_be_read_hides_nothing_else(
         good, bad = [await client.acquire("ann", memory_mb=1) for _ in range(2)]
         await client.redis.hset(keys.record(bad.token), "fence", "garbage")
         await client.redis.hset(keys.record("w" * 16), mapping={"state": "waiting", "rank": "1"})
-        await client.redis.zadd(keys.due, {"w" * 16: 9e15})
+        await client.redis.zadd(keys.deadlines, {"w" * 16: 9e15})
         await client.redis.hset(keys.device("gpu-b"), "total_mb", "much")
         await client.redis.hset(keys.device("gpu-a"), "temperature_c", "nan")
         await client.redis.sadd(keys.hosts, "h2")

@@ -183,7 +183,7 @@ def test_forked_child_waits_on_an_inbox_of_its_own(client: LeaseClient) -> None:
 def lapse(client: LeaseClient) -> str:
     """Let the one that waits miss its heartbeat; its token."""
     (waiter,) = client.queue()
-    client.redis.zadd(client.keys.due, {waiter.token: 1})
+    client.redis.zadd(client.keys.deadlines, {waiter.token: 1})
     client.reap()
     return waiter.token
 
@@ -251,7 +251,7 @@ async def test_hint_that_comes_early_is_not_lost_in_a_loop(
 
 def test_first_asks_again_when_something_ends_and_others_later() -> None:
     """Who is next reaps what is over where no broker does; a thousand others do not come too."""
-    moment = Moment(now_ms=1000, next_due_ms=2500, epoch="1", more=False)
+    moment = Moment(now_ms=1000, next_deadline_ms=2500, epoch="1", more=False)
     assert poll_s(moment, 0) == pytest.approx(1.502)
     assert poll_s(Moment(1000, 60_000, "1", False), -1) == 3
     assert poll_s(Moment(1000, None, "1", False), 0) == 3

@@ -162,7 +162,7 @@ def test_user_of_an_older_acl_has_the_scripts(server: Server, pool: Pool) -> Non
 def test_another_error_is_not_taken_for_a_missing_function(pool: Pool) -> None:
     """It is the caller's."""
     with pytest.raises(ResponseError, match="WRONGTYPE") as caught:
-        pool.redis.hget(pool.keys.due, "x")
+        pool.redis.hget(pool.keys.deadlines, "x")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         Dispatch(pool.keys.base).amend(REAP, caught.value)
 

@@ -1,4 +1,4 @@
--- agenda: what time does. One zset, `due`, holds the end of everything's present state: token -> expiry of an active lease,
+-- deadlines: what time does. One zset, `deadlines`, holds the end of everything's present state: token -> expiry of an active lease,
 -- end of a cooling one's grace, by when a waiter must have polled or claimed its offer; host:<h> -> the time by which that
 -- host must have reported again.
 --
@@ -6,49 +6,49 @@
 -- takes back what is over until REAP_DEVICES devices are touched (the last member is finished whatever it has), and says in
 -- `more` whether something is left.
 --
--- When that may be is in the pool, `next_due_ms`: nothing on the agenda is due before. Scheduling brings it forward; it is not
--- put off when its member is, but when its time has come and somebody has looked at the agenda. `reap` always looks, so what a
+-- When that may be is in the pool, `next_deadline_ms`: no deadline is before it. Setting one brings it forward; it is not
+-- put off when its member is, but when its time has come and a verb has read the deadlines. `reap` always looks, so what a
 -- hand, or an older version, put there is found as well.
 
 local WORK_READ = '16'   -- one more than the work of one script
 local WHOLE = 34         -- entries and ranks of so many: there may be more
 
-local function schedule(member, at)
-  if at < S.next_due then S.next_due = at end
-  call('ZADD', DUE, text(at), member)
+local function set_deadline(member, at)
+  if at < S.next_deadline then S.next_deadline = at end
+  call('ZADD', DEADLINES, text(at), member)
 end
 
-local function unschedule(member) call('ZREM', DUE, member) end
+local function clear_deadline(member) call('ZREM', DEADLINES, member) end
 
 -- The end of every call: what it freed is handed on, and what is left to write is written. Before when nothing is due, or ''.
 local function finish()
   if next(S.work) then B.line.serve() end
   if S.behind[1] then B.flush() end
   if next(S.agents) then B.flush_agents() end
-  local changes, next_due_ms = S.changes, S.next_due
-  if next_due_ms == NEVER then next_due_ms = '' end
-  if S.next_due ~= S.noted_due then
-    changes[#changes + 1], changes[#changes + 2] = 'next_due_ms', next_due_ms == '' and '' or text(next_due_ms)
+  local changes, next_deadline_ms = S.changes, S.next_deadline
+  if next_deadline_ms == NEVER then next_deadline_ms = '' end
+  if S.next_deadline ~= S.noted_deadline then
+    changes[#changes + 1], changes[#changes + 2] = 'next_deadline_ms', next_deadline_ms == '' and '' or text(next_deadline_ms)
   end
   if changes[1] then
     call('HSET', POOL, unpack(changes))
     if seen then seen[POOL] = S.now end
   end
   if S.closing then B.event('closed', 'until_ms', text(S.closing)) end
-  return next_due_ms
+  return next_deadline_ms
 end
 
--- Every reply: its tag, with the call's mark behind a blank if it had one, now_ms, next_due_ms,
+-- Every reply: its tag, with the call's mark behind a blank if it had one, now_ms, next_deadline_ms,
 -- epoch, more, then what the tag carries.
 local function reply(tag, ...)
-  local next_due_ms = finish()
+  local next_deadline_ms = finish()
   if S.mark then tag = tag .. ' ' .. S.mark end
-  return { tag, S.now, next_due_ms, S.epoch or '', S.more, ... }
+  return { tag, S.now, next_deadline_ms, S.epoch or '', S.more, ... }
 end
 
 -- Bring the pool up to the present before a verb decides anything: what is over comes back, and goes to who waits for it.
 local function catch_up(named)
-  if S.next_due < S.now then B.reap(named) end
+  if S.next_deadline < S.now then B.reap(named) end
   if S.pool.waiting > 0 then
     local freed = call('ZRANGE', P .. 'freed', '0', WORK_READ, 'WITHSCORES')
     for i = 1, #freed, 2 do
