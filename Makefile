@@ -1,7 +1,8 @@
 # make run    a broker on this machine, with simulated GPUs where there are none
 # make test   what a change must pass, on servers of its own, four files at a time; no root, no GPU needed;
 #             GPU_BROKER_TESTS=all make test: everything, as .ci/run does; GPU_BROKER_ORDER=7: in the order of that seed
-# make check  format, lint, types, Lua
+# make check  format, lint, types, Lua, documentation
+# make docs   the documentation as a site, in dist/site; make docs-reference: its generated parts anew
 # make e2e    the documented end-to-end procedure with real processes; prints the criteria
 # make e2e-hosts  three hosts as network namespaces: partitions, kills, restarts, failover; a line per scenario
 # make faults  every attack on the broker, a line each; N=10 runs each so often, ATTACK="full torn" those, LIST=1 says which
@@ -10,7 +11,7 @@
 # make model  a reference model beside real pools: N random steps (SEED), every life of a small world, seeded bugs
 # make bench  what a lease costs, beside what else there is, in under ten minutes
 # make bench-soak  an hour of arrivals and deaths: exact sums, flat memory
-# make docs-assets  the pictures of the README
+# make docs-assets  the pictures of the documentation
 # make lock   requirements.lock and requirements-run.lock anew, after a change of pyproject.toml
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS := $(VENV)/.runs
 
-.PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs docs-reference docs-assets lock clean
 
 run: $(RUNS)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -34,6 +35,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_lua.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -82,6 +84,14 @@ bench: $(READY)
 bench-soak: MINUTES ?= 60
 bench-soak: $(READY)
 	$(BIN)/python scripts/bench/soak.py --minutes $(MINUTES) --write
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-reference: $(READY)
+	$(BIN)/python scripts/docs_reference.py
+	$(BIN)/python scripts/reference_tables.py
+	$(BIN)/python scripts/module_map.py
 
 docs-assets: $(READY)
 	$(BIN)/python scripts/docs_assets.py

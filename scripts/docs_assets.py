@@ -1,4 +1,4 @@
-"""The pictures of the README: the page over a fleet that is made up, drawn by a real Chromium.
+"""The pictures of the documentation: the page over a made-up fleet, drawn by a real Chromium.
 
 `make docs-assets`. What is made up: the hosts, which report once, their telemetry, and the events
 of the hour before; the store, the broker, the leases, the line and the page are real.

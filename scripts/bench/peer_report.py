@@ -69,7 +69,7 @@ def markdown(found: Results) -> str:
 
 
 def short(found: Results) -> str:
-    """What the README shows."""
+    """Return the tables of docs/performance.md."""
     rows = []
     pairs = {row[0]: row[-1] for row in pair_rows(found, plain)}
     handed = {row[0]: row[1:] for row in handoff_rows(found)}

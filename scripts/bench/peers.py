@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from peer_probes import Answers
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 CLIENTS = (1, 10, 100)
 WAITERS = (1, 20)
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument(
         "--write", action="store_true",
-        help="write peers.md, peers.json and peers.png into results/, the table into README.md",
+        help="write peers.md, peers.json and peers.png into results/, the table into docs/",
     )  # fmt: skip
     args = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (RESULTS / "peers.md").write_text(report + "\n")
         (RESULTS / "peers.json").write_text(json.dumps(asdict(found), indent=1) + "\n")
         peer_report.plot(found, RESULTS / "peers.png")
-        peer_report.put(README, "peers", peer_report.short(found))
+        peer_report.put(PAGE, "peers", peer_report.short(found))
     return 0
 
 

@@ -1,0 +1,125 @@
+"""The pages of docs/: one site, links that lead somewhere, tables as the code has them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from agent_sdk.errors import CODES
+from broker.cli import COMMANDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md"))
+
+
+def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+def named(nav: list[object]) -> Iterator[str]:
+    """The pages that a menu names, in its order."""
+    for item in nav:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            for inner in item.values():
+                yield from named(inner if isinstance(inner, list) else [inner])
+
+
+def test_menu_names_every_page_once() -> None:
+    """And no page that is not there: `make check` builds the site, strictly."""
+    assert sorted(map(Path, named(SITE["nav"]))) == PAGES
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A checkout with the site's own settings and two pages."""
+    own = {key: value for key, value in SITE.items() if key not in {"nav", "plugins"}}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(own))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "docs_links.py", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "docs" / "other.md").write_text("# Other\n\n## There\n")
+    return tmp_path
+
+
+def build(checkout: Path, link: str) -> subprocess.CompletedProcess[str]:
+    """A strict build of a site with this link in it."""
+    (checkout / "docs" / "index.md").write_text(f"# Home\n\n[a link]({link})\n")
+    return run("-m", "mkdocs", "build", "--strict", cwd=checkout)
+
+
+def test_link_out_of_the_site_leads_to_the_repository(small: Path) -> None:
+    """Relative in the repository, absolute on the site."""
+    built = build(small, "../pyproject.toml#L1")
+    assert built.returncode == 0, built.stderr
+    page = (small / "dist" / "site" / "index.html").read_text()
+    assert re.search(r'href="https://[^"]+/blob/main/pyproject.toml#L1"', page)
+
+
+@pytest.mark.parametrize("link", ["nowhere.md", "other.md#nowhere", "../deploy/nowhere.yml"])
+def test_link_that_leads_nowhere_ends_the_build(small: Path, link: str) -> None:
+    """To a page, to a heading, to a file of the repository."""
+    built = build(small, link)
+    assert built.returncode != 0
+    assert "nowhere" in built.stderr
+
+
+def test_generated_parts_are_current() -> None:
+    """Commands, errors and routes: `make docs-reference` writes them anew."""
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import docs_reference as d\n"
+        "for p in d.PARTS: print(p, d.current(p) == (d.REFERENCE / p).read_text())"
+    )
+    said = run("-c", code)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == ["cli.md True", "errors.md True", "http.md True"]
+
+
+def test_reference_names_every_command_and_error() -> None:
+    """Each has its row or its heading, and nothing else has one."""
+
+    def cells(page: str) -> set[str]:
+        text = (DOCS / "reference" / page).read_text()
+        return set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+
+    headings = re.findall(
+        r"^## gpu-broker (\w+)$", (DOCS / "reference" / "cli.md").read_text(), re.MULTILINE
+    )
+    assert headings == list(COMMANDS)
+    assert CODES.keys() <= cells("errors.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_page_says_for_whom_it_is(page: Path) -> None:
+    """Its first sentence, below the title."""
+    title, _, begin, *_ = (DOCS / page).read_text().splitlines()
+    assert title.startswith("# ")
+    assert re.match(r"(\*\*For\*\*|For) ", begin), begin
+
+
+def test_readme_is_short() -> None:
+    """A minute's reading: what it is, why, install, first lease, run, test, where to go."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    for heading in ("Three lines of code", "Why not", "Install", "The first lease", "Where to go"):
+        assert re.search(rf"^## {heading}", text, re.MULTILINE), heading
