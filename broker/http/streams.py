@@ -187,7 +187,8 @@ async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
             if changes is None:
                 told = [lease_json.event(e, feed.places, whole=whole) for e in shown.told]
                 you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
-                text = shown.whole(tokens=whole, you=you, events=told)
+                trends = view.trends.told()
+                text = shown.whole(tokens=whole, you=you, events=told, trends=trends)
                 yield _frame(text, "reset", shown.moment.id)
             elif changes:
                 texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]

@@ -14,14 +14,17 @@ from agent_sdk.state import pool_state as scenes
 from broker.live.feed import until_set
 from broker.live.history import History
 from broker.live.rows import LiveRows, SnapshotTime
+from broker.live.trends import Trends
 from broker.serializers import device_json, lease_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from agent_sdk import AsyncLeaseClient
+    from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.events import Event, News
     from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.snapshot import PoolStatus
     from broker.live.feed import Feed
     from broker.live.rows import Row, Rows
 
@@ -71,6 +74,7 @@ class View:
 
     Attributes:
         shown: what was read.
+        trends: the last minutes of each device.
     """
 
     def __init__(self, client: AsyncLeaseClient, about: Callable[[], Row]) -> None:
@@ -84,6 +88,7 @@ class View:
         self._wake = asyncio.Event()
         self._trouble = ""
         self.shown = LiveRows()
+        self.trends = Trends()
 
     def remember(self, events: Sequence[Event]) -> None:
         """What happened before our start."""
@@ -143,11 +148,16 @@ class View:
 
     async def _sample(self) -> None:
         try:
-            self._history.sample(await self._client.pool(), await self._client.devices())
+            self._take_in(await self._client.pool(), await self._client.devices())
         except Exception as error:  # noqa: BLE001 - the next look may do better
             self._say(error)
         else:
             self._say(None)
+
+    def _take_in(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
+        """Take a reading into the history and the trends."""
+        self._history.sample(pool, devices)
+        self.trends.sample(pool.now_ms, devices)
 
     async def _read(self, feed: Feed, heard: PendingChanges) -> None:
         """Read what changed, or all; tell those who look what is other."""
@@ -174,7 +184,7 @@ class View:
         else:
             scene = await self._client.scene_again(before, heard.tokens, heard.uuids)
         moment = SnapshotTime(event_id, scene.pool.now_ms / 1000, time.monotonic())
-        self._history.sample(scene.pool, tuple(scene.devices.values()))
+        self._take_in(scene.pool, tuple(scene.devices.values()))
         found = await self._found(scene, None if before is None else heard.tokens | heard.uuids)
         self._scene, self.shown.moment = scene, moment
         known = self.shown.rows

@@ -107,6 +107,19 @@ def test_change_is_no_more_than_the_fields_that_changed(broker: Broker) -> None:
         broker.release(token)
 
 
+def test_newcomer_is_told_the_minutes_before(broker: Broker) -> None:
+    """How busy and how full each GPU was; the last point is what its row says."""
+    with following(broker, "/live") as stream:
+        (reset,) = stream.take(1)
+        assert reset.event == "reset"
+        trends = reset.data["trends"]
+        (step, busy, memory) = trends["devices"]["SIM-h1-0"][-1]
+        row = reset.data["rows"]["devices"]["SIM-h1-0"]
+        assert busy == row["utilization_gpu_pct"]
+        assert memory == round(100 * row["memory_used_mb"] / row["memory_total_mb"])
+        assert step == reset.data["read_at"] // trends["step_s"]
+
+
 def test_renewal_and_policy_show(broker: Broker, own: Server) -> None:
     """A renewal makes no event: it shows with the next reading, within 5 s; a policy at once."""
     with following(broker, "/live", silent_s=10) as stream, LeaseClient(Store(own.url)) as client:

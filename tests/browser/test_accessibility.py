@@ -6,13 +6,13 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
 from agent_sdk.store.store import Store
 from tests.api.brokers import GRANTING, Broker
+from tests.browser.axe import LOOKS, clean
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from tests.browser.tabs import Tab
 
     Opened = Callable[..., Tab]
-
-LOOKS = {
-    "light": {"color_scheme": "light"},
-    "dark": {"color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True},
-}
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +49,6 @@ def _wait(client: LeaseClient) -> None:
         client.acquire("critic", memory_mb=8000, wait_s=110)
     except LeaseError as error:
         assert error.code in {"revoked", "no_capacity"}  # noqa: PT017 - in a thread of its own
-
-
-def clean(page: Tab, *rules: str) -> None:
-    """What axe has to say of the page as it is; of these rules alone, if any are named."""
-    found = Axe().run(page.page, options={"runOnly": [*rules]} if rules else {})
-    assert found.violations_count == 0, found.generate_report()
 
 
 @pytest.mark.parametrize("look", LOOKS)

@@ -160,19 +160,23 @@ def test_words_of_others_are_text(broker: Broker, client: LeaseClient, tab: Open
     assert page.page.locator("img").count() == 0
 
 
-def test_refused_act_is_said_and_loses_nothing(
+def test_failed_act_is_said_and_loses_nothing(
     broker: Broker, client: LeaseClient, tab: Opened
 ) -> None:
-    """A lease that ended while its dialog was open; the reason that was typed is still there."""
-    lease = client.acquire("short", memory_mb=64)
+    """The connection breaks; the reason that was typed is still there, and so is the lease."""
+    client.acquire("short", memory_mb=64)
     page = tab(broker)
+    page.page.route("**/revoke", lambda route: route.abort())
     page.row("leases", "short").click()
     page.dialog.get_by_label("Reason").fill("typed")
-    client.release(lease)
     page.dialog.get_by_role("button", name="Revoke").click()
-    expect(page.dialog.locator(".said")).not_to_be_empty()
+    expect(page.dialog.locator(".said")).to_have_text("the broker does not answer")
     expect(page.dialog.get_by_label("Reason")).to_have_value("typed")
     expect(page.dialog.get_by_role("button", name="Revoke")).to_be_focused()
+    page.page.unroute("**/revoke")
+    page.dialog.get_by_label("now, although").check()
+    page.dialog.get_by_role("button", name="Revoke").click()
+    expect(page.rows("leases")).to_have_count(0)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from agent_sdk import LeaseClient
 from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
+from tests.browser.axe import LOOKS, clean
 from tests.browser.conftest import FOUR
-from tests.browser.test_accessibility import LOOKS, clean
 from tests.found import HOST, QUARANTINE, SECOND, UNSEEN, find, report
 from tests.servers import running
 
@@ -66,7 +66,7 @@ def test_gpu_tells_its_processes_and_whose_they_are(broker: Broker, tab: Opened)
     expect(rows.nth(2)).to_contain_text("orphan")
     expect(page.dialog).to_contain_text("squatter: a process that has no lease uses the GPU")
     expect(page.dialog).to_contain_text("2040 MHz, memory 6251 MHz")
-    rows.nth(1).get_by_role("button").click()
+    rows.nth(1).get_by_role("link").click()
     expect(page.dialog).to_contain_text("Lease of trainer")
     expect(page.dialog).to_contain_text("Its holder was told of")
     expect(page.dialog).to_contain_text("python3 (pid 4711, ann): 5.0 GiB on GPU 0")

@@ -11,14 +11,15 @@ export class List {
    * @param columns  [{name, label, cell(item), sort?(item)}]
    * @param open  called with the item that is chosen
    * @param empty what to say when there is nothing
+   * @param tools what stands beside the heading
    */
-  constructor(panel, { name, title, columns, open, empty }) {
+  constructor(panel, { name, title, columns, open, empty, tools = nothing }) {
     Object.assign(this, { name, title, columns, open, empty });
     this.items = [];
     this.picked = null; // the id of the item under the keyboard
     this.sorted = null; // {column, down}
     render(
-      html`<h2 id="${name}-title">${title} <span class="count"></span></h2>
+      html`<div class="panel-head"><h2 id="${name}-title">${title} <span class="count"></span></h2>${tools}</div>
         <div class="list" role="grid" aria-labelledby="${name}-title" tabindex="0">
           <div class="row head" role="row" aria-rowindex="1"></div>
           <div class="space" role="rowgroup"><div class="rows" role="presentation"></div></div>
@@ -44,7 +45,7 @@ export class List {
   /**
    * Show these, in this order unless a column is chosen.
    *
-   * @param of    how many there are without the filter
+   * @param of    how many there are without the filter; null: none are known, for the reason that is shown
    * @param count how many these are, if not every item is one
    */
   show(items, of, count = items.length) {
@@ -54,7 +55,7 @@ export class List {
       items = items.toSorted((a, b) => (by(a) < by(b) ? -1 : by(a) > by(b) ? 1 : 0) * (down ? -1 : 1));
     }
     this.items = items;
-    this.count.textContent = count === of ? of : `${count} of ${of}`;
+    this.count.textContent = of === null ? "" : count === of ? of : `${count} of ${of}`;
     this.none.hidden = items.length > 0;
     render(of ? "Nothing matches the filter." : this.empty(), this.none);
     this.draw();
@@ -87,12 +88,18 @@ export class List {
       data-id=${item.id}
       aria-rowindex=${index + 2}
       aria-selected=${picked}
-      @click=${() => this.#pick(index, true)}
+      @click=${(event) => this.#click(event, index)}
     >
       ${this.columns.map(
         (column) => html`<div class="cell ${column.name}" role="gridcell">${column.cell(item)}</div>`,
       )}
     </div>`;
+  }
+
+  #click(event, index) {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // its link, in a tab of its own
+    event.preventDefault();
+    this.#pick(index, true);
   }
 
   #drawHead() {
@@ -125,6 +132,12 @@ export class List {
     else if (event.key === "Enter" && at >= 0) this.open(this.items[at]);
     else return;
     event.preventDefault();
+  }
+
+  /** Choose an item and bring it into sight, if it is there. */
+  choose(id) {
+    const at = this.items.findIndex((item) => item.id === id);
+    if (at >= 0 && this.picked !== id) this.#pick(at, false);
   }
 
   #pick(index, open) {

@@ -1,26 +1,42 @@
 // The page: what the broker tells is drawn at most once a frame, and the clocks once a second.
 
-import { render, html, nothing } from "./vendor/lit-html.js";
+import { html, nothing, render } from "./vendor/lit-html.js";
+import * as address from "./address.js";
 import { key } from "./api.js";
-import { close, isOpen, onKey, showHelp, showKey, showPolicy } from "./dialogs.js";
+import { close, isOpen, onLeave, openSubject, redraw } from "./dialog.js";
 import { clock, span } from "./format.js";
-import { fill, lists, summary } from "./panels.js";
+import { showHelp } from "./help.js";
+import { onKey, showKey } from "./key.js";
+import { fill, hostsOf, lists } from "./panels.js";
 import { Plots } from "./plots.js";
-import { broker, now, pool, shownAt, take, whole, you } from "./state.js";
+import { showPolicy } from "./policy.js";
+import { broker, now, pool, rows, shownAt, take, whole, you } from "./state.js";
+import { show } from "./subjects.js";
+import { summary } from "./summary.js";
+import { Tiles } from "./tiles.js";
+import { note } from "./trends.js";
 import { follow } from "./windows.js";
 
 const $ = (id) => document.getElementById(id);
-const all = lists($("page"));
 const CONNECTED_S = 1; // a connection that takes longer is told of
-const plots = new Plots($("plots"));
+const NOTE_MS = 5_000; // between two notes of the trends while nothing is told
 const filter = $("filter");
+const plots = new Plots($("plots"));
+const tiles = new Tiles($("devices"), draw);
+const all = lists($("page"), address.go, unseen, tiles.tools);
 let state = "connecting";
 let why = "";
 let since = Date.now(); // of the state
 let waiting = false;
 
-filter.value = new URLSearchParams(location.hash.slice(1)).get("q") ?? "";
 for (const list of Object.values(all)) list.resort = draw;
+
+/** Why nothing is shown; empty: all is. */
+function unseen() {
+  if (you) return "";
+  if (state === "denied") return "Not shown to you: a key is needed.";
+  return "Not known yet.";
+}
 
 /** Draw everything, once, before the next frame. */
 function draw() {
@@ -28,13 +44,17 @@ function draw() {
   waiting = true;
   requestAnimationFrame(() => {
     waiting = false;
-    fill(all, filter.value);
+    const hosts = hostsOf(filter.value);
+    fill(all, filter.value, hosts, Boolean(you));
+    tiles.draw(hosts);
     if (pool()) render(summary(pool(), broker()), $("summary"));
     plots.draw();
     $("where").textContent = pool() ? pool().name : "";
     $("key").hidden = you !== null && !you.keys && !key.get();
     $("key").textContent = you?.name ? `Key: ${you.name}` : "Key";
     notice();
+    redraw();
+    openAddressed();
   });
 }
 
@@ -64,6 +84,7 @@ const retry = follow(
   (next, reason = "") => {
     if (next === "connecting" && state === "lost") return; // until it is heard again
     if (next !== state) since = Date.now();
+    if (next === "denied") take("reset", { you: null, rows: {}, events: [] });
     if (next === "denied" && state !== "denied") showKey(key.get() ? "This key is not known, or may not see this." : "This broker wants a key.");
     [state, why] = [next, reason];
     draw();
@@ -72,17 +93,44 @@ const retry = follow(
 );
 onKey(retry);
 
-// Only the clocks move by themselves.
+/** Open the subject of the address, or close one that the address has left. */
+function openAddressed() {
+  if (!you) return;
+  const { subject } = address.read();
+  const open = openSubject();
+  if (subject?.kind === open?.kind && subject?.id === open?.id) return;
+  if (!subject) return open && close();
+  show(subject.kind, subject.id);
+  all[{ lease: "leases", waiter: "queue", event: "events" }[subject.kind] ?? "devices"].choose(subject.id);
+  if (subject.kind === "gpu") tiles.mark(subject.id);
+}
+
+address.onChange(() => {
+  filter.value = address.read().filter;
+  openAddressed();
+  draw();
+});
+onLeave(({ kind, id }) => {
+  const { subject } = address.read();
+  if (subject?.kind === kind && subject?.id === id) address.leave();
+});
+
+// Only the clocks and the trends move by themselves.
 setInterval(() => {
   all.leases.draw();
   all.queue.draw();
   notice();
+  redraw();
 }, 1000);
-setInterval(() => plots.draw(), 15_000);
+setInterval(() => {
+  if (document.body.dataset.state !== "live" || !shownAt()) return;
+  note(rows.devices, now());
+  draw();
+}, NOTE_MS);
 
+filter.value = address.read().filter;
 filter.addEventListener("input", () => {
-  const query = filter.value ? `#${new URLSearchParams({ q: filter.value })}` : location.pathname;
-  history.replaceState(null, "", query);
+  address.setFilter(filter.value);
   draw();
 });
 
@@ -97,12 +145,13 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plot
 
 const go = (name) => () => {
   $(name).scrollIntoView({ block: "nearest" });
-  ($(name).querySelector(".list:not([hidden])") ?? $(name)).focus();
+  const tile = name === "devices" && tiles.shown && $(name).querySelector('.tile[tabindex="0"]');
+  (tile || ($(name).querySelector(".list:not([hidden])") ?? $(name))).focus();
 };
 const KEYS = {
   "/": () => filter.focus(),
   1: go("devices"), 2: go("leases"), 3: go("queue"), 4: go("events"),
-  p: showPolicy, k: () => showKey(), t: theme, "?": showHelp,
+  v: () => tiles.choose(), p: showPolicy, k: () => showKey(), t: theme, "?": showHelp,
 };
 
 addEventListener("keydown", (event) => {

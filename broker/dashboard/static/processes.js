@@ -1,16 +1,15 @@
 // Who uses a GPU, what is found of it, and how sound it is.
 
 import { html, nothing } from "./vendor/lit-html.js";
+import { inUnit } from "./describe.js";
 import { clock, short, size } from "./format.js";
-import { facts } from "./dialogs.js";
+import { facts, link } from "./markup.js";
 import { rows } from "./state.js";
 import { FINDINGS } from "./words.js";
 
 const MOST = 50;
 
 const meant = (words) => words.map((word) => html`<div><b>${word}</b>: ${FINDINGS[word]}</div>`);
-
-const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
 
 const RECOVERY = ["nothing", "a reset of the GPU", "a reboot"];
 
@@ -30,37 +29,37 @@ export function gpuHealth(gpu) {
   return known.length ? facts(known) : nothing;
 }
 
-/** The processes on a GPU; `open` makes what opens a lease. */
-export function gpuProcesses(gpu, open) {
+/** The processes on a GPU, each with its lease. */
+export function gpuProcesses(gpu) {
   if (gpu.processes === null) {
     if (!gpu.processes_unseen) return nothing;
     return html`<h3>Processes</h3><p class="hint">Its host cannot tell: ${gpu.processes_unseen}</p>`;
   }
   if (!gpu.processes.length) return html`<h3>No processes</h3>`;
-  return html`<h3>Processes</h3>${table(gpu.processes, (process) => whose(process, open))}`;
+  return html`<h3>Processes</h3>${table(gpu.processes)}`;
 }
 
-function whose(process, open) {
+function whose(process) {
   const lease = rows.leases.get(process.token);
   const word = process.finding ?? (lease ? null : process.token ? "orphan" : "squatter");
   return html`${word ? html`<b class="state trouble" title=${FINDINGS[word]}>${word}</b>` : nothing}
     ${lease
-      ? html`<button type="button" title="lease ${short(process.token)}" @click=${open(process.token)}>${lease.agent}</button>`
+      ? link("lease", process.token, lease.agent)
       : process.token && short(process.token)}`;
 }
 
-const table = (processes, last) => html`<table class="processes">
+const table = (processes) => html`<table class="processes">
   <thead><tr><th scope="col">PID</th><th scope="col">Program</th><th scope="col">Memory</th><th scope="col">Busy</th><th scope="col">Lease</th></tr></thead>
   <tbody>${processes.slice(0, MOST).map((process) => html`<tr>
     <td class="fixed">${process.pid}</td><td>${process.name} <span class="hint">${process.user}</span></td>
     <td class="fixed">${size(process.memory_mb)}</td><td class="fixed">${inUnit(process.busy_pct, "%") ?? "–"}</td>
-    <td>${last(process)}</td>
+    <td>${whose(process)}</td>
   </tr>`)}</tbody>
 </table>
 ${processes.length > MOST ? html`<p class="hint">and ${processes.length - MOST} more</p>` : nothing}`;
 
-/** What is found of a lease. */
-export const leaseFound = (lease) => meant(lease.findings);
+/** The findings of a lease, each with its meaning. */
+export const leaseFindings = (lease) => meant(lease.findings);
 
 /** A lease's processes on its GPUs, a line each. */
 export const leaseProcesses = (id, lease) =>

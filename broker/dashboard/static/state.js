@@ -1,5 +1,7 @@
 // What the broker told: rows by kind and id, as they came. Nothing is computed here that it knows.
 
+import { note, takeTrends, tellTrends } from "./trends.js";
+
 const EVENTS_KEPT = 1000;
 const KINDS = ["broker", "pool", "hosts", "devices", "leases", "queue", "minutes"];
 
@@ -13,6 +15,7 @@ export let you = null;
 
 let skew = 0;
 let readAt = 0;
+let derived = {}; // what was worked out of the rows since they changed last
 
 /** The pool's clock, epoch seconds. */
 export const now = () => (Date.now() + skew) / 1000;
@@ -24,15 +27,18 @@ export const shownAt = () => readAt;
 export function whole() {
   if (!you) return null;
   const all = Object.entries(rows).map(([kind, known]) => [kind, Object.fromEntries(known)]);
-  return { rows: Object.fromEntries(all), events: events.toReversed(), you, now: readAt && now(), read_at: readAt };
+  const told = { rows: Object.fromEntries(all), events: events.toReversed(), trends: tellTrends() };
+  return { ...told, you, now: readAt && now(), read_at: readAt };
 }
 
 /** Take a message of /live. */
 export function take(kind, said) {
+  derived = {};
   if (kind === "reset") {
     for (const known of Object.values(rows)) known.clear();
     events.length = 0;
     you = said.you;
+    takeTrends(said.trends);
   }
   for (const [name, changed] of Object.entries(said.rows)) {
     const known = rows[name];
@@ -46,6 +52,7 @@ export function take(kind, said) {
   if (said.now) {
     skew = said.now * 1000 - Date.now();
     readAt = said.read_at;
+    note(rows.devices, readAt);
   }
 }
 
@@ -56,7 +63,9 @@ export const pool = () => rows.pool.get("pool");
 export const broker = () => rows.broker.get("broker");
 
 /** Leases by the id of each device they hold. */
-export function leasesByDevice() {
+export const leasesByDevice = () => (derived.leases ??= findLeases());
+
+function findLeases() {
   const found = new Map();
   for (const [id, lease] of rows.leases) {
     for (const gpu of lease.gpus) {
@@ -66,3 +75,7 @@ export function leasesByDevice() {
   }
   return found;
 }
+
+/** The waiter that each reserved device is reserved for, by the device's id. */
+export const reservations = () =>
+  (derived.reservations ??= new Map([...rows.queue.values()].flatMap((waiter) => waiter.kept.map((uuid) => [uuid, waiter]))));

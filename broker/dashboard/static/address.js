@@ -1,0 +1,45 @@
+// The part of the address after `#`: the filter, and the one thing that is open.
+
+const KINDS = ["gpu", "host", "lease", "waiter", "event"];
+
+let changed = () => {};
+
+/** The filter, and the subject that is open, `{kind, id}`, or null. */
+export function read() {
+  const params = new URLSearchParams(location.hash.slice(1));
+  const kind = KINDS.find((each) => params.get(each));
+  return { filter: params.get("q") ?? "", subject: kind ? { kind, id: params.get(kind) } : null };
+}
+
+function fragment(filter, subject) {
+  const params = new URLSearchParams(filter ? { q: filter } : {});
+  if (subject) params.set(subject.kind, subject.id);
+  return params.size ? `#${params}` : location.pathname;
+}
+
+/** The address of a subject within this page; the filter stays. */
+export const hrefOf = (kind, id) => fragment(read().filter, { kind, id });
+
+/** The address of this page with another filter. */
+export const hrefOfFilter = (filter) => fragment(filter, null);
+
+/** The whole address of a subject, to be given to others. */
+export const linkTo = ({ kind, id }) => new URL(fragment("", { kind, id }), location.href).href;
+
+/** Open a subject. Back closes it. */
+export function go(kind, id) {
+  history.pushState(null, "", hrefOf(kind, id));
+  changed();
+}
+
+/** Set the filter; what is open stays open. */
+export const setFilter = (filter) => history.replaceState(null, "", fragment(filter, read().subject));
+
+/** Forget the subject, which was closed. */
+export const leave = () => history.replaceState(null, "", fragment(read().filter, null));
+
+/** Call this when the address has changed: by a link, by Back, by `go`. */
+export function onChange(callback) {
+  changed = callback;
+  addEventListener("popstate", () => changed());
+}

@@ -1,0 +1,55 @@
+// The figures of the whole pool.
+
+import { html, nothing } from "./vendor/lit-html.js";
+import { hrefOfFilter } from "./address.js";
+import { count, leasable, troubled } from "./describe.js";
+import { percent, size } from "./format.js";
+import { rows } from "./state.js";
+import { FINDINGS, STATES } from "./words.js";
+
+const MEMORY = [["leased", "leased"], ["others", "used by others"], ["withheld", "withheld"], ["reserved", "reserved"], ["system", "system"], ["free", "free"]];
+
+const figure = (label, value, note, kind = "") =>
+  html`<div class="figure ${kind}"><dt>${label}</dt><dd>${value}</dd><dd class="note">${note}</dd></div>`;
+
+/** Counted words, each of which fills the filter. */
+const filters = (counts, means) =>
+  counts.map(([word, times], n) => html`${n ? ", " : ""}<a href=${hrefOfFilter(word)} title=${means[word]}>${times} ${word}</a>`);
+
+/** How many GPUs are in each state but ok. */
+function troubles(gpus) {
+  const found = new Map();
+  for (const { state } of gpus.filter(troubled)) found.set(state, (found.get(state) ?? 0) + 1);
+  return [...found];
+}
+
+function findings(gpus) {
+  const counts = count(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind)));
+  if (!counts.length) return nothing;
+  return html`<p class="findings"><b class="state trouble">Found</b>
+    ${filters(counts, FINDINGS)}</p>`;
+}
+
+/** Figures of the whole pool, and the colours of the memory bars. */
+export function summary(pool, broker) {
+  const gpus = [...rows.devices.values()];
+  const sum = (name) => gpus.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
+  const free_mb = gpus.reduce((all, gpu) => all + leasable(gpu), 0);
+  const states = troubles(gpus);
+  const safe = pool.safe_mode_read_only || broker.safe_mode;
+  const blocked_mb = sum("memory_left_mb") - free_mb;
+  const total = `of ${size(sum("memory_total_mb"))}`;
+  const room = safe ? "none: SAFE_MODE is on" : blocked_mb ? `${total}; ${size(blocked_mb)} not leasable` : total;
+  return html`<dl>
+    ${figure("GPUs", gpus.length, states.length ? filters(states, STATES) : "all ok", states.length ? "trouble" : "")}
+    ${figure("Free to lease", size(safe ? 0 : free_mb), room)}
+    ${figure("Leased", percent(sum("memory_reserved_mb"), sum("memory_total_mb")), size(sum("memory_reserved_mb")))}
+    ${figure("Leases", pool.leases, pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs")}
+    ${figure("Waiting", pool.waiting, pool.waiting ? "see the line for why" : "nobody")}
+    ${figure("SAFE_MODE", safe ? "ON" : "off", safe ? "no GPU is leased" : "GPUs are leased", safe ? "trouble" : "")}
+  </dl>
+  ${findings(gpus)}
+  <ul class="legend" aria-label="Colours of the memory bars">
+    ${MEMORY.map(([kind, label]) => html`<li><i class=${kind}></i>${label}</li>`)}
+  </ul>`;
+}

@@ -1,0 +1,56 @@
+"""The page's modules: no circle, small files, words apart from markup."""
+
+from __future__ import annotations
+
+import re
+from graphlib import TopologicalSorter
+
+import pytest
+
+from broker.dashboard import FOLDER
+
+MODULES = {path.name: path.read_text() for path in FOLDER.glob("*.js")}
+
+IMPORTED = re.compile(r"^(?:import|export)\b[^;]*?from\s+\"\./([\w/.-]+)\";", re.MULTILINE | re.DOTALL)
+
+PLAIN = {"address.js", "colours.js", "describe.js", "format.js", "state.js", "trends.js", "words.js"}
+"""Modules that make no element: a test or another page can use their words."""
+
+LINES = 300
+
+
+def imports(name: str) -> set[str]:
+    """The modules that one imports, by the names of their files."""
+    return set(IMPORTED.findall(MODULES[name]))
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Every import is of a file that is there, and leads downwards."""
+    graph = {name: imports(name) for name in MODULES}
+    assert "describe.js" in graph["markup.js"]  # the pattern finds imports
+    assert {name for to in graph.values() for name in to if not (FOLDER / name).exists()} == set()
+    tuple(TopologicalSorter(graph).static_order())
+
+
+def test_every_module_is_used() -> None:
+    """By the page itself or by another module."""
+    page = (FOLDER / "index.html").read_text()
+    used = {name for each in MODULES for name in imports(each)}
+    assert {n for n in MODULES if n not in used and f"static/{n}" not in page} == set()
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN))
+def test_words_are_apart_from_markup(name: str) -> None:
+    """Directly and through what they import."""
+    reached, ahead = set(), [name]
+    while ahead:
+        each = ahead.pop()
+        reached.add(each)
+        ahead += [to for to in imports(each) - reached if to in MODULES]
+        assert "vendor/lit-html.js" not in imports(each), f"{name} makes elements, through {each}"
+
+
+def test_files_are_small() -> None:
+    """Each can be read at a sitting."""
+    texts = MODULES | {"style.css": (FOLDER / "style.css").read_text()}
+    assert {n: len(t.splitlines()) for n, t in texts.items() if len(t.splitlines()) >= LINES} == {}
