@@ -14,7 +14,7 @@ export function read() {
 function fragment(filter, subject) {
   const params = new URLSearchParams(filter ? { q: filter } : {});
   if (subject) params.set(subject.kind, subject.id);
-  return params.size ? `#${params}` : location.pathname;
+  return params.size ? `./#${params}` : "./"; // a bare fragment would be taken for a place in the page
 }
 
 /** The address of a subject within this page; the filter stays. */
