@@ -281,10 +281,10 @@ def test_broker_with_keys(own: Server, client: LeaseClient, tab: Opened, tmp_pat
     """No key: nothing is shown. A viewer sees and cannot act. An operator acts, in her name."""
     file = tmp_path / "keys"
     viewer, ann = new_key(file, "kim", "viewer"), new_key(file, "ann", "operator")
-    lease = client.acquire("analyst", memory_mb=64, ttl_s=300)
     settings = {**FOUR, "REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}
     with Broker(**settings) as broker:
         page = tab(broker.wait())
+        lease = client.acquire("analyst", memory_mb=64, ttl_s=300)
         expect(page.dialog).to_contain_text("This broker wants a key")
         expect(page.notice).to_contain_text("Not shown")
         assert page.rows("devices").count() == 0

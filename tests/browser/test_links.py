@@ -131,10 +131,10 @@ def test_viewer_is_told_what_is_not_shown(
     """Without a key the lists are not empty but not shown; with a viewer's the rest is named."""
     file = tmp_path / "keys"
     viewer = new_key(file, "kim", "viewer")
-    client.acquire("trainer", devices=4, ttl_s=300)
     settings = {**FOUR, "REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}
     with Broker(**settings) as broker:
         page = tab(broker.wait())
+        client.acquire("trainer", devices=4, ttl_s=300)
         for panel in ("devices", "leases", "queue", "events"):
             empty = page.page.locator(f"#{panel} .empty")
             expect(empty).to_have_text("Not shown to you: a key is needed.")
