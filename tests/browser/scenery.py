@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
@@ -46,7 +45,8 @@ def _device(host: int, index: int, name: str, total_mb: int) -> tuple[str, tuple
     fields: dict[str, Any] = {
         "index": index, "name": name, "model": name, "state": "ok", "reason": "",
         "total_mb": total_mb, "reserve_mb": 512, "used_mb": 400, "simulated": 0,
-        "utilization_gpu_pct": busy, "temperature_c": 34 + busy / 2, "power_draw_w": 70 + 6.3 * busy,
+        "utilization_gpu_pct": busy, "temperature_c": 34 + busy / 2,
+        "power_draw_w": 70 + 6.3 * busy,
     }  # fmt: skip
     if (host, index) == (2, 2):
         fields |= {"state": "mig"}
@@ -115,9 +115,3 @@ def scenery() -> Iterator[tuple[Broker, LeaseClient]]:
 def reserve(client: LeaseClient) -> None:
     """Wait until GPUs are reserved for a request that has waited for 30 s."""
     eventually(lambda: any(waiter.reservation for waiter in client.queue()), 60, 0.5)
-
-
-if __name__ == "__main__":
-    with scenery() as (broker, _):
-        print(f"http://127.0.0.1:{broker.port}", flush=True)
-        time.sleep(3600)

@@ -66,7 +66,7 @@ def test_link_opens_its_gpu_or_lease_and_marks_its_row(
 def test_links_lead_from_one_dialog_to_the_next_and_back(
     broker: Broker, client: LeaseClient, tab: Opened
 ) -> None:
-    """From a lease to its GPU; Back leads to the lease, and once more to the page. The filter stays."""
+    """From a lease to its GPU; Back leads to the lease, then to the page. The filter stays."""
     client.acquire("analyst", memory_mb=64)
     page = tab(broker, "/#q=h1")
     page.row("leases", "analyst").click()
@@ -159,9 +159,7 @@ def test_viewer_is_told_what_is_not_shown(
         expect(page.dialog.locator(".gone")).to_contain_text("waits no more: revoked at")
 
 
-def test_tiles_are_chosen_and_remembered(
-    broker: Broker, client: LeaseClient, tab: Opened
-) -> None:
+def test_tiles_are_chosen_and_remembered(broker: Broker, client: LeaseClient, tab: Opened) -> None:
     """By a button or a key; after a reload too. A tile has its agent's colour."""
     client.acquire("analyst", devices=4)
     page = tab(broker)
@@ -210,4 +208,6 @@ def test_sparkline_begins_with_what_the_replica_has_seen(broker: Broker, tab: Op
     page = tab(broker)
     page.is_live()
     spark = page.row("devices", "0 Simulated").locator(".spark")
-    expect(spark).to_have_attribute("aria-label", "Last 10 minutes: busy 0 to 0 %, memory in use 0 to 0 %")
+    expect(spark).to_have_attribute(
+        "aria-label", "Last 10 minutes: busy 0 to 0 %, memory in use 0 to 0 %"
+    )

@@ -11,9 +11,19 @@ from broker.dashboard import FOLDER
 
 MODULES = {path.name: path.read_text() for path in FOLDER.glob("*.js")}
 
-IMPORTED = re.compile(r"^(?:import|export)\b[^;]*?from\s+\"\./([\w/.-]+)\";", re.MULTILINE | re.DOTALL)
+IMPORTED = re.compile(
+    r"^(?:import|export)\b[^;]*?from\s+\"\./([\w/.-]+)\";", re.MULTILINE | re.DOTALL
+)
 
-PLAIN = {"address.js", "colours.js", "describe.js", "format.js", "state.js", "trends.js", "words.js"}
+PLAIN = {
+    "address.js",
+    "colours.js",
+    "describe.js",
+    "format.js",
+    "state.js",
+    "trends.js",
+    "words.js",
+}
 """Modules that make no element: a test or another page can use their words."""
 
 LINES = 300
