@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 AGAIN_S, DENIED_S = 30.0, 600.0
 """After which functions are asked for again that were not there, or that a user may not call."""
 
-TRIES = 3
-"""A function that is not there, a script that is not there, the script."""
+TRIES = 5
+"""Tries of one call: a function that is not there, a script that is not there, each of them flushed
+once more at that moment, the script."""
 
 NOT_FOUND = "Function not found"
 

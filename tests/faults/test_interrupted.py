@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -96,6 +97,27 @@ def client(server: Server, pool: Pool) -> Iterator[LeaseClient]:
         yield client
 
 
+def contained(story: Callable[[], object]) -> None:
+    """Run a story in a generator of its own.
+
+    Where a trace function raises in the middle of an `except`, CPython 3.11 goes on as if that
+    exception were still handled. A generator has such a state of its own, which ends with it.
+    """
+
+    def steps() -> Iterator[object]:
+        yield story()
+
+    next(steps())
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect what a test left unclosed while its warnings are ignored; nothing is handled."""
+    yield
+    gc.collect()
+    assert sys.exception() is None
+
+
 def nothing_left(client: LeaseClient) -> bool:
     return not client.leases() and not client.queue()
 
@@ -103,12 +125,12 @@ def nothing_left(client: LeaseClient) -> bool:
 def at_every_step(story: Callable[[], object], again: int = 0) -> int:
     """Run a story once per step that it has, interrupted there; how often it was."""
     with Interrupt(0) as whole:
-        story()
+        contained(story)
     struck = 0
     for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
         try:
             with Interrupt(at, again):
-                story()
+                contained(story)
         except Interrupted:
             struck += 1
     assert struck > whole.steps / EVERY / 2
@@ -156,7 +178,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
             pass
 
     with Interrupt(0) as whole:
-        story()
+        contained(story)
     for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
         until(lambda: not client.queue())
         until(lambda: all(lease.agent == "blocker" for lease in client.leases()))
@@ -164,7 +186,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
             client.release(lease.token)
         blocker[:] = [client.acquire("blocker", memory_mb=900, ttl_s=0, wait_s=20)]
         with contextlib.suppress(Interrupted), Interrupt(at):
-            story()
+            contained(story)
     client._inbox.wait = real  # type: ignore[method-assign] # for the other tests
     for lease in blocker:
         client.release(lease.token)
