@@ -2,8 +2,8 @@
 
 Starts the orchestrator and the agents with the start script that the systemd units run, on free
 ports and with a store of their own; runs the demonstrations, and the mini pipeline with SAFE_MODE
-on, off, and with the orchestrator killed in the middle; then fills the checklist's table of
-criteria from what was seen. Exit code 0 when all are met. Takes some 15 seconds.
+on, off, and with the orchestrator killed in the middle; then fills the table of the
+procedure's criteria from what was seen. Exit code 0 when all are met. Takes some 15 seconds.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Source(Protocol):
 
 
 def system_mb_of(total_mb: int | None) -> int:
-    """MiB of a real device that no lease may take: 3 %, at least 256 (design.md section 5)."""
+    """Return the MiB of a real device that no lease may take: 3 %, at least 256."""
     return max(_SYSTEM_MIN_MB, -(-(total_mb or 0) * 3 // 100))
 
 

@@ -1,4 +1,4 @@
-"""The checklist's criteria for an end-to-end run, each judged from what was seen."""
+"""Criteria of the documented end-to-end procedure, each judged from what was seen."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One of the checklist's; `look` gives whether it is met, and what shows it."""
+    """One criterion of the procedure; `look` gives whether it is met, and what shows it."""
 
     name: str
     look: Callable[[Seen], tuple[bool, str]]
@@ -157,7 +157,7 @@ CRITERIA = (
     Criterion("E2E run stable", _stable),
     Criterion("Lease SAFE_MODE behavior", _lease),
 )
-"""In the checklist's order."""
+"""All criteria, in the order of the procedure."""
 
 
 def as_table(verdicts: list[Verdict]) -> str:

@@ -13,6 +13,7 @@ import yaml
 from agent_sdk import settings as sdk_settings
 from broker.cli import COMMANDS
 from broker.devices.simulated import totals_of
+from broker.maintenance.advisories import advisory
 from broker.settings import Settings
 from tests.api.brokers import PROGRAM, environment
 
@@ -70,6 +71,20 @@ def test_published_port_needs_keys(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "gpu-broker keys new" in done.stderr
+
+
+def test_images_are_pinned_and_without_known_holes() -> None:
+    """Each names a whole version, so that tomorrow's is the one of today."""
+    services = compose()["services"].values()
+    stores = {service["image"] for service in services if "image" in service}
+    (builds,) = {
+        service["build"]["dockerfile_inline"] for service in services if "build" in service
+    }
+    bases = re.findall(r"^FROM (\S+)$", builds, re.MULTILINE)
+    for image in [*stores, *bases]:
+        assert re.search(r":\d+\.\d+\.\d+", image), image
+    for image in stores:
+        assert advisory({"redis_version": image.partition(":")[2]}) is None
 
 
 def test_compose_file_names_what_there_is() -> None:

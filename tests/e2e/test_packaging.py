@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -100,8 +103,64 @@ def test_wheel_requires_redis_and_click_alone(wheel: Path) -> None:
     base = {line.split(">")[0].split("<")[0] for line in required if "extra ==" not in line}
     assert base == {"redis", "click"}
     assert set(metadata.get_all("Provides-Extra") or []) == {
-        "broker", "agents", "embedded", "bench", "dev",
+        "broker", "agents", "embedded", "bench", "docs", "dev",
     }  # fmt: skip
+
+
+def test_description_links_to_the_repository(wheel: Path) -> None:
+    """PyPI shows README without the files beside it: each link is an address, and leads to one."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    text = metadata.get_payload()
+    assert isinstance(text, str)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    urls = dict(entry.split(", ") for entry in metadata.get_all("Project-URL") or [])
+    for link in links:
+        assert link.startswith(f"{urls['Repository']}/"), link
+        path = link.removeprefix(urls["Repository"]).partition("/main/")[2].partition("#")[0]
+        assert (ROOT / path).exists(), link
+
+
+def test_python_versions_are_those_that_are_tested(wheel: Path) -> None:
+    """From the least that is needed on, without a gap."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    said = [line.rsplit(" ", 1)[1] for line in metadata.get_all("Classifier") or []
+            if "Python :: 3." in line]  # fmt: skip
+    assert said == ["3.11", "3.12", "3.13", "3.14"]
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_sdist_is_the_checkout(tmp_path: Path) -> None:
+    """Whole: a wheel, the suite and the documentation can be made of it alone."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
+    assert set(filter(None, tracked)) <= names
+
+
+def test_image_context_has_what_a_wheel_needs(tmp_path: Path) -> None:
+    """What .dockerignore lets through builds, and is little."""
+    context = tmp_path / "context"
+    context.mkdir()
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()
+               if line.startswith("!")]  # fmt: skip
+    for name in allowed:
+        (context / name).parent.mkdir(exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, context / name)
+        else:
+            shutil.copy(ROOT / name, context / name)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=context, check=True, capture_output=True)
+    assert list(tmp_path.glob("*.whl"))
+    assert not {"tests", "deploy", ".git", ".venv"} & {path.name for path in context.iterdir()}
 
 
 def test_scripts_of_the_wheel_are_those_of_the_checkout(base: dict[str, str]) -> None:

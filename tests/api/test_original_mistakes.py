@@ -1,6 +1,6 @@
-"""What the documented original got wrong (http-contract.md section 6), item by item, for real.
+"""Mistakes of the documented service's first implementation, each shown to be none of ours.
 
-Not here, because it does not exist yet: API keys and the HTTP client that fails closed.
+API keys are in `test_auth`, the HTTP client that fails closed in `test_orchestrator_client`.
 """
 
 from __future__ import annotations
