@@ -21,6 +21,7 @@ from agent_sdk.errors import (
 )
 from agent_sdk.keys import TOKEN
 from agent_sdk.protocol.lease import ANY
+from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.snapshot import LeaseStatus
@@ -29,6 +30,7 @@ from broker.api_keys import Principal
 from broker.http.auth import AgentKey, Viewer
 from broker.http.delivery import delivery_of
 from broker.http.disconnect import HUNG_UP, HungUpError, unless_ended
+from broker.http.ignored import NamesIgnored
 from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
 from broker.http.requests import LeaseBody, ReleaseBody, RenewBody
 from broker.logs import SHOWN, note
@@ -39,7 +41,7 @@ from broker.serializers import device_json, lease_json
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(responses=EVERYWHERE)
+router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 
 # Routes are tried in their order, so what is asked most stands first; and these three answer with
 # responses of their own, which FastAPI does not look through.
@@ -125,7 +127,8 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
         raise error_for(got.reason or "store_unavailable")
     if body.token is None:  # a token of the client's own is the client's to repeat or to release
         delivery_of(request).otherwise(lambda: _take_back(broker, got))
-    return JSONResponse(lease_json.granted(got))
+    doubt = meant_gib(memory_mb := body.min_memory_mb or 0, str(memory_mb * 1024))
+    return JSONResponse(lease_json.granted(got) | ({"hint": doubt} if doubt else {}))
 
 
 def _host_and_ttl(

@@ -10,13 +10,14 @@ from fastapi import APIRouter
 from agent_sdk.errors import SafeMode, error_for
 from broker.api_keys import Principal
 from broker.http.auth import Operator, Viewer
+from broker.http.ignored import NamesIgnored
 from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
 from broker.http.requests import DrainBody, PolicyBody, RevokeBody
 from broker.logs import note
 from broker.replica import At, Broker
 from broker.serializers import lease_json
 
-router = APIRouter(responses=EVERYWHERE)
+router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 
 NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -11,13 +11,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from agent_sdk.errors import CODES, BadRequest, LeaseError, LeaseLost, NoCapacity, UnknownToken
+from broker.http.ignored import ignored_in
 from broker.logs import note
+from broker.text.printable import printable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from starlette.responses import Response
 
 SOONEST_RETRY_S = 1
+
+NO_OBJECT: Final = "dataclass_type"
+"""Pydantic's word for a body that is no object."""
 
 NO_TEXT = 400
 """FastAPI's status for a body that it cannot decode."""
@@ -53,14 +58,26 @@ async def _lease_error(_: Request, error: Exception) -> JSONResponse:
     return problem(error)
 
 
-async def _bad_input(_: Request, error: Exception) -> JSONResponse:
+async def _bad_input(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422 without the input: a NaN or a lone surrogate in an echo would be a 500."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
     detail = [
         {"type": e["type"], "loc": [_printable(part) for part in e["loc"]], "msg": e["msg"]}
         for e in error.errors()
     ]
-    return JSONResponse({"detail": detail}, 422)
+    if detail and detail[0]["type"] == NO_OBJECT:
+        detail[0]["msg"] = _no_object(request.headers.get("content-type", ""))
+    ignored = ignored_in(request.scope.get("route"), error.body)
+    return JSONResponse({"detail": detail} | ({"ignored": ignored} if ignored else {}), 422)
+
+
+def _no_object(content_type: str) -> str:
+    """Say why a body was not read as a JSON object."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return "the body must be a JSON object"
+    sent = printable(content_type)[:80] or "none"
+    return f"the header Content-Type must be application/json for a JSON body; it was {sent}"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
