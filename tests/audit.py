@@ -213,7 +213,7 @@ def _placement(devices: Rows) -> dict[str, dict[str, float]]:
     for uuid, d in devices.items():
         host, model = d["host"], d["model"]
         capacity = int(d["total_mb"]) - int(d["system_mb"])
-        used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
+        used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["unleased_mb"])
         free = capacity - used
         up = d["state"] == "ok" and d["drained"] != "1" and not d["kept_for"] and free > 0
         for sel in ("*", f"host/{host}", f"model/{model}", f"host/{host}/{model}"):
@@ -224,7 +224,7 @@ def _placement(devices: Rows) -> dict[str, dict[str, float]]:
             for sel in ("*", f"host/{host}", f"model/{model}"):
                 found[f"free:{sel}"][uuid] = free
         alone = int(d["leases"]) == 0 and int(d["withheld_mb"]) == 0
-        if up and alone and int(d["foreign_mb"]) <= 512:
+        if up and alone and int(d["unleased_mb"]) <= 512:
             found[f"idle:{host}/{model}"][uuid] = free
             found[f"idlehosts:{model}"][host] = found[f"idlehosts:{model}"].get(host, 0) + 1
     return found

@@ -53,7 +53,7 @@ def find(client: LeaseClient) -> str:
     assert held == FIRST
     over = "0" * 16
     tell(
-        client, FIRST, overuse=lease.token, squatter="991", orphan="77", foreign_mb=700,
+        client, FIRST, overuse=lease.token, squatter="991", orphan="77", unleased_mb=700,
         processes=[
             process(991, memory_mb=500, name="jupyter", user="bob", finding="squatter"),
             process(4711, memory_mb=5120, token=lease.token, busy_pct=79.6),

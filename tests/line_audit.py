@@ -107,7 +107,7 @@ def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> boo
     memory_mb, wanted = int(record["memory_mb"]), int(count)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for d in devices.values():
-        used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["foreign_mb"])
+        used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["unleased_mb"])
         free = int(d["total_mb"]) - int(d["system_mb"]) - used
         up = d["state"] == "ok" and d["drained"] != "1" and d["kept_for"] in {"", token}
         suits = host in {"*", d["host"]} and model in {"*", d["model"]}
@@ -116,7 +116,7 @@ def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> boo
         if exclusive == "0" and wanted == 1:
             if not d["exclusive"] and memory_mb <= room_mb:
                 return True
-        elif d["leases"] == "0" and d["withheld_mb"] == "0" and int(d["foreign_mb"]) <= 512:
+        elif d["leases"] == "0" and d["withheld_mb"] == "0" and int(d["unleased_mb"]) <= 512:
             groups[d["host"], d["model"]].append(free)
     return any(
         len(group) >= wanted and sum(sorted(group)[:wanted]) <= room_mb for group in groups.values()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.reservations import Reservation
 
 DEVICE_NUMBERS = (
-    "total_mb", "system_mb", "leased_mb", "withheld_mb", "foreign_mb", "leases",
+    "total_mb", "system_mb", "leased_mb", "withheld_mb", "unleased_mb", "leases",
 )  # fmt: skip
 
 TELEMETRY = (
@@ -98,7 +98,7 @@ class DeviceStatus:
     system_mb: int
     leased_mb: int
     withheld_mb: int
-    foreign_mb: int
+    unleased_mb: int
     leases: int
     exclusive: str
     kept_for: str
@@ -132,7 +132,7 @@ class DeviceStatus:
 
         Negative when others use what was promised.
         """
-        held = self.leased_mb + self.withheld_mb + self.foreign_mb
+        held = self.leased_mb + self.withheld_mb + self.unleased_mb
         return self.total_mb - self.system_mb - held
 
 

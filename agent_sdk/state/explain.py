@@ -238,7 +238,7 @@ def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
     if word == "quarantined" and device.quarantine:
         return f"{says}: {device.quarantine}"
     if word == "used_by_others":
-        says = f"{device.foreign_mb} MiB used by processes without a lease"
+        says = f"{device.unleased_mb} MiB used by processes without a lease"
     return f"{says} ({others})" if word in {"dirty", "used_by_others"} and others else says
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
 
-IDLE_FOREIGN_MB: Final = 512
+IDLE_UNLEASED_MB: Final = 512
 """What a driver and a desktop use on a GPU that nobody works on."""
 
 MIB_PER_GIB: Final = 1024
@@ -118,10 +118,10 @@ def reason(
         ("exclusive", bool(device.exclusive)),
         ("not_idle", whole(wish, pool) and device.leases > 0),
         ("withheld", whole(wish, pool) and device.withheld_mb > 0),
-        ("used_by_others", whole(wish, pool) and device.foreign_mb > IDLE_FOREIGN_MB),
+        ("used_by_others", whole(wish, pool) and device.unleased_mb > IDLE_UNLEASED_MB),
         ("fits", free > 0 and free >= wish.memory_mb),
         ("withheld", device.withheld_mb > 0 and free + device.withheld_mb >= wish.memory_mb),
-        ("used_by_others", device.foreign_mb > 0 and free + device.foreign_mb >= wish.memory_mb),
+        ("used_by_others", device.unleased_mb > 0 and free + device.unleased_mb >= wish.memory_mb),
         ("full", True),
     )
     return next(word for word, holds in checks if holds)
@@ -180,8 +180,8 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
 
 def _whole_mb(device: DeviceStatus) -> int:
     """MiB that count against an agent's cap when all of it is leased: not what a driver uses."""
-    idle = device.foreign_mb <= IDLE_FOREIGN_MB
-    return device.total_mb - device.system_mb - (device.foreign_mb if idle else 0)
+    idle = device.unleased_mb <= IDLE_UNLEASED_MB
+    return device.total_mb - device.system_mb - (device.unleased_mb if idle else 0)
 
 
 def ready_at(
@@ -229,7 +229,7 @@ def _device_ready(
     if whole(wish, pool) or device.exclusive:
         # Processes without a lease stay: they may leave too little even of an empty device.
         left = device.left_mb + sum(end.memory_mb for end in ordered)
-        stays = whole(wish, pool) and device.foreign_mb > IDLE_FOREIGN_MB
+        stays = whole(wish, pool) and device.unleased_mb > IDLE_UNLEASED_MB
         enough = len(ordered) == device.leases and left >= max(1, wish.memory_mb) and not stays
         return ordered[-1] if enough else None
     free = device.left_mb

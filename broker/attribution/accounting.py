@@ -1,7 +1,7 @@
 """How much of a GPU's memory is used by whom, as the ledger needs it.
 
 Free = capacity - Σ max(leased, used by it) - used by nobody's lease. What a lease holds is in the
-ledger already, so what is reported is the rest: *outside*. A sample without the memory of each
+ledger already, so what is reported is the rest: *unleased*. A sample without the memory of each
 process gives none of this; then the ledger reckons with what is used in all.
 """
 
@@ -23,13 +23,13 @@ class Cooling(NamedTuple):
 
     Attributes:
         ended_ms: when it ended, on the pool's clock.
-        lingering_mb: MiB that its processes still use, of those that it held.
-        uncertain_mb: MiB that it held, if its processes are not known; else 0.
+        cooling_used_mb: MiB that its processes still use, of those that it held.
+        cooling_unattributed_mb: MiB that it held, if its processes are not known; else 0.
     """
 
     ended_ms: int
-    lingering_mb: int
-    uncertain_mb: int
+    cooling_used_mb: int
+    cooling_unattributed_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +37,28 @@ class Account:
     """One GPU's memory, MiB.
 
     Attributes:
-        outside_mb: used by processes without a lease, by leases beyond what they hold, and what no
-            process accounts for.
-        unclaimed_mb: held by leases whose processes are not known: so much of what is outside may
-            be theirs.
+        reported_unleased_mb: used by processes without a lease, by leases beyond what they hold,
+            and what no process accounts for.
+        unattributed_mb: held by leases whose processes are not known: so much of what is
+            unleased may be theirs.
         cooling: token -> what is known of a lease that cools, where it may still use something.
         over_mb: how much more a lease's processes use than it holds, where they do.
     """
 
-    outside_mb: int
-    unclaimed_mb: int
+    reported_unleased_mb: int
+    unattributed_mb: int
     cooling: dict[str, Cooling]
     over_mb: dict[str, int]
 
     @property
-    def lingering_mb(self) -> int:
+    def cooling_used_mb(self) -> int:
         """Still used by processes of leases that cool."""
-        return sum(each.lingering_mb for each in self.cooling.values())
+        return sum(each.cooling_used_mb for each in self.cooling.values())
 
     @property
-    def uncertain_mb(self) -> int:
+    def cooling_unattributed_mb(self) -> int:
         """Held by leases that cool and whose processes are not known."""
-        return sum(each.uncertain_mb for each in self.cooling.values())
+        return sum(each.cooling_unattributed_mb for each in self.cooling.values())
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Shares:
 
     Attributes:
         ended_ms: when each of those that cool ended; the last first.
-        unclaimed: of both, those whose processes are not known.
+        unattributed: of both, those whose processes are not known.
         young: granted after the sample: no use of theirs is in it.
         unseen: no process of theirs has been seen on a GPU yet, as far as that can be known.
         whole: it has the whole device, whatever is said to be reserved of it.
@@ -84,7 +84,7 @@ class Shares:
     active: dict[str, int] = field(default_factory=dict)
     cooling: dict[str, int] = field(default_factory=dict)
     ended_ms: dict[str, int] = field(default_factory=dict)
-    unclaimed: frozenset[str] = frozenset()
+    unattributed: frozenset[str] = frozenset()
     young: frozenset[str] = frozenset()
     unseen: frozenset[str] = frozenset()
     whole: str = ""
@@ -100,7 +100,7 @@ def shares_on(
 ) -> Shares:
     """The shares of a device that these leases hold. whole: the token of who is alone on it."""
     shares = Shares(
-        unclaimed=frozenset(x.token for x in holders if x.token not in matcher.claimed),
+        unattributed=frozenset(x.token for x in holders if x.token not in matcher.claimed),
         young=frozenset(x.token for x in holders if x.granted_at_ms > sampled_ms),
         unseen=frozenset(x.token for x in holders if x.token not in matcher.working),
         whole=whole,
@@ -119,7 +119,7 @@ def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | N
         return None
     held = shares.all
     groups: list[_Group] = []
-    named_mb = outside_mb = 0
+    named_mb = reported_unleased_mb = 0
     for process in device.processes:
         if process.memory_mb is None:
             return None
@@ -128,30 +128,30 @@ def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | N
         if tokens:
             _join(groups, set(tokens), process.memory_mb)
         else:
-            outside_mb += process.memory_mb
-    outside_mb += max(0, device.used_mb - named_mb)
-    lingering: dict[str, int] = {}
+            reported_unleased_mb += process.memory_mb
+    reported_unleased_mb += max(0, device.used_mb - named_mb)
+    cooling_used: dict[str, int] = {}
     over_mb: dict[str, int] = {}
     for group in groups:
         active_mb = sum(shares.active.get(token, 0) for token in group.tokens)
         cooling_mb = sum(shares.cooling.get(token, 0) for token in group.tokens)
         beyond_mb = group.used_mb - active_mb - cooling_mb
-        outside_mb += max(0, beyond_mb)
-        lingering |= _spread(group.used_mb - active_mb, group.tokens, shares.cooling)
+        reported_unleased_mb += max(0, beyond_mb)
+        cooling_used |= _spread(group.used_mb - active_mb, group.tokens, shares.cooling)
         if beyond_mb > 0:
             theirs = group.tokens & shares.active.keys() - {shares.whole}
             over_mb |= dict.fromkeys(theirs, beyond_mb)
-    unclaimed_mb = sum(held[token] for token in shares.unclaimed - shares.young)
+    unattributed_mb = sum(held[token] for token in shares.unattributed - shares.young)
     cooling = {
         token: Cooling(
             shares.ended_ms[token],
-            lingering.get(token, 0),
-            mb if token in shares.unclaimed - shares.young else 0,
+            cooling_used.get(token, 0),
+            mb if token in shares.unattributed - shares.young else 0,
         )
         for token, mb in shares.cooling.items()
-        if token in lingering or token in shares.unclaimed
+        if token in cooling_used or token in shares.unattributed
     }
-    return Account(outside_mb, unclaimed_mb, cooling, over_mb)
+    return Account(reported_unleased_mb, unattributed_mb, cooling, over_mb)
 
 
 def _spread(used_mb: int, tokens: set[str], cooling: dict[str, int]) -> dict[str, int]:

@@ -230,7 +230,7 @@ def _without_lease(seen: AttributedSample, uuid: str, owners: frozenset[str]) ->
         return ""
     # It may be of a lease whose own processes have yet to be seen.
     shares = seen.shares[uuid]
-    doubtful = shares.unclaimed | (shares.unseen & shares.active.keys())
+    doubtful = shares.unattributed | (shares.unseen & shares.active.keys())
     return "" if doubtful or uuid in seen.holders.unsure else "squatter"
 
 
@@ -269,7 +269,7 @@ def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or seen.states[uuid] in FAILED:
         return False
-    unknown = lease.token in seen.shares[uuid].unclaimed | seen.shares[uuid].unseen
+    unknown = lease.token in seen.shares[uuid].unattributed | seen.shares[uuid].unseen
     return not any(
         _works(device, process)
         for process in device.processes

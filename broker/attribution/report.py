@@ -188,7 +188,12 @@ def _report(
     said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
     said |= {"state": state, "reason": reason, "unseen": unseen}
     said["processes"] = _rows_text(found)
-    for name in ("outside_mb", "unclaimed_mb", "lingering_mb", "uncertain_mb"):
+    for name in (
+        "reported_unleased_mb",
+        "unattributed_mb",
+        "cooling_used_mb",
+        "cooling_unattributed_mb",
+    ):
         said[name] = _text(getattr(account, name, None))
     said["cooling"] = _cooling(account)
     said |= {kind: _names(sorted(subjects)) for kind, subjects in found.subjects.items()}

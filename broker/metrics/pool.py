@@ -117,7 +117,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("total", "All of it."),
             ("leased", "Promised to leases."),
             ("used", "In use as the driver sees it."),
-            ("foreign", "Used by processes without a lease."),
+            ("unleased", "Used by processes without a lease."),
             ("withheld", "Of ended leases, not given again yet."),
             ("free", "What the next request can be given: none where no new lease may begin."),
         )
@@ -142,7 +142,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             "total": device.total_mb,
             "leased": device.leased_mb,
             "used": device.used_mb,
-            "foreign": device.foreign_mb,
+            "unleased": device.unleased_mb,
             "withheld": device.withheld_mb,
             "free": device.free_mb,
         }

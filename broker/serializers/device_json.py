@@ -63,7 +63,7 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
         "memory_free_mb": device.free_mb,
         "memory_left_mb": max(0, device.left_mb),
         "memory_withheld_mb": device.withheld_mb,
-        "memory_foreign_mb": device.foreign_mb,
+        "memory_foreign_mb": device.unleased_mb,
         "memory_system_mb": device.system_mb,
         "leases": device.leases,
     }

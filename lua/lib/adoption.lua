@@ -40,9 +40,9 @@ function B.adopt(token, fence, claim, waits, whose)
     d.leased_mb, d.leases, d.leased = d.leased_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
     call('SADD', P .. 'holders:' .. d.uuid, token)
-    if granted_us < S.epoch + 0 and d.foreign_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
-      d.foreign_mb = math.max(0, d.foreign_mb - each.mb)
-      call('HSET', P .. 'device:' .. d.uuid, 'foreign_mb', text(d.foreign_mb))
+    if granted_us < S.epoch + 0 and d.unleased_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
+      d.unleased_mb = math.max(0, d.unleased_mb - each.mb)
+      call('HSET', P .. 'device:' .. d.uuid, 'unleased_mb', text(d.unleased_mb))
     end
     B.index(d)
   end

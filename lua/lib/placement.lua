@@ -54,7 +54,7 @@ end
 -- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it
 -- does not.
 local function whole_mb(d)
-  return d.total_mb - d.system_mb - (d.foreign_mb <= IDLE_FOREIGN_MB and math.max(0, d.foreign_mb) or 0)
+  return d.total_mb - d.system_mb - (d.unleased_mb <= IDLE_UNLEASED_MB and math.max(0, d.unleased_mb) or 0)
 end
 
 -- The least that q could ever count against its agent's cap, of those that are listed in
@@ -64,7 +64,7 @@ local function least_mb(q, of, cap_mb)
   local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices), 'WITHSCORES')
   if #found < 2 * q.devices then return nil end
   for i = 2, #found, 2 do sum = sum + found[i] end
-  if sum <= cap_mb or sum > cap_mb + q.devices * IDLE_FOREIGN_MB then return sum end
+  if sum <= cap_mb or sum > cap_mb + q.devices * IDLE_UNLEASED_MB then return sum end
   local sizes = {}   -- what is used on them without a lease decides
   for _, uuid in ipairs(call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', HOST_DEVICES)) do
     local d = B.device(uuid)

@@ -10,7 +10,7 @@ local function cool(r)
     local key, d = P .. 'device:' .. uuid, B.device(uuid)
     touched = touched + 1
     call('SREM', P .. 'holders:' .. uuid, r.token)
-    local v = call('HMGET', key, 'cooling', 'lingering_mb', 'raised_mb', 'cooled_at_ms')
+    local v = call('HMGET', key, 'cooling', 'cooling_used_mb', 'raised_mb', 'cooled_at_ms')
     if d and r.ended_at_ms > (v[4] or 0) + 0 then B.end_withholding(d, r.token, mb + 0, v) end
   end
   clear_deadline(r.token)

@@ -18,8 +18,8 @@ local FIELDS = {
   parent = 'id',
   -- Findings of its host. In MiB: used without a lease, or beyond one; of that at most so much
   -- may be of leases whose processes are not known; held by leases that cool and whose processes
-  -- are not known. Without outside_mb, used_mb alone counts.
-  outside_mb = 'whole', unclaimed_mb = 'whole', uncertain_mb = 'whole',
+  -- are not known. Without reported_unleased_mb, used_mb alone counts.
+  reported_unleased_mb = 'whole', unattributed_mb = 'whole', cooling_unattributed_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
   degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole', reporter = 'word',
 }
@@ -28,9 +28,9 @@ local FIELDS = {
 -- (`token=idle+overuse`, none = of nothing any more), error codes of the GPU with what is made of
 -- them, a process that was sent a signal, for which lease and why, and holders without a record. Of
 -- leases that cool: MiB that all of them still use, and of each `token=when it ended:MiB it still
--- uses:MiB it holds, if its processes are not known`; lib/foreign.lua keeps what the newest sample
+-- uses:MiB it holds, if its processes are not known`; lib/unleased.lua keeps what the newest sample
 -- says. `listed` 0: the driver works and does not list it; without that, naming it lists it.
-local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', lingering_mb = 'whole', cooling = 'cooling',
+local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', cooling_used_mb = 'whole', cooling = 'cooling',
   listed = 'flag' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
@@ -95,7 +95,7 @@ end
 
 local function new_device(uuid, host)
   call('HSET', P .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
-    'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'foreign_mb', '0', 'leases', '0',
+    'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'unleased_mb', '0', 'leases', '0',
     'exclusive', '', 'kept_for', '', 'drained', '0')
   return B.device(uuid)
 end
@@ -135,7 +135,7 @@ function B.accept(host, said, sampled_ms, over)
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
   if said.listed ~= '0' then fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(S.now) end
-  B.settle_foreign(d, said, sampled_ms, {
+  B.settle_unleased(d, said, sampled_ms, {
     withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3] or 0) + 0,
     raised_mb = (v[n + 4] or 0) + 0,
   }, fields)

@@ -41,9 +41,9 @@ function reservations.charge(w, d)
   local q = w.q
   local live = d.state == 'ok' and d.drained ~= '1' and (d.kept_for == '' or d.kept_for == w.token)
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
-  local most_mb, whole = d.total_mb - d.system_mb - d.foreign_mb, B.whole(q)
+  local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, B.whole(q)
   if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
-  if whole and d.foreign_mb > IDLE_FOREIGN_MB then return nil end
+  if whole and d.unleased_mb > IDLE_UNLEASED_MB then return nil end
   return whole and most_mb or q.memory_mb
 end
 

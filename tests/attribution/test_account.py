@@ -12,9 +12,9 @@ A, B = "a" * 16, "b" * 16
 
 
 def numbers(host: Host, *about: object, **more: object) -> tuple[str, str, str]:
-    """What is outside, unclaimed, lingering, of the one device looked at."""
+    """What is unleased, unattributed, used by leases that cool, of the one device looked at."""
     (said,) = host.look(*about, **more).reports.values()  # type: ignore[arg-type] # a look's own
-    return said["outside_mb"], said["unclaimed_mb"], said["lingering_mb"]
+    return said["reported_unleased_mb"], said["unattributed_mb"], said["cooling_used_mb"]
 
 
 def test_account_of_an_idle_gpu_is_nothing() -> None:
@@ -45,7 +45,7 @@ def test_account_of_a_process_without_a_lease_is_all_of_it() -> None:
     assert said == ("700", "0", "0")
 
 
-def test_account_of_memory_that_no_process_owns_is_outside() -> None:
+def test_account_of_memory_that_no_process_owns_is_unleased() -> None:
     """What the driver counts as used and names nobody for is not to be had either."""
     held = holders(lease(A, 4000, 10))
     said = numbers(Host(), (gpu(P(10, 3000), used_mb=3400),), held, (program(10),))
@@ -71,11 +71,11 @@ def test_account_of_a_lease_on_another_gpu_covers_nothing_here() -> None:
     """Whoever leased one GPU and uses another is there without a lease."""
     held = holders(lease(A, 4000, 10, uuid="GPU-b"))
     (said,) = Host().look((gpu(P(10, 500)),), held, (program(10),)).reports.values()
-    assert said["outside_mb"] == "500"
+    assert said["reported_unleased_mb"] == "500"
 
 
 def test_account_of_leases_whose_processes_are_not_known_says_how_much_that_is() -> None:
-    """Through HTTP nobody registers a process: what is outside may be theirs."""
+    """Through HTTP nobody registers a process: what is unleased may be theirs."""
     held = holders(lease(A, 4000, None), lease(B, 1000, 10))
     said = numbers(Host("10:10"), (gpu(P(20, 700)),), held, (program(20),))
     assert said == ("700", "4000", "0")
@@ -97,7 +97,7 @@ def test_account_of_a_lease_granted_after_the_sample_has_used_nothing_of_it() ->
 
 
 def test_account_of_a_lease_that_cools_says_what_lingers() -> None:
-    """Its memory is withheld by the ledger, so it is not outside; what is more of it is."""
+    """Its memory is withheld by the ledger, so it is not unleased; what is more of it is."""
     host = Host()
     numbers(host, (gpu(P(10, 900)),), holders(lease(A, 1000, 10)), (program(10),))
     cools = holders(lease(A, 1000, 10, state="cooling"))
@@ -120,7 +120,7 @@ def test_account_of_a_cooling_lease_with_unknown_processes_cannot_tell_what_ling
     host = Host()
     assert numbers(host, (gpu(P(20, 5)),), held, (program(20),)) == ("5", "1000", "0")
     (said,) = host.look((gpu(P(20, 5)),), held, (program(20),)).reports.values()
-    assert said["uncertain_mb"] == "1000"
+    assert said["cooling_unattributed_mb"] == "1000"
 
 
 def test_account_of_two_cooling_leases_says_what_each_still_uses() -> None:
@@ -142,7 +142,7 @@ def test_account_of_more_cooling_leases_than_there_is_room_for_tells_their_sums(
     many = [lease(f"{n:032x}", 10, None, state="cooling", expires_at_ms=n) for n in range(200)]
     (said,) = Host().look((gpu(),), holders(*many)).reports.values()
     assert len(said["cooling"]) <= 4000
-    assert said["uncertain_mb"] == "2000"
+    assert said["cooling_unattributed_mb"] == "2000"
 
 
 @pytest.mark.parametrize(
@@ -165,5 +165,9 @@ def test_account_of_a_device_with_more_leases_than_known_is_none() -> None:
 def test_account_in_a_container_is_none_and_says_why() -> None:
     """process_visibility: pids that mean nothing here are nobody's."""
     (said,) = Host().look((gpu(P(20, 700)),), None, unseen="in a container").reports.values()
-    assert (said["outside_mb"], said["processes"], said["unseen"]) == ("", "", "in a container")
+    assert (said["reported_unleased_mb"], said["processes"], said["unseen"]) == (
+        "",
+        "",
+        "in a container",
+    )
     assert "squatter" not in said

@@ -153,7 +153,7 @@ class World:
         audit(self.pool.redis, self.pool.keys)
         row = self.pool.hash(f"device:{GPU}")
         assert int(row["leased_mb"]) <= TOTAL_MB, "S1: more is promised than there is"
-        assert 0 <= int(row["foreign_mb"]) <= self.worst_mb, "more than the worst sample shows"
+        assert 0 <= int(row["unleased_mb"]) <= self.worst_mb, "more than the worst sample shows"
 
     def look_now(self) -> None:
         """A sample in which nothing is unknown, told at once: no more is free than is there."""
@@ -168,7 +168,9 @@ class World:
     def free(self) -> int:
         """What may be leased now, as the ledger has it."""
         row = self.pool.hash(f"device:{GPU}")
-        return TOTAL_MB - sum(int(row[name]) for name in ("leased_mb", "withheld_mb", "foreign_mb"))
+        return TOTAL_MB - sum(
+            int(row[name]) for name in ("leased_mb", "withheld_mb", "unleased_mb")
+        )
 
     def settle(self) -> None:
         """All leases whose processes are not known are over, and a fresh sample tells all."""
@@ -195,7 +197,7 @@ class World:
         )
 
     def free_by_the_formula(self) -> int:
-        """capacity - Σ max(leased, used) - foreign, from the world itself."""
+        """capacity - Σ max(leased, used) - unleased, from the world itself."""
         left = dict(self.used)
         free = TOTAL_MB
         for name, holder in self.holders.items():

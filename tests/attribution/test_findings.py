@@ -47,7 +47,7 @@ def test_squatter_is_nobody_that_vanished_between_the_list_and_proc() -> None:
         reckoning = host.look((gpu(P(20, 50)),), None, ())
         assert found(reckoning, "squatter") == ""
     (said,) = reckoning.reports.values()
-    assert said["outside_mb"] == "50", "its memory is not free for all that"
+    assert said["reported_unleased_mb"] == "50", "its memory is not free for all that"
 
 
 @pytest.mark.parametrize("name", ["Xorg", "nvidia-cuda-mps", "nvidia-persiste"])
@@ -142,10 +142,10 @@ def orphaned(host: Host, outcome: str, grace_s: float = 6) -> HostReport:
 
 @pytest.mark.parametrize("outcome", ["released", "expired", "revoked"])
 def test_orphan_is_a_process_whose_lease_is_over(outcome: str) -> None:
-    """However it ended; its memory is outside now."""
+    """However it ended; its memory is unleased now."""
     reckoning = orphaned(Host(), outcome)
     assert found(reckoning, "orphan") == "10"
-    assert found(reckoning, "outside_mb") == "500"
+    assert found(reckoning, "reported_unleased_mb") == "500"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_squatter_is_nobody_beside_a_lease_whose_processes_have_yet_to_be_seen()
     for _ in range(3):
         reckoning = host.look((gpu(P(20, 700)),), held, (program(20, 1),))
     assert found(reckoning, "squatter") == ""
-    assert found(reckoning, "outside_mb") == "700", "its memory is counted all the same"
+    assert found(reckoning, "reported_unleased_mb") == "700", "its memory is counted all the same"
     for _ in range(2):
         reckoning = host.look((gpu(P(10, 5), P(20, 700)),), held, (program(10), program(20, 1)))
     assert found(reckoning, "squatter") == "20"
@@ -311,7 +311,7 @@ def test_process_with_a_lease_of_its_own_and_an_older_token_is_no_orphan() -> No
     held = holders(lease(B, 5000, 10), ended={A: EndedLease("expired", 5)})
     for _ in range(3):
         reckoning = host.look((gpu(P(10, 4000)),), held, (program(10, token=A),))
-    assert [found(reckoning, kind) for kind in ("orphan", "squatter", "outside_mb")] == [
+    assert [found(reckoning, kind) for kind in ("orphan", "squatter", "reported_unleased_mb")] == [
         "",
         "",
         "0",
@@ -324,7 +324,7 @@ def test_process_with_a_lease_of_its_own_and_a_token_of_another_gpu_is_no_squatt
     held = holders(lease(A, 5000, 1, uuid="GPU-b"), lease(B, 5000, 10))
     for _ in range(3):
         reckoning = host.look((gpu(P(10, 4000)),), held, (program(10, token=A),))
-    assert [found(reckoning, kind) for kind in ("squatter", "outside_mb")] == ["", "0"]
+    assert [found(reckoning, kind) for kind in ("squatter", "reported_unleased_mb")] == ["", "0"]
 
 
 @pytest.mark.parametrize("elsewhere", [frozenset({A}), frozenset()])

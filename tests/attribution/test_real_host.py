@@ -15,7 +15,7 @@ from tests.drivers import build
 
 
 def test_holder_s_child_is_its_own_and_is_told_when_it_takes_too_much(machine: Machine) -> None:
-    """Its use is counted once; beyond the lease it is outside, and the holder hears of it."""
+    """Its use is counted once; beyond the lease it is unleased, and the holder hears of it."""
     with machine.reporter(), machine.holder("keep", memory_mb=4000, ttl_s=1.5) as holder:
         machine.client.set_policy(overuse_action="notify")
         machine.is_now((holder.child, 3500))

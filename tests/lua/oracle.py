@@ -41,14 +41,14 @@ class Device:
     def read(cls, uuid: str, row: dict[str, str]) -> Device:
         """From the hash alone."""
         capacity = int(row["total_mb"]) - int(row["system_mb"])
-        withheld, foreign = int(row["withheld_mb"]), int(row["foreign_mb"])
-        free = capacity - int(row["leased_mb"]) - withheld - foreign
+        withheld, unleased = int(row["withheld_mb"]), int(row["unleased_mb"])
+        free = capacity - int(row["leased_mb"]) - withheld - unleased
         up = free > 0 and row["state"] == "ok" and row["drained"] != "1"
         return cls(
             uuid=uuid, host=row["host"], model=row["model"], capacity_mb=capacity, free_mb=free,
             up=up, shared=up and not row["exclusive"],
-            idle=up and row["leases"] == "0" and not withheld and foreign <= 512,
-            whole_mb=capacity - (foreign if foreign <= 512 else 0),
+            idle=up and row["leases"] == "0" and not withheld and unleased <= 512,
+            whole_mb=capacity - (unleased if unleased <= 512 else 0),
         )  # fmt: skip
 
     def suits(self, want: Want) -> bool:

@@ -38,7 +38,8 @@ HOSTILE: tuple[Any, ...] = (
 TELLS = (
     ("total_mb", ("0", "1", "500", "4000", "9999999999999")), ("used_mb", ("0", "900", "99999")),
     ("system_mb", ("0", "10", "9999999999999")), ("state", ("ok", "lost", "quarantined", "zz")),
-    ("outside_mb", ("0", "5000")), ("unclaimed_mb", ("0", "77")), ("lingering_mb", ("0", "900")),
+    ("reported_unleased_mb", ("0", "5000")), ("unattributed_mb", ("0", "77")),
+    ("cooling_used_mb", ("0", "900")),
     ("quarantine", ("", "XID 79")), ("idle", (token("held"), "x,,y")), ("model", ("m1", "m2")),
     ("overuse", ("", token("held"))), ("xids", ("79:hold", "79", ":", "")),
     ("tell", (f"{token('held')}=idle+overuse", "=", f"{token('held')}=")), ("index", ("", "3")),

@@ -109,7 +109,7 @@ def test_report_that_shows_the_memory_in_use_ends_no_grace(gpu: Pool, used_mb: i
 
 
 def test_report_that_shows_what_others_hold_in_use_ends_the_grace(pool: Pool) -> None:
-    """used ≤ reserved + foreign: the rest of what is used is explained by who is still there."""
+    """used ≤ leased + unleased: the rest of what is used is explained by who is still there."""
     pool.report(real(50))
     pool.acquire(token("lives"), memory_mb=300)
     pool.acquire(token("dead"), memory_mb=400, ttl_ms=1000)

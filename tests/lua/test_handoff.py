@@ -82,7 +82,7 @@ def test_expiry_on_a_real_device_is_handed_on_after_its_grace(pool: Pool) -> Non
 
 
 def test_memory_that_others_give_back_is_handed_on_by_the_report(pool: Pool) -> None:
-    """A foreign process ends: the sample that proves it serves the line."""
+    """A process without a lease ends: the sample that proves it serves the line."""
     reply = pool.report((device("gpu-a", used_mb=500),), sampled_ms=1)
     wait(pool, "ann")
     assert state(pool, "ann") == "waiting"

@@ -227,7 +227,7 @@ def test_kept_device_that_is_whole_again_without_growing_goes_to_its_keeper(pool
     assert kept(pool) == {"gpu-a": token("whole")}
     pool.skew(3001)
     pool.reap()
-    still = device("gpu-a", simulated=0, used_mb=300, outside_mb=0, lingering_mb=300)
+    still = device("gpu-a", simulated=0, used_mb=300, reported_unleased_mb=0, cooling_used_mb=300)
     pool.report((still,), deadline_ms=DAY_MS, sampled_ms=pool.reap()[1])
     wait(pool, "whole", **whole)
     pool.skew(5001)

@@ -334,7 +334,7 @@ def test_memory_used_by_an_adopted_lease_is_not_a_stranger_s(gpu: Pool) -> None:
     busy = [device(uuid, 1000, used_mb=950) for uuid in ("gpu-a", "gpu-b")]
     gpu.report(tuple(busy), epoch=epoch)
     assert adopt(gpu, A, held, epoch=epoch)[0] == "RENEWED"
-    assert gpu.number(held.devices[0][0], "foreign_mb") == 50
+    assert gpu.number(held.devices[0][0], "unleased_mb") == 50
 
 
 def test_worklist_of_a_closed_pool_has_the_ranks_of_present_firsts(gpu: Pool) -> None:

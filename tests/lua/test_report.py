@@ -161,7 +161,7 @@ def test_report_is_read_back_word_for_word(pool: Pool) -> None:
     pool.acquire(memory_mb=100, agent="me")
     a, b = pool.look(snapshot.devices(pool.keys))[::-1]
     assert (a.uuid, a.index, a.host, a.name, a.model) == ("gpu-a", 3, "h1", "Test GPU", "m1")
-    assert (a.total_mb, a.system_mb, a.used_mb, a.foreign_mb) == (1000, 30, 40, 40)
+    assert (a.total_mb, a.system_mb, a.used_mb, a.unleased_mb) == (1000, 30, 40, 40)
     assert (a.leased_mb, a.free_mb, a.leases, a.sampled_ms) == (100, 830, 1, 5)
     telemetry = a.telemetry
     assert (telemetry["utilization_gpu_pct"], telemetry["temperature_c"]) == (12.5, 61)

@@ -156,7 +156,7 @@ GENERAL_BUGS = (
         seed=390558544,
     ),
     Bug(
-        "what lingers of one lease is another's",
+        "what one cooling lease uses is another's",
         (
             (
                 "if each.ended_ms <= cooled_at_ms or not call('ZSCORE', DEADLINES, each.token)",

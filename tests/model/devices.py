@@ -115,44 +115,45 @@ class Devices(Line):
         d.host, d.model, d.state = host, said["model"], said["state"]
         d.total_mb, d.system_mb = said["total_mb"], said["system_mb"]
         d.simulated = bool(said["simulated"])
-        self.foreign(uuid, said, sampled_ms)
+        self.unleased(uuid, said, sampled_ms)
 
-    def foreign(self, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:
+    def unleased(self, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:
         """Memory that is used by others than our leases: S1, a stale sample can only refuse."""
         d, leased_mb = self.devices[uuid], self.loads()[uuid].leased_mb
         number = {name: value for name, value in said.items() if value != ""}
-        used, outside = number.get("used_mb"), number.get("outside_mb")
+        used, unleased = number.get("used_mb"), number.get("reported_unleased_mb")
         of_each = cooling_said(said.get("cooling", ""))
         over = [x for token, x in of_each.items() if not self.withheld(token, d)]
         gone_mb, lost_mb = sum(x[1] for x in over), sum(x[2] for x in over)
-        lingers = max(number.get("lingering_mb", 0), sum(x[1] for x in of_each.values()))
-        stays_mb = min(lingers - gone_mb, d.withheld_mb)
-        most = used if outside is None else outside + lingers - stays_mb
+        cooling_used = max(number.get("cooling_used_mb", 0), sum(x[1] for x in of_each.values()))
+        stays_mb = min(cooling_used - gone_mb, d.withheld_mb)
+        most = used if unleased is None else unleased + cooling_used - stays_mb
         if most is None:
             return
 
         def least() -> int:
-            if outside is not None:
-                return most - max(0, number.get("unclaimed_mb", 0) - lost_mb)
+            if unleased is not None:
+                return most - max(0, number.get("unattributed_mb", 0) - lost_mb)
             return used - leased_mb - d.withheld_mb
 
-        before_mb, foreign_mb = d.foreign_mb, max(d.foreign_mb, least())
+        before_mb, unleased_mb = d.unleased_mb, max(d.unleased_mb, least())
         if sampled_ms >= d.sampled_ms:
-            if outside is None:
-                gone = used <= leased_mb + d.foreign_mb
+            if unleased is None:
+                gone = used <= leased_mb + d.unleased_mb
             else:
-                sure = number.get("uncertain_mb", 0) <= lost_mb or outside <= d.foreign_mb
+                unsure_mb = number.get("cooling_unattributed_mb", 0)
+                sure = unsure_mb <= lost_mb or unleased <= d.unleased_mb
                 gone = stays_mb == 0 and sure
                 listed_mb = sum(x[1] for x in of_each.values())
-                d.lingering = {token: x[1] for token, x in of_each.items()}
-                d.unlisted_mb = min(lingers - listed_mb, stays_mb)
+                d.cooling_used = {token: x[1] for token, x in of_each.items()}
+                d.unlisted_mb = min(cooling_used - listed_mb, stays_mb)
             if d.withheld_mb and gone and sampled_ms > d.withheld_at_ms:
                 d.withheld_mb, d.cooled_at_ms = 0, d.withheld_at_ms
-            foreign_mb = min(most, max(d.foreign_mb, least()))
+            unleased_mb = min(most, max(d.unleased_mb, least()))
             d.sampled_ms, d.raised_mb = sampled_ms, 0
-        elif foreign_mb > before_mb:
-            d.raised_mb += foreign_mb - before_mb
-        d.foreign_mb = max(0, foreign_mb)
+        elif unleased_mb > before_mb:
+            d.raised_mb += unleased_mb - before_mb
+        d.unleased_mb = max(0, unleased_mb)
 
     def withheld(self, token: str, d: Device) -> bool:
         """Tell whether an ended lease cools, and no proof has ended its grace on this device."""
@@ -161,10 +162,10 @@ class Devices(Line):
 
 
 def cooling_said(text: str) -> dict[str, tuple[int, int, int]]:
-    """`token=ended_ms:lingering_mb:uncertain_mb` of each lease that cools."""
+    """`token=ended_ms:cooling_used_mb:cooling_unattributed_mb` of each lease that cools."""
     found = {}
     for each in filter(None, text.split(",")):
         token, _, numbers = each.partition("=")
-        ended_ms, lingering_mb, uncertain_mb = map(int, numbers.split(":"))
-        found[token] = (ended_ms, lingering_mb, uncertain_mb)
+        ended_ms, cooling_used_mb, cooling_unattributed_mb = map(int, numbers.split(":"))
+        found[token] = (ended_ms, cooling_used_mb, cooling_unattributed_mb)
     return found

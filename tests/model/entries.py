@@ -10,7 +10,7 @@ CLEAN_MS, MOST_LEAPS, DAY_US = 5000, 4, 86_400_000_000
 POLL_MS, CLAIM_MS, KEEP_AFTER_MS, REVOKED_MS = 10_000, 10_000, 30_000, 60_000
 DOUBLINGS, HOLDERS_READ = 4, 16
 FOREVER_MS, PRIORITY_US = 315_360_000_000, 60_000_000
-REAP_DEVICES, IDLE_FOREIGN_MB, BACK_AT_ONCE = 16, 512, 4
+REAP_DEVICES, IDLE_UNLEASED_MB, BACK_AT_ONCE = 16, 512, 4
 SWEEP_MS, DONE_MS = 300_000, 900_000
 POLICY = {
     "policy_version": 1, "safe_mode": 0, "max_memory_per_agent_mb": 1_048_576,
@@ -55,8 +55,8 @@ class Ask(NamedTuple):
 class Device:
     """A GPU; what is promised on it is the entries' to say.
 
-    Of the leases that cool the newest sample has `lingering` MiB for each and `unlisted_mb` that it
-    gives to none of them; `raised_mb` of what is foreign is an older sample's word.
+    Of the leases that cool the newest sample has `cooling_used` MiB for each and `unlisted_mb` that
+    it gives to none of them; `raised_mb` of what is unleased is an older sample's word.
     """
 
     host: str
@@ -67,11 +67,11 @@ class Device:
     parent: str = ""
     simulated: bool = True
     drained: bool = False
-    foreign_mb: int = 0
+    unleased_mb: int = 0
     withheld_mb: int = 0
     raised_mb: int = 0
     unlisted_mb: int = 0
-    lingering: dict[str, int] = field(default_factory=dict)
+    cooling_used: dict[str, int] = field(default_factory=dict)
     sampled_ms: int = 0
     withheld_at_ms: int = 0
     cooled_at_ms: int = 0

@@ -288,7 +288,7 @@ def key(state: State) -> tuple[Any, ...]:
                    e.rank // 1000 - now, e.kept, e.until_ms - now if e.kept else 0,
                    max(-1, e.reserves_ms - now), e.outcome)
                   for _, e in sorted(m.entries.items())]  # fmt: skip
-        parts += [(d.withheld_mb, d.foreign_mb, d.withheld_at_ms - now if d.withheld_mb else 0)
+        parts += [(d.withheld_mb, d.unleased_mb, d.withheld_at_ms - now if d.withheld_mb else 0)
                   for d in m.devices.values()]  # fmt: skip
     return tuple(parts)
 

@@ -16,7 +16,7 @@ from tests.model.entries import (
     DAY_US,
     DONE_MS,
     FAILOVER_MS,
-    IDLE_FOREIGN_MB,
+    IDLE_UNLEASED_MB,
     LEAP_MS,
     LOOK_MS,
     MOST_LEAPS,
@@ -201,7 +201,7 @@ class Ledger(ABC):
     # The ledger.
 
     def loads(self) -> dict[str, Load]:
-        """What is left of each device: total - system - leased - withheld - foreign."""
+        """What is left of each device: total - system - leased - withheld - unleased."""
         reserved, leases = dict.fromkeys(self.devices, 0), dict.fromkeys(self.devices, 0)
         exclusive, kept_for = dict.fromkeys(self.devices, ""), dict.fromkeys(self.devices, "")
         for e in self.entries.values():
@@ -214,10 +214,10 @@ class Ledger(ABC):
                 kept_for[uuid] = e.token
         found = {}
         for uuid, d in self.devices.items():
-            used = reserved[uuid] + d.withheld_mb + d.foreign_mb
+            used = reserved[uuid] + d.withheld_mb + d.unleased_mb
             free = d.total_mb - d.system_mb - used
             up = free > 0 and d.state == "ok" and not d.drained
-            nobody = leases[uuid] == 0 == d.withheld_mb and d.foreign_mb <= IDLE_FOREIGN_MB
+            nobody = leases[uuid] == 0 == d.withheld_mb and d.unleased_mb <= IDLE_UNLEASED_MB
             found[uuid] = Load(
                 free,
                 reserved[uuid],
@@ -307,12 +307,12 @@ class Ledger(ABC):
         for uuid, mb in e.held:
             d = self.devices[uuid]
             if e.expires_at_ms > d.cooled_at_ms:
-                stays = min(mb, d.lingering.get(e.token, d.unlisted_mb))
-                if e.token not in d.lingering:
+                stays = min(mb, d.cooling_used.get(e.token, d.unlisted_mb))
+                if e.token not in d.cooling_used:
                     d.unlisted_mb -= stays
                 known = min(stays, d.raised_mb)
                 d.raised_mb -= known
-                d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays - known
+                d.withheld_mb, d.unleased_mb = d.withheld_mb - mb, d.unleased_mb + stays - known
         self.bury(e, e.outcome)
 
     def unkeep(self, uuid: str) -> None:

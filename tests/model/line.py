@@ -8,7 +8,7 @@ from itertools import combinations
 from tests.model.entries import (
     CLAIM_MS,
     FOREVER_MS,
-    IDLE_FOREIGN_MB,
+    IDLE_UNLEASED_MB,
     Ask,
     Entry,
     demand,
@@ -77,7 +77,7 @@ class Line(Reservations):
         for d in known:
             size_mb = d.total_mb - d.system_mb
             if self.suits(ask, d) and size_mb >= e.memory_mb:
-                size_mb -= d.foreign_mb if d.foreign_mb <= IDLE_FOREIGN_MB else 0
+                size_mb -= d.unleased_mb if d.unleased_mb <= IDLE_UNLEASED_MB else 0
                 groups.setdefault((d.host, d.model), []).append(size_mb)
         least = [sum(sorted(g)[: ask.devices]) for g in groups.values() if len(g) >= ask.devices]
         if not least:

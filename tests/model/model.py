@@ -234,7 +234,7 @@ class Model(Devices):
         for uuid, mb in held:
             self.unkeep(uuid)
             if fence < self.epoch:
-                self.devices[uuid].foreign_mb = max(0, self.devices[uuid].foreign_mb - mb)
+                self.devices[uuid].unleased_mb = max(0, self.devices[uuid].unleased_mb - mb)
         self.fence = max(self.fence, fence)
         self.entries[token] = Entry(
             token, ask, owner, ask.memory_mb, "active", self.now, held, fence, self.now,

@@ -23,7 +23,7 @@ RECORD = (
 )  # fmt: skip
 DEVICE = (
     "host", "model", "state", "drained", "total_mb", "system_mb", "leased_mb", "withheld_mb",
-    "foreign_mb", "leases", "exclusive", "kept_for",
+    "unleased_mb", "leases", "exclusive", "kept_for",
 )  # fmt: skip
 
 LOOK = f"""#!lua flags=no-writes
@@ -353,7 +353,7 @@ class Pair:
         d, x = self.model.devices[uuid], self.model.loads()[uuid]
         mine = (
             d.host, d.model, d.state, str(int(d.drained)), d.total_mb, d.system_mb, x.leased_mb,
-            d.withheld_mb, d.foreign_mb, x.leases, x.exclusive, x.kept_for,
+            d.withheld_mb, d.unleased_mb, x.leases, x.exclusive, x.kept_for,
         )  # fmt: skip
         theirs = (*row[:4], *(int(v) for v in row[4:10]), *row[10:])
         return demand(mine == theirs, f"S2: {uuid} is {theirs}, not {mine}")

@@ -24,8 +24,10 @@ RESERVATION_BUGS = (
     _bug("a reservation has no horizon", "if S.now > w.reservation_until_ms then", "if false then"),
     _bug("a reservation is beyond the cap", "return sum <= room_mb and devices", "return devices"),
     _bug("a reservation counts against nobody", "  B.count_reserved(w.agent, sum)\n", ""),
-    _bug("what strangers use is reserved", "d.system_mb - d.foreign_mb, B.wh", "d.system_mb, B.wh"),
-    _bug("a whole device is reserved beside a stranger", "if whole and d.foreign_mb >", "if 0 >"),
+    _bug(
+        "what strangers use is reserved", "d.system_mb - d.unleased_mb, B.wh", "d.system_mb, B.wh"
+    ),
+    _bug("a whole device is reserved beside a stranger", "if whole and d.unleased_mb >", "if 0 >"),
     _bug("the end of a younger lease is progress", "fence + 0 <= at_fence + 0", "true"),
     _bug("a device does not rest", "d.reservable_ms <= S.now and", ""),
     _bug("a head does not rest", "or S.now < w.reserves_ms or", "or"),

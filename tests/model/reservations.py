@@ -8,7 +8,7 @@ from itertools import combinations
 from tests.model.entries import (
     DOUBLINGS,
     HOLDERS_READ,
-    IDLE_FOREIGN_MB,
+    IDLE_UNLEASED_MB,
     KEEP_AFTER_MS,
     TAKEN,
     Ask,
@@ -39,12 +39,12 @@ class Reservations(Ledger):
     def charge(self, e: Entry, uuid: str) -> int | None:
         """MiB that it counts if the device becomes what e asks; None: it cannot."""
         d = self.devices[uuid]
-        most_mb = d.total_mb - d.system_mb - d.foreign_mb
+        most_mb = d.total_mb - d.system_mb - d.unleased_mb
         if d.state != "ok" or d.drained or not self.suits(e.ask, d) or most_mb < e.memory_mb:
             return None
         if not self.whole(e.ask):
             return e.memory_mb
-        return most_mb if d.foreign_mb <= IDLE_FOREIGN_MB else None
+        return most_mb if d.unleased_mb <= IDLE_UNLEASED_MB else None
 
     def check(self, e: Entry) -> None:
         """At each poll of its waiter: a reservation that is worth nothing any more ends."""

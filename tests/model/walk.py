@@ -169,18 +169,22 @@ class Walk:
         uuid = pick(list(self.hardware[pool]))
         said = self.hardware[pool][uuid]
         hosts = [host for host, _ in SHAPES[pool]]
-        plain = {"outside_mb": "", "unclaimed_mb": "", "lingering_mb": "", "uncertain_mb": "",
-                 "cools": ""}  # fmt: skip
+        plain = {
+            "reported_unleased_mb": "", "unattributed_mb": "", "cooling_used_mb": "",
+            "cooling_unattributed_mb": "", "cools": "",
+        }  # fmt: skip
         said |= pick((
             {"used_mb": pick((0, 0, 200, 600, 1500, ""))} | plain, {"used_mb": 0} | plain,
             {"state": pick(("ok", "ok", "lost"))}, {"state": "ok"},
             {"total_mb": pick((1000, 2000, 3000))}, {"system_mb": pick((0, 0, 64))},
             {"model": pick(("m0", "m1"))}, {"simulated": pick((0, 1))},
             {"host": pick(hosts)},
-            {"outside_mb": pick((0, 0, 300)), "unclaimed_mb": pick((0, 200)), "used_mb": 300,
-             "lingering_mb": pick((0, 0, 400)), "uncertain_mb": pick((0, 0, 500)), "cools": ""},
-            {"outside_mb": pick((0, 0, 300)), "unclaimed_mb": pick((0, 200)), "used_mb": 300,
-             "lingering_mb": 0, "uncertain_mb": 0, "cools": pick(("0", "1", "10", "12", "20"))},
+            {"reported_unleased_mb": pick((0, 0, 300)), "unattributed_mb": pick((0, 200)),
+             "used_mb": 300, "cooling_used_mb": pick((0, 0, 400)),
+             "cooling_unattributed_mb": pick((0, 0, 500)), "cools": ""},
+            {"reported_unleased_mb": pick((0, 0, 300)), "unattributed_mb": pick((0, 200)),
+             "used_mb": 300, "cooling_used_mb": 0, "cooling_unattributed_mb": 0,
+             "cools": pick(("0", "1", "10", "12", "20"))},
         ))  # fmt: skip
         return ["report", self.report(pool, said["host"])]
 
@@ -270,13 +274,13 @@ class Walk:
         host = self.rng.choice(SHAPES[pool])[0]
         mine = {"host": host, "model": "*", "devices": 1, "ttl_ms": 1000, "memory_mb": 300}
         for said in self.hardware[pool].values():
-            said |= {"simulated": 0, "used_mb": 0, "outside_mb": 0, "unclaimed_mb": 0,
-                     "lingering_mb": 0, "uncertain_mb": 0}  # fmt: skip
+            said |= {"simulated": 0, "used_mb": 0, "reported_unleased_mb": 0, "unattributed_mb": 0,
+                     "cooling_used_mb": 0, "cooling_unattributed_mb": 0}  # fmt: skip
         for digits in self.rng.choice((("0", "12", "1"), ("0", "1", "01"), ("2", "12", "20"))):
             self.queue += [self.asked(pool, mine), self.pass_on(pool, 1001), [pool, "reap", {}]]
             now, late = self.report(pool, host), self.report(pool, host, sampled=-6)
-            for report, outside_mb in ((now, 0), (late, self.rng.choice((0, 100)))):
-                more = {"cools": digits, "outside_mb": outside_mb}
+            for report, reported_unleased_mb in ((now, 0), (late, self.rng.choice((0, 100)))):
+                more = {"cools": digits, "reported_unleased_mb": reported_unleased_mb}
                 report["devices"] = {u: d | more for u, d in report["devices"].items()}
                 self.queue += [self.pass_on(pool, 5), [pool, "report", report]]
         self.queue += [self.pass_on(pool, 4000), [pool, "reap", {}], self.pass_on(pool, 5000)]

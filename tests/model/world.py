@@ -242,9 +242,9 @@ class Life:
         for (e, mb), digit in zip(cools, digits * len(cools), strict=False):
             uses_mb, unsure_mb = {"0": (0, 0), "1": (mb // 2, 0), "2": (0, mb)}[digit]
             each.append(f"{e.token}={e.expires_at_ms}:{uses_mb}:{unsure_mb}")
-            plain["lingering_mb"] += uses_mb
-            plain["uncertain_mb"] += unsure_mb
-            plain["unclaimed_mb"] += unsure_mb
+            plain["cooling_used_mb"] += uses_mb
+            plain["cooling_unattributed_mb"] += unsure_mb
+            plain["unattributed_mb"] += unsure_mb
             plain["used_mb"] += uses_mb
         return plain | {"cooling": ",".join(each)}
 

@@ -167,7 +167,7 @@ def test_explain_names_the_processes_that_are_in_the_way(pool: TestBroker, found
     devices = {d["uuid"]: d for d in data(pool, "explain", *ask, "--exclusive")["devices"]}
     assert devices[SECOND]["reason"] == "quarantined"
     assert devices[SECOND]["says"].endswith(QUARANTINE)
-    tell(pool.client, FIRST, foreign_mb=3000)
+    tell(pool.client, FIRST, unleased_mb=3000)
     devices = {d["uuid"]: d for d in data(pool, "explain", *ask)["devices"]}
     assert devices[FIRST]["reason"] == "used_by_others"
     assert devices[FIRST]["says"] == (

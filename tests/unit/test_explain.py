@@ -203,10 +203,10 @@ def test_estimate_needs_an_end(pool: Pool) -> None:
     assert asked(pool, memory_mb=5000).estimate_s is None
 
 
-@pytest.mark.parametrize(("foreign", "known"), [(400, True), (600, False)])
-def test_estimate_of_a_whole_device_knows_who_stays(pool: Pool, foreign: int, known: bool) -> None:
+@pytest.mark.parametrize(("unleased", "known"), [(400, True), (600, False)])
+def test_estimate_of_a_whole_device_knows_who_stays(pool: Pool, unleased: int, known: bool) -> None:
     """The lease ends, processes without one do not; a little of them leaves a device idle."""
-    report(pool, device("gpu-a", used_mb=foreign))
+    report(pool, device("gpu-a", used_mb=unleased))
     granted(pool.acquire(token("on"), "on", memory_mb=100, ttl_ms=20_000))
     found = asked(pool, memory_mb=100, exclusive=True)
     assert (found.estimate_s is not None) == known

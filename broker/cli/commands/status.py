@@ -166,7 +166,7 @@ def _device_row(device: DeviceStatus, scene: PoolState, bar_width: int) -> tuple
     busy, warm = device.telemetry["utilization_gpu_pct"], device.telemetry["temperature_c"]
     state, free_mb = state_of(device, scene.pool.now_ms), scene.free_mb(device)
     shares = (
-        ("#", device.leased_mb), ("o", device.foreign_mb + device.system_mb),
+        ("#", device.leased_mb), ("o", device.unleased_mb + device.system_mb),
         ("x", device.withheld_mb),
     )  # fmt: skip
     return (

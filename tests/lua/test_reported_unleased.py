@@ -1,4 +1,4 @@
-"""Reports with process data: what is used outside the leases, what lingers, what was found."""
+"""Reports with process data: what no lease explains, what cooling leases use, what was found."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from tests.pools import Pool, device, granted, said, token, uuids
 A, B = token("a"), token("b")
 
 
-def real(outside_mb: int | str = 0, **more: Any) -> tuple[Any, ...]:
+def real(reported_unleased_mb: int | str = 0, **more: Any) -> tuple[Any, ...]:
     """A report of one real device of 1000 MiB whose processes are known."""
-    fields = {"simulated": 0, "used_mb": outside_mb, "outside_mb": outside_mb, "lingering_mb": 0}
+    fields = {
+        "simulated": 0,
+        "used_mb": reported_unleased_mb,
+        "reported_unleased_mb": reported_unleased_mb,
+        "cooling_used_mb": 0,
+    }
     return (device("gpu-a", 1000, **(fields | more)),)
 
 
@@ -25,39 +30,39 @@ def gpu(pool: Pool) -> Pool:
     return pool
 
 
-def look(gpu: Pool, outside_mb: int | str = 0, **more: Any) -> None:
+def look(gpu: Pool, reported_unleased_mb: int | str = 0, **more: Any) -> None:
     """A report of a sample that was taken a moment ago."""
     gpu.skew(10)
-    gpu.report(real(outside_mb, **more), sampled_ms=gpu.reap()[1] - 1)
+    gpu.report(real(reported_unleased_mb, **more), sampled_ms=gpu.reap()[1] - 1)
     audit(gpu.redis, gpu.keys)
 
 
-def test_report_of_what_is_outside_is_what_foreign_is(gpu: Pool) -> None:
-    """Leased memory that its own processes use is counted once, and what is outside beside it."""
+def test_report_of_what_is_unleased_is_what_counts(gpu: Pool) -> None:
+    """Leased memory that its own processes use is counted once, and what is unleased beside it."""
     granted(gpu.acquire(A, memory_mb=400))
     look(gpu, 100, used_mb=500)
-    assert gpu.number("gpu-a", "foreign_mb") == 100
+    assert gpu.number("gpu-a", "unleased_mb") == 100
     assert gpu.free() == {"gpu-a": 500}
     look(gpu, 30, used_mb=430)
     assert gpu.free() == {"gpu-a": 570}, "it falls as soon as the processes say so"
 
 
-def test_report_of_what_is_outside_may_be_of_leases_whose_processes_are_not_known(
+def test_report_of_what_is_unleased_may_be_of_leases_whose_processes_are_not_known(
     gpu: Pool,
 ) -> None:
     """So much of it is not counted twice; more than it never is, and what was proven stays."""
     granted(gpu.acquire(A, memory_mb=400))
-    look(gpu, 300, unclaimed_mb=400)
+    look(gpu, 300, unattributed_mb=400)
     assert gpu.free() == {"gpu-a": 600}
-    look(gpu, 550, unclaimed_mb=400)
+    look(gpu, 550, unattributed_mb=400)
     assert gpu.free() == {"gpu-a": 450}
-    look(gpu, 300, unclaimed_mb=400)
+    look(gpu, 300, unattributed_mb=400)
     assert gpu.free() == {"gpu-a": 450}, "the 150 of others may be among the 300"
-    look(gpu, 100, unclaimed_mb=400)
+    look(gpu, 100, unattributed_mb=400)
     assert gpu.free() == {"gpu-a": 500}, "others have no more than all"
 
 
-def test_report_of_a_stale_sample_can_only_raise_what_is_outside(gpu: Pool) -> None:
+def test_report_of_a_stale_sample_can_only_raise_what_is_unleased(gpu: Pool) -> None:
     """Of two samples that come in the wrong order the older proves nothing for the present."""
     look(gpu, 300)
     newest = int(gpu.hash("device:gpu-a")["sampled_ms"])
@@ -71,9 +76,9 @@ def test_report_without_process_data_after_one_with_falls_back_to_what_is_used(g
     """A sample in which the processes were not to be had is judged by the memory alone."""
     granted(gpu.acquire(A, memory_mb=400))
     look(gpu, 100, used_mb=500)
-    look(gpu, "", used_mb=500, lingering_mb="")
+    look(gpu, "", used_mb=500, cooling_used_mb="")
     assert gpu.free() == {"gpu-a": 500}
-    look(gpu, "", used_mb=700, lingering_mb="")
+    look(gpu, "", used_mb=700, cooling_used_mb="")
     assert gpu.free() == {"gpu-a": 300}
 
 
@@ -83,40 +88,40 @@ def test_report_that_nothing_lingers_ends_the_grace(gpu: Pool) -> None:
     gpu.skew(1001)
     gpu.reap()
     assert said(gpu.acquire(B, memory_mb=300)) == ["REFUSED", "no_capacity", ""]
-    look(gpu, 600, lingering_mb=0)
+    look(gpu, 600, cooling_used_mb=0)
     assert gpu.free() == {"gpu-a": 400}
     assert uuids(gpu.acquire(B, memory_mb=300)) == ["gpu-a"]
 
 
 def test_report_that_nothing_known_lingers_ends_no_grace_of_what_is_not_known(gpu: Pool) -> None:
-    """Then the memory must say so: used ≤ reserved + foreign."""
+    """Then the memory must say so: used ≤ leased + unleased."""
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
-    look(gpu, 200, unclaimed_mb=900, uncertain_mb=900)
+    look(gpu, 200, unattributed_mb=900, cooling_unattributed_mb=900)
     assert gpu.number("gpu-a", "withheld_mb") == 900
-    look(gpu, 0, unclaimed_mb=900, uncertain_mb=900)
+    look(gpu, 0, unattributed_mb=900, cooling_unattributed_mb=900)
     assert gpu.free() == {"gpu-a": 1000}
 
 
-def test_report_of_what_lingers_after_its_grace_was_ended_counts_it_as_outside(gpu: Pool) -> None:
+def test_report_of_what_lingers_after_its_grace_was_ended_counts_it_as_unleased(gpu: Pool) -> None:
     """A child of the dead holder begins to use the GPU when nothing is withheld for it any more."""
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
     look(gpu, 0)
     assert gpu.free() == {"gpu-a": 1000}
-    look(gpu, 0, used_mb=600, lingering_mb=600)
+    look(gpu, 0, used_mb=600, cooling_used_mb=600)
     assert gpu.free() == {"gpu-a": 400}
 
 
-@pytest.mark.parametrize("lingering", [1, 900])
-def test_report_that_something_lingers_ends_no_grace(gpu: Pool, lingering: int) -> None:
+@pytest.mark.parametrize("used_mb", [1, 900])
+def test_report_that_something_lingers_ends_no_grace(gpu: Pool, used_mb: int) -> None:
     """As long as a process of the dead lease is there, all that it held is withheld."""
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
-    look(gpu, 0, used_mb=lingering, lingering_mb=lingering)
+    look(gpu, 0, used_mb=used_mb, cooling_used_mb=used_mb)
     assert gpu.number("gpu-a", "withheld_mb") == 900
 
 
@@ -125,14 +130,14 @@ def test_reap_after_the_grace_keeps_back_what_lingers(gpu: Pool) -> None:
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
-    look(gpu, 0, used_mb=700, lingering_mb=700)
+    look(gpu, 0, used_mb=700, cooling_used_mb=700)
     gpu.skew(5001)
     gpu.reap()
     assert gpu.number("gpu-a", "withheld_mb") == 0
     assert gpu.free() == {"gpu-a": 300}
     assert gpu.redis.smembers(gpu.keys.holders("gpu-a")) == set()
-    look(gpu, 700, lingering_mb=0)
-    assert gpu.free() == {"gpu-a": 300}, "the next report finds it outside, once"
+    look(gpu, 700, cooling_used_mb=0)
+    assert gpu.free() == {"gpu-a": 300}, "the next report finds it unleased, once"
     look(gpu, 0)
     assert gpu.free() == {"gpu-a": 1000}
 
@@ -143,7 +148,7 @@ def test_reap_of_two_that_linger_keeps_back_no_more_than_lingers(gpu: Pool) -> N
     granted(gpu.acquire(B, memory_mb=400, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
-    look(gpu, 0, used_mb=350, lingering_mb=350)
+    look(gpu, 0, used_mb=350, cooling_used_mb=350)
     gpu.skew(5001)
     gpu.reap()
     assert gpu.free() == {"gpu-a": 650}
@@ -174,10 +179,10 @@ def after_the_grace_of_a(gpu: Pool) -> None:
 def test_what_a_late_child_uses_is_not_kept_back_again_at_the_end_of_another_s_grace(
     gpu: Pool,
 ) -> None:
-    """It is foreign since the report that showed it: 320 MiB in use are 320 MiB, not 640."""
+    """It is unleased since the report that showed it: 320 MiB in use are 320 MiB, not 640."""
     expire(gpu, A, 400)
     look(gpu)
-    look(gpu, used_mb=320, lingering_mb=320)
+    look(gpu, used_mb=320, cooling_used_mb=320)
     expire(gpu, B, 500)
     gpu.live_on(5001)
     assert gpu.free() == {"gpu-a": 680}
@@ -187,14 +192,14 @@ def test_what_a_late_child_uses_is_beside_what_is_withheld_of_another(gpu: Pool)
     """B's processes may still use all that it held, so what A's child uses is not part of it."""
     after_the_grace_of_a(gpu)
     of_each = f"{cools(gpu, A, 200)},{cools(gpu, B, 50)}"
-    look(gpu, used_mb=250, lingering_mb=250, cooling=of_each)
+    look(gpu, used_mb=250, cooling_used_mb=250, cooling=of_each)
     assert gpu.free() == {"gpu-a": 500}
 
 
 def test_report_that_a_late_child_uses_something_ends_another_s_grace(gpu: Pool) -> None:
     """Nothing is used by B, whose memory is the only one that is withheld."""
     after_the_grace_of_a(gpu)
-    look(gpu, used_mb=200, lingering_mb=200, cooling=cools(gpu, A, 200))
+    look(gpu, used_mb=200, cooling_used_mb=200, cooling=cools(gpu, A, 200))
     assert gpu.number("gpu-a", "withheld_mb") == 0
     assert gpu.free() == {"gpu-a": 800}
 
@@ -207,7 +212,7 @@ def test_reap_keeps_back_what_the_lease_itself_was_seen_to_use(gpu: Pool) -> Non
     gpu.reap()
     gpu.skew(2000)
     gpu.reap()
-    look(gpu, used_mb=100, lingering_mb=100, cooling=f"{cools(gpu, A, 0)},{cools(gpu, B, 100)}")
+    look(gpu, used_mb=100, cooling_used_mb=100, cooling=f"{cools(gpu, A, 0)},{cools(gpu, B, 100)}")
     gpu.skew(3001)
     gpu.reap()
     assert gpu.free() == {"gpu-a": 600}, "of A nothing stays, of B all is withheld"
@@ -216,23 +221,27 @@ def test_reap_keeps_back_what_the_lease_itself_was_seen_to_use(gpu: Pool) -> Non
     assert gpu.free() == {"gpu-a": 900}
 
 
-def test_report_of_a_lease_that_cools_no_more_counts_what_it_uses_as_foreign(gpu: Pool) -> None:
+def test_report_of_a_lease_that_cools_no_more_counts_what_it_uses_as_unleased(gpu: Pool) -> None:
     """The report was made before the end of the grace, and comes after it."""
     expire(gpu, A, 400)
     said_of_a = cools(gpu, A, 250)
     gpu.live_on(5001)
     assert gpu.free() == {"gpu-a": 1000}
-    look(gpu, used_mb=250, lingering_mb=250, cooling=said_of_a)
+    look(gpu, used_mb=250, cooling_used_mb=250, cooling=said_of_a)
     assert gpu.free() == {"gpu-a": 750}
 
 
-def test_report_of_what_may_be_of_a_lease_that_is_not_withheld_counts_it_as_foreign(
+def test_report_of_what_may_be_of_a_lease_that_is_not_withheld_counts_it_as_unleased(
     gpu: Pool,
 ) -> None:
     """Its processes are not known; that nothing is withheld for it any more is."""
     expire(gpu, A, 400)
     look(gpu)
-    more = {"unclaimed_mb": 400, "uncertain_mb": 400, "cooling": cools(gpu, A, 0, 400)}
+    more = {
+        "unattributed_mb": 400,
+        "cooling_unattributed_mb": 400,
+        "cooling": cools(gpu, A, 0, 400),
+    }
     look(gpu, 320, **more)
     assert gpu.free() == {"gpu-a": 680}
 
@@ -241,7 +250,11 @@ def test_report_of_unknown_use_within_an_idle_lease_ends_no_grace(gpu: Pool) -> 
     """B's memory that is leased and not used explains nothing of what is used beside it."""
     granted(gpu.acquire(B, memory_mb=500))
     expire(gpu, A, 400)
-    more = {"unclaimed_mb": 400, "uncertain_mb": 400, "cooling": cools(gpu, A, 0, 400)}
+    more = {
+        "unattributed_mb": 400,
+        "cooling_unattributed_mb": 400,
+        "cooling": cools(gpu, A, 0, 400),
+    }
     look(gpu, 350, **more)
     assert gpu.free() == {"gpu-a": 100}
 
@@ -251,9 +264,9 @@ def test_reap_keeps_back_what_the_newest_sample_showed_though_an_older_one_came_
 ) -> None:
     """The rise by the older sample and what lingers are not added up."""
     expire(gpu, A, 400)
-    look(gpu, used_mb=350, lingering_mb=350, cooling=cools(gpu, A, 350))
+    look(gpu, used_mb=350, cooling_used_mb=350, cooling=cools(gpu, A, 350))
     gpu.report(real(300, cooling=cools(gpu, A, 0)), sampled_ms=gpu.reap()[1] - 5)
-    assert gpu.number("gpu-a", "foreign_mb") == 300
+    assert gpu.number("gpu-a", "unleased_mb") == 300
     gpu.live_on(5001)
     assert gpu.free() == {"gpu-a": 650}
 
@@ -261,8 +274,8 @@ def test_reap_keeps_back_what_the_newest_sample_showed_though_an_older_one_came_
 def test_reap_keeps_back_what_lingered_when_the_driver_told_of_processes_last(gpu: Pool) -> None:
     """A sample without processes does not show that what lingered is gone."""
     expire(gpu, A, 400)
-    look(gpu, used_mb=350, lingering_mb=350, cooling=cools(gpu, A, 350))
-    look(gpu, "", used_mb=350, lingering_mb="", cooling="")
+    look(gpu, used_mb=350, cooling_used_mb=350, cooling=cools(gpu, A, 350))
+    look(gpu, "", used_mb=350, cooling_used_mb="", cooling="")
     gpu.live_on(5001)
     assert gpu.free() == {"gpu-a": 650}
 
@@ -391,11 +404,12 @@ def test_report_of_an_ended_process_is_an_event(gpu: Pool) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("outside_mb", "-1"), ("lingering_mb", "x"), ("cooling", "t"), ("cooling", "t=1:2"),
-        ("cooling", "t=1:2:x"), ("cooling", "t=1:2:12345678901234"), ("cooling", "t=1:2:3\n"),
+        ("reported_unleased_mb", "-1"), ("cooling_used_mb", "x"), ("cooling", "t"),
+        ("cooling", "t=1:2"), ("cooling", "t=1:2:x"), ("cooling", "t=1:2:12345678901234"),
+        ("cooling", "t=1:2:3\n"),
         ("idle", "a b"), ("tell", "a=b\n"),
         ("xids", "79;hold"), ("processes", "x" * 16385), ("quarantine", "a\nb"), ("parent", "a b"),
-        ("xid", "79"), ("xid_ms", "1"), ("outside", "1"),
+        ("xid", "79"), ("xid_ms", "1"), ("unleased", "1"),
     ],
 )  # fmt: skip
 def test_report_of_what_is_not_well_formed_changes_nothing(

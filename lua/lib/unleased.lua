@@ -1,8 +1,8 @@
--- foreign: memory of a device that others than our leases use. Only report needs this file, and the
+-- unleased: memory of a device that others than our leases use. Only report needs this file, and the
 -- end of a cooling.
 --
 -- A lease that cools has its memory withheld until its grace is over, or a sample proves it free.
--- What its processes use then is foreign; what they use before is withheld already. Which of both
+-- What its processes use then is unleased; what they use before is withheld already. Which of both
 -- it is differs from lease to lease on one device, so a host says it of each.
 
 -- Parse the report of the leases that cool on a device; S.bad remembers what is not well-formed.
@@ -32,39 +32,39 @@ local function cooling(d, said, cooled_at_ms)
       sums.gone_mb, sums.lost_mb = sums.gone_mb + each.uses_mb, sums.lost_mb + each.unsure_mb
     end
   end
-  local lingering_mb = math.max((said.lingering_mb or 0) + 0, listed_mb)
-  sums.stays_mb = math.min(lingering_mb - sums.gone_mb, d.withheld_mb)
-  sums.gone_mb = lingering_mb - sums.stays_mb
-  sums.unlisted_mb = math.min(lingering_mb - listed_mb, sums.stays_mb)
-  sums.unsure_mb = math.max(0, (said.uncertain_mb or 0) - sums.lost_mb)
+  local cooling_used_mb = math.max((said.cooling_used_mb or 0) + 0, listed_mb)
+  sums.stays_mb = math.min(cooling_used_mb - sums.gone_mb, d.withheld_mb)
+  sums.gone_mb = cooling_used_mb - sums.stays_mb
+  sums.unlisted_mb = math.min(cooling_used_mb - listed_mb, sums.stays_mb)
+  sums.unsure_mb = math.max(0, (said.cooling_unattributed_mb or 0) - sums.lost_mb)
   return sums
 end
 
 -- Settle the memory that is used by others than our leases: at most `most`, at least `least`. What
--- lies between is of leases or of others: there foreign falls only when `most` proves it. A sample
+-- lies between is of leases or of others: there unleased falls only when `most` proves it. A sample
 -- older than one that came before can only raise it. `was`: the device's fields `withheld_at_ms`
 -- (of the last lease that began to cool), `newest_ms` (of the newest sample), `cooled_at_ms`,
 -- `raised_mb`. What is to be written is added to `fields`.
-function B.settle_foreign(d, said, sampled_ms, was, fields)
-  local used_mb, outside_mb = tonumber(said.used_mb), tonumber(said.outside_mb)
+function B.settle_unleased(d, said, sampled_ms, was, fields)
+  local used_mb, reported_unleased_mb = tonumber(said.used_mb), tonumber(said.reported_unleased_mb)
   local most, least, cools = used_mb, nil, nil
-  if outside_mb then
+  if reported_unleased_mb then
     cools = cooling(d, said, was.cooled_at_ms)
-    most = outside_mb + cools.gone_mb
-    least = most - math.max(0, (said.unclaimed_mb or 0) - cools.lost_mb)
+    most = reported_unleased_mb + cools.gone_mb
+    least = most - math.max(0, (said.unattributed_mb or 0) - cools.lost_mb)
   elseif used_mb then
     least = used_mb - d.leased_mb - d.withheld_mb
   else
     return
   end
-  local n, foreign_mb, raised_mb = #fields, math.max(d.foreign_mb, least), was.raised_mb
+  local n, unleased_mb, raised_mb = #fields, math.max(d.unleased_mb, least), was.raised_mb
   local function write(field, value) fields[n + 1], fields[n + 2], n = field, value, n + 2 end
   if sampled_ms >= was.newest_ms then
     local gone
     if cools then
-      gone = cools.stays_mb == 0 and (cools.unsure_mb == 0 or outside_mb <= d.foreign_mb)
+      gone = cools.stays_mb == 0 and (cools.unsure_mb == 0 or reported_unleased_mb <= d.unleased_mb)
     else
-      gone = used_mb <= d.leased_mb + d.foreign_mb
+      gone = used_mb <= d.leased_mb + d.unleased_mb
     end
     if d.withheld_mb > 0 and sampled_ms > was.withheld_at_ms and gone then
       if not cools then least = least + d.withheld_mb end
@@ -72,23 +72,23 @@ function B.settle_foreign(d, said, sampled_ms, was, fields)
       write('withheld_mb', '0')
       write('cooled_at_ms', text(was.withheld_at_ms))
     end
-    foreign_mb, raised_mb = math.min(most, math.max(d.foreign_mb, least)), 0
+    unleased_mb, raised_mb = math.min(most, math.max(d.unleased_mb, least)), 0
     write('sampled_ms', text(sampled_ms))
     if cools then
       write('cooling', said.cooling or '')
-      write('lingering_mb', text(cools.unlisted_mb))
+      write('cooling_used_mb', text(cools.unlisted_mb))
     end
-  elseif foreign_mb > d.foreign_mb then
-    raised_mb = raised_mb + foreign_mb - math.max(0, d.foreign_mb)
+  elseif unleased_mb > d.unleased_mb then
+    raised_mb = raised_mb + unleased_mb - math.max(0, d.unleased_mb)
   end
-  d.foreign_mb = math.max(0, foreign_mb)
-  write('foreign_mb', text(d.foreign_mb))
+  d.unleased_mb = math.max(0, unleased_mb)
+  write('unleased_mb', text(d.unleased_mb))
   if raised_mb ~= was.raised_mb then write('raised_mb', text(raised_mb)) end
 end
 
 -- The grace of a lease that had `mb` of d is over: what its processes have been seen to use is
--- foreign from now on, but for what an older sample has counted already. `v`: the device's fields
--- `cooling`, `lingering_mb` and `raised_mb`.
+-- unleased from now on, but for what an older sample has counted already. `v`: the device's fields
+-- `cooling`, `cooling_used_mb` and `raised_mb`.
 function B.end_withholding(d, token, mb, v)
   local key, unlisted_mb, raised_mb = P .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0, (v[3] or 0) + 0
   local stays_mb, of = nil, ',' .. token .. '='
@@ -100,8 +100,8 @@ function B.end_withholding(d, token, mb, v)
     unlisted_mb = unlisted_mb - stays_mb
   end
   local known_mb = math.min(stays_mb, raised_mb)
-  d.withheld_mb, d.foreign_mb = d.withheld_mb - mb, d.foreign_mb + stays_mb - known_mb
-  call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'foreign_mb', text(d.foreign_mb), 'lingering_mb', text(unlisted_mb),
+  d.withheld_mb, d.unleased_mb = d.withheld_mb - mb, d.unleased_mb + stays_mb - known_mb
+  call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'unleased_mb', text(d.unleased_mb), 'cooling_used_mb', text(unlisted_mb),
     'raised_mb', text(raised_mb - known_mb))
   B.index(d)
 end
