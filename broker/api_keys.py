@@ -63,11 +63,11 @@ class Principal:
     agents: tuple[str, ...] = ()
 
     def is_at_least(self, role: Role) -> bool:
-        """Whether it may do what that role may."""
+        """Return whether it may do what that role may."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def speaks_for(self, agent: str) -> bool:
-        """Whether it may ask for a lease in that agent's name."""
+        """Return whether it may ask for a lease in that agent's name."""
         return not self.agents or any(fnmatchcase(agent, pattern) for pattern in self.agents)
 
     @property
@@ -87,17 +87,17 @@ ANYBODY: Final = Principal("", "operator", "")
 
 
 def new_key() -> str:
-    """A key that nobody has had."""
+    """Return a key that nobody has had."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> str:
-    """What is kept of a key."""
+    """Return what is kept of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
-    """The principals of a key file's lines.
+    """Return the principals of a key file's lines.
 
     Raises:
         KeysError: a line is not one, or a name stands there twice; the message has its number.
@@ -150,7 +150,7 @@ class Keyring:
 
     @property
     def locked(self) -> bool:
-        """Whether nobody gets in without a key: keys were set up, be it that all are revoked.
+        """True if nobody gets in without a key: keys were set up, be it that all are revoked.
 
         Looks at the file: the first key that is made locks a broker that runs.
         """
@@ -172,7 +172,7 @@ class Keyring:
         return found
 
     def admits(self, principal: Principal) -> bool:
-        """Whether who came in before may still be here."""
+        """Return whether who came in before may still be here."""
         return principal in self._principals if self.locked else principal == ANYBODY
 
     def _read(self) -> None:
@@ -212,7 +212,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def default_file(sdk: SdkSettings) -> Path:
-    """Where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
+    """Return where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
     return sdk.state_dir / "keys"
 
 
@@ -222,7 +222,7 @@ def key_file() -> Path:
 
 
 def read(path: Path) -> tuple[Principal, ...]:
-    """The principals of a key file; none when it is not there.
+    """Return the principals of a key file; none when it is not there.
 
     Raises:
         KeysError: a line is wrong, or the file cannot be trusted or read.

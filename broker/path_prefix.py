@@ -48,6 +48,6 @@ def _said(scope: Scope) -> str:
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """The path without the prefix."""
+    """Return the path without the prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"

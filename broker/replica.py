@@ -72,7 +72,7 @@ class Broker:
         return self.safe_mode_of(seen.safe_mode if seen and not self.ticker.problem else None)
 
     def serves(self, who: Principal) -> bool:
-        """Whether one who follows something may go on."""
+        """Return whether one who follows something may go on."""
         return self.keys.admits(who) and not self.stopping.is_set()
 
     async def dismiss(self) -> None:

@@ -82,7 +82,7 @@ NOT_LISTED = "the driver does not list this device"
 
 
 def source_of(settings: Settings) -> Source:
-    """The device source that the settings ask for.
+    """Return the device source that the settings ask for.
 
     Raises:
         DeviceSourceError: it cannot be had.
@@ -213,7 +213,7 @@ class Reporter:
             await self._send((), 0)
 
     async def _report(self, *, draining: bool) -> bool:
-        """Whether the pool now knows of our devices what we want it to."""
+        """Return whether the pool now knows of our devices what we want it to."""
         pool = await self._client.pool()
         if not self._pool_ms:
             self._pool_ms, self._pool_ms_at = pool.now_ms, local_now()
@@ -255,7 +255,7 @@ class Reporter:
         *,
         draining: bool,
     ) -> list[Report]:
-        """What is said of each device, and of those that are gone."""
+        """Return what is said of each device, and of those that are gone."""
         unlisted = {d.uuid for d in sample.devices if not d.listed} - holders.devices.keys()
         said = {u: r for u, r in reckoning.reports.items()
                 if not u.startswith(UNNAMED) and u not in unlisted}  # fmt: skip
@@ -338,7 +338,7 @@ class Reporter:
             self._rivals += (SAME_NAME.format(host=self._host, other=other),)
 
     def _pool_now_ms(self) -> int:
-        """The pool's time, never ahead of it: a sample must not look newer than it is."""
+        """Return the pool's time, never ahead of it: a sample must not look newer than it is."""
         if not self._pool_ms:
             return 0
         return self._pool_ms + int((local_now() - self._pool_ms_at) * 1000)

@@ -93,7 +93,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_sdk(self) -> Self:
-        """The SDK's settings are wrong at the start or never."""
+        """Return the SDK's settings are wrong at the start or never."""
         if not POOL.fullmatch(self.sdk.pool):
             raise ValueError(f"GPU_BROKER_POOL={self.sdk.pool!r} is not 1-32 of a-z, 0-9 and '-'")
         if not HOST.fullmatch(self.sdk.hostname):
@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         return self
 
     def keyring(self) -> Keyring:
-        """The API keys.
+        """Return the API keys.
 
         Raises:
             KeysError: a line of them is wrong, or the file cannot be trusted or read.
@@ -158,7 +158,7 @@ class Settings(BaseSettings):
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach the port."""
+        """True if only this machine can reach the port."""
         if self.bind == "localhost":
             return True
         try:
@@ -178,7 +178,7 @@ class SystemdSettings(BaseSettings):
 
 
 def broker_settings_in_effect() -> list[Setting]:
-    """The broker's own settings by the name of their variable.
+    """Return the broker's own settings by the name of their variable.
 
     Raises:
         SettingsError: a setting has a form that it cannot have.
@@ -194,7 +194,7 @@ def broker_settings_in_effect() -> list[Setting]:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings of this process.
+    """Return the settings of this process.
 
     Raises:
         SettingsError: a setting has a form that it cannot have.

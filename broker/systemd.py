@@ -38,7 +38,7 @@ class Systemd:
         self._say("STOPPING=1")
 
     def _say(self, text: str) -> bool:
-        """Whether it was sent; where nobody listens there is nothing to send."""
+        """Return whether it was sent; where nobody listens there is nothing to send."""
         path = self._settings.notify_socket
         if path is None:
             return True

@@ -114,7 +114,7 @@ def shares_on(
 
 
 def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | None:
-    """What the processes on a device make of its memory; None: their memory is not known."""
+    """Return what the processes on a device make of its memory; None: their memory is not known."""
     if device.used_mb is None or device.processes is None:
         return None
     held = shares.all

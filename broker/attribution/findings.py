@@ -109,7 +109,7 @@ class Findings:
         self.standing: tuple[OpenFinding, ...] = ()
 
     def look(self, seen: AttributedSample, pool: PoolStatus) -> dict[str, Found]:
-        """What is found on each device."""
+        """Return what is found on each device."""
         found = {uuid: Found() for uuid in seen.devices}
         self._recall(seen)
         hearing = seen.sampled_ms < pool.closed_until_ms + HEARING_MS
@@ -199,7 +199,7 @@ class Findings:
 def _row(
     seen: AttributedSample, uuid: str, process: GpuProcess, program: Program | None, since_ms: int
 ) -> ProcessStatus:
-    """A process as the pool is told of it, with what is found of it."""
+    """Return a process as the pool is told of it, with what is found of it."""
     shares = seen.shares[uuid]
     owners = seen.owners.get(process.pid, frozenset())
     here = owners & shares.active.keys()
@@ -235,7 +235,7 @@ def _without_lease(seen: AttributedSample, uuid: str, owners: frozenset[str]) ->
 
 
 def _ended(seen: AttributedSample, token: str) -> tuple[str, int] | None:
-    """How a lease ended before the sample, and when, ms; None: it had not."""
+    """Return how a lease ended before the sample, and when, ms; None: it had not."""
     lease = seen.holders.leases.get(token)
     if lease is not None:
         cooling = lease.state == "cooling" and lease.expires_at_ms is not None
@@ -265,7 +265,7 @@ def _dirt(seen: AttributedSample, row: ProcessStatus, pool: PoolStatus) -> str:
 
 
 def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
-    """Whether nothing of a lease's works on a device of it, as far as can be seen."""
+    """Return whether nothing of a lease's works on a device of it, as far as can be seen."""
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or seen.states[uuid] in FAILED:
         return False
@@ -279,7 +279,7 @@ def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
 
 
 def _works(device: DeviceSample, process: GpuProcess) -> bool:
-    """Whether a process computes.
+    """Return whether a process computes.
 
     Where none is said to, on a GPU that is busy all the same, that may be wrong.
     """
@@ -289,7 +289,7 @@ def _works(device: DeviceSample, process: GpuProcess) -> bool:
 
 
 def actions(pool: PoolStatus) -> dict[str, str]:
-    """What the policy makes of each finding; there is none for what is always told."""
+    """Return what the policy makes of each finding; there is none for what is always told."""
     return {
         "idle": pool.idle_action,
         "overuse": pool.overuse_action,

@@ -113,7 +113,7 @@ class Health:
         overrides: str,
         standing: tuple[str, Action],
     ) -> tuple[str, Action]:
-        """Why it must be withheld, in a sentence, and until when; empty: nothing new."""
+        """Return why it must be withheld, in a sentence, and until when; empty: nothing new."""
         causes: list[tuple[str, Action]] = [
             (f"XID {code} ({MEANINGS.get(code, 'see NVIDIA')})", action)
             for code, action in actions
@@ -129,7 +129,7 @@ class Health:
         return (held or causes or [("", "ignore")])[0]
 
     def _watch(self, uuid: str, cause: str, quarantine: str) -> None:
-        """Whether an operator has lifted a quarantine whose cause still stands."""
+        """Return whether an operator has lifted a quarantine whose cause still stands."""
         if self._lifted.get(uuid) != cause:
             self._lifted.pop(uuid, None)
         if cause and quarantine.startswith(cause):
@@ -156,14 +156,14 @@ class Health:
         return count if waited else 0
 
     def _clean(self, device: DeviceSample, whole: DeviceSample, now: float) -> bool:
-        """Whether it has been well for long enough, as far as its driver can tell."""
+        """Return whether it has been well for long enough, as far as its driver can tell."""
         since = self._trouble_at.setdefault(device.uuid, now)
         well = device.state == "ok" and whole.recovery_action == 0 and not whole.rows_pending
         return well and now - since >= CLEAN_S
 
 
 def _standing(whole: DeviceSample) -> tuple[str, Action]:
-    """What the driver says for as long as it is so, of a GPU that must not be lent."""
+    """Return what the driver says for as long as it is so, of a GPU that must not be lent."""
     if whole.rows_failed:
         return "memory rows could not be remapped", "hold"
     if whole.recovery_action:
@@ -172,7 +172,7 @@ def _standing(whole: DeviceSample) -> tuple[str, Action]:
 
 
 def action_of(code: int, overrides: str) -> Action:
-    """What is made of an error code. overrides: the policy's, as `79=hold,94=ignore`."""
+    """Return what is made of an error code. overrides: the policy's, as `79=hold,94=ignore`."""
     for each in filter(None, overrides.split(",")):
         number, _, action = each.partition("=")
         if number == str(code) and action in {"ignore", "suspect", "probe", "hold"}:

@@ -93,7 +93,7 @@ class Matcher:
     def match(
         self, programs: Mapping[int, Program], holders: Holders, now: float
     ) -> dict[int, frozenset[str]]:
-        """The tokens that each process belongs to, living leases and such as are over.
+        """Return the tokens that each process belongs to, living leases and such as are over.
 
         `now` is on our clock, s.
         """
@@ -144,7 +144,7 @@ class Matcher:
         return Belonging(owners, owners & proven, frozenset(paths & living))
 
     def _acquired(self, at: str, pid: int, registered: Registered) -> tuple[set[str], set[str]]:
-        """The leases that count as acquired by a process, and those that it shows."""
+        """Return the leases that count as acquired by a process, and those that it shows."""
         told = {token: self._evidence(at, pid, token) for token in registered.get(at, ())}
         proven = {token for token, shown in told.items() if shown}
         unknown = {token for token, shown in told.items() if shown is None}

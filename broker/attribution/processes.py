@@ -79,7 +79,7 @@ class Programs:
         self._proc = proc
 
     def unseen(self, wanted: Visibility) -> str:
-        """Why a driver's pids are not to be found here, in a sentence; empty = they are."""
+        """Return why a driver's pids are not to be found here, in a sentence; empty = they are."""
         if wanted == "none":
             return "GPU_BROKER_PROCESSES=none: nobody looks at processes"
         if self._hidden():
@@ -109,13 +109,13 @@ class Programs:
         return False
 
     def look(self, pids: Iterable[int]) -> dict[int, Program]:
-        """Those of these processes that live and may be looked at."""
+        """Return those of these processes that live and may be looked at."""
         known: dict[int, _Entry | None] = {}
         found = {pid: self._program(pid, known) for pid in set(pids)}
         return {pid: program for pid, program in found.items() if program is not None}
 
     def lives(self, registered: str) -> bool:
-        """Whether a holder, as `pid:start`, is a process of this very namespace."""
+        """Return whether a holder, as `pid:start`, is a process of this very namespace."""
         pid, _, start = registered.partition(":")
         if not pid.isdecimal() or not start.isdecimal():
             return False

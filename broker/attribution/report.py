@@ -89,7 +89,7 @@ class ReportBuilder:
         return self._matcher.remembered
 
     def reckon(self, look: HostSample, holders: Holders, pool: PoolStatus) -> HostReport:
-        """What to report of a look, and what to do."""
+        """Return what to report of a look, and what to do."""
         now = time.monotonic()
         self._matcher.recall(holders.devices.values(), now)
         devices = {d.uuid: _visible(d, look) for d in look.sample.devices}
@@ -152,7 +152,7 @@ class ReportBuilder:
         return HostReport(reports, revoke, end)
 
     def _another_finds(self, holders: Holders, now_ms: int) -> bool:
-        """Whether another reporter of this host says what is found: two would disagree."""
+        """Return whether another reporter of this host says what is found: two would disagree."""
         return any(
             device.finder not in {"", self._me} and now_ms < device.finder_ms + FINDER_MS
             for device in holders.devices.values()
@@ -174,14 +174,14 @@ class ReportBuilder:
 
 
 def _visible(device: DeviceSample, look: HostSample) -> DeviceSample:
-    """The device, without processes whose pids mean nothing here."""
+    """Return the device, without processes whose pids mean nothing here."""
     return replace(device, processes=None) if look.unseen else device
 
 
 def _report(
     device: DeviceSample, verdict: Verdict, account: Account | None, found: Found, unseen: str
 ) -> dict[str, str]:
-    """A device's fields as the verb takes them; what cannot be told is empty, never 0."""
+    """Return a device's fields as the verb takes them; what cannot be told is empty, never 0."""
     state, reason = verdict.state, verdict.reason
     if found.dirty and state == "ok":
         state, reason = "dirty", found.dirty
@@ -205,7 +205,7 @@ def _report(
 
 
 def line(text: str) -> str:
-    """A text as the verb takes a line: no control characters, at most 256 bytes."""
+    """Return a text as the verb takes a line: no control characters, at most 256 bytes."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in text)
     return plain.encode(errors="replace")[:LINE].decode(errors="ignore")
 
@@ -228,12 +228,12 @@ def _names(names: Iterable[str], room: int = NAMES) -> str:
 
 
 def _without_findings(said: dict[str, str]) -> dict[str, str]:
-    """A device as it is, without what is found on it."""
+    """Return a device as it is, without what is found on it."""
     return {name: value for name, value in said.items() if name not in FINDINGS}
 
 
 def _rows_text(found: Found) -> str:
-    """The processes of a device as the pool keeps them; empty = it cannot tell."""
+    """Return the processes of a device as the pool keeps them; empty = it cannot tell."""
     if found.rows is None:
         return ""
     rows = [asdict(row) for row in found.rows]

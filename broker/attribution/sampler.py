@@ -56,7 +56,7 @@ class Sampler:
         self._untold: dict[str, tuple[int, ...]] = {}
 
     async def look(self, now_ms: int) -> HostSample | None:
-        """A look, begun now or before; None: it takes longer than a caller waits.
+        """Return a look, begun now or before; None: it takes longer than a caller waits.
 
         Error codes of a GPU come with each look until `told` is called: a driver tells them once.
 

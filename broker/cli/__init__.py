@@ -73,7 +73,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command; one whose extra is missing says how to get it."""
+        """Return the command; one whose extra is missing says how to get it."""
         del ctx
         if name not in COMMANDS:
             return None
@@ -111,7 +111,7 @@ class AnyWord(click.types.BoolParamType):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> bool:
-        """Whether there is one."""
+        """Return whether there is one."""
         del param, ctx
         return bool(value)
 

@@ -23,7 +23,7 @@ LONGEST_S: Final = 1.0
 
 
 def last_of(found: Sequence[Event]) -> str:
-    """The id after which everything is new to who has seen these."""
+    """Return the id after which everything is new to who has seen these."""
     return found[-1].id if found else START
 
 
@@ -45,7 +45,7 @@ class Follower:
         return self._tail.last
 
     def wait(self, seconds: float) -> News:
-        """What happens within so long, a second at most; nothing may.
+        """Return what happens within so long, a second at most; nothing may.
 
         After a gap comes all that the stream still has and that was not seen.
 

@@ -26,7 +26,7 @@ Row = tuple[str, ...]
 
 
 def beneath(device: DeviceStatus, lease: LeaseStatus, scene: PoolState, *, wide: bool) -> list[Row]:
-    """The rows of a lease's processes on a device."""
+    """Return the rows of a lease's processes on a device."""
     return [_row("  ·", p, "", scene, wide=wide) for p in held_by(device, lease.token)]
 
 

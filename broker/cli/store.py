@@ -65,7 +65,7 @@ def way_out(error: LeaseError) -> str:
 
 
 def lease_error(error: RedisError) -> LeaseError:
-    """What redis-py's error means: the store denies it, or is away."""
+    """Return what redis-py's error means: the store denies it, or is away."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return error_for("denied")
     return error_for("store_unavailable", f"Redis cannot be reached: {error}")

@@ -29,5 +29,5 @@ async def page() -> FileResponse:
 
 
 def assets() -> StaticFiles:
-    """Its scripts, styles and pictures."""
+    """Return its scripts, styles and pictures."""
     return StaticFiles(directory=FOLDER)

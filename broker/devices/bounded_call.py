@@ -41,7 +41,7 @@ class BoundedCall(Generic[T]):
 
     @property
     def running(self) -> bool:
-        """Whether the work has neither returned nor raised yet."""
+        """True if the work has neither returned nor raised yet."""
         return not self._done.is_set()
 
     @property
@@ -54,7 +54,7 @@ class BoundedCall(Generic[T]):
         return self._done.wait(max(0.0, seconds))
 
     def answer(self) -> T:
-        """What the work returned, or raise what it raised; only after it answered."""
+        """Return what the work returned, or raise what it raised; only after it answered."""
         if self._error is not None:
             raise self._error
         return self._results[0]

@@ -47,7 +47,7 @@ def choose(
     smi_on_path: str | None,
     pcie: bool = False,
 ) -> Source:
-    """The source for `spec`: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.
+    """Return the source for `spec`: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.
 
     `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
     else none. Under `safe_mode` no GPU is looked at: all but sim and scenario becomes none.
@@ -75,7 +75,7 @@ def choose(
 def _real(
     spec: str, *, enable_nvml: bool | None, host: str, smi_on_path: str | None, pcie: bool
 ) -> Source:
-    """A source of this machine's GPUs."""
+    """Return a source of this machine's GPUs."""
     if spec == "nvml" and enable_nvml is False:
         raise DeviceSourceError(
             "GPU_BROKER_DEVICES=nvml, but ENABLE_NVML=false: "
@@ -96,7 +96,7 @@ def _real(
 
 
 def _made_up(spec: str, host: str) -> Source | None:
-    """A source of GPUs that are not there; None: real ones are asked for."""
+    """Return a source of GPUs that are not there; None: real ones are asked for."""
     if spec == "scenario:":
         raise DeviceSourceError("GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml")
     if spec.startswith("scenario:"):

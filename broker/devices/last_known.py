@@ -30,7 +30,7 @@ class Fault:
 
 
 def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
-    """The device as last known, without any number that may have changed since."""
+    """Return the device as last known, without any number that may have changed since."""
     return DeviceSample(
         uuid=last.uuid,
         index=last.index,
@@ -57,7 +57,7 @@ class Known:
     def merge(
         self, answers: Mapping[int, tuple[DeviceSample, ...] | Fault], missing: Fault
     ) -> tuple[DeviceSample, ...]:
-        """One row for each device ever identified, and for each index that answered.
+        """Return one row for each device ever identified, and for each index that answered.
 
         An answer is the GPU at that index with its MIG devices. A fault at an index is of the GPU
         last read there; a known device that no answer speaks of gets `missing`, or its GPU's fault

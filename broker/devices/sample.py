@@ -133,7 +133,7 @@ def percent(used: float | None, total: float | None) -> float | None:
 
 
 def number(value: object, low: float, high: float) -> float | None:
-    """The value as a float, or None unless it is a number within [low, high].
+    """Return the value as a float, or None unless it is a number within [low, high].
 
     Drivers say "unknown" as all ones, NaN or a word in brackets.
     """
@@ -147,7 +147,7 @@ def number(value: object, low: float, high: float) -> float | None:
 
 
 def text(value: object) -> str:
-    """A driver's string as one line of printable ASCII.
+    """Return a driver's string as one line of printable ASCII.
 
     It comes as bytes or str by its library's version, and from a failing card as garbage; it
     ends up in the store, in logs and on pages.
@@ -157,21 +157,21 @@ def text(value: object) -> str:
 
 
 def name_of(value: object) -> str:
-    """A device's name as people read it."""
+    """Return a device's name as people read it."""
     return text(value)[:96] or "Unknown GPU"
 
 
 def model_of(name: str) -> str:
-    """A name as leases ask for it: `[A-Za-z0-9._ -]{1,64}`."""
+    """Return a name as leases ask for it: `[A-Za-z0-9._ -]{1,64}`."""
     return " ".join(re.sub(r"[^A-Za-z0-9._ -]+", " ", name).split())[:64].strip() or "unknown"
 
 
 def uuid_of(value: object) -> str:
-    """A device's UUID, or "" when it is none that may become part of a key."""
+    """Return a device's UUID, or "" when it is none that may become part of a key."""
     uuid = text(value)
     return uuid if _UUID.fullmatch(uuid) else ""
 
 
 def label_of(host: str) -> str:
-    """A host's name as part of a device id."""
+    """Return a host's name as part of a device id."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", host)[:64]

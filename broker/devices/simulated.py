@@ -11,7 +11,7 @@ _GROUP = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
 
 
 def totals_of(spec: str) -> tuple[int, ...]:
-    """The MiB of each device that a spec such as ``sim:2x24576,2x81920`` asks for.
+    """Return the MiB of each device that a spec such as ``sim:2x24576,2x81920`` asks for.
 
     Raises:
         ValueError: the spec has another form, or asks for too much; the message says which.

@@ -85,7 +85,7 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _barred(self, scope: Scope, *, elsewhere: bool) -> LeaseError | None:
-        """Why a stranger's request is not answered; None: it is for an open path."""
+        """Return why a stranger's request is not answered; None: it is for an open path."""
         if not self._rate.allows(scope["client"][0] if scope["client"] else ""):
             return error_for("busy", HASTY)
         path = path_of(scope)
@@ -140,7 +140,7 @@ Shown = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 
 
 def at_least(role: Role) -> Callable[[Request, Shown], Awaitable[Principal]]:
-    """A dependency that gives who asks, if they may what this role may.
+    """Return a dependency that gives who asks, if they may what this role may.
 
     Raises:
         Denied: a key of a lesser role.

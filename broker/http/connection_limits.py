@@ -81,7 +81,7 @@ class ConnectionLimits:
         return True
 
     def _least(self) -> asyncio.Transport:
-        """The oldest stranger; one that has just sent something only where all have."""
+        """Return the oldest stranger; one that has just sent something only where all have."""
         now = time.monotonic()
         for transport, since in list(self._strangers.items())[:LOOKED_AT]:
             if now > since + MOMENT_S or not _unread(transport):

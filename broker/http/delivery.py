@@ -64,7 +64,7 @@ class Delivery:
 
 
 def delivery_of(request: Request) -> Delivery:
-    """The delivery of a request's answer."""
+    """Return the delivery of a request's answer."""
     found = request.scope.get("extensions", {}).get("delivery")
     return found if isinstance(found, Delivery) else Delivery()
 
@@ -98,7 +98,7 @@ class DeliveryProtocol(PlainProtocol):
             self.cycle.transport = lingering  # type: ignore[assignment] # all that a cycle uses of it
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # True keeps our end open
-        """The client's end: is the answer taken?"""
+        """Return the client's end: is the answer taken?"""
         if not self._delivery.pending or not self._idle():
             return None
         # What was written in this turn of the loop may not be on its way yet.
@@ -161,5 +161,5 @@ class _Lingering:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Bytes that our kernel has sent, or will, and the client's has not acknowledged."""
+    """Return bytes that our kernel has sent, or will, and the client's has not acknowledged."""
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -134,7 +134,7 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
 def _host_and_ttl(
     body: LeaseBody, known: LeaseStatus | WaiterStatus | str | None, broker: Broker
 ) -> tuple[str, float]:
-    """The body's, else what a repeat meant at the replica that it repeats, else our own."""
+    """Return the body's, else what a repeat meant at the replica that it repeats, else our own."""
     host, ttl_s = broker.local_host, float(broker.settings.lease_ttl_s)
     if isinstance(known, (LeaseStatus, WaiterStatus)):
         host = "any" if known.asked_host == ANY else known.asked_host
@@ -290,19 +290,19 @@ async def queue(broker: At, who: Viewer) -> dict[str, Any]:
 
 
 def _owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
-    """Whether it is this principal's to end, renew or see."""
+    """Return whether it is this principal's to end, renew or see."""
     return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
 
 
 def _token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
-    """The token, or as much of it as tells it from others."""
+    """Return the token, or as much of it as tells it from others."""
     if _owns(who, what):
         return {"token": what.token}
     return {"token": lease_json.name_of(what)}
 
 
 async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | WaiterStatus:
-    """What lives under this token, if it is this principal's.
+    """Return what lives under this token, if it is this principal's.
 
     Raises:
         UnknownToken: nothing, or another's.
@@ -324,14 +324,14 @@ def _explained(found: Explanation, who: Principal) -> dict[str, Any]:
 
 
 def _possible(token: str) -> str:
-    """The token; one that no lease can have is as unknown as any other."""
+    """Return the token; one that no lease can have is as unknown as any other."""
     if not TOKEN.fullmatch(token):
         raise error_for("unknown_token")
     return token
 
 
 def _owner_of(who: Principal) -> str:
-    """Whose a lease must be that this principal renews or ends; empty = anybody's."""
+    """Return whose a lease must be that this principal renews or ends; empty = anybody's."""
     return "" if who.is_at_least("operator") else who.name
 
 

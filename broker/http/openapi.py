@@ -52,7 +52,7 @@ class Problem(BaseModel):
 
 
 def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The statuses of these codes, as a route's `responses`."""
+    """Return the statuses of these codes, as a route's `responses`."""
     by_status: dict[int | str, list[str]] = {}
     for code in codes:
         by_status.setdefault(CODES[code].status, []).append(f"`{code}`: {CODES[code].says}")

@@ -106,7 +106,7 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
 
 
 def add_examples(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document with them."""
+    """Return the OpenAPI document with them."""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             request, answer = REQUESTS.get((method, path)), ANSWERS.get((method, path))

@@ -85,7 +85,7 @@ async def forget(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
 
 
 def _one(body: DrainBody) -> tuple[Literal["device", "host"], str]:
-    """What is meant, and its name."""
+    """Return what is meant, and its name."""
     if body.device is not None and body.host is None:
         return "device", body.device
     if body.host is not None and body.device is None:

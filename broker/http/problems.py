@@ -29,7 +29,7 @@ NO_TEXT = 400
 
 
 def problem(error: LeaseError) -> JSONResponse:
-    """The answer that a lease error stands for."""
+    """Return the answer that a lease error stands for."""
     note(code=error.code)
     status = CODES[error.code].status
     if isinstance(error, UnknownToken):

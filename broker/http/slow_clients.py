@@ -105,7 +105,7 @@ class DeadlineProtocol(DeliveryProtocol):
             self.transport.abort()  # not close, which would wait for the client to read the rest
 
     def _unsent(self) -> int:
-        """Bytes that the client has not taken, here and in the kernel."""
+        """Return bytes that the client has not taken, here and in the kernel."""
         kernel = unacknowledged(self.transport.get_extra_info("socket"))
         return self.transport.get_write_buffer_size() + kernel
 

@@ -198,7 +198,7 @@ async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
 
 
 def _event(broker: Broker, kept: CachedEvent, *, whole: bool) -> bytes:
-    """An event as it is sent; made once for all who follow."""
+    """Return an event as it is sent; made once for all who follow."""
     if whole not in kept.frames:
         said = lease_json.event(kept.event, broker.feed.places, whole=whole)
         kept.frames[whole] = _frame(json.dumps(said), kept.event.event, kept.event.id)

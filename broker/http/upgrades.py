@@ -66,7 +66,7 @@ class _Parser:
         return False
 
     def body_headers(self) -> bytes:
-        """The headers that say how long the body is; empty: there is none."""
+        """Return the headers that say how long the body is; empty: there is none."""
         headers = [(name, value) for name, value in self._protocol.headers if name in BODY_HEADERS]
         if headers in ([], [(b"content-length", b"0")]):
             return b""

@@ -112,7 +112,7 @@ class Feed:
         return None
 
     async def loaded(self) -> bool:
-        """Whether it is known what happened before the start; waits a second for it."""
+        """Return whether it is known what happened before the start; waits a second for it."""
         await until_set(self._loaded, LOAD_S)
         return self._loaded.is_set()
 

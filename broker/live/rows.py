@@ -139,7 +139,7 @@ class LiveRows:
         await until_set(self._changed, seconds)
 
     def since(self, version: int) -> list[RowChange] | None:
-        """The changes after that one; None: some of them are gone."""
+        """Return the changes after that one; None: some of them are gone."""
         missed = self.version - version
         if missed > len(self._changes):
             return None
@@ -155,7 +155,7 @@ class LiveRows:
 
 
 def change_text(change: RowChange, places: Mapping[str, Place], *, tokens: bool) -> str:
-    """A change as JSON: `id`, `now`, `read_at`, `rows`, `gone`, `events`."""
+    """Return a change as JSON: `id`, `now`, `read_at`, `rows`, `gone`, `events`."""
     if tokens not in change.texts:
         said = {
             "id": change.id,
@@ -170,7 +170,7 @@ def change_text(change: RowChange, places: Mapping[str, Place], *, tokens: bool)
 
 
 def _masked(rows: Rows, *, tokens: bool) -> Rows:
-    """The rows; a token that may not be shown is its row's id."""
+    """Return the rows; a token that may not be shown is its row's id."""
     if tokens:
         return rows
     return {
@@ -180,7 +180,7 @@ def _masked(rows: Rows, *, tokens: bool) -> Rows:
 
 
 def _kept(found: Mapping[str, T]) -> dict[str, T]:
-    """What is not empty."""
+    """Return what is not empty."""
     return {name: each for name, each in found.items() if each}
 
 

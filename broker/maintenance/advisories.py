@@ -48,6 +48,6 @@ def advisory(info: Mapping[str, Any]) -> str | None:
 
 
 def _next(series: Series, mended: Mapping[Series, int]) -> str:
-    """The first mended version after a series that its makers mend no more."""
+    """Return the first mended version after a series that its makers mend no more."""
     later = min(each for each in mended if each > series)
     return f"{later[0]}.{later[1]}.{mended[later]}"

@@ -16,7 +16,7 @@ OLDEST_REDIS, OLDEST_VALKEY = (7, 0), (7, 2)
 
 
 async def problem_of(redis: Redis) -> str | None:
-    """One sentence that says why leases cannot be kept on this server, or None.
+    """Return one sentence that says why leases cannot be kept on this server, or None.
 
     Not being allowed to ask (INFO denied) is not a problem: the verbs themselves will tell.
     """

@@ -121,7 +121,7 @@ class Metrics:
         self._reap_lag.set(lag_s)
 
     def text(self, seen: PoolReading | None, sample: Sample | None) -> bytes:
-        """The exposition; without the pool, what this process knows by itself."""
+        """Return the exposition; without the pool, what this process knows by itself."""
         registry = CollectorRegistry()
         registry.register(_Snapshot([*self._shared(seen, sample)]))
         return generate_latest(registry) + generate_latest(self._own)
@@ -141,12 +141,12 @@ METHODS: Final = {"GET", "POST", "HEAD", "OPTIONS"}
 
 
 def _method(scope: Scope) -> str:
-    """The method, or `other`: a client may send any word."""
+    """Return the method, or `other`: a client may send any word."""
     return scope["method"] if scope["method"] in METHODS else "other"
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, or `other`: a client may send any path."""
+    """Return the route's template, or `other`: a client may send any path."""
     route = scope.get("route")
     return str(getattr(route, "path", "other"))
 

@@ -103,7 +103,7 @@ class Child:
         return self._terminal.to_be_given
 
     def look(self) -> tuple[int | None, bool]:
-        """How it stands, without waiting.
+        """Return how it stands, without waiting.
 
         Returns:
             Its exit code, 128 + the signal's number if one ended it, None while it lives; and

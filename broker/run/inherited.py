@@ -54,7 +54,7 @@ class Inherited:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
 
     def env(self, env: Mapping[str, str], pid: int) -> dict[str, str] | None:
-        """The environment of a command of that pid; None: it may have the one that it has.
+        """Return the environment of a command of that pid; None: it may have the one that it has.
 
         Sockets of systemd are for the process that LISTEN_PID names: with `env` that is ours.
         """

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def pids() -> list[int]:
-    """Every process that is there now; none where there is no /proc."""
+    """Return every process that is there now; none where there is no /proc."""
     with suppress(OSError):
         return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     return []

@@ -68,7 +68,7 @@ class Signals:
             os.write(self._write, bytes([WAKE]))
 
     def wait(self, seconds: float | None) -> list[signal.Signals]:
-        """The signals that came, at most `seconds` from now; None waits for the next."""
+        """Return the signals that came, at most `seconds` from now; None waits for the next."""
         ready, _, _ = select.select([self._read], [], [], seconds)
         if not ready:
             return []

@@ -98,7 +98,7 @@ class _Supervision:
         self.kill_at: float | None = None
 
     def until_all_ended(self) -> int:
-        """The command's exit code, once nothing of its group is left."""
+        """Return the command's exit code, once nothing of its group is left."""
         try:
             self._teller.started(self._child.pid)
             self._lease.on_lost(lambda _: self._signals.wake())

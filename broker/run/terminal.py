@@ -39,7 +39,7 @@ class Terminal:
         return self.given
 
     def give_if_alone(self, group: int) -> bool:
-        """The same, unless others of our group may want the terminal."""
+        """Return the same, unless others of our group may want the terminal."""
         return self.to_be_given and self._ours and _alone() and self.give(group)
 
     @property

@@ -69,7 +69,7 @@ def get_lease(client: LeaseClient, agent: str, ask: LeaseOptions, teller: Progre
 
 
 def _why_on_cpu(client: LeaseClient, lease: Lease, ask: LeaseOptions) -> str | None:
-    """A code, or which host has no GPUs: a name that is not right is to be seen at once."""
+    """Return a code, or which host has no GPUs: a name that is not right is to be seen at once."""
     if lease.reason != "host_unknown":
         return lease.reason
     return look_for(client, ask.get("host") or read_settings().hostname)

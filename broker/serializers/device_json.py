@@ -41,7 +41,7 @@ FLAGS = frozenset({"rows_pending", "rows_failed", "mps"})
 
 
 def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
-    """One row of `/gpu/info`; what the driver cannot tell is null and never drops the row.
+    """Return one row of `/gpu/info`; what the driver cannot tell is null and never drops the row.
 
     named: a lease's token -> as much of it as may be shown.
     """
@@ -77,7 +77,7 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
 
 
 def _reserved(device: DeviceStatus) -> dict[str, Any]:
-    """The agent for which it is reserved, since when, and until when if it stays unused."""
+    """Return the agent for which it is reserved, since when, and until when if it stays unused."""
     of = device.reservation
     return {
         "reserved_for": of.agent if of else None,
@@ -87,7 +87,7 @@ def _reserved(device: DeviceStatus) -> dict[str, Any]:
 
 
 def _health(device: DeviceStatus) -> dict[str, Any]:
-    """What its host tells of a device's soundness."""
+    """Return what its host tells of a device's soundness."""
     return {
         "quarantine": device.quarantine,
         "xid": device.xid or None,
@@ -98,7 +98,7 @@ def _health(device: DeviceStatus) -> dict[str, Any]:
 
 
 def _measured(device: DeviceStatus, name: str) -> float | bool | None:
-    """A flag as one, a count as a whole number."""
+    """Return a flag as one, a count as a whole number."""
     value = device.telemetry[name]
     if value is None:
         return None
@@ -106,7 +106,7 @@ def _measured(device: DeviceStatus, name: str) -> float | bool | None:
 
 
 def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
-    """Who uses a device, null where its host cannot tell, and what is found of it."""
+    """Return who uses a device, null where its host cannot tell, and what is found of it."""
 
     def process(p: ProcessStatus) -> dict[str, Any]:
         return {

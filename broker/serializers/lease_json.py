@@ -37,12 +37,12 @@ def masked(token: str, number: str = "") -> str:
 
 
 def name_of(what: LeaseStatus | WaiterStatus) -> str:
-    """A lease or a wait by as much of its token as may be shown to all."""
+    """Return a lease or a wait by as much of its token as may be shown to all."""
     return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
 
 
 def granted(lease: AsyncLease) -> dict[str, Any]:
-    """A new lease; one without a GPU says `cpu` and why."""
+    """Return a new lease; one without a GPU says `cpu` and why."""
     gpus = [
         {"uuid": d.uuid, "index": d.index, "host": d.host, "name": d.name, "memory_mb": d.memory_mb}
         for d in lease.devices
@@ -53,7 +53,7 @@ def granted(lease: AsyncLease) -> dict[str, Any]:
 
 
 def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
-    """The wait is over, the place is kept: ask again with the token."""
+    """Return the wait is over, the place is kept: ask again with the token."""
     return {
         "granted": False,
         "agent": agent,
@@ -67,7 +67,7 @@ def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
 
 
 def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
-    """One who stands in the line, or has been offered devices and has yet to claim them."""
+    """Return one who stands in the line, or has been offered devices and has yet to claim them."""
     return {
         "token": waiter.token,
         "agent": waiter.agent,
@@ -121,7 +121,7 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
 def _held(
     lease: AsyncLease | LeaseStatus, gpus: list[dict[str, Any]], ends: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """What both say. ends: when it ends and how much is left of it, ms; None = no expiry."""
+    """Return what both say. ends: when it ends and how much is left of it, ms; None = no expiry."""
     expires_ms, left_ms = ends or (None, None)
     return {
         "agent": lease.agent,
@@ -141,7 +141,7 @@ def _held(
 
 
 def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
-    """A machine that reports devices; `alive` until it has been silent for its deadline."""
+    """Return a machine that reports devices; `alive` until it has been silent for its deadline."""
     silent_ms = max(0, now_ms - status.reported_ms)
     return {
         "host": status.host,
@@ -155,7 +155,7 @@ def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
 
 
 def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -> dict[str, Any]:
-    """An event. places: device id -> its host and index; whole: with all of the token."""
+    """Return an event. places: device id -> its host and index; whole: with all of the token."""
     devices = []
     for uuid, mb in event.devices:
         at, index = places.get(uuid, (None, None))

@@ -38,12 +38,12 @@ def paint(text: str, colour: str | None) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without its colours."""
+    """Return the text without its colours."""
     return MARKS.sub("", text)
 
 
 def one_line(text: str) -> str:
-    """The text as print, with its colours; a line end of others' begins no line."""
+    """Return the text as print, with its colours; a line end of others' begins no line."""
     if bare(text).isprintable():
         return text
     parts = MARKS.split(text)  # text, code, text, code, ... text

@@ -61,7 +61,7 @@ def _fit(cell: str, width: int) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """The text, no longer than so; what is cut loses its colour, but not its GPU's index."""
+    """Return the text, no longer than so; what is cut loses its colour, but not its GPU's index."""
     plain = bare(text)
     if len(plain) <= width:
         return text
@@ -81,7 +81,7 @@ def bar(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:
 
 
 def gib(mb: int) -> str:
-    """MiB as a person reads it."""
+    """Return the MiB as a person reads it."""
     return f"{mb} MiB" if mb < MIB_PER_GIB else f"{mb / MIB_PER_GIB:.1f} GiB"
 
 
@@ -91,7 +91,7 @@ def many(count: int, one: str, more: str) -> str:
 
 
 def age(ms: int) -> str:
-    """A time span as a person reads it, in the largest unit of which it is at least two."""
+    """Return a time span as a person reads it, in the largest unit of which it is at least two."""
     seconds = max(0, ms) / 1000
     for unit, name in ((DAY_S, "days"), (HOUR_S, "h"), (MINUTE_S, "min")):
         if seconds >= 2 * unit:

@@ -54,7 +54,7 @@ class Duration(click.ParamType[float]):
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds; what is not a time ends the command with what one looks like."""
+        """Return seconds; what is not a time ends the command with what one looks like."""
         if isinstance(value, (int, float)):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())

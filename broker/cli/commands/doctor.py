@@ -91,7 +91,7 @@ def _lines(texts: Iterable[str]) -> str:
 
 
 def _settings() -> tuple[list[Setting], list[Diagnosis]]:
-    """The SDK's settings, and the broker's where its extra is installed."""
+    """Return the SDK's settings, and the broker's where its extra is installed."""
     found = sdk_settings_in_effect()
     try:
         # Here, because the base install has none of them.
@@ -125,7 +125,7 @@ async def _verbs(redis: Redis, base: str) -> str:
 
 
 async def _store() -> tuple[dict[str, str], list[Diagnosis]]:
-    """What answers at the store's address."""
+    """Return what answers at the store's address."""
     from broker.maintenance.advisories import advisory  # noqa: PLC0415 - quick --help
     from broker.maintenance.store_check import problem_of  # noqa: PLC0415 - quick --help
 
@@ -183,7 +183,7 @@ def _holes(known: str | None) -> list[Diagnosis]:
 
 
 def _server(info: dict[str, Any]) -> str:
-    """Which one it is; by Sentinels or a Cluster it may be another tomorrow."""
+    """Return which one it is; by Sentinels or a Cluster it may be another tomorrow."""
     name = "Valkey" if info.get("valkey_version") else "Redis"
     version = info.get("valkey_version") or info.get("redis_version")
     port = f", port {info['tcp_port']}" if info.get("tcp_port") else ""
@@ -191,7 +191,7 @@ def _server(info: dict[str, Any]) -> str:
 
 
 def _pool() -> tuple[list[str], list[Diagnosis]]:
-    """The pool's devices and hosts, and what is wrong with them."""
+    """Return the pool's devices and hosts, and what is wrong with them."""
     try:
         with LeaseClient.from_env() as client:
             pool, devices, hosts = client.pool(), client.devices(), client.hosts()

@@ -94,7 +94,7 @@ def delete() -> None:
 
 
 def _on_the_server(work: Callable[[Redis], T]) -> T:
-    """What `work` gives; a server that will not ends the command with a word."""
+    """Return what `work` gives; a server that will not ends the command with a word."""
     with pool_client() as client:
         try:
             return work(client.redis)

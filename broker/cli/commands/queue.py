@@ -75,20 +75,20 @@ def queue(agent: str | None, output: str) -> None:
 
 
 def asks(memory_mb: int, devices: int, *, exclusive: bool) -> str:
-    """What is asked for, in a few words."""
+    """Return what is asked for, in a few words."""
     if devices > 1:
         return f"{devices} GPUs of {gib(memory_mb)}"
     return f"a GPU of {gib(memory_mb)}" if exclusive else gib(memory_mb)
 
 
 def where(host: str, model: str) -> str:
-    """Where it is asked for."""
+    """Return where it is asked for."""
     parts = [part for part in (host, model) if part != ANY]
     return " ".join(parts) or "anywhere"
 
 
 def place(waiter: WaiterStatus) -> str:
-    """Where it stands."""
+    """Return where it stands."""
     if waiter.state == "offered":
         return "its turn"
     if waiter.parked:

@@ -260,7 +260,7 @@ def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
 
 
 def _user() -> str:
-    """Who asks, as an agent's name."""
+    """Return who asks, as an agent's name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a uid without an entry in passwd, as containers have

@@ -163,7 +163,7 @@ def _for_demo(settings: Settings) -> Settings:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The socket to serve on, taken before anything is started."""
+    """Return the socket to serve on, taken before anything is started."""
     family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

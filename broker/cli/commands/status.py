@@ -206,13 +206,13 @@ def _cpu_row(lease: LeaseStatus, scene: PoolState, *, wide: bool) -> tuple[str, 
 
 
 def _all_of(device: DeviceStatus) -> str:
-    """What wide says of a device: its UUID, what it is a part of, its last error code."""
+    """Return what wide says of a device: its UUID, what it is a part of, its last error code."""
     said = [device.uuid, f"part of {device.parent}" if device.parent else ""]
     return " ".join(filter(None, [*said, f"XID {device.xid}" if device.xid else ""]))
 
 
 def _whole(lease: LeaseStatus, scene: PoolState) -> str:
-    """What wide says of a lease: its token, whose it is, all that is found of it."""
+    """Return what wide says of a lease: its token, whose it is, all that is found of it."""
     said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
     said += [f"priority {lease.priority}"] if lease.priority else []
     said += [f"owner {lease.owner}"] if lease.owner else []

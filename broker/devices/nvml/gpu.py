@@ -29,7 +29,7 @@ _RECOVERY_ACTION = 230
 def read(
     nvml: ModuleType, watch: XidWatch, busy: Busy, index: int
 ) -> tuple[DeviceSample, ...] | Fault:
-    """The GPU at `index` and then its MIG devices, or why it cannot be named.
+    """Return the GPU at `index` and then its MIG devices, or why it cannot be named.
 
     From here on `watch` has its XIDs.
 

@@ -53,7 +53,7 @@ def _sentence(error: Exception) -> str:
 
 
 def fault_of(error: Exception) -> Fault:
-    """What an exception from pynvml, or from importing it, says about a GPU."""
+    """Return what an exception from pynvml, or from importing it, says about a GPU."""
     value = getattr(error, "value", None)
     return Fault("lost" if value in _LOST else "error", _sentence(error), value in _ENDED)
 
@@ -73,7 +73,7 @@ class Handle:
     def ask(
         self, function: str, *args: object, means: Mapping[int, object] | None = None
     ) -> object:
-        """The answer, or None when there is none; `means` gives errors that are answers."""
+        """Return the answer, or None when there is none; `means` gives errors that are answers."""
         if self.gone:
             return None
         try:
@@ -99,13 +99,13 @@ class Handle:
 
     @property
     def gone(self) -> bool:
-        """Whether a call has found the GPU lost, or the session with its driver over."""
+        """True if a call has found the GPU lost, or the session with its driver over."""
         return self.complaint is not None and (
             self.complaint.state == "lost" or self.complaint.ended
         )
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Bytes in all, and bytes allocated.
+        """Return bytes in all, and bytes allocated.
 
         Drivers differ on whether v2's `used` counts what the driver keeps for itself, so
         allocated is total - free - reserved, right for each of them. v1 does not tell reserved
@@ -130,7 +130,7 @@ def identified(
     *,
     kind: str = "GPU",
 ) -> DeviceSample:
-    """A device by what it is and what memory it has, `total` and `allocated`, in bytes.
+    """Return a device by what it is and what memory it has, `total` and `allocated`, in bytes.
 
     None: NVML does not tell. `kind` is what it is called in a sentence.
     """

@@ -19,18 +19,18 @@ _MOST = 64
 
 
 def is_divided(gpu: Handle) -> bool:
-    """Whether MIG is on; a GPU that does not know of MIG is whole."""
+    """Return whether MIG is on; a GPU that does not know of MIG is whole."""
     mode = gpu.ask("nvmlDeviceGetMigMode")
     return isinstance(mode, list) and mode[:1] == [1]
 
 
 def divided(parent: DeviceSample) -> DeviceSample:
-    """The row of a GPU that is divided: who uses it is told by the rows of its parts."""
+    """Return the row of a GPU that is divided: who uses it is told by the rows of its parts."""
     return replace(parent, state="mig", reason=DIVIDED, processes=None, mps=None)
 
 
 def parts(gpu: Handle, parent: DeviceSample) -> list[DeviceSample]:
-    """A row for each MIG device of a GPU.
+    """Return a row for each MIG device of a GPU.
 
     Its index is 100 * (the GPU's index + 1) + its place among the GPU's MIG devices: the one at
     place 0 of GPU 2 is 300. No machine has the hundred GPUs that would make two of them equal.

@@ -40,7 +40,7 @@ class PcieLoop:
 
     @property
     def running(self) -> bool:
-        """Whether its thread may be in NVML."""
+        """True if its thread may be in NVML."""
         return self._asking.running
 
     def leave(self) -> None:
@@ -48,7 +48,7 @@ class PcieLoop:
         self._ending.set()
 
     def end(self, seconds: float) -> bool:
-        """Whether nothing of it runs in NVML any more, which may take a moment."""
+        """Return whether nothing of it runs in NVML any more, which may take a moment."""
         self.leave()
         return self._asking.answered_within(seconds)
 

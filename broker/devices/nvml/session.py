@@ -51,7 +51,7 @@ class Session:
 
     @property
     def running(self) -> bool:
-        """Whether one of its threads may be in NVML."""
+        """True if one of its threads may be in NVML."""
         return self.watch.running or (self.pcie is not None and self.pcie.running)
 
     def leave(self) -> None:
@@ -62,7 +62,7 @@ class Session:
             self.pcie.leave()
 
     def shut(self) -> bool:
-        """Whether it is shut: not while a call of its threads hangs; it is left in any case.
+        """Return whether it is shut: not while a call of its threads hangs; it is left in any case.
 
         Not to be called while a GPU is read.
         """

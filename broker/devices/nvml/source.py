@@ -151,7 +151,7 @@ class NvmlSource:
         return answers | {index: _answer(call, until) for index, call in fresh.items()}
 
     def _marked(self, rows: tuple[DeviceSample, ...]) -> tuple[DeviceSample, ...]:
-        """The rows with what is told of them beside the reading itself."""
+        """Return the rows with what is told of them beside the reading itself."""
         xids = self._xids.take({row.uuid for row in rows})
         pcie = self._session.pcie if self._session is not None else None
         marked = []

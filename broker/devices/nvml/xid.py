@@ -41,7 +41,7 @@ class Xids:
                 untold.append(xid)
 
     def take(self, uuids: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """Those of these GPUs, which are told with this."""
+        """Return those of these GPUs, which are told with this."""
         with self._lock:
             return {uuid: tuple(self._untold.pop(uuid, ())) for uuid in uuids}
 
@@ -87,12 +87,12 @@ class XidWatch:
 
     @property
     def failed(self) -> bool:
-        """Whether it collects no more although nobody ended it."""
+        """True if it collects no more although nobody ended it."""
         return self._waiting is not None and not self.running and not self._ending.is_set()
 
     @property
     def running(self) -> bool:
-        """Whether its thread may be in NVML."""
+        """True if its thread may be in NVML."""
         return self._waiting is not None and self._waiting.running
 
     def leave(self) -> None:
@@ -101,7 +101,7 @@ class XidWatch:
             self._ending.set()
 
     def end(self, seconds: float) -> bool:
-        """Whether nothing of it runs in NVML any more, which may take a moment.
+        """Return whether nothing of it runs in NVML any more, which may take a moment.
 
         Not to be called while `add` runs.
         """

@@ -85,7 +85,7 @@ class Scenario:
 
 
 def scenario_of(content: str) -> Scenario:
-    """What a file tells.
+    """Return what a file tells.
 
     Raises:
         ScenarioError: it cannot be followed; one sentence says why, with the line.
@@ -144,7 +144,7 @@ def _list(fields: dict[str, YamlNode], name: str, what: str) -> list[YamlNode]:
 
 
 def _said(fields: dict[str, YamlNode], before: dict[str, Any]) -> dict[str, Any]:
-    """The values that a step gives a device; a reason lasts as long as its state."""
+    """Return the values that a step gives a device; a reason lasts as long as its state."""
     found: dict[str, Any] = {}
     for name, told in fields.items():
         if name in _NEVER_NULL:
@@ -193,7 +193,7 @@ def _pid(told: YamlNode) -> int:
 
 
 def _device(uuid: str, said: dict[str, Any]) -> DeviceSample:
-    """The device, with what nobody said made up from the rest."""
+    """Return the device, with what nobody said made up from the rest."""
     total_mb, state = said.get("total_mb"), said.get("state", "ok")
     name = name_of(said.get("name") or f"Scripted {said.get('model') or f'GPU {total_mb} MiB'}")
     used_mb = sum(process.memory_mb or 0 for process in said.get("processes") or ())

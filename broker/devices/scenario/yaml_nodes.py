@@ -32,11 +32,11 @@ class YamlNode:
         self.what = what
 
     def wrong(self, why: str) -> ScenarioError:
-        """An error about this part: `why` goes on after its name."""
+        """Return an error about this part: `why` goes on after its name."""
         return ScenarioError(f"line {self._node.start_mark.line + 1}: {self.what} {why}")
 
     def mapping(self, fields: Collection[str]) -> dict[str, YamlNode]:
-        """Its parts by their names, which are among `fields`.
+        """Return its parts by their names, which are among `fields`.
 
         Raises:
             ScenarioError: it is no mapping, or has another field, or one twice.
@@ -56,7 +56,7 @@ class YamlNode:
         return found
 
     def items(self, what: str, most: int) -> list[YamlNode]:
-        """Its parts in order, each called `what`.
+        """Return its parts in order, each called `what`.
 
         Raises:
             ScenarioError: it is no list, or longer than `most`.
@@ -69,7 +69,7 @@ class YamlNode:
 
     @property
     def null(self) -> bool:
-        """Whether it is null: unknown."""
+        """True if it is null: unknown."""
         return bool(self._node.tag == "tag:yaml.org,2002:null")
 
     def words(self) -> str:
@@ -133,7 +133,7 @@ class YamlNode:
 
 
 def told_by(content: str, what: str) -> YamlNode:
-    """The whole of a file's content.
+    """Return the whole of a file's content.
 
     Raises:
         ScenarioError: it is empty or no YAML, or PyYAML is missing.

@@ -129,7 +129,7 @@ class SmiSource:
         return Sample(self._known.merge(answers, Fault("error", why)), "smi", why, self._driver)
 
     def _processes(self, until: float) -> dict[str, dict[int, int | None]] | None:
-        """MiB of each process by GPU and pid; None: nvidia-smi does not tell in time."""
+        """Return the MiB of each process by GPU and pid; None: nvidia-smi does not tell in time."""
         left_s = until - time.monotonic()
         if left_s <= 0:
             return None

@@ -8,14 +8,14 @@ from broker.devices.sample import text
 
 
 def lines(printed: str) -> list[str]:
-    """What a program printed, without empty lines, each as printable ASCII."""
+    """Return what a program printed, without empty lines, each as printable ASCII."""
     return [text(line)[:200] for line in printed.splitlines() if text(line)]
 
 
 def records_of(
     printed: str, header_has: frozenset[str]
 ) -> tuple[list[dict[str, str]] | None, list[str]]:
-    """The rows under the header, by column name, and the lines that are no rows.
+    """Return the rows under the header, by column name, and the lines that are no rows.
 
     The header is the first line that has all these columns; None: there is none.
 
@@ -40,6 +40,6 @@ def records_of(
 
 
 def told(record: dict[str, str], column: str) -> str:
-    """The cell, or "" for `[N/A]`, `N/A`, `[Not Supported]`, `ERR!` and their like."""
+    """Return the cell, or "" for `[N/A]`, `N/A`, `[Not Supported]`, `ERR!` and their like."""
     cell = text(record.get(column))
     return "" if cell.startswith("[") or cell in {"N/A", "ERR!"} else cell
