@@ -32,6 +32,7 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk.block", "agent_sdk.lease", "agent_sdk.settings"},
     {"agent_sdk.request"},
     {"agent_sdk.orchestrator", "agent_sdk.pool_client"},
+    {"agent_sdk.verbs"},
     {"agent_sdk.aio", "agent_sdk.client"},
     {"agent_sdk", "agent_sdk.testing"},
     {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},

@@ -11,13 +11,12 @@ import ipaddress
 import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.fork import OfOneProcess, identity
 from agent_sdk.http_request import Unanswered, Web
-from agent_sdk.lease import Lease
+from agent_sdk.orchestrator.http_lease import HttpLease
 from agent_sdk.protocol.lease import new_token
 from agent_sdk.renewal.http_transport import (
     OK,
@@ -28,7 +27,7 @@ from agent_sdk.renewal.http_transport import (
     release_is_final,
     renew,
 )
-from agent_sdk.renewal.renewer import Renewer, before_exit
+from agent_sdk.renewal.renewer import Renewer
 from agent_sdk.request import TTL_S, local_grant
 from agent_sdk.settings import own_hostname, read_orchestrator_settings, source_of
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agent_sdk.http_request import Reply
-    from agent_sdk.protocol.lease import Grant
 
 log = logging.getLogger(__name__)
 
@@ -55,52 +53,6 @@ FALLBACK: dict[str, Any] = {
     "_fallback": True,
 }
 """The policy when nobody can tell it. Handed out in copies, and never cached as the truth."""
-
-
-class HttpLease(Lease):
-    """A lease over HTTP, renewed in the background; a `with` block releases it at its end.
-
-    With a GPU, or marked as without: `on_cpu` is true and `reason` says why. `local` is true when
-    the broker knows nothing of it.
-    """
-
-    def __init__(self, client: GPUOrchestratorClient, grant: Grant, *, local: bool = False) -> None:
-        super().__init__(grant, local=local)
-        self._client = client
-
-    def __enter__(self) -> Self:
-        """Held until the end of the block, or of the process."""
-        _entered.add(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release it, whatever the block did."""
-        _entered.discard(self)
-        if not self.released:
-            self._client.release(self)
-
-    def leave(self) -> None:
-        """Give it back in the background, which the end of the process waits for."""
-        if not (self.released or self.is_view or self.local):
-            self.end()
-            self._client.abandon(self)
-
-
-_entered: WeakSet[HttpLease] = WeakSet()
-"""Leases whose block has not ended: a generator may never end it."""
-
-
-def _leave_all() -> None:
-    for lease in list(_entered):
-        lease.leave()
-
-
-before_exit(_leave_all)
 
 
 class GPUOrchestratorClient(OfOneProcess):

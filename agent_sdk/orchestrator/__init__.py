@@ -1,0 +1,6 @@
+"""The documented client of the HTTP service, which falls back to the CPU."""
+
+from agent_sdk.orchestrator.client import DECISION_S, FALLBACK, GPUOrchestratorClient
+from agent_sdk.orchestrator.http_lease import HttpLease
+
+__all__ = ["DECISION_S", "FALLBACK", "GPUOrchestratorClient", "HttpLease"]

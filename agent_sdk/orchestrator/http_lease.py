@@ -1,0 +1,62 @@
+"""A lease over HTTP, given back at the end of its block or of the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from agent_sdk.lease import Lease
+from agent_sdk.renewal.renewer import before_exit
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from agent_sdk.orchestrator.client import GPUOrchestratorClient
+    from agent_sdk.protocol.lease import Grant
+
+
+class HttpLease(Lease):
+    """A lease over HTTP, renewed in the background; a `with` block releases it at its end.
+
+    With a GPU, or marked as without: `on_cpu` is true and `reason` says why. `local` is true when
+    the broker knows nothing of it.
+    """
+
+    def __init__(self, client: GPUOrchestratorClient, grant: Grant, *, local: bool = False) -> None:
+        super().__init__(grant, local=local)
+        self._client = client
+
+    def __enter__(self) -> Self:
+        """Held until the end of the block, or of the process."""
+        _entered.add(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release it, whatever the block did."""
+        _entered.discard(self)
+        if not self.released:
+            self._client.release(self)
+
+    def leave(self) -> None:
+        """Give it back in the background, which the end of the process waits for."""
+        if not (self.released or self.is_view or self.local):
+            self.end()
+            self._client.abandon(self)
+
+
+_entered: WeakSet[HttpLease] = WeakSet()
+"""Leases whose block has not ended: a generator may never end it."""
+
+
+def _leave_all() -> None:
+    for lease in list(_entered):
+        lease.leave()
+
+
+before_exit(_leave_all)

@@ -1,0 +1,301 @@
+"""The verbs of both clients, each written once: as steps, which a client runs in its way."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
+
+from agent_sdk.errors import LeaseError
+from agent_sdk.lazy import later
+from agent_sdk.pool_client import PoolClient
+from agent_sdk.protocol import lease as protocol
+from agent_sdk.protocol import validation
+from agent_sdk.state.holders import Holders, read_holders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Generator, Iterable
+    from typing import Unpack
+
+    from agent_sdk import attach, bulk_revoke
+    from agent_sdk.aio import AsyncLeaseClient
+    from agent_sdk.client import LeaseClient
+    from agent_sdk.lease import HeldLease
+    from agent_sdk.policy import Policy
+    from agent_sdk.protocol import operator, report
+    from agent_sdk.protocol.lease import Answer
+    from agent_sdk.request import Acquisition, LeaseOptions
+    from agent_sdk.state import queue, snapshot
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.events import Event
+    from agent_sdk.state.explain import Explanation
+    from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
+else:
+    attach, bulk_revoke, operator, report, snapshot, queue = later(
+        "attach",
+        "bulk_revoke",
+        "protocol.operator",
+        "protocol.report",
+        "state.snapshot",
+        "state.queue",
+    )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Steps: TypeAlias = Generator[Any, Answer, T]
+
+
+class Verb(Generic[P, T]):
+    """A method that is written as steps. A client runs them: the caller gets the result.
+
+    The result of a method of `AsyncLeaseClient` is awaited.
+    """
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
+        self._steps = steps
+
+    @overload
+    def __get__(
+        self, client: None, owner: type | None = None
+    ) -> Callable[Concatenate[Any, P], Steps[T]]: ...
+
+    @overload
+    def __get__(self, client: LeaseClient, owner: type | None = None) -> Callable[P, T]: ...
+
+    @overload
+    def __get__(
+        self, client: AsyncLeaseClient, owner: type | None = None
+    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+    def __get__(self, client: Any, owner: type | None = None) -> Any:
+        """Return what runs the steps in the way of the client."""
+        if client is None:
+            return self._steps
+        bound = MethodType(self._steps, client)
+        call = partial(client._perform, bound)  # noqa: SLF001 - the clients are its two users
+        call.__wrapped__, call.__doc__ = bound, bound.__doc__  # type: ignore[attr-defined] # for help()
+        return call
+
+
+class Verbs(PoolClient[R]):
+    """The requests to a pool, but for acquiring. `LeaseClient` and `AsyncLeaseClient` run them."""
+
+    def keep(self, lease: HeldLease) -> None:
+        """Renew the lease in the background from now on, until it is released or lost.
+
+        Raises:
+            LeaseLost: it was released already.
+            BadRequest: it is a forked parent's: see `adopt`.
+            RuntimeError: no thread can be had for it.
+        """
+        self._keeper.add(lease)
+
+    @Verb
+    def renew(
+        self,
+        lease: HeldLease | str,
+        ttl_s: float | None = None,
+        *,
+        fence: int | None = None,
+        owner: str = "",
+    ) -> Steps[protocol.Renewal]:
+        """Renew a lease now, to at least ttl_s seconds from now; None = as at the grant.
+
+        By its token, a lease of another process is renewed; `fence` is then compared if given. With
+        an owner another principal's lease is as unknown as one that is not there.
+
+        Raises:
+            LeaseLost: it is over; nothing brings it back.
+            UnknownToken: nothing is known of that token.
+            BadRequest: it is a forked parent's: see `adopt`.
+        """
+        ttl_ms = None if ttl_s is None else validation.ttl_milliseconds(ttl_s, "ttl_s")
+        fence = None if fence is None else validation.check_whole(fence, "fence")
+        if isinstance(lease, str):
+            token = validation.check_name(lease, "token")
+            return (yield from protocol.renew(token, fence, ttl_ms, owner))
+        lease.require_own()
+        try:
+            renewal = yield from protocol.renew(
+                lease.token, lease.fence, ttl_ms, owner, lease.claim
+            )
+        except LeaseError as error:
+            lease.lose_if_over(error)
+            raise
+        lease.accept(renewal)
+        return renewal
+
+    @Verb
+    def reap(self, seen_ms: int = 0) -> Steps[protocol.Moment]:
+        """Take back what is over, some 16 devices of it; `more` says whether that was all.
+
+        seen_ms: `now_ms` of the last reply; a pool that is behind it has lost data, and closes.
+        """
+        return protocol.reap(seen_ms)
+
+    @Verb
+    def report(
+        self, host: str, devices: tuple[report.Report, ...], **about: Unpack[report.About]
+    ) -> Steps[report.Reported]:
+        """Say which devices a host has and that it lives; see `report.report`."""
+        return report.report(host, devices, **about)
+
+    @Verb
+    def revoke(
+        self, token: str, *, force: bool = False, why: str = "", by: str | None = None
+    ) -> Steps[int]:
+        """End a lease as an operator; see `operator.revoke`. `by`: who; default this client."""
+        token = validation.check_name(token, "token")
+        return operator.revoke(token, force=force, by=by or self.by, why=why)
+
+    @Verb
+    def revoke_where(
+        self,
+        *,
+        agent: str | None = None,
+        host: str | None = None,
+        device: str | None = None,
+        force: bool = False,
+        why: str = "",
+        by: str | None = None,
+    ) -> Steps[tuple[str, ...]]:
+        """Revoke every lease of an agent, on a host, on a device; the tokens that it was."""
+        return bulk_revoke.revoke_where(
+            self.keys, agent=agent, host=host, device=device, force=force, by=by or self.by, why=why
+        )
+
+    @Verb
+    def drain(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> Steps[int]:
+        """Let a device, or a host's devices, take no new leases; how many devices that were."""
+        return operator.drain(what, name, drained=True, by=by or self.by, why=why)
+
+    @Verb
+    def undrain(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> Steps[int]:
+        """Let them take leases again."""
+        return operator.drain(what, name, drained=False, by=by or self.by, why=why)
+
+    @Verb
+    def forget(
+        self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
+    ) -> Steps[int]:
+        """Take a device, or a host with all it has, out of the pool now; how many devices."""
+        return operator.forget(what, name, by=by or self.by, why=why)
+
+    @Verb
+    def set_policy(self, *, by: str | None = None, **policy: Unpack[Policy]) -> Steps[int]:
+        """Change the policy, all of what is named or nothing; its new version."""
+        return operator.set_policy(by or self.by, **policy)
+
+    @Verb
+    def lookup(self, token: str) -> Steps[LeaseStatus | WaiterStatus | str | None]:
+        """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
+        return queue.lookup(self.keys, validation.check_name(token, "token"))
+
+    @Verb
+    def explain(self, token: str) -> Steps[Explanation]:
+        """Why a waiter waits, and what would fit now; see `explain.explain`."""
+        from agent_sdk.state import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
+
+        return explain.explain(self.keys, validation.check_name(token, "token"))
+
+    @Verb
+    def explain_request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Steps[Explanation]:
+        """What would become of a request now, without making it; why it was refused."""
+        from agent_sdk.state import explain  # noqa: PLC0415 - as above
+
+        request = self._caller.request(agent, **ask)
+        return explain.explain_request(self.keys, request)
+
+    @Verb
+    def scene(self) -> Steps[PoolState]:
+        """All of the pool at about one moment: cheaper and more of a piece than its parts."""
+        from agent_sdk.state import pool_state  # noqa: PLC0415 - as above
+
+        return pool_state.read(self.keys)
+
+    @Verb
+    def scene_again(
+        self, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
+    ) -> Steps[PoolState]:
+        """The same with these leases and waiters, these devices and the whole line read anew."""
+        from agent_sdk.state.pool_state import read_again  # noqa: PLC0415 - as above
+
+        return read_again(self.keys, scene, tokens, uuids)
+
+    @Verb
+    def events(self, count: int = 100) -> Steps[tuple[Event, ...]]:
+        """The last so many events, the oldest of them first."""
+        from agent_sdk.state import events  # noqa: PLC0415 - as above
+
+        return events.newest(self.keys, count)
+
+    @Verb
+    def queue(self) -> Steps[tuple[WaiterStatus, ...]]:
+        """Everybody who waits, in the order of the line."""
+        return queue.waiters(self.keys)
+
+    @Verb
+    def pool(self) -> Steps[PoolStatus]:
+        """Policy and counters."""
+        return snapshot.pool(self.keys)
+
+    @Verb
+    def devices(self) -> Steps[tuple[DeviceStatus, ...]]:
+        """Every registered device, by host and index."""
+        return snapshot.devices(self.keys)
+
+    @Verb
+    def leases(self) -> Steps[tuple[LeaseStatus, ...]]:
+        """Every lease that lives, oldest first."""
+        return snapshot.leases(self.keys)
+
+    @Verb
+    def holders(self, host: str, now_ms: int, perhaps_over: Iterable[str] = ()) -> Steps[Holders]:
+        """Who holds a host's devices; see `holders.read_holders`."""
+        return read_holders(self.keys, host, now_ms, perhaps_over)
+
+    @Verb
+    def hosts(self) -> Steps[tuple[HostStatus, ...]]:
+        """Every host that ever reported, by name."""
+        return snapshot.hosts(self.keys)
+
+    def _releasing(self, lease: HeldLease | str, *, refuse_late: bool, owner: str) -> Steps[bool]:
+        """Give a lease back; False when it had ended before."""
+        if isinstance(lease, str):
+            token = validation.check_name(lease, "token")
+        else:
+            self._keeper.discard(lease)
+            lease.end()
+            if lease.local or lease.is_view:
+                return lease.local
+            token = lease.token
+        ending = yield from protocol.release(token, plant=refuse_late, owner=owner)
+        return ending.by_this_call
+
+    def _after_failed_release(
+        self, error: BaseException, lease: HeldLease | str, *, refuse_late: bool, owner: str
+    ) -> None:
+        """Have a lease given back in the background if its release was interrupted."""
+        if not isinstance(error, LeaseError) and refuse_late and not owner:
+            self._keeper.abandon(lease if isinstance(lease, str) else lease.token)
+
+    def _tries_again(self, error: BaseException, wait: Acquisition) -> bool:
+        """Return whether a failed acquire is to be tried again, with another token.
+
+        What a failed one may have left is given back in the background.
+        """
+        if wait.leaves_something(error):
+            self._keeper.abandon(wait.request.token)
+        return wait.again(error)
