@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,3 +181,21 @@ def broker_at(server: Server, port: int | None = None, **settings: str) -> Broke
 
 def url_of(broker: Broker) -> str:
     return f"http://127.0.0.1:{broker.port}"
+
+
+class InBackground:
+    """A batch that is under way."""
+
+    def __init__(self, of: Analyst, count: int) -> None:
+        self._work = {"articles": articles(count)}
+        self._of = of
+        self._answer: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._answer = self._of.post("/analyze", self._work)
+
+    def end(self) -> dict[str, Any]:
+        self._thread.join()
+        return self._answer

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agents.processes import NOBODY, Analyst, articles, broker_at, url_of
+from tests.agents.processes import NOBODY, Analyst, InBackground, articles, broker_at, url_of
 from tests.api.brokers import Broker, eventually
 
 if TYPE_CHECKING:
@@ -20,24 +19,6 @@ if TYPE_CHECKING:
 DECISION = {"use_gpu": True, "safe_mode": False, "gpu_available": True, "policy_fallback": False}
 
 ASKED = "gpu_orchestrator_lease_requests_total"
-
-
-class InBackground:
-    """A batch that is under way."""
-
-    def __init__(self, of: Analyst, count: int) -> None:
-        self._work = {"articles": articles(count)}
-        self._of = of
-        self._answer: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        self._answer = self._of.post("/analyze", self._work)
-
-    def end(self) -> dict[str, Any]:
-        self._thread.join()
-        return self._answer
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scripts.agents.sentiment import NumpyEngine
-from tests.agents.processes import Analyst, articles, broker_at, url_of
-from tests.agents.test_analyst import InBackground
+from tests.agents.processes import Analyst, InBackground, articles, broker_at, url_of
 from tests.api.brokers import eventually
 
 if TYPE_CHECKING:

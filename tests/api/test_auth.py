@@ -10,6 +10,7 @@ import pytest
 
 from agent_sdk import GPUOrchestratorClient
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment
+from tests.api.keys import new_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,15 +43,6 @@ class Door:
         got = self.ask(who, "POST", "/lease", json={"agent": "a", "min_memory_mb": 100} | body)
         assert got.status_code == 200, got.text
         return dict(got.json())
-
-
-def new_key(file: Path, name: str, role: str, *more: str) -> str:
-    done = subprocess.run(
-        [PROGRAM, "keys", "new", name, "--role", role, "--file", file, *more],
-        env=environment(), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() not in done.stderr
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from agent_sdk.state.events import Event
 from agent_sdk.store.store import Store
 from broker.http.streams import filter_of
 from tests.api.brokers import GRANTING, Broker, eventually
+from tests.api.keys import new_key
 from tests.api.sse import Following, following
 from tests.servers import free_port, running
 
@@ -338,8 +339,6 @@ async def test_two_hundred_clients_cost_two_connections_and_miss_nothing() -> No
 
 def test_keys_tokens_and_the_end_of_a_key(own: Server, tmp_path: Path) -> None:
     """A viewer sees as much of a token as tells it apart; a revoked key's stream ends."""
-    from tests.api.test_auth import new_key  # noqa: PLC0415 - what keys are made with there
-
     file = tmp_path / "keys"
     viewer, operator = (new_key(file, who, who) for who in ("viewer", "operator"))
     settings = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}

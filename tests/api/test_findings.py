@@ -12,8 +12,8 @@ from agent_sdk.state.devices import FINDINGS
 from broker.metrics import Metrics, PoolReading
 from broker.serializers import device_json
 from tests.api.brokers import GRANTING, Broker
+from tests.api.keys import new_key
 from tests.api.sse import following
-from tests.api.test_auth import new_key
 from tests.found import BLIND, FIRST, HOST, QUARANTINE, SECOND, UNSEEN, find, report, tell
 from tests.servers import running
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.brokers import GRANTING, Broker, eventually
-from tests.api.test_waiting import Asking, waits
+from tests.api.waits import Asking, waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from agent_sdk import LeaseClient
 from agent_sdk.store.store import Store
 from broker.live.rows import KINDS
 from tests.api.brokers import GRANTING, Broker
+from tests.api.keys import new_key
 from tests.api.sse import Following, following
-from tests.api.test_auth import new_key
 from tests.servers import running
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, LeaseLost, Store
-from agent_sdk.protocol.report import About
 from tests.pools import device
+from tests.reports import register
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,9 +148,7 @@ def test_limit_of_leases_per_agent_is_409_and_never_a_cpu_lease(operated: Broker
 
 def test_forget_takes_out_what_is_there_no_more(operated: Broker, agent: LeaseClient) -> None:
     """A host that was reported once is in no list and no metric; one with a lease stays."""
-    uuid, fields = device("gpu-gone", model="gone")
-    about = About(deadline_ms=60_000, sampled_ms=0, epoch="", safe_mode=False, version="t")
-    agent.report("pod-1", ((uuid, tuple(fields.items())),), **about)
+    register(agent, device("gpu-gone", model="gone"), host="pod-1", deadline_ms=60_000)
     lease = agent.acquire("analyst", host="pod-1", memory_mb=10)
     refused = operated.http.post("/forget", json={"device": "gpu-gone"})
     assert (refused.status_code, refused.json()["code"]) == (409, "in_use")

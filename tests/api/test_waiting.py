@@ -4,52 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.api.brokers import eventually
+from tests.api.waits import Asking, queue, waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import httpx2
-
     from tests.api.brokers import Broker
     from tests.pools import Pool
-
-
-class Asking(threading.Thread):
-    """A request on its way."""
-
-    def __init__(self, ask: Callable[[], httpx2.Response]) -> None:
-        super().__init__(daemon=True)
-        self._ask = ask
-        self.answer: httpx2.Response | None = None
-        self.start()
-
-    def run(self) -> None:
-        self.answer = self._ask()
-
-    def result(self) -> Any:
-        """Status and body."""
-        self.join(20)
-        assert self.answer is not None
-        return self.answer.status_code, self.answer.json()
-
-
-def queue(broker: Broker) -> list[dict[str, Any]]:
-    """GET /queue."""
-    body = broker.http.get("/queue").json()
-    assert body["waiting"] == len(body["queue"])
-    return list(body["queue"])
-
-
-def waits(broker: Broker, count: int) -> None:
-    """Wait until so many stand in the line."""
-    eventually(lambda: len(queue(broker)) == count, 5)
 
 
 def test_lease_that_waits_is_granted_when_room_appears(plain: Broker) -> None:

@@ -14,7 +14,7 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.keys import Keys
 from agent_sdk.store.store import Store
 from tests.api.brokers import Broker, eventually
-from tests.api.test_auth import new_key
+from tests.api.keys import new_key
 from tests.browser.conftest import FOUR
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from agent_sdk import LeaseClient
 from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
-from tests.api.test_auth import new_key
+from tests.api.keys import new_key
 from tests.browser.conftest import FOUR
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from agent_sdk import LeaseClient, Store
 from tests.api.brokers import eventually
 from tests.faults.clock import Clock
-from tests.faults.test_crowds import register
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_lease_that_is_renewed_outlives_steps_and_one_that_is_not_ends_in_time(
 ) -> None:
     """Back, and forward again to what is right: by TIME itself the lease would last an hour."""
     with LeaseClient(Store(stepping.url), hostname="h1") as client:
-        register(client, 1000)
+        register(client)
         with client.lease("kept", memory_mb=100, ttl_s=2) as kept:
             left = client.acquire("left", memory_mb=100, ttl_s=2)
             began, before_s = time.monotonic(), int(client.redis.time()[0])  # type: ignore[index] # a blocking client answers at once

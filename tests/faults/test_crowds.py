@@ -21,6 +21,7 @@ from agent_sdk.protocol.lease import LONGEST_TTL_MS
 from agent_sdk.scripts import library as functions
 from tests.audit import audit
 from tests.pools import device
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -48,15 +49,6 @@ def own() -> Iterator[Server]:
     slow = ("--slowlog-log-slower-than", "1000", "--slowlog-max-len", "20000")
     with running("redis", *slow, "--maxclients", "5000") as server:
         yield server
-
-
-def register(client: LeaseClient, total_mb: int, count: int = 1) -> None:
-    """Devices, reported for a day."""
-    found = tuple(device(f"gpu-{n}", total_mb, index=n) for n in range(count))
-    client.report(
-        "h1", tuple((uuid, tuple(fields.items())) for uuid, fields in found),
-        deadline_ms=86_400_000, sampled_ms=0, epoch="", safe_mode=False, version="test",
-    )  # fmt: skip
 
 
 class Pings:
@@ -120,7 +112,7 @@ def grant_many(client: LeaseClient, ends_at: float) -> None:
 def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: Any) -> None:
     """All are given back in bounded pieces; who leases meanwhile does so, and sums stay exact."""
     with LeaseClient(Store(own.url), pool=f"crowd-{uuid4().hex[:8]}", hostname="h1") as client:
-        register(client, 10_000_000)
+        register(client, device("gpu-0", 10_000_000))
         began = time.time()
         # Granting takes a third of a ms each, on a machine that others use too.
         grant_many(client, ends_at := began + 4 + LEASES / 2000)
@@ -163,7 +155,7 @@ async def test_clients_that_arrive_at_once_are_all_served(
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
     pool = f"crowd-{uuid4().hex[:8]}"
     with LeaseClient(Store(own.url), pool=pool, hostname="h1") as client:
-        register(client, 1000)
+        register(client)
         crowd = [
             AsyncLeaseClient(Store(own.url, timeout_s=10), pool=pool, hostname="h1", deadline_s=60)
             for _ in range(CLIENTS)

@@ -19,6 +19,7 @@ from agent_sdk.store.embedded import EmbeddedStore
 from tests.api.brokers import eventually
 from tests.audit import audit
 from tests.pools import device
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -43,18 +44,8 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[LeaseClient]:
     """A client with a host that has one device."""
     with LeaseClient(Store(server.url), hostname="h1", deadline_s=10) as client:
-        report(client)
+        register(client, device("gpu-a"))
         yield client
-
-
-def report(client: LeaseClient, epoch: str = "") -> str:
-    """What the host says; the pool's epoch."""
-    name, fields = device("gpu-a", 1000)
-    moment = client.report(
-        "h1", ((name, tuple(fields.items())),), deadline_ms=60000, sampled_ms=0, epoch=epoch,
-        safe_mode=False, version="test",
-    )  # fmt: skip
-    return moment.epoch
 
 
 def check_closed(client: LeaseClient) -> None:
@@ -123,7 +114,7 @@ def started(folder: Path) -> tuple[EmbeddedStore, LeaseClient]:
     store = EmbeddedStore(folder)
     store.start_or_join()
     client = LeaseClient(Store(store.url), hostname="h1", deadline_s=10)
-    report(client)
+    register(client, device("gpu-a"))
     return store, client
 
 
@@ -191,7 +182,7 @@ def test_after_flushall_holders_come_first(server: Server, client: LeaseClient) 
         time.sleep(0.5)
         with server.connect() as redis:
             redis.flushall()
-        assert report(client, epoch) != epoch
+        assert register(client, device("gpu-a"), epoch=epoch).epoch != epoch
         check_closed(client)
         eventually(lambda: known(client, lease.token), HEARD_S)
         assert not lease.lost
@@ -207,7 +198,7 @@ def test_a_host_that_knew_of_no_pool_is_corrected_by_the_first_holder(
         time.sleep(0.5)
         with server.connect() as redis:
             redis.flushall()
-        report(client)
+        register(client, device("gpu-a"))
         eventually(lambda: known(client, lease.token), HEARD_S)
         check_closed(client)
         assert not lease.lost

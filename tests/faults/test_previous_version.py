@@ -16,6 +16,7 @@ from agent_sdk.protocol.lease import SCHEMA
 from tests.audit import audit
 from tests.faults.previous import THIS, schema_of, start, unpacked
 from tests.pools import device
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -53,11 +54,7 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server() -> Iterator[Server]:
     """A Redis of its own, and a host with one device of 1000 MiB."""
     with running("redis") as server, LeaseClient(Store(server.url), hostname="h1") as client:
-        name, fields = device("gpu-a", 1000)
-        client.report(
-            "h1", ((name, tuple(fields.items())),), deadline_ms=60000, sampled_ms=0, epoch="",
-            safe_mode=False, version="this",
-        )  # fmt: skip
+        register(client, device("gpu-a"))
         yield server
 
 

@@ -18,6 +18,7 @@ from redis.retry import Retry
 from agent_sdk import Denied, LeaseClient, Store
 from tests.api.brokers import GRANTING, Broker
 from tests.pools import device
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -111,15 +112,6 @@ def as_user(server: Server) -> Iterator[Callable[[str], LeaseClient]]:
         client.close()
 
 
-def report(client: LeaseClient) -> None:
-    """One device of 1000 MiB on h1."""
-    uuid, fields = device("gpu-a")
-    client.report(
-        "h1", ((uuid, tuple(fields.items())),), deadline_ms=60_000, sampled_ms=0, epoch="",
-        safe_mode=False, version="t",
-    )  # fmt: skip
-
-
 def test_file_is_what_the_scripts_need() -> None:
     """Generated, and generated again after a change of the Lua."""
     done = subprocess.run(
@@ -180,7 +172,7 @@ def test_every_verb_runs_for_who_may_lease(
 ) -> None:
     """The SDK's whole surface: report, lease, wait, renew, look, operate, release."""
     client = as_user(user)
-    report(client)
+    register(client, device("gpu-a"))
     with client.lease("a", memory_mb=800, ttl_s=1) as lease:
         client.renew(lease)
         with pytest.raises(Exception, match="free memory"):
@@ -201,7 +193,7 @@ def test_viewer_sees_and_changes_nothing(
     as_user: Callable[[str], LeaseClient], server: Server
 ) -> None:
     """Every look works, no verb does, and nothing is different after it was tried."""
-    report(as_user("broker"))
+    register(as_user("broker"), device("gpu-a"))
     viewer = as_user("viewer")
     assert viewer.devices()[0].uuid == "gpu-a"
     assert viewer.pool().ready

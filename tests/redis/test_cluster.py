@@ -12,9 +12,10 @@ import pytest
 
 from agent_sdk import AsyncLeaseClient, BrokerUnavailable, Denied, LeaseClient, LeaseError, Store
 from tests.audit import audit
+from tests.redis.callers import AGAIN_S, calling
+from tests.redis.clients import LOOKED_S, acquiring
 from tests.redis.doors import check_doors
-from tests.redis.test_errors import LOOKED_S, acquiring, register
-from tests.redis.test_sentinel import AGAIN_S, calling
+from tests.reports import register
 from tests.servers import free_port, running
 from tests.stores import DEPLOY, Cluster, cluster, pool_in, slot_of, until
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, BrokerUnavailable, LeaseClient, LeaseError, Store
+from agent_sdk import BrokerUnavailable, LeaseClient, LeaseError, Store
 from tests.faults.proxy import Proxy
-from tests.pools import device
+from tests.redis.clients import LOOKED_S, acquiring
+from tests.reports import register
 from tests.servers import running
 from tests.stores import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent_sdk.protocol.lease import Moment
     from tests.servers import Server
 
 SAID = [
@@ -59,15 +57,6 @@ def pool(own: Server) -> Iterator[LeaseClient]:
         yield client
 
 
-def register(client: LeaseClient, uuid: str = "D0") -> Moment:
-    """One device of 1000 MiB; nobody follows to report it again."""
-    device_id, fields = device(uuid)
-    return client.report(
-        "h1", ((device_id, tuple(fields.items())),), deadline_ms=86_400_000, sampled_ms=0,
-        epoch="", safe_mode=False, version="test",
-    )  # fmt: skip
-
-
 def saying(line: str, times: int) -> Callable[[bytes], bytes | None]:
     """The first so many scripts and readings are answered with that line, and not executed."""
     left = times
@@ -81,27 +70,6 @@ def saying(line: str, times: int) -> Callable[[bytes], bytes | None]:
         return f"-{line}\r\n".encode() * len(commands)
 
     return answer
-
-
-LOOKED_S = 0.2
-"""After the last verb: the next one asks which server this is."""
-
-
-@contextmanager
-def acquiring(
-    kind: str, store: Store, pool: str, deadline_s: float
-) -> Iterator[Callable[[str], str]]:
-    """By the client of that kind: acquires under a token, and gives the lease's."""
-    ask = {"memory_mb": 10, "ttl_s": 60}
-    about = {"pool": pool, "hostname": "h1", "deadline_s": deadline_s}
-    if kind == "sync":
-        with LeaseClient(store, **about) as client:
-            yield lambda token: client.acquire("a", token=token, **ask).token
-    else:
-        with asyncio.Runner() as runner:
-            other = AsyncLeaseClient(store, **about)
-            yield lambda token: runner.run(other.acquire("a", token=token, **ask)).token
-            runner.run(other.close())
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

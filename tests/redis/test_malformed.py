@@ -15,7 +15,8 @@ import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, OutcomeUnknown, Store
 from tests.faults.proxy import Proxy
-from tests.redis.test_errors import acquiring, register
+from tests.redis.clients import acquiring
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from agent_sdk import AsyncLeaseClient, BrokerUnavailable, LeaseClient, Store
 from agent_sdk.store.url import parse
 from tests.api.brokers import GRANTING, Broker, environment
 from tests.api.sse import following
-from tests.redis.test_tls import openssl, options, serving
+from tests.redis.tls import openssl, options, serving
 from tests.servers import free_port, running
 from tests.stores import until
 

@@ -9,7 +9,6 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -19,17 +18,17 @@ import pytest
 from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, Store
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.audit import audit
+from tests.redis.callers import AGAIN_S, calling
+from tests.redis.clients import acquiring
 from tests.redis.doors import check_doors
-from tests.redis.test_errors import acquiring, register
+from tests.reports import register
 from tests.servers import binary, free_port
 from tests.stores import SERVICE, Sentinels, sentinels, until, write_sentinel_conf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-AGAIN_S = 1.0
-"""After a Sentinel names the new primary, calls succeed within that."""
 
 ROUNDS = 5 if os.environ.get("GPU_BROKER_SOAK") else 1
 
@@ -164,48 +163,6 @@ def test_address_of_a_sentinel_itself_is_told_to_be_one(fleet: Sentinels) -> Non
 
 
 # Failover
-
-
-@dataclass
-class Caller:
-    """Calls again and again, and notes when each call that succeeded began and ended."""
-
-    call: Callable[[], object]
-    done: list[tuple[float, float]] = field(default_factory=list)
-    failed: list[LeaseError] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while not self.stop.wait(0.01):
-            began = time.monotonic()
-            try:
-                self.call()
-            except LeaseError as error:
-                self.failed.append(error)
-            else:
-                self.done.append((began, time.monotonic()))
-
-    def first_after(self, moment: float) -> float:
-        """When a call succeeded for the first time after a moment."""
-        return next((end for _, end in self.done if end > moment), float("inf"))
-
-    def end(self) -> None:
-        self.stop.set()
-        self.thread.join()
-
-
-@contextmanager
-def calling(**calls: Callable[[], object]) -> Iterator[dict[str, Caller]]:
-    callers = {name: Caller(call) for name, call in calls.items()}
-    try:
-        yield callers
-    finally:
-        for caller in callers.values():
-            caller.end()
 
 
 def fail_over(fleet: Sentinels) -> float:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,17 +17,14 @@ from agent_sdk import (
     OutcomeUnknown,
     Store,
 )
-from tests.redis.test_acl import report
-from tests.servers import binary, free_port
+from tests.redis.tls import openssl, options, serving
+from tests.reports import register
+from tests.servers import free_port
 from tests.stores import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-def openssl(folder: Path, *args: str) -> None:
-    subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +45,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def serving(certificates: Path, *args: str, at: int | None = None) -> Iterator[int]:
-    """The port of a server, or Sentinel, that wants a client's certificate."""
-    port = at or free_port()
-    command = [str(binary("redis")), *args, "--port", "0", "--tls-port", str(port),
-               "--bind", "127.0.0.1", "--tls-cert-file", "server.crt", "--tls-key-file",
-               "server.key", "--tls-ca-cert-file", "ca.crt", "--tls-auth-clients", "yes",
-               "--tls-replication", "yes", "--logfile", f"log-{port}"]  # fmt: skip
-    with subprocess.Popen(command, cwd=certificates, stderr=subprocess.DEVNULL,
-                          stdout=subprocess.DEVNULL) as process:  # fmt: skip
-        time.sleep(0.7)
-        if process.poll() is not None:
-            pytest.skip("this server was built without TLS")
-        try:
-            yield port
-        finally:
-            process.terminate()
-
-
 @pytest.fixture(scope="module")
 def port(certificates: Path) -> Iterator[int]:
     """Of a plain server."""
     with serving(certificates, "--save", "") as port:
         yield port
-
-
-def options(folder: Path, *, client: bool = True) -> str:
-    own = f"&ssl_certfile={folder}/client.crt&ssl_keyfile={folder}/client.key" if client else ""
-    return f"?ssl_ca_certs={folder}/ca.crt{own}"
 
 
 def url(port: int, folder: Path, *, client: bool = True) -> str:
@@ -88,7 +59,7 @@ def url(port: int, folder: Path, *, client: bool = True) -> str:
 async def check_leases(store: Store) -> None:
     """By both clients."""
     with LeaseClient(store, hostname="h1") as client:
-        report(client)
+        register(client)
         with client.lease("a", memory_mb=10, ttl_s=1) as lease:
             await asyncio.sleep(1.3)  # renewed on a connection of its own
             assert not lease.lost

@@ -18,7 +18,7 @@ import pytest
 
 from agent_sdk import AsyncLeaseClient, BrokerUnavailable, LeaseClient, ProtocolMismatch, Store
 from tests.api.brokers import PROGRAM, environment
-from tests.pools import device
+from tests.reports import register
 from tests.servers import binary, free_port, running
 
 if TYPE_CHECKING:
@@ -226,11 +226,7 @@ def test_database_of_a_cluster_that_has_several() -> None:
         )  # fmt: skip
         url = f"redis+cluster://127.0.0.1:{valkey.port}/3"
         with LeaseClient(Store(url), hostname="h1", deadline_s=10) as client:
-            uuid, fields = device("D0")
-            client.report(
-                "h1", ((uuid, tuple(fields.items())),), deadline_ms=86_400_000, sampled_ms=0,
-                epoch="", safe_mode=False, version="test",
-            )  # fmt: skip
+            register(client)
             assert client.acquire("a", memory_mb=10).memory_mb == 10
             assert client.redis.client_info()["db"] == 3
 

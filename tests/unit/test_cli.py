@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk.protocol.report import About
 from agent_sdk.scripts.library import own_library
 from agent_sdk.testing import TestBroker, running_broker
 from broker.cli import COMMANDS
 from tests.api.brokers import PROGRAM, environment
 from tests.pools import device
 from tests.program import called
+from tests.reports import register
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,10 +119,9 @@ def test_drain_and_undrain_by_the_name_alone(pool: TestBroker, name: str, takes:
 
 def test_forget_by_the_name_alone(pool: TestBroker) -> None:
     """A device or a host leaves every list; with a lease on it, the words say what to do."""
-    uuid, fields = device("gpu-gone", model="gone")
-    about = About(deadline_ms=60_000, sampled_ms=0, epoch="", safe_mode=False, version="t")
     for host in ("pod-1", "pod-2"):
-        pool.client.report(host, ((f"{uuid}-{host}", tuple(fields.items())),), **about)
+        gone = device(f"gpu-gone-{host}", model="gone")
+        register(pool.client, gone, host=host, deadline_ms=60_000)
     lease = pool.client.acquire("analyst", host="pod-1", memory_mb=10)
     for name in ("pod-1", "gpu-gone-pod-1"):
         assert "gpu-gone-pod-1 has a lease, or memory that is not free yet" in on(

@@ -25,7 +25,7 @@ from broker.text.screen import MARK, bare, one_line, paint
 from broker.text.table import table
 from tests.api.brokers import PROGRAM, environment
 from tests.program import called
-from tests.unit.test_cli_status import Terminal
+from tests.unit.screens import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ def test_terminal_gets_colours_and_no_other_sequence(pool: dict[str, str]) -> No
     """On a terminal, where colours are: of sequences these alone."""
     text = ""
     for call in (("status",), ("events", "-n", "100")):
-        shown = Terminal(*call, columns=200, lines=100, **pool)
+        shown = Screen(*call, columns=200, lines=100, **pool)
         try:
             while shown.process.poll() is None:
                 shown.read()

@@ -14,7 +14,7 @@ from agent_sdk.testing import TestBroker
 from tests.found import BLIND, FIRST, HOST, QUARANTINE, SECOND, UNSEEN, find, process, report, tell
 from tests.program import called
 from tests.servers import running
-from tests.unit.test_cli_status import terminal
+from tests.unit.screens import screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_status_shows_leases_beside_processes(pool: TestBroker, found: str) -> N
 
 def test_words_of_findings_are_coloured(pool: TestBroker, found: str) -> None:
     """Red what takes from others, yellow what is left over."""
-    with terminal(pool, "status", columns=140) as shown:
+    with screen(pool, "status", columns=140) as shown:
         shown.process.wait(10)
         seen = shown.read()
     assert click.style("overuse", fg="red") in seen
@@ -94,7 +94,7 @@ def test_eighty_columns_are_enough_for_processes(pool: TestBroker, found: str) -
                    process(4711, token=found, memory_mb=143_771, user="somebody-longer")],
         degraded=found,
     )  # fmt: skip
-    with terminal(pool, "status", columns=80) as shown:
+    with screen(pool, "status", columns=80) as shown:
         shown.process.wait(10)
         lines = click.unstyle(shown.read()).splitlines()
     assert max(map(len, lines)) <= 80

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import pty
 import re
-import select
 import signal
 import socket
-import struct
 import subprocess
-import termios
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -30,6 +23,7 @@ from broker.text.table import bar, cut, table
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called
 from tests.servers import running
+from tests.unit.screens import Screen, screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,76 +53,6 @@ def clean(pool: TestBroker) -> Iterator[None]:
         pool.client.release(lease.token)
 
 
-class Terminal:
-    """A program on a terminal of its own.
-
-    Attributes:
-        seen: everything that it wrote.
-    """
-
-    def __init__(self, *args: str, columns: int, lines: int, **settings: str) -> None:
-        self._ours, theirs = pty.openpty()
-        self.resize(columns=columns, lines=lines)
-        self.process = subprocess.Popen(
-            [PROGRAM, *args], env=environment(TERM="xterm", **settings),
-            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        )  # fmt: skip
-        os.close(theirs)
-        self.seen = ""
-
-    def resize(self, *, columns: int, lines: int) -> None:
-        """Give the window another size."""
-        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def read(self, seconds: float = 0.05) -> str:
-        """All that it wrote up to now."""
-        while select.select([self._ours], [], [], seconds)[0]:
-            try:
-                more = os.read(self._ours, 65536)
-            except OSError:  # its end
-                break
-            if not more:
-                break
-            self.seen += more.decode()
-        return self.seen
-
-    @property
-    def picture(self) -> str:
-        """The last picture, as far as it is drawn."""
-        return self.read().rpartition("\x1b[H")[2]
-
-    @property
-    def lines(self) -> list[str]:
-        """The same, as it looks, without colours."""
-        return re.sub(r"\x1b\[\d*[A-Za-z]", "", self.picture).splitlines()
-
-    def end(self, name: signal.Signals = signal.SIGINT) -> int:
-        """End it by a signal; its exit code."""
-        self.process.send_signal(name)
-        code = self.process.wait(5)
-        self.read()
-        return code
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-
-@contextmanager
-def terminal(
-    pool: TestBroker, *args: str, columns: int = 120, lines: int = 40, **settings: str
-) -> Iterator[Terminal]:
-    opened = Terminal(
-        *args, columns=columns, lines=lines,
-        **{"REDIS_URL": pool.url, "GPU_BROKER_HOSTNAME": pool.host, **settings},
-    )  # fmt: skip
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
 def printed(pool: TestBroker, *args: str) -> str:
     """What a call prints where nobody looks."""
     done = called(*args, REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
@@ -142,7 +66,7 @@ def test_colours_on_a_terminal_alone_and_not_against_the_will(pool: TestBroker) 
         ((), {}, True), ((), {"NO_COLOR": "1"}, False), (("--no-color",), {}, False),
         ((), {"NO_COLOR": ""}, True), ((), {"NO_COLOR": "please"}, False),
     ):  # fmt: skip
-        with terminal(pool, *args, "status", **settings) as shown:
+        with screen(pool, *args, "status", **settings) as shown:
             shown.process.wait(10)
             assert ("\x1b[3" in shown.read()) is coloured, (args, settings)
             assert "24.0 GiB" in shown.seen
@@ -151,7 +75,7 @@ def test_colours_on_a_terminal_alone_and_not_against_the_will(pool: TestBroker) 
 
 def looked_at(pool: TestBroker, command: str, columns: int) -> list[str]:
     """The lines that a command prints on a terminal."""
-    with terminal(pool, command, columns=columns) as shown:
+    with screen(pool, command, columns=columns) as shown:
         shown.process.wait(10)
         return click.unstyle(shown.read()).splitlines()
 
@@ -205,7 +129,7 @@ def report_long(pool: TestBroker) -> None:
 
 def test_live_status_shows_a_lease_within_a_second(pool: TestBroker) -> None:
     """Taken by another process; drawn in place on the other screen, which is left behind."""
-    with terminal(pool, "status", "-w", "60") as shown:
+    with screen(pool, "status", "-w", "60") as shown:
         eventually(lambda: "24.0 GiB" in shown.picture, 10)
         assert shown.seen.startswith(ENTER)
         took = []
@@ -246,7 +170,7 @@ def test_live_status_misses_nothing_between_two_looks(
 
 def test_live_status_follows_the_size_of_the_window(pool: TestBroker) -> None:
     """Without an event, in height and in width; wide is cut to it too."""
-    with terminal(pool, "status", "-w", "60", "-o", "wide", columns=100, lines=30) as shown:
+    with screen(pool, "status", "-w", "60", "-o", "wide", columns=100, lines=30) as shown:
         eventually(lambda: "24.0 GiB" in shown.picture, 10)
         assert max(map(len, shown.lines)) == 100
         shown.resize(columns=60, lines=5)
@@ -259,7 +183,7 @@ def test_live_status_follows_the_size_of_the_window(pool: TestBroker) -> None:
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_terminal_is_left_as_it_was(pool: TestBroker, name: signal.Signals) -> None:
     """Whatever ends it."""
-    with terminal(pool, "status", "-w") as shown:
+    with screen(pool, "status", "-w") as shown:
         eventually(lambda: "24.0 GiB" in shown.picture, 10)
         assert shown.end(name) == (143 if name == signal.SIGTERM else 0)
         assert shown.seen.endswith(LEAVE)
@@ -269,7 +193,7 @@ def test_live_status_is_cut_at_the_height(pool: TestBroker) -> None:
     """With how much is missing."""
     for n in range(12):
         pool.client.acquire(f"a{n}", memory_mb=10)
-    with terminal(pool, "status", "-w", lines=10) as shown:
+    with screen(pool, "status", "-w", lines=10) as shown:
         eventually(lambda: "more lines" in shown.picture, 10)
         assert shown.picture.count("\n") == 9
         shown.end()
@@ -279,7 +203,7 @@ def test_live_status_says_how_old_its_picture_is() -> None:
     """While the store is away; and goes on when it is back. In a pipe stdout is pictures alone."""
     with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
         broker.wait()
-        shown = Terminal("status", "-w", columns=120, lines=40, REDIS_URL=server.url)
+        shown = Screen("status", "-w", columns=120, lines=40, REDIS_URL=server.url)
         piped = subprocess.Popen(
             [PROGRAM, "status", "-w", "-o", "json"], env=environment(REDIS_URL=server.url),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

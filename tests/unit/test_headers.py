@@ -13,8 +13,8 @@ from agent_sdk.errors import LeaseError, ProtocolMismatch
 from agent_sdk.protocol import lease as protocol
 from agent_sdk.protocol.lease import Answer, Call, Pause
 from agent_sdk.scripts.source import CORE, REST, VERBS, lua_folder
-from tests.unit.test_protocol import REQUEST
-from tests.unit.test_protocol import VERBS as CALLS
+from tests.unit.calls import REQUEST
+from tests.unit.calls import VERBS as CALLS
 
 FOLDER = lua_folder()
 LIB = {path.stem: path.read_text() for path in sorted((FOLDER / "lib").glob("*.lua"))}

@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from agent_sdk import BrokerUnavailable, LeaseClient, LeaseError, Store
 from agent_sdk.store.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, RetryPolicy
 from tests.faults.proxy import Proxy
-from tests.pools import device
+from tests.reports import register
 from tests.servers import free_port, running
 
 if TYPE_CHECKING:
@@ -83,20 +83,6 @@ def client_of(url: str, pool: str | None = None, deadline_s: float = 0.5) -> Lea
     """A client that gives up soon."""
     pool = pool or f"p-{uuid4().hex[:8]}"
     return LeaseClient(Store(url, 0.3), pool=pool, hostname="h1", deadline_s=deadline_s)
-
-
-def register(client: LeaseClient) -> None:
-    """One device of 1000 MiB; nobody follows to report it again."""
-    uuid, fields = device("D0")
-    client.report(
-        "h1",
-        ((uuid, tuple(fields.items())),),
-        deadline_ms=86_400_000,
-        sampled_ms=0,
-        epoch="",
-        safe_mode=False,
-        version="test",
-    )
 
 
 def error_of(server: Server, line: str, *, piped: bool = False) -> RedisError:

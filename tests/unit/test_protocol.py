@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -12,12 +12,10 @@ import agent_sdk
 from agent_sdk import errors
 from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, ProtocolMismatch, error_for
 from agent_sdk.protocol import lease as protocol
-from agent_sdk.protocol import operator, report, validation
-from agent_sdk.protocol.lease import Answer, Call, Request
+from agent_sdk.protocol import report, validation
+from agent_sdk.protocol.lease import Answer, Call
 from agent_sdk.scripts.source import lua_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+from tests.unit.calls import FRAME, REPORT, REQUEST, VERBS
 
 BY_THE_CLIENT = {
     "denied", "store_unavailable", "outcome_unknown", "unreachable", "unknown_token",
@@ -43,31 +41,6 @@ SAYS_A_REASON = (
     r"B\.leave_outcome\(token, '(\w+)'\)",
 )
 """Where in Lua a reason or an outcome is spelt, which a tag of a reply is not."""
-
-REQUEST = Request(
-    token="t" * 16, agent="analyst", memory_mb=900, devices=2, exclusive=True, ttl_ms=30000,
-    max_hold_ms=5, priority=7, host="h1", model="m1", placement="pack", on_unavailable="cpu",
-    client="c", pid="1:2", owner="o",
-)  # fmt: skip
-
-REPORT = {
-    "deadline_ms": 15000, "sampled_ms": 5, "epoch": "123", "safe_mode": True, "version": "1",
-}  # fmt: skip
-
-VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
-    "acquire": lambda: protocol.acquire(REQUEST),
-    "renew": lambda: protocol.renew(REQUEST.token, 7, 1000, "ann"),
-    "release": lambda: protocol.release(REQUEST.token, owner="ann"),
-    "reap": protocol.reap,
-    "report": lambda: report.report("h1", (), **REPORT),
-    "revoke": lambda: operator.revoke(REQUEST.token, force=True, by="op", why="because"),
-    "drain": lambda: operator.drain("host", "h1", drained=True, by="op", why=""),
-    "forget": lambda: operator.forget("host", "h1", by="op", why=""),
-    "set_policy": lambda: operator.set_policy("op", safe_mode=True),
-}
-"""One call of each verb."""
-
-FRAME = [1000, "", "123", 0]
 
 
 def answered(verb: str, raw: Any) -> Any:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.protocol.lease import Answer, Pause, moment, renewed
-from tests.unit.test_protocol import FRAME, VERBS
+from tests.unit.calls import FRAME, VERBS
+from tests.unit.replies import NESTED, QUIET
 
 TAGS = (
     "GRANTED", "WAITING", "AGAIN", "REFUSED", "CONFLICT", "LOST", "RENEWED", "UNKNOWN", "RELEASED",
     "ALREADY", "REAPED", "REPORTED", "REVOKED", "DRAINED", "UNDRAINED", "POLICY",
 )  # fmt: skip
 
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary()
-    | st.sampled_from((10**400, -(10**400), "9" * 5000, "no_capacity", "expired", "bad_request"))
-)  # fmt: skip
-"""What RESP2 and RESP3 can hold in one place: a big number and an infinity among it."""
-
-NESTED = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=5)
-        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
-        | st.sets(st.integers(), max_size=2)
-    ),
-    max_leaves=8,
-)
 
 FRAMES = st.tuples(NESTED, NESTED, NESTED, NESTED) | st.just(FRAME)
 
@@ -47,12 +32,6 @@ REPLIES = NESTED | st.builds(
 
 LONGEST = 5
 """Answers that one call is given: what asks on for ever is stopped there."""
-
-QUIET = settings(
-    max_examples=int(os.environ.get("GPU_BROKER_FUZZ", "40")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 
 
 def drive(verb: str, replies: list[Any]) -> None:

@@ -15,8 +15,8 @@ from agent_sdk.keys import Keys
 from agent_sdk.protocol.lease import Answer, Call
 from agent_sdk.state import events, explain, pool_state, queue, snapshot
 from agent_sdk.state.holders import read_holders
-from tests.unit.test_protocol import FRAME, REQUEST
-from tests.unit.test_protocol_fuzz import NESTED, QUIET
+from tests.unit.calls import FRAME, REQUEST
+from tests.unit.replies import NESTED, QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -13,6 +13,7 @@ import pytest
 from agent_sdk import LeaseClient, StillWaiting, Store
 from agent_sdk.scripts import library as functions
 from tests.pools import device
+from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ def server() -> Iterator[Server]:
             functions.load(redis)
         with LeaseClient(Store(server.url), hostname="h1") as client:
             gpus = (device("SIM-h1-0"), device("SIM-h1-1", index=1))
-            client.report(
-                "h1", tuple((uuid, tuple(fields.items())) for uuid, fields in gpus),
-                deadline_ms=60_000, sampled_ms=0, epoch="", safe_mode=False, version="t",
-            )  # fmt: skip
+            register(client, *gpus, deadline_ms=60_000)
             client.acquire("other", memory_mb=800, ttl_s=600)
             client.acquire("trainer", memory_mb=900, ttl_s=100, token="trainer-7-0123456789")
             with pytest.raises(StillWaiting):
