@@ -1,4 +1,4 @@
-"""The GPUs of this machine, asked from one source chosen at start."""
+"""GPUs of this machine, sampled from one source that the settings choose at start."""
 
 from broker.devices.choose import DeviceSourceError, choose
 from broker.devices.sample import DeviceSample, Sample, Source, State

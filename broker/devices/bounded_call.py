@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class BoundedCall(Generic[T]):
-    """Runs `work` once on a daemon thread of its own, from construction on.
+    """One call of `work` on a daemon thread of its own, begun at construction.
 
     A thread stuck in the kernel cannot be ended, only left behind: being a daemon, it does
     not keep the process from exiting either.
@@ -34,7 +34,7 @@ class BoundedCall(Generic[T]):
     def _run(self) -> None:
         try:
             self._results.append(self._work())
-        except Exception as error:  # noqa: BLE001 - answer() raises it for whoever waits
+        except Exception as error:  # noqa: BLE001 - answer() raises it in the waiter
             self._error = error
         finally:
             self._done.set()
@@ -50,11 +50,11 @@ class BoundedCall(Generic[T]):
         return time.monotonic() - self._began
 
     def answered_within(self, seconds: float) -> bool:
-        """Wait at most so long; True once there is an answer."""
+        """Wait at most `seconds`; return True once there is an answer."""
         return self._done.wait(max(0.0, seconds))
 
     def answer(self) -> T:
-        """Return what the work returned, or raise what it raised; only after it answered."""
+        """Return the result of the work, or raise its error; call it only after an answer."""
         if self._error is not None:
             raise self._error
         return self._results[0]

@@ -1,4 +1,4 @@
-"""Which device source this process uses: GPU_BROKER_DEVICES and what it may be asked."""
+"""Choice of this process's device source, from GPU_BROKER_DEVICES and the other settings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PCIE_EVERY_S = 30.0
 
 
 class DeviceSourceError(ValueError):
-    """The settings ask for a device source that cannot be had; the message has the way out."""
+    """Error for settings that ask for an unavailable device source; the message has the way out."""
 
 
 class NoneSource:
-    """No devices, and why: `why` is each sample's error, None when nobody asked for any."""
+    """Source without devices. `why` is the error of each sample, None when none was asked for."""
 
     name = "none"
 
@@ -31,11 +31,11 @@ class NoneSource:
         self._sample = Sample((), "none", why)
 
     def sample(self) -> Sample:
-        """Tell that there are none."""
+        """Return the sample without devices."""
         return self._sample
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 def choose(
@@ -51,9 +51,9 @@ def choose(
 
     `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
     else none. Under `safe_mode` no GPU is looked at: all but sim and scenario becomes none.
-    Nothing is imported, started or opened before the first sample, but a scenario's file: one that
-    cannot be followed ends the start. With `pcie`, NVML is asked for
-    the throughput of each GPU's bus every 30 s.
+    Nothing is imported, started or opened before the first sample, except a scenario's file:
+    an invalid one ends the start. With `pcie`, NVML is asked for the throughput of each GPU's
+    bus every 30 s.
 
     Raises:
         DeviceSourceError: the spec is unknown, or cannot be had with the other settings.
@@ -75,7 +75,7 @@ def choose(
 def _real(
     spec: str, *, enable_nvml: bool | None, host: str, smi_on_path: str | None, pcie: bool
 ) -> Source:
-    """Return a source of this machine's GPUs."""
+    """Return the source that asks this machine's driver."""
     if spec == "nvml" and enable_nvml is False:
         raise DeviceSourceError(
             "GPU_BROKER_DEVICES=nvml, but ENABLE_NVML=false: "
@@ -96,12 +96,12 @@ def _real(
 
 
 def _made_up(spec: str, host: str) -> Source | None:
-    """Return a source of GPUs that are not there; None: real ones are asked for."""
+    """Return a source of simulated or scripted GPUs; None: `spec` asks for real ones."""
     if spec == "scenario:":
         raise DeviceSourceError("GPU_BROKER_DEVICES=scenario: names no file: scenario:FILE.yaml")
     if spec.startswith("scenario:"):
         scripted = ScriptedSource(Path(spec.removeprefix("scenario:")))
-        # As a sample's error it would take the devices of another reporter of this host.
+        # As the error of a sample it would take over the devices of this host's other reporter.
         if problem := scripted.problem():
             raise DeviceSourceError(f"GPU_BROKER_DEVICES={spec!r}: {problem}")
         return scripted

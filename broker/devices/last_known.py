@@ -1,4 +1,4 @@
-"""The devices a source has identified, so that one which falls silent keeps its row."""
+"""Memory of identified devices: a device that falls silent keeps its row."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 MOST_GONE: Final = 16
-"""MIG devices that are not there any more and still have a row."""
+"""Most rows kept for MIG devices that are no longer there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a device could not be read, in one sentence.
+    """Reason for which a device could not be read, in one sentence.
 
     ``ended``: nothing can be read before the driver is opened anew. ``gone``: the driver works,
     and does not list it.
@@ -47,7 +47,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
 
 
 class Known:
-    """Remembers devices by UUID, and which one was last read at each index."""
+    """Register of devices by UUID, with the device last read at each index."""
 
     def __init__(self, host: str) -> None:
         self._host = label_of(host)
@@ -84,7 +84,7 @@ class Known:
         return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
 
     def _forget(self, gone: list[DeviceSample]) -> None:
-        """Keep a few MIG devices of earlier layouts: none of them comes back."""
+        """Drop all but a few MIG devices of earlier layouts: none of them comes back."""
         for device in gone[: max(0, len(gone) - MOST_GONE)]:
             del self._last[device.uuid]
             self._at = {index: at for index, at in self._at.items() if at != device.uuid}

@@ -1,7 +1,7 @@
-"""What a device source tells: one sample of this machine's GPUs.
+"""Sample of this machine's GPUs, as every device source returns it.
 
-Memory is MiB: the total rounded down, what is used rounded up, so that rounding never
-promises memory that is not there. What the driver cannot tell is None, never 0, and never
+Memory is in MiB: the total is rounded down, the used part up, so that rounding never
+promises memory that is not there. A value that the driver cannot tell is None, never 0, and never
 costs the GPU its row.
 """
 
@@ -23,12 +23,12 @@ _UUID = re.compile(r"[A-Za-z0-9._:/-]{1,80}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process as the driver names it on one GPU.
+    """Process that the driver names on one GPU.
 
     Attributes:
         pid: on the host, which is ours only where `/proc` shows the host's processes.
-        memory_mb: MiB that it has allocated there, rounded up; None: the driver does not tell.
-        busy_pct: of the GPU's time that it computed lately, 0-100; None: unknown.
+        memory_mb: MiB allocated on that GPU, rounded up; None: the driver does not tell.
+        busy_pct: share of the GPU's recent time that it computed, 0-100; None: unknown.
     """
 
     pid: int
@@ -40,7 +40,7 @@ class GpuProcess:
 class DeviceSample:
     """One GPU at the moment it was asked.
 
-    uuid names it and is what to keep; index is its place in the driver's PCI order and may
+    uuid names it for good; index is its place in the driver's PCI order and may
     change with a reboot. ``lost`` wants a reset or a reboot, ``error`` may pass by itself; for
     both, identity and total are the last known and all other numbers are None. ``mig`` is divided
     into MIG devices, which are leased instead and have rows of their own. reason says in one
@@ -49,11 +49,12 @@ class DeviceSample:
     Attributes:
         processes: all that the driver names on it; None: it cannot tell.
         xids: NVIDIA's error codes that came since the sample before.
-        listed: False: the driver works and does not list it any more; then all is as last known.
-        parent: of a MIG device: the UUID of the GPU that it is a part of.
+        listed: False: the working driver no longer lists it; all values are then as last known.
+        parent: the UUID of the GPU that a MIG device is a part of; else empty.
         mps: whether CUDA's Multi-Process Service runs on it; None: unknown.
         ecc_uncorrected: memory errors since the driver was loaded that ECC could not correct.
-        rows_pending, rows_failed: memory rows that wait for a reset to be remapped; that cannot.
+        rows_pending: memory rows wait for a reset to be remapped.
+        rows_failed: memory rows cannot be remapped.
         recovery_action: NVML's: 0 = none, 1 = reset the GPU, 2 = reboot, 3 and more = as it says.
     """
 
@@ -107,7 +108,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """Where samples come from.
+    """Origin of samples, such as a driver.
 
     ``sample`` blocks for a bounded time and never raises for what a driver does; two callers
     take turns, so calling again after giving up on an answer is safe.
@@ -119,7 +120,7 @@ class Source(Protocol):
         """Ask for every GPU once."""
 
     def close(self) -> None:
-        """Give back what the source holds; it is not asked again."""
+        """Give back the held resources; no sample is asked for after that."""
 
 
 def system_mb_of(total_mb: int | None) -> int:
@@ -128,7 +129,7 @@ def system_mb_of(total_mb: int | None) -> int:
 
 
 def percent(used: float | None, total: float | None) -> float | None:
-    """Used as a share of total, with two decimals."""
+    """Return the used share of the total in percent, with two decimals."""
     return None if used is None or not total else round(100.0 * used / total, 2)
 
 
@@ -149,7 +150,7 @@ def number(value: object, low: float, high: float) -> float | None:
 def text(value: object) -> str:
     """Return a driver's string as one line of printable ASCII.
 
-    It comes as bytes or str by its library's version, and from a failing card as garbage; it
+    The library's version decides about bytes or str, and a failing card gives garbage; the text
     ends up in the store, in logs and on pages.
     """
     raw = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
@@ -157,17 +158,17 @@ def text(value: object) -> str:
 
 
 def name_of(value: object) -> str:
-    """Return a device's name as people read it."""
+    """Return a device's name for people."""
     return text(value)[:96] or "Unknown GPU"
 
 
 def model_of(name: str) -> str:
-    """Return a name as leases ask for it: `[A-Za-z0-9._ -]{1,64}`."""
+    """Return a name in the form that leases ask for: `[A-Za-z0-9._ -]{1,64}`."""
     return " ".join(re.sub(r"[^A-Za-z0-9._ -]+", " ", name).split())[:64].strip() or "unknown"
 
 
 def uuid_of(value: object) -> str:
-    """Return a device's UUID, or "" when it is none that may become part of a key."""
+    """Return a device's UUID, or "" when it may not become part of a key."""
     uuid = text(value)
     return uuid if _UUID.fullmatch(uuid) else ""
 

@@ -1,4 +1,4 @@
-"""GPUs that are not there, for demonstrations and tests; their names say so."""
+"""Simulated GPUs for demonstrations and tests; their names tell that they are."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class SimulatedSource:
         self._sample = Sample(tuple(devices), "simulated")
 
     def sample(self) -> Sample:
-        """Tell the same devices each time."""
+        """Return the same devices each time."""
         return self._sample
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""

@@ -1,1 +1,1 @@
-"""GPUs through NVML."""
+"""GPU readings through NVML."""

@@ -1,4 +1,4 @@
-"""One GPU as NVML tells it: which calls, and in which units."""
+"""Reading of one GPU through NVML: the calls, and their units."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RECOVERY_ACTION = 230
 def read(
     nvml: ModuleType, watch: XidWatch, busy: Busy, index: int
 ) -> tuple[DeviceSample, ...] | Fault:
-    """Return the GPU at `index` and then its MIG devices, or why it cannot be named.
+    """Return the GPU at `index`, then its MIG devices; or the fault that keeps it from being named.
 
     From here on `watch` has its XIDs.
 

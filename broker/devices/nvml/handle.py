@@ -1,4 +1,4 @@
-"""The calls that NVML takes for one handle, and what their failures mean.
+"""Calls of NVML for one handle, and the meaning of their failures.
 
 The pynvml module is handed in by `nvml`, which alone imports it.
 """
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 
 ABSENT = frozenset({3, 4, 6, 13, 21, 25, 26})
-"""Not supported, no permission, not found, function not found, no data, version mismatch,
-deprecated: this driver or card does not tell, and nothing is wrong with the GPU."""
+"""Codes of calls that this driver or card does not answer, while nothing is wrong with the GPU.
+
+Not supported, no permission, not found, function not found, no data, version mismatch, deprecated.
+"""
 
 _NO_MEMORY = "NVML does not tell how much memory this {} has"
 _LOST = frozenset({15, 16})
-# Not initialised, driver not loaded, driver and library differ: NVML was opened with a driver that
-# is not there any more.
+# Not initialised, driver not loaded, driver and library differ: the driver under which NVML was
+# opened is gone.
 _ENDED = frozenset({1, 9, 18})
 _SENTENCES = {
     1: "NVML is not initialised",
@@ -53,16 +55,16 @@ def _sentence(error: Exception) -> str:
 
 
 def fault_of(error: Exception) -> Fault:
-    """Return what an exception from pynvml, or from importing it, says about a GPU."""
+    """Return the fault that an exception from pynvml, or from importing it, stands for."""
     value = getattr(error, "value", None)
     return Fault("lost" if value in _LOST else "error", _sentence(error), value in _ENDED)
 
 
 class Handle:
-    """A GPU's or a MIG device's calls, guarded one by one; none is made once it is found lost.
+    """Guarded calls of a GPU or a MIG device; none is made once the device is found lost.
 
     Attributes:
-        complaint: the worst that a call said of it, or None.
+        complaint: the worst fault of a call so far, or None.
     """
 
     def __init__(self, nvml: ModuleType, handle: object) -> None:
@@ -73,7 +75,7 @@ class Handle:
     def ask(
         self, function: str, *args: object, means: Mapping[int, object] | None = None
     ) -> object:
-        """Return the answer, or None when there is none; `means` gives errors that are answers."""
+        """Return the answer, or None without one. `means` maps error codes that are answers."""
         if self.gone:
             return None
         try:
@@ -105,7 +107,7 @@ class Handle:
         )
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Return bytes in all, and bytes allocated.
+        """Return the bytes in all and the bytes allocated.
 
         Drivers differ on whether v2's `used` counts what the driver keeps for itself, so
         allocated is total - free - reserved, right for each of them. v1 does not tell reserved
@@ -130,9 +132,9 @@ def identified(
     *,
     kind: str = "GPU",
 ) -> DeviceSample:
-    """Return a device by what it is and what memory it has, `total` and `allocated`, in bytes.
+    """Return a device with its identity and its memory; `total` and `allocated` are bytes.
 
-    None: NVML does not tell. `kind` is what it is called in a sentence.
+    None: NVML does not tell. `kind` is the device's name in a sentence.
     """
     total_mb = None if total is None else total // MIB
     return DeviceSample(

@@ -1,4 +1,4 @@
-"""A GPU that is divided into MIG devices: each is leased by itself, and so has its own row."""
+"""MIG devices of a divided GPU: each is leased by itself, and so has a row of its own."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MOST = 64
 
 
 def is_divided(gpu: Handle) -> bool:
-    """Return whether MIG is on; a GPU that does not know of MIG is whole."""
+    """Return whether MIG is on; a GPU without MIG is whole."""
     mode = gpu.ask("nvmlDeviceGetMigMode")
     return isinstance(mode, list) and mode[:1] == [1]
 
 
 def divided(parent: DeviceSample) -> DeviceSample:
-    """Return the row of a GPU that is divided: who uses it is told by the rows of its parts."""
+    """Return the row of a divided GPU: the rows of its parts tell their processes."""
     return replace(parent, state="mig", reason=DIVIDED, processes=None, mps=None)
 
 

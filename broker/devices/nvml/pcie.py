@@ -1,6 +1,6 @@
-"""How much goes over each GPU's PCIe bus: NVML counts for 20 ms in each direction to tell.
+"""PCIe throughput of each GPU: NVML counts for 20 ms in each direction.
 
-That is too long for a sample, so a thread of its own asks, now and then.
+That is too long for a sample, so a thread of its own asks every few seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PERIODS = 3
 
 
 class PcieLoop:
-    """Asks for every GPU's throughput each `period_s`, until `end`."""
+    """Thread that asks for every GPU's throughput each `period_s`, until `end`."""
 
     def __init__(self, nvml: ModuleType, *, period_s: float = 30.0) -> None:
         self._nvml = nvml
@@ -32,7 +32,7 @@ class PcieLoop:
         self._asking = BoundedCall(self._run, "nvml-pcie")
 
     def last(self, uuid: str) -> tuple[float | None, float | None]:
-        """KB/s sent and received by a GPU; None: not told, or not for three periods."""
+        """Return the KB/s sent and received by a GPU; None: not told for three periods."""
         sent, received, at = self._told.get(uuid, (None, None, 0.0))
         if time.monotonic() - at > _PERIODS * self._period_s:
             return None, None
@@ -44,11 +44,11 @@ class PcieLoop:
         return self._asking.running
 
     def leave(self) -> None:
-        """Let its thread end by itself."""
+        """Ask the thread to end; do not wait."""
         self._ending.set()
 
     def end(self, seconds: float) -> bool:
-        """Return whether nothing of it runs in NVML any more, which may take a moment."""
+        """End the thread; return whether it has left NVML within `seconds`."""
         self.leave()
         return self._asking.answered_within(seconds)
 

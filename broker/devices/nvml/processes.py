@@ -1,4 +1,4 @@
-"""The processes on a GPU as NVML names them, and how much of its time each computed."""
+"""Processes on a GPU as NVML names them, with the share of time that each computed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _COMPUTE = "nvmlDeviceGetComputeRunningProcesses"
 _GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses"
 _MPS = "nvmlDeviceGetMPSComputeRunningProcesses"
 
-_AHEAD_US = 1_000_000  # a driver's clock may be so far ahead of ours
+_AHEAD_US = 1_000_000  # tolerated lead of a driver's clock over ours
 
-# No error, not found: nobody computed.
+# No error, not found: no process computed.
 _NOBODY: dict[int, tuple[object, ...]] = {0: (), 6: ()}
 
 
 def read_processes(gpu: Handle) -> tuple[tuple[GpuProcess, ...] | None, bool | None]:
-    """Each process once, by pid, with the most memory that a list has of it; and whether MPS runs.
+    """Return each process once, by pid, with its largest memory in any list; and whether MPS runs.
 
-    None: the driver does not say who computes there, or whether that is through MPS. A process
-    without a number, as containers see those of others, is left out: its memory is nobody's.
+    None: the driver does not name the computing processes, or does not tell about MPS. A process
+    without a pid, as containers see those of others, is left out: its memory has no owner.
     """
     mps = _listed(gpu, _MPS)
     compute = _listed(gpu, _COMPUTE)
@@ -55,7 +55,7 @@ def _memory_mb(process: object) -> int | None:
 
 
 class Busy:
-    """Remembers to when each GPU's use was told, so that a sample asks only for what came since."""
+    """Time up to which each GPU's use was told: a sample asks only for later use."""
 
     def __init__(self) -> None:
         self._told_us: dict[str, int] = {}
@@ -63,15 +63,15 @@ class Busy:
     def mark(
         self, gpu: Handle, uuid: str, processes: tuple[GpuProcess, ...]
     ) -> tuple[GpuProcess, ...]:
-        """The same processes, each with the mean of what the driver measured since last time.
+        """Return the same processes, each with its mean use since the last reading.
 
-        The driver names only those that computed at all: the others have 0.0.
+        The driver names only processes that computed: the others have 0.0.
         """
         if not processes:
             return processes
         soon_us = int(time.time() * 1e6) + _AHEAD_US
         since_us = self._told_us.get(uuid, 0)
-        if since_us > soon_us:  # the clock was set back: what comes now would pass for old
+        if since_us > soon_us:  # the clock was set back: new readings would pass for old ones
             since_us = 0
         told = gpu.ask("nvmlDeviceGetProcessUtilization", since_us, means=_NOBODY)
         if not isinstance(told, (list, tuple)):

@@ -1,4 +1,4 @@
-"""NVML from its opening to its end, with the threads that work in between."""
+"""Session of NVML, with the threads that work from its opening to its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _END_S = 0.75
 
 
 class Session:
-    """An opening of NVML.
+    """One opening of NVML.
 
     Attributes:
         driver: its version, or None.
@@ -29,10 +29,10 @@ class Session:
     """
 
     def __init__(self, nvml: ModuleType, xids: Xids, *, pcie_every_s: float | None) -> None:
-        """Open it.
+        """Open NVML.
 
         Raises:
-            NVMLError: it cannot be opened; see `fault_of`.
+            NVMLError: NVML cannot be opened; see `fault_of`.
         """
         nvml.nvmlInit()
         self.nvml = nvml
@@ -46,25 +46,25 @@ class Session:
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was opened."""
+        """Seconds since the opening."""
         return time.monotonic() - self._began
 
     @property
     def running(self) -> bool:
-        """True if one of its threads may be in NVML."""
+        """True if one of the session's threads may be in NVML."""
         return self.watch.running or (self.pcie is not None and self.pcie.running)
 
     def leave(self) -> None:
-        """Let its threads end by themselves; it is of no use any more."""
+        """Ask the threads to end, without waiting; the session is of no use any more."""
         self.left = True
         self.watch.leave()
         if self.pcie is not None:
             self.pcie.leave()
 
     def shut(self) -> bool:
-        """Return whether it is shut: not while a call of its threads hangs; it is left in any case.
+        """Leave the session, and shut NVML unless a call of its threads hangs; return whether shut.
 
-        Not to be called while a GPU is read.
+        Never call this while a GPU is read.
         """
         seconds = 0.0 if self.left else _END_S
         self.leave()

@@ -1,4 +1,4 @@
-"""GPUs through NVML; the only module that imports pynvml, and not before the first sample.
+"""Source of samples through NVML; only this module imports pynvml, at the first sample.
 
 Each GPU is read from its handle up, on a thread of its own: a GPU whose calls hang or fail
 costs its own row's numbers and nothing else, and a count or an order that changed with a
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     Answer = tuple[DeviceSample, ...] | Fault
-    """What is said of the GPU at an index: it and then its MIG devices, or why there is nothing."""
+    """Reading of one index: the GPU and then its MIG devices, or the fault that prevented it."""
 
 _UNLISTED = Fault("lost", "The NVIDIA driver no longer lists this GPU", gone=True)
 
 
 class NvmlSource:
-    """Samples through NVML.
+    """Source of samples through NVML.
 
     sample() answers within two deadlines: one for NVML as a whole, one for all GPUs together.
     A GPU whose call outlives its deadline is not asked again before that call has ended, and
-    what it answers then is dropped: it would pass for newer than it is. NVML is opened again
+    its late answer is dropped: it would pass for newer than it is. NVML is opened again
     at the next sample after it failed, and every `reopen_s` while a GPU is not well or XIDs are not
     collected, because only that finds a GPU that came back; it is not done more often because
     without persistence mode it takes seconds. The PCIe throughput is asked for every `pcie_every_s`
@@ -70,7 +70,7 @@ class NvmlSource:
         self._ailing = self._ended = self._closed = False
 
     def sample(self) -> Sample:
-        """Ask for every GPU once; a hanging one is reported as such."""
+        """Ask for every GPU once, and report a hanging one as such."""
         with self._turn:
             if self._closed:
                 return self._failed(Fault("error", "The NVML source is closed"))
@@ -80,7 +80,7 @@ class NvmlSource:
             self._counting = None
             try:
                 session, count = counting.answer()
-            except Exception as error:  # noqa: BLE001 - the sample says it
+            except Exception as error:  # noqa: BLE001 - the sample tells it
                 return self._failed(fault_of(error))
             answers = self._read_all(session, count)
             rows = self._known.merge(answers, _UNLISTED)
@@ -91,7 +91,7 @@ class NvmlSource:
             return Sample(self._marked(rows), "nvml", None, self._driver)
 
     def close(self) -> None:
-        """End the NVML session, unless a call hangs in it: that would hang as well."""
+        """End the NVML session, unless a call hangs in it: the end would hang as well."""
         with self._turn:
             self._closed = True
             if self._counting is None:
@@ -130,7 +130,7 @@ class NvmlSource:
             self._session = None
 
     def _leave(self) -> None:
-        """Go without the session when it could not be shut."""
+        """Abandon the session when it could not be shut."""
         session, self._session = self._session, None
         if session is not None:
             session.leave()
@@ -151,7 +151,7 @@ class NvmlSource:
         return answers | {index: _answer(call, until) for index, call in fresh.items()}
 
     def _marked(self, rows: tuple[DeviceSample, ...]) -> tuple[DeviceSample, ...]:
-        """Return the rows with what is told of them beside the reading itself."""
+        """Return the rows with their XIDs, PCIe throughput and errors."""
         xids = self._xids.take({row.uuid for row in rows})
         pcie = self._session.pcie if self._session is not None else None
         marked = []
@@ -181,5 +181,5 @@ def _answer(call: BoundedCall[Answer], until: float) -> Answer:
         return _overdue(call.age_s)
     try:
         return call.answer()
-    except Exception as error:  # noqa: BLE001 - this GPU's row says it
+    except Exception as error:  # noqa: BLE001 - this GPU's row tells it
         return fault_of(error)

@@ -1,6 +1,6 @@
-"""XIDs, NVIDIA's error codes: the driver sends each once, whoever waits for it then has it.
+"""XIDs, NVIDIA's error codes: the driver sends each once, to the caller that waits at the time.
 
-A thread of its own waits, a moment at a time, so that it can end before NVML is shut.
+A thread of its own waits, 0.25 s at a time, so that it can end before NVML is shut.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _MOST = 64
 
 
 class Xids:
-    """Those that no sample has told yet, in the order in which they came, by UUID of the GPU."""
+    """XIDs that no sample has told yet, in order of arrival, by UUID of the GPU."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._untold: dict[str, list[int]] = defaultdict(list)
 
     def add(self, uuid: str, xid: int) -> None:
-        """Keep it; in a flood, once."""
+        """Store an XID; in a flood, each code once."""
         with self._lock:
             untold = self._untold[uuid]
             if len(untold) < _MOST or xid not in untold:
                 untold.append(xid)
 
     def take(self, uuids: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """Return those of these GPUs, which are told with this."""
+        """Remove and return the XIDs of these GPUs: their sample tells them."""
         with self._lock:
             return {uuid: tuple(self._untold.pop(uuid, ())) for uuid in uuids}
 
 
 class XidWatch:
-    """Collects the XIDs of the GPUs that are added, until `end` or NVML fails as a whole.
+    """Thread that collects the XIDs of the added GPUs, until `end` or NVML fails as a whole.
 
-    A GPU that cannot be watched is not. An XID of a GPU that is none of these is everyone's: it may
+    A GPU that cannot be watched is left out. The XID of an unknown GPU counts for all: it may
     be the one that has just fallen off the bus.
     """
 
@@ -59,14 +59,14 @@ class XidWatch:
         self._lock = threading.Lock()
         self._set: object = None
         self._asked: set[str] = set()
-        self._watched: dict[int, str] = {}  # the UUID of each by the address that is its handle
+        self._watched: dict[int, str] = {}  # UUID by the address that is the GPU's handle
         self._waiting: BoundedCall[None] | None = None
         self._ending = threading.Event()
         with suppress(nvml.NVMLError):
             self._set = nvml.nvmlEventSetCreate()
 
     def add(self, handle: Any, uuid: str) -> None:
-        """Watch this GPU as well; asked for again, try again only if that failed for a moment."""
+        """Watch this GPU as well; a later call tries again only after a passing failure."""
         with self._lock:
             if self._set is None or uuid in self._asked:
                 return
@@ -87,7 +87,7 @@ class XidWatch:
 
     @property
     def failed(self) -> bool:
-        """True if it collects no more although nobody ended it."""
+        """True if collecting stopped although `end` was not called."""
         return self._waiting is not None and not self.running and not self._ending.is_set()
 
     @property
@@ -96,14 +96,14 @@ class XidWatch:
         return self._waiting is not None and self._waiting.running
 
     def leave(self) -> None:
-        """Let its thread end by itself."""
+        """Ask the thread to end; do not wait."""
         with self._lock:
             self._ending.set()
 
     def end(self, seconds: float) -> bool:
-        """Return whether nothing of it runs in NVML any more, which may take a moment.
+        """End the thread; return whether it has left NVML within `seconds`.
 
-        Not to be called while `add` runs.
+        Never call this while `add` runs.
         """
         self.leave()
         if self._waiting is not None and not self._waiting.answered_within(seconds):
@@ -122,7 +122,7 @@ class XidWatch:
             except self._nvml.NVMLError as error:
                 if error.value != _TIMEOUT:
                     return
-                self._ending.wait(began + _WAIT_S - time.monotonic())  # it may come back at once
+                self._ending.wait(began + _WAIT_S - time.monotonic())  # the call may return at once
             else:
                 self._keep(event)
 

@@ -1,1 +1,1 @@
-"""GPUs that a scenario file describes, moment by moment."""
+"""GPUs described by a scenario file, moment by moment."""

@@ -1,6 +1,6 @@
-"""A scenario: what a machine's GPUs are at each moment, as a file tells it.
+"""Scenario: the state of a machine's GPUs at each moment, read from a file.
 
-docs/reference/scenarios.md is the form of the file.
+docs/reference/scenarios.md describes the form of the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 1000
 MAX_PROCESSES = 1000
-MAX_PID = 4_194_304  # of Linux
+MAX_PID = 4_194_304  # Linux's highest
 
 _PCT, _MB, _WATTS, _KB_S, _MHZ = (0, 100), (0, MAX_MB), (0, 10_000), (0, 10**9), (0, 10**5)
 _NUMBERS = {
@@ -61,13 +61,13 @@ _WHY = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The machine from a moment on.
+    """State of the machine from a moment on.
 
     Attributes:
         after_s: seconds since the scenario's start.
         devices: those that it lists; their xids come with this step and with no other.
         hangs: UUID and seconds of each whose driver hangs from this moment on.
-        error: why there is no driver to ask; None: there is one.
+        error: the reason for which no driver answers; None: one does.
     """
 
     after_s: float
@@ -85,10 +85,10 @@ class Scenario:
 
 
 def scenario_of(content: str) -> Scenario:
-    """Return what a file tells.
+    """Return the scenario in a file's content.
 
     Raises:
-        ScenarioError: it cannot be followed; one sentence says why, with the line.
+        ScenarioError: it is invalid; one sentence gives the reason and the line.
     """
     parts = told_by(content, "a scenario").mapping(("steps", "driver_version"))
     if "steps" not in parts:
@@ -109,7 +109,10 @@ def scenario_of(content: str) -> Scenario:
 
 
 def _step(told: YamlNode, said: dict[str, dict[str, Any]]) -> Step:
-    """The step; `said` is what is known of each device, by UUID, and learns what this one says."""
+    """Return one step, and update `said`.
+
+    `said` maps each UUID to the values known so far of that device.
+    """
     parts = told.mapping(("after_s", "devices", "error"))
     after_s = parts["after_s"].number(0, 10**9) if "after_s" in parts else 0.0
     if "error" in parts:
@@ -193,7 +196,7 @@ def _pid(told: YamlNode) -> int:
 
 
 def _device(uuid: str, said: dict[str, Any]) -> DeviceSample:
-    """Return the device, with what nobody said made up from the rest."""
+    """Return the device, with every missing value derived from the others."""
     total_mb, state = said.get("total_mb"), said.get("state", "ok")
     name = name_of(said.get("name") or f"Scripted {said.get('model') or f'GPU {total_mb} MiB'}")
     used_mb = sum(process.memory_mb or 0 for process in said.get("processes") or ())

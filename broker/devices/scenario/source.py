@@ -1,4 +1,4 @@
-"""GPUs that a file tells of, moment by moment: for tests and rehearsals of what real ones do."""
+"""Source of GPUs from a scenario file, for tests and for rehearsals of real failures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 1_048_576
-"""Of a scenario's file."""
+"""Most bytes of a scenario's file."""
 
 _GONE = Fault("lost", "The scenario no longer lists this GPU", gone=True)
 
 
 class ScriptedSource:
-    """Samples what the file at `path` says of this moment; docs/reference/scenarios.md is its form.
+    """Source of samples from the scenario at `path`; form: docs/reference/scenarios.md.
 
     The scenario starts with the first sample, and anew whenever the file has changed. A device
     that hangs costs one deadline once, as with NVML: its row is in state ``error`` until it
@@ -37,18 +37,18 @@ class ScriptedSource:
         self._path = path
         self._deadline_s = deadline_s
         self._turn = threading.Lock()
-        self._version: tuple[int, int, int] | None = None  # of the file, as it was read
+        self._version: tuple[int, int, int] | None = None  # of the file at the last reading
         self._scenario: Scenario | None = None
-        self._trouble = ""  # why there is none
+        self._trouble = ""  # reason for which there is none
         self._began = 0.0  # monotonic
         self._taken = 0  # steps that have come
-        self._hangs: dict[str, float] = {}  # until when, in seconds since the start
-        self._stuck: dict[str, float] = {}  # since when we wait, likewise
+        self._hangs: dict[str, float] = {}  # UUID -> end, in seconds since the start
+        self._stuck: dict[str, float] = {}  # UUID -> begin of the wait, likewise
         self._xids: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
         self._last: dict[str, DeviceSample] = {}
 
     def sample(self) -> Sample:
-        """Tell what the scenario says now."""
+        """Return the sample that the scenario gives for now."""
         with self._turn:
             try:
                 self._look()
@@ -67,7 +67,10 @@ class ScriptedSource:
             return self._sample(told, None)
 
     def problem(self) -> str:
-        """Say why the file cannot be followed, in a sentence; empty: it can be. Starts nothing."""
+        """Return the reason for which the file is invalid, in a sentence; empty: it is valid.
+
+        Starts nothing.
+        """
         with self._turn:
             try:
                 self._look()
@@ -78,13 +81,13 @@ class ScriptedSource:
             return f"{self._path}: {self._trouble}" if self._scenario is None else ""
 
     def close(self) -> None:
-        """Nothing is held between samples."""
+        """Do nothing: no resource is held between samples."""
 
     def _look(self) -> None:
-        """Read the file, if it is another than the one that was read.
+        """Read the file if it changed since the last reading.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
         found = self._path.stat()
         version = (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -104,7 +107,10 @@ class ScriptedSource:
         self._hangs, self._stuck = {}, {}
 
     def _come(self, scenario: Scenario) -> tuple[Step, float]:
-        """The step of this moment and the moment; what steps did once until it is remembered."""
+        """Return the step of this moment and the seconds since the start.
+
+        The XIDs and hangs of all steps until then are remembered.
+        """
         now_s = time.monotonic() - self._began
         come = [step for step in scenario.steps if step.after_s <= now_s]
         for step in come[self._taken :]:
@@ -115,7 +121,7 @@ class ScriptedSource:
         return come[-1], now_s
 
     def _hanging(self, step: Step, now_s: float) -> dict[str, Fault]:
-        """Wait for those devices that have begun to hang; a fault of each that still does."""
+        """Wait for devices that have begun to hang; return a fault for each that still does."""
         ends = {
             device.uuid: self._hangs[device.uuid]
             for device in step.devices

@@ -1,4 +1,4 @@
-"""What a YAML file tells, part by part; each part knows its line and what it must be."""
+"""Nodes of a YAML file; each knows its line and checks its own type."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _NO_YAML = "PyYAML is not installed: pip install 'gpu-lease-broker[broker]'"
 
 
 class ScenarioError(ValueError):
-    """The file is none that can be followed; one sentence says why, with the line."""
+    """Error of an invalid file; one sentence gives the reason and the line."""
 
 
 class YamlNode:
-    """A part of the file.
+    """Node of the file.
 
     Args:
         node: PyYAML's.
         value_of: makes a plain value of a scalar node.
-        what: the part as a person calls it, for messages.
+        what: the node's name in messages.
     """
 
     def __init__(self, node: Any, value_of: Callable[[Any], Any], what: str) -> None:
@@ -32,11 +32,11 @@ class YamlNode:
         self.what = what
 
     def wrong(self, why: str) -> ScenarioError:
-        """Return an error about this part: `why` goes on after its name."""
+        """Return an error about this node; `why` continues the sentence after its name."""
         return ScenarioError(f"line {self._node.start_mark.line + 1}: {self.what} {why}")
 
     def mapping(self, fields: Collection[str]) -> dict[str, YamlNode]:
-        """Return its parts by their names, which are among `fields`.
+        """Return the node's fields by name; each is one of `fields`.
 
         Raises:
             ScenarioError: it is no mapping, or has another field, or one twice.
@@ -56,7 +56,7 @@ class YamlNode:
         return found
 
     def items(self, what: str, most: int) -> list[YamlNode]:
-        """Return its parts in order, each called `what`.
+        """Return the node's items in order, each called `what`.
 
         Raises:
             ScenarioError: it is no list, or longer than `most`.
@@ -69,11 +69,11 @@ class YamlNode:
 
     @property
     def null(self) -> bool:
-        """True if it is null: unknown."""
+        """True if the value is null, which means unknown."""
         return bool(self._node.tag == "tag:yaml.org,2002:null")
 
     def words(self) -> str:
-        """It as one line of printable ASCII.
+        """Return the value as one line of printable ASCII.
 
         Raises:
             ScenarioError: it is no text, or longer than 256.
@@ -81,12 +81,12 @@ class YamlNode:
         if self._node.id != "scalar" or self.null:
             raise self.wrong("must be text")
         words = text(self._node.value)
-        if len(words) > 256:  # noqa: PLR2004 - what lua/report.lua takes
+        if len(words) > 256:  # noqa: PLR2004 - lua/report.lua's limit
             raise self.wrong("must have at most 256 letters")
         return words
 
     def number(self, low: float, high: float) -> float:
-        """It as a number within [low, high].
+        """Return the value as a number within [low, high].
 
         Raises:
             ScenarioError: it is none.
@@ -99,7 +99,7 @@ class YamlNode:
         return float(value)
 
     def whole(self, low: int, high: int) -> int:
-        """It as a whole number within [low, high].
+        """Return the value as a whole number within [low, high].
 
         Raises:
             ScenarioError: it is none.
@@ -112,7 +112,7 @@ class YamlNode:
         return value
 
     def flag(self) -> bool:
-        """It as true or false.
+        """Return the value as true or false.
 
         Raises:
             ScenarioError: it is neither.
@@ -133,7 +133,7 @@ class YamlNode:
 
 
 def told_by(content: str, what: str) -> YamlNode:
-    """Return the whole of a file's content.
+    """Return the root node of a file's content.
 
     Raises:
         ScenarioError: it is empty or no YAML, or PyYAML is missing.

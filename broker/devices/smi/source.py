@@ -1,4 +1,4 @@
-"""GPUs through nvidia-smi, for machines where this process does not open NVML."""
+"""Source of samples through nvidia-smi, for machines where this process does not open NVML."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from broker.devices.sample import (
 )
 from broker.devices.smi.table import lines, records_of, told
 
-# Long-standing fields only: one that a driver does not know fails the whole query.
+# Long-standing fields only: a field unknown to the driver fails the whole query.
 _QUERY = (
     "index,uuid,name,driver_version,memory.total,memory.used,"
     "utilization.gpu,temperature.gpu,power.draw"
@@ -39,7 +39,7 @@ _UNLISTED = Fault("lost", "nvidia-smi no longer lists this GPU", gone=True)
 
 
 class SmiSource:
-    """Samples through the nvidia-smi program at `binary`.
+    """Source of samples through the nvidia-smi program at `binary`.
 
     sample() answers within the timeout plus one second. A program that cannot be killed (it
     waits in the kernel for a GPU) is left behind, and no other is started until it has ended.
@@ -79,7 +79,7 @@ class SmiSource:
                 return self._failed(f"nvidia-smi printed no table: {error}")
 
     def close(self) -> None:
-        """Nothing is held between samples."""
+        """Do nothing: no resource is held between samples."""
 
     def _failed(self, why: str) -> Sample:
         return Sample(self._known.merge({}, Fault("error", why)), "smi", why, self._driver)
@@ -151,7 +151,7 @@ class SmiSource:
 
 
 def _used_mb(record: dict[str, str]) -> int | None:
-    """Newer programs name the column by another word than the query."""
+    """Return the used MiB; newer programs name the column by another word than the query."""
     used = told(record, "used_gpu_memory") or told(record, "used_memory")
     used_mb = number(used, 0, MAX_MB)
     return None if used_mb is None else math.ceil(used_mb)

@@ -1,4 +1,4 @@
-"""What nvidia-smi prints as CSV with a header, by column name."""
+"""Table of nvidia-smi's CSV output with a header, by column name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from broker.devices.sample import text
 
 
 def lines(printed: str) -> list[str]:
-    """Return what a program printed, without empty lines, each as printable ASCII."""
+    """Return a program's output lines as printable ASCII, without empty ones."""
     return [text(line)[:200] for line in printed.splitlines() if text(line)]
 
 
 def records_of(
     printed: str, header_has: frozenset[str]
 ) -> tuple[list[dict[str, str]] | None, list[str]]:
-    """Return the rows under the header, by column name, and the lines that are no rows.
+    """Return the rows under the header, by column name, and all lines that are not rows.
 
-    The header is the first line that has all these columns; None: there is none.
+    The header is the first line that has all columns of `header_has`; None: no line has them.
 
     nvidia-smi does not quote: a comma in a name makes the row longer than the header.
     """
