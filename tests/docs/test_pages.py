@@ -123,3 +123,22 @@ def test_readme_is_short() -> None:
     assert len(text.splitlines()) <= 150
     for heading in ("Three lines of code", "Why not", "Install", "The first lease", "Where to go"):
         assert re.search(rf"^## {heading}", text, re.MULTILINE), heading
+
+
+def test_tests_that_pages_name_are_there() -> None:
+    """A file by its name or path; a test of the file that was named last."""
+    files = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    named = re.compile(r"`((?:[\w/]+/)?test_\w+\.py)?(?:::(test_\w+)(?:\[[^`]*\])?)?`")
+    missing, seen = [], 0
+    for page in PAGES:
+        text = ""
+        for match in named.finditer((DOCS / page).read_text()):
+            if not any(match.groups()):
+                continue
+            if match[1]:
+                text = "".join(code for path, code in files.items() if str(path).endswith(match[1]))
+            seen += 1
+            if not text or (match[2] and f"def {match[2]}(" not in text):
+                missing += [f"{page}: {match[0]}"]
+    assert missing == []
+    assert seen > 100
