@@ -36,7 +36,7 @@ from agent_sdk.errors import (
     UnknownToken,
 )
 from agent_sdk.lease import AsyncLease, Lease
-from agent_sdk.protocol.lease import Device
+from agent_sdk.protocol.messages import Device
 from agent_sdk.store.store import Store
 
 if TYPE_CHECKING:

@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol.lease import (
-    Answer,
-    Call,
-    Device,
-    Grant,
-    Read,
-    RecoveryClaim,
-    of_known_form,
-    renew,
-)
+from agent_sdk.protocol.lease import renew
+from agent_sdk.protocol.messages import Answer, Call, Device, Grant, Read, RecoveryClaim
+from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state import queue
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.readings import text

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol.lease import Answer, Call, Read
+    from agent_sdk.protocol.messages import Answer, Call, Read
 
 
 def revoke_where(

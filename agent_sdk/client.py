@@ -13,7 +13,7 @@ from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.lease import Lease
-from agent_sdk.protocol.lease import Answer, Call, Pause, Read
+from agent_sdk.protocol.messages import Answer, Call, Pause, Read
 from agent_sdk.renewal.wakeups import Inbox
 from agent_sdk.request import own_token
 from agent_sdk.scripts.dispatch import TRIES

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-    from agent_sdk.protocol.lease import Device, Grant, RecoveryClaim, Renewal
+    from agent_sdk.protocol.messages import Device, Grant, RecoveryClaim, Renewal
 
 
 log = logging.getLogger(__name__)

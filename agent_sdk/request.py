@@ -23,14 +23,8 @@ from agent_sdk.errors import (
     error_for,
 )
 from agent_sdk.fork import identity
-from agent_sdk.protocol.lease import (
-    ANY,
-    Grant,
-    Request,
-    acquire,
-    left_ms,
-    new_token,
-)
+from agent_sdk.protocol.lease import acquire, left_ms
+from agent_sdk.protocol.messages import ANY, Grant, Request, new_token
 from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.protocol.validation import (
     LONGEST_S,
@@ -51,7 +45,7 @@ if TYPE_CHECKING:
     from typing import TypeGuard, Unpack
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol.lease import Answer
+    from agent_sdk.protocol.messages import Answer
 
 log = logging.getLogger(__name__)
 

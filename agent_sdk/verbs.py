@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent_sdk.lease import HeldLease
     from agent_sdk.policy import Policy
     from agent_sdk.protocol import operator, report
-    from agent_sdk.protocol.lease import Answer
+    from agent_sdk.protocol.messages import Answer, Moment, Renewal
     from agent_sdk.request import Acquisition, LeaseOptions
     from agent_sdk.state import queue, snapshot
     from agent_sdk.state.devices import DeviceStatus
@@ -106,7 +106,7 @@ class Verbs(PoolClient[R]):
         *,
         fence: int | None = None,
         owner: str = "",
-    ) -> Steps[protocol.Renewal]:
+    ) -> Steps[Renewal]:
         """Renew a lease now, to at least ttl_s seconds from now; None = as at the grant.
 
         By its token, a lease of another process is renewed; `fence` is then compared if given. With
@@ -134,7 +134,7 @@ class Verbs(PoolClient[R]):
         return renewal
 
     @Verb
-    def reap(self, seen_ms: int = 0) -> Steps[protocol.Moment]:
+    def reap(self, seen_ms: int = 0) -> Steps[Moment]:
         """Take back what is over, some 16 devices of it; `more` says whether that was all.
 
         seen_ms: `now_ms` of the last reply; a pool that is behind it has lost data, and closes.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent_sdk import AsyncLeaseClient
-    from agent_sdk.protocol.lease import Moment
+    from agent_sdk.protocol.messages import Moment
     from agent_sdk.protocol.report import Report, Reported
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.holders import Holders

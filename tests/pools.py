@@ -11,7 +11,7 @@ from uuid import uuid4
 from redis.exceptions import ResponseError
 
 from agent_sdk.keys import Keys
-from agent_sdk.protocol.lease import Answer
+from agent_sdk.protocol.messages import Answer
 from agent_sdk.scripts import library as functions
 from agent_sdk.scripts.source import CALLED, assemble
 from agent_sdk.state import tombstones

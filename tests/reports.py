@@ -8,7 +8,7 @@ from tests.pools import device
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient
-    from agent_sdk.protocol.lease import Moment
+    from agent_sdk.protocol.messages import Moment
 
 DAY_MS = 86_400_000
 

@@ -17,7 +17,7 @@ from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.fork import OfOneProcess, identity
 from agent_sdk.http_request import Unanswered, Web
 from agent_sdk.orchestrator.http_lease import HttpLease
-from agent_sdk.protocol.lease import new_token
+from agent_sdk.protocol.messages import new_token
 from agent_sdk.renewal.http_transport import (
     OK,
     UNREADABLE,

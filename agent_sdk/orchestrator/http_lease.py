@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agent_sdk.orchestrator.client import GPUOrchestratorClient
-    from agent_sdk.protocol.lease import Grant
+    from agent_sdk.protocol.messages import Grant
 
 
 class HttpLease(Lease):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.errors import error_for
 from agent_sdk.policy import to_store
-from agent_sdk.protocol.lease import PROTOCOL, Answer, Call, failure, refusal_for_host
+from agent_sdk.protocol.messages import PROTOCOL, Answer, Call
+from agent_sdk.protocol.replies import failure, refusal_for_host
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from agent_sdk.errors import HostTaken
-from agent_sdk.protocol.lease import PROTOCOL, Answer, Call, Moment, failure, moment, of_known_form
+from agent_sdk.protocol.messages import PROTOCOL, Answer, Call, Moment
+from agent_sdk.protocol.replies import failure, moment, of_known_form
 
 if TYPE_CHECKING:
     from collections.abc import Generator

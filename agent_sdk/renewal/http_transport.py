@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.clock import local_now, trusted_until
 from agent_sdk.errors import CODES, LeaseError, error_for
 from agent_sdk.http_request import Unanswered
-from agent_sdk.protocol.lease import LONGEST_TTL_MS, Device, Grant, Renewal
+from agent_sdk.protocol.messages import LONGEST_TTL_MS, Device, Grant, Renewal
 from agent_sdk.protocol.validation import milliseconds
 from agent_sdk.renewal.redis_transport import Memory
 

@@ -9,7 +9,9 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.protocol.lease import PROTOCOL, Answer, Call, Renewal, renew_call, renewed, unknown
+from agent_sdk.protocol.lease import renew_call
+from agent_sdk.protocol.messages import PROTOCOL, Answer, Call, Renewal
+from agent_sdk.protocol.replies import renewed, unknown
 from agent_sdk.scripts.dispatch import TRIES, Dispatch, not_understood
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_sdk.lease import HeldLease
-    from agent_sdk.protocol.lease import Renewal
+    from agent_sdk.protocol.messages import Renewal
     from agent_sdk.renewal.redis_transport import RenewalTransport
 
 log = logging.getLogger(__name__)

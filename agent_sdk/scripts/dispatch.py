@@ -16,7 +16,7 @@ from agent_sdk.scripts.library import own_library
 from agent_sdk.scripts.source import scripts
 
 if TYPE_CHECKING:
-    from agent_sdk.protocol.lease import Call
+    from agent_sdk.protocol.messages import Call
 
 AGAIN_S, DENIED_S = 30.0, 600.0
 """After which functions are asked for again that were not there, or that a user may not call."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import CODES, NeverFits, error_for
-from agent_sdk.protocol.lease import ANY, Answer, Read, of_known_form
+from agent_sdk.protocol.messages import ANY, Answer, Read
+from agent_sdk.protocol.replies import of_known_form
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol.lease import Request
+    from agent_sdk.protocol.messages import Request
 
 
 def never_fits(keys: Keys, request: Request) -> Generator[Read, Answer, NeverFits]:

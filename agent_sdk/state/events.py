@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
-from agent_sdk.protocol.lease import Answer, Read, of_known_form
+from agent_sdk.protocol.messages import Answer, Read
+from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.readings import read_known, row, text
 
 if TYPE_CHECKING:

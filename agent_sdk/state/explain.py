@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol.lease import Answer, Read, Request
+    from agent_sdk.protocol.messages import Answer, Read, Request
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.reservations import Reservation

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk.lazy import later
-from agent_sdk.protocol.lease import Read
+from agent_sdk.protocol.messages import Read
 from agent_sdk.state.readings import ended_in, names, names_each, read_known
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol.lease import Answer
+    from agent_sdk.protocol.messages import Answer
     from agent_sdk.state import snapshot
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import LeaseStatus

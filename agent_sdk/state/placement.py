@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.protocol.lease import ANY
+from agent_sdk.protocol.messages import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -10,7 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agent_sdk.errors import CODES, HostUnknown
-from agent_sdk.protocol.lease import Answer, Read, of_known_form
+from agent_sdk.protocol.messages import Answer, Read
+from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state import placement, queue, reservations, snapshot
 from agent_sdk.state.placement import PlacementRequest
 from agent_sdk.state.readings import rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol.lease import Answer, Read
+from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.state import snapshot
 from agent_sdk.state.readings import ended_in, numbers, read_known, row
 from agent_sdk.state.reservations import Reservation, reservation

@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol.lease import SCHEMA, Answer, Read, of_known_form, schema_mismatch
+from agent_sdk.protocol.messages import SCHEMA, Answer, Read
+from agent_sdk.protocol.replies import of_known_form, schema_mismatch
 from agent_sdk.state.tombstones import ended
 
 if TYPE_CHECKING:

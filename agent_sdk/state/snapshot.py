@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.policy import PolicyValues, from_store
-from agent_sdk.protocol.lease import Answer, Read, of_known_form
+from agent_sdk.protocol.messages import Answer, Read
+from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.devices import device_status
 from agent_sdk.state.readings import check_schema, names, numbers, read_known, row, rows
 from agent_sdk.state.reservations import reservation

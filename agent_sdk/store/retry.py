@@ -24,12 +24,12 @@ from redis.exceptions import (
 )
 
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.protocol.lease import Call
+from agent_sdk.protocol.messages import Call
 from agent_sdk.scripts.source import POLL
 from agent_sdk.store.connect_errors import hopeless, never_sent
 
 if TYPE_CHECKING:
-    from agent_sdk.protocol.lease import Read
+    from agent_sdk.protocol.messages import Read
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 

@@ -20,7 +20,7 @@ from agent_sdk.errors import (
     error_for,
 )
 from agent_sdk.keys import TOKEN
-from agent_sdk.protocol.lease import ANY
+from agent_sdk.protocol.messages import ANY
 from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.queue import WaiterStatus

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from agent_sdk import AsyncLeaseClient
-    from agent_sdk.protocol.lease import Read
+    from agent_sdk.protocol.messages import Read
 
     Place = tuple[str, int]
 

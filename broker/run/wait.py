@@ -16,7 +16,7 @@ from agent_sdk.errors import (
     UnknownToken,
 )
 from agent_sdk.lease import Lease
-from agent_sdk.protocol.lease import new_token
+from agent_sdk.protocol.messages import new_token
 from agent_sdk.request import local_grant
 from agent_sdk.settings import read_settings
 from broker.text.unknown_host import look_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.policy import values_of as policy_values
-from agent_sdk.protocol.lease import ANY
+from agent_sdk.protocol.messages import ANY
 from agent_sdk.state.findings import of_lease
 from agent_sdk.state.snapshot import LeaseStatus
 

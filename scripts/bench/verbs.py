@@ -30,7 +30,8 @@ from redis.exceptions import RedisError
 
 from agent_sdk import LeaseClient, Store
 from agent_sdk.keys import Keys
-from agent_sdk.protocol.lease import new_token, reap, release, renew_call
+from agent_sdk.protocol.lease import reap, release, renew_call
+from agent_sdk.protocol.messages import new_token
 from agent_sdk.protocol.report import report
 from agent_sdk.request import Caller
 from agent_sdk.scripts import library as functions
@@ -39,7 +40,7 @@ from agent_sdk.scripts.dispatch import Dispatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from agent_sdk.protocol.lease import Call
+    from agent_sdk.protocol.messages import Call
 
 T = TypeVar("T")
 Key = tuple[str, str]

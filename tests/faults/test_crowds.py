@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
-from agent_sdk.protocol.lease import LONGEST_TTL_MS
+from agent_sdk.protocol.messages import LONGEST_TTL_MS
 from agent_sdk.scripts import library as functions
 from tests.audit import audit
 from tests.pools import device

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.protocol.lease import SCHEMA
+from agent_sdk.protocol.messages import SCHEMA
 from tests.audit import audit
 from tests.faults.previous import THIS, schema_of, start, unpacked
 from tests.pools import device

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, ProtocolMismatch, Store
-from agent_sdk.protocol.lease import SCHEMA
+from agent_sdk.protocol.messages import SCHEMA
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment
 from tests.faults.previous import THIS, schema_of, start, unpacked
 from tests.pools import device

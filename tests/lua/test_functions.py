@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk.protocol.lease import Call, release, renew_call
+from agent_sdk.protocol.lease import release, renew_call
+from agent_sdk.protocol.messages import Call
 from agent_sdk.scripts import library as functions
 from agent_sdk.scripts.source import CALLED, VERBS, scripts
 from tests.audit import audit

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_sdk.protocol import lease as protocol
 from agent_sdk.protocol import operator, report
-from agent_sdk.protocol.lease import Answer, Call, Request
+from agent_sdk.protocol.messages import Answer, Call, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
-from agent_sdk.protocol.lease import Renewal
+from agent_sdk.protocol.messages import Renewal
 from agent_sdk.renewal.callbacks import WORKERS, Callbacks
 from agent_sdk.testing import running_broker
 from tests.stores import until

@@ -9,7 +9,7 @@ import pytest
 
 from agent_sdk.errors import BadRequest
 from agent_sdk.protocol import operator
-from agent_sdk.protocol.lease import PROTOCOL, Call
+from agent_sdk.protocol.messages import PROTOCOL, Call
 from agent_sdk.state import devices, findings, snapshot
 from tests.found import process
 from tests.pools import device, granted, token

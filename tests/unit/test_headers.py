@@ -11,7 +11,8 @@ import pytest
 
 from agent_sdk.errors import LeaseError, ProtocolMismatch
 from agent_sdk.protocol import lease as protocol
-from agent_sdk.protocol.lease import Answer, Call, Pause
+from agent_sdk.protocol import messages
+from agent_sdk.protocol.messages import Answer, Call, Pause
 from agent_sdk.scripts.source import CORE, REST, VERBS, lua_folder
 from tests.unit.calls import REQUEST
 from tests.unit.calls import VERBS as CALLS
@@ -33,7 +34,7 @@ SAMPLES = {
 """A value for each word that a reply carries."""
 
 
-CLAIM = protocol.RecoveryClaim("1", "agent", "", REQUEST.asked, "client", "1:1")
+CLAIM = messages.RecoveryClaim("1", "agent", "", REQUEST.asked, "client", "1:1")
 
 LONGEST = {"renew": protocol.renew_call(REQUEST.token, 7, 1000, "ann", CLAIM)}
 """Calls that say more than a verb's first."""
@@ -241,7 +242,7 @@ def test_call_of_every_verb_has_the_arguments_of_its_header(verb: str) -> None:
         name, about = header.arguments["ARGV", number]
         value = sent.args[number - 1]
         assert about.startswith("str") or value == "" or int(value) >= 0, name
-    assert sent.args[0] == protocol.PROTOCOL
+    assert sent.args[0] == messages.PROTOCOL
     if "token" in {name for name, _ in header.arguments.values()}:
         assert sent.token == sent.args[1]
 

@@ -12,8 +12,8 @@ import agent_sdk
 from agent_sdk import errors
 from agent_sdk.errors import CODES, LeaseError, LeaseLost, NoCapacity, ProtocolMismatch, error_for
 from agent_sdk.protocol import lease as protocol
-from agent_sdk.protocol import report, validation
-from agent_sdk.protocol.lease import Answer, Call
+from agent_sdk.protocol import messages, report, validation
+from agent_sdk.protocol.messages import Answer, Call
 from agent_sdk.scripts.source import lua_folder
 from tests.unit.calls import FRAME, REPORT, REQUEST, VERBS
 
@@ -305,7 +305,7 @@ def test_moment_is_what_every_reply_begins_with(verb: str) -> None:
 
 def test_tokens_are_new_each_time_and_well_formed() -> None:
     """A token nobody had before, in the form that the scripts take."""
-    assert len(tokens := {protocol.new_token() for _ in range(1000)}) == 1000
+    assert len(tokens := {messages.new_token() for _ in range(1000)}) == 1000
     assert all(validation.check_name(token, "token") == token for token in tokens)
 
 

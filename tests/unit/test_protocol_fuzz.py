@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_sdk.errors import LeaseError
-from agent_sdk.protocol.lease import Answer, Pause, moment, renewed
+from agent_sdk.protocol.messages import Answer, Pause
+from agent_sdk.protocol.replies import moment, renewed
 from tests.unit.calls import FRAME, VERBS
 from tests.unit.replies import NESTED, QUIET
 

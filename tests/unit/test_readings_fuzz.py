@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent_sdk import attach
 from agent_sdk.errors import LeaseError
 from agent_sdk.keys import Keys
-from agent_sdk.protocol.lease import Answer, Call
+from agent_sdk.protocol.messages import Answer, Call
 from agent_sdk.state import events, explain, pool_state, queue, snapshot
 from agent_sdk.state.holders import read_holders
 from tests.unit.calls import FRAME, REQUEST

@@ -20,7 +20,8 @@ from agent_sdk import (
     StillWaiting,
     Store,
 )
-from agent_sdk.protocol.lease import Moment, poll_s
+from agent_sdk.protocol.lease import poll_s
+from agent_sdk.protocol.messages import Moment
 from agent_sdk.renewal.wakeups import EARLY, AsyncInbox, Inbox
 from agent_sdk.testing import TestBroker, running_broker
 from tests.audit import audit

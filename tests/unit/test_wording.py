@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk.keys import Keys
-from agent_sdk.protocol.lease import Call
+from agent_sdk.protocol.messages import Call
 from agent_sdk.renewal.redis_transport import RedisTransport
 from agent_sdk.scripts import dispatch
 from agent_sdk.scripts import library as functions

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from agent_sdk.protocol.lease import ANY
+from agent_sdk.protocol.messages import ANY
 from agent_sdk.state.pool_state import line
 from broker.cli.complete import agents
 from broker.cli.names import PREFIX, unheard_agent

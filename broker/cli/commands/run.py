@@ -23,7 +23,7 @@ from agent_sdk.errors import (
     OutcomeUnknown,
     SafeMode,
 )
-from agent_sdk.protocol.lease import LONGEST_TTL_MS
+from agent_sdk.protocol.messages import LONGEST_TTL_MS
 from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.complete import hosts

@@ -1,0 +1,164 @@
+"""Replies to calls: their frame, what they grant, and the error that a refusal stands for."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from agent_sdk.clock import trusted_until
+from agent_sdk.errors import HostUnknown, LeaseError, NoCapacity, error_for
+from agent_sdk.protocol.messages import (
+    SCHEMA,
+    Answer,
+    Device,
+    Grant,
+    Moment,
+    RecoveryClaim,
+    Renewal,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+
+T = TypeVar("T")
+
+DEVICE_WORDS: Final = 5
+"""Words that a grant says of each device: id, MiB, index, host, name."""
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list with commas between."""
+    return tuple(filter(None, text.split(",")))
+
+
+_NO_KNOWN_FORM: Final = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""What reading comes to: of a wrong word, type or number, or of lists in lists without end."""
+
+
+def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
+    """Make an answer of no known form what it is: two versions that do not match."""
+
+    @wraps(read)
+    def reading(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except _NO_KNOWN_FORM as error:
+            raise error_for("protocol_mismatch", f"unknown answer: {error}") from error
+
+    return reading
+
+
+@of_known_form
+def moment(answer: Answer) -> Moment:
+    """The frame of a reply."""
+    _, now_ms, next_deadline_ms, epoch, more, *_ = answer.raw
+    if not isinstance(now_ms, int):
+        raise TypeError(f"no time: {now_ms!r}")
+    return Moment(
+        now_ms, None if next_deadline_ms == "" else int(next_deadline_ms), epoch, bool(more)
+    )
+
+
+@of_known_form
+def granted(request: Request, answer: Answer) -> Grant:
+    """Return the lease that a reply grants."""
+    _, _, _, epoch, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
+    devices = [
+        Device(uuid, int(index), host, name, int(mb))
+        for uuid, mb, index, host, name in zip(*[iter(flat)] * DEVICE_WORDS, strict=True)
+    ]
+    return Grant(
+        request.token,
+        request.agent,
+        int(fence),
+        expires_at_ms,
+        remaining_ms,
+        request.ttl_ms,
+        reason or None,
+        tuple(devices),
+        trusted_until(answer.sent_at, remaining_ms),
+        RecoveryClaim(
+            epoch,
+            request.agent,
+            ",".join([f"{device.uuid}={device.memory_mb}" for device in devices]),
+            request.asked,
+            request.client,
+            request.pid,
+        ),
+    )
+
+
+def unknown(raw: object) -> bool:
+    """Whether the answer to a renewal is that nothing is known of the lease."""
+    return isinstance(raw, list) and raw[:1] == ["UNKNOWN"]
+
+
+@of_known_form
+def renewed(answer: Answer, token: str) -> Renewal:
+    """What a renewal's answer means.
+
+    Raises:
+        LeaseLost: with the reason.
+        UnknownToken: nothing is known of it.
+        BrokerUnavailable: it cannot be told yet: the pool may have lost data and hears holders.
+    """
+    match answer.raw:
+        case ["RENEWED", _, _, _, _, int(expires_at_ms), int(remaining_ms), str(notice)]:
+            until = trusted_until(answer.sent_at, remaining_ms)
+            return Renewal(expires_at_ms, remaining_ms, until, words(notice))
+        case ["AGAIN", *_]:
+            raise error_for("closed", token=token)
+        case _:
+            raise failure(answer, token)
+
+
+def schema_mismatch(schema: str) -> str:
+    """Say in a sentence what to do about a pool whose keys have another layout."""
+    says = f"the pool has schema {schema[:20]}, and this version works on schema {SCHEMA}: "
+    if schema in map(str, range(SCHEMA)):
+        return f"{says}stop what uses the pool, delete its keys (gpu:{{POOL}}:*), then start anew"
+    return f"{says}upgrade this version"
+
+
+_SAYS_WHAT: Final[dict[str, Callable[[str], str]]] = {
+    "bad_request": "the request is not well-formed: {} cannot be that".format,
+    "protocol_mismatch": schema_mismatch,
+    "in_use": "{} has a lease, or memory that is not free yet: revoke it, then forget again".format,
+}
+"""Refusals whose detail a caller needs."""
+
+
+@of_known_form
+def refusal_for_host(answer: Answer, token: str | None, host: str) -> LeaseError:
+    """The error of a call that names a host: it says which, and which may have been meant."""
+    match answer.raw:
+        case ["REFUSED", _, _, _, _, "host_unknown", str(near)]:
+            return HostUnknown.of(host, near, token=token)
+        case _:
+            return failure(answer, token)
+
+
+@of_known_form
+def failure(answer: Answer, token: str | None) -> LeaseError:
+    """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
+    match answer.raw:
+        case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
+            return error_for(code, _SAYS_WHAT[code](what), token=token)
+        case ["REFUSED", now_ms, next_deadline_ms, _, _, str(code), _]:
+            error = error_for(code, token=token)
+            if isinstance(error, NoCapacity) and next_deadline_ms != "":
+                error.retry_after_s = max(0.0, (int(next_deadline_ms) - now_ms) / 1000)
+            return error
+        case ["CONFLICT", *_]:
+            return error_for("conflict", token=token)
+        case ["LOST", _, _, _, _, str(code)]:
+            return error_for(code, token=token)
+        case ["UNKNOWN", *_]:
+            return error_for("unknown_token", token=token)
+        case other:
+            return error_for("protocol_mismatch", f"unknown answer {str(other)[:80]}", token=token)
