@@ -1,7 +1,7 @@
-"""Who really uses the GPUs, and how they are: what a host makes of its samples.
+"""Attribution of GPU use: a host's samples, matched to leases, with findings and health.
 
-`looking` takes a look, and `programs` asks the system who is behind a pid; `match` finds their
-leases; `account` reckons what is used by whom; `findings` names what is not as it should be;
-`health` decides when a GPU is lent to nobody; `ending` ends processes, where that was asked for;
-`reckoning` makes a report of it all.
+`sampler` takes a look at the devices, and `processes` asks the system about a pid; `ownership`
+matches processes to leases; `accounting` divides the memory among them; `findings` names what is
+wrong; `health` withholds a GPU; `enforcement` ends processes where the policy asks for it;
+`report` makes a report of it all.
 """

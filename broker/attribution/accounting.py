@@ -1,6 +1,6 @@
-"""How much of a GPU's memory is used by whom, as the ledger needs it.
+"""Accounting of a GPU's memory by lease, in the form that the ledger needs.
 
-Free = capacity - Σ max(leased, used by it) - used by nobody's lease. What a lease holds is in the
+Free = capacity - Σ max(leased, used by it) - used without a lease. What a lease holds is in the
 ledger already, so what is reported is the rest: *unleased*. A sample without the memory of each
 process gives none of this; then the ledger reckons with what is used in all.
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Cooling(NamedTuple):
-    """A lease that cools, on one GPU.
+    """Cooling lease on one GPU.
 
     Attributes:
-        ended_ms: when it ended, on the pool's clock.
+        ended_ms: the lease's end, on the pool's clock.
         cooling_used_mb: MiB that its processes still use, of those that it held.
         cooling_unattributed_mb: MiB that it held, if its processes are not known; else 0.
     """
@@ -34,7 +34,7 @@ class Cooling(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One GPU's memory, MiB.
+    """Memory use of one GPU, in MiB.
 
     Attributes:
         reported_unleased_mb: used by processes without a lease, by leases beyond what they hold,
@@ -52,12 +52,12 @@ class Account:
 
     @property
     def cooling_used_mb(self) -> int:
-        """Still used by processes of leases that cool."""
+        """MiB still used by processes of cooling leases."""
         return sum(each.cooling_used_mb for each in self.cooling.values())
 
     @property
     def cooling_unattributed_mb(self) -> int:
-        """Held by leases that cool and whose processes are not known."""
+        """MiB held by cooling leases with unknown processes."""
         return sum(each.cooling_unattributed_mb for each in self.cooling.values())
 
 
@@ -71,14 +71,14 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Who holds one device, MiB: active leases, and such as cool.
+    """MiB of one device by token of the active and the cooling leases that hold it.
 
     Attributes:
-        ended_ms: when each of those that cool ended; the last first.
-        unattributed: of both, those whose processes are not known.
-        young: granted after the sample: no use of theirs is in it.
-        unseen: no process of theirs has been seen on a GPU yet, as far as that can be known.
-        whole: it has the whole device, whatever is said to be reserved of it.
+        ended_ms: the end of each cooling lease; the last first.
+        unattributed: leases of both kinds with unknown processes.
+        young: leases granted after the sample, which therefore shows no use of theirs.
+        unseen: leases of which no process has been seen on a GPU yet.
+        whole: the lease of the whole device, whatever share it names; or empty.
     """
 
     active: dict[str, int] = field(default_factory=dict)
@@ -91,14 +91,14 @@ class Shares:
 
     @property
     def all(self) -> dict[str, int]:
-        """MiB of each."""
+        """MiB of each lease, active or cooling."""
         return self.active | self.cooling
 
 
 def shares_on(
     uuid: str, holders: Iterable[LeaseStatus], matcher: Matcher, sampled_ms: int, whole: str
 ) -> Shares:
-    """The shares of a device that these leases hold. whole: the token of who is alone on it."""
+    """Return the shares of a device; `whole`: the token of the lease that is alone on it."""
     shares = Shares(
         unattributed=frozenset(x.token for x in holders if x.token not in matcher.claimed),
         young=frozenset(x.token for x in holders if x.granted_at_ms > sampled_ms),
@@ -114,7 +114,7 @@ def shares_on(
 
 
 def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | None:
-    """Return what the processes on a device make of its memory; None: their memory is not known."""
+    """Return the account of a device; None: the memory of its processes is not known."""
     if device.used_mb is None or device.processes is None:
         return None
     held = shares.all
@@ -155,7 +155,7 @@ def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | N
 
 
 def _spread(used_mb: int, tokens: set[str], cooling: dict[str, int]) -> dict[str, int]:
-    """Tell the leases of a group apart that cool: token -> MiB of `used_mb` that it still uses.
+    """Divide `used_mb` among the cooling leases of a group: token -> MiB that it still uses.
 
     The one that ended last comes first, because its memory is withheld for longest.
     """
@@ -168,7 +168,7 @@ def _spread(used_mb: int, tokens: set[str], cooling: dict[str, int]) -> dict[str
 
 
 def _join(groups: list[_Group], tokens: set[str], memory_mb: int) -> None:
-    """Add a process of these leases to the group that has any of them, made one."""
+    """Merge a process of these leases with every group that shares a lease with it."""
     joined = _Group(tokens, memory_mb)
     for group in [group for group in groups if group.tokens & tokens]:
         joined.tokens |= group.tokens

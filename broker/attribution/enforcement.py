@@ -1,4 +1,4 @@
-"""Ends processes: only what is proven to be the very process that was looked at."""
+"""Termination of processes: a signal goes only to the very process that was inspected."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_UNTOLD: Final = 1000
-"""Acts that are kept for a pool that cannot be reached."""
+"""Most acts that wait for a pool that cannot be reached."""
 
 TERM_S: Final = 5.0
-"""Between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True)
 class KillTarget:
-    """A process that is to end, and why.
+    """Process that is to end, with the reason.
 
     Attributes:
-        token: of the lease that it belongs to, or empty.
+        token: the token of the process's lease, or empty.
     """
 
     uuid: str
@@ -47,13 +47,13 @@ class _Told:
 
 
 class ProcessKiller:
-    """Sends SIGTERM, and SIGKILL to who does not listen.
+    """Sender of SIGTERM, and of SIGKILL to a process that is still there after `TERM_S`.
 
     A pid may be another process by the time a signal arrives, so a handle of the process is opened
     first, what it stands for is compared, and the signal goes to the handle.
 
     Attributes:
-        may_kill: else nothing is sent, and that is what is said.
+        may_kill: False: no signal is sent, and the report says so.
     """
 
     def __init__(self, system: Programs, *, may_kill: bool) -> None:
@@ -64,16 +64,16 @@ class ProcessKiller:
         self.may_kill = may_kill
 
     def untold(self) -> dict[str, str]:
-        """Of each device the first act of which the pool does not know: `pid signal token why`."""
+        """Return each device's first act that the pool does not know: `pid signal token why`."""
         return dict(reversed(self._untold))
 
     def told(self, acts: Mapping[str, str]) -> None:
-        """The pool knows of these now."""
+        """Note that the pool knows of these acts now."""
         for each in acts.items():
             self._untold.remove(each)
 
     def end(self, condemned: KillTarget) -> None:
-        """End it, or go on with that; nothing new is done to one that was told."""
+        """Send a process its next signal, if one is due; each signal is sent once."""
         program = condemned.program
         key, now = (program.pid, program.start), time.monotonic()
         told = self._told.get(key)
@@ -97,7 +97,7 @@ class ProcessKiller:
             self._untold.append((condemned.uuid, act))
 
     def forget(self, condemned: set[tuple[int, int]]) -> None:
-        """All but these are over, or did what was wanted: their next offence is a first again."""
+        """Drop all but these processes: the next offence of a dropped one begins anew."""
         for key in [key for key in self._told if key not in condemned]:
             os.close(self._told.pop(key).handle)
         self._only_said &= condemned

@@ -1,4 +1,4 @@
-"""What is not as it should be on a GPU: leases unused or overused, processes without a lease.
+"""Findings on a GPU: leases unused or overused, processes without a lease.
 
 A finding begins when its condition has held for its time, and ends with the condition.
 """
@@ -28,32 +28,32 @@ SYSTEM: Final = frozenset({
     "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "nvidia-persiste",
     "nv-hostengine", "nv-fabricmanage", "dcgm-exporter", "nvidia-cuda-mps", "nvidia-smi",
 })  # fmt: skip
-"""Programs that serve whoever uses the machine, by the fifteen letters that the kernel keeps."""
+"""Programs that serve every user of the machine, by the fifteen letters that the kernel keeps."""
 
 TELLING: Final = frozenset({"ok", "error", "quarantined", "dirty"})
-"""States of a device of which something may be found; what was found on another is over."""
+"""States of a device that allow findings; in any other state its findings are over."""
 
 FAILED: Final = frozenset({"lost", "quarantined"})
-"""States of a device whose leases are told."""
+"""States of a device that are a finding for its leases."""
 
 HEARING_MS: Final = 60_000
-"""After a pool that lost its memory has opened, holders may still be on their way to it."""
+"""Time after the opening of a pool with data loss: holders may still be about to recover leases."""
 
 AGAINST_WILL: Final = frozenset({"expired", "revoked"})
-"""How a lease ends without its holder's word."""
+"""Outcomes of leases that ended without their holder's word."""
 
 MOST_ROWS: Final = 48
-"""Processes of a device of which the pool is told, those that use most memory."""
+"""Most processes of a device that the pool is told; those with most memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttributedSample:
-    """One sample, and what is known of the processes in it.
+    """One sample, with the facts known about its processes.
 
     Attributes:
-        sampled_ms: when it was taken, on the pool's clock.
-        states: of each device, as it is reported.
-        belongings: the leases of each process, and how that is known.
+        sampled_ms: the time of the sample, on the pool's clock.
+        states: the reported state of each device.
+        belongings: the leases of each process, and the proof of it.
     """
 
     sampled_ms: int
@@ -69,12 +69,12 @@ class AttributedSample:
 
 @dataclass(slots=True)
 class Found:
-    """What was found on one device.
+    """Findings on one device.
 
     Attributes:
-        subjects: kind -> tokens or pids; a kind that cannot be told is not there.
-        rows: its processes; None: it cannot tell.
-        dirty: what a lease that is over has left on it, in a sentence; empty = nothing.
+        subjects: kind -> tokens or pids; a kind that cannot be told is missing.
+        rows: the device's processes; None: they cannot be told.
+        dirty: a sentence about the leftovers of an ended lease; empty: there are none.
     """
 
     subjects: dict[str, list[str]] = field(default_factory=dict)
@@ -84,10 +84,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class OpenFinding:
-    """A finding that has stood for a while.
+    """Finding that stands, with its age.
 
     Attributes:
-        since_ms: when it began, on the pool's clock.
+        since_ms: its begin, on the pool's clock.
     """
 
     uuid: str
@@ -96,10 +96,10 @@ class OpenFinding:
 
 
 class Findings:
-    """Compares one sample after the other.
+    """Findings over successive samples.
 
     Attributes:
-        standing: what is found now, oldest first.
+        standing: the present findings, oldest first.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Findings:
         self.standing: tuple[OpenFinding, ...] = ()
 
     def look(self, seen: AttributedSample, pool: PoolStatus) -> dict[str, Found]:
-        """Return what is found on each device."""
+        """Return the findings on each device."""
         found = {uuid: Found() for uuid in seen.devices}
         self._recall(seen)
         hearing = seen.sampled_ms < pool.closed_until_ms + HEARING_MS
@@ -129,7 +129,7 @@ class Findings:
         return found
 
     def _recall(self, seen: AttributedSample) -> None:
-        """Since when a reporter before us saw each process, as the pool has it."""
+        """Take over from the pool since when an earlier reporter has seen each process."""
         if self._recalled:
             return
         self._recalled = True
@@ -152,7 +152,7 @@ class Findings:
                 key = (uuid, process.pid, program.start if program else 0)
                 since[key] = self._seen_since.get(key, seen.sampled_ms)
                 row = _row(seen, uuid, process, program, since[key])
-                if hearing:  # whose lease is forgotten may bring it back
+                if hearing:  # a forgotten lease may be recovered
                     row = replace(row, finding="")
                 rows.append(row)
                 if row.finding:
@@ -164,7 +164,7 @@ class Findings:
         self._seen_since = since
 
     def _idle(self, seen: AttributedSample, pool: PoolStatus) -> Iterator[tuple[str, str]]:
-        """(device, token) of the leases that nobody has used for long enough."""
+        """Yield (device, token) of the leases that no process has used for long enough."""
         since: dict[str, int] = {}
         for lease in seen.holders.leases.values():
             uuids = [uuid for uuid, _ in lease.devices]
@@ -199,12 +199,12 @@ class Findings:
 def _row(
     seen: AttributedSample, uuid: str, process: GpuProcess, program: Program | None, since_ms: int
 ) -> ProcessStatus:
-    """Return a process as the pool is told of it, with what is found of it."""
+    """Return a process in the form that the pool is told, with its finding."""
     shares = seen.shares[uuid]
     owners = seen.owners.get(process.pid, frozenset())
     here = owners & shares.active.keys()
     finding = ""
-    settled = program is not None and since_ms < seen.sampled_ms  # not about to come, or to go
+    settled = program is not None and since_ms < seen.sampled_ms  # neither starting nor ending
     if settled and not here and program is not None and program.name not in SYSTEM:
         finding = _without_lease(seen, uuid, owners)
     return ProcessStatus(
@@ -221,21 +221,24 @@ def _row(
 
 
 def _without_lease(seen: AttributedSample, uuid: str, owners: frozenset[str]) -> str:
-    """What a process is that no living lease on its device covers; empty: that cannot be told."""
+    """Return the finding of a process without a living lease on its device.
+
+    Empty: it cannot be told.
+    """
     over = {token for token in owners if _ended(seen, token) is not None}
     if over and over == owners:
         return "orphan"
-    # Over, but only since the sample: the next one tells.
+    # Ended, but only since the sample: the next one tells.
     if any(token in seen.holders.ended or token in seen.shares[uuid].cooling for token in owners):
         return ""
-    # It may be of a lease whose own processes have yet to be seen.
+    # It may belong to a lease with processes that have yet to be seen.
     shares = seen.shares[uuid]
     doubtful = shares.unattributed | (shares.unseen & shares.active.keys())
     return "" if doubtful or uuid in seen.holders.unsure else "squatter"
 
 
 def _ended(seen: AttributedSample, token: str) -> tuple[str, int] | None:
-    """Return how a lease ended before the sample, and when, ms; None: it had not."""
+    """Return a lease's outcome and its end, ms, if it ended before the sample; else None."""
     lease = seen.holders.leases.get(token)
     if lease is not None:
         cooling = lease.state == "cooling" and lease.expires_at_ms is not None
@@ -246,12 +249,15 @@ def _ended(seen: AttributedSample, token: str) -> tuple[str, int] | None:
     elif token in seen.holders.elsewhere:
         at_ms, outcome = None, ""
     else:
-        at_ms, outcome = 0, ""  # so long ago that nobody knows
+        at_ms, outcome = 0, ""  # so long ago that no record is left
     return (outcome, at_ms) if at_ms is not None and at_ms < seen.sampled_ms else None
 
 
 def _dirt(seen: AttributedSample, row: ProcessStatus, pool: PoolStatus) -> str:
-    """What an orphan holds on to after its lease's grace; empty when its holder gave it back."""
+    """Return a sentence about the memory that an orphan still holds after its lease's grace.
+
+    Empty when its holder gave the lease back.
+    """
     for token in seen.owners.get(row.pid, frozenset()):
         outcome, at_ms = _ended(seen, token) or ("", 0)
         after_s = (seen.sampled_ms - at_ms) / 1000
@@ -265,7 +271,7 @@ def _dirt(seen: AttributedSample, row: ProcessStatus, pool: PoolStatus) -> str:
 
 
 def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
-    """Return whether nothing of a lease's works on a device of it, as far as can be seen."""
+    """Return whether no process of a lease visibly works on one of its devices."""
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or seen.states[uuid] in FAILED:
         return False
@@ -281,7 +287,7 @@ def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
 def _works(device: DeviceSample, process: GpuProcess) -> bool:
     """Return whether a process computes.
 
-    Where none is said to, on a GPU that is busy all the same, that may be wrong.
+    On a busy GPU without a computing process the driver's word on processes may be wrong.
     """
     told = [each.busy_pct for each in device.processes or ()]
     busy = process.busy_pct if any(told) else device.utilization_gpu_pct
@@ -289,7 +295,7 @@ def _works(device: DeviceSample, process: GpuProcess) -> bool:
 
 
 def actions(pool: PoolStatus) -> dict[str, str]:
-    """Return what the policy makes of each finding; there is none for what is always told."""
+    """Return the policy's action for each kind of finding; a kind that is always told has none."""
     return {
         "idle": pool.idle_action,
         "overuse": pool.overuse_action,
@@ -301,7 +307,7 @@ def actions(pool: PoolStatus) -> dict[str, str]:
 def notices(
     standing: Iterable[OpenFinding], leases: Mapping[str, LeaseStatus], pool: PoolStatus
 ) -> dict[str, tuple[str, ...]]:
-    """What the holder of each lease is to be told, of those who are told something else now."""
+    """Return the notices of each lease whose holder must be told something new."""
     heard = {"degraded"} | {kind for kind, what in actions(pool).items() if what != "observe"}
     wanted: dict[str, set[str]] = {token: set() for token in leases}
     for each in standing:

@@ -1,4 +1,4 @@
-"""When a GPU is lent to nobody: its error codes, what its driver asks for, and what ends it."""
+"""Health of GPUs: error codes and driver requests that withhold one, and their end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Action = Literal["ignore", "suspect", "probe", "hold"]
-"""What is made of an error code. ignore: the program's fault. suspect: an event, nothing more.
-probe: quarantine until a clean probe. hold: quarantine until an operator's undrain."""
+"""Action after an error code.
+
+ignore: the program's fault. suspect: an event, nothing more. probe: quarantine until a clean probe.
+hold: quarantine until an operator's undrain.
+"""
 
 XIDS: Final[Mapping[int, Action]] = {
     13: "ignore", 31: "ignore", 43: "ignore", 45: "ignore", 68: "ignore", 94: "ignore",
     48: "probe", 64: "probe", 74: "probe", 95: "probe", 109: "probe", 119: "probe", 120: "probe",
     62: "hold", 79: "hold",
 }  # fmt: skip
-"""By code; others are `suspect`. The policy's `xid_actions` goes before."""
+"""Action by code; other codes are `suspect`. The policy's `xid_actions` takes precedence."""
 
 MEANINGS: Final[Mapping[int, str]] = {
     48: "uncorrectable memory error", 62: "internal micro-controller halt",
@@ -33,10 +36,10 @@ MEANINGS: Final[Mapping[int, str]] = {
 }  # fmt: skip
 
 ECC: Final = 48
-"""The code that stands for memory errors which no code announced."""
+"""Code that stands for memory errors without an error code of their own."""
 
 CLEAN_S: Final = 60.0
-"""A probe is clean when nothing was wrong for so long, the driver asking for nothing."""
+"""Seconds without trouble and without a driver's request, after which a probe is clean."""
 
 PROBED: Final = ": withheld until a clean probe, or gpu-broker undrain"
 HELD: Final = ": withheld until gpu-broker undrain"
@@ -44,10 +47,10 @@ HELD: Final = ": withheld until gpu-broker undrain"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a device is reported.
+    """Reported health of a device.
 
     Attributes:
-        quarantine: why it is withheld from now on; empty = it is withheld no more; None: as before.
+        quarantine: the reason to withhold it from now on; empty: lend it again; None: as before.
         xids: `code:action` of each error code that came, joined by commas.
     """
 
@@ -58,17 +61,18 @@ class Verdict:
 
 
 class Health:
-    """Judges one sample after the other.
+    """Judge of successive samples.
 
-    What it decides is kept by the pool, on the device: a reporter that starts anew goes on there.
+    The pool stores its decisions with the device: a new reporter continues from there.
     """
 
     def __init__(self) -> None:
         self._trouble_at: dict[str, float] = {}  # our clock, s
         self._ecc: dict[str, float] = {}
         self._unannounced: set[str] = set()
-        self._standing: dict[str, str] = {}  # what the driver says as long as it is so
-        self._lifted: dict[str, str] = {}  # of that, what an operator lends the device in spite of
+        self._standing: dict[str, str] = {}  # the driver's complaint, while it stands
+        # complaint in spite of which an operator lends the device
+        self._lifted: dict[str, str] = {}
 
     def judge(
         self,
@@ -78,7 +82,10 @@ class Health:
         overrides: str,
         now: float,
     ) -> Verdict:
-        """How a device is. whole: the GPU that it is a part of, or itself; now: our clock, s."""
+        """Return the verdict on a device at `now` on our clock, s.
+
+        `whole` is the GPU that the device is a part of, or the device itself.
+        """
         actions = [(code, action_of(code, overrides)) for code in device.xids]
         before = known.quarantine if known else ""
         standing = _standing(whole)
@@ -113,7 +120,7 @@ class Health:
         overrides: str,
         standing: tuple[str, Action],
     ) -> tuple[str, Action]:
-        """Return why it must be withheld, in a sentence, and until when; empty: nothing new."""
+        """Return the reason to withhold it, in a sentence, and the action; empty: nothing new."""
         causes: list[tuple[str, Action]] = [
             (f"XID {code} ({MEANINGS.get(code, 'see NVIDIA')})", action)
             for code, action in actions
@@ -129,7 +136,7 @@ class Health:
         return (held or causes or [("", "ignore")])[0]
 
     def _watch(self, uuid: str, cause: str, quarantine: str) -> None:
-        """Return whether an operator has lifted a quarantine whose cause still stands."""
+        """Note that an operator lifted a quarantine whose cause still stands."""
         if self._lifted.get(uuid) != cause:
             self._lifted.pop(uuid, None)
         if cause and quarantine.startswith(cause):
@@ -138,9 +145,9 @@ class Health:
             self._lifted[uuid] = cause
 
     def _errors_unannounced(self, device: DeviceSample, whole: DeviceSample) -> float:
-        """How many memory errors there are, if they became more and no error code came for them.
+        """Return the count of memory errors if it grew without an error code; else 0.
 
-        A code may come with the sample after, so it is waited for.
+        The code may come with the next sample, so the answer waits for that one.
         """
         count, uuid = whole.ecc_uncorrected, device.uuid
         waited = uuid in self._unannounced
@@ -156,14 +163,14 @@ class Health:
         return count if waited else 0
 
     def _clean(self, device: DeviceSample, whole: DeviceSample, now: float) -> bool:
-        """Return whether it has been well for long enough, as far as its driver can tell."""
+        """Return whether the device has been well for long enough, as far as its driver tells."""
         since = self._trouble_at.setdefault(device.uuid, now)
         well = device.state == "ok" and whole.recovery_action == 0 and not whole.rows_pending
         return well and now - since >= CLEAN_S
 
 
 def _standing(whole: DeviceSample) -> tuple[str, Action]:
-    """Return what the driver says for as long as it is so, of a GPU that must not be lent."""
+    """Return the driver's standing complaint about a GPU that must not be lent, and the action."""
     if whole.rows_failed:
         return "memory rows could not be remapped", "hold"
     if whole.recovery_action:
@@ -172,7 +179,7 @@ def _standing(whole: DeviceSample) -> tuple[str, Action]:
 
 
 def action_of(code: int, overrides: str) -> Action:
-    """Return what is made of an error code. overrides: the policy's, as `79=hold,94=ignore`."""
+    """Return the action after an error code; `overrides`: the policy's, as `79=hold,94=ignore`."""
     for each in filter(None, overrides.split(",")):
         number, _, action = each.partition("=")
         if number == str(code) and action in {"ignore", "suspect", "probe", "hold"}:

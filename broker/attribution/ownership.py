@@ -1,4 +1,4 @@
-"""To which lease a process belongs."""
+"""Matching of processes to leases."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     Registered = Mapping[str, set[str]]
 
 REMEMBERED_S: Final = 300.0
-"""A process that is not seen for so long is forgotten: one look may miss many."""
+"""Seconds after which an unseen process is forgotten: one look may miss many."""
 
 
 @dataclass(slots=True)
 class _Before:
-    """What a process belonged to when it was seen last, on our clock, s."""
+    """Leases of a process when it was seen last; `at` is on our clock, s."""
 
     owners: frozenset[str]
     at: float
@@ -31,12 +31,12 @@ class _Before:
 
 @dataclass(frozen=True, slots=True)
 class Belonging:
-    """The leases that a process belongs to.
+    """Leases of a process.
 
     Attributes:
-        owners: the leases that its memory is reckoned to, living ones and such as are over.
-        proven: those of them that it, or the ancestor that has them, was seen to hold.
-        living: leases that live and that it belongs to by any path at all.
+        owners: the leases charged with its memory, living or ended.
+        proven: owners that the process, or the ancestor that has them, was seen to hold.
+        living: living leases that it belongs to by any path at all.
     """
 
     owners: frozenset[str] = frozenset()
@@ -48,21 +48,21 @@ NOBODYS: Final = Belonging()
 
 
 class Matcher:
-    """Remembers whose a process was: its lease may end before it, and so may its parents.
+    """Matcher of processes to leases; it remembers, because leases and parents may end first.
 
-    A process belongs to the leases that it acquired itself, and to the one that GPU_LEASE_TOKEN in
+    A process belongs to the leases that it acquired, and to the one that GPU_LEASE_TOKEN in
     its environment names; if neither, to those that the nearest of its ancestors acquired which
-    has any; if none has, to those that it belonged to before. One that is over counts only for
-    who has none that lives.
+    has any; if none has, to those that it belonged to before. An ended lease counts only for a
+    process without a living one.
 
     A lease's pid is what its caller says. It counts if the process shows the lease (see
     `agent_sdk.evidence`); if we may not look into that process it counts too, but proves nothing.
 
     Attributes:
-        claimed: leases whose holder has been found on this host; of another lease nobody knows
-            which processes are its own.
-        working: leases of which a process has been seen on a GPU.
-        belongings: what came of the last match, by pid.
+        claimed: leases whose holder has been found on this host; the processes of any other
+            lease are unknown.
+        working: leases with a process that has been seen on a GPU.
+        belongings: the result of the last match, by pid.
     """
 
     def __init__(self, system: Programs) -> None:
@@ -77,11 +77,11 @@ class Matcher:
 
     @property
     def remembered(self) -> frozenset[str]:
-        """Tokens of which it would be good to know how they ended."""
+        """Tokens whose end is worth asking for."""
         return frozenset().union(*(each.owners for each in self._before.values())) | self._named
 
     def recall(self, devices: Iterable[DeviceStatus], now: float) -> None:
-        """Take what a reporter before us knew, as the pool has it: it proves nothing."""
+        """Take over an earlier reporter's matches from the pool: they prove nothing."""
         if self._recalled:
             return
         self._recalled = True
@@ -93,7 +93,7 @@ class Matcher:
     def match(
         self, programs: Mapping[int, Program], holders: Holders, now: float
     ) -> dict[int, frozenset[str]]:
-        """Return the tokens that each process belongs to, living leases and such as are over.
+        """Return the tokens of each process, of living and of ended leases.
 
         `now` is on our clock, s.
         """
@@ -126,7 +126,7 @@ class Matcher:
         known: AbstractSet[str],
         living: AbstractSet[str],
     ) -> Belonging:
-        """Give the leases that a process belongs to now."""
+        """Return the leases that a process belongs to now."""
         line = [
             self._acquired(at, pid, registered)
             for at, pid in zip(program.line, program.pids, strict=True)
@@ -161,7 +161,7 @@ class Matcher:
         return shown
 
     def _claim(self, registered: Registered, leases: AbstractSet[str]) -> None:
-        """Note the leases whose holders are here."""
+        """Note the leases with holders on this host."""
         for holder, tokens in registered.items():
             if tokens <= self.claimed or not self._system.lives(holder):
                 continue
@@ -172,7 +172,7 @@ class Matcher:
         self.claimed = (self.claimed & leases) | self.working
 
     def _forget(self, programs: Mapping[int, Program], now: float) -> None:
-        """Those that are over, as far as can be seen: their pid is another's, or they are gone."""
+        """Forget processes that ended, as far as can be seen: gone, or their pid reused."""
         for pid, start in [*self._before]:
             there = programs.get(pid)
             replaced = there is not None and there.start != start

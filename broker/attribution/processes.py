@@ -1,4 +1,4 @@
-"""Which programs are behind the pids that a driver names, and who started them: from `/proc`.
+"""Programs behind the pids that a driver names, and their ancestors, read from `/proc`.
 
 A lease is registered with its holder's `pid:start time`. A container sees pids of its own, so the
 innermost pid of each process is compared; its start, in clock ticks since boot, is the same inside.
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 INITIAL_NAMESPACE = 0xEFFFFFFC
-"""The inode of the pid namespace that a Linux host starts with."""
+"""Inode of the pid namespace that a Linux host starts with."""
 
 MOST_ANCESTORS = 64
 
 MOST_LETTERS = 32
-"""Of a name that is passed on; anybody may give a process any name."""
+"""Most letters of a passed-on name: any user may give a process any name."""
 
 STARTED = 19
-"""Where a process's start stands after its name in `/proc/<pid>/stat`; see proc(5)."""
+"""Place of the start time after the name in `/proc/<pid>/stat`; see proc(5)."""
 
 MEMORY_FILE = f"/memfd:{evidence.NAME}"
 
@@ -41,15 +41,15 @@ Visibility = Literal["auto", "host", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A process that lives.
+    """Living process.
 
     Attributes:
-        start: when it started, in clock ticks since boot.
-        user: whose it is: a name, else a number.
-        token: of the lease in its environment, if we may read it; else empty.
+        start: its start, in clock ticks since boot.
+        user: its user's name, else number.
+        token: the lease's token in its environment, if we may read it; else empty.
         line: `pid:start` of it and of its ancestors, the nearest first; innermost pids.
-        pids: of the same, as this system calls them.
-        inherited: tokens in the environments of its ancestors, of those that we may read.
+        pids: the same processes by this system's pids.
+        inherited: tokens in those environments of its ancestors that we may read.
     """
 
     pid: int
@@ -73,15 +73,15 @@ class _Entry:
 
 
 class Programs:
-    """Looks at processes under `proc`."""
+    """Reader of processes under `proc`."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
 
     def unseen(self, wanted: Visibility) -> str:
-        """Return why a driver's pids are not to be found here, in a sentence; empty = they are."""
+        """Return the reason for which a driver's pids cannot be found here; empty: they can."""
         if wanted == "none":
-            return "GPU_BROKER_PROCESSES=none: nobody looks at processes"
+            return "GPU_BROKER_PROCESSES=none: this host's processes are not looked at"
         if self._hidden():
             return (
                 "other users' processes are hidden from the reporter (hidepid, ProtectProc): "
@@ -101,7 +101,7 @@ class Programs:
         return ""
 
     def _hidden(self) -> bool:
-        """Tell whether this /proc shows us our own user's processes alone; the first is root's."""
+        """Tell whether this /proc shows our own user's processes alone; pid 1 is root's."""
         try:
             (self._proc / "1/stat").read_bytes()
         except OSError:
@@ -109,13 +109,13 @@ class Programs:
         return False
 
     def look(self, pids: Iterable[int]) -> dict[int, Program]:
-        """Return those of these processes that live and may be looked at."""
+        """Return those of these processes that live and are readable."""
         known: dict[int, _Entry | None] = {}
         found = {pid: self._program(pid, known) for pid in set(pids)}
         return {pid: program for pid, program in found.items() if program is not None}
 
     def lives(self, registered: str) -> bool:
-        """Return whether a holder, as `pid:start`, is a process of this very namespace."""
+        """Return whether a holder, as `pid:start`, is a living process of this very namespace."""
         pid, _, start = registered.partition(":")
         if not pid.isdecimal() or not start.isdecimal():
             return False
@@ -173,7 +173,7 @@ class Programs:
         try:
             stat = (folder / "stat").read_text("utf-8", errors="replace")
             status = (folder / "status").read_text("utf-8", errors="replace")
-        except OSError:  # it is over, or hidden from us
+        except OSError:  # ended, or hidden from us
             return None
         said = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         words = stat.rpartition(")")[2].split()
@@ -186,7 +186,7 @@ class Programs:
         return _Entry(int(words[STARTED]), int(words[1]), int(inner), name, int(uid), token)
 
     def _token(self, pid: int) -> str:
-        with suppress(OSError):  # another user's, or over
+        with suppress(OSError):  # another user's, or ended
             if match := _TOKEN.search((self._proc / str(pid) / "environ").read_bytes()):
                 return match[1].decode()
         return ""

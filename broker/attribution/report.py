@@ -1,4 +1,4 @@
-"""What a host reports of a sample: each device as it is, who uses it, and what was found."""
+"""Report of a host's sample: each device's state, its processes, and its findings."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ LINE: Final = 256
 NAMES: Final = 7_900
 ROWS: Final = 16_000
 COOLING: Final = 4_000
-"""Bytes of a field that the verb takes; see the forms in `lua/report.lua`."""
+"""Most bytes of each field that the verb takes; see the forms in `lua/report.lua`."""
 
 FINDER_MS: Final = 20_000
-"""Who finds things on a host, and says nothing for so long, is followed by another reporter."""
+"""Silence of the reporter that names a host's findings, after which another one takes over."""
 
 LINES: Final = ("name", "reason", "unseen", "nvml_error", "quarantine")
 
 SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason"})
-"""Of a sample, what is told otherwise."""
+"""Fields of a sample that the report states in another form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """A lease that is to end, and why."""
+    """Lease that is to end, with the reason."""
 
     token: str
     why: str
@@ -61,10 +61,10 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """What comes of a look.
+    """Result of one look.
 
     Attributes:
-        reports: device -> what is said of it.
+        reports: device -> the reported fields.
         revoke: leases that the policy ends.
         end: processes that the policy ends.
     """
@@ -75,7 +75,7 @@ class HostReport:
 
 
 class ReportBuilder:
-    """Reckons one look after the other."""
+    """Builder of one report after the other."""
 
     def __init__(self, system: Programs) -> None:
         self._me = uuid4().hex[:8]
@@ -85,11 +85,11 @@ class ReportBuilder:
 
     @property
     def perhaps_over(self) -> frozenset[str]:
-        """Leases of which to ask how they ended."""
+        """Tokens whose end is to be asked for."""
         return self._matcher.remembered
 
     def reckon(self, look: HostSample, holders: Holders, pool: PoolStatus) -> HostReport:
-        """Return what to report of a look, and what to do."""
+        """Return the report of a look, with the leases and processes to end."""
         now = time.monotonic()
         self._matcher.recall(holders.devices.values(), now)
         devices = {d.uuid: _visible(d, look) for d in look.sample.devices}
@@ -152,7 +152,7 @@ class ReportBuilder:
         return HostReport(reports, revoke, end)
 
     def _another_finds(self, holders: Holders, now_ms: int) -> bool:
-        """Return whether another reporter of this host says what is found: two would disagree."""
+        """Return whether another reporter of this host names findings: two would disagree."""
         return any(
             device.finder not in {"", self._me} and now_ms < device.finder_ms + FINDER_MS
             for device in holders.devices.values()
@@ -165,23 +165,24 @@ class ReportBuilder:
         holders: Holders,
         pool: PoolStatus,
     ) -> None:
-        """Add to the first device of each lease what its holder is to be told."""
+        """Add the notices of each lease's holder to the report of the lease's first device."""
         for token, kinds in notices(standing, holders.leases, pool).items():
             uuid = next((u for u, _ in holders.leases[token].devices if u in reports), None)
             if uuid is not None:
                 said = [reports[uuid].get("tell", ""), f"{token}={'+'.join(kinds)}"]
-                reports[uuid]["tell"] = _names(said)  # whom there is no room for hears of it next
+                # a token without room comes with the next look
+                reports[uuid]["tell"] = _names(said)
 
 
 def _visible(device: DeviceSample, look: HostSample) -> DeviceSample:
-    """Return the device, without processes whose pids mean nothing here."""
+    """Return the device, without processes if their pids mean nothing here."""
     return replace(device, processes=None) if look.unseen else device
 
 
 def _report(
     device: DeviceSample, verdict: Verdict, account: Account | None, found: Found, unseen: str
 ) -> dict[str, str]:
-    """Return a device's fields as the verb takes them; what cannot be told is empty, never 0."""
+    """Return a device's fields in the verb's form; an unknown value is empty, never 0."""
     state, reason = verdict.state, verdict.reason
     if found.dirty and state == "ok":
         state, reason = "dirty", found.dirty
@@ -205,19 +206,19 @@ def _report(
 
 
 def line(text: str) -> str:
-    """Return a text as the verb takes a line: no control characters, at most 256 bytes."""
+    """Return a text in the verb's form of a line: no control characters, at most 256 bytes."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in text)
     return plain.encode(errors="replace")[:LINE].decode(errors="ignore")
 
 
 def _cooling(account: Account | None) -> str:
-    """Give what each lease that cools still uses; beyond the room for them, sums alone."""
+    """Return each cooling lease's use; without room for all, the sums alone remain."""
     each = account.cooling.items() if account else ()
     return _names((f"{token}={':'.join(map(str, said))}" for token, said in each), COOLING)
 
 
 def _names(names: Iterable[str], room: int = NAMES) -> str:
-    """Give as many of the names as a list has room for, in bytes."""
+    """Return as many of the names as a list has room for, in bytes."""
     kept, size = [], 0
     for name in filter(None, names):
         size += len(name) + 1
@@ -228,12 +229,12 @@ def _names(names: Iterable[str], room: int = NAMES) -> str:
 
 
 def _without_findings(said: dict[str, str]) -> dict[str, str]:
-    """Return a device as it is, without what is found on it."""
+    """Return a device's fields without its findings."""
     return {name: value for name, value in said.items() if name not in FINDINGS}
 
 
 def _rows_text(found: Found) -> str:
-    """Return the processes of a device as the pool keeps them; empty = it cannot tell."""
+    """Return the processes of a device in the pool's form; empty: they cannot be told."""
     if found.rows is None:
         return ""
     rows = [asdict(row) for row in found.rows]
@@ -253,8 +254,8 @@ def _text(value: object) -> str:
 def _revocations(
     standing: Iterable[OpenFinding], now_ms: int, pool: PoolStatus, holders: Holders
 ) -> Iterator[Revocation]:
-    """The leases whose finding has stood for longer than the policy bears it."""
-    said = {"idle": "nobody used its GPU", "overuse": "its processes use more than it holds"}
+    """Yield the leases with findings that have stood for longer than the policy allows."""
+    said = {"idle": "no process used its GPU", "overuse": "its processes use more than it holds"}
     for each in standing:
         lease = holders.leases.get(each.finding.subject)
         known = lease is not None and not lease.revoked
@@ -270,10 +271,10 @@ def _unbearable(each: OpenFinding, now_ms: int, pool: PoolStatus) -> bool:
 def _condemned(
     standing: Iterable[OpenFinding], seen: AttributedSample, pool: PoolStatus
 ) -> Iterator[KillTarget]:
-    """Yield the processes whose finding has stood for longer than the policy bears it.
+    """Yield the processes with findings that have stood for longer than the policy allows.
 
-    None that belongs to a lease that lives, by any path; as an orphan none whose lease is only said
-    to be over: any client may have registered its pid.
+    A process of a living lease, by any path, is spared. So is an orphan without proof that it
+    held the ended lease: any client may have registered its pid.
     """
     said = {"squatter": "it has no lease", "orphan": "its lease is over"}
     for each in standing:
@@ -289,10 +290,10 @@ def _condemned(
 
 
 def _over_using(seen: AttributedSample, pool: PoolStatus) -> Iterator[KillTarget]:
-    """On a device nearly out of memory, the largest process of who uses most beyond a lease.
+    """Yield, on a device nearly out of memory, the largest process of the worst overuse.
 
-    Nearly out is when less is left than no lease may take. A process counts that is proven to be of
-    such a lease, and belongs to no other that lives, by any path.
+    Nearly out: less is left than `system_mb`. Only a process that is proven to be of such a
+    lease counts, and only if it belongs to no other living lease, by any path.
     """
     for uuid, device in seen.devices.items():
         account = seen.accounts[uuid]

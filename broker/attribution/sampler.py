@@ -1,4 +1,4 @@
-"""Looks at this machine's devices and processes, in a thread: a driver may hang."""
+"""Sampler of this machine's devices and processes, in a thread: a driver may hang."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from broker.devices import Sample, Source
 
 MOST_CODES: Final = 16
-"""Of a GPU at once, each told once: a program that crashes may bring dozens."""
+"""Most codes of a GPU at once, each told once: a crashing program may bring dozens."""
 
 PROCESSES_S: Final = 1.0
-"""A look at the processes may take so long."""
+"""Most seconds that a look at the processes may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostSample:
-    """One look at the devices, and at the processes on them.
+    """One look at the devices and at the processes on them.
 
     Attributes:
-        sampled_ms: when it began, on the pool's clock.
-        programs: by pid, those that live.
-        unseen: why processes cannot be told, in a sentence; empty = they can.
+        sampled_ms: its begin, on the pool's clock.
+        programs: the living processes, by pid.
+        unseen: the reason for which processes cannot be told; empty: they can.
     """
 
     sample: Sample
@@ -38,10 +38,10 @@ class HostSample:
 
 
 class Sampler:
-    """Takes one look at a time, however long it takes.
+    """Sampler that takes one look at a time, however long that takes.
 
     Args:
-        wait_s: for how long a caller waits for one.
+        wait_s: seconds that a caller waits for a look.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Sampler:
         self._untold: dict[str, tuple[int, ...]] = {}
 
     async def look(self, now_ms: int) -> HostSample | None:
-        """Return a look, begun now or before; None: it takes longer than a caller waits.
+        """Return a look, begun now or earlier; None: it takes longer than a caller waits.
 
         Error codes of a GPU come with each look until `told` is called: a driver tells them once.
 
@@ -72,7 +72,7 @@ class Sampler:
         return self._with_untold(looking.result())
 
     def told(self) -> None:
-        """The pool knows of what came with the last look."""
+        """Note that the pool knows of the error codes in the last look."""
         self._untold.clear()
 
     def _with_untold(self, look: HostSample) -> HostSample:
@@ -93,7 +93,8 @@ class Sampler:
         unseen = self._system.unseen(self._visibility) if pids else ""
         programs: Mapping[int, Program] = {}
         if pids and not unseen:
-            if self._asking is None or not self._asking.running:  # an answer of then is none of now
+            # an old answer would pass for a new one
+            if self._asking is None or not self._asking.running:
                 self._asking = BoundedCall(lambda: self._system.look(pids), "proc")
                 self._asking.answered_within(PROCESSES_S)
             if self._asking.running:

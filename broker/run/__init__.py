@@ -1,1 +1,1 @@
-"""`gpu-broker run`: a command under a lease. It needs the base install only, like its command."""
+"""`gpu-broker run`: a command under a lease. The base install suffices for it."""

@@ -1,8 +1,8 @@
-"""A command in a process group of its own that does not outlive us.
+"""Command in a process group of its own that does not outlive us.
 
-When we are killed without a word, the kernel sends the command SIGKILL, and the guard ends the
-rest. What the command started and lets go of becomes our child: it is buried when it ends, and
-ended when the command has.
+When we are killed without warning, the kernel sends the command SIGKILL, and the guard ends the
+rest. A process that the command started and abandons becomes our child: it is reaped when it
+ends, and ended after the command.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None)
 
 TERMINAL_STOPS = (signal.SIGTTIN, signal.SIGTTOU)
-"""It wants to read from the terminal, or to set it, and is in the background."""
+"""Signals that stop a background command which reads the terminal or sets it."""
 
 
 class Child:
-    """The command, running.
+    """Running command.
 
     Args:
-        command: what to run, and its arguments.
+        command: the program and its arguments.
         env: its environment, with the lease's token.
-        guard: the process that ends it when we cannot.
-        inherited: how signals were when we were started.
+        guard: the process that ends the command when we cannot.
+        inherited: the signal settings with which we were started.
 
     Attributes:
-        pid: its process, and its process group.
-        stopped: it does not run: Ctrl-Z, SIGSTOP, or it waits for the terminal.
+        pid: its pid, and the number of its process group.
+        stopped: True while it is stopped: by Ctrl-Z, by SIGSTOP, or waiting for the terminal.
         interrupted: the signal of a terminal that ended it, as it would have ended us.
-        had_terminal: it was in the foreground: that signal went to its group alone.
+        had_terminal: True if it was in the foreground: that signal went to its group alone.
 
     Raises:
         OSError: it cannot be started.
@@ -55,12 +55,12 @@ class Child:
     ) -> None:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._guard, self._terminal = guard, Terminal()
-        self._process = subprocess.Popen(  # noqa: S603 - what our user told us to run
+        self._process = subprocess.Popen(  # noqa: S603 - the user's command
             command,
             env=env,
             process_group=0,
-            restore_signals=False,  # before_exec does: a write to a guard that is gone is SIGPIPE
-            close_fds=False,  # what we open is closed by exec; what we inherited is the command's
+            restore_signals=False,  # before_exec does: a write to a dead guard must not raise here
+            close_fds=False,  # exec closes what we open; what we inherited is the command's
             preexec_fn=_before_exec(command, env, guard, inherited),  # noqa: PLW1509 - calls alone
         )
         self.pid = self._process.pid
@@ -71,15 +71,15 @@ class Child:
         self._offer_terminal()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and all that is in its group.
+        """Send a signal to the command and its whole group.
 
-        What runs as another user by now (sudo) does not hear it: it is waited for.
+        A process that runs as another user by now (sudo) does not get it: we wait for its end.
         """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     def signal_rest(self, number: int) -> None:
-        """Send a signal to what the command left: its group, and what left that group."""
+        """Send a signal to the command's leftovers: its group, and processes that left it."""
         self.signal(number)
         for pid in self._adopted():
             with suppress(ProcessLookupError, PermissionError):
@@ -87,7 +87,7 @@ class Child:
 
     @property
     def rest_lives(self) -> bool:
-        """Tell whether anything of it is still there; ask once the command has ended."""
+        """True if any process of the command is left; ask once the command has ended."""
         self._bury()
         try:
             os.killpg(self.pid, 0)
@@ -99,16 +99,16 @@ class Child:
 
     @property
     def waits_for_terminal(self) -> bool:
-        """Tell whether the terminal may be given to it later: look again soon."""
+        """True if the command may get the terminal later: look again soon."""
         return self._terminal.to_be_given
 
     def look(self) -> tuple[int | None, bool]:
-        """Return how it stands, without waiting.
+        """Return the command's state, without waiting.
 
         Returns:
-            Its exit code, 128 + the signal's number if one ended it, None while it lives; and
-            whether it was stopped by Ctrl-Z. One that was stopped for want of the terminal has it
-            now and goes on.
+            Its exit code, 128 + the number of a signal that ended it, None while it lives; and
+            whether Ctrl-Z stopped it. A command that was stopped for want of the terminal gets
+            the terminal and goes on.
         """
         stopped_by = 0
         while self._process.returncode is None:
@@ -129,16 +129,16 @@ class Child:
         return None, self.stopped and stopped_by == signal.SIGTSTP
 
     def _offer_terminal(self) -> None:
-        """Give it the terminal if it waits for it, or no other process could want it."""
+        """Give the command the terminal if it waits for it, or no other process could want it."""
         given = self._terminal.given
         if self._wants_terminal:
-            # In the background it waits for `fg`, as it would without us.
+            # In the background the command waits for `fg`, as it would without us.
             given = given or self._terminal.give(self.pid)
         elif not given:
             given = self._terminal.give_if_alone(self.pid)
         else:
             return
-        if given:  # also to what it started: that may have read too early, and be stopped
+        if given:  # also to its children: they may have read too early, and be stopped
             self.signal(signal.SIGCONT)
 
     def _ended(self, returncode: int) -> None:
@@ -150,12 +150,12 @@ class Child:
         self._terminal.close()
 
     def _adopted(self) -> list[int]:
-        """Processes that are our children, but for the guard."""
+        """Return our children except the guard."""
         us = os.getpid()
         return [pid for pid, (parent, _) in parents() if parent == us and pid != self._guard.pid]
 
     def _bury(self) -> None:
-        """Reap our children that have ended, but for the command: its code is asked for later."""
+        """Reap our ended children except the command: its exit code is asked for later."""
         with suppress(ChildProcessError):
             while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if dead.si_pid == self.pid and self._process.returncode is None:
@@ -166,18 +166,18 @@ class Child:
 def _before_exec(
     command: Sequence[str], env: Mapping[str, str], guard: Guard, inherited: Inherited
 ) -> Callable[[], None]:
-    """To run in the child before the command: its parent's death is its own, and its group's."""
+    """Return the code to run in the child before exec: the command shall not outlive us."""
     parent = os.getpid()
 
     def before_exec() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         guard.watch(os.getpid(), env["GPU_LEASE_TOKEN"])
-        if os.getppid() != parent:  # it died before we could say so
+        if os.getppid() != parent:  # the parent died before we could ask for its death signal
             os.kill(os.getpid(), signal.SIGKILL)
         inherited.restore()
         own_env = inherited.env(env, os.getpid())
         if own_env is not None:
-            with suppress(OSError):  # Popen's own exec says why
+            with suppress(OSError):  # Popen's own exec gives the reason
                 os.execvpe(command[0], list(command), own_env)  # noqa: S606 - the user's command
 
     return before_exec
@@ -188,5 +188,5 @@ def _prctl(what: int, value: int) -> None:
 
 
 def _code(returncode: int) -> int:
-    """As a shell says it: 128 + the signal's number when one ended it."""
+    """Return the exit code as a shell gives it: 128 + the number of a signal that ended it."""
     return 128 - returncode if returncode < 0 else returncode

@@ -1,7 +1,8 @@
-"""How inference engines are told how much of a GPU they may take.
+"""Flags that tell inference engines how much of a GPU they may take.
 
-Each takes a share of another thing. Rounded down to two digits, so that none takes more than the
-lease. No engine reads it from the environment: the flag is added to the command.
+Each engine takes a share of another quantity. Shares are rounded down to two digits, so that no
+engine takes more than the lease. No engine reads its share from the environment: the flag is
+added to the command.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ACTIVATIONS: Final = 0.1
-"""Of a lease: what SGLang takes beside weights and KV cache."""
+"""Share of a lease that SGLang takes beside weights and KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One engine.
+    """Inference engine.
 
     Attributes:
-        flags: the names of the option, the first is the one that we add.
-        share: its value for a lease of so many MiB of a GPU of so many.
+        flags: the names of the option; the first is the one that we add.
+        share: its value for the MiB of a lease and the MiB of its GPU.
     """
 
     flags: tuple[str, ...]
@@ -39,7 +40,7 @@ def _without_activations(leased_mb: int, total_mb: int) -> float:
 
 
 def _of_what_weights_leave(leased_mb: int, total_mb: int) -> float:
-    """Of what is free once the weights are loaded: safe for weights of up to half the lease."""
+    """Return the share of the memory left by weights of up to half the lease."""
     return leased_mb / (2 * total_mb - leased_mb)
 
 
@@ -54,14 +55,17 @@ ENGINES: Final = {
 
 
 def floor2(share: float) -> float:
-    """Rounded down to two digits, as engines take them."""
+    """Return a share rounded down to two digits, as engines take it."""
     return math.floor(share * 100 + 1e-9) / 100
 
 
 def with_hint(
     command: Sequence[str], engine: str, leased_mb: int, total_mb: int
 ) -> tuple[list[str], str | None]:
-    """The command with the engine's flag at its end, and the flag; unchanged if it has one."""
+    """Return the command with the engine's flag appended, and the flag.
+
+    The command is unchanged if it has the flag already.
+    """
     known = ENGINES[engine]
     if any(part.partition("=")[0] in known.flags for part in command):
         return list(command), None

@@ -1,7 +1,7 @@
-"""A process that ends the command when `gpu-broker run` dies without a word, as by SIGKILL.
+"""Guard process: it ends the command when `gpu-broker run` dies without warning, as by SIGKILL.
 
-It waits for the end of a pipe of ours. It ends the command's process group, and whatever left that
-group and has the lease's token in its environment.
+It waits for the end of a pipe of ours. It ends the command's process group, and every process
+that left the group and has the lease's token in its environment.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 DONE: Final = b"done"
 
 ROUNDS, PAUSE_S = 20, 0.05
-"""Passes over what left the group, and seconds between: it may be starting others meanwhile."""
+"""Passes over processes that left the group, and seconds between: they may be starting others."""
 
 
 class Guard:
-    """Within its block our death is the end of what `watch` named; enter it before any thread."""
+    """Block in which our death ends the processes named by `watch`; enter it before any thread."""
 
     def __enter__(self) -> Self:
         """Start the process that waits for our death."""
@@ -38,7 +38,7 @@ class Guard:
         return self
 
     def watch(self, group: int, token: str) -> None:
-        """Name a process group and the lease under which it runs; one write, in the child too."""
+        """Name a process group and its lease; one write, also in the child."""
         with suppress(BrokenPipeError):  # the guard was killed
             os.write(self._pipe, f"{group} {token}\n".encode())
 
@@ -48,16 +48,16 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Send it home."""
+        """End the guard."""
         with suppress(BrokenPipeError):
             os.write(self._pipe, DONE)
         os.close(self._pipe)
-        with suppress(ChildProcessError):  # it was killed, and buried
+        with suppress(ChildProcessError):  # it was killed, and reaped
             os.waitpid(self.pid, 0)
 
 
 def _wait_for_death(pipe: int) -> None:
-    """Be the guard, and never return."""
+    """Wait as the guard process; never return."""
     try:
         os.setsid()
         _let_go_of_streams(pipe)
@@ -75,7 +75,7 @@ def _wait_for_death(pipe: int) -> None:
 
 
 def _let_go_of_streams(pipe: int) -> None:
-    """Read and write nothing any more; a root without /dev has no null device to put there."""
+    """Detach from the standard streams; a root without /dev has no null device for them."""
     nothing = None
     with suppress(OSError):
         nothing = os.open(os.devnull, os.O_RDWR)

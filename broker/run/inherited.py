@@ -1,7 +1,7 @@
 """Signal settings that `gpu-broker run` inherits and passes on, as `env` does.
 
-A parent may block signals or ignore them, and both pass through exec. We must hear the blocked ones
-ourselves, and Python ignores some for its own sake.
+A parent may block signals or ignore them, and both pass through exec. We must get the blocked
+ones ourselves, and Python ignores some for its own sake.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals whose inherited setting the interpreter forgets as it starts."""
+"""Signals with an inherited setting that the interpreter forgets at its start."""
 
 PASS_ON: Final = {
     "ash", "bash", "busybox", "dash", "env", "ksh", "mksh", "nice", "nohup", "setsid", "sh",
     "stdbuf", "systemd", "timeout", "zsh",
 }  # fmt: skip
-"""Programs whose children ignore what they ignore themselves."""
+"""Programs that pass the signals they ignore on to their children."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """The signals as they were before we changed anything.
+    """Signal settings before we changed any.
 
     Attributes:
-        blocked: what the parent blocked.
-        ignored: what it ignored and we do not, or Python does for all programs alike.
-        heeded: what it did not ignore and we do, or Python does.
-        pid: ours, for variables that name the process that they are for.
+        blocked: signals that the parent blocked.
+        ignored: signals that the parent ignored and we do not, or Python ignores for all programs.
+        heeded: signals that the parent did not ignore and we do, or Python does.
+        pid: our pid, for variables that name the process that they are meant for.
     """
 
     blocked: frozenset[signal.Signals]
@@ -46,7 +46,7 @@ class Inherited:
     pid: int
 
     def restore(self) -> None:
-        """Have the signals as they were; to be called in the child before the command."""
+        """Restore the signal settings; call this in the child before the command."""
         for number in self.heeded:
             signal.signal(number, signal.SIG_DFL)
         for number in self.ignored:
@@ -54,9 +54,9 @@ class Inherited:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
 
     def env(self, env: Mapping[str, str], pid: int) -> dict[str, str] | None:
-        """Return the environment of a command of that pid; None: it may have the one that it has.
+        """Return the environment for a command of that pid; None: its own environment is right.
 
-        Sockets of systemd are for the process that LISTEN_PID names: with `env` that is ours.
+        systemd's sockets are for the process that LISTEN_PID names: with `env` that is us.
         """
         if env.get("LISTEN_PID") != str(self.pid):
             return None
@@ -64,12 +64,12 @@ class Inherited:
 
 
 def take_over() -> Inherited:
-    """Note how signals are, and hear all that we catch; before any thread is started."""
+    """Note the signal settings, and unblock all that we catch; before any thread is started."""
     ignored = {signal.Signals(n) for n in IGNORED_BY_PYTHON if _parent_ignores(n)}
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         ignored.add(signal.SIGCHLD)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # From the background we write to the terminal and set it, and a stop would end the renewing.
+    # We write to the terminal and set it from the background: a stop would end the renewals.
     before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     heeded = {signal.Signals(number) for number in IGNORED_BY_PYTHON} - ignored
     if before is not signal.SIG_IGN:
@@ -80,7 +80,7 @@ def take_over() -> Inherited:
 
 
 def _parent_ignores(number: signal.Signals) -> bool:
-    """Tell whether our parent ignores a signal and is a program that passes that on."""
+    """Tell whether our parent ignores a signal and is a program that passes this on."""
     folder = Path(f"/proc/{os.getppid()}")
     with suppress(OSError, ValueError):
         if (folder / "comm").read_text("utf-8", "replace").strip().lstrip("-") in PASS_ON:
@@ -91,15 +91,15 @@ def _parent_ignores(number: signal.Signals) -> bool:
 
 
 def die_of(number: signal.Signals, *, group: bool) -> None:
-    """End by a signal, as the command did: a script that waits for us then ends at Ctrl-C too.
+    """End ourselves by the command's signal: a script that waits for us then ends at Ctrl-C too.
 
     Args:
         number: the signal.
-        group: send it to all of our process group: they did not get it.
+        group: send it to our whole process group, which did not get it.
     """
     if signal.getsignal(number) is signal.SIG_IGN:
         return
-    with suppress(OSError, ValueError):  # no core of ours: the command may have written one
+    with suppress(OSError, ValueError):  # write no core file: the command may have written one
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(number, signal.SIG_DFL)
     if group:

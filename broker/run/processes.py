@@ -1,4 +1,4 @@
-"""The processes of this machine, as /proc has them."""
+"""Processes of this machine, read from /proc."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def pids() -> list[int]:
-    """Return every process that is there now; none where there is no /proc."""
+    """Return all present pids; none where there is no /proc."""
     with suppress(OSError):
         return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     return []
 
 
 def parents() -> Iterator[tuple[int, tuple[int, int]]]:
-    """Each living process with its parent and its process group."""
+    """Yield each living process with its parent and its process group."""
     for pid in pids():
         with suppress(OSError):
             stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")

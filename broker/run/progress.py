@@ -1,4 +1,4 @@
-"""What `run` says while it waits and works: on stderr, because stdout is the command's."""
+"""Messages of `run` while it waits and works: on stderr, because stdout is the command's."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     Why: TypeAlias = Explanation | LeaseError | None
 
 SCHEMA: Final = 1
-"""Of the JSON lines: fields are added under the same number, never changed."""
+"""Schema number of the JSON lines: fields are added under the same number, never changed."""
 
 NOTHING_NEW_S: Final = 30.0
-"""Without a terminal: how long a wait goes on without a line that says so."""
+"""Most seconds of a wait without a line, where there is no terminal."""
 
 WENT_WELL: Final = {"waiting", "granted", "doubt", "hint", "started", "ended"}
-"""What is not said when only trouble is to be heard of."""
+"""Events that are left out when only trouble is to be told."""
 
 
 class Progress:
-    """Says it in a form: text for people, json (an object a line) for programs, trouble alone.
+    """Writer of messages in a form: text for people, json (an object a line), trouble alone.
 
-    On a terminal the line about a wait is written over; otherwise it is said again when there is
-    something new. In JSON `event` is what happened and `at` when, in epoch seconds.
+    On a terminal the line about a wait is written over; elsewhere a new line follows when there is
+    news. In JSON `event` names the event and `at` its time, in epoch seconds.
     """
 
     def __init__(self, form: Literal["text", "json", "trouble"]) -> None:
         self._form = form
-        # Not sys.stderr itself: what it cannot write it tries again at the end; our code changes.
+        # Not sys.stderr: it would retry a failed write at exit, and our exit code would change.
         self._out = None if sys.stderr is None else sys.stderr.fileno()
         self._live = form == "text" and self._out is not None and takes_escapes(self._out)
         self._line = ""
         self._line_at = 0.0
 
     def waiting(self, waited_s: float, why: Why) -> None:
-        """It stands in the line; `why` is None until that is known. To be called every second."""
+        """Tell of the wait in the queue; `why` is None until known. Call this every second."""
         said = _reason(why)
         if self._live:
             self._rewrite(f"gpu-broker: waiting {age(round(waited_s * 1000))}: {said}")
@@ -70,7 +70,7 @@ class Progress:
         self._say("waiting", f"waiting: {said}", waited_s=round(waited_s, 3), **facts)
 
     def granted(self, lease: Lease, waited_s: float, why_on_cpu: str | None) -> None:
-        """The lease is held: where, how much, and after how long; or why it is on the CPU."""
+        """Tell of the granted lease: place, size, time waited; or the reason for the CPU."""
         where = ", ".join(f"{d.host} GPU {d.index} ({d.name})" for d in lease.devices)
         after = f", after {age(round(waited_s * 1000))}" if waited_s > 1 else ""
         self._say(
@@ -92,25 +92,28 @@ class Progress:
         )
 
     def hint(self, flag: str) -> None:
-        """This was added to the command."""
+        """Tell of the flag that was added to the command."""
         self._say("hint", f"added to the command: {flag}", flag=flag)
 
     def doubted(self, text: str) -> None:
-        """Say that the request is taken as it is, and may be meant otherwise; empty: it is not."""
+        """Ask about a request that may be meant otherwise; empty: no doubt.
+
+        The request is taken as it is.
+        """
         if text:
             self._say("doubt", text, detail=text)
 
     def started(self, pid: int) -> None:
-        """The command runs, in a process group of the same number."""
+        """Tell that the command runs, in a process group of the same number."""
         self._say("started", None, pid=pid)
 
     def not_stopped(self) -> None:
-        """Ctrl-Z does not stop it."""
+        """Tell that Ctrl-Z does not stop the command."""
         text = "Ctrl-Z does not stop it: a stopped command would go on holding its GPU"
         self._say("not_stopped", text)
 
     def lost(self, lease: Lease, grace_s: float) -> None:
-        """The lease is lost, and the command was told to end."""
+        """Tell that the lease is lost, and that the command was asked to end."""
         why = lease.lost_reason
         self._say(
             "lost",
@@ -122,13 +125,13 @@ class Progress:
         )
 
     def noticed(self, lease: Lease) -> None:
-        """What the GPU's host finds of the lease is another than before."""
+        """Tell of changed findings about the lease by the GPU's host."""
         said = "; ".join(NOTICES.get(word, word) for word in lease.notices)
         text = f"lease {lease.token[:8]}: {said}" if said else None
         self._say("notice", text, token=lease.token, notices=lease.notices)
 
     def left_behind(self, grace_s: float) -> None:
-        """The command ended and left processes, which were told to end."""
+        """Tell that the ended command left processes, which were asked to end."""
         text = (
             "the command left processes behind that could use its GPU: sent them SIGTERM, "
             f"SIGKILL follows in {grace_s:g} s"
@@ -136,17 +139,17 @@ class Progress:
         self._say("left_behind", text, grace_s=grace_s)
 
     def ended(self, code: int) -> None:
-        """All is over."""
+        """Tell that all is over."""
         self._say("ended", None, exit_code=code)
 
     def not_returned(self, lease: Lease, error: LeaseError) -> None:
-        """The lease could not be given back."""
+        """Tell that the lease could not be given back."""
         ends = f"it ends within {lease.ttl_ms / 1000:g} s" if lease.ttl_ms else "it has no expiry"
         text = f"lease {lease.token[:8]} could not be given back ({error}): {ends}"
         self._say("not_returned", text, token=lease.token, code=error.code, detail=str(error))
 
     def failed(self, code: str, text: str) -> None:
-        """There is no lease, or no such command."""
+        """Tell that there is no lease, or no such command."""
         self._say("failed", text, code=code, detail=text)
 
     def _say(self, event: str, text: str | None, **facts: Any) -> None:
@@ -158,13 +161,13 @@ class Progress:
             self._write(f"gpu-broker: {printable(text)}\n")
 
     def _write(self, text: str) -> None:
-        """Nobody may hear us: the command goes on all the same."""
+        """Write to stderr if it is open: the command goes on without a reader as well."""
         if self._out is not None:
             with suppress(OSError):
                 os.write(self._out, text.encode(errors="replace"))
 
     def _rewrite(self, text: str) -> None:
-        """Write the line of a terminal anew."""
+        """Write the terminal's line anew."""
         if not self._live or text == self._line:
             return
         self._line = text
@@ -178,7 +181,7 @@ class Progress:
 
 
 def _reason(why: Why) -> str:
-    """Place, reason and estimate, short enough for a line."""
+    """Return place, reason and estimate, short enough for a line."""
     if why is None:
         return "asking"
     if isinstance(why, LeaseError):

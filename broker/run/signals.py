@@ -1,4 +1,4 @@
-"""Signals as something to wait for, beside a time, whichever thread the kernel hands them to."""
+"""Signals as events to wait for, with a timeout, in any thread that the kernel picks."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
-"""What somebody who means the command says to us."""
+"""Signals that are passed on to the command."""
 
 CAUGHT = (*FORWARDED, signal.SIGCHLD, signal.SIGTSTP)
 
 WAKE = 0
-"""No signal: only to be looked at."""
+"""Number without a signal: the waiter only looks again."""
 
 
 class Signals:
-    """Within its block the caught signals are only noted; one that was ignored stays ignored.
+    """Block in which the caught signals are only noted; an ignored signal stays ignored.
 
-    But for SIGCHLD: who ignores it never hears how a child ended.
+    SIGCHLD is the exception: a process that ignores it never learns how a child ended.
     """
 
     def __enter__(self) -> Self:
-        """Note them from now on."""
+        """Note signals from now on."""
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -54,7 +54,7 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """As it was before."""
+        """Restore the handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
@@ -64,11 +64,11 @@ class Signals:
 
     def wake(self) -> None:
         """End a wait from another thread."""
-        with suppress(OSError):  # full, so it is awake, or closed, so nobody waits
+        with suppress(OSError):  # full: it wakes anyway; closed: no thread waits
             os.write(self._write, bytes([WAKE]))
 
     def wait(self, seconds: float | None) -> list[signal.Signals]:
-        """Return the signals that came, at most `seconds` from now; None waits for the next."""
+        """Return the signals of at most the next `seconds`; None: wait for one without limit."""
         ready, _, _ = select.select([self._read], [], [], seconds)
         if not ready:
             return []
@@ -76,4 +76,4 @@ class Signals:
 
 
 def _noted(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor has it already."""
+    """Do nothing: the wake-up descriptor has the signal already."""

@@ -1,4 +1,4 @@
-"""Run the command for as long as the lease is held, and end it when the lease is lost."""
+"""Supervision of the command: it runs while the lease is held, and ends when that is lost."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that ask for an end: a stopped command is continued, so that it can end."""
 
 TERMINAL_S = 1.0
-"""Between looks at whether the terminal may be given to the command by now, as after `fg`."""
+"""Seconds between checks for a terminal to give to the command, as after `fg`."""
 
 LOOK_S = 0.05
-"""Between looks at what is left of a group whose end sends us no signal."""
+"""Seconds between checks of a group's leftovers: their end sends us no signal."""
 
 
 class NotStarted(Exception):
-    """The command cannot be started; the message says why."""
+    """Error of a command that cannot be started; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandEnd:
-    """The end of a command.
+    """End of a command.
 
     Attributes:
-        code: its exit code, 128 + the signal's number if one ended it.
-        by: the signal of a terminal that ended it: it is to end us too.
-        alone: its group was in the foreground, so our waiting parents did not get that signal.
+        code: its exit code, 128 + the number of a signal that ended it.
+        by: the signal of a terminal that ended it, and is to end us too.
+        alone: True if its group was in the foreground: our waiting parents did not get the signal.
     """
 
     code: int
@@ -58,11 +58,11 @@ def supervise(
     guard: Guard,
     inherited: Inherited,
 ) -> CommandEnd:
-    """Run the command, and say how it ended.
+    """Run the command, and return its end.
 
-    Signals are passed on to its group. When the lease is lost, and for what is left of it when the
-    command has ended: SIGTERM, and after `grace_s` SIGKILL. `give_back` is called when nothing of
-    it is left, while signals are still only noted: none of them cuts it short.
+    Signals are passed on to its group. A lost lease, or leftovers of the ended command, bring
+    SIGTERM, and after `grace_s` SIGKILL. `give_back` is called when no process of it is left,
+    while signals are still only noted: no signal cuts it short.
 
     Raises:
         NotStarted: it cannot be started; `give_back` was called.
@@ -81,10 +81,10 @@ def supervise(
 
 
 class _Supervision:
-    """One command that runs.
+    """Supervision of one running command.
 
     Attributes:
-        kill_at: when SIGKILL follows the SIGTERM that was sent, on our clock; None: none was.
+        kill_at: time of the SIGKILL after the SIGTERM, on our clock; None: no SIGTERM was sent.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class _Supervision:
         self.kill_at: float | None = None
 
     def until_all_ended(self) -> int:
-        """Return the command's exit code, once nothing of its group is left."""
+        """Return the command's exit code, once no process of its group is left."""
         try:
             self._teller.started(self._child.pid)
             self._lease.on_lost(lambda _: self._signals.wake())
@@ -130,7 +130,7 @@ class _Supervision:
                 self._pass_on(number)
 
     def _pass_on(self, number: signal.Signals) -> None:
-        """Give a signal that we got to the command; one that is stopped must not sit on it."""
+        """Pass a signal of ours on to the command, and continue a stopped one."""
         if number == signal.SIGTSTP:
             self._teller.not_stopped()
         elif number != signal.SIGCHLD:
@@ -141,7 +141,7 @@ class _Supervision:
             self._child.signal(signal.SIGCONT)
 
     def _pause_s(self, *, killed: bool) -> float | None:
-        """Until there may be something to do; None: a signal will say so."""
+        """Return the seconds until there may be work; None: a signal will tell."""
         pauses = [TERMINAL_S] if self._child.waits_for_terminal else []
         if not killed and self.kill_at is not None:
             pauses.append(max(0.0, self.kill_at - local_now()))
@@ -154,7 +154,7 @@ class _Supervision:
         self.kill_at = local_now() + self._grace_s
 
     def _end_group(self) -> None:
-        """End what the command left behind, in its group or out of it: the lease ends next."""
+        """End the command's leftovers, in its group or out of it: the lease ends next."""
         while self._child.rest_lives:
             if self.kill_at is None:
                 self._teller.left_behind(self._grace_s)
@@ -164,5 +164,5 @@ class _Supervision:
             elif local_now() >= self.kill_at:
                 self._child.signal_rest(signal.SIGKILL)
             for number in self._signals.wait(LOOK_S):
-                if number in {signal.SIGINT, signal.SIGTERM}:  # who waits for us waited enough
+                if number in {signal.SIGINT, signal.SIGTERM}:  # our own caller has waited enough
                     self.kill_at = 0.0

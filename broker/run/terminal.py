@@ -1,7 +1,7 @@
-"""Control of the terminal: a command in a group of its own gets it as a shell's job would.
+"""Control of the terminal: the command's own group gets it as a shell's job would.
 
-The command has it from its beginning when our own group is in the foreground and holds only us and
-the processes that wait for us. In a pipeline others may read the terminal too: there the command
+The command has it from its start when our group is in the foreground and holds only us and the
+processes that wait for us. In a pipeline others may read the terminal too: there the command
 gets it when it is stopped for wanting it.
 """
 
@@ -14,7 +14,7 @@ from broker.run.processes import parents
 
 
 class Terminal:
-    """The controlling terminal, if there is one, and its foreground group.
+    """Controlling terminal, if there is one, and its foreground group.
 
     SIGTTOU must be ignored: we set the terminal, and write to it, from the background too.
     """
@@ -27,11 +27,11 @@ class Terminal:
 
     @property
     def to_be_given(self) -> bool:
-        """Tell whether there is one that may be given later, as after `fg`."""
+        """True if there is a terminal that may be given later, as after `fg`."""
         return self._fd is not None and not self.given
 
     def give(self, group: int) -> bool:
-        """Make a group the foreground, if our own is; whether it is now."""
+        """Put a group into the foreground, if our own is there; return whether it is now."""
         with suppress(OSError):
             if self._fd is not None and self._ours:
                 os.tcsetpgrp(self._fd, group)
@@ -39,31 +39,31 @@ class Terminal:
         return self.given
 
     def give_if_alone(self, group: int) -> bool:
-        """Return the same, unless others of our group may want the terminal."""
+        """Do the same, unless other processes of our group may want the terminal."""
         return self.to_be_given and self._ours and _alone() and self.give(group)
 
     @property
     def _ours(self) -> bool:
-        """Tell whether our group is in the foreground."""
+        """True if our group is in the foreground."""
         with suppress(OSError):
             return self._fd is not None and os.tcgetpgrp(self._fd) == os.getpgrp()
         return False
 
     def take(self) -> None:
-        """Have it back, if it was given."""
+        """Take the terminal back, if it was given."""
         if self.given and self._fd is not None:
             with suppress(OSError):
                 os.tcsetpgrp(self._fd, os.getpgrp())
 
     def close(self) -> None:
-        """Let it go."""
+        """Close the terminal."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def _alone() -> bool:
-    """Tell whether all of our process group are we and our ancestors."""
+    """Tell whether our process group holds only us and our ancestors."""
     processes = dict(parents())
     ancestors, pid = {os.getpid()}, os.getppid()
     while pid in processes and pid not in ancestors:

@@ -1,4 +1,4 @@
-"""Get the lease, and say how the wait goes while it lasts."""
+"""Acquisition of the lease, with messages about the wait."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from broker.run.progress import Progress
 
 TICK_S = 1.0
-"""Between two words about the wait."""
+"""Seconds between two messages about the wait."""
 
 FIRST_LOOK_S, LAST_LOOK_S = 1.0, 15.0
-"""Between two looks at why it waits: the second is twice the first, and so on up to the last."""
+"""Seconds between two questions for the reason of the wait: doubled each time, up to the last."""
 
 
 def get_lease(client: LeaseClient, agent: str, ask: LeaseOptions, teller: Progress) -> Lease:
-    """The lease, or one on the CPU if that was asked for. Leaves nothing behind when it raises.
+    """Return the lease, or a CPU lease if that was asked for; leave nothing behind on an error.
 
     Raises:
         LeaseError: as `LeaseClient.acquire`.
@@ -57,10 +57,10 @@ def get_lease(client: LeaseClient, agent: str, ask: LeaseOptions, teller: Progre
         except LeaseLost as error:
             if error.code != "lapsed" or local_now() >= until:
                 raise
-            continue  # the store was away for longer than a place is kept: stand in line anew
-        except (Refused, BrokerUnavailable):  # nothing was done, or its place lapses by itself
+            continue  # the store was away for longer than a reservation of the place: enqueue anew
+        except (Refused, BrokerUnavailable):  # nothing was done, or the place times out by itself
             raise
-        except BaseException:  # Ctrl-C, or nobody answered: it may stand in the line
+        except BaseException:  # Ctrl-C, or no answer: it may be in the queue
             with suppress(LeaseError):
                 client.release(token)
             raise
@@ -69,7 +69,7 @@ def get_lease(client: LeaseClient, agent: str, ask: LeaseOptions, teller: Progre
 
 
 def _why_on_cpu(client: LeaseClient, lease: Lease, ask: LeaseOptions) -> str | None:
-    """Return a code, or which host has no GPUs: a name that is not right is to be seen at once."""
+    """Return a code, or the host without GPUs: a wrong name must be visible at once."""
     if lease.reason != "host_unknown":
         return lease.reason
     return look_for(client, ask.get("host") or read_settings().hostname)
@@ -77,7 +77,7 @@ def _why_on_cpu(client: LeaseClient, lease: Lease, ask: LeaseOptions) -> str | N
 
 @contextmanager
 def _shown(client: LeaseClient, token: str, began: float, teller: Progress) -> Iterator[None]:
-    """While the block lasts a thread says how the wait goes."""
+    """Tell of the wait from a thread while the block lasts."""
     over = threading.Event()
 
     def show() -> None:

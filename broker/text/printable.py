@@ -1,4 +1,4 @@
-"""Text of others, made printable for a terminal or a log, whatever is in it.
+"""Escapes that make any foreign text printable on a terminal or in a log.
 
 A name, a reason, a program's name, an error of a server may hold sequences that rename the window,
 clear the screen, set the clipboard, or turn the order of the letters around.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    r"""Escape as Python does (`\x1b`, `\u202e`, `\n`) all that is not print.
+    r"""Escape all that does not print, as Python does (`\x1b`, `\u202e`, `\n`).
 
-    Print is what `str.isprintable` says: no control characters (C0, C1, DEL), no formats (bidi,
+    `str.isprintable` decides: no control characters (C0, C1, DEL), no formats (bidi,
     zero width), no line ends but the space, no lone surrogates.
     """
     if text.isprintable():

@@ -1,4 +1,4 @@
-"""The one way from a command to the terminal: all that is not ours is shown as print.
+"""Output to the terminal: the only way there, which escapes all text of others.
 
 Colours are marks in the text until it is printed. The mark is another in each process, so no text
 of others holds one.
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MARK: Final = chr(0xF0000 + secrets.randbelow(0xFFFE))
-"""A code point of plane 15, which has no characters: as text it is escaped."""
+"""Code point of plane 15, which has no characters: inside a text it is escaped."""
 
 COLOURS: Final = {"red": 31, "green": 32, "yellow": 33}
 
 MARKS: Final = re.compile(rf"{MARK}(\d+)m")
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-"""To the terminal's other screen, without a cursor, and back."""
+"""Escapes to the terminal's other screen, without a cursor, and back."""
 
 HOME, CLEAR_LINE, END_OF_SCREEN = "\x1b[H", "\x1b[2K", "\x1b[J"
 
 
 def paint(text: str, colour: str | None) -> str:
-    """Text in a colour of `COLOURS`; None: in none."""
+    """Mark a text with a colour of `COLOURS`; None: no colour."""
     plain = printable(text)
     return f"{MARK}{COLOURS[colour]}m{plain}{MARK}0m" if colour else plain
 
@@ -43,7 +43,7 @@ def bare(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return the text as print, with its colours; a line end of others' begins no line."""
+    """Return the text escaped, with its colours; a line end of others begins no line."""
     if bare(text).isprintable():
         return text
     parts = MARKS.split(text)  # text, code, text, code, ... text
@@ -55,7 +55,7 @@ def _rendered(line: str) -> str:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print lines; to stderr one line. Without a terminal there are no colours."""
+    """Print lines; on stderr one line. Without a terminal there are no colours."""
     lines = [text] if err else text.split("\n")
     click.echo("\n".join(map(_rendered, lines)), err=err)
 
@@ -71,14 +71,14 @@ def enter_screen() -> None:
 
 
 def draw_screen(lines: Iterable[str], *, colours: bool) -> None:
-    """Draw lines over what is there."""
-    # Cleared first: behind a line that is full the cursor stands on its last letter.
+    """Draw lines over the present ones."""
+    # Clear first: behind a full line the cursor stands on its last letter.
     shown = "".join(f"{CLEAR_LINE}{_rendered(x if colours else bare(x))}\n" for x in lines)
     sys.stdout.write(f"{HOME}{shown}{END_OF_SCREEN}")
     sys.stdout.flush()
 
 
 def leave_screen() -> None:
-    """Go back to where the terminal was."""
+    """Leave the terminal's other screen."""
     sys.stdout.write(LEAVE)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Output streams of the commands: a locale that lacks letters, a full disk, none at all."""
+"""Output streams of the commands, with incomplete locales, full disks and closed descriptors."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def takes_escapes(stream: int) -> bool:
 
 
 def prepare_streams() -> bool:
-    """Make stdout and stderr take every letter, as `?` where a locale has it not.
+    """Make stdout and stderr take every letter, as `?` where the locale lacks it.
 
     Returns:
-        Whether there is a stdout: where it is closed, what is printed goes nowhere.
+        Whether there is a stdout: printed text goes nowhere where it is closed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

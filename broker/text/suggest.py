@@ -1,4 +1,4 @@
-"""Suggestions for a name that nothing has: the nearest names that something has."""
+"""Suggestions for an unknown name: the nearest known names."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 MIB_PER_GIB = 1024
 
 NARROWEST: Final = 8
-"""Letters that a column keeps when it gives way."""
+"""Fewest letters of a column that gives way."""
 
 INDEX: Final = 3
-"""Digits that the index of a GPU has at most."""
+"""Most digits of a GPU's index."""
 
 
 def screen_width() -> int | None:
-    """Columns of the terminal; None when nobody looks at one."""
+    """Return the columns of the terminal; None: stdout is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -35,12 +35,12 @@ def table(
     width: int | None = None,
     gives: Sequence[int] = (),
 ) -> str:
-    """Left-aligned columns as wide as what is in them; nothing trails.
+    """Return left-aligned columns as wide as their cells, without trailing spaces.
 
     Args:
-        head: over each column.
+        head: the heading of each column.
         rows: cells, which may be coloured.
-        width: no line is longer, as far as the columns that give way allow it; None: any length.
+        width: the limit of a line, as far as the columns that give way allow; None: no limit.
         gives: columns that are cut to fit, the first of them first.
     """
     lines = [[one_line(cell) for cell in line] for line in (head, *rows)]
@@ -61,7 +61,7 @@ def _fit(cell: str, width: int) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """Return the text, no longer than so; what is cut loses its colour, but not its GPU's index."""
+    """Cut the text to `width` letters; it loses its colour, but not its GPU's index."""
     plain = bare(text)
     if len(plain) <= width:
         return text
@@ -71,7 +71,7 @@ def cut(text: str, width: int) -> str:
 
 
 def bar(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:
-    """Letters in the proportion of their shares of a total; what no part has is a dot."""
+    """Return letters in proportion to their shares of a total, and dots for the rest."""
     filled, shares = "", 0
     for letter, share in parts:
         shares += share
@@ -81,17 +81,17 @@ def bar(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:
 
 
 def gib(mb: int) -> str:
-    """Return the MiB as a person reads it."""
+    """Return MiB as text for people."""
     return f"{mb} MiB" if mb < MIB_PER_GIB else f"{mb / MIB_PER_GIB:.1f} GiB"
 
 
 def many(count: int, one: str, more: str) -> str:
-    """So many of them: `1 device`, `2 devices`."""
+    """Return a count with its noun: `1 device`, `2 devices`."""
     return f"{count} {one if count == 1 else more}"
 
 
 def age(ms: int) -> str:
-    """Return a time span as a person reads it, in the largest unit of which it is at least two."""
+    """Return a time span as text for people, in the largest unit that fits twice."""
     seconds = max(0, ms) / 1000
     for unit, name in ((DAY_S, "days"), (HOUR_S, "h"), (MINUTE_S, "min")):
         if seconds >= 2 * unit:

@@ -13,18 +13,18 @@ SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 class BareMiB(int):
-    """MiB that were written without a unit."""
+    """MiB written without a unit."""
 
 
 class Size(click.ParamType[int]):
-    """MiB."""
+    """Click parameter type: a size in MiB."""
 
     name = "size"
 
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Whole MiB; what is not a size ends the command with what one looks like."""
+        """Return whole MiB; other text ends the command with examples of a size."""
         if isinstance(value, int):
             return value
         memory_mb = mebibytes(value)
@@ -34,13 +34,13 @@ class Size(click.ParamType[int]):
 
 
 def doubt(memory_mb: int, name: str) -> str:
-    """Ask whether GiB were meant by a few MiB that were written without a unit; else empty."""
+    """Ask whether GiB were meant by a few MiB without a unit; else return an empty text."""
     asks = meant_gib(memory_mb, "{}GiB") if isinstance(memory_mb, BareMiB) else ""
     return f"{name} {memory_mb}: {asks}" if asks else ""
 
 
 class Duration(click.ParamType[float]):
-    """Seconds.
+    """Click parameter type: a time in seconds.
 
     Args:
         longest_s: a longer time ends the command.
@@ -54,7 +54,7 @@ class Duration(click.ParamType[float]):
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return seconds; what is not a time ends the command with what one looks like."""
+        """Return seconds; other text ends the command with examples of a time."""
         if isinstance(value, (int, float)):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())

@@ -1,4 +1,4 @@
-"""The sentence about a host without devices, in the words of the shell."""
+"""Sentence about a host without devices, in the words of the shell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_host(asked: str, near: str, hosts: Iterable[str]) -> str:
 
 
 def look_for(client: LeaseClient, asked: str) -> str:
-    """Say the same after a look at the pool's hosts; without the nearest if it cannot be read."""
+    """Say the same after a look at the pool's hosts; without the nearest if they cannot be read."""
     hosts: set[str] = set()
     with suppress(LeaseError):
         hosts = {device.host for device in client.devices()}

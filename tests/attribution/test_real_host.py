@@ -94,7 +94,7 @@ def test_idle_lease_is_reclaimed_by_policy_after_its_holder_was_told(machine: Ma
         assert holder.hears() == "lost revoked"
         assert time.monotonic() - began > 11
         (said,) = machine.events("revoke")
-        assert (said["by"], said["reason"]) == ("host h1", "nobody used its GPU")
+        assert (said["by"], said["reason"]) == ("host h1", "no process used its GPU")
 
 
 def test_dead_holder_s_memory_comes_back_when_its_processes_are_gone(machine: Machine) -> None:
