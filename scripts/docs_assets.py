@@ -87,7 +87,7 @@ def report(client: LeaseClient) -> None:
 
 
 def leases(client: LeaseClient) -> None:
-    """Who holds what now."""
+    """Return the leases of each holder now."""
     client.acquire("trainer", devices=2, host="gpu-host-1", ttl_s=7200)
     for n in range(13):
         with suppress(LeaseError):

@@ -188,7 +188,7 @@ class Walk:
         return done.returncode
 
     def pipeline(self, name: str) -> dict[str, Any]:
-        """What a run of the mini pipeline did."""
+        """Return the report of a run of the mini pipeline."""
         urls = [part for x in AGENTS for part in (f"--{x}", self.urls[x])]
         output = str(self.results / name)
         script = str(ROOT / "scripts" / "agents" / "pipeline.py")
@@ -199,7 +199,7 @@ class Walk:
 
     @contextmanager
     def watched(self) -> Iterator[set[str]]:
-        """Who is seen to hold a GPU while the block lasts."""
+        """Yield the agents that are seen to hold a GPU while the block lasts."""
         holders: set[str] = set()
         over = threading.Event()
 
@@ -240,7 +240,7 @@ class Walk:
 
 
 def unit_is_well_formed() -> bool | None:
-    """What systemd-analyze says of the orchestrator's unit; None where there is no such program."""
+    """Return systemd-analyze's verdict on the unit; None where it is not installed."""
     if not shutil.which("systemd-analyze"):
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ ARTICLE = {"id": "run", "title": "A quiet day", "text": "Nothing of note was hea
 
 
 class Failed(Exception):
-    """What does not serve; `code` is the exit code."""
+    """A check that failed; `code` is the exit code."""
 
     def __init__(self, code: int, why: str) -> None:
         super().__init__(why)
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def look_at_all(asked: argparse.Namespace) -> str:
-    """Where the Analyst worked: gpu or cpu.
+    """Return the Analyst's device: gpu or cpu.
 
     Raises:
         Failed: something is not as it must be.
@@ -63,7 +63,7 @@ def look_at_all(asked: argparse.Namespace) -> str:
 
 
 def serves(code: int, what: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What it answers.
+    """Return the answer of a service.
 
     Raises:
         Failed: not 200, or nothing.

@@ -21,25 +21,25 @@ READS = {
     "exists", "get", "hget", "hgetall", "hmget", "pttl", "scard", "smembers", "time", "ttl", "type",
     "xlen", "xrange", "xread", "xrevrange", "zcard", "zrange", "zrank", "zscore",
 }  # fmt: skip
-"""What looking at a pool takes, by the SDK or by hand."""
+"""Commands that reading a pool takes, by the SDK or by hand."""
 
 HANDSHAKE = {"auth", "client|setname", "cluster|slots", "hello", "ping", "select"}
-"""What a client says first; of a Cluster it asks where the pool is. redis-py also says CLIENT
+"""Commands that a client sends first; a Cluster is asked for the pool's node. redis-py adds CLIENT
 SETINFO, which Redis 7.0 does not know, and takes no for an answer."""
 
 BY_HAND = {
     "acl|whoami", "client|list", "config|get", "dbsize", "function|list", "info", "latency|latest",
     "memory|usage", "scan", "slowlog|get",
 }  # fmt: skip
-"""What an operator asks beside the pool."""
+"""Commands of an operator beside those on the pool."""
 
 INBOX = {"blmpop", "lmpop"}
-"""How a waiting process hears of its turn."""
+"""Commands by which a waiting process hears of its offer."""
 
 CALLS = {"evalsha", "fcall", "script|load", "script|exists"}
 
 LOADS = {"function|load"}
-"""Who may load functions says what others run: a broker, for its own, and an operator."""
+"""Commands that load functions: for a broker, to load its own, and for an operator."""
 
 
 def of_the_verbs() -> set[str]:

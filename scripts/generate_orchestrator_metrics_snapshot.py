@@ -1,4 +1,4 @@
-"""What /metrics says in both cycles of run_safe_mode_demo.py, side by side.
+"""/metrics in both cycles of run_safe_mode_demo.py, side by side.
 
 Reads safe_mode_cycle_on.json and safe_mode_cycle_off.json; writes metrics_snapshot.json (both
 cycles, the difference, observations) and metrics_snapshot.txt.
@@ -61,7 +61,7 @@ def snapshot(on: dict[str, Any], off: dict[str, Any]) -> dict[str, Any]:
 
 
 def observations(on: dict[str, Any], off: dict[str, Any]) -> list[str]:
-    """What a person should see in it, as sentences."""
+    """Return the facts that a person should see in it, as sentences."""
     safe, open_ = on["metrics"]["during"], off["metrics"]["during"]
     after = off["metrics"]["after"]
     denied = "denied" if on["lease"].get("granted") is False else "NOT denied"

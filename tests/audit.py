@@ -139,7 +139,7 @@ def _audit_ledger(records: Rows, devices: Rows) -> None:
 
 
 def _audit_withheld(records: Rows, devices: Rows) -> None:
-    """What is withheld is what cools, less what a report has given back before its time."""
+    """Check that withheld memory is that of cooling leases, less the part given back early."""
     withheld: dict[str, int] = defaultdict(int)
     for record in records.values():
         for uuid, mb in held(record):

@@ -72,7 +72,7 @@ class Machine:
         )
 
     def say(self, *words: str) -> None:
-        """What the driver tells from now on."""
+        """Set the driver's answers from now on."""
         new = self._words.with_suffix(".new")
         new.write_text("\n".join(words))
         new.rename(self._words)
@@ -111,7 +111,7 @@ class Machine:
 
     @property
     def threads(self) -> int:
-        """How many threads it has now."""
+        """Return its number of threads now."""
         return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
 
     def let_go(self) -> None:

@@ -1,4 +1,4 @@
-"""How much of the suite runs: what a change needs to hear at once, or everything."""
+"""The extent of the suite: the tests that a change needs at once, or all."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def report(client: LeaseClient, host: str = HOST) -> None:
 
 
 def tell(client: LeaseClient, uuid: str, **fields: Any) -> None:
-    """What a host tells of a device; a list is JSON."""
+    """Write a host's report of a device; a list is JSON."""
     said = {k: json.dumps(v) if isinstance(v, list) else v for k, v in fields.items()}
     client.redis.hset(client.keys.device(uuid), mapping=said)
 

@@ -102,7 +102,7 @@ def _audit_kept(waiters: Rows, devices: Rows, backfill: list[tuple[str, float]])
 
 
 def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> bool:
-    """Whether a waiter could be granted what it asks on these devices now."""
+    """Return whether a waiter could be granted its request on these devices now."""
     _, count, exclusive, _, _, _, host, model, *_ = record["request"].split("|")
     memory_mb, wanted = int(record["memory_mb"]), int(count)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)

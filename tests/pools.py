@@ -188,7 +188,7 @@ class Pool:
         return self.run("set_policy", 1, "operator", *flat)
 
     def first_deadline(self) -> int | str:
-        """When the first deadline is, or ''."""
+        """Return the first deadline, or ''."""
         first: Any = self.redis.zrange(self.keys.deadlines, 0, 0, withscores=True)
         return int(first[0][1]) if first else ""
 
@@ -197,7 +197,7 @@ class Pool:
         return int(self.hash(f"device:{uuid}")[name])
 
     def free(self, selector: str = "*") -> dict[str, int]:
-        """Which devices may be shared now, and how much is free on each."""
+        """Return the devices that may be shared now, with the free memory of each."""
         row: Any = self.redis.zrange(f"{self.keys.base}:free:{selector}", 0, -1, withscores=True)
         return {uuid: int(mb) for uuid, mb in row}
 
@@ -308,5 +308,5 @@ def uuids(reply: list[Any]) -> list[str]:
 
 
 def said(reply: list[Any]) -> list[Any]:
-    """What a reply says, without its frame: the tag and what the tag carries."""
+    """Return a reply without its frame: the tag and what the tag carries."""
     return [reply[0], *reply[5:]]

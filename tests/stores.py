@@ -74,7 +74,7 @@ class Sentinels:
         return f"redis+sentinel://{nodes}/{SERVICE}"
 
     def ask(self, sentinel: int, *command: str) -> Any:
-        """What a Sentinel answers; None: it does not."""
+        """Return a Sentinel's answer; None: it gives none."""
         with (
             suppress(redis.RedisError),
             redis.Redis(port=self.ports[sentinel], decode_responses=True) as client,
@@ -91,7 +91,7 @@ class Sentinels:
         return next(server for server in self.servers if server.port == self.named())
 
     def down_after(self, ms: int) -> None:
-        """How long a primary is silent that is taken for dead."""
+        """Set the silence after which a primary is taken for dead."""
         for sentinel in range(len(self.ports)):
             assert self.ask(sentinel, "SET", SERVICE, "down-after-milliseconds", str(ms)) == "OK"
 
@@ -162,7 +162,7 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def call(self, node: Server, *command: Any) -> Any:
-        """What a node answers."""
+        """Return a node's answer."""
         with node.connect() as client:
             return client.execute_command(*command)
 
@@ -187,7 +187,7 @@ class Cluster:
 
 
 def slot_of(pool: str) -> int:
-    """Of all keys of a pool."""
+    """Return the slot of all keys of a pool."""
     return key_slot(f"gpu:{{{pool}}}".encode())
 
 

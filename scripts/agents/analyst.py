@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Leased:
-    """What computes under a lease: its GPU while that may be used, and from then on the CPU.
+    """Computing under a lease: on its GPU while that may be used, and from then on on the CPU.
 
     Attributes:
         device: `gpu` or `cpu`: where the next text is scored.
@@ -160,7 +160,7 @@ def _seen(lease: HttpLease) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is to be analyzed."""
+    """Articles to be analyzed."""
 
     articles: Articles
 

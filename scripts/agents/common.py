@@ -1,4 +1,4 @@
-"""What every agent here has: its port, /health and /ready, and a clean stop at SIGTERM."""
+"""Parts of every agent here: its port, /health and /ready, and a clean stop at SIGTERM."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PORTS = Path(__file__).parents[2] / "deploy" / "ports.env"
 """Lines `name=port`: the one place where a port is set."""
 
 STOP_S = 5
-"""How long a request may hold up a stop."""
+"""Seconds that a request may hold up a stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """What goes down the pipeline."""
+    """The text that goes down the pipeline."""
 
     id: str
     title: str

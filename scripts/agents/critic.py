@@ -22,14 +22,14 @@ SHORT = 40
 """Words below which a text is a note."""
 
 CLEAR = 3
-"""How many more words of one lexicon than of the other make a text clearly so."""
+"""Surplus of words of one lexicon that makes a text clearly so."""
 
 app = build_app("critic", about=lambda: {"gpu": False})
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the critic reads of an analyst's result."""
+    """The critic's reading of an analyst's result."""
 
     id: str
     label: str

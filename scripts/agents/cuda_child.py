@@ -37,7 +37,7 @@ class GpuUnusable(Exception):
 
 
 def torch_installed() -> bool:
-    """Whether torch could be imported; it is not."""
+    """Return whether torch could be imported; it is not."""
     return importlib.util.find_spec("torch") is not None
 
 

@@ -1,4 +1,4 @@
-"""Whether to ask for a GPU: the orchestrator's decision, which never holds a batch up for long.
+"""The orchestrator's decision on asking for a GPU, which never holds a batch up for long.
 
 While the last decision was for the GPU, the next is waited for, 2 s at the most. After one against
 it the orchestrator may be gone: then it is asked in the background, a batch gives it 0.25 s to say
@@ -20,7 +20,7 @@ PATIENCE_S = 0.25
 SILENCE = {
     "use_gpu": False, "safe_mode": True, "gpu_available": False, "policy_fallback": True,
 }  # fmt: skip
-"""What the client decides when nobody answers."""
+"""The client's decision when no orchestrator answers."""
 
 
 class Gate:

@@ -24,7 +24,7 @@ app = build_app("scout", about=lambda: {"gpu": False, "articles": len(FOUND)})
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """How many articles."""
+    """A request for articles."""
 
     limit: Annotated[int, Field(ge=0, le=1000)] = 10
 

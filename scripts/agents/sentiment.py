@@ -24,7 +24,7 @@ NGRAMS = (4, 5)
 """Lengths of the parts of a word, which is marked < and > at its ends."""
 
 PARTS_WEIGHT = 0.5
-"""Of all parts of a word together, beside the word itself."""
+"""Weight of all parts of a word together, beside the word itself."""
 
 GAIN = 30.0
 """Makes of a projection a score that uses the room between -1 and 1."""
@@ -176,7 +176,7 @@ def keywords_of(texts: Sequence[str]) -> list[list[str]]:
 
 
 def seeds_in(text: str) -> tuple[int, int]:
-    """How many words of a text are of POSITIVE and of NEGATIVE, also with an ending."""
+    """Count a text's words of POSITIVE and of NEGATIVE, also with an ending."""
     words = words_of(text)
     positive, negative = (_inflected(seeds) for seeds in (POSITIVE, NEGATIVE))
     return sum(word in positive for word in words), sum(word in negative for word in words)

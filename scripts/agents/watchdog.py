@@ -55,7 +55,7 @@ class Watchdog:
 
 
 def nearly_full() -> bool:
-    """Whether a GPU of this machine has little memory left; False when nvidia-smi cannot tell."""
+    """Return whether a local GPU has little memory left; False when nvidia-smi cannot tell."""
     try:
         told = subprocess.run(QUERY, capture_output=True, text=True, timeout=POLL_S, check=True)
         rows = [line.split(",") for line in told.stdout.splitlines()]

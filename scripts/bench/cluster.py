@@ -1,4 +1,4 @@
-"""What a Cluster gives: four pools on three shards beside one pool on one server.
+"""Throughput of a Cluster: four pools on three shards beside one pool on one server.
 
 A pool is in one slot, so a Cluster makes no pool faster: it lets others run beside it. How many
 leases per second a server can do is 1 / (its time per pair). Throughput here is the machine's, on

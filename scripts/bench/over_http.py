@@ -125,7 +125,7 @@ async def rate(port: int, key: str, seconds: float) -> float:
 
 
 def wait_for(port: int) -> None:
-    """Until somebody listens."""
+    """Wait until a server listens."""
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port)).close()

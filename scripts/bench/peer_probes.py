@@ -1,4 +1,4 @@
-"""What each peer does beside locking: asked of it, where asking can tell.
+"""Abilities of each peer beside locking: asked of it, where asking can tell.
 
 An answer is a yes or a no and how it was found: `probed`, or `by its interface`: a call that takes
 no quantity accounts for none.
@@ -35,7 +35,7 @@ ASKED = (OURS, LOCK, REDIS_LOCK, POTTERY, ETCD, FILES)
 NAME = "shared-probe"
 TTL_S, WAITERS, GAP_S, TRIES, BARGES = 2.0, 5, 0.25, 3, 10
 SYNCED_S = 1.3
-"""What `appendfsync everysec` needs."""
+"""Seconds that `appendfsync everysec` needs."""
 
 QUESTIONS = (
     "two share a GPU as long as their memory fits",
@@ -51,7 +51,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a peer does, and how that is known."""
+    """An ability of a peer, and how that is known."""
 
     yes: bool
     how: str
@@ -112,7 +112,7 @@ def of_quantity(kind: str) -> Iterator[Answer]:
 
 
 def refused(client: LeaseClient, **ask: Any) -> bool:
-    """Whether it is not to be had."""
+    """Return whether it is not to be had."""
     try:
         client.acquire("d", **ask)
     except Refused:
@@ -175,7 +175,7 @@ def told(kind: str, where: str, one: Process) -> Answer:
 
 
 def take_away(kind: str, where: str) -> None:
-    """What an operator would do."""
+    """Take the lock away, as an operator would."""
     if kind == OURS:
         with LeaseClient(Store(where, 30.0), pool=ONE) as client:
             for lease in client.leases():
@@ -205,7 +205,7 @@ def kept(server: Any, one: Process, other: Process) -> Answer:
 
 
 def got_it(other: Process, wait_s: float) -> bool:
-    """Whether it gets it in that time; a connection that broke is made anew, a refusal repeated."""
+    """Return whether it gets it in that time; it reconnects, and asks again when refused."""
     until = time.monotonic() + wait_s
     while True:
         try:

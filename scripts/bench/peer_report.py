@@ -84,7 +84,7 @@ def short(found: Results) -> str:
 
 
 def missing(found: Results) -> list[str]:
-    """What could not be measured, and why."""
+    """Return what could not be measured, and why."""
     lines = [f"- {what}: {why}" for what, why in found.missing.items()]
     return ["Not measured:", "\n".join(lines)] if lines else []
 
@@ -143,7 +143,7 @@ def spread_ms(us: Sequence[float]) -> str:
 
 
 def death_rows(found: Results) -> list[list[str]]:
-    """How long nobody had it."""
+    """Return the time for which no client had it."""
     return [[kind, f"{median(s):.2f}", f"{max(s):.2f}"] for kind, s in found.death_s.items()]
 
 

@@ -1,4 +1,4 @@
-"""Where the peers live: servers of our own, a folder of lock files, a venv; processes in them."""
+"""Servers of the peers: our own, a folder of lock files, a venv; processes in them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL where it listens."""
         return f"unix://{self.folder / 's'}"
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class EtcdServer:
 
     @property
     def url(self) -> str:
-        """Where its gateway listens."""
+        """The URL where its gateway listens."""
         return f"http://127.0.0.1:{self.client}"
 
     def start(self) -> None:
@@ -213,7 +213,7 @@ class Process:
         self.process.stdin.flush()
 
     def answer(self) -> Any:
-        """What came of the job; NotMeasured with the error that it ended with."""
+        """Return the job's result; NotMeasured with the error that it ended with."""
         assert self.process.stdout  # noqa: S101 - a pipe was asked for
         line = self.process.stdout.readline()
         if not line:
@@ -242,7 +242,7 @@ class Process:
 
 
 class World:
-    """Where each kind finds what it needs, or why it cannot be measured."""
+    """The places where each kind finds what it needs, or why it cannot be measured."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.redis = stack.enter_context(redis_server())

@@ -59,7 +59,7 @@ HANDED = (OURS, OURS_ASYNC, LOCK, ASYNC_LOCK, REDIS_LOCK, POTTERY, ETCD, FILES)
 KILLED = (OURS, LOCK, REDIS_LOCK, POTTERY, ETCD, FILES)
 
 TTL_S, HELD_S = 2.0, 0.4
-"""Of a holder that is killed, and for how long it has held by then."""
+"""TTL of a holder that is killed, and the time that it has held by then."""
 
 TURN_S = 0.008
 """For each of many clients."""
@@ -70,7 +70,7 @@ AT_ONCE = 3
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured."""
+    """The extent of the measurements."""
 
     rounds: int
     pair_s: float
@@ -192,7 +192,7 @@ def death(world: World, kind: str, number: int) -> float:
 
 
 def ask_all(found: Results) -> None:
-    """What each kind does beside."""
+    """Return each kind's abilities beside locking."""
     for kind in peer_probes.ASKED:
         try:
             found.answers[kind] = peer_probes.answers(kind)
@@ -201,7 +201,7 @@ def ask_all(found: Results) -> None:
 
 
 def setting() -> dict[str, str]:
-    """What it was measured with."""
+    """Return the setting of the measurements."""
     versions = {"redis-py": metadata.version("redis"), "Python": platform.python_version()}
     for program in ("redis-server", "etcd"):
         if shutil.which(program):

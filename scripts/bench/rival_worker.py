@@ -61,7 +61,7 @@ class Worker:
         return self.kept[name]
 
     def all(self, body: Body, clients: int) -> list[Any]:
-        """What each of so many clients came to."""
+        """Return the result of each of so many clients."""
         if self.loop:
 
             async def together() -> list[Any]:
@@ -142,7 +142,7 @@ class Worker:
         return said_by(lambda: self.run(self.mine[name].release()))
 
     def told(self, name: str, within_s: float) -> str:
-        """What the holder hears of its loss by itself."""
+        """Return the notice that the holder gets of its loss by itself."""
         return self.mine[name].told(within_s)
 
     def queue(self, name: str, clients: int, gap_s: float) -> list[int]:

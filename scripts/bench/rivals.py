@@ -1,4 +1,4 @@
-"""What does the work of a lease, each behind the same few words: acquire, release, fence.
+"""Rivals of a lease, each behind the same few words: acquire, release, fence.
 
 A client is made for one resource: `shared-...` is one that all contend for, `own-...` belongs to
 one client alone. The methods are coroutines so that one body drives both worlds; those of a client
@@ -47,7 +47,7 @@ class Rival(Protocol):
     fence: int | None
 
     async def acquire(self, wait_s: float) -> bool:
-        """Whether it got it in that time; 0 = now or not at all."""
+        """Return whether it got it in that time; 0 = now or not at all."""
 
     async def release(self) -> None:
         """Give it back."""
@@ -56,7 +56,7 @@ class Rival(Protocol):
         """Let others run."""
 
     def told(self, within_s: float) -> str:
-        """How the holder learns that it lost it, without asking; empty: it does not."""
+        """Return how the holder learns of its loss, without asking; empty: it does not."""
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
@@ -69,7 +69,7 @@ def blocking(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Blocking:
-    """What clients that block have in common; they keep no fence and tell their holder nothing."""
+    """Base of clients that block; they keep no fence and tell their holder nothing."""
 
     fence: int | None = None
 
@@ -394,4 +394,4 @@ MADE: dict[str, Any] = {
 CLIENTS_ARE = dict.fromkeys(MADE, "threads") | dict.fromkeys(
     (OURS_ASYNC, OURS_DURABLE, ASYNC_LOCK), "tasks"
 ) | {FILES: "processes"}  # fmt: skip
-"""How many clients of one kind are meant to be: threads or tasks of one process, or processes."""
+"""Meaning of many clients of one kind: threads or tasks of one process, or processes."""

@@ -1,4 +1,4 @@
-"""What size costs: many devices, many leases, a long line, each beside a small one of the same run.
+"""Costs of size: many devices, many leases, a long queue, each beside a small one of the same run.
 
 Server time is the scripts' own, from INFO commandstats; memory is what INFO memory gained.
 """

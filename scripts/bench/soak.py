@@ -36,9 +36,9 @@ DEVICES, AGENTS, THREADS = 16, 4, 8
 TTL_S = (1, 2, 3)
 DEATH_S, SAMPLE_S, REPORT_S, REAP_S = 1.5, 5.0, 2.0, 0.5
 TOMBSTONES_S, WARM_S, SETTLE_S = 1200.0, 60.0, 60.0
-"""When tombstones come and go alike; when agents are at work; what a line of the dead may take."""
+"""Seconds until tombstones come and go alike; until agents are at work; to clear a dead queue."""
 FLAT = 1.05
-"""How much the last tenth of the samples may be above the first that count."""
+"""Factor by which the last tenth of the samples may be above the first that count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came of it."""
+    """The results of a run."""
 
     minutes: float
     granted: int
@@ -109,14 +109,14 @@ def start(url: str, number: int) -> BaseProcess:
 
 
 class Keeping:
-    """What a broker would do: report the hosts, reap."""
+    """A broker's duties: report the hosts, reap."""
 
     def __init__(self, pool: verbs.Pool) -> None:
         self.pool = pool
         self.next_report = self.next_reap = 0.0
 
     def step(self) -> None:
-        """What is due."""
+        """Do all that is due."""
         now = time.monotonic()
         if now >= self.next_report:
             self.pool.run_all([verbs.report_of(f"host-{n}") for n in range(hosts())])
@@ -159,7 +159,7 @@ def sample(pool: verbs.Pool, began: float) -> Sample:
 
 
 def flat(samples: Sequence[Sample], name: str, after_s: float) -> bool | None:
-    """Whether the last tenth is no higher than the first that count; None: too short to say."""
+    """Return whether the last tenth is no higher than the first that count; None: too short."""
     counted = [getattr(x, name) for x in samples if x.after_s >= after_s]
     tenth = len(counted) // 10
     if not tenth:

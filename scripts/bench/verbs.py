@@ -1,4 +1,4 @@
-"""What a lease costs, beside what else there is: server time, client time and memory.
+"""Costs of a lease, beside its alternatives: server time, client time and memory.
 
 Every figure that is compared with another comes from the same rounds: a round takes one sample of
 everything, then the next round does, so that a noisy neighbour disturbs all alike. Figures are
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Key = tuple[str, str]
-"""What is measured: a group, and a verb or a client in it."""
+"""A thing measured: a group, and a verb or a client in it."""
 
 Samples = dict[Key, list[float]]
 Command = tuple[str | int, ...]
@@ -52,7 +52,7 @@ Command = tuple[str | int, ...]
 KEYS = Keys("bench")
 WORDING = Dispatch(KEYS.base)
 WAYS = {"fcall", "evalsha"}
-"""How a verb is called, or what it is compared with."""
+"""Ways to call a verb, and the calls that it is compared with."""
 
 HOST_DEVICES = 8
 HOST = "host-0"
@@ -74,7 +74,7 @@ core wakes up, which makes all ratios smaller. The scheduler gives an unpinned c
 
 CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 PLACES = {"one core": (0, 0), "two cores": (0, -1)} if len(CORES) > 1 else {"unpinned": (0, 0)}
-"""Where client and server run: indexes into CORES."""
+"""Cores on which client and server run: indexes into CORES."""
 
 CHUNK = 1000
 """Calls in one pipeline."""
@@ -83,12 +83,12 @@ VERB_CALLS = 64
 """Calls of each verb in one round."""
 
 LEVEL_CYCLES = 8
-"""How often a level is measured in one round."""
+"""Measurements of a level in one round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured."""
+    """The extent of the measurements."""
 
     rounds: int
     pairs: int
@@ -113,7 +113,7 @@ class VerbCost:
 
 @dataclass(frozen=True, slots=True)
 class VerbCalls:
-    """What one run of a verb's script calls."""
+    """Calls of one run of a verb's script."""
 
     verb: str
     calls: int
@@ -154,7 +154,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What was aimed at, and what came out."""
+    """A goal, and the figure that came out."""
 
     name: str
     limit: float
@@ -162,7 +162,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the figure is within the limit."""
+        """Return whether the figure is within the limit."""
         return self.figure <= self.limit
 
 
@@ -423,7 +423,7 @@ def ratio(samples: Samples, over: Key, under: Key) -> float:
 
 
 def count_calls(pool: Pool) -> tuple[VerbCalls, ...]:
-    """What each verb's script calls, in a pool without leases."""
+    """Count the calls of each verb's script, in a pool without leases."""
     pool.run([next(reap())])  # a pool that slept asks one thing more, once
     asking = ask()
     token = str(asking.args[1])
@@ -432,7 +432,7 @@ def count_calls(pool: Pool) -> tuple[VerbCalls, ...]:
 
 
 def calls_of(pool: Pool, call: Call) -> VerbCalls:
-    """What one call's script calls."""
+    """Return the calls of one call's script."""
     pool.redis.config_resetstat()
     pool.run([call])
     by_command = {name: calls for name, (calls, _) in pool.stats().items() if name not in WAYS}
@@ -463,7 +463,7 @@ def weight_of_one(pool: Pool, pattern: str) -> int:
 
 
 def level_name(devices: int, leases: int) -> str:
-    """What a level is called among the samples."""
+    """Return the name of a level among the samples."""
     return f"{devices} devices, {leases} leases"
 
 
@@ -498,7 +498,7 @@ def results(
     calls: tuple[VerbCalls, ...],
     footprint: Footprint,
 ) -> Results:
-    """What the samples say."""
+    """Return the results of the samples."""
     goals = [
         Goal(f"SDK pair / {name}, {place}", limit, ratio(samples, (place, SDK), (place, other)))
         for name, other, limit in (("bare pair", BARE, 1.15), ("Lock pair", LOCK, 1.6))

@@ -1,4 +1,4 @@
-"""What waiting costs: hand-offs, many tasks in one process, and a long line.
+"""Costs of waiting: hand-offs, many tasks in one process, and a long queue.
 
 Beside redis-py's Lock, python-redis-lock and pottery's Redlock, which account for nothing and have
 no order; and beside a pipeline of our own scripts, which waits for nobody. Figures that are
@@ -73,7 +73,7 @@ LINE_COLUMNS = ("acquire", "renew", "release", "calls of a release", "a poll", "
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured."""
+    """The extent of the measurements."""
 
     rounds: int
     handoffs: int

@@ -1,1 +1,1 @@
-"""What the documented demonstrations share."""
+"""Parts that the documented demonstrations share."""

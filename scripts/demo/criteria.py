@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONGEST_S = 2.5
-"""Of a batch, whatever becomes of the orchestrator: the promise of 2 s, and room for the work."""
+"""Longest time of a batch, without an orchestrator too: the promised 2 s, and room for work."""
 
 OK = 200
 
 
 @dataclass
 class Seen:
-    """What a walk saw; nothing yet.
+    """Observations of a walk; nothing yet.
 
     Attributes:
         unit: whether the unit is well-formed; None: there was no systemd-analyze to ask.
@@ -77,12 +77,12 @@ class Criterion:
 
 
 def devices(run: dict[str, Any]) -> list[str]:
-    """Where each batch of a pipeline ran."""
+    """Return the device of each batch of a pipeline."""
     return [step["device"] for step in run.get("steps", [])]
 
 
 def complete(run: dict[str, Any]) -> bool:
-    """Whether a pipeline did all that it was to do."""
+    """Return whether a pipeline did all that it was to do."""
     return run.get("exit_code") == 0 and 0 < run["articles"] == run["completed"]
 
 
@@ -161,7 +161,7 @@ CRITERIA = (
 
 
 def as_table(verdicts: list[Verdict]) -> str:
-    """As Markdown, which is also good to read at a shell."""
+    """Return a Markdown table, which is also good to read at a shell."""
     width = max(len(verdict.name) for verdict in verdicts)
     rows = [f"| {x.name:{width}} | {'✅' if x.met else '❌'} | {x.evidence} |" for x in verdicts]
     return "\n".join(

@@ -15,7 +15,7 @@ ACTIVE = "gpu_orchestrator_active_leases"
 
 
 def run_cycle(url: str) -> dict[str, Any]:
-    """What the orchestrator at this URL answers: health, readiness, policy, a lease, metrics.
+    """Return the answers of an orchestrator: health, readiness, policy, a lease, metrics.
 
     Raises:
         Silent: nobody answered.
@@ -43,7 +43,7 @@ def run_cycle(url: str) -> dict[str, Any]:
 
 
 def wrong_with(cycle: dict[str, Any], *, safe_mode: bool) -> list[str]:
-    """What is not as documented in this mode; nothing when all is."""
+    """Return all that is not as documented in this mode; nothing when all is."""
     lease, active = cycle["lease"], cycle["metrics"]["during"].get(ACTIVE)
     checks = {
         f"safe_mode is {cycle['safe_mode']}": cycle["safe_mode"] is safe_mode,

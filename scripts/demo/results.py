@@ -1,4 +1,4 @@
-"""Where the demonstrations leave what they saw."""
+"""The folder of the demonstrations' results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
-    """As JSON, in a folder that is made if need be."""
+    """Write JSON, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=2) + "\n")
     print(f"wrote {path}")

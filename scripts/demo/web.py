@@ -20,7 +20,7 @@ class Silent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said; `body` is an empty object when it is not a JSON object."""
+    """A server's answer; `body` is an empty object when it is not a JSON object."""
 
     status: int
     body: dict[str, Any]

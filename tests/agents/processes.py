@@ -31,10 +31,10 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "agents"
 ARTICLES = json.loads((FOLDER / "articles.json").read_text())
 
 BATCH_S = 5.0
-"""What a batch may take, whatever becomes of the orchestrator: twice what is promised."""
+"""Seconds that a batch may take, whatever becomes of the orchestrator: twice what is promised."""
 
 NOBODY = "http://127.0.0.1:1"
-"""Where nothing listens."""
+"""A URL where nothing listens."""
 
 
 class Agent:
@@ -53,7 +53,7 @@ class Agent:
 
     @cached_property
     def url(self) -> str:
-        """Where it listens, which it says when it does."""
+        """The URL where it listens, which it says when it does."""
         return self._stdout.readline().rpartition(" on ")[2].strip()
 
     @cached_property
@@ -100,7 +100,7 @@ class Analyst(Agent):
         return answer
 
     def devices(self, count: int = 2) -> set[str]:
-        """Where a batch was computed."""
+        """Return the devices on which a batch was computed."""
         return {result["device"] for result in self.analyze(count)["results"]}
 
 

@@ -31,7 +31,7 @@ BACK_S = 5.0
 """From a broker that is ready to an analyst that leases from it."""
 
 BATCHES, PAUSE_S = 24, 0.7
-"""What takes longer than a pool is closed after Redis was killed."""
+"""Batches, and pauses in seconds, that last longer than a pool is closed after Redis was killed."""
 
 KEEPS = ("--appendonly", "yes")
 """Options of a Redis that comes back with its data."""
@@ -65,7 +65,7 @@ def test_pipeline_without_an_agent_is_an_error(alone: Agents, tmp_path: Path) ->
 
 
 def test_critic_agrees_with_the_analyst_on_what_is_shipped(alone: Agents) -> None:
-    """Of the eight articles no label disagrees with the words; a wrong one is flagged."""
+    """None of the eight articles has a label that its words contradict; a wrong one is flagged."""
     articles = alone.scout.post("/fetch", {"limit": 8})["articles"]
     results = alone.analyst.post("/analyze", {"articles": articles})["results"]
     work: dict[str, Any] = {"articles": articles, "results": results}

@@ -1,4 +1,4 @@
-"""Where an agent listens when nobody says."""
+"""The address where an agent listens without a setting."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ LABELS = {
     "cheese-census": "neutral",
     "orchard-robots": "positive",
 }
-"""As a person reads them."""
+"""Labels as a person reads the articles."""
 
 
 def test_shipped_articles_are_labelled_as_a_person_reads_them() -> None:
@@ -86,5 +86,5 @@ def test_keywords_are_frequent_here_and_rare_elsewhere() -> None:
 
 
 def test_seeds_count_words_with_their_endings() -> None:
-    """What the critic compares a label with."""
+    """The critic compares a label with them."""
     assert seeds_in("Celebrated gains, and a terrible loss. Harmful!") == (2, 3)

@@ -90,7 +90,7 @@ class Broker:
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
 
     def said(self) -> str:
-        """What it has written to stdout and stderr."""
+        """Return everything that it has written to stdout and stderr."""
         return os.pread(self._output.fileno(), 1_000_000, 0).decode()
 
     def wait(self, path: str = "/ready", within_s: float = 30) -> Self:

@@ -120,7 +120,7 @@ ASKED: tuple[tuple[str, str, Any], ...] = (
 
 @pytest.fixture(scope="session")
 def storeless(fleet: Fleet) -> dict[tuple[str, str], Answered]:
-    """What a broker without its store answers to every request, by method and path."""
+    """Return a storeless broker's answers to every request, by method and path."""
     asks = [(method, path.replace("/lease/cpu", "/lease"), body) for method, path, body in ASKED]
     answers = at_once(fleet.storeless, asks)
     return {ask[:2]: answer for ask, answer in zip(ASKED, answers, strict=True)}

@@ -1,4 +1,4 @@
-"""Who may do what at the HTTP door: role x endpoint x own or foreign lease, and no key at all."""
+"""Permissions of the HTTP API: role x endpoint x own or foreign lease, and no key at all."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_without_a_known_key_nothing_is_said_about_which(
 
 
 def test_two_keys_at_once_are_none(door: Door) -> None:
-    """Which of them was meant?"""
+    """A request with two keys is refused, for it is unclear which one was meant."""
     keys = [("Authorization", f"Bearer {door.keys[x]}") for x in ("viewer", "operator")]
     assert door.broker.http.get("/policy", headers=keys).status_code == 401
 
@@ -246,7 +246,7 @@ def test_key_that_is_revoked_opens_nothing_from_the_next_request_on(door: Door) 
 
 
 def test_operators_act_is_written_down_in_their_name(door: Door, server: Server) -> None:
-    """Who, what, why, in the stream of events."""
+    """The stream of events has the act, its reason and the operator's name."""
     door.ask("operator", "POST", "/drain", json={"host": "h1", "reason": "new driver"})
     door.ask("operator", "POST", "/undrain", json={"host": "h1", "reason": "done"})
     with server.connect() as redis:

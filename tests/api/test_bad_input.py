@@ -1,4 +1,4 @@
-"""What is not well-formed: a 4xx with a reason, never a 500, and nothing of it reaches the pool."""
+"""Malformed requests: a 4xx with a reason, never a 500, and nothing of it reaches the pool."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def lasting(pool: Pool) -> dict[str, Any]:
 
 
 def passing(name: str, field: str) -> bool:
-    """Whether time alone changes a field, or a refusal may count in it."""
+    """Return whether time alone changes a field, or a refusal may count in it."""
     return (
         (name == "pool" and field in {"last_ms", "looked_ms", "next_deadline_ms"})
         or (name == "pool" and field.startswith("sweep_"))
@@ -169,7 +169,7 @@ def test_post_of_another_content_type_is_refused(plain: Broker, api_pool: Pool, 
 def test_get_lease_by_what_is_no_token_is_refused(
     plain: Broker, api_pool: Pool, token: str
 ) -> None:
-    """What cannot be a token is a 4xx with a reason, whatever bytes it is made of."""
+    """Any bytes that cannot be a token are a 4xx with a reason."""
     answer = check_refused(plain, api_pool, "GET", f"/lease/{token}")
     assert answer.json()["detail"]
 

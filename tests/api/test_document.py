@@ -80,7 +80,7 @@ def test_every_operation_is_described_with_examples(document: dict[str, Any]) ->
 
 
 def test_examples_are_true(broker: Broker) -> None:
-    """What is sent is well-formed, and what is said to come back has the fields that do."""
+    """Each example of a request is well-formed, and each reply has the fields of its example."""
     lease = broker.granted(min_memory_mb=100)
     token = lease["token"]
     for (method, path), example in ANSWERS.items():

@@ -140,7 +140,7 @@ def test_coming_back_misses_nothing_and_gets_nothing_twice(broker: Broker, how: 
 
 
 def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> None:
-    """What was trimmed away cannot be told; the whole pool is, and what follows it."""
+    """The trimmed events cannot be told; the whole pool is, and what follows it."""
     token = broker.granted(min_memory_mb=300)["token"]
     with following(broker, "/events?after=1-1") as stream:
         (reset,) = stream.take(1)
@@ -268,7 +268,7 @@ def test_restart_of_the_broker_loses_and_repeats_nothing(tmp_path: Path) -> None
 
 
 def test_clean_stop_ends_every_stream_within_two_seconds(own: Server) -> None:
-    """Of /events and of /live."""
+    """Streams of /events and of /live end."""
     with Broker(**GRANTING, REDIS_URL=own.url) as broker, ExitStack() as stack:
         broker.wait()
         streams = [

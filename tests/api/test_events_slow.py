@@ -49,7 +49,7 @@ def rss_mb(broker: Broker) -> float:
 
 
 def connections(broker: Broker) -> int:
-    """How many the broker has with its clients."""
+    """Count the connections of the broker with its clients."""
     table = Path("/proc/net/tcp").read_text().splitlines()
     port = f":{broker.port:04X}"
     return sum(line.split()[1].endswith(port) and line.split()[3] == "01" for line in table)

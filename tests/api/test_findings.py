@@ -1,4 +1,4 @@
-"""What HTTP tells of processes, findings and health, and to whom; and what the metrics count."""
+"""Processes, findings and health by HTTP, for each role; and the counts in the metrics."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_rows_have_processes_findings_and_health(door: Door) -> None:
 
 
 def test_viewer_is_told_the_same_with_masked_tokens(door: Door) -> None:
-    """As everywhere: enough to tell a lease from others, too little to use."""
+    """Its tokens tell a lease from others, and are too short to be used."""
     answer = str(door.ask("viewer", "/gpu/info"))
     assert door.token not in answer
     assert "0" * 16 not in answer

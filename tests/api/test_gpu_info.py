@@ -45,7 +45,7 @@ def test_gpu_info_with_a_simulated_gpu_shows_it(plain: Broker) -> None:
 
 
 def test_gpu_info_with_a_lease_shows_what_it_holds(fleet: Fleet, plain: Broker) -> None:
-    """What a lease holds shows on every replica, also on one without devices."""
+    """The device's row shows the lease on every replica, also on one without devices."""
     plain.granted(min_memory_mb=900)
     for broker in (plain, fleet.replica):
         (gpu,) = broker.http.get("/gpu/info").json()["gpus"]

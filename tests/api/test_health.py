@@ -63,7 +63,7 @@ def test_ready_without_redis_is_503_with_the_reason(storeless: Storeless) -> Non
 
 
 def test_events_without_redis_are_503_soon(storeless: Storeless) -> None:
-    """Where nobody knows what was before, nobody can go on from there: come back."""
+    """A client cannot go on from an unknown position: it is told to come back."""
     answer = storeless["GET", "/events"]
     assert (answer.http.status_code, answer.http.json()["code"]) == (503, "store_unavailable")
     assert int(answer.http.headers["Retry-After"]) >= 1

@@ -1,4 +1,4 @@
-"""What a request says and the service does not know is ignored, and the answer says so."""
+"""Unknown fields of a request are ignored, and the answer says so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def broker(server: Server) -> Iterator[Broker]:
 
 
 def answer(broker: Broker, path: str, **body: Any) -> dict[str, Any]:
-    """What a POST is answered."""
+    """Return the answer to a POST."""
     return dict(broker.http.post(path, json=body).json())
 
 
@@ -56,7 +56,7 @@ def test_other_bodies_do_the_same(broker: Broker, path: str, body: dict[str, Any
 
 
 def test_policy_as_it_was_read_may_be_sent_back(broker: Broker) -> None:
-    """What is no setting of it is ignored, and named."""
+    """A field that is no setting of the policy is ignored, and named."""
     policy = broker.http.get("/policy").json()
     assert answer(broker, "/policy", **policy)["ignored"] == ["safe_mode_read_only", "version"]
 
@@ -92,7 +92,7 @@ def test_hostile_names_are_cut_and_printable(broker: Broker) -> None:
 def test_body_without_its_content_type_is_said(
     broker: Broker, sent: dict[str, str], says: str
 ) -> None:
-    """As `curl -d` sends it."""
+    """`curl -d` without a header sends such a body."""
     refused = broker.http.post("/lease", content='{"agent": "a"}', headers=sent)
     (detail,) = refused.json()["detail"]
     assert (refused.status_code, detail["loc"]) == (422, ["body"])

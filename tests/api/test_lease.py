@@ -105,7 +105,7 @@ def test_lease_that_does_not_fit_and_refuses_is_409(plain: Broker) -> None:
     ],
 )
 def test_lease_that_can_never_fit_says_why(plain: Broker, ask: dict[str, Any], code: str) -> None:
-    """What no device could hold is refused with the reason, or falls back with it."""
+    """A request that no device could hold is refused with the reason, or falls back with it."""
     ask = {"min_memory_mb": 1} | ask
     refused = plain.lease(**ask, on_unavailable="refuse")
     assert refused.status_code == 409

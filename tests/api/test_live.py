@@ -108,7 +108,7 @@ def test_change_is_no_more_than_the_fields_that_changed(broker: Broker) -> None:
 
 
 def test_newcomer_is_told_the_minutes_before(broker: Broker) -> None:
-    """How busy and how full each GPU was; the last point is what its row says."""
+    """It has each GPU's use and memory; the last point is what its row says."""
     with following(broker, "/live") as stream:
         (reset,) = stream.take(1)
         assert reset.event == "reset"
@@ -181,7 +181,7 @@ def test_store_that_is_away_is_told_with_what_was_seen_last() -> None:
 
 
 def test_viewer_sees_no_whole_token(own: Server, tmp_path: Path) -> None:
-    """Of no lease and no event; the row's id is what it gets."""
+    """No lease and no event has one; the row's id is what the viewer gets."""
     file = tmp_path / "keys"
     viewer, operator = (new_key(file, who, who) for who in ("viewer", "operator"))
     with Broker(**GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}) as broker:

@@ -52,7 +52,7 @@ def broker(locked: Server, file: Path, key: str) -> Iterator[Broker]:
 
 
 def lines(broker: Broker) -> list[dict[str, Any]]:
-    """What was logged of requests, an object a line."""
+    """Return the log's lines about requests, an object a line."""
     found = [json.loads(line) for line in broker.said().splitlines() if line.startswith("{")]
     return [line for line in found if "status" in line]
 
@@ -69,7 +69,7 @@ def line_of(broker: Broker, answer: httpx2.Response) -> dict[str, Any]:
 
 
 def test_verb_is_one_line_with_what_it_was_about(broker: Broker) -> None:
-    """Who, which lease, where, how it ended, in which request; of the token eight letters."""
+    """It has agent, lease, place, end and request; of the token eight letters."""
     answer = broker.lease(min_memory_mb=100)
     lease, line = answer.json(), line_of(broker, answer)
     assert len(line.pop("request_id")) == 16
@@ -100,7 +100,7 @@ def test_request_id_of_another_form_is_replaced(broker: Broker) -> None:
 
 
 def test_operators_acts_are_marked_for_the_audit(broker: Broker) -> None:
-    """Who, what, why; also the ones that were refused."""
+    """The log has operator, act and reason, also of acts that were refused."""
 
     def act(path: str, **body: Any) -> dict[str, Any]:
         line = line_of(broker, broker.http.post(path, json=body))

@@ -85,7 +85,7 @@ def test_story_of_leases_is_counted(broker: Broker) -> None:
 
 
 def _counted(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """What has grown, once the stream's reader has come so far."""
+    """Return the counters that have grown, once the stream's reader has come so far."""
     found = grown(before, after)
     return found if found.get('gpu_broker_hold_seconds_count{reason="released"}') == 2 else {}
 
@@ -156,7 +156,7 @@ def test_flow_forgets_the_oldest_of_too_many_waiters() -> None:
 
 
 def test_flow_takes_any_event() -> None:
-    """Of a version that is to come, or by hand."""
+    """An event of a later version, or one written by hand, does no harm."""
     metrics = Metrics()
     for name, fields in (("", {}), ("news", {}), ("released", {}), ("expired", {"fence": "x"})):
         metrics.flow.take(Event("1-0", name, fields))

@@ -50,14 +50,14 @@ FAILURES = {
     "no library": "No NVIDIA driver library (libnvidia-ml.so.1) on this machine",
     "broken": "The NVIDIA driver is not loaded",
 }
-"""What NVML's failure is called."""
+"""Names of NVML's failures."""
 
 REAL = ctypes.util.find_library("nvidia-ml")
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a broker told at one stage.
+    """A broker's answers at one stage.
 
     Attributes:
         log: all that it had written until then.
@@ -87,18 +87,18 @@ class Flagged:
     agent: LeaseClient
 
     def reported(self) -> bytes | str | None:
-        """When its host last reported."""
+        """Return the time of its host's last report."""
         return self.agent.redis.hget(self.agent.keys.host("h1"), "reported_ms")
 
     def told(self) -> Told:
-        """What it tells now."""
+        """Return its answers now."""
         (host,) = self.broker.http.get("/hosts").json()["hosts"]
         info = self.broker.http.get("/gpu/info").json()
         return Told(info, self.broker.metrics(), self.broker.said(), host["alive"])
 
 
 def settle(fleet: Iterable[Flagged]) -> None:
-    """Until each has reported a look at its devices that began after now."""
+    """Wait until each has reported a look at its devices that began after now."""
     for _ in range(2):  # the first report may tell of a look before
         before = [(flagged, flagged.reported()) for flagged in fleet]
         eventually(lambda b=before: all(flagged.reported() != at for flagged, at in b), 15, 0.05)
@@ -108,7 +108,7 @@ def settle(fleet: Iterable[Flagged]) -> None:
 def told(
     server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[tuple[str, str, str], Told]]:
-    """What each broker told, by ENABLE_NVML, SAFE_MODE and library."""
+    """Return each broker's answers, by ENABLE_NVML, SAFE_MODE and library."""
     assert shutil.which("gcc"), "no gcc on PATH: apt-get install gcc libc6-dev"
     folder = tmp_path_factory.mktemp("nvml")
     library, unready = folder / "libnvidia-ml.so.1", folder / "unready"

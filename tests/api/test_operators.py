@@ -33,7 +33,7 @@ FINDINGS = {
     "orphan_action": "observe", "idle_after_s": 600, "enforce_after_s": 60,
     "overuse_slack_mb": 512, "xid_actions": "", "reservation_idle_s": 60,
 }  # fmt: skip
-"""What a new pool does about what its hosts find."""
+"""A new pool's policy about what its hosts find."""
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_max_hold_is_never_passed_by_renewals(plain: Broker) -> None:
 
 
 def test_hosts_lists_each_with_the_age_of_its_report(plain: Broker, fleet: Fleet) -> None:
-    """Who reports, how many devices, and since when nothing was heard."""
+    """Each host has its devices' number, its version and the age of its last report."""
     fleet.replica.wait()  # it reports h2, which has none
     hosts = {h["host"]: h for h in plain.http.get("/hosts").json()["hosts"]}
     assert hosts["h1"]["devices"] == 1

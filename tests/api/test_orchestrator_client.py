@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 PROMISED_S = DECISION_S + 0.3
-"""What a call may take here: its promise, and room for a busy machine."""
+"""Seconds that a call may take here: its promise, and room for a busy machine."""
 
 UNREACHABLE = {"available": False, "gpus": [], "message": "unreachable"}
 
 
 @pytest.fixture
 def client(fleet: Fleet) -> Iterator[GPUOrchestratorClient]:
-    """Of the broker with a device."""
+    """Return a client of the broker with a device."""
     with of(fleet.plain) as client:
         yield client
 
@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[int, Any]] = {
 
 
 def promised(call: Callable[[], Any]) -> Any:
-    """What a call gives, in the time that it may take."""
+    """Return a call's result, in the time that it may take."""
     began = time.monotonic()
     found = call()
     assert time.monotonic() - began < PROMISED_S

@@ -176,7 +176,7 @@ def test_4_a_retry_is_the_same_lease_and_an_older_fence_is_refused(
 
 
 def test_5_policy_is_enforced_inside_the_grant(plain: Broker, fleet: Fleet, server: Server) -> None:
-    """Of twenty requests at once, an agent has what its cap allows, at whichever door it asks."""
+    """Twenty requests at once, at any interface, give an agent no more than its cap."""
     before = plain.http.get("/policy").json()["max_memory_per_agent_mb"]
     plain.http.post("/policy", json={"max_memory_per_agent_mb": 256})
     try:

@@ -104,7 +104,7 @@ def test_release_of_a_living_lease_is_200_then_404(fleet: Fleet, plain: Broker) 
 
 
 def test_release_of_an_expired_lease_is_404(plain: Broker) -> None:
-    """Who comes too late releases nothing."""
+    """A release that comes too late releases nothing."""
     lease = plain.granted(min_memory_mb=1, ttl_s=1)
     time.sleep(1.1)
     answer = plain.release(lease["token"])
@@ -130,7 +130,7 @@ def test_renew_or_release_without_redis_is_503(storeless: Storeless, path: str) 
 
 @pytest.mark.parametrize("token", ["nope", "", "a b", "x" * 200])
 def test_release_and_get_of_a_token_that_can_be_none_is_404(plain: Broker, token: str) -> None:
-    """As unknown as any other, and nothing of it is echoed."""
+    """It is as unknown as any other, and nothing of it is echoed."""
     released = plain.http.post("/release", json={"token": token})
     assert (released.status_code, released.json()["detail"]) == (404, "unknown_token")
     if token:

@@ -35,7 +35,7 @@ def sdk(pool: dict[str, str]) -> LeaseClient:
 
 
 def safe_in_effect(broker: Broker) -> bool:
-    """What every door of a broker says, which must be the same."""
+    """Return SAFE_MODE as every interface of a broker says it: all must agree."""
     said = broker.http.get("/policy").json()["safe_mode_read_only"]
     denied = broker.lease(min_memory_mb=1).json() == NOTE
     assert denied == said
@@ -162,7 +162,7 @@ def test_policy_under_safe_mode_is_validated_accepted_and_not_enacted(server: Se
 
 
 def test_without_redis_and_unset_the_value_is_true(server: Server) -> None:
-    """When nobody can be asked and nothing is said, it is safe."""
+    """A pool that cannot be asked is safe, where the environment says nothing."""
     nowhere = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
     with Broker(**SIM, **nowhere) as unset, Broker(**SIM, **nowhere, SAFE_MODE="false") as off:
         assert unset.wait("/health").http.get("/health").json()["safe_mode"] is True

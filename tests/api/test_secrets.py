@@ -70,7 +70,7 @@ def broker(url: str, file: Path, key: str) -> Iterator[Broker]:
 
 @contextmanager
 def monitored(locked: Server) -> Iterator[list[str]]:
-    """What MONITOR shows of the length of a block, a command an entry."""
+    """Return what MONITOR shows during a block, a command an entry."""
     said: list[str] = []
     with redis.Redis(port=locked.port, password=PASSWORD) as client, client.monitor() as monitor:
 
@@ -87,7 +87,7 @@ def monitored(locked: Server) -> Iterator[list[str]]:
 
 
 def process_shows(pid: int) -> str:
-    """What anybody on the machine sees of a process and of its threads: arguments and names."""
+    """Return what the machine's users see of a process and of its threads: arguments and names."""
     folder = Path(f"/proc/{pid}")
     files = [folder / "cmdline", folder / "comm", *folder.glob("task/*/comm"), folder / "stat"]
     return "\n".join(path.read_bytes().replace(b"\0", b" ").decode() for path in files)
@@ -96,7 +96,7 @@ def process_shows(pid: int) -> str:
 def test_monitor_shows_no_key_and_no_password(
     locked: Server, broker: Broker, key: str, url: str
 ) -> None:
-    """Who may MONITOR sees tokens, which are in the keys' names; not who asked with which key."""
+    """MONITOR shows tokens, which are in the keys' names; it does not show the key of a request."""
     with monitored(locked) as said:
         lease = broker.granted(min_memory_mb=10)
         broker.http.post("/renew", json={"token": lease["token"]})

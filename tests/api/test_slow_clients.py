@@ -35,7 +35,7 @@ def connect(broker: Broker, first: bytes = b"") -> socket.socket:
 
 
 def closed(connection: socket.socket) -> bool:
-    """Whether the other end has closed it."""
+    """Return whether the other end has closed it."""
     try:
         while connection.recv(65536):
             pass
@@ -47,7 +47,7 @@ def closed(connection: socket.socket) -> bool:
 
 
 def test_slow_requests_cost_nobody_else_anything(broker: Broker) -> None:
-    """Of three kinds, 200 connections: others are answered at once, and those are closed."""
+    """Slow requests of three kinds, on 200 connections, are closed; others are answered at once."""
     starts = (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
               b"POST /lease HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")  # fmt: skip
     with ExitStack() as stack:

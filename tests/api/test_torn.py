@@ -106,7 +106,7 @@ def test_request_in_crumbs_is_done_once(broker: Broker, client: LeaseClient) -> 
 def test_request_of_no_clear_length_takes_nothing(
     broker: Broker, client: LeaseClient, head: str
 ) -> None:
-    """What one server reads as one request and the next as two is refused, or read as none."""
+    """A request that two servers would read differently is refused, or read as none."""
     said = exchange(broker, lease(head=head))
     assert not said.startswith(b"HTTP/1.1 200"), said
     assert b" 500 " not in said.partition(b"\r\n")[0]

@@ -53,7 +53,7 @@ def test_lease_past_its_wait_keeps_its_place_and_is_asked_again(plain: Broker) -
 
 @pytest.mark.parametrize(("how", "status"), [("cpu", 200), ("refuse", 409)])
 def test_lease_asked_again_without_a_wait_decides(plain: Broker, how: str, status: int) -> None:
-    """Who stands in the line and will wait no more gets the CPU, or a refusal, as asked."""
+    """A waiter that will wait no more gets the CPU, or a refusal, as asked."""
     plain.granted(min_memory_mb=900)
     ask = {"agent": "next", "min_memory_mb": 900, "on_unavailable": how}
     token = plain.lease(**ask, wait_s=0.05).json()["token"]
@@ -76,7 +76,7 @@ def test_lease_whose_client_hangs_up_leaves_the_line(plain: Broker, api_pool: Po
 
 
 def test_lease_that_can_never_fit_does_not_wait(plain: Broker) -> None:
-    """What no device could ever hold is told at once, whatever the wait."""
+    """A request that no device could ever hold is refused at once, whatever the wait."""
     began = time.monotonic()
     answer = plain.lease(min_memory_mb=5000, wait_s=20, on_unavailable="refuse")
     assert (answer.status_code, answer.json()["code"]) == (409, "never_fits")

@@ -12,7 +12,7 @@ A, B = "a" * 16, "b" * 16
 
 
 def numbers(host: Host, *about: object, **more: object) -> tuple[str, str, str]:
-    """What is unleased, unattributed, used by leases that cool, of the one device looked at."""
+    """Return one device's memory: unleased, unattributed, and used by leases that cool."""
     (said,) = host.look(*about, **more).reports.values()  # type: ignore[arg-type] # a look's own
     return said["reported_unleased_mb"], said["unattributed_mb"], said["cooling_used_mb"]
 
@@ -39,14 +39,14 @@ def test_account_of_a_lease_that_uses_more_is_the_rest() -> None:
 
 
 def test_account_of_a_process_without_a_lease_is_all_of_it() -> None:
-    """What a lease of another's does not use covers none of it."""
+    """The unused part of another's lease covers none of it."""
     held = holders(lease(A, 4000, 10))
     said = numbers(Host("10:10"), (gpu(P(20, 700)),), held, (program(20, 1),))
     assert said == ("700", "0", "0")
 
 
 def test_account_of_memory_that_no_process_owns_is_unleased() -> None:
-    """What the driver counts as used and names nobody for is not to be had either."""
+    """Memory that the driver counts as used, and names no process for, is not free either."""
     held = holders(lease(A, 4000, 10))
     said = numbers(Host(), (gpu(P(10, 3000), used_mb=3400),), held, (program(10),))
     assert said == ("400", "0", "0")
@@ -91,7 +91,7 @@ def test_account_of_a_holder_that_is_not_found_here_is_unclaimed() -> None:
 
 
 def test_account_of_a_lease_granted_after_the_sample_has_used_nothing_of_it() -> None:
-    """What was there before its grant is not its own."""
+    """Memory in use before its grant is not its own."""
     held = holders(lease(A, 4000, None, granted_at_ms=2_000_000))
     assert numbers(Host(), (gpu(P(20, 700)),), held, (program(20),)) == ("700", "0", "0")
 
@@ -107,7 +107,7 @@ def test_account_of_a_lease_that_cools_says_what_lingers() -> None:
 
 
 def test_account_of_a_cooling_lease_whose_holder_has_another_lingers_beyond_that() -> None:
-    """What the living lease covers does not keep the dead one's memory back."""
+    """Memory that the living lease covers is not kept back for the dead one."""
     host = Host()
     held = holders(lease(A, 1000, 10, state="cooling"), lease(B, 2000, 10))
     assert numbers(host, (gpu(P(10, 2000)),), held, (program(10),)) == ("0", "0", "0")

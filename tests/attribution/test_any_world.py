@@ -120,7 +120,7 @@ class World:
         )
 
     def programs(self) -> dict[int, Program]:
-        """Who is behind the pids."""
+        """The processes behind the pids."""
         found = {}
         for pid in self.used:
             line = [pid, self.children[pid]] if pid in self.children else [pid]
@@ -166,7 +166,7 @@ class World:
             assert self.free() <= self.free_by_the_formula(), "promised twice"
 
     def free(self) -> int:
-        """What may be leased now, as the ledger has it."""
+        """Return the memory that may be leased now, as the ledger has it."""
         row = self.pool.hash(f"device:{GPU}")
         return TOTAL_MB - sum(
             int(row[name]) for name in ("leased_mb", "withheld_mb", "unleased_mb")

@@ -43,7 +43,7 @@ def condemned(process: subprocess.Popen[bytes]) -> KillTarget:
 
 
 def done(end: ProcessKiller, one: KillTarget) -> str:
-    """What is done to it now, as a report tells it; empty: nothing."""
+    """Return the act on it now, as a report tells it; empty: none."""
     end.end(one)
     acts = end.untold()
     end.told(acts)
@@ -68,7 +68,7 @@ def test_acts_are_told_one_after_the_other_for_each_device() -> None:
 
 @pytest.mark.parametrize("child", [WILLING], indirect=True)
 def test_end_sends_sigterm_once(child: subprocess.Popen[bytes]) -> None:
-    """What is done is said once; when it is over, nothing is left open."""
+    """The act is said once; when it is over, nothing is left open."""
     end, one = ProcessKiller(Programs(), may_kill=True), condemned(child)
     assert done(end, one) == f"{child.pid} TERM {'t' * 16} why"
     assert done(end, one) == ""

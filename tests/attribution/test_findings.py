@@ -1,4 +1,4 @@
-"""What is found, when it begins and ends, and what the policy makes of it."""
+"""Findings: their beginning and end, and the acts that the policy makes of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_squatter_is_nobody_that_vanished_between_the_list_and_proc() -> None:
 
 @pytest.mark.parametrize("name", ["Xorg", "nvidia-cuda-mps", "nvidia-persiste"])
 def test_squatter_is_no_service_of_the_machine(name: str) -> None:
-    """Who serves everybody needs no lease; its memory counts."""
+    """A service for every user needs no lease; its memory counts."""
     host = Host()
     for _ in range(3):
         reckoning = host.look((gpu(P(20, 50)),), None, (program(20, name=name),))
@@ -167,7 +167,7 @@ def test_device_is_dirty_no_more_when_the_process_is_gone() -> None:
 
 
 def test_device_is_not_dirty_within_the_grace() -> None:
-    """Until then its holder may still let go, and the ledger withholds what it held."""
+    """Its holder may still let go, and the ledger withholds what the lease held."""
     (said,) = orphaned(Host(expiry_grace_s=60), "expired").reports.values()
     assert (said["state"], said["orphan"]) == ("ok", "10")
 
@@ -279,7 +279,7 @@ def test_nobody_is_condemned_on_a_full_gpu_whose_leases_keep_to_what_they_hold()
 
 
 def test_rows_tell_each_process_with_its_lease_and_since_when() -> None:
-    """What the doors show beside the leases, largest first."""
+    """Every interface shows them beside the leases, largest first."""
     host, held = Host(), holders(lease(A, 1000, 10))
     programs = (program(10), program(20))
     for _ in range(2):

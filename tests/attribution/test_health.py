@@ -1,4 +1,4 @@
-"""When a GPU is lent to nobody, and what gives it back."""
+"""Quarantine of a GPU, and the reports that end it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Gpu:
         self.now = 0.0
 
     def judge(self, overrides: str = "", after_s: float = 5, **about: Any) -> Verdict:
-        """What is made of a sample that is taken so many seconds after the last."""
+        """Judge a sample that is taken so many seconds after the last."""
         self.now += after_s
         device = gpu(**({"recovery_action": 0, "rows_pending": False} | about))
         verdict = self.health.judge(device, device, self.known, overrides, self.now)
@@ -34,7 +34,7 @@ class Gpu:
 
     @property
     def known(self) -> DeviceStatus:
-        """As its hash has it."""
+        """Return the device's hash."""
         return DeviceStatus(
             uuid="GPU-a", index=0, host="h1", name="", model="", state="ok", reason="",
             drained=False, simulated=False, total_mb=1, system_mb=0, leased_mb=0, withheld_mb=0,
@@ -154,7 +154,7 @@ def test_rows_that_cannot_be_remapped_hold_the_gpu() -> None:
 
 
 def test_memory_errors_without_a_code_count_as_code_48() -> None:
-    """Where error codes cannot be watched; a code that comes with them, or after, decides alone."""
+    """Error codes cannot be watched there; a code that comes with them, or after, decides alone."""
     one = Gpu()
     for count in (5, 5, 6, 6):
         one.judge(ecc_uncorrected=count)

@@ -1,4 +1,4 @@
-"""Whose a process is: by its environment, its ancestors, and what it was before."""
+"""The lease of a process: by its environment, its ancestors, and its past."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def owners(
     now: float = 0.0,
     **ended: EndedLease,
 ) -> dict[int, set[str]]:
-    """Who belongs to which tokens."""
+    """Return the processes of each token."""
     held = holders(*leases, ended=ended)
     found = matcher.match({p.pid: p for p in programs}, held, now)
     return {pid: set(tokens) for pid, tokens in found.items()}

@@ -1,4 +1,4 @@
-"""What the system says of processes: real ones, in this pid namespace and in one below."""
+"""The system's record of processes: real ones, in this pid namespace and in one below."""
 
 from __future__ import annotations
 

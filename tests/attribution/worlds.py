@@ -73,7 +73,7 @@ def device_status(**more: Any) -> DeviceStatus:
 
 
 def holders(*leases: LeaseStatus, devices: tuple[DeviceStatus, ...] = (), **more: Any) -> Holders:
-    """Who holds what."""
+    """Return the holders of each device."""
     of: dict[str, tuple[str, ...]] = {}
     for each in leases:
         for uuid, _ in each.devices:
@@ -109,7 +109,7 @@ class Nobody(Programs):
         return self.shown
 
     def lives(self, registered: str) -> bool:
-        """Whether it is one of those."""
+        """Return whether it is one of those."""
         return registered in self.alive
 
 
@@ -131,7 +131,7 @@ class Host:
         after_s: float = 5,
         unseen: str = "",
     ) -> HostReport:
-        """What is made of a sample that is taken so many seconds after the last."""
+        """Judge a sample that is taken so many seconds after the last."""
         self.now_ms += round(after_s * 1000)
         look = HostSample(
             Sample(devices, "scripted"), self.now_ms, {p.pid: p for p in programs}, unseen

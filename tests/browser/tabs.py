@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 EXPECTED = re.compile(
     r"Failed to load resource: (the server responded with a status of (401|403|409|422)|net::ERR_)"
 )
-"""What Chromium itself says of an answer that the page knows what to do with."""
+"""Complaints of Chromium about answers that the page handles."""
 
 
 class Tab:
@@ -46,17 +46,17 @@ class Tab:
         return self.rows(panel).filter(has_text=text).first
 
     def count(self, panel: str) -> Locator:
-        """How many a list says it has."""
+        """Return the number that a list says it has."""
         return self.page.locator(f"#{panel} .count")
 
     @property
     def dialog(self) -> Locator:
-        """What is open above the page."""
+        """Return the dialog that is open above the page."""
         return self.page.locator("#dialog[open]")
 
     @property
     def notice(self) -> Locator:
-        """What the page says of itself."""
+        """Return the page's notice."""
         return self.page.locator("#notice")
 
     def is_live(self) -> None:

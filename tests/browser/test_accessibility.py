@@ -61,7 +61,7 @@ def test_page(busy: Broker, tab: Opened, look: str) -> None:
 
 
 def test_dialogs(busy: Broker, tab: Opened) -> None:
-    """Of a host, a GPU, a lease, one who waits, an event; policy, key, help; light, dark."""
+    """Dialogs of a host, a GPU, a lease, a waiter, an event; policy, key, help; light, dark."""
     page = tab(busy, reduced_motion="reduce")
     expect(page.row("queue", "critic")).to_be_visible()
 

@@ -1,4 +1,4 @@
-"""What an operator does from the page, and what it does for nobody else."""
+"""Acts of an operator on the page, and none for any other role."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_revoke_without_force_tells_what_will_be(
 
 
 def test_policy(broker: Broker, client: LeaseClient, tab: Opened) -> None:
-    """What is changed, and that alone; what cannot be is said where it is asked."""
+    """It sends the changed fields alone; a refusal stands beside its field."""
     page = tab(broker)
     page.is_live()
     page.page.get_by_role("button", name="Policy").click()
@@ -220,7 +220,7 @@ class Held:
 
 @pytest.mark.usefixtures("critic")
 def test_late_answer_leaves_the_next_dialog_alone(broker: Broker, tab: Opened) -> None:
-    """Of explain, an act, a policy: what is open then is what was opened since, or nothing."""
+    """A late answer to explain, an act or a policy touches no dialog that was opened since."""
     page = tab(broker)
     held = Held(page.page, "**/explain", "**/drain", "**/policy")
     keys = page.page.keyboard

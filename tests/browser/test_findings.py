@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[LeaseClient]:
-    """Of a pool in which something is found; nobody reports it anew."""
+    """Return a client of a pool in which something is found; no host reports it anew."""
     with running() as server, LeaseClient(Store(server.url), hostname=HOST) as client:
         report(client)
         find(client)
@@ -90,7 +90,7 @@ def test_gpu_in_quarantine_says_why_and_how_that_ends(
 
 
 def test_gpu_whose_host_sees_no_processes_says_why(broker: Broker, tab: Opened) -> None:
-    """Which is not the same as that there are none."""
+    """The page does not claim that there are none."""
     page = tab(broker)
     page.rows("devices").nth(3).click()
     expect(page.dialog).to_contain_text(f"Its host cannot tell: {UNSEEN}")
@@ -99,7 +99,7 @@ def test_gpu_whose_host_sees_no_processes_says_why(broker: Broker, tab: Opened) 
 def test_policy_of_findings_is_set_in_words(
     broker: Broker, client: LeaseClient, tab: Opened
 ) -> None:
-    """What is to be done about each, from a list that says what it means."""
+    """Each act is chosen from a list that says its meaning."""
     page = tab(broker)
     page.is_live()
     page.page.get_by_role("button", name="Policy").click()

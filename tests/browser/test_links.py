@@ -109,7 +109,7 @@ def test_open_dialog_follows_its_gpu(broker: Broker, client: LeaseClient, tab: O
 def test_open_dialog_says_that_its_lease_is_over(
     broker: Broker, client: LeaseClient, tab: Opened
 ) -> None:
-    """How and when; what was known of it stays, and nothing of it can be done any more."""
+    """It says how and when; the facts stay, and no act on the lease is offered any more."""
     lease = client.acquire("analyst", memory_mb=64)
     page = tab(broker)
     page.row("leases", "analyst").click()

@@ -1,4 +1,4 @@
-"""What is there, who holds it, who waits and why: shown, kept up to date, understood."""
+"""Leases, holders, waiters and reasons on the page: shown, kept up to date, understood."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_lease_shows_within_half_a_second(broker: Broker, client: LeaseClient, t
 
 
 def test_line_says_why_and_explains(broker: Broker, client: LeaseClient, tab: Opened) -> None:
-    """Who waits, the devices' reasons in a few words, and all that explain knows on a click."""
+    """A row has the waiter and the devices' reasons in a few words; a click explains it in full."""
     held = [client.acquire(f"holder-{n}", memory_mb=8192, ttl_s=600) for n in range(4)]
     waiting = threading.Thread(target=_wait, args=(client,))
     waiting.start()

@@ -1,4 +1,4 @@
-"""What is not ours is what it was when it came, with its licence, and in the wheel."""
+"""Vendored files: as they came, with their licence, and in the wheel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROW = re.compile(
 
 
 def test_every_vendored_file_has_its_licence_and_digest() -> None:
-    """As vendor/README.md says; and no file is there that it does not name."""
+    """vendor/README.md says both, and no file is there that it does not name."""
     named = {"README.md"}
     for file, _, _, licence, digest in ROW.findall((VENDOR / "README.md").read_text()):
         assert hashlib.sha256((VENDOR / file).read_bytes()).hexdigest() == digest, file

@@ -25,7 +25,7 @@ CUT = """() => [...document.querySelectorAll(
   ".cell, .tile, .tile *, .figure > *, .panel-head, header > *")]
   .filter((each) => each.clientWidth && each.scrollWidth > each.clientWidth)
   .map((each) => `${each.className}: ${each.innerText} ${each.scrollWidth}`)"""
-"""What is wider than its place."""
+"""Elements that are wider than their place."""
 
 HIDDEN = """() => [...document.querySelectorAll(":is(.row, .tile) :is(.state, .number)")]
   .filter((each) => {

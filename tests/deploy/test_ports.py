@@ -56,7 +56,7 @@ def test_ports_are_the_documented_ones() -> None:
 
 
 def test_defaults_are_the_orchestrators_port() -> None:
-    """What the broker listens on and what its clients ask."""
+    """The broker listens on the port that its clients ask."""
     assert Settings.model_fields["port"].default == PORTS["gpu_orchestrator"]
     assert ORCHESTRATOR_URL.endswith(f":{PORTS['gpu_orchestrator']}")
 

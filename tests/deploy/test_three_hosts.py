@@ -36,7 +36,7 @@ def compose() -> dict[str, Any]:
 
 
 def environments() -> list[dict[str, str]]:
-    """What each broker and reporter of the example is told."""
+    """Return the settings of each broker and reporter of the example."""
     found = [
         dict(re.findall(r"^(\w+)=(.*)$", path.read_text(), re.MULTILINE))
         for path in sorted(FOLDER.glob("*.env"))

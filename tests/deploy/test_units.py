@@ -81,7 +81,7 @@ def listening(address: str) -> Iterator[socket.socket]:
 
 
 def hear(channel: socket.socket, words: str, within_s: float = 15) -> list[str]:
-    """What is said until these words come."""
+    """Return the output until these words come."""
     said: list[str] = []
     until = time.monotonic() + within_s
     while not any(words in line for line in said):

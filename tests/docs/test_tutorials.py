@@ -60,7 +60,7 @@ def broker(server: Server) -> Iterator[Broker]:
 
 
 def reader(broker: Broker, server: Server) -> dict[str, str]:
-    """What a reader's shell has."""
+    """Return the environment of a reader's shell."""
     return environment(
         REDIS_URL=server.url,
         GPU_BROKER_HOSTNAME="readers-host",
@@ -99,7 +99,7 @@ def test_page_can_be_followed(page: str, broker: Broker, server: Server) -> None
 
 
 def test_block_that_fails_is_found(broker: Broker, server: Server) -> None:
-    """What the page's test would say of a page that is wrong."""
+    """The page's test finds a page that is wrong."""
     assert follow(Block("python", "import agent_sdk.nowhere\n"), broker, server).returncode != 0
     assert follow(Block("sh", "gpu-broker nowhere\n"), broker, server).returncode != 0
 

@@ -35,13 +35,13 @@ def home() -> Iterator[Path]:
 
 
 def remove(path: Path) -> bool:
-    """Whether the folder is gone; a server that is just dying may still write in it."""
+    """Remove the folder, and return whether it is gone; a dying server may still write in it."""
     shutil.rmtree(path, ignore_errors=True)
     return not path.exists()
 
 
 def things_to_try(banner: str) -> list[str]:
-    """What the banner numbers, as a person pastes it: from after the number to an empty line."""
+    """Return the banner's commands, as a person pastes them: from a number to an empty line."""
     found = re.split(r"^ +\d\. ", banner.partition("Try")[2], flags=re.MULTILINE)[1:]
     return [thing.partition("\n\n")[0].strip() for thing in found]
 

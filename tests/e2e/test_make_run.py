@@ -27,7 +27,7 @@ def named(requirements: list[str]) -> set[str]:
 
 
 def would_do(target: str, folder: Path) -> str:
-    """What make would do in a fresh clone."""
+    """Return the commands that make would run in a fresh clone."""
     makefile = folder / "Makefile"
     makefile.write_bytes((ROOT / "Makefile").read_bytes())
     for name in ("requirements.lock", "requirements-run.lock", "pyproject.toml"):

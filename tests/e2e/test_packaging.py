@@ -78,7 +78,7 @@ def gpu_broker(base: dict[str, str], *args: str, **more: str) -> subprocess.Comp
 
 
 def test_wheel_has_the_scripts_the_types_and_no_tests(wheel: Path) -> None:
-    """What is needed is in it, and nothing of the workshop."""
+    """All that is needed is in it, and nothing of the workshop."""
     names = set(zipfile.ZipFile(wheel).namelist())
     lua = {str(p.relative_to(ROOT / "lua")) for p in (ROOT / "lua").rglob("*.lua")}
     assert {f"agent_sdk/lua/{name}" for name in lua} <= names
@@ -146,7 +146,7 @@ def test_sdist_is_the_checkout(tmp_path: Path) -> None:
 
 
 def test_image_context_has_what_a_wheel_needs(tmp_path: Path) -> None:
-    """What .dockerignore lets through builds, and is little."""
+    """The files that .dockerignore lets through build an image, and are few."""
     context = tmp_path / "context"
     context.mkdir()
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()

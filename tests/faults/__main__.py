@@ -85,7 +85,7 @@ def run_tests(name: str, attack: Attack) -> Seen:
 
 
 def read(report: Path) -> Seen:
-    """What pytest wrote down: how many tests, their figures, and which were wrong."""
+    """Return pytest's record: how many tests, their figures, and which were wrong."""
     seen = Seen({"tests": 0}, [])
     for case in ET.parse(report).iter("testcase"):
         seen.figures["tests"] += 1

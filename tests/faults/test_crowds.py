@@ -40,7 +40,7 @@ BLOCKED_MS = 20.0
 """No call may hold the server up for longer; a busy machine stops the server too, hence OFTEN."""
 
 OFTEN = 5
-"""Of calls that took longer, at most so many: what takes it by itself takes it again and again."""
+"""Calls that may take longer, at most so many: a slow verb is slow again and again."""
 
 
 @pytest.fixture

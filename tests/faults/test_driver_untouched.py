@@ -71,7 +71,7 @@ class Trap:
         }
 
     def touched(self) -> str:
-        """What was."""
+        """Return the names of the traps that closed."""
         return self.mark.read_text() if self.mark.exists() else ""
 
 
@@ -108,7 +108,7 @@ def started(agent: LeaseClient, settings: dict[str, str], *words: str) -> subpro
 
 
 def reports(agent: LeaseClient, hosts: int, times: int) -> None:
-    """Until so many hosts have each reported so often."""
+    """Wait until so many hosts have each reported so often."""
     eventually(lambda: len(agent.hosts()) == hosts, 15)
     for _ in range(times):
         before = {host.host: host.reported_ms for host in agent.hosts()}
@@ -156,7 +156,7 @@ def test_without_safe_mode_the_same_library_kills_who_asks_nvml(
 def test_without_safe_mode_the_same_program_is_run_by_who_asks_it(
     agent: LeaseClient, trap: Trap, command: str
 ) -> None:
-    """That trap closes, too."""
+    """The trap of the program closes, too."""
     settings = trap.settings | {"GPU_BROKER_DEVICES": "smi", "SAFE_MODE": "false"}
     port = {"GPU_ORCHESTRATOR_PORT": str(free_port())}
     process = started(agent, settings | port, command)

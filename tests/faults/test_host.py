@@ -65,12 +65,12 @@ def reporter(
 
 
 def state(client: LeaseClient) -> str:
-    """What is said of the device; nothing while there is none."""
+    """Return the device's state; nothing while there is none."""
     return next((device.state for device in client.devices()), "")
 
 
 def ended(process: subprocess.Popen[str], within_s: float) -> str:
-    """What it printed, once it has ended in good order."""
+    """Return what it printed, once it has ended in good order."""
     out, _ = process.communicate(timeout=within_s)
     assert process.returncode == 0, out
     return out

@@ -49,7 +49,7 @@ def ask_by_sdk(url: str, pool: str, number: int, barrier: Barrier, said: Queue[s
 def test_lease_20_processes_one_device_exactly_one_gpu_lease(
     server: Server, pool_name: str
 ) -> None:
-    """Of 20 threads and 20 processes one gets the GPU; after a crash its end alone frees it."""
+    """One of 20 threads and 20 processes gets the GPU; after a crash its end alone frees it."""
     fork = multiprocessing.get_context("fork")
     barrier, said = fork.Barrier(2 * SIDE), fork.Queue()
     here = {"REDIS_URL": server.url, "GPU_BROKER_POOL": pool_name, "GPU_BROKER_REPORT_S": "5"}

@@ -36,7 +36,7 @@ class Watcher(threading.Thread):
         self.stopping = threading.Event()
 
     def run(self) -> None:
-        """Until told to stop and nothing is left to read."""
+        """Relay until told to stop and nothing is left to read."""
         while self._read() or not self.stopping.is_set():
             time.sleep(0.05)
 

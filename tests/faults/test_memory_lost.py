@@ -56,7 +56,7 @@ def check_closed(client: LeaseClient) -> None:
 
 
 def known(client: LeaseClient, token: str) -> bool:
-    """Whether the ledger has the lease."""
+    """Return whether the ledger has the lease."""
     with suppress(LeaseError):
         return client.lookup(token) is not None
     return False

@@ -44,7 +44,7 @@ def broker(durable: Server) -> Iterator[Broker]:
 
 
 def health(broker: Broker) -> str:
-    """What /health says of Redis; it must be there whatever happens, and at once."""
+    """Return Redis's part of /health, which must be there whatever happens, and at once."""
     began = time.monotonic()
     answer = broker.http.get("/health")
     assert time.monotonic() - began < 1

@@ -103,7 +103,7 @@ def test_serve_on_a_port_in_use_exits_2_with_one_sentence(tmp_path: Path) -> Non
 
 
 def test_serve_twice_at_once_on_one_port_leaves_one(tmp_path: Path) -> None:
-    """Of two that start on a port at the same moment one serves; the other says so and ends."""
+    """Two start on a port at the same moment: one serves; the other says so and ends."""
     port = str(free_port())
     both = [start(tmp_path / name, [], {"GPU_ORCHESTRATOR_PORT": port}) for name in "ab"]
     try:

@@ -58,7 +58,7 @@ def _nothing_left(pool: Pool) -> None:
 
 
 def waiting(server: Server, client: AsyncLeaseClient) -> int:
-    """How many stand in the line."""
+    """Count the waiters in the queue."""
     with server.connect() as admin:
         return int(str(admin.hget(client.keys.pool, "waiting")))
 

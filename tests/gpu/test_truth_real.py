@@ -1,4 +1,4 @@
-"""Who uses a real GPU: real processes with real memory, seen by a real `gpu-broker host`."""
+"""Processes with memory of a real GPU, seen by a real `gpu-broker host`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.gpu
 HOLDER = Path(__file__).parent / "holder.py"
 
 SEEN_S = 15
-"""What a process does is reported within so long; reports come each second."""
+"""Seconds within which a process's act is reported; reports come each second."""
 
 AGREE_MB = 600
 """The broker and the driver may differ by so much: samples are not of the same moment."""
 
 BUSY_PCT = 5.0
-"""Of one core that a reporter may take, at its default interval."""
+"""Percent of one core that a reporter may take, at its default interval."""
 
 WATCH_S = 30
 
@@ -55,7 +55,7 @@ class Card:
         return told.free >> 20, told.reserved >> 20
 
     def pids(self) -> set[int]:
-        """Of the processes that compute on it."""
+        """Return the pids of the processes that compute on it."""
         return {each.pid for each in pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle)}
 
 
@@ -136,7 +136,7 @@ class Watched:
         return next((p for p in self.device().processes or () if p.pid == pid), None)
 
     def found(self, kind: str, subject: object) -> bool:
-        """Whether the host finds this on the card."""
+        """Return whether the host finds this on the card."""
         return Finding(kind, str(subject)) in self.device().findings
 
     def holder(self) -> Holder:
@@ -248,7 +248,7 @@ def test_real_process_without_a_lease_is_a_squatter(watched: Watched, holder: Ho
 
 
 def agrees(watched: Watched) -> bool:
-    """Whether what is free is the same for the broker and the driver, what each keeps included."""
+    """Return whether broker and driver agree on free memory, the reserves of both included."""
     device, (free_mb, reserved_mb) = watched.device(), watched.card.memory_mb()
     return abs(device.free_mb + device.system_mb - free_mb - reserved_mb) <= AGREE_MB
 
@@ -264,7 +264,7 @@ def test_real_free_memory_is_the_drivers_with_and_without_load(
 
 
 def cpu_s(pid: int) -> float:
-    """What a process has computed, in seconds of one core."""
+    """Return the seconds of one core that a process has computed."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -50,7 +50,7 @@ ANSWER_S = 3.0
 
 
 class Want(TypedDict):
-    """What is asked for."""
+    """A request for devices."""
 
     memory_mb: int
     devices: int
@@ -140,7 +140,7 @@ class Worker:
         self._diary, self._way, self._wants, self._hold_s = diary, way, wants, hold_s
 
     def run(self, over: threading.Event) -> None:
-        """Until it is over; what is held then is released."""
+        """Run until it is over, then release all that is held."""
         while not over.is_set():
             want, began = self._wants(), local_now()
             try:
@@ -181,7 +181,7 @@ class Probe:
         self._client = LeaseClient.from_env(client_name=name, deadline_s=0.25)
 
     def run(self, over: threading.Event) -> None:
-        """Until it is over, twenty times a second."""
+        """Run until it is over, twenty times a second."""
         while not over.wait(0.05):
             began = local_now()
             try:
@@ -193,7 +193,7 @@ class Probe:
 
 
 def wanting(host: str, most_mb: int) -> Callable[[], Want]:
-    """What agents of a host ask for: most share a local device, some want all of it, some any."""
+    """Return the requests of a host's agents: most share a local device, some take all or any."""
 
     def want() -> Want:
         kind = random.choices(("share", "alone", "two", "any"), (6, 2, 1, 1))[0]
@@ -208,7 +208,7 @@ def wanting(host: str, most_mb: int) -> Callable[[], Want]:
 
 
 def watch(diary: Diary, signals: list[int]) -> None:
-    """Until a signal: write down when this process was not let run, whoever was to blame."""
+    """Write down, until a signal, when this process was not let run, whatever the cause."""
     slept_at = local_now()
     while not signals:
         time.sleep(LOOK_S)
@@ -219,7 +219,7 @@ def watch(diary: Diary, signals: list[int]) -> None:
 
 
 def main() -> None:
-    """Until SIGTERM."""
+    """Run until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True)
     parser.add_argument("--history", type=Path, required=True)

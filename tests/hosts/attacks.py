@@ -1,4 +1,4 @@
-"""What is done to a fleet at work on purpose, and what must hold all the while: one per attack.
+"""Attacks on a fleet at work, and the invariants that hold all the while: one per attack.
 
 Like the scenarios each is run in a world of its own; `make faults` runs them beside the others.
 """
@@ -45,7 +45,7 @@ def _unfailing(outcome: Outcome) -> list[str]:
 
 
 def _unbroken(outcome: Outcome) -> list[str]:
-    """What was lost although the attack leaves everybody the time to renew."""
+    """Return the leases that were lost although the attack leaves time to renew."""
     return [f"lost: {w.token} ({w.lost})" for w in outcome.history.windows if w.lost]
 
 
@@ -151,7 +151,7 @@ class Witness:
     seen: dict[str, float] = field(default_factory=dict)
 
     def watch(self, over: threading.Event) -> None:
-        """Until it is over, and nothing more comes."""
+        """Follow until it is over, and nothing more comes."""
         last, key = "0-0", f"gpu:{{{self.pool}}}:events"
         with redis.Redis.from_url(self.url, decode_responses=True) as client:
             while True:

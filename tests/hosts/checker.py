@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from tests.hosts.history import History, Window
 
 LATE_S = 2.0
-"""How late the end of a lease, or of a host's placement, may be noticed: twice what is promised."""
+"""Longest delay of the end of a lease, or of a host's placement: twice what is promised."""
 
 RETURN_S = 2.0
-"""How long after a fault agents may take to reach the store again: twice what is promised."""
+"""Longest time for agents to reach the store again after a fault: twice what is promised."""
 
 CLOSED_S, LONG_S, PAUSE_S = 10.0, 10.0, 30.0
-"""How long a pool hears holders first, after another server took over; after an outage so long."""
+"""Seconds that a pool hears holders first: after a failover, after an outage; the pause."""
 
 READ_MS = 20
-"""How finely two clocks of one machine are compared by reading one after the other."""
+"""Error of comparing two clocks of one machine by reading one after the other."""
 
 BEGINS = frozenset({"granted", "adopted"})
 
@@ -36,7 +36,7 @@ ENDS = frozenset({"released", "expired", "revoked"})
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was done to the system, on `clocks.local_now`'s clock.
+    """A fault of the system, on `clocks.local_now`'s clock.
 
     Attributes:
         cut: hosts, or single processes, that could not reach the store or did not run.
@@ -54,7 +54,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class PoolSaid:
-    """What the pool says of itself when all is over.
+    """The pool's own account when all is over.
 
     Attributes:
         events: the whole stream.
@@ -76,7 +76,7 @@ class PoolSaid:
     seen: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, event: Event) -> float:
-        """When an event was, on `clocks.local_now`'s clock."""
+        """Return the moment of an event, on `clocks.local_now`'s clock."""
         seen = self.seen.get(event.id)
         return (event.at_ms - self.ahead_ms) / 1000 if seen is None else seen
 
@@ -134,14 +134,14 @@ def _together(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) ->
 
 
 def _superseded(older: Window, newer: Window, faults: Sequence[Fault]) -> bool:
-    """Whether a failover lost the older grant and its holder was told so when it asked next."""
+    """Return whether a failover lost the older grant and its holder's next call was told so."""
     lost = any(f.failover and older.since < f.until and newer.since > f.since for f in faults)
     told = older.lost is not None and older.renewed_at <= newer.since
     return lost and told and older.fence < newer.fence
 
 
 def _fences(windows: list[Window], pool: PoolSaid) -> Iterator[str]:
-    """Who asked after another had been answered has the larger fence, whichever store granted."""
+    """Check that a later request has the larger fence, whichever store granted."""
     answered = sorted(windows, key=lambda w: w.since)
     highest, n = 0, 0
     for window in sorted(windows, key=lambda w: w.asked_at):
@@ -212,7 +212,7 @@ def forgotten(windows: list[Window], pool: PoolSaid) -> set[str]:
 
 
 def _reaps_at(failover: Fault) -> float:
-    """Until when holders are heard, and nothing of theirs is taken back."""
+    """Return the end of the time in which holders are heard and no lease is taken back."""
     long = failover.until - failover.since > LONG_S
     return failover.until + (PAUSE_S if long else CLOSED_S)
 
@@ -235,12 +235,12 @@ def _losses(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> I
 
 
 def _heard(fault: Fault, window: Window) -> bool:
-    """Whether trust ran out while holders were heard and nothing was taken back."""
+    """Return whether trust ran out while holders were heard and no lease was taken back."""
     return fault.failover and fault.since <= window.until <= _reaps_at(fault)
 
 
 def _ran_out(fault: Fault, window: Window) -> bool:
-    """Whether trust ran out while the holder was cut off, or just after."""
+    """Return whether trust ran out while the holder was cut off, or just after."""
     cut = bool({window.host, window.who} & fault.cut)
     return cut and fault.since <= window.until <= fault.until + RETURN_S
 

@@ -1,4 +1,4 @@
-"""What agents believed, and when: a JSON object a line, on the one clock that a machine has.
+"""Beliefs of agents, with times: a JSON object a line, on the one clock that a machine has.
 
 Network namespaces share CLOCK_BOOTTIME, so the beliefs of all hosts can be laid side by side.
 """
@@ -111,7 +111,7 @@ class Called:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Return how long it took."""
         return self.at - self.began
 
 
@@ -126,7 +126,7 @@ class Starved:
 
 @dataclass(slots=True)
 class History:
-    """What all agents of a pool believed and called."""
+    """All that the agents of a pool believed and called."""
 
     windows: list[Window] = field(default_factory=list)
     calls: list[Called] = field(default_factory=list)
@@ -138,7 +138,7 @@ class History:
 
 
 DECIDED = frozenset({"ok", "no_capacity", "closed"})
-"""What becomes of a call that did not fail."""
+"""Outcomes of a call that did not fail."""
 
 
 def read(paths: Iterable[Path]) -> History:

@@ -111,7 +111,7 @@ class Lan:
         _do(f"bridge link set dev {host.name} state 3")
 
     def unroute(self, one: Host, other: Host) -> None:
-        """What one sends to the other vanishes."""
+        """Drop all that one sends to the other."""
         _do(f"ip -n {one.name} route add blackhole {other.address}")
 
     def reroute(self, one: Host, other: Host) -> None:

@@ -1,4 +1,4 @@
-"""What happens to three hosts, and what must hold all the while: one function per story.
+"""Faults of three hosts, and the invariants that hold all the while: one function per story.
 
 Each is run in a world of its own and returns what it saw; the checker has the last word.
 """
@@ -52,7 +52,7 @@ MOST_MB = {"gpu1": "24576", "gpu2": "81920"}
 
 @dataclass
 class Seen:
-    """What a scenario saw: its figures by name, and what was wrong."""
+    """A scenario's result: its figures by name, and what was wrong."""
 
     figures: dict[str, float]
     violations: list[str]
@@ -92,7 +92,7 @@ class Fleet:
 
 
 def figures(outcome: Outcome) -> dict[str, float]:
-    """What every scenario has to tell."""
+    """Return the figures that every scenario has."""
     known = outcome.history
     return {
         "leases": len(known.windows),
@@ -233,7 +233,7 @@ class Line:
         return lease.fence
 
     def has(self, agent: str) -> bool:
-        """Whether it stands in the line."""
+        """Return whether it stands in the queue."""
         return any(waiter.agent == agent for waiter in self.client.queue())
 
     def dissolve(self) -> list[str]:
@@ -273,13 +273,13 @@ class Watched:
         return f"redis+sentinel://{','.join(host.address for host in self.hosts)}/{SERVICE}"
 
     def ask(self, host: Host) -> dict[str, str]:
-        """What the Sentinel of a host says of the primary."""
+        """Return the answer of a host's Sentinel about the primary."""
         with redis.Redis(host.address, SENTINEL_PORT, decode_responses=True) as sentinel:
             said: dict[str, str] = sentinel.sentinel_master(SERVICE)  # type: ignore[no-untyped-call] # redis-py does not type it
             return said
 
     def complete(self) -> bool:
-        """Whether each of them knows both replicas and both other Sentinels."""
+        """Return whether each of them knows both replicas and both other Sentinels."""
         said = [self.ask(host) for host in self.hosts]
         return all(int(s["num-slaves"]) == int(s["num-other-sentinels"]) == 2 for s in said)
 

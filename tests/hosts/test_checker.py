@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AHEAD_MS = 1_000_000.0
-"""Of the pool's clock in these stories."""
+"""Milliseconds by which the pool's clock is ahead in these stories."""
 
 CAPACITIES = {"SIM-a-0": 1000, "SIM-a-1": 1000, "SIM-b-0": 1000}
 
@@ -61,7 +61,7 @@ class Story:
         return window
 
     def wrong(self) -> list[str]:
-        """What the checker says; the stream in the order of its times."""
+        """Return the checker's findings on the stream, in the order of its times."""
         events = sorted(self.events, key=lambda event: event.at_ms)
         said = PoolSaid(tuple(events), CAPACITIES, HOSTS, self.left, AHEAD_MS, deadline_s=1.5)
         return violations(self.history, said, self.faults)
@@ -221,7 +221,7 @@ def test_seeded_violation_is_found(says: str, seed: Callable[[Story], None]) -> 
 
 @pytest.mark.parametrize("whom", ["a", "agent-a"])
 def test_loss_is_explained_by_a_cut_that_outlasted_the_trust(whom: str) -> None:
-    """Whether the host was cut off or the process did not run."""
+    """The host was cut off, or the process did not run."""
     story = peaceful()
     dead = window_of(story, "dead")
     dead.lost, dead.ended_at = "unreachable", dead.until
@@ -252,7 +252,7 @@ def after_failover(newer_fence: int = 0) -> Story:
 
 
 def test_overlap_after_a_failover_is_told_to_the_lower_fence() -> None:
-    """What asynchronous replication cannot: two holders, until the older asks next."""
+    """Asynchronous replication allows two holders, until the older asks next."""
     assert after_failover().wrong() == []
 
 
@@ -260,7 +260,7 @@ def test_overlap_after_a_failover_is_told_to_the_lower_fence() -> None:
 def test_forgotten_lease_whose_trust_runs_out_while_holders_are_heard_is_lost(
     until: float, fine: bool
 ) -> None:
-    """As the new primary knows it, somebody who is long gone has its room; until the pool opens."""
+    """The new primary still counts an ended lease as holding its room; until the pool opens."""
     story = after_failover()
     older = window_of(story, "older")
     older.lost, older.until, older.renewed_at = "unreachable", until, 2
@@ -292,7 +292,7 @@ def test_lease_that_was_forgotten_and_adopted_is_accounted_for() -> None:
 
 
 def test_loss_after_a_failover_needs_a_grant_that_was_forgotten() -> None:
-    """What the new master knows it lets nobody lose who could reach it in time."""
+    """A lease that the new primary knows is not lost by a holder that could reach it in time."""
     story = after_failover()
     story.faults = [Fault("failover", 1.5, 2, cut=frozenset({"a"}), failover=True)]
     older = window_of(story, "older")
@@ -305,7 +305,7 @@ def test_loss_after_a_failover_needs_a_grant_that_was_forgotten() -> None:
 
 
 def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """What one process wrote, line by line, is what another finds."""
+    """The lines of one process, read by another, are the same history."""
     grant = window_of(peaceful(), "first")
     diary = history.Diary(tmp_path / "one", who="agent-a", host="a")
     lease = _held(grant)

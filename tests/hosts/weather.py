@@ -35,7 +35,7 @@ def tap(name: str) -> int:
 
 @dataclass
 class Weather:
-    """What becomes of the frames between two ends; may be changed at any time.
+    """The fate of the frames between two ends; may be changed at any time.
 
     Attributes:
         delay_s: of each, in each direction.

@@ -37,26 +37,26 @@ REPORT_S = 0.5
 DEADLINE_S = 3 * REPORT_S
 
 TTL_S = 3.0
-"""Of the agents' leases."""
+"""Seconds of the agents' leases."""
 
 GONE_S = 20.0
-"""Until nothing is left of a waiter that was killed as its turn came: its last poll, its offer."""
+"""Longest life of traces of a waiter that was killed at its offer: its last poll, the offer."""
 
 CLAIM_S = 15.0
-"""Of which an offer stands for 10."""
+"""Seconds to claim an offer, which stands for 10."""
 
 START_S = 30.0
-"""Until a process must answer, on two cores that others use too."""
+"""Seconds in which a process must answer, on two cores that others use too."""
 
 STOP_S = 15.0
-"""Until a process that was told to end must have ended."""
+"""Seconds in which a process that was told to end must have ended."""
 
 PORT, SENTINEL_PORT, HTTP_PORT = 6379, 26379, 8014
 
 SERVICE = "gpu"
 
 EXAMPLES = ROOT / "deploy" / "redis" / "sentinel"
-"""What primaries, replicas and Sentinels are started with."""
+"""Configurations of primaries, replicas and Sentinels."""
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Pool:
 
     @property
     def env(self) -> dict[str, str]:
-        """What each of them is told."""
+        """Return the environment of each of them."""
         return {"REDIS_URL": self.url, "GPU_BROKER_POOL": self.name}
 
     def client(self) -> LeaseClient:
@@ -257,7 +257,7 @@ class Replica:
         self.wait()
 
     def wait(self) -> None:
-        """Until it is ready."""
+        """Wait until it is ready."""
         eventually(self._ready, START_S)
 
     def _ready(self) -> bool:
@@ -288,7 +288,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pool's agents and the pool saw, and what of it is wrong."""
+    """All that a pool's agents and the pool saw, and what of it is wrong."""
 
     history: history.History
     said: PoolSaid

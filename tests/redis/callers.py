@@ -42,7 +42,7 @@ class Caller:
                 self.done.append((began, time.monotonic()))
 
     def first_after(self, moment: float) -> float:
-        """When a call succeeded for the first time after a moment."""
+        """Return the end of the first successful call after a moment."""
         return next((end for _, end in self.done if end > moment), float("inf"))
 
     def end(self) -> None:

@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[2] / "deploy" / "redis" / "redis.conf"
 
 @pytest.fixture(params=["redis", "valkey"])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[redis.Redis]:
-    """Of a server that was started with it, on a socket of its own."""
+    """Return a client of a server that was started with the file, on a socket of its own."""
     command = [str(binary(request.param)), str(CONF), "--port", "0", "--unixsocket", "s",
                "--dir", str(tmp_path), "--logfile", "log"]  # fmt: skip
     with subprocess.Popen(command, cwd=tmp_path) as process:
@@ -41,7 +41,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[redis.Red
 
 
 def test_nothing_is_thrown_away_and_a_crash_costs_a_second(client: redis.Redis) -> None:
-    """What the broker asks of a store, and what keeps what it holds."""
+    """The file has the broker's settings of a store, and those that keep what it holds."""
     said = client.config_get("*")
     assert said["maxmemory-policy"] == "noeviction"
     assert (said["appendonly"], said["appendfsync"]) == ("yes", "everysec")

@@ -1,4 +1,4 @@
-"""What Redis says when it cannot serve: tried again with the same token, then told in words."""
+"""Errors of a Redis that cannot serve: tried again with the same token, then told in words."""
 
 from __future__ import annotations
 

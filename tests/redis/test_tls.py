@@ -47,7 +47,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(certificates: Path) -> Iterator[int]:
-    """Of a plain server."""
+    """Return the port of a plain server."""
     with serving(certificates, "--save", "") as port:
         yield port
 
@@ -105,7 +105,7 @@ async def ask(where: str, who: str) -> None:
 async def test_lease_over_tls_by_a_sentinel_that_has_a_password(
     port: int, certificates: Path
 ) -> None:
-    """Of its own, which the store does not ask for."""
+    """Sentinel's password is its own, and the store does not ask for it."""
     conf = certificates / "sentinel.conf"
     conf.write_text(f"sentinel monitor gpu 127.0.0.1 {port} 1\nrequirepass secret\n")
     with serving(certificates, str(conf), "--sentinel") as sentinel:

@@ -34,7 +34,7 @@ def test_a_peer_that_is_not_installed_is_a_row_that_says_why(monkeypatch):
 
 
 def test_a_section_is_written_between_its_markers_alone(tmp_path):
-    """What is around the markers stays, and a page without them stays as it is."""
+    """The text around the markers stays, and a page without them stays as it is."""
     import peer_report
 
     page = tmp_path / "page.md"

@@ -114,7 +114,7 @@ def test_safe_mode_demo_of_a_running_orchestrator(orchestrator: str, tmp_path: P
 
 
 def test_snapshot_without_its_input_says_what_to_run(tmp_path: Path) -> None:
-    """Which file, and by which script it comes to be."""
+    """It names the file, and the script that writes it."""
     done = script("generate_orchestrator_metrics_snapshot.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "safe_mode_cycle_on.json" in done.stderr
@@ -169,7 +169,7 @@ def validation(cwd: Path, orchestrator: str, analyst: str) -> tuple[int, dict[st
 
 
 def test_validation_takes_samples(orchestrator: str, analyst: str, tmp_path: Path) -> None:
-    """As many as it was told, each with the decision beside what it stands on."""
+    """It takes the number it was told, each with the decision beside its reasons."""
     code, found = validation(tmp_path, orchestrator, analyst)
     assert (code, found["exit_code"], found["problem"], len(found["samples"])) == (0, 0, None, 3)
     assert found["samples"][0]["decision"]["use_gpu"] is True

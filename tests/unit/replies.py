@@ -11,7 +11,7 @@ SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary()
     | st.sampled_from((10**400, -(10**400), "9" * 5000, "no_capacity", "expired", "bad_request"))
 )  # fmt: skip
-"""What RESP2 and RESP3 can hold in one place: a big number and an infinity among it."""
+"""Values that RESP2 and RESP3 can hold in one place, a big number and an infinity among them."""
 
 
 NESTED = st.recursive(

@@ -52,7 +52,7 @@ def test_versions_are_those_of_the_document(mended: Mapping[tuple[int, int], int
 
 
 def test_doctor_warns_of_the_store_and_ends_well() -> None:
-    """What may be wrong is MAYBE: distributions mend a version without changing its number."""
+    """A doubtful advisory is MAYBE: distributions mend a version without changing its number."""
     with running() as server, server.connect() as client:
         said = advisory(client.info())
         answer = called("doctor", REDIS_URL=server.url, GPU_BROKER_DEVICES="none")

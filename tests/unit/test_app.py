@@ -8,7 +8,7 @@ from broker.app import end
 
 
 async def test_task_that_swallows_a_cancellation_is_ended() -> None:
-    """As a task does that Python 3.11's wait_for deprived of it; the others end at once."""
+    """A task that loses its cancellation, as in Python 3.11's wait_for, ends like the others."""
 
     async def deaf() -> None:
         try:

@@ -20,7 +20,7 @@ LAYERS = {
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
                "structlog", "yaml"},
 }  # fmt: skip
-"""What each package may import beside the standard library."""
+"""The packages that each package may import beside the standard library."""
 
 OWNERS = {
     "pynvml": {"broker/devices/nvml/source.py"},

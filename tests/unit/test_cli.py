@@ -78,7 +78,7 @@ def test_status_shows_devices_and_who_holds_them(pool: TestBroker) -> None:
 
 
 def test_leases_lists_whole_tokens_and_filters_by_agent(pool: TestBroker) -> None:
-    """What revoke needs is there in full."""
+    """The list has in full all that revoke needs."""
     held = pool.client.acquire("analyst", memory_mb=10)
     pool.client.acquire("critic", memory_mb=10)
     assert held.token in on(pool, "leases")

@@ -41,13 +41,13 @@ def drained(client: LeaseClient) -> list[str]:
 
 
 def tokens(pool: TestBroker) -> set[str]:
-    """Of the leases that live."""
+    """Return the tokens of the leases that live."""
     return {lease.token for lease in pool.client.leases()}
 
 
 @pytest.mark.parametrize("name", [AT, "SIM-test-host-0", "SIM-test-host-0"[:15]])
 def test_device_goes_by_its_place_and_by_its_id(pool: TestBroker, name: str) -> None:
-    """As `gpu-broker status` shows it."""
+    """drain and undrain take the name that `gpu-broker status` shows."""
     assert "device SIM-test-host-0: 1 device takes no new leases" in on(pool, "drain", name).stdout
     assert drained(pool.client) == [AT]
     assert "1 device takes leases again" in on(pool, "undrain", name).stdout
@@ -86,7 +86,7 @@ def test_events_of_one_gpu(pool: TestBroker) -> None:
 
 
 def test_eight_letters_of_a_token_are_enough_to_revoke(pool: TestBroker) -> None:
-    """As `status` and `events` show them."""
+    """revoke takes the eight letters that `status` and `events` show."""
     lease = pool.client.acquire("a", memory_mb=1)
     done = on(pool, "revoke", lease.token[:8], "--reason", "done", "--force")
     assert f"{lease.token} ends now" in done.stdout

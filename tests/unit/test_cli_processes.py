@@ -1,4 +1,4 @@
-"""What the command line shows of processes, findings and health."""
+"""Processes, findings and health, as the command line shows them."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_events_of_findings_say_what_and_of_whom(pool: TestBroker, found: str) -
 
 
 def test_explain_names_the_processes_that_are_in_the_way(pool: TestBroker, found: str) -> None:
-    """Whose memory it is that is missing, and why a GPU is lent to nobody."""
+    """The explanation names the owner of the missing memory, and why no lease gets a GPU."""
     ask = ("--agent", "next", "--memory", "3GiB", "--host", HOST)
     devices = {d["uuid"]: d for d in data(pool, "explain", *ask, "--exclusive")["devices"]}
     assert devices[SECOND]["reason"] == "quarantined"

@@ -78,7 +78,7 @@ def test_status_says_that_somebody_waits(waiting: tuple[CliRunner, str]) -> None
 
 
 def test_explain_answers_first(waiting: tuple[CliRunner, str]) -> None:
-    """What it waits for, what would fit, when, and each device; eight letters are enough."""
+    """It shows the request, what would fit, when, and each device; eight letters are enough."""
     code, text = run(waiting[0], "explain", waiting[1][:8])
     assert code == 0
     lines = text.splitlines()
@@ -89,7 +89,7 @@ def test_explain_answers_first(waiting: tuple[CliRunner, str]) -> None:
 
 
 def test_explain_of_a_request_makes_none(waiting: tuple[CliRunner, str]) -> None:
-    """What would become of it, as text and as JSON; nothing joins the line."""
+    """It shows the outcome as text and as JSON; nothing joins the queue."""
     ask = ("explain", "--agent", "me", "--memory", "0.6GiB", "--host", "test-host")
     code, text = run(waiting[0], *ask)
     assert (code, text.splitlines()[0].split(" (")[0]) == (0, "one who asks alike is ahead")

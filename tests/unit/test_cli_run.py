@@ -99,7 +99,7 @@ def events(stderr: str) -> list[dict[str, Any]]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and not dead yet to be buried."""
+    """Return whether a process is there and not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -408,7 +408,7 @@ def on_a_terminal(pool: TestBroker, args: Sequence[str]) -> Iterator[Terminal]:
 
 
 class Terminal:
-    """What a person sees and types."""
+    """The screen and the keyboard of a person."""
 
     def __init__(self, pid: int, master: int) -> None:
         self.pid, self._master, self.seen = pid, master, ""

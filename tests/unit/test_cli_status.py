@@ -54,7 +54,7 @@ def clean(pool: TestBroker) -> Iterator[None]:
 
 
 def printed(pool: TestBroker, *args: str) -> str:
-    """What a call prints where nobody looks."""
+    """Return the output of a call without a terminal."""
     done = called(*args, REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -150,7 +150,7 @@ def test_live_status_shows_a_lease_within_a_second(pool: TestBroker) -> None:
 def test_live_status_misses_nothing_between_two_looks(
     pool: TestBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What happens right after the first picture is news, not history."""
+    """An event right after the first picture is news, not history."""
     looks = 0
 
     def picture(scene: PoolState) -> str:
@@ -228,7 +228,7 @@ def test_live_status_says_how_old_its_picture_is() -> None:
 
 
 def test_live_status_in_a_pipe_is_a_line_for_each_picture(pool: TestBroker) -> None:
-    """As JSON, one object each, and only when something is other."""
+    """A picture is a JSON object, printed only when something has changed."""
     process = subprocess.Popen(
         [PROGRAM, "status", "-w", "-o", "json"], env=environment(REDIS_URL=pool.url),
         stdout=subprocess.PIPE, text=True,
@@ -261,7 +261,7 @@ def test_names_are_for_other_commands(pool: TestBroker) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str) -> None:
-    """Of each shell; bash takes its own."""
+    """Each shell has its script; bash takes its own."""
     script = called("completion", shell).stdout
     assert "_GPU_BROKER_COMPLETE" in script
     if shell == "bash":
@@ -269,7 +269,7 @@ def test_completion_scripts(shell: str) -> None:
 
 
 def completed(url: str, words: str) -> list[str]:
-    """What a shell is told of a line that ends in the middle."""
+    """Complete a line that ends in the middle, as a shell asks for it."""
     at = str(len(words.split(" ")) - 1)
     asked = {"_GPU_BROKER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": at}
     done = called(REDIS_URL=url, **asked)
@@ -324,7 +324,7 @@ def test_bar_and_table() -> None:
 
 
 def test_client_reads_the_whole_pool_at_once(pool: TestBroker) -> None:
-    """What scene() says is what its parts say."""
+    """scene() says the same as its parts."""
     with LeaseClient(Store(pool.url), hostname=pool.host) as client:
         client.acquire("analyst", memory_mb=10)
         scene = client.scene()

@@ -51,7 +51,7 @@ def client(pool: TestBroker) -> Iterator[LeaseClient]:
 
 
 def test_both_clients_have_the_same_names_and_parameters() -> None:
-    """What one client can do, the other can, with the same words."""
+    """Each verb of one client is a verb of the other, with the same words."""
 
     def surface(kind: type) -> dict[str, list[str]]:
         members = inspect.getmembers(kind, inspect.isfunction)

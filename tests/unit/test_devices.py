@@ -111,7 +111,7 @@ def test_nvml_healthy_tells_each_gpu_in_whole_mib(nvml):
 
 
 def test_nvml_used_counts_the_reserve_or_not_tells_the_same(nvml):
-    """What is used does not depend on whether a driver counts its own reserve as used."""
+    """Used memory does not depend on whether a driver counts its own reserve in it."""
     exclusive, inclusive = nvml("", "used=inclusive")
     assert exclusive["devices"] == inclusive["devices"]
 
@@ -144,7 +144,7 @@ def test_nvml_gpu_lost_from_the_start_has_a_row_that_says_so(nvml):
 
 
 def test_nvml_gpu_lost_during_the_sample_keeps_no_number(nvml):
-    """What a GPU told just before it was found lost is not passed on."""
+    """Numbers of a GPU from just before it was found lost are not passed on."""
     [sample] = nvml("dying=3")
     assert_healthy(sample, 3)
     assert sample["devices"][3]["total_mb"] == 81559
@@ -262,7 +262,7 @@ def test_nvml_without_uuids_has_rows_without_names(nvml):
 
 
 def test_nvml_other_order_keeps_the_identity(nvml):
-    """When the order changes, a UUID has a new index and is still the same GPU."""
+    """A UUID at a new index is still the same GPU."""
     _, sample = nvml("", "order=reversed")
     assert_healthy(sample)
     assert [d["uuid"] for d in sample["devices"]] == [gpu(i)["uuid"] for i in reversed(range(8))]
@@ -394,7 +394,7 @@ def test_smi_fails_halfway_keeps_the_rows_it_printed(smi):
     ],
 )
 def test_smi_without_devices_says_why(smi, body, error):
-    """What is printed in place of rows becomes the sample's error, whatever the exit status."""
+    """Text in place of rows becomes the sample's error, whatever the exit status."""
     assert smi(body).sample() == Sample((), "smi", error)
 
 

@@ -1,4 +1,4 @@
-"""What the documents say is what there is."""
+"""Claims of the documents, held against the code."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def table(first: str) -> list[list[str]]:
 
 
 def quoted(text: str) -> list[str]:
-    """What stands in backquotes in a document's text; whole blocks of code do not count."""
+    """Yield the words in backquotes of a document's text; whole blocks of code do not count."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 
 def first_cells(page: str) -> list[str]:
-    """What stands in backquotes in the first column of a reference page's tables."""
+    """Yield the words in backquotes of the first column of a reference page's tables."""
     rows = re.findall(r"^\| (`[^|]*) \|", (REFERENCE / page).read_text(), re.MULTILINE)
     return [name for row in rows for name in quoted(row)]
 
@@ -94,10 +94,10 @@ def literals(expression: str) -> list[str]:
 
 ENDS = {end for verb in ("end", "close") for _, how in calls(f"B.{verb}_lease")
         for end in literals(how)}  # fmt: skip
-"""How a lease may end."""
+"""Ends of a lease."""
 
 QUITS = {end for _, how, *_ in calls("B.waiters.quit") for end in literals(how)}
-"""How a wait may end."""
+"""Ends of a wait."""
 
 
 def tracked() -> list[Path]:

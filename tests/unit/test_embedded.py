@@ -285,7 +285,7 @@ def test_start_by_the_other_kind_reads_the_data(folder: Path):
 
 
 def test_start_by_eight_processes_makes_one_server(folder: Path, start_user: Callable[[], User]):
-    """Of eight processes that start at once one starts the server and seven join it."""
+    """Eight processes start at once: one starts the server and seven join it."""
     users = [start_user() for _ in range(8)]
     assert sorted(user.said() for user in users) == ["joined"] * 7 + ["started"]
     assert len(servers_of(folder)) == 1
@@ -477,7 +477,7 @@ def test_server_that_dies_at_once_has_its_log_quoted(folder: Path, server: Serve
 
 
 def test_server_that_refuses_its_arguments_has_its_words_quoted(folder: Path):
-    """What a server prints before it opens its log is in the error; what others printed is not."""
+    """The error quotes what the server printed before it opened its log, and nothing of others."""
     store = EmbeddedStore(
         folder / "state", server=ServerBinary(folder / "server", "redis", "7.0.0")
     )

@@ -1,4 +1,4 @@
-"""Why somebody waits: reasons, who is ahead, estimates, and changes that really fit."""
+"""Explanations of a wait: reasons, waiters ahead, estimates, and changes that really fit."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def pool(pool: Pool) -> Pool:
 
 
 def why(pool: Pool, name: str) -> Explanation:
-    """Of one that waits."""
+    """Explain a request that waits."""
     found: Explanation = pool.look(explain(pool.keys, token(name)))
     return found
 
 
 def asked(pool: Pool, **ask: Any) -> Explanation:
-    """Of a request that is not made."""
+    """Explain a request that is not made."""
     request = Caller("h1").request("me", **{"memory_mb": 900, "host": "any"} | ask)
     found: Explanation = pool.look(explain_request(pool.keys, request))
     return found
@@ -242,7 +242,7 @@ def test_estimate_of_several_devices_is_of_the_last_of_them(pool: Pool) -> None:
     ],
 )
 def test_refusal_is_explained_by_its_code(pool: Pool, policy: dict[str, int], code: str) -> None:
-    """What the policy refuses has the code that acquire has."""
+    """A refusal by the policy has the code that acquire has."""
     report(pool, device("gpu-a"), device("gpu-b", index=1))
     granted(pool.acquire(token("mine"), "me", memory_mb=100))
     pool.policy(**policy)
@@ -270,7 +270,7 @@ CHANGES: dict[str, tuple[Callable[[Pool], object], dict[str, Any], dict[str, Any
         {"memory_mb": 500, "host": "h2"},
     ),
 }  # fmt: skip
-"""What is there beside gpu-a, of which 400 of 1000 MiB are free; what is asked; what would fit."""
+"""Devices beside gpu-a, of which 400 of 1000 MiB are free; the request; the change that fits."""
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -294,7 +294,7 @@ def test_change_that_is_said_to_fit_is_granted(pool: Pool, name: str) -> None:
 
 
 def test_change_is_not_said_where_others_wait_for_it(pool: Pool) -> None:
-    """Who would stand behind others is not told that it fits now."""
+    """A request that would queue behind others is not told that it fits now."""
     report(pool, device("gpu-a"))
     granted(pool.acquire(token("on"), "on", memory_mb=600, ttl_ms=0))
     assert [x.change for x in asked(pool).fits_now] == [{"memory_mb": 400}]
@@ -338,7 +338,7 @@ def test_parked_waiter_for_a_whole_device_is_told_of_its_cap(pool: Pool) -> None
 
 
 def test_cap_that_a_whole_device_would_break_is_the_reason(pool: Pool) -> None:
-    """What acquire refuses for the cap is not told as a lack of room."""
+    """A refusal by the cap is not told as a lack of room."""
     report(pool, device("gpu-a"))
     pool.policy(max_memory_per_agent_mb=500)
     assert asked(pool, memory_mb=100, exclusive=True).code == "agent_cap"

@@ -1,4 +1,4 @@
-"""What is found, as doors read it from the pool; and a policy that is set in words."""
+"""Findings, as an interface reads them from the pool; and a policy that is set in words."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_processes_of_a_lease_and_those_without_one(pool: Pool) -> None:
 
 
 def test_host_that_sees_no_processes_says_nothing_of_them(pool: Pool) -> None:
-    """Which is not that there are none."""
+    """A host without sight of processes does not claim that there are none."""
     found = told(pool, processes="", unseen="why")
     assert (found.processes, found.unseen) == (None, "why")
     assert findings.unleased(found) == findings.held_by(found, HELD) == ()
 
 
 def test_findings_of_a_lease_are_its_own_the_worst_first(pool: Pool) -> None:
-    """What is found now and what its holder was told; another's are not among them."""
+    """A lease has the findings of now and its holder's notices, and none of another lease."""
     found = told(pool, idle=f"{OTHER},{HELD}", degraded=HELD, overuse=OTHER, squatter="7,8")
     granted(pool.acquire(HELD, memory_mb=1))
     pool.redis.hset(pool.keys.record(HELD), "notice", "overuse,idle")

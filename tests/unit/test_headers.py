@@ -22,7 +22,7 @@ LIB = {path.stem: path.read_text() for path in sorted((FOLDER / "lib").glob("*.l
 
 FIELD = re.compile(r"(KEYS|ARGV)\[(\d+)(\+?)\]\s+(\w+)\s+(\S.*)")
 BY_POSITION = re.compile(r"\b(?:int|word|choice|token_at)\((\d+)[,)]")
-"""How a body reads its arguments through lib/clock.lua."""
+"""A read of an argument through lib/clock.lua, in a body."""
 
 TYPES = {"int", "str"}
 
@@ -42,7 +42,7 @@ LONGEST = {"renew": protocol.renew_call(REQUEST.token, 7, 1000, "ann", CLAIM)}
 
 @dataclass(frozen=True)
 class Header:
-    """What the comment at the top of a verb says."""
+    """The comment at the top of a verb, parsed."""
 
     name: str
     does: str
@@ -161,7 +161,7 @@ def test_header_names_arguments_as_the_body_reports_them(verb: str) -> None:
 
 
 def given_replies(body: str) -> list[tuple[list[str], int]]:
-    """Of each reply( of a body: the tags that it may give, and how much it says after the tag."""
+    """Find each reply( of a body: the tags that it may give, and how much it says after them."""
     found = []
     for match in re.finditer(r"\breply\(", body):
         depth, parts = 1, [""]
@@ -232,7 +232,7 @@ def test_reply_of_every_verb_is_understood_by_the_sdk(verb: str, tag: str) -> No
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_call_of_every_verb_has_the_arguments_of_its_header(verb: str) -> None:
-    """What the SDK sends has a value for each argument that the header names, in its type."""
+    """A call has a value for each argument that the header names, in its type."""
     sent = LONGEST[verb] if verb in LONGEST else next(CALLS[verb]())
     header = HEADERS[verb]
     named = sorted(n for kind, n in header.arguments if kind == "ARGV")

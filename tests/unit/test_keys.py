@@ -38,7 +38,7 @@ def test_key_has_256_bits_and_is_kept_nowhere(tmp_path: Path) -> None:
 
 
 def find(ring: Keyring, key: str) -> Principal | None:
-    """As a request does: look whether a key is needed, then whose this is."""
+    """Find a key as a request does: look whether one is needed, then whose this is."""
     return ring.find(key) if ring.locked else None
 
 
@@ -103,7 +103,7 @@ def test_line_that_is_none_is_an_error_with_its_number(line: str) -> None:
 
 
 def test_name_twice_is_an_error(tmp_path: Path) -> None:
-    """Which of the two would a revoke end?"""
+    """A revoke by a name that stands twice could not tell which of the two to end."""
     with pytest.raises(KeysError, match="already"):
         parse([f"ann viewer {HEX}", f"ann operator {HEX}"])
     file = tmp_path / "keys"

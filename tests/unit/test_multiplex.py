@@ -69,7 +69,7 @@ async def test_execute_by_100_tasks_uses_one_connection(own: Server):
 
 
 async def test_execute_interleaved_at_random_gives_each_caller_its_own_answer(server: Server):
-    """Of 1,000 calls of all shapes and at all times, none gets another's answer."""
+    """None of 1,000 calls of all shapes and at all times gets another's answer."""
     chance = random.Random(7)
 
     async def ask(many: Multiplexer, name: int) -> None:
@@ -166,7 +166,7 @@ async def test_execute_cancelled_in_the_queue_is_never_sent(own: Server):
 
 
 async def test_execute_connection_killed_answers_or_fails_every_caller(own: Server):
-    """When the connection dies every caller hears something, and the next call works."""
+    """Every caller on a connection that dies gets an answer or an error; the next call works."""
     async with multiplexer(own.url) as many:
 
         async def ask(n: int) -> int:
@@ -231,7 +231,7 @@ async def test_execute_write_fails_while_answers_are_awaited_mixes_up_none(
 
 
 async def test_execute_timeout_fails_what_is_away_and_nothing_after(own: Server):
-    """What got no answer in time fails together; what is asked then goes over a new connection."""
+    """Calls without an answer in time fail together; the next calls take a new connection."""
     async with multiplexer(own.url, timeout_s=0.1) as many:
         await many.execute("CLIENT", "PAUSE", 150, "ALL")
         away = [asyncio.create_task(many.execute("ECHO", n)) for n in range(3)]
@@ -268,7 +268,7 @@ async def test_execute_by_tasks_that_never_pause_leaves_a_server_that_is_a_repli
 
 
 async def test_execute_never_connected_says_connecting():
-    """Of a server that was never there the error says so: nothing can have been executed."""
+    """The error for a server that was never there says so: nothing can have been executed."""
     many = Multiplexer(Store(f"redis://127.0.0.1:{free_port()}").connect_async())
     errors = await asyncio.gather(
         *(many.execute("ECHO", n) for n in range(3)), return_exceptions=True
@@ -335,7 +335,7 @@ async def test_execute_sender_cancelled_from_outside_leaves_nobody_waiting(own: 
 
 
 async def test_execute_alone_leaves_no_task_behind(server: Server):
-    """When nothing is to be sent, no task lives."""
+    """No task lives while nothing is to be sent."""
     async with multiplexer(server.url) as many:
         before = asyncio.all_tasks()
         await many.execute("PING")

@@ -1,4 +1,4 @@
-"""Who is on a GPU and how it fares, as NVML tells it."""
+"""Processes on a GPU and its health, as NVML tells them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_processes_come_and_go(machine):
 
 
 def test_busy_is_the_mean_since_the_last_sample(machine):
-    """What was told before is not told again; who did not compute has 0."""
+    """No sample tells a stretch of time twice; a process that did not compute has 0."""
     here = ["process=0/10/1", "process=0/11/1", "process=0/12/1"]
     host = machine(*here, "busy=0/10/30/1000", "busy=0/10/50/2000", "busy=0/11/7/2000")
     assert busy(host.row(0)) == {10: 40.0, 11: 7.0, 12: 0.0}

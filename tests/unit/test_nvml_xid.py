@@ -40,7 +40,7 @@ def test_xids_are_told_once_in_the_order_in_which_they_came(machine):
 
 
 def test_xid_of_a_divided_gpu_is_told_of_its_parts_as_well(machine):
-    """What breaks a GPU breaks its MIG devices."""
+    """An XID that breaks a GPU breaks its MIG devices."""
     host = machine("mig=2/10240+10240")
     host.sample()
     host.say("mig=2/10240+10240", "xid=2/79")

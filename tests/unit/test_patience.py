@@ -1,4 +1,4 @@
-"""What a failed call to the store is taken for: repeated, or the error that is true then."""
+"""Failed calls to the store: repeated, or raised as the error that is true then."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def client_of(url: str, pool: str | None = None, deadline_s: float = 0.5) -> Lea
 
 
 def error_of(server: Server, line: str, *, piped: bool = False) -> RedisError:
-    """What redis-py makes of an error line that a server sends, alone or in a pipeline."""
+    """Return redis-py's exception for a server's error line, alone or in a pipeline."""
     ask = ("EVAL", "return redis.error_reply(ARGV[1])", 0, line)
     with server.connect() as client:
         pipe = client.pipeline(transaction=False)
@@ -123,7 +123,7 @@ def at_once(error: RedisError, *before: RedisError) -> LeaseError:
 
 
 def failing(call: Callable[[], object]) -> tuple[LeaseError, float]:
-    """How a call failed, and after how many seconds."""
+    """Return the error of a call, and the seconds until it came."""
     began = time.monotonic()
     with pytest.raises(LeaseError) as told:
         call()
@@ -131,19 +131,19 @@ def failing(call: Callable[[], object]) -> tuple[LeaseError, float]:
 
 
 def refused() -> RedisError:
-    """What redis-py says of a port where nobody listens."""
+    """Return redis-py's exception for a port where nothing listens."""
     with Store(f"redis://127.0.0.1:{free_port()}").connect() as client:
         return _error(client)
 
 
 def lost(server: Server) -> RedisError:
-    """What it says of a connection that closes after the call was sent."""
+    """Return redis-py's exception for a connection that closes after the call was sent."""
     with Proxy(server.port, lambda chunk: b"lost" not in chunk) as proxy:
         return _error_at(proxy.url)
 
 
 def silent(server: Server) -> RedisError:
-    """What it says of an answer that does not come."""
+    """Return redis-py's exception for an answer that does not come."""
     release = threading.Event()
     with Proxy(server.port, lambda chunk: b"lost" not in chunk or release.wait(5)) as proxy:
         error = _error_at(proxy.url)

@@ -40,11 +40,11 @@ SAYS_A_REASON = (
     r"^\s*return '([a-z_]+)'",
     r"B\.leave_outcome\(token, '(\w+)'\)",
 )
-"""Where in Lua a reason or an outcome is spelt, which a tag of a reply is not."""
+"""Spellings in Lua of a reason or an outcome; the tag of a reply is none."""
 
 
 def answered(verb: str, raw: Any) -> Any:
-    """What a verb makes of one answer that came to a call sent at 100 s."""
+    """Return a verb's result from one answer that came to a call sent at 100 s."""
     steps = VERBS[verb]()
     next(steps)
     try:
@@ -182,7 +182,7 @@ GARBAGE: tuple[Any, ...] = (
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_answer_that_is_garbage_is_a_mismatch(verb: str) -> None:
-    """What is no answer of this protocol is ProtocolMismatch, never a TypeError or ValueError."""
+    """Any other answer is ProtocolMismatch, never a TypeError or ValueError."""
     wrong = {}
     for raw in GARBAGE:
         try:
@@ -273,7 +273,7 @@ def test_renew_sends_what_is_known_and_empty_what_is_not() -> None:
     ],
 )
 def test_release_tells_how_it_went(raw: list[Any], by_this_call: bool, outcome: str) -> None:
-    """Whether this call ended it, and how it ended, in a word of the table."""
+    """The result says whether this call ended the lease, and the end in a word of the table."""
     ending = answered("release", raw)
     assert (ending.by_this_call, ending.outcome) == (by_this_call, outcome)
     assert outcome in CODES
@@ -326,6 +326,6 @@ def test_milliseconds_rounds_to_whole_ones() -> None:
     "bad", ["", "a" * 129, "a|b", "a{b", "\u00e9" * 16, "a" * 16 + "\n", None, 7]
 )
 def test_name_of_another_form_is_a_bad_request(name: str, bad: Any) -> None:
-    """What may not go into keys, logs and pages goes nowhere."""
+    """A name that may not go into keys, logs and pages is refused before it is sent."""
     with pytest.raises(errors.BadRequest, match=name):
         validation.check_name(bad, name)

@@ -98,7 +98,7 @@ LIKELY: dict[str, SearchStrategy[Any]] = {
 def test_any_answer_to_a_reading_is_a_result_or_a_lease_error(
     reading: str, data: DataObject
 ) -> None:
-    """Of the right type and full of nonsense, or of any type at all."""
+    """Answers of the right type and full of nonsense, or of any type at all, raise nothing else."""
     steps = READINGS[reading]()
     with suppress(StopIteration, LeaseError):
         asked = next(steps)

@@ -104,7 +104,7 @@ def test_scripted_device_is_all_that_its_file_says(script):
 
 
 def test_scripted_model_without_a_name_still_says_that_it_is_scripted(script):
-    """What leases ask for is the file's; what people read is honest."""
+    """Leases ask for the file's name; the name for people says that it is scripted."""
     device = script.write("steps: [{devices: [{uuid: a, total_mb: 1, model: H100}]}]").one()
     assert (device.name, device.model) == ("Scripted H100", "H100")
 
@@ -127,7 +127,7 @@ def test_scripted_null_is_what_the_driver_cannot_tell(script):
 
 @pytest.mark.parametrize(("state", "said"), [("lost", "lost"), ("error", "does not answer")])
 def test_scripted_device_in_trouble_keeps_its_identity_and_no_number(script, state, said):
-    """As a real source tells it: name and total stand, what may have changed is unknown."""
+    """Name and total stand, as a real source tells them; what may have changed is unknown."""
     device = script.write(f"""
         steps:
           - devices:
@@ -199,7 +199,7 @@ def test_scripted_device_that_a_step_does_not_list_is_lost_and_may_return(script
 
 
 def test_scripted_xids_are_each_told_once_also_of_steps_that_nobody_saw(script):
-    """As NVML's event set: what came since the sample before."""
+    """A sample has every XID since the sample before, as NVML's event set has."""
     script.write("""
         steps:
           - devices: [{uuid: a, total_mb: 1000, xids: [79]}]
@@ -238,7 +238,7 @@ def test_scripted_error_at_the_start_knows_no_device(script):
 
 
 def test_scripted_hang_costs_one_deadline_once_and_one_row(script):
-    """As with NVML: error until it answers, never asked twice meanwhile, the other one is fine."""
+    """It is in error until it answers and is not asked twice meanwhile; the other one is fine."""
     script.write("""
         steps:
           - devices: [{uuid: a, total_mb: 1000, hang_s: 0.9}, {uuid: b, total_mb: 1000}]

@@ -1,4 +1,4 @@
-"""How the verbs' scripts are put together, named, loaded and run; any Lua 5.1 reads them."""
+"""The verbs' scripts: assembly, names, loading and runs; any Lua 5.1 reads them."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_switch_of_another_spelling_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_override_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command line says goes first."""
+    """The command line goes before the environment."""
     monkeypatch.setenv("GPU_ORCHESTRATOR_PORT", "8015")
     assert load_settings(port=8016).port == 8016
     assert load_settings().port == 8015

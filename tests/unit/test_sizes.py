@@ -63,7 +63,7 @@ def test_sdk_takes_a_size_as_text(pool: TestBroker) -> None:
 
 
 async def test_async_sdk_takes_a_size_as_text(pool: TestBroker) -> None:
-    """As the other does, and it says as much of what never fits."""
+    """It reads a size as the blocking client does, and says as much of one that never fits."""
     async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as client:
         async with client.lease("a", memory="2g") as lease:
             assert lease.memory_mb == 2048

@@ -1,4 +1,4 @@
-"""What each form of a store's URL means, and what is said of one that is none."""
+"""The forms of a store's URL, and the errors for text that is none."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_point_is_the_last_reading_of_its_step() -> None:
 
 
 def test_ten_minutes_are_remembered_of_those_that_are_there() -> None:
-    """What is older goes, and all of a device that is gone."""
+    """Older samples go, and all samples of a device that is gone."""
     trends = Trends()
     for n in range(POINTS + 5):
         trends.sample(T0 + n * STEP_MS, [device("a", n), device("b", n)][: 1 if n > POINTS else 2])

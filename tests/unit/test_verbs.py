@@ -56,7 +56,7 @@ async def wrong(blocking: LeaseClient, waiting: AsyncLeaseClient) -> None:
 
 
 def checked(code: str) -> list[str]:
-    """What mypy, at its strictest, says of a user's file."""
+    """Return what mypy, at its strictest, says of a user's file."""
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--config-file=", "-c", code],
         capture_output=True,
@@ -70,7 +70,7 @@ def checked(code: str) -> list[str]:
 
 
 def test_types_of_both_clients_are_known_to_a_checker() -> None:
-    """What a verb returns is known, awaited or not."""
+    """A checker knows the result of a verb, awaited or not."""
     assert checked(USER) == []
 
 
@@ -106,7 +106,7 @@ def test_clients_have_the_same_methods() -> None:
 
 
 def test_clients_are_little_alike() -> None:
-    """What is not waiting stands once: few lines are left that say the same twice."""
+    """All but the waiting stands once: few lines are left that say the same twice."""
     texts = [(SDK / name).read_text() for name in ("client.py", "aio.py")]
     one, other = ([line.replace("await ", "").replace("async ", "").replace("Async", "").strip()
                    for line in text.splitlines() if line.strip()] for text in texts)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is told to those who follow: once, in whole, and whatever somebody wrote into the store."""
+"""Messages to followers: once, in whole, and whatever somebody wrote into the store."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Parts:
     keys = SimpleNamespace(locked=False)
 
     async def told(self, count: int, within_s: float = 5) -> list[dict[str, Any]]:
-        """What a newcomer to /live is told, so many messages of it."""
+        """Return the first messages that a newcomer to /live gets."""
         found: list[dict[str, Any]] = []
         broker: Any = self
         async with asyncio.timeout(within_s):

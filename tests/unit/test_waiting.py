@@ -190,7 +190,7 @@ def lapse(client: LeaseClient) -> str:
 
 
 def test_place_that_lapsed_is_joined_anew(client: LeaseClient) -> None:
-    """Who could not be heard of for 10 s stands in the line again, under another token."""
+    """A waiter that was not heard of for 10 s joins the queue again, under another token."""
     held = client.acquire("holder", **WHOLE)
     found = []
     thread = threading.Thread(
@@ -251,7 +251,7 @@ async def test_hint_that_comes_early_is_not_lost_in_a_loop(
 
 
 def test_first_asks_again_when_something_ends_and_others_later() -> None:
-    """Who is next reaps what is over where no broker does; a thousand others do not come too."""
+    """The head reaps what is over where no broker does; a thousand others do not come too."""
     moment = Moment(now_ms=1000, next_deadline_ms=2500, epoch="1", more=False)
     assert poll_s(moment, 0) == pytest.approx(1.502)
     assert poll_s(Moment(1000, 60_000, "1", False), -1) == 3

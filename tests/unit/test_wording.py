@@ -37,7 +37,7 @@ OLDER = (
     "+script|exists +script|load +select +set +smembers +srem +time +ttl +type +xadd +xlen +xrange "
     "+xread +xrevrange +zadd +zcard +zcount +zrange +zrank +zrem +zscore"
 )
-"""What users.acl gave an agent before there were functions: a verb that needs more breaks off."""
+"""Commands that users.acl gave an agent before there were functions."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def pool(server: Server) -> Iterator[Pool]:
 
 
 def counted(redis: Redis) -> dict[str, int]:
-    """How often which way was taken since the fixture: calls that ran, and those that did not."""
+    """Count the calls that ran since the fixture, by the way that they took."""
     stats: Any = redis.info("commandstats")
     ways = {name: stats.get(f"cmdstat_{name}", {}) for name in ("fcall", "evalsha")}
     return {

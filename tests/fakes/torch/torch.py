@@ -27,7 +27,7 @@ class cuda:  # noqa: N801 - as torch names it
 
 
 class Tensor:
-    """What the analyst uses of one."""
+    """The part of a tensor that the analyst uses."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
