@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sdk.policy import PolicyValues, from_store
@@ -32,6 +33,11 @@ PAGE = 500
 
 ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
 """A lease without expiry ends ten years after its grant; none with a ttl lasts half of that."""
+
+
+def pool_id(epoch: str) -> str:
+    """Name a pool's data without its epoch: two that are equal are one pool of one store."""
+    return sha256(epoch.encode()).hexdigest()[:12] if epoch else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Final
 from agent_sdk.clock import local_now
 from agent_sdk.errors import CODES
 from agent_sdk.http_request import Unanswered, Web
-from agent_sdk.settings import read_orchestrator_settings
 from broker.api_keys import GONE, key_file, read
 from broker.cli.finding import Diagnosis
+from broker.cli.http_state import broker_url
 from broker.key_file import KeysError, read_text
 
 ASK_S: Final = 2.0
@@ -48,23 +48,9 @@ def key_state() -> tuple[str, list[Diagnosis]]:
 
 def _asked() -> tuple[str, str]:
     """Ask the broker of this environment without a key: its URL, and why it refuses, if it does."""
-    orchestrator = read_orchestrator_settings()
-    url = orchestrator.url if orchestrator.configured else _own_url(orchestrator.url)
+    url = broker_url()
     try:
         reply = Web(url).ask("GET", "/policy", until=local_now() + ASK_S)
     except (Unanswered, ValueError):
         return url, ""
     return url, str(reply.body.get("detail", "")) if reply.status == UNAUTHORIZED else ""
-
-
-def _own_url(otherwise: str) -> str:
-    """Give the URL at which a broker with this environment listens."""
-    try:
-        from broker.settings import SettingsError, load_settings  # noqa: PLC0415 - an extra has it
-    except ModuleNotFoundError:
-        return otherwise
-    try:
-        # A key file that is named and gone is what we are here to explain.
-        return f"http://localhost:{load_settings(keys_file=None).port}"
-    except SettingsError:
-        return otherwise

@@ -24,7 +24,7 @@ from agent_sdk.protocol.messages import ANY
 from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.queue import WaiterStatus
-from agent_sdk.state.snapshot import LeaseStatus
+from agent_sdk.state.snapshot import LeaseStatus, pool_id
 from broker import __version__
 from broker.api_keys import Principal
 from broker.http.auth import AgentKey, Viewer
@@ -187,10 +187,13 @@ async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONRes
 @router.post("/health", include_in_schema=False)
 async def health(broker: At) -> dict[str, Any]:
     """Liveness: 200 also when Redis is down. Nothing is asked of anybody."""
+    seen = broker.ticker.pool
     return {
         "status": "ok",
         "safe_mode": broker.safe_mode,
         "redis": "up" if broker.ticker.problem is None else "down",
+        "pool": broker.settings.sdk.pool,
+        "pool_id": pool_id(seen.epoch) if seen else None,
         "version": __version__,
         "replica": broker.replica,
     }

@@ -50,8 +50,8 @@ REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
 """Method and path -> a body."""
 
 ANSWERS: Final[dict[tuple[str, str], Any]] = {
-    ("get", "/health"): {"status": "ok", "safe_mode": False, "redis": "up", "version": "0.1.0",
-                         "replica": "b451ec0e"},
+    ("get", "/health"): {"status": "ok", "safe_mode": False, "redis": "up", "pool": "default",
+                         "pool_id": "5d1f3cf2a9b0", "version": "0.1.0", "replica": "b451ec0e"},
     ("get", "/ready"): {"ready": True},
     ("get", "/gpu/info"): {
         "available": True, "nvml_enriched": False, "nvml_supported": False,

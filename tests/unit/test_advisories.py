@@ -52,9 +52,9 @@ def test_versions_are_those_of_the_document(mended: Mapping[tuple[int, int], int
 
 
 def test_doctor_warns_of_the_store_and_ends_well() -> None:
-    """A doubtful advisory is MAYBE: distributions mend a version without changing its number."""
+    """A doubtful advisory is NOTE: distributions mend a version without changing its number."""
     with running() as server, server.connect() as client:
         said = advisory(client.info())
         answer = called("doctor", REDIS_URL=server.url, GPU_BROKER_DEVICES="none")
-    assert (f"MAYBE  {said}" in answer.stdout) == (said is not None)
-    assert "WRONG  no host has reported to this pool" in answer.stdout  # it was looked at
+    assert (f"NOTE   {said}" in answer.stdout) == (said is not None)
+    assert "BROKEN  no host has reported to this pool" in answer.stdout  # it was looked at

@@ -201,7 +201,7 @@ def test_doctor_finds_what_is_wrong_and_hides_the_password() -> None:
     """A store that is away, a wrong setting: each with its remedy; no secret is printed."""
     away = {"REDIS_URL": "redis://user:hunter2@127.0.0.1:1"}
     answer = called("doctor", **away, SAFE_MODE="maybe")
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert "WRONG" in answer.stdout
     assert "SAFE_MODE" in answer.stdout
     assert "redis://user:***@127.0.0.1:1" in answer.stdout

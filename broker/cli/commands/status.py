@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from agent_sdk.state import reservations
 from agent_sdk.state.findings import of_lease
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.watch import watch
 from broker.text.screen import bare, one_line, paint
+from broker.text.state_word import state_of
 from broker.text.table import age, bar, gib, screen_width, table
 
 if TYPE_CHECKING:
@@ -152,14 +152,6 @@ def _rows(scene: PoolState, *, wide: bool, bar_width: int) -> list[tuple[str, ..
             rows += beneath(device, lease, scene, wide=wide)
         rows += unleased_rows(device, scene, wide=wide)
     return rows
-
-
-def state_of(device: DeviceStatus, now_ms: int) -> str:
-    """Say a device's state in a word, with what is wrong, or with its reservation."""
-    if device.state == "ok" and device.reservation and not device.drained:
-        return reservations.says(device.reservation, now_ms)
-    word = "drained" if device.drained and device.state == "ok" else device.state
-    return f"{word} {device.quarantine or device.reason}".strip()
 
 
 def _device_row(device: DeviceStatus, scene: PoolState, bar_width: int) -> tuple[str, ...]:

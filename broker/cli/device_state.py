@@ -1,0 +1,104 @@
+"""Findings of `gpu-broker doctor` about the pool's devices, and about this machine's driver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk import LeaseClient
+from agent_sdk.errors import LeaseError
+from broker.cli.contests import contests
+from broker.cli.finding import Diagnosis, Severity
+from broker.text.state_word import state_of
+
+if TYPE_CHECKING:
+    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.snapshot import HostStatus, PoolStatus
+
+SAFE: Final = Diagnosis(
+    "SAFE_MODE is on: no GPU leases are given",
+    "gpu-broker policy set safe_mode=false switches it off, for every broker whose environment "
+    "does not set SAFE_MODE=true",
+    Severity.NOTE,
+)
+
+
+def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
+    """List the pool's devices, and what is wrong with them and their hosts."""
+    try:
+        with LeaseClient.from_env() as client:
+            pool, devices, hosts = client.pool(), client.devices(), client.hosts()
+    except LeaseError as error:
+        return None, [], [Diagnosis(str(error), "start gpu-broker serve", Severity.BROKEN)]
+    rows = ["SAFE_MODE is on" if pool.safe_mode else "SAFE_MODE is off"]
+    rows += [f"{d.host}:{d.index}  {d.uuid}  {d.name}  {state_of(d, pool.now_ms)}" for d in devices]
+    findings = [*([SAFE] if pool.safe_mode else []), *_absent(pool, devices, hosts)]
+    findings += [
+        Diagnosis(
+            f"host {host.host} has been silent since its deadline",
+            "start gpu-broker host or serve there",
+        )
+        for host in hosts
+        if pool.now_ms - host.reported_ms > host.deadline_ms
+    ]
+    findings += contests(pool, devices, hosts)
+    findings += [
+        Diagnosis(
+            f"{d.host}:{d.index} is {state_of(d, pool.now_ms)}",
+            "nvidia-smi on that host tells more",
+        )
+        for d in devices
+        if d.state not in {"ok", "away"}
+    ]
+    return pool, rows, findings
+
+
+def _absent(
+    pool: PoolStatus, devices: tuple[DeviceStatus, ...], hosts: tuple[HostStatus, ...]
+) -> list[Diagnosis]:
+    """Find that there is nothing to lease: no host, or no GPU on any."""
+    if not pool.ready:
+        start = "start gpu-broker serve, or gpu-broker host on a machine with GPUs"
+        return [Diagnosis("no host has reported to this pool", start, Severity.BROKEN)]
+    if devices or pool.safe_mode:  # under SAFE_MODE no host looks for any
+        return []
+    return [
+        Diagnosis(
+            f"no GPUs: none of {len(hosts)} hosts reports one",
+            "GPU_BROKER_DEVICES says where a host looks for them: nvml, smi, or sim:2x24576",
+        )
+    ]
+
+
+def driver_state(pool: PoolStatus | None) -> list[Diagnosis]:
+    """Find that this environment asks for NVML or nvidia-smi, and that it is not to be had here.
+
+    No driver is touched where SAFE_MODE is on, or the pool cannot say that it is off.
+    """
+    try:
+        from broker.reporter import source_of  # noqa: PLC0415 - the base install has none
+        from broker.settings import SettingsError, load_settings  # noqa: PLC0415 - as above
+    except ModuleNotFoundError:
+        return []
+    try:
+        settings = load_settings(keys_file=None)
+    except SettingsError:
+        return []  # said with the settings
+    asked = settings.devices in {"nvml", "smi"} or settings.enable_nvml is True
+    made_up = settings.devices.startswith(("sim:", "scenario:", "none"))
+    safe = pool is None or not pool.ready or pool.safe_mode or settings.safe_mode
+    if not asked or made_up or safe:
+        return []
+    source = source_of(settings)
+    try:
+        sample = source.sample()
+    finally:
+        source.close()
+    if sample.error is None:
+        return []
+    said = "ENABLE_NVML=true" if settings.enable_nvml else f"GPU_BROKER_DEVICES={settings.devices}"
+    return [
+        Diagnosis(
+            f"{said} asks for this machine's GPUs, and they cannot be had: {sample.error}",
+            "install the NVIDIA driver (nvidia-smi shows whether it works), or unset it here",
+        )
+    ]
