@@ -77,7 +77,7 @@ class Pool:
                 self.redis.script_load(script.source)
 
     def load(self, *, anew: bool = False) -> None:
-        """Put the library on the server; `anew`: as another server has it, with no memory."""
+        """Put the library on the server; `anew`: as another server has it, which has seen no pool."""
         try:
             self.redis.function_load(self.library.source, replace=anew)
         except ResponseError as error:
@@ -262,7 +262,7 @@ class Pool:
                 found[key] = self.redis.xlen(key)
         return found
 
-    def memory(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """`state` without what the test itself put there."""
         return {key: value for key, value in self.state().items() if ":test_" not in key}
 

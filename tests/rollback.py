@@ -22,14 +22,14 @@ class Earlier:
     @classmethod
     def take(cls, pool: Pool) -> Self:
         """Copy what there is now."""
-        earlier = cls(pool, tuple(pool.memory()))
+        earlier = cls(pool, tuple(pool.stored()))
         for name in earlier.names:
             pool.redis.copy(name, earlier.aside + name, replace=True)
         return earlier
 
     def put_back(self) -> None:
         """Make the pool what it was: on this server, under which nothing else changes."""
-        now = self.pool.memory()
+        now = self.pool.stored()
         if now:
             self.pool.redis.delete(*now)
         for name in self.names:

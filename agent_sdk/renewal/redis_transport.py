@@ -56,7 +56,7 @@ class RenewalTransport(Protocol):
         ...
 
     def memory(self, fence: int) -> Memory:
-        """What names the pool's memory: once it is another, leases may have been forgotten.
+        """What names the pool's data: once it is another, leases may have been forgotten.
 
         fence: the highest of our leases, which the pool must know.
 
@@ -71,7 +71,7 @@ class RenewalTransport(Protocol):
 
 
 MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms")
-"""Fields of the pool: what names its memory, and how far that goes."""
+"""Fields of the pool: what names its data, and how far that goes."""
 
 
 class RedisTransport:

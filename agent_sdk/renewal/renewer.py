@@ -247,7 +247,7 @@ class Renewer:
         return min(times, default=None)
 
     def _look(self) -> None:
-        """A pool that has lost data gives nothing away before it has heard holders: now."""
+        """A pool that has lost data gives nothing away before holders have renewed: now."""
         self._look_at = local_now() + LOOK_S
         fence = max((kept.lease.fence for kept in list(self._kept.values())), default=0)
         try:

@@ -23,7 +23,7 @@ CORE = ("time", "clock", "deadlines")
 """The files of `lua/lib` that every verb begins with, in the order in which they are read."""
 
 REST = (
-    "events", "devices", "ledger", "placement", "tombstones", "ending", "memory", "unleased",
+    "events", "devices", "ledger", "placement", "tombstones", "ending", "data_loss", "unleased",
     "reaper", "waiters", "reservations", "reservable", "line", "serving", "findings", "names",
     "registry", "forgetting", "adoption",
 )  # fmt: skip

@@ -99,7 +99,7 @@ class News:
     """What a look at the stream's end brought.
 
     Attributes:
-        gap: events between the last that was seen and these are gone, or the store lost its memory;
+        gap: events between the last that was seen and these are gone, or the store lost its data;
             whoever follows the stream looks at the whole pool again.
     """
 

@@ -50,7 +50,7 @@ def pool_families(
 def _policy(pool: PoolStatus) -> Iterator[Metric]:
     yield InfoMetricFamily(
         "gpu_broker_pool",
-        "The pool's memory: a new epoch is a pool that lost it.",
+        "The pool's data: a new epoch is a pool that lost them.",
         value={"epoch": pool.epoch, "policy_version": str(pool.policy_version)},
     )
     yield _gauge("pool_closed", "1 while it hears holders first and grants nothing.",

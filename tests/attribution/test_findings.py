@@ -349,7 +349,7 @@ def test_lease_released_between_the_sample_and_the_reading_makes_nothing_of_its_
 
 
 def test_nothing_is_found_of_processes_while_forgotten_leases_may_come_back() -> None:
-    """After lost memory, and a minute beyond: whose lease is forgotten brings it with a renewal."""
+    """After data loss, and a minute beyond: whose lease is forgotten brings it with a renewal."""
     host = Host(orphan_action="enforce", squatter_action="enforce", enforce_after_s=0)
     host.look((gpu(P(10, 500)),), holders(lease(A, 1000, 10)), (program(10),))
     host.pool = replace(host.pool, closed_until_ms=host.now_ms + 10_000)

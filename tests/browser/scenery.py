@@ -44,7 +44,7 @@ def _device(host: int, index: int, name: str, total_mb: int) -> tuple[str, tuple
     busy = (100, 97, 100, 64, 3, 0, 88, 41)[index]
     fields: dict[str, Any] = {
         "index": index, "name": name, "model": name, "state": "ok", "reason": "",
-        "total_mb": total_mb, "reserve_mb": 512, "used_mb": 400, "simulated": 0,
+        "total_mb": total_mb, "system_mb": 512, "used_mb": 400, "simulated": 0,
         "utilization_gpu_pct": busy, "temperature_c": 34 + busy / 2,
         "power_draw_w": 70 + 6.3 * busy,
     }  # fmt: skip
@@ -78,7 +78,7 @@ def occupy(client: LeaseClient) -> None:
     tell(client, uuid_of(1, 7), state="quarantined", xid=79, recovery_action=1, processes=[],
          quarantine="XID 79: the GPU has fallen off the bus")  # fmt: skip
     tell(
-        client, uuid_of(1, 2), squatter="991", overuse=client.leases()[0].token, foreign_mb=6000,
+        client, uuid_of(1, 2), squatter="991", overuse=client.leases()[0].token, unleased_mb=6000,
         processes=[process(991, memory_mb=6000, name="jupyter", user="bob", finding="squatter")],
     )  # fmt: skip
 

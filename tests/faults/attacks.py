@@ -58,7 +58,7 @@ ATTACKS = {
     "crashed-everysec": _world("SIGKILL of Redis, appendfsync everysec"),
     "crashed-always": _world("SIGKILL of Redis, appendfsync always: what was answered is there"),
     "memory-lost": _test(
-        "SIGKILL of a Redis that had not written the last grants", "faults/test_memory_lost.py"
+        "SIGKILL of a Redis that had not written the last grants", "faults/test_data_loss.py"
     ),
     "stopped": _world("SIGSTOP of an agent for two of its leases' times"),
     "paused": _world("SIGSTOP of agents for 0.5 to 1.3 times what their leases last"),

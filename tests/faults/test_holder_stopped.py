@@ -64,12 +64,12 @@ def test_lease_of_a_holder_stopped_past_its_ttl_is_lost_at_once(
             holder.stdin.write("look\n")
             os.kill(holder.pid, signal.SIGCONT)
             assert holder.stdout.readline().split() == ["True", "0.0"]
-            before = pool.memory()
+            before = pool.stored()
             holder.stdin.write("renew\n")
             assert holder.stdout.readline().strip() == "expired"
             holder.stdin.write("release\n")
             assert holder.stdout.readline().strip() == "False"
-            after = pool.memory()
+            after = pool.stored()
             last = f"{pool.keys.base}:pool"
             for clock in ("last_ms", "looked_ms"):
                 before[last].pop(clock)

@@ -294,7 +294,7 @@ def meddled(world: World) -> Seen:
 
 
 def flushed(world: World) -> Seen:
-    """FLUSHALL under load: holders get their leases back, newcomers wait until all were heard."""
+    """FLUSHALL under load: holders get their leases back, newcomers wait until all have renewed."""
     fleet = Fleet.start(world, None, "--ttl", "10", "--hold", "8")
     time.sleep(3)
     with world.fault("FLUSHALL", cut=EVERYBODY, failover=True), _admin(fleet) as admin:
@@ -310,7 +310,7 @@ def flushed(world: World) -> Seen:
         "adopted": sum(event.event == "adopted" for event in outcome.said.events),
         "leases_after_s": min(w.since for w in outcome.history.windows if w.asked_at > gone) - gone,
     }
-    wrong = [] if seen["adopted"] else ["nobody was heard"]
+    wrong = [] if seen["adopted"] else ["no lease was recovered"]
     return Seen(seen, outcome.violations + wrong)
 
 

@@ -257,7 +257,7 @@ def test_overlap_after_a_failover_is_told_to_the_lower_fence() -> None:
 
 
 @pytest.mark.parametrize(("until", "fine"), [(6, True), (14, True), (15, False)])
-def test_forgotten_lease_whose_trust_runs_out_while_holders_are_heard_is_lost(
+def test_forgotten_lease_whose_trust_runs_out_while_holders_renew_is_lost(
     until: float, fine: bool
 ) -> None:
     """The new primary still counts an ended lease as holding its room; until the pool opens."""

@@ -26,9 +26,9 @@ def gpu(pool: Pool) -> Pool:
 def test_acquire_repeated_is_the_same_lease(gpu: Pool) -> None:
     """The repeat answers the same device, fence and end, and takes nothing more."""
     first = gpu.acquire(T)
-    before = gpu.memory()
+    before = gpu.stored()
     assert said(gpu.acquire(T)) == said(first)
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_acquire_repeated_later_tells_what_is_left(gpu: Pool) -> None:
@@ -79,9 +79,9 @@ def test_acquire_of_a_known_token_asking_otherwise_is_a_conflict(
 ) -> None:
     """A token names one request of one agent; any other is told so and changes nothing."""
     gpu.acquire(T)
-    before = gpu.memory()
+    before = gpu.stored()
     assert said(gpu.acquire(T, **other)) == ["CONFLICT"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_acquire_after_release_is_lost(gpu: Pool) -> None:

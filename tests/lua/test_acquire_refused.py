@@ -81,9 +81,9 @@ def test_acquire_reasons_speak_in_a_fixed_order(pool: Pool) -> None:
 def test_acquire_refused_changes_nothing_but_a_counter(pool: Pool) -> None:
     """A refusal leaves no record, no event, no agent; the same token may be used again."""
     pool.report((device("gpu-a", 1000),))
-    before = pool.memory()
+    before = pool.stored()
     assert said(pool.acquire(token("a"), memory_mb=1001)) == refused("never_fits")
-    after = pool.memory()
+    after = pool.stored()
     assert after.pop(pool.keys.stats) == {"refused_never_fits": "1"}
     assert after == before
     granted(pool.acquire(token("a"), memory_mb=1000))
@@ -158,7 +158,7 @@ def test_acquire_repeated_in_safe_mode_still_tells_the_lease(pool: Pool) -> None
 
 @pytest.mark.parametrize("way", ["refuse", "cpu"])
 def test_acquire_in_a_closed_pool_is_refused_until_it_opens(pool: Pool, way: str) -> None:
-    """A pool that lost its memory grants nothing for 60 s, and no CPU lease hides it."""
+    """A pool that lost its data grants nothing for 60 s, and no CPU lease hides it."""
     pool.report((device("gpu-a", 1000),), epoch="123")
     assert said(pool.acquire(on_unavailable=way)) == refused("closed")
     pool.live_on(59999)
@@ -172,7 +172,7 @@ def test_verb_without_a_pool_is_not_ready_and_writes_nothing(pool: Pool, verb: s
     """Only a report creates the pool; everybody else learns that there is none."""
     args = {"renew": (token("a"),), "release": (token("a"),)}.get(verb, ())
     assert said(getattr(pool, verb)(*args)) == refused("not_ready")
-    assert pool.memory() == {}
+    assert pool.stored() == {}
 
 
 @pytest.mark.parametrize("verb", ["acquire", "renew", "release", "reap", "report"])
@@ -189,12 +189,12 @@ def test_verb_of_another_protocol_is_refused_and_writes_nothing(pool: Pool, verb
     expected = ["REFUSED", "protocol_mismatch", ""]
     for other in others:
         assert said(pool.run(verb, other, *args[verb])) == expected
-    assert pool.memory() == {}
+    assert pool.stored() == {}
     pool.report((device("gpu-a", 1000),))
-    before = pool.memory()
+    before = pool.stored()
     for other in others:
         assert said(pool.run(verb, other, *args[verb])) == expected
-    assert pool.memory() == before
+    assert pool.stored() == before
 
 
 @pytest.mark.parametrize("schema", ["0", "1", "3", "x"])
@@ -204,11 +204,11 @@ def test_verb_on_a_pool_of_another_schema_is_refused_and_writes_nothing(
     """Scripts never touch a pool whose keys they do not understand."""
     pool.report((device("gpu-a", 1000),))
     pool.redis.hset(pool.keys.pool, "schema", schema)
-    before = pool.memory()
+    before = pool.stored()
     calls = (
         pool.acquire, lambda: pool.renew(token("a")), lambda: pool.release(token("a")), pool.reap,
         lambda: pool.report((device("gpu-a", 2000),)),
     )  # fmt: skip
     for call in calls:
         assert said(call()) == ["REFUSED", "protocol_mismatch", schema]
-    assert pool.memory() == before
+    assert pool.stored() == before

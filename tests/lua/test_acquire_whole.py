@@ -69,9 +69,9 @@ def test_acquire_several_takes_idle_devices_of_one_host_and_model(pool: Pool) ->
     assert [mb for _, mb in got.devices] == [1000, 1000, 1000]
     keys = [pool.keys.lease(uuid, token("three")) for uuid, _ in got.devices]
     assert pool.redis.mget(keys) == [str(got.fence)] * 3
-    before = pool.memory()
+    before = pool.stored()
     assert said(pool.acquire(token("more"), devices=3)) == CROWDED
-    after = pool.memory()
+    after = pool.stored()
     stats = f"{pool.keys.base}:stats"
     assert before.pop(stats, {}) != after.pop(stats)
     assert before == after, "S5: a refusal took something"

@@ -77,7 +77,7 @@ def refuses(pool: Pool, verb: str, *args: Any, naming: str) -> None:
 
 def unchanged(before: dict[str, Any], pool: Pool) -> None:
     """Nothing has changed, but that the pool may remember what time it was."""
-    after = pool.memory()
+    after = pool.stored()
     for memory in (before, after):
         for clock in ("last_ms", "looked_ms"):
             memory[pool.keys.pool].pop(clock)
@@ -87,7 +87,7 @@ def unchanged(before: dict[str, Any], pool: Pool) -> None:
 @pytest.mark.parametrize("name", BAD)
 def test_acquire_malformed_argument_is_refused_by_name(ready: Pool, name: str) -> None:
     """Every argument is checked as text before anything is read into it or written."""
-    before = ready.memory()
+    before = ready.stored()
     for bad in BAD[name]:
         refuses(ready, "acquire", *(DEFAULTS | {name: bad}).values(), naming=name)
     unchanged(before, ready)
@@ -95,7 +95,7 @@ def test_acquire_malformed_argument_is_refused_by_name(ready: Pool, name: str) -
 
 def test_acquire_with_missing_arguments_is_refused(ready: Pool) -> None:
     """A call that stops early is refused, wherever it stops."""
-    before = ready.memory()
+    before = ready.stored()
     names = list(DEFAULTS)
     for count in range(names.index("wait_ms")):
         reply = ready.run("acquire", 1, *list(DEFAULTS.values())[:count])
@@ -112,7 +112,7 @@ def test_acquire_with_more_arguments_than_it_knows_is_granted(ready: Pool) -> No
 
 def test_acquire_bytes_that_are_no_text_are_refused(ready: Pool) -> None:
     """Arguments are bytes: what is not even UTF-8 is refused like any other."""
-    before = ready.memory()
+    before = ready.stored()
     for bad in (b"\xff", b"\xc3\x28", b"\x80abc"):
         refuses(ready, "acquire", *(DEFAULTS | {"agent": bad}).values(), naming="agent")
     unchanged(before, ready)
@@ -121,7 +121,7 @@ def test_acquire_bytes_that_are_no_text_are_refused(ready: Pool) -> None:
 @pytest.mark.parametrize("held", ["held", "unknown"])
 def test_renew_malformed_argument_is_refused_by_name(ready: Pool, held: str) -> None:
     """A renewal with a malformed argument changes nothing, be the token known or not."""
-    before = ready.memory()
+    before = ready.stored()
     for bad in BAD["token"]:
         refuses(ready, "renew", bad, "", "", naming="token")
     for bad in NOT_NUMBERS:
@@ -138,7 +138,7 @@ def test_renew_malformed_argument_is_refused_by_name(ready: Pool, held: str) -> 
 
 def test_release_malformed_argument_is_refused_by_name(ready: Pool) -> None:
     """A release with a malformed argument gives nothing back and plants nothing."""
-    before = ready.memory()
+    before = ready.stored()
     for bad in BAD["token"]:
         refuses(ready, "release", bad, 1, naming="token")
     for bad in (*NOT_NUMBERS, "2"):
@@ -163,7 +163,7 @@ def test_report_malformed_argument_is_refused_by_name(
     ready: Pool, name: str, position: int, bad: tuple[str, ...]
 ) -> None:
     """A report with a malformed argument is refused whole, and does not count as a sign of life."""
-    before = ready.memory()
+    before = ready.stored()
     for value in bad:
         args: list[Any] = ["h1", 15000, 0, "", 0, "test"]
         args[position] = value
@@ -175,12 +175,12 @@ def test_report_malformed_does_not_create_the_pool(pool: Pool) -> None:
     """A first report that is refused leaves nothing behind."""
     refuses(pool, "report", "h/1", 15000, 0, "", 0, "test", naming="host")
     refuses(pool, "report", "h1", 15000, 0, "", 0, "test", "gpu-a", 1, naming="device")
-    assert pool.memory() == {}
+    assert pool.stored() == {}
 
 
 def test_report_with_missing_arguments_is_refused(ready: Pool) -> None:
     """A report that stops before its devices is refused, wherever it stops."""
-    before = ready.memory()
+    before = ready.stored()
     args = ("h1", 15000, 0, "", 0, "test")
     names = ("host", "deadline_ms", "sampled_ms", "epoch", "safe_mode", "version")
     for count, name in enumerate(names):
@@ -195,7 +195,7 @@ NO_LISTS = (",", ",,", "gpu-a=100,", ",gpu-a=100", "gpu-a=100,,gpu-b=100")
 @pytest.mark.parametrize("devices", NO_LISTS)
 def test_renew_with_an_empty_device_in_its_claim_is_refused(ready: Pool, devices: str) -> None:
     """Commas alone are no devices: nothing would be adopted, and called a lease on the CPU."""
-    before = ready.memory()
+    before = ready.stored()
     asked = "100|1|0|30000|0|0|*|*|spread|refuse"
     refuses(ready, "renew", token("z"), 7, "", "", 1, "agent", devices, asked, "client", "1:1",
             naming="devices")  # fmt: skip
@@ -214,7 +214,7 @@ def test_report_with_an_empty_item_in_a_list_is_refused(
     ready: Pool, field: str, items: str
 ) -> None:
     """Every list of a device alike; the list itself, and none, are taken."""
-    before = ready.memory()
+    before = ready.stored()
     for spoilt_list in (",", ",,,", f"{items},", f",{items}", f"{items},,{items}"):
         uuid, fields = device("gpu-a", **{field: spoilt_list})
         pairs = [part for pair in fields.items() for part in pair]

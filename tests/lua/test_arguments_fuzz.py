@@ -149,7 +149,7 @@ def test_verb_that_errs_or_refuses_has_changed_nothing(
     tags: dict[str, int] = {}
     for number in range(CASES):
         args = [rng.choice((1, 1, 1, 1, 1, 1, 1, "1", 2, "")), *spoil(rng, ARGS[verb](rng))]
-        before = pool.memory()
+        before = pool.stored()
         about = f"seed {seed}, call {number}: {verb} {args}"
         try:
             tag, *said = said_of(pool, verb, args)
@@ -159,7 +159,7 @@ def test_verb_that_errs_or_refuses_has_changed_nothing(
         undone = tag in {"REFUSED", "CONFLICT", "UNKNOWN", "AGAIN"} - REMEMBERS.get(verb, set())
         if undone:
             counted = tag == "REFUSED" and said[0] != "bad_request"
-            after = less(pool.memory(), pool, counted=counted)
+            after = less(pool.stored(), pool, counted=counted)
             was = less(before, pool, counted=counted)
             was = {k: v for k, v in was.items() if k in after or ":lease:" not in k}  # native TTL
             assert was == after, f"{about} {tag} {said}"

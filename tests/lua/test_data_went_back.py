@@ -151,10 +151,10 @@ def test_caller_that_has_seen_what_the_pool_knows_closes_nothing(gpu: Pool) -> N
 def test_report_of_a_time_of_no_form_is_refused(gpu: Pool, wrong: str) -> None:
     """S9: it changes nothing; a colon alone says nothing either."""
     gpu.reap()
-    before = gpu.memory()
+    before = gpu.stored()
     reply = said(gpu.report(epoch=wrong))
     assert reply == ["REPORTED"] if wrong == ":" else ["REFUSED", "bad_request", "epoch"]
-    assert wrong == ":" or gpu.memory() == before
+    assert wrong == ":" or gpu.stored() == before
 
 
 @pytest.mark.parametrize(("silent_ms", "closes"), [(PROMISED_MS, False), (PROMISED_MS + 1, True)])

@@ -83,10 +83,10 @@ def test_drain_of_a_lost_device_does_not_list_it_when_undrained(pool: Pool) -> N
 def test_drain_of_what_is_unknown_is_refused(pool: Pool) -> None:
     """And writes nothing."""
     two_hosts(pool)
-    before = pool.memory()
+    before = pool.stored()
     assert said(pool.drain("gpu-z"))[:2] == ["REFUSED", "device_unknown"]
     assert said(pool.drain("h9", "host"))[:2] == ["REFUSED", "host_unknown"]
-    assert pool.memory() == before
+    assert pool.stored() == before
 
 
 def test_drain_writes_one_event(pool: Pool) -> None:
@@ -103,11 +103,11 @@ def test_drain_writes_one_event(pool: Pool) -> None:
 def test_drain_malformed_argument_is_refused_by_name(pool: Pool) -> None:
     """As of every verb: nothing has changed."""
     two_hosts(pool)
-    before = pool.memory()
+    before = pool.stored()
     for name, args in {
         "what": ("rack", "h1", 1, "op", ""), "host": ("host", "h/1", 1, "op", ""),
         "device": ("device", "a b", 1, "op", ""), "drained": ("host", "h1", 2, "op", ""),
         "by": ("host", "h1", 1, "", ""), "why": ("host", "h1", 1, "op", "\0"),
     }.items():  # fmt: skip
         assert said(pool.run("drain", 1, *args)) == ["REFUSED", "bad_request", name]
-    assert pool.memory() == before
+    assert pool.stored() == before

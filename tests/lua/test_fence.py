@@ -69,10 +69,10 @@ def test_acquire_fence_stored_in_the_future_is_followed_exactly(pool: Pool, ahea
 
 
 def test_acquire_fence_of_a_pool_made_anew_is_larger_than_before(pool: Pool) -> None:
-    """When the pool's memory is lost, the next fence is still larger: it comes from the clock."""
+    """When the pool's data are lost, the next fence is still larger: it comes from the clock."""
     pool.report((device("gpu-a", 1000),))
     found = fences(pool, 3)
-    for key in pool.memory():
+    for key in pool.stored():
         pool.redis.delete(key)
     pool.skew(1)
     pool.report((device("gpu-a", 1000),))

@@ -16,12 +16,12 @@ DAY_MS, MINUTE = 86_400_000, 60_000
 
 def start_over(pool: Pool) -> None:
     """Leave nothing of a pool that a hand has spoilt, so that its last audit finds it sound."""
-    pool.redis.delete(*pool.memory())
+    pool.redis.delete(*pool.stored())
     pool.report()
 
 
 def close(pool: Pool, ms: int = 5000) -> None:
-    """Nothing is granted for so long, as after lost memory."""
+    """Nothing is granted for so long, as after data loss."""
     pool.policy(closed_until_ms=pool.reap()[1] + ms)
 
 

@@ -29,9 +29,9 @@ def gpu(pool: Pool) -> Pool:
 def test_reap_with_nothing_over_changes_nothing(gpu: Pool) -> None:
     """A quiet reap writes nothing."""
     gpu.acquire()
-    before = gpu.memory()
+    before = gpu.stored()
     assert said(gpu.reap()) == ["REAPED"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_reap_gives_back_what_expired(gpu: Pool) -> None:

@@ -18,10 +18,10 @@ def gpu(pool: Pool) -> Pool:
 
 def test_release_gives_the_memory_back_at_once(gpu: Pool) -> None:
     """Everything the lease held is free when the answer is there; no grace, no leftover."""
-    before = gpu.memory()
+    before = gpu.stored()
     gpu.acquire(T)
     assert said(gpu.release(T)) == ["RELEASED"]
-    after = gpu.memory()
+    after = gpu.stored()
     assert after.pop(gpu.keys.done(T)).endswith(f"r{gpu.reap()[1]:011x}")
     assert gpu.stats() == {"granted": 1, "released": 1}
     for memory in (before, after):
@@ -36,10 +36,10 @@ def test_release_twice_tells_that_it_was_over(gpu: Pool) -> None:
     """A duplicate changes nothing and says how the lease ended."""
     gpu.acquire(T)
     gpu.release(T)
-    before = gpu.memory()
+    before = gpu.stored()
     for plant in (0, 1):
         assert said(gpu.release(T, plant)) == ["ALREADY", "released"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_release_of_a_token_nobody_had_plants_a_tombstone(gpu: Pool) -> None:
@@ -53,9 +53,9 @@ def test_release_of_a_token_nobody_had_plants_a_tombstone(gpu: Pool) -> None:
 
 def test_release_without_planting_writes_nothing(gpu: Pool) -> None:
     """plant=0 is for doors that make their own tokens (review item F36)."""
-    before = gpu.memory()
+    before = gpu.stored()
     assert said(gpu.release(T, plant=0)) == ["UNKNOWN"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_release_of_an_expired_lease_says_so(gpu: Pool) -> None:
@@ -134,7 +134,7 @@ def test_release_of_everything_leaves_only_the_registry(gpu: Pool) -> None:
     for n in range(5):
         gpu.release(token(n))
     gpu.redis.delete(*(gpu.keys.done(token(n)) for n in range(5)))
-    kinds = {key.removeprefix(gpu.keys.base).split(":")[1] for key in gpu.memory()}
+    kinds = {key.removeprefix(gpu.keys.base).split(":")[1] for key in gpu.stored()}
     assert kinds == {
         "pool", "events", "deadlines", "hosts", "host", "devices", "device", "models",
         "fits", "free", "idle", "idlehosts",

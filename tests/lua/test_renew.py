@@ -63,19 +63,19 @@ def test_renew_never_goes_past_max_hold(gpu: Pool) -> None:
 def test_renew_with_another_fence_is_lost(gpu: Pool) -> None:
     """Another fence is another holder: superseded, and the lease itself is untouched."""
     fence = granted(gpu.acquire(T)).fence
-    before = gpu.memory()
+    before = gpu.stored()
     for other in (fence - 1, fence + 1, 0, f"0{fence}", str(fence)[:-1]):
         assert said(gpu.renew(T, str(other)[:16])) == ["LOST", "superseded"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
     assert gpu.renew(T, str(fence))[0] == "RENEWED"
     assert gpu.renew(T, "")[0] == "RENEWED", "empty is not compared"
 
 
 def test_renew_of_a_token_nobody_had_is_unknown(gpu: Pool) -> None:
     """Nothing is known of it, and nothing is written about it."""
-    before = gpu.memory()
+    before = gpu.stored()
     assert said(gpu.renew(T, "5")) == ["UNKNOWN"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_renew_after_expiry_is_lost_and_stays_lost(gpu: Pool) -> None:
@@ -143,16 +143,16 @@ def test_renew_of_a_cpu_lease_extends_it(gpu: Pool) -> None:
 def test_renew_leaves_the_rest_of_the_pool_alone(gpu: Pool) -> None:
     """A renewal is no event, moves no capacity and counts nothing; the pool remembers the time."""
     gpu.acquire(T)
-    before = gpu.memory()
+    before = gpu.stored()
     gpu.skew(100)
     gpu.renew(T)
-    after = gpu.memory()
+    after = gpu.stored()
     changed = {key for key in after if after[key] != before.get(key)}
     assert changed - {gpu.keys.pool} == {gpu.keys.record(T), gpu.keys.deadlines}
 
 
 def test_renew_works_in_safe_mode_and_in_a_closed_pool(gpu: Pool) -> None:
-    """Holders are heard whatever the policy says."""
+    """Holders renew whatever the policy says."""
     gpu.acquire(T)
     gpu.policy(safe_mode=1, closed_until_ms=9_999_999_999_999)
     assert gpu.renew(T)[0] == "RENEWED"

@@ -67,9 +67,9 @@ def test_report_changes_no_policy_that_was_set(pool: Pool) -> None:
 
 
 def test_report_that_remembers_an_epoch_closes_an_empty_store(pool: Pool) -> None:
-    """Who has seen the pool before knows that its memory is lost: 60 s for holders first."""
+    """Who has seen the pool before knows that its data are lost: 60 s for holders first."""
     epoch = pool.report((device("gpu-a", 1000),))[3]
-    for key in pool.memory():
+    for key in pool.stored():
         pool.redis.delete(key)
     pool.skew(1)
     reply = pool.report((device("gpu-a", 1000),), epoch=epoch)
@@ -123,10 +123,10 @@ def test_report_in_several_calls_keeps_what_the_first_said(pool: Pool) -> None:
 def test_report_of_64_devices_is_taken_and_of_65_refused(pool: Pool) -> None:
     """One call carries at most 64 devices: what is more changes nothing."""
     assert said(pool.report(tuple(device(f"gpu-{n}") for n in range(64)))) == ["REPORTED"]
-    before = pool.memory()
+    before = pool.stored()
     answer = said(pool.report(tuple(device(f"new-{n}") for n in range(65))))
     assert answer == ["REFUSED", "bad_request", "devices"]
-    assert pool.memory() == before
+    assert pool.stored() == before
 
 
 def test_report_unchanged_writes_no_event_and_moves_no_index(pool: Pool) -> None:
@@ -134,10 +134,10 @@ def test_report_unchanged_writes_no_event_and_moves_no_index(pool: Pool) -> None
     devices = (device("gpu-a", 1000), device("gpu-b", 2000, used_mb=100))
     pool.report(devices)
     pool.acquire()
-    before = pool.memory()
+    before = pool.stored()
     pool.skew(400)
     pool.report(devices)
-    after = pool.memory()
+    after = pool.stored()
     changed = {key for key in after if after[key] != before.get(key)}
     listed = {pool.keys.device(uuid) for uuid, _ in devices}
     assert changed - {pool.keys.pool} == {pool.keys.deadlines, pool.keys.host("h1"), *listed}

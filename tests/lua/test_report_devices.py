@@ -173,9 +173,9 @@ def test_report_of_a_field_of_the_ledger_is_refused(pool: Pool, field: str) -> N
     """A reporter says how a device is, never what was promised on it."""
     pool.report((device("gpu-a", 1000),))
     pool.acquire(exclusive=1)
-    before = pool.memory()
+    before = pool.stored()
     assert said(pool.report((device("gpu-a", 1000, **{field: 0}),))) == BAD_DEVICE
-    assert pool.memory() == before
+    assert pool.stored() == before
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_report_of_a_field_of_the_ledger_is_refused(pool: Pool, field: str) -> N
 def test_report_of_a_malformed_list_is_refused_whole(pool: Pool, listed: tuple[Any, ...]) -> None:
     """Nothing of a report is taken whose list of devices is not in order to its end."""
     pool.report((device("gpu-a", 1000),))
-    before = pool.memory()
+    before = pool.stored()
     whole = ("gpu-b", 2, "total_mb", 500, "state", "ok")
     reply = pool.run("report", 1, "h1", 15000, 0, "", 0, "test", *whole, *listed)
     assert said(reply)[:2] == BAD_DEVICE[:2]
     assert reply[6] in {"device", listed[-1]}, "named is the device, or the field without a value"
-    assert pool.memory() == before
+    assert pool.stored() == before
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_report_of_a_malformed_field_is_refused_by_name(
 ) -> None:
     """Each field has its form; `away` is the broker's own word."""
     pool.report((device("gpu-a", 1000),))
-    before = pool.memory()
+    before = pool.stored()
     for value in bad:
         answer = said(pool.report((("gpu-a", device("gpu-a")[1] | {field: value}),)))
         assert answer == ["REFUSED", "bad_request", field], value
-    assert pool.memory() == before
+    assert pool.stored() == before

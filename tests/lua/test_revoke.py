@@ -80,9 +80,9 @@ def test_revoke_on_a_real_device_cools_like_an_expiry(pool: Pool, force: int) ->
 
 def test_revoke_of_what_is_over_or_unknown_says_so(gpu: Pool) -> None:
     """Nothing is revoked twice, and nothing is written of what nobody had."""
-    before = gpu.memory()
+    before = gpu.stored()
     assert said(gpu.revoke(token("nobody"))) == ["UNKNOWN"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
     gpu.release(T)
     for force in (0, 1):
         assert said(gpu.revoke(T, force)) == ["ALREADY", "released"]
@@ -120,11 +120,11 @@ def test_revoke_in_the_window_after_a_leap_ends_the_lease_at_its_renewal(pool: P
 
 def test_revoke_malformed_argument_is_refused_by_name(gpu: Pool) -> None:
     """As of every verb: nothing has changed."""
-    before = gpu.memory()
+    before = gpu.stored()
     for name, args in {
         "token": ("short", 0, "op", ""), "force": (T, 2, "op", ""), "by": (T, 0, "", ""),
         "why": (T, 0, "op", "a\nb"),
     }.items():  # fmt: skip
         assert said(gpu.run("revoke", 1, *args)) == ["REFUSED", "bad_request", name]
     assert said(gpu.run("revoke", 2, T, 0, "op", "")) == ["REFUSED", "protocol_mismatch", ""]
-    assert gpu.memory() == before
+    assert gpu.stored() == before

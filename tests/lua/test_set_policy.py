@@ -49,10 +49,10 @@ def test_set_policy_is_obeyed_by_the_next_grant(gpu: Pool) -> None:
 def test_set_policy_in_safe_mode_sets_nothing_but_safe_mode(gpu: Pool) -> None:
     """While it is on, no policy is written; switching it off is."""
     gpu.set_policy(safe_mode=1)
-    before = gpu.memory()
+    before = gpu.stored()
     for fields in ({"default_memory_mb": 5}, {"safe_mode": 1, "default_memory_mb": 5}):
         assert said(gpu.set_policy(**fields)) == ["REFUSED", "safe_mode", ""], fields
-    assert gpu.memory() == before
+    assert gpu.stored() == before
     assert said(gpu.set_policy(safe_mode=0))[0] == "POLICY"
     assert said(gpu.set_policy(default_memory_mb=5))[0] == "POLICY"
 
@@ -74,21 +74,21 @@ def test_set_policy_with_one_bad_field_sets_none(
     gpu: Pool, fields: dict[str, Any], naming: str | None
 ) -> None:
     """All or nothing, and the bad one is named."""
-    before = gpu.memory()
+    before = gpu.stored()
     good = {"default_memory_mb": 77} if fields and "default_memory_mb" not in fields else {}
     naming = naming or next(iter(fields))
     assert said(gpu.set_policy(**(good | fields))) == ["REFUSED", "bad_request", naming]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_set_policy_with_a_field_that_lacks_its_value_sets_none(gpu: Pool) -> None:
     """A list that stops early is refused; so is a caller without a name."""
-    before = gpu.memory()
+    before = gpu.stored()
     odd = ("default_memory_mb", 77, "expiry_grace_s")
     assert said(gpu.run("set_policy", 1, "op", *odd))[:2] == ["REFUSED", "bad_request"]
     answer = said(gpu.run("set_policy", 1, "", "expiry_grace_s", 1))
     assert answer == ["REFUSED", "bad_request", "by"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_what_a_change_still_hands_on_is_under_one_policy(pool: Pool) -> None:

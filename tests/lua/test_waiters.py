@@ -28,7 +28,7 @@ def wait(pool: Pool, name: str, **ask: object) -> list[object]:
 
 def quiet(pool: Pool) -> None:
     """Nobody waits, and no key says otherwise."""
-    kinds = {key.removeprefix(pool.keys.base + ":").split(":")[0] for key in pool.memory()}
+    kinds = {key.removeprefix(pool.keys.base + ":").split(":")[0] for key in pool.stored()}
     assert not kinds & {"line", "wants", "parked", "freed"}
     assert pool.hash("pool")["waiting"] == "0"
 

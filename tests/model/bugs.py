@@ -1,7 +1,7 @@
 """Bugs that the model must find: each a small change of the scripts' text, and what it breaks.
 
 The ten of the test plan, as far as there are such in these scripts, and some that this broker could
-have: lost memory, offers, what is withheld, what is reserved.
+have: data loss, offers, what is withheld, what is reserved.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ GENERAL_BUGS = (
         seed=421,
     ),
     Bug(
-        "a pool that lost memory stays open",
+        "a pool that lost data stays open",
         (
             (
                 "elseif v[1] ~= run_id or",

@@ -157,7 +157,7 @@ def test_catching_up_ends_though_the_pool_goes_on(pool: TestBroker) -> None:
 
 
 def test_new_stream_is_followed_from_its_beginning() -> None:
-    """A store that lost its memory says so, and nothing of what came since is missed."""
+    """A store that lost its data says so, and nothing of what came since is missed."""
     with running_broker() as own, LeaseClient(Store(own.url)) as client:
         pair(own)
         with Follower(client, last_of(client.events(1))) as follower:

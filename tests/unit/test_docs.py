@@ -137,7 +137,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
     pool.redis.zadd(f"{pool.keys.base}:drains", {"device:gone": 1})
     rows = {re.sub(r"<\w+>", r"[^:]+", key): what for key, what in keys_of_the_table().items()}
     seen = set()
-    for key in pool.memory():
+    for key in pool.stored():
         name = key.removeprefix(f"{pool.keys.base}:")
         (row,) = [row for row in rows if re.fullmatch(row, name)]
         kind, ttl = rows[row]

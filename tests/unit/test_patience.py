@@ -419,7 +419,7 @@ def test_acquire_on_a_replica_is_store_unavailable(admin: redis.Redis, agent: Le
 def test_acquire_during_a_failover_is_granted_after_it(
     admin: redis.Redis, agent: LeaseClient
 ) -> None:
-    """A replica that becomes the primary within the deadline grants once holders were heard."""
+    """A replica that becomes the primary within the deadline grants once holders have renewed."""
     agent.deadline_s = 5
     admin.execute_command("REPLICAOF", "127.0.0.1", free_port())
     timer = threading.Timer(0.4, admin.execute_command, ("REPLICAOF", "NO", "ONE"))

@@ -176,10 +176,10 @@ def full(server: Server) -> Iterator[Pool]:
 
 def test_acquire_on_a_full_store_is_refused_whole(server: Server, full: Pool) -> None:
     """S9: the script does not start, and nothing has changed; callers are told store_full."""
-    before = full.memory()
+    before = full.stored()
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         full.acquire(memory_mb=1)
-    assert full.memory() == before
+    assert full.stored() == before
     store = Store(server.socket_url)
     with (
         LeaseClient(store, pool=full.keys.pool_name, hostname="h1") as client,

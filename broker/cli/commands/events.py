@@ -34,7 +34,7 @@ LAST: Final = 20
 KEPT: Final = 20_000
 """More than the stream ever has: Redis trims it to 10,000, give or take a node of a hundred."""
 
-LOST: Final = "some events were lost: they were trimmed, or the store lost its memory"
+LOST: Final = "some events were lost: they were trimmed, or the store lost its data"
 
 TROUBLE: Final = frozenset({
     "expired", "revoked", "revoke", "lapsed", "host_away", "drained", "found", "quarantined", "xid",

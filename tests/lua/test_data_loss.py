@@ -1,4 +1,4 @@
-"""Lost memory: another server took over, or everything is gone; holders get back what they hold."""
+"""Data loss: another server took over, or everything is gone; holders get back what they hold."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def adopt(pool: Pool, name: str, grant: Granted, **other: str) -> list[object]:
 
 
 def test_another_server_closes_the_pool_for_ten_seconds(gpu: Pool) -> None:
-    """No new grants until holders have been heard; joining the line, renew and release go on."""
+    """No new grants until holders have renewed; joining the line, renew and release go on."""
     held = granted(gpu.acquire(A))
     fail_over(gpu)
     assert said(gpu.acquire(B)) == ["REFUSED", "closed", ""]
@@ -286,24 +286,24 @@ def test_a_claim_that_is_not_well_formed_is_refused(gpu: Pool, field: str, value
     held = forgotten(gpu, A)
     fail_over(gpu)
     gpu.reap()
-    before = gpu.memory()
+    before = gpu.stored()
     assert adopt(gpu, A, held, **{field: value}) == ["REFUSED", "bad_request", field]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_a_claim_that_is_not_well_formed_closes_no_pool(gpu: Pool) -> None:
     """S9: it named an older pool, which closed this one before its form was looked at."""
     held = forgotten(gpu, A)
     gpu.reap()
-    before = gpu.memory()
+    before = gpu.stored()
     assert adopt(gpu, A, held, epoch="1", pid="x") == ["REFUSED", "bad_request", "pid"]
-    assert gpu.memory() == before
+    assert gpu.stored() == before
 
 
 def test_a_pool_that_somebody_remembers_is_closed_for_a_minute(gpu: Pool) -> None:
     """FLUSHALL: the first report makes it anew, and says that there was one before."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
-    gpu.redis.delete(*gpu.memory())
+    gpu.redis.delete(*gpu.stored())
     gpu.skew(1000)
     gpu.report((device("gpu-a", 1000),), epoch=epoch)
     assert said(gpu.acquire(B, memory_mb=100)) == ["REFUSED", "closed", ""]
@@ -315,7 +315,7 @@ def test_a_pool_that_somebody_remembers_is_closed_for_a_minute(gpu: Pool) -> Non
 def test_a_holder_tells_a_pool_that_was_made_by_who_knew_of_none(gpu: Pool) -> None:
     """Its first renewal closes it, up to a minute after its making and not again after that."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
-    gpu.redis.delete(*gpu.memory())
+    gpu.redis.delete(*gpu.stored())
     gpu.skew(1000)
     gpu.report((device("gpu-a", 1000), device("gpu-b", 1000)))
     assert gpu.hash("pool")["closed_until_ms"] == "0"
@@ -329,7 +329,7 @@ def test_a_holder_tells_a_pool_that_was_made_by_who_knew_of_none(gpu: Pool) -> N
 def test_memory_used_by_an_adopted_lease_is_not_a_stranger_s(gpu: Pool) -> None:
     """The device was registered anew while its holder used it: what it uses counts once."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
-    gpu.redis.delete(*gpu.memory())
+    gpu.redis.delete(*gpu.stored())
     gpu.skew(1000)
     busy = [device(uuid, 1000, used_mb=950) for uuid in ("gpu-a", "gpu-b")]
     gpu.report(tuple(busy), epoch=epoch)

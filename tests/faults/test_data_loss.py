@@ -126,7 +126,7 @@ def stopped(store: EmbeddedStore, client: LeaseClient) -> None:
 
 @pytest.mark.parametrize("functions", [False, True], ids=["scripts", "functions"])
 @pytest.mark.parametrize("how", ["backup", "backup without its note", "only the data"])
-def test_backup_of_a_clean_stop_grants_nothing_before_holders_are_heard(
+def test_backup_of_a_clean_stop_grants_nothing_before_holders_renew(
     folder: Path, how: str, functions: bool
 ) -> None:
     """Made, and put back, within seconds; its pool lacks the name of a server as after any stop."""

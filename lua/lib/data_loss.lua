@@ -1,4 +1,4 @@
--- memory: what the pool may have forgotten, and what of it is over: what few calls need of clock.lua.
+-- data_loss: what the pool may have forgotten, and what of it is over: what few calls need of clock.lua.
 --
 -- Data that go back are noticed by any one of these, whatever the others say: another server
 -- (look), a library that was loaded anew, or has seen the pool later (compare_lives), a long
