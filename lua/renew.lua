@@ -5,15 +5,15 @@
 -- ARGV[2]  token     str
 -- ARGV[3]  fence     int   by acquire; empty = not compared; one the pool cannot know proves lost data
 -- ARGV[4]  ttl_ms    int   from now; 0 = no expiry; empty = as at the grant
--- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's; whose it is from now on, when adopted
--- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may adopt it
+-- ARGV[5]  owner     str   whose it must be, else it is UNKNOWN; empty or not there = anybody's; whose it is from now on, when recovered
+-- ARGV[6]  epoch     str   of the grant; this and the rest are said when it was UNKNOWN just now: the pool may recover it
 -- ARGV[7]  agent     str   as granted
 -- ARGV[8]  devices   str   uuid=mb,... as granted; empty on the CPU
 -- ARGV[9]  request   str   arguments 4 to 13 of its acquire, joined by |
 -- ARGV[10] client    str   as in its acquire
 -- ARGV[11] pid       str   as in its acquire
 -- reply    RENEWED expires_at_ms remaining_ms notice | REFUSED reason detail | LOST reason | UNKNOWN | AGAIN
--- keeps    S1: adopted only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
+-- keeps    S1: recovered only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
 
 local MOST_DEVICES, LONGEST_MS, A_DAY_US = 64, 604800000, 86400000000
@@ -27,18 +27,18 @@ if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then S.bad = S.bad or 'ttl_ms' end
 local epoch = ARGV[6] and word(6, 'epoch', '^%d+$', 16)
 
 -- What the holder says of its lease, by its form: nothing of it is written, or believed, before all of it has one.
-local claim = nil
+local recovery = nil
 if epoch then
-  claim = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client', '^[%w._-]*$', 64),
+  recovery = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client', '^[%w._-]*$', 64),
     pid = word(11, 'pid', '^[%d:]*$', 40), taken = ARGV[8], held = {} }
-  claim.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
-  local numbers = { string.match(claim.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
+  recovery.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
+  local numbers = { string.match(recovery.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
   for i = 1, #numbers do
     if #numbers[i] > 13 then S.bad = S.bad or 'request' end
   end
-  claim.alone = numbers[3] == '1' or numbers[2] ~= '1'
-  claim.ttl_ms, claim.hold_ms = numbers[4], (numbers[5] or 0) + 0
-  local asked_ms = (claim.ttl_ms or 0) + 0
+  recovery.alone = numbers[3] == '1' or numbers[2] ~= '1'
+  recovery.ttl_ms, recovery.hold_ms = numbers[4], (numbers[5] or 0) + 0
+  local asked_ms = (recovery.ttl_ms or 0) + 0
   if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then S.bad = S.bad or 'request' end
   if fence == '' or fence + 0 > S.now_us + A_DAY_US then S.bad = S.bad or 'fence' end
   local named = {}
@@ -47,15 +47,15 @@ if epoch then
     if not uuid or #mb > 13 or named[uuid] then
       S.bad = S.bad or 'devices'
     else
-      claim.held[#claim.held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
+      recovery.held[#recovery.held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
     end
   end
-  if #claim.held > MOST_DEVICES then S.bad = S.bad or 'devices' end
+  if #recovery.held > MOST_DEVICES then S.bad = S.bad or 'devices' end
 end
 if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
 
 if fence ~= '' and owner == '' and fence + 0 > v[8] + 0 then B.witness(token, fence + 0) end
-if claim then B.remembered(epoch) end
+if recovery then B.remembered(epoch) end
 catch_up(token)
 
 local record = P .. 'record:' .. token
@@ -63,11 +63,11 @@ v = B.read(record)
 if v[1] == 'active' and v[4] + 0 < S.now and B.unnoticed(token, v[4] + 0) then v = B.read(record) end
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
-if not v[1] or waits and claim then
+if not v[1] or waits and recovery then
   local outcome = not waits and B.ended(token)
   if outcome then return reply('LOST', outcome) end
-  if not claim then return reply('UNKNOWN') end
-  local refused, how = B.adopt(token, fence, claim, waits, v[8] or owner)
+  if not recovery then return reply('UNKNOWN') end
+  local refused, how = B.recover(token, fence, recovery, waits, v[8] or owner)
   if refused == 'UNKNOWN' then return reply('UNKNOWN') end
   if refused == 'AGAIN' then return reply('AGAIN') end
   if refused then return reply('LOST', how) end

@@ -77,7 +77,7 @@ class Pool:
                 self.redis.script_load(script.source)
 
     def load(self, *, anew: bool = False) -> None:
-        """Put the library on the server; `anew`: as another server has it, which has seen no pool."""
+        """Put the library on the server; `anew`: as another server has it, of no pool yet."""
         try:
             self.redis.function_load(self.library.source, replace=anew)
         except ResponseError as error:

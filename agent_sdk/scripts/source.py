@@ -25,7 +25,7 @@ CORE = ("time", "clock", "deadlines")
 REST = (
     "events", "devices", "ledger", "placement", "tombstones", "ending", "data_loss", "unleased",
     "reaper", "waiters", "reservations", "reservable", "line", "serving", "findings", "names",
-    "registry", "forgetting", "adoption",
+    "registry", "forgetting", "recovery",
 )  # fmt: skip
 """The others, in theirs."""
 

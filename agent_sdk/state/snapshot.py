@@ -61,7 +61,7 @@ class PoolStatus(PolicyValues):
 
     @property
     def active_leases(self) -> int:
-        """GPU leases that live now: granted, or adopted, and not ended."""
+        """GPU leases that live now: granted, or recovered, and not ended."""
         return self._live("")
 
     @property
@@ -71,7 +71,7 @@ class PoolStatus(PolicyValues):
 
     def _live(self, kind: str) -> int:
         ended = sum(self.stats.get(kind + how, 0) for how in ("released", "expired", "revoked"))
-        return sum(self.stats.get(kind + how, 0) for how in ("granted", "adopted")) - ended
+        return sum(self.stats.get(kind + how, 0) for how in ("granted", "recovered")) - ended
 
 
 @dataclass(frozen=True, slots=True)

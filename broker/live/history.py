@@ -89,7 +89,7 @@ class History:
             granted = event.event == "granted"
             ended = event.event in ENDED and "fence" in event.fields
             minute.granted += granted
-            begun = granted or event.event == "adopted"
+            begun = granted or event.event == "recovered"
             minute.ended += ended
             if begun or ended:
                 self._leased_mb += (begun - ended) * sum(mb or 0 for _, mb in event.devices)

@@ -73,13 +73,13 @@ def _leases(pool: PoolStatus) -> Iterator[Metric]:
         for how in ENDS:
             ended.add_metric([kind, how], pool.stats.get(f"{prefix}{how}", 0))
     yield granted
-    adopted = CounterMetricFamily(
-        "gpu_broker_adoptions", "Leases that the pool had forgotten, and took up again.",
+    recovered = CounterMetricFamily(
+        "gpu_broker_recoveries", "Leases that the pool had forgotten, and recovered.",
         labels=["kind"],
     )  # fmt: skip
     for kind, prefix in (("gpu", ""), ("cpu", "cpu_")):
-        adopted.add_metric([kind], pool.stats.get(f"{prefix}adopted", 0))
-    yield adopted
+        recovered.add_metric([kind], pool.stats.get(f"{prefix}recovered", 0))
+    yield recovered
     yield ended
     refused = CounterMetricFamily(
         "gpu_broker_refusals", "Requests that were refused, by code.", labels=["reason"]

@@ -7,9 +7,8 @@
 -- is reaped and overdue leases may still be renewed, so that live holders come first.
 --
 -- Data may go back behind what holders remember: a restart, a failover, a backup that was put back,
--- a pool made anew. Then the pool is closed for a while: nothing is granted, and holders whose
--- leases it has forgotten get them back (`adopt` in renew.lua). How that is noticed is in
--- data_loss.lua.
+-- a pool made anew. Then the pool is closed for a while: nothing is granted, and leases that
+-- it has forgotten are recovered (recovery.lua). How that is noticed is in data_loss.lua.
 --
 -- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text(): handing one over as it is
 -- costs twice as much. `..` rounds it (1.7955e+15).

@@ -97,7 +97,7 @@ def test_grant_that_data_put_back_lack_is_brought_back_by_its_holder(
             redis.execute_command("DEBUG", "RELOAD", "NOSAVE")
         eventually(lambda: known(client, lease.token), HEARD_S)
         check_closed(client)
-        assert client.pool().stats["adopted"] == 1
+        assert client.pool().stats["recovered"] == 1
         assert not lease.lost
     audit(client.redis, client.keys)
 
@@ -150,7 +150,7 @@ def test_backup_of_a_clean_stop_grants_nothing_before_holders_renew(
         store, late = started(folder)
         check_closed(late)
         eventually(lambda: known(late, lease.token), HEARD_S)
-        assert late.pool().stats["adopted"] == 1
+        assert late.pool().stats["recovered"] == 1
         assert not lease.lost
     client.close()
     stopped(store, late)

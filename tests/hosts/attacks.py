@@ -307,10 +307,10 @@ def flushed(world: World) -> Seen:
     time.sleep(2)
     outcome = fleet.pool.finish()
     seen = figures(outcome) | {
-        "adopted": sum(event.event == "adopted" for event in outcome.said.events),
+        "recovered": sum(event.event == "recovered" for event in outcome.said.events),
         "leases_after_s": min(w.since for w in outcome.history.windows if w.asked_at > gone) - gone,
     }
-    wrong = [] if seen["adopted"] else ["no lease was recovered"]
+    wrong = [] if seen["recovered"] else ["no lease was recovered"]
     return Seen(seen, outcome.violations + wrong)
 
 

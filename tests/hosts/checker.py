@@ -29,7 +29,7 @@ CLOSED_S, LONG_S, PAUSE_S = 10.0, 10.0, 30.0
 READ_MS = 20
 """Error of comparing two clocks of one machine by reading one after the other."""
 
-BEGINS = frozenset({"granted", "adopted"})
+BEGINS = frozenset({"granted", "recovered"})
 
 ENDS = frozenset({"released", "expired", "revoked"})
 
@@ -163,7 +163,7 @@ def _stream(pool: PoolSaid, faults: Sequence[Fault]) -> Iterator[str]:
     for event in pool.events:
         token = event.token or ""
         match event.event:
-            case "granted" | "adopted" as how:
+            case "granted" | "recovered" as how:
                 if token in granted:
                     yield f"granted twice: {token}"
                 granted.add(token)
@@ -205,7 +205,7 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
 
 
 def forgotten(windows: list[Window], pool: PoolSaid) -> set[str]:
-    """The tokens that were granted, and the pool knows nothing of that, though it may have adopted
+    """The tokens that were granted, and the pool knows nothing of that, though it may have recovered
     some of them.
     """
     return {w.token for w in windows} - {e.token for e in pool.events if e.event == "granted"}

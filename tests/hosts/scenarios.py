@@ -348,7 +348,7 @@ def _after_failover(outcome: Outcome, began: float, answered_at: float, wrong: l
         "named_after_s": answered_at - began,
         "calls_after_s": back_s,
         "leases_after_s": granted - answered_at,
-        "adopted": sum(event.event == "adopted" for event in outcome.said.events),
+        "recovered": sum(event.event == "recovered" for event in outcome.said.events),
         "forgotten": len(forgotten(outcome.history.windows, outcome.said)),
     }
     return Seen(seen, outcome.violations + wrong)

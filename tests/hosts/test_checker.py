@@ -278,13 +278,13 @@ def test_overlap_after_a_failover_is_a_violation_without_that() -> None:
         assert any(wrong.startswith("together") for wrong in story.wrong())
 
 
-def test_lease_that_was_forgotten_and_adopted_is_accounted_for() -> None:
+def test_lease_that_was_forgotten_and_recovered_is_accounted_for() -> None:
     """It is on its device from then on, with the fence that it had."""
     story = after_failover()
     story.faults = [Fault("failover", 1.5, 2, failover=True)]
     older = window_of(story, "older")
     about = {"token": "older", "devices": "SIM-a-0=1000", "fence": str(older.fence)}
-    story.tell(2.5, "adopted", **about)
+    story.tell(2.5, "recovered", **about)
     older.lost, older.ended_at = None, 4.9
     assert [wrong.partition(":")[0] for wrong in story.wrong()] == ["over capacity"]
     story.tell(4.91, "released", **about)

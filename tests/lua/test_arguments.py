@@ -194,7 +194,7 @@ NO_LISTS = (",", ",,", "gpu-a=100,", ",gpu-a=100", "gpu-a=100,,gpu-b=100")
 
 @pytest.mark.parametrize("devices", NO_LISTS)
 def test_renew_with_an_empty_device_in_its_claim_is_refused(ready: Pool, devices: str) -> None:
-    """Commas alone are no devices: nothing would be adopted, and called a lease on the CPU."""
+    """Commas alone are no devices: nothing would be recovered, and called a lease on the CPU."""
     before = ready.stored()
     asked = "100|1|0|30000|0|0|*|*|spread|refuse"
     refuses(ready, "renew", token("z"), 7, "", "", 1, "agent", devices, asked, "client", "1:1",

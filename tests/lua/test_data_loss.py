@@ -36,7 +36,7 @@ def forgotten(pool: Pool, name: str, **ask: object) -> Granted:
     return grant
 
 
-def adopt(pool: Pool, name: str, grant: Granted, **other: str) -> list[object]:
+def recover(pool: Pool, name: str, grant: Granted, **other: str) -> list[object]:
     """Renew as a holder whose lease was unknown a moment ago."""
     claim = {
         "fence": str(grant.fence), "ttl_ms": "30000", "owner": "",
@@ -97,38 +97,38 @@ def test_what_a_failover_may_have_renewed_is_not_reaped_while_closed(gpu: Pool) 
     assert said(gpu.renew(A, str(held.fence))) == ["LOST", "expired"]
 
 
-def test_a_forgotten_lease_is_adopted_as_it_was(gpu: Pool) -> None:
+def test_a_forgotten_lease_is_recovered_as_it_was(gpu: Pool) -> None:
     """The same devices, fence and request: a repeat of its acquire finds it again."""
     held = forgotten(gpu, A)
     fail_over(gpu)
-    assert adopt(gpu, A, held)[0] == "RENEWED"
+    assert recover(gpu, A, held)[0] == "RENEWED"
     record = gpu.hash(f"record:{A}")
     assert (record["state"], record["fence"]) == ("active", str(held.fence))
     assert record["granted_at_ms"] == str(held.fence // 1000)
     assert gpu.number(held.devices[0][0], "leased_mb") == 900
     assert granted(gpu.acquire(A)).devices == held.devices
-    assert (gpu.stats()["adopted"], gpu.events().count("adopted")) == (1, 1)
+    assert (gpu.stats()["recovered"], gpu.events().count("recovered")) == (1, 1)
     assert gpu.release(A)[0] == "RELEASED"
 
 
-def test_a_lease_adopted_for_an_owner_is_theirs_and_ends_in_time(gpu: Pool) -> None:
-    """It was adopted, then found to be nobody's, and left to live for ever without a deadline."""
+def test_a_lease_recovered_for_an_owner_is_theirs_and_ends_in_time(gpu: Pool) -> None:
+    """It was recovered, then found to be nobody's, and left to live for ever without a deadline."""
     held = forgotten(gpu, A)
     fail_over(gpu)
-    assert adopt(gpu, A, held, owner="me")[0] == "RENEWED"
+    assert recover(gpu, A, held, owner="me")[0] == "RENEWED"
     assert gpu.hash(f"record:{A}")["owner"] == "me"
     assert said(gpu.run("renew", 1, A, "", "", "another")) == ["UNKNOWN"]
     gpu.live_on(30_001)
     assert said(gpu.renew(A, str(held.fence))) == ["LOST", "expired"]
 
 
-def test_who_waits_is_adopted_for_its_own_owner_only(gpu: Pool) -> None:
+def test_who_waits_is_recovered_for_its_own_owner_only(gpu: Pool) -> None:
     """The pool still knows it as it was before its grant, and whose it is."""
     held = forgotten(gpu, A)
     fail_over(gpu)
     gpu.acquire(A, owner="me", memory_mb=900, wait_ms=60_000)
-    assert adopt(gpu, A, held, owner="another") == ["UNKNOWN"]
-    assert adopt(gpu, A, held)[0] == "RENEWED"
+    assert recover(gpu, A, held, owner="another") == ["UNKNOWN"]
+    assert recover(gpu, A, held)[0] == "RENEWED"
     assert gpu.hash(f"record:{A}")["owner"] == "me"
 
 
@@ -138,50 +138,50 @@ def test_a_failover_closes_the_pool_for_who_remembers_an_older_one_too(gpu: Pool
     older = str(int(gpu.hash("pool")["epoch"]) - 1)
     gpu.skew(FORGOT_MS + 1000)
     fail_over(gpu)
-    assert adopt(gpu, A, held, epoch=older)[0] == "RENEWED"
+    assert recover(gpu, A, held, epoch=older)[0] == "RENEWED"
     closed_ms = int(gpu.hash("pool")["closed_until_ms"]) - int(gpu.hash("pool")["last_ms"])
     assert closed_ms == FAILOVER_MS
     assert said(gpu.acquire(B)) == ["REFUSED", "closed", ""]
 
 
-def test_a_forgotten_whole_device_is_adopted_whole(gpu: Pool) -> None:
+def test_a_forgotten_whole_device_is_recovered_whole(gpu: Pool) -> None:
     """Alone on it again; and not where somebody else is."""
     held = forgotten(gpu, A, exclusive=1)
     fail_over(gpu)
     whole = REQUEST.replace("900|1|0", "900|1|1")
-    assert adopt(gpu, A, held, request=whole)[0] == "RENEWED"
+    assert recover(gpu, A, held, request=whole)[0] == "RENEWED"
     assert gpu.hash(f"device:{held.devices[0][0]}")["exclusive"] == A
-    assert adopt(gpu, B, held, request=REQUEST.replace("900", "1")) == ["AGAIN"]
+    assert recover(gpu, B, held, request=REQUEST.replace("900", "1")) == ["AGAIN"]
 
 
-def test_a_forgotten_cpu_lease_is_adopted(gpu: Pool) -> None:
+def test_a_forgotten_cpu_lease_is_recovered(gpu: Pool) -> None:
     """It needs no room."""
     held = forgotten(gpu, A, memory_mb=900, model="m1", on_unavailable="cpu")
     fail_over(gpu)
-    assert adopt(gpu, A, held, devices="")[0] == "RENEWED"
-    assert gpu.stats()["cpu_adopted"] == 1
+    assert recover(gpu, A, held, devices="")[0] == "RENEWED"
+    assert gpu.stats()["cpu_recovered"] == 1
 
 
-def test_the_fence_goes_on_from_an_adopted_one(gpu: Pool) -> None:
+def test_the_fence_goes_on_from_an_recovered_one(gpu: Pool) -> None:
     """S3: the next grant is greater, although the server's clock may be behind."""
     held = forgotten(gpu, A)
     fail_over(gpu)
     gpu.redis.hset(gpu.keys.pool, "fence", held.fence - 5)
-    adopt(gpu, A, held)
+    recover(gpu, A, held)
     assert gpu.hash("pool")["fence"] == str(held.fence)
 
 
-def test_a_lease_that_the_pool_knows_as_a_waiter_is_adopted(gpu: Pool) -> None:
+def test_a_lease_that_the_pool_knows_as_a_waiter_is_recovered(gpu: Pool) -> None:
     """The new server has seen it join the line, and not the grant that came of it."""
     held = forgotten(gpu, A)
     fail_over(gpu)
     assert said(gpu.acquire(A, wait_ms=60000)) == ["WAITING", 0]
     assert gpu.renew(A, str(held.fence))[0] == "UNKNOWN"
-    assert adopt(gpu, A, held)[0] == "RENEWED"
+    assert recover(gpu, A, held)[0] == "RENEWED"
     assert (gpu.hash(f"record:{A}")["state"], gpu.hash("pool")["waiting"]) == ("active", "0")
 
 
-def test_a_lease_that_the_pool_knows_as_an_offer_is_adopted(gpu: Pool) -> None:
+def test_a_lease_that_the_pool_knows_as_an_offer_is_recovered(gpu: Pool) -> None:
     """The new server has seen the offer, and not its claim."""
     fence = forgotten(gpu, B).fence
     for uuid in ("gpu-a", "gpu-b"):
@@ -191,51 +191,51 @@ def test_a_lease_that_the_pool_knows_as_an_offer_is_adopted(gpu: Pool) -> None:
     record = gpu.hash(f"record:{A}")
     assert record["state"] == "offered"
     fail_over(gpu)
-    claim = adopt(gpu, A, Granted(0, fence, 0, 0, "", ()), devices=record["devices"])
+    claim = recover(gpu, A, Granted(0, fence, 0, 0, "", ()), devices=record["devices"])
     assert claim[0] == "RENEWED"
     assert gpu.number(record["devices"].partition("=")[0], "leased_mb") == 900
 
 
-def test_nothing_is_adopted_by_a_pool_that_lost_nothing(gpu: Pool) -> None:
+def test_nothing_is_recovered_by_a_pool_that_lost_nothing(gpu: Pool) -> None:
     """S4: what such a pool does not know has ended."""
-    assert adopt(gpu, A, forgotten(gpu, A)) == ["UNKNOWN"]
+    assert recover(gpu, A, forgotten(gpu, A)) == ["UNKNOWN"]
 
 
-def test_a_lease_of_this_very_memory_is_not_adopted(gpu: Pool) -> None:
+def test_a_lease_of_this_very_pool_is_not_recovered(gpu: Pool) -> None:
     """S4: granted after the loss, so if it is unknown it has ended."""
     fail_over(gpu)
     gpu.reap()
     gpu.skew(FAILOVER_MS + 1)
-    assert adopt(gpu, A, forgotten(gpu, A)) == ["UNKNOWN"]
+    assert recover(gpu, A, forgotten(gpu, A)) == ["UNKNOWN"]
 
 
-def test_what_has_a_tombstone_is_not_adopted(gpu: Pool) -> None:
+def test_what_has_a_tombstone_is_not_recovered(gpu: Pool) -> None:
     """S4: nothing resurrects a lease once its end was answered."""
     held = granted(gpu.acquire(A))
     gpu.release(A)
     fail_over(gpu)
-    assert adopt(gpu, A, held) == ["LOST", "released"]
+    assert recover(gpu, A, held) == ["LOST", "released"]
 
 
-def test_a_lease_past_its_longest_hold_is_not_adopted(gpu: Pool) -> None:
+def test_a_lease_past_its_longest_hold_is_not_recovered(gpu: Pool) -> None:
     """max_hold_ms counts from the grant, which the fence tells."""
     held = forgotten(gpu, A, max_hold_ms=1500)
     fail_over(gpu)
-    assert adopt(gpu, A, held, request=REQUEST.replace("30000|0", "30000|1500")) == [
+    assert recover(gpu, A, held, request=REQUEST.replace("30000|0", "30000|1500")) == [
         "LOST", "expired",
     ]  # fmt: skip
 
 
-def test_two_honest_holders_are_both_adopted_whatever_their_order(gpu: Pool) -> None:
-    """Room alone decides: the younger one, adopted first, does not push the older one out."""
+def test_two_honest_holders_are_both_recovered_whatever_their_order(gpu: Pool) -> None:
+    """Room alone decides: the younger one, recovered first, does not push the older one out."""
     older, younger = granted(gpu.acquire(A, **SHARE)), granted(gpu.acquire(B, **SHARE))
     assert older.devices == younger.devices
     for name in (A, B):
         gpu.release(name)
         gpu.redis.delete(gpu.keys.done(name))
     fail_over(gpu)
-    assert adopt(gpu, B, younger)[0] == "RENEWED"
-    assert adopt(gpu, A, older)[0] == "RENEWED"
+    assert recover(gpu, B, younger)[0] == "RENEWED"
+    assert recover(gpu, A, older)[0] == "RENEWED"
 
 
 @pytest.mark.parametrize("devices", ["gpu-a=900", "gpu-unknown=900", "gpu-b=900,gpu-unknown=1"])
@@ -247,13 +247,13 @@ def test_no_room_is_again_while_closed_and_lost_after_that(gpu: Pool, devices: s
     held = forgotten(gpu, A)
     fail_over(gpu)
     before = gpu.hash("device:gpu-b")
-    assert adopt(gpu, A, held, devices=devices) == ["AGAIN"]
+    assert recover(gpu, A, held, devices=devices) == ["AGAIN"]
     assert gpu.hash("device:gpu-b") == before
     gpu.skew(FAILOVER_MS + 1)
-    assert adopt(gpu, A, held, devices=devices) == ["LOST", "superseded"]
+    assert recover(gpu, A, held, devices=devices) == ["LOST", "superseded"]
 
 
-def test_what_could_not_be_adopted_is_over_for_its_late_calls(gpu: Pool) -> None:
+def test_what_could_not_be_recovered_is_over_for_its_late_calls(gpu: Pool) -> None:
     """S4: once its holder was told so, a delayed repeat of its acquire is no new lease."""
     held = forgotten(gpu, A)
     fail_over(gpu)
@@ -261,11 +261,11 @@ def test_what_could_not_be_adopted_is_over_for_its_late_calls(gpu: Pool) -> None
     gpu.skew(FAILOVER_MS + 1)
     for name in ("one", "two"):
         granted(gpu.acquire(token(name)))
-    assert adopt(gpu, A, held) == ["LOST", "superseded"]
+    assert recover(gpu, A, held) == ["LOST", "superseded"]
     for name in ("one", "two"):
         gpu.release(token(name))
     assert said(gpu.acquire(A)) == ["LOST", "superseded"]
-    assert adopt(gpu, A, held) == ["LOST", "superseded"]
+    assert recover(gpu, A, held) == ["LOST", "superseded"]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_claim_that_is_not_well_formed_is_refused(gpu: Pool, field: str, value
     fail_over(gpu)
     gpu.reap()
     before = gpu.stored()
-    assert adopt(gpu, A, held, **{field: value}) == ["REFUSED", "bad_request", field]
+    assert recover(gpu, A, held, **{field: value}) == ["REFUSED", "bad_request", field]
     assert gpu.stored() == before
 
 
@@ -296,7 +296,7 @@ def test_a_claim_that_is_not_well_formed_closes_no_pool(gpu: Pool) -> None:
     held = forgotten(gpu, A)
     gpu.reap()
     before = gpu.stored()
-    assert adopt(gpu, A, held, epoch="1", pid="x") == ["REFUSED", "bad_request", "pid"]
+    assert recover(gpu, A, held, epoch="1", pid="x") == ["REFUSED", "bad_request", "pid"]
     assert gpu.stored() == before
 
 
@@ -307,7 +307,7 @@ def test_a_pool_that_somebody_remembers_is_closed_for_a_minute(gpu: Pool) -> Non
     gpu.skew(1000)
     gpu.report((device("gpu-a", 1000),), epoch=epoch)
     assert said(gpu.acquire(B, memory_mb=100)) == ["REFUSED", "closed", ""]
-    assert adopt(gpu, A, held, epoch=epoch)[0] in {"RENEWED", "AGAIN"}
+    assert recover(gpu, A, held, epoch=epoch)[0] in {"RENEWED", "AGAIN"}
     gpu.live_on(FORGOT_MS)
     assert gpu.acquire(B, memory_mb=100)[0] == "GRANTED"
 
@@ -319,21 +319,21 @@ def test_a_holder_tells_a_pool_that_was_made_by_who_knew_of_none(gpu: Pool) -> N
     gpu.skew(1000)
     gpu.report((device("gpu-a", 1000), device("gpu-b", 1000)))
     assert gpu.hash("pool")["closed_until_ms"] == "0"
-    assert adopt(gpu, A, held, epoch=epoch)[0] == "RENEWED"
+    assert recover(gpu, A, held, epoch=epoch)[0] == "RENEWED"
     assert said(gpu.acquire(B)) == ["REFUSED", "closed", ""]
     gpu.live_on(FORGOT_MS)
-    assert adopt(gpu, A, held, epoch=epoch)[0] in {"LOST", "RENEWED"}
+    assert recover(gpu, A, held, epoch=epoch)[0] in {"LOST", "RENEWED"}
     assert gpu.acquire(B)[0] == "GRANTED"
 
 
-def test_memory_used_by_an_adopted_lease_is_not_a_stranger_s(gpu: Pool) -> None:
+def test_memory_used_by_an_recovered_lease_is_not_a_stranger_s(gpu: Pool) -> None:
     """The device was registered anew while its holder used it: what it uses counts once."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
     gpu.redis.delete(*gpu.stored())
     gpu.skew(1000)
     busy = [device(uuid, 1000, used_mb=950) for uuid in ("gpu-a", "gpu-b")]
     gpu.report(tuple(busy), epoch=epoch)
-    assert adopt(gpu, A, held, epoch=epoch)[0] == "RENEWED"
+    assert recover(gpu, A, held, epoch=epoch)[0] == "RENEWED"
     assert gpu.number(held.devices[0][0], "unleased_mb") == 50
 
 

@@ -33,7 +33,7 @@ def forgotten(pool: Pool, after_ms: int = 1000) -> Granted:
     return grant
 
 
-def adopt(pool: Pool, grant: Granted, name: str = A, **other: str) -> list[object]:
+def recover(pool: Pool, grant: Granted, name: str = A, **other: str) -> list[object]:
     """Renew as a holder whose lease was unknown a moment ago."""
     claim = {
         "fence": str(grant.fence), "ttl_ms": "30000", "owner": "",
@@ -60,7 +60,7 @@ def test_library_that_has_seen_the_pool_later_closes_it(gpu: Pool) -> None:
 def test_holder_whose_fence_the_pool_cannot_know_closes_it(gpu: Pool) -> None:
     """Its claim is taken up, and no other request is granted what it holds."""
     held = forgotten(gpu)
-    assert adopt(gpu, held)[0] == "RENEWED"
+    assert recover(gpu, held)[0] == "RENEWED"
     assert closed(gpu)
     assert gpu.hash(f"device:{held.devices[0][0]}")["exclusive"] == A
     gpu.live_on(CLOSED_MS + 1)
@@ -72,7 +72,7 @@ def test_plain_renewal_of_an_unknown_fence_closes_the_pool(gpu: Pool) -> None:
     held = forgotten(gpu)
     assert said(gpu.renew(A, str(held.fence))) == ["UNKNOWN"]
     assert closed(gpu)
-    assert adopt(gpu, held)[0] == "RENEWED"
+    assert recover(gpu, held)[0] == "RENEWED"
 
 
 def test_fence_of_who_answers_to_a_door_proves_nothing(gpu: Pool) -> None:
@@ -210,24 +210,24 @@ def test_holder_is_told_at_once_when_a_younger_one_has_its_device(gpu: Pool) -> 
         gpu.redis.hset(gpu.keys.pool, "run_id", "1")
         gpu.skew(1000)
         assert younger.fence > held.fence
-        assert adopt(gpu, held) == ["LOST", "superseded"]
+        assert recover(gpu, held) == ["LOST", "superseded"]
     else:
         assert closed(gpu)
 
 
-def test_longest_hold_of_an_adopted_lease_counts_on_the_pools_clock(gpu: Pool) -> None:
+def test_longest_hold_of_an_recovered_lease_counts_on_the_pools_clock(gpu: Pool) -> None:
     """The server's clock has stepped back by an hour since the pool began; fences are of that."""
     gpu.skew(-3_600_000)
     gpu.reap()
     gpu.live_on(3_700_000)
     held = forgotten(gpu)
     hold = REQUEST.replace("30000|0", "30000|1800000")
-    assert adopt(gpu, held, request=hold)[0] == "RENEWED"
+    assert recover(gpu, held, request=hold)[0] == "RENEWED"
     left_ms = int(gpu.hash(f"record:{A}")["hold_until_ms"]) - gpu.reap()[1]
     assert 1_790_000 < left_ms <= 1_800_000
 
 
-def test_lease_whose_fence_runs_ahead_of_the_clock_is_adopted(gpu: Pool) -> None:
+def test_lease_whose_fence_runs_ahead_of_the_clock_is_recovered(gpu: Pool) -> None:
     """After a step back fences go on from the last one, which is of a later time."""
     granted(gpu.acquire(B))
     gpu.release(B)
@@ -237,4 +237,4 @@ def test_lease_whose_fence_runs_ahead_of_the_clock_is_adopted(gpu: Pool) -> None
     gpu.redis.hset(gpu.keys.pool, "run_id", "1")
     gpu.skew(200)
     gpu.reap()
-    assert adopt(gpu, held)[0] == "RENEWED"
+    assert recover(gpu, held)[0] == "RENEWED"

@@ -136,7 +136,7 @@ GENERAL_BUGS = (
         seed=859664481,
     ),
     Bug(
-        "adopted where there is no room",
+        "recovered where there is no room",
         (
             (
                 "if room < each.mb or",
@@ -255,7 +255,7 @@ GENERAL_BUGS = (
         often="policy",
     ),
     Bug(
-        "who was not adopted may ask again",
+        "who was not recovered may ask again",
         (
             (
                 "B.bury(token, outcome)\n    return",

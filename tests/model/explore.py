@@ -27,7 +27,7 @@ ASKS = (
     Ask("cy", 500, devices=2, ttl_ms=20_000, priority=1),
 )
 WAIT_MS = 60_000
-CALLS = {"acquire": 2, "renew": 1, "release": 1, "adopt": 1}
+CALLS = {"acquire": 2, "renew": 1, "release": 1, "recover": 1}
 """How often each call of a client may arrive at most."""
 
 EVENTS = {"time": 3, "replicate": 1, "failover": 1}
@@ -109,8 +109,8 @@ def moves(state: State) -> Iterator[tuple[str, int, Step]]:
     """What may happen next: what, to whom, and as a step of a life."""
     for who, client in enumerate(state.clients):
         for call, left in zip(CALLS, client.left, strict=True):
-            adopts = call == "adopt"
-            if not left or (adopts and (not client.fence or client.over or state.left[2])):
+            recovers = call == "recover"
+            if not left or (recovers and (not client.fence or client.over or state.left[2])):
                 continue
             args: dict[str, Any] = {"number": who}
             if call == "acquire":

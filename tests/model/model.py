@@ -175,7 +175,7 @@ class Model(Devices):
         owner: str = "",
         claim: Claim | None = None,
     ) -> Reply:
-        """Keep a lease; with a `claim`, after UNKNOWN, have it adopted."""
+        """Keep a lease; with a `claim`, after UNKNOWN, have it recovered."""
         if refusal := self.open():
             return refusal
         self.witness(token, fence, owner)
@@ -188,7 +188,7 @@ class Model(Devices):
         if e and owner not in {"", e.owner}:
             return ["UNKNOWN"]
         if claim and (not e or e.state in {"waiting", "offered"}):
-            if answer := self.adopt(token, fence, claim, e.owner if e else owner):
+            if answer := self.recover(token, fence, claim, e.owner if e else owner):
                 return answer
             e = self.entries[token]
         if not e:
@@ -209,7 +209,7 @@ class Model(Devices):
         e.expires_at_ms = e.due_ms = max(until_ms, e.expires_at_ms)
         return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), ""]
 
-    def adopt(self, token: str, fence: int, claim: Claim, owner: str) -> Reply | None:
+    def recover(self, token: str, fence: int, claim: Claim, owner: str) -> Reply | None:
         """Take up a forgotten lease, if there is room by capacity alone. Why not, or None."""
         ask, held = claim.ask, claim.held
         if fence > self.lost_us + FAILOVER_MS * 1000:

@@ -87,7 +87,7 @@ ROLLBACK_BUGS = (
         often="lose",
     ),
     Bug(
-        "an adopted lease's longest hold is by another clock",
+        "an recovered lease's longest hold is by another clock",
         (
             (
                 "local hold_until_ms = claim.hold_ms > 0 and granted_ms + claim.hold_ms",

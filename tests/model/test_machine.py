@@ -66,8 +66,8 @@ class Machine(RuleBasedStateMachine):
         self.do(pool, "renew", call | {"fence": fence})
 
     @rule(pool=POOLS, call=CALL, owner=st.sampled_from(("", "", "o1")))
-    def adopt(self, pool: int, call: dict[str, Any], owner: str) -> None:
-        self.do(pool, "adopt", call | {"owner": owner})
+    def recover(self, pool: int, call: dict[str, Any], owner: str) -> None:
+        self.do(pool, "recover", call | {"owner": owner})
 
     @rule(pool=POOLS, call=CALL, plant=st.integers(0, 1))
     def release(self, pool: int, call: dict[str, Any], plant: int) -> None:

@@ -110,7 +110,7 @@ class Walk:
         number = self.some(pool)
         if chance < 0.3:
             owner = "o1" if chance < 0.02 else ""
-            return ["adopt", {"number": number, "owner": owner} | self.later()]
+            return ["recover", {"number": number, "owner": owner} | self.later()]
         args = {"number": number, "fence": pick(("own", "own", "own", "own", "none", "wrong"))}
         if chance > 0.8:
             args["ttl_ms"] = pick((1000, 20_000, 0))
@@ -217,10 +217,10 @@ class Walk:
         if chance > 0.85:
             return self.rng.choice((self.lose_a_hold, self.lose_twice))(pool)
         numbers = [self.some(pool) for _ in range(6)]
-        self.queue += [[pool, "adopt", {"number": number}] for number in numbers]
+        self.queue += [[pool, "recover", {"number": number}] for number in numbers]
         self.queue += [self.pass_on(pool, 10_001)]
         self.queue += [[pool, *self.again(pool)] for _ in range(2)]
-        self.queue += [[pool, "adopt", {"number": self.rng.choice(numbers)}]]
+        self.queue += [[pool, "recover", {"number": self.rng.choice(numbers)}]]
         us = self.rng.choice((200_000, 4_000_000, 6_000_000))
         kind = self.rng.choice(("failover", "failover", "put_back", "put_back"))
         clean = {"clean": True} if kind == "put_back" and self.rng.random() < 0.5 else {}
@@ -232,7 +232,7 @@ class Walk:
         held = self.asked(pool, small | {"max_hold_ms": 20_000, "agent": "dan"})
         self.queue += [[pool, "reap", {}], [pool, "replicate", {}], held]
         self.queue += [[pool, "failover", {"us": 200_000}]]
-        self.queue.append([pool, "adopt", {"number": held[2]["number"]}])
+        self.queue.append([pool, "recover", {"number": held[2]["number"]}])
         return self.pass_on(pool, -5000)[1:]
 
     def lose_twice(self, pool: int) -> Step:
@@ -241,7 +241,7 @@ class Walk:
         first, second = (self.asked(pool, whole | {"agent": name}) for name in ("dan", "eve"))
         self.queue += [first, [pool, "put_back", {"us": 200_000}], second]
         self.queue += [[pool, "replicate", {}], [pool, "failover", {"us": 200_000}]]
-        self.queue += [[pool, "adopt", {"number": step[2]["number"]}] for step in (first, second)]
+        self.queue += [[pool, "recover", {"number": step[2]["number"]}] for step in (first, second)]
         return ["replicate", {}]
 
     def pass_on(self, pool: int, ms: int) -> Step:

@@ -151,7 +151,7 @@ class Life:
         return self.send("renew", wire, name, later=later, token=name, fence=said, ttl_ms=ttl_ms,
                          owner=owner)  # fmt: skip
 
-    def do_adopt(self, number: int, owner: str = "", later: bool = False) -> Reply | None:
+    def do_recover(self, number: int, owner: str = "", later: bool = False) -> Reply | None:
         """Renew with all that its holder knows, as after UNKNOWN."""
         name = token(number)
         known = self.holders.get(name)

@@ -33,7 +33,7 @@ export const ACTIONS = {
 export const EVENTS = {
   pool_created: "The first report made this pool.",
   closed: "Redis was started anew, failed over or lost its data: nothing is granted until those who hold leases are heard.",
-  adopted: "Redis had forgotten the lease, and its holder brought it back.",
+  recovered: "Redis had forgotten the lease, and its holder brought it back.",
   host_up: "The host reports its GPUs.",
   host_contested: "Another machine reports under this host's name, and was refused.",
   device_contested: "Another host lists this GPU too, and was refused.",
