@@ -44,7 +44,7 @@ for _, uuid in ipairs(ids) do
     if quarantine ~= '' then
       if d.state == 'quarantined' then d.state = 'ok' end   -- else its host sees something else in it
       call('HSET', P .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
-      B.event('returned', 'device', uuid, 'host', d.host)
+      B.event('unquarantined', 'device', uuid, 'host', d.host)
     end
     call('HSET', P .. 'device:' .. uuid, 'drained', drained)
     B.index(d)

@@ -22,11 +22,11 @@ function B.compare(d, said, was, n)
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
       local function agent_of(name) return of_lease and call('HGET', P .. 'record:' .. name, 'agent') or '' end
       for _, name in ipairs(fresh(before, now)) do
-        B.event('settled', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+        B.event('finding_cleared', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
           agent_of(name))
       end
       for _, name in ipairs(fresh(now, before)) do
-        B.event('found', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+        B.event('finding_raised', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
           agent_of(name))
       end
     end
@@ -73,7 +73,7 @@ function B.note(d, said, before)
     if said.quarantine ~= '' then
       B.event('quarantined', 'device', d.uuid, 'host', d.host, 'reason', said.quarantine)
     else
-      B.event('returned', 'device', d.uuid, 'host', d.host)
+      B.event('unquarantined', 'device', d.uuid, 'host', d.host)
     end
   end
   if said.ended then tell_of_end(d, said.ended) end

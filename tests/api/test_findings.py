@@ -128,7 +128,7 @@ def test_page_is_told_processes_by_the_names_of_its_rows(door: Door, role: str) 
 def test_page_is_told_a_finding_when_it_happens(door: Door) -> None:
     """The event names the device and the lease: both rows are read again, not after 5 s alone."""
     headers = {"Authorization": f"Bearer {door.keys['operator']}"}
-    event = {"event": "found", "finding": "idle", "device": FIRST, "host": HOST,
+    event = {"event": "finding_raised", "finding": "idle", "device": FIRST, "host": HOST,
              "token": door.token, "agent": "trainer"}  # fmt: skip
     with following(door.broker, "/live", **headers) as stream:
         stream.take(1)
@@ -147,7 +147,7 @@ def test_page_is_told_a_finding_when_it_happens(door: Door) -> None:
     kinds = [each["kind"] for each in change.data["rows"]["devices"][FIRST]["findings"]]
     assert kinds == ["idle", "overuse", "squatter", "orphan"]
     (told,) = change.data["events"]
-    assert (told["event"], told["finding"], told["token"]) == ("found", "idle", door.token)
+    assert (told["event"], told["finding"], told["token"]) == ("finding_raised", "idle", door.token)
 
 
 def series(door: Door) -> dict[str, float]:

@@ -151,7 +151,7 @@ def test_gpu_in_quarantine_stays_there_through_a_restart_until_undrained(machine
         machine.client.undrain("device", "GPU-a")
         time.sleep(1)
         assert machine.gpu().state == "ok"
-        assert len(machine.events("quarantined")) == len(machine.events("returned")) == 1
+        assert len(machine.events("quarantined")) == len(machine.events("unquarantined")) == 1
     eventually(lambda: machine.client.reap() and not machine.client.leases(), 10)
 
 

@@ -205,8 +205,8 @@ def _ends(windows: list[Window], pool: PoolSaid, faults: Sequence[Fault]) -> Ite
 
 
 def forgotten(windows: list[Window], pool: PoolSaid) -> set[str]:
-    """The tokens that were granted, and the pool knows nothing of that, though it may have recovered
-    some of them.
+    """The tokens that were granted, and the pool knows nothing of that, though it may have
+    recovered some of them.
     """
     return {w.token for w in windows} - {e.token for e in pool.events if e.event == "granted"}
 

@@ -318,12 +318,12 @@ def test_report_tells_once_what_is_found_and_once_that_it_is_over(gpu: Pool) -> 
     look(gpu, idle="", squatter="18", orphan="", overuse="", degraded="")
     told = [
         (row["event"], row["finding"], row.get("token") or row.get("pid"), row["agent"])
-        for row in events_of(gpu, "found", "settled")
+        for row in events_of(gpu, "finding_raised", "finding_cleared")
     ]
     assert told == [
-        ("found", "idle", A, "analyst"), ("found", "squatter", "17", ""),
-        ("found", "squatter", "18", ""), ("settled", "idle", A, "analyst"),
-        ("settled", "squatter", "17", ""),
+        ("finding_raised", "idle", A, "analyst"), ("finding_raised", "squatter", "17", ""),
+        ("finding_raised", "squatter", "18", ""), ("finding_cleared", "idle", A, "analyst"),
+        ("finding_cleared", "squatter", "17", ""),
     ]  # fmt: skip
     assert gpu.hash("device:gpu-a")["squatter"] == "18"
 
@@ -333,7 +333,7 @@ def test_report_without_findings_leaves_those_that_stand(gpu: Pool) -> None:
     look(gpu, squatter="17")
     look(gpu)
     assert gpu.hash("device:gpu-a")["squatter"] == "17"
-    assert len(events_of(gpu, "found", "settled")) == 1
+    assert len(events_of(gpu, "finding_raised", "finding_cleared")) == 1
 
 
 def test_renew_tells_the_holder_what_is_found_of_it(gpu: Pool) -> None:
@@ -357,8 +357,8 @@ def test_report_of_a_quarantine_withholds_the_device_until_it_is_over(gpu: Pool)
     look(gpu, state="quarantined", reason="XID 48")
     look(gpu, state="ok", quarantine="")
     assert gpu.free() == {"gpu-a": 900}
-    assert [row["event"] for row in events_of(gpu, "quarantined", "returned")] == [
-        "quarantined", "returned",
+    assert [row["event"] for row in events_of(gpu, "quarantined", "unquarantined")] == [
+        "quarantined", "unquarantined",
     ]  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def test_undrain_ends_a_quarantine(gpu: Pool, what: str) -> None:
     gpu.drain({"device": "gpu-a", "host": "h1"}[what], what, 0)
     assert gpu.free() == {"gpu-a": 1000}
     assert gpu.hash("device:gpu-a")["quarantine"] == ""
-    assert gpu.events()[-2:] == ["returned", "undrained"]
+    assert gpu.events()[-2:] == ["unquarantined", "undrained"]
 
 
 def test_undrain_of_a_lost_device_in_quarantine_does_not_make_it_ok(gpu: Pool) -> None:

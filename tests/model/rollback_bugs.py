@@ -90,8 +90,8 @@ ROLLBACK_BUGS = (
         "an recovered lease's longest hold is by another clock",
         (
             (
-                "local hold_until_ms = claim.hold_ms > 0 and granted_ms + claim.hold_ms",
-                "local hold_until_ms = claim.hold_ms > 0 and fence / 1000 + claim.hold_ms",
+                "local hold_until_ms = recovery.hold_ms > 0 and granted_ms + recovery.hold_ms",
+                "local hold_until_ms = recovery.hold_ms > 0 and fence / 1000 + recovery.hold_ms",
             ),
         ),
         often="lose",

@@ -93,7 +93,7 @@ def poison(client: LeaseClient, token: str) -> None:
     redis.sadd(f"{keys.base}:hosts", strange)
     about = {"version": "1", "reported_ms": "1", "deadline_ms": "1", "drained": "0"}
     redis.hset(f"{keys.base}:host:{strange}", mapping=about)
-    for event in ("drained", "found", "policy", "device", "process_ended", HOSTILE):
+    for event in ("drained", "finding_raised", "policy", "device", "process_ended", HOSTILE):
         fields = ("host", "by", "reason", "agent", "state", "policy", "finding", "pid", "action",
                   "signal", "token", "device")  # fmt: skip
         redis.xadd(f"{keys.base}:events", {"event": event, **dict.fromkeys(fields, HOSTILE)})

@@ -37,11 +37,11 @@ KEPT: Final = 20_000
 LOST: Final = "some events were lost: they were trimmed, or the store lost its data"
 
 TROUBLE: Final = frozenset({
-    "expired", "revoked", "revoke", "lapsed", "host_away", "drained", "found", "quarantined", "xid",
-    "process_ended",
+    "expired", "revoked", "revoke", "lapsed", "host_away", "drained", "finding_raised",
+    "quarantined", "xid", "process_ended",
 })  # fmt: skip
 
-COLUMNS: Final = (8, 13, 16, 26)
+COLUMNS: Final = (8, 15, 16, 26)
 """Letters of time, event, who and where, so that lines which come one by one stand in columns."""
 
 
