@@ -89,9 +89,9 @@ class _Held(Generic[C, L]):
         if isinstance(error, LeaseError) and self.wait and not self.wait.leaves_something(error):
             self.settle()
         else:
-            self.give_back()
+            self.release()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Leave it to the renewing thread, which goes on until the store answers."""
         if self.wait is not None and self._process == identity():
             if self.lease is not None:
@@ -147,7 +147,7 @@ def _leave_all() -> None:
     """
     for own in list(_watched):
         if (held := own()) is not None:
-            held.give_back()
+            held.release()
 
 
 before_exit(_leave_all)
@@ -161,9 +161,9 @@ def _leave(held: _Held[LeaseClient, Lease], *_: object) -> None:
         held.client.release(held.lease)
         held.settle()
     except LeaseError:
-        held.give_back()
+        held.release()
     except BaseException:
-        held.give_back()
+        held.release()
         raise
 
 
@@ -204,14 +204,14 @@ async def _leave_async(held: _Held[AsyncLeaseClient, AsyncLease], kind: object) 
         return
     try:
         if kind is GeneratorExit and not _in_loop():
-            held.give_back()
+            held.release()
             return
         await held.client.release(held.lease)
         held.settle()
     except LeaseError:
-        held.give_back()
+        held.release()
     except BaseException:
-        held.give_back()
+        held.release()
         raise
 
 

@@ -144,7 +144,7 @@ elseif pool.waiting > 0 and B.line.comes_first(q) then
   why = 'no_capacity'
 else
   local a = B.agent(q.agent)
-  devices, why = B.pick(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
+  devices, why = B.select(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
   tried = true
 end
 if not devices and max_hold_ms > 0 and S.pool.waiting > 0 and (why == 'no_capacity' or why == 'agent_cap') then
@@ -158,7 +158,7 @@ if not devices then
     if place and place > 0 then
       never = B.whole_devices.unknown(q)
     else
-      never = B.whole_devices.unfit(q, pool.max_memory_per_agent_mb)
+      never = B.whole_devices.never_fits(q, pool.max_memory_per_agent_mb)
     end
     if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then never = 'agent_cap' end
     why = never or why
@@ -195,7 +195,7 @@ local taken = offered
 if not taken then
   if waiter then B.waiters.leave(waiter, false, true) end
   local sum
-  taken, sum = B.take(q, devices)
+  taken, sum = B.allocate(q, devices)
   B.add_to_agent(q.agent, sum, 1)
 end
 for _, d in ipairs(devices) do

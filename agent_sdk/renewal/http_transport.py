@@ -54,7 +54,7 @@ class HttpTransport:
             if local_now() > until:
                 return
 
-    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+    def release(self, tokens: Sequence[str]) -> Iterator[bool]:
         """See `RenewalTransport`."""
         web, until = self._reachable(), local_now() + TURN_S
         for token in tokens:

@@ -47,7 +47,7 @@ class RenewalTransport(Protocol):
         """
         ...
 
-    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+    def release(self, tokens: Sequence[str]) -> Iterator[bool]:
         """Release what these tokens may have been granted, now or later; whether that is final.
 
         Raises:
@@ -103,7 +103,7 @@ class RedisTransport:
         for lease, raw in zip(leases, answers, strict=True):
             yield _renewal(raw, lease.token, sent_at)
 
-    def give_back(self, tokens: Sequence[str]) -> Iterator[bool]:
+    def release(self, tokens: Sequence[str]) -> Iterator[bool]:
         """See `RenewalTransport`."""
         for raw in self._send([Call("release", (PROTOCOL, token, 1), token) for token in tokens]):
             yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)

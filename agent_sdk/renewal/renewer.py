@@ -140,7 +140,7 @@ class Renewer:
             self._start()
         except RuntimeError as error:
             log.warning("a lease is given back without a thread: %s", error)
-            self._give_back([token])
+            self._release([token])
 
     def drop(self, token: str) -> None:
         """Do the same as far as the garbage collector may: no thread is started for it."""
@@ -225,7 +225,7 @@ class Renewer:
         if self._last_try:
             self._last_try = False
             tokens = list(self._abandoned)
-            self._give_back(tokens[:BATCH])
+            self._release(tokens[:BATCH])
             for token in tokens:
                 self._settle(token)
 
@@ -276,13 +276,13 @@ class Renewer:
         except BrokerUnavailable:
             self._postpone()
         else:
-            self._give_back(abandoned)
+            self._release(abandoned)
 
-    def _give_back(self, tokens: list[str]) -> None:
+    def _release(self, tokens: list[str]) -> None:
         if not tokens:
             return
         try:
-            for token, final in zip(tokens, self._link.give_back(tokens), strict=False):
+            for token, final in zip(tokens, self._link.release(tokens), strict=False):
                 self._tried(token, final=final)
         except BrokerUnavailable:
             self._postpone()

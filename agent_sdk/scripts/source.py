@@ -23,9 +23,9 @@ CORE = ("time", "clock", "deadlines")
 """The files of `lua/lib` that every verb begins with, in the order in which they are read."""
 
 REST = (
-    "events", "devices", "ledger", "placement", "tombstones", "ending", "data_loss", "unleased",
+    "events", "devices", "ledger", "placement", "tombstones", "lease_end", "data_loss", "unleased",
     "reaper", "waiters", "reservations", "reservable", "line", "serving", "findings", "names",
-    "registry", "forgetting", "recovery",
+    "device_reports", "forgetting", "recovery",
 )  # fmt: skip
 """The others, in theirs."""
 
@@ -33,7 +33,7 @@ AT_ONCE = {
     "acquire": {"events", "devices", "ledger", "placement", "tombstones"},
     "renew": {"ledger"},
     "poll": {"events", "devices", "ledger", "placement", "tombstones"},
-    "release": {"events", "devices", "ledger", "tombstones", "ending"},
+    "release": {"events", "devices", "ledger", "tombstones", "lease_end"},
 }
 """What a verb needs on its straight path; the rest is read when something of it is asked for."""
 

@@ -18,8 +18,8 @@ Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
     "waiting", "offered", "withdrawn", "kept", "reservation_ended", "left", "lapsed", "cooled",
     "revoke", "drained", "undrained", "policy", "closed", "recovered",
-    "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended", "host_contested",
-    "device_contested", "device_forgotten", "host_forgotten",
+    "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended",
+    "host_contested", "device_contested", "device_forgotten", "host_forgotten",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

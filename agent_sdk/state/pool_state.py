@@ -163,12 +163,12 @@ class Outlook(NamedTuple):
     """How the devices stand to a request, whoever asks.
 
     Attributes:
-        unfit: why no device could ever hold it, or None.
+        never_fits: why no device could ever hold it, or None.
         least_mb: MiB that it would count against its agent's cap if it were granted now, which is
             the whole of a device where that is wanted; None: it does not fit now.
     """
 
-    unfit: str | None
+    never_fits: str | None
     least_mb: int | None
 
 
@@ -189,13 +189,13 @@ def why(
     """
     pool = scene.pool
     room_mb = scene.room_mb(wish.agent, token)
-    unfit, least_mb = seen or look(wish, scene)
+    never_fits, least_mb = seen or look(wish, scene)
     asked = scene.hosts.get(wish.host)
     checks = (
         ("safe_mode", pool.safe_mode),
         ("closed", pool.now_ms < pool.closed_until_ms),
         ("limit", scene.held.get(wish.agent, (0, 0))[1] >= pool.max_leases_per_agent),
-        (unfit or "", unfit is not None),
+        (never_fits or "", never_fits is not None),
         ("agent_cap", max(wish.memory_mb * wish.devices, least_mb or 0) > room_mb),
         ("fits", least_mb is not None),
         ("draining", asked is not None and asked.drained),

@@ -45,7 +45,8 @@ BREATH: Final = 250
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested",
                          "device_contested", "device", "drained", "undrained",
                          "policy", "closed", "finding_raised", "finding_cleared",
-                         "quarantined", "unquarantined", "xid", "process_ended", "device_forgotten", "host_forgotten"})  # fmt: skip
+                         "quarantined", "unquarantined", "xid", "process_ended",
+                         "device_forgotten", "host_forgotten"})  # fmt: skip
 """Events after which more may have changed than what they name."""
 
 

@@ -53,7 +53,7 @@ def supervise(
     lease: Lease,
     grace_s: float,
     teller: Progress,
-    give_back: Callable[[], None],
+    release: Callable[[], None],
     *,
     guard: Guard,
     inherited: Inherited,
@@ -65,7 +65,7 @@ def supervise(
     while signals are still only noted: no signal cuts it short.
 
     Raises:
-        NotStarted: it cannot be started; `give_back` was called.
+        NotStarted: it cannot be started; `release` was called.
     """
     with Signals() as signals:
         try:
@@ -75,7 +75,7 @@ def supervise(
                 raise NotStarted(error.strerror or str(error)) from error
             code = _Supervision(child, lease, grace_s, signals, teller).until_all_ended()
         finally:
-            give_back()
+            release()
     teller.ended(code)
     return CommandEnd(code, child.interrupted, child.had_terminal)
 

@@ -52,7 +52,7 @@ local function fit(w, d)
   local q, room_mb = w.q, waiters.room(w.agent, w.reservation_mb)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if d then return fit_on(w, d, room_mb) end
-  local devices, why = B.pick(q, room_mb)
+  local devices, why = B.select(q, room_mb)
   if devices or w.kept == '' then return devices, why end
   local kept, cause = fit_on(w, B.device(string.match(w.kept, '[^,]+')), room_mb)
   return kept, why == 'agent_cap' and why or cause
@@ -60,7 +60,7 @@ end
 
 local function offer(w, devices)
   waiters.leave(w, true, true)
-  local taken, sum = B.take(w.q, devices)
+  local taken, sum = B.allocate(w.q, devices)
   B.add_to_agent(w.agent, sum, 1)
   call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
     text(waiters.policy().policy_version))
@@ -77,7 +77,7 @@ end
 
 -- An offer that the policy has overtaken: its waiter stands again where it stood.
 function line.withdraw(w)
-  B.give_back(w, false)
+  B.deallocate(w, false)
   call('HSET', P .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
   w.state, w.devices = 'waiting', ''
   B.event('withdrawn', 'token', w.token, 'agent', w.agent)

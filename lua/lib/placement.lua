@@ -34,7 +34,7 @@ function whole.groups(q, counted)
 end
 
 -- The devices that q gets now, or nil and why not.
-function whole.pick(q, room_mb)
+function whole.select(q, room_mb)
   local why = 'no_capacity'
   for _, group in ipairs(whole.groups(q, 'idlehosts:')) do
     local ids = call('ZRANGE', P .. 'idle:' .. group, q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', q.devices)
@@ -85,7 +85,7 @@ end
 
 -- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports and
 -- forgetting alone. `cap_mb`: of an agent.
-function whole.unfit(q, cap_mb)
+function whole.never_fits(q, cap_mb)
   local unknown = whole.unknown(q)
   if unknown then return unknown end
   if q.memory_mb * q.devices > cap_mb then cap_mb = NEVER end   -- that is told by the caller, below what never fits
@@ -101,10 +101,10 @@ function whole.unfit(q, cap_mb)
 end
 
 -- The devices that q gets now, or nil and why not. room_mb is what the agent's cap leaves it.
-function B.pick(q, room_mb)
+function B.select(q, room_mb)
   if S.behind[1] then B.flush() end
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
-  if B.whole(q) then return B.whole_devices.pick(q, room_mb) end
+  if B.whole(q) then return B.whole_devices.select(q, room_mb) end
   local limit = q.host ~= '*' and q.model ~= '*' and HOST_DEVICES or '1'
   local key, least, ids = P .. 'free:' .. B.selector(q), text(q.memory_mb), nil
   if q.placement == 'pack' then
@@ -120,7 +120,7 @@ function B.pick(q, room_mb)
 end
 
 -- Put q on the devices. What each gave, as `uuid=mb,...`, and the sum in MiB.
-function B.take(q, devices)
+function B.allocate(q, devices)
   local taken, sum, alone = {}, 0, B.whole(q)
   for i, d in ipairs(devices) do
     local mb = alone and d.free_mb or q.memory_mb

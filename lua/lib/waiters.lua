@@ -169,7 +169,7 @@ end
 -- is asking anew. Returns the devices touched.
 function waiters.quit(token, how, refused)
   local w, touched = waiters.read(token), 0
-  if w.state == 'offered' then touched = B.give_back(w, false) else waiters.leave(w) end
+  if w.state == 'offered' then touched = B.deallocate(w, false) else waiters.leave(w) end
   clear_deadline(token)
   if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
   B.count(how == 'lapsed' and 'lapsed' or 'left')

@@ -56,7 +56,7 @@ class Device:
         return want.host in {"*", self.host} and want.model in {"*", self.model}
 
 
-def unfit(want: Want, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:
+def never_fits(want: Want, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:
     """Why no registered device could ever be what is asked, under this cap of an agent."""
     if want.model != "*" and want.model not in {d.model for d in devices}:
         return "model_unknown"

@@ -12,7 +12,7 @@ import pytest
 
 from agent_sdk.state import snapshot
 from tests.audit import audit
-from tests.lua.oracle import Device, Want, before, choices, unfit
+from tests.lua.oracle import Device, Want, before, choices, never_fits
 from tests.pools import Pool, device, granted, said, token
 from tests.servers import Server, running
 
@@ -167,7 +167,7 @@ class World:
             assert {uuid for uuid, _ in taken} in right, f"{want} took {taken}, not of {right}"
         else:
             assert not right, f"{want} got nothing ({reason}), though {right} would do"
-            why = unfit(want, devices, cap_mb, fractions) or why
+            why = never_fits(want, devices, cap_mb, fractions) or why
             why = "draining" if drained == "1" and why == "no_capacity" else why
             assert reason == why, f"{want}: {reason}"
             assert bool(lease.fence) == (ask["on_unavailable"] == "cpu")

@@ -68,7 +68,7 @@ class Line(Reservations):
             return False
         return bool(self.fitting(e, FOREVER_MS))
 
-    def unfit(self, e: Entry) -> str:
+    def never_fits(self, e: Entry) -> str:
         """Why nothing that is registered could ever hold it; '' when something could."""
         ask, known = e.ask, self.devices.values()
         if unknown := self.unknown(ask):

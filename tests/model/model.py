@@ -127,7 +127,7 @@ class Model(Devices):
         never = ""
         if why in {"no_capacity", "agent_cap"}:
             ahead = not new and self.place(e) > 0
-            never = self.unknown(ask) if ahead else self.unfit(e)
+            never = self.unknown(ask) if ahead else self.never_fits(e)
             if not never and e.memory_mb * ask.devices > cap_mb:
                 never = "agent_cap"
             why = never or why

@@ -92,7 +92,7 @@ def test_lua_folder_is_the_packaged_one_if_there_is_one(
 ) -> None:
     """In a wheel the scripts lie in the package; in a checkout, beside it."""
     (tmp_path / "agent_sdk").mkdir()
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "agent_sdk" / "scripts.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "agent_sdk" / "scripts" / "source.py"))
     assert lua_folder() == tmp_path / "lua"
     (tmp_path / "agent_sdk" / "lua").mkdir()
     assert lua_folder() == tmp_path / "agent_sdk" / "lua"

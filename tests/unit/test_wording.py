@@ -136,9 +136,9 @@ def test_renewals_of_many_go_on_when_the_functions_go(server: Server, pool: Pool
     functions.load_own(pool.redis)
     link = RedisTransport(Store(server.socket_url).connect, pool.keys)
     tokens = [f"{n:016}" for n in range(5)]
-    assert list(link.give_back(tokens)) == [True] * 5
+    assert list(link.release(tokens)) == [True] * 5
     pool.redis.function_flush()
-    assert list(link.give_back(tokens)) == [True] * 5
+    assert list(link.release(tokens)) == [True] * 5
     link.close()
     assert counted(pool.redis) == {"fcall": 5, "evalsha": 5}
 

@@ -195,7 +195,7 @@ def _run(
     """Run the command and give how it ended; the lease is given back in any case."""
     given_back = False
 
-    def give_back() -> None:
+    def release() -> None:
         nonlocal given_back
         given_back = True
         try:
@@ -215,14 +215,14 @@ def _run(
                 if flag is not None:
                     teller.hint(flag)
         return supervise(
-            words, env, lease, grace_s, teller, give_back, guard=guard, inherited=inherited
+            words, env, lease, grace_s, teller, release, guard=guard, inherited=inherited
         )
     except NotStarted as error:
         teller.failed("not_executable", f"{command[0]}: {error}")
         return CommandEnd(NOT_EXECUTABLE)
     finally:
         if not given_back:
-            give_back()
+            release()
 
 
 def _smallest_share(client: LeaseClient, lease: Lease) -> tuple[int, int]:

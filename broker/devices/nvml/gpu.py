@@ -42,7 +42,7 @@ def read(
         return Fault("error", "NVML gives this GPU no usable UUID")
     watch.add(raw, uuid)
     gpu = Handle(nvml, raw)
-    total, allocated = gpu.stored()
+    total, allocated = gpu.memory()
     unreadable = gpu.complaint
     device = _read_health(gpu, _row(index, uuid, gpu, total, allocated))
     of_mig: list[DeviceSample] = []

@@ -1,4 +1,4 @@
--- ending: how a lease ends, and what it gives back.
+-- lease_end: how a lease ends, and what it gives back.
 
 -- It is over: forget the record, leave its outcome.
 function B.bury(token, outcome)
@@ -9,7 +9,7 @@ end
 -- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the memory is not free yet,
 -- its holder died with it. `record`: its key, when it goes too. Returns how many devices that were. All is read before the
 -- first write.
-function B.give_back(r, withhold, record)
+function B.deallocate(r, withhold, record)
   local keys, devices, touched, sum = { record }, {}, 0, 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
     keys[#keys + 1] = P .. 'lease:' .. uuid .. ':' .. r.token
@@ -47,7 +47,7 @@ end
 
 -- End the lease {token, agent, devices, fence}: what it had is free. Returns the devices touched.
 function B.close_lease(r, outcome)
-  local touched = B.give_back(r, false, P .. 'record:' .. r.token)
+  local touched = B.deallocate(r, false, P .. 'record:' .. r.token)
   clear_deadline(r.token)
   B.leave_outcome(r.token, outcome)
   tell(r, outcome)
@@ -65,7 +65,7 @@ function B.end_lease(r, outcome)
     end
   end
   if grace_ms == 0 then return B.close_lease(r, outcome) end
-  local touched = B.give_back(r, true)
+  local touched = B.deallocate(r, true)
   call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(S.now), 'outcome', outcome)
   set_deadline(r.token, S.now + grace_ms)
   tell(r, outcome)

@@ -1,4 +1,4 @@
--- registry: which devices there are, and what their hosts say of them. Only report needs this file.
+-- device_reports: which devices there are, and what their hosts say of them. Only report needs this file.
 
 -- What a reporter may say of a device, by the form of it; the ledger's own fields are not among them.
 local HOST = '^[%w._ -]+$'
