@@ -63,7 +63,7 @@ class Moment:
     Attributes:
         now_ms: the pool's clock.
         next_deadline_ms: nothing ends before; None: nothing will. `reap` looks when the next does.
-        epoch: names the pool's memory: another epoch means that it was lost.
+        epoch: names the pool's data: another epoch means that they were lost.
         more: something is over that this call left for the next `reap`.
     """
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """A pool's memory, as a reply tells it.
+    """A pool's data, as a reply tells it.
 
     Attributes:
         name: another one means that leases may have been forgotten.
