@@ -61,7 +61,7 @@ def supervise(
     """Run the command, and return its end.
 
     Signals are passed on to its group. A lost lease, or leftovers of the ended command, bring
-    SIGTERM, and after `grace_s` SIGKILL. `give_back` is called when no process of it is left,
+    SIGTERM, and after `grace_s` SIGKILL. `release` is called when no process of it is left,
     while signals are still only noted: no signal cuts it short.
 
     Raises:

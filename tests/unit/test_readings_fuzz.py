@@ -103,7 +103,7 @@ def test_any_answer_to_a_reading_is_a_result_or_a_lease_error(
     with suppress(StopIteration, LeaseError):
         asked = next(steps)
         while True:
-            if isinstance(asked, Call):  # an adoption renews first
+            if isinstance(asked, Call):  # to adopt is to renew first
                 raw: Any = ["RENEWED", *FRAME, 5000, 4000, ""]
             else:
                 raw = [data.draw(NESTED | LIKELY[command[0]]) for command in asked.commands]
