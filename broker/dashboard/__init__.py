@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
+
+from agent_sdk.policy import ACTIONS, FIELDS
 
 FOLDER: Final = Path(__file__).parent / "static"
 
@@ -26,6 +29,16 @@ router = APIRouter(include_in_schema=False)
 async def page() -> FileResponse:
     """The page; it has no data of its own, so it needs no key."""
     return FileResponse(FOLDER / "index.html", headers={"content-security-policy": POLICY})
+
+
+@router.get(f"{ASSETS}/policy-fields.json")
+async def policy_fields() -> dict[str, Any]:
+    """The form of the policy: each field's kind, range, label and meaning, and the actions' words.
+
+    It is the same for every pool, so it needs no key.
+    """
+    fields = [asdict(each) | {"accepts": each.accepts} for each in FIELDS.values()]
+    return {"fields": fields, "actions": ACTIONS}
 
 
 def assets() -> StaticFiles:

@@ -73,7 +73,7 @@ def occupy(client: LeaseClient) -> None:
             client.acquire(AGENTS[n % 10], memory_mb=(6144, 8192, 12_288, 20_480)[n % 4],
                            host=("gpu-host-1", "gpu-host-2", "any")[n % 3], ttl_s=3600)  # fmt: skip
     for device in client.devices():
-        tell(client, device.uuid, used_mb=400 + device.reserved_mb * 4 // 5)
+        tell(client, device.uuid, used_mb=400 + device.leased_mb * 4 // 5)
     client.drain("device", uuid_of(3, 1), why="fan noise")
     tell(client, uuid_of(1, 7), state="quarantined", xid=79, recovery_action=1, processes=[],
          quarantine="XID 79: the GPU has fallen off the bus")  # fmt: skip

@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
 from agent_sdk.keys import Keys
+from agent_sdk.policy import FIELDS
 from agent_sdk.store.store import Store
 from tests.api.brokers import Broker, eventually
 from tests.api.keys import new_key
@@ -138,8 +139,12 @@ def test_policy(broker: Broker, client: LeaseClient, tab: Opened) -> None:
     version = client.pool().policy_version
     page.dialog.get_by_label("Most memory").fill("100")
     page.dialog.get_by_role("button", name="Change").click()
-    expect(page.dialog.locator(".said")).to_contain_text("max_memory_per_agent_mb")
+    expect(page.dialog.locator(".said")).to_contain_text("max_memory_per_agent_mb must be 256 to")
+    page.dialog.get_by_label("Memory of a lease that names none").fill("")
     page.dialog.get_by_label("Most memory").fill("4096")
+    page.dialog.get_by_role("button", name="Change").click()
+    expect(page.dialog.locator(".said")).to_contain_text("default_memory_mb must be 1 to")
+    page.dialog.get_by_label("Memory of a lease that names none").fill("2048")
     page.dialog.get_by_label("GPUs may be shared").uncheck()
     page.dialog.get_by_role("button", name="Change").click()
     expect(page.dialog).to_have_count(0)
@@ -148,6 +153,24 @@ def test_policy(broker: Broker, client: LeaseClient, tab: Opened) -> None:
     assert pool.policy_version == version + 1
     client.set_policy(max_memory_per_agent_mb=1_048_576, allow_fractional_shares=True)
     expect(page.row("events", "allow_fractional_shares")).to_be_visible()
+
+
+def test_policy_form_has_what_the_broker_declares(broker: Broker, tab: Opened) -> None:
+    """Every field but SAFE_MODE, with its range; the form follows a change that another makes."""
+    page = tab(broker)
+    page.is_live()
+    page.page.keyboard.press("p")
+    controls = page.dialog.locator("form.act :is(input, select)")
+    expect(controls).to_have_count(len(FIELDS) - 1)
+    for name, field in FIELDS.items():
+        control = page.dialog.locator(f'[name="{name}"]')
+        if field.kind == "number":
+            expect(control).to_have_attribute("max", str(field.most))
+    leases = page.dialog.get_by_label(FIELDS["max_leases_per_agent"].label)
+    expect(leases).to_have_value("256")
+    assert broker.http.post("policy", json={"max_leases_per_agent": 255}).status_code == 200
+    expect(leases).to_have_value("255")
+    assert broker.http.post("policy", json={"max_leases_per_agent": 256}).status_code == 200
 
 
 def test_words_of_others_are_text(broker: Broker, client: LeaseClient, tab: Opened) -> None:
@@ -219,7 +242,9 @@ class Held:
 
 
 @pytest.mark.usefixtures("critic")
-def test_late_answer_leaves_the_next_dialog_alone(broker: Broker, tab: Opened) -> None:
+def test_late_answer_leaves_the_next_dialog_alone(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
     """A late answer to explain, an act or a policy touches no dialog that was opened since."""
     page = tab(broker)
     held = Held(page.page, "**/explain", "**/drain", "**/policy")
@@ -241,13 +266,14 @@ def test_late_answer_leaves_the_next_dialog_alone(broker: Broker, tab: Opened) -
     keys.press("p")
     held.answer()
     expect(page.dialog.locator("h2")).to_have_text("Policy")
-    page.dialog.get_by_label("Most memory").fill("100")  # which is refused
+    page.dialog.get_by_label("Most memory").fill("2000000")
     page.dialog.get_by_role("button", name="Change").click()
     keys.press("Escape")
     keys.press("k")
     held.answer()
     expect(page.dialog.locator("h2")).to_have_text("API key")
     expect(page.dialog.locator(".said")).to_be_empty()
+    client.set_policy(max_memory_per_agent_mb=1_048_576)
 
 
 @pytest.mark.usefixtures("critic")

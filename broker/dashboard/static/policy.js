@@ -1,51 +1,49 @@
-// The pool's policy, as a form.
+// The pool's policy, as a form of the fields that the broker declares.
 
 import { html, nothing } from "./vendor/lit-html.js";
 import { ask } from "./api.js";
-import { close, open, say, watch } from "./dialog.js";
+import { close, open, redraw, say, watch } from "./dialog.js";
 import { needsKey } from "./key.js";
 import { operates, pool } from "./state.js";
-import { ACTIONS } from "./words.js";
 
-const FIELDS = [
-  ["max_memory_per_agent_mb", "Most memory that one agent may hold, MiB", "number"],
-  ["default_memory_mb", "Memory of a lease that names none, MiB", "number"],
-  ["expiry_grace_s", "Memory of an expired lease is withheld for, s", "number"],
-  ["max_leases_per_agent", "Most leases of one agent", "number"],
-  ["max_waiters_per_agent", "Most places in the line of one agent", "number"],
-  ["idle_action", "A lease that idles", "select"],
-  ["overuse_action", "A lease that uses more than it holds", "select"],
-  ["squatter_action", "A process without a lease", "select"],
-  ["orphan_action", "A process of a lease that is over", "select"],
-  ["idle_after_s", "A lease idles when it has done nothing for, s", "number"],
-  ["enforce_after_s", "What is enforced comes after another, s", "number"],
-  ["overuse_slack_mb", "Memory that a lease may use beyond what it holds, MiB", "number"],
-  ["reservation_idle_s", "GPUs reserved for one that waits may go unused for, s; 0: none is reserved", "number"],
-  ["xid_actions", "What errors of a GPU mean, as 31=suspect,79=hold; empty: NVIDIA's table", "text"],
-  ["forget_devices_after_s", "A GPU that its host lists no more is forgotten after, s", "number"],
-  ["forget_hosts_after_s", "A host that is silent is forgotten after, s", "number"],
-  ["allow_fractional_shares", "GPUs may be shared", "checkbox"],
-  ["kill_on_oom", "Over-using processes may be ended", "checkbox"],
-];
+const ELSEWHERE = ["safe_mode"]; // set at the terminal
 
-function input([name, label, type], policy, fixed) {
-  if (type === "select") return choice(name, label, policy, fixed);
-  return html`<label class=${type === "checkbox" ? "check" : ""}>
-    ${label} <input name=${name} type=${type} .checked=${policy[name] === true} .value=${String(policy[name])}
-      min="0" step="1" ?disabled=${fixed} ?required=${type === "number"}></label>`;
+let declared = null; // {fields, actions}, asked for once
+
+/** Ask for the fields; the form says why it has none. */
+async function declare() {
+  const here = watch();
+  try {
+    const said = await ask("static/policy-fields.json");
+    declared = { ...said, fields: said.fields.filter(({ name }) => !ELSEWHERE.includes(name)) };
+    redraw();
+  } catch (error) {
+    if (here()) say(error.message);
+  }
 }
 
-const choice = (name, label, policy, fixed) => html`<label>${label}
-  <select name=${name} ?disabled=${fixed}>
-    ${Object.entries(ACTIONS).map(([word, means]) => html`<option value=${word} .selected=${policy[name] === word}>${word}: ${means}</option>`)}
-  </select></label>`;
+function control(field, value, fixed) {
+  const { name, kind, label, meaning } = field;
+  if (kind === "flag")
+    return html`<label class="check" title=${meaning}><input name=${name} type="checkbox" .checked=${value} ?disabled=${fixed}> ${label}</label>`;
+  return html`<label title=${meaning}>${label} ${kind === "action" ? choice(name, value, fixed) : entry(field, value, fixed)}</label>`;
+}
+
+const choice = (name, value, fixed) => html`<select name=${name} ?disabled=${fixed}>
+  ${Object.entries(declared.actions).map(([word, means]) => html`<option value=${word} .selected=${value === word}>${word}: ${means}</option>`)}
+</select>`;
+
+const entry = ({ name, kind, least, most, accepts }, value, fixed) =>
+  kind === "number"
+    ? html`<input name=${name} type="number" required step="1" min=${least} max=${most} .value=${String(value)} ?disabled=${fixed}>`
+    : html`<input name=${name} type="text" placeholder=${accepts} .value=${value} ?disabled=${fixed}>`;
 
 /** The fields of a form that are other than the policy. */
 function changedIn(form, policy) {
   const changed = {};
-  for (const [name, , type] of FIELDS) {
-    const field = form.elements[name];
-    const value = { checkbox: field.checked, number: Number(field.value) }[type] ?? field.value;
+  for (const { name, kind } of declared.fields) {
+    const input = form.elements[name];
+    const value = { flag: input.checked, number: Number(input.value) }[kind] ?? input.value;
     if (value !== policy[name]) changed[name] = value;
   }
   return changed;
@@ -53,9 +51,15 @@ function changedIn(form, policy) {
 
 async function submit(event) {
   event.preventDefault();
+  const form = event.target;
+  const wrong = declared.fields.find(({ name }) => !form.elements[name].validity.valid);
+  if (wrong) {
+    form.elements[wrong.name].focus();
+    return say(`${wrong.name} must be ${wrong.accepts}`);
+  }
   const here = watch();
   try {
-    const said = await ask("policy", changedIn(event.target, pool()));
+    const said = await ask("policy", changedIn(form, pool()));
     if (!here()) return;
     if (said.note) say(said.note);
     else close();
@@ -67,18 +71,21 @@ async function submit(event) {
 function view() {
   const policy = pool();
   const fixed = !operates() || policy.safe_mode_read_only;
+  const form = () => html`<form class="act" novalidate @submit=${submit}>
+    ${declared.fields.map((field) => control(field, policy[field.name], fixed))}
+    ${fixed ? nothing : html`<button>Change</button>`}
+  </form>`;
   const body = html`
-    <p>SAFE_MODE is ${policy.safe_mode_read_only ? "ON: nobody gets a GPU, and nothing here can be changed" : "off"}.
+    <p>SAFE_MODE is ${policy.safe_mode_read_only ? "ON: no GPU is leased, and nothing here can be changed" : "off"}.
       It is switched at the terminal: <code>gpu-broker policy set safe_mode=${!policy.safe_mode_read_only}</code></p>
-    <form class="act" @submit=${submit}>
-      ${FIELDS.map((field) => input(field, policy, fixed))}
-      ${fixed ? nothing : html`<button>Change</button>`}
-    </form>
+    ${declared ? form() : nothing}
     ${operates() ? nothing : needsKey("To change it")}`;
   return { title: "Policy", body };
 }
 
 /** The pool's policy. */
 export function showPolicy() {
-  if (pool()) open(view);
+  if (!pool()) return;
+  open(view);
+  if (!declared) declare();
 }

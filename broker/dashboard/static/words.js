@@ -22,13 +22,6 @@ export const FINDINGS = {
   orphan: "a process of a lease that is over still uses the GPU",
 };
 
-/** What may be done about it. */
-export const ACTIONS = {
-  observe: "it is shown",
-  notify: "the holder is told, and the host logs it",
-  enforce: "the lease is revoked; a process is ended, if its reporter may do so",
-};
-
 /** Events. */
 export const EVENTS = {
   pool_created: "The first report made this pool.",
