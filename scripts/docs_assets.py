@@ -44,6 +44,7 @@ AGENTS = ("analyst", "scout", "critic", "trainer", "embedder", "reranker")
 
 PICTURES = {
     "page.png": {"viewport": {"width": 1360, "height": 1000}, "color_scheme": "light"},
+    "page-tiles.png": {"viewport": {"width": 1360, "height": 820}, "color_scheme": "dark"},
     "page-phone.png": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark",
                        "device_scale_factor": 2, "is_mobile": True},
 }  # fmt: skip
@@ -80,8 +81,10 @@ def report(client: LeaseClient) -> None:
             used = 30_000 if (number, i) == (2, 1) else 400
             fields = {"index": i, "name": name, "model": name, "state": "ok", "reason": "",
                       "total_mb": total, "system_mb": 512, "used_mb": used, "simulated": 0,
-                      "utilization_gpu_pct": chance.randrange(5, 97),
-                      "temperature_c": chance.randrange(38, 74)}  # fmt: skip
+                      "utilization_gpu_pct": (busy := chance.randrange(5, 97)),
+                      "temperature_c": 36 + busy * 2 // 5,
+                      "power_draw_w": (60 + busy * 6, 55 + busy * 3, 25 + busy // 2)[number - 1],
+                      }  # fmt: skip
             devices.append((f"GPU-{number}-{i}", tuple(fields.items())))
         client.report(host, tuple(devices), **about)
 
@@ -132,12 +135,41 @@ def fleet() -> Iterator[Broker]:
             store.wait()
 
 
+TRENDS = """async (said) => {
+  const { takeTrends } = await import("/static/trends.js");
+  takeTrends(said);
+  dispatchEvent(new PopStateEvent("popstate"));
+}"""
+"""The page takes the trends as if a replica that ran before had told them."""
+
+
+def trends() -> dict[str, Any]:
+    """Ten minutes of each GPU, made up: a load that wanders, memory that is taken by steps."""
+    newest = int(time.time()) // 15
+    devices: dict[str, list[tuple[int, int, int]]] = {}
+    for number, (_, _, count) in enumerate(FLEET.values(), 1):
+        for i in range(count):
+            busy, memory = chance.randrange(20, 90), chance.randrange(10, 60)
+            points = devices[f"GPU-{number}-{i}"] = []
+            for n in range(40):
+                busy = min(100, max(0, busy + chance.randrange(-22, 23)))
+                memory = min(95, memory + chance.randrange(5, 25)) if n % 13 == i else memory
+                points.append((newest - 39 + n, busy, memory))
+    return {"step_s": 15, "devices": devices}
+
+
 def draw(browser: Browser, broker: Broker, name: str, options: dict[str, Any]) -> None:
     """One picture."""
     page = browser.new_page(**options)
     page.goto(f"http://127.0.0.1:{broker.port}")
     page.wait_for_selector("#queue .rows .row:nth-child(2)")
-    page.wait_for_timeout(500)
+    page.evaluate(TRENDS, trends())
+    if name == "page-tiles.png":
+        page.keyboard.press("v")
+        page.wait_for_selector("#devices .tile")
+        page.locator("#devices").evaluate("each => each.scrollIntoView()")
+        page.evaluate("scrollBy(0, -56)")
+    page.wait_for_timeout(1500)
     page.screenshot(path=DOCS / name)
     page.close()
     print(DOCS / name)

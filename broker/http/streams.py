@@ -117,6 +117,7 @@ def filter_of(
 async def live(broker: At, who: Viewer) -> EventSourceResponse:
     """Server-Sent Events: `reset` has every row, each `change` the fields that are other.
 
+    `trends` of a reset has the last ten minutes of each GPU: `[step, busy %, memory %]`.
     For the page at `/`, whose rows may grow. A client that comes back gets everything anew.
     """
     return _response(broker, _live(broker, who), LIVE_KEEP_ALIVE_S)

@@ -88,7 +88,7 @@ def wait(client: LeaseClient, agent: str, **asked: Any) -> None:
 
     def stand() -> None:
         with suppress(LeaseError):
-            client.acquire(agent, wait_s=110, **asked)
+            client.acquire(agent, wait_s=3600, **asked)
 
     Thread(target=stand, daemon=True).start()
     eventually(lambda: any(each.agent == agent for each in client.queue()), 5)
@@ -113,5 +113,6 @@ def scenery() -> Iterator[tuple[Broker, LeaseClient]]:
 
 
 def reserve(client: LeaseClient) -> None:
-    """Wait until GPUs are reserved for a request that has waited for 30 s."""
+    """Wait until GPUs are reserved for a request that has waited for 30 s; they stay so."""
+    client.set_policy(reservation_idle_s=3600)
     eventually(lambda: any(waiter.reservation for waiter in client.queue()), 60, 0.5)

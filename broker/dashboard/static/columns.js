@@ -27,7 +27,7 @@ export const DEVICES = [
     name: "name",
     label: "GPU",
     cell: cell(
-      (gpu) => rowLink("gpu", gpu.uuid, html`<b>${gpu.index}</b> ${model(gpu)}`),
+      (gpu) => rowLink("gpu", gpu.uuid, html`<b>${gpu.index}</b> ${model(gpu.name)}`),
       (item) => rowLink("host", item.host.host, html`<b>${item.host.host}</b>`),
     ),
   },

@@ -14,7 +14,7 @@ export function places(gpus) {
 }
 
 /** The name of a GPU without its maker, which is the same for all. */
-export const model = (gpu) => gpu.name.replace(/^NVIDIA /, "");
+export const model = (name) => name.replace(/^NVIDIA /, "");
 
 /** A number with its unit; null when the driver does not tell. */
 export const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
@@ -96,11 +96,11 @@ export function left(lease) {
 
 /** What a waiter asks for, in a few words. */
 export function asks(waiter) {
-  const where = [waiter.host, waiter.model].filter(Boolean).join(" ");
+  const where = [waiter.host, waiter.model && model(waiter.model)].filter(Boolean).join(" ");
   const on = where && ` on ${where}`;
   const mb = size(waiter.memory_mb);
-  if (waiter.devices > 1) return `${waiter.devices} whole GPUs${on}, at least ${mb} each`;
-  return waiter.exclusive ? `a whole GPU${on}, at least ${mb}` : mb + on;
+  if (waiter.devices > 1) return `${waiter.devices} whole GPUs${on}, ≥ ${mb} each`;
+  return waiter.exclusive ? `a whole GPU${on}, ≥ ${mb}` : mb + on;
 }
 
 /** The devices' reasons against a waiter, counted, in a few words; empty: none are told. */

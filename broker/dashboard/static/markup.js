@@ -36,7 +36,7 @@ export function memoryBar(gpu, leases, colour = (part) => part.kind) {
 
 /** A state's word, coloured, and its note, which may be cut short. */
 export const stateCell = (state, trouble, more = "") =>
-  html`<span title="${stateLine(state)}: ${state.means}"><b class="state ${trouble ? "trouble" : "ok"}">${state.word}</b>
+  html`<span title="${stateLine(state)}: ${state.means}"><b class="state ${trouble ? "trouble" : state.word}">${state.word}</b>
     ${state.note ? html`<small>${state.note}</small>` : nothing}</span>${more}`;
 
 /** A device's state; what is found on it stands before a state that says nothing. */

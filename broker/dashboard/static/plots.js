@@ -5,7 +5,7 @@ import { span } from "./format.js";
 import { now, rows } from "./state.js";
 
 const HOUR_S = 3600;
-const HEIGHT = 120;
+const HEIGHT = 100;
 
 const PLOTS = [
   {

@@ -3,7 +3,7 @@
 import { html, nothing } from "./vendor/lit-html.js";
 import { drainForm, quarantineForm, revokeLeaseForm, revokeWaiterForm } from "./acts.js";
 import { linkTo } from "./address.js";
-import { asks, hostState, inUnit, model, reservedSays, stateOf } from "./describe.js";
+import { asks, hostState, inUnit, reservedSays, stateOf } from "./describe.js";
 import { open, say } from "./dialog.js";
 import { Explained } from "./explained.js";
 import { clock, short, size, span } from "./format.js";
@@ -38,7 +38,7 @@ const gpu = {
   gone: () => "This GPU is not in the pool.",
   body: (of, uuid) => html`
     ${facts([
-      ["Name", model(of) + (of.simulated ? " (simulated)" : "")],
+      ["Name", of.name + (of.simulated ? " (simulated)" : "")],
       ["UUID", html`<code>${uuid}</code>`],
       ["State", meant(stateOf(of))],
       ...memoryOf(of),

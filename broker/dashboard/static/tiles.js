@@ -23,7 +23,7 @@ function tile(gpu, current) {
   const well = !troubled(gpu) && !gpu.findings.length;
   return html`<li><a class="tile ${well ? "" : "trouble"}" href=${hrefOf("gpu", gpu.uuid)} data-id=${gpu.uuid}
     tabindex=${gpu.uuid === current ? 0 : -1}>
-    <span class="line"><span><b>${gpu.index}</b> ${model(gpu)}</span><b class="number">${inUnit(gpu.utilization_gpu_pct, "%") ?? ""}</b></span>
+    <span class="line"><span><b>${gpu.index}</b> ${model(gpu.name)}</span><b class="number">${inUnit(gpu.utilization_gpu_pct, "%") ?? ""}</b></span>
     ${memoryBar(gpu, leases, colour)}
     <span class="who">${agents.slice(0, NAMED).map((agent) => html`<span>${swatch(agent)}${agent}</span>`)}
       ${agents.length > NAMED ? html`<b>+${agents.length - NAMED}</b>` : nothing}
