@@ -28,18 +28,18 @@ export function open(next, about = null) {
 export function redraw() {
   if (!view) return;
   const { title, body, gone } = view();
-  const typing = gone && dialog.querySelector(".body:not([inert])")?.contains(document.activeElement);
+  const acting = dialog.querySelector(".act")?.contains(document.activeElement);
   render(
     html`<form method="dialog" class="bar-top">
         <h2 id="dialog-title">${title}</h2>
         <button aria-label="Close">✕</button>
       </form>
       <p class="gone" role="status">${gone}</p>
-      <div class="body" ?inert=${Boolean(gone)}>${body}</div>
+      <div class="body ${gone ? "past" : ""}">${body}</div>
       <p class="said" role="alert"></p>`,
     dialog,
   );
-  if (typing) dialog.querySelector(".bar-top button").focus(); // inert took the focus away
+  if (gone && acting) dialog.querySelector(".bar-top button").focus(); // its form is hidden
 }
 
 // The event comes later than the end: another may be open by then.

@@ -34,10 +34,10 @@ export function memoryBar(gpu, leases, colour = (part) => part.kind) {
   return html`<svg class="bar" role="img" aria-label=${says}><title>${says}</title>${rects}</svg>`;
 }
 
-/** A state's word, coloured, and its note, which may be cut short. */
-export const stateCell = (state, trouble, more = "") =>
+/** A state's word, coloured; then words that are as urgent, then its note, which may be cut short. */
+export const stateCell = (state, trouble, more = nothing) =>
   html`<span title="${stateLine(state)}: ${state.means}"><b class="state ${trouble ? "trouble" : state.word}">${state.word}</b>
-    ${state.note ? html`<small>${state.note}</small>` : nothing}</span>${more}`;
+    ${more} ${state.note ? html`<small>${state.note}</small>` : nothing}</span>`;
 
 /** A device's state; what is found on it stands before a state that says nothing. */
 export function gpuState(gpu) {
@@ -45,6 +45,6 @@ export function gpuState(gpu) {
   const counts = findingsOf(gpu);
   if (!counts.length) return stateCell(state, troubled(gpu));
   const worst = counts[0][0] + (counts.length > 1 ? ` +${counts.length - 1}` : "");
-  const found = html` <b class="state trouble" title="${wordsOf(counts)}; ${meansOf(counts)}">${worst}</b>`;
+  const found = html`<b class="state trouble" title="${wordsOf(counts)}; ${meansOf(counts)}">${worst}</b>`;
   return state.word === "ok" ? found : stateCell(state, troubled(gpu), found);
 }
