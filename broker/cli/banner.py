@@ -1,4 +1,4 @@
-"""The banner of `gpu-broker serve`: what runs, on which store, in which mode, and what to try."""
+"""Banner of `gpu-broker serve`: its address, store, devices and mode, and things to try."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def banner(settings: Settings, source: str, *, demo: bool, ignored_url: bool = F
     """Describe a broker that answers, and name things to try.
 
     Args:
-        settings: in effect.
+        settings: the settings in effect.
         source: the name of the device source in use.
-        demo: the things to try are named.
-        ignored_url: REDIS_URL is set, and `--demo` uses the embedded store all the same.
+        demo: name the things to try.
+        ignored_url: REDIS_URL is set, but `--demo` uses the embedded store.
     """
     base = base_url(settings)
     lines = [
@@ -34,14 +34,14 @@ def banner(settings: Settings, source: str, *, demo: bool, ignored_url: bool = F
     if settings.keyring().locked:
         lines.append("  reach    with an API key alone: gpu-broker keys list")
     elif not settings.loopback:
-        lines.append("  reach    INSECURE: no API keys, whoever reaches this port can end leases")
+        lines.append("  reach    INSECURE: no API keys, every client of this port can end leases")
     if demo:
         lines += ["", *_things_to_try(settings, base, ignored_url=ignored_url)]
     return "\n".join(lines)
 
 
 def base_url(settings: Settings) -> str:
-    """Give the URL at which this broker answers."""
+    """Return the URL at which this broker answers."""
     host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
     return f"http://{'localhost' if settings.loopback else host}:{settings.port}"
 
@@ -97,7 +97,7 @@ def _things_to_try(settings: Settings, base: str, *, ignored_url: bool) -> list[
 
 
 def program_here() -> str:
-    """Give the command that starts this program in another terminal of this folder."""
+    """Return the command that starts this program in another terminal of this folder."""
     called = Path(sys.argv[0])
     found = shutil.which(called.name)
     if found and Path(found).resolve() == called.resolve():

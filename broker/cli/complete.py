@@ -1,6 +1,6 @@
-"""What the shell completes beside words of our own: names that the pool knows.
+"""Shell completion of names that the pool knows.
 
-A shell waits for it at a keystroke: it is quick, and silent when the store is away.
+A shell waits for it at a keystroke: it is quick, and silent while the store is away.
 """
 
 from __future__ import annotations
@@ -54,4 +54,4 @@ agents = _completing(
     )
 )
 tokens = _completing(lambda scene: (*scene.leases, *scene.waiters))
-"""To be named as `shell_complete` of an argument or option."""
+"""Completions of tokens; pass it as `shell_complete` of an argument or option."""

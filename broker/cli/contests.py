@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def contests(
     pool: PoolStatus, devices: Iterable[DeviceStatus], hosts: Iterable[HostStatus]
 ) -> list[Diagnosis]:
-    """Find the hosts and devices that two living machines call their own."""
+    """Return a finding for each host or device that two living machines claim."""
     since_ms = pool.now_ms - RIVAL_MS
     return [
         Diagnosis(

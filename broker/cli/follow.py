@@ -1,4 +1,4 @@
-"""Following the pool's stream of events from a terminal, on a connection of its own."""
+"""Follower of the pool's event stream for a terminal, on a connection of its own."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 ANSWER_S: Final = 1.0
 
 LONGEST_S: Final = 1.0
-"""One look at the stream waits no longer, so that Ctrl-C and a store that is away are soon seen."""
+"""Longest wait of one look at the stream: Ctrl-C and an absent store are noticed soon."""
 
 
 def last_of(found: Sequence[Event]) -> str:
-    """Return the id after which everything is new to who has seen these."""
+    """Return the id after which every event is new to a reader of these."""
     return found[-1].id if found else START
 
 
 class Follower:
-    """Waits for events.
+    """Follower of the pool's events.
 
     Args:
-        client: of the pool.
-        last: the id after which it begins.
+        client: the pool's client.
+        last: the id after which following begins.
     """
 
     def __init__(self, client: LeaseClient, last: str) -> None:
@@ -41,16 +41,16 @@ class Follower:
 
     @property
     def last(self) -> str:
-        """The id of the event up to which all was seen."""
+        """Id of the last event that was seen."""
         return self._tail.last
 
     def wait(self, seconds: float) -> News:
-        """Return what happens within so long, a second at most; nothing may.
+        """Return the events of the next `seconds`, a second at most; there may be none.
 
-        After a gap comes all that the stream still has and that was not seen.
+        After a gap come all unseen events that the stream still has.
 
         Raises:
-            LeaseError: the store is away or denies it; the next look goes on where this one was.
+            LeaseError: the store is away or denies it; the next look resumes at the same event.
         """
         block_ms = max(1, round(min(seconds, LONGEST_S) * 1000))
         pipe = self._redis.pipeline(transaction=False)
@@ -61,7 +61,7 @@ class Follower:
             news = self._tail.take(pipe.execute())
         except RedisError as error:
             raise lease_error(error) from error
-        # A stream that ends later was trimmed: its oldest event is already one that was not seen.
+        # A stream with a later end was trimmed: its oldest event was not seen yet.
         if news.gap and order(self._tail.last) > order(before):
             self._tail.last = START
         return news

@@ -17,13 +17,12 @@ ASK_S: Final = 2.0
 UNAUTHORIZED: Final = 401
 
 READABLE: Final = (
-    "let the broker's user read its key file, which holds SHA-256 alone, and enter the folders "
-    "that it is in"
+    "let the broker's user read its key file, which holds SHA-256 alone, and enter its folders"
 )
 
 
 def key_state() -> tuple[str, list[Diagnosis]]:
-    """Say how many keys a broker here asks for, and whether one that runs cannot use its file."""
+    """Return a summary of the keys here, with findings about a broker that cannot use its file."""
     path = key_file()
     findings: list[Diagnosis] = []
     try:
@@ -35,7 +34,7 @@ def key_state() -> tuple[str, list[Diagnosis]]:
     url, said = _asked()
     if said not in {"", CODES["unauthorized"].says}:
         way_out = READABLE if there else GONE.format(path=path)
-        findings.append(Diagnosis(f"the broker at {url} lets nobody in: {said}", way_out))
+        findings.append(Diagnosis(f"the broker at {url} refuses every key: {said}", way_out))
     if there:
         return f"{len(found)} in {path}", findings
     if said:

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["device", "host"]
 
 PREFIX: Final = 8
-"""Letters of a token or a device id that are enough, if only one begins with them."""
+"""Letters of a token or a device id that suffice if only one begins with them."""
 
 LISTED: Final = 5
-"""Names that a message lists at most."""
+"""Most names that a message lists."""
 
 
 class Target(NamedTuple):
-    """A device or a host of the pool.
+    """Device or host of the pool.
 
     Attributes:
         name: the device's id, or the host's name.
@@ -37,11 +37,11 @@ class Target(NamedTuple):
 
 
 def target_of(client: LeaseClient, name: str) -> Target:
-    """Find what a name means: a host, a device by `host:index`, by its id or the id's beginning.
+    """Find the target of a name: a host, or a device by `host:index`, id or beginning of the id.
 
     Raises:
-        UsageError: several devices are called so.
-        NeverFits: no host and no device is; the message says which name is near.
+        UsageError: several devices match.
+        NeverFits: no host and no device matches; the message names the nearest.
     """
     hosts = {host.host for host in client.hosts()}
     if name in hosts:
@@ -63,7 +63,7 @@ def target_of(client: LeaseClient, name: str) -> Target:
 
 
 def _devices_called(name: str, devices: Iterable[DeviceStatus]) -> list[DeviceStatus]:
-    """List the devices that a name may mean; a whole id or a place wins over a beginning."""
+    """Return the devices that a name may mean; a whole id or a place wins over a beginning."""
     devices = tuple(devices)
     exact = [d for d in devices if name in {d.uuid, place(d)}]
     if exact or len(name) < PREFIX:
@@ -72,15 +72,15 @@ def _devices_called(name: str, devices: Iterable[DeviceStatus]) -> list[DeviceSt
 
 
 def place(device: DeviceStatus) -> str:
-    """Give a device's place as the commands show it: `host:index`."""
+    """Return a device's place as the commands show it: `host:index`."""
     return f"{device.host}:{device.index}"
 
 
 def whole_token(client: LeaseClient, token: str) -> str:
-    """Find the one lease or waiter whose token begins so; else give back what was given.
+    """Return the one token that begins so, of a lease or a waiter; else the given text.
 
     Raises:
-        UsageError: several begin so; the message lists them with their agents.
+        UsageError: several tokens begin so; the message lists them with their agents.
     """
     if len(token) < PREFIX:
         return token
@@ -103,7 +103,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def unheard_agent(client: LeaseClient, agent: str) -> str:
-    """Say which agent may have been meant instead of one that holds and waits for nothing."""
+    """Suggest an agent instead of one without leases and waits; empty: it has some."""
     known = set(_agents_by_token(client).values())
     return "" if agent in known else did_you_mean(agent, known)
 

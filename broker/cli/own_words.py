@@ -15,10 +15,10 @@ OPTIONS: Final = {
     "ttl_s": "--ttl",
     "wait_s": "--wait",
 }
-"""An argument of the SDK -> the option that sets it."""
+"""Option that sets each argument of the SDK."""
 
 
 def in_options(text: str) -> str:
-    """Name the option in a message that begins with the argument that it sets."""
+    """Replace the argument at the beginning of a message by its option."""
     name, space, rest = text.partition(" ")
     return f"{OPTIONS.get(name, name)}{space}{rest}"

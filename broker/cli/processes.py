@@ -1,4 +1,4 @@
-"""Processes in the picture of `gpu-broker status`: whose they are, and what cannot be seen."""
+"""Processes in the picture of `gpu-broker status`: their users, and blind spots."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 FOUND: Final = {
     "degraded": "red", "overuse": "red", "idle": "yellow", "squatter": "red", "orphan": "yellow",
 }  # fmt: skip
-"""What may be found -> the colour of its word."""
+"""Colour of each finding's word."""
 
 USER: Final = 10
-"""Letters of a user's name: its column never gives way."""
+"""Most letters of a user's name: its column never gives way."""
 
 Row = tuple[str, ...]
 
@@ -31,7 +31,7 @@ def beneath(device: DeviceStatus, lease: LeaseStatus, scene: PoolState, *, wide:
 
 
 def unleased_rows(device: DeviceStatus, scene: PoolState, *, wide: bool) -> list[Row]:
-    """The rows of the processes that belong to no lease that lives, each with a word for it."""
+    """Return the rows of the processes without a living lease, each with a word for it."""
     rows = []
     for process in unleased(device, scene.leases):
         word = process.finding or ("orphan" if process.token else "squatter")
@@ -41,7 +41,7 @@ def unleased_rows(device: DeviceStatus, scene: PoolState, *, wide: bool) -> list
 
 
 def _row(mark: str, process: ProcessStatus, word: str, scene: PoolState, *, wide: bool) -> Row:
-    """In the columns of status: name, pid, memory, user, how busy, what is wrong with it."""
+    """Return a process in the columns of status: name, pid, memory, user, use, finding."""
     busy = process.busy_pct
     row = (
         "", f"{mark} {process.name or '?'}", f"pid {process.pid}",
@@ -55,7 +55,7 @@ def _row(mark: str, process: ProcessStatus, word: str, scene: PoolState, *, wide
 
 
 def notes(scene: PoolState, width: int | None) -> list[str]:
-    """Below the picture: why a GPU is in quarantine, and on which hosts no process can be seen."""
+    """Return notes on quarantined GPUs, and on hosts with invisible processes."""
     lines = [
         f"{d.host}:{d.index} is in quarantine: {d.quarantine}"
         for d in scene.devices.values()

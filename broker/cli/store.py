@@ -1,4 +1,4 @@
-"""What every command that talks to the store shares: connecting, and what to say when it fails."""
+"""Connection of the commands to the store, and their sentences about its failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redis.exceptions import RedisError
 
 DEADLINE_S = 1.0
-"""A person is waiting: a server that restarts is asked again for so long."""
+"""Seconds that a restarting server is asked again for: a person is waiting."""
 
 START_ONE = "Start one with: gpu-broker serve, or name its server in REDIS_URL"
 
@@ -38,15 +38,15 @@ WAYS_OUT = {
     "outcome_unknown": "Try again: gpu-broker leases shows what was done",
     "store_full": "Raise maxmemory of the store; what gives back goes on meanwhile",
 }
-"""Ways out, by code, where there is a store and starting another would not help."""
+"""Ways out, by code, where starting another store would not help."""
 
 SCHEMA = 1
-"""Of all JSON that the commands print: fields are added under the same number, never changed."""
+"""Schema number of all printed JSON: fields are added under the same number, never changed."""
 
 
 @contextmanager
 def pool_client() -> Iterator[LeaseClient]:
-    """A client of the pool that the environment names; its errors end the command with a word."""
+    """Connect to the environment's pool; errors end the command with a sentence."""
     try:
         with LeaseClient.from_env(client_name="gpu-broker", deadline_s=DEADLINE_S) as client:
             yield client
@@ -60,19 +60,19 @@ def pool_client() -> Iterator[LeaseClient]:
 
 
 def way_out(error: LeaseError) -> str:
-    """Say in a sentence what to do about a pool that does not answer as it should."""
+    """Return a sentence about the way out when a pool does not answer as it should."""
     return WAYS_OUT.get(error.code, START_ONE)
 
 
 def lease_error(error: RedisError) -> LeaseError:
-    """Return what redis-py's error means: the store denies it, or is away."""
+    """Return the SDK's error for redis-py's: the store denies the call, or is away."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return error_for("denied")
     return error_for("store_unavailable", f"Redis cannot be reached: {error}")
 
 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command `-o text|json`, and what else it can print."""
+    """Return the option `-o text|json`, with the further forms in `more`."""
     says = {"wide": "more columns", "name": "names alone, one a line"}
     return click.option(
         "-o",
@@ -85,7 +85,7 @@ def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def show(output: str, text: str, data: dict[str, Any], names: Iterable[str] = ()) -> None:
-    """Print what is asked for; of JSON the schema is a part."""
+    """Print the requested form; JSON includes its schema number."""
     if output == "json":
         say(as_json(data, indent=2))
     elif output == "name":
@@ -96,5 +96,5 @@ def show(output: str, text: str, data: dict[str, Any], names: Iterable[str] = ()
 
 
 def as_json(data: dict[str, Any], indent: int | None = None) -> str:
-    """Data with the number of its schema."""
+    """Return data as JSON with the number of its schema."""
     return json.dumps({"schema": SCHEMA, **data}, indent=indent)

@@ -1,4 +1,4 @@
-"""A picture of the pool that is drawn anew when something happens."""
+"""Live picture of the pool, drawn anew after each event."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 RETRY_S: Final = 0.5
 
 PAUSE_S: Final = 0.1
-"""Between two pictures at least: a busy pool is drawn ten times a second."""
+"""Least seconds between two pictures: a busy pool is drawn ten times a second."""
 
 
 def watch(
     client: LeaseClient, every_s: float, picture: Callable[[PoolState], str], *, lines: bool
 ) -> None:
-    """Draw until Ctrl-C: at once when something happens, and every so many seconds.
+    """Draw until Ctrl-C: at once after an event, and every `every_s` seconds.
 
-    On a terminal in place, else below each other; `lines`: as lines for programs, everywhere.
-    Without the store the last picture stays, and it is said how old it is.
+    On a terminal pictures are drawn in place, elsewhere below each other; `lines`: always as lines.
+    Without the store the last picture stays, with its age.
 
     Raises:
-        LeaseError: the store is away from the beginning, or denies it.
+        LeaseError: the store is away at the start, or denies the call.
     """
-    # Where the stream is before the first look: what happens after that is news.
+    # The stream's end before the first picture: later events are news.
     after = last_of(client.events(1))
     live = not lines and sys.stdout.isatty() and not dumb_terminal()
     with _screen() if live else _plain(timed=not lines) as draw, Follower(client, after) as news:
@@ -61,7 +61,7 @@ def watch(
 
 
 def _until_news(follower: Follower, seconds: float) -> None:
-    """Until something happens, the window has another size, or so long."""
+    """Wait for an event, another window size, or the end of the time."""
     until, size = time.monotonic() + seconds, shutil.get_terminal_size()
     time.sleep(min(PAUSE_S, seconds))
     while (left_s := until - time.monotonic()) > 0:
@@ -72,7 +72,7 @@ def _until_news(follower: Follower, seconds: float) -> None:
 
 @contextmanager
 def _screen() -> Iterator[Draw]:
-    """Draws in place; whatever ends it, the terminal is as it was."""
+    """Draw in place; the terminal is restored however it ends."""
 
     def draw(picture: str, trouble: str) -> None:
         text = f"{paint(trouble, 'red')}\n\n{picture}" if trouble else picture
@@ -97,7 +97,7 @@ def _screen() -> Iterator[Draw]:
 
 @contextmanager
 def _plain(*, timed: bool) -> Iterator[Draw]:
-    """Prints one below the other, unless nothing has changed; trouble goes to stderr, once."""
+    """Print pictures below each other unless unchanged; tell trouble on stderr, once."""
     last, away = "", False
 
     def draw(picture: str, trouble: str) -> None:

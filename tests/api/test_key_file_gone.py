@@ -47,12 +47,12 @@ def test_broker_that_cannot_use_its_keys_says_so_and_doctor_the_way_out(
         wanted = "gpu-broker keys new" if how == "removed" else "chmod go-w"
         assert wanted in doctor.stdout
         if how == "removed":
-            assert "lets nobody in" in doctor.stdout
+            assert "refuses every key" in doctor.stdout
             ann = {"Authorization": f"Bearer {add(file, 'ann', 'operator')}"}
         else:
             file.chmod(0o600)
         assert broker.http.get("/policy", headers=ann).status_code == 200
-        assert "lets nobody in" not in called("doctor", **settings).stdout
+        assert "refuses every key" not in called("doctor", **settings).stdout
 
 
 def test_doctor_of_who_has_no_keys_says_that_the_broker_asks_for_some(

@@ -49,7 +49,7 @@ def check_doors(url: str, pool: str) -> str:
             eventually(lambda: token in broker.allocations(), 2)
             broker.release(token)
             assert say("run", "--memory", "10MiB", "--", "echo", "ran") == "ran\n"
-            assert say("queue") == "nobody waits\n"
+            assert say("queue") == "no request waits\n"
             assert "gpu_release" in say("functions", "load")
             held = 'gpu_broker_hold_seconds_count{reason="released"}'
             eventually(lambda: broker.metrics()[held] == 2, 5)  # the broker follows the stream

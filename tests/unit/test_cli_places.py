@@ -167,7 +167,7 @@ def test_closed_stdout_is_said(settings: dict[str, str], command: str) -> None:
     """A command that reads has nowhere to print: an error, in words."""
     done = into(None, command, **settings)
     assert (done.returncode, done.stderr) == (
-        1, "Error: stdout is closed, so there is nowhere to print\n"
+        1, "Error: stdout is closed: open it, for example > FILE\n"
     )  # fmt: skip
 
 

@@ -160,6 +160,6 @@ def test_commands_make_list_and_end_keys(tmp_path: Path) -> None:
     assert [entry["name"] for entry in found["keys"]] == ["ann", "bob"]
     assert gpu_broker("revoke", "ann", **state).returncode == 0
     gone = gpu_broker("revoke", "ann", **state)
-    assert (gone.returncode, "nobody called ann" in gone.stderr) == (1, True)
+    assert (gone.returncode, "is called ann" in gone.stderr) == (1, True)
     assert gpu_broker("new", "bob", "--role", "viewer", **state).returncode == 1
     assert gpu_broker("new", "bob", "--role", "king", **state).returncode == 2

@@ -1,4 +1,4 @@
-"""`gpu-broker completion`: the script with which a shell completes our commands and names."""
+"""`gpu-broker completion`: the script by which a shell completes our commands and names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands, options, hosts, GPUs, agents and tokens.
+    """Print the script by which a shell completes commands, options, hosts, GPUs and tokens.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`gpu-broker doctor`: what is set, what is there, and what is wrong."""
+"""`gpu-broker doctor`: settings, store, devices, and their problems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.command()
 @output_option()
 def doctor(output: str) -> None:
-    """Say which settings are in effect and why, what the store and the devices are, what is wrong.
+    """Show settings with their origins, the store, the devices, and what is wrong.
 
     Secrets are masked. Each finding has a severity and a way out. NOTE: it may be as it is meant.
     WRONG: something does not work as it should. BROKEN: no lease can be had.
@@ -103,7 +103,7 @@ def _settings() -> tuple[list[Setting], list[Diagnosis]]:
     """Return the SDK's settings, and the broker's where its extra is installed."""
     found = sdk_settings_in_effect()
     try:
-        # Here, because the base install has none of them.
+        # Imported here, because the base install has none of them.
         from broker.devices import DeviceSourceError  # noqa: PLC0415 - see above
         from broker.reporter import source_of  # noqa: PLC0415 - see above
         from broker.settings import (  # noqa: PLC0415 - see above
@@ -112,7 +112,7 @@ def _settings() -> tuple[list[Setting], list[Diagnosis]]:
             load_settings,
         )
     except ModuleNotFoundError:
-        return found, []  # the base install: there is no serve to set
+        return found, []  # the base install has no serve to set
     try:
         found += broker_settings_in_effect()
         source_of(load_settings()).close()

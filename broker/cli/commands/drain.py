@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--reason", default="", help="Why, for the log.")
 @output_option()
 def drain(name: str, reason: str, output: str) -> None:
-    """Let a device, or a host with all it has, take no new leases; those that run go on.
+    """Stop new leases on a device, or on a host with all its devices; running ones go on.
 
     \b
     Examples:
@@ -44,7 +44,7 @@ def drain(name: str, reason: str, output: str) -> None:
 @click.option("--reason", default="", help="Why, for the log.")
 @output_option()
 def undrain(name: str, reason: str, output: str) -> None:
-    """Let a device or a host take leases again; a quarantine of its GPUs is lifted too.
+    """Allow new leases on a device or a host again; this also lifts a quarantine of its GPUs.
 
     \b
     Examples:
@@ -62,11 +62,11 @@ def undrain(name: str, reason: str, output: str) -> None:
 @click.option("--reason", default="", help="Why, for the log.")
 @output_option()
 def forget(name: str, reason: str, output: str) -> None:
-    """Take a device, or a host with all it has, out of the pool: it is there no more.
+    """Remove a device, or a host with all its devices, from the pool.
 
     \b
-    It is refused while a lease is on it. What its host still lists is registered again, as new and
-    without a drain, by the host's next report. Without this command the pool forgets by itself:
+    It is refused while a lease is on it. A device that its host still lists is registered again by
+    the host's next report, as new and without a drain. The pool also forgets by itself:
     see forget_devices_after_s and forget_hosts_after_s of the policy.
 
     \b
@@ -82,10 +82,10 @@ def forget(name: str, reason: str, output: str) -> None:
 
 
 def _ended(client: LeaseClient, name: str, act: Callable[[Target], int]) -> tuple[Target, int]:
-    """Do something to what the name names, also when the pool has forgotten it and knows its drain.
+    """Act on the named target, also on a forgotten one of which the pool knows the drain.
 
     Returns:
-        What it is, and what the act returned.
+        The target, and the result of the act.
     """
     try:
         target = target_of(client, name)

@@ -1,4 +1,4 @@
-"""`gpu-broker events`: what happened, and what happens."""
+"""`gpu-broker events`: past events, and new ones as they come."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RETRY_S: Final = 0.5
 LAST: Final = 20
 
 KEPT: Final = 20_000
-"""More than the stream ever has: Redis trims it to 10,000, give or take a node of a hundred."""
+"""More events than the stream ever has: Redis trims it to about 10,000, by nodes of a hundred."""
 
 LOST: Final = "some events were lost: they were trimmed, or the store lost its data"
 
@@ -46,9 +46,14 @@ COLUMNS: Final = (8, 15, 16, 26)
 
 
 @click.command()
-@click.option("-f", "--follow", is_flag=True, help="Stay, and print what happens, until Ctrl-C.")
-@click.option("-n", "--count", type=click.IntRange(0, 10_000), help=f"The last so many ({LAST}).")
-@click.option("--since", metavar="ID", help="All after this event, as 1795607407688-0.")
+@click.option("-f", "--follow", is_flag=True, help="Stay, and print new events, until Ctrl-C.")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(0, 10_000),
+    help=f"Show this many of the last events ({LAST}).",
+)
+@click.option("--since", metavar="ID", help="Show all after this event, as 1795607407688-0.")
 @click.option("--type", "types", multiple=True, type=click.Choice(NAMES), metavar="EVENT",
               help="Only these; may be repeated.")  # fmt: skip
 @click.option(
@@ -67,7 +72,7 @@ def events(
     agent: str | None,
     output: str,
 ) -> None:
-    """Show what happened last; with -f what happens too. No running broker is needed.
+    """Show the last events; with -f new ones too. No running broker is needed.
 
     JSON is one object a line. The store keeps some 10,000 events. Following ends by Ctrl-C, with
     exit code 0; while the store is away it waits, and says so on stderr.
@@ -114,7 +119,7 @@ def events(
 
 
 def catch_up(follower: Follower, end: str, shown: Callable[[Sequence[Event]], None]) -> None:
-    """Show all up to that id, and at most a page more: a busy pool never stops."""
+    """Show all events up to that id, and at most a page more: a busy pool never stops."""
     news = follower.wait(0)
     while news.events or news.gap:
         _tell(news, shown)
@@ -124,7 +129,7 @@ def catch_up(follower: Follower, end: str, shown: Callable[[Sequence[Event]], No
 
 
 def _follow(follower: Follower, shown: Callable[[Sequence[Event]], None]) -> None:
-    """Show what happens until Ctrl-C; an outage is said once, and nothing is missed for it."""
+    """Show new events until Ctrl-C; an outage is told once, and costs no event."""
     away = False
     with suppress(KeyboardInterrupt):
         while True:
@@ -151,23 +156,23 @@ def _tell(news: News, shown: Callable[[Sequence[Event]], None]) -> None:
 
 
 def _place(client: LeaseClient, places: Places, found: Sequence[Event]) -> None:
-    """Learn where devices are that these events name; while the store is away by their ids."""
+    """Learn the places of these events' devices; without the store their ids stand for them."""
     named = {uuid for event in found for uuid, _ in event.devices}
     if named - places.keys():
         with suppress(LeaseError):
             places |= {d.uuid: (d.host, d.index) for d in client.devices()}
-            places |= {uuid: (uuid, -1) for uuid in named - places.keys()}  # gone: asked once
+            places |= {uuid: (uuid, -1) for uuid in named - places.keys()}  # gone: asked for once
 
 
 def _hosts_of(event: Event, places: Places) -> set[str]:
-    """Hosts that it is about, and its devices as `host:index`."""
+    """Return the hosts of an event, and its devices as `host:index`."""
     known = {uuid for uuid, _ in event.devices if uuid in places}
     at = {places[uuid][0] for uuid in known} | {_device(places, uuid) for uuid in known}
     return at | ({event.fields["host"]} if "host" in event.fields else set())
 
 
 def as_line(event: Event, places: Places) -> str:
-    """For people: time, event, who, where, what else."""
+    """Return an event as a line for people: time, event, agent, place, details."""
     fields = event.fields
     time_of_day = datetime.fromtimestamp(event.at_ms / 1000).astimezone().strftime("%H:%M:%S")
     devices = " ".join(_device(places, uuid) for uuid, _ in event.devices)
@@ -190,7 +195,7 @@ def as_line(event: Event, places: Places) -> str:
 
 
 def _numbered(word: str, fields: dict[str, str]) -> str:
-    """`pid 4711`, or nothing."""
+    """Return `pid 4711`, or an empty text."""
     value = fields.get(word.lower(), "")
     return f"{word} {value}" if value else ""
 
@@ -201,7 +206,7 @@ def _device(places: Places, uuid: str) -> str:
 
 
 def _as_object(event: Event, places: Places) -> str:
-    """For programs: the fields as the stream has them, and the devices with their places."""
+    """Return an event as JSON: the stream's fields, and the devices with their places."""
     devices: list[dict[str, Any]] = []
     for uuid, mb in event.devices:
         host, index = places.get(uuid, (uuid, -1))
@@ -217,4 +222,4 @@ def _as_name(event: Event, _: Places) -> str:
 
 
 LINES: Final = {"text": as_line, "json": _as_object, "name": _as_name}
-"""How an event is printed."""
+"""Printers of an event, by form."""

@@ -1,4 +1,4 @@
-"""`gpu-broker explain`: why somebody waits, or what would become of a request."""
+"""`gpu-broker explain`: reasons of a wait, or the outlook of a request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
 
 @click.command()
 @click.argument("token", required=False, shell_complete=tokens)
-@click.option("--agent", help="Explain a request that is not made: in whose name.")
+@click.option("--agent", help="Explain a request of this agent, without making it.")
 @click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
@@ -41,10 +41,10 @@ def explain(
     model: str | None,
     output: str,
 ) -> None:
-    """Say why TOKEN waits: every GPU's reason, who is ahead, what would fit now.
+    """Say why TOKEN waits: every GPU's reason, the waiters ahead, what would fit now.
 
-    The first eight letters of the token are enough. With --agent in place of a token: what would
-    become of a request, without making it.
+    The first eight letters of the token are enough. With --agent in place of a token, say what
+    would become of a request, without making it.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def explain(
 
 
 def as_text(found: Explanation) -> str:
-    """For people: the answer first, then what it stands on."""
+    """Return the explanation for people: first the answer, then its grounds."""
     summary = found.summary
     if found.code == "host_unknown":
         summary = no_host(found.host, found.near_host, {device.host for device in found.devices})

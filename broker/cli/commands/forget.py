@@ -1,4 +1,4 @@
-"""`gpu-broker forget` is in `drain`, with which it shares its argument."""
+"""`gpu-broker forget`: defined in `drain`, because the two share their argument."""
 
 from broker.cli.commands.drain import forget
 

@@ -38,9 +38,9 @@ def functions() -> None:
 @functions.command()
 @output_option()
 def load(output: str) -> None:
-    """Put them on the server, in place of another version's.
+    """Load the functions, in place of another version's.
 
-    With them go those that the SDK of this version calls, which a broker also puts there by itself.
+    This includes the functions that the SDK of this version calls; a broker loads those by itself.
     """
     version = _on_the_server(library.load)
     names, _ = _on_the_server(library.loaded)
@@ -60,7 +60,7 @@ def load(output: str) -> None:
 @functions.command("list")
 @output_option()
 def list_(output: str) -> None:
-    """Say which the server has, and whether they are this version's."""
+    """List the server's functions, and say whether they are this version's."""
     names, version = _on_the_server(library.loaded)
     current = version == library.library().version
     own = library.own_library().name
@@ -85,16 +85,16 @@ def source() -> None:
 
 @functions.command()
 def delete() -> None:
-    """Take those of all versions off the server; the SDK can do without.
+    """Delete the functions of all versions from the server; the SDK works without them.
 
-    A broker puts back those that it calls.
+    A broker loads those that it calls again.
     """
     gone = _on_the_server(library.delete)
     say(f"gone: {', '.join(gone)}" if gone else "the server had none")
 
 
 def _on_the_server(work: Callable[[Redis], T]) -> T:
-    """Return what `work` gives; a server that will not ends the command with a word."""
+    """Return the result of `work`; a refusal of the server ends the command with a sentence."""
     with pool_client() as client:
         try:
             return work(client.redis)

@@ -32,7 +32,7 @@ may_kill_option = click.option(
     "drain_s",
     type=click.FloatRange(0, 86400),
     metavar="SECONDS",
-    help="When stopped, offer no GPU and wait so long for the leases on them; a second signal ends"
+    help="When stopped, offer no GPU, and wait so long for the leases here; a second signal ends"
     " the wait. Default: GPU_BROKER_DRAIN_ON_STOP_S, else 0: leave at once.",
 )
 @may_kill_option

@@ -1,4 +1,4 @@
-"""`gpu-broker hosts`: which machines report devices."""
+"""`gpu-broker hosts`: machines that report devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def hosts(output: str) -> None:
         state = "alive" if silent_ms <= host.deadline_ms else "away"
         if host.drained:
             state += ", drained"
-        elif host.devices and host.host not in taking:  # each by itself; new ones would not be
+        # each device by itself; new ones would take leases
+        elif host.devices and host.host not in taking:
             state += ", draining"
         more = (age(host.deadline_ms),) if wide else ()
         rows.append((host.host, state, str(host.devices), age(silent_ms), host.version, *more))

@@ -1,4 +1,4 @@
-"""`gpu-broker keys`: make, list and end the API keys of the HTTP door."""
+"""`gpu-broker keys`: creation, listing and end of the API keys of the HTTP service."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from broker.api_keys import Role
 
 LAST_KEY = (
-    "that was the last key in {path}: nobody gets in by a key of it until gpu-broker keys new "
-    "makes one; a broker that is started anew without the file asks for none"
+    "that was the last key in {path}: no request passes until gpu-broker keys new makes one; "
+    "a broker that is started anew without the file asks for none"
 )
 
 file_option = click.option(
@@ -34,11 +34,11 @@ file_option = click.option(
 
 @click.group()
 def keys() -> None:
-    """Make, list and end the API keys of the HTTP door.
+    """Make, list and end the API keys of the HTTP service.
 
-    Once there is a key file nobody comes in without a key. Running brokers read it again when it
-    changes. A viewer sees; an agent also leases, renews and releases what is its own; an operator
-    may do everything. Kept is a key's SHA-256 alone.
+    Once there is a key file, every request needs a key. Running brokers read the file again when it
+    changes. A viewer sees; an agent also leases, and renews and releases its own leases; an
+    operator may do everything. The file holds only the SHA-256 of each key.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> N
 @file_option
 @output_option()
 def list_(path: Path | None, output: str) -> None:
-    """Show who has a key, as what, and for which agents."""
+    """List the keys with their roles and agents."""
     path = path or key_file()
     try:
         found = read(path)
@@ -91,12 +91,12 @@ def list_(path: Path | None, output: str) -> None:
 @click.argument("name")
 @file_option
 def revoke(name: str, path: Path | None) -> None:
-    """End the key of NAME: running brokers know it within the next request."""
+    """End the key of NAME: running brokers refuse it from the next request on."""
     path = path or key_file()
     try:
         if not remove(path, name):
             meant = did_you_mean(name, (key.name for key in read(path)))
-            _fail(KeysError(f"nobody called {name} has a key in {path}{meant and f'; {meant}'}"))
+            _fail(KeysError(f"no key in {path} is called {name}{meant and f'; {meant}'}"))
         left = read(path)
     except (KeysError, OSError) as error:
         _fail(error)

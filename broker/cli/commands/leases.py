@@ -1,4 +1,4 @@
-"""`gpu-broker leases`: who holds what, with whole tokens."""
+"""`gpu-broker leases`: all leases, with whole tokens."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 @click.option("--agent", help="Only this agent's.", shell_complete=agents)
 @output_option("wide", "name")
 def leases(agent: str | None, output: str) -> None:
-    """List every lease that lives, oldest first, and what its host found of it.
+    """List every living lease, oldest first, with its host's findings.
 
     \b
     Examples:
       gpu-broker leases
       gpu-broker leases --agent analyst -o json | jq -r '.leases[].token'
-      gpu-broker leases -o wide                who asked, with which fence
+      gpu-broker leases -o wide                the client and the fence too
     """
     with pool_client() as client:
         pool = client.pool()

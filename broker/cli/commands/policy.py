@@ -1,4 +1,4 @@
-"""`gpu-broker policy`: what may be leased."""
+"""`gpu-broker policy`: rules of what may be leased."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SWITCHES = {"true": True, "false": False}
 
 @click.group()
 def policy() -> None:
-    """Show or change what may be leased.
+    """Show or change the rules for leases.
 
     \b
     Examples:
@@ -49,7 +49,7 @@ def get(output: str) -> None:
 @click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
 @output_option()
 def set_(settings: tuple[str, ...], output: str) -> None:
-    """Change one field or several, all or none."""
+    """Change one field or several: all of them or none."""
     changes = dict(_parsed(setting) for setting in settings)
     with pool_client() as client:
         client.set_policy(**cast("Policy", changes))

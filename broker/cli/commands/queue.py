@@ -1,4 +1,4 @@
-"""`gpu-broker queue`: who waits, straight from the store."""
+"""`gpu-broker queue`: the waiters, straight from the store."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ ROOMY: Final = 160
 @click.option("--agent", help="Only this agent's.", shell_complete=agents)
 @output_option("wide", "name")
 def queue(agent: str | None, output: str) -> None:
-    """Show who waits, in the order of the line, and why. No running broker is needed.
+    """Show the waiters in the order of their queues, with reasons. No running broker is needed.
 
-    Of two who could use the same GPU the upper one is served first. PLACE is how many who ask
-    alike (same host, model and size class) are ahead.
+    Of two waiters that could use the same GPU the upper one gets it first. PLACE counts the waiters
+    ahead in the same queue (same host, model and size class).
 
     \b
     Examples:
       gpu-broker queue
-      gpu-broker explain TOKEN                 all there is to say of one
+      gpu-broker explain TOKEN                 every detail of one
       gpu-broker queue -o json | jq -r '.queue[].token'
       gpu-broker queue --agent runaway -o name | xargs -n1 gpu-broker revoke --reason 'runs wild'
     """
@@ -68,27 +68,27 @@ def queue(agent: str | None, output: str) -> None:
     text = (
         table(head, rows, width=width, gives=(3, 1, 7, 2))
         if rows
-        else f"nobody waits{meant and f': {meant}'}"
+        else f"no request waits{meant and f': {meant}'}"
     )
     data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
     show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
 
 
 def asks(memory_mb: int, devices: int, *, exclusive: bool) -> str:
-    """Return what is asked for, in a few words."""
+    """Return the request in a few words."""
     if devices > 1:
         return f"{devices} GPUs of {gib(memory_mb)}"
     return f"a GPU of {gib(memory_mb)}" if exclusive else gib(memory_mb)
 
 
 def where(host: str, model: str) -> str:
-    """Return where it is asked for."""
+    """Return the requested host and model."""
     parts = [part for part in (host, model) if part != ANY]
     return " ".join(parts) or "anywhere"
 
 
 def place(waiter: WaiterStatus) -> str:
-    """Return where it stands."""
+    """Return the waiter's place in its queue."""
     if waiter.state == "offered":
         return "its turn"
     if waiter.parked:
@@ -97,7 +97,7 @@ def place(waiter: WaiterStatus) -> str:
 
 
 def why(stands: QueueStanding, waiter: WaiterStatus, now_ms: int) -> str:
-    """How the devices stand that could be the ones; where not they hold it back, the code."""
+    """Return the states of the devices that would do; or the code, if no device is the obstacle."""
     says = [f"{count} {word.replace('_', ' ')}" for word, count in stands.devices.items()]
     if of := waiter.reservation:
         until = "" if of.until_ms is None else f" for {age(max(0, of.until_ms - now_ms))}"

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     shell_complete=hosts_and_devices,
 )
 @click.option(
-    "--reason", required=True, help="Why: the log and the holder's operator want to know."
+    "--reason", required=True, help="The reason, for the log and for the holder's operator."
 )
 @click.option("--force", is_flag=True, help="Now, although the holder still trusts the lease.")
 @output_option()
 def revoke(
     token: str | None, agent: str | None, host: str | None, reason: str, force: bool, output: str
 ) -> None:
-    """End leases: their holders learn it at the next renewal, within a minute at the latest.
+    """End leases: the holders learn it at their next renewal, within a minute at the latest.
 
     The first eight letters of TOKEN are enough, if only one begins so.
 
@@ -60,7 +60,7 @@ def revoke(
 def _revoke_all(
     client: LeaseClient, agent: str | None, host: str | None, *, force: bool, why: str
 ) -> tuple[str, ...]:
-    """Revoke all leases of an agent, on a host or a GPU, or both; give the tokens that it was."""
+    """Revoke all leases of an agent, on a host or a GPU, or both; return their tokens."""
     where: dict[str, str] = {}
     if host is not None:
         target = target_of(client, host)

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 DEADLINE_S = 5.0
 
 FOREVER_S = LONGEST_TTL_MS / 1000
-"""The longest wait that there is: a week."""
+"""Longest wait, in seconds: a week."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""Exit codes, as a shell's."""
+"""Exit codes that a shell uses, too."""
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -69,12 +69,12 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     help="Wait at most so long: 30s, 10m, 2h; 0 = not at all. Default: until it fits; with "
     "--or-cpu not at all.",
 )  # fmt: skip
-@click.option("--priority", type=click.IntRange(0, 9), default=0, help="In the line, 9 first.")
+@click.option("--priority", type=click.IntRange(0, 9), default=0, help="In the queue, 9 first.")
 @click.option("--or-cpu", is_flag=True, help="Run without a GPU if none is to be had.")
 @click.option("--time", "max_hold_s", type=Duration(), default=0.0, help="Hold it no longer: 2h.")
 @click.option(
     "--ttl", "ttl_s", type=Duration(FOREVER_S), default=30.0,
-    help="How long after a crash of this machine it ends (default 30s).",
+    help="The lease ends so long after a crash of this machine (default 30s).",
 )  # fmt: skip
 @click.option(
     "--grace", "grace_s", type=Duration(), default=10.0,
@@ -88,11 +88,11 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
     help="End with 69 when the store is away for so long during the wait (default 5m).",
 )  # fmt: skip
-@click.option("--agent", help="In whose name; default user@host.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but what goes wrong.")
+@click.option("--agent", help="The agent that asks; default user@host.")
+@click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text",
-    help="How to say on stderr what happens: for people, or as JSON lines.",
+    help="Form of the messages on stderr: text for people, or JSON lines.",
 )  # fmt: skip
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -120,8 +120,8 @@ def run(
     COMMAND finds its GPU in CUDA_VISIBLE_DEVICES, and GPU_LEASE_TOKEN, GPU_LEASE_FENCE,
     GPU_LEASE_MEMORY_MB and GPU_LEASE_MEMORY_FRACTION (of the GPU) beside it. It runs as under env:
     with the terminal, signals and open files that gpu-broker run was given, in a process group of
-    its own. If the lease is lost it gets SIGTERM, and after --grace SIGKILL; neither it nor what it
-    started outlives gpu-broker run. What is said goes to stderr.
+    its own. If the lease is lost it gets SIGTERM, and after --grace SIGKILL; neither it nor its
+    children outlive gpu-broker run. Messages go to stderr.
 
     The exit code is COMMAND's (128 + n if signal n ended it; Ctrl-C ends both by SIGINT), or: 75
     not granted in time, 69 the store is away, 77 denied (SAFE_MODE, credentials), 1 refused, 126
@@ -161,7 +161,7 @@ def run(
         ask["wait_s"] = wait_s
     inherited = take_over()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored: nohup asked for that
             signal.signal(number, _leave)
     try:
         with Guard() as guard, _client(store_timeout_s) as client:
@@ -192,7 +192,7 @@ def _run(
     guard: Guard,
     inherited: Inherited,
 ) -> CommandEnd:
-    """Run the command and give how it ended; the lease is given back in any case."""
+    """Run the command and return its end; the lease is given back in any case."""
     given_back = False
 
     def release() -> None:
@@ -226,14 +226,14 @@ def _run(
 
 
 def _smallest_share(client: LeaseClient, lease: Lease) -> tuple[int, int]:
-    """MiB leased and MiB in all of the device of which the lease has the smallest share."""
+    """Return (MiB leased, MiB in all) of the device with the lease's smallest share."""
     totals = {device.uuid: device.total_mb for device in client.devices()}
     shares = [(d.memory_mb, max(1, totals.get(d.uuid, d.memory_mb))) for d in lease.devices]
     return min(shares, key=lambda share: share[0] / share[1])
 
 
 def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
-    """Say why there is no lease; the exit code that it stands for."""
+    """Tell the reason for which there is no lease; return the exit code for it."""
     if not isinstance(error, LeaseError):
         teller.failed("bad_request", str(error))
         return FAILED
@@ -249,7 +249,7 @@ def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
     elif error.retryable:
         code, advice = (
             NOT_IN_TIME,
-            "--wait waits longer, gpu-broker explain says what is in the way",
+            "--wait waits longer, gpu-broker explain names the obstacles",
         )
     elif isinstance(error, BadRequest):
         text, code, advice = in_options(text), FAILED, "gpu-broker run --help says more"
@@ -260,7 +260,7 @@ def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
 
 
 def _user() -> str:
-    """Return who asks, as an agent's name."""
+    """Return the user at this machine, as an agent's name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a uid without an entry in passwd, as containers have
@@ -270,5 +270,5 @@ def _user() -> str:
 
 
 def _leave(number: int, _: FrameType | None) -> None:
-    """Leave the line as on Ctrl-C; once the command runs, signals are its own."""
+    """Leave the queue, as at Ctrl-C; once the command runs, signals are its own."""
     sys.exit(128 + number)

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 DEMO_DEVICES = "sim:2x24576"
 
 BACKLOG = 2048
-"""Connections that wait for us to take them."""
+"""Most connections that wait to be accepted."""
 
 STOP_S = 5
-"""How long open connections may hold up a stop."""
+"""Most seconds that open connections may delay a stop."""
 
 
 @click.command()
@@ -52,7 +52,7 @@ STOP_S = 5
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without API keys.")
 @may_kill_option
 def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_kill: bool) -> None:
-    """Answer over HTTP, report this machine's GPUs, take back what is over.
+    """Answer over HTTP, report this machine's GPUs, end what is over.
 
     \b
     Examples:
@@ -74,14 +74,14 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         say(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
     logs.configure(settings.log_format, replica=app.state.replica)
-    # uvicorn stops in good order, and then raises the signal once more for whoever was before it.
+    # uvicorn stops in good order, and then raises the signal once more for the earlier handler.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, _stopped)
     config = uvicorn.Config(
         app,
         http=DeadlineProtocol,
         log_config=None,
-        log_level="error",  # its warnings are what strangers send, a line for each
+        log_level="error",  # its warnings quote foreign input, a line for each
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
         timeout_keep_alive=5,
@@ -103,7 +103,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
 
 @contextmanager
 def _store(settings: Settings, app: FastAPI) -> Iterator[None]:
-    """The embedded store for as long as we serve; the last who leaves it ends it."""
+    """Provide the embedded store while we serve; the last process that leaves it ends it."""
     if not settings.sdk.embedded:
         yield
         return
@@ -114,11 +114,11 @@ def _store(settings: Settings, app: FastAPI) -> Iterator[None]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it answers, and when it stops.
+    """uvicorn's server, with an announcement of its start and of its stop.
 
     Args:
         config: uvicorn's own.
-        app: learns of the stop before the server waits for open requests.
+        app: told of the stop before the server waits for open requests.
         announce: called once, after a start that succeeded.
     """
 
@@ -128,13 +128,13 @@ class Server(uvicorn.Server):
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and then say so."""
+        """Start, then announce it."""
         await super().startup(sockets)
         if self.started:
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer those that wait for a lease first: they may wait for a minute."""
+        """Answer the requests that wait for a lease first: they may wait for a minute."""
         self._state.broker.stopping.set()
         await super().shutdown(sockets)
 
@@ -154,7 +154,10 @@ def _check_reach(settings: Settings, *, insecure: bool) -> None:
 
 
 def _for_demo(settings: Settings) -> Settings:
-    """The embedded store whatever REDIS_URL says; simulated devices unless there are real ones."""
+    """Return settings for the embedded store, and for simulated devices if no real ones exist.
+
+    REDIS_URL is not used.
+    """
     sdk = replace(settings.sdk, redis_url=None)
     settings = settings.model_copy(update={"sdk": sdk})
     if settings.devices == "auto" and source_of(settings).name == "none":
@@ -167,7 +170,7 @@ def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit it: the kernel ends one whose peer takes nothing, or is gone.
+    # Connections inherit it: the kernel ends one whose peer reads nothing, or is gone.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1000))
     try:
         listener.bind((settings.bind, settings.port))
@@ -179,7 +182,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _not_had(settings: Settings, error: OSError) -> str:
-    """Say why there is no socket to serve on, and what to change."""
+    """Return the reason for which the socket cannot be had, and the settings that help."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return (
             f"{settings.bind} is no address of this machine ({error.strerror}): "

@@ -1,4 +1,4 @@
-"""`gpu-broker status`: GPUs and who holds them, straight from the store."""
+"""`gpu-broker status`: GPUs and the leases on them, straight from the store."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ BAR: Final = 16
 NARROW_BAR: Final = 12
 
 ROOMY: Final = 110
-"""Columns of a terminal that has room for all; a narrower one goes without a few."""
+"""Columns of a terminal that has room for all; a narrower one shows fewer columns."""
 
 DEFAULT: Final = "default"
-"""The pool that needs no name."""
+"""Name of the pool that needs no mention."""
 
 HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE")
 
@@ -44,17 +44,16 @@ HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
-    help="Stay, and draw anew: when something happens, and every so many seconds (2).",
+    help="Stay, and draw anew: after each event, and every so many seconds (2).",
 )
 @output_option("wide", "name")
 def status(every_s: float | None, output: str) -> None:
-    """Show GPUs and who holds what. No running broker is needed.
+    """Show GPUs and the leases on them. No running broker is needed.
 
-    One line for each GPU, and below it one for each lease on it with its processes, then those that
-    have no lease (!). The bar shows what is leased (#), used by others (o), withheld (x) and left
-    (·). FREE is what the next request can be given: nothing of a GPU that takes no new leases or
-    is reserved. What is found of a lease (idle, overuse, degraded) stands where else it says how
-    long it is held.
+    Each GPU has a line, and below it a line for each lease on it with its processes, then the
+    processes without a lease (!). The bar shows leased (#), otherwise used (o), withheld (x) and
+    free (·) memory. FREE is for the next request: none on a GPU that takes no new leases or is
+    reserved. A finding about a lease (idle, overuse, degraded) stands in place of its age.
 
     \b
     Examples:
@@ -80,7 +79,7 @@ def status(every_s: float | None, output: str) -> None:
 
 
 def as_data(scene: PoolState) -> dict[str, Any]:
-    """For programs."""
+    """Return the pool's state for programs."""
     return {
         "pool": asdict(scene.pool),
         "devices": [
@@ -93,7 +92,7 @@ def as_data(scene: PoolState) -> dict[str, Any]:
 
 
 def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> str:
-    """For people: the pool in a line, then a line for each GPU and each lease."""
+    """Return the pool's state for people: a summary, then a line for each GPU and each lease."""
     if output == "name":
         return "\n".join(map(one_line, scene.devices))
     if not scene.pool.ready:
@@ -198,13 +197,13 @@ def _cpu_row(lease: LeaseStatus, scene: PoolState, *, wide: bool) -> tuple[str, 
 
 
 def _all_of(device: DeviceStatus) -> str:
-    """Return what wide says of a device: its UUID, what it is a part of, its last error code."""
+    """Return a device's details for `-o wide`: its UUID, its parent, its last error code."""
     said = [device.uuid, f"part of {device.parent}" if device.parent else ""]
     return " ".join(filter(None, [*said, f"XID {device.xid}" if device.xid else ""]))
 
 
 def _whole(lease: LeaseStatus, scene: PoolState) -> str:
-    """Return what wide says of a lease: its token, whose it is, all that is found of it."""
+    """Return a lease's details for `-o wide`: its token, its client, all its findings."""
     said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
     said += [f"priority {lease.priority}"] if lease.priority else []
     said += [f"owner {lease.owner}"] if lease.owner else []

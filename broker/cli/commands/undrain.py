@@ -1,4 +1,4 @@
-"""`gpu-broker undrain` is in `drain`, of which it is the opposite."""
+"""`gpu-broker undrain`: defined in `drain`, its opposite."""
 
 from broker.cli.commands.drain import undrain
 
