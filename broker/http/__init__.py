@@ -1,1 +1,1 @@
-"""The HTTP API: routes, bodies, errors, authentication, streams."""
+"""HTTP API: routes, bodies, errors, authentication, streams."""

@@ -1,7 +1,7 @@
-"""Who asks, and whether they may.
+"""Authentication and authorization of requests.
 
-Who it is is found out before anything of the request's body is read; a route says which role it
-needs, by FastAPI's security classes, so that the OpenAPI document shows it.
+The key is checked before any of the request's body is read. A route names the role that it needs
+by FastAPI's security classes, so that the OpenAPI document shows it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from broker.api_keys import Keyring
 
 OPEN = {"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
-"""For gates, probes and browsers, which have no key: they tell nothing that is anybody's."""
+"""Paths for gates, probes and browsers without a key: they tell nothing private."""
 
 ASSETS = ("/docs/static/", "/static/")
 
@@ -35,7 +35,7 @@ SCHEME = b"bearer "
 
 
 BURST, PER_S = 200, 50
-"""Requests of strangers from one address: so many at once, then so many a second."""
+"""Requests without a key from one address: so many at once, then so many a second."""
 
 HASTY = "too many requests without a key from this address: slow down"
 
@@ -48,15 +48,15 @@ ELSEWHERE = (
 
 
 class KeyCheck:
-    """ASGI middleware: without a key that is known nobody comes further than the open paths.
+    """ASGI middleware: without a known key a request gets no further than the open paths.
 
-    A broker without keys that listens on loopback answers to loopback's names alone: a page of
-    somebody else's, whose name is made to point here, would be an operator otherwise.
+    A broker without keys that listens on loopback answers to loopback's names alone: otherwise a
+    foreign page, with a name that is made to point here, would be an operator.
 
     Args:
-        app: what is behind it.
-        keys: the key ring; while it is not locked everybody is an operator.
-        loopback: whether it listens to this machine alone.
+        app: the application behind it.
+        keys: the key ring; while it is not locked every client is an operator.
+        loopback: True if it listens to this machine alone.
     """
 
     def __init__(self, app: ASGIApp, keys: Keyring, *, loopback: bool) -> None:
@@ -85,7 +85,7 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _barred(self, scope: Scope, *, elsewhere: bool) -> LeaseError | None:
-        """Return why a stranger's request is not answered; None: it is for an open path."""
+        """Return the refusal of a request without a known key; None: it is for an open path."""
         if not self._rate.allows(scope["client"][0] if scope["client"] else ""):
             return error_for("busy", HASTY)
         path = path_of(scope)
@@ -103,7 +103,7 @@ class KeyCheck:
 
 
 def _admit(scope: Scope, principal: Principal, *, shared: bool) -> bool:
-    """Tell whether there is room for this connection among those of key holders."""
+    """Tell whether a connection has room among those with a key."""
     admit = scope.get("extensions", {}).get("admit")
     return admit is None or bool(admit(principal.name, shared=shared))
 
@@ -111,7 +111,7 @@ def _admit(scope: Scope, principal: Principal, *, shared: bool) -> bool:
 def _is_local(scope: Scope) -> bool:
     """Tell whether the request names an address, or a name that is always this machine's.
 
-    No browser leaves the Host header out; a probe of HTTP/1.0 may.
+    Every browser sends a Host header; a probe of HTTP/1.0 may not.
     """
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     if not hosts:
@@ -136,11 +136,11 @@ bearer = HTTPBearer(
 
 
 Shown = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
-"""For the OpenAPI document; `KeyCheck` has read it."""
+"""Declaration for the OpenAPI document; `KeyCheck` has read the key."""
 
 
 def at_least(role: Role) -> Callable[[Request, Shown], Awaitable[Principal]]:
-    """Return a dependency that gives who asks, if they may what this role may.
+    """Return a dependency that gives the principal, if its role reaches this one.
 
     Raises:
         Denied: a key of a lesser role.
@@ -158,4 +158,4 @@ def at_least(role: Role) -> Callable[[Request, Shown], Awaitable[Principal]]:
 Viewer = Annotated[Principal, Depends(at_least("viewer"))]
 AgentKey = Annotated[Principal, Depends(at_least("agent"))]
 Operator = Annotated[Principal, Depends(at_least("operator"))]
-"""A route's parameter: who asks, with at least that role."""
+"""Parameter of a route: the principal, with at least that role."""

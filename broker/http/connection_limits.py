@@ -1,7 +1,7 @@
-"""Limits of connections: strangers leave room for clients with a key.
+"""Limits of connections: those without a key leave room for clients with one.
 
-A stranger is a connection on which no key has been shown. Of those the oldest is ended when there
-are too many, so that each newcomer has its moment to show one, however many others hold on.
+A stranger is a connection without a key so far. When there are too many, the oldest stranger is
+ended: each new connection has its moment to show a key, however many others hold on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import asyncio
 
 MOST: Final = 10_000
-"""Connections at once, where the system allows so many descriptors."""
+"""Most connections at once, where the system allows so many descriptors."""
 
 OWN: Final = 64
-"""Descriptors for the store, the devices, files."""
+"""Descriptors set aside for the store, the devices and files."""
 
 LEAST: Final = 16
 
@@ -28,14 +28,14 @@ MOMENT_S: Final = 1.0
 """Seconds for which a stranger that has sent something is spared."""
 
 LOOKED_AT: Final = 64
-"""Strangers among which one is chosen to be ended."""
+"""Most strangers that are looked at to choose one that is ended."""
 
 
 class ConnectionLimits:
-    """The connections of one process.
+    """Connections of one process.
 
     Args:
-        most: how many there may be.
+        most: the limit.
     """
 
     def __init__(self, most: int) -> None:
@@ -46,7 +46,7 @@ class ConnectionLimits:
         self._of: Counter[str] = Counter()
 
     def enter(self, transport: asyncio.Transport) -> None:
-        """Take a new connection in; end a stranger's where there are too many."""
+        """Add a new connection; end a stranger where there are too many."""
         self._strangers[transport] = time.monotonic()
         if len(self._strangers) > self._strangers_most:
             victim = self._least()
@@ -54,7 +54,7 @@ class ConnectionLimits:
             victim.abort()
 
     def leave(self, transport: asyncio.Transport) -> None:
-        """A connection has ended."""
+        """Remove a connection that has ended."""
         self._strangers.pop(transport, None)
         name = self._known.pop(transport, None)
         if name is not None:
@@ -63,12 +63,12 @@ class ConnectionLimits:
                 del self._of[name]
 
     def admit(self, transport: asyncio.Transport, name: str, *, shared: bool) -> bool:
-        """Tell whether those with a key have room for it; then it is no stranger any more.
+        """Make a connection a known one; return False without room for it among those with keys.
 
         Args:
             transport: the connection.
-            name: the name of the key that it has shown.
-            shared: others have keys too, so one may take half of the room at most.
+            name: the name of its key.
+            shared: there are several keys, so one may take half of the room at most.
         """
         if transport in self._known:
             return True
@@ -81,7 +81,7 @@ class ConnectionLimits:
         return True
 
     def _least(self) -> asyncio.Transport:
-        """Return the oldest stranger; one that has just sent something only where all have."""
+        """Return the oldest stranger, sparing any that has just sent something if possible."""
         now = time.monotonic()
         for transport, since in list(self._strangers.items())[:LOOKED_AT]:
             if now > since + MOMENT_S or not _unread(transport):
@@ -90,13 +90,13 @@ class ConnectionLimits:
 
 
 def _unread(transport: asyncio.Transport) -> bool:
-    """Tell whether it has sent what we have not read yet."""
+    """Tell whether a connection has sent bytes that we have not read yet."""
     sock = transport.get_extra_info("socket")
     return sock.fileno() >= 0 and fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 def room() -> int:
-    """Raise this process's limit of descriptors, and give how many connections fit into half of it.
+    """Raise this process's limit of descriptors; return the connections that fit into half of it.
 
     Half: the kernel hands over many connections at once, before we may end one.
     """

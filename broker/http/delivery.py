@@ -1,4 +1,4 @@
-"""Answers that were not taken: the client was gone before it could have read them.
+"""Detection of answers that were not taken: the client was gone before it could read them.
 
 A lease in such an answer has no holder until its TTL ends, so its route gives it back. TCP
 proves it in three ways: the connection ends before the answer is written; the client's end is
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 LOOK_S: Final = 0.05
-"""Between two looks at whether the client's kernel has taken the answer."""
+"""Seconds between two checks for the acknowledgement by the client's kernel."""
 
 LOOKS: Final = 100
-"""Looks at most; then nothing is proved."""
+"""Most checks; after them nothing is proved."""
 
 PROXIED: Final = {b"via", b"forwarded", b"x-forwarded-for"}
 """Headers that a proxy adds."""
 
 
 class Delivery:
-    """One answer on its way to its client."""
+    """Answer on its way to its client."""
 
     def __init__(self) -> None:
         self._undo: Callable[[], object] | None = None
@@ -42,7 +42,7 @@ class Delivery:
 
     @property
     def pending(self) -> bool:
-        """Tell whether it matters that the answer is taken, and that is not known yet."""
+        """True while the answer's fate matters and is not known yet."""
         return self._undo is not None
 
     def otherwise(self, undo: Callable[[], object]) -> None:
@@ -52,14 +52,14 @@ class Delivery:
             self.fail()
 
     def fail(self) -> None:
-        """It was not taken."""
+        """Note that the answer was not taken."""
         self._failed = True
         if self._undo is not None:
             undo, self._undo = self._undo, None
             undo()
 
     def succeed(self) -> None:
-        """It was taken, or nothing proves the opposite."""
+        """Note that the answer was taken, or that nothing proves the opposite."""
         self._undo = None
 
 
@@ -70,7 +70,7 @@ def delivery_of(request: Request) -> Delivery:
 
 
 class DeliveryProtocol(PlainProtocol):
-    """Settles the `Delivery` of each request."""
+    """Protocol that settles the `Delivery` of each request."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -78,12 +78,12 @@ class DeliveryProtocol(PlainProtocol):
         self._said_end = False
 
     def data_received(self, data: bytes) -> None:
-        """After our end of the connection nothing can be answered."""
+        """Read on, unless our end is closed: then nothing can be answered."""
         if not self._said_end:
             super().data_received(data)
 
     def on_message_begin(self) -> None:
-        """A client that asks again has read the answer."""
+        """Begin a request; a client that asks again has read the last answer."""
         if self._idle():
             self._delivery.succeed()
         self._delivery = Delivery()
@@ -91,17 +91,17 @@ class DeliveryProtocol(PlainProtocol):
         self.scope["extensions"] = {"delivery": self._delivery}  # type: ignore[dict-item] # uvicorn's type knows no objects there
 
     def on_headers_complete(self) -> None:
-        """Our end waits for the client's, where it matters."""
+        """Make our end of the connection wait for the client's, where it matters."""
         super().on_headers_complete()
         if self.cycle is not None:
             lingering = _Lingering(self.transport, self._delivery, self._say_end)
             self.cycle.transport = lingering  # type: ignore[assignment] # all that a cycle uses of it
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # True keeps our end open
-        """Return the client's end: is the answer taken?"""
+        """Handle the client's end: keep ours open while the answer may not be taken."""
         if not self._delivery.pending or not self._idle():
             return None
-        # What was written in this turn of the loop may not be on its way yet.
+        # Bytes written in this turn of the loop may not be on their way yet.
         self.loop.call_later(LOOK_S, self._settle, LOOKS)
         return True
 
@@ -119,7 +119,7 @@ class DeliveryProtocol(PlainProtocol):
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It ends before the answer, or in a reset after it."""
+        """Settle the delivery: failed by an end before the answer, or by a reset after it."""
         if not self._idle() or (isinstance(exc, ConnectionError) and not self._proxied()):
             self._delivery.fail()
         self._delivery.succeed()
@@ -129,7 +129,7 @@ class DeliveryProtocol(PlainProtocol):
         return any(name in PROXIED for name, _ in self.headers or ())
 
     def _idle(self) -> bool:
-        """Tell whether no answer is still to be written."""
+        """Tell whether every answer has been written."""
         return self.cycle is None or self.cycle.response_complete
 
     def _say_end(self) -> None:
@@ -138,7 +138,7 @@ class DeliveryProtocol(PlainProtocol):
 
 
 class _Lingering:
-    """A transport whose close waits for the client's while an answer may not be taken.
+    """Transport that delays its close until the client's, while an answer may not be taken.
 
     uvicorn closes after five seconds without another request, so the wait ends by then.
     """
@@ -153,7 +153,7 @@ class _Lingering:
         self.is_closing = transport.is_closing
 
     def close(self) -> None:
-        """Say that nothing follows, and close when the client has read that."""
+        """Close for writing; close wholly once the client has read that."""
         if self._delivery.pending and self._transport.can_write_eof():
             self._end()
         else:
@@ -161,5 +161,5 @@ class _Lingering:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Return bytes that our kernel has sent, or will, and the client's has not acknowledged."""
+    """Return the bytes that our kernel has sent, or will, without an acknowledgement."""
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

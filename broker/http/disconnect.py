@@ -1,4 +1,4 @@
-"""A request that waits for a lease ends early: its client is gone, or this broker stops."""
+"""Early end of a request that waits for a lease: its client is gone, or this broker stops."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HUNG_UP = 499
-"""nginx's status for it, in the log and the metrics: no client reads the answer."""
+"""nginx's status for a client that is gone, for log and metrics: no client reads the answer."""
 
 STOPPING = "this broker stops: ask again, here or at another replica"
 
 
 class HungUpError(Exception):
-    """The client is gone."""
+    """Error of a request without a client."""
 
 
 async def unless_ended(request: Request, stopping: Event, work: Coroutine[Any, Any, T]) -> T:
-    """Give what work gives; cancel it when the client is gone or this broker stops before.
+    """Return the result of `work`; cancel it if the client goes or this broker stops first.
 
-    The request's body must have been read: what comes after it is the end of the connection.
+    The request's body must have been read: the next message is then the end of the connection.
 
     Raises:
         HungUpError: the client is gone.

@@ -1,4 +1,4 @@
-"""HEAD, wherever GET is answered: the same status and headers, without the body."""
+"""HEAD wherever GET is answered: the same status and headers, without the body."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class HeadAsGet:
-    """ASGI middleware. A stream is over once its headers are sent."""
+    """ASGI middleware that answers HEAD as GET; a stream ends after its headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask for HEAD as for GET; the server leaves the body out."""
+        """Answer HEAD as GET; the server leaves the body out."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Fields of a request that the service does not know: it ignores them, and the answer says so."""
+"""Unknown fields of a request: the service ignores them, and the answer names them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_LETTERS: Final = 64
 
 
 class NamesIgnored(APIRoute):
-    """A route whose answer lists the fields of the body that it ignored, if there are any."""
+    """Route with an answer that lists the ignored fields of the body, if there are any."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler of a route that takes a body."""
@@ -45,7 +45,7 @@ class NamesIgnored(APIRoute):
 
 
 def ignored_in(route: object, body: object) -> list[str]:
-    """List the names in a body that a route does not know, printable and cut."""
+    """Return the names in a body that a route does not know, printable and cut."""
     if not isinstance(route, APIRoute) or route.body_field is None or not isinstance(body, dict):
         return []
     kind: Any = route.body_field.field_info.annotation
@@ -56,7 +56,7 @@ def ignored_in(route: object, body: object) -> list[str]:
 
 @cache
 def _names_of(body: Any) -> frozenset[str]:
-    """Collect the names, aliases included, of the fields of a request's body."""
+    """Return the names of the fields of a request's body, aliases included."""
     hints = get_type_hints(body, include_extras=True)
     names = {field.name for field in dataclasses.fields(body)}
     for hint in hints.values():

@@ -1,4 +1,4 @@
-"""The documented endpoints, thin over the same client that agents use."""
+"""Documented endpoints, thin over the same client that agents use."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 
-# Routes are tried in their order, so what is asked most stands first; and these three answer with
-# responses of their own, which FastAPI does not look through.
+# Routes are tried in order, so the most frequent ones come first. These three answer with responses
+# of their own, which FastAPI does not look through.
 
 
 @router.post(
@@ -77,7 +77,7 @@ router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) -> JSONResponse:
     """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
 
-    With `wait_s` it waits in the line first; when that is over it answers 202 and keeps the place
+    With `wait_s` it waits in the queue first; after that time it answers 202 and holds the place
     for 10 s: repeat the request with the token of the answer.
     """
     broker = broker_of(request)
@@ -123,9 +123,9 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
         return JSONResponse(lease_json.still_waiting(error, body.agent), 202, where)
     gpus = ",".join(device.uuid for device in got.devices)
     note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
-    if got.local:  # the client's own fallback: over HTTP, no broker is an error
+    if got.local:  # the client's own fallback: over HTTP, an absent broker is an error
         raise error_for(got.reason or "store_unavailable")
-    if body.token is None:  # a token of the client's own is the client's to repeat or to release
+    if body.token is None:  # a client repeats or releases a token of its own
         delivery_of(request).otherwise(lambda: _take_back(broker, got))
     doubt = meant_gib(memory_mb := body.min_memory_mb or 0, str(memory_mb * 1024))
     return JSONResponse(lease_json.granted(got) | ({"hint": doubt} if doubt else {}))
@@ -134,7 +134,7 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
 def _host_and_ttl(
     body: LeaseBody, known: LeaseStatus | WaiterStatus | str | None, broker: Broker
 ) -> tuple[str, float]:
-    """Return the body's, else what a repeat meant at the replica that it repeats, else our own."""
+    """Return the body's host and TTL; else those of the repeated request; else our own."""
     host, ttl_s = broker.local_host, float(broker.settings.lease_ttl_s)
     if isinstance(known, (LeaseStatus, WaiterStatus)):
         host = "any" if known.asked_host == ANY else known.asked_host
@@ -143,7 +143,7 @@ def _host_and_ttl(
 
 
 def _take_back(broker: Broker, lease: AsyncLease) -> None:
-    """Give a lease back that no client knows of: the answer with its token was not taken."""
+    """Give a lease back that no client knows: the answer with its token was not taken."""
     log.info("lease %s: its client hung up before it read of it: given back", lease.token[:SHOWN])
     broker.client.abandon(lease.token)
 
@@ -155,7 +155,7 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
     | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
 )
 async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONResponse:
-    """The new end; 409 `lost` with the reason when it is over, 404 when nothing is known of it."""
+    """Return the new end; 409 `lost` with the reason when it is over, 404 when it is unknown."""
     note(token=body.token, fence=body.fence)
     renewal = await broker_of(request).client.renew(
         body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
@@ -174,7 +174,7 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
     "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
 )
 async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONResponse:
-    """404 when it is unknown, was released before, or has expired."""
+    """Return 404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
     if not await broker_of(request).client.release(
         _possible(body.token), refuse_late=body.refuse_late, owner=_owner_of(who)
@@ -203,14 +203,14 @@ async def health(broker: At) -> dict[str, Any]:
     "/ready", summary="Can this process grant leases?", responses={503: {"description": "Not now."}}
 )
 async def ready(broker: At) -> JSONResponse:
-    """Readiness: asks Redis; 503 with the reason when leases cannot be granted."""
+    """Return readiness: asks Redis; 503 with the reason when leases cannot be granted."""
     if reason := await broker.readiness.ask(lambda: _unready(broker)):
         return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
     return JSONResponse({"ready": True})
 
 
 async def _unready(broker: Broker) -> str | None:
-    """Why no lease could be granted now: the server, the scripts, the pool; None = it could."""
+    """Return the obstacle to leases: the server, the scripts, the pool; None: there is none."""
     if problem := await problem_of(broker.client.redis):
         return problem
     try:
@@ -222,13 +222,13 @@ async def _unready(broker: Broker) -> str | None:
         return CODES["closed"].says
     if not broker.mode_decided:
         return "our SAFE_MODE is not in the pool's policy yet"
-    return broker.ticker.problem  # what /health says too, a moment later
+    return broker.ticker.problem  # as /health tells it, a moment later
 
 
 @router.get("/orchestrator/gpu/info", include_in_schema=False)
 @router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
 async def gpu_info(broker: At, who: Viewer) -> dict[str, Any]:
-    """Every device of the pool as its host last reported it, with the processes on it."""
+    """Return every device of the pool as its host last reported it, with the processes on it."""
     sample = broker.reporter.sample
     try:
         devices = await broker.client.devices()
@@ -237,9 +237,9 @@ async def gpu_info(broker: At, who: Viewer) -> dict[str, Any]:
         return device_json.info((), sample) | {"message": str(error)}
 
 
-@router.get("/allocations", summary="Who holds what?")
+@router.get("/allocations", summary="Which leases live?")
 async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
-    """Every lease that lives, by token; of other people's only its beginning is shown."""
+    """Return every living lease, by token; of leases of other keys only the token's beginning."""
     pool = await broker.client.pool()
     devices = {device.uuid: device for device in await broker.client.devices()}
     leases = await broker.client.leases()
@@ -249,7 +249,7 @@ async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
 
 @router.get("/lease/{token}", summary="How does a lease stand?", responses=errors("unknown_token"))
 async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
-    """A lease that lives, or the wait for one; 404 when nothing of yours lives under this token."""
+    """Return a living lease, or the wait for one; 404 when this token is not yours, or unknown."""
     found = await _own(broker, who, token)
     pool = await broker.client.pool()
     if isinstance(found, WaiterStatus):
@@ -264,14 +264,14 @@ async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     responses=errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
 )
 async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
-    """Why each device is not its own now, who is ahead, what would fit; 404 when unknown."""
+    """Return each device's reason, the waiters ahead, what would fit; 404 when unknown."""
     await _own(broker, who, token)
     return _explained(await broker.client.explain(token), who)
 
 
 @router.post("/explain", summary="What would become of a request?", responses=WITH_BODY)
 async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str, Any]:
-    """The same for a request that is not made, or that was refused: the body of POST /lease."""
+    """Return the same for a request that is not made, or was refused: the body of POST /lease."""
     found = await broker.client.explain_request(
         body.agent,
         memory_mb=body.min_memory_mb or 0,
@@ -283,9 +283,9 @@ async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str,
     return _explained(found, who)
 
 
-@router.get("/queue", summary="Who waits?")
+@router.get("/queue", summary="Which requests wait?")
 async def queue(broker: At, who: Viewer) -> dict[str, Any]:
-    """Everybody in the line, in its order: of two who could use the same, the earlier is first."""
+    """Return every waiter, in order: of two that could use the same device the earlier is first."""
     pool = await broker.client.pool()
     found = await broker.client.queue()
     shown = [lease_json.waiter(x, pool.now_ms) | _token_for(who, x) for x in found]
@@ -293,7 +293,7 @@ async def queue(broker: At, who: Viewer) -> dict[str, Any]:
 
 
 def _owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
-    """Return whether it is this principal's to end, renew or see."""
+    """Return whether this principal may end, renew or see a lease or a wait."""
     return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
 
 
@@ -305,10 +305,10 @@ def _token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, st
 
 
 async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | WaiterStatus:
-    """Return what lives under this token, if it is this principal's.
+    """Return the lease or the wait of this token, if it is this principal's.
 
     Raises:
-        UnknownToken: nothing, or another's.
+        UnknownToken: there is none, or it is another principal's.
     """
     found = await broker.client.lookup(_possible(token))
     if found is None or isinstance(found, str) or not _owns(who, found):
@@ -317,7 +317,7 @@ async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | Wait
 
 
 def _explained(found: Explanation, who: Principal) -> dict[str, Any]:
-    """An explanation; whose the lease in it is is not looked up, so its token is not whole."""
+    """Return an explanation with a masked token: the owner of the lease in it is not looked up."""
     if who.is_at_least("operator"):
         return asdict(found)
     end = found.first_end
@@ -327,14 +327,14 @@ def _explained(found: Explanation, who: Principal) -> dict[str, Any]:
 
 
 def _possible(token: str) -> str:
-    """Return the token; one that no lease can have is as unknown as any other."""
+    """Return the token; raise for one that no lease can have, as for an unknown one."""
     if not TOKEN.fullmatch(token):
         raise error_for("unknown_token")
     return token
 
 
 def _owner_of(who: Principal) -> str:
-    """Return whose a lease must be that this principal renews or ends; empty = anybody's."""
+    """Return the owner required of a lease that this principal renews or ends; empty: any."""
     return "" if who.is_at_least("operator") else who.name
 
 
@@ -345,7 +345,7 @@ def _owner_of(who: Principal) -> str:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(broker: At, _: Viewer) -> Response:
-    """What this replica counts, and what all replicas share."""
+    """Return this replica's counters, and the numbers that all replicas share."""
     client = broker.client
     try:
         pool = await client.pool()

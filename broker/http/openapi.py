@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside the bodies: every status, with its codes, and the page."""
+"""OpenAPI document without the bodies: statuses with their codes, and the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLICY: Final = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'"
 )
-"""Of the page of `/docs`: scripts from here alone. Swagger UI sets styles of its own."""
+"""Content security policy of `/docs`: scripts from here alone. Swagger UI sets its own styles."""
 
 PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -43,7 +43,7 @@ START: Final = (
 
 
 class Problem(BaseModel):
-    """An error."""
+    """Error of the API."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -66,7 +66,7 @@ EVERYWHERE: Final = errors(
     "unauthorized", "forbidden", "store_unavailable", "outcome_unknown", "not_ready",
     "protocol_mismatch", "busy",
 )  # fmt: skip
-"""Of every route that needs a key and asks the store; a store that denies us is a 403 too."""
+"""Statuses of every route that needs a key and asks the store; a store's denial is a 403 too."""
 
 MALFORMED: Final[dict[int | str, dict[str, Any]]] = {
     422: {"model": Problem, "description": "The request is not well-formed."}
@@ -76,26 +76,26 @@ WITH_BODY: Final[dict[int | str, dict[str, Any]]] = {
     413: {"model": Problem, "description": "The body is larger than 16 KiB."},
     **MALFORMED,
 }
-"""Of every route that reads a body."""
+"""Statuses of every route that reads a body."""
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/docs")
 async def page() -> HTMLResponse:
-    """The document, to read and to try; nothing of it comes from elsewhere."""
+    """Return the page of the document, to read and to try; nothing of it comes from elsewhere."""
     return HTMLResponse(PAGE, headers={"content-security-policy": POLICY})
 
 
 @router.get("/docs/init.js")
 async def start() -> Response:
-    """Starts the page; not in the page, so that no inline script need be allowed."""
+    """Return the page's script; outside the page, so that no inline script need be allowed."""
     return Response(START, media_type="text/javascript")
 
 
 def assets() -> StaticFiles:
-    """Swagger UI's files, of the package `fastapi-offline`."""
+    """Return Swagger UI's files, of the package `fastapi-offline`."""
     found = importlib.util.find_spec("fastapi_offline")
     assert found is not None  # noqa: S101 - it is required beside FastAPI
-    assert found.origin is not None  # noqa: S101 - as is every package that has files
+    assert found.origin is not None  # noqa: S101 - like every package with files
     return StaticFiles(directory=Path(found.origin).parent / "static")

@@ -1,4 +1,4 @@
-"""An example of each request and answer in the OpenAPI document; a test holds them to the truth."""
+"""Examples of each request and answer in the OpenAPI document; a test holds them to the truth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 from agent_sdk.policy import FIELDS
 from broker.serializers.lease_json import POLICY_NAMES
 
-TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - nobody's
+TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - an example
 
 LEASE: Final[dict[str, Any]] = {
     "agent": "analyst", "gpu": 0, "token": TOKEN, "timestamp": 1795607407.688, "gpus": [
@@ -47,7 +47,7 @@ REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/forget"): {"host": "gpu-host-3", "reason": "sent back"},
     ("post", "/revoke"): {"agent": "analyst", "reason": "runs wild"},
 }
-"""Method and path -> a body."""
+"""Body by method and path."""
 
 ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/health"): {"status": "ok", "safe_mode": False, "redis": "up", "pool": "default",
@@ -102,11 +102,11 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/hosts"): {"hosts": [{"host": "gpu-host-3", "version": "0.1.0", "devices": 8,
                                    "drained": False, "alive": True}]},
 }  # fmt: skip
-"""Method and path -> what 200 brings."""
+"""Body of a 200 by method and path."""
 
 
 def add_examples(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the OpenAPI document with them."""
+    """Add the examples to the OpenAPI document, and return it."""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             request, answer = REQUESTS.get((method, path)), ANSWERS.get((method, path))

@@ -1,4 +1,4 @@
-"""The operators' endpoints: policy, drain, forget, revoke, hosts. The verbs of the CLI."""
+"""Operators' endpoints: policy, drain, forget, revoke, hosts. The verbs of the CLI."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-
 @router.get("/orchestrator/gpu/policy", include_in_schema=False)
 @router.get("/policy", summary="What may be leased?")
 async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
-    """The pool's policy; `safe_mode_read_only` is the value in effect at this door."""
+    """Return the pool's policy; `safe_mode_read_only` is the value in effect at this broker."""
     return await _policy(broker)
 
 
 @router.post("/policy", summary="Change what may be leased.", responses=WITH_BODY)
 async def post_policy(body: PolicyBody, broker: At, who: Operator) -> dict[str, Any]:
-    """The whole new policy. Under SAFE_MODE it stays as it is, and a `note` says so."""
+    """Return the whole new policy. Under SAFE_MODE it stays unchanged, and a `note` tells so."""
     changes = body.changes()
     note(audit=True, **changes)
     if changes and not broker.settings.safe_mode:
@@ -50,11 +50,11 @@ async def _policy(broker: Broker) -> dict[str, Any]:
 
 @router.post(
     "/drain",
-    summary="Let a device or a host take no new leases.",
+    summary="Stop new leases on a device or a host.",
     responses=WITH_BODY | errors("host_unknown", "device_unknown"),
 )
 async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
-    """Leases that run go on; no report undoes it."""
+    """Stop new leases; running ones go on, and no report undoes it."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
     return {"drained": await broker.client.drain(what, name, why=body.reason, by=_by(who))}
@@ -62,11 +62,11 @@ async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
 
 @router.post(
     "/undrain",
-    summary="Let it take leases again.",
+    summary="Allow new leases there again.",
     responses=WITH_BODY | errors("host_unknown", "device_unknown"),
 )
 async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
-    """The opposite of `/drain`."""
+    """Undo `/drain`."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
     return {"undrained": await broker.client.undrain(what, name, why=body.reason, by=_by(who))}
@@ -74,18 +74,18 @@ async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
 
 @router.post(
     "/forget",
-    summary="Take a device or a host out of the pool.",
+    summary="Remove a device or a host from the pool.",
     responses=WITH_BODY | errors("host_unknown", "device_unknown", "in_use"),
 )
 async def forget(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
-    """For what is there no more: what a host still lists comes back with its next report."""
+    """Forget a missing device or host; one that a host still lists returns with its next report."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
     return {"forgotten": await broker.client.forget(what, name, why=body.reason, by=_by(who))}
 
 
 def _one(body: DrainBody) -> tuple[Literal["device", "host"], str]:
-    """Return what is meant, and its name."""
+    """Return the kind and the name of the target."""
     if body.device is not None and body.host is None:
         return "device", body.device
     if body.host is not None and body.device is None:
@@ -94,7 +94,7 @@ def _one(body: DrainBody) -> tuple[Literal["device", "host"], str]:
 
 
 def _by(who: Principal) -> str | None:
-    """In whose name an act is written down; None: in this replica's."""
+    """Return the name under which an act is logged; None: this replica's."""
     return who.name or None
 
 
@@ -105,7 +105,7 @@ def _by(who: Principal) -> str | None:
     | errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
 )
 async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
-    """Holders learn it at their next renewal; who never renews loses it within a minute."""
+    """End leases: holders learn it at their next renewal, and within a minute it takes effect."""
     note(audit=True, why=body.reason, token=body.token, agent=body.agent, host=body.host,
          force=body.force)  # fmt: skip
     if body.token is None:
@@ -122,6 +122,6 @@ async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
 
 @router.get("/hosts", summary="Which machines report devices?")
 async def hosts(broker: At, _: Viewer) -> dict[str, Any]:
-    """Every host that ever reported, with the age of its last report."""
+    """Return every host that ever reported, with the age of its last report."""
     pool = await broker.client.pool()
     return {"hosts": [lease_json.host(h, pool.now_ms) for h in await broker.client.hosts()]}

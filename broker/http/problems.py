@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 SOONEST_RETRY_S = 1
 
 NO_OBJECT: Final = "dataclass_type"
-"""Pydantic's word for a body that is no object."""
+"""Pydantic's type of the error for a body that is no object."""
 
 NO_TEXT = 400
 """FastAPI's status for a body that it cannot decode."""
 
 
 def problem(error: LeaseError) -> JSONResponse:
-    """Return the answer that a lease error stands for."""
+    """Return the HTTP answer for a lease error."""
     note(code=error.code)
     status = CODES[error.code].status
     if isinstance(error, UnknownToken):
         return JSONResponse({"detail": "unknown_token", "code": error.code}, status)
     if isinstance(error, LeaseLost):
         return JSONResponse({"detail": "lost", "reason": error.code, "code": error.code}, status)
-    if isinstance(error, BadRequest):  # as FastAPI says what it finds wrong itself
+    if isinstance(error, BadRequest):  # in the form of FastAPI's own errors
         detail = [{"type": error.code, "loc": ["body"], "msg": str(error)}]
         return JSONResponse({"detail": detail, "code": error.code}, status)
     body: dict[str, object] = {
@@ -59,7 +59,7 @@ async def _lease_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _bad_input(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's 422 without the input: a NaN or a lone surrogate in an echo would be a 500."""
+    """Answer 422 without the input: a NaN or a lone surrogate in an echo would be a 500."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
     detail = [
         {"type": e["type"], "loc": [_printable(part) for part in e["loc"]], "msg": e["msg"]}
@@ -72,7 +72,7 @@ async def _bad_input(request: Request, error: Exception) -> JSONResponse:
 
 
 def _no_object(content_type: str) -> str:
-    """Say why a body was not read as a JSON object."""
+    """Return the reason for which a body was not read as a JSON object."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         return "the body must be a JSON object"
@@ -81,7 +81,7 @@ def _no_object(content_type: str) -> str:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What FastAPI answers by itself; a body that is no text is as malformed as any other."""
+    """Answer FastAPI's own errors; a body that is no text is malformed like any other."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     if error.status_code == NO_TEXT:
         detail = [{"type": "json_invalid", "loc": ["body"], "msg": "the body is no JSON in UTF-8"}]
@@ -94,7 +94,7 @@ def _printable(part: str | int) -> str | int:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer lease errors and bad input by these rules."""
+    """Register the handlers of lease errors and bad input."""
     app.add_exception_handler(LeaseError, _lease_error)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(HTTPException, _http_error)

@@ -1,4 +1,4 @@
-"""The bodies of requests. Integers are strict: 2.0, "5" and true are not numbers of anything."""
+"""Bodies of requests. Integers are strict: 2.0, "5" and true are no integers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agent_sdk.policy import Policy
 
 MOST = 2**53 - 1
-"""Integers up to here are exact in every JSON reader."""
+"""Largest integer that is exact in every JSON reader."""
 
 
 def _zero_or_one(seconds: float) -> float:
@@ -44,7 +44,7 @@ XidActions = Annotated[
 ]
 
 SAFE_MODE: Final = "safe_mode"
-"""The field of the policy that no request sets."""
+"""Field of the policy that no request sets."""
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def _form_of(field: PolicyField) -> Any:
 
 
 def with_policy_fields(body: type[T]) -> type[T]:
-    """Add to a body what the policy's table declares, each field optional and null by default."""
+    """Add the fields of the policy's table to a body, each optional and null by default."""
     added = [(x.name, _form_of(x) | None, None) for x in FIELDS.values() if x.name != SAFE_MODE]
     made = make_dataclass(body.__name__, added, bases=(body,), frozen=True, slots=True)
     made.__doc__ = body.__doc__
@@ -71,10 +71,10 @@ class LeaseBody:
 
     Attributes:
         min_memory_mb: MiB on each device, also as `memory_mb`; 0 or null = the policy's default.
-        devices: several = whole idle devices of one host and model.
-        max_hold_s: renewals never go past it; null = no limit.
-        wait_s: stand in the line so long; past it the answer is 202 and the place is kept 10 s.
-            0 decides now, also for one who stands in the line already.
+        devices: more than 1: whole idle devices of one host and model.
+        max_hold_s: limit of all renewals together; null = no limit.
+        wait_s: wait in the queue so long; then the answer is 202 and the place is held for 10 s.
+            0 decides now, also for a request that is in the queue already.
         host: null = this broker's own if it has devices, else any; "any" or a name.
         token: the idempotency key: repeating the request with it is safe.
         on_unavailable: `cpu`: a CPU lease when no GPU fits; `refuse`: 409.
@@ -102,8 +102,8 @@ class RenewBody:
     """POST /renew.
 
     Attributes:
-        ttl_s: from now; null = as at the grant.
-        fence: compared when given.
+        ttl_s: from now on; null = as at the grant.
+        fence: compared if given.
     """
 
     token: Token
@@ -113,11 +113,10 @@ class RenewBody:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBody:
-    """POST /release: a string that can be no token is an unknown one.
+    """POST /release: an impossible token is an unknown one.
 
     Attributes:
-        refuse_late: a token that is not known is refused from now on: its POST /lease may still be
-            on its way.
+        refuse_late: refuse an unknown token from now on: its POST /lease may still be on its way.
     """
 
     token: Annotated[str, Field(max_length=256)]
@@ -126,17 +125,17 @@ class ReleaseBody:
 
 @with_policy_fields
 class PolicyBody:
-    """POST /policy: what is absent or null stays as it is. SAFE_MODE is not taken from here."""
+    """POST /policy: absent or null fields stay unchanged. SAFE_MODE cannot be set here."""
 
     def changes(self) -> Policy:
-        """Return what it changes."""
+        """Return the changed fields."""
         said = {name: getattr(self, name) for name in FIELDS if name != SAFE_MODE}
         return cast("Policy", {name: value for name, value in said.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class DrainBody:
-    """POST /drain, /undrain, /forget: a device by its id, or a host with all it has."""
+    """POST /drain, /undrain, /forget: a device by its id, or a host with all its devices."""
 
     device: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,80}$")] | None = None
     host: Name | None = None
@@ -145,10 +144,11 @@ class DrainBody:
 
 @dataclass(frozen=True, slots=True)
 class RevokeBody:
-    """POST /revoke: one lease by its token, or all of an agent, on a host, or both.
+    """POST /revoke: one lease by its token; or all leases of an agent, on a host, or both.
 
     Attributes:
-        force: now, although the holder still trusts it; else at its next renewal, within a minute.
+        force: end it now, although its holder still trusts it; else at the next renewal, within a
+            minute.
     """
 
     token: Token | None = None

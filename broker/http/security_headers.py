@@ -1,4 +1,4 @@
-"""Headers that keep browsers from doing with an answer what it is not for."""
+"""Headers against misuse of answers by browsers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 )
-"""Of every answer that does not set them itself: nothing may be loaded, framed, guessed or kept."""
+"""Headers of every answer that does not set them: no loading, framing, sniffing, caching."""
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds them."""
+    """ASGI middleware that adds the headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add what the answer does not say itself."""
+        """Add each header that the answer does not set itself."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

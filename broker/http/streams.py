@@ -1,4 +1,4 @@
-"""What happens, as it happens: Server-Sent Events. A client holds a position, never a queue."""
+"""Server-Sent Events of the pool. A client holds a position in the feed, never a queue."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ STREAM: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 CHUNK: Final = 500
-"""Events that are sent at once; a client that does not read costs no more than that."""
+"""Most events that are sent at once; a client that does not read costs no more."""
 
 LOOK_S: Final = 5.0
-"""Between two looks at whether who follows may still be here."""
+"""Seconds between two checks of the client's right to follow."""
 
 KEEP_ALIVE_S: Final = 15
 
 LIVE_KEEP_ALIVE_S: Final = 5
-"""For the page, which says after three that are missing that it hears nothing."""
+"""Seconds between two signs of life; the page reports silence after three missing ones."""
 
 GRACE_S: Final = 1.0
-"""In which a stream ends by itself when this process stops."""
+"""Seconds in which a stream ends by itself when this process stops."""
 
 RETRY_MS: Final = 1000
-"""After how long a client comes back."""
+"""Milliseconds after which a client comes back."""
 
 
 @router.get(
@@ -63,12 +63,12 @@ async def follow_events(
     last_event_id: Annotated[EventId | None, Header()] = None,
     snapshot: Annotated[bool, Query()] = False,
 ) -> EventSourceResponse:
-    """Server-Sent Events, one for each event of the pool's stream; its id is the stream's.
+    """Stream Server-Sent Events, one for each event of the pool's stream, with its id.
 
-    From now on; or, with `Last-Event-ID` (or `after`), from the one after that: nothing is missed
-    and nothing comes twice, at whichever replica. Where that is impossible, and first with
-    `snapshot`, comes `reset`: the whole pool, with all up to the id in it. While the store's stream
-    cannot be read, `problem` says why; once it can, `problem` is null, and what was missed comes.
+    It begins now; or, with `Last-Event-ID` (or `after`), after that event: no event is missed and
+    none comes twice, at any replica. Where that is impossible, and first with `snapshot`, comes
+    `reset`: the whole pool, with all up to the id in it. While the store's stream cannot be read,
+    `problem` gives the reason; later `problem` is null, and the missed events come.
     """
     feed, seen = broker.feed, last_event_id or after
     if not await feed.loaded():
@@ -91,7 +91,7 @@ def filter_of(
     asked_agents: Sequence[str] | None,
     asked_hosts: Sequence[str] | None,
 ) -> Callable[[events.Event], bool]:
-    """Tell whether an event is asked for, at a cost that no length of the filter changes."""
+    """Return a test of events against a filter, at a cost that its length does not change."""
     types, agents, hosts = _set(asked_types), _set(asked_agents), _set(asked_hosts)
 
     def wanted(event: events.Event) -> bool:
@@ -115,7 +115,7 @@ def filter_of(
     responses=STREAM,
 )
 async def live(broker: At, who: Viewer) -> EventSourceResponse:
-    """Server-Sent Events: `reset` has every row, each `change` the fields that are other.
+    """Stream Server-Sent Events: `reset` has every row, each `change` the changed fields.
 
     `trends` of a reset has the last ten minutes of each GPU: `[step, busy %, memory %]`.
     For the page at `/`, whose rows may grow. A client that comes back gets everything anew.
@@ -141,7 +141,7 @@ async def _follow(
     position: int | None,
     wanted: Callable[[events.Event], bool],
 ) -> AsyncIterator[bytes]:
-    """Everything from a position on; None: first a reset."""
+    """Yield all wanted events from a position on; None: first a reset."""
     feed, whole = broker.feed, who.is_at_least("operator")
     told: str | None = None
     yield _frame(retry=RETRY_MS)
@@ -165,7 +165,7 @@ async def _follow(
 
 
 async def _snapshot(broker: Broker, who: Principal, *, whole: bool) -> tuple[str, str] | None:
-    """The id of an event, and the whole pool with all up to it; None: it is not for them now."""
+    """Return an event's id, and the pool with all up to it; None: access has ended."""
     view, shown = broker.view, broker.view.shown
     with view.watched():
         while broker.serves(who):
@@ -180,7 +180,7 @@ async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
     shown = view.shown
     yield _frame(retry=RETRY_MS)
     with view.watched():
-        await view.fresh()  # without the store: what was seen last, and what is wrong with it
+        await view.fresh()  # without the store: the last picture, and the problem
         version: int | None = None
         while broker.serves(who):
             changes = None if version is None else shown.since(version)
@@ -199,7 +199,7 @@ async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
 
 
 def _event(broker: Broker, kept: CachedEvent, *, whole: bool) -> bytes:
-    """Return an event as it is sent; made once for all who follow."""
+    """Return an event as it is sent; its bytes are made once for all clients."""
     if whole not in kept.frames:
         said = lease_json.event(kept.event, broker.feed.places, whole=whole)
         kept.frames[whole] = _frame(json.dumps(said), kept.event.event, kept.event.id)

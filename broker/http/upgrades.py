@@ -1,8 +1,8 @@
-"""Requests that offer to go on in another protocol, as Java's HTTP client does with each of them.
+"""Requests that offer another protocol, as Java's HTTP client does each time.
 
 The offer (`Upgrade: h2c`, `websocket`) is not taken up, and the request is answered as any other.
-The parser takes what follows the head for the other protocol, so the body of such a request, and
-what comes after it, is read by a parser that is told of the head without the offer.
+The parser takes the bytes after the head for the other protocol. Therefore a second parser, which
+is given the head without the offer, reads the body and all later requests.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class PlainProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parser = _Parser(self)  # type: ignore[assignment] # all that uvicorn uses of one
+        self.parser = _Parser(self)  # type: ignore[assignment] # all that uvicorn uses of a parser
 
 
 class _Parser:
-    """A parser that offers do not stop."""
+    """Parser that goes on after an offer."""
 
     def __init__(self, protocol: PlainProtocol) -> None:
         self._protocol = protocol
@@ -48,7 +48,7 @@ class _Parser:
             self._go_on(data[at:])
 
     def _go_on(self, rest: bytes) -> None:
-        """Read the body that follows the head with the offer, if there is one, and the rest."""
+        """Read the body after the head with the offer, if there is one, and the rest."""
         calls = _Calls(self._protocol, self)
         self._begin(calls)
         if body := self.body_headers():
@@ -59,14 +59,14 @@ class _Parser:
             self.feed_data(rest)
 
     def offered(self) -> bool:
-        """Tell whether the head that was read last makes an offer."""
+        """Tell whether the last head makes an offer."""
         return bool(self._parser.should_upgrade())
 
     def should_upgrade(self) -> bool:
         return False
 
     def body_headers(self) -> bytes:
-        """Return the headers that say how long the body is; empty: there is none."""
+        """Return the headers with the body's length; empty: there is no body."""
         headers = [(name, value) for name, value in self._protocol.headers if name in BODY_HEADERS]
         if headers in ([], [(b"content-length", b"0")]):
             return b""
@@ -74,7 +74,7 @@ class _Parser:
 
 
 class _Calls:
-    """Callbacks of a parser: the protocol's methods, except of a head that is told again."""
+    """Callbacks of a parser: the protocol's methods, except for a head that is repeated."""
 
     def __init__(self, protocol: PlainProtocol, parser: _Parser) -> None:
         self.muted = False
@@ -94,6 +94,6 @@ class _Calls:
         return unless_muted
 
     def on_message_complete(self) -> None:
-        """After a head with an offer the parser says so at once: the body is still to come."""
+        """Complete the request, unless its head has an offer: then the body is still to come."""
         if not (self._parser.offered() and self._parser.body_headers()):
             self._complete()

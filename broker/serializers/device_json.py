@@ -1,4 +1,4 @@
-"""Devices as the endpoints show them: rows of `/gpu/info`, and of the page. Times as in answers."""
+"""Devices as rows of `/gpu/info` and of the page. Times are epoch seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NVML = {
     "pcie_tx_kb_s": "nvml_pcie_tx_kb_s",
     "pcie_rx_kb_s": "nvml_pcie_rx_kb_s",
 }
-"""Telemetry that only NVML gives, by the name that it has in `/gpu/info`."""
+"""Name in `/gpu/info` of the telemetry that only NVML gives."""
 
 
 HEALTH = (
@@ -41,9 +41,9 @@ FLAGS = frozenset({"rows_pending", "rows_failed", "mps"})
 
 
 def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
-    """Return one row of `/gpu/info`; what the driver cannot tell is null and never drops the row.
+    """Return one row of `/gpu/info`; an unknown value is null, and never drops the row.
 
-    named: a lease's token -> as much of it as may be shown.
+    `named` cuts a lease's token to the part that may be shown.
     """
     said: dict[str, Any] = {
         "index": device.index,
@@ -77,7 +77,7 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
 
 
 def _reserved(device: DeviceStatus) -> dict[str, Any]:
-    """Return the agent for which it is reserved, since when, and until when if it stays unused."""
+    """Return a reservation's agent, its begin, and its end if it stays unused."""
     of = device.reservation
     return {
         "reserved_for": of.agent if of else None,
@@ -87,7 +87,7 @@ def _reserved(device: DeviceStatus) -> dict[str, Any]:
 
 
 def _health(device: DeviceStatus) -> dict[str, Any]:
-    """Return what its host tells of a device's soundness."""
+    """Return the health that the host reports of a device."""
     return {
         "quarantine": device.quarantine,
         "xid": device.xid or None,
@@ -98,7 +98,7 @@ def _health(device: DeviceStatus) -> dict[str, Any]:
 
 
 def _measured(device: DeviceStatus, name: str) -> float | bool | None:
-    """Return a flag as one, a count as a whole number."""
+    """Return a flag as a bool, a count as a whole number."""
     value = device.telemetry[name]
     if value is None:
         return None
@@ -106,7 +106,7 @@ def _measured(device: DeviceStatus, name: str) -> float | bool | None:
 
 
 def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
-    """Return who uses a device, null where its host cannot tell, and what is found of it."""
+    """Return a device's processes, null where its host cannot tell, and its findings."""
 
     def process(p: ProcessStatus) -> dict[str, Any]:
         return {
@@ -135,7 +135,7 @@ def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, A
 def info(
     devices: tuple[DeviceStatus, ...], sample: Sample | None, *, whole: bool = True
 ) -> dict[str, Any]:
-    """`/gpu/info`: `available` is true only when the list is not empty. whole: with all tokens."""
+    """Return `/gpu/info`; `available` is true only with a device. `whole`: with all tokens."""
     rows = [row(device, str if whole else lease_json.masked) for device in devices]
     nvml = sample is not None and sample.source == "nvml"
     answer: dict[str, Any] = {

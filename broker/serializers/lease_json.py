@@ -1,4 +1,4 @@
-"""What the endpoints answer, as the documented service does and more. Times are epoch seconds."""
+"""Answers of the endpoints: the documented fields and more. Times are epoch seconds."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 CPU = "cpu"
 
 POLICY_NAMES: Final = {"safe_mode": "safe_mode_read_only"}
-"""Names that fields of the policy have in `/policy`, where they differ."""
+"""Names of policy fields in `/policy`, where they differ."""
 
 
 def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
-    """Return `/policy`; safe_mode: the mode in effect at this broker."""
+    """Return `/policy`; `safe_mode` is the mode in effect at this broker."""
     values = policy_values(pool) | {"safe_mode": safe_mode}
     said = {POLICY_NAMES.get(name, name): value for name, value in values.items()}
     return said | {"version": pool.policy_version}
 
 
 def masked(token: str, number: str = "") -> str:
-    """As much of a token as tells it from others, with a number of its own: too little to use."""
+    """Return the beginning of a token and a number: too little to use, enough to compare."""
     return f"{token[:8]}…{number}"
 
 
 def name_of(what: LeaseStatus | WaiterStatus) -> str:
-    """Return a lease or a wait by as much of its token as may be shown to all."""
+    """Return the part of a token that may be shown to all, for a lease or a wait."""
     return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
 
 
 def granted(lease: AsyncLease) -> dict[str, Any]:
-    """Return a new lease; one without a GPU says `cpu` and why."""
+    """Return a new lease; one without a GPU has `cpu` and the reason."""
     gpus = [
         {"uuid": d.uuid, "index": d.index, "host": d.host, "name": d.name, "memory_mb": d.memory_mb}
         for d in lease.devices
@@ -53,7 +53,7 @@ def granted(lease: AsyncLease) -> dict[str, Any]:
 
 
 def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
-    """Return the wait is over, the place is kept: ask again with the token."""
+    """Return the answer after a wait without a lease; its token asks again for the same place."""
     return {
         "granted": False,
         "agent": agent,
@@ -67,7 +67,7 @@ def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
 
 
 def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
-    """Return one who stands in the line, or has been offered devices and has yet to claim them."""
+    """Return a waiter in the queue, or one with offered devices that it has yet to claim."""
     return {
         "token": waiter.token,
         "agent": waiter.agent,
@@ -90,7 +90,7 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
 
 
 def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
-    """Give what is reserved for it, since when, and until when if that stays unused."""
+    """Return the waiter's reservation, its begin, and its end if it stays unused."""
     of = waiter.reservation
     if not of:
         return None
@@ -103,7 +103,7 @@ def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
 
 
 def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
-    """A lease that lives, by its record; `notices`: of what is found its holder was told these."""
+    """Return a living lease by its record; `notices`: the findings that its holder was told."""
     gpus = []
     for uuid, mb in lease.devices:
         at = devices.get(uuid)
@@ -121,7 +121,7 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
 def _held(
     lease: AsyncLease | LeaseStatus, gpus: list[dict[str, Any]], ends: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """Return what both say. ends: when it ends and how much is left of it, ms; None = no expiry."""
+    """Return the fields of any lease; `ends`: its end and the time left, ms; None: no expiry."""
     expires_ms, left_ms = ends or (None, None)
     return {
         "agent": lease.agent,
@@ -141,7 +141,7 @@ def _held(
 
 
 def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
-    """Return a machine that reports devices; `alive` until it has been silent for its deadline."""
+    """Return a machine that reports devices; `alive` until it was silent for its deadline."""
     silent_ms = max(0, now_ms - status.reported_ms)
     return {
         "host": status.host,
@@ -155,7 +155,10 @@ def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
 
 
 def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -> dict[str, Any]:
-    """Return an event. places: device id -> its host and index; whole: with all of the token."""
+    """Return an event.
+
+    `places` maps a device id to its host and index; `whole`: with the whole token.
+    """
     devices = []
     for uuid, mb in event.devices:
         at, index = places.get(uuid, (None, None))
@@ -166,4 +169,4 @@ def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -
     if event.token is not None and not whole:
         said["token"] = masked(event.token, str(event.fence or ""))
     own = {"id": event.id, "event": event.event, "at": event.at_ms / 1000, "devices": devices}
-    return own | said | own  # last again: no field of the stream's may pass for one of ours
+    return own | said | own  # last again: no field of the stream may pass for one of ours
