@@ -32,7 +32,7 @@ def test_acquire_repeated_is_the_same_lease(gpu: Pool) -> None:
 
 
 def test_acquire_repeated_later_tells_what_is_left(gpu: Pool) -> None:
-    """remaining_ms shrinks with the pool's time: a repeat is not a renewal (review item F2)."""
+    """remaining_ms shrinks with the pool's time: a repeat is not a renewal."""
     first = granted(gpu.acquire(T))
     for passed in (4000, 8000, 12000):
         gpu.live_on(4000)
@@ -51,7 +51,7 @@ def test_acquire_repeated_by_another_process_of_the_agent_is_the_same_lease(gpu:
 
 
 def test_acquire_repeated_after_the_policy_changed_is_the_same_lease(gpu: Pool) -> None:
-    """Compared is what was asked, not what the policy made of it (review item F27)."""
+    """Compared is what was asked, not what the policy made of it."""
     gpu.policy(default_memory_mb=300)
     first = granted(gpu.acquire(T, memory_mb=0))
     gpu.policy(default_memory_mb=200, safe_mode=1, max_memory_per_agent_mb=1)
@@ -128,7 +128,7 @@ def test_acquire_after_a_release_that_planted_nothing_is_granted(gpu: Pool) -> N
 
 
 def test_acquire_on_a_full_pool_behind_a_backlog_is_told_to_ask_again(pool: Pool) -> None:
-    """REFUSED is only final when nothing is left to take back (review item F15)."""
+    """REFUSED is only final when nothing is left to take back."""
     pool.report((device("gpu-a", 1000),), deadline_ms=60000)
     for n in range(100):
         granted(pool.acquire(token(n), memory_mb=10, ttl_ms=3000))

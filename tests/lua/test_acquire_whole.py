@@ -36,7 +36,7 @@ def test_acquire_exclusive_means_alone_in_both_directions(pool: Pool) -> None:
 
 
 def test_acquire_exclusive_device_that_grows_stays_alone(pool: Pool) -> None:
-    """More memory on an exclusively held device is nobody else's (review item F6)."""
+    """More memory on an exclusively held device is nobody else's."""
     pool.report((device("gpu-a", 1000),))
     pool.acquire(exclusive=1)
     pool.report((device("gpu-a", 2000),))
@@ -96,7 +96,7 @@ def test_acquire_several_on_a_named_host_and_model_is_held_to_both(pool: Pool) -
 
 
 def test_acquire_several_of_different_sizes_counts_each_as_it_is(pool: Pool) -> None:
-    """Each device is taken with its own capacity, and given back with it (review item F18)."""
+    """Each device is taken with its own capacity, and given back with it."""
     pool.report((device("gpu-a", 1000), device("gpu-b", 3000), device("gpu-c", 500)))
     got = granted(pool.acquire(token("a"), devices=2, memory_mb=800))
     assert dict(got.devices) == {"gpu-a": 1000, "gpu-b": 3000}
@@ -140,7 +140,7 @@ def test_acquire_exclusive_where_small_hosts_come_first_finds_the_large_one(pool
 
 
 def test_acquire_share_with_fractions_switched_off_takes_the_whole_device(pool: Pool) -> None:
-    """allow_fractional_shares=0: from then on every grant is a whole idle device (review F21)."""
+    """allow_fractional_shares=0: from then on every grant is a whole idle device."""
     pool.report((device("gpu-a", 3000), device("gpu-b", 1000)))
     pool.acquire(token("before"), memory_mb=100)
     pool.policy(allow_fractional_shares=0)

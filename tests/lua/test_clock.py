@@ -44,7 +44,7 @@ def test_clock_that_steps_back_right_after_a_script_never_shows_in_now(
 
 
 def test_clock_that_steps_back_stretches_no_lease(gpu: Pool) -> None:
-    """After a step back of an hour a lease of 30 s still ends after 30 s (review item F5)."""
+    """After a step back of an hour a lease of 30 s still ends after 30 s."""
     granted(gpu.acquire(token("a")))
     gpu.skew(-HOUR_MS)
     gpu.reap()

@@ -84,7 +84,7 @@ def test_report_sampled_after_the_expiry_that_shows_it_free_ends_the_grace(gpu: 
 
 @pytest.mark.parametrize("sampled", [-1, 0], ids=["before", "at"])
 def test_report_sampled_no_later_than_the_expiry_ends_no_grace(gpu: Pool, sampled: int) -> None:
-    """A sample that may be older than the death proves nothing (review item F11)."""
+    """A sample that may be older than the death proves nothing."""
     expired_at = gpu.reap()[1]
     gpu.report(real(), sampled_ms=expired_at + sampled)
     assert gpu.number("gpu-a", "withheld_mb") == 900

@@ -66,7 +66,7 @@ def test_reap_of_exactly_the_bound_says_that_nothing_is_left(gpu: Pool) -> None:
 
 
 def test_reap_counts_devices_not_leases(pool: Pool) -> None:
-    """A lease on many devices uses the bound up, and may exceed it once (review item F30)."""
+    """A lease on many devices uses the bound up, and may exceed it once."""
     pool.report(tuple(device(f"gpu-{n}") for n in range(60)))
     granted(pool.acquire(token("live"), devices=20))
     backlog(pool, 2, devices=20)
@@ -104,7 +104,7 @@ def test_reap_beside_an_exclusive_lease_leaves_that_one_alone(pool: Pool) -> Non
 def test_verb_that_names_an_overdue_token_settles_it_before_the_backlog(
     gpu: Pool, call: Callable[[Pool, str], list[Any]], expected: list[str]
 ) -> None:
-    """The answer about a token does not hang on how many others are overdue (review item F15)."""
+    """The answer about a token does not hang on how many others are overdue."""
     backlog(gpu, 40)
     reply = call(gpu, token(39))
     assert said(reply) == expected
@@ -235,7 +235,7 @@ def test_report_of_a_host_that_was_away_brings_it_back(pool: Pool) -> None:
 
 
 def test_reap_of_a_silent_host_touches_only_what_is_still_its(pool: Pool) -> None:
-    """A device that another host reports now does not go away with its old one (review F32)."""
+    """A device that another host reports now does not go away with its old one."""
     pool.report((device("gpu-a", 1000), device("gpu-b", 1000)), host="old")
     pool.report((device("gpu-a", 1000),), host="new")
     pool.live_on(20000, host="new", devices=(device("gpu-a", 1000),))
@@ -244,7 +244,7 @@ def test_reap_of_a_silent_host_touches_only_what_is_still_its(pool: Pool) -> Non
 
 
 def test_reap_of_a_silent_host_with_many_devices_is_done_in_one_call(pool: Pool) -> None:
-    """A host goes as a whole, and counts against the bound (review item F33)."""
+    """A host goes as a whole, and counts against the bound."""
     pool.report(tuple(device(f"gpu-{n}") for n in range(40)), host="h1", deadline_ms=4000)
     pool.acquire(token("a"), ttl_ms=4001)
     pool.skew(4002)

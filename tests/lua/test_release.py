@@ -52,7 +52,7 @@ def test_release_of_a_token_nobody_had_plants_a_tombstone(gpu: Pool) -> None:
 
 
 def test_release_without_planting_writes_nothing(gpu: Pool) -> None:
-    """plant=0 is for doors that make their own tokens (review item F36)."""
+    """plant=0 is for doors that make their own tokens."""
     before = gpu.stored()
     assert said(gpu.release(T, plant=0)) == ["UNKNOWN"]
     assert gpu.stored() == before
@@ -70,7 +70,7 @@ def test_release_of_an_expired_lease_says_so(gpu: Pool) -> None:
 
 
 def test_release_removes_the_agent_with_its_last_lease(gpu: Pool) -> None:
-    """No field stays at zero in `agents` (review item F31)."""
+    """No field stays at zero in `agents`."""
     gpu.acquire(token("1"), "one", memory_mb=100)
     gpu.acquire(token("2"), "one", memory_mb=200)
     gpu.acquire(token("3"), "two", memory_mb=9999, on_unavailable="cpu")
@@ -108,7 +108,7 @@ def test_release_of_one_of_several_shares_leaves_the_others(gpu: Pool) -> None:
 
 
 def test_release_on_a_drained_or_lost_device_does_not_list_it_again(pool: Pool) -> None:
-    """Giving back never makes a device grantable that should take nothing (review item F6)."""
+    """Giving back never makes a device grantable that should take nothing."""
     pool.report((device("gpu-a", 1000), device("gpu-b", 900)))
     pool.acquire(token("a"))
     pool.acquire(token("b"), exclusive=1)

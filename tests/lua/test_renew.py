@@ -111,7 +111,7 @@ def test_renew_while_its_lease_cools_is_lost(pool: Pool) -> None:
 
 
 def test_renew_makes_a_lost_lease_key_anew(pool: Pool) -> None:
-    """The public proof of life is SET again, on every device (review item F29)."""
+    """The public proof of life is SET again, on every device."""
     pool.report(tuple(device(f"gpu-{n}") for n in range(3)))
     got = granted(pool.acquire(T, devices=3))
     keys = [pool.keys.lease(uuid, T) for uuid, _ in got.devices]

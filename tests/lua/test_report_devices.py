@@ -39,7 +39,7 @@ def test_report_of_a_lost_device_keeps_it_registered(pool: Pool) -> None:
 
 
 def test_report_of_less_than_is_reserved_over_commits_nothing(pool: Pool) -> None:
-    """A shrinking device ends no lease and takes no other until the sums fit again (F35)."""
+    """A shrinking device ends no lease and takes no other until the sums fit again."""
     pool.report((device("gpu-a", 1000),))
     pool.acquire(token("a"), memory_mb=600)
     pool.acquire(token("b"), memory_mb=300)
@@ -66,7 +66,7 @@ def test_report_of_a_larger_reserve_leaves_less(pool: Pool) -> None:
 
 
 def test_report_by_another_host_moves_the_device_with_its_leases(pool: Pool) -> None:
-    """The same UUID under a new host name is the same device (review item F32)."""
+    """The same UUID under a new host name is the same device."""
     pool.report((device("gpu-a", 1000),), host="old")
     pool.acquire(token("a"), memory_mb=600)
     pool.report((device("gpu-a", 1000),), host="new")
@@ -101,7 +101,7 @@ def test_report_of_another_index_or_name_changes_only_what_is_shown(pool: Pool) 
 
 
 def test_report_does_not_undo_a_drain(pool: Pool) -> None:
-    """`state` is the reporter's, `drained` the operator's (review item F19)."""
+    """`state` is the reporter's, `drained` the operator's."""
     pool.report((device("gpu-a", 1000), device("gpu-b", 500)))
     pool.drain("gpu-a")
     for more in ({}, {"state": "lost"}, {}, {"total_mb": 2000}, {"model": "m2"}):

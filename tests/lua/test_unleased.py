@@ -24,7 +24,7 @@ def test_report_counts_what_is_not_leased(pool: Pool) -> None:
 
 
 def test_report_does_not_hide_an_outsider_behind_an_unused_reservation(pool: Pool) -> None:
-    """24,000 in all, 10,000 an outsider's, 12,000 leased of which 2,000 used: 2,000 left (F7)."""
+    """24,000 in all, 10,000 an outsider's, 12,000 leased of which 2,000 used: 2,000 left."""
     used(pool, 10000)
     granted(pool.acquire(memory_mb=12000))
     assert used(pool, 12000) == 10000
