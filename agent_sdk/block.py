@@ -42,7 +42,7 @@ _watched: set[weakref.ref[Any]] = set()
 
 
 class _Held(Generic[C, L]):
-    """The holdings of a block until it is settled: perhaps a lease, or a place in the line.
+    """The holdings of a block until it is settled: perhaps a lease, or a place in the queue.
 
     Attributes:
         client: the owner of the block.

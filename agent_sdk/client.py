@@ -50,8 +50,8 @@ class LeaseClient(Verbs["Redis"]):
     def acquire(self, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
         """Get a lease. Nobody renews it until `keep` is called: it ends `ttl_s` after the grant.
 
-        With `wait_s` it waits in the line, without polling: who makes room hands it over.
-        An exception in the middle (Ctrl-C) leaves the line.
+        With `wait_s` it waits in the queue, without polling: who makes room hands it over.
+        An exception in the middle (Ctrl-C) leaves the queue.
 
         Args:
             agent: who asks: 1-128 of `A-Z a-z 0-9 . _ : @ / -`.
@@ -98,7 +98,7 @@ class LeaseClient(Verbs["Redis"]):
 
         Raises:
             LeaseLost: it is over; the code says how it ended.
-            StillWaiting: it stands in the line yet.
+            StillWaiting: it stands in the queue yet.
             UnknownToken: nothing is known of it, or no token was named and none is set.
         """
         return Lease(self._run(attach.adopt(self.keys, own_token(token))))

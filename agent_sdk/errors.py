@@ -57,7 +57,7 @@ class NoCapacity(Refused):
 
 
 class StillWaiting(LeaseError):
-    """Nothing was decided: the place in the line is kept for 10 s; ask again with the token.
+    """Nothing was decided: the place in the queue is kept for 10 s; ask again with the token.
 
     Attributes:
         place: how many who ask alike are ahead; -1: the agent is at its cap.
@@ -170,7 +170,7 @@ _LOST = "the lease is gone: stop using the GPU"
 
 CODES: dict[str, Code] = {
     "waiting": Code(
-        StillWaiting, 202, True, "still in the line: ask again with the same token within 10 s"
+        StillWaiting, 202, True, "still in the queue: ask again with the same token within 10 s"
     ),
     "safe_mode": Code(SafeMode, 409, False, "SAFE_MODE is on: no GPU leases are given"),
     "no_capacity": Code(NoCapacity, 409, True, "no device has that much free memory now"),
@@ -200,7 +200,7 @@ CODES: dict[str, Code] = {
     "expired": Code(LeaseLost, 409, False, f"{_LOST}, it expired"),
     "revoked": Code(LeaseLost, 409, False, f"{_LOST}, an operator revoked it"),
     "released": Code(LeaseLost, 409, False, "the lease was released"),
-    "left": Code(LeaseLost, 409, False, "the waiter left the line"),
+    "left": Code(LeaseLost, 409, False, "the waiter left the queue"),
     "lapsed": Code(LeaseLost, 409, False, "the waiter stopped asking and lost its place"),
     "superseded": Code(LeaseLost, 409, False, f"{_LOST}, another has its place"),
     "unreachable": Code(

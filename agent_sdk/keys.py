@@ -89,9 +89,9 @@ class Keys:
         """Set: the names of the hosts that ever reported."""
         return f"{self.base}:hosts"
 
-    def line(self, want: str) -> str:
-        """Sorted set: who waits for this want -> rank."""
-        return f"{self.base}:line:{want}"
+    def queue(self, queue_id: str) -> str:
+        """Sorted set: token of each waiter in this queue -> rank."""
+        return f"{self.base}:queue:{queue_id}"
 
     def lease(self, device: str, token: str) -> str:
         """String with native TTL: the public proof that a lease lives; holds its fence."""

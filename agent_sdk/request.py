@@ -71,8 +71,8 @@ class LeaseOptions(TypedDict, total=False):
     placement: "spread" (default, most free first) or "pack" (best fit).
     on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
     token: the lease's name; None = a new one. Repeating a call with its token is always safe.
-    wait_s: stand in the line so long until it fits; 0 (default) = decide now.
-    keep_place: when wait_s is over decide nothing, stay in the line, and raise StillWaiting; ask
+    wait_s: stand in the queue so long until it fits; 0 (default) = decide now.
+    keep_place: when wait_s is over decide nothing, stay in the queue, and raise StillWaiting; ask
         again with the error's token within 10 s.
     owner: the authenticated principal on whose behalf it is asked; the broker's HTTP door sets it.
     """
@@ -217,7 +217,7 @@ class Acquisition:
         raise (yield from never_fits(keys, self.request))
 
     def leaves_something(self, error: BaseException) -> bool:
-        """Whether a lease or a place in the line may be left that nobody will take up.
+        """Whether a lease or a place in the queue may be left that nobody will take up.
 
         A token of the caller's own is the caller's to repeat or to release, and one of a parent
         that forked in the middle is the parent's. Any other error but the broker's own words, such

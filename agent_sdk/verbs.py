@@ -229,7 +229,7 @@ class Verbs(PoolClient[R]):
     def scene_again(
         self, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
     ) -> Steps[PoolState]:
-        """The same with these leases and waiters, these devices and the whole line read anew."""
+        """The same with these leases and waiters, these devices and the whole queue read anew."""
         from agent_sdk.state.pool_state import read_again  # noqa: PLC0415 - as above
 
         return read_again(self.keys, scene, tokens, uuids)
@@ -243,7 +243,7 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def queue(self) -> Steps[tuple[WaiterStatus, ...]]:
-        """Everybody who waits, in the order of the line."""
+        """Everybody who waits, in the order of the queue."""
         return queue.waiters(self.keys)
 
     @Verb

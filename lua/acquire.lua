@@ -17,7 +17,7 @@
 -- ARGV[14]  client          str    the caller's process, for whom hints are left
 -- ARGV[15]  pid             str    its process id on its host, or empty
 -- ARGV[16]  owner           str    the authenticated principal, or empty
--- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the line too
+-- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the queue too
 -- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: nobody passes a first that fits
 -- cost      O((REAP_DEVICES + SERVE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
@@ -103,7 +103,7 @@ if known then
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
   wait_until_ms = tonumber(v[9])
   if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
-    local place = call('ZRANK', P .. 'line:' .. v[8], token)
+    local place = call('ZRANK', P .. 'queue:' .. v[8], token)
     local more = v[11] or max_hold_ms > 0 and call('EXISTS', P .. 'backfill') == 1
     local gone = lately and place and place > 0 and B.whole_devices.unknown(q)
     if place and place > 0 and not more and not gone then   -- behind others a poll is a heartbeat and no more
@@ -111,7 +111,7 @@ if known then
       return reply('WAITING', place)
     end
   end
-  waiter = B.waiters.read(token)
+  waiter = B.queue.read(token)
   q = waiter.q
 end
 
@@ -125,7 +125,7 @@ if waiter and waiter.state == 'offered' then
     offered = waiter.devices
   else
     devices = nil
-    B.line.withdraw(waiter)
+    B.offers.withdraw(waiter)
   end
 end
 
@@ -134,13 +134,13 @@ local why, place, tried = nil, nil, false
 if safe then
   why = 'safe_mode'
 elseif waiter then
-  if not offered then devices, why, place = B.line.poll(waiter, open) end
+  if not offered then devices, why, place = B.offers.poll(waiter, open) end
   if not open then why = 'closed' end
 elseif not open then
   why = 'closed'
 elseif B.agent(q.agent).leases >= pool.max_leases_per_agent then
   why = 'limit'
-elseif pool.waiting > 0 and B.line.comes_first(q) then
+elseif pool.waiting > 0 and B.offers.must_queue(q) then
   why = 'no_capacity'
 else
   local a = B.agent(q.agent)
@@ -148,7 +148,7 @@ else
   tried = true
 end
 if not devices and max_hold_ms > 0 and S.pool.waiting > 0 and (why == 'no_capacity' or why == 'agent_cap') then
-  devices = B.line.backfill(q, B.waiters.room(q.agent, waiter and waiter.reservation_mb))
+  devices = B.offers.backfill(q, B.queue.room(q.agent, waiter and waiter.reservation_mb))
   why = not devices and why or nil
 end
 
@@ -167,9 +167,9 @@ if not devices then
     end
   end
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
-    if waiter or not B.waiters.full(q.agent) then
-      place = place or B.waiters.join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
-        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.waiters.holds(q.agent))
+    if waiter or not B.queue.full(q.agent) then
+      place = place or B.queue.join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.queue.holds(q.agent))
       B.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
@@ -177,7 +177,7 @@ if not devices then
   end
   if S.more == 1 and not safe and why ~= 'closed' then return reply('AGAIN') end
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
-    if waiter then B.waiters.quit(token, 'left', true) end
+    if waiter then B.queue.quit(token, 'left', true) end
     B.count('refused_' .. why)
     return reply('REFUSED', why, why == 'host_unknown' and B.nearly(q.host) or '')
   end
@@ -193,7 +193,7 @@ local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, S.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then B.waiters.leave(waiter, false, true) end
+  if waiter then B.queue.leave(waiter, false, true) end
   local sum
   taken, sum = B.allocate(q, devices)
   B.add_to_agent(q.agent, sum, 1)

@@ -1,4 +1,4 @@
--- release: give a lease back now, or leave the line.
+-- release: give a lease back now, or leave the queue.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
@@ -28,7 +28,7 @@ end
 if owner ~= '' and owner ~= v[5] then return reply('UNKNOWN') end
 if v[1] == 'cooling' then return reply('ALREADY', B.outcome(token)) end
 if v[1] ~= 'active' then
-  B.waiters.quit(token, 'left')
+  B.queue.quit(token, 'left')
   return reply('RELEASED')
 end
 

@@ -1,7 +1,7 @@
 """The pictures of the documentation: the page over a made-up fleet, drawn by a real Chromium.
 
 `make docs-assets`. What is made up: the hosts, which report once, their telemetry, and the events
-of the hour before; the store, the broker, the leases, the line and the page are real.
+of the hour before; the store, the broker, the leases, the queue and the page are real.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def an_hour_before(client: LeaseClient) -> None:
         held = said | {"devices": f"GPU-1-{n % 4}={mb}", "fence": at * 1000}
         if n % 5 == 0:
             joined = at - chance.randrange(1_000, 90_000)
-            found.append((joined, {"event": "waiting", **said, "want": "*/*/m14"}))
+            found.append((joined, {"event": "waiting", **said, "queue_id": "*/*/m14"}))
         found.append((at, {"event": "granted", **held}))
         if ends < now_ms - 5_000:
             found.append((ends, {"event": "expired" if n % 17 == 0 else "released", **held}))
@@ -100,7 +100,7 @@ def leases(client: LeaseClient) -> None:
 
 
 def wait(client: LeaseClient, agent: str, **ask: Any) -> None:
-    """Stand in the line until the pictures are made."""
+    """Stand in the queue until the pictures are made."""
 
     def stand() -> None:
         with suppress(LeaseError):

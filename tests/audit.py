@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_sdk.keys import TOMBSTONE_SHARDS, shard_of
 from agent_sdk.state import tombstones
-from tests.line_audit import audit_line
+from tests.queue_audit import audit_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     _audit_agents(client, keys, records)
     _audit_lease_keys(client, base, names, records)
     _audit_tombstones(client, base, names, records)
-    audit_line(client, keys, names, records, devices)
+    audit_queue(client, keys, names, records, devices)
     expected = _placement(devices)
     for key in names:
         kind = key.removeprefix(f"{base}:").partition(":")[0]

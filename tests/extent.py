@@ -10,6 +10,6 @@ EVERYTHING = os.environ.get("GPU_BROKER_TESTS") == "all"
 LONGER = (
     "browser/", "scripts/", "e2e/", "agents/", "api/test_document", "hosts/test_scenarios",
     "redis/test_sentinel", "redis/test_cluster", "faults/test_lost_replies", "faults/test_crowds",
-    "faults/test_driver_untouched", "lua/test_line_random", "model/test_explore",
+    "faults/test_driver_untouched", "lua/test_queue_random", "model/test_explore",
 )  # fmt: skip
 """Files, or folders, that only run then."""

@@ -1,7 +1,7 @@
 """`GPUOrchestratorClient`: the documented client of the HTTP service, which fails closed to CPU.
 
 No call of it raises, none takes longer than two seconds, and what it answers when it cannot know is
-always: no GPU. For who can reach Redis, `LeaseClient` tells errors apart and waits in the line.
+always: no GPU. For who can reach Redis, `LeaseClient` tells errors apart and waits in the queue.
 """
 
 from __future__ import annotations

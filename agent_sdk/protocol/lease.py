@@ -54,16 +54,16 @@ OVERDUE_POLL_S: Final = 0.25
 def acquire(
     request: Request, until: float = 0.0, *, keep_place: bool = False
 ) -> Generator[Call | Pause, Answer, Grant]:
-    """Ask for a lease, and wait for it in the line.
+    """Ask for a lease, and wait for it in the queue.
 
     Args:
         request: what is asked; its `wait_ms` is what is left of the wait.
         until: the end of the wait on `clocks.local_now`'s clock. The last call decides.
-        keep_place: at the end decide nothing: stay in the line and raise StillWaiting.
+        keep_place: at the end decide nothing: stay in the queue and raise StillWaiting.
 
     Raises:
         Refused, BrokerUnavailable: with the reason.
-        LeaseLost: this token's lease is over already, or its place in the line is lost.
+        LeaseLost: this token's lease is over already, or its place in the queue is lost.
     """
     while True:
         answer = yield request.call()
@@ -91,7 +91,7 @@ def left_ms(until: float, *, keep_place: bool = False) -> int:
 
 @of_known_form
 def poll_s(seen: Moment, place: int) -> float:
-    """When a waiter asks again if no hint comes; `place`: how many of its want are ahead.
+    """When a waiter asks again if no hint comes; `place`: how many are ahead in its queue.
 
     The first sees to it that what is over comes back, where no broker does.
     """

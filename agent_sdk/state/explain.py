@@ -55,7 +55,7 @@ class DeviceReason:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """One who asks alike and is served before. waiting_s: since when it stands in the line."""
+    """One who asks alike and is served before. waiting_s: since when it stands in the queue."""
 
     agent: str
     memory_mb: int
@@ -69,8 +69,8 @@ class Explanation:
     """How a request stands, and why.
 
     Attributes:
-        token: None for a request that is not in the line.
-        state: waiting, offered, active, or asked (not in the line).
+        token: None for a request that is not in the queue.
+        state: waiting, offered, active, or asked (not in the queue).
         now_ms: when this was looked at, on the pool's clock.
         code: the main reason: a word of STANDING or of `errors.CODES`.
         summary: the same as a sentence.
@@ -79,7 +79,7 @@ class Explanation:
         estimate_s: when it may be served, seconds from now; None: nobody can know.
         basis: what the estimate stands on, or why there is none.
         fits_now: the smallest changes of the request that would fit now, the least loss first;
-            of a waiter: once it has left the line.
+            of a waiter: once it has left the queue.
         reservation: what is reserved for it, since when and until when; None: nothing is.
         host, near_host: of an unknown host: the one asked for, and the one with devices whose
             name differs by case and domain alone; else empty.
@@ -136,7 +136,7 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
         host=request.host,
         model=request.model,
     )
-    waiting = len(_line(wish.want, scene))
+    waiting = len(_queue(wish.queue_id, scene))
     code = why(wish, scene)
     if code in {"fits", "no_capacity"} and waiting:
         code = "behind"
@@ -150,17 +150,17 @@ def _scene(keys: Keys) -> Generator[Read, Answer, PoolState]:
     return found
 
 
-def _line(want: str, scene: PoolState) -> list[WaiterStatus]:
-    """Who stands in the line of a want, the next first."""
-    return [w for w in scene.waiters.values() if w.want == want and w.place is not None]
+def _queue(queue_id: str, scene: PoolState) -> list[WaiterStatus]:
+    """Waiters of a queue, the next first."""
+    return [w for w in scene.waiters.values() if w.queue_id == queue_id and w.place is not None]
 
 
 def _ahead(waiter: WaiterStatus, scene: PoolState) -> tuple[Ahead, ...]:
-    """The next of those who stand before it in its want."""
+    """The next of those that are ahead in its queue."""
     now_ms, place = scene.pool.now_ms, min(waiter.place or 0, SHOWN_AHEAD)
     return tuple(
         Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.joined_ms) / 1000)
-        for x in _line(waiter.want, scene)[:place]
+        for x in _queue(waiter.queue_id, scene)[:place]
         if x.token != waiter.token
     )
 
@@ -284,20 +284,20 @@ def _cools(token: str, scene: PoolState) -> bool:
 def _fits_now(
     wish: PlacementRequest, scene: PoolState, waiter: WaiterStatus | None
 ) -> tuple[RequestChange, ...]:
-    """Changes that fit by placement, and in whose want nobody else waits."""
+    """Changes that fit by placement, and in whose queue nothing else waits."""
     devices = tuple(scene.devices.values())
     if waiter and waiter.kept and scene.pool.waiting == 1:  # nobody else gets them if it leaves
         devices = tuple(
             replace(d, kept_for="", reservation=None) if d.kept_for == waiter.token else d
             for d in devices
         )
-    own = waiter.want if waiter and not waiter.parked else None
+    own = waiter.queue_id if waiter and not waiter.parked else None
     found = placement.changes(
         wish, devices, scene.pool, scene.room_mb(wish.agent, waiter.token if waiter else None)
     )
     open_ones = (
         change
         for change, other in found
-        if len(_line(other.want, scene)) == (1 if other.want == own else 0)
+        if len(_queue(other.queue_id, scene)) == (1 if other.queue_id == own else 0)
     )
     return tuple(islice(open_ones, SHOWN_CHANGES))

@@ -59,13 +59,13 @@ class PlacementRequest:
     model: str
 
     @property
-    def want(self) -> str:
-        """The want that it would stand in; see `lua/lib/waiters.lua`."""
+    def queue_id(self) -> str:
+        """The queue that it would wait in; see `lua/lib/queue.lua`."""
         size = max(0, self.memory_mb - 1).bit_length()
-        shape = f"m{size}"
+        size_class = f"m{size}"
         if self.exclusive or self.devices > 1:
-            shape = f"x{100 * (self.devices - 1).bit_length() + size}"
-        return f"{self.host}/{self.model}/{shape}"
+            size_class = f"x{100 * (self.devices - 1).bit_length() + size}"
+        return f"{self.host}/{self.model}/{size_class}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class PoolState:
         hosts: by name.
         devices: by uuid, in the order of host and index.
         leases: by token, oldest first.
-        waiters: by token, in the order of the line.
+        waiters: by token, in the order of the queue.
         held: agent -> MiB and leases that count against its caps.
     """
 
@@ -92,7 +92,7 @@ def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
         hosts={host.host: host for host in hosts},
         devices={device.uuid: device for device in devices},
         leases=_in_order(leases),
-        waiters=_in_line(waiters),
+        waiters=_by_rank(waiters),
         held=held,
     )
 
@@ -100,7 +100,7 @@ def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
 def read_again(
     keys: Keys, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
 ) -> Generator[Read, Answer, PoolState]:
-    """The scene with these leases and waiters, these devices and the whole line read anew."""
+    """The scene with these leases and waiters, these devices and the whole queue read anew."""
     pool = yield from snapshot.pool(keys)
     devices = yield from snapshot.devices_of(keys, sorted(uuids))
     asked = sorted({*tokens, *scene.waiters})
@@ -114,7 +114,7 @@ def read_again(
         pool=pool,
         devices={u: found.get(u, d) for u, d in scene.devices.items()},
         leases=_in_order((*kept, *leases)),
-        waiters=_in_line(waiters),
+        waiters=_by_rank(waiters),
         held=held,
     )
 
@@ -143,7 +143,7 @@ def _in_order(leases: Iterable[LeaseStatus]) -> dict[str, LeaseStatus]:
     return {lease.token: lease for lease in sorted(leases, key=lambda lease: lease.fence)}
 
 
-def _in_line(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
+def _by_rank(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
     return {w.token: w for w in sorted(waiters, key=lambda w: (w.rank, w.token))}
 
 
@@ -173,7 +173,7 @@ class Outlook(NamedTuple):
 
 
 def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
-    """A look at every device; what a line of many who ask alike is looked at for once."""
+    """A look at every device; what a queue of many that ask alike is looked at for once."""
     devices = tuple(scene.devices.values())
     return Outlook(
         placement.never(wish, devices, scene.pool), placement.least_mb(wish, devices, scene.pool)
@@ -273,8 +273,8 @@ class QueueStanding(NamedTuple):
     devices: dict[str, int]
 
 
-def line(scene: PoolState) -> dict[str, QueueStanding]:
-    """How everybody who waits stands, by token, in the line's order.
+def standings(scene: PoolState) -> dict[str, QueueStanding]:
+    """How everybody who waits stands, by token, in the queue's order.
 
     The devices are looked at once for all who ask the same, whoever they are.
     """

@@ -1,4 +1,4 @@
-"""The line at one moment: who waits, for what, in which order. Plain reads, as in `snapshot`."""
+"""The queue at one moment: who waits, for what, in which order. Plain reads, as in `snapshot`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ WAITS = ("waiting", "offered")
 
 @dataclass(frozen=True, slots=True)
 class WaiterStatus:
-    """One who stands in the line, or was offered devices and has yet to claim them.
+    """One who stands in the queue, or was offered devices and has yet to claim them.
 
     Attributes:
         state: waiting or offered.
         memory_mb: MiB on each device.
         devices: how many are asked for.
         asked_host, model: `*` = any.
-        place: how many of its want are ahead; None when parked or offered.
+        place: how many of its queue are ahead; None when parked or offered.
         parked: only its agent's cap holds it back.
         rank: the smaller first: µs of joining, less a minute for each step of priority.
-        want: host/model/shape: what those in one line with it ask alike.
+        queue_id: host/model/size class: what those in one queue ask alike.
         offered: (device id, MiB) of each device that it may claim.
         kept: ids of devices that are reserved for it.
         reservation: since when they are, and until when; None: none are.
@@ -54,7 +54,7 @@ class WaiterStatus:
     joined_ms: int
     wait_until_ms: int
     ttl_ms: int
-    want: str
+    queue_id: str
     offered: tuple[tuple[str, int], ...]
     kept: tuple[str, ...]
     owner: str
@@ -100,7 +100,9 @@ def placed(
     """Waiters with their places, looked up in as few pipelines as needed."""
     if not records:
         return []
-    ranks = [("ZRANK", keys.line(row.get("want", "")), token) for token, row in records.items()]
+    ranks = [
+        ("ZRANK", keys.queue(row.get("queue_id", "")), token) for token, row in records.items()
+    ]
     found: list[int | None] = []
     for start in range(0, len(ranks), snapshot.PAGE):
         answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
@@ -132,7 +134,7 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         joined_ms=int(row["joined_ms"]),
         wait_until_ms=int(row["wait_until_ms"]),
         ttl_ms=int(row["ttl_ms"]),
-        want=row["want"],
+        queue_id=row["queue_id"],
         offered=snapshot.held(row["devices"]),
         kept=tuple(filter(None, row.get("kept", "").split(","))),
         owner=row.get("owner", ""),

@@ -134,7 +134,7 @@ class RetryPolicy:
 
 
 def poll_of(ask: Call | Read, error: RedisError) -> Call | None:
-    """Give the call that a full store takes instead: a waiter keeps its place in the line.
+    """Give the call that a full store takes instead: a waiter keeps its place in the queue.
 
     None: that is not what went wrong, or nothing of the kind can be said.
     """

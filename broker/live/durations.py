@@ -21,7 +21,7 @@ GONE: Final = frozenset({"left", "lapsed", "revoked"})
 class Span(NamedTuple):
     """Something that took time. `event` ended it.
 
-    wait: from joining the line to the grant; claim: from the offer to the grant, a hand-off; hold:
+    wait: from joining the queue to the grant; claim: from the offer to the grant, a hand-off; hold:
     from the grant to the end of the lease.
     """
 

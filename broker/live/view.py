@@ -206,7 +206,7 @@ class View:
         """Every row there is now; an empty one is as it was. touched: uuids, tokens; None: all."""
         now_ms, shown = scene.pool.now_ms, self.shown.rows
         # Many who ask differently times many devices are seconds; a scene never changes.
-        line = await asyncio.to_thread(scenes.line, scene)
+        standings = await asyncio.to_thread(scenes.standings, scene)
         rows: Rows = {
             "broker": self._broker(),
             "pool": {"pool": self._pool(scene)},
@@ -231,7 +231,7 @@ class View:
             rows["leases"][name] = {} if known else lease_json.known(lease, scene.devices, now_ms)
             made = await _breathe(made + (not known))
         for token, waiter in scene.waiters.items():
-            stands = line[token]
+            stands = standings[token]
             asked = lease_json.waiter(waiter, now_ms) | {
                 "code": stands.code,
                 "why": stands.says,

@@ -24,7 +24,7 @@ STATES: Final = (
 
 ENDS: Final = ("released", "expired", "revoked")
 
-LINE: Final = ("waited", "offered", "lapsed", "left")
+QUEUE: Final = ("waited", "offered", "lapsed", "left")
 
 REFUSED: Final = "refused_"
 
@@ -36,7 +36,7 @@ def pool_families(
     """What the pool says now."""
     yield from _policy(pool)
     yield from _leases(pool)
-    yield from _line(pool, waiters)
+    yield from _queue(pool, waiters)
     yield from _devices(devices)
     yield from health_families(devices)
     age = GaugeMetricFamily(
@@ -90,16 +90,16 @@ def _leases(pool: PoolStatus) -> Iterator[Metric]:
     yield refused
 
 
-def _line(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric]:
+def _queue(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric]:
     passed = CounterMetricFamily(
-        "gpu_broker_line_events", "Waiters that joined, were offered, lapsed, left.",
+        "gpu_broker_queue_events", "Waiters that joined, were offered, lapsed, left.",
         labels=["event"],
     )  # fmt: skip
-    for name in LINE:
+    for name in QUEUE:
         passed.add_metric(["joined" if name == "waited" else name], pool.stats.get(name, 0))
     yield passed
     oldest = min((waiter.joined_ms for waiter in waiters), default=pool.now_ms)
-    yield _gauge("oldest_waiter_seconds", "How long the longest in the line waits; 0 = nobody.",
+    yield _gauge("oldest_waiter_seconds", "How long the longest in the queue waits; 0 = nobody.",
                  max(0, pool.now_ms - oldest) / 1000)  # fmt: skip
 
 

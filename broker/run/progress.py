@@ -186,7 +186,7 @@ def _reason(why: Why) -> str:
         return "asking"
     if isinstance(why, LeaseError):
         return str(why)
-    place = {"next": "next in line", "behind": f"{why.ahead_count} ahead"}.get(why.code)
+    place = {"next": "next in queue", "behind": f"{why.ahead_count} ahead"}.get(why.code)
     parts = [place or why.summary]
     if place and (counts := Counter(d.reason for d in why.devices if d.reason not in ELSEWHERE)):
         parts.append(", ".join(f"{many(n, 'GPU', 'GPUs')} {word}" for word, n in counts.items()))

@@ -22,7 +22,7 @@ local function clear_deadline(member) call('ZREM', DEADLINES, member) end
 
 -- The end of every call: what it freed is handed on, and what is left to write is written. Before when nothing is due, or ''.
 local function finish()
-  if next(S.work) then B.line.serve() end
+  if next(S.work) then B.offers.serve() end
   if S.behind[1] then B.flush() end
   if next(S.agents) then B.flush_agents() end
   local changes, next_deadline_ms = S.changes, S.next_deadline
@@ -56,6 +56,6 @@ local function catch_up(named)
       S.work[entry], S.stored[entry] = S.work[entry] or rank, rank
     end
     S.caught_up = #freed < WHOLE   -- from here on `stored` tells what is in `freed`, if all of it was read
-    if next(S.work) then B.line.serve() end
+    if next(S.work) then B.offers.serve() end
   end
 end

@@ -45,7 +45,7 @@ function B.device(uuid, ...)
   return d, v
 end
 
--- Take note of what a device has become. What those who wait could not have before is work for the line.
+-- Take note of what a device has become. What those who wait could not have before is work for the queue.
 function B.index(d)
   local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
   settle(d)

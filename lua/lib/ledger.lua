@@ -6,7 +6,7 @@
 
 -- What a repeated acquire needs of a record.
 function B.asked(record)
-  return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'want',
+  return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'queue_id',
     'wait_until_ms', 'owner', 'kept')
 end
 

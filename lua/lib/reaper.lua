@@ -52,7 +52,7 @@ local function settle_member(member)
     elseif v[1] == 'cooling' then
       touched = cool(r)
     else
-      touched = B.waiters.quit(member, 'lapsed')
+      touched = B.queue.quit(member, 'lapsed')
     end
   end
   return math.max(1, touched)

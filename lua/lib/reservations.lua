@@ -9,7 +9,7 @@
 -- than the reservation. No head reserves those devices again for as long; the head reserves nothing
 -- for as long, twice as long after each further time, at most 16 times.
 --
---   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see B.line.backfill
+--   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see B.offers.backfill
 --
 -- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are
 -- `kept` (of a record: the devices) and `kept_for` (of a device: the token).
@@ -17,7 +17,7 @@
 local RESERVE_AFTER_MS, RESERVATION_IDLE_S = 30000, 60
 local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; of a device with more leases no end is known
 
-local reservations, waiters = {}, B.waiters
+local reservations, queue = {}, B.queue
 B.reservations = reservations
 
 -- Time that reserved devices may go unused, in ms; 0: nothing is reserved.
@@ -49,7 +49,7 @@ end
 
 -- Could a waiter use some of d, were it not reserved?
 local function has_room(d)
-  if waiters.policy().allow_fractional_shares == 0 then return d.empty end
+  if queue.policy().allow_fractional_shares == 0 then return d.empty end
   return d.sharable
 end
 
@@ -89,12 +89,12 @@ function reservations.cancel(w, served)
   if not w.agent or w.reservation_mb == 0 then return end
   B.count_reserved(w.agent, -w.reservation_mb)
   w.reservation_mb = 0
-  if not served then waiters.unpark(w.agent) end
+  if not served then queue.unpark(w.agent) end
 end
 
 -- End the reservation of a device.
 function reservations.cancel_on(d)
-  reservations.cancel(waiters.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
+  reservations.cancel(queue.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
 end
 
 local function reserve(w, devices)
@@ -154,7 +154,7 @@ function reservations.check(w)
     if not mb then return reservations.cancel(w) end
     sum, room = sum + mb, room or has_room(d)
   end
-  if sum > waiters.room(w.agent, w.reservation_mb) then return reservations.cancel(w) end
+  if sum > queue.room(w.agent, w.reservation_mb) then return reservations.cancel(w) end
   local until_ms = S.now + idle_ms()
   if room and w.reservation_until_ms then
     if S.now > w.reservation_until_ms then give_up(w, devices) end
@@ -168,7 +168,7 @@ end
 function reservations.consider(w)
   if w.kept ~= '' or S.now - w.joined_ms < RESERVE_AFTER_MS or S.now < w.reserves_ms or idle_ms() == 0 then return end
   B.flush()
-  local devices, seen = reservations.choose(w, waiters.room(w.agent))
+  local devices, seen = reservations.choose(w, queue.room(w.agent))
   if devices then reserve(w, devices) end
   if seen ~= w.reservation_seen then call('HSET', P .. 'record:' .. w.token, 'reservation_seen', text(seen)) end
 end

@@ -35,7 +35,7 @@ median and the 95th of a hundred."""
 DEATH_SAYS = """\
 From SIGKILL of the holder, 0.4 s after it acquired with a ttl of 2 s (etcd: a session of 2 s), to
 the return of the acquire of one who waits. No broker runs: ours is noticed by the first in the
-line; with brokers, within a second. On a real GPU ours waits on, until its memory is seen to
+queue; with brokers, within a second. On a real GPU ours waits on, until its memory is seen to
 be free, for `expiry_grace_s` (5 s) at most. A file lock ends with its process, on one host."""
 
 PROMISES_SAY = """\

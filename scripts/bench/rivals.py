@@ -292,7 +292,7 @@ class Etcd(Blocking):
         return said
 
     async def acquire(self, wait_s: float) -> bool:
-        """Giving up is closing the connection: the server then takes the waiter out of its line."""
+        """Give up: close the connection, and the server takes the waiter out of its queue."""
         try:
             said = self.post(
                 "/v3/lock/lock", {"name": self.name, "lease": self.lease}, wait_s or 0.1

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 
 SMALL, LARGE = 8, 16_384
-FULL_HOST, WHOLE_MB, PER_AGENT, LINE_ROUNDS = "host-0", 24_064, 200, 3
+FULL_HOST, WHOLE_MB, PER_AGENT, QUEUE_ROUNDS = "host-0", 24_064, 200, 3
 
 MEMORY_SAYS = """\
 Leases of one device each, spread over agents; bytes of the server per lease, all that one leaves
 anywhere; µs of acquire, renew and release among so many, in a pool of 64 devices."""
 
-LINE_SAYS = """\
+QUEUE_SAYS = """\
 So many wait for a host that is full. µs of the server: one more joins; one poll of a waiter behind
-others; the release of a whole device, which the first in the line gets in the same script."""
+others; the release of a whole device, which the first in the queue gets in the same script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Leases:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line of so many; µs of the server."""
+class Queue:
+    """A queue of so many; µs of the server."""
 
     waiters: int
     join_us: float
@@ -62,13 +62,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """µs of the lease verbs by how many devices; pools of many leases; lines."""
+    """µs of the lease verbs by how many devices; pools of many leases; queues."""
 
     server: str
     rounds: int
     devices: dict[int, dict[str, float]]
     leases: tuple[Leases, ...]
-    lines: tuple[Line, ...]
+    queues: tuple[Queue, ...]
 
 
 def by_devices(rounds: int) -> dict[int, dict[str, float]]:
@@ -111,7 +111,7 @@ def fill(pool: verbs.Pool, count: int) -> tuple[int, float]:
     return pool.redis.info("memory")["used_memory"] - before, time.monotonic() - began
 
 
-def line_of(waiters: int) -> Line:
+def queue_of(waiters: int) -> Queue:
     """A host is full and so many wait for it, nobody or everybody of them polling."""
     with verbs.running_store() as store:
         pool = verbs.Pool(store, 2 * verbs.HOST_DEVICES)
@@ -132,17 +132,17 @@ def line_of(waiters: int) -> Line:
         tokens = [str(call.args[1]) for call in held]
         released = [next(release(token)) for token in tokens]
         handover_us, _ = verbs.server_us(pool, partial(pool.run_all, released))
-    return Line(waiters, join_us, poll_us, handover_us)
+    return Queue(waiters, join_us, poll_us, handover_us)
 
 
-def lines(lengths: Sequence[int], rounds: int) -> tuple[Line, ...]:
+def queues(lengths: Sequence[int], rounds: int) -> tuple[Queue, ...]:
     """Each length in each round."""
-    found: dict[int, list[Line]] = {n: [] for n in lengths}
+    found: dict[int, list[Queue]] = {n: [] for n in lengths}
     for _ in range(rounds):
         for waiters in lengths:
-            found[waiters].append(line_of(waiters))
+            found[waiters].append(queue_of(waiters))
     return tuple(
-        Line(
+        Queue(
             waiters,
             median(x.join_us for x in rows),
             median(x.poll_us for x in rows),
@@ -181,12 +181,12 @@ def markdown(found: Results) -> str:
             ],
         ),
         "## Waiters",
-        LINE_SAYS,
+        QUEUE_SAYS,
         verbs.table(
             ["waiters", "join", "poll", "release and hand over"],
             [
                 [f"{x.waiters:,}", f"{x.join_us:.1f}", f"{x.poll_us:.1f}", f"{x.handover_us:.1f}"]
-                for x in found.lines
+                for x in found.queues
             ],
         ),
     ]  # fmt: skip
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.rounds,
         by_devices(args.rounds),
         many_leases((1000, args.leases), args.rounds),
-        lines((verbs.VERB_CALLS * 2, args.waiters), LINE_ROUNDS),
+        queues((verbs.VERB_CALLS * 2, args.waiters), QUEUE_ROUNDS),
     )
     report = markdown(found)
     print(report)

@@ -49,7 +49,7 @@ TASKS = (1, 10, 100)
 WAITERS = {OURS: (1, 10, 100, 1000), LOCK: (1, 10, 100, 1000), REDIS_LOCK: (1, 10, 100),
            POTTERY: (1, 10, 100)}  # fmt: skip
 
-LINES = (0, 1, 1000, 10_000)
+QUEUES = (0, 1, 1000, 10_000)
 HANDOFF_GOALS = {1: 12.0, 100: 20.0, 1000: 40.0}
 POLL_GOAL_PCT = 5.0
 OTHERS_POLL_S = 7.5
@@ -64,11 +64,11 @@ Redlocks of many round trips each, would tell of the machine."""
 PAIRS_SAY = """\
 Acquire and release by tasks of one process (python-redis-lock: threads), uncontended."""
 
-LINES_SAY = """\
+QUEUES_SAY = """\
 Server time in µs, pipelined, 64 devices, of those who are served elsewhere while so many wait for a
 full host; one poll of a waiter behind others, and the share of a core that all polls take."""
 
-LINE_COLUMNS = ("acquire", "renew", "release", "calls of a release", "a poll", "all polls")
+QUEUE_COLUMNS = ("acquire", "renew", "release", "calls of a release", "a poll", "all polls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ QUICK, FULL = Effort(5, 8, 400), Effort(11, 25, 1000)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Server time beside a line of so many waiters, µs; and of one poll of those behind others."""
+class Queue:
+    """Server time beside a queue of so many waiters, µs; and of one poll of those behind others."""
 
     waiters: int
     acquire_us: float
@@ -96,7 +96,7 @@ class Line:
 
     @property
     def poll_pct(self) -> float:
-        """The share of a server's core that the polls of the whole line take."""
+        """The share of a server's core that the polls of the whole queue take."""
         return self.waiters / OTHERS_POLL_S * self.poll_us / 1e4
 
 
@@ -259,16 +259,16 @@ def raw_ping(url: str) -> Iterator[Callable[[], float]]:
         yield ping
 
 
-def lines(effort: Effort) -> list[Line]:
-    """Server time of the verbs beside lines of several lengths, each of them in every round."""
-    samples: dict[int, list[Line]] = defaultdict(list)
+def queues(effort: Effort) -> list[Queue]:
+    """Server time of the verbs beside queues of several lengths, each of them in every round."""
+    samples: dict[int, list[Queue]] = defaultdict(list)
     for number in range(effort.rounds + 1):
-        for waiters in LINES:
+        for waiters in QUEUES:
             with verbs.running_store() as store:
                 pool = verbs.Pool(store, 64)
-                samples[waiters] += [line_of(pool, waiters)] if number else []
+                samples[waiters] += [queue_of(pool, waiters)] if number else []
     return [
-        Line(
+        Queue(
             waiters,
             median(x.acquire_us for x in found),
             median(x.renew_us for x in found),
@@ -280,7 +280,7 @@ def lines(effort: Effort) -> list[Line]:
     ]
 
 
-def line_of(pool: verbs.Pool, waiters: int) -> Line:
+def queue_of(pool: verbs.Pool, waiters: int) -> Queue:
     """One sample: so many wait for a host that is full, and others come and go elsewhere."""
     full = "host-7"
     pool.run_all([verbs.ask("full", 24_064, 86_400, full) for _ in range(verbs.HOST_DEVICES)])
@@ -298,7 +298,7 @@ def line_of(pool: verbs.Pool, waiters: int) -> Line:
     poll_us = 0.0
     if polls:
         poll_us, _ = verbs.server_us(pool, lambda: pool.pipe(polls))
-    return Line(
+    return Queue(
         waiters, costs["acquire"], costs["renew"], costs["release"],
         {name: count / verbs.VERB_CALLS for name, count in calls.items()}, poll_us,
     )  # fmt: skip
@@ -311,7 +311,7 @@ class Results:
     server: str
     pairs: dict[str, dict[int, float]]
     handoffs: list[Handoff]
-    lines: list[Line]
+    queues: list[Queue]
     goals: list[tuple[str, bool, str]]
 
 
@@ -319,7 +319,7 @@ def run(effort: Effort) -> Results:
     """Measure everything, and hold it against what was aimed at."""
     with verbs.running_store() as store, store.connect() as client:
         version = str(client.info("server")["redis_version"])
-    pairs, found, line = pairs_per_s(effort), handoffs(effort), lines(effort)
+    pairs, found, measured = pairs_per_s(effort), handoffs(effort), queues(effort)
     goals: list[tuple[str, bool, str]] = []
     for name, least in ((LOCK, 1.3), (HAND_MADE, 0.6)):
         figure = median(a / b for a, b in zip(pairs[OURS, 100], pairs[name, 100], strict=True))
@@ -332,13 +332,13 @@ def run(effort: Effort) -> Results:
         says = f"hand-off at {waiters}: {figure:.1f} PINGs, goal at most {most:g}"
         goals.append((f"{says}, and below {min(peers):.1f}, the best that polls",
                       figure <= most and below, ""))  # fmt: skip
-    last = line[-1]
+    last = measured[-1]
     says = f"polls of {last.waiters:,} waiters: {last.poll_pct:.1f} % of a core"
     goals.append((f"{says}, goal at most {POLL_GOAL_PCT:g}", last.poll_pct <= POLL_GOAL_PCT, ""))
     by_name: dict[str, dict[int, float]] = defaultdict(dict)
     for (name, tasks), figures in pairs.items():
         by_name[name][tasks] = median(figures)
-    return Results(f"redis-server {version}", dict(by_name), found, line, goals)
+    return Results(f"redis-server {version}", dict(by_name), found, measured, goals)
 
 
 def of(found: list[Handoff], kind: str, waiters: int) -> Handoff:
@@ -368,10 +368,10 @@ def markdown(found: Results) -> str:
         [kind, *(cell(found.handoffs, kind, waiters) for waiters in counts)] for kind in WAITERS
     ]
     pair_rows = [[n, *(f"{found.pairs[n][tasks]:,.0f}" for tasks in TASKS)] for n in names]
-    line_rows = [
+    queue_rows = [
         [f"{x.waiters:,}", f"{x.acquire_us:.1f}", f"{x.renew_us:.1f}", f"{x.release_us:.1f}",
          f"{x.calls['release']:.0f}", f"{x.poll_us:.1f}", f"{x.poll_pct:.1f} %"]
-        for x in found.lines
+        for x in found.queues
     ]  # fmt: skip
     setting = (
         f"{found.server}, unix socket, Python {platform.python_version()}, {versions};"
@@ -386,9 +386,9 @@ def markdown(found: Results) -> str:
         "## Pairs per second",
         PAIRS_SAY,
         verbs.table(["tasks", *map(str, TASKS)], pair_rows),
-        "## Beside a line",
-        LINES_SAY,
-        verbs.table(["waiters", *LINE_COLUMNS], line_rows),
+        "## Beside a queue",
+        QUEUES_SAY,
+        verbs.table(["waiters", *QUEUE_COLUMNS], queue_rows),
         "## Goals",
         said,
     ]

@@ -147,7 +147,7 @@ def test_lease_is_its_owners_and_the_operators(door: Door, who: str | None, what
 @pytest.mark.parametrize("role", ["viewer", "other", "agent", "operator"])
 def test_tokens_are_whole_for_their_owner_and_the_operator(door: Door, role: str) -> None:
     """To others they are the first eight letters, and still told apart."""
-    waits = f"waits-in-the-line-{role}"
+    waits = f"waits-in-the-queue-{role}"
     leases = [door.lease("agent", token=f"same-beg-{role}-{n}-0123") for n in range(2)]
     door.ask("agent", "POST", "/lease", json={"agent": "a", "min_memory_mb": 900, "wait_s": 0.05,
                                               "token": waits})  # fmt: skip

@@ -134,7 +134,7 @@ def test_renewal_and_policy_show(broker: Broker, own: Server) -> None:
         mirror.until(lambda m: m.rows["pool"]["pool"]["default_memory_mb"] == 77)
 
 
-def test_line_says_why(broker: Broker, own: Server) -> None:
+def test_queue_says_why(broker: Broker, own: Server) -> None:
     """Each who waits, with the reason that explain gives."""
     held = broker.granted(min_memory_mb=900)["token"]
     with following(broker, "/live") as stream, LeaseClient(Store(own.url)) as client:

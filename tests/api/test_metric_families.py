@@ -76,7 +76,7 @@ def test_story_of_leases_is_counted(broker: Broker) -> None:
     assert after['gpu_broker_grants_total{kind="gpu"}'] == 2
     assert after['gpu_broker_refusals_total{reason="never_fits"}'] == 1
     assert after['gpu_broker_lease_ends_total{kind="gpu",reason="released"}'] == 2
-    assert after['gpu_broker_line_events_total{event="joined"}'] == 1
+    assert after['gpu_broker_queue_events_total{event="joined"}'] == 1
     assert after["gpu_broker_wait_seconds_count"] == 1
     assert 0.2 < after["gpu_broker_wait_seconds_sum"] < 5
     assert after["gpu_broker_claim_seconds_count"] == 1

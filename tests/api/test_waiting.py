@@ -63,7 +63,7 @@ def test_lease_asked_again_without_a_wait_decides(plain: Broker, how: str, statu
     assert queue(plain) == []
 
 
-def test_lease_whose_client_hangs_up_leaves_the_line(plain: Broker, api_pool: Pool) -> None:
+def test_lease_whose_client_hangs_up_leaves_the_queue(plain: Broker, api_pool: Pool) -> None:
     """Nobody would read the answer: the place is given up at once."""
     plain.granted(min_memory_mb=900)
     connection = http.client.HTTPConnection("127.0.0.1", plain.port, timeout=5)

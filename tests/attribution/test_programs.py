@@ -17,7 +17,7 @@ SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 
 
 def test_look_tells_a_process_and_its_ancestors() -> None:
-    """Name, user, and the line of who started whom, as leases register it."""
+    """Name, user, and the queue of who started whom, as leases register it."""
     with subprocess.Popen([sys.executable, "-c", SLEEP], stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout

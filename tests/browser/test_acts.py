@@ -90,7 +90,7 @@ def test_gpu_that_is_reserved_says_for_whom(
 ) -> None:
     """Free and ok, and yet nobody else's: the row says why, the tile does not count it.
 
-    The 30 s that the line takes to keep it are not waited for: the record is told.
+    The 30 s that the queue takes to keep it are not waited for: the record is told.
     """
     client.acquire("trainer", devices=3)
     free = next(device for device in client.devices() if not device.leases)

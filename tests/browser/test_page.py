@@ -89,7 +89,7 @@ def test_lease_shows_within_half_a_second(broker: Broker, client: LeaseClient, t
     expect(page.page.locator("#leases .empty")).to_contain_text("gpu-broker run")
 
 
-def test_line_says_why_and_explains(broker: Broker, client: LeaseClient, tab: Opened) -> None:
+def test_queue_says_why_and_explains(broker: Broker, client: LeaseClient, tab: Opened) -> None:
     """A row has the waiter and the devices' reasons in a few words; a click explains it in full."""
     held = [client.acquire(f"holder-{n}", memory_mb=8192, ttl_s=600) for n in range(4)]
     waiting = threading.Thread(target=_wait, args=(client,))

@@ -49,7 +49,7 @@ ATTACKS = {
     # Whoever is killed or does not run.
     "killed": _world("SIGKILL of a host with its reporter and its agents"),
     "waiter-killed": _test(
-        "SIGKILL of a holder, of the first in the line", "faults/test_waiter_killed.py"
+        "SIGKILL of a holder, of the first in the queue", "faults/test_waiter_killed.py"
     ),
     "brokers-killed": _world("SIGKILL of one replica after another, under load over HTTP"),
     "broker-killed": _test(

@@ -163,7 +163,7 @@ def test_block_interrupted_twice_leaves_no_lease(client: LeaseClient) -> None:
 
 
 def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: LeaseClient) -> None:
-    """Also while it waits in the line, with the device given to it in the middle."""
+    """Also while it waits in the queue, with the device given to it in the middle."""
     blocker = [client.acquire("blocker", memory_mb=900, ttl_s=0)]
 
     def wait(*_: object) -> None:

@@ -59,7 +59,7 @@ def server() -> Iterator[Server]:
 
 
 def test_versions_of_one_schema_take_turns_on_one_device(server: Server, previous: Path) -> None:
-    """They wait in one line; none holds it beside another, and the newer has the larger fence.
+    """They wait in one queue; none holds it beside another, and the newer has the larger fence.
 
     While the previous version has another schema, this one takes turns with itself.
     """

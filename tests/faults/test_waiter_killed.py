@@ -64,7 +64,7 @@ def client(server: Server, pool_name: str) -> Iterator[LeaseClient]:
 def test_holder_killed_hands_on_soon_after_its_expiry(
     server: Server, client: LeaseClient, pool_name: str, broker: bool, bound_s: float
 ) -> None:
-    """L2: with a broker at its tick, without any by the first in the line itself."""
+    """L2: with a broker at its tick, without any by the first in the queue itself."""
     settings = GRANTING | {"GPU_BROKER_DEVICES": "none", "GPU_BROKER_HOSTNAME": "h2"}
     here = {"REDIS_URL": server.url, "GPU_BROKER_POOL": pool_name}
     with agent(server, pool_name) as holder:

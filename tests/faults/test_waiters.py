@@ -158,7 +158,7 @@ async def test_giving_up_at_the_moment_of_the_offer_leaks_nothing(server: Server
 
 
 async def test_cancelled_wait_leaves_no_record(server: Server) -> None:
-    """A cancelled task is out of the line within a second."""
+    """A cancelled task is out of the queue within a second."""
     async with client_of(server) as client:
         held = await client.acquire("holder", memory_mb=900)
         task = asyncio.create_task(client.acquire("waits", memory_mb=900, wait_s=60))

@@ -37,7 +37,7 @@ STARVED_S = 0.4
 """A nap of LOOK_S that lasts so long: this machine did not let the process run."""
 
 WAITS = 202
-"""The status of a request that has its place in the line."""
+"""The status of a request that has its place in the queue."""
 
 UNAVAILABLE = 503
 """The status of a replica that could not do it now, and did nothing."""
@@ -49,7 +49,7 @@ ANSWER_S = 3.0
 """For how long one replica is waited for; longer than it holds a request of ours."""
 
 
-class Want(TypedDict):
+class Request(TypedDict):
     """A request for devices."""
 
     memory_mb: int
@@ -61,7 +61,7 @@ class Want(TypedDict):
 class Way(Protocol):
     """One way to the broker."""
 
-    def acquire(self, want: Want) -> HeldLease: ...
+    def acquire(self, request: Request) -> HeldLease: ...
 
     def release(self, lease: HeldLease) -> None: ...
 
@@ -73,8 +73,8 @@ class Sdk:
         self._client = LeaseClient.from_env(client_name=name)
         self._name, self._ttl_s, self._wait_s = name, ttl_s, wait_s
 
-    def acquire(self, want: Want) -> HeldLease:
-        lease = self._client.acquire(self._name, ttl_s=self._ttl_s, wait_s=self._wait_s, **want)
+    def acquire(self, request: Request) -> HeldLease:
+        lease = self._client.acquire(self._name, ttl_s=self._ttl_s, wait_s=self._wait_s, **request)
         self._client.keep(lease)
         return lease
 
@@ -90,9 +90,9 @@ class Replicas:
         self._webs = [Web(url) for url in urls]
         self._unsure = False
 
-    def acquire(self, want: Want) -> HeldLease:
+    def acquire(self, request: Request) -> HeldLease:
         body: dict[str, Any] = {
-            **want, "agent": self._name, "ttl_s": self._ttl_s, "token": new_token(),
+            **request, "agent": self._name, "ttl_s": self._ttl_s, "token": new_token(),
             "on_unavailable": "refuse", "wait_s": 1,
         }  # fmt: skip
         body["min_memory_mb"] = body.pop("memory_mb")
@@ -132,25 +132,27 @@ class Worker:
     Args:
         diary: of the process.
         way: how it reaches the broker.
-        wants: makes up what to ask for.
+        requests: makes up what to ask for.
         hold_s: how long it works, on average.
     """
 
-    def __init__(self, diary: Diary, way: Way, wants: Callable[[], Want], hold_s: float) -> None:
-        self._diary, self._way, self._wants, self._hold_s = diary, way, wants, hold_s
+    def __init__(
+        self, diary: Diary, way: Way, requests: Callable[[], Request], hold_s: float
+    ) -> None:
+        self._diary, self._way, self._requests, self._hold_s = diary, way, requests, hold_s
 
     def run(self, over: threading.Event) -> None:
         """Run until it is over, then release all that is held."""
         while not over.is_set():
-            want, began = self._wants(), local_now()
+            request, began = self._requests(), local_now()
             try:
-                lease = self._way.acquire(want)
+                lease = self._way.acquire(request)
             except LeaseError as error:
                 self._diary.called("acquire", began, error.code)
                 over.wait(random.uniform(0.05, 0.3))
                 continue
-            exclusive = want["exclusive"] or want["devices"] > 1
-            self._diary.granted(lease, began, exclusive=exclusive, asked=want["host"])
+            exclusive = request["exclusive"] or request["devices"] > 1
+            self._diary.granted(lease, began, exclusive=exclusive, asked=request["host"])
             self._diary.called("acquire", began, "ok")
             self._work(lease, random.expovariate(1 / self._hold_s), over)
             self._release(lease)
@@ -192,10 +194,10 @@ class Probe:
                 self._diary.called("reap", began, "ok")
 
 
-def wanting(host: str, most_mb: int) -> Callable[[], Want]:
+def requests_of(host: str, most_mb: int) -> Callable[[], Request]:
     """Return the requests of a host's agents: most share a local device, some take all or any."""
 
-    def want() -> Want:
+    def request() -> Request:
         kind = random.choices(("share", "alone", "two", "any"), (6, 2, 1, 1))[0]
         return {
             "memory_mb": random.randint(most_mb // 8, most_mb // 2),
@@ -204,7 +206,7 @@ def wanting(host: str, most_mb: int) -> Callable[[], Want]:
             "host": "any" if kind == "any" else host,
         }
 
-    return want
+    return request
 
 
 def watch(diary: Diary, signals: list[int]) -> None:
@@ -242,8 +244,8 @@ def main() -> None:
             if asked.replicas
             else Sdk(asked.name, asked.ttl, asked.wait)
         )
-        wants = wanting(host, asked.most)
-        todo = [Worker(diary, way, wants, asked.hold) for _ in range(asked.workers)]
+        requests = requests_of(host, asked.most)
+        todo = [Worker(diary, way, requests, asked.hold) for _ in range(asked.workers)]
     # Not `over` itself: its lock may be held by the very thread that the signal interrupts.
     signals: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -205,7 +205,7 @@ def rolling(world: World) -> Seen:
 
 
 @dataclass
-class Line:
+class Queue:
     """Three who wait, one after the other, for the one device of a host without agents."""
 
     client: LeaseClient
@@ -214,17 +214,17 @@ class Line:
     threads: ThreadPoolExecutor
 
     @classmethod
-    def form(cls, pool: Pool, host: Host) -> Line:
-        """The device is held, and they stand in the line."""
+    def form(cls, pool: Pool, host: Host) -> Queue:
+        """The device is held, and they stand in the queue."""
         pool.reporter(host, "sim:1x1000")
         client, threads = pool.client(), ThreadPoolExecutor(3)
         held = client.acquire("holder", host=host.name, memory_mb=100, exclusive=True, ttl_s=TTL_S)
         client.keep(held)
-        line = cls(client, held, [], threads)
+        queue = cls(client, held, [], threads)
         for agent in ("waiter-0", "waiter-1", "waiter-2"):
-            line.waiters.append(threads.submit(line.wait, agent, host.name))
-            eventually(partial(line.has, agent), START_S)
-        return line
+            queue.waiters.append(threads.submit(queue.wait, agent, host.name))
+            eventually(partial(queue.has, agent), START_S)
+        return queue
 
     def wait(self, agent: str, host: str) -> int:
         """The fence of a lease that was waited for."""
@@ -242,7 +242,7 @@ class Line:
         fences = [waiter.result() for waiter in self.waiters]
         self.threads.shutdown()
         self.client.close()
-        return [] if fences == sorted(fences) else [f"the line was served in the order {fences}"]
+        return [] if fences == sorted(fences) else [f"the queue was served in the order {fences}"]
 
 
 @dataclass
@@ -307,13 +307,13 @@ def failover(world: World) -> Seen:
     fleet = Fleet.start(world, watched.url, *LONG)
     pool = fleet.pool
     pool.agent(world.host("store"), "probe", "--probe")
-    line = Line.form(pool, world.host("store"))
+    queue = Queue.form(pool, world.host("store"))
     time.sleep(1)
     began = local_now()
     answered_at = watched.fail_over()
     world.redis(watched.hosts[0], *NODE)
     time.sleep(OPEN_S)
-    wrong = line.dissolve()
+    wrong = queue.dissolve()
     outcome = pool.finish()
     return _after_failover(outcome, began, answered_at, wrong)
 
@@ -403,7 +403,7 @@ def _nodes(world: World, hosts: list[Host]) -> list[subprocess.Popen[bytes]]:
 def _knows_all(host: Host) -> bool:
     with redis.Redis(host.address, PORT, decode_responses=True) as node:
         said: str = node.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call] # redis-py does not type it
-        found = dict(line.split(":") for line in str(said).split() if ":" in line)
+        found = dict(queue.split(":") for queue in str(said).split() if ":" in queue)
         return found["cluster_slots_assigned"] == "16384" and found["cluster_state"] == "ok"
 
 

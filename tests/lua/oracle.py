@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Want:
+class Request:
     """What an acquire asks for, as far as placement cares."""
 
     memory_mb: int
@@ -51,53 +51,53 @@ class Device:
             whole_mb=capacity - (unleased if unleased <= 512 else 0),
         )  # fmt: skip
 
-    def suits(self, want: Want) -> bool:
+    def suits(self, request: Request) -> bool:
         """Is it of the host and the model that are wanted?"""
-        return want.host in {"*", self.host} and want.model in {"*", self.model}
+        return request.host in {"*", self.host} and request.model in {"*", self.model}
 
 
-def never_fits(want: Want, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:
+def never_fits(request: Request, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:
     """Why no registered device could ever be what is asked, under this cap of an agent."""
-    if want.model != "*" and want.model not in {d.model for d in devices}:
+    if request.model != "*" and request.model not in {d.model for d in devices}:
         return "model_unknown"
-    if want.host != "*" and want.host not in {d.host for d in devices}:
+    if request.host != "*" and request.host not in {d.host for d in devices}:
         return "host_unknown"
-    large = [d for d in devices if d.suits(want) and d.capacity_mb >= want.memory_mb]
-    groups = [g for g in _groups(large) if len(g) >= want.devices]
+    large = [d for d in devices if d.suits(request) and d.capacity_mb >= request.memory_mb]
+    groups = [g for g in _groups(large) if len(g) >= request.devices]
     if not groups:
         return "never_fits"
-    if not (want.exclusive or want.devices > 1 or not fractions):
+    if not (request.exclusive or request.devices > 1 or not fractions):
         return None
-    least = (sum(sorted(d.whole_mb for d in group)[: want.devices]) for group in groups)
+    least = (sum(sorted(d.whole_mb for d in group)[: request.devices]) for group in groups)
     return None if min(least) <= cap_mb else "agent_cap"
 
 
 def choices(
-    want: Want, devices: list[Device], room_mb: int, fractions: bool
+    request: Request, devices: list[Device], room_mb: int, fractions: bool
 ) -> tuple[list[set[str]], str]:
     """Every right choice of devices; and if there is none, why not now."""
-    if want.memory_mb * want.devices > room_mb:
+    if request.memory_mb * request.devices > room_mb:
         return [], "agent_cap"
-    if not (want.exclusive or want.devices > 1 or not fractions):
-        return _shares(want, devices), "no_capacity"
+    if not (request.exclusive or request.devices > 1 or not fractions):
+        return _shares(request, devices), "no_capacity"
     found, why = [], "no_capacity"
-    idle = [d for d in devices if d.idle and d.suits(want) and d.free_mb >= want.memory_mb]
+    idle = [d for d in devices if d.idle and d.suits(request) and d.free_mb >= request.memory_mb]
     for group in _groups(idle):
-        if len(group) < want.devices:
+        if len(group) < request.devices:
             continue
-        best = sum(sorted(d.free_mb for d in group)[: want.devices])
+        best = sum(sorted(d.free_mb for d in group)[: request.devices])
         if best > room_mb:
             why = "agent_cap"
         else:
-            found += _of_sum(group, want.devices, best)
+            found += _of_sum(group, request.devices, best)
     return found, why
 
 
-def _shares(want: Want, devices: list[Device]) -> list[set[str]]:
-    fit = [d for d in devices if d.shared and d.suits(want) and d.free_mb >= want.memory_mb]
+def _shares(request: Request, devices: list[Device]) -> list[set[str]]:
+    fit = [d for d in devices if d.shared and d.suits(request) and d.free_mb >= request.memory_mb]
     if not fit:
         return []
-    best = (min if want.placement == "pack" else max)(d.free_mb for d in fit)
+    best = (min if request.placement == "pack" else max)(d.free_mb for d in fit)
     return [{d.uuid} for d in fit if d.free_mb == best]
 
 

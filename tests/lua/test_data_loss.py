@@ -48,7 +48,7 @@ def recover(pool: Pool, name: str, grant: Granted, **other: str) -> list[object]
 
 
 def test_another_server_closes_the_pool_for_ten_seconds(gpu: Pool) -> None:
-    """No new grants until holders have renewed; joining the line, renew and release go on."""
+    """No new grants until holders have renewed; joining the queue, renew and release go on."""
     held = granted(gpu.acquire(A))
     fail_over(gpu)
     assert said(gpu.acquire(B)) == ["REFUSED", "closed", ""]
@@ -172,7 +172,7 @@ def test_the_fence_goes_on_from_an_recovered_one(gpu: Pool) -> None:
 
 
 def test_a_lease_that_the_pool_knows_as_a_waiter_is_recovered(gpu: Pool) -> None:
-    """The new server has seen it join the line, and not the grant that came of it."""
+    """The new server has seen it join the queue, and not the grant that came of it."""
     held = forgotten(gpu, A)
     fail_over(gpu)
     assert said(gpu.acquire(A, wait_ms=60000)) == ["WAITING", 0]

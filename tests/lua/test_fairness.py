@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
 
 
 @dataclass
-class Line:
+class Queue:
     """A pool with devices that are full, and agents that wait for them."""
 
     pool: Pool
@@ -42,13 +42,13 @@ class Line:
     served: list[str]
 
     @classmethod
-    def on(cls, server: Server, *sizes: int, host: str = "h1") -> Line:
+    def on(cls, server: Server, *sizes: int, host: str = "h1") -> Queue:
         """Full devices of these sizes, each held by `hold-<n>`."""
         pool = Pool(server.connect())
         pool.freeze()
-        line = cls(pool, {}, [])
-        line.host(host, *sizes)
-        return line
+        queue = cls(pool, {}, [])
+        queue.host(host, *sizes)
+        return queue
 
     def host(self, name: str, *sizes: int, full: bool = True) -> None:
         """A host with devices of these sizes."""
@@ -84,28 +84,28 @@ class Line:
         self.pool.redis.close()
 
 
-def drain_line(line: Line, held: list[str], most: int = 200) -> None:
+def drain_queue(queue: Queue, held: list[str], most: int = 200) -> None:
     """Release one holder after another, oldest first, until everybody was served."""
     for _ in range(most):
-        if len(line.served) == len(line.asks):
+        if len(queue.served) == len(queue.asks):
             return
-        line.pool.release(token(held.pop(0)))
-        before = len(line.served)
-        line.poll_all()
-        held += line.served[before:]
-    raise AssertionError(f"not served: {set(line.asks) - set(line.served)}")
+        queue.pool.release(token(held.pop(0)))
+        before = len(queue.served)
+        queue.poll_all()
+        held += queue.served[before:]
+    raise AssertionError(f"not served: {set(queue.asks) - set(queue.served)}")
 
 
 @EXAMPLES
 @given(sizes=st.lists(st.integers(513, 1000), min_size=2, max_size=12))
-def test_within_a_want_the_first_comes_first(server: Server, sizes: list[int]) -> None:
+def test_within_a_queue_the_first_comes_first(server: Server, sizes: list[int]) -> None:
     """FIFO: of those who ask alike nobody is served before one who came earlier."""
-    line = Line.on(server, 1000)
+    queue = Queue.on(server, 1000)
     for n, mb in enumerate(sizes):
-        line.wait(f"w{n}", memory_mb=mb)
-    drain_line(line, ["hold-h1-0"])
-    assert line.served == [f"w{n}" for n in range(len(sizes))]
-    line.end()
+        queue.wait(f"w{n}", memory_mb=mb)
+    drain_queue(queue, ["hold-h1-0"])
+    assert queue.served == [f"w{n}" for n in range(len(sizes))]
+    queue.end()
 
 
 @EXAMPLES
@@ -116,17 +116,17 @@ def test_priority_is_worth_its_minutes_and_no_more(
     server: Server, arrivals: list[tuple[int, int]]
 ) -> None:
     """Served by the time of joining less a minute for each step: overtaking has a bound."""
-    line = Line.on(server, 1000)
+    queue = Queue.on(server, 1000)
     ranks: dict[str, tuple[int, str]] = {}
     for n, (priority, later_ms) in enumerate(arrivals):
-        line.pool.skew(later_ms)
-        line.poll_all()
-        line.wait(f"w{n}", memory_mb=900, priority=priority)
-        joined = int(line.pool.hash(f"record:{token(f'w{n}')}")["joined_ms"])
+        queue.pool.skew(later_ms)
+        queue.poll_all()
+        queue.wait(f"w{n}", memory_mb=900, priority=priority)
+        joined = int(queue.pool.hash(f"record:{token(f'w{n}')}")["joined_ms"])
         ranks[f"w{n}"] = (joined - priority * 60_000, token(f"w{n}"))
-    drain_line(line, ["hold-h1-0"])
-    assert line.served == sorted(ranks, key=lambda name: ranks[name])
-    line.end()
+    drain_queue(queue, ["hold-h1-0"])
+    assert queue.served == sorted(ranks, key=lambda name: ranks[name])
+    queue.end()
 
 
 @EXAMPLES
@@ -143,26 +143,26 @@ def test_everybody_is_served_once_and_nobody_waits_beside_what_fits(
     server: Server, requests: list[dict[str, Any]]
 ) -> None:
     """L1, S11: after every step no first could have what is free; in the end all were served."""
-    line = Line.on(server, 3000, 2000)
-    line.host("h2", 3000)
+    queue = Queue.on(server, 3000, 2000)
+    queue.host("h2", 3000)
     held = ["hold-h1-0", "hold-h1-1", "hold-h2-0"]
     for n, ask in enumerate(requests):
-        line.wait(f"w{n}", **ask)
-        audit(line.pool.redis, line.pool.keys)
+        queue.wait(f"w{n}", **ask)
+        audit(queue.pool.redis, queue.pool.keys)
     for _ in range(100):
-        if len(line.served) == len(requests):
+        if len(queue.served) == len(requests):
             break
         if held:
-            line.pool.release(token(held.pop(0)))
-        audit(line.pool.redis, line.pool.keys)
-        before = len(line.served)
-        line.poll_all()
-        held += line.served[before:]
-        line.pool.skew(3000)
-        line.poll_all()
-    assert sorted(line.served) == sorted(line.asks)
-    assert line.pool.stats()["granted"] == len(requests) + 3
-    line.end()
+            queue.pool.release(token(held.pop(0)))
+        audit(queue.pool.redis, queue.pool.keys)
+        before = len(queue.served)
+        queue.poll_all()
+        held += queue.served[before:]
+        queue.pool.skew(3000)
+        queue.poll_all()
+    assert sorted(queue.served) == sorted(queue.asks)
+    assert queue.pool.stats()["granted"] == len(requests) + 3
+    queue.end()
 
 
 @EXAMPLES
@@ -172,38 +172,38 @@ def test_everybody_is_served_once_and_nobody_waits_beside_what_fits(
 )
 def test_large_is_not_starved_by_small_ones(server: Server, small: list[int], large: int) -> None:
     """L3: whatever stream of small leases of 8 s, the large one has a device within 45 s."""
-    line = Line.on(server, 1000)
-    line.pool.release(token("hold-h1-0"))
-    line.wait("s-first", memory_mb=400, ttl_ms=8000)
-    assert line.wait("large", memory_mb=large) == "WAITING"
+    queue = Queue.on(server, 1000)
+    queue.pool.release(token("hold-h1-0"))
+    queue.wait("s-first", memory_mb=400, ttl_ms=8000)
+    assert queue.wait("large", memory_mb=large) == "WAITING"
     for n, mb in enumerate(small):
-        line.pool.skew(1500)
-        line.pool.acquire(token(f"s{n}"), f"s{n}", memory_mb=mb, ttl_ms=8000)
-        if n % 2 and line.poll("large") == "GRANTED":
+        queue.pool.skew(1500)
+        queue.pool.acquire(token(f"s{n}"), f"s{n}", memory_mb=mb, ttl_ms=8000)
+        if n % 2 and queue.poll("large") == "GRANTED":
             break
-    assert "large" in line.served
-    line.end()
+    assert "large" in queue.served
+    queue.end()
 
 
 @EXAMPLES
 @given(dead=st.integers(1, 6), alive=st.integers(1, 4))
-def test_dead_waiters_delay_their_want_by_one_claim(server: Server, dead: int, alive: int) -> None:
+def test_dead_waiters_delay_their_queue_by_one_claim(server: Server, dead: int, alive: int) -> None:
     """L4: however many died in front, the first that lives is served within 10 s of room."""
-    line = Line.on(server, 1000)
+    queue = Queue.on(server, 1000)
     for n in range(dead):
-        line.wait(f"dead{n}", memory_mb=900)
+        queue.wait(f"dead{n}", memory_mb=900)
     for n in range(alive):
-        line.wait(f"live{n}", memory_mb=900)
-    line.pool.release(token("hold-h1-0"))
+        queue.wait(f"live{n}", memory_mb=900)
+    queue.pool.release(token("hold-h1-0"))
     for _ in range(4):
-        line.pool.skew(2500)
+        queue.pool.skew(2500)
         for n in range(alive):
-            line.poll(f"live{n}")
-    line.pool.skew(1)
+            queue.poll(f"live{n}")
+    queue.pool.skew(1)
     for n in range(alive):
-        line.poll(f"live{n}")
-    assert line.served == ["live0"]
-    line.end()
+        queue.poll(f"live{n}")
+    assert queue.served == ["live0"]
+    queue.end()
 
 
 @EXAMPLES
@@ -215,15 +215,15 @@ def test_waiters_for_a_full_host_do_not_delay_one_for_a_free_host(
     server: Server, waiters: int, mb: int, free_first: bool, alike: bool
 ) -> None:
     """F1: eight in front of another host's device are nothing to the ninth, who gets his."""
-    line = Line.on(server, 1000)
+    queue = Queue.on(server, 1000)
     if free_first:
-        line.host("h2", 1000, full=False)
+        queue.host("h2", 1000, full=False)
     for n in range(waiters):
-        assert line.wait(f"w{n}", memory_mb=mb, host="h1") == "WAITING"
+        assert queue.wait(f"w{n}", memory_mb=mb, host="h1") == "WAITING"
     if not free_first:
-        line.host("h2", 1000, full=False)
-    assert line.wait("ninth", memory_mb=mb if alike else 1, host="h2") == "GRANTED"
-    line.end()
+        queue.host("h2", 1000, full=False)
+    assert queue.wait("ninth", memory_mb=mb if alike else 1, host="h2") == "GRANTED"
+    queue.end()
 
 
 @EXAMPLES
@@ -232,24 +232,24 @@ def test_giving_up_in_any_order_serves_the_rest(
     server: Server, data: st.DataObject, count: int
 ) -> None:
     """Who leaves, waiting or offered, hands on; the others are served in their order."""
-    line = Line.on(server, 1000)
+    queue = Queue.on(server, 1000)
     for n in range(count):
-        line.wait(f"w{n}", memory_mb=900)
+        queue.wait(f"w{n}", memory_mb=900)
     leaving = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
     early = {n for n in leaving if data.draw(st.booleans())}
     for n in early:
-        line.pool.release(token(f"w{n}"))
-    line.pool.release(token("hold-h1-0"))
+        queue.pool.release(token(f"w{n}"))
+    queue.pool.release(token("hold-h1-0"))
     for n in leaving - early:
-        line.pool.release(token(f"w{n}"))
+        queue.pool.release(token(f"w{n}"))
     for n in leaving:
-        del line.asks[f"w{n}"]
-    line.poll_all()
-    held = list(line.served)
-    while len(line.served) < len(line.asks):
-        line.pool.release(token(held.pop()))
-        before = len(line.served)
-        line.poll_all()
-        held += line.served[before:]
-    assert line.served == [f"w{n}" for n in range(count) if n not in leaving]
-    line.end()
+        del queue.asks[f"w{n}"]
+    queue.poll_all()
+    held = list(queue.served)
+    while len(queue.served) < len(queue.asks):
+        queue.pool.release(token(held.pop()))
+        before = len(queue.served)
+        queue.poll_all()
+        held += queue.served[before:]
+    assert queue.served == [f"w{n}" for n in range(count) if n not in leaving]
+    queue.end()

@@ -69,7 +69,7 @@ def test_expiry_is_handed_on_by_whoever_notices(pool: Pool) -> None:
 
 
 def test_expiry_on_a_real_device_is_handed_on_after_its_grace(pool: Pool) -> None:
-    """What cools is withheld from the line too; the end of the grace hands it on."""
+    """What cools is withheld from the queue too; the end of the grace hands it on."""
     pool.report((device("gpu-a", simulated=0),))
     granted(pool.acquire(HOLDER, ttl_ms=1000))
     wait(pool, "ann")
@@ -82,7 +82,7 @@ def test_expiry_on_a_real_device_is_handed_on_after_its_grace(pool: Pool) -> Non
 
 
 def test_memory_that_others_give_back_is_handed_on_by_the_report(pool: Pool) -> None:
-    """A process without a lease ends: the sample that proves it serves the line."""
+    """A process without a lease ends: the sample that proves it serves the queue."""
     reply = pool.report((device("gpu-a", used_mb=500),), sampled_ms=1)
     wait(pool, "ann")
     assert state(pool, "ann") == "waiting"
@@ -92,7 +92,7 @@ def test_memory_that_others_give_back_is_handed_on_by_the_report(pool: Pool) -> 
 
 
 @pytest.mark.parametrize("what", ["device", "host"])
-def test_undrain_serves_the_line(pool: Pool, what: str) -> None:
+def test_undrain_serves_the_queue(pool: Pool, what: str) -> None:
     """A device or host that takes leases again gives them to those who wait first."""
     pool.report((device("gpu-a"),))
     name = "gpu-a" if what == "device" else "h1"
@@ -102,7 +102,7 @@ def test_undrain_serves_the_line(pool: Pool, what: str) -> None:
     assert state(pool, "ann") == "offered"
 
 
-def test_host_that_returns_serves_the_line(pool: Pool) -> None:
+def test_host_that_returns_serves_the_queue(pool: Pool) -> None:
     """A host that was away has idle devices again."""
     pool.report((device("gpu-a"),), deadline_ms=1000)
     pool.skew(1001)
@@ -224,7 +224,7 @@ def test_withdrawn_offer_keeps_its_place(pool: Pool) -> None:
 
 
 def test_newcomer_does_not_pass_who_waits_for_the_same(pool: Pool) -> None:
-    """F14: what the call's own reap frees goes to the line before it goes to the call."""
+    """F14: what the call's own reap frees goes to the queue before it goes to the call."""
     full(pool)
     wait(pool, "ann")
     for _ in range(3):
@@ -235,8 +235,8 @@ def test_newcomer_does_not_pass_who_waits_for_the_same(pool: Pool) -> None:
     assert state(pool, "ann") == "offered"
 
 
-def test_smaller_newcomer_of_the_same_want_waits_its_turn(pool: Pool) -> None:
-    """Within a want nobody passes, also who would fit: sizes in it differ by less than two."""
+def test_smaller_newcomer_of_the_same_queue_waits_its_turn(pool: Pool) -> None:
+    """Within a queue nobody passes, also who would fit: sizes in it differ by less than two."""
     pool.report((device("gpu-a"),))
     granted(pool.acquire(token("a"), memory_mb=400))
     assert wait(pool, "large", memory_mb=1000)[0] == "WAITING"
@@ -245,7 +245,7 @@ def test_smaller_newcomer_of_the_same_want_waits_its_turn(pool: Pool) -> None:
 
 
 def test_leaving_first_lets_the_next_be_looked_at(pool: Pool) -> None:
-    """A want with another first may fit what was tried before."""
+    """A queue with another first may fit what was tried before."""
     pool.report((device("gpu-a"),))
     granted(pool.acquire(token("a"), memory_mb=400))
     wait(pool, "large", memory_mb=1000)

@@ -42,7 +42,7 @@ def test_parked_waiter_holds_up_nobody(pool: Pool) -> None:
 
 
 def test_first_that_reaches_its_cap_while_it_waits_is_parked(pool: Pool) -> None:
-    """The cap is looked at when the device is there, and the next in the want is looked at."""
+    """The cap is looked at when the device is there, and the next in the queue is looked at."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)
     for name in ("a", "b"):

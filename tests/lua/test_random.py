@@ -12,7 +12,7 @@ import pytest
 
 from agent_sdk.state import snapshot
 from tests.audit import audit
-from tests.lua.oracle import Device, Want, before, choices, never_fits
+from tests.lua.oracle import Device, Request, before, choices, never_fits
 from tests.pools import Pool, device, granted, said, token
 from tests.servers import Server, running
 
@@ -156,20 +156,20 @@ class World:
             return
         names = ("devices", "exclusive", "host", "model", "placement")
         memory_mb = ask["memory_mb"] or int(policy["default_memory_mb"])
-        want = Want(memory_mb, **{name: ask[name] for name in names})
+        request = Request(memory_mb, **{name: ask[name] for name in names})
         devices = [Device.read(uuid, row) for uuid, row in rows.items()]
         cap_mb, fractions = (
             int(policy["max_memory_per_agent_mb"]),
             policy["allow_fractional_shares"] == "1",
         )
-        right, why = choices(want, devices, cap_mb - held_mb, fractions)
+        right, why = choices(request, devices, cap_mb - held_mb, fractions)
         if taken:
-            assert {uuid for uuid, _ in taken} in right, f"{want} took {taken}, not of {right}"
+            assert {uuid for uuid, _ in taken} in right, f"{request} took {taken}, not of {right}"
         else:
-            assert not right, f"{want} got nothing ({reason}), though {right} would do"
-            why = never_fits(want, devices, cap_mb, fractions) or why
+            assert not right, f"{request} got nothing ({reason}), though {right} would do"
+            why = never_fits(request, devices, cap_mb, fractions) or why
             why = "draining" if drained == "1" and why == "no_capacity" else why
-            assert reason == why, f"{want}: {reason}"
+            assert reason == why, f"{request}: {reason}"
             assert bool(lease.fence) == (ask["on_unavailable"] == "cpu")
 
     def lost(self, lease: Lease, why: str) -> None:

@@ -1,4 +1,4 @@
-"""acquire with a wait: joining the line, standing in it, and every way out of it."""
+"""acquire with a wait: joining the queue, standing in it, and every way out of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def full(pool: Pool, *devices: str) -> None:
 
 
 def wait(pool: Pool, name: str, **ask: object) -> list[object]:
-    """Stand in the line, a millisecond later than whoever came before, or poll."""
+    """Stand in the queue, a millisecond later than whoever came before, or poll."""
     asked = {"agent": name, "wait_ms": MINUTE} | ask
     if not pool.redis.exists(pool.keys.record(token(name))):
         pool.skew(1)
@@ -29,17 +29,17 @@ def wait(pool: Pool, name: str, **ask: object) -> list[object]:
 def quiet(pool: Pool) -> None:
     """Nobody waits, and no key says otherwise."""
     kinds = {key.removeprefix(pool.keys.base + ":").split(":")[0] for key in pool.stored()}
-    assert not kinds & {"line", "wants", "parked", "freed"}
+    assert not kinds & {"queue", "queues", "parked", "freed"}
     assert pool.hash("pool")["waiting"] == "0"
 
 
-def test_acquire_that_waits_joins_the_line(pool: Pool) -> None:
+def test_acquire_that_waits_joins_the_queue(pool: Pool) -> None:
     """WAITING with its place; the record says what was asked and since when."""
     full(pool)
     assert wait(pool, "ann") == ["WAITING", 0]
     assert wait(pool, "bob", memory_mb=800) == ["WAITING", 1]
     record = pool.hash(f"record:{token('ann')}")
-    assert (record["state"], record["agent"], record["want"]) == ("waiting", "ann", "*/*/m10")
+    assert (record["state"], record["agent"], record["queue_id"]) == ("waiting", "ann", "*/*/m10")
     assert (record["memory_mb"], record["devices"], record["client"]) == ("900", "", "client")
     assert int(record["wait_until_ms"]) - int(record["joined_ms"]) == MINUTE
     assert "fence" not in record
@@ -89,7 +89,7 @@ def test_acquire_above_the_agents_cap_does_not_wait(pool: Pool) -> None:
 
 
 def test_acquire_beyond_the_limit_of_waiters_is_refused(pool: Pool) -> None:
-    """A runaway agent fills the line only so far; others still join."""
+    """A runaway agent fills the queue only so far; others still join."""
     full(pool)
     pool.policy(max_waiters_per_agent=2)
     for name in ("one", "two"):
@@ -153,7 +153,7 @@ def test_acquire_of_a_waiter_reserves_what_the_default_was(pool: Pool) -> None:
 
 
 def test_waiter_that_is_not_heard_of_lapses(pool: Pool) -> None:
-    """10 s without a poll: out of the line; its late poll is told, and joins nothing."""
+    """10 s without a poll: out of the queue; its late poll is told, and joins nothing."""
     full(pool)
     wait(pool, "ann")
     pool.skew(9999)
@@ -183,7 +183,7 @@ def test_waiter_behind_others_keeps_its_place_by_polling(pool: Pool) -> None:
     assert wait(pool, "ann") == ["LOST", "lapsed"]
 
 
-def test_release_of_a_waiter_leaves_the_line(pool: Pool) -> None:
+def test_release_of_a_waiter_leaves_the_queue(pool: Pool) -> None:
     """Leaving is a release: told once, and nothing brings it back."""
     full(pool)
     wait(pool, "ann")
@@ -194,7 +194,7 @@ def test_release_of_a_waiter_leaves_the_line(pool: Pool) -> None:
     quiet(pool)
 
 
-def test_release_before_its_acquire_keeps_it_out_of_the_line(pool: Pool) -> None:
+def test_release_before_its_acquire_keeps_it_out_of_the_queue(pool: Pool) -> None:
     """A release that overtakes its acquire wins here too."""
     full(pool)
     assert said(pool.release(token("ann"))) == ["UNKNOWN"]
@@ -222,7 +222,7 @@ def test_renew_of_a_waiter_claims_nothing(pool: Pool) -> None:
 
 
 def test_waiters_are_refused_when_safe_mode_begins(pool: Pool) -> None:
-    """F20: SAFE_MODE speaks at the next poll, and leaves nobody in the line."""
+    """F20: SAFE_MODE speaks at the next poll, and leaves nobody in the queue."""
     full(pool)
     for name in ("ann", "bob"):
         wait(pool, name)
@@ -261,7 +261,7 @@ def test_priority_of_one_is_worth_a_minute(pool: Pool) -> None:
 
 
 def test_waiter_whose_record_is_removed_by_hand_holds_up_nobody(pool: Pool) -> None:
-    """A hand that deletes a record blocks neither the line nor any verb."""
+    """A hand that deletes a record blocks neither the queue nor any verb."""
     full(pool)
     wait(pool, "ann")
     wait(pool, "bob")

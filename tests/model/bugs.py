@@ -119,7 +119,7 @@ GENERAL_BUGS = (
         "a newcomer passes those who wait",
         (
             (
-                "elseif pool.waiting > 0 and B.line.comes_first(q) then",
+                "elseif pool.waiting > 0 and B.offers.must_queue(q) then",
                 "elseif false then",
             ),
         ),
@@ -275,7 +275,7 @@ GENERAL_BUGS = (
         seed=1,
     ),
     Bug(
-        "the line is served device by device",
+        "the queue is served device by device",
         (
             (
                 "one.rank < best.rank or one.rank == best.rank and entry < found",

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.model.entries import SWEEP_MS, Device, Host
-from tests.model.line import Line
+from tests.model.queue import Queue
 
 
 @dataclass(slots=True)
-class Devices(Line):
+class Devices(Queue):
     """A pool whose hosts report."""
 
     def lives(self, host: str, deadline_ms: int, listed: set[str]) -> None:

@@ -128,13 +128,13 @@ class Entry:
     blind: bool = False
 
     @property
-    def want(self) -> str:
-        """With whom it waits: host, model and shape."""
+    def queue_id(self) -> str:
+        """With whom it waits: host, model and size class."""
         ask = self.ask
         size = (self.memory_mb - 1).bit_length()
         whole = ask.exclusive or ask.devices > 1
-        shape = f"x{100 * (ask.devices - 1).bit_length() + size}" if whole else f"m{size}"
-        return f"{ask.host}/{ask.model}/{shape}"
+        size_class = f"x{100 * (ask.devices - 1).bit_length() + size}" if whole else f"m{size}"
+        return f"{ask.host}/{ask.model}/{size_class}"
 
 
 class Load(NamedTuple):

@@ -32,7 +32,7 @@ from tests.model.entries import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from tests.model.line import Line
+    from tests.model.queue import Queue
 
 
 class Chooser(Protocol):
@@ -50,7 +50,7 @@ class Chooser(Protocol):
     def grant(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
         """Which of these a request gets; None when there is nothing, or in a backlog."""
 
-    def offer(self, model: Line) -> tuple[str, tuple[str, ...]] | None:
+    def offer(self, model: Queue) -> tuple[str, tuple[str, ...]] | None:
         """Who is offered which devices next; None when nobody is."""
 
     def later(self, token: str) -> bool:
@@ -375,4 +375,4 @@ class Ledger(ABC):
 
     @abstractmethod
     def serve(self) -> None:
-        """Hand on what is free; see line.py."""
+        """Hand on what is free; see queue.py."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from tests.model.entries import POLL_MS, demand
 
 if TYPE_CHECKING:
-    from tests.model.line import Line
+    from tests.model.queue import Queue
 
 SILENT_MS = POLL_MS + 1000
 """Time that a reservation may outlive its horizon: until its waiter polls, or has lapsed."""
 
 
-def kept_from_others(model: Line) -> dict[str, str]:
+def kept_from_others(model: Queue) -> dict[str, str]:
     """Devices that a head could have, were they not reserved for one before it: for which one."""
     found, heads = dict[str, str](), [e for e in model.firsts() if not e.blind]
     for owner in [e for e in model.entries.values() if e.kept]:
@@ -40,7 +40,7 @@ class Watch:
     last_ms: int = 0
     idle_ms: int = 0
 
-    def look(self, model: Line) -> None:
+    def look(self, model: Queue) -> None:
         """Raise Broken if a device idles for longer than the horizon beside one that it suits."""
         old, self.horizons = self.horizons, {}
         for e in model.entries.values():

@@ -1,6 +1,6 @@
 """The pool as docs/design and docs/reference tell it, without Redis: what each verb may do.
 
-Where they leave something open (which of equal devices, which of two wants first) the model asks a
+Where they leave something open (which of equal devices, which of two queues first) the model asks a
 `Chooser` and checks that what it chose is allowed: beside the scripts the choice is what they did,
 in the explorer each one in turn. What is not allowed is `Broken`, by the name of the invariant.
 Read entries.py, ledger.py, line.py and devices.py before this.
@@ -108,7 +108,7 @@ class Model(Devices):
             return None, "closed"
         if leases >= self.policy["max_leases_per_agent"]:
             return None, "limit"
-        if self.line(e.want):
+        if self.queue(e.queue_id):
             return None, "no_capacity"
         options = self.fitting(e, room_mb)
         loose = self.choose.backlog or self.served
@@ -243,7 +243,7 @@ class Model(Devices):
         return None
 
     def release(self, token: str, plant: int = 1, owner: str = "") -> Reply:
-        """Give it back, or leave the line; S6: an unknown token is refused from now on."""
+        """Give it back, or leave the queue; S6: an unknown token is refused from now on."""
         if refusal := self.open():
             return refusal
         self.catch_up(token)

@@ -203,7 +203,7 @@ class Pair:
         if reply[0] == "REFUSED" and reply[1].endswith("_unknown"):
             reply[2] = ""  # which name is nearly so
         rows = {token: Row.read(row, parked) for token, row, parked in found[1]}
-        before = {e.want: e.token for e in model.firsts()} if model.entries else {}
+        before = {e.queue_id: e.token for e in model.firsts()} if model.entries else {}
         load = {uuid: x.leased_mb for uuid, x in model.loads().items()}
         size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
         had = model.entries[named].fence if named in model.entries else 0
@@ -228,7 +228,7 @@ class Pair:
         self._park(rows)
         if verb != "set_policy":
             for e in model.firsts():
-                if before.get(e.want) != e.token:
+                if before.get(e.queue_id) != e.token:
                     e.blind = False
         early = reply[0] == "REFUSED" and (
             reply[1] == "not_ready" or verb in {"drain", "set_policy", "forget"}
@@ -280,7 +280,7 @@ class Pair:
         if not any(e.state == "waiting" for e in self.model.entries.values()):
             return
         for token, devices in self.model.due_offers():
-            queued = f"want:{self.model.entries[token].want}" in freed
+            queued = f"queue:{self.model.entries[token].queue_id}" in freed
             queued = queued or any(f"device:{uuid}" in freed for uuid in devices)
             demand(queued, f"S11, L1: {token} is first, could be given {devices}, and waits")
 

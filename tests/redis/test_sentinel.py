@@ -181,7 +181,7 @@ def fail_over(fleet: Sentinels) -> float:
     return named_at
 
 
-def wait_in_line(client: LeaseClient, token: str, served: list[str]) -> threading.Thread:
+def wait_in_queue(client: LeaseClient, token: str, served: list[str]) -> threading.Thread:
     """Somebody waits for all of the device, and gives it back."""
 
     def wait() -> None:
@@ -198,7 +198,7 @@ def test_failover_under_load_is_over_a_second_after_sentinel_names_the_new(
     fleet: Sentinels,
 ) -> None:
     """SIGKILL of the primary: sync and async calls go on, what was replicated is there, a lease
-    that is renewed in the background is held, and the line is as it was.
+    that is renewed in the background is held, and the queue is as it was.
     """
     for _ in range(ROUNDS):
         with client_of(fleet.url) as client:
@@ -218,7 +218,7 @@ def check_failover(fleet: Sentinels, client: LeaseClient) -> None:
     client.keep(kept)
     waiters = [f"waiter-{n}-{uuid4().hex}" for n in range(2)]
     served: list[str] = []
-    threads = [wait_in_line(client, token, served) for token in waiters]
+    threads = [wait_in_queue(client, token, served) for token in waiters]
     with asyncio.Runner() as runner:
         other = AsyncLeaseClient(Store(fleet.url), pool=pool, hostname="h1", deadline_s=10)
         calls = {

@@ -161,7 +161,7 @@ def test_wait_says_why_and_ends_when_there_is_room(pool: TestBroker) -> None:
     ("args", "code", "said"),
     [
         (["--memory", "900", "--wait", "0"], 75, "--wait waits longer"),
-        (["--memory", "900", "--wait", "3"], 75, "waiting: next in line"),
+        (["--memory", "900", "--wait", "3"], 75, "waiting: next in queue"),
         (["--memory", "9GiB"], 1, "gpu-broker status"),
         (["--memory", "10", "--host", "nowhere"], 1, "--host any"),
         (["--memory", "ten"], 2, "8GiB"),
@@ -171,7 +171,7 @@ def test_wait_says_why_and_ends_when_there_is_room(pool: TestBroker) -> None:
 def test_lease_that_is_not_had_ends_with_its_code(
     pool: TestBroker, args: list[str], code: int, said: str
 ) -> None:
-    """And says what to do next; the command never runs, and nobody is left in the line."""
+    """And says what to do next; the command never runs, and nobody is left in the queue."""
     for _ in range(2):
         pool.client.acquire("holder", memory_mb=900)
     done = run(pool, *args, "--", "echo", "ran")
@@ -227,7 +227,7 @@ def test_command_that_cannot_run_holds_nothing(pool: TestBroker, tmp_path: Any) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_while_waiting_leaves_the_line(pool: TestBroker, number: signal.Signals) -> None:
+def test_signal_while_waiting_leaves_the_queue(pool: TestBroker, number: signal.Signals) -> None:
     """At once, with the code of a process that the signal ended; by SIGINT itself, for scripts."""
     for _ in range(2):
         pool.client.acquire("holder", memory_mb=900)
@@ -444,7 +444,7 @@ def test_terminal_shows_the_wait_in_one_line(pool: TestBroker) -> None:
     """Written over each second, gone when the lease is there."""
     held = [pool.client.acquire("holder", memory_mb=900) for _ in range(2)]
     with on_a_terminal(pool, ["--memory", "900", "--", "echo", "mine"]) as terminal:
-        terminal.until("waiting 2 s: next in line · 2 GPUs full · 2")
+        terminal.until("waiting 2 s: next in queue · 2 GPUs full · 2")
         assert "\n" not in terminal.seen
         pool.client.release(held[0])
         terminal.until("mine")

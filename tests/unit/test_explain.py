@@ -138,7 +138,7 @@ def test_reason_names_processes_and_quarantine(pool: Pool) -> None:
     }
 
 
-def test_line_looks_at_the_devices_once_for_all_who_ask_the_same(
+def test_queue_looks_at_the_devices_once_for_all_who_ask_the_same(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever they are; and says of each what explain says of it alone."""
@@ -160,7 +160,7 @@ def test_line_looks_at_the_devices_once_for_all_who_ask_the_same(
         return reason(*args)
 
     monkeypatch.setattr(placement, "reason", counting)
-    stands = pool_state.line(found)
+    stands = pool_state.standings(found)
     assert len(stands) == 20
     # Two requests; where they fit, and in what way not.
     assert looks == 2 * 2 * len(devices)
@@ -172,7 +172,7 @@ def test_line_looks_at_the_devices_once_for_all_who_ask_the_same(
 
 
 def test_waiter_is_told_who_is_ahead_and_what_ends_first(pool: Pool) -> None:
-    """Ahead in its want, the first end on a device that could be it, and the estimate's basis."""
+    """Ahead in its queue, the first end on a device that could be it, and the estimate's basis."""
     report(pool, device("gpu-a"))
     granted(pool.acquire(token("short"), "short", memory_mb=200, ttl_ms=20_000))
     granted(pool.acquire(token("long"), "long", memory_mb=800, ttl_ms=0, max_hold_ms=60_000))

@@ -153,7 +153,7 @@ def test_child_that_adopts_takes_the_lease_over(client: LeaseClient) -> None:
         assert lease.lost_reason == "released"
 
 
-def test_parents_place_in_the_line_survives_a_child_of_a_signal_handler(
+def test_parents_place_in_the_queue_survives_a_child_of_a_signal_handler(
     client: LeaseClient,
 ) -> None:
     """A handler that forks while its thread waits: what the child throws leaves no line."""
@@ -185,7 +185,7 @@ WAITS: Any = {"wait_s": 10} | WHOLE
 
 
 async def waiting(client: AsyncLeaseClient, count: int) -> None:
-    """Wait until so many stand in the line."""
+    """Wait until so many stand in the queue."""
     for _ in range(500):
         if len(await client.queue()) == count:
             return

@@ -247,8 +247,8 @@ def limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_time_limit_in_the_line_leaves_it(pool: TestBroker, watch: LeaseClient) -> None:
-    """A time limit leaves the line as Ctrl-C does."""
+def test_time_limit_in_the_queue_leaves_it(pool: TestBroker, watch: LeaseClient) -> None:
+    """A time limit leaves the queue as Ctrl-C does."""
     with new(pool) as client:
         held = client.acquire("holder", **WHOLE)
         with pytest.raises(Late), limit(0.3):

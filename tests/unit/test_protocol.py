@@ -26,7 +26,7 @@ BY_THE_CLIENT = {
 AT_THE_DOOR = {"unauthorized", "forbidden", "busy"}
 """Codes of the HTTP door alone."""
 
-BY_THE_LINE = {"left", "lapsed", "waiting"}
+BY_THE_QUEUE = {"left", "lapsed", "waiting"}
 """Codes of how a wait stands and ends."""
 
 LUA = {path.name: path.read_text() for path in lua_folder().rglob("*.lua")}
@@ -76,7 +76,7 @@ def test_codes_hold_every_reason_that_the_scripts_say() -> None:
 
 def test_codes_are_all_said_by_a_script_or_made_by_the_client() -> None:
     """No code stands in the table that nobody says."""
-    assert CODES.keys() - reasons() <= BY_THE_CLIENT | BY_THE_LINE | AT_THE_DOOR
+    assert CODES.keys() - reasons() <= BY_THE_CLIENT | BY_THE_QUEUE | AT_THE_DOOR
     assert not reasons() & BY_THE_CLIENT
     files = Path(agent_sdk.__file__).parent.rglob("*.py")
     texts = [path.read_text() for path in files if path.name != "errors.py"]

@@ -27,8 +27,8 @@ KEYS = Keys("default")
 TOKEN = REQUEST.token
 
 
-def _line() -> Generator[Any, Answer, Any]:
-    return pool_state.line((yield from pool_state.read(KEYS)))
+def _standings() -> Generator[Any, Answer, Any]:
+    return pool_state.standings((yield from pool_state.read(KEYS)))
 
 
 def _tail() -> Generator[Any, Answer, Any]:
@@ -46,7 +46,7 @@ READINGS: dict[str, Callable[[], Generator[Any, Answer, Any]]] = {
     "adopt": lambda: attach.adopt(KEYS, TOKEN),
     "explain": lambda: explain.explain(KEYS, TOKEN),
     "explain_request": lambda: explain.explain_request(KEYS, REQUEST),
-    "line": _line,
+    "standings": _standings,
     "holders": lambda: read_holders(KEYS, "h1", 1000, (TOKEN,)),
     "events": lambda: events.newest(KEYS, 5),
     "tail": _tail,
@@ -56,7 +56,7 @@ RECORD = {
     "state": st.sampled_from(("active", "waiting", "offered", "cooling")),
     "request": st.just("900|1|0|30000|0|5|*|*|spread|refuse"),
     "devices": st.sampled_from(("", "gpu-1=900", "gpu-1=", "=", "gpu-1=900,gpu-2=5")),
-    "want": st.just("*/*/m10"), "agent": st.just("ann"), "outcome": st.just("expired"),
+    "queue_id": st.just("*/*/m10"), "agent": st.just("ann"), "outcome": st.just("expired"),
 }  # fmt: skip
 NUMBERS = (
     "fence", "granted_at_ms", "expires_at_ms", "ttl_ms", "memory_mb", "rank", "joined_ms",

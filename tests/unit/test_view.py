@@ -183,35 +183,35 @@ async def test_reading_that_fails_is_told_once_and_tried_again(
     """Whatever was wrong: nobody waits for it for ever."""
     monkeypatch.setattr(view, "REREAD_S", 0.05)
     async with at_work(server) as parts:
-        line = view.scenes.line
+        standings = view.scenes.standings
 
         def broken(_: object) -> None:
             raise ZeroDivisionError("of no known form")
 
-        monkeypatch.setattr(view.scenes, "line", broken)
+        monkeypatch.setattr(view.scenes, "standings", broken)
         (reset,) = await parts.told(1)
         assert reset["rows"]["devices"] == {}
         with parts.view.watched():
             for _ in range(3):
                 assert not await parts.view.fresh()
             assert caplog.text.count("the pool cannot be read") == 1
-            monkeypatch.setattr(view.scenes, "line", line)
+            monkeypatch.setattr(view.scenes, "standings", standings)
             assert await parts.view.fresh()
         (reset,) = await parts.told(1)
         assert list(reset["rows"]["devices"]) == ["gpu-a", "gpu-b"]
 
 
-async def test_loop_goes_on_while_the_line_is_looked_at(
+async def test_loop_goes_on_while_the_queue_is_looked_at(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long line on many devices takes a while; nobody else waits for it."""
-    turned, line = threading.Event(), view.scenes.line
+    """A long queue on many devices takes a while; nobody else waits for it."""
+    turned, standings = threading.Event(), view.scenes.standings
 
     def long(scene: Any) -> Any:
         assert turned.wait(5), "the loop stands still"
-        return line(scene)
+        return standings(scene)
 
-    monkeypatch.setattr(view.scenes, "line", long)
+    monkeypatch.setattr(view.scenes, "standings", long)
     async with at_work(server) as parts:
         asyncio.get_running_loop().call_later(0.1, turned.set)
         (reset,) = await parts.told(1)

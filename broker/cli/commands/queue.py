@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agent_sdk.protocol.messages import ANY
-from agent_sdk.state.pool_state import line
+from agent_sdk.state.pool_state import standings
 from broker.cli.complete import agents
 from broker.cli.names import PREFIX, unheard_agent
 from broker.cli.store import output_option, pool_client, show
@@ -46,7 +46,7 @@ def queue(agent: str | None, output: str) -> None:
         scene = client.scene()
         meant = "" if agent is None else unheard_agent(client, agent)
     found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
-    stands, wide = line(scene), output == "wide"
+    stands, wide = standings(scene), output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
     whole = wide or (width is not None and not narrow)

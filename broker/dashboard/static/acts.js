@@ -59,4 +59,4 @@ export const revokeLeaseForm = (token) =>
 
 /** Revoke a waiter's place. */
 export const revokeWaiterForm = (token) =>
-  act("Revoke", "Revoked, it loses its place in the line.", "revoke", { token }, { danger: true });
+  act("Revoke", "Revoked, it loses its place in the queue.", "revoke", { token }, { danger: true });

@@ -8,7 +8,7 @@ import { FINDINGS, STATES } from "./words.js";
 const KEYS = [
   ["/", "filter"],
   ["Esc", "leave the filter, close this"],
-  ["1 2 3 4", "GPUs, leases, line, events"],
+  ["1 2 3 4", "GPUs, leases, queue, events"],
   ["↑ ↓ Enter", "choose a row, open it"],
   ["Tab Enter", "go to a column's heading, sort by it"],
   ["v", "GPUs as a list or as tiles"],
@@ -25,7 +25,7 @@ const view = () => ({
   body: html`
     ${facts(KEYS.map(([name, what]) => [html`<kbd>${name}</kbd>`, what]))}
     <p>A <b>lease</b> is the right to use memory of a GPU, or all of it, until a time. A request that finds no room
-      stands in the <b>line</b>. Memory is <b>used by others</b> when processes without a lease use it, <b>withheld</b>
+      stands in the <b>queue</b>. Memory is <b>used by others</b> when processes without a lease use it, <b>withheld</b>
       when it was an expired lease's and is not known to be free yet, <b>reserved</b> when it waits for a request that
       has waited long, the <b>system</b>'s when it is never leased.</p>
     <p>A GPU may be:</p>

@@ -1,4 +1,4 @@
-// The four lists: devices, leases, the line, events. What of them matches the filter.
+// The four lists: devices, leases, the queue, events. What of them matches the filter.
 
 import { html } from "./vendor/lit-html.js";
 import { DEVICES, EVENTS, LEASES, QUEUE } from "./columns.js";
@@ -31,7 +31,7 @@ export function lists(page, open, unseen, tools) {
   return {
     devices: list("devices", "GPUs", DEVICES, (item) => (item.host ? open("host", item.host.host) : open("gpu", item.gpu.uuid)), { tools }),
     leases: list("leases", "Leases", LEASES, (item) => open("lease", item.id)),
-    queue: list("queue", "Waiting line", QUEUE, (item) => open("waiter", item.id)),
+    queue: list("queue", "Queue", QUEUE, (item) => open("waiter", item.id)),
     events: list("events", "Events", EVENTS, (item) => open("event", item.id)),
   };
 }

@@ -20,7 +20,7 @@ const PLOTS = [
     series: [["granted", "granted", "leased"], ["ended", "ended", "others"]],
   },
   {
-    title: "Time in the line",
+    title: "Time in the queue",
     unit: (v) => (v < 2 ? `${v.toFixed(1)} s` : span(v)),
     series: [["median", "wait_s", "leased"], ["longest", "longest_wait_s", "others"]],
   },

@@ -23,10 +23,10 @@ SELECTORS = {
 
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("size", [{"memory_mb": 1}, {"memory_mb": 900}, {"exclusive": 1}])
-def test_room_is_offered_to_a_want_of_any_kind(
+def test_room_is_offered_to_a_queue_of_any_kind(
     pool: Pool, selector: str, size: dict[str, int]
 ) -> None:
-    """A device that comes back is looked at for its four selectors, for the smallest shape too."""
+    """A device that comes back is checked for its four selectors, the smallest size class too."""
     full(pool)
     assert wait(pool, "ann", **SELECTORS[selector], **size)[0] == "WAITING"
     pool.release(HOLDER)
@@ -34,7 +34,7 @@ def test_room_is_offered_to_a_want_of_any_kind(
 
 
 @pytest.mark.parametrize("ask", [{"host": "h2"}, {"model": "m2"}, {"host": "h2", "model": "m2"}])
-def test_room_is_not_offered_to_a_want_of_another_device(pool: Pool, ask: dict[str, str]) -> None:
+def test_room_is_not_offered_to_a_queue_of_another_device(pool: Pool, ask: dict[str, str]) -> None:
     """What was asked for is what is offered."""
     pool.report((device("gpu-z", model="m2"),), host="h2", deadline_ms=DAY_MS)
     granted(pool.acquire(token("z"), memory_mb=1000, ttl_ms=0))
@@ -44,8 +44,8 @@ def test_room_is_not_offered_to_a_want_of_another_device(pool: Pool, ask: dict[s
     assert state(pool, "ann") == "waiting"
 
 
-def test_room_too_small_for_the_first_goes_to_the_first_of_another_want(pool: Pool) -> None:
-    """L1: a first whose shape would suit but that does not fit stops nobody of another want."""
+def test_room_too_small_for_the_first_goes_to_the_first_of_another_queue(pool: Pool) -> None:
+    """L1: a first whose size class suits but that does not fit stops no other queue."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("stays"), memory_mb=100, ttl_ms=0))
     granted(pool.acquire(HOLDER, memory_mb=900, ttl_ms=0))
@@ -252,7 +252,7 @@ def test_several_whole_devices_wait_for_the_turn_of_each(pool: Pool) -> None:
     assert state(pool, "pair") == "offered"
 
 
-def test_devices_that_come_back_at_once_go_to_who_wants_several_in_its_turn(pool: Pool) -> None:
+def test_devices_that_come_back_at_once_go_to_who_queues_several_in_its_turn(pool: Pool) -> None:
     """L1, L3: a lease of two ends; the pair that waited longer has both, no later one takes one."""
     both = (device("gpu-a", 1000), device("gpu-b", 1000, index=1))
     pool.report(both, deadline_ms=DAY_MS)

@@ -1,4 +1,4 @@
-"""Parked waiters: when a first steps aside, when it stands in the line again."""
+"""Parked waiters: when a first steps aside, when it stands in the queue again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_first_for_several_devices_is_parked_when_one_comes(pool: Pool) -> None:
     assert wait(pool, "first", agent="ann", **two) == ["WAITING", -1]
 
 
-def test_parked_first_whose_cap_rose_stands_in_the_line_again(pool: Pool) -> None:
+def test_parked_first_whose_cap_rose_stands_in_the_queue_again(pool: Pool) -> None:
     """Nothing is free yet: from its poll on it is one of those who are looked at."""
     capped(pool)
     granted(pool.acquire(token("rest"), "cy", memory_mb=100, ttl_ms=0))
@@ -67,7 +67,7 @@ def test_parked_behind_another_is_not_tried(pool: Pool) -> None:
 
 
 def test_parked_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
-    """Room for three of five: three stand in the line, though nothing can be offered yet."""
+    """Room for three of five: three stand in the queue, though nothing can be offered yet."""
     capped(pool)
     for n in range(5):
         wait(pool, f"m{n}", agent="ann", memory_mb=300)
@@ -102,7 +102,7 @@ def test_limit_of_leases_that_is_raised_is_found_at_the_next_poll(pool: Pool) ->
 
 
 def test_agent_at_its_limit_with_cpu_leases_holds_up_nobody(pool: Pool) -> None:
-    """F16: leases without memory count too: its waiter steps aside for the next of its want."""
+    """F16: leases without memory count too: its waiter steps aside for the next of its queue."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)

@@ -171,7 +171,7 @@ LEAST = {
 
 
 @pytest.mark.slow
-def test_line_in_any_order_keeps_every_invariant(server: Server) -> None:
+def test_queue_in_any_order_keeps_every_invariant(server: Server) -> None:
     """GPU_BROKER_TEST_SEED repeats a run; half of the rounds have a policy that changes."""
     seed = int(os.environ.get("GPU_BROKER_TEST_SEED") or random.SystemRandom().randrange(10**9))
     tags: dict[str, int] = {}

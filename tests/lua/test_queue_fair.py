@@ -1,4 +1,4 @@
-"""Fairness beside what `test_fairness` says: who gets which room, by a plain model of the line."""
+"""Fairness beside what `test_fairness` says: who gets which room, by a plain model of the queue."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.audit import audit
-from tests.lua.test_fairness import Line
-from tests.lua.test_line_random import HOSTS, ORDINARY, World
+from tests.lua.test_fairness import Queue
+from tests.lua.test_queue_random import HOSTS, ORDINARY, World
 from tests.pools import Pool, granted, token
 from tests.servers import Server, running
 
@@ -34,27 +34,27 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def want(ask: dict[str, Any]) -> tuple[Any, ...]:
+def size_class(ask: dict[str, Any]) -> tuple[Any, ...]:
     """Those who ask alike: one host and model, sizes within a factor of two."""
     size = (ask["memory_mb"] - 1).bit_length()
     return ask["host"], ask["model"], bool(ask["exclusive"]), size
 
 
-def shares_of(free_mb: int, line: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Whom one idle device serves: the oldest first of a want that fits, and look again.
+def shares_of(free_mb: int, queue: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Whom one idle device serves: the oldest first of a queue that fits, and look again.
 
     Args:
         free_mb: what the device has.
-        line: name and request, the oldest first.
+        queue: name and request, the oldest first.
     """
     served: list[str] = []
     total_mb = free_mb
     while True:
         seen: set[tuple[Any, ...]] = set()
-        for name, ask in line:
-            if name in served or want(ask) in seen:
+        for name, ask in queue:
+            if name in served or size_class(ask) in seen:
                 continue
-            seen.add(want(ask))
+            seen.add(size_class(ask))
             if ask["exclusive"]:
                 if free_mb == total_mb >= ask["memory_mb"]:
                     return [*served, name]
@@ -79,19 +79,19 @@ def test_room_goes_to_the_oldest_first_that_fits_and_on(
     server: Server, requests: list[dict[str, Any]]
 ) -> None:
     """L1: who is offered a device that comes back is who a model of ten lines says, all of them."""
-    line = Line.on(server, 1000)
+    queue = Queue.on(server, 1000)
     ranks = {}
     for n, ask in enumerate(requests):
-        assert line.wait(f"w{n}", **ask) == "WAITING"
-        ranks[f"w{n}"] = int(line.pool.hash(f"record:{token(f'w{n}')}")["rank"])
+        assert queue.wait(f"w{n}", **ask) == "WAITING"
+        ranks[f"w{n}"] = int(queue.pool.hash(f"record:{token(f'w{n}')}")["rank"])
     joined = {f"w{n}": ask for n, ask in enumerate(requests)}
     order = sorted(joined.items(), key=lambda entry: ranks[entry[0]])
-    line.pool.release(token("hold-h1-0"))
-    line.pool.reap_all()
-    states = {n: line.pool.hash(f"record:{token(n)}")["state"] for n in joined}
+    queue.pool.release(token("hold-h1-0"))
+    queue.pool.reap_all()
+    states = {n: queue.pool.hash(f"record:{token(n)}")["state"] for n in joined}
     offered = {name for name, state in states.items() if state == "offered"}
     assert offered == set(shares_of(1000, order))
-    line.end()
+    queue.end()
 
 
 @EXAMPLES
@@ -100,20 +100,20 @@ def test_several_devices_are_not_starved_by_single_ones(
     server: Server, ttls: list[int], count: int
 ) -> None:
     """L3: whole devices of one host come together within 45 s, whatever takes them one by one."""
-    line = Line.on(server, *[1000] * count)
+    queue = Queue.on(server, *[1000] * count)
     for n in range(count):
-        line.pool.release(token(f"hold-h1-{n}"))
+        queue.pool.release(token(f"hold-h1-{n}"))
         ask = {"memory_mb": 100, "exclusive": 1, "ttl_ms": 5000 + 1000 * n}
-        granted(line.pool.acquire(token(f"s-first-{n}"), f"first-{n}", **ask))
-    assert line.wait("several", devices=count, memory_mb=500) == "WAITING"
+        granted(queue.pool.acquire(token(f"s-first-{n}"), f"first-{n}", **ask))
+    assert queue.wait("several", devices=count, memory_mb=500) == "WAITING"
     for n, ttl_ms in enumerate(ttls):
-        line.pool.skew(750)
+        queue.pool.skew(750)
         ask = {"memory_mb": 100, "exclusive": 1, "ttl_ms": ttl_ms}
-        line.pool.acquire(token(f"s{n}"), f"s{n}", **ask)
-        if n % 4 == 0 and line.poll("several") == "GRANTED":
+        queue.pool.acquire(token(f"s{n}"), f"s{n}", **ask)
+        if n % 4 == 0 and queue.poll("several") == "GRANTED":
             break
-    assert "several" in line.served
-    line.end()
+    assert "several" in queue.served
+    queue.end()
 
 
 @EXAMPLES
@@ -121,28 +121,28 @@ def test_several_devices_are_not_starved_by_single_ones(
     others=st.lists(st.tuples(st.integers(1, 250), st.booleans()), min_size=5, max_size=20),
     held_mb=st.integers(501, 900),
 )
-def test_younger_ones_of_other_wants_pass_a_keeper_no_more(
+def test_younger_ones_of_other_queues_pass_a_keeper_no_more(
     server: Server, others: list[tuple[int, bool]], held_mb: int
 ) -> None:
     """L3: once its device is kept, none that comes later is granted before it, asked or waiting."""
-    line = Line.on(server, 1000)
-    line.pool.release(token("hold-h1-0"))
-    granted(line.pool.acquire(token("held"), "held", memory_mb=held_mb, ttl_ms=0))
-    assert line.wait("large", memory_mb=1000) == "WAITING"
+    queue = Queue.on(server, 1000)
+    queue.pool.release(token("hold-h1-0"))
+    granted(queue.pool.acquire(token("held"), "held", memory_mb=held_mb, ttl_ms=0))
+    assert queue.wait("large", memory_mb=1000) == "WAITING"
     for n in range(10):
-        granted(line.pool.acquire(token(f"before{n}"), f"b{n}", memory_mb=50, ttl_ms=1000))
-        line.pool.skew(3000)
-        line.poll("large")
-    assert line.pool.hash("device:h1-0")["kept_for"] == token("large")
+        granted(queue.pool.acquire(token(f"before{n}"), f"b{n}", memory_mb=50, ttl_ms=1000))
+        queue.pool.skew(3000)
+        queue.poll("large")
+    assert queue.pool.hash("device:h1-0")["kept_for"] == token("large")
     for n, (mb, waits) in enumerate(others):
-        line.pool.skew(100)
+        queue.pool.skew(100)
         ask = {"memory_mb": mb, "wait_ms": 60_000 if waits else 0}
-        assert line.pool.acquire(token(f"late{n}"), f"l{n}", **ask)[0] != "GRANTED"
-    audit(line.pool.redis, line.pool.keys)
-    line.pool.release(token("held"))
-    line.pool.reap_all()
-    assert line.poll("large") == "GRANTED"
-    line.end()
+        assert queue.pool.acquire(token(f"late{n}"), f"l{n}", **ask)[0] != "GRANTED"
+    audit(queue.pool.redis, queue.pool.keys)
+    queue.pool.release(token("held"))
+    queue.pool.reap_all()
+    assert queue.poll("large") == "GRANTED"
+    queue.end()
 
 
 @EXAMPLES
@@ -153,22 +153,22 @@ def test_neither_capped_nor_dead_ones_hold_up_the_first_who_can_have_it(
     server: Server, capped: int, mb: int, dead: int
 ) -> None:
     """F16, L4: whoever is in front, the first that may and lives has its room within one claim."""
-    line = Line.on(server, 1000)
-    line.host("h2", 1000, full=False)
-    granted(line.pool.acquire(token("anns"), "ann", memory_mb=1000, host="h2", ttl_ms=0))
-    line.pool.policy(max_memory_per_agent_mb=1000)
+    queue = Queue.on(server, 1000)
+    queue.host("h2", 1000, full=False)
+    granted(queue.pool.acquire(token("anns"), "ann", memory_mb=1000, host="h2", ttl_ms=0))
+    queue.pool.policy(max_memory_per_agent_mb=1000)
     here = {"host": "h1", "memory_mb": 9 * mb}
     for n in range(capped):
-        line.wait(f"ann{n}", agent="ann", **here)
+        queue.wait(f"ann{n}", agent="ann", **here)
     for n in range(dead):
-        line.wait(f"dead{n}", **here)
-    line.wait("live", **here)
-    line.pool.release(token("hold-h1-0"))
+        queue.wait(f"dead{n}", **here)
+    queue.wait("live", **here)
+    queue.pool.release(token("hold-h1-0"))
     for _ in range(4):
-        line.pool.skew(2501)
-        line.poll("live")
-    assert line.served == ["live"]
-    line.end()
+        queue.pool.skew(2501)
+        queue.poll("live")
+    assert queue.served == ["live"]
+    queue.end()
 
 
 COVERED = {"offered": 20, "withdrawn": 8, "lapsed": 8, "parked": 8}

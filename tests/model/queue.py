@@ -1,4 +1,4 @@
-"""Placement and the line: what each request may have, and which is next."""
+"""Placement and the queue: what each request may have, and which is next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.model.reservations import Reservations
 
 
 @dataclass(slots=True)
-class Line(Reservations):
+class Queue(Reservations):
     """A pool in which some wait."""
 
     def fitting(self, e: Entry, room_mb: int, *, others: bool = False) -> list[tuple[str, ...]]:
@@ -101,23 +101,23 @@ class Line(Reservations):
                 self.entries[loads[uuid].kept_for].known_end_ms = 0
         e.state, e.kept, e.reservation_mb, e.parked, e.whole = state, (), 0, False, whole
 
-    # The line.
+    # The queue.
 
-    def line(self, want: str) -> list[Entry]:
-        """Who stands in a want, the first first."""
+    def queue(self, queue_id: str) -> list[Entry]:
+        """Who stands in a queue, the first first."""
         found = [
             e
             for e in self.entries.values()
-            if e.state == "waiting" and not e.parked and e.want == want
+            if e.state == "waiting" and not e.parked and e.queue_id == queue_id
         ]
         return sorted(found, key=lambda e: (e.rank, e.token))
 
     def firsts(self) -> list[Entry]:
-        """The first of each want."""
+        """The first of each queue."""
         waiting = [e for e in self.entries.values() if e.state == "waiting" and not e.parked]
         found: dict[str, Entry] = {}
         for e in sorted(waiting, key=lambda e: (e.rank, e.token)):
-            found.setdefault(e.want, e)
+            found.setdefault(e.queue_id, e)
         return list(found.values())
 
     def due_offers(self) -> list[tuple[str, tuple[str, ...]]]:
@@ -132,11 +132,11 @@ class Line(Reservations):
     def may_offer(self, e: Entry, devices: tuple[str, ...]) -> bool:
         """Is it e's turn to be offered these?
 
-        It is the first of its want but for some whose agents are at their cap, or the devices are
+        It is the first of its queue but for some whose agents are at their cap, or the devices are
         kept for it; and no first before it could have one of them now, alone or with others.
         """
         keeps = bool(set(devices) & set(e.kept))
-        for before in self.line(e.want):
+        for before in self.queue(e.queue_id):
             if (before.rank, before.token) >= (e.rank, e.token) or keeps:
                 break
             if not self.capped(before, self.room_of(before)):
@@ -180,8 +180,8 @@ class Line(Reservations):
         e.parked = True
 
     def place(self, e: Entry) -> int:
-        """How many of its want are ahead; -1: parked."""
-        return -1 if e.parked else [x.token for x in self.line(e.want)].index(e.token)
+        """How many of its queue are ahead; -1: parked."""
+        return -1 if e.parked else [x.token for x in self.queue(e.queue_id)].index(e.token)
 
     def poll(self, e: Entry) -> tuple[tuple[str, ...] | None, str]:
         """A waiter asks again: what it gets, or why not."""

@@ -1,4 +1,4 @@
-"""The line as a whole: closed pools, worklists that one script cannot finish, broken records."""
+"""The queue as a whole: closed pools, worklists that one script cannot finish, broken records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def close(pool: Pool, ms: int = 5000) -> None:
     pool.policy(closed_until_ms=pool.reap()[1] + ms)
 
 
-def test_line_of_a_closed_pool_is_offered_nothing(pool: Pool) -> None:
+def test_queue_of_a_closed_pool_is_offered_nothing(pool: Pool) -> None:
     """What comes back while the pool is closed stays on the worklist until it opens."""
     full(pool)
     wait(pool, "ann")
@@ -72,8 +72,8 @@ def test_worklist_longer_than_a_script_reads_goes_with_the_last_waiter(pool: Poo
     quiet(pool)
 
 
-def test_wants_of_a_pool_that_opens_are_served_by_rank(pool: Pool) -> None:
-    """Of two wants on the worklist the one whose first is older is placed first."""
+def test_queues_of_a_pool_that_opens_are_served_by_rank(pool: Pool) -> None:
+    """Of two queues on the worklist the one whose first is older is placed first."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     close(pool)
     wait(pool, "old", memory_mb=900)
@@ -139,16 +139,16 @@ def test_poll_while_work_is_left_passes_nobody(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory_mb", "shape"), [(1, "m0"), (2, "m1"), (256, "m8"), (257, "m9"), (512, "m9")]
+    ("memory_mb", "size_class"), [(1, "m0"), (2, "m1"), (256, "m8"), (257, "m9"), (512, "m9")]
 )
 def test_share_of_a_device_of_its_very_size_is_offered(
-    pool: Pool, memory_mb: int, shape: str
+    pool: Pool, memory_mb: int, size_class: str
 ) -> None:
-    """A shape ends with its power of two; what is exactly as large as the device fits it."""
+    """A size class ends with its power of two; what is exactly as large as the device fits it."""
     pool.report((device("gpu-a", memory_mb),), deadline_ms=DAY_MS)
     granted(pool.acquire(HOLDER, memory_mb=memory_mb, ttl_ms=0))
     wait(pool, "ann", memory_mb=memory_mb)
-    assert pool.hash(f"record:{token('ann')}")["want"] == f"*/*/{shape}"
+    assert pool.hash(f"record:{token('ann')}")["queue_id"] == f"*/*/{size_class}"
     pool.release(HOLDER)
     assert state(pool, "ann") == "offered"
 
@@ -163,7 +163,7 @@ def test_waiters_of_one_millisecond_stand_in_the_order_of_their_coming(pool: Poo
 
 
 def test_poll_that_waits_longer_says_until_when(pool: Pool) -> None:
-    """Whoever looks at the line sees how long each will go on waiting."""
+    """Whoever looks at the queue sees how long each will go on waiting."""
     full(pool)
     wait(pool, "ann", wait_ms=5000)
     before = int(pool.hash(f"record:{token('ann')}")["wait_until_ms"])
@@ -172,7 +172,7 @@ def test_poll_that_waits_longer_says_until_when(pool: Pool) -> None:
 
 
 def test_refused_waiter_may_ask_again(pool: Pool) -> None:
-    """The end of a wait leaves no tombstone: the same token joins anew, last in its want."""
+    """The end of a wait leaves no tombstone: the same token joins anew, last in its queue."""
     full(pool)
     wait(pool, "ann")
     wait(pool, "bob")
@@ -224,8 +224,8 @@ COSTS = {
 }  # fmt: skip
 
 
-def test_verbs_with_nobody_waiting_touch_nothing_of_the_line(pool: Pool) -> None:
-    """S8: as many commands as before there was a line, and one of the test's clock."""
+def test_verbs_with_nobody_waiting_touch_nothing_of_the_queue(pool: Pool) -> None:
+    """S8: as many commands as before there was a queue, and one of the test's clock."""
     pool.checked = False
     pool.report((device("gpu-a"), device("gpu-b")), deadline_ms=DAY_MS)
     found = {name: commands(pool.redis, lambda c=c: c(pool))[1] for name, c in COSTS.items()}

@@ -1,4 +1,4 @@
-"""The line's invariants as one look at the key space shows them: S2 for waiters, and S11.
+"""The queue's invariants as one look at the key space shows them: S2 for waiters, and S11.
 
 A second, plain implementation of who fits where: it looks at the devices' hashes alone.
 """
@@ -27,42 +27,44 @@ RESERVATION = {
 """Fields of a record as long as devices are reserved for it."""
 
 
-def audit_line(
+def audit_queue(
     client: redis.Redis, keys: Keys, names: list[str], records: Rows, devices: Rows
 ) -> None:
-    """Assert that the line is what the waiters' records say, and S11."""
+    """Assert that the queue is what the waiters' records say, and S11."""
     base = keys.base
     waiters = {token: r for token, r in records.items() if r["state"] == "waiting"}
     pool: Any = client.hgetall(keys.pool)
     assert int(pool.get("waiting", 0)) == len(waiters), "S2: how many wait"
-    lines = _zsets(client, f"{base}:line:", names)
+    queues = _zsets(client, f"{base}:queue:", names)
     parked = _zsets(client, f"{base}:parked:", names)
     places: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
-    for kind, zsets in (("line", lines), ("parked", parked)):
+    for kind, zsets in (("queue", queues), ("parked", parked)):
         for name, members in zsets.items():
             for token, rank in members:
                 places[token].append((kind, name, rank))
-    assert places.keys() == waiters.keys(), "the line and the ledger name different waiters"
+    assert places.keys() == waiters.keys(), "the queue and the ledger name different waiters"
     for token, r in waiters.items():
-        at = {"line": r["want"], "parked": r["agent"]}
+        at = {"queue": r["queue_id"], "parked": r["agent"]}
         ((kind, name, rank),) = places[token]
         assert name == at[kind], f"{token} stands in {name}"
         assert rank == int(r["rank"]), f"{token} has another rank"
-    firsts = {want: members[0] for want, members in lines.items()}
-    assert _wants(client, base, names) == {want: rank for want, (_, rank) in firsts.items()}
+    firsts = {queue_id: members[0] for queue_id, members in queues.items()}
+    assert _queues(client, base, names) == {
+        queue_id: rank for queue_id, (_, rank) in firsts.items()
+    }
     _audit_kept(waiters, devices, client.zrange(f"{base}:backfill", 0, -1, withscores=True))
     freed: Any = client.zrange(f"{base}:freed", 0, -1)
     assert waiters or not freed, "nobody waits, yet there is a worklist"
     if all(pool.get(name) == value for name, value in ORDINARY.items()):
         sums: Any = client.hgetall(keys.agents)
         open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in freed}
-        for want, (token, _) in firsts.items():
+        for queue_id, (token, _) in firsts.items():
             r = waiters[token]
             others_mb = int(sums.get(f"{r['agent']}#reserved", 0)) - int(r.get("reservation_mb", 0))
             room_mb = (
                 int(pool["max_memory_per_agent_mb"]) - int(sums.get(r["agent"], 0)) - others_mb
             )
-            free = f"want:{want}" in freed or not fits(token, r, open_devices, room_mb)
+            free = f"queue:{queue_id}" in freed or not fits(token, r, open_devices, room_mb)
             assert free, f"S11: {token} waits, and fits"
 
 
@@ -77,13 +79,13 @@ def _zsets(
     return dict(found)
 
 
-def _wants(client: redis.Redis, base: str, names: list[str]) -> dict[str, float]:
-    """Every want that is listed, below the selector that it belongs to, and its first's rank."""
+def _queues(client: redis.Redis, base: str, names: list[str]) -> dict[str, float]:
+    """Every queue that is listed, below the selector that it belongs to, and its first's rank."""
     found = {}
-    for selector, members in _zsets(client, f"{base}:wants:", names).items():
-        for want, rank in members:
-            assert want.rpartition("/")[0] == selector
-            found[want] = rank
+    for selector, members in _zsets(client, f"{base}:queues:", names).items():
+        for queue_id, rank in members:
+            assert queue_id.rpartition("/")[0] == selector
+            found[queue_id] = rank
     return found
 
 

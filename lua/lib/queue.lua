@@ -1,12 +1,13 @@
--- waiters: who waits, for what, and where each of them stands.
+-- queue: who waits, for what, and where each of them stands.
 --
--- A waiter stands in one want, with those that ask alike: <host or *>/<model or *>/<shape>. Shape
+-- A waiter stands in one queue, with those that ask alike. The queue's id is
+-- <host or *>/<model or *>/<size class>. Size class
 -- m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and
 -- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
 -- never block those for what is free.
 --
---   line:<want>             token -> rank, the smaller first: µs of joining, less a minute for each step of priority
---   wants:<host>/<model>    want -> rank of its first
+--   queue:<id>              token -> rank, the smaller first: µs of joining, less a minute for each step of priority
+--   queues:<host>/<model>   queue id -> rank of its first
 --   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
 -- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `freed`,
@@ -26,11 +27,11 @@ function B.heartbeat(token, wait_ms, wait_until_ms)
   set_deadline(token, S.now + HEARTBEAT_MS)
 end
 
-local waiters = {}
-B.waiters = waiters
+local queue = {}
+B.queue = queue
 
 -- The policy as it is at this moment; what this script has changed counts.
-function waiters.policy()
+function queue.policy()
   local pool = S.pool
   for _, field in ipairs(POLICY) do
     if not pool[field] then
@@ -49,14 +50,14 @@ local function doublings(size)
   return n
 end
 
-function waiters.want(q)
+function queue.id(q)
   local whole, mb = q.exclusive or q.devices > 1, doublings(q.memory_mb)
   return q.host .. '/' .. q.model .. '/' .. (whole and 'x' .. text(100 * doublings(q.devices) + mb) or 'm' .. mb)
 end
 
--- The waiter of a token: what it asks for as `q`, and what the line knows of it. `devices` is what it was offered.
-function waiters.read(token)
-  local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'want', 'rank', 'joined_ms', 'client',
+-- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what it was offered.
+function queue.read(token)
+  local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'joined_ms', 'client',
     'kept', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
     'reservation_seen')
   if not v[1] then return nil end
@@ -67,51 +68,51 @@ function waiters.read(token)
     max_hold_ms = asked[5] + 0, host = asked[7], model = asked[8], placement = asked[9],
   }
   return {
-    token = token, agent = v[1], q = q, want = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
+    token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
     kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
     reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]), reservations = (v[14] or 0) + 0,
     reserves_ms = (v[15] or 0) + 0, reservation_seen = (v[16] or 0) + 0,
   }
 end
 
--- The wants of a selector, <host or *>/<model or *>.
-function waiters.wants(of)
-  if not S.wants[of] then
-    S.wants[of] = {}
-    local wants = call('ZRANGE', P .. 'wants:' .. of, '0', '-1', 'WITHSCORES')
-    for i = 1, #wants, 2 do S.wants[of][wants[i]] = wants[i + 1] + 0 end
+-- The queues of a selector: id -> rank of the first, <host or *>/<model or *>.
+function queue.ids(of)
+  if not S.queues[of] then
+    S.queues[of] = {}
+    local ids = call('ZRANGE', P .. 'queues:' .. of, '0', '-1', 'WITHSCORES')
+    for i = 1, #ids, 2 do S.queues[of][ids[i]] = ids[i + 1] + 0 end
   end
-  return S.wants[of]
+  return S.queues[of]
 end
 
--- Say that a want has this first, or nobody. `look`: whether something fits is not known of that one.
-local function head(want, rank, look)
-  local of, entry = string.match(want, '^(.*)/'), 'want:' .. want
-  if S.wants[of] then S.wants[of][want] = rank and rank + 0 end
+-- Say that a queue has this first, or nobody. `look`: whether something fits is not known of that one.
+local function set_head(id, rank, look)
+  local of, entry = string.match(id, '^(.*)/'), 'queue:' .. id
+  if S.queues[of] then S.queues[of][id] = rank and rank + 0 end
   if rank then
-    call('ZADD', P .. 'wants:' .. of, rank, want)
+    call('ZADD', P .. 'queues:' .. of, rank, id)
     if look then S.work[entry] = rank + 0 end
     return
   end
-  call('ZREM', P .. 'wants:' .. of, want)
+  call('ZREM', P .. 'queues:' .. of, id)
   S.work[entry] = nil
   if S.stored[entry] then call('ZREM', P .. 'freed', entry) end
   S.stored[entry] = nil
 end
 
--- Take a place in the line. How many of the want are ahead; `tried`: it is known that nothing fits.
+-- Take a place in the queue. How many of the queue are ahead; `tried`: it is known that nothing fits.
 local function take_place(w, tried)
-  call('ZADD', P .. 'line:' .. w.want, w.rank, w.token)
-  local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
-  if place == 0 then head(w.want, w.rank, not tried) end
+  call('ZADD', P .. 'queue:' .. w.queue_id, w.rank, w.token)
+  local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
+  if place == 0 then set_head(w.queue_id, w.rank, not tried) end
   return place
 end
 
 -- Give up a place; who is first now is looked at.
-local function step_out(want, token)
-  local two = call('ZRANGE', P .. 'line:' .. want, '0', '1', 'WITHSCORES')
-  call('ZREM', P .. 'line:' .. want, token)
-  if two[1] == token then head(want, two[4], true) end
+local function step_out(id, token)
+  local two = call('ZRANGE', P .. 'queue:' .. id, '0', '1', 'WITHSCORES')
+  call('ZREM', P .. 'queue:' .. id, token)
+  if two[1] == token then set_head(id, two[4], true) end
 end
 
 -- Count the waiters of the whole pool. Once nothing waits there is no worklist.
@@ -130,16 +131,16 @@ local function count_waiters(agent, by)
   count_waiting(by)
 end
 
--- Out of the line, whatever comes next. `standing`: it is known not to be parked. `served`: it gets
+-- Out of the queue, whatever comes next. `standing`: it is known not to be parked. `served`: it gets
 -- what it asked.
-function waiters.leave(w, standing, served)
-  if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.want, w.token) end
+function queue.leave(w, standing, served)
+  if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.queue_id, w.token) end
   B.reservations.cancel(w, served)
   count_waiters(w.agent, -1)
 end
 
--- Stand in the line again, or for the first time.
-function waiters.stand(w, tried)
+-- Stand in the queue again, or for the first time.
+function queue.stand(w, tried)
   count_waiters(w.agent, 1)
   return take_place(w, tried)
 end
@@ -147,29 +148,29 @@ end
 -- The pool's time in µs: who comes later has the larger, also within a millisecond.
 local function rank_now() return S.now * 1000 + S.now_us % 1000 end
 
--- A new waiter: its record, in field and value in turn, and its place. How many of its want are ahead, -1: parked.
-function waiters.join(q, tried, fields, priority, at_cap)
-  local w = { token = q.token, agent = q.agent, want = waiters.want(q), rank = text(rank_now() - priority * PRIORITY_US) }
-  call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'want', w.want,
+-- A new waiter: its record, in field and value in turn, and its place. How many of its queue are ahead, -1: parked.
+function queue.join(q, tried, fields, priority, at_cap)
+  local w = { token = q.token, agent = q.agent, queue_id = queue.id(q), rank = text(rank_now() - priority * PRIORITY_US) }
+  call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'queue_id', w.queue_id,
     'rank', w.rank, 'joined_ms', text(S.now), unpack(fields))
   B.count('waited')
-  B.event('waiting', 'token', q.token, 'agent', q.agent, 'want', w.want)
-  if not at_cap then return waiters.stand(w, tried) end
+  B.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
+  if not at_cap then return queue.stand(w, tried) end
   count_waiters(q.agent, 1)
   call('ZADD', P .. 'parked:' .. q.agent, w.rank, q.token)
   return -1
 end
 
 -- Does the agent have as many waiters as it may?
-function waiters.full(agent)
+function queue.full(agent)
   return B.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
 end
 
 -- The end of a wait: left, lapsed or revoked. What it was offered comes back. `refused`: no tombstone, since asking again
 -- is asking anew. Returns the devices touched.
-function waiters.quit(token, how, refused)
-  local w, touched = waiters.read(token), 0
-  if w.state == 'offered' then touched = B.deallocate(w, false) else waiters.leave(w) end
+function queue.quit(token, how, refused)
+  local w, touched = queue.read(token), 0
+  if w.state == 'offered' then touched = B.deallocate(w, false) else queue.leave(w) end
   clear_deadline(token)
   if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
   B.count(how == 'lapsed' and 'lapsed' or 'left')
@@ -177,27 +178,27 @@ function waiters.quit(token, how, refused)
   return touched
 end
 
--- The first of a want; one whose record is gone (removed by hand) loses its place.
-function waiters.first(want)
+-- The first of a queue; one whose record is gone (removed by hand) loses its place.
+function queue.first(id)
   while true do
-    local token = call('ZRANGE', P .. 'line:' .. want, '0', '0')[1]
-    local w = token and waiters.read(token)
+    local token = call('ZRANGE', P .. 'queue:' .. id, '0', '0')[1]
+    local w = token and queue.read(token)
     if w or not token then return w end
-    step_out(want, token)
+    step_out(id, token)
     count_waiting(-1)
   end
 end
 
-function waiters.park(w)
-  step_out(w.want, w.token)
+function queue.park(w)
+  step_out(w.queue_id, w.token)
   B.reservations.cancel(w)
   call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
 end
 
 -- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for
 -- `own_mb` of that; none when it has as many leases as it may.
-function waiters.room(agent, own_mb)
-  local pool = waiters.policy()
+function queue.room(agent, own_mb)
+  local pool = queue.policy()
   local a = B.agent(agent)
   if a.leases >= pool.max_leases_per_agent then return 0 end
   return pool.max_memory_per_agent_mb - a.mb - a.reserved_mb + (own_mb or 0)
@@ -205,28 +206,28 @@ end
 
 -- Does the agent have anything, but for `own_mb` of a reservation, whose end would leave its cap
 -- more room?
-function waiters.holds(agent, own_mb)
+function queue.holds(agent, own_mb)
   local a = B.agent(agent)
   return a.leases > 0 or a.reserved_mb > (own_mb or 0)
 end
 
--- A parked waiter stands in the line again, where it stood.
-function waiters.unparked(w)
+-- A parked waiter stands in the queue again, where it stood.
+function queue.unparked(w)
   call('ZREM', P .. 'parked:' .. w.agent, w.token)
   return take_place(w)
 end
 
 -- An agent's sum fell: those that fit under its cap again stand where they stood.
-function waiters.unpark(agent)
+function queue.unpark(agent)
   local room_mb
   for _ = 1, BACK_AT_ONCE do
     local token = call('ZRANGE', P .. 'parked:' .. agent, '0', '0')[1]
     if not token then return end
-    local w = waiters.read(token)
+    local w = queue.read(token)
     if w then
-      room_mb = (room_mb or waiters.room(agent)) - w.q.memory_mb * w.q.devices
+      room_mb = (room_mb or queue.room(agent)) - w.q.memory_mb * w.q.devices
       if room_mb < 0 then return end
-      waiters.unparked(w)
+      queue.unparked(w)
     else   -- its record was removed by hand
       call('ZREM', P .. 'parked:' .. agent, token)
       count_waiting(-1)

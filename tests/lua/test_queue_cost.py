@@ -1,4 +1,4 @@
-"""S8 beside a line: what a verb costs does not depend on how many wait.
+"""S8 beside a queue: what a verb costs does not depend on how many wait.
 
 Exact numbers of commands, by Redis's own counters; see `test_cost`.
 """
@@ -19,7 +19,7 @@ from tests.servers import Server, running
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LINES = (1, 1000, 10_000)
+QUEUES = (1, 1000, 10_000)
 CHUNK = 2000
 
 Call = tuple["Callable[[Pool], Any]", str]
@@ -36,7 +36,7 @@ CALLS: dict[str, Call] = {
     "leave": (lambda p: p.release(token("last")), "RELEASED"),
     "reap": (lambda p: p.reap(), "REAPED"),
 }
-"""What is done one after another beside a line of so many for h1, whose one device is full."""
+"""What is done one after another beside a queue of so many for h1, whose one device is full."""
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def counted(server: Server, waiters: int) -> dict[str, int]:
         return found
 
 
-def test_calls_do_not_grow_with_the_line(server: Server) -> None:
+def test_calls_do_not_grow_with_the_queue(server: Server) -> None:
     """At 10,000 waiters every call makes what it makes at 1,000, and at most 1.5 x that at one."""
-    one, many, most = (counted(server, waiters) for waiters in LINES)
+    one, many, most = (counted(server, waiters) for waiters in QUEUES)
     assert many == most
     for name, count in most.items():
         assert count <= 1.5 * one[name], f"{name}: {one[name]} with one waiter, {count} with 10,000"

@@ -1,4 +1,4 @@
--- line: what those who wait get.
+-- offers: what those who wait get.
 --
 --   inbox:<client>    tokens that were offered something: hints, one list for each process
 --
@@ -10,12 +10,12 @@ local OFFER_WORK = 4   -- what a device handed out is of a script's work; see li
 local RESERVED_READ = '64'
 local HINTS, HINTS_MS = 1000, 60000   -- of one inbox
 
-local line, waiters = {}, B.waiters
-B.line = line
+local offers, queue = {}, B.queue
+B.offers = offers
 
 -- Does somebody come before a newcomer who asks for this?
-function line.comes_first(q)
-  return S.backlog or call('EXISTS', P .. 'line:' .. waiters.want(q)) == 1
+function offers.must_queue(q)
+  return S.backlog or call('EXISTS', P .. 'queue:' .. queue.id(q)) == 1
 end
 
 -- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones.
@@ -49,7 +49,7 @@ end
 
 -- What w gets with device d, or anywhere. Nil and why not: its agent's cap, if that is all that is in the way somewhere.
 local function fit(w, d)
-  local q, room_mb = w.q, waiters.room(w.agent, w.reservation_mb)
+  local q, room_mb = w.q, queue.room(w.agent, w.reservation_mb)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if d then return fit_on(w, d, room_mb) end
   local devices, why = B.select(q, room_mb)
@@ -59,11 +59,11 @@ local function fit(w, d)
 end
 
 local function offer(w, devices)
-  waiters.leave(w, true, true)
+  queue.leave(w, true, true)
   local taken, sum = B.allocate(w.q, devices)
   B.add_to_agent(w.agent, sum, 1)
   call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
-    text(waiters.policy().policy_version))
+    text(queue.policy().policy_version))
   set_deadline(w.token, S.now + CLAIM_MS)
   if w.client ~= '' then
     local inbox = P .. 'inbox:' .. w.client
@@ -76,29 +76,29 @@ local function offer(w, devices)
 end
 
 -- An offer that the policy has overtaken: its waiter stands again where it stood.
-function line.withdraw(w)
+function offers.withdraw(w)
   B.deallocate(w, false)
   call('HSET', P .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
   w.state, w.devices = 'waiting', ''
   B.event('withdrawn', 'token', w.token, 'agent', w.agent)
-  waiters.stand(w)
+  queue.stand(w)
 end
 
 -- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was, or nil.
-function line.try(w, d)
+function offers.try(w, d)
   if not w then return nil end
   local devices, why = fit(w, d)
   if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
   if devices then return offer(w, devices) end
-  if why ~= 'agent_cap' or not waiters.holds(w.agent, w.reservation_mb) then return nil end
-  waiters.park(w)
-  return 1   -- its want has another first
+  if why ~= 'agent_cap' or not queue.holds(w.agent, w.reservation_mb) then return nil end
+  queue.park(w)
+  return 1   -- its queue has another first
 end
 
 -- Choose for a request that ends by itself among devices reserved for others: it must be over
 -- before the last lease that the reservation waits for ends, which is known where each of those has
 -- a max_hold (EASY backfill). Nil: nothing.
-function line.backfill(q, room_mb)
+function offers.backfill(q, room_mb)
   if S.backlog or q.memory_mb * q.devices > room_mb then return nil end
   local group, devices = {}, nil
   local ids = call('ZRANGE', P .. 'backfill', text(S.now + q.max_hold_ms), '+inf', 'BYSCORE', 'LIMIT', '0', RESERVED_READ)
@@ -121,10 +121,10 @@ function line.backfill(q, room_mb)
   return devices
 end
 
--- A waiter asks again. What it gets now; or nil, why not, and how many of its want are ahead (-1: parked). Only firsts are
+-- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: parked). Only firsts are
 -- tried, and only when nothing is left that may belong to others.
-function line.poll(w, open)
-  local place = call('ZRANK', P .. 'line:' .. w.want, w.token)
+function offers.poll(w, open)
+  local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
   local parked = not place
   local turn = place == 0 or parked and call('ZRANK', P .. 'parked:' .. w.agent, w.token) == 0
   B.reservations.check(w)
@@ -132,9 +132,9 @@ function line.poll(w, open)
   local devices, why = fit(w)
   if devices then return devices end
   if parked and why ~= 'agent_cap' then
-    place = waiters.unparked(w)
-  elseif place == 0 and why == 'agent_cap' and waiters.holds(w.agent, w.reservation_mb) then
-    waiters.park(w)
+    place = queue.unparked(w)
+  elseif place == 0 and why == 'agent_cap' and queue.holds(w.agent, w.reservation_mb) then
+    queue.park(w)
     place = -1
   elseif place == 0 then
     B.reservations.consider(w)
