@@ -19,8 +19,8 @@
 -- ARGV[16]  owner           str    the authenticated principal, or empty
 -- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the queue too
 -- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
--- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: nobody passes a first that fits
--- cost      O((REAP_DEVICES + SERVE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
+-- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: no request passes a head that fits
+-- cost      O((REAP_DEVICES + SCHEDULE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
 local POLL_MS = 10000   -- a waiter polls within so long
 

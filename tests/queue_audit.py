@@ -48,23 +48,21 @@ def audit_queue(
         ((kind, name, rank),) = places[token]
         assert name == at[kind], f"{token} stands in {name}"
         assert rank == int(r["rank"]), f"{token} has another rank"
-    firsts = {queue_id: members[0] for queue_id, members in queues.items()}
-    assert _queues(client, base, names) == {
-        queue_id: rank for queue_id, (_, rank) in firsts.items()
-    }
+    heads = {queue_id: members[0] for queue_id, members in queues.items()}
+    assert _queues(client, base, names) == {queue_id: rank for queue_id, (_, rank) in heads.items()}
     _audit_kept(waiters, devices, client.zrange(f"{base}:backfill", 0, -1, withscores=True))
-    freed: Any = client.zrange(f"{base}:freed", 0, -1)
-    assert waiters or not freed, "nobody waits, yet there is a worklist"
+    worklist: Any = client.zrange(f"{base}:worklist", 0, -1)
+    assert waiters or not worklist, "nobody waits, yet there is a worklist"
     if all(pool.get(name) == value for name, value in ORDINARY.items()):
         sums: Any = client.hgetall(keys.agents)
-        open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in freed}
-        for queue_id, (token, _) in firsts.items():
+        open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in worklist}
+        for queue_id, (token, _) in heads.items():
             r = waiters[token]
             others_mb = int(sums.get(f"{r['agent']}#reserved", 0)) - int(r.get("reservation_mb", 0))
             room_mb = (
                 int(pool["max_memory_per_agent_mb"]) - int(sums.get(r["agent"], 0)) - others_mb
             )
-            free = f"queue:{queue_id}" in freed or not fits(token, r, open_devices, room_mb)
+            free = f"queue:{queue_id}" in worklist or not fits(token, r, open_devices, room_mb)
             assert free, f"S11: {token} waits, and fits"
 
 
@@ -80,7 +78,7 @@ def _zsets(
 
 
 def _queues(client: redis.Redis, base: str, names: list[str]) -> dict[str, float]:
-    """Every queue that is listed, below the selector that it belongs to, and its first's rank."""
+    """Every queue that is listed, below the selector that it belongs to, and its head's rank."""
     found = {}
     for selector, members in _zsets(client, f"{base}:queues:", names).items():
         for queue_id, rank in members:

@@ -42,7 +42,7 @@ HEARTBEAT_MS: Final = 10_000
 """A waiter that does not ask for so long loses its place."""
 
 FIRST_POLL_S: Final = 3.0
-"""Between two polls of a waiter that is next, at most: its poll finds what no script has freed."""
+"""Between two polls of a waiter that is next, at most: its poll finds what no script could."""
 
 OTHERS_POLL_S: Final = (6.5, 8.5)
 """Between two polls of one behind others: only a heartbeat; apart, not all at once."""
@@ -93,7 +93,7 @@ def left_ms(until: float, *, keep_place: bool = False) -> int:
 def poll_s(seen: Moment, place: int) -> float:
     """When a waiter asks again if no hint comes; `place`: how many are ahead in its queue.
 
-    The first sees to it that what is over comes back, where no broker does.
+    The head sees to it that what is over comes back, where no broker does.
     """
     if place > 0:
         return random.uniform(*OTHERS_POLL_S)

@@ -24,7 +24,7 @@ CORE = ("time", "clock", "deadlines")
 
 REST = (
     "events", "devices", "ledger", "placement", "tombstones", "lease_end", "data_loss", "unleased",
-    "reaper", "queue", "reservations", "reservable", "offers", "serving", "findings", "names",
+    "reaper", "queue", "reservations", "reservable", "offers", "scheduler", "findings", "names",
     "device_reports", "forgetting", "recovery",
 )  # fmt: skip
 """The others, in theirs."""

@@ -48,10 +48,10 @@ local function start()
     polling = false,   -- called as poll: see acquire.lua
     more = 0,       -- 1: something is over that this call left for the next reap
     changes = {},   -- fields of the pool to write, each followed by its value
-    work = {},      -- what the queues must look at: entry -> rank; see lib/serving.lua
+    work = {},      -- what the scheduler must check: entry -> rank; see lib/scheduler.lua
     counts = {},    -- counters that are in the pool: name -> count
-    stored = {},    -- those of them that are in `freed`: entry -> rank there
-    queues = {},    -- of a selector, queues:<host>/<model>: queue id -> rank of its first
+    stored = {},    -- those of them that are in `worklist`: entry -> rank there
+    queues = {},    -- of a selector, queues:<host>/<model>: queue id -> rank of its head
     agents = {},    -- by name
     devices = {},   -- by id
     behind = {},    -- those whose hash or zsets are yet to be written

@@ -20,9 +20,9 @@ end
 
 local function clear_deadline(member) call('ZREM', DEADLINES, member) end
 
--- The end of every call: what it freed is handed on, and what is left to write is written. Before when nothing is due, or ''.
+-- The end of every call: what it gave back is scheduled, and what is left to write is written. Before when nothing is due, or ''.
 local function finish()
-  if next(S.work) then B.offers.serve() end
+  if next(S.work) then B.schedule() end
   if S.behind[1] then B.flush() end
   if next(S.agents) then B.flush_agents() end
   local changes, next_deadline_ms = S.changes, S.next_deadline
@@ -50,12 +50,12 @@ end
 local function catch_up(named)
   if S.next_deadline < S.now then B.reap(named) end
   if S.pool.waiting > 0 then
-    local freed = call('ZRANGE', P .. 'freed', '0', WORK_READ, 'WITHSCORES')
-    for i = 1, #freed, 2 do
-      local entry, rank = freed[i], freed[i + 1] + 0
+    local entries = call('ZRANGE', P .. 'worklist', '0', WORK_READ, 'WITHSCORES')
+    for i = 1, #entries, 2 do
+      local entry, rank = entries[i], entries[i + 1] + 0
       S.work[entry], S.stored[entry] = S.work[entry] or rank, rank
     end
-    S.caught_up = #freed < WHOLE   -- from here on `stored` tells what is in `freed`, if all of it was read
-    if next(S.work) then B.offers.serve() end
+    S.caught_up = #entries < WHOLE   -- from here on `stored` tells what is in `worklist`, if all of it was read
+    if next(S.work) then B.schedule() end
   end
 end

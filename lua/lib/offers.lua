@@ -1,19 +1,19 @@
--- offers: what those who wait get.
+-- offers: what waiters get.
 --
 --   inbox:<client>    tokens that were offered something: hints, one list for each process
 --
 -- A device is offered: taken from the ledger, told to the waiter's process, without fence or lease key until the waiter
--- claims it by asking again. Whose turn that is, lib/serving.lua says. With nobody waiting no verb touches any of these keys.
+-- claims it by asking again. lib/scheduler.lua decides the order. With nobody waiting no verb touches any of these keys.
 
 local CLAIM_MS = 10000
-local OFFER_WORK = 4   -- what a device handed out is of a script's work; see lib/serving.lua
+local OFFER_WORK = 4   -- what a device offered is of a script's work; see lib/scheduler.lua
 local RESERVED_READ = '64'
 local HINTS, HINTS_MS = 1000, 60000   -- of one inbox
 
 local offers, queue = {}, B.queue
 B.offers = offers
 
--- Does somebody come before a newcomer who asks for this?
+-- Must a newcomer with this request queue behind others?
 function offers.must_queue(q)
   return S.backlog or call('EXISTS', P .. 'queue:' .. queue.id(q)) == 1
 end
@@ -92,7 +92,7 @@ function offers.try(w, d)
   if devices then return offer(w, devices) end
   if why ~= 'agent_cap' or not queue.holds(w.agent, w.reservation_mb) then return nil end
   queue.park(w)
-  return 1   -- its queue has another first
+  return 1   -- its queue has another head
 end
 
 -- Choose for a request that ends by itself among devices reserved for others: it must be over
@@ -121,14 +121,14 @@ function offers.backfill(q, room_mb)
   return devices
 end
 
--- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: parked). Only firsts are
+-- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: parked). Only heads are
 -- tried, and only when nothing is left that may belong to others.
 function offers.poll(w, open)
   local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
   local parked = not place
-  local turn = place == 0 or parked and call('ZRANK', P .. 'parked:' .. w.agent, w.token) == 0
+  local is_next = place == 0 or parked and call('ZRANK', P .. 'parked:' .. w.agent, w.token) == 0
   B.reservations.check(w)
-  if not open or not turn or S.backlog then return nil, parked and 'agent_cap' or 'no_capacity', place or -1 end
+  if not open or not is_next or S.backlog then return nil, parked and 'agent_cap' or 'no_capacity', place or -1 end
   local devices, why = fit(w)
   if devices then return devices end
   if parked and why ~= 'agent_cap' then

@@ -7,11 +7,11 @@
 -- never block those for what is free.
 --
 --   queue:<id>              token -> rank, the smaller first: µs of joining, less a minute for each step of priority
---   queues:<host>/<model>   queue id -> rank of its first
+--   queues:<host>/<model>   queue id -> rank of its head
 --   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
--- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `freed`,
--- is lib/serving.lua's.
+-- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `worklist`,
+-- is lib/scheduler.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
@@ -75,7 +75,7 @@ function queue.read(token)
   }
 end
 
--- The queues of a selector: id -> rank of the first, <host or *>/<model or *>.
+-- The queues of a selector, <host or *>/<model or *>: id -> rank of the head.
 function queue.ids(of)
   if not S.queues[of] then
     S.queues[of] = {}
@@ -85,18 +85,18 @@ function queue.ids(of)
   return S.queues[of]
 end
 
--- Say that a queue has this first, or nobody. `look`: whether something fits is not known of that one.
-local function set_head(id, rank, look)
+-- Write down the head of a queue, or that it has none. `check`: it is not known whether something fits this head.
+local function set_head(id, rank, check)
   local of, entry = string.match(id, '^(.*)/'), 'queue:' .. id
   if S.queues[of] then S.queues[of][id] = rank and rank + 0 end
   if rank then
     call('ZADD', P .. 'queues:' .. of, rank, id)
-    if look then S.work[entry] = rank + 0 end
+    if check then S.work[entry] = rank + 0 end
     return
   end
   call('ZREM', P .. 'queues:' .. of, id)
   S.work[entry] = nil
-  if S.stored[entry] then call('ZREM', P .. 'freed', entry) end
+  if S.stored[entry] then call('ZREM', P .. 'worklist', entry) end
   S.stored[entry] = nil
 end
 
@@ -108,7 +108,7 @@ local function take_place(w, tried)
   return place
 end
 
--- Give up a place; who is first now is looked at.
+-- Give up a place; a new head is checked.
 local function step_out(id, token)
   local two = call('ZRANGE', P .. 'queue:' .. id, '0', '1', 'WITHSCORES')
   call('ZREM', P .. 'queue:' .. id, token)
@@ -120,7 +120,7 @@ local function count_waiting(by)
   set_pool('waiting', S.pool.waiting + by)
   if S.pool.waiting > 0 then return end
   S.work = {}
-  if next(S.stored) or not S.caught_up then call('DEL', P .. 'freed') end
+  if next(S.stored) or not S.caught_up then call('DEL', P .. 'worklist') end
   S.stored = {}
 end
 
@@ -131,11 +131,11 @@ local function count_waiters(agent, by)
   count_waiting(by)
 end
 
--- Out of the queue, whatever comes next. `standing`: it is known not to be parked. `served`: it gets
+-- Out of the queue, whatever comes next. `standing`: it is known not to be parked. `satisfied`: it gets
 -- what it asked.
-function queue.leave(w, standing, served)
+function queue.leave(w, standing, satisfied)
   if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.queue_id, w.token) end
-  B.reservations.cancel(w, served)
+  B.reservations.cancel(w, satisfied)
   count_waiters(w.agent, -1)
 end
 
@@ -178,8 +178,8 @@ function queue.quit(token, how, refused)
   return touched
 end
 
--- The first of a queue; one whose record is gone (removed by hand) loses its place.
-function queue.first(id)
+-- The head of a queue; one whose record is gone (removed by hand) loses its place.
+function queue.head(id)
   while true do
     local token = call('ZRANGE', P .. 'queue:' .. id, '0', '0')[1]
     local w = token and queue.read(token)

@@ -71,9 +71,9 @@ local function known_end_ms(w, devices)
   return last_ms
 end
 
--- Let what is reserved for a waiter be had by all. `served`: it got what it asked, so its agent's
+-- Let what is reserved for a waiter be had by all. `satisfied`: it got what it asked, so its agent's
 -- sum has not fallen.
-function reservations.cancel(w, served)
+function reservations.cancel(w, satisfied)
   if w.kept == '' then return end
   call('HDEL', P .. 'record:' .. w.token, 'kept', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
     'reservation_fence')
@@ -89,7 +89,7 @@ function reservations.cancel(w, served)
   if not w.agent or w.reservation_mb == 0 then return end
   B.count_reserved(w.agent, -w.reservation_mb)
   w.reservation_mb = 0
-  if not served then queue.unpark(w.agent) end
+  if not satisfied then queue.unpark(w.agent) end
 end
 
 -- End the reservation of a device.

@@ -338,7 +338,7 @@ def test_memory_used_by_an_recovered_lease_is_not_a_stranger_s(gpu: Pool) -> Non
 
 
 def test_worklist_of_a_closed_pool_has_the_ranks_of_present_firsts(gpu: Pool) -> None:
-    """L1: a first that left takes its rank along; who came before its heir is served before it."""
+    """L1: a head that left takes its rank along; who came before its heir is served before it."""
     gpu.drain("gpu-b")
     fail_over(gpu)
     whole = {"exclusive": 1, "memory_mb": 1000, "wait_ms": 60_000, "ttl_ms": 0}

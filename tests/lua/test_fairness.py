@@ -142,7 +142,7 @@ def test_priority_is_worth_its_minutes_and_no_more(
 def test_everybody_is_served_once_and_nobody_waits_beside_what_fits(
     server: Server, requests: list[dict[str, Any]]
 ) -> None:
-    """L1, S11: after every step no first could have what is free; in the end all were served."""
+    """L1, S11: after every step no head could have what is free; in the end all were served."""
     queue = Queue.on(server, 3000, 2000)
     queue.host("h2", 3000)
     held = ["hold-h1-0", "hold-h1-1", "hold-h2-0"]

@@ -44,7 +44,7 @@ ROOM: dict[str, Callable[[Pool], object]] = {
 
 @pytest.mark.parametrize("how", ROOM)
 def test_room_is_offered_in_the_script_that_makes_it(pool: Pool, how: str) -> None:
-    """L1: after that one call the first has its offer and its process a hint; nobody else has."""
+    """L1: after that one call the head has its offer and its process a hint; nobody else has."""
     full(pool)
     wait(pool, "ann")
     wait(pool, "bob")
@@ -245,7 +245,7 @@ def test_smaller_newcomer_of_the_same_queue_waits_its_turn(pool: Pool) -> None:
 
 
 def test_leaving_first_lets_the_next_be_looked_at(pool: Pool) -> None:
-    """A queue with another first may fit what was tried before."""
+    """A queue with another head may fit what was tried before."""
     pool.report((device("gpu-a"),))
     granted(pool.acquire(token("a"), memory_mb=400))
     wait(pool, "large", memory_mb=1000)

@@ -1,4 +1,4 @@
-"""Bounded overtaking (L3): after 30 s a device is kept for a first that the small ones pass."""
+"""Bounded overtaking (L3): after 30 s a device is kept for a head that the small ones pass."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_keep_ends_when_the_host_is_away(pool: Pool) -> None:
 
 
 def test_kept_device_goes_to_those_before_its_keeper_in_rank(pool: Pool) -> None:
-    """Rank decides still: one with priority gets what is freed on it, one behind does not."""
+    """Rank decides still: one with priority gets what comes back on it, one behind does not."""
     shared(pool)
     granted(pool.acquire(token("half"), "little", memory_mb=800, ttl_ms=0))
     wait(pool, "large", **LARGE)
@@ -193,7 +193,7 @@ def test_several_devices_are_kept_on_one_host(pool: Pool) -> None:
 
 
 def test_second_first_keeps_another_device(pool: Pool) -> None:
-    """F10: each first keeps one, and none of them two."""
+    """F10: each head keeps one, and none of them two."""
     shared(pool, "gpu-a", "gpu-b")
     wait(pool, "one", **LARGE)
     wait(pool, "two", exclusive=1, **LARGE)

@@ -91,7 +91,7 @@ def test_expiry_brings_a_parked_waiter_back(pool: Pool) -> None:
 
 
 def test_cap_that_is_raised_is_found_at_the_next_poll(pool: Pool) -> None:
-    """No device tells of it: the poll of the first that is parked does."""
+    """No device tells of it: the poll of the head that is parked does."""
     capped(pool)
     wait(pool, "more", **ANN)
     wait(pool, "last", **ANN)

@@ -38,7 +38,7 @@ def test_queue_of_a_closed_pool_is_offered_nothing(pool: Pool) -> None:
 
 
 def test_poll_in_a_closed_pool_is_granted_nothing(pool: Pool) -> None:
-    """Closed is closed for a first too whose room no device told of."""
+    """Closed is closed for a head too whose room no device told of."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(HOLDER, memory_mb=400, ttl_ms=0))
     pool.set_policy(allow_fractional_shares=0)
@@ -73,7 +73,7 @@ def test_worklist_longer_than_a_script_reads_goes_with_the_last_waiter(pool: Poo
 
 
 def test_queues_of_a_pool_that_opens_are_served_by_rank(pool: Pool) -> None:
-    """Of two queues on the worklist the one whose first is older is placed first."""
+    """Of two queues on the worklist the one whose head is older is placed first."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     close(pool)
     wait(pool, "old", memory_mb=900)
@@ -108,25 +108,25 @@ def test_release_in_safe_mode_does_not_call_for_more(pool: Pool) -> None:
     pool.set_policy(safe_mode=1)
     assert pool.release(HOLDER)[4] == 0
     assert pool.reap_all() == 1
-    assert pool.redis.exists(f"{pool.keys.base}:freed")
+    assert pool.redis.exists(f"{pool.keys.base}:worklist")
 
 
 def test_worklist_is_empty_when_all_was_looked_at(pool: Pool) -> None:
-    """S11: what fits nobody is off `freed`, although somebody waits."""
+    """S11: what fits nobody is off `worklist`, although somebody waits."""
     full(pool)
     for n in range(20):
         wait(pool, f"w{n}", memory_mb=33)
     wait(pool, "large", **LARGE)
     pool.release(HOLDER)
-    assert pool.redis.exists(f"{pool.keys.base}:freed")
+    assert pool.redis.exists(f"{pool.keys.base}:worklist")
     pool.reap_all()
     assert state(pool, "large") == "waiting"
-    assert not pool.redis.exists(f"{pool.keys.base}:freed")
+    assert not pool.redis.exists(f"{pool.keys.base}:worklist")
     audit(pool.redis, pool.keys)
 
 
 def test_poll_while_work_is_left_passes_nobody(pool: Pool) -> None:
-    """F14: a first that could have what is free waits until the older ones were looked at."""
+    """F14: a head that could have what is free waits until the older ones were checked."""
     full(pool)
     for n in range(20):
         wait(pool, f"w{n}", memory_mb=33)
@@ -204,7 +204,7 @@ def test_offers_of_whole_hosts_are_bounded_by_devices(pool: Pool) -> None:
 
 
 def test_worklist_that_one_script_finishes_is_left_empty(pool: Pool) -> None:
-    """What the first half of a script put on `freed` its second half takes off again."""
+    """What the first half of a script put on `worklist` its second half takes off again."""
     found = tuple(device(f"gpu-{n}", index=n) for n in range(6))
     pool.report(found, deadline_ms=DAY_MS)
     for n in range(6):
@@ -215,7 +215,7 @@ def test_worklist_that_one_script_finishes_is_left_empty(pool: Pool) -> None:
     pool.reap()
     states = [state(pool, f"w{n}") for n in range(7)]
     assert states == ["offered"] * 6 + ["waiting"]
-    assert not pool.redis.exists(f"{pool.keys.base}:freed")
+    assert not pool.redis.exists(f"{pool.keys.base}:worklist")
 
 
 COSTS = {

@@ -30,8 +30,11 @@ CALLS: dict[str, Call] = {
     "release elsewhere": (lambda p: p.release(token("mine")), "RELEASED"),
     "join": (lambda p: p.acquire(token("last"), "last", host="h1", wait_ms=9000), "WAITING"),
     "poll behind": (lambda p: p.acquire(token("last"), "last", host="h1", wait_ms=8000), "WAITING"),
-    "poll first": (lambda p: p.acquire(token("w0"), "w0", host="h1", wait_ms=8000), "WAITING"),
-    "release to the first": (lambda p: p.release(token("hold")), "RELEASED"),
+    "poll of the head": (
+        lambda p: p.acquire(token("w0"), "w0", host="h1", wait_ms=8000),
+        "WAITING",
+    ),
+    "release to the head": (lambda p: p.release(token("hold")), "RELEASED"),
     "claim": (lambda p: p.acquire(token("w0"), "w0", host="h1", wait_ms=8000), "GRANTED"),
     "leave": (lambda p: p.release(token("last")), "RELEASED"),
     "reap": (lambda p: p.reap(), "REAPED"),
@@ -88,5 +91,5 @@ def test_handing_on_takes_the_commands_that_the_page_names(server: Server) -> No
     )  # fmt: skip
     assert numbers
     found = counted(server, 2)
-    names = ("release to the first", "claim", "poll behind")
+    names = ("release to the head", "claim", "poll behind")
     assert [found[name] - 1 for name in names] == [int(n) for n in numbers.groups()]

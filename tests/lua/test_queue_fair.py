@@ -41,7 +41,7 @@ def size_class(ask: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def shares_of(free_mb: int, queue: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Whom one idle device serves: the oldest first of a queue that fits, and look again.
+    """Whom one idle device serves: the oldest head that fits, and look again.
 
     Args:
         free_mb: what the device has.

@@ -1,4 +1,4 @@
-"""Which device is kept for a first that has waited long, and who may still have it."""
+"""Which device is kept for a head that has waited long, and who may still have it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_keeper_of_two_is_offered_them_by_who_frees_the_second(pool: Pool) -> No
 
 
 def test_keeper_of_two_is_offered_another_with_one_of_its_own(pool: Pool) -> None:
-    """S11: what is freed and what is kept are two as well; that was left to its next poll."""
+    """S11: what comes back and what is kept are two as well; that was left to its next poll."""
     shared(pool, "gpu-a", "gpu-b", "gpu-c")
     two = {"devices": 2, "memory_mb": 500}
     wait(pool, "two", **two)

@@ -44,8 +44,8 @@ def test_room_is_not_offered_to_a_queue_of_another_device(pool: Pool, ask: dict[
     assert state(pool, "ann") == "waiting"
 
 
-def test_room_too_small_for_the_first_goes_to_the_first_of_another_queue(pool: Pool) -> None:
-    """L1: a first whose size class suits but that does not fit stops no other queue."""
+def test_room_too_small_for_the_first_goes_to_the_head_of_another_queue(pool: Pool) -> None:
+    """L1: a head whose size class suits but that does not fit stops no other queue."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("stays"), memory_mb=100, ttl_ms=0))
     granted(pool.acquire(HOLDER, memory_mb=900, ttl_ms=0))

@@ -1,4 +1,4 @@
-"""Parked waiters: when a first steps aside, when it stands in the queue again."""
+"""Parked waiters: when a head steps aside, when it stands in the queue again."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def wait(pool: Pool, name: str, **ask: object) -> list[object]:
 def quiet(pool: Pool) -> None:
     """Nobody waits, and no key says otherwise."""
     kinds = {key.removeprefix(pool.keys.base + ":").split(":")[0] for key in pool.stored()}
-    assert not kinds & {"queue", "queues", "parked", "freed"}
+    assert not kinds & {"queue", "queues", "parked", "worklist"}
     assert pool.hash("pool")["waiting"] == "0"
 
 
@@ -233,7 +233,7 @@ def test_waiters_are_refused_when_safe_mode_begins(pool: Pool) -> None:
 
 
 def test_waiters_join_a_closed_pool_and_are_served_when_it_opens(pool: Pool) -> None:
-    """Closed: nobody is granted; joining is allowed, and the first's poll finds it open."""
+    """Closed: nobody is granted; joining is allowed, and the head's poll finds it open."""
     reply = pool.report((device("gpu-a"),))
     pool.policy(closed_until_ms=reply[1] + 5000)
     assert said(pool.acquire(token("no"))) == ["REFUSED", "closed", ""]

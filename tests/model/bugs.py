@@ -212,7 +212,7 @@ GENERAL_BUGS = (
         often="vanish",
     ),
     Bug(
-        "what was freed is not handed on",
+        "what came back is not scheduled",
         (
             (
                 "if grew or whole or",
@@ -275,7 +275,7 @@ GENERAL_BUGS = (
         seed=1,
     ),
     Bug(
-        "the queue is served device by device",
+        "the worklist is scheduled device by device",
         (
             (
                 "one.rank < best.rank or one.rank == best.rank and entry < found",

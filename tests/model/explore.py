@@ -170,7 +170,7 @@ def _move(new: State, state: State, chooser: Each, what: str, who: int, step: St
         reply = model.renew(name, client.fence)
     else:
         reply = model.renew(name, client.fence, claim=Claim(model.epoch, ASKS[who], client.held))
-    model.serve()
+    model.schedule()
     new.highest, client = _heard(state, client, name, reply, model.now, lost=what == "unheard")
     new.clients = tuple(client if i == who else c for i, c in enumerate(state.clients))
     check(new)
@@ -259,7 +259,7 @@ def quiet(state: State) -> None:
     for _ in range(12):
         model.raw_us += 9_000_000
         model.reap()
-        model.serve()
+        model.schedule()
     model.raw_us += 40_000_000
     model.reap()
     demand(not model.entries, f"L5: {sorted(model.entries)} are there for ever")

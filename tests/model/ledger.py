@@ -39,7 +39,7 @@ class Chooser(Protocol):
     """Who decides what the protocol leaves open."""
 
     backlog: bool
-    """Whether serving may have stopped at its bound, so that somebody else comes first."""
+    """Whether scheduling may have stopped at its bound, so that somebody else comes first."""
 
     again: bool
     """Whether a request was told to come again after reaping."""
@@ -104,7 +104,7 @@ class Ledger(ABC):
     forgotten_ms: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
     done: dict[str, tuple[str, int]] = field(default_factory=dict)
-    served: int = 0
+    offers_made: int = 0
     aside: int = 0
     lending: bool = False
     capped_once: set[str] = field(default_factory=set)
@@ -124,7 +124,7 @@ class Ledger(ABC):
 
     def open(self) -> Reply | None:
         """Read the clock. The refusal when there is no pool."""
-        self.more = self.served = self.aside = 0
+        self.more = self.offers_made = self.aside = 0
         self.lending = False
         self.capped_once, self.paused = set(), False
         if not self.exists:
@@ -371,8 +371,8 @@ class Ledger(ABC):
                 self.more = 1
                 break
             left -= self.settle(member)
-        self.serve()
+        self.schedule()
 
     @abstractmethod
-    def serve(self) -> None:
+    def schedule(self) -> None:
         """Hand on what is free; see queue.py."""

@@ -16,7 +16,7 @@ SILENT_MS = POLL_MS + 1000
 
 def kept_from_others(model: Queue) -> dict[str, str]:
     """Devices that a head could have, were they not reserved for one before it: for which one."""
-    found, heads = dict[str, str](), [e for e in model.firsts() if not e.blind]
+    found, heads = dict[str, str](), [e for e in model.heads() if not e.blind]
     for owner in [e for e in model.entries.values() if e.kept]:
         kept, owner.kept = owner.kept, ()
         for e in heads:

@@ -111,7 +111,7 @@ class Model(Devices):
         if self.queue(e.queue_id):
             return None, "no_capacity"
         options = self.fitting(e, room_mb)
-        loose = self.choose.backlog or self.served
+        loose = self.choose.backlog or self.offers_made
         right = options if loose else self.best(e, options)
         devices = self.choose.grant(e.token, right) if right else None
         if devices is not None:
@@ -133,7 +133,7 @@ class Model(Devices):
             why = never or why
             if why == "no_capacity" and ask.host in self.drained_hosts:
                 why = "draining"
-        full = self.choose.again and self.served  # of those offered since, one more waited
+        full = self.choose.again and self.offers_made  # of those offered since, one more waited
         if wait_ms and not never and not self.safe and why != "limit" and not full:
             if not new or waiters < self.policy["max_waiters_per_agent"]:
                 e.parked = e.parked if not new else why == "agent_cap" and self.has_more(e)

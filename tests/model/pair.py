@@ -49,7 +49,7 @@ local events = call('XRANGE', P .. 'events', '(' .. ARGV[2], '+')
 local pool = call('HMGET', P .. 'pool', 'fence', 'waiting', 'closed_until_ms', 'last_ms', 'lost_us',
   'window_until_ms', 'leap_from_ms', 'sweep_ms')
 return {{ deadlines, records, devices, keys, call('HGETALL', P .. 'agents'),
-  call('ZRANGE', P .. 'freed', 0, -1), call('GET', P .. 'done:' .. ended), pool, events,
+  call('ZRANGE', P .. 'worklist', 0, -1), call('GET', P .. 'done:' .. ended), pool, events,
   call('ZRANGE', P .. 'drains', 0, -1) }}
 """
 """What a pool holds, in one call: the named token and the devices are its arguments."""
@@ -181,7 +181,7 @@ class Pair:
     def __init__(self, pool: Pool, pages: int = 0) -> None:
         self.pool, self.seen, self.last_event = pool, Seen(), "0"
         self.watch, self.seen.pages = Watch(), pages
-        self.freed: list[str] = []
+        self.worklist: list[str] = []
         self.model = Model(self.seen, START_US, library=pool.functions)
         self.look = pool.redis.script_load(LOOK)
         self.clock(START_US)
@@ -203,7 +203,7 @@ class Pair:
         if reply[0] == "REFUSED" and reply[1].endswith("_unknown"):
             reply[2] = ""  # which name is nearly so
         rows = {token: Row.read(row, parked) for token, row, parked in found[1]}
-        before = {e.queue_id: e.token for e in model.firsts()} if model.entries else {}
+        before = {e.queue_id: e.token for e in model.heads()} if model.entries else {}
         load = {uuid: x.leased_mb for uuid, x in model.loads().items()}
         size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
         had = model.entries[named].fence if named in model.entries else 0
@@ -213,12 +213,12 @@ class Pair:
         self.seen.look(named, reply, raw[4], rows, events)
         ends = (at for at, _ in model.deadlines() if at < raw[1])
         over = any(raw[1] >= model.window_until_ms or at <= model.leap_from_ms for at in ends)
-        if verb == "report" and not self.freed and not over:
+        if verb == "report" and not self.worklist and not over:
             self.seen.early = []  # nothing was left or over: what it handed on, it brought itself
-        self.freed = found[5]
+        self.worklist = found[5]
         expected = getattr(model, verb)(**args)
         self.seen.waits, self.seen.early = False, self.seen.offered
-        model.serve()
+        model.schedule()
         same = reply == expected or (
             self.seen.backlog and reply[0] == expected[0] in {"WAITING", "REFUSED"}
         )
@@ -227,7 +227,7 @@ class Pair:
         demand(same, f"{verb} {args} said {reply}, not {expected}")
         self._park(rows)
         if verb != "set_policy":
-            for e in model.firsts():
+            for e in model.heads():
                 if before.get(e.queue_id) != e.token:
                     e.blind = False
         early = reply[0] == "REFUSED" and (
@@ -245,7 +245,7 @@ class Pair:
         self.watch.look(model)
         return reply
 
-    def _frame(self, verb: str, raw: list[Any], freed: list[str]) -> None:
+    def _frame(self, verb: str, raw: list[Any], worklist: list[str]) -> None:
         model, ends = self.model, self.model.deadlines()
         demand(raw[1] == model.now, f"clock: now is {raw[1]}, not {model.now}")
         self._check_next_deadline(verb, raw, ends[0][0] if ends else "")
@@ -253,7 +253,7 @@ class Pair:
         demand(raw[4] == 1 or not model.more, "more is over than was reaped, and nobody is told")
         waiting = any(e.state == "waiting" for e in model.entries.values())
         told = raw[4] == 1 or model.shut
-        demand(told or not (freed and waiting), "S11: work is left, and nobody is told")
+        demand(told or not (worklist and waiting), "S11: work is left, and nobody is told")
 
     def _check_next_deadline(self, verb: str, raw: list[Any], first: int | str) -> None:
         """Nothing is due before; reap looks, so it says when the first is, if nobody waits."""
@@ -276,12 +276,12 @@ class Pair:
                 demand(full and model.has_more(e), f"L1: {e.token} is parked under its cap")
                 model.park(e)
 
-    def _due_offers(self, freed: set[str]) -> None:
+    def _due_offers(self, worklist: set[str]) -> None:
         if not any(e.state == "waiting" for e in self.model.entries.values()):
             return
         for token, devices in self.model.due_offers():
-            queued = f"queue:{self.model.entries[token].queue_id}" in freed
-            queued = queued or any(f"device:{uuid}" in freed for uuid in devices)
+            queued = f"queue:{self.model.entries[token].queue_id}" in worklist
+            queued = queued or any(f"device:{uuid}" in worklist for uuid in devices)
             demand(queued, f"S11, L1: {token} is first, could be given {devices}, and waits")
 
     def _compare(

@@ -112,8 +112,8 @@ class Queue(Reservations):
         ]
         return sorted(found, key=lambda e: (e.rank, e.token))
 
-    def firsts(self) -> list[Entry]:
-        """The first of each queue."""
+    def heads(self) -> list[Entry]:
+        """The head of each queue."""
         waiting = [e for e in self.entries.values() if e.state == "waiting" and not e.parked]
         found: dict[str, Entry] = {}
         for e in sorted(waiting, key=lambda e: (e.rank, e.token)):
@@ -121,19 +121,19 @@ class Queue(Reservations):
         return list(found.values())
 
     def due_offers(self) -> list[tuple[str, tuple[str, ...]]]:
-        """S11, L1: firsts that fit, with what each could be given."""
+        """S11, L1: heads that fit, with what each could be given."""
         return [
             (e.token, some)
-            for e in self.firsts()
+            for e in self.heads()
             if not e.blind
             for some in self.fitting(e, self.room_of(e))
         ]
 
     def may_offer(self, e: Entry, devices: tuple[str, ...]) -> bool:
-        """Is it e's turn to be offered these?
+        """May e be offered these now?
 
-        It is the first of its queue but for some whose agents are at their cap, or the devices are
-        kept for it; and no first before it could have one of them now, alone or with others.
+        It is the head of its queue but for some whose agents are at their cap, or the devices are
+        kept for it; and no head before it could have one of them now, alone or with others.
         """
         keeps = bool(set(devices) & set(e.kept))
         for before in self.queue(e.queue_id):
@@ -143,7 +143,7 @@ class Queue(Reservations):
                 return False
         sooner = {
             uuid
-            for f in self.firsts()
+            for f in self.heads()
             if f.rank < e.rank and not f.blind
             for some in self.fitting(f, self.room_of(f))
             for uuid in some
@@ -151,8 +151,8 @@ class Queue(Reservations):
         options = self.fitting(e, self.room_of(e), others=True)
         return tuple(sorted(devices)) in options and not sooner & set(devices)
 
-    def serve(self) -> None:
-        """Offer what can be had to who is next."""
+    def schedule(self) -> None:
+        """Offer what can be had, to the head that is next."""
         self.step_aside()
         while not self.shut and (pick := self.choose.offer(self)):
             token, devices = pick
@@ -160,12 +160,12 @@ class Queue(Reservations):
             demand(self.may_offer(e, devices), f"S11: {token} was offered {devices}")
             self.take(e, devices, "offered")
             e.due_ms, e.version = self.now + CLAIM_MS, self.policy["policy_version"]
-            self.served += 1
+            self.offers_made += 1
             self.step_aside()
 
     def step_aside(self) -> None:
         """Firsts whose agent's cap is all that is in the way stand aside for those behind them."""
-        found = [e for e in self.firsts() if self.capped(e, self.room_of(e))]
+        found = [e for e in self.heads() if self.capped(e, self.room_of(e))]
         self.capped_once |= {e.token for e in found}
         parks = [e for e in found if self.has_more(e) and self.choose.parks(e.token)]
         for e in parks:
@@ -195,7 +195,7 @@ class Queue(Reservations):
             return nothing
         options = self.fitting(e, room_mb)
         free = [some for some in options if not set(some) & set(e.kept)]
-        loose = self.choose.backlog or self.served or e.kept
+        loose = self.choose.backlog or self.offers_made or e.kept
         options = options if loose else self.best(e, free)
         devices = self.choose.grant(e.token, options) if options else None
         if devices is not None:

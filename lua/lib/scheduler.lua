@@ -1,12 +1,12 @@
--- serving: whose turn it is.
+-- scheduler: which waiter is offered which device, and in what order.
 --
---   freed             the worklist: device:<id> of which more is free than before, queue:<id> with another first
+--   worklist          device:<id> of which more is free than before, queue:<id> with another head
 --
--- S11: what is not on `freed` fits no first of a queue. So serving looks at what is on it and at nothing else, in the order of
--- the ranks of those who may have it: the firsts whose queue a device can be, and the first of a queue that has another, who
--- is placed like a newcomer. What no device frees (a policy, a pool that opens) the first's own polls find.
+-- S11: what is not on `worklist` fits no head of a queue. So the scheduler checks what is on it and nothing else, in the
+-- order of the ranks of those that may have it: the heads whose size class a device can satisfy, and the new head of a
+-- queue, which is placed like a newcomer. What no device brings (a policy, a pool that opens) the head's own polls find.
 
-local SERVE_WORK = 16   -- looking at one entry is 1, handing out a device 4: four handed out by one script, or 16 looked at
+local SCHEDULE_WORK = 16   -- checking one entry is 1, offering a device 4: four offered by one script, or 16 checked
 
 local queue = B.queue
 
@@ -20,8 +20,8 @@ local function suits(d, id)
   return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
 end
 
--- Whom a device of the worklist may go to, by rank: the firsts whose queue it can be. A kept one: those before its keeper, then
--- its keeper. `at`: who of them is next.
+-- Candidates for a device of the worklist, best rank first: the head of every queue whose size class the device can
+-- satisfy. A kept device goes to heads ranked before its keeper, then to its keeper. `at`: the next candidate.
 local function candidates(entry)
   local d = B.device(string.sub(entry, 8))
   local found = { at = 1, d = d }
@@ -41,7 +41,8 @@ local function candidates(entry)
   return found
 end
 
--- Who is next of an entry, or nil: nobody. One that is first no more is passed over: its queue is on the worklist itself.
+-- The next candidate of an entry, or nil: there is none. One that is no head any more is passed over: its queue is on the
+-- worklist itself.
 local function upcoming(entry, lists)
   local id, list = string.match(entry, '^queue:(.*)$'), lists[entry]
   if id then return { rank = S.work[entry], id = id } end
@@ -57,12 +58,12 @@ local function upcoming(entry, lists)
   return d and (d.sharable or d.empty) and one or nil
 end
 
--- The entry whose turn it is, but for those that come `later`, and for whom: the best rank of all, so that whoever has it may
--- take what it finds, on the worklist or not: nobody before it could have had that. Or an entry that has nobody left.
-local function next_turn(lists, later)
+-- The entry of the next step, but for the deferred ones, and its candidate: the best rank of all, so that it may take what
+-- it finds, on the worklist or not: no waiter before it could have had that. Or an entry that has no candidate left.
+local function next_step(lists, deferred)
   local entries, found, best = {}, nil, nil
   for entry in pairs(S.work) do
-    if not later[entry] then entries[#entries + 1] = entry end
+    if not deferred[entry] then entries[#entries + 1] = entry end
   end
   for _, entry in ipairs(entries) do
     local one = upcoming(entry, lists)
@@ -77,46 +78,47 @@ end
 
 local function finished(entry)
   S.work[entry] = nil
-  if S.stored[entry] then call('ZREM', P .. 'freed', entry) end
+  if S.stored[entry] then call('ZREM', P .. 'worklist', entry) end
   S.stored[entry] = nil
 end
 
--- One turn: the work that was done. An entry with nobody left, and a queue, which is looked at once, are off the worklist.
-local function turn(entry, one, list)
+-- Do one step, and return the work that it was. An entry with no candidate left, and a queue, which is checked once, leave
+-- the worklist.
+local function step(entry, one, list)
   if not one or not list then finished(entry) end
-  if not list then return one and B.offers.try(queue.first(one.id)) or 1 end
+  if not list then return one and B.offers.try(queue.head(one.id)) or 1 end
   list.at = list.at + 1
-  local w = one.id and queue.first(one.id) or not one.id and queue.read(list.kept_for)
+  local w = one.id and queue.head(one.id) or not one.id and queue.read(list.kept_for)
   return B.offers.try(w, list.d) or 0
 end
 
--- Of a worklist longer than one script's work the entries after that: entry -> true.
-local function put_off()
-  local entries, later = {}, {}
+-- Defer the entries of a worklist that are beyond one script's work: entry -> true.
+local function defer()
+  local entries, deferred = {}, {}
   for entry in pairs(S.work) do entries[#entries + 1] = entry end
-  if #entries <= SERVE_WORK then return later end
+  if #entries <= SCHEDULE_WORK then return deferred end
   table.sort(entries, function(a, b)
     local one, other = S.work[a], S.work[b]
     return one < other or one == other and a < b
   end)
-  for i = SERVE_WORK + 1, #entries do later[entries[i]] = true end
-  return later
+  for i = SCHEDULE_WORK + 1, #entries do deferred[entries[i]] = true end
+  return deferred
 end
 
--- Hand on what is on the worklist, as much as one script may; what is left goes to `freed`, and S.more says so.
-function B.offers.serve()
-  local pool, left, lists = queue.policy(), SERVE_WORK, {}
-  local shut = pool.safe_mode == 1 or S.now < pool.closed_until_ms   -- then `freed` keeps the work
-  local later = put_off()
+-- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and S.more says so.
+function B.schedule()
+  local pool, left, lists = queue.policy(), SCHEDULE_WORK, {}
+  local shut = pool.safe_mode == 1 or S.now < pool.closed_until_ms   -- then `worklist` holds the work
+  local deferred = defer()
   while left > 0 and not shut do
-    local entry, one = next_turn(lists, later)
+    local entry, one = next_step(lists, deferred)
     if not entry then break end
-    left = left - turn(entry, one, lists[entry])
+    left = left - step(entry, one, lists[entry])
   end
   S.backlog = next(S.work) ~= nil
   if S.backlog and not shut then S.more = 1 end
   for each, rank in pairs(S.work) do
-    if S.stored[each] ~= rank then call('ZADD', P .. 'freed', text(rank), each) end   -- new, or with another first
+    if S.stored[each] ~= rank then call('ZADD', P .. 'worklist', text(rank), each) end   -- new, or with another head
     S.stored[each] = rank
   end
 end
