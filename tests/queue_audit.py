@@ -36,15 +36,15 @@ def audit_queue(
     pool: Any = client.hgetall(keys.pool)
     assert int(pool.get("waiting", 0)) == len(waiters), "S2: how many wait"
     queues = _zsets(client, f"{base}:queue:", names)
-    parked = _zsets(client, f"{base}:parked:", names)
+    capped = _zsets(client, f"{base}:capped:", names)
     places: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
-    for kind, zsets in (("queue", queues), ("parked", parked)):
+    for kind, zsets in (("queue", queues), ("capped", capped)):
         for name, members in zsets.items():
             for token, rank in members:
                 places[token].append((kind, name, rank))
     assert places.keys() == waiters.keys(), "the queue and the ledger name different waiters"
     for token, r in waiters.items():
-        at = {"queue": r["queue_id"], "parked": r["agent"]}
+        at = {"queue": r["queue_id"], "capped": r["agent"]}
         ((kind, name, rank),) = places[token]
         assert name == at[kind], f"{token} stands in {name}"
         assert rank == int(r["rank"]), f"{token} has another rank"

@@ -291,7 +291,7 @@ def _fits_now(
             replace(d, kept_for="", reservation=None) if d.kept_for == waiter.token else d
             for d in devices
         )
-    own = waiter.queue_id if waiter and not waiter.parked else None
+    own = waiter.queue_id if waiter and not waiter.capped else None
     found = placement.changes(
         wish, devices, scene.pool, scene.room_mb(wish.agent, waiter.token if waiter else None)
     )

@@ -211,9 +211,9 @@ def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = Non
     code = why(wish_of(waiter), scene, seen, waiter.token)
     if code not in {"fits", "no_capacity"}:
         return code
-    # There is no room, or was none when it was last looked at. Only who holds something is parked:
+    # There is no room, or was none when it was last looked at. Only who holds something is capped:
     # without it, the waiter is just being served.
-    if waiter.parked and scene.held.get(waiter.agent, (0, 0))[1]:
+    if waiter.capped and scene.held.get(waiter.agent, (0, 0))[1]:
         return "agent_cap"
     return "behind" if waiter.place else "next"
 

@@ -30,8 +30,8 @@ class WaiterStatus:
         memory_mb: MiB on each device.
         devices: how many are asked for.
         asked_host, model: `*` = any.
-        place: how many of its queue are ahead; None when parked or offered.
-        parked: only its agent's cap holds it back.
+        place: how many of its queue are ahead; None when capped or offered.
+        capped: only its agent's cap holds it back.
         rank: the smaller first: µs of joining, less a minute for each step of priority.
         queue_id: host/model/size class: what those in one queue ask alike.
         offered: (device id, MiB) of each device that it may claim.
@@ -49,7 +49,7 @@ class WaiterStatus:
     asked_host: str
     model: str
     place: int | None
-    parked: bool
+    capped: bool
     rank: int
     joined_ms: int
     wait_until_ms: int
@@ -129,7 +129,7 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         asked_host=host,
         model=model,
         place=place,
-        parked=row["state"] == "waiting" and place is None,
+        capped=row["state"] == "waiting" and place is None,
         rank=int(row["rank"]),
         joined_ms=int(row["joined_ms"]),
         wait_until_ms=int(row["wait_until_ms"]),

@@ -74,7 +74,7 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
         "state": waiter.state,
         "granted": False,
         "place": waiter.place,
-        "parked": waiter.parked,
+        "capped": waiter.capped,
         "memory_mb": waiter.memory_mb,
         "devices": waiter.devices,
         "exclusive": waiter.exclusive,

@@ -35,7 +35,7 @@ function B.deallocate(r, withhold, record)
     d.leased = true
     B.index(d)
   end
-  if S.pool.waiting > 0 then B.queue.unpark(r.agent) end
+  if S.pool.waiting > 0 then B.queue.recheck_capped(r.agent) end
   return touched
 end
 

@@ -91,7 +91,7 @@ function offers.try(w, d)
   if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
   if devices then return offer(w, devices) end
   if why ~= 'agent_cap' or not queue.holds(w.agent, w.reservation_mb) then return nil end
-  queue.park(w)
+  queue.set_capped(w)
   return 1   -- its queue has another head
 end
 
@@ -121,20 +121,20 @@ function offers.backfill(q, room_mb)
   return devices
 end
 
--- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: parked). Only heads are
+-- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: capped). Only heads are
 -- tried, and only when nothing is left that may belong to others.
 function offers.poll(w, open)
   local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
-  local parked = not place
-  local is_next = place == 0 or parked and call('ZRANK', P .. 'parked:' .. w.agent, w.token) == 0
+  local capped = not place
+  local is_next = place == 0 or capped and call('ZRANK', P .. 'capped:' .. w.agent, w.token) == 0
   B.reservations.check(w)
-  if not open or not is_next or S.backlog then return nil, parked and 'agent_cap' or 'no_capacity', place or -1 end
+  if not open or not is_next or S.backlog then return nil, capped and 'agent_cap' or 'no_capacity', place or -1 end
   local devices, why = fit(w)
   if devices then return devices end
-  if parked and why ~= 'agent_cap' then
-    place = queue.unparked(w)
+  if capped and why ~= 'agent_cap' then
+    place = queue.clear_capped(w)
   elseif place == 0 and why == 'agent_cap' and queue.holds(w.agent, w.reservation_mb) then
-    queue.park(w)
+    queue.set_capped(w)
     place = -1
   elseif place == 0 then
     B.reservations.consider(w)

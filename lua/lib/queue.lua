@@ -8,14 +8,14 @@
 --
 --   queue:<id>              token -> rank, the smaller first: µs of joining, less a minute for each step of priority
 --   queues:<host>/<model>   queue id -> rank of its head
---   parked:<agent>          token -> rank, of those whom only their agent's cap holds back
+--   capped:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
 -- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `worklist`,
 -- is lib/scheduler.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
-local BACK_AT_ONCE = 4      -- parked waiters that come back when their agent's sum falls
+local BACK_AT_ONCE = 4      -- capped waiters that come back when their agent's sum falls
 local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'max_leases_per_agent', 'policy_version' }
 
@@ -131,10 +131,10 @@ local function count_waiters(agent, by)
   count_waiting(by)
 end
 
--- Out of the queue, whatever comes next. `standing`: it is known not to be parked. `satisfied`: it gets
+-- Out of the queue, whatever comes next. `standing`: it is known not to be capped. `satisfied`: it gets
 -- what it asked.
 function queue.leave(w, standing, satisfied)
-  if standing or call('ZREM', P .. 'parked:' .. w.agent, w.token) == 0 then step_out(w.queue_id, w.token) end
+  if standing or call('ZREM', P .. 'capped:' .. w.agent, w.token) == 0 then step_out(w.queue_id, w.token) end
   B.reservations.cancel(w, satisfied)
   count_waiters(w.agent, -1)
 end
@@ -148,7 +148,7 @@ end
 -- The pool's time in µs: who comes later has the larger, also within a millisecond.
 local function rank_now() return S.now * 1000 + S.now_us % 1000 end
 
--- A new waiter: its record, in field and value in turn, and its place. How many of its queue are ahead, -1: parked.
+-- A new waiter: its record, in field and value in turn, and its place. How many of its queue are ahead, -1: capped.
 function queue.join(q, tried, fields, priority, at_cap)
   local w = { token = q.token, agent = q.agent, queue_id = queue.id(q), rank = text(rank_now() - priority * PRIORITY_US) }
   call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'queue_id', w.queue_id,
@@ -157,7 +157,7 @@ function queue.join(q, tried, fields, priority, at_cap)
   B.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
   if not at_cap then return queue.stand(w, tried) end
   count_waiters(q.agent, 1)
-  call('ZADD', P .. 'parked:' .. q.agent, w.rank, q.token)
+  call('ZADD', P .. 'capped:' .. q.agent, w.rank, q.token)
   return -1
 end
 
@@ -189,10 +189,10 @@ function queue.head(id)
   end
 end
 
-function queue.park(w)
+function queue.set_capped(w)
   step_out(w.queue_id, w.token)
   B.reservations.cancel(w)
-  call('ZADD', P .. 'parked:' .. w.agent, w.rank, w.token)
+  call('ZADD', P .. 'capped:' .. w.agent, w.rank, w.token)
 end
 
 -- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for
@@ -211,25 +211,25 @@ function queue.holds(agent, own_mb)
   return a.leases > 0 or a.reserved_mb > (own_mb or 0)
 end
 
--- A parked waiter stands in the queue again, where it stood.
-function queue.unparked(w)
-  call('ZREM', P .. 'parked:' .. w.agent, w.token)
+-- A capped waiter stands in the queue again, where it stood.
+function queue.clear_capped(w)
+  call('ZREM', P .. 'capped:' .. w.agent, w.token)
   return take_place(w)
 end
 
 -- An agent's sum fell: those that fit under its cap again stand where they stood.
-function queue.unpark(agent)
+function queue.recheck_capped(agent)
   local room_mb
   for _ = 1, BACK_AT_ONCE do
-    local token = call('ZRANGE', P .. 'parked:' .. agent, '0', '0')[1]
+    local token = call('ZRANGE', P .. 'capped:' .. agent, '0', '0')[1]
     if not token then return end
     local w = queue.read(token)
     if w then
       room_mb = (room_mb or queue.room(agent)) - w.q.memory_mb * w.q.devices
       if room_mb < 0 then return end
-      queue.unparked(w)
+      queue.clear_capped(w)
     else   -- its record was removed by hand
-      call('ZREM', P .. 'parked:' .. agent, token)
+      call('ZREM', P .. 'capped:' .. agent, token)
       count_waiting(-1)
     end
   end

@@ -89,7 +89,7 @@ function reservations.cancel(w, satisfied)
   if not w.agent or w.reservation_mb == 0 then return end
   B.count_reserved(w.agent, -w.reservation_mb)
   w.reservation_mb = 0
-  if not satisfied then queue.unpark(w.agent) end
+  if not satisfied then queue.recheck_capped(w.agent) end
 end
 
 -- End the reservation of a device.

@@ -98,7 +98,7 @@ def drain_queue(queue: Queue, held: list[str], most: int = 200) -> None:
 
 @EXAMPLES
 @given(sizes=st.lists(st.integers(513, 1000), min_size=2, max_size=12))
-def test_within_a_queue_the_first_comes_first(server: Server, sizes: list[int]) -> None:
+def test_within_a_queue_the_first_comes_head(server: Server, sizes: list[int]) -> None:
     """FIFO: of those who ask alike nobody is served before one who came earlier."""
     queue = Queue.on(server, 1000)
     for n, mb in enumerate(sizes):

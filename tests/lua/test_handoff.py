@@ -254,7 +254,7 @@ def test_leaving_first_lets_the_next_be_looked_at(pool: Pool) -> None:
     assert state(pool, "small") == "offered"
 
 
-def test_device_goes_to_the_oldest_first_that_it_fits(pool: Pool) -> None:
+def test_device_goes_to_the_oldest_head_that_it_fits(pool: Pool) -> None:
     """Firsts of the four selectors, by rank; one that it does not fit is passed."""
     pool.report((device("gpu-a", model="m1"),), host="h1")
     granted(pool.acquire(HOLDER, memory_mb=1000))

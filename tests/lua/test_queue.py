@@ -253,8 +253,8 @@ def test_place_of_a_waiter_is_how_many_are_ahead(pool: Pool, place: int) -> None
     assert wait(pool, f"w{place}") == ["WAITING", place]
 
 
-def test_parked_waiter_whose_record_is_gone_breaks_no_verb(pool: Pool) -> None:
-    """S9: a hand that deletes a record of one that is parked must not break its agent's release."""
+def test_capped_waiter_whose_record_is_gone_breaks_no_verb(pool: Pool) -> None:
+    """S9: a hand that deletes a record of one that is capped must not break its agent's release."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)
     granted(pool.acquire(HOLDER, "ann", memory_mb=900, ttl_ms=0))

@@ -75,7 +75,7 @@ REQUEST = st.fixed_dictionaries({
 
 @EXAMPLES
 @given(requests=st.lists(REQUEST, min_size=1, max_size=10))
-def test_room_goes_to_the_oldest_first_that_fits_and_on(
+def test_room_goes_to_the_oldest_head_that_fits_and_on(
     server: Server, requests: list[dict[str, Any]]
 ) -> None:
     """L1: who is offered a device that comes back is who a model of ten lines says, all of them."""
@@ -171,7 +171,7 @@ def test_neither_capped_nor_dead_ones_hold_up_the_first_who_can_have_it(
     queue.end()
 
 
-COVERED = {"offered": 20, "withdrawn": 8, "lapsed": 8, "parked": 8}
+COVERED = {"offered": 20, "withdrawn": 8, "lapsed": 8, "capped": 8}
 MOST_ROUNDS, OPERATIONS, EVERY = 60, 150, 4
 
 
@@ -235,7 +235,7 @@ class Patient(World):
 
 @pytest.mark.slow
 def test_patience_in_any_order_keeps_every_invariant(server: Server) -> None:
-    """Rounds go on until enough were offered, lapsed, parked; GPU_BROKER_TEST_SEED repeats."""
+    """Rounds go on until enough were offered, lapsed, capped; GPU_BROKER_TEST_SEED repeats."""
     seed = int(os.environ.get("GPU_BROKER_TEST_SEED") or random.SystemRandom().randrange(10**9))
     seen: Counter[str] = Counter()
     with server.connect() as client:
@@ -255,7 +255,7 @@ def test_patience_in_any_order_keeps_every_invariant(server: Server) -> None:
                 where = f"GPU_BROKER_TEST_SEED={seed}, round {number}, operation {step}"
                 raise AssertionError(f"{where}: {error}") from error
             seen.update(name for name in pool.events() if name in COVERED)
-            seen["parked"] += world.parked
+            seen["capped"] += world.capped
             if number >= 1 and all(seen[name] >= least for name, least in COVERED.items()):
                 return
     raise AssertionError((seed, seen))

@@ -65,7 +65,7 @@ def test_whole_device_above_what_the_cap_leaves_is_not_offered(pool: Pool) -> No
     pool.release(token("a" if pool.hash("device:gpu-a")["exclusive"] == token("a") else "b"))
     assert pool.free() == {"gpu-a": 8000}
     assert state(pool, "ann") == "waiting"
-    assert not pool.redis.exists(f"{pool.keys.base}:parked:ann")
+    assert not pool.redis.exists(f"{pool.keys.base}:capped:ann")
     assert wait(pool, "ann", exclusive=1) == ["WAITING", 0]
 
 
@@ -277,7 +277,7 @@ def test_first_beyond_its_cap_takes_no_other_device_before_who_waited_longer(poo
     assert (state(pool, "longer"), state(pool, "capped")) == ("offered", "waiting")
 
 
-def test_first_that_keeps_devices_and_is_at_its_cap_elsewhere_holds_nobody_up(pool: Pool) -> None:
+def test_head_that_keeps_devices_and_is_at_its_cap_elsewhere_holds_nobody_up(pool: Pool) -> None:
     """L1: its cap is all that is in the way of two free devices; who stands behind it has them."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), host="h1", deadline_ms=DAY_MS)
     pool.report((device("gpu-c"),), host="h3", deadline_ms=DAY_MS)

@@ -46,7 +46,7 @@ class World:
     lost: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, dict[str, Any]] = field(default_factory=dict)
     highest: int = 0
-    parked: int = 0
+    capped: int = 0
 
     def begin(self) -> None:
         """Every host reports."""
@@ -82,7 +82,7 @@ class World:
     def ask(self, name: str, wait_ms: int = 60_000) -> None:
         """Ask, or ask again; what was told before stays true."""
         reply = self.pool.acquire(name, wait_ms=wait_ms, **self.asks[name])
-        self.parked += reply[0] == "WAITING" and reply[5] == -1
+        self.capped += reply[0] == "WAITING" and reply[5] == -1
         if reply[0] == "LOST":
             assert self.lost.setdefault(name, reply[5]) == reply[5], "S4"
         elif reply[0] == "GRANTED":
@@ -164,7 +164,7 @@ class World:
 
 
 LEAST = {
-    "waited": 80, "offered": 5, "lapsed": 1, "left": 5, "parked": 1, "cpu_granted": 20,
+    "waited": 80, "offered": 5, "lapsed": 1, "left": 5, "capped": 1, "cpu_granted": 20,
     "expired": 30,
 }  # fmt: skip
 """How often each must have happened, or the walk has shown nothing of it."""
@@ -197,6 +197,6 @@ def test_queue_in_any_order_keeps_every_invariant(server: Server) -> None:
             counts = pool.stats() | {n: events.count(n) for n in ("kept", "withdrawn")}
             for name, count in counts.items():
                 tags[name] = tags.get(name, 0) + count
-            tags["parked"] = tags.get("parked", 0) + world.parked
+            tags["capped"] = tags.get("capped", 0) + world.capped
     for name, least in LEAST.items():
         assert tags.get(name, 0) >= least, (seed, name, tags)

@@ -29,7 +29,7 @@ def wait(pool: Pool, name: str, **ask: object) -> list[object]:
 def quiet(pool: Pool) -> None:
     """Nobody waits, and no key says otherwise."""
     kinds = {key.removeprefix(pool.keys.base + ":").split(":")[0] for key in pool.stored()}
-    assert not kinds & {"queue", "queues", "parked", "worklist"}
+    assert not kinds & {"queue", "queues", "capped", "worklist"}
     assert pool.hash("pool")["waiting"] == "0"
 
 

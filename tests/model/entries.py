@@ -114,7 +114,7 @@ class Entry:
     reason: str = ""
     rank: int = 0
     joined_ms: int = 0
-    parked: bool = False
+    capped: bool = False
     kept: tuple[str, ...] = ()
     reservation_mb: int = 0
     until_ms: int = 0

@@ -90,7 +90,7 @@ class Each:
     def later(self, name: str) -> bool:
         return False
 
-    def parks(self, name: str) -> bool:
+    def caps(self, name: str) -> bool:
         return True
 
     def keep(self, name: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:

@@ -56,8 +56,8 @@ class Chooser(Protocol):
     def later(self, token: str) -> bool:
         """Whether one that is told to wait is offered something by the same call."""
 
-    def parks(self, token: str) -> bool:
-        """Whether who may stand aside for its agent's cap does."""
+    def caps(self, token: str) -> bool:
+        """Whether a waiter that may be capped is."""
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         """Choose which of these are reserved for a waiter."""
@@ -105,9 +105,9 @@ class Ledger(ABC):
     entries: dict[str, Entry] = field(default_factory=dict)
     done: dict[str, tuple[str, int]] = field(default_factory=dict)
     offers_made: int = 0
-    aside: int = 0
+    capped_now: int = 0
     lending: bool = False
-    capped_once: set[str] = field(default_factory=set)
+    held_back_once: set[str] = field(default_factory=set)
 
     def copy(self) -> Self:
         """The same pool, to go another way."""
@@ -124,9 +124,9 @@ class Ledger(ABC):
 
     def open(self) -> Reply | None:
         """Read the clock. The refusal when there is no pool."""
-        self.more = self.offers_made = self.aside = 0
+        self.more = self.offers_made = self.capped_now = 0
         self.lending = False
-        self.capped_once, self.paused = set(), False
+        self.held_back_once, self.paused = set(), False
         if not self.exists:
             return ["REFUSED", "not_ready", ""]
         last, now = self.now, self.raw_us // 1000 + self.offset_ms
@@ -271,7 +271,7 @@ class Ledger(ABC):
             d.withheld_mb, d.withheld_at_ms = d.withheld_mb + mb, self.now
         e.state, e.outcome = "cooling", outcome
         e.expires_at_ms, e.due_ms = self.now, self.now + grace_ms
-        return self.unpark(e.ask.agent)
+        return self.recheck_capped(e.ask.agent)
 
     def bury(self, e: Entry, outcome: str) -> None:
         """It is over: its token is refused from now on; an empty outcome leaves no trace."""
@@ -281,7 +281,7 @@ class Ledger(ABC):
         if outcome:
             self.leave(e.token, outcome)
         if e.state in TAKEN or e.reservation_mb:
-            self.unpark(e.ask.agent)
+            self.recheck_capped(e.ask.agent)
 
     def leave(self, token: str, outcome: str) -> None:
         """Remember how it ended."""
@@ -292,15 +292,15 @@ class Ledger(ABC):
         outcome, at_ms = self.done.get(token, ("", 0))
         return outcome if self.now < at_ms + DONE_MS else ""
 
-    def unpark(self, agent: str) -> None:
+    def recheck_capped(self, agent: str) -> None:
         """An agent's sum fell: who fits under its cap again stands where it stood."""
-        mine = [e for e in self.entries.values() if e.parked and e.ask.agent == agent]
+        mine = [e for e in self.entries.values() if e.capped and e.ask.agent == agent]
         room_mb = self.room(agent) if mine else 0
         for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
             room_mb -= e.memory_mb * e.ask.devices
             if room_mb < 0:
                 return
-            e.parked = False
+            e.capped = False
 
     def cool(self, e: Entry) -> None:
         """The grace is over: what is still used by what was its processes is a stranger's now."""
@@ -325,7 +325,7 @@ class Ledger(ABC):
         """End the reservation of e; its agent's sum falls."""
         fell, e.kept, e.reservation_mb, e.known_end_ms = e.reservation_mb > 0, (), 0, 0
         if fell:
-            self.unpark(e.ask.agent)
+            self.recheck_capped(e.ask.agent)
 
     def progress(self, lease: Entry) -> None:
         """L3: the end of a lease that is older than a reservation lets that go on."""

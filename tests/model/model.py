@@ -68,7 +68,7 @@ class Model(Devices):
             if lent and not self.shut and e.version == self.policy["policy_version"]:
                 return self.grant(e, tuple(uuid for uuid, _ in e.held), "")
             e.state, e.held, e.whole = "waiting", (), False
-            self.unpark(ask.agent)
+            self.recheck_capped(ask.agent)
         new = e is None
         if not e:
             memory_mb = ask.memory_mb or self.policy["default_memory_mb"]
@@ -118,7 +118,7 @@ class Model(Devices):
             return devices, ""
         loose = self.choose.backlog or self.choose.later(e.token)
         demand(not right or loose, f"S11: {e.token} fits and gets nothing")
-        return None, "agent_cap" if not right and self.capped(e, room_mb) else "no_capacity"
+        return None, "agent_cap" if not right and self.held_back(e, room_mb) else "no_capacity"
 
     def denied(self, e: Entry, why: str, wait_ms: int, *, new: bool) -> Reply:
         """No device: it waits, falls back to the CPU, or is refused."""
@@ -136,7 +136,7 @@ class Model(Devices):
         full = self.choose.again and self.offers_made  # of those offered since, one more waited
         if wait_ms and not never and not self.safe and why != "limit" and not full:
             if not new or waiters < self.policy["max_waiters_per_agent"]:
-                e.parked = e.parked if not new else why == "agent_cap" and self.has_more(e)
+                e.capped = e.capped if not new else why == "agent_cap" and self.has_more(e)
                 self.entries[e.token] = e
                 e.due_ms = self.now + POLL_MS
                 return ["WAITING", self.place(e)]

@@ -34,8 +34,8 @@ for i = 1, #deadlines, 2 do
   if string.sub(deadlines[i], 1, 5) ~= 'host:' then
     local v = call('HMGET', P .. 'record:' .. deadlines[i], {str(RECORD)[1:-1]})
     local member = deadlines[i]
-    local parked = v[1] == 'waiting' and call('ZSCORE', P .. 'parked:' .. v[2], member) and 1 or 0
-    records[#records + 1] = {{ deadlines[i], v, parked }}
+    local capped = v[1] == 'waiting' and call('ZSCORE', P .. 'capped:' .. v[2], member) and 1 or 0
+    records[#records + 1] = {{ deadlines[i], v, capped }}
   end
 end
 for i = 3, #ARGV do
@@ -72,16 +72,16 @@ class Row(NamedTuple):
     hold_until_ms: int
     owner: str
     reservation: tuple[int, int]
-    parked: bool
+    capped: bool
 
     @classmethod
-    def read(cls, row: list[str | None], parked: int) -> Row:
+    def read(cls, row: list[str | None], capped: int) -> Row:
         state, agent, devices, fence, expires, rank, kept, revoked, hold, owner, mb, until = row
         held, keeps = devices_of(devices or ""), sorted(filter(None, (kept or "").split(",")))
         return cls(
             state or "", agent or "", held, int(fence or 0), int(expires or 0), int(rank or 0),
             tuple(keeps), revoked is not None, int(hold or 0), owner or "",
-            (int(mb or 0), int(until or 0)), parked == 1,
+            (int(mb or 0), int(until or 0)), capped == 1,
         )  # fmt: skip
 
 
@@ -166,8 +166,8 @@ class Seen:
     def later(self, token: str) -> bool:
         return token == self.named and self.waits and token in self.offered
 
-    def parks(self, token: str) -> bool:
-        return token in self.rows and self.rows[token].parked
+    def caps(self, token: str) -> bool:
+        return token in self.rows and self.rows[token].capped
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
@@ -202,7 +202,7 @@ class Pair:
         reply = said(raw)
         if reply[0] == "REFUSED" and reply[1].endswith("_unknown"):
             reply[2] = ""  # which name is nearly so
-        rows = {token: Row.read(row, parked) for token, row, parked in found[1]}
+        rows = {token: Row.read(row, capped) for token, row, capped in found[1]}
         before = {e.queue_id: e.token for e in model.heads()} if model.entries else {}
         load = {uuid: x.leased_mb for uuid, x in model.loads().items()}
         size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
@@ -222,10 +222,10 @@ class Pair:
         same = reply == expected or (
             self.seen.backlog and reply[0] == expected[0] in {"WAITING", "REFUSED"}
         )
-        if reply[0] == expected[0] == "WAITING":  # some may have stood aside since
-            same = same or expected[1] <= reply[1] <= expected[1] + model.aside
+        if reply[0] == expected[0] == "WAITING":  # some may have been capped since
+            same = same or expected[1] <= reply[1] <= expected[1] + model.capped_now
         demand(same, f"{verb} {args} said {reply}, not {expected}")
-        self._park(rows)
+        self._capped(rows)
         if verb != "set_policy":
             for e in model.heads():
                 if before.get(e.queue_id) != e.token:
@@ -265,16 +265,16 @@ class Pair:
         looked = said == "" or said >= model.now or raw[4] == 1
         demand(looked or model.now < model.window_until_ms, f"L2: {said} is past, and none looked")
 
-    def _park(self, rows: dict[str, Row]) -> None:
-        """Who stands aside for its agent's cap is the scripts' to say, within what it is for."""
+    def _capped(self, rows: dict[str, Row]) -> None:
+        """Take over which waiters are capped: the scripts decide, within what it is for."""
         model = self.model
         for e in model.entries.values():
             row = rows.get(e.token)
-            if e.state == "waiting" and row and row.parked != e.parked:
-                demand(row.parked, f"{e.token} is parked no more, and its agent's sum did not fall")
-                full = model.capped(e, model.room_of(e)) or e.token in model.capped_once
-                demand(full and model.has_more(e), f"L1: {e.token} is parked under its cap")
-                model.park(e)
+            if e.state == "waiting" and row and row.capped != e.capped:
+                demand(row.capped, f"{e.token} is capped no more, and its agent's sum did not fall")
+                full = model.held_back(e, model.room_of(e)) or e.token in model.held_back_once
+                demand(full and model.has_more(e), f"L1: {e.token} is capped under its cap")
+                model.set_capped(e)
 
     def _due_offers(self, worklist: set[str]) -> None:
         if not any(e.state == "waiting" for e in self.model.entries.values()):
@@ -342,8 +342,8 @@ class Pair:
             theirs += [row.fence, row.expires_at_ms]
         elif e.state == "waiting":
             reservation = (e.reservation_mb, e.until_ms if e.kept else 0)
-            mine += [e.rank, tuple(sorted(e.kept)), reservation, e.parked]
-            theirs += [row.rank, row.kept, row.reservation, row.parked]
+            mine += [e.rank, tuple(sorted(e.kept)), reservation, e.capped]
+            theirs += [row.rank, row.kept, row.reservation, row.capped]
         demand(mine == theirs, f"{e.token} is {theirs}, not {mine}")
 
     def _compare_device(self, uuid: str, row: list[str]) -> None:

@@ -60,7 +60,7 @@ class Queue(Reservations):
             least[of[some]] = min(free[some], least.get(of[some], free[some]))
         return [some for some in options if free[some] == least[of[some]]]
 
-    def capped(self, e: Entry, room_mb: int) -> bool:
+    def held_back(self, e: Entry, room_mb: int) -> bool:
         """Is its agent's cap all that is in the way?"""
         if e.memory_mb * e.ask.devices > room_mb:
             return True
@@ -99,7 +99,7 @@ class Queue(Reservations):
         for uuid in () if lent else devices:
             if loads[uuid].kept_for not in {"", e.token}:
                 self.entries[loads[uuid].kept_for].known_end_ms = 0
-        e.state, e.kept, e.reservation_mb, e.parked, e.whole = state, (), 0, False, whole
+        e.state, e.kept, e.reservation_mb, e.capped, e.whole = state, (), 0, False, whole
 
     # The queue.
 
@@ -108,13 +108,13 @@ class Queue(Reservations):
         found = [
             e
             for e in self.entries.values()
-            if e.state == "waiting" and not e.parked and e.queue_id == queue_id
+            if e.state == "waiting" and not e.capped and e.queue_id == queue_id
         ]
         return sorted(found, key=lambda e: (e.rank, e.token))
 
     def heads(self) -> list[Entry]:
         """The head of each queue."""
-        waiting = [e for e in self.entries.values() if e.state == "waiting" and not e.parked]
+        waiting = [e for e in self.entries.values() if e.state == "waiting" and not e.capped]
         found: dict[str, Entry] = {}
         for e in sorted(waiting, key=lambda e: (e.rank, e.token)):
             found.setdefault(e.queue_id, e)
@@ -139,7 +139,7 @@ class Queue(Reservations):
         for before in self.queue(e.queue_id):
             if (before.rank, before.token) >= (e.rank, e.token) or keeps:
                 break
-            if not self.capped(before, self.room_of(before)):
+            if not self.held_back(before, self.room_of(before)):
                 return False
         sooner = {
             uuid
@@ -153,7 +153,7 @@ class Queue(Reservations):
 
     def schedule(self) -> None:
         """Offer what can be had, to the head that is next."""
-        self.step_aside()
+        self.set_heads_capped()
         while not self.shut and (pick := self.choose.offer(self)):
             token, devices = pick
             e = self.entries[token]
@@ -161,36 +161,36 @@ class Queue(Reservations):
             self.take(e, devices, "offered")
             e.due_ms, e.version = self.now + CLAIM_MS, self.policy["policy_version"]
             self.offers_made += 1
-            self.step_aside()
+            self.set_heads_capped()
 
-    def step_aside(self) -> None:
-        """Firsts whose agent's cap is all that is in the way stand aside for those behind them."""
-        found = [e for e in self.heads() if self.capped(e, self.room_of(e))]
-        self.capped_once |= {e.token for e in found}
-        parks = [e for e in found if self.has_more(e) and self.choose.parks(e.token)]
-        for e in parks:
-            self.park(e)
-            self.aside += 1
-        if parks:
-            self.step_aside()
+    def set_heads_capped(self) -> None:
+        """Let heads that only their agent's cap holds back give way to those behind them."""
+        found = [e for e in self.heads() if self.held_back(e, self.room_of(e))]
+        self.held_back_once |= {e.token for e in found}
+        caps = [e for e in found if self.has_more(e) and self.choose.caps(e.token)]
+        for e in caps:
+            self.set_capped(e)
+            self.capped_now += 1
+        if caps:
+            self.set_heads_capped()
 
-    def park(self, e: Entry) -> None:
-        """It stands aside; what is reserved for it is not, any more."""
+    def set_capped(self, e: Entry) -> None:
+        """Take it out of its queue; what is reserved for it is not, any more."""
         self.cancel(e)
-        e.parked = True
+        e.capped = True
 
     def place(self, e: Entry) -> int:
-        """How many of its queue are ahead; -1: parked."""
-        return -1 if e.parked else [x.token for x in self.queue(e.queue_id)].index(e.token)
+        """How many of its queue are ahead; -1: capped."""
+        return -1 if e.capped else [x.token for x in self.queue(e.queue_id)].index(e.token)
 
     def poll(self, e: Entry) -> tuple[tuple[str, ...] | None, str]:
         """A waiter asks again: what it gets, or why not."""
-        parked = e.parked
+        capped = e.capped
         self.check(e)
         room_mb = self.room_of(e)
-        mates = [x for x in self.entries.values() if x.parked and x.ask.agent == e.ask.agent]
-        first = min(mates, key=lambda x: (x.rank, x.token)) is e if parked else self.place(e) == 0
-        nothing = None, "agent_cap" if parked else "no_capacity"
+        mates = [x for x in self.entries.values() if x.capped and x.ask.agent == e.ask.agent]
+        first = min(mates, key=lambda x: (x.rank, x.token)) is e if capped else self.place(e) == 0
+        nothing = None, "agent_cap" if capped else "no_capacity"
         if self.now < self.closed_until_ms or not first:
             return nothing
         options = self.fitting(e, room_mb)
@@ -204,13 +204,13 @@ class Queue(Reservations):
         if options:
             return nothing
         e.blind = False
-        why = "agent_cap" if self.capped(e, room_mb) else "no_capacity"
+        why = "agent_cap" if self.held_back(e, room_mb) else "no_capacity"
         if (
             why == "agent_cap" and self.has_more(e) and not self.choose.backlog
         ):  # else the scripts may wait
-            self.park(e)
-        elif parked and why != "agent_cap":
-            e.parked = False
-        elif not parked:
+            self.set_capped(e)
+        elif capped and why != "agent_cap":
+            e.capped = False
+        elif not capped:
             self.reserve(e)
         return None, why

@@ -317,7 +317,7 @@ def test_token_that_waits_for_nothing_is_said_so(pool: Pool) -> None:
         why(pool, "nobody")
 
 
-def test_parked_waiter_is_told_of_its_cap(pool: Pool) -> None:
+def test_capped_waiter_is_told_of_its_cap(pool: Pool) -> None:
     """At its cap it is not behind anybody: its own leases are what it waits for."""
     report(pool, device("gpu-a"))
     pool.policy(max_memory_per_agent_mb=1000)
@@ -326,7 +326,7 @@ def test_parked_waiter_is_told_of_its_cap(pool: Pool) -> None:
     assert why(pool, "ann").code == "agent_cap"
 
 
-def test_parked_waiter_for_a_whole_device_is_told_of_its_cap(pool: Pool) -> None:
+def test_capped_waiter_for_a_whole_device_is_told_of_its_cap(pool: Pool) -> None:
     """The whole of a device counts: the cap holds back one who asks for little of it, alone."""
     report(pool, device("gpu-a"), device("gpu-b", index=1))
     pool.policy(max_memory_per_agent_mb=1500)

@@ -91,7 +91,7 @@ def place(waiter: WaiterStatus) -> str:
     """Return the waiter's place in its queue."""
     if waiter.state == "offered":
         return "its turn"
-    if waiter.parked:
+    if waiter.capped:
         return "at its cap"
     return "next" if waiter.place == 0 else f"{waiter.place} ahead"
 

@@ -1,16 +1,16 @@
-"""Parked waiters: when a head steps aside, when it stands in the queue again."""
+"""Capped waiters: when a head leaves its queue, when it is back."""
 
 from __future__ import annotations
 
+from tests.lua.test_capped import ANN, at_cap
 from tests.lua.test_handoff import state
-from tests.lua.test_parked import ANN, capped
 from tests.lua.test_waiters import wait
 from tests.pools import Pool, device, granted, token
 
 DAY_MS = 86_400_000
 
 
-def test_first_whose_agent_took_its_cap_elsewhere_is_parked_at_its_poll(pool: Pool) -> None:
+def test_head_whose_agent_took_its_cap_elsewhere_is_capped_at_its_poll(pool: Pool) -> None:
     """The agent's own later lease is in its way; those behind move up."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
@@ -24,7 +24,7 @@ def test_first_whose_agent_took_its_cap_elsewhere_is_parked_at_its_poll(pool: Po
     assert wait(pool, "cy", **here) == ["WAITING", 0]
 
 
-def test_first_for_several_devices_is_parked_when_one_comes(pool: Pool) -> None:
+def test_head_for_several_devices_is_capped_when_one_comes(pool: Pool) -> None:
     """What several need together counts against the cap, before there are enough of them."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
@@ -40,9 +40,9 @@ def test_first_for_several_devices_is_parked_when_one_comes(pool: Pool) -> None:
     assert wait(pool, "first", agent="ann", **two) == ["WAITING", -1]
 
 
-def test_parked_first_whose_cap_rose_stands_in_the_queue_again(pool: Pool) -> None:
+def test_capped_head_whose_cap_rose_stands_in_the_queue_again(pool: Pool) -> None:
     """Nothing is free yet: from its poll on it is one of those who are looked at."""
-    capped(pool)
+    at_cap(pool)
     granted(pool.acquire(token("rest"), "cy", memory_mb=100, ttl_ms=0))
     wait(pool, "more", **ANN)
     wait(pool, "next", **ANN)
@@ -54,9 +54,9 @@ def test_parked_first_whose_cap_rose_stands_in_the_queue_again(pool: Pool) -> No
     assert state(pool, "more") == "offered"
 
 
-def test_parked_behind_another_is_not_tried(pool: Pool) -> None:
-    """Parked ones of an agent keep their order: the second's poll does not pass the first."""
-    capped(pool)
+def test_capped_behind_another_is_not_tried(pool: Pool) -> None:
+    """Capped ones of an agent keep their order: the second's poll does not pass the first."""
+    at_cap(pool)
     wait(pool, "more", **ANN)
     wait(pool, "next", **ANN)
     pool.set_policy(max_memory_per_agent_mb=5000)
@@ -66,9 +66,9 @@ def test_parked_behind_another_is_not_tried(pool: Pool) -> None:
     assert wait(pool, "next", **ANN)[0] == "GRANTED"
 
 
-def test_parked_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
+def test_capped_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
     """Room for three of five: three stand in the queue, though nothing can be offered yet."""
-    capped(pool)
+    at_cap(pool)
     for n in range(5):
         wait(pool, f"m{n}", agent="ann", memory_mb=300)
     pool.policy(closed_until_ms=pool.reap()[1] + 5000)
@@ -77,9 +77,9 @@ def test_parked_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
     assert places == [0, 1, 2, -1, -1]
 
 
-def test_parked_stays_while_the_sum_leaves_too_little(pool: Pool) -> None:
+def test_capped_stays_while_the_sum_leaves_too_little(pool: Pool) -> None:
     """A sum that falls a little brings back nobody who needs more."""
-    capped(pool)
+    at_cap(pool)
     granted(pool.acquire(token("bit"), "ann", memory_mb=100, ttl_ms=0))
     wait(pool, "more", **ANN)
     pool.policy(closed_until_ms=pool.reap()[1] + 5000)
@@ -102,7 +102,7 @@ def test_limit_of_leases_that_is_raised_is_found_at_the_next_poll(pool: Pool) ->
 
 
 def test_agent_at_its_limit_with_cpu_leases_holds_up_nobody(pool: Pool) -> None:
-    """F16: leases without memory count too: its waiter steps aside for the next of its queue."""
+    """F16: leases without memory count too: its waiter gives way to the next of its queue."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)
@@ -117,7 +117,7 @@ def test_agent_at_its_limit_with_cpu_leases_holds_up_nobody(pool: Pool) -> None:
     assert wait(pool, "next", agent="ann", **small) == ["WAITING", -1]
 
 
-def test_keeper_that_is_parked_keeps_nothing(pool: Pool) -> None:
+def test_keeper_that_is_capped_keeps_nothing(pool: Pool) -> None:
     """Who is at its cap cannot have the device: it is free for all again."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
@@ -136,8 +136,8 @@ def test_keeper_that_is_parked_keeps_nothing(pool: Pool) -> None:
     assert pool.free("host/h1") == {"gpu-a": 500}
 
 
-def test_first_whose_agent_reached_its_limit_on_the_cpu_is_parked_at_its_poll(pool: Pool) -> None:
-    """F16: no device need come for it to step aside."""
+def test_head_whose_agent_reached_its_limit_on_the_cpu_is_capped_at_its_poll(pool: Pool) -> None:
+    """F16: no device need come for it to be capped."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)
@@ -149,7 +149,7 @@ def test_first_whose_agent_reached_its_limit_on_the_cpu_is_parked_at_its_poll(po
     assert wait(pool, "cy", **small) == ["WAITING", 0]
 
 
-def test_first_is_parked_only_if_no_device_is_within_its_cap(pool: Pool) -> None:
+def test_head_is_capped_only_if_no_device_is_within_its_cap(pool: Pool) -> None:
     """L1: of two that come back at once the larger is too much; the other is offered."""
     big, small = device("g-a", 3000), device("g-b", 1500, model="m2")
     pool.report((big, small, device("g-c", model="m3")), deadline_ms=DAY_MS)

@@ -1,4 +1,4 @@
-"""A waiter whose agent is at its cap stands aside, and comes back where it stood (F16)."""
+"""A waiter whose agent is at its cap is capped, and comes back where it stood (F16)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DAY_MS = 86_400_000
 ANN = {"agent": "ann", "memory_mb": 500}
 
 
-def capped(pool: Pool) -> None:
+def at_cap(pool: Pool) -> None:
     """Ann holds 900 of her 1000 MiB on one device; another is held whole by bob."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)
@@ -22,18 +22,18 @@ def state(pool: Pool, name: str) -> str:
     return pool.hash(f"record:{token(name)}").get("state", "")
 
 
-def test_waiter_at_its_agents_cap_is_parked(pool: Pool) -> None:
+def test_waiter_at_its_agents_cap_is_capped(pool: Pool) -> None:
     """Its place is -1: no room that others make is for it."""
-    capped(pool)
+    at_cap(pool)
     assert wait(pool, "more", **ANN) == ["WAITING", -1]
     assert wait(pool, "more", **ANN) == ["WAITING", -1]
     pool.release(token("bobs"))
     assert state(pool, "more") == "waiting"
 
 
-def test_parked_waiter_holds_up_nobody(pool: Pool) -> None:
+def test_capped_waiter_holds_up_nobody(pool: Pool) -> None:
     """F1: eight of one capped agent before it, and the next of another agent is served."""
-    capped(pool)
+    at_cap(pool)
     for n in range(8):
         wait(pool, f"ann-{n}", **ANN)
     assert wait(pool, "cy", memory_mb=500) == ["WAITING", 0]
@@ -41,7 +41,7 @@ def test_parked_waiter_holds_up_nobody(pool: Pool) -> None:
     assert state(pool, "cy") == "offered"
 
 
-def test_first_that_reaches_its_cap_while_it_waits_is_parked(pool: Pool) -> None:
+def test_head_that_reaches_its_cap_while_it_waits_is_capped(pool: Pool) -> None:
     """The cap is looked at when the device is there, and the next in the queue is looked at."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)
@@ -57,9 +57,9 @@ def test_first_that_reaches_its_cap_while_it_waits_is_parked(pool: Pool) -> None
     assert wait(pool, "two", **ANN | {"memory_mb": 600}) == ["WAITING", -1]
 
 
-def test_parked_waiter_comes_back_with_its_rank(pool: Pool) -> None:
+def test_capped_waiter_comes_back_with_its_rank(pool: Pool) -> None:
     """When the agent's sum falls it stands before those who came after it."""
-    capped(pool)
+    at_cap(pool)
     wait(pool, "more", **ANN)
     pool.skew(10)
     wait(pool, "cy", memory_mb=500)
@@ -70,16 +70,16 @@ def test_parked_waiter_comes_back_with_its_rank(pool: Pool) -> None:
     assert devices[0] == devices[1]
 
 
-def test_several_parked_waiters_come_back_as_far_as_the_cap_allows(pool: Pool) -> None:
+def test_several_capped_waiters_come_back_as_far_as_the_cap_allows(pool: Pool) -> None:
     """A sum that falls a lot frees several."""
-    capped(pool)
+    at_cap(pool)
     for n in range(4):
         wait(pool, f"m{n}", agent="ann", memory_mb=300)
     pool.release(token("anns"))
     assert [state(pool, f"m{n}") for n in range(4)] == ["offered"] * 3 + ["waiting"]
 
 
-def test_expiry_brings_a_parked_waiter_back(pool: Pool) -> None:
+def test_expiry_brings_a_capped_waiter_back(pool: Pool) -> None:
     """What the agent loses counts as what it gives back."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)
@@ -91,8 +91,8 @@ def test_expiry_brings_a_parked_waiter_back(pool: Pool) -> None:
 
 
 def test_cap_that_is_raised_is_found_at_the_next_poll(pool: Pool) -> None:
-    """No device tells of it: the poll of the head that is parked does."""
-    capped(pool)
+    """No device tells of it: the poll of the head that is capped does."""
+    at_cap(pool)
     wait(pool, "more", **ANN)
     wait(pool, "last", **ANN)
     pool.set_policy(max_memory_per_agent_mb=5000)
@@ -115,9 +115,9 @@ def test_limit_of_leases_parks_too(pool: Pool) -> None:
     assert state(pool, "two") == "offered"
 
 
-def test_parked_waiter_at_the_end_of_its_wait_says_why(pool: Pool) -> None:
+def test_capped_waiter_at_the_end_of_its_wait_says_why(pool: Pool) -> None:
     """Refused for its cap, or the CPU, and nothing is left of it."""
-    capped(pool)
+    at_cap(pool)
     wait(pool, "more", **ANN)
     wait(pool, "cpu", on_unavailable="cpu", **ANN)
     assert wait(pool, "more", wait_ms=0, **ANN) == ["REFUSED", "agent_cap", ""]
@@ -126,9 +126,9 @@ def test_parked_waiter_at_the_end_of_its_wait_says_why(pool: Pool) -> None:
     quiet(pool)
 
 
-def test_parked_waiter_that_is_silent_lapses(pool: Pool) -> None:
-    """Parked or not, who is not heard of for 10 s is out."""
-    capped(pool)
+def test_capped_waiter_that_is_silent_lapses(pool: Pool) -> None:
+    """Capped or not, who is not heard of for 10 s is out."""
+    at_cap(pool)
     wait(pool, "more", **ANN)
     pool.skew(9000)
     pool.reap()
@@ -138,7 +138,7 @@ def test_parked_waiter_that_is_silent_lapses(pool: Pool) -> None:
 
 
 def test_whole_device_larger_than_the_cap_waits_for_a_smaller_one(pool: Pool) -> None:
-    """An agent that holds nothing is not parked: no end of a lease of its own would help it."""
+    """An agent that holds nothing is not capped: no end of a lease of its own would help it."""
     pool.report((device("gpu-a", 8000), device("gpu-b", 1000, index=1)), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=2000)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, placement="pack", ttl_ms=0))
