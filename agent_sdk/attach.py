@@ -24,7 +24,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
 
     Raises:
         LeaseLost: it is over; the code says how it ended.
-        StillWaiting: it stands in the queue yet.
+        StillWaiting: it waits in the queue yet.
         UnknownToken: nothing is known of it.
     """
     found = yield from queue.lookup(keys, token)

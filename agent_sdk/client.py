@@ -98,7 +98,7 @@ class LeaseClient(Verbs["Redis"]):
 
         Raises:
             LeaseLost: it is over; the code says how it ended.
-            StillWaiting: it stands in the queue yet.
+            StillWaiting: it waits in the queue yet.
             UnknownToken: nothing is known of it, or no token was named and none is set.
         """
         return Lease(self._run(attach.adopt(self.keys, own_token(token))))

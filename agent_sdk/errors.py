@@ -200,8 +200,8 @@ CODES: dict[str, Code] = {
     "expired": Code(LeaseLost, 409, False, f"{_LOST}, it expired"),
     "revoked": Code(LeaseLost, 409, False, f"{_LOST}, an operator revoked it"),
     "released": Code(LeaseLost, 409, False, "the lease was released"),
-    "left": Code(LeaseLost, 409, False, "the waiter left the queue"),
-    "lapsed": Code(LeaseLost, 409, False, "the waiter stopped asking and lost its place"),
+    "cancelled": Code(LeaseLost, 409, False, "the wait was cancelled"),
+    "timed_out": Code(LeaseLost, 409, False, "the waiter stopped asking and lost its place"),
     "superseded": Code(LeaseLost, 409, False, f"{_LOST}, another has its place"),
     "unreachable": Code(
         LeaseLost, 409, False, f"{_LOST}, the store could not be reached until trust ran out"

@@ -71,7 +71,7 @@ class LeaseOptions(TypedDict, total=False):
     placement: "spread" (default, most free first) or "pack" (best fit).
     on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
     token: the lease's name; None = a new one. Repeating a call with its token is always safe.
-    wait_s: stand in the queue so long until it fits; 0 (default) = decide now.
+    wait_s: wait in the queue so long until it fits; 0 (default) = decide now.
     keep_place: when wait_s is over decide nothing, stay in the queue, and raise StillWaiting; ask
         again with the error's token within 10 s.
     owner: the authenticated principal on whose behalf it is asked; the broker's HTTP door sets it.
@@ -230,8 +230,8 @@ class Acquisition:
         return isinstance(error, OutcomeUnknown) or not isinstance(error, LeaseError)
 
     def again(self, error: BaseException) -> bool:
-        """Whether to join anew: the place was lost while the store could not be reached."""
-        lost = isinstance(error, LeaseLost) and error.code == "lapsed"
+        """Whether to queue anew: the place was lost while the store could not be reached."""
+        lost = isinstance(error, LeaseLost) and error.code == "timed_out"
         if not lost or self._named or local_now() >= self.until:
             return False
         self.request = self.request._replace(token=new_token())

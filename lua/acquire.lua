@@ -168,7 +168,7 @@ if not devices then
   end
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
     if waiter or not B.queue.full(q.agent) then
-      place = place or B.queue.join(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+      place = place or B.queue.enqueue(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
         'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.queue.holds(q.agent))
       B.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
@@ -177,7 +177,7 @@ if not devices then
   end
   if S.more == 1 and not safe and why ~= 'closed' then return reply('AGAIN') end
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
-    if waiter then B.queue.quit(token, 'left', true) end
+    if waiter then B.queue.end_wait(token, 'cancelled', true) end
     B.count('refused_' .. why)
     return reply('REFUSED', why, why == 'host_unknown' and B.nearly(q.host) or '')
   end
@@ -193,7 +193,7 @@ local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, S.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then B.queue.leave(waiter, false, true) end
+  if waiter then B.queue.dequeue(waiter, false, true) end
   local sum
   taken, sum = B.allocate(q, devices)
   B.add_to_agent(q.agent, sum, 1)

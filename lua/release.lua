@@ -1,4 +1,4 @@
--- release: give a lease back now, or leave the queue.
+-- release: give a lease back now, or cancel a wait.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
@@ -28,7 +28,7 @@ end
 if owner ~= '' and owner ~= v[5] then return reply('UNKNOWN') end
 if v[1] == 'cooling' then return reply('ALREADY', B.outcome(token)) end
 if v[1] ~= 'active' then
-  B.queue.quit(token, 'left')
+  B.queue.end_wait(token, 'cancelled')
   return reply('RELEASED')
 end
 

@@ -31,7 +31,7 @@ if v[1] == 'cooling' then return reply('ALREADY', B.outcome(token)) end
 
 B.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
 if v[1] ~= 'active' then   -- it waits, or was offered something: nobody trusts that yet
-  B.queue.quit(token, 'revoked')
+  B.queue.end_wait(token, 'revoked')
   return reply('REVOKED', S.now)
 end
 if force == 1 then

@@ -100,7 +100,7 @@ def leases(client: LeaseClient) -> None:
 
 
 def wait(client: LeaseClient, agent: str, **ask: Any) -> None:
-    """Stand in the queue until the pictures are made."""
+    """Wait in the queue until the pictures are made."""
 
     def stand() -> None:
         with suppress(LeaseError):

@@ -55,7 +55,7 @@ class DeviceReason:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """One who asks alike and is served before. waiting_s: since when it stands in the queue."""
+    """One who asks alike and is served before. waiting_s: since when it waits in the queue."""
 
     agent: str
     memory_mb: int
@@ -159,7 +159,7 @@ def _ahead(waiter: WaiterStatus, scene: PoolState) -> tuple[Ahead, ...]:
     """The next of those that are ahead in its queue."""
     now_ms, place = scene.pool.now_ms, min(waiter.place or 0, SHOWN_AHEAD)
     return tuple(
-        Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.joined_ms) / 1000)
+        Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.enqueued_ms) / 1000)
         for x in _queue(waiter.queue_id, scene)[:place]
         if x.token != waiter.token
     )

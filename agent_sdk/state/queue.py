@@ -23,7 +23,7 @@ WAITS = ("waiting", "offered")
 
 @dataclass(frozen=True, slots=True)
 class WaiterStatus:
-    """One who stands in the queue, or was offered devices and has yet to claim them.
+    """One who waits in the queue, or was offered devices and has yet to claim them.
 
     Attributes:
         state: waiting or offered.
@@ -32,7 +32,7 @@ class WaiterStatus:
         asked_host, model: `*` = any.
         place: how many of its queue are ahead; None when capped or offered.
         capped: only its agent's cap holds it back.
-        rank: the smaller first: µs of joining, less a minute for each step of priority.
+        rank: the smaller first: µs of entry, less a minute for each step of priority.
         queue_id: host/model/size class: what those in one queue ask alike.
         offered: (device id, MiB) of each device that it may claim.
         kept: ids of devices that are reserved for it.
@@ -51,7 +51,7 @@ class WaiterStatus:
     place: int | None
     capped: bool
     rank: int
-    joined_ms: int
+    enqueued_ms: int
     wait_until_ms: int
     ttl_ms: int
     queue_id: str
@@ -131,7 +131,7 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         place=place,
         capped=row["state"] == "waiting" and place is None,
         rank=int(row["rank"]),
-        joined_ms=int(row["joined_ms"]),
+        enqueued_ms=int(row["enqueued_ms"]),
         wait_until_ms=int(row["wait_until_ms"]),
         ttl_ms=int(row["ttl_ms"]),
         queue_id=row["queue_id"],

@@ -47,7 +47,7 @@ class PoolStatus(PolicyValues):
     Attributes:
         now_ms: when this was looked at, on the pool's clock.
         ready: False until a host has reported for the first time.
-        waiting: how many stand in the queue.
+        waiting: how many wait in the queue.
         stats: counters since the pool's beginning; every replica reads the same.
     """
 

@@ -10,7 +10,8 @@ SIZE: Final = 28
 """Bytes of an entry: 16 of the token's digest, a letter, 11 of a time in ms, hexadecimal."""
 
 OUTCOMES: Final = {
-    "r": "released", "e": "expired", "v": "revoked", "l": "left", "p": "lapsed", "s": "superseded",
+    "r": "released", "e": "expired", "v": "revoked", "c": "cancelled", "t": "timed_out",
+    "s": "superseded",
 }  # fmt: skip
 
 

@@ -65,8 +65,8 @@ router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
         "expired",
         "revoked",
         "released",
-        "left",
-        "lapsed",
+        "cancelled",
+        "timed_out",
         "store_unavailable",
         "store_full",
         "closed",
@@ -152,7 +152,9 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
     "/renew",
     summary="Keep a lease alive.",
     responses=WITH_BODY
-    | errors("unknown_token", "expired", "revoked", "released", "superseded", "left", "lapsed"),
+    | errors(
+        "unknown_token", "expired", "revoked", "released", "superseded", "cancelled", "timed_out"
+    ),
 )
 async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONResponse:
     """Return the new end; 409 `lost` with the reason when it is over, 404 when it is unknown."""
@@ -261,7 +263,7 @@ async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
 @router.get(
     "/lease/{token}/explain",
     summary="Why does it wait?",
-    responses=errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
+    responses=errors("unknown_token", "expired", "released", "revoked", "cancelled", "timed_out"),
 )
 async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     """Return each device's reason, the waiters ahead, what would fit; 404 when unknown."""

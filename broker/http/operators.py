@@ -102,7 +102,7 @@ def _by(who: Principal) -> str | None:
     "/revoke",
     summary="End leases as an operator.",
     responses=WITH_BODY
-    | errors("unknown_token", "expired", "released", "revoked", "left", "lapsed"),
+    | errors("unknown_token", "expired", "released", "revoked", "cancelled", "timed_out"),
 )
 async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
     """End leases: holders learn it at their next renewal, and within a minute it takes effect."""

@@ -15,14 +15,14 @@ MOST: Final = 20_000
 ENDED: Final = ("released", "expired", "revoked")
 """How a lease ends: the event of it."""
 
-GONE: Final = frozenset({"left", "lapsed", "revoked"})
+GONE: Final = frozenset({"cancelled", "timed_out", "revoked"})
 
 
 class Span(NamedTuple):
     """Something that took time. `event` ended it.
 
-    wait: from joining the queue to the grant; claim: from the offer to the grant, a hand-off; hold:
-    from the grant to the end of the lease.
+    wait: from entry into the queue to the grant; claim: from the offer to the grant, a hand-off;
+    hold: from the grant to the end of the lease.
     """
 
     what: Literal["wait", "claim", "hold"]
@@ -34,24 +34,24 @@ class Spans:
     """Pairs beginnings with ends."""
 
     def __init__(self) -> None:
-        self._joined: dict[str, int] = {}
+        self._enqueued: dict[str, int] = {}
         self._offered: dict[str, int] = {}
 
     def ended_by(self, event: Event) -> Iterator[Span]:
         """The spans that this event ends; events come in their order, each once."""
         token, at_ms = event.token or "", event.at_ms
-        joined, offered = self._joined, self._offered
+        enqueued, offered = self._enqueued, self._offered
         if event.event == "waiting":
-            _remember(joined, token, at_ms)
+            _remember(enqueued, token, at_ms)
         elif event.event == "offered":
             _remember(offered, token, at_ms)
         elif event.event == "granted":
-            if (since_ms := joined.pop(token, None)) is not None:
+            if (since_ms := enqueued.pop(token, None)) is not None:
                 yield Span("wait", max(0, at_ms - since_ms) / 1000, event.event)
             if (since_ms := offered.pop(token, None)) is not None:
                 yield Span("claim", max(0, at_ms - since_ms) / 1000, event.event)
         if event.event in GONE:
-            joined.pop(token, None)
+            enqueued.pop(token, None)
             offered.pop(token, None)
         fence = event.fence
         if event.event in ENDED and fence is not None:  # a fence is the time of the grant, in µs

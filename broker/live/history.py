@@ -35,7 +35,7 @@ class Minute:
 
     Attributes:
         leased_mb: at its end, less what was leased when the stream begins.
-        waiting: how many stood in the queue when it was last looked at.
+        waiting: how many waited in the queue when it was last looked at.
     """
 
     leased_mb: int

@@ -34,7 +34,7 @@ class Flow:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._spans = Spans()
         self._wait = Histogram(
-            "gpu_broker_wait_seconds", "From joining the queue to the grant.",
+            "gpu_broker_wait_seconds", "From entry into the queue to the grant.",
             buckets=WAIT_S, registry=registry,
         )  # fmt: skip
         self._claim = Histogram(

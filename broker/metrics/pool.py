@@ -24,7 +24,7 @@ STATES: Final = (
 
 ENDS: Final = ("released", "expired", "revoked")
 
-QUEUE: Final = ("waited", "offered", "lapsed", "left")
+QUEUE: Final = ("enqueued", "offered", "timed_out", "cancelled")
 
 REFUSED: Final = "refused_"
 
@@ -92,13 +92,13 @@ def _leases(pool: PoolStatus) -> Iterator[Metric]:
 
 def _queue(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric]:
     passed = CounterMetricFamily(
-        "gpu_broker_queue_events", "Waiters that joined, were offered, lapsed, left.",
+        "gpu_broker_queue_events", "Waiters enqueued, offered, timed out, cancelled.",
         labels=["event"],
     )  # fmt: skip
     for name in QUEUE:
-        passed.add_metric(["joined" if name == "waited" else name], pool.stats.get(name, 0))
+        passed.add_metric([name], pool.stats.get(name, 0))
     yield passed
-    oldest = min((waiter.joined_ms for waiter in waiters), default=pool.now_ms)
+    oldest = min((waiter.enqueued_ms for waiter in waiters), default=pool.now_ms)
     yield _gauge("oldest_waiter_seconds", "How long the longest in the queue waits; 0 = nobody.",
                  max(0, pool.now_ms - oldest) / 1000)  # fmt: skip
 

@@ -55,7 +55,7 @@ def get_lease(client: LeaseClient, agent: str, ask: LeaseOptions, teller: Progre
                 raise
             lease = Lease(local_grant(agent, token, error), local=True)
         except LeaseLost as error:
-            if error.code != "lapsed" or local_now() >= until:
+            if error.code != "timed_out" or local_now() >= until:
                 raise
             continue  # the store was away for longer than a reservation of the place: enqueue anew
         except (Refused, BrokerUnavailable):  # nothing was done, or the place times out by itself

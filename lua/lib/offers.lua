@@ -59,7 +59,7 @@ local function fit(w, d)
 end
 
 local function offer(w, devices)
-  queue.leave(w, true, true)
+  queue.dequeue(w, true, true)
   local taken, sum = B.allocate(w.q, devices)
   B.add_to_agent(w.agent, sum, 1)
   call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
@@ -75,13 +75,13 @@ local function offer(w, devices)
   return OFFER_WORK * #devices
 end
 
--- An offer that the policy has overtaken: its waiter stands again where it stood.
+-- Withdraw an offer that the policy has overtaken: its waiter is back in its queue, where it was.
 function offers.withdraw(w)
   B.deallocate(w, false)
   call('HSET', P .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
   w.state, w.devices = 'waiting', ''
   B.event('withdrawn', 'token', w.token, 'agent', w.agent)
-  queue.stand(w)
+  queue.add(w)
 end
 
 -- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was, or nil.

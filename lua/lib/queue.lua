@@ -1,12 +1,12 @@
--- queue: who waits, for what, and where each of them stands.
+-- queue: the waiters, what each asks for, and its place.
 --
--- A waiter stands in one queue, with those that ask alike. The queue's id is
+-- A waiter is in one queue, with those that ask alike. The queue's id is
 -- <host or *>/<model or *>/<size class>. Size class
 -- m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and
 -- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
 -- never block those for what is free.
 --
---   queue:<id>              token -> rank, the smaller first: µs of joining, less a minute for each step of priority
+--   queue:<id>              token -> rank, the smaller first: µs of entry, less a minute for each step of priority
 --   queues:<host>/<model>   queue id -> rank of its head
 --   capped:<agent>          token -> rank, of those whom only their agent's cap holds back
 --
@@ -57,7 +57,7 @@ end
 
 -- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what it was offered.
 function queue.read(token)
-  local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'joined_ms', 'client',
+  local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client',
     'kept', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
     'reservation_seen')
   if not v[1] then return nil end
@@ -68,7 +68,7 @@ function queue.read(token)
     max_hold_ms = asked[5] + 0, host = asked[7], model = asked[8], placement = asked[9],
   }
   return {
-    token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], joined_ms = tonumber(v[6]), client = v[7],
+    token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], enqueued_ms = tonumber(v[6]), client = v[7],
     kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
     reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]), reservations = (v[14] or 0) + 0,
     reserves_ms = (v[15] or 0) + 0, reservation_seen = (v[16] or 0) + 0,
@@ -100,16 +100,16 @@ local function set_head(id, rank, check)
   S.stored[entry] = nil
 end
 
--- Take a place in the queue. How many of the queue are ahead; `tried`: it is known that nothing fits.
-local function take_place(w, tried)
+-- Insert a waiter into its queue. Returns how many are ahead; `tried`: it is known that nothing fits.
+local function insert(w, tried)
   call('ZADD', P .. 'queue:' .. w.queue_id, w.rank, w.token)
   local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
   if place == 0 then set_head(w.queue_id, w.rank, not tried) end
   return place
 end
 
--- Give up a place; a new head is checked.
-local function step_out(id, token)
+-- Remove a waiter from its queue; a new head is checked.
+local function remove(id, token)
   local two = call('ZRANGE', P .. 'queue:' .. id, '0', '1', 'WITHSCORES')
   call('ZREM', P .. 'queue:' .. id, token)
   if two[1] == token then set_head(id, two[4], true) end
@@ -131,31 +131,31 @@ local function count_waiters(agent, by)
   count_waiting(by)
 end
 
--- Out of the queue, whatever comes next. `standing`: it is known not to be capped. `satisfied`: it gets
--- what it asked.
-function queue.leave(w, standing, satisfied)
-  if standing or call('ZREM', P .. 'capped:' .. w.agent, w.token) == 0 then step_out(w.queue_id, w.token) end
+-- Dequeue a waiter, whatever comes next. `in_queue`: it is known not to be capped. `satisfied`: it
+-- gets what it asked.
+function queue.dequeue(w, in_queue, satisfied)
+  if in_queue or call('ZREM', P .. 'capped:' .. w.agent, w.token) == 0 then remove(w.queue_id, w.token) end
   B.reservations.cancel(w, satisfied)
   count_waiters(w.agent, -1)
 end
 
--- Stand in the queue again, or for the first time.
-function queue.stand(w, tried)
+-- Add a waiter to its queue, again or for the first time.
+function queue.add(w, tried)
   count_waiters(w.agent, 1)
-  return take_place(w, tried)
+  return insert(w, tried)
 end
 
--- The pool's time in µs: who comes later has the larger, also within a millisecond.
+-- The pool's time in µs: a later call has the larger, also within a millisecond.
 local function rank_now() return S.now * 1000 + S.now_us % 1000 end
 
--- A new waiter: its record, in field and value in turn, and its place. How many of its queue are ahead, -1: capped.
-function queue.join(q, tried, fields, priority, at_cap)
+-- Enqueue a new waiter; `fields`: of its record, field and value in turn. Returns how many are ahead, -1: capped.
+function queue.enqueue(q, tried, fields, priority, at_cap)
   local w = { token = q.token, agent = q.agent, queue_id = queue.id(q), rank = text(rank_now() - priority * PRIORITY_US) }
   call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'queue_id', w.queue_id,
-    'rank', w.rank, 'joined_ms', text(S.now), unpack(fields))
-  B.count('waited')
+    'rank', w.rank, 'enqueued_ms', text(S.now), unpack(fields))
+  B.count('enqueued')
   B.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
-  if not at_cap then return queue.stand(w, tried) end
+  if not at_cap then return queue.add(w, tried) end
   count_waiters(q.agent, 1)
   call('ZADD', P .. 'capped:' .. q.agent, w.rank, q.token)
   return -1
@@ -166,14 +166,14 @@ function queue.full(agent)
   return B.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
 end
 
--- The end of a wait: left, lapsed or revoked. What it was offered comes back. `refused`: no tombstone, since asking again
--- is asking anew. Returns the devices touched.
-function queue.quit(token, how, refused)
+-- End a wait: cancelled, timed_out or revoked. What it was offered comes back. `refused`: no tombstone, since asking
+-- again is asking anew. Returns the devices touched.
+function queue.end_wait(token, how, refused)
   local w, touched = queue.read(token), 0
-  if w.state == 'offered' then touched = B.deallocate(w, false) else queue.leave(w) end
+  if w.state == 'offered' then touched = B.deallocate(w, false) else queue.dequeue(w) end
   clear_deadline(token)
   if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
-  B.count(how == 'lapsed' and 'lapsed' or 'left')
+  B.count(how == 'timed_out' and 'timed_out' or 'cancelled')
   B.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
   return touched
 end
@@ -184,13 +184,13 @@ function queue.head(id)
     local token = call('ZRANGE', P .. 'queue:' .. id, '0', '0')[1]
     local w = token and queue.read(token)
     if w or not token then return w end
-    step_out(id, token)
+    remove(id, token)
     count_waiting(-1)
   end
 end
 
 function queue.set_capped(w)
-  step_out(w.queue_id, w.token)
+  remove(w.queue_id, w.token)
   B.reservations.cancel(w)
   call('ZADD', P .. 'capped:' .. w.agent, w.rank, w.token)
 end
@@ -211,13 +211,13 @@ function queue.holds(agent, own_mb)
   return a.leases > 0 or a.reserved_mb > (own_mb or 0)
 end
 
--- A capped waiter stands in the queue again, where it stood.
+-- Take a capped waiter back into its queue, where it was.
 function queue.clear_capped(w)
   call('ZREM', P .. 'capped:' .. w.agent, w.token)
-  return take_place(w)
+  return insert(w)
 end
 
--- An agent's sum fell: those that fit under its cap again stand where they stood.
+-- An agent's sum fell: take back those that fit under its cap, where they were.
 function queue.recheck_capped(agent)
   local room_mb
   for _ = 1, BACK_AT_ONCE do

@@ -52,7 +52,7 @@ local function settle_member(member)
     elseif v[1] == 'cooling' then
       touched = cool(r)
     else
-      touched = B.queue.quit(member, 'lapsed')
+      touched = B.queue.end_wait(member, 'timed_out')
     end
   end
   return math.max(1, touched)

@@ -17,7 +17,7 @@ function B.recover(token, fence, recovery, waits, whose)
     B.bury(token, outcome)
     return 'LOST', outcome
   end
-  if waits then B.queue.quit(token, 'left', true) end
+  if waits then B.queue.end_wait(token, 'cancelled', true) end
   if hold_until_ms and hold_until_ms < S.now then return over('expired') end
   local alone, sum = recovery.alone, 0
   for _, each in ipairs(held) do

@@ -166,7 +166,7 @@ end
 -- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not
 -- rest.
 function reservations.consider(w)
-  if w.kept ~= '' or S.now - w.joined_ms < RESERVE_AFTER_MS or S.now < w.reserves_ms or idle_ms() == 0 then return end
+  if w.kept ~= '' or S.now - w.enqueued_ms < RESERVE_AFTER_MS or S.now < w.reserves_ms or idle_ms() == 0 then return end
   B.flush()
   local devices, seen = reservations.choose(w, queue.room(w.agent))
   if devices then reserve(w, devices) end

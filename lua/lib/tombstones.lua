@@ -11,8 +11,8 @@
 
 local SHARDS, MOST, SIZE = 8192, 96, 28
 local TOMBSTONE_MS = 900000   -- longer than any retry of a call may last
-local LETTERS = { released = 'r', expired = 'e', revoked = 'v', left = 'l', lapsed = 'p', superseded = 's' }
-local OUTCOMES = { r = 'released', e = 'expired', v = 'revoked', l = 'left', p = 'lapsed', s = 'superseded' }
+local LETTERS = { released = 'r', expired = 'e', revoked = 'v', cancelled = 'c', timed_out = 't', superseded = 's' }
+local OUTCOMES = { r = 'released', e = 'expired', v = 'revoked', c = 'cancelled', t = 'timed_out', s = 'superseded' }
 
 local function digest(token)
   if redis.sha1hex then return redis.sha1hex(token) end

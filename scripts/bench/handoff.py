@@ -35,7 +35,7 @@ WHOLE_MB, HOST = 24_064, "host-0"
 
 HELD_S = 600
 BACK_AFTER_S = 0.01
-"""Within this the releaser stands in the queue again, before everybody else."""
+"""Within this the releaser waits in the queue again, before everybody else."""
 
 OURS, LOCK, REDIS_LOCK, POTTERY = (
     "gpu-lease-broker",
@@ -66,7 +66,7 @@ class LeaseHolder:
         self._lease: Any = None
 
     def take(self) -> None:
-        """Stand in the queue before everybody else."""
+        """Wait in the queue before everybody else."""
         self._lease = self._client.acquire(
             "holder", memory_mb=WHOLE_MB, ttl_s=HELD_S, wait_s=60, priority=9
         )
@@ -76,7 +76,7 @@ class LeaseHolder:
         self._client.release(self._lease)
 
     def settled(self, waiters: int) -> None:
-        """The queue says how many stand in it."""
+        """The queue says how many wait in it."""
         while self._client.pool().waiting != waiters:
             time.sleep(0.002)
 

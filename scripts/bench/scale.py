@@ -34,8 +34,8 @@ Leases of one device each, spread over agents; bytes of the server per lease, al
 anywhere; µs of acquire, renew and release among so many, in a pool of 64 devices."""
 
 QUEUE_SAYS = """\
-So many wait for a host that is full. µs of the server: one more joins; one poll of a waiter behind
-others; the release of a whole device, which the first in the queue gets in the same script."""
+So many wait for a host that is full. µs of the server: one more is enqueued; one poll of a waiter
+behind others; the release of a whole device, which the head of the queue gets in that script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Queue:
     """A queue of so many; µs of the server."""
 
     waiters: int
-    join_us: float
+    enqueue_us: float
     poll_us: float
     handover_us: float
 
@@ -127,12 +127,12 @@ def queue_of(waiters: int) -> Queue:
         last = commands[-verbs.VERB_CALLS :]
         for start in range(0, waiters - len(last), verbs.CHUNK):
             pool.pipe(commands[start : min(start + verbs.CHUNK, waiters - len(last))])
-        join_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
+        enqueue_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
         poll_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
         tokens = [str(call.args[1]) for call in held]
         released = [next(release(token)) for token in tokens]
         handover_us, _ = verbs.server_us(pool, partial(pool.run_all, released))
-    return Queue(waiters, join_us, poll_us, handover_us)
+    return Queue(waiters, enqueue_us, poll_us, handover_us)
 
 
 def queues(lengths: Sequence[int], rounds: int) -> tuple[Queue, ...]:
@@ -144,7 +144,7 @@ def queues(lengths: Sequence[int], rounds: int) -> tuple[Queue, ...]:
     return tuple(
         Queue(
             waiters,
-            median(x.join_us for x in rows),
+            median(x.enqueue_us for x in rows),
             median(x.poll_us for x in rows),
             median(x.handover_us for x in rows),
         )
@@ -183,9 +183,9 @@ def markdown(found: Results) -> str:
         "## Waiters",
         QUEUE_SAYS,
         verbs.table(
-            ["waiters", "join", "poll", "release and hand over"],
+            ["waiters", "enqueue", "poll", "release and hand over"],
             [
-                [f"{x.waiters:,}", f"{x.join_us:.1f}", f"{x.poll_us:.1f}", f"{x.handover_us:.1f}"]
+                [f"{x.waiters:,}", *(f"{y:.1f}" for y in (x.enqueue_us, x.poll_us, x.handover_us))]
                 for x in found.queues
             ],
         ),

@@ -195,7 +195,8 @@ def run(minutes: float) -> Results:
         exact = settled(pool, keeping)
         stats = {name: int(count) for name, count in pool.redis.hgetall(verbs.KEYS.stats).items()}
     ended = {
-        name: stats.get(name, 0) for name in ("released", "expired", "waited", "lapsed", "left")
+        name: stats.get(name, 0)
+        for name in ("released", "expired", "enqueued", "timed_out", "cancelled")
     }
     return Results(
         minutes, stats.get("granted", 0), ended, deaths, tuple(samples),

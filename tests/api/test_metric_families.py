@@ -76,7 +76,7 @@ def test_story_of_leases_is_counted(broker: Broker) -> None:
     assert after['gpu_broker_grants_total{kind="gpu"}'] == 2
     assert after['gpu_broker_refusals_total{reason="never_fits"}'] == 1
     assert after['gpu_broker_lease_ends_total{kind="gpu",reason="released"}'] == 2
-    assert after['gpu_broker_queue_events_total{event="joined"}'] == 1
+    assert after['gpu_broker_queue_events_total{event="enqueued"}'] == 1
     assert after["gpu_broker_wait_seconds_count"] == 1
     assert 0.2 < after["gpu_broker_wait_seconds_sum"] < 5
     assert after["gpu_broker_claim_seconds_count"] == 1
@@ -149,7 +149,7 @@ def test_flow_forgets_the_oldest_of_too_many_waiters() -> None:
     flow: Flow = metrics.flow
     for n in range(MOST + 10):
         flow.take(Event(f"{n}-0", "waiting", {"token": f"t{n}"}))
-    assert len(flow._spans._joined) == MOST
+    assert len(flow._spans._enqueued) == MOST
     flow.take(Event(f"{MOST + 20}-0", "granted", {"token": "t0"}))
     flow.take(Event(f"{MOST + 20}-0", "granted", {"token": f"t{MOST}"}))
     assert b"gpu_broker_wait_seconds_count 1.0" in metrics.text(None, None)

@@ -72,7 +72,7 @@ def test_lease_whose_client_hangs_up_leaves_the_queue(plain: Broker, api_pool: P
     waits(plain, 1)
     connection.close()
     eventually(lambda: not queue(plain), 2)
-    assert "left" in api_pool.events()
+    assert "cancelled" in api_pool.events()
 
 
 def test_lease_that_can_never_fit_does_not_wait(plain: Broker) -> None:

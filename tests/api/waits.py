@@ -42,5 +42,5 @@ def queue(broker: Broker) -> list[dict[str, Any]]:
 
 
 def waits(broker: Broker, count: int) -> None:
-    """Wait until so many stand in the queue."""
+    """Wait until so many wait in the queue."""
     eventually(lambda: len(queue(broker)) == count, 5)

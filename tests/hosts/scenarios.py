@@ -215,7 +215,7 @@ class Queue:
 
     @classmethod
     def form(cls, pool: Pool, host: Host) -> Queue:
-        """The device is held, and they stand in the queue."""
+        """The device is held, and they wait in the queue."""
         pool.reporter(host, "sim:1x1000")
         client, threads = pool.client(), ThreadPoolExecutor(3)
         held = client.acquire("holder", host=host.name, memory_mb=100, exclusive=True, ttl_s=TTL_S)
@@ -233,7 +233,7 @@ class Queue:
         return lease.fence
 
     def has(self, agent: str) -> bool:
-        """Return whether it stands in the queue."""
+        """Return whether it waits in the queue."""
         return any(waiter.agent == agent for waiter in self.client.queue())
 
     def dissolve(self) -> list[str]:

@@ -126,14 +126,14 @@ def test_capped_waiter_at_the_end_of_its_wait_says_why(pool: Pool) -> None:
     quiet(pool)
 
 
-def test_capped_waiter_that_is_silent_lapses(pool: Pool) -> None:
+def test_capped_waiter_that_is_silent_times_out(pool: Pool) -> None:
     """Capped or not, who is not heard of for 10 s is out."""
     at_cap(pool)
     wait(pool, "more", **ANN)
     pool.skew(9000)
     pool.reap()
     pool.skew(1001)
-    assert wait(pool, "more", **ANN) == ["LOST", "lapsed"]
+    assert wait(pool, "more", **ANN) == ["LOST", "timed_out"]
     quiet(pool)
 
 

@@ -48,7 +48,7 @@ def recover(pool: Pool, name: str, grant: Granted, **other: str) -> list[object]
 
 
 def test_another_server_closes_the_pool_for_ten_seconds(gpu: Pool) -> None:
-    """No new grants until holders have renewed; joining the queue, renew and release go on."""
+    """No new grants until holders have renewed; queueing, renew and release go on."""
     held = granted(gpu.acquire(A))
     fail_over(gpu)
     assert said(gpu.acquire(B)) == ["REFUSED", "closed", ""]

@@ -122,7 +122,7 @@ def test_priority_is_worth_its_minutes_and_no_more(
         queue.pool.skew(later_ms)
         queue.poll_all()
         queue.wait(f"w{n}", memory_mb=900, priority=priority)
-        joined = int(queue.pool.hash(f"record:{token(f'w{n}')}")["joined_ms"])
+        joined = int(queue.pool.hash(f"record:{token(f'w{n}')}")["enqueued_ms"])
         ranks[f"w{n}"] = (joined - priority * 60_000, token(f"w{n}"))
     drain_queue(queue, ["hold-h1-0"])
     assert queue.served == sorted(ranks, key=lambda name: ranks[name])

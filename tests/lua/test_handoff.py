@@ -151,7 +151,7 @@ def test_claim_gives_a_full_ttl_and_is_repeated_safely(pool: Pool) -> None:
 
 
 def test_offer_that_is_not_claimed_goes_to_the_next(pool: Pool) -> None:
-    """F12, L4: a dead waiter delays those behind it by one claim of 10 s, and lapses."""
+    """F12, L4: a dead waiter delays those behind it by one claim of 10 s, and times out."""
     full(pool)
     wait(pool, "dead")
     wait(pool, "next")
@@ -162,7 +162,7 @@ def test_offer_that_is_not_claimed_goes_to_the_next(pool: Pool) -> None:
     assert wait(pool, "next") == ["WAITING", 0]
     pool.skew(1)
     assert wait(pool, "next")[0] == "GRANTED"
-    assert wait(pool, "dead") == ["LOST", "lapsed"]
+    assert wait(pool, "dead") == ["LOST", "timed_out"]
 
 
 def test_offer_that_is_given_back_goes_to_the_next(pool: Pool) -> None:
@@ -173,7 +173,7 @@ def test_offer_that_is_given_back_goes_to_the_next(pool: Pool) -> None:
     pool.release(HOLDER)
     assert said(pool.release(token("ann"))) == ["RELEASED"]
     assert state(pool, "bob") == "offered"
-    assert wait(pool, "ann") == ["LOST", "left"]
+    assert wait(pool, "ann") == ["LOST", "cancelled"]
 
 
 def test_offer_that_is_revoked_goes_to_the_next(pool: Pool) -> None:

@@ -115,7 +115,7 @@ def test_keep_ends_with_the_wait(pool: Pool, how: str) -> None:
     assert pool.hash(f"record:{token('small')}")["state"] == "offered"
 
 
-def test_keep_ends_when_its_keeper_lapses(pool: Pool) -> None:
+def test_keep_ends_when_its_keeper_times_out(pool: Pool) -> None:
     """A dead keeper holds its device for the 10 s of a heartbeat."""
     shared(pool)
     wait(pool, "large", **LARGE)

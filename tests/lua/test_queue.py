@@ -239,7 +239,7 @@ def test_token_is_known_for_as_long_as_its_tombstone(pool: Pool) -> None:
     pool.release(token("ann"))
     left_ms = pool.redis.pttl(pool.keys.done(token("ann")))
     assert 890_000 < left_ms <= 900_000
-    assert wait(pool, "ann") == ["LOST", "left"]
+    assert wait(pool, "ann") == ["LOST", "cancelled"]
     pool.redis.delete(pool.keys.done(token("ann")))
     assert wait(pool, "ann") == ["WAITING", 0]
 

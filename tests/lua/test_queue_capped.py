@@ -67,7 +67,7 @@ def test_capped_behind_another_is_not_tried(pool: Pool) -> None:
 
 
 def test_capped_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
-    """Room for three of five: three stand in the queue, though nothing can be offered yet."""
+    """Room for three of five: three wait in the queue, though nothing can be offered yet."""
     at_cap(pool)
     for n in range(5):
         wait(pool, f"m{n}", agent="ann", memory_mb=300)

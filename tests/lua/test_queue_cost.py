@@ -28,7 +28,7 @@ CALLS: dict[str, Call] = {
     "acquire elsewhere": (lambda p: p.acquire(token("mine"), "me", host="h2"), "GRANTED"),
     "renew": (lambda p: p.renew(token("mine")), "RENEWED"),
     "release elsewhere": (lambda p: p.release(token("mine")), "RELEASED"),
-    "join": (lambda p: p.acquire(token("last"), "last", host="h1", wait_ms=9000), "WAITING"),
+    "enqueue": (lambda p: p.acquire(token("last"), "last", host="h1", wait_ms=9000), "WAITING"),
     "poll behind": (lambda p: p.acquire(token("last"), "last", host="h1", wait_ms=8000), "WAITING"),
     "poll of the head": (
         lambda p: p.acquire(token("w0"), "w0", host="h1", wait_ms=8000),

@@ -171,7 +171,7 @@ def test_neither_capped_nor_dead_ones_hold_up_the_first_who_can_have_it(
     queue.end()
 
 
-COVERED = {"offered": 20, "withdrawn": 8, "lapsed": 8, "capped": 8}
+COVERED = {"offered": 20, "withdrawn": 8, "timed_out": 8, "capped": 8}
 MOST_ROUNDS, OPERATIONS, EVERY = 60, 150, 4
 
 
@@ -235,7 +235,7 @@ class Patient(World):
 
 @pytest.mark.slow
 def test_patience_in_any_order_keeps_every_invariant(server: Server) -> None:
-    """Rounds go on until enough were offered, lapsed, capped; GPU_BROKER_TEST_SEED repeats."""
+    """Rounds go on until enough were offered, timed out, capped; GPU_BROKER_TEST_SEED repeats."""
     seed = int(os.environ.get("GPU_BROKER_TEST_SEED") or random.SystemRandom().randrange(10**9))
     seen: Counter[str] = Counter()
     with server.connect() as client:

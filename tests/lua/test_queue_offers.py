@@ -171,7 +171,7 @@ def test_offer_counts_in_its_agents_sum(pool: Pool) -> None:
     assert said(pool.acquire(token("more"), "ann", memory_mb=101)) == ["REFUSED", "agent_cap", ""]
 
 
-def test_offer_lapses_with_its_agents_sum(pool: Pool) -> None:
+def test_offer_times_out_with_its_agents_sum(pool: Pool) -> None:
     """F31: what is not claimed is given back in full, and its hint is late, not harmful."""
     full(pool)
     wait(pool, "ann")
@@ -183,7 +183,7 @@ def test_offer_lapses_with_its_agents_sum(pool: Pool) -> None:
     assert pool.hash("agents") == {}
     assert pool.free() == {"gpu-a": 1000}
     assert inbox(pool) == [token("ann")]
-    assert wait(pool, "ann") == ["LOST", "lapsed"]
+    assert wait(pool, "ann") == ["LOST", "timed_out"]
 
 
 def test_hints_come_in_the_order_of_the_offers(pool: Pool) -> None:
@@ -204,7 +204,7 @@ def test_renew_of_an_offer_claims_nothing(pool: Pool) -> None:
     assert said(pool.renew(token("ann"))) == ["UNKNOWN"]
     assert state(pool, "ann") == "offered"
     pool.skew(1001)
-    assert wait(pool, "ann") == ["LOST", "lapsed"]
+    assert wait(pool, "ann") == ["LOST", "timed_out"]
 
 
 def test_claim_with_another_request_conflicts(pool: Pool) -> None:

@@ -164,7 +164,7 @@ class World:
 
 
 LEAST = {
-    "waited": 80, "offered": 5, "lapsed": 1, "left": 5, "capped": 1, "cpu_granted": 20,
+    "enqueued": 80, "offered": 5, "timed_out": 1, "cancelled": 5, "capped": 1, "cpu_granted": 20,
     "expired": 30,
 }  # fmt: skip
 """How often each must have happened, or the walk has shown nothing of it."""

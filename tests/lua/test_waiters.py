@@ -1,4 +1,4 @@
-"""acquire with a wait: joining the queue, standing in it, and every way out of it."""
+"""acquire with a wait: entering the queue, waiting in it, and every way out of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def full(pool: Pool, *devices: str) -> None:
 
 
 def wait(pool: Pool, name: str, **ask: object) -> list[object]:
-    """Stand in the queue, a millisecond later than whoever came before, or poll."""
+    """Wait in the queue, a millisecond later than whoever came before, or poll."""
     asked = {"agent": name, "wait_ms": MINUTE} | ask
     if not pool.redis.exists(pool.keys.record(token(name))):
         pool.skew(1)
@@ -33,7 +33,7 @@ def quiet(pool: Pool) -> None:
     assert pool.hash("pool")["waiting"] == "0"
 
 
-def test_acquire_that_waits_joins_the_queue(pool: Pool) -> None:
+def test_acquire_that_waits_is_enqueued(pool: Pool) -> None:
     """WAITING with its place; the record says what was asked and since when."""
     full(pool)
     assert wait(pool, "ann") == ["WAITING", 0]
@@ -41,11 +41,11 @@ def test_acquire_that_waits_joins_the_queue(pool: Pool) -> None:
     record = pool.hash(f"record:{token('ann')}")
     assert (record["state"], record["agent"], record["queue_id"]) == ("waiting", "ann", "*/*/m10")
     assert (record["memory_mb"], record["devices"], record["client"]) == ("900", "", "client")
-    assert int(record["wait_until_ms"]) - int(record["joined_ms"]) == MINUTE
+    assert int(record["wait_until_ms"]) - int(record["enqueued_ms"]) == MINUTE
     assert "fence" not in record
 
 
-def test_acquire_without_a_wait_joins_nothing(pool: Pool) -> None:
+def test_acquire_without_a_wait_enqueues_nothing(pool: Pool) -> None:
     """No wait, no record: refused now, as before."""
     full(pool)
     assert said(pool.acquire(token("ann"))) == ["REFUSED", "no_capacity", ""]
@@ -152,7 +152,7 @@ def test_acquire_of_a_waiter_reserves_what_the_default_was(pool: Pool) -> None:
     assert granted(pool.acquire(token("ann"), "ann", memory_mb=0)).devices == (("gpu-a", 900),)
 
 
-def test_waiter_that_is_not_heard_of_lapses(pool: Pool) -> None:
+def test_waiter_that_is_not_heard_of_times_out(pool: Pool) -> None:
     """10 s without a poll: out of the queue; its late poll is told, and joins nothing."""
     full(pool)
     wait(pool, "ann")
@@ -163,14 +163,14 @@ def test_waiter_that_is_not_heard_of_lapses(pool: Pool) -> None:
     pool.skew(5000)
     pool.reap()
     pool.skew(5001)
-    assert wait(pool, "ann") == ["LOST", "lapsed"]
-    assert wait(pool, "ann") == ["LOST", "lapsed"]
-    assert pool.stats()["lapsed"] == 1
+    assert wait(pool, "ann") == ["LOST", "timed_out"]
+    assert wait(pool, "ann") == ["LOST", "timed_out"]
+    assert pool.stats()["timed_out"] == 1
     quiet(pool)
 
 
 def test_waiter_behind_others_keeps_its_place_by_polling(pool: Pool) -> None:
-    """A heartbeat is a poll too, and the first that lapses makes room for the next."""
+    """A heartbeat is a poll too, and the first that times out makes room for the next."""
     full(pool)
     for name in ("ann", "bob", "cy"):
         wait(pool, name)
@@ -180,17 +180,17 @@ def test_waiter_behind_others_keeps_its_place_by_polling(pool: Pool) -> None:
     pool.skew(6000)
     assert wait(pool, "cy") == ["WAITING", 1]
     assert wait(pool, "bob") == ["WAITING", 0]
-    assert wait(pool, "ann") == ["LOST", "lapsed"]
+    assert wait(pool, "ann") == ["LOST", "timed_out"]
 
 
-def test_release_of_a_waiter_leaves_the_queue(pool: Pool) -> None:
+def test_release_of_a_waiter_cancels_its_wait(pool: Pool) -> None:
     """Leaving is a release: told once, and nothing brings it back."""
     full(pool)
     wait(pool, "ann")
     assert said(pool.release(token("ann"))) == ["RELEASED"]
-    assert said(pool.release(token("ann"))) == ["ALREADY", "left"]
-    assert wait(pool, "ann") == ["LOST", "left"]
-    assert pool.events()[-1] == "left"
+    assert said(pool.release(token("ann"))) == ["ALREADY", "cancelled"]
+    assert wait(pool, "ann") == ["LOST", "cancelled"]
+    assert pool.events()[-1] == "cancelled"
     quiet(pool)
 
 
@@ -232,7 +232,7 @@ def test_waiters_are_refused_when_safe_mode_begins(pool: Pool) -> None:
     quiet(pool)
 
 
-def test_waiters_join_a_closed_pool_and_are_served_when_it_opens(pool: Pool) -> None:
+def test_waiters_of_a_closed_pool_wait_and_are_served_when_it_opens(pool: Pool) -> None:
     """Closed: nobody is granted; joining is allowed, and the head's poll finds it open."""
     reply = pool.report((device("gpu-a"),))
     pool.policy(closed_until_ms=reply[1] + 5000)

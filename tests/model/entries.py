@@ -113,7 +113,7 @@ class Entry:
     outcome: str = ""
     reason: str = ""
     rank: int = 0
-    joined_ms: int = 0
+    enqueued_ms: int = 0
     capped: bool = False
     kept: tuple[str, ...] = ()
     reservation_mb: int = 0

@@ -356,7 +356,7 @@ class Ledger(ABC):
         elif e.state == "cooling":
             self.cool(e)
         else:
-            self.bury(e, "lapsed")
+            self.bury(e, "timed_out")
         return max(1, len(e.held))
 
     def catch_up(self, named: str = "") -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tests.model.queue import Queue
 
 SILENT_MS = POLL_MS + 1000
-"""Time that a reservation may outlive its horizon: until its waiter polls, or has lapsed."""
+"""Time that a reservation may outlive its horizon: until its waiter polls, or has timed out."""
 
 
 def kept_from_others(model: Queue) -> dict[str, str]:
@@ -51,7 +51,7 @@ class Watch:
                 self.horizons[e.token] = e.until_ms, idle_ms
         passed_ms = min(max(0, model.now - self.last_ms), POLL_MS)
         if model.shut or model.now < model.window_until_ms:
-            passed_ms = 0  # nothing is granted, or silent waiters do not lapse
+            passed_ms = 0  # nothing is granted, or silent waiters do not time out
         before, self.waited = self.waited, {}
         for uuid, token in kept_from_others(model).items():
             owner, waited_ms = before.get(uuid, (token, 0))

@@ -73,7 +73,7 @@ class Model(Devices):
         if not e:
             memory_mb = ask.memory_mb or self.policy["default_memory_mb"]
             rank = self.now * 1000 + self.raw_us % 1000 - ask.priority * PRIORITY_US
-            e = Entry(token, ask, owner, memory_mb, rank=rank, joined_ms=self.now)
+            e = Entry(token, ask, owner, memory_mb, rank=rank, enqueued_ms=self.now)
         devices, why = self.decide(e, new=new)
         if devices is not None:
             return self.grant(e, devices, "")
@@ -258,7 +258,7 @@ class Model(Devices):
             return ["UNKNOWN"]
         if e.state == "cooling":
             return ["ALREADY", e.outcome]
-        self.bury(e, "released" if e.state == "active" else "left")
+        self.bury(e, "released" if e.state == "active" else "cancelled")
         return ["RELEASED"]
 
     def revoke(self, token: str, force: int = 0) -> Reply:

@@ -72,7 +72,7 @@ class Reservations(Ledger):
 
     def reserve(self, e: Entry) -> None:
         """L3: after half a minute a head reserves what can become what it asks."""
-        early = self.now - e.joined_ms < KEEP_AFTER_MS or self.now < e.reserves_ms
+        early = self.now - e.enqueued_ms < KEEP_AFTER_MS or self.now < e.reserves_ms
         if e.kept or early or not self.idle_ms:
             return
         options = self.reservable(e)

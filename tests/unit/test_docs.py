@@ -96,7 +96,7 @@ ENDS = {end for verb in ("end", "close") for _, how in calls(f"B.{verb}_lease")
         for end in literals(how)}  # fmt: skip
 """Ends of a lease."""
 
-QUITS = {end for _, how, *_ in calls("B.queue.quit") for end in literals(how)}
+ENDS_OF_WAITS = {end for _, how, *_ in calls("B.queue.end_wait") for end in literals(how)}
 """Ends of a wait."""
 
 
@@ -189,7 +189,7 @@ def test_events_are_listed_with_their_fields() -> None:
             for pair in pairs[::2]
             for field in (["device", "host"] if pair == "what" else literals(pair))
         }
-        for event in {"outcome": ENDS, "how": QUITS}.get(name) or literals(name):
+        for event in {"outcome": ENDS, "how": ENDS_OF_WAITS}.get(name) or literals(name):
             found[event] = found.get(event, set()) | fields
     listed = {
         event: set(re.findall(r"\w+", re.sub(r"\(.*?\)|up:|\bor\b", "", fields)))

@@ -185,7 +185,7 @@ WAITS: Any = {"wait_s": 10} | WHOLE
 
 
 async def waiting(client: AsyncLeaseClient, count: int) -> None:
-    """Wait until so many stand in the queue."""
+    """Wait until so many wait in the queue."""
     for _ in range(500):
         if len(await client.queue()) == count:
             return

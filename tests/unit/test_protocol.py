@@ -26,7 +26,7 @@ BY_THE_CLIENT = {
 AT_THE_DOOR = {"unauthorized", "forbidden", "busy"}
 """Codes of the HTTP door alone."""
 
-BY_THE_QUEUE = {"left", "lapsed", "waiting"}
+BY_THE_QUEUE = {"cancelled", "timed_out", "waiting"}
 """Codes of how a wait stands and ends."""
 
 LUA = {path.name: path.read_text() for path in lua_folder().rglob("*.lua")}

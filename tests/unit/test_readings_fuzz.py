@@ -59,7 +59,7 @@ RECORD = {
     "queue_id": st.just("*/*/m10"), "agent": st.just("ann"), "outcome": st.just("expired"),
 }  # fmt: skip
 NUMBERS = (
-    "fence", "granted_at_ms", "expires_at_ms", "ttl_ms", "memory_mb", "rank", "joined_ms",
+    "fence", "granted_at_ms", "expires_at_ms", "ttl_ms", "memory_mb", "rank", "enqueued_ms",
     "wait_until_ms", "total_mb", "system_mb", "leased_mb", "withheld_mb", "unleased_mb", "leases",
     "used_mb", "index", "schema", "epoch", "offset_ms", "last_ms", "closed_until_ms", "waiting",
     "max_memory_per_agent_mb", "max_leases_per_agent", "default_memory_mb", "sampled_ms",

@@ -135,9 +135,13 @@ async def test_entry_that_a_listener_cannot_take_is_passed_over(
             assert news.events[-1].fields.get("agent") != "odd", "cannot take this"
 
         parts.feed._listeners = (hear, *parts.feed._listeners)
-        await parts.client.redis.xadd(parts.client.keys.events, {"event": "left", "agent": "odd"})
+        await parts.client.redis.xadd(
+            parts.client.keys.events, {"event": "cancelled", "agent": "odd"}
+        )
         await until(lambda: "cannot take this" in caplog.text)
-        await parts.client.redis.xadd(parts.client.keys.events, {"event": "left", "agent": "even"})
+        await parts.client.redis.xadd(
+            parts.client.keys.events, {"event": "cancelled", "agent": "even"}
+        )
         await until(lambda: parts.news)
         assert [event.fields["agent"] for event in parts.news[-1].events] == ["even"]
         assert caplog.text.count("were not taken in") == 1

@@ -181,7 +181,7 @@ def test_forked_child_waits_on_an_inbox_of_its_own(client: LeaseClient) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def lapse(client: LeaseClient) -> str:
+def time_out(client: LeaseClient) -> str:
     """Let the one that waits miss its heartbeat; its token."""
     (waiter,) = client.queue()
     client.redis.zadd(client.keys.deadlines, {waiter.token: 1})
@@ -189,7 +189,7 @@ def lapse(client: LeaseClient) -> str:
     return waiter.token
 
 
-def test_place_that_lapsed_is_joined_anew(client: LeaseClient) -> None:
+def test_place_that_timed_out_is_taken_anew(client: LeaseClient) -> None:
     """A waiter that was not heard of for 10 s joins the queue again, under another token."""
     held = client.acquire("holder", **WHOLE)
     found = []
@@ -198,14 +198,14 @@ def test_place_that_lapsed_is_joined_anew(client: LeaseClient) -> None:
     )
     thread.start()
     soon(lambda: client.pool().waiting == 1)
-    gone = lapse(client)
+    gone = time_out(client)
     soon(lambda: client.pool().waiting == 1, 6)
     client.release(held)
     thread.join(5)
     assert found[0].token != gone
 
 
-def test_place_that_lapsed_under_a_token_of_ones_own_is_told(client: LeaseClient) -> None:
+def test_place_that_timed_out_under_a_token_of_ones_own_is_told(client: LeaseClient) -> None:
     """Such a token is the caller's to replace."""
     client.acquire("holder", **WHOLE)
     told: list[LeaseLost] = []
@@ -219,9 +219,9 @@ def test_place_that_lapsed_under_a_token_of_ones_own_is_told(client: LeaseClient
     thread = threading.Thread(target=wait)
     thread.start()
     soon(lambda: client.pool().waiting == 1)
-    lapse(client)
+    time_out(client)
     thread.join(6)
-    assert [error.code for error in told] == ["lapsed"]
+    assert [error.code for error in told] == ["timed_out"]
 
 
 def test_hint_that_comes_early_is_not_lost(client: LeaseClient, pool: TestBroker) -> None:

@@ -37,7 +37,7 @@ KEPT: Final = 20_000
 LOST: Final = "some events were lost: they were trimmed, or the store lost its data"
 
 TROUBLE: Final = frozenset({
-    "expired", "revoked", "revoke", "lapsed", "host_away", "drained", "finding_raised",
+    "expired", "revoked", "revoke", "timed_out", "host_away", "drained", "finding_raised",
     "quarantined", "xid", "process_ended",
 })  # fmt: skip
 

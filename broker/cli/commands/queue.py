@@ -57,7 +57,7 @@ def queue(agent: str | None, output: str) -> None:
             asks(x.memory_mb, x.devices, exclusive=x.exclusive),
             where(x.asked_host, x.model),
             str(x.priority),
-            age(scene.pool.now_ms - x.joined_ms),
+            age(scene.pool.now_ms - x.enqueued_ms),
             place(x),
             stands[x.token].says if whole else why(stands[x.token], x, scene.pool.now_ms),
             *((x.client, x.pid.partition(":")[0], x.owner or "-") if wide else ()),

@@ -71,7 +71,7 @@ const whyCell = ({ waiter }) => html`<span title=${waiter.why}>${against(waiter)
 export const QUEUE = [
   { name: "name", label: "Agent", cell: (x) => rowLink("waiter", x.id, html`<b>${x.waiter.agent}</b>`) },
   { name: "size", label: "Asks for", cell: (x) => asks(x.waiter) },
-  { name: "since number", label: "Waits", cell: (x) => span(now() - x.waiter.joined_at) },
+  { name: "since number", label: "Waits", cell: (x) => span(now() - x.waiter.enqueued_at) },
   { name: "why", label: "Why", cell: whyCell },
 ];
 

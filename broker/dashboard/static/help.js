@@ -25,7 +25,7 @@ const view = () => ({
   body: html`
     ${facts(KEYS.map(([name, what]) => [html`<kbd>${name}</kbd>`, what]))}
     <p>A <b>lease</b> is the right to use memory of a GPU, or all of it, until a time. A request that finds no room
-      stands in the <b>queue</b>. Memory is <b>used by others</b> when processes without a lease use it, <b>withheld</b>
+      waits in the <b>queue</b>. Memory is <b>used by others</b> when processes without a lease use it, <b>withheld</b>
       when it was an expired lease's and is not known to be free yet, <b>reserved</b> when it waits for a request that
       has waited long, the <b>system</b>'s when it is never leased.</p>
     <p>A GPU may be:</p>

@@ -101,14 +101,14 @@ const waiter = {
   find: (id) => rows.queue.get(id),
   title: (of, id) => (of ? `${of.agent} waits` : `Request ${short(id)}`),
   gone: (id) => {
-    const end = lastOf(id, ["granted", "revoked", "left", "lapsed"]);
+    const end = lastOf(id, ["granted", "revoked", "cancelled", "timed_out"]);
     return `This request waits no more${end ? `: ${end.event} at ${clock(end.at)}` : ", or never did in this pool"}.`;
   },
   body: (of, id, explained) => html`
     ${facts([
       ["Why", explained.answer?.summary ?? of.why],
       ["Asks for", asks(of)],
-      ["Waits since", `${clock(of.joined_at)}, ${span(now() - of.joined_at)}`],
+      ["Waits since", `${clock(of.enqueued_at)}, ${span(now() - of.enqueued_at)}`],
       ["Priority", of.priority],
       ["Reserved", of.reservation ? `${of.reservation.devices.length} GPUs. ${reservedSays(of)}` : null],
       ["Token", token(of)],
