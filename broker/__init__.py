@@ -1,3 +1,3 @@
-"""The broker's other doors: HTTP on port 8014, the reporter of devices, the command line."""
+"""Broker: the HTTP API on port 8014, the reporter of devices, the command line."""
 
 __version__ = "0.1.0"

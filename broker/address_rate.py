@@ -1,4 +1,4 @@
-"""A rate of what each address may do, for a bounded number of addresses."""
+"""Rate limit of each address, for a bounded number of addresses."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from typing import Final
 
 ADDRESSES: Final = 4096
-"""The number of addresses that a rate remembers."""
+"""Most addresses that a rate remembers."""
 
 
 class Rate:
-    """A rate for each address: so many at once, then so many a second.
+    """Rate for each address: so many at once, then so many a second.
 
     Args:
-        burst: at once.
-        per_s: a second.
+        burst: how many at once.
+        per_s: how many a second after that.
     """
 
     def __init__(self, burst: float, per_s: float) -> None:

@@ -1,6 +1,6 @@
-"""API keys: who may come in at the HTTP door, and as what.
+"""API keys: the principals of the HTTP API, and their roles.
 
-A key is `gbk_` and 32 random bytes; kept is its SHA-256 alone, a line for each key:
+A key is `gbk_` and 32 random bytes; the file holds its SHA-256 alone, a line for each key:
 `NAME ROLE SHA256 [AGENT,...]`, `#` begins a comment. Agents are names or patterns (`scout-*`).
 """
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Role: TypeAlias = Literal["viewer", "agent", "operator"]
 
 ROLES: Final[tuple[Role, ...]] = ("viewer", "agent", "operator")
-"""Each may do what those before it may, and more."""
+"""Roles; each may do all that those before it may, and more."""
 
 PREFIX: Final = "gbk_"
 
@@ -43,17 +43,17 @@ DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 HEADER: Final = "# NAME ROLE SHA256 [AGENT,...]; gpu-broker keys makes and ends them"
 
 GONE: Final = (
-    "{path} is gone, and a broker that runs asks for its keys: nobody gets in; gpu-broker keys new "
-    "makes a key, or start the broker anew: without the file it asks for none"
+    "{path} is gone, and a running broker asks for its keys: no request passes; gpu-broker keys "
+    "new makes a key, or start the broker anew: without the file it asks for none"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody with a key.
+    """Holder of a key: a person or a program.
 
     Attributes:
-        name: what leases and acts are written down under.
+        name: the name under which leases and acts are recorded.
         agents: the agents it may ask for, as patterns; empty = any.
     """
 
@@ -63,36 +63,36 @@ class Principal:
     agents: tuple[str, ...] = ()
 
     def is_at_least(self, role: Role) -> bool:
-        """Return whether it may do what that role may."""
+        """Return whether this principal may do all that a role may."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def speaks_for(self, agent: str) -> bool:
-        """Return whether it may ask for a lease in that agent's name."""
+        """Return whether this principal may ask for a lease in an agent's name."""
         return not self.agents or any(fnmatchcase(agent, pattern) for pattern in self.agents)
 
     @property
     def line(self) -> str:
-        """As a key file has it."""
+        """Line of the key file."""
         return " ".join(filter(None, (self.name, self.role, self.digest, ",".join(self.agents))))
 
 
 UNUSABLE: Final = (
-    "this broker cannot use its key file, so no key of it opens anything: its log says why, and "
-    "gpu-broker doctor on its machine says the way out"
+    "this broker cannot use its key file, so no key of it is accepted: its log has the reason, and "
+    "gpu-broker doctor on its machine has the way out"
 )
-"""The answer to a request, which names no path."""
+"""Answer to a request, which names no path."""
 
 ANYBODY: Final = Principal("", "operator", "")
-"""The client where there are no keys: only this machine can reach the port then."""
+"""Client where there are no keys: only this machine can reach the port then."""
 
 
 def new_key() -> str:
-    """Return a key that nobody has had."""
+    """Return a new random key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> str:
-    """Return what is kept of a key."""
+    """Return the digest under which a key is recorded."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -100,7 +100,7 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
     """Return the principals of a key file's lines.
 
     Raises:
-        KeysError: a line is not one, or a name stands there twice; the message has its number.
+        KeysError: a line has another form or repeats a name; the message has its number.
     """
     found: dict[str, Principal] = {}
     for number, line in enumerate(lines, 1):
@@ -124,16 +124,16 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
 
 
 class Keyring:
-    """The keys of a broker. A file is read again when it changes: a revoked key opens nothing.
+    """Keys of a broker. A changed file is read again: a revoked key opens nothing.
 
-    A file that is there and cannot be trusted or read admits no client by its keys.
+    An untrusted or unreadable file admits no client by its keys.
 
     Args:
-        path: the key file; None or one that is not there = no file.
+        path: the key file; None or a missing one = no file.
         inline: keys by the environment, joined by `;`, beside those of the file.
 
     Attributes:
-        trouble: why the keys of the file open nothing, in a sentence; empty = they do.
+        trouble: a sentence about an unusable file; empty: the file is fine.
 
     Raises:
         KeysError: a line is wrong, or the file cannot be trusted or read.
@@ -144,15 +144,15 @@ class Keyring:
         self._path = path
         self._stamp: tuple[int, ...] | None = None
         self._principals = self._inline
-        self._seen = False  # there was a file, or something that hides whether there is
+        self._seen = False  # a file was there, or could not be looked for
         self.trouble = ""
         self._read()
 
     @property
     def locked(self) -> bool:
-        """True if nobody gets in without a key: keys were set up, be it that all are revoked.
+        """True if every request needs a key: keys were set up, even if all are revoked.
 
-        Looks at the file: the first key that is made locks a broker that runs.
+        Looks at the file: the first key locks a running broker.
         """
         try:
             self._read()
@@ -164,7 +164,7 @@ class Keyring:
         return self._seen or bool(self._inline)
 
     def find(self, key: str) -> Principal | None:
-        """Whose key it is, as `locked` last saw the file; each is compared in constant time."""
+        """Return the key's principal, as `locked` last saw the file; compare in constant time."""
         digest, found = digest_of(key), None
         for principal in self._principals:
             if hmac.compare_digest(principal.digest, digest):
@@ -172,14 +172,14 @@ class Keyring:
         return found
 
     def admits(self, principal: Principal) -> bool:
-        """Return whether who came in before may still be here."""
+        """Return whether a principal that was admitted before still is."""
         return principal in self._principals if self.locked else principal == ANYBODY
 
     def _read(self) -> None:
         """Read the file if it has changed.
 
         Raises:
-            KeysError: it cannot be read or trusted, or it was there and is gone.
+            KeysError: it cannot be read or trusted, or has disappeared.
         """
         if self._path is None:
             return
@@ -190,39 +190,39 @@ class Keyring:
                 raise KeysError(GONE.format(path=self._path)) from None
             return
         except OSError:
-            stamp = ()  # reading it says what is wrong
+            stamp = ()  # reading it gives the reason
         self._seen = True
         if stamp != self._stamp:
             self._principals = (*self._inline, *read(self._path))
             self._stamp = stamp
 
     def _say(self, trouble: str) -> None:
-        """Log what is wrong with the file when that changes."""
+        """Log the file's problem when it changes."""
         if trouble != self.trouble:
             log.error("keys: %s", trouble) if trouble else log.info("keys: read again")
         self.trouble = trouble
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Give a stamp that differs when a file, its owner, its mode or its folder does."""
-    # At each request: a Path's stat takes twice as long.
+    """Return a stamp that changes with a file, its owner, its mode or its folder."""
+    # Done for each request: a Path's stat takes twice as long.
     file, folder = os.stat(path), os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120
     written = (file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino)
     return (*written, folder.st_mode, folder.st_uid)
 
 
 def default_file(sdk: SdkSettings) -> Path:
-    """Return where the keys are unless GPU_BROKER_KEYS_FILE says otherwise."""
+    """Return the path of the keys, used unless GPU_BROKER_KEYS_FILE names another."""
     return sdk.state_dir / "keys"
 
 
 def key_file() -> Path:
-    """Return the file in which a broker with this environment looks for its keys."""
+    """Return the path at which a broker with this environment looks for its keys."""
     return keys_file() or default_file(read_settings())
 
 
 def read(path: Path) -> tuple[Principal, ...]:
-    """Return the principals of a key file; none when it is not there.
+    """Return the principals of a key file; none without a file.
 
     Raises:
         KeysError: a line is wrong, or the file cannot be trusted or read.
@@ -231,23 +231,23 @@ def read(path: Path) -> tuple[Principal, ...]:
 
 
 def add(path: Path, name: str, role: Role, agents: tuple[str, ...] = ()) -> str:
-    """Make a key and keep its digest in the file; the key, which nobody can read again.
+    """Make a key, record its digest in the file, and return the key: it cannot be read again.
 
     Raises:
-        KeysError: there is one of that name, a name or pattern is none, or the file cannot be used.
+        KeysError: the name is taken, a name or pattern is invalid, or the file is unusable.
     """
     key = new_key()
     (principal,) = parse([Principal(name, role, digest_of(key), agents).line])
     with alone(path) as where:
         before = read_text(path) or HEADER
         after = f"{before.rstrip()}\n{principal.line}\n"
-        parse(after.splitlines())  # a name that stands there twice is an error
+        parse(after.splitlines())  # a repeated name is an error
         replace(where, after)
     return key
 
 
 def remove(path: Path, name: str) -> bool:
-    """Take a principal out of the file; False when there was none of that name.
+    """Remove a principal from the file; return False when there was none of that name.
 
     Raises:
         KeysError: the file cannot be used.

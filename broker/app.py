@@ -1,4 +1,4 @@
-"""The facade: one place where settings, store, reporter, ticker and routes meet."""
+"""Facade: the one place where settings, store, reporter, ticker and routes meet."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S, CALL_DEADLINE_S = 0.7, 1.1
-"""So that a request is answered within 2 s also when Redis is not."""
+"""Limits that let a request be answered within 2 s, even without Redis."""
 
 CANCEL_S = 0.5
-"""How long a task that is cancelled has before it is cancelled again."""
+"""Seconds that a cancelled task has before it is cancelled again."""
 
 BODY_BYTES = 16_384
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """The HTTP application; it starts reporting and reaping when it is served.
+    """Build the HTTP application; serving it starts reporting and reaping.
 
     Raises:
-        DeviceSourceError: the device source cannot be had.
+        DeviceSourceError: the device source is unavailable.
     """
     source, systemd = source_of(settings), Systemd()
 
@@ -110,7 +110,7 @@ def build_app(settings: Settings) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
-        docs_url=None,  # its page loads scripts from elsewhere; `document` has one that does not
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere; ours does not
         redoc_url=None,
     )
     app.state.replica = replica
@@ -129,7 +129,7 @@ def build_app(settings: Settings) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, settings: Settings, keys: Keyring, metrics: Metrics) -> None:
-    """Put around the routes what every request passes; what is added last comes first."""
+    """Wrap the routes in the middleware of every request; the last one added comes first."""
     app.add_middleware(KeyCheck, keys=keys, loopback=settings.loopback)
     if settings.origins:
         app.add_middleware(
@@ -159,6 +159,6 @@ async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
-    """What works in the background ends when we stop, and never otherwise."""
+    """Log the end of background work, unless we stopped it."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a part of this replica has stopped working", exc_info=error)

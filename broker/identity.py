@@ -14,16 +14,16 @@ from typing import Final
 PROC: Final = Path("/proc")
 
 STARTED: Final = 19
-"""The field of a process's start, counted after its name in `/proc/<pid>/stat`; see proc(5)."""
+"""Place of a process's start after its name in `/proc/<pid>/stat`; see proc(5)."""
 
 PARTS: Final = 5
 
 RIVAL_MS: Final = 60_000
-"""A reporter that was refused counts as there for so long; as in `lua/lib/names.lua`."""
+"""Milliseconds for which a refused reporter counts as present; as in `lua/lib/names.lua`."""
 
 
 def own_identity(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
-    """Identify this process: `boot.machine.namespace.pid.start`; empty where no /proc tells."""
+    """Return this process's identity `boot.machine.namespace.pid.start`; empty without /proc."""
     boot, start = _boot(proc), _start(proc, "self")
     if not boot or not start:
         return ""
@@ -32,7 +32,7 @@ def own_identity(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
 
 
 def has_ended(identity: str, proc: Path = PROC) -> bool:
-    """Tell whether that process is known to be over; one of another machine never is."""
+    """Tell whether that process is known to have ended; one of another machine never is."""
     parts = identity.split(".")
     if len(parts) != PARTS or parts[0] != _boot(proc) or parts[2] != _namespace(proc):
         return False
@@ -40,7 +40,7 @@ def has_ended(identity: str, proc: Path = PROC) -> bool:
 
 
 def machine_of(identity: str) -> str:
-    """Say for people which machine and process that is."""
+    """Return the machine and the process of an identity, for people."""
     parts = identity.split(".")
     if len(parts) != PARTS:
         return "another reporter"
@@ -59,7 +59,7 @@ def _namespace(proc: Path) -> str:
 
 
 def _start(proc: Path, pid: str) -> str:
-    """Give the start of a process in clock ticks since boot; empty: it is over."""
+    """Return a process's start in clock ticks since boot; empty: it has ended."""
     words = _read(proc / pid / "stat").rpartition(")")[2].split()
     return words[STARTED] if len(words) > STARTED and words[0] not in {"Z", "X"} else ""
 

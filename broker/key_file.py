@@ -1,7 +1,7 @@
-"""The file that API keys are in: read with suspicion, changed by one writer at a time.
+"""File of the API keys: read with suspicion, changed by one writer at a time.
 
-A change takes a lock beside the file, writes a draft, gives it the mode, owner and ACL of the file
-as it is, and puts it in its place in one step: a reader sees the old keys or the new ones.
+A change takes a lock beside the file, writes a draft, gives it the file's mode, owner and ACL, and
+replaces the file in one step: a reader sees the old keys or the new ones.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 1_048_576
 
 LOCK_S: Final = 10.0
-"""A writer waits so long for those before it."""
+"""Seconds that a writer waits for earlier ones."""
 
 _POLL_S: Final = 0.02
 
 _NOT_COPIED: Final = frozenset({"security.ima", "security.evm", "security.capability"})
-"""Attributes that speak of the very content of a file."""
+"""Attributes that describe the exact content of a file."""
 
 
 class KeysError(ValueError):
-    """A key file, or a change of one, that cannot be; the message says what to do."""
+    """Error of a key file or of its change; the message says what to do."""
 
 
 def read_text(path: Path) -> str | None:
-    """Read a key file; None when it is not there.
+    """Read a key file; return None without a file.
 
     Raises:
-        KeysError: others could have written it, it is no file of text, or it may not be read.
+        KeysError: others could have written it, it is no text file, or it may not be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -78,12 +78,12 @@ def _unreadable(path: Path, error: OSError) -> KeysError:
 
 @contextmanager
 def alone(path: Path) -> Iterator[Path]:
-    """Lock a key file for a change; give where it really is, behind any links.
+    """Lock a key file for a change, and yield its real path, behind any links.
 
-    The folder is made if it is not there.
+    A missing folder is made.
 
     Raises:
-        KeysError: others could change what is in the folder, or they held the lock for too long.
+        KeysError: others could change the folder's content, or held the lock for too long.
         OSError: the folder cannot be used.
     """
     where = path.resolve()
@@ -93,7 +93,7 @@ def alone(path: Path) -> Iterator[Path]:
     lock = where.parent / f".{where.name}.lock"
     handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.fchmod(handle, 0o600)  # whatever the umask is
+        os.fchmod(handle, 0o600)  # independent of the umask
         _lock(handle, lock)
         yield where
     finally:
@@ -116,13 +116,13 @@ def _lock(handle: int, name: Path) -> None:
 
 
 def replace(where: Path, text: str) -> None:
-    """Put `text` in the place of the file, all or nothing; the same users may read it.
+    """Replace the file's content by `text`, all or nothing; the same users may read it.
 
     A new file is its owner's alone.
 
     Raises:
         KeysError: the new file could not have the owner, mode and ACL of the old one.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     handle, name = tempfile.mkstemp(dir=where.parent, prefix=f".{where.name}-")
     draft = Path(name)
@@ -140,7 +140,7 @@ def replace(where: Path, text: str) -> None:
 
 
 def _dress(draft: int, like: Path) -> None:
-    """Give a draft the owner, mode and attributes of the file whose place it takes."""
+    """Give a draft the owner, mode and attributes of the file that it replaces."""
     try:
         old = like.stat()
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def _dress(draft: int, like: Path) -> None:
 
 
 def _attributes(file: Path | int) -> dict[str, bytes]:
-    """Give a file's extended attributes, its ACL among them."""
+    """Return a file's extended attributes, its ACL among them."""
     try:
         names = os.listxattr(file)
     except OSError as error:
@@ -176,7 +176,7 @@ def _attributes(file: Path | int) -> dict[str, bytes]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a change of a name last: a key that was revoked must not be back after a power cut."""
+    """Make a renaming last: a revoked key must not be back after a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

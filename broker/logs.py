@@ -1,7 +1,7 @@
-"""Logs: one line per verb with what it was about, as text or JSON; no secret in either.
+"""Logs: one line per verb with its subject, as text or JSON; no secret in either.
 
 A token is cut to its first eight letters, which tells it from others and opens nothing. Each
-request has an id, its own `X-Request-ID` or a new one, which its answer and its lines carry.
+request has an id, its own `X-Request-ID` or a new one, which its answer and its lines repeat.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 SHOWN: Final = 8
-"""Letters of a token."""
+"""Letters of a token that are shown."""
 
 STRANGERS_BURST, STRANGERS_PER_S = 20, 0.1
-"""Lines about requests without a key: so many at once, then so many a second; the next line says
-how many were left `unsaid`."""
+"""Most lines about requests without a key: so many at once, then so many a second.
+
+The next line counts the omitted ones as `unsaid`.
+"""
 
 
 def configure(form: Literal["text", "json"], **always: str) -> None:
@@ -73,7 +75,7 @@ def configure(form: Literal["text", "json"], **always: str) -> None:
 
 
 def _as_print(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape what others wrote; a traceback keeps its lines."""
+    """Escape foreign text; a traceback keeps its lines."""
     for name, value in event.items():
         if isinstance(value, str):
             lines = value.split("\n") if name == "exception" else [value]
@@ -82,7 +84,7 @@ def _as_print(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMap
 
 
 def _as_text(_: object, __: str, event: MutableMapping[str, Any]) -> str:
-    """Time, level, what, and the rest as name=value; what has a space in it in quotes."""
+    """Return time, level, message, and the rest as name=value; values with spaces are quoted."""
     first = f"{event.pop('timestamp')} {event.pop('level'):7} {event.pop('event')}"
     trace = event.pop("exception", None)
     words = (f"{name}={_word(value)}" for name, value in event.items())
@@ -95,7 +97,7 @@ def _word(value: Any) -> str:
 
 
 def note(**facts: Any) -> None:
-    """Put what a request is about on its line; what is None or empty is left out."""
+    """Add facts about a request to its line; None and empty ones are left out."""
     if token := facts.get("token"):
         facts["token"] = str(token)[:SHOWN]
     bind_contextvars(**{name: value for name, value in facts.items() if value not in {None, ""}})
@@ -111,7 +113,7 @@ class VerbLog:
         self._unsaid = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass it on between a new context and its line."""
+        """Answer the request between a new context and its line."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -135,7 +137,7 @@ class VerbLog:
                 self._line(scope, status, time.perf_counter() - began)
 
     def _line(self, scope: Scope, status: int, took_s: float) -> None:
-        if scope.get("principal") is None:  # a stranger must not fill the disk
+        if scope.get("principal") is None:  # a client without a key must not fill the disk
             if not self._strangers.allows(""):
                 self._unsaid += 1
                 return

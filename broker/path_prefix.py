@@ -1,7 +1,7 @@
-"""A reverse proxy that serves the broker under a path: `https://gpu.example/broker/`.
+"""Path prefix of a reverse proxy that serves the broker under `https://gpu.example/broker/`.
 
-The prefix is `GPU_BROKER_ROOT_PATH`, else what the proxy says in `X-Forwarded-Prefix`. Whether the
-proxy takes the prefix off the path makes no difference.
+The prefix is `GPU_BROKER_ROOT_PATH`, else the proxy's `X-Forwarded-Prefix`. The proxy may or may
+not take the prefix off the path.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+){1,8}")
-"""No `//`, which would name another host in a `Location`."""
+"""Form of a prefix, without `//`, which would name another host in a `Location`."""
 
 
 class PathPrefix:
     """ASGI middleware that sets `root_path`, and `path` with it, as ASGI has them.
 
     Args:
-        app: what is behind it.
-        prefix: that of the settings; empty = what the proxy says.
+        app: the application behind it.
+        prefix: the settings' prefix; empty = the proxy's.
     """
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
@@ -41,7 +41,7 @@ class PathPrefix:
 
 
 def _said(scope: Scope) -> str:
-    """Give the word of the proxy, if it has the form of a prefix."""
+    """Return the proxy's prefix, if it has the form of one."""
     given = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
     prefix = given[0].decode("latin-1").rstrip("/") if len(given) == 1 else ""
     return prefix if PREFIX.fullmatch(prefix) else ""

@@ -1,4 +1,4 @@
-"""What the routes work with: the parts of one running replica."""
+"""Parts of one running replica, for the routes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RETRY_S = 0.1
 
 @dataclass(slots=True)
 class Broker:
-    """One replica.
+    """Running replica.
 
     Attributes:
-        replica: this process among the replicas.
+        replica: this process's name among the replicas.
         stopping: set when this process is told to stop, for the followers of streams.
         readiness: the readiness check that simultaneous requests share.
-        mode_decided: what our environment says of SAFE_MODE is in the pool's policy.
+        mode_decided: our environment's SAFE_MODE has reached the pool's policy.
     """
 
     settings: Settings
@@ -58,7 +58,7 @@ class Broker:
     readiness: SingleFlight[str | None] = field(default_factory=SingleFlight)
 
     def safe_mode_of(self, pool_safe_mode: bool | None) -> bool:
-        """SAFE_MODE in effect at this door; None: the pool cannot be asked."""
+        """Return the SAFE_MODE in effect at this broker; None: the pool cannot be asked."""
         if self.settings.safe_mode:
             return True
         if pool_safe_mode is None:
@@ -67,23 +67,23 @@ class Broker:
 
     @property
     def safe_mode(self) -> bool:
-        """The same by what the ticker saw last."""
+        """SAFE_MODE in effect by the ticker's last reading."""
         seen = self.ticker.pool
         return self.safe_mode_of(seen.safe_mode if seen and not self.ticker.problem else None)
 
     def serves(self, who: Principal) -> bool:
-        """Return whether one who follows something may go on."""
+        """Return whether a principal may go on following a stream."""
         return self.keys.admits(who) and not self.stopping.is_set()
 
     async def dismiss(self) -> None:
-        """When we stop, wake those who follow, so that they end in good order."""
+        """Wake the followers when we stop, so that they end in good order."""
         await self.stopping.wait()
         self.feed.wake()
         self.view.shown.wake()
 
     @property
     def about(self) -> dict[str, Any]:
-        """This replica as it says itself; `problem` is None while the store serves it."""
+        """Row of this replica about itself; `problem` is None while the store serves it."""
         return {
             "replica": self.replica,
             "version": __version__,
@@ -93,13 +93,13 @@ class Broker:
         }
 
     async def decide_safe_mode(self) -> None:
-        """Write SAFE_MODE into the pool's policy if our environment says it; log what is in effect.
+        """Write our environment's SAFE_MODE, if any, into the pool's policy; log the outcome.
 
-        So agents direct on Redis obey it too; the replica that started last decides for the pool.
+        So agents that call Redis directly obey it too; the last replica to start decides.
         """
         wanted = self.settings.safe_mode
         while True:
-            with suppress(LeaseError):  # the ticker says what is wrong with the store
+            with suppress(LeaseError):  # the ticker logs the store's problems
                 pool = await self.client.pool()
                 if pool.ready:
                     if wanted is not None:
@@ -118,13 +118,13 @@ class Broker:
 
     @property
     def local_host(self) -> str:
-        """Where a request that names no host looks: here if we report devices, else anywhere."""
+        """Host of a request that names none: ours if we report devices, else any."""
         sample = self.reporter.sample
         return self.settings.sdk.hostname if sample and sample.devices else "any"
 
 
 def broker_of(request: Request) -> Broker:
-    """The replica that answers; for a route that is asked so often that a dependency costs."""
+    """Return the replica that answers; cheaper than a dependency on a frequent route."""
     broker: Broker = request.app.state.broker
     return broker
 
@@ -134,4 +134,4 @@ async def _of(request: Request) -> Broker:  # a plain function would take a thre
 
 
 At = Annotated[Broker, Depends(_of)]
-"""A route's parameter: the replica that answers."""
+"""Parameter of a route: the replica that answers."""

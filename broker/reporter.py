@@ -1,7 +1,7 @@
-"""The reporter: looks at this machine's devices and says so to the pool, again and again.
+"""Reporter of this machine's devices to the pool, again and again.
 
-The driver and the system are asked in a thread. One that hangs must not silence the host: then the
-report is a heartbeat without devices, and what was known of them stands, with its age.
+The driver and the system are asked in a thread. A hanging one must not silence the host: then the
+report is a heartbeat without devices, and the last report of them stands, with its age.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 64
-"""Devices in one report; `lua/report.lua` takes no more."""
+"""Most devices in one report, as `lua/report.lua` takes them."""
 
 TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
 """Sources that may be asked under SAFE_MODE."""
 
 UNNAMED = "UNKNOWN-"
-"""How a source calls a device whose UUID the driver never told: nothing that leases can name."""
+"""Beginning of the name of a device without a known UUID: leases cannot name it."""
 
 STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
-"""Said of a device that is ok while its host drains."""
+"""State of a healthy device while its host drains."""
 
 ESSENTIAL: Final = frozenset(
     {"index", "model", "total_mb", "system_mb", "used_mb", "state", "simulated", "listed"}
 )
-"""What must be said of a device, and is of a form that nothing from outside can spoil."""
+"""Fields that every report needs, in forms that no outside text can spoil."""
 
 FORGOTTEN: Final = "1"
-"""An epoch of no pool: they are microseconds since 1970."""
+"""Epoch of no pool: real ones are microseconds since 1970."""
 
 WAIT_S: Final = 1.0
-"""A report waits so long for a look at the devices; then it is a heartbeat."""
+"""Seconds that a report waits for a look at the devices; then it is a heartbeat."""
 
 WATCHFUL_S: Final = 1.0
-"""Between two looks while processes may be ended before a device is out of memory."""
+"""Seconds between two looks while processes may be ended before a device is out of memory."""
 
 DRAIN_LOOK_S: Final = 0.5
 
@@ -85,7 +85,7 @@ def source_of(settings: Settings) -> Source:
     """Return the device source that the settings ask for.
 
     Raises:
-        DeviceSourceError: it cannot be had.
+        DeviceSourceError: it is unavailable.
     """
     return choose(
         settings.devices,
@@ -98,16 +98,16 @@ def source_of(settings: Settings) -> Source:
 
 
 class Reporter:
-    """Reports one host's devices until cancelled.
+    """Reporter of one host's devices, until cancelled.
 
     Args:
-        client: of the pool.
-        source: of the devices.
-        settings: of this process.
-        pool_was_lost: a pool that is new now hears the holders of the one before it first.
+        client: the pool's client.
+        source: the source of the devices.
+        settings: this process's settings.
+        pool_was_lost: a new pool first waits for the holders of the earlier one.
 
     Attributes:
-        sample: the last that the source gave, or None.
+        sample: the source's last sample, or None.
         sampled_at: when, on `local_now`'s clock.
     """
 
@@ -143,7 +143,7 @@ class Reporter:
         self.sampled_at = 0.0
 
     async def run(self) -> None:
-        """Report every `report_s` seconds; what goes wrong is logged when it changes."""
+        """Report every `report_s` seconds; a problem is logged when it changes."""
         before = ""
         while True:
             began = local_now()
@@ -169,10 +169,10 @@ class Reporter:
             self._hurry.clear()
 
     async def drain(self, seconds: float) -> int | None:
-        """Offer no device any more, and wait for the leases on them, reporting, or for so long.
+        """Offer no device any more, and wait at most `seconds` for the leases on them to end.
 
-        To be awaited while `run` goes on, which reports it. A later reporter of this host undoes
-        it. How many leases are left; None: the store could not be told, or not be asked.
+        Await it while `run` goes on, which reports it. A later reporter of this host undoes it.
+        Return the number of leases left; None: the store could not be told, or not be asked.
         """
         until = local_now() + seconds
         self._draining = True
@@ -200,7 +200,10 @@ class Reporter:
             self._withdrawn = draining
 
     def _taken(self, reporter: str) -> str:
-        """Why this host is not reported; a process of ours that is over gives way at once."""
+        """Return the reason for which this host is not reported.
+
+        An ended process of ours gives way at once.
+        """
         if has_ended(reporter):
             self._over = reporter
             self._hurry.set()
@@ -208,29 +211,29 @@ class Reporter:
         return SAME_NAME.format(host=self._host, other=machine_of(reporter))
 
     async def _live(self) -> None:
-        """Say at least that we live."""
+        """Report at least that we live."""
         with suppress(LeaseError):
             await self._send((), 0)
 
     async def _report(self, *, draining: bool) -> bool:
-        """Return whether the pool now knows of our devices what we want it to."""
+        """Report once; return whether the pool now has our devices as we want them."""
         pool = await self._client.pool()
         if not self._pool_ms:
             self._pool_ms, self._pool_ms_at = pool.now_ms, local_now()
         safe = pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
         if self._source.name not in TOUCH_NOTHING and safe:
             await self._send((), 0)
-            return True  # nobody gets any while the pool is safe
+            return True  # no device is lent while the pool is safe
         looked = await self._looker.look(self._pool_now_ms())
         if looked is None:
             await self._send((), 0)
             return False
         self.sample, self.sampled_at = looked.sample, local_now()
-        # After the look: whose lease began meanwhile must not pass for a process without one.
+        # After the look: a lease that began meanwhile must not leave its process without one.
         over = self._reckoner.perhaps_over
         holders = await self._client.holders(self._host, self._pool_now_ms(), over)
         if looked.sample.source == "none" and holders.devices:
-            return True  # who does not look must not speak for this host: another process does
+            return True  # without a look this process must not speak for the host: another one does
         self._wanted = tuple(
             SAME_DEVICE.format(holder=self._host, other=device.rival, uuid=device.uuid)
             for device in holders.devices.values()
@@ -255,7 +258,7 @@ class Reporter:
         *,
         draining: bool,
     ) -> list[Report]:
-        """Return what is said of each device, and of those that are gone."""
+        """Return the fields of each device, and of the missing ones."""
         unlisted = {d.uuid for d in sample.devices if not d.listed} - holders.devices.keys()
         said = {u: r for u, r in reckoning.reports.items()
                 if not u.startswith(UNNAMED) and u not in unlisted}  # fmt: skip
@@ -268,18 +271,18 @@ class Reporter:
             gone |= {"listed": "0"}
         missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
         said |= dict.fromkeys(sorted(missing), gone)
-        if self._me:  # without /proc it cannot tell
+        if self._me:  # unknown without /proc
             said = {u: r | {"reporter": self._me} for u, r in said.items()}
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
 
     def _others(self, device: DeviceStatus) -> bool:
-        """Tell whether another reporter of this host that may live has listed a device."""
+        """Tell whether another reporter of this host, which may live, has listed a device."""
         if device.reporter in {"", self._me} or has_ended(device.reporter):
             return False
         return self._pool_now_ms() - device.sampled_ms < self._settings.deadline_ms
 
     async def _send_all(self, reports: list[Report], sampled_ms: int) -> None:
-        """Report these devices; if one is refused, of all of them only what must be said."""
+        """Report these devices; after a refusal report only the essential fields of all."""
         try:
             await self._send(tuple(reports), sampled_ms)
         except BadRequest:
@@ -288,7 +291,7 @@ class Reporter:
             await self._send(tuple(plain), sampled_ms)
 
     async def _act(self, reckoning: HostReport, looked: HostSample, pool: PoolStatus) -> None:
-        """Do what the policy asks for; what was done is said in the next report."""
+        """Carry the policy's actions out; the next report tells them."""
         for each in reckoning.revoke:
             with suppress(LeaseLost, UnknownToken):
                 await self._client.revoke(each.token, force=False, why=each.why)

@@ -1,6 +1,6 @@
-"""Every setting of the broker, read in this one place; the store's are `agent_sdk.settings`.
+"""Settings of the broker, all read here; those of the store are in `agent_sdk.settings`.
 
-A setting that has a wrong form stops the start with one sentence that names it and the way out.
+A setting with a wrong form stops the start with a sentence that names it and the way out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from broker.key_file import read_text
 from broker.path_prefix import PREFIX
 
 REPORTS_BEFORE_AWAY = 3
-"""A host that misses so many reports in a row takes no new leases."""
+"""Missed reports in a row after which a host takes no new leases."""
 
 
 class SettingsError(ValueError):
-    """The environment asks for something that cannot be; the message has the way out."""
+    """Error for settings that are impossible; the message has the way out."""
 
 
 def _true_or_false(value: Any) -> Any:
@@ -44,56 +44,56 @@ def _env(name: str) -> Any:
 
 
 class Settings(BaseSettings):
-    """What the environment says; an empty variable counts as unset."""
+    """Settings from the environment; an empty variable counts as unset."""
 
-    # Fields are set by name from code alone: PORT or DEVICES of somebody else's are not ours.
+    # Only code sets fields by name: another program's PORT or DEVICES is not ours.
     model_config = SettingsConfigDict(
         env_ignore_empty=True, populate_by_name=True, frozen=True, env_prefix="GPU_BROKER_FIELD_"
     )
 
     port: int = Field(8014, ge=1, le=65535, validation_alias=_env("GPU_ORCHESTRATOR_PORT"))
-    """The one place where the port is set."""
+    """Port to listen on, set in this one place."""
     bind: str = Field("127.0.0.1", validation_alias=_env("GPU_ORCHESTRATOR_HOST"))
-    """The address to listen on."""
+    """Address to listen on."""
     safe_mode: Switch = Field(None, validation_alias=_env("SAFE_MODE"))
-    """None: what the pool's policy says."""
+    """SAFE_MODE of this broker; None: the pool's policy decides."""
     enable_nvml: Switch = Field(None, validation_alias=_env("ENABLE_NVML"))
     lease_ttl_s: int = Field(
         3600, ge=0, le=604800, validation_alias=_env("GPU_ORCHESTRATOR_LEASE_TTL")
     )
-    """Of a lease over HTTP that names no other; 0 = no expiry."""
+    """Seconds of a lease over HTTP that names no other ttl; 0 = no expiry."""
     devices: str = Field("auto", validation_alias=_env("GPU_BROKER_DEVICES"))
-    """auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.yaml."""
+    """Device source: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.yaml."""
     pcie: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_PCIE"))
-    """Whether NVML is asked for the throughput of each GPU's PCIe bus, every 30 s."""
+    """Switch for asking NVML for the PCIe throughput of each GPU, every 30 s."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
-    """Between two reports of this host's devices."""
+    """Seconds between two reports of this host's devices."""
     processes: Literal["auto", "host", "none"] = Field(
         "auto", validation_alias=_env("GPU_BROKER_PROCESSES")
     )
-    """Whether the driver's pids are this system's: auto looks, host says so, none looks at none."""
+    """Visibility of the driver's pids: auto checks, host trusts them, none ignores processes."""
     may_kill: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_MAY_KILL"))
-    """Whether this host's reporter may end processes, where the policy asks for it."""
+    """Permission of this host's reporter to end processes, where the policy asks for it."""
     drain_on_stop_s: float = Field(
         0, ge=0, le=86400, validation_alias=_env("GPU_BROKER_DRAIN_ON_STOP_S")
     )
-    """How long a clean stop waits for the leases on this host's devices; 0 = not at all."""
+    """Most seconds that a clean stop waits for the leases on this host's devices; 0 = none."""
     keys_file: Path | None = Field(None, validation_alias=_env("GPU_BROKER_KEYS_FILE"))
-    """API keys; default `keys` in the state folder, if it is there."""
+    """File of the API keys; default `keys` in the state folder, if it is there."""
     keys: str = Field("", repr=False, validation_alias=_env("GPU_BROKER_KEYS"))
     """API keys, as lines of a key file joined by `;`."""
     log_format: Literal["text", "json"] = Field("text", validation_alias=_env("LOG_FORMAT"))
-    """How logs are written."""
+    """Form of the logs."""
     cors_origins: str = Field("", validation_alias=_env("GPU_BROKER_CORS_ORIGINS"))
-    """Web origins whose pages may ask, separated by commas."""
+    """Web origins with pages that may ask, separated by commas."""
     root_path: str = Field("", validation_alias=_env("GPU_BROKER_ROOT_PATH"))
-    """The path under which a reverse proxy serves this broker; empty = what it says itself."""
+    """Path under which a reverse proxy serves this broker; empty = the proxy's own header."""
     sdk: SdkSettings = Field(default_factory=read_settings)
-    """The store, the pool and this host's name."""
+    """Settings of the store, the pool and this host's name."""
 
     @model_validator(mode="after")
     def _check_sdk(self) -> Self:
-        """Return the SDK's settings are wrong at the start or never."""
+        """Check the SDK's settings at the start, not later."""
         if not POOL.fullmatch(self.sdk.pool):
             raise ValueError(f"GPU_BROKER_POOL={self.sdk.pool!r} is not 1-32 of a-z, 0-9 and '-'")
         if not HOST.fullmatch(self.sdk.hostname):
@@ -102,7 +102,8 @@ class Settings(BaseSettings):
             )
         self.sdk.check_state_dir()
         try:
-            Store(self.sdk.store_url).connect().close()  # the URL is read; nobody is called yet
+            # this reads the URL, and connects to no server yet
+            Store(self.sdk.store_url).connect().close()
         except ValueError as error:
             raise ValueError(f"REDIS_URL={self.sdk.masked_url!r} is no store: {error}") from None
         return self
@@ -137,18 +138,18 @@ class Settings(BaseSettings):
         """Return the API keys.
 
         Raises:
-            KeysError: a line of them is wrong, or the file cannot be trusted or read.
+            KeysError: a line is wrong, or the file cannot be trusted or read.
         """
         return Keyring(self.keys_file or default_file(self.sdk), self.keys)
 
     @property
     def origins(self) -> list[str]:
-        """Web origins whose pages may ask."""
+        """Web origins with pages that may ask."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def deadline_ms(self) -> int:
-        """How long a host may be silent before its devices take no new leases."""
+        """Milliseconds of silence after which a host's devices take no new leases."""
         return round(self.report_s * 1000 * REPORTS_BEFORE_AWAY)
 
     @property
@@ -168,7 +169,7 @@ class Settings(BaseSettings):
 
 
 class SystemdSettings(BaseSettings):
-    """What systemd sets for the services that it starts; see sd_notify(3)."""
+    """Variables that systemd sets for its services; see sd_notify(3)."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
 

@@ -1,6 +1,6 @@
-"""systemd's side channel: ready, alive, what it does. Without systemd nothing is said.
+"""Messages to systemd: ready, alive, status. Without systemd none are sent.
 
-By hand, because it is one datagram and the packages that do it are unmaintained or need a compiler.
+Written by hand: it is one datagram, and the packages for it are unmaintained or need a compiler.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from broker.settings import SystemdSettings
 
 
 class Systemd:
-    """Who started us, if it wants to hear of us; it never costs more than a datagram."""
+    """Channel to systemd, if it wants messages; each costs no more than a datagram."""
 
     def __init__(self, settings: SystemdSettings | None = None) -> None:
         self._settings = settings or SystemdSettings()
         self._said = ""
 
     def ticked(self, problem: str | None) -> None:
-        """The broker looked at Redis: the first time it is ready, and each time it is alive.
+        """Tell systemd after a look at Redis: ready the first time, and alive each time.
 
-        A problem is no reason to restart it. Called from the event loop, which a broker that hangs
-        does not do: after `WatchdogSec` without it systemd restarts the broker.
+        A problem is no reason for a restart. A hanging event loop does not make this call: after
+        `WatchdogSec` without it systemd restarts the broker.
         """
         status = "granting leases" if problem is None else f"no leases: {problem}"
         lines = [] if self._said else ["READY=1"]
@@ -31,14 +31,14 @@ class Systemd:
         if status != self._said:
             lines.append(f"STATUS={status}")
         if lines and self._say("\n".join(lines)):
-            self._said = status  # what was not heard is said again
+            self._said = status  # an unsent status is sent again
 
     def stopping(self) -> None:
-        """It stops in good order."""
+        """Tell systemd that the broker stops in good order."""
         self._say("STOPPING=1")
 
     def _say(self, text: str) -> bool:
-        """Return whether it was sent; where nobody listens there is nothing to send."""
+        """Send a message; return False if it could not be sent, True also without a receiver."""
         path = self._settings.notify_socket
         if path is None:
             return True

@@ -53,7 +53,7 @@ class Commands(click.Group):
     """Group of the commands, each imported when it is called for."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command line, with streams that take what is printed."""
+        """Run the command line, with streams that take every letter."""
         return super().main(*args, obj=prepare_streams(), **options)
 
     def invoke(self, ctx: click.Context) -> Any:

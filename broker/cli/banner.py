@@ -15,7 +15,7 @@ DEMO_MB: Final = 8192
 
 
 def banner(settings: Settings, source: str, *, demo: bool, ignored_url: bool = False) -> str:
-    """Describe a broker that answers, and name things to try.
+    """Return the description of a running broker, with things to try.
 
     Args:
         settings: the settings in effect.
@@ -77,7 +77,7 @@ def _mode(settings: Settings) -> str:
 
 
 def _things_to_try(settings: Settings, base: str, *, ignored_url: bool) -> list[str]:
-    """Number the commands of a first visit: look, take a lease, see it, give it back."""
+    """Return the numbered commands of a first visit: look, take a lease, see it, give it back."""
     program = f"{'env -u REDIS_URL ' if ignored_url else ''}{program_here()}"
     key = ' -H "Authorization: Bearer $GPU_BROKER_API_KEY"' if settings.keyring().locked else ""
     post = f"curl -s{key} -H 'Content-Type: application/json' {base}"

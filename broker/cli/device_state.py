@@ -23,7 +23,7 @@ SAFE: Final = Diagnosis(
 
 
 def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
-    """List the pool's devices, and what is wrong with them and their hosts."""
+    """Return lines about the pool's devices, with the problems of these and of their hosts."""
     try:
         with LeaseClient.from_env() as client:
             pool, devices, hosts = client.pool(), client.devices(), client.hosts()
@@ -55,11 +55,11 @@ def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
 def _absent(
     pool: PoolStatus, devices: tuple[DeviceStatus, ...], hosts: tuple[HostStatus, ...]
 ) -> list[Diagnosis]:
-    """Find that there is nothing to lease: no host, or no GPU on any."""
+    """Return a finding if there is nothing to lease: no host, or no GPU on any."""
     if not pool.ready:
         start = "start gpu-broker serve, or gpu-broker host on a machine with GPUs"
         return [Diagnosis("no host has reported to this pool", start, Severity.BROKEN)]
-    if devices or pool.safe_mode:  # under SAFE_MODE no host looks for any
+    if devices or pool.safe_mode:  # under SAFE_MODE no host looks for GPUs
         return []
     return [
         Diagnosis(
@@ -70,7 +70,7 @@ def _absent(
 
 
 def driver_state(pool: PoolStatus | None) -> list[Diagnosis]:
-    """Find that this environment asks for NVML or nvidia-smi, and that it is not to be had here.
+    """Return a finding if this environment asks for NVML or nvidia-smi, and this machine lacks it.
 
     No driver is touched where SAFE_MODE is on, or the pool cannot say that it is off.
     """
@@ -82,7 +82,7 @@ def driver_state(pool: PoolStatus | None) -> list[Diagnosis]:
     try:
         settings = load_settings(keys_file=None)
     except SettingsError:
-        return []  # said with the settings
+        return []  # told with the settings
     asked = settings.devices in {"nvml", "smi"} or settings.enable_nvml is True
     made_up = settings.devices.startswith(("sim:", "scenario:", "none"))
     safe = pool is None or not pool.ready or pool.safe_mode or settings.safe_mode

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Severity(IntEnum):
-    """The weight of a finding; the worst of all is the exit code."""
+    """Severity of a finding; that of the worst one is the exit code."""
 
     NOTE = 0
     WRONG = 1
@@ -16,7 +16,7 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing that is not as it should be, in a sentence, and what to do about it.
+    """Problem in a sentence, with its remedy.
 
     Attributes:
         severity: a note may be as it is meant; what is broken lets no lease be had.
@@ -28,11 +28,11 @@ class Diagnosis:
 
     @property
     def lines(self) -> tuple[str, str]:
-        """Say it, then the way out."""
+        """Problem and remedy, as lines of text."""
         return f"{self.severity.name:<5}  {self.problem}", f"{'':7}{self.remedy}"
 
     @property
     def data(self) -> dict[str, str]:
-        """The same for programs."""
+        """Problem, remedy and severity, for programs."""
         severity = self.severity.name.lower()
         return {"problem": self.problem, "remedy": self.remedy, "severity": severity}

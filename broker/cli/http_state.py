@@ -1,4 +1,4 @@
-"""Findings of `gpu-broker doctor` about HTTP: what answers where, and for which pool."""
+"""Findings of `gpu-broker doctor` about HTTP: the service at the URL, and its pool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HERE: Final = {"localhost", "127.0.0.1", "::1"}
 
 
 def http_state(pool_id: str) -> tuple[str, list[Diagnosis]]:
-    """Say what answers at the broker's URL, and whether it is a broker of this pool.
+    """Return the service at the broker's URL, with findings if it is no broker of this pool.
 
     Args:
         pool_id: of the pool in the store; empty: it could not be read.
@@ -43,7 +43,7 @@ def http_state(pool_id: str) -> tuple[str, list[Diagnosis]]:
 
 
 def broker_url() -> str:
-    """Give the URL at which HTTP clients of this environment, or else a broker of it, are."""
+    """Return the URL of this environment's HTTP clients, or else of a broker of it."""
     orchestrator = read_orchestrator_settings()
     port = _own_port()
     if orchestrator.configured or port is None:
@@ -52,20 +52,20 @@ def broker_url() -> str:
 
 
 def _own_port() -> int | None:
-    """Give the port on which a broker with this environment listens; None: it would not start."""
+    """Return the port on which a broker with this environment listens; None: it would not start."""
     try:
         from broker.settings import SettingsError, load_settings  # noqa: PLC0415 - an extra has it
     except ModuleNotFoundError:
         return None
     try:
-        # A key file that is named and gone is what we are here to explain.
+        # A key file that is named and gone is a problem that we are here to explain.
         return load_settings(keys_file=None).port
     except SettingsError:
         return None
 
 
 def _compared(url: str, port: int | None) -> list[Diagnosis]:
-    """Compare the URL that clients use with the port that a broker of this environment takes."""
+    """Return findings about a URL of clients with another port than this environment's broker."""
     try:
         parts = urlsplit(url)
         asked = parts.port or (443 if parts.scheme == "https" else 80)
@@ -83,7 +83,7 @@ def _compared(url: str, port: int | None) -> list[Diagnosis]:
 
 
 def _answered(url: str, reply: Reply, pool_id: str, *, asked: bool) -> tuple[str, list[Diagnosis]]:
-    """Read what /health says of the broker that answers."""
+    """Return findings from the answer of /health."""
     version, pool = reply.body.get("version"), reply.body.get("pool")
     if reply.status != OK or version is None or pool is None:
         said = f"what answers at {url} is no broker of this version (status {reply.status})"

@@ -46,7 +46,7 @@ def key_state() -> tuple[str, list[Diagnosis]]:
 
 
 def _asked() -> tuple[str, str]:
-    """Ask the broker of this environment without a key: its URL, and why it refuses, if it does."""
+    """Ask this environment's broker without a key; return its URL and its refusal, or empty."""
     url = broker_url()
     try:
         reply = Web(url).ask("GET", "/policy", until=local_now() + ASK_S)

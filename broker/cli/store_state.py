@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 SKEW_S: Final = 2.0
-"""Between this machine's clock and the store's: more is worth a note."""
+"""Largest difference between this machine's clock and the store's that is not worth a note."""
 
 NAMELESS: Final = Diagnosis(
     "INFO does not tell which server this is, so data that went back may be noticed late: where the"
@@ -27,11 +27,11 @@ NAMELESS: Final = Diagnosis(
     "allow it to every user of the pool (ACL SETUSER NAME +info|server; no rename-command INFO),"
     " and keep one gpu-broker serve running",
 )
-"""The finding for a server that says no run_id, or not to us."""
+"""Finding for a server that does not tell its run_id, or not to us."""
 
 
 async def store_state() -> tuple[dict[str, str], list[Diagnosis]]:
-    """Say what answers at the store's address, and what is not as it should be.
+    """Return the facts about the server at the store's address, with its problems.
 
     Raises:
         ValueError: a setting of the store cannot be used.
@@ -69,7 +69,7 @@ FORGETFUL: Final = Diagnosis(
 
 
 async def _broken(redis: Redis, *, embedded: bool) -> Diagnosis | None:
-    """Find why no lease can be kept on this server."""
+    """Return findings about obstacles to leases on this server."""
     try:
         await redis.ping()
     except AuthenticationError as error:
@@ -79,7 +79,7 @@ async def _broken(redis: Redis, *, embedded: bool) -> Diagnosis | None:
             Severity.BROKEN,
         )
     except RedisError:
-        pass  # `problem_of` says it in words
+        pass  # `problem_of` has the sentence
     problem = await problem_of(redis)
     if problem is None:
         return None
@@ -90,7 +90,7 @@ async def _broken(redis: Redis, *, embedded: bool) -> Diagnosis | None:
 
 
 async def _verbs(redis: Redis, base: str) -> str:
-    """Say how calls of this version reach the server; the key leads to a Cluster's node."""
+    """Return the way in which calls reach the server; the key leads to a Cluster's node."""
     library = own_library()
     try:
         await redis.fcall(library.function("version"), 1, base)
@@ -102,7 +102,7 @@ async def _verbs(redis: Redis, base: str) -> str:
 
 
 async def _skew(redis: Redis) -> list[Diagnosis]:
-    """Compare this machine's clock with the store's."""
+    """Return a finding if this machine's clock differs from the store's."""
     before_s = time.time()
     try:
         seconds, microseconds = await redis.time()
@@ -123,13 +123,13 @@ async def _skew(redis: Redis) -> list[Diagnosis]:
 
 
 async def _told(redis: Redis) -> tuple[dict[str, Any], str]:
-    """Ask the server for its INFO; give the reply, and the reason if it is not whole."""
+    """Return the server's INFO, and the reason if it is incomplete."""
     try:
         return await redis.info(), ""
     except ResponseError as error:
         denied = str(error)
     try:
-        return await redis.info("server"), denied  # all that the scripts need
+        return await redis.info("server"), denied  # enough for the scripts
     except ResponseError:
         return {}, denied
 
@@ -142,7 +142,7 @@ def _holes(known: str | None) -> list[Diagnosis]:
 
 
 def _server(info: dict[str, Any]) -> str:
-    """Name the server; by Sentinels or a Cluster it may be another tomorrow."""
+    """Return the server's name; behind Sentinels or in a Cluster it may change."""
     name = "Valkey" if info.get("valkey_version") else "Redis"
     version = info.get("valkey_version") or info.get("redis_version")
     port = f", port {info['tcp_port']}" if info.get("tcp_port") else ""

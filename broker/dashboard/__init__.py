@@ -1,4 +1,4 @@
-"""The page at `/`: files of our own and of `static/vendor`, nothing from elsewhere."""
+"""Page at `/`: files of our own and of `static/vendor`, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""No script and no style that is not a file of ours; the page speaks to this broker alone."""
+"""Content security policy: scripts and styles are our files; the page calls this broker alone."""
 
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
 async def page() -> FileResponse:
-    """The page; it has no data of its own, so it needs no key."""
+    """Return the page; it has no data of its own, so it needs no key."""
     return FileResponse(FOLDER / "index.html", headers={"content-security-policy": POLICY})
 
 
@@ -42,5 +42,5 @@ async def policy_fields() -> dict[str, Any]:
 
 
 def assets() -> StaticFiles:
-    """Return its scripts, styles and pictures."""
+    """Return the page's scripts, styles and pictures."""
     return StaticFiles(directory=FOLDER)

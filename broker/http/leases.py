@@ -157,7 +157,7 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
     ),
 )
 async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONResponse:
-    """Return the new end; 409 `lost` with the reason when it is over, 404 when it is unknown."""
+    """Renew a lease, and return its end; 409 `lost` with the reason, 404 when it is unknown."""
     note(token=body.token, fence=body.fence)
     renewal = await broker_of(request).client.renew(
         body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
@@ -176,7 +176,7 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
     "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
 )
 async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONResponse:
-    """Return 404 when it is unknown, was released before, or has expired."""
+    """Give a lease back; 404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
     if not await broker_of(request).client.release(
         _possible(body.token), refuse_late=body.refuse_late, owner=_owner_of(who)
@@ -188,7 +188,7 @@ async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONRes
 @router.get("/health", summary="Is this process alive?")
 @router.post("/health", include_in_schema=False)
 async def health(broker: At) -> dict[str, Any]:
-    """Liveness: 200 also when Redis is down. Nothing is asked of anybody."""
+    """Tell that the process lives: 200 also when Redis is down. No other process is asked."""
     seen = broker.ticker.pool
     return {
         "status": "ok",
@@ -205,7 +205,7 @@ async def health(broker: At) -> dict[str, Any]:
     "/ready", summary="Can this process grant leases?", responses={503: {"description": "Not now."}}
 )
 async def ready(broker: At) -> JSONResponse:
-    """Return readiness: asks Redis; 503 with the reason when leases cannot be granted."""
+    """Tell whether leases can be granted: asks Redis; 503 with the reason when they cannot."""
     if reason := await broker.readiness.ask(lambda: _unready(broker)):
         return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
     return JSONResponse({"ready": True})

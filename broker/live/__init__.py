@@ -1,1 +1,1 @@
-"""A replica's view of the pool, kept up to date by the stream of events."""
+"""Replica's view of the pool, kept up to date by the stream of events."""

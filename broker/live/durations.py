@@ -1,4 +1,4 @@
-"""How long waits, claims and holds took, from the pool's events."""
+"""Durations of waits, claims and holds, from the pool's events."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from agent_sdk.state.events import Event
 
 MOST: Final = 20_000
-"""Waiters that are kept in mind; of more the oldest are forgotten, and not measured."""
+"""Most waiters in memory; beyond that the oldest are forgotten, and not measured."""
 
 ENDED: Final = ("released", "expired", "revoked")
-"""How a lease ends: the event of it."""
+"""Events that end a lease."""
 
 GONE: Final = frozenset({"cancelled", "timed_out", "revoked"})
 
 
 class Span(NamedTuple):
-    """Something that took time. `event` ended it.
+    """Measured time, with the `event` that ended it.
 
     wait: from entry into the queue to the grant; claim: from the offer to the grant, a hand-off;
     hold: from the grant to the end of the lease.
@@ -31,14 +31,14 @@ class Span(NamedTuple):
 
 
 class Spans:
-    """Pairs beginnings with ends."""
+    """Matcher of beginnings and ends."""
 
     def __init__(self) -> None:
         self._enqueued: dict[str, int] = {}
         self._offered: dict[str, int] = {}
 
     def ended_by(self, event: Event) -> Iterator[Span]:
-        """The spans that this event ends; events come in their order, each once."""
+        """Yield the spans that this event ends; events come in their order, each once."""
         token, at_ms = event.token or "", event.at_ms
         enqueued, offered = self._enqueued, self._offered
         if event.event == "waiting":

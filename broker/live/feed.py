@@ -1,4 +1,4 @@
-"""The pool's stream of events, read once for all of this replica, and its newest part kept."""
+"""Pool's stream of events, read once for all of this replica; its newest part stays in memory."""
 
 from __future__ import annotations
 
@@ -38,27 +38,30 @@ RETRY_S: Final = 0.5
 RIGHTS: Final = "+xread +xrange +xrevrange"
 
 KEPT: Final = 10_000
-"""Events in memory: as many as the stream keeps."""
+"""Events in memory: as many as the stream has."""
 
 SPARE: Final = 1_000
-"""More than that, until they are cut off: a cut costs as much as the list is long."""
+"""Events beyond that before they are cut off: a cut costs as much as the list is long."""
 
 LOOK_S: Final = 5.0
-"""Between two looks at where devices are, at least."""
+"""Least seconds between two readings of the devices' places."""
 
 LOAD_S: Final = 1.0
-"""How long one who follows waits for what happened before the start."""
+"""Most seconds that a follower waits for the events before the start."""
 
 AWAY_S: Final = 5.0
-"""Seconds for which it cannot be read before the followers are told."""
+"""Seconds without the stream after which the followers are told."""
 
 CATCH_UP_S: Final = 1.0
-"""How long one may lag behind the replica that a client comes from."""
+"""Most seconds of lag behind the replica that a client comes from."""
 
 
 @dataclass(slots=True)
 class CachedEvent:
-    """An event in memory. frames: as it was sent, by whether with the whole token."""
+    """Event in memory.
+
+    `frames` has its bytes as sent, by whether the token is whole.
+    """
 
     event: Event
     order: tuple[int, int]
@@ -66,15 +69,15 @@ class CachedEvent:
 
 
 class Feed:
-    """The stream's newest events. Whoever follows them holds a position, and nothing is queued.
+    """Newest events of the stream. A follower holds a position, and nothing is queued.
 
     Args:
-        client: of the pool.
-        remember: is given what happened before the start.
-        hear: each is given the news that come after it, in order.
+        client: the pool's client.
+        remember: called with the events before the start.
+        hear: called with later news, in order.
 
     Attributes:
-        last_id: of the newest event.
+        last_id: the newest event's id.
         places: device id -> its host and index, as far as known.
     """
 
@@ -88,36 +91,37 @@ class Feed:
         self._remember = remember
         self._listeners = tuple(hear)
         self._events: list[CachedEvent] = []
-        self._first = 0  # the position of the first in `_events`
-        self._floor = order(START)  # whoever has seen this one, or a later one, has missed none
+        self._first = 0  # position of the first in `_events`
+        # a follower that has seen this event, or a later one, has missed none
+        self._floor = order(START)
         self.last_id = START
         self._news = asyncio.Event()
         self._loaded = asyncio.Event()
         self._looked_at = -LOOK_S
-        self._failure = ""  # why it is not read; empty: it is
-        self._kinds: set[type[Exception]] = set()  # of reasons that were said
-        self._told_at = 0.0  # when the followers are told, on the loop's clock
+        self._failure = ""  # reason for which it is not read; empty: it is read
+        self._kinds: set[type[Exception]] = set()  # kinds of reasons that were logged
+        self._told_at = 0.0  # time at which the followers are told, on the loop's clock
         self.places: dict[str, Place] = {}
 
     @property
     def end(self) -> int:
-        """The position after the newest event."""
+        """Position after the newest event."""
         return self._first + len(self._events)
 
     @property
     def problem(self) -> str | None:
-        """Why the stream cannot be read, and what it needs; None: it can, or is away a moment."""
+        """Obstacle to reading the stream, with the remedy; None: none, or only for a moment."""
         if self._failure and asyncio.get_running_loop().time() >= self._told_at:
             return self._failure
         return None
 
     async def loaded(self) -> bool:
-        """Return whether it is known what happened before the start; waits a second for it."""
+        """Wait a second for the events before the start; return whether they are known."""
         await until_set(self._loaded, LOAD_S)
         return self._loaded.is_set()
 
     async def run(self) -> None:
-        """Until cancelled, on a connection of its own."""
+        """Read the stream until cancelled, on a connection of its own."""
         store = replace(self._client.store, timeout_s=ANSWER_S, blocks_s=BLOCK_S)
         redis: Any = store.connect_async()
         tail: Tail | None = None
@@ -135,8 +139,8 @@ class Feed:
                     self._is_not_read(error)
                     await asyncio.sleep(RETRY_S)
                 except Exception:
-                    # The tail is past it: whatever it is, it does not keep us from what follows.
-                    log.exception("some of the stream's events were not taken in")
+                    # The tail is past it: no event may keep us from the ones that follow.
+                    log.exception("some events of the stream could not be processed")
                     await asyncio.sleep(RETRY_S)
         finally:
             await redis.aclose()
@@ -148,7 +152,7 @@ class Feed:
             self.wake()
 
     def _is_not_read(self, error: Exception) -> None:
-        """Say so once for each kind of reason; it is tried again until it can be read."""
+        """Log each kind of reason once, and try again until the stream can be read."""
         failure = f"the pool's events cannot be read: {error}"
         if isinstance(error, NoPermissionError | Denied):
             failure += f"; the broker's user needs {RIGHTS} on ~{self._client.keys.base}*"
@@ -162,7 +166,7 @@ class Feed:
         self.wake()
 
     async def _load(self, before: Sequence[Event]) -> None:
-        """What happened before the start, for those who come back and for the last hour's plots."""
+        """Load the events before the start, for returning followers and the last hour's plots."""
         try:
             self._add(before)
             self._remember(before)
@@ -172,7 +176,7 @@ class Feed:
 
     async def _hear(self, news: News, last_id: str) -> None:
         if news.gap:
-            self._first = self.end + 1  # nobody's position is one any more
+            self._first = self.end + 1  # no follower's position is valid any more
             self._events = []
             self.last_id, self._floor = last_id, order(last_id)
         await self._place(news.events)
@@ -195,12 +199,12 @@ class Feed:
         self.wake()
 
     def wake(self) -> None:
-        """Let everybody look who waits."""
+        """Wake all waiting followers."""
         self._news.set()
         self._news = asyncio.Event()
 
     async def _place(self, events: Sequence[Event]) -> None:
-        """Learn where devices are that these events name, unless that was tried a moment ago."""
+        """Learn the places of these events' devices, unless that was tried a moment ago."""
         moved = any(event.event == "device" for event in events)
         unknown = any(uuid not in self.places for event in events for uuid, _ in event.devices)
         now = asyncio.get_running_loop().time()
@@ -210,21 +214,21 @@ class Feed:
         try:
             devices = await self._client.devices()
         except LeaseError as error:
-            log.debug("where the devices are cannot be read: %s", error)
+            log.debug("the devices' places cannot be read: %s", error)
             return
         self.places = {device.uuid: (device.host, device.index) for device in devices}
 
     def since(self, position: int, most: int) -> Sequence[CachedEvent] | None:
-        """At most so many events from a position on; None: some of them are gone."""
+        """Return at most `most` events from a position on; None: some of them are gone."""
         if not self._first <= position <= self.end:
             return None
         begin = position - self._first
         return self._events[begin : begin + most]
 
     async def position_after(self, event_id: str) -> int | None:
-        """Where one goes on who has seen that event; None: what came after it is not all here.
+        """Return the position after an event; None: some of the later events are gone.
 
-        Another replica may have been a moment faster: it is waited for.
+        Another replica may be a moment ahead: the event is waited for.
         """
         seen = order(event_id)
         until = asyncio.get_running_loop().time() + CATCH_UP_S
@@ -238,12 +242,12 @@ class Feed:
         return self._first + bisect_right(self._events, seen, key=lambda kept: kept.order)
 
     async def wait(self, seconds: float) -> None:
-        """Until there are news, or for so long."""
+        """Wait for news, at most for `seconds`."""
         await until_set(self._news, seconds)
 
 
 async def until_set(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, or for so long."""
+    """Wait for the event to be set, at most for `seconds`."""
     with suppress(asyncio.TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,7 +1,7 @@
-"""The last hour by the minute: from the stream of events, and from looks at the devices.
+"""History of the last hour by the minute, from the event stream and from device readings.
 
-What the stream tells, every replica tells alike, also of the time before it started; how busy the
-devices were only whoever looked.
+Every replica tells the stream's part alike, also for the time before its start. The devices' use is
+known only to a replica that read it at the time.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 MINUTE_MS: Final = 60_000
 
 KEPT: Final = 61
-"""Minutes: the last hour, and the one that runs."""
+"""Minutes of the last hour, and the running one."""
 
 MEASURED: Final = 1000
-"""Waits of one minute of which the median is taken: the last so many."""
+"""Most waits of a minute from which the median is taken: the last ones."""
 
 
 @dataclass(slots=True)
 class Minute:
-    """What is known of one minute.
+    """Facts of one minute.
 
     Attributes:
         leased_mb: at its end, less what was leased when the stream begins.
@@ -46,44 +46,44 @@ class Minute:
     _looks: int = 0
     _busy_pct: float = 0.0
     _waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
-    _median_s: float | None = None  # None: to be taken anew
+    _median_s: float | None = None  # None: compute it anew
 
     def waited(self, seconds: float) -> None:
-        """A wait has ended."""
+        """Count a wait that has ended."""
         self._waits_s.append(seconds)
         self._median_s = None
         self.longest_wait_s = max(seconds, self.longest_wait_s or 0.0)
 
     def looked(self, busy_pct: float) -> None:
-        """The devices told how busy they are, on average."""
+        """Count the devices' mean use."""
         self._looks += 1
         self._busy_pct += busy_pct
 
     @property
     def utilization_pct(self) -> float | None:
-        """How busy the devices were; None: they never told."""
+        """Mean use of the devices; None: never told."""
         return round(self._busy_pct / self._looks, 1) if self._looks else None
 
     @property
     def wait_s(self) -> float | None:
-        """The median of the waits; None: there was none."""
+        """Median of the waits; None: there was none."""
         if self._median_s is None and self._waits_s:
             self._median_s = median(self._waits_s)
         return self._median_s
 
 
 class History:
-    """The minutes of the last hour of which anything is known."""
+    """Minutes of the last hour, as far as known."""
 
     def __init__(self) -> None:
         self._minutes: dict[int, Minute] = {}
         self._spans = Spans()
         self._leased_mb = 0
-        self._before_mb = 0  # what was leased when the stream begins
+        self._before_mb = 0  # MiB leased at the stream's beginning
         self._capacity_mb = 0
 
     def take(self, events: Iterable[Event]) -> None:
-        """Events in their order, those of before our start too."""
+        """Count events in their order, those before our start too."""
         for event in events:
             minute = self._minute(event.at_ms)
             granted = event.event == "granted"
@@ -99,7 +99,7 @@ class History:
                     minute.waited(span.seconds)
 
     def sample(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
-        """How busy and how full the devices are now."""
+        """Take the devices' present use and leased share."""
         minute = self._minute(pool.now_ms)
         minute.waiting = pool.waiting
         busy = [d.telemetry["utilization_gpu_pct"] for d in devices]
@@ -111,7 +111,7 @@ class History:
         minute.leased_mb = self._leased_mb
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Every minute by its number, oldest first; `at` is its beginning. None: not known."""
+        """Return each minute by its number, oldest first; `at` is its begin, None means unknown."""
         rows = {}
         for number, minute in sorted(self._minutes.items()):
             full = self._capacity_mb and (minute.leased_mb + self._before_mb) / self._capacity_mb

@@ -1,4 +1,4 @@
-"""What is shown: rows by kind and id, and the changes by which they came to be what they are."""
+"""Rows of the page by kind and id, and the changes that led to them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KINDS: Final = ("broker", "pool", "hosts", "devices", "leases", "queue", "minutes")
-"""What rows there are; each has an id of its own among its kind."""
+"""Kinds of rows; each row has an id of its own among its kind."""
 
 RELATIVE: Final = ("report_age_s", "expires_in_s", "waiting_s")
-"""What changes by itself; a row has the time from which it is reckoned."""
+"""Fields that change with time; a row has the time from which each is computed."""
 
 CHANGES: Final = 256
-"""Kept for who is slow; who is slower gets everything anew."""
+"""Most changes in memory; a slower follower gets every row anew."""
 
 TOLD: Final = 200
-"""Events that a newcomer is told."""
+"""Most events that a new follower is told."""
 
 
 class SnapshotTime(NamedTuple):
-    """Of when the rows are.
+    """Time of the rows.
 
     Attributes:
-        id: of an event: it and all before it are in the rows.
-        read_at: on the pool's clock, epoch seconds; 0: nothing was read yet.
+        id: an event's id: it and all before it are in the rows.
+        read_at: the reading on the pool's clock, epoch seconds; 0: there was none yet.
         looked: the same on our monotonic clock.
     """
 
@@ -51,20 +51,20 @@ class SnapshotTime(NamedTuple):
 
     @property
     def now(self) -> float:
-        """The pool's time, epoch seconds, also while it cannot be asked; 0: not known yet."""
+        """Pool's time, epoch seconds, also while the pool is away; 0: not known yet."""
         return self.read_at and self.read_at + time.monotonic() - self.looked
 
 
 @dataclass(slots=True)
 class RowChange:
-    """What became other at once.
+    """Set of simultaneous changes.
 
     Attributes:
         now: the pool's time, epoch seconds; 0: not known yet.
-        read_at: of when the rows are: before `now` while the store is away.
-        rows: kind -> id -> the fields that are other; of a new row all of them.
+        read_at: the time of the rows: before `now` while the store is away.
+        rows: kind -> id -> the changed fields; of a new row all of them.
         gone: kind -> ids.
-        texts: as JSON, by whether with whole tokens.
+        texts: the JSON, by whether tokens are whole.
     """
 
     id: str
@@ -77,13 +77,13 @@ class RowChange:
 
 
 class LiveRows:
-    """The rows, for however many who look.
+    """Rows, shared by any number of followers.
 
     Attributes:
-        rows: kind -> id -> fields, but for what changes by itself.
-        moment: of when they are.
+        rows: kind -> id -> fields, without those that change with time.
+        moment: the time of the rows.
         version: grows with each change.
-        told: the newest events of which everybody who looks knows.
+        told: the newest events, known to every follower.
     """
 
     def __init__(self) -> None:
@@ -96,12 +96,12 @@ class LiveRows:
         self._changed = asyncio.Event()
 
     def tell(self, events: Sequence[Event], rows: Rows, gone: Mapping[str, list[str]]) -> None:
-        """Take rows in, and let those who look know what is other.
+        """Take rows in, and tell the followers the changes.
 
         Args:
-            events: that happened.
-            rows: those that may be other, whole; an empty one is as it was.
-            gone: those that are no more.
+            events: new events.
+            rows: rows that may have changed, whole; an empty row is unchanged.
+            gone: rows that ended.
         """
         other = {kind: self._other(kind, found) for kind, found in rows.items()}
         for kind, names in gone.items():
@@ -117,7 +117,7 @@ class LiveRows:
         self.wake()
 
     def _other(self, kind: str, found: Mapping[str, Row]) -> dict[str, Row]:
-        """Take these rows in; the fields that are other, of those rows that have any."""
+        """Take rows in; return the changed fields of the rows that have any."""
         known, changed = self.rows[kind], {}
         for name, row in found.items():
             if not row:
@@ -130,12 +130,12 @@ class LiveRows:
         return _kept(changed)
 
     def wake(self) -> None:
-        """Let everybody look who waits."""
+        """Wake all waiting followers."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def wait(self, seconds: float) -> None:
-        """Until something has changed, or for so long."""
+        """Wait for a change, at most for `seconds`."""
         await until_set(self._changed, seconds)
 
     def since(self, version: int) -> list[RowChange] | None:
@@ -146,7 +146,10 @@ class LiveRows:
         return list(self._changes)[len(self._changes) - missed :]
 
     def whole(self, *, tokens: bool, **more: Any) -> str:
-        """Everything as JSON: `id`, `now`, `read_at`, `rows`, and more. tokens: with whole ones."""
+        """Return all as JSON: `id`, `now`, `read_at`, `rows`, and more.
+
+        `tokens`: with whole tokens.
+        """
         if tokens not in self._texts:
             self._texts[tokens] = _json(_masked(self.rows, tokens=tokens))
         at = self.moment
@@ -170,7 +173,7 @@ def change_text(change: RowChange, places: Mapping[str, Place], *, tokens: bool)
 
 
 def _masked(rows: Rows, *, tokens: bool) -> Rows:
-    """Return the rows; a token that may not be shown is its row's id."""
+    """Return the rows; the id of its row replaces a token that may not be shown."""
     if tokens:
         return rows
     return {
@@ -180,7 +183,7 @@ def _masked(rows: Rows, *, tokens: bool) -> Rows:
 
 
 def _kept(found: Mapping[str, T]) -> dict[str, T]:
-    """Return what is not empty."""
+    """Return the entries that are not empty."""
     return {name: each for name, each in found.items() if each}
 
 

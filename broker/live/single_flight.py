@@ -1,4 +1,4 @@
-"""One answer for all that ask the same at the same time, so that no crowd asks the store."""
+"""Shared answers for simultaneous questions, so that a crowd costs the store one call."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """A question that is asked once at a time."""
+    """Question that is asked once at a time."""
 
     def __init__(self) -> None:
         self._asked: asyncio.Task[T] | None = None
 
     async def ask(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Give what work gives, be it begun for another call; a cancelled call does not end it."""
+        """Return the result of `work`, or of the call in flight; a cancelled call goes on."""
         if self._asked is None or self._asked.done():
             self._asked = asyncio.ensure_future(work())
         return await asyncio.shield(self._asked)

@@ -1,4 +1,4 @@
-"""The last ten minutes of each GPU: how busy it was, and how full its memory."""
+"""Use of each GPU and of its memory over the last ten minutes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     Point = tuple[int, int | None, int | None]
 
 STEP_S: Final = 15
-"""One point for so many seconds, the last reading in them."""
+"""Seconds of one point, which is the last reading in them."""
 
 POINTS: Final = 40
-"""Points of a device that are remembered: ten minutes."""
+"""Most points of a device: ten minutes."""
 
 
 class Trends:
@@ -37,7 +37,7 @@ class Trends:
             self._points[device.uuid] = points
 
     def told(self) -> dict[str, Any]:
-        """Give the points as JSON: by device, the oldest first, `[step, busy %, memory %]`."""
+        """Return the points as JSON: by device, the oldest first, `[step, busy %, memory %]`."""
         return {
             "step_s": STEP_S,
             "devices": {uuid: list(points) for uuid, points in self._points.items()},
@@ -49,7 +49,7 @@ def _whole(percent: float | None) -> int | None:
 
 
 def _full(device: DeviceStatus) -> int | None:
-    """Give the share of the memory that is in use, in percent; None: its driver does not tell."""
+    """Return the used share of the memory, in percent; None: the driver does not tell."""
     if device.used_mb is None or not device.total_mb:
         return None
     return round(100 * device.used_mb / device.total_mb)

@@ -1,4 +1,4 @@
-"""Reads the pool for who looks at it: what events touched, and now and then all of it."""
+"""View of the pool for the page: it reads the parts that events touch, and at times all."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REREAD_S: Final = 5.0
-"""Between two readings of everything: renewals and telemetry make no event."""
+"""Seconds between two readings of the whole pool: renewals and telemetry make no event."""
 
 SAMPLE_S: Final = 15.0
-"""Between two looks at the devices while nobody looks at us."""
+"""Seconds between two readings of the devices while no page is open."""
 
 REST: Final = 3.0
-"""After a reading for so many times as long as it took: a large pool is read less often."""
+"""Pause after a reading as a multiple of its duration: a large pool is read less often."""
 
 BREATH: Final = 250
-"""Rows that are made before others get their turn."""
+"""Rows that are made before other tasks get their turn."""
 
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested",
                          "device_contested", "device", "drained", "undrained",
                          "policy", "closed", "finding_raised", "finding_cleared",
                          "quarantined", "unquarantined", "xid", "process_ended",
                          "device_forgotten", "host_forgotten"})  # fmt: skip
-"""Events after which more may have changed than what they name."""
+"""Events after which more may have changed than they name."""
 
 
 @dataclass(slots=True)
 class PendingChanges:
-    """What came since the last reading.
+    """Changes since the last reading.
 
     Attributes:
-        all: more may have changed than what is named here.
-        fresh: who waits for a reading of everything.
+        all: more may have changed than is named here.
+        fresh: waiters for a reading of the whole pool.
     """
 
     all: bool = False
@@ -67,14 +67,14 @@ class PendingChanges:
 
 
 class View:
-    """Keeps what one replica shows up to date.
+    """View of one replica, kept up to date.
 
     Args:
-        client: of the pool.
+        client: the pool's client.
         about: this replica's own row.
 
     Attributes:
-        shown: what was read.
+        shown: the rows of the last reading.
         trends: the last minutes of each device.
     """
 
@@ -82,8 +82,8 @@ class View:
         self._client = client
         self._about = about
         self._history = History()
-        self._scene: PoolState | None = None  # None: to be read anew
-        self._all_read = 0.0  # when everything was, on the monotonic clock
+        self._scene: PoolState | None = None  # None: read it anew
+        self._all_read = 0.0  # time of the last whole reading, on the monotonic clock
         self._heard = PendingChanges()
         self._watchers = 0
         self._wake = asyncio.Event()
@@ -92,13 +92,13 @@ class View:
         self.trends = Trends()
 
     def remember(self, events: Sequence[Event]) -> None:
-        """What happened before our start."""
+        """Take the events before our start."""
         self._history.take(events)
         self.shown.told += events
-        self._wake.set()  # whoever came before was told nothing yet
+        self._wake.set()  # earlier followers were told nothing yet
 
     def heard(self, news: News) -> None:
-        """What happened now."""
+        """Take new events."""
         self._history.take(news.events)
         heard = self._heard
         heard.all |= news.gap or any(event.event in WIDE for event in news.events)
@@ -109,7 +109,7 @@ class View:
             self._wake.set()
 
     def glance(self) -> None:
-        """Look at this replica's own row now, if it is other than what was told."""
+        """Show this replica's own row now, if it changed."""
         if self._watchers and self.shown.rows["broker"] != self._broker():
             self._wake.set()
 
@@ -123,9 +123,9 @@ class View:
             self._watchers -= 1
 
     async def fresh(self) -> bool:
-        """Until all was read, beginning now; False: the store did not answer.
+        """Wait for a whole reading that begins now; return False if the store did not answer.
 
-        To be awaited while `watched`.
+        Await it while `watched`.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._heard.fresh.append(done)
@@ -133,7 +133,7 @@ class View:
         return await done
 
     async def run(self, feed: Feed) -> None:
-        """Until cancelled."""
+        """Read until cancelled."""
         while True:
             await until_set(self._wake, REREAD_S if self._watchers else SAMPLE_S)
             self._wake.clear()
@@ -161,10 +161,10 @@ class View:
         self.trends.sample(pool.now_ms, devices)
 
     async def _read(self, feed: Feed, heard: PendingChanges) -> None:
-        """Read what changed, or all; tell those who look what is other."""
+        """Read the changed part, or all; tell the followers the changes."""
         try:
             await self._read_what(feed, heard)
-        except Exception as error:  # noqa: BLE001 - who looks must not look at it for ever
+        except Exception as error:  # noqa: BLE001 - a follower must not wait for ever
             self._say(error)
             self._scene = None
             self.shown.tell(heard.events, {"broker": self._broker()}, {})
@@ -193,17 +193,20 @@ class View:
         self.shown.tell(heard.events, found, gone)
 
     def _say(self, error: Exception | None) -> None:
-        """Say why the pool cannot be read, when that is something else than before."""
+        """Log why the pool cannot be read, when the reason changes."""
         trouble = "" if error is None else f"{type(error).__name__}: {error}"
         if trouble and trouble != self._trouble:
-            if isinstance(error, LeaseError):  # the ticker says it, too
+            if isinstance(error, LeaseError):  # the ticker logs it, too
                 log.debug("the pool cannot be read: %s", error)
             else:
                 log.error("the pool cannot be read", exc_info=error)
         self._trouble = trouble
 
     async def _found(self, scene: PoolState, touched: set[str] | None) -> Rows:
-        """Every row there is now; an empty one is as it was. touched: uuids, tokens; None: all."""
+        """Return every present row; an unchanged one is empty.
+
+        `touched`: the uuids and tokens that changed; None: all.
+        """
         now_ms, shown = scene.pool.now_ms, self.shown.rows
         # Many who ask differently times many devices are seconds; a scene never changes.
         standings = await asyncio.to_thread(scenes.standings, scene)

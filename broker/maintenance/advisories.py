@@ -1,4 +1,4 @@
-"""Which servers have known holes, by the version that they say: to warn of, never to refuse.
+"""Known holes of servers by their version: a reason for a warning, never for a refusal.
 
 Distributions mend a version without changing its number, so the number proves nothing; SECURITY.md
 has the table for people.
@@ -19,18 +19,18 @@ REDIS_HOLE: Final = "CVE-2026-81934 (use after free, without a login where TLS i
 MENDED_REDIS: Final[Mapping[Series, int]] = {
     (6, 2): 24, (7, 2): 16, (7, 4): 11, (8, 2): 9, (8, 4): 6, (8, 6): 6, (8, 8): 2, (8, 10): 1,
 }  # fmt: skip
-"""Series -> its first patch without the newest hole that is known of Redis."""
+"""First patch of each series of Redis without the newest known hole."""
 
 VALKEY_HOLES: Final = "CVE-2026-56684 and CVE-2026-63639 (use after free, corrupt streams)"
 
 MENDED_VALKEY: Final[Mapping[Series, int]] = {
     (7, 2): 14, (8, 0): 10, (8, 1): 9, (9, 0): 5, (9, 1): 1,
 }  # fmt: skip
-"""The same of Valkey."""
+"""First patch of each series of Valkey without the newest known holes."""
 
 
 def advisory(info: Mapping[str, Any]) -> str | None:
-    """One sentence about what INFO says of the server's version; None: nothing is known of it."""
+    """Return a sentence about holes in the version that INFO tells; None: none is known."""
     valkey = info.get("valkey_version")
     name, holes, mended = (
         ("Valkey", VALKEY_HOLES, MENDED_VALKEY) if valkey else ("Redis", REDIS_HOLE, MENDED_REDIS)
@@ -48,6 +48,6 @@ def advisory(info: Mapping[str, Any]) -> str | None:
 
 
 def _next(series: Series, mended: Mapping[Series, int]) -> str:
-    """Return the first mended version after a series that its makers mend no more."""
+    """Return the first mended version after a series that is mended no more."""
     later = min(each for each in mended if each > series)
     return f"{later[0]}.{later[1]}.{mended[later]}"

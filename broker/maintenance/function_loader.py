@@ -1,4 +1,4 @@
-"""A broker puts the verbs on its server as functions, and again when they are gone."""
+"""Loading of the verbs onto the server as functions, again whenever they are gone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class Loading:
-    """Of one client's server.
+    """Loader of the functions of one client's server.
 
     Args:
-        client: whose calls tell whether the functions are there.
+        client: the client with the calls that miss the functions.
     """
 
     def __init__(self, client: AsyncLeaseClient) -> None:
@@ -27,17 +27,19 @@ class Loading:
         self._told = ""
 
     async def load_missing(self) -> None:
-        """Load this version's library if the last call found none; until then scripts do."""
+        """Load this version's library if the last call missed it; until then scripts serve."""
         client = self._client
         if not client.wording.missing:
             return
         client.wording.missing = False
         try:
             await client.redis.function_load(own_library().source)
-            # Done rarely: a replica keeps two connections, its calls' and the stream's.
+            # Rarely done, so disconnect: a replica has two connections, for calls and for the
+            # stream.
             await client.redis.connection_pool.disconnect(inuse_connections=False)
         except RedisError as error:
-            # Another replica was first, or it may not be: in a while they are asked for again.
+            # Another replica was first, or loading is denied: later calls tell whether they are
+            # there.
             if not is_there(error) and self._told != (said := str(error)):
                 self._told = said
                 log.info("functions: not loaded, scripts do their work: %s", said)

@@ -1,6 +1,6 @@
-"""The ticker: reaps when something is due, and keeps an eye on the store.
+"""Ticker: it reaps at the deadlines, and watches the store.
 
-Every replica has one and none leads: a reap that finds nothing costs a few microseconds.
+Every replica has a ticker and none leads: a reap without work costs a few microseconds.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ LONGEST_S, SOON_S, SHORTEST_S = 1.0, 0.1, 0.01
 
 
 class Ticker:
-    """Reaps until cancelled.
+    """Loop that reaps until cancelled.
 
     Args:
-        client: of the pool.
+        client: the pool's client.
         ticked: called in the event loop after each round, with the problem.
         looked: called with the seconds of a reap's round trip, None = no answer; and how late it
             was for what was over.
 
     Attributes:
-        problem: why the store cannot serve now, in one sentence; None while it does.
+        problem: the store's problem, in one sentence; None: it can serve.
         pool: the pool's policy as last read; None until then.
     """
 
@@ -56,7 +56,7 @@ class Ticker:
         self.pool: PoolStatus | None = None
 
     async def run(self) -> None:
-        """Reap, sleep until the next deadline, at most a second."""
+        """Reap, then sleep until the next deadline, at most a second; repeat."""
         pause_s = 0.0
         while True:
             await asyncio.sleep(pause_s)
@@ -64,7 +64,7 @@ class Ticker:
             self._ticked(self.problem)
 
     async def tick(self) -> float:
-        """Reap once; seconds until the next is due."""
+        """Reap once; return the seconds until the next reap."""
         problem = None if self._checked else await problem_of(self._client.redis)
         began = time.perf_counter()
         try:

@@ -1,4 +1,4 @@
-"""Whether a server suits: it must be new enough, keep what it is given, and take writes."""
+"""Fitness of a server: new enough, without eviction, writable."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OLDEST_REDIS, OLDEST_VALKEY = (7, 0), (7, 2)
 
 
 async def problem_of(redis: Redis) -> str | None:
-    """Return one sentence that says why leases cannot be kept on this server, or None.
+    """Return a sentence about an obstacle to leases on this server, or None.
 
-    Not being allowed to ask (INFO denied) is not a problem: the verbs themselves will tell.
+    A denied INFO is no problem: the verbs themselves will tell.
     """
     try:
         info: dict[str, Any] = await redis.info()
-        info |= await redis.info("scriptingengines")  # of Valkey; elsewhere it is empty
-        # Asked rarely: a replica keeps two connections, its calls' and the stream's.
+        info |= await redis.info("scriptingengines")  # only Valkey has this section
+        # Rarely asked, so disconnect: a replica has two connections, for calls and for the stream.
         await redis.connection_pool.disconnect(inuse_connections=False)
     except ResponseError:
         return None

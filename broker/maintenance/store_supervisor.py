@@ -1,4 +1,4 @@
-"""Keeps the embedded store alive for as long as a broker serves."""
+"""Supervision of the embedded store: it lives for as long as a broker serves."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.25
 
 AGAIN_S: Final = 2.0
-"""After a start that failed."""
+"""Seconds of pause after a failed start."""
 
 
 @contextmanager
 def kept(store: EmbeddedStore) -> Iterator[None]:
-    """Start or join the store for the length of a block, and start it anew whenever it dies.
+    """Start or join the store for the length of a block, and restart it whenever it dies.
 
-    A thread of its own looks, so that a broker whose event loop is busy does so too. Of several
-    brokers on one store the first that sees it starts it.
+    A thread of its own looks, independent of a busy event loop. Of several brokers on one store
+    the first that notices restarts it.
 
     Raises:
-        EmbeddedError: it cannot be started or joined, or not be left.
+        EmbeddedError: the store cannot be started, joined or left.
     """
     store.start_or_join()
     stop = threading.Event()
@@ -57,7 +57,7 @@ def _keep(store: EmbeddedStore, stop: threading.Event) -> None:
         except EmbeddedError as error:
             pause_s = AGAIN_S
             if str(error) != said:
-                log.error("%s", error)  # noqa: TRY400 - it says it all
+                log.error("%s", error)  # noqa: TRY400 - the message has it all
             said = str(error)
             continue
         said = ""

@@ -1,7 +1,7 @@
-"""Prometheus metrics; the one package that knows prometheus_client.
+"""Prometheus metrics; only this package knows prometheus_client.
 
-Requests, uptime and latencies are this process's. What replicas share comes from Redis: every
-replica exports the same figure and a restart resets none, so aggregate those with max, not sum.
+Requests, uptime and latencies are this process's. Shared figures come from Redis: every replica
+exports the same ones and a restart resets none, so aggregate those with max, not sum.
 Labels are bounded: hosts, devices, routes, codes; never a token, never an agent's name.
 """
 
@@ -50,7 +50,7 @@ REDIS_S: Final = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 
 @dataclass(frozen=True, slots=True)
 class PoolReading:
-    """What the pool says at one moment."""
+    """Reading of the pool at one moment."""
 
     pool: PoolStatus
     devices: Sequence[DeviceStatus]
@@ -59,10 +59,10 @@ class PoolReading:
 
 
 class Metrics:
-    """What this process counts, and the text of `/metrics`.
+    """Counters of this process, and the text of `/metrics`.
 
     Attributes:
-        flow: to be fed with the pool's events.
+        flow: the histograms that the pool's events feed.
     """
 
     def __init__(self, version: str = "", replica: str = "") -> None:
@@ -87,12 +87,12 @@ class Metrics:
             buckets=REDIS_S, registry=self._own,
         )  # fmt: skip
         self._reap_lag = Gauge(
-            "gpu_broker_reap_lag_seconds", "How late what was over was last taken back.",
+            "gpu_broker_reap_lag_seconds", "Lateness of the last reap.",
             registry=self._own,
         )  # fmt: skip
 
     def counting(self, app: ASGIApp) -> ASGIApp:
-        """ASGI middleware that counts requests and times their answers."""
+        """Wrap an ASGI application to count its requests and time its answers."""
 
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -114,14 +114,17 @@ class Metrics:
         return count
 
     def looked(self, took_s: float | None, lag_s: float) -> None:
-        """The ticker asked Redis: how long that took, None = no answer; how late it reaped."""
+        """Note a reap of the ticker.
+
+        `took_s`: its round trip, None without an answer; `lag_s`: its lateness.
+        """
         self._redis_up.set(float(took_s is not None))
         if took_s is not None:
             self._redis_took.observe(took_s)
         self._reap_lag.set(lag_s)
 
     def text(self, seen: PoolReading | None, sample: Sample | None) -> bytes:
-        """Return the exposition; without the pool, what this process knows by itself."""
+        """Return the exposition; without the pool, only this process's own figures."""
         registry = CollectorRegistry()
         registry.register(_Snapshot([*self._shared(seen, sample)]))
         return generate_latest(registry) + generate_latest(self._own)
@@ -152,7 +155,7 @@ def _route(scope: Scope) -> str:
 
 
 class _Snapshot:
-    """A collector of families that are already made."""
+    """Collector of finished families."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

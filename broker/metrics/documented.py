@@ -1,4 +1,4 @@
-"""The documented names: unlabelled, as snapshot scripts parse them."""
+"""Documented metrics: unlabelled, as snapshot scripts parse them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COUNTED = {
     ("POST", "/lease"): "lease",
     ("POST", "/release"): "release",
 }
-"""Requests that have a documented counter of their own."""
+"""Requests with a documented counter of their own."""
 
 
 class Requests:
-    """How many requests this replica had, by the names of COUNTED."""
+    """Counters of this replica's requests, by the names of COUNTED."""
 
     def __init__(self) -> None:
         self.all = 0
         self.by_name = dict.fromkeys(COUNTED.values(), 0)
 
     def count(self, method: str, path: str) -> None:
-        """One more."""
+        """Count one more."""
         self.all += 1
         if name := COUNTED.get((method, path)):
             self.by_name[name] += 1
@@ -42,7 +42,10 @@ def families(
     requests: Requests, uptime_s: float, pool: PoolStatus | None, sample: Sample | None, *,
     mps: bool,
 ) -> Iterator[Metric]:  # fmt: skip
-    """All of them; without the pool, what this process knows by itself. mps: of any device."""
+    """Yield all documented metrics; without the pool, only this process's own.
+
+    `mps`: CUDA MPS runs on a device.
+    """
     yield _gauge("uptime_seconds", "Seconds since this replica started.", uptime_s)
     yield _counter("requests", "HTTP requests to this replica.", requests.all)
     yield CounterMetricFamily(
@@ -60,7 +63,7 @@ def families(
     if pool is not None:
         yield _gauge("active_leases", "GPU leases that live now.", pool.active_leases)
         expired = pool.stats.get("expired", 0) + pool.stats.get("cpu_expired", 0)
-        yield _counter("lease_expired", "Leases that nobody renewed.", expired)
+        yield _counter("lease_expired", "Leases that expired unrenewed.", expired)
 
 
 def _gauge(name: str, says: str, value: float) -> GaugeMetricFamily:

@@ -1,8 +1,4 @@
-"""Histograms of how long things take: waits, claims, holds.
-
-Every replica reads the same stream, so each exports the same counts from its own start on:
-aggregate with max, not with sum.
-"""
+"""Histograms of durations: waits, claims, holds."""
 
 from __future__ import annotations
 
@@ -25,10 +21,10 @@ HOLD_S: Final = (1, 10, 60, 300, 900, 3600, 14400, 43200, 86400)
 
 
 class Flow:
-    """Histograms that events feed.
+    """Histograms fed by events.
 
     Args:
-        registry: where they are registered.
+        registry: the registry of the histograms.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -49,7 +45,7 @@ class Flow:
             self._hold.labels(reason)
 
     def take(self, event: Event) -> None:
-        """One event of the stream, in its order."""
+        """Take one event of the stream, in its order."""
         for span in self._spans.ended_by(event):
             if span.what == "wait":
                 self._wait.observe(span.seconds)

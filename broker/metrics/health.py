@@ -1,4 +1,4 @@
-"""Labelled families of what hosts find, and of how sound their devices are."""
+"""Labelled families of the hosts' findings and of the devices' health."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ MEGAHERTZ: Final = 1_000_000
 
 SAYS: Final = {
     "processes": "Processes on it.",
-    "unleased_memory_bytes": "Allocated by processes that no lease on it has.",
-    "quarantined": "1 while its host lends it to nobody.",
-    "xid_last": "The last of NVIDIA's error codes that came from it.",
-    "xid_last_timestamp_seconds": "When that came, on the pool's clock.",
-    "recovery_action": "What NVML wants done: 0 nothing, 1 a reset, 2 a reboot, 3 and more other.",
+    "unleased_memory_bytes": "Allocated by processes without a lease on it.",
+    "quarantined": "1 while its host does not lend it.",
+    "xid_last": "Its last NVIDIA error code.",
+    "xid_last_timestamp_seconds": "Time of that code, on the pool's clock.",
+    "recovery_action": "Action asked by NVML: 0 none, 1 a reset, 2 a reboot, 3 and more other.",
     "ecc_uncorrected_errors": "Memory errors that ECC could not correct since the driver's start.",
-    "clock_sm_hertz": "Of its processors.",
-    "clock_memory_hertz": "Of its memory.",
-    "power_limit_watts": "The most that it may draw.",
+    "clock_sm_hertz": "Clock of its processors.",
+    "clock_memory_hertz": "Clock of its memory.",
+    "power_limit_watts": "Limit of its power draw.",
 }
-"""Family, after `gpu_broker_device_` -> its help; absent where the host cannot tell."""
+"""Help of each family, by its name after `gpu_broker_device_`; absent if its host cannot tell."""
 
 
 def health_families(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
-    """Findings by host, and the health of each device."""
+    """Yield the findings by host, and the health of each device."""
     found = GaugeMetricFamily(
-        "gpu_broker_findings", "Leases and processes of which it is found now.",
+        "gpu_broker_findings", "Leases and processes with this finding now.",
         labels=("host", "finding"),
     )  # fmt: skip
     counts = counted(devices)
@@ -61,7 +61,7 @@ def health_families(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
 
 
 def _values(device: DeviceStatus) -> dict[str, float | None]:
-    """Of each family, by its name in SAYS; None: unknown."""
+    """Return the value of each family, by its name in SAYS; None: unknown."""
     seen, told = device.processes is not None, device.telemetry
     strange_mb = sum(process.memory_mb or 0 for process in unleased(device))
     return {

@@ -1,4 +1,4 @@
-"""Labelled families of what the pool is: the same at every replica. Memory in bytes, times in s."""
+"""Labelled families of the pool, equal at every replica. Memory in bytes, times in seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STATES: Final = (
     "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig", "other",
 )  # fmt: skip
-"""Of a device; a word that is none of these counts as other."""
+"""States of a device; any other word counts as `other`."""
 
 ENDS: Final = ("released", "expired", "revoked")
 
@@ -33,7 +33,7 @@ def pool_families(
     pool: PoolStatus, devices: Sequence[DeviceStatus], hosts: Sequence[HostStatus],
     waiters: Sequence[WaiterStatus],
 ) -> Iterator[Metric]:  # fmt: skip
-    """What the pool says now."""
+    """Yield the pool's families."""
     yield from _policy(pool)
     yield from _leases(pool)
     yield from _queue(pool, waiters)
@@ -55,7 +55,7 @@ def _policy(pool: PoolStatus) -> Iterator[Metric]:
     )
     yield _gauge("pool_closed", "1 while it hears holders first and grants nothing.",
                  float(pool.closed_until_ms > pool.now_ms))  # fmt: skip
-    yield _gauge("safe_mode", "1 while nobody gets a GPU.", float(pool.safe_mode))
+    yield _gauge("safe_mode", "1 while no GPU is leased.", float(pool.safe_mode))
 
 
 def _leases(pool: PoolStatus) -> Iterator[Metric]:
@@ -66,7 +66,7 @@ def _leases(pool: PoolStatus) -> Iterator[Metric]:
     yield now
     granted = CounterMetricFamily("gpu_broker_grants", "Leases granted.", labels=["kind"])
     ended = CounterMetricFamily(
-        "gpu_broker_lease_ends", "Leases that ended, by how.", labels=["kind", "reason"]
+        "gpu_broker_lease_ends", "Leases that ended, by reason.", labels=["kind", "reason"]
     )
     for kind, prefix in (("gpu", ""), ("cpu", "cpu_")):
         granted.add_metric([kind], pool.stats.get(f"{prefix}granted", 0))
@@ -119,14 +119,14 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("used", "In use as the driver sees it."),
             ("unleased", "Used by processes without a lease."),
             ("withheld", "Of ended leases, not given again yet."),
-            ("free", "What the next request can be given: none where no new lease may begin."),
+            ("free", "Free for the next request: none where no new lease may begin."),
         )
     }
     read = {
         name: GaugeMetricFamily(f"gpu_broker_device_{name}", says, labels=DEVICE)
         for name, says in (
             ("utilization_ratio", "Share of time in which it computed."),
-            ("temperature_celsius", "Of the GPU."),
+            ("temperature_celsius", "Temperature of the GPU."),
             ("power_watts", "Drawn now."),
         )
     }

@@ -1,1 +1,1 @@
-"""One module per command of `gpu-broker`."""
+"""Commands of `gpu-broker`, one module each."""

@@ -42,7 +42,7 @@ TROUBLE: Final = frozenset({
 })  # fmt: skip
 
 COLUMNS: Final = (8, 15, 16, 26)
-"""Letters of time, event, who and where, so that lines which come one by one stand in columns."""
+"""Letters of time, event, agent and place: lines that come one by one stand in columns."""
 
 
 @click.command()
