@@ -34,8 +34,8 @@ class Minute:
     """Facts of one minute.
 
     Attributes:
-        leased_mb: at its end, less what was leased when the stream begins.
-        waiting: how many waited in the queue when it was last looked at.
+        leased_mb: MiB leased at its end, less the MiB leased at the stream's beginning.
+        waiting: requests in the queues at the last reading.
     """
 
     leased_mb: int

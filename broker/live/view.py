@@ -208,7 +208,7 @@ class View:
         `touched`: the uuids and tokens that changed; None: all.
         """
         now_ms, shown = scene.pool.now_ms, self.shown.rows
-        # Many who ask differently times many devices are seconds; a scene never changes.
+        # Many different requests times many devices take seconds; a scene never changes.
         standings = await asyncio.to_thread(scenes.standings, scene)
         rows: Rows = {
             "broker": self._broker(),

@@ -99,7 +99,7 @@ def _queue(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric
         passed.add_metric([name], pool.stats.get(name, 0))
     yield passed
     oldest = min((waiter.enqueued_ms for waiter in waiters), default=pool.now_ms)
-    yield _gauge("oldest_waiter_seconds", "How long the longest in the queue waits; 0 = nobody.",
+    yield _gauge("oldest_waiter_seconds", "Longest present wait; 0 = none.",
                  max(0, pool.now_ms - oldest) / 1000)  # fmt: skip
 
 
