@@ -226,7 +226,7 @@ def _in_loop() -> bool:
 def _leaving(
     held: _Held[AsyncLeaseClient, AsyncLease], kind: object, *_: object
 ) -> Coroutine[Any, Any, None]:
-    """The coroutine that leaves; the statement keeps it, and what it holds, from here on."""
+    """Return the coroutine that leaves; the statement keeps it, and what it holds, from here on."""
     leaving = _leave_async(held, kind)
     held.unguard()
     return leaving

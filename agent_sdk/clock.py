@@ -17,12 +17,12 @@ MARGIN_S = 0.05
 
 
 def local_now() -> float:
-    """Seconds on this machine's clock that never steps and counts a suspend."""
+    """Return seconds on this machine's clock that never steps and counts a suspend."""
     return time.clock_gettime(_CLOCK)
 
 
 def trusted_until(sent_at: float, remaining_ms: int) -> float:
-    """Until when, on `local_now`'s clock, the holder may believe in the lease.
+    """Return until when, on `local_now`'s clock, the holder may believe in the lease.
 
     Counted from when the request left: a slow answer must not make a holder believe longer than the
     broker does.

@@ -240,7 +240,7 @@ def error_for(
     token: str | None = None,
     retry_after_s: float | None = None,
 ) -> LeaseError:
-    """The exception of a code; an unknown code is a mismatch of versions."""
+    """Return the exception of a code; an unknown code is a mismatch of versions."""
     if code not in CODES:
         return ProtocolMismatch("protocol_mismatch", f"unknown answer {code!r}", token=token)
     kind = CODES[code].error

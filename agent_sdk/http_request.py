@@ -69,7 +69,7 @@ class Web:
     def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, until: float
     ) -> Reply:
-        """The answer; `until` is on `clocks.local_now`'s clock.
+        """Return the answer; `until` is on `clocks.local_now`'s clock.
 
         Raises:
             Unanswered: no answer by then, or none that is HTTP.

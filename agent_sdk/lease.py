@@ -164,7 +164,7 @@ class HeldLease:
             raise error_for(reason, VIEW if self.is_view else None, token=self.token)
 
     def env(self) -> dict[str, str]:
-        """What a process that uses the lease needs in its environment."""
+        """Return what a process that uses the lease needs in its environment."""
         return {
             "CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in self.devices),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -257,7 +257,7 @@ class HeldLease:
             self._trusted_until = 0.0
 
     def __repr__(self) -> str:
-        """Which lease, where, and how it stands."""
+        """Return which lease, where, and how it stands."""
         where = ", ".join(f"{d.host}:{d.index}" for d in self.devices) or "cpu"
         state = "lost" if self.lost else "ended" if self._ended else f"{self.trusted_s:.1f} s"
         return f"<{type(self).__name__} {self.token[:8]} {self.agent} {where} {state}>"

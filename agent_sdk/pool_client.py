@@ -81,7 +81,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
 
     @abstractmethod
     def _connect(self, store: Store) -> R:
-        """The connection for calls; it is made at the first of them."""
+        """Return the connection for calls; it is made at the first of them."""
 
     def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
         """Prepare an acquire: checked and with its token, and nothing is sent yet."""
@@ -89,12 +89,12 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
 
     @classmethod
     def from_url(cls, url: str, *, pool: str = "default", client_name: str | None = None) -> Self:
-        """A client of the store at a URL; see `Store`."""
+        """Return a client of the store at a URL; see `Store`."""
         return cls(Store(url), pool=pool, client_name=client_name)
 
     @classmethod
     def from_env(cls, *, client_name: str | None = None, deadline_s: float = 5.0) -> Self:
-        """A client of the store that the environment names, by default the embedded one.
+        """Return a client of the store that the environment names, by default the embedded one.
 
         Raises:
             ValueError: a setting is wrong, or the embedded store's folder is another user's.

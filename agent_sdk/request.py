@@ -135,7 +135,7 @@ class Caller:
             self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
 
     def request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Request:
-        """The request that the options describe.
+        """Return the request that the options describe.
 
         Raises:
             BadRequest: an option has a form that it cannot have.
@@ -217,7 +217,7 @@ class Acquisition:
         raise (yield from never_fits(keys, self.request))
 
     def leaves_something(self, error: BaseException) -> bool:
-        """Whether a lease or a place in the queue may be left that nobody will take up.
+        """Return whether a lease or a place in the queue may be left that nobody will take up.
 
         A token of the caller's own is the caller's to repeat or to release, and one of a parent
         that forked in the middle is the parent's. Any other error but the broker's own words, such
@@ -230,7 +230,7 @@ class Acquisition:
         return isinstance(error, OutcomeUnknown) or not isinstance(error, LeaseError)
 
     def again(self, error: BaseException) -> bool:
-        """Whether to queue anew: the place was lost while the store could not be reached."""
+        """Return whether to queue anew: the place was lost while the store could not be reached."""
         lost = isinstance(error, LeaseLost) and error.code == "timed_out"
         if not lost or self._named or local_now() >= self.until:
             return False
@@ -240,17 +240,17 @@ class Acquisition:
         return True
 
     def local_grant(self, error: LeaseError) -> Grant:
-        """The CPU lease that the caller gives itself."""
+        """Return the CPU lease that the caller gives itself."""
         return local_grant(self.request.agent, self.request.token, error)
 
     def falls_back(self, error: BaseException) -> TypeGuard[LeaseError]:
-        """Whether the caller gives itself a CPU lease."""
+        """Return whether the caller gives itself a CPU lease."""
         away = isinstance(error, (BrokerUnavailable, OutcomeUnknown)) and error.code != "closed"
         return away and self.request.on_unavailable == "cpu"
 
 
 def own_token(token: str | None) -> str:
-    """The token, or that of the lease under which this process was started.
+    """Return the token, or that of the lease under which this process was started.
 
     Raises:
         UnknownToken: neither is there.

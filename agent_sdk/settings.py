@@ -113,7 +113,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
 
 
 def _whole(name: str) -> Path:
-    """A folder by its whole path; `NO_HOME` where `~` stands for no folder that is known."""
+    """Return a folder by its whole path; `NO_HOME` where `~` stands for no folder that is known."""
     try:
         return Path(name).expanduser().absolute()
     except RuntimeError:
@@ -130,7 +130,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def own_hostname(environ: Mapping[str, str] | None = None) -> str:
-    """What this machine is called among the hosts."""
+    """Return what this machine is called among the hosts."""
     env = os.environ if environ is None else environ
     return env.get("GPU_BROKER_HOSTNAME") or socket.gethostname()
 
@@ -165,7 +165,7 @@ def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> Orch
 
 
 def _content(path: str | None) -> str | None:
-    """What a file holds, stripped; None, with a warning, if it cannot be read."""
+    """Return what a file holds, stripped; None, with a warning, if it cannot be read."""
     if not path:
         return None
     try:
@@ -176,7 +176,7 @@ def _content(path: str | None) -> str | None:
 
 
 def keys_file(environ: Mapping[str, str] | None = None) -> Path | None:
-    """The broker's key file, if the environment names one."""
+    """Return the broker's key file, if the environment names one."""
     env = os.environ if environ is None else environ
     name = env.get("GPU_BROKER_KEYS_FILE")
     try:
@@ -188,7 +188,7 @@ def keys_file(environ: Mapping[str, str] | None = None) -> Path | None:
 
 
 def whole_environment() -> dict[str, str]:
-    """A copy of all of it, for a command that we start."""
+    """Return a copy of all of it, for a command that we start."""
     return dict(os.environ)
 
 
@@ -218,13 +218,13 @@ class Setting:
 
 
 def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """Where a variable's value comes from."""
+    """Return where a variable's value comes from."""
     env = os.environ if environ is None else environ
     return "environment" if env.get(name) else "default"
 
 
 def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Setting]:
-    """The SDK's settings by the name of their variable."""
+    """Return the SDK's settings by the name of their variable."""
     settings, orchestrator = read_settings(environ), read_orchestrator_settings(environ)
     values = {
         "REDIS_URL": settings.masked_url,

@@ -205,14 +205,14 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def explain(self, token: str) -> Steps[Explanation]:
-        """Why a waiter waits, and what would fit now; see `explain.explain`."""
+        """Return why a waiter waits, and what would fit now; see `explain.explain`."""
         from agent_sdk.state import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
 
         return explain.explain(self.keys, validation.check_name(token, "token"))
 
     @Verb
     def explain_request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Steps[Explanation]:
-        """What would become of a request now, without making it; why it was refused."""
+        """Return what would become of a request now, without making it; why it was refused."""
         from agent_sdk.state import explain  # noqa: PLC0415 - as above
 
         request = self._caller.request(agent, **ask)
@@ -236,7 +236,7 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def events(self, count: int = 100) -> Steps[tuple[Event, ...]]:
-        """The last so many events, the oldest of them first."""
+        """Return the last so many events, the oldest of them first."""
         from agent_sdk.state import events  # noqa: PLC0415 - as above
 
         return events.newest(self.keys, count)
@@ -253,22 +253,22 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def devices(self) -> Steps[tuple[DeviceStatus, ...]]:
-        """Every registered device, by host and index."""
+        """Return every registered device, by host and index."""
         return snapshot.devices(self.keys)
 
     @Verb
     def leases(self) -> Steps[tuple[LeaseStatus, ...]]:
-        """Every lease that lives, oldest first."""
+        """Return every lease that lives, oldest first."""
         return snapshot.leases(self.keys)
 
     @Verb
     def holders(self, host: str, now_ms: int, perhaps_over: Iterable[str] = ()) -> Steps[Holders]:
-        """Who holds a host's devices; see `holders.read_holders`."""
+        """Return who holds a host's devices; see `holders.read_holders`."""
         return read_holders(self.keys, host, now_ms, perhaps_over)
 
     @Verb
     def hosts(self) -> Steps[tuple[HostStatus, ...]]:
-        """Every host that ever reported, by name."""
+        """Return every host that ever reported, by name."""
         return snapshot.hosts(self.keys)
 
     def _releasing(self, lease: HeldLease | str, *, refuse_late: bool, owner: str) -> Steps[bool]:

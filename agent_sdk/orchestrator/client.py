@@ -93,7 +93,7 @@ class GPUOrchestratorClient(OfOneProcess):
         self._keeper.end_with(self)
 
     def get_gpu_info(self) -> dict[str, Any]:
-        """The devices: `GET /gpu/info`; `available` and `gpus` are always there."""
+        """Return the devices: `GET /gpu/info`; `available` and `gpus` are always there."""
         return self._gpu_info(self._deadline())
 
     def get_policy(self, force_refresh: bool = False) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class GPUOrchestratorClient(OfOneProcess):
         return self._policy_by(self._deadline(), force_refresh=force_refresh)
 
     def safe_mode_active(self) -> bool:
-        """Whether nobody may have a GPU; true when nobody can tell."""
+        """Return whether nobody may have a GPU; true when nobody can tell."""
         return _safe(self.get_policy())
 
     def cpu_fallback_decision(self) -> dict[str, bool]:
@@ -298,7 +298,7 @@ class GPUOrchestratorClient(OfOneProcess):
         return copy.deepcopy(policy)
 
     def _reachable(self) -> Web:
-        """The way to the service, unless it did not answer a moment ago."""
+        """Return the way to the service, unless it did not answer a moment ago."""
         if self._web is None:
             raise Unanswered("no orchestrator is configured")
         if local_now() < self._down_until:
@@ -326,7 +326,7 @@ class GPUOrchestratorClient(OfOneProcess):
         return own_hostname() if named or not near else None
 
     def _without(self, agent: str, token: str, code: str) -> HttpLease:
-        """A CPU lease that this client gives itself."""
+        """Return a CPU lease that this client gives itself."""
         return HttpLease(self, local_grant(agent, token, error_for(code)), local=True)
 
 

@@ -84,14 +84,14 @@ def acquire(
 
 
 def left_ms(until: float, *, keep_place: bool = False) -> int:
-    """What is left of a wait; who keeps its place asks for as long as a place is kept."""
+    """Return what is left of a wait; who keeps its place asks for as long as a place is kept."""
     left = max(0, math.ceil((until - local_now()) * 1000))
     return left + HEARTBEAT_MS if keep_place else left
 
 
 @of_known_form
 def poll_s(seen: Moment, place: int) -> float:
-    """When a waiter asks again if no hint comes; `place`: how many are ahead in its queue.
+    """Return when a waiter asks again if no hint comes; `place`: how many are ahead in its queue.
 
     The head sees to it that what is over comes back, where no broker does.
     """
@@ -110,7 +110,7 @@ def renew_call(
     owner: str = "",
     claim: RecoveryClaim | None = None,
 ) -> Call:
-    """The call that renews; the keeper sends many of them in one pipeline.
+    """Return the call that renews; the keeper sends many of them in one pipeline.
 
     claim: only after `unknown` was answered, and while the holder may believe in the lease.
     """
@@ -120,7 +120,7 @@ def renew_call(
 
 
 def _owned(owner: str) -> tuple[str, ...]:
-    """The argument by which a script compares the owner; none: it may be anybody's."""
+    """Return the argument by which a script compares the owner; none: it may be anybody's."""
     return (owner,) if owner else ()
 
 

@@ -24,6 +24,6 @@ def marked(protocol: int | str) -> str:
 
 
 def mark_of(command: tuple[Any, ...]) -> str:
-    """The mark that a command carries; empty: it carries none."""
+    """Return the mark that a command carries; empty: it carries none."""
     said = command[MARKED_AT] if len(command) > MARKED_AT else None
     return said.partition(" ")[2] if isinstance(said, _Marked) else ""

@@ -113,7 +113,7 @@ class Request(NamedTuple):
     wait_ms: int = 0
 
     def call(self) -> Call:
-        """The call that asks for it, and asks again."""
+        """Return the call that asks for it, and asks again."""
         return Call("acquire", (PROTOCOL, *self), self.token)
 
     @property
@@ -196,5 +196,5 @@ class ReleaseResult:
 
 
 def new_token() -> str:
-    """A token nobody had before: 128 random bits."""
+    """Return a token nobody had before: 128 random bits."""
     return os.urandom(16).hex()

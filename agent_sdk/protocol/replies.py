@@ -30,7 +30,7 @@ DEVICE_WORDS: Final = 5
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a list with commas between."""
+    """Return the words of a list with commas between."""
     return tuple(filter(None, text.split(",")))
 
 
@@ -55,7 +55,7 @@ def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
 
 @of_known_form
 def moment(answer: Answer) -> Moment:
-    """The frame of a reply."""
+    """Return the frame of a reply."""
     _, now_ms, next_deadline_ms, epoch, more, *_ = answer.raw
     if not isinstance(now_ms, int):
         raise TypeError(f"no time: {now_ms!r}")
@@ -94,13 +94,13 @@ def granted(request: Request, answer: Answer) -> Grant:
 
 
 def unknown(raw: object) -> bool:
-    """Whether the answer to a renewal is that nothing is known of the lease."""
+    """Return whether the answer to a renewal is that nothing is known of the lease."""
     return isinstance(raw, list) and raw[:1] == ["UNKNOWN"]
 
 
 @of_known_form
 def renewed(answer: Answer, token: str) -> Renewal:
-    """What a renewal's answer means.
+    """Return what a renewal's answer means.
 
     Raises:
         LeaseLost: with the reason.

@@ -22,7 +22,7 @@ LONGEST_S: Final = 7 * 24 * 3600
 
 
 def milliseconds(seconds: SupportsFloat, name: str, longest_s: float = math.inf) -> int:
-    """Seconds as whole milliseconds, rounded up: a little is not nothing.
+    """Return seconds as whole milliseconds, rounded up: a little is not nothing.
 
     Raises:
         BadRequest: not a finite number, negative, or longer than may be.
@@ -42,7 +42,7 @@ def milliseconds(seconds: SupportsFloat, name: str, longest_s: float = math.inf)
 
 
 def ttl_milliseconds(seconds: SupportsFloat, name: str) -> int:
-    """A time to live as whole milliseconds; 0: it never ends.
+    """Return a time to live as whole milliseconds; 0: it never ends.
 
     Raises:
         BadRequest: it is neither 0 nor from a second to a week.
@@ -56,7 +56,7 @@ def ttl_milliseconds(seconds: SupportsFloat, name: str) -> int:
 
 
 def check_size(value: object, name: str) -> int:
-    """A size as text, such as `8GiB`, in MiB.
+    """Return a size as text, such as `8GiB`, in MiB.
 
     Raises:
         BadRequest: it is none; a number is not, since it does not say its unit.
@@ -71,7 +71,7 @@ def check_size(value: object, name: str) -> int:
 
 
 def check_name(value: str, name: str) -> str:
-    """A name that may go into keys, logs and pages; an enum's member counts as its text.
+    """Return a name that may go into keys, logs and pages; an enum's member counts as its text.
 
     Raises:
         BadRequest: it has characters that may not.
@@ -83,12 +83,12 @@ def check_name(value: str, name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text as `str` itself: `str()` of an enum's member may be the member's name."""
+    """Return a text as `str` itself: `str()` of an enum's member may be the member's name."""
     return str.__str__(text)
 
 
 def check_choice(value: object, name: str, *choices: str) -> str:
-    """One of some words.
+    """Return one of some words.
 
     Raises:
         BadRequest: it is none of them.
@@ -111,7 +111,7 @@ def check_flag(value: object, name: str) -> bool:
 
 
 def check_range(value: object, name: str, least: int, most: int) -> int:
-    """A whole number within bounds.
+    """Return a whole number within bounds.
 
     Raises:
         BadRequest: it is none, or out of bounds.

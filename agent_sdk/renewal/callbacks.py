@@ -65,7 +65,7 @@ class Callbacks:
                 run(lease, *call)
 
     def _next(self) -> object | None:
-        """A lease whose callbacks wait; None: this worker ends."""
+        """Return a lease whose callbacks wait; None: this worker ends."""
         with self._lock:
             if self._ready:
                 return self._ready.popleft()

@@ -68,7 +68,7 @@ class HttpTransport:
                 return
 
     def memory(self, fence: int) -> Memory:  # noqa: ARG002 - as every link's
-        """The broker watches over its store; no lease can be recovered through it."""
+        """Return the broker watches over its store; no lease can be recovered through it."""
         return Memory(None)
 
     def _reachable(self) -> Web:
@@ -101,7 +101,7 @@ def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Rene
 
 
 def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> Grant:
-    """What POST /lease granted.
+    """Return what POST /lease granted.
 
     Raises:
         KeyError, TypeError, ValueError, ArithmeticError: it is not what this version understands.
@@ -130,14 +130,14 @@ def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> G
 
 
 def ends_of(body: dict[str, Any]) -> tuple[int, int]:
-    """When a lease ends on the broker's clock, and what is left of it, both ms."""
+    """Return when a lease ends on the broker's clock, and what is left of it, both ms."""
     if body["expires_at"] is None:
         return ENDLESS_MS, ENDLESS_MS
     return round(body["expires_at"] * 1000), int(body["expires_in_s"] * 1000)
 
 
 def code_of(reply: Reply) -> str:
-    """Why it is not 200, or not granted, as a word of `errors.CODES`."""
+    """Return why it is not 200, or not granted, as a word of `errors.CODES`."""
     if reply.body.get("note") == "SAFE_MODE":
         return "safe_mode"
     code = reply.body.get("code")
@@ -147,5 +147,5 @@ def code_of(reply: Reply) -> str:
 
 
 def release_is_final(reply: Reply) -> bool:
-    """Whether a release need not be said again."""
+    """Return whether a release need not be said again."""
     return reply.status == OK or not CODES[code_of(reply)].retryable

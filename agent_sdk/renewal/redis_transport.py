@@ -56,7 +56,7 @@ class RenewalTransport(Protocol):
         ...
 
     def memory(self, fence: int) -> Memory:
-        """What names the pool's data: once it is another, leases may have been forgotten.
+        """Return what names the pool's data: once it is another, leases may have been forgotten.
 
         fence: the highest of our leases, which the pool must know.
 
@@ -109,7 +109,7 @@ class RedisTransport:
             yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
 
     def memory(self, fence: int) -> Memory:
-        """The server, the epoch and the last loss of data, as the scripts last saw them."""
+        """Return the server, the epoch and the last loss of data, as the scripts last saw them."""
         try:
             found = self._connected().hmget(self._keys.pool, *MEMORY)
         except NoPermissionError:
@@ -121,7 +121,7 @@ class RedisTransport:
         return Memory(name, _whole(last_fence) < fence or self._newest_ms < newest)
 
     def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
-        """The answers to a pipeline.
+        """Return the answers to a pipeline.
 
         Raises:
             BrokerUnavailable: there are none.
@@ -137,7 +137,7 @@ class RedisTransport:
         return self._redis
 
     def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
-        """One pipeline; once more with the calls that the server did not understand."""
+        """Return one pipeline; once more with the calls that the server did not understand."""
         redis, answers = self._connected(), dict[int, list[object] | RedisError]()
         left = dict(enumerate(calls))
         for _ in range(TRIES):
@@ -164,7 +164,7 @@ class RedisTransport:
 
 
 def _whole(word: object) -> int:
-    """A number of the pool's; 0 where it has none, or no such form."""
+    """Return a number of the pool's; 0 where it has none, or no such form."""
     return int(word) if isinstance(word, str) and word.isdecimal() else 0
 
 

@@ -239,7 +239,7 @@ class Renewer:
             pass
 
     def _first_at(self) -> float | None:
-        """When something is to be done next; None: never."""
+        """Return when something is to be done next; None: never."""
         times = [_due_at(kept) for kept in list(self._kept.values())]
         if times:
             times.append(self._look_at)
@@ -346,12 +346,12 @@ atexit.register(_at_exit)
 
 
 def _due_at(kept: _Kept) -> float:
-    """When it is to be renewed, or found lost."""
+    """Return when it is to be renewed, or found lost."""
     return min(kept.next_at, kept.lease.trusted_until)
 
 
 def _interval_s(lease: HeldLease) -> float:
-    """A third of what a renewal gives, and never more than a third of what is left."""
+    """Return a third of what a renewal gives, and never more than a third of what is left."""
     ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
     third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
     return third * random.uniform(0.85, 1.0)

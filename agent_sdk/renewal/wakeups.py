@@ -62,7 +62,7 @@ class _Inbox:
 
 
 def _tokens(found: list[Any] | None) -> list[str]:
-    """What BLMPOP brought: the list's name and some of it, or nothing in time."""
+    """Return what BLMPOP brought: the list's name and some of it, or nothing in time."""
     return found[1] if found else []
 
 

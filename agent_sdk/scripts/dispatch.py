@@ -51,7 +51,7 @@ class Dispatch:
         self._none_until, self.missing = 0.0, False
 
     def command(self, call: Call) -> Command:
-        """The call in the words of the server, with a mark that its reply repeats."""
+        """Return the call in the words of the server, with a mark that its reply repeats."""
         protocol, *args = call.args
         said = marked(protocol)
         if self._none_until and time.monotonic() < self._none_until:
@@ -59,7 +59,7 @@ class Dispatch:
         return ("FCALL", self._library.function(call.verb), 1, self._base, said, *args)
 
     def amend(self, call: Call, error: ResponseError) -> list[Command]:
-        """What to say before the call is worded anew: the server did not understand it.
+        """Return what to say before the call is worded anew: the server did not understand it.
 
         Raises:
             ResponseError: that was not the reason.

@@ -52,7 +52,7 @@ class Library:
     source: str
 
     def function(self, verb: str) -> str:
-        """The name of a verb's function."""
+        """Return the name of a verb's function."""
         return f"{PREFIX}{verb}{self.suffix}"
 
 
@@ -87,13 +87,13 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
 
 @cache
 def library() -> Library:
-    """The one with short names."""
+    """Return the one with short names."""
     return assemble(own=False)
 
 
 @cache
 def own_library() -> Library:
-    """The one that the SDK of this version calls."""
+    """Return the one that the SDK of this version calls."""
     return assemble(own=True)
 
 
@@ -114,7 +114,7 @@ def load_own(redis: Redis) -> None:
 
 
 def is_there(error: Exception) -> bool:
-    """Whether loading failed since the library was loaded before."""
+    """Return whether loading failed since the library was loaded before."""
     return "already exists" in str(error)
 
 
@@ -149,7 +149,7 @@ def delete(redis: Redis) -> list[str]:
 
 
 def _fields(answer: Any) -> dict[str, Any]:
-    """A map as RESP3 gives it, or the flat list of RESP2."""
+    """Return a map as RESP3 gives it, or the flat list of RESP2."""
     if isinstance(answer, dict):
         return answer
     return dict(zip(answer[::2], answer[1::2], strict=True))

@@ -110,5 +110,5 @@ def assemble(
 
 @cache
 def scripts() -> dict[str, Script]:
-    """Every verb's script, read from the files once per process."""
+    """Return every verb's script, read from the files once per process."""
     return {verb: assemble(verb) for verb in CALLED}

@@ -137,7 +137,7 @@ class DeviceStatus:
 
 
 def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
-    """A device's hash, as `report` and the other verbs wrote it."""
+    """Return a device's hash, as `report` and the other verbs wrote it."""
     return DeviceStatus(
         uuid=uuid,
         index=int(row["index"]),
@@ -184,7 +184,7 @@ def _processes(text: str) -> tuple[ProcessStatus, ...] | None:
 
 
 def _process(row: dict[str, Any]) -> ProcessStatus:
-    """A process by the fields that this version knows."""
+    """Return a process by the fields that this version knows."""
     memory_mb, busy_pct = row.get("memory_mb"), row.get("busy_pct")
     return ProcessStatus(
         pid=int(row["pid"]),
@@ -200,6 +200,6 @@ def _process(row: dict[str, Any]) -> ProcessStatus:
 
 
 def _measured(text: str | None) -> float | None:
-    """What is no number in JSON either is as unknown as what is not there."""
+    """Return what is no number in JSON either is as unknown as what is not there."""
     number = float(text or "nan")
     return number if math.isfinite(number) else None

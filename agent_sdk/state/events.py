@@ -84,7 +84,7 @@ def _number(text: str) -> int | None:
 
 
 def order(event_id: str) -> tuple[int, int]:
-    """An id as what it is compared by."""
+    """Return an id as what it is compared by."""
     ms, _, number = event_id.partition("-")
     return int(ms), int(number)
 
@@ -131,7 +131,7 @@ class Tail:
         return Read((newer, oldest, ("XREVRANGE", self._key, "+", "-", "COUNT", 1)))
 
     def take(self, raw: list[Any]) -> News:
-        """The answer to `ask`."""
+        """Return the answer to `ask`."""
         found, oldest, newest = _events(_of_one(raw[0])), _events(raw[1]), _events(raw[2])
         first = oldest[0].id if oldest else START
         end = newest[0].id if newest else START
@@ -146,7 +146,7 @@ class Tail:
 
 @of_known_form
 def _of_one(answer: Any) -> Any:
-    """The entries of the one stream that XREAD was asked about; RESP2 and RESP3 differ."""
+    """Return the entries of the one stream that XREAD was asked about; RESP2 and RESP3 differ."""
     if not answer:
         return ()
     return answer[0][1] if isinstance(answer, list) else next(iter(answer.values()))[0]

@@ -156,7 +156,7 @@ def _queue(queue_id: str, scene: PoolState) -> list[WaiterStatus]:
 
 
 def _ahead(waiter: WaiterStatus, scene: PoolState) -> tuple[Ahead, ...]:
-    """The next of those that are ahead in its queue."""
+    """Return the next of those that are ahead in its queue."""
     now_ms, place = scene.pool.now_ms, min(waiter.place or 0, SHOWN_AHEAD)
     return tuple(
         Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.enqueued_ms) / 1000)
@@ -229,7 +229,7 @@ def _reasons(
 
 
 def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
-    """A device's reason as a sentence, with what is known of this one."""
+    """Return a device's reason as a sentence, with what is known of this one."""
     says, others = placement.REASONS[word], findings.named(findings.unleased(device, scene.leases))
     if word == "down":
         return f"its host says: {device.state} {device.reason}".rstrip()
@@ -249,7 +249,7 @@ def _estimate(
     code: str,
     ahead_count: int,
 ) -> tuple[float | None, str]:
-    """Seconds until it may be served, and what that stands on."""
+    """Return seconds until it may be served, and what that stands on."""
     if code == "fits":
         return 0.0, STANDING["fits"]
     if code in {"agent_cap", "limit"}:
@@ -274,7 +274,7 @@ def _estimate(
 
 
 def _cools(token: str, scene: PoolState) -> bool:
-    """Whether what this lease holds is withheld for a while when it expires."""
+    """Return whether what this lease holds is withheld for a while when it expires."""
     lease = scene.leases.get(token)
     held = {uuid for uuid, _ in lease.devices} if lease else set()
     real = any(not scene.devices[uuid].simulated for uuid in held if uuid in scene.devices)

@@ -19,7 +19,7 @@ NAMED: Final = 3
 
 
 def of_lease(lease: LeaseStatus, devices: Mapping[str, DeviceStatus]) -> tuple[str, ...]:
-    """What is found of a lease on its devices, or was told to its holder; the worst first.
+    """Return what is found of a lease on its devices, or was told to its holder; the worst first.
 
     devices: those that are known, by uuid.
     """
@@ -29,14 +29,14 @@ def of_lease(lease: LeaseStatus, devices: Mapping[str, DeviceStatus]) -> tuple[s
 
 
 def held_by(device: DeviceStatus, token: str) -> tuple[ProcessStatus, ...]:
-    """The processes of a lease on a device, the largest first."""
+    """Return the processes of a lease on a device, the largest first."""
     return _by_size(p for p in device.processes or () if p.token == token)
 
 
 def unleased(
     device: DeviceStatus, leases: Mapping[str, LeaseStatus] | None = None
 ) -> tuple[ProcessStatus, ...]:
-    """The processes on a device that belong to no lease on it, the largest first.
+    """Return the processes on a device that belong to no lease on it, the largest first.
 
     leases: those that live, by token; None: as its host said.
     """

@@ -98,14 +98,14 @@ class End:
 
 
 def whole(wish: PlacementRequest, pool: PoolStatus) -> bool:
-    """Whether whole devices are wanted."""
+    """Return whether whole devices are wanted."""
     return wish.exclusive or wish.devices > 1 or not pool.allow_fractional_shares
 
 
 def reason(
     wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, token: str | None = None
 ) -> str:
-    """Why this device is not given now, a word of REASONS. `token`: the waiter who asks."""
+    """Return why this device is not given now, a word of REASONS. `token`: the waiter who asks."""
     free = device.left_mb
     checks = (
         ("other_host", wish.host not in {ANY, device.host}),
@@ -158,7 +158,7 @@ def _choices(
 
 
 def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus) -> str | None:
-    """Why nothing that is registered could ever be it, a word of `errors.CODES`; or None."""
+    """Return why nothing that is registered could ever be it, a word of `errors.CODES`; or None."""
     if wish.model != ANY and wish.model not in {d.model for d in devices}:
         return "model_unknown"
     if wish.host != ANY and wish.host not in {d.host for d in devices}:
@@ -190,7 +190,7 @@ def ready_at(
     pool: PoolStatus,
     ends: dict[str, list[End]],
 ) -> tuple[int, End] | None:
-    """When enough would be free if nobody else came, ms, and the lease on which that hangs.
+    """Return when enough would be free if nobody else came, ms, and the lease on which that hangs.
 
     ends: device id -> the ends of the leases on it that are known.
     """
@@ -219,7 +219,7 @@ NOW: Final = End("", "", 0, 0, "now")
 def _device_ready(
     wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, ends: list[End]
 ) -> End | None:
-    """The end after which the device is what is asked for; None: none that is known."""
+    """Return the end after which the device is what is asked for; None: none that is known."""
     why = reason(wish, device, pool)
     if why == "fits":
         return NOW
@@ -310,7 +310,7 @@ def ends_of(leases: Iterable[LeaseStatus]) -> dict[str, list[End]]:
 
 
 def size(mb: int) -> str:
-    """MiB as a person reads it."""
+    """Return the MiB as a person reads it."""
     return f"{mb} MiB" if mb < MIB_PER_GIB else f"{mb / MIB_PER_GIB:.1f} GiB"
 
 

@@ -148,7 +148,7 @@ def _by_rank(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
 
 
 def wish_of(waiter: WaiterStatus) -> PlacementRequest:
-    """What a waiter asks for."""
+    """Return what a waiter asks for."""
     return PlacementRequest(
         agent=waiter.agent,
         memory_mb=waiter.memory_mb,
@@ -173,7 +173,7 @@ class Outlook(NamedTuple):
 
 
 def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
-    """A look at every device; what a queue of many that ask alike is looked at for once."""
+    """Return a look at every device; what a queue of many that ask alike is looked at for once."""
     devices = tuple(scene.devices.values())
     return Outlook(
         placement.never(wish, devices, scene.pool), placement.least_mb(wish, devices, scene.pool)
@@ -183,7 +183,7 @@ def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
 def why(
     wish: PlacementRequest, scene: PoolState, seen: Outlook | None = None, token: str | None = None
 ) -> str:
-    """What holds a request back: of several reasons the strongest, as acquire would tell it.
+    """Return what holds a request back: of several reasons the strongest, as acquire would tell it.
 
     seen: how the devices stand to it, if that is known already; token: if it waits.
     """
@@ -205,7 +205,7 @@ def why(
 
 
 def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = None) -> str:
-    """What holds a waiter back: a word of STANDING or of `errors.CODES`; seen: as `why`."""
+    """Return what holds a waiter back: a word of STANDING or of `errors.CODES`; seen: as `why`."""
     if waiter.state == "offered":
         return "offered"
     code = why(wish_of(waiter), scene, seen, waiter.token)
@@ -219,7 +219,7 @@ def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = Non
 
 
 def reasons(wish: PlacementRequest, scene: PoolState, token: str | None) -> dict[str, str]:
-    """Why each device is not given now: uuid -> a word of `placement.REASONS`."""
+    """Return why each device is not given now: uuid -> a word of `placement.REASONS`."""
     return {
         uuid: placement.reason(wish, device, scene.pool, token)
         for uuid, device in scene.devices.items()
@@ -243,7 +243,7 @@ def unknown_host(host: str, scene: PoolState) -> HostUnknown:
 def summary(
     code: str, wish: PlacementRequest, scene: PoolState, counts: dict[str, int], ahead_count: int
 ) -> str:
-    """One sentence: the main reason, and how the devices that could be the ones stand."""
+    """Return one sentence: the main reason, and how the devices that could be the ones stand."""
     says = STANDING.get(code) or CODES[code].says
     if code == "host_unknown":
         says = str(unknown_host(wish.host, scene))
@@ -274,7 +274,7 @@ class QueueStanding(NamedTuple):
 
 
 def standings(scene: PoolState) -> dict[str, QueueStanding]:
-    """How everybody who waits stands, by token, in the queue's order.
+    """Return how everybody who waits stands, by token, in the queue's order.
 
     The devices are looked at once for all who ask the same, whoever they are.
     """

@@ -51,25 +51,25 @@ def check_schema(schema: str | None) -> None:
 
 @of_known_form
 def names(answer: Answer) -> list[str]:
-    """The names that the one command of a reading listed, as ZRANGE and SMEMBERS do."""
+    """Return the names that the one command of a reading listed, as ZRANGE and SMEMBERS do."""
     return _names(answer.raw[0])
 
 
 @of_known_form
 def names_each(answer: Answer) -> list[list[str]]:
-    """The names that each command listed."""
+    """Return the names that each command listed."""
     return [_names(part) for part in answer.raw]
 
 
 @of_known_form
 def rows(answer: Answer) -> list[dict[str, str]]:
-    """The hash that each HGETALL found; empty: there is none."""
+    """Return the hash that each HGETALL found; empty: there is none."""
     return [row(part) for part in answer.raw]
 
 
 @of_known_form
 def row(part: Any) -> dict[str, str]:
-    """One hash."""
+    """Return one hash."""
     if not isinstance(part, dict):
         raise TypeError(f"no hash: {str(part)[:80]}")
     for name, value in part.items():
@@ -80,7 +80,7 @@ def row(part: Any) -> dict[str, str]:
 
 @of_known_form
 def numbers(answer: Answer) -> list[int | None]:
-    """The number that each ZRANK or SCARD found; None: there is none."""
+    """Return the number that each ZRANK or SCARD found; None: there is none."""
     if wrong := [part for part in answer.raw if part is not None and type(part) is not int]:
         raise TypeError(f"no number: {str(wrong[0])[:80]}")
     return answer.raw
@@ -88,14 +88,14 @@ def numbers(answer: Answer) -> list[int | None]:
 
 @of_known_form
 def text(part: Any) -> str:
-    """One string."""
+    """Return one string."""
     if not isinstance(part, str):
         raise TypeError(f"no text: {str(part)[:80]}")
     return part
 
 
 def text_or_none(part: Any) -> str | None:
-    """One string, or None: there is no such key or field."""
+    """Return one string, or None: there is no such key or field."""
     return None if part is None else text(part)
 
 

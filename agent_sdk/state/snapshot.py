@@ -160,7 +160,7 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
 
 
 def _counted(pool: dict[str, str], stats: dict[str, str]) -> dict[str, int]:
-    """Every counter: those of a verb's straight path are among the pool's own fields."""
+    """Return every counter: those of a verb's straight path are among the pool's own fields."""
     counts = {name: int(value) for name, value in stats.items()}
     for name in ("granted", "released"):
         if name in pool:
@@ -269,7 +269,7 @@ def held(devices: str) -> tuple[tuple[str, int], ...]:
 
 
 def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
-    """A record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    """Return a record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
     granted_at_ms, expires_at_ms = int(row["granted_at_ms"]), int(row["expires_at_ms"])
     asked = row["request"].split("|")
     return LeaseStatus(

@@ -61,7 +61,7 @@ def never_sent(error: BaseException) -> bool:
 
 
 def hopeless(error: BaseException) -> str:
-    """Why the address cannot be right; empty: it may be."""
+    """Return why the address cannot be right; empty: it may be."""
     return getattr(error, "hopeless", "")
 
 

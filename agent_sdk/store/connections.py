@@ -102,7 +102,7 @@ class TcpConnection(Counting, Connection):
             self._primary.check(self.read_response())
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        """An answer; after one that sends us elsewhere this connection is not used again."""
+        """Return an answer; after one that sends us elsewhere this connection is not used again."""
         try:
             return super().read_response(*args, **options)
         except GARBLED as error:
@@ -162,7 +162,7 @@ class UnixConnection(Counting, UnixDomainSocketConnection):
             raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        """An answer."""
+        """Return an answer."""
         try:
             return super().read_response(*args, **options)
         except GARBLED as error:

@@ -100,7 +100,7 @@ class Primary(ABC):
 
     @abstractmethod
     def _read(self, answer: Any, asked: Address) -> Address | None:
-        """Where the primary is by an answer; None: it does not say."""
+        """Return where the primary is by an answer; None: it does not say."""
 
 
 class SentinelPrimary(Primary):

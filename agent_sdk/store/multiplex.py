@@ -86,7 +86,7 @@ class Multiplexer:
         self._listener: asyncio.Task[None] | None = None
 
     async def execute(self, *command: str | int) -> Any:
-        """The answer to one command.
+        """Return the answer to one command.
 
         Raises:
             RedisError: as the client's `execute_command`; the words are the server's own.
@@ -95,7 +95,7 @@ class Multiplexer:
         return (await self._enqueue((command,)))[0]
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to commands that are sent side by side.
+        """Return the answers to commands that are sent side by side.
 
         Raises:
             RedisError: the first among the answers; the other commands were executed.
@@ -260,7 +260,7 @@ def _not_sent() -> ConnectionError:
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of the caller.
+    """Return the event loop of the caller.
 
     Raises:
         RuntimeError: there is none, and what to do.

@@ -87,7 +87,7 @@ class RetryPolicy:
         self._maybe_done = False
 
     def pause_after(self, error: RedisError, token: str | None = None) -> float:
-        """Seconds to wait before the next try.
+        """Return seconds to wait before the next try.
 
         Raises:
             LeaseError: no further try makes sense; it says what is true now.
@@ -149,7 +149,7 @@ def _denied(error: RedisError) -> bool:
 
 
 def _not_now(error: RedisError) -> str | None:
-    """Why a server did not execute the call, if it may do so soon."""
+    """Return why a server did not execute the call, if it may do so soon."""
     said = _WORD.search(str(error))
     word = error.status_code or (said[1] if said else "")
     if isinstance(error, NoScriptError):  # redis-py leaves the word out

@@ -56,7 +56,7 @@ class Store:
     blocks_s: float = 0.0
 
     def connect(self) -> redis.Redis:
-        """A blocking client. Connects at the first call.
+        """Return a blocking client. Connects at the first call.
 
         Raises:
             ValueError: the URL is none; its words never hold the password.
@@ -66,7 +66,7 @@ class Store:
         return redis.Redis.from_pool(pool)
 
     def connect_async(self) -> redis.asyncio.Redis:
-        """The same for asyncio."""
+        """Return the same for asyncio."""
         options = self._options(_ASYNC)
         retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         pool = AsyncPool(retry=retry, **options)

@@ -103,7 +103,7 @@ def _parse_single(url: str, *, sentinel: bool = False) -> StoreUrl:
 
 
 def _database_of(url: SplitResult, named: int | None) -> dict[str, int]:
-    """The database that a URL's path names, if it names one."""
+    """Return the database that a URL's path names, if it names one."""
     if url.path in {"", "/"}:
         return {}
     if not re.fullmatch(r"/\d{1,9}/?", url.path, re.ASCII):
@@ -145,7 +145,7 @@ def _use_password_file(options: dict[str, Any]) -> None:
 
 
 def _path_of(by: str, path: str) -> tuple[str, str]:
-    """The service, and the path of the database, that a path names."""
+    """Return the service, and the path of the database, that a path names."""
     if by == "cluster":
         return "", path
     found = _PATH.fullmatch(path)
