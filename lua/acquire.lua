@@ -26,15 +26,15 @@ local POLL_MS = 10000   -- a waiter polls within so long
 
 local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
   'default_memory_mb', 'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted')
-if unready then return reply('REFUSED', unready, S.schema or '') end
-local last_fence, default_memory_mb, before = v[8] + 0, v[13] + 0, S.pool
+if unready then return reply('REFUSED', unready, ctx.schema or '') end
+local last_fence, default_memory_mb, before = v[8] + 0, v[13] + 0, ctx.pool
 local pool = {
   waiting = before.waiting, safe_mode = v[9] + 0, closed_until_ms = before.closed_until_ms or v[10] + 0,
   max_memory_per_agent_mb = v[11] + 0, allow_fractional_shares = v[12] + 0, max_leases_per_agent = v[14] + 0,
   policy_version = v[15] + 0,
 }
 pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
-S.pool = pool
+ctx.pool = pool
 
 local q = {
   token = token_at(2),
@@ -48,23 +48,23 @@ local q = {
   max_hold_ms = int(8, 'max_hold_ms', 0, 9999999999999),
 }
 local ttl_ms, max_hold_ms = int(7, 'ttl_ms', 0, 604800000), q.max_hold_ms
-if ttl_ms > 0 and ttl_ms < 1000 then S.bad = S.bad or 'ttl_ms' end
+if ttl_ms > 0 and ttl_ms < 1000 then ctx.bad = ctx.bad or 'ttl_ms' end
 local priority = int(9, 'priority', 0, 9)
 local or_cpu = choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
 local client, pid = word(14, 'client', '^[%w._-]*$', 64), word(15, 'pid', '^[%d:]*$', 40)
 local owner = word(16, 'owner', '^[%w._:@/-]*$', 128)
 local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
-if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
+if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 if q.memory_mb == 0 then q.memory_mb = default_memory_mb end
 
 -- As asked, without the wait and before the policy's defaults, which may change between a call and its repeat.
 local request = table.concat(ARGV, '|', 4, 13)
-local token, record = q.token, P .. 'record:' .. q.token
-S.counts.granted = (v[17] or 0) + 0
+local token, record = q.token, prefix .. 'record:' .. q.token
+ctx.counts.granted = (v[17] or 0) + 0
 catch_up(token)
 
 local function granted(fence, expires_at_ms, reason, devices)
-  local left_ms = math.max(0, expires_at_ms - S.now)
+  local left_ms = math.max(0, expires_at_ms - ctx.now)
   local d = devices[1]
   if d and not devices[2] then
     return reply('GRANTED', fence, expires_at_ms, left_ms, reason, d.uuid, d.mb, d.index, d.host, d.name)
@@ -80,7 +80,7 @@ end
 local function named(taken)
   local devices, take = {}, true
   for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
-    local d = call('HMGET', P .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained')
+    local d = call('HMGET', prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained')
     devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
     take = take and d[4] == 'ok' and d[5] ~= '1'
   end
@@ -89,33 +89,33 @@ end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
 local waiter, wait_until_ms = nil, nil
-local lately = (v[16] or 0) + POLL_MS >= S.now   -- what it names may have been forgotten since its last poll
+local lately = (v[16] or 0) + POLL_MS >= ctx.now   -- what it names may have been forgotten since its last poll
 local known = call('EXISTS', record) == 1
-local outcome = not known and B.ended(token)
+local outcome = not known and broker.ended(token)
 if outcome then return reply('LOST', outcome) end
-if S.polling and not known then return reply('REFUSED', 'store_full', '') end   -- nothing new in a store that is full
+if ctx.polling and not known then return reply('REFUSED', 'store_full', '') end   -- nothing new in a store that is full
 if known then
-  local v = B.asked(record)
-  if v[1] == 'active' and v[6] + 0 < S.now and B.unnoticed(token, v[6] + 0) then v = B.asked(record) end
-  if not v[1] then return reply('LOST', B.ended(token)) end
-  if v[1] == 'cooling' then return reply('LOST', B.outcome(token)) end
+  local v = broker.asked(record)
+  if v[1] == 'active' and v[6] + 0 < ctx.now and broker.unnoticed(token, v[6] + 0) then v = broker.asked(record) end
+  if not v[1] then return reply('LOST', broker.ended(token)) end
+  if v[1] == 'cooling' then return reply('LOST', broker.outcome(token)) end
   if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return reply('CONFLICT') end
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
   wait_until_ms = tonumber(v[9])
   if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
-    local place = call('ZRANK', P .. 'queue:' .. v[8], token)
-    local more = v[11] or max_hold_ms > 0 and call('EXISTS', P .. 'backfill') == 1
-    local gone = lately and place and place > 0 and B.whole_devices.unknown(q)
+    local place = call('ZRANK', prefix .. 'queue:' .. v[8], token)
+    local more = v[11] or max_hold_ms > 0 and call('EXISTS', prefix .. 'backfill') == 1
+    local gone = lately and place and place > 0 and broker.whole_devices.unknown(q)
     if place and place > 0 and not more and not gone then   -- behind others a poll is a heartbeat and no more
-      B.heartbeat(token, wait_ms, wait_until_ms)
+      broker.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
   end
-  waiter = B.queue.read(token)
+  waiter = broker.queue.read(token)
   q = waiter.q
 end
 
-local safe, open = pool.safe_mode == 1, S.now >= pool.closed_until_ms
+local safe, open = pool.safe_mode == 1, ctx.now >= pool.closed_until_ms
 -- An offer stands under the policy that it was made under, and while its devices take leases: drained, lost or away, it is none.
 local offered, devices = nil, nil
 if waiter and waiter.state == 'offered' then
@@ -125,7 +125,7 @@ if waiter and waiter.state == 'offered' then
     offered = waiter.devices
   else
     devices = nil
-    B.offers.withdraw(waiter)
+    broker.offers.withdraw(waiter)
   end
 end
 
@@ -134,21 +134,21 @@ local why, place, tried = nil, nil, false
 if safe then
   why = 'safe_mode'
 elseif waiter then
-  if not offered then devices, why, place = B.offers.poll(waiter, open) end
+  if not offered then devices, why, place = broker.offers.poll(waiter, open) end
   if not open then why = 'closed' end
 elseif not open then
   why = 'closed'
-elseif B.agent(q.agent).leases >= pool.max_leases_per_agent then
+elseif broker.agent(q.agent).leases >= pool.max_leases_per_agent then
   why = 'limit'
-elseif pool.waiting > 0 and B.offers.must_queue(q) then
+elseif pool.waiting > 0 and broker.offers.must_queue(q) then
   why = 'no_capacity'
 else
-  local a = B.agent(q.agent)
-  devices, why = B.select(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
+  local a = broker.agent(q.agent)
+  devices, why = broker.select(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
   tried = true
 end
-if not devices and max_hold_ms > 0 and S.pool.waiting > 0 and (why == 'no_capacity' or why == 'agent_cap') then
-  devices = B.offers.backfill(q, B.queue.room(q.agent, waiter and waiter.reservation_mb))
+if not devices and max_hold_ms > 0 and ctx.pool.waiting > 0 and (why == 'no_capacity' or why == 'agent_cap') then
+  devices = broker.offers.backfill(q, broker.queue.room(q.agent, waiter and waiter.reservation_mb))
   why = not devices and why or nil
 end
 
@@ -156,57 +156,57 @@ if not devices then
   local never = nil
   if why == 'no_capacity' or why == 'agent_cap' then
     if place and place > 0 then
-      never = B.whole_devices.unknown(q)
+      never = broker.whole_devices.unknown(q)
     else
-      never = B.whole_devices.never_fits(q, pool.max_memory_per_agent_mb)
+      never = broker.whole_devices.never_fits(q, pool.max_memory_per_agent_mb)
     end
     if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then never = 'agent_cap' end
     why = never or why
-    if why == 'no_capacity' and q.host ~= '*' and call('HGET', P .. 'host:' .. q.host, 'drained') == '1' then
+    if why == 'no_capacity' and q.host ~= '*' and call('HGET', prefix .. 'host:' .. q.host, 'drained') == '1' then
       why = 'draining'
     end
   end
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
-    if waiter or not B.queue.full(q.agent) then
-      place = place or B.queue.enqueue(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
-        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and B.queue.holds(q.agent))
-      B.heartbeat(token, wait_ms, wait_until_ms)
+    if waiter or not broker.queue.full(q.agent) then
+      place = place or broker.queue.enqueue(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and broker.queue.holds(q.agent))
+      broker.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
     why = 'limit'
   end
-  if S.more == 1 and not safe and why ~= 'closed' then return reply('AGAIN') end
+  if ctx.more == 1 and not safe and why ~= 'closed' then return reply('AGAIN') end
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
-    if waiter then B.queue.end_wait(token, 'cancelled', true) end
-    B.count('refused_' .. why)
-    return reply('REFUSED', why, why == 'host_unknown' and B.nearly(q.host) or '')
+    if waiter then broker.queue.end_wait(token, 'cancelled', true) end
+    broker.count('refused_' .. why)
+    return reply('REFUSED', why, why == 'host_unknown' and broker.nearly(q.host) or '')
   end
   devices = {}
 end
 
 -- Grant. The fence grows across failover and lost writes too, where a plain counter would repeat.
 local fence = last_fence + 1
-if S.now_us > fence then fence = S.now_us end
+if ctx.now_us > fence then fence = ctx.now_us end
 set_pool('fence', fence)
 fence = text(fence)
-local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
-if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, S.now + max_hold_ms) end
+local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
+if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, ctx.now + max_hold_ms) end
 local taken = offered
 if not taken then
-  if waiter then B.queue.dequeue(waiter, false, true) end
+  if waiter then broker.queue.dequeue(waiter, false, true) end
   local sum
-  taken, sum = B.allocate(q, devices)
-  B.add_to_agent(q.agent, sum, 1)
+  taken, sum = broker.allocate(q, devices)
+  broker.add_to_agent(q.agent, sum, 1)
 end
 for _, d in ipairs(devices) do
-  call('SET', P .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - S.now))
+  call('SET', prefix .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - ctx.now))
 end
-call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence, 'granted_at_ms', text(S.now),
+call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence, 'granted_at_ms', text(ctx.now),
   'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client, 'pid', pid)
 if owner ~= '' then call('HSET', record, 'owner', owner) end
 if why then call('HSET', record, 'reason', why) end
-if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(S.now + max_hold_ms)) end
+if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(ctx.now + max_hold_ms)) end
 set_deadline(token, expires_at_ms)
-B.count(taken == '' and 'cpu_granted' or 'granted')
-B.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)
+broker.count(taken == '' and 'cpu_granted' or 'granted')
+broker.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)
 return granted(fence, expires_at_ms, why or '', devices)

@@ -12,43 +12,43 @@
 -- cost     O((REAP_DEVICES + the host's devices) log devices)
 
 local unready = begin()
-if unready then return reply('REFUSED', unready, S.schema or '') end
+if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local what, drained = choice(2, 'what', 'device', 'host'), int(4, 'drained', 0, 1)
 local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device', '^[%w._:/-]+$', 80)
 local by, why = word(5, 'by', '^[^%c]+$', 128), word(6, 'why', '^[^%c]*$', 256)
-if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
-local known, forgotten = call('EXISTS', P .. what .. ':' .. name) == 1, false
-if not known and drained == 0 then forgotten = call('ZSCORE', P .. 'drains', what .. ':' .. name) end
+if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
+local known, forgotten = call('EXISTS', prefix .. what .. ':' .. name) == 1, false
+if not known and drained == 0 then forgotten = call('ZSCORE', prefix .. 'drains', what .. ':' .. name) end
 if not known and not forgotten then
-  return reply('REFUSED', what .. '_unknown', what == 'host' and B.nearly(name) or '')
+  return reply('REFUSED', what .. '_unknown', what == 'host' and broker.nearly(name) or '')
 end
 
 catch_up()
 
 if forgotten then
-  call('ZREM', P .. 'drains', what .. ':' .. name)
-  B.event('undrained', what, name, 'by', by, 'reason', why)
+  call('ZREM', prefix .. 'drains', what .. ':' .. name)
+  broker.event('undrained', what, name, 'by', by, 'reason', why)
   return reply('UNDRAINED', 0)
 end
 local ids = { name }
 if what == 'host' then
-  ids = call('SMEMBERS', P .. 'devices:' .. name)
-  call('HSET', P .. 'host:' .. name, 'drained', drained)   -- for devices that it will report
+  ids = call('SMEMBERS', prefix .. 'devices:' .. name)
+  call('HSET', prefix .. 'host:' .. name, 'drained', drained)   -- for devices that it will report
 end
 for _, uuid in ipairs(ids) do
-  local d = B.device(uuid)
+  local d = broker.device(uuid)
   if d then
-    if d.kept_for ~= '' then B.reservations.cancel_on(d) end
+    if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
     d.drained = text(drained)
-    local quarantine = drained == 0 and call('HGET', P .. 'device:' .. uuid, 'quarantine') or ''
+    local quarantine = drained == 0 and call('HGET', prefix .. 'device:' .. uuid, 'quarantine') or ''
     if quarantine ~= '' then
       if d.state == 'quarantined' then d.state = 'ok' end   -- else its host sees something else in it
-      call('HSET', P .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
-      B.event('unquarantined', 'device', uuid, 'host', d.host)
+      call('HSET', prefix .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
+      broker.event('unquarantined', 'device', uuid, 'host', d.host)
     end
-    call('HSET', P .. 'device:' .. uuid, 'drained', drained)
-    B.index(d)
+    call('HSET', prefix .. 'device:' .. uuid, 'drained', drained)
+    broker.index(d)
   end
 end
-B.event(drained == 1 and 'drained' or 'undrained', what, name, 'by', by, 'reason', why)
+broker.event(drained == 1 and 'drained' or 'undrained', what, name, 'by', by, 'reason', why)
 return reply(drained == 1 and 'DRAINED' or 'UNDRAINED', #ids)

@@ -8,11 +8,11 @@
 -- cost     O((REAP_DEVICES + SWEEP_WORK) log devices)
 
 local unready, v = begin('sweep_ms')
-if unready then return reply('REFUSED', unready, S.schema or '') end
+if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local seen_ms = ARGV[2] and int(2, 'seen_ms', 0, 9999999999999) or 0
-if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
-B.recalls(seen_ms)
-S.next_deadline = 0   -- look, whatever was noted
+if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
+broker.recalls(seen_ms)
+ctx.next_deadline = 0   -- look, whatever was noted
 catch_up()
-if (v[8] or 0) + 0 <= S.now then B.sweep() end
+if (v[8] or 0) + 0 <= ctx.now then broker.sweep() end
 return reply('REAPED')

@@ -19,11 +19,11 @@
 local MOST_DEVICES, LONGEST_MS, A_DAY_US = 64, 604800000, 86400000000
 
 local unready, v = begin('fence')
-if unready then return reply('REFUSED', unready, S.schema or '') end
+if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local token, fence = token_at(2), word(3, 'fence', '^%d*$', 16)
 local ttl_ms = ARGV[4] ~= '' and int(4, 'ttl_ms', 0, LONGEST_MS)
 local owner = ARGV[5] and word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
-if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then S.bad = S.bad or 'ttl_ms' end
+if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then ctx.bad = ctx.bad or 'ttl_ms' end
 local epoch = ARGV[6] and word(6, 'epoch', '^%d+$', 16)
 
 -- What the holder says of its lease, by its form: nothing of it is written, or believed, before all of it has one.
@@ -34,64 +34,64 @@ if epoch then
   recovery.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
   local numbers = { string.match(recovery.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
   for i = 1, #numbers do
-    if #numbers[i] > 13 then S.bad = S.bad or 'request' end
+    if #numbers[i] > 13 then ctx.bad = ctx.bad or 'request' end
   end
   recovery.alone = numbers[3] == '1' or numbers[2] ~= '1'
   recovery.ttl_ms, recovery.hold_ms = numbers[4], (numbers[5] or 0) + 0
   local asked_ms = (recovery.ttl_ms or 0) + 0
-  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then S.bad = S.bad or 'request' end
-  if fence == '' or fence + 0 > S.now_us + A_DAY_US then S.bad = S.bad or 'fence' end
+  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then ctx.bad = ctx.bad or 'request' end
+  if fence == '' or fence + 0 > ctx.now_us + A_DAY_US then ctx.bad = ctx.bad or 'fence' end
   local named = {}
   for part in string.gmatch(list(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
     local uuid, mb = string.match(part, '^([^=]+)=(%d+)$')
     if not uuid or #mb > 13 or named[uuid] then
-      S.bad = S.bad or 'devices'
+      ctx.bad = ctx.bad or 'devices'
     else
       recovery.held[#recovery.held + 1], named[uuid] = { uuid = uuid, mb = mb + 0 }, true
     end
   end
-  if #recovery.held > MOST_DEVICES then S.bad = S.bad or 'devices' end
+  if #recovery.held > MOST_DEVICES then ctx.bad = ctx.bad or 'devices' end
 end
-if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
+if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
-if fence ~= '' and owner == '' and fence + 0 > v[8] + 0 then B.witness(token, fence + 0) end
-if recovery then B.remembered(epoch) end
+if fence ~= '' and owner == '' and fence + 0 > v[8] + 0 then broker.witness(token, fence + 0) end
+if recovery then broker.remembered(epoch) end
 catch_up(token)
 
-local record = P .. 'record:' .. token
-v = B.read(record)
-if v[1] == 'active' and v[4] + 0 < S.now and B.unnoticed(token, v[4] + 0) then v = B.read(record) end
+local record = prefix .. 'record:' .. token
+v = broker.read(record)
+if v[1] == 'active' and v[4] + 0 < ctx.now and broker.unnoticed(token, v[4] + 0) then v = broker.read(record) end
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
 if not v[1] or waits and recovery then
-  local outcome = not waits and B.ended(token)
+  local outcome = not waits and broker.ended(token)
   if outcome then return reply('LOST', outcome) end
   if not recovery then return reply('UNKNOWN') end
-  local refused, how = B.recover(token, fence, recovery, waits, v[8] or owner)
+  local refused, how = broker.recover(token, fence, recovery, waits, v[8] or owner)
   if refused == 'UNKNOWN' then return reply('UNKNOWN') end
   if refused == 'AGAIN' then return reply('AGAIN') end
   if refused then return reply('LOST', how) end
-  v = B.read(record)
+  v = broker.read(record)
 end
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
-if state == 'cooling' then return reply('LOST', B.outcome(token)) end
+if state == 'cooling' then return reply('LOST', broker.outcome(token)) end
 if state ~= 'active' then return reply('UNKNOWN') end   -- who waits polls: only acquire claims
 if fence ~= '' and fence ~= held then return reply('LOST', 'superseded') end
 
 if v[7] then   -- the holder asks, so it knows from now on: no reason to wait for its end
   local agent = call('HGET', record, 'agent')
-  B.end_lease({ token = token, agent = agent, devices = v[3], fence = held }, 'revoked')
+  broker.end_lease({ token = token, agent = agent, devices = v[3], fence = held }, 'revoked')
   return reply('LOST', 'revoked')
 end
 
 ttl_ms = ttl_ms or tonumber(v[5])
-local expires_at_ms = S.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
+local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms) end
 expires_at_ms = math.max(expires_at_ms, ends_at_ms)
-local remaining_ms = expires_at_ms - S.now
+local remaining_ms = expires_at_ms - ctx.now
 if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that is gone
   for uuid in string.gmatch(v[3], '([^,]+)=') do
-    call('SET', P .. 'lease:' .. uuid .. ':' .. token, held, 'PX', text(remaining_ms))
+    call('SET', prefix .. 'lease:' .. uuid .. ':' .. token, held, 'PX', text(remaining_ms))
   end
 end
 call('HSET', record, 'expires_at_ms', text(expires_at_ms))

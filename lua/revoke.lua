@@ -13,36 +13,36 @@
 local LATEST_MS = 60000   -- for a holder that never asks
 
 local unready = begin()
-if unready then return reply('REFUSED', unready, S.schema or '') end
+if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local token, force = token_at(2), int(3, 'force', 0, 1)
 local by, why = word(4, 'by', '^[^%c]+$', 128), word(5, 'why', '^[^%c]*$', 256)
-if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
+if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 catch_up(token)
 
-local record = P .. 'record:' .. token
+local record = prefix .. 'record:' .. token
 local v = call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
 if not v[1] then
-  local outcome = B.ended(token)
+  local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
   return reply('UNKNOWN')
 end
-if v[1] == 'cooling' then return reply('ALREADY', B.outcome(token)) end
+if v[1] == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
 
-B.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
+broker.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
 if v[1] ~= 'active' then   -- it waits, or was offered something: nobody trusts that yet
-  B.queue.end_wait(token, 'revoked')
-  return reply('REVOKED', S.now)
+  broker.queue.end_wait(token, 'revoked')
+  return reply('REVOKED', ctx.now)
 end
 if force == 1 then
-  B.end_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'revoked')
-  return reply('REVOKED', S.now)
+  broker.end_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'revoked')
+  return reply('REVOKED', ctx.now)
 end
-local expires_at_ms = math.min(tonumber(v[5]), S.now + LATEST_MS)
-local remaining_ms = expires_at_ms - S.now
+local expires_at_ms = math.min(tonumber(v[5]), ctx.now + LATEST_MS)
+local remaining_ms = expires_at_ms - ctx.now
 if remaining_ms > 0 then
   for uuid in string.gmatch(v[3], '([^,]+)=') do
-    call('SET', P .. 'lease:' .. uuid .. ':' .. token, v[4], 'PX', text(remaining_ms))
+    call('SET', prefix .. 'lease:' .. uuid .. ':' .. token, v[4], 'PX', text(remaining_ms))
   end
 end
 call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))

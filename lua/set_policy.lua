@@ -29,33 +29,33 @@ local WORDS = {
 }
 
 local unready, v = begin('safe_mode', 'policy_version')
-if unready then return reply('REFUSED', unready, S.schema or '') end
-S.pool.safe_mode, S.pool.policy_version = v[8] + 0, v[9] + 0
+if unready then return reply('REFUSED', unready, ctx.schema or '') end
+ctx.pool.safe_mode, ctx.pool.policy_version = v[8] + 0, v[9] + 0
 local by, fields, said = word(2, 'by', '^[^%c]+$', 128), {}, {}
 for i = FIRST, #ARGV, PAIR do
   local field, bounds, known = ARGV[i], FIELDS[ARGV[i]], WORDS[ARGV[i]]
   if known then
-    if not ARGV[i + 1] or not known(ARGV[i + 1]) then S.bad = S.bad or field break end
+    if not ARGV[i + 1] or not known(ARGV[i + 1]) then ctx.bad = ctx.bad or field break end
     fields[field] = ARGV[i + 1]
   elseif bounds then
     fields[field] = text(int(i + 1, field, bounds[1], bounds[2]))
   else
-    S.bad = S.bad or 'policy' break
+    ctx.bad = ctx.bad or 'policy' break
   end
   said[#said + 1] = field .. '=' .. fields[field]
 end
-if #said == 0 then S.bad = S.bad or 'policy' end
-if S.bad then return reply('REFUSED', 'bad_request', S.bad) end
+if #said == 0 then ctx.bad = ctx.bad or 'policy' end
+if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 local allowed = fields.safe_mode == '0' or fields.safe_mode == '1' and #said == 1
-if S.pool.safe_mode == 1 and not allowed then return reply('REFUSED', 'safe_mode', '') end
+if ctx.pool.safe_mode == 1 and not allowed then return reply('REFUSED', 'safe_mode', '') end
 
 catch_up()
 
 for field, value in pairs(fields) do
-  S.pool[field] = tonumber(value) or value   -- what is handed on before the answer is handed on under it
-  S.changes[#S.changes + 1], S.changes[#S.changes + 2] = field, value
+  ctx.pool[field] = tonumber(value) or value   -- what is handed on before the answer is handed on under it
+  ctx.changes[#ctx.changes + 1], ctx.changes[#ctx.changes + 2] = field, value
 end
-local version = S.pool.policy_version + 1
+local version = ctx.pool.policy_version + 1
 set_pool('policy_version', version)
-B.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
+broker.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
 return reply('POLICY', version)

@@ -79,7 +79,7 @@ def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list
 def read_verb(verb: str) -> str:
     """Read what runs of a verb after `start`: its own file, or, of `POLL`, that of `acquire`."""
     if verb == POLL:
-        return f"S.polling = true\n{read_verb('acquire')}"
+        return f"ctx.polling = true\n{read_verb('acquire')}"
     return (lua_folder() / f"{verb}.lua").read_text(encoding="utf-8")
 
 
@@ -96,9 +96,9 @@ def assemble(
     now = AT_ONCE.get(verb, set())
     parts = [
         *read([*CORE, *(name for name in REST if name in now)], instead),
-        "setmetatable(B, { __index = function(_, name)", "setmetatable(B, nil)",
+        "setmetatable(broker, { __index = function(_, name)", "setmetatable(broker, nil)",
         *read([name for name in REST if name not in now], instead),
-        "return B[name]", "end })",
+        "return broker[name]", "end })",
         "start()",
         read_verb(verb),
     ]  # fmt: skip

@@ -28,21 +28,21 @@ local seen, served
 
 -- What the broker can do, but for what every verb does, which is local functions. In a script a verb reads at once what it
 -- needs on its straight path, and the rest of the library when something of it is asked for.
-local B = {}
+local broker = {}
 
 -- Of the call that is being made, and made anew by start() for each: what is written here outside of functions is run once for
 -- many calls when it is a function library.
 local call, find, format   -- Redis gives a library none of its tables while it loads
-local P, POOL, DEADLINES
-local S   -- what it has read, and what it has yet to write
+local prefix, POOL, DEADLINES
+local ctx   -- what it has read, and what it has yet to write
 
 -- The beginning of every call. The time is asked once, so that every line means the same moment.
 local function start()
   local now_us = time_us()
   call, find, format = redis.call, string.find, string.format
-  P = KEYS[1] .. ':'
-  POOL, DEADLINES = P .. 'pool', P .. 'deadlines'
-  S = {
+  prefix = KEYS[1] .. ':'
+  POOL, DEADLINES = prefix .. 'pool', prefix .. 'deadlines'
+  ctx = {
     now_us = now_us, now = (now_us - now_us % 1000) / 1000, last = 0, epoch = nil, pool = nil,
     next_deadline = NEVER, noted_deadline = NEVER,   -- no deadline is before it; as the pool has it
     polling = false,   -- called as poll: see acquire.lua
@@ -58,26 +58,26 @@ local function start()
   }
   -- `1 <mark>`: the caller wants its mark back, to know that the reply is that of this call.
   local said = ARGV[1]
-  if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then ARGV[1], S.mark = PROTOCOL, string.sub(said, 3) end
+  if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then ARGV[1], ctx.mark = PROTOCOL, string.sub(said, 3) end
 end
 
 local function text(n) return format('%d', n) end
 
--- ARGV[i] as an integer in [low, high]; what is not one is remembered in S.bad and read as low. tonumber alone also takes
+-- ARGV[i] as an integer in [low, high]; what is not one is remembered in ctx.bad and read as low. tonumber alone also takes
 -- nan, inf, 1e3 and 0x10.
 local function int(i, name, low, high)
   local s = ARGV[i]
   local n = s and #s <= 13 and find(s, '^%d+$') and tonumber(s)
   if n and n >= low and n <= high then return n end
-  S.bad = S.bad or name
+  ctx.bad = ctx.bad or name
   return low
 end
 
--- ARGV[i], at most `longest` bytes that match the pattern; what is not is remembered in S.bad.
+-- ARGV[i], at most `longest` bytes that match the pattern; what is not is remembered in ctx.bad.
 local function word(i, name, pattern, longest)
   local s = ARGV[i]
   if not s or #s > longest or not find(s, pattern) then
-    S.bad = S.bad or name
+    ctx.bad = ctx.bad or name
     return ''
   end
   return s
@@ -87,26 +87,26 @@ end
 -- no list.
 local function list(i, name, pattern, longest)
   local s = word(i, name, pattern, longest)
-  if s ~= '' and find(',' .. s .. ',', ',,', 1, true) then S.bad = S.bad or name end
+  if s ~= '' and find(',' .. s .. ',', ',,', 1, true) then ctx.bad = ctx.bad or name end
   return s
 end
 
 local function choice(i, name, one, other)
   local s = ARGV[i]
-  if s ~= one and s ~= other then S.bad = S.bad or name end
+  if s ~= one and s ~= other then ctx.bad = ctx.bad or name end
   return s
 end
 
 local function token_at(i)
   local token = word(i, 'token', '^[%w._-]+$', 64)
-  if #token < 16 then S.bad = S.bad or 'token' end
+  if #token < 16 then ctx.bad = ctx.bad or 'token' end
   return token
 end
 
 -- A field of the pool, written with all others in one HSET by reply().
 local function set_pool(field, value)
-  local n = #S.changes
-  S.pool[field], S.changes[n + 1], S.changes[n + 2] = value, field, text(value)
+  local n = #ctx.changes
+  ctx.pool[field], ctx.changes[n + 1], ctx.changes[n + 2] = value, field, text(value)
 end
 
 -- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the named fields from the 8th on.
@@ -114,24 +114,24 @@ local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
   local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', 'next_deadline_ms', ...)
   if not v[1] then return 'not_ready' end
-  if v[1] ~= SCHEMA and not B.knows(v[1]) then return 'protocol_mismatch' end
-  S.epoch, S.pool = v[2], { waiting = v[5] + 0 }
+  if v[1] ~= SCHEMA and not broker.knows(v[1]) then return 'protocol_mismatch' end
+  ctx.epoch, ctx.pool = v[2], { waiting = v[5] + 0 }
 
-  S.noted_deadline = v[7] == '' and NEVER or (v[7] or 0) + 0
-  S.next_deadline = S.noted_deadline
-  local last, now, looked_ms = v[4] + 0, S.now + v[3], (v[6] or 0) + 0
+  ctx.noted_deadline = v[7] == '' and NEVER or (v[7] or 0) + 0
+  ctx.next_deadline = ctx.noted_deadline
+  local last, now, looked_ms = v[4] + 0, ctx.now + v[3], (v[6] or 0) + 0
   if now < last then
     set_pool('offset_ms', v[3] + last - now)
     now, looked_ms = last, 0
   end
-  S.now, S.last = now, last
-  if now - last > LEAP_MS then B.leapt() end
-  local n = #S.changes
-  S.changes[n + 1], S.changes[n + 2] = 'last_ms', text(now)
+  ctx.now, ctx.last = now, last
+  if now - last > LEAP_MS then broker.leapt() end
+  local n = #ctx.changes
+  ctx.changes[n + 1], ctx.changes[n + 2] = 'last_ms', text(now)
   if seen then
-    S.recognised = true
-    if last < (seen[POOL] or NEVER) then B.compare_lives(seen[POOL]) end
+    ctx.recognised = true
+    if last < (seen[POOL] or NEVER) then broker.compare_lives(seen[POOL]) end
   end
-  if now - looked_ms > LOOK_MS then B.look() end
+  if now - looked_ms > LOOK_MS then broker.look() end
   return nil, v
 end

@@ -12,124 +12,124 @@ local born                 -- names the life of this library
 
 -- A word to write into the pool's hash.
 local function note(field, word)
-  local n = #S.changes
-  S.changes[n + 1], S.changes[n + 2] = field, word
+  local n = #ctx.changes
+  ctx.changes[n + 1], ctx.changes[n + 2] = field, word
 end
 
 -- `schema` of a pool is the layout of its keys: 3, or 2-3 when scripts that know layout 2 may work on it too.
-function B.knows(schema)
+function broker.knows(schema)
   local oldest, newest = string.match(schema, '^(%d+)%-?(%d*)$')
   if oldest and oldest + 0 <= SCHEMA + 0 and SCHEMA + 0 <= tonumber(newest ~= '' and newest or oldest) then return true end
-  S.schema = schema
+  ctx.schema = schema
   return false
 end
 
 -- Nothing is granted before `until_ms`, and what was granted before `lost_us` (raw TIME) may have been forgotten.
-function B.close(until_ms, lost_us)
-  local v, pool = call('HMGET', POOL, 'closed_until_ms', 'lost_us'), S.pool   -- closed by this very call perhaps
+function broker.close(until_ms, lost_us)
+  local v, pool = call('HMGET', POOL, 'closed_until_ms', 'lost_us'), ctx.pool   -- closed by this very call perhaps
   local was_ms = pool.closed_until_ms or (v[1] or 0) + 0
   set_pool('lost_us', math.max(lost_us, pool.lost_us or (v[2] or 0) + 0))
   set_pool('closed_until_ms', math.max(was_ms, until_ms))
-  if S.now >= was_ms and S.now < until_ms then S.closing = until_ms end
+  if ctx.now >= was_ms and ctx.now < until_ms then ctx.closing = until_ms end
 end
 
 -- Nothing is reaped for a while but what was over before the last script that the pool knows of:
 -- holders of what was due after it could not renew, or their renewals were lost. A pause that
 -- begins within another one keeps that one's beginning, so that no holder's time is cut short by
 -- the second; after MOST_LEAPS of them what was due before the last one is over all the same.
-function B.pause(for_ms)
-  local pool = S.pool
+function broker.pause(for_ms)
+  local pool = ctx.pool
   if pool.window_until_ms then return end   -- this very call has begun one
-  local v, leaps, from_ms = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms', 'leaps'), 1, S.last
-  if S.last < v[1] + 0 and (v[3] or 1) + 0 < MOST_LEAPS then
-    leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, S.last)
+  local v, leaps, from_ms = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms', 'leaps'), 1, ctx.last
+  if ctx.last < v[1] + 0 and (v[3] or 1) + 0 < MOST_LEAPS then
+    leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, ctx.last)
   end
-  set_pool('window_until_ms', math.max(v[1] + 0, S.now + for_ms))
+  set_pool('window_until_ms', math.max(v[1] + 0, ctx.now + for_ms))
   set_pool('leap_from_ms', from_ms)
   set_pool('leaps', leaps)
 end
 
 -- Writes were lost, or may have been. Fences run ahead of a clock that has stepped back, so the
 -- last one counts too.
-function B.lost()
-  B.close(S.now + FAILOVER_MS, math.max(S.now_us, call('HGET', POOL, 'fence') + 0))
-  B.pause(FAILOVER_MS)
+function broker.lost()
+  broker.close(ctx.now + FAILOVER_MS, math.max(ctx.now_us, call('HGET', POOL, 'fence') + 0))
+  broker.pause(FAILOVER_MS)
 end
 
 -- No script ran for so long that holders could not renew. Longer than the last reporter said that
 -- it would be silent at most: then this may be what the pool was at that time, on a server that
 -- noticed nothing (a snapshot of its machine, an import).
-function B.leapt()
-  B.pause(WINDOW_MS)
-  if S.now - S.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then B.lost() end
+function broker.leapt()
+  broker.pause(WINDOW_MS)
+  if ctx.now - ctx.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then broker.lost() end
 end
 
 -- Is this the server, and are these the data, of the last look? A restart and a failover change the
 -- run_id; a server that followed another one and leads again has a new master_replid, and the
 -- other's as its second. Without a second it is new for no reason that touches data: the first
 -- replica has come, or the last one has been gone for an hour.
-function B.look()
+function broker.look()
   local info = redis.pcall('INFO', 'server', 'replication')
   local function said(field) return type(info) == 'string' and string.match(info, field .. ':(%w+)') end
   local run_id, replid, second = said('run_id'), said('master_replid') or '', said('master_replid2') or ''
   if not run_id then   -- this caller may not ask: it can only go by the silence, unless its library was there before
-    if not S.recognised and S.now - S.last > BLIND_MS then B.lost() end
+    if not ctx.recognised and ctx.now - ctx.last > BLIND_MS then broker.lost() end
     return
   end
-  set_pool('looked_ms', S.now)
+  set_pool('looked_ms', ctx.now)
   local v = call('HMGET', POOL, 'run_id', 'replid')
   if v[1] == run_id and v[2] == replid then return end
   note('run_id', run_id)
   note('replid', replid)
   if not v[1] then   -- new, or left by a clean stop
-    if S.now - S.last > CLEAN_MS then B.lost() end
+    if ctx.now - ctx.last > CLEAN_MS then broker.lost() end
   elseif v[1] ~= run_id or v[2] and string.find(second, '[^0]') then
-    B.lost()
+    broker.lost()
   end
 end
 
 -- The library has not seen this pool (`before` nil), or has seen it later than it is now: then the
 -- data went back under the running server. A library lives as long as its server does, unless data
 -- are loaded anew or the library is.
-function B.compare_lives(before)
-  if before then return B.lost() end
-  S.recognised = false
-  born = born or text(S.now_us)
+function broker.compare_lives(before)
+  if before then return broker.lost() end
+  ctx.recognised = false
+  born = born or text(ctx.now_us)
   local other = call('HGET', POOL, served)
   if other == born then return end
   note(served, born)
-  if other then B.lost() end
+  if other then broker.lost() end
 end
 
 -- The caller had a reply of the pool's time `seen_ms`. Has the pool forgotten it?
-function B.recalls(seen_ms)
-  if seen_ms > S.last then B.lost() end
+function broker.recalls(seen_ms)
+  if seen_ms > ctx.last then broker.lost() end
 end
 
 -- The caller had a lease of this fence, later than any that the pool knows of. Fences never turn
 -- back, so from now on they go on from there, and no caller says so twice.
-function B.witness(token, fence)
-  if fence < S.epoch + 0 or fence > S.now_us + A_DAY_US then return end   -- it is of no pool like this
-  local state = call('HGET', P .. 'record:' .. token, 'state')
-  if state == 'active' or state == 'cooling' or not state and B.ended(token) then return end
-  B.lost()
+function broker.witness(token, fence)
+  if fence < ctx.epoch + 0 or fence > ctx.now_us + A_DAY_US then return end   -- it is of no pool like this
+  local state = call('HGET', prefix .. 'record:' .. token, 'state')
+  if state == 'active' or state == 'cooling' or not state and broker.ended(token) then return end
+  broker.lost()
   set_pool('fence', fence)
 end
 
 -- The caller remembers the pool of that epoch. Has this one been made since by a client that knew
 -- of none?
-function B.remembered(epoch)
-  if epoch == '' or epoch + 0 >= S.epoch + 0 then return end
-  B.close((S.epoch - S.epoch % 1000) / 1000 + FORGOT_MS, S.epoch + 0)
+function broker.remembered(epoch)
+  if epoch == '' or epoch + 0 >= ctx.epoch + 0 then return end
+  broker.close((ctx.epoch - ctx.epoch % 1000) / 1000 + FORGOT_MS, ctx.epoch + 0)
 end
 
 -- Is what ends at `at` over, and may it be taken back now? A native key still lives at its last millisecond: so do we.
-function B.over(at)
-  if S.now <= at then return false end
-  local pool = S.pool
+function broker.over(at)
+  if ctx.now <= at then return false end
+  local pool = ctx.pool
   if not pool.window_until_ms then
     local v = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms')
     pool.window_until_ms, pool.leap_from_ms = tonumber(v[1]), tonumber(v[2])
   end
-  return S.now >= pool.window_until_ms or at <= pool.leap_from_ms
+  return ctx.now >= pool.window_until_ms or at <= pool.leap_from_ms
 end

@@ -14,7 +14,7 @@ local WORK_READ = '16'   -- one more than the work of one script
 local WHOLE = 34         -- entries and ranks of so many: there may be more
 
 local function set_deadline(member, at)
-  if at < S.next_deadline then S.next_deadline = at end
+  if at < ctx.next_deadline then ctx.next_deadline = at end
   call('ZADD', DEADLINES, text(at), member)
 end
 
@@ -22,19 +22,19 @@ local function clear_deadline(member) call('ZREM', DEADLINES, member) end
 
 -- The end of every call: what it gave back is scheduled, and what is left to write is written. Before when nothing is due, or ''.
 local function finish()
-  if next(S.work) then B.schedule() end
-  if S.behind[1] then B.flush() end
-  if next(S.agents) then B.flush_agents() end
-  local changes, next_deadline_ms = S.changes, S.next_deadline
+  if next(ctx.work) then broker.schedule() end
+  if ctx.behind[1] then broker.flush() end
+  if next(ctx.agents) then broker.flush_agents() end
+  local changes, next_deadline_ms = ctx.changes, ctx.next_deadline
   if next_deadline_ms == NEVER then next_deadline_ms = '' end
-  if S.next_deadline ~= S.noted_deadline then
+  if ctx.next_deadline ~= ctx.noted_deadline then
     changes[#changes + 1], changes[#changes + 2] = 'next_deadline_ms', next_deadline_ms == '' and '' or text(next_deadline_ms)
   end
   if changes[1] then
     call('HSET', POOL, unpack(changes))
-    if seen then seen[POOL] = S.now end
+    if seen then seen[POOL] = ctx.now end
   end
-  if S.closing then B.event('closed', 'until_ms', text(S.closing)) end
+  if ctx.closing then broker.event('closed', 'until_ms', text(ctx.closing)) end
   return next_deadline_ms
 end
 
@@ -42,20 +42,20 @@ end
 -- epoch, more, then what the tag carries.
 local function reply(tag, ...)
   local next_deadline_ms = finish()
-  if S.mark then tag = tag .. ' ' .. S.mark end
-  return { tag, S.now, next_deadline_ms, S.epoch or '', S.more, ... }
+  if ctx.mark then tag = tag .. ' ' .. ctx.mark end
+  return { tag, ctx.now, next_deadline_ms, ctx.epoch or '', ctx.more, ... }
 end
 
 -- Bring the pool up to the present before a verb decides anything: what is over comes back, and goes to who waits for it.
 local function catch_up(named)
-  if S.next_deadline < S.now then B.reap(named) end
-  if S.pool.waiting > 0 then
-    local entries = call('ZRANGE', P .. 'worklist', '0', WORK_READ, 'WITHSCORES')
+  if ctx.next_deadline < ctx.now then broker.reap(named) end
+  if ctx.pool.waiting > 0 then
+    local entries = call('ZRANGE', prefix .. 'worklist', '0', WORK_READ, 'WITHSCORES')
     for i = 1, #entries, 2 do
       local entry, rank = entries[i], entries[i + 1] + 0
-      S.work[entry], S.stored[entry] = S.work[entry] or rank, rank
+      ctx.work[entry], ctx.stored[entry] = ctx.work[entry] or rank, rank
     end
-    S.caught_up = #entries < WHOLE   -- from here on `stored` tells what is in `worklist`, if all of it was read
-    if next(S.work) then B.schedule() end
+    ctx.caught_up = #entries < WHOLE   -- from here on `stored` tells what is in `worklist`, if all of it was read
+    if next(ctx.work) then broker.schedule() end
   end
 end

@@ -36,9 +36,9 @@ local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', coo
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, system_mb = true }
 
--- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in S.bad. `fields`: what is kept of
+-- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in ctx.bad. `fields`: what is kept of
 -- it, field and value in turn, after the two that accept() fills in.
-function B.reported_device(i)
+function broker.reported_device(i)
   local fields, n = { 'host', '', 'drained', '' }, 4
   local said = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = fields }
   local next_at = i + 2 + 2 * int(i + 1, 'device', 0, 64)
@@ -46,106 +46,106 @@ function B.reported_device(i)
     local field, value = ARGV[at], ARGV[at + 1]
     local of = FIELDS[field] or SAID[field]
     local form = FORMS[of or '']
-    if not form then S.bad = S.bad or 'device' break end
+    if not form then ctx.bad = ctx.bad or 'device' break end
     local unknown = value == '' and (of == 'whole' or of == 'number')
     if not unknown then said[field] = (form[3] or word)(at + 1, field, form[1], form[2]) end
     if FIELDS[field] and not (unknown and KEPT[field]) then
       fields[n + 1], fields[n + 2], n = field, value, n + 2
     end
   end
-  said.cools = said.cooling and B.cooling_said(said.cooling)
-  if said.state == 'away' then S.bad = S.bad or 'state' end   -- the broker's own word for a host that is silent
+  said.cools = said.cooling and broker.cooling_said(said.cooling)
+  if said.state == 'away' then ctx.bad = ctx.bad or 'state' end   -- the broker's own word for a host that is silent
   return said, next_at
 end
 
 -- What could ever be had of this model, and on which hosts: written from the zsets themselves, so it cannot drift.
 local function settle_model(model, on)
-  local top = call('ZRANGE', P .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
-  if top[1] then call('ZADD', P .. 'models', top[2], model) else call('ZREM', P .. 'models', model) end
-  local devices = call('ZCARD', P .. 'fits:host/' .. on .. '/' .. model)
+  local top = call('ZRANGE', prefix .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
+  if top[1] then call('ZADD', prefix .. 'models', top[2], model) else call('ZREM', prefix .. 'models', model) end
+  local devices = call('ZCARD', prefix .. 'fits:host/' .. on .. '/' .. model)
   if devices > 0 then
-    call('ZADD', P .. 'hosts:' .. model, devices, on)
+    call('ZADD', prefix .. 'hosts:' .. model, devices, on)
   else
-    call('ZREM', P .. 'hosts:' .. model, on)
+    call('ZREM', prefix .. 'hosts:' .. model, on)
   end
 end
 
 local function each_fits(d, write)
   for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model, 'host/' .. d.host .. '/' .. d.model }) do
-    write(P .. 'fits:' .. of)
+    write(prefix .. 'fits:' .. of)
   end
   settle_model(d.model, d.host)
 end
 
 local function register(d)
-  call('SADD', P .. 'devices:' .. d.host, d.uuid)
+  call('SADD', prefix .. 'devices:' .. d.host, d.uuid)
   each_fits(d, function(key) call('ZADD', key, d.total_mb - d.system_mb, d.uuid) end)
 end
 
 -- Out of everything that knows it under the host and model it had.
-function B.unregister(d)
+function broker.unregister(d)
   local state = d.state
   d.state = 'moving'
-  B.index(d)
-  B.flush()
+  broker.index(d)
+  broker.flush()
   d.state = state
-  call('SREM', P .. 'devices:' .. d.host, d.uuid)
+  call('SREM', prefix .. 'devices:' .. d.host, d.uuid)
   each_fits(d, function(key) call('ZREM', key, d.uuid) end)
 end
 
 local function new_device(uuid, host)
-  call('HSET', P .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
+  call('HSET', prefix .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
     'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'unleased_mb', '0', 'leases', '0',
     'exclusive', '', 'kept_for', '', 'drained', '0')
-  return B.device(uuid)
+  return broker.device(uuid)
 end
 
--- What is read of a device beside what placement needs; the last are those of B.FINDINGS.
+-- What is read of a device beside what placement needs; the last are those of broker.FINDINGS.
 local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine', 'idle', 'overuse', 'squatter',
   'orphan', 'degraded' }
 local QUARANTINE = 5   -- where it stands among them
 
 -- A device, and those fields: the reply, and after how many others they stand in it.
 local function look_at(uuid)
-  local d, v = B.device(uuid, unpack(BESIDES))
+  local d, v = broker.device(uuid, unpack(BESIDES))
   if v then return d, v, #v - #BESIDES end
-  return d, d and call('HMGET', P .. 'device:' .. uuid, unpack(BESIDES)) or {}, 0
+  return d, d and call('HMGET', prefix .. 'device:' .. uuid, unpack(BESIDES)) or {}, 0
 end
 
 -- Take a device as its host says it is, unless another one that lives lists it: then
 -- `device|host|reporter` of that one. `over`: a reporter that has ended; false: this one does not
 -- identify itself, and takes what it names. What is not there is not registered. The second result:
 -- it was a GPU that is divided.
-function B.accept(host, said, sampled_ms, over)
+function broker.accept(host, said, sampled_ms, over)
   local known, v, n = look_at(said.uuid)
   if not known and said.listed == '0' then return nil, false end
-  local with = over and known and known.host ~= host and B.has_device(known, host, over)
+  local with = over and known and known.host ~= host and broker.has_device(known, host, over)
   if with then return said.uuid .. '|' .. known.host .. '|' .. with, false end
   local d = known or new_device(said.uuid, host)
   local capacity, state = d.total_mb - d.system_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
-  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then B.reservations.cancel_on(d) end
-  if known and elsewhere then B.unregister(d) end
-  if (not known or d.host ~= host) and call('HGET', P .. 'host:' .. host, 'drained') == '1' then
+  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then broker.reservations.cancel_on(d) end
+  if known and elsewhere then broker.unregister(d) end
+  if (not known or d.host ~= host) and call('HGET', prefix .. 'host:' .. host, 'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too
   end
-  if not known and B.drained_before(d.uuid, host) then d.drained = '1' end
+  if not known and broker.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb) or d.system_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
-  if said.listed ~= '0' then fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(S.now) end
-  B.settle_unleased(d, said, sampled_ms, {
+  if said.listed ~= '0' then fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(ctx.now) end
+  broker.settle_unleased(d, said, sampled_ms, {
     withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3] or 0) + 0,
     raised_mb = (v[n + 4] or 0) + 0,
   }, fields)
-  call('HSET', P .. 'device:' .. d.uuid, unpack(fields))
+  call('HSET', prefix .. 'device:' .. d.uuid, unpack(fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.system_mb then register(d) end
-  B.index(d)
-  B.compare(d, said, v, n + QUARANTINE)
-  B.note(d, said, v[n + QUARANTINE] or '')
+  broker.index(d)
+  broker.compare(d, said, v, n + QUARANTINE)
+  broker.note(d, said, v[n + QUARANTINE] or '')
   if not known or state ~= d.state then
-    B.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
+    broker.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
   end
   return nil, state == 'mig'
 end

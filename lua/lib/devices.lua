@@ -1,6 +1,6 @@
 -- devices: what each device has left.
 --
--- A device's hash is the truth. A script reads it once, and B.flush() writes once what has become of it: the hash, and the
+-- A device's hash is the truth. A script reads it once, and broker.flush() writes once what has become of it: the hash, and the
 -- zsets that placement looks at, with ZADD and ZREM, never ZINCRBY: giving back on a drained or lost device must not list it
 -- again. It writes only what differs from what was read, so recomputing changes nothing (S10), and a device that one holder
 -- hands to the next costs no zset at all. Whoever reads a zset flushes first.
@@ -26,9 +26,9 @@ end
 
 -- A device by its id, or nil; the same table for whoever asks. Who reads it first gets the reply too, with the further fields
 -- that it names at the end.
-function B.device(uuid, ...)
-  if S.devices[uuid] then return S.devices[uuid] end
-  local v = call('HMGET', P .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb', 'leased_mb',
+function broker.device(uuid, ...)
+  if ctx.devices[uuid] then return ctx.devices[uuid] end
+  local v = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb', 'leased_mb',
     'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name',
     'reservable_ms', ...)
   if not v[1] then return nil end
@@ -41,38 +41,38 @@ function B.device(uuid, ...)
   }
   settle(d)
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
-  S.devices[uuid] = d
+  ctx.devices[uuid] = d
   return d, v
 end
 
 -- Take note of what a device has become. What those who wait could not have before is work for the queue.
-function B.index(d)
+function broker.index(d)
   local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
   settle(d)
-  if S.pool.waiting > 0 then   -- also of a reserved one: its owner is looked up
+  if ctx.pool.waiting > 0 then   -- also of a reserved one: its owner is looked up
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
     local whole = d.empty and (not empty or d.free_mb < free_mb)   -- less may be within a cap now
     local share = d.sharable and not sharable
-    if grew or whole or share or d.shared and not shared or d.idle and not idle then S.work['device:' .. d.uuid] = 0 end
+    if grew or whole or share or d.shared and not shared or d.idle and not idle then ctx.work['device:' .. d.uuid] = 0 end
   end
   if not d.behind then
-    d.behind, S.behind[#S.behind + 1] = true, d
+    d.behind, ctx.behind[#ctx.behind + 1] = true, d
   end
 end
 
 local function write_zsets(d)
   local moved, free, uuid = d.free_mb ~= d.was_free_mb, text(d.free_mb), d.uuid
   if d.shared and (moved or not d.was_shared) then
-    call('ZADD', P .. 'free:*', free, uuid)
-    call('ZADD', P .. 'free:host/' .. d.host, free, uuid)
-    call('ZADD', P .. 'free:model/' .. d.model, free, uuid)
+    call('ZADD', prefix .. 'free:*', free, uuid)
+    call('ZADD', prefix .. 'free:host/' .. d.host, free, uuid)
+    call('ZADD', prefix .. 'free:model/' .. d.model, free, uuid)
   elseif d.was_shared and not d.shared then
-    call('ZREM', P .. 'free:*', uuid)
-    call('ZREM', P .. 'free:host/' .. d.host, uuid)
-    call('ZREM', P .. 'free:model/' .. d.model, uuid)
+    call('ZREM', prefix .. 'free:*', uuid)
+    call('ZREM', prefix .. 'free:host/' .. d.host, uuid)
+    call('ZREM', prefix .. 'free:model/' .. d.model, uuid)
   end
   if d.idle ~= d.was_idle or d.idle and moved then
-    local key, hosts = P .. 'idle:' .. d.host .. '/' .. d.model, P .. 'idlehosts:' .. d.model
+    local key, hosts = prefix .. 'idle:' .. d.host .. '/' .. d.model, prefix .. 'idlehosts:' .. d.model
     local came
     if d.idle then came = call('ZADD', key, free, uuid) else came = -call('ZREM', key, uuid) end
     -- Counted by what really came and went; anew where that leaves nothing, or less: somebody has meddled with the count.
@@ -85,14 +85,14 @@ local function write_zsets(d)
 end
 
 -- Write what devices have become.
-function B.flush()
-  for _, d in ipairs(S.behind) do
+function broker.flush()
+  for _, d in ipairs(ctx.behind) do
     if d.leased then
-      call('HSET', P .. 'device:' .. d.uuid, 'leased_mb', text(d.leased_mb), 'leases', text(d.leases), 'exclusive',
+      call('HSET', prefix .. 'device:' .. d.uuid, 'leased_mb', text(d.leased_mb), 'leases', text(d.leases), 'exclusive',
         d.exclusive)
     end
     write_zsets(d)
     d.behind, d.leased = false, false
   end
-  S.behind = {}
+  ctx.behind = {}
 end

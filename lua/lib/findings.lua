@@ -1,7 +1,7 @@
 -- findings: what a host makes of its devices beside their memory: leases that nobody uses, processes without one, errors of
 -- the GPU. Only report needs this file.
 
-B.FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
+broker.FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
 
 -- Each name of the list `now` that is not in `before`.
 local function fresh(now, before)
@@ -14,19 +14,19 @@ local function fresh(now, before)
 end
 
 -- What the host finds now, and what it finds no more. The lists of before are in `was`, after the n-th.
-function B.compare(d, said, was, n)
-  for i = 1, #B.FINDINGS do
-    local kind = B.FINDINGS[i]
+function broker.compare(d, said, was, n)
+  for i = 1, #broker.FINDINGS do
+    local kind = broker.FINDINGS[i]
     local now, before = said[kind], was[n + i] or ''
     if now and now ~= before then
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
-      local function agent_of(name) return of_lease and call('HGET', P .. 'record:' .. name, 'agent') or '' end
+      local function agent_of(name) return of_lease and call('HGET', prefix .. 'record:' .. name, 'agent') or '' end
       for _, name in ipairs(fresh(before, now)) do
-        B.event('finding_cleared', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+        broker.event('finding_cleared', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
           agent_of(name))
       end
       for _, name in ipairs(fresh(now, before)) do
-        B.event('finding_raised', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+        broker.event('finding_raised', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
           agent_of(name))
       end
     end
@@ -36,7 +36,7 @@ end
 -- Let the holders of leases know, at their next renewal, what is found of them.
 local function let_know(told)
   for token, kinds in string.gmatch(told, '([^,=]+)=([^,]*)') do
-    local record = P .. 'record:' .. token
+    local record = prefix .. 'record:' .. token
     if call('HGET', record, 'state') == 'active' then
       if kinds == '' then call('HDEL', record, 'notice') else
         call('HSET', record, 'notice', (string.gsub(kinds, '+', ',')))
@@ -47,33 +47,33 @@ end
 
 local function tell_of_xids(d, xids)
   for code, action in string.gmatch(xids, '(%d+):(%l+)') do
-    call('HSET', P .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(S.now))
-    B.event('xid', 'device', d.uuid, 'host', d.host, 'xid', code, 'action', action)
+    call('HSET', prefix .. 'device:' .. d.uuid, 'xid', code, 'xid_ms', text(ctx.now))
+    broker.event('xid', 'device', d.uuid, 'host', d.host, 'xid', code, 'action', action)
   end
 end
 
 local function tell_of_end(d, ended)
   local pid, sent, token, why = string.match(ended, '^(%d+) (%u+) (%S+) (.*)$')
   if not pid then return end
-  B.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
+  broker.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
     'reason', why)
 end
 
 -- Holders of whom there is no record: a version that knows of none has ended their leases.
 local function forget_holders(d, gone)
   for token in string.gmatch(gone, '[^,]+') do
-    if call('EXISTS', P .. 'record:' .. token) == 0 then call('SREM', P .. 'holders:' .. d.uuid, token) end
+    if call('EXISTS', prefix .. 'record:' .. token) == 0 then call('SREM', prefix .. 'holders:' .. d.uuid, token) end
   end
 end
 
 -- What befell the GPU and the processes on it. `before`: its quarantine until now.
-function B.note(d, said, before)
+function broker.note(d, said, before)
   if said.xids then tell_of_xids(d, said.xids) end
   if said.quarantine and said.quarantine ~= before then
     if said.quarantine ~= '' then
-      B.event('quarantined', 'device', d.uuid, 'host', d.host, 'reason', said.quarantine)
+      broker.event('quarantined', 'device', d.uuid, 'host', d.host, 'reason', said.quarantine)
     else
-      B.event('unquarantined', 'device', d.uuid, 'host', d.host)
+      broker.event('unquarantined', 'device', d.uuid, 'host', d.host)
     end
   end
   if said.ended then tell_of_end(d, said.ended) end

@@ -18,100 +18,100 @@ local SWEEP_MS, SWEEP_WORK, MOST_DRAINS = 300000, 64, 1000
 local COMPLETE = 64   -- a report with fewer devices than one may have lists all of its host
 
 -- Is nothing of a lease on it any more, neither promised nor withheld?
-function B.unused(d)
-  return d.leases == 0 and d.withheld_mb == 0 and call('SCARD', P .. 'holders:' .. d.uuid) == 0
+function broker.unused(d)
+  return d.leases == 0 and d.withheld_mb == 0 and call('SCARD', prefix .. 'holders:' .. d.uuid) == 0
 end
 
 -- Take a device out of everything that knows it.
-function B.forget_device(d, by, why)
-  if d.kept_for ~= '' then B.reservations.cancel_on(d) end
-  B.unregister(d)
-  call('DEL', P .. 'device:' .. d.uuid)
-  S.devices[d.uuid] = nil
-  set_pool('forgotten_ms', S.now)
-  B.event('device_forgotten', 'device', d.uuid, 'host', d.host, 'by', by, 'reason', why)
+function broker.forget_device(d, by, why)
+  if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
+  broker.unregister(d)
+  call('DEL', prefix .. 'device:' .. d.uuid)
+  ctx.devices[d.uuid] = nil
+  set_pool('forgotten_ms', ctx.now)
+  broker.event('device_forgotten', 'device', d.uuid, 'host', d.host, 'by', by, 'reason', why)
 end
 
-function B.forget_host(host, by, why)
-  call('DEL', P .. 'host:' .. host)
-  call('SREM', P .. 'hosts', host)
+function broker.forget_host(host, by, why)
+  call('DEL', prefix .. 'host:' .. host)
+  call('SREM', prefix .. 'hosts', host)
   clear_deadline('host:' .. host)
-  B.event('host_forgotten', 'host', host, 'by', by, 'reason', why)
+  broker.event('host_forgotten', 'host', host, 'by', by, 'reason', why)
 end
 
 -- Remember an operator's drain of what is forgotten. Is there room for it?
 local function keep_drain(name)
-  if call('ZCARD', P .. 'drains') >= MOST_DRAINS then return false end
-  call('ZADD', P .. 'drains', text(S.now), name)
+  if call('ZCARD', prefix .. 'drains') >= MOST_DRAINS then return false end
+  call('ZADD', prefix .. 'drains', text(ctx.now), name)
   return true
 end
 
 -- A device that is missing goes, if nothing is on it and its drain can be kept. Did it?
 -- `with_host`: its host's drain is kept.
 local function let_go(uuid, why, with_host)
-  local d = B.device(uuid)
-  if not d or not B.unused(d) then return false end
+  local d = broker.device(uuid)
+  if not d or not broker.unused(d) then return false end
   if d.drained == '1' and not with_host and not keep_drain('device:' .. uuid) then return false end
-  B.forget_device(d, '', why)
+  broker.forget_device(d, '', why)
   return true
 end
 
 -- Since when a device is missing, or nil: it is not. A slice of a GPU that is listed without it:
 -- since ever.
 local function missing_since(uuid, listed_ms, deadline_ms)
-  local v = call('HMGET', P .. 'device:' .. uuid, 'listed_ms', 'parent', 'host')
+  local v = call('HMGET', prefix .. 'device:' .. uuid, 'listed_ms', 'parent', 'host')
   if not v[3] then return nil end   -- removed by hand
   if not v[1] then   -- registered by a version that does not say so
-    call('HSET', P .. 'device:' .. uuid, 'listed_ms', text(S.now))
+    call('HSET', prefix .. 'device:' .. uuid, 'listed_ms', text(ctx.now))
     return nil
   end
   local own_ms = v[1] + 0
   if own_ms + deadline_ms >= listed_ms then return nil end
-  local parent_ms = (v[2] or '') ~= '' and call('HGET', P .. 'device:' .. v[2], 'listed_ms')
+  local parent_ms = (v[2] or '') ~= '' and call('HGET', prefix .. 'device:' .. v[2], 'listed_ms')
   return parent_ms and parent_ms + 0 > own_ms + deadline_ms and 0 or own_ms
 end
 
 -- Look at a host, and at `left` of its devices after the first `at`. How many that were, where to
 -- go on (nil at its end), and whether the host is forgotten.
 local function sweep_host(host, at, left, after, wake)
-  local v = call('HMGET', P .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms', 'deadline_ms', 'drained')
+  local v = call('HMGET', prefix .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms', 'deadline_ms', 'drained')
   local reported_ms, listed_ms, deadline_ms = (v[1] or 0) + 0, (v[2] or 0) + 0, (v[4] or 0) + 0
   local up, gone = call('ZSCORE', DEADLINES, 'host:' .. host), 0
   local settled_ms = up and (v[3] or 0) + deadline_ms or reported_ms + after.hosts_ms
-  if S.now < settled_ms then
+  if ctx.now < settled_ms then
     wake(settled_ms)
     return 1, nil
   end
-  local ids = call('ZRANGE', P .. 'fits:host/' .. host, at, at + left - 1)
+  local ids = call('ZRANGE', prefix .. 'fits:host/' .. host, at, at + left - 1)
   for _, uuid in ipairs(ids) do
     local since_ms = 0
     if up then since_ms = missing_since(uuid, listed_ms, deadline_ms) end
     local due_ms = since_ms and (since_ms == 0 and 0 or since_ms + after.devices_ms)
-    if due_ms and due_ms > S.now then
+    if due_ms and due_ms > ctx.now then
       wake(due_ms)
     elseif due_ms and let_go(uuid, up and 'its host lists it no more' or 'its host is silent', not up and v[5] == '1') then
       gone = gone + 1
     end
   end
   if #ids == left then return left, at + left - gone end
-  if not up and call('SCARD', P .. 'devices:' .. host) == 0 and (v[5] ~= '1' or keep_drain('host:' .. host)) then
-    B.forget_host(host, '', 'it is silent')
+  if not up and call('SCARD', prefix .. 'devices:' .. host) == 0 and (v[5] ~= '1' or keep_drain('host:' .. host)) then
+    broker.forget_host(host, '', 'it is silent')
     return 1 + #ids, nil, true
   end
   return 1 + #ids, nil
 end
 
 -- Go on with the round of looks: one script's part of it.
-function B.sweep()
+function broker.sweep()
   local v = call('HMGET', POOL, 'sweep_at', 'sweep_next_ms', 'forget_devices_after_s', 'forget_hosts_after_s',
     'closed_until_ms')
-  if S.now < (S.pool.closed_until_ms or (v[5] or 0) + 0) then return end   -- holders may bring leases back
+  if ctx.now < (ctx.pool.closed_until_ms or (v[5] or 0) + 0) then return end   -- holders may bring leases back
   local after = { devices_ms = (v[3] or 3600) * 1000, hosts_ms = (v[4] or 86400) * 1000 }
   local n, at = string.match(v[1] or '', '^(%d+):(%d+)$')
   n, at = tonumber(n) or 0, tonumber(at) or 0
-  local next_ms = n + at > 0 and tonumber(v[2] or '') or S.now + SWEEP_MS
+  local next_ms = n + at > 0 and tonumber(v[2] or '') or ctx.now + SWEEP_MS
   local function wake(ms) next_ms = math.min(next_ms, ms) end
-  local hosts, left, gone = call('SMEMBERS', P .. 'hosts'), SWEEP_WORK, 0
+  local hosts, left, gone = call('SMEMBERS', prefix .. 'hosts'), SWEEP_WORK, 0
   while hosts[n + 1] and left > 0 do
     local looked, goes_on, forgotten = sweep_host(hosts[n + 1], at, left, after, wake)
     left, at = left - looked, goes_on or 0
@@ -120,19 +120,19 @@ function B.sweep()
   end
   local done = not hosts[n + 1]
   set_pool('sweep_next_ms', next_ms)
-  set_pool('sweep_ms', done and math.max(next_ms, S.now + 1) or S.now)
-  local changes = S.changes
+  set_pool('sweep_ms', done and math.max(next_ms, ctx.now + 1) or ctx.now)
+  local changes = ctx.changes
   changes[#changes + 1], changes[#changes + 2] = 'sweep_at', done and '' or n - gone .. ':' .. at
 end
 
 -- Slices of the GPUs that a report lists, and that are not there any more, go at once. `listed`:
 -- the ids that it lists, `unlisted`: those of which it says that they are not there.
-function B.forget_slices(host, listed, unlisted)
-  local ids = call('SMEMBERS', P .. 'devices:' .. host)
+function broker.forget_slices(host, listed, unlisted)
+  local ids = call('SMEMBERS', prefix .. 'devices:' .. host)
   local complete, left = #ids <= COMPLETE, SWEEP_WORK
   for _, uuid in ipairs(ids) do
     if left > 0 and not listed[uuid] and (complete or unlisted[uuid]) then
-      local parent = call('HGET', P .. 'device:' .. uuid, 'parent')
+      local parent = call('HGET', prefix .. 'device:' .. uuid, 'parent')
       left = left - 1
       if parent and listed[parent] then let_go(uuid, 'its GPU is divided anew') end
     end
@@ -140,7 +140,7 @@ function B.forget_slices(host, listed, unlisted)
 end
 
 -- Was a drain on a device that is registered now, or on its host, when it was forgotten?
-function B.drained_before(uuid, host)
-  local was = call('ZREM', P .. 'drains', 'device:' .. uuid) == 1
-  return was or call('ZSCORE', P .. 'drains', 'host:' .. host)
+function broker.drained_before(uuid, host)
+  local was = call('ZREM', prefix .. 'drains', 'device:' .. uuid) == 1
+  return was or call('ZSCORE', prefix .. 'drains', 'host:' .. host)
 end

@@ -1,78 +1,78 @@
 -- lease_end: how a lease ends, and what it gives back.
 
 -- It is over: forget the record, leave its outcome.
-function B.bury(token, outcome)
-  call('DEL', P .. 'record:' .. token)
-  B.leave_outcome(token, outcome)
+function broker.bury(token, outcome)
+  call('DEL', prefix .. 'record:' .. token)
+  broker.leave_outcome(token, outcome)
 end
 
 -- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the memory is not free yet,
 -- its holder died with it. `record`: its key, when it goes too. Returns how many devices that were. All is read before the
 -- first write.
-function B.deallocate(r, withhold, record)
+function broker.deallocate(r, withhold, record)
   local keys, devices, touched, sum = { record }, {}, 0, 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
-    keys[#keys + 1] = P .. 'lease:' .. uuid .. ':' .. r.token
+    keys[#keys + 1] = prefix .. 'lease:' .. uuid .. ':' .. r.token
     touched, sum = touched + 1, sum + mb
-    local d = B.device(uuid)
+    local d = broker.device(uuid)
     if d then
       d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
       if d.exclusive == r.token then d.exclusive = '' end
       if withhold then d.withheld_mb = d.withheld_mb + mb end
-      if d.kept_for ~= '' and r.fence then B.reservations.progress(d, r.fence) end
+      if d.kept_for ~= '' and r.fence then broker.reservations.progress(d, r.fence) end
       devices[#devices + 1] = d
     end
   end
-  B.add_to_agent(r.agent, -sum, -1)
+  broker.add_to_agent(r.agent, -sum, -1)
   if keys[1] then call('DEL', unpack(keys)) end
   for i = 1, #devices do
     local d = devices[i]
     if withhold then
-      call('HSET', P .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(S.now))
+      call('HSET', prefix .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(ctx.now))
     else
-      call('SREM', P .. 'holders:' .. d.uuid, r.token)
+      call('SREM', prefix .. 'holders:' .. d.uuid, r.token)
     end
     d.leased = true
-    B.index(d)
+    broker.index(d)
   end
-  if S.pool.waiting > 0 then B.queue.recheck_capped(r.agent) end
+  if ctx.pool.waiting > 0 then broker.queue.recheck_capped(r.agent) end
   return touched
 end
 
 -- Leases on a GPU and leases on the CPU are counted apart.
 local function tell(r, outcome)
-  B.count(r.devices == '' and 'cpu_' .. outcome or outcome)
-  B.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
+  broker.count(r.devices == '' and 'cpu_' .. outcome or outcome)
+  broker.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
 end
 
 -- End the lease {token, agent, devices, fence}: what it had is free. Returns the devices touched.
-function B.close_lease(r, outcome)
-  local touched = B.deallocate(r, false, P .. 'record:' .. r.token)
+function broker.close_lease(r, outcome)
+  local touched = broker.deallocate(r, false, prefix .. 'record:' .. r.token)
   clear_deadline(r.token)
-  B.leave_outcome(r.token, outcome)
+  broker.leave_outcome(r.token, outcome)
   tell(r, outcome)
   return touched
 end
 
 -- End it without its holder's word. Its memory is withheld for a while, unless on simulated devices: the process that held it
 -- may be dead or may still be there.
-function B.end_lease(r, outcome)
+function broker.end_lease(r, outcome)
   local grace_ms = 0
   for uuid in string.gmatch(r.devices, '([^,]+)=') do
-    if call('HGET', P .. 'device:' .. uuid, 'simulated') ~= '1' then
+    if call('HGET', prefix .. 'device:' .. uuid, 'simulated') ~= '1' then
       grace_ms = call('HGET', POOL, 'expiry_grace_s') * 1000
       break
     end
   end
-  if grace_ms == 0 then return B.close_lease(r, outcome) end
-  local touched = B.deallocate(r, true)
-  call('HSET', P .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(S.now), 'outcome', outcome)
-  set_deadline(r.token, S.now + grace_ms)
+  if grace_ms == 0 then return broker.close_lease(r, outcome) end
+  local touched = broker.deallocate(r, true)
+  call('HSET', prefix .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(ctx.now), 'outcome', outcome)
+  set_deadline(r.token, ctx.now + grace_ms)
   tell(r, outcome)
   return touched
 end
 
 -- How a lease that is cooling ended.
-function B.outcome(token)
-  return call('HGET', P .. 'record:' .. token, 'outcome')
+function broker.outcome(token)
+  return call('HGET', prefix .. 'record:' .. token, 'outcome')
 end

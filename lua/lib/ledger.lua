@@ -5,46 +5,46 @@
 --                  <agent>#waiters -> how many wait, <agent>#reserved -> MiB reserved for them; no field at 0
 
 -- What a repeated acquire needs of a record.
-function B.asked(record)
+function broker.asked(record)
   return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'queue_id',
     'wait_until_ms', 'owner', 'kept')
 end
 
 -- What renew needs of it.
-function B.read(record)
+function broker.read(record)
   return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked', 'owner',
     'notice')
 end
 
 -- The agent's sums: MiB and leases that it holds, its waiting requests, MiB reserved for them.
-function B.agent(agent)
-  local a = S.agents[agent]
+function broker.agent(agent)
+  local a = ctx.agents[agent]
   if a then return a end
   local v
-  if S.pool.waiting > 0 then
-    v = call('HMGET', P .. 'agents', agent, agent .. '#leases', agent .. '#waiters', agent .. '#reserved')
+  if ctx.pool.waiting > 0 then
+    v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases', agent .. '#waiters', agent .. '#reserved')
   else
-    v = call('HMGET', P .. 'agents', agent, agent .. '#leases')
+    v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases')
   end
   a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0, reserved_mb = (v[4] or 0) + 0 }
-  S.agents[agent] = a
+  ctx.agents[agent] = a
   return a
 end
 
-function B.add_to_agent(agent, mb, leases)
-  local a = B.agent(agent)
+function broker.add_to_agent(agent, mb, leases)
+  local a = broker.agent(agent)
   a.mb, a.leases, a.held = a.mb + mb, a.leases + leases, true
 end
 
-function B.count_reserved(agent, mb)
-  local a = B.agent(agent)
+function broker.count_reserved(agent, mb)
+  local a = broker.agent(agent)
   if mb ~= 0 then a.reserved_mb, a.reserved = math.max(0, a.reserved_mb + mb), true end
 end
 
 -- Write what has become of the agents that this script touched.
-function B.flush_agents()
-  local key = P .. 'agents'
-  for agent, a in pairs(S.agents) do
+function broker.flush_agents()
+  local key = prefix .. 'agents'
+  for agent, a in pairs(ctx.agents) do
     if a.held and a.leases > 0 then
       call('HSET', key, agent, text(a.mb), agent .. '#leases', text(a.leases))
     elseif a.held then

@@ -14,18 +14,18 @@ local function boot_of(reporter) return string.match(reporter, '^[^.]*') end
 -- Write down the reporter that was refused. Is it another than before, or back?
 local function note_rival(key, rival)
   local v = call('HMGET', key, 'rival', 'rival_ms')
-  call('HSET', key, 'rival', rival, 'rival_ms', S.now)
-  return v[1] ~= rival or v[2] + RIVAL_MS <= S.now
+  call('HSET', key, 'rival', rival, 'rival_ms', ctx.now)
+  return v[1] ~= rival or v[2] + RIVAL_MS <= ctx.now
 end
 
 -- The reporter that was refused under this name lately, or none: from a host's fields `rival` and
 -- `rival_ms`.
-function B.rival(rival, rival_ms)
-  return rival and rival_ms + RIVAL_MS > S.now and rival or ''
+function broker.rival(rival, rival_ms)
+  return rival and rival_ms + RIVAL_MS > ctx.now and rival or ''
 end
 
 local function have_devices_in_common(host, reported)
-  local key = P .. 'devices:' .. host
+  local key = prefix .. 'devices:' .. host
   if #reported == 0 or call('SCARD', key) == 0 then return true end
   for _, said in ipairs(reported) do
     if call('SISMEMBER', key, said.uuid) == 1 then return true end
@@ -34,33 +34,33 @@ local function have_devices_in_common(host, reported)
 end
 
 -- Does `other`, which lives and has the name of `host`, keep it from `me`?
-function B.has_name(host, other, me, reported)
+function broker.has_name(host, other, me, reported)
   if boot_of(other) == boot_of(me) and have_devices_in_common(host, reported) then return false end
-  if note_rival(P .. 'host:' .. host, me) then
-    B.event('host_contested', 'host', host, 'reporter', other, 'rival', me)
+  if note_rival(prefix .. 'host:' .. host, me) then
+    broker.event('host_contested', 'host', host, 'reporter', other, 'rival', me)
   end
   return true
 end
 
 -- Does the host that listed a device keep it from `host`? Then by which reporter. `over`: one that
 -- is known to have ended.
-function B.has_device(d, host, over)
+function broker.has_device(d, host, over)
   if d.state == 'lost' or d.state == 'away' then return nil end
-  local v = call('HMGET', P .. 'host:' .. d.host, 'reporter', 'reported_ms', 'deadline_ms')
-  if (v[1] or '') == '' or v[1] == over or v[2] + v[3] <= S.now then return nil end
-  if note_rival(P .. 'device:' .. d.uuid, host) then
-    B.event('device_contested', 'device', d.uuid, 'host', d.host, 'rival', host)
+  local v = call('HMGET', prefix .. 'host:' .. d.host, 'reporter', 'reported_ms', 'deadline_ms')
+  if (v[1] or '') == '' or v[1] == over or v[2] + v[3] <= ctx.now then return nil end
+  if note_rival(prefix .. 'device:' .. d.uuid, host) then
+    broker.event('device_contested', 'device', d.uuid, 'host', d.host, 'rival', host)
   end
   return v[1]
 end
 
 -- The host with devices that is called as this one but for its case and its domain, or ''.
-function B.nearly(name)
+function broker.nearly(name)
   local function plain(host) return string.lower(string.match(host, '^[^.]*')) end
-  local hosts = call('SMEMBERS', P .. 'hosts')
+  local hosts = call('SMEMBERS', prefix .. 'hosts')
   table.sort(hosts)
   for _, host in ipairs(hosts) do
-    if host ~= name and plain(host) == plain(name) and call('ZCARD', P .. 'fits:host/' .. host) > 0 then return host end
+    if host ~= name and plain(host) == plain(name) and call('ZCARD', prefix .. 'fits:host/' .. host) > 0 then return host end
   end
   return ''
 end

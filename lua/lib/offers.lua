@@ -10,12 +10,12 @@ local OFFER_WORK = 4   -- what a device offered is of a script's work; see lib/s
 local RESERVED_READ = '64'
 local HINTS, HINTS_MS = 1000, 60000   -- of one inbox
 
-local offers, queue = {}, B.queue
-B.offers = offers
+local offers, queue = {}, broker.queue
+broker.offers = offers
 
 -- Must a newcomer with this request queue behind others?
 function offers.must_queue(q)
-  return S.backlog or call('EXISTS', P .. 'queue:' .. queue.id(q)) == 1
+  return ctx.backlog or call('EXISTS', prefix .. 'queue:' .. queue.id(q)) == 1
 end
 
 -- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones.
@@ -29,10 +29,10 @@ local function whole_of(w, host, model, held, room_mb)
     if d.empty and d.free_mb >= q.memory_mb and d.host == host and d.model == model then add(d) end
   end
   if #devices < q.devices then
-    B.flush()
-    local ids = call('ZRANGE', P .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
+    broker.flush()
+    local ids = call('ZRANGE', prefix .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
       text(q.devices))
-    for _, uuid in ipairs(ids) do add(B.device(uuid)) end
+    for _, uuid in ipairs(ids) do add(broker.device(uuid)) end
   end
   if #devices < q.devices then return nil, 'no_capacity' end
   if sum > room_mb then return nil, 'agent_cap' end
@@ -42,7 +42,7 @@ end
 -- Choose for w device d, alone or with devices of its host and model that are idle or reserved for
 -- w. Nil and why not.
 local function fit_on(w, d, room_mb)
-  if B.whole(w.q) then return whole_of(w, d.host, d.model, { d, unpack(B.reservations.devices(w)) }, room_mb) end
+  if broker.whole(w.q) then return whole_of(w, d.host, d.model, { d, unpack(broker.reservations.devices(w)) }, room_mb) end
   if d.sharable and d.free_mb >= w.q.memory_mb then return { d } end
   return nil, 'no_capacity'
 end
@@ -52,35 +52,35 @@ local function fit(w, d)
   local q, room_mb = w.q, queue.room(w.agent, w.reservation_mb)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if d then return fit_on(w, d, room_mb) end
-  local devices, why = B.select(q, room_mb)
+  local devices, why = broker.select(q, room_mb)
   if devices or w.kept == '' then return devices, why end
-  local kept, cause = fit_on(w, B.device(string.match(w.kept, '[^,]+')), room_mb)
+  local kept, cause = fit_on(w, broker.device(string.match(w.kept, '[^,]+')), room_mb)
   return kept, why == 'agent_cap' and why or cause
 end
 
 local function offer(w, devices)
   queue.dequeue(w, true, true)
-  local taken, sum = B.allocate(w.q, devices)
-  B.add_to_agent(w.agent, sum, 1)
-  call('HSET', P .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
+  local taken, sum = broker.allocate(w.q, devices)
+  broker.add_to_agent(w.agent, sum, 1)
+  call('HSET', prefix .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
     text(queue.policy().policy_version))
-  set_deadline(w.token, S.now + CLAIM_MS)
+  set_deadline(w.token, ctx.now + CLAIM_MS)
   if w.client ~= '' then
-    local inbox = P .. 'inbox:' .. w.client
+    local inbox = prefix .. 'inbox:' .. w.client
     if call('RPUSH', inbox, w.token) > HINTS then call('LTRIM', inbox, -HINTS, -1) end
     call('PEXPIRE', inbox, HINTS_MS)
   end
-  B.count('offered')
-  B.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken)
+  broker.count('offered')
+  broker.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken)
   return OFFER_WORK * #devices
 end
 
 -- Withdraw an offer that the policy has overtaken: its waiter is back in its queue, where it was.
 function offers.withdraw(w)
-  B.deallocate(w, false)
-  call('HSET', P .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
+  broker.deallocate(w, false)
+  call('HSET', prefix .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
   w.state, w.devices = 'waiting', ''
-  B.event('withdrawn', 'token', w.token, 'agent', w.agent)
+  broker.event('withdrawn', 'token', w.token, 'agent', w.agent)
   queue.add(w)
 end
 
@@ -88,7 +88,7 @@ end
 function offers.try(w, d)
   if not w then return nil end
   local devices, why = fit(w, d)
-  if why == 'agent_cap' and d and B.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
+  if why == 'agent_cap' and d and broker.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
   if devices then return offer(w, devices) end
   if why ~= 'agent_cap' or not queue.holds(w.agent, w.reservation_mb) then return nil end
   queue.set_capped(w)
@@ -99,18 +99,18 @@ end
 -- before the last lease that the reservation waits for ends, which is known where each of those has
 -- a max_hold (EASY backfill). Nil: nothing.
 function offers.backfill(q, room_mb)
-  if S.backlog or q.memory_mb * q.devices > room_mb then return nil end
+  if ctx.backlog or q.memory_mb * q.devices > room_mb then return nil end
   local group, devices = {}, nil
-  local ids = call('ZRANGE', P .. 'backfill', text(S.now + q.max_hold_ms), '+inf', 'BYSCORE', 'LIMIT', '0', RESERVED_READ)
+  local ids = call('ZRANGE', prefix .. 'backfill', text(ctx.now + q.max_hold_ms), '+inf', 'BYSCORE', 'LIMIT', '0', RESERVED_READ)
   for _, uuid in ipairs(ids) do
-    local d = B.device(uuid)
+    local d = broker.device(uuid)
     local reserved = d and d.kept_for ~= '' and d.kept_for ~= q.token
     if reserved and (q.host == '*' or d.host == q.host) and (q.model == '*' or d.model == q.model) then
       group[#group + 1] = d
     end
   end
   for _, d in ipairs(group) do
-    if B.whole(q) then
+    if broker.whole(q) then
       devices = whole_of({ q = q }, d.host, d.model, group, room_mb)
     elseif d.sharable and d.free_mb >= q.memory_mb then
       devices = { d }
@@ -124,11 +124,11 @@ end
 -- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: capped). Only heads are
 -- tried, and only when nothing is left that may belong to others.
 function offers.poll(w, open)
-  local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
+  local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
   local capped = not place
-  local is_next = place == 0 or capped and call('ZRANK', P .. 'capped:' .. w.agent, w.token) == 0
-  B.reservations.check(w)
-  if not open or not is_next or S.backlog then return nil, capped and 'agent_cap' or 'no_capacity', place or -1 end
+  local is_next = place == 0 or capped and call('ZRANK', prefix .. 'capped:' .. w.agent, w.token) == 0
+  broker.reservations.check(w)
+  if not open or not is_next or ctx.backlog then return nil, capped and 'agent_cap' or 'no_capacity', place or -1 end
   local devices, why = fit(w)
   if devices then return devices end
   if capped and why ~= 'agent_cap' then
@@ -137,7 +137,7 @@ function offers.poll(w, open)
     queue.set_capped(w)
     place = -1
   elseif place == 0 then
-    B.reservations.consider(w)
+    broker.reservations.consider(w)
   end
   return nil, why, place or -1
 end

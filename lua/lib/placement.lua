@@ -4,11 +4,11 @@ local HOST_DEVICES = '64'          -- looked at when a host and a model are name
 local MODELS, HOSTS = '8', '16'    -- looked at when a request for whole devices names none
 
 -- Is the whole of each device wanted? Then memory_mb is the least that each must have.
-function B.whole(q)
-  return q.exclusive or q.devices > 1 or S.pool.allow_fractional_shares == 0
+function broker.whole(q)
+  return q.exclusive or q.devices > 1 or ctx.pool.allow_fractional_shares == 0
 end
 
-function B.selector(q)
+function broker.selector(q)
   if q.host ~= '*' then return 'host/' .. q.host end
   if q.model ~= '*' then return 'model/' .. q.model end
   return '*'
@@ -16,18 +16,18 @@ end
 
 -- What only requests for whole devices need, and those that found no room.
 local whole = {}
-B.whole_devices = whole
+broker.whole_devices = whole
 
 -- Groups of devices of one host and model where q may find as many as it wants: `counted` is a zset per model, host ->
 -- how many there are. Best fit first.
 function whole.groups(q, counted)
   local found = {}
   local models = q.model ~= '*' and { q.model } or
-    call('ZRANGE', P .. 'models', q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', MODELS)
+    call('ZRANGE', prefix .. 'models', q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', MODELS)
   for _, model in ipairs(models) do
     local alone = q.devices > 1 and string.find(model, ' MIG ', 1, true)   -- a CUDA process can use but one of them
     local hosts = alone and {} or q.host ~= '*' and { q.host } or
-      call('ZRANGE', P .. counted .. model, q.devices, '+inf', 'BYSCORE', 'LIMIT', '0', HOSTS)
+      call('ZRANGE', prefix .. counted .. model, q.devices, '+inf', 'BYSCORE', 'LIMIT', '0', HOSTS)
     for _, host in ipairs(hosts) do found[#found + 1] = host .. '/' .. model end
   end
   return found
@@ -37,11 +37,11 @@ end
 function whole.select(q, room_mb)
   local why = 'no_capacity'
   for _, group in ipairs(whole.groups(q, 'idlehosts:')) do
-    local ids = call('ZRANGE', P .. 'idle:' .. group, q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', q.devices)
+    local ids = call('ZRANGE', prefix .. 'idle:' .. group, q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', q.devices)
     if #ids == q.devices then
       local devices, sum = {}, 0
       for i, uuid in ipairs(ids) do
-        devices[i] = B.device(uuid)
+        devices[i] = broker.device(uuid)
         sum = sum + devices[i].free_mb
       end
       if sum <= room_mb then return devices end
@@ -60,14 +60,14 @@ end
 -- The least that q could ever count against its agent's cap, of those that are listed in
 -- `fits:<of>`; nil: they are too few.
 local function least_mb(q, of, cap_mb)
-  local key, least, sum = P .. 'fits:' .. of, text(q.memory_mb), 0
+  local key, least, sum = prefix .. 'fits:' .. of, text(q.memory_mb), 0
   local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices), 'WITHSCORES')
   if #found < 2 * q.devices then return nil end
   for i = 2, #found, 2 do sum = sum + found[i] end
   if sum <= cap_mb or sum > cap_mb + q.devices * IDLE_UNLEASED_MB then return sum end
   local sizes = {}   -- what is used on them without a lease decides
   for _, uuid in ipairs(call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', HOST_DEVICES)) do
-    local d = B.device(uuid)
+    local d = broker.device(uuid)
     if d then sizes[#sizes + 1] = whole_mb(d) end
   end
   if #sizes < q.devices then return nil end
@@ -79,8 +79,8 @@ end
 
 -- Find a name in q that nothing registered has; its code, or nil.
 function whole.unknown(q)
-  if q.model ~= '*' and not call('ZSCORE', P .. 'models', q.model) then return 'model_unknown' end
-  if q.host ~= '*' and call('ZCARD', P .. 'fits:host/' .. q.host) == 0 then return 'host_unknown' end
+  if q.model ~= '*' and not call('ZSCORE', prefix .. 'models', q.model) then return 'model_unknown' end
+  if q.host ~= '*' and call('ZCARD', prefix .. 'fits:host/' .. q.host) == 0 then return 'host_unknown' end
 end
 
 -- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports and
@@ -89,47 +89,47 @@ function whole.never_fits(q, cap_mb)
   local unknown = whole.unknown(q)
   if unknown then return unknown end
   if q.memory_mb * q.devices > cap_mb then cap_mb = NEVER end   -- that is told by the caller, below what never fits
-  local alone, why = B.whole(q), 'never_fits'
-  local groups = q.devices == 1 and (q.host == '*' or q.model == '*') and { B.selector(q) }
+  local alone, why = broker.whole(q), 'never_fits'
+  local groups = q.devices == 1 and (q.host == '*' or q.model == '*') and { broker.selector(q) }
   for _, group in ipairs(groups or whole.groups(q, 'hosts:')) do
     local of = groups and group or 'host/' .. group
     local least = alone and least_mb(q, of, cap_mb)
-    if not alone and call('ZCOUNT', P .. 'fits:' .. of, q.memory_mb, '+inf') > 0 or least and least <= cap_mb then return nil end
+    if not alone and call('ZCOUNT', prefix .. 'fits:' .. of, q.memory_mb, '+inf') > 0 or least and least <= cap_mb then return nil end
     if least then why = 'agent_cap' end
   end
   return why
 end
 
 -- The devices that q gets now, or nil and why not. room_mb is what the agent's cap leaves it.
-function B.select(q, room_mb)
-  if S.behind[1] then B.flush() end
+function broker.select(q, room_mb)
+  if ctx.behind[1] then broker.flush() end
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
-  if B.whole(q) then return B.whole_devices.select(q, room_mb) end
+  if broker.whole(q) then return broker.whole_devices.select(q, room_mb) end
   local limit = q.host ~= '*' and q.model ~= '*' and HOST_DEVICES or '1'
-  local key, least, ids = P .. 'free:' .. B.selector(q), text(q.memory_mb), nil
+  local key, least, ids = prefix .. 'free:' .. broker.selector(q), text(q.memory_mb), nil
   if q.placement == 'pack' then
     ids = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', limit)
   else
     ids = call('ZRANGE', key, '+inf', least, 'BYSCORE', 'REV', 'LIMIT', '0', limit)
   end
   for _, uuid in ipairs(ids) do   -- more than one only for a host and a model: the host's few devices
-    local d = B.device(uuid)
+    local d = broker.device(uuid)
     if q.model == '*' or d.model == q.model then return { d } end
   end
   return nil, 'no_capacity'
 end
 
 -- Put q on the devices. What each gave, as `uuid=mb,...`, and the sum in MiB.
-function B.allocate(q, devices)
-  local taken, sum, alone = {}, 0, B.whole(q)
+function broker.allocate(q, devices)
+  local taken, sum, alone = {}, 0, broker.whole(q)
   for i, d in ipairs(devices) do
     local mb = alone and d.free_mb or q.memory_mb
     if alone then d.exclusive = q.token end
     d.mb, d.leased_mb, d.leases, sum = text(mb), d.leased_mb + mb, d.leases + 1, sum + mb
     d.leased = true
-    if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then B.reservations.unsure(d.kept_for) end
-    call('SADD', P .. 'holders:' .. d.uuid, q.token)
-    B.index(d)
+    if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then broker.reservations.unsure(d.kept_for) end
+    call('SADD', prefix .. 'holders:' .. d.uuid, q.token)
+    broker.index(d)
     taken[i] = d.uuid .. '=' .. d.mb
   end
   return table.concat(taken, ','), sum

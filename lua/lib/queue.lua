@@ -20,19 +20,19 @@ local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'all
   'max_leases_per_agent', 'policy_version' }
 
 -- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be exact.
-function B.heartbeat(token, wait_ms, wait_until_ms)
-  if S.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
-    call('HSET', P .. 'record:' .. token, 'wait_until_ms', text(S.now + wait_ms))
+function broker.heartbeat(token, wait_ms, wait_until_ms)
+  if ctx.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
+    call('HSET', prefix .. 'record:' .. token, 'wait_until_ms', text(ctx.now + wait_ms))
   end
-  set_deadline(token, S.now + HEARTBEAT_MS)
+  set_deadline(token, ctx.now + HEARTBEAT_MS)
 end
 
 local queue = {}
-B.queue = queue
+broker.queue = queue
 
 -- The policy as it is at this moment; what this script has changed counts.
 function queue.policy()
-  local pool = S.pool
+  local pool = ctx.pool
   for _, field in ipairs(POLICY) do
     if not pool[field] then
       local v = call('HMGET', POOL, unpack(POLICY))
@@ -57,7 +57,7 @@ end
 
 -- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what it was offered.
 function queue.read(token)
-  local v = call('HMGET', P .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client',
+  local v = call('HMGET', prefix .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client',
     'kept', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
     'reservation_seen')
   if not v[1] then return nil end
@@ -77,55 +77,55 @@ end
 
 -- The queues of a selector, <host or *>/<model or *>: id -> rank of the head.
 function queue.ids(of)
-  if not S.queues[of] then
-    S.queues[of] = {}
-    local ids = call('ZRANGE', P .. 'queues:' .. of, '0', '-1', 'WITHSCORES')
-    for i = 1, #ids, 2 do S.queues[of][ids[i]] = ids[i + 1] + 0 end
+  if not ctx.queues[of] then
+    ctx.queues[of] = {}
+    local ids = call('ZRANGE', prefix .. 'queues:' .. of, '0', '-1', 'WITHSCORES')
+    for i = 1, #ids, 2 do ctx.queues[of][ids[i]] = ids[i + 1] + 0 end
   end
-  return S.queues[of]
+  return ctx.queues[of]
 end
 
 -- Write down the head of a queue, or that it has none. `check`: it is not known whether something fits this head.
 local function set_head(id, rank, check)
   local of, entry = string.match(id, '^(.*)/'), 'queue:' .. id
-  if S.queues[of] then S.queues[of][id] = rank and rank + 0 end
+  if ctx.queues[of] then ctx.queues[of][id] = rank and rank + 0 end
   if rank then
-    call('ZADD', P .. 'queues:' .. of, rank, id)
-    if check then S.work[entry] = rank + 0 end
+    call('ZADD', prefix .. 'queues:' .. of, rank, id)
+    if check then ctx.work[entry] = rank + 0 end
     return
   end
-  call('ZREM', P .. 'queues:' .. of, id)
-  S.work[entry] = nil
-  if S.stored[entry] then call('ZREM', P .. 'worklist', entry) end
-  S.stored[entry] = nil
+  call('ZREM', prefix .. 'queues:' .. of, id)
+  ctx.work[entry] = nil
+  if ctx.stored[entry] then call('ZREM', prefix .. 'worklist', entry) end
+  ctx.stored[entry] = nil
 end
 
 -- Insert a waiter into its queue. Returns how many are ahead; `tried`: it is known that nothing fits.
 local function insert(w, tried)
-  call('ZADD', P .. 'queue:' .. w.queue_id, w.rank, w.token)
-  local place = call('ZRANK', P .. 'queue:' .. w.queue_id, w.token)
+  call('ZADD', prefix .. 'queue:' .. w.queue_id, w.rank, w.token)
+  local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
   if place == 0 then set_head(w.queue_id, w.rank, not tried) end
   return place
 end
 
 -- Remove a waiter from its queue; a new head is checked.
 local function remove(id, token)
-  local two = call('ZRANGE', P .. 'queue:' .. id, '0', '1', 'WITHSCORES')
-  call('ZREM', P .. 'queue:' .. id, token)
+  local two = call('ZRANGE', prefix .. 'queue:' .. id, '0', '1', 'WITHSCORES')
+  call('ZREM', prefix .. 'queue:' .. id, token)
   if two[1] == token then set_head(id, two[4], true) end
 end
 
 -- Count the waiters of the whole pool. Once nothing waits there is no worklist.
 local function count_waiting(by)
-  set_pool('waiting', S.pool.waiting + by)
-  if S.pool.waiting > 0 then return end
-  S.work = {}
-  if next(S.stored) or not S.caught_up then call('DEL', P .. 'worklist') end
-  S.stored = {}
+  set_pool('waiting', ctx.pool.waiting + by)
+  if ctx.pool.waiting > 0 then return end
+  ctx.work = {}
+  if next(ctx.stored) or not ctx.caught_up then call('DEL', prefix .. 'worklist') end
+  ctx.stored = {}
 end
 
 local function count_waiters(agent, by)
-  local a = B.agent(agent)
+  local a = broker.agent(agent)
   if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end   -- an older version may have left something there
   a.waiters, a.waited = a.waiters + by, true
   count_waiting(by)
@@ -134,8 +134,8 @@ end
 -- Dequeue a waiter, whatever comes next. `in_queue`: it is known not to be capped. `satisfied`: it
 -- gets what it asked.
 function queue.dequeue(w, in_queue, satisfied)
-  if in_queue or call('ZREM', P .. 'capped:' .. w.agent, w.token) == 0 then remove(w.queue_id, w.token) end
-  B.reservations.cancel(w, satisfied)
+  if in_queue or call('ZREM', prefix .. 'capped:' .. w.agent, w.token) == 0 then remove(w.queue_id, w.token) end
+  broker.reservations.cancel(w, satisfied)
   count_waiters(w.agent, -1)
 end
 
@@ -146,42 +146,42 @@ function queue.add(w, tried)
 end
 
 -- The pool's time in µs: a later call has the larger, also within a millisecond.
-local function rank_now() return S.now * 1000 + S.now_us % 1000 end
+local function rank_now() return ctx.now * 1000 + ctx.now_us % 1000 end
 
 -- Enqueue a new waiter; `fields`: of its record, field and value in turn. Returns how many are ahead, -1: capped.
 function queue.enqueue(q, tried, fields, priority, at_cap)
   local w = { token = q.token, agent = q.agent, queue_id = queue.id(q), rank = text(rank_now() - priority * PRIORITY_US) }
-  call('HSET', P .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'queue_id', w.queue_id,
-    'rank', w.rank, 'enqueued_ms', text(S.now), unpack(fields))
-  B.count('enqueued')
-  B.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
+  call('HSET', prefix .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'queue_id', w.queue_id,
+    'rank', w.rank, 'enqueued_ms', text(ctx.now), unpack(fields))
+  broker.count('enqueued')
+  broker.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
   if not at_cap then return queue.add(w, tried) end
   count_waiters(q.agent, 1)
-  call('ZADD', P .. 'capped:' .. q.agent, w.rank, q.token)
+  call('ZADD', prefix .. 'capped:' .. q.agent, w.rank, q.token)
   return -1
 end
 
 -- Does the agent have as many waiters as it may?
 function queue.full(agent)
-  return B.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
+  return broker.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
 end
 
 -- End a wait: cancelled, timed_out or revoked. What it was offered comes back. `refused`: no tombstone, since asking
 -- again is asking anew. Returns the devices touched.
 function queue.end_wait(token, how, refused)
   local w, touched = queue.read(token), 0
-  if w.state == 'offered' then touched = B.deallocate(w, false) else queue.dequeue(w) end
+  if w.state == 'offered' then touched = broker.deallocate(w, false) else queue.dequeue(w) end
   clear_deadline(token)
-  if refused then call('DEL', P .. 'record:' .. token) else B.bury(token, how) end
-  B.count(how == 'timed_out' and 'timed_out' or 'cancelled')
-  B.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
+  if refused then call('DEL', prefix .. 'record:' .. token) else broker.bury(token, how) end
+  broker.count(how == 'timed_out' and 'timed_out' or 'cancelled')
+  broker.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
   return touched
 end
 
 -- The head of a queue; one whose record is gone (removed by hand) loses its place.
 function queue.head(id)
   while true do
-    local token = call('ZRANGE', P .. 'queue:' .. id, '0', '0')[1]
+    local token = call('ZRANGE', prefix .. 'queue:' .. id, '0', '0')[1]
     local w = token and queue.read(token)
     if w or not token then return w end
     remove(id, token)
@@ -191,15 +191,15 @@ end
 
 function queue.set_capped(w)
   remove(w.queue_id, w.token)
-  B.reservations.cancel(w)
-  call('ZADD', P .. 'capped:' .. w.agent, w.rank, w.token)
+  broker.reservations.cancel(w)
+  call('ZADD', prefix .. 'capped:' .. w.agent, w.rank, w.token)
 end
 
 -- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for
 -- `own_mb` of that; none when it has as many leases as it may.
 function queue.room(agent, own_mb)
   local pool = queue.policy()
-  local a = B.agent(agent)
+  local a = broker.agent(agent)
   if a.leases >= pool.max_leases_per_agent then return 0 end
   return pool.max_memory_per_agent_mb - a.mb - a.reserved_mb + (own_mb or 0)
 end
@@ -207,13 +207,13 @@ end
 -- Does the agent have anything, but for `own_mb` of a reservation, whose end would leave its cap
 -- more room?
 function queue.holds(agent, own_mb)
-  local a = B.agent(agent)
+  local a = broker.agent(agent)
   return a.leases > 0 or a.reserved_mb > (own_mb or 0)
 end
 
 -- Take a capped waiter back into its queue, where it was.
 function queue.clear_capped(w)
-  call('ZREM', P .. 'capped:' .. w.agent, w.token)
+  call('ZREM', prefix .. 'capped:' .. w.agent, w.token)
   return insert(w)
 end
 
@@ -221,7 +221,7 @@ end
 function queue.recheck_capped(agent)
   local room_mb
   for _ = 1, BACK_AT_ONCE do
-    local token = call('ZRANGE', P .. 'capped:' .. agent, '0', '0')[1]
+    local token = call('ZRANGE', prefix .. 'capped:' .. agent, '0', '0')[1]
     if not token then return end
     local w = queue.read(token)
     if w then
@@ -229,7 +229,7 @@ function queue.recheck_capped(agent)
       if room_mb < 0 then return end
       queue.clear_capped(w)
     else   -- its record was removed by hand
-      call('ZREM', P .. 'capped:' .. agent, token)
+      call('ZREM', prefix .. 'capped:' .. agent, token)
       count_waiting(-1)
     end
   end

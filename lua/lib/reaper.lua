@@ -7,32 +7,32 @@ local REAP_DEVICES = 16
 local function cool(r)
   local touched = 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
-    local key, d = P .. 'device:' .. uuid, B.device(uuid)
+    local key, d = prefix .. 'device:' .. uuid, broker.device(uuid)
     touched = touched + 1
-    call('SREM', P .. 'holders:' .. uuid, r.token)
+    call('SREM', prefix .. 'holders:' .. uuid, r.token)
     local v = call('HMGET', key, 'cooling', 'cooling_used_mb', 'raised_mb', 'cooled_at_ms')
-    if d and r.ended_at_ms > (v[4] or 0) + 0 then B.end_withholding(d, r.token, mb + 0, v) end
+    if d and r.ended_at_ms > (v[4] or 0) + 0 then broker.end_withholding(d, r.token, mb + 0, v) end
   end
   clear_deadline(r.token)
-  B.bury(r.token, r.outcome)
-  B.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
+  broker.bury(r.token, r.outcome)
+  broker.event('cooled', 'token', r.token, 'agent', r.agent, 'devices', r.devices)
   return touched
 end
 
 -- A host that stopped reporting takes no new leases; those on it run on to their own end.
 local function lose_host(host)
   local touched = 0
-  for _, uuid in ipairs(call('SMEMBERS', P .. 'devices:' .. host)) do
-    local d = B.device(uuid)
+  for _, uuid in ipairs(call('SMEMBERS', prefix .. 'devices:' .. host)) do
+    local d = broker.device(uuid)
     if d and d.host == host then
-      if d.kept_for ~= '' then B.reservations.cancel_on(d) end
+      if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
       touched, d.state = touched + 1, 'away'
-      call('HSET', P .. 'device:' .. uuid, 'state', 'away')
-      B.index(d)
+      call('HSET', prefix .. 'device:' .. uuid, 'state', 'away')
+      broker.index(d)
     end
   end
   clear_deadline('host:' .. host)
-  B.event('host_away', 'host', host)
+  broker.event('host_away', 'host', host)
   return touched
 end
 
@@ -42,40 +42,40 @@ local function settle_member(member)
   if host then
     touched = lose_host(host)
   else
-    local v = call('HMGET', P .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
+    local v = call('HMGET', prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
       'outcome', 'revoked')
     local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]), outcome = v[6] }
     if not v[1] then   -- removed by hand or evicted: nothing is known that could be given back
       clear_deadline(member)
     elseif v[1] == 'active' then
-      touched = B.end_lease(r, v[7] and 'revoked' or 'expired')
+      touched = broker.end_lease(r, v[7] and 'revoked' or 'expired')
     elseif v[1] == 'cooling' then
       touched = cool(r)
     else
-      touched = B.queue.end_wait(member, 'timed_out')
+      touched = broker.queue.end_wait(member, 'timed_out')
     end
   end
   return math.max(1, touched)
 end
 
 -- Take back a lease that is over although its end was not noted in the pool: an older version has scheduled it. Was it one?
-function B.unnoticed(token, ends_at_ms)
-  if not B.over(ends_at_ms) then return false end
-  B.reap(token)
+function broker.unnoticed(token, ends_at_ms)
+  if not broker.over(ends_at_ms) then return false end
+  broker.reap(token)
   return true
 end
 
 -- First the member that the call names, so that its answer does not hang on a backlog; then whatever is over.
-function B.reap(named)
+function broker.reap(named)
   local left = REAP_DEVICES
   local at = named and call('ZSCORE', DEADLINES, named)
-  if at and B.over(tonumber(at)) then left = left - settle_member(named) end
+  if at and broker.over(tonumber(at)) then left = left - settle_member(named) end
   while true do
     local first = call('ZRANGE', DEADLINES, '0', '0', 'WITHSCORES')
-    S.next_deadline = tonumber(first[2]) or NEVER
-    if not B.over(S.next_deadline) then return end
+    ctx.next_deadline = tonumber(first[2]) or NEVER
+    if not broker.over(ctx.next_deadline) then return end
     if left <= 0 then
-      S.more = 1
+      ctx.more = 1
       return
     end
     left = left - settle_member(first[1])

@@ -9,7 +9,7 @@
 -- than the reservation. No head reserves those devices again for as long; the head reserves nothing
 -- for as long, twice as long after each further time, at most 16 times.
 --
---   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see B.offers.backfill
+--   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see broker.offers.backfill
 --
 -- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are
 -- `kept` (of a record: the devices) and `kept_for` (of a device: the token).
@@ -17,12 +17,12 @@
 local RESERVE_AFTER_MS, RESERVATION_IDLE_S = 30000, 60
 local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; of a device with more leases no end is known
 
-local reservations, queue = {}, B.queue
-B.reservations = reservations
+local reservations, queue = {}, broker.queue
+broker.reservations = reservations
 
 -- Time that reserved devices may go unused, in ms; 0: nothing is reserved.
 local function idle_ms()
-  local pool = S.pool
+  local pool = ctx.pool
   if not pool.reservation_idle_s then   -- a pool of an older version has none
     pool.reservation_idle_s = (call('HGET', POOL, 'reservation_idle_s') or RESERVATION_IDLE_S) + 0
   end
@@ -32,7 +32,7 @@ end
 -- The devices that are reserved for a waiter.
 function reservations.devices(w)
   local devices = {}
-  for uuid in string.gmatch(w.kept, '[^,]+') do devices[#devices + 1] = B.device(uuid) end
+  for uuid in string.gmatch(w.kept, '[^,]+') do devices[#devices + 1] = broker.device(uuid) end
   return devices
 end
 
@@ -41,7 +41,7 @@ function reservations.charge(w, d)
   local q = w.q
   local live = d.state == 'ok' and d.drained ~= '1' and (d.kept_for == '' or d.kept_for == w.token)
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
-  local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, B.whole(q)
+  local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, broker.whole(q)
   if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
   if whole and d.unleased_mb > IDLE_UNLEASED_MB then return nil end
   return whole and most_mb or q.memory_mb
@@ -55,13 +55,13 @@ end
 
 -- By when what w waits for on these devices has surely ended; nil: not known of all of it.
 local function known_end_ms(w, devices)
-  local last_ms, whole = nil, B.whole(w.q)
+  local last_ms, whole = nil, broker.whole(w.q)
   for _, d in ipairs(devices) do
     if whole and not d.empty or not whole and d.free_mb < w.q.memory_mb then
-      local key = P .. 'holders:' .. d.uuid
+      local key = prefix .. 'holders:' .. d.uuid
       if call('SCARD', key) > HOLDERS_READ then return nil end
       for _, token in ipairs(call('SMEMBERS', key)) do
-        local v = call('HMGET', P .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked', 'expires_at_ms')
+        local v = call('HMGET', prefix .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked', 'expires_at_ms')
         local ends_ms = v[1] == 'active' and (v[2] or v[3] and v[4])
         if not ends_ms and v[1] ~= 'cooling' then return nil end
         if ends_ms then last_ms = math.max(last_ms or 0, ends_ms + 0) end
@@ -75,19 +75,19 @@ end
 -- sum has not fallen.
 function reservations.cancel(w, satisfied)
   if w.kept == '' then return end
-  call('HDEL', P .. 'record:' .. w.token, 'kept', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
+  call('HDEL', prefix .. 'record:' .. w.token, 'kept', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
     'reservation_fence')
   for _, d in ipairs(reservations.devices(w)) do
     if d.kept_for == w.token then
       d.kept_for = ''
-      call('HSET', P .. 'device:' .. d.uuid, 'kept_for', '')
-      call('ZREM', P .. 'backfill', d.uuid)
-      B.index(d)
+      call('HSET', prefix .. 'device:' .. d.uuid, 'kept_for', '')
+      call('ZREM', prefix .. 'backfill', d.uuid)
+      broker.index(d)
     end
   end
   w.kept = ''
   if not w.agent or w.reservation_mb == 0 then return end
-  B.count_reserved(w.agent, -w.reservation_mb)
+  broker.count_reserved(w.agent, -w.reservation_mb)
   w.reservation_mb = 0
   if not satisfied then queue.recheck_capped(w.agent) end
 end
@@ -98,37 +98,37 @@ function reservations.cancel_on(d)
 end
 
 local function reserve(w, devices)
-  local ids, sum, record = {}, 0, P .. 'record:' .. w.token
+  local ids, sum, record = {}, 0, prefix .. 'record:' .. w.token
   local ends_ms = known_end_ms(w, devices)
   for i, d in ipairs(devices) do
     sum = sum + reservations.charge(w, d)
     ids[i], d.kept_for = d.uuid, w.token
-    call('HSET', P .. 'device:' .. d.uuid, 'kept_for', w.token)
-    if ends_ms then call('ZADD', P .. 'backfill', text(ends_ms), d.uuid) else call('ZREM', P .. 'backfill', d.uuid) end
-    B.index(d)
+    call('HSET', prefix .. 'device:' .. d.uuid, 'kept_for', w.token)
+    if ends_ms then call('ZADD', prefix .. 'backfill', text(ends_ms), d.uuid) else call('ZREM', prefix .. 'backfill', d.uuid) end
+    broker.index(d)
   end
   w.kept, w.reservation_mb = table.concat(ids, ','), sum
-  call('HSET', record, 'kept', w.kept, 'reservation_mb', text(sum), 'reservation_since_ms', text(S.now),
-    'reservation_until_ms', text(S.now + idle_ms()), 'reservation_fence', call('HGET', POOL, 'fence'))
-  B.count_reserved(w.agent, sum)
-  B.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
+  call('HSET', record, 'kept', w.kept, 'reservation_mb', text(sum), 'reservation_since_ms', text(ctx.now),
+    'reservation_until_ms', text(ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL, 'fence'))
+  broker.count_reserved(w.agent, sum)
+  broker.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
 end
 
 -- A lease of this fence ended on a device that is reserved: the reservation goes on, if it is
 -- older.
 function reservations.progress(d, fence)
-  local record = P .. 'record:' .. d.kept_for
+  local record = prefix .. 'record:' .. d.kept_for
   local at_fence = call('HGET', record, 'reservation_fence')
   if at_fence and fence + 0 <= at_fence + 0 then
-    call('HSET', record, 'reservation_until_ms', text(S.now + idle_ms()))
+    call('HSET', record, 'reservation_until_ms', text(ctx.now + idle_ms()))
   end
 end
 
 -- Another lease has come to a device that is reserved for this token: it is not known any more when
 -- the last one ends.
 function reservations.unsure(token)
-  for uuid in string.gmatch(call('HGET', P .. 'record:' .. token, 'kept') or '', '[^,]+') do
-    call('ZREM', P .. 'backfill', uuid)
+  for uuid in string.gmatch(call('HGET', prefix .. 'record:' .. token, 'kept') or '', '[^,]+') do
+    call('ZREM', prefix .. 'backfill', uuid)
   end
 end
 
@@ -137,12 +137,12 @@ local function give_up(w, devices)
   local ids, times = w.kept, w.reservations + 1
   reservations.cancel(w)
   for _, d in ipairs(devices) do
-    d.reservable_ms = S.now + idle_ms()
-    call('HSET', P .. 'device:' .. d.uuid, 'reservable_ms', text(d.reservable_ms))
+    d.reservable_ms = ctx.now + idle_ms()
+    call('HSET', prefix .. 'device:' .. d.uuid, 'reservable_ms', text(d.reservable_ms))
   end
-  w.reserves_ms = S.now + idle_ms() * 2 ^ math.min(times - 1, DOUBLINGS)
-  call('HSET', P .. 'record:' .. w.token, 'reservations', text(times), 'reserves_ms', text(w.reserves_ms))
-  B.event('reservation_ended', 'token', w.token, 'agent', w.agent, 'devices', ids)
+  w.reserves_ms = ctx.now + idle_ms() * 2 ^ math.min(times - 1, DOUBLINGS)
+  call('HSET', prefix .. 'record:' .. w.token, 'reservations', text(times), 'reserves_ms', text(w.reserves_ms))
+  broker.event('reservation_ended', 'token', w.token, 'agent', w.agent, 'devices', ids)
 end
 
 -- Is what is reserved for w still worth it? If not, it goes back.
@@ -155,20 +155,20 @@ function reservations.check(w)
     sum, room = sum + mb, room or has_room(d)
   end
   if sum > queue.room(w.agent, w.reservation_mb) then return reservations.cancel(w) end
-  local until_ms = S.now + idle_ms()
+  local until_ms = ctx.now + idle_ms()
   if room and w.reservation_until_ms then
-    if S.now > w.reservation_until_ms then give_up(w, devices) end
+    if ctx.now > w.reservation_until_ms then give_up(w, devices) end
   elseif until_ms > (w.reservation_until_ms or 0) then   -- nothing goes unused, or an older version has reserved it
-    call('HSET', P .. 'record:' .. w.token, 'reservation_until_ms', text(until_ms))
+    call('HSET', prefix .. 'record:' .. w.token, 'reservation_until_ms', text(until_ms))
   end
 end
 
 -- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not
 -- rest.
 function reservations.consider(w)
-  if w.kept ~= '' or S.now - w.enqueued_ms < RESERVE_AFTER_MS or S.now < w.reserves_ms or idle_ms() == 0 then return end
-  B.flush()
+  if w.kept ~= '' or ctx.now - w.enqueued_ms < RESERVE_AFTER_MS or ctx.now < w.reserves_ms or idle_ms() == 0 then return end
+  broker.flush()
   local devices, seen = reservations.choose(w, queue.room(w.agent))
   if devices then reserve(w, devices) end
-  if seen ~= w.reservation_seen then call('HSET', P .. 'record:' .. w.token, 'reservation_seen', text(seen)) end
+  if seen ~= w.reservation_seen then call('HSET', prefix .. 'record:' .. w.token, 'reservation_seen', text(seen)) end
 end

@@ -8,7 +8,7 @@
 
 local SCHEDULE_WORK = 16   -- checking one entry is 1, offering a device 4: four offered by one script, or 16 checked
 
-local queue = B.queue
+local queue = broker.queue
 
 -- Can this device be what a queue asks for? By its size class alone; of a share what is asked lies
 -- between 2^(n-1) and 2^n.
@@ -16,18 +16,18 @@ local function suits(d, id)
   local kind, n = string.match(id, '/([mx])(%d+)$')
   if kind == 'x' then return d.empty end
   local may = d.sharable
-  if S.pool.allow_fractional_shares == 0 then may = d.empty end
+  if ctx.pool.allow_fractional_shares == 0 then may = d.empty end
   return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
 end
 
 -- Candidates for a device of the worklist, best rank first: the head of every queue whose size class the device can
 -- satisfy. A kept device goes to heads ranked before its keeper, then to its keeper. `at`: the next candidate.
 local function candidates(entry)
-  local d = B.device(string.sub(entry, 8))
+  local d = broker.device(string.sub(entry, 8))
   local found = { at = 1, d = d }
   if not d then return found end
   local keeper = d.kept_for ~= '' and queue.read(d.kept_for) or nil
-  if d.kept_for ~= '' and not keeper then B.reservations.cancel_on(d) end   -- its record was removed by hand
+  if d.kept_for ~= '' and not keeper then broker.reservations.cancel_on(d) end   -- its record was removed by hand
   local last = keeper and keeper.rank + 0 or NEVER
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
     local ids = queue.ids(of)
@@ -45,7 +45,7 @@ end
 -- worklist itself.
 local function upcoming(entry, lists)
   local id, list = string.match(entry, '^queue:(.*)$'), lists[entry]
-  if id then return { rank = S.work[entry], id = id } end
+  if id then return { rank = ctx.work[entry], id = id } end
   if not list or list.d and list.d.kept_for ~= list.kept_for then
     list = candidates(entry)
     lists[entry] = list
@@ -62,7 +62,7 @@ end
 -- it finds, on the worklist or not: no waiter before it could have had that. Or an entry that has no candidate left.
 local function next_step(lists, deferred)
   local entries, found, best = {}, nil, nil
-  for entry in pairs(S.work) do
+  for entry in pairs(ctx.work) do
     if not deferred[entry] then entries[#entries + 1] = entry end
   end
   for _, entry in ipairs(entries) do
@@ -77,48 +77,48 @@ local function next_step(lists, deferred)
 end
 
 local function finished(entry)
-  S.work[entry] = nil
-  if S.stored[entry] then call('ZREM', P .. 'worklist', entry) end
-  S.stored[entry] = nil
+  ctx.work[entry] = nil
+  if ctx.stored[entry] then call('ZREM', prefix .. 'worklist', entry) end
+  ctx.stored[entry] = nil
 end
 
 -- Do one step, and return the work that it was. An entry with no candidate left, and a queue, which is checked once, leave
 -- the worklist.
 local function step(entry, one, list)
   if not one or not list then finished(entry) end
-  if not list then return one and B.offers.try(queue.head(one.id)) or 1 end
+  if not list then return one and broker.offers.try(queue.head(one.id)) or 1 end
   list.at = list.at + 1
   local w = one.id and queue.head(one.id) or not one.id and queue.read(list.kept_for)
-  return B.offers.try(w, list.d) or 0
+  return broker.offers.try(w, list.d) or 0
 end
 
 -- Defer the entries of a worklist that are beyond one script's work: entry -> true.
 local function defer()
   local entries, deferred = {}, {}
-  for entry in pairs(S.work) do entries[#entries + 1] = entry end
+  for entry in pairs(ctx.work) do entries[#entries + 1] = entry end
   if #entries <= SCHEDULE_WORK then return deferred end
   table.sort(entries, function(a, b)
-    local one, other = S.work[a], S.work[b]
+    local one, other = ctx.work[a], ctx.work[b]
     return one < other or one == other and a < b
   end)
   for i = SCHEDULE_WORK + 1, #entries do deferred[entries[i]] = true end
   return deferred
 end
 
--- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and S.more says so.
-function B.schedule()
+-- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and ctx.more says so.
+function broker.schedule()
   local pool, left, lists = queue.policy(), SCHEDULE_WORK, {}
-  local shut = pool.safe_mode == 1 or S.now < pool.closed_until_ms   -- then `worklist` holds the work
+  local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms   -- then `worklist` holds the work
   local deferred = defer()
   while left > 0 and not shut do
     local entry, one = next_step(lists, deferred)
     if not entry then break end
     left = left - step(entry, one, lists[entry])
   end
-  S.backlog = next(S.work) ~= nil
-  if S.backlog and not shut then S.more = 1 end
-  for each, rank in pairs(S.work) do
-    if S.stored[each] ~= rank then call('ZADD', P .. 'worklist', text(rank), each) end   -- new, or with another head
-    S.stored[each] = rank
+  ctx.backlog = next(ctx.work) ~= nil
+  if ctx.backlog and not shut then ctx.more = 1 end
+  for each, rank in pairs(ctx.work) do
+    if ctx.stored[each] ~= rank then call('ZADD', prefix .. 'worklist', text(rank), each) end   -- new, or with another head
+    ctx.stored[each] = rank
   end
 end

@@ -22,11 +22,11 @@ end
 -- The shard of a token: its key, its `list`, and the token's mark there; read once by a call that
 -- asks and then writes.
 local function shard(token)
-  if S.shard and S.shard.token == token then return S.shard end
+  if ctx.shard and ctx.shard.token == token then return ctx.shard end
   local hex = digest(token)
-  local key = P .. 'done:' .. text(tonumber(string.sub(hex, 1, 4), 16) % SHARDS)
-  S.shard = { token = token, key = key, list = call('GET', key) or '', mark = string.sub(hex, 5, 20) }
-  return S.shard
+  local key = prefix .. 'done:' .. text(tonumber(string.sub(hex, 1, 4), 16) % SHARDS)
+  ctx.shard = { token = token, key = key, list = call('GET', key) or '', mark = string.sub(hex, 5, 20) }
+  return ctx.shard
 end
 
 -- The position of the mark's entry in a shard, or nil.
@@ -38,23 +38,23 @@ end
 
 -- Is the entry that begins there no longer good?
 local function stale(list, at)
-  return tonumber(string.sub(list, at + 17, at + 27), 16) + TOMBSTONE_MS <= S.now
+  return tonumber(string.sub(list, at + 17, at + 27), 16) + TOMBSTONE_MS <= ctx.now
 end
 
 -- The outcome of the lease of a token that has no record, or nil: nothing is known of it.
-function B.ended(token)
+function broker.ended(token)
   local of = shard(token)
   local list, at = of.list, entry_at(of.list, of.mark)
   return at and not stale(list, at) and OUTCOMES[string.sub(list, at + 16, at + 16)] or nil
 end
 
 -- Remember how it ended.
-function B.leave_outcome(token, outcome)
+function broker.leave_outcome(token, outcome)
   local of = shard(token)
   local list, at, first = of.list, entry_at(of.list, of.mark), 1
   if at then list = string.sub(list, 1, at - 1) .. string.sub(list, at + SIZE) end
   while first <= #list and (stale(list, first) or #list - first + 1 > (MOST - 1) * SIZE) do first = first + SIZE end
-  local entry = of.mark .. LETTERS[outcome] .. format('%011x', S.now)
+  local entry = of.mark .. LETTERS[outcome] .. format('%011x', ctx.now)
   call('SET', of.key, string.sub(list, first) .. entry, 'PX', text(TOMBSTONE_MS))
-  S.shard = nil   -- another token of this call may be of the same
+  ctx.shard = nil   -- another token of this call may be of the same
 end

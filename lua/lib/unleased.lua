@@ -5,13 +5,13 @@
 -- What its processes use then is unleased; what they use before is withheld already. Which of both
 -- it is differs from lease to lease on one device, so a host says it of each.
 
--- Parse the report of the leases that cool on a device; S.bad remembers what is not well-formed.
-function B.cooling_said(list)
+-- Parse the report of the leases that cool on a device; ctx.bad remembers what is not well-formed.
+function broker.cooling_said(list)
   local found = {}
   for each in string.gmatch(list, '[^,]+') do
     local token, ended_ms, uses_mb, unsure_mb = string.match(each, '^([%w._-]+)=(%d+):(%d+):(%d+)$')
     if not token or #ended_ms > 13 or #uses_mb > 13 or #unsure_mb > 13 then
-      S.bad = S.bad or 'cooling'
+      ctx.bad = ctx.bad or 'cooling'
       break
     end
     found[#found + 1] = { token = token, ended_ms = ended_ms + 0, uses_mb = uses_mb + 0, unsure_mb = unsure_mb + 0 }
@@ -45,7 +45,7 @@ end
 -- older than one that came before can only raise it. `was`: the device's fields `withheld_at_ms`
 -- (of the last lease that began to cool), `newest_ms` (of the newest sample), `cooled_at_ms`,
 -- `raised_mb`. What is to be written is added to `fields`.
-function B.settle_unleased(d, said, sampled_ms, was, fields)
+function broker.settle_unleased(d, said, sampled_ms, was, fields)
   local used_mb, reported_unleased_mb = tonumber(said.used_mb), tonumber(said.reported_unleased_mb)
   local most, least, cools = used_mb, nil, nil
   if reported_unleased_mb then
@@ -89,8 +89,8 @@ end
 -- The grace of a lease that had `mb` of d is over: what its processes have been seen to use is
 -- unleased from now on, but for what an older sample has counted already. `v`: the device's fields
 -- `cooling`, `cooling_used_mb` and `raised_mb`.
-function B.end_withholding(d, token, mb, v)
-  local key, unlisted_mb, raised_mb = P .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0, (v[3] or 0) + 0
+function broker.end_withholding(d, token, mb, v)
+  local key, unlisted_mb, raised_mb = prefix .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0, (v[3] or 0) + 0
   local stays_mb, of = nil, ',' .. token .. '='
   local _, at = find(',' .. (v[1] or ''), of, 1, true)
   if at then
@@ -103,5 +103,5 @@ function B.end_withholding(d, token, mb, v)
   d.withheld_mb, d.unleased_mb = d.withheld_mb - mb, d.unleased_mb + stays_mb - known_mb
   call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'unleased_mb', text(d.unleased_mb), 'cooling_used_mb', text(unlisted_mb),
     'raised_mb', text(raised_mb - known_mb))
-  B.index(d)
+  broker.index(d)
 end

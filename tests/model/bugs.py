@@ -35,12 +35,12 @@ GENERAL_BUGS = (
         "over at its last moment",
         (
             (
-                "if S.now <= at then return false end",
-                "if S.now < at then return false end",
+                "if ctx.now <= at then return false end",
+                "if ctx.now < at then return false end",
             ),
             (
-                "if S.next_deadline < S.now then",
-                "if S.next_deadline <= S.now then",
+                "if ctx.next_deadline < ctx.now then",
+                "if ctx.next_deadline <= ctx.now then",
             ),
         ),
         seed=344,
@@ -49,8 +49,8 @@ GENERAL_BUGS = (
         "a release that comes first is forgotten",
         (
             (
-                "if plant == 1 then B.leave",
-                "if false then B.leave",
+                "if plant == 1 then broker.leave",
+                "if false then broker.leave",
             ),
         ),
         seed=542671221,
@@ -59,7 +59,7 @@ GENERAL_BUGS = (
         "the fence is a plain counter",
         (
             (
-                "if S.now_us > fence then fence = S.now_us end",
+                "if ctx.now_us > fence then fence = ctx.now_us end",
                 "",
             ),
         ),
@@ -79,7 +79,7 @@ GENERAL_BUGS = (
         "a full device stays listed",
         (
             (
-                "    call('ZREM', P .. 'free:*', uuid)\n",
+                "    call('ZREM', prefix .. 'free:*', uuid)\n",
                 "",
             ),
         ),
@@ -119,7 +119,7 @@ GENERAL_BUGS = (
         "a newcomer passes those who wait",
         (
             (
-                "elseif pool.waiting > 0 and B.offers.must_queue(q) then",
+                "elseif pool.waiting > 0 and broker.offers.must_queue(q) then",
                 "elseif false then",
             ),
         ),
@@ -236,7 +236,7 @@ GENERAL_BUGS = (
         "a drained device stays kept",
         (
             (
-                "B.reservations.cancel_on(d) end\n    d.drained",
+                "broker.reservations.cancel_on(d) end\n    d.drained",
                 "end\n    d.drained",
             ),
         ),
@@ -247,7 +247,7 @@ GENERAL_BUGS = (
         "set_policy offers under two policies",
         (
             (
-                "S.pool[field] = tonumber(value) or value",
+                "ctx.pool[field] = tonumber(value) or value",
                 "",
             ),
         ),
@@ -258,7 +258,7 @@ GENERAL_BUGS = (
         "who was not recovered may ask again",
         (
             (
-                "B.bury(token, outcome)\n    return",
+                "broker.bury(token, outcome)\n    return",
                 "return",
             ),
         ),
@@ -268,7 +268,7 @@ GENERAL_BUGS = (
         "an earlier end is not noted",
         (
             (
-                "if at < S.next_deadline then S.next_deadline = at end",
+                "if at < ctx.next_deadline then ctx.next_deadline = at end",
                 "",
             ),
         ),

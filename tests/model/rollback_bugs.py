@@ -9,7 +9,7 @@ ROLLBACK_BUGS = (
         "a backup of a clean stop opens at once",
         (
             (
-                "if S.now - S.last > CLEAN_MS then",
+                "if ctx.now - ctx.last > CLEAN_MS then",
                 "if false then",
             ),
         ),
@@ -19,7 +19,7 @@ ROLLBACK_BUGS = (
         "a library forgets what it has seen",
         (
             (
-                "if before then return B.lost() end",
+                "if before then return broker.lost() end",
                 "if before then return end",
             ),
         ),
@@ -40,7 +40,7 @@ ROLLBACK_BUGS = (
         "a broker or a reporter is no witness",
         (
             (
-                "if seen_ms > S.last then",
+                "if seen_ms > ctx.last then",
                 "if false then",
             ),
         ),
@@ -50,7 +50,7 @@ ROLLBACK_BUGS = (
         "a long silence is nothing",
         (
             (
-                "if S.now - S.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then",
+                "if ctx.now - ctx.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then",
                 "if false then",
             ),
         ),
@@ -60,8 +60,8 @@ ROLLBACK_BUGS = (
         "a second leap opens no window",
         (
             (
-                "set_pool('window_until_ms', math.max(v[1] + 0, S.now + for_ms))",
-                "set_pool('window_until_ms', leaps > 1 and v[1] + 0 or S.now + for_ms)",
+                "set_pool('window_until_ms', math.max(v[1] + 0, ctx.now + for_ms))",
+                "set_pool('window_until_ms', leaps > 1 and v[1] + 0 or ctx.now + for_ms)",
             ),
         ),
         often="lose",
@@ -70,8 +70,8 @@ ROLLBACK_BUGS = (
         "a second leap cuts short who was late by the first",
         (
             (
-                "leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, S.last)",
-                "leaps, from_ms = (v[3] or 1) + 1, S.last",
+                "leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, ctx.last)",
+                "leaps, from_ms = (v[3] or 1) + 1, ctx.last",
             ),
         ),
         often="lose",
@@ -80,7 +80,7 @@ ROLLBACK_BUGS = (
         "data went back, and what was renewed since is reaped",
         (
             (
-                "  B.pause(FAILOVER_MS)\n",
+                "  broker.pause(FAILOVER_MS)\n",
                 "",
             ),
         ),
@@ -100,8 +100,8 @@ ROLLBACK_BUGS = (
         "the older of two holders goes on believing",
         (
             (
-                "if S.now < closed_until_ms and not younger then",
-                "if S.now < closed_until_ms then",
+                "if ctx.now < closed_until_ms and not younger then",
+                "if ctx.now < closed_until_ms then",
             ),
         ),
         often="lose",

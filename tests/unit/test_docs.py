@@ -92,11 +92,11 @@ def literals(expression: str) -> list[str]:
     return re.findall(r"(?<!== )'(\w+)'", expression)
 
 
-ENDS = {end for verb in ("end", "close") for _, how in calls(f"B.{verb}_lease")
+ENDS = {end for verb in ("end", "close") for _, how in calls(f"broker.{verb}_lease")
         for end in literals(how)}  # fmt: skip
 """Ends of a lease."""
 
-ENDS_OF_WAITS = {end for _, how, *_ in calls("B.queue.end_wait") for end in literals(how)}
+ENDS_OF_WAITS = {end for _, how, *_ in calls("broker.queue.end_wait") for end in literals(how)}
 """Ends of a wait."""
 
 
@@ -172,7 +172,7 @@ def test_fields_of_a_hash_are_listed(pool: Pool, key: str) -> None:
 
 def test_counters_are_listed() -> None:
     """Whoever reads the counters finds each explained, and no other."""
-    found = {name for (counter,) in calls("B.count") for name in literals(counter)}
+    found = {name for (counter,) in calls("broker.count") for name in literals(counter)}
     found |= ENDS
     found = {name.removeprefix("cpu_") for name in found} - {""}
     listed = set(quoted(section("stats"))) - {"stats"}
@@ -183,7 +183,7 @@ def test_counters_are_listed() -> None:
 def test_events_are_listed_with_their_fields() -> None:
     """Whoever reads the stream finds each event and what it carries, and no other."""
     found: dict[str, set[str]] = {}
-    for name, *pairs in calls("B.event"):
+    for name, *pairs in calls("broker.event"):
         fields = {
             field
             for pair in pairs[::2]

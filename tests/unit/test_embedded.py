@@ -215,7 +215,7 @@ def test_leave_by_the_last_ends_the_server_and_keeps_its_data(folder: Path, serv
     assert store.start_or_join() is True
     with open_client(store) as client:
         assert client.get("a") == "1"
-        # After a clean stop nothing was lost: see B.look in lua/lib/clock.lua.
+        # After a clean stop nothing was lost: see broker.look in lua/lib/clock.lua.
         assert client.hgetall("gpu:{default}:pool") == {"schema": "1"}
     store.leave()
 

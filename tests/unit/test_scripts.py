@@ -42,7 +42,7 @@ def test_assemble_joins_the_library_in_order_and_the_verb(verb: str) -> None:
     first, _, rest = assemble(verb).source.partition("\n")
     assert rest == source
     assert first == ("#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")
-    head, _, later = source.partition("setmetatable(B, {")
+    head, _, later = source.partition("setmetatable(broker, {")
     now = [*CORE, *(name for name in REST if name in AT_ONCE.get(verb, ()))]
     for name in (*CORE, *REST):
         text = (lua_folder() / "lib" / f"{name}.lua").read_text()
@@ -107,10 +107,10 @@ def test_script_of_every_verb_compiles(verb: str, instead: dict[str, str]) -> No
 
 @pytest.mark.parametrize("name", CORE + REST)
 def test_library_file_holds_no_global_and_asks_no_time_of_its_own(name: str) -> None:
-    """Functions are local or B's; only time.lua asks what time it is, once."""
+    """Functions are local or of `broker`; only time.lua asks what time it is, once."""
     text = (lua_folder() / "lib" / f"{name}.lua").read_text()
     defined = [line for line in text.splitlines() if line.startswith("function ")]
-    ours = ("B", "queue", "offers", "whole", "reservations")
+    ours = ("broker", "queue", "offers", "whole", "reservations")
     assert all(
         line.startswith(tuple(f"function {table}." for table in ours)) for line in defined
     ), defined
