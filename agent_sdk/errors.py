@@ -172,7 +172,13 @@ CODES: dict[str, Code] = {
     "waiting": Code(
         StillWaiting, 202, True, "still in the queue: ask again with the same token within 10 s"
     ),
-    "safe_mode": Code(SafeMode, 409, False, "SAFE_MODE is on: no GPU leases are given"),
+    "safe_mode": Code(
+        SafeMode,
+        409,
+        False,
+        "SAFE_MODE is on: no GPU leases are given; an operator switches it off: "
+        "gpu-broker policy set safe_mode=false",
+    ),
     "no_capacity": Code(NoCapacity, 409, True, "no device has that much free memory now"),
     "agent_cap": Code(
         AgentCapExceeded, 409, True, "the agent is at its cap (policy max_memory_per_agent_mb)"

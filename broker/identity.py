@@ -1,4 +1,4 @@
-"""Identity of a reporter: its machine, its boot, its process.
+"""Identity of a reporter (its machine, its boot, its process) and of a person at a shell.
 
 The word is told with each report. The boot comes first: two that differ in it are two machines. A
 machine id is for people, and hashed: machine-id(5) asks not to publish it.
@@ -6,7 +6,9 @@ machine id is for people, and hashed: machine-id(5) asks not to publish it.
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -20,6 +22,16 @@ PARTS: Final = 5
 
 RIVAL_MS: Final = 60_000
 """Milliseconds for which a refused reporter counts as present; as in `lua/lib/names.lua`."""
+
+
+def user_at_host() -> str:
+    """Name the person at this shell, in the letters of an agent's name: `ann@gpu-host-3`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without an entry in passwd, as containers have
+        user = f"uid-{os.getuid()}"
+    name = f"{user}@{os.uname().nodename}"
+    return re.sub(r"[^A-Za-z0-9._:@/-]", "-", name)[:128]
 
 
 def own_identity(proc: Path = PROC, etc: Path = Path("/etc")) -> str:

@@ -46,7 +46,8 @@ for _, uuid in ipairs(ids) do
       call('HSET', prefix .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
       broker.event('unquarantined', 'device', uuid, 'host', d.host)
     end
-    call('HSET', prefix .. 'device:' .. uuid, 'drained', drained)
+    call('HSET', prefix .. 'device:' .. uuid, 'drained', drained, 'drain_by', drained == 1 and by or '',
+      'drain_reason', drained == 1 and why or '')
     broker.index(d)
   end
 end

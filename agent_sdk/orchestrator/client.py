@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent_sdk.clock import local_now
-from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.errors import CODES, LeaseError, error_for
 from agent_sdk.fork import OfOneProcess, identity
 from agent_sdk.http_request import Unanswered, Web
 from agent_sdk.orchestrator.http_lease import HttpLease
@@ -44,6 +44,9 @@ DECISION_S = 2.0
 
 DOWN_S = 1.0
 """For how long nobody is asked after nobody answered."""
+
+SAID = {"unreachable"}
+"""Messages of /gpu/info whose reason is in the log already."""
 
 FALLBACK: dict[str, Any] = {
     "max_memory_per_agent_mb": 2048,
@@ -83,10 +86,11 @@ class GPUOrchestratorClient(OfOneProcess):
         self._down_s = down_s
         self._down_until = 0.0
         self._policy: tuple[float, dict[str, Any]] = (0.0, {})
+        self._said: set[str] = set()
         try:
             self._web: Web | None = Web(self.base_url, api_key or settings.api_key)
         except ValueError as error:
-            log.warning("no orchestrator, so no GPU: %s", error)
+            self._say("no_orchestrator", str(error))
             self._web = None
         web, timeout_s = self._web, self.request_timeout  # not this client: see `PoolClient`
         self._keeper = Renewer(lambda: HttpTransport(web, timeout_s))
@@ -116,6 +120,10 @@ class GPUOrchestratorClient(OfOneProcess):
         fallback = "_fallback" in policy
         info = {} if fallback else self._gpu_info(until)
         available = info.get("available") is True and bool(info["gpus"])
+        if not fallback and _safe(policy):
+            self._say("safe_mode", CODES["safe_mode"].says)
+        elif not fallback and info.get("message") not in SAID and not available:
+            self._say("no_gpus", str(info.get("message") or "the pool has no GPUs"))
         return {
             "use_gpu": available and not _safe(policy) and not fallback,
             "safe_mode": _safe(policy),
@@ -186,6 +194,11 @@ class GPUOrchestratorClient(OfOneProcess):
         except UNREADABLE:  # not what we understand: it cannot be used
             self._abandon(token)
             return self._without(agent, token, "protocol_mismatch")
+        if lease.on_cpu:
+            code = lease.reason or "no_capacity"
+            self._say(code, CODES[code].says if code in CODES else code)
+        else:
+            self._said.clear()
         try:
             self._keeper.add(lease)
         except RuntimeError:  # no more threads: nobody would renew it
@@ -278,6 +291,7 @@ class GPUOrchestratorClient(OfOneProcess):
         except Unanswered:
             return {"available": False, "gpus": [], "message": "unreachable"}
         if reply.status != OK:
+            self._refused(reply)
             said = f"unexpected_status:{reply.status}"
             return {"available": False, "gpus": [], "message": said}
         gpus = reply.body.get("gpus")
@@ -292,6 +306,7 @@ class GPUOrchestratorClient(OfOneProcess):
             except Unanswered:
                 return dict(FALLBACK)
             if reply.status != OK or "safe_mode_read_only" not in reply.body:
+                self._refused(reply)
                 return dict(FALLBACK)
             policy = reply.body
             self._policy = (local_now() + self.policy_ttl, policy)
@@ -311,9 +326,21 @@ class GPUOrchestratorClient(OfOneProcess):
         web = self._reachable()
         try:
             return web.ask(method, path, body, until=until)
-        except Unanswered:
+        except Unanswered as error:
             self._was_silent()
+            self._say("unanswered", f"no answer: {error}")
             raise
+
+    def _refused(self, reply: Reply) -> None:
+        """Log an answer that is none of a broker that serves us."""
+        detail = reply.body.get("detail", "what answers is no broker")
+        self._say(f"status {reply.status}", f"status {reply.status}: {detail}")
+
+    def _say(self, code: str, why: str) -> None:
+        """Log why there is no GPU, once for each reason until a GPU was had."""
+        if code not in self._said:
+            self._said.add(code)
+            log.warning("%s: no GPU, the CPU is used instead: %s", self.base_url, why)
 
     def _was_silent(self) -> None:
         self._down_until = local_now() + self._down_s
@@ -327,6 +354,8 @@ class GPUOrchestratorClient(OfOneProcess):
 
     def _without(self, agent: str, token: str, code: str) -> HttpLease:
         """Return a CPU lease that this client gives itself."""
+        if code != "store_unavailable" or not self._said:
+            self._say(code, CODES[code].says if code in CODES else code)
         return HttpLease(self, local_grant(agent, token, error_for(code)), local=True)
 
 

@@ -82,6 +82,7 @@ class DeviceStatus:
         parent: of a MIG device: the GPU that it is a part of.
         finder: which reporter of its host says what is found, with `finder_ms`, when it last did.
         reporter: which process listed it; empty: it did not say.
+        drain_by: the operator that drained it, with `drain_reason`; empty: not drained, or unknown.
         rival: the host that lists it too and was refused, with `rival_ms`, when it last was.
     """
 
@@ -119,6 +120,8 @@ class DeviceStatus:
     reporter: str = ""
     rival: str = ""
     rival_ms: int = 0
+    drain_by: str = ""
+    drain_reason: str = ""
 
     @property
     def free_mb(self) -> int:
@@ -171,6 +174,8 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         reporter=row.get("reporter", ""),
         rival=row.get("rival", ""),
         rival_ms=int(row.get("rival_ms") or 0),
+        drain_by=row.get("drain_by", ""),
+        drain_reason=row.get("drain_reason", ""),
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.state.findings import held_by, unleased
 from broker.text.screen import one_line, paint
-from broker.text.table import age, cut, gib
+from broker.text.table import age, cut, gib, some
 
 if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus, ProcessStatus
@@ -61,6 +61,7 @@ def notes(scene: PoolState, width: int | None) -> list[str]:
         for d in scene.devices.values()
         if d.quarantine
     ]
+    lines += _drains(scene)
     unseen: dict[str, dict[str, None]] = {}
     for device in scene.devices.values():
         if device.processes is None and device.unseen:
@@ -70,3 +71,16 @@ def notes(scene: PoolState, width: int | None) -> list[str]:
     if width is not None:
         lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in lines]
     return ["\n".join(lines)] if lines else []
+
+
+def _drains(scene: PoolState) -> list[str]:
+    """Say of the drained GPUs which operator drained them, and why, once for those alike."""
+    drains: dict[tuple[str, str], list[str]] = {}
+    for device in scene.devices.values():
+        if device.drained and device.drain_by:
+            place = f"{device.host}:{device.index}"
+            drains.setdefault((device.drain_by, device.drain_reason), []).append(place)
+    return [
+        f"{some(places)} drained by {by}{why and f': {why}'}"
+        for (by, why), places in drains.items()
+    ]

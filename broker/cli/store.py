@@ -21,6 +21,7 @@ from agent_sdk.errors import (
 )
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 from broker.cli.own_words import in_options
+from broker.identity import user_at_host
 from broker.text.screen import one_line, say
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def pool_client() -> Iterator[LeaseClient]:
     """Connect to the environment's pool; errors end the command with a sentence."""
     try:
         with LeaseClient.from_env(client_name="gpu-broker", deadline_s=DEADLINE_S) as client:
+            client.by = user_at_host()
             yield client
     except (LeaseError, ValueError) as error:
         text = in_options(str(error)) if isinstance(error, BadRequest) else str(error)

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -14,11 +14,13 @@ import click
 from agent_sdk.errors import Denied, LeaseError
 from agent_sdk.settings import dumb_terminal
 from broker.cli.follow import Follower, last_of
+from broker.cli.keyboard import Keyboard, keyboard
 from broker.text.screen import draw_screen, enter_screen, leave_screen, paint, say
 from broker.text.table import age, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from agent_sdk import LeaseClient
     from agent_sdk.state.pool_state import PoolState
@@ -31,10 +33,16 @@ PAUSE_S: Final = 0.1
 """Least seconds between two pictures: a busy pool is drawn ten times a second."""
 
 
+QUIT: Final = "q"
+
+KEY_S: Final = 0.25
+"""Until a key is noticed, at most."""
+
+
 def watch(
     client: LeaseClient, every_s: float, picture: Callable[[PoolState], str], *, lines: bool
 ) -> None:
-    """Draw until Ctrl-C: at once after an event, and every `every_s` seconds.
+    """Draw until q or Ctrl-C: at once after an event, and every `every_s` seconds.
 
     On a terminal pictures are drawn in place, elsewhere below each other; `lines`: always as lines.
     Without the store the last picture stays, with its age.
@@ -45,29 +53,45 @@ def watch(
     # The stream's end before the first picture: later events are news.
     after = last_of(client.events(1))
     live = not lines and sys.stdout.isatty() and not dumb_terminal()
-    with _screen() if live else _plain(timed=not lines) as draw, Follower(client, after) as news:
+    screen = _screen() if live else _plain(timed=not lines)
+    with screen as draw, _keys(live=live) as keys, Follower(client, after) as news:
         seen, seen_at = "", time.monotonic()
         while True:
             try:
                 seen, seen_at = picture(client.scene()), time.monotonic()
                 draw(seen, "")
-                _until_news(news, every_s)
+                if _until_news(news, keys, every_s):
+                    return
             except Denied:
                 raise
             except LeaseError as error:
                 old = age(round((time.monotonic() - seen_at) * 1000))
                 draw(seen, f"disconnected, {old} old: {error}")
-                time.sleep(RETRY_S)
+                if QUIT in keys.pressed(RETRY_S):
+                    return
 
 
-def _until_news(follower: Follower, seconds: float) -> None:
-    """Wait for an event, another window size, or the end of the time."""
+def _keys(*, live: bool) -> AbstractContextManager[Keyboard]:
+    """Take keys where the picture is drawn in place; lines for programs are ended by signals."""
+    return keyboard() if live else nullcontext(Keyboard())
+
+
+def _until_news(follower: Follower, keys: Keyboard, seconds: float) -> bool:
+    """Wait for an event, another window size, or the end of the time.
+
+    Returns:
+        True: the key that ends the picture was pressed.
+    """
     until, size = time.monotonic() + seconds, shutil.get_terminal_size()
-    time.sleep(min(PAUSE_S, seconds))
+    if QUIT in keys.pressed(min(PAUSE_S, seconds)):
+        return True
     while (left_s := until - time.monotonic()) > 0:
-        news = follower.wait(left_s)
+        news = follower.wait(min(left_s, KEY_S) if keys.watched else left_s)
+        if keys.watched and QUIT in keys.pressed(0):
+            return True
         if news.events or news.gap or shutil.get_terminal_size() != size:
-            return
+            return False
+    return False
 
 
 @contextmanager

@@ -90,6 +90,12 @@ def many(count: int, one: str, more: str) -> str:
     return f"{count} {one if count == 1 else more}"
 
 
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Name a few, and count the others: `vm:0 vm:1 and 6 more`."""
+    more = len(names) - most
+    return " ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def age(ms: int) -> str:
     """Return a time span as text for people, in the largest unit that fits twice."""
     seconds = max(0, ms) / 1000

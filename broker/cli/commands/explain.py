@@ -12,12 +12,14 @@ from broker.cli.complete import hosts, tokens
 from broker.cli.names import whole_token
 from broker.cli.store import output_option, pool_client, show
 from broker.text.screen import one_line, say
-from broker.text.table import age, gib, table
+from broker.text.table import age, gib, some, table
 from broker.text.units import Size, doubt
 from broker.text.unknown_host import no_host
 
 if TYPE_CHECKING:
-    from agent_sdk.state.explain import Explanation
+    from collections.abc import Sequence
+
+    from agent_sdk.state.explain import DeviceReason, Explanation
 
 HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
 
@@ -103,8 +105,26 @@ def as_text(found: Explanation) -> str:
         if more > 0:
             parts.append(f"and {more} more")
     if found.devices:
-        reasons = [
-            (f"{d.host}:{d.index}", d.name, gib(d.free_mb), d.reason, d.says) for d in found.devices
-        ]
-        parts.append(table(HEAD, reasons))
+        parts.append(table(HEAD, reason_rows(found.devices)))
     return "\n\n".join(parts)
+
+
+def reason_rows(devices: Sequence[DeviceReason]) -> list[tuple[str, ...]]:
+    """Make a row of each reason, with all the GPUs that it holds for and the most that is free."""
+    groups: dict[tuple[str, str, str], list[DeviceReason]] = {}
+    for device in devices:
+        groups.setdefault((device.reason, device.says, device.name), []).append(device)
+    return [
+        (
+            some([f"{d.host}:{d.index}" for d in group]),
+            name,
+            gib(max(d.free_mb for d in group)),
+            reason,
+            says,
+        )
+        for (reason, says, name), group in groups.items()
+    ]
+
+
+def _places(group: Sequence[DeviceReason]) -> str:
+    return some([f"{device.host}:{device.index}" for device in group])

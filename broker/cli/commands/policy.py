@@ -8,6 +8,7 @@ import click
 
 from agent_sdk.errors import error_for
 from agent_sdk.policy import FIELDS, values_of
+from agent_sdk.protocol.sizes import EXAMPLES, mebibytes
 from broker.cli.store import output_option, pool_client, show
 from broker.text.printable import printable
 from broker.text.screen import one_line
@@ -27,7 +28,7 @@ def policy() -> None:
     \b
     Examples:
       gpu-broker policy get
-      gpu-broker policy set max_memory_per_agent_mb=16384 allow_fractional_shares=false
+      gpu-broker policy set max_memory_per_agent_mb=16GiB allow_fractional_shares=false
       gpu-broker policy set safe_mode=false
       gpu-broker policy set idle_action=notify idle_after_s=1800
       gpu-broker policy set xid_actions=31=suspect,79=hold
@@ -71,9 +72,18 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
         if value not in SWITCHES:
             raise click.UsageError(f"{setting!r}: the value is true or false")
         return name, SWITCHES[value]
+    if name.endswith("_mb"):
+        return name, _size(setting, value)
     if not value.isdecimal():
         raise click.UsageError(f"{setting!r}: the value is a whole number")
     return name, int(value)
+
+
+def _size(setting: str, value: str) -> int:
+    memory_mb = mebibytes(value)
+    if memory_mb is None:
+        raise click.UsageError(f"{setting!r}: the value is a size: {EXAMPLES}")
+    return memory_mb
 
 
 def _show(pool: PoolStatus, output: str) -> None:

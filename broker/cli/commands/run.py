@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import re
 import shutil
 import signal
 import sys
@@ -29,6 +26,7 @@ from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.complete import hosts
 from broker.cli.own_words import in_options
 from broker.cli.store import way_out
+from broker.identity import user_at_host
 from broker.run.engines import ENGINES, floor2, with_hint
 from broker.run.guard import Guard
 from broker.run.inherited import die_of, take_over
@@ -165,7 +163,7 @@ def run(
             signal.signal(number, _leave)
     try:
         with Guard() as guard, _client(store_timeout_s) as client:
-            lease = get_lease(client, agent or _user(), ask, teller)
+            lease = get_lease(client, agent or user_at_host(), ask, teller)
             ended = _run(client, lease, command, grace_s, engine, teller, guard, inherited)
     except (LeaseError, ValueError) as error:
         ended = CommandEnd(_explained(error, teller))
@@ -257,16 +255,6 @@ def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
         code, advice = FAILED, "gpu-broker status shows what there is"
     teller.failed(error.code, f"{text}; {advice[0].lower()}{advice[1:]}")
     return code
-
-
-def _user() -> str:
-    """Return the user at this machine, as an agent's name."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a uid without an entry in passwd, as containers have
-        user = f"uid-{os.getuid()}"
-    name = f"{user}@{os.uname().nodename}"
-    return re.sub(r"[^A-Za-z0-9._:@/-]", "-", name)[:128]
 
 
 def _leave(number: int, _: FrameType | None) -> None:

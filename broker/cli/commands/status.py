@@ -58,7 +58,7 @@ def status(every_s: float | None, output: str) -> None:
     \b
     Examples:
       gpu-broker status
-      gpu-broker status -w                            live, until Ctrl-C
+      gpu-broker status -w                            live, until q or Ctrl-C
       gpu-broker status -o wide                       UUIDs, tokens, processes
       gpu-broker status -o json | jq '.devices[].free_mb'
       gpu-broker status -o name | xargs -n1 gpu-broker drain
