@@ -59,22 +59,24 @@ TTL_S = 30.0
 class LeaseOptions(TypedDict, total=False):
     """The options of `acquire` and `lease`.
 
-    memory_mb: MiB on each device; 0 (default) = the policy's `default_memory_mb`.
-    memory: the same as text, such as "8GiB", in place of `memory_mb`.
-    devices: 1 (default); several = whole idle devices of one host and model, all or nothing.
-    exclusive: alone on the device; memory_mb is then the least that it must have.
-    ttl_s: seconds without renewal after which it ends, 1 s to 7 days, default 30; 0 = no expiry.
-    max_hold_s: renewals never go past it; 0 (default) = no limit.
-    priority: 0 (default) to 9, 9 first.
-    host: None (default) = this machine, since only local GPUs can be used; "any", or a name.
-    model: None (default) = any, or the exact name.
-    placement: "spread" (default, most free first) or "pack" (best fit).
-    on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
-    token: the lease's name; None = a new one. Repeating a call with its token is always safe.
-    wait_s: wait in the queue so long until it fits; 0 (default) = decide now.
-    keep_place: when wait_s is over decide nothing, stay in the queue, and raise StillWaiting; ask
-        again with the error's token within 10 s.
-    owner: the authenticated principal on whose behalf it is asked; the broker's HTTP door sets it.
+    Attributes:
+        memory_mb: MiB on each device; 0 (default) = the policy's `default_memory_mb`.
+        memory: the same as text, such as "8GiB", in place of `memory_mb`.
+        devices: 1 (default); several = whole idle devices of one host and model, all or nothing.
+        exclusive: alone on the device; memory_mb is then the least that it must have.
+        ttl_s: seconds without renewal after which it ends, 1 s to 7 days, default 30; 0 = no
+            expiry.
+        max_hold_s: renewals never go past it; 0 (default) = no limit.
+        priority: 0 (default) to 9, 9 first.
+        host: None (default) = this machine, since only local GPUs can be used; "any", or a name.
+        model: None (default) = any, or the exact name.
+        placement: "spread" (default, most free first) or "pack" (best fit).
+        on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
+        token: the lease's name; None = a new one. Repeating a call with its token is always safe.
+        wait_s: seconds to wait in the queue; 0 (default) = decide now.
+        keep_place: when wait_s is over decide nothing, stay in the queue, and raise StillWaiting;
+            ask again with the error's token within 10 s.
+        owner: the authenticated principal that asks; the broker's HTTP service sets it.
     """
 
     memory_mb: int

@@ -1,4 +1,4 @@
-"""The pool's stream of events, in order; docs/reference/keys.md has what each one says."""
+"""The pool's stream of events, in order; docs/reference/events.md lists each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A waiter whose agent is at its cap is capped, and comes back where it stood (F16)."""
+"""A waiter whose agent is at its cap is capped, and comes back where it stood."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_waiter_at_its_agents_cap_is_capped(pool: Pool) -> None:
 
 
 def test_capped_waiter_holds_up_nobody(pool: Pool) -> None:
-    """F1: eight of one capped agent before it, and the next of another agent is served."""
+    """Eight of one capped agent before it, and the next of another agent is served."""
     at_cap(pool)
     for n in range(8):
         wait(pool, f"ann-{n}", **ANN)

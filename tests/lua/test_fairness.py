@@ -214,7 +214,7 @@ def test_dead_waiters_delay_their_queue_by_one_claim(server: Server, dead: int, 
 def test_waiters_for_a_full_host_do_not_delay_one_for_a_free_host(
     server: Server, waiters: int, mb: int, free_first: bool, alike: bool
 ) -> None:
-    """F1: eight in front of another host's device are nothing to the ninth, who gets his."""
+    """Eight in front of another host's device are nothing to the ninth, who gets his."""
     queue = Queue.on(server, 1000)
     if free_first:
         queue.host("h2", 1000, full=False)

@@ -113,7 +113,7 @@ def test_host_that_returns_serves_the_queue(pool: Pool) -> None:
 
 
 def test_safe_mode_keeps_the_work_and_hands_it_on_when_it_ends(pool: Pool) -> None:
-    """F20: while it is on nothing is offered; the set_policy that ends it serves."""
+    """While it is on nothing is offered; the set_policy that ends it serves."""
     full(pool)
     wait(pool, "ann")
     pool.set_policy(safe_mode=1)
@@ -138,7 +138,7 @@ def test_offer_has_no_fence_and_no_lease_key(pool: Pool) -> None:
 
 
 def test_claim_gives_a_full_ttl_and_is_repeated_safely(pool: Pool) -> None:
-    """F3: the lease begins at the claim; a duplicate of the claim is the same lease."""
+    """The lease begins at the claim; a duplicate of the claim is the same lease."""
     full(pool)
     wait(pool, "ann")
     pool.release(HOLDER)
@@ -151,7 +151,7 @@ def test_claim_gives_a_full_ttl_and_is_repeated_safely(pool: Pool) -> None:
 
 
 def test_offer_that_is_not_claimed_goes_to_the_next(pool: Pool) -> None:
-    """F12, L4: a dead waiter delays those behind it by one claim of 10 s, and times out."""
+    """L4: a dead waiter delays those behind it by one claim of 10 s, and times out."""
     full(pool)
     wait(pool, "dead")
     wait(pool, "next")
@@ -188,7 +188,7 @@ def test_offer_that_is_revoked_goes_to_the_next(pool: Pool) -> None:
 
 
 def test_offer_is_decided_anew_after_a_change_of_policy(pool: Pool) -> None:
-    """F21: what was offered under another policy is not what is claimed under this one."""
+    """What was offered under another policy is not what is claimed under this one."""
     pool.report((device("gpu-a", 1000), device("gpu-b", 3000, index=1)))
     granted(pool.acquire(token("a"), memory_mb=1000, placement="pack"))
     granted(pool.acquire(token("b"), memory_mb=2500))
@@ -202,7 +202,7 @@ def test_offer_is_decided_anew_after_a_change_of_policy(pool: Pool) -> None:
 
 
 def test_offer_is_withdrawn_when_safe_mode_begins(pool: Pool) -> None:
-    """F20: SAFE_MODE between offer and claim: nothing is granted, the device is free again."""
+    """SAFE_MODE between offer and claim: nothing is granted, the device is free again."""
     full(pool)
     wait(pool, "ann")
     pool.release(HOLDER)
@@ -224,7 +224,7 @@ def test_withdrawn_offer_keeps_its_place(pool: Pool) -> None:
 
 
 def test_newcomer_does_not_pass_who_waits_for_the_same(pool: Pool) -> None:
-    """F14: what the call's own reap frees goes to the queue before it goes to the call."""
+    """What the call's own reap frees goes to the queue before it goes to the call."""
     full(pool)
     wait(pool, "ann")
     for _ in range(3):
@@ -289,7 +289,7 @@ def test_one_device_serves_several_and_says_more(pool: Pool) -> None:
 
 
 def test_acquire_while_work_is_left_asks_for_a_reap(pool: Pool) -> None:
-    """F15: a refusal is not final while something is left to hand out."""
+    """A refusal is not final while something is left to hand out."""
     pool.report((device("gpu-a"),))
     granted(pool.acquire(HOLDER, memory_mb=1000))
     for n in range(20):
@@ -312,7 +312,7 @@ def test_whole_devices_are_handed_on_together(pool: Pool) -> None:
 
 
 def test_hints_are_bounded_and_end(pool: Pool) -> None:
-    """F37: an inbox that nobody reads holds a thousand hints and lives a minute."""
+    """An inbox that nobody reads holds a thousand hints and lives a minute."""
     full(pool)
     key = f"{pool.keys.base}:inbox:client"
     pool.redis.rpush(key, *["x"] * 1000)

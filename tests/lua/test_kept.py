@@ -193,7 +193,7 @@ def test_several_devices_are_kept_on_one_host(pool: Pool) -> None:
 
 
 def test_second_first_keeps_another_device(pool: Pool) -> None:
-    """F10: each head keeps one, and none of them two."""
+    """Each head keeps one, and none of them two."""
     shared(pool, "gpu-a", "gpu-b")
     wait(pool, "one", **LARGE)
     wait(pool, "two", exclusive=1, **LARGE)

@@ -102,7 +102,7 @@ def test_wait_that_ends_in_a_closed_pool_says_so(pool: Pool) -> None:
 
 
 def test_release_in_safe_mode_does_not_call_for_more(pool: Pool) -> None:
-    """F15, F20: what waits for SAFE_MODE to end is no work for a reap, which would never end."""
+    """What waits for SAFE_MODE to end is no work for a reap, which would never end."""
     full(pool)
     wait(pool, "ann")
     pool.set_policy(safe_mode=1)
@@ -126,7 +126,7 @@ def test_worklist_is_empty_when_all_was_looked_at(pool: Pool) -> None:
 
 
 def test_poll_while_work_is_left_passes_nobody(pool: Pool) -> None:
-    """F14: a head that could have what is free waits until the older ones were checked."""
+    """A head that could have what is free waits until the older ones were checked."""
     full(pool)
     for n in range(20):
         wait(pool, f"w{n}", memory_mb=33)
@@ -233,7 +233,7 @@ def test_verbs_with_nobody_waiting_touch_nothing_of_the_queue(pool: Pool) -> Non
 
 
 def test_token_is_known_for_as_long_as_its_tombstone(pool: Pool) -> None:
-    """F26: LOST is said for 15 min, then nothing is known of it; within them none joins."""
+    """LOST is said for 15 min, then nothing is known of it; within them none joins."""
     full(pool)
     wait(pool, "ann")
     pool.release(token("ann"))
@@ -246,7 +246,7 @@ def test_token_is_known_for_as_long_as_its_tombstone(pool: Pool) -> None:
 
 @pytest.mark.parametrize("place", range(3))
 def test_place_of_a_waiter_is_how_many_are_ahead(pool: Pool, place: int) -> None:
-    """F24: who is not first is told so, and need not come at the same moment as the first."""
+    """Who is not first is told so, and need not come at the same moment as the first."""
     full(pool)
     for n in range(3):
         wait(pool, f"w{n}")

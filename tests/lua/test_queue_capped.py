@@ -102,7 +102,7 @@ def test_limit_of_leases_that_is_raised_is_found_at_the_next_poll(pool: Pool) ->
 
 
 def test_agent_at_its_limit_with_cpu_leases_holds_up_nobody(pool: Pool) -> None:
-    """F16: leases without memory count too: its waiter gives way to the next of its queue."""
+    """Leases without memory count too: its waiter gives way to the next of its queue."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)
@@ -137,7 +137,7 @@ def test_keeper_that_is_capped_keeps_nothing(pool: Pool) -> None:
 
 
 def test_head_whose_agent_reached_its_limit_on_the_cpu_is_capped_at_its_poll(pool: Pool) -> None:
-    """F16: no device need come for it to be capped."""
+    """No device need come for it to be capped."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)

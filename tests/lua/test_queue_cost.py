@@ -84,7 +84,7 @@ def test_calls_do_not_grow_with_the_queue(server: Server) -> None:
 
 def test_handing_on_takes_the_commands_that_the_page_names(server: Server) -> None:
     """A release that hands on, that one's claim, and, all the time, a poll behind others."""
-    page = (lua_folder().parent / "docs" / "reference" / "keys.md").read_text()
+    page = (lua_folder().parent / "docs" / "reference" / "verbs.md").read_text()
     numbers = re.search(
         r"next of two is (\d+) .*?that one's claim (\d+), a poll of one behind others (\d+)",
         page, re.DOTALL,

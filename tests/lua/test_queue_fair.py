@@ -152,7 +152,7 @@ def test_younger_ones_of_other_queues_pass_a_keeper_no_more(
 def test_neither_capped_nor_dead_ones_hold_up_the_first_who_can_have_it(
     server: Server, capped: int, mb: int, dead: int
 ) -> None:
-    """F16, L4: whoever is in front, the first that may and lives has its room within one claim."""
+    """L4: whoever is in front, the first that may and lives has its room within one claim."""
     queue = Queue.on(server, 1000)
     queue.host("h2", 1000, full=False)
     granted(queue.pool.acquire(token("anns"), "ann", memory_mb=1000, host="h2", ttl_ms=0))

@@ -32,7 +32,7 @@ def test_keep_is_for_a_first_alone(pool: Pool) -> None:
 
 
 def test_keep_is_of_one_device_at_a_time(pool: Pool) -> None:
-    """F10: a keeper that goes on waiting keeps the same device, and no second."""
+    """A keeper that goes on waiting keeps the same device, and no second."""
     shared(pool, "gpu-a", "gpu-b")
     wait(pool, "large", **LARGE)
     live(pool, 33, "large", **LARGE)

@@ -80,7 +80,7 @@ def test_offer_under_a_later_policy_is_claimed_as_it_is(pool: Pool) -> None:
 
 
 def test_withdrawn_offer_that_fits_no_more_waits_before_those_who_came_later(pool: Pool) -> None:
-    """F21: nothing fits under the new policy; its rank is the old one, and its time is not over."""
+    """Nothing fits under the new policy; its rank is the old one, and its time is not over."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("stays"), memory_mb=100, ttl_ms=0))
     granted(pool.acquire(HOLDER, memory_mb=900, ttl_ms=0))
@@ -172,7 +172,7 @@ def test_offer_counts_in_its_agents_sum(pool: Pool) -> None:
 
 
 def test_offer_times_out_with_its_agents_sum(pool: Pool) -> None:
-    """F31: what is not claimed is given back in full, and its hint is late, not harmful."""
+    """What is not claimed is given back in full, and its hint is late, not harmful."""
     full(pool)
     wait(pool, "ann")
     pool.release(HOLDER)
@@ -196,7 +196,7 @@ def test_hints_come_in_the_order_of_the_offers(pool: Pool) -> None:
 
 
 def test_renew_of_an_offer_claims_nothing(pool: Pool) -> None:
-    """F3: only acquire claims; an offer that is renewed is an offer still, with its own end."""
+    """Only acquire claims; an offer that is renewed is an offer still, with its own end."""
     full(pool)
     wait(pool, "ann")
     pool.release(HOLDER)
@@ -208,7 +208,7 @@ def test_renew_of_an_offer_claims_nothing(pool: Pool) -> None:
 
 
 def test_claim_with_another_request_conflicts(pool: Pool) -> None:
-    """F27: an offer is for what was asked; who asks for more is not who was offered it."""
+    """An offer is for what was asked; who asks for more is not who was offered it."""
     full(pool)
     wait(pool, "ann")
     pool.release(HOLDER)
@@ -218,7 +218,7 @@ def test_claim_with_another_request_conflicts(pool: Pool) -> None:
 
 
 def test_offer_before_the_last_poll_beats_the_cpu(pool: Pool) -> None:
-    """F22: the GPU that came in time is claimed, although the CPU would do."""
+    """The GPU that came in time is claimed, although the CPU would do."""
     full(pool)
     wait(pool, "ann", on_unavailable="cpu")
     pool.release(HOLDER)

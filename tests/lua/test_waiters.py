@@ -65,14 +65,14 @@ def test_acquire_without_a_wait_enqueues_nothing(pool: Pool) -> None:
 def test_acquire_that_can_never_fit_does_not_wait(
     pool: Pool, ask: dict[str, object], code: str
 ) -> None:
-    """F17: the impossible is refused at once, and keeps nobody's device."""
+    """The impossible is refused at once, and keeps nobody's device."""
     full(pool)
     assert wait(pool, "ann", **ask) == ["REFUSED", code, ""]
     quiet(pool)
 
 
 def test_acquire_that_became_impossible_is_refused_at_its_poll(pool: Pool) -> None:
-    """F17: the device that could have held it shrank while it waited."""
+    """The device that could have held it shrank while it waited."""
     full(pool)
     wait(pool, "ann")
     pool.report((device("gpu-a", 500),))
@@ -110,7 +110,7 @@ def test_acquire_at_the_limit_of_leases_does_not_wait(pool: Pool) -> None:
     ("how", "answer"), [("refuse", ["REFUSED", "no_capacity", ""]), ("cpu", "GRANTED")]
 )
 def test_acquire_at_the_end_of_its_wait_decides(pool: Pool, how: str, answer: object) -> None:
-    """F22: the last poll, without a wait, refuses or takes the CPU, in one script."""
+    """The last poll, without a wait, refuses or takes the CPU, in one script."""
     full(pool)
     wait(pool, "ann", on_unavailable=how)
     reply = wait(pool, "ann", on_unavailable=how, wait_ms=0)
@@ -124,7 +124,7 @@ def test_acquire_at_the_end_of_its_wait_decides(pool: Pool, how: str, answer: ob
 
 
 def test_acquire_at_the_end_of_its_wait_takes_what_is_there(pool: Pool) -> None:
-    """F22: an offer that came just before the last poll is claimed, not refused."""
+    """An offer that came just before the last poll is claimed, not refused."""
     full(pool)
     wait(pool, "ann")
     pool.release(token("holder-gpu-a"))
@@ -133,7 +133,7 @@ def test_acquire_at_the_end_of_its_wait_takes_what_is_there(pool: Pool) -> None:
 
 
 def test_acquire_of_a_waiter_with_another_request_conflicts(pool: Pool) -> None:
-    """F27: the raw arguments but for the wait: that one shrinks with every poll."""
+    """The raw arguments but for the wait: that one shrinks with every poll."""
     full(pool)
     wait(pool, "ann", memory_mb=0, agent="ann")
     pool.policy(default_memory_mb=10)
@@ -212,7 +212,7 @@ def test_revoke_of_a_waiter_ends_its_wait(pool: Pool) -> None:
 
 
 def test_renew_of_a_waiter_claims_nothing(pool: Pool) -> None:
-    """F3: who waits has no lease to renew; only acquire claims."""
+    """Who waits has no lease to renew; only acquire claims."""
     full(pool)
     wait(pool, "ann")
     assert said(pool.renew(token("ann"))) == ["UNKNOWN"]
@@ -222,7 +222,7 @@ def test_renew_of_a_waiter_claims_nothing(pool: Pool) -> None:
 
 
 def test_waiters_are_refused_when_safe_mode_begins(pool: Pool) -> None:
-    """F20: SAFE_MODE speaks at the next poll, and leaves nobody in the queue."""
+    """SAFE_MODE speaks at the next poll, and leaves nobody in the queue."""
     full(pool)
     for name in ("ann", "bob"):
         wait(pool, name)

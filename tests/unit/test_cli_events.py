@@ -210,8 +210,8 @@ def test_names_are_those_of_the_readme_and_of_the_scripts() -> None:
     """The closed list in the SDK is the page's; tests/lua hold that to the scripts."""
     from pathlib import Path  # noqa: PLC0415 - only here
 
-    text = (Path(__file__).parents[2] / "docs" / "reference" / "keys.md").read_text()
-    section = text.partition("| event | its other fields | says |")[2].partition("\n\n")[0]
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "events.md").read_text()
+    section = text.partition("| Event | Its other fields | Says |")[2].partition("\n\n")[0]
     named = {
         word.strip(" `")
         for line in section.splitlines()[2:]

@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 METRICS = (REFERENCE / "metrics.md").read_text()
 KEYS = (REFERENCE / "keys.md").read_text()
+EVENTS = (REFERENCE / "events.md").read_text()
+VERBS = (REFERENCE / "verbs.md").read_text()
 CODE = "\n".join(
     re.sub(r"--.*", "", path.read_text()) for path in sorted((ROOT / "lua").rglob("*.lua"))
 )
@@ -42,15 +44,13 @@ HELD = device("gpu-0", 80_000)
 """The device whose report, lease, renewal and release the call table is about."""
 
 
-def table(first: str) -> list[list[str]]:
-    """The rows of docs/reference/keys.md's table whose first heading starts so, as cells."""
-    lines = KEYS.splitlines()
-    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first}"))
-    rows = []
-    for line in [lines[start], *lines[start + 2 :]]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+def table(page: str, first: str) -> list[list[str]]:
+    """List the rows of a page's tables whose first heading starts so, as cells."""
+    rows: list[list[str]] = []
+    for part in page.split(f"\n| {first}")[1:]:
+        heading, _, *lines = f"| {first}{part}".partition("\n\n")[0].splitlines()
+        wanted = lines if rows else [heading, *lines]
+        rows += [[cell.strip() for cell in line.strip("|").split("|")] for line in wanted]
     return rows
 
 
@@ -65,11 +65,9 @@ def first_cells(page: str) -> list[str]:
     return [name for row in rows for name in quoted(row)]
 
 
-def section(start: str) -> str:
-    """The paragraph of docs/reference/keys.md that starts with this word in backquotes."""
-    found = re.search(rf"^`{start}`.*?\n\n", KEYS, re.DOTALL | re.MULTILINE)
-    assert found, start
-    return found[0]
+def section(key: str) -> str:
+    """Return what keys.md says of the fields of a hash."""
+    return KEYS.partition(f"\n## Fields of `{key}`\n")[2].partition("\n## ")[0]
 
 
 def calls(function: str) -> Iterator[list[str]]:
@@ -110,7 +108,7 @@ def tracked() -> list[Path]:
 
 def keys_of_the_table() -> dict[str, tuple[str, str]]:
     """Key, as the table spells it -> its type and TTL."""
-    return {quoted(key)[0]: (kind, ttl) for key, kind, ttl, *_ in table("key ")[1:]}
+    return {quoted(key)[0]: (kind, ttl) for key, kind, ttl, *_ in table(KEYS, "Key ")[1:]}
 
 
 def test_keys_of_the_scripts_are_the_keys_of_the_table() -> None:
@@ -175,7 +173,7 @@ def test_counters_are_listed() -> None:
     found = {name for (counter,) in calls("broker.count") for name in literals(counter)}
     found |= ENDS
     found = {name.removeprefix("cpu_") for name in found} - {""}
-    listed = set(quoted(section("stats"))) - {"stats"}
+    listed = set(quoted(section("stats")))
     assert {"cpu_<name>", "refused_<code>"} <= listed
     assert found - {"refused_"} == listed - {"cpu_<name>", "refused_<code>"}
 
@@ -193,7 +191,7 @@ def test_events_are_listed_with_their_fields() -> None:
             found[event] = found.get(event, set()) | fields
     listed = {
         event: set(re.findall(r"\w+", re.sub(r"\(.*?\)|up:|\bor\b", "", fields)))
-        for events, fields, _ in table("event ")[1:]
+        for events, fields, _ in table(EVENTS, "Event ")[1:]
         for event in quoted(events)
     }
     listed["host_away"] -= {"version"}
@@ -203,13 +201,13 @@ def test_events_are_listed_with_their_fields() -> None:
 def test_reply_tags_are_listed() -> None:
     """Every tag that a script answers has its row, and no other."""
     found = {tag for tag, *_ in calls("return reply") for tag in re.findall(r"'([A-Z]+)'", tag)}
-    listed = {tag for tags, *_ in table("tag ")[1:] for tag in tags.split(", ")}
+    listed = {tag for tags, *_ in table(VERBS, "Tag ")[1:] for tag in tags.split(", ")}
     assert found == listed
 
 
 def said_calls(verb: str) -> list[str]:
-    """The commands of a verb in docs/reference/keys.md's table of calls, in order."""
-    heading, *rows = table("acquire: ")
+    """The commands of a verb in docs/reference/verbs.md, in order."""
+    heading, *rows = table(VERBS, "acquire: ")
     (column,) = [n for n, cell in enumerate(heading) if cell.startswith(f"{verb}: ")]
     commands: list[str] = []
     for row in rows:

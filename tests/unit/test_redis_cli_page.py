@@ -47,7 +47,7 @@ def server() -> Iterator[Server]:
 
 def test_page_answers_twenty_questions_and_more() -> None:
     """Numbered, each with its commands."""
-    questions = re.findall(r"^(\d+)\. \*\*", PAGE, re.MULTILINE)
+    questions = re.findall(r"^### (\d+)\. ", PAGE, re.MULTILINE)
     assert questions == [str(n) for n in range(1, len(questions) + 1)]
     assert len(questions) == len(BLOCKS) >= 20
 
