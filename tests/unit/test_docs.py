@@ -12,6 +12,7 @@ import pytest
 
 from agent_sdk import settings as sdk_settings
 from agent_sdk.policy import FIELDS
+from agent_sdk.scripts.source import CORE, REST
 from agent_sdk.state import devices, snapshot
 from agent_sdk.state.events import NAMES
 from broker.dashboard import FOLDER
@@ -303,6 +304,15 @@ def test_metrics_are_in_the_documents(pool: Pool) -> None:
     assert names - set(quoted(METRICS)) == set()
     ours = {name for name in quoted(METRICS) if re.fullmatch(r"gpu_broker_\w+", name)}
     assert ours - names == set()
+
+
+def test_library_files_are_listed_in_the_order_of_reading() -> None:
+    """A reader of lua/README.md finds each file of `lib/` once, first what others stand on."""
+    page = (ROOT / "lua" / "README.md").read_text()
+    listed = [
+        name.removesuffix(".lua") for row in table(page, "File ")[1:] for name in quoted(row[0])
+    ]
+    assert listed == [*CORE, *REST]
 
 
 def test_links_between_documents_resolve() -> None:
