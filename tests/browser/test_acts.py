@@ -101,7 +101,7 @@ def test_gpu_that_is_reserved_says_for_whom(
     expect(page.row("devices", "reserved for critic")).to_contain_text("0.0 of 8.0 GiB")
     expect(page.page.locator("#summary")).to_contain_text("of 32.0 GiB; 8.0 GiB not leasable")
     page.row("devices", "reserved for critic").click()
-    expect(page.dialog).to_contain_text("nobody behind it gets this GPU")
+    expect(page.dialog).to_contain_text("no later request gets this GPU")
     client.revoke(asked["token"])
 
 

@@ -80,6 +80,6 @@ const eventWord = ({ event }) => html`<span class="event ${event.event}" title=$
 export const EVENTS = [
   { name: "time number", label: "Time", cell: (x) => clock(x.event.at) },
   { name: "what", label: "Event", cell: eventWord },
-  { name: "name", label: "Who", cell: (x) => x.event.agent ?? x.event.by ?? x.event.host ?? "" },
+  { name: "name", label: "Agent or host", cell: (x) => x.event.agent ?? x.event.by ?? x.event.host ?? "" },
   { name: "where", label: "What", cell: (x) => detail(x.event) },
 ];

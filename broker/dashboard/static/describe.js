@@ -49,7 +49,7 @@ export const holders = (leases) => [...new Set(leases.map((each) => each.lease.a
 export function reservedSays({ agent, reservation }) {
   const since = reservation?.since ? ` since ${clock(reservation.since)}` : "";
   const until = reservation?.until ? `, until ${clock(reservation.until)} if it goes unused` : "";
-  return `${agent} has waited long: reserved for it${since}${until}; nobody behind it gets this GPU`;
+  return `${agent} has waited long: reserved for it${since}${until}; no later request gets this GPU`;
 }
 
 /** A device's state: a word, a note that adds to it, and its meaning. */

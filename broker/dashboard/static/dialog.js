@@ -18,6 +18,7 @@ let left = () => {};
 export function open(next, about = null) {
   shown += 1;
   if (dialog.open) dialog.close();
+  else if (subject) left(subject); // it was closed, and its event is yet to come
   render(nothing, dialog); // lit would reuse the last one's fields, with what was typed into them
   [view, subject] = [next, about];
   redraw();
@@ -74,6 +75,9 @@ export const isOpen = () => dialog.open;
 
 /** The address of what is open, or null. */
 export const openSubject = () => subject;
+
+/** True until the end of what was open is dealt with, too. */
+export const isBusy = () => view !== null;
 
 /** Say something at its foot. */
 export function say(text) {

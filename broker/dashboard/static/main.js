@@ -3,7 +3,7 @@
 import { html, nothing, render } from "./vendor/lit-html.js";
 import * as address from "./address.js";
 import { key } from "./api.js";
-import { close, isOpen, onLeave, openSubject, redraw } from "./dialog.js";
+import { close, isBusy, isOpen, onLeave, openSubject, redraw } from "./dialog.js";
 import { clock, span } from "./format.js";
 import { showHelp } from "./help.js";
 import { onKey, showKey } from "./key.js";
@@ -54,7 +54,7 @@ function draw() {
     $("key").textContent = you?.name ? `Key: ${you.name}` : "Key";
     notice();
     redraw();
-    openAddressed();
+    if (!isBusy()) openAddressed();
   });
 }
 

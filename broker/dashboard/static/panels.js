@@ -9,9 +9,9 @@ import { events, leasesByDevice, rows } from "./state.js";
 const EMPTY = {
   devices: () => html`No host has reported GPUs to this pool. On a machine that has some:
     <code>gpu-broker host</code>, or <code>gpu-broker serve --demo</code> for simulated ones.`,
-  leases: () => html`Nobody holds a lease. To get one:
+  leases: () => html`No lease is held. To get one:
     <code>gpu-broker run --memory 8GiB -- python train.py</code>`,
-  queue: () => "Nobody waits.",
+  queue: () => "No request waits.",
   events: () => "Nothing has happened yet.",
 };
 

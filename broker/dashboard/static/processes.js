@@ -1,4 +1,4 @@
-// Who uses a GPU, what is found of it, and how sound it is.
+// The processes on a GPU, its findings, and its health.
 
 import { html, nothing } from "./vendor/lit-html.js";
 import { inUnit } from "./describe.js";

@@ -10,7 +10,7 @@ export const rows = Object.fromEntries(KINDS.map((kind) => [kind, new Map()]));
 /** Newest first. */
 export const events = [];
 
-/** Who we are to the broker; null until it said so. */
+/** The name and the role of our key, as the broker says; null until it did. */
 export let you = null;
 
 let skew = 0;
@@ -20,7 +20,7 @@ let derived = {}; // what was worked out of the rows since they changed last
 /** The pool's clock, epoch seconds. */
 export const now = () => (Date.now() + skew) / 1000;
 
-/** Of when, on the pool's clock, what is shown is: long ago while the store is away. */
+/** The time of the rows on the pool's clock: long ago while the store is away. */
 export const shownAt = () => readAt;
 
 /** All of it, as the data of a reset; null: nothing was told yet. */
@@ -56,7 +56,7 @@ export function take(kind, said) {
   }
 }
 
-/** Whether the person may drain, revoke and set the policy. */
+/** True of a key that may drain, revoke and set the policy. */
 export const operates = () => you?.role === "operator";
 
 export const pool = () => rows.pool.get("pool");

@@ -45,7 +45,7 @@ export function summary(pool, broker) {
     ${figure("Free to lease", size(safe ? 0 : free_mb), room)}
     ${figure("Leased", percent(sum("memory_reserved_mb"), sum("memory_total_mb")), size(sum("memory_reserved_mb")))}
     ${figure("Leases", pool.leases, pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs")}
-    ${figure("Waiting", pool.waiting, pool.waiting ? "see the queue for why" : "nobody")}
+    ${figure("Waiting", pool.waiting, pool.waiting ? "the queue says why" : "no request")}
     ${figure("SAFE_MODE", safe ? "ON" : "off", safe ? "no GPU is leased" : "GPUs are leased", safe ? "trouble" : "")}
   </dl>
   ${findings(gpus)}

@@ -25,7 +25,7 @@ function tile(gpu, current) {
     tabindex=${gpu.uuid === current ? 0 : -1}>
     <span class="line"><span><b>${gpu.index}</b> ${model(gpu.name)}</span><b class="number">${inUnit(gpu.utilization_gpu_pct, "%") ?? ""}</b></span>
     ${memoryBar(gpu, leases, colour)}
-    <span class="who">${agents.slice(0, NAMED).map((agent) => html`<span>${swatch(agent)}${agent}</span>`)}
+    <span class="holders">${agents.slice(0, NAMED).map((agent) => html`<span>${swatch(agent)}${agent}</span>`)}
       ${agents.length > NAMED ? html`<b>+${agents.length - NAMED}</b>` : nothing}
       ${leasable(gpu) ? html`<span>${size(leasable(gpu))} free</span>` : nothing}</span>
     ${sparkline(gpu.uuid)}

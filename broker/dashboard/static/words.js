@@ -1,4 +1,4 @@
-// What the broker's words mean, for who reads them here first.
+// The meaning of the broker's words.
 
 /** States of a GPU. */
 export const STATES = {
@@ -8,7 +8,7 @@ export const STATES = {
   lost: "its host no longer finds it: no new leases; it may need a reset or a reboot",
   stopping: "its reporter is being stopped and waits for the leases on it: no new ones until it is back",
   error: "its driver says that something is wrong: no new leases until that is over",
-  quarantined: "its host lends it to nobody until it is known to be sound, or until an operator undrains it",
+  quarantined: "no new leases until it is known to be sound, or until an operator undrains it",
   dirty: "processes of a lease that is over are still on it: no new leases until they are gone",
   mig: "it is divided into MIG devices, which are leased in its place",
 };
@@ -25,7 +25,7 @@ export const FINDINGS = {
 /** Events. */
 export const EVENTS = {
   pool_created: "The first report made this pool.",
-  closed: "Redis was started anew, failed over or lost its data: nothing is granted until those who hold leases are heard.",
+  closed: "Redis was started anew, failed over or lost its data: nothing is granted until the holders of leases are heard.",
   recovered: "Redis had forgotten the lease, and its holder brought it back.",
   host_up: "The host reports its GPUs.",
   host_contested: "Another machine reports under this host's name, and was refused.",
@@ -50,7 +50,7 @@ export const EVENTS = {
   policy: "An operator changed the policy.",
   finding_raised: "The host found something: a lease that idles, uses too much or is on a GPU that failed, or a process without a lease.",
   finding_cleared: "What the host had found is over.",
-  quarantined: "The host lends the GPU to nobody until it is known to be sound.",
+  quarantined: "The host lends the GPU no more until it is known to be sound.",
   unquarantined: "The GPU came out of quarantine.",
   xid: "NVIDIA's driver told of an error of the GPU, by its code.",
   process_ended: "The host ended a process: the policy says so.",
