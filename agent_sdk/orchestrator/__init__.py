@@ -1,4 +1,4 @@
-"""The documented client of the HTTP service, which falls back to the CPU."""
+"""Documented client of the HTTP service, with a fallback to the CPU."""
 
 from agent_sdk.orchestrator.client import DECISION_S, FALLBACK, GPUOrchestratorClient
 from agent_sdk.orchestrator.http_lease import HttpLease

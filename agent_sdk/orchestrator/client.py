@@ -1,7 +1,8 @@
 """`GPUOrchestratorClient`: the documented client of the HTTP service, which fails closed to CPU.
 
-No call of it raises, none takes longer than two seconds, and what it answers when it cannot know is
-always: no GPU. For who can reach Redis, `LeaseClient` tells errors apart and waits in the queue.
+No call of it raises, none takes longer than two seconds, and without knowledge it always answers:
+no GPU. A process that reaches Redis has `LeaseClient`, which tells errors apart and waits in the
+queue.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DECISION_S = 2.0
-"""The most that one call, or one decision, may take."""
+"""Most seconds that one call, or one decision, may take."""
 
 DOWN_S = 1.0
-"""For how long nobody is asked after nobody answered."""
+"""Seconds after a failed call in which the service is not asked."""
 
 SAID = {"unreachable"}
 """Messages of /gpu/info whose reason is in the log already."""
@@ -55,11 +56,11 @@ FALLBACK: dict[str, Any] = {
     "safe_mode_read_only": True,
     "_fallback": True,
 }
-"""The policy when nobody can tell it. Handed out in copies, and never cached as the truth."""
+"""Policy when it is unknown. Handed out in copies, and never cached as the truth."""
 
 
 class GPUOrchestratorClient(OfOneProcess):
-    """The HTTP service, seen from an agent; safe to share between threads and across a fork.
+    """Client of the HTTP service for an agent; safe to share between threads and across a fork.
 
     Args:
         base_url: default GPU_ORCHESTRATOR_URL, else http://localhost:8014.
@@ -67,7 +68,7 @@ class GPUOrchestratorClient(OfOneProcess):
         request_timeout: seconds for one call or one decision, at most 2.
         api_key: for a broker that has keys; default GPU_BROKER_API_KEY, else the content of
             GPU_BROKER_API_KEY_FILE.
-        down_s: after no answer came, calls fall back for so long without asking.
+        down_s: seconds after a missing answer in which calls fall back without asking.
     """
 
     def __init__(
@@ -101,15 +102,18 @@ class GPUOrchestratorClient(OfOneProcess):
         return self._gpu_info(self._deadline())
 
     def get_policy(self, force_refresh: bool = False) -> dict[str, Any]:
-        """The policy, at most `policy_ttl` s old; if unanswered the fallback, with `_fallback`."""
+        """Return the policy, at most `policy_ttl` s old; without an answer the fallback.
+
+        The fallback has the field `_fallback`.
+        """
         return self._policy_by(self._deadline(), force_refresh=force_refresh)
 
     def safe_mode_active(self) -> bool:
-        """Return whether nobody may have a GPU; true when nobody can tell."""
+        """Return whether no agent may have a GPU; True when that is unknown."""
         return _safe(self.get_policy())
 
     def cpu_fallback_decision(self) -> dict[str, bool]:
-        """Whether to initialise a GPU at all: ask once at the start, and lease before each use.
+        """Decide about initialising a GPU: ask once at the start, and lease before each use.
 
         Returns:
             use_gpu: the policy is known, SAFE_MODE is off and there is a GPU; safe_mode;
@@ -144,14 +148,14 @@ class GPUOrchestratorClient(OfOneProcess):
         model: str | None = None,
         placement: Literal["spread", "pack"] = "spread",
     ) -> HttpLease:
-        """A lease, on a GPU or marked as on the CPU; renewed in the background until released.
+        """Get a lease, on a GPU or marked as on the CPU; it is renewed until released.
 
         Args:
-            agent: who asks.
+            agent: the agent that asks.
             min_memory_mb: MiB on each device; None = the policy's default.
             devices: several = whole idle devices of one host and model.
             exclusive: alone on the device.
-            ttl_s: how long after this process died it ends.
+            ttl_s: seconds that the lease outlives this process.
             priority: 0 to 9, 9 first.
             host: None = this machine; "any", or a name.
             model: the exact name, or None for any.
@@ -191,7 +195,7 @@ class GPUOrchestratorClient(OfOneProcess):
             return self._without(agent, token, code_of(reply))
         try:
             lease = HttpLease(self, granted(reply.body, agent, asked["ttl_s"], sent_at))
-        except UNREADABLE:  # not what we understand: it cannot be used
+        except UNREADABLE:  # an unknown form: it cannot be used
             self._abandon(token)
             return self._without(agent, token, "protocol_mismatch")
         if lease.on_cpu:
@@ -201,15 +205,15 @@ class GPUOrchestratorClient(OfOneProcess):
             self._said.clear()
         try:
             self._keeper.add(lease)
-        except RuntimeError:  # no more threads: nobody would renew it
+        except RuntimeError:  # no more threads: it would not be renewed
             self.release(lease)
             return self._without(agent, token, "store_unavailable")
         return lease
 
     def renew(self, lease: HttpLease, ttl_s: float | None = None) -> bool:
-        """Renew it now; False when it is lost, or no answer came (`lease.lost` tells which).
+        """Renew a lease now; return False when it is lost, or without an answer (see `lease.lost`).
 
-        False too in a child that was forked under it: its parent renews it.
+        In a forked child return False: the parent renews it.
         """
         if lease.local or lease.is_view:
             return lease.local
@@ -230,9 +234,9 @@ class GPUOrchestratorClient(OfOneProcess):
         return False
 
     def release(self, lease: HttpLease) -> bool:
-        """Give it back; without an answer that is tried again in the background, and False.
+        """Give a lease back; without an answer return False, and try again in the background.
 
-        In a forked child its parent's lease stays the parent's: False, and nothing is sent.
+        In a forked child the lease stays the parent's: return False, and send nothing.
         A call that is interrupted leaves no lease: it is given back in the background.
         """
         try:
@@ -261,7 +265,7 @@ class GPUOrchestratorClient(OfOneProcess):
         self._abandon(lease.token)
 
     def close(self) -> None:
-        """Renew no more; leases still held run on to their end."""
+        """Stop renewing; leases still held run on to their end."""
         self._keeper.close(self.request_timeout)
 
     def __enter__(self) -> Self:
@@ -274,11 +278,11 @@ class GPUOrchestratorClient(OfOneProcess):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Renew no more."""
+        """Stop renewing."""
         self.close()
 
     def _abandon(self, token: str) -> None:
-        """Give it back in the background; without a thread for that it ends by its ttl."""
+        """Give a token back in the background; without a thread its lease ends by its ttl."""
         with suppress(RuntimeError):
             self._keeper.abandon(token)
 
@@ -313,7 +317,7 @@ class GPUOrchestratorClient(OfOneProcess):
         return copy.deepcopy(policy)
 
     def _reachable(self) -> Web:
-        """Return the way to the service, unless it did not answer a moment ago."""
+        """Return the connection to the service, unless it did not answer a moment ago."""
         if self._web is None:
             raise Unanswered("no orchestrator is configured")
         if local_now() < self._down_until:
@@ -344,10 +348,10 @@ class GPUOrchestratorClient(OfOneProcess):
 
     def _was_silent(self) -> None:
         self._down_until = local_now() + self._down_s
-        self._policy = (0.0, {})  # what it allowed is not believed past its silence
+        self._policy = (0.0, {})  # its policy is not believed past its silence
 
     def _host(self) -> str | None:
-        """This machine's name if the broker may be elsewhere; None: the broker knows it."""
+        """Return this machine's name if the broker may be elsewhere; None: the broker knows it."""
         near = self._web is None or _loopback(self._web.hostname)
         named = source_of("GPU_BROKER_HOSTNAME") == "environment"
         return own_hostname() if named or not near else None

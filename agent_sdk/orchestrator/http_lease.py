@@ -1,4 +1,4 @@
-"""A lease over HTTP, given back at the end of its block or of the process."""
+"""Lease over HTTP, given back at the end of its block or of the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class HttpLease(Lease):
-    """A lease over HTTP, renewed in the background; a `with` block releases it at its end.
+    """Lease over HTTP, renewed in the background; a `with` block releases it at its end.
 
     With a GPU, or marked as without: `on_cpu` is true and `reason` says why. `local` is true when
     the broker knows nothing of it.
@@ -28,7 +28,7 @@ class HttpLease(Lease):
         self._client = client
 
     def __enter__(self) -> Self:
-        """Held until the end of the block, or of the process."""
+        """Hold the lease until the end of the block, or of the process."""
         _entered.add(self)
         return self
 
@@ -38,20 +38,20 @@ class HttpLease(Lease):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Release it, whatever the block did."""
+        """Release it, however the block ended."""
         _entered.discard(self)
         if not self.released:
             self._client.release(self)
 
     def leave(self) -> None:
-        """Give it back in the background, which the end of the process waits for."""
+        """Give it back in the background; the end of the process waits for that."""
         if not (self.released or self.is_view or self.local):
             self.end()
             self._client.abandon(self)
 
 
 _entered: WeakSet[HttpLease] = WeakSet()
-"""Leases whose block has not ended: a generator may never end it."""
+"""Leases in blocks that have not ended: a generator may never end its block."""
 
 
 def _leave_all() -> None:

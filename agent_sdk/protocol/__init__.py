@@ -1,1 +1,1 @@
-"""The verbs without the waiting: messages, validation, and what an answer means."""
+"""Verbs without the waiting: messages, validation, and the meaning of answers."""

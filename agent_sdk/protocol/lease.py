@@ -1,4 +1,4 @@
-"""The verbs of holders and waiters, without the waiting: acquire, renew, release, reap.
+"""Verbs of holders and waiters, without the waiting: acquire, renew, release, reap.
 
 Each verb is a generator that yields what to do (`Call`: run a verb's script; `Read`: commands in
 one pipeline; `Pause`: wait for a hint, or a while), is sent the answer, and returns a result or
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 HEARTBEAT_MS: Final = 10_000
-"""A waiter that does not ask for so long loses its place."""
+"""Milliseconds of silence after which a waiter loses its place."""
 
 FIRST_POLL_S: Final = 3.0
-"""Between two polls of a waiter that is next, at most: its poll finds what no script could."""
+"""Most seconds between polls of a queue's head: its poll finds what no script could."""
 
 OTHERS_POLL_S: Final = (6.5, 8.5)
-"""Between two polls of one behind others: only a heartbeat; apart, not all at once."""
+"""Seconds between polls of other waiters, as a heartbeat; a range, so that they spread."""
 
 OVERDUE_POLL_S: Final = 0.25
-"""While something is over that may not be taken back yet."""
+"""Seconds between polls while something has ended that may not be taken back yet."""
 
 
 def acquire(
@@ -57,9 +57,9 @@ def acquire(
     """Ask for a lease, and wait for it in the queue.
 
     Args:
-        request: what is asked; its `wait_ms` is what is left of the wait.
+        request: the request; its `wait_ms` is the rest of the wait.
         until: the end of the wait on `clocks.local_now`'s clock. The last call decides.
-        keep_place: at the end decide nothing: stay in the queue and raise StillWaiting.
+        keep_place: at the end stay in the queue and raise StillWaiting, without a decision.
 
     Raises:
         Refused, BrokerUnavailable: with the reason.
@@ -71,7 +71,7 @@ def acquire(
             case ["GRANTED", _, _, _, _, _, int(), int(), *_]:
                 return granted(request, answer)
             case ["AGAIN", *_] | ["WAITING", _, _, _, 1, _]:
-                # More is over than one script takes back: what looks full may not be.
+                # More has ended than one script takes back: a full pool may not be full.
                 yield from reap_all()
             case ["WAITING", _, _, _, _, int(place)]:
                 left_s = max(0.0, until - local_now())
@@ -84,16 +84,16 @@ def acquire(
 
 
 def left_ms(until: float, *, keep_place: bool = False) -> int:
-    """Return what is left of a wait; who keeps its place asks for as long as a place is kept."""
+    """Return the rest of a wait; with `keep_place` at least the time for which a place lasts."""
     left = max(0, math.ceil((until - local_now()) * 1000))
     return left + HEARTBEAT_MS if keep_place else left
 
 
 @of_known_form
 def poll_s(seen: Moment, place: int) -> float:
-    """Return when a waiter asks again if no hint comes; `place`: how many are ahead in its queue.
+    """Return the seconds until a waiter asks again without a hint; `place`: waiters ahead of it.
 
-    The head sees to it that what is over comes back, where no broker does.
+    The head of a queue has ended leases taken back where no broker does.
     """
     if place > 0:
         return random.uniform(*OTHERS_POLL_S)
@@ -110,7 +110,7 @@ def renew_call(
     owner: str = "",
     claim: RecoveryClaim | None = None,
 ) -> Call:
-    """Return the call that renews; the keeper sends many of them in one pipeline.
+    """Return the call that renews; the renewer sends many of them in one pipeline.
 
     claim: only after `unknown` was answered, and while the holder may believe in the lease.
     """
@@ -120,7 +120,7 @@ def renew_call(
 
 
 def _owned(owner: str) -> tuple[str, ...]:
-    """Return the argument by which a script compares the owner; none: it may be anybody's."""
+    """Return the argument by which a script compares the owner; empty: any owner."""
     return (owner,) if owner else ()
 
 
@@ -131,7 +131,7 @@ def renew(
     owner: str = "",
     claim: RecoveryClaim | None = None,
 ) -> Generator[Call, Answer, Renewal]:
-    """Renew one lease, with its claim should the pool have forgotten it; see `renewed`."""
+    """Renew one lease, with its claim if the pool has forgotten it; see `renewed`."""
     answer = yield renew_call(token, fence, ttl_ms, owner)
     if claim and unknown(answer.raw):
         answer = yield renew_call(token, fence, ttl_ms, owner, claim)
@@ -141,7 +141,7 @@ def renew(
 def release(
     token: str, *, plant: bool = True, owner: str = ""
 ) -> Generator[Call, Answer, ReleaseResult]:
-    """Give a lease back. `plant`: an unknown token is refused from now on."""
+    """Give a lease back. `plant`: refuse an unknown token from now on."""
     answer = yield Call("release", (PROTOCOL, token, int(plant), *_owned(owner)), token)
     match answer.raw:
         case ["RELEASED", *_]:
@@ -155,7 +155,7 @@ def release(
 
 
 def reap(seen_ms: int = 0) -> Generator[Call, Answer, Moment]:
-    """Take back what is over, as much of it as one script may.
+    """Take ended leases back, as many as one script may.
 
     seen_ms: `now_ms` of the caller's last reply: a pool that has forgotten it says so to all.
     """
@@ -168,7 +168,7 @@ def reap(seen_ms: int = 0) -> Generator[Call, Answer, Moment]:
 
 
 def reap_all() -> Generator[Call, Answer, Moment]:
-    """Take back everything that is over."""
+    """Take all ended leases back."""
     while (seen := (yield from reap())).more:
         pass
     return seen

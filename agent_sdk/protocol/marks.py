@@ -1,4 +1,4 @@
-"""Marks of calls: a reply repeats the mark of its call, so no call takes the answer of another."""
+"""Marks of calls: a reply repeats the mark of its call, so no call takes another's answer."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from itertools import count
 from typing import Any, Final
 
 MARKED_AT: Final = 4
-"""The argument of FCALL and EVALSHA that carries the protocol and the mark, `1 <mark>`."""
+"""Place of the argument of FCALL and EVALSHA with the protocol and the mark, `1 <mark>`."""
 
 _marks = count(secrets.randbits(48))
 
 
 class _Marked(str):
-    """The protocol and a mark, `1 <mark>`, as our calls say it: no other text is taken for one."""
+    """Protocol with a mark, `1 <mark>`, as our calls send it: no other text is taken for one."""
 
     __slots__ = ()
 
 
 def marked(protocol: int | str) -> str:
-    """The protocol as a call says it that wants its mark in the reply; no two calls share one."""
+    """Return the protocol with a new mark that the reply repeats; no two calls share one."""
     return _Marked(f"{protocol} {next(_marks):x}")
 
 

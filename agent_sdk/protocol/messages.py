@@ -1,6 +1,6 @@
 """Messages of the protocol: calls, answers, and the facts that they carry.
 
-What is made on the path of every lease is a NamedTuple: it takes a third of the time of a frozen
+Objects on the path of every lease are NamedTuples: one takes a third of the time of a frozen
 dataclass.
 """
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 PROTOCOL: Final = 1
-"""Sent with every call; the script's must be the same."""
+"""Version that is sent with every call; the script's must be the same."""
 
 SCHEMA: Final = 2
-"""The layout of a pool's keys that this version works on, as in lua/lib/clock.lua."""
+"""Layout of a pool's keys that this version works on, as in lua/lib/clock.lua."""
 
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
 ANY: Final = "*"
-"""On the wire: any host, any model."""
+"""Word on the wire for any host, any model."""
 
 
 class Call(NamedTuple):
-    """One run of a verb's script."""
+    """Run of a verb's script."""
 
     verb: str
     args: tuple[str | int, ...]
@@ -38,10 +38,10 @@ class Read:
 
 
 class Pause(NamedTuple):
-    """Nothing to send: wait for a hint for the token, at most so many seconds.
+    """Wait for a hint for the token, at most so many seconds.
 
     Attributes:
-        left_s: what is left of the whole wait.
+        left_s: the rest of the whole wait.
     """
 
     token: str
@@ -50,7 +50,7 @@ class Pause(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back, and when the request left on `local_now`'s clock."""
+    """Answer to a call or a read, with the time of sending on `local_now`'s clock."""
 
     raw: list[Any]
     sent_at: float
@@ -58,13 +58,13 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The frame of every reply: the pool's time and what time will do next.
+    """Frame of every reply: the pool's time and its next deadline.
 
     Attributes:
         now_ms: the pool's clock.
-        next_deadline_ms: nothing ends before; None: nothing will. `reap` looks when the next does.
+        next_deadline_ms: no lease ends before; None: none will. `reap` computes it.
         epoch: names the pool's data: another epoch means that they were lost.
-        more: something is over that this call left for the next `reap`.
+        more: this call left something ended for the next `reap`.
     """
 
     now_ms: int
@@ -75,13 +75,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, or a share of one, as it was when the lease was granted.
+    """GPU, or a share of one, as it was at the grant.
 
     Attributes:
         uuid: NVML's UUID, its identity.
         index: its index on its host at the grant; it may change at a reboot.
         host: the machine that has it.
-        name: what the driver calls it.
+        name: its name by the driver.
         memory_mb: MiB of it that the lease holds.
     """
 
@@ -93,7 +93,7 @@ class Device:
 
 
 class Request(NamedTuple):
-    """Everything an acquire asks for, in the order of its arguments in `lua/acquire.lua`."""
+    """Arguments of an acquire, in their order in `lua/acquire.lua`."""
 
     token: str
     agent: str
@@ -113,20 +113,20 @@ class Request(NamedTuple):
     wait_ms: int = 0
 
     def call(self) -> Call:
-        """Return the call that asks for it, and asks again."""
+        """Return the call that asks for the lease, and asks again."""
         return Call("acquire", (PROTOCOL, *self), self.token)
 
     @property
     def asked(self) -> str:
-        """What makes two requests the same, as the ledger has it."""
+        """Fields that make two requests the same, in the ledger's form."""
         return "|".join(map(str, self[2:12]))
 
 
 class RecoveryClaim(NamedTuple):
-    """What a renewal presents of a lease that the pool has forgotten; see `lua/renew.lua`.
+    """Facts about a lease that a renewal presents to a pool that forgot it; see `lua/renew.lua`.
 
     Attributes:
-        epoch: of the pool that granted it.
+        epoch: the epoch of the pool that granted it.
         devices: `uuid=mb,...`, as the ledger writes them.
         request: arguments 4 to 13 of its acquire, joined by `|`.
     """
@@ -140,16 +140,16 @@ class RecoveryClaim(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """A lease as the broker gave it.
+    """Lease as the broker granted it.
 
     Attributes:
         fence: grows with every grant of the pool: the newer holder has the larger.
         expires_at_ms: on Redis's clock; for showing, never for comparing with a local clock.
         ttl_ms: as asked; 0 = no expiry.
-        reason: why it is a CPU lease, or None.
+        reason: the reason for a CPU lease, or None.
         devices: empty for a CPU lease.
-        trusted_until: on `clocks.local_now`'s clock.
-        claim: for a pool that forgets it; None: it cannot be claimed, as through HTTP.
+        trusted_until: the end of trust on `clock.local_now`'s clock.
+        claim: its claim on a pool that forgets it; None: there is none, as through HTTP.
     """
 
     token: str
@@ -165,10 +165,10 @@ class Grant(NamedTuple):
 
 
 class Renewal(NamedTuple):
-    """What a renewal gave: the new end, and until when to believe in it.
+    """Result of a renewal: the new end, and the end of trust in it.
 
     Attributes:
-        notices: what the device's host finds of the lease, words of `devices.FINDINGS`.
+        notices: the findings of the device's host about the lease, words of `devices.FINDINGS`.
     """
 
     expires_at_ms: int
@@ -178,17 +178,17 @@ class Renewal(NamedTuple):
 
     @property
     def endless(self) -> bool:
-        """A lease without expiry: no other has more left than the longest ttl."""
+        """True for a lease without expiry: no other has more left than the longest ttl."""
         return self.remaining_ms > LONGEST_TTL_MS
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseResult:
-    """How a release went.
+    """Result of a release.
 
     Attributes:
         by_this_call: True when this call ended the lease.
-        outcome: how it ended, a word of `errors.CODES`; `unknown_token`: nothing is known of it.
+        outcome: a word of `errors.CODES`; `unknown_token`: the lease is unknown.
     """
 
     by_this_call: bool
@@ -196,5 +196,5 @@ class ReleaseResult:
 
 
 def new_token() -> str:
-    """Return a token nobody had before: 128 random bits."""
+    """Return a new token: 128 random bits."""
     return os.urandom(16).hex()

@@ -1,4 +1,4 @@
-"""The operators' verbs, without the waiting: see `protocol` for how such a generator is driven."""
+"""Operators' verbs, without the waiting: see `protocol.lease` for driving such a generator."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Ans
     """End a lease: at its holder's next renewal, within a minute at the latest; `force`: now.
 
     Returns:
-        When it ends at the latest, ms on Redis's clock.
+        Its latest end, ms on Redis's clock.
 
     Raises:
-        UnknownToken: nothing is known of it.
+        UnknownToken: the lease is unknown.
         LeaseLost: it had ended already.
     """
     answer = yield Call("revoke", (PROTOCOL, token, int(force), by, why), token)
@@ -39,10 +39,10 @@ def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Ans
 def drain(
     what: str, name: str, *, drained: bool, by: str, why: str
 ) -> Generator[Call, Answer, int]:
-    """Let a device, or a host with all it has, take no new leases; or let it take them again.
+    """Stop new leases on a device, or on a host with all its devices; or allow them again.
 
     Returns:
-        How many devices that were.
+        The number of devices.
     """
     answer = yield Call("drain", (PROTOCOL, what, name, int(drained), by, why))
     match answer.raw:
@@ -53,10 +53,10 @@ def drain(
 
 
 def forget(what: str, name: str, *, by: str, why: str) -> Generator[Call, Answer, int]:
-    """Take a device, or a host with all it has, out of the pool now.
+    """Remove a device, or a host with all its devices, from the pool now.
 
     Returns:
-        How many devices that were.
+        The number of devices.
 
     Raises:
         InUse: a lease is on it, or the memory of one that ended is not free yet.
@@ -74,13 +74,13 @@ def forget(what: str, name: str, *, by: str, why: str) -> Generator[Call, Answer
 
 
 def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:
-    """Change the policy; what is not named stays. All of it or nothing.
+    """Change the named fields of the policy, all of them or none.
 
     Returns:
         The policy's new version.
 
     Raises:
-        BadRequest: a field is not there, or takes no such value.
+        BadRequest: a field is unknown, or takes no such value.
     """
     answer = yield Call("set_policy", (PROTOCOL, by, *to_store(policy)))
     match answer.raw:

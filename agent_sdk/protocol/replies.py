@@ -1,4 +1,4 @@
-"""Replies to calls: their frame, what they grant, and the error that a refusal stands for."""
+"""Replies to calls: their frame, the grant in them, and the error for a refusal."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEVICE_WORDS: Final = 5
-"""Words that a grant says of each device: id, MiB, index, host, name."""
+"""Words of a grant about each device: id, MiB, index, host, name."""
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Return the words of a list with commas between."""
+    """Return the words of a comma-separated list."""
     return tuple(filter(None, text.split(",")))
 
 
 _NO_KNOWN_FORM: Final = (
     ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
-"""What reading comes to: of a wrong word, type or number, or of lists in lists without end."""
+"""Errors of reading a wrong word, type or number, or lists nested without end."""
 
 
 def of_known_form(read: Callable[P, T]) -> Callable[P, T]:
-    """Make an answer of no known form what it is: two versions that do not match."""
+    """Turn an answer of no known form into its cause: two versions that do not match."""
 
     @wraps(read)
     def reading(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -94,18 +94,18 @@ def granted(request: Request, answer: Answer) -> Grant:
 
 
 def unknown(raw: object) -> bool:
-    """Return whether the answer to a renewal is that nothing is known of the lease."""
+    """Return whether a renewal was answered with an unknown lease."""
     return isinstance(raw, list) and raw[:1] == ["UNKNOWN"]
 
 
 @of_known_form
 def renewed(answer: Answer, token: str) -> Renewal:
-    """Return what a renewal's answer means.
+    """Return the result of a renewal by its answer.
 
     Raises:
         LeaseLost: with the reason.
-        UnknownToken: nothing is known of it.
-        BrokerUnavailable: it cannot be told yet: the pool may have lost data and hears holders.
+        UnknownToken: the lease is unknown.
+        BrokerUnavailable: not known yet: the pool may have lost data and waits for holders.
     """
     match answer.raw:
         case ["RENEWED", _, _, _, _, int(expires_at_ms), int(remaining_ms), str(notice)]:
@@ -118,7 +118,7 @@ def renewed(answer: Answer, token: str) -> Renewal:
 
 
 def schema_mismatch(schema: str) -> str:
-    """Say in a sentence what to do about a pool whose keys have another layout."""
+    """Return a sentence about the way out for a pool with keys of another layout."""
     says = f"the pool has schema {schema[:20]}, and this version works on schema {SCHEMA}: "
     if schema in map(str, range(SCHEMA)):
         return f"{says}stop what uses the pool, delete its keys (gpu:{{POOL}}:*), then start anew"
@@ -130,12 +130,12 @@ _SAYS_WHAT: Final[dict[str, Callable[[str], str]]] = {
     "protocol_mismatch": schema_mismatch,
     "in_use": "{} has a lease, or memory that is not free yet: revoke it, then forget again".format,
 }
-"""Refusals whose detail a caller needs."""
+"""Refusals with a detail that a caller needs."""
 
 
 @of_known_form
 def refusal_for_host(answer: Answer, token: str | None, host: str) -> LeaseError:
-    """The error of a call that names a host: it says which, and which may have been meant."""
+    """Return the error of a call that names a host, with that host and the nearest one."""
     match answer.raw:
         case ["REFUSED", _, _, _, _, "host_unknown", str(near)]:
             return HostUnknown.of(host, near, token=token)
@@ -145,7 +145,7 @@ def refusal_for_host(answer: Answer, token: str | None, host: str) -> LeaseError
 
 @of_known_form
 def failure(answer: Answer, token: str | None) -> LeaseError:
-    """The error that a reply stands for; a reply of no known form is a mismatch of versions."""
+    """Return the error for a reply; a reply of no known form is a mismatch of versions."""
     match answer.raw:
         case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
             return error_for(code, _SAYS_WHAT[code](what), token=token)

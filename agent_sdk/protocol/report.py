@@ -1,4 +1,4 @@
-"""The reporter's verb, without the waiting: see `protocol` for how such a generator is driven."""
+"""Reporter's verb, without the waiting: see `protocol.lease` for driving such a generator."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 Fields = tuple[tuple[str, str | int], ...]
 
 Report = tuple[str, Fields]
-"""What is said of one device: its id, then (field, value); `lua/report.lua` lists the fields."""
+"""Report of one device: its id, then (field, value); `lua/report.lua` lists the fields."""
 
 
 class About(TypedDict):
-    """What a report says beside the devices.
+    """Fields of a report beside the devices.
 
     deadline_ms: without another report for so long, the host's devices take no new leases.
-    sampled_ms: the pool's time when the devices were looked at; 0 = unknown.
+    sampled_ms: the pool's time of the sample; 0 = unknown.
     epoch: the last one seen, or empty.
     safe_mode: policy of a pool that this report creates.
     version: the reporter's.
-    reporter: its identity (see `broker.identity`); empty: it does not say.
+    reporter: its identity (see `broker.identity`); empty: unknown.
     over: a reporter that is known to have ended, or empty.
     seen_ms: `now_ms` of the last reply: a pool that has forgotten it has lost data, and closes.
     """
@@ -44,7 +44,7 @@ class About(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Contested:
-    """A device that another host's reporter, which lives, lists too: it stays that one's."""
+    """Device that another host's living reporter lists too, and keeps."""
 
     uuid: str
     host: str
@@ -56,7 +56,7 @@ class Reported(Moment):
     """The answer to a report.
 
     Attributes:
-        rival: the reporter that was refused this host's name lately, or empty.
+        rival: a reporter that was lately refused this host's name, or empty.
         contested: devices of the report that were not taken.
     """
 
@@ -67,12 +67,12 @@ class Reported(Moment):
 def report(
     host: str, devices: tuple[Report, ...], **about: Unpack[About]
 ) -> Generator[Call, Answer, Reported]:
-    """Say which devices a host has and that it lives; at most 64 devices in one call.
+    """Report a host's devices, and that it lives; at most 64 devices in one call.
 
-    Without devices it is a heartbeat: those already known stay as they were.
+    Without devices it is a heartbeat: known devices stay unchanged.
 
     Raises:
-        HostTaken: another reporter that lives has the name; it says which.
+        HostTaken: another living reporter, named in the error, has the name.
     """
     flat: list[str | int] = []
     for uuid, fields in devices:

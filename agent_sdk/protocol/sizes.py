@@ -1,4 +1,4 @@
-"""Sizes of GPU memory as people write them: `8GiB`, `8GB`, `8g`, `512MiB`, a bare number of MiB.
+"""Sizes of GPU memory as people write them: `8GiB`, `8GB`, `8g`, `512MiB`, bare MiB.
 
 As GPUs and schedulers count, G is 1024 M, with or without the `i`.
 """
@@ -20,11 +20,11 @@ MIB: Final = {
 EXAMPLES: Final = "8GiB, 512MiB, 8g, or a number of MiB"
 
 FEW_MB: Final = 64
-"""Below it no program on a GPU starts: more likely GiB were meant."""
+"""MiB below which no program on a GPU starts: more likely GiB were meant."""
 
 
 def mebibytes(text: str) -> int | None:
-    """Read a size as whole MiB; None: it is no size."""
+    """Return a size as whole MiB; None: it is no size."""
     found = FORM.fullmatch(text.strip().lower())
     if found is None or found[2] not in MIB:
         return None
@@ -32,16 +32,16 @@ def mebibytes(text: str) -> int | None:
 
 
 def has_unit(text: str) -> bool:
-    """Tell whether a size says its unit."""
+    """Tell whether a size has a unit."""
     return not text.strip()[-1:].isdecimal()
 
 
 def meant_gib(memory_mb: int, way: str) -> str:
-    """Ask whether GiB were meant by so few MiB; empty: they are enough, or none.
+    """Ask whether GiB were meant by so few MiB; return an empty text if they suffice, or for 0.
 
     Args:
         memory_mb: as asked.
-        way: how the caller says GiB, with `{}` for the number.
+        way: the caller's form for GiB, with `{}` for the number.
     """
     if not 0 < memory_mb < FEW_MB:
         return ""

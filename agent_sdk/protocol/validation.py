@@ -1,4 +1,4 @@
-"""What a caller says, checked before anything is sent: names, whole numbers, times."""
+"""Checks of a caller's arguments before any sending: names, whole numbers, times."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from typing import SupportsFloat
 
 FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
-"""What a name may look like, by what it names."""
+"""Form of each kind of name."""
 
 
 LONGEST_S: Final = 7 * 24 * 3600
-"""Of a ttl, and of a wait."""
+"""Longest ttl, and longest wait, in seconds."""
 
 
 def milliseconds(seconds: SupportsFloat, name: str, longest_s: float = math.inf) -> int:
     """Return seconds as whole milliseconds, rounded up: a little is not nothing.
 
     Raises:
-        BadRequest: not a finite number, negative, or longer than may be.
+        BadRequest: not a finite number, negative, or too long.
     """
     try:
         # float() reads text too, which is more often a mistake than a time.
@@ -42,7 +42,7 @@ def milliseconds(seconds: SupportsFloat, name: str, longest_s: float = math.inf)
 
 
 def ttl_milliseconds(seconds: SupportsFloat, name: str) -> int:
-    """Return a time to live as whole milliseconds; 0: it never ends.
+    """Return a time to live as whole milliseconds; 0: no end.
 
     Raises:
         BadRequest: it is neither 0 nor from a second to a week.
@@ -59,7 +59,7 @@ def check_size(value: object, name: str) -> int:
     """Return a size as text, such as `8GiB`, in MiB.
 
     Raises:
-        BadRequest: it is none; a number is not, since it does not say its unit.
+        BadRequest: it is no size; nor is a number, which has no unit.
     """
     found = mebibytes(value) if isinstance(value, str) else None
     if found is None:
@@ -74,7 +74,7 @@ def check_name(value: str, name: str) -> str:
     """Return a name that may go into keys, logs and pages; an enum's member counts as its text.
 
     Raises:
-        BadRequest: it has characters that may not.
+        BadRequest: it has other characters.
     """
     form = FORMS[name]
     if not isinstance(value, str) or not form.fullmatch(value):
@@ -88,10 +88,10 @@ def plain(text: str) -> str:
 
 
 def check_choice(value: object, name: str, *choices: str) -> str:
-    """Return one of some words.
+    """Return the value if it is one of the choices.
 
     Raises:
-        BadRequest: it is none of them.
+        BadRequest: it is no choice.
     """
     if not isinstance(value, str) or value not in choices:
         said = " or ".join(map(repr, choices))
@@ -100,7 +100,7 @@ def check_choice(value: object, name: str, *choices: str) -> str:
 
 
 def check_flag(value: object, name: str) -> bool:
-    """Give a truth value; numpy's and the numbers 0 and 1 count too.
+    """Return a truth value; numpy's and the numbers 0 and 1 count too.
 
     Raises:
         BadRequest: it is a text, of which "false" would be true.
@@ -114,7 +114,7 @@ def check_range(value: object, name: str, least: int, most: int) -> int:
     """Return a whole number within bounds.
 
     Raises:
-        BadRequest: it is none, or out of bounds.
+        BadRequest: it is no whole number, or out of bounds.
     """
     number = check_whole(value, name)
     if not least <= number <= most:
@@ -123,10 +123,10 @@ def check_range(value: object, name: str, least: int, most: int) -> int:
 
 
 def check_whole(value: object, name: str) -> int:
-    """A whole number; an enum's member and numpy's integers count as the number that they are.
+    """Return a whole number; an enum's member and numpy's integers count as numbers.
 
     Raises:
-        BadRequest: it is none; True and 2.0 are not.
+        BadRequest: it is no whole number; True and 2.0 are none.
     """
     try:
         if not isinstance(value, bool):
@@ -137,7 +137,7 @@ def check_whole(value: object, name: str) -> int:
 
 
 def json_number(value: object) -> int | float:
-    """Turn what JSON has no form for into a number: numpy's, `Decimal`, a fraction.
+    """Turn a number without a form in JSON into one: numpy's, `Decimal`, a fraction.
 
     Raises:
         TypeError: it is no number.

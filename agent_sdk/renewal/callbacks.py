@@ -1,4 +1,4 @@
-"""Holders' callbacks, run by threads of their own: a slow one costs no lease its renewal.
+"""Callbacks of holders, run by threads of their own: a slow one delays no renewal.
 
 One lease's callbacks run one after another, in order; those of several leases side by side, on
 `WORKERS` threads at most, which end with their work. A callback that waits already is not queued
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORKERS = 16
-"""Leases whose callbacks run at once; the others' wait for a callback that returns."""
+"""Leases whose callbacks run at once; those of other leases wait for a free thread."""
 
 
 class Callbacks:
-    """The callbacks that wait, by lease, and the threads that run them."""
+    """Waiting callbacks, by lease, and the threads that run them."""
 
     def __init__(self) -> None:
         renew_in_child(self)
@@ -38,7 +38,7 @@ class Callbacks:
         self._workers = 0
 
     def submit(self, lease: object, name: str, callback: Callable[[], object]) -> None:
-        """Have a callback of a lease run soon; here and now if no thread can be had."""
+        """Run a callback of a lease soon; here and now if no thread can be had."""
         with self._lock:
             waiting = self._waiting.get(lease)
             if waiting is not None:  # a worker has the lease, or will have it
@@ -65,7 +65,7 @@ class Callbacks:
                 run(lease, *call)
 
     def _next(self) -> object | None:
-        """Return a lease whose callbacks wait; None: this worker ends."""
+        """Return a lease with a waiting callback; None: this worker ends."""
         with self._lock:
             if self._ready:
                 return self._ready.popleft()
@@ -81,7 +81,7 @@ class Callbacks:
 
 
 def run(lease: object, name: str, callback: Callable[[], object]) -> None:
-    """Run a callback; log whatever it raises, since no caller could see it."""
+    """Run a callback, and log whatever it raises, since no caller could see it."""
     try:
         callback()
     except BaseException:
@@ -89,4 +89,4 @@ def run(lease: object, name: str, callback: Callable[[], object]) -> None:
 
 
 callbacks = Callbacks()
-"""The callbacks of all leases of this process."""
+"""Callbacks of all leases of this process."""

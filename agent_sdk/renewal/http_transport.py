@@ -1,4 +1,4 @@
-"""What the HTTP service says, as the SDK's own kinds, and the keeper's way to it."""
+"""Transport of renewals over HTTP, and answers of the service in the SDK's own types."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 OK = 200
 
 TURN_S = 1.0
-"""How long requests go on one after another before other leases have their turn."""
+"""Seconds of requests one after another before other leases have their turn."""
 
 UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError)
-"""What reading an answer of another form may raise; Infinity is a number of JSON's to Python."""
+"""Errors of reading an answer of another form; Python's JSON takes Infinity for a number."""
 
 ENDLESS_MS = LONGEST_TTL_MS + 1
-"""What is left of a lease without expiry: more than any ttl."""
+"""Rest of a lease without expiry: more than any ttl."""
 
 
 class HttpTransport:
-    """A keeper's way to the service; see `links.Link`.
+    """Transport of a renewer to the service; see `RenewalTransport`.
 
     Args:
         web: None when none is configured.
@@ -42,7 +42,7 @@ class HttpTransport:
         self._timeout_s = request_timeout
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
-        """See `RenewalTransport`: one request after another, for a second at most."""
+        """Renew leases one after another, for a second at most; see `RenewalTransport`."""
         web, until = self._reachable(), local_now() + TURN_S
         for lease in leases:
             try:
@@ -55,7 +55,7 @@ class HttpTransport:
                 return
 
     def release(self, tokens: Sequence[str]) -> Iterator[bool]:
-        """See `RenewalTransport`."""
+        """Release tokens; see `RenewalTransport`."""
         web, until = self._reachable(), local_now() + TURN_S
         for token in tokens:
             body = {"token": token, "refuse_late": True}
@@ -68,7 +68,7 @@ class HttpTransport:
                 return
 
     def memory(self, fence: int) -> Memory:  # noqa: ARG002 - as every link's
-        """Return the broker watches over its store; no lease can be recovered through it."""
+        """Return no facts: the broker watches over its store, and recovers no lease for us."""
         return Memory(None)
 
     def _reachable(self) -> Web:
@@ -77,7 +77,7 @@ class HttpTransport:
         return self._web
 
     def close(self) -> None:
-        """Nothing is left open between requests."""
+        """Do nothing: no connection is left open between requests."""
 
 
 def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Renewal:
@@ -85,7 +85,7 @@ def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Rene
 
     Raises:
         LeaseError: it is lost, or the broker cannot tell.
-        Unanswered: nobody answered by `until`.
+        Unanswered: no answer came by `until`.
     """
     sent_at = local_now()
     body = {"token": lease.token, "fence": lease.fence, "ttl_s": ttl_s}
@@ -101,10 +101,10 @@ def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Rene
 
 
 def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> Grant:
-    """Return what POST /lease granted.
+    """Return the grant of POST /lease.
 
     Raises:
-        KeyError, TypeError, ValueError, ArithmeticError: it is not what this version understands.
+        KeyError, TypeError, ValueError, ArithmeticError: this version does not understand it.
     """
     ends_ms, left_ms = ends_of(body)
     return Grant(
@@ -130,14 +130,14 @@ def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> G
 
 
 def ends_of(body: dict[str, Any]) -> tuple[int, int]:
-    """Return when a lease ends on the broker's clock, and what is left of it, both ms."""
+    """Return a lease's end on the broker's clock and its rest, both ms."""
     if body["expires_at"] is None:
         return ENDLESS_MS, ENDLESS_MS
     return round(body["expires_at"] * 1000), int(body["expires_in_s"] * 1000)
 
 
 def code_of(reply: Reply) -> str:
-    """Return why it is not 200, or not granted, as a word of `errors.CODES`."""
+    """Return the reason for an answer without a lease, as a word of `errors.CODES`."""
     if reply.body.get("note") == "SAFE_MODE":
         return "safe_mode"
     code = reply.body.get("code")
@@ -147,5 +147,5 @@ def code_of(reply: Reply) -> str:
 
 
 def release_is_final(reply: Reply) -> bool:
-    """Return whether a release need not be said again."""
+    """Return whether a release need not be repeated."""
     return reply.status == OK or not CODES[code_of(reply)].retryable

@@ -1,4 +1,4 @@
-"""How a keeper reaches the broker: what it says there is the same over Redis and over HTTP."""
+"""Transport of renewals: its interface, and the one straight to Redis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Memory(NamedTuple):
 
     Attributes:
         name: another one means that leases may have been forgotten.
-        behind: it does not know what we have seen of it: its data has gone back.
+        behind: True if it lacks what we have seen of it: its data has gone back.
     """
 
     name: object
@@ -37,31 +37,31 @@ class Memory(NamedTuple):
 
 
 class RenewalTransport(Protocol):
-    """One way to the broker, used by one thread."""
+    """Transport to the broker, used by one thread."""
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
-        """For each lease its renewal, or why there is none; it may end before the last.
+        """Yield each lease's renewal or error; it may stop before the last lease.
 
         Raises:
-            BrokerUnavailable: nobody answers.
+            BrokerUnavailable: no answer came.
         """
         ...
 
     def release(self, tokens: Sequence[str]) -> Iterator[bool]:
-        """Release what these tokens may have been granted, now or later; whether that is final.
+        """Release these tokens' leases, also later ones; yield whether each release is final.
 
         Raises:
-            BrokerUnavailable: nobody answers.
+            BrokerUnavailable: no answer came.
         """
         ...
 
     def memory(self, fence: int) -> Memory:
-        """Return what names the pool's data: once it is another, leases may have been forgotten.
+        """Return the identity of the pool's data: another one may have forgotten leases.
 
         fence: the highest of our leases, which the pool must know.
 
         Raises:
-            BrokerUnavailable: nobody answers.
+            BrokerUnavailable: no answer came.
         """
         ...
 
@@ -71,11 +71,11 @@ class RenewalTransport(Protocol):
 
 
 MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms")
-"""Fields of the pool: what names its data, and how far that goes."""
+"""Fields of the pool that identify its data and its age."""
 
 
 class RedisTransport:
-    """Straight to Redis: everything in one pipeline.
+    """Transport straight to Redis: everything in one pipeline.
 
     Args:
         connect: makes the connection, at the first call.
@@ -90,7 +90,7 @@ class RedisTransport:
         self._newest_ms = 0
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
-        """See `RenewalTransport`."""
+        """Renew leases; see `RenewalTransport`."""
         sent_at = local_now()
         answers = self._send([renew_call(x.token, x.fence, x.ttl_ms) for x in leases])
         claims = {
@@ -104,7 +104,7 @@ class RedisTransport:
             yield _renewal(raw, lease.token, sent_at)
 
     def release(self, tokens: Sequence[str]) -> Iterator[bool]:
-        """See `RenewalTransport`."""
+        """Release tokens; see `RenewalTransport`."""
         for raw in self._send([Call("release", (PROTOCOL, token, 1), token) for token in tokens]):
             yield not isinstance(raw, RedisError) or isinstance(raw, NoPermissionError)
 
@@ -137,7 +137,7 @@ class RedisTransport:
         return self._redis
 
     def _pipeline(self, calls: list[Call]) -> list[list[object] | RedisError]:
-        """Return one pipeline; once more with the calls that the server did not understand."""
+        """Send one pipeline; send once more the calls that the server did not understand."""
         redis, answers = self._connected(), dict[int, list[object] | RedisError]()
         left = dict(enumerate(calls))
         for _ in range(TRIES):
@@ -158,13 +158,13 @@ class RedisTransport:
         return [answers[n] for n in range(len(calls))]
 
     def close(self) -> None:
-        """See `RenewalTransport`."""
+        """Disconnect; see `RenewalTransport`."""
         if self._redis is not None:
             self._redis.close()
 
 
 def _whole(word: object) -> int:
-    """Return a number of the pool's; 0 where it has none, or no such form."""
+    """Return a number of the pool; 0 where it has none, or in another form."""
     return int(word) if isinstance(word, str) and word.isdecimal() else 0
 
 

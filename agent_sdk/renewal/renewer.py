@@ -1,15 +1,15 @@
-"""One daemon thread that keeps all of a client's leases alive, on a link of its own.
+"""Renewal: one daemon thread keeps all of a client's leases alive, on a transport of its own.
 
 A thread in both worlds: an event loop that a CUDA call blocks must not lose a GPU. Every lease is
 renewed at a third of its ttl, with jitter, many at once. A network error is not a loss: it
 is retried until trust runs out, and then the lease is lost here before the broker can grant it
-anew. When the store answers again, everything is renewed at once.
+anew. When the store answers again, all leases are renewed at once.
 
-Callers take no lock: what they do here is single steps of dicts and of a queue, so that a signal
-that interrupts a caller anywhere, or a handler that calls the same keeper, leaves it whole.
+Callers take no lock: they work in single steps of dicts and of a queue. So a signal that interrupts
+a caller anywhere, or a handler that calls the same renewer, leaves it whole.
 
 The thread outlives a client that was closed, or that nothing refers to any more, only for as long
-as there is something to renew or to give back. A lease that is kept is renewed without either: the
+as there is something to renew or to give back. A lease under `keep` needs neither: the
 process may use its GPU by the environment alone.
 """
 
@@ -41,20 +41,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.25
-"""Between tries while the store does not answer; less when a lease is shorter."""
+"""Seconds between tries while the store does not answer; less for a shorter lease."""
 
 LONGEST_S, SHORTEST_S = 15.0, 0.1
-"""Between two renewals of a lease, also of one with a long ttl or none: an operator's revoke ends a
-lease after 60 s, and its holder must have been told by then."""
+"""Most seconds between two renewals of a lease, whatever its ttl.
+
+An operator's revoke ends a lease after 60 s, and its holder must have been told by then.
+"""
 
 LOOK_S = 3.0
-"""Between two looks, at most, at whether the store is still the one that knows our leases."""
+"""Most seconds between two checks that the store is still the one that knows our leases."""
 
 ABANDON_S = 900.0
-"""For how long a token that may have been granted is tried to be given back."""
+"""Seconds for which a token that may have been granted is tried to be given back."""
 
 CLOSE_S = 5.0
-"""How long a close waits for the thread, which may be in the middle of a call."""
+"""Most seconds that a close waits for the thread, which may be in the middle of a call."""
 
 BATCH = 256
 """Leases that are renewed at once."""
@@ -77,10 +79,10 @@ _owing: set[Renewer] = set()
 
 
 class Renewer:
-    """Renews leases until they are discarded; gives back what was abandoned.
+    """Renewer of leases until they are discarded; it also gives abandoned ones back.
 
     Args:
-        make_link: makes the keeper's own link to the broker, for each process anew.
+        make_link: makes the renewer's own transport to the broker, for each process anew.
     """
 
     def __init__(self, make_link: Callable[[], RenewalTransport]) -> None:
@@ -88,7 +90,7 @@ class Renewer:
         renew_in_child(self)
 
     def reset(self) -> None:
-        """As new: a forked child renews nothing of its parent's."""
+        """Start over: a forked child renews nothing of its parent's."""
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung after each change
         self._link = self._make_link()
         self._kept: dict[HeldLease, _Kept] = {}
@@ -98,7 +100,7 @@ class Renewer:
         self._last_try = False
         _owing.discard(self)
         self._memory: object = None
-        self._look_at = 0.0  # with the first lease, to know what it was granted by
+        self._look_at = 0.0  # with the first lease, to learn its granting pool
 
     def end_with(self, client: object) -> None:
         """Let the thread end when this client is collected and nothing is left to do."""
@@ -125,13 +127,13 @@ class Renewer:
             raise
 
     def discard(self, lease: HeldLease) -> None:
-        """Renew it no more."""
+        """Stop renewing a lease."""
         self._kept.pop(lease, None)
 
     def abandon(self, token: str) -> None:
-        """Give back what this token may have been granted, as soon as the store answers.
+        """Give a token's possible lease back, as soon as the store answers.
 
-        Without a thread to be had it is tried now, and again when there is one, or at the exit.
+        Without a thread it is tried now, and again once there is one, or at the exit.
         """
         self.drop(token)
         if sys.is_finalizing():
@@ -143,7 +145,7 @@ class Renewer:
             self._release([token])
 
     def drop(self, token: str) -> None:
-        """Do the same as far as the garbage collector may: no thread is started for it."""
+        """Do the same within a garbage collector's limits: start no thread."""
         now = local_now()
         _owing.add(self)
         self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
@@ -155,7 +157,7 @@ class Renewer:
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Stop the thread; leases still held run on to their end, abandoned ones are tried once.
 
-        What is added after that is renewed all the same.
+        Leases that are added later are renewed all the same.
         """
         self.stop()
         thread = self._thread
@@ -166,7 +168,7 @@ class Renewer:
             thread.join(timeout_s)
 
     def stop(self) -> None:
-        """Have the thread do as much, and do not wait for that."""
+        """Ask the thread for the same, and do not wait."""
         self._kept.clear()
         self._last_try = bool(self._abandoned)
         self._stop_waiting()
@@ -176,7 +178,7 @@ class Renewer:
         self._bell.put(None)
 
     def _start(self) -> None:
-        """Have a thread; of two that are started at once, the first to be replaced ends."""
+        """Start a thread; of two that start at once, the first to be replaced ends."""
         thread = self._thread
         if thread is None or not thread.is_alive():
             self._thread = thread = daemon(self._run, "gpu-lease-keeper")
@@ -195,7 +197,7 @@ class Renewer:
         link.close()
 
     def _step(self) -> bool:
-        """Wait until something is due and do it; False when this thread ends, or was replaced."""
+        """Do the next work when it is due; return False when this thread ends or was replaced."""
         if self._thread is not threading.current_thread():
             return False
         self._try_last()
@@ -214,14 +216,14 @@ class Renewer:
         return True
 
     def _goes_on(self) -> bool:
-        """End, unless something came just now from a caller that still saw this thread."""
+        """End the thread, unless a caller that still saw it has just added work."""
         me, self._thread = self._thread, None
         if self._first_at() is not None and self._thread is None:
             self._thread = me
         return self._thread is me
 
     def _try_last(self) -> None:
-        """After a close: try once to give back what was abandoned, and leave it then."""
+        """Try once, after a close, to give abandoned leases back, and leave it at that."""
         if self._last_try:
             self._last_try = False
             tokens = list(self._abandoned)
@@ -230,7 +232,7 @@ class Renewer:
                 self._settle(token)
 
     def _wait(self, seconds: float | None) -> None:
-        """Wait for the bell, at most so long; what rang before the caller looks again is seen."""
+        """Wait for the bell, at most so long; earlier rings that were not seen count."""
         try:
             self._bell.get(timeout=seconds)
             while True:
@@ -239,7 +241,7 @@ class Renewer:
             pass
 
     def _first_at(self) -> float | None:
-        """Return when something is to be done next; None: never."""
+        """Return the time of the next work; None: there is none."""
         times = [_due_at(kept) for kept in list(self._kept.values())]
         if times:
             times.append(self._look_at)
@@ -247,7 +249,7 @@ class Renewer:
         return min(times, default=None)
 
     def _look(self) -> None:
-        """A pool that has lost data gives nothing away before holders have renewed: now."""
+        """Renew now if the pool lost data: it grants nothing before holders have renewed."""
         self._look_at = local_now() + LOOK_S
         fence = max((kept.lease.fence for kept in list(self._kept.values())), default=0)
         try:
@@ -268,7 +270,7 @@ class Renewer:
                 kept.lease.lose(reason)
         batch = [kept for kept in due if not kept.lease.lost][:BATCH]
         try:
-            # One by one, as the answers come: what is not reached is due again at once.
+            # One by one, as the answers come: a lease that is not reached is due again at once.
             if batch:
                 renewals = self._link.renew([kept.lease for kept in batch])
                 for kept, got in zip(batch, renewals, strict=False):
@@ -296,7 +298,7 @@ class Renewer:
             self._settle(token)
 
     def _settle(self, token: str) -> None:
-        """Have nothing to give back of this token."""
+        """Forget a token: nothing of it is left to give back."""
         self._abandoned.pop(token, None)
         if not self._abandoned:
             _owing.discard(self)
@@ -312,7 +314,7 @@ class Renewer:
             kept.next_at = local_now() + _interval_s(kept.lease)
 
     def _postpone(self) -> None:
-        """The store does not answer: mark all, and ask for all of them again soon."""
+        """Mark all leases while the store does not answer, and ask for all of them again soon."""
         now = local_now()
         for kept in list(self._kept.values()):
             kept.lease.jeopardy = True
@@ -327,12 +329,12 @@ _before_exit: list[Callable[[], object]] = []
 
 
 def before_exit(abandon: Callable[[], object]) -> None:
-    """Have this called when the process ends, to abandon what it still holds."""
+    """Register a call for the end of the process, to abandon the leases that it still holds."""
     _before_exit.append(abandon)
 
 
 def _at_exit() -> None:
-    """Try once, together, to give back what is abandoned."""
+    """Try once, together, to give abandoned leases back."""
     for abandon in _before_exit:
         abandon()
     owing, until = list(_owing), local_now() + CLOSE_S
@@ -346,12 +348,12 @@ atexit.register(_at_exit)
 
 
 def _due_at(kept: _Kept) -> float:
-    """Return when it is to be renewed, or found lost."""
+    """Return the time to renew a lease, or to find it lost."""
     return min(kept.next_at, kept.lease.trusted_until)
 
 
 def _interval_s(lease: HeldLease) -> float:
-    """Return a third of what a renewal gives, and never more than a third of what is left."""
+    """Return a third of a renewal's length, and never more than a third of the rest."""
     ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
     third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
     return third * random.uniform(0.85, 1.0)

@@ -1,9 +1,9 @@
-"""Hints for those who wait: one list in Redis and one blocking connection for a whole process.
+"""Hints for waiters: one list in Redis and one blocking connection for a whole process.
 
-Who makes room also decides who gets it, in the same script, and leaves the waiter's token in the
-inbox of the waiter's process. A hint only says "ask now": what is true is in the ledger. A lost
-hint (a killed connection, a failover) costs its waiter the time to its next poll and nothing else,
-and when the connection breaks everybody asks at once.
+The script that makes room also gives it away, and leaves the waiter's token in the inbox of the
+waiter's process. A hint only means "ask now": the ledger has the truth. A lost hint (a killed
+connection, a failover) costs its waiter the time to its next poll and nothing else. When the
+connection breaks, all waiters ask at once.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BLOCK_S = 3
-"""How long one call blocks; the connection waits a little longer for its answer."""
+"""Seconds that one call blocks; the connection waits a little longer for its answer."""
 
 ANSWER_S = 2.0
 
 RETRY_S = 0.25
-"""After the connection broke."""
+"""Seconds of pause after the connection broke."""
 
 HINTS = 100
-"""Taken at once."""
+"""Most hints that are taken at once."""
 
 EARLY = 1000
-"""Hints kept for tokens that nobody waits for yet: an offer may be made before its waiter has read
-that it waits."""
+"""Most hints in memory for tokens without a waiter yet.
+
+An offer may be made before its waiter has read that it waits.
+"""
 
 
 class _Inbox:
-    """What both inboxes share: which hints came before anybody waited for them."""
+    """Common part of both inboxes: the hints that came before their waiters."""
 
     def __init__(self, store: Store, base: str) -> None:
         self._store = replace(store, timeout_s=ANSWER_S, blocks_s=BLOCK_S)
@@ -62,20 +64,20 @@ class _Inbox:
 
 
 def _tokens(found: list[Any] | None) -> list[str]:
-    """Return what BLMPOP brought: the list's name and some of it, or nothing in time."""
+    """Return the tokens of BLMPOP's answer, which is the list's name and a part, or None."""
     return found[1] if found else []
 
 
 @dataclass(slots=True)
 class _Waiter:
-    """A call that waits: the queue that its hint comes by, and when it asks anyway."""
+    """Waiting call: the queue of its hint, and the time at which it asks anyway."""
 
     hint: SimpleQueue[None]
     until: float
 
 
 class Inbox(_Inbox):
-    """One daemon thread that wakes the waiting threads of its process; it ends with the last.
+    """Inbox with one daemon thread that wakes the waiting threads of its process.
 
     No lock is taken: a signal may interrupt a waiting call anywhere, or its handler wait here
     itself. A waiter registers before it checks for an early hint, and the listener keeps a hint
@@ -87,11 +89,11 @@ class Inbox(_Inbox):
         renew_in_child(self)
 
     def reset(self) -> None:
-        """As new: a forked child waits on an inbox of its own."""
+        """Start over: a forked child waits on an inbox of its own."""
         self._early = {}
         self._waiting: dict[str, _Waiter] = {}
         self._thread: threading.Thread | None = None
-        self._pool: Any = None  # of the last thread's connection
+        self._pool: Any = None  # that of the last thread's connection
 
     def close(self) -> None:
         """End the listening now, if there is no waiter: it blocks for seconds."""
@@ -99,7 +101,7 @@ class Inbox(_Inbox):
             self._pool.hang_up()
 
     def wait(self, client: str, token: str, seconds: float) -> None:
-        """Return when a hint for the token comes, or it is time to ask anyway."""
+        """Wait for a hint for the token, at most until it is time to ask anyway."""
         waiter = _Waiter(SimpleQueue(), local_now() + seconds)
         self._waiting[token] = waiter
         try:
@@ -114,7 +116,7 @@ class Inbox(_Inbox):
             self._waiting.pop(token, None)
 
     def _listen(self, client: str) -> None:
-        """Have a thread, if one can be had: without one the waiters poll.
+        """Start a thread, if one can be had: without one the waiters poll.
 
         Of two that are started at once, the first is replaced, and ends.
         """
@@ -142,10 +144,10 @@ class Inbox(_Inbox):
             redis.close()
 
     def _wanted(self) -> bool:
-        """Tell whether this thread goes on: it is the one that listens, and there is a waiter."""
+        """Tell whether this thread is the listening one, and has a waiter."""
         me, overdue = threading.current_thread(), local_now() - ANSWER_S
         for token, waiter in list(self._waiting.items()):
-            if waiter.until < overdue:  # it was interrupted where it could not say so
+            if waiter.until < overdue:  # it was interrupted before it could leave
                 self._waiting.pop(token, None)
         if self._thread is me and not self._waiting:
             self._thread = None
@@ -162,7 +164,7 @@ class Inbox(_Inbox):
                 waiter.hint.put(None)
 
     def _wake_all(self) -> bool:
-        """Have all waiters ask; tell whether there is one."""
+        """Make all waiters ask; tell whether there is one."""
         waiters = list(self._waiting.values())
         for waiter in waiters:
             waiter.hint.put(None)
@@ -170,7 +172,7 @@ class Inbox(_Inbox):
 
 
 class AsyncInbox(_Inbox):
-    """One task that wakes the waiting tasks of its event loop; it ends with the last of them."""
+    """Inbox with one task that wakes the waiting tasks of its event loop; it ends with the last."""
 
     def __init__(self, store: Store, base: str) -> None:
         super().__init__(store, base)
@@ -186,7 +188,7 @@ class AsyncInbox(_Inbox):
         self._waiting: dict[str, asyncio.Event] = {}
 
     async def wait(self, client: str, token: str, seconds: float) -> None:
-        """Return when a hint for the token comes, or it is time to ask anyway."""
+        """Wait for a hint for the token, at most until it is time to ask anyway."""
         hint = asyncio.Event()
         if token in self._early:
             del self._early[token]
@@ -217,7 +219,7 @@ class AsyncInbox(_Inbox):
                     self._deliver(found)
         finally:
             if self._task is asyncio.current_task():
-                self._task = None  # who comes while this disconnects starts another
+                self._task = None  # a waiter that comes during the disconnect starts another
             await redis.aclose()
 
     def _deliver(self, found: list[Any] | None) -> None:

@@ -1,1 +1,1 @@
-"""The Lua of the verbs, as scripts and as function libraries, and how a call reaches it."""
+"""Lua of the verbs, as scripts and as function libraries, and the calls that reach it."""

@@ -1,7 +1,7 @@
-"""How a verb's call is worded for a server: as a function of the broker's library, or as a script.
+"""Dispatch of a verb's call: as a function of the broker's library, or as a script.
 
-The functions cost the server less, and a broker puts them there. A server that has none, or lets a
-user call none, is asked for the script, and after a while for the function again.
+Functions cost the server less, and a broker loads them. A server that has none, or denies them to
+the user, is asked for the script, and after a while for the function again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from agent_sdk.protocol.messages import Call
 
 AGAIN_S, DENIED_S = 30.0, 600.0
-"""After which functions are asked for again that were not there, or that a user may not call."""
+"""Seconds after which missing or denied functions are asked for again."""
 
 TRIES = 5
-"""Tries of one call: a function that is not there, a script that is not there, each of them flushed
-once more at that moment, the script."""
+"""Most tries of one call.
+
+A function that is not there, a script that is not there, each of them flushed once more at that
+moment, the script.
+"""
 
 NOT_FOUND = "Function not found"
 
@@ -31,13 +34,13 @@ Command = tuple[Any, ...]
 
 
 class Dispatch:
-    """The calls of one process to one server.
+    """Dispatch of one process's calls to one server.
 
     Args:
-        base: the pool's, `KEYS[1]` of each verb.
+        base: the pool's base key, `KEYS[1]` of each verb.
 
     Attributes:
-        missing: the server had no functions when it was last asked, and could have some.
+        missing: True if the last call found no functions and they can be loaded.
     """
 
     def __init__(self, base: str) -> None:
@@ -47,11 +50,11 @@ class Dispatch:
         self.missing = False
 
     def loaded(self) -> None:
-        """The functions are there now."""
+        """Note that the functions are there now."""
         self._none_until, self.missing = 0.0, False
 
     def command(self, call: Call) -> Command:
-        """Return the call in the words of the server, with a mark that its reply repeats."""
+        """Return the call in the form for this server, with a mark that its reply repeats."""
         protocol, *args = call.args
         said = marked(protocol)
         if self._none_until and time.monotonic() < self._none_until:
@@ -59,7 +62,7 @@ class Dispatch:
         return ("FCALL", self._library.function(call.verb), 1, self._base, said, *args)
 
     def amend(self, call: Call, error: ResponseError) -> list[Command]:
-        """Return what to say before the call is worded anew: the server did not understand it.
+        """Return the commands to send before another try of a call that was not understood.
 
         Raises:
             ResponseError: that was not the reason.
@@ -74,7 +77,7 @@ class Dispatch:
 
 
 def not_understood(answer: object) -> TypeGuard[ResponseError]:
-    """Whether a server says that it has no such function or script, or lets none be called."""
+    """Return whether a server lacks the function or script, or denies it."""
     return isinstance(answer, NoScriptError) or _has_no_functions(answer)
 
 

@@ -1,8 +1,8 @@
-"""The verbs as Redis function libraries: for the SDK, and for who has redis-cli and no Python.
+"""Verbs as Redis function libraries: for the SDK, and for redis-cli without Python.
 
-Made of the very files that the scripts are made of. A library's functions are made once, where a
-script makes its own at every call, which costs the server a sixth more for a lease. KEYS,
-ARGV, replies and effects are the same, and both may be used on one pool.
+Libraries and scripts are made of the same files. A library's functions are made once, where a
+script makes its own at every call, which costs the server a sixth more for a lease. KEYS, ARGV,
+replies and effects are the same, and both may be used on one pool.
 
 The SDK calls the functions of its own version by names that carry it, so that versions beside each
 other keep to their own code; redis-cli has the short names, of what was loaded last.
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 LIBRARY = "gpu_broker"
 
 PREFIX = "gpu_"
-"""Of a function's name, before the verb's."""
+"""Beginning of a function's name, before the verb's."""
 
 VERSION = f"{PREFIX}version"
-"""A function that answers which version of the short-named library this is."""
+"""Function that returns the version of the short-named library."""
 
 SHOWN = 12
-"""How many digits of a version are in names."""
+"""Digits of a version that are in names."""
 
 MARK = "%SUFFIX%"
-"""Where they will stand: a version is the digest of all that a library is, but for them."""
+"""Mark in the place of names' versions: a version is the digest of the rest of a library."""
 
 OURS = re.compile(rf"{LIBRARY}(_[0-9a-f]{{{SHOWN}}})?")
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A library's source, for FUNCTION LOAD, and what it is called."""
+    """Source of a library for FUNCTION LOAD, and its name."""
 
     name: str
     suffix: str
@@ -87,25 +87,25 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
 
 @cache
 def library() -> Library:
-    """Return the one with short names."""
+    """Return the library with short names."""
     return assemble(own=False)
 
 
 @cache
 def own_library() -> Library:
-    """Return the one that the SDK of this version calls."""
+    """Return the library that the SDK of this version calls."""
     return assemble(own=True)
 
 
 def load(redis: Redis) -> str:
-    """Put both libraries on a server, the short-named in place of what is there; their version."""
+    """Load both libraries onto a server, replacing the short-named one; return their version."""
     redis.function_load(library().source, replace=True)
     load_own(redis)
     return library().version
 
 
 def load_own(redis: Redis) -> None:
-    """Put the SDK's library on a server, unless one of that name is there."""
+    """Load the SDK's library onto a server, unless one of that name is there."""
     try:
         redis.function_load(own_library().source)
     except ResponseError as error:
@@ -114,19 +114,19 @@ def load_own(redis: Redis) -> None:
 
 
 def is_there(error: Exception) -> bool:
-    """Return whether loading failed since the library was loaded before."""
+    """Return whether loading failed because the library was there."""
     return "already exists" in str(error)
 
 
 def loaded(redis: Redis) -> tuple[list[str], str | None]:
-    """The short names of the functions that a server has, and their version; none: not there."""
+    """Return the short names of a server's functions, and their version; empty: none are there."""
     names = libraries(redis).get(LIBRARY, [])
     there: Any = redis.fcall_ro(VERSION, 0) if VERSION in names else None
     return names, there
 
 
 def libraries(redis: Redis) -> dict[str, list[str]]:
-    """Our libraries of all versions on a server, each with the names of its functions."""
+    """Return our libraries of all versions on a server, each with the names of its functions."""
     found: Any = redis.function_list(library=f"{LIBRARY}*")
     rows = {row["library_name"]: row["functions"] for row in map(_fields, found)}
     return {
@@ -137,13 +137,13 @@ def libraries(redis: Redis) -> dict[str, list[str]]:
 
 
 def delete(redis: Redis) -> list[str]:
-    """Take the libraries of all versions off a server; which there were."""
+    """Delete the libraries of all versions from a server; return their names."""
     names = list(libraries(redis))
     for name in names:
         try:
             redis.function_delete(name)
         except ResponseError as error:
-            if "not found" not in str(error):  # somebody else has taken it off
+            if "not found" not in str(error):  # another client has deleted it
                 raise
     return names
 

@@ -1,11 +1,11 @@
-"""The verbs as scripts: files of `lua/lib`, then the verb's own.
+"""Verbs as scripts: files of `lua/lib`, then the verb's own.
 
 Each verb is one script, sent by its SHA and loaded once where the server does not know it yet.
 Real servers get a `#!lua` line, so that a grant that would run out of memory is refused before it
 starts instead of half done; what gives memory back carries `allow-oom`.
 
-A script makes its functions anew at each call, so it makes those that it needs on its straight
-path, and the rest when one of them is first asked for. See `functions` for the faster way.
+A script makes its functions anew at each call. So it makes those of its straight path first, and
+the rest when one of them is first called. See `library` for the faster way.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 CORE = ("time", "clock", "deadlines")
-"""The files of `lua/lib` that every verb begins with, in the order in which they are read."""
+"""Files of `lua/lib` at the beginning of every verb, in the order of reading."""
 
 REST = (
     "events", "devices", "ledger", "placement", "tombstones", "lease_end", "data_loss", "unleased",
     "reaper", "queue", "reservations", "reservable", "offers", "scheduler", "findings", "names",
     "device_reports", "forgetting", "recovery",
 )  # fmt: skip
-"""The others, in theirs."""
+"""Other files of `lua/lib`, in the order of reading."""
 
 AT_ONCE = {
     "acquire": {"events", "devices", "ledger", "placement", "tombstones"},
@@ -35,27 +35,29 @@ AT_ONCE = {
     "poll": {"events", "devices", "ledger", "placement", "tombstones"},
     "release": {"events", "devices", "ledger", "tombstones", "lease_end"},
 }
-"""What a verb needs on its straight path; the rest is read when something of it is asked for."""
+"""Files that a verb needs on its straight path; the others are read on the first call into them."""
 
 POLL = "poll"
-"""`acquire` for a waiter, when the store is full: it begins nothing, and goes on."""
+"""Form of `acquire` for a waiter when the store is full: it begins nothing, and goes on."""
 
 GOES_ON = frozenset(
     {"renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget", POLL}
 )
-"""Verbs that must go on when the store is full: they give back, keep what is there alive, or are an
-operator's way out."""
+"""Verbs that must go on when the store is full.
+
+They give memory back, keep leases alive, or are an operator's way out.
+"""
 
 VERBS = ("acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget")
-"""One file in `lua/` each."""
+"""Verbs, each with a file in `lua/`."""
 
 CALLED = (*VERBS, POLL)
-"""All that a server may be asked for."""
+"""Scripts that a server may be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One verb's source text and the SHA-1 by which Redis knows it."""
+    """Source text of one verb, and the SHA-1 by which Redis knows it."""
 
     verb: str
     source: str
@@ -63,13 +65,16 @@ class Script:
 
 
 def lua_folder() -> Path:
-    """Where the Lua files are: in the wheel beside this file, in a checkout beside the package."""
+    """Return the folder of the Lua files.
+
+    In the wheel it is beside this file, in a checkout beside the package.
+    """
     packaged = Path(__file__).parents[1] / "lua"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "lua"
 
 
 def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list[str]:
-    """Files of `lua/lib`; `instead`: file name -> source to use in its place."""
+    """Return files of `lua/lib`; `instead`: file name -> source to use in its place."""
     folder, other = lua_folder() / "lib", instead or {}
     return [
         other.get(name) or (folder / f"{name}.lua").read_text(encoding="utf-8") for name in names
@@ -77,7 +82,7 @@ def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list
 
 
 def read_verb(verb: str) -> str:
-    """Read what runs of a verb after `start`: its own file, or, of `POLL`, that of `acquire`."""
+    """Return a verb's part after `start`: its own file, or, for `POLL`, that of `acquire`."""
     if verb == POLL:
         return f"ctx.polling = true\n{read_verb('acquire')}"
     return (lua_folder() / f"{verb}.lua").read_text(encoding="utf-8")
