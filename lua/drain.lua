@@ -38,7 +38,7 @@ end
 for _, uuid in ipairs(ids) do
   local d = broker.device(uuid)
   if d then
-    if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
+    if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
     d.drained = text(drained)
     local quarantine = drained == 0 and call('HGET', prefix .. 'device:' .. uuid, 'quarantine') or ''
     if quarantine ~= '' then

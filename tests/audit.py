@@ -215,7 +215,7 @@ def _placement(devices: Rows) -> dict[str, dict[str, float]]:
         capacity = int(d["total_mb"]) - int(d["system_mb"])
         used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["unleased_mb"])
         free = capacity - used
-        up = d["state"] == "ok" and d["drained"] != "1" and not d["kept_for"] and free > 0
+        up = d["state"] == "ok" and d["drained"] != "1" and not d["reserved_for"] and free > 0
         for sel in ("*", f"host/{host}", f"model/{model}", f"host/{host}/{model}"):
             found[f"fits:{sel}"][uuid] = capacity
         found["models"][model] = max(found["models"].get(model, capacity), capacity)

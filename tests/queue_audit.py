@@ -88,16 +88,16 @@ def _queues(client: redis.Redis, base: str, names: list[str]) -> dict[str, float
 
 
 def _audit_kept(waiters: Rows, devices: Rows, backfill: list[tuple[str, float]]) -> None:
-    kept = {uuid: d["kept_for"] for uuid, d in devices.items() if d["kept_for"]}
+    kept = {uuid: d["reserved_for"] for uuid, d in devices.items() if d["reserved_for"]}
     for uuid, token in kept.items():
-        assert uuid in waiters[token]["kept"].split(","), f"{uuid} is kept for {token}"
+        assert uuid in waiters[token]["reserved"].split(","), f"{uuid} is kept for {token}"
         assert devices[uuid]["state"] == "ok", f"{uuid} is kept, and {devices[uuid]['state']}"
         assert devices[uuid]["drained"] != "1", f"{uuid} is kept, and drained"
     for token, r in waiters.items():
-        for uuid in filter(None, r.get("kept", "").split(",")):
+        for uuid in filter(None, r.get("reserved", "").split(",")):
             assert kept.get(uuid) == token, f"{token} keeps {uuid} no more"
         terms = {name for name in r if name in RESERVATION}
-        assert terms == (RESERVATION if r.get("kept") else set()), f"{token} has {terms}"
+        assert terms == (RESERVATION if r.get("reserved") else set()), f"{token} has {terms}"
     assert {uuid for uuid, _ in backfill} <= kept.keys(), "what is not reserved may be borrowed"
 
 
@@ -109,7 +109,7 @@ def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> boo
     for d in devices.values():
         used = int(d["leased_mb"]) + int(d["withheld_mb"]) + int(d["unleased_mb"])
         free = int(d["total_mb"]) - int(d["system_mb"]) - used
-        up = d["state"] == "ok" and d["drained"] != "1" and d["kept_for"] in {"", token}
+        up = d["state"] == "ok" and d["drained"] != "1" and d["reserved_for"] in {"", token}
         suits = host in {"*", d["host"]} and model in {"*", d["model"]}
         if not (up and suits and free > 0 and free >= memory_mb):
             continue

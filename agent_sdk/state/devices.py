@@ -71,7 +71,7 @@ class DeviceStatus:
     Attributes:
         state: ok, or what the reporter or the broker says is wrong with it.
         exclusive: the token of the lease that is alone on it, or empty.
-        kept_for: the token of the waiter for whom it is reserved, or empty.
+        reserved_for: the token of the waiter for whom it is reserved, or empty.
         reservation: the same with the agent and the times; None: it is not reserved.
         used_mb: what the driver sees in use, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
@@ -102,7 +102,7 @@ class DeviceStatus:
     unleased_mb: int
     leases: int
     exclusive: str
-    kept_for: str
+    reserved_for: str
     used_mb: int | None
     sampled_ms: int
     nvml_error: str | None
@@ -126,7 +126,7 @@ class DeviceStatus:
     @property
     def free_mb(self) -> int:
         """MiB that the next request can be given; none of a device that takes no new leases."""
-        takes = self.state == "ok" and not (self.drained or self.kept_for or self.exclusive)
+        takes = self.state == "ok" and not (self.drained or self.reserved_for or self.exclusive)
         return max(0, self.left_mb) if takes else 0
 
     @property
@@ -152,7 +152,7 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         drained=row["drained"] == "1",
         simulated=row.get("simulated") == "1",
         exclusive=row["exclusive"],
-        kept_for=row["kept_for"],
+        reserved_for=row["reserved_for"],
         used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
         sampled_ms=int(row.get("sampled_ms", 0)),
         nvml_error=row.get("nvml_error") or None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
-    "waiting", "offered", "withdrawn", "kept", "reservation_ended", "cancelled", "timed_out",
+    "waiting", "offered", "withdrawn", "reserved", "reservation_ended", "cancelled", "timed_out",
     "cooled",
     "revoke", "drained", "undrained", "policy", "closed", "recovered",
     "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended",

@@ -233,7 +233,7 @@ def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
     says, others = placement.REASONS[word], findings.named(findings.unleased(device, scene.leases))
     if word == "down":
         return f"its host says: {device.state} {device.reason}".rstrip()
-    if word == "kept" and device.reservation:
+    if word == "reserved" and device.reservation:
         return f"{reservations.says(device.reservation, scene.pool.now_ms)}, who has waited long"
     if word == "quarantined" and device.quarantine:
         return f"{says}: {device.quarantine}"
@@ -286,9 +286,9 @@ def _fits_now(
 ) -> tuple[RequestChange, ...]:
     """Changes that fit by placement, and in whose queue nothing else waits."""
     devices = tuple(scene.devices.values())
-    if waiter and waiter.kept and scene.pool.waiting == 1:  # nobody else gets them if it leaves
+    if waiter and waiter.reserved and scene.pool.waiting == 1:  # nobody else gets them if it leaves
         devices = tuple(
-            replace(d, kept_for="", reservation=None) if d.kept_for == waiter.token else d
+            replace(d, reserved_for="", reservation=None) if d.reserved_for == waiter.token else d
             for d in devices
         )
     own = waiter.queue_id if waiter and not waiter.capped else None

@@ -32,7 +32,7 @@ REASONS: Final = {
     "down": "its reporter says that something is wrong with it, or is silent",
     "drained": "an operator drained it",
     "too_small": "it could never hold that much",
-    "kept": "it is reserved for one who has waited long",
+    "reserved": "it is reserved for one who has waited long",
     "exclusive": "somebody is alone on it",
     "not_idle": "a whole device is asked for, and leases are on it",
     "withheld": "a lease on it expired, and its memory is not known to be free yet",
@@ -114,7 +114,7 @@ def reason(
         *((state, device.state == state) for state in ("quarantined", "dirty", "mig")),
         ("down", device.state != "ok"),
         ("drained", device.drained),
-        ("kept", device.kept_for not in {"", token}),
+        ("reserved", device.reserved_for not in {"", token}),
         ("exclusive", bool(device.exclusive)),
         ("not_idle", whole(wish, pool) and device.leases > 0),
         ("withheld", whole(wish, pool) and device.withheld_mb > 0),
@@ -223,7 +223,7 @@ def _device_ready(
     why = reason(wish, device, pool)
     if why == "fits":
         return NOW
-    if why in ELSEWHERE or why in {"used_by_others", "kept", "withheld"}:
+    if why in ELSEWHERE or why in {"used_by_others", "reserved", "withheld"}:
         return None
     ordered = sorted(ends, key=lambda end: end.ends_at_ms)
     if whole(wish, pool) or device.exclusive:

@@ -284,14 +284,14 @@ def standings(scene: PoolState) -> dict[str, QueueStanding]:
         return look(wish, scene)
 
     @cache
-    def counts_of(wish: PlacementRequest, keeper: str | None) -> dict[str, int]:
-        return counted(reasons(wish, scene, keeper).values())
+    def counts_of(wish: PlacementRequest, owner: str | None) -> dict[str, int]:
+        return counted(reasons(wish, scene, owner).values())
 
     told: dict[str, QueueStanding] = {}
     for token, waiter in scene.waiters.items():
         anyone = replace(wish_of(waiter), agent="")
         code = why_waits(waiter, scene, seen(anyone))
-        counts = counts_of(anyone, token if waiter.kept else None) if code in BY_DEVICES else {}
+        counts = counts_of(anyone, token if waiter.reserved else None) if code in BY_DEVICES else {}
         says = summary(code, anyone, scene, counts, waiter.place or 0)
         says += reserved_for(waiter, scene)
         told[token] = QueueStanding(code, says, counts)

@@ -35,7 +35,7 @@ class WaiterStatus:
         rank: the smaller first: µs of entry, less a minute for each step of priority.
         queue_id: host/model/size class: what those in one queue ask alike.
         offered: (device id, MiB) of each device that it may claim.
-        kept: ids of devices that are reserved for it.
+        reserved: ids of devices that are reserved for it.
         reservation: since when they are, and until when; None: none are.
     """
 
@@ -56,7 +56,7 @@ class WaiterStatus:
     ttl_ms: int
     queue_id: str
     offered: tuple[tuple[str, int], ...]
-    kept: tuple[str, ...]
+    reserved: tuple[str, ...]
     owner: str
     client: str
     pid: str
@@ -136,7 +136,7 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         ttl_ms=int(row["ttl_ms"]),
         queue_id=row["queue_id"],
         offered=snapshot.held(row["devices"]),
-        kept=tuple(filter(None, row.get("kept", "").split(","))),
+        reserved=tuple(filter(None, row.get("reserved", "").split(","))),
         owner=row.get("owner", ""),
         client=row["client"],
         pid=row["pid"],

@@ -29,7 +29,7 @@ class Reservation:
 
 def reservation(token: str, row: dict[str, str]) -> Reservation | None:
     """Read from a waiter's record what is reserved for it; None: nothing."""
-    devices = tuple(filter(None, row.get("kept", "").split(",")))
+    devices = tuple(filter(None, row.get("reserved", "").split(",")))
     if not devices:
         return None
     since, until = row.get("reservation_since_ms"), row.get("reservation_until_ms")

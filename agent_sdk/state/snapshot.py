@@ -180,10 +180,13 @@ def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[Dev
     found = yield from _hashes([keys.device(uuid) for uuid in uuids])
     known = ((uuid, of) for uuid, of in zip(uuids, found, strict=True) if of)
     devices = list(legible(device_status, known))
-    tokens = sorted({d.kept_for for d in devices} - {""})
+    tokens = sorted({d.reserved_for for d in devices} - {""})
     waiters = yield from records_of(keys, tokens, ("waiting",))
     reserved = {x.token: x for x in legible(reservation, waiters.items()) if x}
-    return [replace(d, reservation=reserved.get(d.kept_for)) if d.kept_for else d for d in devices]
+    return [
+        replace(d, reservation=reserved.get(d.reserved_for)) if d.reserved_for else d
+        for d in devices
+    ]
 
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:

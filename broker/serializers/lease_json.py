@@ -84,7 +84,7 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
         "enqueued_at": waiter.enqueued_ms / 1000,
         "waiting_s": max(0, now_ms - waiter.enqueued_ms) / 1000,
         "gives_up_at": waiter.wait_until_ms / 1000,
-        "kept": list(waiter.kept),
+        "reserved": list(waiter.reserved),
         "reservation": _reservation(waiter),
     }
 

@@ -96,7 +96,7 @@ end
 local function new_device(uuid, host)
   call('HSET', prefix .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
     'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'unleased_mb', '0', 'leases', '0',
-    'exclusive', '', 'kept_for', '', 'drained', '0')
+    'exclusive', '', 'reserved_for', '', 'drained', '0')
   return broker.device(uuid)
 end
 
@@ -124,7 +124,7 @@ function broker.accept(host, said, sampled_ms, over)
   local d = known or new_device(said.uuid, host)
   local capacity, state = d.total_mb - d.system_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
-  if d.kept_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then broker.reservations.cancel_on(d) end
+  if d.reserved_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then broker.reservations.cancel_on(d) end
   if known and elsewhere then broker.unregister(d) end
   if (not known or d.host ~= host) and call('HGET', prefix .. 'host:' .. host, 'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too

@@ -18,7 +18,7 @@ local IDLE_UNLEASED_MB = 512   -- what a driver and a desktop use on a GPU that 
 -- that is reserved for a waiter is in none, whatever it could take.
 local function settle(d)
   local room = d.total_mb - d.system_mb - d.leased_mb - d.withheld_mb - d.unleased_mb
-  local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.kept_for == ''
+  local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.reserved_for == ''
   d.free_mb, d.sharable = room, up and d.exclusive == ''
   d.empty = up and d.leases == 0 and d.withheld_mb == 0 and d.unleased_mb <= IDLE_UNLEASED_MB
   d.shared, d.idle = d.sharable and open, d.empty and open
@@ -29,12 +29,12 @@ end
 function broker.device(uuid, ...)
   if ctx.devices[uuid] then return ctx.devices[uuid] end
   local v = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb', 'leased_mb',
-    'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'kept_for', 'state', 'drained', 'index', 'name',
+    'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for', 'state', 'drained', 'index', 'name',
     'reservable_ms', ...)
   if not v[1] then return nil end
   local d = {
     uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, system_mb = v[4] + 0, leased_mb = v[5] + 0,
-    withheld_mb = v[6] + 0, unleased_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], kept_for = v[10], state = v[11],
+    withheld_mb = v[6] + 0, unleased_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], reserved_for = v[10], state = v[11],
     drained = v[12], index = v[13], name = v[14], reservable_ms = (v[15] or 0) + 0,
     free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
     behind = false, leased = false,

@@ -24,7 +24,7 @@ end
 
 -- Take a device out of everything that knows it.
 function broker.forget_device(d, by, why)
-  if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
+  if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
   broker.unregister(d)
   call('DEL', prefix .. 'device:' .. d.uuid)
   ctx.devices[d.uuid] = nil

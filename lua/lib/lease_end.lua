@@ -19,7 +19,7 @@ function broker.deallocate(r, withhold, record)
       d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
       if d.exclusive == r.token then d.exclusive = '' end
       if withhold then d.withheld_mb = d.withheld_mb + mb end
-      if d.kept_for ~= '' and r.fence then broker.reservations.progress(d, r.fence) end
+      if d.reserved_for ~= '' and r.fence then broker.reservations.progress(d, r.fence) end
       devices[#devices + 1] = d
     end
   end

@@ -7,7 +7,7 @@
 -- What a repeated acquire needs of a record.
 function broker.asked(record)
   return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'queue_id',
-    'wait_until_ms', 'owner', 'kept')
+    'wait_until_ms', 'owner', 'reserved')
 end
 
 -- What renew needs of it.

@@ -53,9 +53,9 @@ local function fit(w, d)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if d then return fit_on(w, d, room_mb) end
   local devices, why = broker.select(q, room_mb)
-  if devices or w.kept == '' then return devices, why end
-  local kept, cause = fit_on(w, broker.device(string.match(w.kept, '[^,]+')), room_mb)
-  return kept, why == 'agent_cap' and why or cause
+  if devices or w.reserved == '' then return devices, why end
+  local reserved, cause = fit_on(w, broker.device(string.match(w.reserved, '[^,]+')), room_mb)
+  return reserved, why == 'agent_cap' and why or cause
 end
 
 local function offer(w, devices)
@@ -104,7 +104,7 @@ function offers.backfill(q, room_mb)
   local ids = call('ZRANGE', prefix .. 'backfill', text(ctx.now + q.max_hold_ms), '+inf', 'BYSCORE', 'LIMIT', '0', RESERVED_READ)
   for _, uuid in ipairs(ids) do
     local d = broker.device(uuid)
-    local reserved = d and d.kept_for ~= '' and d.kept_for ~= q.token
+    local reserved = d and d.reserved_for ~= '' and d.reserved_for ~= q.token
     if reserved and (q.host == '*' or d.host == q.host) and (q.model == '*' or d.model == q.model) then
       group[#group + 1] = d
     end

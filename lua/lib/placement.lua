@@ -127,7 +127,7 @@ function broker.allocate(q, devices)
     if alone then d.exclusive = q.token end
     d.mb, d.leased_mb, d.leases, sum = text(mb), d.leased_mb + mb, d.leases + 1, sum + mb
     d.leased = true
-    if d.kept_for ~= '' and d.kept_for ~= q.token and not q.backfills then broker.reservations.unsure(d.kept_for) end
+    if d.reserved_for ~= '' and d.reserved_for ~= q.token and not q.backfills then broker.reservations.unsure(d.reserved_for) end
     call('SADD', prefix .. 'holders:' .. d.uuid, q.token)
     broker.index(d)
     taken[i] = d.uuid .. '=' .. d.mb

@@ -58,7 +58,7 @@ end
 -- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what it was offered.
 function queue.read(token)
   local v = call('HMGET', prefix .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client',
-    'kept', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
+    'reserved', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
     'reservation_seen')
   if not v[1] then return nil end
   local asked = {}
@@ -69,7 +69,7 @@ function queue.read(token)
   }
   return {
     token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], enqueued_ms = tonumber(v[6]), client = v[7],
-    kept = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
+    reserved = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
     reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]), reservations = (v[14] or 0) + 0,
     reserves_ms = (v[15] or 0) + 0, reservation_seen = (v[16] or 0) + 0,
   }

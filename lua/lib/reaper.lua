@@ -25,7 +25,7 @@ local function lose_host(host)
   for _, uuid in ipairs(call('SMEMBERS', prefix .. 'devices:' .. host)) do
     local d = broker.device(uuid)
     if d and d.host == host then
-      if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
+      if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
       touched, d.state = touched + 1, 'away'
       call('HSET', prefix .. 'device:' .. uuid, 'state', 'away')
       broker.index(d)

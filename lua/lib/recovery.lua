@@ -36,7 +36,7 @@ function broker.recover(token, fence, recovery, waits, whose)
 
   for _, each in ipairs(held) do
     local d = each.d
-    if d.kept_for ~= '' then broker.reservations.cancel_on(d) end
+    if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
     d.leased_mb, d.leases, d.leased = d.leased_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
     call('SADD', prefix .. 'holders:' .. d.uuid, token)

@@ -22,7 +22,7 @@ local function reservable(w, ids)
   for _, uuid in ipairs(ids) do
     local d = not seen[uuid] and broker.device(uuid)
     seen[uuid] = true
-    if d and d.kept_for == '' and d.reservable_ms <= ctx.now and reservations.charge(w, d) then found[#found + 1] = d end
+    if d and d.reserved_for == '' and d.reservable_ms <= ctx.now and reservations.charge(w, d) then found[#found + 1] = d end
   end
   table.sort(found, before)
   return found

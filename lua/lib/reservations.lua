@@ -12,7 +12,7 @@
 --   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see broker.offers.backfill
 --
 -- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are
--- `kept` (of a record: the devices) and `kept_for` (of a device: the token).
+-- `reserved` (of a record: the devices) and `reserved_for` (of a device: the token).
 
 local RESERVE_AFTER_MS, RESERVATION_IDLE_S = 30000, 60
 local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; of a device with more leases no end is known
@@ -32,14 +32,14 @@ end
 -- The devices that are reserved for a waiter.
 function reservations.devices(w)
   local devices = {}
-  for uuid in string.gmatch(w.kept, '[^,]+') do devices[#devices + 1] = broker.device(uuid) end
+  for uuid in string.gmatch(w.reserved, '[^,]+') do devices[#devices + 1] = broker.device(uuid) end
   return devices
 end
 
 -- MiB that device d would count against the cap of w's agent; nil: it cannot become what w asks.
 function reservations.charge(w, d)
   local q = w.q
-  local live = d.state == 'ok' and d.drained ~= '1' and (d.kept_for == '' or d.kept_for == w.token)
+  local live = d.state == 'ok' and d.drained ~= '1' and (d.reserved_for == '' or d.reserved_for == w.token)
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
   local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, broker.whole(q)
   if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
@@ -74,18 +74,18 @@ end
 -- Let what is reserved for a waiter be had by all. `satisfied`: it got what it asked, so its agent's
 -- sum has not fallen.
 function reservations.cancel(w, satisfied)
-  if w.kept == '' then return end
-  call('HDEL', prefix .. 'record:' .. w.token, 'kept', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
+  if w.reserved == '' then return end
+  call('HDEL', prefix .. 'record:' .. w.token, 'reserved', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
     'reservation_fence')
   for _, d in ipairs(reservations.devices(w)) do
-    if d.kept_for == w.token then
-      d.kept_for = ''
-      call('HSET', prefix .. 'device:' .. d.uuid, 'kept_for', '')
+    if d.reserved_for == w.token then
+      d.reserved_for = ''
+      call('HSET', prefix .. 'device:' .. d.uuid, 'reserved_for', '')
       call('ZREM', prefix .. 'backfill', d.uuid)
       broker.index(d)
     end
   end
-  w.kept = ''
+  w.reserved = ''
   if not w.agent or w.reservation_mb == 0 then return end
   broker.count_reserved(w.agent, -w.reservation_mb)
   w.reservation_mb = 0
@@ -94,7 +94,7 @@ end
 
 -- End the reservation of a device.
 function reservations.cancel_on(d)
-  reservations.cancel(queue.read(d.kept_for) or { token = d.kept_for, kept = d.uuid })
+  reservations.cancel(queue.read(d.reserved_for) or { token = d.reserved_for, reserved = d.uuid })
 end
 
 local function reserve(w, devices)
@@ -102,22 +102,22 @@ local function reserve(w, devices)
   local ends_ms = known_end_ms(w, devices)
   for i, d in ipairs(devices) do
     sum = sum + reservations.charge(w, d)
-    ids[i], d.kept_for = d.uuid, w.token
-    call('HSET', prefix .. 'device:' .. d.uuid, 'kept_for', w.token)
+    ids[i], d.reserved_for = d.uuid, w.token
+    call('HSET', prefix .. 'device:' .. d.uuid, 'reserved_for', w.token)
     if ends_ms then call('ZADD', prefix .. 'backfill', text(ends_ms), d.uuid) else call('ZREM', prefix .. 'backfill', d.uuid) end
     broker.index(d)
   end
-  w.kept, w.reservation_mb = table.concat(ids, ','), sum
-  call('HSET', record, 'kept', w.kept, 'reservation_mb', text(sum), 'reservation_since_ms', text(ctx.now),
+  w.reserved, w.reservation_mb = table.concat(ids, ','), sum
+  call('HSET', record, 'reserved', w.reserved, 'reservation_mb', text(sum), 'reservation_since_ms', text(ctx.now),
     'reservation_until_ms', text(ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL, 'fence'))
   broker.count_reserved(w.agent, sum)
-  broker.event('kept', 'token', w.token, 'agent', w.agent, 'devices', w.kept)
+  broker.event('reserved', 'token', w.token, 'agent', w.agent, 'devices', w.reserved)
 end
 
 -- A lease of this fence ended on a device that is reserved: the reservation goes on, if it is
 -- older.
 function reservations.progress(d, fence)
-  local record = prefix .. 'record:' .. d.kept_for
+  local record = prefix .. 'record:' .. d.reserved_for
   local at_fence = call('HGET', record, 'reservation_fence')
   if at_fence and fence + 0 <= at_fence + 0 then
     call('HSET', record, 'reservation_until_ms', text(ctx.now + idle_ms()))
@@ -127,14 +127,14 @@ end
 -- Another lease has come to a device that is reserved for this token: it is not known any more when
 -- the last one ends.
 function reservations.unsure(token)
-  for uuid in string.gmatch(call('HGET', prefix .. 'record:' .. token, 'kept') or '', '[^,]+') do
+  for uuid in string.gmatch(call('HGET', prefix .. 'record:' .. token, 'reserved') or '', '[^,]+') do
     call('ZREM', prefix .. 'backfill', uuid)
   end
 end
 
 -- The horizon is reached: the devices go back, and w rests.
 local function give_up(w, devices)
-  local ids, times = w.kept, w.reservations + 1
+  local ids, times = w.reserved, w.reservations + 1
   reservations.cancel(w)
   for _, d in ipairs(devices) do
     d.reservable_ms = ctx.now + idle_ms()
@@ -147,7 +147,7 @@ end
 
 -- Is what is reserved for w still worth it? If not, it goes back.
 function reservations.check(w)
-  if w.kept == '' then return end
+  if w.reserved == '' then return end
   local devices, sum, room = reservations.devices(w), 0, false
   for _, d in ipairs(devices) do
     local mb = reservations.charge(w, d)
@@ -166,7 +166,7 @@ end
 -- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not
 -- rest.
 function reservations.consider(w)
-  if w.kept ~= '' or ctx.now - w.enqueued_ms < RESERVE_AFTER_MS or ctx.now < w.reserves_ms or idle_ms() == 0 then return end
+  if w.reserved ~= '' or ctx.now - w.enqueued_ms < RESERVE_AFTER_MS or ctx.now < w.reserves_ms or idle_ms() == 0 then return end
   broker.flush()
   local devices, seen = reservations.choose(w, queue.room(w.agent))
   if devices then reserve(w, devices) end

@@ -21,14 +21,14 @@ local function suits(d, id)
 end
 
 -- Candidates for a device of the worklist, best rank first: the head of every queue whose size class the device can
--- satisfy. A kept device goes to heads ranked before its keeper, then to its keeper. `at`: the next candidate.
+-- satisfy. A reserved device goes to heads ranked before the reservation's owner, then to the owner. `at`: the next candidate.
 local function candidates(entry)
   local d = broker.device(string.sub(entry, 8))
   local found = { at = 1, d = d }
   if not d then return found end
-  local keeper = d.kept_for ~= '' and queue.read(d.kept_for) or nil
-  if d.kept_for ~= '' and not keeper then broker.reservations.cancel_on(d) end   -- its record was removed by hand
-  local last = keeper and keeper.rank + 0 or NEVER
+  local owner = d.reserved_for ~= '' and queue.read(d.reserved_for) or nil
+  if d.reserved_for ~= '' and not owner then broker.reservations.cancel_on(d) end   -- its record was removed by hand
+  local last = owner and owner.rank + 0 or NEVER
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
     local ids = queue.ids(of)
     for id, rank in pairs(ids) do
@@ -36,8 +36,8 @@ local function candidates(entry)
     end
   end
   table.sort(found, function(a, b) return a.rank < b.rank or a.rank == b.rank and a.id < b.id end)
-  if keeper then found[#found + 1] = { rank = last } end
-  found.kept_for = d.kept_for
+  if owner then found[#found + 1] = { rank = last } end
+  found.reserved_for = d.reserved_for
   return found
 end
 
@@ -46,7 +46,7 @@ end
 local function upcoming(entry, lists)
   local id, list = string.match(entry, '^queue:(.*)$'), lists[entry]
   if id then return { rank = ctx.work[entry], id = id } end
-  if not list or list.d and list.d.kept_for ~= list.kept_for then
+  if not list or list.d and list.d.reserved_for ~= list.reserved_for then
     list = candidates(entry)
     lists[entry] = list
   end
@@ -88,7 +88,7 @@ local function step(entry, one, list)
   if not one or not list then finished(entry) end
   if not list then return one and broker.offers.try(queue.head(one.id)) or 1 end
   list.at = list.at + 1
-  local w = one.id and queue.head(one.id) or not one.id and queue.read(list.kept_for)
+  local w = one.id and queue.head(one.id) or not one.id and queue.read(list.reserved_for)
   return broker.offers.try(w, list.d) or 0
 end
 

@@ -38,7 +38,7 @@ class Gpu:
         return DeviceStatus(
             uuid="GPU-a", index=0, host="h1", name="", model="", state="ok", reason="",
             drained=False, simulated=False, total_mb=1, system_mb=0, leased_mb=0, withheld_mb=0,
-            unleased_mb=0, leases=0, exclusive="", kept_for="", used_mb=0, sampled_ms=0,
+            unleased_mb=0, leases=0, exclusive="", reserved_for="", used_mb=0, sampled_ms=0,
             nvml_error=None, quarantine=self.quarantine,
         )  # fmt: skip
 

@@ -64,7 +64,7 @@ def device_status(**more: Any) -> DeviceStatus:
     """The GPU as the pool knows it."""
     row = {
         "index": "0", "host": "h1", "name": "H100", "model": "H100", "state": "ok", "drained": "0",
-        "exclusive": "", "kept_for": "", "total_mb": "10000", "system_mb": "300",
+        "exclusive": "", "reserved_for": "", "total_mb": "10000", "system_mb": "300",
         "leased_mb": "0", "withheld_mb": "0", "unleased_mb": "0", "leases": "0",
     }  # fmt: skip
     said = row | {name: str(value) for name, value in more.items()}

@@ -96,7 +96,7 @@ def test_gpu_that_is_reserved_says_for_whom(
     free = next(device for device in client.devices() if not device.leases)
     asked = broker.lease(agent="critic", devices=4, wait_s=0.1, on_unavailable="refuse").json()
     with own.connect() as store:
-        store.hset(KEYS.record(asked["token"]), "kept", free.uuid)
+        store.hset(KEYS.record(asked["token"]), "reserved", free.uuid)
     page = tab(broker)
     expect(page.row("devices", "reserved for critic")).to_contain_text("0.0 of 8.0 GiB")
     expect(page.page.locator("#summary")).to_contain_text("of 32.0 GiB; 8.0 GiB not leasable")

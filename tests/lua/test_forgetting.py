@@ -119,7 +119,7 @@ def test_device_that_is_kept_for_a_waiter_is_forgotten_and_kept_no_more(gpus: Po
         gpus.renew(token("a"))
         for name in ("w", "v0", "v1"):
             gpus.acquire(token(name), **waits)
-    assert gpus.hash("device:gpu-b")["kept_for"] == token("w")
+    assert gpus.hash("device:gpu-b")["reserved_for"] == token("w")
     gpus.drain("gpu-b")
     gpus.release(token("a"))
     assert said(gpus.forget("gpu-b")) == ["FORGOTTEN", 1, 0]

@@ -35,7 +35,7 @@ def live(pool: Pool, seconds: int, *names: str, **ask: object) -> None:
 def kept(pool: Pool) -> dict[str, str]:
     """Device -> token of the waiter for whom it is kept."""
     rows = {uuid: pool.hash(f"device:{uuid}") for uuid in pool.redis.zrange(pool.keys.fits, 0, -1)}
-    return {uuid: row["kept_for"] for uuid, row in rows.items() if row["kept_for"]}
+    return {uuid: row["reserved_for"] for uuid, row in rows.items() if row["reserved_for"]}
 
 
 def test_device_is_kept_after_half_a_minute_and_not_before(pool: Pool) -> None:

@@ -128,11 +128,11 @@ def test_keeper_that_is_capped_keeps_nothing(pool: Pool) -> None:
     for _ in range(11):
         pool.skew(3000)
         wait(pool, "first", **here)
-    assert pool.hash("device:gpu-a")["kept_for"] == token("first")
+    assert pool.hash("device:gpu-a")["reserved_for"] == token("first")
     granted(pool.acquire(token("anns"), "ann", memory_mb=400, host="h2", ttl_ms=0))
     pool.set_policy(max_memory_per_agent_mb=900)
     assert wait(pool, "first", **here) == ["WAITING", -1]
-    assert pool.hash("device:gpu-a")["kept_for"] == ""
+    assert pool.hash("device:gpu-a")["reserved_for"] == ""
     assert pool.free("host/h1") == {"gpu-a": 500}
 
 

@@ -133,7 +133,7 @@ def test_younger_ones_of_other_queues_pass_a_keeper_no_more(
         granted(queue.pool.acquire(token(f"before{n}"), f"b{n}", memory_mb=50, ttl_ms=1000))
         queue.pool.skew(3000)
         queue.poll("large")
-    assert queue.pool.hash("device:h1-0")["kept_for"] == token("large")
+    assert queue.pool.hash("device:h1-0")["reserved_for"] == token("large")
     for n, (mb, waits) in enumerate(others):
         queue.pool.skew(100)
         ask = {"memory_mb": mb, "wait_ms": 60_000 if waits else 0}

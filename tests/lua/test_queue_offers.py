@@ -288,7 +288,7 @@ def test_head_that_keeps_devices_and_is_at_its_cap_elsewhere_holds_nobody_up(poo
         wait(pool, "ann", devices=2, memory_mb=900)
         wait(pool, "bob", devices=2, memory_mb=900)
         pool.skew(8000)
-    assert pool.hash(f"record:{token('ann')}")["kept"] == "gpu-a,gpu-b"
+    assert pool.hash(f"record:{token('ann')}")["reserved"] == "gpu-a,gpu-b"
     both = (device("gpu-x", 3000), device("gpu-y", 3000, index=1))
     pool.report(both, host="h2", deadline_ms=DAY_MS)
     assert (state(pool, "ann"), state(pool, "bob")) == ("waiting", "offered")

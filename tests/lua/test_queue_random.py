@@ -194,7 +194,7 @@ def test_queue_in_any_order_keeps_every_invariant(server: Server) -> None:
                 where = f"GPU_BROKER_TEST_SEED={seed}, round {number}, operation {step}"
                 raise AssertionError(f"{where}: {error}") from error
             events = pool.events()
-            counts = pool.stats() | {n: events.count(n) for n in ("kept", "withdrawn")}
+            counts = pool.stats() | {n: events.count(n) for n in ("reserved", "withdrawn")}
             for name, count in counts.items():
                 tags[name] = tags.get(name, 0) + count
             tags["capped"] = tags.get("capped", 0) + world.capped

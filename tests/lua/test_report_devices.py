@@ -12,7 +12,7 @@ from tests.pools import Pool, device, granted, said, token, uuids
 CROWDED = ["REFUSED", "no_capacity", ""]
 BAD_DEVICE = ["REFUSED", "bad_request", "device"]
 LEDGER = (
-    "host", "leased_mb", "withheld_mb", "unleased_mb", "leases", "exclusive", "kept_for",
+    "host", "leased_mb", "withheld_mb", "unleased_mb", "leases", "exclusive", "reserved_for",
     "drained", "withheld_at_ms", "cooled_at_ms", "sampled_ms", "raised_mb",
 )  # fmt: skip
 """Fields of a device's hash that no reporter may say."""

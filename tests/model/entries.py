@@ -94,7 +94,7 @@ class Entry:
     """A token that waits, was offered something, holds it, or cools.
 
     `memory_mb` is with the policy's default, `whole`: it was given all of its devices, `blind`: the
-    policy changed, and no call has looked at it since. `kept`: what is reserved for it, with what
+    policy changed, and no call has looked at it since. `reserved`: devices for it, with what
     counts against its agent's cap, until when that lasts, the newest lease before it, by when what
     it waits for has surely ended; then how often it was in vain, and when it may be tried again.
     """
@@ -115,7 +115,7 @@ class Entry:
     rank: int = 0
     enqueued_ms: int = 0
     capped: bool = False
-    kept: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
     reservation_mb: int = 0
     until_ms: int = 0
     at_fence: int = 0
@@ -144,6 +144,6 @@ class Load(NamedTuple):
     leased_mb: int
     leases: int
     exclusive: str
-    kept_for: str
+    reserved_for: str
     up: bool
     empty: bool

@@ -285,7 +285,7 @@ def key(state: State) -> tuple[Any, ...]:
             max(-101, m.looked_ms - now), *((token, m.ended(token)) for token in sorted(m.done)),
         ]  # fmt: skip
         parts += [(e.token, e.state, e.due_ms - now, e.held, rank[e.fence], e.expires_at_ms - now,
-                   e.rank // 1000 - now, e.kept, e.until_ms - now if e.kept else 0,
+                   e.rank // 1000 - now, e.reserved, e.until_ms - now if e.reserved else 0,
                    max(-1, e.reserves_ms - now), e.outcome)
                   for _, e in sorted(m.entries.items())]  # fmt: skip
         parts += [(d.withheld_mb, d.unleased_mb, d.withheld_at_ms - now if d.withheld_mb else 0)

@@ -203,15 +203,15 @@ class Ledger(ABC):
     def loads(self) -> dict[str, Load]:
         """What is left of each device: total - system - leased - withheld - unleased."""
         reserved, leases = dict.fromkeys(self.devices, 0), dict.fromkeys(self.devices, 0)
-        exclusive, kept_for = dict.fromkeys(self.devices, ""), dict.fromkeys(self.devices, "")
+        exclusive, reserved_for = dict.fromkeys(self.devices, ""), dict.fromkeys(self.devices, "")
         for e in self.entries.values():
             if e.state in TAKEN:
                 for uuid, mb in e.held:
                     reserved[uuid], leases[uuid] = reserved[uuid] + mb, leases[uuid] + 1
                     if e.whole:
                         exclusive[uuid] = e.token
-            for uuid in e.kept:
-                kept_for[uuid] = e.token
+            for uuid in e.reserved:
+                reserved_for[uuid] = e.token
         found = {}
         for uuid, d in self.devices.items():
             used = reserved[uuid] + d.withheld_mb + d.unleased_mb
@@ -223,7 +223,7 @@ class Ledger(ABC):
                 reserved[uuid],
                 leases[uuid],
                 exclusive[uuid],
-                kept_for[uuid],
+                reserved_for[uuid],
                 up,
                 up and nobody,
             )
@@ -318,19 +318,19 @@ class Ledger(ABC):
     def unkeep(self, uuid: str) -> None:
         """End the reservation of a device; its keeper keeps none of the others either."""
         for e in self.entries.values():
-            if uuid in e.kept:
+            if uuid in e.reserved:
                 self.cancel(e)
 
     def cancel(self, e: Entry) -> None:
         """End the reservation of e; its agent's sum falls."""
-        fell, e.kept, e.reservation_mb, e.known_end_ms = e.reservation_mb > 0, (), 0, 0
+        fell, e.reserved, e.reservation_mb, e.known_end_ms = e.reservation_mb > 0, (), 0, 0
         if fell:
             self.recheck_capped(e.ask.agent)
 
     def progress(self, lease: Entry) -> None:
         """L3: the end of a lease that is older than a reservation lets that go on."""
         for e in self.entries.values():
-            if set(e.kept) & {uuid for uuid, _ in lease.held} and lease.fence <= e.at_fence:
+            if set(e.reserved) & {uuid for uuid, _ in lease.held} and lease.fence <= e.at_fence:
                 e.until_ms = self.now + self.policy["reservation_idle_s"] * 1000
 
     # Time.

@@ -17,13 +17,13 @@ SILENT_MS = POLL_MS + 1000
 def kept_from_others(model: Queue) -> dict[str, str]:
     """Devices that a head could have, were they not reserved for one before it: for which one."""
     found, heads = dict[str, str](), [e for e in model.heads() if not e.blind]
-    for owner in [e for e in model.entries.values() if e.kept]:
-        kept, owner.kept = owner.kept, ()
+    for owner in [e for e in model.entries.values() if e.reserved]:
+        held, owner.reserved = owner.reserved, ()
         for e in heads:
             if e is not owner and e.rank > owner.rank:
                 could = {uuid for some in model.fitting(e, model.room_of(e)) for uuid in some}
-                found |= dict.fromkeys(could & set(kept), owner.token)
-        owner.kept = kept
+                found |= dict.fromkeys(could & set(held), owner.token)
+        owner.reserved = held
     return found
 
 
@@ -45,9 +45,9 @@ class Watch:
         old, self.horizons = self.horizons, {}
         for e in model.entries.values():
             until_ms, idle_ms = old.get(e.token, (0, 0))
-            if e.kept and until_ms != e.until_ms:
+            if e.reserved and until_ms != e.until_ms:
                 idle_ms = max(model.idle_ms, self.idle_ms)  # a policy may just have changed
-            if e.kept:
+            if e.reserved:
                 self.horizons[e.token] = e.until_ms, idle_ms
         passed_ms = min(max(0, model.now - self.last_ms), POLL_MS)
         if model.shut or model.now < model.window_until_ms:

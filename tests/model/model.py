@@ -82,7 +82,7 @@ class Model(Devices):
     def only_waits(self, e: Entry, wait_ms: int) -> bool:
         """Is a poll no more than a heartbeat?"""
         behind = e.state == "waiting" and wait_ms and not self.safe and self.place(e) > 0
-        return bool(behind) and not e.kept and not (e.ask.max_hold_ms and self.lends())
+        return bool(behind) and not e.reserved and not (e.ask.max_hold_ms and self.lends())
 
     def decide(self, e: Entry, *, new: bool) -> tuple[tuple[str, ...] | None, str]:
         """Decide what it gets now, or why not."""

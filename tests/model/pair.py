@@ -18,12 +18,12 @@ START_US = 1_800_000_000_000_000
 """When each run begins, by the frozen clock."""
 
 RECORD = (
-    "state", "agent", "devices", "fence", "expires_at_ms", "rank", "kept", "revoked",
+    "state", "agent", "devices", "fence", "expires_at_ms", "rank", "reserved", "revoked",
     "hold_until_ms", "owner", "reservation_mb", "reservation_until_ms",
 )  # fmt: skip
 DEVICE = (
     "host", "model", "state", "drained", "total_mb", "system_mb", "leased_mb", "withheld_mb",
-    "unleased_mb", "leases", "exclusive", "kept_for",
+    "unleased_mb", "leases", "exclusive", "reserved_for",
 )  # fmt: skip
 
 LOOK = f"""#!lua flags=no-writes
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     fence: int
     expires_at_ms: int
     rank: int
-    kept: tuple[str, ...]
+    reserved: tuple[str, ...]
     revoked: bool
     hold_until_ms: int
     owner: str
@@ -172,7 +172,7 @@ class Seen:
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
             return options[0] if options else ()
-        return self.rows[token].kept
+        return self.rows[token].reserved
 
 
 class Pair:
@@ -341,9 +341,9 @@ class Pair:
             mine += [e.fence, e.expires_at_ms]
             theirs += [row.fence, row.expires_at_ms]
         elif e.state == "waiting":
-            reservation = (e.reservation_mb, e.until_ms if e.kept else 0)
-            mine += [e.rank, tuple(sorted(e.kept)), reservation, e.capped]
-            theirs += [row.rank, row.kept, row.reservation, row.capped]
+            reservation = (e.reservation_mb, e.until_ms if e.reserved else 0)
+            mine += [e.rank, tuple(sorted(e.reserved)), reservation, e.capped]
+            theirs += [row.rank, row.reserved, row.reservation, row.capped]
         demand(mine == theirs, f"{e.token} is {theirs}, not {mine}")
 
     def _compare_device(self, uuid: str, row: list[str]) -> None:
@@ -353,7 +353,7 @@ class Pair:
         d, x = self.model.devices[uuid], self.model.loads()[uuid]
         mine = (
             d.host, d.model, d.state, str(int(d.drained)), d.total_mb, d.system_mb, x.leased_mb,
-            d.withheld_mb, d.unleased_mb, x.leases, x.exclusive, x.kept_for,
+            d.withheld_mb, d.unleased_mb, x.leases, x.exclusive, x.reserved_for,
         )  # fmt: skip
         theirs = (*row[:4], *(int(v) for v in row[4:10]), *row[10:])
         return demand(mine == theirs, f"S2: {uuid} is {theirs}, not {mine}")

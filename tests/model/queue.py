@@ -33,8 +33,8 @@ class Queue(Reservations):
             x = loads[uuid]
             if not (x.up and self.suits(e.ask, d) and x.free_mb >= e.memory_mb):
                 continue
-            mine = x.kept_for in {"", e.token}
-            if not mine and not (others and e.rank <= self.entries[x.kept_for].rank):
+            mine = x.reserved_for in {"", e.token}
+            if not mine and not (others and e.rank <= self.entries[x.reserved_for].rank):
                 continue
             if whole and x.empty:
                 groups.setdefault((d.host, d.model), []).append(uuid)
@@ -97,9 +97,9 @@ class Queue(Reservations):
         loads, whole = self.loads(), bool(devices) and self.whole(e.ask)
         e.held = tuple((uuid, loads[uuid].free_mb if whole else e.memory_mb) for uuid in devices)
         for uuid in () if lent else devices:
-            if loads[uuid].kept_for not in {"", e.token}:
-                self.entries[loads[uuid].kept_for].known_end_ms = 0
-        e.state, e.kept, e.reservation_mb, e.capped, e.whole = state, (), 0, False, whole
+            if loads[uuid].reserved_for not in {"", e.token}:
+                self.entries[loads[uuid].reserved_for].known_end_ms = 0
+        e.state, e.reserved, e.reservation_mb, e.capped, e.whole = state, (), 0, False, whole
 
     # The queue.
 
@@ -135,7 +135,7 @@ class Queue(Reservations):
         It is the head of its queue but for some whose agents are at their cap, or the devices are
         kept for it; and no head before it could have one of them now, alone or with others.
         """
-        keeps = bool(set(devices) & set(e.kept))
+        keeps = bool(set(devices) & set(e.reserved))
         for before in self.queue(e.queue_id):
             if (before.rank, before.token) >= (e.rank, e.token) or keeps:
                 break
@@ -194,8 +194,8 @@ class Queue(Reservations):
         if self.now < self.closed_until_ms or not first:
             return nothing
         options = self.fitting(e, room_mb)
-        free = [some for some in options if not set(some) & set(e.kept)]
-        loose = self.choose.backlog or self.offers_made or e.kept
+        free = [some for some in options if not set(some) & set(e.reserved)]
+        loose = self.choose.backlog or self.offers_made or e.reserved
         options = options if loose else self.best(e, free)
         devices = self.choose.grant(e.token, options) if options else None
         if devices is not None:

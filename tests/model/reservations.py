@@ -48,14 +48,14 @@ class Reservations(Ledger):
 
     def check(self, e: Entry) -> None:
         """At each poll of its waiter: a reservation that is worth nothing any more ends."""
-        if not e.kept:
+        if not e.reserved:
             return
-        charges, loads = [self.charge(e, uuid) for uuid in e.kept], self.loads()
+        charges, loads = [self.charge(e, uuid) for uuid in e.reserved], self.loads()
         if None in charges or sum(mb or 0 for mb in charges) > self.room_of(e):
             self.cancel(e)
             return
         fractions = self.policy["allow_fractional_shares"]
-        mine = [loads[uuid] for uuid in e.kept]
+        mine = [loads[uuid] for uuid in e.reserved]
         unused = any(x.up and not x.exclusive if fractions else x.empty for x in mine)
         if not unused:
             e.until_ms = max(e.until_ms, self.now + self.idle_ms)
@@ -64,7 +64,7 @@ class Reservations(Ledger):
 
     def give_up(self, e: Entry) -> None:
         """The horizon: the devices rest, and e rests."""
-        for uuid in e.kept:
+        for uuid in e.reserved:
             self.devices[uuid].reservable_ms = self.now + self.idle_ms
         self.cancel(e)
         e.reserves_ms = self.now + self.idle_ms * 2 ** min(e.reservations, DOUBLINGS)
@@ -73,7 +73,7 @@ class Reservations(Ledger):
     def reserve(self, e: Entry) -> None:
         """L3: after half a minute a head reserves what can become what it asks."""
         early = self.now - e.enqueued_ms < KEEP_AFTER_MS or self.now < e.reserves_ms
-        if e.kept or early or not self.idle_ms:
+        if e.reserved or early or not self.idle_ms:
             return
         options = self.reservable(e)
         chosen = self.choose.keep(e.token, options)
@@ -83,7 +83,7 @@ class Reservations(Ledger):
         demand(seen, f"L3: nothing is reserved for {e.token}, of {options}")
         if chosen:
             e.known_end_ms = self.known_end(e, chosen)
-            e.kept, e.at_fence, e.until_ms = chosen, self.fence, self.now + self.idle_ms
+            e.reserved, e.at_fence, e.until_ms = chosen, self.fence, self.now + self.idle_ms
             e.reservation_mb = sum(self.charge(e, uuid) or 0 for uuid in chosen)
 
     def reservable(self, e: Entry) -> Options:
@@ -91,7 +91,7 @@ class Reservations(Ledger):
         groups, room_mb = dict[tuple[str, str], list[str]](), self.room_of(e)
         loads = self.loads()
         for uuid, d in sorted(self.devices.items()):
-            rests = loads[uuid].kept_for or self.now < d.reservable_ms
+            rests = loads[uuid].reserved_for or self.now < d.reservable_ms
             if not rests and self.charge(e, uuid) is not None:
                 groups.setdefault((d.host, d.model), []).append(uuid)
         return [
@@ -120,7 +120,7 @@ class Reservations(Ledger):
 
     def lends(self) -> bool:
         """Is of any reservation known when what it waits for has ended?"""
-        return any(e.known_end_ms for e in self.entries.values() if e.kept)
+        return any(e.known_end_ms for e in self.entries.values() if e.reserved)
 
     def lent(self, e: Entry, room_mb: int) -> Options:
         """EASY backfill: what e may use of what is reserved for others, with what is idle."""
@@ -129,10 +129,10 @@ class Reservations(Ledger):
         ends_ms, loads = self.now + e.ask.max_hold_ms, self.loads()
         found, groups, lent = Options(), dict[tuple[str, str], list[str]](), set[str]()
         for o in self.entries.values():
-            lent |= set(o.kept) if o.token != e.token and o.known_end_ms >= ends_ms else set()
+            lent |= set(o.reserved) if o.token != e.token and o.known_end_ms >= ends_ms else set()
         for uuid, d in sorted(self.devices.items()):
             x = loads[uuid]
-            may = uuid in lent or x.kept_for in {"", e.token}
+            may = uuid in lent or x.reserved_for in {"", e.token}
             if not (may and x.up and self.suits(e.ask, d) and x.free_mb >= e.memory_mb):
                 continue
             if self.whole(e.ask) and x.empty:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STEPS, WALKS = 2000, 8
 RARE = {
-    "granted", "offered", "kept", "reservation_ended", "timed_out", "cancelled", "expired",
+    "granted", "offered", "reserved", "reservation_ended", "timed_out", "cancelled", "expired",
     "revoked", "cooled", "closed",
     "host_away", "policy", "WAITING", "RENEWED", "RELEASED", "ALREADY", "UNKNOWN", "CONFLICT",
     "LOST expired", "LOST revoked", "LOST released", "REFUSED no_capacity", "REFUSED closed",

@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "mig": (lambda p: report(p, device("gpu-a", state="mig")), {}),
     "drained": (lambda p: p.drain("gpu-a"), {}),
     "too_small": (lambda p: report(p, device("gpu-b", 2000, index=1)), {"memory_mb": 1500}),
-    "kept": (keep_for_another, {"memory_mb": 300}),
+    "reserved": (keep_for_another, {"memory_mb": 300}),
     "exclusive": (lambda p: p.acquire(token("on"), exclusive=1), {"memory_mb": 1}),
     "not_idle": (lambda p: p.acquire(token("on"), memory_mb=100), {"exclusive": True}),
     "withheld": (cool, {}),
@@ -105,7 +105,7 @@ def test_device_has_the_reason_that_it_has(pool: Pool, reason: str) -> None:
         "down": "its host says: lost XID 79",
         "used_by_others": "700 MiB used by processes without a lease",
     }
-    if reason == "kept":  # with the agent, since when and until when
+    if reason == "reserved":  # with the agent, since when and until when
         assert re.fullmatch(r"reserved for old since \d s, for \d+ s more .* waited long", said)
         return
     assert said == of_this.get(reason, REASONS[reason])
@@ -372,7 +372,7 @@ def test_waiter_is_told_what_fits_if_it_leaves(pool: Pool, waited: str) -> None:
     for _ in range(0 if waited == "just now" else 11):
         pool.skew(3000)
         wait(pool, "ann", memory_mb=900)
-    assert bool(pool.hash("device:gpu-a")["kept_for"]) == (waited != "just now")
+    assert bool(pool.hash("device:gpu-a")["reserved_for"]) == (waited != "just now")
     assert [x.change for x in why(pool, "ann").fits_now] == [{"memory_mb": 600}]
     pool.release(token("ann"))
     granted(pool.acquire(token("less"), "ann", memory_mb=600))

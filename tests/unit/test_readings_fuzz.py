@@ -66,7 +66,7 @@ NUMBERS = (
     "safe_mode", "allow_fractional_shares", "drained", "reported_ms", "deadline_ms",
     "processes", "ann",
 )  # fmt: skip
-WORDS = ("client", "pid", "owner", "host", "name", "model", "kept_for", "exclusive", "reason")
+WORDS = ("client", "pid", "owner", "host", "name", "model", "reserved_for", "exclusive", "reason")
 
 COUNTS = st.integers(0, 10**13).map(str) | st.sampled_from(("0", "1", "-1", "", "x", "9" * 5000))
 
