@@ -1,1 +1,1 @@
-"""The pool as readers see it: plain reads, never a verb."""
+"""Pool as readers see it: plain reads, never a verb."""

@@ -1,4 +1,4 @@
-"""The largest device that there is, for a request that none could ever hold."""
+"""Largest device of a pool, for a request that none could ever hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def never_fits(keys: Keys, request: Request) -> Generator[Read, Answer, NeverFits]:
-    """Say of a request that nothing could ever hold what the largest device has."""
+    """Build the error of a request that fits nowhere, with the size of the largest device."""
     key = keys.fits_of(request.host, request.model)
     answer = yield Read((("ZRANGE", key, 0, 0, "REV", "WITHSCORES"), ("ZCARD", key)))
     largest_mb, count = _largest(answer)
@@ -38,7 +38,7 @@ def never_fits(keys: Keys, request: Request) -> Generator[Read, Answer, NeverFit
 
 @of_known_form
 def _largest(answer: Answer) -> tuple[int, int]:
-    """Read MiB of the largest, and how many there are; RESP2 and RESP3 differ in the pairs."""
+    """Return the MiB of the largest device, and the count of devices; RESP2 and RESP3 differ."""
     found, count = answer.raw
     if not found:
         return 0, 0

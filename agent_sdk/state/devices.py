@@ -1,4 +1,4 @@
-"""A device as the pool shows it: what is promised on it, who uses it, what its host finds of it."""
+"""Device as the pool shows it: its leases, its use, the findings of its host."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ TELEMETRY = (
 )  # fmt: skip
 
 FINDINGS = ("idle", "overuse", "squatter", "orphan", "degraded")
-"""What a host may find; the first two and the last are said of a lease, the others of a process."""
+"""Kinds of findings; the first two and the last are about a lease, the others about a process."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """A process on a device, as its host last saw it.
+    """Process on a device, as its host last saw it.
 
     Attributes:
-        memory_mb: MiB that it has allocated; None: the driver does not tell.
-        name: of its program.
-        user: who runs it, a name or a number; empty = unknown.
-        token: of the lease that it belongs to, which may be over; empty = none is known.
+        memory_mb: allocated MiB; None: the driver does not tell.
+        name: its program's name.
+        user: its user's name or number; empty = unknown.
+        token: its lease's token, maybe of an ended lease; empty = unknown.
         finding: squatter, orphan, or empty.
-        since_ms: when it was seen there first, on the pool's clock.
-        start: when it started, in clock ticks since its host's boot; 0 = unknown.
-        busy_pct: of the GPU's time that it computed lately, 0-100; None: unknown.
+        since_ms: the first sight of it there, on the pool's clock.
+        start: its start, in clock ticks since its host's boot; 0 = unknown.
+        busy_pct: share of the GPU's recent time that it computed, 0-100; None: unknown.
     """
 
     pid: int
@@ -53,7 +53,7 @@ class ProcessStatus:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a host found on a device, and finds as long as it is listed.
+    """Finding of a host on a device; it stands as long as it is listed.
 
     Attributes:
         kind: a word of `FINDINGS`.
@@ -131,16 +131,16 @@ class DeviceStatus:
 
     @property
     def left_mb(self) -> int:
-        """MiB that are neither leased nor used, whether or not a lease may begin there.
+        """MiB that are neither leased nor used, even if no lease may begin there.
 
-        Negative when others use what was promised.
+        Negative when other processes use leased memory.
         """
         held = self.leased_mb + self.withheld_mb + self.unleased_mb
         return self.total_mb - self.system_mb - held
 
 
 def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
-    """Return a device's hash, as `report` and the other verbs wrote it."""
+    """Return a device by its hash, as `report` and the other verbs wrote it."""
     return DeviceStatus(
         uuid=uuid,
         index=int(row["index"]),
@@ -181,7 +181,7 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
 
 
 def _processes(text: str) -> tuple[ProcessStatus, ...] | None:
-    """Who uses a device; what is of no known form hides the device no more than what is unknown."""
+    """Return a device's processes; a text of unknown form counts as unknown."""
     try:
         return tuple(map(_process, json.loads(text))) if text else None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
@@ -205,6 +205,6 @@ def _process(row: dict[str, Any]) -> ProcessStatus:
 
 
 def _measured(text: str | None) -> float | None:
-    """Return what is no number in JSON either is as unknown as what is not there."""
+    """Return a measured number; text that is no number in JSON counts as missing."""
     number = float(text or "nan")
     return number if math.isfinite(number) else None

@@ -26,22 +26,22 @@ Name: TypeAlias = Literal[
 NAMES: Final[tuple[str, ...]] = get_args(Name)
 
 START: Final = "0-0"
-"""Before every event."""
+"""Position before every event."""
 
 PAGE: Final = 1000
 
 LONGEST: Final = 18
-"""Digits of a number that an event may say; a fence has 16."""
+"""Most digits of a number in an event; a fence has 16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened.
+    """Event of the stream.
 
     Attributes:
-        id: of the stream, `ms-n`: when it happened on Redis's clock. Later ones are greater.
+        id: its id in the stream, `ms-n`, by Redis's clock. Later ids are greater.
         event: a word of NAMES.
-        fields: the others, by name.
+        fields: its other fields, by name.
     """
 
     id: str
@@ -50,17 +50,17 @@ class Event:
 
     @property
     def at_ms(self) -> int:
-        """When it happened."""
+        """Time of the event, ms on Redis's clock."""
         return order(self.id)[0]
 
     @property
     def token(self) -> str | None:
-        """Whose lease or wait it is of, if of any."""
+        """Token of the event's lease or wait, if it has one."""
         return self.fields.get("token")
 
     @property
     def devices(self) -> tuple[tuple[str, int | None], ...]:
-        """(device id, MiB) of each device that it names; MiB is None where it holds none."""
+        """(device id, MiB) of each named device; MiB is None for a device that is not held."""
         if "device" in self.fields:
             return ((self.fields["device"], None),)
         named = self.fields.get("devices", "").split(",")
@@ -68,12 +68,12 @@ class Event:
 
     @property
     def fence(self) -> int | None:
-        """Of the lease that it is of; None: it says none that is a number."""
+        """Fence of the event's lease; None: it has none that is a number."""
         return _number(self.fields.get("fence", ""))
 
 
 def _named(part: str) -> tuple[str, int | None]:
-    """`uuid=mb`, or an id alone. Anybody who writes to the stream may have written it."""
+    """Parse `uuid=mb`, or an id alone; any client may have written it to the stream."""
     uuid, _, mb = part.rpartition("=")
     held_mb = _number(mb)
     return (part, None) if not uuid or held_mb is None else (uuid, held_mb)
@@ -84,24 +84,24 @@ def _number(text: str) -> int | None:
 
 
 def order(event_id: str) -> tuple[int, int]:
-    """Return an id as what it is compared by."""
+    """Return an id in the form by which ids are compared."""
     ms, _, number = event_id.partition("-")
     return int(ms), int(number)
 
 
 def newest(keys: Keys, count: int) -> Generator[Read, Answer, tuple[Event, ...]]:
-    """The last so many, the oldest of them first."""
+    """Read the last events, the oldest of them first."""
     answer = yield from read_known(keys, ("XREVRANGE", keys.events, "+", "-", "COUNT", count))
     return tuple(reversed(_events(answer.raw[0])))
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a look at the stream's end brought.
+    """News at the stream's end.
 
     Attributes:
-        gap: events between the last that was seen and these are gone, or the store lost its data;
-            whoever follows the stream looks at the whole pool again.
+        gap: events before these are gone unseen, or the store lost its data; a follower then reads
+            the whole pool again.
     """
 
     events: tuple[Event, ...]
@@ -109,10 +109,10 @@ class News:
 
 
 class Tail:
-    """Follows the stream: what to ask next, and what the answer means; the waiting is the caller's.
+    """Follower of the stream: its commands and the reading of answers; the caller waits.
 
     Args:
-        keys: the pool's.
+        keys: the pool's keys.
         last: the id after which it begins.
 
     Attributes:
@@ -124,14 +124,14 @@ class Tail:
         self.last = last
 
     def ask(self, block_ms: int) -> Read:
-        """To be sent on a connection of its own: it waits for an event for so long."""
+        """Return the commands that wait for an event, for a connection of their own."""
         newer = ("XREAD", "COUNT", PAGE, "BLOCK", block_ms, "STREAMS", self._key, self.last)
-        # After it: the ends of the stream tell whether what lies between was missed.
+        # After it: the ends of the stream tell whether events in between were missed.
         oldest = ("XRANGE", self._key, "-", "+", "COUNT", 1)
         return Read((newer, oldest, ("XREVRANGE", self._key, "+", "-", "COUNT", 1)))
 
     def take(self, raw: list[Any]) -> News:
-        """Return the answer to `ask`."""
+        """Return the news in the answer to `ask`."""
         found, oldest, newest = _events(_of_one(raw[0])), _events(raw[1]), _events(raw[2])
         first = oldest[0].id if oldest else START
         end = newest[0].id if newest else START

@@ -1,6 +1,6 @@
-"""Why somebody waits, or was refused: each device's reason, who is ahead, what would help.
+"""Explanation of a wait or a refusal: each device's reason, the waiters ahead, the remedies.
 
-Read with plain pipelined commands, so it is true of the moment at which it looked (`now_ms`).
+Read with plain pipelined commands, so it is true at the time of the reading (`now_ms`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHOWN_CHANGES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class DeviceReason:
-    """Why a device is not given now: a word of `placement.REASONS`, and the same as a sentence."""
+    """Reason against a device now: a word of `placement.REASONS`, and the same as a sentence."""
 
     uuid: str
     host: str
@@ -55,7 +55,7 @@ class DeviceReason:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """One who asks alike and is served before. waiting_s: since when it waits in the queue."""
+    """Waiter of the same queue with a better rank. `waiting_s`: seconds in the queue."""
 
     agent: str
     memory_mb: int
@@ -66,21 +66,21 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How a request stands, and why.
+    """State of a request, and the reasons.
 
     Attributes:
         token: None for a request that is not in the queue.
         state: waiting, offered, active, or asked (not in the queue).
-        now_ms: when this was looked at, on the pool's clock.
+        now_ms: the time of the reading, on the pool's clock.
         code: the main reason: a word of STANDING or of `errors.CODES`.
         summary: the same as a sentence.
-        ahead: at most 20 of those ahead, the next first; ahead_count: how many there are.
-        first_end: the first end of a lease on a device that could be the one, or None.
-        estimate_s: when it may be served, seconds from now; None: nobody can know.
-        basis: what the estimate stands on, or why there is none.
+        ahead: at most 20 of the waiters ahead, the next first; ahead_count: their number.
+        first_end: the first end of a lease on a device that would do, or None.
+        estimate_s: seconds until a grant may come; None: unknowable.
+        basis: the grounds of the estimate, or the reason for none.
         fits_now: the smallest changes of the request that would fit now, the least loss first;
             of a waiter: once it has left the queue.
-        reservation: what is reserved for it, since when and until when; None: nothing is.
+        reservation: its reservation, with begin and end; None: it has none.
         host, near_host: of an unknown host: the one asked for, and the one with devices whose
             name differs by case and domain alone; else empty.
     """
@@ -104,10 +104,10 @@ class Explanation:
 
 
 def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
-    """Why a waiter waits, or how a lease stands.
+    """Explain a wait, or the state of a lease.
 
     Raises:
-        UnknownToken: nothing is known of it.
+        UnknownToken: the token is unknown.
         LeaseLost: it is over.
     """
     found = yield from queue.lookup(keys, token)
@@ -126,7 +126,7 @@ def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
 
 
 def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Explanation]:
-    """What would become of a request now, without asking for it; or why it was refused."""
+    """Explain the outlook of a request without making it, or the reason of its refusal."""
     scene = yield from _scene(keys)
     wish = PlacementRequest(
         agent=request.agent,
@@ -151,12 +151,12 @@ def _scene(keys: Keys) -> Generator[Read, Answer, PoolState]:
 
 
 def _queue(queue_id: str, scene: PoolState) -> list[WaiterStatus]:
-    """Waiters of a queue, the next first."""
+    """Return the waiters of a queue, the next first."""
     return [w for w in scene.waiters.values() if w.queue_id == queue_id and w.place is not None]
 
 
 def _ahead(waiter: WaiterStatus, scene: PoolState) -> tuple[Ahead, ...]:
-    """Return the next of those that are ahead in its queue."""
+    """Return the next of the waiters ahead in its queue."""
     now_ms, place = scene.pool.now_ms, min(waiter.place or 0, SHOWN_AHEAD)
     return tuple(
         Ahead(x.agent, x.memory_mb, x.devices, x.priority, max(0, now_ms - x.enqueued_ms) / 1000)
@@ -208,7 +208,7 @@ def _explained(
 
 
 def _settled(token: str, agent: str, state: str, scene: PoolState) -> Explanation:
-    """Of one that waits for nothing."""
+    """Return the explanation of a request that waits for nothing."""
     says = STANDING[state]
     return Explanation(
         token=token, agent=agent, state=state, now_ms=scene.pool.now_ms, code=state, summary=says,
@@ -229,7 +229,7 @@ def _reasons(
 
 
 def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
-    """Return a device's reason as a sentence, with what is known of this one."""
+    """Return a device's reason as a sentence, with the facts about this device."""
     says, others = placement.REASONS[word], findings.named(findings.unleased(device, scene.leases))
     if word == "down":
         return f"its host says: {device.state} {device.reason}".rstrip()
@@ -249,7 +249,7 @@ def _estimate(
     code: str,
     ahead_count: int,
 ) -> tuple[float | None, str]:
-    """Return seconds until it may be served, and what that stands on."""
+    """Return the seconds until a grant, and the grounds of that."""
     if code == "fits":
         return 0.0, STANDING["fits"]
     if code in {"agent_cap", "limit"}:
@@ -274,7 +274,7 @@ def _estimate(
 
 
 def _cools(token: str, scene: PoolState) -> bool:
-    """Return whether what this lease holds is withheld for a while when it expires."""
+    """Return whether this lease's memory is withheld for a while when it expires."""
     lease = scene.leases.get(token)
     held = {uuid for uuid, _ in lease.devices} if lease else set()
     real = any(not scene.devices[uuid].simulated for uuid in held if uuid in scene.devices)
@@ -284,7 +284,7 @@ def _cools(token: str, scene: PoolState) -> bool:
 def _fits_now(
     wish: PlacementRequest, scene: PoolState, waiter: WaiterStatus | None
 ) -> tuple[RequestChange, ...]:
-    """Changes that fit by placement, and in whose queue nothing else waits."""
+    """Return the changes that fit by placement, into queues where nothing else waits."""
     devices = tuple(scene.devices.values())
     if waiter and waiter.reserved and scene.pool.waiting == 1:  # nobody else gets them if it leaves
         devices = tuple(

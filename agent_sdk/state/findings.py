@@ -1,4 +1,4 @@
-"""What hosts find, as doors show it: of a lease, of a process, of a device."""
+"""Findings of hosts as interfaces show them: about a lease, a process, a device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from agent_sdk.state.snapshot import LeaseStatus
 
 OF_LEASE: Final = ("degraded", "overuse", "idle")
-"""What may be found of a lease, the worst first."""
+"""Kinds of findings about a lease, the worst first."""
 
 NAMED: Final = 3
-"""Processes that a sentence names."""
+"""Most processes that a sentence names."""
 
 
 def of_lease(lease: LeaseStatus, devices: Mapping[str, DeviceStatus]) -> tuple[str, ...]:
-    """Return what is found of a lease on its devices, or was told to its holder; the worst first.
+    """Return the findings about a lease on its devices, or told to its holder; the worst first.
 
-    devices: those that are known, by uuid.
+    devices: the known devices, by uuid.
     """
     held = (devices[uuid] for uuid, _ in lease.devices if uuid in devices)
     found = {f.kind for device in held for f in device.findings if f.subject == lease.token}
@@ -36,9 +36,9 @@ def held_by(device: DeviceStatus, token: str) -> tuple[ProcessStatus, ...]:
 def unleased(
     device: DeviceStatus, leases: Mapping[str, LeaseStatus] | None = None
 ) -> tuple[ProcessStatus, ...]:
-    """Return the processes on a device that belong to no lease on it, the largest first.
+    """Return the processes on a device without a lease on it, the largest first.
 
-    leases: those that live, by token; None: as its host said.
+    leases: the living ones, by token; None: trust the host's matching.
     """
 
     def leased(process: ProcessStatus) -> bool:
@@ -51,14 +51,14 @@ def unleased(
 
 
 def named(processes: Iterable[ProcessStatus]) -> str:
-    """Some of them as a person reads them: `pid 123 python3, pid 7 and 2 more`."""
+    """Return a text for people that names a few processes: `pid 123 python3, pid 7 and 2 more`."""
     words = [f"pid {p.pid} {p.name}".rstrip() for p in processes]
     more = len(words) - NAMED
     return ", ".join(words[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def counted(devices: Iterable[DeviceStatus]) -> Counter[tuple[str, str]]:
-    """How much is found: (host, finding) -> leases and processes, each counted once a device."""
+    """Count (host, finding) -> leases and processes, each counted once a device."""
     return Counter((device.host, f.kind) for device in devices for f in device.findings)
 
 

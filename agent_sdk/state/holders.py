@@ -1,4 +1,4 @@
-"""Who holds a host's devices: what its reporter compares with the processes that it sees."""
+"""Holders of a host's devices, which its reporter compares with the processes that it sees."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """A host's devices, and who holds them.
+    """Devices of a host, with the leases on them.
 
     Attributes:
         now_ms: the pool's time before anything was read.
-        devices: those that it ever reported and that are still its own.
-        leases: those on them that are active, or cool.
+        devices: all that it ever reported and that are still its own.
+        leases: active and cooling leases on them.
         of: device -> the tokens that hold it, or whose memory on it is withheld.
-        unsure: devices on which more was promised than is known here: the pool moved on between two
-            readings, or a lease is of a version that does not say where it is.
-        gone: device -> tokens among its holders of which there is no record: scripts of a version
-            that knows of no holders have ended them.
-        ended: of the tokens that were asked for, those that are over.
-        elsewhere: of them, those that live and hold nothing here: on a CPU, or on another host.
+        unsure: devices with more leased memory than these leases hold: the pool moved on between
+            two readings, or a lease is of a version that does not name its place.
+        gone: device -> holders' tokens without a record: scripts of a version without holders have
+            ended them.
+        ended: the ended ones of the tokens that were asked for.
+        elsewhere: the living ones of them without a device here: on a CPU, or on another host.
     """
 
     now_ms: int
@@ -52,7 +52,10 @@ class Holders:
 def read_holders(
     keys: Keys, host: str, now_ms: int, perhaps_over: Iterable[str] = ()
 ) -> Generator[Read, Answer, Holders]:
-    """Who holds a host's devices. perhaps_over: tokens of which to tell how they ended."""
+    """Read the holders of a host's devices.
+
+    `perhaps_over`: tokens whose end is to be read, too.
+    """
     answer = yield from read_known(keys, ("SMEMBERS", keys.devices(host)))
     uuids = sorted(names(answer))
     found = yield from snapshot.devices_of(keys, uuids)

@@ -1,4 +1,4 @@
-"""What fits where, as a reader sees it: `lua/lib/placement.lua`'s rules over a snapshot.
+"""Placement as a reader sees it: the rules of `lua/lib/placement.lua` over a snapshot.
 
 Pure functions. They explain; only a script decides.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
 
 IDLE_UNLEASED_MB: Final = 512
-"""What a driver and a desktop use on a GPU that nobody works on."""
+"""MiB that a driver and a desktop use on an otherwise unused GPU."""
 
 MIB_PER_GIB: Final = 1024
 
@@ -39,7 +39,7 @@ REASONS: Final = {
     "used_by_others": "processes without a lease use its memory",
     "full": "leases hold its memory",
 }
-"""Why a device is not what is asked for now: a closed set."""
+"""Reasons for which a device does not fit now: a closed set."""
 
 ELSEWHERE: Final = frozenset({
     "other_host", "other_model", "quarantined", "dirty", "mig", "down", "drained", "too_small",
@@ -49,7 +49,7 @@ ELSEWHERE: Final = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """What is asked for, as far as placement cares. `*` = any host, any model."""
+    """Request as far as placement cares. `*` = any host, any model."""
 
     agent: str
     memory_mb: int
@@ -60,7 +60,7 @@ class PlacementRequest:
 
     @property
     def queue_id(self) -> str:
-        """The queue that it would wait in; see `lua/lib/queue.lua`."""
+        """Queue that the request would wait in; see `lua/lib/queue.lua`."""
         size = max(0, self.memory_mb - 1).bit_length()
         size_class = f"m{size}"
         if self.exclusive or self.devices > 1:
@@ -70,7 +70,7 @@ class PlacementRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestChange:
-    """A change of the request that would fit now.
+    """Change of the request that would fit now.
 
     Attributes:
         change: options of acquire, by name.
@@ -83,10 +83,10 @@ class RequestChange:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """When a lease ends, ms on the pool's clock.
+    """End of a lease, ms on the pool's clock.
 
     Attributes:
-        memory_mb: what it then gives back on the device.
+        memory_mb: MiB that it then gives back on the device.
         basis: expiry: unless it is renewed; max_hold: at the latest; revoked: at the latest.
     """
 
@@ -98,14 +98,14 @@ class End:
 
 
 def whole(wish: PlacementRequest, pool: PoolStatus) -> bool:
-    """Return whether whole devices are wanted."""
+    """Return whether the request needs whole devices."""
     return wish.exclusive or wish.devices > 1 or not pool.allow_fractional_shares
 
 
 def reason(
     wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, token: str | None = None
 ) -> str:
-    """Return why this device is not given now, a word of REASONS. `token`: the waiter who asks."""
+    """Return the reason against this device now, a word of REASONS. `token`: that of a waiter."""
     free = device.left_mb
     checks = (
         ("other_host", wish.host not in {ANY, device.host}),
@@ -130,7 +130,10 @@ def reason(
 def placed(
     wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus, room_mb: int
 ) -> list[DeviceStatus] | None:
-    """The devices that a newcomer would get, or None; room_mb: what its agent's cap leaves."""
+    """Return the devices that a new request would get, or None.
+
+    `room_mb`: the room under its agent's cap.
+    """
     found = _choices(wish, devices, pool)
     return next((best for cost_mb, best in found if cost_mb <= room_mb), None)
 
@@ -138,14 +141,14 @@ def placed(
 def least_mb(
     wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus
 ) -> int | None:
-    """The least room under its agent's cap with which it would be `placed`; None: with none."""
+    """Return the least room under its agent's cap that lets it be `placed`; None: no room does."""
     return min((cost_mb for cost_mb, _ in _choices(wish, devices, pool)), default=None)
 
 
 def _choices(
     wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus
 ) -> Iterator[tuple[int, list[DeviceStatus]]]:
-    """What it may get, the first first, with the MiB that count against its agent's cap."""
+    """Yield its candidates, best first, with the MiB that count against its agent's cap."""
     fit = [device for device in devices if reason(wish, device, pool) == "fits"]
     if not whole(wish, pool):
         if fit:
@@ -158,7 +161,7 @@ def _choices(
 
 
 def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus) -> str | None:
-    """Return why nothing that is registered could ever be it, a word of `errors.CODES`; or None."""
+    """Return the code for a request that no registered device could ever hold; else None."""
     if wish.model != ANY and wish.model not in {d.model for d in devices}:
         return "model_unknown"
     if wish.host != ANY and wish.host not in {d.host for d in devices}:
@@ -179,7 +182,7 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
 
 
 def _whole_mb(device: DeviceStatus) -> int:
-    """MiB that count against an agent's cap when all of it is leased: not what a driver uses."""
+    """Return the MiB of a whole device that count against a cap: not what a driver uses."""
     idle = device.unleased_mb <= IDLE_UNLEASED_MB
     return device.total_mb - device.system_mb - (device.unleased_mb if idle else 0)
 
@@ -190,9 +193,9 @@ def ready_at(
     pool: PoolStatus,
     ends: dict[str, list[End]],
 ) -> tuple[int, End] | None:
-    """Return when enough would be free if nobody else came, ms, and the lease on which that hangs.
+    """Return the time, ms, of enough free memory without new requests, and the decisive lease.
 
-    ends: device id -> the ends of the leases on it that are known.
+    ends: device id -> the known ends of the leases on it.
     """
     found: list[tuple[int, End, DeviceStatus]] = []
     for device in devices:
@@ -213,13 +216,13 @@ def ready_at(
 
 
 NOW: Final = End("", "", 0, 0, "now")
-"""Of a device that waits for nothing."""
+"""End of a device that waits for nothing."""
 
 
 def _device_ready(
     wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, ends: list[End]
 ) -> End | None:
-    """Return the end after which the device is what is asked for; None: none that is known."""
+    """Return the end after which the device fits; None: no known one."""
     why = reason(wish, device, pool)
     if why == "fits":
         return NOW
@@ -227,7 +230,7 @@ def _device_ready(
         return None
     ordered = sorted(ends, key=lambda end: end.ends_at_ms)
     if whole(wish, pool) or device.exclusive:
-        # Processes without a lease stay: they may leave too little even of an empty device.
+        # Processes without a lease stay: they may leave too little even on an empty device.
         left = device.left_mb + sum(end.memory_mb for end in ordered)
         stays = whole(wish, pool) and device.unleased_mb > IDLE_UNLEASED_MB
         enough = len(ordered) == device.leases and left >= max(1, wish.memory_mb) and not stays
@@ -243,7 +246,7 @@ def _device_ready(
 def changes(
     wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
 ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
-    """What would fit now if the request were a little other; the least loss first."""
+    """Return the changes by which the request would fit now; the least loss first."""
     by_host: dict[str, list[DeviceStatus]] = defaultdict(list)
     for device in devices:
         by_host[device.host].append(device)
@@ -251,7 +254,7 @@ def changes(
     def tried(
         change: dict[str, int | str | bool], other: PlacementRequest, what: str
     ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
-        # Of one host only its own: a look at all of them for each host would be quadratic.
+        # Only the host's own devices: reading all of them for each host would be quadratic.
         there = devices if other.host == ANY else by_host[other.host]
         if got := placed(other, there, pool, room_mb):
             where = got[0].host + (f" GPU {got[0].index}" if len(got) == 1 else "")
@@ -276,7 +279,7 @@ def changes(
 def _smaller(
     wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
 ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
-    """The most memory that fits now where it was asked, and on any host if that is more."""
+    """Return the most memory that fits now where it was asked, and on any host if that is more."""
     most = 0
     for host in (wish.host, ANY) if wish.host != ANY else (ANY,):
         least = replace(wish, memory_mb=1, host=host)
@@ -297,7 +300,7 @@ def _smaller(
 
 
 def ends_of(leases: Iterable[LeaseStatus]) -> dict[str, list[End]]:
-    """Device id -> when the leases on it end, of those that end at all."""
+    """Return device id -> the ends of the leases on it, without endless ones."""
     found: dict[str, list[End]] = defaultdict(list)
     for lease in leases:
         at, basis = lease.expires_at_ms, "revoked" if lease.revoked else "expiry"
@@ -310,7 +313,7 @@ def ends_of(leases: Iterable[LeaseStatus]) -> dict[str, list[End]]:
 
 
 def size(mb: int) -> str:
-    """Return the MiB as a person reads it."""
+    """Return MiB as text for people."""
     return f"{mb} MiB" if mb < MIB_PER_GIB else f"{mb / MIB_PER_GIB:.1f} GiB"
 
 

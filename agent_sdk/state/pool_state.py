@@ -1,6 +1,6 @@
-"""The whole pool at about one moment, and how a request stands in it.
+"""State of the whole pool at about one moment, and the standing of a request in it.
 
-Read with plain pipelined commands: what one part says may be a few milliseconds older than another.
+Read with plain pipelined commands: one part may be a few milliseconds older than another.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ STANDING: Final = {
     "behind": "others who ask alike are ahead of it",
     "fits": "it fits now: ask",
 }
-"""How a request stands when no code of `errors.CODES` says more."""
+"""Standing of a request without a code of `errors.CODES`."""
 
 BY_DEVICES: Final = frozenset({"next", "behind", "no_capacity"})
-"""Codes of a request that only what is on the devices holds back."""
+"""Codes of a request that only the use of the devices holds back."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """Everything of a pool that a person may want to see.
+    """State of a pool, for people.
 
     Attributes:
         hosts: by name.
@@ -57,9 +57,9 @@ class PoolState:
     held: dict[str, tuple[int, int]]
 
     def room_mb(self, agent: str, token: str | None = None) -> int:
-        """MiB that an agent's caps leave it beside what it holds and what is reserved for it.
+        """Return the MiB that an agent's caps leave beside its leases and reservations.
 
-        token: of a waiter of its own, whose reservation is not in its way.
+        token: one of its waiters, with a reservation that is not in its way.
         """
         held_mb, leases = self.held.get(agent, (0, 0))
         if leases >= self.pool.max_leases_per_agent:
@@ -72,7 +72,7 @@ class PoolState:
         return self.pool.max_memory_per_agent_mb - held_mb - reserved_mb
 
     def free_mb(self, device: DeviceStatus) -> int:
-        """Give the MiB of a device that the next request can be given, under the policy of now."""
+        """Return the MiB of a device for the next request, under the present policy."""
         pool = self.pool
         shut = pool.safe_mode or pool.now_ms < pool.closed_until_ms
         taken = device.leases > 0 and not pool.allow_fractional_shares
@@ -80,7 +80,7 @@ class PoolState:
 
 
 def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
-    """All of it."""
+    """Read the whole pool."""
     pool = yield from snapshot.pool(keys)
     hosts = yield from snapshot.hosts(keys)
     devices = yield from snapshot.devices(keys)
@@ -100,7 +100,7 @@ def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
 def read_again(
     keys: Keys, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
 ) -> Generator[Read, Answer, PoolState]:
-    """The scene with these leases and waiters, these devices and the whole queue read anew."""
+    """Read these leases and waiters, these devices and the whole queue of a scene anew."""
     pool = yield from snapshot.pool(keys)
     devices = yield from snapshot.devices_of(keys, sorted(uuids))
     asked = sorted({*tokens, *scene.waiters})
@@ -148,7 +148,7 @@ def _by_rank(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
 
 
 def wish_of(waiter: WaiterStatus) -> PlacementRequest:
-    """Return what a waiter asks for."""
+    """Return a waiter's request, as placement sees it."""
     return PlacementRequest(
         agent=waiter.agent,
         memory_mb=waiter.memory_mb,
@@ -160,12 +160,12 @@ def wish_of(waiter: WaiterStatus) -> PlacementRequest:
 
 
 class Outlook(NamedTuple):
-    """How the devices stand to a request, whoever asks.
+    """Outlook of a request on the devices, for any agent.
 
     Attributes:
-        never_fits: why no device could ever hold it, or None.
-        least_mb: MiB that it would count against its agent's cap if it were granted now, which is
-            the whole of a device where that is wanted; None: it does not fit now.
+        never_fits: the code if no device could ever hold it, or None.
+        least_mb: MiB that a grant now would count against its agent's cap, a whole device where one
+            is asked for; None: it does not fit now.
     """
 
     never_fits: str | None
@@ -173,7 +173,7 @@ class Outlook(NamedTuple):
 
 
 def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
-    """Return a look at every device; what a queue of many that ask alike is looked at for once."""
+    """Return the outlook of a request; a queue of equal requests needs it only once."""
     devices = tuple(scene.devices.values())
     return Outlook(
         placement.never(wish, devices, scene.pool), placement.least_mb(wish, devices, scene.pool)
@@ -183,9 +183,9 @@ def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
 def why(
     wish: PlacementRequest, scene: PoolState, seen: Outlook | None = None, token: str | None = None
 ) -> str:
-    """Return what holds a request back: of several reasons the strongest, as acquire would tell it.
+    """Return the strongest reason that holds a request back, as acquire would tell it.
 
-    seen: how the devices stand to it, if that is known already; token: if it waits.
+    seen: its outlook, if known already; token: its token, if it waits.
     """
     pool = scene.pool
     room_mb = scene.room_mb(wish.agent, token)
@@ -205,21 +205,21 @@ def why(
 
 
 def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = None) -> str:
-    """Return what holds a waiter back: a word of STANDING or of `errors.CODES`; seen: as `why`."""
+    """Return the reason that holds a waiter back: a word of STANDING or of `errors.CODES`."""
     if waiter.state == "offered":
         return "offered"
     code = why(wish_of(waiter), scene, seen, waiter.token)
     if code not in {"fits", "no_capacity"}:
         return code
-    # There is no room, or was none when it was last looked at. Only who holds something is capped:
-    # without it, the waiter is just being served.
+    # There is no room, or was none at the last check. Only an agent with leases is capped: without
+    # one, the waiter is about to get its grant.
     if waiter.capped and scene.held.get(waiter.agent, (0, 0))[1]:
         return "agent_cap"
     return "behind" if waiter.place else "next"
 
 
 def reasons(wish: PlacementRequest, scene: PoolState, token: str | None) -> dict[str, str]:
-    """Return why each device is not given now: uuid -> a word of `placement.REASONS`."""
+    """Return the reason against each device now: uuid -> a word of `placement.REASONS`."""
     return {
         uuid: placement.reason(wish, device, scene.pool, token)
         for uuid, device in scene.devices.items()
@@ -227,7 +227,7 @@ def reasons(wish: PlacementRequest, scene: PoolState, token: str | None) -> dict
 
 
 def counted(found: Iterable[str]) -> dict[str, int]:
-    """Reasons of the devices that could be the ones: word -> how many, the most frequent first."""
+    """Count the reasons of the devices that would do: word -> how many, the most frequent first."""
     counts: dict[str, int] = {}
     for word in found:
         if word not in {"other_host", "other_model", "fits"}:
@@ -236,14 +236,14 @@ def counted(found: Iterable[str]) -> dict[str, int]:
 
 
 def unknown_host(host: str, scene: PoolState) -> HostUnknown:
-    """The refusal of a host without devices: it names the host, and which may have been meant."""
+    """Return the refusal of a host without devices, with the nearest known host."""
     return HostUnknown.among(host, {device.host for device in scene.devices.values()})
 
 
 def summary(
     code: str, wish: PlacementRequest, scene: PoolState, counts: dict[str, int], ahead_count: int
 ) -> str:
-    """Return one sentence: the main reason, and how the devices that could be the ones stand."""
+    """Return a sentence: the main reason, and the states of the devices that would do."""
     says = STANDING.get(code) or CODES[code].says
     if code == "host_unknown":
         says = str(unknown_host(wish.host, scene))
@@ -257,7 +257,7 @@ def summary(
 
 
 def reserved_for(waiter: WaiterStatus, scene: PoolState) -> str:
-    """Say what is reserved for a waiter, as the end of a sentence; empty: nothing is."""
+    """Return a waiter's reservation as the end of a sentence; empty: it has none."""
     if not waiter.reservation:
         return ""
     gpus = [scene.devices[uuid] for uuid in waiter.reservation.devices if uuid in scene.devices]
@@ -266,7 +266,7 @@ def reserved_for(waiter: WaiterStatus, scene: PoolState) -> str:
 
 
 class QueueStanding(NamedTuple):
-    """How a waiter stands. devices: why they are not its own; see `counted`."""
+    """Standing of a waiter; `devices` counts the reasons against them, see `counted`."""
 
     code: str
     says: str
@@ -274,9 +274,9 @@ class QueueStanding(NamedTuple):
 
 
 def standings(scene: PoolState) -> dict[str, QueueStanding]:
-    """Return how everybody who waits stands, by token, in the queue's order.
+    """Return the standing of every waiter, by token, in the queue's order.
 
-    The devices are looked at once for all who ask the same, whoever they are.
+    Equal requests share one look at the devices.
     """
 
     @cache

@@ -1,4 +1,4 @@
-"""The queue at one moment: who waits, for what, in which order. Plain reads, as in `snapshot`."""
+"""Queue at one moment: the waiters, their requests, their order. Plain reads, as in `snapshot`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ WAITS = ("waiting", "offered")
 
 @dataclass(frozen=True, slots=True)
 class WaiterStatus:
-    """One who waits in the queue, or was offered devices and has yet to claim them.
+    """Waiter in the queue, or one with offered devices that it has yet to claim.
 
     Attributes:
         state: waiting or offered.
         memory_mb: MiB on each device.
-        devices: how many are asked for.
+        devices: the number of devices.
         asked_host, model: `*` = any.
-        place: how many of its queue are ahead; None when capped or offered.
+        place: waiters ahead in its queue; None when capped or offered.
         capped: only its agent's cap holds it back.
         rank: the smaller first: µs of entry, less a minute for each step of priority.
-        queue_id: host/model/size class: what those in one queue ask alike.
+        queue_id: host/model/size class, common to one queue.
         offered: (device id, MiB) of each device that it may claim.
         reserved: ids of devices that are reserved for it.
         reservation: since when they are, and until when; None: none are.
@@ -64,7 +64,7 @@ class WaiterStatus:
 
 
 def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
-    """Everybody who waits, by rank."""
+    """Read all waiters, by rank."""
     records = yield from snapshot.records(keys, WAITS)
     found = yield from placed(keys, records)
     return tuple(sorted(found, key=lambda waiter: (waiter.rank, waiter.token)))
@@ -73,7 +73,7 @@ def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
 def lookup(
     keys: Keys, token: str
 ) -> Generator[Read, Answer, LeaseStatus | WaiterStatus | str | None]:
-    """A lease or a waiter; or how it ended, a word of `errors.CODES`; or None: unknown.
+    """Read a lease or a waiter; or its outcome, a word of `errors.CODES`; or None: unknown.
 
     Raises:
         ProtocolMismatch: its record is of no known form.
@@ -97,7 +97,7 @@ def lookup(
 def placed(
     keys: Keys, records: dict[str, dict[str, str]]
 ) -> Generator[Read, Answer, list[WaiterStatus]]:
-    """Waiters with their places, looked up in as few pipelines as needed."""
+    """Read the waiters' places in as few pipelines as needed, and return the waiters."""
     if not records:
         return []
     ranks = [
@@ -116,7 +116,7 @@ def placed(
 
 
 def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterStatus:
-    """A record's hash as a WaiterStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    """Return a record's hash as a WaiterStatus. `request`: ARGV 4-13 of acquire, joined by `|`."""
     _, devices, exclusive, _, _, priority, host, model, *_ = row["request"].split("|")
     return WaiterStatus(
         token=token,

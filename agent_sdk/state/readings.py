@@ -1,4 +1,4 @@
-"""What commands that only read answer, each part by its form.
+"""Readings: answers of reading commands, each part by its form.
 
 A store that answers otherwise is no Redis that we know: `ProtocolMismatch`, and never another error
 from the depths of who made something of it.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 SCHEMAS: Final = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
-"""One schema, or the oldest and the newest that scripts may know a pool by."""
+"""One schema, or the oldest and the newest schema that the scripts know."""
 
 
 def read_known(keys: Keys, *commands: tuple[Any, ...]) -> Generator[Read, Answer, Answer]:
@@ -51,19 +51,19 @@ def check_schema(schema: str | None) -> None:
 
 @of_known_form
 def names(answer: Answer) -> list[str]:
-    """Return the names that the one command of a reading listed, as ZRANGE and SMEMBERS do."""
+    """Return the names listed by a reading's only command, such as ZRANGE or SMEMBERS."""
     return _names(answer.raw[0])
 
 
 @of_known_form
 def names_each(answer: Answer) -> list[list[str]]:
-    """Return the names that each command listed."""
+    """Return the names listed by each command."""
     return [_names(part) for part in answer.raw]
 
 
 @of_known_form
 def rows(answer: Answer) -> list[dict[str, str]]:
-    """Return the hash that each HGETALL found; empty: there is none."""
+    """Return the hash of each HGETALL; empty: there is none."""
     return [row(part) for part in answer.raw]
 
 
@@ -80,7 +80,7 @@ def row(part: Any) -> dict[str, str]:
 
 @of_known_form
 def numbers(answer: Answer) -> list[int | None]:
-    """Return the number that each ZRANK or SCARD found; None: there is none."""
+    """Return the number of each ZRANK or SCARD; None: there is none."""
     if wrong := [part for part in answer.raw if part is not None and type(part) is not int]:
         raise TypeError(f"no number: {str(wrong[0])[:80]}")
     return answer.raw
@@ -101,7 +101,7 @@ def text_or_none(part: Any) -> str | None:
 
 @of_known_form
 def ended_in(answer: Answer, number: int, token: str) -> EndedLease | None:
-    """Give how the lease of a token ended, by the shard that a GET found; None: unknown."""
+    """Return the end of a token's lease by the shard of a GET; None: unknown."""
     return ended(text_or_none(answer.raw[number]), token)
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Devices that are reserved for a request that has waited long: nothing behind it gets them.
+    """Devices reserved for a request that has waited long: no later request gets them.
 
-    Times are ms on the pool's clock; None: an older version has reserved them, and says neither.
+    Times are ms on the pool's clock; None: an older version made the reservation.
 
     Attributes:
-        agent, token: of the waiter.
+        agent, token: the waiter's.
         devices: ids of all devices that are reserved for it.
-        memory_mb: MiB that count against its agent's cap meanwhile, as a lease would.
-        since_ms: when they were reserved.
-        until_ms: when they go back to the others if they have room and no lease on them ends.
+        memory_mb: MiB that count against its agent's cap meanwhile, like a lease.
+        since_ms: the begin of the reservation.
+        until_ms: its end if they have room and no lease on them ends.
     """
 
     agent: str
@@ -44,7 +44,7 @@ def reservation(token: str, row: dict[str, str]) -> Reservation | None:
 
 
 def says(reserved: Reservation, now_ms: int) -> str:
-    """Say its agent, its beginning and its end, as a part of a sentence."""
+    """Return its agent, begin and end, as a part of a sentence."""
     words = f"reserved for {reserved.agent}"
     if reserved.since_ms is not None:
         words += f" since {_span(now_ms - reserved.since_ms)}"

@@ -1,6 +1,6 @@
-"""What the pool looks like at one moment. Reading is never a verb: plain pipelined commands.
+"""Snapshot of the pool at one moment. Reading is never a verb: plain pipelined commands.
 
-Between two pipelines of one reading the pool may move on; every part says at what time it looked.
+Between two pipelines of one reading the pool may move on; every part has its own time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ PAGE = 500
 """Hashes read in one pipeline."""
 
 ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
-"""A lease without expiry ends ten years after its grant; none with a ttl lasts half of that."""
+"""Milliseconds that mark a lease as endless.
+
+A lease without expiry ends ten years after its grant; none with a ttl lasts half of that.
+"""
 
 
 def pool_id(epoch: str) -> str:
-    """Name a pool's data without its epoch: two that are equal are one pool of one store."""
+    """Return a name of the pool's data without its epoch: equal names are one pool of one store."""
     return sha256(epoch.encode()).hexdigest()[:12] if epoch else ""
 
 
@@ -45,9 +48,9 @@ class PoolStatus(PolicyValues):
     """The pool's policy and counters.
 
     Attributes:
-        now_ms: when this was looked at, on the pool's clock.
+        now_ms: the time of the reading, on the pool's clock.
         ready: False until a host has reported for the first time.
-        waiting: how many wait in the queue.
+        waiting: the number of waiters.
         stats: counters since the pool's beginning; every replica reads the same.
     """
 
@@ -61,12 +64,12 @@ class PoolStatus(PolicyValues):
 
     @property
     def active_leases(self) -> int:
-        """GPU leases that live now: granted, or recovered, and not ended."""
+        """Number of living GPU leases: granted or recovered, and not ended."""
         return self._live("")
 
     @property
     def active_cpu_leases(self) -> int:
-        """CPU leases that live now."""
+        """Number of living CPU leases."""
         return self._live("cpu_")
 
     def _live(self, kind: str) -> int:
@@ -76,16 +79,16 @@ class PoolStatus(PolicyValues):
 
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
-    """A lease's record.
+    """Record of a lease.
 
     Attributes:
         devices: (device id, MiB) of each device held.
         expires_at_ms: the end on Redis's clock; None = no expiry.
-        hold_until_ms: renewals never go past it; None = no limit.
+        hold_until_ms: the limit of all renewals; None = no limit.
         revoked: an operator ended its renewals.
-        asked_host: the host that was asked for; `*` = any.
-        pid: the holder as `pid:start time`; empty = it did not say.
-        notices: what its host found of it, words of `FINDINGS`, of which it is told.
+        asked_host: the requested host; `*` = any.
+        pid: the holder as `pid:start time`; empty = unknown.
+        notices: its host's findings that its holder is told, words of `FINDINGS`.
     """
 
     token: str
@@ -108,16 +111,16 @@ class LeaseStatus:
 
     @property
     def memory_mb(self) -> int:
-        """MiB held on all its devices together."""
+        """MiB held on all devices together."""
         return sum(mb for _, mb in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """A machine that reports devices, or did.
+    """Machine that reports devices, or did.
 
     Attributes:
-        rival: the reporter that was refused its name, last at `rival_ms`; empty: none.
+        rival: a reporter that was refused its name, last at `rival_ms`; empty: none.
     """
 
     host: str
@@ -131,7 +134,7 @@ class HostStatus:
 
 
 def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
-    """Policy, counters and time.
+    """Read policy, counters and time.
 
     Raises:
         ProtocolMismatch: they are of no known form.
@@ -160,7 +163,7 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
 
 
 def _counted(pool: dict[str, str], stats: dict[str, str]) -> dict[str, int]:
-    """Return every counter: those of a verb's straight path are among the pool's own fields."""
+    """Return every counter: those of frequent paths are fields of the pool itself."""
     counts = {name: int(value) for name, value in stats.items()}
     for name in ("granted", "released"):
         if name in pool:
@@ -169,14 +172,14 @@ def _counted(pool: dict[str, str], stats: dict[str, str]) -> dict[str, int]:
 
 
 def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
-    """Every registered device, by host and index."""
+    """Read every registered device, by host and index."""
     answer = yield from read_known(keys, ("ZRANGE", keys.fits, 0, -1))
     found = yield from devices_of(keys, names(answer))
     return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
 
 
 def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
-    """Those of these devices that are registered."""
+    """Read the registered ones of these devices."""
     found = yield from _hashes([keys.device(uuid) for uuid in uuids])
     known = ((uuid, of) for uuid, of in zip(uuids, found, strict=True) if of)
     devices = list(legible(device_status, known))
@@ -190,7 +193,7 @@ def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[Dev
 
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
-    """Every lease that lives, oldest first."""
+    """Read every living lease, oldest first."""
     active = yield from records(keys, ("active",))
     found = legible(lease_status, active.items())
     return tuple(sorted(found, key=lambda lease: lease.fence))
@@ -199,7 +202,7 @@ def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
 def records(
     keys: Keys, states: tuple[str, ...]
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
-    """The hashes of all records in these states, by token."""
+    """Read the hashes of all records in these states, by token."""
     answer = yield from read_known(keys, ("ZRANGE", keys.deadlines, 0, -1))
     tokens = [member for member in names(answer) if not member.startswith("host:")]
     return (yield from records_of(keys, tokens, states))
@@ -208,13 +211,13 @@ def records(
 def records_of(
     keys: Keys, tokens: list[str], states: tuple[str, ...]
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
-    """The hashes of those of these tokens that are in these states."""
+    """Read the hashes of these tokens that are in these states."""
     found = yield from _hashes([keys.record(token) for token in tokens])
     return {t: of for t, of in zip(tokens, found, strict=True) if of.get("state") in states}
 
 
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
-    """Every host that ever reported, by name."""
+    """Read every host that ever reported, by name."""
     answer = yield from read_known(keys, ("SMEMBERS", keys.hosts))
     found = sorted(names(answer))
     facts = yield from _hashes([keys.host(name) for name in found])
@@ -249,7 +252,7 @@ def _hashes(of: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
 def legible(
     read: Callable[[str, dict[str, str]], T], found: Iterable[tuple[str, dict[str, str]]]
 ) -> Iterator[T]:
-    """What each row says, by its name; one of no known form is passed over, and hides no other."""
+    """Return each row's reading, by name; a row of unknown form is left out, and hides no other."""
     for name, facts in found:
         try:
             one = read(name, facts)
@@ -266,13 +269,13 @@ def _say_once(name: str, why: str) -> None:
 
 
 def held(devices: str) -> tuple[tuple[str, int], ...]:
-    """(device id, MiB) of each device in a record's `uuid=mb,...`."""
+    """Return (device id, MiB) of each device in a record's `uuid=mb,...`."""
     parts = [part.rpartition("=") for part in devices.split(",") if part]
     return tuple((uuid, int(mb)) for uuid, _, mb in parts)
 
 
 def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
-    """Return a record's hash as a LeaseStatus. `request` is ARGV 4-13 of acquire, joined by `|`."""
+    """Return a record's hash as a LeaseStatus. `request`: ARGV 4-13 of acquire, joined by `|`."""
     granted_at_ms, expires_at_ms = int(row["granted_at_ms"]), int(row["expires_at_ms"])
     asked = row["request"].split("|")
     return LeaseStatus(

@@ -1,4 +1,4 @@
-"""Ends of leases, as the pool remembers them for 15 minutes: see `lua/lib/tombstones.lua`."""
+"""Ends of leases, remembered by the pool for 15 minutes: see `lua/lib/tombstones.lua`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OUTCOMES: Final = {
 
 
 class EndedLease(NamedTuple):
-    """A lease that is over.
+    """Ended lease.
 
     Attributes:
-        outcome: how it ended, a word of `errors.CODES`.
-        at_ms: when, on the pool's clock.
+        outcome: a word of `errors.CODES`.
+        at_ms: its end, on the pool's clock.
     """
 
     outcome: str
@@ -28,7 +28,7 @@ class EndedLease(NamedTuple):
 
 
 def ended(shard: str | None, token: str) -> EndedLease | None:
-    """Give how the lease of a token ended, by its shard; None: the shard does not say."""
+    """Return the end of a token's lease, by its shard; None: the shard has none."""
     mark, entries = token_digest(token)[4:20], shard or ""
     for at in range(0, len(entries), SIZE):
         if entries.startswith(mark, at):

@@ -1,8 +1,8 @@
-"""The embedded store's append-only file, mended so that the server takes it again.
+"""Repair of the embedded store's append-only file, so that the server takes it again.
 
-The server takes a file whose end is missing, and dies at one whose end is garbage, as a power cut
+The server takes a file with a missing end, and dies at one that ends in garbage, as a power cut
 leaves it. Here such a file is cut after its last whole command, or transaction; if that does not
-help, all files are set aside. What is taken away is kept beside them.
+help, all files are set aside. The removed parts stay beside them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LINE_BYTES = 1024
 
 
 def find_again(state_dir: Path) -> str:
-    """Write the list of the files anew if it is gone: a server would begin without them.
+    """Write a missing list of the files anew: without it a server would begin without them.
 
     Returns:
-        What was done, in a sentence; empty: nothing.
+        The repair, in a sentence; empty: there was none.
     """
     folder = state_dir / FOLDER
     manifest = folder / _MANIFEST
@@ -50,10 +50,10 @@ def find_again(state_dir: Path) -> str:
 
 
 def cut(state_dir: Path) -> str:
-    """Cut the last file after its last whole command; what was cut off is kept beside it.
+    """Cut the last file after its last whole command; the rest stays beside it.
 
     Returns:
-        What was done, in a sentence; empty: all of it is whole, or there is none.
+        The repair, in a sentence; empty: the file is whole, or missing.
     """
     found = sorted(
         (int(match[1]), path)
@@ -77,7 +77,7 @@ def cut(state_dir: Path) -> str:
 
 
 def set_aside(state_dir: Path) -> str:
-    """Have the server begin anew without the files; where they are now, in a sentence."""
+    """Make the server begin anew without the files; return their new place in a sentence."""
     folder = state_dir / FOLDER
     kept = state_dir / f"{FOLDER}.damaged-{_moment()}"
     folder.rename(kept)
@@ -85,7 +85,7 @@ def set_aside(state_dir: Path) -> str:
 
 
 def whole_bytes(file: IO[bytes]) -> int:
-    """Give how much of a file is whole commands; one transaction is whole or nothing."""
+    """Return the bytes of whole commands in a file; one transaction is whole or nothing."""
     end, inside = file.tell(), False
     while (command := _command(file)) is not None:
         inside = command == b"MULTI" or (inside and command != b"EXEC")
@@ -95,7 +95,7 @@ def whole_bytes(file: IO[bytes]) -> int:
 
 
 def _command(file: IO[bytes]) -> bytes | None:
-    """Read a command, its name in capitals, empty for a comment; None: there is no whole one."""
+    """Read a command's name in capitals, empty for a comment; None: there is no whole command."""
     line = file.readline(_LINE_BYTES)
     if line.startswith(b"#") and line.endswith(b"\n"):
         return b""
@@ -113,7 +113,7 @@ def _command(file: IO[bytes]) -> bytes | None:
 
 
 def _number(line: bytes, sign: bytes) -> int | None:
-    """Read the number of a line as `*3`; None: it is no such line."""
+    """Return the number of a line such as `*3`; None: it is no such line."""
     digits = line[1:-2]
     good = line.startswith(sign) and line.endswith(b"\r\n") and digits.isdigit()
     return int(digits) if good else None

@@ -1,10 +1,10 @@
-"""A clean stop of the embedded store, and what of its data is believed at the next start.
+"""Clean stop of the embedded store, and the trust in its data at the next start.
 
 A pool names the server that it was on, and on another one it is closed at first: writes may be
-lost. A clean stop loses none, so it takes the name away. But data that were copied then, and are
-put back later, lack the name too. So the stop notes in the file `stopped` which files it has left
-on this disk. At a start without that note, or with other files, pools are closed. The scripts also
-close a pool without a name that no script has touched for more than some seconds.
+lost. A clean stop loses none, so it removes the name. But data that were copied then, and are put
+back later, lack the name too. So the stop lists in the file `stopped` the files that it leaves on
+this disk. A start without that note, or with other files, closes the pools. The scripts also close
+a pool without a name that no script has touched for some seconds.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from redis import Redis
 
 ANOTHER = "another"
-"""In place of the name of a server: of none that there is."""
+"""Name of no server, in the place of a server's name."""
 
 
 def forget_server(client: Redis) -> None:
-    """Take away what names this server, and the functions on it, from each of its pools."""
-    with suppress(ResponseError):  # it takes no writes: then that is how it ends
+    """Remove this server's name, and its functions, from each of its pools."""
+    with suppress(ResponseError):  # it takes no writes: it then ends like that
         for pool in client.scan_iter(POOLS, count=1000):
             lives = [name for name, _ in client.hscan_iter(pool, match="served*")]
             client.hdel(pool, "run_id", *lives)
 
 
 def distrust(client: Redis) -> None:
-    """Have pools that a clean stop has left, elsewhere or long ago, closed by their first call."""
+    """Make the first call close all pools that a clean stop has left, elsewhere or long ago."""
     with suppress(ResponseError):  # it takes no writes: it grants nothing either
         for pool in client.scan_iter(POOLS, count=1000):
             client.hsetnx(pool, "run_id", ANOTHER)
 
 
 def write_note(folder: Path) -> None:
-    """Note which data files a clean stop has left."""
+    """Note the data files that a clean stop leaves."""
     (folder / "stopped").write_text(_files(folder))
 
 
@@ -57,7 +57,7 @@ def take_note(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> str:
-    """The data files as this disk has them: a copy of one is another file, made at another time."""
+    """Return the data files as this disk has them: a copy is another file, of another time."""
     found = sorted((folder / "appendonlydir").glob("*"))
     facts = ((path.name, path.stat()) for path in found)
     return "".join(f"{n} {at.st_ino} {at.st_ctime_ns} {at.st_size}\n" for n, at in facts)

@@ -2,7 +2,7 @@
 
 A refused port or a missing socket may be a server that restarts, so a call is tried again. A name
 that does not resolve, a path that is too long, or TLS with a server that speaks none stays wrong:
-the call ends at once and says why.
+the call ends at once with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent_sdk.store.url import Address
 
 PROBE_S: Final = 0.5
-"""Seconds that a probe for a server of the other kind takes at most."""
+"""Most seconds of a probe for a server of the other kind."""
 
 NO_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
@@ -34,12 +34,12 @@ NO_WAY: Final = {
     errno.ENAMETOOLONG: "a part of the path is too long",
     errno.ELOOP: "the path goes round in a circle",
 }
-"""Errors of the system that a restart of the server does not mend."""
+"""System errors that a restart of the server does not mend."""
 
 CUT_OFF: Final = (
     ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError,
 )  # fmt: skip
-"""The errors of a server that hangs up on what it does not understand."""
+"""Errors of a server that hangs up on an unknown protocol."""
 
 NO_CERTIFICATE: Final = "its certificate is not one that ssl_ca_certs or this machine trusts"
 NO_TLS_FILE: Final = "a file that ssl_ca_certs, ssl_certfile or ssl_keyfile names cannot be read"
@@ -51,7 +51,7 @@ UNKNOWN_NAME: Final = "no machine has that name"
 
 
 def mark_unsent(error: Exception, hopeless: str = "") -> None:
-    """Note on an error that its call was not sent, and why no other try makes sense, if so."""
+    """Mark an error: its call was not sent. `hopeless`: the reason against another try."""
     vars(error).update(unsent=True, hopeless=hopeless)
 
 
@@ -61,12 +61,12 @@ def never_sent(error: BaseException) -> bool:
 
 
 def hopeless(error: BaseException) -> str:
-    """Return why the address cannot be right; empty: it may be."""
+    """Return the reason for which the address cannot be right; empty: it may be."""
     return getattr(error, "hopeless", "")
 
 
 def why_hopeless(error: Exception, *, tls: bool = False) -> str:
-    """Why a connection that could not be made never will; empty: it may stand the next time."""
+    """Return the reason against another connect; empty: the next one may work."""
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):
             return UNKNOWN_NAME if cause.errno in NO_NAME else ""
@@ -82,11 +82,11 @@ def why_hopeless(error: Exception, *, tls: bool = False) -> str:
 
 
 def other_way(error: Exception, *, tls: bool) -> tuple[Callable[[Address], bool], str] | None:
-    """Give the probe that finds a server with TLS where we use none, or the other way round.
+    """Return the probe for a server with TLS where we use none, or the other way round.
 
     Returns:
-        A question that may block for `PROBE_S`, and what is true when it answers yes. None: the
-        failure has another reason.
+        A question that may block for `PROBE_S`, and the meaning of a yes. None: the failure has
+        another reason.
     """
     cut_off = any(isinstance(each, CUT_OFF) for each in _causes(error))
     if tls:
@@ -106,7 +106,7 @@ def speaks_tls(address: Address) -> bool:
             context.wrap_socket(plain).close()
     except ssl.SSLCertVerificationError:
         return True
-    except ssl.SSLError as refused:  # an alert, as of one that wants our certificate
+    except ssl.SSLError as refused:  # an alert, for example about a missing certificate of ours
         return "ALERT" in (refused.reason or "")
     except OSError:
         return False
@@ -123,12 +123,12 @@ def speaks_plainly(address: Address) -> bool:
 
 
 def _connecting(error: BaseException) -> bool:
-    """Tell whether redis-py says of a connection that it never stood."""
+    """Tell whether redis-py reports a connection that never stood."""
     return "connecting" in str(error)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors behind an error, the nearest first."""
+    """Yield the errors behind an error, the nearest first."""
     cause = error.__cause__ or error.__context__
     while cause is not None:
         yield cause

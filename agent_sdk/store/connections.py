@@ -1,8 +1,7 @@
-"""Connections to the store: redis-py's, which find the primary first and leave what is none.
+"""Connections to the store: redis-py's, which first find the primary, and leave other servers.
 
-Over a unix socket there is nothing to find. Over each of them an answer that cannot be read is
-InvalidResponse, where redis-py's parser lets its own TypeErrors out; and an error before the
-connection stands is marked as such, for `patience`.
+A unix socket needs no search. An unreadable answer raises InvalidResponse, where redis-py's parser
+lets its own TypeErrors out. An error before the connection stands is marked as such, for `retry`.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ if TYPE_CHECKING:
     from agent_sdk.store.url import Address
 
 ELSEWHERE = (ReadOnlyError, MovedError, ClusterDownError)
-"""What a server answers that is the primary no more; MASTERDOWN is one of the last."""
+"""Answers of a server that is no longer the primary; one ClusterDownError is MASTERDOWN."""
 
 GARBLED = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-"""What the parser comes to over what is no answer of Redis: a map whose key is a list, say."""
+"""Errors of the parser over an answer that is not Redis's: a map with a list as key, say."""
 
 
 def _garbled(error: Exception) -> InvalidResponse:
@@ -47,13 +46,13 @@ def _garbled(error: Exception) -> InvalidResponse:
 
 
 class TcpConnection(Counting, Connection):
-    """A connection that finds the primary first, if there is something to find.
+    """Connection that first finds the primary, where it may move.
 
-    It is closed when the server answers that it is the primary no more: where a name moves to
-    another server, or a Sentinel's or Cluster's primary does, the next call finds it.
+    It is closed when the server answers that it is no longer the primary: the next call finds the
+    new one, after a move of a name or of a Sentinel's or Cluster's primary.
 
     Args:
-        primary: who knows where it is; None: it is at `host`.
+        primary: the search for it; None: it is at `host`.
         **options: as redis-py's connection takes them.
     """
 
@@ -85,7 +84,7 @@ class TcpConnection(Counting, Connection):
             raise
 
     def _why_hopeless(self, error: RedisError) -> str:
-        """Why no other try makes sense; a server is asked once whether it speaks the other way."""
+        """Return the reason against another try; a server is asked once for the other protocol."""
         why = why_hopeless(error, tls=self.tls)
         other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
         if other is not None:
@@ -144,17 +143,17 @@ class TcpConnection(Counting, Connection):
 
 
 class TlsConnection(TcpConnection, SSLConnection):
-    """The same over TLS."""
+    """Connection over TLS that first finds the primary."""
 
     asker = SSLConnection
     tls = True
 
 
 class UnixConnection(Counting, UnixDomainSocketConnection):
-    """A connection over a unix socket."""
+    """Connection over a unix socket."""
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Connect; an error says that nothing was sent, and whether another try makes sense."""
+        """Connect; an error is marked: nothing was sent, and another try may be pointless."""
         try:
             super().connect_check_health(*args, **options)
         except RedisError as error:
@@ -170,7 +169,7 @@ class UnixConnection(Counting, UnixDomainSocketConnection):
 
 
 class AsyncTcpConnection(AsyncCounting, AsyncConnection):
-    """See `TcpConnection`."""
+    """Connection of asyncio; see `TcpConnection`."""
 
     asker: ClassVar[type[AsyncConnection]] = AsyncConnection
 
@@ -183,7 +182,7 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
         self._asked_other_way = False
 
     async def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """See `TcpConnection`."""
+        """Find the primary and connect; see `TcpConnection`."""
         if self.is_connected:
             await super().connect_check_health(*args, **options)
             return
@@ -200,7 +199,7 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
             raise
 
     async def _why_hopeless(self, error: RedisError) -> str:
-        """See `TcpConnection`."""
+        """Return the reason against another try; see `TcpConnection`."""
         why = why_hopeless(error, tls=self.tls)
         other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
         if other is not None:
@@ -210,14 +209,14 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
         return why
 
     async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
-        """See `TcpConnection`."""
+        """Greet the server; see `TcpConnection`."""
         await super().on_connect_check_health(*args, **options)
         if self._primary is not None and self._primary.greets:
             await self.send_command("HELLO", check_health=False)
             self._primary.check(await self.read_response())
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
-        """See `TcpConnection`."""
+        """Return an answer; see `TcpConnection`."""
         try:
             return await super().read_response(*args, **options)
         except GARBLED as error:
@@ -259,10 +258,10 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
 
 
 class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
-    """See `TlsConnection`; it too connects with the certificates that the files hold now.
+    """Connection of asyncio over TLS; it connects with the present content of certificate files.
 
-    redis-py keeps what an asyncio connection read at first. To read them all takes a while, so that
-    is done again only where a file has changed.
+    redis-py keeps the first content that an asyncio connection read. Reading takes a while, so it
+    is repeated only after a file has changed.
     """
 
     asker = AsyncSSLConnection
@@ -279,10 +278,10 @@ class AsyncTlsConnection(AsyncTcpConnection, AsyncSSLConnection):
 
 
 class AsyncUnixConnection(AsyncCounting, AsyncUnixDomainSocketConnection):
-    """See `UnixConnection`."""
+    """Connection of asyncio over a unix socket; see `UnixConnection`."""
 
     async def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """See `UnixConnection`."""
+        """Connect; see `UnixConnection`."""
         try:
             await super().connect_check_health(*args, **options)
         except RedisError as error:
@@ -290,7 +289,7 @@ class AsyncUnixConnection(AsyncCounting, AsyncUnixDomainSocketConnection):
             raise
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
-        """See `UnixConnection`."""
+        """Return an answer; see `UnixConnection`."""
         try:
             return await super().read_response(*args, **options)
         except GARBLED as error:

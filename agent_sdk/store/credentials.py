@@ -11,9 +11,9 @@ from agent_sdk.store.connect_errors import mark_unsent
 
 
 class PasswordFile(CredentialProvider):
-    """The password that a file holds at the moment; its line's end is none of it.
+    """Password of a file's present content, without the line's end.
 
-    Connections that stand are not asked again: Redis lets them go on when a password changes.
+    Standing connections need no new one: Redis lets them go on when a password changes.
 
     Args:
         path: the file, as secrets are mounted.
@@ -28,7 +28,7 @@ class PasswordFile(CredentialProvider):
         """Read the file.
 
         Raises:
-            ConnectionError: it cannot be read, or is empty; the next try reads it again.
+            ConnectionError: the file cannot be read, or is empty; the next try reads it again.
         """
         try:
             password = Path(self._path).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
@@ -47,7 +47,7 @@ class PasswordFile(CredentialProvider):
 
 
 def file_version(path: str | None) -> object:
-    """Something that is another once a file is replaced or written; None: there is none to read."""
+    """Return a value that changes when a file is replaced or written; None: it is unreadable."""
     if path is None:
         return None
     try:

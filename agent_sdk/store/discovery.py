@@ -1,10 +1,10 @@
-"""Where the pool's primary is, where its address may change: asked anew for each connection.
+"""Discovery of the pool's primary, anew for each connection, where its address may change.
 
 Sentinel and Cluster need the same of a client, since all of a pool is in one slot: the address of
 the one server that takes its writes now. redis-py's own clients for them ask and follow inside a
 call, with up to ten tries or sixteen redirections and sleeps, past the caller's deadline. Here a
-connection asks once before it connects, within its own timeout; whatever says that the primary is
-elsewhere closes it once its answers are in, and `patience` decides about the next try.
+connection asks once before it connects, within its own timeout. An answer that the primary is
+elsewhere closes it once its answers are in, and `retry` decides about the next try.
 
 An ASK is not followed. It says that the slot's keys are on their way to another node, and a script
 must see all of a pool or nothing. On the node that they leave, `KEYS[1]`, which is the name of no
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
     from agent_sdk.store.url import Address, StoreUrl
 
 LEAST_S = 0.01
-"""What is left of a connect's time at least."""
+"""Least seconds of a connect."""
 
 
 class Primary(ABC):
-    """Who can tell where the primary is, and in which order they are asked; safe for threads.
+    """Search for the primary among the nodes that know it, in order; safe for threads.
 
     Args:
-        nodes: who is asked.
+        nodes: the nodes that are asked.
         asking: options of the connections to them.
     """
 
     ask: tuple[str, ...]
-    """The question."""
+    """Command that asks a node."""
 
     greets: ClassVar[bool]
-    """Whether who was found must say itself that it is a primary."""
+    """True if the found server must itself say that it is a primary."""
 
     def __init__(self, nodes: tuple[Address, ...], asking: dict[str, Any]) -> None:
         self._nodes = nodes
         self.asking = asking
 
     def find(self, within_s: float) -> Generator[tuple[Address, float], Any, Address]:
-        """Whom to ask and for how long to wait; it is sent the answer, or the error instead.
+        """Yield a node to ask with the seconds to wait; it is sent the answer, or the error.
 
-        Each takes half of the time that is left at most, and who fails is asked last from then on.
+        Each node gets at most half of the time left, and one that fails is asked last from then on.
 
         Raises:
-            RedisError: nobody knows; where somebody denied the question, that.
+            RedisError: no node knows; the denial, if one denied the question.
         """
         until = time.monotonic() + within_s
         failures, hopeless = [], []
@@ -82,11 +82,11 @@ class Primary(ABC):
         raise error
 
     def doubt(self) -> None:
-        """Ask another first: where the last who answered sent us, there is no primary now."""
+        """Ask another node first: the server that the last one named is no primary now."""
         self._ask_last(self._nodes[0])
 
     def check(self, hello: Any) -> None:
-        """Look at what the server says of itself.
+        """Check the role in the server's greeting.
 
         Raises:
             ConnectionError: it is a replica.
@@ -100,11 +100,11 @@ class Primary(ABC):
 
     @abstractmethod
     def _read(self, answer: Any, asked: Address) -> Address | None:
-        """Return where the primary is by an answer; None: it does not say."""
+        """Return the primary's address by an answer; None: the answer has none."""
 
 
 class SentinelPrimary(Primary):
-    """The primary of a service that Sentinels watch."""
+    """Primary of a service that Sentinels watch."""
 
     greets = True
 
@@ -121,7 +121,7 @@ class SentinelPrimary(Primary):
 
 
 class ClusterPrimary(Primary):
-    """The node of a Cluster that has a key's slot."""
+    """Node of a Cluster that has a key's slot."""
 
     greets = False  # a replica answers MOVED by itself
     ask = ("CLUSTER", "SLOTS")
@@ -134,7 +134,7 @@ class ClusterPrimary(Primary):
     def _read(self, answer: Any, asked: Address) -> Address | None:
         found, known = None, [asked]
         for first, last, *servers in answer:
-            # A node that does not know its own address says none; "?" is one that nobody may know.
+            # A node that does not know its own address gives none; "?" is an undisclosed one.
             there = [(host or asked[0], port) for host, port, *_ in servers if host != "?"]
             known += there
             if first <= self._slot <= last and there:

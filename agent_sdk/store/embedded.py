@@ -1,11 +1,11 @@
-"""The embedded store: a private redis-server or valkey-server in a state folder.
+"""Embedded store: a private redis-server or valkey-server in a state folder.
 
-It outlives whoever started it, so a broker killed by SIGKILL takes no lease with it. Three
+It outlives the process that started it: a broker killed by SIGKILL takes no lease along. Three
 files in the folder carry kernel locks (flock), which end with their holder however it dies; a
-fourth, ``stopped``, says which files on this disk a clean stop left (see `clean_stop`):
+fourth, ``stopped``, lists the files on this disk that a clean stop left (see `clean_stop`):
 
-- ``lock``: held while somebody starts, joins or leaves, so these never overlap.
-- ``users``: shared by every broker that uses the store. Whoever leaves and then gets it
+- ``lock``: held during each start, join and leave, so these never overlap.
+- ``users``: shared by every broker that uses the store. A leaving broker that gets it
   alone was the last, and shuts the server down.
 - ``server.lock``: held by the server itself, through a descriptor that it inherits. While
   it is held no second server is started on this AOF. A process id may be reused and a
@@ -65,13 +65,13 @@ maxmemory-policy noeviction
 
 
 class EmbeddedTimeoutError(EmbeddedError):
-    """It was not done in time. It may still happen; the call may be repeated."""
+    """Error of an act that took too long. It may still happen; the call may be repeated."""
 
 
 class EmbeddedStore:
-    """One user's hold on the store in ``state_dir``; constructing it touches nothing.
+    """Hold of one user on the store in ``state_dir``; constructing it touches nothing.
 
-    ``server`` is started if nobody has; by default ``find_server()`` is asked at that
+    ``server`` is started if none runs; by default ``find_server()`` is asked at that
     moment, so joining needs no server program. Methods block. An instance is for one
     thread at a time; any number of instances, here or in other processes, share a folder.
 
@@ -87,18 +87,18 @@ class EmbeddedStore:
 
     @property
     def socket(self) -> Path:
-        """The server's unix socket, whether or not it answers now."""
+        """Path of the server's unix socket, even if it does not answer now."""
         return self._folder / "redis.sock"
 
     @property
     def url(self) -> str:
-        """The same for ``redis.Redis.from_url``."""
+        """URL of the same socket for ``redis.Redis.from_url``."""
         return f"unix://{quote(os.fsencode(self.socket))}"
 
     def start_or_join(self, timeout_s: float = 10.0) -> bool:
-        """Return once the server answers and this instance counts as a user of it.
+        """Wait until the server answers and this instance counts as a user of it.
 
-        True: this call started the server. False: it was there. Calling again counts
+        Return True if this call started the server, False if it was there. Calling again counts
         once, and starts a server that has died since.
 
         Raises:
@@ -117,7 +117,7 @@ class EmbeddedStore:
             _make_private(self._folder)
             with self._alone(deadline):
                 started = self._bring_up(deadline)
-                # Counting this late is safe: nobody ends the server without `lock`.
+                # Counting this late is safe: the server is ended only under `lock`.
                 if self._users_fd is None:
                     users = os.open(self._folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
                     fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -125,7 +125,7 @@ class EmbeddedStore:
         return started
 
     def refuses(self) -> bool:
-        """Tell whether no server listens: one that hangs or loads does. Costs a connect."""
+        """Tell whether no server listens: a hanging or loading one does. Costs a connect."""
         with socketlib.socket(socketlib.AF_UNIX) as probe:
             probe.setblocking(False)
             try:
@@ -139,11 +139,11 @@ class EmbeddedStore:
     def leave(self, timeout_s: float = 10.0) -> bool:
         """Stop being a user; the last one ends the server, with its AOF on disk.
 
-        True: this was the last user, and no server is left. False: others go on, or this
-        instance was no user. It is none afterwards, whatever happens.
+        Return True if this was the last user, and no server is left; False if others go on, or this
+        instance was no user. It is none afterwards in any case.
 
         Raises:
-            EmbeddedTimeoutError: The server hung, or somebody else was starting or
+            EmbeddedTimeoutError: The server hung, or another process was starting or
                 leaving, for all of ``timeout_s``: the server may still run.
             EmbeddedError: The server refused to end, or the folder is gone.
         """
@@ -185,7 +185,7 @@ class EmbeddedStore:
         raise EmbeddedError(f"the embedded store died at its start; {self._log} says:\n{tail}")
 
     def _distrust(self, deadline: float) -> None:
-        """Have pools closed that no clean stop has left here."""
+        """Close all pools that no clean stop has left here."""
         try:
             with self._client(deadline) as client:
                 clean_stop.distrust(client)
@@ -193,7 +193,7 @@ class EmbeddedStore:
             raise self._no_answer(error) from error
 
     def _launch(self, deadline: float) -> int:
-        """Start the server; return where its own lines begin in redis.log."""
+        """Start the server; return the position of its own lines in redis.log."""
         server = self._server or find_server()
         conf = self._folder / "redis.conf"
         conf.write_bytes(os.fsencode(_CONF.format(folder=_quoted(self._folder))))
@@ -243,7 +243,7 @@ class EmbeddedStore:
         clean_stop.write_note(self._folder)
 
     def _answers(self, deadline: float) -> bool:
-        """Wait for an answer: True when there is one, False when nobody lives to give it."""
+        """Wait for an answer: return True with one, False when no server lives to give it."""
         while True:
             try:
                 with self._client(deadline) as client:
@@ -316,7 +316,7 @@ def _make_private(folder: Path) -> None:
     mode = stat.S_IMODE(found.st_mode)
     foreign = not (folder / "lock").exists() and any(folder.iterdir())
     if mode & 0o077 and foreign:
-        # Closing /tmp or /var/lib to everybody else would be worse than not starting.
+        # Closing /tmp or /var/lib to all other users would be worse than not starting.
         raise EmbeddedError(
             f"{folder} is open to other users and holds other files: set "
             "GPU_BROKER_STATE_DIR to a folder of our own, or chmod 700 it"

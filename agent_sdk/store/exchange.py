@@ -1,9 +1,9 @@
-"""Connections that count, so that no call reads the answer of another; see `pools` too.
+"""Connections that count their answers, so that no call reads another's; see `pools`, too.
 
 A caller may be interrupted anywhere between its command and its answer: Ctrl-C, a handler's time
 limit, a cancelled task. redis-py then puts the connection back as it is, and the next call reads
-the answer of the call before. Here a connection knows what it was sent and has not answered. One
-that is owed an answer, or was not greeted to the end, is closed and never used as it is.
+the answer of the call before. Here a connection knows its unanswered commands. One that is owed an
+answer, or was not greeted to the end, is closed and never used as it is.
 
 The calls of verbs carry a mark, and their replies repeat it. A reply with another mark belongs to
 another call: the connection is closed, and the call is repeated by its token like one whose
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class AnswerOfAnother(ConnectionError):
-    """The reply to another call came: nothing more is read from that connection."""
+    """Error of a reply to another call: nothing more is read from that connection."""
 
 
 def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
-    """Give the command with its numbers as text.
+    """Return the command with its numbers as text.
 
     hiredis 3.5.0 does not survive an interrupt while it packs numbers itself.
     """
@@ -43,7 +43,7 @@ def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _own(response: Any, mark: str) -> Any:
-    """Give the reply without the mark.
+    """Return the reply without its mark.
 
     Raises:
         AnswerOfAnother: it has another mark, or none.
@@ -59,20 +59,20 @@ def _own(response: Any, mark: str) -> Any:
 
 
 class _Counting:
-    """The common part of both kinds of connection, mixed in before redis-py's."""
+    """Common part of both kinds of connection, mixed in before redis-py's."""
 
     is_connected: bool
     socket_timeout: float | None
 
     def __init__(self, **options: Any) -> None:
-        self._awaited: deque[str] = deque()  # per command that was sent, its mark
-        self._packed: list[str] = []  # of those that are sent next
+        self._awaited: deque[str] = deque()  # mark of each sent command
+        self._packed: list[str] = []  # marks of the commands that are sent next
         self._greeted = False
         super().__init__(**options)
 
     @property
     def clean(self) -> bool:
-        """Tell whether the next answer will be that of the next command."""
+        """True if the next answer will be that of the next command."""
         return self._greeted and not self._awaited and not self._packed
 
     def pack_commands(self, commands: Any) -> list[bytes]:
@@ -87,27 +87,27 @@ class _Counting:
         return packed
 
     def _forget(self) -> None:
-        """Await nothing: what was sent went over a connection that is closed."""
+        """Drop all expected answers: their commands went over a closed connection."""
         self._greeted = False
         self._awaited.clear()
         self._packed = []
 
     def _answered(self) -> str:
-        """Take the mark of the command that was answered."""
+        """Remove and return the mark of the answered command."""
         return self._awaited.popleft() if self._awaited else ""
 
 
 class Counting(_Counting):
-    """A blocking connection that is closed rather than used while it is owed an answer."""
+    """Blocking connection that is closed instead of used while it is owed an answer."""
 
     def connect(self, *args: Any, **options: Any) -> None:
-        """Be ready for a command: connected, greeted and owed nothing."""
+        """Make the connection ready for a command: connected, greeted and owed nothing."""
         if self.is_connected and not self.clean:
             self.disconnect()
         super().connect(*args, **options)  # type: ignore[misc] # redis-py's
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Connect and greet the server, or be closed."""
+        """Connect and greet the server; close on failure."""
         if self.is_connected:
             return
         self._forget()
@@ -125,7 +125,7 @@ class Counting(_Counting):
         self._forget()
 
     def hang_up(self) -> None:
-        """End what it waits for; from any thread."""
+        """End the connection's waiting; from any thread."""
         sock: socket.socket | None = self._sock  # type: ignore[attr-defined] # redis-py's
         if sock is not None:
             with suppress(OSError):
@@ -137,11 +137,11 @@ class Counting(_Counting):
         self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send what `pack_commands` made; an answer is due for each command of it."""
+        """Send the packed commands; an answer is due for each of them."""
         self._send(command, self._take_packed(), check_health=check_health)
 
     def _send(self, packed: Any, marks: list[str], *, check_health: bool) -> None:
-        # What connecting and the health check send is answered before.
+        # Commands of the connect and of the health check are answered before.
         if not self.is_connected:
             self.connect_check_health(check_health=False)
         if check_health:
@@ -164,16 +164,16 @@ class Counting(_Counting):
 
 
 class AsyncCounting(_Counting):
-    """The same for asyncio."""
+    """Connection of asyncio that is closed instead of used while it is owed an answer."""
 
     async def connect(self, *args: Any, **options: Any) -> None:
-        """See `Counting`."""
+        """Make the connection ready for a command; see `Counting`."""
         if self.is_connected and not self.clean:
             await self.disconnect(nowait=True)
         await super().connect(*args, **options)  # type: ignore[misc] # redis-py's
 
     async def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """See `Counting`."""
+        """Connect and greet the server; see `Counting`."""
         if self.is_connected:
             return
         self._forget()
@@ -185,7 +185,7 @@ class AsyncCounting(_Counting):
             raise
 
     async def disconnect(self, *args: Any, **options: Any) -> None:
-        """See `Counting`."""
+        """Close the connection; see `Counting`."""
         self._greeted = False
         await super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
         self._forget()
@@ -196,12 +196,12 @@ class AsyncCounting(_Counting):
         self._forget()
 
     async def send_command(self, *args: Any, **options: Any) -> None:
-        """See `Counting`."""
+        """Send a command; see `Counting`."""
         packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
         await self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """See `Counting`."""
+        """Send the packed commands; see `Counting`."""
         await self._send(command, self._take_packed(), check_health=check_health)
 
     async def _send(self, packed: Any, marks: list[str], *, check_health: bool) -> None:
@@ -224,7 +224,7 @@ class AsyncCounting(_Counting):
             raise
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
-        """See `Counting`."""
+        """Read the next answer; see `Counting`."""
         try:
             response = await super().read_response(*args, **options)  # type: ignore[misc] # redis-py's
         except ResponseError:

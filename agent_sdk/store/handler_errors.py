@@ -1,8 +1,8 @@
 """Exceptions of signal handlers that look like failures of the store.
 
-A program's time limit is often a handler that raises TimeoutError, and redis-py takes that, like
-any other OSError that passes its reading, for a failure of its connection. The call would be
-repeated, and the program would never hear of its time limit.
+A program's time limit is often a handler that raises TimeoutError. redis-py takes that, like any
+other OSError during its reading, for a failure of its connection. The call would be repeated, and
+the program would never hear of its time limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def raised_by_handler(error: BaseException) -> BaseException | None:
-    """Give the error of a signal handler, if one is behind this error."""
+    """Return the error of a signal handler, if one is behind this error."""
     codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     behind: BaseException | None = error
     while behind is not None and codes:
@@ -28,7 +28,7 @@ def raised_by_handler(error: BaseException) -> BaseException | None:
 
 
 def _code(handler: Callable[..., object] | int | None) -> CodeType | None:
-    """Give the code that a handler runs: of a function, a method, or an object that is called."""
+    """Return the code that a handler runs: of a function, a method, or a callable object."""
     for way in (handler, getattr(handler, "__func__", None), getattr(handler, "func", None)):
         if code := getattr(way, "__code__", None):
             found: CodeType = code

@@ -1,4 +1,4 @@
-"""One connection for all tasks of an event loop: calls that meet are sent together.
+"""Multiplexer: one connection for all tasks of an event loop; calls that meet are sent together.
 
 A pool gives each of 30 tasks a connection, and each call its own write, read and wake-up of the
 loop. Here a call waits in a queue. A sender, which lives while there is something to send, starts
@@ -9,7 +9,7 @@ the server works on some while others are written and read.
 Calls that travel together are no transaction: each gets its own answer or error, and other clients'
 commands may come between. Neither task is a caller's, so a cancelled caller cannot leave half an
 answer on the connection: its answer is dropped, and a call not yet sent never is. When the
-connection fails, every call that is away hears of it, and none in the queue.
+connection fails, every sent call gets the error, and none in the queue.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Command: TypeAlias = tuple[str | int, ...]
 
 LONGEST_BATCH = 256
-"""Commands in one write. More would gain nothing, and take as long to pack as they take to run."""
+"""Most commands in one write. More would gain nothing, and take as long to pack as to run."""
 
 NOT_SENT = "closed like a connection that is still connecting: nothing was sent"
 CLOSED = "another event loop or thread closed this client"
@@ -48,16 +48,16 @@ CUT_OFF = "the event loop was interrupted while the answer was awaited"
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """What one caller waits for. It is done early when the caller was cancelled."""
+    """Wait of one caller for its answers; done early when the caller was cancelled."""
 
     commands: Sequence[Command]
     answers: asyncio.Future[list[Any]]
 
 
 class Multiplexer:
-    """Sends the commands of many tasks over one connection of a client.
+    """Sender of many tasks' commands over one connection of a client.
 
-    Connects at the first call. Another event loop may use it once the former has ended.
+    It connects at the first call. Another event loop may use it once the former has ended.
 
     Args:
         client: its pool gives the connection, its options the timeouts.
@@ -104,7 +104,7 @@ class Multiplexer:
         return await self._enqueue(commands) if commands else []
 
     async def close(self) -> None:
-        """Fail what was not sent, wait for what is away, at most a timeout long, and disconnect.
+        """Fail unsent calls, wait for the sent ones at most a timeout long, and disconnect.
 
         A later call connects anew. In another loop than its own it does not wait.
         """
@@ -117,9 +117,10 @@ class Multiplexer:
         await self._client.aclose()
 
     def let_go(self) -> None:
-        """Have its loop disconnect soon; from any thread, also while the loop runs in another."""
+        """Make its loop disconnect soon; from any thread, also while the loop runs in another."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # it is closed: its sockets close as they are collected
+            # the loop is closed: its sockets close as they are collected
+            with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._cut)
 
     def _cut(self) -> None:
@@ -157,17 +158,17 @@ class Multiplexer:
                 break
             try:
                 await self._send(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
+            except Exception as error:  # noqa: BLE001 - any error must reach the callers
                 await self._break(error)
                 if self._listener is not None and self._listening:
-                    # It must not live on to read, or to break, the connection that comes next.
+                    # It must not live on to read from, or to break, the next connection.
                     await asyncio.wait({self._listener})
             # Let the callers just answered ask again: else the tasks split into two crowds that
             # take turns, each batch half as long.
             await asyncio.sleep(0)
 
     async def _leave_wrong_server(self) -> None:
-        """Connect anew if an answer said that the primary is elsewhere; others are on their way."""
+        """Connect anew if an answer named another primary; other answers are still on their way."""
         connection = self._connection
         if connection is None or not connection.should_reconnect():  # type: ignore[no-untyped-call] # redis-py's
             return
@@ -190,7 +191,7 @@ class Multiplexer:
         return batch
 
     async def _send(self, batch: list[_Ask]) -> None:
-        """Write a batch, and see to it that somebody listens."""
+        """Write a batch, and make sure that a listener runs."""
         listening, pool = self._listening, self._client.connection_pool
         if self._connection is None:
             self._connection = await pool.get_connection()  # type: ignore[no-untyped-call] # redis-py's
@@ -202,11 +203,11 @@ class Multiplexer:
         for ask in batch:
             try:
                 packed += connection.pack_commands(ask.commands)
-            except DataError as error:  # one caller's argument cannot be written down
+            except DataError as error:  # one caller's argument cannot be encoded
                 self._away.remove(ask)
                 _fail((ask,), error)
         if packed:
-            # Its check would read the answer to a PING of its own beside the listener.
+            # The check would read the answer to a PING of its own beside the listener.
             await connection.send_packed_command(packed, check_health=False)
         if not listening and self._away:
             self._listener = asyncio.create_task(self._listen(connection))
@@ -217,7 +218,7 @@ class Multiplexer:
         return self._listener is not None and not self._listener.done()
 
     async def _listen(self, connection: AbstractConnection) -> None:
-        """Settle what is away as the answers come, in the order it was sent."""
+        """Settle the sent calls as the answers come, in the order of sending."""
         try:
             while self._away:
                 ask = self._away[0]
@@ -226,18 +227,18 @@ class Multiplexer:
                 ]
                 _settle(ask, answers)
                 self._away.popleft()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must hear of it
+        except Exception as error:  # noqa: BLE001 - any error must reach the callers
             await self._break(error)
 
     async def _break(self, error: Exception) -> None:
-        """The connection failed: tell all whose answers it carried, and never use it as it is."""
+        """Tell all waiting callers of a failed connection, and never use it as it is."""
         _fail(self._away, error)
         self._away.clear()
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
 
     def _after(self, task: asyncio.Task[None]) -> None:
-        """Tell all callers when a task did not come to its end.
+        """Tell all callers when a task ended early.
 
         Every task of the loop was cancelled, or an interrupt struck in this one. The
         connection is owed answers, so it is not used again as it is; see `exchange`.
@@ -263,7 +264,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop of the caller.
 
     Raises:
-        RuntimeError: there is none, and what to do.
+        RuntimeError: there is none; the message says what to do.
     """
     try:
         return asyncio.get_running_loop()
@@ -275,7 +276,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _answer(client: Redis, connection: AbstractConnection, name: str | int) -> Any:
-    """One command's answer, decoded as the client does; the server's own errors are answers."""
+    """Return one command's answer, decoded as the client does; server errors are answers."""
     try:
         return await client.parse_response(connection, str(name))  # type: ignore[arg-type] # any kind
     except ResponseError as error:

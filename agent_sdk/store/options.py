@@ -1,8 +1,8 @@
-"""The options that a store's URL may carry after `?`: an allow-list, each with a form of its own.
+"""Options that a store's URL may carry after `?`: an allow-list, each with its own form.
 
 redis-py takes any name as an argument of its connections. A misspelt one is then a TypeError in the
-middle of a call, and one that changes how answers are read, or that repeats calls unseen, breaks
-what the SDK promises. So what is not listed is refused by name before anything is connected.
+middle of a call. One that changes the reading of answers, or repeats calls unseen, breaks the SDK's
+promises. So an unlisted option is refused by name before any connect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NAME: Final = re.compile(r"[a-z_]{1,40}")
-"""A name that is safe to quote: what does not look so may be a part of a password."""
+"""Form of a name that is safe to quote: any other text may be a part of a password."""
 
 _WORDS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -40,7 +40,7 @@ _SINCE_ELSEWHERE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One option: how its text is read, what it may be, and the prefix of names it belongs to."""
+    """Option with its reader, its form in words, and the prefix of its names."""
 
     read: Callable[[str], Any]
     form: str
@@ -50,7 +50,7 @@ def read_options(query: str, *, tls: bool, sentinel: bool) -> dict[str, Any]:
     """Read the options of a URL.
 
     Args:
-        query: what follows `?`, still quoted.
+        query: the text after `?`, still quoted.
         tls: the scheme is `rediss`: options that begin with `ssl_` are allowed.
         sentinel: the URL names Sentinels: options that begin with `sentinel_` are allowed.
 
@@ -164,4 +164,4 @@ _OPTIONS: Final = {
     "sentinel_password": _ANY,
     "sentinel_password_file": _PATH,
 }
-"""Every option by its name, as redis-py's connections take it."""
+"""Options by name, as redis-py's connections take them."""

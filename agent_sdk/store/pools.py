@@ -1,4 +1,4 @@
-"""Pools of connections that take back what is whole, and close the rest; see `exchange`."""
+"""Pools of connections that take whole ones back, and close the others; see `exchange`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import redis.asyncio
 
 
 class Pool(redis.ConnectionPool):
-    """A pool that closes what comes back in the middle of an exchange.
+    """Pool that closes connections which come back in the middle of an exchange.
 
-    A connection whose caller was interrupted before it could give it back is closed with the
-    caller's last reference, and takes no place of `max_connections`.
+    If a caller was interrupted before it gave its connection back, the connection is closed with
+    the caller's last reference, and takes no place of `max_connections`.
     """
 
     _available_connections: list[Any]
     _in_use_connections: Any
 
     def reset(self) -> None:
-        """Have no connections."""
+        """Drop all connections."""
         super().reset()
         self._in_use_connections = WeakSet()
 
     def hang_up(self) -> None:
-        """End what its connections wait for; from any thread."""
+        """End the waiting of all connections; from any thread."""
         for connection in list(self._in_use_connections):
             connection.hang_up()
 
@@ -43,10 +43,10 @@ class Pool(redis.ConnectionPool):
 
 
 class AsyncPool(redis.asyncio.ConnectionPool):
-    """The same for asyncio."""
+    """Pool of asyncio that closes connections which come back in the middle of an exchange."""
 
     async def release(self, connection: Any) -> None:
-        """See `Pool`."""
+        """Take a connection back; see `Pool`."""
         if connection.is_connected and not connection.clean:
             await connection.disconnect(nowait=True)
         await super().release(connection)

@@ -1,4 +1,4 @@
-"""What to do after a call to the store failed: how long to pause, or which error is now true.
+"""Retries of calls to the store: the pause before the next try, or the final error.
 
 Repeating is safe because the token is the idempotency key. It ends at the caller's deadline.
 """
@@ -48,7 +48,7 @@ _NOT_NOW = {
     "READONLY": "it is a replica, and takes no writes",
     "TRYAGAIN": _MOVING,
 }
-"""What a server says that did not execute the call and may do so soon; what is true then."""
+"""Answers of a server that did not execute the call and may soon, with the code for each."""
 
 _UNSUITED = {
     "unknown command": "the server lacks a command that leases need: it must be a whole Redis 7, "
@@ -58,24 +58,24 @@ _UNSUITED = {
     "DB index": "the server has no database of the number that the store's URL names",
     "SELECT is not allowed": "this Cluster has database 0 alone: name none in the store's URL",
 }
-"""The words of a server that will never do, each with what is true then."""
+"""Words of a server that will never do, with the sentence for each."""
 
 _LOST = (ConnectionError, InvalidResponse, TimeoutError)
-"""No answer, or one that cannot be read: the call may have been executed all the same."""
+"""Failures without a readable answer: the call may have been executed all the same."""
 
 _DENIED_WORDS = re.compile(r"ACL failure in script|user executing the script can't")
-"""Inside a script a denial is said in words alone."""
+"""Words of a denial inside a script."""
 
 _WORD = re.compile(r"(?:^|caused error: )([A-Z]+) ")
-"""Of answers that have no class of their own; a pipeline puts words of its own before them."""
+"""First word of answers without a class of their own; a pipeline puts other words before it."""
 
 
 class RetryPolicy:
-    """One call's tries, until its deadline.
+    """Retries of one call, until its deadline.
 
     Args:
         deadline_s: seconds from now after which no further try is made.
-        reached: the store has answered before: its address is right, whatever a try comes to.
+        reached: the store has answered before: its address is right.
     """
 
     __slots__ = ("_deadline", "_maybe_done", "_pause_s", "_reached")
@@ -87,10 +87,10 @@ class RetryPolicy:
         self._maybe_done = False
 
     def pause_after(self, error: RedisError, token: str | None = None) -> float:
-        """Return seconds to wait before the next try.
+        """Return the seconds to wait before the next try.
 
         Raises:
-            LeaseError: no further try makes sense; it says what is true now.
+            LeaseError: no further try makes sense; the code has the reason.
         """
         if not self._may_pass(error):
             raise self._final(error, token) from error
@@ -104,7 +104,7 @@ class RetryPolicy:
         return pause
 
     def _may_pass(self, error: RedisError) -> bool:
-        """Whether the next try may go better; remembers whether this one may have been executed."""
+        """Return whether the next try may succeed; note whether this one may have been executed."""
         if _denied(error):
             return False
         if _not_now(error):
@@ -115,7 +115,7 @@ class RetryPolicy:
         return False
 
     def _final(self, error: RedisError, token: str | None) -> LeaseError:
-        """What is true when no further try is made: an earlier one may have been executed."""
+        """Return the final error; an earlier try may have been executed."""
         if self._maybe_done:
             code = "outcome_unknown"
         elif _denied(error):
@@ -134,9 +134,9 @@ class RetryPolicy:
 
 
 def poll_of(ask: Call | Read, error: RedisError) -> Call | None:
-    """Give the call that a full store takes instead: a waiter keeps its place in the queue.
+    """Return the call that a full store takes instead: a waiter keeps its place in the queue.
 
-    None: that is not what went wrong, or nothing of the kind can be said.
+    None: the failure is another, or no such call exists.
     """
     if isinstance(error, OutOfMemoryError) and isinstance(ask, Call) and ask.verb == "acquire":
         return ask._replace(verb=POLL)
@@ -149,7 +149,7 @@ def _denied(error: RedisError) -> bool:
 
 
 def _not_now(error: RedisError) -> str | None:
-    """Return why a server did not execute the call, if it may do so soon."""
+    """Return the code for a server that did not execute the call, and may soon."""
     said = _WORD.search(str(error))
     word = error.status_code or (said[1] if said else "")
     if isinstance(error, NoScriptError):  # redis-py leaves the word out
@@ -158,7 +158,7 @@ def _not_now(error: RedisError) -> str | None:
 
 
 def _unsuited(error: ResponseError) -> str:
-    """Say what is true when a server answers an error that no script of this version does."""
+    """Return a sentence about a server's error that no script of this version raises."""
     for said, why in _UNSUITED.items():
         if said in str(error):
             return f"{why} ({error})"

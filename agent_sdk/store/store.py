@@ -1,7 +1,7 @@
-"""Connections to the store, set up so that nothing repeats a call behind our back.
+"""Store by its URL, with connections that repeat no call behind our back.
 
 redis-py by default repeats a timed-out call many times, for up to a minute: longer than most leases
-last, and unseen. Here every call is sent once; `patience` decides about the next try.
+last, and unseen. Here every call is sent once; `retry` decides about the next try.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _ASYNC = {"tcp": AsyncTcpConnection, "tls": AsyncTlsConnection, "unix": AsyncUni
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A Redis or Valkey by URL: one server, one that Sentinels watch over, or a Cluster.
+    """Redis or Valkey by URL: one server, one that Sentinels watch, or a Cluster.
 
     `redis://host:6379/0`, `rediss://`, `unix:///path`, `redis+sentinel://h1,h2,h3/service/0`,
     `redis+cluster://h1,h2`, and the last two with `rediss+` for TLS.
 
     Attributes:
-        url: where it is; it may hold a password, so it is not shown.
-        timeout_s: for connecting, which includes to ask where the primary is, and for each answer.
+        url: its URL; it may hold a password, so it is not shown.
+        timeout_s: seconds for connecting, with the search for the primary, and for each answer.
             The URL's `socket_timeout` and `socket_connect_timeout` go before it.
-        key: a key of the pool: of a Cluster, the node is asked that has its slot.
-        blocks_s: for how long a call may wait in the server: answers take so much longer.
+        key: a key of the pool: in a Cluster, calls go to the node of its slot.
+        blocks_s: seconds that a call may wait in the server: answers take so much longer.
     """
 
     url: str = field(repr=False)
@@ -56,10 +56,10 @@ class Store:
     blocks_s: float = 0.0
 
     def connect(self) -> redis.Redis:
-        """Return a blocking client. Connects at the first call.
+        """Return a blocking client, which connects at the first call.
 
         Raises:
-            ValueError: the URL is none; its words never hold the password.
+            ValueError: the URL is invalid; the message never has the password.
         """
         options = self._options(_BLOCKING)
         pool = Pool(retry=Retry(NoBackoff(), 0), **options)
@@ -73,7 +73,7 @@ class Store:
         return redis.asyncio.Redis.from_pool(pool)
 
     def _options(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a pool of connections of one of these kinds, by transport."""
+        """Return the options of a pool of connections of these kinds, by transport."""
         where = parse(self.url)
         options = {
             "connection_class": kinds[where.transport],

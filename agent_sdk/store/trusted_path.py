@@ -1,4 +1,4 @@
-"""Paths that only this user or root can have made lead where they lead.
+"""Trust in paths that only this user or root could redirect.
 
 A folder that others may write, or a link that another user made, lets that user put another file
 in the place of ours.
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MOST_LINKS = 40
-"""The number of links that the kernel follows."""
+"""Most links that the kernel follows."""
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def foreign_link(path: Path) -> str:
-    """Name the link on the way to `path` that another user made; empty: there is none."""
+    """Return the link on the way to `path` that another user made; empty: there is none."""
     for at, found in on_the_way(path):
         if stat.S_ISLNK(found.st_mode) and not is_trusted(found.st_uid):
             return f"{at} is a link that user {found.st_uid} made, not we ({os.geteuid()}) or root"
@@ -30,14 +30,14 @@ def foreign_link(path: Path) -> str:
 
 
 def untrusted(path: Path) -> str:
-    """Say in a sentence why others could change what is at `path`; empty: only we or root can.
+    """Return a sentence on the power of others over the file at `path`; empty: only we or root.
 
     Every folder and link on the way counts. A folder that others may write is trusted only above
     the last one, and only if it is sticky, as /tmp is. Above the last one a user namespace may hide
     the owner of a folder: there the host's root is shown as the overflow user.
 
     Raises:
-        OSError: it is not there, or it may not be looked at.
+        OSError: it is missing, or may not be looked at.
     """
     passed = list(on_the_way(path))
     folders = [at for at, found in passed if stat.S_ISDIR(found.st_mode)]
@@ -54,7 +54,7 @@ def untrusted(path: Path) -> str:
 
 
 def is_trusted(uid: int) -> bool:
-    """Tell whether what this user made is as good as our own."""
+    """Tell whether this user's files are as good as our own."""
     return uid in {0, os.geteuid()}
 
 
@@ -69,9 +69,9 @@ def _is_unmapped(uid: int) -> bool:
 
 
 def on_the_way(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Give each folder, link and file that the kernel passes on the way to `path`, and its lstat.
+    """Yield each folder, link and file that the kernel passes on the way to `path`, with its lstat.
 
-    What is not there ends it.
+    A missing part ends it.
 
     Raises:
         OSError: a part may not be looked at, or the links lead in a circle.

@@ -1,4 +1,4 @@
-"""What a store's URL says: one server, those who know where it is, and how to connect."""
+"""Parts of a store's URL: one server, or the nodes that know it, and the connection's options."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _TRANSPORTS: dict[str, Literal["tcp", "tls", "unix"]] = {
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """A store's URL, taken apart.
+    """Parts of a store's URL.
 
     Attributes:
-        options: of connections to the store, as redis-py's connections take them.
-        nodes: who knows where the store is: Sentinels, or nodes of a Cluster; none: it is where
-            `options` says.
-        service: what the Sentinels call it; empty: the nodes are a Cluster's.
+        options: options of connections to the store, as redis-py's connections take them.
+        nodes: the nodes that know the store: Sentinels, or nodes of a Cluster; empty: `options`
+            has its address.
+        service: its name at the Sentinels; empty: the nodes are a Cluster's.
         asking: options of connections to the nodes.
     """
 
@@ -63,17 +63,17 @@ class StoreUrl:
 
 
 def parse(url: str) -> StoreUrl:
-    """Take a URL apart.
+    """Parse a store's URL.
 
     Raises:
-        ValueError: it is none; the words never hold a password.
+        ValueError: it is invalid; the message never has a password.
     """
     guided = _GUIDED.fullmatch(url)
     return _parse_guided(guided) if guided else _parse_single(url)
 
 
 def _parse_single(url: str, *, sentinel: bool = False) -> StoreUrl:
-    """Take the URL of one server apart."""
+    """Parse the URL of one server."""
     transport = _TRANSPORTS.get(url.partition("://")[0]) if "://" in url else None
     if transport is None:
         raise ValueError(NO_URL)
@@ -103,7 +103,7 @@ def _parse_single(url: str, *, sentinel: bool = False) -> StoreUrl:
 
 
 def _database_of(url: SplitResult, named: int | None) -> dict[str, int]:
-    """Return the database that a URL's path names, if it names one."""
+    """Return the database in a URL's path, if there is one."""
     if url.path in {"", "/"}:
         return {}
     if not re.fullmatch(r"/\d{1,9}/?", url.path, re.ASCII):
@@ -115,7 +115,7 @@ def _database_of(url: SplitResult, named: int | None) -> dict[str, int]:
 
 
 def _parse_guided(url: re.Match[str]) -> StoreUrl:
-    """Take a URL apart that names Sentinels or a Cluster's nodes."""
+    """Parse a URL with Sentinels or a Cluster's nodes."""
     scheme, by = url["scheme"], url["by"]
     service, database = _path_of(by, url["path"] or "/")
     nodes = tuple(_node(node, _PORTS[by]) for node in url["nodes"].split(","))
@@ -135,7 +135,7 @@ def _parse_guided(url: re.Match[str]) -> StoreUrl:
 
 
 def _use_password_file(options: dict[str, Any]) -> None:
-    """Have the password read from its file for each connection, if a file is named."""
+    """Read the password from its file for each connection, if a file is named."""
     path = options.pop("password_file", None)
     if path is None:
         return
@@ -145,7 +145,7 @@ def _use_password_file(options: dict[str, Any]) -> None:
 
 
 def _path_of(by: str, path: str) -> tuple[str, str]:
-    """Return the service, and the path of the database, that a path names."""
+    """Return the service and the database's path in a path."""
     if by == "cluster":
         return "", path
     found = _PATH.fullmatch(path)
