@@ -66,24 +66,24 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """A device as its host last reported it, with what the broker promised on it. Memory in MiB.
+    """Device as its host last reported it, with its leases. Memory in MiB.
 
     Attributes:
-        state: ok, or what the reporter or the broker says is wrong with it.
+        state: ok, or a word of the reporter or the broker for its trouble.
         exclusive: the token of the lease that is alone on it, or empty.
-        reserved_for: the token of the waiter for whom it is reserved, or empty.
+        reserved_for: the token of the waiter that it is reserved for, or empty.
         reservation: the same with the agent and the times; None: it is not reserved.
-        used_mb: what the driver sees in use, or None.
+        used_mb: MiB in use by the driver's word, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
-        processes: who uses it; None: its host cannot tell, and `unseen` says why.
-        findings: of leases and processes on it.
-        quarantine: why its host lends it to nobody until that is over; empty = it does.
-        xid: the last of NVIDIA's error codes that came from it, with `xid_ms`, when; 0 = none.
-        parent: of a MIG device: the GPU that it is a part of.
-        finder: which reporter of its host says what is found, with `finder_ms`, when it last did.
-        reporter: which process listed it; empty: it did not say.
+        processes: its processes; None: its host cannot tell, and `unseen` has the reason.
+        findings: findings about leases and processes on it.
+        quarantine: its host's reason not to lend it; empty: it is lent.
+        xid: its last NVIDIA error code, at `xid_ms`; 0 = none.
+        parent: the GPU that a MIG device is a part of.
+        finder: the reporter that names its findings, last at `finder_ms`.
+        reporter: the process that listed it; empty: unknown.
         drain_by: the operator that drained it, with `drain_reason`; empty: not drained, or unknown.
-        rival: the host that lists it too and was refused, with `rival_ms`, when it last was.
+        rival: a host that lists it too and was refused, last at `rival_ms`.
     """
 
     uuid: str
@@ -125,7 +125,7 @@ class DeviceStatus:
 
     @property
     def free_mb(self) -> int:
-        """MiB that the next request can be given; none of a device that takes no new leases."""
+        """MiB for the next request; 0 on a device that takes no new leases."""
         takes = self.state == "ok" and not (self.drained or self.reserved_for or self.exclusive)
         return max(0, self.left_mb) if takes else 0
 

@@ -1,4 +1,4 @@
-"""The pool's stream of events, in order; docs/reference/events.md lists each."""
+"""Pool's stream of events, in order; docs/reference/events.md lists each."""
 
 from __future__ import annotations
 

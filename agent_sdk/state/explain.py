@@ -286,7 +286,8 @@ def _fits_now(
 ) -> tuple[RequestChange, ...]:
     """Return the changes that fit by placement, into queues where nothing else waits."""
     devices = tuple(scene.devices.values())
-    if waiter and waiter.reserved and scene.pool.waiting == 1:  # nobody else gets them if it leaves
+    # no other request gets them if it leaves
+    if waiter and waiter.reserved and scene.pool.waiting == 1:
         devices = tuple(
             replace(d, reserved_for="", reservation=None) if d.reserved_for == waiter.token else d
             for d in devices

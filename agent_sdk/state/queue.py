@@ -36,7 +36,7 @@ class WaiterStatus:
         queue_id: host/model/size class, common to one queue.
         offered: (device id, MiB) of each device that it may claim.
         reserved: ids of devices that are reserved for it.
-        reservation: since when they are, and until when; None: none are.
+        reservation: the same with begin and end; None: there is none.
     """
 
     token: str

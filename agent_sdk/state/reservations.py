@@ -28,7 +28,7 @@ class Reservation:
 
 
 def reservation(token: str, row: dict[str, str]) -> Reservation | None:
-    """Read from a waiter's record what is reserved for it; None: nothing."""
+    """Return the reservation in a waiter's record; None: there is none."""
     devices = tuple(filter(None, row.get("reserved", "").split(",")))
     if not devices:
         return None
