@@ -44,6 +44,7 @@ def test_explain_says_each_reason_once(pool: TestBroker) -> None:
     ask = ("explain", "--agent", "a", "--memory", "2000MiB")
     text = said(pool, *ask)
     assert text.count("it could never hold that much") == 1
+    assert text.count("no registered device could ever hold this request") == 1
     row = "test-host:0 test-host:1 test-host:2 test-host:3 and 11 more"
     assert row in text
     assert len(json.loads(said(pool, *ask, "-o", "json"))["devices"]) == 15

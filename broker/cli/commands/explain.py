@@ -84,7 +84,8 @@ def as_text(found: Explanation) -> str:
     if found.estimate_s is not None and found.code not in {"active", "offered", "fits"}:
         parts.append(f"in about {age(round(found.estimate_s * 1000))}: {found.basis}")
     elif found.estimate_s is None:
-        parts.append(f"no estimate: {found.basis}")
+        basis = found.basis.removesuffix(f": {found.summary}")  # it is said above
+        parts.append(f"no estimate: {basis}")
     if found.first_end is not None:
         end = found.first_end
         left = age(end.ends_at_ms - found.now_ms)
