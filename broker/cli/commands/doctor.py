@@ -42,17 +42,7 @@ def doctor(output: str) -> None:
       gpu-broker doctor -o json | jq -r '.findings[].problem'
     """
     settings, findings = _settings()
-    pool: PoolStatus | None = None
-    try:
-        store, store_findings = asyncio.run(store_state())
-        devices: list[str] = []
-        if _worst(store_findings) < Severity.BROKEN:
-            pool, devices, more = pool_state()
-            store_findings += more
-    except ValueError as error:
-        store, devices = {}, []
-        said = "REDIS_URL, GPU_BROKER_STATE_DIR or GPU_BROKER_POOL cannot be used"
-        store_findings = [Diagnosis(said, str(error), Severity.BROKEN)]
+    store, pool, devices, store_findings = _stored()
     http, http_findings = http_state(pool_id(pool.epoch) if pool else "")
     keys, key_findings = key_state()
     findings += [*store_findings, *driver_state(pool), *http_findings, *key_findings]
@@ -78,6 +68,19 @@ def doctor(output: str) -> None:
     }
     show(output, text, data)
     sys.exit(_worst(findings))
+
+
+def _stored() -> tuple[dict[str, str], PoolStatus | None, list[str], list[Diagnosis]]:
+    """Look at the store and, where it serves, at its pool; give facts, pool, devices, findings."""
+    try:
+        store, findings = asyncio.run(store_state())
+        if _worst(findings) == Severity.BROKEN:
+            return store, None, [], findings
+        pool, devices, more = pool_state()
+    except ValueError as error:
+        said = "REDIS_URL, GPU_BROKER_STATE_DIR or GPU_BROKER_POOL cannot be used"
+        return {}, None, [], [Diagnosis(said, str(error), Severity.BROKEN)]
+    return store, pool, devices, findings + more
 
 
 def _worst(findings: Iterable[Diagnosis]) -> Severity:
