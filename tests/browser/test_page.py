@@ -304,7 +304,7 @@ def test_large_pool_is_drawn_by_what_can_be_seen(tab: Opened) -> None:
             expect(page.page.locator("#devices .tile")).to_have_count(HOSTS * EACH)
             log.info("500 tiles are drawn in %.1f ms", page.page.evaluate(DRAWN))
             page.page.keyboard.press("v")
-            for panel, last in (("devices", "NVIDIA H100"), ("leases", "agent-")):
+            for panel, last in (("devices", "H100 80GB HBM3"), ("leases", "agent-")):
                 box = page.page.locator(f"#{panel} .list")
                 box.evaluate("box => { box.scrollTop = box.scrollHeight; }")
                 total = int(box.get_attribute("aria-rowcount") or 0)
