@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Locator, Page
 
 EXPECTED = re.compile(
-    r"Failed to load resource: (the server responded with a status of (401|403|409|422)|net::ERR_)"
+    r"Failed to load resource: "
+    r"(the server responded with a status of (401|403|404|409|422)|net::ERR_)"
 )
 """Complaints of Chromium about answers that the page handles."""
 
