@@ -16,12 +16,13 @@ import os
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
 from agent_sdk.fork import identity, renew_in_child
 from agent_sdk.renewal.callbacks import callbacks, run
+from agent_sdk.state.finding_kinds import NOTICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
-NOTICES: Final = {
-    "idle": "no process of it has used its GPU for a while: give it back if it is not needed",
-    "overuse": "its processes use more GPU memory than it holds: free some, or lease more",
-    "degraded": "a GPU of it has failed: save what can be saved, and ask for another lease",
-}
-"""What a notice means; see `HeldLease.notices`."""
 
 VIEW = (
     "another process holds this lease: it can only be looked at here; "

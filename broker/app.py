@@ -13,7 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, dashboard
-from broker.http import leases, openapi, operators, streams
+from broker.http import health, leases, openapi, operators, pool, scrape, streams
 from broker.http.auth import KeyCheck
 from broker.http.head import HeadAsGet
 from broker.http.openapi_examples import add_examples
@@ -115,11 +115,8 @@ def build_app(settings: Settings) -> FastAPI:
     )
     app.state.replica = replica
     install_handlers(app)
-    app.include_router(leases.router)
-    app.include_router(operators.router)
-    app.include_router(streams.router)
-    app.include_router(dashboard.router)
-    app.include_router(openapi.router)
+    for part in (leases, health, pool, scrape, operators, streams, dashboard, openapi):
+        app.include_router(part.router)
     app.mount("/docs/static", openapi.assets())
     app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi

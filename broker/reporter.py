@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import BadRequest, HostTaken, LeaseError, LeaseLost, UnknownToken
-from agent_sdk.state.devices import FINDINGS
+from agent_sdk.state.finding_kinds import KINDS
 from broker import __version__
 from broker.attribution.enforcement import ProcessKiller
 from broker.attribution.processes import Programs
@@ -108,7 +108,6 @@ class Reporter:
 
     Attributes:
         sample: the source's last sample, or None.
-        sampled_at: when, on `local_now`'s clock.
     """
 
     def __init__(
@@ -140,7 +139,6 @@ class Reporter:
         self._rivals: tuple[str, ...] = ()
         self._wanted: tuple[str, ...] = ()
         self.sample: Sample | None = None
-        self.sampled_at = 0.0
 
     async def run(self) -> None:
         """Report every `report_s` seconds; a problem is logged when it changes."""
@@ -228,7 +226,7 @@ class Reporter:
         if looked is None:
             await self._send((), 0)
             return False
-        self.sample, self.sampled_at = looked.sample, local_now()
+        self.sample = looked.sample
         # After the look: a lease that began meanwhile must not leave its process without one.
         over = self._reckoner.perhaps_over
         holders = await self._client.holders(self._host, self._pool_now_ms(), over)
@@ -266,7 +264,7 @@ class Reporter:
         if draining:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
         gone = {"state": "lost", "reason": line(sample.error or NOT_LISTED), "processes": ""}
-        gone |= dict.fromkeys(FINDINGS, "")
+        gone |= dict.fromkeys(KINDS, "")
         if not sample.error:  # the driver works, and does not list them
             gone |= {"listed": "0"}
         missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]

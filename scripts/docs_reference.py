@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from agent_sdk.errors import CODES
 from broker.app import build_app
 from broker.cli import main as gpu_broker
-from broker.http import leases, operators, streams
+from broker.http import health, leases, operators, pool, scrape, streams
 from broker.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def routes() -> str:
 
 def _operations() -> Iterator[tuple[APIRoute, str, str, dict[str, Any]]]:
     document = build_app(Settings()).openapi()["paths"]
-    for router in (leases.router, operators.router, streams.router):
+    for router in (part.router for part in (leases, health, pool, scrape, operators, streams)):
         for route in filter(_is_api, router.routes):
             for method in sorted(route.methods - {"HEAD"}):
                 if operation := document.get(route.path, {}).get(method.lower()):

@@ -168,7 +168,7 @@ class Renewal(NamedTuple):
     """Result of a renewal: the new end, and the end of trust in it.
 
     Attributes:
-        notices: the findings of the device's host about the lease, words of `devices.FINDINGS`.
+        notices: the findings of the device's host about the lease, words of `finding_kinds.KINDS`.
     """
 
     expires_at_ms: int

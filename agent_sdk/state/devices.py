@@ -7,22 +7,15 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agent_sdk.state.finding_kinds import KINDS
+from agent_sdk.state.telemetry import MEASUREMENTS
+
 if TYPE_CHECKING:
     from agent_sdk.state.reservations import Reservation
 
 DEVICE_NUMBERS = (
     "total_mb", "system_mb", "leased_mb", "withheld_mb", "unleased_mb", "leases",
 )  # fmt: skip
-
-TELEMETRY = (
-    "utilization_gpu_pct", "memory_utilization_pct", "temperature_c", "power_draw_w",
-    "pcie_tx_kb_s", "pcie_rx_kb_s", "nvml_gpu_util_pct", "nvml_mem_used_mb", "nvml_mem_total_mb",
-    "nvml_mem_util_pct", "power_limit_w", "clock_sm_mhz", "clock_memory_mhz", "ecc_uncorrected",
-    "rows_pending", "rows_failed", "recovery_action", "mps",
-)  # fmt: skip
-
-FINDINGS = ("idle", "overuse", "squatter", "orphan", "degraded")
-"""Kinds of findings; the first two and the last are about a lease, the others about a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +49,7 @@ class Finding:
     """Finding of a host on a device; it stands as long as it is listed.
 
     Attributes:
-        kind: a word of `FINDINGS`.
+        kind: a word of `KINDS`.
         subject: the lease's token, or the process's pid.
     """
 
@@ -156,12 +149,12 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         used_mb=int(row["used_mb"]) if row.get("used_mb") else None,
         sampled_ms=int(row.get("sampled_ms", 0)),
         nvml_error=row.get("nvml_error") or None,
-        telemetry={name: _measured(row.get(name)) for name in TELEMETRY},
+        telemetry={name: _measured(row.get(name)) for name in MEASUREMENTS},
         processes=_processes(row.get("processes", "")),
         unseen=row.get("unseen", ""),
         findings=tuple(
             Finding(kind, subject)
-            for kind in FINDINGS
+            for kind in KINDS
             for subject in filter(None, row.get(kind, "").split(","))
         ),
         quarantine=row.get("quarantine", ""),

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from agent_sdk.state.finding_kinds import OF_LEASE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from agent_sdk.state.devices import DeviceStatus, ProcessStatus
     from agent_sdk.state.snapshot import LeaseStatus
-
-OF_LEASE: Final = ("degraded", "overuse", "idle")
-"""Kinds of findings about a lease, the worst first."""
 
 NAMED: Final = 3
 """Most processes that a sentence names."""

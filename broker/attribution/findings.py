@@ -9,7 +9,8 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.state.devices import FINDINGS, Finding, ProcessStatus
+from agent_sdk.state.devices import Finding, ProcessStatus
+from agent_sdk.state.finding_kinds import KINDS, OF_PROCESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -122,7 +123,7 @@ class Findings:
             failed = seen.states[uuid] in FAILED
             device.subjects["degraded"] = [*active] if failed else []
             if seen.states[uuid] not in TELLING:
-                device.subjects |= {kind: [] for kind in FINDINGS if kind not in device.subjects}
+                device.subjects |= {kind: [] for kind in KINDS if kind not in device.subjects}
         for uuid, token in self._idle(seen, pool):
             found[uuid].subjects["idle"].append(token)
         self._stand(seen.sampled_ms, found, pool)
@@ -144,7 +145,7 @@ class Findings:
         for uuid, device in seen.devices.items():
             if device.processes is None:
                 continue
-            for kind in ("squatter", "orphan", "idle"):
+            for kind in (*OF_PROCESS, "idle"):
                 found[uuid].subjects[kind] = []
             rows: list[ProcessStatus] = []
             for process in device.processes:
@@ -297,10 +298,7 @@ def _works(device: DeviceSample, process: GpuProcess) -> bool:
 def actions(pool: PoolStatus) -> dict[str, str]:
     """Return the policy's action for each kind of finding; a kind that is always told has none."""
     return {
-        "idle": pool.idle_action,
-        "overuse": pool.overuse_action,
-        "squatter": pool.squatter_action,
-        "orphan": pool.orphan_action,
+        word: getattr(pool, f"{word}_action") for word, kind in KINDS.items() if kind.enforceable
     }
 
 
@@ -308,7 +306,7 @@ def notices(
     standing: Iterable[OpenFinding], leases: Mapping[str, LeaseStatus], pool: PoolStatus
 ) -> dict[str, tuple[str, ...]]:
     """Return the notices of each lease whose holder must be told something new."""
-    heard = {"degraded"} | {kind for kind, what in actions(pool).items() if what != "observe"}
+    heard = {word for word in KINDS if actions(pool).get(word, "notify") != "observe"}
     wanted: dict[str, set[str]] = {token: set() for token in leases}
     for each in standing:
         if each.finding.kind in heard and each.finding.subject in wanted:

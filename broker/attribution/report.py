@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from agent_sdk.state.devices import FINDINGS
+from agent_sdk.state.finding_kinds import KINDS, OF_LEASE, OF_PROCESS
 from broker.attribution.accounting import account, shares_on
 from broker.attribution.enforcement import KillTarget
 from broker.attribution.findings import (
@@ -230,7 +230,7 @@ def _names(names: Iterable[str], room: int = NAMES) -> str:
 
 def _without_findings(said: dict[str, str]) -> dict[str, str]:
     """Return a device's fields without its findings."""
-    return {name: value for name, value in said.items() if name not in FINDINGS}
+    return {name: value for name, value in said.items() if name not in KINDS}
 
 
 def _rows_text(found: Found) -> str:
@@ -255,12 +255,11 @@ def _revocations(
     standing: Iterable[OpenFinding], now_ms: int, pool: PoolStatus, holders: Holders
 ) -> Iterator[Revocation]:
     """Yield the leases with findings that have stood for longer than the policy allows."""
-    said = {"idle": "no process used its GPU", "overuse": "its processes use more than it holds"}
     for each in standing:
         lease = holders.leases.get(each.finding.subject)
         known = lease is not None and not lease.revoked
-        if known and each.finding.kind in said and _unbearable(each, now_ms, pool):
-            yield Revocation(each.finding.subject, said[each.finding.kind])
+        if known and each.finding.kind in OF_LEASE and _unbearable(each, now_ms, pool):
+            yield Revocation(each.finding.subject, KINDS[each.finding.kind].because)
 
 
 def _unbearable(each: OpenFinding, now_ms: int, pool: PoolStatus) -> bool:
@@ -276,17 +275,16 @@ def _condemned(
     A process of a living lease, by any path, is spared. So is an orphan without proof that it
     held the ended lease: any client may have registered its pid.
     """
-    said = {"squatter": "it has no lease", "orphan": "its lease is over"}
     for each in standing:
         kind, subject = each.finding.kind, each.finding.subject
-        if kind not in said or not _unbearable(each, seen.sampled_ms, pool):
+        if kind not in OF_PROCESS or not _unbearable(each, seen.sampled_ms, pool):
             continue
         whose = seen.belongings.get(int(subject), NOBODYS)
         if whose.living or (kind == "orphan" and not whose.owners <= whose.proven):
             continue
         if (program := seen.programs.get(int(subject))) is not None:
             token = min(whose.owners, default="")
-            yield KillTarget(each.uuid, program, token, f"{kind}: {said[kind]}")
+            yield KillTarget(each.uuid, program, token, f"{kind}: {KINDS[kind].because}")
 
 
 def _over_using(seen: AttributedSample, pool: PoolStatus) -> Iterator[KillTarget]:

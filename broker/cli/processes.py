@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
+from agent_sdk.state.finding_kinds import KINDS
 from agent_sdk.state.findings import held_by, unleased
 from broker.text.screen import one_line, paint
 from broker.text.table import age, cut, gib, some
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.snapshot import LeaseStatus
 
-FOUND: Final = {
-    "degraded": "red", "overuse": "red", "idle": "yellow", "squatter": "red", "orphan": "yellow",
-}  # fmt: skip
-"""Colour of each finding's word."""
+FOUND: Final = {word: "red" if kind.grave else "yellow" for word, kind in KINDS.items()}
+"""Colours of the words of findings."""
 
 USER: Final = 10
 """Most letters of a user's name: its column never gives way."""

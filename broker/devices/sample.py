@@ -15,7 +15,6 @@ from typing import Literal, Protocol
 State = Literal["ok", "lost", "error", "mig"]
 
 MAX_DEVICES = 1024
-MAX_MB = 16_777_216  # 16 TiB: more is a driver's way to say that it does not know
 
 _SYSTEM_MIN_MB = 256
 _UUID = re.compile(r"[A-Za-z0-9._:/-]{1,80}", re.ASCII)

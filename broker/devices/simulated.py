@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from broker.devices.sample import MAX_DEVICES, MAX_MB, DeviceSample, Sample, label_of
+from agent_sdk.state.telemetry import MAX_MB
+from broker.devices.sample import MAX_DEVICES, DeviceSample, Sample, label_of
 
 _FORM = "sim:COUNTxMIB[,COUNTxMIB...], for example sim:4x24576 or sim:2x24576,2x81920"
 _GROUP = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)

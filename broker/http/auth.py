@@ -14,10 +14,13 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.state.queue import WaiterStatus
+from agent_sdk.state.snapshot import LeaseStatus
 from broker.address_rate import Rate
 from broker.api_keys import ANYBODY, UNUSABLE, Principal, Role
 from broker.http.problems import problem
 from broker.path_prefix import path_of
+from broker.serializers import lease_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -159,3 +162,20 @@ Viewer = Annotated[Principal, Depends(at_least("viewer"))]
 AgentKey = Annotated[Principal, Depends(at_least("agent"))]
 Operator = Annotated[Principal, Depends(at_least("operator"))]
 """Parameter of a route: the principal, with at least that role."""
+
+
+def owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
+    """Return whether this principal may end, renew or see a lease or a wait."""
+    return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
+
+
+def token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
+    """Return the token, or as much of it as tells it from others."""
+    if owns(who, what):
+        return {"token": what.token}
+    return {"token": lease_json.name_of(what)}
+
+
+def owner_of(who: Principal) -> str:
+    """Return the owner required of a lease that this principal renews or ends; empty: any."""
+    return "" if who.is_at_least("operator") else who.name

@@ -1,4 +1,4 @@
-"""Documented endpoints, thin over the same client that agents use."""
+"""Leases over HTTP, thin over the same client that agents use."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 
 from agent_sdk import AsyncLease
 from agent_sdk.errors import (
-    CODES,
-    BrokerUnavailable,
-    LeaseError,
-    OutcomeUnknown,
     SafeMode,
     StillWaiting,
     error_for,
@@ -24,27 +20,22 @@ from agent_sdk.protocol.messages import ANY
 from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.queue import WaiterStatus
-from agent_sdk.state.snapshot import LeaseStatus, pool_id
-from broker import __version__
+from agent_sdk.state.snapshot import LeaseStatus
 from broker.api_keys import Principal
-from broker.http.auth import AgentKey, Viewer
+from broker.http.auth import AgentKey, Viewer, owner_of, owns
 from broker.http.delivery import delivery_of
 from broker.http.disconnect import HUNG_UP, HungUpError, unless_ended
 from broker.http.ignored import NamesIgnored
 from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
 from broker.http.requests import LeaseBody, ReleaseBody, RenewBody
 from broker.logs import SHOWN, note
-from broker.maintenance.store_check import problem_of
-from broker.metrics import PoolReading
 from broker.replica import At, Broker, broker_of
-from broker.serializers import device_json, lease_json
+from broker.serializers import lease_json
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 
-# Routes are tried in order, so the most frequent ones come first. These three answer with responses
-# of their own, which FastAPI does not look through.
+router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 
 
 @router.post(
@@ -74,7 +65,7 @@ router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
         "outcome_unknown",
     ),
 )
-async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) -> JSONResponse:
+async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONResponse:
     """Reserve GPU memory or whole GPUs for a time; without room, a CPU lease or 409, as asked.
 
     With `wait_s` it waits in the queue first; after that time it answers 202 and holds the place
@@ -88,7 +79,7 @@ async def lease(body: LeaseBody, broker: At, request: Request, who: AgentKey) ->
     if broker.settings.safe_mode:
         return JSONResponse(denied)
     known = await broker.client.lookup(body.token) if body.token else None
-    if isinstance(known, (LeaseStatus, WaiterStatus)) and not _owns(who, known):
+    if isinstance(known, (LeaseStatus, WaiterStatus)) and not owns(who, known):
         raise error_for("conflict")
     host, ttl_s = _host_and_ttl(body, known, broker)
     try:
@@ -160,7 +151,7 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
     """Renew a lease, and return its end; 409 `lost` with the reason, 404 when it is unknown."""
     note(token=body.token, fence=body.fence)
     renewal = await broker_of(request).client.renew(
-        body.token, body.ttl_s, fence=body.fence, owner=_owner_of(who)
+        body.token, body.ttl_s, fence=body.fence, owner=owner_of(who)
     )
     answer = {
         "renewed": True,
@@ -179,74 +170,10 @@ async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONRes
     """Give a lease back; 404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
     if not await broker_of(request).client.release(
-        _possible(body.token), refuse_late=body.refuse_late, owner=_owner_of(who)
+        _possible(body.token), refuse_late=body.refuse_late, owner=owner_of(who)
     ):
         raise error_for("unknown_token")
     return JSONResponse({"released": True, "token": body.token})
-
-
-@router.get("/health", summary="Is this process alive?")
-@router.post("/health", include_in_schema=False)
-async def health(broker: At) -> dict[str, Any]:
-    """Tell that the process lives: 200 also when Redis is down. No other process is asked."""
-    seen = broker.ticker.pool
-    return {
-        "status": "ok",
-        "safe_mode": broker.safe_mode,
-        "redis": "up" if broker.ticker.problem is None else "down",
-        "pool": broker.settings.sdk.pool,
-        "pool_id": pool_id(seen.epoch) if seen else None,
-        "version": __version__,
-        "replica": broker.replica,
-    }
-
-
-@router.get(
-    "/ready", summary="Can this process grant leases?", responses={503: {"description": "Not now."}}
-)
-async def ready(broker: At) -> JSONResponse:
-    """Tell whether leases can be granted: asks Redis; 503 with the reason when they cannot."""
-    if reason := await broker.readiness.ask(lambda: _unready(broker)):
-        return JSONResponse({"ready": False, "reason": reason}, 503, {"Retry-After": "1"})
-    return JSONResponse({"ready": True})
-
-
-async def _unready(broker: Broker) -> str | None:
-    """Return the obstacle to leases: the server, the scripts, the pool; None: there is none."""
-    if problem := await problem_of(broker.client.redis):
-        return problem
-    try:
-        moment = await broker.client.reap()
-        pool = await broker.client.pool()
-    except LeaseError as error:
-        return str(error)
-    if pool.closed_until_ms > moment.now_ms:
-        return CODES["closed"].says
-    if not broker.mode_decided:
-        return "our SAFE_MODE is not in the pool's policy yet"
-    return broker.ticker.problem  # as /health tells it, a moment later
-
-
-@router.get("/orchestrator/gpu/info", include_in_schema=False)
-@router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
-async def gpu_info(broker: At, who: Viewer) -> dict[str, Any]:
-    """Return every device of the pool as its host last reported it, with the processes on it."""
-    sample = broker.reporter.sample
-    try:
-        devices = await broker.client.devices()
-        return device_json.info(devices, sample, whole=who.is_at_least("operator"))
-    except (BrokerUnavailable, OutcomeUnknown) as error:
-        return device_json.info((), sample) | {"message": str(error)}
-
-
-@router.get("/allocations", summary="Which leases live?")
-async def allocations(broker: At, who: Viewer) -> dict[str, Any]:
-    """Return every living lease, by token; of leases of other keys only the token's beginning."""
-    pool = await broker.client.pool()
-    devices = {device.uuid: device for device in await broker.client.devices()}
-    leases = await broker.client.leases()
-    shown = [lease_json.known(x, devices, pool.now_ms) | _token_for(who, x) for x in leases]
-    return {"allocations": {x["token"]: x for x in shown}}
 
 
 @router.get("/lease/{token}", summary="How does a lease stand?", responses=errors("unknown_token"))
@@ -285,27 +212,6 @@ async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str,
     return _explained(found, who)
 
 
-@router.get("/queue", summary="Which requests wait?")
-async def queue(broker: At, who: Viewer) -> dict[str, Any]:
-    """Return every waiter, in order: of two that could use the same device the earlier is first."""
-    pool = await broker.client.pool()
-    found = await broker.client.queue()
-    shown = [lease_json.waiter(x, pool.now_ms) | _token_for(who, x) for x in found]
-    return {"waiting": len(found), "queue": shown}
-
-
-def _owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
-    """Return whether this principal may end, renew or see a lease or a wait."""
-    return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
-
-
-def _token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
-    """Return the token, or as much of it as tells it from others."""
-    if _owns(who, what):
-        return {"token": what.token}
-    return {"token": lease_json.name_of(what)}
-
-
 async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | WaiterStatus:
     """Return the lease or the wait of this token, if it is this principal's.
 
@@ -313,7 +219,7 @@ async def _own(broker: Broker, who: Principal, token: str) -> LeaseStatus | Wait
         UnknownToken: there is none, or it is another principal's.
     """
     found = await broker.client.lookup(_possible(token))
-    if found is None or isinstance(found, str) or not _owns(who, found):
+    if found is None or isinstance(found, str) or not owns(who, found):
         raise error_for("unknown_token")
     return found
 
@@ -333,27 +239,3 @@ def _possible(token: str) -> str:
     if not TOKEN.fullmatch(token):
         raise error_for("unknown_token")
     return token
-
-
-def _owner_of(who: Principal) -> str:
-    """Return the owner required of a lease that this principal renews or ends; empty: any."""
-    return "" if who.is_at_least("operator") else who.name
-
-
-@router.get(
-    "/metrics",
-    summary="Prometheus text.",
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-async def metrics(broker: At, _: Viewer) -> Response:
-    """Return this replica's counters, and the numbers that all replicas share."""
-    client = broker.client
-    try:
-        pool = await client.pool()
-        waiters = await client.queue() if pool.waiting else ()
-        seen = PoolReading(pool, await client.devices(), await client.hosts(), waiters)
-    except LeaseError:
-        seen = None
-    text = broker.metrics.text(seen, broker.reporter.sample)
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import GaugeMetricFamily
 
-from agent_sdk.state.devices import FINDINGS
+from agent_sdk.state.finding_kinds import KINDS
 from agent_sdk.state.findings import counted, unleased
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def health_families(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     )  # fmt: skip
     counts = counted(devices)
     for host in sorted({device.host for device in devices}):
-        for word in FINDINGS:
+        for word in KINDS:
             found.add_metric([host, word], counts[host, word])
     yield found
     families = {

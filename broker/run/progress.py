@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from agent_sdk.errors import LeaseError
-from agent_sdk.lease import NOTICES
+from agent_sdk.state.finding_kinds import NOTICES
 from agent_sdk.state.placement import ELSEWHERE
 from broker.text.printable import printable
 from broker.text.streams import takes_escapes

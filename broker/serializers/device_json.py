@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk.state.findings import OF_LEASE
+from agent_sdk.state.finding_kinds import OF_LEASE
+from agent_sdk.state.telemetry import MEASUREMENTS, shown
 from broker.serializers import lease_json
 
 if TYPE_CHECKING:
@@ -17,28 +18,6 @@ NO_GPUS = (
     "no GPU is known: GPU_BROKER_DEVICES says where to look, gpu-broker serve --demo simulates"
 )
 
-TELEMETRY = ("utilization_gpu_pct", "temperature_c", "power_draw_w", "memory_utilization_pct")
-
-NVML = {
-    "nvml_gpu_util_pct": "nvml_gpu_util_pct",
-    "nvml_mem_used_mb": "nvml_mem_used_mb",
-    "nvml_mem_total_mb": "nvml_mem_total_mb",
-    "nvml_mem_util_pct": "nvml_mem_util_pct",
-    "pcie_tx_kb_s": "nvml_pcie_tx_kb_s",
-    "pcie_rx_kb_s": "nvml_pcie_rx_kb_s",
-}
-"""Name in `/gpu/info` of the telemetry that only NVML gives."""
-
-
-HEALTH = (
-    "power_limit_w", "clock_sm_mhz", "clock_memory_mhz", "ecc_uncorrected", "rows_pending",
-    "rows_failed", "recovery_action", "mps",
-)  # fmt: skip
-
-COUNTS = frozenset({"ecc_uncorrected", "recovery_action"})
-
-FLAGS = frozenset({"rows_pending", "rows_failed", "mps"})
-
 
 def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
     """Return one row of `/gpu/info`; an unknown value is null, and never drops the row.
@@ -50,7 +29,7 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
         "name": device.name,
         "memory_total_mb": float(device.total_mb) if device.total_mb else None,
         "memory_used_mb": None if device.used_mb is None else float(device.used_mb),
-        **{name: device.telemetry[name] for name in TELEMETRY},
+        **{name: device.telemetry[name] for name in shown("always")},
         "uuid": device.uuid,
         "host": device.host,
         "model": device.model,
@@ -69,7 +48,9 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
     }
     said |= _reserved(device) | _health(device) | _processes(device, named)
     nvml: dict[str, Any] = {
-        NVML[n]: device.telemetry[n] for n in NVML if device.telemetry[n] is not None
+        MEASUREMENTS[name].http_name or name: device.telemetry[name]
+        for name in shown("nvml")
+        if device.telemetry[name] is not None
     }
     if device.nvml_error:
         nvml["nvml_error"] = device.nvml_error
@@ -93,7 +74,7 @@ def _health(device: DeviceStatus) -> dict[str, Any]:
         "xid": device.xid or None,
         "xid_at": device.xid_ms / 1000 if device.xid_ms else None,
         "parent": device.parent or None,
-        **{name: _measured(device, name) for name in HEALTH},
+        **{name: _measured(device, name) for name in shown("health")},
     }
 
 
@@ -102,7 +83,8 @@ def _measured(device: DeviceStatus, name: str) -> float | bool | None:
     value = device.telemetry[name]
     if value is None:
         return None
-    return bool(value) if name in FLAGS else int(value) if name in COUNTS else value
+    kind = MEASUREMENTS[name].kind
+    return bool(value) if kind == "flag" else int(value) if kind == "count" else value
 
 
 def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import LeaseClient, Store
-from agent_sdk.state.devices import FINDINGS
+from agent_sdk.state.finding_kinds import KINDS
 from broker.metrics import Metrics, PoolReading
 from broker.serializers import device_json
 from tests.api.brokers import GRANTING, Broker
@@ -166,9 +166,7 @@ def test_metrics_count_findings_and_tell_health(door: Door) -> None:
         labels = f'gpu="{gpu}",host="{HOST}",uuid="GPU-{gpu + 1}"'
         return found.get(f"gpu_broker_device_{name}{{{labels}}}")
 
-    counts = {
-        word: found[f'gpu_broker_findings{{finding="{word}",host="h1"}}'] for word in FINDINGS
-    }
+    counts = {word: found[f'gpu_broker_findings{{finding="{word}",host="h1"}}'] for word in KINDS}
     assert counts == {"idle": 0, "overuse": 1, "squatter": 1, "orphan": 1, "degraded": 0}
     assert [of("processes", n) for n in range(3)] == [3, 0, None]
     assert [of("unleased_memory_bytes", n) for n in range(3)] == [500 * MIB, 0, None]

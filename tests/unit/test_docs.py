@@ -13,8 +13,9 @@ import pytest
 from agent_sdk import settings as sdk_settings
 from agent_sdk.policy import FIELDS
 from agent_sdk.scripts.source import CORE, REST
-from agent_sdk.state import devices, snapshot
+from agent_sdk.state import snapshot
 from agent_sdk.state.events import NAMES
+from agent_sdk.state.finding_kinds import KINDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
@@ -269,7 +270,7 @@ def test_page_explains_every_word_that_it_shows() -> None:
     )
     assert states == {*get_args(State), *STATES, dict(STOPPING)["state"]} - {"other"}
     assert events == set(NAMES)
-    assert findings == set(devices.FINDINGS)
+    assert findings == set(KINDS)
 
 
 def test_reference_tables_are_as_generated() -> None:

@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
+from agent_sdk.state.finding_kinds import KINDS
 from broker.dashboard import FOLDER
 
 MODULES = {path.name: path.read_text() for path in FOLDER.glob("*.js")}
@@ -64,3 +65,11 @@ def test_files_are_small() -> None:
     """Each can be read at a sitting."""
     texts = MODULES | {"style.css": (FOLDER / "style.css").read_text()}
     assert {n: len(t.splitlines()) for n, t in texts.items() if len(t.splitlines()) >= LINES} == {}
+
+
+def test_findings_are_said_as_they_are_declared() -> None:
+    """The page has the words of the one declaration."""
+    said = dict(re.findall(r"^  (\w+): \"(.*)\",$", MODULES["words.js"], re.MULTILINE))
+    assert {word: said[word] for word in KINDS} == {
+        word: kind.means for word, kind in KINDS.items()
+    }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.last_known import Fault
-from broker.devices.sample import MAX_MB, DeviceSample, model_of, percent, system_mb_of, text
+from broker.devices.sample import DeviceSample, model_of, percent, system_mb_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,8 +6,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.nvml.handle import MIB
-from broker.devices.sample import MAX_MB, GpuProcess, number
+from broker.devices.sample import GpuProcess, number
 
 if TYPE_CHECKING:
     from broker.devices.nvml.handle import Handle

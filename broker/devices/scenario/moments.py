@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from agent_sdk.settings import whole_environment
+from agent_sdk.state.telemetry import MAX_MB, of_kind
 from broker.devices.last_known import Fault, quiet
 from broker.devices.sample import (
     MAX_DEVICES,
-    MAX_MB,
     DeviceSample,
     GpuProcess,
     State,
@@ -32,19 +32,10 @@ MAX_STEPS = 1000
 MAX_PROCESSES = 1000
 MAX_PID = 4_194_304  # Linux's highest
 
-_PCT, _MB, _WATTS, _KB_S, _MHZ = (0, 100), (0, MAX_MB), (0, 10_000), (0, 10**9), (0, 10**5)
-_NUMBERS = {
-    "utilization_gpu_pct": _PCT, "memory_utilization_pct": _PCT, "temperature_c": (0, 200),
-    "power_draw_w": _WATTS, "power_limit_w": _WATTS, "pcie_tx_kb_s": _KB_S, "pcie_rx_kb_s": _KB_S,
-    "nvml_mem_used_mb": _MB, "nvml_mem_total_mb": _MB, "nvml_gpu_util_pct": _PCT,
-    "nvml_mem_util_pct": _PCT, "clock_sm_mhz": _MHZ, "clock_memory_mhz": _MHZ,
-}  # fmt: skip
-_WHOLES = {
-    "total_mb": (1, MAX_MB), "used_mb": (0, MAX_MB), "ecc_uncorrected": (0, 10**12),
-    "recovery_action": (0, 99),
-}  # fmt: skip
+_NUMBERS = of_kind("number")
+_WHOLES = {"total_mb": (1, MAX_MB), "used_mb": (0, MAX_MB), **of_kind("count")}
 _NEVER_NULL = {"index": (0, MAX_DEVICES - 1), "system_mb": (0, MAX_MB)}
-_FLAGS = ("rows_pending", "rows_failed", "mps")
+_FLAGS = tuple(of_kind("flag"))
 _WORDS = ("name", "model", "reason", "nvml_error", "parent")
 _DEVICE = (
     "uuid", "state", *_WORDS, *_NEVER_NULL, *_WHOLES, *_NUMBERS, *_FLAGS, "processes", "xids",

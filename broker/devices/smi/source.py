@@ -11,10 +11,10 @@ import subprocess
 import threading
 import time
 
+from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.last_known import Fault, Known, quiet
 from broker.devices.sample import (
     MAX_DEVICES,
-    MAX_MB,
     DeviceSample,
     GpuProcess,
     Sample,
