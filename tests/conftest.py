@@ -72,6 +72,13 @@ def server() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """A plain Redis of the file's own: no other file writes to it, counts in it or stops it."""
+    with running() as server:
+        yield server
+
+
 @pytest.fixture
 def pool(server: Server) -> Iterator[Pool]:
     """A pool nobody has reported to; its sums and indexes are audited when the test is over."""

@@ -10,10 +10,12 @@ from uuid import uuid4
 import pytest
 
 from agent_sdk.keys import Keys
+from broker.api_keys import add
 from tests.api.brokers import GRANTING, SIM, Answered, Broker, at_once
+from tests.api.keys import PASSWORD
 from tests.audit import audit
 from tests.pools import Pool
-from tests.servers import free_port
+from tests.servers import free_port, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +81,34 @@ class Fleet:
 
 
 NONE = GRANTING | {"GPU_BROKER_DEVICES": "none"}
+
+
+@pytest.fixture(scope="module")
+def broker(own: Server) -> Iterator[Broker]:
+    """One simulated device of 1000 MiB, on a server of the file's own; leases are given."""
+    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
+        yield broker.wait()
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    """A server with a password, of the file's own."""
+    with running() as server:
+        with server.connect() as client:
+            client.config_set("requirepass", PASSWORD)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of a key file."""
+    return tmp_path_factory.mktemp("keys") / "keys"
+
+
+@pytest.fixture(scope="module")
+def key(key_file: Path) -> str:
+    """An operator's key, in the key file."""
+    return add(key_file, "ann", "operator")
 
 
 @pytest.fixture(scope="session")

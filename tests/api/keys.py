@@ -10,6 +10,9 @@ from tests.api.brokers import PROGRAM, environment
 if TYPE_CHECKING:
     from pathlib import Path
 
+PASSWORD = "hunter2-of-redis"
+"""The password of a locked server."""
+
 
 def new_key(file: Path, name: str, role: str, *more: str) -> str:
     done = subprocess.run(

@@ -17,11 +17,8 @@ from broker.api_keys import add
 from broker.http.openapi_examples import ANSWERS, REQUESTS
 from tests.api.brokers import GRANTING, Broker, environment
 from tests.audit import audit
-from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.servers import Server
 
 CASES = int(os.environ.get("GPU_BROKER_FUZZ", "8"))
@@ -36,19 +33,6 @@ STREAMS = ("/events", "/live")
 """They never end; tests/api/test_events.py and test_live.py have their bad input."""
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server that is looked through afterwards."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def broker(own: Server) -> Iterator[Broker]:
-    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
-        yield broker.wait()
 
 
 @pytest.fixture(scope="module")

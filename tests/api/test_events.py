@@ -23,7 +23,6 @@ from tests.api.sse import Following, following
 from tests.servers import free_port, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import redis
@@ -38,19 +37,6 @@ SOAK = bool(os.environ.get("GPU_BROKER_SOAK"))
 RESTARTS = 20 if SOAK else 3
 
 PAIRS, FOLLOWERS = (5_000 if SOAK else 500), 200
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server whose stream nobody else writes."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def broker(own: Server) -> Iterator[Broker]:
-    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
-        yield broker.wait()
 
 
 def lease_and_release(broker: Broker, agent: str = "analyst") -> str:

@@ -12,13 +12,10 @@ import pytest
 
 from agent_sdk import LeaseClient
 from agent_sdk.store.store import Store
-from tests.api.brokers import GRANTING, Broker, eventually
+from tests.api.brokers import Broker, eventually
 from tests.api.sse import following
-from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.servers import Server
 
 log = logging.getLogger(__name__)
@@ -28,18 +25,6 @@ FILL = 100
 
 DROPPED_S = 30
 COSTS_MB = 20
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def broker(own: Server) -> Iterator[Broker]:
-    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
-        yield broker.wait()
 
 
 def rss_mb(broker: Broker) -> float:

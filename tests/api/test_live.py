@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from agent_sdk import LeaseClient
 from agent_sdk.store.store import Store
 from broker.live.rows import KINDS
@@ -16,23 +14,9 @@ from tests.api.sse import Following, following
 from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.servers import Server
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server whose pool nobody else leases from."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def broker(own: Server) -> Iterator[Broker]:
-    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
-        yield broker.wait()
 
 
 class Mirror:

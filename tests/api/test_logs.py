@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.api_keys import add
 from tests.api.brokers import GRANTING, Broker, eventually
-from tests.servers import running
+from tests.api.keys import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,32 +19,11 @@ if TYPE_CHECKING:
 
     from tests.servers import Server
 
-PASSWORD = "hunter2-of-redis"
-
 
 @pytest.fixture(scope="module")
-def locked() -> Iterator[Server]:
-    """A server with a password."""
-    with running() as server:
-        with server.connect() as redis:
-            redis.config_set("requirepass", PASSWORD)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys"
-
-
-@pytest.fixture(scope="module")
-def key(file: Path) -> str:
-    return add(file, "ann", "operator")
-
-
-@pytest.fixture(scope="module")
-def broker(locked: Server, file: Path, key: str) -> Iterator[Broker]:
+def broker(locked: Server, key_file: Path, key: str) -> Iterator[Broker]:
     url = f"redis://:{PASSWORD}@127.0.0.1:{locked.port}"
-    settings = {"REDIS_URL": url, "GPU_BROKER_KEYS_FILE": str(file), "LOG_FORMAT": "json"}
+    settings = {"REDIS_URL": url, "GPU_BROKER_KEYS_FILE": str(key_file), "LOG_FORMAT": "json"}
     with Broker(**GRANTING, **settings) as broker:
         broker.http.headers["Authorization"] = f"Bearer {key}"
         yield broker.wait()

@@ -18,23 +18,8 @@ from tests.api.brokers import GRANTING, Broker, eventually
 from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from broker.metrics.flow import Flow
     from tests.servers import Server
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server whose pool nobody else counts in."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def broker(own: Server) -> Iterator[Broker]:
-    with Broker(**GRANTING, REDIS_URL=own.url) as broker:
-        yield broker.wait()
 
 
 def samples(broker: Broker) -> dict[str, float]:

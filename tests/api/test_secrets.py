@@ -22,27 +22,15 @@ import redis
 from agent_sdk import AsyncLeaseClient, GPUOrchestratorClient, LeaseClient, LeaseError, Store
 from agent_sdk.settings import read_orchestrator_settings, read_settings
 from agent_sdk.store.url import parse
-from broker.api_keys import add
 from broker.settings import load_settings
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
+from tests.api.keys import PASSWORD
 from tests.program import called
-from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.servers import Server
-
-PASSWORD = "hunter2-of-redis"
-
-
-@pytest.fixture(scope="module")
-def locked() -> Iterator[Server]:
-    """A server with a password."""
-    with running() as server:
-        with server.connect() as client:
-            client.config_set("requirepass", PASSWORD)
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +39,12 @@ def url(locked: Server) -> str:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys"
-
-
-@pytest.fixture(scope="module")
-def key(file: Path) -> str:
-    return add(file, "ann", "operator")
-
-
-@pytest.fixture(scope="module")
-def broker(url: str, file: Path, key: str) -> Iterator[Broker]:
-    settings = {"REDIS_URL": url, "GPU_BROKER_KEYS_FILE": str(file), "GPU_BROKER_POOL": "secrets"}
+def broker(url: str, key_file: Path, key: str) -> Iterator[Broker]:
+    settings = {
+        "REDIS_URL": url,
+        "GPU_BROKER_KEYS_FILE": str(key_file),
+        "GPU_BROKER_POOL": "secrets",
+    }
     with Broker(**GRANTING, **settings) as broker:
         broker.http.headers["Authorization"] = f"Bearer {key}"
         yield broker.wait()
@@ -205,21 +187,21 @@ def test_what_is_printed_of_our_objects_has_no_password(
     "command",
     ["doctor", "status", "leases", "hosts", "policy get", "keys list", "events", "serve --port x"],
 )
-def test_command_prints_no_secret(command: str, url: str, key: str, file: Path) -> None:
+def test_command_prints_no_secret(command: str, url: str, key: str, key_file: Path) -> None:
     """With everything set, right and wrong."""
     for where in (url, f"redis://user:{PASSWORD}@127.0.0.1:1", f"rediss://:{PASSWORD}@h:x/0"):
         said = called(
             *command.split(), REDIS_URL=where, GPU_BROKER_API_KEY=key, GPU_BROKER_POOL="secrets",
-            GPU_BROKER_KEYS_FILE=str(file), GPU_BROKER_DEVICES="none",
+            GPU_BROKER_KEYS_FILE=str(key_file), GPU_BROKER_DEVICES="none",
         )  # fmt: skip
         for secret in (PASSWORD, key, key.removeprefix("gbk_")):
             assert secret not in said.stdout + said.stderr, said.args
 
 
-def test_key_file_and_embedded_store_are_ours_alone(file: Path, key: str) -> None:
+def test_key_file_and_embedded_store_are_ours_alone(key_file: Path, key: str) -> None:
     """Nobody else on the machine reads hashes of keys, or connects to the store."""
-    assert key not in file.read_text()
-    assert file.stat().st_mode & 0o077 == 0
+    assert key not in key_file.read_text()
+    assert key_file.stat().st_mode & 0o077 == 0
     state = Path(f"/tmp/gpu-broker-secret-{os.getpid()}")
     try:
         with Broker(GPU_BROKER_STATE_DIR=str(state), **GRANTING) as broker:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.address_rate import Rate
-from broker.api_keys import add
 from broker.http.auth import BURST
 from broker.http.connection_limits import LEAST, ConnectionLimits
 from broker.logs import STRANGERS_BURST
@@ -29,19 +28,13 @@ DESCRIPTORS = 256
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys"
-
-
-@pytest.fixture(scope="module")
-def broker(server: Server, keys: Path) -> Iterator[Broker]:
+def broker(server: Server, key_file: Path, key: str) -> Iterator[Broker]:
     """With a key, and few descriptors."""
-    key = add(keys, "ann", "operator")
     here = {"REDIS_URL": server.url, "GPU_BROKER_POOL": "strangers"}
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, before[1]))
     try:
-        started = Broker(**GRANTING | here | {"GPU_BROKER_KEYS_FILE": str(keys)})
+        started = Broker(**GRANTING | here | {"GPU_BROKER_KEYS_FILE": str(key_file)})
         limit = (DESCRIPTORS, DESCRIPTORS)
         resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE, limit)
     finally:

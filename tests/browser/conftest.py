@@ -10,7 +10,6 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.api.brokers import GRANTING, Broker
 from tests.browser.tabs import Tab
-from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,13 +46,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=nice, args=[*QUIET])
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server whose pool nobody else leases from."""
-    with running() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -43,12 +43,6 @@ FULL = "OOM command not allowed when used memory > 'maxmemory'."
 DEADLINE_S = 0.3
 
 
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    with running() as server:
-        yield server
-
-
 @pytest.fixture
 def pool(own: Server) -> Iterator[LeaseClient]:
     """One device of 1000 MiB in a pool of its own."""

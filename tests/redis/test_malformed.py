@@ -17,10 +17,9 @@ from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, OutcomeUnknown,
 from tests.faults.proxy import Proxy
 from tests.redis.clients import acquiring
 from tests.reports import register
-from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.servers import Server
 
@@ -58,12 +57,6 @@ def noise(rng: random.Random) -> bytes:
         at = rng.randrange(len(answer) + 1)
         answer[at:at] = rng.choices(BYTES, k=rng.randint(1, 6))
     return bytes(answer)
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    with running() as server:
-        yield server
 
 
 def saying(answer: bytes) -> Callable[[bytes], bytes | None]:

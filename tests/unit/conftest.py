@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_sdk import LeaseClient, Store
 from broker.devices.smi.source import SmiSource
+from tests.audit import audit
 from tests.drivers import Machine, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from agent_sdk.testing import TestBroker
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +55,15 @@ def smi(tmp_path: Path) -> Callable[..., SmiSource]:
         return SmiSource("box", str(program), timeout_s=timeout_s)
 
     return source
+
+
+@pytest.fixture
+def client(pool: TestBroker) -> Iterator[LeaseClient]:
+    """A client of the file's broker; afterwards nothing is held or waits, and all adds up."""
+    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
+        yield client
+        for lease in client.leases():
+            client.release(lease.token)
+        for waiter in client.queue():
+            client.release(waiter.token)
+        audit(client.redis, client.keys)

@@ -18,12 +18,10 @@ from agent_sdk import (
     Store,
     UnknownToken,
 )
-from agent_sdk.testing import running_broker
 from tests.api.brokers import environment
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agent_sdk.testing import TestBroker
 
 WORKER = """
@@ -55,18 +53,8 @@ with client.lease("parent", memory_mb=100, ttl_s=1) as lease:
 """
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker(devices=2, memory_mb=1000) as running:
-        yield running
-
-
-@pytest.fixture
-def client(pool: TestBroker) -> Iterator[LeaseClient]:
-    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
-        yield client
-        for lease in client.leases():
-            client.release(lease.token)
+pool = broker_of_the_file(devices=2, memory_mb=1000)
+"""Two devices of 1000 MiB on one host."""
 
 
 def run(code: str, pool: TestBroker, **env: str) -> subprocess.Popen[str]:

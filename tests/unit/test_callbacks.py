@@ -14,29 +14,17 @@ import pytest
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
 from agent_sdk.protocol.messages import Renewal
 from agent_sdk.renewal.callbacks import WORKERS, Callbacks
-from agent_sdk.testing import running_broker
 from tests.stores import until
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agent_sdk import Lease
     from agent_sdk.lease import HeldLease
     from agent_sdk.testing import TestBroker
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker(devices=1, memory_mb=1000) as running:
-        yield running
-
-
-@pytest.fixture
-def client(pool: TestBroker) -> Iterator[LeaseClient]:
-    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
-        yield client
-        for lease in client.leases():
-            client.release(lease.token)
+pool = broker_of_the_file(devices=1, memory_mb=1000)
+"""One device of 1000 MiB."""
 
 
 def held(client: LeaseClient) -> Lease:

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk.scripts.library import own_library
-from agent_sdk.testing import TestBroker, running_broker
 from broker.cli import COMMANDS
 from tests.api.brokers import PROGRAM, environment
 from tests.pools import device
 from tests.program import called
 from tests.reports import register
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent_sdk.testing import TestBroker
+
 DEVICE = "SIM-test-host-0"
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker() as running:
-        yield running
+pool = broker_of_the_file()
+"""Two devices of 24576 MiB on one host."""
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,7 @@ import json
 import signal
 import subprocess
 import threading
-from typing import TYPE_CHECKING, Any
-
-import pytest
+from typing import Any
 
 from agent_sdk import LeaseClient, Store
 from agent_sdk.state.events import NAMES, PAGE
@@ -18,15 +16,10 @@ from broker.cli.follow import Follower, last_of
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called
 from tests.servers import running
+from tests.unit.brokers import broker_of_the_file
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker() as running:
-        yield running
+pool = broker_of_the_file()
+"""Two devices of 24576 MiB on one host."""
 
 
 def call(url: str, *args: str, code: int = 0) -> str:

@@ -5,23 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from agent_sdk.scripts import library as functions
 from tests.program import called
-from tests.servers import free_port, running
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
 
     from tests.servers import Server
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    with running() as server:
-        yield server
 
 
 def call(url: str, *args: str) -> subprocess.CompletedProcess[str]:

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk.testing import TestBroker, running_broker
 from tests.api.brokers import PROGRAM, environment
 from tests.pools import Pool, device, granted
 from tests.servers import running
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from agent_sdk.testing import TestBroker
 
 WITHIN_S = 60
 """For what takes a second on a machine that does nothing else."""
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker(devices=1, memory_mb=1000) as running_pool:
-        yield running_pool
+pool = broker_of_the_file(devices=1, memory_mb=1000)
+"""One device of 1000 MiB."""
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from broker.text.table import bar, cut, table
 from tests.api.brokers import GRANTING, PROGRAM, Broker, environment, eventually
 from tests.program import called
 from tests.servers import running
+from tests.unit.brokers import broker_of_the_file
 from tests.unit.screens import Screen, screen
 
 if TYPE_CHECKING:
@@ -40,10 +41,8 @@ START_S = 1.0
 """Room for the interpreter's start on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker() as running:
-        yield running
+pool = broker_of_the_file()
+"""Two devices of 24576 MiB on one host."""
 
 
 @pytest.fixture(autouse=True)

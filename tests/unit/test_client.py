@@ -27,27 +27,14 @@ from agent_sdk import (
     Store,
 )
 from agent_sdk.clock import local_now
-from agent_sdk.testing import TestBroker, running_broker
-from tests.audit import audit
 from tests.stores import until
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from agent_sdk.testing import TestBroker
 
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker(devices=2, memory_mb=1000) as running:
-        yield running
-
-
-@pytest.fixture
-def client(pool: TestBroker) -> Iterator[LeaseClient]:
-    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
-        yield client
-        for lease in client.leases():
-            client.release(lease.token)
-        audit(client.redis, client.keys)
+pool = broker_of_the_file(devices=2, memory_mb=1000)
+"""Two devices of 1000 MiB on one host."""
 
 
 def test_both_clients_have_the_same_names_and_parameters() -> None:

@@ -24,12 +24,13 @@ from broker.metrics.pool import STATES
 from broker.reporter import STOPPING
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
-from tests.servers import Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import redis
+
+    from tests.servers import Server
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -222,10 +223,9 @@ def said_calls(verb: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A server that nobody else talks to: what it runs is counted here."""
-    with running() as server:
-        yield server
+    return own
 
 
 def ran(client: redis.Redis, call: Callable[[], list[Any]]) -> list[str]:

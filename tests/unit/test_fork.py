@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import AsyncLeaseClient, BadRequest, LeaseClient, LeaseLost, Store
-from agent_sdk.testing import running_broker
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,10 +29,8 @@ WHOLE: Any = {"memory_mb": 100, "exclusive": True}
 CPU: Any = {"on_unavailable": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker(devices=1, memory_mb=1000) as running:
-        yield running
+pool = broker_of_the_file(devices=1, memory_mb=1000)
+"""One device of 1000 MiB."""
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from agent_sdk import (
     NoCapacity,
     Store,
 )
-from agent_sdk.testing import running_broker
 from tests.api.brokers import environment
 from tests.stores import until
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +39,8 @@ unclosed = pytest.mark.filterwarnings(
 WHOLE: Any = {"memory_mb": 100, "exclusive": True}
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    with running_broker(devices=1, memory_mb=1000) as running:
-        yield running
+pool = broker_of_the_file(devices=1, memory_mb=1000)
+"""One device of 1000 MiB."""
 
 
 @pytest.fixture

@@ -26,18 +26,11 @@ from tests.faults.proxy import Proxy
 from tests.servers import free_port, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from redis.asyncio import Redis
 
     from tests.servers import Server
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server that no other test file speaks to: its connections and commands are counted."""
-    with running() as server:
-        yield server
 
 
 @asynccontextmanager

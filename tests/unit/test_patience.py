@@ -52,13 +52,6 @@ WORDS = [line.partition(" ")[0] for line in NOT_NOW]
 TOKEN = "token-of-a-lease-"
 
 
-@pytest.fixture(scope="module")
-def own() -> Iterator[Server]:
-    """A server whose settings the tests here may change."""
-    with running() as server:
-        yield server
-
-
 @pytest.fixture
 def admin(own: Server) -> Iterator[redis.Redis]:
     """Its administrator; afterwards it is as it was."""

@@ -15,21 +15,21 @@ from broker.serializers import device_json
 from tests.lua.test_kept import DAY_MS, live
 from tests.lua.test_waiters import wait
 from tests.pools import Pool, device, granted, token
-from tests.servers import Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from click.testing import Result
 
+    from tests.servers import Server
+
 TWO = {"devices": 2, "memory_mb": 500}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A plain Redis."""
-    with running() as server:
-        yield server
+    return own
 
 
 @pytest.fixture

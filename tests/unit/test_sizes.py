@@ -11,19 +11,15 @@ import pytest
 
 from agent_sdk import AsyncLeaseClient, BadRequest, NeverFits, Store, request
 from agent_sdk.protocol.sizes import mebibytes
-from agent_sdk.testing import TestBroker, running_broker
 from tests.api.brokers import PROGRAM, environment
 from tests.program import called
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from agent_sdk.testing import TestBroker
 
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    """Two devices of 24576 MiB on one host."""
-    with running_broker() as broker:
-        yield broker
+pool = broker_of_the_file()
+"""Two devices of 24576 MiB on one host."""
 
 
 def on(pool: TestBroker, *words: str) -> subprocess.CompletedProcess[str]:

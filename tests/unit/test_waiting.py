@@ -23,32 +23,18 @@ from agent_sdk import (
 from agent_sdk.protocol.lease import poll_s
 from agent_sdk.protocol.messages import Moment
 from agent_sdk.renewal.wakeups import EARLY, AsyncInbox, Inbox
-from agent_sdk.testing import TestBroker, running_broker
-from tests.audit import audit
+from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from agent_sdk.testing import TestBroker
 
 WHOLE: dict[str, Any] = {"memory_mb": 900, "host": "any"}
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[TestBroker]:
-    """One device of 1000 MiB."""
-    with running_broker(devices=1, memory_mb=1000) as running:
-        yield running
-
-
-@pytest.fixture
-def client(pool: TestBroker) -> Iterator[LeaseClient]:
-    """A client; afterwards nobody holds anything, nobody waits, and all adds up."""
-    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
-        yield client
-        for lease in client.leases():
-            client.release(lease.token)
-        for waiter in client.queue():
-            client.release(waiter.token)
-        audit(client.redis, client.keys)
+pool = broker_of_the_file(devices=1, memory_mb=1000)
+"""One device of 1000 MiB."""
 
 
 def soon(true: Callable[[], bool], within_s: float = 5) -> None:

@@ -20,7 +20,6 @@ from agent_sdk.scripts.library import own_library
 from broker.maintenance.function_loader import Loading
 from tests.audit import audit
 from tests.pools import Pool, device
-from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +40,9 @@ OLDER = (
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A server whose calls nobody else adds to."""
-    with running() as server:
-        yield server
+    return own
 
 
 @pytest.fixture
