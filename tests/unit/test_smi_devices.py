@@ -1,0 +1,173 @@
+"""GPUs through nvidia-smi, a program that prints what real ones print."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.devices.sample import Sample
+from broker.devices.smi.source import SmiSource
+
+HEADER = (
+    "index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB], "
+    "utilization.gpu [%], temperature.gpu, power.draw [W]"
+)
+
+
+def printed(*lines, status=0):
+    quoted = "\n".join(lines)
+    return f"cat <<'END'\n{quoted}\nEND\nexit {status}"
+
+
+def test_smi_healthy_is_read_by_column_name(smi):
+    """Columns may come in any order, and a comma in a name stays in the name."""
+    sample = smi(
+        printed(
+            "power.draw [W], name, index, uuid, memory.total [MiB], memory.used [MiB], "
+            "utilization.gpu [%], temperature.gpu, driver_version, new.field",
+            "61.25, NVIDIA A, B, 0, GPU-a, 24576, 1, 3, 35, 550.54, 1",
+        )
+    ).sample()
+    assert (sample.source, sample.error, sample.driver_version) == ("smi", None, "550.54")
+    [device] = sample.devices
+    assert (device.uuid, device.index, device.name) == ("GPU-a", 0, "NVIDIA A, B")
+    assert device.model == "NVIDIA A B"
+    assert (device.total_mb, device.used_mb, device.system_mb) == (24576, 1, 738)
+    assert (device.utilization_gpu_pct, device.temperature_c) == (3.0, 35.0)
+    assert (device.power_draw_w, device.memory_utilization_pct) == (61.25, 0.0)
+    assert (device.nvml_mem_total_mb, device.nvml_error) == (None, None)
+
+
+def test_smi_is_asked_for_csv_with_a_header(smi, tmp_path):
+    """The program gets one query and the format that the parser reads."""
+    smi(f'echo "$@" > {tmp_path}/asked').sample()
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("--query-gpu=index,uuid,name,")
+    assert asked.endswith("--format=csv,nounits\n")
+
+
+@pytest.mark.parametrize("word", ["[N/A]", "N/A", "[Not Supported]", "ERR!", "nan", "inf", "-1"])
+def test_smi_untold_fields_are_none_and_keep_the_row(smi, word):
+    """No way of saying "unknown" costs the row or becomes a number."""
+    row = f"0, GPU-a, NVIDIA T4, 550.54, {word}, {word}, {word}, {word}, {word}"
+    [device] = smi(printed(HEADER, row)).sample().devices
+    assert (device.uuid, device.state) == ("GPU-a", "ok")
+    assert (device.total_mb, device.used_mb, device.power_draw_w) == (None, None, None)
+    assert (device.utilization_gpu_pct, device.temperature_c) == (None, None)
+    assert device.reason == "nvidia-smi does not tell how much memory this GPU has"
+
+
+def test_smi_lost_gpu_leaves_the_others(smi):
+    """A GPU whose fields say that it is lost is lost; its neighbour is well."""
+    lost = "[GPU is lost]"
+    good = "1, GPU-b, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5"
+    sample = smi(printed(HEADER, ", ".join(["0", *[lost] * 8]), good)).sample()
+    assert [(d.uuid, d.state) for d in sample.devices] == [
+        ("UNKNOWN-box-0", "lost"),
+        ("GPU-b", "ok"),
+    ]
+
+
+def test_smi_fails_after_it_worked_keeps_the_devices_as_errors(smi):
+    """A failing program is an error in its own words, and known devices stay, without numbers."""
+    source = smi(printed(HEADER, "0, GPU-a, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5"))
+    assert source.sample().error is None
+    smi("echo 'Failed to initialize NVML: Unknown Error' >&2; echo more >&2; exit 255")
+    sample = source.sample()
+    assert sample.error == "nvidia-smi failed: Failed to initialize NVML: Unknown Error"
+    [device] = sample.devices
+    assert (device.uuid, device.state, device.reason) == ("GPU-a", "error", sample.error)
+    assert (device.total_mb, device.used_mb) == (15360, None)
+
+
+def test_smi_fails_halfway_keeps_the_rows_it_printed(smi):
+    """Rows printed before one GPU broke the query are good; the sample says what broke it."""
+    remark = "Unable to determine the device handle for GPU0000:05:00.0: Unknown Error"
+    row = "0, GPU-a, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5"
+    sample = smi(printed(HEADER, row, remark, status=15)).sample()
+    assert sample.error == f"nvidia-smi failed: {remark}"
+    assert [(d.uuid, d.state, d.used_mb) for d in sample.devices] == [("GPU-a", "ok", 12)]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("echo 'No devices were found'; exit 6", "nvidia-smi failed: No devices were found"),
+        ("echo 'No devices were found'", "nvidia-smi failed: No devices were found"),
+        ("exit 3", "nvidia-smi failed: exit status 3, no output"),
+        ("exit 0", "nvidia-smi failed: exit status 0, no output"),
+        (
+            "head -c 200000 /dev/zero | tr '\\0' x",
+            "nvidia-smi printed no table: field larger than field limit (131072)",
+        ),
+    ],
+)
+def test_smi_without_devices_says_why(smi, body, error):
+    """Text in place of rows becomes the sample's error, whatever the exit status."""
+    assert smi(body).sample() == Sample((), "smi", error)
+
+
+def test_smi_gpu_no_longer_listed_is_lost(smi):
+    """A GPU that is no longer printed keeps its row as lost."""
+    rows = [f"{i}, GPU-{i}, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5" for i in range(2)]
+    source = smi(printed(HEADER, *rows))
+    assert [d.state for d in source.sample().devices] == ["ok", "ok"]
+    smi(printed(HEADER, rows[0]))
+    sample = source.sample()
+    assert sample.error is None
+    assert [(d.uuid, d.state, d.used_mb) for d in sample.devices] == [
+        ("GPU-0", "ok", 12),
+        ("GPU-1", "lost", None),
+    ]
+
+
+def test_smi_that_cannot_be_killed_is_not_started_again(smi):
+    """While a program from before still runs no second one is started; then all is well."""
+    source = smi(printed(HEADER))
+    stuck = subprocess.Popen(["sleep", "60"])
+    source._stuck, source._stuck_at = stuck, time.monotonic() - 7
+    assert re.fullmatch(r"nvidia-smi has not answered for 7\.\d s", source.sample().error)
+    stuck.kill()
+    stuck.wait()
+    assert source.sample().error is None
+
+
+def test_smi_that_hangs_is_ended_with_its_children(smi, tmp_path):
+    """After the timeout the program and what it started are gone, and the sample says so."""
+    source = smi(f"sleep 60 & echo $! > {tmp_path}/child; wait", timeout_s=0.5)
+    began = time.monotonic()
+    sample = source.sample()
+    assert time.monotonic() - began < 3.0
+    assert sample == Sample((), "smi", "nvidia-smi has not answered for 0.5 s")
+    child = Path("/proc") / (tmp_path / "child").read_text().strip()
+    for _ in range(200):
+        if not child.exists() or ") Z " in (child / "stat").read_text():
+            return
+        time.sleep(0.01)
+    pytest.fail("the child of nvidia-smi lives on")
+
+
+def test_smi_that_cannot_be_started_says_why(tmp_path):
+    """A program that is not there is an error of the sample, not an exception."""
+    sample = SmiSource("box", str(tmp_path / "nvidia-smi")).sample()
+    assert sample == Sample((), "smi", "nvidia-smi cannot be started: No such file or directory")
+
+
+def test_smi_two_callers_take_turns(smi, tmp_path):
+    """A caller that comes while another waits starts no second program beside the first."""
+    busy = tmp_path / "busy"
+    source = smi(f"mkdir {busy} || exit 1; sleep 0.2; rmdir {busy}; {printed(HEADER)}")
+    errors = []
+    threads = [
+        threading.Thread(target=lambda: errors.append(source.sample().error)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert errors == [None] * 3
