@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent_sdk.testing import TestBroker, running_broker
-from broker.run.engines import with_hint
-from tests.api.brokers import PROGRAM, environment, eventually
+from tests.api.brokers import PROGRAM, eventually
 from tests.servers import free_port
+from tests.unit.cli_runs import alive, events, run, running, settings
+from tests.unit.terminals import terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 SHOW_ENV = "env | grep -E '^(GPU_LEASE|CUDA)' | sort"
 
@@ -58,53 +55,6 @@ def clean(pool: TestBroker) -> Iterator[None]:
     for lease in pool.client.leases():
         pool.client.release(lease.token)
     pool.client.set_policy(safe_mode=False)
-
-
-def settings(pool: TestBroker) -> dict[str, str]:
-    return environment(REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
-
-
-def run(pool: TestBroker, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """One call that ends by itself."""
-    return subprocess.run(
-        [PROGRAM, "run", *args],
-        env=settings(pool) | env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
-@contextmanager
-def running(pool: TestBroker, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """One call that a test ends; its first line of stdout tells that the command runs."""
-    process = subprocess.Popen(
-        [PROGRAM, "run", *args],
-        env=settings(pool),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def events(stderr: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in stderr.splitlines()]
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process is there and not a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_command_finds_its_lease_in_its_environment_and_gives_its_code(pool: TestBroker) -> None:
@@ -393,63 +343,18 @@ def test_command_that_stops_or_spins_cannot_starve_the_renewal(pool: TestBroker)
         assert process.wait(5) == 143
 
 
-@contextmanager
-def on_a_terminal(pool: TestBroker, args: Sequence[str]) -> Iterator[Terminal]:
-    """`gpu-broker run` as a person starts it: in the foreground of a terminal."""
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execve(PROGRAM, [PROGRAM, "run", *args], settings(pool))
-    terminal = Terminal(pid, master)
-    try:
-        yield terminal
-    finally:
-        terminal.end()
-        os.close(master)
-
-
-class Terminal:
-    """The screen and the keyboard of a person."""
-
-    def __init__(self, pid: int, master: int) -> None:
-        self.pid, self._master, self.seen = pid, master, ""
-        self._status: int | None = None
-
-    def until(self, text: str, within_s: float = 8) -> None:
-        """Read until this was seen."""
-        until = time.monotonic() + within_s
-        while text not in self.seen:
-            assert time.monotonic() < until, f"{text!r} not in {self.seen!r}"
-            if select.select([self._master], [], [], 0.05)[0]:
-                try:
-                    self.seen += os.read(self._master, 65536).decode()
-                except OSError:  # the terminal hung up
-                    assert text in self.seen, self.seen
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def end(self) -> None:
-        if self._status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self.wait()
-
-    def wait(self) -> int:
-        if self._status is None:
-            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self._status
-
-
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_terminal_shows_the_wait_in_one_line(pool: TestBroker) -> None:
     """Written over each second, gone when the lease is there."""
     held = [pool.client.acquire("holder", memory_mb=900) for _ in range(2)]
-    with on_a_terminal(pool, ["--memory", "900", "--", "echo", "mine"]) as terminal:
-        terminal.until("waiting 2 s: next in queue · 2 GPUs full · 2")
-        assert "\n" not in terminal.seen
+    args = ["--memory", "900", "--", "echo", "mine"]
+    with terminal(settings(pool), PROGRAM, "run", *args) as shown:
+        shown.until("waiting 2 s: next in queue · 2 GPUs full · 2", within_s=8)
+        assert "\n" not in shown.seen
         pool.client.release(held[0])
-        terminal.until("mine")
-        assert "\r\x1b[K" in terminal.seen
-        assert terminal.wait() == 0
+        shown.until("mine", within_s=8)
+        assert "\r\x1b[K" in shown.seen
+        assert shown.end() == 0
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -460,47 +365,13 @@ def test_command_that_reads_the_terminal_gets_it(pool: TestBroker) -> None:
         "import time; print(input('name? ') + ' it is', flush=True)\nwhile True: time.sleep(0.01)"
     )
     args = ["--memory", "1", "--", sys.executable, "-c", code]
-    with on_a_terminal(pool, args) as terminal:
-        terminal.until("name? ")
-        terminal.type("ann\n")
-        terminal.until("ann it is")
-        terminal.type("\x1a")  # Ctrl-Z
-        terminal.until("Ctrl-Z does not stop it")
-        terminal.type("\x03")
-        terminal.until("KeyboardInterrupt")
-        assert terminal.wait() in {1, -signal.SIGINT}
+    with terminal(settings(pool), PROGRAM, "run", *args) as shown:
+        shown.until("name? ", within_s=8)
+        shown.type("ann\n")
+        shown.until("ann it is", within_s=8)
+        shown.type("\x1a")  # Ctrl-Z
+        shown.until("Ctrl-Z does not stop it", within_s=8)
+        shown.type("\x03")
+        shown.until("KeyboardInterrupt", within_s=8)
+        assert shown.end() in {1, -signal.SIGINT}
     assert pool.client.leases() == ()
-
-
-@pytest.mark.parametrize(
-    ("engine", "command", "added"),
-    [
-        ("vllm", ["vllm", "serve", "m"], ["--gpu-memory-utilization", "0.29"]),
-        ("sglang", ["python", "-m", "sglang"], ["--mem-fraction-static", "0.26"]),
-        ("trtllm", ["trtllm-serve"], ["--kv_cache_free_gpu_memory_fraction", "0.17"]),
-        ("vllm", ["vllm", "--gpu-memory-utilization=0.5"], []),
-        ("vllm", ["vllm", "--gpu_memory_utilization", "0.5"], []),
-    ],
-)
-def test_engine_gets_its_share_unless_it_was_told(
-    engine: str, command: list[str], added: list[str]
-) -> None:
-    """Rounded down; 7000 of 24000 MiB are 0.2916 of it."""
-    words, flag = with_hint(command, engine, 7000, 24000)
-    assert words == [*command, *added]
-    assert flag == (" ".join(added) or None)
-
-
-def test_share_of_trtllm_is_within_the_lease_for_weights_of_up_to_half() -> None:
-    """It is a share of what the weights leave free."""
-    leased, total = 10_000, 24_000
-    words, _ = with_hint(["trtllm-serve"], "trtllm", leased, total)
-    for weights in range(0, leased // 2 + 1, 500):
-        assert weights + float(words[-1]) * (total - weights) <= leased
-
-
-def test_run_needs_the_base_install_alone() -> None:
-    """redis and click: no web server, no settings library."""
-    code = "import sys, broker.cli.commands.run; print(*{m.partition('.')[0] for m in sys.modules})"
-    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
-    assert not loaded & {"fastapi", "uvicorn", "pydantic", "prometheus_client", "pynvml"}

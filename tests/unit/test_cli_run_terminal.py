@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
-import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_sdk.testing import running_broker
 from tests.api.brokers import PROGRAM, environment
+from tests.unit.terminals import WITHIN_S, Terminal, terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 RUN = f"{PROGRAM} run -q --memory 1 --"
-
-WITHIN_S = 60
-"""For what takes a second on a machine that does nothing else."""
 
 ASKS = f"""{sys.executable} -c 'print("GO"+"T", input("NAM"+"E? "))'"""
 
@@ -46,61 +40,6 @@ def settings() -> Iterator[dict[str, str]]:
         pytest.skip("bash is not installed")
     with running_broker(devices=1, memory_mb=1000) as pool:
         yield environment(REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host, TERM="xterm")
-
-
-class Terminal:
-    """The screen and keyboard of a person."""
-
-    def __init__(self, pid: int, master: int) -> None:
-        self.pid, self._master, self.seen = pid, master, ""
-
-    def until(self, text: str) -> None:
-        """Read until this was seen; what came before is forgotten."""
-        until = time.monotonic() + WITHIN_S
-        while text not in self.seen:
-            assert time.monotonic() < until, f"{text!r} not in {self.seen!r}"
-            if select.select([self._master], [], [], 0.05)[0]:
-                try:
-                    self.seen += os.read(self._master, 65536).decode()
-                except OSError:  # the terminal hung up
-                    assert text in self.seen, self.seen
-        self.seen = self.seen.partition(text)[2]
-
-    def type(self, text: str) -> None:
-        """Write as if from the keyboard."""
-        os.write(self._master, text.encode())
-
-    def size(self, columns: int) -> None:
-        """Another size of the window."""
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-    def end(self) -> int:
-        """Wait for the end; what it was, as `Popen.returncode` has it."""
-        until = time.monotonic() + WITHIN_S
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            assert time.monotonic() < until, f"it did not end: {self.seen!r}"
-            if select.select([self._master], [], [], 0.05)[0]:
-                with suppress(OSError):
-                    self.seen += os.read(self._master, 65536).decode()
-
-
-@contextmanager
-def terminal(settings: dict[str, str], *words: str) -> Iterator[Terminal]:
-    """A terminal of its own on which this runs."""
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execvpe(words[0], list(words), settings)
-    try:
-        yield Terminal(pid, master)
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-        os.close(master)
 
 
 @contextmanager
@@ -121,7 +60,7 @@ def test_ctrl_c_ends_the_script_around_it(settings: dict[str, str], wrapper: str
         found.until("UP")
         found.type("\x03")
         assert found.end() == -signal.SIGINT
-        assert "WENT ON" not in found.seen
+        assert "WENT ON" not in found.rest
 
 
 def test_ctrl_c_while_it_waits_ends_the_script_around_it(settings: dict[str, str]) -> None:
@@ -134,7 +73,7 @@ def test_ctrl_c_while_it_waits_ends_the_script_around_it(settings: dict[str, str
             found.until("waiting")
             found.type("\x03")
             assert found.end() == -signal.SIGINT
-            assert "WENT ON" not in found.seen
+            assert "WENT ON" not in found.rest
         holder.type("\x03")
         holder.end()
 
@@ -232,11 +171,11 @@ def test_dumb_terminal_gets_no_escapes(settings: dict[str, str]) -> None:
         for words in (["run", "--wait", "3", "--memory", "1000", "--", "true"], ["status"]):
             with terminal(dumb, PROGRAM, *words) as found:
                 found.end()
-                assert "\x1b" not in found.seen
-                assert found.seen
+                assert "\x1b" not in found.rest
+                assert found.rest
         with terminal(dumb, PROGRAM, "status", "-w") as found:
             found.until("GPU")
             found.type("\x03")
             found.end()
-            assert "\x1b" not in found.seen
+            assert "\x1b" not in found.rest
         holder.communicate("\n", timeout=WITHIN_S)
