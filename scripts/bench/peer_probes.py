@@ -42,10 +42,10 @@ QUESTIONS = (
     "several GPUs at once, all or none",
     "a fence that grows with each grant",
     "in the order in which they came",
-    "nobody passes those who wait",
+    "no request passes those that wait",
     "a live holder is told of its loss by itself",
     "still held after a server restart with its log",
-    "nobody else gets it after a restart without",
+    "no other gets it after a restart without",
 )
 
 
