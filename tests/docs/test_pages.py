@@ -49,6 +49,15 @@ def test_menu_names_every_page_once() -> None:
     assert sorted(map(Path, named(SITE["nav"]))) == PAGES
 
 
+def test_check_builds_the_site_strictly() -> None:
+    """And not quietly: with --quiet, mkdocs counts no warnings, and --strict has none to refuse."""
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    (build,) = (line for line in recipe[1].splitlines() if "mkdocs" in line)
+    assert "--strict" in build
+    assert "-q" not in build
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A checkout with the site's own settings and two pages."""
