@@ -25,7 +25,7 @@ NOT_OURS = ("docs/glossary.md", "tests/unit/test_glossary.py", "scripts/bench/re
 
 ALLOWED = {
     ("agent_sdk/store/server_binary.py", "unfit"),  # programs that are no server
-    ("tests/unit/test_embedded.py", "unfit"),
+    ("tests/unit/test_embedded_server.py", "unfit"),
 }
 """(file, word): plain English, and no name of ours."""
 
