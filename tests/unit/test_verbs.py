@@ -22,7 +22,7 @@ VERBS = [name for name, value in vars(Verbs).items() if isinstance(value, Verb)]
 USER = """
 from typing import assert_type
 from agent_sdk import AsyncLease, AsyncLeaseClient, Lease, LeaseClient
-from agent_sdk.protocol.lease import Renewal
+from agent_sdk.protocol.messages import Renewal
 from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
 
 def blocking(client: LeaseClient, lease: Lease) -> None:
