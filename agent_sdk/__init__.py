@@ -72,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """The HTTP client is imported when it is asked for: who speaks to Redis does without HTTP."""
+    """Import the HTTP client when it is asked for: users of Redis do without HTTP."""
     if name == "GPUOrchestratorClient":
         from agent_sdk.orchestrator import GPUOrchestratorClient  # noqa: PLC0415 - see above
 

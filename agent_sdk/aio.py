@@ -1,4 +1,4 @@
-"""The asyncio client: `AsyncLeaseClient`, the same names as `LeaseClient`, awaited."""
+"""Client for asyncio: `AsyncLeaseClient`, the same names as `LeaseClient`, awaited."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class AsyncLeaseClient(Verbs["Redis"]):
-    """Leases from a pool, straight from Redis, in an event loop; see `LeaseClient`, `PoolClient`.
+    """Client of a pool in an event loop, straight to Redis; see `LeaseClient`, `PoolClient`.
 
     The calls of all its tasks travel together over one connection; see `multiplex`.
 
@@ -82,7 +82,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
         return AsyncBlock(self, self._keeper, agent, ask)
 
     async def adopt(self, token: str | None = None) -> AsyncLease:
-        """Take up a lease that another process acquired; see `LeaseClient.adopt`."""
+        """Take over a lease that another process acquired; see `LeaseClient.adopt`."""
         return AsyncLease(await self._run(attach.adopt(self.keys, own_token(token))))
 
     async def release(
@@ -108,7 +108,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
             self._keeper.close(0)
 
     async def __aenter__(self) -> Self:
-        """Close at the end of the block."""
+        """Enter a block that closes the client at its end."""
         return self
 
     async def __aexit__(

@@ -1,4 +1,4 @@
-"""A lease taken up by its token in a process that did not acquire it."""
+"""Takeover of a lease by its token, in a process that did not acquire it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
-    """Renew it as it was granted, and learn what it holds.
+    """Renew a lease as it was granted, and read its devices.
 
     Raises:
-        LeaseLost: it is over; the code says how it ended.
-        StillWaiting: it waits in the queue yet.
-        UnknownToken: nothing is known of it.
+        LeaseLost: it has ended; the code has the outcome.
+        StillWaiting: it is still in the queue.
+        UnknownToken: the token is unknown.
     """
     found = yield from queue.lookup(keys, token)
     if isinstance(found, WaiterStatus):
@@ -55,7 +55,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
 def _devices(
     keys: Keys, held: tuple[tuple[str, int], ...]
 ) -> Generator[Read, Answer, tuple[Device, ...]]:
-    """(device id, MiB) of each as the SDK's Device."""
+    """Return the SDK's Device for each (device id, MiB)."""
     if not held:
         return ()
     answer = yield Read(

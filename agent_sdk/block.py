@@ -1,4 +1,4 @@
-"""Blocks that hold a lease: entered, renewed and given back, wherever they are interrupted.
+"""Blocks that hold a lease: entered, renewed and given back, even when interrupted anywhere.
 
 Python runs signal handlers between any two steps of the main thread: after a lease was granted and
 before the block begins, and on the first step of `__exit__`, before any `try` of its own. So the
@@ -38,16 +38,16 @@ L = TypeVar("L", bound="HeldLease")
 
 
 _watched: set[weakref.ref[Any]] = set()
-"""References to the blocks that are not settled: each must outlive what it refers to."""
+"""References to the blocks that are not settled: each must outlive its referent."""
 
 
 class _Held(Generic[C, L]):
-    """The holdings of a block until it is settled: perhaps a lease, or a place in the queue.
+    """Holdings of a block until it is settled: a lease or a place in the queue, if any.
 
     Attributes:
         client: the owner of the block.
         wait: its acquire, from before anything is sent until nothing is left to give back.
-        lease: once it is granted.
+        lease: the lease, once granted.
     """
 
     def __init__(self, client: C, keeper: Renewer) -> None:
@@ -60,18 +60,18 @@ class _Held(Generic[C, L]):
         self.lease: L | None = None
 
     def guard(self, leave: Callable[..., Any]) -> Callable[..., Any]:
-        """Give the object that a `with` statement keeps until it is over."""
+        """Return the object that a `with` statement keeps until it ends."""
         kept = partial(leave, self)
         if self._own is None:  # the statement asks for it before it enters
             self._guard = weakref.ref(kept, self._left)
         return kept
 
     def unguard(self) -> None:
-        """Let the statement's end mean nothing: it waits for what this block does about it."""
+        """Ignore the statement's end: it waits for this block's own end."""
         self._guard = None
 
     def enter(self, wait: Acquisition) -> None:
-        """Begin: from here on something may be left."""
+        """Begin an acquire: from here on something may be left to give back."""
         if self._own is not None:
             raise RuntimeError("a block is entered once: make another with client.lease(...)")
         self._own = weakref.ref(self, partial(_gone, wait, self._keeper, self._process))
@@ -79,20 +79,20 @@ class _Held(Generic[C, L]):
         self.wait = wait
 
     def settle(self) -> None:
-        """Nothing is left."""
+        """Note that nothing is left to give back."""
         if self._own is not None:
             _watched.discard(self._own)
         self.wait = self._guard = None
 
     def settle_if_decided(self, error: BaseException) -> None:
-        """Settle if an acquire's error says that nothing is left, else have it given back."""
+        """Settle if an acquire's error means that nothing is left; else have it given back."""
         if isinstance(error, LeaseError) and self.wait and not self.wait.leaves_something(error):
             self.settle()
         else:
             self.release()
 
     def release(self) -> None:
-        """Leave it to the renewing thread, which goes on until the store answers."""
+        """Leave the rest to the renewing thread, which goes on until the store answers."""
         if self.wait is not None and self._process == identity():
             if self.lease is not None:
                 self.lease.end()
@@ -114,7 +114,7 @@ def _gone(wait: Acquisition, keeper: Renewer, process: str, own: weakref.ref[Any
 
 
 class _Leave:
-    """`__exit__` or `__aexit__`: for a block what its `with` keeps; for its class the function."""
+    """Descriptor of `__exit__` and `__aexit__`: a block gets its guard, a class the function."""
 
     def __init__(self, leave: Callable[..., Any]) -> None:
         self._leave = leave
@@ -127,7 +127,7 @@ class _Leave:
 
 
 class _Block(Generic[C, L]):
-    """The common part of both kinds of block."""
+    """Common part of both kinds of block."""
 
     def __init__(self, client: C, keeper: Renewer, agent: str, ask: LeaseOptions) -> None:
         self.held: _Held[C, L] = _Held(client, keeper)
@@ -136,14 +136,14 @@ class _Block(Generic[C, L]):
         self._ask = ask
 
     def _recreate_cm(self) -> Self:
-        """Give each call of a decorated function a lease of its own."""
+        """Return a new block for each call of a decorated function."""
         return type(self)(self.held.client, self._keeper, self._agent, self._ask)
 
 
 def _leave_all() -> None:
-    """At the exit, give back what is still held: a generator may never end its block.
+    """Give back all held leases at the exit: a generator may never end its block.
 
-    Later the interpreter has no modules to say it with, nor threads.
+    Later the interpreter has neither the modules nor the threads for it.
     """
     for own in list(_watched):
         if (held := own()) is not None:
@@ -168,10 +168,10 @@ def _leave(held: _Held[LeaseClient, Lease], *_: object) -> None:
 
 
 class Block(_Block["LeaseClient", "Lease"], ContextDecorator):
-    """See `LeaseClient.lease`."""
+    """Block of `LeaseClient`; see `LeaseClient.lease`."""
 
     def __enter__(self) -> Lease:
-        """Acquire, and renew from here on."""
+        """Acquire the lease, and renew it from here on."""
         held, wait = self.held, self.held.client.wait_for(self._agent, self._ask)
         held.enter(wait)
         try:
@@ -199,7 +199,7 @@ class Block(_Block["LeaseClient", "Lease"], ContextDecorator):
 
 
 async def _leave_async(held: _Held[AsyncLeaseClient, AsyncLease], kind: object) -> None:
-    """The same in an event loop; a coroutine that is closed after its loop cannot wait."""
+    """Give the lease back in an event loop; a coroutine closed after its loop cannot wait."""
     if held.lease is None or held.wait is None:
         return
     try:
@@ -226,17 +226,17 @@ def _in_loop() -> bool:
 def _leaving(
     held: _Held[AsyncLeaseClient, AsyncLease], kind: object, *_: object
 ) -> Coroutine[Any, Any, None]:
-    """Return the coroutine that leaves; the statement keeps it, and what it holds, from here on."""
+    """Return the coroutine that leaves; the statement keeps it, and its references, from now on."""
     leaving = _leave_async(held, kind)
     held.unguard()
     return leaving
 
 
 class AsyncBlock(_Block["AsyncLeaseClient", "AsyncLease"], AsyncContextDecorator):
-    """See `AsyncLeaseClient.lease`."""
+    """Block of `AsyncLeaseClient`; see `AsyncLeaseClient.lease`."""
 
     async def __aenter__(self) -> AsyncLease:
-        """Acquire, and renew from here on."""
+        """Acquire the lease, and renew it from here on."""
         held, wait = self.held, self.held.client.wait_for(self._agent, self._ask)
         held.enter(wait)
         try:

@@ -1,4 +1,4 @@
-"""The revocation of many leases: all of an agent, on a host, on a device, or what meets several."""
+"""Revocation of many leases: all of an agent, on a host, on a device, or in several of these."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def revoke_where(
     by: str,
     why: str,
 ) -> Generator[Call | Read, Answer, tuple[str, ...]]:
-    """Revoke every lease of an agent, on a host, on a device; of several, what meets them all.
+    """Revoke every lease of an agent, on a host, on a device; given several, those in all.
 
     Returns:
-        The tokens of those that this call revoked; what ended meanwhile is not among them.
+        The tokens that this call revoked, without leases that ended meanwhile.
 
     Raises:
-        BadRequest: none of them is named.
+        BadRequest: none of the three is given.
     """
     if agent is None and host is None and device is None:
         raise error_for("bad_request", "name an agent, a host or a device")

@@ -1,4 +1,4 @@
-"""The blocking client: `LeaseClient`."""
+"""Blocking client: `LeaseClient`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class LeaseClient(Verbs["Redis"]):
-    """Leases from a pool, straight from Redis; safe to share between threads. See `PoolClient`."""
+    """Client of a pool, straight to Redis; safe to share between threads. See `PoolClient`."""
 
     def _connect(self, store: Store) -> Redis:
         self._inbox = Inbox(store, self.keys.base)
@@ -48,21 +48,21 @@ class LeaseClient(Verbs["Redis"]):
         return store.connect()
 
     def acquire(self, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
-        """Get a lease. Nobody renews it until `keep` is called: it ends `ttl_s` after the grant.
+        """Get a lease. It is not renewed until `keep` is called: it ends `ttl_s` after the grant.
 
-        With `wait_s` it waits in the queue, without polling: who makes room hands it over.
+        With `wait_s` it waits in the queue, without polling: the end of a lease hands it over.
         An exception in the middle (Ctrl-C) leaves the queue.
 
         Args:
-            agent: who asks: 1-128 of `A-Z a-z 0-9 . _ : @ / -`.
+            agent: the agent that asks: 1-128 of `A-Z a-z 0-9 . _ : @ / -`.
             **ask: see `LeaseOptions`.
 
         Raises:
-            Refused: the broker decided against it; the class and `code` say why.
+            Refused: the broker decided against it; the class and `code` have the reason.
             StillWaiting: `wait_s` is over and `keep_place` was asked for.
             BrokerUnavailable: nothing was done.
-            OutcomeUnknown: no answer. With a token of the caller's own: repeat it, or release it.
-                Otherwise what may have been granted is given back once the store answers.
+            OutcomeUnknown: no answer. With a token of your own repeat the call, or release it.
+                Otherwise a granted lease is given back once the store answers.
         """
         return self.attend(self.wait_for(agent, ask))
 
@@ -81,34 +81,34 @@ class LeaseClient(Verbs["Redis"]):
     def lease(self, agent: str, **ask: Unpack[LeaseOptions]) -> Block:
         """Hold a lease for the length of a block: acquired, renewed in the background, released.
 
-        Leaving the block never hides the block's own error. Whether the lease was lost inside it,
-        `lease.lost`, `lease.on_lost` and `lease.raise_if_lost` tell. An interrupt (Ctrl-C, a time
-        limit) while it is entered or left leaves no lease: the renewing thread gives it back.
+        Leaving the block never hides the block's own error. `lease.lost`, `lease.on_lost` and
+        `lease.raise_if_lost` tell about a loss inside it. An interrupt (Ctrl-C, a time limit)
+        during entry or exit leaves no lease: the renewing thread gives it back.
         """
         return Block(self, self._keeper, agent, ask)
 
     def adopt(self, token: str | None = None) -> Lease:
-        """Take up a lease that another process acquired, by its token; a forked parent's too.
+        """Take over a lease that another process acquired, by its token; a forked parent's too.
 
-        It is renewed now; `keep` renews it from here on. Both processes may renew it, and whoever
-        releases it ends it for both.
+        It is renewed now; `keep` renews it from here on. Both processes may renew it, and the first
+        release ends it for both.
 
         Args:
             token: default GPU_LEASE_TOKEN, the lease that this process was started under.
 
         Raises:
-            LeaseLost: it is over; the code says how it ended.
-            StillWaiting: it waits in the queue yet.
-            UnknownToken: nothing is known of it, or no token was named and none is set.
+            LeaseLost: it has ended; the code has the outcome.
+            StillWaiting: it is still in the queue.
+            UnknownToken: the token is unknown, or neither given nor set.
         """
         return Lease(self._run(attach.adopt(self.keys, own_token(token))))
 
     def release(self, lease: Lease | str, *, refuse_late: bool = True, owner: str = "") -> bool:
-        """Give a lease back, by itself or by its token; False when it had ended before.
+        """Give a lease back, by itself or by its token; return False if it had ended before.
 
-        In a forked child its parent's lease stays the parent's: False, and nothing is sent.
+        In a forked child the lease stays the parent's: return False, and send nothing.
         A token that was never acquired is refused from then on, unless refuse_late is False: its
-        acquire may still be on its way. With an owner another principal's counts as unknown.
+        acquire may still be on its way. With an owner another principal's lease counts as unknown.
         A call that is interrupted leaves no lease: the renewing thread gives it back.
         """
         try:
@@ -120,14 +120,14 @@ class LeaseClient(Verbs["Redis"]):
     def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end.
 
-        A client that is used after that connects anew, and renews what it then keeps.
+        A later call connects anew, and leases that are then kept are renewed.
         """
         self._keeper.close()
         self._inbox.close()
         self.redis.close()
 
     def __enter__(self) -> Self:
-        """Close at the end of the block."""
+        """Enter a block that closes the client at its end."""
         return self
 
     def __exit__(

@@ -1,7 +1,7 @@
-"""The client's clock. It never meets the server's: the two are not compared.
+"""Client's clock. It is never compared with the server's.
 
 Linux's CLOCK_BOOTTIME goes on while the machine is suspended; a plain monotonic clock does not, and
-a holder that wakes up must not believe in a lease that ended while it slept.
+a holder that wakes up must not believe in a lease that ended during its sleep.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 DRIFT = 0.99
-"""How far two clocks may run apart: the share of what is left that a holder believes in."""
+"""Share of a lease's rest that a holder believes in: two clocks may run apart by the other part."""
 
 MARGIN_S = 0.05
 
@@ -22,9 +22,9 @@ def local_now() -> float:
 
 
 def trusted_until(sent_at: float, remaining_ms: int) -> float:
-    """Return until when, on `local_now`'s clock, the holder may believe in the lease.
+    """Return the end of the holder's trust in the lease, on `local_now`'s clock.
 
-    Counted from when the request left: a slow answer must not make a holder believe longer than the
-    broker does.
+    It counts from the request's sending: a slow answer must not make a holder believe longer than
+    the broker does.
     """
     return sent_at + remaining_ms / 1000 * DRIFT - MARGIN_S

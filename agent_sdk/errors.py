@@ -1,7 +1,7 @@
-"""What can go wrong, each saying what is true now; one table of code, class and HTTP status.
+"""Errors, each with the present state; one table of code, class and HTTP status.
 
 `LeaseError` is the root. Every error has a `code`, the same word in Lua, Python, JSON, metrics and
-docs, and `retryable`: whether the same call may succeed later without anybody changing anything.
+docs, and `retryable`: the same call may succeed later without any other change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LeaseError(Exception):
-    """Something about a lease did not go as asked.
+    """Root of the errors about leases.
 
     Attributes:
         code: a word of `CODES`, stable and on the wire.
@@ -30,18 +30,18 @@ class LeaseError(Exception):
 
 
 class Refused(LeaseError):
-    """The broker decided against it; nothing changed."""
+    """Decision of the broker against a call; nothing changed."""
 
 
 class SafeMode(Refused):
-    """SAFE_MODE is on: nobody gets a GPU."""
+    """Refusal under SAFE_MODE: no GPU is leased."""
 
 
 class NoCapacity(Refused):
-    """No device has that much room now.
+    """Refusal for lack of room on every device now.
 
     Attributes:
-        retry_after_s: when the next lease ends or host is due, at the earliest; None when unknown.
+        retry_after_s: seconds until the next lease or host may end; None when unknown.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class NoCapacity(Refused):
 
 
 class StillWaiting(LeaseError):
-    """Nothing was decided: the place in the queue is kept for 10 s; ask again with the token.
+    """End of a wait without a decision: ask again with the token, as the place lasts for 10 s.
 
     Attributes:
-        place: how many who ask alike are ahead; -1: the agent is at its cap.
+        place: waiters ahead in the same queue; -1: the agent is at its cap.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class StillWaiting(LeaseError):
 
 
 class NeverFits(Refused):
-    """No registered device could ever hold it: ask for less, or for another host or model."""
+    """Refusal of a request for which every device is too small: ask for less, or elsewhere."""
 
 
 class HostUnknown(NeverFits):
-    """No device of that host is registered.
+    """Refusal of a host without registered devices.
 
     Attributes:
-        asked: the host that was asked for, or empty.
-        near: the one with devices whose name differs by case and domain alone, or empty.
+        asked: the requested host, or empty.
+        near: a host with devices and a name that differs by case and domain alone, or empty.
     """
 
     asked: str = ""
@@ -87,7 +87,7 @@ class HostUnknown(NeverFits):
 
     @classmethod
     def of(cls, asked: str, near: str, *, token: str | None = None) -> HostUnknown:
-        """Say which host was asked for, and which one may have been meant."""
+        """Build the error with the requested host, and the nearest one."""
         text = f"host {asked} has no devices in this pool" + (f"; {near} has" if near else "")
         if token is not None:  # of a lease, which may go elsewhere
             text += f" (GPU_BROKER_HOSTNAME={near}, if it is this machine)" if near else ""
@@ -98,7 +98,7 @@ class HostUnknown(NeverFits):
 
     @classmethod
     def among(cls, asked: str, hosts: Iterable[str]) -> HostUnknown:
-        """Find the one that may have been meant among the hosts with devices."""
+        """Build the error with the nearest name among the hosts with devices."""
         return cls.of(asked, min((x for x in hosts if _plain(x) == _plain(asked)), default=""))
 
 
@@ -107,58 +107,58 @@ def _plain(host: str) -> str:
 
 
 class HostTaken(Refused):
-    """Another reporter that lives has this host's name.
+    """Refusal of a reporter: another living one has this host's name.
 
     Attributes:
-        reporter: the identity that it gives of itself.
+        reporter: the identity of the other one.
     """
 
     reporter: str = ""
 
 
 class AgentCapExceeded(Refused):
-    """The agent holds as much as the policy lets one agent hold."""
+    """Refusal of an agent at its cap by the policy."""
 
 
 class InUse(Refused):
-    """A lease is on what was to be forgotten, or its memory is not free yet."""
+    """Refusal to forget a device with a lease, or with memory that is not free yet."""
 
 
 class BadRequest(Refused):
-    """The call itself is not well-formed."""
+    """Refusal of a malformed call."""
 
 
 class Conflict(Refused):
-    """This token names another request: a new lease needs a new token."""
+    """Refusal of a token that names another request: a new lease needs a new token."""
 
 
 class UnknownToken(Refused):
-    """Nothing is known of this token."""
+    """Refusal of an unknown token."""
 
 
 class Denied(Refused):
-    """The credentials in use do not allow it: the store's, or the key at the HTTP door."""
+    """Denial by the store's credentials, or by the key at the HTTP API."""
 
 
 class LeaseLost(LeaseError):
-    """You no longer hold it: stop using the GPU now. `code` says why."""
+    """End of a lease while its holder believed in it: stop using the GPU. `code` has the reason."""
 
 
 class OutcomeUnknown(LeaseError):
-    """No answer came; it may have happened. Repeat it with the same token."""
+    """Missing answer; the call may have been executed. Repeat it with the same token."""
 
 
 class BrokerUnavailable(LeaseError):
-    """Nothing was done. Fall back to CPU, or try again later."""
+    """Failure without any effect. Fall back to CPU, or try again later."""
 
 
 class ProtocolMismatch(LeaseError):
-    """This version and the pool's do not understand each other: upgrade the older one."""
+    """Mismatch between this version and the pool's: upgrade the older one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """One row of the closed table: what a code means in Python, over HTTP and to a person."""
+    """Row of the closed table: a code's meaning in Python, over HTTP and for people."""
 
     error: type[LeaseError]
     status: int
@@ -236,7 +236,7 @@ CODES: dict[str, Code] = {
         ProtocolMismatch, 503, False, "this version and the pool's do not match: upgrade the older"
     ),
 }
-"""Every code there is, on the wire and off it."""
+"""All codes, on the wire and off it."""
 
 
 def error_for(

@@ -1,4 +1,4 @@
-"""Evidence that this process holds a lease, which no other user's process could forge.
+"""Evidence that this process holds a lease, which no other user's process can forge.
 
 A lease is registered with a pid that its caller names, and a caller may name any process. So a
 process that asks for a lease also keeps a file in memory, open under a name of ours, with a digest
@@ -16,16 +16,16 @@ from contextlib import suppress
 from typing import Final
 
 NAME: Final = "gpu-lease-holder"
-"""The file's name: `/proc/<pid>/fd` shows it as `/memfd:<name>`."""
+"""Name of the file: `/proc/<pid>/fd` shows it as `/memfd:<name>`."""
 
 DIGEST_BYTES: Final = 16
 
 SLOTS: Final = 1024
-"""Tokens that a process shows at once; the oldest give way."""
+"""Most tokens that a process shows at once; the oldest give way."""
 
 
 class _Page:
-    """The file of one process, written through memory.
+    """File of one process, written through memory.
 
     The descriptor is never written to: a program that closes all of its descriptors takes the
     evidence away, and no later file under the same number is hurt.
@@ -35,26 +35,26 @@ class _Page:
         handle = os.memfd_create(NAME, os.MFD_CLOEXEC)
         try:
             os.ftruncate(handle, SLOTS * DIGEST_BYTES)
-            self._memory = mmap.mmap(handle, SLOTS * DIGEST_BYTES)  # has a descriptor of its own
+            self._memory = mmap.mmap(handle, SLOTS * DIGEST_BYTES)  # it has a descriptor of its own
         finally:
             os.close(handle)
         self._slots = itertools.count()
 
     def add(self, token: str) -> None:
-        """Show that this process holds the token."""
+        """Add the evidence of a token."""
         at = next(self._slots) % SLOTS * DIGEST_BYTES
         self._memory[at : at + DIGEST_BYTES] = digest(token)
 
 
 _pages: dict[int, _Page] = {}
-"""By process id. A forked child keeps its parent's, and writes into one of its own."""
+"""File by process id. A forked child keeps its parent's, and writes into one of its own."""
 
 
 def show(token: str) -> None:
     """Show that this process holds, or asks for, the lease of a token.
 
-    Where that cannot be done (no descriptor left, no Linux) the lease is as good, but its processes
-    count as of no lease wherever a reporter can look into them.
+    Where that fails (no descriptor left, no Linux) the lease is as good, but its processes count as
+    processes without a lease wherever a reporter can look into them.
     """
     with suppress(OSError, AttributeError):
         page = _pages.get(os.getpid())
@@ -64,7 +64,7 @@ def show(token: str) -> None:
 
 
 def digest(token: str) -> bytes:
-    """Give what is shown of a token: its reader learns no token."""
+    """Return the shown digest of a token: its reader learns no token."""
     return hashlib.sha256(token.encode()).digest()[:DIGEST_BYTES]
 
 

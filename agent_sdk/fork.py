@@ -1,4 +1,4 @@
-"""What a forked child must forget: it has its parent's objects, but none of its threads.
+"""Renewal of state in a forked child: it has its parent's objects, but none of its threads.
 
 A lock that another thread held at the fork is locked for ever in the child; so what has a thread or
 a lock is made anew there, before any of the child's code runs. What belongs to one process, as a
@@ -13,18 +13,18 @@ from weakref import WeakSet
 
 
 class Forkable(Protocol):
-    """Something that has a thread or a lock."""
+    """Object with a thread or a lock."""
 
     def reset(self) -> None:
-        """Be as new: no lock is held, no thread runs."""
+        """Start over: no lock is held, no thread runs."""
         ...
 
 
 class OfOneProcess:
-    """Something that cannot travel to another process: it has threads, or connections."""
+    """Object that cannot travel to another process: it has threads, or connections."""
 
     def __reduce__(self) -> NoReturn:
-        """Say so, in place of naming the first lock that was met."""
+        """Raise an error about that, instead of one about the first lock."""
         raise TypeError(
             f"{type(self).__name__} belongs to its process: make another where it is needed"
         )
@@ -35,11 +35,11 @@ _known: WeakSet[Forkable] = WeakSet()
 _identity = os.urandom(8).hex()
 
 _left: list[object] = []
-"""Objects that only the parent may take down: to close them here would close them there."""
+"""Objects that only the parent may close: closing them here would close them there."""
 
 
 def identity() -> str:
-    """This process: another word after a fork, after an exec, and on another machine.
+    """Return this process's name: another after a fork, after an exec, and on another machine.
 
     A pid is not enough: in a new pid namespace parent and child are both process 1.
     """
@@ -47,7 +47,7 @@ def identity() -> str:
 
 
 def renew_in_child(what: Forkable) -> None:
-    """Reset it now, and in every child that this process forks, for as long as it lives."""
+    """Reset an object in every child that this process forks, while the object lives."""
     what.reset()
     _known.add(what)
 

@@ -1,8 +1,8 @@
-"""One HTTP request with one deadline over all of it: name lookup, connect, every byte read.
+"""HTTP requests with one deadline over all parts: name lookup, connect, every byte read.
 
 The timeouts of HTTP clients are per operation: a server that drips a byte a second, or a resolver
 that hangs, keeps their callers for minutes. Here the request runs in a daemon thread of its own,
-and the caller waits for that thread no longer than it said. No redirects, no proxies.
+and the caller waits for that thread no longer than its limit. No redirects, no proxies.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from agent_sdk.protocol.validation import json_number
 from agent_sdk.threads import begin, daemon
 
 LONGEST_BODY = 32 * 1024 * 1024
-"""Bytes of an answer: some 50,000 devices in `/gpu/info`."""
+"""Most bytes of an answer: some 50,000 devices in `/gpu/info`."""
 
 
 class Unanswered(Exception):
-    """No answer of HTTP, or not in time.
+    """Error of a missing HTTP answer, or a late one.
 
     Attributes:
-        sent: it was on its way to somebody, who may have done it.
+        sent: the request was on its way, and may have been executed.
     """
 
     def __init__(self, why: str, *, sent: bool = False) -> None:
@@ -39,14 +39,14 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. A body that is no JSON object is an empty one."""
+    """Answer. A body that is no JSON object counts as empty."""
 
     status: int
     body: dict[str, Any]
 
 
 class Web:
-    """The requests of one client to one base URL.
+    """Requests of one client to one base URL.
 
     Raises:
         ValueError: it is no http:// or https:// URL with a host.
@@ -69,10 +69,10 @@ class Web:
     def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, until: float
     ) -> Reply:
-        """Return the answer; `until` is on `clocks.local_now`'s clock.
+        """Return the answer; `until` is on `clock.local_now`'s clock.
 
         Raises:
-            Unanswered: no answer by then, or none that is HTTP.
+            Unanswered: no answer by then, or another protocol's.
         TypeError, ValueError: the body is not JSON.
         """
         payload = None if body is None else json.dumps(body, default=json_number).encode()
@@ -99,7 +99,7 @@ class Web:
 
 
 class _Call:
-    """One request, in a thread that nobody needs to wait for."""
+    """Request in a thread that no caller needs to wait for."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class _Call:
                 headers |= {"Content-Type": "application/json"}
             self._connection.connect()
             with self._lock:
-                if self._abandoned:  # nobody would know what it did
+                if self._abandoned:  # no caller would learn its result
                     return
                 self.sent = True
             self._connection.request(self._method, self._path, self._payload, headers)
@@ -138,14 +138,14 @@ class _Call:
             if response.length:  # torn, or longer than we read
                 self.error = http.client.IncompleteRead(self.answer, response.length)
             self.status = response.status
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller got no answer
+        except Exception as error:  # noqa: BLE001 - on any error the caller got no answer
             self.error = error
         finally:
             self._connection.close()
             self.done.put(None)
 
     def abandon(self) -> None:
-        """Wake the thread out of a read, so that it ends; what was not sent never is."""
+        """Wake the thread out of a read, so that it ends; an unsent request never leaves."""
         with self._lock:
             self._abandoned = True
         sock = self._connection.sock

@@ -1,4 +1,4 @@
-"""The names of a pool's keys, and their form; docs/reference/keys.md has what they hold."""
+"""Names of a pool's keys, and their form; docs/reference/keys.md has their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
 
 TOMBSTONE_SHARDS: Final = 8192
-"""Keys among which the ends of leases are spread, by the digest of the token."""
+"""Keys that share the ends of leases, by the digest of the token."""
 
 
 def token_digest(token: str) -> str:
@@ -27,13 +27,13 @@ def token_digest(token: str) -> str:
 
 
 def shard_of(token: str) -> int:
-    """Return the shard in which the pool remembers the end of this token's lease."""
+    """Return the shard with the end of this token's lease."""
     return int(token_digest(token)[:4], 16) % TOMBSTONE_SHARDS
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one pool. They share a hash tag: one Redis slot, whatever the deployment.
+    """Keys of one pool. They share a hash tag: one Redis slot in every deployment.
 
     Raises:
         ValueError: the pool's name is not 1-32 of a-z, 0-9 and `-`.
@@ -64,12 +64,12 @@ class Keys:
 
     @property
     def agents(self) -> str:
-        """Hash: what each agent holds."""
+        """Hash: leases and MiB of each agent."""
         return f"{self.base}:agents"
 
     @property
     def events(self) -> str:
-        """Stream: what happened."""
+        """Stream: the pool's events."""
         return f"{self.base}:events"
 
     @property
@@ -102,7 +102,7 @@ class Keys:
         return f"{self.base}:record:{token}"
 
     def done(self, token: str) -> str:
-        """String, 15 minutes: how leases ended, in the shard of this one; see `tombstones`."""
+        """String, 15 minutes: ends of leases, in this token's shard; see `tombstones`."""
         return f"{self.base}:done:{shard_of(token)}"
 
     def device(self, uuid: str) -> str:
@@ -114,7 +114,7 @@ class Keys:
         return f"{self.base}:host:{host}"
 
     def holders(self, device: str) -> str:
-        """Set: the tokens that have the device, or whose memory on it is withheld."""
+        """Set: the tokens with a lease on the device, or with withheld memory on it."""
         return f"{self.base}:holders:{device}"
 
     def devices(self, host: str) -> str:

@@ -1,7 +1,7 @@
-"""Modules that are imported when something of them is first asked for.
+"""Lazy modules, imported at the first use of a name in them.
 
-`import agent_sdk` costs at most 1.3 times what `import redis` does, so what the leases of an agent
-do not need is left until then.
+`import agent_sdk` costs at most 1.3 times as much as `import redis`. So modules that an agent's
+leases do not need are left until then.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class LazyModule:
-    """A stand-in for a module; each name is looked up in the module itself."""
+    """Stand-in for a module; each name is looked up in the module itself."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -21,5 +21,5 @@ class LazyModule:
 
 
 def later(*names: str) -> tuple[Any, ...]:
-    """Give stand-ins for modules of this package."""
+    """Return stand-ins for modules of this package."""
     return tuple(LazyModule(f"agent_sdk.{name}") for name in names)

@@ -1,6 +1,6 @@
-"""A lease as its holder sees it.
+"""Lease as its holder sees it.
 
-`lost` is computed from the clock whenever it is asked: right even if no thread of this process has
+`lost` is computed from the clock at each reading: it is right even if no thread of this process has
 run since a SIGSTOP. It is not safe to assume that a lease is held until it is released.
 
 A lease belongs to the process that took it or adopted it. In a forked child, or unpickled in
@@ -40,34 +40,34 @@ VIEW = (
 
 
 class _Lock:
-    """A lock that a forked child has for itself."""
+    """Lock that a forked child has for itself."""
 
     def __init__(self) -> None:
         renew_in_child(self)
 
     def reset(self) -> None:
-        """Make a lock that no thread holds. A signal handler may come while its thread holds it."""
+        """Make a lock that no thread holds. A signal handler may run while its thread holds it."""
         self.lock = threading.RLock()
 
 
 class HeldLease:
-    """What `Lease` and `AsyncLease` share.
+    """Common part of `Lease` and `AsyncLease`.
 
     Attributes:
         token: the lease's name.
-        agent: who holds it.
+        agent: the agent that holds it.
         fence: grows with every grant; 0 for a local lease.
-        ttl_ms: what each renewal asks for; 0 = no expiry.
+        ttl_ms: the time that each renewal asks for; 0 = no expiry.
         devices: empty for a CPU lease.
-        reason: why it is a CPU lease, or None.
+        reason: the reason for a CPU lease, or None.
         expires_at_ms: the end on Redis's clock, as last told.
-        remaining_ms: what was left of it when it was granted or last renewed.
+        remaining_ms: its rest at the grant or the last renewal.
         jeopardy: renewing fails at the moment; the lease is not lost yet.
-        notices: what its device's host finds of it at the moment, as last told: words of `NOTICES`.
+        notices: its host's present findings about it, as last told: words of `NOTICES`.
     """
 
     _lock = _Lock()
-    """Of all leases: nobody holds it for longer than it takes to set a field."""
+    """Lock of all leases; held no longer than it takes to set a field."""
 
     def __init__(self, grant: Grant, *, local: bool = False) -> None:
         self.token = grant.token
@@ -92,7 +92,7 @@ class HeldLease:
 
     @property
     def is_view(self) -> bool:
-        """True where another process holds it: it is neither renewed nor released here."""
+        """True where another process holds it: this one neither renews nor releases it."""
         return self._holder != identity()
 
     def require_own(self) -> None:
@@ -102,9 +102,9 @@ class HeldLease:
 
     @property
     def granted_at_ms(self) -> int:
-        """When it was granted, on Redis's clock, which is what the fence is made of (in µs).
+        """Time of the grant, ms on Redis's clock; the fence is the same in µs.
 
-        Later than the truth only where that clock had stepped back.
+        It is later than the truth only where that clock had stepped back.
         """
         return self.fence // 1000
 
@@ -115,17 +115,17 @@ class HeldLease:
 
     @property
     def memory_mb(self) -> int:
-        """MiB held on all its devices together."""
+        """MiB held on all devices together."""
         return sum(device.memory_mb for device in self.devices)
 
     @property
     def claim(self) -> RecoveryClaim | None:
-        """What to present to a pool that has forgotten it; None once it is lost or over."""
+        """Claim for a pool that has forgotten it; None once it is lost or over."""
         return self._claim if self.trusted_s > 0 else None
 
     @property
     def trusted_until(self) -> float:
-        """Until when it may be believed in, on `clocks.local_now`'s clock."""
+        """End of trust in it, on `clock.local_now`'s clock."""
         return self._trusted_until
 
     @property
@@ -142,7 +142,7 @@ class HeldLease:
 
     @property
     def lost_reason(self) -> str | None:
-        """Why it is lost, a word of `errors.CODES`; None while it is not."""
+        """Reason of the loss, a word of `errors.CODES`; None while it is not lost."""
         if not self.lost:
             return None
         return self._lost_code or ("unreachable" if self.jeopardy else "expired")
@@ -158,7 +158,7 @@ class HeldLease:
             raise error_for(reason, VIEW if self.is_view else None, token=self.token)
 
     def env(self) -> dict[str, str]:
-        """Return what a process that uses the lease needs in its environment."""
+        """Return the environment for a process that uses the lease."""
         return {
             "CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in self.devices),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -168,9 +168,9 @@ class HeldLease:
         }
 
     def accept(self, renewal: Renewal) -> None:
-        """Take what a renewal gave; a late or reordered answer never shortens it.
+        """Accept a renewal's result; a late or reordered answer never shortens the lease.
 
-        What came after trust had run out changes nothing: somebody may have seen that it is lost.
+        A result after the end of trust changes nothing: a reader may have seen the loss.
         """
         if self.lost:
             self.lose("expired")
@@ -194,12 +194,12 @@ class HeldLease:
         callbacks.submit(self, name, callback)
 
     def end(self) -> None:
-        """It was given back: not held, and not lost either."""
+        """End the lease after its release: neither held nor lost."""
         self._ended = True
         self._wake()
 
     def lose(self, reason: str) -> None:
-        """It is lost; tell those who wait for it, once."""
+        """Mark it lost, and tell the waiters, once."""
         with self._lock.lock:
             if self._lost_code is not None or self._ended:
                 return
@@ -210,7 +210,7 @@ class HeldLease:
             self._tell("on_lost", callback)
 
     def lose_if_over(self, error: LeaseError) -> None:
-        """Take what a failed renewal says: over, or only not answered."""
+        """Accept a failed renewal's error: the lease is over, or merely unanswered."""
         if isinstance(error, LeaseLost):
             self.lose(error.code)
         elif isinstance(error, UnknownToken):  # its tombstone is gone: it ended long ago
@@ -220,7 +220,7 @@ class HeldLease:
 
     @contextmanager
     def _watching(self, wake: Callable[[], object]) -> Iterator[None]:
-        """Have this called when it ends, for as long as the block runs."""
+        """Call `wake` at its end, while the block runs."""
         self._watchers.append(wake)
         try:
             yield
@@ -239,45 +239,45 @@ class HeldLease:
         callback()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give the state that travels: no callbacks, and a deadline for this machine alone."""
+        """Return the state that travels: no callbacks, and a deadline for this machine alone."""
         unheard: dict[str, Any] = {"_watchers": [], "_callbacks": [], "_on_notice": []}
         return self.__dict__ | unheard | {"_boot": boot()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what has travelled: from another machine, whose clock is another, it is lost."""
+        """Restore a state that travelled: from another machine, with another clock, it is lost."""
         booted = state.pop("_boot")
         self.__dict__.update(state)
         if self.is_view and booted != boot():
             self._trusted_until = 0.0
 
     def __repr__(self) -> str:
-        """Return which lease, where, and how it stands."""
+        """Return the lease's name, place and state."""
         where = ", ".join(f"{d.host}:{d.index}" for d in self.devices) or "cpu"
         state = "lost" if self.lost else "ended" if self._ended else f"{self.trusted_s:.1f} s"
         return f"<{type(self).__name__} {self.token[:8]} {self.agent} {where} {state}>"
 
 
 class Lease(HeldLease):
-    """A lease of `LeaseClient`."""
+    """Lease of `LeaseClient`."""
 
     def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in a thread of its own whenever `notices` has become other.
+        """Call back in a thread of its own after each change of `notices`.
 
-        While a call waits for the one before to return, it stands for all that came meanwhile.
+        A call that waits for an earlier one to return stands for all changes meanwhile.
         """
         _refuse_coroutines(callback)
         self._on_notice.append(lambda: callback(self))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
-        """Call back once when it is lost, in a thread of its own; at once if it is lost already.
+        """Call back once after its loss, in a thread of its own; at once if it is lost already.
 
-        Nobody watches a lease that is not being renewed: look at `lost` there.
+        A lease that is not being renewed is not watched: look at `lost` there.
         """
         _refuse_coroutines(callback)
         self._when_lost(lambda: callback(self))
 
     def wait_lost(self, timeout_s: float) -> bool:
-        """Wait until it is lost or released, at most timeout_s seconds; whether it is lost."""
+        """Wait until it is lost or released, at most `timeout_s` seconds; return `lost`."""
         told, until = threading.Event(), local_now() + timeout_s
         with self._watching(told.set):
             while not self.lost and not self._ended and (left := until - local_now()) > 0:
@@ -286,19 +286,19 @@ class Lease(HeldLease):
 
 
 class AsyncLease(HeldLease):
-    """A lease of `AsyncLeaseClient`."""
+    """Lease of `AsyncLeaseClient`."""
 
     def _tell(self, name: str, callback: Callable[[], object]) -> None:
         run(self, name, callback)  # it only wakes the loop
 
     def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in this event loop whenever `notices` has become other."""
+        """Call back in this event loop after each change of `notices`."""
         self._on_notice.append(self._in_loop(callback))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
-        """Call back once in this event loop when it is lost; at once if it is lost already.
+        """Call back once in this event loop after its loss; at once if it is lost already.
 
-        What a coroutine function returns is run as a task.
+        The coroutine of a coroutine function is run as a task.
         """
         self._when_lost(self._in_loop(callback))
 
@@ -316,7 +316,7 @@ class AsyncLease(HeldLease):
         return lambda: loop.call_soon_threadsafe(call)
 
     async def wait_lost(self, timeout_s: float) -> bool:
-        """Wait until it is lost or released, at most timeout_s seconds; whether it is lost."""
+        """Wait until it is lost or released, at most `timeout_s` seconds; return `lost`."""
         told, until = asyncio.Event(), local_now() + timeout_s
         loop = asyncio.get_running_loop()
         with self._watching(lambda: loop.call_soon_threadsafe(told.set)):
@@ -335,7 +335,7 @@ def _refuse_coroutines(callback: Callable[..., object]) -> None:
 
 
 def boot() -> str:
-    """Give the id of this boot: no other boot or machine shares its `local_now`."""
+    """Return the id of this boot: no other boot or machine shares its `local_now`."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:  # equal to no other

@@ -1,4 +1,4 @@
-"""The policy of a pool: the one declaration of its fields, for all that shows, takes or checks one.
+"""Policy of a pool: the one declaration of its fields, for all that shows, takes or checks them.
 
 Lua has its own literal table, in `set_policy.lua` and `report.lua`; a test compares both.
 """
@@ -24,10 +24,10 @@ ACTIONS: Final[dict[str, str]] = {
     "notify": "the holder is told, and the host logs it",
     "enforce": "the lease is revoked; a process is ended, if its reporter may do so",
 }
-"""What hosts do about what they find."""
+"""Actions of hosts after a finding."""
 
 MOST_MB: Final = 10**13 - 1
-"""As many digits as the verbs read."""
+"""Largest number: as many digits as the verbs read."""
 
 DAY_S: Final = 86_400
 WEEK_S: Final = 7 * DAY_S
@@ -38,19 +38,19 @@ XID_ACTION: Final = r"[0-9]{1,4}=(ignore|suspect|probe|hold)"
 XID_ACTIONS: Final = re.compile(rf"({XID_ACTION}(,{XID_ACTION})*)?")
 
 XID_LENGTH: Final = 256
-"""Letters of all `xid_actions` together."""
+"""Most letters of all `xid_actions` together."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyField:
-    """One field of the policy.
+    """Field of the policy.
 
     Attributes:
         kind: `flag`: true or false; `number`: from `least` to `most`; `action`: a word of
             `ACTIONS`; `xid_actions`: `code=action` by commas.
         default: its value in a new pool.
         label: its name on a form, with the unit of a number.
-        meaning: what it does, for documentation.
+        meaning: its effect, for documentation.
     """
 
     name: str
@@ -63,7 +63,7 @@ class PolicyField:
 
     @property
     def accepts(self) -> str:
-        """The values that it takes, in words."""
+        """Accepted values, in words."""
         if self.kind == "flag":
             return "true or false"
         if self.kind == "number":
@@ -73,7 +73,7 @@ class PolicyField:
         return "as 31=suspect,79=hold (ignore, suspect, probe or hold), or empty"
 
     def from_store(self, text: str | None) -> bool | int | str:
-        """Return the value that the store has as text; None: it has none, so the default holds."""
+        """Return a value by its text in the store; None: it has none, so the default holds."""
         if text is None:
             return self.default
         if self.kind == "flag":
@@ -81,10 +81,10 @@ class PolicyField:
         return int(text) if self.kind == "number" else text
 
     def to_store(self, value: object) -> int | str:
-        """Return a value as the verb takes it.
+        """Return a value in the verb's form.
 
         Raises:
-            BadRequest: the field takes no such value; the message says which it takes.
+            BadRequest: the field takes no such value; the message names the accepted ones.
         """
         number = _whole(value)
         if self.kind == "flag" and number in {0, 1}:
@@ -104,7 +104,7 @@ class PolicyField:
 
 
 def _whole(value: object) -> int | None:
-    """Return a whole number, numpy's and an enum's too; None: it is none."""
+    """Return a whole number, numpy's and an enum's too; None: it is no whole number."""
     try:
         return index(value)  # type: ignore[arg-type] # it raises TypeError for others
     except TypeError:
@@ -126,7 +126,7 @@ def _word(label: str, meaning: str, *, kind: Kind, default: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyValues:
-    """The values of a pool's policy, each with its default; `FIELDS` tells more of each."""
+    """Values of a pool's policy, each with its default; `FIELDS` has more about each."""
 
     safe_mode: bool = _flag(
         "SAFE_MODE",
@@ -225,7 +225,7 @@ class PolicyValues:
 
 
 class Policy(TypedDict, total=False):
-    """The fields that an operator may set, for type checkers; `PolicyValues` says what they are."""
+    """Fields that an operator may set, for type checkers; `PolicyValues` describes them."""
 
     safe_mode: bool
     max_memory_per_agent_mb: int
@@ -254,7 +254,7 @@ def _declared(of: Field[Any]) -> PolicyField:
 
 
 FIELDS: Final[dict[str, PolicyField]] = {x.name: _declared(x) for x in fields(PolicyValues)}
-"""Every field of the policy, by its name."""
+"""Fields of the policy by name."""
 
 
 def from_store(row: Mapping[str, str]) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def from_store(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def to_store(changes: Mapping[str, object]) -> list[str | int]:
-    """Return changes as the verb takes them: names and values in turn.
+    """Return changes in the verb's form: names and values in turn.
 
     Raises:
         BadRequest: there is no such field, or it takes no such value.

@@ -1,4 +1,4 @@
-"""What `LeaseClient` and `AsyncLeaseClient` are made of: all but the waiting."""
+"""Common base of `LeaseClient` and `AsyncLeaseClient`: all but the waiting."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ R = TypeVar("R")
 
 
 class PoolClient(OfOneProcess, ABC, Generic[R]):
-    """A pool, seen from one process.
+    """Client of a pool, for one process.
 
     Args:
-        store: where the pool lives.
-        pool: which pool.
+        store: the store of the pool.
+        pool: the pool's name.
         client_name: shown beside this process's leases.
         hostname: this machine's name among the hosts; default from the environment.
-        deadline_s: for how long one call is tried before it raises.
-        for_others: it acquires what other processes use, as a broker does for who asks it: then no
-            process is registered with its leases.
+        deadline_s: seconds for which one call is tried before it raises.
+        for_others: it acquires leases for other processes, as a broker does: then no process is
+            registered with its leases.
 
     Attributes:
         redis: the connection, for reading.
         keys: the names of the pool's keys.
-        by: in whose name operators' acts are written down.
-        wording: how calls are said to this server.
-        away_s: for how long a waiter lets the store be away, beside `deadline_s`; default as long
-            as it waits.
+        by: the name under which operators' acts are recorded.
+        wording: the form of calls to this server.
+        away_s: seconds for which a waiter lets the store be away, beside `deadline_s`; default its
+            whole wait.
 
     Raises:
-        ValueError: the store's URL or the pool's name is not one.
+        ValueError: the store's URL or the pool's name is invalid.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         self._keeper.end_with(self)
 
     def abandon(self, token: str) -> None:
-        """Give back in the background what a token was granted: its holder never learned of it.
+        """Give a token's lease back in the background: its holder never learned of it.
 
-        Tried until the store answers, for 15 minutes at most.
+        It is tried until the store answers, for 15 minutes at most.
         """
         self._keeper.abandon(check_name(token, "token"))
 
     @abstractmethod
     def _connect(self, store: Store) -> R:
-        """Return the connection for calls; it is made at the first of them."""
+        """Return the connection for calls, which connects at the first of them."""
 
     def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
-        """Prepare an acquire: checked and with its token, and nothing is sent yet."""
+        """Prepare an acquire: checked and with its token, but nothing is sent yet."""
         return Acquisition(self._caller.request(agent, **ask), ask)
 
     @classmethod

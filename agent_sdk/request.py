@@ -1,4 +1,4 @@
-"""What a caller may ask for, and who the caller is."""
+"""Options of a request, and the identity of its caller."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MOST_MB = 10**13 - 1
 MOST_DEVICES, MOST_PRIORITY = 64, 9
 
 TTL_S = 30.0
-"""A lease's ttl unless asked otherwise: renewed every 10 s; a silent death costs 30 s."""
+"""Default ttl of a lease, in seconds: renewed every 10 s; a silent death costs 30 s."""
 
 
 class LeaseOptions(TypedDict, total=False):
@@ -100,7 +100,7 @@ OPTIONS = frozenset(LeaseOptions.__annotations__)
 
 
 def process_id() -> str:
-    """This process as `pid:start time`: a pid alone may be another process by tomorrow."""
+    """Return this process as `pid:start time`: a pid alone may be reused tomorrow."""
     pid = os.getpid()
     try:
         stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
@@ -111,12 +111,12 @@ def process_id() -> str:
 
 @dataclass(slots=True)
 class Caller:
-    """Who asks: one process, with an id of its own that no other process shares.
+    """Caller: one process, with an id that no other process shares.
 
     Attributes:
-        hostname: whose devices are local.
-        name: what the process calls itself, shown beside its leases.
-        for_others: it asks for leases that others use: its own process is registered with none.
+        hostname: the host with the local devices.
+        name: the process's own name, shown beside its leases.
+        for_others: it asks for leases that others use: its own process is not registered with them.
     """
 
     hostname: str
@@ -131,7 +131,7 @@ class Caller:
             raise error_for("bad_request", "client_name must be 1-40 of A-Z a-z 0-9 . _ -")
 
     def _identify(self) -> None:
-        """Once per process: a forked child is another caller."""
+        """Renew the id in each process: a forked child is another caller."""
         if self._pid != os.getpid():
             self._pid, self._process = os.getpid(), "" if self.for_others else process_id()
             self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
@@ -140,7 +140,7 @@ class Caller:
         """Return the request that the options describe.
 
         Raises:
-            BadRequest: an option has a form that it cannot have.
+            BadRequest: an option has an invalid form.
         """
         self._identify()
         token, host, model = ask.get("token"), ask.get("host"), ask.get("model")
@@ -175,7 +175,7 @@ class Caller:
         )
 
     def _memory_mb(self, ask: LeaseOptions) -> int:
-        """MiB on each device, by whichever option says them; so few as no GPU needs are logged."""
+        """Return the MiB on each device, by either option; log too small a size for any GPU."""
         if "memory" not in ask:
             memory_mb = check_range(ask.get("memory_mb", 0), "memory_mb", 0, MOST_MB)
             if not self.for_others and (doubt := meant_gib(memory_mb, "memory='{}GiB'")):
@@ -192,11 +192,11 @@ def _say_once(text: str) -> None:
 
 
 class Acquisition:
-    """One acquire, from its first call to its end, however many calls and tokens that takes.
+    """Acquire from its first call to its end, over any number of calls and tokens.
 
     Attributes:
-        request: as it is asked now.
-        until: the end of the wait, on `clocks.local_now`'s clock.
+        request: its present request.
+        until: the end of the wait, on `clock.local_now`'s clock.
     """
 
     def __init__(self, request: Request, ask: LeaseOptions) -> None:
@@ -207,7 +207,7 @@ class Acquisition:
         self._process = identity()
 
     def steps(self, keys: Keys) -> Generator[Any, Answer, Grant]:
-        """The calls to make, and when to wait; see `protocol.acquire`."""
+        """Run the calls and the waits of the acquire; see `protocol.lease.acquire`."""
         wait_ms = left_ms(self.until, keep_place=self._keep_place)
         if wait_ms != self.request.wait_ms:
             self.request = self.request._replace(wait_ms=wait_ms)
@@ -219,11 +219,11 @@ class Acquisition:
         raise (yield from never_fits(keys, self.request))
 
     def leaves_something(self, error: BaseException) -> bool:
-        """Return whether a lease or a place in the queue may be left that nobody will take up.
+        """Return whether a lease or a place in the queue may be left without an owner.
 
-        A token of the caller's own is the caller's to repeat or to release, and one of a parent
-        that forked in the middle is the parent's. Any other error but the broker's own words, such
-        as a time limit of the caller's, may have come at any moment.
+        A caller repeats or releases a token of its own, and a parent that forked in the middle
+        keeps its token. An error that is not the broker's, such as a time limit of the caller's,
+        may have come at any moment.
         """
         if self._named or self._process != identity() or isinstance(error, StillWaiting):
             return False
@@ -232,7 +232,7 @@ class Acquisition:
         return isinstance(error, OutcomeUnknown) or not isinstance(error, LeaseError)
 
     def again(self, error: BaseException) -> bool:
-        """Return whether to queue anew: the place was lost while the store could not be reached."""
+        """Return whether to enqueue anew: the place timed out while the store was away."""
         lost = isinstance(error, LeaseLost) and error.code == "timed_out"
         if not lost or self._named or local_now() >= self.until:
             return False
@@ -255,7 +255,7 @@ def own_token(token: str | None) -> str:
     """Return the token, or that of the lease under which this process was started.
 
     Raises:
-        UnknownToken: neither is there.
+        UnknownToken: there is neither.
     """
     found = lease_token() if token is None else token
     if found is None:
@@ -264,7 +264,7 @@ def own_token(token: str | None) -> str:
 
 
 def local_grant(agent: str, token: str, error: LeaseError) -> Grant:
-    """The CPU lease that a caller gives itself when the broker cannot be asked; its fence is 0."""
+    """Return the CPU lease for a caller that cannot ask the broker; its fence is 0."""
     return Grant(
         token=token,
         agent=agent,

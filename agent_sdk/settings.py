@@ -1,4 +1,4 @@
-"""What the SDK takes from the environment, read in this one place.
+"""Settings of the SDK from the environment, all read here.
 
 | Variable | Default | Meaning |
 |---|---|---|
@@ -37,12 +37,12 @@ ORCHESTRATOR_URL = "http://localhost:8014"
 POLICY_TTL_S = 30.0
 
 NO_HOME = Path("/nonexistent/gpu-broker")
-"""The state folder of a user without a home, as uids without a passwd entry are."""
+"""State folder of a user without a home, such as a uid without a passwd entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class SdkSettings:
-    """Where the store is, which pool, and what this machine is called."""
+    """Settings of the store, the pool and this machine's name."""
 
     redis_url: str | None = field(repr=False)
     state_dir: Path
@@ -56,17 +56,17 @@ class SdkSettings:
 
     @property
     def store_url(self) -> str:
-        """The URL to connect to."""
+        """URL to connect to."""
         return self.redis_url or f"unix://{quote(str(self.state_dir / 'redis.sock'))}"
 
     def check_state_dir(self) -> None:
-        """Refuse the embedded store of a folder into which another user may have led us.
+        """Refuse a folder of the embedded store into which another user may have led us.
 
-        Root may use another user's folder, as an operator does; no link of that user's, though.
+        Root may use another user's folder, as an operator does, but no link of that user's.
 
         Raises:
-            ValueError: the folder is another user's, or so is a link on the way to it; or no URL
-                can name it.
+            ValueError: the folder, or a link on the way to it, is another user's; or no URL can
+                name it.
         """
         if not self.embedded:
             return
@@ -83,7 +83,7 @@ class SdkSettings:
         try:
             why = foreign_link(self.state_dir)
             owner = self.state_dir.stat().st_uid
-        except OSError:  # it is not there, or not to be entered: the call itself will say so
+        except OSError:  # it is missing or closed to us: the call itself will tell
             return
         if not why and owner != os.geteuid() != 0:
             why = f"{self.state_dir} belongs to user {owner}, not to us ({os.geteuid()})"
@@ -92,9 +92,10 @@ class SdkSettings:
 
     @property
     def masked_url(self) -> str:
-        """The URL to show: without its password."""
+        """URL to show: without its password."""
         masked = re.sub(r"([?&][a-z_]*password=)[^&]*", r"\1***", self.store_url)
-        if not masked.startswith("unix:///"):  # which has no user, and may have @ in its path
+        # a socket's URL has no user, and may have @ in its path
+        if not masked.startswith("unix:///"):
             masked = re.sub(r"^((?:[a-z+]+:/{1,2})?[^:/@]*):.*@", r"\1:***@", masked)
         return masked
 
@@ -113,7 +114,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
 
 
 def _whole(name: str) -> Path:
-    """Return a folder by its whole path; `NO_HOME` where `~` stands for no folder that is known."""
+    """Return a folder by its whole path; `NO_HOME` where `~` stands for no known folder."""
     try:
         return Path(name).expanduser().absolute()
     except RuntimeError:
@@ -130,18 +131,18 @@ def _is_utf8(path: Path) -> bool:
 
 
 def own_hostname(environ: Mapping[str, str] | None = None) -> str:
-    """Return what this machine is called among the hosts."""
+    """Return this machine's name among the hosts."""
     env = os.environ if environ is None else environ
     return env.get("GPU_BROKER_HOSTNAME") or socket.gethostname()
 
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorSettings:
-    """What `GPUOrchestratorClient` takes from the environment.
+    """Settings of `GPUOrchestratorClient` from the environment.
 
     Attributes:
-        configured: GPU_ORCHESTRATOR_URL is set: whoever else would watch over GPUs stays off.
-        api_key: for a broker that has keys.
+        configured: GPU_ORCHESTRATOR_URL is set: other supervisors of GPUs stay off.
+        api_key: the key for a broker with keys.
     """
 
     url: str
@@ -151,7 +152,7 @@ class OrchestratorSettings:
 
 
 def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> OrchestratorSettings:
-    """Read them; a policy ttl that is no number of seconds counts as unset, with a warning."""
+    """Read the settings; a policy ttl in another form counts as unset, with a warning."""
     env = os.environ if environ is None else environ
     policy_ttl_s, said = POLICY_TTL_S, env.get("GPU_ORCHESTRATOR_POLICY_TTL")
     if said:
@@ -165,12 +166,12 @@ def read_orchestrator_settings(environ: Mapping[str, str] | None = None) -> Orch
 
 
 def _content(path: str | None) -> str | None:
-    """Return what a file holds, stripped; None, with a warning, if it cannot be read."""
+    """Return a file's content, stripped; None, with a warning, if it is unreadable."""
     if not path:
         return None
     try:
         return Path(path).expanduser().read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError, RuntimeError):  # the last: ~ of nobody
+    except (OSError, ValueError, RuntimeError):  # the last: ~ of an unknown user
         log.warning("GPU_BROKER_API_KEY_FILE=%r cannot be read", path)
         return None
 
@@ -181,32 +182,30 @@ def keys_file(environ: Mapping[str, str] | None = None) -> Path | None:
     name = env.get("GPU_BROKER_KEYS_FILE")
     try:
         return Path(name).expanduser() if name else None
-    except (
-        RuntimeError
-    ):  # ~ of an unknown user: a file that is not there is refused, none would not be
+    except RuntimeError:  # ~ of an unknown user: a missing file is refused, no file would not be
         return Path(str(name))
 
 
 def whole_environment() -> dict[str, str]:
-    """Return a copy of all of it, for a command that we start."""
+    """Return a copy of the whole environment, for a command that we start."""
     return dict(os.environ)
 
 
 def dumb_terminal(environ: Mapping[str, str] | None = None) -> bool:
-    """Tell whether TERM names a terminal that shows escapes as they are, like an editor's shell."""
+    """Tell whether TERM names a terminal that prints escapes, like an editor's shell."""
     env = os.environ if environ is None else environ
     return env.get("TERM") == "dumb"
 
 
 def lease_token(environ: Mapping[str, str] | None = None) -> str | None:
-    """The lease under which this process was started, as `Lease.env` says it; None: under none."""
+    """Return the lease under which this process was started, by `Lease.env`; else None."""
     env = os.environ if environ is None else environ
     return env.get("GPU_LEASE_TOKEN") or None
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting as it is in effect, for `gpu-broker doctor`; secrets are masked.
+    """Setting in effect, for `gpu-broker doctor`; secrets are masked.
 
     Attributes:
         source: `environment` or `default`.
@@ -218,7 +217,7 @@ class Setting:
 
 
 def source_of(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """Return where a variable's value comes from."""
+    """Return the origin of a variable's value."""
     env = os.environ if environ is None else environ
     return "environment" if env.get(name) else "default"
 

@@ -1,4 +1,4 @@
-"""A pool for the tests of those who use the SDK: a real store, simulated devices.
+"""Pool for tests of programs that use the SDK: a real store, simulated devices.
 
 pytest has the fixture `gpu_broker` of the plugin `pytest_gpu_broker`. Elsewhere, or with other
 devices:
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 HOST = "test-host"
 
 OURS = ("GPU_BROKER_", "GPU_ORCHESTRATOR_", "GPU_LEASE_")
-"""Beginnings of the variables that would lead somewhere else."""
+"""Beginnings of variables that would lead elsewhere."""
 
 LONGEST_FOLDER = 80
-"""Bytes of a folder's path in which a unix socket has room."""
+"""Most bytes of a folder's path that leave room for a unix socket."""
 
 DEADLINE_MS = 86_400_000
-"""No reporter follows: the devices must last as long as any test does."""
+"""Milliseconds for which the devices last: no reporter follows, and any test must fit in."""
 
 
 @dataclass(frozen=True, slots=True)
 class TestBroker:
-    """A running pool.
+    """Running pool.
 
     Attributes:
-        url: for clients in other processes; also set their GPU_BROKER_HOSTNAME to `host`.
-        host: the name of the machine that has the devices.
+        url: the URL for clients in other processes; also set their GPU_BROKER_HOSTNAME to `host`.
+        host: the name of the machine with the devices.
         client: a client on that machine.
     """
 
@@ -60,16 +60,16 @@ class TestBroker:
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """Send all that ask the environment to this pool: `from_env`, the CLI, child processes.
+        """Make the environment name this pool, for `from_env`, the CLI and child processes.
 
-        The HTTP client finds no broker, and so no GPU. What was made before, as a client at the
-        import of a module, stays where it is.
+        The HTTP client finds no broker, and so no GPU. Earlier objects, such as a client made at
+        the import of a module, keep their pool.
         """
         before = dict(os.environ)
         for name in before:
             if name.startswith(OURS) or name in {"REDIS_URL", "SAFE_MODE"}:
                 del os.environ[name]
-        # Bound, and listened to by none: connections are refused at once.
+        # Bound without a listener: connections are refused at once.
         with socket.socket() as deaf:
             deaf.bind(("127.0.0.1", 0))
             os.environ |= {
@@ -86,7 +86,7 @@ class TestBroker:
 
 @contextmanager
 def running_broker(devices: int = 2, memory_mb: int = 24576) -> Iterator[TestBroker]:
-    """A pool of its own for the length of a block: `devices` GPUs of `memory_mb` MiB each.
+    """Run a pool for the length of a block: `devices` GPUs of `memory_mb` MiB each.
 
     Raises:
         EmbeddedError: there is no server to start; the message names both ways to get one.
@@ -105,7 +105,7 @@ def running_broker(devices: int = 2, memory_mb: int = 24576) -> Iterator[TestBro
 
 @pytest.fixture
 def broker() -> Iterator[TestBroker]:
-    """The fixture `gpu_broker` by the name that a conftest.py imports it under."""
+    """Provide the fixture `gpu_broker` under the name that a conftest.py imports."""
     with running_broker() as running, running.environment():
         yield running
 

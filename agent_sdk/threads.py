@@ -1,4 +1,4 @@
-"""Daemon threads, started so that a caller hears in words when none can be had."""
+"""Daemon threads, with an error in words when none can be had."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs of both clients, each written once: as steps, which a client runs in its way."""
+"""Verbs of both clients, each written once: as steps that a client runs in its way."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 class Verb(Generic[P, T]):
-    """A method that is written as steps. A client runs them: the caller gets the result.
+    """Method that is written as steps. A client runs them, and the caller gets the result.
 
     The result of a method of `AsyncLeaseClient` is awaited.
     """
@@ -76,7 +76,7 @@ class Verb(Generic[P, T]):
     ) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
     def __get__(self, client: Any, owner: type | None = None) -> Any:
-        """Return what runs the steps in the way of the client."""
+        """Return the method that runs the steps in the client's way."""
         if client is None:
             return self._steps
         bound = MethodType(self._steps, client)
@@ -86,7 +86,7 @@ class Verb(Generic[P, T]):
 
 
 class Verbs(PoolClient[R]):
-    """The requests to a pool, but for acquiring. `LeaseClient` and `AsyncLeaseClient` run them."""
+    """Requests to a pool, except acquiring. `LeaseClient` and `AsyncLeaseClient` run them."""
 
     def keep(self, lease: HeldLease) -> None:
         """Renew the lease in the background from now on, until it is released or lost.
@@ -109,12 +109,12 @@ class Verbs(PoolClient[R]):
     ) -> Steps[Renewal]:
         """Renew a lease now, to at least ttl_s seconds from now; None = as at the grant.
 
-        By its token, a lease of another process is renewed; `fence` is then compared if given. With
-        an owner another principal's lease is as unknown as one that is not there.
+        A token renews a lease of another process; `fence` is then compared if given. With an owner
+        another principal's lease counts as unknown.
 
         Raises:
-            LeaseLost: it is over; nothing brings it back.
-            UnknownToken: nothing is known of that token.
+            LeaseLost: it has ended for good.
+            UnknownToken: the token is unknown.
             BadRequest: it is a forked parent's: see `adopt`.
         """
         ttl_ms = None if ttl_s is None else validation.ttl_milliseconds(ttl_s, "ttl_s")
@@ -135,9 +135,9 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def reap(self, seen_ms: int = 0) -> Steps[Moment]:
-        """Take back what is over, some 16 devices of it; `more` says whether that was all.
+        """Take ended leases back, about 16 devices' at a time; `more`: there are others.
 
-        seen_ms: `now_ms` of the last reply; a pool that is behind it has lost data, and closes.
+        seen_ms: `now_ms` of the last reply; a pool behind it has lost data, and closes.
         """
         return protocol.reap(seen_ms)
 
@@ -145,14 +145,17 @@ class Verbs(PoolClient[R]):
     def report(
         self, host: str, devices: tuple[report.Report, ...], **about: Unpack[report.About]
     ) -> Steps[report.Reported]:
-        """Say which devices a host has and that it lives; see `report.report`."""
+        """Report a host's devices, and that it lives; see `protocol.report.report`."""
         return report.report(host, devices, **about)
 
     @Verb
     def revoke(
         self, token: str, *, force: bool = False, why: str = "", by: str | None = None
     ) -> Steps[int]:
-        """End a lease as an operator; see `operator.revoke`. `by`: who; default this client."""
+        """End a lease as an operator; see `protocol.operator.revoke`.
+
+        `by`: the actor; default this client.
+        """
         token = validation.check_name(token, "token")
         return operator.revoke(token, force=force, by=by or self.by, why=why)
 
@@ -167,7 +170,7 @@ class Verbs(PoolClient[R]):
         why: str = "",
         by: str | None = None,
     ) -> Steps[tuple[str, ...]]:
-        """Revoke every lease of an agent, on a host, on a device; the tokens that it was."""
+        """Revoke every lease of an agent, on a host, on a device; return their tokens."""
         return bulk_revoke.revoke_where(
             self.keys, agent=agent, host=host, device=device, force=force, by=by or self.by, why=why
         )
@@ -176,43 +179,43 @@ class Verbs(PoolClient[R]):
     def drain(
         self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
     ) -> Steps[int]:
-        """Let a device, or a host's devices, take no new leases; how many devices that were."""
+        """Stop new leases on a device, or on a host's devices; return the number of devices."""
         return operator.drain(what, name, drained=True, by=by or self.by, why=why)
 
     @Verb
     def undrain(
         self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
     ) -> Steps[int]:
-        """Let them take leases again."""
+        """Allow new leases on a device, or on a host's devices, again."""
         return operator.drain(what, name, drained=False, by=by or self.by, why=why)
 
     @Verb
     def forget(
         self, what: Literal["device", "host"], name: str, *, why: str = "", by: str | None = None
     ) -> Steps[int]:
-        """Take a device, or a host with all it has, out of the pool now; how many devices."""
+        """Remove a device, or a host with all its devices, from the pool; return their number."""
         return operator.forget(what, name, by=by or self.by, why=why)
 
     @Verb
     def set_policy(self, *, by: str | None = None, **policy: Unpack[Policy]) -> Steps[int]:
-        """Change the policy, all of what is named or nothing; its new version."""
+        """Change the named fields of the policy, all or none; return its new version."""
         return operator.set_policy(by or self.by, **policy)
 
     @Verb
     def lookup(self, token: str) -> Steps[LeaseStatus | WaiterStatus | str | None]:
-        """A lease or a waiter by its token; or how it ended; or None: nothing is known of it."""
+        """Return a lease or a waiter by its token; or its outcome; or None: it is unknown."""
         return queue.lookup(self.keys, validation.check_name(token, "token"))
 
     @Verb
     def explain(self, token: str) -> Steps[Explanation]:
-        """Return why a waiter waits, and what would fit now; see `explain.explain`."""
+        """Explain a wait: its reasons, and what would fit now; see `state.explain.explain`."""
         from agent_sdk.state import explain  # noqa: PLC0415 - rarely asked, and a fifth of the import
 
         return explain.explain(self.keys, validation.check_name(token, "token"))
 
     @Verb
     def explain_request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Steps[Explanation]:
-        """Return what would become of a request now, without making it; why it was refused."""
+        """Explain the outlook of a request without making it, or the reason of its refusal."""
         from agent_sdk.state import explain  # noqa: PLC0415 - as above
 
         request = self._caller.request(agent, **ask)
@@ -220,7 +223,7 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def scene(self) -> Steps[PoolState]:
-        """All of the pool at about one moment: cheaper and more of a piece than its parts."""
+        """Return the whole pool at about one moment: cheaper and more consistent than its parts."""
         from agent_sdk.state import pool_state  # noqa: PLC0415 - as above
 
         return pool_state.read(self.keys)
@@ -229,26 +232,26 @@ class Verbs(PoolClient[R]):
     def scene_again(
         self, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
     ) -> Steps[PoolState]:
-        """The same with these leases and waiters, these devices and the whole queue read anew."""
+        """Return the scene with these leases, waiters and devices, and the queue, read anew."""
         from agent_sdk.state.pool_state import read_again  # noqa: PLC0415 - as above
 
         return read_again(self.keys, scene, tokens, uuids)
 
     @Verb
     def events(self, count: int = 100) -> Steps[tuple[Event, ...]]:
-        """Return the last so many events, the oldest of them first."""
+        """Return the last `count` events, the oldest of them first."""
         from agent_sdk.state import events  # noqa: PLC0415 - as above
 
         return events.newest(self.keys, count)
 
     @Verb
     def queue(self) -> Steps[tuple[WaiterStatus, ...]]:
-        """Everybody who waits, in the order of the queue."""
+        """Return all waiters, in the order of the queue."""
         return queue.waiters(self.keys)
 
     @Verb
     def pool(self) -> Steps[PoolStatus]:
-        """Policy and counters."""
+        """Return policy and counters."""
         return snapshot.pool(self.keys)
 
     @Verb
@@ -258,12 +261,12 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def leases(self) -> Steps[tuple[LeaseStatus, ...]]:
-        """Return every lease that lives, oldest first."""
+        """Return every living lease, oldest first."""
         return snapshot.leases(self.keys)
 
     @Verb
     def holders(self, host: str, now_ms: int, perhaps_over: Iterable[str] = ()) -> Steps[Holders]:
-        """Return who holds a host's devices; see `holders.read_holders`."""
+        """Return the holders of a host's devices; see `state.holders.read_holders`."""
         return read_holders(self.keys, host, now_ms, perhaps_over)
 
     @Verb
@@ -272,7 +275,7 @@ class Verbs(PoolClient[R]):
         return snapshot.hosts(self.keys)
 
     def _releasing(self, lease: HeldLease | str, *, refuse_late: bool, owner: str) -> Steps[bool]:
-        """Give a lease back; False when it had ended before."""
+        """Give a lease back; return False if it had ended before."""
         if isinstance(lease, str):
             token = validation.check_name(lease, "token")
         else:
@@ -294,7 +297,7 @@ class Verbs(PoolClient[R]):
     def _tries_again(self, error: BaseException, wait: Acquisition) -> bool:
         """Return whether a failed acquire is to be tried again, with another token.
 
-        What a failed one may have left is given back in the background.
+        The possible lease of a failed one is given back in the background.
         """
         if wait.leaves_something(error):
             self._keeper.abandon(wait.request.token)

@@ -234,7 +234,7 @@ def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
     if word == "down":
         return f"its host says: {device.state} {device.reason}".rstrip()
     if word == "reserved" and device.reservation:
-        return f"{reservations.says(device.reservation, scene.pool.now_ms)}, who has waited long"
+        return f"{reservations.says(device.reservation, scene.pool.now_ms)}, which has waited long"
     if word == "quarantined" and device.quarantine:
         return f"{says}: {device.quarantine}"
     if word == "used_by_others":

@@ -28,7 +28,7 @@ STANDING: Final = {
     "active": "it is granted: nothing to wait for",
     "offered": "devices are reserved for it: it gets them with its next call, within 10 s",
     "next": "it is next: it is served as soon as enough is free",
-    "behind": "others who ask alike are ahead of it",
+    "behind": "other requests of its queue are ahead of it",
     "fits": "it fits now: ask",
 }
 """Standing of a request without a code of `errors.CODES`."""
@@ -248,8 +248,8 @@ def summary(
     if code == "host_unknown":
         says = str(unknown_host(wish.host, scene))
     if code == "behind":
-        who = "one who asks alike is" if ahead_count == 1 else f"{ahead_count} who ask alike are"
-        says = f"{who} ahead"
+        ahead = "one request is" if ahead_count == 1 else f"{ahead_count} requests are"
+        says = f"{ahead} ahead in its queue"
     if code not in BY_DEVICES:
         return says
     parts = [f"{count} {word}" for word, count in counts.items()]

@@ -1,7 +1,7 @@
 """Readings: answers of reading commands, each part by its form.
 
-A store that answers otherwise is no Redis that we know: `ProtocolMismatch`, and never another error
-from the depths of who made something of it.
+A store with other answers is no Redis that we know: the reading raises `ProtocolMismatch`, and never
+another error from a deeper place.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ def test_what_is_typed_stays_in_its_dialog(broker: Broker, tab: Opened) -> None:
     page.row("queue", "critic").click()
     page.dialog.get_by_label("Reason").fill("typed")
     held.answer()
-    expect(page.dialog).to_contain_text("somebody is alone on it")
+    expect(page.dialog).to_contain_text("a lease has the whole device")
     expect(page.dialog.get_by_label("Reason")).to_have_value("typed")
     page.page.keyboard.press("Escape")
     page.row("leases", "trainer").click()

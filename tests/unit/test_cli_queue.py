@@ -92,7 +92,7 @@ def test_explain_of_a_request_makes_none(waiting: tuple[CliRunner, str]) -> None
     """It shows the outcome as text and as JSON; nothing joins the queue."""
     ask = ("explain", "--agent", "me", "--memory", "0.6GiB", "--host", "test-host")
     code, text = run(waiting[0], *ask)
-    assert (code, text.splitlines()[0].split(" (")[0]) == (0, "one who asks alike is ahead")
+    assert (code, text.splitlines()[0].split(" (")[0]) == (0, "one request is ahead in its queue")
     data = json.loads(run(waiting[0], *ask, "-o", "json")[1])
     assert (data["schema"], data["code"], data["token"]) == (1, "behind", None)
     assert len(json.loads(run(waiting[0], "queue", "-o", "json")[1])["queue"]) == 1
