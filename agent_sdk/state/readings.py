@@ -1,6 +1,6 @@
 """Readings: answers of reading commands, each part by its form.
 
-A store with other answers is no Redis that we know: the reading raises `ProtocolMismatch`, and never
+A store with other answers is no Redis that we know: the reading raises `ProtocolMismatch`, never
 another error from a deeper place.
 """
 
