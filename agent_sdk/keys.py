@@ -78,7 +78,7 @@ class Keys:
         return f"{self.base}:fits:*"
 
     def fits_of(self, host: str, model: str) -> str:
-        """Sorted set: the same of a host, of a model, or of a model on a host; `*` = any."""
+        """Return the sorted set: the same for a host, a model, or a model on a host; `*` = any."""
         parts = (f"host/{host}" if host != "*" else "", model if model != "*" else "")
         if host == "*" and model != "*":
             parts = ("model", model)
@@ -90,33 +90,33 @@ class Keys:
         return f"{self.base}:hosts"
 
     def queue(self, queue_id: str) -> str:
-        """Sorted set: token of each waiter in this queue -> rank."""
+        """Return the sorted set: token of each waiter in this queue -> rank."""
         return f"{self.base}:queue:{queue_id}"
 
     def lease(self, device: str, token: str) -> str:
-        """String with native TTL: the public proof that a lease lives; holds its fence."""
+        """Return the string with native TTL: the public proof of a living lease, with its fence."""
         return f"{self.base}:lease:{device}:{token}"
 
     def record(self, token: str) -> str:
-        """Hash: the ledger's record of a lease."""
+        """Return the hash: the ledger's record of a lease."""
         return f"{self.base}:record:{token}"
 
     def done(self, token: str) -> str:
-        """String, 15 minutes: ends of leases, in this token's shard; see `tombstones`."""
+        """Return the string of 15 minutes with the ends of leases in this token's shard."""
         return f"{self.base}:done:{shard_of(token)}"
 
     def device(self, uuid: str) -> str:
-        """Hash: a device."""
+        """Return the hash: a device."""
         return f"{self.base}:device:{uuid}"
 
     def host(self, host: str) -> str:
-        """Hash: a host's last report."""
+        """Return the hash: a host's last report."""
         return f"{self.base}:host:{host}"
 
     def holders(self, device: str) -> str:
-        """Set: the tokens with a lease on the device, or with withheld memory on it."""
+        """Return the set: the tokens with a lease on the device, or with withheld memory on it."""
         return f"{self.base}:holders:{device}"
 
     def devices(self, host: str) -> str:
-        """Set: the ids of a host's devices."""
+        """Return the set: the ids of a host's devices."""
         return f"{self.base}:devices:{host}"

@@ -111,7 +111,7 @@ def wait(client: LeaseClient, agent: str, **ask: Any) -> None:
 
 @contextmanager
 def fleet() -> Iterator[Broker]:
-    """A broker over all of it."""
+    """Run a broker over all of it."""
     with tempfile.TemporaryDirectory() as folder:
         socket = Path(folder) / "redis.sock"
         command = [shutil.which("redis-server") or "redis-server", "--port", "0", "--unixsocket",

@@ -101,7 +101,7 @@ class Walk:
                 self.seen.left = self.held()
 
     def in_safe_mode(self, agents: ExitStack) -> None:
-        """The orchestrator alone, then the agents, which are left running."""
+        """Start the orchestrator alone, then the agents, which are left running."""
         seen = self.seen
         self.step("the orchestrator alone: /ready, /health, the health check")
         self.gate()
@@ -140,7 +140,7 @@ class Walk:
         seen.active_after = metrics(self.orchestrator)[ACTIVE]
 
     def without_orchestrator(self, broker: subprocess.Popen) -> None:
-        """It is killed in the middle of the pipeline."""
+        """Kill the orchestrator in the middle of the pipeline."""
         self.step("the pipeline again; the orchestrator is killed in the middle of it")
         killer = threading.Thread(target=self._kill_when_leased, args=(broker,))
         killer.start()
@@ -148,7 +148,7 @@ class Walk:
         killer.join()
 
     def _kill_when_leased(self, broker: subprocess.Popen) -> None:
-        """The first batch has its GPU; without one in a while there is nothing to wait for."""
+        """Wait for the first batch's GPU; without one in a while there is nothing to wait for."""
         until = time.monotonic() + LEASED_S
         while time.monotonic() < until and not metrics(self.orchestrator)[ACTIVE]:
             time.sleep(PAUSE_S / 10)
@@ -156,7 +156,7 @@ class Walk:
 
     @contextmanager
     def started(self, name: str) -> Iterator[subprocess.Popen]:
-        """An agent, by the script that its unit runs."""
+        """Start an agent by the script that its unit runs."""
         settings = dict(re.findall(r"^(\w+)=(.*)$", self.settings.read_text(), re.MULTILINE))
         options = ["--pause", str(PAUSE_S)] if name == "analyst" else []
         command = [str(SYSTEMD / "justnews-start-agent.sh"), name, *options]
@@ -176,7 +176,7 @@ class Walk:
                 raise Silent(f"{command[0]} ended with {done.returncode}: {done.stderr}")
 
     def script(self, name: str, *args: str) -> int:
-        """The exit code of one of the demonstrations."""
+        """Return the exit code of one of the demonstrations."""
         takes_folder = name in {
             "run_safe_mode_demo.py",
             "generate_orchestrator_metrics_snapshot.py",
@@ -216,7 +216,7 @@ class Walk:
             thread.join()
 
     def held(self) -> dict[str, Any]:
-        """Every lease that lives."""
+        """Return every lease that lives."""
         found: dict[str, Any] = ask(f"{self.orchestrator}/allocations").body["allocations"]
         return found
 
@@ -226,14 +226,14 @@ class Walk:
         self.settings.write_text(re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", text))
 
     def call(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """One program to its end."""
+        """Return one program to its end."""
         env = {**os.environ, **self.env}
         return subprocess.run(
             command, env=env, capture_output=True, text=True, timeout=120, check=False
         )
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file of the results; empty when it is not there."""
+        """Return a file of the results; empty when it is not there."""
         path = self.results / name
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return found

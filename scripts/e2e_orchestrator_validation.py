@@ -51,14 +51,14 @@ def main() -> int:
 
 
 def missing_of(orchestrator: str, analyst: str) -> list[str]:
-    """The endpoints that are not there."""
+    """Return the endpoints that are not there."""
     urls = [orchestrator + path for path in ENDPOINTS]
     urls += [f"{analyst}/health", f"{analyst}/decision"]
     return [url for url in urls if ask(url).status in MISSES]
 
 
 def sample(orchestrator: str, analyst: str) -> dict[str, Any]:
-    """One look at all of it."""
+    """Return one look at all of it."""
     decided: Answer = ask(f"{analyst}/decision", {})
     decision = {name: decided.body[name] for name in ("use_gpu", "gpu_available", "safe_mode")}
     return {

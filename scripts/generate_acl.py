@@ -43,7 +43,7 @@ LOADS = {"function|load"}
 
 
 def of_the_verbs() -> set[str]:
-    """Every command that a script may call: all are joined with the same library."""
+    """Return every command that a script may call: all are joined with the same library."""
     text = "\n".join(
         re.sub(r"--.*", "", path.read_text()) for path in sorted((ROOT / "lua").rglob("*.lua"))
     )
@@ -62,7 +62,7 @@ def users() -> dict[str, tuple[set[str], bool]]:
 
 
 def text() -> str:
-    """The file. A user without a password cannot log in: they are set by hand, and saved."""
+    """Return the file. A user without a password cannot log in: they are set by hand, and saved."""
     lines = ["user default off resetchannels -@all"]
     for name, (commands, reads_only) in users().items():
         keys = f"%R~{KEYS}" if reads_only else f"~{KEYS}"

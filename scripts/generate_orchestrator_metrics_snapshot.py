@@ -77,7 +77,7 @@ def observations(on: dict[str, Any], off: dict[str, Any]) -> list[str]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The same as columns."""
+    """Return the same as columns."""
     on, off = found["safe_mode_on"], found["safe_mode_off"]
     names = sorted(on.keys() | off.keys())
     width = max(len(name) for name in names)

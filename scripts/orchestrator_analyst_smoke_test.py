@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def smoke(orchestrator_url: str, analyst_url: str) -> int:
-    """The exit code."""
+    """Return the exit code."""
     decision = ask(f"{analyst_url}/decision", {}).body
     done = ask(f"{analyst_url}/analyze", {"articles": [ARTICLE]}, timeout_s=60).body
     result, lease = done["results"][0], done["lease"]

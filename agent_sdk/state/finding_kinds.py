@@ -6,13 +6,13 @@ from typing import Final, Literal, NamedTuple
 
 
 class FindingKind(NamedTuple):
-    """One kind of finding.
+    """Kind of finding.
 
     Attributes:
         of: its subject: a lease, or a process on a GPU.
         grave: it costs others something.
-        means: what it is, for a reader who sees its word for the first time.
-        notice: what the holder of the lease is told; empty for a process.
+        means: its meaning, for a first-time reader of the word.
+        notice: the message to the holder of the lease; empty for a process.
         because: the reason of an end that the policy asks for; empty: nothing is ended for it.
     """
 

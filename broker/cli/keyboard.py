@@ -27,7 +27,7 @@ class Keyboard:
 
     @property
     def watched(self) -> bool:
-        """Whether keys may come."""
+        """True if keys may come."""
         return self._descriptor is not None
 
     def pressed(self, seconds: float) -> str:

@@ -36,7 +36,7 @@ PAUSE_S: Final = 0.1
 QUIT: Final = "q"
 
 KEY_S: Final = 0.25
-"""Until a key is noticed, at most."""
+"""Most seconds until a key is noticed."""
 
 
 def watch(

@@ -33,7 +33,7 @@ async def page() -> FileResponse:
 
 @router.get(f"{ASSETS}/policy-fields.json")
 async def policy_fields() -> dict[str, Any]:
-    """The form of the policy: each field's kind, range, label and meaning, and the actions' words.
+    """Return the form of the policy: its fields, and the words of the actions.
 
     It is the same for every pool, so it needs no key.
     """

@@ -76,7 +76,7 @@ class Leased:
         self._close()
 
     def score(self, text: str) -> dict[str, Any]:
-        """The sentiment of a text, and what computed it where."""
+        """Return the sentiment of a text, and what computed it where."""
         if self.device == "gpu" and self._lease.lost:
             self._fall_back("lost")
         if self._child is not None:
@@ -113,7 +113,7 @@ class Analyst:
         self.gate = Gate(self._client)
 
     def analyze(self, articles: list[Article]) -> dict[str, Any]:
-        """A result for each article, in their order, and under which lease and decision."""
+        """Return a result for each article, in their order, and under which lease and decision."""
         decision = self.gate.decision()
         if decision["use_gpu"]:
             with self._client.lease(AGENT, self._memory_mb, ttl_s=self._ttl_s) as lease:
@@ -148,7 +148,7 @@ def _scored(score: float, device: str, engine: str) -> dict[str, Any]:
 
 
 def _seen(lease: HttpLease) -> dict[str, Any]:
-    """A lease as the answer shows it; `reason` is why it has no GPU, or lost it."""
+    """Return a lease as the answer shows it; `reason` is why it has no GPU, or lost it."""
     return {
         "gpu": lease.devices[0].index if lease.devices else "cpu",
         "uuids": [device.uuid for device in lease.devices],
@@ -166,7 +166,7 @@ class Batch:
 
 
 def analyst_app(analyst: Analyst) -> FastAPI:
-    """The agent with its endpoints."""
+    """Build the agent with its endpoints."""
 
     @asynccontextmanager
     async def during() -> AsyncIterator[None]:
@@ -183,7 +183,7 @@ def analyst_app(analyst: Analyst) -> FastAPI:
 
     @app.get("/decision")
     def decision() -> dict[str, Any]:
-        """The last decision, and when it was made."""
+        """Return the last decision, with its time."""
         return analyst.gate.last
 
     @app.post("/decision")

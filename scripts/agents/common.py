@@ -51,7 +51,7 @@ def build_app(
     about: Callable[[], dict[str, Any]] = dict,
     during: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext,
 ) -> FastAPI:
-    """An agent without its own endpoints.
+    """Build an agent without its own endpoints.
 
     Args:
         name: as in deploy/ports.env.
@@ -86,7 +86,7 @@ def build_app(
 
 
 def arguments(name: str, says: str | None) -> argparse.ArgumentParser:
-    """The options of every agent; `serve` needs what they parse to."""
+    """Return the options of every agent; `serve` needs what they parse to."""
     parser = argparse.ArgumentParser(prog=name, description=says)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, help="default: as in deploy/ports.env")
@@ -113,7 +113,7 @@ def serve(app: FastAPI, asked: argparse.Namespace) -> None:
 
 
 def port_of(name: str) -> int:
-    """An agent's port; exits with 2 when deploy/ports.env has none for it."""
+    """Return an agent's port; exits with 2 when deploy/ports.env has none for it."""
     lines = PORTS.read_text().splitlines() if PORTS.exists() else []
     pairs = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
     try:

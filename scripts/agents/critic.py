@@ -45,7 +45,7 @@ class Work:
 
 @app.post("/review")
 def review(work: Work) -> dict[str, Any]:
-    """A review for each article, in their order."""
+    """Return a review for each article, in their order."""
     labels = {verdict.id: verdict.label for verdict in work.results}
     return {"reviews": [review_of(x, labels.get(x.id)) for x in work.articles]}
 
@@ -80,13 +80,13 @@ def review_of(article: Article, label: str | None) -> dict[str, Any]:
 
 
 def _syllables(word: str) -> int:
-    """Groups of vowels, less a silent e."""
+    """Count groups of vowels, less a silent e."""
     groups = len(re.findall(r"[aeiouy]+", word.lower().removesuffix("e")))
     return max(1, groups)
 
 
 def _labels_for(balance: int) -> set[str]:
-    """The labels that fit a text with so many more positive than negative words."""
+    """Return the labels that fit a text with so many more positive than negative words."""
     if abs(balance) < CLEAR:
         return (
             {"neutral"} if balance == 0 else {"neutral", "positive" if balance > 0 else "negative"}

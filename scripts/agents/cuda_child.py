@@ -75,7 +75,7 @@ class CudaChild:
             raise
 
     def score(self, text: str) -> float:
-        """The sentiment of a text, between -1 and 1."""
+        """Return the sentiment of a text, between -1 and 1."""
         try:
             self._stdin.write(json.dumps(text).encode() + b"\n")
         except OSError as error:

@@ -58,7 +58,7 @@ class Gate:
         return self.last
 
     def silent(self) -> None:
-        """The orchestrator did not answer something else: the next batch does not wait for it."""
+        """Note that the orchestrator did not answer: the next batch does not wait for it."""
         self.last = _dated(SILENCE)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Gate:
 
 
 def why_not(decision: dict[str, Any]) -> str:
-    """The reason of a decision against the GPU, in one word."""
+    """Return the reason of a decision against the GPU, in one word."""
     if decision["policy_fallback"]:
         return "unreachable"
     return "safe_mode" if decision["safe_mode"] else "no_gpu"

@@ -46,7 +46,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(asked: argparse.Namespace, number: int, articles: list[dict[str, Any]]) -> dict[str, Any]:
-    """One batch through the analyst and the critic.
+    """Return one batch through the analyst and the critic.
 
     Raises:
         AgentFailed: one of them failed, or left an article out.

@@ -64,13 +64,13 @@ COMMON = _words("""
 
 
 def words_of(text: str) -> list[str]:
-    """The words that mean something, in their order, in lower case."""
+    """Return the words that mean something, in their order, in lower case."""
     found = re.findall(r"[a-z]+", text.lower())
     return [word for word in found if len(word) > 2 and word not in COMMON]  # noqa: PLR2004 - two letters are no word
 
 
 def features_of(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The buckets (int64) and weights (float32) that make the vector of these words."""
+    """Return the buckets (int64) and weights (float32) that make the vector of these words."""
     pairs = [pair for word in words for pair in _features(word)]
     buckets = np.array([bucket for bucket, _ in pairs], dtype=np.int64)
     return buckets, np.array([weight for _, weight in pairs], dtype=np.float32)
@@ -114,7 +114,7 @@ class NumpyEngine:
         self._axis = axis()
 
     def score(self, text: str) -> float:
-        """The sentiment of a text, between -1 and 1."""
+        """Return the sentiment of a text, between -1 and 1."""
         words = words_of(text)
         buckets, weights = features_of(words)
         vector = np.bincount(buckets, weights, DIMENSIONS).astype(np.float32)
@@ -144,7 +144,7 @@ class TorchEngine:
         self._axis = torch.from_numpy(axis()).to(self._device)
 
     def score(self, text: str) -> float:
-        """The sentiment of a text, between -1 and 1."""
+        """Return the sentiment of a text, between -1 and 1."""
         words = words_of(text)
         buckets, weights = (
             self._torch.from_numpy(part).to(self._device) for part in features_of(words)

@@ -94,7 +94,7 @@ class Results:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
+    """Return a loopback port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -102,7 +102,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(*options: str) -> Iterator[Store]:
-    """A server of our own on a loopback port."""
+    """Run a server of our own on a loopback port."""
     binary = shutil.which("redis-server")
     if binary is None:
         raise SystemExit("no redis-server on PATH: apt-get install redis-server")
@@ -167,7 +167,7 @@ def work(url: str, pool: str, seconds: float, begin: Any, done: Any) -> None:
 
 
 def cpu_s(stores: Sequence[Store]) -> list[float]:
-    """Seconds that each server has computed."""
+    """Return seconds that each server has computed."""
     found = []
     for store in stores:
         with store.connect() as redis:
@@ -179,7 +179,7 @@ def cpu_s(stores: Sequence[Store]) -> list[float]:
 def throughput(
     setup: str, url: str, pools: Sequence[str], servers: Sequence[Store], seconds: float
 ) -> Throughput:
-    """One run of all four processes."""
+    """Return one run of all four processes."""
     spawn = multiprocessing.get_context("spawn")
     begin, done = spawn.Barrier(CLIENTS + 1), spawn.Queue()
     processes = [
@@ -199,7 +199,7 @@ def throughput(
 
 
 def middle(runs: Sequence[Throughput]) -> Throughput:
-    """The medians of several runs."""
+    """Return the medians of several runs."""
     return Throughput(
         runs[0].setup,
         median(run.pairs_per_s for run in runs),
@@ -232,7 +232,7 @@ def run(rounds: int, seconds: float) -> Results:
 
 
 def markdown(found: Results) -> str:
-    """The results as a page."""
+    """Return the results as a page."""
     lines = [
         "# What a Cluster gives",
         "",

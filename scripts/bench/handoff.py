@@ -76,7 +76,7 @@ class LeaseHolder:
         self._client.release(self._lease)
 
     def settled(self, waiters: int) -> None:
-        """The queue says how many wait in it."""
+        """Wait for the queue to have this many waiters."""
         while self._client.pool().waiting != waiters:
             time.sleep(0.002)
 
@@ -92,7 +92,7 @@ class LockHolder:
         self._redis.set(f"{NAME}:value", self._redis.get(self.key))
 
     def take(self) -> None:
-        """The other process has written our value."""
+        """Wait for the other process to write our value."""
         while self._redis.get(self.key) != self._redis.get(f"{NAME}:value"):
             time.sleep(0.002)
         if self._kind == LOCK:
@@ -109,7 +109,7 @@ class LockHolder:
 
 
 def lock_of(kind: str, client: Any) -> tuple[str, Any]:
-    """A lock of that kind on our name, and its key in Redis."""
+    """Return a lock of that kind on our name, and its key in Redis."""
     if kind == LOCK:
         return NAME, client.lock(NAME, timeout=HELD_S, thread_local=False)
     if kind == REDIS_LOCK:
@@ -133,7 +133,7 @@ def waiting(kind: str, url: str, waiters: int) -> Iterator[Connection]:
 
 
 def wait_all(kind: str, url: str, waiters: int, pipe: Connection) -> None:
-    """The other process."""
+    """Run the other process."""
     if kind == REDIS_LOCK:
         wait_in_threads(url, waiters, pipe)
     else:
@@ -174,7 +174,7 @@ async def wait_in_tasks(kind: str, url: str, waiters: int, pipe: Connection) -> 
 
 
 def wait_in_threads(url: str, waiters: int, pipe: Connection) -> None:
-    """The same with a thread for each."""
+    """Measure the same with a thread for each."""
     client = redis.Redis.from_url(url)
     one = threading.Lock()
 

@@ -61,7 +61,7 @@ async def release(body: Release):
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -78,7 +78,7 @@ class Client:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer, which must be 200."""
+        """Return the answer, which must be 200."""
         data = json.dumps(body)
         head = f"POST {path} HTTP/1.1\r\n{self._head}\r\nContent-Length: {len(data)}\r\n\r\n"
         self._writer.write((head + data).encode())
@@ -92,7 +92,7 @@ class Client:
         return found
 
     async def pair(self) -> None:
-        """A lease, given back."""
+        """Acquire a lease, and give it back."""
         lease = await self.post("/lease", {"agent": "bench", "min_memory_mb": 1})
         if not (await self.post("/release", {"token": lease["token"]}))["released"]:
             raise SystemExit("not released")
@@ -103,7 +103,7 @@ class Client:
 
 
 async def rate(port: int, key: str, seconds: float) -> float:
-    """Requests per second of CONNECTIONS busy connections."""
+    """Return the requests per second of CONNECTIONS busy connections."""
     clients = [Client(port, key) for _ in range(CONNECTIONS)]
     for client in clients:
         await client.connect()

@@ -61,7 +61,7 @@ Answers = dict[str, Answer]
 
 
 def answers(kind: str) -> Answers:
-    """Every question's answer of one kind, on servers of its own."""
+    """Return every question's answer of one kind, on servers of its own."""
     found = dict(zip(QUESTIONS[:2], of_quantity(kind), strict=True))
     with ExitStack() as stack:
         server = server_of(kind, stack, logged=True)
@@ -81,7 +81,7 @@ def answers(kind: str) -> Answers:
 
 
 def server_of(kind: str, stack: ExitStack, *, logged: bool) -> Any:
-    """A server for that kind, with or without a log of its own; or a folder."""
+    """Return a server for that kind, with or without a log of its own; or a folder."""
     if kind == FILES:
         return stack.enter_context(lock_folder())
     if kind == ETCD:
@@ -189,7 +189,7 @@ def take_away(kind: str, where: str) -> None:
 
 
 def etcd(where: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One call of its gateway."""
+    """Return one call of its gateway."""
     with urllib.request.urlopen(where + path, json.dumps(body).encode(), timeout=5) as said:  # noqa: S310 - ours
         found: dict[str, Any] = json.load(said)
         return found
@@ -217,7 +217,7 @@ def got_it(other: Process, wait_s: float) -> bool:
 
 
 def kept_without(kind: str) -> Answer:
-    """The server comes back empty while the holder lives: does anybody else get it too?"""
+    """Return the server comes back empty while the holder lives: does anybody else get it too?"""
     if kind == ETCD:
         return Answer(yes=True, how="by its interface: it does not run without its log")
     with ExitStack() as stack:

@@ -44,7 +44,7 @@ nothing to call. The order is asked three times at most, and once is enough."""
 
 
 def markdown(found: Results) -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [
         "# The broker beside its peers",
         ", ".join(f"{name} {version}" for name, version in found.setting.items()) + ".",
@@ -101,7 +101,7 @@ def plain(rounds: list[dict[str, float]]) -> str:
 
 
 def pair_rows(found: Results, cell: Callable[[list[dict[str, float]]], str]) -> list[list[str]]:
-    """A row for each kind."""
+    """Return a row for each kind."""
     return [
         [kind, CLIENTS_ARE[kind], *(cell(rounds) if rounds else "-" for rounds in by.values())]
         for kind, by in found.pairs.items()
@@ -125,7 +125,7 @@ def ratio_rows(found: Results) -> list[list[str]]:
 
 
 def ratio(over: list[dict[str, float]], under: list[dict[str, float]]) -> float:
-    """The median of each round's ratio."""
+    """Return the median of each round's ratio."""
     both = zip(over, under, strict=False)
     return median(a["pairs_per_s"] / b["pairs_per_s"] for a, b in both)
 

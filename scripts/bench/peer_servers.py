@@ -82,7 +82,7 @@ def pin(pid: int, core: int) -> None:
 
 @contextmanager
 def redis_server(*options: str) -> Iterator[RedisServer]:
-    """A server for the length of a block."""
+    """Run a server for the length of a block."""
     with tempfile.TemporaryDirectory(prefix="gpu-bench-") as folder:
         server = RedisServer(Path(folder), options)
         server.start()
@@ -93,7 +93,7 @@ def redis_server(*options: str) -> Iterator[RedisServer]:
 
 
 def make_pools(url: str, epochs: dict[str, str] | None = None) -> dict[str, str]:
-    """A pool of 64 devices and one of a single device, alive for a day; their epochs.
+    """Return a pool of 64 devices and one of a single device, alive for a day; their epochs.
 
     A reporter remembers the epoch that it last saw, and says so to a pool made anew.
     """
@@ -155,7 +155,7 @@ class EtcdServer:
 
 @contextmanager
 def etcd_server() -> Iterator[EtcdServer]:
-    """An etcd for the length of a block."""
+    """Run an etcd for the length of a block."""
     if shutil.which("etcd") is None:
         raise NotMeasured("no etcd on PATH: apt-get install etcd-server")
     with tempfile.TemporaryDirectory(prefix="gpu-bench-") as folder:
@@ -178,7 +178,7 @@ def lock_folder() -> Iterator[str]:
 
 
 def peers_python() -> str:
-    """The interpreter of the peers' venv, made now if it is not as its requirements say."""
+    """Return the interpreter of the peers' venv, made now if it is not as its requirements say."""
     python, made = VENV / "bin" / "python", VENV / "requirements.txt"
     wanted = REQUIREMENTS.read_text()
     if made.exists() and made.read_text() == wanted:
@@ -261,7 +261,7 @@ class World:
             self.missing[ETCD] = str(why)
 
     def process(self, kind: str) -> Process:
-        """A process with clients of that kind."""
+        """Return a process with clients of that kind."""
         if kind in self.missing:
             raise NotMeasured(self.missing[kind])
         return Process(kind, self.places[kind])

@@ -119,7 +119,7 @@ def measure_pairs(world: World, effort: Effort, found: Results) -> None:
 
 
 def long_enough(clients: int, effort: Effort) -> dict[str, float]:
-    """A hundred threads of one process need a while until each has had its turn."""
+    """Return a hundred threads of one process need a while until each has had its turn."""
     return {"clients": clients, "seconds": max(effort.pair_s, clients * TURN_S)}
 
 
@@ -176,7 +176,7 @@ def measure_deaths(world: World, effort: Effort, found: Results) -> None:
 
 
 def death(world: World, kind: str, number: int) -> float:
-    """Seconds from the SIGKILL to the return of the next holder's acquire."""
+    """Return seconds from the SIGKILL to the return of the next holder's acquire."""
     name = f"shared-death-{kind}-{number}".replace(" ", "-")
     with world.process(kind) as holder, world.process(kind) as waiter:
         holder.ask("acquire", name=name, wait_s=10, ttl_s=TTL_S)

@@ -51,11 +51,11 @@ class Worker:
         return self.loop.run_until_complete(work) if self.loop else blocking(work)
 
     def client(self, name: str, ttl_s: float = LONG_S) -> Rival:
-        """A client of its own for that name."""
+        """Return a client of its own for that name."""
         return self.made(self.where, name, ttl_s)
 
     def known(self, name: str) -> Rival:
-        """The same client for the same name."""
+        """Return the same client for the same name."""
         if name not in self.kept:
             self.kept[name] = self.client(name)
         return self.kept[name]
@@ -114,7 +114,7 @@ class Worker:
         return [tuple(link) for each in found for link in each]
 
     async def links(self, until: float, shared: mmap.mmap, number: int) -> list[tuple[int, int]]:
-        """One client's part of the chain."""
+        """Return one client's part of the chain."""
         del number
         client, found = self.client("shared-chain"), []
         while (left := until - time.monotonic()) > 0:
@@ -178,7 +178,7 @@ class Worker:
 
 
 def in_processes(body: Body, clients: int, *, ordered: bool = False) -> list[Any]:
-    """Each client a process; `ordered`: what they came to, in the order in which they ended."""
+    """Run each client in a process; `ordered`: results in the order of their ends."""
     fork = multiprocessing.get_context("fork")
     done = fork.SimpleQueue()
     processes = [
@@ -196,7 +196,7 @@ def in_processes(body: Body, clients: int, *, ordered: bool = False) -> list[Any
 
 
 def said_by(work: Callable[[], object]) -> str:
-    """The error that it raised, by name, or nothing."""
+    """Return the error that it raised, by name, or nothing."""
     try:
         work()
     except Exception as error:  # noqa: BLE001 - whatever a library raises is its word

@@ -97,7 +97,7 @@ class Lease(Blocking):
 
     @classmethod
     def client_of(cls, where: str, pool: str) -> Any:
-        """The one client of this process for that pool."""
+        """Return the one client of this process for that pool."""
         from agent_sdk import LeaseClient, Store  # noqa: PLC0415 - only where it is measured
 
         with cls._one:
@@ -113,7 +113,7 @@ class Lease(Blocking):
         return {"memory_mb": 8, "ttl_s": self.ttl_s, "host": "any"}
 
     async def acquire(self, wait_s: float) -> bool:
-        """A lease that is renewed as long as its process lives, where somebody waits for it."""
+        """Acquire a lease that is renewed while its process lives, with a waiter behind it."""
         from agent_sdk import Refused, StillWaiting  # noqa: PLC0415 - only in the process that measures it
 
         try:
@@ -139,7 +139,7 @@ class AsyncLease(Lease):
 
     @classmethod
     def client_of(cls, where: str, pool: str) -> Any:
-        """The one client of this process for that pool."""
+        """Return the one client of this process for that pool."""
         from agent_sdk import AsyncLeaseClient, Store  # noqa: PLC0415 - only in the process that measures it
 
         key = (f"async {where}", pool)
@@ -148,7 +148,7 @@ class AsyncLease(Lease):
         return cls._clients[key]
 
     async def acquire(self, wait_s: float) -> bool:
-        """The same, awaited."""
+        """Return the same, awaited."""
         from agent_sdk import Refused, StillWaiting  # noqa: PLC0415 - only in the process that measures it
 
         try:
@@ -181,7 +181,7 @@ class RedisPy(Blocking):
         self.name, self.ttl_s, self.lock = name, ttl_s, self.made(name, ttl_s)
 
     def made(self, name: str, ttl_s: float) -> Any:
-        """The library's own object."""
+        """Return the library's own object."""
         return self.redis.lock(name, timeout=ttl_s, thread_local=False)
 
     async def acquire(self, wait_s: float) -> bool:
@@ -204,7 +204,7 @@ class AsyncRedisPy(RedisPy):
         self.name, self.ttl_s, self.lock = name, ttl_s, self.made(name, ttl_s)
 
     async def acquire(self, wait_s: float) -> bool:
-        """The same, awaited."""
+        """Return the same, awaited."""
         return bool(await self.lock.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None))
 
     async def release(self) -> None:
@@ -220,13 +220,13 @@ class RedisLock(RedisPy):
     """python-redis-lock, which wakes its waiters by a list."""
 
     def made(self, name: str, ttl_s: float) -> Any:
-        """The library's own object."""
+        """Return the library's own object."""
         import redis_lock  # noqa: PLC0415 - only in the process that measures it
 
         return redis_lock.Lock(self.redis, name, expire=int(ttl_s))
 
     async def acquire(self, wait_s: float) -> bool:
-        """Its waits are whole seconds, and no longer than the lock lives."""
+        """Return its waits are whole seconds, and no longer than the lock lives."""
         self.lock = self.made(self.name, self.ttl_s)
         until = time.monotonic() + wait_s
         if not wait_s:
@@ -243,7 +243,7 @@ class Pottery(RedisPy):
     """pottery's Redlock on one master."""
 
     def made(self, name: str, ttl_s: float) -> Any:
-        """The library's own object."""
+        """Return the library's own object."""
         from pottery import Redlock  # noqa: PLC0415 - only in the process that measures it
 
         return Redlock(key=name, masters={self.redis}, auto_release_time=ttl_s)
@@ -280,7 +280,7 @@ class Etcd(Blocking):
         return "the session's keep-alive says it" if self.over.wait(within_s) else ""
 
     def post(self, path: str, body: dict[str, Any], timeout_s: float = 60) -> dict[str, Any]:
-        """One call of the gateway."""
+        """Return one call of the gateway."""
         if self.wire.sock:
             self.wire.sock.settimeout(timeout_s)
         self.wire.timeout = timeout_s
@@ -328,7 +328,7 @@ class Files(Blocking):
         return found
 
     async def acquire(self, wait_s: float) -> bool:
-        """The first that can be locked; else again in 50 ms, which is what filelock itself does."""
+        """Lock the first free one; else try again in 50 ms, as filelock itself does."""
         until = time.monotonic() + wait_s
         while True:
             for index in self.free():
@@ -352,12 +352,12 @@ class Script(RedisPy):
     """A floor: one script that sets a key and takes it away."""
 
     def made(self, name: str, ttl_s: float) -> Any:
-        """The script's digest."""
+        """Return the script's digest."""
         del name, ttl_s
         return self.redis.script_load(SCRIPT_SOURCE)
 
     async def acquire(self, wait_s: float) -> bool:
-        """The whole pair."""
+        """Return the whole pair."""
         del wait_s
         self.redis.evalsha(self.lock, 1, self.name, os.getpid())
         return True
@@ -375,7 +375,7 @@ class Ping(Blocking):
         self.wire.connect(where.removeprefix("unix://"))
 
     async def acquire(self, wait_s: float) -> bool:
-        """The whole pair."""
+        """Return the whole pair."""
         del wait_s
         self.wire.sendall(b"PING\r\n")
         self.wire.recv(64)

@@ -112,7 +112,7 @@ def fill(pool: verbs.Pool, count: int) -> tuple[int, float]:
 
 
 def queue_of(waiters: int) -> Queue:
-    """A host is full and so many wait for it, nobody or everybody of them polling."""
+    """Return a host is full and so many wait for it, nobody or everybody of them polling."""
     with verbs.running_store() as store:
         pool = verbs.Pool(store, 2 * verbs.HOST_DEVICES)
         held = [verbs.ask("full", WHOLE_MB, 86_400, FULL_HOST) for _ in range(verbs.HOST_DEVICES)]
@@ -136,7 +136,7 @@ def queue_of(waiters: int) -> Queue:
 
 
 def queues(lengths: Sequence[int], rounds: int) -> tuple[Queue, ...]:
-    """Each length in each round."""
+    """Return each length in each round."""
     found: dict[int, list[Queue]] = {n: [] for n in lengths}
     for _ in range(rounds):
         for waiters in lengths:
@@ -153,7 +153,7 @@ def queues(lengths: Sequence[int], rounds: int) -> tuple[Queue, ...]:
 
 
 def markdown(found: Results) -> str:
-    """The report."""
+    """Return the report."""
     setting = (
         f"{found.server}, unix socket, Python {platform.python_version()};"
         f" µs of the server, pipelined; medians of {found.rounds} rounds."

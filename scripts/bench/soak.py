@@ -73,7 +73,7 @@ class Results:
 
 
 def agents(url: str, number: int) -> None:
-    """A process of agents that never ends by itself."""
+    """Run a process of agents that never ends by itself."""
     client = LeaseClient(Store(url, 10.0), pool=verbs.KEYS.pool_name, hostname=verbs.HOST)
 
     def one(agent: str) -> None:
@@ -100,7 +100,7 @@ def agents(url: str, number: int) -> None:
 
 
 def start(url: str, number: int) -> BaseProcess:
-    """One more process of agents; a fork, so that it is at work at once."""
+    """Return one more process of agents; a fork, so that it is at work at once."""
     process = multiprocessing.get_context("fork").Process(
         target=agents, args=(url, number), daemon=True
     )
@@ -169,7 +169,7 @@ def flat(samples: Sequence[Sample], name: str, after_s: float) -> bool | None:
 
 
 def run(minutes: float) -> Results:
-    """The whole soak."""
+    """Return the whole soak."""
     with verbs.running_store() as store:
         pool = verbs.Pool(store, DEVICES)
         keeping, began = Keeping(pool), time.monotonic()
@@ -221,7 +221,7 @@ def settled(pool: verbs.Pool, keeping: Keeping) -> str:
 
 
 def markdown(found: Results) -> str:
-    """The report."""
+    """Return the report."""
     said = {True: "flat", False: "NOT flat", None: "too short to say"}
     rows = found.samples[:: max(1, len(found.samples) // 12)]
     lines = [

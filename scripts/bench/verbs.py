@@ -182,7 +182,7 @@ class Results:
 
 @contextmanager
 def running_store() -> Iterator[Store]:
-    """A server of our own on a unix socket, for the length of a block."""
+    """Run a server of our own on a unix socket, for the length of a block."""
     binary = shutil.which("redis-server")
     if binary is None:
         raise SystemExit("no redis-server on PATH: apt-get install redis-server")
@@ -253,7 +253,7 @@ class Pool:
         self.run_all([ask(f"agent-{n // 200}", 1, 86_400) for n in range(leases)])
 
     def stats(self) -> dict[str, tuple[int, int]]:
-        """Calls and µs of every command since the last reset, but for those that ask."""
+        """Return calls and µs of every command since the last reset, except our questions."""
         found = self.redis.info("commandstats")
         rows = {name.removeprefix("cmdstat_"): row for name, row in found.items()}
         return {
@@ -264,24 +264,24 @@ class Pool:
 
 
 def command(call: Call) -> Command:
-    """A verb's call as it goes to the server."""
+    """Return a verb's call as it goes to the server."""
     return WORDING.command(call)
 
 
 def checked(replies: list[list[Any]]) -> list[list[Any]]:
-    """The replies, all of which must be successes: the time of a refusal is not what we ask."""
+    """Return the replies, all successes: the time of a refusal is not measured."""
     if failed := [reply for reply in replies if reply[0] not in DONE]:
         raise SystemExit(f"the broker answered {failed[0]}")
     return replies
 
 
 def ask(agent: str = "bench", memory_mb: int = 8, ttl_s: int = 600, host: str = "any") -> Call:
-    """An acquire of one device, with a new token."""
+    """Return an acquire of one device, with a new token."""
     return CALLER.request(agent, memory_mb=memory_mb, ttl_s=ttl_s, host=host).call()
 
 
 def report_of(host: str) -> Call:
-    """A host's report of 8 devices, with what an NVML reporter says of each; alive for a day."""
+    """Return a host's report of 8 devices as an NVML reporter makes it; alive for a day."""
     said: dict[str, str | int] = {
         "name": "NVIDIA Simulated 24 GB", "model": "sim", "total_mb": 24_576, "system_mb": 512,
         "used_mb": 0, "state": "ok", "reason": "", "simulated": 1, "utilization_gpu_pct": "37.000",
@@ -379,7 +379,7 @@ def wall_us(work: Callable[[], object], times: int) -> float:
 
 
 def pairs_of(pool: Pool, stack: ExitStack) -> dict[str, Callable[[], object]]:
-    """The clients that are compared, each on a connection of its own with the same settings."""
+    """Return the compared clients, each on its own connection with the same settings."""
     sdk = stack.enter_context(LeaseClient(pool.store, pool=KEYS.pool_name, hostname=HOST))
     bare: Any = stack.enter_context(pool.store.connect())
     lock = stack.enter_context(pool.store.connect()).lock("lock", timeout=600)
@@ -407,7 +407,7 @@ def pairs_of(pool: Pool, stack: ExitStack) -> dict[str, Callable[[], object]]:
 
 
 def measure(probes: Sequence[Callable[[], dict[Key, float]]], rounds: int) -> Samples:
-    """Every probe once a round, each round starting with another; the first round is dropped."""
+    """Run every probe once a round, in rotating order; the first round is dropped."""
     samples: Samples = defaultdict(list)
     for number in range(rounds + 1):
         first = number % len(probes)
@@ -418,7 +418,7 @@ def measure(probes: Sequence[Callable[[], dict[Key, float]]], rounds: int) -> Sa
 
 
 def ratio(samples: Samples, over: Key, under: Key) -> float:
-    """The median of the ratios of each round."""
+    """Return the median of the ratios of each round."""
     return median(a / b for a, b in zip(samples[over], samples[under], strict=True))
 
 
@@ -522,7 +522,7 @@ def results(
 
 
 def verb_cost(samples: Samples, verb: str) -> VerbCost:
-    """A verb's row of the report."""
+    """Return a verb's row of the report."""
     single, pipelined = ("single", verb), ("pipelined", verb)
     return VerbCost(
         verb,
@@ -534,26 +534,26 @@ def verb_cost(samples: Samples, verb: str) -> VerbCost:
 
 
 def level_cost(samples: Samples, devices: int, leases: int) -> LevelCost:
-    """A level's row of the report."""
+    """Return a level's row of the report."""
     name = level_name(devices, leases)
     return LevelCost(devices, leases, *(median(samples[name, verb]) for verb in LEASE_VERBS))
 
 
 def pair_cost(samples: Samples, place: str, client: str) -> PairCost:
-    """A client's row of the report."""
+    """Return a client's row of the report."""
     mine = (place, client)
     pings, bares, locks = (ratio(samples, mine, (place, other)) for other in (PING, BARE, LOCK))
     return PairCost(place, client, median(samples[mine]), pings, bares, locks)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column is text, the others are figures."""
+    """Return a Markdown table: the first column is text, the others are figures."""
     lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown(found: Results) -> str:
-    """The report."""
+    """Return the report."""
     foot = found.footprint
     setting = (
         f"{found.server}, unix socket, Python {platform.python_version()}, redis-py"
@@ -615,7 +615,7 @@ def markdown(found: Results) -> str:
 
 
 def verdict(goal: Goal) -> str:
-    """One line that says whether a goal is met."""
+    """Return one line that says whether a goal is met."""
     said = "met" if goal.met else "NOT met"
     return f"- {said}: {goal.name} {goal.figure:.4g}, goal at most {goal.limit:g}"
 

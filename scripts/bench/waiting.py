@@ -102,7 +102,7 @@ class Queue:
 
 @contextmanager
 def pool_named(name: str, devices: int) -> Iterator[verbs.Pool]:
-    """A server of its own with a pool of that name, whose hosts live for a day."""
+    """Run a server with a pool of that name and hosts that live for a day."""
     with verbs.running_store() as store:
         pool = verbs.Pool(store, 0)
         hosts = [f"host-{n}" for n in range(max(1, devices // verbs.HOST_DEVICES))]
@@ -171,7 +171,7 @@ async def with_locks(url: str, tasks: int, each: int) -> float:
 
 
 async def with_redlocks(url: str, tasks: int, each: int) -> float:
-    """A Redlock of pottery on one master."""
+    """Return a Redlock of pottery on one master."""
     async with redis.asyncio.Redis.from_url(url) as client:
 
         async def one(number: int) -> None:
@@ -224,7 +224,7 @@ def with_threads(url: str, tasks: int, each: int) -> float:
 
 
 def handoffs(effort: Effort) -> list[Handoff]:
-    """Every kind with every number of waiters."""
+    """Return every kind with every number of waiters."""
     found = []
     for kind, counts in WAITERS.items():
         for waiters in counts:
@@ -243,7 +243,7 @@ def handoffs(effort: Effort) -> list[Handoff]:
 
 @contextmanager
 def raw_ping(url: str) -> Iterator[Callable[[], float]]:
-    """The median µs of some PINGs on a bare socket."""
+    """Return the median µs of some PINGs on a bare socket."""
     with socket.socket(socket.AF_UNIX) as wire:
         wire.connect(url.removeprefix("unix://"))
 
@@ -281,7 +281,7 @@ def queues(effort: Effort) -> list[Queue]:
 
 
 def queue_of(pool: verbs.Pool, waiters: int) -> Queue:
-    """One sample: so many wait for a host that is full, and others come and go elsewhere."""
+    """Return one sample: so many wait for a host that is full, and others come and go elsewhere."""
     full = "host-7"
     pool.run_all([verbs.ask("full", 24_064, 86_400, full) for _ in range(verbs.HOST_DEVICES)])
     asks = [
@@ -342,22 +342,22 @@ def run(effort: Effort) -> Results:
 
 
 def of(found: list[Handoff], kind: str, waiters: int) -> Handoff:
-    """One of them."""
+    """Return one of them."""
     return next(x for x in found if (x.kind, x.waiters) == (kind, waiters))
 
 
 def in_pings(found: Handoff) -> float:
-    """The median, in PINGs of the same moment."""
+    """Return the median, in PINGs of the same moment."""
     return median(us / ping for us, ping in zip(found.us, found.ping_us, strict=True))
 
 
 def slow_pings(found: Handoff) -> float:
-    """The 95th of a hundred, in median PINGs."""
+    """Return the 95th of a hundred, in median PINGs."""
     return quantiles(found.us, n=20)[-1] / median(found.ping_us)
 
 
 def markdown(found: Results) -> str:
-    """The report."""
+    """Return the report."""
     counts = WAITERS[OURS]
     names = [OURS, HAND_MADE, LOCK, REDIS_LOCK, POTTERY]
     said = "\n".join(f"- {'met' if met else 'NOT met'}: {says}" for says, met, _ in found.goals)

@@ -87,7 +87,7 @@ def complete(run: dict[str, Any]) -> bool:
 
 
 def slowest(run: dict[str, Any]) -> float:
-    """Seconds of the slowest batch."""
+    """Return seconds of the slowest batch."""
     return max((float(step["seconds"]) for step in run.get("steps", [])), default=0.0)
 
 

@@ -26,14 +26,14 @@ STOP_S = 15.0
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """Return a port of this machine that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @contextmanager
 def process(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """A process for the length of a block; SIGTERM at its end, SIGKILL if that is not heard."""
+    """Run a process for the length of a block; SIGTERM at its end, then SIGKILL."""
     with log.open("ab") as output:
         started = subprocess.Popen(
             command,
@@ -61,7 +61,7 @@ def stop(started: subprocess.Popen) -> None:
 
 @contextmanager
 def orchestrator(*, safe_mode: bool) -> Iterator[str]:
-    """The URL of a broker with a store of its own, ready."""
+    """Run a broker with a store of its own; yield its URL once it is ready."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     folder = Path(tempfile.mkdtemp(prefix="gpu-demo-"))
@@ -89,7 +89,7 @@ def orchestrator(*, safe_mode: bool) -> Iterator[str]:
 
 @contextmanager
 def analyst(orchestrator_url: str) -> Iterator[str]:
-    """The URL of an Analyst of that orchestrator, ready."""
+    """Run an Analyst of that orchestrator; yield its URL once it is ready."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     folder = Path(tempfile.mkdtemp(prefix="gpu-demo-"))
     command = [sys.executable, str(ROOT / "scripts/agents/analyst.py"), "--port", str(port)]
