@@ -8,7 +8,7 @@ import pytest
 
 from tests.audit import audit
 from tests.extent import EVERYTHING
-from tests.pools import Pool
+from tests.pools import Pool, device
 from tests.servers import Server, running
 
 if TYPE_CHECKING:
@@ -40,3 +40,10 @@ def pool(server: Server, request: pytest.FixtureRequest) -> Iterator[Pool]:
         pool.freeze()
         yield pool
         audit(client, pool.keys)
+
+
+@pytest.fixture
+def gpu(pool: Pool) -> Pool:
+    """A pool with one simulated device of 1000 MiB, whose host promises a report every 15 s."""
+    pool.report((device("gpu-a", 1000),))
+    return pool

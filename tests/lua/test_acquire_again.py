@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 T = token("t")
 
 
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one simulated device of 1000 MiB."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
-
-
 def test_acquire_repeated_is_the_same_lease(gpu: Pool) -> None:
     """The repeat answers the same device, fence and end, and takes nothing more."""
     first = gpu.acquire(T)

@@ -11,7 +11,7 @@ import redis
 
 from agent_sdk.scripts.source import VERBS
 from tests.audit import audit
-from tests.lua.test_arguments import BAD_BYTES, DEFAULTS, NOT_NUMBERS
+from tests.lua.arguments import BAD_BYTES, DEFAULTS, NOT_NUMBERS
 from tests.pools import Pool, device, granted, token
 
 if TYPE_CHECKING:

@@ -9,13 +9,6 @@ from tests.pools import Pool, device, granted, said, token
 HOUR_MS = 3_600_000
 
 
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one simulated device of 1000 MiB."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
-
-
 def overdue_by_a_leap(pool: Pool, leap_ms: int = 11_000) -> None:
     """Lease `late` (100 MiB) that ended inside a leap of the clock."""
     granted(pool.acquire(token("late"), memory_mb=100, ttl_ms=5000))

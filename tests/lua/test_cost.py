@@ -7,23 +7,20 @@ clock stands still, so that no call has more to do than its neighbour.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.audit import audit
+from tests.lua.costs import DAY_MS, commands
 from tests.pools import Pool, device, granted, token
-from tests.servers import Server, running
 
 if TYPE_CHECKING:
-    import redis
+    from tests.servers import Server
 
 HOST_DEVICES = 8
 TOTAL_MB = 80_000
-DAY_MS = 86_400_000
-OURS = ("evalsha", "fcall", "info", "config|resetstat")
-"""What the test itself sends."""
 
 Setup = Callable[[Pool], object]
 Verb = Callable[[Pool], list[Any]]
@@ -33,19 +30,9 @@ LEASES = 100_000 if os.environ.get("GPU_BROKER_SOAK") == "1" else 20_000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A plain Redis: what is counted here is the same on every server."""
-    with running() as server:
-        yield server
-
-
-def commands(client: redis.Redis, call: Callable[[], list[Any]]) -> tuple[list[Any], int]:
-    """The reply, and how many commands the script ran."""
-    client.config_resetstat()
-    reply = call()
-    stats: Any = client.info("commandstats")
-    names = {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
-    return reply, sum(calls for name, calls in names.items() if name not in OURS)
+    return own
 
 
 def register(pool: Pool, count: int) -> None:

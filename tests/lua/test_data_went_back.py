@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pools import Granted, Pool, device, granted, said, token
+from tests.pools import Granted, Pool, granted, said, token
 from tests.rollback import Earlier
 
 A, B = token("a"), token("b")
 REQUEST = "900|1|1|30000|0|0|*|*|spread|refuse"
 CLOSED_MS, PROMISED_MS = 10_000, 15_000
 REFUSED = ["REFUSED", "closed", ""]
-
-
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one simulated device, whose host promises a report every 15 s."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
 
 
 def forgotten(pool: Pool, after_ms: int = 1000) -> Granted:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.audit import audit
-from tests.lua.test_waiters import full, quiet, wait
+from tests.lua.waiters import HOLDER, full, inbox, quiet, state, wait
 from tests.pools import Pool, device, granted, said, token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-HOLDER = token("holder-gpu-a")
-
-
-def inbox(pool: Pool, client: str = "client") -> list[str]:
-    """The hints that a process was left."""
-    found: Any = pool.redis.lrange(f"{pool.keys.base}:inbox:{client}", 0, -1)
-    return list(found)
-
-
-def state(pool: Pool, name: str) -> str:
-    """How a token's record stands."""
-    return pool.hash(f"record:{token(name)}").get("state", "")
 
 
 def lose_and_renew(pool: Pool) -> None:

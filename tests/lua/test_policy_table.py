@@ -11,7 +11,7 @@ import pytest
 from agent_sdk.errors import BadRequest
 from agent_sdk.policy import ACTIONS, FIELDS, Policy, PolicyField, PolicyValues, from_store
 from agent_sdk.scripts.source import lua_folder
-from tests.pools import Pool, device, said
+from tests.pools import Pool, said
 
 REFUSED = ["REFUSED", "bad_request"]
 
@@ -26,13 +26,6 @@ OTHERS = {
     ),
 }
 """Of each kind, words that a field takes and words that it refuses."""
-
-
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one device."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
 
 
 def test_new_pool_has_the_declared_defaults(gpu: Pool) -> None:

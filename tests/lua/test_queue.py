@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.audit import audit
-from tests.lua.test_cost import commands
-from tests.lua.test_handoff import HOLDER, state
-from tests.lua.test_kept import LARGE, kept, live, shared
-from tests.lua.test_waiters import full, quiet, wait
+from tests.lua.costs import commands
+from tests.lua.reserved import LARGE, kept, live, shared
+from tests.lua.waiters import HOLDER, full, quiet, state, wait
 from tests.pools import Pool, device, granted, said, token
 
 DAY_MS, MINUTE = 86_400_000, 60_000

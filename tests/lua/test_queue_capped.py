@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.lua.test_capped import ANN, at_cap
-from tests.lua.test_handoff import state
-from tests.lua.test_waiters import wait
+from tests.lua.caps import ANN, at_cap
+from tests.lua.waiters import state, wait
 from tests.pools import Pool, device, granted, token
 
 DAY_MS = 86_400_000

@@ -12,12 +12,13 @@ import pytest
 
 from agent_sdk.scripts.source import lua_folder
 from tests.audit import audit
-from tests.lua.test_cost import DAY_MS, commands
+from tests.lua.costs import DAY_MS, commands
 from tests.pools import Pool, device, granted, token
-from tests.servers import Server, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from tests.servers import Server
 
 QUEUES = (1, 1000, 10_000)
 CHUNK = 2000
@@ -43,10 +44,9 @@ CALLS: dict[str, Call] = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A plain Redis that nobody else talks to."""
-    with running() as server:
-        yield server
+    return own
 
 
 def counted(server: Server, waiters: int) -> dict[str, int]:

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.audit import audit
-from tests.lua.test_fairness import Queue
-from tests.lua.test_queue_random import HOSTS, ORDINARY, World
+from tests.lua.queue_world import HOSTS, ORDINARY, World
+from tests.lua.queues import Queue
 from tests.pools import Pool, granted, token
-from tests.servers import Server, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.servers import Server
+
 
 EXAMPLES = settings(
     max_examples=40, deadline=None,
@@ -28,10 +28,9 @@ EXAMPLES = settings(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A plain Redis: the other tests show that the servers agree."""
-    with running() as server:
-        yield server
+    return own
 
 
 def size_class(ask: dict[str, Any]) -> tuple[Any, ...]:

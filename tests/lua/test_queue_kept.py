@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tests.audit import audit
-from tests.lua.test_handoff import state
-from tests.lua.test_kept import DAY_MS, LARGE, kept, live, shared
-from tests.lua.test_waiters import wait
+from tests.lua.reserved import DAY_MS, LARGE, kept, live, shared
+from tests.lua.waiters import state, wait
 from tests.pools import Pool, device, granted, token
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lua.test_handoff import HOLDER, inbox, state
-from tests.lua.test_waiters import full, wait
+from tests.lua.waiters import HOLDER, full, inbox, state, wait
 from tests.pools import Pool, device, granted, said, token
 
 if TYPE_CHECKING:

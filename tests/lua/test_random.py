@@ -14,10 +14,10 @@ from agent_sdk.state import snapshot
 from tests.audit import audit
 from tests.lua.oracle import Device, Request, before, choices, never_fits
 from tests.pools import Pool, device, granted, said, token
-from tests.servers import Server, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.servers import Server
+
 
 OPERATIONS, AUDIT_EVERY = 10_000, 200
 HOSTS, MODELS, AGENTS = ("h1", "h2"), ("m1", "m2"), ("ann", "bob", "cy")
@@ -29,10 +29,9 @@ ORDINARY = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(own: Server) -> Server:
     """A plain Redis: the other tests show that the servers agree."""
-    with running() as server:
-        yield server
+    return own
 
 
 @dataclass

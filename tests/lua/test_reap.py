@@ -19,13 +19,6 @@ def backlog(pool: Pool, count: int, **ask: Any) -> None:
     pool.skew(5000)
 
 
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one simulated device of 1000 MiB."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
-
-
 def test_reap_with_nothing_over_changes_nothing(gpu: Pool) -> None:
     """A quiet reap writes nothing."""
     gpu.acquire()

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.pools import Pool, device, granted, said, token
 
 T = token("t")
-
-
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one simulated device of 1000 MiB."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
 
 
 def test_renew_extends_the_lease_from_now(gpu: Pool) -> None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lua.test_handoff import state
-from tests.lua.test_kept import DAY_MS, LARGE, kept, live, shared
-from tests.lua.test_waiters import wait
+from tests.lua.reserved import DAY_MS, LARGE, kept, live, shared
+from tests.lua.waiters import state, wait
 from tests.pools import Pool, device, granted, said, token
 
 if TYPE_CHECKING:

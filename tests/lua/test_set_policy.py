@@ -15,13 +15,6 @@ ALL = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def gpu(pool: Pool) -> Pool:
-    """A pool with one device of 1000 MiB."""
-    pool.report((device("gpu-a", 1000),))
-    return pool
-
-
 def test_set_policy_of_every_field_is_one_version_and_one_event(gpu: Pool) -> None:
     """What was set is in the pool's hash, in full."""
     assert said(gpu.set_policy(**ALL)) == ["POLICY", 2]

@@ -155,3 +155,10 @@ def test_time_is_asked_in_one_lua_file() -> None:
     for path in (ROOT / "lua").rglob("*.lua"):
         if path.name != "time.lua":
             assert "'TIME'" not in path.read_text(), path
+
+
+def test_test_modules_are_imported_by_no_other() -> None:
+    """Helpers stand in modules of their own: a test file is read for its promises alone."""
+    for path in (*sources("tests"), *sources("scripts")):
+        found = {name for name in imported(path) if ".test_" in f".{name}"}
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"

@@ -14,7 +14,7 @@ from agent_sdk.state import placement, pool_state
 from agent_sdk.state.explain import STANDING, Explanation, explain, explain_request
 from agent_sdk.state.placement import REASONS
 from tests.found import process
-from tests.lua.test_waiters import wait
+from tests.lua.waiters import wait
 from tests.pools import Pool, device, granted, token
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from agent_sdk.state import snapshot
 from broker.cli import main
 from broker.metrics import Metrics, PoolReading
 from broker.serializers import device_json
-from tests.lua.test_kept import DAY_MS, live
-from tests.lua.test_waiters import wait
+from tests.lua.reserved import DAY_MS, live
+from tests.lua.waiters import wait
 from tests.pools import Pool, device, granted, token
 
 if TYPE_CHECKING:
