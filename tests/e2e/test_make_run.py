@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.e2e.test_packaging import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).parents[2]
 
 
 def pins(lock: str) -> dict[str, str]:

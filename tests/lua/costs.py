@@ -14,7 +14,7 @@ DAY_MS = 86_400_000
 
 
 OURS = ("evalsha", "fcall", "info", "config|resetstat")
-"""What the test itself sends."""
+"""Commands that the test itself sends."""
 
 
 def commands(client: redis.Redis, call: Callable[[], list[Any]]) -> tuple[list[Any], int]:

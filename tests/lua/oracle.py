@@ -1,4 +1,4 @@
-"""What acquire should decide, written a second time: plainly, with every device looked at.
+"""Decisions of acquire, written a second time: plainly, with every device looked at.
 
 The scripts find a device through sorted sets; here the devices' hashes alone are asked. Both must
 say the same of every request.
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Request:
-    """What an acquire asks for, as far as placement cares."""
+    """An acquire's request, as far as placement cares."""
 
     memory_mb: int
     devices: int = 1
@@ -57,7 +57,7 @@ class Device:
 
 
 def never_fits(request: Request, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:
-    """Why no registered device could ever be what is asked, under this cap of an agent."""
+    """Return why no registered device could ever be the one asked for, under an agent's cap."""
     if request.model != "*" and request.model not in {d.model for d in devices}:
         return "model_unknown"
     if request.host != "*" and request.host not in {d.host for d in devices}:

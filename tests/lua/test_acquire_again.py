@@ -134,7 +134,7 @@ def test_acquire_on_a_full_pool_behind_a_backlog_is_told_to_ask_again(pool: Pool
 
 
 def test_acquire_behind_a_backlog_that_freed_enough_is_granted(pool: Pool) -> None:
-    """What the call itself took back may be had at once."""
+    """Room that the call itself took back may be had at once."""
     pool.report((device("gpu-a", 1000),), deadline_ms=60000)
     for n in range(100):
         pool.acquire(token(n), memory_mb=10, ttl_ms=3000)

@@ -8,7 +8,7 @@ from tests.pools import Pool, device, granted, said, token
 
 
 def refused(reason: str) -> list[str]:
-    """What a refusal for this reason says."""
+    """Return the refusal for this reason."""
     return ["REFUSED", reason, ""]
 
 
@@ -35,7 +35,7 @@ def refused(reason: str) -> list[str]:
 def test_acquire_that_nothing_could_ever_hold_is_refused_for_good(
     pool: Pool, ask: dict[str, object], reason: str
 ) -> None:
-    """What no registered device could ever hold is told at once, with the most helpful reason."""
+    """A request that no registered device could hold is refused with the most helpful reason."""
     pool.report((device("gpu-a", 1000),), host="h1")
     pool.report((device("gpu-b", 1000, model="m2", system_mb=200),), host="h2")
     assert said(pool.acquire(token("a"), **ask)) == refused(reason)
@@ -53,7 +53,7 @@ def test_acquire_when_all_is_taken_has_no_capacity(pool: Pool) -> None:
 
 
 def test_acquire_reasons_speak_in_a_fixed_order(pool: Pool) -> None:
-    """Of several reasons the strongest is told: pool, limit, never, cap, room, in this order."""
+    """The strongest of several reasons is told: pool, limit, never, cap, room, in this order."""
     reply = pool.report((device("gpu-a", 1000),))
     pool.acquire(token("all"), memory_mb=1000, agent="other")
     pool.acquire(agent="me", on_unavailable="cpu")
@@ -121,7 +121,7 @@ def test_acquire_with_cpu_as_way_out_gets_a_cpu_lease(
 
 
 def test_acquire_cpu_lease_repeated_is_the_same_though_room_came(pool: Pool) -> None:
-    """What the token was given stays: it does not move to a GPU that came free."""
+    """The lease stays as it was given: it does not move to a GPU that came free."""
     pool.report((device("gpu-a", 1000),))
     pool.acquire(token("gpu"))
     first = granted(pool.acquire(token("cpu"), on_unavailable="cpu"))

@@ -1,4 +1,4 @@
-"""What is not well-formed is refused by its name, and nothing at all has changed."""
+"""Malformed arguments are refused by name, and nothing at all has changed."""
 
 from __future__ import annotations
 

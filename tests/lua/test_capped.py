@@ -43,7 +43,7 @@ def test_head_that_reaches_its_cap_while_it_waits_is_capped(pool: Pool) -> None:
 
 
 def test_capped_waiter_comes_back_with_its_rank(pool: Pool) -> None:
-    """When the agent's sum falls it stands before those who came after it."""
+    """Its rank stands before those of later waiters when the agent's sum falls."""
     at_cap(pool)
     wait(pool, "more", **ANN)
     pool.skew(10)
@@ -65,7 +65,7 @@ def test_several_capped_waiters_come_back_as_far_as_the_cap_allows(pool: Pool) -
 
 
 def test_expiry_brings_a_capped_waiter_back(pool: Pool) -> None:
-    """What the agent loses counts as what it gives back."""
+    """A lease that expires counts as one that is given back."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)
     granted(pool.acquire(token("anns"), "ann", memory_mb=900, ttl_ms=5000))
@@ -88,7 +88,7 @@ def test_cap_that_is_raised_is_found_at_the_next_poll(pool: Pool) -> None:
 
 
 def test_limit_of_leases_parks_too(pool: Pool) -> None:
-    """As many leases as it may have, offers included: the next waits for one to end."""
+    """With as many leases as it may have, offers included, the next waits for one to end."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)

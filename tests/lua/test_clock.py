@@ -71,7 +71,7 @@ def test_clock_that_steps_back_and_forward_again_ends_no_lease_early(gpu: Pool) 
 
 @pytest.mark.parametrize("step_ms", [5001, 9000, 10_000])
 def test_clock_step_under_ten_seconds_counts_in_full(gpu: Pool, step_ms: int) -> None:
-    """What passes as ordinary time is ordinary time: no window, what is over is over."""
+    """It is ordinary time: no window, and leases that are over are over."""
     overdue_by_a_leap(gpu, step_ms)
     assert said(gpu.renew(token("late"))) == ["LOST", "expired"]
     assert gpu.free() == {"gpu-a": 1000}
@@ -104,7 +104,7 @@ def test_clock_leap_gives_overdue_leases_back_after_thirty_seconds(gpu: Pool) ->
 
 
 def test_clock_leap_takes_back_what_was_over_before_it(gpu: Pool) -> None:
-    """What was due before the leap had its time, and is taken back in the window too."""
+    """A lease that was due before the leap had its time, and is taken back in the window too."""
     for n in range(20):
         granted(gpu.acquire(token(n), memory_mb=10, ttl_ms=1000))
     granted(gpu.acquire(token("late"), memory_mb=100, ttl_ms=8000))
@@ -198,7 +198,7 @@ def test_clock_leap_takes_a_host_away_that_stays_silent(gpu: Pool) -> None:
 
 
 def test_clock_of_an_idle_pool_still_ends_leases(gpu: Pool) -> None:
-    """Where one calls every 15 s, each call is a leap; a lease ends all the same."""
+    """A pool that is called every 15 s leaps at each call; a lease ends all the same."""
     overdue_by_a_leap(gpu, 15_000)
     for _ in range(4):
         gpu.reap()

@@ -186,7 +186,7 @@ def test_reap_of_several_devices_cools_each(pool: Pool) -> None:
 
 
 def test_release_of_a_lease_on_a_real_device_never_cools(pool: Pool) -> None:
-    """Who gives back says that it is done: no grace."""
+    """A holder that gives back is done with the device: no grace."""
     pool.report(real())
     pool.acquire(token("a"))
     pool.release(token("a"))
@@ -194,7 +194,7 @@ def test_release_of_a_lease_on_a_real_device_never_cools(pool: Pool) -> None:
 
 
 def test_reap_of_a_device_that_shrank_while_cooling_over_commits_nothing(gpu: Pool) -> None:
-    """What is withheld is subtracted from what the device has now."""
+    """Withheld memory is subtracted from the memory that the device has now."""
     gpu.reap()
     gpu.report(real(total_mb=500))
     assert gpu.free() == {}

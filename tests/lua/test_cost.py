@@ -142,7 +142,7 @@ MOST = {
     "report nothing": 10, "report one": 14, "never fits": 12, "renew unknown": 8,
     "release unknown": 8,
 }  # fmt: skip
-"""What the design allows the calls that agents make all the time."""
+"""Most commands that the design allows the calls that agents make all the time."""
 
 
 def counted(pool: Pool) -> dict[str, int]:

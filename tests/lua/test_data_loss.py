@@ -72,7 +72,7 @@ def test_the_same_server_is_looked_at_and_nothing_happens(gpu: Pool) -> None:
 
 
 def test_a_pool_left_by_a_clean_stop_is_not_closed(gpu: Pool) -> None:
-    """Who stops a server in good order takes its name away: nothing was lost."""
+    """A stop in good order takes the server's name away: nothing was lost."""
     gpu.redis.hdel(gpu.keys.pool, "run_id")
     gpu.skew(2000)
     assert gpu.acquire(A)[0] == "GRANTED"

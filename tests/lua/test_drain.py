@@ -90,7 +90,7 @@ def test_drain_of_what_is_unknown_is_refused(pool: Pool) -> None:
 
 
 def test_drain_writes_one_event(pool: Pool) -> None:
-    """Who did it, to what, and why."""
+    """It has the operator, the subject and the reason."""
     two_hosts(pool)
     for name, what, drained in (("h1", "host", 1), ("h1", "host", 0), ("gpu-c", "device", 1)):
         seen = len(pool.events())
@@ -101,7 +101,7 @@ def test_drain_writes_one_event(pool: Pool) -> None:
 
 
 def test_drain_malformed_argument_is_refused_by_name(pool: Pool) -> None:
-    """As of every verb: nothing has changed."""
+    """It is refused as by every verb: nothing has changed."""
     two_hosts(pool)
     before = pool.stored()
     for name, args in {

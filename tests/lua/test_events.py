@@ -167,7 +167,7 @@ def test_stats_say_how_many_leases_live(pool: Pool) -> None:
 
 
 def test_snapshot_of_a_lease_tells_what_was_asked_and_how_it_stands(pool: Pool) -> None:
-    """What a dashboard shows of a lease is what the ledger holds; no expiry is None."""
+    """A dashboard shows the lease as the ledger holds it; no expiry is None."""
     pool.report(REAL)
     got = granted(pool.acquire(token("a"), "me", priority=7, ttl_ms=0, owner="them", memory_mb=10))
     [lease] = pool.look(snapshot.leases(pool.keys))

@@ -178,7 +178,7 @@ def test_waiters_for_a_full_host_do_not_delay_one_for_a_free_host(
 def test_giving_up_in_any_order_serves_the_rest(
     server: Server, data: st.DataObject, count: int
 ) -> None:
-    """Who leaves, waiting or offered, hands on; the others are served in their order."""
+    """A waiter that leaves, waiting or offered, hands on; the others are served in their order."""
     queue = Queue.on(server, 1000)
     for n in range(count):
         queue.wait(f"w{n}", memory_mb=900)

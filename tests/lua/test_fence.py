@@ -69,7 +69,7 @@ def test_acquire_fence_stored_in_the_future_is_followed_exactly(pool: Pool, ahea
 
 
 def test_acquire_fence_of_a_pool_made_anew_is_larger_than_before(pool: Pool) -> None:
-    """When the pool's data are lost, the next fence is still larger: it comes from the clock."""
+    """The next fence is larger although the pool's data are lost: it comes from the clock."""
     pool.report((device("gpu-a", 1000),))
     found = fences(pool, 3)
     for key in pool.stored():

@@ -34,7 +34,7 @@ def library(pool: Pool) -> None:
 
 
 def acquire_args(name: str, **more: Any) -> tuple[Any, ...]:
-    """What the SDK sends after the protocol."""
+    """Return the arguments that the SDK sends after the protocol."""
     from agent_sdk.request import Caller  # noqa: PLC0415 - one test's own
 
     ask = {"memory_mb": 400, "token": token(name), "host": "h1", "ttl_s": 30} | more
@@ -141,7 +141,7 @@ def test_nothing_is_carried_from_one_call_to_the_next(pool: Pool) -> None:
 
 
 def test_every_verb_has_its_function_with_its_flags(pool: Pool) -> None:
-    """What must go on when the store is full carries allow-oom, as its script does."""
+    """A function that must go on when the store is full carries allow-oom, as its script does."""
     names, version = functions.loaded(pool.redis)
     assert names == sorted([f"gpu_{verb}" for verb in CALLED] + ["gpu_version"])
     assert version == functions.library().version

@@ -56,7 +56,7 @@ def test_expiry_is_handed_on_by_whoever_notices(pool: Pool) -> None:
 
 
 def test_expiry_on_a_real_device_is_handed_on_after_its_grace(pool: Pool) -> None:
-    """What cools is withheld from the queue too; the end of the grace hands it on."""
+    """Cooling memory is withheld from the queue too; the end of the grace hands it on."""
     pool.report((device("gpu-a", simulated=0),))
     granted(pool.acquire(HOLDER, ttl_ms=1000))
     wait(pool, "ann")
@@ -175,7 +175,7 @@ def test_offer_that_is_revoked_goes_to_the_next(pool: Pool) -> None:
 
 
 def test_offer_is_decided_anew_after_a_change_of_policy(pool: Pool) -> None:
-    """What was offered under another policy is not what is claimed under this one."""
+    """A claim is judged by the policy of now, and not by that of the offer."""
     pool.report((device("gpu-a", 1000), device("gpu-b", 3000, index=1)))
     granted(pool.acquire(token("a"), memory_mb=1000, placement="pack"))
     granted(pool.acquire(token("b"), memory_mb=2500))
@@ -211,7 +211,7 @@ def test_withdrawn_offer_keeps_its_place(pool: Pool) -> None:
 
 
 def test_newcomer_does_not_pass_who_waits_for_the_same(pool: Pool) -> None:
-    """What the call's own reap frees goes to the queue before it goes to the call."""
+    """Room that the call's own reap makes goes to the queue before it goes to the call."""
     full(pool)
     wait(pool, "ann")
     for _ in range(3):
@@ -261,7 +261,7 @@ def test_device_goes_to_the_oldest_head_that_it_fits(pool: Pool) -> None:
 
 
 def test_one_device_serves_several_and_says_more(pool: Pool) -> None:
-    """What one script may not finish is `more`, and any next call goes on."""
+    """Work that one script may not finish is `more`, and any next call goes on."""
     pool.report((device("gpu-a"),))
     granted(pool.acquire(HOLDER, memory_mb=1000))
     for n in range(10):
@@ -311,7 +311,7 @@ def test_hints_are_bounded_and_end(pool: Pool) -> None:
 
 
 def test_waiter_without_a_client_is_left_no_hint(pool: Pool) -> None:
-    """Who has no inbox polls."""
+    """A waiter without an inbox polls."""
     full(pool)
     wait(pool, "ann", client="")
     pool.release(HOLDER)

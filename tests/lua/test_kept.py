@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_device_is_kept_after_half_a_minute_and_not_before(pool: Pool) -> None:
-    """Until then the small ones may pass; from then on nobody behind gets that device."""
+    """The small ones may pass before; from then on no request behind gets that device."""
     shared(pool)
     wait(pool, "large", **LARGE)
     live(pool, 27, "large", **LARGE)
@@ -81,7 +81,7 @@ ENDS: dict[str, Callable[[Pool], object]] = {
 
 @pytest.mark.parametrize("how", ENDS)
 def test_keep_ends_with_the_wait(pool: Pool, how: str) -> None:
-    """What was kept is free for all again, and goes to who waits for it."""
+    """A device that was reserved is free for all again, and goes to the next waiter."""
     shared(pool)
     wait(pool, "large", **LARGE)
     live(pool, 33, "large", **LARGE)

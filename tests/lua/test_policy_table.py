@@ -25,11 +25,11 @@ OTHERS = {
         ("79", "79=hold,", "79=reset", "12345=hold", ",".join(["79=hold"] * 33)),
     ),
 }
-"""Of each kind, words that a field takes and words that it refuses."""
+"""Words that a field of each kind takes and words that it refuses."""
 
 
 def test_new_pool_has_the_declared_defaults(gpu: Pool) -> None:
-    """What the first report writes is what readers take for a field that is not there."""
+    """The first report writes the values that readers take for a field that is not there."""
     row = gpu.hash("pool")
     assert FIELDS.keys() <= row.keys()
     assert from_store(row) == from_store({})

@@ -25,7 +25,7 @@ def close(pool: Pool, ms: int = 5000) -> None:
 
 
 def test_queue_of_a_closed_pool_is_offered_nothing(pool: Pool) -> None:
-    """What comes back while the pool is closed stays on the worklist until it opens."""
+    """Devices that come back while the pool is closed stay on the worklist until it opens."""
     full(pool)
     wait(pool, "ann")
     close(pool)
@@ -72,7 +72,7 @@ def test_worklist_longer_than_a_script_reads_goes_with_the_last_waiter(pool: Poo
 
 
 def test_queues_of_a_pool_that_opens_are_served_by_rank(pool: Pool) -> None:
-    """Of two queues on the worklist the one whose head is older is placed first."""
+    """The older of two heads on the worklist is placed first."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     close(pool)
     wait(pool, "old", memory_mb=900)
@@ -101,7 +101,7 @@ def test_wait_that_ends_in_a_closed_pool_says_so(pool: Pool) -> None:
 
 
 def test_release_in_safe_mode_does_not_call_for_more(pool: Pool) -> None:
-    """What waits for SAFE_MODE to end is no work for a reap, which would never end."""
+    """A waiter for the end of SAFE_MODE is no work for a reap, which would never end."""
     full(pool)
     wait(pool, "ann")
     pool.set_policy(safe_mode=1)
@@ -203,7 +203,7 @@ def test_offers_of_whole_hosts_are_bounded_by_devices(pool: Pool) -> None:
 
 
 def test_worklist_that_one_script_finishes_is_left_empty(pool: Pool) -> None:
-    """What the first half of a script put on `worklist` its second half takes off again."""
+    """A queue that the first half of a script put on `worklist` is taken off by its second half."""
     found = tuple(device(f"gpu-{n}", index=n) for n in range(6))
     pool.report(found, deadline_ms=DAY_MS)
     for n in range(6):
@@ -245,7 +245,7 @@ def test_token_is_known_for_as_long_as_its_tombstone(pool: Pool) -> None:
 
 @pytest.mark.parametrize("place", range(3))
 def test_place_of_a_waiter_is_how_many_are_ahead(pool: Pool, place: int) -> None:
-    """Who is not first is told so, and need not come at the same moment as the first."""
+    """A waiter behind the head is told so, and need not come at the same moment as the head."""
     full(pool)
     for n in range(3):
         wait(pool, f"w{n}")

@@ -24,7 +24,7 @@ def test_head_whose_agent_took_its_cap_elsewhere_is_capped_at_its_poll(pool: Poo
 
 
 def test_head_for_several_devices_is_capped_when_one_comes(pool: Pool) -> None:
-    """What several need together counts against the cap, before there are enough of them."""
+    """The devices that it needs together count against the cap, before there are enough of them."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
     pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
     for uuid in ("a", "b"):
@@ -87,7 +87,7 @@ def test_capped_stays_while_the_sum_leaves_too_little(pool: Pool) -> None:
 
 
 def test_limit_of_leases_that_is_raised_is_found_at_the_next_poll(pool: Pool) -> None:
-    """As with the cap: nothing tells of it but the poll."""
+    """Nothing tells of it but the poll, as with the cap."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     granted(pool.acquire(token("bobs"), "bob", memory_mb=1000, ttl_ms=0))
     pool.policy(max_leases_per_agent=1)
@@ -117,7 +117,7 @@ def test_agent_at_its_limit_with_cpu_leases_holds_up_nobody(pool: Pool) -> None:
 
 
 def test_keeper_that_is_capped_keeps_nothing(pool: Pool) -> None:
-    """Who is at its cap cannot have the device: it is free for all again."""
+    """A head at its cap cannot have the device: it is free for all again."""
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     pool.report((device("gpu-z"),), host="h2", deadline_ms=DAY_MS)
     pool.policy(max_memory_per_agent_mb=1000)

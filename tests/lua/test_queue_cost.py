@@ -40,7 +40,7 @@ CALLS: dict[str, Call] = {
     "leave": (lambda p: p.release(token("last")), "RELEASED"),
     "reap": (lambda p: p.reap(), "REAPED"),
 }
-"""What is done one after another beside a queue of so many for h1, whose one device is full."""
+"""Calls one after another beside a queue of so many for h1, whose one device is full."""
 
 
 @pytest.fixture(scope="module")

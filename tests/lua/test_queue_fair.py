@@ -40,7 +40,7 @@ def size_class(ask: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def shares_of(free_mb: int, queue: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Whom one idle device serves: the oldest head that fits, and look again.
+    """Share one idle device: to the oldest head that fits, and look again.
 
     Args:
         free_mb: what the device has.
@@ -197,7 +197,7 @@ class Patient(World):
                 self.ask(name)
 
     def who(self, *states: str) -> list[str]:
-        """Of the last tokens those that stand so."""
+        """Return the last tokens in that state."""
         hget, record = self.pool.redis.hget, self.pool.keys.record
         return [name for name in list(self.asks)[-40:] if hget(record(name), "state") in states]
 
@@ -218,7 +218,7 @@ class Patient(World):
         self.pool.set_policy(**self.rng.choice(rows))
 
     def release_and_change(self) -> None:
-        """What is handed on is overtaken by a policy before anybody could claim it."""
+        """Room is handed on, and a policy overtakes the offer before its claim."""
         self.release()
         self.policy()
 

@@ -1,4 +1,4 @@
-"""Which device is kept for a head that has waited long, and who may still have it."""
+"""Devices that are reserved for a head that has waited long, and the heads that may have them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_keep_begins_at_the_half_minute(pool: Pool) -> None:
 
 
 def test_keep_is_for_a_first_alone(pool: Pool) -> None:
-    """Who stands behind another keeps nothing, however long it waits."""
+    """A waiter behind another reserves nothing, however long it waits."""
     shared(pool, "gpu-a", "gpu-b")
     for name in ("one", "two"):
         wait(pool, name, **LARGE)

@@ -34,7 +34,7 @@ def test_room_is_offered_to_a_queue_of_any_kind(
 
 @pytest.mark.parametrize("ask", [{"host": "h2"}, {"model": "m2"}, {"host": "h2", "model": "m2"}])
 def test_room_is_not_offered_to_a_queue_of_another_device(pool: Pool, ask: dict[str, str]) -> None:
-    """What was asked for is what is offered."""
+    """The offered device is one of those asked for."""
     pool.report((device("gpu-z", model="m2"),), host="h2", deadline_ms=DAY_MS)
     granted(pool.acquire(token("z"), memory_mb=1000, ttl_ms=0))
     full(pool)
@@ -69,7 +69,7 @@ def test_whole_device_above_what_the_cap_leaves_is_not_offered(pool: Pool) -> No
 
 
 def test_offer_under_a_later_policy_is_claimed_as_it_is(pool: Pool) -> None:
-    """What was offered under the policy of now is not withdrawn, whatever its number."""
+    """An offer under the policy of now is not withdrawn, whatever its number."""
     full(pool)
     wait(pool, "ann")
     pool.set_policy(expiry_grace_s=1)
@@ -171,7 +171,7 @@ def test_offer_counts_in_its_agents_sum(pool: Pool) -> None:
 
 
 def test_offer_times_out_with_its_agents_sum(pool: Pool) -> None:
-    """What is not claimed is given back in full, and its hint is late, not harmful."""
+    """An unclaimed offer is given back in full, and its hint is late, not harmful."""
     full(pool)
     wait(pool, "ann")
     pool.release(HOLDER)

@@ -32,7 +32,7 @@ LEAST = {
     "enqueued": 80, "offered": 5, "timed_out": 1, "cancelled": 5, "capped": 1, "cpu_granted": 20,
     "expired": 30,
 }  # fmt: skip
-"""How often each must have happened, or the walk has shown nothing of it."""
+"""Least number of each event, without which the walk has shown nothing of it."""
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def server(own: Server) -> Server:
 
 @dataclass
 class Lease:
-    """What the world was told of one token."""
+    """The replies to the world about one token."""
 
     token: str
     ask: dict[str, Any]
@@ -300,7 +300,7 @@ class World:
         self.rng.choices(kinds, weights)[0]()
 
     def check(self) -> None:
-        """What one look at the whole key space shows."""
+        """Check all that one look at the whole key space shows."""
         audit(self.pool.redis, self.pool.keys)
         status = self.pool.look(snapshot.pool(self.pool.keys))
         leases = self.pool.look(snapshot.leases(self.pool.keys))

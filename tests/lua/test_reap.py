@@ -76,7 +76,7 @@ def test_reap_takes_a_cpu_lease_back(gpu: Pool) -> None:
 
 
 def test_reap_beside_an_exclusive_lease_leaves_that_one_alone(pool: Pool) -> None:
-    """What ends on one device of several lists no device that another lease holds."""
+    """An end on one device of several lists no device that another lease holds."""
     pool.report((device("gpu-a"), device("gpu-b"), device("gpu-c")))
     pool.acquire(token("two"), devices=2, ttl_ms=3000)
     [third] = uuids(pool.acquire(token("one"), exclusive=1))

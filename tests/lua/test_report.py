@@ -56,7 +56,7 @@ def test_report_says_safe_mode_only_where_it_creates_the_pool(pool: Pool) -> Non
 
 
 def test_report_changes_no_policy_that_was_set(pool: Pool) -> None:
-    """What an operator set stays, report after report."""
+    """A field that an operator set stays, report after report."""
     pool.report()
     pool.policy(expiry_grace_s=9, default_memory_mb=7, policy_version=3)
     pool.live_on(10000)
@@ -67,7 +67,7 @@ def test_report_changes_no_policy_that_was_set(pool: Pool) -> None:
 
 
 def test_report_that_remembers_an_epoch_closes_an_empty_store(pool: Pool) -> None:
-    """Who has seen the pool before knows that its data are lost: 60 s for holders first."""
+    """A reporter of the pool before knows that its data are lost: 60 s for holders first."""
     epoch = pool.report((device("gpu-a", 1000),))[3]
     for key in pool.stored():
         pool.redis.delete(key)
@@ -151,7 +151,7 @@ def test_report_in_safe_mode_goes_on(pool: Pool) -> None:
 
 
 def test_report_is_read_back_word_for_word(pool: Pool) -> None:
-    """What a host says of a device is what `snapshot.devices` shows, unknown as None."""
+    """`snapshot.devices` shows a host's words about a device, unknown as None."""
     pool.report((
         device("gpu-a", 1000, index=3, reason="", utilization_gpu_pct="12.5", temperature_c="61",
                power_draw_w="", used_mb=40, system_mb=30),

@@ -128,7 +128,7 @@ def test_report_that_says_only_part_keeps_the_rest(pool: Pool) -> None:
 
 
 def test_report_of_a_bare_id_registers_a_device_that_takes_nothing(pool: Pool) -> None:
-    """Of a device without total and state nothing is known, and nothing is granted."""
+    """A device without total and state is unknown, and nothing is granted on it."""
     pool.report((("gpu-a", {}),))
     assert pool.hash("device:gpu-a")["state"] == "unknown"
     assert said(pool.acquire(memory_mb=1)) == ["REFUSED", "never_fits", ""]

@@ -63,7 +63,7 @@ def test_report_of_what_is_unleased_may_be_of_leases_whose_processes_are_not_kno
 
 
 def test_report_of_a_stale_sample_can_only_raise_what_is_unleased(gpu: Pool) -> None:
-    """Of two samples that come in the wrong order the older proves nothing for the present."""
+    """The older of two samples that come in the wrong order proves nothing for the present."""
     look(gpu, 300)
     newest = int(gpu.hash("device:gpu-a")["sampled_ms"])
     gpu.report(real(100), sampled_ms=newest - 5)
@@ -117,7 +117,7 @@ def test_report_of_what_lingers_after_its_grace_was_ended_counts_it_as_unleased(
 
 @pytest.mark.parametrize("used_mb", [1, 900])
 def test_report_that_something_lingers_ends_no_grace(gpu: Pool, used_mb: int) -> None:
-    """As long as a process of the dead lease is there, all that it held is withheld."""
+    """All that a dead lease held is withheld as long as one of its processes is there."""
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
@@ -126,7 +126,7 @@ def test_report_that_something_lingers_ends_no_grace(gpu: Pool, used_mb: int) ->
 
 
 def test_reap_after_the_grace_keeps_back_what_lingers(gpu: Pool) -> None:
-    """What the dead holder's processes were seen to hold is not granted at the grace's end."""
+    """Memory of a dead holder's processes is not granted at the grace's end."""
     granted(gpu.acquire(A, memory_mb=900, ttl_ms=1000))
     gpu.skew(1001)
     gpu.reap()
@@ -143,7 +143,7 @@ def test_reap_after_the_grace_keeps_back_what_lingers(gpu: Pool) -> None:
 
 
 def test_reap_of_two_that_linger_keeps_back_no_more_than_lingers(gpu: Pool) -> None:
-    """What is seen of both together is kept back once."""
+    """Memory that is seen of both together is kept back once."""
     granted(gpu.acquire(A, memory_mb=300, ttl_ms=1000))
     granted(gpu.acquire(B, memory_mb=400, ttl_ms=1000))
     gpu.skew(1001)
@@ -329,7 +329,7 @@ def test_report_tells_once_what_is_found_and_once_that_it_is_over(gpu: Pool) -> 
 
 
 def test_report_without_findings_leaves_those_that_stand(gpu: Pool) -> None:
-    """Who cannot tell says nothing, and what was found stands as it was."""
+    """A report without findings says nothing, and the findings stand as they were."""
     look(gpu, squatter="17")
     look(gpu)
     assert gpu.hash("device:gpu-a")["squatter"] == "17"
@@ -373,7 +373,7 @@ def test_undrain_ends_a_quarantine(gpu: Pool, what: str) -> None:
 
 
 def test_undrain_of_a_lost_device_in_quarantine_does_not_make_it_ok(gpu: Pool) -> None:
-    """What its host sees in it stands until the host sees something else."""
+    """The host's state of it stands until the host sees another."""
     look(gpu, state="lost", reason="gone", quarantine="XID 79")
     gpu.drain("gpu-a", drained=0)
     assert gpu.free() == {}
@@ -392,7 +392,7 @@ def test_report_of_error_codes_keeps_the_last_and_tells_each(gpu: Pool) -> None:
 
 
 def test_report_of_an_ended_process_is_an_event(gpu: Pool) -> None:
-    """Who was sent which signal, for which lease and why."""
+    """It has the process, the signal, the lease and the reason."""
     look(gpu, ended=f"123 TERM {A} out of memory: 300 MiB too many")
     look(gpu, ended="124 NONE - squatter: it has no lease")
     first, second = events_of(gpu, "process_ended")

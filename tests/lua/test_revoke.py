@@ -19,7 +19,7 @@ def gpu(pool: Pool) -> Pool:
 
 
 def test_revoke_ends_the_lease_at_its_holders_next_renewal(gpu: Pool) -> None:
-    """Until it asks, the holder keeps what it trusts; when it asks, the device is free at once."""
+    """The holder keeps the trusted lease until it asks; then the device is free at once."""
     reply = gpu.revoke(T)
     assert said(reply) == ["REVOKED", reply[1] + 60_000]
     assert gpu.free() == {"gpu-a": 100}
@@ -119,7 +119,7 @@ def test_revoke_in_the_window_after_a_leap_ends_the_lease_at_its_renewal(pool: P
 
 
 def test_revoke_malformed_argument_is_refused_by_name(gpu: Pool) -> None:
-    """As of every verb: nothing has changed."""
+    """It is refused as by every verb: nothing has changed."""
     before = gpu.stored()
     for name, args in {
         "token": ("short", 0, "op", ""), "force": (T, 2, "op", ""), "by": (T, 0, "", ""),

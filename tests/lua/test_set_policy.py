@@ -16,7 +16,7 @@ ALL = {
 
 
 def test_set_policy_of_every_field_is_one_version_and_one_event(gpu: Pool) -> None:
-    """What was set is in the pool's hash, in full."""
+    """The pool's hash has each field that was set, in full."""
     assert said(gpu.set_policy(**ALL)) == ["POLICY", 2]
     row = gpu.hash("pool")
     assert {name: int(row[name]) for name in ALL} == ALL
@@ -85,7 +85,7 @@ def test_set_policy_with_a_field_that_lacks_its_value_sets_none(gpu: Pool) -> No
 
 
 def test_what_a_change_still_hands_on_is_under_one_policy(pool: Pool) -> None:
-    """What the script that changes it still offers is claimed as the new one allows."""
+    """An offer by the script that changes the policy is claimed as the new one allows."""
     day_ms, many = 86_400_000, tuple(device(f"g{n}") for n in range(6))
     pool.report(many, deadline_ms=day_ms)
     pool.drain("h1", "host")

@@ -43,7 +43,7 @@ def test_report_lets_unleased_fall_only_when_used_proves_it(pool: Pool) -> None:
 
 
 def test_report_lets_unleased_rise_with_what_no_lease_explains(pool: Pool) -> None:
-    """What is used beyond the reservations is others', be it an agent that takes too much."""
+    """Use beyond the leases is others', be it an agent that takes too much."""
     used(pool, 0)
     granted(pool.acquire(memory_mb=1000))
     assert used(pool, 1000) == 0
@@ -91,7 +91,7 @@ def test_report_older_than_one_before_it_frees_nothing(pool: Pool, late: int) ->
 
 
 def test_report_while_memory_is_withheld_counts_it_as_explained(pool: Pool) -> None:
-    """What a dead holder may still use is withheld already, not unleased on top."""
+    """Memory that a dead holder may still use is withheld already, not unleased on top."""
     real = {"simulated": 0, "used_mb": 900}
     pool.report((device("gpu-a", 1000, simulated=0),))
     pool.acquire(ttl_ms=1000)

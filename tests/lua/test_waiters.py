@@ -56,7 +56,7 @@ def test_acquire_that_became_impossible_is_refused_at_its_poll(pool: Pool) -> No
 
 
 def test_acquire_above_the_agents_cap_does_not_wait(pool: Pool) -> None:
-    """What the cap can never allow is refused: no end of a lease would help."""
+    """A request that the cap can never allow is refused: no end of a lease would help."""
     full(pool)
     pool.policy(max_memory_per_agent_mb=800)
     assert wait(pool, "ann") == ["REFUSED", "agent_cap", ""]
@@ -187,7 +187,7 @@ def test_revoke_of_a_waiter_ends_its_wait(pool: Pool) -> None:
 
 
 def test_renew_of_a_waiter_claims_nothing(pool: Pool) -> None:
-    """Who waits has no lease to renew; only acquire claims."""
+    """A waiter has no lease to renew; only acquire claims."""
     full(pool)
     wait(pool, "ann")
     assert said(pool.renew(token("ann"))) == ["UNKNOWN"]

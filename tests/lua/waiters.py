@@ -43,5 +43,5 @@ def inbox(pool: Pool, client: str = "client") -> list[str]:
 
 
 def state(pool: Pool, name: str) -> str:
-    """How a token's record stands."""
+    """Return the state of a token's record."""
     return pool.hash(f"record:{token(name)}").get("state", "")

@@ -13,7 +13,7 @@ from tests.model.planted import planted
 from tests.model.run import Failure, World
 
 BUG_S, BUG_STEPS = 120, 1500
-"""How long a seeded bug may stay hidden, and how long each of the walks is that look for it."""
+"""Seconds that a seeded bug may stay hidden, and steps of each walk that looks for it."""
 
 
 def walk(world: World, seed: str, steps: int) -> bool:

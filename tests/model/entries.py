@@ -1,4 +1,4 @@
-"""What a pool has: devices, and tokens that wait, hold or cool; in MiB and milliseconds."""
+"""Entries of a pool: devices, and tokens that wait, hold or cool; in MiB and milliseconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Reply = list[Any]
 
 
 class Broken(AssertionError):
-    """What the scripts did is not allowed."""
+    """An act of the scripts that is not allowed."""
 
 
 def demand(holds: object, what: str) -> None:
@@ -36,7 +36,7 @@ def demand(holds: object, what: str) -> None:
 
 
 class Ask(NamedTuple):
-    """What an acquire asks for: all that a repeat must say again."""
+    """An acquire's request: all that a repeat must say again."""
 
     agent: str = "ann"
     memory_mb: int = 900
@@ -138,7 +138,7 @@ class Entry:
 
 
 class Load(NamedTuple):
-    """What is promised on a device, and what of it is left."""
+    """Promises on a device, and the memory that is left of it."""
 
     free_mb: int
     leased_mb: int

@@ -28,7 +28,7 @@ ASKS = (
 )
 WAIT_MS = 60_000
 CALLS = {"acquire": 2, "renew": 1, "release": 1, "recover": 1}
-"""How often each call of a client may arrive at most."""
+"""Most arrivals of each call of a client."""
 
 EVENTS = {"time": 3, "replicate": 1, "failover": 1}
 DEVICES = {"g0": DEVICE | {"simulated": 0}, "g1": DEVICE | {"index": 1}}
@@ -36,7 +36,7 @@ DAY_MS = 86_400_000
 
 
 class Client(NamedTuple):
-    """What one client believes, and which of its calls may still arrive.
+    """A client's belief, and its calls that may still arrive.
 
     `over`: the pool has told it so, and must not take it back while it remembers. `done`: it has
     given up its lease, whatever the pool may forget.
@@ -106,7 +106,7 @@ def beginning() -> State:
 
 
 def moves(state: State) -> Iterator[tuple[str, int, Step]]:
-    """What may happen next: what, to whom, and as a step of a life."""
+    """Return the possible next steps: the kind, the subject, and as a step of a life."""
     for who, client in enumerate(state.clients):
         for call, left in zip(CALLS, client.left, strict=True):
             recovers = call == "recover"
@@ -180,7 +180,7 @@ def _move(new: State, state: State, chooser: Each, what: str, who: int, step: St
 def _heard(
     state: State, client: Client, name: str, reply: Reply, now: int, *, lost: bool
 ) -> tuple[int, Client]:
-    """What a client makes of a reply, and whether it may be told so: S3, S4, S6, S7."""
+    """Let a client take a reply, and check that it may be told so: S3, S4, S6, S7."""
     tag, highest = reply[0], state.highest
     known = {e.fence for e in state.model.entries.values()} | {client.fence}
     if tag in {"GRANTED", "RENEWED"}:
@@ -229,7 +229,7 @@ def _event(new: State, what: str, step: Step) -> State:
 
 
 def check(state: State) -> None:
-    """What must hold in every state."""
+    """Check the invariants of every state."""
     model = state.model
     for uuid, x in model.loads().items():
         d = model.devices[uuid]
@@ -295,7 +295,7 @@ def key(state: State) -> tuple[Any, ...]:
 
 @dataclass
 class Found:
-    """What an exploration saw."""
+    """The findings of an exploration."""
 
     states: int = 0
     moves: int = 0

@@ -36,28 +36,28 @@ if TYPE_CHECKING:
 
 
 class Chooser(Protocol):
-    """Who decides what the protocol leaves open."""
+    """The decider of all that the protocol leaves open."""
 
     backlog: bool
-    """Whether scheduling may have stopped at its bound, so that somebody else comes first."""
+    """Return whether scheduling may have stopped at its bound, so that another comes first."""
 
     again: bool
-    """Whether a request was told to come again after reaping."""
+    """Return whether a request was told to come again after reaping."""
 
     pages: int
     """The polls of a head that may pass before it has looked at every device."""
 
     def grant(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
-        """Which of these a request gets; None when there is nothing, or in a backlog."""
+        """Return the devices that a request gets; None when there is nothing, or in a backlog."""
 
     def offer(self, model: Queue) -> tuple[str, tuple[str, ...]] | None:
-        """Who is offered which devices next; None when nobody is."""
+        """Return the next token that is offered devices, and those; None when there is none."""
 
     def later(self, token: str) -> bool:
-        """Whether one that is told to wait is offered something by the same call."""
+        """Return whether one that is told to wait is offered something by the same call."""
 
     def caps(self, token: str) -> bool:
-        """Whether a waiter that may be capped is."""
+        """Return whether a waiter that may be capped is."""
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         """Choose which of these are reserved for a waiter."""
@@ -201,7 +201,7 @@ class Ledger(ABC):
     # The ledger.
 
     def loads(self) -> dict[str, Load]:
-        """What is left of each device: total - system - leased - withheld - unleased."""
+        """Return the rest of each device: total - system - leased - withheld - unleased."""
         reserved, leases = dict.fromkeys(self.devices, 0), dict.fromkeys(self.devices, 0)
         exclusive, reserved_for = dict.fromkeys(self.devices, ""), dict.fromkeys(self.devices, "")
         for e in self.entries.values():

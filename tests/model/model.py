@@ -29,7 +29,7 @@ from tests.model.entries import (
 
 
 class Claim(NamedTuple):
-    """What a holder knows of a lease that its pool has forgotten."""
+    """A holder's knowledge of a lease that its pool has forgotten."""
 
     epoch: int
     ask: Ask

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.pools import Pool
 
 START_US = 1_800_000_000_000_000
-"""When each run begins, by the frozen clock."""
+"""The beginning of each run, by the frozen clock."""
 
 RECORD = (
     "state", "agent", "devices", "fence", "expires_at_ms", "rank", "reserved", "revoked",
@@ -52,10 +52,10 @@ return {{ deadlines, records, devices, keys, call('HGETALL', P .. 'agents'),
   call('ZRANGE', P .. 'worklist', 0, -1), call('GET', P .. 'done:' .. ended), pool, events,
   call('ZRANGE', P .. 'drains', 0, -1) }}
 """
-"""What a pool holds, in one call: the named token and the devices are its arguments."""
+"""All that a pool holds, in one call: the named token and the devices are its arguments."""
 
 SLACK_MS = 5000
-"""How long a step may take on a busy machine: lease keys live by the real clock."""
+"""Longest time of a step on a busy machine: lease keys live by the real clock."""
 
 
 class Row(NamedTuple):

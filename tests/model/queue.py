@@ -69,7 +69,7 @@ class Queue(Reservations):
         return bool(self.fitting(e, FOREVER_MS))
 
     def never_fits(self, e: Entry) -> str:
-        """Why nothing that is registered could ever hold it; '' when something could."""
+        """Return why nothing that is registered could ever hold it; '' when something could."""
         ask, known = e.ask, self.devices.values()
         if unknown := self.unknown(ask):
             return unknown
@@ -104,7 +104,7 @@ class Queue(Reservations):
     # The queue.
 
     def queue(self, queue_id: str) -> list[Entry]:
-        """Who stands in a queue, the first first."""
+        """Return the tokens of a queue, its head first."""
         found = [
             e
             for e in self.entries.values()
@@ -180,7 +180,7 @@ class Queue(Reservations):
         e.capped = True
 
     def place(self, e: Entry) -> int:
-        """How many of its queue are ahead; -1: capped."""
+        """Return the number of waiters ahead in its queue; -1: capped."""
         return -1 if e.capped else [x.token for x in self.queue(e.queue_id)].index(e.token)
 
     def poll(self, e: Entry) -> tuple[tuple[str, ...] | None, str]:

@@ -38,7 +38,7 @@ PATIENCE_S = 60
 
 @dataclass
 class Failure(Exception):
-    """What went wrong, and the steps that lead there, the last one included."""
+    """A failure, and the steps that lead there, the last one included."""
 
     why: str
     steps: list[Step]
@@ -50,7 +50,7 @@ class Failure(Exception):
 
     @property
     def kind(self) -> str:
-        """What two failures have in common that are the same."""
+        """Return the part that two failures have in common when they are the same."""
         return self.why.partition(":")[0]
 
 

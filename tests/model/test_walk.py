@@ -60,7 +60,7 @@ def test_walk_by_small_pages_finds_no_violation(world: World) -> None:
 
 
 def test_walk_reaches_what_is_rare(world: World) -> None:
-    """What no walk comes to no walk checks: each kind of event and of answer is among its steps."""
+    """Each kind of event and of answer is among its steps: a walk checks nothing else."""
     seen = set[str]()
     for seed in range(WALKS):
         walk, lives = Walk(random.Random(f"{seed}/0")), world.begin()
@@ -90,7 +90,7 @@ def test_same_seed_makes_the_same_steps() -> None:
 
 
 def test_failure_is_shrunk_to_the_steps_that_matter(world: World) -> None:
-    """Of fifty steps the ones stay that make a call fail; the rest is left out."""
+    """The steps that make a call fail stay of fifty; the rest is left out."""
     walk = Walk(random.Random("9"))
     steps = [walk.next() for _ in range(50)] + [[9, "reap", {}]]
     failure = world.fails(steps)

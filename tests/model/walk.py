@@ -16,7 +16,7 @@ ORDINARY = {
     "reservation_idle_s": 20,
 }  # fmt: skip
 RECENT = 14
-"""How many of the latest tokens are still in play."""
+"""Number of the latest tokens that are still in play."""
 
 SHAPES = (
     (("h0", 2),), (("h0", 2), ("h1", 2), ("h2", 2)), (("h0", 4), ("h1", 1)),

@@ -33,7 +33,7 @@ def token(number: int) -> str:
 
 @dataclass
 class Holder:
-    """What the client of a token knows, from the replies that reached it."""
+    """A client's knowledge of its token, from the replies that reached it."""
 
     ask: Ask = field(default_factory=Ask)
     fence: int = 0
@@ -90,7 +90,7 @@ class Life:
         return self.send(verb, wire, named, **args)
 
     def _history(self, verb: str, named: str, reply: Reply, args: dict[str, Any]) -> None:
-        """What all replies of one token together say; it needs no model."""
+        """Check all replies of one token together; it needs no model."""
         known, tag = self.holders.setdefault(named, Holder()), reply[0]
         now = self.pair.model.now
         over_ms = self.pair.model.done.get(named, ("", 0))[1]
@@ -256,7 +256,7 @@ class Life:
         self.latest_us = max(self.latest_us, self.pair.model.raw_us)
 
     def do_replicate(self) -> None:
-        """What is on the server reaches its replica."""
+        """Copy the server's data to its replica."""
         self._copy("", ASIDE)
         self.replica = self.pair.model.copy()
 

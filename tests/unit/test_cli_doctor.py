@@ -46,7 +46,7 @@ def at(server: Server) -> dict[str, str]:
 
 
 def examined(code: int, **settings: str) -> dict[str, Any]:
-    """What doctor says as JSON; it ends with this code."""
+    """Return doctor's JSON; it ends with this code."""
     done = called("doctor", "-o", "json", **settings)
     assert done.returncode == code, done.stdout + done.stderr
     return dict(json.loads(done.stdout))
@@ -145,7 +145,7 @@ def test_broker_that_answers_is_named_with_its_pool(broker: Broker, server: Serv
 
 
 def test_broker_of_another_pool_is_wrong(broker: Broker, pool: TestBroker) -> None:
-    """Of another name, or of the same name in another store."""
+    """The broker's pool has another name, or the same name in another store."""
     url = f"http://localhost:{broker.port}"
     named = {"GPU_ORCHESTRATOR_URL": url, "GPU_ORCHESTRATOR_PORT": str(broker.port)}
     said = examined(1, REDIS_URL=pool.url, **named)
@@ -160,7 +160,7 @@ def test_broker_of_another_pool_is_wrong(broker: Broker, pool: TestBroker) -> No
 
 
 def test_url_at_which_no_broker_answers_is_wrong(pool: TestBroker) -> None:
-    """Where it is set; without it no HTTP client is known of, and it is said alone."""
+    """It is wrong where the URL is set; without it no HTTP client is known, which is said."""
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
     named = {"GPU_ORCHESTRATOR_URL": url, "GPU_ORCHESTRATOR_PORT": port}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOCAL_MODES = 3
 
 HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"
-"""What a terminal is sent for its cursor."""
+"""Escapes of a terminal for its cursor."""
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ class Watch:
         os.set_blocking(self.ours, False)
 
     def shows(self, what: bytes) -> bool:
-        """Whether that was drawn by now."""
+        """Return whether that was drawn by now."""
         with suppress(BlockingIOError):
             self.said += os.read(self.ours, 65536)
         return what in self.said
 
     def takes_single_keys(self) -> bool:
-        """Whether a key is sent without waiting for a line."""
+        """Return whether a key is sent without waiting for a line."""
         return not termios.tcgetattr(self.theirs)[LOCAL_MODES] & termios.ICANON
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""What a newcomer is told: why not a GPU, who drained one, how SAFE_MODE is left, which sizes."""
+"""A newcomer's questions: why not a GPU, who drained one, how SAFE_MODE is left, which sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pool() -> Iterator[TestBroker]:
 
 
 def said(pool: TestBroker, *words: str, code: int = 0) -> str:
-    """What a command prints on this pool."""
+    """Return the output of a command on this pool."""
     done = called(*words, REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_acts_of_a_shell_are_in_the_name_of_the_person(pool: TestBroker) -> None
 
 @pytest.mark.parametrize(("value", "mb"), [("16GiB", 16384), ("8GB", 8192), ("8g", 8192)])
 def test_policy_takes_sizes(pool: TestBroker, value: str, mb: int) -> None:
-    """Of every field of MiB; a bare number is MiB, as ever."""
+    """Each field of MiB takes them; a bare number is MiB, as ever."""
     said(pool, "policy", "set", f"max_memory_per_agent_mb={value}", "overuse_slack_mb=512")
     set_to = pool.client.pool()
     assert (set_to.max_memory_per_agent_mb, set_to.overuse_slack_mb) == (mb, 512)

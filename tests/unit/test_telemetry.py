@@ -13,7 +13,7 @@ from broker.devices.sample import DeviceSample
 
 IDENTITY = {"index", "name", "model", "total_mb", "system_mb", "used_mb", "nvml_error", "parent",
             "simulated"}  # fmt: skip
-"""What else a source tells of a device, by the names in the store."""
+"""Further facts of a source about a device, by the names in the store."""
 
 
 def lua_fields() -> dict[str, str]:
