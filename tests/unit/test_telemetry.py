@@ -33,5 +33,5 @@ def test_every_measurement_is_told_by_a_sample_and_taken_by_lua() -> None:
 
 
 def test_every_finding_is_taken_by_lua() -> None:
-    """As the names of leases, or the pids of processes."""
+    """Its subjects are names of leases, or pids of processes."""
     assert {name for name, form in lua_fields().items() if form == "names"} == KINDS.keys()
