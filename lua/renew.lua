@@ -75,7 +75,7 @@ if not v[1] or waits and recovery then
 end
 local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
 if state == 'cooling' then return reply('LOST', broker.outcome(token)) end
-if state ~= 'active' then return reply('UNKNOWN') end   -- who waits polls: only acquire claims
+if state ~= 'active' then return reply('UNKNOWN') end   -- a waiter polls: only acquire claims
 if fence ~= '' and fence ~= held then return reply('LOST', 'superseded') end
 
 if v[7] then   -- the holder asks, so it knows from now on: no reason to wait for its end

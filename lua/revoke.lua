@@ -30,7 +30,7 @@ end
 if v[1] == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
 
 broker.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
-if v[1] ~= 'active' then   -- it waits, or was offered something: nobody trusts that yet
+if v[1] ~= 'active' then   -- a waiter, or one with an offer: no holder trusts it yet
   broker.queue.end_wait(token, 'revoked')
   return reply('REVOKED', ctx.now)
 end

@@ -46,7 +46,7 @@ local function reply(tag, ...)
   return { tag, ctx.now, next_deadline_ms, ctx.epoch or '', ctx.more, ... }
 end
 
--- Bring the pool up to the present before a verb decides anything: what is over comes back, and goes to who waits for it.
+-- Bring the pool up to the present before a verb decides anything: ended leases come back, and go to waiters.
 local function catch_up(named)
   if ctx.next_deadline < ctx.now then broker.reap(named) end
   if ctx.pool.waiting > 0 then

@@ -1,18 +1,18 @@
--- devices: what each device has left.
+-- devices: the free memory of each device.
 --
 -- A device's hash is the truth. A script reads it once, and broker.flush() writes once what has become of it: the hash, and the
 -- zsets that placement looks at, with ZADD and ZREM, never ZINCRBY: giving back on a drained or lost device must not list it
 -- again. It writes only what differs from what was read, so recomputing changes nothing (S10), and a device that one holder
--- hands to the next costs no zset at all. Whoever reads a zset flushes first.
+-- hands to the next costs no zset at all. A reader of a zset flushes first.
 --
 --   free:<sel>            device -> free MiB, of those that may be shared now; sel is *, host/<h> or model/<m>
---   idle:<host>/<model>   device -> free MiB, of those with nobody on them
+--   idle:<host>/<model>   device -> free MiB, of those without a lease
 --   idlehosts:<model>     host -> how many idle devices of that model it has
 --
 -- holders:<device> is a set of the tokens that have it, or whose memory on it is withheld: for its host, which compares what
 -- they hold with what their processes use.
 
-local IDLE_UNLEASED_MB = 512   -- what a driver and a desktop use on a GPU that nobody works on
+local IDLE_UNLEASED_MB = 512   -- used by a driver and a desktop on an otherwise unused GPU
 
 -- What the device has left, what it could take (a share, a lease of the whole), and which placement keys it belongs in: one
 -- that is reserved for a waiter is in none, whatever it could take.

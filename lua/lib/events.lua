@@ -1,4 +1,4 @@
--- events: what happened, for those who watch (a stream) and for those who count (a hash that every replica exports).
+-- events: a stream for followers, and counters, in a hash that every replica exports.
 
 -- One entry per change of state or of devices, by the script that made it: field and value in turn after the name.
 function broker.event(name, ...)

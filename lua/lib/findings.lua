@@ -1,4 +1,4 @@
--- findings: what a host makes of its devices beside their memory: leases that nobody uses, processes without one, errors of
+-- findings: what a host makes of its devices beside their memory: unused leases, processes without one, errors of
 -- the GPU. Only report needs this file.
 
 broker.FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
@@ -59,7 +59,7 @@ local function tell_of_end(d, ended)
     'reason', why)
 end
 
--- Holders of whom there is no record: a version that knows of none has ended their leases.
+-- Holders without a record: a version without holders has ended their leases.
 local function forget_holders(d, gone)
   for token in string.gmatch(gone, '[^,]+') do
     if call('EXISTS', prefix .. 'record:' .. token) == 0 then call('SREM', prefix .. 'holders:' .. d.uuid, token) end

@@ -1,4 +1,4 @@
--- lease_end: how a lease ends, and what it gives back.
+-- lease_end: the end of a lease, and the memory that it gives back.
 
 -- It is over: forget the record, leave its outcome.
 function broker.bury(token, outcome)

@@ -1,4 +1,4 @@
--- ledger: who was promised what. A record never expires by itself: were it to vanish, nobody would know what to give back.
+-- ledger: the record of each lease. It never expires by itself: without it nothing could be given back.
 --
 -- record:<token>   the lease as it stands; how it ended: lib/tombstones.lua
 -- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no field once both are 0;

@@ -1,9 +1,9 @@
--- offers: what waiters get.
+-- offers: devices that waiters may claim.
 --
 --   inbox:<client>    tokens that were offered something: hints, one list for each process
 --
 -- A device is offered: taken from the ledger, told to the waiter's process, without fence or lease key until the waiter
--- claims it by asking again. lib/scheduler.lua decides the order. With nobody waiting no verb touches any of these keys.
+-- claims it by asking again. lib/scheduler.lua decides the order. Without a waiter no verb touches any of these keys.
 
 local CLAIM_MS = 10000
 local OFFER_WORK = 4   -- what a device offered is of a script's work; see lib/scheduler.lua

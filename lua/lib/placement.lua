@@ -1,4 +1,4 @@
--- placement: which device a request gets.
+-- placement: the device for a request.
 
 local HOST_DEVICES = '64'          -- looked at when a host and a model are named
 local MODELS, HOSTS = '8', '16'    -- looked at when a request for whole devices names none

@@ -8,7 +8,7 @@
 --
 --   queue:<id>              token -> rank, the smaller first: µs of entry, less a minute for each step of priority
 --   queues:<host>/<model>   queue id -> rank of its head
---   capped:<agent>          token -> rank, of those whom only their agent's cap holds back
+--   capped:<agent>          token -> rank, of waiters that only their agent's cap holds back
 --
 -- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `worklist`,
 -- is lib/scheduler.lua's.

@@ -1,4 +1,4 @@
--- reservable: which devices a head reserves.
+-- reservable: the devices that a head may reserve.
 --
 -- It reserves devices that can become what it asks, whatever holds them now: first the ones that
 -- were given up longest ago, then those with most room. One poll reads a page of what is

@@ -1,4 +1,4 @@
--- scheduler: which waiter is offered which device, and in what order.
+-- scheduler: offers of devices to waiters, in order.
 --
 --   worklist          device:<id> of which more is free than before, queue:<id> with another head
 --

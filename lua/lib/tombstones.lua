@@ -1,4 +1,4 @@
--- tombstones: how leases ended, for late duplicates of their calls.
+-- tombstones: ends of leases, for late duplicates of their calls.
 --
 --   done:<shard>   string   the last of that shard, 28 bytes each, the oldest first: 16 digits of the SHA-1 of the token, a letter
 --                           for how it ended, when it did (11 hexadecimal digits, ms)
