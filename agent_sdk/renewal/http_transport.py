@@ -26,7 +26,7 @@ UNREADABLE = (KeyError, TypeError, ValueError, ArithmeticError)
 """Errors of reading an answer of another form; Python's JSON takes Infinity for a number."""
 
 ENDLESS_MS = LONGEST_TTL_MS + 1
-"""Rest of a lease without expiry: more than any ttl."""
+"""Milliseconds left of a lease without expiry: more than any ttl."""
 
 
 class HttpTransport:

@@ -216,7 +216,7 @@ def ready_at(
 
 
 NOW: Final = End("", "", 0, 0, "now")
-"""End of a device that waits for nothing."""
+"""End for a device that is free already."""
 
 
 def _device_ready(

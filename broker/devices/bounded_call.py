@@ -1,4 +1,4 @@
-"""A call into a driver that may never come back."""
+"""Call into a driver that may never return."""
 
 from __future__ import annotations
 
