@@ -24,13 +24,16 @@
 
 local POLL_MS = 10000   -- a waiter polls within so long
 
-local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
+local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb',
+  'allow_fractional_shares',
   'default_memory_mb', 'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local last_fence, default_memory_mb, before = v[8] + 0, v[13] + 0, ctx.pool
 local pool = {
-  waiting = before.waiting, safe_mode = v[9] + 0, closed_until_ms = before.closed_until_ms or v[10] + 0,
-  max_memory_per_agent_mb = v[11] + 0, allow_fractional_shares = v[12] + 0, max_leases_per_agent = v[14] + 0,
+  waiting = before.waiting, safe_mode = v[9] + 0, closed_until_ms = before.closed_until_ms
+  or v[10] + 0,
+  max_memory_per_agent_mb = v[11] + 0, allow_fractional_shares = v[12] + 0,
+  max_leases_per_agent = v[14] + 0,
   policy_version = v[15] + 0,
 }
 pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
@@ -57,7 +60,8 @@ local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 if q.memory_mb == 0 then q.memory_mb = default_memory_mb end
 
--- As asked, without the wait and before the policy's defaults, which may change between a call and its repeat.
+-- As asked, without the wait and before the policy's defaults, which may change between a call and
+-- its repeat.
 local request = table.concat(ARGV, '|', 4, 13)
 local token, record = q.token, prefix .. 'record:' .. q.token
 ctx.counts.granted = (v[17] or 0) + 0
@@ -67,20 +71,24 @@ local function granted(fence, expires_at_ms, reason, devices)
   local left_ms = math.max(0, expires_at_ms - ctx.now)
   local d = devices[1]
   if d and not devices[2] then
-    return reply('GRANTED', fence, expires_at_ms, left_ms, reason, d.uuid, d.mb, d.index, d.host, d.name)
+    return reply('GRANTED', fence, expires_at_ms, left_ms, reason, d.uuid, d.mb, d.index, d.host,
+      d.name)
   end
   local answer = reply('GRANTED', fence, expires_at_ms, left_ms, reason)
   for _, each in ipairs(devices) do
-    for _, field in ipairs({ 'uuid', 'mb', 'index', 'host', 'name' }) do answer[#answer + 1] = each[field] end
+    for _, field in ipairs({ 'uuid', 'mb', 'index', 'host',
+      'name' }) do answer[#answer + 1] = each[field] end
   end
   return answer
 end
 
--- The devices that a record names, as the answer tells of them, and whether all of them still take leases.
+-- The devices that a record names, as the answer tells of them, and whether all of them still take
+-- leases.
 local function named(taken)
   local devices, take = {}, true
   for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
-    local d = call('HMGET', prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained')
+    local d = call('HMGET', prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state',
+      'drained')
     devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
     take = take and d[4] == 'ok' and d[5] ~= '1'
   end
@@ -89,24 +97,31 @@ end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
 local waiter, wait_until_ms = nil, nil
-local lately = (v[16] or 0) + POLL_MS >= ctx.now   -- what it names may have been forgotten since its last poll
+-- What it names may have been forgotten since its last poll
+local lately = (v[16] or 0) + POLL_MS >= ctx.now
 local known = call('EXISTS', record) == 1
 local outcome = not known and broker.ended(token)
 if outcome then return reply('LOST', outcome) end
-if ctx.polling and not known then return reply('REFUSED', 'store_full', '') end   -- nothing new in a store that is full
+-- Nothing new in a store that is full
+if ctx.polling and not known then return reply('REFUSED', 'store_full', '') end
 if known then
   local v = broker.asked(record)
-  if v[1] == 'active' and v[6] + 0 < ctx.now and broker.unnoticed(token, v[6] + 0) then v = broker.asked(record) end
+  if v[1] == 'active' and v[6] + 0 < ctx.now and broker.unnoticed(token, v[6] + 0) then
+    v = broker.asked(record)
+  end
   if not v[1] then return reply('LOST', broker.ended(token)) end
   if v[1] == 'cooling' then return reply('LOST', broker.outcome(token)) end
-  if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then return reply('CONFLICT') end
+  if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then
+    return reply('CONFLICT')
+  end
   if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
   wait_until_ms = tonumber(v[9])
   if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
     local place = call('ZRANK', prefix .. 'queue:' .. v[8], token)
     local more = v[11] or max_hold_ms > 0 and call('EXISTS', prefix .. 'backfill') == 1
     local gone = lately and place and place > 0 and broker.whole_devices.unknown(q)
-    if place and place > 0 and not more and not gone then   -- behind others a poll is a heartbeat and no more
+    -- Behind others a poll is a heartbeat and no more
+    if place and place > 0 and not more and not gone then
       broker.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
@@ -116,7 +131,8 @@ if known then
 end
 
 local safe, open = pool.safe_mode == 1, ctx.now >= pool.closed_until_ms
--- An offer stands under the policy that it was made under, and while its devices take leases: drained, lost or away, it is none.
+-- An offer stands under the policy that it was made under, and while its devices take leases:
+-- drained, lost or away, it is none.
 local offered, devices = nil, nil
 if waiter and waiter.state == 'offered' then
   local take = false
@@ -147,7 +163,8 @@ else
   devices, why = broker.select(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
   tried = true
 end
-if not devices and max_hold_ms > 0 and ctx.pool.waiting > 0 and (why == 'no_capacity' or why == 'agent_cap') then
+if not devices and max_hold_ms > 0 and ctx.pool.waiting > 0 and (why == 'no_capacity'
+  or why == 'agent_cap') then
   devices = broker.offers.backfill(q, broker.queue.room(q.agent, waiter and waiter.reservation_mb))
   why = not devices and why or nil
 end
@@ -160,15 +177,19 @@ if not devices then
     else
       never = broker.whole_devices.never_fits(q, pool.max_memory_per_agent_mb)
     end
-    if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then never = 'agent_cap' end
+    if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then
+      never = 'agent_cap'
+    end
     why = never or why
-    if why == 'no_capacity' and q.host ~= '*' and call('HGET', prefix .. 'host:' .. q.host, 'drained') == '1' then
+    if why == 'no_capacity' and q.host ~= '*' and call('HGET', prefix .. 'host:' .. q.host,
+      'drained') == '1' then
       why = 'draining'
     end
   end
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
     if waiter or not broker.queue.full(q.agent) then
-      place = place or broker.queue.enqueue(q, tried, { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+      place = place or broker.queue.enqueue(q, tried, { 'agent', q.agent, 'request', request,
+        'ttl_ms', ARGV[7], 'client', client,
         'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and broker.queue.holds(q.agent))
       broker.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
@@ -199,10 +220,13 @@ if not taken then
   broker.add_to_agent(q.agent, sum, 1)
 end
 for _, d in ipairs(devices) do
-  call('SET', prefix .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX', text(expires_at_ms - ctx.now))
+  call('SET', prefix .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX',
+    text(expires_at_ms - ctx.now))
 end
-call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence, 'granted_at_ms', text(ctx.now),
-  'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client, 'pid', pid)
+call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fence', fence,
+  'granted_at_ms', text(ctx.now),
+  'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client,
+  'pid', pid)
 if owner ~= '' then call('HSET', record, 'owner', owner) end
 if why then call('HSET', record, 'reason', why) end
 if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(ctx.now + max_hold_ms)) end

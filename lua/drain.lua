@@ -14,11 +14,14 @@
 local unready = begin()
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local what, drained = choice(2, 'what', 'device', 'host'), int(4, 'drained', 0, 1)
-local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device', '^[%w._:/-]+$', 80)
+local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device',
+  '^[%w._:/-]+$', 80)
 local by, why = word(5, 'by', '^[^%c]+$', 128), word(6, 'why', '^[^%c]*$', 256)
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 local known, forgotten = call('EXISTS', prefix .. what .. ':' .. name) == 1, false
-if not known and drained == 0 then forgotten = call('ZSCORE', prefix .. 'drains', what .. ':' .. name) end
+if not known and drained == 0 then
+  forgotten = call('ZSCORE', prefix .. 'drains', what .. ':' .. name)
+end
 if not known and not forgotten then
   return reply('REFUSED', what .. '_unknown', what == 'host' and broker.nearly(name) or '')
 end
@@ -40,13 +43,16 @@ for _, uuid in ipairs(ids) do
   if d then
     if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
     d.drained = text(drained)
-    local quarantine = drained == 0 and call('HGET', prefix .. 'device:' .. uuid, 'quarantine') or ''
+    local quarantine = drained == 0 and call('HGET', prefix .. 'device:' .. uuid, 'quarantine')
+      or ''
     if quarantine ~= '' then
-      if d.state == 'quarantined' then d.state = 'ok' end   -- else its host sees something else in it
+      -- Else its host sees something else in it
+      if d.state == 'quarantined' then d.state = 'ok' end
       call('HSET', prefix .. 'device:' .. uuid, 'quarantine', '', 'state', d.state, 'reason', '')
       broker.event('unquarantined', 'device', uuid, 'host', d.host)
     end
-    call('HSET', prefix .. 'device:' .. uuid, 'drained', drained, 'drain_by', drained == 1 and by or '',
+    call('HSET', prefix .. 'device:' .. uuid, 'drained', drained, 'drain_by', drained == 1 and by
+      or '',
       'drain_reason', drained == 1 and why or '')
     broker.index(d)
   end

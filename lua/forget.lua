@@ -15,10 +15,12 @@ local MOST = 64   -- devices of a host that one call forgets
 local unready = begin()
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local what = choice(2, 'what', 'device', 'host')
-local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device', '^[%w._:/-]+$', 80)
+local name = what == 'host' and word(3, 'host', '^[%w._ -]+$', 64) or word(3, 'device',
+  '^[%w._:/-]+$', 80)
 local by, why = word(4, 'by', '^[^%c]+$', 128), word(5, 'why', '^[^%c]*$', 256)
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
-if call('EXISTS', prefix .. what .. ':' .. name) == 0 and not call('ZSCORE', prefix .. 'drains', what .. ':' .. name) then
+if call('EXISTS', prefix .. what .. ':' .. name) == 0 and not call('ZSCORE', prefix .. 'drains',
+  what .. ':' .. name) then
   return reply('REFUSED', what .. '_unknown', what == 'host' and broker.nearly(name) or '')
 end
 

@@ -26,10 +26,12 @@ local owner = ARGV[5] and word(5, 'owner', '^[%w._:@/-]*$', 128) or ''
 if ttl_ms and ttl_ms > 0 and ttl_ms < 1000 then ctx.bad = ctx.bad or 'ttl_ms' end
 local epoch = ARGV[6] and word(6, 'epoch', '^%d+$', 16)
 
--- What the holder says of its lease, by its form: nothing of it is written, or believed, before all of it has one.
+-- What the holder says of its lease, by its form: nothing of it is written, or believed, before all
+-- of it has one.
 local recovery = nil
 if epoch then
-  recovery = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client', '^[%w._-]*$', 64),
+  recovery = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client',
+    '^[%w._-]*$', 64),
     pid = word(11, 'pid', '^[%d:]*$', 40), taken = ARGV[8], held = {} }
   recovery.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
   local numbers = { string.match(recovery.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
@@ -39,7 +41,9 @@ if epoch then
   recovery.alone = numbers[3] == '1' or numbers[2] ~= '1'
   recovery.ttl_ms, recovery.hold_ms = numbers[4], (numbers[5] or 0) + 0
   local asked_ms = (recovery.ttl_ms or 0) + 0
-  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then ctx.bad = ctx.bad or 'request' end
+  if asked_ms > LONGEST_MS or asked_ms > 0 and asked_ms < 1000 then
+    ctx.bad = ctx.bad or 'request'
+  end
   if fence == '' or fence + 0 > ctx.now_us + A_DAY_US then ctx.bad = ctx.bad or 'fence' end
   local named = {}
   for part in string.gmatch(list(8, 'devices', '^[%w._:/,=-]*$', 6400), '[^,]+') do
@@ -60,7 +64,9 @@ catch_up(token)
 
 local record = prefix .. 'record:' .. token
 v = broker.read(record)
-if v[1] == 'active' and v[4] + 0 < ctx.now and broker.unnoticed(token, v[4] + 0) then v = broker.read(record) end
+if v[1] == 'active' and v[4] + 0 < ctx.now and broker.unnoticed(token, v[4] + 0) then
+  v = broker.read(record)
+end
 local waits = v[1] == 'waiting' or v[1] == 'offered'
 if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
 if not v[1] or waits and recovery then

@@ -16,7 +16,8 @@
 local FIRST, MOST = 8, 64
 
 local host = word(2, 'host', '^[%w._ -]+$', 64)
-local deadline_ms, sampled_ms = int(3, 'deadline_ms', 1, 86400000), int(4, 'sampled_ms', 0, 9999999999999)
+local deadline_ms, sampled_ms = int(3, 'deadline_ms', 1, 86400000), int(4, 'sampled_ms', 0,
+  9999999999999)
 local epoch, seen_ms = string.match(word(5, 'epoch', '^%d*:?%d*$', 30), '^(%d*):?(%d*)$')
 if #epoch > 16 or #seen_ms > 13 then ctx.bad = ctx.bad or 'epoch' end
 local safe_mode = int(6, 'safe_mode', 0, 1)
@@ -33,17 +34,25 @@ if #reported > MOST then ctx.bad = ctx.bad or 'devices' end
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
-  -- What every verb reads comes first, then what acquire does: a small hash is searched from its beginning.
-  call('HSET', POOL, 'schema', SCHEMA, 'epoch', text(ctx.now_us), 'offset_ms', 0, 'last_ms', ctx.now, 'waiting', 0, 'looked_ms', 0,
-    'next_deadline_ms', 0, 'fence', 0, 'safe_mode', safe_mode, 'closed_until_ms', 0, 'max_memory_per_agent_mb', 1048576,
-    'allow_fractional_shares', 1, 'default_memory_mb', 2048, 'max_leases_per_agent', 256, 'policy_version', 1,
-    'window_until_ms', 0, 'leap_from_ms', 0, 'kill_on_oom', 0, 'expiry_grace_s', 5, 'max_waiters_per_agent', 256,
-    'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe', 'orphan_action', 'observe',
+  -- What every verb reads comes first, then what acquire does: a small hash is searched from its
+  -- beginning.
+  call('HSET', POOL, 'schema', SCHEMA, 'epoch', text(ctx.now_us), 'offset_ms', 0, 'last_ms',
+    ctx.now, 'waiting', 0, 'looked_ms', 0,
+    'next_deadline_ms', 0, 'fence', 0, 'safe_mode', safe_mode, 'closed_until_ms', 0,
+    'max_memory_per_agent_mb', 1048576,
+    'allow_fractional_shares', 1, 'default_memory_mb', 2048, 'max_leases_per_agent', 256,
+    'policy_version', 1,
+    'window_until_ms', 0, 'leap_from_ms', 0, 'kill_on_oom', 0, 'expiry_grace_s', 5,
+    'max_waiters_per_agent', 256,
+    'idle_action', 'observe', 'overuse_action', 'observe', 'squatter_action', 'observe',
+    'orphan_action', 'observe',
     'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '',
-    'reservation_idle_s', 60, 'forget_devices_after_s', 3600, 'forget_hosts_after_s', 86400, 'sweep_ms', ctx.now + 300000)
+    'reservation_idle_s', 60, 'forget_devices_after_s', 3600, 'forget_hosts_after_s', 86400,
+    'sweep_ms', ctx.now + 300000)
   broker.event('pool_created', 'host', host)
 end
-local unready, pool = begin('silence_ms', 'sweep_ms')   -- and what is gone is forgotten: lib/forgetting.lua
+-- And what is gone is forgotten: lib/forgetting.lua
+local unready, pool = begin('silence_ms', 'sweep_ms')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 if tonumber(pool[8]) ~= deadline_ms then set_pool('silence_ms', deadline_ms) end
 broker.remembered(epoch)
@@ -53,7 +62,8 @@ catch_up()
 local host_key = prefix .. 'host:' .. host
 local v = call('HMGET', host_key, 'reporter', 'reported_ms', 'deadline_ms', 'rival', 'rival_ms')
 local other, up = v[1] or '', v[2] and v[2] + v[3] > ctx.now
-if up and me ~= '' and other ~= '' and other ~= me and other ~= over and broker.has_name(host, other, me, reported) then
+if up and me ~= '' and other ~= '' and other ~= me and other ~= over and broker.has_name(host,
+  other, me, reported) then
   return reply('REFUSED', 'host_taken', other)
 end
 
@@ -68,13 +78,16 @@ end
 if not up and not call('ZSCORE', DEADLINES, 'host:' .. host) then
   call('SADD', prefix .. 'hosts', host)
   call('HSET', host_key, 'up_ms', ctx.now)
-  if call('ZREM', prefix .. 'drains', 'host:' .. host) == 1 then call('HSET', host_key, 'drained', '1') end
+  if call('ZREM', prefix .. 'drains', 'host:' .. host) == 1 then
+    call('HSET', host_key, 'drained', '1')
+  end
   broker.event('host_up', 'host', host, 'version', version)
 end
 if #reported == 0 and up then me = other end   -- a heartbeat says nothing of the owner of devices
 local more = me ~= other and { 'reporter', me } or {}
 if next(listed) then more[#more + 1], more[#more + 2] = 'listed_ms', ctx.now end
-call('HSET', host_key, 'version', version, 'reported_ms', ctx.now, 'deadline_ms', deadline_ms, unpack(more))
+call('HSET', host_key, 'version', version, 'reported_ms', ctx.now, 'deadline_ms', deadline_ms,
+  unpack(more))
 set_deadline('host:' .. host, ctx.now + deadline_ms)
 if divided then broker.forget_slices(host, listed, unlisted) end
 if (pool[9] or 0) + 0 <= ctx.now then broker.sweep() end

@@ -10,10 +10,12 @@
 
 local FIRST, PAIR = 3, 2
 local FIELDS = {   -- the least and the most of each
-  safe_mode = { 0, 1 }, max_memory_per_agent_mb = { 256, 9999999999999 }, allow_fractional_shares = { 0, 1 },
+  safe_mode = { 0, 1 }, max_memory_per_agent_mb = { 256, 9999999999999 },
+    allow_fractional_shares = { 0, 1 },
   kill_on_oom = { 0, 1 }, default_memory_mb = { 1, 9999999999999 }, expiry_grace_s = { 0, 3600 },
   max_leases_per_agent = { 1, 1000000 }, max_waiters_per_agent = { 1, 1000000 },
-  idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0, 9999999999999 },
+  idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0,
+  9999999999999 },
   reservation_idle_s = { 0, 604800 },
   forget_devices_after_s = { 10, 315360000 }, forget_hosts_after_s = { 60, 315360000 },
 }
@@ -21,11 +23,13 @@ local ACTIONS = { observe = true, notify = true, enforce = true }
 local XID_ACTIONS = { ignore = true, suspect = true, probe = true, hold = true }
 local function action(s) return ACTIONS[s] end
 local function xid_actions(s)   -- 79=hold,94=ignore
-  local rest = string.gsub(s .. ',', '(%d+)=(%l+),', function(code, what) return #code <= 4 and XID_ACTIONS[what] and '' end)
+  local rest = string.gsub(s .. ',', '(%d+)=(%l+),', function(code, what) return #code <= 4
+    and XID_ACTIONS[what] and '' end)
   return s == '' or #s <= 256 and rest == ''
 end
 local WORDS = {
-  idle_action = action, overuse_action = action, squatter_action = action, orphan_action = action, xid_actions = xid_actions,
+  idle_action = action, overuse_action = action, squatter_action = action, orphan_action = action,
+  xid_actions = xid_actions,
 }
 
 local unready, v = begin('safe_mode', 'policy_version')
@@ -52,7 +56,8 @@ if ctx.pool.safe_mode == 1 and not allowed then return reply('REFUSED', 'safe_mo
 catch_up()
 
 for field, value in pairs(fields) do
-  ctx.pool[field] = tonumber(value) or value   -- what is handed on before the answer is handed on under it
+  -- What is handed on before the answer is handed on under it
+  ctx.pool[field] = tonumber(value) or value
   ctx.changes[#ctx.changes + 1], ctx.changes[#ctx.changes + 2] = field, value
 end
 local version = ctx.pool.policy_version + 1

@@ -2,23 +2,24 @@
 --
 -- now = Redis's TIME + offset_ms. If TIME steps back, the offset grows so that now does not: a step
 -- back stretches no lease. If now leaps more than LEAP_MS past the last script, although hosts
--- report every few seconds, no holder could renew in between (an outage, a suspended machine, a step
--- forward, data of an earlier hour). Then a window opens in which only what was due before the leap
--- is reaped and overdue leases may still be renewed, so that live holders come first.
+-- report every few seconds, no holder could renew in between (an outage, a suspended machine, a
+-- step forward, data of an earlier hour). Then a window opens in which only what was due before the
+-- leap is reaped and overdue leases may still be renewed, so that live holders come first.
 --
 -- Data may go back behind what holders remember: a restart, a failover, a backup that was put back,
 -- a pool made anew. Then the pool is closed for a while: nothing is granted, and leases that
 -- it has forgotten are recovered (recovery.lua). How that is noticed is in data_loss.lua.
 --
--- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text(): handing one over as it is
--- costs twice as much. `..` rounds it (1.7955e+15).
+-- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text():
+-- handing one over as it is costs twice as much. `..` rounds it (1.7955e+15).
 
 local PROTOCOL, SCHEMA = '1', '2'
 local LEAP_MS, WINDOW_MS = 10000, 30000
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
 local NEVER = 1 / 0               -- the next deadline where there is none
 local LOOK_MS = 100               -- between two looks at which server this is
-local FAILOVER_MS = 10000         -- closed after writes were lost: holders notice, and renew, within 5 s
+-- Closed after writes were lost: holders notice, and renew, within 5 s
+local FAILOVER_MS = 10000
 local FORGOT_MS = 60000           -- closed after everything was lost
 
 -- State of a function library, which outlives its calls: per pool the `last_ms` that it has
@@ -26,12 +27,13 @@ local FORGOT_MS = 60000           -- closed after everything was lost
 -- neither.
 local seen, served
 
--- What the broker can do, but for what every verb does, which is local functions. In a script a verb reads at once what it
--- needs on its straight path, and the rest of the library when something of it is asked for.
+-- What the broker can do, but for what every verb does, which is local functions. In a script a
+-- verb reads at once what it needs on its straight path, and the rest of the library when something
+-- of it is asked for.
 local broker = {}
 
--- Of the call that is being made, and made anew by start() for each: what is written here outside of functions is run once for
--- many calls when it is a function library.
+-- Of the call that is being made, and made anew by start() for each: what is written here outside
+-- of functions is run once for many calls when it is a function library.
 local call, find, format   -- Redis gives a library none of its tables while it loads
 local prefix, POOL, DEADLINES
 local ctx   -- what it has read, and what it has yet to write
@@ -58,13 +60,15 @@ local function start()
   }
   -- `1 <mark>`: the caller wants its mark back, to know that the reply is that of this call.
   local said = ARGV[1]
-  if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then ARGV[1], ctx.mark = PROTOCOL, string.sub(said, 3) end
+  if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then
+    ARGV[1], ctx.mark = PROTOCOL, string.sub(said, 3)
+  end
 end
 
 local function text(n) return format('%d', n) end
 
--- ARGV[i] as an integer in [low, high]; what is not one is remembered in ctx.bad and read as low. tonumber alone also takes
--- nan, inf, 1e3 and 0x10.
+-- ARGV[i] as an integer in [low, high]; what is not one is remembered in ctx.bad and read as low.
+-- tonumber alone also takes nan, inf, 1e3 and 0x10.
 local function int(i, name, low, high)
   local s = ARGV[i]
   local n = s and #s <= 13 and find(s, '^%d+$') and tonumber(s)
@@ -109,10 +113,12 @@ local function set_pool(field, value)
   ctx.pool[field], ctx.changes[n + 1], ctx.changes[n + 2] = value, field, text(value)
 end
 
--- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the named fields from the 8th on.
+-- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the
+-- named fields from the 8th on.
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
-  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms', 'next_deadline_ms', ...)
+  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms',
+    'next_deadline_ms', ...)
   if not v[1] then return 'not_ready' end
   if v[1] ~= SCHEMA and not broker.knows(v[1]) then return 'protocol_mismatch' end
   ctx.epoch, ctx.pool = v[2], { waiting = v[5] + 0 }

@@ -1,11 +1,14 @@
--- data_loss: what the pool may have forgotten, and what of it is over: what few calls need of clock.lua.
+-- data_loss: what the pool may have forgotten, and what of it is over: what few calls need of
+-- clock.lua.
 --
 -- Data that go back are noticed by any one of these, whatever the others say: another server
 -- (look), a library that was loaded anew, or has seen the pool later (compare_lives), a long
 -- silence (leapt), a caller that remembers what the pool does not (recalls, witness, remembered).
 
-local CLEAN_MS = 5000      -- a server that was stopped in good order, and is back within so long, is the same one
-local BLIND_MS = 1500      -- the longest silence that says nothing, to a caller that may not ask which server this is
+-- A server that was stopped in good order, and is back within so long, is the same one
+local CLEAN_MS = 5000
+-- The longest silence that says nothing, to a caller that may not ask which server this is
+local BLIND_MS = 1500
 local MOST_LEAPS = 4       -- pauses that may follow one another without half a minute between them
 local A_DAY_US = 86400000000
 local born                 -- names the life of this library
@@ -16,17 +19,23 @@ local function note(field, word)
   ctx.changes[n + 1], ctx.changes[n + 2] = field, word
 end
 
--- `schema` of a pool is the layout of its keys: 3, or 2-3 when scripts that know layout 2 may work on it too.
+-- `schema` of a pool is the layout of its keys: 3, or 2-3 when scripts that know layout 2 may work
+-- on it too.
 function broker.knows(schema)
   local oldest, newest = string.match(schema, '^(%d+)%-?(%d*)$')
-  if oldest and oldest + 0 <= SCHEMA + 0 and SCHEMA + 0 <= tonumber(newest ~= '' and newest or oldest) then return true end
+  if oldest and oldest + 0 <= SCHEMA + 0 and SCHEMA + 0 <= tonumber(newest ~= '' and newest
+    or oldest) then
+    return true
+  end
   ctx.schema = schema
   return false
 end
 
--- Nothing is granted before `until_ms`, and what was granted before `lost_us` (raw TIME) may have been forgotten.
+-- Nothing is granted before `until_ms`, and what was granted before `lost_us` (raw TIME) may have
+-- been forgotten.
 function broker.close(until_ms, lost_us)
-  local v, pool = call('HMGET', POOL, 'closed_until_ms', 'lost_us'), ctx.pool   -- closed by this very call perhaps
+  -- Closed by this very call perhaps
+  local v, pool = call('HMGET', POOL, 'closed_until_ms', 'lost_us'), ctx.pool
   local was_ms = pool.closed_until_ms or (v[1] or 0) + 0
   set_pool('lost_us', math.max(lost_us, pool.lost_us or (v[2] or 0) + 0))
   set_pool('closed_until_ms', math.max(was_ms, until_ms))
@@ -40,7 +49,8 @@ end
 function broker.pause(for_ms)
   local pool = ctx.pool
   if pool.window_until_ms then return end   -- this very call has begun one
-  local v, leaps, from_ms = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms', 'leaps'), 1, ctx.last
+  local v, leaps, from_ms = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms', 'leaps'), 1,
+    ctx.last
   if ctx.last < v[1] + 0 and (v[3] or 1) + 0 < MOST_LEAPS then
     leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, ctx.last)
   end
@@ -70,9 +80,12 @@ end
 -- replica has come, or the last one has been gone for an hour.
 function broker.look()
   local info = redis.pcall('INFO', 'server', 'replication')
-  local function said(field) return type(info) == 'string' and string.match(info, field .. ':(%w+)') end
-  local run_id, replid, second = said('run_id'), said('master_replid') or '', said('master_replid2') or ''
-  if not run_id then   -- this caller may not ask: it can only go by the silence, unless its library was there before
+  local function said(field) return type(info) == 'string' and string.match(info,
+    field .. ':(%w+)') end
+  local run_id, replid, second = said('run_id'), said('master_replid') or '', said('master_replid2')
+    or ''
+  -- This caller may not ask: it can only go by the silence, unless its library was there before
+  if not run_id then
     if not ctx.recognised and ctx.now - ctx.last > BLIND_MS then broker.lost() end
     return
   end
@@ -109,7 +122,8 @@ end
 -- The caller had a lease of this fence, later than any that the pool knows of. Fences never turn
 -- back, so from now on they go on from there, and no caller says so twice.
 function broker.witness(token, fence)
-  if fence < ctx.epoch + 0 or fence > ctx.now_us + A_DAY_US then return end   -- it is of no pool like this
+  -- It is of no pool like this
+  if fence < ctx.epoch + 0 or fence > ctx.now_us + A_DAY_US then return end
   local state = call('HGET', prefix .. 'record:' .. token, 'state')
   if state == 'active' or state == 'cooling' or not state and broker.ended(token) then return end
   broker.lost()
@@ -123,7 +137,8 @@ function broker.remembered(epoch)
   broker.close((ctx.epoch - ctx.epoch % 1000) / 1000 + FORGOT_MS, ctx.epoch + 0)
 end
 
--- Is what ends at `at` over, and may it be taken back now? A native key still lives at its last millisecond: so do we.
+-- Is what ends at `at` over, and may it be taken back now? A native key still lives at its last
+-- millisecond: so do we.
 function broker.over(at)
   if ctx.now <= at then return false end
   local pool = ctx.pool

@@ -1,26 +1,38 @@
--- device_reports: which devices there are, and what their hosts say of them. Only report needs this file.
+-- device_reports: which devices there are, and what their hosts say of them. Only report needs this
+-- file.
 
--- What a reporter may say of a device, by the form of it; the ledger's own fields are not among them.
+-- What a reporter may say of a device, by the form of it; the ledger's own fields are not among
+-- them.
 local HOST = '^[%w._ -]+$'
 local FORMS = {
-  whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 }, word = { HOST, 64 },
-  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 }, names = { '^[%w._,-]*$', 8192, list },
-  rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192, list }, xids = { '^[%d:%l,]*$', 256, list },
+  whole = { '^%d+$', 13 }, number = { '^%d+%.?%d*$', 20 }, line = { '^[^%c]*$', 256 },
+  word = { HOST, 64 },
+  state = { '^%l+$', 16 }, flag = { '^[01]$', 1 }, id = { '^[%w._:/-]*$', 80 },
+  names = { '^[%w._,-]*$', 8192, list },
+  rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192, list }, xids = { '^[%d:%l,]*$', 256,
+  list },
   cooling = { '^[%w._,=:-]*$', 4096, list },
 }
 local FIELDS = {
-  index = 'whole', name = 'line', model = 'word', total_mb = 'whole', system_mb = 'whole', used_mb = 'whole',
-  state = 'state', reason = 'line', simulated = 'flag', utilization_gpu_pct = 'number', memory_utilization_pct = 'number',
-  temperature_c = 'number', power_draw_w = 'number', pcie_tx_kb_s = 'number', pcie_rx_kb_s = 'number',
-  nvml_mem_used_mb = 'number', nvml_mem_total_mb = 'number', nvml_gpu_util_pct = 'number', nvml_mem_util_pct = 'number',
-  nvml_error = 'line', power_limit_w = 'number', clock_sm_mhz = 'number', clock_memory_mhz = 'number',
-  ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number', recovery_action = 'number', mps = 'number',
+  index = 'whole', name = 'line', model = 'word', total_mb = 'whole', system_mb = 'whole',
+  used_mb = 'whole',
+  state = 'state', reason = 'line', simulated = 'flag', utilization_gpu_pct = 'number',
+  memory_utilization_pct = 'number',
+  temperature_c = 'number', power_draw_w = 'number', pcie_tx_kb_s = 'number',
+  pcie_rx_kb_s = 'number',
+  nvml_mem_used_mb = 'number', nvml_mem_total_mb = 'number', nvml_gpu_util_pct = 'number',
+  nvml_mem_util_pct = 'number',
+  nvml_error = 'line', power_limit_w = 'number', clock_sm_mhz = 'number',
+  clock_memory_mhz = 'number',
+  ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number',
+  recovery_action = 'number', mps = 'number',
   parent = 'id',
   -- Findings of its host. In MiB: used without a lease, or beyond one; of that at most so much
   -- may be of leases whose processes are not known; held by leases that cool and whose processes
   -- are not known. Without reported_unleased_mb, used_mb alone counts.
   reported_unleased_mb = 'whole', unattributed_mb = 'whole', cooling_unattributed_mb = 'whole',
-  processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names', orphan = 'names',
+  processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names',
+  orphan = 'names',
   degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole', reporter = 'word',
 }
 
@@ -30,14 +42,16 @@ local FIELDS = {
 -- leases that cool: MiB that all of them still use, and of each `token=when it ended:MiB it still
 -- uses:MiB it holds, if its processes are not known`; lib/unleased.lua keeps what the newest sample
 -- says. `listed` 0: the driver works and does not list it; without that, naming it lists it.
-local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names', cooling_used_mb = 'whole', cooling = 'cooling',
+local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names',
+  cooling_used_mb = 'whole', cooling = 'cooling',
   listed = 'flag' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, system_mb = true }
 
--- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in ctx.bad. `fields`: what is kept of
--- it, field and value in turn, after the two that accept() fills in.
+-- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in
+-- ctx.bad. `fields`: what is kept of it, field and value in turn, after the two that accept() fills
+-- in.
 function broker.reported_device(i)
   local fields, n = { 'host', '', 'drained', '' }, 4
   local said = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = fields }
@@ -54,14 +68,17 @@ function broker.reported_device(i)
     end
   end
   said.cools = said.cooling and broker.cooling_said(said.cooling)
-  if said.state == 'away' then ctx.bad = ctx.bad or 'state' end   -- the broker's own word for a host that is silent
+  -- The broker's own word for a host that is silent
+  if said.state == 'away' then ctx.bad = ctx.bad or 'state' end
   return said, next_at
 end
 
--- What could ever be had of this model, and on which hosts: written from the zsets themselves, so it cannot drift.
+-- What could ever be had of this model, and on which hosts: written from the zsets themselves, so
+-- it cannot drift.
 local function settle_model(model, on)
   local top = call('ZRANGE', prefix .. 'fits:model/' .. model, 0, 0, 'REV', 'WITHSCORES')
-  if top[1] then call('ZADD', prefix .. 'models', top[2], model) else call('ZREM', prefix .. 'models', model) end
+  if top[1] then call('ZADD', prefix .. 'models', top[2], model) else call('ZREM',
+    prefix .. 'models', model) end
   local devices = call('ZCARD', prefix .. 'fits:host/' .. on .. '/' .. model)
   if devices > 0 then
     call('ZADD', prefix .. 'hosts:' .. model, devices, on)
@@ -71,7 +88,8 @@ local function settle_model(model, on)
 end
 
 local function each_fits(d, write)
-  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model, 'host/' .. d.host .. '/' .. d.model }) do
+  for _, of in ipairs({ '*', 'host/' .. d.host, 'model/' .. d.model,
+    'host/' .. d.host .. '/' .. d.model }) do
     write(prefix .. 'fits:' .. of)
   end
   settle_model(d.model, d.host)
@@ -94,14 +112,17 @@ function broker.unregister(d)
 end
 
 local function new_device(uuid, host)
-  call('HSET', prefix .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model', 'unknown', 'total_mb', '0',
-    'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'unleased_mb', '0', 'leases', '0',
+  call('HSET', prefix .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model',
+    'unknown', 'total_mb', '0',
+    'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'unleased_mb', '0',
+    'leases', '0',
     'exclusive', '', 'reserved_for', '', 'drained', '0')
   return broker.device(uuid)
 end
 
 -- What is read of a device beside what placement needs; the last are those of broker.FINDINGS.
-local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine', 'idle', 'overuse', 'squatter',
+local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine', 'idle',
+  'overuse', 'squatter',
   'orphan', 'degraded' }
 local QUARANTINE = 5   -- where it stands among them
 
@@ -124,19 +145,26 @@ function broker.accept(host, said, sampled_ms, over)
   local d = known or new_device(said.uuid, host)
   local capacity, state = d.total_mb - d.system_mb, d.state
   local elsewhere = d.host ~= host or d.model ~= (said.model or d.model)
-  if d.reserved_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then broker.reservations.cancel_on(d) end
+  if d.reserved_for ~= '' and (elsewhere or (said.state or state) ~= 'ok') then
+    broker.reservations.cancel_on(d)
+  end
   if known and elsewhere then broker.unregister(d) end
-  if (not known or d.host ~= host) and call('HGET', prefix .. 'host:' .. host, 'drained') == '1' then
+  if (not known or d.host ~= host) and call('HGET', prefix .. 'host:' .. host,
+    'drained') == '1' then
     d.drained = '1'   -- what a drained host gets is drained too
   end
   if not known and broker.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
-  d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb) or d.system_mb
+  d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb)
+    or d.system_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
-  if said.listed ~= '0' then fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(ctx.now) end
+  if said.listed ~= '0' then
+    fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(ctx.now)
+  end
   broker.settle_unleased(d, said, sampled_ms, {
-    withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3] or 0) + 0,
+    withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3]
+    or 0) + 0,
     raised_mb = (v[n + 4] or 0) + 0,
   }, fields)
   call('HSET', prefix .. 'device:' .. d.uuid, unpack(fields))
@@ -145,7 +173,8 @@ function broker.accept(host, said, sampled_ms, over)
   broker.compare(d, said, v, n + QUARANTINE)
   broker.note(d, said, v[n + QUARANTINE] or '')
   if not known or state ~= d.state then
-    broker.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason or '')
+    broker.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason
+      or '')
   end
   return nil, state == 'mig'
 end

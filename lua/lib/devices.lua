@@ -1,21 +1,23 @@
 -- devices: the free memory of each device.
 --
--- A device's hash is the truth. A script reads it once, and broker.flush() writes once what has become of it: the hash, and the
--- zsets that placement looks at, with ZADD and ZREM, never ZINCRBY: giving back on a drained or lost device must not list it
--- again. It writes only what differs from what was read, so recomputing changes nothing (S10), and a device that one holder
--- hands to the next costs no zset at all. A reader of a zset flushes first.
+-- A device's hash is the truth. A script reads it once, and broker.flush() writes once what has
+-- become of it: the hash, and the zsets that placement looks at, with ZADD and ZREM, never ZINCRBY:
+-- giving back on a drained or lost device must not list it again. It writes only what differs from
+-- what was read, so recomputing changes nothing (S10), and a device that one holder hands to the
+-- next costs no zset at all. A reader of a zset flushes first.
 --
---   free:<sel>            device -> free MiB, of those that may be shared now; sel is *, host/<h> or model/<m>
+--   free:<sel>            device -> free MiB, of those that may be shared now; sel is *, host/<h>
+--                         or model/<m>
 --   idle:<host>/<model>   device -> free MiB, of those without a lease
 --   idlehosts:<model>     host -> how many idle devices of that model it has
 --
--- holders:<device> is a set of the tokens that have it, or whose memory on it is withheld: for its host, which compares what
--- they hold with what their processes use.
+-- holders:<device> is a set of the tokens that have it, or whose memory on it is withheld: for its
+-- host, which compares what they hold with what their processes use.
 
 local IDLE_UNLEASED_MB = 512   -- used by a driver and a desktop on an otherwise unused GPU
 
--- What the device has left, what it could take (a share, a lease of the whole), and which placement keys it belongs in: one
--- that is reserved for a waiter is in none, whatever it could take.
+-- What the device has left, what it could take (a share, a lease of the whole), and which placement
+-- keys it belongs in: one that is reserved for a waiter is in none, whatever it could take.
 local function settle(d)
   local room = d.total_mb - d.system_mb - d.leased_mb - d.withheld_mb - d.unleased_mb
   local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.reserved_for == ''
@@ -24,19 +26,24 @@ local function settle(d)
   d.shared, d.idle = d.sharable and open, d.empty and open
 end
 
--- A device by its id, or nil; the same table for whoever asks. Who reads it first gets the reply too, with the further fields
--- that it names at the end.
+-- A device by its id, or nil; the same table for whoever asks. Who reads it first gets the reply
+-- too, with the further fields that it names at the end.
 function broker.device(uuid, ...)
   if ctx.devices[uuid] then return ctx.devices[uuid] end
-  local v = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb', 'leased_mb',
-    'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for', 'state', 'drained', 'index', 'name',
+  local v = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb',
+    'leased_mb',
+    'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for', 'state', 'drained',
+    'index', 'name',
     'reservable_ms', ...)
   if not v[1] then return nil end
   local d = {
-    uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, system_mb = v[4] + 0, leased_mb = v[5] + 0,
-    withheld_mb = v[6] + 0, unleased_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9], reserved_for = v[10], state = v[11],
+    uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, system_mb = v[4] + 0,
+    leased_mb = v[5] + 0,
+    withheld_mb = v[6] + 0, unleased_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9],
+    reserved_for = v[10], state = v[11],
     drained = v[12], index = v[13], name = v[14], reservable_ms = (v[15] or 0) + 0,
-    free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0, was_shared = false, was_idle = false,
+    free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0,
+    was_shared = false, was_idle = false,
     behind = false, leased = false,
   }
   settle(d)
@@ -45,7 +52,8 @@ function broker.device(uuid, ...)
   return d, v
 end
 
--- Take note of what a device has become. What those who wait could not have before is work for the queue.
+-- Take note of what a device has become. What those who wait could not have before is work for the
+-- queue.
 function broker.index(d)
   local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
   settle(d)
@@ -53,7 +61,9 @@ function broker.index(d)
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb
     local whole = d.empty and (not empty or d.free_mb < free_mb)   -- less may be within a cap now
     local share = d.sharable and not sharable
-    if grew or whole or share or d.shared and not shared or d.idle and not idle then ctx.work['device:' .. d.uuid] = 0 end
+    if grew or whole or share or d.shared and not shared or d.idle and not idle then
+      ctx.work['device:' .. d.uuid] = 0
+    end
   end
   if not d.behind then
     d.behind, ctx.behind[#ctx.behind + 1] = true, d
@@ -72,10 +82,12 @@ local function write_zsets(d)
     call('ZREM', prefix .. 'free:model/' .. d.model, uuid)
   end
   if d.idle ~= d.was_idle or d.idle and moved then
-    local key, hosts = prefix .. 'idle:' .. d.host .. '/' .. d.model, prefix .. 'idlehosts:' .. d.model
+    local key, hosts = prefix .. 'idle:' .. d.host .. '/' .. d.model,
+      prefix .. 'idlehosts:' .. d.model
     local came
     if d.idle then came = call('ZADD', key, free, uuid) else came = -call('ZREM', key, uuid) end
-    -- Counted by what really came and went; anew where that leaves nothing, or less: somebody has meddled with the count.
+    -- Counted by what really came and went; anew where that leaves nothing, or less: somebody has
+    -- meddled with the count.
     if came ~= 0 and call('ZADD', hosts, 'INCR', text(came), d.host) + 0 < 1 then
       local idle = call('ZCARD', key)
       if idle > 0 then call('ZADD', hosts, text(idle), d.host) else call('ZREM', hosts, d.host) end
@@ -88,7 +100,8 @@ end
 function broker.flush()
   for _, d in ipairs(ctx.behind) do
     if d.leased then
-      call('HSET', prefix .. 'device:' .. d.uuid, 'leased_mb', text(d.leased_mb), 'leases', text(d.leases), 'exclusive',
+      call('HSET', prefix .. 'device:' .. d.uuid, 'leased_mb', text(d.leased_mb), 'leases',
+        text(d.leases), 'exclusive',
         d.exclusive)
     end
     write_zsets(d)

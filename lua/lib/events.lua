@@ -1,6 +1,7 @@
 -- events: a stream for followers, and counters, in a hash that every replica exports.
 
--- One entry per change of state or of devices, by the script that made it: field and value in turn after the name.
+-- One entry per change of state or of devices, by the script that made it: field and value in turn
+-- after the name.
 function broker.event(name, ...)
   call('XADD', prefix .. 'events', 'MAXLEN', '~', '10000', '*', 'event', name, ...)
 end

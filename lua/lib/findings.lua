@@ -1,5 +1,5 @@
--- findings: what a host makes of its devices beside their memory: unused leases, processes without one, errors of
--- the GPU. Only report needs this file.
+-- findings: what a host makes of its devices beside their memory: unused leases, processes without
+-- one, errors of the GPU. Only report needs this file.
 
 broker.FINDINGS = { 'idle', 'overuse', 'squatter', 'orphan', 'degraded' }
 
@@ -13,20 +13,24 @@ local function fresh(now, before)
   return found
 end
 
--- What the host finds now, and what it finds no more. The lists of before are in `was`, after the n-th.
+-- What the host finds now, and what it finds no more. The lists of before are in `was`, after the
+-- n-th.
 function broker.compare(d, said, was, n)
   for i = 1, #broker.FINDINGS do
     local kind = broker.FINDINGS[i]
     local now, before = said[kind], was[n + i] or ''
     if now and now ~= before then
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
-      local function agent_of(name) return of_lease and call('HGET', prefix .. 'record:' .. name, 'agent') or '' end
+      local function agent_of(name) return of_lease and call('HGET', prefix .. 'record:' .. name,
+        'agent') or '' end
       for _, name in ipairs(fresh(before, now)) do
-        broker.event('finding_cleared', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+        broker.event('finding_cleared', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease
+          and 'token' or 'pid', name, 'agent',
           agent_of(name))
       end
       for _, name in ipairs(fresh(now, before)) do
-        broker.event('finding_raised', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease and 'token' or 'pid', name, 'agent',
+        broker.event('finding_raised', 'finding', kind, 'device', d.uuid, 'host', d.host, of_lease
+          and 'token' or 'pid', name, 'agent',
           agent_of(name))
       end
     end
@@ -55,14 +59,17 @@ end
 local function tell_of_end(d, ended)
   local pid, sent, token, why = string.match(ended, '^(%d+) (%u+) (%S+) (.*)$')
   if not pid then return end
-  broker.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent, 'token', token ~= '-' and token or '',
+  broker.event('process_ended', 'device', d.uuid, 'host', d.host, 'pid', pid, 'signal', sent,
+    'token', token ~= '-' and token or '',
     'reason', why)
 end
 
 -- Holders without a record: a version without holders has ended their leases.
 local function forget_holders(d, gone)
   for token in string.gmatch(gone, '[^,]+') do
-    if call('EXISTS', prefix .. 'record:' .. token) == 0 then call('SREM', prefix .. 'holders:' .. d.uuid, token) end
+    if call('EXISTS', prefix .. 'record:' .. token) == 0 then
+      call('SREM', prefix .. 'holders:' .. d.uuid, token)
+    end
   end
 end
 

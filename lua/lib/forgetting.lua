@@ -5,8 +5,10 @@
 -- go, unless leases are on them; a MIG slice goes as soon as its parent is listed without it. What
 -- comes back is registered anew.
 --
---   drains   zset     device:<id> or host:<h> -> when it was forgotten while an operator's drain was on it. No report undoes a
---                     drain, so it is drained again when it comes back; at most MOST_DRAINS, the rest is not forgotten by itself
+--   drains   zset     device:<id> or host:<h> -> when it was forgotten while an operator's drain
+--            was on it. No report undoes a
+--                     drain, so it is drained again when it comes back; at most MOST_DRAINS, the
+--                     rest is not forgotten by itself
 --
 -- All that is registered is looked at every SWEEP_MS by reports and by reap, SWEEP_WORK devices and
 -- hosts at a time. Of the pool: `sweep_ms` (when the next look is due), `sweep_at` (how far this
@@ -74,7 +76,8 @@ end
 -- Look at a host, and at `left` of its devices after the first `at`. How many that were, where to
 -- go on (nil at its end), and whether the host is forgotten.
 local function sweep_host(host, at, left, after, wake)
-  local v = call('HMGET', prefix .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms', 'deadline_ms', 'drained')
+  local v = call('HMGET', prefix .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms',
+    'deadline_ms', 'drained')
   local reported_ms, listed_ms, deadline_ms = (v[1] or 0) + 0, (v[2] or 0) + 0, (v[4] or 0) + 0
   local up, gone = call('ZSCORE', DEADLINES, 'host:' .. host), 0
   local settled_ms = up and (v[3] or 0) + deadline_ms or reported_ms + after.hosts_ms
@@ -89,12 +92,14 @@ local function sweep_host(host, at, left, after, wake)
     local due_ms = since_ms and (since_ms == 0 and 0 or since_ms + after.devices_ms)
     if due_ms and due_ms > ctx.now then
       wake(due_ms)
-    elseif due_ms and let_go(uuid, up and 'its host lists it no more' or 'its host is silent', not up and v[5] == '1') then
+    elseif due_ms and let_go(uuid, up and 'its host lists it no more' or 'its host is silent',
+      not up and v[5] == '1') then
       gone = gone + 1
     end
   end
   if #ids == left then return left, at + left - gone end
-  if not up and call('SCARD', prefix .. 'devices:' .. host) == 0 and (v[5] ~= '1' or keep_drain('host:' .. host)) then
+  if not up and call('SCARD', prefix .. 'devices:' .. host) == 0 and (v[5] ~= '1'
+    or keep_drain('host:' .. host)) then
     broker.forget_host(host, '', 'it is silent')
     return 1 + #ids, nil, true
   end
@@ -103,9 +108,11 @@ end
 
 -- Go on with the round of looks: one script's part of it.
 function broker.sweep()
-  local v = call('HMGET', POOL, 'sweep_at', 'sweep_next_ms', 'forget_devices_after_s', 'forget_hosts_after_s',
+  local v = call('HMGET', POOL, 'sweep_at', 'sweep_next_ms', 'forget_devices_after_s',
+    'forget_hosts_after_s',
     'closed_until_ms')
-  if ctx.now < (ctx.pool.closed_until_ms or (v[5] or 0) + 0) then return end   -- holders may bring leases back
+  -- Holders may bring leases back
+  if ctx.now < (ctx.pool.closed_until_ms or (v[5] or 0) + 0) then return end
   local after = { devices_ms = (v[3] or 3600) * 1000, hosts_ms = (v[4] or 86400) * 1000 }
   local n, at = string.match(v[1] or '', '^(%d+):(%d+)$')
   n, at = tonumber(n) or 0, tonumber(at) or 0

@@ -6,9 +6,9 @@ function broker.bury(token, outcome)
   broker.leave_outcome(token, outcome)
 end
 
--- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the memory is not free yet,
--- its holder died with it. `record`: its key, when it goes too. Returns how many devices that were. All is read before the
--- first write.
+-- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the
+-- memory is not free yet, its holder died with it. `record`: its key, when it goes too. Returns how
+-- many devices that were. All is read before the first write.
 function broker.deallocate(r, withhold, record)
   local keys, devices, touched, sum = { record }, {}, 0, 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
@@ -28,7 +28,8 @@ function broker.deallocate(r, withhold, record)
   for i = 1, #devices do
     local d = devices[i]
     if withhold then
-      call('HSET', prefix .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb), 'withheld_at_ms', text(ctx.now))
+      call('HSET', prefix .. 'device:' .. d.uuid, 'withheld_mb', text(d.withheld_mb),
+        'withheld_at_ms', text(ctx.now))
     else
       call('SREM', prefix .. 'holders:' .. d.uuid, r.token)
     end
@@ -54,8 +55,8 @@ function broker.close_lease(r, outcome)
   return touched
 end
 
--- End it without its holder's word. Its memory is withheld for a while, unless on simulated devices: the process that held it
--- may be dead or may still be there.
+-- End it without its holder's word. Its memory is withheld for a while, unless on simulated
+-- devices: the process that held it may be dead or may still be there.
 function broker.end_lease(r, outcome)
   local grace_ms = 0
   for uuid in string.gmatch(r.devices, '([^,]+)=') do
@@ -66,7 +67,8 @@ function broker.end_lease(r, outcome)
   end
   if grace_ms == 0 then return broker.close_lease(r, outcome) end
   local touched = broker.deallocate(r, true)
-  call('HSET', prefix .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(ctx.now), 'outcome', outcome)
+  call('HSET', prefix .. 'record:' .. r.token, 'state', 'cooling', 'expires_at_ms', text(ctx.now),
+    'outcome', outcome)
   set_deadline(r.token, ctx.now + grace_ms)
   tell(r, outcome)
   return touched

@@ -1,18 +1,23 @@
--- ledger: the record of each lease. It never expires by itself: without it nothing could be given back.
+-- ledger: the record of each lease. It never expires by itself: without it nothing could be given
+-- back.
 --
 -- record:<token>   the lease as it stands; how it ended: lib/tombstones.lua
--- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no field once both are 0;
---                  <agent>#waiters -> how many wait, <agent>#reserved -> MiB reserved for them; no field at 0
+-- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no
+--                  field once both are 0;
+--                  <agent>#waiters -> how many wait, <agent>#reserved -> MiB reserved for them; no
+--                  field at 0
 
 -- What a repeated acquire needs of a record.
 function broker.asked(record)
-  return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms', 'reason', 'queue_id',
+  return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms',
+    'reason', 'queue_id',
     'wait_until_ms', 'owner', 'reserved')
 end
 
 -- What renew needs of it.
 function broker.read(record)
-  return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms', 'hold_until_ms', 'revoked', 'owner',
+  return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms',
+    'hold_until_ms', 'revoked', 'owner',
     'notice')
 end
 
@@ -22,11 +27,13 @@ function broker.agent(agent)
   if a then return a end
   local v
   if ctx.pool.waiting > 0 then
-    v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases', agent .. '#waiters', agent .. '#reserved')
+    v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases', agent .. '#waiters',
+      agent .. '#reserved')
   else
     v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases')
   end
-  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0, reserved_mb = (v[4] or 0) + 0 }
+  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0,
+    reserved_mb = (v[4] or 0) + 0 }
   ctx.agents[agent] = a
   return a
 end

@@ -60,7 +60,10 @@ function broker.nearly(name)
   local hosts = call('SMEMBERS', prefix .. 'hosts')
   table.sort(hosts)
   for _, host in ipairs(hosts) do
-    if host ~= name and plain(host) == plain(name) and call('ZCARD', prefix .. 'fits:host/' .. host) > 0 then return host end
+    if host ~= name and plain(host) == plain(name) and call('ZCARD',
+      prefix .. 'fits:host/' .. host) > 0 then
+      return host
+    end
   end
   return ''
 end

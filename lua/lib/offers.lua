@@ -2,8 +2,9 @@
 --
 --   inbox:<client>    tokens that were offered something: hints, one list for each process
 --
--- A device is offered: taken from the ledger, told to the waiter's process, without fence or lease key until the waiter
--- claims it by asking again. lib/scheduler.lua decides the order. Without a waiter no verb touches any of these keys.
+-- A device is offered: taken from the ledger, told to the waiter's process, without fence or lease
+-- key until the waiter claims it by asking again. lib/scheduler.lua decides the order. Without a
+-- waiter no verb touches any of these keys.
 
 local CLAIM_MS = 10000
 local OFFER_WORK = 4   -- what a device offered is of a script's work; see lib/scheduler.lua
@@ -18,7 +19,8 @@ function offers.must_queue(q)
   return ctx.backlog or call('EXISTS', prefix .. 'queue:' .. queue.id(q)) == 1
 end
 
--- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle ones.
+-- As many whole devices of one group as w wants: of those that `held` has for it, then of the idle
+-- ones.
 local function whole_of(w, host, model, held, room_mb)
   local q, devices, has, sum = w.q, {}, {}, 0
   local function add(d)
@@ -30,7 +32,8 @@ local function whole_of(w, host, model, held, room_mb)
   end
   if #devices < q.devices then
     broker.flush()
-    local ids = call('ZRANGE', prefix .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
+    local ids = call('ZRANGE', prefix .. 'idle:' .. host .. '/' .. model, text(q.memory_mb), '+inf',
+      'BYSCORE', 'LIMIT', '0',
       text(q.devices))
     for _, uuid in ipairs(ids) do add(broker.device(uuid)) end
   end
@@ -42,12 +45,15 @@ end
 -- Choose for w device d, alone or with devices of its host and model that are idle or reserved for
 -- w. Nil and why not.
 local function fit_on(w, d, room_mb)
-  if broker.whole(w.q) then return whole_of(w, d.host, d.model, { d, unpack(broker.reservations.devices(w)) }, room_mb) end
+  if broker.whole(w.q) then
+    return whole_of(w, d.host, d.model, { d, unpack(broker.reservations.devices(w)) }, room_mb)
+  end
   if d.sharable and d.free_mb >= w.q.memory_mb then return { d } end
   return nil, 'no_capacity'
 end
 
--- What w gets with device d, or anywhere. Nil and why not: its agent's cap, if that is all that is in the way somewhere.
+-- What w gets with device d, or anywhere. Nil and why not: its agent's cap, if that is all that is
+-- in the way somewhere.
 local function fit(w, d)
   local q, room_mb = w.q, queue.room(w.agent, w.reservation_mb)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
@@ -62,7 +68,8 @@ local function offer(w, devices)
   queue.dequeue(w, true, true)
   local taken, sum = broker.allocate(w.q, devices)
   broker.add_to_agent(w.agent, sum, 1)
-  call('HSET', prefix .. 'record:' .. w.token, 'state', 'offered', 'devices', taken, 'policy_version',
+  call('HSET', prefix .. 'record:' .. w.token, 'state', 'offered', 'devices', taken,
+    'policy_version',
     text(queue.policy().policy_version))
   set_deadline(w.token, ctx.now + CLAIM_MS)
   if w.client ~= '' then
@@ -84,11 +91,13 @@ function offers.withdraw(w)
   queue.add(w)
 end
 
--- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was, or nil.
+-- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was,
+-- or nil.
 function offers.try(w, d)
   if not w then return nil end
   local devices, why = fit(w, d)
-  if why == 'agent_cap' and d and broker.whole(w.q) then devices, why = fit(w) end   -- a smaller one may be within its cap
+  -- A smaller one may be within its cap
+  if why == 'agent_cap' and d and broker.whole(w.q) then devices, why = fit(w) end
   if devices then return offer(w, devices) end
   if why ~= 'agent_cap' or not queue.holds(w.agent, w.reservation_mb) then return nil end
   queue.set_capped(w)
@@ -101,11 +110,13 @@ end
 function offers.backfill(q, room_mb)
   if ctx.backlog or q.memory_mb * q.devices > room_mb then return nil end
   local group, devices = {}, nil
-  local ids = call('ZRANGE', prefix .. 'backfill', text(ctx.now + q.max_hold_ms), '+inf', 'BYSCORE', 'LIMIT', '0', RESERVED_READ)
+  local ids = call('ZRANGE', prefix .. 'backfill', text(ctx.now + q.max_hold_ms), '+inf', 'BYSCORE',
+    'LIMIT', '0', RESERVED_READ)
   for _, uuid in ipairs(ids) do
     local d = broker.device(uuid)
     local reserved = d and d.reserved_for ~= '' and d.reserved_for ~= q.token
-    if reserved and (q.host == '*' or d.host == q.host) and (q.model == '*' or d.model == q.model) then
+    if reserved and (q.host == '*' or d.host == q.host) and (q.model == '*'
+      or d.model == q.model) then
       group[#group + 1] = d
     end
   end
@@ -121,14 +132,17 @@ function offers.backfill(q, room_mb)
   return devices
 end
 
--- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1: capped). Only heads are
--- tried, and only when nothing is left that may belong to others.
+-- A waiter asks again. What it gets now; or nil, why not, and how many of its queue are ahead (-1:
+-- capped). Only heads are tried, and only when nothing is left that may belong to others.
 function offers.poll(w, open)
   local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
   local capped = not place
-  local is_next = place == 0 or capped and call('ZRANK', prefix .. 'capped:' .. w.agent, w.token) == 0
+  local is_next = place == 0 or capped and call('ZRANK', prefix .. 'capped:' .. w.agent,
+    w.token) == 0
   broker.reservations.check(w)
-  if not open or not is_next or ctx.backlog then return nil, capped and 'agent_cap' or 'no_capacity', place or -1 end
+  if not open or not is_next or ctx.backlog then
+    return nil, capped and 'agent_cap' or 'no_capacity', place or -1
+  end
   local devices, why = fit(w)
   if devices then return devices end
   if capped and why ~= 'agent_cap' then

@@ -18,14 +18,15 @@ end
 local whole = {}
 broker.whole_devices = whole
 
--- Groups of devices of one host and model where q may find as many as it wants: `counted` is a zset per model, host ->
--- how many there are. Best fit first.
+-- Groups of devices of one host and model where q may find as many as it wants: `counted` is a zset
+-- per model, host -> how many there are. Best fit first.
 function whole.groups(q, counted)
   local found = {}
   local models = q.model ~= '*' and { q.model } or
     call('ZRANGE', prefix .. 'models', q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', MODELS)
   for _, model in ipairs(models) do
-    local alone = q.devices > 1 and string.find(model, ' MIG ', 1, true)   -- a CUDA process can use but one of them
+    -- A CUDA process can use but one of them
+    local alone = q.devices > 1 and string.find(model, ' MIG ', 1, true)
     local hosts = alone and {} or q.host ~= '*' and { q.host } or
       call('ZRANGE', prefix .. counted .. model, q.devices, '+inf', 'BYSCORE', 'LIMIT', '0', HOSTS)
     for _, host in ipairs(hosts) do found[#found + 1] = host .. '/' .. model end
@@ -37,7 +38,8 @@ end
 function whole.select(q, room_mb)
   local why = 'no_capacity'
   for _, group in ipairs(whole.groups(q, 'idlehosts:')) do
-    local ids = call('ZRANGE', prefix .. 'idle:' .. group, q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', q.devices)
+    local ids = call('ZRANGE', prefix .. 'idle:' .. group, q.memory_mb, '+inf', 'BYSCORE', 'LIMIT',
+      '0', q.devices)
     if #ids == q.devices then
       local devices, sum = {}, 0
       for i, uuid in ipairs(ids) do
@@ -54,19 +56,22 @@ end
 -- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it
 -- does not.
 local function whole_mb(d)
-  return d.total_mb - d.system_mb - (d.unleased_mb <= IDLE_UNLEASED_MB and math.max(0, d.unleased_mb) or 0)
+  return d.total_mb - d.system_mb - (d.unleased_mb <= IDLE_UNLEASED_MB and math.max(0,
+    d.unleased_mb) or 0)
 end
 
 -- The least that q could ever count against its agent's cap, of those that are listed in
 -- `fits:<of>`; nil: they are too few.
 local function least_mb(q, of, cap_mb)
   local key, least, sum = prefix .. 'fits:' .. of, text(q.memory_mb), 0
-  local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices), 'WITHSCORES')
+  local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices),
+    'WITHSCORES')
   if #found < 2 * q.devices then return nil end
   for i = 2, #found, 2 do sum = sum + found[i] end
   if sum <= cap_mb or sum > cap_mb + q.devices * IDLE_UNLEASED_MB then return sum end
   local sizes = {}   -- what is used on them without a lease decides
-  for _, uuid in ipairs(call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', HOST_DEVICES)) do
+  for _, uuid in ipairs(call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0',
+    HOST_DEVICES)) do
     local d = broker.device(uuid)
     if d then sizes[#sizes + 1] = whole_mb(d) end
   end
@@ -79,8 +84,12 @@ end
 
 -- Find a name in q that nothing registered has; its code, or nil.
 function whole.unknown(q)
-  if q.model ~= '*' and not call('ZSCORE', prefix .. 'models', q.model) then return 'model_unknown' end
-  if q.host ~= '*' and call('ZCARD', prefix .. 'fits:host/' .. q.host) == 0 then return 'host_unknown' end
+  if q.model ~= '*' and not call('ZSCORE', prefix .. 'models', q.model) then
+    return 'model_unknown'
+  end
+  if q.host ~= '*' and call('ZCARD', prefix .. 'fits:host/' .. q.host) == 0 then
+    return 'host_unknown'
+  end
 end
 
 -- Why nothing that is registered could ever be what q asks, or nil. fits:* changes with reports and
@@ -88,13 +97,17 @@ end
 function whole.never_fits(q, cap_mb)
   local unknown = whole.unknown(q)
   if unknown then return unknown end
-  if q.memory_mb * q.devices > cap_mb then cap_mb = NEVER end   -- that is told by the caller, below what never fits
+  -- That is told by the caller, below what never fits
+  if q.memory_mb * q.devices > cap_mb then cap_mb = NEVER end
   local alone, why = broker.whole(q), 'never_fits'
   local groups = q.devices == 1 and (q.host == '*' or q.model == '*') and { broker.selector(q) }
   for _, group in ipairs(groups or whole.groups(q, 'hosts:')) do
     local of = groups and group or 'host/' .. group
     local least = alone and least_mb(q, of, cap_mb)
-    if not alone and call('ZCOUNT', prefix .. 'fits:' .. of, q.memory_mb, '+inf') > 0 or least and least <= cap_mb then return nil end
+    if not alone and call('ZCOUNT', prefix .. 'fits:' .. of, q.memory_mb, '+inf') > 0 or least
+      and least <= cap_mb then
+      return nil
+    end
     if least then why = 'agent_cap' end
   end
   return why
@@ -112,7 +125,8 @@ function broker.select(q, room_mb)
   else
     ids = call('ZRANGE', key, '+inf', least, 'BYSCORE', 'REV', 'LIMIT', '0', limit)
   end
-  for _, uuid in ipairs(ids) do   -- more than one only for a host and a model: the host's few devices
+  -- More than one only for a host and a model: the host's few devices
+  for _, uuid in ipairs(ids) do
     local d = broker.device(uuid)
     if q.model == '*' or d.model == q.model then return { d } end
   end
@@ -127,7 +141,9 @@ function broker.allocate(q, devices)
     if alone then d.exclusive = q.token end
     d.mb, d.leased_mb, d.leases, sum = text(mb), d.leased_mb + mb, d.leases + 1, sum + mb
     d.leased = true
-    if d.reserved_for ~= '' and d.reserved_for ~= q.token and not q.backfills then broker.reservations.unsure(d.reserved_for) end
+    if d.reserved_for ~= '' and d.reserved_for ~= q.token and not q.backfills then
+      broker.reservations.unsure(d.reserved_for)
+    end
     call('SADD', prefix .. 'holders:' .. d.uuid, q.token)
     broker.index(d)
     taken[i] = d.uuid .. '=' .. d.mb

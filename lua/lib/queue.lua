@@ -6,20 +6,23 @@
 -- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
 -- never block those for what is free.
 --
---   queue:<id>              token -> rank, the smaller first: µs of entry, less a minute for each step of priority
+--   queue:<id>              token -> rank, the smaller first: µs of entry, less a minute for each
+--                           step of priority
 --   queues:<host>/<model>   queue id -> rank of its head
 --   capped:<agent>          token -> rank, of waiters that only their agent's cap holds back
 --
--- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on `worklist`,
--- is lib/scheduler.lua's.
+-- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on
+-- `worklist`, is lib/scheduler.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
 local BACK_AT_ONCE = 4      -- capped waiters that come back when their agent's sum falls
-local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb', 'allow_fractional_shares',
+local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb',
+  'allow_fractional_shares',
   'max_leases_per_agent', 'policy_version' }
 
--- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be exact.
+-- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be
+-- exact.
 function broker.heartbeat(token, wait_ms, wait_until_ms)
   if ctx.now + wait_ms > (wait_until_ms or 0) + SLACK_MS then
     call('HSET', prefix .. 'record:' .. token, 'wait_until_ms', text(ctx.now + wait_ms))
@@ -52,25 +55,32 @@ end
 
 function queue.id(q)
   local whole, mb = q.exclusive or q.devices > 1, doublings(q.memory_mb)
-  return q.host .. '/' .. q.model .. '/' .. (whole and 'x' .. text(100 * doublings(q.devices) + mb) or 'm' .. mb)
+  return q.host .. '/' .. q.model .. '/' .. (whole and 'x' .. text(100 * doublings(q.devices) + mb)
+    or 'm' .. mb)
 end
 
--- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what it was offered.
+-- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what
+-- it was offered.
 function queue.read(token)
-  local v = call('HMGET', prefix .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client',
-    'reserved', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
+  local v = call('HMGET', prefix .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id',
+    'rank', 'enqueued_ms', 'client',
+    'reserved', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms',
+    'reservations', 'reserves_ms',
     'reservation_seen')
   if not v[1] then return nil end
   local asked = {}
   for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
   local q = {
-    token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]), exclusive = asked[3] == '1',
+    token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]),
+    exclusive = asked[3] == '1',
     max_hold_ms = asked[5] + 0, host = asked[7], model = asked[8], placement = asked[9],
   }
   return {
-    token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], enqueued_ms = tonumber(v[6]), client = v[7],
+    token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], enqueued_ms = tonumber(v[6]),
+    client = v[7],
     reserved = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
-    reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]), reservations = (v[14] or 0) + 0,
+    reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]),
+    reservations = (v[14] or 0) + 0,
     reserves_ms = (v[15] or 0) + 0, reservation_seen = (v[16] or 0) + 0,
   }
 end
@@ -85,7 +95,8 @@ function queue.ids(of)
   return ctx.queues[of]
 end
 
--- Write down the head of a queue, or that it has none. `check`: it is not known whether something fits this head.
+-- Write down the head of a queue, or that it has none. `check`: it is not known whether something
+-- fits this head.
 local function set_head(id, rank, check)
   local of, entry = string.match(id, '^(.*)/'), 'queue:' .. id
   if ctx.queues[of] then ctx.queues[of][id] = rank and rank + 0 end
@@ -100,7 +111,8 @@ local function set_head(id, rank, check)
   ctx.stored[entry] = nil
 end
 
--- Insert a waiter into its queue. Returns how many are ahead; `tried`: it is known that nothing fits.
+-- Insert a waiter into its queue. Returns how many are ahead; `tried`: it is known that nothing
+-- fits.
 local function insert(w, tried)
   call('ZADD', prefix .. 'queue:' .. w.queue_id, w.rank, w.token)
   local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
@@ -126,7 +138,8 @@ end
 
 local function count_waiters(agent, by)
   local a = broker.agent(agent)
-  if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end   -- an older version may have left something there
+  -- An older version may have left something there
+  if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end
   a.waiters, a.waited = a.waiters + by, true
   count_waiting(by)
 end
@@ -134,7 +147,9 @@ end
 -- Dequeue a waiter, whatever comes next. `in_queue`: it is known not to be capped. `satisfied`: it
 -- gets what it asked.
 function queue.dequeue(w, in_queue, satisfied)
-  if in_queue or call('ZREM', prefix .. 'capped:' .. w.agent, w.token) == 0 then remove(w.queue_id, w.token) end
+  if in_queue or call('ZREM', prefix .. 'capped:' .. w.agent, w.token) == 0 then
+    remove(w.queue_id, w.token)
+  end
   broker.reservations.cancel(w, satisfied)
   count_waiters(w.agent, -1)
 end
@@ -148,10 +163,13 @@ end
 -- The pool's time in µs: a later call has the larger, also within a millisecond.
 local function rank_now() return ctx.now * 1000 + ctx.now_us % 1000 end
 
--- Enqueue a new waiter; `fields`: of its record, field and value in turn. Returns how many are ahead, -1: capped.
+-- Enqueue a new waiter; `fields`: of its record, field and value in turn. Returns how many are
+-- ahead, -1: capped.
 function queue.enqueue(q, tried, fields, priority, at_cap)
-  local w = { token = q.token, agent = q.agent, queue_id = queue.id(q), rank = text(rank_now() - priority * PRIORITY_US) }
-  call('HSET', prefix .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb', text(q.memory_mb), 'queue_id', w.queue_id,
+  local w = { token = q.token, agent = q.agent, queue_id = queue.id(q),
+    rank = text(rank_now() - priority * PRIORITY_US) }
+  call('HSET', prefix .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb',
+    text(q.memory_mb), 'queue_id', w.queue_id,
     'rank', w.rank, 'enqueued_ms', text(ctx.now), unpack(fields))
   broker.count('enqueued')
   broker.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
@@ -166,8 +184,8 @@ function queue.full(agent)
   return broker.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
 end
 
--- End a wait: cancelled, timed_out or revoked. What it was offered comes back. `refused`: no tombstone, since asking
--- again is asking anew. Returns the devices touched.
+-- End a wait: cancelled, timed_out or revoked. What it was offered comes back. `refused`: no
+-- tombstone, since asking again is asking anew. Returns the devices touched.
 function queue.end_wait(token, how, refused)
   local w, touched = queue.read(token), 0
   if w.state == 'offered' then touched = broker.deallocate(w, false) else queue.dequeue(w) end

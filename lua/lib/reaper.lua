@@ -2,8 +2,8 @@
 
 local REAP_DEVICES = 16
 
--- The grace is over: what a report has not given back already is free now, but for what its processes have been seen to
--- hold on to.
+-- The grace is over: what a report has not given back already is free now, but for what its
+-- processes have been seen to hold on to.
 local function cool(r)
   local touched = 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
@@ -42,9 +42,11 @@ local function settle_member(member)
   if host then
     touched = lose_host(host)
   else
-    local v = call('HMGET', prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
+    local v = call('HMGET', prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence',
+      'expires_at_ms',
       'outcome', 'revoked')
-    local r = { token = member, agent = v[2], devices = v[3], fence = v[4], ended_at_ms = tonumber(v[5]), outcome = v[6] }
+    local r = { token = member, agent = v[2], devices = v[3], fence = v[4],
+      ended_at_ms = tonumber(v[5]), outcome = v[6] }
     if not v[1] then   -- removed by hand or evicted: nothing is known that could be given back
       clear_deadline(member)
     elseif v[1] == 'active' then
@@ -58,14 +60,16 @@ local function settle_member(member)
   return math.max(1, touched)
 end
 
--- Take back a lease that is over although its end was not noted in the pool: an older version has scheduled it. Was it one?
+-- Take back a lease that is over although its end was not noted in the pool: an older version has
+-- scheduled it. Was it one?
 function broker.unnoticed(token, ends_at_ms)
   if not broker.over(ends_at_ms) then return false end
   broker.reap(token)
   return true
 end
 
--- First the member that the call names, so that its answer does not hang on a backlog; then whatever is over.
+-- First the member that the call names, so that its answer does not hang on a backlog; then
+-- whatever is over.
 function broker.reap(named)
   local left = REAP_DEVICES
   local at = named and call('ZSCORE', DEADLINES, named)

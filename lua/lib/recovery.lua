@@ -1,8 +1,10 @@
--- recovery: a lease that the pool has forgotten, and its holder has not. Only renew needs this file.
+-- recovery: a lease that the pool has forgotten, and its holder has not. Only renew needs this
+-- file.
 
--- Recover the lease that its holder had, if its devices have room for it, whatever the policy and the driver say. Younger
--- ones, and any in a pool that has lost nothing, ended long ago: they are unknown. `waits`: the pool knows it as it was before
--- its grant, `whose`: and for whom. Returns nil, or what to answer: UNKNOWN, AGAIN, LOST and how it ended.
+-- Recover the lease that its holder had, if its devices have room for it, whatever the policy and
+-- the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago: they are
+-- unknown. `waits`: the pool knows it as it was before its grant, `whose`: and for whom. Returns
+-- nil, or what to answer: UNKNOWN, AGAIN, LOST and how it ended.
 function broker.recover(token, fence, recovery, waits, whose)
   local v, pool = call('HMGET', POOL, 'lost_us', 'closed_until_ms', 'fence'), ctx.pool
   local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
@@ -11,7 +13,8 @@ function broker.recover(token, fence, recovery, waits, whose)
 
   -- The time of the grant on the pool's clock: fences are of the server's, which has stepped back
   -- by the offset since.
-  local granted_ms = math.min(ctx.now, (granted_us - granted_us % 1000) / 1000 + ctx.now - (ctx.now_us - ctx.now_us % 1000) / 1000)
+  local granted_ms = math.min(ctx.now,
+    (granted_us - granted_us % 1000) / 1000 + ctx.now - (ctx.now_us - ctx.now_us % 1000) / 1000)
   local hold_until_ms = recovery.hold_ms > 0 and granted_ms + recovery.hold_ms
   local function over(outcome)   -- from now on its late calls are told so
     broker.bury(token, outcome)
@@ -26,7 +29,8 @@ function broker.recover(token, fence, recovery, waits, whose)
     if room < each.mb or alone and d.leases > 0 then
       -- Its host has yet to report, or the holder of its room to give it up; but a later holder of
       -- the whole device keeps it.
-      local younger = d and d.exclusive ~= '' and (call('HGET', prefix .. 'record:' .. d.exclusive, 'fence') or 0) + 0 > granted_us
+      local younger = d and d.exclusive ~= '' and (call('HGET', prefix .. 'record:' .. d.exclusive,
+        'fence') or 0) + 0 > granted_us
       if ctx.now < closed_until_ms and not younger then return 'AGAIN' end
       return over('superseded')
     end
@@ -40,7 +44,8 @@ function broker.recover(token, fence, recovery, waits, whose)
     d.leased_mb, d.leases, d.leased = d.leased_mb + each.mb, d.leases + 1, true
     if alone then d.exclusive = token end
     call('SADD', prefix .. 'holders:' .. d.uuid, token)
-    if granted_us < ctx.epoch + 0 and d.unleased_mb > 0 then   -- its device was registered anew: what it uses was a stranger's
+    -- Its device was registered anew: what it uses was a stranger's
+    if granted_us < ctx.epoch + 0 and d.unleased_mb > 0 then
       d.unleased_mb = math.max(0, d.unleased_mb - each.mb)
       call('HSET', prefix .. 'device:' .. d.uuid, 'unleased_mb', text(d.unleased_mb))
     end
@@ -48,11 +53,16 @@ function broker.recover(token, fence, recovery, waits, whose)
   end
   broker.add_to_agent(agent, sum, 1)
   set_pool('fence', math.max(v[3] + 0, granted_us))
-  call('HSET', prefix .. 'record:' .. token, 'state', 'active', 'agent', agent, 'devices', recovery.taken, 'fence', fence, 'granted_at_ms',
-    text(granted_ms), 'expires_at_ms', text(ctx.now), 'ttl_ms', recovery.ttl_ms, 'request', recovery.request,
+  call('HSET', prefix .. 'record:' .. token, 'state', 'active', 'agent', agent, 'devices',
+    recovery.taken, 'fence', fence, 'granted_at_ms',
+    text(granted_ms), 'expires_at_ms', text(ctx.now), 'ttl_ms', recovery.ttl_ms, 'request',
+    recovery.request,
     'client', recovery.client, 'pid', recovery.pid)
-  if hold_until_ms then call('HSET', prefix .. 'record:' .. token, 'hold_until_ms', text(hold_until_ms)) end
+  if hold_until_ms then
+    call('HSET', prefix .. 'record:' .. token, 'hold_until_ms', text(hold_until_ms))
+  end
   if whose ~= '' then call('HSET', prefix .. 'record:' .. token, 'owner', whose) end
   broker.count(recovery.taken == '' and 'cpu_recovered' or 'recovered')
-  broker.event('recovered', 'token', token, 'agent', agent, 'devices', recovery.taken, 'fence', fence)
+  broker.event('recovered', 'token', token, 'agent', agent, 'devices', recovery.taken, 'fence',
+    fence)
 end

@@ -22,7 +22,9 @@ local function reservable(w, ids)
   for _, uuid in ipairs(ids) do
     local d = not seen[uuid] and broker.device(uuid)
     seen[uuid] = true
-    if d and d.reserved_for == '' and d.reservable_ms <= ctx.now and reservations.charge(w, d) then found[#found + 1] = d end
+    if d and d.reserved_for == '' and d.reservable_ms <= ctx.now and reservations.charge(w, d) then
+      found[#found + 1] = d
+    end
   end
   table.sort(found, before)
   return found
@@ -48,23 +50,29 @@ end
 -- The one device to reserve: of those with most room, and of the next page of all that are large
 -- enough.
 local function one(w, room_mb)
-  local q, ids = w.q, call('ZRANGE', prefix .. 'free:' .. broker.selector(w.q), '0', FREEST - 1, 'REV')
-  local of = q.host ~= '*' and q.model ~= '*' and 'host/' .. q.host .. '/' .. q.model or broker.selector(q)
-  local page = call('ZRANGE', prefix .. 'fits:' .. of, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', text(w.reservation_seen),
+  local q, ids = w.q, call('ZRANGE', prefix .. 'free:' .. broker.selector(w.q), '0', FREEST - 1,
+    'REV')
+  local of = q.host ~= '*' and q.model ~= '*' and 'host/' .. q.host .. '/' .. q.model
+    or broker.selector(q)
+  local page = call('ZRANGE', prefix .. 'fits:' .. of, text(q.memory_mb), '+inf', 'BYSCORE',
+    'LIMIT', text(w.reservation_seen),
     text(DEVICES_READ))
   for _, uuid in ipairs(page) do ids[#ids + 1] = uuid end
-  return within_cap(w, reservable(w, ids), room_mb), #page == DEVICES_READ and w.reservation_seen + #page or 0
+  return within_cap(w, reservable(w, ids), room_mb), #page == DEVICES_READ
+    and w.reservation_seen + #page or 0
 end
 
 -- The next page of groups, <host>/<model>, with as many devices as q asks.
 local function groups_from(q, skip)
   local found, least = {}, text(q.devices)
   local models = q.model ~= '*' and { q.model } or
-    call('ZRANGE', prefix .. 'models', text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0', MODELS_READ)
+    call('ZRANGE', prefix .. 'models', text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
+      MODELS_READ)
   for _, model in ipairs(models) do
     local key, left = prefix .. 'hosts:' .. model, GROUPS_READ - #found
     if left <= 0 then break end
-    local one_gpu = string.find(model, ' MIG ', 1, true)   -- a CUDA process can use but one of its parts
+    -- A CUDA process can use but one of its parts
+    local one_gpu = string.find(model, ' MIG ', 1, true)
     local count = one_gpu and 0 or q.host ~= '*' and 1 or call('ZCOUNT', key, least, '+inf')
     if skip < count then
       local hosts = q.host ~= '*' and { q.host } or
@@ -82,13 +90,16 @@ local function several(w, room_mb)
   local groups = groups_from(q, at)
   for _, group in ipairs(groups) do
     if read >= DEVICES_READ then break end
-    local ids = call('ZRANGE', prefix .. 'fits:host/' .. group, text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
+    local ids = call('ZRANGE', prefix .. 'fits:host/' .. group, text(q.memory_mb), '+inf',
+      'BYSCORE', 'LIMIT', '0',
       text(DEVICES_READ))
     at = at + 1
     if #ids >= q.devices then
       read = read + #ids
       local devices = within_cap(w, reservable(w, ids), room_mb)
-      if devices and (not best or before(devices[q.devices], best[q.devices])) then best = devices end
+      if devices and (not best or before(devices[q.devices], best[q.devices])) then
+        best = devices
+      end
     end
   end
   return best, (#groups == GROUPS_READ or read >= DEVICES_READ) and at or 0

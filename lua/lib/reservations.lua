@@ -9,13 +9,15 @@
 -- than the reservation. No head reserves those devices again for as long; the head reserves nothing
 -- for as long, twice as long after each further time, at most 16 times.
 --
---   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see broker.offers.backfill
+--   backfill   device -> by when (ms) a lease must have ended to use what is reserved there; see
+--              broker.offers.backfill
 --
 -- Which devices those are, lib/reservable.lua chooses. The fields that older versions wrote are
 -- `reserved` (of a record: the devices) and `reserved_for` (of a device: the token).
 
 local RESERVE_AFTER_MS, RESERVATION_IDLE_S = 30000, 60
-local DOUBLINGS, HOLDERS_READ = 4, 16   -- a rest grows to 16 times the first; of a device with more leases no end is known
+-- A rest grows to 16 times the first; of a device with more leases no end is known
+local DOUBLINGS, HOLDERS_READ = 4, 16
 
 local reservations, queue = {}, broker.queue
 broker.reservations = reservations
@@ -39,7 +41,8 @@ end
 -- MiB that device d would count against the cap of w's agent; nil: it cannot become what w asks.
 function reservations.charge(w, d)
   local q = w.q
-  local live = d.state == 'ok' and d.drained ~= '1' and (d.reserved_for == '' or d.reserved_for == w.token)
+  local live = d.state == 'ok' and d.drained ~= '1' and (d.reserved_for == ''
+    or d.reserved_for == w.token)
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
   local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, broker.whole(q)
   if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
@@ -61,7 +64,8 @@ local function known_end_ms(w, devices)
       local key = prefix .. 'holders:' .. d.uuid
       if call('SCARD', key) > HOLDERS_READ then return nil end
       for _, token in ipairs(call('SMEMBERS', key)) do
-        local v = call('HMGET', prefix .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked', 'expires_at_ms')
+        local v = call('HMGET', prefix .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked',
+          'expires_at_ms')
         local ends_ms = v[1] == 'active' and (v[2] or v[3] and v[4])
         if not ends_ms and v[1] ~= 'cooling' then return nil end
         if ends_ms then last_ms = math.max(last_ms or 0, ends_ms + 0) end
@@ -71,11 +75,12 @@ local function known_end_ms(w, devices)
   return last_ms
 end
 
--- Let what is reserved for a waiter be had by all. `satisfied`: it got what it asked, so its agent's
--- sum has not fallen.
+-- Let what is reserved for a waiter be had by all. `satisfied`: it got what it asked, so its
+-- agent's sum has not fallen.
 function reservations.cancel(w, satisfied)
   if w.reserved == '' then return end
-  call('HDEL', prefix .. 'record:' .. w.token, 'reserved', 'reservation_mb', 'reservation_since_ms', 'reservation_until_ms',
+  call('HDEL', prefix .. 'record:' .. w.token, 'reserved', 'reservation_mb', 'reservation_since_ms',
+    'reservation_until_ms',
     'reservation_fence')
   for _, d in ipairs(reservations.devices(w)) do
     if d.reserved_for == w.token then
@@ -104,12 +109,15 @@ local function reserve(w, devices)
     sum = sum + reservations.charge(w, d)
     ids[i], d.reserved_for = d.uuid, w.token
     call('HSET', prefix .. 'device:' .. d.uuid, 'reserved_for', w.token)
-    if ends_ms then call('ZADD', prefix .. 'backfill', text(ends_ms), d.uuid) else call('ZREM', prefix .. 'backfill', d.uuid) end
+    if ends_ms then call('ZADD', prefix .. 'backfill', text(ends_ms), d.uuid) else call('ZREM',
+      prefix .. 'backfill', d.uuid) end
     broker.index(d)
   end
   w.reserved, w.reservation_mb = table.concat(ids, ','), sum
-  call('HSET', record, 'reserved', w.reserved, 'reservation_mb', text(sum), 'reservation_since_ms', text(ctx.now),
-    'reservation_until_ms', text(ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL, 'fence'))
+  call('HSET', record, 'reserved', w.reserved, 'reservation_mb', text(sum), 'reservation_since_ms',
+    text(ctx.now),
+    'reservation_until_ms', text(ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL,
+    'fence'))
   broker.count_reserved(w.agent, sum)
   broker.event('reserved', 'token', w.token, 'agent', w.agent, 'devices', w.reserved)
 end
@@ -127,7 +135,8 @@ end
 -- Another lease has come to a device that is reserved for this token: it is not known any more when
 -- the last one ends.
 function reservations.unsure(token)
-  for uuid in string.gmatch(call('HGET', prefix .. 'record:' .. token, 'reserved') or '', '[^,]+') do
+  for uuid in string.gmatch(call('HGET', prefix .. 'record:' .. token, 'reserved') or '',
+    '[^,]+') do
     call('ZREM', prefix .. 'backfill', uuid)
   end
 end
@@ -141,7 +150,8 @@ local function give_up(w, devices)
     call('HSET', prefix .. 'device:' .. d.uuid, 'reservable_ms', text(d.reservable_ms))
   end
   w.reserves_ms = ctx.now + idle_ms() * 2 ^ math.min(times - 1, DOUBLINGS)
-  call('HSET', prefix .. 'record:' .. w.token, 'reservations', text(times), 'reserves_ms', text(w.reserves_ms))
+  call('HSET', prefix .. 'record:' .. w.token, 'reservations', text(times), 'reserves_ms',
+    text(w.reserves_ms))
   broker.event('reservation_ended', 'token', w.token, 'agent', w.agent, 'devices', ids)
 end
 
@@ -158,7 +168,8 @@ function reservations.check(w)
   local until_ms = ctx.now + idle_ms()
   if room and w.reservation_until_ms then
     if ctx.now > w.reservation_until_ms then give_up(w, devices) end
-  elseif until_ms > (w.reservation_until_ms or 0) then   -- nothing goes unused, or an older version has reserved it
+  elseif until_ms > (w.reservation_until_ms or 0) then
+    -- Nothing goes unused, or an older version has reserved it
     call('HSET', prefix .. 'record:' .. w.token, 'reservation_until_ms', text(until_ms))
   end
 end
@@ -166,9 +177,14 @@ end
 -- A head that fits nowhere reserves what it waits for, if it has waited long enough and does not
 -- rest.
 function reservations.consider(w)
-  if w.reserved ~= '' or ctx.now - w.enqueued_ms < RESERVE_AFTER_MS or ctx.now < w.reserves_ms or idle_ms() == 0 then return end
+  if w.reserved ~= '' or ctx.now - w.enqueued_ms < RESERVE_AFTER_MS or ctx.now < w.reserves_ms
+    or idle_ms() == 0 then
+    return
+  end
   broker.flush()
   local devices, seen = reservations.choose(w, queue.room(w.agent))
   if devices then reserve(w, devices) end
-  if seen ~= w.reservation_seen then call('HSET', prefix .. 'record:' .. w.token, 'reservation_seen', text(seen)) end
+  if seen ~= w.reservation_seen then
+    call('HSET', prefix .. 'record:' .. w.token, 'reservation_seen', text(seen))
+  end
 end

@@ -2,11 +2,13 @@
 --
 --   worklist          device:<id> of which more is free than before, queue:<id> with another head
 --
--- S11: what is not on `worklist` fits no head of a queue. So the scheduler checks what is on it and nothing else, in the
--- order of the ranks of those that may have it: the heads whose size class a device can satisfy, and the new head of a
--- queue, which is placed like a newcomer. What no device brings (a policy, a pool that opens) the head's own polls find.
+-- S11: what is not on `worklist` fits no head of a queue. So the scheduler checks what is on it and
+-- nothing else, in the order of the ranks of those that may have it: the heads whose size class a
+-- device can satisfy, and the new head of a queue, which is placed like a newcomer. What no device
+-- brings (a policy, a pool that opens) the head's own polls find.
 
-local SCHEDULE_WORK = 16   -- checking one entry is 1, offering a device 4: four offered by one script, or 16 checked
+-- Checking one entry is 1, offering a device 4: four offered by one script, or 16 checked
+local SCHEDULE_WORK = 16
 
 local queue = broker.queue
 
@@ -20,19 +22,23 @@ local function suits(d, id)
   return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
 end
 
--- Candidates for a device of the worklist, best rank first: the head of every queue whose size class the device can
--- satisfy. A reserved device goes to heads ranked before the reservation's owner, then to the owner. `at`: the next candidate.
+-- Candidates for a device of the worklist, best rank first: the head of every queue whose size
+-- class the device can satisfy. A reserved device goes to heads ranked before the reservation's
+-- owner, then to the owner. `at`: the next candidate.
 local function candidates(entry)
   local d = broker.device(string.sub(entry, 8))
   local found = { at = 1, d = d }
   if not d then return found end
   local owner = d.reserved_for ~= '' and queue.read(d.reserved_for) or nil
-  if d.reserved_for ~= '' and not owner then broker.reservations.cancel_on(d) end   -- its record was removed by hand
+  -- Its record was removed by hand
+  if d.reserved_for ~= '' and not owner then broker.reservations.cancel_on(d) end
   local last = owner and owner.rank + 0 or NEVER
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
     local ids = queue.ids(of)
     for id, rank in pairs(ids) do
-      if rank < last and suits(d, id) then found[#found + 1] = { rank = rank, id = id, ids = ids } end
+      if rank < last and suits(d, id) then
+        found[#found + 1] = { rank = rank, id = id, ids = ids }
+      end
     end
   end
   table.sort(found, function(a, b) return a.rank < b.rank or a.rank == b.rank and a.id < b.id end)
@@ -41,8 +47,8 @@ local function candidates(entry)
   return found
 end
 
--- The next candidate of an entry, or nil: there is none. One that is no head any more is passed over: its queue is on the
--- worklist itself.
+-- The next candidate of an entry, or nil: there is none. One that is no head any more is passed
+-- over: its queue is on the worklist itself.
 local function upcoming(entry, lists)
   local id, list = string.match(entry, '^queue:(.*)$'), lists[entry]
   if id then return { rank = ctx.work[entry], id = id } end
@@ -58,8 +64,9 @@ local function upcoming(entry, lists)
   return d and (d.sharable or d.empty) and one or nil
 end
 
--- The entry of the next step, but for the deferred ones, and its candidate: the best rank of all, so that it may take what
--- it finds, on the worklist or not: no waiter before it could have had that. Or an entry that has no candidate left.
+-- The entry of the next step, but for the deferred ones, and its candidate: the best rank of all,
+-- so that it may take what it finds, on the worklist or not: no waiter before it could have had
+-- that. Or an entry that has no candidate left.
 local function next_step(lists, deferred)
   local entries, found, best = {}, nil, nil
   for entry in pairs(ctx.work) do
@@ -71,7 +78,9 @@ local function next_step(lists, deferred)
       lists[entry] = nil
       return entry, nil
     end
-    if not found or one.rank < best.rank or one.rank == best.rank and entry < found then found, best = entry, one end
+    if not found or one.rank < best.rank or one.rank == best.rank and entry < found then
+      found, best = entry, one
+    end
   end
   return found, best
 end
@@ -82,8 +91,8 @@ local function finished(entry)
   ctx.stored[entry] = nil
 end
 
--- Do one step, and return the work that it was. An entry with no candidate left, and a queue, which is checked once, leave
--- the worklist.
+-- Do one step, and return the work that it was. An entry with no candidate left, and a queue, which
+-- is checked once, leave the worklist.
 local function step(entry, one, list)
   if not one or not list then finished(entry) end
   if not list then return one and broker.offers.try(queue.head(one.id)) or 1 end
@@ -105,10 +114,12 @@ local function defer()
   return deferred
 end
 
--- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and ctx.more says so.
+-- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and
+-- ctx.more says so.
 function broker.schedule()
   local pool, left, lists = queue.policy(), SCHEDULE_WORK, {}
-  local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms   -- then `worklist` holds the work
+  -- Then `worklist` holds the work
+  local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms
   local deferred = defer()
   while left > 0 and not shut do
     local entry, one = next_step(lists, deferred)
@@ -118,7 +129,8 @@ function broker.schedule()
   ctx.backlog = next(ctx.work) ~= nil
   if ctx.backlog and not shut then ctx.more = 1 end
   for each, rank in pairs(ctx.work) do
-    if ctx.stored[each] ~= rank then call('ZADD', prefix .. 'worklist', text(rank), each) end   -- new, or with another head
+    -- New, or with another head
+    if ctx.stored[each] ~= rank then call('ZADD', prefix .. 'worklist', text(rank), each) end
     ctx.stored[each] = rank
   end
 end

@@ -1,4 +1,5 @@
--- time: the one place that asks what time it is. A test may put its own file here; nothing else calls TIME.
+-- time: the one place that asks what time it is. A test may put its own file here; nothing else
+-- calls TIME.
 
 -- Redis's clock in µs since the epoch.
 local function time_us()

@@ -1,6 +1,7 @@
 -- tombstones: ends of leases, for late duplicates of their calls.
 --
---   done:<shard>   string   the last of that shard, 28 bytes each, the oldest first: 16 digits of the SHA-1 of the token, a letter
+--   done:<shard>   string   the last of that shard, 28 bytes each, the oldest first: 16 digits of
+--                  the SHA-1 of the token, a letter
 --                           for how it ended, when it did (11 hexadecimal digits, ms)
 --
 -- A key of its own for each took nine times as much, and so filled a small store within minutes.
@@ -11,12 +12,16 @@
 
 local SHARDS, MOST, SIZE = 8192, 96, 28
 local TOMBSTONE_MS = 900000   -- longer than any retry of a call may last
-local LETTERS = { released = 'r', expired = 'e', revoked = 'v', cancelled = 'c', timed_out = 't', superseded = 's' }
-local OUTCOMES = { r = 'released', e = 'expired', v = 'revoked', c = 'cancelled', t = 'timed_out', s = 'superseded' }
+local LETTERS = { released = 'r', expired = 'e', revoked = 'v', cancelled = 'c', timed_out = 't',
+  superseded = 's' }
+local OUTCOMES = { r = 'released', e = 'expired', v = 'revoked', c = 'cancelled', t = 'timed_out',
+  s = 'superseded' }
 
 local function digest(token)
   if redis.sha1hex then return redis.sha1hex(token) end
-  return (string.gsub(string.reverse(token), '.', function(c) return format('%02x', string.byte(c)) end))   -- fakeredis
+  -- Fakeredis
+  return (string.gsub(string.reverse(token), '.', function(c) return format('%02x',
+    string.byte(c)) end))
 end
 
 -- The shard of a token: its key, its `list`, and the token's mark there; read once by a call that
@@ -25,7 +30,8 @@ local function shard(token)
   if ctx.shard and ctx.shard.token == token then return ctx.shard end
   local hex = digest(token)
   local key = prefix .. 'done:' .. text(tonumber(string.sub(hex, 1, 4), 16) % SHARDS)
-  ctx.shard = { token = token, key = key, list = call('GET', key) or '', mark = string.sub(hex, 5, 20) }
+  ctx.shard = { token = token, key = key, list = call('GET', key) or '', mark = string.sub(hex, 5,
+    20) }
   return ctx.shard
 end
 
@@ -53,7 +59,8 @@ function broker.leave_outcome(token, outcome)
   local of = shard(token)
   local list, at, first = of.list, entry_at(of.list, of.mark), 1
   if at then list = string.sub(list, 1, at - 1) .. string.sub(list, at + SIZE) end
-  while first <= #list and (stale(list, first) or #list - first + 1 > (MOST - 1) * SIZE) do first = first + SIZE end
+  while first <= #list and (stale(list, first)
+    or #list - first + 1 > (MOST - 1) * SIZE) do first = first + SIZE end
   local entry = of.mark .. LETTERS[outcome] .. format('%011x', ctx.now)
   call('SET', of.key, string.sub(list, first) .. entry, 'PX', text(TOMBSTONE_MS))
   ctx.shard = nil   -- another token of this call may be of the same

@@ -1,5 +1,5 @@
--- unleased: memory of a device that others than our leases use. Only report needs this file, and the
--- end of a cooling.
+-- unleased: memory of a device that others than our leases use. Only report needs this file, and
+-- the end of a cooling.
 --
 -- A lease that cools has its memory withheld until its grace is over, or a sample proves it free.
 -- What its processes use then is unleased; what they use before is withheld already. Which of both
@@ -14,7 +14,8 @@ function broker.cooling_said(list)
       ctx.bad = ctx.bad or 'cooling'
       break
     end
-    found[#found + 1] = { token = token, ended_ms = ended_ms + 0, uses_mb = uses_mb + 0, unsure_mb = unsure_mb + 0 }
+    found[#found + 1] = { token = token, ended_ms = ended_ms + 0, uses_mb = uses_mb + 0,
+      unsure_mb = unsure_mb + 0 }
   end
   return found
 end
@@ -90,7 +91,8 @@ end
 -- unleased from now on, but for what an older sample has counted already. `v`: the device's fields
 -- `cooling`, `cooling_used_mb` and `raised_mb`.
 function broker.end_withholding(d, token, mb, v)
-  local key, unlisted_mb, raised_mb = prefix .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0, (v[3] or 0) + 0
+  local key, unlisted_mb, raised_mb = prefix .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0,
+    (v[3] or 0) + 0
   local stays_mb, of = nil, ',' .. token .. '='
   local _, at = find(',' .. (v[1] or ''), of, 1, true)
   if at then
@@ -101,7 +103,8 @@ function broker.end_withholding(d, token, mb, v)
   end
   local known_mb = math.min(stays_mb, raised_mb)
   d.withheld_mb, d.unleased_mb = d.withheld_mb - mb, d.unleased_mb + stays_mb - known_mb
-  call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'unleased_mb', text(d.unleased_mb), 'cooling_used_mb', text(unlisted_mb),
+  call('HSET', key, 'withheld_mb', text(d.withheld_mb), 'unleased_mb', text(d.unleased_mb),
+    'cooling_used_mb', text(unlisted_mb),
     'raised_mb', text(raised_mb - known_mb))
   broker.index(d)
 end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha1
@@ -38,9 +39,9 @@ def planted(world: World, bug: Bug) -> Iterator[None]:
 
     def spoilt(source: str) -> str:
         for old, new in bug.changes:
-            if old in source:
-                found.add(old)
-                source = source.replace(old, new)
+            anyhow = r"\s+".join(map(re.escape, old.split()))  # wherever its lines are broken
+            source, times = re.subn(anyhow, lambda _, new=new: new, source)
+            found.update([old] * (times > 0))
         return source
 
     if bug.functions:

@@ -63,3 +63,15 @@ def test_things_are_no_persons(folder: str) -> None:
         if PERSONS.search(text)
     ]
     assert wrong == []
+
+
+def test_lines_of_lua_fit() -> None:
+    """100 columns, but for the heads of verbs, which are tables that a test parses."""
+    wrong = []
+    for path in sources("lua/**/*.lua"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        head = next(n for n, line in enumerate(lines) if not line.startswith("--"))
+        first = head if path.parent.name == "lua" else 0
+        long = (n for n, line in enumerate(lines) if n >= first and len(line) > 100)
+        wrong += [f"{path.relative_to(ROOT)}:{n + 1}" for n in long]
+    assert wrong == []
