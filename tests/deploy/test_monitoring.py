@@ -13,6 +13,8 @@ import pytest
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
+MONITORING = (DEPLOY.parent / "docs" / "how-to" / "monitoring.md").read_text()
+
 METRICS = (DEPLOY.parent / "docs" / "reference" / "metrics.md").read_text()
 
 KNOWN = set(re.findall(r"`(gpu_(?:broker|orchestrator)_\w+)`", METRICS))
@@ -54,6 +56,12 @@ def test_rules_name_metrics_that_exist_and_have_tests() -> None:
     tests = (DEPLOY / "prometheus" / "rules.test.yml").read_text()
     for alert in re.findall(r"alert: (\w+)", RULES):
         assert f"alertname: {alert}" in tests
+
+
+def test_page_lists_every_alert_once() -> None:
+    """The operator's page has a row for each rule, and for nothing else."""
+    rows = re.findall(r"^\| `(GpuBroker\w+)` \|", MONITORING, re.MULTILINE)
+    assert sorted(rows) == sorted(re.findall(r"alert: (\w+)", RULES))
 
 
 def test_every_family_of_the_rules_is_missed() -> None:
