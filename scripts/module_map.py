@@ -20,7 +20,7 @@ TARGET = ROOT / "docs" / "design" / "modules.md"
 HEAD = """\
 # Module map
 
-For readers of the code: which module does what.
+**For** readers of the code: which module does what.
 `python scripts/module_map.py` writes this page; a test compares it with the code.
 
 The layers are `lua` <- `agent_sdk` <- `broker`: each knows only what stands left of it.

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 POLICY_HEAD = """\
 # Policy
 
-For operators: what may be leased, and what happens about what hosts find.
+**For** operators: what may be leased, and what happens about what hosts find.
 `python scripts/reference_tables.py` writes this page from `agent_sdk/policy.py`.
 
 A pool has one policy. Every lease obeys it, whichever way it is asked for.
@@ -24,7 +24,8 @@ Show it with `gpu-broker policy get`, `GET /policy` or the page. Change it with
 `gpu-broker policy set FIELD=VALUE...`, `POST /policy` or `LeaseClient.set_policy`: a change of
 several fields happens as a whole or not at all, and counts the policy's `version` up by one.
 While `safe_mode` is on, only switching it off is accepted. Over HTTP it is read as
-`safe_mode_read_only` and cannot be set.
+`safe_mode_read_only` and cannot be set. [SAFE_MODE](../how-to/operate.md#safe_mode) tells all of
+it, also with which value a new pool begins.
 
 | Field | Default | Accepts | What it does |
 |---|---|---|---|

@@ -162,7 +162,7 @@ def test_a_forgotten_cpu_lease_is_recovered(gpu: Pool) -> None:
     assert gpu.stats()["cpu_recovered"] == 1
 
 
-def test_the_fence_goes_on_from_an_recovered_one(gpu: Pool) -> None:
+def test_the_fence_goes_on_from_a_recovered_one(gpu: Pool) -> None:
     """S3: the next grant is greater, although the server's clock may be behind."""
     held = forgotten(gpu, A)
     fail_over(gpu)
@@ -326,7 +326,7 @@ def test_a_holder_tells_a_pool_that_was_made_by_who_knew_of_none(gpu: Pool) -> N
     assert gpu.acquire(B)[0] == "GRANTED"
 
 
-def test_memory_used_by_an_recovered_lease_is_not_a_stranger_s(gpu: Pool) -> None:
+def test_memory_used_by_a_recovered_lease_is_not_a_stranger_s(gpu: Pool) -> None:
     """The device was registered anew while its holder used it: what it uses counts once."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
     gpu.redis.delete(*gpu.stored())

@@ -208,7 +208,7 @@ def test_holder_is_told_at_once_when_a_younger_one_has_its_device(gpu: Pool) -> 
         assert closed(gpu)
 
 
-def test_longest_hold_of_an_recovered_lease_counts_on_the_pools_clock(gpu: Pool) -> None:
+def test_longest_hold_of_a_recovered_lease_counts_on_the_pools_clock(gpu: Pool) -> None:
     """The server's clock has stepped back by an hour since the pool began; fences are of that."""
     gpu.skew(-3_600_000)
     gpu.reap()

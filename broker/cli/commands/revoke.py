@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def revoke(
     token: str | None, agent: str | None, host: str | None, reason: str, force: bool, output: str
 ) -> None:
-    """End leases: the holders learn it at their next renewal, within a minute at the latest.
+    """End leases: holders learn it at their next renewal, and within a minute it takes effect.
 
     The first eight letters of TOKEN are enough, if only one begins so.
 
