@@ -22,5 +22,5 @@ for example in "$here"/examples/*.env.example; do
   [ -e "$target" ] || install -m 640 "$example" "$target"
 done
 echo "installed in $units and $config; next:"
-echo "  edit $config/gpu_orchestrator.env (it ships SAFE_MODE=true: nobody gets a GPU)"
+echo "  edit $config/gpu_orchestrator.env (it ships SAFE_MODE=true: no lease gets a GPU)"
 echo "  systemctl daemon-reload && $here/enable_all.sh"
