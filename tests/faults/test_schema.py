@@ -85,6 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         old = unpacked(tmp_path_factory.mktemp("previous"))
         assert schema_of(old) == SCHEMA - 1
         name, fields = device("gpu-a", 1000)
+        fields["reserve_mb"] = fields.pop("system_mb")  # its name in schema 1
         pairs = [word for pair in fields.items() for word in map(str, pair)]
         out, err = start(old, OLD, server.url, name, *pairs).communicate(timeout=60)
         assert len(out.strip()) == 32, err
