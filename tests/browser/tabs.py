@@ -23,6 +23,7 @@ class Tab:
     Attributes:
         complaints: errors of scripts and of the content security policy.
         asked: every URL that was asked for.
+        pending: URLs of requests that have not ended.
     """
 
     def __init__(self, page: Page, base: str) -> None:
@@ -30,9 +31,13 @@ class Tab:
         self.base = base
         self.complaints: list[str] = []
         self.asked: list[str] = []
+        self.pending: list[str] = []
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", self._heard)
         page.on("request", lambda request: self.asked.append(request.url))
+        page.on("request", lambda request: self.pending.append(request.url))
+        page.on("requestfinished", lambda request: self.pending.remove(request.url))
+        page.on("requestfailed", lambda request: self.pending.remove(request.url))
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not EXPECTED.match(message.text):
