@@ -66,7 +66,7 @@ async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
     responses=WITH_BODY | errors("host_unknown", "device_unknown"),
 )
 async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
-    """Undo `/drain`."""
+    """Let a device, or a host with its devices, take leases again after `/drain`."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
     return {"undrained": await broker.client.undrain(what, name, why=body.reason, by=_by(who))}
