@@ -26,8 +26,9 @@ NOT_OURS = ("docs/glossary.md", "tests/unit/test_glossary.py", "scripts/bench/re
 ALLOWED = {
     ("agent_sdk/store/server_binary.py", "unfit"),  # programs that are no server
     ("tests/unit/test_embedded_server.py", "unfit"),
+    ("tests/faults/test_schema.py", "reserve_mb"),  # what the previous version says
 }
-"""(file, word): plain English, and no name of ours."""
+"""(file, word): plain English, and no name of ours today."""
 
 
 def table(heading: str) -> list[list[str]]:
