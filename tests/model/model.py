@@ -136,7 +136,9 @@ class Model(Devices):
         full = self.choose.again and self.offers_made  # of those offered since, one more waited
         if wait_ms and not never and not self.safe and why != "limit" and not full:
             if not new or waiters < self.policy["max_waiters_per_agent"]:
-                e.capped = e.capped if not new else why == "agent_cap" and self.has_more(e)
+                over = why == "agent_cap" and self.has_more(e)
+                # With work left, scripts put a newcomer into its queue without a look at its cap.
+                e.capped = over and not self.choose.backlog if new else e.capped
                 self.entries[e.token] = e
                 e.due_ms = self.now + POLL_MS
                 return ["WAITING", self.place(e)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from tests.model.run import World
 
 STEPS, WALKS = 2000, 8
+
+LIVES = sorted((Path(__file__).parent / "lives").glob("*.json"))
+
 RARE = {
     "granted", "offered", "reserved", "reservation_ended", "timed_out", "cancelled", "expired",
     "revoked", "cooled", "closed",
@@ -75,6 +80,12 @@ def test_walk_reaches_what_is_rare(world: World) -> None:
         if seen >= RARE:
             break
     assert RARE - seen == set()
+
+
+@pytest.mark.parametrize("path", LIVES, ids=[path.stem for path in LIVES])
+def test_life_that_once_stopped_a_walk_goes_on(world: World, path: Path) -> None:
+    """The steps that a long walk was shrunk to, when the model or the scripts were wrong."""
+    assert world.fails(json.loads(path.read_text())) is None
 
 
 @pytest.mark.slow
