@@ -25,7 +25,7 @@ ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 SDK = """
 from agent_sdk import LeaseClient
-with LeaseClient.from_env() as client, client.lease("me", memory_mb=1) as lease:
+with LeaseClient.from_env() as client, client.lease("me", memory_mb=64) as lease:
     print(lease.devices[0].uuid)
 """
 
