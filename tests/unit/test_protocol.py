@@ -38,7 +38,7 @@ SAYS_A_REASON = (
     r"return nil, '(\w+)'",
     r"then return '([a-z_]+)'",
     r"^\s*return '([a-z_]+)'",
-    r"B\.leave_outcome\(token, '(\w+)'\)",
+    r"broker\.leave_outcome\(token, '(\w+)'\)",
 )
 """Spellings in Lua of a reason or an outcome; the tag of a reply is none."""
 
@@ -59,7 +59,7 @@ def reasons() -> set[str]:
     for text in LUA.values():
         for pattern in SAYS_A_REASON:
             found |= set(re.findall(pattern, text, re.MULTILINE))
-        for call in re.findall(r"B\.(?:bury|end_lease|close_lease)\([^\n]*\)", text):
+        for call in re.findall(r"broker\.(?:bury|end_lease|close_lease)\([^\n]*\)", text):
             found |= set(re.findall(r"'(\w+)'", call))
         for ending in re.findall(r"\bwhat \.\. '(_\w+)'", text):  # of a device or of a host
             found |= {f"device{ending}", f"host{ending}"}
