@@ -206,7 +206,7 @@ class Keyring:
 def _stamp(path: Path) -> tuple[int, ...]:
     """Return a stamp that changes with a file, its owner, its mode or its folder."""
     # Done for each request: a Path's stat takes twice as long.
-    file, folder = os.stat(path), os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120
+    file, folder = os.stat(path), os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120 - as above
     written = (file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino)
     return (*written, folder.st_mode, folder.st_uid)
 

@@ -26,8 +26,8 @@ local function settle(d)
   d.shared, d.idle = d.sharable and open, d.empty and open
 end
 
--- A device by its id, or nil; the same table for whoever asks. Who reads it first gets the reply
--- too, with the further fields that it names at the end.
+-- A device by its id, or nil; each call gets the same table. The call that reads it first gets
+-- the reply too, with the further fields that it names at the end.
 function broker.device(uuid, ...)
   if ctx.devices[uuid] then return ctx.devices[uuid] end
   local v = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb',
@@ -86,8 +86,8 @@ local function write_zsets(d)
       prefix .. 'idlehosts:' .. d.model
     local came
     if d.idle then came = call('ZADD', key, free, uuid) else came = -call('ZREM', key, uuid) end
-    -- Counted by what really came and went; anew where that leaves nothing, or less: somebody has
-    -- meddled with the count.
+    -- Counted by what really came and went; anew where that leaves nothing, or less: the count
+    -- was changed by hand.
     if came ~= 0 and call('ZADD', hosts, 'INCR', text(came), d.host) + 0 < 1 then
       local idle = call('ZCARD', key)
       if idle > 0 then call('ZADD', hosts, text(idle), d.host) else call('ZREM', hosts, d.host) end

@@ -3,7 +3,7 @@
 
 -- Recover the lease that its holder had, if its devices have room for it, whatever the policy and
 -- the driver say. Younger ones, and any in a pool that has lost nothing, ended long ago: they are
--- unknown. `waits`: the pool knows it as it was before its grant, `whose`: and for whom. Returns
+-- unknown. `waits`: the pool knows it as it was before its grant, `whose`: its agent. Returns
 -- nil, or what to answer: UNKNOWN, AGAIN, LOST and how it ended.
 function broker.recover(token, fence, recovery, waits, whose)
   local v, pool = call('HMGET', POOL, 'lost_us', 'closed_until_ms', 'fence'), ctx.pool

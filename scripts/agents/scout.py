@@ -31,7 +31,7 @@ class Fetch:
 
 @app.post("/fetch")
 def fetch(asked: Fetch) -> dict[str, Any]:
-    """So many articles; past the last it begins again, with ids that tell the round."""
+    """Yield that many articles; past the last it begins again, with ids that tell the round."""
     return {"articles": [_article(at) for at in range(asked.limit)]}
 
 

@@ -35,7 +35,7 @@ WHOLE_MB, HOST = 24_064, "host-0"
 
 HELD_S = 600
 BACK_AFTER_S = 0.01
-"""Within this the releaser waits in the queue again, before everybody else."""
+"""Within this the releaser waits in the queue again, before all others."""
 
 OURS, LOCK, REDIS_LOCK, POTTERY = (
     "gpu-lease-broker",
@@ -66,7 +66,7 @@ class LeaseHolder:
         self._lease: Any = None
 
     def take(self) -> None:
-        """Wait in the queue before everybody else."""
+        """Wait in the queue before all others."""
         self._lease = self._client.acquire(
             "holder", memory_mb=WHOLE_MB, ttl_s=HELD_S, wait_s=60, priority=9
         )
@@ -119,7 +119,7 @@ def lock_of(kind: str, client: Any) -> tuple[str, Any]:
 
 @contextmanager
 def waiting(kind: str, url: str, waiters: int) -> Iterator[Connection]:
-    """So many waiters in a process of their own; each hand-off sends its time in ns."""
+    """Run that many waiters in a process of their own; each hand-off sends its time in ns."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=wait_all, args=(kind, url, waiters, there), daemon=True)

@@ -146,7 +146,7 @@ class Worker:
         return self.mine[name].told(within_s)
 
     def queue(self, name: str, clients: int, gap_s: float) -> list[int]:
-        """So many begin to wait, one after another; the order in which they got it."""
+        """Start that many waiters, one after another; return the order in which they got it."""
         order: list[int] = []
 
         async def one(number: int) -> list[int]:

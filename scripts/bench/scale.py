@@ -112,7 +112,7 @@ def fill(pool: verbs.Pool, count: int) -> tuple[int, float]:
 
 
 def queue_of(waiters: int) -> Queue:
-    """Return a host is full and so many wait for it, nobody or everybody of them polling."""
+    """Fill a host and have that many waiters for it, none or all of them polling."""
     with verbs.running_store() as store:
         pool = verbs.Pool(store, 2 * verbs.HOST_DEVICES)
         held = [verbs.ask("full", WHOLE_MB, 86_400, FULL_HOST) for _ in range(verbs.HOST_DEVICES)]

@@ -105,7 +105,7 @@ class Analyst(Agent):
 
 
 def articles(count: int = len(ARTICLES)) -> list[dict[str, str]]:
-    """So many articles, each with an id of its own."""
+    """Make that many articles, each with an id of its own."""
     shipped = itertools.islice(itertools.cycle(ARTICLES), count)
     return [article | {"id": str(number)} for number, article in enumerate(shipped)]
 

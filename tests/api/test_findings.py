@@ -111,7 +111,7 @@ def test_leases_have_findings_and_notices(door: Door) -> None:
 
 @pytest.mark.parametrize("role", ["viewer", "operator"])
 def test_page_is_told_processes_by_the_names_of_its_rows(door: Door, role: str) -> None:
-    """So that it finds the lease; a whole token is in the lease's own row alone."""
+    """The short token finds the lease; a whole token is in the lease's own row alone."""
     headers = {"Authorization": f"Bearer {door.keys[role]}"}
     with following(door.broker, "/live", **headers) as stream:
         (reset,) = stream.take(1)

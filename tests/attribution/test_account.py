@@ -75,7 +75,7 @@ def test_account_of_a_lease_on_another_gpu_covers_nothing_here() -> None:
 
 
 def test_account_of_leases_whose_processes_are_not_known_says_how_much_that_is() -> None:
-    """Through HTTP nobody registers a process: what is unleased may be theirs."""
+    """Through HTTP no process is registered: unleased memory may be of those leases."""
     held = holders(lease(A, 4000, None), lease(B, 1000, 10))
     said = numbers(Host("10:10"), (gpu(P(20, 700)),), held, (program(20),))
     assert said == ("700", "4000", "0")

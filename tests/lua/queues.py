@@ -41,7 +41,7 @@ class Queue:
             granted(self.pool.acquire(token(f"hold-{uuid}"), f"hold-{uuid}", **ask))
 
     def wait(self, name: str, **ask: Any) -> str:
-        """Join, a millisecond after whoever came before."""
+        """Join, a millisecond after the waiter before."""
         self.pool.skew(1)
         self.asks[name] = {"agent": name, "ttl_ms": 0} | ask
         return self.poll(name)
@@ -54,7 +54,7 @@ class Queue:
         return str(reply[0])
 
     def poll_all(self) -> None:
-        """Everybody who has not been served asks again."""
+        """Each waiter that has not been served asks again."""
         for name in self.asks:
             if name not in self.served:
                 self.poll(name)

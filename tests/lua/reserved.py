@@ -20,7 +20,7 @@ def shared(pool: Pool, *names: str, total_mb: int = 1000) -> None:
 
 
 def live(pool: Pool, seconds: int, *names: str, **ask: object) -> None:
-    """So many seconds pass, and these poll every three of them."""
+    """Let that many seconds pass, while these waiters poll every three."""
     for _ in range(seconds // 3):
         pool.skew(3000)
         for name in names:

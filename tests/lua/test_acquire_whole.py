@@ -36,7 +36,7 @@ def test_acquire_exclusive_means_alone_in_both_directions(pool: Pool) -> None:
 
 
 def test_acquire_exclusive_device_that_grows_stays_alone(pool: Pool) -> None:
-    """More memory on an exclusively held device is nobody else's."""
+    """More memory on an exclusively held device goes to no other lease."""
     pool.report((device("gpu-a", 1000),))
     pool.acquire(exclusive=1)
     pool.report((device("gpu-a", 2000),))

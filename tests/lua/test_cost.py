@@ -36,7 +36,7 @@ def server(own: Server) -> Server:
 
 
 def register(pool: Pool, count: int) -> None:
-    """So many devices, eight to a host, all of one model; the first 64 are packed last."""
+    """Report that many devices, eight to a host, of one model; the first 64 are packed last."""
     for host in range(count // HOST_DEVICES):
         name = f"{'gpu' if host < HOST_DEVICES else 'far'}-{host:04}"
         found = tuple(device(f"{name}-{n}", TOTAL_MB, index=n) for n in range(HOST_DEVICES))
@@ -44,7 +44,7 @@ def register(pool: Pool, count: int) -> None:
 
 
 def occupy(pool: Pool, leases: int) -> None:
-    """So many leases without end, packed on as few devices as hold them."""
+    """Make that many leases without end, packed on as few devices as hold them."""
     pool.policy(max_leases_per_agent=10**9, max_memory_per_agent_mb=10**12)
     sha, base = pool.scripts["acquire"].sha, pool.keys.base
     ask = (1000, 1, 0, 0, 0, 0, "*", "*", "pack", "refuse", "client", "1:1", "")
@@ -56,7 +56,7 @@ def occupy(pool: Pool, leases: int) -> None:
 
 
 def overdue(count: int) -> Setup:
-    """So many leases that nobody has noticed are over."""
+    """Make that many leases that are over and not reaped yet."""
 
     def setup(pool: Pool) -> None:
         for n in range(count):

@@ -31,7 +31,7 @@ ROOM: dict[str, Callable[[Pool], object]] = {
 
 @pytest.mark.parametrize("how", ROOM)
 def test_room_is_offered_in_the_script_that_makes_it(pool: Pool, how: str) -> None:
-    """L1: after that one call the head has its offer and its process a hint; nobody else has."""
+    """L1: after that call the head has its offer and its process a hint; no other waiter has."""
     full(pool)
     wait(pool, "ann")
     wait(pool, "bob")
@@ -164,7 +164,7 @@ def test_offer_that_is_given_back_goes_to_the_next(pool: Pool) -> None:
 
 
 def test_offer_that_is_revoked_goes_to_the_next(pool: Pool) -> None:
-    """So does an operator's word about an offered one."""
+    """An operator's revoke of an offered one does the same."""
     full(pool)
     wait(pool, "ann")
     wait(pool, "bob")
@@ -223,7 +223,7 @@ def test_newcomer_does_not_pass_who_waits_for_the_same(pool: Pool) -> None:
 
 
 def test_smaller_newcomer_of_the_same_queue_waits_its_turn(pool: Pool) -> None:
-    """Within a queue nobody passes, also who would fit: sizes in it differ by less than two."""
+    """No waiter passes another of its queue, even if it fits: sizes differ by less than 2."""
     pool.report((device("gpu-a"),))
     granted(pool.acquire(token("a"), memory_mb=400))
     assert wait(pool, "large", memory_mb=1000)[0] == "WAITING"
@@ -299,7 +299,7 @@ def test_whole_devices_are_handed_on_together(pool: Pool) -> None:
 
 
 def test_hints_are_bounded_and_end(pool: Pool) -> None:
-    """An inbox that nobody reads holds a thousand hints and lives a minute."""
+    """An inbox without a reader holds a thousand hints and lives a minute."""
     full(pool)
     key = f"{pool.keys.base}:inbox:client"
     pool.redis.rpush(key, *["x"] * 1000)

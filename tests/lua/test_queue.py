@@ -111,7 +111,7 @@ def test_release_in_safe_mode_does_not_call_for_more(pool: Pool) -> None:
 
 
 def test_worklist_is_empty_when_all_was_looked_at(pool: Pool) -> None:
-    """S11: what fits nobody is off `worklist`, although somebody waits."""
+    """S11: a device that fits no waiter is off `worklist`, although there are waiters."""
     full(pool)
     for n in range(20):
         wait(pool, f"w{n}", memory_mb=33)
@@ -162,7 +162,7 @@ def test_waiters_of_one_millisecond_stand_in_the_order_of_their_coming(pool: Poo
 
 
 def test_poll_that_waits_longer_says_until_when(pool: Pool) -> None:
-    """Whoever looks at the queue sees how long each will go on waiting."""
+    """A reader of the queue sees how long each will go on waiting."""
     full(pool)
     wait(pool, "ann", wait_ms=5000)
     before = int(pool.hash(f"record:{token('ann')}")["wait_until_ms"])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def backlog(pool: Pool, count: int, **ask: Any) -> None:
-    """So many leases that are all over by now, and nobody has noticed."""
+    """Make that many leases that are all over by now, and not reaped yet."""
     for n in range(count):
         granted(pool.acquire(token(n), **{"memory_mb": 1, "ttl_ms": 3000} | ask))
     pool.skew(5000)

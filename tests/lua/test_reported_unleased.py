@@ -50,7 +50,7 @@ def test_report_of_what_is_unleased_is_what_counts(gpu: Pool) -> None:
 def test_report_of_what_is_unleased_may_be_of_leases_whose_processes_are_not_known(
     gpu: Pool,
 ) -> None:
-    """So much of it is not counted twice; more than it never is, and what was proven stays."""
+    """Memory counted already is not counted twice; more never is, and proven use stays."""
     granted(gpu.acquire(A, memory_mb=400))
     look(gpu, 300, unattributed_mb=400)
     assert gpu.free() == {"gpu-a": 600}

@@ -40,7 +40,7 @@ def test_acquire_without_a_wait_enqueues_nothing(pool: Pool) -> None:
 def test_acquire_that_can_never_fit_does_not_wait(
     pool: Pool, ask: dict[str, object], code: str
 ) -> None:
-    """The impossible is refused at once, and keeps nobody's device."""
+    """The impossible is refused at once, and reserves no device."""
     full(pool)
     assert wait(pool, "ann", **ask) == ["REFUSED", code, ""]
     quiet(pool)
@@ -197,7 +197,7 @@ def test_renew_of_a_waiter_claims_nothing(pool: Pool) -> None:
 
 
 def test_waiters_are_refused_when_safe_mode_begins(pool: Pool) -> None:
-    """SAFE_MODE speaks at the next poll, and leaves nobody in the queue."""
+    """SAFE_MODE speaks at the next poll, and leaves the queue empty."""
     full(pool)
     for name in ("ann", "bob"):
         wait(pool, name)
@@ -208,7 +208,7 @@ def test_waiters_are_refused_when_safe_mode_begins(pool: Pool) -> None:
 
 
 def test_waiters_of_a_closed_pool_wait_and_are_served_when_it_opens(pool: Pool) -> None:
-    """Closed: nobody is granted; joining is allowed, and the head's poll finds it open."""
+    """Closed: no request is granted; joining is allowed, and the head's poll finds it open."""
     reply = pool.report((device("gpu-a"),))
     pool.policy(closed_until_ms=reply[1] + 5000)
     assert said(pool.acquire(token("no"))) == ["REFUSED", "closed", ""]

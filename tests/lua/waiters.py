@@ -19,7 +19,7 @@ def full(pool: Pool, *devices: str) -> None:
 
 
 def wait(pool: Pool, name: str, **ask: object) -> list[object]:
-    """Wait in the queue, a millisecond later than whoever came before, or poll."""
+    """Wait in the queue, a millisecond later than the waiter before, or poll."""
     asked = {"agent": name, "wait_ms": MINUTE} | ask
     if not pool.redis.exists(pool.keys.record(token(name))):
         pool.skew(1)
@@ -27,7 +27,7 @@ def wait(pool: Pool, name: str, **ask: object) -> list[object]:
 
 
 def quiet(pool: Pool) -> None:
-    """Nobody waits, and no key says otherwise."""
+    """No request waits, and no key says otherwise."""
     kinds = {key.removeprefix(pool.keys.base + ":").split(":")[0] for key in pool.stored()}
     assert not kinds & {"queue", "queues", "capped", "worklist"}
     assert pool.hash("pool")["waiting"] == "0"

@@ -174,7 +174,7 @@ def test_completion_offers_no_hostile_name(
     """A shell would write it on the command line."""
     for name, value in pool.items():
         monkeypatch.setenv(name, value)
-    found = hosts_and_devices(None, None, "")  # type: ignore[arg-type]
+    found = hosts_and_devices(None, None, "")  # type: ignore[arg-type] # it needs neither context nor parameter
     assert f"SIM-{HOST}-0" in found
     assert not unprintable("".join(found))
 
@@ -195,7 +195,7 @@ def test_log_shows_hostile_text_as_print(capfd: pytest.CaptureFixture[str]) -> N
     handlers, level = logging.root.handlers, logging.root.level
     try:
         for form in ("text", "json"):
-            logs.configure(form, replica="r")  # type: ignore[arg-type]
+            logs.configure(form, replica="r")  # type: ignore[arg-type] # both are log forms
             error = ValueError(HOSTILE)
             logging.getLogger("x").error("a process: %s", HOSTILE, exc_info=error)
             said = capfd.readouterr().err

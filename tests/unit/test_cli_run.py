@@ -121,7 +121,7 @@ def test_wait_says_why_and_ends_when_there_is_room(pool: TestBroker) -> None:
 def test_lease_that_is_not_had_ends_with_its_code(
     pool: TestBroker, args: list[str], code: int, said: str
 ) -> None:
-    """And says what to do next; the command never runs, and nobody is left in the queue."""
+    """And says what to do next; the command never runs, and the queue is left empty."""
     for _ in range(2):
         pool.client.acquire("holder", memory_mb=900)
     done = run(pool, *args, "--", "echo", "ran")

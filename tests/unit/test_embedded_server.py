@@ -214,7 +214,7 @@ def test_server_that_is_no_program_is_an_error(folder: Path):
 
 
 def test_start_while_another_is_starting_times_out(folder: Path):
-    """Whoever cannot get the start lock in time gets a timeout error, and so does a slow start."""
+    """A start lock that is not had in time is a timeout error, as is a slow start."""
     program = put_program(folder / "server", f"touch {folder}/began; exec sleep 5")
     slow = EmbeddedStore(folder / "state", server=ServerBinary(program, "redis", "7.0.0"))
 

@@ -180,7 +180,7 @@ def test_server_that_does_not_suit_is_said_in_words(server: Server, line: str, s
 
 
 def test_connect_that_fails_is_store_unavailable(tmp_path: Path) -> None:
-    """Nobody listens, there is no socket, or no answer to the connect: nothing was sent."""
+    """There is no listener, no socket, or no answer to the connect: nothing was sent."""
     with Store(f"unix://{tmp_path}/redis.sock").connect() as client:
         absent = _error(client)
     for error in (refused(), absent, TimedOut("Timeout connecting to server")):
@@ -228,7 +228,7 @@ def test_pauses_double_from_the_first_to_the_longest() -> None:
 
 
 def test_pauses_of_many_callers_differ() -> None:
-    """So that those who failed together do not come back together."""
+    """Callers that failed together do not come back together."""
     error = Unconnected("connecting")
     pauses = [RetryPolicy(60).pause_after(error) for _ in range(100)]
     assert len({round(pause, 4) for pause in pauses}) > 20

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 FORBIDDEN = re.compile(
-    r"(what|who|whose|whom|of|whether|until|as|how|why|when|where|which|that|if)\b", re.IGNORECASE
+    r"(what|who|whose|whom|of|whether|until|as|how|why|when|where|which|that|if|so)\b",
+    re.IGNORECASE,
 )
 """First words that begin no imperative and no noun phrase."""
 
@@ -39,7 +40,7 @@ def sources(*patterns: str) -> list[Path]:
     return [path for path in found if "vendor" not in path.parts]
 
 
-@pytest.mark.parametrize("folder", ["agent_sdk", "broker", "scripts"])
+@pytest.mark.parametrize("folder", ["agent_sdk", "broker", "scripts", "tests"])
 def test_docstrings_begin_with_a_verb_or_a_noun(folder: str) -> None:
     """No docstring begins with a question word or a conjunction."""
     paths = sources(f"{folder}/**/*.py")

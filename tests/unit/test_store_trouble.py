@@ -198,7 +198,7 @@ def test_acquire_without_enough_replicas_is_store_unavailable(
 def test_acquire_whose_reply_is_lost_before_the_store_is_full_leaves_no_lease(
     admin: redis.Redis, own: Server, agent: LeaseClient
 ) -> None:
-    """The grant that nobody heard of is outcome_unknown, and is given back."""
+    """A grant whose reply was lost is outcome_unknown, and is given back."""
 
     def passes(chunk: bytes) -> bool:
         if b"GRANTED" not in chunk:

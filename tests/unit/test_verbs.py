@@ -85,7 +85,7 @@ def test_misuse_of_both_clients_is_found_by_a_checker() -> None:
 def test_verb_shows_its_signature_and_its_help(
     kind: type[LeaseClient | AsyncLeaseClient], name: str
 ) -> None:
-    """For whoever asks at a prompt, of the class or of a client."""
+    """Names at a prompt, of the class or of a client."""
     of_class = inspect.signature(getattr(kind, name))
     assert next(iter(of_class.parameters)) == "self"
     client = kind(Store("redis://localhost:1/0"))

@@ -1,4 +1,4 @@
-"""Messages to followers: once, in whole, and whatever somebody wrote into the store."""
+"""Messages to followers: once, in whole, and whatever was written into the store by hand."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def test_reading_that_fails_is_told_once_and_tried_again(
 async def test_loop_goes_on_while_the_queue_is_looked_at(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long queue on many devices takes a while; nobody else waits for it."""
+    """A long queue on many devices takes a while; no other request waits for it."""
     turned, standings = threading.Event(), view.scenes.standings
 
     def long(scene: Any) -> Any:

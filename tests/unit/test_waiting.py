@@ -69,7 +69,7 @@ def test_waiter_is_woken_by_the_release(client: LeaseClient) -> None:
 
 
 async def test_waiting_task_is_woken_by_the_release(client: LeaseClient, pool: TestBroker) -> None:
-    """So has a task, whose event loop goes on meanwhile."""
+    """A task has the same, and its event loop goes on meanwhile."""
     held = client.acquire("holder", **WHOLE)
     async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as other:
         task = asyncio.create_task(other.acquire("next", wait_s=20, **WHOLE))

@@ -39,7 +39,7 @@ export const EVENTS = {
   waiting: "Nothing was free for it: it waits in the queue.",
   offered: "GPUs are reserved for it: it takes them within 10 s, or loses its place.",
   withdrawn: "The policy changed before it took what was offered: it waits where it was.",
-  reserved: "It has waited long: these GPUs are reserved for it, nobody behind it gets them.",
+  reserved: "It has waited long: these GPUs are reserved for it, and no request behind it gets them.",
   reservation_ended: "GPUs that were reserved for it went unused for too long: others get them, and it waits where it was.",
   cancelled: "Its wait was cancelled.",
   timed_out: "It stopped asking, or did not take what was offered, and lost its place.",
