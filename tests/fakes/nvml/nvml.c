@@ -25,7 +25,16 @@
  *   mig=I/MIB+MIB    GPU I is divided: a part for each MIB, 0 for a gap between them
  *   xid=I/CODE       GPU I reports the error CODE; each such word is delivered once, in order
  *   ecc=I/N  rows=I/PENDING/FAILED  action=I/N  memory errors, rows to remap, what to do
+ *   name=I/TEXT      GPU I's name; partname=I/TEXT: the name of each of its parts
+ *   version=TEXT     the driver's version
+ *   computemode=I/N  GPU I's compute mode: 0 default, 2 prohibited, 3 exclusive to a process
+ *   percent=I/N      GPU I's utilisation; allocated=I/MIB: its memory in use
+ *   persistence=I/N  GPU I's persistence mode: 0 off; on is what is not told
+ *   slow=MS          each call but the wait for events takes so long
+ *   r535=1           the newest process calls fill larger entries, as drivers 535.43 to 535.86 did;
+ *                    cc=1: the protected memory in them reads 0 and not "not told"
  * Shutting down while a call runs aborts the process.
+ * The oldest calls (nvmlInit_v2, nvmlDeviceGetCount, process lists without a suffix) are there too.
  * Built with -DOLD_DRIVER it has none of the calls that came later.
  */
 #include <stddef.h>
@@ -40,6 +49,9 @@ typedef struct { u64 total, free, used; } memory_v1;
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
 typedef struct { unsigned gpu, memory; } utilization;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process;
+typedef struct { unsigned pid; u64 used; } process_v1;
+typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; u64 protected_; } process_r535;
+typedef struct { unsigned version, sensor; int celsius; } temperature;
 typedef struct { unsigned pid; u64 at_us; unsigned sm, memory, encoder, decoder; } busy;
 typedef struct { void *device; u64 type, data; unsigned gpu_instance, compute_instance; } event;
 typedef struct {
@@ -93,6 +105,12 @@ static const char *told(const char *key, int gpu) {
     return NULL;
 }
 static unsigned number(const char *key, int gpu) { const char *v = told(key, gpu); return v ? (unsigned)atoi(v) : 0; }
+/* Print the text that stands after "key=I/"; return whether there is one. */
+static int print(const char *key, int gpu, char *out, unsigned n) {
+    const char *v = told(key, gpu);
+    if (v) snprintf(out, n, "%.*s", (int)strcspn(v, ",\n"), v);
+    return v != NULL;
+}
 static void hang(void) {
     const char *file = getenv("FAKE_NVML_HANG");
     while (file && !access(file, F_OK)) usleep(10000);
@@ -112,6 +130,7 @@ static int part_of(void *handle) { return (int)((intptr_t)handle / 1000) - 1; }
 static int gpus(void) { return said("count") ? of("count") : 8; }
 
 static int session(const char *function, int gpu) {
+    if (of("slow") && strcmp(function, "nvmlEventSetWait_v2")) usleep(1000u * (unsigned)of("slow"));
     const char *v = on_function("hang", function);
     if (v && (*v != '/' || atoi(v + 1) == gpu)) hang();
     if (of("driver")) { opened = 0; return of("driver"); }
@@ -148,6 +167,7 @@ int nvmlInitWithFlags(unsigned flags) {
     openings++;
     return OK;
 }
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) {
     if (running) abort();
     if (!opened) return UNINITIALIZED;
@@ -156,7 +176,8 @@ int nvmlShutdown(void) {
 }
 int nvmlSystemGetDriverVersion(char *out, unsigned n) {
     CALL;
-    snprintf(out, n, "580.65.06");
+    const char *v = said("version");
+    snprintf(out, n, "%.*s", v ? (int)strcspn(v, ",\n") : 9, v ? v : "580.65.06");
     return session(__func__, -1);
 }
 int nvmlDeviceGetCount_v2(unsigned *count) {
@@ -164,6 +185,7 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
     *count = (unsigned)gpus();
     return session(__func__, -1);
 }
+int nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     CALL;
     unsigned count = (unsigned)gpus();
@@ -182,6 +204,7 @@ int nvmlDeviceGetUUID(void *handle, char *out, unsigned n) {
 }
 int nvmlDeviceGetName(void *handle, char *out, unsigned n) {
     GPU_CALL(handle);
+    if (print(part_of(handle) < 0 ? "name" : "partname", gpu, out, n)) return OK;
     snprintf(out, n, said("names") ? "NVIDIA \xff\xfe\x01" : "NVIDIA H100 80GB HBM3%s",
              part_of(handle) < 0 ? ", rev/A" : " MIG 1g.10gb");
     return OK;
@@ -202,6 +225,8 @@ static void fill(void *handle, u64 *total, u64 *reserved, u64 *free_) {
     *total = whole ? 81559 * MIB + MIB / 2 : part_mib(gpu_of(handle), part_of(handle)) * MIB;
     *reserved = whole ? 500 * MIB : 0;
     *free_ = *total - *reserved - (whole ? 1024 * MIB + 1 : 13 * MIB);
+    if (whole && told("allocated", gpu_of(handle)))
+        *free_ = *total - *reserved - number("allocated", gpu_of(handle)) * MIB;
 }
 int nvmlDeviceGetMemoryInfo(void *handle, memory_v1 *out) {
     u64 reserved;
@@ -227,7 +252,7 @@ int nvmlDeviceGetUtilizationRates(void *handle, utilization *out) {
     GPU_CALL(handle);
     if (names_gpu("dying", gpu)) return LOST;
     if (told("mig", gpu)) return NOT_SUPPORTED;
-    out->gpu = said("utilization") ? ~0u : 37;
+    out->gpu = said("utilization") ? ~0u : told("percent", gpu) ? number("percent", gpu) : 37;
     out->memory = 12;
     return OK;
 }
@@ -237,6 +262,15 @@ int nvmlDeviceGetTemperature(void *handle, unsigned sensor, unsigned *out) {
     *out = 41;
     return OK;
 }
+#ifndef OLD_DRIVER
+int nvmlDeviceGetTemperatureV(void *handle, temperature *out) {
+    GPU_CALL(handle);
+    if (out->version != (sizeof(temperature) | 1u << 24)) return VERSION_MISMATCH;
+    if (out->sensor) return INVALID_ARGUMENT;
+    out->celsius = 41;
+    return OK;
+}
+#endif
 int nvmlDeviceGetPowerUsage(void *handle, unsigned *out) {
     if (of("power")) return of("power");
     GPU_CALL(handle);
@@ -285,8 +319,15 @@ int nvmlDeviceGetPcieThroughput(void *handle, unsigned counter, unsigned *out) {
     return OK;
 }
 
+enum form { V1, V2, R535 };
+static void put(void *entries, unsigned at, enum form form, process p) {
+    if (form == V1) ((process_v1 *)entries)[at] = (process_v1){ p.pid, p.used };
+    else if (form == V2) ((process *)entries)[at] = p;
+    else ((process_r535 *)entries)[at] =
+        (process_r535){ p.pid, p.used, p.gpu_instance, p.compute_instance, said("cc") ? 0 : ~0ull };
+}
 /* The processes that words with this key name on a handle. */
-static int list(const char *key, void *handle, unsigned *count, process *out) {
+static int list(const char *key, void *handle, unsigned *count, void *out, enum form form) {
     const char *v;
     unsigned found = 0;
     for (int n = 0; (v = nth(key, n)); n++) {
@@ -298,26 +339,28 @@ static int list(const char *key, void *handle, unsigned *count, process *out) {
         sscanf(v, "/%u/%n", &p.pid, &end);
         if (gpu != gpu_of(handle) || (part_of(handle) >= 0 && part != part_of(handle))) continue;
         p.used = digit(v + end) ? (u64)atoi(v + end) * MIB : ~0ull;
-        if (out && found < *count) out[found] = p;
+        if (out && found < *count) put(out, found, form, p);
         found++;
     }
     int fits = out ? found <= *count : found == 0;
     *count = found;
     return fits ? OK : INSUFFICIENT_SIZE;
 }
-#define PROCESSES(name, key) \
-    int name(void *handle, unsigned *count, process *out) { \
+#define PROCESSES(name, key, form) \
+    int name(void *handle, unsigned *count, void *out) { \
         GPU_CALL(handle); \
         if (said("v3") && strstr(__func__, "_v3")) return FUNCTION_NOT_FOUND; \
-        return list(key, handle, count, out); \
+        return list(key, handle, count, out, form); \
     }
-PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, "process")
-PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics")
-PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v2, "mps")
+PROCESSES(nvmlDeviceGetComputeRunningProcesses, "process", V1)
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses, "graphics", V1)
+PROCESSES(nvmlDeviceGetComputeRunningProcesses_v2, "process", V2)
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics", V2)
+PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v2, "mps", V2)
 #ifndef OLD_DRIVER
-PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, "process")
-PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics")
-PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps")
+PROCESSES(nvmlDeviceGetComputeRunningProcesses_v3, "process", said("r535") ? R535 : V2)
+PROCESSES(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics", said("r535") ? R535 : V2)
+PROCESSES(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps", said("r535") ? R535 : V2)
 #endif
 int nvmlDeviceGetProcessUtilization(void *handle, busy *out, unsigned *count, u64 since_us) {
     GPU_CALL(handle);
@@ -336,6 +379,16 @@ int nvmlDeviceGetProcessUtilization(void *handle, busy *out, unsigned *count, u6
     return !found ? NOT_FOUND : out ? OK : INSUFFICIENT_SIZE;
 }
 
+int nvmlDeviceGetComputeMode(void *handle, unsigned *mode) {
+    GPU_CALL(handle);
+    *mode = number("computemode", gpu);
+    return OK;
+}
+int nvmlDeviceGetPersistenceMode(void *handle, unsigned *mode) {
+    GPU_CALL(handle);
+    *mode = !told("persistence", gpu) || number("persistence", gpu);
+    return OK;
+}
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     GPU_CALL(handle);
     *current = *pending = told("mig", gpu) != NULL;
