@@ -1,0 +1,111 @@
+"""A machine of `tests/hardware/NAME/`, and a real broker that reports it.
+
+`smi.json` is what its `nvidia-smi` says (tests/fakes/smi/nvidia-smi explains it), `words` what its
+NVML says (tests/fakes/nvml/nvml.c). `later.json` and `later` are what they say afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from agent_sdk import LeaseClient, Store
+from tests.api.brokers import BIN, GRANTING, PROGRAM, Broker, environment, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from tests.servers import Server
+
+HERE = Path(__file__).parent
+
+SMI = HERE.parent / "fakes" / "smi"
+"""The folder of the stand-in for nvidia-smi, for PATH."""
+
+
+class Reported:
+    """A machine under a real `gpu-broker serve`, on host h1 and in a pool of its own.
+
+    Attributes:
+        broker: the process.
+        settings: its environment; `run` and other commands get the same.
+    """
+
+    def __init__(
+        self, name: str, server: Server, driver: Path, folder: Path, **settings: str
+    ) -> None:
+        self._from, self._folder = HERE / name, folder
+        self._stack = ExitStack()
+        self.settings = GRANTING | {
+            "REDIS_URL": server.url,
+            "GPU_BROKER_POOL": f"hw-{uuid4().hex[:8]}",
+            "GPU_BROKER_REPORT_S": "0.3",
+            "GPU_BROKER_DEVICES": "auto",
+        }
+        if (self._from / "smi.json").exists():
+            self._say("smi.json", "smi.json")
+            self.settings |= {
+                "PATH": f"{SMI}:{BIN}:{os.environ['PATH']}",
+                "FAKE_SMI_FILE": str(folder / "smi.json"),
+            }
+        if (self._from / "words").exists():
+            self._say("words", "words")
+            self.settings |= {
+                "ENABLE_NVML": "true",
+                "LD_LIBRARY_PATH": str(driver),
+                "FAKE_NVML_FILE": str(folder / "words"),
+            }
+        self.settings |= settings
+        self.broker = self._stack.enter_context(Broker(**self.settings))
+
+    def _say(self, told: str, to: str) -> None:
+        new = self._folder / "new"
+        shutil.copy(self._from / told, new)
+        new.rename(self._folder / to)
+
+    def later(self) -> None:
+        """Let the machine say from now on what it says later."""
+        for told, to in (("later.json", "smi.json"), ("later", "words")):
+            if (self._from / told).exists():
+                self._say(told, to)
+
+    def gpus(self) -> list[dict[str, Any]]:
+        """List the rows of /gpu/info, by index and UUID."""
+        rows = self.broker.http.get("/gpu/info").json()["gpus"]
+        return sorted(rows, key=lambda row: (row["index"], row["uuid"]))
+
+    def until(self, seen: Callable[[list[dict[str, Any]]], Any], within_s: float = 15) -> Any:
+        """Return the rows once there are some of which this is true."""
+        return eventually(lambda: (rows := self.gpus()) and seen(rows) and rows, within_s)
+
+    def sdk(self) -> LeaseClient:
+        """Return an agent's client on this host; it is closed with the machine."""
+        store = Store(self.settings["REDIS_URL"])
+        pool = self.settings["GPU_BROKER_POOL"]
+        return self._stack.enter_context(LeaseClient(store, pool=pool, hostname="h1"))
+
+    def command(
+        self, *args: str, timeout_s: float = 30, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `gpu-broker` on this host."""
+        return subprocess.run(
+            [PROGRAM, *args],
+            env=environment(**self.settings | more),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
