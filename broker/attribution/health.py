@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
+
+from broker.attribution.xids import ECC, action_of, actions_of, meaning_of, recovery_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from agent_sdk.state.devices import DeviceStatus
+    from broker.attribution.xids import Action
     from broker.devices import DeviceSample
 
 log = logging.getLogger(__name__)
-
-Action = Literal["ignore", "suspect", "probe", "hold"]
-"""Action after an error code.
-
-ignore: the program's fault. suspect: an event, nothing more. probe: quarantine until a clean probe.
-hold: quarantine until an operator's undrain.
-"""
-
-XIDS: Final[Mapping[int, Action]] = {
-    13: "ignore", 31: "ignore", 43: "ignore", 45: "ignore", 68: "ignore", 94: "ignore",
-    48: "probe", 64: "probe", 74: "probe", 95: "probe", 109: "probe", 119: "probe", 120: "probe",
-    62: "hold", 79: "hold",
-}  # fmt: skip
-"""Action by code; other codes are `suspect`. The policy's `xid_actions` takes precedence."""
-
-MEANINGS: Final[Mapping[int, str]] = {
-    48: "uncorrectable memory error", 62: "internal micro-controller halt",
-    64: "row remapping failed to be recorded", 74: "NVLink error", 79: "fell off the bus",
-    95: "uncontained memory error", 109: "context switch timed out",
-    119: "GSP did not answer in time", 120: "GSP error",
-}  # fmt: skip
-
-ECC: Final = 48
-"""Code that stands for memory errors without an error code of their own."""
 
 CLEAN_S: Final = 60.0
 """Seconds without trouble and without a driver's request, after which a probe is clean."""
@@ -81,14 +58,16 @@ class Health:
         known: DeviceStatus | None,
         overrides: str,
         now: float,
+        driver: str | None = None,
     ) -> Verdict:
         """Return the verdict on a device at `now` on our clock, s.
 
-        `whole` is the GPU that the device is a part of, or the device itself.
+        `whole` is the GPU that the device is a part of, or the device itself; `driver` is the
+        version that gives its recovery action a meaning.
         """
-        actions = [(code, action_of(code, overrides)) for code in device.xids]
+        actions = actions_of(device.xids, overrides, whole.recovery_action)
         before = known.quarantine if known else ""
-        standing = _standing(whole)
+        standing = _standing(whole, driver)
         self._watch(device.uuid, standing[0], before)
         cause, action = self._cause(device, whole, actions, overrides, standing)
         if cause or device.state not in {"ok", "mig"}:
@@ -122,7 +101,7 @@ class Health:
     ) -> tuple[str, Action]:
         """Return the reason to withhold it, in a sentence, and the action; empty: nothing new."""
         causes: list[tuple[str, Action]] = [
-            (f"XID {code} ({MEANINGS.get(code, 'see NVIDIA')})", action)
+            (f"XID {code} ({meaning_of(code)})", action)
             for code, action in actions
             if action in {"hold", "probe"}
         ]
@@ -169,19 +148,10 @@ class Health:
         return well and now - since >= CLEAN_S
 
 
-def _standing(whole: DeviceSample) -> tuple[str, Action]:
+def _standing(whole: DeviceSample, driver: str | None) -> tuple[str, Action]:
     """Return the driver's standing complaint about a GPU that must not be lent, and the action."""
     if whole.rows_failed:
         return "memory rows could not be remapped", "hold"
     if whole.recovery_action:
-        return f"the driver asks for recovery action {whole.recovery_action}", "probe"
+        return f"the driver asks for {recovery_words(whole.recovery_action, driver)}", "probe"
     return "", "ignore"
-
-
-def action_of(code: int, overrides: str) -> Action:
-    """Return the action after an error code; `overrides`: the policy's, as `79=hold,94=ignore`."""
-    for each in filter(None, overrides.split(",")):
-        number, _, action = each.partition("=")
-        if number == str(code) and action in {"ignore", "suspect", "probe", "hold"}:
-            return action  # type: ignore[return-value] # it is one of them
-    return XIDS.get(code, "suspect")

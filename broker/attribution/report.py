@@ -100,6 +100,7 @@ class ReportBuilder:
                 holders.devices.get(uuid),
                 pool.xid_actions,
                 now,
+                look.sample.driver_version,
             )
             for uuid, device in devices.items()
         }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent_sdk.state.devices import DeviceStatus
-from broker.attribution.health import CLEAN_S, HELD, PROBED, Health, action_of
+from broker.attribution.health import CLEAN_S, HELD, PROBED, Health
+from broker.attribution.xids import SEVERE, XIDS, action_of, recovery_words
 from tests.attribution.worlds import gpu
 
 if TYPE_CHECKING:
     from broker.attribution.health import Verdict
+
+ROOT = Path(__file__).parents[2]
 
 
 class Gpu:
@@ -47,7 +52,11 @@ class Gpu:
     ("code", "action"),
     [(13, "ignore"), (31, "ignore"), (43, "ignore"), (45, "ignore"), (68, "ignore"),
      (94, "ignore"), (48, "probe"), (64, "probe"), (74, "probe"), (95, "probe"), (109, "probe"),
-     (119, "probe"), (120, "probe"), (62, "hold"), (79, "hold"), (1, "suspect"), (999, "suspect")],
+     (119, "probe"), (120, "probe"), (62, "hold"), (79, "hold"), (1, "suspect"), (999, "suspect"),
+     (46, "probe"), (110, "probe"), (136, "probe"), (140, "probe"), (143, "probe"),
+     (149, "probe"), (155, "probe"), (156, "probe"), (158, "probe"), (171, "probe"),
+     (151, "hold"), (69, "ignore"), (137, "ignore"), (63, "suspect"), (92, "suspect"),
+     (121, "suspect"), (154, "suspect"), (157, "suspect"), (160, "suspect")],
 )  # fmt: skip
 def test_error_code_has_its_action(code: int, action: str) -> None:
     """The table, and for a code that is not in it an event alone; the policy goes before both."""
@@ -144,6 +153,59 @@ def test_recovery_action_withholds_until_the_driver_asks_for_none(action: int) -
     assert f"recovery action {action}" in one.quarantine
     one.judge()
     assert one.judge(after_s=CLEAN_S).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("action", "driver", "words"),
+    [
+        (1, "570.86.10", "a reset of the GPU (recovery action 1)"),
+        (2, None, "a reboot of the machine (recovery action 2)"),
+        (
+            4,
+            "575.51",
+            "an end of all peer-to-peer traffic and a reset of the GPU (recovery action 4)",
+        ),
+        (5, "580.65.06", "a reset of the GPU's bus (recovery action 5)"),
+        (5, "590.44.01", "recovery action 5"),
+        (5, "595.45.04", "a recovery of its IMEX domain (recovery action 5)"),
+        (5, None, "recovery action 5"),
+        (6, "610.43", "recovery action 6"),
+        (6, "615.71", "a reset of the GPU's PCIe bus (recovery action 6)"),
+        (7, "620.10", "a reboot of the system (recovery action 7)"),
+        (8, "620.10", "recovery action 8"),
+    ],
+)
+def test_recovery_action_means_what_its_driver_means(
+    action: int, driver: str | None, words: str
+) -> None:
+    """Numbers changed their meaning; one that the driver's branch has not is told as it is."""
+    assert recovery_words(action, driver) == words
+    device = gpu(recovery_action=action)
+    verdict = Health().judge(device, device, None, "", 0, driver)
+    assert verdict.reason == f"the driver asks for {words}{PROBED}"
+
+
+def test_changed_recovery_action_is_the_driver_s_own_word() -> None:
+    """XID 154 tells only that it changed: back to none as well; untold, the GPU is withheld."""
+    one = Gpu()
+    assert one.judge(xids=(154,)).state == "ok"
+    verdict = one.judge(xids=(154,), recovery_action=None)
+    assert (verdict.state, verdict.xids) == ("quarantined", "154:probe")
+    spared = Gpu()
+    assert spared.judge("154=suspect", xids=(154,), recovery_action=None).state == "ok"
+
+
+def test_operators_read_the_table_as_it_is() -> None:
+    """The alert counts the codes that withhold a GPU; the page of quarantine lists them all."""
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
+    alerted = re.findall(r"gpu_broker_device_xid_last == (\d+)", rules)
+    assert [int(code) for code in alerted] == list(SEVERE)
+    page = (ROOT / "docs" / "how-to" / "enforcement.md").read_text()
+    for action in ("ignore", "probe", "hold"):
+        (listed,) = re.findall(rf"^\| `{action}` \| ([\d, -]+) \|", page, re.MULTILINE)
+        ends = [each.partition("-") for each in listed.split(", ")]
+        codes = {c for low, _, high in ends for c in range(int(low), int(high or low) + 1)}
+        assert codes == {code for code, of in XIDS.items() if of == action}
 
 
 def test_rows_that_cannot_be_remapped_hold_the_gpu() -> None:

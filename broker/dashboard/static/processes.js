@@ -11,7 +11,8 @@ const MOST = 50;
 
 const meant = (words) => words.map((word) => html`<div><b>${word}</b>: ${FINDINGS[word]}</div>`);
 
-const RECOVERY = ["nothing", "a reset of the GPU", "a reboot"];
+// Numbers above 4 mean different things on different drivers: the quarantine's reason says which.
+const RECOVERY = ["nothing", "a reset of the GPU", "a reboot", "an end of all peer-to-peer traffic", "an end of all peer-to-peer traffic and a reset of the GPU"];
 
 /** What is found, errors, clocks. */
 export function gpuHealth(gpu) {

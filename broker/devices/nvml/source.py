@@ -83,6 +83,7 @@ class NvmlSource:
             except Exception as error:  # noqa: BLE001 - the sample tells it
                 return self._failed(fault_of(error))
             answers = self._read_all(session, count)
+            session.watch.begin()
             rows = self._known.merge(answers, _UNLISTED)
             self._ended = any(isinstance(a, Fault) and a.ended for a in answers.values())
             self._ailing = session.watch.failed or any(

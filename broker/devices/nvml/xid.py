@@ -82,7 +82,11 @@ class XidWatch:
             return
         with self._lock:
             self._watched[_address(handle)] = uuid
-            if self._waiting is None and not self._ending.is_set():
+
+    def begin(self) -> None:
+        """Wait from now on, once all GPUs of a sample are added: each hears its first XID."""
+        with self._lock:
+            if self._watched and self._waiting is None and not self._ending.is_set():
                 self._waiting = BoundedCall(self._wait, "nvml-xid")
 
     @property
