@@ -69,6 +69,12 @@ class Reported:
         shutil.copy(self._from / told, new)
         new.rename(self._folder / to)
 
+    def words(self, *words: str) -> None:
+        """Let NVML say these words from now on."""
+        new = self._folder / "new"
+        new.write_text("\n".join(words))
+        new.rename(self._folder / "words")
+
     def later(self) -> None:
         """Let the machine say from now on what it says later."""
         for told, to in (("later.json", "smi.json"), ("later", "words")):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from broker.devices.nvml.xid import XidWatch
 
+_CORE = 0
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _UNCORRECTED, _VOLATILE = 1, 0
 _RECOVERY_ACTION = 230
@@ -68,7 +69,7 @@ def _row(
     return replace(
         identified(index, uuid, name, total, allocated),
         utilization_gpu_pct=busy_pct,
-        temperature_c=number(gpu.ask("nvmlDeviceGetTemperature", 0), 0, 200),
+        temperature_c=_temperature(gpu),
         power_draw_w=_watts(gpu.ask("nvmlDeviceGetPowerUsage")),
         nvml_gpu_util_pct=busy_pct,
     )
@@ -88,6 +89,14 @@ def _read_health(gpu: Handle, device: DeviceSample) -> DeviceSample:
         rows_failed=None if failed is None else bool(failed),
         recovery_action=_recovery_action(gpu),
     )
+
+
+def _temperature(gpu: Handle) -> float | None:
+    """Return degrees Celsius; CUDA 14 has the newer call alone, older drivers the older one."""
+    told = gpu.ask("nvmlDeviceGetTemperature", _CORE)
+    if told is None and hasattr(gpu.nvml, "nvmlDeviceGetTemperatureV"):
+        told = gpu.ask("nvmlDeviceGetTemperatureV", _CORE)
+    return number(told, 0, 200)
 
 
 def _watts(milliwatts: object) -> float | None:

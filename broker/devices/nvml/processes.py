@@ -19,6 +19,11 @@ _MPS = "nvmlDeviceGetMPSComputeRunningProcesses"
 
 _AHEAD_US = 1_000_000  # tolerated lead of a driver's clock over ours
 
+_MAX_PID = 2**22  # Linux gives out no higher one
+
+_PARTS = frozenset({None, 2**32 - 1, *range(64)})
+"""Identifiers of MIG instances, and those that stand for none."""
+
 # No error, not found: no process computed.
 _NOBODY: dict[int, tuple[object, ...]] = {0: (), 6: ()}
 
@@ -46,8 +51,26 @@ def read_processes(gpu: Handle) -> tuple[tuple[GpuProcess, ...] | None, bool | N
 
 
 def _listed(gpu: Handle, function: str) -> list[object] | None:
+    """Return the entries of a list of processes.
+
+    Drivers 535.43 to 535.86 fill entries of 32 bytes where bindings expect 24, so that all but
+    the first are shifted. The call before has the same entries in all drivers.
+    """
     listed = gpu.ask(function)
-    return listed if isinstance(listed, list) else None
+    if not isinstance(listed, list):
+        return None
+    if not all(map(_credible, listed[1:])):
+        before = gpu.ask(f"{function}_v2")
+        if isinstance(before, list) and len(before) >= len(listed) - 1:
+            return before
+    return listed
+
+
+def _credible(entry: object) -> bool:
+    """Return whether an entry can be a process of Linux on a GPU, or on a part of one."""
+    pid = number(getattr(entry, "pid", None), 1, _MAX_PID)
+    parts = (getattr(entry, f"{kind}InstanceId", None) for kind in ("gpu", "compute"))
+    return pid is not None and all(part in _PARTS for part in parts)
 
 
 def _memory_mb(process: object) -> int | None:
