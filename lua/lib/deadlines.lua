@@ -61,6 +61,7 @@ local function catch_up(named)
     end
     -- From here on `stored` tells what is in `worklist`, if all of it was read
     ctx.caught_up = #entries < WHOLE
+    if not ctx.caught_up then ctx.unread_rank = entries[WHOLE] + 0 end
     if next(ctx.work) then broker.schedule() end
   end
 end

@@ -101,17 +101,27 @@ local function step(entry, one, list)
   return broker.offers.try(w, list.d) or 0
 end
 
--- Defer the entries of a worklist that are beyond one script's work: entry -> true.
+-- Defer the entries of a worklist that are beyond one script's work: entry -> true. Then the best
+-- rank of what is deferred, or was not read.
 local function defer()
-  local entries, deferred = {}, {}
+  local entries, deferred, unread = {}, {}, ctx.unread_rank or NEVER
   for entry in pairs(ctx.work) do entries[#entries + 1] = entry end
-  if #entries <= SCHEDULE_WORK then return deferred end
+  if #entries <= SCHEDULE_WORK then return deferred, unread end
   table.sort(entries, function(a, b)
     local one, other = ctx.work[a], ctx.work[b]
     return one < other or one == other and a < b
   end)
   for i = SCHEDULE_WORK + 1, #entries do deferred[entries[i]] = true end
-  return deferred
+  return deferred, math.min(unread, ctx.work[entries[SCHEDULE_WORK + 1]])
+end
+
+-- What is deferred may go to a waiter of a better rank than the next step's. So the entries that
+-- were looked at get the ranks of their next candidates, and the next script begins with others.
+local function rank_anew(lists)
+  for entry in pairs(lists) do
+    local one = upcoming(entry, lists)
+    if one then ctx.work[entry] = one.rank end
+  end
 end
 
 -- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and
@@ -120,10 +130,14 @@ function broker.schedule()
   local pool, left, lists = queue.policy(), SCHEDULE_WORK, {}
   -- Then `worklist` holds the work
   local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms
-  local deferred = defer()
+  local deferred, before = defer()
   while left > 0 and not shut do
     local entry, one = next_step(lists, deferred)
     if not entry then break end
+    if one and one.rank > before then
+      rank_anew(lists)
+      break
+    end
     left = left - step(entry, one, lists[entry])
   end
   ctx.backlog = next(ctx.work) ~= nil

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
+from tests.api.brokers import GRANTING, Broker
 from tests.browser.tabs import Tab
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser
 
-    from tests.api.brokers import Broker
+    from tests.servers import Server
 
 WINDOWS = 8
 """More than the six connections that a browser keeps to a server."""
@@ -35,6 +36,13 @@ def hide(tab: Tab, *, hidden: bool) -> None:
         }""",
         hidden,
     )
+
+
+@pytest.fixture(scope="module")
+def broker(own: Server) -> Iterator[Broker]:
+    """One that reports seldom: the pool does not take it for a loss of data when it is stopped."""
+    with Broker(**GRANTING | {"GPU_BROKER_REPORT_S": "60"}, REDIS_URL=own.url) as broker:
+        yield broker.wait()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sdk.keys import TOMBSTONE_SHARDS
@@ -111,6 +113,7 @@ class Seen:
         self.taken: tuple[str, ...] = ()
         self.early: list[str] = []
         self.offered: list[str] = []
+        self.gave_up: set[str] = set()
         self.given: dict[str, tuple[str, ...]] = {}
         self.rows: dict[str, Row] = {}
 
@@ -124,6 +127,7 @@ class Seen:
     ) -> None:
         """From now on the choices are those of this call, in the order in which it made them."""
         self.offered, self.given, own = [], {}, 0
+        self.gave_up = {e["token"] for e in events if e["event"] == "reservation_ended"}
         for number, event in enumerate(events):
             if event["event"] == "offered":
                 self.offered.append(event["token"])
@@ -167,7 +171,8 @@ class Seen:
         return token == self.named and self.waits and token in self.offered
 
     def caps(self, token: str) -> bool:
-        return token in self.rows and self.rows[token].capped
+        """Tell whether it was capped; one that gave up its reservation was so only after that."""
+        return token in self.rows and self.rows[token].capped and token not in self.gave_up
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
@@ -215,6 +220,8 @@ class Pair:
         over = any(raw[1] >= model.window_until_ms or at <= model.leap_from_ms for at in ends)
         if verb == "report" and not self.worklist and not over:
             self.seen.early = []  # nothing was left or over: what it handed on, it brought itself
+        elif verb == "report" and self.seen.offered:
+            self.seen.early = self._early(dict(zip(uuids, found[2], strict=True)), rows, args)
         self.worklist = found[5]
         expected = getattr(model, verb)(**args)
         self.seen.waits, self.seen.early = False, self.seen.offered
@@ -244,6 +251,30 @@ class Pair:
             demand(not grew or x.leased_mb <= most, f"S1: {uuid} is over-full")
         self.watch.look(model)
         return reply
+
+    def _early(
+        self, devices: dict[str, list[str]], rows: dict[str, Row], args: dict[str, Any]
+    ) -> list[str]:
+        """Of the offers that a report made, those that it made before it accepted its devices.
+
+        Of several, one script may make some before that and some after it; no event says which.
+        What is unleased and what a whole device holds differ, so it is read from them.
+        """
+        offered = self.seen.offered
+        for number in range(len(offered), -1, -1):
+            self.seen.early = offered[:number]
+            trial = deepcopy(self.model)
+            with suppress(AssertionError):
+                trial.report(**args)
+                trial.choose.early = offered
+                trial.schedule()
+                same = [
+                    *(str(d.unleased_mb) == devices[uuid][8] for uuid, d in trial.devices.items()),
+                    *(tuple(sorted(trial.entries[t].held)) == rows[t].held for t in offered),
+                ]
+                if all(same):
+                    return self.seen.early
+        return offered
 
     def _frame(self, verb: str, raw: list[Any], worklist: list[str]) -> None:
         model, ends = self.model, self.model.deadlines()
