@@ -201,6 +201,12 @@ class PolicyValues:
         "MiB by which a lease may use more than it holds.",
         default=512, least=0, most=MOST_MB,
     )  # fmt: skip
+    idle_foreign_mb: int = _number(
+        "Memory that others may use on a GPU that is lent whole, MiB",
+        "MiB that a desktop or other processes without a lease may use on a GPU that still counts "
+        "as unused, so that it is lent whole.",
+        default=512, least=0, most=MOST_MB,
+    )  # fmt: skip
     xid_actions: str = _word(
         "What errors of a GPU mean, as 31=suspect,79=hold; empty: NVIDIA's table",
         "Meanings of NVIDIA's error codes that go before NVIDIA's own table.",
@@ -242,6 +248,7 @@ class Policy(TypedDict, total=False):
     idle_after_s: int
     enforce_after_s: int
     overuse_slack_mb: int
+    idle_foreign_mb: int
     xid_actions: str
     reservation_idle_s: int
     forget_devices_after_s: int

@@ -16,7 +16,7 @@ local FIELDS = {   -- the least and the most of each
   max_leases_per_agent = { 1, 1000000 }, max_waiters_per_agent = { 1, 1000000 },
   idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0,
   9999999999999 },
-  reservation_idle_s = { 0, 604800 },
+  idle_foreign_mb = { 0, 9999999999999 }, reservation_idle_s = { 0, 604800 },
   forget_devices_after_s = { 10, 315360000 }, forget_hosts_after_s = { 60, 315360000 },
 }
 local ACTIONS = { observe = true, notify = true, enforce = true }

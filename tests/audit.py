@@ -220,11 +220,11 @@ def _placement(devices: Rows) -> dict[str, dict[str, float]]:
             found[f"fits:{sel}"][uuid] = capacity
         found["models"][model] = max(found["models"].get(model, capacity), capacity)
         found[f"hosts:{model}"][host] = found[f"hosts:{model}"].get(host, 0) + 1
-        if up and not d["exclusive"]:
+        alone = int(d["leases"]) == 0 and int(d["withheld_mb"]) == 0
+        if up and not d["exclusive"] and (alone or not d.get("one_lease")):
             for sel in ("*", f"host/{host}", f"model/{model}"):
                 found[f"free:{sel}"][uuid] = free
-        alone = int(d["leases"]) == 0 and int(d["withheld_mb"]) == 0
-        if up and alone and int(d["unleased_mb"]) <= 512:
+        if up and alone and int(d["unleased_mb"]) <= int(d.get("idle_unleased_mb") or 512):
             found[f"idle:{host}/{model}"][uuid] = free
             found[f"idlehosts:{model}"][host] = found[f"idlehosts:{model}"].get(host, 0) + 1
     return found

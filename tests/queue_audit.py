@@ -113,10 +113,12 @@ def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> boo
         suits = host in {"*", d["host"]} and model in {"*", d["model"]}
         if not (up and suits and free > 0 and free >= memory_mb):
             continue
+        unheld = d["leases"] == "0" and d["withheld_mb"] == "0"
         if exclusive == "0" and wanted == 1:
-            if not d["exclusive"] and memory_mb <= room_mb:
+            may = not d["exclusive"] and (unheld or not d.get("one_lease"))
+            if may and memory_mb <= room_mb:
                 return True
-        elif d["leases"] == "0" and d["withheld_mb"] == "0" and int(d["unleased_mb"]) <= 512:
+        elif unheld and int(d["unleased_mb"]) <= int(d.get("idle_unleased_mb") or 512):
             groups[d["host"], d["model"]].append(free)
     return any(
         len(group) >= wanted and sum(sorted(group)[:wanted]) <= room_mb for group in groups.values()

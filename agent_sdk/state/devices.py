@@ -17,6 +17,9 @@ DEVICE_NUMBERS = (
     "total_mb", "system_mb", "leased_mb", "withheld_mb", "unleased_mb", "leases",
 )  # fmt: skip
 
+IDLE_UNLEASED_MB = 512
+"""MiB that a driver and a desktop use on an unused GPU whose host reports no other limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
@@ -66,6 +69,8 @@ class DeviceStatus:
         exclusive: the token of the lease that is alone on it, or empty.
         reserved_for: the token of the waiter that it is reserved for, or empty.
         reservation: the same with the agent and the times; None: it is not reserved.
+        one_lease: the reason for which it takes one lease at a time; empty: it may be shared.
+        idle_unleased_mb: most `unleased_mb` with which it still counts as unused.
         used_mb: MiB in use by the driver's word, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
         processes: its processes; None: its host cannot tell, and `unseen` has the reason.
@@ -115,12 +120,19 @@ class DeviceStatus:
     rival_ms: int = 0
     drain_by: str = ""
     drain_reason: str = ""
+    one_lease: str = ""
+    idle_unleased_mb: int = IDLE_UNLEASED_MB
 
     @property
     def free_mb(self) -> int:
         """MiB for the next request; 0 on a device that takes no new leases."""
         takes = self.state == "ok" and not (self.drained or self.reserved_for or self.exclusive)
-        return max(0, self.left_mb) if takes else 0
+        return max(0, self.left_mb) if takes and not self.one_lease_held else 0
+
+    @property
+    def one_lease_held(self) -> bool:
+        """True if it takes one lease at a time, and one has it or its memory is withheld."""
+        return bool(self.one_lease) and (self.leases > 0 or self.withheld_mb > 0)
 
     @property
     def left_mb(self) -> int:
@@ -169,6 +181,8 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         rival_ms=int(row.get("rival_ms") or 0),
         drain_by=row.get("drain_by", ""),
         drain_reason=row.get("drain_reason", ""),
+        one_lease=row.get("one_lease", ""),
+        idle_unleased_mb=int(row.get("idle_unleased_mb") or IDLE_UNLEASED_MB),
         **{name: int(row[name]) for name in DEVICE_NUMBERS},
     )
 

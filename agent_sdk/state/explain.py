@@ -223,12 +223,12 @@ def _reasons(
     found = []
     for uuid, word in reasons(wish, scene, token).items():
         d = scene.devices[uuid]
-        says = _says(word, d, scene)
+        says = _says(word, d, scene, whole=placement.whole(wish, scene.pool))
         found.append(DeviceReason(d.uuid, d.host, d.index, d.name, word, scene.free_mb(d), says))
     return tuple(found)
 
 
-def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
+def _says(word: str, device: DeviceStatus, scene: PoolState, *, whole: bool) -> str:
     """Return a device's reason as a sentence, with the facts about this device."""
     says, others = placement.REASONS[word], findings.named(findings.unleased(device, scene.leases))
     if word == "down":
@@ -237,8 +237,15 @@ def _says(word: str, device: DeviceStatus, scene: PoolState) -> str:
         return f"{reservations.says(device.reservation, scene.pool.now_ms)}, which has waited long"
     if word == "quarantined" and device.quarantine:
         return f"{says}: {device.quarantine}"
+    if word == "one_lease":
+        return f"{says}: {device.one_lease}"
     if word == "used_by_others":
         says = f"{device.unleased_mb} MiB used by processes without a lease"
+    if word == "used_by_others" and whole:
+        says += (
+            f", of {device.idle_unleased_mb} MiB beside which a whole device is lent (policy "
+            "idle_foreign_mb)"
+        )
     return f"{says} ({others})" if word in {"dirty", "used_by_others"} and others else says
 
 

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
 
-IDLE_UNLEASED_MB: Final = 512
-"""MiB that a driver and a desktop use on an otherwise unused GPU."""
-
 MIB_PER_GIB: Final = 1024
 
 REASONS: Final = {
@@ -35,6 +32,7 @@ REASONS: Final = {
     "reserved": "it is reserved for a request that has waited long",
     "exclusive": "a lease has the whole device",
     "not_idle": "a whole device is asked for, and leases are on it",
+    "one_lease": "it takes one lease at a time, and has one",
     "withheld": "a lease on it expired, and its memory is not known to be free yet",
     "used_by_others": "processes without a lease use its memory",
     "full": "leases hold its memory",
@@ -118,7 +116,9 @@ def reason(
         ("exclusive", bool(device.exclusive)),
         ("not_idle", whole(wish, pool) and device.leases > 0),
         ("withheld", whole(wish, pool) and device.withheld_mb > 0),
-        ("used_by_others", whole(wish, pool) and device.unleased_mb > IDLE_UNLEASED_MB),
+        ("one_lease", device.one_lease and device.leases > 0),
+        ("withheld", device.one_lease_held),
+        ("used_by_others", whole(wish, pool) and device.unleased_mb > device.idle_unleased_mb),
         ("fits", free > 0 and free >= wish.memory_mb),
         ("withheld", device.withheld_mb > 0 and free + device.withheld_mb >= wish.memory_mb),
         ("used_by_others", device.unleased_mb > 0 and free + device.unleased_mb >= wish.memory_mb),
@@ -183,7 +183,7 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
 
 def _whole_mb(device: DeviceStatus) -> int:
     """Return the MiB of a whole device that count against a cap: not what a driver uses."""
-    idle = device.unleased_mb <= IDLE_UNLEASED_MB
+    idle = device.unleased_mb <= device.idle_unleased_mb
     return device.total_mb - device.system_mb - (device.unleased_mb if idle else 0)
 
 
@@ -229,10 +229,10 @@ def _device_ready(
     if why in ELSEWHERE or why in {"used_by_others", "reserved", "withheld"}:
         return None
     ordered = sorted(ends, key=lambda end: end.ends_at_ms)
-    if whole(wish, pool) or device.exclusive:
+    if whole(wish, pool) or device.exclusive or device.one_lease:
         # Processes without a lease stay: they may leave too little even on an empty device.
         left = device.left_mb + sum(end.memory_mb for end in ordered)
-        stays = whole(wish, pool) and device.unleased_mb > IDLE_UNLEASED_MB
+        stays = whole(wish, pool) and device.unleased_mb > device.idle_unleased_mb
         enough = len(ordered) == device.leases and left >= max(1, wish.memory_mb) and not stays
         return ordered[-1] if enough else None
     free = device.left_mb

@@ -33,6 +33,8 @@ local FIELDS = {
   reported_unleased_mb = 'whole', unattributed_mb = 'whole', cooling_unattributed_mb = 'whole',
   processes = 'rows', unseen = 'line', idle = 'names', overuse = 'names', squatter = 'names',
   orphan = 'names',
+  -- Why it takes one lease at a time; MiB that may be used without a lease on one that is idle.
+  one_lease = 'line', idle_unleased_mb = 'whole',
   degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole', reporter = 'word',
 }
 
@@ -47,7 +49,7 @@ local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names',
   listed = 'flag' }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
-local KEPT = { index = true, total_mb = true, system_mb = true }
+local KEPT = { index = true, total_mb = true, system_mb = true, idle_unleased_mb = true }
 
 -- The device at ARGV[i] and where the next one starts. What is not well-formed is remembered in
 -- ctx.bad. `fields`: what is kept of it, field and value in turn, after the two that accept() fills
@@ -157,6 +159,8 @@ function broker.accept(host, said, sampled_ms, over)
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb)
     or d.system_mb
+  d.one_lease = said.one_lease or d.one_lease
+  d.idle_unleased_mb = tonumber(said.idle_unleased_mb) or d.idle_unleased_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained
   if said.listed ~= '0' then

@@ -14,15 +14,18 @@
 -- holders:<device> is a set of the tokens that have it, or whose memory on it is withheld: for its
 -- host, which compares what they hold with what their processes use.
 
-local IDLE_UNLEASED_MB = 512   -- used by a driver and a desktop on an otherwise unused GPU
+-- Used by a driver and a desktop on an otherwise unused GPU, where its host reports no other limit
+local IDLE_UNLEASED_MB = 512
 
 -- What the device has left, what it could take (a share, a lease of the whole), and which placement
--- keys it belongs in: one that is reserved for a waiter is in none, whatever it could take.
+-- keys it belongs in: one that is reserved for a waiter is in none, whatever it could take. A
+-- device with a reason in `one_lease` takes one lease at a time, whatever that asks.
 local function settle(d)
   local room = d.total_mb - d.system_mb - d.leased_mb - d.withheld_mb - d.unleased_mb
   local up, open = room > 0 and d.state == 'ok' and d.drained ~= '1', d.reserved_for == ''
-  d.free_mb, d.sharable = room, up and d.exclusive == ''
-  d.empty = up and d.leases == 0 and d.withheld_mb == 0 and d.unleased_mb <= IDLE_UNLEASED_MB
+  local unheld = d.leases == 0 and d.withheld_mb == 0
+  d.free_mb, d.sharable = room, up and d.exclusive == '' and (d.one_lease == '' or unheld)
+  d.empty = up and unheld and d.unleased_mb <= d.idle_unleased_mb
   d.shared, d.idle = d.sharable and open, d.empty and open
 end
 
@@ -34,7 +37,7 @@ function broker.device(uuid, ...)
     'leased_mb',
     'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for', 'state', 'drained',
     'index', 'name',
-    'reservable_ms', ...)
+    'reservable_ms', 'one_lease', 'idle_unleased_mb', ...)
   if not v[1] then return nil end
   local d = {
     uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, system_mb = v[4] + 0,
@@ -42,6 +45,7 @@ function broker.device(uuid, ...)
     withheld_mb = v[6] + 0, unleased_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9],
     reserved_for = v[10], state = v[11],
     drained = v[12], index = v[13], name = v[14], reservable_ms = (v[15] or 0) + 0,
+    one_lease = v[16] or '', idle_unleased_mb = (v[17] or IDLE_UNLEASED_MB) + 0,
     free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0,
     was_shared = false, was_idle = false,
     behind = false, leased = false,

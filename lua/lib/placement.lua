@@ -56,7 +56,7 @@ end
 -- MiB that count against an agent's cap when the whole of d is leased: what a driver uses on it
 -- does not.
 local function whole_mb(d)
-  return d.total_mb - d.system_mb - (d.unleased_mb <= IDLE_UNLEASED_MB and math.max(0,
+  return d.total_mb - d.system_mb - (d.unleased_mb <= d.idle_unleased_mb and math.max(0,
     d.unleased_mb) or 0)
 end
 
@@ -68,7 +68,7 @@ local function least_mb(q, of, cap_mb)
     'WITHSCORES')
   if #found < 2 * q.devices then return nil end
   for i = 2, #found, 2 do sum = sum + found[i] end
-  if sum <= cap_mb or sum > cap_mb + q.devices * IDLE_UNLEASED_MB then return sum end
+  if sum <= cap_mb then return sum end
   local sizes = {}   -- what is used on them without a lease decides
   for _, uuid in ipairs(call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0',
     HOST_DEVICES)) do
@@ -138,7 +138,7 @@ function broker.allocate(q, devices)
   local taken, sum, alone = {}, 0, broker.whole(q)
   for i, d in ipairs(devices) do
     local mb = alone and d.free_mb or q.memory_mb
-    if alone then d.exclusive = q.token end
+    if alone or d.one_lease ~= '' then d.exclusive = q.token end
     d.mb, d.leased_mb, d.leases, sum = text(mb), d.leased_mb + mb, d.leases + 1, sum + mb
     d.leased = true
     if d.reserved_for ~= '' and d.reserved_for ~= q.token and not q.backfills then

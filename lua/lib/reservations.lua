@@ -46,7 +46,7 @@ function reservations.charge(w, d)
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
   local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, broker.whole(q)
   if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
-  if whole and d.unleased_mb > IDLE_UNLEASED_MB then return nil end
+  if whole and d.unleased_mb > d.idle_unleased_mb then return nil end
   return whole and most_mb or q.memory_mb
 end
 
@@ -60,7 +60,8 @@ end
 local function known_end_ms(w, devices)
   local last_ms, whole = nil, broker.whole(w.q)
   for _, d in ipairs(devices) do
-    if whole and not d.empty or not whole and d.free_mb < w.q.memory_mb then
+    local share = d.sharable and d.free_mb >= w.q.memory_mb
+    if whole and not d.empty or not whole and not share then
       local key = prefix .. 'holders:' .. d.uuid
       if call('SCARD', key) > HOLDERS_READ then return nil end
       for _, token in ipairs(call('SMEMBERS', key)) do

@@ -44,11 +44,13 @@ class Device:
         withheld, unleased = int(row["withheld_mb"]), int(row["unleased_mb"])
         free = capacity - int(row["leased_mb"]) - withheld - unleased
         up = free > 0 and row["state"] == "ok" and row["drained"] != "1"
+        unheld = row["leases"] == "0" and not withheld
+        idle_mb = int(row.get("idle_unleased_mb") or 512)
         return cls(
             uuid=uuid, host=row["host"], model=row["model"], capacity_mb=capacity, free_mb=free,
-            up=up, shared=up and not row["exclusive"],
-            idle=up and row["leases"] == "0" and not withheld and unleased <= 512,
-            whole_mb=capacity - (unleased if unleased <= 512 else 0),
+            up=up, shared=up and not row["exclusive"] and (unheld or not row.get("one_lease")),
+            idle=up and unheld and unleased <= idle_mb,
+            whole_mb=capacity - (unleased if unleased <= idle_mb else 0),
         )  # fmt: skip
 
     def suits(self, request: Request) -> bool:

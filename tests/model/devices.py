@@ -115,6 +115,8 @@ class Devices(Queue):
         d.host, d.model, d.state = host, said["model"], said["state"]
         d.total_mb, d.system_mb = said["total_mb"], said["system_mb"]
         d.simulated = bool(said["simulated"])
+        d.one_lease = said.get("one_lease", d.one_lease)
+        d.idle_unleased_mb = said.get("idle_unleased_mb", d.idle_unleased_mb)
         self.unleased(uuid, said, sampled_ms)
 
     def unleased(self, uuid: str, said: dict[str, Any], sampled_ms: int) -> None:

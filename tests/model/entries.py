@@ -10,7 +10,7 @@ CLEAN_MS, MOST_LEAPS, DAY_US = 5000, 4, 86_400_000_000
 POLL_MS, CLAIM_MS, KEEP_AFTER_MS, REVOKED_MS = 10_000, 10_000, 30_000, 60_000
 DOUBLINGS, HOLDERS_READ = 4, 16
 FOREVER_MS, PRIORITY_US = 315_360_000_000, 60_000_000
-REAP_DEVICES, IDLE_UNLEASED_MB, BACK_AT_ONCE = 16, 512, 4
+REAP_DEVICES, BACK_AT_ONCE = 16, 4
 SWEEP_MS, DONE_MS = 300_000, 900_000
 POLICY = {
     "policy_version": 1, "safe_mode": 0, "max_memory_per_agent_mb": 1_048_576,
@@ -56,7 +56,8 @@ class Device:
     """A GPU; what is promised on it is the entries' to say.
 
     Of the leases that cool the newest sample has `cooling_used` MiB for each and `unlisted_mb` that
-    it gives to none of them; `raised_mb` of what is unleased is an older sample's word.
+    it gives to none of them; `raised_mb` of what is unleased is an older sample's word. With
+    `one_lease` it takes one lease at a time; with at most `idle_unleased_mb` it counts as unused.
     """
 
     host: str
@@ -77,6 +78,8 @@ class Device:
     cooled_at_ms: int = 0
     reservable_ms: int = 0
     listed_ms: int = 0
+    one_lease: str = ""
+    idle_unleased_mb: int = 512
 
 
 @dataclass(slots=True)
@@ -147,3 +150,4 @@ class Load(NamedTuple):
     reserved_for: str
     up: bool
     empty: bool
+    sharable: bool

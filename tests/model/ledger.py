@@ -16,7 +16,6 @@ from tests.model.entries import (
     DAY_US,
     DONE_MS,
     FAILOVER_MS,
-    IDLE_UNLEASED_MB,
     LEAP_MS,
     LOOK_MS,
     MOST_LEAPS,
@@ -217,7 +216,8 @@ class Ledger(ABC):
             used = reserved[uuid] + d.withheld_mb + d.unleased_mb
             free = d.total_mb - d.system_mb - used
             up = free > 0 and d.state == "ok" and not d.drained
-            nobody = leases[uuid] == 0 == d.withheld_mb and d.unleased_mb <= IDLE_UNLEASED_MB
+            unheld = leases[uuid] == 0 == d.withheld_mb
+            nobody = unheld and d.unleased_mb <= d.idle_unleased_mb
             found[uuid] = Load(
                 free,
                 reserved[uuid],
@@ -226,6 +226,7 @@ class Ledger(ABC):
                 reserved_for[uuid],
                 up,
                 up and nobody,
+                up and not exclusive[uuid] and (unheld or not d.one_lease),
             )
         return found
 

@@ -8,7 +8,6 @@ from itertools import combinations
 from tests.model.entries import (
     CLAIM_MS,
     FOREVER_MS,
-    IDLE_UNLEASED_MB,
     Ask,
     Entry,
     demand,
@@ -38,7 +37,7 @@ class Queue(Reservations):
                 continue
             if whole and x.empty:
                 groups.setdefault((d.host, d.model), []).append(uuid)
-            elif not whole and not x.exclusive:
+            elif not whole and x.sharable:
                 found.append((uuid,))
         for group in groups.values():
             found += [
@@ -77,7 +76,7 @@ class Queue(Reservations):
         for d in known:
             size_mb = d.total_mb - d.system_mb
             if self.suits(ask, d) and size_mb >= e.memory_mb:
-                size_mb -= d.unleased_mb if d.unleased_mb <= IDLE_UNLEASED_MB else 0
+                size_mb -= d.unleased_mb if d.unleased_mb <= d.idle_unleased_mb else 0
                 groups.setdefault((d.host, d.model), []).append(size_mb)
         least = [sum(sorted(g)[: ask.devices]) for g in groups.values() if len(g) >= ask.devices]
         if not least:
@@ -99,7 +98,8 @@ class Queue(Reservations):
         for uuid in () if lent else devices:
             if loads[uuid].reserved_for not in {"", e.token}:
                 self.entries[loads[uuid].reserved_for].known_end_ms = 0
-        e.state, e.reserved, e.reservation_mb, e.capped, e.whole = state, (), 0, False, whole
+        alone = whole or any(self.devices[uuid].one_lease for uuid in devices)
+        e.state, e.reserved, e.reservation_mb, e.capped, e.whole = state, (), 0, False, alone
 
     # The queue.
 

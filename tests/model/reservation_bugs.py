@@ -42,4 +42,22 @@ RESERVATION_BUGS = (
         "if false then why =",
         often="policy",
     ),
+    _bug(
+        "a device of one lease takes another",
+        "(d.one_lease == '' or unheld)",
+        "true",
+        often="terms",
+    ),
+    _bug(
+        "a device of one lease that cools takes another",
+        "local unheld = d.leases == 0 and d.withheld_mb == 0",
+        "local unheld = d.leases == 0",
+        often="terms",
+    ),
+    _bug(
+        "whole devices are lent beside as much use as ever",
+        "d.unleased_mb <= d.idle_unleased_mb\n  d.shared",
+        "d.unleased_mb <= IDLE_UNLEASED_MB\n  d.shared",
+        often="terms",
+    ),
 )

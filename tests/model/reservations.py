@@ -8,7 +8,6 @@ from itertools import combinations
 from tests.model.entries import (
     DOUBLINGS,
     HOLDERS_READ,
-    IDLE_UNLEASED_MB,
     KEEP_AFTER_MS,
     TAKEN,
     Ask,
@@ -44,7 +43,7 @@ class Reservations(Ledger):
             return None
         if not self.whole(e.ask):
             return e.memory_mb
-        return most_mb if d.unleased_mb <= IDLE_UNLEASED_MB else None
+        return most_mb if d.unleased_mb <= d.idle_unleased_mb else None
 
     def check(self, e: Entry) -> None:
         """At each poll of its waiter: a reservation that is worth nothing any more ends."""
@@ -56,7 +55,7 @@ class Reservations(Ledger):
             return
         fractions = self.policy["allow_fractional_shares"]
         mine = [loads[uuid] for uuid in e.reserved]
-        unused = any(x.up and not x.exclusive if fractions else x.empty for x in mine)
+        unused = any(x.sharable if fractions else x.empty for x in mine)
         if not unused:
             e.until_ms = max(e.until_ms, self.now + self.idle_ms)
         elif self.now > e.until_ms:
@@ -106,7 +105,8 @@ class Reservations(Ledger):
         last_ms, loads = 0, self.loads()
         for uuid in devices:
             x = loads[uuid]
-            if x.empty if self.whole(e.ask) else x.free_mb >= e.memory_mb:
+            share = x.sharable and x.free_mb >= e.memory_mb
+            if x.empty if self.whole(e.ask) else share:
                 continue
             held = [o for o in self.entries.values() if uuid in dict(o.held)]
             if len(held) > HOLDERS_READ:
@@ -137,7 +137,7 @@ class Reservations(Ledger):
                 continue
             if self.whole(e.ask) and x.empty:
                 groups.setdefault((d.host, d.model), []).append(uuid)
-            elif not self.whole(e.ask) and not x.exclusive and uuid in lent:
+            elif not self.whole(e.ask) and x.sharable and uuid in lent:
                 found.append((uuid,))
         for group in groups.values():
             found += [

@@ -58,6 +58,16 @@ def test_walk_of_what_vanishes_finds_no_violation(world: World) -> None:
 
 
 @pytest.mark.slow
+def test_walk_of_other_terms_finds_no_violation(world: World) -> None:
+    """Devices take one lease at a time, or are whole beside more use, by their hosts' word."""
+    world.often = "terms"
+    try:
+        assert world.walk("1", STEPS) == STEPS
+    finally:
+        world.often = ""
+
+
+@pytest.mark.slow
 def test_walk_by_small_pages_finds_no_violation(world: World) -> None:
     """L3 where a head looks at two devices, or one group, at a poll: it comes to all of them."""
     with planted(world, IN_PAGES):

@@ -318,6 +318,23 @@ class Walk:
         self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
         return ["policy", {"fields": fields | {"forget_hosts_after_s": 60}}]
 
+    def terms(self, pool: int) -> Step:
+        """Hosts change on what terms their devices are lent: to one lease, beside how much use.
+
+        With steps of every other kind between, where it comes often.
+        """
+        if self.rng.random() < 0.7:
+            return self.again(pool)
+        pick = self.rng.choice
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= (
+                pick(({}, {"one_lease": ""}, {"one_lease": "mode"}, {"one_lease": "mode"}))
+                | pick(({}, {"idle_unleased_mb": pick((0, 512, 650, 2000))}))
+                | pick(({}, {}, {"used_mb": pick((0, 200, 600, 1500)), "simulated": 0}))
+            )
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        return self.new(pool)
+
     def crowd(self, pool: int) -> Step:
         """Many small requests wait when a host comes back, and the policy may be another."""
         host = self.rng.choice(SHAPES[pool])[0]

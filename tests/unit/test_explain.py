@@ -72,6 +72,12 @@ def cool(pool: Pool) -> None:
     pool.reap()
 
 
+def take_the_only_place(pool: Pool) -> None:
+    """A lease of some memory on a device that is shared from then on no more."""
+    granted(pool.acquire(token("on"), "on", memory_mb=100))
+    report(pool, device("gpu-a", one_lease="its compute mode is exclusive"))
+
+
 CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "fits": (lambda _: None, {}),
     "other_host": (lambda p: report(p, device("gpu-b"), host="h2"), {"host": "h2"}),
@@ -85,6 +91,7 @@ CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "reserved": (keep_for_another, {"memory_mb": 300}),
     "exclusive": (lambda p: p.acquire(token("on"), exclusive=1), {"memory_mb": 1}),
     "not_idle": (lambda p: p.acquire(token("on"), memory_mb=100), {"exclusive": True}),
+    "one_lease": (take_the_only_place, {"memory_mb": 300}),
     "withheld": (cool, {}),
     "used_by_others": (lambda p: report(p, device("gpu-a", used_mb=700)), {}),
     "full": (lambda p: p.acquire(token("on"), memory_mb=500), {}),
@@ -104,6 +111,7 @@ def test_device_has_the_reason_that_it_has(pool: Pool, reason: str) -> None:
     of_this = {
         "down": "its host says: lost XID 79",
         "used_by_others": "700 MiB used by processes without a lease",
+        "one_lease": f"{REASONS['one_lease']}: its compute mode is exclusive",
     }
     if reason == "reserved":  # with the agent, since when and until when
         assert re.fullmatch(r"reserved for old since \d s, for \d+ s more .* waited long", said)
@@ -113,6 +121,15 @@ def test_device_has_the_reason_that_it_has(pool: Pool, reason: str) -> None:
     got = pool.run("acquire", 1, *request)
     on_it = got[0] == "GRANTED" and "gpu-a" in got
     assert on_it == (reason == "fits")
+
+
+def test_reason_against_a_whole_device_names_the_policy(pool: Pool) -> None:
+    """A desktop uses more of it than the policy allows: the sentence says which number to raise."""
+    report(pool, device("gpu-a", used_mb=700, idle_unleased_mb=600))
+    (found,) = asked(pool, exclusive=True, memory_mb=100).devices
+    assert found.reason == "used_by_others"
+    assert "700 MiB used by processes" in found.says
+    assert "600 MiB beside which a whole device is lent (policy idle_foreign_mb)" in found.says
 
 
 def test_reason_names_processes_and_quarantine(pool: Pool) -> None:

@@ -20,7 +20,7 @@ export const model = (name) => name.replace(/^NVIDIA /, "");
 export const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
 
 /** The MiB of a device that the next request can be given. */
-export const leasable = (gpu) => (gpu.state === "ok" && !reservations().has(gpu.uuid) ? gpu.memory_left_mb : 0);
+export const leasable = (gpu) => (gpu.state === "ok" && !reservations().has(gpu.uuid) && !(gpu.one_lease && gpu.leases) ? gpu.memory_left_mb : 0);
 
 /** The parts of a device's memory, `{kind, mb, lease?}`; what they leave is free. */
 export function memoryParts(gpu, leases) {
