@@ -255,7 +255,7 @@ class Pair:
     def _early(
         self, devices: dict[str, list[str]], rows: dict[str, Row], args: dict[str, Any]
     ) -> list[str]:
-        """Of the offers that a report made, those that it made before it accepted its devices.
+        """Offers of a report that it made before it accepted its devices.
 
         Of several, one script may make some before that and some after it; no event says which.
         What is unleased and what a whole device holds differ, so it is read from them.
