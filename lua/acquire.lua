@@ -24,17 +24,19 @@
 
 local POLL_MS = 10000   -- a waiter polls within so long
 
-local unready, v = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb',
-  'allow_fractional_shares',
-  'default_memory_mb', 'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted')
+local unready, last_fence, safe_mode, closed_until_ms, max_memory_per_agent_mb,
+  allow_fractional_shares, default_memory_mb, max_leases_per_agent, policy_version, forgotten_ms,
+  granted_before = begin('fence', 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb',
+  'allow_fractional_shares', 'default_memory_mb', 'max_leases_per_agent', 'policy_version',
+  'forgotten_ms', 'granted')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
-local last_fence, default_memory_mb, before = v[8] + 0, v[13] + 0, ctx.pool
+local before = ctx.pool
 local pool = {
-  waiting = before.waiting, safe_mode = v[9] + 0, closed_until_ms = before.closed_until_ms
-  or v[10] + 0,
-  max_memory_per_agent_mb = v[11] + 0, allow_fractional_shares = v[12] + 0,
-  max_leases_per_agent = v[14] + 0,
-  policy_version = v[15] + 0,
+  waiting = before.waiting, safe_mode = safe_mode + 0,
+  closed_until_ms = before.closed_until_ms or closed_until_ms + 0,
+  max_memory_per_agent_mb = max_memory_per_agent_mb + 0,
+  allow_fractional_shares = allow_fractional_shares + 0,
+  max_leases_per_agent = max_leases_per_agent + 0, policy_version = policy_version + 0,
 }
 pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
 ctx.pool = pool
@@ -58,13 +60,13 @@ local client, pid = word(14, 'client', '^[%w._-]*$', 64), word(15, 'pid', '^[%d:
 local owner = word(16, 'owner', '^[%w._:@/-]*$', 128)
 local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
-if q.memory_mb == 0 then q.memory_mb = default_memory_mb end
+if q.memory_mb == 0 then q.memory_mb = default_memory_mb + 0 end
 
 -- As asked, without the wait and before the policy's defaults, which may change between a call and
 -- its repeat.
 local request = table.concat(ARGV, '|', 4, 13)
 local token, record = q.token, prefix .. 'record:' .. q.token
-ctx.counts.granted = (v[17] or 0) + 0
+ctx.counts.granted = (granted_before or 0) + 0
 catch_up(token)
 
 local function granted(fence, expires_at_ms, reason, devices)
@@ -87,10 +89,10 @@ end
 local function named(taken)
   local devices, take = {}, true
   for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
-    local d = call('HMGET', prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state',
-      'drained')
-    devices[#devices + 1] = { uuid = uuid, mb = mb, index = d[1], host = d[2], name = d[3] }
-    take = take and d[4] == 'ok' and d[5] ~= '1'
+    local index, host, name, state, drained = unpack(call('HMGET', prefix .. 'device:' .. uuid,
+      'index', 'host', 'name', 'state', 'drained'))
+    devices[#devices + 1] = { uuid = uuid, mb = mb, index = index, host = host, name = name }
+    take = take and state == 'ok' and drained ~= '1'
   end
   return devices, take
 end
@@ -98,27 +100,30 @@ end
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
 local waiter, wait_until_ms = nil, nil
 -- What it names may have been forgotten since its last poll
-local lately = (v[16] or 0) + POLL_MS >= ctx.now
+local lately = (forgotten_ms or 0) + POLL_MS >= ctx.now
 local known = call('EXISTS', record) == 1
 local outcome = not known and broker.ended(token)
 if outcome then return reply('LOST', outcome) end
 -- Nothing new in a store that is full
 if ctx.polling and not known then return reply('REFUSED', 'store_full', '') end
 if known then
-  local v = broker.asked(record)
-  if v[1] == 'active' and v[6] + 0 < ctx.now and broker.unnoticed(token, v[6] + 0) then
-    v = broker.asked(record)
+  local r = broker.asked(record)
+  if r.state == 'active' and r.expires_at_ms < ctx.now
+    and broker.unnoticed(token, r.expires_at_ms) then
+    r = broker.asked(record)
   end
-  if not v[1] then return reply('LOST', broker.ended(token)) end
-  if v[1] == 'cooling' then return reply('LOST', broker.outcome(token)) end
-  if v[2] ~= q.agent or v[3] ~= request or (owner ~= '' and owner ~= v[10]) then
+  if not r.state then return reply('LOST', broker.ended(token)) end
+  if r.state == 'cooling' then return reply('LOST', broker.outcome(token)) end
+  if r.agent ~= q.agent or r.request ~= request or (owner ~= '' and owner ~= r.owner) then
     return reply('CONFLICT')
   end
-  if v[1] == 'active' then return granted(v[5], tonumber(v[6]), v[7] or '', named(v[4])) end
-  wait_until_ms = tonumber(v[9])
-  if v[1] == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
-    local place = call('ZRANK', prefix .. 'queue:' .. v[8], token)
-    local more = v[11] or max_hold_ms > 0 and call('EXISTS', prefix .. 'backfill') == 1
+  if r.state == 'active' then
+    return granted(r.fence, r.expires_at_ms, r.reason or '', named(r.devices))
+  end
+  wait_until_ms = tonumber(r.wait_until_ms)
+  if r.state == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
+    local place = call('ZRANK', prefix .. 'queue:' .. r.queue_id, token)
+    local more = r.reserved or max_hold_ms > 0 and call('EXISTS', prefix .. 'backfill') == 1
     local gone = lately and place and place > 0 and broker.whole_devices.unknown(q)
     -- Behind others a poll is a heartbeat and no more
     if place and place > 0 and not more and not gone then
@@ -206,7 +211,7 @@ if not devices then
 end
 
 -- Grant. The fence grows across failover and lost writes too, where a plain counter would repeat.
-local fence = last_fence + 1
+local fence = last_fence + 0 + 1
 if ctx.now_us > fence then fence = ctx.now_us end
 set_pool('fence', fence)
 fence = text(fence)

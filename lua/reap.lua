@@ -7,12 +7,12 @@
 -- keeps    S2: sums and indexes stay exact; L2: a silent death gives its capacity back
 -- cost     O((REAP_DEVICES + SWEEP_WORK) log devices)
 
-local unready, v = begin('sweep_ms')
+local unready, sweep_ms = begin('sweep_ms')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local seen_ms = ARGV[2] and int(2, 'seen_ms', 0, 9999999999999) or 0
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 broker.recalls(seen_ms)
 ctx.next_deadline = 0   -- look, whatever was noted
 catch_up()
-if (v[8] or 0) + 0 <= ctx.now then broker.sweep() end
+if (sweep_ms or 0) + 0 <= ctx.now then broker.sweep() end
 return reply('REAPED')

@@ -9,28 +9,29 @@
 -- keeps    S6: no grant after a release of the same token came first
 -- cost     O((REAP_DEVICES + k) log devices)
 
-local unready, pool = begin('released')
+local unready, released_before = begin('released')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
-ctx.counts.released = (pool[8] or 0) + 0
+ctx.counts.released = (released_before or 0) + 0
 local token, plant = token_at(2), int(3, 'plant', 0, 1)
 local owner = ARGV[4] and word(4, 'owner', '^[%w._:@/-]*$', 128) or ''
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 catch_up(token)
 
-local v = call('HMGET', prefix .. 'record:' .. token, 'state', 'agent', 'devices', 'fence', 'owner')
-if not v[1] then
+local state, agent, devices, fence, whose = unpack(call('HMGET', prefix .. 'record:' .. token,
+  'state', 'agent', 'devices', 'fence', 'owner'))
+if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
   if plant == 1 then broker.leave_outcome(token, 'released') end
   return reply('UNKNOWN')
 end
-if owner ~= '' and owner ~= v[5] then return reply('UNKNOWN') end
-if v[1] == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
-if v[1] ~= 'active' then
+if owner ~= '' and owner ~= whose then return reply('UNKNOWN') end
+if state == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
+if state ~= 'active' then
   broker.queue.end_wait(token, 'cancelled')
   return reply('RELEASED')
 end
 
-broker.close_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'released')
+broker.close_lease({ token = token, agent = agent, devices = devices, fence = fence }, 'released')
 return reply('RELEASED')

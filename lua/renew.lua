@@ -18,7 +18,7 @@
 
 local MOST_DEVICES, LONGEST_MS, A_DAY_US = 64, 604800000, 86400000000
 
-local unready, v = begin('fence')
+local unready, last_fence = begin('fence')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 local token, fence = token_at(2), word(3, 'fence', '^%d*$', 16)
 local ttl_ms = ARGV[4] ~= '' and int(4, 'ttl_ms', 0, LONGEST_MS)
@@ -58,48 +58,52 @@ if epoch then
 end
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
-if fence ~= '' and owner == '' and fence + 0 > v[8] + 0 then broker.witness(token, fence + 0) end
+if fence ~= '' and owner == '' and fence + 0 > last_fence + 0 then
+  broker.witness(token, fence + 0)
+end
 if recovery then broker.remembered(epoch) end
 catch_up(token)
 
 local record = prefix .. 'record:' .. token
-v = broker.read(record)
-if v[1] == 'active' and v[4] + 0 < ctx.now and broker.unnoticed(token, v[4] + 0) then
-  v = broker.read(record)
+local state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice =
+  broker.read(record)
+if state == 'active' and ends_at_ms + 0 < ctx.now and broker.unnoticed(token, ends_at_ms + 0) then
+  state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice =
+    broker.read(record)
 end
-local waits = v[1] == 'waiting' or v[1] == 'offered'
-if owner ~= '' and v[1] and owner ~= v[8] then return reply('UNKNOWN') end
-if not v[1] or waits and recovery then
+local waits = state == 'waiting' or state == 'offered'
+if owner ~= '' and state and owner ~= whose then return reply('UNKNOWN') end
+if not state or waits and recovery then
   local outcome = not waits and broker.ended(token)
   if outcome then return reply('LOST', outcome) end
   if not recovery then return reply('UNKNOWN') end
-  local refused, how = broker.recover(token, fence, recovery, waits, v[8] or owner)
+  local refused, how = broker.recover(token, fence, recovery, waits, whose or owner)
   if refused == 'UNKNOWN' then return reply('UNKNOWN') end
   if refused == 'AGAIN' then return reply('AGAIN') end
   if refused then return reply('LOST', how) end
-  v = broker.read(record)
+  state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice =
+    broker.read(record)
 end
-local state, held, ends_at_ms, hold_until_ms = v[1], v[2], tonumber(v[4]), tonumber(v[6])
 if state == 'cooling' then return reply('LOST', broker.outcome(token)) end
 if state ~= 'active' then return reply('UNKNOWN') end   -- a waiter polls: only acquire claims
 if fence ~= '' and fence ~= held then return reply('LOST', 'superseded') end
 
-if v[7] then   -- the holder asks, so it knows from now on: no reason to wait for its end
+if revoked then   -- the holder asks, so it knows from now on: no reason to wait for its end
   local agent = call('HGET', record, 'agent')
-  broker.end_lease({ token = token, agent = agent, devices = v[3], fence = held }, 'revoked')
+  broker.end_lease({ token = token, agent = agent, devices = devices, fence = held }, 'revoked')
   return reply('LOST', 'revoked')
 end
 
-ttl_ms = ttl_ms or tonumber(v[5])
+ttl_ms = ttl_ms or tonumber(own_ttl_ms)
 local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
-if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms) end
-expires_at_ms = math.max(expires_at_ms, ends_at_ms)
+if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms + 0) end
+expires_at_ms = math.max(expires_at_ms, ends_at_ms + 0)
 local remaining_ms = expires_at_ms - ctx.now
 if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that is gone
-  for uuid in string.gmatch(v[3], '([^,]+)=') do
+  for uuid in string.gmatch(devices, '([^,]+)=') do
     call('SET', prefix .. 'lease:' .. uuid .. ':' .. token, held, 'PX', text(remaining_ms))
   end
 end
 call('HSET', record, 'expires_at_ms', text(expires_at_ms))
 set_deadline(token, expires_at_ms)
-return reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), v[9] or '')
+return reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), notice or '')

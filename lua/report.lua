@@ -53,16 +53,18 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
   broker.event('pool_created', 'host', host)
 end
 -- And what is gone is forgotten: lib/forgetting.lua
-local unready, pool = begin('silence_ms', 'sweep_ms')
+local unready, silence_ms, sweep_ms = begin('silence_ms', 'sweep_ms')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
-if tonumber(pool[8]) ~= deadline_ms then set_pool('silence_ms', deadline_ms) end
+if tonumber(silence_ms) ~= deadline_ms then set_pool('silence_ms', deadline_ms) end
 broker.remembered(epoch)
 if seen_ms ~= '' then broker.recalls(seen_ms + 0) end
 catch_up()
 
 local host_key = prefix .. 'host:' .. host
-local v = call('HMGET', host_key, 'reporter', 'reported_ms', 'deadline_ms', 'rival', 'rival_ms')
-local other, up = v[1] or '', v[2] and v[2] + v[3] > ctx.now
+local other, reported_ms, silent_ms, old_rival, rival_ms = unpack(call('HMGET', host_key,
+  'reporter', 'reported_ms', 'deadline_ms', 'rival', 'rival_ms'))
+local up = reported_ms and reported_ms + silent_ms > ctx.now
+other = other or ''
 if up and me ~= '' and other ~= '' and other ~= me and other ~= over and broker.has_name(host,
   other, me, reported) then
   return reply('REFUSED', 'host_taken', other)
@@ -91,7 +93,7 @@ call('HSET', host_key, 'version', version, 'reported_ms', ctx.now, 'deadline_ms'
   unpack(more))
 set_deadline('host:' .. host, ctx.now + deadline_ms)
 if divided then broker.forget_slices(host, listed, unlisted) end
-if (pool[9] or 0) + 0 <= ctx.now then broker.sweep() end
-local rival = broker.rival(v[4], v[5])
+if (sweep_ms or 0) + 0 <= ctx.now then broker.sweep() end
+local rival = broker.rival(old_rival, rival_ms)
 if rival == '' and not contested[1] then return reply('REPORTED') end
 return reply('REPORTED', rival, table.concat(contested, ','))

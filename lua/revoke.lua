@@ -21,28 +21,29 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 catch_up(token)
 
 local record = prefix .. 'record:' .. token
-local v = call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms')
-if not v[1] then
+local state, agent, devices, fence, ends_at_ms = unpack(call('HMGET', record, 'state', 'agent',
+  'devices', 'fence', 'expires_at_ms'))
+if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
   return reply('UNKNOWN')
 end
-if v[1] == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
+if state == 'cooling' then return reply('ALREADY', broker.outcome(token)) end
 
-broker.event('revoke', 'token', token, 'agent', v[2], 'devices', v[3], 'by', by, 'reason', why)
-if v[1] ~= 'active' then   -- a waiter, or one with an offer: no holder trusts it yet
+broker.event('revoke', 'token', token, 'agent', agent, 'devices', devices, 'by', by, 'reason', why)
+if state ~= 'active' then   -- a waiter, or one with an offer: no holder trusts it yet
   broker.queue.end_wait(token, 'revoked')
   return reply('REVOKED', ctx.now)
 end
 if force == 1 then
-  broker.end_lease({ token = token, agent = v[2], devices = v[3], fence = v[4] }, 'revoked')
+  broker.end_lease({ token = token, agent = agent, devices = devices, fence = fence }, 'revoked')
   return reply('REVOKED', ctx.now)
 end
-local expires_at_ms = math.min(tonumber(v[5]), ctx.now + LATEST_MS)
+local expires_at_ms = math.min(tonumber(ends_at_ms), ctx.now + LATEST_MS)
 local remaining_ms = expires_at_ms - ctx.now
 if remaining_ms > 0 then
-  for uuid in string.gmatch(v[3], '([^,]+)=') do
-    call('SET', prefix .. 'lease:' .. uuid .. ':' .. token, v[4], 'PX', text(remaining_ms))
+  for uuid in string.gmatch(devices, '([^,]+)=') do
+    call('SET', prefix .. 'lease:' .. uuid .. ':' .. token, fence, 'PX', text(remaining_ms))
   end
 end
 call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))

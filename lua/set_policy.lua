@@ -32,9 +32,9 @@ local WORDS = {
   xid_actions = xid_actions,
 }
 
-local unready, v = begin('safe_mode', 'policy_version')
+local unready, safe_mode, policy_version = begin('safe_mode', 'policy_version')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
-ctx.pool.safe_mode, ctx.pool.policy_version = v[8] + 0, v[9] + 0
+ctx.pool.safe_mode, ctx.pool.policy_version = safe_mode + 0, policy_version + 0
 local by, fields, said = word(2, 'by', '^[^%c]+$', 128), {}, {}
 for i = FIRST, #ARGV, PAIR do
   local field, bounds, known = ARGV[i], FIELDS[ARGV[i]], WORDS[ARGV[i]]

@@ -113,21 +113,21 @@ local function set_pool(field, value)
   ctx.pool[field], ctx.changes[n + 1], ctx.changes[n + 2] = value, field, text(value)
 end
 
--- Read the pool's clock. The reason why nothing can be done, or nil; then what else was read: the
--- named fields from the 8th on.
+-- Read the pool's clock. The reason why nothing can be done, or nil; then the named fields.
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
-  local v = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms',
-    'next_deadline_ms', ...)
-  if not v[1] then return 'not_ready' end
-  if v[1] ~= SCHEMA and not broker.knows(v[1]) then return 'protocol_mismatch' end
-  ctx.epoch, ctx.pool = v[2], { waiting = v[5] + 0 }
+  local fields = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting',
+    'looked_ms', 'next_deadline_ms', ...)
+  local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms = unpack(fields, 1, 7)
+  if not schema then return 'not_ready' end
+  if schema ~= SCHEMA and not broker.knows(schema) then return 'protocol_mismatch' end
+  ctx.epoch, ctx.pool = epoch, { waiting = waiting + 0 }
 
-  ctx.noted_deadline = v[7] == '' and NEVER or (v[7] or 0) + 0
+  ctx.noted_deadline = next_deadline_ms == '' and NEVER or (next_deadline_ms or 0) + 0
   ctx.next_deadline = ctx.noted_deadline
-  local last, now, looked_ms = v[4] + 0, ctx.now + v[3], (v[6] or 0) + 0
+  local last, now, looked_ms = last_ms + 0, ctx.now + offset_ms, (looked or 0) + 0
   if now < last then
-    set_pool('offset_ms', v[3] + last - now)
+    set_pool('offset_ms', offset_ms + last - now)
     now, looked_ms = last, 0
   end
   ctx.now, ctx.last = now, last
@@ -139,5 +139,5 @@ local function begin(...)
     if last < (seen[POOL] or NEVER) then broker.compare_lives(seen[POOL]) end
   end
   if now - looked_ms > LOOK_MS then broker.look() end
-  return nil, v
+  return nil, unpack(fields, 8)
 end

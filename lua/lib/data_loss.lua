@@ -35,9 +35,10 @@ end
 -- been forgotten.
 function broker.close(until_ms, lost_us)
   -- Closed by this very call perhaps
-  local v, pool = call('HMGET', POOL, 'closed_until_ms', 'lost_us'), ctx.pool
-  local was_ms = pool.closed_until_ms or (v[1] or 0) + 0
-  set_pool('lost_us', math.max(lost_us, pool.lost_us or (v[2] or 0) + 0))
+  local closed_until_ms, before_us = unpack(call('HMGET', POOL, 'closed_until_ms', 'lost_us'))
+  local pool = ctx.pool
+  local was_ms = pool.closed_until_ms or (closed_until_ms or 0) + 0
+  set_pool('lost_us', math.max(lost_us, pool.lost_us or (before_us or 0) + 0))
   set_pool('closed_until_ms', math.max(was_ms, until_ms))
   if ctx.now >= was_ms and ctx.now < until_ms then ctx.closing = until_ms end
 end
@@ -49,12 +50,14 @@ end
 function broker.pause(for_ms)
   local pool = ctx.pool
   if pool.window_until_ms then return end   -- this very call has begun one
-  local v, leaps, from_ms = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms', 'leaps'), 1,
-    ctx.last
-  if ctx.last < v[1] + 0 and (v[3] or 1) + 0 < MOST_LEAPS then
-    leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, ctx.last)
+  local leaps, from_ms = 1, ctx.last
+  local window_until_ms, leap_from_ms, leaps_before = unpack(call('HMGET', POOL, 'window_until_ms',
+    'leap_from_ms', 'leaps'))
+  leaps_before = (leaps_before or 1) + 0
+  if ctx.last < window_until_ms + 0 and leaps_before < MOST_LEAPS then
+    leaps, from_ms = leaps_before + 1, math.min(leap_from_ms + 0, ctx.last)
   end
-  set_pool('window_until_ms', math.max(v[1] + 0, ctx.now + for_ms))
+  set_pool('window_until_ms', math.max(window_until_ms + 0, ctx.now + for_ms))
   set_pool('leap_from_ms', from_ms)
   set_pool('leaps', leaps)
 end
@@ -90,13 +93,13 @@ function broker.look()
     return
   end
   set_pool('looked_ms', ctx.now)
-  local v = call('HMGET', POOL, 'run_id', 'replid')
-  if v[1] == run_id and v[2] == replid then return end
+  local run_id_before, replid_before = unpack(call('HMGET', POOL, 'run_id', 'replid'))
+  if run_id_before == run_id and replid_before == replid then return end
   note('run_id', run_id)
   note('replid', replid)
-  if not v[1] then   -- new, or left by a clean stop
+  if not run_id_before then   -- new, or left by a clean stop
     if ctx.now - ctx.last > CLEAN_MS then broker.lost() end
-  elseif v[1] ~= run_id or v[2] and string.find(second, '[^0]') then
+  elseif run_id_before ~= run_id or replid_before and string.find(second, '[^0]') then
     broker.lost()
   end
 end
@@ -143,8 +146,8 @@ function broker.over(at)
   if ctx.now <= at then return false end
   local pool = ctx.pool
   if not pool.window_until_ms then
-    local v = call('HMGET', POOL, 'window_until_ms', 'leap_from_ms')
-    pool.window_until_ms, pool.leap_from_ms = tonumber(v[1]), tonumber(v[2])
+    local until_ms, from_ms = unpack(call('HMGET', POOL, 'window_until_ms', 'leap_from_ms'))
+    pool.window_until_ms, pool.leap_from_ms = tonumber(until_ms), tonumber(from_ms)
   end
   return ctx.now >= pool.window_until_ms or at <= pool.leap_from_ms
 end

@@ -122,17 +122,19 @@ local function new_device(uuid, host)
   return broker.device(uuid)
 end
 
--- What is read of a device beside what placement needs; the last are those of broker.FINDINGS.
-local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine', 'idle',
-  'overuse', 'squatter',
-  'orphan', 'degraded' }
-local QUARANTINE = 5   -- where it stands among them
+-- What is read of a device beside what placement needs.
+local BESIDES = { 'withheld_at_ms', 'sampled_ms', 'cooled_at_ms', 'raised_mb', 'quarantine' }
+for i = 1, #broker.FINDINGS do BESIDES[#BESIDES + 1] = broker.FINDINGS[i] end
 
--- A device, and those fields: the reply, and after how many others they stand in it.
+-- A device, and those fields by name.
 local function look_at(uuid)
-  local d, v = broker.device(uuid, unpack(BESIDES))
-  if v then return d, v, #v - #BESIDES end
-  return d, d and call('HMGET', prefix .. 'device:' .. uuid, unpack(BESIDES)) or {}, 0
+  local d, values = broker.device(uuid, unpack(BESIDES))
+  local was = {}
+  if not d then return d, was end
+  values = values or call('HMGET', prefix .. 'device:' .. uuid, unpack(BESIDES))
+  local others = #values - #BESIDES
+  for i, field in ipairs(BESIDES) do was[field] = values[others + i] end
+  return d, was
 end
 
 -- Take a device as its host says it is, unless another one that lives lists it: then
@@ -140,7 +142,7 @@ end
 -- identify itself, and takes what it names. What is not there is not registered. The second result:
 -- it was a GPU that is divided.
 function broker.accept(host, said, sampled_ms, over)
-  local known, v, n = look_at(said.uuid)
+  local known, was = look_at(said.uuid)
   if not known and said.listed == '0' then return nil, false end
   local with = over and known and known.host ~= host and broker.has_device(known, host, over)
   if with then return said.uuid .. '|' .. known.host .. '|' .. with, false end
@@ -167,15 +169,14 @@ function broker.accept(host, said, sampled_ms, over)
     fields[#fields + 1], fields[#fields + 2] = 'listed_ms', text(ctx.now)
   end
   broker.settle_unleased(d, said, sampled_ms, {
-    withheld_at_ms = (v[n + 1] or 0) + 0, newest_ms = (v[n + 2] or 0) + 0, cooled_at_ms = (v[n + 3]
-    or 0) + 0,
-    raised_mb = (v[n + 4] or 0) + 0,
+    withheld_at_ms = (was.withheld_at_ms or 0) + 0, newest_ms = (was.sampled_ms or 0) + 0,
+    cooled_at_ms = (was.cooled_at_ms or 0) + 0, raised_mb = (was.raised_mb or 0) + 0,
   }, fields)
   call('HSET', prefix .. 'device:' .. d.uuid, unpack(fields))
   if not known or elsewhere or capacity ~= d.total_mb - d.system_mb then register(d) end
   broker.index(d)
-  broker.compare(d, said, v, n + QUARANTINE)
-  broker.note(d, said, v[n + QUARANTINE] or '')
+  broker.compare(d, said, was)
+  broker.note(d, said, was.quarantine or '')
   if not known or state ~= d.state then
     broker.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason
       or '')

@@ -33,19 +33,19 @@ end
 -- the reply too, with the further fields that it names at the end.
 function broker.device(uuid, ...)
   if ctx.devices[uuid] then return ctx.devices[uuid] end
-  local v = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb', 'system_mb',
-    'leased_mb',
-    'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for', 'state', 'drained',
-    'index', 'name',
-    'reservable_ms', 'one_lease', 'idle_unleased_mb', ...)
-  if not v[1] then return nil end
+  local fields = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb',
+    'system_mb', 'leased_mb', 'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for',
+    'state', 'drained', 'index', 'name', 'reservable_ms', 'one_lease', 'idle_unleased_mb', ...)
+  local host, model, total_mb, system_mb, leased_mb, withheld_mb, unleased_mb, leases, exclusive,
+    reserved_for, state, drained, index, name, reservable_ms, one_lease, idle_unleased_mb =
+    unpack(fields, 1, 17)
+  if not host then return nil end
   local d = {
-    uuid = uuid, host = v[1], model = v[2], total_mb = v[3] + 0, system_mb = v[4] + 0,
-    leased_mb = v[5] + 0,
-    withheld_mb = v[6] + 0, unleased_mb = v[7] + 0, leases = v[8] + 0, exclusive = v[9],
-    reserved_for = v[10], state = v[11],
-    drained = v[12], index = v[13], name = v[14], reservable_ms = (v[15] or 0) + 0,
-    one_lease = v[16] or '', idle_unleased_mb = (v[17] or IDLE_UNLEASED_MB) + 0,
+    uuid = uuid, host = host, model = model, total_mb = total_mb + 0, system_mb = system_mb + 0,
+    leased_mb = leased_mb + 0, withheld_mb = withheld_mb + 0, unleased_mb = unleased_mb + 0,
+    leases = leases + 0, exclusive = exclusive, reserved_for = reserved_for, state = state,
+    drained = drained, index = index, name = name, reservable_ms = (reservable_ms or 0) + 0,
+    one_lease = one_lease or '', idle_unleased_mb = (idle_unleased_mb or IDLE_UNLEASED_MB) + 0,
     free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0,
     was_shared = false, was_idle = false,
     behind = false, leased = false,
@@ -53,7 +53,7 @@ function broker.device(uuid, ...)
   settle(d)
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
   ctx.devices[uuid] = d
-  return d, v
+  return d, fields
 end
 
 -- Take note of what a device has become. What those who wait could not have before is work for the

@@ -13,12 +13,11 @@ local function fresh(now, before)
   return found
 end
 
--- What the host finds now, and what it finds no more. The lists of before are in `was`, after the
--- n-th.
-function broker.compare(d, said, was, n)
+-- What the host finds now, and what it finds no more. The lists of before are in `was`, by kind.
+function broker.compare(d, said, was)
   for i = 1, #broker.FINDINGS do
     local kind = broker.FINDINGS[i]
-    local now, before = said[kind], was[n + i] or ''
+    local now, before = said[kind], was[kind] or ''
     if now and now ~= before then
       local of_lease = kind ~= 'squatter' and kind ~= 'orphan'
       local function agent_of(name) return of_lease and call('HGET', prefix .. 'record:' .. name,

@@ -61,26 +61,28 @@ end
 -- Since when a device is missing, or nil: it is not. A slice of a GPU that is listed without it:
 -- since ever.
 local function missing_since(uuid, listed_ms, deadline_ms)
-  local v = call('HMGET', prefix .. 'device:' .. uuid, 'listed_ms', 'parent', 'host')
-  if not v[3] then return nil end   -- removed by hand
-  if not v[1] then   -- registered by a version that does not say so
+  local own_ms, parent, host = unpack(call('HMGET', prefix .. 'device:' .. uuid, 'listed_ms',
+    'parent', 'host'))
+  if not host then return nil end   -- removed by hand
+  if not own_ms then   -- registered by a version that does not say so
     call('HSET', prefix .. 'device:' .. uuid, 'listed_ms', text(ctx.now))
     return nil
   end
-  local own_ms = v[1] + 0
+  own_ms = own_ms + 0
   if own_ms + deadline_ms >= listed_ms then return nil end
-  local parent_ms = (v[2] or '') ~= '' and call('HGET', prefix .. 'device:' .. v[2], 'listed_ms')
+  local parent_ms = (parent or '') ~= '' and call('HGET', prefix .. 'device:' .. parent,
+    'listed_ms')
   return parent_ms and parent_ms + 0 > own_ms + deadline_ms and 0 or own_ms
 end
 
 -- Look at a host, and at `left` of its devices after the first `at`. How many that were, where to
 -- go on (nil at its end), and whether the host is forgotten.
 local function sweep_host(host, at, left, after, wake)
-  local v = call('HMGET', prefix .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms',
-    'deadline_ms', 'drained')
-  local reported_ms, listed_ms, deadline_ms = (v[1] or 0) + 0, (v[2] or 0) + 0, (v[4] or 0) + 0
+  local reported_ms, listed_ms, up_ms, deadline_ms, drained = unpack(call('HMGET',
+    prefix .. 'host:' .. host, 'reported_ms', 'listed_ms', 'up_ms', 'deadline_ms', 'drained'))
+  listed_ms, deadline_ms = (listed_ms or 0) + 0, (deadline_ms or 0) + 0
   local up, gone = call('ZSCORE', DEADLINES, 'host:' .. host), 0
-  local settled_ms = up and (v[3] or 0) + deadline_ms or reported_ms + after.hosts_ms
+  local settled_ms = up and (up_ms or 0) + deadline_ms or (reported_ms or 0) + after.hosts_ms
   if ctx.now < settled_ms then
     wake(settled_ms)
     return 1, nil
@@ -93,12 +95,12 @@ local function sweep_host(host, at, left, after, wake)
     if due_ms and due_ms > ctx.now then
       wake(due_ms)
     elseif due_ms and let_go(uuid, up and 'its host lists it no more' or 'its host is silent',
-      not up and v[5] == '1') then
+      not up and drained == '1') then
       gone = gone + 1
     end
   end
   if #ids == left then return left, at + left - gone end
-  if not up and call('SCARD', prefix .. 'devices:' .. host) == 0 and (v[5] ~= '1'
+  if not up and call('SCARD', prefix .. 'devices:' .. host) == 0 and (drained ~= '1'
     or keep_drain('host:' .. host)) then
     broker.forget_host(host, '', 'it is silent')
     return 1 + #ids, nil, true
@@ -108,15 +110,15 @@ end
 
 -- Go on with the round of looks: one script's part of it.
 function broker.sweep()
-  local v = call('HMGET', POOL, 'sweep_at', 'sweep_next_ms', 'forget_devices_after_s',
-    'forget_hosts_after_s',
-    'closed_until_ms')
+  local sweep_at, sweep_next_ms, devices_s, hosts_s, closed_until_ms = unpack(call('HMGET', POOL,
+    'sweep_at', 'sweep_next_ms', 'forget_devices_after_s', 'forget_hosts_after_s',
+    'closed_until_ms'))
   -- Holders may bring leases back
-  if ctx.now < (ctx.pool.closed_until_ms or (v[5] or 0) + 0) then return end
-  local after = { devices_ms = (v[3] or 3600) * 1000, hosts_ms = (v[4] or 86400) * 1000 }
-  local n, at = string.match(v[1] or '', '^(%d+):(%d+)$')
+  if ctx.now < (ctx.pool.closed_until_ms or (closed_until_ms or 0) + 0) then return end
+  local after = { devices_ms = (devices_s or 3600) * 1000, hosts_ms = (hosts_s or 86400) * 1000 }
+  local n, at = string.match(sweep_at or '', '^(%d+):(%d+)$')
   n, at = tonumber(n) or 0, tonumber(at) or 0
-  local next_ms = n + at > 0 and tonumber(v[2] or '') or ctx.now + SWEEP_MS
+  local next_ms = n + at > 0 and tonumber(sweep_next_ms or '') or ctx.now + SWEEP_MS
   local function wake(ms) next_ms = math.min(next_ms, ms) end
   local hosts, left, gone = call('SMEMBERS', prefix .. 'hosts'), SWEEP_WORK, 0
   while hosts[n + 1] and left > 0 do

@@ -9,31 +9,37 @@
 
 -- What a repeated acquire needs of a record.
 function broker.asked(record)
-  return call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence', 'expires_at_ms',
-    'reason', 'queue_id',
-    'wait_until_ms', 'owner', 'reserved')
+  local state, agent, request, devices, fence, expires_at_ms, reason, queue_id, wait_until_ms,
+    owner, reserved = unpack(call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence',
+    'expires_at_ms', 'reason', 'queue_id', 'wait_until_ms', 'owner', 'reserved'))
+  return {
+    state = state, agent = agent, request = request, devices = devices, fence = fence,
+    expires_at_ms = tonumber(expires_at_ms), reason = reason, queue_id = queue_id,
+    wait_until_ms = wait_until_ms, owner = owner, reserved = reserved,
+  }
 end
 
--- What renew needs of it.
+-- What renew needs of it: state, fence, devices, expires_at_ms, ttl_ms, hold_until_ms, revoked,
+-- owner, notice.
 function broker.read(record)
-  return call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms',
-    'hold_until_ms', 'revoked', 'owner',
-    'notice')
+  return unpack(call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms',
+    'hold_until_ms', 'revoked', 'owner', 'notice'))
 end
 
 -- The agent's sums: MiB and leases that it holds, its waiting requests, MiB reserved for them.
 function broker.agent(agent)
   local a = ctx.agents[agent]
   if a then return a end
-  local v
+  local sums
   if ctx.pool.waiting > 0 then
-    v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases', agent .. '#waiters',
+    sums = call('HMGET', prefix .. 'agents', agent, agent .. '#leases', agent .. '#waiters',
       agent .. '#reserved')
   else
-    v = call('HMGET', prefix .. 'agents', agent, agent .. '#leases')
+    sums = call('HMGET', prefix .. 'agents', agent, agent .. '#leases')
   end
-  a = { mb = (v[1] or 0) + 0, leases = (v[2] or 0) + 0, waiters = (v[3] or 0) + 0,
-    reserved_mb = (v[4] or 0) + 0 }
+  local mb, leases, waiters, reserved_mb = unpack(sums)
+  a = { mb = (mb or 0) + 0, leases = (leases or 0) + 0, waiters = (waiters or 0) + 0,
+    reserved_mb = (reserved_mb or 0) + 0 }
   ctx.agents[agent] = a
   return a
 end

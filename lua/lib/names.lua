@@ -13,9 +13,9 @@ local function boot_of(reporter) return string.match(reporter, '^[^.]*') end
 
 -- Write down the reporter that was refused. Is it another than before, or back?
 local function note_rival(key, rival)
-  local v = call('HMGET', key, 'rival', 'rival_ms')
+  local before, before_ms = unpack(call('HMGET', key, 'rival', 'rival_ms'))
   call('HSET', key, 'rival', rival, 'rival_ms', ctx.now)
-  return v[1] ~= rival or v[2] + RIVAL_MS <= ctx.now
+  return before ~= rival or before_ms + RIVAL_MS <= ctx.now
 end
 
 -- The reporter that was refused under this name lately, or none: from a host's fields `rival` and
@@ -46,12 +46,15 @@ end
 -- is known to have ended.
 function broker.has_device(d, host, over)
   if d.state == 'lost' or d.state == 'away' then return nil end
-  local v = call('HMGET', prefix .. 'host:' .. d.host, 'reporter', 'reported_ms', 'deadline_ms')
-  if (v[1] or '') == '' or v[1] == over or v[2] + v[3] <= ctx.now then return nil end
+  local reporter, reported_ms, deadline_ms = unpack(call('HMGET', prefix .. 'host:' .. d.host,
+    'reporter', 'reported_ms', 'deadline_ms'))
+  if (reporter or '') == '' or reporter == over or reported_ms + deadline_ms <= ctx.now then
+    return nil
+  end
   if note_rival(prefix .. 'device:' .. d.uuid, host) then
     broker.event('device_contested', 'device', d.uuid, 'host', d.host, 'rival', host)
   end
-  return v[1]
+  return reporter
 end
 
 -- The host with devices that is called as this one but for its case and its domain, or ''.

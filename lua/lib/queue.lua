@@ -38,8 +38,8 @@ function queue.policy()
   local pool = ctx.pool
   for _, field in ipairs(POLICY) do
     if not pool[field] then
-      local v = call('HMGET', POOL, unpack(POLICY))
-      for i, name in ipairs(POLICY) do pool[name] = pool[name] or tonumber(v[i]) end
+      local values = call('HMGET', POOL, unpack(POLICY))
+      for i, name in ipairs(POLICY) do pool[name] = pool[name] or tonumber(values[i]) end
       break
     end
   end
@@ -62,26 +62,27 @@ end
 -- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what
 -- it was offered.
 function queue.read(token)
-  local v = call('HMGET', prefix .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id',
-    'rank', 'enqueued_ms', 'client',
-    'reserved', 'devices', 'state', 'policy_version', 'reservation_mb', 'reservation_until_ms',
-    'reservations', 'reserves_ms',
-    'reservation_seen')
-  if not v[1] then return nil end
+  local agent, request, memory_mb, queue_id, rank, enqueued_ms, client, reserved, devices, state,
+    policy_version, reservation_mb, reservation_until_ms, reservations, reserves_ms,
+    reservation_seen = unpack(call('HMGET', prefix .. 'record:' .. token, 'agent', 'request',
+    'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client', 'reserved', 'devices', 'state',
+    'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
+    'reservation_seen'))
+  if not agent then return nil end
   local asked = {}
-  for part in string.gmatch(v[2], '[^|]+') do asked[#asked + 1] = part end
+  for part in string.gmatch(request, '[^|]+') do asked[#asked + 1] = part end
   local q = {
-    token = token, agent = v[1], memory_mb = tonumber(v[3]), devices = tonumber(asked[2]),
+    token = token, agent = agent, memory_mb = tonumber(memory_mb), devices = tonumber(asked[2]),
     exclusive = asked[3] == '1',
     max_hold_ms = asked[5] + 0, host = asked[7], model = asked[8], placement = asked[9],
   }
   return {
-    token = token, agent = v[1], q = q, queue_id = v[4], rank = v[5], enqueued_ms = tonumber(v[6]),
-    client = v[7],
-    reserved = v[8] or '', devices = v[9], state = v[10], policy_version = tonumber(v[11]),
-    reservation_mb = v[8] and (v[12] or 0) + 0 or 0, reservation_until_ms = tonumber(v[13]),
-    reservations = (v[14] or 0) + 0,
-    reserves_ms = (v[15] or 0) + 0, reservation_seen = (v[16] or 0) + 0,
+    token = token, agent = agent, q = q, queue_id = queue_id, rank = rank,
+    enqueued_ms = tonumber(enqueued_ms), client = client, reserved = reserved or '',
+    devices = devices, state = state, policy_version = tonumber(policy_version),
+    reservation_mb = reserved and (reservation_mb or 0) + 0 or 0,
+    reservation_until_ms = tonumber(reservation_until_ms), reservations = (reservations or 0) + 0,
+    reserves_ms = (reserves_ms or 0) + 0, reservation_seen = (reservation_seen or 0) + 0,
   }
 end
 

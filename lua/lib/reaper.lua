@@ -10,8 +10,12 @@ local function cool(r)
     local key, d = prefix .. 'device:' .. uuid, broker.device(uuid)
     touched = touched + 1
     call('SREM', prefix .. 'holders:' .. uuid, r.token)
-    local v = call('HMGET', key, 'cooling', 'cooling_used_mb', 'raised_mb', 'cooled_at_ms')
-    if d and r.ended_at_ms > (v[4] or 0) + 0 then broker.end_withholding(d, r.token, mb + 0, v) end
+    local cooling, cooling_used_mb, raised_mb, cooled_at_ms = unpack(call('HMGET', key, 'cooling',
+      'cooling_used_mb', 'raised_mb', 'cooled_at_ms'))
+    if d and r.ended_at_ms > (cooled_at_ms or 0) + 0 then
+      local unlisted_mb = tonumber(cooling_used_mb or '') or 0
+      broker.end_withholding(d, r.token, mb + 0, cooling or '', unlisted_mb, (raised_mb or 0) + 0)
+    end
   end
   clear_deadline(r.token)
   broker.bury(r.token, r.outcome)
@@ -42,16 +46,16 @@ local function settle_member(member)
   if host then
     touched = lose_host(host)
   else
-    local v = call('HMGET', prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence',
-      'expires_at_ms',
-      'outcome', 'revoked')
-    local r = { token = member, agent = v[2], devices = v[3], fence = v[4],
-      ended_at_ms = tonumber(v[5]), outcome = v[6] }
-    if not v[1] then   -- removed by hand or evicted: nothing is known that could be given back
+    local state, agent, devices, fence, expires_at_ms, outcome, revoked = unpack(call('HMGET',
+      prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
+      'outcome', 'revoked'))
+    local r = { token = member, agent = agent, devices = devices, fence = fence,
+      ended_at_ms = tonumber(expires_at_ms), outcome = outcome }
+    if not state then   -- removed by hand or evicted: nothing is known that could be given back
       clear_deadline(member)
-    elseif v[1] == 'active' then
-      touched = broker.end_lease(r, v[7] and 'revoked' or 'expired')
-    elseif v[1] == 'cooling' then
+    elseif state == 'active' then
+      touched = broker.end_lease(r, revoked and 'revoked' or 'expired')
+    elseif state == 'cooling' then
       touched = cool(r)
     else
       touched = broker.queue.end_wait(member, 'timed_out')

@@ -6,8 +6,10 @@
 -- unknown. `waits`: the pool knows it as it was before its grant, `whose`: its agent. Returns
 -- nil, or what to answer: UNKNOWN, AGAIN, LOST and how it ended.
 function broker.recover(token, fence, recovery, waits, whose)
-  local v, pool = call('HMGET', POOL, 'lost_us', 'closed_until_ms', 'fence'), ctx.pool
-  local lost_us, closed_until_ms = pool.lost_us or (v[1] or 0) + 0, pool.closed_until_ms or v[2] + 0
+  local lost_us, closed_until_ms, last_fence = unpack(call('HMGET', POOL, 'lost_us',
+    'closed_until_ms', 'fence'))
+  lost_us = ctx.pool.lost_us or (lost_us or 0) + 0
+  closed_until_ms = ctx.pool.closed_until_ms or closed_until_ms + 0
   local granted_us, agent, held = fence + 0, recovery.agent, recovery.held
   if granted_us > lost_us + FAILOVER_MS * 1000 then return 'UNKNOWN' end
 
@@ -52,7 +54,7 @@ function broker.recover(token, fence, recovery, waits, whose)
     broker.index(d)
   end
   broker.add_to_agent(agent, sum, 1)
-  set_pool('fence', math.max(v[3] + 0, granted_us))
+  set_pool('fence', math.max(last_fence + 0, granted_us))
   call('HSET', prefix .. 'record:' .. token, 'state', 'active', 'agent', agent, 'devices',
     recovery.taken, 'fence', fence, 'granted_at_ms',
     text(granted_ms), 'expires_at_ms', text(ctx.now), 'ttl_ms', recovery.ttl_ms, 'request',

@@ -65,10 +65,10 @@ local function known_end_ms(w, devices)
       local key = prefix .. 'holders:' .. d.uuid
       if call('SCARD', key) > HOLDERS_READ then return nil end
       for _, token in ipairs(call('SMEMBERS', key)) do
-        local v = call('HMGET', prefix .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked',
-          'expires_at_ms')
-        local ends_ms = v[1] == 'active' and (v[2] or v[3] and v[4])
-        if not ends_ms and v[1] ~= 'cooling' then return nil end
+        local state, hold_until_ms, revoked, expires_at_ms = unpack(call('HMGET',
+          prefix .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked', 'expires_at_ms'))
+        local ends_ms = state == 'active' and (hold_until_ms or revoked and expires_at_ms)
+        if not ends_ms and state ~= 'cooling' then return nil end
         if ends_ms then last_ms = math.max(last_ms or 0, ends_ms + 0) end
       end
     end

@@ -88,15 +88,13 @@ function broker.settle_unleased(d, said, sampled_ms, was, fields)
 end
 
 -- The grace of a lease that had `mb` of d is over: what its processes have been seen to use is
--- unleased from now on, but for what an older sample has counted already. `v`: the device's fields
--- `cooling`, `cooling_used_mb` and `raised_mb`.
-function broker.end_withholding(d, token, mb, v)
-  local key, unlisted_mb, raised_mb = prefix .. 'device:' .. d.uuid, tonumber(v[2] or '') or 0,
-    (v[3] or 0) + 0
-  local stays_mb, of = nil, ',' .. token .. '='
-  local _, at = find(',' .. (v[1] or ''), of, 1, true)
+-- unleased from now on, but for what an older sample has counted already. `cooling`, `unlisted_mb`
+-- and `raised_mb`: the device's fields `cooling`, `cooling_used_mb` and `raised_mb`.
+function broker.end_withholding(d, token, mb, cooling, unlisted_mb, raised_mb)
+  local key, stays_mb, of = prefix .. 'device:' .. d.uuid, nil, ',' .. token .. '='
+  local _, at = find(',' .. cooling, of, 1, true)
   if at then
-    stays_mb = math.min(mb, string.match(v[1], '^%d+:(%d+)', at) + 0)
+    stays_mb = math.min(mb, string.match(cooling, '^%d+:(%d+)', at) + 0)
   else
     stays_mb = math.min(mb, unlisted_mb)
     unlisted_mb = unlisted_mb - stays_mb

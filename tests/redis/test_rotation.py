@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import redis
 
-WHOLE: Any = {"memory_mb": 10, "exclusive": True, "host": "h2", "wait_s": 90}
+WHOLE: Any = {"memory_mb": 10, "exclusive": True, "host": "h2", "ttl_s": 300, "wait_s": 90}
 
 PROGRAM = Path(sys.executable).parent / "gpu-broker"
 
