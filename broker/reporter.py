@@ -20,7 +20,7 @@ from broker.attribution.enforcement import ProcessKiller
 from broker.attribution.processes import Programs
 from broker.attribution.report import ReportBuilder, line
 from broker.attribution.sampler import Sampler
-from broker.devices import choose
+from broker.devices import UNNAMED, choose, trouble_of, warning_of, without_numbers
 from broker.identity import RIVAL_MS, has_ended, machine_of, own_identity
 from broker.maintenance.function_loader import Loading
 
@@ -46,9 +46,6 @@ BATCH = 64
 TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
 """Sources that may be asked under SAFE_MODE."""
 
-UNNAMED = "UNKNOWN-"
-"""Beginning of the name of a device without a known UUID: leases cannot name it."""
-
 STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """State of a healthy device while its host drains."""
 
@@ -59,6 +56,11 @@ ESSENTIAL: Final = frozenset(
 
 FORGOTTEN: Final = "1"
 """Epoch of no pool: real ones are microseconds since 1970."""
+
+LATE_S: Final = 10.0
+"""Seconds after which a look that goes on is told as the host's trouble."""
+
+LATE: Final = "a look at this host's GPUs has taken {:.0f} s so far: the driver does not answer"
 
 WAIT_S: Final = 1.0
 """Seconds that a report waits for a look at the devices; then it is a heartbeat."""
@@ -138,6 +140,7 @@ class Reporter:
         self._me, self._over = own_identity(), ""
         self._rivals: tuple[str, ...] = ()
         self._wanted: tuple[str, ...] = ()
+        self._words: tuple[str, str] | None = None
         self.sample: Sample | None = None
 
     async def run(self) -> None:
@@ -147,8 +150,7 @@ class Reporter:
             began = local_now()
             try:
                 await self.report_once()
-                said = (self.sample.error if self.sample else None, *self._rivals)
-                trouble = "; ".join(filter(None, said))
+                trouble = "; ".join(filter(None, (*(self._words or ()), *self._rivals)))
             except HostTaken as error:
                 trouble = self._taken(error.reporter)
             except LeaseError as error:
@@ -157,8 +159,8 @@ class Reporter:
                 trouble = f"reporting {self._host} failed: {type(error).__name__}"
                 if trouble != before:
                     log.exception("a look at the devices of %s could not be reckoned", self._host)
-                await self._live()
-            if trouble != before:
+                await self._live(trouble)
+            if without_numbers(trouble) != without_numbers(before):
                 before = trouble
                 log.warning("%s", trouble) if trouble else log.info("reporting %s", self._host)
             with suppress(TimeoutError):
@@ -208,8 +210,9 @@ class Reporter:
             return ""
         return SAME_NAME.format(host=self._host, other=machine_of(reporter))
 
-    async def _live(self) -> None:
-        """Report at least that we live."""
+    async def _live(self, trouble: str) -> None:
+        """Report at least that we live, and in which trouble."""
+        self._words = (trouble, "")
         with suppress(LeaseError):
             await self._send((), 0)
 
@@ -220,13 +223,18 @@ class Reporter:
             self._pool_ms, self._pool_ms_at = pool.now_ms, local_now()
         safe = pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
         if self._source.name not in TOUCH_NOTHING and safe:
+            self._words = ("", "")  # nothing is asked
             await self._send((), 0)
             return True  # no device is lent while the pool is safe
         looked = await self._looker.look(self._pool_now_ms())
         if looked is None:
+            if self._looker.age_s > LATE_S:
+                _, warning = self._words or ("", "")
+                self._words = (LATE.format(self._looker.age_s), warning)
             await self._send((), 0)
             return False
         self.sample = looked.sample
+        self._words = trouble_of(looked.sample), "" if safe else warning_of(looked.sample)
         # After the look: a lease that began meanwhile must not leave its process without one.
         over = self._reckoner.perhaps_over
         holders = await self._client.holders(self._host, self._pool_now_ms(), over)
@@ -258,8 +266,7 @@ class Reporter:
     ) -> list[Report]:
         """Return the fields of each device, and of the missing ones."""
         unlisted = {d.uuid for d in sample.devices if not d.listed} - holders.devices.keys()
-        said = {u: r for u, r in reckoning.reports.items()
-                if not u.startswith(UNNAMED) and u not in unlisted}  # fmt: skip
+        said = {u: r for u, r in reckoning.reports.items() if u not in unlisted}
         said = {u: r | {"ended": acts[u]} if u in acts else r for u, r in said.items()}
         if draining:
             said = {u: r | STOPPING if r["state"] == "ok" else r for u, r in said.items()}
@@ -269,6 +276,9 @@ class Reporter:
             gone |= {"listed": "0"}
         missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
         said |= dict.fromkeys(sorted(missing), gone)
+        said |= {
+            u: gone | {"listed": "0"} for u in missing if u.startswith(UNNAMED)
+        }  # it has a name
         if self._me:  # unknown without /proc
             said = {u: r | {"reporter": self._me} for u, r in said.items()}
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]
@@ -315,6 +325,8 @@ class Reporter:
             version=__version__,
             reporter=self._me,
             over=self._over,
+            trouble=self._words[0] if self._words else None,
+            warning=self._words[1] if self._words else "",
         )
         self._hear(moment)
         self._epoch, self._seen_ms = moment.epoch, moment.now_ms

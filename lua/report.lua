@@ -8,7 +8,7 @@
 -- ARGV[5]  epoch        str   the last one seen, or empty; then, after a colon, now_ms of the last reply
 -- ARGV[6]  safe_mode    int   policy of a pool that this call creates
 -- ARGV[7]  version      str   the reporter's
--- ARGV[8+] devices      str   up to 64 times id, count of pairs, pairs; then an empty one, the reporter, an ended one
+-- ARGV[8+] devices      str   up to 64 times id, count of pairs, pairs; then an empty one, the reporter, an ended one, its trouble, its warning
 -- reply    REPORTED {rival contested} | REFUSED reason detail
 -- keeps    S1: a stale sample can only refuse; S2: sums and indexes stay exact
 -- cost     O((REAP_DEVICES + devices) log devices)
@@ -28,7 +28,13 @@ while ARGV[at] and ARGV[at] ~= '' and not ctx.bad do
 end
 local me, over = '', ''
 if ARGV[at] and not ctx.bad then
-  me, over = word(at + 1, 'device', '^[%w._-]+$', 64), word(at + 2, 'device', '^[%w._-]*$', 64)
+  me, over = word(at + 1, 'device', '^[%w._-]*$', 64), word(at + 2, 'device', '^[%w._-]*$', 64)
+end
+-- Without them what the host said before stands.
+local trouble, warning = nil, nil
+if ARGV[at] and ARGV[at + 3] and not ctx.bad then
+  trouble, warning = word(at + 3, 'trouble', '^[^%c]*$', 512), word(at + 4, 'trouble', '^[^%c]*$',
+    512)
 end
 if #reported > MOST then ctx.bad = ctx.bad or 'devices' end
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
@@ -61,8 +67,9 @@ if seen_ms ~= '' then broker.recalls(seen_ms + 0) end
 catch_up()
 
 local host_key = prefix .. 'host:' .. host
-local other, reported_ms, silent_ms, old_rival, rival_ms = unpack(call('HMGET', host_key,
-  'reporter', 'reported_ms', 'deadline_ms', 'rival', 'rival_ms'))
+local other, reported_ms, silent_ms, old_rival, rival_ms, old_trouble, old_warning, said_by,
+  said_ms = unpack(call('HMGET', host_key, 'reporter', 'reported_ms', 'deadline_ms', 'rival',
+  'rival_ms', 'trouble', 'warning', 'said_by', 'said_ms'))
 local up = reported_ms and reported_ms + silent_ms > ctx.now
 other = other or ''
 if up and me ~= '' and other ~= '' and other ~= me and other ~= over and broker.has_name(host,
@@ -86,8 +93,15 @@ if not up and not call('ZSCORE', DEADLINES, 'host:' .. host) then
   end
   broker.event('host_up', 'host', host, 'version', version)
 end
+local more = {}
+if trouble and trouble .. warning .. (old_trouble or '') .. (old_warning or '') ~= '' then
+  local before = {
+    trouble = old_trouble or '', by = said_by, until_ms = up and (said_ms or 0) + deadline_ms,
+  }
+  more = broker.host_said(host, { trouble = trouble, warning = warning, by = me }, before, over)
+end
 if #reported == 0 and up then me = other end   -- a heartbeat says nothing of the owner of devices
-local more = me ~= other and { 'reporter', me } or {}
+if me ~= other then more[#more + 1], more[#more + 2] = 'reporter', me end
 if next(listed) then more[#more + 1], more[#more + 2] = 'listed_ms', ctx.now end
 call('HSET', host_key, 'version', version, 'reported_ms', ctx.now, 'deadline_ms', deadline_ms,
   unpack(more))

@@ -135,14 +135,18 @@ class Pool:
         epoch: str = "",
         safe_mode: int = 0,
         by: tuple[str, str] | None = None,
+        words: tuple[str, str] | None = None,
     ) -> list[Any]:
-        """Report devices; `by`: the reporter, and one that is over."""
+        """Report devices.
+
+        `by`: the reporter, and one that is over; `words`: the host's trouble, and its warning.
+        """
         flat: list[Any] = []
         for uuid, fields in devices:
             flat += [uuid, len(fields)]
             for pair in fields.items():
                 flat += pair
-        flat += () if by is None else ("", *by)
+        flat += () if by is None and words is None else ("", *(by or ("", "")), *(words or ()))
         return self.run("report", 1, host, deadline_ms, sampled_ms, epoch, safe_mode, "test", *flat)
 
     def acquire(self, token: str | None = None, agent: str = "agent", **ask: Any) -> list[Any]:

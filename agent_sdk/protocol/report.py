@@ -30,6 +30,8 @@ class About(TypedDict):
     reporter: its identity (see `broker.identity`); empty: unknown.
     over: a reporter that is known to have ended, or empty.
     seen_ms: `now_ms` of the last reply: a pool that has forgotten it has lost data, and closes.
+    trouble: why the host's GPUs are not seen, in a sentence; empty: they are; None: as said before.
+    warning: what its operator should know beside that, likewise; it goes with `trouble`.
     """
 
     deadline_ms: int
@@ -40,6 +42,8 @@ class About(TypedDict):
     reporter: NotRequired[str]
     over: NotRequired[str]
     seen_ms: NotRequired[int]
+    trouble: NotRequired[str | None]
+    warning: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,11 @@ def report(
         PROTOCOL, host, about["deadline_ms"], about["sampled_ms"], known,
         int(about["safe_mode"]), about["version"],
     )  # fmt: skip
-    if about.get("reporter"):
-        flat += ("", about["reporter"], about.get("over", ""))
+    trouble = about.get("trouble")
+    if about.get("reporter") or trouble is not None:
+        flat += ("", about.get("reporter", ""), about.get("over", ""))
+    if trouble is not None:
+        flat += (trouble, about.get("warning", ""))
     answer = yield Call("report", (*head, *flat))
     match answer.raw:
         case ["REPORTED", *_]:

@@ -20,7 +20,7 @@ Name: TypeAlias = Literal[
     "cooled",
     "revoke", "drained", "undrained", "policy", "closed", "recovered",
     "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended",
-    "host_contested", "device_contested", "device_forgotten", "host_forgotten",
+    "host_contested", "device_contested", "device_forgotten", "host_forgotten", "host_trouble",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

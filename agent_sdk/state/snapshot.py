@@ -121,6 +121,9 @@ class HostStatus:
 
     Attributes:
         rival: a reporter that was refused its name, last at `rival_ms`; empty: none.
+        trouble: why its GPUs, or some of them, are not seen, since `trouble_since_ms`; empty: all
+            are.
+        warning: what its operator should know beside that; empty: nothing.
     """
 
     host: str
@@ -131,6 +134,13 @@ class HostStatus:
     drained: bool
     rival: str = ""
     rival_ms: int = 0
+    trouble: str = ""
+    trouble_since_ms: int = 0
+    warning: str = ""
+
+    def alive(self, now_ms: int) -> bool:
+        """Tell whether it has reported within its deadline."""
+        return now_ms - self.reported_ms <= self.deadline_ms
 
 
 def pool(keys: Keys) -> Generator[Read, Answer, PoolStatus]:
@@ -236,6 +246,9 @@ def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
             drained=row.get("drained") == "1",
             rival=row.get("rival", ""),
             rival_ms=int(row.get("rival_ms", 0)),
+            trouble=row.get("trouble", ""),
+            trouble_since_ms=int(row.get("trouble_since_ms", 0)),
+            warning=row.get("warning", ""),
         )
 
     return tuple(legible(host, zip(found, facts, strict=True)))

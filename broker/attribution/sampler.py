@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +54,7 @@ class Sampler:
         self._visibility = visibility
         self._wait_s = wait_s
         self._looking: asyncio.Future[HostSample] | None = None
+        self._began = 0.0
         self._asking: BoundedCall[dict[int, Program]] | None = None
         self._untold: dict[str, tuple[int, ...]] = {}
 
@@ -64,12 +67,18 @@ class Sampler:
             now_ms: the pool's time.
         """
         if self._looking is None:
+            self._began = time.monotonic()
             self._looking = asyncio.ensure_future(asyncio.to_thread(self._see, now_ms))
         await asyncio.wait({self._looking}, timeout=self._wait_s)
         if not self._looking.done():
             return None
         looking, self._looking = self._looking, None
         return self._with_untold(looking.result())
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the begin of the last look."""
+        return time.monotonic() - self._began
 
     def told(self) -> None:
         """Note that the pool knows of the error codes in the last look."""
@@ -87,8 +96,14 @@ class Sampler:
         return replace(look, sample=replace(look.sample, devices=devices))
 
     def _see(self, sampled_ms: int) -> HostSample:
-        """Look at the devices, then at the processes on them."""
+        """Look at the devices, then at the processes on them.
+
+        A late answer of the driver has the time at which it was asked.
+        """
+        began = time.monotonic()
         sample = self._source.sample()
+        if sampled_ms and sample.began is not None:
+            sampled_ms -= max(0, math.ceil(1000 * (began - sample.began)))
         pids = {process.pid for d in sample.devices for process in d.processes or ()}
         unseen = self._system.unseen(self._visibility) if pids else ""
         programs: Mapping[int, Program] = {}

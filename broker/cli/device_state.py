@@ -8,6 +8,7 @@ from agent_sdk import LeaseClient
 from agent_sdk.errors import LeaseError
 from broker.cli.contests import contests
 from broker.cli.finding import Diagnosis, Severity
+from broker.cli.host_words import troubles
 from broker.text.state_word import state_of
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
             "start gpu-broker host or serve there",
         )
         for host in hosts
-        if pool.now_ms - host.reported_ms > host.deadline_ms
+        if not host.alive(pool.now_ms)
     ]
+    findings += troubles(hosts, pool.now_ms)
     findings += contests(pool, devices, hosts)
     findings += [
         Diagnosis(

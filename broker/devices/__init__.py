@@ -1,6 +1,11 @@
 """GPUs of this machine, sampled from one source that the settings choose at start."""
 
 from broker.devices.choose import DeviceSourceError, choose
+from broker.devices.last_known import UNNAMED
 from broker.devices.sample import DeviceSample, Sample, Source, State
+from broker.devices.trouble import trouble_of, warning_of, without_numbers
 
-__all__ = ["DeviceSample", "DeviceSourceError", "Sample", "Source", "State", "choose"]
+__all__ = [
+    "UNNAMED", "DeviceSample", "DeviceSourceError", "Sample", "Source", "State", "choose",
+    "trouble_of", "warning_of", "without_numbers",
+]  # fmt: skip

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+UNNAMED: Final = "UNKNOWN-"
+"""Beginning of the id of a GPU that the driver counts and cannot name."""
+
 MOST_GONE: Final = 16
 """Most rows kept for MIG devices that are no longer there."""
 
@@ -106,7 +109,7 @@ class Known:
         if uuid is not None and uuid not in rows:
             return quiet(self._last[uuid], fault)
         return DeviceSample(
-            uuid=f"UNKNOWN-{self._host}-{index}",
+            uuid=f"{UNNAMED}{self._host}-{index}",
             index=index,
             name="Unknown GPU",
             model="unknown",

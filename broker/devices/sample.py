@@ -98,12 +98,20 @@ class Sample:
 
     error says in one sentence what failed for the source as a whole. Devices that it knew and
     that have no answer of their own are then in state ``error``; it may have known none.
+
+    Attributes:
+        warnings: sentences for the operator about what works all the same.
+        began: when the driver was asked, on `time.monotonic`; None: when the sample was.
+        late: the driver has not answered, and its answer is still waited for.
     """
 
     devices: tuple[DeviceSample, ...]
     source: Literal["nvml", "smi", "simulated", "scripted", "none"]
     error: str | None = None
     driver_version: str | None = None
+    warnings: tuple[str, ...] = ()
+    began: float | None = None
+    late: bool = False
 
 
 class Source(Protocol):

@@ -100,7 +100,8 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("post", "/forget"): {"forgotten": 8},
     ("post", "/revoke"): {"revoked": [TOKEN]},
     ("get", "/hosts"): {"hosts": [{"host": "gpu-host-3", "version": "0.1.0", "devices": 8,
-                                   "drained": False, "alive": True}]},
+                                   "drained": False, "alive": True, "trouble": None,
+                                   "trouble_since": None, "warning": None}]},
 }  # fmt: skip
 """Body of a 200 by method and path."""
 

@@ -25,7 +25,9 @@ async def gpu_info(broker: At, who: Viewer) -> dict[str, Any]:
     sample = broker.reporter.sample
     try:
         devices = await broker.client.devices()
-        return device_json.info(devices, sample, whole=who.is_at_least("operator"))
+        now_ms, hosts = (await broker.client.pool()).now_ms, await broker.client.hosts()
+        alive = [host for host in hosts if host.alive(now_ms)]
+        return device_json.info(devices, sample, alive, whole=who.is_at_least("operator"))
     except (BrokerUnavailable, OutcomeUnknown) as error:
         return device_json.info((), sample) | {"message": str(error)}
 

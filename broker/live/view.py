@@ -46,7 +46,7 @@ WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested
                          "device_contested", "device", "drained", "undrained",
                          "policy", "closed", "finding_raised", "finding_cleared",
                          "quarantined", "unquarantined", "xid", "process_ended",
-                         "device_forgotten", "host_forgotten"})  # fmt: skip
+                         "device_forgotten", "host_forgotten", "host_trouble"})  # fmt: skip
 """Events after which more may have changed than they name."""
 
 

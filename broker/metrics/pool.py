@@ -45,6 +45,19 @@ def pool_families(
     for host in hosts:
         age.add_metric([host.host], max(0, pool.now_ms - host.reported_ms) / 1000)
     yield age
+    trouble = GaugeMetricFamily(
+        "gpu_broker_host_trouble", "1 while a host that reports does not see all its GPUs.",
+        labels=["host"],
+    )  # fmt: skip
+    warning = GaugeMetricFamily(
+        "gpu_broker_host_warning", "1 while a host that reports has a warning for its operator.",
+        labels=["host"],
+    )  # fmt: skip
+    for host in hosts:
+        alive = host.alive(pool.now_ms)
+        trouble.add_metric([host.host], float(alive and host.trouble != ""))
+        warning.add_metric([host.host], float(alive and host.warning != ""))
+    yield from (trouble, warning)
 
 
 def _policy(pool: PoolStatus) -> Iterator[Metric]:

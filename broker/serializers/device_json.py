@@ -9,9 +9,10 @@ from agent_sdk.state.telemetry import MEASUREMENTS, shown
 from broker.serializers import lease_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent_sdk.state.devices import DeviceStatus, ProcessStatus
+    from agent_sdk.state.snapshot import HostStatus
     from broker.devices import Sample
 
 NO_GPUS = (
@@ -116,9 +117,16 @@ def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, A
 
 
 def info(
-    devices: tuple[DeviceStatus, ...], sample: Sample | None, *, whole: bool = True
+    devices: tuple[DeviceStatus, ...],
+    sample: Sample | None,
+    hosts: Sequence[HostStatus] = (),
+    *,
+    whole: bool = True,
 ) -> dict[str, Any]:
-    """Return `/gpu/info`; `available` is true only with a device. `whole`: with all tokens."""
+    """Return `/gpu/info`; `available` is true only with a device.
+
+    `hosts`: those that report, for their trouble; `whole`: with all tokens.
+    """
     rows = [row(device, str if whole else lease_json.masked) for device in devices]
     nvml = sample is not None and sample.source == "nvml"
     answer: dict[str, Any] = {
@@ -127,8 +135,15 @@ def info(
         "nvml_enriched": any(name.startswith("nvml_") for each in rows for name in each),
         "nvml_supported": bool(nvml and sample and not sample.error),
     }
+    troubles = {host.host: host.trouble for host in hosts if host.trouble}
+    warnings = {host.host: host.warning for host in hosts if host.warning}
+    if troubles:
+        answer["host_trouble"] = troubles
+    if warnings:
+        answer["host_warnings"] = warnings
     if not rows:
-        answer["message"] = NO_GPUS
+        said = "; ".join(f"{host}: {trouble}" for host, trouble in troubles.items())
+        answer["message"] = f"no GPU is seen: {said}" if said else NO_GPUS
     if nvml and sample and sample.error:
         answer["nvml_init_error"] = sample.error
     return answer

@@ -151,6 +151,9 @@ def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
         "alive": silent_ms <= status.deadline_ms,
         "reported_at": status.reported_ms / 1000,
         "report_age_s": silent_ms / 1000,
+        "trouble": status.trouble or None,
+        "trouble_since": status.trouble_since_ms / 1000 if status.trouble else None,
+        "warning": status.warning or None,
     }
 
 

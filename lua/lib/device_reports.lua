@@ -183,3 +183,23 @@ function broker.accept(host, said, sampled_ms, over)
   end
   return nil, state == 'mig'
 end
+
+-- A sentence without its numbers: one that counts seconds stays the same one.
+local function without_numbers(line) return (string.gsub(line, '%d+', '')) end
+
+-- Take what a host says of itself: a trouble, for which its GPUs are not seen, and a warning.
+-- `before`: what it said, by which reporter, and until when that stands beside the word of another;
+-- `over`: a reporter that has ended. The fields of the host that this changes.
+function broker.host_said(host, now, before, over)
+  local another = before.by and before.by ~= now.by and before.by ~= over
+  if another and before.until_ms and before.until_ms > ctx.now then return {} end
+  local fields = { 'trouble', now.trouble, 'warning', now.warning, 'said_by', now.by, 'said_ms',
+    text(ctx.now) }
+  if without_numbers(now.trouble) ~= without_numbers(before.trouble) then
+    if now.trouble == '' or before.trouble == '' then
+      fields[9], fields[10] = 'trouble_since_ms', now.trouble == '' and '0' or text(ctx.now)
+    end
+    broker.event('host_trouble', 'host', host, 'reason', now.trouble)
+  end
+  return fields
+end

@@ -17,6 +17,7 @@
 -- next poll).
 
 local SWEEP_MS, SWEEP_WORK, MOST_DRAINS = 300000, 64, 1000
+local UNNAMED = 'UNKNOWN-'   -- such an id stands for a GPU that its host could not identify
 local COMPLETE = 64   -- a report with fewer devices than one may have lists all of its host
 
 -- Is nothing of a lease on it any more, neither promised nor withheld?
@@ -134,8 +135,9 @@ function broker.sweep()
   changes[#changes + 1], changes[#changes + 2] = 'sweep_at', done and '' or n - gone .. ':' .. at
 end
 
--- Slices of the GPUs that a report lists, and that are not there any more, go at once. `listed`:
--- the ids that it lists, `unlisted`: those of which it says that they are not there.
+-- Slices of the GPUs that a report lists, and that are not there any more, go at once; so do rows
+-- of GPUs that could not be identified, and are. `listed`: the ids that it lists, `unlisted`: those
+-- of which it says that they are not there.
 function broker.forget_slices(host, listed, unlisted)
   local ids = call('SMEMBERS', prefix .. 'devices:' .. host)
   local complete, left = #ids <= COMPLETE, SWEEP_WORK
@@ -144,6 +146,9 @@ function broker.forget_slices(host, listed, unlisted)
       local parent = call('HGET', prefix .. 'device:' .. uuid, 'parent')
       left = left - 1
       if parent and listed[parent] then let_go(uuid, 'its GPU is divided anew') end
+      if unlisted[uuid] and string.sub(uuid, 1, #UNNAMED) == UNNAMED then
+        let_go(uuid, 'it is identified, or gone', true)
+      end
     end
   end
 end

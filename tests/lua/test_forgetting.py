@@ -146,6 +146,20 @@ def test_slices_go_at_once_when_their_gpu_is_listed_without_them(pool: Pool) -> 
     assert known(pool) == {"gpu-a"}, "MIG is off"
 
 
+def test_row_of_a_gpu_without_a_name_goes_when_its_host_unlists_it(pool: Pool) -> None:
+    """At once, a drain on it too; a GPU with a name stays as lost."""
+    unnamed = device("UNKNOWN-h1-1", state="error", total_mb=0)
+    pool.report((A, B, unnamed))
+    pool.run("drain", 1, "device", "UNKNOWN-h1-1", 1, "test", "why")
+    pool.report((A, B))
+    assert known(pool) == {"gpu-a", "gpu-b", "UNKNOWN-h1-1"}
+    over = {"state": "lost", "listed": 0}
+    pool.report((A, device("gpu-b", **over), device("UNKNOWN-h1-1", **over)))
+    assert known(pool) == {"gpu-a", "gpu-b"}
+    assert [row["device"] for row in told(pool, "device_forgotten")] == ["UNKNOWN-h1-1"]
+    assert pool.redis.zcard(pool.keys.base + ":drains") == 0
+
+
 def test_slices_of_a_host_with_more_devices_than_a_report_has_go_when_said_to(pool: Pool) -> None:
     """One report of several may leave devices to the next; what it calls gone is gone."""
     parents = [device(f"gpu-{n}", state="mig") for n in range(10)]

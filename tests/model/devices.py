@@ -53,11 +53,16 @@ class Devices(Queue):
                 self.drains.add(f"device:{uuid}")
             self.forget_device(uuid)
 
-    def forget_slices(self, host: str, listed: set[str]) -> None:
-        """Slices of a GPU that is listed without them are there no more."""
+    def forget_slices(self, host: str, listed: set[str], unlisted: set[str]) -> None:
+        """Slices of a GPU that is listed without them are there no more.
+
+        Nor are rows of a GPU that had no name, once their host unlists them.
+        """
         for uuid in self.of_host(host):
             if uuid not in listed and self.devices[uuid].parent in listed:
                 self.let_go(uuid)
+            elif uuid in unlisted and uuid.startswith("UNKNOWN-"):
+                self.let_go(uuid, with_host=True)
 
     def missing_since(self, uuid: str, h: Host) -> int | None:
         """Since when a device that its host does not list is missing; None: it is there."""

@@ -343,7 +343,7 @@ class Model(Devices):
         divided = any(said["state"] == "mig" for said in devices.values())
         self.lives(host, deadline_ms, listed)
         if divided or was & devices.keys() or listed != devices.keys():
-            self.forget_slices(host, listed)
+            self.forget_slices(host, listed, devices.keys() - listed)
         self.sweep()
         return ["REPORTED"]
 

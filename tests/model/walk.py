@@ -309,6 +309,10 @@ class Walk:
         some = {u: s for u, s in full["devices"].items() if u != uuids[-1]}
         if self.rng.random() < 0.3:
             some[uuids[-1]] = full["devices"][uuids[-1]] | {"listed": 0, "state": "lost"}
+        if self.rng.random() < 0.2:
+            unnamed = f"UNKNOWN-{host}-0"
+            full["devices"][unnamed] = full["devices"][uuids[-1]] | {"state": "error"}
+            some[unnamed] = full["devices"][unnamed] | {"listed": 0, "state": "lost"}
         told = self.rng.choice((full, full | {"devices": some}, full | {"devices": some}))
         self.queue += [[pool, "report", full], [pool, *self.drain(pool)]]
         for ms in self.rng.choice(((9000, 9000, 9000), (9000, 300_001, 31_000, 16_000))):

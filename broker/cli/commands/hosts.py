@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 import click
 
+from broker.cli.host_words import said_of
 from broker.cli.store import output_option, pool_client, show
+from broker.text.screen import one_line
 from broker.text.table import age, table
 
 HEAD = ("HOST", "STATE", "DEVICES", "LAST REPORT", "VERSION")
@@ -28,7 +30,8 @@ def hosts(output: str) -> None:
     rows, wide = [], output == "wide"
     for host in found:
         silent_ms = pool.now_ms - host.reported_ms
-        state = "alive" if silent_ms <= host.deadline_ms else "away"
+        alive = host.alive(pool.now_ms)
+        state = ("alive, trouble" if host.trouble else "alive") if alive else "away"
         if host.drained:
             state += ", drained"
         # each device by itself; new ones would take leases
@@ -38,5 +41,9 @@ def hosts(output: str) -> None:
         rows.append((host.host, state, str(host.devices), age(silent_ms), host.version, *more))
     head = (*HEAD, "DEADLINE") if wide else HEAD
     text = table(head, rows) if rows else "no hosts"
+    said = [
+        line for host in found if host.alive(pool.now_ms) for line in said_of(host, pool.now_ms)
+    ]
+    text = "\n\n".join(filter(None, [text, "\n".join(map(one_line, said))]))
     data = {"now_ms": pool.now_ms, "hosts": [asdict(host) for host in found]}
     show(output, text, data, (host.host for host in found))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agent_sdk.state.findings import of_lease
+from broker.cli.host_words import notes_on_hosts
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.watch import watch
@@ -88,6 +89,7 @@ def as_data(scene: PoolState) -> dict[str, Any]:
         ],
         "leases": [asdict(x) | {"memory_mb": x.memory_mb} for x in scene.leases.values()],
         "waiting": len(scene.waiters),
+        "hosts": [asdict(host) for host in scene.hosts.values()],
     }
 
 
@@ -103,6 +105,7 @@ def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> s
     parts = [_pool_line(scene, pool, width)]
     if scene.waiters:
         parts.append(f"{len(scene.waiters)} waiting: gpu-broker queue")
+    parts += notes_on_hosts(scene.hosts.values(), scene.pool.now_ms, width)
     if not scene.devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
     head: tuple[str, ...] = (*HEAD, "") if wide else HEAD

@@ -45,7 +45,7 @@ export const DEVICES = [
   {
     name: "status",
     label: "State",
-    cell: cell(gpuState, (item) => stateCell(hostState(item.host), !item.host.alive || item.host.drained)),
+    cell: cell(gpuState, (item) => stateCell(hostState(item.host), hostState(item.host).word !== "ok")),
   },
 ];
 

@@ -65,7 +65,8 @@ export const troubled = (gpu) => !["ok", "mig"].includes(gpu.state);
 /** A host's state, likewise. */
 export function hostState(host) {
   if (!host.alive) return { word: "away", note: "", means: `no report since ${clock(host.reported_at)}: no new leases until it is back` };
-  if (host.drained) return { word: "drained", note: "", means: "no new leases on any of its GPUs; those that run go on" };
+  if (host.drained) return { word: "drained", note: host.trouble ?? "", means: "no new leases on any of its GPUs; those that run go on" };
+  if (host.trouble) return { word: "trouble", note: host.trouble, means: "it reports, and its GPUs, or some of them, are not seen" };
   return { word: "ok", note: "", means: "it reports" };
 }
 

@@ -55,6 +55,9 @@ export function hostsOf(filter) {
     if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
     hosts.get(gpu.host).push(gpu);
   }
+  for (const { host, trouble } of rows.hosts.values()) {
+    if (trouble && !hosts.has(host) && matches(host, trouble)) hosts.set(host, []);
+  }
   return [...hosts.keys()].sort().map((name) => {
     const gpus = hosts.get(name).sort((a, b) => a.index - b.index);
     return {

@@ -25,6 +25,8 @@ const host = {
   body: (of, name) => html`
     ${facts([
       ["State", meant(hostState(of))],
+      ["Since", of.trouble && clock(of.trouble_since)],
+      ["Warning", of.warning],
       ["Last report", clock(of.reported_at)],
       ["GPUs", of.devices],
       ["Version", of.version],

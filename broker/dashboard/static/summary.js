@@ -30,6 +30,14 @@ function findings(gpus) {
     ${filters(counts, FINDINGS)}</p>`;
 }
 
+/** The hosts whose GPUs are not all seen. */
+function unseen() {
+  const hosts = [...rows.hosts.values()].filter((host) => host.alive && host.trouble);
+  if (!hosts.length) return nothing;
+  return html`<p class="findings"><b class="state trouble">Not seen</b>
+    ${hosts.map(({ host, trouble }, n) => html`${n ? "; " : ""}<a href=${hrefOfFilter(host)}>${host}</a>: ${trouble}`)}</p>`;
+}
+
 /** Figures of the whole pool, and the colours of the memory bars. */
 export function summary(pool, broker) {
   const gpus = [...rows.devices.values()];
@@ -49,6 +57,7 @@ export function summary(pool, broker) {
     ${figure("SAFE_MODE", safe ? "ON" : "off", safe ? "no GPU is leased" : "GPUs are leased", safe ? "trouble" : "")}
   </dl>
   ${findings(gpus)}
+  ${unseen()}
   <ul class="legend" aria-label="Colours of the memory bars">
     ${MEMORY.map(([kind, label]) => html`<li><i class=${kind}></i>${label}</li>`)}
   </ul>`;

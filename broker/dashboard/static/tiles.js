@@ -35,7 +35,7 @@ function tile(gpu, current) {
 
 const group = ({ host, gpus, free_mb }, current) => html`<section class="group">
   <h3>${link("host", host.host, host.host)} <span class="hint">${size(free_mb)} free</span>
-    ${host.alive && !host.drained ? nothing : stateCell(hostState(host), true)}</h3>
+    ${hostState(host).word === "ok" ? nothing : stateCell(hostState(host), true)}</h3>
   <ul>${gpus.map((gpu) => tile(gpu, current))}</ul>
 </section>`;
 

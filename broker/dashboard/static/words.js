@@ -30,6 +30,7 @@ export const EVENTS = {
   host_up: "The host reports its GPUs.",
   host_contested: "Another machine reports under this host's name, and was refused.",
   device_contested: "Another host lists this GPU too, and was refused.",
+  host_trouble: "Why the host's GPUs are not seen, or are seen in part; without a reason: they are again.",
   host_away: "The host has missed its time to report: its GPUs get no new leases until it is back.",
   device: "The host reports a new GPU, or another state of it.",
   granted: "A lease began.",
