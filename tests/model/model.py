@@ -148,7 +148,8 @@ class Model(Devices):
             return ["AGAIN"]
         if ask.on_unavailable == "cpu" and why not in {"safe_mode", "closed", "limit"}:
             return self.grant(e, (), why)
-        self.entries.pop(e.token, None)
+        if self.entries.pop(e.token, None) and e.reservation_mb:  # it has just reserved it, too
+            self.recheck_capped(ask.agent)
         return ["REFUSED", why, ""]
 
     def grant(self, e: Entry, devices: tuple[str, ...], why: str) -> Reply:
