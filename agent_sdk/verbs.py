@@ -197,6 +197,25 @@ class Verbs(PoolClient[R]):
         return operator.forget(what, name, by=by or self.by, why=why)
 
     @Verb
+    def release_driver(
+        self, host: str, *, for_s: float = 600.0, why: str = "", by: str | None = None
+    ) -> Steps[int]:
+        """Make a host's reporter let go of its driver, so that its GPUs can be reset.
+
+        Its devices take no new leases meanwhile, and none of their readings is told.
+
+        Args:
+            host: the host.
+            for_s: seconds until it takes the driver again by itself, at most a day; 0: now.
+            why: for the log.
+            by: the operator, if it is not this client.
+
+        Returns:
+            The time until which it is let go, ms on Redis's clock; 0: it is not.
+        """
+        return operator.release_driver(host, for_ms=int(for_s * 1000), by=by or self.by, why=why)
+
+    @Verb
     def set_policy(self, *, by: str | None = None, **policy: Unpack[Policy]) -> Steps[int]:
         """Change the named fields of the policy, all or none; return its new version."""
         return operator.set_policy(by or self.by, **policy)

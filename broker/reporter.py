@@ -16,6 +16,7 @@ from agent_sdk.clock import local_now
 from agent_sdk.errors import BadRequest, HostTaken, LeaseError, LeaseLost, UnknownToken
 from agent_sdk.state.finding_kinds import KINDS
 from broker import __version__
+from broker.attribution.driver_release import DriverRelease
 from broker.attribution.enforcement import ProcessKiller
 from broker.attribution.processes import Programs
 from broker.attribution.report import ReportBuilder, line
@@ -130,6 +131,7 @@ class Reporter:
         self._ending = ProcessKiller(self._system, may_kill=settings.may_kill)
         wait_s = min(WAIT_S, settings.report_s)
         self._looker = Sampler(source, self._system, settings.processes, wait_s)
+        self._release = DriverRelease(client, self._host, self._looker)
         self._every_s = settings.report_s
         self._draining = self._withdrawn = False
         self._hurry = asyncio.Event()
@@ -226,11 +228,17 @@ class Reporter:
             self._words = ("", "")  # nothing is asked
             await self._send((), 0)
             return True  # no device is lent while the pool is safe
+        if await self._release.before_look(self._pool_now_ms()):
+            await self._send((), 0)
+            return True
         looked = await self._looker.look(self._pool_now_ms())
         if looked is None:
             if self._looker.age_s > LATE_S:
                 _, warning = self._words or ("", "")
                 self._words = (LATE.format(self._looker.age_s), warning)
+            await self._send((), 0)
+            return False
+        if self._looker.paused and not looked.sample.devices:
             await self._send((), 0)
             return False
         self.sample = looked.sample
@@ -253,6 +261,8 @@ class Reporter:
         self._looker.told()
         self._ending.told(acts)
         await self._act(reckoning, looked, pool)
+        if await self._release.after_report(reckoning.reports, holders, self._pool_now_ms()):
+            self._hurry.set()
         return True
 
     def _reports(

@@ -35,7 +35,7 @@ plus what the test asked for."""
 UNREADY = {"bad_request", "protocol_mismatch", "not_ready"}
 """Refusals that come before anybody has looked at the deadlines."""
 
-OPERATORS = {"drain", "set_policy", "forget"}
+OPERATORS = {"drain", "set_policy", "forget", "release_driver"}
 """Verbs all of whose refusals do."""
 
 names = (f"t{n}" for n in itertools.count())
@@ -183,6 +183,9 @@ class Pool:
 
     def forget(self, name: str, what: str = "device") -> list[Any]:
         return self.run("forget", 1, what, name, "operator", "why")
+
+    def release_driver(self, host: str, for_ms: int = 60_000) -> list[Any]:
+        return self.run("release_driver", 1, host, for_ms, "operator", "why")
 
     def revoke(self, token: str, force: int = 0) -> list[Any]:
         return self.run("revoke", 1, token, force, "operator", "why")

@@ -73,6 +73,20 @@ def forget(what: str, name: str, *, by: str, why: str) -> Generator[Call, Answer
                 raise refusal_for_host(answer, None, name)
 
 
+def release_driver(host: str, *, for_ms: int, by: str, why: str) -> Generator[Call, Answer, int]:
+    """Make a host's reporter let go of its driver for so long, or take it again: 0.
+
+    Returns:
+        The time until which it is let go, ms on Redis's clock; 0: it is not.
+    """
+    answer = yield Call("release_driver", (PROTOCOL, host, for_ms, by, why))
+    match answer.raw:
+        case ["DRIVER", _, _, _, _, int(until_ms)]:
+            return until_ms
+        case _:
+            raise refusal_for_host(answer, None, host)
+
+
 def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int]:
     """Change the named fields of the policy, all of them or none.
 

@@ -41,14 +41,18 @@ POLL = "poll"
 """Form of `acquire` for a waiter when the store is full: it begins nothing, and goes on."""
 
 GOES_ON = frozenset(
-    {"renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget", POLL}
-)
+    {"renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget",
+     "release_driver", POLL}
+)  # fmt: skip
 """Verbs that must go on when the store is full.
 
 They give memory back, keep leases alive, or are an operator's way out.
 """
 
-VERBS = ("acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget")
+VERBS = (
+    "acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget",
+    "release_driver",
+)  # fmt: skip
 """Verbs, each with a file in `lua/`."""
 
 CALLED = (*VERBS, POLL)

@@ -21,6 +21,7 @@ Name: TypeAlias = Literal[
     "revoke", "drained", "undrained", "policy", "closed", "recovered",
     "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended",
     "host_contested", "device_contested", "device_forgotten", "host_forgotten", "host_trouble",
+    "driver_released", "driver_taken",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)

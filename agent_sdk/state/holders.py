@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.lazy import later
 from agent_sdk.protocol.messages import Read
-from agent_sdk.state.readings import ended_in, names, names_each, read_known
+from agent_sdk.state.readings import ended_in, names, names_each, read_known, text_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -37,6 +37,7 @@ class Holders:
             ended them.
         ended: the ended ones of the tokens that were asked for.
         elsewhere: the living ones of them without a device here: on a CPU, or on another host.
+        released_until_ms: an operator wants the host's driver let go of until then; 0: not.
     """
 
     now_ms: int
@@ -47,6 +48,7 @@ class Holders:
     gone: dict[str, tuple[str, ...]]
     ended: dict[str, EndedLease]
     elsewhere: frozenset[str]
+    released_until_ms: int = 0
 
 
 def read_holders(
@@ -56,7 +58,12 @@ def read_holders(
 
     `perhaps_over`: tokens whose end is to be read, too.
     """
-    answer = yield from read_known(keys, ("SMEMBERS", keys.devices(host)))
+    answer = yield from read_known(
+        keys,
+        ("SMEMBERS", keys.devices(host)),
+        ("HGET", keys.host(host), "driver_released_until_ms"),
+    )
+    released_until_ms = int(text_or_none(answer.raw[1]) or 0)
     uuids = sorted(names(answer))
     found = yield from snapshot.devices_of(keys, uuids)
     devices = {device.uuid: device for device in found if device.host == host}
@@ -77,7 +84,15 @@ def read_holders(
     ended = yield from _ended(keys, [t for t in others if t not in elsewhere])
     gone = {uuid: tuple(t for t in held if t not in rows) for uuid, held in of.items()}
     return Holders(
-        now_ms, devices, leases, of, frozenset(unsure), gone, ended, frozenset(elsewhere)
+        now_ms,
+        devices,
+        leases,
+        of,
+        frozenset(unsure),
+        gone,
+        ended,
+        frozenset(elsewhere),
+        released_until_ms,
     )
 
 

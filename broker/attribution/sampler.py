@@ -8,13 +8,15 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from broker.devices import Holding, Sample
 from broker.devices.bounded_call import BoundedCall
+from broker.devices.last_known import Fault, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.attribution.processes import Program, Programs, Visibility
-    from broker.devices import Sample, Source
+    from broker.devices import Source
 
 MOST_CODES: Final = 16
 """Most codes of a GPU at once, each told once: a crashing program may bring dozens."""
@@ -57,6 +59,29 @@ class Sampler:
         self._began = 0.0
         self._asking: BoundedCall[dict[int, Program]] | None = None
         self._untold: dict[str, tuple[int, ...]] = {}
+        self._last: Sample | None = None
+        self._paused = ""
+
+    @property
+    def paused(self) -> str:
+        """Reason for which nothing is looked at; empty: the driver is asked."""
+        return self._paused
+
+    @property
+    def holds(self) -> bool:
+        """True if the source holds the driver between two looks."""
+        return isinstance(self._source, Holding)
+
+    def pause(self, why: str) -> None:
+        """Let go of the driver, and look at nothing until this is called with an empty text."""
+        self._paused = why
+
+    async def rest(self) -> str:
+        """Let go of the driver until the next look; return why that failed, or an empty text."""
+        return await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> str:
+        return self._source.release() if isinstance(self._source, Holding) else ""
 
     async def look(self, now_ms: int) -> HostSample | None:
         """Return a look, begun now or earlier; None: it takes longer than a caller waits.
@@ -95,13 +120,23 @@ class Sampler:
         )
         return replace(look, sample=replace(look.sample, devices=devices))
 
+    def _quiet(self, why: str) -> Sample:
+        """Return the devices as last known, without any reading, and let go of the driver."""
+        if held := self._let_go():
+            why = f"{why}; {held}"
+        known = self._last or Sample((), "none")
+        devices = tuple(quiet(device, Fault("error", why)) for device in known.devices)
+        return replace(known, devices=devices, error=why)
+
     def _see(self, sampled_ms: int) -> HostSample:
         """Look at the devices, then at the processes on them.
 
         A late answer of the driver has the time at which it was asked.
         """
+        if self._paused:
+            return HostSample(self._quiet(self._paused), sampled_ms, {}, "")
         began = time.monotonic()
-        sample = self._source.sample()
+        sample = self._last = self._source.sample()
         if sampled_ms and sample.began is not None:
             sampled_ms -= max(0, math.ceil(1000 * (began - sample.began)))
         pids = {process.pid for d in sample.devices for process in d.processes or ()}

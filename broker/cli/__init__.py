@@ -29,13 +29,17 @@ COMMANDS = {
     "drain": "Stop new leases on a device or a host.",
     "undrain": "Allow new leases there again.",
     "forget": "Remove a device or a host from the pool.",
+    "release-driver": "Make a host let go of its driver, so that a GPU can be reset.",
     "keys": "Make, list and end the API keys of the HTTP service.",
     "policy": "Show or change the rules for leases.",
     "functions": "Load the verbs onto the server, for redis-cli alone.",
     "doctor": "Check settings, store and devices.",
     "completion": "Print a shell's completion script.",
 }
-"""Help of each command; `broker.cli.commands.<name>` has a click command of that name."""
+"""Help of each command; `broker.cli.commands.<name>` has a click command of that name.
+
+A `-` of the name is a `_` there.
+"""
 
 FAILED, USAGE, UNAVAILABLE, NOT_IN_TIME, DENIED = 1, 2, 69, 75, 77
 """Exit codes of failures.
@@ -80,13 +84,14 @@ class Commands(click.Group):
         del ctx
         if name not in COMMANDS:
             return None
+        called = name.replace("-", "_")
         try:
-            module = importlib.import_module(f"broker.cli.commands.{name}")
+            module = importlib.import_module(f"broker.cli.commands.{called}")
         except ModuleNotFoundError as missing:
             if missing.name and missing.name.startswith(("broker", "agent_sdk")):
                 raise
             return _needs_extra(name, missing.name or "a package")
-        command: click.Command = getattr(module, name)
+        command: click.Command = getattr(module, called)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -2,10 +2,10 @@
 
 from broker.devices.choose import DeviceSourceError, choose
 from broker.devices.last_known import UNNAMED
-from broker.devices.sample import DeviceSample, Sample, Source, State
+from broker.devices.sample import DeviceSample, Holding, Sample, Source, State
 from broker.devices.trouble import trouble_of, warning_of, without_numbers
 
 __all__ = [
-    "UNNAMED", "DeviceSample", "DeviceSourceError", "Sample", "Source", "State", "choose",
-    "trouble_of", "warning_of", "without_numbers",
+    "UNNAMED", "DeviceSample", "DeviceSourceError", "Holding", "Sample", "Source", "State",
+    "choose", "trouble_of", "warning_of", "without_numbers",
 ]  # fmt: skip

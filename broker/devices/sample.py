@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 State = Literal["ok", "lost", "error", "mig"]
 
@@ -128,6 +128,14 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back the held resources; no sample is asked for after that."""
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """Source that holds the driver between samples, so that no GPU can be reset."""
+
+    def release(self) -> str:
+        """Let go of the driver until the next sample; return why it could not, or an empty text."""
 
 
 def system_mb_of(total_mb: int | None) -> int:

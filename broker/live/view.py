@@ -46,7 +46,8 @@ WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested
                          "device_contested", "device", "drained", "undrained",
                          "policy", "closed", "finding_raised", "finding_cleared",
                          "quarantined", "unquarantined", "xid", "process_ended",
-                         "device_forgotten", "host_forgotten", "host_trouble"})  # fmt: skip
+                         "device_forgotten", "host_forgotten", "host_trouble",
+                         "driver_released", "driver_taken"})  # fmt: skip
 """Events after which more may have changed than they name."""
 
 

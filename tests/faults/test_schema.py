@@ -54,6 +54,7 @@ VERBS: dict[str, Callable[[LeaseClient], Any]] = {
     "drain": lambda c: c.drain("host", "h1"),
     "undrain": lambda c: c.undrain("device", "gpu-a"),
     "forget": lambda c: c.forget("host", "h1"),
+    "release_driver": lambda c: c.release_driver("h1"),
     "set_policy": lambda c: c.set_policy(default_memory_mb=1),
     "lookup": lambda c: c.lookup(T),
     "adopt": lambda c: c.adopt(T),

@@ -92,6 +92,7 @@ ARGS: dict[str, Callable[[random.Random], list[Any]]] = {
     "drain": lambda rng: [rng.choice(("device", "host")), rng.choice((*DEVICES, "h1")),
                           rng.choice((0, 1)), "op", "why"],
     "forget": lambda rng: [rng.choice(("device", "host")), rng.choice((*DEVICES, "h1")), "op", ""],
+    "release_driver": lambda rng: [rng.choice(("h1", "h2")), rng.choice((0, 60_000)), "op", ""],
     "set_policy": lambda rng: ["op", *rng.choice((
         ["safe_mode", 0], ["safe_mode", 1], ["xid_actions", "79=hold,"], ["expiry_grace_s", 1],
         ["safe_mode", 0, "kill_on_oom"], ["idle_action", "enforce", "idle_action", "shout"],

@@ -132,6 +132,7 @@ CASES: dict[str, tuple[Setup, Verb, str]] = {
         "REPORTED",
     ),
     "forget": (nothing, lambda p: p.forget("gpu-0007-0"), "FORGOTTEN"),
+    "release driver": (nothing, lambda p: p.release_driver("h0007"), "DRIVER"),
 }  # fmt: skip
 """Name -> what happens before, the call that is counted, its tag."""
 

@@ -70,6 +70,7 @@ def story(pool: Pool, run: Any) -> list[Any]:
         ("release", (token("c"), 1)),
         ("release", (token("c"), 1)),
         ("forget", ("device", "gpu-b", "me", "why")),
+        ("release_driver", ("h1", 60_000, "me", "why")),
         ("reap", ()),
     ]
     return [shape(run(pool, verb, *args)) for verb, args in steps]

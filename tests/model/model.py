@@ -348,6 +348,15 @@ class Model(Devices):
         self.sweep()
         return ["REPORTED"]
 
+    def release_driver(self, host: str, for_ms: int) -> Reply:
+        """An operator wants a host's driver let go of: nothing but its next report differs."""
+        if refusal := self.open():
+            return refusal
+        if host not in self.hosts:
+            return ["REFUSED", "host_unknown", ""]
+        self.catch_up()
+        return ["DRIVER", self.now + for_ms if for_ms else 0]
+
     def forget(self, what: str, name: str) -> Reply:
         """An operator says that it is there no more."""
         if refusal := self.open():

@@ -99,7 +99,7 @@ def fields(flat: list[str]) -> dict[str, str]:
     return dict(zip(each, each, strict=True))
 
 
-ACTS = {"drained", "undrained", "policy"}
+ACTS = {"drained", "undrained", "policy", "driver_released", "driver_taken"}
 """Events of a verb itself that name no token: what comes before was handed on first."""
 
 
@@ -238,7 +238,7 @@ class Pair:
                 if before.get(e.queue_id) != e.token:
                     e.blind = False
         early = reply[0] == "REFUSED" and (
-            reply[1] == "not_ready" or verb in {"drain", "set_policy", "forget"}
+            reply[1] == "not_ready" or verb in {"drain", "set_policy", "forget", "release_driver"}
         )
         if not early:
             self._frame(verb, raw, found[5])

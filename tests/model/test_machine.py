@@ -97,6 +97,10 @@ class Machine(RuleBasedStateMachine):
         name = host if what == "host" else f"g{pool}-{host}"
         self.do(pool, "drain", {"what": what, "name": name, "drained": drained})
 
+    @rule(pool=POOLS, host=HOSTS, for_ms=st.sampled_from((0, 60_000)))
+    def release_driver(self, pool: int, host: str, for_ms: int) -> None:
+        self.do(pool, "release_driver", {"host": host, "for_ms": for_ms})
+
     @rule(pool=POOLS, fields=POLICIES)
     def policy(self, pool: int, fields: dict[str, int]) -> None:
         self.do(pool, "policy", {"fields": fields})

@@ -194,6 +194,10 @@ class Life:
         """An operator says that a device or a host is there no more."""
         return self.send("forget", (what, name, "op", "why"), what=what, name=name)
 
+    def do_release_driver(self, host: str, for_ms: int) -> Reply | None:
+        """An operator wants the driver let go of, or taken again."""
+        return self.send("release_driver", (host, for_ms, "op", "why"), host=host, for_ms=for_ms)
+
     def do_policy(self, fields: dict[str, int]) -> Reply | None:
         """An operator turns knobs."""
         flat = [part for pair in fields.items() for part in pair]

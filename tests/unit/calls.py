@@ -33,6 +33,7 @@ VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "revoke": lambda: operator.revoke(REQUEST.token, force=True, by="op", why="because"),
     "drain": lambda: operator.drain("host", "h1", drained=True, by="op", why=""),
     "forget": lambda: operator.forget("host", "h1", by="op", why=""),
+    "release_driver": lambda: operator.release_driver("h1", for_ms=1, by="op", why=""),
     "set_policy": lambda: operator.set_policy("op", safe_mode=True),
 }
 """One call of each verb."""

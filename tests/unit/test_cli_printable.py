@@ -119,6 +119,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "drain": [("drain", "nowhere"), ("drain", HOST)],
     "undrain": [("undrain", "nowhere")],
     "forget": [("forget", "nowhere"), ("forget", HOST)],
+    "release-driver": [("release-driver", "nowhere"), ("release-driver", HOST, "--end")],
     "keys": [("keys", "list")],
     "policy": [("policy", "get"), ("policy", "get", "-o", "json")],
     "functions": [("functions", "list")],

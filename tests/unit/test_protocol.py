@@ -202,7 +202,7 @@ def test_answer_to_another_verb_is_a_mismatch(verb: str) -> None:
         "renew": ["RENEWED", *FRAME, 5000, 4000, ""], "release": ["RELEASED", *FRAME],
         "report": ["REPORTED", *FRAME], "revoke": ["REVOKED", *FRAME, 5000],
         "drain": ["DRAINED", *FRAME, 1], "set_policy": ["POLICY", *FRAME, 2],
-        "forget": ["FORGOTTEN", *FRAME, 1, 0],
+        "forget": ["FORGOTTEN", *FRAME, 1, 0], "release_driver": ["DRIVER", *FRAME, 5000],
     }  # fmt: skip
     for other, raw in tags.items():
         if other != verb:

@@ -57,4 +57,6 @@ export const EVENTS = {
   process_ended: "The host ended a process: the policy says so.",
   device_forgotten: "The GPU is there no more: it has left the pool.",
   host_forgotten: "The host is there no more: it has left the pool.",
+  driver_released: "An operator made the host let go of its driver, so that a GPU can be reset.",
+  driver_taken: "An operator made the host take its driver again.",
 };

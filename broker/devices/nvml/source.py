@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     Answer = tuple[DeviceSample, ...] | Fault
     """Reading of one index: the GPU and then its MIG devices, or the fault that prevented it."""
 
+_HELD = "a call into the NVIDIA driver has not returned: only the end of this process lets go of it"
+
 _UNLISTED = Fault("lost", "The NVIDIA driver no longer lists this GPU", gone=True)
 
 
@@ -90,6 +92,23 @@ class NvmlSource:
                 row.state in {"lost", "error"} and not row.parent for row in rows
             )
             return Sample(self._marked(rows), "nvml", None, self._driver)
+
+    def release(self) -> str:
+        """Let go of the driver until the next sample.
+
+        NVML keeps each GPU open, and a GPU that something has open cannot be reset.
+
+        Returns:
+            The reason why it could not, in a sentence; empty: it is let go of.
+        """
+        with self._turn:
+            if self._counting is not None and not self._counting.answered_within(self._deadline_s):
+                return _HELD
+            self._counting = None
+            shutting = BoundedCall(self._shut, "nvml-release")
+            let_go = shutting.answered_within(self._deadline_s) and self._session is None
+            self._leave()
+            return "" if let_go and not self._abandoned else _HELD
 
     def close(self) -> None:
         """End the NVML session, unless a call hangs in it: the end would hang as well."""

@@ -33,15 +33,18 @@
  *   slow=MS          each call but the wait for events takes so long
  *   r535=1           the newest process calls fill larger entries, as drivers 535.43 to 535.86 did;
  *                    cc=1: the protected memory in them reads 0 and not "not told"
+ * While it is open a file is, as the real library has /dev/nvidia0 open: "fake-nvidia".
  * Shutting down while a call runs aborts the process.
  * The oldest calls (nvmlInit_v2, nvmlDeviceGetCount, process lists without a suffix) are there too.
  * Built with -DOLD_DRIVER it has none of the calls that came later.
  */
+#define _GNU_SOURCE
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 typedef unsigned long long u64;
@@ -66,7 +69,7 @@ enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_F
        TIMEOUT = 10, FUNCTION_NOT_FOUND = 13, LOST = 15, VERSION_MISMATCH = 25 };
 enum { GPUS = 64, XID = 8, RECOVERY_ACTION = 230 };
 static const u64 MIB = 1ull << 20;
-static int opened, openings, delivered, watched[GPUS];
+static int opened, openings, delivered, device_file, watched[GPUS];
 static volatile int running;
 
 static int entered(void) { return __sync_add_and_fetch(&running, 1); }
@@ -163,7 +166,7 @@ int nvmlInitWithFlags(unsigned flags) {
     if (of("driver")) return of("driver");
     if (of("init")) return of("init");
     memset(watched, 0, sizeof watched);
-    opened++;
+    if (!opened++) device_file = memfd_create("fake-nvidia", MFD_CLOEXEC);
     openings++;
     return OK;
 }
@@ -171,7 +174,7 @@ int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) {
     if (running) abort();
     if (!opened) return UNINITIALIZED;
-    opened--;
+    if (!--opened) close(device_file);
     return OK;
 }
 int nvmlSystemGetDriverVersion(char *out, unsigned n) {
