@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.lease import renew
 from agent_sdk.protocol.messages import Answer, Call, Device, Grant, Read, RecoveryClaim
-from agent_sdk.protocol.replies import of_known_form
+from agent_sdk.protocol.replies import of_known_form, whole
 from agent_sdk.state import queue
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.readings import text
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from agent_sdk.keys import Keys
     from agent_sdk.state.snapshot import LeaseStatus
+
+FACTS: Final = ("index", "host", "name", "total_mb", "used_mb", "runtime_id")
+"""Fields of a device that a grant tells of."""
 
 
 def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
@@ -58,9 +61,7 @@ def _devices(
     """Return the SDK's Device for each (device id, MiB)."""
     if not held:
         return ()
-    answer = yield Read(
-        tuple(("HMGET", keys.device(uuid), "index", "host", "name") for uuid, _ in held)
-    )
+    answer = yield Read(tuple(("HMGET", keys.device(uuid), *FACTS) for uuid, _ in held))
     return _told(answer, held)
 
 
@@ -76,6 +77,17 @@ def _claim(answer: Answer, lease: LeaseStatus) -> RecoveryClaim | None:
 @of_known_form
 def _told(answer: Answer, held: tuple[tuple[str, int], ...]) -> tuple[Device, ...]:
     return tuple(
-        Device(uuid, int(index), text(host), text(name), memory_mb)
-        for (uuid, memory_mb), (index, host, name) in zip(held, answer.raw, strict=True)
+        Device(
+            uuid,
+            int(index),
+            text(host),
+            text(name),
+            memory_mb,
+            int(total_mb or 0),
+            whole(used_mb or ""),
+            text(runtime_id or ""),
+        )
+        for (uuid, memory_mb), (index, host, name, total_mb, used_mb, runtime_id) in zip(
+            held, answer.raw, strict=True
+        )
     )

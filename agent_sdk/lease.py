@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_sdk.clock import local_now
+from agent_sdk.engines.environment import environment, settings_of
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
 from agent_sdk.fork import identity, renew_in_child
 from agent_sdk.renewal.callbacks import callbacks, run
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
+    from agent_sdk.engines.visible import Visible
     from agent_sdk.protocol.messages import Device, Grant, RecoveryClaim, Renewal
 
 
@@ -157,15 +159,35 @@ class HeldLease:
         if reason := self.lost_reason:
             raise error_for(reason, VIEW if self.is_view else None, token=self.token)
 
-    def env(self) -> dict[str, str]:
-        """Return the environment for a process that uses the lease."""
-        return {
-            "CUDA_VISIBLE_DEVICES": ",".join(device.uuid for device in self.devices),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "GPU_LEASE_TOKEN": self.token,
-            "GPU_LEASE_FENCE": str(self.fence),
-            "GPU_LEASE_MEMORY_MB": str(self.memory_mb),
-        }
+    def env(self, for_: str | None = None, *, visible: Visible | None = None) -> dict[str, str]:
+        """Return the environment for a process that uses the lease.
+
+        Args:
+            for_: an engine: its variables too, and its option in GPU_LEASE_ENGINE_ARGS.
+            visible: the form of CUDA_VISIBLE_DEVICES; default UUIDs, or numbers for an engine
+                that reads numbers, where they are certain.
+
+        Raises:
+            BadRequest: the engine is unknown, or numbers are asked for and not certain.
+        """
+        return environment(
+            {
+                "GPU_LEASE_TOKEN": self.token,
+                "GPU_LEASE_FENCE": str(self.fence),
+                "GPU_LEASE_MEMORY_MB": str(self.memory_mb),
+            },
+            self.devices,
+            for_,
+            visible,
+        )
+
+    def engine_args(self, engine: str) -> list[str]:
+        """Return the option that keeps an engine inside the lease; empty: it has none.
+
+        Raises:
+            BadRequest: the engine is unknown.
+        """
+        return list(settings_of(engine, self.devices).flag)
 
     def accept(self, renewal: Renewal) -> None:
         """Accept a renewal's result; a late or reordered answer never shortens the lease.

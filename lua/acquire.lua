@@ -18,7 +18,7 @@
 -- ARGV[15]  pid             str    its process id on its host, or empty
 -- ARGV[16]  owner           str    the authenticated principal, or empty
 -- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the queue too
--- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
+-- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name total_mb used_mb runtime_id} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: no request passes a head that fits
 -- cost      O((REAP_DEVICES + SCHEDULE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
@@ -74,12 +74,12 @@ local function granted(fence, expires_at_ms, reason, devices)
   local d = devices[1]
   if d and not devices[2] then
     return reply('GRANTED', fence, expires_at_ms, left_ms, reason, d.uuid, d.mb, d.index, d.host,
-      d.name)
+      d.name, d.total_mb, d.used_mb, d.runtime_id)
   end
   local answer = reply('GRANTED', fence, expires_at_ms, left_ms, reason)
   for _, each in ipairs(devices) do
-    for _, field in ipairs({ 'uuid', 'mb', 'index', 'host',
-      'name' }) do answer[#answer + 1] = each[field] end
+    for _, field in ipairs({ 'uuid', 'mb', 'index', 'host', 'name', 'total_mb', 'used_mb',
+      'runtime_id' }) do answer[#answer + 1] = each[field] end
   end
   return answer
 end
@@ -89,9 +89,11 @@ end
 local function named(taken)
   local devices, take = {}, true
   for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
-    local index, host, name, state, drained = unpack(call('HMGET', prefix .. 'device:' .. uuid,
-      'index', 'host', 'name', 'state', 'drained'))
-    devices[#devices + 1] = { uuid = uuid, mb = mb, index = index, host = host, name = name }
+    local index, host, name, state, drained, total_mb, used_mb, runtime_id = unpack(call('HMGET',
+      prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained', 'total_mb',
+      'used_mb', 'runtime_id'))
+    devices[#devices + 1] = { uuid = uuid, mb = mb, index = index, host = host, name = name,
+      total_mb = (total_mb or 0) + 0, used_mb = used_mb or '', runtime_id = runtime_id or '' }
     take = take and state == 'ok' and drained ~= '1'
   end
   return devices, take

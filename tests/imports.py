@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
     {"agent_sdk.policy"},
     {"agent_sdk.protocol"},
-    {"agent_sdk.http_request", "agent_sdk.scripts", "agent_sdk.state"},
+    {f"agent_sdk.{x}" for x in ("engines", "http_request", "scripts", "state")},
     {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},
     {"agent_sdk.block", "agent_sdk.lease", "agent_sdk.settings"},
     {"agent_sdk.request"},

@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from agent_sdk.keys import Keys
 from agent_sdk.protocol.messages import Answer
+from agent_sdk.protocol.replies import DEVICE_WORDS
 from agent_sdk.scripts import library as functions
 from agent_sdk.scripts.source import CALLED, assemble
 from agent_sdk.state import tombstones
@@ -304,8 +305,8 @@ def granted(reply: list[Any]) -> Granted:
     """The grant that a reply is; a failure when it is none."""
     assert reply[0] == "GRANTED", reply
     fence, expires_at_ms, remaining_ms, reason, *flat = reply[5:]
-    assert len(flat) % 5 == 0, reply
-    devices = tuple((flat[i], int(flat[i + 1])) for i in range(0, len(flat), 5))
+    assert len(flat) % DEVICE_WORDS == 0, reply
+    devices = tuple((flat[i], int(flat[i + 1])) for i in range(0, len(flat), DEVICE_WORDS))
     return Granted(reply[1], int(fence), expires_at_ms, remaining_ms, reason, devices)
 
 

@@ -83,6 +83,10 @@ class Device:
         host: the machine that has it.
         name: its name by the driver.
         memory_mb: MiB of it that the lease holds.
+        total_mb: MiB of the whole device; 0 = unknown.
+        used_mb: MiB that were in use when its host last said so; None: unknown.
+        runtime_id: its name for the runtime beside the UUID: CUDA's number in PCI order; empty:
+            not certain.
     """
 
     uuid: str
@@ -90,6 +94,9 @@ class Device:
     host: str
     name: str
     memory_mb: int
+    total_mb: int = 0
+    used_mb: int | None = None
+    runtime_id: str = ""
 
 
 class Request(NamedTuple):

@@ -25,13 +25,18 @@ P = ParamSpec("P")
 
 T = TypeVar("T")
 
-DEVICE_WORDS: Final = 5
-"""Words of a grant about each device: id, MiB, index, host, name."""
+DEVICE_WORDS: Final = 8
+"""Words of a grant about each device: id, MiB, index, host, name, total, used, runtime id."""
 
 
 def words(text: str) -> tuple[str, ...]:
     """Return the words of a comma-separated list."""
     return tuple(filter(None, text.split(",")))
+
+
+def whole(text: str | int) -> int | None:
+    """Return a number that may be unknown: empty."""
+    return None if text == "" else int(text)
 
 
 _NO_KNOWN_FORM: Final = (
@@ -69,8 +74,10 @@ def granted(request: Request, answer: Answer) -> Grant:
     """Return the lease that a reply grants."""
     _, _, _, epoch, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
     devices = [
-        Device(uuid, int(index), host, name, int(mb))
-        for uuid, mb, index, host, name in zip(*[iter(flat)] * DEVICE_WORDS, strict=True)
+        Device(uuid, int(index), host, name, int(mb), int(total), whole(used), runtime_id)
+        for uuid, mb, index, host, name, total, used, runtime_id in zip(
+            *[iter(flat)] * DEVICE_WORDS, strict=True
+        )
     ]
     return Grant(
         request.token,

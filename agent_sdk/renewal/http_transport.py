@@ -122,6 +122,9 @@ def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> G
                 host=str(gpu["host"]),
                 name=str(gpu["name"]),
                 memory_mb=int(gpu["memory_mb"]),
+                total_mb=int(gpu.get("memory_total_mb") or 0),
+                used_mb=gpu.get("memory_used_mb"),
+                runtime_id=str(gpu.get("runtime_id") or ""),
             )
             for gpu in body["gpus"]
         ),

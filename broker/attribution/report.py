@@ -21,6 +21,7 @@ from broker.attribution.findings import (
 )
 from broker.attribution.health import Health
 from broker.attribution.ownership import NOBODYS, Matcher
+from broker.devices.numbers import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -92,7 +93,7 @@ class ReportBuilder:
         """Return the report of a look, with the leases and processes to end."""
         now = time.monotonic()
         self._matcher.recall(holders.devices.values(), now)
-        devices = {d.uuid: _visible(d, look) for d in look.sample.devices}
+        devices = {d.uuid: _visible(d, look) for d in numbered(look.sample.devices)}
         verdicts = {
             uuid: self._health.judge(
                 device,

@@ -50,6 +50,7 @@ class DeviceSample:
         xids: NVIDIA's error codes that came since the sample before.
         listed: False: the working driver no longer lists it; all values are then as last known.
         parent: the UUID of the GPU that a MIG device is a part of; else empty.
+        runtime_id: its name for the runtime beside the UUID; empty: none that is certain.
         mps: whether CUDA's Multi-Process Service runs on it; None: unknown.
         ecc_uncorrected: memory errors since the driver was loaded that ECC could not correct.
         rows_pending: memory rows wait for a reset to be remapped.
@@ -88,6 +89,7 @@ class DeviceSample:
     mps: bool | None = None
     listed: bool = True
     parent: str = ""
+    runtime_id: str = ""
     processes: tuple[GpuProcess, ...] | None = None
     xids: tuple[int, ...] = ()
 

@@ -20,6 +20,7 @@ from broker.text.table import age, gib, many
 if TYPE_CHECKING:
     from agent_sdk import Lease
     from agent_sdk.state.explain import Explanation
+    from broker.run.engines import EngineSetup
 
     Why: TypeAlias = Explanation | LeaseError | None
 
@@ -91,9 +92,17 @@ class Progress:
             env=lease.env(),
         )
 
-    def hint(self, flag: str) -> None:
-        """Tell of the flag that was added to the command."""
-        self._say("hint", f"added to the command: {flag}", flag=flag)
+    def engine_set_up(self, engine: str, setup: EngineSetup) -> None:
+        """Tell of the settings that an engine was given, and of what they do not bound."""
+        if setup.added:
+            text = f"given to {engine}: {', '.join(setup.added)}"
+            self._say("hint", text, engine=engine, flag=setup.flag or None, env=setup.env)
+        for remark in setup.remarks:
+            self.unbounded(engine, remark)
+
+    def unbounded(self, engine: str, text: str) -> None:
+        """Tell of something that may keep an engine from staying inside its lease."""
+        self._say("unbounded", text, engine=engine, detail=text)
 
     def doubted(self, text: str) -> None:
         """Ask about a request that may be meant otherwise; empty: no doubt.

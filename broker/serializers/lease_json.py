@@ -44,7 +44,16 @@ def name_of(what: LeaseStatus | WaiterStatus) -> str:
 def granted(lease: AsyncLease) -> dict[str, Any]:
     """Return a new lease; one without a GPU has `cpu` and the reason."""
     gpus = [
-        {"uuid": d.uuid, "index": d.index, "host": d.host, "name": d.name, "memory_mb": d.memory_mb}
+        {
+            "uuid": d.uuid,
+            "index": d.index,
+            "host": d.host,
+            "name": d.name,
+            "memory_mb": d.memory_mb,
+            "memory_total_mb": d.total_mb or None,
+            "memory_used_mb": d.used_mb,
+            "runtime_id": d.runtime_id or None,
+        }
         for d in lease.devices
     ]
     ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)

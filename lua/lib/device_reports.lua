@@ -26,7 +26,7 @@ local FIELDS = {
   clock_memory_mhz = 'number',
   ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number',
   recovery_action = 'number', mps = 'number',
-  parent = 'id',
+  parent = 'id', runtime_id = 'id',
   -- Findings of its host. In MiB: used without a lease, or beyond one; of that at most so much
   -- may be of leases whose processes are not known; held by leases that cool and whose processes
   -- are not known. Without reported_unleased_mb, used_mb alone counts.

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sdk.keys import TOMBSTONE_SHARDS
+from agent_sdk.protocol.replies import DEVICE_WORDS
 from agent_sdk.state import tombstones
 from tests.audit import audit
 from tests.model.entries import DONE_MS, Entry, Reply, demand
@@ -414,6 +415,6 @@ def said(raw: list[Any]) -> Reply:
     tag, rest = raw[0], raw[5:]
     if tag == "GRANTED":
         fence, expires_at_ms, left_ms, reason, *flat = rest
-        held = sorted((flat[i], int(flat[i + 1])) for i in range(0, len(flat), 5))
+        held = sorted((flat[i], int(flat[i + 1])) for i in range(0, len(flat), DEVICE_WORDS))
         return [tag, int(fence), expires_at_ms, left_ms, reason, held]
     return [tag, *rest]

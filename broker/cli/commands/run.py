@@ -6,11 +6,12 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 
 from agent_sdk import LeaseClient
+from agent_sdk.engines.table import ENGINES
 from agent_sdk.errors import (
     BadRequest,
     BrokerUnavailable,
@@ -27,7 +28,7 @@ from broker.cli.complete import hosts
 from broker.cli.own_words import in_options
 from broker.cli.store import way_out
 from broker.identity import user_at_host
-from broker.run.engines import ENGINES, floor2, with_hint
+from broker.run.engines import reads_numbers_in_vain, set_up
 from broker.run.guard import Guard
 from broker.run.inherited import die_of, take_over
 from broker.run.progress import Progress
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from agent_sdk import Lease
+    from agent_sdk.engines.visible import Visible
     from agent_sdk.request import LeaseOptions
     from broker.run.inherited import Inherited
 
@@ -80,7 +82,12 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 )  # fmt: skip
 @click.option(
     "--for", "engine", type=click.Choice(list(ENGINES)),
-    help="Add this engine's flag for its share of the GPU to the command.",
+    help="Keep this engine inside the lease: by an option of its command, or by variables.",
+)  # fmt: skip
+@click.option(
+    "--visible", type=click.Choice(["uuid", "index"]),
+    help="CUDA_VISIBLE_DEVICES as UUIDs or as numbers in PCI order. Default UUIDs; numbers for an "
+    "engine that reads numbers.",
 )  # fmt: skip
 @click.option(
     "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
@@ -107,6 +114,7 @@ def run(
     ttl_s: float,
     grace_s: float,
     engine: str | None,
+    visible: Visible | None,
     store_timeout_s: float,
     agent: str | None,
     quiet: bool,
@@ -164,7 +172,8 @@ def run(
     try:
         with Guard() as guard, _client(store_timeout_s) as client:
             lease = get_lease(client, agent or user_at_host(), ask, teller)
-            ended = _run(client, lease, command, grace_s, engine, teller, guard, inherited)
+            how = _Start(command, grace_s, engine, visible)
+            ended = _run(client, lease, how, teller, guard, inherited)
     except (LeaseError, ValueError) as error:
         ended = CommandEnd(_explained(error, teller))
     except KeyboardInterrupt:
@@ -172,6 +181,15 @@ def run(
     if ended.by is not None:
         die_of(ended.by, group=ended.alone)
     sys.exit(ended.code)
+
+
+class _Start(NamedTuple):
+    """Command to run, and how."""
+
+    command: tuple[str, ...]
+    grace_s: float
+    engine: str | None
+    visible: Visible | None
 
 
 def _client(store_timeout_s: float) -> LeaseClient:
@@ -183,9 +201,7 @@ def _client(store_timeout_s: float) -> LeaseClient:
 def _run(
     client: LeaseClient,
     lease: Lease,
-    command: tuple[str, ...],
-    grace_s: float,
-    engine: str | None,
+    how: _Start,
     teller: Progress,
     guard: Guard,
     inherited: Inherited,
@@ -203,31 +219,32 @@ def _run(
 
     try:
         client.keep(lease)
-        env = whole_environment() | lease.env()
-        words = list(command)
-        if lease.devices:
-            leased_mb, total_mb = _smallest_share(client, lease)
-            env["GPU_LEASE_MEMORY_FRACTION"] = f"{floor2(leased_mb / total_mb):.2f}"
-            if engine is not None:
-                words, flag = with_hint(command, engine, leased_mb, total_mb)
-                if flag is not None:
-                    teller.hint(flag)
+        words, env = _prepared(lease, how, teller)
         return supervise(
-            words, env, lease, grace_s, teller, release, guard=guard, inherited=inherited
+            words, env, lease, how.grace_s, teller, release, guard=guard, inherited=inherited
         )
     except NotStarted as error:
-        teller.failed("not_executable", f"{command[0]}: {error}")
+        teller.failed("not_executable", f"{how.command[0]}: {error}")
         return CommandEnd(NOT_EXECUTABLE)
     finally:
         if not given_back:
             release()
 
 
-def _smallest_share(client: LeaseClient, lease: Lease) -> tuple[int, int]:
-    """Return (MiB leased, MiB in all) of the device with the lease's smallest share."""
-    totals = {device.uuid: device.total_mb for device in client.devices()}
-    shares = [(d.memory_mb, max(1, totals.get(d.uuid, d.memory_mb))) for d in lease.devices]
-    return min(shares, key=lambda share: share[0] / share[1])
+def _prepared(lease: Lease, how: _Start, teller: Progress) -> tuple[list[str], dict[str, str]]:
+    """Return the command and its environment, with the settings of its engine."""
+    outer, words, form = whole_environment(), list(how.command), how.visible
+    if how.engine is None or lease.on_cpu:
+        return words, outer | lease.env(visible=form)
+    if form is None:
+        in_vain = reads_numbers_in_vain(how.engine, lease)
+        form = "index" if ENGINES[how.engine].numbers and not in_vain else "uuid"
+        if in_vain:
+            teller.unbounded(how.engine, in_vain)
+    env = outer | lease.env(visible=form)
+    setup = set_up(words, how.engine, lease, outer)
+    teller.engine_set_up(how.engine, setup)
+    return setup.words, env | setup.env
 
 
 def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
