@@ -1,1 +1,1 @@
-"""Settings that keep an inference engine or a framework inside its lease."""
+"""EngineSettings that keep an inference engine or a framework inside its lease."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent_sdk.engines.share import decimal, share_of
-from agent_sdk.engines.table import ENGINES, Settings
+from agent_sdk.engines.table import ENGINES, EngineSettings
 from agent_sdk.engines.visible import variables, without_number
 from agent_sdk.errors import error_for
 
@@ -53,11 +53,11 @@ def engine_of(name: str) -> Engine:
     return ENGINES[name]
 
 
-def settings_of(engine: str, devices: Sequence[Device]) -> Settings:
+def settings_of(engine: str, devices: Sequence[Device]) -> EngineSettings:
     """Return an engine's settings for a lease of these GPUs; none where their size is unknown.
 
     Raises:
         BadRequest: the engine is unknown.
     """
     known, share = engine_of(engine), share_of(devices)
-    return Settings() if share is None else known.settings(share)
+    return EngineSettings() if share is None else known.settings(share)

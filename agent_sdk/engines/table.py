@@ -21,8 +21,8 @@ BESIDE_POOLS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of an engine for one lease.
+class EngineSettings:
+    """EngineSettings of an engine for one lease.
 
     Attributes:
         flag: the option and its value, to be added to the command; empty: none.
@@ -46,47 +46,47 @@ class Engine:
         word: the word of a command that uses the GPU; empty: any.
     """
 
-    settings: Callable[[Share], Settings]
+    settings: Callable[[Share], EngineSettings]
     takes_mb: Mapping[str, Callable[[float, Share], float]] = field(default_factory=dict)
     frees: tuple[str, ...] = ()
     numbers: bool = False
     word: str = ""
 
 
-def _vllm(share: Share) -> Settings:
-    return Settings(("--gpu-memory-utilization", decimal(share.of_total)))
+def _vllm(share: Share) -> EngineSettings:
+    return EngineSettings(("--gpu-memory-utilization", decimal(share.of_total)))
 
 
-def _sglang(share: Share) -> Settings:
-    return Settings(("--mem-fraction-static", decimal(share.of_free * (1 - BESIDE_POOLS))))
+def _sglang(share: Share) -> EngineSettings:
+    return EngineSettings(("--mem-fraction-static", decimal(share.of_free * (1 - BESIDE_POOLS))))
 
 
-def _trtllm(share: Share) -> Settings:
+def _trtllm(share: Share) -> EngineSettings:
     """Return the share of what the weights leave free, for weights of up to half the lease."""
     of_rest = min(0.99, share.leased_mb / (2 * share.free_mb - share.leased_mb))
-    return Settings(("--kv_cache_free_gpu_memory_fraction", decimal(of_rest)))
+    return EngineSettings(("--kv_cache_free_gpu_memory_fraction", decimal(of_rest)))
 
 
-def _torch(share: Share) -> Settings:
+def _torch(share: Share) -> EngineSettings:
     of_total = decimal(share.pool_mb / share.total_mb)
-    return Settings(env={"PYTORCH_ALLOC_CONF": f"per_process_memory_fraction:{of_total}"})
+    return EngineSettings(env={"PYTORCH_ALLOC_CONF": f"per_process_memory_fraction:{of_total}"})
 
 
-def _jax(share: Share) -> Settings:
+def _jax(share: Share) -> EngineSettings:
     of_total = decimal(share.pool_mb / share.total_mb)
-    return Settings(env={"XLA_PYTHON_CLIENT_MEM_FRACTION": of_total})
+    return EngineSettings(env={"XLA_PYTHON_CLIENT_MEM_FRACTION": of_total})
 
 
-def _tensorflow(share: Share) -> Settings:
-    return Settings(env={"TF_DEVICE_MIN_SYS_MEMORY_IN_MB": str(share.left_free_mb)})
+def _tensorflow(share: Share) -> EngineSettings:
+    return EngineSettings(env={"TF_DEVICE_MIN_SYS_MEMORY_IN_MB": str(share.left_free_mb)})
 
 
-def _cupy(share: Share) -> Settings:
-    return Settings(env={"CUPY_GPU_MEMORY_LIMIT": str(share.pool_mb * MIB)})
+def _cupy(share: Share) -> EngineSettings:
+    return EngineSettings(env={"CUPY_GPU_MEMORY_LIMIT": str(share.pool_mb * MIB)})
 
 
-def _ollama(share: Share) -> Settings:
-    return Settings(
+def _ollama(share: Share) -> EngineSettings:
+    return EngineSettings(
         env={
             "OLLAMA_GPU_OVERHEAD": str(share.left_free_mb * MIB),
             "LLAMA_ARG_FIT_TARGET": str(share.left_free_mb),
@@ -94,13 +94,13 @@ def _ollama(share: Share) -> Settings:
     )
 
 
-def _llamacpp(share: Share) -> Settings:
-    return Settings(env={"LLAMA_ARG_FIT_TARGET": str(share.left_free_mb)})
+def _llamacpp(share: Share) -> EngineSettings:
+    return EngineSettings(env={"LLAMA_ARG_FIT_TARGET": str(share.left_free_mb)})
 
 
-def _comfyui(share: Share) -> Settings:
+def _comfyui(share: Share) -> EngineSettings:
     left_gib = -(-share.left_free_mb * 100 // 1024) / 100  # upwards: it is what stays free
-    return Settings(("--reserve-vram", f"{left_gib:.2f}"))
+    return EngineSettings(("--reserve-vram", f"{left_gib:.2f}"))
 
 
 def _of_total(value: float, share: Share) -> float:

@@ -78,6 +78,7 @@ class DeviceStatus:
         quarantine: its host's reason not to lend it; empty: it is lent.
         xid: its last NVIDIA error code, at `xid_ms`; 0 = none.
         parent: the GPU that a MIG device is a part of.
+        runtime_id: its name for the runtime beside the UUID, or empty.
         finder: the reporter that names its findings, last at `finder_ms`.
         reporter: the process that listed it; empty: unknown.
         drain_by: the operator that drained it, with `drain_reason`; empty: not drained, or unknown.
@@ -120,6 +121,7 @@ class DeviceStatus:
     rival_ms: int = 0
     drain_by: str = ""
     drain_reason: str = ""
+    runtime_id: str = ""
     one_lease: str = ""
     idle_unleased_mb: int = IDLE_UNLEASED_MB
 
@@ -173,6 +175,7 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         xid=int(row.get("xid") or 0),
         xid_ms=int(row.get("xid_ms") or 0),
         parent=row.get("parent", ""),
+        runtime_id=row.get("runtime_id", ""),
         finder=row.get("finder", ""),
         finder_ms=int(row.get("finder_ms") or 0),
         reservation=None,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent_sdk import AsyncLease, StillWaiting
+    from agent_sdk.protocol.messages import Device
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.events import Event
     from agent_sdk.state.queue import WaiterStatus
@@ -43,22 +44,24 @@ def name_of(what: LeaseStatus | WaiterStatus) -> str:
 
 def granted(lease: AsyncLease) -> dict[str, Any]:
     """Return a new lease; one without a GPU has `cpu` and the reason."""
-    gpus = [
-        {
-            "uuid": d.uuid,
-            "index": d.index,
-            "host": d.host,
-            "name": d.name,
-            "memory_mb": d.memory_mb,
-            "memory_total_mb": d.total_mb or None,
-            "memory_used_mb": d.used_mb,
-            "runtime_id": d.runtime_id or None,
-        }
-        for d in lease.devices
-    ]
+    gpus = [_gpu(d.uuid, d.memory_mb, d) for d in lease.devices]
     ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
     more = {"granted": True, "code": lease.reason, "env": lease.env()}
     return _held(lease, gpus, ends) | more
+
+
+def _gpu(uuid: str, memory_mb: int, at: Device | DeviceStatus | None) -> dict[str, Any]:
+    """Return a GPU of a lease; what is no longer known is null."""
+    return {
+        "uuid": uuid,
+        "index": at and at.index,
+        "host": at and at.host,
+        "name": at and at.name,
+        "memory_mb": memory_mb,
+        "memory_total_mb": (at and at.total_mb) or None,
+        "memory_used_mb": at and at.used_mb,
+        "runtime_id": (at and at.runtime_id) or None,
+    }
 
 
 def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
@@ -113,11 +116,7 @@ def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
 
 def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
     """Return a living lease by its record; `notices`: the findings that its holder was told."""
-    gpus = []
-    for uuid, mb in lease.devices:
-        at = devices.get(uuid)
-        index, host, name = (at.index, at.host, at.name) if at else (None, None, None)
-        gpus.append({"uuid": uuid, "index": index, "host": host, "name": name, "memory_mb": mb})
+    gpus = [_gpu(uuid, mb, devices.get(uuid)) for uuid, mb in lease.devices]
     expires = lease.expires_at_ms
     ends = None if expires is None else (expires, max(0, expires - now_ms))
     return _held(lease, gpus, ends) | {

@@ -41,6 +41,9 @@ def test_lease_that_fits_is_granted_with_all_fields(plain: Broker) -> None:
             "host": "h1",
             "name": "Simulated GPU 1000 MiB",
             "memory_mb": 900,
+            "memory_total_mb": 1000,
+            "memory_used_mb": 0,
+            "runtime_id": "0",
         }
     ]
     assert (lease["host"], lease["memory_mb"]) == ("h1", 900)
@@ -51,6 +54,8 @@ def test_lease_that_fits_is_granted_with_all_fields(plain: Broker) -> None:
     assert lease["env"] == {
         "CUDA_VISIBLE_DEVICES": "SIM-h1-0",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "NVIDIA_VISIBLE_DEVICES": "SIM-h1-0",
+        "GPU_LEASE_MEMORY_FRACTION": "0.9",
         "GPU_LEASE_TOKEN": lease["token"],
         "GPU_LEASE_FENCE": str(lease["fence"]),
         "GPU_LEASE_MEMORY_MB": "900",

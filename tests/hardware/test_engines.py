@@ -1,4 +1,4 @@
-"""What engines are given under a lease, by `gpu-broker run` on machines that a broker reports."""
+"""Settings of engines under a lease, by `gpu-broker run` on machines that a broker reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOW = "env | grep -E '^(CUDA|NVIDIA|GPU_LEASE|XLA|TF_|PYTORCH|CUPY|OLLAMA|LLAMA
 
 
 class Child:
-    """What a command under `gpu-broker run` found."""
+    """Command under `gpu-broker run`, with its environment and arguments."""
 
     def __init__(self, machine: Reported, *options: str, script: str = SHOW, args: tuple[str, ...]
                  = (), **env: str) -> None:  # fmt: skip
@@ -37,18 +37,18 @@ class Child:
 
     @property
     def remarks(self) -> str:
-        """What is not bounded, as told."""
+        """Sentences about what is not bounded."""
         return " ".join(x["detail"] for x in self.events if x["event"] == "unbounded")
 
     @property
     def given(self) -> list[str]:
-        """The options that were said to be added."""
+        """Options that were said to be added."""
         return [x["flag"] for x in self.events if x["event"] == "hint" and x["flag"]]
 
 
 @pytest.fixture(autouse=True)
 def engine(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is no shell script, and shows its environment and its arguments."""
+    """Make a program that shows its environment and its arguments, and is no shell script."""
     monkeypatch.chdir(tmp_path)
     program = tmp_path / "engine"
     program.write_text(
@@ -114,7 +114,7 @@ def test_uncertain_number_is_never_given(reported: Callable[..., Reported]) -> N
 
 
 def test_sdk_gives_an_engine_the_same(reported: Callable[..., Reported]) -> None:
-    """From the grant alone, from an adopted lease, and over HTTP."""
+    """The grant, an adopted lease and the answer over HTTP have all that it needs."""
     machine = reported("a100_in_use")
     machine.until(len)
     client = machine.sdk()

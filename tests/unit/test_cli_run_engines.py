@@ -72,7 +72,7 @@ def test_share_is_rounded_down_to_four_digits_and_never_zero(share: float, text:
     ],
 )
 def test_each_engine_gets_its_own_measure(engine: str, flag: str, env: dict[str, str]) -> None:
-    """Of 24,000 MiB 8,000 are in use and 6,000 leased."""
+    """24,000 MiB, of which 8,000 are in use and 6,000 leased."""
     made = setup(engine)
     if flag:
         env = {**env, "GPU_LEASE_ENGINE_ARGS": flag}
@@ -85,7 +85,7 @@ def test_each_engine_gets_its_own_measure(engine: str, flag: str, env: dict[str,
 @pytest.mark.parametrize("used_mb", [0, 5000, 17_000, 23_000, None])
 @pytest.mark.parametrize("leased_mb", [100, 3000, 12_000, 24_000])
 def test_no_engine_takes_more_than_the_lease(leased_mb: int, used_mb: int | None) -> None:
-    """By each engine's own arithmetic, on what is free when it starts."""
+    """Each engine's own arithmetic, on what is free when it starts."""
     free_mb = max(leased_mb, TOTAL - (used_mb or 0))
     share = Share(leased_mb, TOTAL, free_mb)
 
@@ -142,7 +142,7 @@ def test_own_option_within_the_lease_is_left_alone(engine: str, command: list[st
 def test_setting_that_lets_more_than_the_lease_through_is_said(
     engine: str, command: list[str], environ: dict[str, str], said: str
 ) -> None:
-    """With the amount, where it is known."""
+    """The amount is named, where it is known."""
     assert said in " ".join(setup(engine, *command, environ=environ).remarks)
 
 
@@ -183,7 +183,7 @@ def test_command_in_words_gets_the_option(command: list[str]) -> None:
 
 
 def test_shell_script_has_to_hand_the_option_on(tmp_path: Path) -> None:
-    """That is said; a program in Python with a long path begins like a shell script."""
+    """A remark says it; a program in Python with a long path begins like a shell script."""
     script, program = tmp_path / "serve.sh", tmp_path / "vllm"
     script.write_text("#!/usr/bin/env bash\nvllm serve m\n")
     program.write_text("#!/bin/sh\n'''exec' /a/long/python \"$0\" \"$@\"\n' '''\n")
