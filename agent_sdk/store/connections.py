@@ -31,8 +31,13 @@ from agent_sdk.store.discovery import LEAST_S
 from agent_sdk.store.exchange import AsyncCounting, Counting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_sdk.store.discovery import Primary
     from agent_sdk.store.url import Address
+
+    Probe = tuple[Callable[[Address], bool], str]
+    """A question that may block for a moment, and the meaning of a yes."""
 
 ELSEWHERE = (ReadOnlyError, MovedError, ClusterDownError)
 """Answers of a server that is no longer the primary; one ClusterDownError is MASTERDOWN."""
@@ -45,8 +50,8 @@ def _garbled(error: Exception) -> InvalidResponse:
     return InvalidResponse(f"no answer that Redis gives: {type(error).__name__}: {error}")
 
 
-class TcpConnection(Counting, Connection):
-    """Connection that first finds the primary, where it may move.
+class _Seeking:
+    """The part of a connection that finds the primary which is the same with and without asyncio.
 
     It is closed when the server answers that it is no longer the primary: the next call finds the
     new one, after a move of a name or of a Sentinel's or Cluster's primary.
@@ -56,15 +61,50 @@ class TcpConnection(Counting, Connection):
         **options: as redis-py's connection takes them.
     """
 
-    asker: ClassVar[type[Connection]] = Connection
-
     tls: ClassVar[bool] = False
+    host: str
+    port: int
+    socket_connect_timeout: float | None
 
     def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._primary = primary
         self._within_s: float = options["socket_connect_timeout"]
         self._asked_other_way = False
+
+    def _reach(self, address: Address, began: float) -> None:
+        """Go to an address within what is left of the timeout since `began`."""
+        self.host, self.port = address
+        self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+
+    def _doubt(self) -> None:
+        if self._primary is not None:
+            self._primary.doubt()
+
+    def _why_hopeless(self, error: RedisError) -> tuple[str, Probe | None]:
+        """Return the reason against another try, or a test of the other protocol, done once."""
+        why = why_hopeless(error, tls=self.tls)
+        other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
+        self._asked_other_way = self._asked_other_way or other is not None
+        return why, other
+
+
+def _asking(primary: Primary, node: Address, timeout_s: float) -> dict[str, Any]:
+    """Options of a connection that asks one node for the primary, and tries once."""
+    return {
+        "host": node[0],
+        "port": node[1],
+        **primary.asking,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "decode_responses": True,
+    }
+
+
+class TcpConnection(_Seeking, Counting, Connection):
+    """Connection that first finds the primary, where it may move; see `_Seeking`."""
+
+    asker: ClassVar[type[Connection]] = Connection
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
         """Find the primary and connect, both within the timeout for connecting."""
@@ -73,25 +113,16 @@ class TcpConnection(Counting, Connection):
             return
         if self._primary is not None:
             began = time.monotonic()
-            self.host, self.port = self._find(self._primary)
-            self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+            self._reach(self._find(self._primary), began)
         try:
             super().connect_check_health(*args, **options)
         except RedisError as error:
-            if self._primary is not None:
-                self._primary.doubt()
-            mark_unsent(error, self._why_hopeless(error))
+            self._doubt()
+            why, other = self._why_hopeless(error)
+            if other is not None and other[0]((self.host, self.port)):
+                why = other[1]
+            mark_unsent(error, why)
             raise
-
-    def _why_hopeless(self, error: RedisError) -> str:
-        """Return the reason against another try; a server is asked once for the other protocol."""
-        why = why_hopeless(error, tls=self.tls)
-        other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
-        if other is not None:
-            self._asked_other_way = True
-            speaks, says = other
-            why = says if speaks((self.host, self.port)) else ""
-        return why
 
     def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         """Greet the server; one that Sentinels named must be a primary."""
@@ -108,8 +139,7 @@ class TcpConnection(Counting, Connection):
             raise _garbled(error) from error
         except ELSEWHERE:
             self.mark_for_reconnect()
-            if self._primary is not None:
-                self._primary.doubt()
+            self._doubt()
             raise
 
     def _find(self, primary: Primary) -> Address:
@@ -123,15 +153,8 @@ class TcpConnection(Counting, Connection):
             return found
 
     def _answer_of(self, primary: Primary, node: Address, timeout_s: float) -> Any:
-        connection = self.asker(
-            host=node[0],
-            port=node[1],
-            **primary.asking,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
+        once = Retry(NoBackoff(), 0)
+        connection = self.asker(**_asking(primary, node, timeout_s), retry=once)
         try:
             connection.connect()
             connection.send_command(*primary.ask)
@@ -168,18 +191,10 @@ class UnixConnection(Counting, UnixDomainSocketConnection):
             raise _garbled(error) from error
 
 
-class AsyncTcpConnection(AsyncCounting, AsyncConnection):
+class AsyncTcpConnection(_Seeking, AsyncCounting, AsyncConnection):
     """Connection of asyncio; see `TcpConnection`."""
 
     asker: ClassVar[type[AsyncConnection]] = AsyncConnection
-
-    tls: ClassVar[bool] = False
-
-    def __init__(self, *, primary: Primary | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self._primary = primary
-        self._within_s: float = options["socket_connect_timeout"]
-        self._asked_other_way = False
 
     async def connect_check_health(self, *args: Any, **options: Any) -> None:
         """Find the primary and connect; see `TcpConnection`."""
@@ -188,25 +203,16 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
             return
         if self._primary is not None:
             began = time.monotonic()
-            self.host, self.port = await self._find(self._primary)
-            self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+            self._reach(await self._find(self._primary), began)
         try:
             await super().connect_check_health(*args, **options)
         except RedisError as error:
-            if self._primary is not None:
-                self._primary.doubt()
-            mark_unsent(error, await self._why_hopeless(error))
+            self._doubt()
+            why, other = self._why_hopeless(error)
+            if other is not None and await asyncio.to_thread(other[0], (self.host, self.port)):
+                why = other[1]
+            mark_unsent(error, why)
             raise
-
-    async def _why_hopeless(self, error: RedisError) -> str:
-        """Return the reason against another try; see `TcpConnection`."""
-        why = why_hopeless(error, tls=self.tls)
-        other = None if why or self._asked_other_way else other_way(error, tls=self.tls)
-        if other is not None:
-            self._asked_other_way = True
-            speaks, says = other
-            why = says if await asyncio.to_thread(speaks, (self.host, self.port)) else ""
-        return why
 
     async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         """Greet the server; see `TcpConnection`."""
@@ -223,8 +229,7 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
             raise _garbled(error) from error
         except ELSEWHERE:
             self.mark_for_reconnect()
-            if self._primary is not None:
-                self._primary.doubt()
+            self._doubt()
             raise
 
     async def _find(self, primary: Primary) -> Address:
@@ -238,15 +243,8 @@ class AsyncTcpConnection(AsyncCounting, AsyncConnection):
             return found
 
     async def _answer_of(self, primary: Primary, node: Address, timeout_s: float) -> Any:
-        connection = self.asker(
-            host=node[0],
-            port=node[1],
-            **primary.asking,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=AsyncRetry(NoBackoff(), 0),
-            decode_responses=True,
-        )
+        once = AsyncRetry(NoBackoff(), 0)
+        connection = self.asker(**_asking(primary, node, timeout_s), retry=once)
         try:
             await connection.connect()
             await connection.send_command(*primary.ask)

@@ -59,6 +59,7 @@ async def check_everybody(url: str, rotate: Callable[[], None], admin: redis.Red
             held, got = client.acquire("holder", **WHOLE), []
             first = threading.Thread(target=lambda: got.append(client.acquire("next", **WHOLE)))
             first.start()
+            await loop.run_in_executor(None, until, lambda: len(client.queue()) == 1)
             second = asyncio.create_task(own.acquire("last", **WHOLE))
             await loop.run_in_executor(None, until, lambda: len(client.queue()) == 2)
             before = {h.host: h.reported_ms for h in client.hosts()}
