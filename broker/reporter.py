@@ -21,7 +21,7 @@ from broker.attribution.enforcement import ProcessKiller
 from broker.attribution.processes import Programs
 from broker.attribution.report import ReportBuilder, line
 from broker.attribution.sampler import Sampler
-from broker.devices import UNNAMED, choose, trouble_of, warning_of, without_numbers
+from broker.devices import UNNAMED, DriverLimits, choose, trouble_of, warning_of, without_numbers
 from broker.identity import RIVAL_MS, has_ended, machine_of, own_identity
 from broker.maintenance.function_loader import Loading
 
@@ -97,6 +97,7 @@ def source_of(settings: Settings) -> Source:
         host=settings.sdk.hostname,
         smi_on_path=shutil.which("nvidia-smi"),
         pcie=settings.pcie,
+        limits=DriverLimits(settings.driver_wait_s, settings.driver_most_s, settings.nvml_library),
     )
 
 

@@ -66,6 +66,16 @@ class Settings(BaseSettings):
     """Device source: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.yaml."""
     pcie: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_PCIE"))
     """Switch for asking NVML for the PCIe throughput of each GPU, every 30 s."""
+    driver_wait_s: float | None = Field(
+        None, ge=0.1, le=600, validation_alias=_env("GPU_BROKER_DRIVER_WAIT_S")
+    )
+    """Seconds after which a driver counts as silent; unset: 2 for NVML, 5 for nvidia-smi."""
+    driver_most_s: float = Field(
+        60.0, ge=0.1, le=600, validation_alias=_env("GPU_BROKER_DRIVER_MOST_S")
+    )
+    """Most seconds that a late answer of the driver is waited for; then nvidia-smi is ended."""
+    nvml_library: str = Field("", validation_alias=_env("GPU_BROKER_NVML_LIBRARY"))
+    """NVML's library or its folder, where the loader and the broker do not find it."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Seconds between two reports of this host's devices."""
     processes: Literal["auto", "host", "none"] = Field(

@@ -44,6 +44,7 @@ def build(folder: Path, *flags: str) -> Path:
     assert shutil.which("gcc"), "no gcc on PATH: apt-get install gcc libc6-dev"
     target = folder / "libnvidia-ml.so.1"
     options = ["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(target)]
+    options.append("-Wl,-soname,libnvidia-ml.so.1")  # as the real one has
     subprocess.run(["gcc", *flags, *options, str(FAKE)], check=True)
     return folder
 

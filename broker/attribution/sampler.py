@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +56,7 @@ class Sampler:
         self._system = system
         self._visibility = visibility
         self._wait_s = wait_s
-        self._looking: asyncio.Future[HostSample] | None = None
+        self._looking: tuple[BoundedCall[HostSample], asyncio.Event] | None = None
         self._began = 0.0
         self._asking: BoundedCall[dict[int, Program]] | None = None
         self._untold: dict[str, tuple[int, ...]] = {}
@@ -93,12 +94,25 @@ class Sampler:
         """
         if self._looking is None:
             self._began = time.monotonic()
-            self._looking = asyncio.ensure_future(asyncio.to_thread(self._see, now_ms))
-        await asyncio.wait({self._looking}, timeout=self._wait_s)
-        if not self._looking.done():
+            self._looking = self._begin(now_ms)
+        looking, ended = self._looking
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s):
+                await ended.wait()
+        if looking.running:
             return None
-        looking, self._looking = self._looking, None
-        return self._with_untold(looking.result())
+        self._looking = None
+        return self._with_untold(looking.answer())
+
+    def _begin(self, now_ms: int) -> tuple[BoundedCall[HostSample], asyncio.Event]:
+        """Begin a look, on a thread that keeps no process from ending."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(ended.set)
+
+        return BoundedCall(lambda: self._see(now_ms), "look", tell), ended
 
     @property
     def age_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk import LeaseClient
@@ -14,6 +15,7 @@ from broker.text.state_word import state_of
 if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
+    from broker.devices import Sample, Source
 
 SAFE: Final = Diagnosis(
     "SAFE_MODE is on: no GPU leases are given",
@@ -90,17 +92,30 @@ def driver_state(pool: PoolStatus | None) -> list[Diagnosis]:
     safe = pool is None or not pool.ready or pool.safe_mode or settings.safe_mode
     if not asked or made_up or safe:
         return []
-    source = source_of(settings)
-    try:
-        sample = source.sample()
-    finally:
-        source.close()
-    if sample.error is None:
-        return []
+    sample = _answer_of(source_of(settings), settings.driver_most_s)
     said = "ENABLE_NVML=true" if settings.enable_nvml else f"GPU_BROKER_DEVICES={settings.devices}"
+    if sample.error is None:
+        return [
+            Diagnosis(
+                f"here: {warning}", "this machine's GPUs are read all the same", Severity.NOTE
+            )
+            for warning in sample.warnings
+        ]
     return [
         Diagnosis(
             f"{said} asks for this machine's GPUs, and they cannot be had: {sample.error}",
             "install the NVIDIA driver (nvidia-smi shows whether it works), or unset it here",
         )
     ]
+
+
+def _answer_of(source: Source, most_s: float) -> Sample:
+    """Return the first sample that has the driver's answer, and close the source."""
+    until = time.monotonic() + most_s
+    try:
+        sample = source.sample()
+        while sample.late and time.monotonic() < until:
+            sample = source.sample()
+    finally:
+        source.close()
+    return sample

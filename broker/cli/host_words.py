@@ -44,7 +44,7 @@ def troubles(hosts: Iterable[HostStatus], now_ms: int) -> list[Diagnosis]:
     ] + [
         Diagnosis(
             f"host {host.host} warns: {host.warning}",
-            "its other GPUs are leased all the same",
+            "its GPUs are read all the same",
             Severity.NOTE,
         )
         for host in alive

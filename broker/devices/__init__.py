@@ -1,11 +1,11 @@
 """GPUs of this machine, sampled from one source that the settings choose at start."""
 
-from broker.devices.choose import DeviceSourceError, choose
+from broker.devices.choose import DeviceSourceError, DriverLimits, choose
 from broker.devices.last_known import UNNAMED
 from broker.devices.sample import DeviceSample, Holding, Sample, Source, State
 from broker.devices.trouble import trouble_of, warning_of, without_numbers
 
 __all__ = [
-    "UNNAMED", "DeviceSample", "DeviceSourceError", "Holding", "Sample", "Source", "State",
-    "choose", "trouble_of", "warning_of", "without_numbers",
+    "UNNAMED", "DeviceSample", "DeviceSourceError", "DriverLimits", "Holding", "Sample", "Source",
+    "State", "choose", "trouble_of", "warning_of", "without_numbers",
 ]  # fmt: skip

@@ -16,12 +16,16 @@ class BoundedCall(Generic[T]):
     """One call of `work` on a daemon thread of its own, begun at construction.
 
     A thread stuck in the kernel cannot be ended, only left behind: being a daemon, it does
-    not keep the process from exiting either.
+    not keep the process from exiting either. `then` is called on it at the end.
     """
 
-    def __init__(self, work: Callable[[], T], name: str) -> None:
+    def __init__(
+        self, work: Callable[[], T], name: str, then: Callable[[], object] | None = None
+    ) -> None:
         self._work = work
+        self._then = then
         self._began = time.monotonic()
+        self._ended = self._began
         self._done = threading.Event()
         self._results: list[T] = []
         self._error: Exception | None = None
@@ -37,7 +41,20 @@ class BoundedCall(Generic[T]):
         except Exception as error:  # noqa: BLE001 - answer() raises it in the waiter
             self._error = error
         finally:
+            self._ended = time.monotonic()
             self._done.set()
+            if self._then is not None:
+                self._then()
+
+    @property
+    def began(self) -> float:
+        """Time of its begin, on `time.monotonic`."""
+        return self._began
+
+    @property
+    def took_s(self) -> float:
+        """Seconds that the call took; read it only after an answer."""
+        return self._ended - self._began
 
     @property
     def running(self) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from broker.devices.fallback import FallbackSource
+from broker.devices.nvml.binding import FOLDERS
 from broker.devices.nvml.source import NvmlSource
 from broker.devices.sample import Sample
 from broker.devices.scenario.source import ScriptedSource
@@ -16,6 +19,25 @@ if TYPE_CHECKING:
 
 
 PCIE_EVERY_S = 30.0
+
+NVML_WAIT_S: Final = 2.0
+SMI_WAIT_S: Final = 5.0
+"""Seconds after which a driver that has not answered counts as silent, by the way of asking."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverLimits:
+    """Limits on asking this machine's driver, and the place of its library.
+
+    Attributes:
+        wait_s: seconds after which it counts as silent; None: as long as each way of asking has.
+        most_s: seconds after which an answer is no longer waited for.
+        library: NVML's library, or its folder; empty: where the loader and we look.
+    """
+
+    wait_s: float | None = None
+    most_s: float = 60.0
+    library: str = ""
 
 
 class DeviceSourceError(ValueError):
@@ -46,14 +68,15 @@ def choose(
     host: str,
     smi_on_path: str | None,
     pcie: bool = False,
+    limits: DriverLimits | None = None,
 ) -> Source:
     """Return the source for `spec`: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.
 
-    `auto` is NVML if `enable_nvml` is true, else nvidia-smi if `smi_on_path` names its program,
-    else none. Under `safe_mode` no GPU is looked at: all but sim and scenario becomes none.
-    Nothing is imported, started or opened before the first sample, except a scenario's file:
-    an invalid one ends the start. With `pcie`, NVML is asked for the throughput of each GPU's
-    bus every 30 s.
+    `auto` is NVML if `enable_nvml` is true, with nvidia-smi where NVML cannot be used; else
+    nvidia-smi if `smi_on_path` names its program, else none. Under `safe_mode` no GPU is looked
+    at: all but sim and scenario becomes none. Nothing is imported, started or opened before the
+    first sample, except a scenario's file: an invalid one ends the start. With `pcie`, NVML is
+    asked for the throughput of each GPU's bus every 30 s.
 
     Raises:
         DeviceSourceError: the spec is unknown, or cannot be had with the other settings.
@@ -69,11 +92,24 @@ def choose(
         return NoneSource(None)
     if safe_mode:
         return NoneSource("SAFE_MODE is on: neither NVML nor nvidia-smi is asked for GPUs")
-    return _real(spec, enable_nvml=enable_nvml, host=host, smi_on_path=smi_on_path, pcie=pcie)
+    return _real(
+        spec,
+        enable_nvml=enable_nvml,
+        host=host,
+        smi_on_path=smi_on_path,
+        pcie=pcie,
+        limits=limits or DriverLimits(),
+    )
 
 
 def _real(
-    spec: str, *, enable_nvml: bool | None, host: str, smi_on_path: str | None, pcie: bool
+    spec: str,
+    *,
+    enable_nvml: bool | None,
+    host: str,
+    smi_on_path: str | None,
+    pcie: bool,
+    limits: DriverLimits,
 ) -> Source:
     """Return the source that asks this machine's driver."""
     if spec == "nvml" and enable_nvml is False:
@@ -86,10 +122,18 @@ def _real(
             "GPU_BROKER_DEVICES=smi, but nvidia-smi is not on PATH: "
             "add its folder to PATH, or set GPU_BROKER_DEVICES=nvml or none"
         )
+    smi = None if smi_on_path is None else SmiSource(host, smi_on_path)
     if spec == "nvml" or (spec == "auto" and enable_nvml):
-        return NvmlSource(host, pcie_every_s=PCIE_EVERY_S if pcie else None)
-    if smi_on_path is not None:
-        return SmiSource(host, smi_on_path)
+        nvml = NvmlSource(
+            host,
+            deadline_s=limits.wait_s or NVML_WAIT_S,
+            most_s=limits.most_s,
+            pcie_every_s=PCIE_EVERY_S if pcie else None,
+            libraries=(limits.library,) if limits.library else FOLDERS,
+        )
+        return nvml if spec == "nvml" or smi is None else FallbackSource(nvml, smi)
+    if smi is not None:
+        return smi
     return NoneSource(
         "No way to ask for GPUs: ENABLE_NVML is not true and nvidia-smi is not on PATH"
     )

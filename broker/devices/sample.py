@@ -103,6 +103,7 @@ class Sample:
 
     Attributes:
         warnings: sentences for the operator about what works all the same.
+        nvml_error: why NVML was not used although it was asked for; None: it was, or was not.
         began: when the driver was asked, on `time.monotonic`; None: when the sample was.
         late: the driver has not answered, and its answer is still waited for.
     """
@@ -112,6 +113,7 @@ class Sample:
     error: str | None = None
     driver_version: str | None = None
     warnings: tuple[str, ...] = ()
+    nvml_error: str | None = None
     began: float | None = None
     late: bool = False
 

@@ -40,6 +40,14 @@ def warning_of(sample: Sample) -> str:
     )
 
 
+def slow(driver: str, seconds: float, *, persists: bool) -> str:
+    """Return the warning about a slow driver, with what helps."""
+    said = f"{driver} takes {seconds:.1f} s to answer"
+    if persists:
+        return f"{said}: looks at the GPUs are as old as that"
+    return f"{said}, and persistence mode is off: turn it on (nvidia-persistenced)"
+
+
 def without_numbers(text: str) -> str:
     """Return a sentence without its numbers: one that counts seconds stays the same one."""
     return re.sub(r"\d+", "", text)

@@ -144,6 +144,6 @@ def info(
     if not rows:
         said = "; ".join(f"{host}: {trouble}" for host, trouble in troubles.items())
         answer["message"] = f"no GPU is seen: {said}" if said else NO_GPUS
-    if nvml and sample and sample.error:
-        answer["nvml_init_error"] = sample.error
+    if sample and (error := sample.nvml_error or (nvml and sample.error)):
+        answer["nvml_init_error"] = error
     return answer

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import re
 from typing import TYPE_CHECKING, Any
 
-from tests.api.brokers import eventually
+import pytest
+
+from tests.api.brokers import BIN, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.hardware.machines import Reported
 
@@ -64,3 +69,94 @@ def test_gpu_that_is_identified_at_last_leaves_no_row_behind(
     assert "host_trouble" not in machine.broker.http.get("/gpu/info").json()
     leases = [machine.broker.granted(min_memory_mb=70_000, ttl_s=60) for _ in range(3)]
     assert len({lease["gpus"][0]["uuid"] for lease in leases}) == 3
+
+
+ANOTHER = "class NVMLError(Exception):\n    pass\n\n\ndef nvmlInit():\n    pass\n"
+"""A module pynvml as another package installs it: it lacks much of nvidia-ml-py's."""
+
+
+def test_another_packages_pynvml_hides_nothing(
+    reported: Callable[..., Reported], tmp_path: Path
+) -> None:
+    """One that stands before nvidia-ml-py's on the path is said, and passed over."""
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "pynvml.py").write_text(ANOTHER)
+    machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "before"))
+    rows = machine.until(lambda rows: len(rows) == 2)
+    assert [row["state"] for row in rows] == ["ok", "ok"]
+    warning = host_of(machine)["warning"]
+    assert warning.startswith(f"another package's pynvml ({tmp_path}/before/pynvml.py) hides ")
+    assert host_of(machine)["trouble"] is None
+    info = machine.broker.http.get("/gpu/info").json()
+    assert info["host_warnings"] == {"h1": warning}
+    assert info["nvml_supported"] is True
+    for said in told(machine, "status", "hosts", "doctor"):
+        assert warning in said
+    assert machine.broker.metrics()['gpu_broker_host_warning{host="h1"}'] == 1.0
+
+
+def test_another_packages_pynvml_in_place_of_ours_is_said(
+    reported: Callable[..., Reported], tmp_path: Path
+) -> None:
+    """The host is in trouble where its file lies over nvidia-ml-py's, with the way out."""
+    (tmp_path / "over").mkdir()
+    (tmp_path / "over" / "pynvml.py").write_text(ANOTHER)
+    (tmp_path / "over" / "nvidia_ml_py-13.dist-info").mkdir()
+    metadata = tmp_path / "over" / "nvidia_ml_py-13.dist-info" / "METADATA"
+    metadata.write_text("Name: nvidia-ml-py\nVersion: 13\n")
+    machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "over"), PATH=str(BIN))
+    trouble = eventually(lambda: host_of(machine)["trouble"], 10)
+    assert trouble.startswith(f"another package's pynvml ({tmp_path}/over/pynvml.py) is in the ")
+    assert "pip install --force-reinstall nvidia-ml-py" in trouble
+    info = machine.broker.http.get("/gpu/info").json()
+    assert (info["gpus"], info["nvml_supported"], info["nvml_init_error"]) == ([], False, trouble)
+    assert info["message"] == f"no GPU is seen: h1: {trouble}"
+    [doctor] = told(machine, "doctor")
+    assert "WRONG host h1 does not see its GPUs: another package's pynvml" in doctor
+
+
+def test_nvidia_smi_is_asked_where_nvml_has_no_library(reported: Callable[..., Reported]) -> None:
+    """With `auto`, which says so; a lease gets the GPU, and /ready stays what it is."""
+    if ctypes.util.find_library("nvidia-ml"):
+        pytest.skip("this machine has NVML's library")
+    machine = reported("nvml_out_of_the_way", ENABLE_NVML="true")
+    [gpu] = machine.until(len)
+    assert (gpu["name"], gpu["state"]) == ("NVIDIA GeForce RTX 4090", "ok")
+    warning = eventually(lambda: host_of(machine)["warning"], 5)
+    assert warning.startswith("NVML cannot be used, and nvidia-smi is asked in its place")
+    assert warning.endswith("No NVIDIA driver library (libnvidia-ml.so.1) on this machine")
+    info = machine.broker.http.get("/gpu/info").json()
+    assert info["nvml_init_error"] == "No NVIDIA driver library (libnvidia-ml.so.1) on this machine"
+    assert info["nvml_supported"] is False
+    assert machine.broker.granted(min_memory_mb=20_000, ttl_s=60)["gpus"][0]["uuid"] == gpu["uuid"]
+    assert machine.broker.said().count(warning) == 1
+    [doctor] = told(machine, "doctor")
+    assert f"NOTE host h1 warns: {warning}" in doctor
+
+
+def test_library_in_another_place_is_taken_from_there(
+    reported: Callable[..., Reported], driver: Path
+) -> None:
+    """NVML is read through it, and the host warns that programs may need its folder."""
+    if ctypes.util.find_library("nvidia-ml"):
+        pytest.skip("this machine has NVML's library")
+    machine = reported(
+        "another_pynvml", LD_LIBRARY_PATH="/nonexistent", GPU_BROKER_NVML_LIBRARY=str(driver)
+    )
+    machine.until(lambda rows: len(rows) == 2)
+    assert str(driver / "libnvidia-ml.so.1") in host_of(machine)["warning"]
+    assert machine.broker.http.get("/gpu/info").json()["nvml_supported"] is True
+
+
+def test_slow_nvml_is_waited_for(reported: Callable[..., Reported]) -> None:
+    """GPUs that need longer than the limit are leased, and the host says what would help."""
+    machine = reported("slow_nvml", GPU_BROKER_DRIVER_WAIT_S="0.5")
+    rows = machine.until(lambda rows: len(rows) == 2 and rows[0]["state"] == "ok", 20)
+    assert [row["uuid"][:4] for row in rows] == ["GPU-", "GPU-"]
+    warning = eventually(lambda: host_of(machine)["warning"], 10)
+    assert re.fullmatch(
+        r"NVML takes \d\.\d s to answer, and persistence mode is off: turn it on "
+        r"\(nvidia-persistenced\)", warning
+    )  # fmt: skip
+    assert host_of(machine)["trouble"] is None
+    assert all(row["state"] == "ok" for row in machine.gpus())

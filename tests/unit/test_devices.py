@@ -120,6 +120,8 @@ def test_none_says_why_there_are_no_devices(spec, safe_mode, why):
 def trapped(tmp_path):
     """Sample once in a process where pynvml raises on import and nvidia-smi leaves a mark."""
     (tmp_path / "pynvml.py").write_text("raise RuntimeError('pynvml was imported')\n")
+    (tmp_path / "nvidia_ml_py-1.dist-info").mkdir()  # the real one is not looked for
+    (tmp_path / "nvidia_ml_py-1.dist-info" / "METADATA").write_text("Name: nvidia-ml-py\n")
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/touched\n")
     program.chmod(0o755)

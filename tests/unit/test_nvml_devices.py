@@ -292,7 +292,9 @@ def test_nvml_closed_says_so():
 
 
 def test_nvml_import_that_fails_is_an_error_of_the_sample(tmp_path):
-    """A missing or broken nvidia-ml-py is told in a sentence, at the first sample, not before."""
+    """A broken or another pynvml in its place is told at the first sample, not before."""
+    (tmp_path / "nvidia_ml_py-1.dist-info").mkdir()
+    (tmp_path / "nvidia_ml_py-1.dist-info" / "METADATA").write_text("Name: nvidia-ml-py\n")
     code = textwrap.dedent("""
         import sys
         from broker.devices import choose
@@ -304,6 +306,9 @@ def test_nvml_import_that_fails_is_an_error_of_the_sample(tmp_path):
         "raise ImportError('no')": "nvidia-ml-py is not installed: pip install "
         "'gpu-lease-broker[broker]'\n",
         "raise RuntimeError('bad')": "NVML failed: RuntimeError: bad\n",
+        "class NVMLError(Exception): pass": f"another package's pynvml ({tmp_path}/pynvml.py) is "
+        "in the place of nvidia-ml-py's: pip uninstall nvidia-ml-py3 pynvml, then pip install "
+        "--force-reinstall nvidia-ml-py\n",
     }.items():
         (tmp_path / "pynvml.py").write_text(body)
         done = subprocess.run(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.last_known import Fault
+from broker.devices.nvml.binding import BindingError
 from broker.devices.sample import DeviceSample, model_of, percent, system_mb_of, text
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ ABSENT = frozenset({3, 4, 6, 13, 21, 25, 26})
 
 Not supported, no permission, not found, function not found, no data, version mismatch, deprecated.
 """
+
+NO_LIBRARY = 12
+"""Code of NVML for a library that the loader does not find."""
 
 _NO_MEMORY = "NVML does not tell how much memory this {} has"
 _LOST = frozenset({15, 16})
@@ -49,6 +53,8 @@ _SENTENCES = {
 def _sentence(error: Exception) -> str:
     if isinstance(error, ImportError):
         return "nvidia-ml-py is not installed: pip install 'gpu-lease-broker[broker]'"
+    if isinstance(error, BindingError):
+        return text(error)
     value = getattr(error, "value", None)
     if isinstance(value, int):
         return _SENTENCES.get(value) or f"NVML failed with error {value}: {text(error)[:120]}"

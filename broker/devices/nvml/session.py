@@ -54,6 +54,13 @@ class Session:
         """True if one of the session's threads may be in NVML."""
         return self.watch.running or (self.pcie is not None and self.pcie.running)
 
+    def persists(self, index: int) -> bool:
+        """Tell whether the driver keeps a GPU ready; True also where it does not say."""
+        with suppress(Exception):
+            handle = self.nvml.nvmlDeviceGetHandleByIndex(index)
+            return bool(self.nvml.nvmlDeviceGetPersistenceMode(handle))
+        return True
+
     def leave(self) -> None:
         """Ask the threads to end, without waiting; the session is of no use any more."""
         self.left = True

@@ -7,7 +7,6 @@ driver reload needs no notice. No thread is started for a GPU whose last call st
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from dataclasses import replace
@@ -16,12 +15,15 @@ from typing import TYPE_CHECKING
 
 from broker.devices.bounded_call import BoundedCall
 from broker.devices.last_known import Fault, Known
+from broker.devices.nvml.answer_times import AnswerTimes
+from broker.devices.nvml.binding import FOLDERS, load_module, preload
 from broker.devices.nvml.gpu import read
-from broker.devices.nvml.handle import fault_of
+from broker.devices.nvml.handle import NO_LIBRARY, fault_of
 from broker.devices.nvml.processes import Busy
 from broker.devices.nvml.session import Session
 from broker.devices.nvml.xid import Xids
 from broker.devices.sample import MAX_DEVICES, DeviceSample, Sample
+from broker.devices.trouble import slow
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     """Reading of one index: the GPU and then its MIG devices, or the fault that prevented it."""
 
 _HELD = "a call into the NVIDIA driver has not returned: only the end of this process lets go of it"
+_OPENING = -1
+"""Opening of NVML, among the indexes of GPUs."""
+
+_ELSEWHERE = (
+    "NVML's library is not where the loader looks, and was taken from {}: GPU programs may need "
+    "its folder in LD_LIBRARY_PATH"
+)
 
 _UNLISTED = Fault("lost", "The NVIDIA driver no longer lists this GPU", gone=True)
 
@@ -38,8 +47,9 @@ class NvmlSource:
     """Source of samples through NVML.
 
     sample() answers within two deadlines: one for NVML as a whole, one for all GPUs together.
-    A GPU whose call outlives its deadline is not asked again before that call has ended, and
-    its late answer is dropped: it would pass for newer than it is. NVML is opened again
+    A GPU whose call outlives its deadline is not asked again before that call has ended. Then it is
+    waited for twice as long as that call took, within `most_s`: a slow driver is not a silent one.
+    NVML is opened again
     at the next sample after it failed, and every `reopen_s` while a GPU is not well or XIDs are not
     collected, because only that finds a GPU that came back; it is not done more often because
     without persistence mode it takes seconds. The PCIe throughput is asked for every `pcie_every_s`
@@ -53,9 +63,15 @@ class NvmlSource:
         host: str,
         *,
         deadline_s: float = 2.0,
+        most_s: float = 60.0,
         reopen_s: float = 300.0,
         pcie_every_s: float | None = None,
+        libraries: tuple[str, ...] = FOLDERS,
     ) -> None:
+        self._libraries = libraries
+        self._times = AnswerTimes(deadline_s, most_s)
+        self._volatile: set[int] = set()
+        self._warnings: dict[str, None] = {}
         self._deadline_s = deadline_s
         self._reopen_s = reopen_s
         self._pcie_every_s = pcie_every_s
@@ -76,10 +92,14 @@ class NvmlSource:
         with self._turn:
             if self._closed:
                 return self._failed(Fault("error", "The NVML source is closed"))
+            opens = self._session is None or self._is_to_reopen(self._session)
             counting = self._counting = self._counting or BoundedCall(self._count, "nvml")
-            if not counting.answered_within(self._deadline_s):
-                return self._failed(_overdue(counting.age_s))
+            wait_s = self._times.seconds(_OPENING) if opens else self._deadline_s
+            if not counting.answered_within(wait_s):
+                return replace(self._failed(_overdue(counting.age_s)), late=True)
             self._counting = None
+            if opens:
+                self._times.note(_OPENING, counting)
             try:
                 session, count = counting.answer()
             except Exception as error:  # noqa: BLE001 - the sample tells it
@@ -91,7 +111,8 @@ class NvmlSource:
             self._ailing = session.watch.failed or any(
                 row.state in {"lost", "error"} and not row.parent for row in rows
             )
-            return Sample(self._marked(rows), "nvml", None, self._driver)
+            said = (*self._warnings, *self._slow())
+            return Sample(self._marked(rows), "nvml", None, self._driver, said)
 
     def release(self) -> str:
         """Let go of the driver until the next sample.
@@ -112,25 +133,26 @@ class NvmlSource:
 
     def close(self) -> None:
         """End the NVML session, unless a call hangs in it: the end would hang as well."""
-        with self._turn:
-            self._closed = True
+        self._closed = True
+        if not self._turn.acquire(timeout=self._deadline_s):
+            return  # a slow sample goes on, on a thread that ends with the process
+        try:
             if self._counting is None:
                 BoundedCall(self._shut, "nvml-close").answered_within(self._deadline_s)
                 self._leave()
+        finally:
+            self._turn.release()
 
     def _failed(self, fault: Fault) -> Sample:
         rows = self._known.merge({}, Fault("error", fault.reason))
         return Sample(self._marked(rows), "nvml", fault.reason, self._driver)
 
     def _count(self) -> tuple[Session, int]:
-        nvml = self._nvml = self._nvml or importlib.import_module("pynvml")
-        session = self._session
-        if session is not None and (
-            session.left or self._ended or (self._ailing and session.age_s >= self._reopen_s)
-        ):
+        nvml = self._nvml = self._nvml or self._load()
+        if self._session is not None and self._is_to_reopen(self._session):
             self._shut()
         if self._session is None:
-            self._session = Session(nvml, self._xids, pcie_every_s=self._pcie_every_s)
+            self._session = self._open(nvml)
             self._driver = self._session.driver or self._driver
         try:
             count = nvml.nvmlDeviceGetCount()
@@ -141,6 +163,33 @@ class NvmlSource:
         if not 0 <= count <= MAX_DEVICES:
             raise ValueError(f"it counts {count} GPUs")
         return self._session, count
+
+    def _is_to_reopen(self, session: Session) -> bool:
+        ailing = self._ailing and session.age_s >= self._reopen_s
+        return session.left or self._ended or ailing
+
+    def _load(self) -> ModuleType:
+        module, warning = load_module()
+        if warning:
+            self._warnings[warning] = None
+        return module
+
+    def _open(self, nvml: ModuleType) -> Session:
+        """Open NVML; where the loader does not find its library, in the places that we know."""
+        try:
+            return Session(nvml, self._xids, pcie_every_s=self._pcie_every_s)
+        except nvml.NVMLError as error:
+            path = preload(self._libraries) if error.value == NO_LIBRARY else ""
+            if not path:
+                raise
+        self._warnings[_ELSEWHERE.format(path)] = None
+        return Session(nvml, self._xids, pcie_every_s=self._pcie_every_s)
+
+    def _slow(self) -> tuple[str, ...]:
+        """Say how slow the driver is, and what helps; nothing: it is not."""
+        if not (seconds := self._times.slowest_s):
+            return ()
+        return (slow("NVML", seconds, persists=not self._volatile),)
 
     def _shut(self) -> None:
         busy = any(call.running for call in self._reading.values())
@@ -157,18 +206,30 @@ class NvmlSource:
             self._abandoned = [s for s in [*self._abandoned, session] if s.running]
 
     def _read_all(self, session: Session, count: int) -> dict[int, Answer]:
-        until = time.monotonic() + self._deadline_s
+        for index, call in self._reading.items():
+            self._times.note(index, call)
         stuck = {index: call for index, call in self._reading.items() if call.running}
         fresh = {
-            index: BoundedCall(
-                partial(read, session.nvml, session.watch, self._busy, index), f"nvml-{index}"
-            )
+            index: BoundedCall(partial(self._read, session, index), f"nvml-{index}")
             for index in range(count)
             if index not in stuck
         }
         self._reading = stuck | fresh
         answers: dict[int, Answer] = {index: _overdue(call.age_s) for index, call in stuck.items()}
-        return answers | {index: _answer(call, until) for index, call in fresh.items()}
+        began = time.monotonic()
+        for index, call in fresh.items():
+            answers[index] = _answer(call, began + self._times.seconds(index))
+            self._times.note(index, call)
+        return answers
+
+    def _read(self, session: Session, index: int) -> Answer:
+        answer = read(session.nvml, session.watch, self._busy, index)
+        if self._times.is_slow(index):
+            if session.persists(index):
+                self._volatile.discard(index)
+            else:
+                self._volatile.add(index)
+        return answer
 
     def _marked(self, rows: tuple[DeviceSample, ...]) -> tuple[DeviceSample, ...]:
         """Return the rows with their XIDs, PCIe throughput and errors."""

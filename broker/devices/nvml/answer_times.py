@@ -1,0 +1,45 @@
+"""Times that answers of each GPU took: one that was late is waited for longer the next time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from broker.devices.bounded_call import BoundedCall
+
+SLOW_S: Final = 2.0
+"""Seconds from which on an answer is slow enough for a word to the operator."""
+
+FACTOR: Final = 2.0
+
+
+class AnswerTimes:
+    """Seconds that each call is waited for, by the time that its last answer took.
+
+    Args:
+        least_s: of a call that was never answered, or at once.
+        most_s: of any.
+    """
+
+    def __init__(self, least_s: float, most_s: float) -> None:
+        self._least_s = least_s
+        self._most_s = max(least_s, most_s)
+        self._took_s: dict[int, float] = {}
+
+    def note(self, of: int, call: BoundedCall[Any]) -> None:
+        """Take the time that a call took, if it has ended."""
+        if not call.running:
+            self._took_s[of] = call.took_s
+
+    def seconds(self, of: int) -> float:
+        """Return how long the next such call is waited for."""
+        return min(self._most_s, max(self._least_s, FACTOR * self._took_s.get(of, 0.0)))
+
+    def is_slow(self, of: int) -> bool:
+        """Tell whether its last answer was slow."""
+        return self._took_s.get(of, 0.0) >= min(SLOW_S, self._least_s)
+
+    @property
+    def slowest_s(self) -> float:
+        """Seconds that the slowest of the last answers took; 0.0: none was slow."""
+        return max((s for of, s in self._took_s.items() if self.is_slow(of)), default=0.0)
