@@ -34,6 +34,7 @@ class ProcessStatus:
         since_ms: the first sight of it there, on the pool's clock.
         start: its start, in clock ticks since its host's boot; 0 = unknown.
         busy_pct: share of the GPU's recent time that it computed, 0-100; None: unknown.
+        graphics_only: it draws, as a desktop does, and computes nothing.
     """
 
     pid: int
@@ -45,6 +46,7 @@ class ProcessStatus:
     since_ms: int
     busy_pct: float | None = None
     start: int = 0
+    graphics_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class DeviceStatus:
         idle_unleased_mb: most `unleased_mb` with which it still counts as unused.
         used_mb: MiB in use by the driver's word, or None.
         sampled_ms: the pool's time of the sample; 0 = unknown.
-        processes: its processes; None: its host cannot tell, and `unseen` has the reason.
+        processes: its processes; None: its host cannot tell.
+        unseen: the reason for which they are not told, or not all.
         findings: findings about leases and processes on it.
         quarantine: its host's reason not to lend it; empty: it is lent.
         xid: its last NVIDIA error code, at `xid_ms`; 0 = none.
@@ -211,6 +214,7 @@ def _process(row: dict[str, Any]) -> ProcessStatus:
         since_ms=int(row.get("since_ms", 0)),
         busy_pct=None if busy_pct is None else float(busy_pct),
         start=int(row.get("start", 0)),
+        graphics_only=row.get("graphics_only") is True,
     )
 
 

@@ -21,6 +21,9 @@ FOUND: Final = {word: "red" if kind.grave else "yellow" for word, kind in KINDS.
 USER: Final = 10
 """Most letters of a user's name: its column never gives way."""
 
+DRAWS: Final = "graphics"
+"""Word for a process that computes nothing."""
+
 Row = tuple[str, ...]
 
 
@@ -30,13 +33,17 @@ def beneath(device: DeviceStatus, lease: LeaseStatus, scene: PoolState, *, wide:
 
 
 def unleased_rows(device: DeviceStatus, scene: PoolState, *, wide: bool) -> list[Row]:
-    """Return the rows of the processes without a living lease, each with a word for it."""
-    rows = []
-    for process in unleased(device, scene.leases):
-        word = process.finding or ("orphan" if process.token else "squatter")
-        said = paint(word, FOUND.get(word))
-        rows.append(_row("!", process, said, scene, wide=wide))
-    return rows
+    """Return the rows of the processes without a living lease, with what is found of them."""
+    return [
+        _row(
+            "!" if process.finding else "·",
+            process,
+            paint(process.finding, FOUND.get(process.finding)) or DRAWS * process.graphics_only,
+            scene,
+            wide=wide,
+        )
+        for process in unleased(device, scene.leases)
+    ]
 
 
 def _row(mark: str, process: ProcessStatus, word: str, scene: PoolState, *, wide: bool) -> Row:
@@ -63,7 +70,7 @@ def notes(scene: PoolState, width: int | None) -> list[str]:
     lines += _drains(scene)
     unseen: dict[str, dict[str, None]] = {}
     for device in scene.devices.values():
-        if device.processes is None and device.unseen:
+        if device.unseen:
             unseen.setdefault(device.unseen, {})[device.host] = None
     lines += [f"processes unseen on {', '.join(hosts)}: {why}" for why, hosts in unseen.items()]
     lines = [one_line(line) for line in lines]

@@ -63,10 +63,10 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
                   "process_visibility": "host", "processes_unseen": None, "processes": [
                       {"pid": 4711, "name": "python3", "user": "ann", "memory_mb": 8108,
                        "busy_pct": 83.0, "token": TOKEN, "finding": None,
-                       "since": 1795607411.2},
+                       "graphics_only": False, "since": 1795607411.2},
                       {"pid": 991, "name": "jupyter", "user": "bob", "memory_mb": 193,
                        "busy_pct": 0.0, "token": None, "finding": "squatter",
-                       "since": 1795604000.9}],
+                       "graphics_only": False, "since": 1795604000.9}],
                   "findings": [{"kind": "squatter", "subject": "991"}], "quarantine": "",
                   "xid": None, "xid_at": None, "recovery_action": 0, "ecc_uncorrected": 0,
                   "mps": False}]},

@@ -90,7 +90,10 @@ def _measured(device: DeviceStatus, name: str) -> float | bool | None:
 
 
 def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
-    """Return a device's processes, null where its host cannot tell, and its findings."""
+    """Return a device's processes, null where its host cannot tell, and its findings.
+
+    The visibility is `host`: all are seen; `part`: some are; `none`.
+    """
 
     def process(p: ProcessStatus) -> dict[str, Any]:
         return {
@@ -101,14 +104,15 @@ def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, A
             "busy_pct": p.busy_pct,
             "token": named(p.token) if p.token else None,
             "finding": p.finding or None,
+            "graphics_only": p.graphics_only,
             "since": p.since_ms / 1000,
         }
 
     seen = device.processes is not None
     return {
-        "process_visibility": "host" if seen else "none",
+        "process_visibility": "none" if not seen else "part" if device.unseen else "host",
         "processes": [process(p) for p in device.processes or ()] if seen else None,
-        "processes_unseen": None if seen else device.unseen or None,
+        "processes_unseen": device.unseen or None,
         "findings": [
             {"kind": f.kind, "subject": named(f.subject) if f.kind in OF_LEASE else f.subject}
             for f in device.findings

@@ -70,7 +70,7 @@ def test_rows_have_processes_findings_and_health(door: Door) -> None:
     assert [p["pid"] for p in first["processes"]] == [991, 4711, 77]
     assert first["processes"][1] == {
         "pid": 4711, "name": "python3", "user": "ann", "memory_mb": 5120, "busy_pct": 79.6,
-        "token": door.token, "finding": None, "since": 1_795_607_400.0,
+        "graphics_only": False, "token": door.token, "finding": None, "since": 1_795_607_400.0,
     }  # fmt: skip
     assert first["processes"][0]["token"] is None
     assert first["findings"] == [

@@ -143,6 +143,18 @@ def test_process_on_a_gpu_that_its_lease_does_not_hold_has_none_there(
     assert ["! python3", "pid 5", "100 MiB", "ann", "squatter"] in rows
 
 
+def test_process_without_a_finding_is_called_nothing(pool: TestBroker, found: str) -> None:
+    """No lease is no finding: it may be new, of the machine, or draw; only its host tells."""
+    window = process(6, name="firefox") | {"graphics_only": True}
+    late = process(7, name="late", token="0" * 16)
+    tell(pool.client, SECOND, processes=[process(5), window, late], unseen="some have no pid")
+    rows = [cells(line) for line in printed(pool, "status").splitlines()]
+    assert ["· python3", "pid 5", "100 MiB", "ann"] in rows
+    assert ["· firefox", "pid 6", "100 MiB", "ann", "graphics"] in rows
+    assert ["· late", "pid 7", "100 MiB", "ann"] in rows
+    assert f"processes unseen on {HOST}: some have no pid" in printed(pool, "status")
+
+
 def test_events_of_findings_say_what_and_of_whom(pool: TestBroker, found: str) -> None:
     """The finding, the process, the code and what came of it, on a line."""
     stream = pool.client.keys.events

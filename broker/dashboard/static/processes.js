@@ -37,13 +37,15 @@ export function gpuProcesses(gpu) {
     return html`<h3>Processes</h3><p class="hint">Its host cannot tell: ${gpu.processes_unseen}</p>`;
   }
   if (!gpu.processes.length) return html`<h3>No processes</h3>`;
-  return html`<h3>Processes</h3>${table(gpu.processes)}`;
+  const more = gpu.processes_unseen && html`<p class="hint">Its host cannot tell all: ${gpu.processes_unseen}</p>`;
+  return html`<h3>Processes</h3>${table(gpu.processes)}${more || nothing}`;
 }
 
 function whose(process) {
   const lease = rows.leases.get(process.token);
-  const word = process.finding ?? (lease ? null : process.token ? "orphan" : "squatter");
+  const word = process.finding;
   return html`${word ? html`<b class="state trouble" title=${FINDINGS[word]}>${word}</b>` : nothing}
+    ${process.graphics_only ? html`<span class="hint" title="it draws, and computes nothing">graphics</span>` : nothing}
     ${lease
       ? link("lease", process.token, lease.agent)
       : process.token && short(process.token)}`;
