@@ -26,6 +26,7 @@ REASONS: Final = {
     "quarantined": "its host does not lend it until it is known to be sound",
     "dirty": "processes of a lease that is over are still on it",
     "mig": "it is divided: its parts are leased instead",
+    "prohibited": "its compute mode lets no process compute on it",
     "down": "its reporter says that something is wrong with it, or is silent",
     "drained": "an operator drained it",
     "too_small": "it could never hold that much",
@@ -39,8 +40,12 @@ REASONS: Final = {
 }
 """Reasons for which a device does not fit now: a closed set."""
 
+STATES: Final = ("quarantined", "dirty", "mig", "prohibited")
+"""States of a device that are a reason by themselves."""
+
 ELSEWHERE: Final = frozenset({
-    "other_host", "other_model", "quarantined", "dirty", "mig", "down", "drained", "too_small",
+    "other_host", "other_model", "quarantined", "dirty", "mig", "prohibited", "down", "drained",
+    "too_small",
 })  # fmt: skip
 """Reasons that no end of a lease changes."""
 
@@ -109,7 +114,7 @@ def reason(
         ("other_host", wish.host not in {ANY, device.host}),
         ("other_model", wish.model not in {ANY, device.model}),
         ("too_small", device.total_mb - device.system_mb < wish.memory_mb),
-        *((state, device.state == state) for state in ("quarantined", "dirty", "mig")),
+        *((state, device.state == state) for state in STATES),
         ("down", device.state != "ok"),
         ("drained", device.drained),
         ("reserved", device.reserved_for not in {"", token}),

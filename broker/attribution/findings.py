@@ -73,7 +73,7 @@ class Found:
     """Findings on one device.
 
     Attributes:
-        subjects: kind -> tokens or pids; a kind that cannot be told is missing.
+        subjects: kind -> tokens or pids; a kind that cannot be told yet is missing.
         rows: the device's processes; None: they cannot be told.
         dirty: a sentence about the leftovers of an ended lease; empty: there are none.
     """
@@ -105,6 +105,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._recalled = False
+        self._blind: frozenset[str] = frozenset()
         self._idle_since: dict[str, int] = {}
         self._seen_since: dict[tuple[str, int, int], int] = {}
         self.standing: tuple[OpenFinding, ...] = ()
@@ -143,16 +144,18 @@ class Findings:
     ) -> None:
         since: dict[tuple[str, int, int], int] = {}
         for uuid, device in seen.devices.items():
+            if device.processes is not None or uuid in self._blind:
+                found[uuid].subjects = {kind: [] for kind in (*OF_PROCESS, "idle")}
             if device.processes is None:
                 continue
-            for kind in (*OF_PROCESS, "idle"):
-                found[uuid].subjects[kind] = []
             rows: list[ProcessStatus] = []
             for process in device.processes:
                 program = seen.programs.get(process.pid)
                 key = (uuid, process.pid, program.start if program else 0)
                 since[key] = self._seen_since.get(key, seen.sampled_ms)
                 row = _row(seen, uuid, process, program, since[key])
+                if row.finding == "squatter" and _of_a_desktop(process, pool):
+                    row = replace(row, finding="")
                 if hearing:  # a forgotten lease may be recovered
                     row = replace(row, finding="")
                 rows.append(row)
@@ -163,6 +166,11 @@ class Findings:
             rows.sort(key=lambda row: -(row.memory_mb or 0))
             found[uuid].rows = rows[:MOST_ROWS]
         self._seen_since = since
+        self._blind = frozenset(
+            uuid
+            for uuid, device in seen.devices.items()
+            if device.processes is None and not device.simulated
+        )
 
     def _idle(self, seen: AttributedSample, pool: PoolStatus) -> Iterator[tuple[str, str]]:
         """Yield (device, token) of the leases that no process has used for long enough."""
@@ -206,7 +214,8 @@ def _row(
     here = owners & shares.active.keys()
     finding = ""
     settled = program is not None and since_ms < seen.sampled_ms  # neither starting nor ending
-    if settled and not here and program is not None and program.name not in SYSTEM:
+    exempt = process.graphics_only or program is None or program.name in SYSTEM
+    if settled and not here and not exempt:
         finding = _without_lease(seen, uuid, owners)
     return ProcessStatus(
         pid=process.pid,
@@ -217,8 +226,14 @@ def _row(
         finding=finding,
         since_ms=since_ms,
         busy_pct=process.busy_pct,
+        graphics_only=process.graphics_only,
         start=program.start if program else 0,
     )
+
+
+def _of_a_desktop(process: GpuProcess, pool: PoolStatus) -> bool:
+    """Tell whether a process may be a desktop's: it draws, and uses no more than these may."""
+    return process.draws and (process.memory_mb or 0) <= pool.idle_foreign_mb
 
 
 def _without_lease(seen: AttributedSample, uuid: str, owners: frozenset[str]) -> str:
@@ -235,7 +250,8 @@ def _without_lease(seen: AttributedSample, uuid: str, owners: frozenset[str]) ->
     # It may belong to a lease with processes that have yet to be seen.
     shares = seen.shares[uuid]
     doubtful = shares.unattributed | (shares.unseen & shares.active.keys())
-    return "" if doubtful or uuid in seen.holders.unsure else "squatter"
+    unsure = seen.devices[uuid].unseen or uuid in seen.holders.unsure
+    return "" if doubtful or unsure else "squatter"
 
 
 def _ended(seen: AttributedSample, token: str) -> tuple[str, int] | None:
@@ -272,9 +288,11 @@ def _dirt(seen: AttributedSample, row: ProcessStatus, pool: PoolStatus) -> str:
 
 
 def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
-    """Return whether no process of a lease visibly works on one of its devices."""
+    """Return whether surely no process of a lease works on one of its devices."""
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or seen.states[uuid] in FAILED:
+        return False
+    if device.unseen:  # it may be one of those that are not seen
         return False
     unknown = lease.token in seen.shares[uuid].unattributed | seen.shares[uuid].unseen
     return not any(

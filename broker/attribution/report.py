@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -21,6 +21,8 @@ from broker.attribution.findings import (
 )
 from broker.attribution.health import Health
 from broker.attribution.ownership import NOBODYS, Matcher
+from broker.attribution.terms import FORBIDDEN, on_terms
+from broker.attribution.visibility import visible
 from broker.devices.numbers import numbered
 
 if TYPE_CHECKING:
@@ -46,9 +48,12 @@ COOLING: Final = 4_000
 FINDER_MS: Final = 20_000
 """Silence of the reporter that names a host's findings, after which another one takes over."""
 
-LINES: Final = ("name", "reason", "unseen", "nvml_error", "quarantine")
+LINES: Final = ("name", "reason", "unseen", "one_lease", "nvml_error", "quarantine")
 
-SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason"})
+RARE: Final = frozenset({"graphics_only"})
+"""Fields of a process that are told only where they say something."""
+
+SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason", "compute_mode"})
 """Fields of a sample that the report states in another form."""
 
 
@@ -93,7 +98,10 @@ class ReportBuilder:
         """Return the report of a look, with the leases and processes to end."""
         now = time.monotonic()
         self._matcher.recall(holders.devices.values(), now)
-        devices = {d.uuid: _visible(d, look) for d in numbered(look.sample.devices)}
+        devices = {
+            d.uuid: on_terms(visible(d, look.unseen, pool.idle_foreign_mb), look.programs)
+            for d in numbered(look.sample.devices)
+        }
         verdicts = {
             uuid: self._health.judge(
                 device,
@@ -117,7 +125,9 @@ class ReportBuilder:
             for uuid in devices
         }
         accounts = {
-            uuid: None if uuid in holders.unsure else account(device, owners, shares[uuid])
+            uuid: None
+            if device.unseen or uuid in holders.unsure
+            else account(device, owners, shares[uuid])
             for uuid, device in devices.items()
         }
         states = {uuid: verdict.state for uuid, verdict in verdicts.items()}
@@ -134,7 +144,7 @@ class ReportBuilder:
         )
         found = self._findings.look(seen, pool)
         reports = {
-            uuid: _report(device, verdicts[uuid], accounts[uuid], found[uuid], look.unseen)
+            uuid: _report(device, verdicts[uuid], accounts[uuid], found[uuid], pool)
             for uuid, device in devices.items()
         }
         for uuid, gone in holders.gone.items():
@@ -176,20 +186,18 @@ class ReportBuilder:
                 reports[uuid]["tell"] = _names(said)
 
 
-def _visible(device: DeviceSample, look: HostSample) -> DeviceSample:
-    """Return the device, without processes if their pids mean nothing here."""
-    return replace(device, processes=None) if look.unseen else device
-
-
 def _report(
-    device: DeviceSample, verdict: Verdict, account: Account | None, found: Found, unseen: str
+    device: DeviceSample, verdict: Verdict, account: Account | None, found: Found, pool: PoolStatus
 ) -> dict[str, str]:
     """Return a device's fields in the verb's form; an unknown value is empty, never 0."""
     state, reason = verdict.state, verdict.reason
+    if state == "ok" and device.compute_mode == "prohibited":
+        state, reason = "prohibited", FORBIDDEN
     if found.dirty and state == "ok":
         state, reason = "dirty", found.dirty
     said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
-    said |= {"state": state, "reason": reason, "unseen": unseen}
+    said |= {"state": state, "reason": reason}
+    said["idle_unleased_mb"] = str(pool.idle_foreign_mb)
     said["processes"] = _rows_text(found)
     for name in (
         "reported_unleased_mb",
@@ -239,7 +247,10 @@ def _rows_text(found: Found) -> str:
     """Return the processes of a device in the pool's form; empty: they cannot be told."""
     if found.rows is None:
         return ""
-    rows = [asdict(row) for row in found.rows]
+    rows = [
+        {name: value for name, value in asdict(row).items() if name not in RARE or value}
+        for row in found.rows
+    ]
     while len(said := json.dumps(rows, separators=(",", ":"))) > ROWS:
         rows.pop()
     return said

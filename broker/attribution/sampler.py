@@ -154,7 +154,7 @@ class Sampler:
         if sampled_ms and sample.began is not None:
             sampled_ms -= max(0, math.ceil(1000 * (began - sample.began)))
         pids = {process.pid for d in sample.devices for process in d.processes or ()}
-        unseen = self._system.unseen(self._visibility) if pids else ""
+        unseen = self._system.unseen(self._visibility)  # also where no process is listed
         programs: Mapping[int, Program] = {}
         if pids and not unseen:
             # an old answer would pass for a new one

@@ -14,7 +14,14 @@ from typing import Literal, Protocol, runtime_checkable
 
 State = Literal["ok", "lost", "error", "mig"]
 
+ComputeMode = Literal["", "default", "exclusive", "prohibited"]
+"""Number of processes that may compute on a GPU: many, one, none; empty: not told."""
+
 MAX_DEVICES = 1024
+
+NOT_TOLD = "{} does not name the processes on this GPU"
+NAMELESS = "some processes on this GPU have no pid here: those of other containers, or of a host"
+"""Reasons for which processes are not told, or not all."""
 
 _SYSTEM_MIN_MB = 256
 _UUID = re.compile(r"[A-Za-z0-9._:/-]{1,80}", re.ASCII)
@@ -28,11 +35,20 @@ class GpuProcess:
         pid: on the host, which is ours only where `/proc` shows the host's processes.
         memory_mb: MiB allocated on that GPU, rounded up; None: the driver does not tell.
         busy_pct: share of the GPU's recent time that it computed, 0-100; None: unknown.
+        draws: it has a graphics context, as programs of a desktop have.
+        computes: it has a compute context.
     """
 
     pid: int
     memory_mb: int | None
     busy_pct: float | None = None
+    draws: bool = False
+    computes: bool = True
+
+    @property
+    def graphics_only(self) -> bool:
+        """True if it draws and computes nothing."""
+        return self.draws and not self.computes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +63,9 @@ class DeviceSample:
 
     Attributes:
         processes: all that the driver names on it; None: it cannot tell.
+        compute_mode: the limit of processes on it.
+        one_lease: the reason for which it takes one lease at a time; empty: it may be shared.
+        unseen: the reason for which processes are not told, or not all; empty: they are.
         xids: NVIDIA's error codes that came since the sample before.
         listed: False: the working driver no longer lists it; all values are then as last known.
         parent: the UUID of the GPU that a MIG device is a part of; else empty.
@@ -90,7 +109,10 @@ class DeviceSample:
     listed: bool = True
     parent: str = ""
     runtime_id: str = ""
+    compute_mode: ComputeMode = ""
+    one_lease: str = ""
     processes: tuple[GpuProcess, ...] | None = None
+    unseen: str = ""
     xids: tuple[int, ...] = ()
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
 
 STATES: Final = (
-    "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig", "other",
+    "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig",
+    "prohibited", "other",
 )  # fmt: skip
 """States of a device; any other word counts as `other`."""
 

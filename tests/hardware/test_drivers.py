@@ -49,7 +49,9 @@ def test_all_processes_of_driver_535_54_are_listed(reported: Callable[..., Repor
     sleeping = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) for _ in range(3)]
     try:
         words = [f"process=1/{each.pid}/{1000 + n}" for n, each in enumerate(sleeping)]
-        machine.words("count=2", "r535=1", "version=535.54.03", *words)
+        machine.words(
+            "count=2", "r535=1", "version=535.54.03", "percent=0/0", "allocated=0/10", *words
+        )
         rows = machine.until(lambda rows: rows[1]["processes"])
         told = {(p["pid"], p["memory_mb"]) for p in rows[1]["processes"]}
         assert told == {(each.pid, 1000 + n) for n, each in enumerate(sleeping)}

@@ -86,6 +86,7 @@ CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "quarantined": (lambda p: report(p, device("gpu-a", state="quarantined")), {}),
     "dirty": (lambda p: report(p, device("gpu-a", state="dirty")), {}),
     "mig": (lambda p: report(p, device("gpu-a", state="mig")), {}),
+    "prohibited": (lambda p: report(p, device("gpu-a", state="prohibited")), {}),
     "drained": (lambda p: p.drain("gpu-a"), {}),
     "too_small": (lambda p: report(p, device("gpu-b", 2000, index=1)), {"memory_mb": 1500}),
     "reserved": (keep_for_another, {"memory_mb": 300}),

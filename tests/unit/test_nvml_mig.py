@@ -9,6 +9,11 @@ def part(place):
     return f"MIG-00000000-0000-0000-{place:04d}-000000000002"
 
 
+def told(pid, memory_mb):
+    return {"pid": pid, "memory_mb": memory_mb, "busy_pct": None, "draws": False,
+            "computes": True}  # fmt: skip
+
+
 def by_index(sample):
     return {row["index"]: row for row in sample["devices"]}
 
@@ -41,10 +46,10 @@ def test_divided_gpu_has_a_row_for_each_part(machine):
         "system_mb": 308,
         "utilization_gpu_pct": None,
         "nvml_error": None,
-        "processes": [{"pid": 71, "memory_mb": 300, "busy_pct": None}],
+        "processes": [told(71, 300)],
     }
     assert (rows[302]["uuid"], rows[302]["total_mb"]) == (part(2), 20480)
-    assert rows[302]["processes"] == [{"pid": 72, "memory_mb": None, "busy_pct": None}]
+    assert rows[302]["processes"] == [told(72, None)]
     assert [rows[i]["state"] for i in (0, 1, 3, 4, 5, 6, 7)] == ["ok"] * 7
 
 

@@ -89,6 +89,15 @@ def test_process_on_several_lists_is_told_once_with_the_most(machine):
     assert [row["mps"] for row in rows[:3]] == [True, False, False]
 
 
+def test_process_draws_or_computes_by_the_lists_that_it_is_on(machine):
+    """Clients of MPS compute; a process on both lists does both."""
+    words = ["process=0/10/1", "graphics=0/10/1", "graphics=0/11/1", "mps=0/12/1", "process=0/13/1"]
+    rows = machine(*words).row(0)["processes"]
+    assert {p["pid"]: (p["draws"], p["computes"]) for p in rows} == {
+        10: (True, True), 11: (True, False), 12: (False, True), 13: (False, True),
+    }  # fmt: skip
+
+
 def test_used_gpu_memory_none_keeps_the_process(machine):
     """A process whose memory the driver does not tell is there with None, never 0."""
     row = machine("process=0/10/none", "process=0/11/none", "graphics=0/11/20").row(0)
@@ -96,9 +105,39 @@ def test_used_gpu_memory_none_keeps_the_process(machine):
     assert row["state"] == "ok"
 
 
-def test_process_without_a_number_is_left_out(machine):
-    """Pid 0, which stands for the processes of other containers, is nobody."""
-    assert listed(machine("process=0/0/100", "process=0/5/1").row(0)) == [(5, 1)]
+def test_process_without_a_number_is_left_out_and_said_to_be_there(machine):
+    """Pid 0, and one that Linux has none of, stand for the processes of other containers."""
+    host = machine("process=0/0/100", "process=0/5/1", "process=0/4294967295/1")
+    row = host.row(0)
+    assert listed(row) == [(5, 1)]
+    assert "no pid" in row["unseen"]
+    host.say("graphics=0/0/100")
+    row = host.row(0)
+    assert (row["processes"], row["unseen"] != "") == (None, True)
+    host.say("process=0/5/1")
+    assert host.row(0)["unseen"] == ""
+
+
+def test_processes_that_nvml_does_not_name_have_a_reason(machine):
+    """Not supported, as on some virtual GPUs."""
+    row = machine("fail=nvmlDeviceGetComputeRunningProcesses_v3/3").row(0)
+    assert (row["processes"], row["unseen"]) == (
+        None,
+        "NVML does not name the processes on this GPU",
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "mode"),
+    [(0, "default"), (1, "exclusive"), (2, "prohibited"), (3, "exclusive"), (9, "")],
+)
+def test_compute_mode_is_told(machine, number, mode):
+    """Each GPU has its own; a later driver's number is unknown, as is a mode that is not told."""
+    host = machine(f"computemode=1/{number}")
+    assert host.row(1)["compute_mode"] == mode
+    assert host.row(0)["compute_mode"] == "default"
+    host.say("fail=nvmlDeviceGetComputeMode/3")
+    assert host.row(1)["compute_mode"] == ""
 
 
 def test_processes_come_and_go(machine):

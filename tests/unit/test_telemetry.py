@@ -12,7 +12,7 @@ from broker.attribution.report import SILENT
 from broker.devices.sample import DeviceSample
 
 IDENTITY = {"index", "name", "model", "total_mb", "system_mb", "used_mb", "nvml_error", "parent",
-            "runtime_id", "simulated"}  # fmt: skip
+            "one_lease", "runtime_id", "simulated", "unseen"}  # fmt: skip
 """Further facts of a source about a device, by the names in the store."""
 
 

@@ -11,6 +11,7 @@ export const STATES = {
   quarantined: "no new leases until it is known to be sound, or until an operator undrains it",
   dirty: "processes of a lease that is over are still on it: no new leases until they are gone",
   mig: "it is divided into MIG devices, which are leased in its place",
+  prohibited: "its compute mode lets no process compute on it: no new leases until an administrator changes that",
 };
 
 /** What a host may find: of a lease (degraded, overuse, idle), of a process (squatter, orphan); the worst first. */

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from broker.devices.last_known import Fault, quiet
 from broker.devices.nvml.handle import Handle, identified
 from broker.devices.nvml.mig import divided, is_divided, parts
 from broker.devices.nvml.processes import Busy, read_processes
 from broker.devices.sample import (
+    ComputeMode,
     DeviceSample,
     name_of,
     number,
@@ -17,6 +18,7 @@ from broker.devices.sample import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
     from broker.devices.nvml.xid import XidWatch
@@ -25,6 +27,11 @@ _CORE = 0
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _UNCORRECTED, _VOLATILE = 1, 0
 _RECOVERY_ACTION = 230
+
+_COMPUTE_MODES: Final[Mapping[object, ComputeMode]] = {
+    0: "default", 1: "exclusive", 2: "prohibited", 3: "exclusive",
+}  # fmt: skip
+"""Compute modes by NVML's numbers; 1 and 3 are exclusive to a thread and to a process."""
 
 
 def read(
@@ -50,10 +57,11 @@ def read(
     if is_divided(gpu):
         device, of_mig = divided(device), parts(gpu, device)
     else:
-        processes, mps = read_processes(gpu)
+        listed = read_processes(gpu)
+        processes = listed.processes
         if processes is not None:
             processes = busy.mark(gpu, uuid, processes)
-        device = replace(device, processes=processes, mps=mps)
+        device = replace(device, processes=processes, mps=listed.mps, unseen=listed.unseen)
     fault = gpu.complaint if gpu.gone else unreadable
     if fault is None:
         told = gpu.complaint.reason if gpu.complaint else None
@@ -72,6 +80,7 @@ def _row(
         temperature_c=_temperature(gpu),
         power_draw_w=_watts(gpu.ask("nvmlDeviceGetPowerUsage")),
         nvml_gpu_util_pct=busy_pct,
+        compute_mode=_COMPUTE_MODES.get(gpu.ask("nvmlDeviceGetComputeMode"), ""),
     )
 
 

@@ -51,13 +51,15 @@ def _row(part: Handle, uuid: str, index: int, parent: DeviceSample) -> DeviceSam
     total, allocated = part.memory()
     unreadable = part.complaint
     name = name_of(part.ask("nvmlDeviceGetName") or f"{parent.name} MIG")
-    processes, mps = read_processes(part)
+    listed = read_processes(part)
     row = replace(
         identified(index, uuid, name, total, allocated, kind="MIG device"),
         nvml_error=part.complaint.reason if part.complaint else None,
-        mps=mps,
+        mps=listed.mps,
         parent=parent.uuid,
-        processes=processes,
+        compute_mode=parent.compute_mode,
+        processes=listed.processes,
+        unseen=listed.unseen,
     )
     fault = part.complaint if part.gone else unreadable
     return row if fault is None else quiet(row, fault)

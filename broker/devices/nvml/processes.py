@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.nvml.handle import MIB
-from broker.devices.sample import GpuProcess, number
+from broker.devices.sample import NAMELESS, NOT_TOLD, GpuProcess, number
 
 if TYPE_CHECKING:
     from broker.devices.nvml.handle import Handle
@@ -28,26 +28,51 @@ _PARTS = frozenset({None, 2**32 - 1, *range(64)})
 _NOBODY: dict[int, tuple[object, ...]] = {0: (), 6: ()}
 
 
-def read_processes(gpu: Handle) -> tuple[tuple[GpuProcess, ...] | None, bool | None]:
-    """Return each process once, by pid, with its largest memory in any list; and whether MPS runs.
+class Listed(NamedTuple):
+    """Processes on a GPU, as the driver lists them.
 
-    None: the driver does not name the computing processes, or does not tell about MPS. A process
-    without a pid, as containers see those of others, is left out: its memory has no owner.
+    Attributes:
+        processes: each once, by pid, with its largest memory in any list; None: not told.
+        mps: whether MPS runs; None: not told.
+        unseen: the reason for which processes are not told, or not all; empty: they are.
     """
-    mps = _listed(gpu, _MPS)
-    compute = _listed(gpu, _COMPUTE)
+
+    processes: tuple[GpuProcess, ...] | None
+    mps: bool | None
+    unseen: str = ""
+
+
+def read_processes(gpu: Handle) -> Listed:
+    """Return the processes on a GPU.
+
+    Entries without a pid, as containers see those of others, are left out, and make what is left
+    incomplete: their memory has an owner that cannot be known.
+    """
+    mps, compute = _listed(gpu, _MPS), _listed(gpu, _COMPUTE)
+    runs = None if mps is None else bool(mps)
     if compute is None:
-        return None, None if mps is None else bool(mps)
+        return Listed(None, runs, NOT_TOLD.format("NVML"))
     found: dict[int, int | None] = {}
-    for process in [*compute, *(_listed(gpu, _GRAPHICS) or ()), *(mps or ())]:
-        pid = number(getattr(process, "pid", None), 1, 2**31)
-        if pid is not None:
-            memory_mb, known_mb = _memory_mb(process), found.get(int(pid))
+    computing, drawing = set[int](), set[int]()
+    nameless = False
+    for entries, of in (
+        (compute, computing), (_listed(gpu, _GRAPHICS), drawing), (mps, computing),
+    ):  # fmt: skip
+        for entry in entries or ():
+            pid = number(getattr(entry, "pid", None), 1, _MAX_PID)
+            if pid is None:
+                nameless = True
+                continue
+            memory_mb, known_mb = _memory_mb(entry), found.get(int(pid))
             found[int(pid)] = memory_mb if known_mb is None else max(known_mb, memory_mb or 0)
-    return (
-        tuple(GpuProcess(pid, memory_mb) for pid, memory_mb in sorted(found.items())),
-        None if mps is None else bool(mps),
+            of.add(int(pid))
+    processes = tuple(
+        GpuProcess(pid, memory_mb, draws=pid in drawing, computes=pid in computing)
+        for pid, memory_mb in sorted(found.items())
     )
+    if nameless:
+        return Listed(processes or None, runs, NAMELESS)
+    return Listed(processes, runs)
 
 
 def _listed(gpu: Handle, function: str) -> list[object] | None:

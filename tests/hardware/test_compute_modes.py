@@ -1,0 +1,72 @@
+"""Machines on which not every process may compute: prohibited GPUs, and exclusive ones."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk.errors import NoCapacity
+from broker.attribution.terms import ALONE, FORBIDDEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.hardware.machines import Reported
+
+
+def test_prohibited_gpu_is_not_offered_and_an_exclusive_one_to_one_lease(
+    reported: Callable[..., Reported],
+) -> None:
+    """`explain`, `status` and `/gpu/info` say why."""
+    machine = reported("compute_modes")
+    rows = machine.until(lambda rows: len(rows) == 2 and all(row["sampled_at"] for row in rows))
+    exclusive, prohibited = rows
+    assert (prohibited["state"], prohibited["reason"]) == ("prohibited", FORBIDDEN)
+    assert prohibited["memory_free_mb"] == 0
+    assert (exclusive["state"], exclusive["one_lease"]) == ("ok", ALONE)
+    agent = machine.sdk()
+    lease = agent.acquire("one", memory_mb=1000, ttl_s=30)
+    assert [d.uuid for d in lease.devices] == [exclusive["uuid"]]
+    for ask in ({"memory_mb": 1000}, {"exclusive": True}):
+        with pytest.raises(NoCapacity):
+            agent.acquire("two", **ask)
+    assert machine.gpus()[0]["memory_free_mb"] == 0
+    said = machine.command("explain", "--agent", "two").stdout
+    assert "one_lease" in said or "exclusive" in said
+    assert "prohibited" in said
+    assert f"prohibited {FORBIDDEN}"[:40] in " ".join(machine.command("status").stdout.split())
+    agent.release(lease.token)
+    assert agent.acquire("three", exclusive=True, ttl_s=30).devices
+
+
+def test_exclusive_gpu_under_mps_is_shared(reported: Callable[..., Reported]) -> None:
+    """MPS's server is the one process: its clients are as many as there are leases."""
+    machine = reported("compute_modes")
+    machine.words("count=1", "percent=0/0", "allocated=0/5", "computemode=0/3",
+                  f"mps=0/{os.getpid()}/5")  # fmt: skip
+    row = machine.until(lambda rows: rows[0]["mps"])[0]
+    assert row["one_lease"] is None
+    agent = machine.sdk()
+    leases = [agent.acquire(name, memory_mb=1000, ttl_s=30) for name in ("one", "two")]
+    assert {d.uuid for lease in leases for d in lease.devices} == {row["uuid"]}
+
+
+def test_mode_that_changes_counts_with_the_next_report(reported: Callable[..., Reported]) -> None:
+    """A prohibited GPU comes back; one that becomes exclusive keeps the leases that it has."""
+    machine = reported("compute_modes")
+    machine.words("count=1", "percent=0/0", "allocated=0/5", "computemode=0/2")
+    machine.until(lambda rows: rows[0]["state"] == "prohibited")
+    machine.words("count=1", "percent=0/0", "allocated=0/5", "computemode=0/0")
+    machine.until(lambda rows: rows[0]["state"] == "ok")
+    agent = machine.sdk()
+    one, _ = (agent.acquire(name, memory_mb=1000, ttl_s=30) for name in ("one", "two"))
+    machine.words("count=1", "percent=0/0", "allocated=0/5", "computemode=0/1")
+    machine.until(lambda rows: rows[0]["one_lease"])
+    assert len(agent.leases()) == 2
+    agent.release(one.token)
+    with pytest.raises(NoCapacity):
+        agent.acquire("three", memory_mb=1000)
+    said = machine.command("explain", "--agent", "three").stdout
+    assert "one_lease" in said
