@@ -23,6 +23,7 @@ REASONS: Final = {
     "fits": "it fits now",
     "other_host": "it is of another host than the one asked for",
     "other_model": "it is of another model than the one asked for",
+    "part": "it is a part of a GPU: a program can use one such part, and no GPU beside it",
     "quarantined": "its host does not lend it until it is known to be sound",
     "dirty": "processes of a lease that is over are still on it",
     "mig": "it is divided: its parts are leased instead",
@@ -44,8 +45,8 @@ STATES: Final = ("quarantined", "dirty", "mig", "prohibited")
 """States of a device that are a reason by themselves."""
 
 ELSEWHERE: Final = frozenset({
-    "other_host", "other_model", "quarantined", "dirty", "mig", "prohibited", "down", "drained",
-    "too_small",
+    "other_host", "other_model", "part", "quarantined", "dirty", "mig", "prohibited", "down",
+    "drained", "too_small",
 })  # fmt: skip
 """Reasons that no end of a lease changes."""
 
@@ -113,6 +114,7 @@ def reason(
     checks = (
         ("other_host", wish.host not in {ANY, device.host}),
         ("other_model", wish.model not in {ANY, device.model}),
+        ("part", wish.devices > 1 and bool(device.parent)),
         ("too_small", device.total_mb - device.system_mb < wish.memory_mb),
         *((state, device.state == state) for state in STATES),
         ("down", device.state != "ok"),
@@ -176,6 +178,7 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
         for d in devices
         if wish.host in {ANY, d.host}
         and wish.model in {ANY, d.model}
+        and not (wish.devices > 1 and d.parent)
         and d.total_mb - d.system_mb >= wish.memory_mb
     ]
     groups = [group for group in _groups(large).values() if len(group) >= wish.devices]

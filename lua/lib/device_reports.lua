@@ -26,7 +26,7 @@ local FIELDS = {
   clock_memory_mhz = 'number',
   ecc_uncorrected = 'number', rows_pending = 'number', rows_failed = 'number',
   recovery_action = 'number', mps = 'number',
-  parent = 'id', runtime_id = 'id',
+  parent = 'id', runtime_id = 'id', unified = 'flag',
   -- Findings of its host. In MiB: used without a lease, or beyond one; of that at most so much
   -- may be of leases whose processes are not known; held by leases that cool and whose processes
   -- are not known. Without reported_unleased_mb, used_mb alone counts.
@@ -161,7 +161,7 @@ function broker.accept(host, said, sampled_ms, over)
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb)
     or d.system_mb
-  d.one_lease = said.one_lease or d.one_lease
+  d.one_lease, d.parent = said.one_lease or d.one_lease, said.parent or d.parent
   d.idle_unleased_mb = tonumber(said.idle_unleased_mb) or d.idle_unleased_mb
   local fields = said.fields
   fields[2], fields[4] = host, d.drained

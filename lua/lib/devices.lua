@@ -36,10 +36,10 @@ function broker.device(uuid, ...)
   local fields = call('HMGET', prefix .. 'device:' .. uuid, 'host', 'model', 'total_mb',
     'system_mb', 'leased_mb', 'withheld_mb', 'unleased_mb', 'leases', 'exclusive', 'reserved_for',
     'state', 'drained', 'index', 'name', 'reservable_ms', 'one_lease', 'idle_unleased_mb',
-    'used_mb', 'runtime_id', ...)
+    'used_mb', 'runtime_id', 'parent', ...)
   local host, model, total_mb, system_mb, leased_mb, withheld_mb, unleased_mb, leases, exclusive,
     reserved_for, state, drained, index, name, reservable_ms, one_lease, idle_unleased_mb,
-    used_mb, runtime_id = unpack(fields, 1, 19)
+    used_mb, runtime_id, parent = unpack(fields, 1, 20)
   if not host then return nil end
   local d = {
     uuid = uuid, host = host, model = model, total_mb = total_mb + 0, system_mb = system_mb + 0,
@@ -47,7 +47,7 @@ function broker.device(uuid, ...)
     leases = leases + 0, exclusive = exclusive, reserved_for = reserved_for, state = state,
     drained = drained, index = index, name = name, reservable_ms = (reservable_ms or 0) + 0,
     one_lease = one_lease or '', idle_unleased_mb = (idle_unleased_mb or IDLE_UNLEASED_MB) + 0,
-    used_mb = used_mb or '', runtime_id = runtime_id or '',
+    used_mb = used_mb or '', runtime_id = runtime_id or '', parent = parent or '',
     free_mb = 0, sharable = false, empty = false, shared = false, idle = false, was_free_mb = 0,
     was_shared = false, was_idle = false,
     behind = false, leased = false,

@@ -24,7 +24,7 @@ end
 local function whole_of(w, host, model, held, room_mb)
   local q, devices, has, sum = w.q, {}, {}, 0
   local function add(d)
-    if #devices == q.devices or has[d] then return end
+    if #devices == q.devices or has[d] or not broker.joins(q, d) then return end
     devices[#devices + 1], has[d], sum = d, true, sum + d.free_mb
   end
   for _, d in ipairs(held) do

@@ -8,6 +8,12 @@ function broker.whole(q)
   return q.exclusive or q.devices > 1 or ctx.pool.allow_fractional_shares == 0
 end
 
+-- May d be one of the devices of q? A CUDA process can use but one part of a divided GPU, and no
+-- other device beside it.
+function broker.joins(q, d)
+  return q.devices == 1 or d.parent == ''
+end
+
 function broker.selector(q)
   if q.host ~= '*' then return 'host/' .. q.host end
   if q.model ~= '*' then return 'model/' .. q.model end
@@ -25,9 +31,7 @@ function whole.groups(q, counted)
   local models = q.model ~= '*' and { q.model } or
     call('ZRANGE', prefix .. 'models', q.memory_mb, '+inf', 'BYSCORE', 'LIMIT', '0', MODELS)
   for _, model in ipairs(models) do
-    -- A CUDA process can use but one of them
-    local alone = q.devices > 1 and string.find(model, ' MIG ', 1, true)
-    local hosts = alone and {} or q.host ~= '*' and { q.host } or
+    local hosts = q.host ~= '*' and { q.host } or
       call('ZRANGE', prefix .. counted .. model, q.devices, '+inf', 'BYSCORE', 'LIMIT', '0', HOSTS)
     for _, host in ipairs(hosts) do found[#found + 1] = host .. '/' .. model end
   end
@@ -44,10 +48,11 @@ function whole.select(q, room_mb)
       local devices, sum = {}, 0
       for i, uuid in ipairs(ids) do
         devices[i] = broker.device(uuid)
+        if not broker.joins(q, devices[i]) then sum = nil break end
         sum = sum + devices[i].free_mb
       end
-      if sum <= room_mb then return devices end
-      why = 'agent_cap'
+      if sum and sum <= room_mb then return devices end
+      if sum then why = 'agent_cap' end
     end
   end
   return nil, why
@@ -67,6 +72,7 @@ local function least_mb(q, of, cap_mb)
   local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices),
     'WITHSCORES')
   if #found < 2 * q.devices then return nil end
+  if q.devices > 1 and not broker.joins(q, broker.device(found[1])) then return nil end
   for i = 2, #found, 2 do sum = sum + found[i] end
   if sum <= cap_mb then return sum end
   local sizes = {}   -- what is used on them without a lease decides

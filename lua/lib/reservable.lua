@@ -71,9 +71,7 @@ local function groups_from(q, skip)
   for _, model in ipairs(models) do
     local key, left = prefix .. 'hosts:' .. model, GROUPS_READ - #found
     if left <= 0 then break end
-    -- A CUDA process can use but one of its parts
-    local one_gpu = string.find(model, ' MIG ', 1, true)
-    local count = one_gpu and 0 or q.host ~= '*' and 1 or call('ZCOUNT', key, least, '+inf')
+    local count = q.host ~= '*' and 1 or call('ZCOUNT', key, least, '+inf')
     if skip < count then
       local hosts = q.host ~= '*' and { q.host } or
         call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', text(skip), text(left))

@@ -36,6 +36,7 @@ class Device:
     shared: bool
     idle: bool
     whole_mb: int
+    parent: str
 
     @classmethod
     def read(cls, uuid: str, row: dict[str, str]) -> Device:
@@ -51,11 +52,13 @@ class Device:
             up=up, shared=up and not row["exclusive"] and (unheld or not row.get("one_lease")),
             idle=up and unheld and unleased <= idle_mb,
             whole_mb=capacity - (unleased if unleased <= idle_mb else 0),
+            parent=row.get("parent", ""),
         )  # fmt: skip
 
     def suits(self, request: Request) -> bool:
         """Is it of the host and the model that are wanted?"""
-        return request.host in {"*", self.host} and request.model in {"*", self.model}
+        joins = request.devices == 1 or not self.parent
+        return joins and request.host in {"*", self.host} and request.model in {"*", self.model}
 
 
 def never_fits(request: Request, devices: list[Device], cap_mb: int, fractions: bool) -> str | None:

@@ -423,8 +423,17 @@ def test_report_of_what_is_not_well_formed_changes_nothing(
 
 def test_acquire_of_several_takes_no_mig_devices(pool: Pool) -> None:
     """A CUDA process can use but one of them: several are never granted together."""
-    model = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
-    pool.report(tuple(device(f"mig-{n}", 1000, model=model) for n in range(4)))
-    assert said(pool.acquire(devices=2)) == ["REFUSED", "never_fits", ""]
+    parts = {"model": "NVIDIA H100 1g.10gb", "parent": "gpu-a"}
+    whole = device("gpu-a", 4000, state="mig")
+    pool.report((whole, *(device(f"mig-{n}", 1000, **parts) for n in range(4))))
+    for more in (
+        {},
+        {"host": "h1"},
+        {"model": parts["model"]},
+        {"host": "h1", "model": parts["model"]},
+    ):
+        assert said(pool.acquire(devices=2, **more)) == ["REFUSED", "never_fits", ""]
+        wait = pool.acquire(devices=2, wait_ms=5000, **more)
+        assert said(wait) == ["REFUSED", "never_fits", ""]
     granted(pool.acquire(exclusive=1))
     granted(pool.acquire())

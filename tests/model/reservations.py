@@ -25,7 +25,8 @@ class Reservations(Ledger):
     """A pool in which devices may be reserved."""
 
     def suits(self, ask: Ask, d: Device) -> bool:
-        return ask.host in {"*", d.host} and ask.model in {"*", d.model}
+        joins = ask.devices == 1 or not d.parent
+        return joins and ask.host in {"*", d.host} and ask.model in {"*", d.model}
 
     def whole(self, ask: Ask) -> bool:
         fractions = self.policy["allow_fractional_shares"]

@@ -40,7 +40,7 @@ class Walk:
             self.hardware.append({
                 f"g{number}{n}": {
                     "host": host, "index": n, "model": f"m{n // 2 % 2}", "simulated": n % 2,
-                    "total_mb": rng.choice((1000, 2000, 3000)),
+                    "total_mb": rng.choice((1000, 2000, 3000)), "parent": "",
                 }
                 for n, host in enumerate(flat)
             })  # fmt: skip
@@ -305,7 +305,7 @@ class Walk:
             return self.gone(pool)
         if len(uuids) > 1 and self.rng.random() < 0.4:
             full["devices"][uuids[0]] |= {"state": "mig"}
-            full["devices"][uuids[-1]] |= {"parent": uuids[0]}
+            full["devices"][uuids[-1]] |= {"parent": uuids[0], "model": "part"}
         some = {u: s for u, s in full["devices"].items() if u != uuids[-1]}
         if self.rng.random() < 0.3:
             some[uuids[-1]] = full["devices"][uuids[-1]] | {"listed": 0, "state": "lost"}

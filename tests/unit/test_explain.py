@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "fits": (lambda _: None, {}),
     "other_host": (lambda p: report(p, device("gpu-b"), host="h2"), {"host": "h2"}),
     "other_model": (lambda p: report(p, device("gpu-b", model="m2", index=1)), {"model": "m2"}),
+    "part": (lambda p: report(p, device("gpu-a", parent="gpu-p")), {"devices": 2}),
     "down": (lambda p: report(p, device("gpu-a", state="lost", reason="XID 79")), {}),
     "quarantined": (lambda p: report(p, device("gpu-a", state="quarantined")), {}),
     "dirty": (lambda p: report(p, device("gpu-a", state="dirty")), {}),
