@@ -11,6 +11,8 @@ from agent_sdk.state.finding_kinds import KINDS
 from agent_sdk.state.telemetry import MEASUREMENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agent_sdk.state.reservations import Reservation
 
 DEVICE_NUMBERS = (
@@ -82,6 +84,7 @@ class DeviceStatus:
         xid: its last NVIDIA error code, at `xid_ms`; 0 = none.
         parent: the GPU that a MIG device is a part of.
         runtime_id: its name for the runtime beside the UUID, or empty.
+        unified: it has no memory of its own, and uses its machine's.
         finder: the reporter that names its findings, last at `finder_ms`.
         reporter: the process that listed it; empty: unknown.
         drain_by: the operator that drained it, with `drain_reason`; empty: not drained, or unknown.
@@ -116,6 +119,7 @@ class DeviceStatus:
     xid: int = 0
     xid_ms: int = 0
     parent: str = ""
+    unified: bool = False
     finder: str = ""
     finder_ms: int = 0
     reservation: Reservation | None = None
@@ -149,6 +153,13 @@ class DeviceStatus:
         return self.total_mb - self.system_mb - held
 
 
+def counted_once(devices: Iterable[DeviceStatus]) -> list[DeviceStatus]:
+    """Return the devices that make up the memory of a pool: a divided GPU counts by its parts."""
+    found = list(devices)
+    parents = {device.parent for device in found}
+    return [d for d in found if d.state != "mig" and d.uuid not in parents]
+
+
 def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
     """Return a device by its hash, as `report` and the other verbs wrote it."""
     return DeviceStatus(
@@ -179,6 +190,7 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         xid_ms=int(row.get("xid_ms") or 0),
         parent=row.get("parent", ""),
         runtime_id=row.get("runtime_id", ""),
+        unified=row.get("unified") == "1",
         finder=row.get("finder", ""),
         finder_ms=int(row.get("finder_ms") or 0),
         reservation=None,

@@ -51,7 +51,7 @@ def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
             "nvidia-smi on that host tells more",
         )
         for d in devices
-        if d.state not in {"ok", "away"}
+        if d.state not in {"ok", "away", "mig"}
     ]
     return pool, rows, findings
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Final
 
+from agent_sdk.state.devices import counted_once
 from broker.live.durations import ENDED, Spans
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class History:
         if known:
             minute.looked(fmean(known))
         self._before_mb = sum(d.leased_mb for d in devices) - self._leased_mb
-        self._capacity_mb = sum(d.total_mb - d.system_mb for d in devices)
+        self._capacity_mb = sum(d.total_mb - d.system_mb for d in counted_once(devices))
         minute.leased_mb = self._leased_mb
 
     def rows(self) -> dict[str, dict[str, Any]]:

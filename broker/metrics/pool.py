@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
+from agent_sdk.state.devices import counted_once
 from broker.metrics.health import DEVICE, MIB, health_families
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("power_watts", "Drawn now."),
         )
     }
+    once = {device.uuid for device in counted_once(devices)}
     for device in devices:
         who = [device.host, str(device.index), device.uuid]
         info.add_metric([*who, device.name, str(device.simulated).lower()], 1)
@@ -160,8 +162,10 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             "withheld": device.withheld_mb,
             "free": device.free_mb,
         }
+        counted = device.total_mb > 0 and device.uuid in once
         for name, mb in values.items():
-            if mb is not None:
+            promised = name in {"leased", "withheld"}
+            if mb is not None and (promised or counted):
                 memory[name].add_metric(who, mb * MIB)
         percent = device.telemetry["utilization_gpu_pct"]
         measured = {

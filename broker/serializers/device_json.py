@@ -47,6 +47,7 @@ def row(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, Any]:
         "memory_system_mb": device.system_mb,
         "leases": device.leases,
         "one_lease": device.one_lease or None,
+        "memory_unified": device.unified,
     }
     said |= _reserved(device) | _health(device) | _processes(device, named)
     nvml: dict[str, Any] = {

@@ -20,7 +20,8 @@ def event(at_ms: int, name: str, token: str, mb: int = 100) -> Event:
 
 
 def look(history: History, at_ms: int, leased_mb: int, busy: float | None = None) -> None:
-    device = {"total_mb": 1000, "system_mb": 0, "leased_mb": leased_mb,
+    device = {"uuid": "GPU-0", "parent": "", "state": "ok",
+              "total_mb": 1000, "system_mb": 0, "leased_mb": leased_mb,
               "telemetry": {"utilization_gpu_pct": busy}}  # fmt: skip
     pool: Any = SimpleNamespace(now_ms=T0 + at_ms, waiting=2)
     history.sample(pool, [SimpleNamespace(**device)])  # type: ignore[list-item] # the fields that it reads

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from agent_sdk.state.devices import counted_once
 from agent_sdk.state.findings import of_lease
 from broker.cli.host_words import notes_on_hosts
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
@@ -125,15 +126,16 @@ def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> s
 def _pool_line(scene: PoolState, pool: str, width: int | None) -> str:
     devices = scene.devices.values()
     free = sum(map(scene.free_mb, devices))
-    total = sum(d.total_mb for d in devices)
+    total = sum(d.total_mb for d in counted_once(devices))
+    parts = sum(bool(d.parent) for d in devices)
     safe = (
         paint("SAFE_MODE is ON: no GPU leases are given", "red")
         if scene.pool.safe_mode
         else "SAFE_MODE is off"
     )
-    counts = (
-        (len(scene.hosts), "host"), (len(devices), "GPU"), (scene.pool.active_leases, "lease")
-    )  # fmt: skip
+    counts = [(len(scene.hosts), "host"), (len(devices) - parts, "GPU")]
+    counts += [(parts, "part")] if parts else []
+    counts += [(scene.pool.active_leases, "lease")]
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
     name = "" if pool == DEFAULT else f"pool {pool}: "
     line = f"{name}{said}, {gib(free)} free of {gib(total)}."
@@ -167,7 +169,7 @@ def _device_row(device: DeviceStatus, scene: PoolState, bar_width: int) -> tuple
         f"{device.host}:{device.index}",
         device.name,
         bar(shares, device.total_mb, bar_width),
-        f"{device.leased_mb / 1024:.1f}/{gib(device.total_mb)}",
+        f"{device.leased_mb / 1024:.1f}/{gib(device.total_mb) if device.total_mb else '?'}",
         paint(gib(free_mb), "green" if free_mb else None),
         "-" if busy is None else paint(f"{busy:.0f} %", _busy_colour(busy)),
         "-" if warm is None else f"{warm:.0f} C",

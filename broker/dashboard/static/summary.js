@@ -41,7 +41,8 @@ function unseen() {
 /** Figures of the whole pool, and the colours of the memory bars. */
 export function summary(pool, broker) {
   const gpus = [...rows.devices.values()];
-  const sum = (name) => gpus.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
+  const whole = gpus.filter((gpu) => gpu.state !== "mig"); // the parts of a divided GPU count in its place
+  const sum = (name) => whole.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
   const free_mb = gpus.reduce((all, gpu) => all + leasable(gpu), 0);
   const states = troubles(gpus);
   const safe = pool.safe_mode_read_only || broker.safe_mode;
