@@ -14,11 +14,37 @@ POOL = re.compile(r"[a-z0-9-]{1,32}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{16,64}")
 AGENT = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 HOST = MODEL = re.compile(r"[A-Za-z0-9._ -]{1,64}")
+NAME_SHOWN = re.compile(r"(?=.*[A-Za-z0-9])[ -)+-~]{1,96}")
+"""Name of a device as `status` shows it; `model_of` makes its model of it."""
+
 EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
 
 TOMBSTONE_SHARDS: Final = 8192
 """Keys that share the ends of leases, by the digest of the token."""
+
+PART: Final = " MIG "
+"""Word between a GPU's name and the profile of its part."""
+
+_TAIL: Final = 24
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name in at most so many letters, without its middle.
+
+    The end stays: there stands the profile of a part of a GPU, which tells its model from others.
+    """
+    if len(name) <= most:
+        return name
+    at = name.rfind(PART)
+    tail = name[at:] if 0 <= len(name) - at < most // 2 and at >= 0 else name[-_TAIL:]
+    return f"{name[: most - len(tail)].rstrip()}{tail}"
+
+
+def model_of(name: str) -> str:
+    """Return a device's name in the form that leases ask for: `MODEL`."""
+    plain = " ".join(re.sub(r"[^A-Za-z0-9._ -]+", " ", name).split())
+    return shortened(plain, 64).strip() or "unknown"
 
 
 def token_digest(token: str) -> str:

@@ -30,6 +30,7 @@ from agent_sdk.protocol.validation import (
     LONGEST_S,
     check_choice,
     check_flag,
+    check_model,
     check_name,
     check_range,
     check_size,
@@ -69,7 +70,7 @@ class LeaseOptions(TypedDict, total=False):
         max_hold_s: renewals never go past it; 0 (default) = no limit.
         priority: 0 (default) to 9, 9 first.
         host: None (default) = this machine, since only local GPUs can be used; "any", or a name.
-        model: None (default) = any, or the exact name.
+        model: None (default) = any, or the exact name, as `gpu-broker status` shows it.
         placement: "spread" (default, most free first) or "pack" (best fit).
         on_unavailable: "raise" (default), or "cpu": fall back to a CPU lease.
         token: the lease's name; None = a new one. Repeating a call with its token is always safe.
@@ -165,7 +166,7 @@ class Caller:
             max_hold_ms=milliseconds(ask.get("max_hold_s", 0), "max_hold_s"),
             priority=check_range(ask.get("priority", 0), "priority", 0, MOST_PRIORITY),
             host=ANY if host == "any" else check_name(host, "host"),
-            model=ANY if model is None else check_name(model, "model"),
+            model=ANY if model is None else check_model(model),
             placement=check_choice(ask.get("placement", "spread"), "placement", "spread", "pack"),
             on_unavailable="refuse" if unavailable == "raise" else unavailable,
             client=self.client,

@@ -97,7 +97,12 @@ def source_of(settings: Settings) -> Source:
         host=settings.sdk.hostname,
         smi_on_path=shutil.which("nvidia-smi"),
         pcie=settings.pcie,
-        limits=DriverLimits(settings.driver_wait_s, settings.driver_most_s, settings.nvml_library),
+        limits=DriverLimits(
+            settings.driver_wait_s,
+            settings.driver_most_s,
+            settings.nvml_library,
+            settings.unified_memory_mb,
+        ),
     )
 
 

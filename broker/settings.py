@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent_sdk.keys import HOST, POOL
 from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
+from agent_sdk.state.telemetry import MAX_MB
 from agent_sdk.store.store import Store
 from broker.api_keys import Keyring, default_file
 from broker.key_file import read_text
@@ -76,6 +77,10 @@ class Settings(BaseSettings):
     """Most seconds that a late answer of the driver is waited for; then nvidia-smi is ended."""
     nvml_library: str = Field("", validation_alias=_env("GPU_BROKER_NVML_LIBRARY"))
     """NVML's library or its folder, where the loader and the broker do not find it."""
+    unified_memory_mb: int | None = Field(
+        None, ge=0, le=MAX_MB, validation_alias=_env("GPU_BROKER_UNIFIED_MEMORY_MB")
+    )
+    """MiB of this machine's memory that its integrated GPUs may use; unset: all, 0: not told."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Seconds between two reports of this host's devices."""
     processes: Literal["auto", "host", "none"] = Field(

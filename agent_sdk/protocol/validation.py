@@ -7,7 +7,7 @@ from operator import index
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import error_for
-from agent_sdk.keys import AGENT, HOST, MODEL, TOKEN
+from agent_sdk.keys import AGENT, HOST, MODEL, NAME_SHOWN, TOKEN, model_of
 from agent_sdk.protocol.sizes import mebibytes
 
 if TYPE_CHECKING:
@@ -80,6 +80,16 @@ def check_name(value: str, name: str) -> str:
     if not isinstance(value, str) or not form.fullmatch(value):
         raise error_for("bad_request", f"{name} must match {form.pattern}, not {value!r:.80}")
     return plain(value)
+
+
+def check_model(value: str) -> str:
+    """Return a model's name; a device's name as `status` shows it becomes that of its model.
+
+    Raises:
+        BadRequest: it is neither.
+    """
+    shown = isinstance(value, str) and NAME_SHOWN.fullmatch(value)
+    return check_name(model_of(plain(value)) if shown else value, "model")
 
 
 def plain(text: str) -> str:

@@ -13,6 +13,7 @@ from broker.devices.sample import Sample
 from broker.devices.scenario.source import ScriptedSource
 from broker.devices.simulated import SimulatedSource, totals_of
 from broker.devices.smi.source import SmiSource
+from broker.devices.unified import Unified
 
 if TYPE_CHECKING:
     from broker.devices.sample import Source
@@ -27,17 +28,19 @@ SMI_WAIT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DriverLimits:
-    """Limits on asking this machine's driver, and the place of its library.
+    """Limits on asking this machine's driver, the place of its library, and what it does not tell.
 
     Attributes:
         wait_s: seconds after which it counts as silent; None: as long as each way of asking has.
         most_s: seconds after which an answer is no longer waited for.
         library: NVML's library, or its folder; empty: where the loader and we look.
+        unified_mb: MiB of the machine's memory for integrated GPUs; None: all of it.
     """
 
     wait_s: float | None = None
     most_s: float = 60.0
     library: str = ""
+    unified_mb: int | None = None
 
 
 class DeviceSourceError(ValueError):
@@ -122,7 +125,8 @@ def _real(
             "GPU_BROKER_DEVICES=smi, but nvidia-smi is not on PATH: "
             "add its folder to PATH, or set GPU_BROKER_DEVICES=nvml or none"
         )
-    smi = None if smi_on_path is None else SmiSource(host, smi_on_path)
+    unified = Unified(limits.unified_mb)
+    smi = None if smi_on_path is None else SmiSource(host, smi_on_path, unified=unified)
     if spec == "nvml" or (spec == "auto" and enable_nvml):
         nvml = NvmlSource(
             host,
@@ -130,6 +134,7 @@ def _real(
             most_s=limits.most_s,
             pcie_every_s=PCIE_EVERY_S if pcie else None,
             libraries=(limits.library,) if limits.library else FOLDERS,
+            unified=unified,
         )
         return nvml if spec == "nvml" or smi is None else FallbackSource(nvml, smi)
     if smi is not None:

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from agent_sdk.keys import shortened
+
 State = Literal["ok", "lost", "error", "mig"]
 
 ComputeMode = Literal["", "default", "exclusive", "prohibited"]
@@ -70,6 +72,7 @@ class DeviceSample:
         listed: False: the working driver no longer lists it; all values are then as last known.
         parent: the UUID of the GPU that a MIG device is a part of; else empty.
         runtime_id: its name for the runtime beside the UUID; empty: none that is certain.
+        unified: the GPU has no memory of its own, and uses the machine's.
         mps: whether CUDA's Multi-Process Service runs on it; None: unknown.
         ecc_uncorrected: memory errors since the driver was loaded that ECC could not correct.
         rows_pending: memory rows wait for a reset to be remapped.
@@ -105,6 +108,7 @@ class DeviceSample:
     rows_pending: bool | None = None
     rows_failed: bool | None = None
     recovery_action: int | None = None
+    unified: bool = False
     mps: bool | None = None
     listed: bool = True
     parent: str = ""
@@ -200,12 +204,7 @@ def text(value: object) -> str:
 
 def name_of(value: object) -> str:
     """Return a device's name for people."""
-    return text(value)[:96] or "Unknown GPU"
-
-
-def model_of(name: str) -> str:
-    """Return a name in the form that leases ask for: `[A-Za-z0-9._ -]{1,64}`."""
-    return " ".join(re.sub(r"[^A-Za-z0-9._ -]+", " ", name).split())[:64].strip() or "unknown"
+    return shortened(text(value), 96) or "Unknown GPU"
 
 
 def uuid_of(value: object) -> str:

@@ -25,6 +25,7 @@ def _zero_or_one(seconds: float) -> float:
 Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
+Model = Annotated[str, Field(pattern=r"^[ -)+-~]{0,95}[A-Za-z0-9][ -)+-~]{0,95}$", max_length=96)]
 EventId = Annotated[
     str, Field(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$", description="As 1795607407688-0.")
 ]
@@ -90,7 +91,7 @@ class LeaseBody:
     wait_s: Wait = 0.0
     priority: Annotated[int, Field(strict=True, ge=0, le=9)] = 0
     host: Name | None = None
-    model: Name | None = None
+    model: Model | None = None
     placement: Literal["spread", "pack"] = "spread"
     max_hold_s: Seconds | None = None
     token: Token | None = None

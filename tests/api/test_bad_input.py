@@ -33,7 +33,7 @@ LEASE: dict[str, tuple[str, ...]] = {
     "max_hold_s": NO_NUMBERS,
     "priority": (*NO_INTEGERS, "10", "null"),
     "host": (*NO_NAMES, f'"{"a" * 65}"'),
-    "model": (*NO_NAMES, f'"{"a" * 65}"'),
+    "model": (*NO_NAMES, f'"{"a" * 97}"'),
     "placement": ('"best"', "1", "null", "[]", '"\\ud800"'),
     "token": NO_TOKENS,
     "on_unavailable": ('"wait"', "null", "true", '"\\ud800"'),

@@ -75,6 +75,10 @@ class Reported:
         new.write_text("\n".join(words))
         new.rename(self._folder / "words")
 
+    def restart(self) -> None:
+        """Start a new broker in place of the one that has stopped."""
+        self.broker = self._stack.enter_context(Broker(**self.settings)).wait()
+
     def later(self) -> None:
         """Let the machine say from now on what it says later."""
         for told, to in (("later.json", "smi.json"), ("later", "words")):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from agent_sdk.keys import model_of
 from broker.devices import DeviceSourceError, choose
-from broker.devices.sample import model_of, number, system_mb_of, text, uuid_of
+from broker.devices.sample import number, system_mb_of, text, uuid_of
 from broker.devices.simulated import totals_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,5 +190,10 @@ def test_names_become_words_that_the_pool_takes():
     assert model_of("NVIDIA GeForce GTX 1660 Ti / Max-Q") == "NVIDIA GeForce GTX 1660 Ti Max-Q"
     assert model_of("€<>") == "unknown"
     assert re.fullmatch(r"[A-Za-z0-9._ -]{1,64}", model_of("x " * 99))
+    long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition MIG 1g.24gb"
+    models = [model_of(long), model_of(f"{long}+me.all"), model_of(f"{long}+gfx")]
+    assert len(set(models)) == 3
+    assert all(re.fullmatch(r"NVIDIA RTX PRO 6000 [A-Za-z0-9._ -]{1,45}", m) for m in models)
+    assert [model_of(m) for m in models] == models
     assert text(b"Tesla\x00\xff T4\n") == "Tesla?? T4"
     assert (uuid_of(b"GPU-1/2:3"), uuid_of("GPU 1"), uuid_of("a" * 81)) == ("GPU-1/2:3", "", "")

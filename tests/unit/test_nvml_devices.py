@@ -15,6 +15,7 @@ import pytest
 
 from broker.devices import choose
 from broker.devices.sample import Sample
+from broker.devices.unified import host_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,13 +206,28 @@ def test_nvml_without_a_driver_library_says_so(nvml):
     assert sample["error"] == "No NVIDIA driver library (libnvidia-ml.so.1) on this machine"
 
 
-def test_nvml_memory_unsupported_keeps_the_row(nvml):
+@pytest.mark.parametrize("missing", ["unsupported", "denied", "not told"])
+def test_nvml_memory_that_is_not_told_keeps_the_row(nvml, missing):
     """A GPU that cannot tell its memory is there, well, and says why it has none to lease."""
-    [sample] = nvml("memory=3")
+    words = {"unsupported": "nvmlDeviceGetMemoryInfo/3,memory=4", "denied": "x/1,memory=4"}
+    [sample] = nvml(f"fail={words.get(missing, 'x/1,memory=6')}")
     assert {(d["state"], d["total_mb"], d["used_mb"], d["temperature_c"], d["reason"])
             for d in sample["devices"]} == {
         ("ok", None, None, 41.0, "NVML does not tell how much memory this GPU has")
     }  # fmt: skip
+
+
+def test_nvml_gpus_without_memory_of_their_own_share_the_machines(nvml):
+    """Memory that is not supported is the machine's; several GPUs have an equal part each."""
+    for words, parts in (("count=1,memory=3", 1), ("memory=3", 8)):
+        [sample] = nvml(words)
+        host = host_memory()
+        assert len(sample["devices"]) == parts
+        for row in sample["devices"]:
+            assert (row["state"], row["reason"], row["unified"]) == ("ok", "", True)
+            assert row["total_mb"] == host.total_mb // parts
+            assert abs(row["used_mb"] * parts - (host.total_mb - host.available_mb)) < 2048
+            assert row["nvml_mem_total_mb"] is None
 
 
 def test_nvml_memory_fails_is_an_error_with_the_last_total(nvml):

@@ -30,6 +30,7 @@ SETTINGS = [
     ("ENABLE_NVML", "enable_nvml", None, "false", False),
     ("GPU_ORCHESTRATOR_LEASE_TTL", "lease_ttl_s", 3600, "0", 0),
     ("GPU_BROKER_DEVICES", "devices", "auto", "sim:1x1000", "sim:1x1000"),
+    ("GPU_BROKER_UNIFIED_MEMORY_MB", "unified_memory_mb", None, "65536", 65536),
     ("GPU_BROKER_PCIE", "pcie", False, "true", True),
     ("GPU_BROKER_DRIVER_WAIT_S", "driver_wait_s", None, "2.5", 2.5),
     ("GPU_BROKER_DRIVER_MOST_S", "driver_most_s", 60.0, "30", 30.0),

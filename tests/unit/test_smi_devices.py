@@ -12,6 +12,7 @@ import pytest
 
 from broker.devices.sample import Sample
 from broker.devices.smi.source import SmiSource
+from broker.devices.unified import host_memory
 
 HEADER = (
     "index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB], "
@@ -51,7 +52,7 @@ def test_smi_is_asked_for_csv_with_a_header(smi, tmp_path):
     assert asked.endswith("--format=csv,nounits\n")
 
 
-@pytest.mark.parametrize("word", ["[N/A]", "N/A", "[Not Supported]", "ERR!", "nan", "inf", "-1"])
+@pytest.mark.parametrize("word", ["[Insufficient Permissions]", "-", "", "nan", "inf", "-1"])
 def test_smi_untold_fields_are_none_and_keep_the_row(smi, word):
     """No way of saying "unknown" costs the row or becomes a number."""
     row = f"0, GPU-a, NVIDIA T4, 550.54, {word}, {word}, {word}, {word}, {word}"
@@ -60,6 +61,65 @@ def test_smi_untold_fields_are_none_and_keep_the_row(smi, word):
     assert (device.total_mb, device.used_mb, device.power_draw_w) == (None, None, None)
     assert (device.utilization_gpu_pct, device.temperature_c) == (None, None)
     assert device.reason == "nvidia-smi does not tell how much memory this GPU has"
+
+
+@pytest.mark.parametrize("word", ["[N/A]", "N/A", "[Not Supported]", "Not Supported"])
+def test_smi_gpu_without_memory_of_its_own_has_the_machines(smi, word):
+    """Memory that is not supported is the machine's; what is not told besides stays unknown."""
+    row = f"0, GPU-a, NVIDIA GB10, 580.95, {word}, {word}, {word}, {word}, {word}"
+    [device] = smi(printed(HEADER, row)).sample().devices
+    host = host_memory()
+    assert (device.state, device.reason, device.unified) == ("ok", "", True)
+    assert device.total_mb == host.total_mb
+    assert abs(device.used_mb - (host.total_mb - host.available_mb)) < 2048
+    assert (device.utilization_gpu_pct, device.temperature_c) == (None, None)
+
+
+def test_smi_gpu_with_memory_of_its_own_keeps_it(smi):
+    """A GPU that told of its memory does not get the machine's when it once tells nothing."""
+    rows = [
+        f"0, GPU-a, NVIDIA L4, 580.95, {word}, 0, 30, 9" for word in ("23034, 1", "[N/A], [N/A]")
+    ]
+    source = smi(printed(HEADER, rows[0]))
+    assert source.sample().devices[0].total_mb == 23034
+    smi(printed(HEADER, rows[1]))
+    [device] = source.sample().devices
+    assert (device.total_mb, device.used_mb, device.unified) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("cells", "state", "reason"),
+    [
+        ("24576, [GPU requires reset], 0, 40, 9", "lost", "must be reset"),
+        ("24576, 1, 0, [Reset Required], 9", "lost", "must be reset"),
+        ("GPU requires reset, 1, 0, 40, 9", "lost", "must be reset"),
+        ("24576, 1, [GPU is lost], 40, 9", "lost", "is lost"),
+        ("24576, [Unknown Error], 0, 40, 9", "error", "cannot read memory.used"),
+        ("ERR!, 1, 0, 40, 9", "error", "cannot read memory.total"),
+        ("24576, 1, ERR!, 40, 9", "error", "cannot read utilization.gpu"),
+        ("24576, 1, 0, [Unknown Error], 9", "error", "cannot read temperature.gpu"),
+        ("24576, 1, [Not Supported], 40, ERR!", "ok", ""),
+    ],
+)  # fmt: skip
+def test_smi_words_of_a_sick_gpu_are_its_state(smi, cells, state, reason):
+    """A GPU to be reset, or whose vital values cannot be read, is not well; power may fail."""
+    [device] = smi(printed(HEADER, f"0, GPU-a, NVIDIA T4, 550.54, {cells}")).sample().devices
+    assert device.state == state
+    assert reason in device.reason
+    assert bool(reason) == bool(device.reason)
+
+
+def test_smi_field_that_it_does_not_know_is_left_out(smi, tmp_path):
+    """An older program fails a query with a newer field; it is asked without, and not again."""
+    row = "0, GPU-a, NVIDIA T4, 418.40, 15360, 12, 0, 35, 9.5"
+    refused = """echo 'Field "mig.mode.current" is not a valid field to query.'; exit 2"""
+    source = smi(
+        f'echo "$1" >> {tmp_path}/asked; case $1 in *mig*) {refused};; esac\n{printed(HEADER, row)}'
+    )
+    for _ in range(2):
+        assert [d.used_mb for d in source.sample().devices] == [12]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert ["mig" in line for line in asked if "query-gpu" in line] == [True, False, False]
 
 
 def test_smi_lost_gpu_leaves_the_others(smi):

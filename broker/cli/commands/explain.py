@@ -31,7 +31,7 @@ HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
 @click.option("--host", default="any", help="A host's name; any (default).", shell_complete=hosts)
-@click.option("--model", help="The exact name of a model.")
+@click.option("--model", help="The exact name of a model, as status shows it.")
 @output_option()
 def explain(
     token: str | None,

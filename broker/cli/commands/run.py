@@ -58,7 +58,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 @click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
-@click.option("--model", help="The exact name of a model; default any.")
+@click.option("--model", help="The exact name of a model, as status shows it; default any.")
 @click.option("--host", help="Default this machine: the command runs here.", shell_complete=hosts)
 @click.option(
     "--placement", type=click.Choice(["spread", "pack"]), default="spread",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from broker.devices.last_known import Fault, quiet
-from broker.devices.nvml.handle import Handle, identified
+from broker.devices.nvml.handle import Handle, MemoryTold, identified
 from broker.devices.nvml.mig import divided, is_divided, parts
 from broker.devices.nvml.processes import Busy, read_processes
 from broker.devices.sample import (
@@ -50,9 +50,9 @@ def read(
         return Fault("error", "NVML gives this GPU no usable UUID")
     watch.add(raw, uuid)
     gpu = Handle(nvml, raw)
-    total, allocated = gpu.memory()
+    memory = gpu.memory()
     unreadable = gpu.complaint
-    device = _read_health(gpu, _row(index, uuid, gpu, total, allocated))
+    device = _read_health(gpu, _row(index, uuid, gpu, memory))
     of_mig: list[DeviceSample] = []
     if is_divided(gpu):
         device, of_mig = divided(device), parts(gpu, device)
@@ -69,13 +69,12 @@ def read(
     return fault if fault.ended else tuple(quiet(row, fault) for row in [device, *of_mig])
 
 
-def _row(
-    index: int, uuid: str, gpu: Handle, total: int | None, allocated: int | None
-) -> DeviceSample:
+def _row(index: int, uuid: str, gpu: Handle, memory: MemoryTold) -> DeviceSample:
     name = name_of(gpu.ask("nvmlDeviceGetName"))
     busy_pct = number(getattr(gpu.ask("nvmlDeviceGetUtilizationRates"), "gpu", None), 0, 100)
     return replace(
-        identified(index, uuid, name, total, allocated),
+        identified(index, uuid, name, memory),
+        unified=not memory.own,
         utilization_gpu_pct=busy_pct,
         temperature_c=_temperature(gpu),
         power_draw_w=_watts(gpu.ask("nvmlDeviceGetPowerUsage")),

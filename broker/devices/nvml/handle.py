@@ -5,12 +5,13 @@ The pynvml module is handed in by `nvml`, which alone imports it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from agent_sdk.keys import model_of
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.last_known import Fault
 from broker.devices.nvml.binding import BindingError
-from broker.devices.sample import DeviceSample, model_of, percent, system_mb_of, text
+from broker.devices.sample import DeviceSample, percent, system_mb_of, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,9 @@ Not supported, no permission, not found, function not found, no data, version mi
 
 NO_LIBRARY = 12
 """Code of NVML for a library that the loader does not find."""
+
+NONE_OF_ITS_OWN: Final = "not supported"
+_UNSUPPORTED: Final[Mapping[int, object]] = {3: NONE_OF_ITS_OWN}
 
 _NO_MEMORY = "NVML does not tell how much memory this {} has"
 _LOST = frozenset({15, 16})
@@ -65,6 +69,20 @@ def fault_of(error: Exception) -> Fault:
     """Return the fault that an exception from pynvml, or from importing it, stands for."""
     value = getattr(error, "value", None)
     return Fault("lost" if value in _LOST else "error", _sentence(error), value in _ENDED)
+
+
+class MemoryTold(NamedTuple):
+    """Memory of a device in bytes; None: not told.
+
+    Attributes:
+        total: all of it.
+        allocated: without what the driver keeps for itself, where it tells that.
+        own: False: the driver says that the device has none of its own.
+    """
+
+    total: int | None
+    allocated: int | None
+    own: bool = True
 
 
 class Handle:
@@ -113,36 +131,35 @@ class Handle:
             self.complaint.state == "lost" or self.complaint.ended
         )
 
-    def memory(self) -> tuple[int | None, int | None]:
-        """Return the bytes in all and the bytes allocated.
+    def memory(self) -> MemoryTold:
+        """Return the device's memory.
 
         Drivers differ on whether v2's `used` counts what the driver keeps for itself, so
         allocated is total - free - reserved, right for each of them. v1 does not tell reserved
         apart, so there it counts as allocated.
         """
-        info = self.ask("nvmlDeviceGetMemoryInfo", self.nvml.nvmlMemory_v2)
-        if info is None and self.complaint is None:
-            info = self.ask("nvmlDeviceGetMemoryInfo")
-        total, free = getattr(info, "total", 0), getattr(info, "free", 0)
+        info = self.ask("nvmlDeviceGetMemoryInfo", self.nvml.nvmlMemory_v2, means=_UNSUPPORTED)
+        if info in (None, NONE_OF_ITS_OWN) and self.complaint is None:
+            info = self.ask("nvmlDeviceGetMemoryInfo", means=_UNSUPPORTED)
+        if info == NONE_OF_ITS_OWN:
+            return MemoryTold(None, None, own=False)
+        total, free = getattr(info, "total", -1), getattr(info, "free", 0)
         if not MIB <= total <= MAX_MB * MIB:
-            return None, None
+            return MemoryTold(None, None, own=total != 0)
         allocated = total - free - getattr(info, "reserved", 0)
-        return total, allocated if 0 <= allocated <= total else None
+        return MemoryTold(total, allocated if 0 <= allocated <= total else None)
 
 
 def identified(
     index: int,
     uuid: str,
     name: str,
-    total: int | None,
-    allocated: int | None,
+    memory: MemoryTold,
     *,
     kind: str = "GPU",
 ) -> DeviceSample:
-    """Return a device with its identity and its memory; `total` and `allocated` are bytes.
-
-    None: NVML does not tell. `kind` is the device's name in a sentence.
-    """
+    """Return a device with its identity and its memory; `kind` is its name in a sentence."""
+    total, allocated = memory.total, memory.allocated
     total_mb = None if total is None else total // MIB
     return DeviceSample(
         uuid=uuid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agent_sdk.keys import PART
 from broker.devices.last_known import quiet
 from broker.devices.nvml.handle import Handle, identified
 from broker.devices.nvml.processes import read_processes
@@ -24,9 +25,14 @@ def is_divided(gpu: Handle) -> bool:
     return isinstance(mode, list) and mode[:1] == [1]
 
 
+def part_name(name: str) -> str:
+    """Return the name of a part: never one that a whole GPU has."""
+    return name if PART.rstrip() in name else name_of(f"{name}{PART}")
+
+
 def divided(parent: DeviceSample) -> DeviceSample:
     """Return the row of a divided GPU: the rows of its parts tell their processes."""
-    return replace(parent, state="mig", reason=DIVIDED, processes=None, mps=None)
+    return replace(parent, state="mig", reason=DIVIDED, unified=False, processes=None, mps=None)
 
 
 def parts(gpu: Handle, parent: DeviceSample) -> list[DeviceSample]:
@@ -48,12 +54,12 @@ def parts(gpu: Handle, parent: DeviceSample) -> list[DeviceSample]:
 
 
 def _row(part: Handle, uuid: str, index: int, parent: DeviceSample) -> DeviceSample:
-    total, allocated = part.memory()
+    memory = part.memory()
     unreadable = part.complaint
-    name = name_of(part.ask("nvmlDeviceGetName") or f"{parent.name} MIG")
+    name = name_of(part.ask("nvmlDeviceGetName") or parent.name)
     listed = read_processes(part)
     row = replace(
-        identified(index, uuid, name, total, allocated, kind="MIG device"),
+        identified(index, uuid, part_name(name), memory, kind="MIG device"),
         nvml_error=part.complaint.reason if part.complaint else None,
         mps=listed.mps,
         parent=parent.uuid,

@@ -24,6 +24,7 @@ from broker.devices.nvml.session import Session
 from broker.devices.nvml.xid import Xids
 from broker.devices.sample import MAX_DEVICES, DeviceSample, Sample
 from broker.devices.trouble import slow
+from broker.devices.unified import Unified
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -67,6 +68,7 @@ class NvmlSource:
         reopen_s: float = 300.0,
         pcie_every_s: float | None = None,
         libraries: tuple[str, ...] = FOLDERS,
+        unified: Unified | None = None,
     ) -> None:
         self._libraries = libraries
         self._times = AnswerTimes(deadline_s, most_s)
@@ -76,6 +78,7 @@ class NvmlSource:
         self._reopen_s = reopen_s
         self._pcie_every_s = pcie_every_s
         self._known = Known(host)
+        self._unified = unified or Unified()
         self._xids = Xids()
         self._busy = Busy()
         self._turn = threading.Lock()
@@ -104,7 +107,7 @@ class NvmlSource:
                 session, count = counting.answer()
             except Exception as error:  # noqa: BLE001 - the sample tells it
                 return self._failed(fault_of(error))
-            answers = self._read_all(session, count)
+            answers = self._unified.fill(self._read_all(session, count))
             session.watch.begin()
             rows = self._known.merge(answers, _UNLISTED)
             self._ended = any(isinstance(a, Fault) and a.ended for a in answers.values())

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from agent_sdk.keys import model_of
 from agent_sdk.settings import whole_environment
 from agent_sdk.state.telemetry import MAX_MB, of_kind
 from broker.devices.last_known import Fault, quiet
@@ -17,7 +18,6 @@ from broker.devices.sample import (
     DeviceSample,
     GpuProcess,
     State,
-    model_of,
     name_of,
     percent,
     system_mb_of,

@@ -6,19 +6,22 @@ import contextlib
 import csv
 import math
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
+from agent_sdk.keys import model_of
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.last_known import Fault, Known, quiet
+from broker.devices.nvml.mig import divided
 from broker.devices.sample import (
     MAX_DEVICES,
     DeviceSample,
     GpuProcess,
     Sample,
-    model_of,
     name_of,
     number,
     percent,
@@ -26,15 +29,24 @@ from broker.devices.sample import (
     text,
     uuid_of,
 )
+from broker.devices.smi.mig import UNTOLD, memory_of, parts_of, rows_of
 from broker.devices.smi.table import lines, records_of, told
+from broker.devices.smi.words import fault_of, is_unified
+from broker.devices.unified import Unified
 
-# Long-standing fields only: a field unknown to the driver fails the whole query.
 _QUERY = (
     "index,uuid,name,driver_version,memory.total,memory.used,"
     "utilization.gpu,temperature.gpu,power.draw"
 )
+_NEWER = ("mig.mode.current",)
+"""Fields that came later: one that the program does not know fails the query, and is left out."""
+_UNKNOWN_FIELD = re.compile(r'Field "([^"]+)" is not a valid field')
+_CSV = "--format=csv,nounits"
 _PROCESSES = "gpu_uuid,pid,used_memory"
 _NO_MEMORY = "nvidia-smi does not tell how much memory this GPU has"
+Processes = dict[str, tuple[GpuProcess, ...]]
+"""Processes by the UUID of the GPU or of the part that they are on."""
+
 _UNLISTED = Fault("lost", "nvidia-smi no longer lists this GPU", gone=True)
 
 
@@ -44,16 +56,20 @@ class SmiSource:
     sample() answers within the timeout plus one second. A program that cannot be killed (it
     waits in the kernel for a GPU) is left behind, and no other is started until it has ended.
     Rows printed before a failure are kept; devices without one are then in state ``error``.
-    The processes that compute are asked for in what is left of the timeout; when that fails, they
-    are unknown and the sample stands.
+    The processes that compute are asked for in what is left of the timeout, and the MIG devices of
+    divided GPUs; when that fails, they are unknown and the sample stands.
     """
 
     name = "smi"
 
-    def __init__(self, host: str, binary: str, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, host: str, binary: str, *, timeout_s: float = 5.0, unified: Unified | None = None
+    ) -> None:
         self._binary = binary
         self._timeout_s = timeout_s
         self._known = Known(host)
+        self._unified = unified or Unified()
+        self._newer = list(_NEWER)
         self._turn = threading.Lock()
         self._driver: str | None = None
         self._stuck: subprocess.Popen[str] | None = None
@@ -68,7 +84,7 @@ class SmiSource:
             self._stuck = None
             until = time.monotonic() + self._timeout_s
             try:
-                status, printed, complained = self._run(f"--query-gpu={_QUERY}", self._timeout_s)
+                status, printed, complained = self._query(until)
             except OSError as error:
                 return self._failed(f"nvidia-smi cannot be started: {text(error.strerror)}")
             except subprocess.TimeoutExpired:
@@ -84,9 +100,19 @@ class SmiSource:
     def _failed(self, why: str) -> Sample:
         return Sample(self._known.merge({}, Fault("error", why)), "smi", why, self._driver)
 
-    def _run(self, query: str, timeout_s: float) -> tuple[int, str, str]:
+    def _query(self, until: float) -> tuple[int, str, str]:
+        """Ask for the GPUs, with the fields that this program knows."""
+        while True:
+            fields = ",".join([_QUERY, *self._newer])
+            answer = self._run(until - time.monotonic(), f"--query-gpu={fields}", _CSV)
+            unknown = _UNKNOWN_FIELD.search(answer[1])
+            if unknown is None or unknown[1] not in self._newer:
+                return answer
+            self._newer.remove(unknown[1])
+
+    def _run(self, timeout_s: float, *arguments: str) -> tuple[int, str, str]:
         process = subprocess.Popen(  # noqa: S603 - the operator's own PATH names the program
-            [self._binary, query, "--format=csv,nounits"],
+            [self._binary, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -96,7 +122,7 @@ class SmiSource:
         )
         began = time.monotonic()
         try:
-            printed, complained = process.communicate(timeout=timeout_s)
+            printed, complained = process.communicate(timeout=max(0.0, timeout_s))
         except subprocess.TimeoutExpired:
             self._leave(process, began)
             raise
@@ -122,19 +148,49 @@ class SmiSource:
             if index is not None:
                 answers[int(index)] = _device(int(index), record, processes)
                 self._driver = told(record, "driver_version") or self._driver
+        self._add_parts(answers, processes, until)
+        answers = self._unified.fill(answers)
         if status == 0 and printed.strip() and not remarks:
             return Sample(self._known.merge(answers, _UNLISTED), "smi", None, self._driver)
         remark = next(iter([*lines(complained), *remarks]), f"exit status {status}, no output")
         why = f"nvidia-smi failed: {remark}"
         return Sample(self._known.merge(answers, Fault("error", why)), "smi", why, self._driver)
 
-    def _processes(self, until: float) -> dict[str, dict[int, int | None]] | None:
-        """Return the MiB of each process by GPU and pid; None: nvidia-smi does not tell in time."""
+    def _add_parts(
+        self,
+        answers: dict[int, tuple[DeviceSample, ...] | Fault],
+        processes: Processes | None,
+        until: float,
+    ) -> None:
+        """Add the MIG devices of divided GPUs to their answers; without a list, say so."""
+        gpus = {i: a[0] for i, a in answers.items() if not isinstance(a, Fault)}
+        divided = {i: gpu for i, gpu in gpus.items() if gpu.state == "mig"}
+        if not divided:
+            return
+        listed = parts_of(self._printed(until, "-L"))
+        memory = memory_of(self._printed(until, "-q", "-x")) if listed else {}
+        for index, gpu in divided.items():
+            parts = listed.get(gpu.uuid)
+            if parts is None:
+                answers[index] = (replace(gpu, reason=UNTOLD),)
+            else:
+                answers[index] = (gpu, *rows_of(gpu, parts, memory, processes))
+
+    def _printed(self, until: float, *arguments: str) -> str:
+        """Return what the program prints with these arguments; empty: it fails, or not in time."""
+        try:
+            status, printed, _ = self._run(until - time.monotonic(), *arguments)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return printed if status == 0 else ""
+
+    def _processes(self, until: float) -> Processes | None:
+        """Return the processes of each GPU or part; None: nvidia-smi does not tell in time."""
         left_s = until - time.monotonic()
         if left_s <= 0:
             return None
         try:
-            status, printed, _ = self._run(f"--query-compute-apps={_PROCESSES}", left_s)
+            status, printed, _ = self._run(left_s, f"--query-compute-apps={_PROCESSES}", _CSV)
             records, remarks = records_of(printed, frozenset({"gpu_uuid", "pid"}))
         except (OSError, subprocess.TimeoutExpired, csv.Error):
             return None
@@ -147,7 +203,10 @@ class SmiSource:
                 on_gpu = found.setdefault(uuid_of(told(record, "gpu_uuid")), {})
                 known_mb, memory_mb = on_gpu.get(int(pid)), _used_mb(record)
                 on_gpu[int(pid)] = memory_mb if known_mb is None else max(known_mb, memory_mb or 0)
-        return found
+        return {
+            uuid: tuple(GpuProcess(pid, mb) for pid, mb in sorted(on_gpu.items()))
+            for uuid, on_gpu in found.items()
+        }
 
 
 def _used_mb(record: dict[str, str]) -> int | None:
@@ -158,13 +217,12 @@ def _used_mb(record: dict[str, str]) -> int | None:
 
 
 def _device(
-    index: int, record: dict[str, str], processes: dict[str, dict[int, int | None]] | None
+    index: int, record: dict[str, str], processes: Processes | None
 ) -> tuple[DeviceSample, ...] | Fault:
-    lost = any("gpu is lost" in cell.lower() for cell in record.values())
-    fault = Fault("lost", "nvidia-smi says that this GPU is lost: reset it or reboot")
+    fault = fault_of(record)
     uuid = uuid_of(told(record, "uuid"))
     if not uuid:
-        return fault if lost else Fault("error", "nvidia-smi gives this GPU no usable UUID")
+        return fault or Fault("error", "nvidia-smi gives this GPU no usable UUID")
     total = number(told(record, "memory.total"), 1, MAX_MB)
     used = number(told(record, "memory.used"), 0, MAX_MB)
     total_mb = None if total is None else math.floor(total)
@@ -182,8 +240,9 @@ def _device(
         memory_utilization_pct=percent(used, total),
         temperature_c=number(told(record, "temperature.gpu"), 0, 200),
         power_draw_w=number(told(record, "power.draw"), 0, 1e4),
-        processes=None
-        if processes is None
-        else tuple(GpuProcess(pid, mb) for pid, mb in sorted(processes.get(uuid, {}).items())),
+        unified=is_unified(record),
+        processes=None if processes is None else processes.get(uuid, ()),
     )
-    return (quiet(device, fault) if lost else device,)
+    if fault is not None:
+        return (quiet(device, fault),)
+    return (divided(device) if told(record, "mig.mode.current") == "Enabled" else device,)

@@ -1,0 +1,144 @@
+"""MIG devices through nvidia-smi: its list names them, its log in XML tells their memory.
+
+Neither of both tells all: the list has each one's UUID and profile, the log its memory by its
+place on the GPU. Without the log the profile's own size counts, less what the driver may keep.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from xml.parsers import expat
+
+from agent_sdk.keys import PART, model_of
+from agent_sdk.state.telemetry import MAX_MB
+from broker.devices.sample import (
+    DeviceSample,
+    GpuProcess,
+    name_of,
+    number,
+    percent,
+    system_mb_of,
+    text,
+    uuid_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+UNTOLD: Final = (
+    "This GPU is divided, and nvidia-smi does not list its MIG devices: ENABLE_NVML=true"
+)
+
+_GPU = re.compile(r"GPU (\d{1,4}): .*\(UUID: ([^()]+)\)")
+_PART = re.compile(r"\s+MIG (\S+(?: \S+)*?)\s+Device\s+(\d{1,3}):\s+\(UUID: ([^()]+)\)")
+_SIZE = re.compile(r"\.(\d{1,4})gb")
+
+_SURE: Final = 0.88
+"""Share of the memory in a profile's name that its MIG devices have at the least."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigPart:
+    """MIG device as the list names it: `place` is its place among those of its GPU."""
+
+    uuid: str
+    profile: str
+    place: int
+
+
+def parts_of(printed: str) -> dict[str, list[MigPart]]:
+    """Return the MIG devices of each GPU that `nvidia-smi -L` lists, by the GPU's UUID."""
+    found: dict[str, list[MigPart]] = {}
+    on: list[MigPart] = []
+    for line in printed.splitlines():
+        if gpu := _GPU.match(line):
+            on = found.setdefault(uuid_of(gpu[2]), [])
+        elif (part := _PART.match(line)) and (uuid := uuid_of(part[3])):
+            on.append(MigPart(uuid, text(part[1])[:40], int(part[2])))
+    return found
+
+
+def memory_of(printed: str) -> dict[tuple[str, int], tuple[int, int | None]]:
+    """Return (MiB in all, MiB used) by GPU and place, from the log in XML; used None: not told."""
+    path: list[str] = []
+    said: dict[str, str] = {}
+    found: dict[tuple[str, int], tuple[int, int | None]] = {}
+    keys = {
+        "gpu/uuid": "uuid",
+        "mig_device/index": "index",
+        "fb_memory_usage/total": "total",
+        "fb_memory_usage/used": "used",
+    }
+
+    def opens(name: str, _: object) -> None:
+        path.append(name)
+        if name == "mig_device":
+            said.update(index="", total="", used="")
+
+    def tells(data: str) -> None:
+        if key := keys.get("/".join(path[-2:])):
+            said[key] = said.get(key, "") + data
+
+    def ends(name: str) -> None:
+        path.pop()
+        if name == "gpu":
+            said.clear()
+        if name != "mig_device":
+            return
+        place, total = number(said["index"], 0, 999), _mib(said["total"])
+        if place is not None and total:
+            used = _mib(said["used"])
+            at = (uuid_of(said.get("uuid")), int(place))
+            found[at] = math.floor(total), None if used is None else math.ceil(used)
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = opens, ends
+    parser.CharacterDataHandler = tells
+    try:
+        parser.Parse(printed, True)
+    except expat.ExpatError:
+        return {}
+    return found
+
+
+def _mib(said: str) -> float | None:
+    return number(said.removesuffix("MiB").strip(), 0, MAX_MB)
+
+
+def least_mb(profile: str) -> int | None:
+    """Return the MiB that a MIG device of a profile such as `3g.20gb` has at the least."""
+    size = _SIZE.search(profile)
+    return None if size is None else int(int(size[1]) * 1024 * _SURE)
+
+
+def rows_of(
+    parent: DeviceSample,
+    parts: list[MigPart],
+    memory: Mapping[tuple[str, int], tuple[int, int | None]],
+    processes: Mapping[str, tuple[GpuProcess, ...]] | None,
+) -> Iterator[DeviceSample]:
+    """Yield a row for each MIG device of a GPU; see `nvml.mig.parts` for its index.
+
+    A process that is named on the GPU itself may be on any of its parts: then no part's processes
+    are known.
+    """
+    known = processes is not None and not processes.get(parent.uuid)
+    for part in parts:
+        total_mb, used_mb = memory.get((parent.uuid, part.place), (least_mb(part.profile), None))
+        name = name_of(f"{parent.name}{PART}{part.profile}")
+        yield DeviceSample(
+            uuid=part.uuid,
+            index=100 * (parent.index + 1) + part.place,
+            name=name,
+            model=model_of(name),
+            total_mb=total_mb,
+            system_mb=system_mb_of(total_mb),
+            used_mb=used_mb,
+            reason="" if total_mb else "nvidia-smi does not tell how much memory it has",
+            memory_utilization_pct=percent(used_mb, total_mb),
+            parent=parent.uuid,
+            processes=processes.get(part.uuid, ()) if known and processes is not None else None,
+        )

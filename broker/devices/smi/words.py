@@ -1,0 +1,54 @@
+"""Words that nvidia-smi prints in place of a value, and what each says of the GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from broker.devices.last_known import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.devices.sample import State
+
+FAULTS: Final[tuple[tuple[tuple[str, ...], State, str], ...]] = (
+    (("gpu is lost",), "lost", "this GPU is lost: reset it or reboot"),
+    (
+        ("requires reset", "reset required"),
+        "lost",
+        "this GPU must be reset before it can be used again",
+    ),
+)
+"""Words of one cell, in lower case, that say it of the whole GPU."""
+
+FAILED: Final = ("unknown error", "err!")
+"""Words for a value that the driver could not read, although it should."""
+
+VITAL: Final = ("uuid", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu")
+"""Columns that a sound GPU answers, or of which it says that they are not supported."""
+
+NOT_SUPPORTED: Final = frozenset({"n/a", "not supported"})
+"""Words for a value that this GPU does not have."""
+
+
+def word(cell: str) -> str:
+    """Return a cell in lower case without its brackets."""
+    return cell.strip("[] ").lower()
+
+
+def fault_of(record: Mapping[str, str]) -> Fault | None:
+    """Return the fault that a GPU's row tells, the gravest first; None: it tells none."""
+    said = {column: word(cell) for column, cell in record.items() if column != "name"}
+    for words, state, means in FAULTS:
+        if any(each in cell for each in words for cell in said.values()):
+            return Fault(state, f"nvidia-smi says that {means}")
+    for column in VITAL:
+        if said.get(column, "") in FAILED:
+            return Fault("error", f"nvidia-smi cannot read {column} of this GPU: {record[column]}")
+    return None
+
+
+def is_unified(record: Mapping[str, str]) -> bool:
+    """Return whether a GPU has no memory of its own: it says so of all and of the used part."""
+    cells = (word(record.get(f"memory.{part}", "")) for part in ("total", "used"))
+    return all(cell in NOT_SUPPORTED for cell in cells)

@@ -1,0 +1,127 @@
+"""Divided GPUs: their parts are leased, one at a time, and counted once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.api.brokers import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.hardware.machines import Reported
+
+GIB = 1024**3
+
+
+def parts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["parent"]]
+
+
+def used_by(ran: Any) -> str:
+    """Return the device that `run` gave its command."""
+    assert ran.returncode == 0, ran.stderr
+    found: str = ran.stdout.strip()
+    return found
+
+
+def test_parts_of_a_divided_gpu_are_leased_through_nvidia_smi(
+    reported: Callable[..., Reported],
+) -> None:
+    """The default source sees them too: a lease has one, and never the divided GPU itself."""
+    machine = reported("a100_mig_smi")
+    whole, first, second = machine.until(lambda rows: len(rows) == 3)
+    assert (whole["state"], whole["memory_free_mb"]) == ("mig", 0)
+    assert whole["reason"] == "This GPU is divided: its MIG devices are leased in its place"
+    assert [(p["index"], p["memory_total_mb"], p["state"]) for p in (first, second)] == [
+        (100, 19968, "ok"),
+        (101, 19968, "ok"),
+    ]
+    assert {p["name"] for p in (first, second)} == {"NVIDIA A100-SXM4-40GB MIG 3g.20gb"}
+    ask = ("run", "--wait", "0", "--exclusive", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
+    assert used_by(machine.command(*ask)) == second["uuid"], "the first one has a process on it"
+    refused = machine.command(
+        "run", "--wait", "0", "--memory", "18.5GiB", "--model", second["name"], "--", "true"
+    )
+    assert refused.returncode == 0, refused.stderr
+
+
+def test_two_parts_are_never_granted_together_and_explain_says_so(
+    reported: Callable[..., Reported],
+) -> None:
+    """A CUDA process can use one part alone: grant, explain and run agree."""
+    machine = reported("h100_mig")
+    [named] = {p["name"] for p in parts(machine.until(lambda rows: len(rows) == 5))}
+    for more in ((), ("--model", named)):
+        refused = machine.command("run", "--gpus", "2", "--wait", "0", *more, "--", "true")
+        assert refused.returncode != 0
+        ask = ("explain", "--agent", "me", "--gpus", "2", "--memory", "1GiB", *more)
+        told = machine.command(*ask).stdout
+        assert not told.startswith("it fits now"), told
+        assert "a program can use one such part" in told, told
+    machine.broker.release(machine.broker.granted(min_memory_mb=15 * 1024, model=named)["token"])
+
+
+def test_divided_gpu_counts_once_in_totals(reported: Callable[..., Reported]) -> None:
+    """Sums of memory have the parts, or the whole, and not both."""
+    machine = reported("h100_mig")
+    rows = machine.until(lambda rows: len(rows) == 5)
+    total_mb = sum(row["memory_total_mb"] for row in rows if row["state"] != "mig")
+    said = machine.command("status").stdout.splitlines()[0]
+    assert "1 host, 2 GPUs, 3 parts, 0 leases" in said
+    assert f"free of {total_mb / 1024:.1f} GiB" in said
+    metrics = machine.broker.metrics()
+    sums = [v for name, v in metrics.items() if "device_memory_total_bytes" in name]
+    assert sum(sums) == total_mb * 1024 * 1024
+    assert "WRONG" not in machine.command("doctor").stdout
+
+
+def test_model_is_asked_for_by_the_name_that_status_shows(
+    reported: Callable[..., Reported],
+) -> None:
+    """Long names of parts keep their profile, and two profiles are two models."""
+    machine = reported("mig_long_names")
+    one, _, other = parts(machine.until(lambda rows: len(rows) == 4))
+    machine.words(
+        "count=1",
+        "mig=0/24192",
+        "name=0/NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+        "partname=0/NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition MIG 1g.24gb",
+    )
+    plain = parts(machine.until(lambda rows: len(parts(rows)) == 1 and "+" not in rows[1]["name"]))
+    assert one["name"] == other["name"] != plain[0]["name"]
+    assert one["model"] != plain[0]["model"]
+    ask = ("run", "--wait", "0", "--memory", "1GiB", "--model", plain[0]["name"], "--", "sh", "-c")
+    ran = machine.command(*ask, "echo $CUDA_VISIBLE_DEVICES")
+    assert used_by(ran) == plain[0]["uuid"]
+    lost = machine.command("run", "--wait", "0", "--model", one["name"], "--", "true")
+    assert "model" in lost.stderr, "the other profile is not there any more"
+
+
+def test_parts_that_are_gone_are_forgotten(reported: Callable[..., Reported]) -> None:
+    """A GPU made whole again has no lost parts left, once the leases on them are over."""
+    machine = reported("mig_taken_apart")
+    machine.until(lambda rows: len(rows) == 3)
+    lease = machine.broker.granted(min_memory_mb=1000)
+    machine.later()
+    still = machine.until(lambda rows: len(rows) == 2)
+    assert [row["state"] for row in still] == ["ok", "lost"]
+    machine.broker.release(lease["token"])
+    [whole] = machine.until(lambda rows: len(rows) == 1)
+    assert (whole["state"], whole["parent"]) == ("ok", None)
+    assert "lost" not in machine.command("status").stdout
+    assert "WRONG" not in machine.command("doctor").stdout
+    machine.broker.granted(min_memory_mb=70_000)
+
+
+def test_parts_that_went_while_the_reporter_was_away_are_forgotten(
+    reported: Callable[..., Reported],
+) -> None:
+    """A reporter that starts after the change has never seen them; they go all the same."""
+    machine = reported("mig_taken_apart")
+    machine.until(lambda rows: len(rows) == 3)
+    machine.broker.stop()
+    machine.later()
+    machine.restart()
+    [whole] = machine.until(lambda rows: rows[0]["state"] == "ok" and len(rows) == 1)
+    assert eventually(lambda: machine.gpus() == [whole] or machine.gpus(), 1)
