@@ -44,8 +44,9 @@ function reservations.charge(w, d)
   local live = d.state == 'ok' and d.drained ~= '1' and (d.reserved_for == ''
     or d.reserved_for == w.token)
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
+    and broker.joins(q, d)
   local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, broker.whole(q)
-  if not live or not suits or not broker.joins(q, d) or most_mb < math.max(1, q.memory_mb) then return nil end
+  if not live or not suits or most_mb < math.max(1, q.memory_mb) then return nil end
   if whole and d.unleased_mb > d.idle_unleased_mb then return nil end
   return whole and most_mb or q.memory_mb
 end
