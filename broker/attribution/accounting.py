@@ -114,22 +114,28 @@ def shares_on(
 
 
 def account(device: DeviceSample, owners: Owners, shares: Shares) -> Account | None:
-    """Return the account of a device; None: the memory of its processes is not known."""
-    if device.used_mb is None or device.processes is None:
+    """Return the account of a device; None: the memory of its processes is not known.
+
+    Where the use of the whole device is not told, its processes tell the least that it may be: one
+    without a lease whose memory is not told either may have all of it.
+    """
+    if device.processes is None:
         return None
     held = shares.all
     groups: list[_Group] = []
     named_mb = reported_unleased_mb = 0
     for process in device.processes:
-        if process.memory_mb is None:
+        if process.memory_mb is None and device.used_mb is not None:
             return None
-        named_mb += process.memory_mb
         tokens = owners.get(process.pid, frozenset()) & held.keys()
+        most_mb = 0 if tokens else device.total_mb or 0
+        memory_mb = most_mb if process.memory_mb is None else process.memory_mb
+        named_mb += memory_mb
         if tokens:
-            _join(groups, set(tokens), process.memory_mb)
+            _join(groups, set(tokens), memory_mb)
         else:
-            reported_unleased_mb += process.memory_mb
-    reported_unleased_mb += max(0, device.used_mb - named_mb)
+            reported_unleased_mb += memory_mb
+    reported_unleased_mb += max(0, (device.used_mb or 0) - named_mb)
     cooling_used: dict[str, int] = {}
     over_mb: dict[str, int] = {}
     for group in groups:

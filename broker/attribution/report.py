@@ -21,7 +21,7 @@ from broker.attribution.findings import (
 )
 from broker.attribution.health import Health
 from broker.attribution.ownership import NOBODYS, Matcher
-from broker.attribution.terms import FORBIDDEN, on_terms
+from broker.attribution.terms import FORBIDDEN, idle_unleased_mb, on_terms
 from broker.attribution.visibility import visible
 from broker.devices.numbers import numbered
 
@@ -197,7 +197,7 @@ def _report(
         state, reason = "dirty", found.dirty
     said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
     said |= {"state": state, "reason": reason}
-    said["idle_unleased_mb"] = str(pool.idle_foreign_mb)
+    said["idle_unleased_mb"] = str(idle_unleased_mb(device, pool.idle_foreign_mb))
     said["processes"] = _rows_text(found)
     for name in (
         "reported_unleased_mb",

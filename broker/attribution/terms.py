@@ -1,4 +1,7 @@
-"""Terms on which a device is lent, by its compute mode: to all, to one lease at a time, or not."""
+"""Terms on which a device is lent: to all, to one lease at a time, or not.
+
+They follow from its compute mode, and from what its driver tells of its memory.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,32 @@ ALONE: Final = (
 )
 
 
+USE_UNTOLD: Final = "its driver does not tell how much of its memory is used"
+
+
+def idle_unleased_mb(device: DeviceSample, others_mb: int) -> int:
+    """Return the MiB that may be used without a lease on a device that counts as unused.
+
+    The policy's `others_mb`; on a device that uses its machine's memory, the machine's own use
+    besides, which no process on the GPU has.
+    """
+    if not device.unified or device.used_mb is None:
+        return others_mb
+    on_gpu_mb = sum(process.memory_mb or 0 for process in device.processes or ())
+    return others_mb + max(0, device.used_mb - on_gpu_mb)
+
+
 def on_terms(device: DeviceSample, programs: Mapping[int, Program]) -> DeviceSample:
     """Return a device with the reason, if there is one, to lend it to one lease at a time.
 
     MPS lets the processes of several leases share a device in exclusive mode. Where the driver does
     not tell whether MPS runs, its server is looked for among the processes on the device.
     """
-    if device.compute_mode != "exclusive" or device.one_lease:
+    if device.one_lease or device.state != "ok":
+        return device
+    if device.used_mb is None and device.total_mb:
+        return replace(device, one_lease=USE_UNTOLD)
+    if device.compute_mode != "exclusive":
         return device
     processes = device.processes or ()
     serves = any(

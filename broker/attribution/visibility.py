@@ -57,9 +57,10 @@ def _unexplained(device: DeviceSample, slack_mb: int) -> str:
     if not processes:
         if device.utilization_gpu_pct:
             return BUSY
-        told = used_mb is not None and (device.utilization_gpu_pct == 0 or used_mb <= QUIET_MB)
+        quiet = used_mb is not None and used_mb <= QUIET_MB and not device.unified
+        told = used_mb is not None and (device.utilization_gpu_pct == 0 or quiet)
         if not told:
             return UNTOLD
-    if used_mb is None or None in named:
+    if used_mb is None or None in named or device.unified:  # the machine's own use is in it
         return ""
     return MORE if used_mb - sum(mb or 0 for mb in named) > slack_mb else ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from broker.attribution.terms import USE_UNTOLD
 from broker.devices.sample import GpuProcess
 from tests.attribution.worlds import Host, gpu, holders, lease, program
 
@@ -147,13 +150,55 @@ def test_account_of_more_cooling_leases_than_there_is_room_for_tells_their_sums(
 
 @pytest.mark.parametrize(
     "device",
-    [gpu(P(10, None)), gpu(P(10, 5), used_mb=None), gpu(processes=None)],
-    ids=["memory of a process", "memory in use", "processes"],
+    [gpu(P(10, None)), gpu(processes=None), gpu(processes=None, used_mb=None)],
+    ids=["memory of a process", "processes", "memory in use"],
 )
 def test_account_with_an_unknown_is_none(device: object) -> None:
     """usedGpuMemory null, as on MIG without privilege: the ledger reckons with what is used."""
     held = holders(lease(A, 1000, 10))
     assert numbers(Host(), (device,), held, (program(10),)) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "unleased_mb"),
+    [
+        ((P(10, 5),), "0"),
+        ((P(10, None),), "0"),
+        ((P(10, None), P(20, 700)), "700"),
+        ((P(20, None),), "10000"),
+        ((P(10, 5), P(20, None), P(20, 700)), "10700"),
+    ],
+)
+def test_account_without_the_use_of_the_whole_goes_by_its_processes(
+    rows: tuple[GpuProcess, ...], unleased_mb: str
+) -> None:
+    """What they have is used; one without a lease that tells nothing may have all of it."""
+    held = holders(lease(A, 1000, 10))
+    device = gpu(*rows, used_mb=None, utilization_gpu_pct=0.0)
+    programs = (program(10), program(20))
+    (said,) = Host("10:10").look((device,), held, programs).reports.values()
+    assert said["reported_unleased_mb"] == unleased_mb
+    assert said["one_lease"] == USE_UNTOLD
+
+
+@pytest.mark.parametrize(
+    ("fields", "idle_mb"),
+    [
+        ({"used_mb": 6000, "unified": True}, "6512"),
+        ({"used_mb": 6000, "unified": True, "utilization_gpu_pct": None}, "6512"),
+        ({"used_mb": 6000, "unified": False}, "512"),
+        ({"used_mb": None, "unified": True}, "512"),
+    ],
+)
+def test_machine_s_own_use_of_unified_memory_keeps_a_gpu_unused(
+    fields: dict[str, Any], idle_mb: str
+) -> None:
+    """Its system runs in the same memory; what a process on the GPU has is use of the GPU."""
+    (said,) = Host().look((gpu(**fields),)).reports.values()
+    assert said["idle_unleased_mb"] == idle_mb
+    own = gpu(P(20, 2000, 0.0), used_mb=6000, unified=True)
+    (said,) = Host().look((own,), None, (program(20),)).reports.values()
+    assert (said["idle_unleased_mb"], said["reported_unleased_mb"]) == ("4512", "6000")
 
 
 def test_account_of_a_device_with_more_leases_than_known_is_none() -> None:

@@ -37,6 +37,9 @@ def told(host: Host, *looks: dict[str, Any]) -> dict[str, str]:
         ({"utilization_gpu_pct": None, "used_mb": None}, UNTOLD),
         ({"utilization_gpu_pct": None, "used_mb": 65}, UNTOLD),
         ({"utilization_gpu_pct": None, "used_mb": 64}, ""),
+        ({"utilization_gpu_pct": 0.0, "used_mb": 6000, "unified": True}, ""),
+        ({"utilization_gpu_pct": None, "used_mb": 60, "unified": True}, UNTOLD),
+        ({"utilization_gpu_pct": 9.0, "used_mb": 60, "unified": True}, BUSY),
     ],
 )
 def test_empty_list_is_believed_on_a_quiet_gpu_alone(fields: dict[str, Any], unseen: str) -> None:

@@ -6,6 +6,7 @@ NVML says (tests/fakes/nvml/nvml.c). `later.json` and `later` are what they say 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -74,6 +75,12 @@ class Reported:
         new = self._folder / "new"
         new.write_text("\n".join(words))
         new.rename(self._folder / "words")
+
+    def smi(self, **changes: Any) -> None:
+        """Change what nvidia-smi says from now on: words of its machine file."""
+        told, new = self._folder / "smi.json", self._folder / "new"
+        new.write_text(json.dumps(json.loads(told.read_text()) | changes))
+        new.rename(told)
 
     def restart(self) -> None:
         """Start a new broker in place of the one that has stopped."""
