@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 from agent_sdk.errors import error_for
@@ -19,8 +20,14 @@ NOT_NUMBERED = (
 )
 
 
+BARE = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+"""UUID without `GPU-` or `MIG-`, as Jetsons have it: CUDA reads its first digits as a number."""
+
+
 def variables(devices: Sequence[Device], form: Visible = "uuid") -> dict[str, str]:
     """Return the variables for these GPUs; without any, no GPU is visible.
+
+    GPUs whose UUIDs CUDA does not take have their numbers, where those are certain.
 
     Raises:
         BadRequest: numbers are asked for, and a GPU has none.
@@ -32,6 +39,8 @@ def variables(devices: Sequence[Device], form: Visible = "uuid") -> dict[str, st
             "NVIDIA_VISIBLE_DEVICES": "void",
         }
     uuids = ",".join(device.uuid for device in devices)
+    if any(BARE.fullmatch(device.uuid) for device in devices) and not without_number(devices):
+        form, uuids = "index", ",".join(device.runtime_id for device in devices)
     if form == "index" and (unnumbered := without_number(devices)):
         raise error_for("bad_request", NOT_NUMBERED.format(unnumbered[0].uuid))
     return {

@@ -172,7 +172,7 @@ def test_account_with_an_unknown_is_none(device: object) -> None:
 def test_account_without_the_use_of_the_whole_goes_by_its_processes(
     rows: tuple[GpuProcess, ...], unleased_mb: str
 ) -> None:
-    """What they have is used; one without a lease that tells nothing may have all of it."""
+    """Memory that they have is used; one without a lease that tells nothing may have all of it."""
     held = holders(lease(A, 1000, 10))
     device = gpu(*rows, used_mb=None, utilization_gpu_pct=0.0)
     programs = (program(10), program(20))

@@ -31,7 +31,9 @@ def test_integrated_gpu_is_leased_by_the_machine_s_memory(
     assert gpu["memory_unified"] is True
     for ask in ({"min_memory_mb": 1024}, {"min_memory_mb": 1024, "exclusive": True}):
         lease = machine.broker.granted(**ask)
-        assert lease["gpus"][0]["uuid"] == gpu["uuid"], "a name without GPU- too"
+        assert lease["gpus"][0]["uuid"] == gpu["uuid"]
+        seen = lease["env"]["CUDA_VISIBLE_DEVICES"]
+        assert seen == (gpu["uuid"] if gpu["uuid"].startswith("GPU-") else "0"), "as CUDA takes it"
         machine.broker.release(lease["token"])
     metrics = machine.broker.metrics()
     totals = [value for key, value in metrics.items() if "device_memory_total_bytes" in key]
