@@ -290,7 +290,7 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def hosts(self) -> Steps[tuple[HostStatus, ...]]:
-        """Return every host that ever reported, by name."""
+        """Return every host that the pool knows, by name."""
         return snapshot.hosts(self.keys)
 
     def _releasing(self, lease: HeldLease | str, *, refuse_late: bool, owner: str) -> Steps[bool]:

@@ -1,4 +1,4 @@
-"""The generated parts of docs/reference: commands, errors and routes, as the code has them.
+"""The generated parts of docs/reference: commands, errors, routes and signatures, as in the code.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- /generated -->`. Run it after a change of
 any of them: `.venv/bin/python scripts/docs_reference.py`. A test compares page and code.
@@ -7,7 +7,7 @@ any of them: `.venv/bin/python scripts/docs_reference.py`. A test compares page 
 from __future__ import annotations
 
 import re
-from inspect import getclosurevars
+from inspect import Parameter, getclosurevars, getdoc, signature
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import click
 from fastapi.routing import APIRoute
 
+from agent_sdk import GPUOrchestratorClient, Lease, LeaseClient, Store, testing
 from agent_sdk.errors import CODES
+from agent_sdk.lease import HeldLease
+from agent_sdk.request import LeaseOptions
+from agent_sdk.verbs import Verb
 from broker.app import build_app
 from broker.cli import main as gpu_broker
 from broker.http import health, leases, operators, pool, scrape, streams
@@ -101,7 +105,97 @@ def _first(operation: dict[str, Any]) -> str:
     return " ".join(paragraph.split()).replace("|", "\\|")
 
 
-PARTS = {"cli.md": commands, "errors.md": errors, "http.md": routes}
+INNER = {
+    "abandon", "accept", "attend", "claim", "end", "lose", "lose_if_over", "reap", "report",
+    "require_own", "scene", "scene_again", "wait_for",
+}  # fmt: skip
+"""Methods that the package itself calls."""
+
+
+def signatures() -> str:
+    """Return the methods of the SDK with their signatures, a table for each class."""
+    types = LeaseOptions.__annotations__
+    options = [
+        (f"`{name}: {_plain(types[name])}`", says) for name, says in _attributes(LeaseOptions)
+    ]
+    held = [(f"`{name}`", says) for name, says in _attributes(HeldLease)]
+    pool = [_row(testing.running_broker), _row(testing.TestBroker.environment)]
+    parts = [
+        ("LeaseClient", table(("Method", "Does"), *_methods(LeaseClient))),
+        ("Options of acquire and lease", table(("Option", "Is"), *options)),
+        ("Lease", table(("Method, property, attribute", "Does, is"), *_methods(Lease), *held)),
+        ("Store", table(("Method", "Does"), *_methods(Store))),
+        ("GPUOrchestratorClient", table(("Method", "Does"), *_methods(GPUOrchestratorClient))),
+        ("agent_sdk.testing", table(("Function", "Does"), *pool)),
+    ]
+    return "\n\n".join(f"### {title}\n\n{rows}" for title, rows in parts)
+
+
+def _methods(kind: type) -> Iterator[tuple[str, str]]:
+    if kind is not Lease:  # clients make leases
+        yield _row(kind.__init__, kind.__name__, _sentence(kind))
+    seen = set(INNER)
+    for each in kind.__mro__:
+        for name, member in each.__dict__.items():
+            if name.startswith("_") or name in seen:
+                continue
+            seen.add(name)
+            if isinstance(member, property):
+                typed = _plain(member.fget.__annotations__["return"])
+                yield f"`{name}: {typed}`", _sentence(member)
+            elif isinstance(member, classmethod):
+                yield _row(member.__func__, f"{kind.__name__}.{name}")
+            elif isinstance(member, (FunctionType, Verb)):
+                function = member.__get__(None, kind)
+                yield _row(function, name)
+
+
+def _attributes(kind: type) -> Iterator[tuple[str, str]]:
+    """Yield the attributes that a class's docstring lists, each with its meaning."""
+    listed = (getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    for row in re.split(r"\n    (?! )", f"\n{listed}")[1:]:
+        name, _, says = " ".join(row.split()).partition(": ")
+        yield name, says.replace("|", "\\|")
+
+
+def _row(function: Any, name: str = "", says: str = "") -> tuple[str, str]:
+    """Return a function's row, without its self."""
+    found = signature(function)
+    shown = [each for key, each in found.parameters.items() if key not in {"self", "cls"}]
+    words, starred = [], False
+    for each in shown:
+        if each.kind is Parameter.KEYWORD_ONLY and not starred:
+            words.append("*")
+            starred = True
+        words.append(_argument(each))
+    returns = _plain(found.return_annotation)
+    end = "" if returns in {"None", "empty"} else f" -> {returns}"
+    return f"`{name or function.__name__}({', '.join(words)}){end}`", says or _sentence(function)
+
+
+def _argument(each: Parameter) -> str:
+    if each.kind is Parameter.VAR_KEYWORD:
+        return "**fields" if "Policy" in str(each.annotation) else "**options"
+    default = "" if each.default is Parameter.empty else f" = {each.default!r}"
+    return f"{each.name}: {_plain(each.annotation)}{default}"
+
+
+def _plain(annotation: Any) -> str:
+    """Return a type as a reader has it: what the steps of a verb give, and `or` for a bar."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "empty")
+    text = getattr(annotation, "__forward_arg__", text)
+    if match := re.fullmatch(r"(?:Steps|Iterator)\[(.*)\]", text):
+        text = match[1]
+    return text.replace(" | ", " or ")
+
+
+def _sentence(member: Any) -> str:
+    """Return the first sentence of a docstring."""
+    text = " ".join((getdoc(member) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) ", text)[0].replace("|", "\\|")
+
+
+PARTS = {"cli.md": commands, "errors.md": errors, "http.md": routes, "sdk.md": signatures}
 """Each page with a generated part, and what makes that part."""
 
 

@@ -227,7 +227,7 @@ def records_of(
 
 
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
-    """Read every host that ever reported, by name."""
+    """Read every host that the pool knows, by name."""
     answer = yield from read_known(keys, ("SMEMBERS", keys.hosts))
     found = sorted(names(answer))
     facts = yield from _hashes([keys.host(name) for name in found])

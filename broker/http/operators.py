@@ -122,6 +122,6 @@ async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
 
 @router.get("/hosts", summary="Which machines report devices?")
 async def hosts(broker: At, _: Viewer) -> dict[str, Any]:
-    """Return every host that ever reported, with the age of its last report."""
+    """Return every host that the pool knows, with the age of its last report."""
     pool = await broker.client.pool()
     return {"hosts": [lease_json.host(h, pool.now_ms) for h in await broker.client.hosts()]}

@@ -24,7 +24,7 @@ MEGAHERTZ: Final = 1_000_000
 
 SAYS: Final = {
     "processes": "Processes on it.",
-    "unleased_memory_bytes": "Allocated by processes without a lease on it.",
+    "unleased_memory_bytes": "What the seen processes without a lease have allocated together.",
     "quarantined": "1 while its host does not lend it.",
     "xid_last": "Its last NVIDIA error code.",
     "xid_last_timestamp_seconds": "Time of that code, on the pool's clock.",

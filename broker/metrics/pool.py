@@ -132,7 +132,7 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("total", "All of it."),
             ("leased", "Promised to leases."),
             ("used", "In use as the driver sees it."),
-            ("unleased", "Used by processes without a lease."),
+            ("unleased", "In use and not leased, so not given: by processes, or by no known one."),
             ("withheld", "Of ended leases, not given again yet."),
             ("free", "Free for the next request: none where no new lease may begin."),
         )

@@ -94,14 +94,16 @@ def test_link_that_leads_nowhere_ends_the_build(small: Path, link: str) -> None:
 
 
 def test_generated_parts_are_current() -> None:
-    """Commands, errors and routes: `make docs-reference` writes them anew."""
+    """Commands, errors, routes and signatures: `make docs-reference` writes them anew."""
     code = (
         "import sys; sys.path.insert(0, 'scripts'); import docs_reference as d\n"
         "for p in d.PARTS: print(p, d.current(p) == (d.REFERENCE / p).read_text())"
     )
     said = run("-c", code)
     assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines() == ["cli.md True", "errors.md True", "http.md True"]
+    assert said.stdout.splitlines() == [
+        "cli.md True", "errors.md True", "http.md True", "sdk.md True",
+    ]  # fmt: skip
 
 
 def test_reference_names_every_command_and_error() -> None:
@@ -112,7 +114,7 @@ def test_reference_names_every_command_and_error() -> None:
         return set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
     headings = re.findall(
-        r"^## gpu-broker (\w+)$", (DOCS / "reference" / "cli.md").read_text(), re.MULTILINE
+        r"^## gpu-broker ([\w-]+)$", (DOCS / "reference" / "cli.md").read_text(), re.MULTILINE
     )
     assert headings == list(COMMANDS)
     assert CODES.keys() <= cells("errors.md")

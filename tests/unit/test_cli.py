@@ -86,6 +86,19 @@ def test_leases_lists_whole_tokens_and_filters_by_agent(pool: TestBroker) -> Non
     assert lease["token"] == held.token
 
 
+def test_leases_of_a_host_or_a_gpu(pool: TestBroker) -> None:
+    """A drained host is empty once none is left there; leases without a GPU are nowhere."""
+    held = pool.client.acquire("analyst", memory_mb=10)
+    pool.client.acquire("critic", host="elsewhere", on_unavailable="cpu")
+    uuid, here = held.devices[0].uuid, held.devices[0].index
+    there = 1 - here
+    for place in (pool.host, f"{pool.host}:{here}", uuid):
+        assert [x["token"] for x in data(pool, "leases", "--host", place)["leases"]] == [held.token]
+    assert data(pool, "leases", "--host", f"{pool.host}:{there}")["leases"] == []
+    assert on(pool, "leases", "--host", f"{pool.host}:{there}") == "no leases\n"
+    assert "no host and no device" in on(pool, "leases", "--host", "nowhere", code=1)
+
+
 def test_hosts_says_who_reports(pool: TestBroker) -> None:
     """Each host with its state and devices."""
     assert "test-host  alive" in on(pool, "hosts")

@@ -111,7 +111,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
                 ("explain", WAITER, "-o", "json")],
     "events": [("events", "-n", "100"), ("events", "-o", "json"), ("events", "-o", "name")],
     "leases": [("leases",), ("leases", "-o", "wide"), ("leases", "-o", "json"),
-               ("leases", "-o", "name")],
+               ("leases", "-o", "name"), ("leases", "--host", f"{HOST}:0")],
     "hosts": [("hosts",), ("hosts", "-o", "wide"), ("hosts", "-o", "json"),
               ("hosts", "-o", "name")],
     "revoke": [("revoke", "nobody-has-this-token", "--reason", "x"),

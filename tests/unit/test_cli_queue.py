@@ -115,6 +115,19 @@ def test_explain_names_the_unknown_host_and_the_nearest(
     assert (data["code"], data["host"], data["near_host"]) == ("host_unknown", asked, near)
 
 
+def test_explain_is_about_this_machine_as_run_is(waiting: tuple[CliRunner, str]) -> None:
+    """A GPU of another host is no answer to a request that could not use it."""
+    ask = ("explain", "--agent", "me", "--memory", "100MiB")
+    for env, host, first in (
+        ({}, (), "host laptop has no GPUs in this pool; --host any takes any"),
+        ({}, ("--host", "any"), "it fits now: ask"),
+        ({"GPU_BROKER_HOSTNAME": "test-host"}, (), "it fits now: ask"),
+    ):
+        runner = CliRunner(env={**waiting[0].env, "GPU_BROKER_HOSTNAME": "laptop", **env})
+        code, text = run(runner, *ask, *host)
+        assert (code, text.splitlines()[0]) == (0, first)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [

@@ -164,12 +164,14 @@ def test_commands_make_list_and_end_keys(tmp_path: Path) -> None:
     state = {"GPU_BROKER_STATE_DIR": str(tmp_path / "state")}
     made = gpu_broker("new", "ann", "--role", "operator", **state)
     assert made.returncode == 0
+    assert "answers no request without a key" in made.stderr
     key = made.stdout.strip()
     assert Keyring(tmp_path / "state" / "keys").find(key).name == "ann"
     as_json = gpu_broker(
         "new", "bob", "--role", "agent", "--agents", "a, b-*", "-o", "json", **state
     )
     assert json.loads(as_json.stdout)["agents"] == ["a", "b-*"]
+    assert "first key" not in as_json.stderr
     listed = gpu_broker("list", **state).stdout
     assert "a,b-*" in listed
     assert key not in listed

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def drain(name: str, reason: str, output: str) -> None:
     """Stop new leases on a device, or on a host with all its devices; running ones go on.
 
+    Nothing ends, and no restart or report undoes it. The way back is gpu-broker undrain.
+
     \b
     Examples:
       gpu-broker drain gpu-host-3 --reason 'driver update at noon'
@@ -65,9 +67,10 @@ def forget(name: str, reason: str, output: str) -> None:
     """Remove a device, or a host with all its devices, from the pool.
 
     \b
-    It is refused while a lease is on it. A device that its host still lists is registered again by
-    the host's next report, as new and without a drain. The pool also forgets by itself:
-    see forget_devices_after_s and forget_hosts_after_s of the policy.
+    For what is gone for good: it leaves lists, totals and alerts. It is refused while a lease is on
+    it. What is still there comes back with its host's next report, within seconds, as new: without
+    its drain. To empty a host for maintenance, drain it. The pool also forgets by itself: see
+    forget_devices_after_s and forget_hosts_after_s of the policy.
 
     \b
     Examples:

@@ -30,7 +30,9 @@ HEAD = ("HOST:GPU", "NAME", "FREE", "WHY NOT", "")
 @click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB).")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
 @click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
-@click.option("--host", default="any", help="A host's name; any (default).", shell_complete=hosts)
+@click.option(
+    "--host", help="Default this machine, as for run; any: every host.", shell_complete=hosts
+)
 @click.option("--model", help="The exact name of a model, as status shows it.")
 @output_option()
 def explain(
@@ -39,7 +41,7 @@ def explain(
     memory: int,
     gpus: int,
     exclusive: bool,
-    host: str,
+    host: str | None,
     model: str | None,
     output: str,
 ) -> None:
@@ -51,7 +53,7 @@ def explain(
     \b
     Examples:
       gpu-broker explain 3f2a90c1
-      gpu-broker explain --agent analyst --memory 40GiB
+      gpu-broker explain --agent analyst --memory 40GiB --host any
       gpu-broker explain --agent trainer --gpus 4 -o json | jq .fits_now
     """
     if (token is None) == (agent is None):

@@ -41,6 +41,8 @@ def load(output: str) -> None:
     """Load the functions, in place of another version's.
 
     This includes the functions that the SDK of this version calls; a broker loads those by itself.
+    No lease ends. Where functions of these names were in use before, the next call of one closes
+    the pool for 10 s: nothing is granted, renewals go on.
     """
     version = _on_the_server(library.load)
     names, _ = _on_the_server(library.loaded)
@@ -87,7 +89,8 @@ def source() -> None:
 def delete() -> None:
     """Delete the functions of all versions from the server; the SDK works without them.
 
-    A broker loads those that it calls again.
+    A broker loads those of its own version again, within seconds. No lease ends; the pool is then
+    closed for 10 s: nothing is granted, renewals go on.
     """
     gone = _on_the_server(library.delete)
     say(f"gone: {', '.join(gone)}" if gone else "the server had none")

@@ -22,7 +22,7 @@ def hosts(output: str) -> None:
     \b
     Examples:
       gpu-broker hosts
-      gpu-broker hosts -o name | xargs -n1 gpu-broker drain
+      gpu-broker hosts -o json | jq -r '.hosts[] | select(.drained) | .host'
     """
     with pool_client() as client:
         pool, found = client.pool(), client.hosts()

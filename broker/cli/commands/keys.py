@@ -24,6 +24,12 @@ LAST_KEY = (
     "a broker that is started anew without the file asks for none"
 )
 
+FIRST_KEY = (
+    "that is the first key in {path}: a broker with this file now answers no request without a "
+    "key, so give one to each client that speaks HTTP; the way back: remove the file, and start "
+    "the broker anew"
+)
+
 file_option = click.option(
     "--file",
     "path",
@@ -36,8 +42,9 @@ file_option = click.option(
 def keys() -> None:
     """Make, list and end the API keys of the HTTP service.
 
-    Once there is a key file, every request needs a key. Running brokers read the file again when it
-    changes. A viewer sees; an agent also leases, and renews and releases its own leases; an
+    The first key makes the key file, and from then on every request needs a key: clients without
+    one are refused at once. Running brokers read the file again when it changes; each broker has a
+    file of its own. A viewer sees; an agent also leases, and renews and releases its own leases; an
     operator may do everything. The file holds only the SHA-256 of each key.
 
     \b
@@ -52,12 +59,15 @@ def keys() -> None:
 @keys.command("new")
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
-@click.option("--agents", default="", help="Agents it may ask for: names or patterns, by commas.")
+@click.option(
+    "--agents", default="", help="Agents it may ask for: names or patterns, by commas; default any."
+)
 @file_option
 @output_option()
 def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> None:
     """Make a key for NAME and print it: it cannot be read again."""
     path = path or key_file()
+    is_first = not path.exists()
     patterns = tuple(part.strip() for part in agents.split(",") if part.strip())
     try:
         key = add(path, name, role, patterns)
@@ -65,6 +75,8 @@ def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> N
         _fail(error)
     say(f"kept its SHA-256 in {path}; it is used as", err=True)
     say("  curl -H 'Authorization: Bearer gbk_...', or GPU_BROKER_API_KEY", err=True)
+    if is_first:
+        say(FIRST_KEY.format(path=path), err=True)
     show(output, key, {"name": name, "role": role, "agents": list(patterns), "key": key})
 
 
@@ -91,7 +103,11 @@ def list_(path: Path | None, output: str) -> None:
 @click.argument("name")
 @file_option
 def revoke(name: str, path: Path | None) -> None:
-    """End the key of NAME: running brokers refuse it from the next request on."""
+    """End the key of NAME: brokers with this file refuse it from the next request on.
+
+    Leases that were taken with it run on: end them by gpu-broker revoke. A broker on another
+    machine has a key file of its own, and refuses the key once its file is changed too.
+    """
     path = path or key_file()
     try:
         if not remove(path, name):

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import click
 
 from agent_sdk.state.findings import of_lease
-from broker.cli.complete import agents
-from broker.cli.names import unheard_agent
+from broker.cli.complete import agents, hosts_and_devices
+from broker.cli.names import target_of, unheard_agent
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age, gib, table
 
@@ -19,20 +19,35 @@ MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 
 @click.command()
 @click.option("--agent", help="Only this agent's.", shell_complete=agents)
+@click.option(
+    "--host",
+    help="Only those on this host, or on one GPU of it: gpu-host-3:0.",
+    shell_complete=hosts_and_devices,
+)
 @output_option("wide", "name")
-def leases(agent: str | None, output: str) -> None:
+def leases(agent: str | None, host: str | None, output: str) -> None:
     """List every living lease, oldest first, with its host's findings.
 
     \b
     Examples:
       gpu-broker leases
+      gpu-broker leases --host gpu-host-3      what a drained host waits for
       gpu-broker leases --agent analyst -o json | jq -r '.leases[].token'
       gpu-broker leases -o wide                the client and the fence too
     """
     with pool_client() as client:
         pool = client.pool()
         devices = {device.uuid: device for device in client.devices()}
-        found = [x for x in client.leases() if agent is None or x.agent == agent]
+        place = None if host is None else target_of(client, host)
+        there = {
+            uuid for uuid, device in devices.items()
+            if place is not None and place.name in {uuid, device.host}
+        }  # fmt: skip
+        found = [
+            x for x in client.leases()
+            if (agent is None or x.agent == agent)
+            and (place is None or any(uuid in there for uuid, _ in x.devices))
+        ]  # fmt: skip
         meant = "" if agent is None else unheard_agent(client, agent)
     wide = output == "wide"
     said = {x.token: of_lease(x, devices) for x in found}

@@ -63,7 +63,7 @@ def status(every_s: float | None, output: str) -> None:
       gpu-broker status -w                            live, until q or Ctrl-C
       gpu-broker status -o wide                       UUIDs, tokens, processes
       gpu-broker status -o json | jq '.devices[].free_mb'
-      gpu-broker status -o name | xargs -n1 gpu-broker drain
+      gpu-broker status -o name                       the GPUs, one a line
     """
     with pool_client() as client:
         pool = client.keys.pool_name
