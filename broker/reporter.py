@@ -102,6 +102,7 @@ def source_of(settings: Settings) -> Source:
             settings.driver_most_s,
             settings.nvml_library,
             settings.unified_memory_mb,
+            settings.amd_root,
         ),
     )
 

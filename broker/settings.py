@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     """Seconds of a lease over HTTP that names no other ttl; 0 = no expiry."""
     devices: str = Field("auto", validation_alias=_env("GPU_BROKER_DEVICES"))
-    """Device source: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.yaml."""
+    """Device source: auto, nvml, smi, amd, none, sim:COUNTxMIB or scenario:FILE.yaml."""
     pcie: OnOrOff = Field(False, validation_alias=_env("GPU_BROKER_PCIE"))
     """Switch for asking NVML for the PCIe throughput of each GPU, every 30 s."""
     driver_wait_s: float | None = Field(
@@ -81,6 +81,8 @@ class Settings(BaseSettings):
         None, ge=0, le=MAX_MB, validation_alias=_env("GPU_BROKER_UNIFIED_MEMORY_MB")
     )
     """MiB of this machine's memory that its integrated GPUs may use; unset: all, 0: not told."""
+    amd_root: Path = Field(Path("/"), validation_alias=_env("GPU_BROKER_AMD_ROOT"))
+    """Folder with the kernel's files about AMD's GPUs: `sys`, `proc` and `dev`."""
     report_s: float = Field(5.0, ge=0.1, le=60, validation_alias=_env("GPU_BROKER_REPORT_S"))
     """Seconds between two reports of this host's devices."""
     processes: Literal["auto", "host", "none"] = Field(

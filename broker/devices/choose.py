@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from broker.devices.amd.beside import beside
+from broker.devices.amd.source import AmdSource
+from broker.devices.amd.topology import present
 from broker.devices.fallback import FallbackSource
 from broker.devices.nvml.binding import FOLDERS
 from broker.devices.nvml.source import NvmlSource
@@ -23,6 +26,7 @@ PCIE_EVERY_S = 30.0
 
 NVML_WAIT_S: Final = 2.0
 SMI_WAIT_S: Final = 5.0
+AMD_WAIT_S: Final = 2.0
 """Seconds after which a driver that has not answered counts as silent, by the way of asking."""
 
 
@@ -35,12 +39,14 @@ class DriverLimits:
         most_s: seconds after which an answer is no longer waited for.
         library: NVML's library, or its folder; empty: where the loader and we look.
         unified_mb: MiB of the machine's memory for integrated GPUs; None: all of it.
+        amd_root: the folder with the kernel's files about AMD's GPUs.
     """
 
     wait_s: float | None = None
     most_s: float = 60.0
     library: str = ""
     unified_mb: int | None = None
+    amd_root: Path = Path("/")
 
 
 class DeviceSourceError(ValueError):
@@ -73,10 +79,11 @@ def choose(
     pcie: bool = False,
     limits: DriverLimits | None = None,
 ) -> Source:
-    """Return the source for `spec`: auto, nvml, smi, none, sim:COUNTxMIB or scenario:FILE.
+    """Return the source for `spec`: auto, nvml, smi, amd, none, sim:COUNTxMIB or scenario:FILE.
 
     `auto` is NVML if `enable_nvml` is true, with nvidia-smi where NVML cannot be used; else
-    nvidia-smi if `smi_on_path` names its program, else none. Under `safe_mode` no GPU is looked
+    nvidia-smi if `smi_on_path` names its program, else none; and AMD's GPUs beside, where their
+    driver is loaded. Under `safe_mode` no GPU is looked
     at: all but sim and scenario becomes none. Nothing is imported, started or opened before the
     first sample, except a scenario's file: an invalid one ends the start. With `pcie`, NVML is
     asked for the throughput of each GPU's bus every 30 s.
@@ -86,9 +93,9 @@ def choose(
     """
     if (made_up := _made_up(spec, host)) is not None:
         return made_up
-    if spec not in {"auto", "nvml", "smi", "none"}:
+    if spec not in {"auto", "nvml", "smi", "amd", "none"}:
         raise DeviceSourceError(
-            f"GPU_BROKER_DEVICES={spec!r} is none of auto, nvml, smi, none, sim:COUNTxMIB, "
+            f"GPU_BROKER_DEVICES={spec!r} is none of auto, nvml, smi, amd, none, sim:COUNTxMIB, "
             "scenario:FILE.yaml"
         )
     if spec == "none":
@@ -114,7 +121,28 @@ def _real(
     pcie: bool,
     limits: DriverLimits,
 ) -> Source:
-    """Return the source that asks this machine's driver."""
+    """Return the source that asks this machine's drivers."""
+    amd = AmdSource(host, limits.amd_root, wait_s=limits.wait_s or AMD_WAIT_S)
+    if spec == "amd":
+        return amd
+    nvidia = _nvidia(
+        spec, enable_nvml=enable_nvml, host=host, smi_on_path=smi_on_path, pcie=pcie, limits=limits
+    )
+    if spec != "auto" or not present(limits.amd_root):
+        return nvidia
+    return amd if isinstance(nvidia, NoneSource) else beside(nvidia, amd)
+
+
+def _nvidia(
+    spec: str,
+    *,
+    enable_nvml: bool | None,
+    host: str,
+    smi_on_path: str | None,
+    pcie: bool,
+    limits: DriverLimits,
+) -> Source:
+    """Return the source of NVIDIA's GPUs."""
     if spec == "nvml" and enable_nvml is False:
         raise DeviceSourceError(
             "GPU_BROKER_DEVICES=nvml, but ENABLE_NVML=false: "
@@ -140,7 +168,8 @@ def _real(
     if smi is not None:
         return smi
     return NoneSource(
-        "No way to ask for GPUs: ENABLE_NVML is not true and nvidia-smi is not on PATH"
+        "No way to ask for GPUs: ENABLE_NVML is not true, nvidia-smi is not on PATH, and no "
+        "driver of AMD is loaded"
     )
 
 

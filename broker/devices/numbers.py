@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 def numbered(devices: Iterable[DeviceSample]) -> tuple[DeviceSample, ...]:
     """Give each GPU the number by which CUDA knows it in PCI order, where that is certain.
 
-    A GPU that is lost, divided or not identified may shift the numbers of the others.
+    A GPU that its source names for its runtime (ROCm) is none of CUDA's. One that is lost, divided
+    or not identified may shift the numbers of the others.
     """
     told = tuple(devices)
-    there = [device for device in told if device.listed]
+    there = [device for device in told if device.listed and not device.runtime_id]
     whole = all(device.state == "ok" and not device.parent for device in there)
     if not whole or sorted(device.index for device in there) != list(range(len(there))):
         return told
     return tuple(
-        replace(device, runtime_id=device.runtime_id or str(device.index))
-        if device.listed
-        else device
+        replace(device, runtime_id=str(device.index)) if device in there else device
         for device in told
     )

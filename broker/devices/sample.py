@@ -135,7 +135,7 @@ class Sample:
     """
 
     devices: tuple[DeviceSample, ...]
-    source: Literal["nvml", "smi", "simulated", "scripted", "none"]
+    source: Literal["nvml", "smi", "amd", "simulated", "scripted", "none"]
     error: str | None = None
     driver_version: str | None = None
     warnings: tuple[str, ...] = ()

@@ -55,6 +55,7 @@ def test_lease_that_fits_is_granted_with_all_fields(plain: Broker) -> None:
         "CUDA_VISIBLE_DEVICES": "SIM-h1-0",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "NVIDIA_VISIBLE_DEVICES": "SIM-h1-0",
+        "ROCR_VISIBLE_DEVICES": "",
         "GPU_LEASE_MEMORY_FRACTION": "0.9",
         "GPU_LEASE_TOKEN": lease["token"],
         "GPU_LEASE_FENCE": str(lease["fence"]),

@@ -1,7 +1,8 @@
 """A machine of `tests/hardware/NAME/`, and a real broker that reports it.
 
 `smi.json` is what its `nvidia-smi` says (tests/fakes/smi/nvidia-smi explains it), `words` what its
-NVML says (tests/fakes/nvml/nvml.c). `later.json` and `later` are what they say afterwards.
+NVML says (tests/fakes/nvml/nvml.c), `kernel.json` what the kernel says of AMD's GPUs
+(tests/hardware/kernel_files.py). `later.json` and `later` are what they say afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from uuid import uuid4
 
 from agent_sdk import LeaseClient, Store
 from tests.api.brokers import BIN, GRANTING, PROGRAM, Broker, environment, eventually
+from tests.hardware.kernel_files import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +64,8 @@ class Reported:
                 "LD_LIBRARY_PATH": str(driver),
                 "FAKE_NVML_FILE": str(folder / "words"),
             }
+        if (self._from / "kernel.json").exists():
+            self.settings |= unpack(name, folder)
         self.settings |= settings
         self.broker = self._stack.enter_context(Broker(**self.settings))
 

@@ -95,7 +95,7 @@ def test_choose_follows_the_rule(spec, enable_nvml, safe_mode, smi, name):
     [
         ("nvml", "unset ENABLE_NVML"),
         ("smi", "add its folder to PATH"),
-        ("NVML", "is none of auto, nvml, smi, none, sim:COUNTxMIB"),
+        ("NVML", "is none of auto, nvml, smi, amd, none, sim:COUNTxMIB"),
         ("", "is none of auto"),
     ],
 )

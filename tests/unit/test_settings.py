@@ -34,6 +34,7 @@ SETTINGS = [
     ("GPU_BROKER_PCIE", "pcie", False, "true", True),
     ("GPU_BROKER_DRIVER_WAIT_S", "driver_wait_s", None, "2.5", 2.5),
     ("GPU_BROKER_DRIVER_MOST_S", "driver_most_s", 60.0, "30", 30.0),
+    ("GPU_BROKER_AMD_ROOT", "amd_root", Path("/"), "/mnt/machine", Path("/mnt/machine")),
     ("GPU_BROKER_NVML_LIBRARY", "nvml_library", "", "/opt/nvidia/lib", "/opt/nvidia/lib"),
     ("GPU_BROKER_PROCESSES", "processes", "auto", "host", "host"),
     ("GPU_BROKER_MAY_KILL", "may_kill", False, "true", True),

@@ -12,6 +12,7 @@ import click
 
 from agent_sdk import LeaseClient
 from agent_sdk.engines.table import ENGINES
+from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import (
     BadRequest,
     BrokerUnavailable,
@@ -233,7 +234,9 @@ def _run(
 
 def _prepared(lease: Lease, how: _Start, teller: Progress) -> tuple[list[str], dict[str, str]]:
     """Return the command and its environment, with the settings of its engine."""
-    outer, words, form = whole_environment(), list(how.command), how.visible
+    outer, words, form = dict(whole_environment()), list(how.command), how.visible
+    for name in OF_OTHERS if on_amd(lease.devices) else ():
+        outer.pop(name, None)
     if how.engine is None or lease.on_cpu:
         return words, outer | lease.env(visible=form)
     if form is None:
