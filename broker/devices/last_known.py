@@ -45,6 +45,7 @@ def quiet(last: DeviceSample, fault: Fault) -> DeviceSample:
         state=fault.state,
         reason=fault.reason,
         parent=last.parent,
+        unified=last.unified,
         listed=not fault.gone,
     )
 
@@ -85,6 +86,10 @@ class Known:
             self._at[device.index] = device.uuid
         self._forget([device for device in rows.values() if device.parent and not device.listed])
         return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
+
+    def parts_of(self, parent: str, fault: Fault) -> tuple[DeviceSample, ...]:
+        """Return the parts of a GPU as last known, of which its driver tells nothing now."""
+        return tuple(quiet(last, fault) for last in self._last.values() if last.parent == parent)
 
     def _forget(self, gone: list[DeviceSample]) -> None:
         """Drop all but a few MIG devices of earlier layouts: none of them comes back."""

@@ -230,6 +230,27 @@ def test_nvml_gpus_without_memory_of_their_own_share_the_machines(nvml):
             assert row["nvml_mem_total_mb"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "total_mb", "unified"),
+    [
+        ("NVIDIA GB10", "all", True),
+        ("Orin (nvgpu)", "none", True),
+        ("NVIDIA H100", "none", True),
+        ("NVIDIA H100", "all", False),
+        ("NVIDIA Thor", "half", False),
+    ],
+)
+def test_nvml_memory_of_the_machine_that_counts_as_the_gpu_s(nvml, name, total_mb, unified):
+    """Some drivers tell MemTotal, and the page cache as used, or 0; then the machine tells."""
+    host = host_memory()
+    total_mb = {"all": host.total_mb, "half": host.total_mb // 2, "none": 0}[total_mb]
+    [sample] = nvml(f"count=1,name=0/{name},total=0/{total_mb},allocated=0/1000")
+    [row] = sample["devices"]
+    used_mb = host.total_mb - host.available_mb if unified else 1000
+    assert (row["unified"], row["total_mb"]) == (unified, host.total_mb if unified else total_mb)
+    assert abs(row["used_mb"] - used_mb) < 2048 * unified + 1
+
+
 def test_nvml_memory_fails_is_an_error_with_the_last_total(nvml):
     """A memory call that fails leaves the last known total, and no number of this sample."""
     _, sample = nvml("", "memory=999")

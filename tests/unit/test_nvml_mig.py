@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 PARENT = "GPU-00000000-0000-0000-0000-000000000002"
 
 
@@ -57,6 +59,7 @@ def test_divided_gpu_without_parts_has_its_own_row_alone(machine):
     """MIG that is on and not set up offers nothing, and says why."""
     rows = by_index(machine("mig=2/").sample())
     assert (list(rows), rows[2]["state"]) == (list(range(8)), "mig")
+    assert "its driver names no MIG device" in rows[2]["reason"]
 
 
 def test_mig_on_and_off_while_we_run_loses_what_is_gone_alone(machine):
@@ -80,6 +83,29 @@ def test_mig_on_and_off_while_we_run_loses_what_is_gone_alone(machine):
     host.say("mig=2/10240+10240")
     assert by_index(host.sample()) == on
     host.close()
+
+
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetMigMode", "nvmlDeviceGetMigDeviceHandleByIndex"]
+)
+def test_parts_that_cannot_be_told_are_not_gone(machine, function):
+    """The GPU is not lent whole, and its parts stay, in error, until they are told again."""
+    host = machine("mig=2/10240+10240")
+    before = by_index(host.sample())
+    host.say("mig=2/10240+10240", f"fail={function}/999/2")
+    rows = by_index(host.sample())
+    assert list(rows) == list(before)
+    for index in (2, 300, 301):
+        assert (rows[index]["state"], rows[index]["listed"]) == ("error", True)
+        assert rows[index]["reason"] == "The NVIDIA driver reports an unknown error"
+    host.say("mig=2/10240+10240")
+    assert by_index(host.sample()) == before
+
+
+def test_part_has_a_name_that_no_whole_gpu_has(machine):
+    """A driver that names parts like their GPU does not make one model of both."""
+    rows = by_index(machine("mig=2/10240", "partname=2/NVIDIA H100", "name=2/NVIDIA H100").sample())
+    assert (rows[2]["model"], rows[300]["model"]) == ("NVIDIA H100", "NVIDIA H100 MIG")
 
 
 def test_part_that_is_gone_does_not_open_nvml_again(machine):

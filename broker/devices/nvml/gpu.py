@@ -54,15 +54,17 @@ def read(
     unreadable = gpu.complaint
     device = _read_health(gpu, _row(index, uuid, gpu, memory))
     of_mig: list[DeviceSample] = []
-    if is_divided(gpu):
-        device, of_mig = divided(device), parts(gpu, device)
-    else:
+    mig = Handle(nvml, raw)
+    if is_divided(mig):
+        of_mig = parts(mig, device)
+        device = divided(device, of_mig)
+    elif mig.complaint is None:
         listed = read_processes(gpu)
         processes = listed.processes
         if processes is not None:
             processes = busy.mark(gpu, uuid, processes)
         device = replace(device, processes=processes, mps=listed.mps, unseen=listed.unseen)
-    fault = gpu.complaint if gpu.gone else unreadable
+    fault = gpu.complaint if gpu.gone else unreadable or mig.complaint
     if fault is None:
         told = gpu.complaint.reason if gpu.complaint else None
         return replace(device, nvml_error=told), *of_mig

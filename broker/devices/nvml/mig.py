@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from agent_sdk.keys import PART
 from broker.devices.last_known import quiet
@@ -15,7 +16,14 @@ from broker.devices.sample import (
     uuid_of,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DIVIDED = "This GPU is divided: its MIG devices are leased in its place"
+EMPTY = (
+    "This GPU is divided, and its driver names no MIG device: nvidia-smi mig -cgi PROFILE -C makes "
+    "some, nvidia-smi -mig 0 makes it whole"
+)
 _MOST = 64
 
 
@@ -30,13 +38,14 @@ def part_name(name: str) -> str:
     return name if PART.rstrip() in name else name_of(f"{name}{PART}")
 
 
-def divided(parent: DeviceSample) -> DeviceSample:
+def divided(parent: DeviceSample, of_mig: Sequence[DeviceSample]) -> DeviceSample:
     """Return the row of a divided GPU: the rows of its parts tell their processes."""
-    return replace(parent, state="mig", reason=DIVIDED, unified=False, processes=None, mps=None)
+    reason = DIVIDED if of_mig else EMPTY
+    return replace(parent, state="mig", reason=reason, unified=False, processes=None, mps=None)
 
 
 def parts(gpu: Handle, parent: DeviceSample) -> list[DeviceSample]:
-    """Return a row for each MIG device of a GPU.
+    """Return a row for each MIG device of a GPU; some may be missing if `gpu` has a complaint.
 
     Its index is 100 * (the GPU's index + 1) + its place among the GPU's MIG devices: the one at
     place 0 of GPU 2 is 300. No machine has the hundred GPUs that would make two of them equal.
@@ -48,6 +57,8 @@ def parts(gpu: Handle, parent: DeviceSample) -> list[DeviceSample]:
         if raw is not None:
             part = Handle(gpu.nvml, raw)
             uuid = uuid_of(part.ask("nvmlDeviceGetUUID"))
+            if part.complaint is not None:
+                gpu.complaint = part.complaint
             if uuid:
                 rows.append(_row(part, uuid, 100 * (parent.index + 1) + place, parent))
     return rows

@@ -164,17 +164,19 @@ class SmiSource:
     ) -> None:
         """Add the MIG devices of divided GPUs to their answers; without a list, say so."""
         gpus = {i: a[0] for i, a in answers.items() if not isinstance(a, Fault)}
-        divided = {i: gpu for i, gpu in gpus.items() if gpu.state == "mig"}
-        if not divided:
+        whole = {i: gpu for i, gpu in gpus.items() if gpu.state == "mig"}
+        if not whole:
             return
         listed = parts_of(self._printed(until, "-L"))
         memory = memory_of(self._printed(until, "-q", "-x")) if listed else {}
-        for index, gpu in divided.items():
+        for index, gpu in whole.items():
             parts = listed.get(gpu.uuid)
             if parts is None:
-                answers[index] = (replace(gpu, reason=UNTOLD),)
+                still = self._known.parts_of(gpu.uuid, Fault("error", UNTOLD))
+                answers[index] = (replace(gpu, reason=UNTOLD), *still)
             else:
-                answers[index] = (gpu, *rows_of(gpu, parts, memory, processes))
+                rows = tuple(rows_of(gpu, parts, memory, processes))
+                answers[index] = (divided(gpu, rows), *rows)
 
     def _printed(self, until: float, *arguments: str) -> str:
         """Return what the program prints with these arguments; empty: it fails, or not in time."""
@@ -245,4 +247,4 @@ def _device(
     )
     if fault is not None:
         return (quiet(device, fault),)
-    return (divided(device) if told(record, "mig.mode.current") == "Enabled" else device,)
+    return (divided(device, ()) if told(record, "mig.mode.current") == "Enabled" else device,)

@@ -24,7 +24,9 @@ FAULTS: Final[tuple[tuple[tuple[str, ...], State, str], ...]] = (
 FAILED: Final = ("unknown error", "err!")
 """Words for a value that the driver could not read, although it should."""
 
-VITAL: Final = ("uuid", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu")
+VITAL: Final = (
+    "uuid", "memory.total", "memory.used", "utilization.gpu", "temperature.gpu", "mig.mode.current",
+)  # fmt: skip
 """Columns that a sound GPU answers, or of which it says that they are not supported."""
 
 NOT_SUPPORTED: Final = frozenset({"n/a", "not supported"})

@@ -28,7 +28,7 @@
  *   name=I/TEXT      GPU I's name; partname=I/TEXT: the name of each of its parts
  *   version=TEXT     the driver's version
  *   computemode=I/N  GPU I's compute mode: 0 default, 2 prohibited, 3 exclusive to a process
- *   percent=I/N      GPU I's utilisation; allocated=I/MIB: its memory in use
+ *   percent=I/N      GPU I's utilisation; allocated=I/MIB: its memory in use; total=I/MIB: all of it
  *   persistence=I/N  GPU I's persistence mode: 0 off; on is what is not told
  *   slow=MS          each call but the wait for events takes so long
  *   r535=1           the newest process calls fill larger entries, as drivers 535.43 to 535.86 did;
@@ -225,11 +225,12 @@ static u64 part_mib(int gpu, int part) {
 /* 81,559.5 MiB, of which 500 are the driver's own, and 1,024 and a byte are in use; of a part, 13 are. */
 static void fill(void *handle, u64 *total, u64 *reserved, u64 *free_) {
     int whole = part_of(handle) < 0;
-    *total = whole ? 81559 * MIB + MIB / 2 : part_mib(gpu_of(handle), part_of(handle)) * MIB;
+    *total = whole ? told("total", gpu_of(handle)) ? number("total", gpu_of(handle)) * MIB : 81559 * MIB + MIB / 2 : part_mib(gpu_of(handle), part_of(handle)) * MIB;
     *reserved = whole ? 500 * MIB : 0;
     *free_ = *total - *reserved - (whole ? 1024 * MIB + 1 : 13 * MIB);
     if (whole && told("allocated", gpu_of(handle)))
         *free_ = *total - *reserved - number("allocated", gpu_of(handle)) * MIB;
+    if (!*total) *reserved = *free_ = 0;
 }
 int nvmlDeviceGetMemoryInfo(void *handle, memory_v1 *out) {
     u64 reserved;
