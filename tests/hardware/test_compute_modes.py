@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,15 +14,17 @@ from broker.attribution.terms import ALONE, FORBIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.hardware.machines import Reported
 
 
+@pytest.mark.parametrize("name", ["compute_modes", "compute_modes_smi"])
 def test_prohibited_gpu_is_not_offered_and_an_exclusive_one_to_one_lease(
-    reported: Callable[..., Reported],
+    reported: Callable[..., Reported], name: str
 ) -> None:
-    """`explain`, `status` and `/gpu/info` say why."""
-    machine = reported("compute_modes")
+    """Through NVML and through nvidia-smi; `explain`, `status` and `/gpu/info` say why."""
+    machine = reported(name)
     rows = machine.until(lambda rows: len(rows) == 2 and all(row["sampled_at"] for row in rows))
     exclusive, prohibited = rows
     assert (prohibited["state"], prohibited["reason"]) == ("prohibited", FORBIDDEN)
@@ -51,6 +55,23 @@ def test_exclusive_gpu_under_mps_is_shared(reported: Callable[..., Reported]) ->
     agent = machine.sdk()
     leases = [agent.acquire(name, memory_mb=1000, ttl_s=30) for name in ("one", "two")]
     assert {d.uuid for lease in leases for d in lease.devices} == {row["uuid"]}
+
+
+def test_exclusive_gpu_under_mps_is_shared_by_the_word_of_its_server(
+    reported: Callable[..., Reported], tmp_path: Path
+) -> None:
+    """nvidia-smi does not tell whether MPS runs: its server is among the processes."""
+    server = tmp_path / "nvidia-cuda-mps-server"
+    shutil.copy(shutil.which("sleep") or "", server)
+    machine = reported("compute_modes_smi")
+    uuid = machine.until(len)[0]["uuid"]
+    with subprocess.Popen([server, "100"]) as process:
+        try:
+            machine.smi(apps=[{"gpu_uuid": uuid, "pid": process.pid, "used_gpu_memory": 30}])
+            row = machine.until(lambda rows: rows[0]["processes"])[0]
+            assert (row["one_lease"], row["findings"]) == (None, [])
+        finally:
+            process.kill()
 
 
 def test_mode_that_changes_counts_with_the_next_report(reported: Callable[..., Reported]) -> None:

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from broker.devices.sample import NAMELESS
+
 GPUS = """index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB]
 0, GPU-a, NVIDIA T4, 550.54, 15360, 12
 1, GPU-b, NVIDIA T4, 550.54, 15360, 12"""
@@ -59,6 +61,39 @@ def test_process_without_memory_is_there_with_none(smi, word):
     assert processes(smi(answering(printing(*rows))).sample()) == [[(7, None)], []]
 
 
+def unseen(sample):
+    return [d.unseen for d in sample.devices]
+
+
+def test_process_without_a_pid_makes_the_list_of_its_gpu_incomplete(smi):
+    """Those of other containers: the others are named, and the reason with them."""
+    rows = [HEADER, "GPU-a, 7, 10", "GPU-a, [N/A], 5", "GPU-b, 8, 1"]
+    sample = smi(answering(printing(*rows))).sample()
+    assert processes(sample) == [[(7, 10)], [(8, 1)]]
+    assert unseen(sample) == [NAMELESS, ""]
+    sample = smi(answering(printing(HEADER, "GPU-a, 0, 5"))).sample()
+    assert (processes(sample), unseen(sample)) == ([None, []], [NAMELESS, ""])
+
+
+def test_process_without_a_gpu_may_be_on_any(smi):
+    """No list is complete then."""
+    sample = smi(answering(printing(HEADER, "[N/A], 7, 10", "GPU-b, 8, 1"))).sample()
+    assert processes(sample) == [None, [(8, 1)]]
+    assert unseen(sample) == [NAMELESS, NAMELESS]
+
+
+@pytest.mark.parametrize(
+    ("word", "mode"),
+    [("Default", "default"), ("Exclusive_Process", "exclusive"), ("Exclusive_Thread", "exclusive"),
+     ("Prohibited", "prohibited"), ("[N/A]", ""), ("E. Process", "")],
+)  # fmt: skip
+def test_compute_mode_is_told(smi, word, mode):
+    """A word that is not known is no mode."""
+    gpus = GPUS.replace("[MiB]\n", "[MiB], compute_mode\n").replace(", 12", f", 12, {word}")
+    sample = smi(answering(printing(HEADER), gpus)).sample()
+    assert {d.compute_mode for d in sample.devices} == {mode}
+
+
 @pytest.mark.parametrize(
     "apps",
     [
@@ -73,14 +108,18 @@ def test_process_without_memory_is_there_with_none(smi, word):
 )
 def test_processes_that_cannot_be_told_are_none_and_the_sample_stands(smi, apps):
     """A second query that fails in any way costs the processes and nothing else."""
-    assert processes(smi(answering(apps)).sample()) == [None, None]
+    sample = smi(answering(apps)).sample()
+    assert processes(sample) == [None, None]
+    assert unseen(sample) == ["nvidia-smi does not name the processes on this GPU"] * 2
 
 
 def test_processes_that_hang_take_what_is_left_of_the_timeout(smi):
     """Both queries together keep the deadline of one, and the sample stands."""
     source = smi(answering("sleep 60"), timeout_s=1.0)
     began = time.monotonic()
-    assert processes(source.sample()) == [None, None]
+    sample = source.sample()
+    assert processes(sample) == [None, None]
+    assert unseen(sample) == ["nvidia-smi does not name the processes in time"] * 2
     assert time.monotonic() - began < 2.0
     smi(answering(printing(HEADER, "GPU-a, 7, 1")))
     assert processes(source.sample()) == [[(7, 1)], []]

@@ -16,7 +16,6 @@ from agent_sdk.keys import PART, model_of
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.sample import (
     DeviceSample,
-    GpuProcess,
     name_of,
     number,
     percent,
@@ -28,8 +27,14 @@ from broker.devices.sample import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from broker.devices.smi.processes import Apps
+
 UNTOLD: Final = (
     "This GPU is divided, and nvidia-smi does not list its MIG devices: ENABLE_NVML=true"
+)
+
+ON_PARENT: Final = (
+    "nvidia-smi names processes on the GPU, and not on which of its MIG devices they are"
 )
 
 _GPU = re.compile(r"GPU (\d{1,4}): .*\(UUID: ([^()]+)\)")
@@ -118,15 +123,18 @@ def rows_of(
     parent: DeviceSample,
     parts: list[MigPart],
     memory: Mapping[tuple[str, int], tuple[int, int | None]],
-    processes: Mapping[str, tuple[GpuProcess, ...]] | None,
+    apps: Apps,
 ) -> Iterator[DeviceSample]:
     """Yield a row for each MIG device of a GPU; see `nvml.mig.parts` for its index.
 
     A process that is named on the GPU itself may be on any of its parts: then no part's processes
     are known.
     """
-    known = processes is not None and not processes.get(parent.uuid)
+    on_parent, unseen = apps.on(parent.uuid)
+    if on_parent:
+        unseen = ON_PARENT
     for part in parts:
+        processes, why = (None, unseen) if unseen else apps.on(part.uuid)
         total_mb, used_mb = memory.get((parent.uuid, part.place), (least_mb(part.profile), None))
         name = name_of(f"{parent.name}{PART}{part.profile}")
         yield DeviceSample(
@@ -140,5 +148,7 @@ def rows_of(
             reason="" if total_mb else "nvidia-smi does not tell how much memory it has",
             memory_utilization_pct=percent(used_mb, total_mb),
             parent=parent.uuid,
-            processes=processes.get(part.uuid, ()) if known and processes is not None else None,
+            compute_mode=parent.compute_mode,
+            processes=processes,
+            unseen=why,
         )

@@ -20,7 +20,6 @@ from broker.devices.nvml.mig import divided
 from broker.devices.sample import (
     MAX_DEVICES,
     DeviceSample,
-    GpuProcess,
     Sample,
     name_of,
     number,
@@ -30,6 +29,7 @@ from broker.devices.sample import (
     uuid_of,
 )
 from broker.devices.smi.mig import UNTOLD, memory_of, parts_of, rows_of
+from broker.devices.smi.processes import COMPUTE_MODES, LATE, QUERY, SILENT, Apps, apps_of
 from broker.devices.smi.table import lines, records_of, told
 from broker.devices.smi.words import fault_of, is_unified
 from broker.devices.unified import Unified
@@ -38,15 +38,11 @@ _QUERY = (
     "index,uuid,name,driver_version,memory.total,memory.used,"
     "utilization.gpu,temperature.gpu,power.draw"
 )
-_NEWER = ("mig.mode.current",)
-"""Fields that came later: one that the program does not know fails the query, and is left out."""
+_NEWER = ("compute_mode", "mig.mode.current")
+"""Further fields: one that the program does not know fails the query, and is left out."""
 _UNKNOWN_FIELD = re.compile(r'Field "([^"]+)" is not a valid field')
 _CSV = "--format=csv,nounits"
-_PROCESSES = "gpu_uuid,pid,used_memory"
 _NO_MEMORY = "nvidia-smi does not tell how much memory this GPU has"
-Processes = dict[str, tuple[GpuProcess, ...]]
-"""Processes by the UUID of the GPU or of the part that they are on."""
-
 _UNLISTED = Fault("lost", "nvidia-smi no longer lists this GPU", gone=True)
 
 
@@ -141,7 +137,7 @@ class SmiSource:
 
     def _understood(self, status: int, printed: str, complained: str, until: float) -> Sample:
         records, remarks = records_of(printed, frozenset({"index", "uuid"}))
-        processes = self._processes(until) if records else None
+        processes = self._processes(until) if records else Apps(unseen=SILENT)
         answers: dict[int, tuple[DeviceSample, ...] | Fault] = {}
         for record in records or ():
             index = number(record.get("index"), 0, MAX_DEVICES - 1)
@@ -159,7 +155,7 @@ class SmiSource:
     def _add_parts(
         self,
         answers: dict[int, tuple[DeviceSample, ...] | Fault],
-        processes: Processes | None,
+        processes: Apps,
         until: float,
     ) -> None:
         """Add the MIG devices of divided GPUs to their answers; without a list, say so."""
@@ -186,41 +182,21 @@ class SmiSource:
             return ""
         return printed if status == 0 else ""
 
-    def _processes(self, until: float) -> Processes | None:
-        """Return the processes of each GPU or part; None: nvidia-smi does not tell in time."""
+    def _processes(self, until: float) -> Apps:
+        """Return the processes that compute, or why nvidia-smi does not tell them."""
         left_s = until - time.monotonic()
         if left_s <= 0:
-            return None
+            return Apps(unseen=LATE)
         try:
-            status, printed, _ = self._run(left_s, f"--query-compute-apps={_PROCESSES}", _CSV)
-            records, remarks = records_of(printed, frozenset({"gpu_uuid", "pid"}))
-        except (OSError, subprocess.TimeoutExpired, csv.Error):
-            return None
-        if status != 0 or records is None or remarks:
-            return None
-        found: dict[str, dict[int, int | None]] = {}
-        for record in records:
-            pid = number(told(record, "pid"), 1, 2**31)
-            if pid is not None:
-                on_gpu = found.setdefault(uuid_of(told(record, "gpu_uuid")), {})
-                known_mb, memory_mb = on_gpu.get(int(pid)), _used_mb(record)
-                on_gpu[int(pid)] = memory_mb if known_mb is None else max(known_mb, memory_mb or 0)
-        return {
-            uuid: tuple(GpuProcess(pid, mb) for pid, mb in sorted(on_gpu.items()))
-            for uuid, on_gpu in found.items()
-        }
+            status, printed, _ = self._run(left_s, f"--query-compute-apps={QUERY}", _CSV)
+            return apps_of(status, printed)
+        except subprocess.TimeoutExpired:
+            return Apps(unseen=LATE)
+        except (OSError, csv.Error):
+            return Apps(unseen=SILENT)
 
 
-def _used_mb(record: dict[str, str]) -> int | None:
-    """Return the used MiB; newer programs name the column by another word than the query."""
-    used = told(record, "used_gpu_memory") or told(record, "used_memory")
-    used_mb = number(used, 0, MAX_MB)
-    return None if used_mb is None else math.ceil(used_mb)
-
-
-def _device(
-    index: int, record: dict[str, str], processes: Processes | None
-) -> tuple[DeviceSample, ...] | Fault:
+def _device(index: int, record: dict[str, str], apps: Apps) -> tuple[DeviceSample, ...] | Fault:
     fault = fault_of(record)
     uuid = uuid_of(told(record, "uuid"))
     if not uuid:
@@ -229,6 +205,7 @@ def _device(
     used = number(told(record, "memory.used"), 0, MAX_MB)
     total_mb = None if total is None else math.floor(total)
     name = name_of(told(record, "name"))
+    processes, unseen = apps.on(uuid)
     device = DeviceSample(
         uuid=uuid,
         index=index,
@@ -243,7 +220,9 @@ def _device(
         temperature_c=number(told(record, "temperature.gpu"), 0, 200),
         power_draw_w=number(told(record, "power.draw"), 0, 1e4),
         unified=is_unified(record),
-        processes=None if processes is None else processes.get(uuid, ()),
+        compute_mode=COMPUTE_MODES.get(told(record, "compute_mode").lower(), ""),
+        processes=processes,
+        unseen=unseen,
     )
     if fault is not None:
         return (quiet(device, fault),)
