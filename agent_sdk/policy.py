@@ -15,7 +15,7 @@ from agent_sdk.errors import error_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind: TypeAlias = Literal["flag", "number", "action", "xid_actions"]
+Kind: TypeAlias = Literal["flag", "number", "action", "memory_limit", "xid_actions"]
 
 Action: TypeAlias = Literal["observe", "notify", "enforce"]
 
@@ -25,6 +25,18 @@ ACTIONS: Final[dict[str, str]] = {
     "enforce": "the lease is revoked; a process is ended, if its reporter may do so",
 }
 """Actions of hosts after a finding."""
+
+MemoryLimit: TypeAlias = Literal["off", "where_possible", "required"]
+
+MEMORY_LIMITS: Final[dict[str, str]] = {
+    "off": "no limit is set, except where a command asks for it",
+    "where_possible": "gpu-broker run has the driver limit its command, where the host can",
+    "required": "gpu-broker run starts no command that the driver does not limit",
+}
+"""Words of the policy about limits of memory that the driver enforces."""
+
+WORDS: Final[dict[str, dict[str, str]]] = {"action": ACTIONS, "memory_limit": MEMORY_LIMITS}
+"""Words that a field takes, with their meanings, by its kind."""
 
 MOST_MB: Final = 10**13 - 1
 """Largest number: as many digits as the verbs read."""
@@ -46,8 +58,8 @@ class PolicyField:
     """Field of the policy.
 
     Attributes:
-        kind: `flag`: true or false; `number`: from `least` to `most`; `action`: a word of
-            `ACTIONS`; `xid_actions`: `code=action` by commas.
+        kind: `flag`: true or false; `number`: from `least` to `most`; `action` and
+            `memory_limit`: a word of `WORDS`; `xid_actions`: `code=action` by commas.
         default: its value in a new pool.
         label: its name on a form, with the unit of a number.
         meaning: its effect, for documentation.
@@ -68,8 +80,8 @@ class PolicyField:
             return "true or false"
         if self.kind == "number":
             return f"{self.least} to {self.most}"
-        if self.kind == "action":
-            return ", ".join(ACTIONS)
+        if self.kind in WORDS:
+            return ", ".join(WORDS[self.kind])
         return "as 31=suspect,79=hold (ignore, suspect, probe or hold), or empty"
 
     def from_store(self, text: str | None) -> bool | int | str:
@@ -97,8 +109,8 @@ class PolicyField:
         raise error_for("bad_request", f"{self.name} must be {self.accepts}, not {value!r:.80}")
 
     def _is_word(self, value: str) -> bool:
-        if self.kind == "action":
-            return value in ACTIONS
+        if self.kind in WORDS:
+            return value in WORDS[self.kind]
         is_xid = self.kind == "xid_actions" and len(value) <= XID_LENGTH
         return is_xid and XID_ACTIONS.fullmatch(value) is not None
 
@@ -212,6 +224,16 @@ class PolicyValues:
         "Meanings of NVIDIA's error codes that go before NVIDIA's own table.",
         kind="xid_actions", default="",
     )  # fmt: skip
+    memory_limit: str = _word(
+        "Memory that the driver limits",
+        "Limits of GPU memory that the driver enforces on the commands of gpu-broker run.",
+        kind="memory_limit", default="off",
+    )  # fmt: skip
+    mps_thread_share: bool = _flag(
+        "Under MPS a share of the threads goes with the memory",
+        "True: commands get MPS's thread percentage by their share of the GPU's memory.",
+        default=False,
+    )
     reservation_idle_s: int = _number(
         "GPUs reserved for one that waits may go unused for, s; 0: none is reserved",
         "Seconds for which GPUs reserved for a waiter may go unused; 0: none is reserved.",
@@ -250,6 +272,8 @@ class Policy(TypedDict, total=False):
     overuse_slack_mb: int
     idle_foreign_mb: int
     xid_actions: str
+    memory_limit: str
+    mps_thread_share: bool
     reservation_idle_s: int
     forget_devices_after_s: int
     forget_hosts_after_s: int

@@ -12,7 +12,8 @@ local FIRST, PAIR = 3, 2
 local FIELDS = {   -- the least and the most of each
   safe_mode = { 0, 1 }, max_memory_per_agent_mb = { 256, 9999999999999 },
     allow_fractional_shares = { 0, 1 },
-  kill_on_oom = { 0, 1 }, default_memory_mb = { 1, 9999999999999 }, expiry_grace_s = { 0, 3600 },
+  kill_on_oom = { 0, 1 }, mps_thread_share = { 0, 1 }, expiry_grace_s = { 0, 3600 },
+  default_memory_mb = { 1, 9999999999999 },
   max_leases_per_agent = { 1, 1000000 }, max_waiters_per_agent = { 1, 1000000 },
   idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0,
   9999999999999 },
@@ -21,7 +22,9 @@ local FIELDS = {   -- the least and the most of each
 }
 local ACTIONS = { observe = true, notify = true, enforce = true }
 local XID_ACTIONS = { ignore = true, suspect = true, probe = true, hold = true }
+local MEMORY_LIMITS = { off = true, where_possible = true, required = true }
 local function action(s) return ACTIONS[s] end
+local function memory_limit(s) return MEMORY_LIMITS[s] end
 local function xid_actions(s)   -- 79=hold,94=ignore
   local rest = string.gsub(s .. ',', '(%d+)=(%l+),', function(code, what) return #code <= 4
     and XID_ACTIONS[what] and '' end)
@@ -29,7 +32,7 @@ local function xid_actions(s)   -- 79=hold,94=ignore
 end
 local WORDS = {
   idle_action = action, overuse_action = action, squatter_action = action, orphan_action = action,
-  xid_actions = xid_actions,
+  memory_limit = memory_limit, xid_actions = xid_actions,
 }
 
 local unready, safe_mode, policy_version = begin('safe_mode', 'policy_version')

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from agent_sdk.policy import ACTIONS, FIELDS
+from agent_sdk.policy import FIELDS, WORDS
 
 FOLDER: Final = Path(__file__).parent / "static"
 
@@ -33,12 +33,12 @@ async def page() -> FileResponse:
 
 @router.get(f"{ASSETS}/policy-fields.json")
 async def policy_fields() -> dict[str, Any]:
-    """Return the form of the policy: its fields, and the words of the actions.
+    """Return the form of the policy: its fields, and the words that they take by kind.
 
     It is the same for every pool, so it needs no key.
     """
     fields = [asdict(each) | {"accepts": each.accepts} for each in FIELDS.values()]
-    return {"fields": fields, "actions": ACTIONS}
+    return {"fields": fields, "words": WORDS}
 
 
 def assets() -> StaticFiles:

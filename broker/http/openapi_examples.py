@@ -22,7 +22,7 @@ POLICY: Final[dict[str, Any]] = {
     POLICY_NAMES.get(name, name): field.default for name, field in FIELDS.items()
 } | {
     "max_memory_per_agent_mb": 16384, "idle_action": "notify", "overuse_action": "enforce",
-    "xid_actions": "31=suspect", "version": 7,
+    "xid_actions": "31=suspect", "memory_limit": "where_possible", "version": 7,
 }  # fmt: skip
 
 KNOWN: Final[dict[str, Any]] = LEASE | {"priority": 0, "findings": ["idle"], "notices": ["idle"]}

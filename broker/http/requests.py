@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, AliasChoices, Field
 
-from agent_sdk.policy import FIELDS, MOST_MB, XID_ACTIONS, XID_LENGTH, Action, PolicyField
+from agent_sdk.policy import (
+    FIELDS,
+    MOST_MB,
+    XID_ACTIONS,
+    XID_LENGTH,
+    Action,
+    MemoryLimit,
+    PolicyField,
+)
 
 if TYPE_CHECKING:
     from agent_sdk.policy import Policy
@@ -54,7 +62,9 @@ def _form_of(field: PolicyField) -> Any:
     """Return the type that checks a field of the policy."""
     if field.kind == "number":
         return Annotated[int, Field(strict=True, ge=field.least, le=field.most)]
-    return {"flag": Flag, "action": Action, "xid_actions": XidActions}[field.kind]
+    return {
+        "flag": Flag, "action": Action, "memory_limit": MemoryLimit, "xid_actions": XidActions,
+    }[field.kind]  # fmt: skip
 
 
 def with_policy_fields(body: type[T]) -> type[T]:

@@ -35,6 +35,8 @@ local FIELDS = {
   orphan = 'names',
   -- Why it takes one lease at a time; MiB that may be used without a lease on one that is idle.
   one_lease = 'line', idle_unleased_mb = 'whole',
+  -- Leases whose memory its driver limits, and why it cannot limit those that ask for it
+  limited = 'names', limit_error = 'line',
   degraded = 'names', quarantine = 'line', finder = 'word', finder_ms = 'whole', reporter = 'word',
 }
 

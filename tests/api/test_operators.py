@@ -31,7 +31,8 @@ DEVICE = "SIM-h1-0"
 FINDINGS = {
     "idle_action": "observe", "overuse_action": "observe", "squatter_action": "observe",
     "orphan_action": "observe", "idle_after_s": 600, "enforce_after_s": 60,
-    "overuse_slack_mb": 512, "idle_foreign_mb": 512, "xid_actions": "",
+    "overuse_slack_mb": 512, "idle_foreign_mb": 512, "xid_actions": "", "memory_limit": "off",
+    "mps_thread_share": False,
     "reservation_idle_s": 60,
 }  # fmt: skip
 """A new pool's policy about what its hosts find."""

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from agent_sdk.errors import BadRequest
-from agent_sdk.policy import ACTIONS, FIELDS, Policy, PolicyField, PolicyValues, from_store
+from agent_sdk.policy import FIELDS, WORDS, Policy, PolicyField, PolicyValues, from_store
 from agent_sdk.scripts.source import lua_folder
 from tests.pools import Pool, said
 
@@ -19,7 +19,8 @@ NUMBERS = [field for field in FIELDS.values() if field.kind == "number"]
 
 OTHERS = {
     "flag": (("0", "1"), ("2", "-1", "true", "")),
-    "action": (tuple(ACTIONS), ("", "kill", "Observe")),
+    "action": (tuple(WORDS["action"]), ("", "kill", "Observe")),
+    "memory_limit": (tuple(WORDS["memory_limit"]), ("", "on", "Required")),
     "xid_actions": (
         ("", "31=suspect", "31=ignore,79=hold,48=probe"),
         ("79", "79=hold,", "79=reset", "12345=hold", ",".join(["79=hold"] * 33)),
@@ -70,7 +71,7 @@ def test_lua_takes_no_field_that_is_not_declared() -> None:
     """The names in the two tables of set_policy.lua are those that are declared."""
     text = (lua_folder() / "set_policy.lua").read_text()
     tables = text[text.index("local FIELDS") : text.index("local unready")]
-    names = re.findall(r"\b(\w+) = (?:{ -?\d|action\b|xid_actions\b)", tables)
+    names = re.findall(r"\b(\w+) = (?:{ -?\d|action\b|memory_limit\b|xid_actions\b)", tables)
     assert sorted(names) == sorted(FIELDS)
 
 

@@ -11,7 +11,7 @@ POLICY = {
     "max_leases_per_agent": "256", "max_waiters_per_agent": "256", "idle_action": "observe",
     "overuse_action": "observe", "squatter_action": "observe", "orphan_action": "observe",
     "idle_after_s": "600", "enforce_after_s": "60", "overuse_slack_mb": "512",
-    "idle_foreign_mb": "512", "xid_actions": "",
+    "idle_foreign_mb": "512", "xid_actions": "", "memory_limit": "off", "mps_thread_share": "0",
     "reservation_idle_s": "60",
     "forget_devices_after_s": "3600", "forget_hosts_after_s": "86400",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from agent_sdk.errors import error_for
-from agent_sdk.policy import FIELDS, values_of
+from agent_sdk.policy import FIELDS, WORDS, values_of
 from agent_sdk.protocol.sizes import EXAMPLES, mebibytes
 from broker.cli.store import output_option, pool_client, show
 from broker.text.printable import printable
@@ -66,7 +66,7 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
     if not equals:
         raise click.UsageError(f"{setting}: write {setting}=VALUE; gpu-broker policy get shows it")
     kind = FIELDS[name].kind
-    if kind in {"action", "xid_actions"}:
+    if kind in WORDS or kind == "xid_actions":
         return name, value
     if kind == "flag":
         if value not in SWITCHES:

@@ -8,7 +8,7 @@ import { operates, pool } from "./state.js";
 
 const ELSEWHERE = ["safe_mode"]; // set at the terminal
 
-let declared = null; // {fields, actions}, asked for once
+let declared = null; // {fields, words by kind}, asked for once
 
 /** Ask for the fields; the form says why it has none. */
 async function declare() {
@@ -26,11 +26,11 @@ function control(field, value, fixed) {
   const { name, kind, label, meaning } = field;
   if (kind === "flag")
     return html`<label class="check" title=${meaning}><input name=${name} type="checkbox" .checked=${value} ?disabled=${fixed}> ${label}</label>`;
-  return html`<label title=${meaning}>${label} ${kind === "action" ? choice(name, value, fixed) : entry(field, value, fixed)}</label>`;
+  return html`<label title=${meaning}>${label} ${declared.words[kind] ? choice(field, value, fixed) : entry(field, value, fixed)}</label>`;
 }
 
-const choice = (name, value, fixed) => html`<select name=${name} ?disabled=${fixed}>
-  ${Object.entries(declared.actions).map(([word, means]) => html`<option value=${word} .selected=${value === word}>${word}: ${means}</option>`)}
+const choice = ({ name, kind }, value, fixed) => html`<select name=${name} ?disabled=${fixed}>
+  ${Object.entries(declared.words[kind]).map(([word, means]) => html`<option value=${word} .selected=${value === word}>${word}: ${means}</option>`)}
 </select>`;
 
 const entry = ({ name, kind, least, most, accepts }, value, fixed) =>
