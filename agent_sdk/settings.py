@@ -48,6 +48,7 @@ class SdkSettings:
     state_dir: Path
     pool: str
     hostname: str
+    cgroup: str = ""
 
     @property
     def embedded(self) -> bool:
@@ -110,6 +111,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
         state_dir=_whole(state_dir),
         pool=env.get("GPU_BROKER_POOL") or "default",
         hostname=own_hostname(env),
+        cgroup=env.get("GPU_BROKER_CGROUP") or "",
     )
 
 
@@ -230,6 +232,7 @@ def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Set
         "GPU_BROKER_STATE_DIR": str(settings.state_dir),
         "GPU_BROKER_POOL": settings.pool,
         "GPU_BROKER_HOSTNAME": settings.hostname,
+        "GPU_BROKER_CGROUP": settings.cgroup or "unset",
         "GPU_ORCHESTRATOR_URL": orchestrator.url,
         "GPU_ORCHESTRATOR_POLICY_TTL": f"{orchestrator.policy_ttl_s:g}",
         "GPU_BROKER_API_KEY": "unset" if orchestrator.api_key is None else "set",

@@ -279,6 +279,11 @@ class Verbs(PoolClient[R]):
         return snapshot.devices(self.keys)
 
     @Verb
+    def devices_of(self, uuids: Iterable[str]) -> Steps[tuple[DeviceStatus, ...]]:
+        """Return those of these devices that are registered, by host and index."""
+        return tuple((yield from snapshot.devices_of(self.keys, sorted(uuids))))
+
+    @Verb
     def leases(self) -> Steps[tuple[LeaseStatus, ...]]:
         """Return every living lease, oldest first."""
         return snapshot.leases(self.keys)

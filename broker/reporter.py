@@ -18,6 +18,7 @@ from agent_sdk.state.finding_kinds import KINDS
 from broker import __version__
 from broker.attribution.driver_release import DriverRelease
 from broker.attribution.enforcement import ProcessKiller
+from broker.attribution.limits import Limiter
 from broker.attribution.processes import Programs
 from broker.attribution.report import ReportBuilder, line
 from broker.attribution.sampler import Sampler
@@ -138,6 +139,7 @@ class Reporter:
         self._ending = ProcessKiller(self._system, may_kill=settings.may_kill)
         wait_s = min(WAIT_S, settings.report_s)
         self._looker = Sampler(source, self._system, settings.processes, wait_s)
+        self._limiter = Limiter(source, self._system)
         self._release = DriverRelease(client, self._host, self._looker)
         self._every_s = settings.report_s
         self._draining = self._withdrawn = False
@@ -261,6 +263,7 @@ class Reporter:
             if device.rival and pool.now_ms - device.rival_ms < RIVAL_MS
         )
         reckoning = self._reckoner.reckon(looked, holders, pool)
+        await self._limit(reckoning, holders)
         acts = self._ending.untold()
         reports = self._reports(looked.sample, reckoning, holders, acts, draining=draining)
         for start in range(0, max(1, len(reports)), BATCH):
@@ -271,6 +274,14 @@ class Reporter:
         if await self._release.after_report(reckoning.reports, holders, self._pool_now_ms()):
             self._hurry.set()
         return True
+
+    async def _limit(self, reckoning: HostReport, holders: Holders) -> None:
+        """Have the driver limit the leases that ask for it, and report which it limits."""
+        if self._looker.paused:
+            return
+        for uuid, said in (await self._limiter.limit(holders)).items():
+            if uuid in reckoning.reports:
+                reckoning.reports[uuid] |= said
 
     def _reports(
         self,

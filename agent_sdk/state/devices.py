@@ -89,6 +89,8 @@ class DeviceStatus:
         reporter: the process that listed it; empty: unknown.
         drain_by: the operator that drained it, with `drain_reason`; empty: not drained, or unknown.
         rival: a host that lists it too and was refused, last at `rival_ms`.
+        limited: tokens of the leases whose memory its driver limits.
+        limit_error: the reason for which it does not limit another one that asks for it; or empty.
     """
 
     uuid: str
@@ -126,6 +128,8 @@ class DeviceStatus:
     reporter: str = ""
     rival: str = ""
     rival_ms: int = 0
+    limited: tuple[str, ...] = ()
+    limit_error: str = ""
     drain_by: str = ""
     drain_reason: str = ""
     runtime_id: str = ""
@@ -197,6 +201,8 @@ def device_status(uuid: str, row: dict[str, str]) -> DeviceStatus:
         reporter=row.get("reporter", ""),
         rival=row.get("rival", ""),
         rival_ms=int(row.get("rival_ms") or 0),
+        limited=tuple(filter(None, row.get("limited", "").split(","))),
+        limit_error=row.get("limit_error", ""),
         drain_by=row.get("drain_by", ""),
         drain_reason=row.get("drain_reason", ""),
         one_lease=row.get("one_lease", ""),

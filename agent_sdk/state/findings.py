@@ -27,6 +27,15 @@ def of_lease(lease: LeaseStatus, devices: Mapping[str, DeviceStatus]) -> tuple[s
     return tuple(word for word in OF_LEASE if word in found or word in lease.notices)
 
 
+def enforced(lease: LeaseStatus, devices: Mapping[str, DeviceStatus]) -> bool:
+    """Return whether the driver limits a lease's memory, on each of its devices.
+
+    devices: the known devices, by uuid.
+    """
+    held = [devices[uuid] for uuid, _ in lease.devices if uuid in devices]
+    return bool(held) and all(lease.token in device.limited for device in held)
+
+
 def held_by(device: DeviceStatus, token: str) -> tuple[ProcessStatus, ...]:
     """Return the processes of a lease on a device, the largest first."""
     return _by_size(p for p in device.processes or () if p.token == token)

@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from broker.devices.last_known import UNNAMED
+from broker.devices.sample import Limiting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker.devices.sample import Sample, Source
 
 AGAIN_S: Final = 60.0
@@ -54,6 +57,12 @@ class FallbackSource:
     def _said(self, other: Sample) -> Sample:
         said = SAYS + self._why
         return replace(other, warnings=(said, *other.warnings), nvml_error=self._why)
+
+    def limits(self, wanted: Mapping[tuple[str, str], int | None]) -> dict[tuple[str, str], str]:
+        """Set memory limits through the first source, as `Limiting` says."""
+        if self._why or not isinstance(self._first, Limiting):
+            return dict.fromkeys(wanted, SAYS + self._why)
+        return self._first.limits(wanted)
 
     def release(self) -> str:
         """Let go of the driver until the next sample, where the first source holds it."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 from agent_sdk.keys import shortened
 
@@ -166,6 +169,14 @@ class Holding(Protocol):
 
     def release(self) -> str:
         """Let go of the driver until the next sample; return why it could not, or an empty text."""
+
+
+@runtime_checkable
+class Limiting(Protocol):
+    """Source through which the driver limits the GPU memory of cgroups."""
+
+    def limits(self, wanted: Mapping[tuple[str, str], int | None]) -> dict[tuple[str, str], str]:
+        """Set limits, in MiB by GPU and cgroup, and lift those that are None; return why not."""
 
 
 def system_mb_of(total_mb: int | None) -> int:

@@ -18,6 +18,8 @@ from broker.text.streams import takes_escapes
 from broker.text.table import age, gib, many
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from agent_sdk import Lease
     from agent_sdk.state.explain import Explanation
     from broker.run.engines import EngineSetup
@@ -30,7 +32,7 @@ SCHEMA: Final = 1
 NOTHING_NEW_S: Final = 30.0
 """Most seconds of a wait without a line, where there is no terminal."""
 
-WENT_WELL: Final = {"waiting", "granted", "doubt", "hint", "started", "ended"}
+WENT_WELL: Final = {"waiting", "granted", "doubt", "hint", "limited", "mps", "started", "ended"}
 """Events that are left out when only trouble is to be told."""
 
 
@@ -111,6 +113,26 @@ class Progress:
         """
         if text:
             self._say("doubt", text, detail=text)
+
+    def limited(self, lease: Lease) -> None:
+        """Tell that the driver limits the command's memory."""
+        text = f"the driver limits the command to {gib(lease.memory_mb)}"
+        self._say("limited", text, memory_mb=lease.memory_mb)
+
+    def not_limited(self, why: str) -> None:
+        """Tell that the driver does not limit the command's memory, and that it runs anyway."""
+        self._say("not_limited", f"the driver does not limit the command: {why}", detail=why)
+
+    def mps(self, added: Mapping[str, str], kept: Sequence[str]) -> None:
+        """Tell of MPS's limits that the command gets, and of those that are the user's own."""
+        if added:
+            words = " ".join(f"{name}={value}" for name, value in added.items())
+            self._say("mps", f"added to the environment: {words}", env=dict(added))
+        if kept:
+            text = (
+                f"{' and '.join(kept)} stay as they are: MPS does not keep the command in its lease"
+            )
+            self._say("mps_kept", text, names=list(kept))
 
     def started(self, pid: int) -> None:
         """Tell that the command runs, in a process group of the same number."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.policy import values_of as policy_values
 from agent_sdk.protocol.messages import ANY
-from agent_sdk.state.findings import of_lease
+from agent_sdk.state.findings import enforced, of_lease
 from agent_sdk.state.snapshot import LeaseStatus
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
         "priority": lease.priority,
         "findings": list(of_lease(lease, devices)),
         "notices": list(lease.notices),
+        "enforced": enforced(lease, devices),
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from agent_sdk.state.findings import of_lease
+from agent_sdk.state.findings import enforced, of_lease
 from broker.cli.complete import agents, hosts_and_devices
 from broker.cli.names import target_of, unheard_agent
 from broker.cli.store import output_option, pool_client, show
@@ -70,5 +70,13 @@ def leases(agent: str | None, host: str | None, output: str) -> None:
         if rows
         else f"no leases{meant and f': {meant}'}"
     )
-    data = [asdict(x) | {"memory_mb": x.memory_mb, "findings": said[x.token]} for x in found]
+    data = [
+        asdict(x)
+        | {
+            "memory_mb": x.memory_mb,
+            "findings": said[x.token],
+            "enforced": enforced(x, devices),
+        }
+        for x in found
+    ]
     show(output, text, {"now_ms": pool.now_ms, "leases": data}, (x.token for x in found))

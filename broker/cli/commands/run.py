@@ -32,6 +32,8 @@ from broker.identity import user_at_host
 from broker.run.engines import reads_numbers_in_vain, set_up
 from broker.run.guard import Guard
 from broker.run.inherited import die_of, take_over
+from broker.run.mps import mps_environment, without_own
+from broker.run.partition import NotLimitedError, limited
 from broker.run.progress import Progress
 from broker.run.supervise import CommandEnd, NotStarted, supervise
 from broker.run.wait import get_lease
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from agent_sdk import Lease
     from agent_sdk.engines.visible import Visible
     from agent_sdk.request import LeaseOptions
+    from agent_sdk.state.snapshot import PoolStatus
     from broker.run.inherited import Inherited
 
 DEADLINE_S = 5.0
@@ -94,6 +97,10 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
     help="End with 69 when the store is away for so long during the wait (default 5m).",
 )  # fmt: skip
+@click.option(
+    "--enforce", is_flag=True,
+    help="Start the command only if the driver limits its memory to the lease (driver 615).",
+)  # fmt: skip
 @click.option("--agent", help="The agent that asks; default user@host.")
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @click.option(
@@ -117,6 +124,7 @@ def run(
     engine: str | None,
     visible: Visible | None,
     store_timeout_s: float,
+    enforce: bool,
     agent: str | None,
     quiet: bool,
     output: Literal["text", "json"],
@@ -173,7 +181,7 @@ def run(
     try:
         with Guard() as guard, _client(store_timeout_s) as client:
             lease = get_lease(client, agent or user_at_host(), ask, teller)
-            how = _Start(command, grace_s, engine, visible)
+            how = _Start(command, grace_s, engine, visible, enforce)
             ended = _run(client, lease, how, teller, guard, inherited)
     except (LeaseError, ValueError) as error:
         ended = CommandEnd(_explained(error, teller))
@@ -191,6 +199,7 @@ class _Start(NamedTuple):
     grace_s: float
     engine: str | None
     visible: Visible | None
+    enforce: bool
 
 
 def _client(store_timeout_s: float) -> LeaseClient:
@@ -221,9 +230,18 @@ def _run(
     try:
         client.keep(lease)
         words, env = _prepared(lease, how, teller)
-        return supervise(
-            words, env, lease, how.grace_s, teller, release, guard=guard, inherited=inherited
-        )
+        mode = "off"
+        if lease.devices:
+            rules = client.pool()
+            env |= _under_mps(client, lease, rules, teller)
+            mode = "required" if how.enforce else rules.memory_limit
+        with limited(client, lease, teller, mode):
+            return supervise(
+                words, env, lease, how.grace_s, teller, release, guard=guard, inherited=inherited
+            )
+    except NotLimitedError as error:
+        teller.failed("not_limited", f"the driver does not limit the command: {error}")
+        return CommandEnd(FAILED)
     except NotStarted as error:
         teller.failed("not_executable", f"{how.command[0]}: {error}")
         return CommandEnd(NOT_EXECUTABLE)
@@ -248,6 +266,17 @@ def _prepared(lease: Lease, how: _Start, teller: Progress) -> tuple[list[str], d
     setup = set_up(words, how.engine, lease, outer)
     teller.engine_set_up(how.engine, setup)
     return setup.words, env | setup.env
+
+
+def _under_mps(
+    client: LeaseClient, lease: Lease, rules: PoolStatus, teller: Progress
+) -> dict[str, str]:
+    """Return MPS's limits of the lease, except those that the user has set."""
+    devices = client.devices_of(device.uuid for device in lease.devices)
+    limits = mps_environment(lease, devices, thread_share=rules.mps_thread_share)
+    added, kept = without_own(limits, whole_environment())
+    teller.mps(added, kept)
+    return added
 
 
 def _explained(error: LeaseError | ValueError, teller: Progress) -> int:

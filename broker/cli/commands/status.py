@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agent_sdk.state.devices import counted_once
-from agent_sdk.state.findings import of_lease
+from agent_sdk.state.findings import enforced, of_lease
 from broker.cli.host_words import notes_on_hosts
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
@@ -191,6 +191,7 @@ def _lease_row(lease: LeaseStatus, scene: PoolState, mb: int) -> tuple[str, ...]
     ends, now_ms = lease.expires_at_ms, scene.pool.now_ms
     left = "no expiry" if ends is None else f"{age(ends - now_ms)} left"
     held = f"held {age(now_ms - lease.granted_at_ms)}"
+    held += ", enforced" if enforced(lease, scene.devices) else ""
     if found := of_lease(lease, scene.devices):
         held = paint(found[0], FOUND[found[0]])
     return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
@@ -212,6 +213,7 @@ def _whole(lease: LeaseStatus, scene: PoolState) -> str:
     said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
     said += [f"priority {lease.priority}"] if lease.priority else []
     said += [f"owner {lease.owner}"] if lease.owner else []
+    said += ["enforced"] if enforced(lease, scene.devices) else []
     said += of_lease(lease, scene.devices)
     return " ".join(filter(None, said))
 

@@ -92,6 +92,7 @@ const lease = {
       ["Asked for", of.ttl_s ? `${span(of.ttl_s)} at a time` : "no expiry"],
       ["Priority", of.priority],
       ["Fence", html`<code>${of.fence}</code>`],
+      ["Memory limit", of.enforced ? "enforced by the driver" : null],
       ["Found", leaseFindings(of)],
       ["Its holder was told of", of.notices.join(", ")],
       ["Processes", leaseProcesses(id, of)],

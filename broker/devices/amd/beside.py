@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from broker.devices.sample import Holding
+from broker.devices.sample import Holding, Limiting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker.devices.amd.source import AmdSource
     from broker.devices.sample import Sample, Source
+
+_NO_LIMITS = "no driver of this host limits memory"
 
 
 class BesideSource:
@@ -44,6 +48,12 @@ class BesideHoldingSource(BesideSource):
     def __init__(self, nvidia: Source, amd: AmdSource) -> None:
         super().__init__(nvidia, amd)
         self._holding = nvidia
+
+    def limits(self, wanted: Mapping[tuple[str, str], int | None]) -> dict[tuple[str, str], str]:
+        """Set memory limits through NVIDIA's source, as `Limiting` says."""
+        if isinstance(self._holding, Limiting):
+            return self._holding.limits(wanted)
+        return dict.fromkeys(wanted, _NO_LIMITS)
 
     def release(self) -> str:
         """Let go of NVIDIA's driver until the next sample; return why it could not."""

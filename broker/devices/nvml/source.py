@@ -19,6 +19,7 @@ from broker.devices.nvml.answer_times import AnswerTimes
 from broker.devices.nvml.binding import FOLDERS, load_module, preload
 from broker.devices.nvml.gpu import read
 from broker.devices.nvml.handle import NO_LIBRARY, fault_of
+from broker.devices.nvml.limits import HANGS, NOT_OPEN, limit_mb, set_limit
 from broker.devices.nvml.processes import Busy
 from broker.devices.nvml.session import Session
 from broker.devices.nvml.xid import Xids
@@ -27,6 +28,7 @@ from broker.devices.trouble import slow
 from broker.devices.unified import Unified
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
     Answer = tuple[DeviceSample, ...] | Fault
@@ -88,6 +90,7 @@ class NvmlSource:
         self._driver: str | None = None
         self._counting: BoundedCall[tuple[Session, int]] | None = None
         self._reading: dict[int, BoundedCall[Answer]] = {}
+        self._limiting: BoundedCall[dict[tuple[str, str], str]] | None = None
         self._ailing = self._ended = self._closed = False
 
     def sample(self) -> Sample:
@@ -116,6 +119,24 @@ class NvmlSource:
             )
             said = (*self._warnings, *self._slow())
             return Sample(self._marked(rows), "nvml", None, self._driver, said)
+
+    def limits(self, wanted: Mapping[tuple[str, str], int | None]) -> dict[tuple[str, str], str]:
+        """Set memory limits, in MiB by GPU and cgroup, and lift those that are None.
+
+        Returns:
+            For each the reason why it could not; empty: the driver has it now.
+        """
+        with self._turn:
+            session = self._session
+            if session is None or session.left:
+                return dict.fromkeys(wanted, NOT_OPEN)
+            if self._limiting is not None and self._limiting.running:
+                return dict.fromkeys(wanted, HANGS)
+            work = partial(_limited, session.nvml, wanted)
+            self._limiting = setting = BoundedCall(work, "nvml-limits")
+            if not setting.answered_within(self._deadline_s):
+                return dict.fromkeys(wanted, HANGS)
+            return setting.answer()
 
     def release(self) -> str:
         """Let go of the driver until the next sample.
@@ -196,6 +217,7 @@ class NvmlSource:
 
     def _shut(self) -> None:
         busy = any(call.running for call in self._reading.values())
+        busy = busy or (self._limiting is not None and self._limiting.running)
         busy = busy or any(session.running for session in self._abandoned)
         session = self._session
         if session is not None and not busy and session.shut():
@@ -267,3 +289,15 @@ def _answer(call: BoundedCall[Answer], until: float) -> Answer:
         return call.answer()
     except Exception as error:  # noqa: BLE001 - this GPU's row tells it
         return fault_of(error)
+
+
+def _limited(
+    nvml: ModuleType, wanted: Mapping[tuple[str, str], int | None]
+) -> dict[tuple[str, str], str]:
+    """Set those limits that the driver does not have yet; return why not, by GPU and cgroup."""
+    return {
+        (uuid, cgroup): ""
+        if memory_mb is not None and limit_mb(nvml, uuid, cgroup) == memory_mb
+        else set_limit(nvml, uuid, cgroup, memory_mb)
+        for (uuid, cgroup), memory_mb in wanted.items()
+    }

@@ -33,6 +33,9 @@
  *   slow=MS          each call but the wait for events takes so long
  *   r535=1           the newest process calls fill larger entries, as drivers 535.43 to 535.86 did;
  *                    cc=1: the protected memory in them reads 0 and not "not told"
+ *   limits=1         memory limits of cgroups can be set, as from driver 615 on; they stand in the file
+ *                    FAKE_NVML_FILE with ".limits", as the driver keeps them beyond any process;
+ *                    limits=E: setting one answers E
  * While it is open a file is, as the real library has /dev/nvidia0 open: "fake-nvidia".
  * Shutting down while a call runs aborts the process.
  * The oldest calls (nvmlInit_v2, nvmlDeviceGetCount, process lists without a suffix) are there too.
@@ -57,6 +60,8 @@ typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance
 typedef struct { unsigned version, sensor; int celsius; } temperature;
 typedef struct { unsigned pid; u64 at_us; unsigned sm, memory, encoder, decoder; } busy;
 typedef struct { void *device; u64 type, data; unsigned gpu_instance, compute_instance; } event;
+typedef struct { const char *cgroup; u64 soft, hard; } limits_set;
+typedef struct { const char *cgroup; u64 soft, hard, used; } limits_got;
 typedef struct {
     unsigned field, scope;
     long long at_us, latency_us;
@@ -197,6 +202,15 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     *handle = (void *)(intptr_t)(index + 1);
     int error = session(__func__, (int)index);
     return error ? error : names_gpu("lost", (int)index) ? LOST : OK;
+}
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    CALL;
+    int part = 0, gpu = 0;
+    if (sscanf(uuid, "GPU-00000000-0000-0000-0000-%d", &gpu) == 1) *handle = (void *)(intptr_t)(gpu + 1);
+    else if (sscanf(uuid, "MIG-00000000-0000-0000-%d-%d", &part, &gpu) == 2)
+        *handle = (void *)(intptr_t)(gpu + 1 + 1000 * (part + 1));
+    else return NOT_FOUND;
+    return trouble(__func__, gpu);
 }
 int nvmlDeviceGetUUID(void *handle, char *out, unsigned n) {
     if (of("uuid")) return of("uuid");
@@ -407,6 +421,43 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **par
     GPU_CALL(handle);
     if (!part_mib(gpu, (int)index)) return NOT_FOUND;
     *part = (void *)((intptr_t)handle + 1000 * (intptr_t)(index + 1));
+    return OK;
+}
+
+/* The file of the limits, one a line: GPU, soft, hard, cgroup. The last of a GPU and a cgroup counts. */
+static FILE *limits_file(const char *mode) {
+    char path[4096];
+    if (!getenv("FAKE_NVML_FILE")) return NULL;
+    snprintf(path, sizeof path, "%s.limits", getenv("FAKE_NVML_FILE"));
+    return fopen(path, mode);
+}
+int nvmlDeviceSetMemoryLimits_v1(void *handle, const limits_set *limits) {
+    GPU_CALL(handle);
+    if (!said("limits")) return FUNCTION_NOT_FOUND;
+    if (part_of(handle) >= 0) return NOT_SUPPORTED;
+    if (of("limits") > 1) return of("limits");
+    if (limits->soft > limits->hard) return INVALID_ARGUMENT;
+    if (access(limits->cgroup, F_OK)) return NOT_FOUND;
+    FILE *file = limits_file("a");
+    if (!file) return INVALID_ARGUMENT;
+    fprintf(file, "%d %llu %llu %s\n", gpu, limits->soft, limits->hard, limits->cgroup);
+    fclose(file);
+    return OK;
+}
+int nvmlDeviceGetMemoryLimits_v1(void *handle, limits_got *limits) {
+    GPU_CALL(handle);
+    char cgroup[4096];
+    int of_gpu;
+    u64 soft, hard;
+    if (!said("limits")) return FUNCTION_NOT_FOUND;
+    if (part_of(handle) >= 0) return NOT_SUPPORTED;
+    if (access(limits->cgroup, F_OK)) return NOT_FOUND;
+    limits->soft = limits->used = 0;
+    limits->hard = ~0ull;
+    FILE *file = limits_file("r");
+    while (file && fscanf(file, "%d %llu %llu %4095[^\n]", &of_gpu, &soft, &hard, cgroup) == 4)
+        if (of_gpu == gpu && !strcmp(cgroup, limits->cgroup)) { limits->soft = soft; limits->hard = hard; }
+    if (file) fclose(file);
     return OK;
 }
 
