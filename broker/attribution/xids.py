@@ -131,11 +131,14 @@ def branch_of(driver: str | None) -> int | None:
 
 
 def recovery_words(action: int, driver: str | None) -> str:
-    """Return a recovery action in words, with its number; its meaning depends on the driver."""
+    """Return a recovery action in words, with its number; its meaning depends on the driver.
+
+    Where this driver's branch gives it none, the meanings that others give it are told as theirs.
+    """
     branch = branch_of(driver)
-    meant = [
-        words
-        for number, since, below, words in _RECOVERY
-        if number == action and (not since or (branch is not None and since <= branch < below))
-    ]
-    return f"{meant[0]} (recovery action {action})" if meant else f"recovery action {action}"
+    known = [entry[1:] for entry in _RECOVERY if entry[0] == action]
+    for since, below, words in known:
+        if not since or (branch is not None and since <= branch < below):
+            return f"{words} (recovery action {action})"
+    others = "; ".join(f"in driver branch {since}: {words}" for since, _, words in known)
+    return f"recovery action {action}" + (f" ({others})" if others else "")

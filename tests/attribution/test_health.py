@@ -155,6 +155,12 @@ def test_recovery_action_withholds_until_the_driver_asks_for_none(action: int) -
     assert one.judge(after_s=CLEAN_S).state == "ok"
 
 
+FIVE = (
+    "in driver branch 580: a reset of the GPU's bus; "
+    "in driver branch 595: a recovery of its IMEX domain"
+)
+
+
 @pytest.mark.parametrize(
     ("action", "driver", "words"),
     [
@@ -166,10 +172,11 @@ def test_recovery_action_withholds_until_the_driver_asks_for_none(action: int) -
             "an end of all peer-to-peer traffic and a reset of the GPU (recovery action 4)",
         ),
         (5, "580.65.06", "a reset of the GPU's bus (recovery action 5)"),
-        (5, "590.44.01", "recovery action 5"),
+        (5, "590.44.01", f"recovery action 5 ({FIVE})"),
         (5, "595.45.04", "a recovery of its IMEX domain (recovery action 5)"),
-        (5, None, "recovery action 5"),
-        (6, "610.43", "recovery action 6"),
+        (5, None, f"recovery action 5 ({FIVE})"),
+        (6, "610.43", "recovery action 6 (in driver branch 615: a reset of the GPU's PCIe bus)"),
+        (7, "580.65.06", "recovery action 7 (in driver branch 615: a reboot of the system)"),
         (6, "615.71", "a reset of the GPU's PCIe bus (recovery action 6)"),
         (7, "620.10", "a reboot of the system (recovery action 7)"),
         (8, "620.10", "recovery action 8"),

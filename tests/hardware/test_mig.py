@@ -55,6 +55,7 @@ def test_two_parts_are_never_granted_together_and_explain_says_so(
     for more in ((), ("--model", named)):
         refused = machine.command("run", "--gpus", "2", "--wait", "0", *more, "--", "true")
         assert refused.returncode != 0
+        assert not more or "parts of a divided GPU are not granted together" in refused.stderr
         ask = ("explain", "--agent", "me", "--gpus", "2", "--memory", "1GiB", *more)
         told = machine.command(*ask).stdout
         assert not told.startswith("it fits now"), told
