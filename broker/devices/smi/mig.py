@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from xml.parsers import expat
@@ -102,10 +103,8 @@ def memory_of(printed: str) -> dict[tuple[str, int], tuple[int, int | None]]:
     parser = expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = opens, ends
     parser.CharacterDataHandler = tells
-    try:
+    with suppress(expat.ExpatError):  # what is complete before it counts
         parser.Parse(printed, True)
-    except expat.ExpatError:
-        return {}
     return found
 
 

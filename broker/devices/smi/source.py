@@ -163,24 +163,25 @@ class SmiSource:
         whole = {i: gpu for i, gpu in gpus.items() if gpu.state == "mig"}
         if not whole:
             return
-        listed = parts_of(self._printed(until, "-L"))
-        memory = memory_of(self._printed(until, "-q", "-x")) if listed else {}
+        status, printed = self._printed(until, "-L")
+        listed = parts_of(printed)
+        memory = memory_of(self._printed(until, "-q", "-x")[1]) if listed else {}
         for index, gpu in whole.items():
             parts = listed.get(gpu.uuid)
-            if parts is None:
+            rows = tuple(rows_of(gpu, parts or [], memory, processes))
+            named = {row.uuid for row in rows}
+            if parts is None or status != 0:
                 still = self._known.parts_of(gpu.uuid, Fault("error", UNTOLD))
-                answers[index] = (replace(gpu, reason=UNTOLD), *still)
-            else:
-                rows = tuple(rows_of(gpu, parts, memory, processes))
-                answers[index] = (divided(gpu, rows), *rows)
+                rows += tuple(row for row in still if row.uuid not in named)
+            whole_gpu = divided(gpu, rows) if parts is not None else replace(gpu, reason=UNTOLD)
+            answers[index] = (whole_gpu, *rows)
 
-    def _printed(self, until: float, *arguments: str) -> str:
-        """Return what the program prints with these arguments; empty: it fails, or not in time."""
+    def _printed(self, until: float, *arguments: str) -> tuple[int, str]:
+        """Return the exit status and what is printed; -1 and nothing: it does not end in time."""
         try:
-            status, printed, _ = self._run(until - time.monotonic(), *arguments)
+            return self._run(until - time.monotonic(), *arguments)[:2]
         except (OSError, subprocess.TimeoutExpired):
-            return ""
-        return printed if status == 0 else ""
+            return -1, ""
 
     def _processes(self, until: float) -> Apps:
         """Return the processes that compute, or why nvidia-smi does not tell them."""
