@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent_sdk.engines.visible import AMD
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -14,11 +16,11 @@ if TYPE_CHECKING:
 def numbered(devices: Iterable[DeviceSample]) -> tuple[DeviceSample, ...]:
     """Give each GPU the number by which CUDA knows it in PCI order, where that is certain.
 
-    A GPU that its source names for its runtime (ROCm) is none of CUDA's. One that is lost, divided
-    or not identified may shift the numbers of the others.
+    GPUs of AMD are none of CUDA's. One that is lost, divided or not identified may shift the
+    numbers of the others.
     """
     told = tuple(devices)
-    there = [device for device in told if device.listed and not device.runtime_id]
+    there = [device for device in told if device.listed and not device.uuid.startswith(AMD)]
     whole = all(device.state == "ok" and not device.parent for device in there)
     if not whole or sorted(device.index for device in there) != list(range(len(there))):
         return told

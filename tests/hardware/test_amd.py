@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker.devices.amd.beside import beside
 from broker.devices.amd.source import AmdSource
-from tests.hardware.kernel_files import expected, unpack
+from broker.devices.smi.source import SmiSource
+from tests.hardware.kernel_files import HERE, expected, unpack
+from tests.hardware.machines import SMI
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 CHILD = """
 import dataclasses, json, os, pathlib, time
+from broker.devices.amd.beside import beside
 from broker.devices.amd.source import AmdSource
+from broker.devices.smi.source import SmiSource
 source = AmdSource("h1", pathlib.Path(os.environ["GPU_BROKER_AMD_ROOT"]), wait_s=0.5)
 for _ in range(2):
     began = time.monotonic()
@@ -167,6 +172,30 @@ def test_each_vendors_gpus_are_told_by_its_own_driver(reported: Callable[..., Re
     with client.lease("ann", memory_mb=1000, model=rows[2]["name"]) as radeon:
         env = radeon.env()
         assert (env["ROCR_VISIBLE_DEVICES"], env["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+
+
+def test_amd_machine_on_which_nvml_was_asked_for_is_no_trouble(
+    reported: Callable[..., Reported],
+) -> None:
+    """ENABLE_NVML stands in many environments: that NVIDIA has no driver here is a warning."""
+    machine = reported("w7900_one_asleep", ENABLE_NVML="true")
+    rows = machine.until(lambda gpus: len(gpus) == 2)
+    assert [row["index"] for row in rows] == [0, 1]
+    info = machine.broker.http.get("/gpu/info").json()
+    assert "host_trouble" not in info
+    assert "NVIDIA driver library" in info["host_warnings"]["h1"]
+
+
+def test_graphics_of_the_processor_are_not_told_beside_nvidia(tmp_path: Path) -> None:
+    """A laptop of that kind would lease them to CUDA programs."""
+    unpack("strix_halo", tmp_path)
+    smi = {"FAKE_SMI_FILE": str(HERE / "a100_pair" / "smi.json")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in smi.items():
+            patch.setenv(name, value)
+        both = beside(SmiSource("h1", str(SMI / "nvidia-smi")), AmdSource("h1", tmp_path / "root"))
+        devices = both.sample().devices
+    assert [device.name for device in devices] == ["NVIDIA A100-SXM4-80GB"] * 2
 
 
 def test_reading_eight_gpus_is_quick(tmp_path: Path) -> None:

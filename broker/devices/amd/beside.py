@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from broker.devices.amd.row import HELPER
 from broker.devices.sample import Holding, Limiting
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ _NO_LIMITS = "no driver of this host limits memory"
 
 
 class BesideSource:
-    """Source of both; AMD's GPUs follow NVIDIA's in the host's index."""
+    """Source of both; AMD's GPUs follow NVIDIA's in the host's index.
+
+    The graphics of a processor are not told beside NVIDIA's GPUs.
+    """
 
     def __init__(self, nvidia: Source, amd: AmdSource) -> None:
         self._nvidia, self._amd = nvidia, amd
@@ -26,15 +30,20 @@ class BesideSource:
     def sample(self) -> Sample:
         """Ask both drivers for every GPU once."""
         told = self._nvidia.sample()
-        places = [device.index + 1 for device in told.devices]
-        self._amd.first = max(self._amd.first, *places, 0)
+        if not told.devices:
+            return self._without_nvidia(told)
+        self._amd.first = max(self._amd.first, *(device.index + 1 for device in told.devices))
+        self._amd.alone = False
         more = self._amd.sample()
-        return replace(
-            told,
-            devices=told.devices + more.devices,
-            error=told.error or more.error,
-            warnings=told.warnings + more.warnings,
-        )
+        devices = tuple(device for device in more.devices if device.reason != HELPER)
+        return replace(told, devices=told.devices + devices, warnings=told.warnings + more.warnings)
+
+    def _without_nvidia(self, told: Sample) -> Sample:
+        """Return AMD's GPUs; that NVIDIA's driver has none is no trouble where it never had."""
+        more = self._amd.sample()
+        if self._amd.first or not more.devices:
+            return replace(more, error=told.error, warnings=told.warnings, late=told.late)
+        return replace(more, warnings=(*told.warnings, *filter(None, [told.error])))
 
     def close(self) -> None:
         """Give back what the sources hold."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from agent_sdk.engines.visible import AMD
 from broker.devices.amd.card import Sensors, read_books
 from broker.devices.amd.processes import holdings
 from broker.devices.amd.row import row, with_sensors
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from broker.devices.amd.processes import Holdings
     from broker.devices.amd.topology import Gpu
 
-PREFIX: Final = "amd:"
-"""Beginning of the ids of AMD's GPUs."""
-
 LABEL: Final = 40
 """Most letters of the host in the id of a GPU that has none of its own."""
 
@@ -44,6 +42,10 @@ class AmdSource:
     Each card is read in two threads of its own, its books and its sensors. One that hangs is left
     behind, and is not asked again before it answers; the others are told all the same. `sample`
     takes `wait_s` at most, for each of the two.
+
+    Attributes:
+        first: the index of its first GPU.
+        alone: this machine has no GPUs of others, beside which a processor's are not leased.
     """
 
     name = "amd"
@@ -59,6 +61,7 @@ class AmdSource:
         self._sensors: dict[str, tuple[Sensors, BoundedCall[None]]] = {}
         self._looking: BoundedCall[Holdings] | None = None
         self.first = first
+        self.alone = True
 
     def sample(self) -> Sample:
         """Read every GPU once."""
@@ -69,7 +72,7 @@ class AmdSource:
             until = began + self._wait_s
             holds = self._held(until)
             books = {pdev: self._book(pdev, until) for pdev in {gpu.pdev for gpu in found}}
-            alone = all(each is None or each.integrated for each in books.values())
+            alone = self.alone and all(each is None or each.integrated for each in books.values())
             answers: dict[int, tuple[DeviceSample, ...] | Fault] = {}
             for place, gpu in enumerate(found):
                 answers[self.first + place] = self._answer(
@@ -145,7 +148,7 @@ class AmdSource:
             card = f"{gpu.kfd_id:016x}"
         if books.unique_id:
             self._ids[gpu.pdev] = books.unique_id
-        name = f"{PREFIX}{card or f'{gpu.pdev}-{self._host}'}"
+        name = f"{AMD}{card or f'{gpu.pdev}-{self._host}'}"
         return name if gpu.part is None else f"{name}/{gpu.part}"
 
 
