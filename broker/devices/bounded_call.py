@@ -52,9 +52,9 @@ class BoundedCall(Generic[T]):
         return self._began
 
     @property
-    def took_s(self) -> float:
-        """Seconds that the call took; read it only after an answer."""
-        return self._ended - self._began
+    def took_s(self) -> float | None:
+        """Seconds that the call took; None: it has not ended."""
+        return None if self.running else self._ended - self._began
 
     @property
     def running(self) -> bool:

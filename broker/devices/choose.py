@@ -154,7 +154,10 @@ def _nvidia(
             "add its folder to PATH, or set GPU_BROKER_DEVICES=nvml or none"
         )
     unified = Unified(limits.unified_mb)
-    smi = None if smi_on_path is None else SmiSource(host, smi_on_path, unified=unified)
+    smi = None
+    if smi_on_path is not None:
+        wait_s = limits.wait_s or SMI_WAIT_S
+        smi = SmiSource(host, smi_on_path, wait_s=wait_s, most_s=limits.most_s, unified=unified)
     if spec == "nvml" or (spec == "auto" and enable_nvml):
         nvml = NvmlSource(
             host,

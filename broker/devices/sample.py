@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Sample:
     driver_version: str | None = None
     warnings: tuple[str, ...] = ()
     nvml_error: str | None = None
-    began: float | None = None
+    began: float | None = field(default=None, compare=False)
     late: bool = False
 
 

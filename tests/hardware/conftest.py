@@ -28,10 +28,10 @@ def reported(server: Server, driver: Path, tmp_path: Path) -> Iterator[Callable[
     """Start a real broker on a named machine, under further settings; ready once it answers."""
     with ExitStack() as stack:
 
-        def start(name: str, **settings: str) -> Reported:
+        def start(name: str, *, later: bool = False, **settings: str) -> Reported:
             folder = tmp_path / name
             folder.mkdir()
-            machine = Reported(name, server, driver, folder, **settings)
+            machine = Reported(name, server, driver, folder, later=later, **settings)
             stack.enter_context(machine)
             machine.broker.wait()
             return machine

@@ -41,8 +41,16 @@ class Reported:
     """
 
     def __init__(
-        self, name: str, server: Server, driver: Path, folder: Path, **settings: str
+        self,
+        name: str,
+        server: Server,
+        driver: Path,
+        folder: Path,
+        *,
+        later: bool = False,
+        **settings: str,
     ) -> None:
+        """Start the broker; `later`: the machine says from the start what it says later."""
         self._from, self._folder = HERE / name, folder
         self._stack = ExitStack()
         self.settings = GRANTING | {
@@ -67,6 +75,8 @@ class Reported:
         if (self._from / "kernel.json").exists():
             self.settings |= unpack(name, folder)
         self.settings |= settings
+        if later:
+            self.later()
         self.broker = self._stack.enter_context(Broker(**self.settings))
 
     def _say(self, told: str, to: str) -> None:

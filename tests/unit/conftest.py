@@ -56,11 +56,11 @@ def machine(libraries: dict[str, Path], tmp_path: Path) -> Iterator[Callable[...
 def smi(tmp_path: Path) -> Callable[..., SmiSource]:
     """A source over a script in nvidia-smi's place, which runs the given shell lines."""
 
-    def source(body: str, timeout_s: float = 5.0) -> SmiSource:
+    def source(body: str, wait_s: float = 5.0, most_s: float = 60.0) -> SmiSource:
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\n{body}\n")
         program.chmod(0o755)
-        return SmiSource("box", str(program), timeout_s=timeout_s)
+        return SmiSource("box", str(program), wait_s=wait_s, most_s=most_s)
 
     return source
 

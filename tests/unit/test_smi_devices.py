@@ -13,6 +13,7 @@ import pytest
 from broker.devices.sample import Sample
 from broker.devices.smi.source import SmiSource
 from broker.devices.unified import host_memory
+from tests.api.brokers import eventually
 
 HEADER = (
     "index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB], "
@@ -139,7 +140,11 @@ def test_smi_fails_after_it_worked_keeps_the_devices_as_errors(smi):
     assert source.sample().error is None
     smi("echo 'Failed to initialize NVML: Unknown Error' >&2; echo more >&2; exit 255")
     sample = source.sample()
-    assert sample.error == "nvidia-smi failed: Failed to initialize NVML: Unknown Error"
+    assert sample.error == (
+        "The NVIDIA driver reports an unknown error; a container that has lost its devices, as "
+        "after systemd has reloaded its units, must be started anew (nvidia-smi: Failed to "
+        "initialize NVML: Unknown Error)"
+    )
     [device] = sample.devices
     assert (device.uuid, device.state, device.reason) == ("GPU-a", "error", sample.error)
     assert (device.total_mb, device.used_mb) == (15360, None)
@@ -150,7 +155,10 @@ def test_smi_fails_halfway_keeps_the_rows_it_printed(smi):
     remark = "Unable to determine the device handle for GPU0000:05:00.0: Unknown Error"
     row = "0, GPU-a, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5"
     sample = smi(printed(HEADER, row, remark, status=15)).sample()
-    assert sample.error == f"nvidia-smi failed: {remark}"
+    assert sample.error == (
+        "nvidia-smi cannot open GPU 0000:05:00.0: Unknown Error; see the kernel's log, reset it "
+        "or reboot"
+    )
     assert [(d.uuid, d.state, d.used_mb) for d in sample.devices] == [("GPU-a", "ok", 12)]
 
 
@@ -190,7 +198,7 @@ def test_smi_that_cannot_be_killed_is_not_started_again(smi):
     """While a program from before still runs no second one is started; then all is well."""
     source = smi(printed(HEADER))
     stuck = subprocess.Popen(["sleep", "60"])
-    source._stuck, source._stuck_at = stuck, time.monotonic() - 7
+    source._program._stuck, source._program._stuck_at = stuck, time.monotonic() - 7
     assert re.fullmatch(r"nvidia-smi has not answered for 7\.\d s", source.sample().error)
     stuck.kill()
     stuck.wait()
@@ -198,8 +206,8 @@ def test_smi_that_cannot_be_killed_is_not_started_again(smi):
 
 
 def test_smi_that_hangs_is_ended_with_its_children(smi, tmp_path):
-    """After the timeout the program and what it started are gone, and the sample says so."""
-    source = smi(f"sleep 60 & echo $! > {tmp_path}/child; wait", timeout_s=0.5)
+    """After the limit the program and what it started are gone, and the sample says so."""
+    source = smi(f"sleep 60 & echo $! > {tmp_path}/child; wait", wait_s=2.0, most_s=0.5)
     began = time.monotonic()
     sample = source.sample()
     assert time.monotonic() - began < 3.0
@@ -210,6 +218,34 @@ def test_smi_that_hangs_is_ended_with_its_children(smi, tmp_path):
             return
         time.sleep(0.01)
     pytest.fail("the child of nvidia-smi lives on")
+
+
+def test_smi_that_is_late_counts_when_it_answers(smi, tmp_path):
+    """It goes on, is asked once, has the time of its begin, and is waited for the next time."""
+    row = "0, GPU-a, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5"
+    body = f"echo ${{1%=*}} >> {tmp_path}/asked; sleep 0.5; {printed(HEADER, row)}"
+    source = smi(body, wait_s=0.2)
+    began = time.monotonic()
+    sample = source.sample()
+    assert (sample.late, sample.devices) == (True, ())
+    assert re.fullmatch(r"nvidia-smi has not answered for 0\.\d s", sample.error)
+    while sample.late:
+        sample = source.sample()
+    assert [(d.uuid, d.state, d.used_mb) for d in sample.devices] == [("GPU-a", "ok", 12)]
+    assert began <= sample.began < began + 0.2
+    sample = source.sample()
+    assert (sample.error, [d.state for d in sample.devices]) == (None, ["ok"])
+    assert (tmp_path / "asked").read_text().count("--query-gpu") == 2
+
+
+def test_smi_that_is_closed_while_it_runs_is_ended(smi, tmp_path):
+    """Nothing of it stays behind."""
+    source = smi(f"echo $$ > {tmp_path}/pid; sleep 60", wait_s=0.3)
+    assert source.sample().late
+    pid = int((tmp_path / "pid").read_text())
+    source.close()
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), 2)
+    assert source.sample().error is not None
 
 
 def test_smi_that_cannot_be_started_says_why(tmp_path):

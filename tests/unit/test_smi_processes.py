@@ -7,6 +7,7 @@ import time
 import pytest
 
 from broker.devices.sample import NAMELESS
+from tests.api.brokers import eventually
 
 GPUS = """index, uuid, name, driver_version, memory.total [MiB], memory.used [MiB]
 0, GPU-a, NVIDIA T4, 550.54, 15360, 12
@@ -110,19 +111,22 @@ def test_processes_that_cannot_be_told_are_none_and_the_sample_stands(smi, apps)
     """A second query that fails in any way costs the processes and nothing else."""
     sample = smi(answering(apps)).sample()
     assert processes(sample) == [None, None]
-    assert unseen(sample) == ["nvidia-smi does not name the processes on this GPU"] * 2
+    [why] = set(unseen(sample))
+    assert why.startswith("nvidia-smi does not name the processes on this GPU: ")
 
 
-def test_processes_that_hang_take_what_is_left_of_the_timeout(smi):
-    """Both queries together keep the deadline of one, and the sample stands."""
-    source = smi(answering("sleep 60"), timeout_s=1.0)
-    began = time.monotonic()
+def test_processes_that_hang_cost_the_gpus_one_wait(smi):
+    """The sample stands, and says why; the hanging question ends by its own limit."""
+    source = smi(answering("sleep 60"), wait_s=0.5, most_s=1.5)
     sample = source.sample()
     assert processes(sample) == [None, None]
-    assert unseen(sample) == ["nvidia-smi does not name the processes in time"] * 2
-    assert time.monotonic() - began < 2.0
+    why = "nvidia-smi does not name the processes in time: no answer for 0.5 s"
+    assert unseen(sample) == [why] * 2
+    began = time.monotonic()
+    assert processes(source.sample()) == [None, None]
+    assert time.monotonic() - began < 0.4
     smi(answering(printing(HEADER, "GPU-a, 7, 1")))
-    assert processes(source.sample()) == [[(7, 1)], []]
+    eventually(lambda: processes(source.sample()) == [[(7, 1)], []], 5, 0.1)
 
 
 def test_processes_are_not_asked_for_where_there_is_no_gpu(smi, tmp_path):

@@ -36,7 +36,7 @@ _LOST = frozenset({15, 16})
 # Not initialised, driver not loaded, driver and library differ: the driver under which NVML was
 # opened is gone.
 _ENDED = frozenset({1, 9, 18})
-_SENTENCES = {
+SENTENCES = {
     1: "NVML is not initialised",
     4: "This process may not ask NVML: no permission",
     9: "The NVIDIA driver is not loaded",
@@ -61,7 +61,7 @@ def _sentence(error: Exception) -> str:
         return text(error)
     value = getattr(error, "value", None)
     if isinstance(value, int):
-        return _SENTENCES.get(value) or f"NVML failed with error {value}: {text(error)[:120]}"
+        return SENTENCES.get(value) or f"NVML failed with error {value}: {text(error)[:120]}"
     return f"NVML failed: {type(error).__name__}: {text(error)[:120]}"
 
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from broker.devices.answer_times import AnswerTimes
 from broker.devices.bounded_call import BoundedCall
 from broker.devices.last_known import Fault, Known
-from broker.devices.nvml.answer_times import AnswerTimes
 from broker.devices.nvml.binding import FOLDERS, load_module, preload
 from broker.devices.nvml.gpu import read
 from broker.devices.nvml.handle import NO_LIBRARY, fault_of
@@ -105,7 +105,7 @@ class NvmlSource:
                 return replace(self._failed(_overdue(counting.age_s)), late=True)
             self._counting = None
             if opens:
-                self._times.note(_OPENING, counting)
+                self._times.note(_OPENING, counting.took_s)
             try:
                 session, count = counting.answer()
             except Exception as error:  # noqa: BLE001 - the sample tells it
@@ -232,7 +232,7 @@ class NvmlSource:
 
     def _read_all(self, session: Session, count: int) -> dict[int, Answer]:
         for index, call in self._reading.items():
-            self._times.note(index, call)
+            self._times.note(index, call.took_s)
         stuck = {index: call for index, call in self._reading.items() if call.running}
         fresh = {
             index: BoundedCall(partial(self._read, session, index), f"nvml-{index}")
@@ -244,7 +244,7 @@ class NvmlSource:
         began = time.monotonic()
         for index, call in fresh.items():
             answers[index] = _answer(call, began + self._times.seconds(index))
-            self._times.note(index, call)
+            self._times.note(index, call.took_s)
         return answers
 
     def _read(self, session: Session, index: int) -> Answer:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.sample import NAMELESS, NOT_TOLD, GpuProcess, number, uuid_of
-from broker.devices.smi.table import records_of, told
+from broker.devices.smi.gpus import CSV
+from broker.devices.smi.program import SmiError
+from broker.devices.smi.remarks import failure
+from broker.devices.smi.table import lines, records_of, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.devices.sample import ComputeMode
+    from broker.devices.smi.gpus import GpuAnswers
+    from broker.devices.smi.program import SmiProgram
 
-QUERY: Final = "gpu_uuid,pid,used_memory"
+QUERY: Final = "--query-compute-apps=gpu_uuid,pid,used_memory"
 
 COMPUTE_MODES: Final[Mapping[str, ComputeMode]] = {
     "default": "default",
@@ -56,15 +62,17 @@ class Apps:
         return processes, ""
 
 
-def apps_of(status: int, printed: str) -> Apps:
-    """Return the processes that the program printed, with its exit status.
-
-    Raises:
-        csv.Error: it printed no table.
-    """
-    records, remarks = records_of(printed, frozenset({"gpu_uuid", "pid"}))
-    if status != 0 or records is None or remarks:
-        return Apps(unseen=SILENT)
+def read_apps(program: SmiProgram, gpus: GpuAnswers) -> Apps:
+    """Ask for the processes on the GPUs that were told, and return them, or why they are not."""
+    which = ("-i", ",".join(gpus.only)) if gpus.only else ()
+    try:
+        answer = program.ask(QUERY, CSV, *which)
+        records, remarks = records_of(answer.out, frozenset({"gpu_uuid", "pid"}))
+    except (SmiError, csv.Error) as error:
+        return Apps(unseen=f"{SILENT}: {error}")
+    if records is None or not gpus.bears(answer, remarks):
+        said = failure(answer.status, [*lines(answer.err), *remarks])
+        return Apps(unseen=f"{SILENT}: {said.removeprefix('nvidia-smi failed: ')}")
     found: dict[str, dict[int, int | None]] = {}
     nameless = set()
     for record in records:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
-import os
-import re
-import signal
-import subprocess
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from agent_sdk.keys import model_of
 from agent_sdk.state.telemetry import MAX_MB
+from broker.devices.answer_times import AnswerTimes
+from broker.devices.bounded_call import BoundedCall
 from broker.devices.last_known import Fault, Known, quiet
 from broker.devices.nvml.mig import divided
 from broker.devices.sample import (
-    MAX_DEVICES,
     DeviceSample,
     Sample,
     name_of,
@@ -28,147 +26,155 @@ from broker.devices.sample import (
     text,
     uuid_of,
 )
+from broker.devices.smi.gpus import GpuQuery
 from broker.devices.smi.mig import UNTOLD, memory_of, parts_of, rows_of
-from broker.devices.smi.processes import COMPUTE_MODES, LATE, QUERY, SILENT, Apps, apps_of
-from broker.devices.smi.table import lines, records_of, told
+from broker.devices.smi.processes import COMPUTE_MODES, LATE, Apps, read_apps
+from broker.devices.smi.program import SmiError, SmiProgram
+from broker.devices.smi.table import told
 from broker.devices.smi.words import fault_of, is_unified
+from broker.devices.trouble import slow
 from broker.devices.unified import Unified
 
-_QUERY = (
-    "index,uuid,name,driver_version,memory.total,memory.used,"
-    "utilization.gpu,temperature.gpu,power.draw"
-)
-_NEWER = ("compute_mode", "mig.mode.current")
-"""Further fields: one that the program does not know fails the query, and is left out."""
-_UNKNOWN_FIELD = re.compile(r'Field "([^"]+)" is not a valid field')
-_CSV = "--format=csv,nounits"
+if TYPE_CHECKING:
+    from broker.devices.smi.gpus import GpuAnswers
+
+    Answers = dict[int, tuple[DeviceSample, ...] | Fault]
+    """By index: a GPU with its MIG devices, or the fault that keeps it from being read."""
+
 _NO_MEMORY = "nvidia-smi does not tell how much memory this GPU has"
 _UNLISTED = Fault("lost", "nvidia-smi no longer lists this GPU", gone=True)
+
+_GPUS: Final = 0
+_NAMING: Final = 1
+"""Keys of both questions among the times of answers."""
+
+_REST_S: Final = 1.0
+"""Seconds beside both for the list of MIG devices."""
+
+
+@dataclass(slots=True)
+class _Look:
+    """Result of one look: `error` says why GPUs without an answer have none."""
+
+    answers: Answers = field(default_factory=dict)
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+    driver: str = ""
 
 
 class SmiSource:
     """Source of samples through the nvidia-smi program at `binary`.
 
-    sample() answers within the timeout plus one second. A program that cannot be killed (it
-    waits in the kernel for a GPU) is left behind, and no other is started until it has ended.
-    Rows printed before a failure are kept; devices without one are then in state ``error``.
-    The processes that compute are asked for in what is left of the timeout, and the MIG devices of
-    divided GPUs; when that fails, they are unknown and the sample stands.
+    sample() answers within `wait_s`; a program that takes longer goes on, its answer counts when it
+    comes, with the time of its begin, and the next one is waited for twice as long as it took.
+    After `most_s` it is killed, if it can be: one that waits in the kernel for a GPU is left
+    behind, and no other is started until it has ended.
+    Rows printed before a failure are kept; devices without one are then in state ``error``. A GPU
+    that cannot be opened fails the query for all: the others are asked for by themselves.
+    Where processes or MIG devices cannot be told, the sample stands.
     """
 
     name = "smi"
 
     def __init__(
-        self, host: str, binary: str, *, timeout_s: float = 5.0, unified: Unified | None = None
+        self,
+        host: str,
+        binary: str,
+        *,
+        wait_s: float = 5.0,
+        most_s: float = 60.0,
+        unified: Unified | None = None,
     ) -> None:
-        self._binary = binary
-        self._timeout_s = timeout_s
+        self._program = SmiProgram(binary, most_s)
+        self._naming_program = SmiProgram(binary, most_s)  # one may hang, and the other not
+        self._gpus = GpuQuery(self._program)
+        self._times = AnswerTimes(wait_s, most_s)
         self._known = Known(host)
         self._unified = unified or Unified()
-        self._newer = list(_NEWER)
         self._turn = threading.Lock()
         self._driver: str | None = None
-        self._stuck: subprocess.Popen[str] | None = None
-        self._stuck_at = 0.0  # monotonic
+        self._asked = threading.Event()
+        self._looking: BoundedCall[_Look] | None = None
+        self._naming: BoundedCall[Apps] | None = None
 
     def sample(self) -> Sample:
-        """Ask for every GPU once."""
+        """Ask for every GPU once, or go on with what was asked before."""
         with self._turn:
-            if self._stuck is not None and self._stuck.poll() is None:
-                age_s = time.monotonic() - self._stuck_at
-                return self._failed(f"nvidia-smi has not answered for {age_s:.1f} s")
-            self._stuck = None
-            until = time.monotonic() + self._timeout_s
-            try:
-                status, printed, complained = self._query(until)
-            except OSError as error:
-                return self._failed(f"nvidia-smi cannot be started: {text(error.strerror)}")
-            except subprocess.TimeoutExpired:
-                return self._failed(f"nvidia-smi has not answered for {self._timeout_s:.1f} s")
-            try:
-                return self._understood(status, printed, complained, until)
-            except csv.Error as error:
-                return self._failed(f"nvidia-smi printed no table: {error}")
+            if self._looking is None:
+                self._asked.clear()
+                self._looking = BoundedCall(self._look, "smi")
+            looking = self._looking
+            # What comes after the GPUs has a limit of its own, and its slowness is not theirs.
+            told = self._asked.wait(self._times.seconds(_GPUS))
+            more_s = self._times.seconds(_NAMING) + _REST_S
+            if not told or not looking.answered_within(more_s):
+                why = f"nvidia-smi has not answered for {looking.age_s:.1f} s"
+                rows = self._known.merge({}, Fault("error", why))
+                return Sample(rows, "smi", why, self._driver, late=True)
+            self._looking = None
+            look = looking.answer()
+            self._driver = look.driver or self._driver
+            missing = Fault("error", look.error) if look.error else _UNLISTED
+            rows = self._known.merge(look.answers, missing)
+            return Sample(
+                rows, "smi", look.error or None, self._driver, look.warnings, began=looking.began
+            )
 
     def close(self) -> None:
-        """Do nothing: no resource is held between samples."""
+        """End the program, if it runs; no sample is asked for after that."""
+        self._program.close()
+        self._naming_program.close()
 
-    def _failed(self, why: str) -> Sample:
-        return Sample(self._known.merge({}, Fault("error", why)), "smi", why, self._driver)
-
-    def _query(self, until: float) -> tuple[int, str, str]:
-        """Ask for the GPUs, with the fields that this program knows."""
-        while True:
-            fields = ",".join([_QUERY, *self._newer])
-            answer = self._run(until - time.monotonic(), f"--query-gpu={fields}", _CSV)
-            unknown = _UNKNOWN_FIELD.search(answer[1])
-            if unknown is None or unknown[1] not in self._newer:
-                return answer
-            self._newer.remove(unknown[1])
-
-    def _run(self, timeout_s: float, *arguments: str) -> tuple[int, str, str]:
-        process = subprocess.Popen(  # noqa: S603 - the operator's own PATH names the program
-            [self._binary, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+    def _look(self) -> _Look:
         began = time.monotonic()
         try:
-            printed, complained = process.communicate(timeout=max(0.0, timeout_s))
-        except subprocess.TimeoutExpired:
-            self._leave(process, began)
-            raise
-        return process.returncode, printed, complained
+            gpus = self._gpus.ask()
+        except SmiError as error:
+            return _Look(error=text(error))
+        except csv.Error as error:
+            return _Look(error=f"nvidia-smi printed no table: {error}")
+        else:
+            self._times.note(_GPUS, time.monotonic() - began)
+        finally:
+            self._asked.set()
+        answers: Answers = dict(gpus.faults)
+        if gpus.rows:
+            apps = self._processes(gpus)
+            for index, record in gpus.rows.items():
+                answers[index] = _device(index, record, apps)
+            self._add_parts(answers, gpus, apps)
+            answers = dict(self._unified.fill(answers))
+        drivers = [told(record, "driver_version") for record in gpus.rows.values()]
+        return _Look(answers, gpus.error, self._warnings(gpus), next(filter(None, drivers), ""))
 
-    def _leave(self, process: subprocess.Popen[str], began: float) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        try:
-            process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            self._stuck, self._stuck_at = process, began
+    def _processes(self, gpus: GpuAnswers) -> Apps:
+        """Ask for the processes; those that are not told in time cost the GPUs nothing.
 
-    def _understood(self, status: int, printed: str, complained: str, until: float) -> Sample:
-        records, remarks = records_of(printed, frozenset({"index", "uuid"}))
-        processes = self._processes(until) if records else Apps(unseen=SILENT)
-        answers: dict[int, tuple[DeviceSample, ...] | Fault] = {}
-        for record in records or ():
-            index = number(record.get("index"), 0, MAX_DEVICES - 1)
-            if index is not None:
-                answers[int(index)] = _device(int(index), record, processes)
-                self._driver = told(record, "driver_version") or self._driver
-        self._add_parts(answers, processes, until)
-        answers = self._unified.fill(answers)
-        if status == 0 and printed.strip() and not remarks:
-            return Sample(self._known.merge(answers, _UNLISTED), "smi", None, self._driver)
-        remark = next(iter([*lines(complained), *remarks]), f"exit status {status}, no output")
-        why = f"nvidia-smi failed: {remark}"
-        return Sample(self._known.merge(answers, Fault("error", why)), "smi", why, self._driver)
+        The answer to an earlier look is of other readings, and says only how long one takes.
+        """
+        naming, in_time = self._naming, False
+        if naming is None or not naming.running:
+            if naming is not None and not naming.answer().unseen:
+                self._times.note(_NAMING, naming.took_s)
+            work = partial(read_apps, self._naming_program, gpus)
+            naming = self._naming = BoundedCall(work, "smi-processes")
+            in_time = naming.answered_within(self._times.seconds(_NAMING))
+        if not in_time:
+            return Apps(unseen=f"{LATE}: no answer for {naming.age_s:.1f} s")
+        return naming.answer()
 
-    def _add_parts(
-        self,
-        answers: dict[int, tuple[DeviceSample, ...] | Fault],
-        processes: Apps,
-        until: float,
-    ) -> None:
+    def _add_parts(self, answers: Answers, gpus: GpuAnswers, apps: Apps) -> None:
         """Add the MIG devices of divided GPUs to their answers; without a list, say so."""
-        gpus = {i: a[0] for i, a in answers.items() if not isinstance(a, Fault)}
-        whole = {i: gpu for i, gpu in gpus.items() if gpu.state == "mig"}
+        found = {i: a[0] for i, a in answers.items() if not isinstance(a, Fault)}
+        whole = {i: gpu for i, gpu in found.items() if gpu.state == "mig"}
         if not whole:
             return
-        status, printed = self._printed(until, "-L")
+        status, printed = self._printed(gpus, "-L")
         listed = parts_of(printed)
-        memory = memory_of(self._printed(until, "-q", "-x")[1]) if listed else {}
+        memory = memory_of(self._printed(gpus, "-q", "-x")[1]) if listed else {}
         for index, gpu in whole.items():
             parts = listed.get(gpu.uuid)
-            rows = tuple(rows_of(gpu, parts or [], memory, processes))
+            rows = tuple(rows_of(gpu, parts or [], memory, apps))
             named = {row.uuid for row in rows}
             if parts is None or status != 0:
                 still = self._known.parts_of(gpu.uuid, Fault("error", UNTOLD))
@@ -176,25 +182,25 @@ class SmiSource:
             whole_gpu = divided(gpu, rows) if parts is not None else replace(gpu, reason=UNTOLD)
             answers[index] = (whole_gpu, *rows)
 
-    def _printed(self, until: float, *arguments: str) -> tuple[int, str]:
-        """Return the exit status and what is printed; -1 and nothing: it does not end in time."""
-        try:
-            return self._run(until - time.monotonic(), *arguments)[:2]
-        except (OSError, subprocess.TimeoutExpired):
-            return -1, ""
+    def _warnings(self, gpus: GpuAnswers) -> tuple[str, ...]:
+        """Return what the program says beside its rows, and whether it is slow."""
+        said = tuple(f"nvidia-smi: {line}" for line in gpus.warnings)
+        if not self._times.is_slow(_GPUS) or not gpus.rows:
+            return said
+        modes = {told(record, "persistence_mode") for record in gpus.rows.values()}
+        return (*said, slow("nvidia-smi", gpus.took_s, persists="Disabled" not in modes))
 
-    def _processes(self, until: float) -> Apps:
-        """Return the processes that compute, or why nvidia-smi does not tell them."""
-        left_s = until - time.monotonic()
-        if left_s <= 0:
-            return Apps(unseen=LATE)
+    def _printed(self, gpus: GpuAnswers, *arguments: str) -> tuple[int, str]:
+        """Return the exit status and what is printed; -1 and nothing: the program is not asked.
+
+        The status with which all GPUs were told is as good as 0.
+        """
+        which = ("-i", ",".join(gpus.only)) if gpus.only else ()
         try:
-            status, printed, _ = self._run(left_s, f"--query-compute-apps={QUERY}", _CSV)
-            return apps_of(status, printed)
-        except subprocess.TimeoutExpired:
-            return Apps(unseen=LATE)
-        except (OSError, csv.Error):
-            return Apps(unseen=SILENT)
+            answer = self._program.ask(*arguments, *which)
+        except SmiError:
+            return -1, ""
+        return 0 if answer.status == gpus.status else answer.status, answer.out
 
 
 def _device(index: int, record: dict[str, str], apps: Apps) -> tuple[DeviceSample, ...] | Fault:

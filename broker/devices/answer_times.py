@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from broker.devices.bounded_call import BoundedCall
+from typing import Final
 
 SLOW_S: Final = 2.0
 """Seconds from which on an answer is slow enough for a word to the operator."""
@@ -26,10 +23,10 @@ class AnswerTimes:
         self._most_s = max(least_s, most_s)
         self._took_s: dict[int, float] = {}
 
-    def note(self, of: int, call: BoundedCall[Any]) -> None:
-        """Take the time that a call took, if it has ended."""
-        if not call.running:
-            self._took_s[of] = call.took_s
+    def note(self, of: int, took_s: float | None) -> None:
+        """Take the seconds that a call took; None: it has not ended."""
+        if took_s is not None:
+            self._took_s[of] = took_s
 
     def seconds(self, of: int) -> float:
         """Return how long the next such call is waited for."""
