@@ -207,7 +207,7 @@ def test_operators_read_the_table_as_it_is() -> None:
     rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
     alerted = re.findall(r"gpu_broker_device_xid_last == (\d+)", rules)
     assert [int(code) for code in alerted] == list(SEVERE)
-    page = (ROOT / "docs" / "how-to" / "enforcement.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "gpu-health.md").read_text()
     for action in ("ignore", "probe", "hold"):
         (listed,) = re.findall(rf"^\| `{action}` \| ([\d, -]+) \|", page, re.MULTILINE)
         ends = [each.partition("-") for each in listed.split(", ")]

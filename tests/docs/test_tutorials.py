@@ -29,6 +29,7 @@ PAGES = (
     "how-to/agents.md",
     "how-to/operate.md",
     "how-to/shell.md",
+    "how-to/testing.md",
     "reference/http.md",
 )
 """Pages whose blocks of `python` and `sh` are run; blocks of `console` are shown alone."""
