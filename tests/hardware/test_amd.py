@@ -187,8 +187,14 @@ def test_amd_machine_on_which_nvml_was_asked_for_is_no_trouble(
 
 
 def test_graphics_of_the_processor_are_not_told_beside_nvidia(tmp_path: Path) -> None:
-    """A laptop of that kind would lease them to CUDA programs."""
+    """A laptop of that kind would lease them to CUDA programs, also while NVML is silent."""
     unpack("strix_halo", tmp_path)
+    geforce = tmp_path / "root/sys/bus/pci/devices/0000:01:00.0"
+    geforce.mkdir()
+    (geforce / "vendor").write_text("0x10de\n")
+    (geforce / "class").write_text("0x030000\n")
+    silent = beside(SmiSource("h1", "/bin/false"), AmdSource("h1", tmp_path / "root")).sample()
+    assert (silent.devices, silent.error is None) == ((), False)
     smi = {"FAKE_SMI_FILE": str(HERE / "a100_pair" / "smi.json")}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in smi.items():

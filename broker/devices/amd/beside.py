@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broker.devices.amd.row import HELPER
+from broker.devices.amd.topology import nvidia_too
 from broker.devices.sample import Holding, Limiting
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class BesideSource:
     def __init__(self, nvidia: Source, amd: AmdSource) -> None:
         self._nvidia, self._amd = nvidia, amd
         self.name = f"{nvidia.name} and amd"
+        self._too = nvidia_too(amd.root)
+        amd.alone = not self._too
 
     def sample(self) -> Sample:
         """Ask both drivers for every GPU once."""
@@ -33,15 +36,21 @@ class BesideSource:
         if not told.devices:
             return self._without_nvidia(told)
         self._amd.first = max(self._amd.first, *(device.index + 1 for device in told.devices))
-        self._amd.alone = False
+        self._amd.alone, self._too = False, True
+        more = self._of_amd()
+        return replace(
+            told, devices=told.devices + more.devices, warnings=told.warnings + more.warnings
+        )
+
+    def _of_amd(self) -> Sample:
         more = self._amd.sample()
-        devices = tuple(device for device in more.devices if device.reason != HELPER)
-        return replace(told, devices=told.devices + devices, warnings=told.warnings + more.warnings)
+        shown = (d for d in more.devices if not (self._too and d.reason == HELPER))
+        return replace(more, devices=tuple(shown))
 
     def _without_nvidia(self, told: Sample) -> Sample:
         """Return AMD's GPUs; that NVIDIA's driver has none is no trouble where it never had."""
-        more = self._amd.sample()
-        if self._amd.first or not more.devices:
+        more = self._of_amd()
+        if self._too or not more.devices:
             return replace(more, error=told.error, warnings=told.warnings, late=told.late)
         return replace(more, warnings=(*told.warnings, *filter(None, [told.error])))
 

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from agent_sdk.engines.visible import AMD
 from broker.devices.amd.card import Sensors, read_books
@@ -22,6 +22,7 @@ from broker.devices.last_known import Fault, Known, quiet
 from broker.devices.sample import DeviceSample, Sample, label_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from broker.devices.amd.card import Books
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 LABEL: Final = 40
 """Most letters of the host in the id of a GPU that has none of its own."""
+
+T = TypeVar("T")
 
 _LOST: Final = Fault("lost", "the GPU has fallen off the bus")
 _UNLISTED: Final = Fault("lost", "the driver amdgpu no longer lists this GPU", gone=True)
@@ -44,6 +47,7 @@ class AmdSource:
     takes `wait_s` at most, for each of the two.
 
     Attributes:
+        root: the folder with the files.
         first: the index of its first GPU.
         alone: this machine has no GPUs of others, beside which a processor's are not leased.
     """
@@ -52,7 +56,7 @@ class AmdSource:
 
     def __init__(self, host: str, root: Path, *, wait_s: float = 2.0, first: int = 0) -> None:
         self._host = label_of(host)[:LABEL]
-        self._root = root
+        self.root = root
         self._wait_s = wait_s
         self._known = Known(host)
         self._turn = threading.Lock()
@@ -67,41 +71,45 @@ class AmdSource:
         """Read every GPU once."""
         with self._turn:
             began = time.monotonic()
-            found = gpus(self._root)
-            self._start(found)
-            until = began + self._wait_s
-            holds = self._held(until)
-            books = {pdev: self._book(pdev, until) for pdev in {gpu.pdev for gpu in found}}
+            found = gpus(self.root)
+            cards = {gpu.pdev: gpu.folder for gpu in found}
+            self._start(cards)
+            books = {pdev: self._book(pdev) for pdev in cards}
+            for pdev, told in books.items():
+                if told is not None and not (told.asleep or told.gone):
+                    self._sense(pdev, cards[pdev])
+            holds = self._held()
             alone = self.alone and all(each is None or each.integrated for each in books.values())
             answers: dict[int, tuple[DeviceSample, ...] | Fault] = {}
             for place, gpu in enumerate(found):
                 answers[self.first + place] = self._answer(
-                    gpu, self.first + place, books[gpu.pdev], holds, until, alone=alone
+                    gpu, self.first + place, books[gpu.pdev], holds, alone=alone
                 )
             return Sample(self._known.merge(answers, _UNLISTED), "amd", None, began=began)
 
     def close(self) -> None:
         """Do nothing: no file is kept open between samples."""
 
-    def _start(self, found: list[Gpu]) -> None:
+    def _start(self, cards: Mapping[str, Path]) -> None:
         """Begin to read the books of every card, and the processes, where no read hangs."""
-        for gpu in found:
-            call = self._books.get(gpu.pdev)
+        for pdev, folder in cards.items():
+            call = self._books.get(pdev)
             if call is None or not call.running:
-                work = partial(read_books, gpu.folder)
-                self._books[gpu.pdev] = BoundedCall(work, f"amd-{gpu.pdev}")
+                self._books[pdev] = BoundedCall(partial(read_books, folder), f"amd-{pdev}")
         if self._looking is None or not self._looking.running:
-            self._looking = BoundedCall(lambda: holdings(self._root), "amd-processes")
+            self._looking = BoundedCall(lambda: holdings(self.root), "amd-processes")
 
-    def _held(self, until: float) -> Holdings | None:
+    def _held(self) -> Holdings | None:
         call = self._looking
-        if call is None or not call.answered_within(until - time.monotonic()):
-            return None
-        return call.answer()
+        return call.answer() if call is not None and self._answers(call) else None
 
-    def _book(self, pdev: str, until: float) -> Books | None:
+    def _book(self, pdev: str) -> Books | None:
         call = self._books[pdev]
-        return call.answer() if call.answered_within(until - time.monotonic()) else None
+        return call.answer() if self._answers(call) else None
+
+    def _answers(self, call: BoundedCall[T]) -> bool:
+        """Return whether a call answers within `wait_s` of its beginning."""
+        return call.answered_within(self._wait_s - call.age_s)
 
     def _answer(
         self,
@@ -109,37 +117,32 @@ class AmdSource:
         index: int,
         books: Books | None,
         holds: Holdings | None,
-        until: float,
         *,
         alone: bool,
     ) -> tuple[DeviceSample, ...] | Fault:
         if books is None:
             return Fault("error", _SILENT.format(gpu.pdev, self._books[gpu.pdev].age_s))
         uuid = self._uuid(gpu, books)
-        device = row(self._root, gpu, uuid, index, books, holds, alone=alone)
+        device = row(self.root, gpu, uuid, index, books, holds, alone=alone)
         if books.gone:
             return (quiet(device, _LOST),)
         if books.asleep:
             return (_asleep(device),)
-        sensors, call = self._sense(gpu)
-        if not call.answered_within(max(0.05, until - time.monotonic())):
+        sensors, call = self._sensors[gpu.pdev]
+        if not self._answers(call):
             silent = _SILENT.format(sensors.at or "a sensor", call.age_s)
             return (_in_error(device, silent),)
         if fault := sensors.fault:
             return (_in_error(device, fault),)
         return (with_sensors(device, gpu, books, sensors),)
 
-    def _sense(self, gpu: Gpu) -> tuple[Sensors, BoundedCall[None]]:
-        """Return the sensors of a card and the call that reads them, begun anew unless it hangs."""
-        known = self._sensors.get(gpu.pdev)
-        if known is not None and known[1].running:
-            return known
-        sensors = Sensors()
-        call: BoundedCall[None] = BoundedCall(
-            lambda: sensors.take(gpu.folder), f"amd-sensors-{gpu.pdev}"
-        )
-        self._sensors[gpu.pdev] = sensors, call
-        return self._sensors[gpu.pdev]
+    def _sense(self, pdev: str, folder: Path) -> None:
+        """Begin to read a card's sensors, unless that hangs."""
+        known = self._sensors.get(pdev)
+        if known is None or not known[1].running:
+            sensors = Sensors()
+            call = BoundedCall(partial(sensors.take, folder), f"amd-sensors-{pdev}")
+            self._sensors[pdev] = sensors, call
 
     def _uuid(self, gpu: Gpu, books: Books) -> str:
         """Return the id to keep: the board's, the one last known, KFD's, or the PCI address."""

@@ -128,3 +128,11 @@ def _pci(root: Path, pdev: str) -> Path:
 def present(root: Path) -> bool:
     """Return whether this machine has AMD's driver."""
     return any((root / folder).exists() for folder in DRIVER)
+
+
+def nvidia_too(root: Path) -> bool:
+    """Return whether a GPU of NVIDIA is on the bus, whatever its driver says."""
+    return any(
+        told(vendor) == "0x10de" and told(vendor.parent / "class").startswith("0x03")
+        for vendor in (root / "sys/bus/pci/devices").glob("*/vendor")
+    )
