@@ -41,6 +41,8 @@ ACTIONS_HEAD = """
 
 def shown(field: PolicyField) -> str:
     """Return a field's default as it is written."""
+    if field.name == "safe_mode":
+        return "false on the embedded store, else true"
     if field.kind == "flag":
         return str(field.default).lower()
     return str(field.default) or "empty"

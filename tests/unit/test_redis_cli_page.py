@@ -60,7 +60,7 @@ def test_every_command_says_what_the_page_says(server: Server) -> None:
             if line.startswith("# ->"):
                 assert line.removeprefix("# ->").strip() in said, command
                 continue
-            command = line.replace("redis-cli", f"redis-cli -p {server.port}", 1)
+            command = line.replace("redis-cli", f"redis-cli -p {server.port}")
             done = subprocess.run(
                 command, shell=True, capture_output=True, text=True, timeout=10, check=False
             )
