@@ -27,6 +27,12 @@ MEMINFO: Final = Path("/proc/meminfo")
 INTEGRATED: Final = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|nvgpu)\b", re.IGNORECASE)
 """Names of GPUs that have no memory of their own."""
 
+OWN_MEMORY: Final = re.compile(
+    r"\b(GeForce|Quadro|RTX|GTX|Tesla|TITAN|[ABHLPTV]\d{1,4}[A-Z]*|GH200|GB200|GB300)\b",
+    re.IGNORECASE,
+)
+"""Names of GPUs with memory of their own: one whose driver does not tell it is in trouble."""
+
 ALL_OF_IT: Final = 0.9
 """Share of the machine's memory from which on an integrated GPU's total means the machine's."""
 
@@ -100,7 +106,9 @@ class Unified:
 
 
 def _perhaps(gpu: DeviceSample) -> bool:
-    return gpu.state == "ok" and (gpu.unified or bool(INTEGRATED.search(gpu.name)))
+    by_name = bool(INTEGRATED.search(gpu.name))
+    without_own = gpu.unified and not OWN_MEMORY.search(gpu.name)
+    return gpu.state == "ok" and (by_name or without_own)
 
 
 def _is_unified(gpu: DeviceSample, host: HostMemory | None) -> bool:

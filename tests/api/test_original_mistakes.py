@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,8 +270,9 @@ def test_9_what_a_driver_cannot_tell_drops_no_gpu_and_no_lease_asks_the_driver(
     assert rows["GPU-sizeless"]["memory_total_mb"] is None
     asked = apart.log.read_text()
     ask = ("POST", "/lease", {"agent": "analyst", "min_memory_mb": 1000})
-    got = [answer.http.json() for answer in at_once(apart.smi, [ask] * 20)]
-    assert {lease["gpu"] for lease in got} == {0, 1}
+    got = Counter(answer.http.json()["gpu"] for answer in at_once(apart.smi, [ask] * 20))
+    assert set(got) == {0, 1, "cpu"}
+    assert got[1] == 1  # of an unknown use: to one lease at a time
     assert apart.log.read_text() == asked
 
 
