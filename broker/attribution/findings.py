@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.state.devices import Finding, ProcessStatus
 from agent_sdk.state.finding_kinds import KINDS, OF_PROCESS
+from broker.attribution.visibility import unexplained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -292,7 +293,7 @@ def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or seen.states[uuid] in FAILED:
         return False
-    if device.unseen:  # it may be one of those that are not seen
+    if device.unseen or unexplained(device):  # it may be one of those that are not seen
         return False
     unknown = lease.token in seen.shares[uuid].unattributed | seen.shares[uuid].unseen
     return not any(

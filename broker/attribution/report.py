@@ -88,6 +88,7 @@ class ReportBuilder:
         self._matcher = Matcher(system)
         self._findings = Findings()
         self._health = Health()
+        self._absent = frozenset[int]()
 
     @property
     def perhaps_over(self) -> frozenset[str]:
@@ -98,8 +99,9 @@ class ReportBuilder:
         """Return the report of a look, with the leases and processes to end."""
         now = time.monotonic()
         self._matcher.recall(holders.devices.values(), now)
+        absent = self._absent_twice(look)
         devices = {
-            d.uuid: on_terms(visible(d, look.unseen, pool.idle_foreign_mb), look.programs)
+            d.uuid: on_terms(visible(d, look.unseen, pool.idle_foreign_mb, absent), look.programs)
             for d in numbered(look.sample.devices)
         }
         verdicts = {
@@ -162,6 +164,13 @@ class ReportBuilder:
         revoke = list(_revocations(standing, look.sampled_ms, pool, holders))
         end = [*_condemned(standing, seen, pool), *_over_using(seen, pool)]
         return HostReport(reports, revoke, end)
+
+    def _absent_twice(self, look: HostSample) -> frozenset[int]:
+        """Return the pids that a driver names, and that are no process here, now or before."""
+        named = {process.pid for d in look.sample.devices for process in d.processes or ()}
+        absent = frozenset() if look.unseen else frozenset(named - look.programs.keys())
+        twice, self._absent = absent & self._absent, absent
+        return twice
 
     def _another_finds(self, holders: Holders, now_ms: int) -> bool:
         """Return whether another reporter of this host names findings: two would disagree."""

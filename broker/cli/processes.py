@@ -61,13 +61,18 @@ def _row(mark: str, process: ProcessStatus, word: str, scene: PoolState, *, wide
 
 
 def notes(scene: PoolState, width: int | None) -> list[str]:
-    """Return notes on quarantined GPUs, and on hosts with invisible processes."""
+    """Return notes on GPUs in quarantine or on terms, and on hosts with invisible processes."""
     lines = [
         f"{d.host}:{d.index} is in quarantine: {d.quarantine}"
         for d in scene.devices.values()
         if d.quarantine
     ]
     lines += _drains(scene)
+    alone: dict[str, list[str]] = {}
+    for device in scene.devices.values():
+        if device.one_lease:
+            alone.setdefault(device.one_lease, []).append(f"{device.host}:{device.index}")
+    lines += [f"one lease at a time on {some(places)}: {why}" for why, places in alone.items()]
     unseen: dict[str, dict[str, None]] = {}
     for device in scene.devices.values():
         if device.unseen:

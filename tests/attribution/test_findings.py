@@ -47,7 +47,7 @@ def test_squatter_is_nobody_that_vanished_between_the_list_and_proc() -> None:
         reckoning = host.look((gpu(P(20, 50)),), None, ())
         assert found(reckoning, "squatter") == ""
     (said,) = reckoning.reports.values()
-    assert said["reported_unleased_mb"] == "50", "its memory is not free for all that"
+    assert (said["used_mb"], said["reported_unleased_mb"]) == ("50", ""), "by what is used"
 
 
 @pytest.mark.parametrize("name", ["Xorg", "nvidia-cuda-mps", "nvidia-persiste"])

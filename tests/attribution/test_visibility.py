@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.attribution.visibility import BUSY, MORE, UNTOLD
+from broker.attribution.visibility import BUSY, MORE, STRANGE, UNTOLD
 from broker.devices.sample import NAMELESS, NOT_TOLD, GpuProcess
 from tests.attribution.worlds import Host, gpu, holders, lease, program
 
@@ -77,11 +77,23 @@ def test_memory_beyond_is_unknown_where_one_process_does_not_tell_its_own() -> N
     assert said["unseen"] == ""
 
 
+def test_process_of_another_system_may_be_the_lease_s_own() -> None:
+    """Pids that are nobody's here, as of the system that WSL runs in: at two looks, not at one."""
+    row = {"processes": (P(77, 900, 80.0),), "utilization_gpu_pct": 80.0}
+    host = Host("10:10", idle_after_s=10)
+    assert told(host, dict(row))["unseen"] == "", "it may have ended meanwhile"
+    said = told(host, *(dict(row) for _ in range(4)))
+    assert (said["unseen"], said["idle"], said["squatter"]) == (STRANGE, "", "")
+    assert [row["pid"] for row in json.loads(said["processes"])] == [77]
+
+
 def test_policy_says_how_much_a_desktop_may_use_unnamed() -> None:
     """idle_foreign_mb: what nvidia-smi does not list of a desktop is no sign of hidden work."""
     fields = {"processes": (), "used_mb": 1331, "utilization_gpu_pct": 0.0}
     assert told(Host("10:10"), dict(fields))["unseen"] == MORE
-    assert told(Host("10:10", idle_foreign_mb=2048), dict(fields))["unseen"] == ""
+    allows = Host("10:10", idle_foreign_mb=2048, idle_after_s=10)
+    said = told(allows, *(dict(fields) for _ in range(4)))
+    assert (said["unseen"], said["idle"]) == ("", ""), "a lease's work may be among it"
     assert told(Host("10:10", idle_foreign_mb=2048), dict(fields))["idle_unleased_mb"] == "2048"
 
 

@@ -30,6 +30,8 @@ def test_prohibited_gpu_is_not_offered_and_an_exclusive_one_to_one_lease(
     assert (prohibited["state"], prohibited["reason"]) == ("prohibited", FORBIDDEN)
     assert prohibited["memory_free_mb"] == 0
     assert (exclusive["state"], exclusive["one_lease"]) == ("ok", ALONE)
+    status = " ".join(machine.command("status").stdout.split())
+    assert f"one lease at a time on h1:0: {ALONE}" in status
     agent = machine.sdk()
     lease = agent.acquire("one", memory_mb=1000, ttl_s=30)
     assert [d.uuid for d in lease.devices] == [exclusive["uuid"]]

@@ -25,6 +25,7 @@ export function gpuHealth(gpu) {
     ["Clocks", gpu.clock_sm_mhz == null ? null : `${inUnit(gpu.clock_sm_mhz, "MHz")}, memory ${inUnit(gpu.clock_memory_mhz, "MHz") ?? "unknown"}`],
     ["Power limit", inUnit(gpu.power_limit_w, "W")],
     ["MPS", gpu.mps ? "runs on it" : null],
+    ["One lease at a time", gpu.one_lease],
     ["A part of", gpu.parent && html`<code>${gpu.parent}</code>`],
   ].filter(([, value]) => value != null && value !== "" && value.length !== 0);
   return known.length ? facts(known) : nothing;
