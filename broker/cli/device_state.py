@@ -24,6 +24,11 @@ SAFE: Final = Diagnosis(
     Severity.NOTE,
 )
 
+NVIDIA: Final = "NVIDIA driver (nvidia-smi shows whether it works)"
+
+DRIVERS: Final = {"amd": "driver amdgpu (ls /dev/dri shows whether it works)"}
+"""Drivers by the source that asks them; others ask NVIDIA's."""
+
 
 def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
     """Return lines about the pool's devices, with the problems of these and of their hosts."""
@@ -68,7 +73,7 @@ def _absent(
     return [
         Diagnosis(
             f"no GPUs: none of {len(hosts)} hosts reports one",
-            "GPU_BROKER_DEVICES says where a host looks for them: nvml, smi, or sim:2x24576",
+            "GPU_BROKER_DEVICES says where a host looks for them: nvml, smi, amd, sim:2x24576",
         )
     ]
 
@@ -87,7 +92,7 @@ def driver_state(pool: PoolStatus | None) -> list[Diagnosis]:
         settings = load_settings(keys_file=None)
     except SettingsError:
         return []  # told with the settings
-    asked = settings.devices in {"nvml", "smi"} or settings.enable_nvml is True
+    asked = settings.devices in {"nvml", "smi", "amd"} or settings.enable_nvml is True
     made_up = settings.devices.startswith(("sim:", "scenario:", "none"))
     safe = pool is None or not pool.ready or pool.safe_mode or settings.safe_mode
     if not asked or made_up or safe:
@@ -104,7 +109,7 @@ def driver_state(pool: PoolStatus | None) -> list[Diagnosis]:
     return [
         Diagnosis(
             f"{said} asks for this machine's GPUs, and they cannot be had: {sample.error}",
-            "install the NVIDIA driver (nvidia-smi shows whether it works), or unset it here",
+            f"install the {DRIVERS.get(sample.source, NVIDIA)}, or unset it here",
         )
     ]
 

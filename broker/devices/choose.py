@@ -101,7 +101,7 @@ def choose(
     if spec == "none":
         return NoneSource(None)
     if safe_mode:
-        return NoneSource("SAFE_MODE is on: neither NVML nor nvidia-smi is asked for GPUs")
+        return NoneSource("SAFE_MODE is on: no driver is asked for GPUs")
     return _real(
         spec,
         enable_nvml=enable_nvml,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker.devices import DriverLimits, choose
 from broker.devices.amd.beside import beside
 from broker.devices.amd.source import AmdSource
 from broker.devices.smi.source import SmiSource
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CHILD = """
 import dataclasses, json, os, pathlib, time
+from broker.devices import DriverLimits, choose
 from broker.devices.amd.beside import beside
 from broker.devices.amd.source import AmdSource
 from broker.devices.smi.source import SmiSource
@@ -202,6 +205,21 @@ def test_graphics_of_the_processor_are_not_told_beside_nvidia(tmp_path: Path) ->
         both = beside(SmiSource("h1", str(SMI / "nvidia-smi")), AmdSource("h1", tmp_path / "root"))
         devices = both.sample().devices
     assert [device.name for device in devices] == ["NVIDIA A100-SXM4-80GB"] * 2
+
+
+def test_machine_without_amd_says_so_and_safe_mode_asks_nothing(tmp_path: Path) -> None:
+    """By sentences that name the driver; a render node that is not here is another reason."""
+    assert "not loaded" in (AmdSource("h1", tmp_path).sample().error or "")
+    unpack("w7900_one_asleep", tmp_path)
+    limits = DriverLimits(amd_root=tmp_path / "root")
+    for spec, safe_mode, name in (("amd", True, "none"), ("auto", True, "none"),
+                                  ("amd", False, "amd"), ("auto", False, "amd")):  # fmt: skip
+        source = choose(
+            spec, enable_nvml=None, safe_mode=safe_mode, host="h1", smi_on_path=None, limits=limits
+        )
+        assert source.name == name
+    shutil.rmtree(tmp_path / "root/dev/dri")
+    assert "/dev/dri" in (AmdSource("h1", tmp_path / "root").sample().error or "")
 
 
 def test_reading_eight_gpus_is_quick(tmp_path: Path) -> None:

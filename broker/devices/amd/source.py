@@ -16,7 +16,7 @@ from agent_sdk.engines.visible import AMD
 from broker.devices.amd.card import Sensors, read_books
 from broker.devices.amd.processes import holdings
 from broker.devices.amd.row import row, with_sensors
-from broker.devices.amd.topology import gpus
+from broker.devices.amd.topology import gpus, present
 from broker.devices.bounded_call import BoundedCall
 from broker.devices.last_known import Fault, Known, quiet
 from broker.devices.sample import DeviceSample, Sample, label_of
@@ -85,10 +85,19 @@ class AmdSource:
                 answers[self.first + place] = self._answer(
                     gpu, self.first + place, books[gpu.pdev], holds, alone=alone
                 )
-            return Sample(self._known.merge(answers, _UNLISTED), "amd", None, began=began)
+            devices = self._known.merge(answers, _UNLISTED)
+            return Sample(devices, "amd", None if devices else self._why_none(), began=began)
 
     def close(self) -> None:
         """Do nothing: no file is kept open between samples."""
+
+    def _why_none(self) -> str:
+        if not present(self.root):
+            return "The driver amdgpu is not loaded on this machine"
+        return (
+            "The driver amdgpu is loaded, and no GPU of it may be used here: /dev/dri lacks its "
+            "render node, or the compute driver (KFD) refuses it"
+        )
 
     def _start(self, cards: Mapping[str, Path]) -> None:
         """Begin to read the books of every card, and the processes, where no read hangs."""
