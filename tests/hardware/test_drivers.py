@@ -43,6 +43,16 @@ def test_codes_that_ask_for_a_reset_withhold_their_gpus(
     assert [grant.uuid for grant in leased.devices] == [rows[9]["uuid"]]
 
 
+def test_recovery_action_is_heeded_through_nvidia_smi(reported: Callable[..., Reported]) -> None:
+    """A host that does not open NVML hears of it too, and gets no XIDs; in words, as NVML's."""
+    machine = reported("h100_reset_smi")
+    rows = machine.until(lambda rows: [row["state"] for row in rows] != ["ok"] * 3)
+    assert [row["state"] for row in rows] == ["ok", "quarantined", "quarantined"]
+    assert "the driver asks for a reset of the GPU (recovery action 1)" in rows[1]["reason"]
+    assert "peer-to-peer traffic and a reset of the GPU (recovery action 4)" in rows[2]["reason"]
+    assert [row["recovery_action"] for row in rows] == [0, 1, 4]
+
+
 def test_all_processes_of_driver_535_54_are_listed(reported: Callable[..., Reported]) -> None:
     """Its entries are larger than the binding's; each pid keeps its own memory."""
     machine = reported("driver_535_54")

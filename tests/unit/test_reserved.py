@@ -79,7 +79,7 @@ def test_explain_says_what_is_reserved(server: Server, reserved: Pool) -> None:
     """It names the waiter's own reservation to it, and the owner to others."""
     own = run(server, reserved, "explain", "--", token("two")).output
     assert "reserved for two since" in own.partition("\n")[0]
-    asks = ("explain", "--agent", "ann", "--memory", "300MiB")
+    asks = ("explain", "--agent", "ann", "--memory", "300MiB", "--host", "any")
     others = run(server, reserved, *asks).output
     (row,) = [row for row in others.splitlines() if "reserved for two since" in row]
     assert row.startswith("h1:0 h1:1 ")

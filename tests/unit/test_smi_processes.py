@@ -96,6 +96,18 @@ def test_compute_mode_is_told(smi, word, mode):
 
 
 @pytest.mark.parametrize(
+    ("word", "action"),
+    [("None", 0), ("Reset", 1), ("Reboot", 2), ("Drain P2P", 3),
+     ("Drain and Reset", 4), ("Bus Reset", 6), ("[N/A]", None), ("Polish", None)],
+)  # fmt: skip
+def test_recovery_action_is_told(smi, word, action):
+    """By NVML's numbers; a word that is not known is none of them."""
+    gpus = GPUS.replace("[MiB]\n", "[MiB], gpu_recovery_action\n").replace(", 12", f", 12, {word}")
+    sample = smi(answering(printing(HEADER), gpus)).sample()
+    assert {d.recovery_action for d in sample.devices} == {action}
+
+
+@pytest.mark.parametrize(
     "apps",
     [
         "exit 3",

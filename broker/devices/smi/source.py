@@ -31,7 +31,7 @@ from broker.devices.smi.mig import UNTOLD, memory_of, parts_of, rows_of
 from broker.devices.smi.processes import COMPUTE_MODES, LATE, Apps, read_apps
 from broker.devices.smi.program import SmiError, SmiProgram
 from broker.devices.smi.table import told
-from broker.devices.smi.words import fault_of, is_unified
+from broker.devices.smi.words import fault_of, is_unified, recovery_of
 from broker.devices.trouble import slow
 from broker.devices.unified import Unified
 
@@ -227,6 +227,7 @@ def _device(index: int, record: dict[str, str], apps: Apps) -> tuple[DeviceSampl
         temperature_c=number(told(record, "temperature.gpu"), 0, 200),
         power_draw_w=number(told(record, "power.draw"), 0, 1e4),
         unified=is_unified(record),
+        recovery_action=recovery_of(record),
         compute_mode=COMPUTE_MODES.get(told(record, "compute_mode").lower(), ""),
         processes=processes,
         unseen=unseen,

@@ -33,6 +33,13 @@ NOT_SUPPORTED: Final = frozenset({"n/a", "not supported"})
 """Words for a value that this GPU does not have."""
 
 
+RECOVERY: Final[Mapping[str, int]] = {
+    "none": 0, "reset": 1, "gpu reset": 1, "reboot": 2, "node reboot": 2, "drain p2p": 3,
+    "drain and reset": 4, "recover imex domain": 5, "bus reset": 6, "system reboot": 7,
+}  # fmt: skip
+"""Words for the driver's recovery action, with NVML's number for each."""
+
+
 def word(cell: str) -> str:
     """Return a cell in lower case without its brackets."""
     return cell.strip("[] ").lower()
@@ -48,6 +55,12 @@ def fault_of(record: Mapping[str, str]) -> Fault | None:
         if said.get(column, "") in FAILED:
             return Fault("error", f"nvidia-smi cannot read {column} of this GPU: {record[column]}")
     return None
+
+
+def recovery_of(record: Mapping[str, str]) -> int | None:
+    """Return the driver's recovery action, by NVML's number; None: it is not told."""
+    said = word(record.get("gpu_recovery_action", "")).removesuffix(" required")
+    return RECOVERY.get(said)
 
 
 def is_unified(record: Mapping[str, str]) -> bool:
