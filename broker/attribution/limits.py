@@ -109,11 +109,11 @@ class Limiter:
 
     def _asked(self, token: str, lease: LeaseStatus) -> tuple[Place | None, str]:
         """Return the cgroup that a lease's holder wants limited, and why it cannot be; or None."""
-        if lease.state != "active" or not self._system.lives(lease.pid):
-            return None, ""
         pid, _, start = lease.pid.partition(":")
-        place = place_of(int(pid))
-        if place is None or not place.asks:
+        if lease.state != "active" or not (pid.isdecimal() and start.isdecimal()):
+            return None, ""
+        place = place_of(int(pid))  # first, because it is quick and hardly ever asks
+        if place is None or not place.asks or not self._system.lives(lease.pid):
             return None, ""
         own = place_of()
         if own is not None and place.holds(own):

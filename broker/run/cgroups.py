@@ -6,6 +6,7 @@ A holder asks for a limit by living in such a cgroup; its reporter finds it ther
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,14 +44,23 @@ class Place(NamedTuple):
 
 def place_of(pid: int | None = None, proc: Path = Path("/proc")) -> Place | None:
     """Return the place of a process, None: of this one; None where there is no cgroup v2."""
-    of = "self" if pid is None else str(pid)
     try:
-        mounts = (proc / "self/mountinfo").read_text(errors="replace").splitlines()
-        cgroups = (proc / of / "cgroup").read_text(errors="replace").splitlines()
+        told = Path(proc, "self" if pid is None else str(pid), "cgroup").read_bytes()
     except OSError:
         return None
-    root = next((Path(m.split()[4]) for m in mounts if " - cgroup2 " in m), None)
+    cgroups = told.decode(errors="replace").splitlines()
     path = next((line[3:] for line in cgroups if line.startswith("0::/")), None)
+    root = _root(proc)
     if root is None or path is None or path.startswith("/.."):  # outside of our own namespace
         return None
     return Place(root, path.removesuffix(" (deleted)"))
+
+
+@cache
+def _root(proc: Path) -> Path | None:
+    """Return where the tree of version 2 is mounted; that stays so."""
+    try:
+        mounts = (proc / "self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((Path(m.split()[4]) for m in mounts if " - cgroup2 " in m), None)
