@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.state import snapshot
-from agent_sdk.state.readings import ended_in, numbers, read_known, row
+from agent_sdk.state.readings import ended_in, numbers, read_known, row, whole_number
 from agent_sdk.state.reservations import Reservation, reservation
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 WAITS = ("waiting", "offered")
 """States of a record that is no lease yet."""
+
+DUE_WITHIN_MS = 15_000
+"""A waiter must poll, or claim its offer, within 10 s; the rest is for polls while it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,10 @@ class WaiterStatus:
 
 
 def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
-    """Read all waiters, by rank."""
-    records = yield from snapshot.records(keys, WAITS)
+    """Read all waiters, by rank; of the leases only those that end within seconds are read."""
+    answer = yield from read_known(keys, ("HGET", keys.pool, "last_ms"))
+    due_by_ms = whole_number(answer.raw[0]) + DUE_WITHIN_MS
+    records = yield from snapshot.records(keys, WAITS, due_by_ms)
     found = yield from placed(keys, records)
     return tuple(sorted(found, key=lambda waiter: (waiter.rank, waiter.token)))
 

@@ -100,6 +100,12 @@ def text_or_none(part: Any) -> str | None:
 
 
 @of_known_form
+def whole_number(part: Any) -> int:
+    """Return the whole number of one string; 0: there is no such key or field."""
+    return int(text_or_none(part) or 0)
+
+
+@of_known_form
 def ended_in(answer: Answer, number: int, token: str) -> EndedLease | None:
     """Return the end of a token's lease by the shard of a GET; None: unknown."""
     return ended(text_or_none(answer.raw[number]), token)

@@ -210,10 +210,17 @@ def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
 
 
 def records(
-    keys: Keys, states: tuple[str, ...]
+    keys: Keys, states: tuple[str, ...], due_by_ms: int | None = None
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
-    """Read the hashes of all records in these states, by token."""
-    answer = yield from read_known(keys, ("ZRANGE", keys.deadlines, 0, -1))
+    """Read the hashes of all records in these states, by token.
+
+    Args:
+        keys: of the pool.
+        states: of a record.
+        due_by_ms: only those whose deadline is not after it, on the pool's clock; None: all.
+    """
+    due = ("-inf", "+inf") if due_by_ms is None else ("-inf", due_by_ms)
+    answer = yield from read_known(keys, ("ZRANGE", keys.deadlines, *due, "BYSCORE"))
     tokens = [member for member in names(answer) if not member.startswith("host:")]
     return (yield from records_of(keys, tokens, states))
 

@@ -7,7 +7,7 @@ import inspect
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -197,6 +197,24 @@ def test_keeper_renews_many_leases_in_one_thread(client: LeaseClient) -> None:
     assert not any(lease.lost for lease in leases)
     names = [t.name for t in threading.enumerate()]
     assert names.count("gpu-lease-keeper") == 1
+
+
+def test_queue_reads_no_lease_that_goes_on(client: LeaseClient) -> None:
+    """Only the waiter's record is read, however many leases there are."""
+    held = [client.acquire("holder", memory_mb=900, ttl_s=600) for _ in range(2)]
+    held += [client.acquire("holder", memory_mb=10, ttl_s=600) for _ in range(9)]
+    ask: dict[str, Any] = {"memory_mb": 500, "wait_s": 20, "token": "waits-for-half-a-gpu"}
+    waiter = threading.Thread(target=client.acquire, args=["waiter"], kwargs=ask)
+    waiter.start()
+    until(lambda: len(client.queue()) == 1)
+    client.redis.config_resetstat()
+    assert [each.agent for each in client.queue()] == ["waiter"]
+    stats: Any = client.redis.info("commandstats")
+    assert stats["cmdstat_hgetall"]["calls"] == 1
+    for lease in held:
+        client.release(lease)
+    waiter.join(10)
+    client.release(ask["token"])
 
 
 async def test_async_lease_block_survives_a_blocked_event_loop(pool: TestBroker) -> None:
