@@ -136,6 +136,7 @@ ENGINES: Final[Mapping[str, Engine]] = {
             "--kv_cache_free_gpu_memory_fraction": _of_free,
             "--free_gpu_memory_fraction": _of_free,
         },
+        frees=("--extra_llm_api_options", "--config"),
     ),
     "torch": Engine(_torch),
     "deepspeed": Engine(_torch, numbers=True),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.engines.environment import engine_of, settings_of
 from agent_sdk.engines.share import share_of
-from agent_sdk.engines.visible import without_number
+from agent_sdk.engines.visible import on_amd, without_number
 from broker.run.torch_version import old_torch
 from broker.text.table import gib
 
@@ -37,8 +37,10 @@ SUFFIXES: Final = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "K": 2.0**10, "M": 2
                    "G": 2.0**30, "T": 2.0**40}  # fmt: skip
 """Units of vLLM's sizes in bytes: small decimal, capital binary."""
 
-ALLOCATORS: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Variables of PyTorch's allocator; it reads the first that is set, and no other."""
+ALLOCATOR: Final = "PYTORCH_ALLOC_CONF"
+
+ALLOCATORS: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", ALLOCATOR)
+"""Variables of PyTorch's allocator; it reads the first that is set, the second for AMD alone."""
 
 LEAST_LETTERS: Final = 8
 """Letters from which on an option may be a longer one that is shortened, as argparse allows."""
@@ -89,8 +91,9 @@ def set_up(
     if settings.flag and not own:
         _add_flag(setup, engine, settings.flag)
     for name, value in settings.env.items():
-        if name == ALLOCATORS[1]:
-            _limit_torch(setup, value, environ)
+        if name == ALLOCATOR:
+            names = [n for n in ALLOCATORS if "HIP" not in n or on_amd(lease.devices)]
+            _limit_torch(setup, value, {n: environ[n] for n in names if environ.get(n)})
         elif mine := next((n for n in _same(name, known) if environ.get(n)), None):
             setup.remarks.append(f"{mine}={environ[mine]} is set already: left as it is")
         else:
@@ -138,7 +141,7 @@ def _excesses(
     """Yield a sentence about each of the user's own settings that exceeds the lease."""
     for name in options:
         if name in known.frees:
-            yield f"the command's own {name} sets by hand what bounds {engine}"
+            yield f"the command's own {name} may set by hand what bounds {engine}"
     values = {**options} | {n: environ[n] for n in known.takes_mb if environ.get(n)}
     for name, said in values.items():
         value, takes = _number(said), known.takes_mb.get(name)
@@ -181,16 +184,15 @@ def _same(name: str, known: Engine) -> tuple[str, ...]:
     return (name, *(other for other in known.takes_mb if other.isupper() and other != name))
 
 
-def _limit_torch(setup: EngineSetup, setting: str, environ: Mapping[str, str]) -> None:
-    """Add the limit to the allocator's settings; an old PyTorch has no such setting."""
+def _limit_torch(setup: EngineSetup, setting: str, own: Mapping[str, str]) -> None:
+    """Add the limit to the user's own settings; an old PyTorch has no such setting."""
     if old := old_torch(setup.words):
         setup.remarks.append(
             f"PyTorch {old} takes no limit from its environment: call torch.cuda.memory."
             "set_per_process_memory_fraction with GPU_LEASE_MEMORY_FRACTION"
         )
         return
-    name = next((name for name in ALLOCATORS if environ.get(name)), ALLOCATORS[1])
-    before = environ.get(name, "")
+    name, before = next(iter(own.items()), (ALLOCATOR, ""))
     if FRACTION in before:
         setup.remarks.append(f"{name}={before} is set already: left as it is")
         return

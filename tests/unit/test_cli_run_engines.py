@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from broker.run.engines import EngineSetup, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 LEASED, TOTAL, USED = 6000, 24_000, 8000
 
@@ -127,14 +128,15 @@ def test_own_option_within_the_lease_is_left_alone(engine: str, command: list[st
     [
         ("vllm", ["vllm", "--gpu-memory-utilization", "0.9"], {}, "21.1 GiB"),
         ("vllm", ["vllm", "--kv-cache-memory-bytes=20G"], {}, "20.0 GiB"),
-        ("vllm", ["vllm", "--kv-cache-memory-bytes=2G"], {}, "sets by hand"),
+        ("vllm", ["vllm", "--kv-cache-memory-bytes=2G"], {}, "by hand"),
         ("sglang", ["sglang", "--mem-fraction-static=0.8"], {}, "12.5 GiB"),
         ("trtllm", ["trtllm-serve", "--kv_cache_free_gpu_memory_fraction=0.9"], {}, "14.1 GiB"),
+        ("trtllm", ["trtllm-serve", "m", "--config", "more.yaml"], {}, "by hand"),
         ("jax", ["python"], {"XLA_CLIENT_MEM_FRACTION": ".75"}, "17.6 GiB"),
         ("llamacpp", ["llama-server", "-fitt", "1024"], {}, "14.6 GiB"),
-        ("llamacpp", ["llama-server", "-ngl", "99"], {}, "sets by hand"),
+        ("llamacpp", ["llama-server", "-ngl", "99"], {}, "by hand"),
         ("comfyui", ["main.py", "--reserve-vram", "1"], {}, "14.6 GiB"),
-        ("comfyui", ["main.py", "--highvram"], {}, "sets by hand"),
+        ("comfyui", ["main.py", "--highvram"], {}, "by hand"),
         ("ollama", ["ollama", "run", "m"], {}, "ollama serve"),
         ("cupy", ["x"], {"CUPY_GPU_MEMORY_LIMIT": "1000"}, "left as it is"),
     ],
@@ -204,6 +206,15 @@ def test_own_settings_of_the_allocator_are_kept(name: str) -> None:
     assert "left as it is" in " ".join(own.remarks)
 
 
+def test_pytorch_for_amd_reads_another_variable_too() -> None:
+    """PYTORCH_HIP_ALLOC_CONF goes before the common one there, and means nothing elsewhere."""
+    own = {"PYTORCH_HIP_ALLOC_CONF": "expandable_segments:True"}
+    assert setup("torch", environ=own).env.keys() == {"PYTORCH_ALLOC_CONF"}
+    radeon = Device("amd:1", 0, "h1", "GPU", LEASED, TOTAL, USED, "GPU-0000000000000001")
+    on_amd = Lease(Grant("t" * 16, "ann", 1, 0, 60_000, 60_000, None, (radeon,), 1e12))
+    assert set_up(["engine"], "torch", on_amd, own).env.keys() == own.keys()
+
+
 @pytest.mark.parametrize(("version", "old"), [("2.9.1", True), ("2.10.0", False), ("3.0", False)])
 def test_pytorch_without_such_a_setting_is_named(tmp_path: Path, version: str, old: bool) -> None:
     """By the folder of the package that the command's interpreter would import."""
@@ -221,6 +232,13 @@ def test_memory_that_is_unknown_bounds_nothing() -> None:
     made = set_up(["vllm"], "vllm", lease(total_mb=0), os.environ)
     assert made.words == ["vllm"]
     assert "does not know" in " ".join(made.remarks)
+
+
+def test_page_has_a_row_for_each_engine() -> None:
+    """And no row more: with the version that was read, what is set, and what that leaves open."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "engines.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|((?:[^|]+\|){4})$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == list(ENGINES)
 
 
 def test_run_needs_the_base_install_alone() -> None:
