@@ -50,7 +50,7 @@ def on_terms(device: DeviceSample, programs: Mapping[int, Program]) -> DeviceSam
     """
     if device.one_lease or device.state != "ok":
         return device
-    if device.used_mb is None and device.total_mb:
+    if device.used_mb is None:
         return replace(device, one_lease=USE_UNTOLD)
     if device.compute_mode != "exclusive":
         return device

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from broker.devices.last_known import Fault
+from broker.devices.last_known import Fault, quiet
 from broker.devices.sample import percent, system_mb_of
 
 if TYPE_CHECKING:
@@ -28,10 +28,12 @@ INTEGRATED: Final = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|nvgpu)\b", re.IG
 """Names of GPUs that have no memory of their own."""
 
 OWN_MEMORY: Final = re.compile(
-    r"\b(GeForce|Quadro|RTX|GTX|Tesla|TITAN|[ABHLPTV]\d{1,4}[A-Z]*|GH200|GB200|GB300)\b",
+    r"\b(GeForce|RTX|GTX|Quadro|Tesla|TITAN|GRID|[ABHKLMPTV]\d{1,4}[A-Z]*|GH200|GB200|GB300)\b",
     re.IGNORECASE,
 )
 """Names of GPUs with memory of their own: one whose driver does not tell it is in trouble."""
+
+SILENT: Final = "its driver no longer tells how much memory this GPU has"
 
 ALL_OF_IT: Final = 0.9
 """Share of the machine's memory from which on an integrated GPU's total means the machine's."""
@@ -67,28 +69,34 @@ class Unified:
         self._own: set[str] = set()
         self._most = 1
 
-    def fill(self, answers: Mapping[int, Answer]) -> dict[int, Answer]:
+    def fill(self, answers: Mapping[int, Answer], *, by_name: bool = False) -> dict[int, Answer]:
         """Return the answers, with the memory of integrated GPUs.
 
         Several of them share it evenly: each is told an equal part. A GPU that has once told of
-        memory of its own is none of them.
+        memory of its own is none of them; `by_name`: nor is one with the name of such GPUs, unless
+        the operator has said how much integrated ones may use.
         """
         gpus = {i: a[0] for i, a in answers.items() if not isinstance(a, Fault)}
-        perhaps = {i: gpu for i, gpu in gpus.items() if _perhaps(gpu)}
-        if not perhaps:
-            self._own |= {gpu.uuid for gpu in gpus.values() if gpu.total_mb}
-            return dict(answers)
-        host = host_memory()
+        strict = by_name and self._total_mb is None
+        perhaps = {i: gpu for i, gpu in gpus.items() if _perhaps(gpu, strict=strict)}
+        host = host_memory() if perhaps else None
         shared = {i for i, g in perhaps.items() if g.uuid not in self._own and _is_unified(g, host)}
         self._own |= {g.uuid for i, g in gpus.items() if g.total_mb and i not in shared}
         self._most = max(self._most, len(shared))
-        filled = {i: replace(gpu, unified=False) for i, gpu in gpus.items() if i not in shared}
+        filled = {i: self._of_its_own(gpu) for i, gpu in gpus.items() if i not in shared}
         if host is not None and self._total_mb != 0:
             filled |= {i: self._filled(gpus[i], host) for i in shared}
         return {
             i: a if isinstance(a, Fault) else (filled.get(i, a[0]), *a[1:])
             for i, a in answers.items()
         }
+
+    def _of_its_own(self, gpu: DeviceSample) -> DeviceSample:
+        """Return a GPU with memory of its own; one that no longer tells of it is not well."""
+        own = replace(gpu, unified=False)
+        if gpu.state == "ok" and gpu.total_mb is None and gpu.uuid in self._own:
+            return quiet(own, Fault("error", SILENT))
+        return own
 
     def _filled(self, gpu: DeviceSample, host: HostMemory) -> DeviceSample:
         all_mb = host.total_mb if self._total_mb is None else self._total_mb
@@ -105,10 +113,12 @@ class Unified:
         )
 
 
-def _perhaps(gpu: DeviceSample) -> bool:
-    by_name = bool(INTEGRATED.search(gpu.name))
-    without_own = gpu.unified and not OWN_MEMORY.search(gpu.name)
-    return gpu.state == "ok" and (by_name or without_own)
+def _perhaps(gpu: DeviceSample, *, strict: bool) -> bool:
+    if gpu.state != "ok":
+        return False
+    integrated = bool(INTEGRATED.search(gpu.name))
+    own = strict and bool(OWN_MEMORY.search(gpu.name))
+    return integrated or (gpu.unified and not own)
 
 
 def _is_unified(gpu: DeviceSample, host: HostMemory | None) -> bool:

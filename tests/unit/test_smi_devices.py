@@ -12,7 +12,7 @@ import pytest
 
 from broker.devices.sample import Sample
 from broker.devices.smi.source import SmiSource
-from broker.devices.unified import host_memory
+from broker.devices.unified import SILENT, Unified, host_memory
 from tests.api.brokers import eventually
 
 HEADER = (
@@ -76,6 +76,39 @@ def test_smi_gpu_without_memory_of_its_own_has_the_machines(smi, word):
     assert (device.utilization_gpu_pct, device.temperature_c) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "unified"),
+    [
+        ("NVIDIA GB10", True), ("Orin (nvgpu)", True), ("NVIDIA Thor", True), ("NVIDIA N1X", True),
+        ("NVIDIA GeForce RTX 3090", False), ("NVIDIA A100-SXM4-80GB", False), ("Tesla T4", False),
+        ("NVIDIA L40S", False), ("NVIDIA H200", False), ("NVIDIA RTX PRO 6000", False),
+    ],
+)  # fmt: skip
+def test_smi_sick_gpu_that_tells_no_memory_does_not_get_the_machines(smi, name, unified):
+    """A model with memory of its own that says N/A is not integrated, but not well."""
+    row = f"0, GPU-a, {name}, 580.95, [N/A], [N/A], 0, 40, 9"
+    source = smi(printed(HEADER, row))
+    [device] = source.sample().devices
+    assert (device.unified, bool(device.total_mb), bool(device.reason)) == (
+        unified,
+        unified,
+        not unified,
+    )
+    source._unified = Unified(4096)
+    assert source.sample().devices[0].total_mb == 4096, "the operator knows better"
+
+
+@pytest.mark.parametrize(
+    ("word", "action"),
+    [("None", 0), ("Reset", 1), ("Drain and Reset", 4), ("[N/A]", None), ("Something", None)],
+)
+def test_smi_recovery_action_has_nvml_s_number(smi, word, action):
+    """Without NVML too a GPU that asks for a reset is known."""
+    row = f"0, GPU-a, NVIDIA T4, 580.95, 15360, 1, 0, 40, 9, {word}"
+    [device] = smi(printed(f"{HEADER}, gpu_recovery_action", row)).sample().devices
+    assert (device.state, device.recovery_action) == ("ok", action)
+
+
 def test_smi_gpu_with_memory_of_its_own_keeps_it(smi):
     """A GPU that told of its memory does not get the machine's when it once tells nothing."""
     rows = [
@@ -85,7 +118,8 @@ def test_smi_gpu_with_memory_of_its_own_keeps_it(smi):
     assert source.sample().devices[0].total_mb == 23034
     smi(printed(HEADER, rows[1]))
     [device] = source.sample().devices
-    assert (device.total_mb, device.used_mb, device.unified) == (None, None, False)
+    assert (device.total_mb, device.used_mb, device.unified) == (23034, None, False)
+    assert (device.state, device.reason) == ("error", SILENT)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ const gpu = {
 };
 
 const memoryOf = (of) => [
-  ["Memory", size(of.memory_total_mb)],
+  ["Memory", of.memory_unified ? `${size(of.memory_total_mb)} of its machine's` : size(of.memory_total_mb)],
   ["Leased", size(of.memory_reserved_mb)],
   ["Used by others", size(of.memory_foreign_mb)],
   ["Withheld", of.memory_withheld_mb ? `${size(of.memory_withheld_mb)}: a lease expired, and its memory is not known to be free yet` : size(0)],

@@ -50,7 +50,7 @@ export function summary(pool, broker) {
   const total = `of ${size(sum("memory_total_mb"))}`;
   const room = safe ? "none: SAFE_MODE is on" : blocked_mb ? `${total}; ${size(blocked_mb)} not leasable` : total;
   return html`<dl>
-    ${figure("GPUs", gpus.length, states.length ? filters(states, STATES) : "all ok", states.length ? "trouble" : "")}
+    ${figure("GPUs", gpus.filter((gpu) => !gpu.parent).length, states.length ? filters(states, STATES) : "all ok", states.length ? "trouble" : "")}
     ${figure("Free to lease", size(safe ? 0 : free_mb), room)}
     ${figure("Leased", percent(sum("memory_reserved_mb"), sum("memory_total_mb")), size(sum("memory_reserved_mb")))}
     ${figure("Leases", pool.leases, pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs")}

@@ -143,7 +143,7 @@ class SmiSource:
             for index, record in gpus.rows.items():
                 answers[index] = _device(index, record, apps)
             self._add_parts(answers, gpus, apps)
-            answers = dict(self._unified.fill(answers))
+            answers = dict(self._unified.fill(answers, by_name=True))
         drivers = [told(record, "driver_version") for record in gpus.rows.values()]
         return _Look(answers, gpus.error, self._warnings(gpus), next(filter(None, drivers), ""))
 

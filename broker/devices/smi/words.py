@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 FAULTS: Final[tuple[tuple[tuple[str, ...], State, str], ...]] = (
     (("gpu is lost",), "lost", "this GPU is lost: reset it or reboot"),
     (
-        ("requires reset", "reset required"),
+        ("requires reset", "reset required", "needs reset", "requires restart", "requires reboot"),
         "lost",
         "this GPU must be reset before it can be used again",
     ),
 )
 """Words of one cell, in lower case, that say it of the whole GPU."""
 
-FAILED: Final = ("unknown error", "err!")
+FAILED: Final = frozenset({"unknown error", "err!", "timeout", "interrupt request issue"})
 """Words for a value that the driver could not read, although it should."""
 
 VITAL: Final = (
@@ -31,7 +31,6 @@ VITAL: Final = (
 
 NOT_SUPPORTED: Final = frozenset({"n/a", "not supported"})
 """Words for a value that this GPU does not have."""
-
 
 RECOVERY: Final[Mapping[str, int]] = {
     "none": 0, "reset": 1, "gpu reset": 1, "reboot": 2, "node reboot": 2, "drain p2p": 3,
@@ -47,7 +46,8 @@ def word(cell: str) -> str:
 
 def fault_of(record: Mapping[str, str]) -> Fault | None:
     """Return the fault that a GPU's row tells, the gravest first; None: it tells none."""
-    said = {column: word(cell) for column, cell in record.items() if column != "name"}
+    other = {"name", "gpu_recovery_action"}  # a name, and words of its own
+    said = {column: word(cell) for column, cell in record.items() if column not in other}
     for words, state, means in FAULTS:
         if any(each in cell for each in words for cell in said.values()):
             return Fault(state, f"nvidia-smi says that {means}")
