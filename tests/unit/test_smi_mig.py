@@ -90,14 +90,16 @@ def test_parts_that_are_not_listed_once_stay_in_error(source):
 
 
 def test_list_with_a_warning_counts_by_its_lines(source):
-    """A failing status does not unsay what is printed, and proves no part to be gone."""
+    """A failing status proves no part to be gone, unless the program always ends with it."""
     source()
     part = source(exit=14, tail=["WARNING: infoROM is corrupted"])["MIG-b"]
     assert (part.state, part.total_mb, part.used_mb) == ("ok", 4864, 12)
-    rows = source(gpus=[GPU | {"mig": GPU["mig"][:1]}, WHOLE], exit=14)
-    assert [(rows[u].state, rows[u].listed) for u in ("MIG-GPU-a/1/0", "MIG-b")] == [
-        ("ok", True), ("error", True),
-    ]  # fmt: skip
+    one = [GPU | {"mig": GPU["mig"][:1]}, WHOLE]
+    for status, of_list, state in ((0, 9, "error"), (14, 9, "error"), (14, 14, "lost")):
+        rows = source(gpus=one, exit=status, list_exit=of_list)
+        assert [(rows[u].state, rows[u].listed) for u in ("MIG-GPU-a/1/0", "MIG-b")] == [
+            ("ok", True), (state, state == "error"),
+        ]  # fmt: skip
 
 
 def test_mig_mode_that_cannot_be_read_is_not_whole(source):
