@@ -58,7 +58,7 @@ class LeaseClient(Verbs["Redis"]):
             **ask: see `LeaseOptions`.
 
         Raises:
-            Refused: the broker decided against it; the class and `code` have the reason.
+            Refused: the pool decided against it; the class and `code` have the reason.
             StillWaiting: `wait_s` is over and `keep_place` was asked for.
             BrokerUnavailable: nothing was done.
             OutcomeUnknown: no answer. With a token of your own repeat the call, or release it.

@@ -30,7 +30,7 @@ class LeaseError(Exception):
 
 
 class Refused(LeaseError):
-    """Decision of the broker against a call; nothing changed."""
+    """Decision of the pool against a call; nothing changed."""
 
 
 class SafeMode(Refused):
@@ -149,7 +149,10 @@ class OutcomeUnknown(LeaseError):
 
 
 class BrokerUnavailable(LeaseError):
-    """Failure without any effect. Fall back to CPU, or try again later."""
+    """Failure without any effect: the store, or the broker over HTTP, cannot serve now.
+
+    Fall back to CPU, or try again later.
+    """
 
 
 class ProtocolMismatch(LeaseError):

@@ -147,7 +147,7 @@ class RecoveryClaim(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Lease as the broker granted it.
+    """Lease as the pool granted it.
 
     Attributes:
         fence: grows with every grant of the pool: the newer holder has the larger.

@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
 
 class RenewalTransport(Protocol):
-    """Transport to the broker, used by one thread."""
+    """Transport to the store, used by one thread."""
 
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
         """Yield each lease's renewal or error; it may stop before the last lease.

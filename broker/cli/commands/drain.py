@@ -48,6 +48,9 @@ def drain(name: str, reason: str, output: str) -> None:
 def undrain(name: str, reason: str, output: str) -> None:
     """Allow new leases on a device or a host again; this also lifts a quarantine of its GPUs.
 
+    Of a host it lifts every drain and every quarantine of its GPUs: name a GPU where others must
+    stay out.
+
     \b
     Examples:
       gpu-broker undrain gpu-host-3

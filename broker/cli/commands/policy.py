@@ -25,6 +25,9 @@ SWITCHES = {"true": True, "false": False}
 def policy() -> None:
     """Show or change the rules for leases.
 
+    A change counts for the whole pool from the next request on, and ends no lease by itself; an
+    action enforce ends some later. `policy get` before it shows the values to return to.
+
     \b
     Examples:
       gpu-broker policy get

@@ -49,7 +49,11 @@ STOP_S = 5
 )
 @click.option("--host", help="Address to listen on (GPU_ORCHESTRATOR_HOST, default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
-@click.option("--insecure", is_flag=True, help="Listen beyond this machine without API keys.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Listen beyond this machine without API keys: all who reach the port may do everything.",
+)
 @may_kill_option
 def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_kill: bool) -> None:
     """Answer over HTTP, report this machine's GPUs, end what is over.
