@@ -58,6 +58,7 @@ class Reported:
             "GPU_BROKER_POOL": f"hw-{uuid4().hex[:8]}",
             "GPU_BROKER_REPORT_S": "0.3",
             "GPU_BROKER_DEVICES": "auto",
+            "GPU_BROKER_AMD_ROOT": str(folder),
         }
         if (self._from / "smi.json").exists():
             self._say("smi.json", "smi.json")

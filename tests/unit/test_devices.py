@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from agent_sdk.keys import model_of
-from broker.devices import DeviceSourceError, choose
+from broker.devices import DeviceSourceError, DriverLimits, choose
 from broker.devices.sample import number, system_mb_of, text, uuid_of
 from broker.devices.simulated import totals_of
 
 ROOT = Path(__file__).resolve().parents[2]
+
+WITHOUT_AMD = DriverLimits(amd_root=Path("/nonexistent"))
+"""A machine without AMD's driver, whatever this one has."""
 
 
 # Simulated devices
@@ -85,7 +88,14 @@ def test_simulated_spec_not_understood_names_the_form(spec):
 )
 def test_choose_follows_the_rule(spec, enable_nvml, safe_mode, smi, name):
     """The source depends on what is asked for, allowed and there, and on nothing else."""
-    source = choose(spec, enable_nvml=enable_nvml, safe_mode=safe_mode, host="box", smi_on_path=smi)
+    source = choose(
+        spec,
+        enable_nvml=enable_nvml,
+        safe_mode=safe_mode,
+        host="box",
+        smi_on_path=smi,
+        limits=WITHOUT_AMD,
+    )
     assert source.name == name
     source.close()
 
@@ -111,7 +121,14 @@ def test_choose_contradiction_is_refused_with_the_way_out(spec, way_out):
 )
 def test_none_says_why_there_are_no_devices(spec, safe_mode, why):
     """No devices is told apart: wanted, not possible, or not allowed."""
-    source = choose(spec, enable_nvml=None, safe_mode=safe_mode, host="box", smi_on_path=None)
+    source = choose(
+        spec,
+        enable_nvml=None,
+        safe_mode=safe_mode,
+        host="box",
+        smi_on_path=None,
+        limits=WITHOUT_AMD,
+    )
     sample = source.sample()
     assert (sample.devices, sample.source) == ((), "none")
     assert sample.error is None if why is None else sample.error.startswith(why)
