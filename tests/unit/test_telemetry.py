@@ -12,7 +12,7 @@ from broker.attribution.report import SILENT
 from broker.devices.sample import DeviceSample
 
 IDENTITY = {"index", "name", "model", "total_mb", "system_mb", "used_mb", "nvml_error", "parent",
-            "one_lease", "runtime_id", "simulated", "unseen"}  # fmt: skip
+            "one_lease", "runtime_id", "simulated", "unified", "unseen"}  # fmt: skip
 """Further facts of a source about a device, by the names in the store."""
 
 
@@ -33,5 +33,6 @@ def test_every_measurement_is_told_by_a_sample_and_taken_by_lua() -> None:
 
 
 def test_every_finding_is_taken_by_lua() -> None:
-    """Its subjects are names of leases, or pids of processes."""
-    assert {name for name, form in lua_fields().items() if form == "names"} == KINDS.keys()
+    """Its subjects are names of leases, or pids of processes; `limited` lists leases too."""
+    taken = {name for name, form in lua_fields().items() if form == "names"}
+    assert taken == KINDS.keys() | {"limited"}
