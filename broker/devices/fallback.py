@@ -30,15 +30,16 @@ class FallbackSource:
 
     name = "nvml"
 
-    def __init__(self, first: Source, second: Source) -> None:
+    def __init__(self, first: Source, second: Source, again_s: float = AGAIN_S) -> None:
         self._first = first
         self._second = second
+        self._again_s = again_s
         self._why = ""
         self._failed_at = 0.0
 
     def sample(self) -> Sample:
         """Ask the first source, or the second one with the reason as a warning."""
-        if self._why and time.monotonic() - self._failed_at < AGAIN_S:
+        if self._why and time.monotonic() - self._failed_at < self._again_s:
             other = self._second.sample()
             if not other.error:
                 return self._said(other)

@@ -10,6 +10,12 @@ from broker.devices.last_known import UNNAMED
 if TYPE_CHECKING:
     from broker.devices.sample import Sample
 
+EMPTY: Final = {
+    "nvml": "NVML works here, and lists no GPU",
+    "smi": "nvidia-smi works here, and lists no GPU",
+}
+"""Words for a driver that was asked for and has nothing to tell, by source."""
+
 MOST: Final = 512
 """Most bytes of each text, as `lua/report.lua` takes them."""
 
@@ -21,6 +27,8 @@ def trouble_of(sample: Sample) -> str:
     """
     if sample.source == "none":
         return ""
+    if sample.source in EMPTY and not sample.devices and not sample.error:
+        return EMPTY[sample.source]
     unnamed: dict[str, list[str]] = {}
     for device in sample.devices:
         if device.uuid.startswith(UNNAMED):

@@ -132,3 +132,23 @@ def test_everybody_can_read_it(broker: Broker, tab: Opened, look: str) -> None:
         page.page.keyboard.press("Escape")
     page.page.get_by_role("button", name="Policy").click()
     clean(page)
+
+
+def test_host_in_trouble_is_shown_without_a_gpu(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
+    """A line under the figures, a row of its own, and the reason in its dialog."""
+    said = {"deadline_ms": 60_000, "sampled_ms": 0, "epoch": "", "safe_mode": False,
+            "version": "test"}  # fmt: skip
+    client.report("h9", (), **said, trouble="nvidia-smi has not answered", warning="it is slow")
+    page = tab(broker)
+    page.is_live()
+    line = page.page.locator("#summary .findings").filter(has_text="Not seen")
+    expect(line).to_contain_text("h9: nvidia-smi has not answered")
+    row = page.row("devices", "h9")
+    expect(row).to_contain_text("trouble")
+    row.click()
+    expect(page.dialog).to_contain_text("trouble: nvidia-smi has not answered")
+    expect(page.dialog).to_contain_text("it is slow")
+    clean(page)
+    client.report("h9", (), **said, trouble="", warning="")

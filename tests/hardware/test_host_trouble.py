@@ -160,3 +160,28 @@ def test_slow_nvml_is_waited_for(reported: Callable[..., Reported]) -> None:
     )  # fmt: skip
     assert host_of(machine)["trouble"] is None
     assert all(row["state"] == "ok" for row in machine.gpus())
+
+
+def test_driver_that_lists_no_gpu_is_said(reported: Callable[..., Reported]) -> None:
+    """A host that was told to ask it is in trouble; one with simulated or no GPUs is not."""
+    machine = reported("driver_without_gpus")
+    trouble = eventually(lambda: host_of(machine)["trouble"], 10)
+    assert trouble == "NVML works here, and lists no GPU"
+    machine.words("count=1")
+    machine.until(len)
+    eventually(lambda: host_of(machine)["trouble"] is None, 5)
+
+
+def test_nvml_that_fails_with_its_library_is_stood_in_for(
+    reported: Callable[..., Reported], driver: Path, tmp_path: Path
+) -> None:
+    """Also where the library is there and this process may not use it."""
+    (tmp_path / "words").write_text("init=4")
+    machine = reported(
+        "nvml_out_of_the_way", ENABLE_NVML="true", LD_LIBRARY_PATH=str(driver),
+        FAKE_NVML_FILE=str(tmp_path / "words"),
+    )  # fmt: skip
+    [gpu] = machine.until(len)
+    assert (gpu["name"], gpu["state"]) == ("NVIDIA GeForce RTX 4090", "ok")
+    warning = eventually(lambda: host_of(machine)["warning"], 5)
+    assert warning.endswith("This process may not ask NVML: no permission")

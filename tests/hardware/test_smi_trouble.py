@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.brokers import eventually
+from tests.hardware.machines import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,3 +170,17 @@ def programs(parent: int) -> list[str]:
     tasks = Path(f"/proc/{parent}/task").iterdir()
     pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
     return [pid for pid in pids if "nvidia-smi" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_rows_with_a_line_about_one_gpu_place_it(reported: Callable[..., Reported]) -> None:
+    """Some versions print the others' rows first; from a cold start the gap is the fallen GPU."""
+    machine = reported("one_of_four_fallen")
+    before = machine.until(lambda rows: states(rows) == ["ok"] * 4)
+    gpus = json.loads((HERE / "one_of_four_fallen" / "smi.json").read_text())["gpus"]
+    line = "Unable to determine the device handle for GPU 0000:0B:00.0: Unknown Error"
+    rest = [gpu | {"index": place} for place, gpu in enumerate(gpus) if place != 1]
+    machine.smi(gpus=rest, tail=[line], exit=255)
+    rows = machine.until(lambda rows: states(rows) == ["ok", "error", "ok", "ok"])
+    assert rows[1]["uuid"] == before[1]["uuid"]
+    assert ": Unknown Error; " in rows[1]["reason"]
+    assert host_of(machine)["trouble"] is None

@@ -41,6 +41,8 @@ MOST: Final = 64
 NOT_FOUND: Final = 6
 """Exit status for a GPU that is not there."""
 
+_NO_OTHER: Final = "nvidia-smi tells of no other GPU while one cannot be opened: {}"
+
 _UNKNOWN_FIELD = re.compile(r'Field "([^"]+)" is not a valid field')
 
 
@@ -153,7 +155,7 @@ class GpuQuery:
         placed = {index: of for index, of in placed.items() if index not in rows}
         error = "; ".join(of.reason for of in unplaced)
         if not error and self._missing(rows, faults):
-            error = failure(printed.status, answer.lines)
+            error = _NO_OTHER.format(next(iter(faults.values())).reason)
         only = tuple(filter(None, (uuid_of(told(row, "uuid")) for row in rows.values())))
         return GpuAnswers(rows, placed, error, only=only, took_s=printed.took_s)
 
@@ -170,19 +172,21 @@ class GpuQuery:
         if self._fruitless_at is not None and time.monotonic() - self._fruitless_at < AGAIN_S:
             return {}
         found: dict[int, Fault] = {}
-        before, seen = len(rows), set[str]()
+        alone: dict[int, Record] = {}
+        seen = set[str]()
         for index in range(MOST):
             answer = self._one(str(index))
             faults = fallen(answer.lines)
             if index in answer.rows:
-                rows[index] = answer.rows[index]
+                alone[index] = answer.rows[index]
             elif not faults or seen & faults.keys():
                 break  # there is no such GPU, or the program says the same of each
             else:
                 seen |= faults.keys()
                 found[index] = next(iter(faults.values()))
-        self._fruitless_at = time.monotonic() if len(rows) == before else None
-        return found if len(rows) > before else {}
+        rows |= alone
+        self._fruitless_at = None if alone else time.monotonic()
+        return found if alone else {}
 
 
 def _is_complete(answer: _Answer) -> bool:
