@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
+from agent_sdk.state.devices import ProcessStatus
 from agent_sdk.state.finding_kinds import KINDS, OF_LEASE, OF_PROCESS
 from broker.attribution.accounting import account, shares_on
 from broker.attribution.enforcement import KillTarget
@@ -50,8 +52,12 @@ FINDER_MS: Final = 20_000
 
 LINES: Final = ("name", "reason", "unseen", "one_lease", "nvml_error", "quarantine")
 
-RARE: Final = frozenset({"graphics_only"})
-"""Fields of a process that are told only where they say something."""
+ROW: Final = tuple(field.name for field in fields(ProcessStatus))
+ROW_OF: Final = attrgetter(*ROW)
+"""Fields of a process, and their values: `asdict` takes five times as long."""
+
+RARE: Final = "graphics_only"
+"""Field of a process that is told only where it says something."""
 
 SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason", "compute_mode"})
 """Fields of a sample that the report states in another form."""
@@ -257,7 +263,7 @@ def _rows_text(found: Found) -> str:
     if found.rows is None:
         return ""
     rows = [
-        {name: value for name, value in asdict(row).items() if name not in RARE or value}
+        {name: value for name, value in zip(ROW, ROW_OF(row), strict=True) if value or name != RARE}
         for row in found.rows
     ]
     while len(said := json.dumps(rows, separators=(",", ":"))) > ROWS:

@@ -13,7 +13,7 @@ from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
 from tests.browser.axe import LOOKS, clean
 from tests.browser.conftest import FOUR
-from tests.found import HOST, QUARANTINE, SECOND, UNSEEN, find, report
+from tests.found import BLIND, HOST, QUARANTINE, SECOND, UNSEEN, find, process, report, tell
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -70,6 +70,25 @@ def test_gpu_tells_its_processes_and_whose_they_are(broker: Broker, tab: Opened)
     expect(page.dialog).to_contain_text("Lease of trainer")
     expect(page.dialog).to_contain_text("Its holder was told of")
     expect(page.dialog).to_contain_text("python3 (pid 4711, ann): 5.0 GiB on GPU 0")
+
+
+def test_process_without_a_finding_is_called_nothing(
+    broker: Broker, client: LeaseClient, tab: Opened
+) -> None:
+    """The page shows what a host finds, and no guess; one that draws says so."""
+    window = process(6, name="firefox") | {"graphics_only": True}
+    late = process(7, name="late", token="0" * 16)
+    tell(client, BLIND, processes=[process(5), window, late], unseen="some have no pid",
+         one_lease="it is small")  # fmt: skip
+    page = tab(broker)
+    page.rows("devices").nth(3).click()
+    rows = page.dialog.locator(".processes tbody tr")
+    expect(rows).to_have_count(3)
+    expect(page.dialog.locator(".processes .trouble")).to_have_count(0)
+    expect(rows.nth(1)).to_contain_text("graphics")
+    expect(page.dialog).to_contain_text("Its host cannot tell all: some have no pid")
+    expect(page.dialog).to_contain_text("it is small")
+    tell(client, BLIND, processes="", unseen=UNSEEN, one_lease="")
 
 
 def test_gpu_in_quarantine_says_why_and_how_that_ends(

@@ -51,7 +51,13 @@ def test_scripted_device_is_all_that_its_file_says(script):
                 rows_failed: false
                 mps: true
                 nvml_error: NVML timed out
-                processes: [{pid: 7, memory_mb: 300, busy_pct: 12.5}, {pid: 8}]
+                compute_mode: exclusive
+                one_lease: it is small
+                unseen: some are of other containers
+                processes:
+                  - {pid: 7, memory_mb: 300, busy_pct: 12.5}
+                  - {pid: 8}
+                  - {pid: 9, draws: true, computes: false}
         """).devices()["MIG-a"]
     assert (device.index, device.parent) == (7, "MIG-p")
     assert (device.name, device.model) == ("NVIDIA H100, rev/A", "NVIDIA H100 rev A")
@@ -60,7 +66,10 @@ def test_scripted_device_is_all_that_its_file_says(script):
     assert (device.utilization_gpu_pct, device.ecc_uncorrected) == (37.0, 2)
     assert (device.recovery_action, device.rows_pending, device.rows_failed) == (1, True, False)
     assert (device.mps, device.nvml_error) == (True, "NVML timed out")
-    assert device.processes == (GpuProcess(7, 300, 12.5), GpuProcess(8, None, None))
+    assert (device.compute_mode, device.one_lease) == ("exclusive", "it is small")
+    assert device.unseen == "some are of other containers"
+    drawing = GpuProcess(9, None, draws=True, computes=False)
+    assert device.processes == (GpuProcess(7, 300, 12.5), GpuProcess(8, None, None), drawing)
     assert script.source.sample().driver_version == "580.65.06"
 
 

@@ -15,6 +15,7 @@ from agent_sdk.state.telemetry import MAX_MB, of_kind
 from broker.devices.last_known import Fault, quiet
 from broker.devices.sample import (
     MAX_DEVICES,
+    ComputeMode,
     DeviceSample,
     GpuProcess,
     State,
@@ -36,12 +37,13 @@ _NUMBERS = of_kind("number")
 _WHOLES = {"total_mb": (1, MAX_MB), "used_mb": (0, MAX_MB), **of_kind("count")}
 _NEVER_NULL = {"index": (0, MAX_DEVICES - 1), "system_mb": (0, MAX_MB)}
 _FLAGS = tuple(of_kind("flag"))
-_WORDS = ("name", "model", "reason", "nvml_error", "parent")
+_WORDS = ("name", "model", "reason", "nvml_error", "parent", "one_lease", "unseen")
+_CHOICES = {"state": get_args(State), "compute_mode": get_args(ComputeMode)}
 _DEVICE = (
-    "uuid", "state", *_WORDS, *_NEVER_NULL, *_WHOLES, *_NUMBERS, *_FLAGS, "processes", "xids",
+    "uuid", *_CHOICES, *_WORDS, *_NEVER_NULL, *_WHOLES, *_NUMBERS, *_FLAGS, "processes", "xids",
     "hang_s",
 )  # fmt: skip
-_PROCESS = ("pid", "memory_mb", "busy_pct")
+_PROCESS = ("pid", "memory_mb", "busy_pct", "draws", "computes")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
 _NO_MEMORY = "The scenario does not tell how much memory this GPU has"
 _WHY = {
@@ -145,12 +147,13 @@ def _said(fields: dict[str, YamlNode], before: dict[str, Any]) -> dict[str, Any]
             found[name] = told.whole(*_NEVER_NULL[name])
         elif name in {*_WHOLES, *_NUMBERS, *_FLAGS, *_WORDS, "processes"}:
             found[name] = None if told.null else _value(name, told)
-    if "state" in fields:
-        found["state"] = fields["state"].words()
-        if found["state"] not in get_args(State):
-            raise fields["state"].wrong(f"must be one of {', '.join(get_args(State))}")
-        if found["state"] != before.get("state"):
-            found.setdefault("reason", None)
+    for name in _CHOICES.keys() & fields.keys():
+        found[name] = fields[name].words()
+        if found[name] not in _CHOICES[name]:
+            choices = ", ".join(filter(None, _CHOICES[name]))
+            raise fields[name].wrong(f"must be one of {choices}")
+    if found.get("state", before.get("state")) != before.get("state"):
+        found.setdefault("reason", None)
     return found
 
 
@@ -169,10 +172,12 @@ def _process(told: YamlNode) -> GpuProcess:
     if "pid" not in fields:
         raise told.wrong("needs a pid")
     memory, busy = fields.get("memory_mb"), fields.get("busy_pct")
+    contexts = {name: fields[name].flag() for name in ("draws", "computes") if name in fields}
     return GpuProcess(
         _pid(fields["pid"]),
         None if memory is None or memory.null else memory.whole(0, MAX_MB),
         None if busy is None or busy.null else busy.number(0, 100),
+        **contexts,
     )
 
 
@@ -201,7 +206,7 @@ def _device(uuid: str, said: dict[str, Any]) -> DeviceSample:
         "name": name,
         "model": model_of(said.get("model") or name),
         "reason": said.get("reason") or _WHY.get(state) or ("" if total_mb else _NO_MEMORY),
-        "parent": said.get("parent") or "",
+        **{name: said.get(name) or "" for name in ("parent", "one_lease", "unseen")},
     }
     device = DeviceSample(**made_up | said | words | {"uuid": uuid})
     if state not in _WHY:
