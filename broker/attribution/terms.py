@@ -34,12 +34,12 @@ def idle_unleased_mb(device: DeviceSample, others_mb: int) -> int:
     """Return the MiB that may be used without a lease on a device that counts as unused.
 
     The policy's `others_mb`; on a device that uses its machine's memory, the machine's own use
-    besides, which no process on the GPU has.
+    besides, which no process on the GPU has. A process that does not tell its own may have all.
     """
-    if not device.unified or device.used_mb is None:
+    on_gpu = [process.memory_mb for process in device.processes or ()]
+    if not device.unified or device.used_mb is None or None in on_gpu:
         return others_mb
-    on_gpu_mb = sum(process.memory_mb or 0 for process in device.processes or ())
-    return others_mb + max(0, device.used_mb - on_gpu_mb)
+    return others_mb + max(0, device.used_mb - sum(mb or 0 for mb in on_gpu))
 
 
 def on_terms(device: DeviceSample, programs: Mapping[int, Program]) -> DeviceSample:

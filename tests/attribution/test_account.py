@@ -199,6 +199,9 @@ def test_machine_s_own_use_of_unified_memory_keeps_a_gpu_unused(
     own = gpu(P(20, 2000, 0.0), used_mb=6000, unified=True)
     (said,) = Host().look((own,), None, (program(20),)).reports.values()
     assert (said["idle_unleased_mb"], said["reported_unleased_mb"]) == ("4512", "6000")
+    untold = gpu(P(20, None, 0.0), used_mb=6000, unified=True)
+    (said,) = Host().look((untold,), None, (program(20),)).reports.values()
+    assert said["idle_unleased_mb"] == "512"
 
 
 def test_account_of_a_device_with_more_leases_than_known_is_none() -> None:
