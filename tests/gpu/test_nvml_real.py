@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,19 @@ def test_nvml_and_smi_agree_on_a_real_gpu(nvml):
         other = told[device.uuid]
         assert (device.index, device.name, device.model) == (other.index, other.name, other.model)
         assert abs(device.total_mb - other.total_mb) <= 1
+
+
+def opened():
+    """The files of GPUs that this process has open."""
+    links = (each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+    return {str(each) for each in links if str(each).startswith("/dev/nvidia")}
+
+
+def test_nvml_real_gpu_is_let_go_of_until_the_next_sample(nvml):
+    """No file of a GPU stays open: nvidia-smi resets none that has one."""
+    nvml.sample()
+    assert opened()
+    assert nvml.release() == ""
+    assert not opened()
+    assert nvml.sample().error is None
+    assert opened()

@@ -18,6 +18,8 @@ import pytest
 
 from agent_sdk import LeaseClient, Refused, Store
 from agent_sdk.state.devices import Finding
+from broker.devices.nvml.limits import SINCE
+from broker.run.cgroups import place_of
 from tests.api.brokers import PROGRAM, environment, eventually
 
 if TYPE_CHECKING:
@@ -189,6 +191,20 @@ def holder(watched: Watched) -> Iterator[Holder]:
         yield holder
     finally:
         holder.end()
+
+
+def test_real_driver_keeps_an_enforced_command_in_its_lease(watched: Watched) -> None:
+    """An allocation beyond the lease fails (2: out of memory), one within it does not."""
+    branch, own = int(pynvml.nvmlSystemGetDriverVersion().split(".")[0]), place_of()
+    if branch < SINCE or own is None or str(own.root) != "/sys/fs/cgroup" or os.geteuid():
+        pytest.skip(f"needs driver {SINCE}, cgroup v2 and root; this is driver {branch}")
+    done = subprocess.run(
+        [PROGRAM, "run", "--memory", "1GiB", "--enforce", "--", sys.executable, HOLDER],
+        env=environment(**watched.settings), input="hold 256\nhold 4096\n",
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "held\n", done.stderr
+    assert "cuMemAlloc_v2 failed with 2" in done.stderr
 
 
 def test_real_holder_within_its_lease_is_shown_with_it(watched: Watched, holder: Holder) -> None:
