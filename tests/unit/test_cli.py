@@ -180,7 +180,7 @@ def test_policy_get_and_set(pool: TestBroker) -> None:
     changed = data(pool, "policy", "set", "kill_on_oom=true", "default_memory_mb=99")["policy"]
     assert (changed["kill_on_oom"], changed["default_memory_mb"]) == (True, 99)
     on(pool, "policy", "set", "kill_on_oom=false", "default_memory_mb=2048")
-    assert "max_memory_per_agent_mb" in on(pool, "policy", "set", "memory=1", code=2)
+    assert "max_memory_per_agent_mb" in on(pool, "policy", "set", "size=1", code=2)
     on(pool, "policy", "set", "default_memory_mb=many", code=2)
     assert "idle_action" in on(pool, "policy", "set", "idle_action=No!", code=1)
     words = ("idle_action=notify", "idle_after_s=60", "xid_actions=31=suspect,79=hold")
