@@ -128,6 +128,16 @@ def test_page_says_for_whom_it_is(page: Path) -> None:
     assert re.match(r"(\*\*For\*\*|For) ", begin), begin
 
 
+def test_questions_of_the_index_lead_to_every_page_for_users() -> None:
+    """A page that no question leads to is found by its title alone, or not at all."""
+    index = (DOCS / "index.md").read_text()
+    questions = re.findall(r"^\| [^|]+\? \| \[[^]]+\]\(([^)#]+)", index, re.MULTILINE)
+    assert len(questions) >= 30
+    for page in PAGES:
+        if page.parts[0] in {"concepts", "how-to"}:
+            assert str(page) in questions
+
+
 def test_readme_is_short() -> None:
     """A minute's reading: what it is, why, install, first lease, run, test, where to go."""
     text = (ROOT / "README.md").read_text()

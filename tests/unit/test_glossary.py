@@ -39,10 +39,10 @@ ALLOWED = {
 
 
 def table(page: str, first: str) -> list[list[str]]:
-    """Read the rows of a page's table whose first heading this is."""
-    part = page.partition(f"\n| {first} |")[2].partition("\n\n")[0]
-    rows = [line for line in part.splitlines() if line.startswith("|")][1:]
-    return [line.strip("|").split("|") for line in rows]
+    """Read the rows of a page's tables whose first heading this is."""
+    parts = [part.partition("\n\n")[0] for part in page.split(f"\n| {first} |")[1:]]
+    lines = [line for part in parts for line in part.splitlines()[2:]]
+    return [line.strip("|").split("|") for line in lines]
 
 
 def quoted(cell: str) -> list[str]:
