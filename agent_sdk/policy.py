@@ -216,7 +216,7 @@ class PolicyValues:
     idle_foreign_mb: int = _number(
         "Memory that others may use on a GPU that is lent whole, MiB",
         "MiB that a desktop or other processes without a lease may use on a GPU that still counts "
-        "as unused, so that it is lent whole.",
+        "as unused, so that it is lent whole; with the next report of each host.",
         default=512, least=0, most=MOST_MB,
     )  # fmt: skip
     xid_actions: str = _word(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.state.devices import Finding, ProcessStatus
 from agent_sdk.state.finding_kinds import KINDS, OF_PROCESS
-from broker.attribution.visibility import unexplained
+from broker.attribution.idleness import unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -181,7 +181,8 @@ class Findings:
             if (
                 lease.state != "active"
                 or not uuids
-                or not all(_unused(seen, lease, uuid) for uuid in uuids)
+                or any(seen.states.get(uuid) in FAILED for uuid in uuids)
+                or not all(unused(seen, lease, uuid) for uuid in uuids)
             ):
                 continue
             since[lease.token] = self._idle_since.get(lease.token, seen.sampled_ms)
@@ -286,32 +287,6 @@ def _dirt(seen: AttributedSample, row: ProcessStatus, pool: PoolStatus) -> str:
                 f" {after_s:.0f} s ago, still holds {held}: end it"
             ).replace("which revoked", "which was revoked")
     return ""
-
-
-def _unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
-    """Return whether surely no process of a lease works on one of its devices."""
-    device = seen.devices.get(uuid)
-    if device is None or device.processes is None or seen.states[uuid] in FAILED:
-        return False
-    if device.unseen or unexplained(device):  # it may be one of those that are not seen
-        return False
-    unknown = lease.token in seen.shares[uuid].unattributed | seen.shares[uuid].unseen
-    return not any(
-        _works(device, process)
-        for process in device.processes
-        if lease.token in (owners := seen.owners.get(process.pid, frozenset()))
-        or (unknown and not owners)
-    )
-
-
-def _works(device: DeviceSample, process: GpuProcess) -> bool:
-    """Return whether a process computes.
-
-    On a busy GPU without a computing process the driver's word on processes may be wrong.
-    """
-    told = [each.busy_pct for each in device.processes or ()]
-    busy = process.busy_pct if any(told) else device.utilization_gpu_pct
-    return busy is None or busy > 0
 
 
 def actions(pool: PoolStatus) -> dict[str, str]:

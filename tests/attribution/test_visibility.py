@@ -115,6 +115,17 @@ def test_idle_begins_anew_after_doubt() -> None:
     assert told(host, *(dict(quiet) for _ in range(4)))["idle"] == ""
 
 
+@pytest.mark.parametrize(
+    ("busy", "idle"), [(0.0, ""), (None, A), (60.0, A)], ids=["none of them", "untold", "one"]
+)
+def test_idle_is_no_lease_while_its_gpu_is_busy_by_no_named_process(
+    busy: float | None, idle: str
+) -> None:
+    """A small process beside it is listed and does nothing: the work may be the lease's own."""
+    fields = {"processes": (P(20, 100, busy),), "utilization_gpu_pct": 60.0}
+    assert told(Host("10:10", idle_after_s=10), *(dict(fields) for _ in range(4)))["idle"] == idle
+
+
 def test_processes_that_a_driver_does_not_tell_have_a_reason() -> None:
     """Not told is not the same as nobody; a source may know better why."""
     (said,) = Host().look((gpu(processes=None, used_mb=10),)).reports.values()
