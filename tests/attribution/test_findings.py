@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk.state.tombstones import EndedLease
-from broker.attribution.report import Revocation
+from broker.attribution.consequences import Revocation
 from broker.devices.sample import GpuProcess
 from tests.attribution.worlds import Host, device_status, gpu, holders, lease, program
 
