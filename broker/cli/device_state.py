@@ -24,6 +24,12 @@ SAFE: Final = Diagnosis(
     Severity.NOTE,
 )
 
+MORE: Final = "nvidia-smi on that host tells more"
+
+RESET: Final = (
+    "gpu-broker status says why; gpu-broker release-driver {} lets nvidia-smi there reset a GPU"
+)
+
 NVIDIA: Final = "NVIDIA driver (nvidia-smi shows whether it works)"
 
 DRIVERS: Final = {"amd": "driver amdgpu (ls /dev/dri shows whether it works)"}
@@ -53,7 +59,7 @@ def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
     findings += [
         Diagnosis(
             f"{d.host}:{d.index} is {state_of(d, pool.now_ms)}",
-            "nvidia-smi on that host tells more",
+            RESET.format(d.host) if d.state == "quarantined" else MORE,
         )
         for d in devices
         if d.state not in {"ok", "away", "mig"}

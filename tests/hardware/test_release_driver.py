@@ -104,6 +104,7 @@ def test_lease_keeps_the_driver_open(reported: Callable[..., Reported]) -> None:
     machine.until(lambda rows: rows[0]["state"] == "quarantined")
     time.sleep(1)
     assert opened(machine)
+    assert "gpu-broker release-driver h1" in machine.command("doctor").stdout
 
 
 @pytest.mark.parametrize("args", [("nowhere",), ("h1", "--for", "2d")])
