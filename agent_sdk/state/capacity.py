@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from agent_sdk.errors import CODES, NeverFits, error_for
 from agent_sdk.protocol.messages import ANY, Answer, Read
 from agent_sdk.protocol.replies import of_known_form
+from agent_sdk.state.devices import AMD
 from agent_sdk.state.readings import names
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def never_fits(keys: Keys, request: Request) -> Generator[Read, Answer, NeverFit
         answer = yield Read((("ZRANGE", key, 0, MOST_READ - 1),))
         ids = names(answer)
         answer = yield Read(tuple(("HGET", keys.device(uuid), "parent") for uuid in ids))
-        parts = sum(map(bool, answer.raw))
+        found = zip(ids, answer.raw, strict=True)
+        parts = sum(bool(parent) and not uuid.startswith(AMD) for uuid, parent in found)
     there = f" of host {request.host}" if request.host != ANY else ""
     there += f" of model {request.model}" if request.model != ANY else ""
     if not count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.state.finding_kinds import KINDS
 from agent_sdk.state.telemetry import MEASUREMENTS
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DEVICE_NUMBERS = (
     "total_mb", "system_mb", "leased_mb", "withheld_mb", "unleased_mb", "leases",
 )  # fmt: skip
+
+AMD: Final = "amd:"
+"""Beginning of the ids of AMD's GPUs and of their partitions."""
 
 IDLE_UNLEASED_MB = 512
 """MiB that a driver and a desktop use on an unused GPU whose host reports no other limit."""
@@ -135,6 +138,11 @@ class DeviceStatus:
     runtime_id: str = ""
     one_lease: str = ""
     idle_unleased_mb: int = IDLE_UNLEASED_MB
+
+    @property
+    def alone(self) -> bool:
+        """True if a program can use no other device beside it: `broker.joins` of the scripts."""
+        return bool(self.parent) and not self.uuid.startswith(AMD)
 
     @property
     def free_mb(self) -> int:

@@ -114,7 +114,7 @@ def reason(
     checks = (
         ("other_host", wish.host not in {ANY, device.host}),
         ("other_model", wish.model not in {ANY, device.model}),
-        ("part", wish.devices > 1 and bool(device.parent)),
+        ("part", wish.devices > 1 and device.alone),
         ("too_small", device.total_mb - device.system_mb < wish.memory_mb),
         *((state, device.state == state) for state in STATES),
         ("down", device.state != "ok"),
@@ -178,7 +178,7 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
         for d in devices
         if wish.host in {ANY, d.host}
         and wish.model in {ANY, d.model}
-        and not (wish.devices > 1 and d.parent)
+        and not (wish.devices > 1 and d.alone)
         and d.total_mb - d.system_mb >= wish.memory_mb
     ]
     groups = [group for group in _groups(large).values() if len(group) >= wish.devices]

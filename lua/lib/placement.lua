@@ -9,9 +9,9 @@ function broker.whole(q)
 end
 
 -- May d be one of the devices of q? A CUDA process can use but one part of a divided GPU, and no
--- other device beside it.
+-- other device beside it; a HIP process uses partitions of AMD's cards as it uses GPUs.
 function broker.joins(q, d)
-  return q.devices == 1 or d.parent == ''
+  return q.devices == 1 or d.parent == '' or string.sub(d.uuid, 1, 4) == 'amd:'
 end
 
 function broker.selector(q)

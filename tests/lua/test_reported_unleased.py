@@ -437,3 +437,10 @@ def test_acquire_of_several_takes_no_mig_devices(pool: Pool) -> None:
         assert said(wait) == ["REFUSED", "never_fits", ""]
     granted(pool.acquire(exclusive=1))
     granted(pool.acquire())
+
+
+def test_acquire_of_several_takes_partitions_of_amd_s_cards(pool: Pool) -> None:
+    """A HIP process uses them as it uses GPUs."""
+    parts = {"model": "MI300X CPX", "parent": "amd:a1"}
+    pool.report(tuple(device(f"amd:a1/{n}", 1000, **parts) for n in range(2)))
+    granted(pool.acquire(devices=2))

@@ -25,7 +25,7 @@ class Reservations(Ledger):
     """A pool in which devices may be reserved."""
 
     def suits(self, ask: Ask, d: Device) -> bool:
-        joins = ask.devices == 1 or not d.parent
+        joins = ask.devices == 1 or not d.parent  # no id of the walk is AMD's
         return joins and ask.host in {"*", d.host} and ask.model in {"*", d.model}
 
     def whole(self, ask: Ask) -> bool:

@@ -157,6 +157,14 @@ def test_reason_names_processes_and_quarantine(pool: Pool) -> None:
     }
 
 
+def test_several_partitions_of_one_amd_card_fit(pool: Pool) -> None:
+    """A program uses them as it uses GPUs; parts of other GPUs it does not."""
+    for ids, code in ((("amd:a/0", "amd:a/1"), "fits"), (("MIG-a", "MIG-b"), "never_fits")):
+        parts = [device(x, index=n, parent="p", model=ids[0][:3]) for n, x in enumerate(ids)]
+        report(pool, *parts)
+        assert asked(pool, devices=2, model=ids[0][:3], memory_mb=100).code == code
+
+
 def test_queue_looks_at_the_devices_once_for_all_who_ask_the_same(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,8 @@ def _pool_line(scene: PoolState, pool: str, width: int | None) -> str:
         if scene.pool.safe_mode
         else "SAFE_MODE is off"
     )
-    counts = [(len(scene.hosts), "host"), (len(devices) - parts, "GPU")]
+    gpus = {d.parent or d.uuid for d in devices}
+    counts = [(len(scene.hosts), "host"), (len(gpus), "GPU")]
     counts += [(parts, "part")] if parts else []
     counts += [(scene.pool.active_leases, "lease")]
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)

@@ -61,6 +61,7 @@ def row(
         used_mb=used,
         reason=why,
         memory_utilization_pct=percent(used, total),
+        parent=uuid.rpartition("/")[0] if gpu.part is not None else "",
         runtime_id=gpu.token,
         unified=books.integrated and not helper,
         one_lease=UNTOLD if gpu.part is not None else "",
