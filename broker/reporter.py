@@ -235,6 +235,7 @@ class Reporter:
         safe = pool.safe_mode if pool.ready else self._settings.new_pool_safe_mode
         if self._source.name not in TOUCH_NOTHING and safe:
             self._words = ("", "")  # nothing is asked
+            await self._release.under_safe_mode()
             await self._send((), 0)
             return True  # no device is lent while the pool is safe
         if await self._release.before_look(self._pool_now_ms()):

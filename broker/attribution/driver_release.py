@@ -40,7 +40,13 @@ class DriverRelease:
         self._looker = looker
         self._until_ms: int | None = None
         self._rests_until = 0.0
-        self._resting = False
+        self._resting = self._safe = False
+
+    async def under_safe_mode(self) -> None:
+        """Let go of the driver once: what an open one does by itself asks something of it."""
+        if self._looker.holds and not self._safe:
+            self._safe = True
+            await self._looker.rest()
 
     async def before_look(self, now_ms: int) -> bool:
         """Pause the looks where they must be; return whether there is to be none at all now.
@@ -48,6 +54,7 @@ class DriverRelease:
         Args:
             now_ms: the pool's time.
         """
+        self._safe = False
         resting = local_now() < self._rests_until
         if resting or self._until_ms is None:
             holders = await self._client.holders(self._host, now_ms)

@@ -94,6 +94,21 @@ def test_host_of_which_no_gpu_can_be_lent_lets_go_by_itself(
     assert "no GPU of h1 can be lent" in machine.broker.said()
 
 
+def test_safe_mode_holds_no_driver(reported: Callable[..., Reported]) -> None:
+    """Switched on while the broker runs, too: its threads would go on to wait for XIDs."""
+    machine = reported("hgx_one_waits_for_reset")
+    machine.until(lambda rows: len(rows) == 3)
+    assert opened(machine)
+    machine.sdk().set_policy(safe_mode=True)
+    eventually(lambda: not opened(machine), 5)
+    done = machine.command("release-driver", "h1")
+    assert (done.returncode, "SAFE_MODE is on" in done.stdout) == (0, True)
+    machine.command("release-driver", "h1", "--end")
+    machine.sdk().set_policy(safe_mode=False)
+    eventually(lambda: opened(machine), 5)
+    machine.until(lambda rows: [row["state"] for row in rows] == ["ok", "quarantined", "ok"])
+
+
 def test_lease_keeps_the_driver_open(reported: Callable[..., Reported]) -> None:
     """A program still has the GPU: it cannot be reset, and is accounted for."""
     machine = reported("hgx_one_waits_for_reset")

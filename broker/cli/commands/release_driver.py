@@ -52,7 +52,9 @@ def release_driver(name: str, for_s: float, end: bool, reason: str, output: str)
     """
     with pool_client() as client:
         until_ms = client.release_driver(name, for_s=0 if end else for_s, why=reason)
-        if end:
+        if client.pool().safe_mode:
+            done, text = True, f"host {name}: SAFE_MODE is on, so its reporter holds no driver"
+        elif end:
             done, text = True, f"host {name}: its reporter takes the driver again"
         else:
             done, text = _awaited(client, name, age(int(for_s * 1000)))
