@@ -95,6 +95,7 @@ def test_model_is_asked_for_by_the_name_that_status_shows(
     ask = ("run", "--wait", "0", "--memory", "1GiB", "--model", plain[0]["name"], "--", "sh", "-c")
     ran = machine.command(*ask, "echo $CUDA_VISIBLE_DEVICES")
     assert used_by(ran) == plain[0]["uuid"]
+    machine.broker.granted(min_memory_mb=1024, model=plain[0]["name"])
     lost = machine.command("run", "--wait", "0", "--model", one["name"], "--", "true")
     assert "model" in lost.stderr, "the other profile is not there any more"
 
