@@ -27,6 +27,8 @@ PLAIN = {
 }
 """Modules that make no element: a test or another page can use their words."""
 
+COLUMNS = 100
+
 LINES = 300
 
 
@@ -65,11 +67,13 @@ def test_files_are_small() -> None:
     """Each can be read at a sitting."""
     texts = MODULES | {"style.css": (FOLDER / "style.css").read_text()}
     assert {n: len(t.splitlines()) for n, t in texts.items() if len(t.splitlines()) >= LINES} == {}
+    long = [line for text in MODULES.values() for line in text.splitlines() if len(line) > COLUMNS]
+    assert long == []
 
 
 def test_findings_are_said_as_they_are_declared() -> None:
     """The page has the words of the one declaration."""
-    said = dict(re.findall(r"^  (\w+): \"(.*)\",$", MODULES["words.js"], re.MULTILINE))
+    said = dict(re.findall(r"^  (\w+):\s+\"(.*)\",$", MODULES["words.js"], re.MULTILINE))
     assert {word: said[word] for word in KINDS} == {
         word: kind.means for word, kind in KINDS.items()
     }

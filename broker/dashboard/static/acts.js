@@ -24,7 +24,11 @@ function act(label, explained, path, body, { force = false, danger = false } = {
     say("");
     try {
       const reason = form.elements.reason.value;
-      await ask(path, { ...body, reason, ...(force && form.elements.force.checked ? { force: true } : {}) });
+      await ask(path, {
+        ...body,
+        reason,
+        ...(force && form.elements.force.checked ? { force: true } : {}),
+      });
       if (here()) close();
     } catch (error) {
       form.inert = false;
@@ -35,10 +39,17 @@ function act(label, explained, path, body, { force = false, danger = false } = {
   };
   return html`<form class="act" @submit=${submit}>
     <p>${explained}</p>
-    <label>Reason <input name="reason" maxlength="256" placeholder="for the log" autocomplete="off"></label>
-    ${force
-      ? html`<label class="check"><input type="checkbox" name="force"> End it now, although its holder still trusts it</label>`
-      : nothing}
+    <label
+      >Reason <input name="reason" maxlength="256" placeholder="for the log" autocomplete="off"
+    /></label>
+    ${
+      force
+        ? html`<label class="check"
+            ><input type="checkbox" name="force" /> End it now, although its holder still trusts
+            it</label
+          >`
+        : nothing
+    }
     <button class=${danger ? "danger" : ""}>${label}</button>
   </form>`;
 }
@@ -46,16 +57,32 @@ function act(label, explained, path, body, { force = false, danger = false } = {
 /** Drain, or undrain what is drained. */
 export const drainForm = (drained, body, what) =>
   drained
-    ? act("Undrain", `Undrained, ${what} takes new leases again. A quarantine is lifted too.`, "undrain", body)
+    ? act(
+        "Undrain",
+        `Undrained, ${what} takes new leases again. A quarantine is lifted too.`,
+        "undrain",
+        body,
+      )
     : act("Drain", `Drained, ${what} takes no new leases; those that run go on.`, "drain", body);
 
 /** Lift a quarantine. */
 export const quarantineForm = (body) =>
-  act("Undrain", "Undrained, its quarantine is lifted: the GPU takes new leases again, whatever its host found.", "undrain", body);
+  act(
+    "Undrain",
+    "Undrained, its quarantine is lifted: the GPU takes new leases again, whatever its host found.",
+    "undrain",
+    body,
+  );
 
 /** Revoke a lease. */
 export const revokeLeaseForm = (token) =>
-  act("Revoke", "Revoked, it ends at its holder's next renewal, within a minute.", "revoke", { token }, { force: true, danger: true });
+  act(
+    "Revoke",
+    "Revoked, it ends at its holder's next renewal, within a minute.",
+    "revoke",
+    { token },
+    { force: true, danger: true },
+  );
 
 /** Revoke a waiter's place. */
 export const revokeWaiterForm = (token) =>

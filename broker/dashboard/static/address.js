@@ -14,7 +14,8 @@ export function read() {
 function fragment(filter, subject) {
   const params = new URLSearchParams(filter ? { q: filter } : {});
   if (subject) params.set(subject.kind, subject.id);
-  return params.size ? `./#${params}` : "./"; // a bare fragment would be taken for a place in the page
+  // A bare fragment would be taken for a place in the page.
+  return params.size ? `./#${params}` : "./";
 }
 
 /** The address of a subject within this page; the filter stays. */
@@ -33,7 +34,8 @@ export function go(kind, id) {
 }
 
 /** Set the filter; what is open stays open. */
-export const setFilter = (filter) => history.replaceState(null, "", fragment(filter, read().subject));
+export const setFilter = (filter) =>
+  history.replaceState(null, "", fragment(filter, read().subject));
 
 /** Forget the subject, which was closed. */
 export const leave = () => history.replaceState(null, "", fragment(read().filter, null));

@@ -35,10 +35,12 @@ export async function ask(path, body) {
     answer = await fetch(path, { ...post, signal, headers: { ...headers(), ...type } });
     said = await answer.json().catch((error) => (signal.aborted ? Promise.reject(error) : {}));
   } catch {
-    const unsure = body && signal.aborted ? `within ${ACT_MS / 1000} s: it may be done all the same` : "";
+    const unsure =
+      body && signal.aborted ? `within ${ACT_MS / 1000} s: it may be done all the same` : "";
     throw new Failed(0, `the broker does not answer ${unsure}`.trim());
   }
-  if (!answer.ok) throw new Failed(answer.status, words(said) || `the broker answers ${answer.status}`);
+  if (!answer.ok)
+    throw new Failed(answer.status, words(said) || `the broker answers ${answer.status}`);
   return said;
 }
 
@@ -51,7 +53,7 @@ function words(said) {
  * The stream of /live, which comes back after every end until it is stopped.
  *
  * @param hear  called with the kind and the data of each message
- * @param state called with "connecting", "live", "lost" or "denied" and, of the last two, the reason
+ * @param state called with "connecting", "live", "lost" or "denied"; the last two with the reason
  */
 export function stream(hear, state) {
   let ended = new AbortController();

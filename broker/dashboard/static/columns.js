@@ -1,7 +1,20 @@
 // The columns of the four lists.
 
 import { html, nothing } from "./vendor/lit-html.js";
-import { against, asks, count, detail, holders, hostState, inUnit, leasable, left, meansOf, model, places } from "./describe.js";
+import {
+  against,
+  asks,
+  count,
+  detail,
+  holders,
+  hostState,
+  inUnit,
+  leasable,
+  left,
+  meansOf,
+  model,
+  places,
+} from "./describe.js";
 import { clock, short, size, sizeOf, span } from "./format.js";
 import { gpuState, memoryBar, rowLink, stateCell } from "./markup.js";
 import { sparkline } from "./sparkline.js";
@@ -9,7 +22,10 @@ import { leasesByDevice, now } from "./state.js";
 import { EVENTS as MEANS } from "./words.js";
 
 /** A cell that is one of a GPU, another of its host. */
-const cell = (ofGpu, ofHost = () => "") => (item) => (item.host ? ofHost(item) : ofGpu(item.gpu));
+const cell =
+  (ofGpu, ofHost = () => "") =>
+  (item) =>
+    item.host ? ofHost(item) : ofGpu(item.gpu);
 
 const leasesOn = (gpu) => leasesByDevice().get(gpu.uuid) ?? [];
 
@@ -17,10 +33,13 @@ const leasesOn = (gpu) => leasesByDevice().get(gpu.uuid) ?? [];
 function holdersCell(gpu) {
   const agents = holders(leasesOn(gpu));
   const more = agents.length - 2;
-  return html`<span title=${agents.join(", ")}>${agents.slice(0, 2).join(", ")}${more > 0 ? html` <b>+${more}</b>` : nothing}</span>`;
+  return html`<span title=${agents.join(", ")}
+    >${agents.slice(0, 2).join(", ")}${more > 0 ? html` <b>+${more}</b>` : nothing}</span
+  >`;
 }
 
-const told = (value, unit) => inUnit(value, unit) ?? html`<span title="Its driver does not tell">–</span>`;
+const told = (value, unit) =>
+  inUnit(value, unit) ?? html`<span title="Its driver does not tell">–</span>`;
 
 export const DEVICES = [
   {
@@ -31,55 +50,103 @@ export const DEVICES = [
       (item) => rowLink("host", item.host.host, html`<b>${item.host.host}</b>`),
     ),
   },
-  { name: "holder", label: "Held by", cell: cell(holdersCell, (item) => `${item.leases} ${item.leases === 1 ? "lease" : "leases"}`) },
+  {
+    name: "holder",
+    label: "Held by",
+    cell: cell(holdersCell, (item) => `${item.leases} ${item.leases === 1 ? "lease" : "leases"}`),
+  },
   { name: "memory", label: "Memory", cell: cell((gpu) => memoryBar(gpu, leasesOn(gpu))) },
   {
     name: "free number",
     label: "Free",
-    cell: cell((gpu) => sizeOf(leasable(gpu), gpu.memory_total_mb), (item) => `${size(item.free_mb)} free`),
+    cell: cell(
+      (gpu) => sizeOf(leasable(gpu), gpu.memory_total_mb),
+      (item) => `${size(item.free_mb)} free`,
+    ),
   },
   { name: "trend", label: "Last minutes", cell: cell((gpu) => sparkline(gpu.uuid)) },
   { name: "busy number", label: "Busy", cell: cell((gpu) => told(gpu.utilization_gpu_pct, "%")) },
-  { name: "temperature number", label: "Temp.", cell: cell((gpu) => told(gpu.temperature_c, "°C")) },
+  {
+    name: "temperature number",
+    label: "Temp.",
+    cell: cell((gpu) => told(gpu.temperature_c, "°C")),
+  },
   { name: "power number", label: "Power", cell: cell((gpu) => told(gpu.power_draw_w, "W")) },
   {
     name: "status",
     label: "State",
-    cell: cell(gpuState, (item) => stateCell(hostState(item.host), hostState(item.host).word !== "ok")),
+    cell: cell(gpuState, (item) =>
+      stateCell(hostState(item.host), hostState(item.host).word !== "ok"),
+    ),
   },
 ];
 
-const agentCell = ({ id, lease }) => html`${rowLink("lease", id, html`<b>${lease.agent}</b>`)}
-  ${lease.findings.length
-    ? html`<b class="state trouble" title=${meansOf(count(lease.findings))}>${lease.findings.join(", ")}</b>`
-    : nothing}`;
+const agentCell = ({ id, lease }) =>
+  html`${rowLink("lease", id, html`<b>${lease.agent}</b>`)}
+  ${
+    lease.findings.length
+      ? html`<b class="state trouble" title=${meansOf(count(lease.findings))}
+          >${lease.findings.join(", ")}</b
+        >`
+      : nothing
+  }`;
 
 export const LEASES = [
   { name: "name", label: "Agent", cell: agentCell, sort: (x) => x.lease.agent },
-  { name: "where", label: "GPU", cell: (x) => places(x.lease.gpus), sort: (x) => places(x.lease.gpus) },
-  { name: "size number", label: "Memory", cell: (x) => size(x.lease.memory_mb), sort: (x) => x.lease.memory_mb },
-  { name: "left number", label: "Time left", cell: (x) => left(x.lease), sort: (x) => x.lease.expires_at },
-  { name: "since number", label: "Held for", cell: (x) => span(now() - x.lease.timestamp), sort: (x) => -x.lease.timestamp },
+  {
+    name: "where",
+    label: "GPU",
+    cell: (x) => places(x.lease.gpus),
+    sort: (x) => places(x.lease.gpus),
+  },
+  {
+    name: "size number",
+    label: "Memory",
+    cell: (x) => size(x.lease.memory_mb),
+    sort: (x) => x.lease.memory_mb,
+  },
+  {
+    name: "left number",
+    label: "Time left",
+    cell: (x) => left(x.lease),
+    sort: (x) => x.lease.expires_at,
+  },
+  {
+    name: "since number",
+    label: "Held for",
+    cell: (x) => span(now() - x.lease.timestamp),
+    sort: (x) => -x.lease.timestamp,
+  },
   { name: "token", label: "Token", cell: (x) => short(x.id) },
 ];
 
 /** What holds a waiter back; its dialog has the sentence. */
-const whyCell = ({ waiter }) => html`<span title=${waiter.why}>${against(waiter)
-  ? html`<b>${waiter.code}</b> · ${against(waiter)}`
-  : waiter.why}</span>`;
+const whyCell = ({ waiter }) =>
+  html`<span title=${waiter.why}
+    >${against(waiter) ? html`<b>${waiter.code}</b> · ${against(waiter)}` : waiter.why}</span
+  >`;
 
 export const QUEUE = [
-  { name: "name", label: "Agent", cell: (x) => rowLink("waiter", x.id, html`<b>${x.waiter.agent}</b>`) },
+  {
+    name: "name",
+    label: "Agent",
+    cell: (x) => rowLink("waiter", x.id, html`<b>${x.waiter.agent}</b>`),
+  },
   { name: "size", label: "Asks for", cell: (x) => asks(x.waiter) },
   { name: "since number", label: "Waits", cell: (x) => span(now() - x.waiter.enqueued_at) },
   { name: "why", label: "Why", cell: whyCell },
 ];
 
-const eventWord = ({ event }) => html`<span class="event ${event.event}" title=${MEANS[event.event]}>${event.event}</span>`;
+const eventWord = ({ event }) =>
+  html`<span class="event ${event.event}" title=${MEANS[event.event]}>${event.event}</span>`;
 
 export const EVENTS = [
   { name: "time number", label: "Time", cell: (x) => clock(x.event.at) },
   { name: "what", label: "Event", cell: eventWord },
-  { name: "name", label: "Agent or host", cell: (x) => x.event.agent ?? x.event.by ?? x.event.host ?? "" },
+  {
+    name: "name",
+    label: "Agent or host",
+    cell: (x) => x.event.agent ?? x.event.by ?? x.event.host ?? "",
+  },
   { name: "where", label: "What", cell: (x) => detail(x.event) },
 ];

@@ -10,7 +10,10 @@ const place = (gpu) => (gpu.host == null ? short(gpu.uuid) : `${gpu.host}:${gpu.
 export function places(gpus) {
   const hosts = Map.groupBy(gpus, (gpu) => gpu.host);
   if (hosts.has(null) || hosts.has(undefined)) return gpus.map(place).join(" ");
-  return [...hosts].map(([host, of]) => `${host}:${of.map((gpu) => gpu.index).join(",")}`).join(" ") || "cpu";
+  return (
+    [...hosts].map(([host, of]) => `${host}:${of.map((gpu) => gpu.index).join(",")}`).join(" ") ||
+    "cpu"
+  );
 }
 
 /** The name of a GPU without its maker, which is the same for all. */
@@ -20,7 +23,10 @@ export const model = (name) => name.replace(/^NVIDIA /, "");
 export const inUnit = (value, unit) => (value == null ? null : `${Math.round(value)} ${unit}`);
 
 /** The MiB of a device that the next request can be given. */
-export const leasable = (gpu) => (gpu.state === "ok" && !reservations().has(gpu.uuid) && !(gpu.one_lease && gpu.leases) ? gpu.memory_left_mb : 0);
+export const leasable = (gpu) =>
+  gpu.state === "ok" && !reservations().has(gpu.uuid) && !(gpu.one_lease && gpu.leases)
+    ? gpu.memory_left_mb
+    : 0;
 
 /** The parts of a device's memory, `{kind, mb, lease?}`; what they leave is free. */
 export function memoryParts(gpu, leases) {
@@ -37,9 +43,13 @@ export function memoryParts(gpu, leases) {
 export function memorySays(gpu) {
   const waiter = reservations().get(gpu.uuid);
   const rest = waiter ? `reserved for ${waiter.agent}` : leasable(gpu) ? "free" : "left";
-  return `${size(gpu.memory_reserved_mb)} leased, ${size(gpu.memory_foreign_mb)} used by others, ${size(
-    gpu.memory_withheld_mb,
-  )} withheld, ${size(gpu.memory_left_mb)} ${rest} of ${size(gpu.memory_total_mb)}`;
+  const parts = [
+    `${size(gpu.memory_reserved_mb)} leased`,
+    `${size(gpu.memory_foreign_mb)} used by others`,
+    `${size(gpu.memory_withheld_mb)} withheld`,
+    `${size(gpu.memory_left_mb)} ${rest} of ${size(gpu.memory_total_mb)}`,
+  ];
+  return parts.join(", ");
 }
 
 /** The agents that hold a device, each once, the oldest lease first. */
@@ -49,7 +59,8 @@ export const holders = (leases) => [...new Set(leases.map((each) => each.lease.a
 export function reservedSays({ agent, reservation }) {
   const since = reservation?.since ? ` since ${clock(reservation.since)}` : "";
   const until = reservation?.until ? `, until ${clock(reservation.until)} if it goes unused` : "";
-  return `${agent} has waited long: reserved for it${since}${until}; no later request gets this GPU`;
+  const reserved = `reserved for it${since}${until}`;
+  return `${agent} has waited long: ${reserved}; no later request gets this GPU`;
 }
 
 /** A device's state: a word, a note that adds to it, and its meaning. */
@@ -64,14 +75,30 @@ export const troubled = (gpu) => !["ok", "mig"].includes(gpu.state);
 
 /** A host's state, likewise. */
 export function hostState(host) {
-  if (!host.alive) return { word: "away", note: "", means: `no report since ${clock(host.reported_at)}: no new leases until it is back` };
-  if (host.drained) return { word: "drained", note: host.trouble ?? "", means: "no new leases on any of its GPUs; those that run go on" };
-  if (host.trouble) return { word: "trouble", note: host.trouble, means: "it reports, and its GPUs, or some of them, are not seen" };
+  if (!host.alive)
+    return {
+      word: "away",
+      note: "",
+      means: `no report since ${clock(host.reported_at)}: no new leases until it is back`,
+    };
+  if (host.drained)
+    return {
+      word: "drained",
+      note: host.trouble ?? "",
+      means: "no new leases on any of its GPUs; those that run go on",
+    };
+  if (host.trouble)
+    return {
+      word: "trouble",
+      note: host.trouble,
+      means: "it reports, and its GPUs, or some of them, are not seen",
+    };
   return { word: "ok", note: "", means: "it reports" };
 }
 
 /** A state as one line of text. */
-export const stateLine = ({ word, note }) => (note ? `${word}${word === "reserved" ? " " : ": "}${note}` : word);
+export const stateLine = ({ word, note }) =>
+  note ? `${word}${word === "reserved" ? " " : ": "}${note}` : word;
 
 /** How often each finding occurs among these: [word, count], the worst first. */
 export function count(findings) {
@@ -84,7 +111,8 @@ export function count(findings) {
 export const findingsOf = (gpu) => count(gpu.findings.map((each) => each.kind));
 
 /** Counted findings as a list of words. */
-export const wordsOf = (counts) => counts.map(([word, times]) => (times > 1 ? `${times} ${word}` : word)).join(", ");
+export const wordsOf = (counts) =>
+  counts.map(([word, times]) => (times > 1 ? `${times} ${word}` : word)).join(", ");
 
 /** Counted findings with the meaning of each. */
 export const meansOf = (counts) => counts.map(([word]) => `${word}: ${FINDINGS[word]}`).join("; ");

@@ -1,4 +1,4 @@
-// The broker's explanation of a wait: asked for when its dialog opens, and again when the reason changes.
+// The broker's explanation of a wait: asked for when its dialog opens, and when the reason changes.
 
 import { html } from "./vendor/lit-html.js";
 import { ask } from "./api.js";
@@ -38,10 +38,19 @@ export class Explained {
     const said = this.answer;
     if (!said) return [];
     return [
-      ["Served in about", said.estimate_s == null ? null : `${span(said.estimate_s)}, ${said.basis}`],
+      [
+        "Served in about",
+        said.estimate_s == null ? null : `${span(said.estimate_s)}, ${said.basis}`,
+      ],
       ["Would fit now", said.fits_now?.map((each) => html`<div>${each.says}</div>`)],
       ["Ahead", said.ahead?.map((each) => html`<div>${each.agent}, ${size(each.memory_mb)}</div>`)],
-      ["GPUs", said.devices?.filter((d) => !ELSEWHERE.includes(d.reason)).slice(0, 32).map((d) => html`<div>${d.host} GPU ${d.index}: ${d.says}</div>`)],
+      [
+        "GPUs",
+        said.devices
+          ?.filter((d) => !ELSEWHERE.includes(d.reason))
+          .slice(0, 32)
+          .map((d) => html`<div>${d.host} GPU ${d.index}: ${d.says}</div>`),
+      ],
     ];
   }
 }

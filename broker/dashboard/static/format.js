@@ -1,6 +1,10 @@
 // Sizes, times and tokens as a person reads them.
 
-const UNITS = [[86400, "d"], [3600, "h"], [60, "min"]];
+const UNITS = [
+  [86400, "d"],
+  [3600, "h"],
+  [60, "min"],
+];
 
 /** MiB. */
 export function size(mb) {
@@ -25,7 +29,9 @@ export function span(seconds) {
 export function clock(at) {
   const date = new Date(at * 1000);
   const time = date.toLocaleTimeString([], { hour12: false });
-  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString()} ${time}`;
+  return date.toDateString() === new Date().toDateString()
+    ? time
+    : `${date.toLocaleDateString()} ${time}`;
 }
 
 /** The beginning of a token, which is enough for people. */

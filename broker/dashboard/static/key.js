@@ -19,11 +19,21 @@ export function showKey(why = "") {
     close();
     entered();
   };
-  const body = html`
-    <p>${why || "A key says who you are: a viewer sees, an operator acts."} An operator makes one at the terminal:
-      <code>gpu-broker keys new NAME --role operator</code></p>
+  const body = html` <p>
+      ${why || "A key says who you are: a viewer sees, an operator acts."} An operator makes one at
+      the terminal: <code>gpu-broker keys new NAME --role operator</code>
+    </p>
     <form class="act" @submit=${submit}>
-      <label>Key <input name="secret" type="password" autofocus autocomplete="off" .value=${key.get()} placeholder="gbk_…"></label>
+      <label
+        >Key
+        <input
+          name="secret"
+          type="password"
+          autofocus
+          autocomplete="off"
+          .value=${key.get()}
+          placeholder="gbk_…"
+      /></label>
       <p class="hint">It is kept until this tab is closed. Empty: none.</p>
       <button>Use it</button>
     </form>`;
@@ -32,4 +42,6 @@ export function showKey(why = "") {
 
 /** An offer to enter a key, for what the present one may not do or see. */
 export const needsKey = (what) =>
-  html`<p class="hint">${what}: an operator's key. <button type="button" @click=${() => showKey()}>Enter a key</button></p>`;
+  html`<p class="hint">
+    ${what}: an operator's key. <button type="button" @click=${() => showKey()}>Enter a key</button>
+  </p>`;

@@ -19,7 +19,10 @@ export class List {
     this.picked = null; // the id of the item under the keyboard
     this.sorted = null; // {column, down}
     render(
-      html`<div class="panel-head"><h2 id="${name}-title">${title} <span class="count"></span></h2>${tools}</div>
+      html`<div class="panel-head">
+          <h2 id="${name}-title">${title} <span class="count"></span></h2>
+          ${tools}
+        </div>
         <div class="list" role="grid" aria-labelledby="${name}-title" tabindex="0">
           <div class="row head" role="row" aria-rowindex="1"></div>
           <div class="space" role="rowgroup"><div class="rows" role="presentation"></div></div>
@@ -45,14 +48,16 @@ export class List {
   /**
    * Show these, in this order unless a column is chosen.
    *
-   * @param of    how many there are without the filter; null: none are known, for the reason that is shown
+   * @param of    how many there are without the filter; null: not known, and the reason is shown
    * @param count how many these are, if not every item is one
    */
   show(items, of, count = items.length) {
     const { column, down } = this.sorted ?? {};
     if (column) {
       const by = (item) => column.sort(item) ?? Infinity;
-      items = items.toSorted((a, b) => (by(a) < by(b) ? -1 : by(a) > by(b) ? 1 : 0) * (down ? -1 : 1));
+      items = items.toSorted(
+        (a, b) => (by(a) < by(b) ? -1 : by(a) > by(b) ? 1 : 0) * (down ? -1 : 1),
+      );
     }
     this.items = items;
     this.count.textContent = of === null ? "" : count === of ? of : `${count} of ${of}`;
@@ -72,7 +77,10 @@ export class List {
     this.box.setAttribute("aria-rowcount", this.items.length + 1);
     this.height = height;
     const seen = this.items.slice(first, last);
-    render(seen.map((item, i) => this.#row(item, first + i)), this.rows);
+    render(
+      seen.map((item, i) => this.#row(item, first + i)),
+      this.rows,
+    );
     const at = this.items.findIndex((item) => item.id === this.picked);
     const shown = at >= first && at < last;
     if (shown) this.box.setAttribute("aria-activedescendant", `${this.name}-${at}`);
@@ -91,7 +99,8 @@ export class List {
       @click=${(event) => this.#click(event, index)}
     >
       ${this.columns.map(
-        (column) => html`<div class="cell ${column.name}" role="gridcell">${column.cell(item)}</div>`,
+        (column) =>
+          html`<div class="cell ${column.name}" role="gridcell">${column.cell(item)}</div>`,
       )}
     </div>`;
   }
@@ -108,11 +117,15 @@ export class List {
       const order = mine ? (this.sorted.down ? "descending" : "ascending") : "none";
       const label = column.sort
         ? html`<button type="button" @click=${() => this.#sort(column)}>
-            ${column.label}<span aria-hidden="true">${{ ascending: " ▴", descending: " ▾" }[order]}</span>
+            ${column.label}<span aria-hidden="true"
+              >${{ ascending: " ▴", descending: " ▾" }[order]}</span
+            >
           </button>`
         : column.label;
       const sorts = column.sort ? order : nothing;
-      return html`<div class="cell ${column.name}" role="columnheader" aria-sort=${sorts}>${label}</div>`;
+      return html`<div class="cell ${column.name}" role="columnheader" aria-sort=${sorts}>
+        ${label}
+      </div>`;
     };
     render(this.columns.map(cell), this.head);
   }
@@ -126,7 +139,14 @@ export class List {
   #key(event) {
     if (event.target !== this.box) return; // a heading has keys of its own
     const page = Math.max(1, Math.floor(this.box.clientHeight / this.height) - 2);
-    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    const steps = {
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -Infinity,
+      End: Infinity,
+    };
     const at = this.items.findIndex((item) => item.id === this.picked);
     if (event.key in steps) this.#pick(at < 0 ? 0 : at + steps[event.key], false);
     else if (event.key === "Enter" && at >= 0) this.open(this.items[at]);
@@ -147,7 +167,8 @@ export class List {
     const top = at * this.height;
     const room = this.box.clientHeight - this.head.offsetHeight;
     if (top < this.box.scrollTop) this.box.scrollTop = top;
-    if (top + this.height > this.box.scrollTop + room) this.box.scrollTop = top + this.height - room;
+    if (top + this.height > this.box.scrollTop + room)
+      this.box.scrollTop = top + this.height - room;
     this.draw();
     if (open) this.open(this.items[at]);
   }

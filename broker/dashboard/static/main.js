@@ -62,17 +62,25 @@ function draw() {
 function notice() {
   const problem = broker()?.problem;
   const waits_s = state === "connecting" ? (Date.now() - since) / 1000 : 0;
-  const stale = state === "lost" || state === "denied" || problem || (waits_s > CONNECTED_S && shownAt());
+  const stale =
+    state === "lost" || state === "denied" || problem || (waits_s > CONNECTED_S && shownAt());
   document.body.dataset.state = stale ? "stale" : state;
   // Clocks are shown, and not read out each second.
   const quiet = (text) => html`<span aria-live="off">${text}</span>`;
-  const age = shownAt() ? html` What is shown is ${quiet(span(now() - shownAt()))} old, of ${clock(shownAt())}.` : nothing;
+  const age = shownAt()
+    ? html` What is shown is ${quiet(span(now() - shownAt()))} old, of ${clock(shownAt())}.`
+    : nothing;
   let said = nothing;
-  if (state === "denied") said = html`<b>Not shown:</b> ${why}. <button type="button" @click=${() => showKey()}>Enter a key</button>`;
-  else if (state === "lost") said = html`<b>Disconnected</b> for ${quiet(span((Date.now() - since) / 1000))}: ${why}.${age} Trying again.`;
+  if (state === "denied")
+    said = html`<b>Not shown:</b> ${why}.
+      <button type="button" @click=${() => showKey()}>Enter a key</button>`;
+  else if (state === "lost")
+    said = html`<b>Disconnected</b> for ${quiet(span((Date.now() - since) / 1000))}: ${why}.${age}
+      Trying again.`;
   else if (state === "connecting" && (waits_s > CONNECTED_S || !shownAt()))
     said = html`<b>Connecting</b> for ${quiet(span(waits_s))}.${age}`;
-  else if (problem) said = html`<b>The broker's store does not serve it:</b> ${problem.replace(/\.$/, "")}.${age}`;
+  else if (problem)
+    said = html`<b>The broker's store does not serve it:</b> ${problem.replace(/\.$/, "")}.${age}`;
   render(said, $("notice"));
 }
 
@@ -85,7 +93,10 @@ const retry = follow(
     if (next === "connecting" && state === "lost") return; // until it is heard again
     if (next !== state) since = Date.now();
     if (next === "denied") take("reset", { you: null, rows: {}, events: [] });
-    if (next === "denied" && state !== "denied") showKey(key.get() ? "This key is not known, or may not see this." : "This broker wants a key.");
+    if (next === "denied" && state !== "denied")
+      showKey(
+        key.get() ? "This key is not known, or may not see this." : "This broker wants a key.",
+      );
     [state, why] = [next, reason];
     draw();
   },
@@ -101,7 +112,9 @@ function openAddressed() {
   if (subject?.kind === open?.kind && subject?.id === open?.id) return;
   if (!subject) return open && close();
   show(subject.kind, subject.id);
-  all[{ lease: "leases", waiter: "queue", event: "events" }[subject.kind] ?? "devices"].choose(subject.id);
+  all[{ lease: "leases", waiter: "queue", event: "events" }[subject.kind] ?? "devices"].choose(
+    subject.id,
+  );
   if (subject.kind === "gpu") tiles.mark(subject.id);
 }
 
@@ -136,7 +149,9 @@ filter.addEventListener("input", () => {
 
 function theme() {
   const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
   localStorage.setItem("theme", root.dataset.theme);
   plots.restyle();
@@ -150,8 +165,15 @@ const go = (name) => () => {
 };
 const KEYS = {
   "/": () => filter.focus(),
-  1: go("devices"), 2: go("leases"), 3: go("queue"), 4: go("events"),
-  v: () => tiles.choose(), p: showPolicy, k: () => showKey(), t: theme, "?": showHelp,
+  1: go("devices"),
+  2: go("leases"),
+  3: go("queue"),
+  4: go("events"),
+  v: () => tiles.choose(),
+  p: showPolicy,
+  k: () => showKey(),
+  t: theme,
+  "?": showHelp,
 };
 
 addEventListener("keydown", (event) => {

@@ -7,10 +7,12 @@ import { List } from "./list.js";
 import { events, leasesByDevice, rows } from "./state.js";
 
 const EMPTY = {
-  devices: () => html`No host has reported GPUs to this pool. On a machine that has some:
-    <code>gpu-broker host</code>, or <code>gpu-broker serve --demo</code> for simulated ones.`,
-  leases: () => html`No lease is held. To get one:
-    <code>gpu-broker run --memory 8GiB -- python train.py</code>`,
+  devices: () =>
+    html`No host has reported GPUs to this pool. On a machine that has some:
+      <code>gpu-broker host</code>, or <code>gpu-broker serve --demo</code> for simulated ones.`,
+  leases: () =>
+    html`No lease is held. To get one:
+      <code>gpu-broker run --memory 8GiB -- python train.py</code>`,
   queue: () => "No request waits.",
   events: () => "Nothing has happened yet.",
 };
@@ -26,10 +28,21 @@ const EMPTY = {
 export function lists(page, open, unseen, tools) {
   const list = (name, title, columns, chosen, more = {}) =>
     new List(page.querySelector(`#${name}`), {
-      name, title, columns, open: chosen, empty: () => unseen() || EMPTY[name](), ...more,
+      name,
+      title,
+      columns,
+      open: chosen,
+      empty: () => unseen() || EMPTY[name](),
+      ...more,
     });
   return {
-    devices: list("devices", "GPUs", DEVICES, (item) => (item.host ? open("host", item.host.host) : open("gpu", item.gpu.uuid)), { tools }),
+    devices: list(
+      "devices",
+      "GPUs",
+      DEVICES,
+      (item) => (item.host ? open("host", item.host.host) : open("gpu", item.gpu.uuid)),
+      { tools },
+    ),
     leases: list("leases", "Leases", LEASES, (item) => open("lease", item.id)),
     queue: list("queue", "Queue", QUEUE, (item) => open("waiter", item.id)),
     events: list("events", "Events", EVENTS, (item) => open("event", item.id)),
@@ -51,7 +64,18 @@ export function hostsOf(filter) {
   const hosts = new Map();
   for (const gpu of rows.devices.values()) {
     const holders = (leasesByDevice().get(gpu.uuid) ?? []).map((each) => each.lease.agent);
-    if (!matches(gpu.host, `${gpu.host}:${gpu.index}`, gpu.name, gpu.uuid, stateLine(stateOf(gpu)), wordsOf(findingsOf(gpu)), ...holders)) continue;
+    if (
+      !matches(
+        gpu.host,
+        `${gpu.host}:${gpu.index}`,
+        gpu.name,
+        gpu.uuid,
+        stateLine(stateOf(gpu)),
+        wordsOf(findingsOf(gpu)),
+        ...holders,
+      )
+    )
+      continue;
     if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
     hosts.get(gpu.host).push(gpu);
   }
@@ -80,18 +104,39 @@ export function fill(all, filter, hosts, known) {
   all.devices.show(grouped, total(rows.devices.size), grouped.length - hosts.length);
   const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
   all.leases.show(
-    leases.filter(({ id, lease }) => matches(lease.agent, id, lease.token, ...lease.findings, places(lease.gpus), ...lease.gpus.map((g) => g.uuid))),
+    leases.filter(({ id, lease }) =>
+      matches(
+        lease.agent,
+        id,
+        lease.token,
+        ...lease.findings,
+        places(lease.gpus),
+        ...lease.gpus.map((g) => g.uuid),
+      ),
+    ),
     total(leases.length),
   );
   const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
   all.queue.show(
-    waiters.filter(({ id, waiter }) => matches(waiter.agent, id, waiter.token, waiter.host, waiter.model, waiter.why)),
+    waiters.filter(({ id, waiter }) =>
+      matches(waiter.agent, id, waiter.token, waiter.host, waiter.model, waiter.why),
+    ),
     total(waiters.length),
   );
   const happened = events.map((event) => ({ id: event.id, event }));
   all.events.show(
     happened.filter(({ event: e }) =>
-      matches(e.event, e.agent, e.token, e.host, e.by, e.reason, e.finding, places(e.devices), ...e.devices.map((d) => d.uuid)),
+      matches(
+        e.event,
+        e.agent,
+        e.token,
+        e.host,
+        e.by,
+        e.reason,
+        e.finding,
+        places(e.devices),
+        ...e.devices.map((d) => d.uuid),
+      ),
     ),
     total(happened.length),
   );

@@ -12,27 +12,42 @@ const PLOTS = [
     title: "Use of the GPUs",
     unit: (v) => `${Math.round(v)} %`,
     range: [0, 100],
-    series: [["leased", "leased_pct", "leased"], ["busy", "utilization_pct", "busy"]],
+    series: [
+      ["leased", "leased_pct", "leased"],
+      ["busy", "utilization_pct", "busy"],
+    ],
   },
   {
     title: "Leases per minute",
     unit: (v) => `${v}`,
-    series: [["granted", "granted", "leased"], ["ended", "ended", "others"]],
+    series: [
+      ["granted", "granted", "leased"],
+      ["ended", "ended", "others"],
+    ],
   },
   {
     title: "Time in the queue",
     unit: (v) => (v < 2 ? `${v.toFixed(1)} s` : span(v)),
-    series: [["median", "wait_s", "leased"], ["longest", "longest_wait_s", "others"]],
+    series: [
+      ["median", "wait_s", "leased"],
+      ["longest", "longest_wait_s", "others"],
+    ],
   },
 ];
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const colour = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 export class Plots {
   constructor(section) {
     render(
-      PLOTS.map((plot) => html`<figure><figcaption><b>${plot.title}</b> <span class="now"></span></figcaption>
-        <div class="plot" aria-hidden="true"></div></figure>`),
+      PLOTS.map(
+        (plot) =>
+          html`<figure>
+            <figcaption><b>${plot.title}</b> <span class="now"></span></figcaption>
+            <div class="plot" aria-hidden="true"></div>
+          </figure>`,
+      ),
       section,
     );
     this.figures = [...section.querySelectorAll("figure")];
@@ -56,14 +71,21 @@ export class Plots {
       const last = (list) => list.findLast((value) => value != null);
       const said = plot.series.map(([label, , name], k) => {
         const value = last(values[k]);
-        return html`<span><i class=${name}></i>${label} ${value == null ? "–" : plot.unit(value)}</span>`;
+        return html`<span
+          ><i class=${name}></i>${label} ${value == null ? "–" : plot.unit(value)}</span
+        >`;
       });
       render(said, this.figures[i].querySelector(".now"));
     });
   }
 
   #chart(plot, target) {
-    const axis = { stroke: colour("quiet"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const axis = {
+      stroke: colour("quiet"),
+      grid: { stroke: colour("line"), width: 1 },
+      ticks: { show: false },
+      font: "11px system-ui",
+    };
     return new uPlot(
       {
         width: target.clientWidth || 300,
@@ -75,13 +97,22 @@ export class Plots {
           y: { range: (_, low, high) => plot.range ?? [0, Math.max(1, high * 1.1)] },
         },
         axes: [
-          { ...axis, size: 26, values: (_, at) => at.map((x) => new Date(x * 1000).toTimeString().slice(0, 5)), space: 60 },
+          {
+            ...axis,
+            size: 26,
+            values: (_, at) => at.map((x) => new Date(x * 1000).toTimeString().slice(0, 5)),
+            space: 60,
+          },
           { ...axis, values: (_, list) => list.map((v) => plot.unit(v)), size: 52, space: 28 },
         ],
         series: [
           {},
           ...plot.series.map(([label, , name], k) => ({
-            label, stroke: colour(name), width: 2, dash: k ? [5, 4] : [], points: { show: true, size: 4, fill: colour(name) },
+            label,
+            stroke: colour(name),
+            width: 2,
+            dash: k ? [5, 4] : [],
+            points: { show: true, size: 4, fill: colour(name) },
           })),
         ],
       },

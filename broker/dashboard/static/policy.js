@@ -25,18 +25,42 @@ async function declare() {
 function control(field, value, fixed) {
   const { name, kind, label, meaning } = field;
   if (kind === "flag")
-    return html`<label class="check" title=${meaning}><input name=${name} type="checkbox" .checked=${value} ?disabled=${fixed}> ${label}</label>`;
-  return html`<label title=${meaning}>${label} ${declared.words[kind] ? choice(field, value, fixed) : entry(field, value, fixed)}</label>`;
+    return html`<label class="check" title=${meaning}
+      ><input name=${name} type="checkbox" .checked=${value} ?disabled=${fixed} /> ${label}</label
+    >`;
+  return html`<label title=${meaning}
+    >${label}
+    ${declared.words[kind] ? choice(field, value, fixed) : entry(field, value, fixed)}</label
+  >`;
 }
 
-const choice = ({ name, kind }, value, fixed) => html`<select name=${name} ?disabled=${fixed}>
-  ${Object.entries(declared.words[kind]).map(([word, means]) => html`<option value=${word} .selected=${value === word}>${word}: ${means}</option>`)}
-</select>`;
+const option = (word, means, value) =>
+  html`<option value=${word} .selected=${value === word}>${word}: ${means}</option>`;
+
+const choice = ({ name, kind }, value, fixed) =>
+  html`<select name=${name} ?disabled=${fixed}>
+    ${Object.entries(declared.words[kind]).map(([word, means]) => option(word, means, value))}
+  </select>`;
 
 const entry = ({ name, kind, least, most, accepts }, value, fixed) =>
   kind === "number"
-    ? html`<input name=${name} type="number" required step="1" min=${least} max=${most} .value=${String(value)} ?disabled=${fixed}>`
-    : html`<input name=${name} type="text" placeholder=${accepts} .value=${value} ?disabled=${fixed}>`;
+    ? html`<input
+        name=${name}
+        type="number"
+        required
+        step="1"
+        min=${least}
+        max=${most}
+        .value=${String(value)}
+        ?disabled=${fixed}
+      />`
+    : html`<input
+        name=${name}
+        type="text"
+        placeholder=${accepts}
+        .value=${value}
+        ?disabled=${fixed}
+      />`;
 
 /** The fields of a form that are other than the policy. */
 function changedIn(form, policy) {
@@ -71,15 +95,18 @@ async function submit(event) {
 function view() {
   const policy = pool();
   const fixed = !operates() || policy.safe_mode_read_only;
-  const form = () => html`<form class="act" novalidate @submit=${submit}>
-    ${declared.fields.map((field) => control(field, policy[field.name], fixed))}
-    ${fixed ? nothing : html`<button>Change</button>`}
-  </form>`;
-  const body = html`
-    <p>SAFE_MODE is ${policy.safe_mode_read_only ? "ON: no GPU is leased, and nothing here can be changed" : "off"}.
-      It is switched at the terminal: <code>gpu-broker policy set safe_mode=${!policy.safe_mode_read_only}</code></p>
-    ${declared ? form() : nothing}
-    ${operates() ? nothing : needsKey("To change it")}`;
+  const form = () =>
+    html`<form class="act" novalidate @submit=${submit}>
+      ${declared.fields.map((field) => control(field, policy[field.name], fixed))}
+      ${fixed ? nothing : html`<button>Change</button>`}
+    </form>`;
+  const safe = policy.safe_mode_read_only;
+  const body = html`<p>
+      SAFE_MODE is ${safe ? "ON: no GPU is leased, and nothing here can be changed" : "off"}. It is
+      switched at the terminal:
+      <code>gpu-broker policy set safe_mode=${!safe}</code>
+    </p>
+    ${declared ? form() : nothing} ${operates() ? nothing : needsKey("To change it")}`;
   return { title: "Policy", body };
 }
 

@@ -6,12 +6,17 @@ import { minutes, trendOf } from "./trends.js";
 const WIDTH = 80;
 const HEIGHT = 20;
 
+const GROUND = svg`<line x1="0" x2=${WIDTH} y1=${HEIGHT - 1} y2=${HEIGHT - 1}/>`;
+
 /** The runs of points that are known, each as `x,y x,y`. */
 function runs(points, name) {
   const found = [[]];
   for (const point of points) {
     if (point[name] == null) found.push([]);
-    else found.at(-1).push(`${(point.x * WIDTH).toFixed(1)},${(HEIGHT - 1 - (point[name] / 100) * (HEIGHT - 2)).toFixed(1)}`);
+    else {
+      const y = HEIGHT - 1 - (point[name] / 100) * (HEIGHT - 2);
+      found.at(-1).push(`${(point.x * WIDTH).toFixed(1)},${y.toFixed(1)}`);
+    }
   }
   return found.filter((run) => run.length > 1);
 }
@@ -28,11 +33,21 @@ function says(points, name) {
 /** The sparkline of a GPU. */
 export function sparkline(uuid) {
   const points = trendOf(uuid);
-  const text = `Last ${minutes()} minutes: busy ${says(points, "busy")}, memory in use ${says(points, "memory")}`;
+  const busy = `busy ${says(points, "busy")}, memory in use ${says(points, "memory")}`;
+  const text = `Last ${minutes()} minutes: ${busy}`;
   const areas = runs(points, "memory").map(
-    (run) => svg`<polygon points="${beginning(run)},${HEIGHT} ${run.join(" ")} ${end(run)},${HEIGHT}"/>`,
+    (run) =>
+      svg`<polygon points="${beginning(run)},${HEIGHT} ${run.join(" ")} ${end(run)},${HEIGHT}"/>`,
   );
   const lines = runs(points, "busy").map((run) => svg`<polyline points=${run.join(" ")}/>`);
-  return html`<svg class="spark" viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" role="img" aria-label=${text}>
-    <title>${text}</title>${areas}${lines}${points.length ? nothing : svg`<line x1="0" x2=${WIDTH} y1=${HEIGHT - 1} y2=${HEIGHT - 1}/>`}</svg>`;
+  return html`<svg
+    class="spark"
+    viewBox="0 0 ${WIDTH} ${HEIGHT}"
+    preserveAspectRatio="none"
+    role="img"
+    aria-label=${text}
+  >
+    <title>${text}</title>
+    ${areas}${lines}${points.length ? nothing : GROUND}
+  </svg>`;
 }

@@ -78,4 +78,6 @@ function findLeases() {
 
 /** The waiter that each reserved device is reserved for, by the device's id. */
 export const reservations = () =>
-  (derived.reservations ??= new Map([...rows.queue.values()].flatMap((waiter) => waiter.reserved.map((uuid) => [uuid, waiter]))));
+  (derived.reservations ??= new Map(
+    [...rows.queue.values()].flatMap((waiter) => waiter.reserved.map((uuid) => [uuid, waiter])),
+  ));

@@ -7,14 +7,28 @@ import { percent, size } from "./format.js";
 import { rows } from "./state.js";
 import { FINDINGS, STATES } from "./words.js";
 
-const MEMORY = [["leased", "leased"], ["others", "used by others"], ["withheld", "withheld"], ["reserved", "reserved"], ["system", "system"], ["free", "free"]];
+const MEMORY = [
+  ["leased", "leased"],
+  ["others", "used by others"],
+  ["withheld", "withheld"],
+  ["reserved", "reserved"],
+  ["system", "system"],
+  ["free", "free"],
+];
 
 const figure = (label, value, note, kind = "") =>
-  html`<div class="figure ${kind}"><dt>${label}</dt><dd>${value}</dd><dd class="note">${note}</dd></div>`;
+  html`<div class="figure ${kind}">
+    <dt>${label}</dt>
+    <dd>${value}</dd>
+    <dd class="note">${note}</dd>
+  </div>`;
 
 /** Counted words, each of which fills the filter. */
 const filters = (counts, means) =>
-  counts.map(([word, times], n) => html`${n ? ", " : ""}<a href=${hrefOfFilter(word)} title=${means[word]}>${times} ${word}</a>`);
+  counts.map(
+    ([word, times], n) =>
+      html`${n ? ", " : ""}<a href=${hrefOfFilter(word)} title=${means[word]}>${times} ${word}</a>`,
+  );
 
 /** How many GPUs are in each state but ok. */
 function troubles(gpus) {
@@ -26,40 +40,59 @@ function troubles(gpus) {
 function findings(gpus) {
   const counts = count(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind)));
   if (!counts.length) return nothing;
-  return html`<p class="findings"><b class="state trouble">Found</b>
-    ${filters(counts, FINDINGS)}</p>`;
+  return html`<p class="findings">
+    <b class="state trouble">Found</b> ${filters(counts, FINDINGS)}
+  </p>`;
 }
 
 /** The hosts whose GPUs are not all seen. */
 function unseen() {
   const hosts = [...rows.hosts.values()].filter((host) => host.alive && host.trouble);
   if (!hosts.length) return nothing;
-  return html`<p class="findings"><b class="state trouble">Not seen</b>
-    ${hosts.map(({ host, trouble }, n) => html`${n ? "; " : ""}<a href=${hrefOfFilter(host)}>${host}</a>: ${trouble}`)}</p>`;
+  return html`<p class="findings">
+    <b class="state trouble">Not seen</b>
+    ${hosts.map(
+      ({ host, trouble }, n) =>
+        html`${n ? "; " : ""}<a href=${hrefOfFilter(host)}>${host}</a>: ${trouble}`,
+    )}
+  </p>`;
 }
 
 /** Figures of the whole pool, and the colours of the memory bars. */
 export function summary(pool, broker) {
   const gpus = [...rows.devices.values()];
-  const whole = gpus.filter((gpu) => gpu.state !== "mig"); // the parts of a divided GPU count in its place
+  // The parts of a divided GPU count in its place.
+  const whole = gpus.filter((gpu) => gpu.state !== "mig");
   const sum = (name) => whole.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
   const free_mb = gpus.reduce((all, gpu) => all + leasable(gpu), 0);
   const states = troubles(gpus);
   const safe = pool.safe_mode_read_only || broker.safe_mode;
   const blocked_mb = sum("memory_left_mb") - free_mb;
   const total = `of ${size(sum("memory_total_mb"))}`;
-  const room = safe ? "none: SAFE_MODE is on" : blocked_mb ? `${total}; ${size(blocked_mb)} not leasable` : total;
+  const room = safe
+    ? "none: SAFE_MODE is on"
+    : blocked_mb
+      ? `${total}; ${size(blocked_mb)} not leasable`
+      : total;
+  const count = gpus.filter((gpu) => !gpu.parent).length;
+  const figures = states.length
+    ? figure("GPUs", count, filters(states, STATES), "trouble")
+    : figure("GPUs", count, "all ok", "");
+  const leased_mb = sum("memory_reserved_mb");
+  const on = pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs";
   return html`<dl>
-    ${figure("GPUs", gpus.filter((gpu) => !gpu.parent).length, states.length ? filters(states, STATES) : "all ok", states.length ? "trouble" : "")}
-    ${figure("Free to lease", size(safe ? 0 : free_mb), room)}
-    ${figure("Leased", percent(sum("memory_reserved_mb"), sum("memory_total_mb")), size(sum("memory_reserved_mb")))}
-    ${figure("Leases", pool.leases, pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs")}
-    ${figure("Waiting", pool.waiting, pool.waiting ? "the queue says why" : "no request")}
-    ${figure("SAFE_MODE", safe ? "ON" : "off", safe ? "no GPU is leased" : "GPUs are leased", safe ? "trouble" : "")}
-  </dl>
-  ${findings(gpus)}
-  ${unseen()}
-  <ul class="legend" aria-label="Colours of the memory bars">
-    ${MEMORY.map(([kind, label]) => html`<li><i class=${kind}></i>${label}</li>`)}
-  </ul>`;
+      ${figures} ${figure("Free to lease", size(safe ? 0 : free_mb), room)}
+      ${figure("Leased", percent(leased_mb, sum("memory_total_mb")), size(leased_mb))}
+      ${figure("Leases", pool.leases, on)}
+      ${figure("Waiting", pool.waiting, pool.waiting ? "the queue says why" : "no request")}
+      ${
+        safe
+          ? figure("SAFE_MODE", "ON", "no GPU is leased", "trouble")
+          : figure("SAFE_MODE", "off", "GPUs are leased", "")
+      }
+    </dl>
+    ${findings(gpus)} ${unseen()}
+    <ul class="legend" aria-label="Colours of the memory bars">
+      ${MEMORY.map(([kind, label]) => html`<li><i class=${kind}></i>${label}</li>`)}
+    </ul>`;
 }

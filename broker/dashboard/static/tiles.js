@@ -19,29 +19,52 @@ const colour = (part) => (part.lease ? colourOf(part.lease.agent) : part.kind);
 function tile(gpu, current) {
   const leases = leasesByDevice().get(gpu.uuid) ?? [];
   const agents = holders(leases);
-  const figures = [inUnit(gpu.temperature_c, "°C"), inUnit(gpu.power_draw_w, "W")].filter(Boolean).join(" · ");
+  const figures = [inUnit(gpu.temperature_c, "°C"), inUnit(gpu.power_draw_w, "W")]
+    .filter(Boolean)
+    .join(" · ");
   const well = !troubled(gpu) && !gpu.findings.length;
-  return html`<li><a class="tile ${well ? "" : "trouble"}" href=${hrefOf("gpu", gpu.uuid)} data-id=${gpu.uuid}
-    tabindex=${gpu.uuid === current ? 0 : -1}>
-    <span class="line"><span><b>${gpu.index}</b> ${model(gpu.name)}</span><b class="number">${inUnit(gpu.utilization_gpu_pct, "%") ?? ""}</b></span>
-    ${memoryBar(gpu, leases, colour)}
-    <span class="holders">${agents.slice(0, NAMED).map((agent) => html`<span>${swatch(agent)}${agent}</span>`)}
-      ${agents.length > NAMED ? html`<b>+${agents.length - NAMED}</b>` : nothing}
-      ${leasable(gpu) ? html`<span>${size(leasable(gpu))} free</span>` : nothing}</span>
-    ${sparkline(gpu.uuid)}
-    <span class="line"><span>${gpuState(gpu)}</span><span class="number">${figures}</span></span>
-  </a></li>`;
+  return html`<li>
+    <a
+      class="tile ${well ? "" : "trouble"}"
+      href=${hrefOf("gpu", gpu.uuid)}
+      data-id=${gpu.uuid}
+      tabindex=${gpu.uuid === current ? 0 : -1}
+    >
+      <span class="line"
+        ><span><b>${gpu.index}</b> ${model(gpu.name)}</span
+        ><b class="number">${inUnit(gpu.utilization_gpu_pct, "%") ?? ""}</b></span
+      >
+      ${memoryBar(gpu, leases, colour)}
+      <span class="holders"
+        >${agents.slice(0, NAMED).map((agent) => html`<span>${swatch(agent)}${agent}</span>`)}
+        ${agents.length > NAMED ? html`<b>+${agents.length - NAMED}</b>` : nothing}
+        ${leasable(gpu) ? html`<span>${size(leasable(gpu))} free</span>` : nothing}</span
+      >
+      ${sparkline(gpu.uuid)}
+      <span class="line"><span>${gpuState(gpu)}</span><span class="number">${figures}</span></span>
+    </a>
+  </li>`;
 }
 
-const group = ({ host, gpus, free_mb }, current) => html`<section class="group">
-  <h3>${link("host", host.host, host.host)} <span class="hint">${size(free_mb)} free</span>
-    ${hostState(host).word === "ok" ? nothing : stateCell(hostState(host), true)}</h3>
-  <ul>${gpus.map((gpu) => tile(gpu, current))}</ul>
-</section>`;
+const group = ({ host, gpus, free_mb }, current) =>
+  html`<section class="group">
+    <h3>
+      ${link("host", host.host, host.host)}
+      <span class="hint">${size(free_mb)} free</span>
+      ${hostState(host).word === "ok" ? nothing : stateCell(hostState(host), true)}
+    </h3>
+    <ul>
+      ${gpus.map((gpu) => tile(gpu, current))}
+    </ul>
+  </section>`;
 
 /** The agents of these GPUs with their colours. */
 function legend(hosts) {
-  const agents = new Set(hosts.flatMap(({ gpus }) => gpus.flatMap((gpu) => holders(leasesByDevice().get(gpu.uuid) ?? []))));
+  const agents = new Set(
+    hosts.flatMap(({ gpus }) =>
+      gpus.flatMap((gpu) => holders(leasesByDevice().get(gpu.uuid) ?? [])),
+    ),
+  );
   if (!agents.size) return nothing;
   return html`<ul class="legend" aria-label="Colours of the agents">
     ${[...agents].toSorted().map((agent) => html`<li>${swatch(agent)}${agent}</li>`)}
@@ -84,7 +107,13 @@ export class Tiles {
     if (!this.box.isConnected) this.panel.append(this.box);
     this.panel.dataset.as = this.shown ? "tiles" : "list";
     const button = (tiles, label) =>
-      html`<button type="button" aria-pressed=${this.shown === tiles} @click=${() => this.choose(tiles)}>${label}</button>`;
+      html`<button
+        type="button"
+        aria-pressed=${this.shown === tiles}
+        @click=${() => this.choose(tiles)}
+      >
+        ${label}
+      </button>`;
     render(html`${button(false, "List")}${button(true, "Tiles")}`, this.tools);
     this.box.hidden = !this.shown;
     if (!this.shown) return render(nothing, this.box);
@@ -114,7 +143,9 @@ export class Tiles {
   #key(event) {
     const all = this.#tiles();
     const at = all.indexOf(document.activeElement);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key] ?? beside(all, at, event.key);
+    const to =
+      { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key] ??
+      beside(all, at, event.key);
     if (at < 0 || to === null) return;
     all[to]?.focus();
     event.preventDefault();
@@ -125,7 +156,8 @@ export class Tiles {
 function beside(all, at, key) {
   if (key !== "ArrowDown" && key !== "ArrowUp") return null;
   const places = all.map((tile) => tile.getBoundingClientRect());
-  const ahead = (place) => (key === "ArrowDown" ? place.top - places[at].top : places[at].top - place.top);
+  const ahead = (place) =>
+    key === "ArrowDown" ? place.top - places[at].top : places[at].top - place.top;
   const nearest = Math.min(...places.map(ahead).filter((by) => by > 1));
   const row = all.map((_, i) => i).filter((i) => Math.abs(ahead(places[i]) - nearest) <= 1);
   const aside = (i) => Math.abs(places[i].left - places[at].left);

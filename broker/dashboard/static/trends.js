@@ -23,7 +23,11 @@ export function note(devices, at) {
   for (const uuid of known.keys()) if (!devices.has(uuid)) known.delete(uuid);
   for (const [uuid, gpu] of devices) {
     const points = known.get(uuid) ?? [];
-    const point = [step, gpu.utilization_gpu_pct == null ? null : Math.round(gpu.utilization_gpu_pct), share(gpu.memory_used_mb, gpu.memory_total_mb)];
+    const point = [
+      step,
+      gpu.utilization_gpu_pct == null ? null : Math.round(gpu.utilization_gpu_pct),
+      share(gpu.memory_used_mb, gpu.memory_total_mb),
+    ];
     if (points.at(-1)?.[0] >= step) points[points.length - 1] = point;
     else points.push(point);
     if (points.length > KEPT) points.shift();

@@ -21,7 +21,7 @@ function mark(text) {
  * Follows /live for as long as the page is looked at, by a stream of its own or another window's.
  *
  * @param hear  called with the kind and the data of each message
- * @param state called with "connecting", "live", "lost" or "denied" and, of the last two, the reason
+ * @param state called with "connecting", "live", "lost" or "denied"; the last two with the reason
  * @param whole gives all that is shown, as the data of a reset; null: nothing is yet
  * @returns what to call when there is another key
  */
