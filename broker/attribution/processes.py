@@ -114,6 +114,25 @@ class Programs:
         found = {pid: self._program(pid, known) for pid in set(pids)}
         return {pid: program for pid, program in found.items() if program is not None}
 
+    def values_of(self, name: str, variable: str) -> tuple[str | None, ...]:
+        """Return a variable's value in each process whose name begins so; None: it tells none."""
+        found = []
+        for folder in self._proc.glob("[0-9]*"):
+            try:
+                named = (folder / "comm").read_text("utf-8", errors="replace")
+            except OSError:  # ended
+                continue
+            if named.startswith(name):
+                found.append(self._variable(folder, variable))
+        return tuple(found)
+
+    def _variable(self, folder: Path, name: str) -> str | None:
+        with suppress(OSError):  # another user's, or ended
+            for pair in (folder / "environ").read_bytes().split(b"\0"):
+                if pair.startswith(f"{name}=".encode()):
+                    return text(pair.partition(b"=")[2])
+        return None
+
     def lives(self, registered: str) -> bool:
         """Return whether a holder, as `pid:start`, is a living process of this very namespace."""
         pid, _, start = registered.partition(":")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from broker.attribution.mps import MpsDaemons
 from broker.devices import Holding, Sample
 from broker.devices.bounded_call import BoundedCall
 from broker.devices.last_known import Fault, quiet
@@ -62,6 +63,7 @@ class Sampler:
         self._untold: dict[str, tuple[int, ...]] = {}
         self._last: Sample | None = None
         self._paused = ""
+        self._mps = MpsDaemons(system)
 
     @property
     def paused(self) -> str:
@@ -165,4 +167,6 @@ class Sampler:
                 unseen = f"/proc has not answered for {self._asking.age_s:.0f} s"
             else:
                 programs = self._asking.answer()
+        if not unseen:
+            sample = replace(sample, devices=self._mps.mark(sample.devices))
         return HostSample(sample, sampled_ms, programs, unseen)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from broker.attribution.mps import CONTROL
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.attribution.processes import Program
     from broker.devices import DeviceSample
-
-MPS: Final = "nvidia-cuda-mps"
-"""Name of MPS's control daemon and of its server, by the letters that the kernel keeps."""
 
 FORBIDDEN: Final = (
     "its compute mode is Prohibited: no process may compute on it until nvidia-smi -c DEFAULT"
@@ -45,8 +44,8 @@ def idle_unleased_mb(device: DeviceSample, others_mb: int) -> int:
 def on_terms(device: DeviceSample, programs: Mapping[int, Program]) -> DeviceSample:
     """Return a device with the reason, if there is one, to lend it to one lease at a time.
 
-    MPS lets the processes of several leases share a device in exclusive mode. Where the driver does
-    not tell whether MPS runs, its server is looked for among the processes on the device.
+    MPS lets the processes of several leases share a device in exclusive mode. The driver may not
+    tell that it runs: its server is looked for among the processes on the device, too.
     """
     if device.one_lease or device.state != "ok":
         return device
@@ -56,7 +55,7 @@ def on_terms(device: DeviceSample, programs: Mapping[int, Program]) -> DeviceSam
         return device
     processes = device.processes or ()
     serves = any(
-        process.pid in programs and programs[process.pid].name.startswith(MPS)
+        process.pid in programs and programs[process.pid].name.startswith(CONTROL)
         for process in processes
     )
     return device if device.mps or serves else replace(device, one_lease=ALONE)

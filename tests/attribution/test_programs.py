@@ -115,3 +115,18 @@ def test_unseen_says_that_other_users_processes_are_hidden(hidepid: str) -> None
     if done.returncode:
         pytest.skip(f"needs root and an interpreter that every user may run: {done.stderr[-200:]}")
     assert ("hidden" in done.stdout) == (hidepid != "off")
+
+
+def test_values_of_a_variable_are_those_of_processes_by_name(tmp_path: Path) -> None:
+    """A process that does not have it, or may not be read, tells none."""
+    for pid, name, environment in (
+        (1, "nvidia-cuda-mps", b"A=1\0CUDA_VISIBLE_DEVICES=GPU-a,1\0"),
+        (2, "nvidia-cuda-mps", b"A=CUDA_VISIBLE_DEVICES=2\0"),
+        (3, "python3", b"CUDA_VISIBLE_DEVICES=3\0"),
+    ):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+        (tmp_path / str(pid) / "environ").write_bytes(environment)
+    (tmp_path / "4").mkdir()  # it has just ended
+    values = Programs(tmp_path).values_of("nvidia-cuda-mps", "CUDA_VISIBLE_DEVICES")
+    assert sorted(values, key=str) == ["GPU-a,1", None]

@@ -76,6 +76,33 @@ def test_exclusive_gpu_under_mps_is_shared_by_the_word_of_its_server(
             process.kill()
 
 
+def test_daemon_of_mps_counts_before_any_process_computes(
+    reported: Callable[..., Reported], tmp_path: Path
+) -> None:
+    """It serves the GPUs that its environment names; on the others a lease is alone."""
+    control = tmp_path / "nvidia-cuda-mps-control"
+    shutil.copy(shutil.which("sleep") or "", control)
+    served = "GPU-00000000-0000-0000-0000-000000000000"
+    words = ("count=2", "percent=0/0,percent=1/0", "allocated=0/5,allocated=1/5",
+             "computemode=0/3,computemode=1/3")  # fmt: skip
+    with subprocess.Popen([control, "100"], env={"CUDA_VISIBLE_DEVICES": served}) as process:
+        try:
+            machine = reported("compute_modes")
+            machine.words(*words)
+            rows = machine.until(lambda rows: len(rows) == 2 and rows[1]["state"] == "ok")
+            assert [(row["mps"], row["one_lease"]) for row in rows] == [
+                (True, None),
+                (False, ALONE),
+            ]
+            agent = machine.sdk()
+            leases = [agent.acquire(f"a{n}", memory_mb=1000, ttl_s=30) for n in range(4)]
+            uuids = [lease.devices[0].uuid for lease in leases]
+            assert sorted(map(uuids.count, {row["uuid"] for row in rows})) == [1, 3]
+            assert uuids.count(served) == 3
+        finally:
+            process.kill()
+
+
 def test_mode_that_changes_counts_with_the_next_report(reported: Callable[..., Reported]) -> None:
     """A prohibited GPU comes back; one that becomes exclusive keeps the leases that it has."""
     machine = reported("compute_modes")
