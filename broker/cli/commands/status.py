@@ -178,9 +178,11 @@ def _device_row(device: DeviceStatus, scene: PoolState, bar_width: int) -> tuple
     )
 
 
-def _state_colour(device: DeviceStatus, state: str) -> str:
+def _state_colour(device: DeviceStatus, state: str) -> str | None:
     if device.reservation and device.state == "ok" and not device.drained:
         return "yellow"
+    if device.state == "mig":  # nothing is wrong with it
+        return None
     return "green" if state == "ok" else "red"
 
 

@@ -74,7 +74,7 @@ export function summary(pool, broker) {
     : blocked_mb
       ? `${total}; ${size(blocked_mb)} not leasable`
       : total;
-  const count = gpus.filter((gpu) => !gpu.parent).length;
+  const count = new Set(gpus.map((gpu) => gpu.parent || gpu.uuid)).size;
   const figures = states.length
     ? figure("GPUs", count, filters(states, STATES), "trouble")
     : figure("GPUs", count, "all ok", "");
