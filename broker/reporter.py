@@ -59,9 +59,6 @@ ESSENTIAL: Final = frozenset(
 FORGOTTEN: Final = "1"
 """Epoch of no pool: real ones are microseconds since 1970."""
 
-LATE_S: Final = 10.0
-"""Seconds after which a look that goes on is told as the host's trouble."""
-
 LATE: Final = "a look at this host's GPUs has taken {:.0f} s so far: the driver does not answer"
 
 WAIT_S: Final = 1.0
@@ -243,9 +240,9 @@ class Reporter:
             return True
         looked = await self._looker.look(self._pool_now_ms())
         if looked is None:
-            if self._looker.age_s > LATE_S:
+            if overdue_s := self._looker.overdue_s:
                 _, warning = self._words or ("", "")
-                self._words = (LATE.format(self._looker.age_s), warning)
+                self._words = (LATE.format(overdue_s), warning)
             await self._send((), 0)
             return False
         if self._looker.paused and not looked.sample.devices:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from broker.attribution.processes import Program, Programs, Visibility
     from broker.devices import Source
 
+LATE_S: Final = 10.0
+"""Seconds after which a look that goes on is told as the host's trouble, if none took longer."""
+
 MOST_CODES: Final = 16
 """Most codes of a GPU at once, each told once: a crashing program may bring dozens."""
 
@@ -58,7 +61,7 @@ class Sampler:
         self._visibility = visibility
         self._wait_s = wait_s
         self._looking: tuple[BoundedCall[HostSample], asyncio.Event] | None = None
-        self._began = 0.0
+        self._took_s = 0.0
         self._asking: BoundedCall[dict[int, Program]] | None = None
         self._untold: dict[str, tuple[int, ...]] = {}
         self._last: Sample | None = None
@@ -95,7 +98,6 @@ class Sampler:
             now_ms: the pool's time.
         """
         if self._looking is None:
-            self._began = time.monotonic()
             self._looking = self._begin(now_ms)
         looking, ended = self._looking
         with suppress(TimeoutError):
@@ -103,7 +105,7 @@ class Sampler:
                 await ended.wait()
         if looking.running:
             return None
-        self._looking = None
+        self._looking, self._took_s = None, looking.took_s or 0.0
         return self._with_untold(looking.answer())
 
     def _begin(self, now_ms: int) -> tuple[BoundedCall[HostSample], asyncio.Event]:
@@ -117,9 +119,13 @@ class Sampler:
         return BoundedCall(lambda: self._see(now_ms), "look", tell), ended
 
     @property
-    def age_s(self) -> float:
-        """Seconds since the begin of the last look."""
-        return time.monotonic() - self._began
+    def overdue_s(self) -> float:
+        """Seconds that the present look has taken; 0.0: no more than looks may take here.
+
+        They may take `LATE_S`, or twice as long as the one before: a slow driver is known by it.
+        """
+        age_s = 0.0 if self._looking is None else self._looking[0].age_s
+        return age_s if age_s > max(LATE_S, 2 * self._took_s) else 0.0
 
     def told(self) -> None:
         """Note that the pool knows of the error codes in the last look."""

@@ -19,6 +19,8 @@ HEAD = ("HOST", "STATE", "DEVICES", "LAST REPORT", "VERSION")
 def hosts(output: str) -> None:
     """List the hosts that report devices, with the age of their last report.
 
+    Below them stands which host does not see its GPUs, or warns, and why.
+
     \b
     Examples:
       gpu-broker hosts
