@@ -106,7 +106,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._recalled = False
-        self._blind: frozenset[str] = frozenset()
+        self._doubted: frozenset[str] = frozenset()
         self._idle_since: dict[str, int] = {}
         self._seen_since: dict[tuple[str, int, int], int] = {}
         self.standing: tuple[OpenFinding, ...] = ()
@@ -122,12 +122,15 @@ class Findings:
             if account is not None:
                 over = account.over_mb.items()
                 device.subjects["overuse"] = [t for t, mb in over if mb > pool.overuse_slack_mb]
+            elif uuid in self._doubted and seen.devices[uuid].unseen:
+                device.subjects["overuse"] = []
             failed = seen.states[uuid] in FAILED
             device.subjects["degraded"] = [*active] if failed else []
             if seen.states[uuid] not in TELLING:
                 device.subjects |= {kind: [] for kind in KINDS if kind not in device.subjects}
         for uuid, token in self._idle(seen, pool):
             found[uuid].subjects["idle"].append(token)
+        self._doubted = frozenset(uuid for uuid, device in seen.devices.items() if device.unseen)
         self._stand(seen.sampled_ms, found, pool)
         return found
 
@@ -145,7 +148,7 @@ class Findings:
     ) -> None:
         since: dict[tuple[str, int, int], int] = {}
         for uuid, device in seen.devices.items():
-            if device.processes is not None or uuid in self._blind:
+            if device.processes is not None or (device.unseen and uuid in self._doubted):
                 found[uuid].subjects = {kind: [] for kind in (*OF_PROCESS, "idle")}
             if device.processes is None:
                 continue
@@ -167,11 +170,6 @@ class Findings:
             rows.sort(key=lambda row: -(row.memory_mb or 0))
             found[uuid].rows = rows[:MOST_ROWS]
         self._seen_since = since
-        self._blind = frozenset(
-            uuid
-            for uuid, device in seen.devices.items()
-            if device.processes is None and not device.simulated
-        )
 
     def _idle(self, seen: AttributedSample, pool: PoolStatus) -> Iterator[tuple[str, str]]:
         """Yield (device, token) of the leases that no process has used for long enough."""

@@ -41,8 +41,12 @@ def _busy_by_none(device: DeviceSample) -> bool:
 def _works(device: DeviceSample, process: GpuProcess) -> bool:
     """Return whether a process computes.
 
-    On a busy GPU without a computing process the driver's word on processes may be wrong.
+    On a busy GPU without a computing process the driver's word on processes may be wrong, and under
+    MPS it may count the work of all clients as the server's.
     """
+    if process.busy_pct:
+        return True
     told = [each.busy_pct for each in device.processes or ()]
-    busy = process.busy_pct if any(told) else device.utilization_gpu_pct
+    told_apart = any(told) and not device.mps
+    busy = process.busy_pct if told_apart else device.utilization_gpu_pct
     return busy is None or busy > 0

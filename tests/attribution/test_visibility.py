@@ -126,6 +126,31 @@ def test_idle_is_no_lease_while_its_gpu_is_busy_by_no_named_process(
     assert told(Host("10:10", idle_after_s=10), *(dict(fields) for _ in range(4)))["idle"] == idle
 
 
+def test_idle_is_no_client_of_mps_while_its_gpu_works() -> None:
+    """The driver may count a client's work as the server's."""
+    held = holders(lease(A, 5000, 10))
+    rows = (P(10, 500, 0.0), P(20, 30, 90.0))
+    for mps, idle in ((True, ""), (False, A)):
+        host = Host("10:10", idle_after_s=10)
+        device = gpu(*rows, utilization_gpu_pct=90.0, mps=mps)
+        for _ in range(4):
+            (said,) = host.look((device,), held, (program(10), program(20))).reports.values()
+        assert said["idle"] == idle
+
+
+def test_overuse_is_not_said_for_ever_where_it_can_be_told_no_more() -> None:
+    """The second look in doubt ends it, as it ends other findings; the first says nothing."""
+    host, held = Host("10:10"), holders(lease(A, 1000, 10))
+
+    def overuse(**more: Any) -> str | None:
+        (said,) = host.look((gpu(P(10, 1500), **more),), held, (program(10),)).reports.values()
+        return said.get("overuse")
+
+    assert overuse() == A
+    assert [overuse(used_mb=9000), overuse(used_mb=9000)] == [None, ""]
+    assert overuse() == A
+
+
 def test_processes_that_a_driver_does_not_tell_have_a_reason() -> None:
     """Not told is not the same as nobody; a source may know better why."""
     (said,) = Host().look((gpu(processes=None, used_mb=10),)).reports.values()
