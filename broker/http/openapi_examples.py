@@ -25,7 +25,9 @@ POLICY: Final[dict[str, Any]] = {
     "xid_actions": "31=suspect", "memory_limit": "where_possible", "version": 7,
 }  # fmt: skip
 
-KNOWN: Final[dict[str, Any]] = LEASE | {"priority": 0, "findings": ["idle"], "notices": ["idle"]}
+KNOWN: Final[dict[str, Any]] = LEASE | {
+    "priority": 0, "findings": ["idle"], "notices": ["idle"], "enforced": False,
+}  # fmt: skip
 
 EXPLAINED: Final[dict[str, Any]] = {
     "token": TOKEN, "agent": "analyst", "state": "waiting", "now_ms": 1795607407688,
