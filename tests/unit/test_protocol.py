@@ -225,13 +225,17 @@ def test_acquire_sends_the_request_in_order() -> None:
 
 def test_acquire_reads_a_grant() -> None:
     """Fence and MiB as integers, devices in order, trust counted from when the call was sent."""
-    flat = ["gpu-a", "900", "3", "h1", "A100", "gpu-b", "800", "4", "h1", "A100"]
+    flat = ["gpu-a", "900", "3", "h1", "A100", 81920, "512", "3"]
+    flat += ["gpu-b", "800", "4", "h1", "A100", 81920, "", ""]
     grant = answered("acquire", ["GRANTED", *FRAME, "9007199254740991", 31000, 30000, "", *flat])
     assert (grant.token, grant.agent, grant.ttl_ms) == (REQUEST.token, "analyst", 30000)
     assert (grant.fence, grant.expires_at_ms, grant.remaining_ms) == (2**53 - 1, 31000, 30000)
     assert grant.reason is None
     assert [(d.uuid, d.index, d.host, d.name, d.memory_mb) for d in grant.devices] == [
         ("gpu-a", 3, "h1", "A100", 900), ("gpu-b", 4, "h1", "A100", 800),
+    ]  # fmt: skip
+    assert [(d.total_mb, d.used_mb, d.runtime_id) for d in grant.devices] == [
+        (81920, 512, "3"), (81920, None, ""),
     ]  # fmt: skip
     assert grant.trusted_until == pytest.approx(100.0 + 30 * 0.99 - 0.05)
 
