@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,15 @@ from broker.attribution.limits import Limiter
 from broker.attribution.processes import Programs
 from broker.attribution.report import ReportBuilder, line
 from broker.attribution.sampler import Sampler
-from broker.devices import UNNAMED, DriverLimits, choose, trouble_of, warning_of, without_numbers
+from broker.devices import (
+    UNNAMED,
+    DriverLimits,
+    choose,
+    find_smi,
+    trouble_of,
+    warning_of,
+    without_numbers,
+)
 from broker.identity import RIVAL_MS, has_ended, machine_of, own_identity
 from broker.maintenance.function_loader import Loading
 
@@ -93,7 +100,7 @@ def source_of(settings: Settings) -> Source:
         enable_nvml=settings.enable_nvml,
         safe_mode=settings.safe_mode or False,
         host=settings.sdk.hostname,
-        smi_on_path=shutil.which("nvidia-smi"),
+        smi_on_path=find_smi(),
         pcie=settings.pcie,
         limits=DriverLimits(
             settings.driver_wait_s,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from broker.devices.sample import Sample
+from broker.devices.smi.program import find_smi
 from broker.devices.smi.source import SmiSource
 from broker.devices.unified import SILENT, Unified, host_memory
 from tests.api.brokers import eventually
@@ -306,3 +307,25 @@ def test_smi_two_callers_take_turns(smi, tmp_path):
     for thread in threads:
         thread.join(timeout=10)
     assert errors == [None] * 3
+
+
+def test_smi_that_tells_of_fewer_gpus_than_it_counts_is_said(smi):
+    """The rows count, and the host is warned: a GPU may have gone without a word."""
+    rows = [f"{i}, GPU-{i}, NVIDIA T4, 550.54, 15360, 12, 0, 35, 9.5, 4" for i in range(3)]
+    sample = smi(printed(f"{HEADER}, count", *rows)).sample()
+    assert ([d.state for d in sample.devices], sample.error) == (["ok"] * 3, None)
+    assert sample.warnings == ("nvidia-smi: it counts 4 GPUs, and tells of 3",)
+    assert (
+        smi(printed(f"{HEADER}, count", *(row[:-1] + "3" for row in rows))).sample().warnings == ()
+    )
+
+
+def test_smi_is_found_where_a_path_often_lacks_it(tmp_path, monkeypatch):
+    """On PATH first, then in the folders of systems that have their own."""
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert find_smi([str(tmp_path / "nowhere")]) is None
+    for folder in ("wsl", "path"):
+        program = tmp_path / folder / "nvidia-smi"
+        program.parent.mkdir()
+        program.touch(mode=0o755)
+        assert find_smi([str(tmp_path / "nowhere"), str(tmp_path / "wsl")]) == str(program)

@@ -109,6 +109,8 @@ class GpuQuery:
         status = answer.printed.status
         result = GpuAnswers(answer.rows, status=status, took_s=answer.printed.took_s)
         if status == 0 and answer.printed.out.strip() and not answer.remarks:
+            if 0 < len(answer.rows) < (count := _count(answer)):
+                result.warnings = (f"it counts {count} GPUs, and tells of {len(answer.rows)}",)
             return result
         if _is_complete(answer):
             said = answer.lines or [f"nvidia-smi ends with exit status {status}"]
@@ -193,7 +195,11 @@ def _is_complete(answer: _Answer) -> bool:
     """Tell whether each GPU has its row, and all else is a remark beside."""
     if not answer.rows:
         return False
+    count = _count(answer)
+    return len(answer.rows) >= count if count else are_warnings(answer.lines)
+
+
+def _count(answer: _Answer) -> int:
+    """Return how many GPUs the program counts; 0: it does not tell."""
     counts = [number(told(row, "count"), 1, MAX_DEVICES) for row in answer.rows.values()]
-    if None not in counts:
-        return len(answer.rows) >= max(filter(None, counts))
-    return are_warnings(answer.lines)
+    return int(max(filter(None, counts), default=0)) if None not in counts else 0

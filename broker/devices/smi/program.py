@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 KILLED_S: Final = 1.0
 """Seconds in which a killed program ends, unless it waits in the kernel for a GPU."""
+
+
+FOLDERS: Final = (
+    "/usr/lib/wsl/lib",  # Windows Subsystem for Linux
+    "/run/current-system/sw/bin",  # NixOS
+    "/usr/local/nvidia/bin",  # containers of Google's and of older NVIDIA runtimes
+)
+"""Folders of the program that a service's PATH often lacks."""
+
+
+def find_smi(folders: Iterable[str] = FOLDERS) -> str | None:
+    """Return the path of nvidia-smi: on PATH, else where some systems have it; None: nowhere."""
+    return shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=os.pathsep.join(folders))
 
 
 class SmiError(Exception):
