@@ -38,8 +38,8 @@ AGAIN_S: Final = 60.0
 MOST: Final = 64
 """Most GPUs that are asked for one by one."""
 
-NOT_FOUND: Final = 6
-"""Exit status for a GPU that is not there."""
+CORRUPT_INFOROM: Final = 14
+"""Exit status beside complete rows: a GPU's infoROM is corrupt."""
 
 _NO_OTHER: Final = "nvidia-smi tells of no other GPU while one cannot be opened: {}"
 
@@ -195,8 +195,10 @@ def _is_complete(answer: _Answer) -> bool:
     """Tell whether each GPU has its row, and all else is a remark beside."""
     if not answer.rows:
         return False
-    count = _count(answer)
-    return len(answer.rows) >= count if count else are_warnings(answer.lines)
+    if count := _count(answer):
+        return len(answer.rows) >= count
+    said = answer.lines
+    return are_warnings(said) and (bool(said) or answer.printed.status == CORRUPT_INFOROM)
 
 
 def _count(answer: _Answer) -> int:
