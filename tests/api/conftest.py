@@ -11,7 +11,7 @@ import pytest
 
 from agent_sdk.keys import Keys
 from broker.api_keys import add
-from tests.api.brokers import GRANTING, SIM, Answered, Broker, at_once
+from tests.api.brokers import GRANTING, SIM, Answered, Broker, at_once, eventually
 from tests.api.keys import PASSWORD
 from tests.audit import audit
 from tests.pools import Pool
@@ -58,8 +58,10 @@ class Fleet:
 
     @cached_property
     def nvml(self) -> Broker:
-        """NVML is asked for and cannot be had."""
-        return self._started(**GRANTING | broken_nvml(self._folder) | self._at[2])
+        """NVML is asked for and cannot be had, which it knows."""
+        broker = self._started(**GRANTING | broken_nvml(self._folder) | self._at[2])
+        eventually(lambda: "nvml_init_error" in broker.http.get("/gpu/info").json(), 20)
+        return broker
 
     @cached_property
     def safe(self) -> Broker:

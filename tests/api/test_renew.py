@@ -28,7 +28,7 @@ def test_renew_of_a_living_lease_moves_its_end(fleet: Fleet, plain: Broker) -> N
     assert answer.status_code == 200
     body = answer.json()
     assert (body["renewed"], body["token"]) == (True, lease["token"])
-    assert lease["expires_at"] < body["expires_at"] < lease["expires_at"] + 5
+    assert lease["expires_at"] < body["expires_at"] < lease["expires_at"] + 20
     longer = renew(plain, token=lease["token"], ttl_s=60, fence=lease["fence"]).json()
     assert longer["expires_at"] > body["expires_at"] + 25
     found = plain.http.get(f"/lease/{lease['token']}").json()
