@@ -99,7 +99,7 @@ GENERAL_BUGS = (
         "a clock that steps back stretches leases",
         (
             (
-                "set_pool('offset_ms', v[3] + last - now)",
+                "set_pool('offset_ms', offset_ms + last - now)",
                 "",
             ),
         ),
@@ -129,7 +129,7 @@ GENERAL_BUGS = (
         "a pool that lost data stays open",
         (
             (
-                "elseif v[1] ~= run_id or",
+                "elseif run_id_before ~= run_id or",
                 "elseif",
             ),
         ),
@@ -149,7 +149,7 @@ GENERAL_BUGS = (
         "what cools is given back twice",
         (
             (
-                "if d and r.ended_at_ms > (v[4] or 0) + 0 then",
+                "if d and r.ended_at_ms > (cooled_at_ms or 0) + 0 then",
                 "if d then",
             ),
         ),

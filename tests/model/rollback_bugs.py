@@ -60,8 +60,11 @@ ROLLBACK_BUGS = (
         "a second leap opens no window",
         (
             (
-                "set_pool('window_until_ms', math.max(v[1] + 0, ctx.now + for_ms))",
-                "set_pool('window_until_ms', leaps > 1 and v[1] + 0 or ctx.now + for_ms)",
+                "set_pool('window_until_ms', math.max(window_until_ms + 0, ctx.now + for_ms))",
+                (
+                    "set_pool('window_until_ms',\n"
+                    " leaps > 1 and window_until_ms + 0 or ctx.now + for_ms)"
+                ),
             ),
         ),
         often="lose",
@@ -70,8 +73,8 @@ ROLLBACK_BUGS = (
         "a second leap cuts short who was late by the first",
         (
             (
-                "leaps, from_ms = (v[3] or 1) + 1, math.min(v[2] + 0, ctx.last)",
-                "leaps, from_ms = (v[3] or 1) + 1, ctx.last",
+                "leaps, from_ms = leaps_before + 1, math.min(leap_from_ms + 0, ctx.last)",
+                "leaps, from_ms = leaps_before + 1, ctx.last",
             ),
         ),
         often="lose",
