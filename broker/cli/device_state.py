@@ -26,6 +26,13 @@ SAFE: Final = Diagnosis(
 
 MORE: Final = "nvidia-smi on that host tells more"
 
+DEFAULT_MODE: Final = "nvidia-smi -i {} -c DEFAULT on that host lets it be leased"
+
+UNSEEN: Final = (
+    "until they are seen, no lease there is found idle, and no process without a lease: "
+    "docs/concepts/memory.md says how hosts see them"
+)
+
 RESET: Final = (
     "gpu-broker status says why; gpu-broker release-driver {} lets nvidia-smi there reset a GPU"
 )
@@ -56,15 +63,28 @@ def pool_state() -> tuple[PoolStatus | None, list[str], list[Diagnosis]]:
     ]
     findings += troubles(hosts, pool.now_ms)
     findings += contests(pool, devices, hosts)
-    findings += [
-        Diagnosis(
-            f"{d.host}:{d.index} is {state_of(d, pool.now_ms)}",
-            RESET.format(d.host) if d.state == "quarantined" else MORE,
-        )
-        for d in devices
-        if d.state not in {"ok", "away", "mig"}
+    findings += [_state(d, pool.now_ms) for d in devices if d.state not in {"ok", "away", "mig"}]
+    return pool, rows, findings + _unseen(devices)
+
+
+def _state(device: DeviceStatus, now_ms: int) -> Diagnosis:
+    """Return a finding about a device that takes no leases."""
+    what = f"{device.host}:{device.index} is {state_of(device, now_ms)}"
+    if device.state == "prohibited":  # an administrator's choice, as for a GPU that only draws
+        return Diagnosis(what, DEFAULT_MODE.format(device.index), Severity.NOTE)
+    return Diagnosis(what, RESET.format(device.host) if device.state == "quarantined" else MORE)
+
+
+def _unseen(devices: tuple[DeviceStatus, ...]) -> list[Diagnosis]:
+    """Return a finding for each reason for which processes are not seen, with its hosts."""
+    hosts: dict[str, dict[str, None]] = {}
+    for device in devices:
+        if device.unseen and device.state != "mig":
+            hosts.setdefault(device.unseen, {})[device.host] = None
+    return [
+        Diagnosis(f"processes unseen on {', '.join(on)}: {why}", UNSEEN, Severity.NOTE)
+        for why, on in hosts.items()
     ]
-    return pool, rows, findings
 
 
 def _absent(

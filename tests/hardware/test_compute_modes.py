@@ -32,6 +32,9 @@ def test_prohibited_gpu_is_not_offered_and_an_exclusive_one_to_one_lease(
     assert (exclusive["state"], exclusive["one_lease"]) == ("ok", ALONE)
     status = " ".join(machine.command("status").stdout.split())
     assert f"one lease at a time on h1:0: {ALONE}" in status
+    doctor = machine.command("doctor")
+    assert "NOTE   h1:1 is prohibited" in doctor.stdout
+    assert "nvidia-smi -i 1 -c DEFAULT on that host" in doctor.stdout
     agent = machine.sdk()
     lease = agent.acquire("one", memory_mb=1000, ttl_s=30)
     assert [d.uuid for d in lease.devices] == [exclusive["uuid"]]

@@ -39,6 +39,7 @@ def test_working_lease_whose_process_is_not_listed_is_never_idle(
     assert (quiet["process_visibility"], quiet["processes"]) == ("host", [])
     status = machine.command("status").stdout
     assert "processes unseen on h1: the GPU is busy" in " ".join(status.split())
+    assert f"NOTE   processes unseen on h1: {BUSY}" in machine.command("doctor").stdout
     agent.release(works.token)
 
 
