@@ -24,7 +24,8 @@ from broker.attribution.health import Health
 from broker.attribution.ownership import Matcher
 from broker.attribution.terms import FORBIDDEN, idle_unleased_mb, on_terms
 from broker.attribution.visibility import visible
-from broker.devices.numbers import numbered
+from broker.devices import DeviceSample
+from broker.devices.numbers import numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from broker.attribution.health import Verdict
     from broker.attribution.processes import Programs
     from broker.attribution.sampler import HostSample
-    from broker.devices import DeviceSample
 
 MOST_GONE: Final = 100
 
@@ -61,6 +61,9 @@ RARE: Final = "graphics_only"
 
 SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason", "compute_mode"})
 """Fields of a sample that the report states in another form."""
+
+TOLD: Final = tuple(each.name for each in fields(DeviceSample) if each.name not in SILENT)
+"""Fields of a sample that the report states as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class ReportBuilder:
         absent = self._absent_twice(look)
         devices = {
             d.uuid: on_terms(visible(d, look.unseen, pool.idle_foreign_mb, absent), look.programs)
-            for d in numbered(look.sample.devices)
+            for d in look.sample.devices
         }
         verdicts = {
             uuid: self._health.judge(
@@ -147,6 +150,8 @@ class ReportBuilder:
             uuid: _report(device, verdicts[uuid], accounts[uuid], found[uuid], pool)
             for uuid, device in devices.items()
         }
+        for uuid, number in numbers_of(look.sample.devices).items():
+            reports[uuid]["runtime_id"] = number
         for uuid, gone in holders.gone.items():
             if gone and uuid in reports:
                 reports[uuid]["gone"] = ",".join(gone[:MOST_GONE])
@@ -202,7 +207,7 @@ def _report(
         state, reason = "prohibited", FORBIDDEN
     if found.dirty and state == "ok":
         state, reason = "dirty", found.dirty
-    said = {f.name: _text(getattr(device, f.name)) for f in fields(device) if f.name not in SILENT}
+    said = {name: _text(getattr(device, name)) for name in TOLD}
     said |= {"state": state, "reason": reason}
     said["idle_unleased_mb"] = str(idle_unleased_mb(device, pool.idle_foreign_mb))
     said["processes"] = _rows_text(found)
