@@ -214,9 +214,9 @@ class PolicyValues:
         default=512, least=0, most=MOST_MB,
     )  # fmt: skip
     idle_foreign_mb: int = _number(
-        "Memory that others may use on a GPU that is lent whole, MiB",
+        "Memory that others may use on a GPU that is leased whole, MiB",
         "MiB that a desktop or other processes without a lease may use on a GPU that still counts "
-        "as unused, so that it is lent whole; with the next report of each host.",
+        "as unused, so that it is leased whole; with the next report of each host.",
         default=512, least=0, most=MOST_MB,
     )  # fmt: skip
     xid_actions: str = _word(

@@ -42,7 +42,7 @@ QUESTIONS = (
     "several GPUs at once, all or none",
     "a fence that grows with each grant",
     "in the order in which they came",
-    "no request passes those that wait",
+    "no request passes one of the same size that waits",
     "a live holder is told of its loss by itself",
     "still held after a server restart with its log",
     "no other gets it after a restart without",

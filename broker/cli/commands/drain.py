@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def drain(name: str, reason: str, output: str) -> None:
     """Stop new leases on a device, or on a host with all its devices; running ones go on.
 
-    Nothing ends, and no restart or report undoes it. The way back is gpu-broker undrain.
+    Nothing ends. No report and no restart of a broker, a host or an agent undoes it; a Redis that
+    loses its data may lose it. The way back is gpu-broker undrain.
 
     \b
     Examples:

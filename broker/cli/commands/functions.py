@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 def functions() -> None:
     """Load the verbs onto the server as functions, so that redis-cli alone can lease.
 
+    redis-cli does not read REDIS_URL: without options such as -h or -s it takes the server on
+    localhost.
+
     \b
     Examples:
       gpu-broker functions load

@@ -34,7 +34,7 @@ def policy() -> None:
       gpu-broker policy set max_memory_per_agent_mb=16GiB allow_fractional_shares=false
       gpu-broker policy set safe_mode=false
       gpu-broker policy set idle_action=notify idle_after_s=1800
-      gpu-broker policy set xid_actions=31=suspect,79=hold
+      gpu-broker policy set 'xid_actions=31=suspect,79=hold'
     """
 
 

@@ -35,6 +35,9 @@ def queue(agent: str | None, output: str) -> None:
     Of two waiters that could use the same GPU the upper one gets it first. PLACE counts the waiters
     ahead in the same queue (same host, model and size class).
 
+    revoke, in the last example, asks no question: print the names alone first. A waiter that has
+    got its lease meanwhile loses that.
+
     \b
     Examples:
       gpu-broker queue

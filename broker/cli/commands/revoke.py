@@ -32,8 +32,9 @@ def revoke(
 ) -> None:
     """End leases: holders learn it at their next renewal, and within a minute it takes effect.
 
-    It cannot be undone: a holder has to lease anew. The process is not ended, unless it runs under
-    gpu-broker run or the policy says so.
+    It acts at once, without a question, and cannot be undone: a holder has to lease anew. Look
+    first at what it would end: gpu-broker leases takes the same --agent and --host. The process is
+    not ended, unless it runs under gpu-broker run or the policy says so.
 
     The first eight letters of TOKEN are enough, if only one begins so.
 

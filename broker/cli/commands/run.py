@@ -78,7 +78,8 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 @click.option("--time", "max_hold_s", type=Duration(), default=0.0, help="Hold it no longer: 2h.")
 @click.option(
     "--ttl", "ttl_s", type=Duration(FOREVER_S), default=30.0,
-    help="The lease ends so long after a crash of this machine (default 30s).",
+    help="The lease ends so long after its last renewal: after a crash of this machine, or when "
+    "the store is away for longer (default 30s).",
 )  # fmt: skip
 @click.option(
     "--grace", "grace_s", type=Duration(), default=10.0,
@@ -139,8 +140,8 @@ def run(
     children outlive gpu-broker run. Messages go to stderr.
 
     The exit code is COMMAND's (128 + n if signal n ended it; Ctrl-C ends both by SIGINT), or: 75
-    not granted in time, 69 the store is away, 77 denied (SAFE_MODE, credentials), 1 refused, 126
-    and 127 as a shell's.
+    not granted in time, 69 the store is away or full, or with --wait 0 the pool is closed, 77
+    denied (SAFE_MODE, credentials), 1 refused for good, 126 and 127 as a shell's.
 
     \b
     Examples:

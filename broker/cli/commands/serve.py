@@ -45,7 +45,9 @@ STOP_S = 5
 
 @click.command()
 @click.option(
-    "--demo", is_flag=True, help="The embedded store, and simulated GPUs if there are none."
+    "--demo",
+    is_flag=True,
+    help="The embedded store, whatever REDIS_URL says, and simulated GPUs if there are none.",
 )
 @click.option("--host", help="Address to listen on (GPU_ORCHESTRATOR_HOST, default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
@@ -62,7 +64,7 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
     Examples:
       gpu-broker serve --demo
       REDIS_URL=redis://gpu-store:6379 gpu-broker serve
-      GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --port 8015
+      GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --demo --port 8015
     """
     said = {"bind": host, "port": port, "may_kill": may_kill or None}
     given = {name: value for name, value in said.items() if value is not None}
