@@ -58,6 +58,9 @@ TOUCH_NOTHING = frozenset({"none", "simulated", "scripted"})
 STOPPING: Final = {"state": "stopping", "reason": "its reporter is stopping"}
 """State of a healthy device while its host drains."""
 
+NAMED: Final = {"state": "error", "listed": "0"}
+"""Fields of a row without a name that goes: it was in error, and no other GPU is lost by it."""
+
 ESSENTIAL: Final = frozenset(
     {"index", "model", "total_mb", "system_mb", "used_mb", "state", "simulated", "listed"}
 )
@@ -309,9 +312,7 @@ class Reporter:
             gone |= {"listed": "0"}
         missing = [u for u, d in holders.devices.items() if u not in said and not self._others(d)]
         said |= dict.fromkeys(sorted(missing), gone)
-        said |= {
-            u: gone | {"listed": "0"} for u in missing if u.startswith(UNNAMED)
-        }  # it has a name
+        said |= {u: gone | NAMED for u in missing if u.startswith(UNNAMED)}  # it has a name
         if self._me:  # unknown without /proc
             said = {u: r | {"reporter": self._me} for u, r in said.items()}
         return [(uuid, tuple(fields.items())) for uuid, fields in said.items()]

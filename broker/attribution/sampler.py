@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from broker.attribution.processes import Program, Programs, Visibility
     from broker.devices import Source
 
-LATE_S: Final = 10.0
+LATE_S: Final = 30.0
 """Seconds after which a look that goes on is told as the host's trouble, if none took longer."""
 
 MOST_CODES: Final = 16

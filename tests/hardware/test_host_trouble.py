@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from tests.hardware.machines import Reported
 
+CALM = {"GPU_BROKER_REPORT_S": "1"}
+"""Reports that a busy machine makes in time, so that the host is not away when it is asked."""
+
 UNKNOWN = "The NVIDIA driver reports an unknown error"
 
 
@@ -39,7 +42,7 @@ def test_gpu_without_a_handle_has_a_row_and_its_host_is_in_trouble(
     reported: Callable[..., Reported],
 ) -> None:
     """Three GPUs are three rows; every interface says of the one what is wrong with it."""
-    machine = reported("one_handle_fails")
+    machine = reported("one_handle_fails", **CALM)
     rows = machine.until(lambda rows: len(rows) == 3)
     assert [(row["index"], row["state"], row["uuid"]) for row in rows] == [
         (0, "ok", "GPU-00000000-0000-0000-0000-000000000000"),
@@ -73,6 +76,8 @@ def test_gpu_that_is_identified_at_last_leaves_no_row_behind(
     machine.later()
     rows = machine.until(lambda rows: all(row["state"] == "ok" for row in rows))
     assert [row["uuid"][:4] for row in rows] == ["GPU-"] * 3
+    events = called("events", **machine.settings).stdout.splitlines()
+    assert sum("UNKNOWN-h1-1" in event for event in events) == 2, "it came, and is forgotten"
     assert host_of(machine)["trouble"] is None
     assert "host_trouble" not in machine.broker.http.get("/gpu/info").json()
     leases = [machine.broker.granted(min_memory_mb=70_000, ttl_s=60) for _ in range(3)]
@@ -89,7 +94,7 @@ def test_another_packages_pynvml_hides_nothing(
     """One that stands before nvidia-ml-py's on the path is said, and passed over."""
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "pynvml.py").write_text(ANOTHER)
-    machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "before"))
+    machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "before"), **CALM)
     rows = machine.until(lambda rows: len(rows) == 2)
     assert [row["state"] for row in rows] == ["ok", "ok"]
     warning = host_of(machine)["warning"]
@@ -112,7 +117,7 @@ def test_another_packages_pynvml_in_place_of_ours_is_said(
     (tmp_path / "over" / "nvidia_ml_py-13.dist-info").mkdir()
     metadata = tmp_path / "over" / "nvidia_ml_py-13.dist-info" / "METADATA"
     metadata.write_text("Name: nvidia-ml-py\nVersion: 13\n")
-    machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "over"), PATH=str(BIN))
+    machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "over"), PATH=str(BIN), **CALM)
     trouble = eventually(lambda: host_of(machine)["trouble"], 10)
     assert trouble.startswith(f"another package's pynvml ({tmp_path}/over/pynvml.py) is in the ")
     assert "pip install --force-reinstall nvidia-ml-py" in trouble
@@ -127,7 +132,7 @@ def test_nvidia_smi_is_asked_where_nvml_has_no_library(reported: Callable[..., R
     """With `auto`, which says so; a lease gets the GPU, and /ready stays what it is."""
     if ctypes.util.find_library("nvidia-ml"):
         pytest.skip("this machine has NVML's library")
-    machine = reported("nvml_out_of_the_way", ENABLE_NVML="true")
+    machine = reported("nvml_out_of_the_way", ENABLE_NVML="true", **CALM)
     [gpu] = machine.until(len)
     assert (gpu["name"], gpu["state"]) == ("NVIDIA GeForce RTX 4090", "ok")
     warning = eventually(lambda: host_of(machine)["warning"], 5)

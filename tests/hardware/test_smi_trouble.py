@@ -80,7 +80,7 @@ def test_program_that_refuses_every_gpu_leaves_none_free(
 
 def test_warning_beside_complete_rows_is_a_warning(reported: Callable[..., Reported]) -> None:
     """A corrupt infoROM ends the program with status 14; rows and processes count as told."""
-    machine = reported("v100_corrupt_inforom")
+    machine = reported("v100_corrupt_inforom", GPU_BROKER_REPORT_S="1")
     rows = machine.until(len)
     assert states(rows) == ["ok", "ok"]
     assert [row["memory_used_mb"] for row in rows] == [3.0, 2058.0]
