@@ -229,6 +229,8 @@ def _report(
 
 def line(text: str) -> str:
     """Return a text in the verb's form of a line: no control characters, at most 256 bytes."""
+    if len(text) <= LINE and text.isascii() and text.isprintable():  # nearly always
+        return text
     plain = "".join(letter if letter.isprintable() else "?" for letter in text)
     return plain.encode(errors="replace")[:LINE].decode(errors="ignore")
 
