@@ -48,18 +48,27 @@ def condemned(
     """Yield the processes with findings that have stood for longer than the policy allows.
 
     A process of a living lease, by any path, is spared. So is an orphan without proof that it
-    held the ended lease: any client may have registered its pid.
+    held the ended lease: any client may have registered its pid. So is a squatter that draws, too:
+    it may be a desktop's, as a browser that decodes video, however much it uses.
     """
     for each in standing:
         kind, subject = each.finding.kind, each.finding.subject
         if kind not in OF_PROCESS or not _unbearable(each, seen.sampled_ms, pool):
             continue
         whose = seen.belongings.get(int(subject), NOBODYS)
+        if kind == "squatter" and _draws(each, seen):
+            continue
         if whose.living or (kind == "orphan" and not whose.owners <= whose.proven):
             continue
         if (program := seen.programs.get(int(subject))) is not None:
             token = min(whose.owners, default="")
             yield KillTarget(each.uuid, program, token, f"{kind}: {KINDS[kind].because}")
+
+
+def _draws(each: OpenFinding, seen: AttributedSample) -> bool:
+    pid, device = int(each.finding.subject), seen.devices.get(each.uuid)
+    processes = device.processes if device is not None else None
+    return any(process.draws and process.pid == pid for process in processes or ())
 
 
 def over_using(seen: AttributedSample, pool: PoolStatus) -> Iterator[KillTarget]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.api.brokers import eventually
+from tests.hardware.machines import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +74,42 @@ def test_program_that_draws_and_computes_is_found(
         assert row["findings"] == [{"kind": "squatter", "subject": str(both.pid)}]
         assert [p["graphics_only"] for p in row["processes"]] == [False]
         assert "squatter" in machine.command("status").stdout
+
+
+def test_browser_that_decodes_video_is_found_and_not_ended(
+    reported: Callable[..., Reported], tmp_path: Path
+) -> None:
+    """It draws and computes in 900 MiB: the same policy ends a program that only computes."""
+    with ExitStack() as stack:
+        browser, miner = (started(stack, tmp_path, name) for name in ("firefox", "miner"))
+        machine = reported("desktop_graphics", GPU_BROKER_MAY_KILL="true")
+        agent = machine.sdk()
+        machine.until(lambda rows: rows[0]["sampled_at"])
+        agent.set_policy(squatter_action="enforce", enforce_after_s=0)
+        both = (f"graphics=0/{browser.pid}/900", f"process=0/{browser.pid}/900")
+        machine.words(*IDLE, *both, f"process=0/{miner.pid}/150")
+        assert eventually(lambda: miner.poll() == -15, 10)
+        row = machine.until(lambda rows: rows[0]["findings"])[0]
+        assert {"kind": "squatter", "subject": str(browser.pid)} in row["findings"]
+        assert browser.poll() is None
+
+
+def test_browser_beside_a_display_is_no_squatter_through_nvidia_smi(
+    reported: Callable[..., Reported], tmp_path: Path
+) -> None:
+    """It computes, and does not say that it draws; on a GPU without a display it is one."""
+    with ExitStack() as stack:
+        browser = started(stack, tmp_path, "firefox")
+        machine = reported("desktop_4090")
+        [gpu] = json.loads((HERE / "desktop_4090" / "smi.json").read_text())["gpus"]
+        apps = [{"gpu_uuid": gpu["uuid"], "pid": browser.pid, "used_gpu_memory": 300}]
+        shown = gpu | {"memory.used": 700, "display_active": "Enabled"}
+        machine.smi(gpus=[shown], apps=apps)
+        (row,) = machine.until(lambda rows: rows[0]["processes"])
+        machine.until(lambda rows: rows[0]["sampled_at"] > row["sampled_at"] + 0.7)
+        assert machine.gpus()[0]["findings"] == []
+        machine.smi(gpus=[shown | {"display_active": "Disabled"}])
+        machine.until(lambda rows: rows[0]["findings"])
 
 
 def test_gpu_of_a_desktop_is_lent_whole_by_policy(reported: Callable[..., Reported]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from tests.api.brokers import eventually
+from tests.hardware.machines import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,41 @@ def test_two_parts_are_never_granted_together_and_explain_says_so(
         assert not told.startswith("it fits now"), told
         assert "a program can use one such part" in told, told
     machine.broker.release(machine.broker.granted(min_memory_mb=15 * 1024, model=named)["token"])
+
+
+def test_compute_instances_that_share_one_memory_are_leased_once(
+    reported: Callable[..., Reported],
+) -> None:
+    """Each is told all of their GPU instance's memory: the largest is leased in place of both."""
+    machine = reported("h100_mig")
+    machine.until(lambda rows: len(rows) == 5)
+    machine.words("count=1", "mig=0/40448+40448", "instances=0/2")
+    first, second, *_ = parts(machine.until(lambda rows: parts(rows)[1]["state"] == "mig"))
+    assert (first["state"], second["memory_free_mb"]) == ("ok", 0)
+    assert f"shares its memory with {first['uuid']}" in second["reason"]
+    machine.words("count=1", "mig=0/20096+20096")
+    machine.until(lambda rows: [p["state"] for p in parts(rows)[:2]] == ["ok", "ok"])
+
+
+def test_compute_instances_are_told_apart_from_parts_with_memory_of_their_own(
+    reported: Callable[..., Reported],
+) -> None:
+    """1c.3g.20gb and 2c.3g.20gb are one half of the GPU, 3g.20gb beside them the other one."""
+    machine = reported("a100_mig_smi")
+    [gpu] = json.loads((HERE / "a100_mig_smi" / "smi.json").read_text())["gpus"]
+    profiles = ("1c.3g.20gb", "2c.3g.20gb", "3g.20gb")
+    for since, instances in (("a", (1, 1, 2)), ("b", ())):  # by its log, and by their names
+        uuids = [f"MIG-{since}{n}" for n in range(3)]
+        mig = [
+            {"profile": profile, "uuid": uuid, "total": 19968, "used": 13}
+            for profile, uuid in zip(profiles, uuids, strict=True)
+        ]
+        for part, instance in zip(mig, instances, strict=False):
+            part["instance"] = instance
+        machine.smi(gpus=[gpu | {"mig": mig}], apps=[])
+        rows = machine.until(lambda rows, now=uuids[2]: now in {row["uuid"] for row in rows})
+        states = {row["uuid"]: row["state"] for row in rows}
+        assert [states[uuid] for uuid in uuids] == ["mig", "ok", "ok"]
 
 
 def test_divided_gpu_counts_once_in_totals(reported: Callable[..., Reported]) -> None:

@@ -28,7 +28,7 @@ FIELDS: Final = (
 
 OPTIONAL: Final = (
     "count", "pci.bus_id", "persistence_mode", "compute_mode", "mig.mode.current",
-    "gpu_recovery_action",
+    "gpu_recovery_action", "display_active",
 )  # fmt: skip
 """Fields that one version or another lacks: an unknown one fails the query, and is left out."""
 

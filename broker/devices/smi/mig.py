@@ -10,11 +10,12 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from xml.parsers import expat
 
 from agent_sdk.keys import PART, model_of
 from agent_sdk.state.telemetry import MAX_MB
+from broker.devices.nvml.mig import apart
 from broker.devices.sample import (
     DeviceSample,
     name_of,
@@ -26,7 +27,7 @@ from broker.devices.sample import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from broker.devices.smi.processes import Apps
 
@@ -67,14 +68,29 @@ def parts_of(printed: str) -> dict[str, list[MigPart]]:
     return found
 
 
-def memory_of(printed: str) -> dict[tuple[str, int], tuple[int, int | None]]:
-    """Return (MiB in all, MiB used) by GPU and place, from the log in XML; used None: not told."""
+class PartTold(NamedTuple):
+    """MIG device as the log in XML tells it; None: not told.
+
+    Attributes:
+        total_mb: MiB in all.
+        used_mb: MiB used.
+        instance: the GPU instance that it is in, or a part of.
+    """
+
+    total_mb: int
+    used_mb: int | None
+    instance: float | None
+
+
+def memory_of(printed: str) -> dict[tuple[str, int], PartTold]:
+    """Return what the log in XML tells of each MIG device, by GPU and place."""
     path: list[str] = []
     said: dict[str, str] = {}
-    found: dict[tuple[str, int], tuple[int, int | None]] = {}
+    found: dict[tuple[str, int], PartTold] = {}
     keys = {
         "gpu/uuid": "uuid",
         "mig_device/index": "index",
+        "mig_device/gpu_instance_id": "instance",
         "fb_memory_usage/total": "total",
         "fb_memory_usage/used": "used",
     }
@@ -82,7 +98,7 @@ def memory_of(printed: str) -> dict[tuple[str, int], tuple[int, int | None]]:
     def opens(name: str, _: object) -> None:
         path.append(name)
         if name == "mig_device":
-            said.update(index="", total="", used="")
+            said.update(index="", instance="", total="", used="")
 
     def tells(data: str) -> None:
         if key := keys.get("/".join(path[-2:])):
@@ -98,7 +114,11 @@ def memory_of(printed: str) -> dict[tuple[str, int], tuple[int, int | None]]:
         if place is not None and total:
             used = _mib(said["used"])
             at = (uuid_of(said.get("uuid")), int(place))
-            found[at] = math.floor(total), None if used is None else math.ceil(used)
+            found[at] = PartTold(
+                math.floor(total),
+                None if used is None else math.ceil(used),
+                number(said["instance"].strip(), 0, 999),
+            )
 
     parser = expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = opens, ends
@@ -121,22 +141,27 @@ def least_mb(profile: str) -> int | None:
 def rows_of(
     parent: DeviceSample,
     parts: list[MigPart],
-    memory: Mapping[tuple[str, int], tuple[int, int | None]],
+    memory: Mapping[tuple[str, int], PartTold],
     apps: Apps,
-) -> Iterator[DeviceSample]:
-    """Yield a row for each MIG device of a GPU; see `nvml.mig.parts` for its index.
+) -> list[DeviceSample]:
+    """Return a row for each MIG device of a GPU; see `nvml.mig.parts` for its index.
 
     A process that is named on the GPU itself may be on any of its parts: then no part's processes
     are known.
     """
+    instances: dict[str, float] = {}
+    rows = []
     on_parent, unseen = apps.on(parent.uuid)
     if on_parent:
         unseen = ON_PARENT
     for part in parts:
         processes, why = (None, unseen) if unseen else apps.on(part.uuid)
-        total_mb, used_mb = memory.get((parent.uuid, part.place), (least_mb(part.profile), None))
+        said = memory.get((parent.uuid, part.place))
+        total_mb, used_mb, of = said or (least_mb(part.profile), None, None)
+        if of is not None:
+            instances[part.uuid] = of
         name = name_of(f"{parent.name}{PART}{part.profile}")
-        yield DeviceSample(
+        row = DeviceSample(
             uuid=part.uuid,
             index=100 * (parent.index + 1) + part.place,
             name=name,
@@ -151,3 +176,5 @@ def rows_of(
             processes=processes,
             unseen=why,
         )
+        rows.append(row)
+    return apart(rows, instances)

@@ -174,7 +174,7 @@ class SmiSource:
         memory = memory_of(self._printed(gpus, "-q", "-x")[1]) if listed else {}
         for index, gpu in whole.items():
             parts = listed.get(gpu.uuid)
-            rows = tuple(rows_of(gpu, parts or [], memory, apps))
+            rows = (*rows_of(gpu, parts or [], memory, apps),)
             named = {row.uuid for row in rows}
             if parts is None or status != 0:
                 still = self._known.parts_of(gpu.uuid, Fault("error", UNTOLD))
@@ -213,6 +213,8 @@ def _device(index: int, record: dict[str, str], apps: Apps) -> tuple[DeviceSampl
     total_mb = None if total is None else math.floor(total)
     name = name_of(told(record, "name"))
     processes, unseen = apps.on(uuid)
+    if processes and told(record, "display_active") == "Enabled":  # those who draw it does not name
+        processes = tuple(replace(process, draws=True) for process in processes)
     device = DeviceSample(
         uuid=uuid,
         index=index,

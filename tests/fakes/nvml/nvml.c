@@ -23,6 +23,7 @@
  *   process=I.P/...  the same, on part P of GPU I
  *   busy=I/PID/PCT/US  PID computed PCT % of the time until the moment US
  *   mig=I/MIB+MIB    GPU I is divided: a part for each MIB, 0 for a gap between them
+ *   instances=I/N    all parts of GPU I are compute instances of its GPU instance N
  *   xid=I/CODE       GPU I reports the error CODE; each such word is delivered once, in order
  *   ecc=I/N  rows=I/PENDING/FAILED  action=I/N  memory errors, rows to remap, what to do
  *   name=I/TEXT      GPU I's name; partname=I/TEXT: the name of each of its parts
@@ -421,6 +422,13 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **par
     GPU_CALL(handle);
     if (!part_mib(gpu, (int)index)) return NOT_FOUND;
     *part = (void *)((intptr_t)handle + 1000 * (intptr_t)(index + 1));
+    return OK;
+}
+
+int nvmlDeviceGetGpuInstanceId(void *handle, unsigned *id) {
+    GPU_CALL(handle);
+    if (part_of(handle) < 0) return INVALID_ARGUMENT;
+    *id = told("instances", gpu) ? number("instances", gpu) : (unsigned)part_of(handle) + 1;
     return OK;
 }
 
