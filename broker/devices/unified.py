@@ -28,7 +28,8 @@ INTEGRATED: Final = re.compile(r"\b(GB10|Orin|Thor|Xavier|Tegra|nvgpu)\b", re.IG
 """Names of GPUs that have no memory of their own."""
 
 OWN_MEMORY: Final = re.compile(
-    r"\b(GeForce|RTX|GTX|Quadro|Tesla|TITAN|GRID|[ABHKLMPTV]\d{1,4}[A-Z]*|GH200|GB200|GB300)\b",
+    r"\b(GeForce|RTX|GTX|Quadro|Tesla|TITAN|GRID|NVS|CMP|DRIVE|Graphics Device|PG\d+|MX\d+|"
+    r"[ABHKLMPTV]\d{1,4}[A-Z]*|GH200|GB200|GB300)\b",
     re.IGNORECASE,
 )
 """Names of GPUs with memory of their own: one whose driver does not tell it is in trouble."""

@@ -105,6 +105,21 @@ def test_id_stays_while_a_card_sleeps_or_falls_silent(tmp_path: Path) -> None:
     assert source.sample().devices[0].uuid == "amd:b0a4d00000000001"
 
 
+def test_card_that_has_vanished_is_lost_and_keeps_its_name(tmp_path: Path) -> None:
+    """Its files are gone, while the compute driver and /dev/dri still have it."""
+    unpack("rx7900xtx_desktop", tmp_path)
+    source = AmdSource("h1", tmp_path / "root")
+    before = source.sample().devices
+    (card,) = (tmp_path / "root").glob("sys/devices/*/*/0000:03:00.0")
+    shutil.rmtree(card)
+    (tmp_path / "root/sys/bus/pci/devices/0000:03:00.0").unlink()
+    after = source.sample().devices
+    assert [row.state for row in after] == ["lost", "ok"]
+    assert [(row.uuid, row.name, row.index) for row in after] == [
+        (row.uuid, row.name, row.index) for row in before
+    ]
+
+
 def test_one_partition_that_a_container_sees_is_a_partition(tmp_path: Path) -> None:
     """Its memory is the partition's, not the card's; and its id selects it, being alone."""
     unpack("mi300x_partitions", tmp_path)

@@ -27,6 +27,19 @@ def printed(*lines, status=0):
     return f"cat <<'END'\n{quoted}\nEND\nexit {status}"
 
 
+def test_smi_commas_in_numbers_are_no_other_columns(smi):
+    """Such a row is longer, as one with a comma in its name: what is used would be all there is."""
+    sample = smi(
+        printed(
+            HEADER,
+            "0, GPU-a, NVIDIA L4, 580.95, 23034, 16000, 0, 40, 16,25",
+            "1, GPU-b, NVIDIA L4, 580.95, 23034, 1, 0, 40, 16",
+        )
+    ).sample()
+    assert [(row.uuid, row.total_mb) for row in sample.devices] == [("GPU-b", 23034)]
+    assert "GPU-a" in sample.error
+
+
 def test_smi_healthy_is_read_by_column_name(smi):
     """Columns may come in any order, and a comma in a name stays in the name."""
     sample = smi(
@@ -83,6 +96,8 @@ def test_smi_gpu_without_memory_of_its_own_has_the_machines(smi, word):
         ("NVIDIA GB10", True), ("Orin (nvgpu)", True), ("NVIDIA Thor", True), ("NVIDIA N1X", True),
         ("NVIDIA GeForce RTX 3090", False), ("NVIDIA A100-SXM4-80GB", False), ("Tesla T4", False),
         ("NVIDIA L40S", False), ("NVIDIA H200", False), ("NVIDIA RTX PRO 6000", False),
+        ("NVIDIA CMP 170HX", False), ("NVIDIA PG506-232", False), ("NVIDIA NVS 510", False),
+        ("NVIDIA DRIVE-PG199-PROD", False), ("NVIDIA DRIVE Thor", True), ("NVIDIA MX450", False),
     ],
 )  # fmt: skip
 def test_smi_sick_gpu_that_tells_no_memory_does_not_get_the_machines(smi, name, unified):

@@ -66,7 +66,7 @@ def read_books(folder: Path) -> Books:
         gtt_used=whole(folder / "mem_info_gtt_used"),
         unique_id=unique if re.fullmatch(r"[0-9a-f]{1,16}", unique) and int(unique, 16) else "",
         asleep=asleep,
-        gone=lost or told(folder / "vendor") == "0xffff",
+        gone=lost or told(folder / "vendor") == "0xffff" or not folder.is_dir(),
         integrated=_integrated(folder),
     )
 

@@ -117,8 +117,10 @@ def _processes(
         for pid, (vram, gtt) in holds.by_card.get(gpu.pdev, {}).items():
             size = vram + gtt if books.integrated else vram
             sizes[pid] = max(sizes.get(pid, 0), size)
-        beyond_mb = (used_mb or 0) - (sum(sizes.values()) >> 20)
-        if used_mb is None or (not books.integrated and beyond_mb > UNEXPLAINED_MB):
+        if used_mb is None:
+            return None, "the driver does not tell how much of its memory is used"
+        beyond_mb = used_mb - (sum(sizes.values()) >> 20)
+        if not books.integrated and beyond_mb > UNEXPLAINED_MB:
             return None, f"no process that can be seen here explains {beyond_mb} MiB in use"
     return tuple(
         GpuProcess(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
+from typing import Final
 
 from broker.devices.sample import text
+
+_VERSION: Final = re.compile(r"\d{3,4}\.\d+|0\.0")
 
 
 def lines(printed: str) -> list[str]:
@@ -19,7 +23,8 @@ def records_of(
 
     The header is the first line that has all columns of `header_has`; None: no line has them.
 
-    nvidia-smi does not quote: a comma in a name makes the row longer than the header.
+    nvidia-smi does not quote: a comma in a name makes the row longer than the header. A row
+    that is longer for another reason, such as commas in numbers, is none: its cells are shifted.
     """
     header: list[str] = []
     records: list[dict[str, str]] = []
@@ -35,6 +40,10 @@ def records_of(
             if "name" in header and len(cells) > len(header):
                 at, end = header.index("name"), header.index("name") + len(cells) - len(header) + 1
                 cells[at:end] = [", ".join(cells[at:end])]
+                said = dict(zip(header, cells, strict=False))
+                if not _VERSION.match(said.get("driver_version", "0.0")):
+                    remarks += lines(", ".join(cells))
+                    continue
             records.append(dict(zip(header, cells, strict=False)))
     return records if header else None, remarks
 

@@ -52,7 +52,8 @@ def fault_of(record: Mapping[str, str]) -> Fault | None:
         if any(each in cell for each in words for cell in said.values()):
             return Fault(state, f"nvidia-smi says that {means}")
     for column in VITAL:
-        if said.get(column, "") in FAILED:
+        cell = said.get(column, "")
+        if cell in FAILED or "error" in cell:
             return Fault("error", f"nvidia-smi cannot read {column} of this GPU: {record[column]}")
     return None
 
