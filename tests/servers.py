@@ -63,11 +63,12 @@ class Server:
             command, cwd=self.folder, env=os.environ | self.env, stdout=subprocess.DEVNULL
         )
         until = time.monotonic() + 10
-        while time.monotonic() < until:
+        while time.monotonic() < until and self.process.poll() is None:
             with suppress(redis.exceptions.RedisError), self.connect() as client:
                 client.ping()
                 return
             time.sleep(0.02)
+        self.stop()
         raise AssertionError((self.folder / "log").read_text()[-2000:])
 
     def kill(self) -> None:

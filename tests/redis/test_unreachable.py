@@ -218,7 +218,7 @@ def test_option_that_is_not_allowed_ends_every_command_in_words(command: str) ->
 
 def test_database_of_a_cluster_that_has_several() -> None:
     """Valkey 9 has databases in a Cluster; a Redis says that it has one alone, in words."""
-    options = ("--cluster-enabled", "yes")
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with running("valkey", *options, "--cluster-databases", "4") as valkey:
         subprocess.run(
             ["redis-cli", "-p", str(valkey.port), "cluster", "addslotsrange", "0", "16383"],
