@@ -146,6 +146,7 @@ def test_smi_gpu_with_memory_of_its_own_keeps_it(smi):
         ("GPU requires reset, 1, 0, 40, 9", "lost", "must be reset"),
         ("24576, 1, [GPU is lost], 40, 9", "lost", "is lost"),
         ("24576, [Unknown Error], 0, 40, 9", "error", "cannot read memory.used"),
+        ("24576, [Internal Error 12], 0, 40, 9", "error", "cannot read memory.used"),
         ("ERR!, 1, 0, 40, 9", "error", "cannot read memory.total"),
         ("24576, 1, ERR!, 40, 9", "error", "cannot read utilization.gpu"),
         ("24576, 1, 0, [Unknown Error], 9", "error", "cannot read temperature.gpu"),
