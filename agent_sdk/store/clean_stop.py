@@ -26,11 +26,16 @@ ANOTHER = "another"
 
 
 def forget_server(client: Redis) -> None:
-    """Remove this server's name, and its functions, from each of its pools."""
+    """Remove this server's name, and its functions, from each of its pools.
+
+    And when it was looked at last: the next server may be there within a tenth of a second, when
+    the scripts do not look again yet.
+    """
     with suppress(ResponseError):  # it takes no writes: it then ends like that
         for pool in client.scan_iter(POOLS, count=1000):
             lives = [name for name, _ in client.hscan_iter(pool, match="served*")]
             client.hdel(pool, "run_id", *lives)
+            client.hset(pool, "looked_ms", 0)
 
 
 def distrust(client: Redis) -> None:
@@ -38,6 +43,7 @@ def distrust(client: Redis) -> None:
     with suppress(ResponseError):  # it takes no writes: it grants nothing either
         for pool in client.scan_iter(POOLS, count=1000):
             client.hsetnx(pool, "run_id", ANOTHER)
+            client.hset(pool, "looked_ms", 0)
 
 
 def write_note(folder: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from agent_sdk import BrokerUnavailable, LeaseClient, Store
 from agent_sdk.errors import LeaseError
 from agent_sdk.scripts.library import load
+from agent_sdk.store import clean_stop
 from agent_sdk.store.embedded import EmbeddedStore
 from tests.api.brokers import eventually
 from tests.audit import audit
@@ -23,7 +24,9 @@ from tests.reports import register
 from tests.servers import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
 
     from tests.servers import Server
 
@@ -154,6 +157,17 @@ def test_backup_of_a_clean_stop_grants_nothing_before_holders_renew(
         assert not lease.lost
     client.close()
     stopped(store, late)
+
+
+@pytest.mark.parametrize("how", [clean_stop.forget_server, clean_stop.distrust])
+def test_server_after_a_stop_is_looked_at_by_the_first_call(
+    client: LeaseClient, how: Callable[[Redis], None]
+) -> None:
+    """It may be there within the tenth of a second in which scripts do not look again."""
+    client.acquire("agent", memory_mb=10)
+    assert client.redis.hget(client.keys.pool, "looked_ms") != "0"
+    how(client.redis)
+    assert client.redis.hget(client.keys.pool, "looked_ms") == "0"
 
 
 @pytest.mark.parametrize("functions", [False, True], ids=["scripts", "functions"])

@@ -51,12 +51,12 @@ def test_assemble_joins_the_library_in_order_and_the_verb(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_assemble_names_the_script_by_its_sha(server: Server, verb: str) -> None:
+def test_assemble_names_the_script_by_its_sha(own: Server, verb: str) -> None:
     """The SHA is Redis's own: EVALSHA finds what SCRIPT LOAD loaded."""
     script = assemble(verb)
     assert script.verb == verb
     assert script.sha == sha1(script.source.encode(), usedforsecurity=False).hexdigest()
-    with server.connect() as client:
+    with own.connect() as client:
         assert client.script_load(script.source) == script.sha
 
 
@@ -118,22 +118,20 @@ def test_library_file_holds_no_global_and_asks_no_time_of_its_own(name: str) -> 
 
 
 @pytest.fixture
-def fresh(server: Server) -> Iterator[redis.Redis]:
+def fresh(own: Server) -> Iterator[redis.Redis]:
     """The server with no script and no function loaded; its keys are others' and stay."""
-    with server.connect() as client:
+    with own.connect() as client:
         client.script_flush()
         client.function_flush()
         yield client
 
 
-def test_client_on_a_server_that_knows_no_script_loads_it(
-    server: Server, fresh: redis.Redis
-) -> None:
+def test_client_on_a_server_that_knows_no_script_loads_it(own: Server, fresh: redis.Redis) -> None:
     """NOSCRIPT is answered by loading the one script, once, unseen by the caller."""
     pool = Pool(fresh)
     pool.report((device("gpu-a", 1000),))
     fresh.script_flush()
-    store = Store(server.socket_url)
+    store = Store(own.socket_url)
     with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
         lease = client.acquire("agent", memory_mb=900)
         shas = [scripts()[verb].sha for verb in ("acquire", "release")]
@@ -146,13 +144,13 @@ def test_client_on_a_server_that_knows_no_script_loads_it(
 
 
 async def test_async_client_on_a_server_that_knows_no_script_loads_it(
-    server: Server, fresh: redis.Redis
+    own: Server, fresh: redis.Redis
 ) -> None:
     """The same for asyncio."""
     pool = Pool(fresh)
     pool.report((device("gpu-a", 1000),))
     fresh.script_flush()
-    store = Store(server.socket_url)
+    store = Store(own.socket_url)
     async with AsyncLeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
         lease = await client.acquire("agent", memory_mb=900)
         fresh.script_flush()
@@ -162,9 +160,9 @@ async def test_async_client_on_a_server_that_knows_no_script_loads_it(
 
 
 @pytest.fixture
-def full(server: Server) -> Iterator[Pool]:
+def full(own: Server) -> Iterator[Pool]:
     """A pool with a lease on a server that is at maxmemory."""
-    with server.connect() as client:
+    with own.connect() as client:
         pool = Pool(client)
         pool.report((device("gpu-a", 1000),))
         granted(pool.acquire(token("a")))
@@ -174,13 +172,13 @@ def full(server: Server) -> Iterator[Pool]:
         audit(client, pool.keys)
 
 
-def test_acquire_on_a_full_store_is_refused_whole(server: Server, full: Pool) -> None:
+def test_acquire_on_a_full_store_is_refused_whole(own: Server, full: Pool) -> None:
     """S9: the script does not start, and nothing has changed; callers are told store_full."""
     before = full.stored()
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         full.acquire(memory_mb=1)
     assert full.stored() == before
-    store = Store(server.socket_url)
+    store = Store(own.socket_url)
     with (
         LeaseClient(store, pool=full.keys.pool_name, hostname="h1") as client,
         pytest.raises(BrokerUnavailable) as caught,
@@ -202,7 +200,7 @@ def test_report_on_a_full_store_goes_on(full: Pool) -> None:
 
 
 def test_waiters_on_a_full_store_keep_their_places_and_take_what_is_theirs(
-    server: Server, full: Pool
+    own: Server, full: Pool
 ) -> None:
     """By the verb poll, in their order; of a token that is not known it begins nothing."""
     names, asks = (token("w"), token("v")), {"memory_mb": 900, "wait_ms": 60_000}
