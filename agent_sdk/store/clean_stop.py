@@ -34,8 +34,7 @@ def forget_server(client: Redis) -> None:
     with suppress(ResponseError):  # it takes no writes: it then ends like that
         for pool in client.scan_iter(POOLS, count=1000):
             lives = [name for name, _ in client.hscan_iter(pool, match="served*")]
-            client.hdel(pool, "run_id", *lives)
-            client.hset(pool, "looked_ms", 0)
+            client.hdel(pool, "run_id", "looked_ms", *lives)
 
 
 def distrust(client: Redis) -> None:
@@ -43,7 +42,7 @@ def distrust(client: Redis) -> None:
     with suppress(ResponseError):  # it takes no writes: it grants nothing either
         for pool in client.scan_iter(POOLS, count=1000):
             client.hsetnx(pool, "run_id", ANOTHER)
-            client.hset(pool, "looked_ms", 0)
+            client.hdel(pool, "looked_ms")
 
 
 def write_note(folder: Path) -> None:

@@ -136,6 +136,7 @@ class _Supervision:
         elif number != signal.SIGCHLD:
             self._child.signal(number)
         if number in ENDING:
+            self._child.look()  # it may have been stopped since the last look
             if self._child.stopped and self.kill_at is None:
                 self.kill_at = local_now() + self._grace_s
             self._child.signal(signal.SIGCONT)

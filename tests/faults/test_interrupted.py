@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
 import gc
 import os
 import random
@@ -45,6 +46,9 @@ OURS = str(Path(agent_sdk.__file__).parent)
 3.11 does not bear an error that a trace function raises where a `with` of theirs ends."""
 
 
+RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
+
+
 class Interrupted(KeyboardInterrupt):
     """Error by which the tests interrupt."""
 
@@ -55,6 +59,9 @@ class TimeLimit(Exception):
 
 class Interrupt:
     """Raises at the nth bytecode of the SDK's frames, and perhaps again, so many later.
+
+    Not where a function returns: CPython handles no signal there, and what is being returned is
+    nobody's, the caller's not yet and the function's no more. Then at the next bytecode.
 
     Attributes:
         steps: how many bytecodes were run.
@@ -78,7 +85,8 @@ class Interrupt:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
             self.steps += 1
-            if self.steps == self._at:
+            returns = frame.f_code.co_code[frame.f_lasti] in RETURNS
+            if 0 < self._at <= self.steps and not returns:
                 self._at = self._again and self.steps + self._again
                 if self._at:
                     sys.settrace(self._trace)  # raising ends it otherwise

@@ -81,8 +81,9 @@ def test_stopped_command_goes_on_to_hear_that_it_ends(
     assert pool.client.leases() == ()
 
 
-def test_stopped_command_that_is_deaf_ends_after_its_grace(pool: TestBroker) -> None:
-    """It is not waited for for ever."""
+@pytest.mark.parametrize("_", range(3))
+def test_stopped_command_that_is_deaf_ends_after_its_grace(pool: TestBroker, _: int) -> None:
+    """It is not waited for for ever, also where its stop and the SIGTERM come together."""
     loop = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
     with run(pool, "--grace", "0.3s", "--", "sh", "-c", loop) as process:
         command = int(line(process))
