@@ -211,6 +211,7 @@ class Pair:
         rows = {token: Row.read(row, capped) for token, row, capped in found[1]}
         before = {e.queue_id: e.token for e in model.heads()} if model.entries else {}
         load = {uuid: x.leased_mb for uuid, x in model.loads().items()}
+        had_more = {e.ask.agent for e in model.entries.values() if model.has_more(e)}
         size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
         had = model.entries[named].fence if named in model.entries else 0
         fresh = reply[0] == "GRANTED" and reply[1] != had
@@ -233,7 +234,7 @@ class Pair:
         if reply[0] == expected[0] == "WAITING":  # some may have been capped since
             same = same or expected[1] <= reply[1] <= expected[1] + model.capped_now
         demand(same, f"{verb} {args} said {reply}, not {expected}")
-        self._capped(rows)
+        self._capped(rows, had_more)
         if verb != "set_policy":
             for e in model.heads():
                 if before.get(e.queue_id) != e.token:
@@ -297,15 +298,19 @@ class Pair:
         looked = said == "" or said >= model.now or raw[4] == 1
         demand(looked or model.now < model.window_until_ms, f"L2: {said} is past, and none looked")
 
-    def _capped(self, rows: dict[str, Row]) -> None:
-        """Take over which waiters are capped: the scripts decide, within what it is for."""
+    def _capped(self, rows: dict[str, Row], had_more: set[str]) -> None:
+        """Take over which waiters are capped: the scripts decide, within what it is for.
+
+        One call may cap more waiters than come back at once when it ends what their agent had.
+        """
         model = self.model
         for e in model.entries.values():
             row = rows.get(e.token)
             if e.state == "waiting" and row and row.capped != e.capped:
                 demand(row.capped, f"{e.token} is capped no more, and its agent's sum did not fall")
                 full = model.held_back(e, model.room_of(e)) or e.token in model.held_back_once
-                demand(full and model.has_more(e), f"L1: {e.token} is capped under its cap")
+                more = model.has_more(e) or e.ask.agent in had_more
+                demand(full and more, f"L1: {e.token} is capped under its cap")
                 model.set_capped(e)
 
     def _due_offers(self, worklist: set[str]) -> None:
