@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk.state.finding_kinds import KINDS, OF_LEASE, OF_PROCESS
 from broker.attribution.enforcement import KillTarget
 from broker.attribution.findings import actions
-from broker.attribution.ownership import NOBODYS
+from broker.attribution.ownership import UNOWNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,7 +55,7 @@ def condemned(
         kind, subject = each.finding.kind, each.finding.subject
         if kind not in OF_PROCESS or not _unbearable(each, seen.sampled_ms, pool):
             continue
-        whose = seen.belongings.get(int(subject), NOBODYS)
+        whose = seen.belongings.get(int(subject), UNOWNED)
         if kind == "squatter" and _draws(each, seen):
             continue
         if whose.living or (kind == "orphan" and not whose.owners <= whose.proven):
@@ -90,7 +90,7 @@ def over_using(seen: AttributedSample, pool: PoolStatus) -> Iterator[KillTarget]
                 (process.memory_mb or 0, seen.programs[process.pid])
                 for process in device.processes or ()
                 if process.pid in seen.programs
-                and token in (whose := seen.belongings.get(process.pid, NOBODYS)).proven
+                and token in (whose := seen.belongings.get(process.pid, UNOWNED)).proven
                 and whose.living <= over.keys()
             ]
             if theirs:

@@ -44,7 +44,7 @@ class Belonging:
     living: frozenset[str] = frozenset()
 
 
-NOBODYS: Final = Belonging()
+UNOWNED: Final = Belonging()
 
 
 class Matcher:

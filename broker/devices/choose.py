@@ -102,26 +102,7 @@ def choose(
         return NoneSource(None)
     if safe_mode:
         return NoneSource("SAFE_MODE is on: no driver is asked for GPUs")
-    return _real(
-        spec,
-        enable_nvml=enable_nvml,
-        host=host,
-        smi_on_path=smi_on_path,
-        pcie=pcie,
-        limits=limits or DriverLimits(),
-    )
-
-
-def _real(
-    spec: str,
-    *,
-    enable_nvml: bool | None,
-    host: str,
-    smi_on_path: str | None,
-    pcie: bool,
-    limits: DriverLimits,
-) -> Source:
-    """Return the source that asks this machine's drivers."""
+    limits = limits or DriverLimits()
     amd = AmdSource(host, limits.amd_root, wait_s=limits.wait_s or AMD_WAIT_S)
     if spec == "amd":
         return amd

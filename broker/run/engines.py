@@ -29,7 +29,7 @@ SHELLS: Final = re.compile(r"(?:ba|da|z|k|a|fi|mk|pdk)?sh|busybox|su|runuser|scr
 """Programs whose -c has a command in one word."""
 
 NAMED_FIRST: Final = {"busybox", "flock", "script", "su"}
-"""Those of them that take another word before it."""
+"""Programs among them that take another word before the -c."""
 
 PYTHONS: Final = re.compile(r"(?:python|pypy)[\d.]*")
 

@@ -78,7 +78,7 @@ def test_memory_beyond_is_unknown_where_one_process_does_not_tell_its_own() -> N
 
 
 def test_process_of_another_system_may_be_the_lease_s_own() -> None:
-    """Pids that are nobody's here, as of the system that WSL runs in: at two looks, not at one."""
+    """Pids of no process here, as of the system that WSL runs in: at two looks, not at one."""
     row = {"processes": (P(77, 900, 80.0),), "utilization_gpu_pct": 80.0}
     host = Host("10:10", idle_after_s=10)
     assert told(host, dict(row))["unseen"] == "", "it may have ended meanwhile"
@@ -152,7 +152,7 @@ def test_overuse_is_not_said_for_ever_where_it_can_be_told_no_more() -> None:
 
 
 def test_processes_that_a_driver_does_not_tell_have_a_reason() -> None:
-    """Not told is not the same as nobody; a source may know better why."""
+    """Processes that are not told may be there; a source may know better why."""
     (said,) = Host().look((gpu(processes=None, used_mb=10),)).reports.values()
     assert (said["processes"], said["unseen"]) == ("", NOT_TOLD.format("its driver"))
     (said,) = Host().look((gpu(processes=None, unseen="it hangs"),)).reports.values()

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from tests.servers import Server
 
-HEARD_S = 9.5
-"""Within which a holder brings its lease back on a busy machine, while the pool is still closed: it
-looks every 3 s, and may have to connect anew."""
+HEARD_S = 6.0
+"""Within which a holder brings its lease back: it looks every 3 s, and may have to connect anew."""
 
 CLOSED_S = 10.0
 

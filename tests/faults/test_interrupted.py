@@ -60,8 +60,8 @@ class TimeLimit(Exception):
 class Interrupt:
     """Raises at the nth bytecode of the SDK's frames, and perhaps again, so many later.
 
-    Not where a function returns: CPython handles no signal there, and what is being returned is
-    nobody's, the caller's not yet and the function's no more. Then at the next bytecode.
+    Not where a function returns, but at the next bytecode: CPython handles no signal there, where
+    the function has let go of what it returns, and its caller does not have it yet.
 
     Attributes:
         steps: how many bytecodes were run.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from contextlib import ExitStack
@@ -107,6 +108,11 @@ class Reported:
             if (self._from / told).exists():
                 self._say(told, to)
 
+    def host(self) -> dict[str, Any]:
+        """Return the one host, as GET /hosts shows it."""
+        [host] = self.broker.http.get("/hosts").json()["hosts"]
+        return dict(host)
+
     def gpus(self) -> list[dict[str, Any]]:
         """List the rows of /gpu/info, by index and UUID."""
         rows = self.broker.http.get("/gpu/info").json()["gpus"]
@@ -141,3 +147,11 @@ class Reported:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+def assert_slow(asked: str, warning: str) -> None:
+    """Check the warning of a host whose driver is slow: how slow, and what would help."""
+    assert re.fullmatch(
+        asked + r" takes \d\.\d s to answer, and persistence mode is off: turn it on "
+        r"\(nvidia-persistenced\)", warning
+    )  # fmt: skip

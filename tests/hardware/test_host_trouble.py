@@ -1,14 +1,14 @@
-"""A host whose GPUs, or some of them, are not seen: everybody who looks is told why."""
+"""A host whose GPUs, or some of them, are not seen: every door tells why."""
 
 from __future__ import annotations
 
 import ctypes.util
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.api.brokers import BIN, eventually
+from tests.hardware.machines import assert_slow
 from tests.program import called
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ CALM = {"GPU_BROKER_REPORT_S": "1"}
 """Reports that a busy machine makes in time, so that the host is not away when it is asked."""
 
 UNKNOWN = "The NVIDIA driver reports an unknown error"
-
-
-def host_of(machine: Reported) -> dict[str, Any]:
-    """The one host, as GET /hosts shows it."""
-    [host] = machine.broker.http.get("/hosts").json()["hosts"]
-    return dict(host)
 
 
 def told(machine: Reported, *commands: str) -> list[str]:
@@ -51,7 +45,7 @@ def test_gpu_without_a_handle_has_a_row_and_its_host_is_in_trouble(
     ]
     assert rows[1]["reason"] == UNKNOWN
     trouble = f"GPU 1 cannot be identified: {UNKNOWN}"
-    host = eventually(lambda: (h := host_of(machine))["trouble"] and h, 5)
+    host = eventually(lambda: (h := machine.host())["trouble"] and h, 5)
     assert (host["trouble"], host["alive"]) == (trouble, True)
     assert machine.broker.http.get("/gpu/info").json()["host_trouble"] == {"h1": trouble}
     assert machine.broker.http.get("/ready").json() == {"ready": True}
@@ -78,7 +72,7 @@ def test_gpu_that_is_identified_at_last_leaves_no_row_behind(
     assert [row["uuid"][:4] for row in rows] == ["GPU-"] * 3
     events = called("events", **machine.settings).stdout.splitlines()
     assert sum("UNKNOWN-h1-1" in event for event in events) == 2, "it came, and is forgotten"
-    assert host_of(machine)["trouble"] is None
+    assert machine.host()["trouble"] is None
     assert "host_trouble" not in machine.broker.http.get("/gpu/info").json()
     leases = [machine.broker.granted(min_memory_mb=70_000, ttl_s=60) for _ in range(3)]
     assert len({lease["gpus"][0]["uuid"] for lease in leases}) == 3
@@ -97,9 +91,9 @@ def test_another_packages_pynvml_hides_nothing(
     machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "before"), **CALM)
     rows = machine.until(lambda rows: len(rows) == 2)
     assert [row["state"] for row in rows] == ["ok", "ok"]
-    warning = host_of(machine)["warning"]
+    warning = machine.host()["warning"]
     assert warning.startswith(f"another package's pynvml ({tmp_path}/before/pynvml.py) hides ")
-    assert host_of(machine)["trouble"] is None
+    assert machine.host()["trouble"] is None
     info = machine.broker.http.get("/gpu/info").json()
     assert info["host_warnings"] == {"h1": warning}
     assert info["nvml_supported"] is True
@@ -118,7 +112,7 @@ def test_another_packages_pynvml_in_place_of_ours_is_said(
     metadata = tmp_path / "over" / "nvidia_ml_py-13.dist-info" / "METADATA"
     metadata.write_text("Name: nvidia-ml-py\nVersion: 13\n")
     machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "over"), PATH=str(BIN), **CALM)
-    trouble = eventually(lambda: host_of(machine)["trouble"], 10)
+    trouble = eventually(lambda: machine.host()["trouble"], 10)
     assert trouble.startswith(f"another package's pynvml ({tmp_path}/over/pynvml.py) is in the ")
     assert "pip install --force-reinstall nvidia-ml-py" in trouble
     info = machine.broker.http.get("/gpu/info").json()
@@ -135,7 +129,7 @@ def test_nvidia_smi_is_asked_where_nvml_has_no_library(reported: Callable[..., R
     machine = reported("nvml_out_of_the_way", ENABLE_NVML="true", **CALM)
     [gpu] = machine.until(len)
     assert (gpu["name"], gpu["state"]) == ("NVIDIA GeForce RTX 4090", "ok")
-    warning = eventually(lambda: host_of(machine)["warning"], 5)
+    warning = eventually(lambda: machine.host()["warning"], 5)
     assert warning.startswith("NVML cannot be used, and nvidia-smi is asked in its place")
     assert warning.endswith("No NVIDIA driver library (libnvidia-ml.so.1) on this machine")
     info = machine.broker.http.get("/gpu/info").json()
@@ -157,7 +151,7 @@ def test_library_in_another_place_is_taken_from_there(
         "another_pynvml", LD_LIBRARY_PATH="/nonexistent", GPU_BROKER_NVML_LIBRARY=str(driver)
     )
     machine.until(lambda rows: len(rows) == 2)
-    assert str(driver / "libnvidia-ml.so.1") in host_of(machine)["warning"]
+    assert str(driver / "libnvidia-ml.so.1") in machine.host()["warning"]
     assert machine.broker.http.get("/gpu/info").json()["nvml_supported"] is True
 
 
@@ -166,23 +160,19 @@ def test_slow_nvml_is_waited_for(reported: Callable[..., Reported]) -> None:
     machine = reported("slow_nvml", GPU_BROKER_DRIVER_WAIT_S="0.3")
     rows = machine.until(lambda rows: len(rows) == 2 and rows[0]["state"] == "ok", 20)
     assert [row["uuid"][:4] for row in rows] == ["GPU-", "GPU-"]
-    warning = eventually(lambda: host_of(machine)["warning"], 10)
-    assert re.fullmatch(
-        r"NVML takes \d\.\d s to answer, and persistence mode is off: turn it on "
-        r"\(nvidia-persistenced\)", warning
-    )  # fmt: skip
-    assert host_of(machine)["trouble"] is None
+    assert_slow("NVML", eventually(lambda: machine.host()["warning"], 10))
+    assert machine.host()["trouble"] is None
     assert all(row["state"] == "ok" for row in machine.gpus())
 
 
 def test_driver_that_lists_no_gpu_is_said(reported: Callable[..., Reported]) -> None:
     """A host that was told to ask it is in trouble; one with simulated or no GPUs is not."""
     machine = reported("driver_without_gpus")
-    trouble = eventually(lambda: host_of(machine)["trouble"], 10)
+    trouble = eventually(lambda: machine.host()["trouble"], 10)
     assert trouble == "NVML works here, and lists no GPU"
     machine.words("count=1")
     machine.until(len)
-    eventually(lambda: host_of(machine)["trouble"] is None, 5)
+    eventually(lambda: machine.host()["trouble"] is None, 5)
 
 
 def test_nvml_that_fails_with_its_library_is_stood_in_for(
@@ -196,5 +186,5 @@ def test_nvml_that_fails_with_its_library_is_stood_in_for(
     )  # fmt: skip
     [gpu] = machine.until(len)
     assert (gpu["name"], gpu["state"]) == ("NVIDIA GeForce RTX 4090", "ok")
-    warning = eventually(lambda: host_of(machine)["warning"], 5)
+    warning = eventually(lambda: machine.host()["warning"], 5)
     assert warning.endswith("This process may not ask NVML: no permission")

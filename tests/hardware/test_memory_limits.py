@@ -207,7 +207,7 @@ def test_scope_of_an_sdk_program_is_limited_to_all_its_leases(
 def test_limit_outlives_a_run_that_was_killed_until_its_cgroup_is_empty(
     machine: Reported,
 ) -> None:
-    """Nothing is left in the driver or in the tree of cgroups, whoever dies."""
+    """Nothing is left in the driver or in the tree of cgroups, whichever process dies."""
     words = ["run", "--memory", "1GiB", "--enforce", "--ttl", "5s", "--", "sleep", "60"]
     with subprocess.Popen([PROGRAM, *words], env=environment(**machine.settings)) as running:
         eventually(lambda: any(d.limited for d in machine.sdk().devices()), 10)

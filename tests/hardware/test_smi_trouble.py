@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.brokers import eventually
-from tests.hardware.machines import HERE
+from tests.hardware.machines import HERE, assert_slow
 from tests.program import called
 
 if TYPE_CHECKING:
@@ -26,12 +26,6 @@ def states(rows: list[dict[str, Any]]) -> list[str]:
     return [row["state"] for row in rows]
 
 
-def host_of(machine: Reported) -> dict[str, Any]:
-    """Return the one host as GET /hosts shows it."""
-    [host] = machine.broker.http.get("/hosts").json()["hosts"]
-    return dict(host)
-
-
 def test_one_fallen_gpu_costs_only_itself(reported: Callable[..., Reported]) -> None:
     """The program then answers to no query for all; the others are asked for by themselves."""
     machine = reported("one_of_four_fallen")
@@ -44,7 +38,7 @@ def test_one_fallen_gpu_costs_only_itself(reported: Callable[..., Reported]) -> 
     rows = machine.until(lambda rows: rows[2]["sampled_at"] > sampled)
     assert states(rows) == ["ok", "lost", "ok", "ok"], "and they go on"
     assert [row["process_visibility"] for row in rows] == ["host", "none", "host", "host"]
-    assert host_of(machine)["trouble"] is None
+    assert machine.host()["trouble"] is None
     leases = [machine.broker.granted(exclusive=True, ttl_s=60) for _ in range(3)]
     assert rows[1]["uuid"] not in {lease["gpus"][0]["uuid"] for lease in leases}
 
@@ -58,7 +52,7 @@ def test_one_fallen_gpu_costs_only_itself_from_a_cold_start(
     assert [(row["index"], row["state"], row["uuid"][-2:]) for row in rows] == [
         (0, "ok", "d0"), (1, "lost", "-1"), (2, "ok", "d2"), (3, "ok", "d3"),
     ]  # fmt: skip
-    trouble = eventually(lambda: host_of(machine)["trouble"], 5)
+    trouble = eventually(lambda: machine.host()["trouble"], 5)
     assert trouble == f"GPU 1 cannot be identified: {LOST}"
     assert machine.broker.granted(exclusive=True, ttl_s=60)["gpus"][0]["index"] != 1
 
@@ -73,7 +67,7 @@ def test_program_that_refuses_every_gpu_leaves_none_free(
     machine.smi(instead=[line], exit=15)
     rows = machine.until(lambda rows: states(rows) == ["error", "lost", "error", "error"])
     assert rows[1]["reason"] == LOST
-    trouble = eventually(lambda: host_of(machine)["trouble"], 5)
+    trouble = eventually(lambda: machine.host()["trouble"], 5)
     assert trouble == rows[0]["reason"]
     assert machine.broker.lease(exclusive=True, on_unavailable="refuse").status_code != 200
 
@@ -85,7 +79,7 @@ def test_warning_beside_complete_rows_is_a_warning(reported: Callable[..., Repor
     assert states(rows) == ["ok", "ok"]
     assert [row["memory_used_mb"] for row in rows] == [3.0, 2058.0]
     assert all("does not name" not in (row["processes_unseen"] or "") for row in rows)
-    host = eventually(lambda: (h := host_of(machine))["warning"] and h, 5)
+    host = eventually(lambda: (h := machine.host())["warning"] and h, 5)
     line = "nvidia-smi: WARNING: infoROM is corrupted at gpu 0000:B3:00.0"
     assert (host["trouble"], host["warning"]) == (None, line)
     assert line in " ".join(called("status", **machine.settings).stdout.split())
@@ -102,14 +96,14 @@ def test_driver_that_was_upgraded_is_said_in_plain_words(reported: Callable[...,
         "driver or reboot, then restart this process (nvidia-smi: Failed to initialize NVML: "
         "Driver/library version mismatch)"
     )
-    assert eventually(lambda: host_of(machine)["trouble"], 5) == gpu["reason"]
+    assert eventually(lambda: machine.host()["trouble"], 5) == gpu["reason"]
 
 
 def test_noise_on_stderr_is_ignored(reported: Callable[..., Reported]) -> None:
     """A program that succeeds may complain."""
     machine = reported("noisy_smi")
     assert states(machine.until(len)) == ["ok"]
-    host = host_of(machine)
+    host = machine.host()
     assert (host["trouble"], host["warning"]) == (None, None)
 
 
@@ -132,12 +126,8 @@ def test_slow_program_is_waited_for(
     rows = machine.until(lambda rows: min(row["sampled_at"] for row in rows) > at)
     assert states(rows) == ["ok"] * 4, "it stays so"
     if wait_s == "0.2":
-        warning = eventually(lambda: host_of(machine)["warning"], 5)
-        assert re.fullmatch(
-            r"nvidia-smi takes \d\.\d s to answer, and persistence mode is off: turn it on "
-            r"\(nvidia-persistenced\)", warning
-        )  # fmt: skip
-    assert host_of(machine)["trouble"] is None
+        assert_slow("nvidia-smi", eventually(lambda: machine.host()["warning"], 5))
+    assert machine.host()["trouble"] is None
     asked = [json.loads(line)[0].partition("=")[0] for line in log.read_text().splitlines()]
     assert asked == (["--query-gpu", "--query-compute-apps"] * len(asked))[: len(asked)]
 
@@ -149,10 +139,10 @@ def test_program_that_hangs_is_ended_and_said(reported: Callable[..., Reported])
     machine.smi(hang=True)
     [gpu] = machine.until(lambda rows: states(rows) == ["error"])
     assert re.fullmatch(r"nvidia-smi has not answered for \d\.\d s", gpu["reason"])
-    assert eventually(lambda: host_of(machine)["trouble"], 5)
+    assert eventually(lambda: machine.host()["trouble"], 5)
     machine.smi(hang=False)
     machine.until(lambda rows: states(rows) == ["ok"])
-    eventually(lambda: host_of(machine)["trouble"] is None, 5)
+    eventually(lambda: machine.host()["trouble"] is None, 5)
 
 
 def test_stop_waits_for_no_hanging_program(reported: Callable[..., Reported]) -> None:
@@ -183,4 +173,4 @@ def test_rows_with_a_line_about_one_gpu_place_it(reported: Callable[..., Reporte
     rows = machine.until(lambda rows: states(rows) == ["ok", "error", "ok", "ok"])
     assert rows[1]["uuid"] == before[1]["uuid"]
     assert ": Unknown Error; " in rows[1]["reason"]
-    assert host_of(machine)["trouble"] is None
+    assert machine.host()["trouble"] is None

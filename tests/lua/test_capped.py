@@ -200,7 +200,7 @@ def test_capped_come_back_as_far_as_the_sum_fell(pool: Pool) -> None:
 
 
 def test_capped_stays_while_the_sum_leaves_too_little(pool: Pool) -> None:
-    """A sum that falls a little brings back nobody who needs more."""
+    """A sum that falls a little brings back no waiter that needs more."""
     at_cap(pool)
     granted(pool.acquire(token("bit"), "ann", memory_mb=100, ttl_ms=0))
     wait(pool, "more", **ANN)

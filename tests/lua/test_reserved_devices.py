@@ -257,7 +257,7 @@ def test_keep_is_of_the_model_that_was_asked_for(pool: Pool) -> None:
 
 
 def test_keep_of_several_is_of_as_many_or_none(pool: Pool) -> None:
-    """Half of what is wanted, kept, would serve nobody: a host with one device drained is none."""
+    """Half of what is wanted would serve no waiter: a host with one device drained is none."""
     shared(pool, "gpu-a", "gpu-b")
     pool.drain("gpu-b")
     two = {"devices": 2, "memory_mb": 500}
@@ -279,7 +279,7 @@ def test_keeper_is_offered_its_device_by_who_frees_it(pool: Pool) -> None:
 
 
 def test_keeper_of_two_is_offered_them_by_who_frees_the_second(pool: Pool) -> None:
-    """S5: none of them before both are idle, both then, and nobody gets one in between."""
+    """S5: none of them before both are idle, both then, and no other gets one in between."""
     shared(pool, "gpu-a", "gpu-b")
     two = {"devices": 2, "memory_mb": 500}
     wait(pool, "two", **two)
@@ -389,7 +389,7 @@ def test_kept_device_that_may_be_shared_again_without_growing_goes_to_its_keeper
 
 
 def test_kept_device_that_is_whole_again_without_growing_goes_to_its_keeper(pool: Pool) -> None:
-    """L1: what a dead lease's process still uses is a stranger's now; nobody has a lease on it."""
+    """L1: what a dead lease's process still uses is unleased now."""
     real = device("gpu-a", simulated=0)
     pool.report((real,), deadline_ms=DAY_MS)
     granted(pool.acquire(token("dies"), memory_mb=300, ttl_ms=45_000))

@@ -217,7 +217,7 @@ class Ledger(ABC):
             free = d.total_mb - d.system_mb - used
             up = free > 0 and d.state == "ok" and not d.drained
             unheld = leases[uuid] == 0 == d.withheld_mb
-            nobody = unheld and d.unleased_mb <= d.idle_unleased_mb
+            unused = unheld and d.unleased_mb <= d.idle_unleased_mb
             found[uuid] = Load(
                 free,
                 reserved[uuid],
@@ -225,7 +225,7 @@ class Ledger(ABC):
                 exclusive[uuid],
                 reserved_for[uuid],
                 up,
-                up and nobody,
+                up and unused,
                 up and not exclusive[uuid] and (unheld or not d.one_lease),
             )
         return found

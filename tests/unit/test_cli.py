@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -257,6 +258,20 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     assert answer.returncode == 0
     assert "Example" in answer.stdout
     assert f"gpu-broker {command}" in answer.stdout
+
+
+@pytest.mark.parametrize("words", ["--help", "status --help"])
+def test_help_is_quick(words: str) -> None:
+    """Promised below 300 ms; in CPU time, which other programs on the machine do not lengthen."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([PROGRAM, *words.split()], capture_output=True, check=False)
+        assert done.returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.6
 
 
 @pytest.mark.parametrize("words", ["--help", "status --help", "run --help"])

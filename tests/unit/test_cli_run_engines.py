@@ -26,7 +26,7 @@ LEASED, TOTAL, USED = 6000, 24_000, 8000
 def lease(
     leased_mb: int = LEASED, total_mb: int = TOTAL, used_mb: int | None = USED, gpus: int = 1
 ) -> Lease:
-    """A lease that nobody keeps, on GPUs of this size."""
+    """A lease that is not renewed, on GPUs of this size."""
     devices = tuple(
         Device(f"GPU-{n}", n, "h1", "GPU", leased_mb, total_mb, used_mb, str(n))
         for n in range(gpus)

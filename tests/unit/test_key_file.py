@@ -60,7 +60,7 @@ def find(ring: Keyring, key: str) -> Principal | None:
 
 
 def test_keyring_follows_its_file(tmp_path: Path) -> None:
-    """A key that is new opens, one that is gone does not, and a broken file opens to nobody."""
+    """A key that is new opens, one that is gone does not, and a broken file opens nothing."""
     file = tmp_path / "keys"
     first = add(file, "ann", "operator")
     ring = Keyring(file)
@@ -114,7 +114,7 @@ def test_keyring_without_keys_is_open(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_line_that_is_none_is_an_error_with_its_number(line: str) -> None:
-    """Nobody is let in by half a line."""
+    """Half of a line lets no client in."""
     with pytest.raises(KeysError, match="line 3"):
         parse(["# a comment", "", line])
 

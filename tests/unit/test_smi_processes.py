@@ -67,7 +67,7 @@ def unseen(sample):
 
 
 def test_process_without_a_pid_makes_the_list_of_its_gpu_incomplete(smi):
-    """Those of other containers: the others are named, and the reason with them."""
+    """Such a row is of another container: the other rows are named, and the reason with them."""
     rows = [HEADER, "GPU-a, 7, 10", "GPU-a, [N/A], 5", "GPU-b, 8, 1"]
     sample = smi(answering(printing(*rows))).sample()
     assert processes(sample) == [[(7, 10)], [(8, 1)]]

@@ -240,7 +240,12 @@ static u64 part_mib(int gpu, int part) {
 /* 81,559.5 MiB, of which 500 are the driver's own, and 1,024 and a byte are in use; of a part, 13 are. */
 static void fill(void *handle, u64 *total, u64 *reserved, u64 *free_) {
     int whole = part_of(handle) < 0;
-    *total = whole ? told("total", gpu_of(handle)) ? number("total", gpu_of(handle)) * MIB : 81559 * MIB + MIB / 2 : part_mib(gpu_of(handle), part_of(handle)) * MIB;
+    if (!whole)
+        *total = part_mib(gpu_of(handle), part_of(handle)) * MIB;
+    else if (told("total", gpu_of(handle)))
+        *total = number("total", gpu_of(handle)) * MIB;
+    else
+        *total = 81559 * MIB + MIB / 2;
     *reserved = whole ? 500 * MIB : 0;
     *free_ = *total - *reserved - (whole ? 1024 * MIB + 1 : 13 * MIB);
     if (whole && told("allocated", gpu_of(handle)))
