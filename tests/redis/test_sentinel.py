@@ -84,14 +84,14 @@ def test_dead_sentinels_cost_no_more_than_a_connect(fleet: Sentinels, client: Le
     """One hangs, one refuses: half a timeout, once, since who fails is asked last from then on."""
     with silent() as hanging:
         url = url_of(hanging, free_port(), *fleet.ports)
-        with client_of(url, client.keys.pool_name) as other:
+        with client_of(url, client.keys.pool_name, timeout_s=4) as other:
             began = time.monotonic()
             assert len(other.devices()) == 1
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 3.5
             other.redis.connection_pool.disconnect()
             began = time.monotonic()
             other.devices()
-            assert time.monotonic() - began < 0.4
+            assert time.monotonic() - began < 1.5
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
@@ -207,8 +207,7 @@ def test_failover_under_load_is_over_a_second_after_sentinel_names_the_new(
         for server in fleet.servers:
             if server.process is not None and server.process.poll() is not None:
                 server.start()
-        if ROUNDS > 1:
-            fleet.settle()
+        fleet.settle()
 
 
 def check_failover(fleet: Sentinels, client: LeaseClient) -> None:

@@ -21,6 +21,8 @@ def call(url: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 def test_library_is_loaded_listed_and_deleted(own: Server) -> None:
     """Loading again is no error; what is there is told, and whose it is."""
+    with own.connect() as redis:
+        redis.function_flush()
     assert "the server has none" in call(own.url, "list").stdout
     assert "for the SDK of this version: not there" in call(own.url, "list").stdout
     for _ in range(2):

@@ -26,6 +26,9 @@ WITHIN_S = 60
 """For what takes a second on a machine that does nothing else."""
 
 
+pytestmark = pytest.mark.usefixtures("client")
+"""A lease whose `run` was killed is given back before the next test."""
+
 pool = broker_of_the_file(devices=1, memory_mb=1000)
 """One device of 1000 MiB."""
 

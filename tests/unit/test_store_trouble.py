@@ -48,6 +48,10 @@ def client_of(url: str, pool: str | None = None, deadline_s: float = 0.5) -> Lea
     return LeaseClient(Store(url, 0.3), pool=pool, hostname="h1", deadline_s=deadline_s)
 
 
+AT_ONCE_S, PATIENT_S = 5.0, 10.0
+"""Answer without another try, with room for a busy machine; a deadline that shows every try."""
+
+
 def failing(call: Callable[[], object]) -> tuple[LeaseError, float]:
     """Return the error of a call, and the seconds until it came."""
     began = time.monotonic()
@@ -60,10 +64,11 @@ def test_acquire_on_a_full_store_fails_at_once_and_release_goes_on(
     admin: redis.Redis, agent: LeaseClient
 ) -> None:
     """maxmemory reached: store_full without waiting, while what gives back is still taken."""
+    agent.deadline_s = PATIENT_S
     lease = agent.acquire("a", memory_mb=10)
     admin.config_set("maxmemory", 1)
     told, seconds = failing(lambda: agent.acquire("a", memory_mb=10))
-    assert (told.code, seconds < 0.3) == ("store_full", True)
+    assert (told.code, seconds < AT_ONCE_S) == ("store_full", True)
     agent.renew(lease)
     assert agent.release(lease)
 
@@ -88,9 +93,9 @@ def test_acquire_without_the_rights_is_denied_at_once(kind: str, rights: tuple[s
             register(agent)
         client.execute_command("ACL", "SETUSER", "guest", "reset", "on", ">guest", *rights)
         url = server.url.replace("://", "://guest:guest@")
-        with client_of(url, "default") as guest:
+        with client_of(url, "default", PATIENT_S) as guest:
             told, seconds = failing(lambda: guest.acquire("a", memory_mb=10))
-            assert (told.code, seconds < 0.3) == ("denied", True), told
+            assert (told.code, seconds < AT_ONCE_S) == ("denied", True), told
             assert "guest@" not in str(told)
 
 
