@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 from agent_sdk.testing import TestBroker, running_broker
 from tests.api.brokers import PROGRAM, environment, eventually
@@ -92,9 +93,16 @@ def test_terminal_is_as_it_was_after_q_and_after_signals(
     assert termios.tcgetattr(watch.theirs) == watch.before
 
 
+def answers(pool: TestBroker) -> bool:
+    with suppress(redis.TimeoutError):
+        return bool(pool.client.redis.ping())
+    return False
+
+
 def test_keys_that_come_while_the_store_is_away_are_taken(watch: Watch, pool: TestBroker) -> None:
     """q ends it then too."""
     pool.client.redis.execute_command("CLIENT", "PAUSE", "3000", "ALL")
     os.write(watch.ours, b"q")
     assert watch.process.wait(15) == 0
     assert termios.tcgetattr(watch.theirs) == watch.before
+    eventually(lambda: answers(pool), 60)  # for the next test
