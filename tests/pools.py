@@ -162,6 +162,9 @@ class Pool:
     def renew(self, token: str, fence: str = "", ttl_ms: str | int = "") -> list[Any]:
         return self.run("renew", 1, token, fence, ttl_ms)
 
+    def renew_many(self, *leases: tuple[str, Any, Any], owner: str = "") -> list[Any]:
+        return self.run("renew_many", 1, owner, *(part for each in leases for part in each))
+
     def release(self, token: str, plant: int = 1) -> list[Any]:
         return self.run("release", 1, token, plant)
 

@@ -12,7 +12,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clock import local_now
-from agent_sdk.errors import StillWaiting
+from agent_sdk.errors import LeaseError, StillWaiting
 from agent_sdk.protocol.messages import (
     PROTOCOL,
     Answer,
@@ -26,6 +26,7 @@ from agent_sdk.protocol.messages import (
     Request,
 )
 from agent_sdk.protocol.replies import (
+    each_renewal,
     failure,
     granted,
     moment,
@@ -36,7 +37,10 @@ from agent_sdk.protocol.replies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable, Sequence
+
+MOST_AT_ONCE: Final = 256
+"""Most leases of one `renew_many`, as in lua/renew_many.lua."""
 
 HEARTBEAT_MS: Final = 10_000
 """Milliseconds of silence after which a waiter loses its place."""
@@ -110,7 +114,7 @@ def renew_call(
     owner: str = "",
     claim: RecoveryClaim | None = None,
 ) -> Call:
-    """Return the call that renews; the renewer sends many of them in one pipeline.
+    """Return the call that renews one lease.
 
     claim: only after `unknown` was answered, and while the holder may believe in the lease.
     """
@@ -136,6 +140,39 @@ def renew(
     if claim and unknown(answer.raw):
         answer = yield renew_call(token, fence, ttl_ms, owner, claim)
     return renewed(answer, token)
+
+
+def renew_many_call(leases: Iterable[tuple[str, int | None, int | None]], owner: str = "") -> Call:
+    """Return the one call that renews many leases: of each its token, fence and ttl_ms.
+
+    `MOST_AT_ONCE` at most; see `each_renewal` for its answer.
+    """
+    flat = [
+        part
+        for token, fence, ttl_ms in leases
+        for part in (token, "" if fence is None else fence, "" if ttl_ms is None else ttl_ms)
+    ]
+    return Call("renew_many", (PROTOCOL, owner, *flat))
+
+
+def renew_many(
+    leases: Sequence[tuple[str, int | None, int | None]], owner: str = ""
+) -> Generator[Call, Answer, list[Renewal | LeaseError]]:
+    """Renew many leases by one call: of each, in their order, its renewal or its error.
+
+    They are fewer than were asked for where that was beyond one script's work.
+
+    Raises:
+        Refused, BrokerUnavailable: the call as a whole was refused, and nothing changed.
+    """
+    answer = yield renew_many_call(leases, owner)
+    found: list[Renewal | LeaseError] = []
+    for (token, *_), raw in zip(leases, each_renewal(answer), strict=False):
+        try:
+            found.append(renewed(Answer(raw, answer.sent_at), token))
+        except LeaseError as error:
+            found.append(error)
+    return found
 
 
 def release(

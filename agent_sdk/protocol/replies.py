@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from agent_sdk.clock import trusted_until
 from agent_sdk.errors import HostUnknown, LeaseError, NoCapacity, error_for
@@ -122,6 +122,32 @@ def renewed(answer: Answer, token: str) -> Renewal:
             raise error_for("closed", token=token)
         case _:
             raise failure(answer, token)
+
+
+@of_known_form
+def each_renewal(answer: Answer) -> list[list[Any]]:
+    """Return each lease's part of the answer to `renew_many`, in the form of a `renew`'s.
+
+    Raises:
+        LeaseError: the call as a whole was refused.
+    """
+    match answer.raw:
+        case ["OUTCOMES", int(now_ms), *_]:
+            frame, parts = answer.raw[1:5], answer.raw[5:]
+            each = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+            return [_single(frame, now_ms, *part) for part in each]
+        case _:
+            raise failure(answer, None)
+
+
+def _single(frame: list[Any], now_ms: int, tag: str, what: Any, notice: str) -> list[Any]:
+    match tag:
+        case "RENEWED":
+            return [tag, *frame, what, max(0, what - now_ms), notice]
+        case "LOST":
+            return [tag, *frame, what]
+        case _:
+            return [tag, *frame]
 
 
 def schema_mismatch(schema: str) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from redis.exceptions import NoPermissionError, RedisError
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.protocol.lease import renew_call
+from agent_sdk.protocol.lease import MOST_AT_ONCE, renew_call, renew_many_call
 from agent_sdk.protocol.messages import PROTOCOL, Answer, Call, Renewal
-from agent_sdk.protocol.replies import renewed, unknown
+from agent_sdk.protocol.replies import each_renewal, renewed, unknown
 from agent_sdk.scripts.dispatch import TRIES, Dispatch, not_understood
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms")
 
 
 class RedisTransport:
-    """Transport straight to Redis: everything in one pipeline.
+    """Transport straight to Redis: leases in one call, everything else in one pipeline.
 
     Args:
         connect: makes the connection, at the first call.
@@ -92,16 +93,29 @@ class RedisTransport:
     def renew(self, leases: Sequence[HeldLease]) -> Iterator[Renewal | LeaseError]:
         """Renew leases; see `RenewalTransport`."""
         sent_at = local_now()
-        answers = self._send([renew_call(x.token, x.fence, x.ttl_ms) for x in leases])
+        answers = self._renew(leases[:MOST_AT_ONCE])
         claims = {
             n: renew_call(x.token, x.fence, x.ttl_ms, claim=x.claim)
-            for n, (x, raw) in enumerate(zip(leases, answers, strict=True))
+            for n, (x, raw) in enumerate(zip(leases, answers, strict=False))
             if unknown(raw) and x.claim
         }
         for n, raw in zip(claims, self._send([*claims.values()]), strict=True):
             answers[n] = raw
-        for lease, raw in zip(leases, answers, strict=True):
+        for lease, raw in zip(leases, answers, strict=False):
             yield _renewal(raw, lease.token, sent_at)
+
+    def _renew(self, leases: Sequence[HeldLease]) -> list[list[object] | RedisError]:
+        """Return the answers of the first leases, of all where one script could do them.
+
+        A server that cannot answer for all at once is asked for one after another.
+        """
+        asked = [(x.token, x.fence, x.ttl_ms) for x in leases]
+        if len(asked) > 1:
+            [raw] = self._send([renew_many_call(asked)])
+            with suppress(LeaseError):
+                if isinstance(raw, list) and (each := each_renewal(Answer(raw, 0.0))):
+                    return [*each]
+        return self._send([renew_call(*each) for each in asked])
 
     def release(self, tokens: Sequence[str]) -> Iterator[bool]:
         """Release tokens; see `RenewalTransport`."""

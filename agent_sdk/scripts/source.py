@@ -32,6 +32,7 @@ REST = (
 AT_ONCE = {
     "acquire": {"events", "devices", "ledger", "placement", "tombstones"},
     "renew": {"ledger"},
+    "renew_many": {"ledger"},
     "poll": {"events", "devices", "ledger", "placement", "tombstones"},
     "release": {"events", "devices", "ledger", "tombstones", "lease_end"},
 }
@@ -41,8 +42,8 @@ POLL = "poll"
 """Form of `acquire` for a waiter when the store is full: it begins nothing, and goes on."""
 
 GOES_ON = frozenset(
-    {"renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget",
-     "release_driver", POLL}
+    {"renew", "renew_many", "release", "reap", "report", "revoke", "drain", "set_policy",
+     "forget", "release_driver", POLL}
 )  # fmt: skip
 """Verbs that must go on when the store is full.
 
@@ -50,8 +51,8 @@ They give memory back, keep leases alive, or are an operator's way out.
 """
 
 VERBS = (
-    "acquire", "renew", "release", "reap", "report", "revoke", "drain", "set_policy", "forget",
-    "release_driver",
+    "acquire", "renew", "renew_many", "release", "reap", "report", "revoke", "drain",
+    "set_policy", "forget", "release_driver",
 )  # fmt: skip
 """Verbs, each with a file in `lua/`."""
 

@@ -64,6 +64,12 @@ local function settle_member(member)
   return math.max(1, touched)
 end
 
+-- End the present state of a token if that is over. Returns the devices touched, 0 if it is not.
+function broker.settle_if_over(token)
+  local at = call('ZSCORE', DEADLINES, token)
+  return at and broker.over(tonumber(at)) and settle_member(token) or 0
+end
+
 -- Take back a lease that is over although its end was not noted in the pool: an older version has
 -- scheduled it. Was it one?
 function broker.unnoticed(token, ends_at_ms)
@@ -76,8 +82,7 @@ end
 -- whatever is over.
 function broker.reap(named)
   local left = REAP_DEVICES
-  local at = named and call('ZSCORE', DEADLINES, named)
-  if at and broker.over(tonumber(at)) then left = left - settle_member(named) end
+  if named then left = left - broker.settle_if_over(named) end
   while true do
     local first = call('ZRANGE', DEADLINES, '0', '0', 'WITHSCORES')
     ctx.next_deadline = tonumber(first[2]) or NEVER

@@ -30,7 +30,7 @@ from redis.exceptions import RedisError
 
 from agent_sdk import LeaseClient, Store
 from agent_sdk.keys import Keys
-from agent_sdk.protocol.lease import reap, release, renew_call
+from agent_sdk.protocol.lease import MOST_AT_ONCE, reap, release, renew_call, renew_many_call
 from agent_sdk.protocol.messages import new_token
 from agent_sdk.protocol.report import report
 from agent_sdk.request import Caller
@@ -53,6 +53,9 @@ KEYS = Keys("bench")
 WORDING = Dispatch(KEYS.base)
 WAYS = {"fcall", "evalsha"}
 """Ways to call a verb, and the calls that it is compared with."""
+
+MANY = f"{MOST_AT_ONCE} leases"
+"""Group of the renewals of one process with so many leases."""
 
 HOST_DEVICES = 8
 HOST = "host-0"
@@ -338,6 +341,17 @@ def verb_probe(pool: Pool, *, pipelined: bool) -> dict[Key, float]:
     return in_group("pipelined" if pipelined else "single", costs)
 
 
+def many_probe(pool: Pool) -> dict[Key, float]:
+    """Server time per lease of so many renewals by one call each, and by one call for all."""
+    asks = [ask() for _ in range(MOST_AT_ONCE)]
+    grants = pool.run_all(asks)
+    held = [(str(a.args[1]), int(g[5]), None) for a, g in zip(asks, grants, strict=True)]
+    each_us, _ = server_us(pool, partial(pool.run_all, [renew_call(*lease) for lease in held]))
+    whole_us, _ = server_us(pool, partial(pool.run, [renew_many_call(held)]))
+    pool.run_all([next(release(token)) for token, *_ in held])
+    return in_group(MANY, {"renew": each_us, "renew_many": whole_us / MOST_AT_ONCE})
+
+
 def level_probe(pool: Pool, name: str) -> dict[Key, float]:
     """Server time of the lease verbs, 8 leases at a time: so many are idle even in a pool of 8."""
     samples = [lease_costs(pool, HOST_DEVICES, pipelined=True) for _ in range(LEVEL_CYCLES)]
@@ -483,6 +497,7 @@ def run(effort: Effort) -> Results:
         probes = [
             partial(verb_probe, middle, pipelined=False),
             partial(verb_probe, middle, pipelined=True),
+            partial(many_probe, middle),
             *(partial(level_probe, pool, name) for name, pool in pools.items()),
             *(partial(pair_probe, server, place, pairs, effort.pairs) for place in PLACES),
         ]
@@ -504,6 +519,8 @@ def results(
         for name, other, limit in (("bare pair", BARE, 1.15), ("Lock pair", LOCK, 1.6))
         for place in PLACES
     ]
+    at_once = ratio(samples, (MANY, "renew_many"), (MANY, "renew"))
+    goals.append(Goal(f"renew_many / renew, per lease, {MANY}", 0.4, at_once))
     goals.append(Goal("bytes per lease", 900, footprint.bytes_per_lease))
     return Results(
         server=f"redis-server {version}",

@@ -82,9 +82,15 @@ def renew_args(rng: random.Random) -> list[Any]:
     return claim_args(rng) if rng.random() < 0.5 else [token(rng.choice(NAMES)), "", ""]
 
 
+def renew_many_args(rng: random.Random) -> list[Any]:
+    asked = ((token(rng.choice(NAMES)), "", rng.choice(("", "0", "5000"))) for _ in range(3))
+    return ["", *(part for each in asked for part in each)]
+
+
 ARGS: dict[str, Callable[[random.Random], list[Any]]] = {
     "acquire": lambda rng: list((DEFAULTS | {"token": token(rng.choice(NAMES))}).values()),
     "renew": renew_args,
+    "renew_many": renew_many_args,
     "release": lambda rng: [token(rng.choice(NAMES)), rng.choice((0, 1))],
     "reap": lambda _: [],
     "report": report_args,

@@ -102,6 +102,7 @@ CASES: dict[str, tuple[Setup, Verb, str]] = {
     "renew": (hold(), lambda p: p.renew(token("mine")), "RENEWED"),
     "renew four": (hold(devices=4), lambda p: p.renew(token("mine")), "RENEWED"),
     "renew unknown": (nothing, lambda p: p.renew(token("mine")), "UNKNOWN"),
+    "renew many": (hold(), lambda p: p.renew_many((token("mine"), "", "")), "OUTCOMES"),
     "release": (hold(), lambda p: p.release(token("mine")), "RELEASED"),
     "release eight": (hold(devices=8), lambda p: p.release(token("mine")), "RELEASED"),
     "release unknown": (nothing, lambda p: p.release(token("mine"), 0), "UNKNOWN"),
@@ -139,7 +140,8 @@ CASES: dict[str, tuple[Setup, Verb, str]] = {
 
 MOST = {
     "spread": 28, "pack": 28, "host": 28, "model": 28, "host and model": 28, "exclusive": 28,
-    "cpu": 20, "repeat": 10, "conflict": 10, "renew": 10, "release": 28, "reap nothing": 6,
+    "cpu": 20, "repeat": 10, "conflict": 10, "renew": 10,
+    "renew many": 10, "release": 28, "reap nothing": 6,
     "report nothing": 10, "report one": 14, "never fits": 12, "renew unknown": 8,
     "release unknown": 8,
 }  # fmt: skip

@@ -7,6 +7,7 @@ have: data loss, offers, what is withheld, what is reserved.
 from __future__ import annotations
 
 from tests.model.planted import Bug
+from tests.model.renewal_bugs import RENEWAL_BUGS
 from tests.model.reservation_bugs import RESERVATION_BUGS
 from tests.model.rollback_bugs import ROLLBACK_BUGS
 
@@ -286,4 +287,4 @@ GENERAL_BUGS = (
     ),
 )
 
-BUGS = (*GENERAL_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS)
+BUGS = (*GENERAL_BUGS, *RENEWAL_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS)

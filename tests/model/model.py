@@ -18,6 +18,7 @@ from tests.model.entries import (
     FORGOT_MS,
     POLL_MS,
     PRIORITY_US,
+    REAP_DEVICES,
     REVOKED_MS,
     SWEEP_MS,
     Ask,
@@ -170,7 +171,7 @@ class Model(Devices):
         left = max(0, e.expires_at_ms - self.now)
         return ["GRANTED", e.fence, e.expires_at_ms, left, e.reason, sorted(e.held)]
 
-    def renew(  # noqa: C901, PLR0911 - its answers, in their order
+    def renew(
         self,
         token: str,
         fence: int = 0,
@@ -185,6 +186,38 @@ class Model(Devices):
         if claim and claim.epoch < self.epoch:
             self.close(self.epoch // 1000 + FORGOT_MS, self.epoch)
         self.catch_up(token)
+        return self.renewed(token, fence, ttl_ms, owner, claim)
+
+    def renew_many(self, leases: tuple[tuple[str, int, int | None], ...], owner: str = "") -> Reply:
+        """Keep many leases, each by its own answer; what is beyond one script's work has none."""
+        if refusal := self.open():
+            return refusal
+        for token, fence, _ in leases:
+            self.witness(token, fence, owner)
+        self.catch_up()
+        answers: list[Reply] = []
+        ended = 0
+        for token, fence, ttl_ms in leases:
+            if ended >= REAP_DEVICES:
+                break
+            e = self.entries.get(token)
+            if e and self.over(e.due_ms):
+                ended += self.settle(token)
+            active = e is not None and e.state == "active"
+            answers.append(self.renewed(token, fence, ttl_ms, owner))
+            if e and active and answers[-1] == ["LOST", "revoked"]:
+                ended += max(1, len(e.held))
+        return ["OUTCOMES", *answers]
+
+    def renewed(  # noqa: C901, PLR0911 - its answers, in their order
+        self,
+        token: str,
+        fence: int = 0,
+        ttl_ms: int | None = None,
+        owner: str = "",
+        claim: Claim | None = None,
+    ) -> Reply:
+        """One lease's answer, when what is over was taken back."""
         e = self.entries.get(token)
         if not e and self.ended(token):
             return ["LOST", self.ended(token)]

@@ -7,7 +7,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sdk.keys import TOMBSTONE_SHARDS
-from agent_sdk.protocol.replies import DEVICE_WORDS
+from agent_sdk.protocol.messages import Answer
+from agent_sdk.protocol.replies import DEVICE_WORDS, each_renewal
 from agent_sdk.state import tombstones
 from tests.audit import audit
 from tests.model.entries import DONE_MS, Entry, Reply, demand
@@ -353,11 +354,7 @@ class Pair:
         flat = iter(found[4])
         demand(dict(zip(flat, flat, strict=True)) == sums, f"S2: agents: {found[4]}, not {sums}")
         if named:
-            done = model.ended(named) if named not in model.entries else ""
-            over = tombstones.ended(found[6], named)
-            there = over.outcome if over and model.now < over.at_ms + DONE_MS else ""
-            demand(there == done, f"S4: {named} is told to be {there}, not {done}")
-            self._compare_keys(named, found[3], set_anew=set_anew)
+            self._compare_named(named, found, set_anew=set_anew)
         fence, waiting, closed_until_ms, last_ms, *lost, sweep_ms = (int(v or 0) for v in found[7])
         demand(fence == model.fence, f"S3: the fence is {fence}, not {model.fence}")
         waiters = sum(e.state == "waiting" for e in model.entries.values())
@@ -395,6 +392,22 @@ class Pair:
         theirs = (*row[:4], *(int(v) for v in row[4:10]), *row[10:])
         return demand(mine == theirs, f"S2: {uuid} is {theirs}, not {mine}")
 
+    def compare_each(self, answers: dict[str, Reply]) -> None:
+        """Look at the end and the lease keys of each token of a call that named several."""
+        for named, answer in answers.items():
+            found = self.pool.redis.evalsha(
+                self.look, 1, self.pool.keys.base, named, self.last_event
+            )
+            self._compare_named(named, found, set_anew=answer[0] == "RENEWED")
+
+    def _compare_named(self, named: str, found: list[Any], *, set_anew: bool) -> None:
+        model = self.model
+        done = model.ended(named) if named not in model.entries else ""
+        over = tombstones.ended(found[6], named)
+        there = over.outcome if over and model.now < over.at_ms + DONE_MS else ""
+        demand(there == done, f"S4: {named} is told to be {there}, not {done}")
+        self._compare_keys(named, found[3], set_anew=set_anew)
+
     def _compare_keys(self, named: str, keys: list[list[Any]], *, set_anew: bool) -> None:
         """S5, S7: each device's lease key has the fence, and lives as long as the lease."""
         e = self.model.entries.get(named)
@@ -418,6 +431,8 @@ class Pair:
 def said(raw: list[Any]) -> Reply:
     """A reply without its frame, as the model says it."""
     tag, rest = raw[0], raw[5:]
+    if tag == "OUTCOMES":
+        return [tag, *(row[:1] + row[5:] for row in each_renewal(Answer(raw, 0.0)))]
     if tag == "GRANTED":
         fence, expires_at_ms, left_ms, reason, *flat = rest
         held = sorted((flat[i], int(flat[i + 1])) for i in range(0, len(flat), DEVICE_WORDS))

@@ -111,12 +111,25 @@ class Walk:
         if chance < 0.3:
             owner = "o1" if chance < 0.02 else ""
             return ["recover", {"number": number, "owner": owner} | self.later()]
+        if chance > 0.9:
+            return self.renew_many(pool)
         args = {"number": number, "fence": pick(("own", "own", "own", "own", "none", "wrong"))}
-        if chance > 0.8:
+        if chance > 0.75:
             args["ttl_ms"] = pick((1000, 20_000, 0))
         elif chance < 0.32:
             args["owner"] = "o2"
         return ["renew", args | self.later()]
+
+    def renew_many(self, pool: int) -> Step:
+        """All that a process holds, as its renewing thread says it; now and then not quite."""
+        pick, made = self.rng.choice, len(self.asks[pool])
+        recent = range(max(0, made - RECENT), made + 1)
+        numbers = self.rng.sample(recent, self.rng.randint(1, len(recent)))
+        fences, ttls = ("own",) * 7 + ("none", "wrong"), (None,) * 5 + (1000, 20_000, 0)
+        args = {"leases": [(number, pick(fences), pick(ttls)) for number in numbers]}
+        if self.rng.random() < 0.05:
+            args["owner"] = "o1"
+        return ["renew_many", args | self.later()]
 
     def release(self, pool: int) -> Step:
         args = {"number": self.some(pool), "plant": int(self.rng.random() < 0.7)}

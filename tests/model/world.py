@@ -78,6 +78,11 @@ class Life:
             self.moments = [*self.moments[-8:], self.pair.model.now]
         if named:
             self._history(verb, named, reply, args)
+        if verb == "renew_many" and reply[0] == "OUTCOMES":
+            answers = dict(zip((name for name, *_ in args["leases"]), reply[1:], strict=False))
+            for name, answer in answers.items():
+                self._history("renew", name, answer, {})
+            self.pair.compare_each(answers)
         return reply
 
     def do_deliver(self, number: int, again: bool = False) -> Reply | None:
@@ -149,6 +154,19 @@ class Life:
         said = {"own": own, "wrong": own + 1, "none": 0}[fence]
         wire = (name, said or "", "" if ttl_ms is None else ttl_ms, owner)
         return self.send("renew", wire, name, later=later, token=name, fence=said, ttl_ms=ttl_ms,
+                         owner=owner)  # fmt: skip
+
+    def do_renew_many(
+        self, leases: list[tuple[int, str, int | None]], owner: str = "", later: bool = False
+    ) -> Reply | None:
+        """Renew several by one call: of each its number, and fence and ttl as in `do_renew`."""
+        said = []
+        for number, fence, ttl_ms in leases:
+            own = self.holders.get(token(number), Holder()).fence
+            said.append((token(number), {"own": own, "wrong": own + 1, "none": 0}[fence], ttl_ms))
+        flat = [part for name, fence, ttl_ms in said
+                for part in (name, fence or "", "" if ttl_ms is None else ttl_ms)]  # fmt: skip
+        return self.send("renew_many", (owner, *flat), later=later, leases=tuple(said),
                          owner=owner)  # fmt: skip
 
     def do_recover(self, number: int, owner: str = "", later: bool = False) -> Reply | None:

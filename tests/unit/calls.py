@@ -27,6 +27,7 @@ REPORT = {
 VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "acquire": lambda: protocol.acquire(REQUEST),
     "renew": lambda: protocol.renew(REQUEST.token, 7, 1000, "ann"),
+    "renew_many": lambda: protocol.renew_many([(REQUEST.token, 7, 1000)], "ann"),
     "release": lambda: protocol.release(REQUEST.token, owner="ann"),
     "reap": protocol.reap,
     "report": lambda: report.report("h1", (), **REPORT),

@@ -10,8 +10,9 @@ import pytest
 from redis.exceptions import ResponseError
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, Store
+from agent_sdk.errors import BadRequest, LeaseLost
 from agent_sdk.keys import Keys
-from agent_sdk.protocol.messages import Call
+from agent_sdk.protocol.messages import Call, Renewal
 from agent_sdk.renewal.redis_transport import RedisTransport
 from agent_sdk.scripts import dispatch
 from agent_sdk.scripts import library as functions
@@ -139,6 +140,42 @@ def test_renewals_of_many_go_on_when_the_functions_go(server: Server, pool: Pool
     assert list(link.release(tokens)) == [True] * 5
     link.close()
     assert counted(pool.redis) == {"fcall": 5, "evalsha": 5}
+
+
+def test_leases_of_a_process_are_renewed_by_one_call(server: Server, pool: Pool) -> None:
+    """However many are due, also as a script, and each hears its own answer."""
+    functions.load_own(pool.redis)
+    store = Store(server.socket_url)
+    link = RedisTransport(store.connect, pool.keys)
+    with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        leases = [client.acquire("ann", memory_mb=100) for _ in range(5)]
+        client.release(leases[3].token)
+        for way in ("fcall", "evalsha"):
+            pool.redis.config_resetstat()
+            found = list(link.renew(leases))
+            lost = found.pop(3)
+            assert isinstance(lost, LeaseLost)
+            assert lost.code == "released"
+            assert [isinstance(one, Renewal) for one in found] == [True] * 4
+            assert counted(pool.redis).get(way) == 1
+            pool.redis.function_flush()
+            pool.redis.script_flush()
+    link.close()
+
+
+def test_leases_are_renewed_one_by_one_where_they_cannot_be_at_once(
+    server: Server, pool: Pool
+) -> None:
+    """One that is not well-formed, so that all are refused together, costs no other its lease."""
+    store = Store(server.socket_url)
+    link = RedisTransport(store.connect, pool.keys)
+    with LeaseClient(store, pool=pool.keys.pool_name, hostname="h1") as client:
+        leases = [client.acquire("ann", memory_mb=100) for _ in range(3)]
+        leases[1].ttl_ms = 1
+        found = list(link.renew(leases))
+        assert [isinstance(one, Renewal) for one in found] == [True, False, True]
+        assert isinstance(found[1], BadRequest)
+    link.close()
 
 
 def test_user_of_an_older_acl_has_the_scripts(server: Server, pool: Pool) -> None:
