@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from agent_sdk import attach
     from agent_sdk.request import Acquisition, LeaseOptions
-    from agent_sdk.scripts.dispatch import Command
+    from agent_sdk.store.pools import Pool
     from agent_sdk.store.store import Store
 else:
     (attach,) = later("attach")
@@ -45,7 +45,9 @@ class LeaseClient(Verbs["Redis"]):
     def _connect(self, store: Store) -> Redis:
         self._inbox = Inbox(store, self.keys.base)
         weakref.finalize(self, self._inbox.close).atexit = False
-        return store.connect()
+        redis = store.connect()
+        self._pool: Pool = redis.connection_pool  # type: ignore[assignment] # of `Store.connect`
+        return redis
 
     def acquire(self, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
         """Get a lease. It is not renewed until `keep` is called: it ends `ttl_s` after the grant.
@@ -170,7 +172,7 @@ class LeaseClient(Verbs["Redis"]):
         while True:
             sent_at = local_now()
             try:
-                raw = self._call(ask) if isinstance(ask, Call) else self._read(ask)
+                raw = self._call(ask, sent_at) if isinstance(ask, Call) else self._read(ask)
             except RedisError as error:
                 if (struck := raised_by_handler(error)) is not None and struck is not error:
                     raise struck from None
@@ -182,18 +184,29 @@ class LeaseClient(Verbs["Redis"]):
                 self._reached = True
                 return Answer(raw, sent_at)
 
-    def _call(self, call: Call) -> list[Any]:
+    def _call(self, call: Call, now: float) -> list[Any]:
         for _ in range(TRIES - 1):
             try:
-                return self._say(self.wording.command(call))
+                return self._say(call, now)
             except ResponseError as error:
                 for command in self.wording.amend(call, error):
-                    self._say(command)
-        return self._say(self.wording.command(call))
+                    self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+        return self._say(call, now)
 
-    def _say(self, command: Command) -> list[Any]:
-        answer: list[Any] = self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
-        return answer
+    def _say(self, call: Call, now: float) -> list[Any]:
+        answer: Any
+        if call.token is None:
+            command = self.wording.command(call)
+            answer = self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+        else:
+            packed = self.wording.packed(call)
+            (answer,) = self._pool.ask(packed.data, (packed.mark,), now)
+            if isinstance(answer, ResponseError):
+                try:
+                    raise answer
+                finally:
+                    del answer  # the error keeps this frame, and this frame the client
+        return answer  # type: ignore[no-any-return] # every verb's reply is a list
 
     def _read(self, read: Read) -> list[Any]:
         pipe = self.redis.pipeline(transaction=False)

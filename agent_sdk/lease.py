@@ -60,7 +60,6 @@ class HeldLease:
         agent: the agent that holds it.
         fence: grows with every grant; 0 for a local lease.
         ttl_ms: the time that each renewal asks for; 0 = no expiry.
-        devices: empty for a CPU lease.
         reason: the reason for a CPU lease, or None.
         expires_at_ms: the end on Redis's clock, as last told.
         remaining_ms: its rest at the grant or the last renewal.
@@ -76,7 +75,6 @@ class HeldLease:
         self.agent = grant.agent
         self.fence = grant.fence
         self.ttl_ms = grant.ttl_ms
-        self.devices: tuple[Device, ...] = grant.devices
         self.reason = grant.reason
         self.expires_at_ms = grant.expires_at_ms
         self.remaining_ms = grant.remaining_ms
@@ -84,7 +82,7 @@ class HeldLease:
         self.notices: tuple[str, ...] = ()
         self.local = local
         self._holder = identity()
-        self._claim = grant.claim
+        self._grant = grant
         self._trusted_until = grant.trusted_until
         self._lost_code: str | None = None
         self._ended = False
@@ -101,6 +99,11 @@ class HeldLease:
         """Raise BadRequest if another process holds it."""
         if self.is_view:
             raise error_for("bad_request", VIEW, token=self.token)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Devices of the lease; empty for a CPU lease."""
+        return self._grant.devices
 
     @property
     def granted_at_ms(self) -> int:
@@ -123,7 +126,7 @@ class HeldLease:
     @property
     def claim(self) -> RecoveryClaim | None:
         """Claim for a pool that has forgotten it; None once it is lost or over."""
-        return self._claim if self.trusted_s > 0 else None
+        return self._grant.claim if self.trusted_s > 0 else None
 
     @property
     def trusted_until(self) -> float:

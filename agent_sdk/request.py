@@ -100,6 +100,13 @@ class LeaseOptions(TypedDict, total=False):
 OPTIONS = frozenset(LeaseOptions.__annotations__)
 
 
+PLAIN = {str, int, float, bool, type(None)}
+"""Types of options that never change: what was checked once is right the next time."""
+
+MOST_CHECKED = 256
+"""Most options that are kept with their checked form."""
+
+
 def process_id() -> str:
     """Return this process as `pid:start time`: a pid alone may be reused tomorrow."""
     pid = os.getpid()
@@ -126,6 +133,7 @@ class Caller:
     client: str = field(init=False, default="")
     _pid: int = field(init=False, default=0)
     _process: str = field(init=False, default="")
+    _checked: dict[tuple[Any, ...], tuple[Any, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", self.name):
@@ -136,6 +144,7 @@ class Caller:
         if self._pid != os.getpid():
             self._pid, self._process = os.getpid(), "" if self.for_others else process_id()
             self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
+            self._checked = {}
 
     def request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Request:
         """Return the request that the options describe.
@@ -144,7 +153,27 @@ class Caller:
             BadRequest: an option has an invalid form.
         """
         self._identify()
-        token, host, model = ask.get("token"), ask.get("host"), ask.get("model")
+        token = ask.pop("token", None)
+        token = new_token() if token is None else check_name(token, "token")
+        values = ask.values()
+        key = (agent, *ask.items(), type(agent), *map(type, values))
+        try:
+            rest = self._checked.get(key)
+        except TypeError:  # a value that is no key is none of the plain types
+            rest = None
+        if rest is None:
+            rest = self._check(agent, ask)
+            if {type(agent), *map(type, values)} <= PLAIN:
+                if len(self._checked) >= MOST_CHECKED:
+                    self._checked = {}
+                self._checked[key] = rest
+        if self._process:
+            evidence.show(token)
+        return Request(token, *rest)
+
+    def _check(self, agent: str, ask: LeaseOptions) -> tuple[Any, ...]:
+        """Return the request's fields behind the token."""
+        host, model = ask.get("host"), ask.get("model")
         if host is None:
             host = self.hostname
         if not ask.keys() <= OPTIONS:
@@ -153,11 +182,8 @@ class Caller:
         unavailable = check_choice(
             ask.get("on_unavailable", "raise"), "on_unavailable", "raise", "cpu"
         )
-        token = new_token() if token is None else check_name(token, "token")
-        if self._process:
-            evidence.show(token)
-        return Request(
-            token=token,
+        request = Request(
+            token="",
             agent=check_name(agent, "agent"),
             memory_mb=self._memory_mb(ask),
             devices=check_range(ask.get("devices", 1), "devices", 1, MOST_DEVICES),
@@ -174,6 +200,7 @@ class Caller:
             owner=plain(ask.get("owner", "")),
             wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s", LONGEST_S),
         )
+        return request[1:]
 
     def _memory_mb(self, ask: LeaseOptions) -> int:
         """Return the MiB on each device, by either option; log too small a size for any GPU."""

@@ -18,9 +18,14 @@ class _Marked(str):
     __slots__ = ()
 
 
+def new_mark() -> str:
+    """Return a mark; no two calls share one."""
+    return f"{next(_marks):x}"
+
+
 def marked(protocol: int | str) -> str:
-    """Return the protocol with a new mark that the reply repeats; no two calls share one."""
-    return _Marked(f"{protocol} {next(_marks):x}")
+    """Return the protocol with a new mark that the reply repeats."""
+    return _Marked(f"{protocol} {new_mark()}")
 
 
 def mark_of(command: tuple[Any, ...]) -> str:

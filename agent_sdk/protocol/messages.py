@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PROTOCOL: Final = 1
 """Version that is sent with every call; the script's must be the same."""
@@ -146,29 +149,69 @@ class RecoveryClaim(NamedTuple):
     pid: str
 
 
-class Grant(NamedTuple):
+class Grant:
     """Lease as the pool granted it.
+
+    `devices` and `claim` may be given as functions, which make them when they are first looked at:
+    most leases end before.
 
     Attributes:
         fence: grows with every grant of the pool: the newer holder has the larger.
         expires_at_ms: on Redis's clock; for showing, never for comparing with a local clock.
         ttl_ms: as asked; 0 = no expiry.
         reason: the reason for a CPU lease, or None.
-        devices: empty for a CPU lease.
         trusted_until: the end of trust on `clock.local_now`'s clock.
-        claim: its claim on a pool that forgets it; None: there is none, as through HTTP.
     """
 
-    token: str
-    agent: str
-    fence: int
-    expires_at_ms: int
-    remaining_ms: int
-    ttl_ms: int
-    reason: str | None
-    devices: tuple[Device, ...]
-    trusted_until: float
-    claim: RecoveryClaim | None = None
+    __slots__ = (
+        "_claim", "_devices", "agent", "expires_at_ms", "fence", "reason", "remaining_ms", "token",
+        "trusted_until", "ttl_ms",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        token: str,
+        agent: str,
+        fence: int,
+        expires_at_ms: int,
+        remaining_ms: int,
+        ttl_ms: int,
+        reason: str | None,
+        devices: tuple[Device, ...] | Callable[[], tuple[Device, ...]],
+        trusted_until: float,
+        claim: RecoveryClaim | Callable[[], RecoveryClaim] | None = None,
+    ) -> None:
+        self.token = token
+        self.agent = agent
+        self.fence = fence
+        self.expires_at_ms = expires_at_ms
+        self.remaining_ms = remaining_ms
+        self.ttl_ms = ttl_ms
+        self.reason = reason
+        self._devices = devices
+        self.trusted_until = trusted_until
+        self._claim = claim
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Devices of the lease; empty for a CPU lease."""
+        if not isinstance(self._devices, tuple):
+            self._devices = self._devices()
+        return self._devices
+
+    @property
+    def claim(self) -> RecoveryClaim | None:
+        """Claim on a pool that forgets it; None: there is none, as through HTTP."""
+        if callable(self._claim):
+            self._claim = self._claim()
+        return self._claim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the form that travels: with its devices and its claim."""
+        return Grant, (
+            self.token, self.agent, self.fence, self.expires_at_ms, self.remaining_ms, self.ttl_ms,
+            self.reason, self.devices, self.trusted_until, self.claim,
+        )  # fmt: skip
 
 
 class Renewal(NamedTuple):
@@ -189,8 +232,7 @@ class Renewal(NamedTuple):
         return self.remaining_ms > LONGEST_TTL_MS
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseResult:
+class ReleaseResult(NamedTuple):
     """Result of a release.
 
     Attributes:

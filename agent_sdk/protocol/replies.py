@@ -73,12 +73,20 @@ def moment(answer: Answer) -> Moment:
 def granted(request: Request, answer: Answer) -> Grant:
     """Return the lease that a reply grants."""
     _, _, _, epoch, _, fence, expires_at_ms, remaining_ms, reason, *flat = answer.raw
-    devices = [
-        Device(uuid, int(index), host, name, int(mb), int(total), whole(used), runtime_id)
+    told = [
+        (uuid, int(index), host, name, int(mb), int(total), whole(used), runtime_id)
         for uuid, mb, index, host, name, total, used, runtime_id in zip(
             *[iter(flat)] * DEVICE_WORDS, strict=True
         )
     ]
+
+    def devices() -> tuple[Device, ...]:
+        return tuple(Device(*each) for each in told)
+
+    def claim() -> RecoveryClaim:
+        held = ",".join([f"{each[0]}={each[4]}" for each in told])
+        return RecoveryClaim(epoch, request.agent, held, request.asked, request.client, request.pid)
+
     return Grant(
         request.token,
         request.agent,
@@ -87,16 +95,9 @@ def granted(request: Request, answer: Answer) -> Grant:
         remaining_ms,
         request.ttl_ms,
         reason or None,
-        tuple(devices),
+        devices,
         trusted_until(answer.sent_at, remaining_ms),
-        RecoveryClaim(
-            epoch,
-            request.agent,
-            ",".join([f"{device.uuid}={device.memory_mb}" for device in devices]),
-            request.asked,
-            request.client,
-            request.pid,
-        ),
+        claim,
     )
 
 

@@ -13,10 +13,12 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from agent_sdk.protocol.marks import marked
 from agent_sdk.scripts.library import own_library
-from agent_sdk.scripts.source import scripts
+from agent_sdk.scripts.packed import Frames
+from agent_sdk.scripts.source import CALLED, scripts
 
 if TYPE_CHECKING:
     from agent_sdk.protocol.messages import Call
+    from agent_sdk.scripts.packed import Packed
 
 AGAIN_S, DENIED_S = 30.0, 600.0
 """Seconds after which missing or denied functions are asked for again."""
@@ -45,7 +47,8 @@ class Dispatch:
 
     def __init__(self, base: str) -> None:
         self._base = base
-        self._library = own_library()
+        self._functions = {verb: own_library().function(verb) for verb in CALLED}
+        self._frames = Frames(base)
         self._none_until = 0.0
         self.missing = False
 
@@ -56,10 +59,19 @@ class Dispatch:
     def command(self, call: Call) -> Command:
         """Return the call in the form for this server, with a mark that its reply repeats."""
         protocol, *args = call.args
-        said = marked(protocol)
+        return (*self._form(call.verb), 1, self._base, marked(protocol), *args)
+
+    def packed(self, call: Call) -> Packed:
+        """Return the same as bytes, for a call about one token."""
+        if self._none_until:
+            return self._frames.pack(*self._form(call.verb), call)
+        return self._frames.pack("FCALL", self._functions[call.verb], call)
+
+    def _form(self, verb: str) -> tuple[str, str]:
+        """Return the command for this server, and the name or digest of the verb there."""
         if self._none_until and time.monotonic() < self._none_until:
-            return ("EVALSHA", scripts()[call.verb].sha, 1, self._base, said, *args)
-        return ("FCALL", self._library.function(call.verb), 1, self._base, said, *args)
+            return "EVALSHA", scripts()[verb].sha
+        return "FCALL", self._functions[verb]
 
     def amend(self, call: Call, error: ResponseError) -> list[Command]:
         """Return the commands to send before another try of a call that was not understood.

@@ -18,17 +18,17 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import (
     ClusterDownError,
-    InvalidResponse,
     MovedError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 from redis.retry import Retry
 
 from agent_sdk.store.connect_errors import mark_unsent, other_way, why_hopeless
 from agent_sdk.store.credentials import file_version
 from agent_sdk.store.discovery import LEAST_S
-from agent_sdk.store.exchange import AsyncCounting, Counting
+from agent_sdk.store.exchange import GARBLED, AsyncCounting, Counting, garbled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,13 +41,6 @@ if TYPE_CHECKING:
 
 ELSEWHERE = (ReadOnlyError, MovedError, ClusterDownError)
 """Answers of a server that is no longer the primary; one ClusterDownError is MASTERDOWN."""
-
-GARBLED = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-"""Errors of the parser over an answer that is not Redis's: a map with a list as key, say."""
-
-
-def _garbled(error: Exception) -> InvalidResponse:
-    return InvalidResponse(f"no answer that Redis gives: {type(error).__name__}: {error}")
 
 
 class _Seeking:
@@ -76,6 +69,12 @@ class _Seeking:
         """Go to an address within what is left of the timeout since `began`."""
         self.host, self.port = address
         self.socket_connect_timeout = max(LEAST_S, self._within_s - (time.monotonic() - began))
+
+    def _refused(self, error: ResponseError) -> None:
+        """Leave a server that is no longer the primary, once its answers are in."""
+        if isinstance(error, ELSEWHERE):
+            self.mark_for_reconnect()  # type: ignore[attr-defined] # redis-py's
+            self._doubt()
 
     def _doubt(self) -> None:
         if self._primary is not None:
@@ -136,7 +135,7 @@ class TcpConnection(_Seeking, Counting, Connection):
         try:
             return super().read_response(*args, **options)
         except GARBLED as error:
-            raise _garbled(error) from error
+            raise garbled(error) from error
         except ELSEWHERE:
             self.mark_for_reconnect()
             self._doubt()
@@ -188,7 +187,7 @@ class UnixConnection(Counting, UnixDomainSocketConnection):
         try:
             return super().read_response(*args, **options)
         except GARBLED as error:
-            raise _garbled(error) from error
+            raise garbled(error) from error
 
 
 class AsyncTcpConnection(_Seeking, AsyncCounting, AsyncConnection):
@@ -226,7 +225,7 @@ class AsyncTcpConnection(_Seeking, AsyncCounting, AsyncConnection):
         try:
             return await super().read_response(*args, **options)
         except GARBLED as error:
-            raise _garbled(error) from error
+            raise garbled(error) from error
         except ELSEWHERE:
             self.mark_for_reconnect()
             self._doubt()
@@ -291,4 +290,4 @@ class AsyncUnixConnection(AsyncCounting, AsyncUnixDomainSocketConnection):
         try:
             return await super().read_response(*args, **options)
         except GARBLED as error:
-            raise _garbled(error) from error
+            raise garbled(error) from error

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
+    InvalidResponse,
     ResponseError,
 )
 from redis.exceptions import TimeoutError as RedisTimeout
@@ -27,7 +31,18 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from agent_sdk.protocol.marks import mark_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+FRESH_S = 0.01
+"""Seconds after an answer for which a connection is not asked whether its server closed it."""
+
+GARBLED = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""Errors of the parser over an answer that is not Redis's: a map with a list as key, say."""
+
+
+def garbled(error: Exception) -> InvalidResponse:
+    """Return the error of an answer that is not Redis's."""
+    return InvalidResponse(f"no answer that Redis gives: {type(error).__name__}: {error}")
 
 
 class AnswerOfAnother(ConnectionError):
@@ -58,11 +73,22 @@ def _own(response: Any, mark: str) -> Any:
     return response
 
 
+def _of_socket(error: Exception) -> Exception:
+    """Return the error of a socket, or of the parser, as redis-py would raise it."""
+    if isinstance(error, TimeoutError):
+        return RedisTimeout("Timeout on the socket")
+    if isinstance(error, OSError):
+        return ConnectionError(f"Error on the socket: {error}")
+    return garbled(error)
+
+
 class _Counting:
     """Common part of both kinds of connection, mixed in before redis-py's."""
 
     is_connected: bool
     socket_timeout: float | None
+    health_check_interval: Any
+    _parser: Any
 
     def __init__(self, **options: Any) -> None:
         self._awaited: deque[str] = deque()  # mark of each sent command
@@ -96,9 +122,20 @@ class _Counting:
         """Remove and return the mark of the answered command."""
         return self._awaited.popleft() if self._awaited else ""
 
+    def _refused(self, error: ResponseError) -> None:
+        """Take note of a server's error."""
+
 
 class Counting(_Counting):
     """Blocking connection that is closed instead of used while it is owed an answer."""
+
+    next_health_check: Any
+    _sock: Any
+    _fresh_until = 0.0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.own_ref = ref(self)
 
     def connect(self, *args: Any, **options: Any) -> None:
         """Make the connection ready for a command: connected, greeted and owed nothing."""
@@ -126,7 +163,7 @@ class Counting(_Counting):
 
     def hang_up(self) -> None:
         """End the connection's waiting; from any thread."""
-        sock: socket.socket | None = self._sock  # type: ignore[attr-defined] # redis-py's
+        sock: socket.socket | None = self._sock
         if sock is not None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -148,6 +185,67 @@ class Counting(_Counting):
             self.check_health()  # type: ignore[attr-defined] # redis-py's
         self._awaited += marks
         super().send_packed_command(packed, check_health=False)  # type: ignore[misc] # redis-py's
+
+    def fresh(self, now: float) -> bool:
+        """Return whether it can take a command as it is, since it was answered a moment ago."""
+        return now < self._fresh_until and self.clean
+
+    def ask(self, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
+        """Send commands in one write; return the reply to each, or the server's error.
+
+        It is `send_packed_command` and `read_response`, without the layers between.
+
+        Args:
+            packed: the commands.
+            marks: the mark of each command.
+            now: the time, on `clock.local_now`'s clock.
+        """
+        if not self.is_connected:  # another thread has just closed the client
+            self.connect_check_health(check_health=False)
+        checks_s = self.health_check_interval
+        if checks_s:
+            self.check_health()  # type: ignore[attr-defined] # redis-py's
+        sock = self._sock
+        self._awaited += marks
+        try:
+            sock.sendall(packed)
+            replies = [self._next(sock, mark) for mark in marks]
+        except (OSError, *GARBLED) as error:
+            self.disconnect()
+            raise _of_socket(error) from error
+        except BaseException:
+            self.disconnect()
+            raise
+        self._awaited.clear()
+        if checks_s:
+            self.next_health_check = time.monotonic() + checks_s
+        self._fresh_until = now + FRESH_S
+        return replies
+
+    def _next(self, sock: socket.socket, mark: str) -> Any:
+        """Read the next reply, which must have the mark, or the server's error."""
+        parser = self._parser
+        reader: Any = getattr(parser, "_reader", None)  # hiredis's; the other parsers have none
+        reply = reader.gets() if reader else NOT_ENOUGH_DATA
+        if reader and reply is NOT_ENOUGH_DATA and (size := sock.recv_into(parser._buffer)):  # noqa: SLF001
+            reader.feed(parser._buffer, 0, size)  # noqa: SLF001
+            reply = reader.gets()
+        if type(reply) is not list:
+            reply = self._unusual(reply)
+        return reply if isinstance(reply, ResponseError) else _own(reply, mark)
+
+    def _unusual(self, reply: Any) -> Any:
+        """Return a reply that is not in yet, or is a push beside the replies, or is an error."""
+        if reply is NOT_ENOUGH_DATA:
+            reply = self._parser.read_response()
+        elif isinstance(reply, list):
+            self._parser.handle_push_response(reply)
+            reply = self._parser.read_response()
+        if isinstance(reply, ResponseError):
+            self._refused(reply)
+        elif isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         """Read the next answer."""

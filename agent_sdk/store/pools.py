@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakSet
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from weakref import ref
+
+
+class _InUse:
+    """Connections in use, as long as a caller refers to them; all steps are single ones."""
+
+    def __init__(self) -> None:
+        self._refs: set[ref[Any]] = set()
+
+    def add(self, connection: Any) -> None:
+        """Add a connection."""
+        self._refs.add(connection.own_ref)
+
+    def remove(self, connection: Any) -> None:
+        """Remove a connection; KeyError: it is not among them."""
+        self._refs.remove(connection.own_ref)
+
+    def discard(self, connection: Any) -> None:
+        """Remove a connection if it is among them."""
+        self._refs.discard(connection.own_ref)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the living ones."""
+        for each in list(self._refs):
+            if (connection := each()) is not None:
+                yield connection
+            else:
+                self._refs.discard(each)
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(list(iter(self)))
 
 
 class Pool(redis.ConnectionPool):
@@ -22,7 +58,35 @@ class Pool(redis.ConnectionPool):
     def reset(self) -> None:
         """Drop all connections."""
         super().reset()
-        self._in_use_connections = WeakSet()
+        self._in_use_connections = _InUse()
+
+    def ask(self, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
+        """Send commands over one connection, and return their replies; see `Counting.ask`.
+
+        A connection that was used a moment ago is taken and put back without redis-py's questions.
+        """
+        connection = self._take(now)
+        try:
+            replies: list[Any] = connection.ask(packed, marks, now)
+            return replies
+        finally:
+            if connection.fresh(now) and not connection.should_reconnect():
+                self._in_use_connections.discard(connection)
+                self._available_connections.append(connection)
+            else:
+                self.release(connection)
+
+    def _take(self, now: float) -> Any:
+        """Take an idle connection in single steps, without the lock: an interrupt loses none."""
+        there = self._available_connections
+        if there and self.pid == os.getpid():
+            with suppress(IndexError):
+                connection = there.pop()
+                if connection.fresh(now):
+                    self._in_use_connections.add(connection)
+                    return connection
+                there.append(connection)
+        return self.get_connection()
 
     def hang_up(self) -> None:
         """End the waiting of all connections; from any thread."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,19 +50,27 @@ def interrupted(redis: redis.Redis, call: Callable[[], object], by: type[BaseExc
     def handler(*_: object) -> None:
         raise by
 
-    def parse(*args: Any, **options: Any) -> Any:
-        redis.parse_response = real
-        signal.raise_signal(signal.SIGUSR1)
-        return real(*args, **options)
+    def struck(real: Callable[..., Any]) -> Callable[..., Any]:
+        def read(connection: Any, *args: Any, **options: Any) -> Any:
+            connecting = connection.clean or not connection._greeted
+            if connecting or threading.current_thread() is not threading.main_thread():
+                return real(connection, *args, **options)
+            patched.undo()
+            signal.raise_signal(signal.SIGUSR1)
+            return real(connection, *args, **options)
 
-    real, before = redis.parse_response, signal.signal(signal.SIGUSR1, handler)
-    redis.parse_response = parse
+        return read
+
+    kind: Any = redis.connection_pool.connection_class
+    patched, before = pytest.MonkeyPatch(), signal.signal(signal.SIGUSR1, handler)
+    for name in ("read_response", "_next"):
+        patched.setattr(kind, name, struck(getattr(kind, name)))
     try:
         with pytest.raises(by):
             call()
     finally:
+        patched.undo()
         signal.signal(signal.SIGUSR1, before)
-        redis.parse_response = real
 
 
 @pytest.mark.parametrize("by", [KeyboardInterrupt, SystemExit, TimeLimit])
@@ -173,6 +183,43 @@ def test_callers_that_are_interrupted_leak_no_connection(client: LeaseClient) ->
     client.pool()
     pool: Any = client.redis.connection_pool
     assert (len(pool._in_use_connections), len(pool._available_connections)) == (0, 1)
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.05])
+def test_call_on_a_connection_that_the_server_has_closed_is_made_on_another(
+    client: LeaseClient, pool: Pool, pause_s: float
+) -> None:
+    """At once after the call before and a while after: it succeeds, and there is one lease."""
+    for _ in range(5):
+        client.release(client.acquire("me", memory_mb=1))
+        pool.redis.client_kill_filter(_id=str(client.redis.client_id()))
+        time.sleep(pause_s)
+        lease = client.acquire("me", memory_mb=1)
+        assert [one.token for one in client.leases()] == [lease.token]
+        assert client.release(lease)
+        assert client.redis.ping()
+
+
+def test_threads_share_no_connection_at_once_and_leave_no_more_than_they_are(
+    client: LeaseClient,
+) -> None:
+    """Each call has its own lease; afterwards as many connections are idle as threads called."""
+    found: list[set[str]] = []
+
+    def work() -> None:
+        leases = [client.acquire("me", memory_mb=1) for _ in range(20)]
+        found.append({lease.token for lease in leases})
+        assert all(client.release(lease) for lease in leases)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set().union(*found)) == 8 * 20
+    connections: Any = client.redis.connection_pool
+    assert len(connections._in_use_connections) == 0
+    assert 1 <= len(connections._available_connections) <= 8 + 1
 
 
 class Stale:
