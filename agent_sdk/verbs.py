@@ -14,7 +14,7 @@ from agent_sdk.protocol import validation
 from agent_sdk.state.holders import Holders, read_holders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Generator, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Sequence
     from typing import Unpack
 
     from agent_sdk import attach, bulk_revoke
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
     from agent_sdk.protocol import operator, report
     from agent_sdk.protocol.messages import Answer, Moment, Renewal
     from agent_sdk.request import Acquisition, LeaseOptions
-    from agent_sdk.state import queue, snapshot
+    from agent_sdk.state import lists, queue, snapshot
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.events import Event
     from agent_sdk.state.explain import Explanation
+    from agent_sdk.state.lists import DeviceEntry, LeaseEntry
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
 else:
-    attach, bulk_revoke, operator, report, snapshot, queue = later(
+    attach, bulk_revoke, operator, report, snapshot, queue, lists = later(
         "attach",
         "bulk_revoke",
         "protocol.operator",
         "protocol.report",
         "state.snapshot",
         "state.queue",
+        "state.lists",
     )
 
 
@@ -284,6 +286,35 @@ class Verbs(PoolClient[R]):
         return tuple((yield from snapshot.devices_of(self.keys, sorted(uuids))))
 
     @Verb
+    def waiting_since(self) -> Steps[int | None]:
+        """Return when the oldest waiter came, ms on Redis's clock; None: none waits."""
+        return queue.waiting_since(self.keys)
+
+    @Verb
+    def host_list(self) -> Steps[list[str]]:
+        """Return which hosts the pool knows, by name."""
+        return lists.hosts(self.keys)
+
+    @Verb
+    def device_list(
+        self, host: str | None = None, state: str | None = None
+    ) -> Steps[list[DeviceEntry]]:
+        """Return which devices there are, by host and index; see `state.lists.devices`."""
+        return lists.devices(self.keys, host, state)
+
+    @Verb
+    def lease_list(
+        self, agent: str | None = None, host: str | None = None, kind: str | None = None
+    ) -> Steps[tuple[list[LeaseEntry], ...]]:
+        """Return which leases live, as lists that are each oldest first; see `state.lists`."""
+        return lists.living(self.keys, agent, host, kind)
+
+    @Verb
+    def leases_of(self, tokens: Sequence[str]) -> Steps[list[LeaseStatus]]:
+        """Return those of these leases that live, in this order."""
+        return snapshot.leases_of(self.keys, tokens)
+
+    @Verb
     def leases(self) -> Steps[tuple[LeaseStatus, ...]]:
         """Return every living lease, oldest first."""
         return snapshot.leases(self.keys)
@@ -297,6 +328,11 @@ class Verbs(PoolClient[R]):
     def hosts(self) -> Steps[tuple[HostStatus, ...]]:
         """Return every host that the pool knows, by name."""
         return snapshot.hosts(self.keys)
+
+    @Verb
+    def hosts_of(self, names: Sequence[str]) -> Steps[list[HostStatus]]:
+        """Return these hosts as the pool knows them, in this order."""
+        return snapshot.hosts_of(self.keys, names)
 
     def _releasing(self, lease: HeldLease | str, *, refuse_late: bool, owner: str) -> Steps[bool]:
         """Give a lease back; return False if it had ended before."""

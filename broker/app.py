@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -87,6 +88,10 @@ def build_app(settings: Settings) -> FastAPI:
         tasks = [asyncio.create_task(each) for each in work]
         for task in tasks:
             task.add_done_callback(_log_failure)
+        # What lives as long as this process is not looked through at each full collection, which
+        # would hold the loop for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:

@@ -13,10 +13,12 @@ from fastapi import Depends, Request
 
 from agent_sdk.errors import LeaseError
 from broker import __version__
+from broker.live.recent import Recent
 from broker.live.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
+    from agent_sdk.state.lists import LeaseEntry
     from broker.api_keys import Keyring, Principal
     from broker.devices import Source
     from broker.live.feed import Feed
@@ -40,6 +42,7 @@ class Broker:
         replica: this process's name among the replicas.
         stopping: set when this process is told to stop, for the followers of streams.
         readiness: the readiness check that simultaneous requests share.
+        listed: the last list of leases that was asked for in pages.
         mode_decided: our environment's SAFE_MODE has reached the pool's policy.
     """
 
@@ -54,6 +57,7 @@ class Broker:
     feed: Feed
     view: View
     mode_decided: bool = False
+    listed: Recent[tuple[list[LeaseEntry], ...]] = field(default_factory=Recent)
     stopping: Event = field(default_factory=Event)
     readiness: SingleFlight[str | None] = field(default_factory=SingleFlight)
 

@@ -95,6 +95,8 @@ class Settings(BaseSettings):
         0, ge=0, le=86400, validation_alias=_env("GPU_BROKER_DRAIN_ON_STOP_S")
     )
     """Most seconds that a clean stop waits for the leases on this host's devices; 0 = none."""
+    metrics_devices: int = Field(1024, ge=0, validation_alias=_env("GPU_BROKER_METRICS_DEVICES"))
+    """Most devices, and most hosts, with series of their own in the metrics."""
     keys_file: Path | None = Field(None, validation_alias=_env("GPU_BROKER_KEYS_FILE"))
     """File of the API keys; default `keys` in the state folder, if it is there."""
     keys: str = Field("", repr=False, validation_alias=_env("GPU_BROKER_KEYS"))

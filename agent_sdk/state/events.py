@@ -31,6 +31,9 @@ START: Final = "0-0"
 
 PAGE: Final = 1000
 
+PART: Final = 100
+"""Events of the past that are read at once: an event loop is not held while they are parsed."""
+
 LONGEST: Final = 18
 """Most digits of a number in an event; a fence has 16."""
 
@@ -92,8 +95,17 @@ def order(event_id: str) -> tuple[int, int]:
 
 def newest(keys: Keys, count: int) -> Generator[Read, Answer, tuple[Event, ...]]:
     """Read the last events, the oldest of them first."""
-    answer = yield from read_known(keys, ("XREVRANGE", keys.events, "+", "-", "COUNT", count))
-    return tuple(reversed(_events(answer.raw[0])))
+    found: list[Event] = []
+    end, left = "+", count
+    while left > 0:
+        asked = min(left, PART)
+        answer = yield from read_known(keys, ("XREVRANGE", keys.events, end, "-", "COUNT", asked))
+        page = _events(answer.raw[0])
+        found += page
+        if len(page) < asked:
+            break
+        end, left = f"({page[-1].id}", left - asked
+    return tuple(reversed(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.state import snapshot
+from agent_sdk.state.lists import PART, in_states, tokens_due
 from agent_sdk.state.readings import ended_in, numbers, read_known, row, whole_number
 from agent_sdk.state.reservations import Reservation, reservation
 
@@ -67,12 +68,28 @@ class WaiterStatus:
 
 
 def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
-    """Read all waiters, by rank; of the leases only those that end within seconds are read."""
-    answer = yield from read_known(keys, ("HGET", keys.pool, "last_ms"))
-    due_by_ms = whole_number(answer.raw[0]) + DUE_WITHIN_MS
-    records = yield from snapshot.records(keys, WAITS, due_by_ms)
+    """Read all waiters, by rank; of leases that end within seconds the state alone is read."""
+    waits = yield from _tokens(keys)
+    records = yield from snapshot.records_of(keys, waits, WAITS)
     found = yield from placed(keys, records)
     return tuple(sorted(found, key=lambda waiter: (waiter.rank, waiter.token)))
+
+
+def waiting_since(keys: Keys) -> Generator[Read, Answer, int | None]:
+    """Read when the oldest waiter entered the queue, ms on the pool's clock; None: none waits."""
+    tokens, since = (yield from _tokens(keys)), list[int]()
+    for start in range(0, len(tokens), PART):
+        part = tokens[start : start + PART]
+        answer = yield Read(tuple(("HGET", keys.record(t), "enqueued_ms") for t in part))
+        since += [whole_number(at) for at in answer.raw if at is not None]
+    return min(since, default=None)
+
+
+def _tokens(keys: Keys) -> Generator[Read, Answer, list[str]]:
+    """Read which tokens wait, by their deadlines."""
+    answer = yield from read_known(keys, ("HGET", keys.pool, "last_ms"))
+    due = yield from tokens_due(keys, whole_number(answer.raw[0]) + DUE_WITHIN_MS)
+    return (yield from in_states(keys, list(due), WAITS))
 
 
 def lookup(
@@ -103,21 +120,19 @@ def placed(
     keys: Keys, records: dict[str, dict[str, str]]
 ) -> Generator[Read, Answer, list[WaiterStatus]]:
     """Read the waiters' places in as few pipelines as needed, and return the waiters."""
-    if not records:
-        return []
-    ranks = [
-        ("ZRANK", keys.queue(row.get("queue_id", "")), token) for token, row in records.items()
-    ]
-    found: list[int | None] = []
-    for start in range(0, len(ranks), snapshot.PAGE):
-        answer = yield Read(tuple(ranks[start : start + snapshot.PAGE]))
-        found += numbers(answer)
-    at = dict(zip(records, found, strict=True))
+    waiters: list[WaiterStatus] = []
+    tokens = list(records)
+    for start in range(0, len(tokens), snapshot.PAGE):
+        page = tokens[start : start + snapshot.PAGE]
+        ranks = (("ZRANK", keys.queue(records[t].get("queue_id", "")), t) for t in page)
+        answer = yield Read(tuple(ranks))
+        at = dict(zip(page, numbers(answer), strict=True))
 
-    def waiter(token: str, row: dict[str, str]) -> WaiterStatus:
-        return waiter_status(token, row, at[token])
+        def waiter(token: str, row: dict[str, str], at: dict[str, int | None] = at) -> WaiterStatus:
+            return waiter_status(token, row, at[token])
 
-    return list(snapshot.legible(waiter, records.items()))
+        waiters += snapshot.legible(waiter, ((token, records[token]) for token in page))
+    return waiters
 
 
 def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterStatus:

@@ -15,11 +15,12 @@ from agent_sdk.policy import PolicyValues, from_store
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.devices import device_status
+from agent_sdk.state.lists import tokens_due
 from agent_sdk.state.readings import check_schema, names, numbers, read_known, row, rows
 from agent_sdk.state.reservations import reservation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from agent_sdk.keys import Keys
     from agent_sdk.state.devices import DeviceStatus
@@ -28,8 +29,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-PAGE = 500
-"""Hashes read in one pipeline."""
+PAGE = 32
+"""Hashes read in one pipeline: few enough that no event loop is held while they are parsed."""
 
 ENDLESS_MS = 5 * 365 * 24 * 3600 * 1000
 """Milliseconds that mark a lease as endless.
@@ -188,11 +189,13 @@ def devices(keys: Keys) -> Generator[Read, Answer, tuple[DeviceStatus, ...]]:
     return tuple(sorted(found, key=lambda d: (d.host, d.index, d.uuid)))
 
 
-def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
-    """Read the registered ones of these devices."""
-    found = yield from _hashes([keys.device(uuid) for uuid in uuids])
-    known = ((uuid, of) for uuid, of in zip(uuids, found, strict=True) if of)
-    devices = list(legible(device_status, known))
+def devices_of(keys: Keys, uuids: Sequence[str]) -> Generator[Read, Answer, list[DeviceStatus]]:
+    """Read the registered ones of these devices, in this order."""
+    devices: list[DeviceStatus] = []
+    for page in _pages(uuids):
+        found = yield from _hashes([keys.device(uuid) for uuid in page])
+        known = ((uuid, of) for uuid, of in zip(page, found, strict=True) if of)
+        devices += legible(device_status, known)
     tokens = sorted({d.reserved_for for d in devices} - {""})
     waiters = yield from records_of(keys, tokens, ("waiting",))
     reserved = {x.token: x for x in legible(reservation, waiters.items()) if x}
@@ -204,9 +207,18 @@ def devices_of(keys: Keys, uuids: list[str]) -> Generator[Read, Answer, list[Dev
 
 def leases(keys: Keys) -> Generator[Read, Answer, tuple[LeaseStatus, ...]]:
     """Read every living lease, oldest first."""
-    active = yield from records(keys, ("active",))
-    found = legible(lease_status, active.items())
+    tokens = yield from tokens_due(keys)
+    found = yield from leases_of(keys, list(tokens))
     return tuple(sorted(found, key=lambda lease: lease.fence))
+
+
+def leases_of(keys: Keys, tokens: Sequence[str]) -> Generator[Read, Answer, list[LeaseStatus]]:
+    """Read the living leases among these tokens, in this order."""
+    leases: list[LeaseStatus] = []
+    for page in _pages(tokens):
+        active = yield from records_of(keys, page, ("active",))
+        leases += legible(lease_status, active.items())
+    return leases
 
 
 def records(
@@ -219,52 +231,63 @@ def records(
         states: of a record.
         due_by_ms: only those whose deadline is not after it, on the pool's clock; None: all.
     """
-    due = ("-inf", "+inf") if due_by_ms is None else ("-inf", due_by_ms)
-    answer = yield from read_known(keys, ("ZRANGE", keys.deadlines, *due, "BYSCORE"))
-    tokens = [member for member in names(answer) if not member.startswith("host:")]
-    return (yield from records_of(keys, tokens, states))
+    tokens = yield from tokens_due(keys, due_by_ms)
+    return (yield from records_of(keys, list(tokens), states))
 
 
 def records_of(
-    keys: Keys, tokens: list[str], states: tuple[str, ...]
+    keys: Keys, tokens: Sequence[str], states: tuple[str, ...]
 ) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
     """Read the hashes of these tokens that are in these states."""
-    found = yield from _hashes([keys.record(token) for token in tokens])
-    return {t: of for t, of in zip(tokens, found, strict=True) if of.get("state") in states}
+    found: dict[str, dict[str, str]] = {}
+    for page in _pages(tokens):
+        rows = yield from _hashes([keys.record(token) for token in page])
+        found |= {t: of for t, of in zip(page, rows, strict=True) if of.get("state") in states}
+    return found
 
 
 def hosts(keys: Keys) -> Generator[Read, Answer, tuple[HostStatus, ...]]:
     """Read every host that the pool knows, by name."""
     answer = yield from read_known(keys, ("SMEMBERS", keys.hosts))
-    found = sorted(names(answer))
-    facts = yield from _hashes([keys.host(name) for name in found])
-    if not found:
-        return ()
-    answer = yield Read(tuple(("SCARD", keys.devices(name)) for name in found))
-    counts = dict(zip(found, numbers(answer), strict=True))
+    return tuple((yield from hosts_of(keys, sorted(names(answer)))))
 
-    def host(name: str, row: dict[str, str]) -> HostStatus:
-        return HostStatus(
-            host=name,
-            version=row.get("version", ""),
-            reported_ms=int(row.get("reported_ms", 0)),
-            deadline_ms=int(row.get("deadline_ms", 0)),
-            devices=counts[name] or 0,
-            drained=row.get("drained") == "1",
-            rival=row.get("rival", ""),
-            rival_ms=int(row.get("rival_ms", 0)),
-            trouble=row.get("trouble", ""),
-            trouble_since_ms=int(row.get("trouble_since_ms", 0)),
-            warning=row.get("warning", ""),
-        )
 
-    return tuple(legible(host, zip(found, facts, strict=True)))
+def hosts_of(keys: Keys, of: Sequence[str]) -> Generator[Read, Answer, list[HostStatus]]:
+    """Read those of these hosts that the pool knows, in this order."""
+    found: list[HostStatus] = []
+    for page in _pages(of):
+        facts = yield from _hashes([keys.host(name) for name in page])
+        answer = yield Read(tuple(("SCARD", keys.devices(name)) for name in page))
+        counted = zip(facts, numbers(answer), strict=True)
+        each = (row | {"devices": str(count or 0)} for row, count in counted)
+        found += legible(_host_status, zip(page, each, strict=True))
+    return found
+
+
+def _host_status(name: str, row: dict[str, str]) -> HostStatus:
+    return HostStatus(
+        host=name,
+        version=row.get("version", ""),
+        reported_ms=int(row.get("reported_ms", 0)),
+        deadline_ms=int(row.get("deadline_ms", 0)),
+        devices=int(row["devices"]),
+        drained=row.get("drained") == "1",
+        rival=row.get("rival", ""),
+        rival_ms=int(row.get("rival_ms", 0)),
+        trouble=row.get("trouble", ""),
+        trouble_since_ms=int(row.get("trouble_since_ms", 0)),
+        warning=row.get("warning", ""),
+    )
+
+
+def _pages(of: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (of[start : start + PAGE] for start in range(0, len(of), PAGE))
 
 
 def _hashes(of: list[str]) -> Generator[Read, Answer, list[dict[str, str]]]:
     found: list[dict[str, str]] = []
-    for start in range(0, len(of), PAGE):
-        answer = yield Read(tuple(("HGETALL", key) for key in of[start : start + PAGE]))
+    for page in _pages(of):
+        answer = yield Read(tuple(("HGETALL", key) for key in page))
         found += rows(answer)
     return found
 

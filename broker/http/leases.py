@@ -183,8 +183,8 @@ async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     pool = await broker.client.pool()
     if isinstance(found, WaiterStatus):
         return lease_json.waiter(found, pool.now_ms)
-    devices = {device.uuid: device for device in await broker.client.devices()}
-    return lease_json.known(found, devices, pool.now_ms)
+    held = await broker.client.devices_of(uuid for uuid, _ in found.devices)
+    return lease_json.known(found, {device.uuid: device for device in held}, pool.now_ms)
 
 
 @router.get(

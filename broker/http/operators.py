@@ -1,4 +1,4 @@
-"""Operators' endpoints: policy, drain, forget, revoke, hosts. The verbs of the CLI."""
+"""Operators' endpoints: policy, drain, forget, revoke. The verbs of the CLI."""
 
 from __future__ import annotations
 
@@ -118,10 +118,3 @@ async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
         raise error_for("bad_request", "name a token, or an agent and a host, and not both")
     ends_ms = await broker.client.revoke(body.token, force=body.force, why=body.reason, by=_by(who))
     return {"revoked": [body.token], "expires_at": ends_ms / 1000}
-
-
-@router.get("/hosts", summary="Which machines report devices?")
-async def hosts(broker: At, _: Viewer) -> dict[str, Any]:
-    """Return every host that the pool knows, with the age of its last report."""
-    pool = await broker.client.pool()
-    return {"hosts": [lease_json.host(h, pool.now_ms) for h in await broker.client.hosts()]}

@@ -1,10 +1,11 @@
-"""Bodies of requests. Integers are strict: 2.0, "5" and true are no integers."""
+"""Bodies and queries of requests. Integers are strict: 2.0, "5" and true are no integers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 
+from fastapi import Query
 from pydantic import AfterValidator, AliasChoices, Field
 
 from agent_sdk.policy import (
@@ -18,6 +19,8 @@ from agent_sdk.policy import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_sdk.policy import Policy
 
 MOST = 2**53 - 1
@@ -54,6 +57,39 @@ XidActions = Annotated[
 
 SAFE_MODE: Final = "safe_mode"
 """Field of the policy that no request sets."""
+
+MOST_ROWS: Final = 1000
+"""Most rows of a page."""
+
+OF_A_PAGE: Final = "a cursor is the `next` of the page before, as it came"
+
+CURSOR: Final = Query(
+    max_length=256, description="`next` of the page before, as it came; none: the first page."
+)
+
+
+def readable(parse: Callable[[str], object]) -> Callable[[str | None], str | None]:
+    """Return a validator of cursors: it takes those that `parse` can read."""
+
+    def check(cursor: str | None) -> str | None:
+        if cursor is not None:
+            try:
+                parse(cursor)
+            except ValueError:
+                raise ValueError(OF_A_PAGE) from None
+        return cursor
+
+    return check
+
+
+Limit = Annotated[
+    int | None,
+    Query(ge=1, le=MOST_ROWS, description="Most rows; the answer then has `total` and `next`."),
+]
+
+OfHost = Annotated[Name | None, Query(description="Only those of this host.")]
+
+OfAgent = Annotated[Agent | None, Query(description="Only those of this agent.")]
 
 T = TypeVar("T")
 

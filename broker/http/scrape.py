@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from agent_sdk.errors import (
-    LeaseError,
-)
+from agent_sdk.errors import LeaseError
 from broker.http.auth import Viewer
 from broker.http.openapi import EVERYWHERE
-from broker.metrics import PoolReading
+from broker.live.slices import PIECE, Turns, answer
+from broker.metrics.pool import PoolReading
 from broker.replica import At
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from broker.replica import Broker
 
 router = APIRouter(responses=EVERYWHERE)
 
@@ -24,12 +31,38 @@ router = APIRouter(responses=EVERYWHERE)
 )
 async def metrics(broker: At, _: Viewer) -> Response:
     """Return this replica's counters, and the numbers that all replicas share."""
-    client = broker.client
     try:
-        pool = await client.pool()
-        waiters = await client.queue() if pool.waiting else ()
-        seen = PoolReading(pool, await client.devices(), await client.hosts(), waiters)
+        seen = await _reading(broker)
     except LeaseError:
         seen = None
-    text = broker.metrics.text(seen, broker.reporter.sample)
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        turns, parts, size = Turns(), list[bytes](), 0
+        for part in broker.metrics.parts(seen, broker.reporter.sample):
+            parts.append(part)
+            size += len(part)
+            if size >= PIECE:
+                yield b"".join(parts)
+                parts, size = [], 0
+            await turns.pause()
+        yield b"".join(parts)
+
+    return await answer(pieces(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _reading(broker: Broker) -> PoolReading:
+    """Read the pool: all of it in little, and of so many devices and hosts everything."""
+    client, most = broker.client, broker.settings.metrics_devices
+    pool = await client.pool()
+    devices, hosts = await client.device_list(), await client.host_list()
+    shown = [each.uuid for each in devices[:most]]
+    found = sorted(await client.devices_of(shown), key=lambda d: (d.host, d.index, d.uuid))
+    left_out = {"devices": max(0, len(devices) - most), "hosts": max(0, len(hosts) - most)}
+    return PoolReading(
+        pool,
+        found,
+        await client.hosts_of(hosts[:most]),
+        await client.waiting_since() if pool.waiting else None,
+        Counter(each.state for each in devices),
+        left_out,
+    )

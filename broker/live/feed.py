@@ -43,6 +43,9 @@ KEPT: Final = 10_000
 SPARE: Final = 1_000
 """Events beyond that before they are cut off: a cut costs as much as the list is long."""
 
+PART: Final = 100
+"""Events before our start that are taken in at once."""
+
 LOOK_S: Final = 5.0
 """Least seconds between two readings of the devices' places."""
 
@@ -168,9 +171,14 @@ class Feed:
     async def _load(self, before: Sequence[Event]) -> None:
         """Load the events before the start, for returning followers and the last hour's plots."""
         try:
-            self._add(before)
-            self._remember(before)
-            await self._place(before)
+            for start in range(0, len(before), PART):
+                part = before[start : start + PART]
+                self._add(part)
+                self._remember(part)
+                await asyncio.sleep(0)
+            with suppress(LeaseError):  # the first event of each device asks again
+                found = await self._client.device_list()
+                self.places = {each.uuid: (each.host, each.number) for each in found}
         finally:
             self._loaded.set()
 
@@ -205,18 +213,21 @@ class Feed:
 
     async def _place(self, events: Sequence[Event]) -> None:
         """Learn the places of these events' devices, unless that was tried a moment ago."""
-        moved = any(event.event == "device" for event in events)
-        unknown = any(uuid not in self.places for event in events for uuid, _ in event.devices)
+        moved = {uuid for x in events if x.event == "device" for uuid, _ in x.devices}
+        unknown = {u for event in events for u, _ in event.devices if u not in self.places}
         now = asyncio.get_running_loop().time()
         if not (moved or unknown) or now < self._looked_at + (0 if moved else LOOK_S):
             return
         self._looked_at = now
         try:
-            devices = await self._client.devices()
+            devices = await self._client.devices_of(moved | unknown)
         except LeaseError as error:
             log.debug("the devices' places cannot be read: %s", error)
             return
-        self.places = {device.uuid: (device.host, device.index) for device in devices}
+        self.places |= {device.uuid: (device.host, device.index) for device in devices}
+        for event in events:
+            if event.event == "device_forgotten":
+                self.places.pop(event.fields.get("device", ""), None)
 
     def since(self, position: int, most: int) -> Sequence[CachedEvent] | None:
         """Return at most `most` events from a position on; None: some of them are gone."""

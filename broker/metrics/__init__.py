@@ -8,7 +8,6 @@ Labels are bounded: hosts, devices, routes, codes; never a token, never an agent
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
@@ -22,9 +21,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import InfoMetricFamily
 
+from agent_sdk.state.devices import counted_once
 from broker.metrics.documented import Requests, families
 from broker.metrics.flow import Flow
-from broker.metrics.pool import pool_families
+from broker.metrics.pool import PoolReading, device_families, pool_families
 from broker.path_prefix import path_of
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from agent_sdk.state.devices import DeviceStatus
-    from agent_sdk.state.queue import WaiterStatus
-    from agent_sdk.state.snapshot import HostStatus, PoolStatus
     from broker.devices import Sample
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # untyped there
@@ -46,16 +44,6 @@ values.ValueClass = values.MutexValue
 REQUEST_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 2.5, 10, 60)
 
 REDIS_S: Final = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolReading:
-    """Reading of the pool at one moment."""
-
-    pool: PoolStatus
-    devices: Sequence[DeviceStatus]
-    hosts: Sequence[HostStatus]
-    waiters: Sequence[WaiterStatus]
 
 
 class Metrics:
@@ -125,9 +113,14 @@ class Metrics:
 
     def text(self, seen: PoolReading | None, sample: Sample | None) -> bytes:
         """Return the exposition; without the pool, only this process's own figures."""
-        registry = CollectorRegistry()
-        registry.register(_Snapshot([*self._shared(seen, sample)]))
-        return generate_latest(registry) + generate_latest(self._own)
+        return b"".join(self.parts(seen, sample))
+
+    def parts(self, seen: PoolReading | None, sample: Sample | None) -> Iterator[bytes]:
+        """Yield the exposition in parts; an empty one is a pause in the work."""
+        yield from map(_rendered, self._shared(seen, sample))
+        if seen is not None:
+            yield from _of_devices(seen.devices)
+        yield generate_latest(self._own)
 
     def _shared(self, seen: PoolReading | None, sample: Sample | None) -> Iterator[Metric]:
         uptime_s = time.monotonic() - self._started
@@ -137,8 +130,14 @@ class Metrics:
         )  # fmt: skip
         yield InfoMetricFamily("gpu_broker_build", "This replica.", value=self._about)
         if seen is not None:
-            yield from pool_families(seen.pool, seen.devices, seen.hosts, seen.waiters)
+            yield from pool_families(seen)
 
+
+PART: Final = 16
+"""Devices whose series are made at once."""
+
+HEAD_LINES: Final = 2
+"""Lines of a family before its series: its help and its type."""
 
 METHODS: Final = {"GET", "POST", "HEAD", "OPTIONS"}
 
@@ -152,6 +151,28 @@ def _route(scope: Scope) -> str:
     """Return the route's template, or `other`: a client may send any path."""
     route = scope.get("route")
     return str(getattr(route, "path", "other"))
+
+
+def _rendered(family: Metric) -> bytes:
+    registry = CollectorRegistry()
+    registry.register(_Snapshot([family]))
+    return generate_latest(registry)
+
+
+def _of_devices(devices: Sequence[DeviceStatus]) -> Iterator[bytes]:
+    """Yield the families of devices, each whole, as the format wants them; they are made in parts.
+
+    A device and its parts are told of alike, whatever part of the work each falls into.
+    """
+    counted = {device.uuid for device in counted_once(devices)}
+    texts: dict[str, list[bytes]] = {}
+    for start in range(0, max(1, len(devices)), PART):  # without any: the heads alone
+        for family in device_families(devices[start : start + PART], counted):
+            text = _rendered(family)
+            before = texts.setdefault(family.name, [])
+            before.append(text.split(b"\n", HEAD_LINES)[-1] if before else text)
+            yield b""
+    yield from map(b"".join, texts.values())
 
 
 class _Snapshot:

@@ -37,8 +37,8 @@ SAYS: Final = {
 """Help of each family, by its name after `gpu_broker_device_`; absent if its host cannot tell."""
 
 
-def health_families(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
-    """Yield the findings by host, and the health of each device."""
+def findings_family(devices: Sequence[DeviceStatus]) -> Metric:
+    """Return the findings by host."""
     found = GaugeMetricFamily(
         "gpu_broker_findings", "Leases and processes with this finding now.",
         labels=("host", "finding"),
@@ -47,7 +47,11 @@ def health_families(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
     for host in sorted({device.host for device in devices}):
         for word in KINDS:
             found.add_metric([host, word], counts[host, word])
-    yield found
+    return found
+
+
+def health_families(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+    """Yield the health of each device."""
     families = {
         name: GaugeMetricFamily(f"gpu_broker_device_{name}", says, labels=DEVICE)
         for name, says in SAYS.items()

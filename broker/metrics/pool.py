@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-from agent_sdk.state.devices import counted_once
-from broker.metrics.health import DEVICE, MIB, health_families
+from agent_sdk.state.lists import shown_state
+from broker.metrics.health import DEVICE, MIB, findings_family, health_families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
     from agent_sdk.state.devices import DeviceStatus
-    from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
+
+OTHER: Final = "other"
 
 STATES: Final = (
     "ok", "drained", "away", "stopping", "lost", "quarantined", "dirty", "mig",
-    "prohibited", "other",
+    "prohibited", OTHER,
 )  # fmt: skip
 """States of a device; any other word counts as `other`."""
 
@@ -31,22 +34,70 @@ QUEUE: Final = ("enqueued", "offered", "timed_out", "cancelled")
 REFUSED: Final = "refused_"
 
 
-def pool_families(
-    pool: PoolStatus, devices: Sequence[DeviceStatus], hosts: Sequence[HostStatus],
-    waiters: Sequence[WaiterStatus],
-) -> Iterator[Metric]:  # fmt: skip
-    """Yield the pool's families."""
+@dataclass(frozen=True, slots=True)
+class PoolReading:
+    """Reading of the pool at one moment.
+
+    Attributes:
+        devices: those with series of their own, in their order.
+        hosts: likewise.
+        oldest_ms: the entry of the oldest waiter into the queue; None: nothing waits.
+        states: how many devices of the whole pool are in each state; None: those of `devices`.
+        left_out: kind -> how many have no series of their own.
+    """
+
+    pool: PoolStatus
+    devices: Sequence[DeviceStatus]
+    hosts: Sequence[HostStatus]
+    oldest_ms: int | None
+    states: Mapping[str, int] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def pool_families(seen: PoolReading) -> Iterator[Metric]:
+    """Yield the families that are not of single devices."""
+    pool = seen.pool
     yield from _policy(pool)
     yield from _leases(pool)
-    yield from _queue(pool, waiters)
-    yield from _devices(devices)
+    yield from _queue(pool, seen.oldest_ms)
+    yield from _counts(seen)
+    yield findings_family(seen.devices)
+    yield from _hosts(pool, seen.hosts)
+
+
+def device_families(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:
+    """Yield the families of some devices.
+
+    `counted`: ids of the devices whose memory counts: a divided GPU has its parts.
+    """
+    yield from _devices(devices, counted)
     yield from health_families(devices)
+
+
+def _counts(seen: PoolReading) -> Iterator[Metric]:
+    """Yield how many devices are in each state, and how much has no series of its own."""
+    states = Counter(map(state_of, seen.devices)) if seen.states is None else seen.states
+    now = GaugeMetricFamily(
+        "gpu_broker_devices", "GPUs of the whole pool in this state.", labels=["state"]
+    )
+    for word in STATES:
+        known = states.get(word, 0)
+        other = sum(count for each, count in states.items() if each not in STATES)
+        now.add_metric([word], known + other if word == OTHER else known)
+    yield now
+    left_out = GaugeMetricFamily(
+        "gpu_broker_series_left_out", "GPUs and hosts without series of their own.",
+        labels=["kind"],
+    )  # fmt: skip
+    for kind in ("devices", "hosts"):
+        left_out.add_metric([kind], seen.left_out.get(kind, 0))
+    yield left_out
+
+
+def _hosts(pool: PoolStatus, hosts: Sequence[HostStatus]) -> Iterator[Metric]:
     age = GaugeMetricFamily(
         "gpu_broker_host_report_age_seconds", "Since a host's last report.", labels=["host"]
     )
-    for host in hosts:
-        age.add_metric([host.host], max(0, pool.now_ms - host.reported_ms) / 1000)
-    yield age
     trouble = GaugeMetricFamily(
         "gpu_broker_host_trouble", "1 while a host that reports does not see all its GPUs.",
         labels=["host"],
@@ -57,9 +108,15 @@ def pool_families(
     )  # fmt: skip
     for host in hosts:
         alive = host.alive(pool.now_ms)
+        age.add_metric([host.host], max(0, pool.now_ms - host.reported_ms) / 1000)
         trouble.add_metric([host.host], float(alive and host.trouble != ""))
         warning.add_metric([host.host], float(alive and host.warning != ""))
-    yield from (trouble, warning)
+    yield from (age, trouble, warning)
+
+
+def state_of(device: DeviceStatus) -> str:
+    """Return the word for a device's state: drained is one where nothing worse is."""
+    return shown_state(device.state, drained=device.drained)
 
 
 def _policy(pool: PoolStatus) -> Iterator[Metric]:
@@ -105,7 +162,7 @@ def _leases(pool: PoolStatus) -> Iterator[Metric]:
     yield refused
 
 
-def _queue(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric]:
+def _queue(pool: PoolStatus, oldest_ms: int | None) -> Iterator[Metric]:
     passed = CounterMetricFamily(
         "gpu_broker_queue_events", "Waiters enqueued, offered, timed out, cancelled.",
         labels=["event"],
@@ -113,12 +170,12 @@ def _queue(pool: PoolStatus, waiters: Sequence[WaiterStatus]) -> Iterator[Metric
     for name in QUEUE:
         passed.add_metric([name], pool.stats.get(name, 0))
     yield passed
-    oldest = min((waiter.enqueued_ms for waiter in waiters), default=pool.now_ms)
+    since_ms = pool.now_ms if oldest_ms is None else oldest_ms
     yield _gauge("oldest_waiter_seconds", "Longest present wait; 0 = none.",
-                 max(0, pool.now_ms - oldest) / 1000)  # fmt: skip
+                 max(0, pool.now_ms - since_ms) / 1000)  # fmt: skip
 
 
-def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
+def _devices(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:
     info = GaugeMetricFamily(
         "gpu_broker_device_info", "1; joined by uuid.", labels=[*DEVICE, "name", "simulated"]
     )
@@ -145,13 +202,12 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             ("power_watts", "Drawn now."),
         )
     }
-    once = {device.uuid for device in counted_once(devices)}
     for device in devices:
         who = [device.host, str(device.index), device.uuid]
         info.add_metric([*who, device.name, str(device.simulated).lower()], 1)
-        now = "drained" if device.drained and device.state == "ok" else device.state
+        now = state_of(device)
         for word in STATES:
-            is_it = word == (now if now in STATES else "other")
+            is_it = word == (now if now in STATES else OTHER)
             state.add_metric([*who, word], float(is_it))
         leases.add_metric(who, device.leases)
         values = {
@@ -162,10 +218,10 @@ def _devices(devices: Sequence[DeviceStatus]) -> Iterator[Metric]:
             "withheld": device.withheld_mb,
             "free": device.free_mb,
         }
-        counted = device.total_mb > 0 and device.uuid in once
+        counts = device.total_mb > 0 and device.uuid in counted
         for name, mb in values.items():
             promised = name in {"leased", "withheld"}
-            if mb is not None and (promised or counted):
+            if mb is not None and (promised or counts):
                 memory[name].add_metric(who, mb * MIB)
         percent = device.telemetry["utilization_gpu_pct"]
         measured = {

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from agent_sdk.state.finding_kinds import OF_LEASE
 from agent_sdk.state.telemetry import MEASUREMENTS, shown
-from broker.serializers import lease_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent_sdk.state.devices import DeviceStatus, ProcessStatus
     from agent_sdk.state.snapshot import HostStatus
@@ -122,22 +121,16 @@ def _processes(device: DeviceStatus, named: Callable[[str], str]) -> dict[str, A
 
 
 def info(
-    devices: tuple[DeviceStatus, ...],
-    sample: Sample | None,
-    hosts: Sequence[HostStatus] = (),
-    *,
-    whole: bool = True,
+    sample: Sample | None, hosts: Sequence[HostStatus] = (), *, any_rows: bool, nvml_rows: bool
 ) -> dict[str, Any]:
-    """Return `/gpu/info`; `available` is true only with a device.
+    """Return what `/gpu/info` says beside its rows; `available` is true only with one.
 
-    `hosts`: those that report, for their trouble; `whole`: with all tokens.
+    `hosts`: those that report, for their trouble; `nvml_rows`: NVML told something in a row.
     """
-    rows = [row(device, str if whole else lease_json.masked) for device in devices]
     nvml = sample is not None and sample.source == "nvml"
     answer: dict[str, Any] = {
-        "gpus": rows,
-        "available": bool(rows),
-        "nvml_enriched": any(name.startswith("nvml_") for each in rows for name in each),
+        "available": any_rows,
+        "nvml_enriched": nvml_rows,
         "nvml_supported": bool(nvml and sample and not sample.error),
     }
     troubles = {host.host: host.trouble for host in hosts if host.trouble}
@@ -146,9 +139,14 @@ def info(
         answer["host_trouble"] = troubles
     if warnings:
         answer["host_warnings"] = warnings
-    if not rows:
+    if not any_rows:
         said = "; ".join(f"{host}: {trouble}" for host, trouble in troubles.items())
         answer["message"] = f"no GPU is seen: {said}" if said else NO_GPUS
     if sample and (error := sample.nvml_error or (nvml and sample.error)):
         answer["nvml_init_error"] = error
     return answer
+
+
+def enriched(row: Mapping[str, Any]) -> bool:
+    """Return whether NVML told something in a row."""
+    return any(name.startswith("nvml_") for name in row)

@@ -71,7 +71,9 @@ class Client:
 
     def __init__(self, port: int, key: str) -> None:
         self._port = port
-        self._head = f"Host: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json"
+        self._head = (
+            f"Host: localhost\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json"
+        )
 
     async def connect(self) -> None:
         """Open it."""

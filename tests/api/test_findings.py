@@ -9,7 +9,8 @@ import pytest
 
 from agent_sdk import LeaseClient, Store
 from agent_sdk.state.finding_kinds import KINDS
-from broker.metrics import Metrics, PoolReading
+from broker.metrics import Metrics
+from broker.metrics.pool import PoolReading
 from broker.serializers import device_json
 from tests.api.brokers import GRANTING, Broker
 from tests.api.keys import new_key
@@ -186,7 +187,7 @@ def test_metrics_count_findings_and_tell_health(door: Door) -> None:
 
 def test_mps_is_told_by_the_pool_and_no_device_means_none(door: Door) -> None:
     """Whichever host's it is."""
-    seen = PoolReading(door.client.pool(), door.client.devices()[1:], (), ())
+    seen = PoolReading(door.client.pool(), door.client.devices()[1:], (), None)
     assert b"gpu_orchestrator_mps_enabled 0.0" in Metrics().text(seen, None)
     assert b"gpu_orchestrator_mps_enabled 0.0" in Metrics().text(None, None)
     assert device_json.info(door.client.devices(), None)["gpus"][0]["mps"] is True

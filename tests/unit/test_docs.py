@@ -19,8 +19,8 @@ from agent_sdk.state.finding_kinds import KINDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
-from broker.metrics import Metrics, PoolReading
-from broker.metrics.pool import STATES
+from broker.metrics import Metrics
+from broker.metrics.pool import STATES, PoolReading
 from broker.reporter import STOPPING
 from broker.settings import Settings
 from tests.pools import Pool, device, granted, token
@@ -298,7 +298,7 @@ def test_settings_are_those_of_the_page() -> None:
 def test_metrics_are_in_the_documents(pool: Pool) -> None:
     """Every metric that a replica may export is named, and every one that is named is exported."""
     status = pool.look(snapshot.pool(pool.keys))
-    seen = PoolReading(status, pool.look(snapshot.devices(pool.keys)), (), ())
+    seen = PoolReading(status, pool.look(snapshot.devices(pool.keys)), (), None)
     text = Metrics().text(seen, Sample((), "nvml", error="no driver")).decode()
     names = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     assert {"gpu_orchestrator_active_leases", "gpu_orchestrator_nvml_error_info"} <= names

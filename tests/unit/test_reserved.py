@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from agent_sdk.state import snapshot
 from broker.cli import main
-from broker.metrics import Metrics, PoolReading
+from broker.metrics import Metrics
+from broker.metrics.pool import PoolReading
 from broker.serializers import device_json
 from tests.lua.reserved import DAY_MS, live
 from tests.lua.waiters import wait
@@ -132,7 +133,7 @@ def test_free_is_what_the_next_who_asks_can_be_given(server: Server, mixed: Pool
     assert {d["uuid"]: d["free_mb"] for d in found if d["free_mb"]} == {"gpu-0": 1000}
     devices = mixed.look(snapshot.devices(mixed.keys))
     assert sum(device_json.row(each, str)["memory_free_mb"] for each in devices) == 1000
-    seen = PoolReading(mixed.look(snapshot.pool(mixed.keys)), devices, (), ())
+    seen = PoolReading(mixed.look(snapshot.pool(mixed.keys)), devices, (), None)
     lines = Metrics().text(seen, None).decode().splitlines()
     free = [x for x in lines if x.startswith("gpu_broker_device_memory_free_bytes{")]
     assert len(free) == 7
