@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from agent_sdk import attach
     from agent_sdk.request import Acquisition, LeaseOptions
-    from agent_sdk.scripts.dispatch import Command
     from agent_sdk.store.store import Store
 else:
     (attach,) = later("attach")
@@ -164,15 +163,24 @@ class AsyncLeaseClient(Verbs["Redis"]):
     async def _call(self, call: Call) -> list[Any]:
         for _ in range(TRIES - 1):
             try:
-                return await self._say(self.wording.command(call))
+                return await self._say(call)
             except ResponseError as error:
                 for command in self.wording.amend(call, error):
-                    await self._say(command)
-        return await self._say(self.wording.command(call))
+                    await self._calls.execute(*command)
+        return await self._say(call)
 
-    async def _say(self, command: Command) -> list[Any]:
-        answer: list[Any] = await self._calls.execute(*command)
-        return answer
+    async def _say(self, call: Call) -> list[Any]:
+        answer: Any
+        if call.token is None:
+            answer = await self._calls.execute(*self.wording.command(call))
+        else:
+            (answer,) = await self._calls.ask((self.wording.packed(call),))
+            if isinstance(answer, ResponseError):
+                try:
+                    raise answer
+                finally:
+                    del answer  # the error keeps this frame, and this frame the client
+        return answer  # type: ignore[no-any-return] # every verb's reply is a list
 
     async def _read(self, read: Read) -> list[Any]:
         return await self._calls.execute_many(read.commands)

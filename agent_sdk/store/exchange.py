@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 FRESH_S = 0.01
 """Seconds after an answer for which a connection is not asked whether its server closed it."""
 
+READ_BYTES = 65536
+"""Most bytes that are read at once."""
+
 GARBLED = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of the parser over an answer that is not Redis's: a map with a list as key, say."""
 
@@ -320,6 +323,52 @@ class AsyncCounting(_Counting):
             if isinstance(error, OSError):
                 raise ConnectionError(f"Error while writing to socket: {error}") from error
             raise
+
+    def expect(self, marks: Sequence[str]) -> None:
+        """Take note of packed commands that are sent next: an answer is due for each."""
+        self._packed += marks
+
+    def at_hand(self, mark: str) -> Any:
+        """Return the next reply, or the server's error, if it has been read; else NOT_ENOUGH_DATA.
+
+        Only of a connection with hiredis, and for a command with a mark.
+        """
+        parser = self._parser
+        try:
+            reply = parser._reader.gets()  # noqa: SLF001 - hiredis's
+        except GARBLED as error:
+            raise garbled(error) from error
+        if reply is NOT_ENOUGH_DATA:
+            return reply
+        if type(reply) is list:
+            self._awaited.popleft()
+            return _own(reply, mark)
+        if isinstance(reply, list):  # a push beside the replies, of which none was asked for
+            return self.at_hand(mark)
+        if isinstance(reply, ResponseError):
+            self._awaited.popleft()
+            self._refused(reply)
+            return reply
+        if isinstance(reply, Exception):
+            raise reply
+        return _own(reply, mark)
+
+    async def read_more(self) -> None:
+        """Read what has come, or comes within the timeout for an answer."""
+        parser = self._parser
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                data = await parser._stream.read(READ_BYTES)  # noqa: SLF001 - hiredis's
+        except OSError as error:
+            raise _of_socket(error) from error
+        if not data:
+            raise ConnectionError("Connection closed by server.")
+        parser._reader.feed(data)  # noqa: SLF001 - hiredis's
+
+    @property
+    def has_hiredis(self) -> bool:
+        """Return whether `at_hand` and `read_more` read it."""
+        return hasattr(self._parser, "_reader")
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Read the next answer; see `Counting`."""

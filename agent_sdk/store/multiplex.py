@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     DataError,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
+    from agent_sdk.scripts.packed import Packed
+
 Command: TypeAlias = tuple[str | int, ...]
 
 LONGEST_BATCH = 256
@@ -48,10 +51,19 @@ CUT_OFF = "the event loop was interrupted while the answer was awaited"
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """Wait of one caller for its answers; done early when the caller was cancelled."""
+    """Wait of one caller for its answers; done early when the caller was cancelled.
+
+    Attributes:
+        commands: the commands.
+        packed: in their place, verbs' calls as bytes.
+    """
 
     commands: Sequence[Command]
+    packed: Sequence[Packed]
     answers: asyncio.Future[list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.commands) or len(self.packed)
 
 
 class Multiplexer:
@@ -92,7 +104,16 @@ class Multiplexer:
             RedisError: as the client's `execute_command`; the words are the server's own.
             RuntimeError: another event loop uses this.
         """
-        return (await self._enqueue((command,)))[0]
+        return (await self._enqueue((command,), ()))[0]
+
+    def ask(self, packed: Sequence[Packed]) -> asyncio.Future[list[Any]]:
+        """Return what will be the reply to each call, or the server's error.
+
+        Raises:
+            RedisError: no reply came.
+            RuntimeError: another event loop uses this.
+        """
+        return self._enqueue((), packed)
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answers to commands that are sent side by side.
@@ -101,7 +122,7 @@ class Multiplexer:
             RedisError: the first among the answers; the other commands were executed.
             RuntimeError: another event loop uses this.
         """
-        return await self._enqueue(commands) if commands else []
+        return await self._enqueue(commands, ()) if commands else []
 
     async def close(self) -> None:
         """Fail unsent calls, wait for the sent ones at most a timeout long, and disconnect.
@@ -131,11 +152,13 @@ class Multiplexer:
         if self._connection is not None:
             self._connection.hang_up()  # type: ignore[attr-defined] # of `AsyncCounting`
 
-    def _enqueue(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+    def _enqueue(
+        self, commands: Sequence[Command], calls: Sequence[Packed]
+    ) -> asyncio.Future[list[Any]]:
         loop = running_loop()
         if loop is not self._loop:
             self._bind(loop)
-        ask = _Ask(commands, loop.create_future())
+        ask = _Ask(commands, calls, loop.create_future())
         self._queue.append(ask)
         if self._sender is None or self._sender.done():
             self._sender = loop.create_task(self._send_all())
@@ -182,7 +205,7 @@ class Multiplexer:
         while self._queue:
             ask = self._queue[0]
             if not ask.answers.done():
-                size += len(ask.commands)
+                size += len(ask)
                 if batch and size > LONGEST_BATCH:
                     break
                 batch.append(ask)
@@ -202,7 +225,11 @@ class Multiplexer:
         packed: list[bytes] = []
         for ask in batch:
             try:
-                packed += connection.pack_commands(ask.commands)
+                if ask.packed:
+                    connection.expect([call.mark for call in ask.packed])  # type: ignore[union-attr] # of `AsyncCounting`
+                    packed += [call.data for call in ask.packed]
+                else:
+                    packed += connection.pack_commands(ask.commands)
             except DataError as error:  # one caller's argument cannot be encoded
                 self._away.remove(ask)
                 _fail((ask,), error)
@@ -222,10 +249,18 @@ class Multiplexer:
         try:
             while self._away:
                 ask = self._away[0]
-                answers = [
-                    await _answer(self._client, connection, name) for name, *_ in ask.commands
-                ]
-                _settle(ask, answers)
+                if ask.packed:
+                    replies = [await _reply(connection, call.mark) for call in ask.packed]
+                    if not ask.answers.done():
+                        ask.answers.set_result(replies)
+                else:
+                    _settle(
+                        ask,
+                        [
+                            await _answer(self._client, connection, name)
+                            for name, *_ in ask.commands
+                        ],
+                    )
                 self._away.popleft()
         except Exception as error:  # noqa: BLE001 - any error must reach the callers
             await self._break(error)
@@ -273,6 +308,18 @@ def running_loop() -> asyncio.AbstractEventLoop:
             "no event loop runs here: call this from a coroutine; a child that was forked from a "
             "running loop has to run one of its own first (asyncio.run)"
         ) from error
+
+
+async def _reply(connection: Any, mark: str) -> Any:
+    """Return the reply with a mark, or the server's error."""
+    if not connection.has_hiredis:
+        try:
+            return await connection.read_response()
+        except ResponseError as error:
+            return error.with_traceback(None)
+    while (reply := connection.at_hand(mark)) is NOT_ENOUGH_DATA:
+        await connection.read_more()
+    return reply
 
 
 async def _answer(client: Redis, connection: AbstractConnection, name: str | int) -> Any:

@@ -10,6 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis._parsers.resp2 import _AsyncRESP2Parser, _RESP2Parser
+from redis._parsers.resp3 import _AsyncRESP3Parser, _RESP3Parser
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseLost, Store
 from agent_sdk.renewal.redis_transport import RedisTransport
@@ -222,6 +224,31 @@ def test_threads_share_no_connection_at_once_and_leave_no_more_than_they_are(
     assert 1 <= len(connections._available_connections) <= 8 + 1
 
 
+PARSERS = {2: (_RESP2Parser, _AsyncRESP2Parser), 3: (_RESP3Parser, _AsyncRESP3Parser)}
+"""Parsers of redis-py by protocol, blocking and for asyncio."""
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_clients_without_hiredis_lease_all_the_same(
+    server: Server, pool: Pool, protocol: int
+) -> None:
+    """The SDK needs redis-py alone: its own parsers read every reply, also an error."""
+    pool.report((device("D0"),), deadline_ms=86_400_000)
+    store = Store(f"{server.url}?protocol={protocol}")
+    blocking = LeaseClient(store, pool=pool.keys.pool_name, hostname="h1")
+    tasks = AsyncLeaseClient(store, pool=pool.keys.pool_name, hostname="h1")
+    blocking.redis.connection_pool.connection_kwargs["parser_class"] = PARSERS[protocol][0]
+    tasks.redis.connection_pool.connection_kwargs["parser_class"] = PARSERS[protocol][1]
+    functions.delete(pool.redis)  # the first call is answered with an error
+    lease = blocking.acquire("me", memory_mb=1)
+    others = await asyncio.gather(*(tasks.acquire("me", memory_mb=1) for _ in range(5)))
+    assert {one.token for one in blocking.leases()} == {one.token for one in (lease, *others)}
+    assert blocking.release(lease)
+    assert await asyncio.gather(*map(tasks.release, others)) == [True] * 5
+    blocking.close()
+    await tasks.close()
+
+
 class Stale:
     """Between client and server: answers one call with the reply to an earlier one."""
 
@@ -312,17 +339,18 @@ def test_interrupt_that_strikes_the_multiplexer_lets_no_call_wait_for_ever(
     loop = asyncio.new_event_loop()
     client = AsyncLeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1")
     loop.run_until_complete(client.pool())
-    real = client.redis.parse_response
+    kind: Any = client.redis.connection_pool.connection_class
+    real = kind.read_more
 
-    async def parse(*args: Any, **options: Any) -> Any:
+    async def read(*_: Any) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(client.redis, "parse_response", parse)
+    monkeypatch.setattr(kind, "read_more", read)
     calls = [loop.create_task(client.acquire(f"a{n}", memory_mb=5)) for n in range(3)]
     with pytest.raises(KeyboardInterrupt):
         loop.run_until_complete(asyncio.wait(calls))
-    assert client.redis.parse_response == real
+    assert kind.read_more == real
     loop.run_until_complete(asyncio.wait(calls, timeout=10))
     granted = {call.result().agent: call.result() for call in calls}
     assert sorted(granted) == ["a0", "a1", "a2"]
