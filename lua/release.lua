@@ -18,8 +18,7 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 catch_up(token)
 
-local state, agent, devices, fence, whose = unpack(call('HMGET', prefix .. 'record:' .. token,
-  'state', 'agent', 'devices', 'fence', 'owner'))
+local state, fence, devices, _, _, _, _, whose, _, agent = broker.read(prefix .. 'record:' .. token)
 if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end

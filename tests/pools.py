@@ -39,6 +39,9 @@ UNREADY = {"bad_request", "protocol_mismatch", "not_ready"}
 OPERATORS = {"drain", "set_policy", "forget", "release_driver"}
 """Verbs all of whose refusals do."""
 
+OWN, OTHER, SCRIPTS = "own", "other", ""
+"""Ways to the verbs: the library of this version, another one beside it, scripts."""
+
 names = (f"t{n}" for n in itertools.count())
 
 
@@ -48,8 +51,8 @@ def _skewed(verb: str, *, shebang: bool) -> Script:
 
 
 @cache
-def _skewed_library() -> Library:
-    return functions.assemble(own=True, instead={"time": SKEWED_TIME})
+def _skewed_library(*, own: bool) -> Library:
+    return functions.assemble(own=own, instead={"time": SKEWED_TIME})
 
 
 @dataclass
@@ -70,20 +73,21 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.scripts = {v: _skewed(v, shebang=self.shebang) for v in CALLED}
-        self.library = _skewed_library()
+        self.library, self.other = _skewed_library(own=True), _skewed_library(own=False)
+        self.way = OWN if self.functions else SCRIPTS
         if self.functions:
             self.load()
-        else:
-            for script in self.scripts.values():
-                self.redis.script_load(script.source)
+        for script in self.scripts.values():
+            self.redis.script_load(script.source)
 
     def load(self, *, anew: bool = False) -> None:
         """Put the library on the server; `anew`: as another server has it, of no pool yet."""
-        try:
-            self.redis.function_load(self.library.source, replace=anew)
-        except ResponseError as error:
-            if not functions.is_there(error):
-                raise
+        for library in (self.library, self.other):
+            try:
+                self.redis.function_load(library.source, replace=anew)
+            except ResponseError as error:
+                if not functions.is_there(error):
+                    raise
 
     def run(self, verb: str, *args: Any) -> list[Any]:
         reply: Any = self.redis.execute_command(*self.command(verb), *args)  # type: ignore[no-untyped-call] # in redis-py
@@ -102,9 +106,15 @@ class Pool:
 
     def command(self, verb: str) -> tuple[Any, ...]:
         """A call of the verb, but for its arguments."""
-        way = ("FCALL", self.library.function(verb)) if self.functions else (
-            "EVALSHA", self.scripts[verb].sha)  # fmt: skip
-        return (*way, 1, self.keys.base)
+        if self.way == SCRIPTS:
+            return ("EVALSHA", self.scripts[verb].sha, 1, self.keys.base)
+        library = self.library if self.way == OWN else self.other
+        return ("FCALL", library.function(verb), 1, self.keys.base)
+
+    def by_hand(self) -> None:
+        """Say that a hand has edited the pool: what libraries keep of it is void."""
+        if self.redis.exists(self.keys.pool):
+            self.redis.hincrby(self.keys.pool, "sequence", 1)
 
     def twin(self, client: redis.Redis) -> Pool:
         """The same pool through another connection."""
@@ -181,6 +191,7 @@ class Pool:
     def policy(self, **fields: int) -> None:
         """Set fields of the pool as one would who has only redis-cli, without any check."""
         self.redis.hset(self.keys.pool, mapping=fields)
+        self.by_hand()
 
     def drain(self, name: str, what: str = "device", drained: int = 1) -> list[Any]:
         return self.run("drain", 1, what, name, drained, "operator", "why")
@@ -274,8 +285,11 @@ class Pool:
         return found
 
     def stored(self) -> dict[str, Any]:
-        """`state` without what the test itself put there."""
-        return {key: value for key, value in self.state().items() if ":test_" not in key}
+        """`state` without what the test itself put there, and what each call moves."""
+        found = {key: value for key, value in self.state().items() if ":test_" not in key}
+        if isinstance(pool := found.get(self.keys.pool), dict):
+            pool.pop("sequence", None)
+        return found
 
 
 def device(uuid: str, total_mb: int = 1000, **more: Any) -> tuple[str, dict[str, Any]]:

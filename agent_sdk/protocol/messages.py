@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PROTOCOL: Final = 1
 """Version that is sent with every call; the script's must be the same."""
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Layout of a pool's keys that this version works on, as in lua/lib/clock.lua."""
 
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from agent_sdk.scripts.source import CALLED, CORE, GOES_ON, REST, read, read_verb
+from agent_sdk.scripts.source import (
+    CALLED,
+    CORE,
+    GOES_ON,
+    KEEPING,
+    REST,
+    STRAIGHT,
+    read,
+    read_verb,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,15 +73,18 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
         instead: library file name -> source to use in its place, as in `scripts.assemble`.
     """
     lines = [
-        f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV", *read([*CORE, *REST], instead),
-        f"seen, served = {{}}, 'served{MARK}'",
+        f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV",
+        *read([*CORE, *REST, *KEEPING], instead), f"seen, served = {{}}, 'served{MARK}'",
     ]  # fmt: skip
     for verb in CALLED:
         flags = "'allow-oom'" if verb in GOES_ON else ""
+        straight = f"straight_{verb}() or " if verb in STRAIGHT else ""
         lines += [
+            "do", "local function plain()", "start()", read_verb(verb), "end",
+            f"local function whole() return {straight}plain() end",
             f"redis.register_function{{function_name='{PREFIX}{verb}{MARK}', flags={{{flags}}},",
-            "callback=function(keys, args)", "KEYS, ARGV = keys, args", "start()", read_verb(verb),
-            "end}",
+            "callback=function(keys, args)", "KEYS, ARGV = keys, args",
+            "return guarded(whole)", "end}", "end",
         ]  # fmt: skip
     text = "\n".join(lines).splitlines()
     text = [line for line in text if not line.lstrip().startswith("--")]

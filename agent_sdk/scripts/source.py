@@ -29,6 +29,12 @@ REST = (
 )  # fmt: skip
 """Other files of `lua/lib`, in the order of reading."""
 
+KEEPING = ("kept", "straight")
+"""Files of `lua/lib` that only libraries have, after all others: what is kept between calls."""
+
+STRAIGHT = ("acquire", "renew", "release")
+"""Verbs that have a straight path for the common case, in a library."""
+
 AT_ONCE = {
     "acquire": {"events", "devices", "ledger", "placement", "tombstones"},
     "renew": {"ledger"},
@@ -110,7 +116,7 @@ def assemble(
         *read([name for name in REST if name not in now], instead),
         "return broker[name]", "end })",
         "start()",
-        read_verb(verb),
+        "return guarded(function()", read_verb(verb), "end)",
     ]  # fmt: skip
     if shebang:
         parts.insert(0, "#!lua flags=allow-oom" if verb in GOES_ON else "#!lua")

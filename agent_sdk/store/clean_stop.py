@@ -35,6 +35,7 @@ def forget_server(client: Redis) -> None:
         for pool in client.scan_iter(POOLS, count=1000):
             lives = [name for name, _ in client.hscan_iter(pool, match="served*")]
             client.hdel(pool, "run_id", "looked_ms", *lives)
+            client.hincrby(pool, "sequence", 1)
 
 
 def distrust(client: Redis) -> None:
@@ -43,6 +44,7 @@ def distrust(client: Redis) -> None:
         for pool in client.scan_iter(POOLS, count=1000):
             client.hsetnx(pool, "run_id", ANOTHER)
             client.hdel(pool, "looked_ms")
+            client.hincrby(pool, "sequence", 1)
 
 
 def write_note(folder: Path) -> None:

@@ -10,10 +10,14 @@
 -- a pool made anew. Then the pool is closed for a while: nothing is granted, and leases that
 -- it has forgotten are recovered (recovery.lua). How that is noticed is in data_loss.lua.
 --
+-- Each call that writes moves `sequence` of the pool to a value that was never there before: TIME
+-- in µs, or one more than it was. What a function library keeps between its calls (kept.lua) is as
+-- the pool stands while that field says so, and void otherwise.
+--
 -- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text():
 -- handing one over as it is costs twice as much. `..` rounds it (1.7955e+15).
 
-local PROTOCOL, SCHEMA = '1', '2'
+local PROTOCOL, SCHEMA = '1', '3'
 local LEAP_MS, WINDOW_MS = 10000, 30000
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
 local NEVER = 1 / 0               -- the next deadline where there is none
@@ -26,6 +30,9 @@ local FORGOT_MS = 60000           -- closed after everything was lost
 -- written, and the field of the pool that names this library's life on this server. A script has
 -- neither.
 local seen, served
+-- Per pool, what the library keeps of it (kept.lua), and what the straight path has read where the
+-- call goes on from there: see start().
+local kept, begun = {}, nil
 
 -- What the broker can do, but for what every verb does, which is local functions. In a script a
 -- verb reads at once what it needs on its straight path, and the rest of the library when something
@@ -40,7 +47,7 @@ local ctx   -- what it has read, and what it has yet to write
 
 -- The beginning of every call. The time is asked once, so that every line means the same moment.
 local function start()
-  local now_us = time_us()
+  local now_us = begun and begun.now_us or time_us()
   call, find, format = redis.call, string.find, string.format
   prefix = KEYS[1] .. ':'
   POOL, DEADLINES = prefix .. 'pool', prefix .. 'deadlines'
@@ -58,6 +65,13 @@ local function start()
     devices = {},   -- by id
     behind = {},    -- those whose hash or zsets are yet to be written
   }
+  if begun then   -- nothing that was read before can have changed: no call comes in between
+    ctx.fields, ctx.shard = begun.fields, begun.shard   -- of the pool by name; see tombstones.lua
+    ctx.read, ctx.none_free = begun.read, begun.none_free   -- see ledger.lua, placement.lua
+    if begun.asker then ctx.agents[begun.asker] = begun.agents[begun.asker] end
+  end
+  begun = nil
+  if kept[KEYS[1]] then kept[KEYS[1]].sequence = false end
   -- `1 <mark>`: the caller wants its mark back, to know that the reply is that of this call.
   local said = ARGV[1]
   if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then
@@ -66,6 +80,26 @@ local function start()
 end
 
 local function text(n) return format('%d', n) end
+
+-- The value of the pool's `sequence` after this call.
+local function next_sequence(before, now_us)
+  if now_us > before then return now_us end
+  return before + 1
+end
+
+-- Run a call. One that ends in an error may have written before: then nothing that any library
+-- keeps of this pool is as it stands.
+local function guarded(verb)
+  local done, answer = pcall(verb)
+  if done then return answer end
+  local pool = KEYS[1] .. ':pool'
+  begun = nil
+  if kept[KEYS[1]] then kept[KEYS[1]].sequence = false end
+  if redis.pcall('HEXISTS', pool, 'schema') == 1 then
+    redis.pcall('HINCRBY', pool, 'sequence', '1')
+  end
+  error(answer, 0)
+end
 
 -- ARGV[i] as an integer in [low, high]; what is not one is remembered in ctx.bad and read as low.
 -- tonumber alone also takes nan, inf, 1e3 and 0x10.
@@ -113,15 +147,24 @@ local function set_pool(field, value)
   ctx.pool[field], ctx.changes[n + 1], ctx.changes[n + 2] = value, field, text(value)
 end
 
+-- The named fields of the pool: as the straight path of this very call has read them, or read now.
+local function pool_fields(...)
+  if not ctx.fields then return call('HMGET', POOL, ...) end
+  local names, values = { ... }, {}
+  for i = 1, #names do values[i] = ctx.fields[names[i]] or false end
+  return values
+end
+
 -- Read the pool's clock. The reason why nothing can be done, or nil; then the named fields.
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
-  local fields = call('HMGET', POOL, 'schema', 'epoch', 'offset_ms', 'last_ms', 'waiting',
-    'looked_ms', 'next_deadline_ms', ...)
-  local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms = unpack(fields, 1, 7)
+  local fields = pool_fields('schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms',
+    'next_deadline_ms', 'sequence', ...)
+  local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms, sequence =
+    unpack(fields, 1, 8)
   if not schema then return 'not_ready' end
   if schema ~= SCHEMA and not broker.knows(schema) then return 'protocol_mismatch' end
-  ctx.epoch, ctx.pool = epoch, { waiting = waiting + 0 }
+  ctx.epoch, ctx.pool, ctx.sequence = epoch, { waiting = waiting + 0 }, (sequence or 0) + 0
 
   ctx.noted_deadline = next_deadline_ms == '' and NEVER or (next_deadline_ms or 0) + 0
   ctx.next_deadline = ctx.noted_deadline
@@ -139,5 +182,5 @@ local function begin(...)
     if last < (seen[POOL] or NEVER) then broker.compare_lives(seen[POOL]) end
   end
   if now - looked_ms > LOOK_MS then broker.look() end
-  return nil, unpack(fields, 8)
+  return nil, unpack(fields, 9)
 end

@@ -77,16 +77,23 @@ function broker.leapt()
   if ctx.now - ctx.last > (call('HGET', POOL, 'silence_ms') or NEVER) + 0 then broker.lost() end
 end
 
+-- The server's run_id, its master_replid and the second one; nil to a caller that may not ask.
+function broker.which_server()
+  local info = redis.pcall('INFO', 'server', 'replication')
+  local function said(field)
+    if type(info) ~= 'string' then return nil end
+    local _, last = find(info, field .. ':', 1, true)
+    return last and string.match(info, '^%w+', last + 1)
+  end
+  return said('run_id'), said('master_replid') or '', said('master_replid2') or ''
+end
+
 -- Is this the server, and are these the data, of the last look? A restart and a failover change the
 -- run_id; a server that followed another one and leads again has a new master_replid, and the
 -- other's as its second. Without a second it is new for no reason that touches data: the first
 -- replica has come, or the last one has been gone for an hour.
 function broker.look()
-  local info = redis.pcall('INFO', 'server', 'replication')
-  local function said(field) return type(info) == 'string' and string.match(info,
-    field .. ':(%w+)') end
-  local run_id, replid, second = said('run_id'), said('master_replid') or '', said('master_replid2')
-    or ''
+  local run_id, replid, second = broker.which_server()
   -- This caller may not ask: it can only go by the silence, unless its library was there before
   if not run_id then
     if not ctx.recognised and ctx.now - ctx.last > BLIND_MS then broker.lost() end

@@ -34,6 +34,8 @@ local function finish()
       or text(next_deadline_ms)
   end
   if changes[1] then
+    local n = #changes
+    changes[n + 1], changes[n + 2] = 'sequence', text(next_sequence(ctx.sequence, ctx.now_us))
     call('HSET', POOL, unpack(changes))
     if seen then seen[POOL] = ctx.now end
   end

@@ -161,6 +161,7 @@ function broker.accept(host, said, sampled_ms, over)
   end
   if not known and broker.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
+  d.keys = nil
   d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb)
     or d.system_mb
   d.one_lease, d.parent = said.one_lease or d.one_lease, said.parent or d.parent

@@ -76,21 +76,34 @@ function broker.index(d)
   end
 end
 
+-- The keys of a device, spelt once.
+local function keys_of(d)
+  local keys = d.keys
+  if keys then return keys end
+  local uuid, host, model = d.uuid, d.host, d.model
+  keys = {
+    device = prefix .. 'device:' .. uuid, holders = prefix .. 'holders:' .. uuid,
+    lease = prefix .. 'lease:' .. uuid .. ':', free = prefix .. 'free:*',
+    free_host = prefix .. 'free:host/' .. host, free_model = prefix .. 'free:model/' .. model,
+    idle = prefix .. 'idle:' .. host .. '/' .. model, idle_hosts = prefix .. 'idlehosts:' .. model,
+  }
+  d.keys = keys
+  return keys
+end
+
 local function write_zsets(d)
-  local moved, free, uuid = d.free_mb ~= d.was_free_mb, text(d.free_mb), d.uuid
+  local moved, free, uuid, keys = d.free_mb ~= d.was_free_mb, text(d.free_mb), d.uuid, keys_of(d)
   if d.shared and (moved or not d.was_shared) then
-    call('ZADD', prefix .. 'free:*', free, uuid)
-    call('ZADD', prefix .. 'free:host/' .. d.host, free, uuid)
-    call('ZADD', prefix .. 'free:model/' .. d.model, free, uuid)
+    call('ZADD', keys.free, free, uuid)
+    call('ZADD', keys.free_host, free, uuid)
+    call('ZADD', keys.free_model, free, uuid)
   elseif d.was_shared and not d.shared then
-    call('ZREM', prefix .. 'free:*', uuid)
-    call('ZREM', prefix .. 'free:host/' .. d.host, uuid)
-    call('ZREM', prefix .. 'free:model/' .. d.model, uuid)
+    call('ZREM', keys.free, uuid)
+    call('ZREM', keys.free_host, uuid)
+    call('ZREM', keys.free_model, uuid)
   end
   if d.idle ~= d.was_idle or d.idle and moved then
-    local key, hosts = prefix .. 'idle:' .. d.host .. '/' .. d.model,
-      prefix .. 'idlehosts:' .. d.model
-    local came
+    local key, hosts, came = keys.idle, keys.idle_hosts, nil
     if d.idle then came = call('ZADD', key, free, uuid) else came = -call('ZREM', key, uuid) end
     -- Counted by what really came and went; anew where that leaves nothing, or less: the count
     -- was changed by hand.
@@ -102,14 +115,22 @@ local function write_zsets(d)
   d.was_free_mb, d.was_shared, d.was_idle = d.free_mb, d.shared, d.idle
 end
 
+local function write_sums(d)
+  call('HSET', keys_of(d).device, 'leased_mb', text(d.leased_mb), 'leases', text(d.leases),
+    'exclusive', d.exclusive)
+end
+
+-- Write a device of which a lease came or went, while nothing waits.
+function broker.write_lease(d)
+  settle(d)
+  write_sums(d)
+  write_zsets(d)
+end
+
 -- Write what devices have become.
 function broker.flush()
   for _, d in ipairs(ctx.behind) do
-    if d.leased then
-      call('HSET', prefix .. 'device:' .. d.uuid, 'leased_mb', text(d.leased_mb), 'leases',
-        text(d.leases), 'exclusive',
-        d.exclusive)
-    end
+    if d.leased then write_sums(d) end
     write_zsets(d)
     d.behind, d.leased = false, false
   end

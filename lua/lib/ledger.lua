@@ -19,11 +19,16 @@ function broker.asked(record)
   }
 end
 
--- What renew needs of it: state, fence, devices, expires_at_ms, ttl_ms, hold_until_ms, revoked,
--- owner, notice.
+-- What renew and release need of it: state, fence, devices, expires_at_ms, ttl_ms, hold_until_ms,
+-- revoked, owner, notice, agent. Once as the straight path has read it for this call.
 function broker.read(record)
+  local read = ctx.read
+  if read then
+    ctx.read = nil
+    return unpack(read, 1, 10)
+  end
   return unpack(call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms',
-    'hold_until_ms', 'revoked', 'owner', 'notice'))
+    'hold_until_ms', 'revoked', 'owner', 'notice', 'agent'))
 end
 
 -- The agent's sums: MiB and leases that it holds, its waiting requests, MiB reserved for them.

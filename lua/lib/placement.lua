@@ -125,7 +125,9 @@ function broker.select(q, room_mb)
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if broker.whole(q) then return broker.whole_devices.select(q, room_mb) end
   local limit = q.host ~= '*' and q.model ~= '*' and HOST_DEVICES or '1'
-  local key, least, ids = prefix .. 'free:' .. broker.selector(q), text(q.memory_mb), nil
+  local selector, least, ids = broker.selector(q), text(q.memory_mb), nil
+  if ctx.none_free == selector then return nil, 'no_capacity' end   -- this call has looked already
+  local key = prefix .. 'free:' .. selector
   if q.placement == 'pack' then
     ids = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', limit)
   else

@@ -36,6 +36,7 @@ from agent_sdk.protocol.report import report
 from agent_sdk.request import Caller
 from agent_sdk.scripts import library as functions
 from agent_sdk.scripts.dispatch import Dispatch
+from agent_sdk.store.embedded import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -191,6 +192,7 @@ def running_store() -> Iterator[Store]:
         raise SystemExit("no redis-server on PATH: apt-get install redis-server")
     folder = Path(tempfile.mkdtemp(prefix="gpu-bench-"))
     command = [binary, "--port", "0", "--unixsocket", "s", "--save", "", "--dir", str(folder)]
+    command += [word for line in TABLES.splitlines() for word in f"--{line}".split()]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     store = Store(f"unix://{folder / 's'}", timeout_s=10.0)
     try:

@@ -108,7 +108,7 @@ def lasting(pool: Pool) -> dict[str, Any]:
 def passing(name: str, field: str) -> bool:
     """Return whether time alone changes a field, or a refusal may count in it."""
     return (
-        (name == "pool" and field in {"last_ms", "looked_ms", "next_deadline_ms"})
+        (name == "pool" and field in {"last_ms", "looked_ms", "next_deadline_ms", "sequence"})
         or (name == "pool" and field.startswith("sweep_"))
         or (name.startswith("device:") and field in {"sampled_ms", "listed_ms"})
         or (name == "stats" and field.startswith("refused_"))

@@ -97,7 +97,10 @@ def test_previous_client_on_a_pool_of_another_schema_is_refused_in_words(
         worker = start(previous, WORKER, server.url, "agent", "1")
         _, err = worker.communicate(timeout=60)
         assert worker.returncode == 1
-        assert f"ProtocolMismatch: this version does not know pools of schema {later}: " in err
+        says = (
+            f"the pool has schema {later}, and this version works on schema {schema_of(previous)}"
+        )
+        assert f"ProtocolMismatch: {says}: upgrade this version" in err
         assert redis.hgetall("gpu:{default}:pool") == before
 
 

@@ -35,8 +35,8 @@ with LeaseClient(Store(sys.argv[1]), hostname="h1") as client:
 T = "0123456789abcdef"
 
 WAY_OUT = (
-    f"the pool has schema 1, and this version works on schema {SCHEMA}: stop what uses the pool, "
-    "delete its keys (gpu:{POOL}:*), then start anew"
+    f"the pool has schema {SCHEMA - 1}, and this version works on schema {SCHEMA}: stop what uses "
+    "the pool, delete its keys (gpu:{POOL}:*), then start anew"
 )
 
 VERBS: dict[str, Callable[[LeaseClient], Any]] = {
@@ -86,7 +86,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         old = unpacked(tmp_path_factory.mktemp("previous"))
         assert schema_of(old) == SCHEMA - 1
         name, fields = device("gpu-a", 1000)
-        fields["reserve_mb"] = fields.pop("system_mb")  # its name in schema 1
         pairs = [word for pair in fields.items() for word in map(str, pair)]
         out, err = start(old, OLD, server.url, name, *pairs).communicate(timeout=60)
         assert len(out.strip()) == 32, err

@@ -50,7 +50,7 @@ TELLS = (
 REMEMBERS = {"release": {"UNKNOWN"}, "renew": {"UNKNOWN", "AGAIN"}}
 """Answers that are written down: a token is refused from now on, a pool is closed for a while."""
 
-CLOCK = {"last_ms", "looked_ms"}
+CLOCK = {"last_ms", "looked_ms", "sequence"}
 
 
 def report_args(rng: random.Random) -> list[Any]:

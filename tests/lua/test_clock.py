@@ -159,6 +159,7 @@ def test_clock_leap_keeps_what_an_outage_before_it_left(gpu: Pool) -> None:
     gpu.reap()
     gpu.live_on(29_000)
     gpu.redis.hset(gpu.keys.pool, "run_id", "1")
+    gpu.by_hand()
     gpu.skew(500)
     gpu.reap()
     gpu.live_on(9_900)

@@ -182,6 +182,20 @@ def test_verb_in_a_small_pool_runs_few_commands(small: dict[str, int]) -> None:
     assert not over
 
 
+def test_function_runs_no_more_commands_than_the_script(
+    server: Server, small: dict[str, int]
+) -> None:
+    """Kept state saves some, and costs none where it is void."""
+    with server.connect() as client:
+        pool = Pool(client, functions=True)
+        pool.freeze()
+        register(pool, 64)
+        counted(pool)  # from now on the library knows this pool
+        found = counted(pool)
+        audit(client, pool.keys)
+    assert {name: n for name, n in found.items() if n > small[name]} == {}
+
+
 def test_verb_for_several_devices_costs_by_device(small: dict[str, int]) -> None:
     """k devices cost at most k times as much as one; a bounded reap at most its bound."""
     assert small["eight"] <= 8 * small["exclusive"]

@@ -25,6 +25,7 @@ def gpu(pool: Pool) -> Pool:
 def fail_over(pool: Pool, after_ms: int = 2000) -> None:
     """Another server has the pool now, as a script finds it: under a name that is not its own."""
     pool.redis.hset(pool.keys.pool, "run_id", "1")
+    pool.by_hand()
     pool.skew(after_ms)
 
 
@@ -33,6 +34,7 @@ def forgotten(pool: Pool, name: str, **ask: object) -> Granted:
     grant = granted(pool.acquire(name, **ask))
     pool.release(name)
     pool.redis.delete(pool.keys.done(name))
+    pool.by_hand()
     return grant
 
 
@@ -74,6 +76,7 @@ def test_the_same_server_is_looked_at_and_nothing_happens(gpu: Pool) -> None:
 def test_a_pool_left_by_a_clean_stop_is_not_closed(gpu: Pool) -> None:
     """A stop in good order takes the server's name away: nothing was lost."""
     gpu.redis.hdel(gpu.keys.pool, "run_id")
+    gpu.by_hand()
     gpu.skew(2000)
     assert gpu.acquire(A)[0] == "GRANTED"
     assert gpu.hash("pool")["run_id"]
@@ -167,6 +170,7 @@ def test_the_fence_goes_on_from_a_recovered_one(gpu: Pool) -> None:
     held = forgotten(gpu, A)
     fail_over(gpu)
     gpu.redis.hset(gpu.keys.pool, "fence", held.fence - 5)
+    gpu.by_hand()
     recover(gpu, A, held)
     assert gpu.hash("pool")["fence"] == str(held.fence)
 
@@ -233,6 +237,7 @@ def test_two_honest_holders_are_both_recovered_whatever_their_order(gpu: Pool) -
     for name in (A, B):
         gpu.release(name)
         gpu.redis.delete(gpu.keys.done(name))
+        gpu.by_hand()
     fail_over(gpu)
     assert recover(gpu, B, younger)[0] == "RENEWED"
     assert recover(gpu, A, older)[0] == "RENEWED"
@@ -304,6 +309,7 @@ def test_a_pool_that_somebody_remembers_is_closed_for_a_minute(gpu: Pool) -> Non
     """FLUSHALL: the first report makes it anew, and says that there was one before."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
     gpu.redis.delete(*gpu.stored())
+    gpu.by_hand()
     gpu.skew(1000)
     gpu.report((device("gpu-a", 1000),), epoch=epoch)
     assert said(gpu.acquire(B, memory_mb=100)) == ["REFUSED", "closed", ""]
@@ -316,6 +322,7 @@ def test_a_holder_tells_a_pool_that_was_made_by_who_knew_of_none(gpu: Pool) -> N
     """Its first renewal closes it, up to a minute after its making and not again after that."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
     gpu.redis.delete(*gpu.stored())
+    gpu.by_hand()
     gpu.skew(1000)
     gpu.report((device("gpu-a", 1000), device("gpu-b", 1000)))
     assert gpu.hash("pool")["closed_until_ms"] == "0"
@@ -330,6 +337,7 @@ def test_memory_used_by_a_recovered_lease_is_not_a_stranger_s(gpu: Pool) -> None
     """The device was registered anew while its holder used it: what it uses counts once."""
     epoch, held = gpu.hash("pool")["epoch"], granted(gpu.acquire(A))
     gpu.redis.delete(*gpu.stored())
+    gpu.by_hand()
     gpu.skew(1000)
     busy = [device(uuid, 1000, used_mb=950) for uuid in ("gpu-a", "gpu-b")]
     gpu.report(tuple(busy), epoch=epoch)

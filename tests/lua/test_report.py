@@ -28,8 +28,9 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert row.pop("replid") == pool.redis.info("replication")["master_replid"]
     lives = [row.pop(name) for name in list(row) if name.startswith("served")]
     assert len(lives) == pool.functions
+    assert int(row.pop("sequence")) // 1000 == now
     assert row == POLICY | {
-        "schema": "2", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
+        "schema": "3", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
         "safe_mode": "0", "looked_ms": str(now), "next_deadline_ms": str(now + 15000),
         "silence_ms": "15000",
@@ -72,6 +73,7 @@ def test_report_that_remembers_an_epoch_closes_an_empty_store(pool: Pool) -> Non
     epoch = pool.report((device("gpu-a", 1000),))[3]
     for key in pool.stored():
         pool.redis.delete(key)
+        pool.by_hand()
     pool.skew(1)
     reply = pool.report((device("gpu-a", 1000),), epoch=epoch)
     assert reply[3] != epoch

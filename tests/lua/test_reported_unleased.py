@@ -301,6 +301,7 @@ def test_report_forgets_holders_without_a_record(gpu: Pool) -> None:
     """A version that knows of no holders has ended their leases; a living one is left alone."""
     granted(gpu.acquire(A))
     gpu.redis.sadd(gpu.keys.holders("gpu-a"), B)
+    gpu.by_hand()
     look(gpu, gone=f"{A},{B}")
     assert gpu.redis.smembers(gpu.keys.holders("gpu-a")) == {A}
 

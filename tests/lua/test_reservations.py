@@ -190,8 +190,11 @@ def test_pool_of_an_older_version_has_a_horizon_too(pool: Pool) -> None:
         "reservation_mb", "reservation_since_ms", "reservation_until_ms", "reservation_fence",
     )  # fmt: skip
     pool.redis.hdel(record, *terms)
+    pool.by_hand()
     pool.redis.hdel(pool.keys.agents, "large#reserved")
+    pool.by_hand()
     pool.redis.hdel(pool.keys.pool, "reservation_idle_s")
+    pool.by_hand()
     live(pool, 66, "large", **LARGE)
     assert kept(pool) == {}
 
@@ -201,7 +204,9 @@ def test_what_an_older_version_left_counts_against_no_agent(pool: Pool) -> None:
     shared(pool)
     pool.policy(max_memory_per_agent_mb=1000)
     pool.redis.hset(pool.keys.agents, "large#reserved", 1000)
+    pool.by_hand()
     pool.redis.zadd(f"{pool.keys.base}:backfill", {"gpu-a": 10**15})
+    pool.by_hand()
     wait(pool, "large", **LARGE)
     live(pool, 33, "large", **LARGE)
     assert pool.hash("agents")["large#reserved"] == "1000"

@@ -6,6 +6,7 @@ have: data loss, offers, what is withheld, what is reserved.
 
 from __future__ import annotations
 
+from tests.model.kept_bugs import KEPT_BUGS
 from tests.model.planted import Bug
 from tests.model.renewal_bugs import RENEWAL_BUGS
 from tests.model.reservation_bugs import RESERVATION_BUGS
@@ -80,7 +81,7 @@ GENERAL_BUGS = (
         "a full device stays listed",
         (
             (
-                "    call('ZREM', prefix .. 'free:*', uuid)\n",
+                "    call('ZREM', keys.free, uuid)\n",
                 "",
             ),
         ),
@@ -287,4 +288,4 @@ GENERAL_BUGS = (
     ),
 )
 
-BUGS = (*GENERAL_BUGS, *RENEWAL_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS)
+BUGS = (*GENERAL_BUGS, *RENEWAL_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS, *KEPT_BUGS)

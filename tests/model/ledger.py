@@ -68,8 +68,8 @@ class Ledger(ABC):
 
     `exists` is False until a report makes it; `another`: the server is not that of the last look;
     `nameless`: it was stopped in good order, and no call has looked since; `last`: the time of the
-    call before this one; `seen_ms`: that of the last call that the library has seen, None: it has
-    seen none, or the verbs are scripts.
+    call before this one; `way`: the library that the verbs are called by, empty for scripts;
+    `seen_ms`: library -> the time of the last call that it has seen.
     """
 
     choose: Chooser
@@ -77,8 +77,8 @@ class Ledger(ABC):
     exists: bool = False
     another: bool = False
     nameless: bool = False
-    library: bool = False
-    seen_ms: int | None = None
+    way: str = ""
+    seen_ms: dict[str, int] = field(default_factory=dict)
     last: int = 0
     silence_ms: int = 0
     leaps: int = 1
@@ -136,9 +136,10 @@ class Ledger(ABC):
             self.pause(WINDOW_MS)
             if self.silence_ms and now - last > self.silence_ms:
                 self.lost()
-        if self.seen_ms is not None and last < self.seen_ms:
+        if last < self.seen_ms.get(self.way, 0):
             self.lost()
-        self.seen_ms = now if self.library else None
+        if self.way:
+            self.seen_ms[self.way] = now
         if now - self.looked_ms > LOOK_MS:
             self.look()
         return None

@@ -189,7 +189,7 @@ class Pair:
         self.pool, self.seen, self.last_event = pool, Seen(), "0"
         self.watch, self.seen.pages = Watch(), pages
         self.worklist: list[str] = []
-        self.model = Model(self.seen, START_US, library=pool.functions)
+        self.model = Model(self.seen, START_US, way=pool.way)
         self.look = pool.redis.script_load(LOOK)
         self.clock(START_US)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha1
 from typing import TYPE_CHECKING
 
+from tests.pools import OWN, SCRIPTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,8 +36,9 @@ class Bug:
 @contextmanager
 def planted(world: World, bug: Bug) -> Iterator[None]:
     """The world's pools run verbs with this bug for the length of a block."""
-    sound = [(pool.scripts, pool.functions, pool.library) for pool in world.pools]
-    scripts, library, found = dict(world.pools[0].scripts), world.pools[0].library, set[str]()
+    sound = [(p.scripts, p.functions, p.way, p.library, p.other) for p in world.pools]
+    scripts, library, other = dict(sound[0][0]), sound[0][3], sound[0][4]
+    found = set[str]()
 
     def spoilt(source: str) -> str:
         for old, new in bug.changes:
@@ -46,6 +49,7 @@ def planted(world: World, bug: Bug) -> Iterator[None]:
 
     if bug.functions:
         library = replace(library, source=spoilt(library.source))
+        other = replace(other, source=spoilt(other.source))
     else:
         for verb, script in scripts.items():
             source = spoilt(script.source)
@@ -54,11 +58,13 @@ def planted(world: World, bug: Bug) -> Iterator[None]:
             world.pools[0].redis.script_load(source)
     assert found == {old for old, _ in bug.changes}, f"{bug.name}: the verbs have no such text"
     for pool in world.pools:
-        pool.scripts, pool.functions, pool.library = scripts, bug.functions, library
+        pool.scripts, pool.functions, pool.library, pool.other = (
+            scripts, bug.functions, library, other)  # fmt: skip
+        pool.way = OWN if bug.functions else SCRIPTS
     world.pages, world.often = bug.pages, bug.often
     try:
         yield
     finally:
-        for pool, (was, functions, loaded) in zip(world.pools, sound, strict=True):
-            pool.scripts, pool.functions, pool.library = was, functions, loaded
+        for pool, was in zip(world.pools, sound, strict=True):
+            pool.scripts, pool.functions, pool.way, pool.library, pool.other = was
         world.pages, world.often = 0, ""

@@ -16,7 +16,7 @@ from agent_sdk.keys import Keys
 from tests.model.pair import Pair
 from tests.model.walk import SHAPES, Walk
 from tests.model.world import Life
-from tests.pools import Pool
+from tests.pools import OWN, SCRIPTS, Pool
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class World:
         self.pools[0].redis.flushall()
         if self.pools[0].functions:
             self.pools[0].load(anew=True)
+        for pool in self.pools:
+            pool.way = OWN if pool.functions else SCRIPTS
         return [Life(Pair(pool, self.pages)) for pool in self.pools]
 
     def live(self, steps: Sequence[Step], audit_every: int = AUDIT_EVERY) -> list[Life]:

@@ -44,6 +44,16 @@ def test_walk_of_functions_finds_no_violation(world_of_functions: World) -> None
 
 
 @pytest.mark.slow
+def test_walk_of_versions_side_by_side_finds_no_violation(world_of_functions: World) -> None:
+    """Two libraries and scripts on calm pools: what a library keeps is void when it should be."""
+    world_of_functions.often = "mix"
+    try:
+        assert world_of_functions.walk("3", STEPS) == STEPS
+    finally:
+        world_of_functions.often = ""
+
+
+@pytest.mark.slow
 def test_walk_of_what_vanishes_finds_no_violation(world: World) -> None:
     """Devices and hosts go and come back, by themselves and by an operator's word."""
     world.often = "vanish"

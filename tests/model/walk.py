@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.pools import OTHER, OWN, SCRIPTS
+
 if TYPE_CHECKING:
     from random import Random
 
@@ -17,6 +19,9 @@ ORDINARY = {
 }  # fmt: skip
 RECENT = 14
 """Number of the latest tokens that are still in play."""
+
+MOSTLY = 0.95
+"""Part of the steps of a pool that is to stay calm."""
 
 SHAPES = (
     (("h0", 2),), (("h0", 2), ("h1", 2), ("h2", 2)), (("h0", 4), ("h1", 1)),
@@ -58,10 +63,26 @@ class Walk:
             (self.haunt, 1), (self.standoff, 0.3),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
-        if self.often and self.rng.random() < 0.5:
+        if self.often and self.rng.random() < (MOSTLY if self.often == "mix" else 0.5):
             return [pool, *getattr(self, self.often)(pool)]
         kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
         return [pool, *kind(pool)]
+
+    def mix(self, pool: int) -> Step:
+        """A calm pool with small leases: two versions side by side, and a client with scripts."""
+        rng, number, what = self.rng, self.some(pool), self.rng.random()
+        if what < 0.3:
+            return ["way", {"name": rng.choice((OWN, OWN, OTHER, SCRIPTS))}]
+        if what < 0.5 and number < len(self.asks[pool]):
+            return ["renew", {"number": number, "fence": rng.choice(("own", "none"))}]
+        if what < 0.75 and number < len(self.asks[pool]):
+            return ["release", {"number": number, "plant": 0}]
+        ask = {"agent": rng.choice(AGENTS), "memory_mb": rng.choice((20, 50, 100)), "devices": 1,
+               "exclusive": 0, "ttl_ms": 30_000, "max_hold_ms": rng.choice((0, 0, 20_000)),
+               "priority": 0, "host": "*", "model": rng.choice(("*", "m0")),
+               "placement": rng.choice(("spread", "pack")), "on_unavailable": "refuse"}  # fmt: skip
+        self.asks[pool].append(ask)
+        return ["acquire", {"number": len(self.asks[pool]) - 1, "ask": ask, "wait_ms": 0}]
 
     def some(self, pool: int) -> int:
         """The number of a token of late, or of one that is still to come."""

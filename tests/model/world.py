@@ -270,6 +270,11 @@ class Life:
             plain["used_mb"] += uses_mb
         return plain | {"cooling": ",".join(each)}
 
+    def do_way(self, name: str) -> None:
+        """Call the verbs another way from now on, where they are functions at all."""
+        if self.pair.pool.functions:
+            self.pair.pool.way = self.pair.model.way = name
+
     # Time, and what befalls the server.
 
     def do_time(self, us: int) -> None:
@@ -287,6 +292,7 @@ class Life:
         if self._go_back(us) and self.pair.model.exists:
             self.pair.model.another = True
             self.pair.pool.redis.hset(self.pair.pool.keys.pool, "run_id", "1")
+            self.pair.pool.by_hand()
 
     def do_put_back(self, us: int = 1_000_000, *, clean: bool = False) -> None:
         """The data of `replicate` are put back under the running server, which does not say so.
@@ -296,6 +302,7 @@ class Life:
         if self._go_back(us) and clean and self.pair.model.exists:
             self.pair.model.nameless = True
             self.pair.pool.redis.hdel(self.pair.pool.keys.pool, "run_id")
+            self.pair.pool.by_hand()
 
     def _go_back(self, us: int) -> bool:
         """Put the data of `replicate` back; the library remembers what it has seen."""
@@ -305,7 +312,8 @@ class Life:
         self._copy(ASIDE, "")
         self.pair.last_event = self._newest_event()
         old, self.pair.model = self.pair.model, self.replica.copy()
-        self.pair.model.raw_us, self.pair.model.seen_ms = old.raw_us, old.seen_ms
+        self.pair.model.raw_us = old.raw_us
+        self.pair.model.way, self.pair.model.seen_ms = old.way, old.seen_ms
         return True
 
     def _newest_event(self) -> str:
@@ -334,9 +342,7 @@ class Life:
         self._later(us)
         self.pair.last_event = "0"
         old = self.pair.model
-        self.pair.model = Model(
-            self.pair.seen, old.raw_us, library=old.library, seen_ms=old.seen_ms
-        )
+        self.pair.model = Model(self.pair.seen, old.raw_us, way=old.way, seen_ms=old.seen_ms)
 
     def _later(self, us: int) -> None:
         """Losing memory takes longer than clocks differ: what S3 is promised for."""

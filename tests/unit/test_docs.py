@@ -12,7 +12,7 @@ import pytest
 
 from agent_sdk import settings as sdk_settings
 from agent_sdk.policy import FIELDS
-from agent_sdk.scripts.source import CORE, REST
+from agent_sdk.scripts.source import CORE, KEEPING, REST
 from agent_sdk.state import snapshot
 from agent_sdk.state.events import NAMES
 from agent_sdk.state.finding_kinds import KINDS
@@ -313,7 +313,7 @@ def test_library_files_are_listed_in_the_order_of_reading() -> None:
     listed = [
         name.removesuffix(".lua") for row in table(page, "File ")[1:] for name in quoted(row[0])
     ]
-    assert listed == [*CORE, *REST]
+    assert listed == [*CORE, *REST, *KEEPING]
 
 
 def test_links_between_documents_resolve() -> None:

@@ -47,7 +47,8 @@ def test_assemble_joins_the_library_in_order_and_the_verb(verb: str) -> None:
     for name in (*CORE, *REST):
         text = (lua_folder() / "lib" / f"{name}.lua").read_text()
         assert (text in head, text in later) == (name in now, name not in now), name
-    assert source.endswith("start()\n" + (lua_folder() / f"{verb}.lua").read_text())
+    own = (lua_folder() / f"{verb}.lua").read_text()
+    assert source.endswith(f"start()\nreturn guarded(function()\n{own}\nend)")
 
 
 @pytest.mark.parametrize("verb", VERBS)
