@@ -11,36 +11,36 @@ with client.lease("analyst", memory_mb=8192) as lease:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from agent_sdk.aio import AsyncLeaseClient
-from agent_sdk.client import LeaseClient
-from agent_sdk.errors import (
-    AgentCapExceeded,
-    BadRequest,
-    BrokerUnavailable,
-    Conflict,
-    Denied,
-    HostTaken,
-    HostUnknown,
-    InUse,
-    LeaseError,
-    LeaseLost,
-    NeverFits,
-    NoCapacity,
-    OutcomeUnknown,
-    ProtocolMismatch,
-    Refused,
-    SafeMode,
-    StillWaiting,
-    UnknownToken,
-)
-from agent_sdk.lease import AsyncLease, Lease
-from agent_sdk.protocol.messages import Device
-from agent_sdk.store.store import Store
-
 if TYPE_CHECKING:
+    from agent_sdk.aio import AsyncLeaseClient
+    from agent_sdk.client import LeaseClient
+    from agent_sdk.errors import (
+        AgentCapExceeded,
+        BadRequest,
+        BrokerUnavailable,
+        Conflict,
+        Denied,
+        HostTaken,
+        HostUnknown,
+        InUse,
+        LeaseError,
+        LeaseLost,
+        NeverFits,
+        NoCapacity,
+        OutcomeUnknown,
+        ProtocolMismatch,
+        Refused,
+        SafeMode,
+        StillWaiting,
+        UnknownToken,
+    )
+    from agent_sdk.lease import AsyncLease, Lease
     from agent_sdk.orchestrator import GPUOrchestratorClient
+    from agent_sdk.protocol.messages import Device
+    from agent_sdk.store.store import Store
 
 __all__ = [
     "AgentCapExceeded",
@@ -70,11 +70,26 @@ __all__ = [
     "UnknownToken",
 ]
 
+_ELSEWHERE = {
+    "AsyncLease": "lease",
+    "AsyncLeaseClient": "aio",
+    "Device": "protocol.messages",
+    "GPUOrchestratorClient": "orchestrator",
+    "Lease": "lease",
+    "LeaseClient": "client",
+    "Store": "store.store",
+}
+"""Modules of the names that are no errors."""
+
 
 def __getattr__(name: str) -> object:
-    """Import the HTTP client when it is asked for: users of Redis do without HTTP."""
-    if name == "GPUOrchestratorClient":
-        from agent_sdk.orchestrator import GPUOrchestratorClient  # noqa: PLC0415 - see above
+    """Import a name when it is asked for: a blocking agent does without asyncio, and so on."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"agent_sdk.{_ELSEWHERE.get(name, 'errors')}"), name)
+    globals()[name] = found
+    return found
 
-        return GPUOrchestratorClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

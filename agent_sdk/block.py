@@ -12,7 +12,6 @@ token is known before anything is sent, and two things beside `__exit__` give it
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from contextlib import AsyncContextDecorator, ContextDecorator, suppress
 from functools import partial
@@ -20,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.fork import identity
+from agent_sdk.lazy import LazyModule
 from agent_sdk.renewal.renewer import before_exit
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine
     from types import TracebackType
     from typing import Self
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from agent_sdk.lease import AsyncLease, HeldLease, Lease
     from agent_sdk.renewal.renewer import Renewer
     from agent_sdk.request import Acquisition, LeaseOptions
+else:
+    asyncio = LazyModule("asyncio")
 
 C = TypeVar("C")
 L = TypeVar("L", bound="HeldLease")

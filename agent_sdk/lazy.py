@@ -1,7 +1,6 @@
 """Lazy modules, imported at the first use of a name in them.
 
-`import agent_sdk` costs at most 1.3 times as much as `import redis`. So modules that an agent's
-leases do not need are left until then.
+A program that leases starts quickly: modules that it may not need are left until then.
 """
 
 from __future__ import annotations

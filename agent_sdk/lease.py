@@ -9,7 +9,6 @@ another process, it is a view: it can be looked at, and is neither renewed nor r
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import os
@@ -22,15 +21,19 @@ from agent_sdk.clock import local_now
 from agent_sdk.engines.environment import environment, settings_of
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
 from agent_sdk.fork import identity, renew_in_child
+from agent_sdk.lazy import LazyModule
 from agent_sdk.renewal.callbacks import callbacks, run
 from agent_sdk.state.finding_kinds import NOTICES
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
     from typing import Self
 
     from agent_sdk.engines.visible import Visible
     from agent_sdk.protocol.messages import Device, Grant, RecoveryClaim, Renewal
+else:
+    asyncio = LazyModule("asyncio")
 
 
 log = logging.getLogger(__name__)

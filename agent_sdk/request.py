@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
-from uuid import uuid4
 
 from agent_sdk import evidence
 from agent_sdk.clock import local_now
@@ -39,7 +38,6 @@ from agent_sdk.protocol.validation import (
     ttl_milliseconds,
 )
 from agent_sdk.settings import lease_token
-from agent_sdk.state.capacity import never_fits
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -143,7 +141,7 @@ class Caller:
         """Renew the id in each process: a forked child is another caller."""
         if self._pid != os.getpid():
             self._pid, self._process = os.getpid(), "" if self.for_others else process_id()
-            self.client = "-".join(filter(None, (self.name, uuid4().hex[:12])))
+            self.client = "-".join(filter(None, (self.name, os.urandom(6).hex())))
             self._checked = {}
 
     def request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Request:
@@ -244,6 +242,8 @@ class Acquisition:
         except NeverFits as error:
             if error.code != "never_fits":
                 raise
+        from agent_sdk.state.capacity import never_fits  # noqa: PLC0415 - rarely needed
+
         raise (yield from never_fits(keys, self.request))
 
     def leaves_something(self, error: BaseException) -> bool:

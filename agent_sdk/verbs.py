@@ -11,7 +11,6 @@ from agent_sdk.lazy import later
 from agent_sdk.pool_client import PoolClient
 from agent_sdk.protocol import lease as protocol
 from agent_sdk.protocol import validation
-from agent_sdk.state.holders import Holders, read_holders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Sequence
@@ -25,20 +24,24 @@ if TYPE_CHECKING:
     from agent_sdk.protocol import operator, report
     from agent_sdk.protocol.messages import Answer, Moment, Renewal
     from agent_sdk.request import Acquisition, LeaseOptions
-    from agent_sdk.state import lists, queue, snapshot
+    from agent_sdk.state import holders, limits, lists, queue, snapshot
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.events import Event
     from agent_sdk.state.explain import Explanation
+    from agent_sdk.state.holders import Holders
+    from agent_sdk.state.limits import DeviceLimits
     from agent_sdk.state.lists import DeviceEntry, LeaseEntry
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
 else:
-    attach, bulk_revoke, operator, report, snapshot, queue, lists = later(
+    attach, bulk_revoke, operator, report, holders, limits, snapshot, queue, lists = later(
         "attach",
         "bulk_revoke",
         "protocol.operator",
         "protocol.report",
+        "state.holders",
+        "state.limits",
         "state.snapshot",
         "state.queue",
         "state.lists",
@@ -315,6 +318,11 @@ class Verbs(PoolClient[R]):
         return snapshot.leases_of(self.keys, tokens)
 
     @Verb
+    def limits_on(self, uuids: Iterable[str]) -> Steps[DeviceLimits]:
+        """Return the limits of memory that a command on these devices gets."""
+        return limits.read(self.keys, sorted(uuids))
+
+    @Verb
     def leases(self) -> Steps[tuple[LeaseStatus, ...]]:
         """Return every living lease, oldest first."""
         return snapshot.leases(self.keys)
@@ -322,7 +330,7 @@ class Verbs(PoolClient[R]):
     @Verb
     def holders(self, host: str, now_ms: int, perhaps_over: Iterable[str] = ()) -> Steps[Holders]:
         """Return the holders of a host's devices; see `state.holders.read_holders`."""
-        return read_holders(self.keys, host, now_ms, perhaps_over)
+        return holders.read_holders(self.keys, host, now_ms, perhaps_over)
 
     @Verb
     def hosts(self) -> Steps[tuple[HostStatus, ...]]:

@@ -8,7 +8,6 @@ connection breaks, all waiters ask at once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -21,10 +20,15 @@ from redis.exceptions import RedisError
 
 from agent_sdk.clock import local_now
 from agent_sdk.fork import leave_to_parent, renew_in_child
+from agent_sdk.lazy import LazyModule
 from agent_sdk.threads import begin, daemon
 
 if TYPE_CHECKING:
+    import asyncio
+
     from agent_sdk.store.store import Store
+else:
+    asyncio = LazyModule("asyncio")
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +16,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from agent_sdk.lazy import LazyModule
+
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from agent_sdk.store.url import Address
+else:
+    ssl = LazyModule("ssl")
 
 PROBE_S: Final = 0.5
 """Most seconds of a probe for a server of the other kind."""
@@ -35,11 +39,6 @@ NO_WAY: Final = {
     errno.ELOOP: "the path goes round in a circle",
 }
 """System errors that a restart of the server does not mend."""
-
-CUT_OFF: Final = (
-    ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError,
-)  # fmt: skip
-"""Errors of a server that hangs up on an unknown protocol."""
 
 NO_CERTIFICATE: Final = "its certificate is not one that ssl_ca_certs or this machine trusts"
 NO_TLS_FILE: Final = "a file that ssl_ca_certs, ssl_certfile or ssl_keyfile names cannot be read"
@@ -88,7 +87,7 @@ def other_way(error: Exception, *, tls: bool) -> tuple[Callable[[Address], bool]
         A question that may block for `PROBE_S`, and the meaning of a yes. None: the failure has
         another reason.
     """
-    cut_off = any(isinstance(each, CUT_OFF) for each in _causes(error))
+    cut_off = any(map(_hung_up, _causes(error)))
     if tls:
         hung = isinstance(error, RedisTimeoutError)
         return (speaks_plainly, NO_TLS) if hung or cut_off else None
@@ -120,6 +119,13 @@ def speaks_plainly(address: Address) -> bool:
         plain.sendall(b"PING\r\n")
         return plain.recv(1) in {b"+", b"-"}
     return False
+
+
+def _hung_up(error: BaseException) -> bool:
+    """Tell whether a server hung up, as on an unknown protocol."""
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return True
+    return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def _connecting(error: BaseException) -> bool:

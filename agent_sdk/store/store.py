@@ -7,32 +7,21 @@ last, and unseen. Here every call is sent once; `retry` decides about the next t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import redis
-import redis.asyncio
-import redis.asyncio.retry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from agent_sdk.store.connections import (
-    AsyncTcpConnection,
-    AsyncTlsConnection,
-    AsyncUnixConnection,
-    TcpConnection,
-    TlsConnection,
-    UnixConnection,
-)
-from agent_sdk.store.discovery import ClusterPrimary, SentinelPrimary
-from agent_sdk.store.pools import AsyncPool, Pool
+from agent_sdk.lazy import LazyModule, later
 from agent_sdk.store.url import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import redis
+    import redis.asyncio
+    import redis.backoff
+    import redis.retry
 
-_BLOCKING = {"tcp": TcpConnection, "tls": TlsConnection, "unix": UnixConnection}
-
-_ASYNC = {"tcp": AsyncTcpConnection, "tls": AsyncTlsConnection, "unix": AsyncUnixConnection}
+    from agent_sdk.store import connections, discovery, pools
+else:  # redis-py is most of a program's start: one that connects in another way does without
+    redis = LazyModule("redis")
+    connections, discovery, pools = later("store.connections", "store.discovery", "store.pools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +50,23 @@ class Store:
         Raises:
             ValueError: the URL is invalid; the message never has the password.
         """
-        options = self._options(_BLOCKING)
-        pool = Pool(retry=Retry(NoBackoff(), 0), **options)
+        options = self._options("")
+        retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+        pool = pools.Pool(retry=retry, **options)
         return redis.Redis.from_pool(pool)
 
     def connect_async(self) -> redis.asyncio.Redis:
         """Return the same for asyncio."""
-        options = self._options(_ASYNC)
-        retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        pool = AsyncPool(retry=retry, **options)
+        options = self._options("Async")
+        retry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0)
+        pool = pools.AsyncPool(retry=retry, **options)
         return redis.asyncio.Redis.from_pool(pool)
 
-    def _options(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a pool of connections of these kinds, by transport."""
+    def _options(self, kind: Literal["", "Async"]) -> dict[str, Any]:
+        """Return the options of a pool of connections."""
         where = parse(self.url)
         options = {
-            "connection_class": kinds[where.transport],
+            "connection_class": getattr(connections, f"{kind}{where.transport.title()}Connection"),
             "decode_responses": True,
             "encoding_errors": "replace",
             "socket_timeout": self.timeout_s,
@@ -85,7 +75,7 @@ class Store:
         }
         options["socket_timeout"] += self.blocks_s
         if where.service:
-            options["primary"] = SentinelPrimary(where)
+            options["primary"] = discovery.SentinelPrimary(where)
         elif where.nodes:
-            options["primary"] = ClusterPrimary(where, self.key)
+            options["primary"] = discovery.ClusterPrimary(where, self.key)
         return options

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from agent_sdk.store.credentials import PasswordFile
 from agent_sdk.store.options import read_options
 
 Address: TypeAlias = tuple[str, int]
@@ -141,6 +140,8 @@ def _use_password_file(options: dict[str, Any]) -> None:
         return
     if options.pop("password", None):
         raise ValueError(TWO_PASSWORDS)
+    from agent_sdk.store.credentials import PasswordFile  # noqa: PLC0415 - it brings redis-py
+
     options["credential_provider"] = PasswordFile(path, options.pop("username", None))
 
 

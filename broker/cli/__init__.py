@@ -10,6 +10,7 @@ import click
 
 from agent_sdk.settings import dumb_terminal
 from broker import __version__
+from broker.cli.start import errors_of_redis_py_alone
 from broker.text.printable import printable
 from broker.text.screen import say
 from broker.text.streams import NowhereToPrint, prepare_streams, write_errors_in_words
@@ -85,6 +86,7 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         called = name.replace("-", "_")
+        errors_of_redis_py_alone()
         try:
             module = importlib.import_module(f"broker.cli.commands.{called}")
         except ModuleNotFoundError as missing:

@@ -8,9 +8,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk import LeaseClient, Store
-from agent_sdk.errors import LeaseError
-from agent_sdk.settings import read_settings
 from broker.cli.names import place
 
 if TYPE_CHECKING:
@@ -18,6 +15,7 @@ if TYPE_CHECKING:
 
     import click
 
+    from agent_sdk import LeaseClient
     from agent_sdk.state.pool_state import PoolState
 
     Complete = Callable[[click.Context, click.Parameter, str], list[str]]
@@ -27,6 +25,8 @@ DEADLINE_S: Final = 0.5
 
 def _completing(names: Callable[[PoolState], Iterable[str]]) -> Complete:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from agent_sdk.errors import LeaseError  # noqa: PLC0415 - only at a keystroke
+
         del ctx, param
         with suppress(LeaseError, ValueError), _client() as client:
             found = {n for n in names(client.scene()) if n.startswith(incomplete)}
@@ -37,6 +37,9 @@ def _completing(names: Callable[[PoolState], Iterable[str]]) -> Complete:
 
 
 def _client() -> LeaseClient:
+    from agent_sdk import LeaseClient, Store  # noqa: PLC0415 - as above
+    from agent_sdk.settings import read_settings  # noqa: PLC0415 - as above
+
     settings = read_settings()
     settings.check_state_dir()
     store = Store(settings.store_url, timeout_s=DEADLINE_S)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from agent_sdk import LeaseClient
+from agent_sdk.client import LeaseClient
 from agent_sdk.errors import (
     BadRequest,
     BrokerUnavailable,
@@ -19,6 +19,8 @@ from agent_sdk.errors import (
     OutcomeUnknown,
     error_for,
 )
+from agent_sdk.settings import read_settings
+from agent_sdk.store.quick import QuickStore
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 from broker.cli.own_words import in_options
 from broker.identity import user_at_host
@@ -49,7 +51,7 @@ SCHEMA = 1
 def pool_client() -> Iterator[LeaseClient]:
     """Connect to the environment's pool; errors end the command with a sentence."""
     try:
-        with LeaseClient.from_env(client_name="gpu-broker", deadline_s=DEADLINE_S) as client:
+        with connect("gpu-broker", DEADLINE_S) as client:
             client.by = user_at_host()
             yield client
     except (LeaseError, ValueError) as error:
@@ -59,6 +61,23 @@ def pool_client() -> Iterator[LeaseClient]:
             say(way_out(error), err=True)
             sys.exit(UNAVAILABLE)
         sys.exit(DENIED if isinstance(error, Denied) else FAILED)
+
+
+def connect(client_name: str, deadline_s: float) -> LeaseClient:
+    """Return a client of the environment's pool, which starts without redis-py where that will do.
+
+    Raises:
+        ValueError: a setting is wrong, or the embedded store's folder is another user's.
+    """
+    settings = read_settings()
+    settings.check_state_dir()
+    return LeaseClient(
+        QuickStore(settings.store_url),
+        pool=settings.pool,
+        client_name=client_name,
+        hostname=settings.hostname,
+        deadline_s=deadline_s,
+    )
 
 
 def way_out(error: LeaseError) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from agent_sdk import Lease
-    from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.limits import DeviceLimits
 
 MEMORY: Final = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 """Most memory of each device, named by its UUID: numbers depend on the server's own setting."""
@@ -21,20 +21,15 @@ THREADS: Final = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 """Most of the threads of each device, in percent."""
 
 
-def mps_environment(
-    lease: Lease, devices: Iterable[DeviceStatus], *, thread_share: bool
-) -> dict[str, str]:
-    """Return MPS's limits of a lease; nothing where MPS does not run, or the lease has all.
-
-    `thread_share`: the policy `mps_thread_share`.
-    """
-    under_mps = {d.uuid: d for d in devices if d.telemetry["mps"] and d.exclusive != lease.token}
+def mps_environment(lease: Lease, limits: DeviceLimits) -> dict[str, str]:
+    """Return MPS's limits of a lease; nothing where MPS does not run, or the lease has all."""
+    under_mps = {u: d for u, d in limits.under_mps.items() if d.exclusive != lease.token}
     held = {g.uuid: g.memory_mb for g in lease.devices if g.uuid in under_mps}
     if not held:
         return {}
     env = {MEMORY: ",".join(f"{uuid}={memory_mb}M" for uuid, memory_mb in held.items())}
     shares = [100 * mb // max(1, under_mps[uuid].total_mb) for uuid, mb in held.items()]
-    return env | ({THREADS: str(max(1, min(shares)))} if thread_share else {})
+    return env | ({THREADS: str(max(1, min(shares)))} if limits.mps_thread_share else {})
 
 
 def without_own(env: Mapping[str, str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -53,6 +53,7 @@ def limited(client: LeaseClient, lease: Lease, teller: Progress, mode: str) -> I
     if lease.on_cpu or mode == "off":
         yield
         return
+    client.keep(lease)  # its host may take longer than the lease lasts
     inside = False
     with _Partition() as partition:
         try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.state.finding_kinds import NOTICES
-from agent_sdk.state.placement import ELSEWHERE
 from broker.text.printable import printable
 from broker.text.streams import takes_escapes
 from broker.text.table import age, gib, many
@@ -50,6 +49,11 @@ class Progress:
         self._live = form == "text" and self._out is not None and takes_escapes(self._out)
         self._line = ""
         self._line_at = 0.0
+
+    @property
+    def tells_of_waits(self) -> bool:
+        """True if a wait is told of: with trouble alone it need not be explained."""
+        return self._form != "trouble"
 
     def waiting(self, waited_s: float, why: Why) -> None:
         """Tell of the wait in the queue; `why` is None until known. Call this every second."""
@@ -217,6 +221,8 @@ def _reason(why: Why) -> str:
         return "asking"
     if isinstance(why, LeaseError):
         return str(why)
+    from agent_sdk.state.placement import ELSEWHERE  # noqa: PLC0415 - only after a wait
+
     place = {"next": "next in queue", "behind": f"{why.ahead_count} ahead"}.get(why.code)
     parts = [place or why.summary]
     if place and (counts := Counter(d.reason for d in why.devices if d.reason not in ELSEWHERE)):

@@ -53,6 +53,7 @@ def supervise(
     lease: Lease,
     grace_s: float,
     teller: Progress,
+    keep: Callable[[], None],
     release: Callable[[], None],
     *,
     guard: Guard,
@@ -61,8 +62,9 @@ def supervise(
     """Run the command, and return its end.
 
     Signals are passed on to its group. A lost lease, or leftovers of the ended command, bring
-    SIGTERM, and after `grace_s` SIGKILL. `release` is called when no process of it is left,
-    while signals are still only noted: no signal cuts it short.
+    SIGTERM, and after `grace_s` SIGKILL. `keep` is called when the command runs, and begins the
+    renewals: their thread would hold its start up. `release` is called when no process of it is
+    left, while signals are still only noted: no signal cuts it short.
 
     Raises:
         NotStarted: it cannot be started; `release` was called.
@@ -73,7 +75,8 @@ def supervise(
                 child = Child(words, env, guard, inherited)
             except OSError as error:
                 raise NotStarted(error.strerror or str(error)) from error
-            code = _Supervision(child, lease, grace_s, signals, teller).until_all_ended()
+            supervision = _Supervision(child, lease, grace_s, signals, teller)
+            code = supervision.until_all_ended(keep)
         finally:
             release()
     teller.ended(code)
@@ -97,9 +100,10 @@ class _Supervision:
         self._teller = teller
         self.kill_at: float | None = None
 
-    def until_all_ended(self) -> int:
+    def until_all_ended(self, keep: Callable[[], None]) -> int:
         """Return the command's exit code, once no process of its group is left."""
         try:
+            keep()
             self._teller.started(self._child.pid)
             self._lease.on_lost(lambda _: self._signals.wake())
             self._lease.on_notice(self._teller.noticed)

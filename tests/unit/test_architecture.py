@@ -14,7 +14,7 @@ from tests.imports import FLOORS, circle, modules, needs, room_needs
 ROOT = Path(__file__).parents[2]
 
 LAYERS = {
-    "agent_sdk": {"agent_sdk", "redis"},
+    "agent_sdk": {"agent_sdk", "hiredis", "redis"},
     "broker": {"agent_sdk", "anyio", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
                "httptools",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
@@ -33,6 +33,7 @@ OWNERS = {
     "yaml": {"broker/devices/scenario/yaml_nodes.py"},
     "uvicorn": {"broker/cli/commands/serve.py", "broker/http/upgrades.py"},
     "httptools": {"broker/http/upgrades.py"},
+    "hiredis": {"agent_sdk/store/quick.py"},
     "pytest": {"agent_sdk/testing.py"},
 }
 """The only modules that may import these, at any time."""

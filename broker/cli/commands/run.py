@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import click
 
-from agent_sdk import LeaseClient
 from agent_sdk.engines.table import ENGINES
 from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import (
@@ -27,7 +27,7 @@ from agent_sdk.settings import whole_environment
 from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
 from broker.cli.complete import hosts
 from broker.cli.own_words import in_options
-from broker.cli.store import way_out
+from broker.cli.store import connect, way_out
 from broker.identity import user_at_host
 from broker.run.engines import reads_numbers_in_vain, set_up
 from broker.run.guard import Guard
@@ -43,16 +43,19 @@ from broker.text.unknown_host import look_for
 if TYPE_CHECKING:
     from types import FrameType
 
-    from agent_sdk import Lease
+    from agent_sdk import Lease, LeaseClient
     from agent_sdk.engines.visible import Visible
     from agent_sdk.request import LeaseOptions
-    from agent_sdk.state.snapshot import PoolStatus
+    from agent_sdk.state.limits import DeviceLimits
     from broker.run.inherited import Inherited
 
 DEADLINE_S = 5.0
 
 FOREVER_S = LONGEST_TTL_MS / 1000
 """Longest wait, in seconds: a week."""
+
+SHORT_S = 10.0
+"""Seconds of a lease whose renewals begin before the command does: its start may take a while."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes that a shell uses, too."""
@@ -204,7 +207,7 @@ class _Start(NamedTuple):
 
 
 def _client(store_timeout_s: float) -> LeaseClient:
-    client = LeaseClient.from_env(client_name="gpu-broker-run", deadline_s=DEADLINE_S)
+    client = connect("gpu-broker-run", DEADLINE_S)
     client.away_s = store_timeout_s
     return client
 
@@ -229,17 +232,19 @@ def _run(
             teller.not_returned(lease, error)
 
     try:
-        client.keep(lease)
+        if lease.trusted_s < SHORT_S:
+            client.keep(lease)
         words, env = _prepared(lease, how, teller)
         mode = "off"
         if lease.devices:
-            rules = client.pool()
-            env |= _under_mps(client, lease, rules, teller)
-            mode = "required" if how.enforce else rules.memory_limit
+            limits = client.limits_on(device.uuid for device in lease.devices)
+            env |= _under_mps(lease, limits, teller)
+            mode = "required" if how.enforce else limits.memory_limit
         with limited(client, lease, teller, mode):
             return supervise(
-                words, env, lease, how.grace_s, teller, release, guard=guard, inherited=inherited
-            )
+                words, env, lease, how.grace_s, teller, partial(client.keep, lease), release,
+                guard=guard, inherited=inherited,
+            )  # fmt: skip
     except NotLimitedError as error:
         teller.failed("not_limited", f"the driver does not limit the command: {error}")
         return CommandEnd(FAILED)
@@ -269,13 +274,9 @@ def _prepared(lease: Lease, how: _Start, teller: Progress) -> tuple[list[str], d
     return setup.words, env | setup.env
 
 
-def _under_mps(
-    client: LeaseClient, lease: Lease, rules: PoolStatus, teller: Progress
-) -> dict[str, str]:
+def _under_mps(lease: Lease, limits: DeviceLimits, teller: Progress) -> dict[str, str]:
     """Return MPS's limits of the lease, except those that the user has set."""
-    devices = client.devices_of(device.uuid for device in lease.devices)
-    limits = mps_environment(lease, devices, thread_share=rules.mps_thread_share)
-    added, kept = without_own(limits, whole_environment())
+    added, kept = without_own(mps_environment(lease, limits), whole_environment())
     teller.mps(added, kept)
     return added
 
