@@ -142,6 +142,7 @@ class Keyring:
     def __init__(self, path: Path | None, inline: str = "") -> None:
         self._inline = parse(inline.split(";"))
         self._path = path
+        self._folder = os.path.dirname(path or "") or "."  # noqa: PTH120 - as in `_stamp`
         self._stamp: tuple[int, ...] | None = None
         self._principals = self._inline
         self._seen = False  # a file was there, or could not be looked for
@@ -184,7 +185,7 @@ class Keyring:
         if self._path is None:
             return
         try:
-            stamp = _stamp(self._path)
+            stamp = _stamp(self._path, self._folder)
         except FileNotFoundError:
             if self._seen:
                 raise KeysError(GONE.format(path=self._path)) from None
@@ -203,10 +204,10 @@ class Keyring:
         self.trouble = trouble
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(path: Path, folder_path: str) -> tuple[int, ...]:
     """Return a stamp that changes with a file, its owner, its mode or its folder."""
     # Done for each request: a Path's stat takes twice as long.
-    file, folder = os.stat(path), os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120 - as above
+    file, folder = os.stat(path), os.stat(folder_path)  # noqa: PTH116 - as above
     written = (file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino)
     return (*written, folder.st_mode, folder.st_uid)
 

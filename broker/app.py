@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, dashboard
 from broker.http import health, leases, openapi, operators, pool, scrape, streams
 from broker.http.auth import KeyCheck
-from broker.http.head import HeadAsGet
+from broker.http.every_request import EveryRequest
+from broker.http.hot_routes import HotRoutes
 from broker.http.openapi_examples import add_examples
 from broker.http.problems import install_handlers
-from broker.http.security_headers import SecurityHeaders
 from broker.live.feed import Feed
 from broker.live.view import View
 from broker.logs import VerbLog
 from broker.maintenance.reaper import Ticker
 from broker.metrics import Metrics
-from broker.path_prefix import PathPrefix
 from broker.replica import Broker
 from broker.reporter import Reporter, source_of
 from broker.systemd import Systemd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+
+    from starlette.types import Receive, Scope, Send
 
     from agent_sdk.state.events import News
     from broker.api_keys import Keyring
@@ -109,7 +109,7 @@ def build_app(settings: Settings) -> FastAPI:
         for event in news.events:
             metrics.flow.take(event)
 
-    app = FastAPI(
+    app = Facade(
         title="GPU lease broker",
         description=openapi.DESCRIPTION,
         version=__version__,
@@ -120,31 +120,38 @@ def build_app(settings: Settings) -> FastAPI:
     )
     app.state.replica = replica
     install_handlers(app)
+    app.include_router(leases.hot)
     for part in (leases, health, pool, scrape, operators, streams, dashboard, openapi):
         app.include_router(part.router)
     app.mount("/docs/static", openapi.assets())
     app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi
     app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way
-    _add_middleware(app, settings, keys, metrics)
+    app.wrap(settings, keys, metrics)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, keys: Keyring, metrics: Metrics) -> None:
-    """Wrap the routes in the middleware of every request; the last one added comes first."""
-    app.add_middleware(KeyCheck, keys=keys, loopback=settings.loopback)
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+class Facade(FastAPI):
+    """FastAPI's application behind what every request has, and behind the frequent routes."""
+
+    def wrap(self, settings: Settings, keys: Keyring, metrics: Metrics) -> None:
+        """Put the layers around the routes."""
+        self.hot = HotRoutes(self, super().__call__, leases.hot.routes, BODY_BYTES)
+        self._front = EveryRequest(
+            self.hot,
+            KeyCheck(keys, loopback=settings.loopback),
+            metrics,
+            VerbLog(),
+            prefix=settings.root_path,
+            origins=settings.origins,
         )
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(VerbLog)
-    app.add_middleware(metrics.counting)
-    app.add_middleware(PathPrefix, prefix=settings.root_path)
-    app.add_middleware(HeadAsGet)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or run the lifespan."""
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -11,11 +11,10 @@ import logging
 import os
 import re
 import sys
-import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
-from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 
 from broker.address_rate import Rate
 from broker.text.printable import printable
@@ -23,7 +22,7 @@ from broker.text.printable import printable
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Scope
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -45,7 +44,7 @@ def configure(form: Literal["text", "json"], **always: str) -> None:
         return event
 
     before: list[Any] = [
-        merge_contextvars,
+        _merge,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         sign,
@@ -77,7 +76,7 @@ def configure(form: Literal["text", "json"], **always: str) -> None:
 def _as_print(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape foreign text; a traceback keeps its lines."""
     for name, value in event.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and not value.isprintable():
             lines = value.split("\n") if name == "exception" else [value]
             event[name] = "\n".join(map(printable, lines))
     return event
@@ -97,46 +96,44 @@ def _word(value: Any) -> str:
 
 
 def note(**facts: Any) -> None:
-    """Add facts about a request to its line; None and empty ones are left out."""
+    """Add facts about a request to its lines; None and empty ones are left out."""
     if token := facts.get("token"):
         facts["token"] = str(token)[:SHOWN]
-    bind_contextvars(**{name: value for name, value in facts.items() if value not in {None, ""}})
+    about = _about.get()
+    if about is not None:
+        about.update((name, value) for name, value in facts.items() if value not in {None, ""})
+
+
+_about: Final[ContextVar[dict[str, Any] | None]] = ContextVar("request", default=None)
+"""Facts of the request that this task answers."""
+
+
+def _merge(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the facts of the request to a line of it; its own stand."""
+    for name, value in (_about.get() or {}).items():
+        event.setdefault(name, value)
+    return event
 
 
 class VerbLog:
-    """ASGI middleware: an id for each request, and a line for each that may change something."""
+    """Log of the requests: an id for each, and a line for each that may change something."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self) -> None:
         self._log = structlog.get_logger("broker.verbs")
         self._strangers = Rate(STRANGERS_BURST, STRANGERS_PER_S)
         self._unsaid = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request between a new context and its line."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    def begin(self, scope: Scope) -> bytes:
+        """Begin the facts of a request, and return its id."""
         given = next((v for name, v in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given if REQUEST_ID.fullmatch(given) else os.urandom(8).hex().encode()
-        clear_contextvars()
-        bind_contextvars(request_id=request_id.decode())
-        began, status = time.perf_counter(), 0
+        _about.set({"request_id": request_id.decode()})
+        return request_id
 
-        async def with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, with_id)
-        finally:
-            if scope["method"] not in {"GET", "HEAD"}:
-                self._line(scope, status, time.perf_counter() - began)
-
-    def _line(self, scope: Scope, status: int, took_s: float) -> None:
+    def end(self, scope: Scope, status: int, took_s: float) -> None:
+        """Write the line of a request that has been answered."""
+        if scope["method"] == "GET":
+            return
         if scope.get("principal") is None:  # a client without a key must not fill the disk
             if not self._strangers.allows(""):
                 self._unsaid += 1

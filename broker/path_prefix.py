@@ -13,31 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Scope
 
 PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+){1,8}")
 """Form of a prefix, without `//`, which would name another host in a `Location`."""
 
 
-class PathPrefix:
-    """ASGI middleware that sets `root_path`, and `path` with it, as ASGI has them.
+def put_prefix(scope: Scope, prefix: str) -> None:
+    """Set `root_path`, and `path` with it, as ASGI has them.
 
-    Args:
-        app: the application behind it.
-        prefix: the settings' prefix; empty = the proxy's.
+    `prefix`: the settings'; empty = the proxy's.
     """
-
-    def __init__(self, app: ASGIApp, prefix: str) -> None:
-        self._app = app
-        self._prefix = prefix
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on under its prefix."""
-        if scope["type"] == "http" and (prefix := self._prefix or _said(scope)):
-            scope["root_path"] = prefix
-            if not f"{scope['path']}/".startswith(f"{prefix}/"):
-                scope["path"] = prefix + scope["path"]
-        await self._app(scope, receive, send)
+    if prefix := prefix or _said(scope):
+        scope["root_path"] = prefix
+        if not f"{scope['path']}/".startswith(f"{prefix}/"):
+            scope["path"] = prefix + scope["path"]
 
 
 def _said(scope: Scope) -> str:

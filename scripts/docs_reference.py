@@ -7,7 +7,7 @@ any of them: `.venv/bin/python scripts/docs_reference.py`. A test compares page 
 from __future__ import annotations
 
 import re
-from inspect import Parameter, getclosurevars, getdoc, signature
+from inspect import Parameter, getdoc, signature
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -23,6 +23,7 @@ from agent_sdk.verbs import Verb
 from broker.app import build_app
 from broker.cli import main as gpu_broker
 from broker.http import health, leases, operators, pool, scrape, streams
+from broker.http.auth import AtLeast
 from broker.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def routes() -> str:
 
 def _operations() -> Iterator[tuple[APIRoute, str, str, dict[str, Any]]]:
     document = build_app(Settings()).openapi()["paths"]
-    for router in (part.router for part in (leases, health, pool, scrape, operators, streams)):
+    others = (part.router for part in (leases, health, pool, scrape, operators, streams))
+    for router in (leases.hot, *others):
         for route in filter(_is_api, router.routes):
             for method in sorted(route.methods - {"HEAD"}):
                 if operation := document.get(route.path, {}).get(method.lower()):
@@ -93,10 +95,8 @@ def _is_api(route: object) -> TypeGuard[APIRoute]:
 
 def _role(route: APIRoute) -> str:
     for dependency in route.dependant.dependencies:
-        if isinstance(dependency.call, FunctionType):
-            known = getclosurevars(dependency.call).nonlocals
-            if "role" in known:  # of `auth.at_least`
-                return str(known["role"])
+        if isinstance(dependency.call, AtLeast):
+            return dependency.call.role
     return "none"
 
 

@@ -23,9 +23,8 @@ from broker.path_prefix import path_of
 from broker.serializers import lease_json
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.responses import Response
+    from starlette.types import Scope
 
     from broker.api_keys import Keyring
 
@@ -51,41 +50,37 @@ ELSEWHERE = (
 
 
 class KeyCheck:
-    """ASGI middleware: without a known key a request gets no further than the open paths.
+    """Check of the keys: without a known one a request gets no further than the open paths.
 
     A broker without keys that listens on loopback answers to loopback's names alone: otherwise a
     foreign page, with a name that is made to point here, would be an operator.
 
     Args:
-        app: the application behind it.
         keys: the key ring; while it is not locked every client is an operator.
         loopback: True if it listens to this machine alone.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keyring, *, loopback: bool) -> None:
-        self._app = app
+    def __init__(self, keys: Keyring, *, loopback: bool) -> None:
         self._keys = keys
         self._loopback = loopback
         self._rate = Rate(BURST, PER_S)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Put the principal into the scope, or answer 401."""
-        if scope["type"] == "http":
-            locked = self._keys.locked
-            principal = self._principal(scope) if locked else ANYBODY
-            elsewhere = not locked and self._loopback and not _is_local(scope)
-            barred: LeaseError | None = None
-            if principal is None or elsewhere:
-                barred = self._barred(scope, elsewhere=elsewhere)
-            elif not _admit(scope, principal, shared=locked):
-                barred = error_for("busy")
-            if barred is not None:
-                answer = problem(barred)
-                answer.headers["Connection"] = "close"
-                await answer(scope, receive, send)
-                return
+    def refusal(self, scope: Scope) -> Response | None:
+        """Put the principal into the scope, or return the refusal."""
+        locked = self._keys.locked
+        principal = self._principal(scope) if locked else ANYBODY
+        elsewhere = not locked and self._loopback and not _is_local(scope)
+        barred: LeaseError | None = None
+        if principal is None or elsewhere:
+            barred = self._barred(scope, elsewhere=elsewhere)
+        elif not _admit(scope, principal, shared=locked):
+            barred = error_for("busy")
+        if barred is None:
             scope["principal"] = principal
-        await self._app(scope, receive, send)
+            return None
+        answer = problem(barred)
+        answer.headers["Connection"] = "close"
+        return answer
 
     def _barred(self, scope: Scope, *, elsewhere: bool) -> LeaseError | None:
         """Return the refusal of a request without a known key; None: it is for an open path."""
@@ -142,25 +137,35 @@ Shown = Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
 """Declaration for the OpenAPI document; `KeyCheck` has read the key."""
 
 
-def at_least(role: Role) -> Callable[[Request, Shown], Awaitable[Principal]]:
-    """Return a dependency that gives the principal, if its role reaches this one.
+class AtLeast:
+    """Dependency that gives the principal, if its role reaches this one.
 
-    Raises:
-        Denied: a key of a lesser role.
+    Attributes:
+        role: the least one.
     """
 
-    async def principal(request: Request, _: Shown) -> Principal:
+    def __init__(self, role: Role) -> None:
+        self.role = role
+
+    def admits(self, principal: Principal) -> bool:
+        """Tell whether a principal's role is enough."""
+        return principal.is_at_least(self.role)
+
+    async def __call__(self, request: Request, _: Shown) -> Principal:
+        """Return the principal.
+
+        Raises:
+            Denied: a key of a lesser role.
+        """
         found: Principal = request.scope["principal"]
-        if not found.is_at_least(role):
+        if not self.admits(found):
             raise error_for("forbidden", f"a key of the role {found.role} may not do that")
         return found
 
-    return principal
 
-
-Viewer = Annotated[Principal, Depends(at_least("viewer"))]
-AgentKey = Annotated[Principal, Depends(at_least("agent"))]
-Operator = Annotated[Principal, Depends(at_least("operator"))]
+Viewer = Annotated[Principal, Depends(AtLeast("viewer"))]
+AgentKey = Annotated[Principal, Depends(AtLeast("agent"))]
+Operator = Annotated[Principal, Depends(AtLeast("operator"))]
 """Parameter of a route: the principal, with at least that role."""
 
 

@@ -49,13 +49,13 @@ def ignored_in(route: object, body: object) -> list[str]:
     if not isinstance(route, APIRoute) or route.body_field is None or not isinstance(body, dict):
         return []
     kind: Any = route.body_field.field_info.annotation
-    known = _names_of(kind)
+    known = names_of(kind)
     unknown = [printable(name)[:MOST_LETTERS] for name in body if name not in known]
     return unknown[:MOST_NAMES]
 
 
 @cache
-def _names_of(body: Any) -> frozenset[str]:
+def names_of(body: Any) -> frozenset[str]:
     """Return the names of the fields of a request's body, aliases included."""
     hints = get_type_hints(body, include_extras=True)
     names = {field.name for field in dataclasses.fields(body)}

@@ -35,10 +35,11 @@ from broker.serializers import lease_json
 log = logging.getLogger(__name__)
 
 
-router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
+router, hot = (APIRouter(responses=EVERYWHERE, route_class=NamesIgnored) for _ in range(2))
+"""Routes, and the frequent ones among them: `HotRoutes` answers their ordinary requests."""
 
 
-@router.post(
+@hot.post(
     "/lease",
     summary="Get a lease.",
     response_model=None,
@@ -139,7 +140,7 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
     broker.client.abandon(lease.token)
 
 
-@router.post(
+@hot.post(
     "/renew",
     summary="Keep a lease alive.",
     responses=WITH_BODY
@@ -163,9 +164,7 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
     return JSONResponse(answer)
 
 
-@router.post(
-    "/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token")
-)
+@hot.post("/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token"))
 async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONResponse:
     """Give a lease back; 404 when it is unknown, was released before, or has expired."""
     note(token=body.token)

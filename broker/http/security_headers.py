@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from collections.abc import Iterable
 
 HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -17,26 +17,10 @@ HEADERS: Final = (
 )
 """Headers of every answer that does not set them: no loading, framing, sniffing, caching."""
 
+NAMES: Final = frozenset(name for name, _ in HEADERS)
 
-class SecurityHeaders:
-    """ASGI middleware that adds the headers."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add each header that the answer does not set itself."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *(header for header in HEADERS if header[0] not in own),
-                ]
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
+def missing_from(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    """Return each header that an answer does not set itself."""
+    own = NAMES & {name for name, _ in headers}
+    return [header for header in HEADERS if header[0] not in own] if own else HEADERS

@@ -39,6 +39,7 @@ class DeadlineProtocol(DeliveryProtocol):
         self._crowd: ConnectionLimits = self.config.app.state.crowd  # type: ignore[union-attr] # our own application
         self._deadline: asyncio.TimerHandle | None = None
         self._head: int | None = 0  # bytes so far; None: the head is complete
+        self._begun = False
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # asyncio hands over this kind
@@ -56,11 +57,11 @@ class DeadlineProtocol(DeliveryProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read some of a request, and at times of the next."""
-        if self._deadline is None and self._head is not None and self._idle():
-            self._expect()  # an empty line begins no request, and ends uvicorn's own timer
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
+        if self._deadline is None and self._unfinished():
+            self._expect()
         if self._head is not None and self._head > HEAD_BYTES:
             self.transport.close()
 
@@ -69,7 +70,8 @@ class DeadlineProtocol(DeliveryProtocol):
         super().on_message_begin()
         self.scope["extensions"]["admit"] = partial(self._crowd.admit, self.transport)  # type: ignore[assignment] # as in `delivery`
         self._head = self._head or 0
-        self._expect()
+        self._begun = True
+        self._relax()  # the deadline begins anew, unless the rest has arrived too
 
     def on_headers_complete(self) -> None:
         """Note that the head is complete."""
@@ -79,6 +81,7 @@ class DeadlineProtocol(DeliveryProtocol):
     def on_message_complete(self) -> None:
         """Cancel the deadline of a complete request."""
         self._head = 0
+        self._begun = False
         self._relax()
         super().on_message_complete()
 
@@ -108,6 +111,13 @@ class DeadlineProtocol(DeliveryProtocol):
         """Return the bytes that the client has not taken, here and in the kernel."""
         kernel = unacknowledged(self.transport.get_extra_info("socket"))
         return self.transport.get_write_buffer_size() + kernel
+
+    def _unfinished(self) -> bool:
+        """Tell whether more of a request must come.
+
+        An empty line begins no request, and ends uvicorn's own timer of an idle connection.
+        """
+        return self._begun or (self._head is not None and self._idle())
 
     def _expect(self) -> None:
         self._relax()

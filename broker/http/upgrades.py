@@ -49,7 +49,7 @@ class _Parser:
 
     def _go_on(self, rest: bytes) -> None:
         """Read the body after the head with the offer, if there is one, and the rest."""
-        calls = _Calls(self._protocol, self)
+        calls = _CallsAfterOffer(self._protocol, self)
         self._begin(calls)
         if body := self.body_headers():
             calls.muted = True
@@ -74,10 +74,9 @@ class _Parser:
 
 
 class _Calls:
-    """Callbacks of a parser: the protocol's methods, except for a head that is repeated."""
+    """Callbacks of a parser: the protocol's methods."""
 
     def __init__(self, protocol: PlainProtocol, parser: _Parser) -> None:
-        self.muted = False
         self._parser = parser
         self._complete = protocol.on_message_complete
         self.on_body = protocol.on_body
@@ -87,13 +86,22 @@ class _Calls:
         self.on_headers_complete = self._unmuted(protocol.on_headers_complete)
 
     def _unmuted(self, call: Callable[..., None]) -> Callable[..., None]:
-        def unless_muted(*args: bytes) -> None:
-            if not self.muted:
-                call(*args)
-
-        return unless_muted
+        return call
 
     def on_message_complete(self) -> None:
         """Complete the request, unless its head has an offer: then the body is still to come."""
         if not (self._parser.offered() and self._parser.body_headers()):
             self._complete()
+
+
+class _CallsAfterOffer(_Calls):
+    """The same, except for the head that is repeated."""
+
+    muted = False
+
+    def _unmuted(self, call: Callable[..., None]) -> Callable[..., None]:
+        def unless_muted(*args: bytes) -> None:
+            if not self.muted:
+                call(*args)
+
+        return unless_muted

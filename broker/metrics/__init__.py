@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from prometheus_client.core import Metric
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Scope
 
     from agent_sdk.state.devices import DeviceStatus
     from broker.devices import Sample
@@ -67,6 +67,7 @@ class Metrics:
             "gpu_broker_http_request_duration_seconds", "To the answer's first byte; waits count.",
             ["route"], buckets=REQUEST_S, registry=self._own,
         )  # fmt: skip
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._redis_up = Gauge(
             "gpu_broker_redis_up", "1 while the store can serve this replica.", registry=self._own
         )
@@ -79,27 +80,20 @@ class Metrics:
             registry=self._own,
         )  # fmt: skip
 
-    def counting(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an ASGI application to count its requests and time its answers."""
+    def asked(self, scope: Scope) -> None:
+        """Count a request."""
+        self._requests.count(scope["method"], path_of(scope))
 
-        async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            began = time.perf_counter()
-            self._requests.count(scope["method"], path_of(scope))
-
-            async def noting(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    route = _route(scope)
-                    status = str(message["status"])
-                    self._answered.labels(_method(scope), route, status).inc()
-                    self._took.labels(route).observe(time.perf_counter() - began)
-                await send(message)
-
-            await app(scope, receive, noting)
-
-        return count
+    def answered(self, scope: Scope, status: int, took_s: float) -> None:
+        """Count an answer, and the seconds to its first byte."""
+        named = _method(scope), _route(scope), status
+        series = self._series.get(named)
+        if series is None:
+            method, route, _ = named
+            counter = self._answered.labels(method, route, str(status))
+            series = self._series[named] = counter, self._took.labels(route)
+        series[0].inc()
+        series[1].observe(took_s)
 
     def looked(self, took_s: float | None, lag_s: float) -> None:
         """Note a reap of the ticker.

@@ -73,15 +73,20 @@ class Answered:
 class Broker:
     """One `gpu-broker serve`, started by the constructor and killed at the end of a block.
 
+    Args:
+        args: options of `serve`.
+        program: another program than `gpu-broker`.
+        settings: its environment.
+
     Attributes:
         http: a client of it.
     """
 
-    def __init__(self, *args: str, **settings: str) -> None:
+    def __init__(self, *args: str, program: tuple[str, ...] | None = None, **settings: str) -> None:
         self.port = free_port()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
-            [PROGRAM, "serve", *args],
+            [*(program or (PROGRAM,)), "serve", *args],
             env=environment(GPU_ORCHESTRATOR_PORT=str(self.port), **settings),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
