@@ -101,6 +101,15 @@ def test_lease_that_is_over_is_lost_and_its_neighbours_go_on(gpu: Pool, outcome:
         assert [found[0][0], found[2][0]] == ["RENEWED", "RENEWED"]
 
 
+def test_lease_whose_deadline_came_before_its_record_says_is_not_resurrected(gpu: Pool) -> None:
+    """S4: a hand moved it; what this call itself has ended is not renewed by what it read before."""
+    left, right = hold(gpu, A), hold(gpu, B)
+    gpu.checked = False
+    gpu.redis.zadd(gpu.keys.deadlines, {A: 1})
+    gpu.policy(next_deadline_ms=1)
+    assert outcomes(gpu.renew_many(left, right))[0] == ("LOST", "expired", "")
+
+
 def test_token_that_is_unknown_or_waits_is_unknown(gpu: Pool) -> None:
     """Only acquire claims; nothing is written about what nobody had."""
     lease = hold(gpu, A)

@@ -11,11 +11,6 @@ RENEWAL_BUGS = (
         often="renew_many",
     ),
     Bug(
-        "of many leases those are kept that are over",
-        (("if ctx.next_deadline < ctx.now then rows = {} end", ""),),
-        often="renew_many",
-    ),
-    Bug(
         "of many leases those are kept that were revoked",
         (("and fence ~= '' or row[6] or", "and fence ~= '' or"),),
         often="renew_many",
@@ -33,6 +28,6 @@ RENEWAL_BUGS = (
     Bug(
         "of many leases a later fence proves nothing",
         (("broker.witness(ARGV[at], fence + 0)", ""),),
-        often="renew_many",
+        often="lose",
     ),
 )

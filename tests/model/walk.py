@@ -257,6 +257,8 @@ class Walk:
         self.queue += [[pool, "recover", {"number": self.rng.choice(numbers)}]]
         us = self.rng.choice((200_000, 4_000_000, 6_000_000))
         kind = self.rng.choice(("failover", "failover", "put_back", "put_back"))
+        if self.rng.random() < 0.3:
+            self.queue.insert(0, [pool, *self.renew_many(pool)])
         clean = {"clean": True} if kind == "put_back" and self.rng.random() < 0.5 else {}
         return [kind, {"us": us} | clean]
 
