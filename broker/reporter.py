@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import BadRequest, HostTaken, LeaseError, LeaseLost, UnknownToken
+from agent_sdk.protocol.report import changes
 from agent_sdk.state.finding_kinds import KINDS
 from broker import __version__
 from broker.attribution.driver_release import DriverRelease
@@ -275,7 +276,7 @@ class Reporter:
         acts = self._ending.untold()
         reports = self._reports(looked.sample, reckoning, holders, acts, draining=draining)
         for start in range(0, max(1, len(reports)), BATCH):
-            await self._send_all(reports[start : start + BATCH], looked.sampled_ms)
+            await self._send_all(reports[start : start + BATCH], looked.sampled_ms, holders.rows)
         self._looker.told()
         self._ending.told(acts)
         await self._act(reckoning, looked, pool)
@@ -323,10 +324,13 @@ class Reporter:
             return False
         return self._pool_now_ms() - device.sampled_ms < self._settings.deadline_ms
 
-    async def _send_all(self, reports: list[Report], sampled_ms: int) -> None:
-        """Report these devices; after a refusal report only the essential fields of all."""
+    async def _send_all(
+        self, reports: list[Report], sampled_ms: int, rows: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        """Report what changed of these devices; after a refusal the essential fields of all."""
+        brief = tuple((u, changes(said, rows[u]) if u in rows else said) for u, said in reports)
         try:
-            await self._send(tuple(reports), sampled_ms)
+            await self._send(brief, sampled_ms)
         except BadRequest:
             log.exception("a report of %s was refused: the devices alone are reported", self._host)
             plain = [(u, tuple(p for p in said if p[0] in ESSENTIAL)) for u, said in reports]

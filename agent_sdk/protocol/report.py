@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Final, NotRequired, TypedDict
 
 from agent_sdk.errors import HostTaken
 from agent_sdk.protocol.messages import PROTOCOL, Answer, Call, Moment
 from agent_sdk.protocol.replies import failure, moment, of_known_form
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
     from typing import Unpack
 
 Fields = tuple[tuple[str, str | int], ...]
 
 Report = tuple[str, Fields]
 """Report of one device: its id, then (field, value); `lua/report.lua` lists the fields."""
+
+
+STATED: Final = frozenset({"state", "reported_unleased_mb"})
+"""Fields that every report states: a silent host's devices are `away`, memory is settled anew."""
+
+SUMS: Final = frozenset(
+    {"unattributed_mb", "cooling_used_mb", "cooling_unattributed_mb", "cooling"}
+)
+"""Fields that memory is settled by, where they are not 0 or empty."""
+
+NOTHING: Final = frozenset({None, "", "0"})
 
 
 class About(TypedDict):
@@ -66,6 +77,25 @@ class Reported(Moment):
 
     rival: str = ""
     contested: tuple[Contested, ...] = ()
+
+
+def changes(fields: Fields, row: Mapping[str, str]) -> Fields:
+    """Return the part of a device's report that the pool does not have; all of a new state's.
+
+    row: the device's hash, as it was read just before; what it has lost since comes with the next
+        report, and a device that is gone since is not registered by this one.
+    """
+    said = {name: str(value) for name, value in fields}
+    if row.get("state") != said.get("state"):
+        return fields
+    stated = STATED if said.get("reported_unleased_mb") else STATED | {"used_mb"}
+    told = (
+        (name, value)
+        for name, value in said.items()
+        if name in stated
+        or (row.get(name) != value if name not in SUMS else {value, row.get(name)} - NOTHING)
+    )
+    return (("same", "1"), *told)
 
 
 def report(

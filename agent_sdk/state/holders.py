@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent_sdk.lazy import later
@@ -10,7 +10,7 @@ from agent_sdk.protocol.messages import Read
 from agent_sdk.state.readings import ended_in, names, names_each, read_known, text_or_none
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Mapping
 
     from agent_sdk.keys import Keys
     from agent_sdk.protocol.messages import Answer
@@ -38,6 +38,7 @@ class Holders:
         ended: the ended ones of the tokens that were asked for.
         elsewhere: the living ones of them without a device here: on a CPU, or on another host.
         released_until_ms: an operator wants the host's driver let go of until then; 0: not.
+        rows: the devices' hashes, as they are stored.
     """
 
     now_ms: int
@@ -49,6 +50,7 @@ class Holders:
     ended: dict[str, EndedLease]
     elsewhere: frozenset[str]
     released_until_ms: int = 0
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_holders(
@@ -65,7 +67,8 @@ def read_holders(
     )
     released_until_ms = int(text_or_none(answer.raw[1]) or 0)
     uuids = sorted(names(answer))
-    found = yield from snapshot.devices_of(keys, uuids)
+    stored = yield from snapshot.device_rows(keys, uuids)
+    found = yield from snapshot.devices_in(keys, stored)
     devices = {device.uuid: device for device in found if device.host == host}
     of: dict[str, tuple[str, ...]] = {}
     if devices:
@@ -93,6 +96,7 @@ def read_holders(
         ended,
         frozenset(elsewhere),
         released_until_ms,
+        {uuid: stored[uuid] for uuid in devices},
     )
 
 

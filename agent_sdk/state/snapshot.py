@@ -196,6 +196,27 @@ def devices_of(keys: Keys, uuids: Sequence[str]) -> Generator[Read, Answer, list
         found = yield from _hashes([keys.device(uuid) for uuid in page])
         known = ((uuid, of) for uuid, of in zip(page, found, strict=True) if of)
         devices += legible(device_status, known)
+    return (yield from _with_reservations(keys, devices))
+
+
+def device_rows(
+    keys: Keys, uuids: Sequence[str]
+) -> Generator[Read, Answer, dict[str, dict[str, str]]]:
+    """Read the hashes of the registered ones of these devices."""
+    found = yield from _hashes([keys.device(uuid) for uuid in uuids])
+    return {uuid: of for uuid, of in zip(uuids, found, strict=True) if of}
+
+
+def devices_in(
+    keys: Keys, rows: dict[str, dict[str, str]]
+) -> Generator[Read, Answer, list[DeviceStatus]]:
+    """Return the devices of these hashes, with the reservations on them."""
+    return (yield from _with_reservations(keys, list(legible(device_status, rows.items()))))
+
+
+def _with_reservations(
+    keys: Keys, devices: list[DeviceStatus]
+) -> Generator[Read, Answer, list[DeviceStatus]]:
     tokens = sorted({d.reserved_for for d in devices} - {""})
     waiters = yield from records_of(keys, tokens, ("waiting",))
     reserved = {x.token: x for x in legible(reservation, waiters.items()) if x}

@@ -45,10 +45,18 @@ local FIELDS = {
 -- them, a process that was sent a signal, for which lease and why, and holders without a record. Of
 -- leases that cool: MiB that all of them still use, and of each `token=when it ended:MiB it still
 -- uses:MiB it holds, if its processes are not known`; lib/unleased.lua keeps what the newest sample
--- says. `listed` 0: the driver works and does not list it; without that, naming it lists it.
+-- says. `listed` 0: the driver works and does not list it; without that, naming it lists it. `same`
+-- 1: what is not named is as the device has it, and a device that is not there is not registered.
 local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names',
   cooling_used_mb = 'whole', cooling = 'cooling',
-  listed = 'flag' }
+  listed = 'flag', same = 'flag' }
+
+-- What has no consequence but to be known of the device, as every number, beside what broker.quiet looks
+-- at.
+broker.PLAIN = { same = true, state = true, used_mb = true, reported_unleased_mb = true,
+  index = true, name = true, reason = true, simulated = true, nvml_error = true, unified = true,
+  runtime_id = true, processes = true, unseen = true, limited = true, limit_error = true,
+  finder = true, finder_ms = true, reporter = true }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, system_mb = true, idle_unleased_mb = true }
@@ -58,7 +66,7 @@ local KEPT = { index = true, total_mb = true, system_mb = true, idle_unleased_mb
 -- in.
 function broker.reported_device(i)
   local fields, n = { 'host', '', 'drained', '' }, 4
-  local said = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = fields }
+  local said = { uuid = word(i, 'device', '^[%w._:/-]+$', 80), fields = fields, plain = true }
   local next_at = i + 2 + 2 * int(i + 1, 'device', 0, 64)
   for at = i + 2, next_at - 2, 2 do
     local field, value = ARGV[at], ARGV[at + 1]
@@ -70,6 +78,7 @@ function broker.reported_device(i)
     if FIELDS[field] and not (unknown and KEPT[field]) then
       fields[n + 1], fields[n + 2], n = field, value, n + 2
     end
+    said.plain = said.plain and (of == 'number' or broker.PLAIN[field])
   end
   said.cools = said.cooling and broker.cooling_said(said.cooling)
   -- The broker's own word for a host that is silent
@@ -139,13 +148,37 @@ local function look_at(uuid)
   return d, was
 end
 
+-- Take the report of a device that is as it was but for measurements and the like: its memory is
+-- settled already, so nothing follows from it. False: it is not so, or not known to be.
+function broker.quiet(host, said, sampled_ms)
+  if said.same ~= '1' or not said.plain or ctx.devices[said.uuid] then return false end
+  local key, fields = prefix .. 'device:' .. said.uuid, said.fields
+  local on, state, leased_mb, withheld_mb, unleased_mb, newest_ms, raised_mb = unpack(call('HMGET',
+    key, 'host', 'state', 'leased_mb', 'withheld_mb', 'unleased_mb', 'sampled_ms', 'raised_mb'))
+  if on ~= host or state ~= said.state or withheld_mb ~= '0' or (raised_mb or '0') ~= '0'
+    or (newest_ms or 0) + 0 > sampled_ms then
+    return false
+  end
+  local used_mb, mb = tonumber(said.used_mb), unleased_mb + 0
+  if said.reported_unleased_mb then
+    if said.reported_unleased_mb ~= unleased_mb then return false end
+  elseif not used_mb or mb > used_mb or mb < used_mb - leased_mb then
+    return false
+  end
+  fields[1], fields[2], fields[3], fields[4] = 'listed_ms', text(ctx.now), 'sampled_ms',
+    text(sampled_ms)
+  call('HSET', key, unpack(fields))
+  return true
+end
+
 -- Take a device as its host says it is, unless another one that lives lists it: then
 -- `device|host|reporter` of that one. `over`: a reporter that has ended; false: this one does not
 -- identify itself, and takes what it names. What is not there is not registered. The second result:
 -- it was a GPU that is divided.
 function broker.accept(host, said, sampled_ms, over)
+  if broker.quiet(host, said, sampled_ms) then return nil, false end
   local known, was = look_at(said.uuid)
-  if not known and said.listed == '0' then return nil, false end
+  if not known and (said.listed == '0' or said.same == '1') then return nil, false end
   local with = over and known and known.host ~= host and broker.has_device(known, host, over)
   if with then return said.uuid .. '|' .. known.host .. '|' .. with, false end
   local d = known or new_device(said.uuid, host)

@@ -102,7 +102,7 @@ def test_lease_that_is_over_is_lost_and_its_neighbours_go_on(gpu: Pool, outcome:
 
 
 def test_lease_whose_deadline_came_before_its_record_says_is_not_resurrected(gpu: Pool) -> None:
-    """S4: a hand moved it; what this call itself has ended is not renewed by what it read before."""
+    """S4: a hand moved it; what this call has ended is not renewed by what it read before."""
     left, right = hold(gpu, A), hold(gpu, B)
     gpu.checked = False
     gpu.redis.zadd(gpu.keys.deadlines, {A: 1})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tests.model.kept_bugs import KEPT_BUGS
 from tests.model.planted import Bug
 from tests.model.renewal_bugs import RENEWAL_BUGS
+from tests.model.report_bugs import REPORT_BUGS
 from tests.model.reservation_bugs import RESERVATION_BUGS
 from tests.model.rollback_bugs import ROLLBACK_BUGS
 
@@ -288,4 +289,4 @@ GENERAL_BUGS = (
     ),
 )
 
-BUGS = (*GENERAL_BUGS, *RENEWAL_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS, *KEPT_BUGS)
+BUGS = (*GENERAL_BUGS, *RENEWAL_BUGS, *REPORT_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS, *KEPT_BUGS)

@@ -185,7 +185,7 @@ class Walk:
     def report(self, pool: int, host: str, **more: Any) -> dict[str, Any]:
         mine = {uuid: {k: v for k, v in said.items() if k != "host"}
                 for uuid, said in self.hardware[pool].items() if said["host"] == host}  # fmt: skip
-        return {"host": host, "devices": mine} | more
+        return {"host": host, "devices": mine, "brief": self.rng.random() < 0.6} | more
 
     def beat(self, pool: int) -> Step:
         """A host reports, with or without its devices, of now or of some time ago."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_sdk.protocol.report import changes
 from tests.model.entries import DONE_MS, Ask, Reply, demand
 from tests.model.model import Claim, Model
 from tests.model.pair import START_US, Pair
@@ -230,13 +231,21 @@ class Life:
         *,
         remembers: bool = True,
         later: bool = False,
+        brief: bool = False,
     ) -> Reply | None:
-        """A host reports; `sampled`: when it looked, as an index of the last moments, or 0."""
+        """A host reports; `sampled`: when it looked, as an index of the last moments, or 0.
+
+        `brief`: it says what the pool does not have, as a reporter does that has just read it.
+        """
         at_ms = self.moments[sampled % len(self.moments)] if sampled else 0
         devices = {uuid: DEVICE | self._cooling(uuid, said) for uuid, said in devices.items()}
         flat: list[Any] = []
         for uuid, said in devices.items():
-            flat += [uuid, len(said), *(part for pair in said.items() for part in pair)]
+            pairs = tuple(said.items())
+            row = self.pair.pool.hash(f"device:{uuid}") if brief and not later else {}
+            if row.get("host") == host:
+                pairs = changes(pairs, row)
+            flat += [uuid, len(pairs), *(part for pair in pairs for part in pair)]
         epoch, seen_ms = (self.epoch, self.told_ms.get(host, 0)) if remembers else (0, 0)
         known = f"{epoch or ''}:{seen_ms}" if seen_ms else epoch or ""
         reply = self.send(
