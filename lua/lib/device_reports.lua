@@ -51,8 +51,8 @@ local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names',
   cooling_used_mb = 'whole', cooling = 'cooling',
   listed = 'flag', same = 'flag' }
 
--- What has no consequence but to be known of the device, as every number, beside what broker.quiet looks
--- at.
+-- What has no consequence but to be known of the device, as every number has, beside what
+-- broker.quiet looks at.
 broker.PLAIN = { same = true, state = true, used_mb = true, reported_unleased_mb = true,
   index = true, name = true, reason = true, simulated = true, nvml_error = true, unified = true,
   runtime_id = true, processes = true, unseen = true, limited = true, limit_error = true,
