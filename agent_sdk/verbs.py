@@ -253,6 +253,13 @@ class Verbs(PoolClient[R]):
         return pool_state.read(self.keys)
 
     @Verb
+    def queue_scene(self) -> Steps[PoolState]:
+        """Return the whole pool but its leases: what tells how its waiters stand."""
+        from agent_sdk.state import pool_state  # noqa: PLC0415 - as above
+
+        return pool_state.read_queue(self.keys)
+
+    @Verb
     def scene_again(
         self, scene: PoolState, tokens: Collection[str], uuids: Collection[str]
     ) -> Steps[PoolState]:

@@ -16,7 +16,7 @@ from agent_sdk.state.pool_state import (
     BY_DEVICES,
     STANDING,
     counted,
-    read,
+    read_queue,
     reasons,
     reserved_for,
     summary,
@@ -24,6 +24,7 @@ from agent_sdk.state.pool_state import (
     why,
     why_waits,
     wish_of,
+    with_leases_on,
 )
 from agent_sdk.state.queue import WaiterStatus
 
@@ -122,7 +123,9 @@ def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
         return replace(settled, summary=f"it is granted, on the CPU: {why_cpu.says}")
     if found.state == "offered":
         return _settled(token, found.agent, "offered", scene)
-    return _explained(wish_of(found), scene, why_waits(found, scene), found, found.place or 0)
+    wish = wish_of(found)
+    scene = yield from _with_leases(keys, scene, wish)
+    return _explained(wish, scene, why_waits(found, scene), found, found.place or 0)
 
 
 def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Explanation]:
@@ -140,14 +143,23 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
     code = why(wish, scene)
     if code in {"fits", "no_capacity"} and waiting:
         code = "behind"
+    scene = yield from _with_leases(keys, scene, wish)
     return _explained(wish, scene, code, None, waiting)
 
 
 def _scene(keys: Keys) -> Generator[Read, Answer, PoolState]:
-    found = yield from read(keys)
+    found = yield from read_queue(keys)
     if not found.pool.ready:
         raise error_for("not_ready")
     return found
+
+
+def _with_leases(
+    keys: Keys, scene: PoolState, wish: PlacementRequest
+) -> Generator[Read, Answer, PoolState]:
+    """Read the leases on the devices that a request may get: no others concern it."""
+    asked = [u for u, d in scene.devices.items() if not placement.elsewhere(wish, d)]
+    return (yield from with_leases_on(keys, scene, asked))
 
 
 def _queue(queue_id: str, scene: PoolState) -> list[WaiterStatus]:
@@ -230,7 +242,7 @@ def _reasons(
 
 def _says(word: str, device: DeviceStatus, scene: PoolState, *, whole: bool) -> str:
     """Return a device's reason as a sentence, with the facts about this device."""
-    says, others = placement.REASONS[word], findings.named(findings.unleased(device, scene.leases))
+    says = placement.REASONS[word]
     if word == "down":
         return f"its host says: {device.state} {device.reason}".rstrip()
     if word == "reserved" and device.reservation:
@@ -246,7 +258,10 @@ def _says(word: str, device: DeviceStatus, scene: PoolState, *, whole: bool) -> 
             f", of {device.idle_unleased_mb} MiB beside which a whole device is lent (policy "
             "idle_foreign_mb)"
         )
-    return f"{says} ({others})" if word in {"dirty", "used_by_others"} and others else says
+    if word not in {"dirty", "used_by_others"}:
+        return says
+    others = findings.named(findings.unleased(device, scene.leases))
+    return f"{says} ({others})" if others else says
 
 
 def _estimate(

@@ -149,7 +149,12 @@ def shown_state(state: str, *, drained: bool) -> str:
 def _holding(keys: Keys, host: str) -> Generator[Read, Answer, list[str]]:
     """Read the tokens with something on a host's devices."""
     answer = yield from read_known(keys, ("SMEMBERS", keys.devices(host)))
-    uuids, found = sorted(names(answer)), set[str]()
+    return (yield from holding(keys, sorted(names(answer))))
+
+
+def holding(keys: Keys, uuids: Sequence[str]) -> Generator[Read, Answer, list[str]]:
+    """Read the tokens with something on these devices."""
+    found = set[str]()
     for start in range(0, len(uuids), PART):
         answer = yield Read(tuple(("SMEMBERS", keys.holders(u)) for u in uuids[start:][:PART]))
         found.update(*names_each(answer))

@@ -110,12 +110,36 @@ def reason(
     wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, token: str | None = None
 ) -> str:
     """Return the reason against this device now, a word of REASONS. `token`: that of a waiter."""
+    if away := elsewhere(wish, device):
+        return away
+    if device.total_mb - device.system_mb < wish.memory_mb:
+        return "too_small"
+    if word := obstacle(wish, device, pool, token):
+        return word
     free = device.left_mb
     checks = (
-        ("other_host", wish.host not in {ANY, device.host}),
-        ("other_model", wish.model not in {ANY, device.model}),
-        ("part", wish.devices > 1 and device.alone),
-        ("too_small", device.total_mb - device.system_mb < wish.memory_mb),
+        ("fits", free > 0 and free >= wish.memory_mb),
+        ("withheld", device.withheld_mb > 0 and free + device.withheld_mb >= wish.memory_mb),
+        ("used_by_others", device.unleased_mb > 0 and free + device.unleased_mb >= wish.memory_mb),
+        ("full", True),
+    )
+    return next(word for word, holds in checks if holds)
+
+
+def elsewhere(wish: PlacementRequest, device: DeviceStatus) -> str:
+    """Return the reason for which a device is not asked for at all; empty: it is."""
+    if wish.host not in {ANY, device.host}:
+        return "other_host"
+    if wish.model not in {ANY, device.model}:
+        return "other_model"
+    return "part" if wish.devices > 1 and device.alone else ""
+
+
+def obstacle(
+    wish: PlacementRequest, device: DeviceStatus, pool: PoolStatus, token: str | None = None
+) -> str:
+    """Return the reason against a device that is large enough, whatever the size; empty: none."""
+    checks = (
         *((state, device.state == state) for state in STATES),
         ("down", device.state != "ok"),
         ("drained", device.drained),
@@ -126,12 +150,8 @@ def reason(
         ("one_lease", device.one_lease and device.leases > 0),
         ("withheld", device.one_lease_held),
         ("used_by_others", whole(wish, pool) and device.unleased_mb > device.idle_unleased_mb),
-        ("fits", free > 0 and free >= wish.memory_mb),
-        ("withheld", device.withheld_mb > 0 and free + device.withheld_mb >= wish.memory_mb),
-        ("used_by_others", device.unleased_mb > 0 and free + device.unleased_mb >= wish.memory_mb),
-        ("full", True),
     )
-    return next(word for word, holds in checks if holds)
+    return next((word for word, holds in checks if holds), "")
 
 
 def placed(
@@ -184,12 +204,12 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
     groups = [group for group in _groups(large).values() if len(group) >= wish.devices]
     if not groups:
         return "never_fits"
-    least = min(sum(sorted(map(_whole_mb, group))[: wish.devices]) for group in groups)
+    least = min(sum(sorted(map(whole_mb, group))[: wish.devices]) for group in groups)
     over = whole(wish, pool) and least > pool.max_memory_per_agent_mb
     return "agent_cap" if over else None
 
 
-def _whole_mb(device: DeviceStatus) -> int:
+def whole_mb(device: DeviceStatus) -> int:
     """Return the MiB of a whole device that count against a cap: not what a driver uses."""
     idle = device.unleased_mb <= device.idle_unleased_mb
     return device.total_mb - device.system_mb - (device.unleased_mb if idle else 0)

@@ -5,14 +5,15 @@ Read with plain pipelined commands: one part may be a few milliseconds older tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agent_sdk.errors import CODES, HostUnknown
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.protocol.replies import of_known_form
-from agent_sdk.state import placement, queue, reservations, snapshot
+from agent_sdk.state import lists, placement, queue, reservations, snapshot
+from agent_sdk.state.outlook import Outlook, Outlooks
 from agent_sdk.state.placement import PlacementRequest
 from agent_sdk.state.readings import rows
 
@@ -47,6 +48,7 @@ class PoolState:
         leases: by token, oldest first.
         waiters: by token, in the order of the queue.
         held: agent -> MiB and leases that count against its caps.
+        reserved: agent -> MiB of the reservations of its waiters, by token.
     """
 
     pool: PoolStatus
@@ -55,6 +57,14 @@ class PoolState:
     leases: dict[str, LeaseStatus]
     waiters: dict[str, WaiterStatus]
     held: dict[str, tuple[int, int]]
+    reserved: dict[str, dict[str, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        reserved: dict[str, dict[str, int]] = {}
+        for x in self.waiters.values():
+            if x.reservation:
+                reserved.setdefault(x.agent, {})[x.token] = x.reservation.memory_mb
+        object.__setattr__(self, "reserved", reserved)
 
     def room_mb(self, agent: str, token: str | None = None) -> int:
         """Return the MiB that an agent's caps leave beside its leases and reservations.
@@ -64,11 +74,8 @@ class PoolState:
         held_mb, leases = self.held.get(agent, (0, 0))
         if leases >= self.pool.max_leases_per_agent:
             return 0
-        reserved_mb = sum(
-            x.reservation.memory_mb
-            for x in self.waiters.values()
-            if x.reservation and x.agent == agent and x.token != token
-        )
+        reserved = self.reserved.get(agent, {})
+        reserved_mb = sum(reserved.values()) - reserved.get(token or "", 0)
         return self.pool.max_memory_per_agent_mb - held_mb - reserved_mb
 
     def free_mb(self, device: DeviceStatus) -> int:
@@ -95,6 +102,32 @@ def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
         waiters=_by_rank(waiters),
         held=held,
     )
+
+
+def read_queue(keys: Keys) -> Generator[Read, Answer, PoolState]:
+    """Read the whole pool but its leases: what tells how its waiters stand."""
+    pool = yield from snapshot.pool(keys)
+    hosts = yield from snapshot.hosts(keys)
+    devices = yield from snapshot.devices(keys)
+    waiters = yield from queue.waiters(keys)
+    held = yield from _held(keys)
+    return PoolState(
+        pool=pool,
+        hosts={host.host: host for host in hosts},
+        devices={device.uuid: device for device in devices},
+        leases={},
+        waiters={waiter.token: waiter for waiter in waiters},
+        held=held,
+    )
+
+
+def with_leases_on(
+    keys: Keys, scene: PoolState, uuids: Collection[str]
+) -> Generator[Read, Answer, PoolState]:
+    """Read the leases on these devices, and return the scene with them."""
+    tokens = yield from lists.holding(keys, sorted(uuids))
+    leases = yield from snapshot.leases_of(keys, tokens)
+    return replace(scene, leases=_in_order(leases))
 
 
 def read_again(
@@ -159,21 +192,8 @@ def wish_of(waiter: WaiterStatus) -> PlacementRequest:
     )
 
 
-class Outlook(NamedTuple):
-    """Outlook of a request on the devices, for any agent.
-
-    Attributes:
-        never_fits: the code if no device could ever hold it, or None.
-        least_mb: MiB that a grant now would count against its agent's cap, a whole device where one
-            is asked for; None: it does not fit now.
-    """
-
-    never_fits: str | None
-    least_mb: int | None
-
-
 def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
-    """Return the outlook of a request; a queue of equal requests needs it only once."""
+    """Return the outlook of one request; `Outlooks` has that of many."""
     devices = tuple(scene.devices.values())
     return Outlook(
         placement.never(wish, devices, scene.pool), placement.least_mb(wish, devices, scene.pool)
@@ -276,23 +296,25 @@ class QueueStanding(NamedTuple):
 def standings(scene: PoolState) -> dict[str, QueueStanding]:
     """Return the standing of every waiter, by token, in the queue's order.
 
-    Equal requests share one look at the devices.
+    Equal requests share one look at the devices, and all share the devices' order by size.
     """
+    outlooks = Outlooks(tuple(scene.devices.values()), scene.pool)
+    seen, counts_of = cache(outlooks.of), cache(outlooks.counts)
 
     @cache
-    def seen(wish: PlacementRequest) -> Outlook:
-        return look(wish, scene)
-
-    @cache
-    def counts_of(wish: PlacementRequest, owner: str | None) -> dict[str, int]:
-        return counted(reasons(wish, scene, owner).values())
+    def unknown(host: str) -> str:
+        return str(unknown_host(host, scene))
 
     told: dict[str, QueueStanding] = {}
     for token, waiter in scene.waiters.items():
         anyone = replace(wish_of(waiter), agent="")
         code = why_waits(waiter, scene, seen(anyone))
         counts = counts_of(anyone, token if waiter.reserved else None) if code in BY_DEVICES else {}
-        says = summary(code, anyone, scene, counts, waiter.place or 0)
+        says = (
+            unknown(anyone.host)
+            if code == "host_unknown"
+            else summary(code, anyone, scene, counts, waiter.place or 0)
+        )
         says += reserved_for(waiter, scene)
         told[token] = QueueStanding(code, says, counts)
     return told

@@ -165,7 +165,7 @@ def test_several_partitions_of_one_amd_card_fit(pool: Pool) -> None:
         assert asked(pool, devices=2, model=ids[0][:3], memory_mb=100).code == code
 
 
-def test_queue_looks_at_the_devices_once_for_all_who_ask_the_same(
+def test_queue_looks_at_the_devices_once_for_all_sizes_of_a_kind(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever they are; and says of each what explain says of it alone."""
@@ -179,18 +179,18 @@ def test_queue_looks_at_the_devices_once_for_all_who_ask_the_same(
         wait(pool, name, agent=f"on-{n}", memory_mb=700 + 100 * (n % 2))
     found: PoolState = pool.look(pool_state.read(pool.keys))
     looks = 0
-    reason = placement.reason
+    obstacle = placement.obstacle
 
     def counting(*args: Any) -> str:
         nonlocal looks
         looks += 1
-        return reason(*args)
+        return obstacle(*args)
 
-    monkeypatch.setattr(placement, "reason", counting)
+    monkeypatch.setattr(placement, "obstacle", counting)
     stands = pool_state.standings(found)
     assert len(stands) == 20
-    # Two requests; where they fit, and in what way not.
-    assert looks == 2 * 2 * len(devices)
+    # Two sizes of one kind; where they fit, and in what way not.
+    assert looks == 2 * len(devices)
     for name in names:
         alone = why(pool, name)
         standing = stands[token(name)]

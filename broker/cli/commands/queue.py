@@ -10,12 +10,13 @@ import click
 from agent_sdk.protocol.messages import ANY
 from agent_sdk.state.pool_state import standings
 from broker.cli.complete import agents
-from broker.cli.names import PREFIX, unheard_agent
+from broker.cli.names import PREFIX
 from broker.cli.store import output_option, pool_client, show
+from broker.text.suggest import did_you_mean
 from broker.text.table import age, gib, screen_width, table
 
 if TYPE_CHECKING:
-    from agent_sdk.state.pool_state import QueueStanding
+    from agent_sdk.state.pool_state import PoolState, QueueStanding
     from agent_sdk.state.queue import WaiterStatus
 
 HEAD: Final = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE", "WHY")
@@ -46,8 +47,8 @@ def queue(agent: str | None, output: str) -> None:
       gpu-broker queue --agent runaway -o name | xargs -n1 gpu-broker revoke --reason 'runs wild'
     """
     with pool_client() as client:
-        scene = client.scene()
-        meant = "" if agent is None else unheard_agent(client, agent)
+        scene = client.queue_scene()
+    meant = "" if agent is None else _meant(agent, scene)
     found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
     stands, wide = standings(scene), output == "wide"
     width = None if wide else screen_width()
@@ -75,6 +76,12 @@ def queue(agent: str | None, output: str) -> None:
     )
     data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
     show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
+
+
+def _meant(agent: str, scene: PoolState) -> str:
+    """Suggest an agent instead of one without leases and waits; empty: it has some."""
+    known = {*scene.held, *(waiter.agent for waiter in scene.waiters.values())}
+    return "" if agent in known else did_you_mean(agent, known)
 
 
 def asks(memory_mb: int, devices: int, *, exclusive: bool) -> str:
