@@ -95,7 +95,7 @@ local function guarded(verb)
   local pool = KEYS[1] .. ':pool'
   begun = nil
   if kept[KEYS[1]] then kept[KEYS[1]].sequence = false end
-  if redis.pcall('HEXISTS', pool, 'schema') == 1 then
+  if type(redis.pcall('HGET', pool, 'schema')) == 'string' then   -- there is a pool
     redis.pcall('HINCRBY', pool, 'sequence', '1')
   end
   error(answer, 0)

@@ -48,6 +48,7 @@ local function keep_pool(f)
     kept[KEYS[1]] = k
   end
   k.fields, k.prefix, k.POOL, k.DEADLINES = f, prefix, POOL, DEADLINES
+  k.EVENTS, k.AGENTS = prefix .. 'events', prefix .. 'agents'
   k.sequence, k.number = f.sequence, (f.sequence or 0) + 0
   k.epoch, k.offset_ms, k.last, k.looked_ms = f.epoch, f.offset_ms + 0, f.last_ms + 0,
     (f.looked_ms or 0) + 0
@@ -82,7 +83,8 @@ local function recall()
   begun = k
   local now = (now_us - now_us % 1000) / 1000 + k.offset_ms
   k.now_us, k.now, k.looked = now_us, now, false
-  k.shard, k.read, k.none_free, k.asker = nil, nil, nil, nil
+  -- Not nil: a key that goes and comes again makes Lua count all of the table's keys each time
+  k.shard, k.read, k.none_free, k.asker = false, false, false, false
   if now < k.last or now - k.last > LEAP_MS or k.next_deadline < now then return nil end
   if now - k.looked_ms > LOOK_MS then
     local run_id, replid = broker.which_server()
@@ -108,16 +110,17 @@ local function kept_agent(k, agent)
   local a = k.agents[agent]
   if a then return a end
   if k.agent_count == MOST_AGENTS then k.agents, k.agent_count = {}, 0 end
-  k.agent_count = k.agent_count + 1
-  return broker.agent(agent)
+  k.agent_count, a = k.agent_count + 1, broker.agent(agent)
+  a.leases_field = agent .. '#leases'
+  return a
 end
 
 -- Write the agent's sums.
-local function write_agent(agent, a)
+local function write_agent(k, agent, a)
   if a.leases > 0 then
-    call('HSET', prefix .. 'agents', agent, text(a.mb), agent .. '#leases', text(a.leases))
+    call('HSET', k.AGENTS, agent, text(a.mb), a.leases_field, text(a.leases))
   else
-    call('HDEL', prefix .. 'agents', agent, agent .. '#leases')
+    call('HDEL', k.AGENTS, agent, a.leases_field)
   end
 end
 
@@ -131,7 +134,7 @@ local function kept_record(k, token)
   k.read = { state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice,
     agent }
   if state ~= 'active' or revoked then return nil end
-  return { fence = fence, devices = devices, expires_at_ms = ends_at_ms + 0, ttl = ttl_ms,
+  return { fence = fence, devices = devices, expires_at_ms = ends_at_ms + 0,
     ttl_ms = ttl_ms + 0, hold_until_ms = hold_until_ms and hold_until_ms + 0, owner = owner,
     notice = notice or '', agent = agent }
 end

@@ -132,14 +132,15 @@ local function straight_acquire()
   call('HSET', prefix .. 'record:' .. token, 'state', 'active', 'fence', fence, 'devices', taken,
     'expires_at_ms', expires_at, 'ttl_ms', ARGV[7], 'agent', agent, 'granted_at_ms', now, 'request',
     request, 'client', client, 'pid', pid)
-  broker.event('granted', 'token', token, 'agent', agent, 'devices', taken, 'fence', fence)
+  call('XADD', k.EVENTS, 'MAXLEN', '~', '10000', '*', 'event', 'granted', 'token', token, 'agent',
+    agent, 'devices', taken, 'fence', fence)
   d.leased_mb, d.leases = d.leased_mb + memory_mb, d.leases + 1
   broker.write_lease(d)
   a.mb, a.leases = a.mb + memory_mb, a.leases + 1
-  write_agent(agent, a)
+  write_agent(k, agent, a)
   k.fence, k.granted = number, k.granted + 1
   keep_record(k, token, { fence = fence, devices = taken, expires_at_ms = expires_at_ms,
-    ttl_ms = ttl_ms, ttl = ARGV[7], hold_until_ms = hold_until_ms, owner = owner, notice = '',
+    ttl_ms = ttl_ms, hold_until_ms = hold_until_ms, owner = owner, notice = '',
     agent = agent })
   keep(k, now, number == k.now_us and fence, 'fence', fence, 'granted', text(k.granted))
   return { tagged('GRANTED', mark), now_ms, next_deadline_of(k), k.epoch, 0, fence,
@@ -168,15 +169,17 @@ local function straight_renew()
 
   k.sequence = false
   local held, hold_until_ms, now_ms = r.fence, r.hold_until_ms, k.now
-  if not ttl_ms then ttl_ms, ttl = r.ttl_ms, r.ttl end
+  ttl_ms = ttl_ms or r.ttl_ms
   local expires_at_ms = now_ms + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
   if hold_until_ms and hold_until_ms < expires_at_ms then expires_at_ms = hold_until_ms end
   if expires_at_ms < r.expires_at_ms then expires_at_ms = r.expires_at_ms end
   local left_ms, expires_at = expires_at_ms - now_ms, text(expires_at_ms)
   if left_ms > 0 then
-    local left = left_ms == ttl_ms and ttl or text(left_ms)
+    local left = text(left_ms)
     for uuid in string.gmatch(r.devices, '([^,]+)=') do
-      call('SET', prefix .. 'lease:' .. uuid .. ':' .. token, held, 'PX', left)
+      -- PEXPIRE does for half of what SET costs; a key that is gone is set anew
+      local key = prefix .. 'lease:' .. uuid .. ':' .. token
+      if call('PEXPIRE', key, left) == 0 then call('SET', key, held, 'PX', left) end
     end
   end
   call('HSET', prefix .. 'record:' .. token, 'expires_at_ms', expires_at)
@@ -212,9 +215,10 @@ local function straight_release()
   call('SREM', keys.holders, token)
   clear_deadline(token)
   broker.leave_outcome(token, 'released')
-  broker.event('released', 'token', token, 'agent', agent, 'devices', devices, 'fence', r.fence)
+  call('XADD', k.EVENTS, 'MAXLEN', '~', '10000', '*', 'event', 'released', 'token', token, 'agent',
+    agent, 'devices', devices, 'fence', r.fence)
   broker.write_lease(d)
-  write_agent(agent, a)
+  write_agent(k, agent, a)
   k.released = k.released + 1
   forget_record(k, token)
   keep(k, text(k.now), nil, 'released', text(k.released))

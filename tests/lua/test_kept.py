@@ -134,3 +134,13 @@ def test_pool_made_anew_is_another_pool(pool: Pool) -> None:
     pool.report((device("gpu-a", 1000),))
     assert pool.acquire(token("a"), memory_mb=1001)[5] == "never_fits"
     assert pool.hash("agents") == {}
+
+
+def test_renewal_of_a_key_that_is_gone_sets_it_anew(pool: Pool) -> None:
+    """A lease key that a hand removed, or that expired early, is back with the lease's fence."""
+    found = granted(pool.acquire(token("a"), memory_mb=100))
+    key = pool.keys.lease(found.devices[0][0], token("a"))
+    pool.redis.delete(key)
+    assert pool.renew(token("a"), ttl_ms="030000")[0] == "RENEWED"
+    assert pool.redis.get(key) == str(found.fence)
+    assert 0 < pool.redis.pttl(key) <= 30_000
