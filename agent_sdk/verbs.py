@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.explain import Explanation
     from agent_sdk.state.holders import Holders
     from agent_sdk.state.limits import DeviceLimits
-    from agent_sdk.state.lists import DeviceEntry, LeaseEntry
+    from agent_sdk.state.lists import DeviceEntry, LeaseEntry, Matches
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
@@ -306,6 +306,11 @@ class Verbs(PoolClient[R]):
         return lists.hosts(self.keys)
 
     @Verb
+    def device_count(self) -> Steps[int]:
+        """Return how many devices are registered."""
+        return lists.device_count(self.keys)
+
+    @Verb
     def device_list(
         self, host: str | None = None, state: str | None = None
     ) -> Steps[list[DeviceEntry]]:
@@ -314,10 +319,14 @@ class Verbs(PoolClient[R]):
 
     @Verb
     def lease_list(
-        self, agent: str | None = None, host: str | None = None, kind: str | None = None
+        self,
+        agent: str | None = None,
+        host: str | None = None,
+        kind: str | None = None,
+        matches: Matches | None = None,
     ) -> Steps[tuple[list[LeaseEntry], ...]]:
         """Return which leases live, as lists that are each oldest first; see `state.lists`."""
-        return lists.living(self.keys, agent, host, kind)
+        return lists.living(self.keys, agent, host, kind, matches)
 
     @Verb
     def leases_of(self, tokens: Sequence[str]) -> Steps[list[LeaseStatus]]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.protocol.replies import of_known_form
-from agent_sdk.state.readings import names, names_each, read_known, text, text_or_none
+from agent_sdk.state.readings import names, names_each, numbers, read_known, text, text_or_none
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Generator, Sequence
+    from collections.abc import Callable, Container, Generator, Sequence
 
     from agent_sdk.keys import Keys
+
+    Matches = Callable[[str, str, str, str], bool]
 
 PAGE: Final = 500
 """Names that are read at once."""
@@ -89,7 +91,11 @@ def hosts(keys: Keys) -> Generator[Read, Answer, list[str]]:
 
 
 def living(
-    keys: Keys, agent: str | None = None, host: str | None = None, kind: str | None = None
+    keys: Keys,
+    agent: str | None = None,
+    host: str | None = None,
+    kind: str | None = None,
+    matches: Matches | None = None,
 ) -> Generator[Read, Answer, tuple[list[LeaseEntry], ...]]:
     """Read which leases live, as lists that are each in the order of the grants.
 
@@ -98,6 +104,7 @@ def living(
         agent: only its leases.
         host: only those on this host.
         kind: `active`, on a GPU; `cpu`; None: both.
+        matches: tells by token, agent, devices and fence whether a lease is listed; None: all are.
     """
     if host is None:
         tokens = list((yield from tokens_due(keys)))
@@ -109,10 +116,16 @@ def living(
         answer = yield Read(
             tuple(("HMGET", keys.record(t), "state", "agent", "devices", "fence") for t in part)
         )
-        found = _entries(part, answer, agent, kind)
+        found = _entries(part, answer, agent, kind, matches)
         if found:
             lists.append(sorted(found))
     return tuple(lists)
+
+
+def device_count(keys: Keys) -> Generator[Read, Answer, int]:
+    """Read how many devices there are."""
+    answer = yield from read_known(keys, ("ZCARD", keys.fits))
+    return numbers(answer)[0] or 0
 
 
 def devices(
@@ -177,13 +190,19 @@ def _paired(part: Any) -> bool:
 
 @of_known_form
 def _entries(
-    tokens: Sequence[str], answer: Answer, agent: str | None, kind: str | None
+    tokens: Sequence[str],
+    answer: Answer,
+    agent: str | None,
+    kind: str | None,
+    matches: Matches | None,
 ) -> list[LeaseEntry]:
     found = []
     for token, (state, of, held, fence) in zip(tokens, answer.raw, strict=True):
         if state != "active" or (agent is not None and of != agent):
             continue
-        if kind is None or kind == ("active" if held else "cpu"):
+        if kind is not None and kind != ("active" if held else "cpu"):
+            continue
+        if matches is None or matches(token, text(of), text(held), text(fence)):
             found.append(LeaseEntry(int(fence), token))
     return found
 

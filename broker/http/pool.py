@@ -213,8 +213,8 @@ async def _leases(
     now_ms = (await client.pool()).now_ms
     for part in parts_of(entries):
         leases = await client.leases_of([each.token for each in part])
-        held = {uuid for lease in leases for uuid, _ in lease.devices}
-        found = await client.devices_of(held - devices.keys())
+        held = {uuid for x in leases for uuid, _ in x.devices if uuid not in devices}
+        found = await client.devices_of(held)
         devices |= {device.uuid: device for device in found}
         for lease in leases:
             said = lease_json.known(lease, devices, now_ms) | token_for(who, lease)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query
@@ -14,14 +17,17 @@ from broker.http.auth import Viewer
 from broker.http.openapi import EVERYWHERE, MALFORMED
 from broker.http.requests import Agent, EventId, Name
 from broker.live.rows import change_text
+from broker.live.window import PAUSE_S, WHOLE, Extent, Window, is_large
 from broker.replica import At, Broker
 from broker.serializers import lease_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
+    from agent_sdk.state.events import Event
     from broker.api_keys import Principal
     from broker.live.feed import CachedEvent, Feed
+    from broker.live.rows import LiveRows
 
 router = APIRouter(responses=EVERYWHERE)
 
@@ -39,6 +45,15 @@ KEEP_ALIVE_S: Final = 15
 
 LIVE_KEEP_ALIVE_S: Final = 5
 """Seconds between two signs of life; the page reports silence after three missing ones."""
+
+GROWN: Final = 2 * WHOLE
+"""Rows of a pool that is told whole, after which its follower has to come back and sees a part."""
+
+REST: Final = 3.0
+"""Pause of a window after a reading as a multiple of its duration."""
+
+FIGURES_S: Final = 1.0
+"""Most seconds that a window waits for the figures of all devices, after the broker's start."""
 
 GRACE_S: Final = 1.0
 """Seconds in which a stream ends by itself when this process stops."""
@@ -108,19 +123,37 @@ def filter_of(
     return wanted
 
 
+First = Annotated[int, Query(ge=0, le=10**7, description="Number of the first row.")]
+
+
 @router.get(
     "/live",
     summary="The pool as a page shows it, kept up to date.",
     response_class=EventSourceResponse,
     responses=STREAM,
 )
-async def live(broker: At, who: Viewer) -> EventSourceResponse:
+async def live(
+    broker: At,
+    who: Viewer,
+    most: Annotated[int | None, Query(ge=1, le=500)] = None,
+    q: Annotated[str, Query(max_length=200)] = "",
+    devices: First = 0,
+    leases: First = 0,
+    queue: First = 0,
+) -> EventSourceResponse:
     """Stream Server-Sent Events: `reset` has every row, each `change` the changed fields.
 
     `trends` of a reset has the last ten minutes of each GPU: `[step, busy %, memory %]`.
+    With `most`, of a pool with more than 6,000 rows only so many rows of each list are told, from
+    the first one asked for, of those whose text holds every word of `q`; `large` of the pool's row
+    has the figures of the whole pool then.
     For the page at `/`, whose rows may grow. A client that comes back gets everything anew.
     """
-    return _response(broker, _live(broker, who), LIVE_KEEP_ALIVE_S)
+    if most is not None and await is_large(broker.client):
+        look = Extent(most, tuple(q.lower().split()), devices, leases, queue)
+        return _response(broker, _seen(broker, who, look), LIVE_KEEP_ALIVE_S)
+    bounded = most is not None
+    return _response(broker, _live(broker, who, bounded=bounded), LIVE_KEEP_ALIVE_S)
 
 
 def _response(
@@ -175,27 +208,60 @@ async def _snapshot(broker: Broker, who: Principal, *, whole: bool) -> tuple[str
     return None
 
 
-async def _live(broker: Broker, who: Principal) -> AsyncIterator[bytes]:
+async def _live(broker: Broker, who: Principal, *, bounded: bool = False) -> AsyncIterator[bytes]:
+    """Yield all rows; `bounded`: until there are too many of them."""
     view, feed, whole = broker.view, broker.feed, who.is_at_least("operator")
     shown = view.shown
     yield _frame(retry=RETRY_MS)
     with view.watched():
         await view.fresh()  # without the store: the last picture, and the problem
         version: int | None = None
-        while broker.serves(who):
+        while broker.serves(who) and not (bounded and shown.count > GROWN):
             changes = None if version is None else shown.since(version)
             version = shown.version
             if changes is None:
-                told = [lease_json.event(e, feed.places, whole=whole) for e in shown.told]
-                you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
-                trends = view.trends.told()
-                text = shown.whole(tokens=whole, you=you, events=told, trends=trends)
-                yield _frame(text, "reset", shown.moment.id)
+                yield _reset(broker, who, shown, shown.told, view.trends.told())
             elif changes:
                 texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]
                 yield b"".join(_frame(text, "change", at) for text, at in texts)
             else:
                 await shown.wait(LOOK_S)
+
+
+async def _seen(broker: Broker, who: Principal, look: Extent) -> AsyncIterator[bytes]:
+    """Yield what is seen of a large pool."""
+    feed, whole = broker.feed, who.is_at_least("operator")
+    yield _frame(retry=RETRY_MS)
+    await feed.loaded()
+    with suppress(TimeoutError):  # the rows come, and the figures once they are known
+        async with asyncio.timeout(FIGURES_S):
+            await broker.view.sampled()
+    window = Window(broker.client, broker.view, feed, look)
+    version: int | None = None
+    while broker.serves(who):
+        began = time.monotonic()
+        await window.read()
+        changes = None if version is None else window.shown.since(version)
+        version = window.shown.version
+        if changes is None:
+            yield _reset(broker, who, window.shown, window.told, window.trends())
+        elif changes:
+            texts = [(change_text(c, feed.places, tokens=whole), c.id) for c in changes]
+            yield b"".join(_frame(text, "change", at) for text, at in texts)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(PAUSE_S, REST * (time.monotonic() - began))):
+                await broker.stopping.wait()
+
+
+def _reset(
+    broker: Broker, who: Principal, shown: LiveRows, told: Iterable[Event], trends: dict[str, Any]
+) -> bytes:
+    """Return the message with every row."""
+    whole = who.is_at_least("operator")
+    said = [lease_json.event(e, broker.feed.places, whole=whole) for e in told]
+    you = {"name": who.name, "role": who.role, "keys": broker.keys.locked}
+    text = shown.whole(tokens=whole, you=you, events=said, trends=trends)
+    return _frame(text, "reset", shown.moment.id)
 
 
 def _event(broker: Broker, kept: CachedEvent, *, whole: bool) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from bisect import bisect_right
 from contextlib import suppress
@@ -181,6 +182,7 @@ class Feed:
                 self.places = {each.uuid: (each.host, each.number) for each in found}
         finally:
             self._loaded.set()
+            gc.freeze()  # thousands of events: a full collection need not look through them
 
     async def _hear(self, news: News, last_id: str) -> None:
         if news.gap:
@@ -235,6 +237,10 @@ class Feed:
             return None
         begin = position - self._first
         return self._events[begin : begin + most]
+
+    def newest(self, most: int) -> list[Event]:
+        """Return the last events, the oldest of them first."""
+        return [cached.event for cached in self._events[-most:]]
 
     async def position_after(self, event_id: str) -> int | None:
         """Return the position after an event; None: some of the later events are gone.

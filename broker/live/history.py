@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from agent_sdk.state.devices import counted_once
 from broker.live.durations import ENDED, Spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.events import Event
     from agent_sdk.state.snapshot import PoolStatus
+    from broker.live.sums import Sums
 
 MINUTE_MS: Final = 60_000
 
@@ -99,16 +98,14 @@ class History:
                 if span.what == "wait":
                     minute.waited(span.seconds)
 
-    def sample(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
+    def sample(self, pool: PoolStatus, sums: Sums) -> None:
         """Take the devices' present use and leased share."""
         minute = self._minute(pool.now_ms)
         minute.waiting = pool.waiting
-        busy = [d.telemetry["utilization_gpu_pct"] for d in devices]
-        known = [percent for percent in busy if percent is not None]
-        if known:
-            minute.looked(fmean(known))
-        self._before_mb = sum(d.leased_mb for d in devices) - self._leased_mb
-        self._capacity_mb = sum(d.total_mb - d.system_mb for d in counted_once(devices))
+        if sums.busy_pct is not None:
+            minute.looked(sums.busy_pct)
+        self._before_mb = sums.leased_mb - self._leased_mb
+        self._capacity_mb = sums.capacity_mb
         minute.leased_mb = self._leased_mb
 
     def rows(self) -> dict[str, dict[str, Any]]:

@@ -95,6 +95,11 @@ class LiveRows:
         self._texts: dict[bool, str] = {}
         self._changed = asyncio.Event()
 
+    @property
+    def count(self) -> int:
+        """Number of rows of leases, devices and waiters."""
+        return sum(len(self.rows[kind]) for kind in ("devices", "leases", "queue"))
+
     def tell(self, events: Sequence[Event], rows: Rows, gone: Mapping[str, list[str]]) -> None:
         """Take rows in, and tell the followers the changes.
 

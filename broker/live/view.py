@@ -14,6 +14,9 @@ from agent_sdk.state import pool_state as scenes
 from broker.live.feed import until_set
 from broker.live.history import History
 from broker.live.rows import LiveRows, SnapshotTime
+from broker.live.single_flight import SingleFlight
+from broker.live.slices import parts_of
+from broker.live.sums import Sums
 from broker.live.trends import Trends
 from broker.serializers import device_json, lease_json
 
@@ -37,7 +40,7 @@ SAMPLE_S: Final = 15.0
 """Seconds between two readings of the devices while no page is open."""
 
 REST: Final = 3.0
-"""Pause after a reading as a multiple of its duration: a large pool is read less often."""
+"""Pause after a reading as a multiple of its processor time: a large pool is read less often."""
 
 BREATH: Final = 250
 """Rows that are made before other tasks get their turn."""
@@ -77,6 +80,7 @@ class View:
     Attributes:
         shown: the rows of the last reading.
         trends: the last minutes of each device.
+        sums: figures of all devices at the last reading.
     """
 
     def __init__(self, client: AsyncLeaseClient, about: Callable[[], Row]) -> None:
@@ -87,10 +91,13 @@ class View:
         self._all_read = 0.0  # time of the last whole reading, on the monotonic clock
         self._heard = PendingChanges()
         self._watchers = 0
+        self._sampling: SingleFlight[None] = SingleFlight()
+        self._was_sampled = False
         self._wake = asyncio.Event()
         self._trouble = ""
         self.shown = LiveRows()
         self.trends = Trends()
+        self.sums = Sums()
 
     def remember(self, events: Sequence[Event]) -> None:
         """Take the events before our start."""
@@ -111,7 +118,7 @@ class View:
 
     def glance(self) -> None:
         """Show this replica's own row now, if it changed."""
-        if self._watchers and self.shown.rows["broker"] != self._broker():
+        if self._watchers and self.shown.rows["broker"] != self.own_row():
             self._wake.set()
 
     @contextmanager
@@ -138,19 +145,32 @@ class View:
         while True:
             await until_set(self._wake, REREAD_S if self._watchers else SAMPLE_S)
             self._wake.clear()
-            began = time.monotonic()
+            began = time.thread_time()  # what a reading costs, not what it waits for
             heard, self._heard = self._heard, PendingChanges()
             if self._watchers:
                 await self._read(feed, heard)
             else:
                 self._scene = None
                 self.shown.told += heard.events
-                await self._sample()
-            await asyncio.sleep(REST * (time.monotonic() - began))
+                await self._sampling.ask(self._sample)
+            await asyncio.sleep(REST * (time.thread_time() - began))
+
+    async def sampled(self) -> None:
+        """Wait until all devices were read once; then their figures are known."""
+        if not self._was_sampled:
+            await self._sampling.ask(self._sample)
 
     async def _sample(self) -> None:
         try:
-            self._take_in(await self._client.pool(), await self._client.devices())
+            pool, sums = await self._client.pool(), Sums()
+            self.trends.begin(pool.now_ms)
+            for part in parts_of(await self._client.device_list()):
+                devices = await self._client.devices_of([each.uuid for each in part])
+                self.trends.add(devices)
+                sums.add(devices)
+            self.trends.end()
+            self._history.sample(pool, sums)
+            self.sums, self._was_sampled = sums, True
         except Exception as error:  # noqa: BLE001 - the next look may do better
             self._say(error)
         else:
@@ -158,7 +178,8 @@ class View:
 
     def _take_in(self, pool: PoolStatus, devices: Sequence[DeviceStatus]) -> None:
         """Take a reading into the history and the trends."""
-        self._history.sample(pool, devices)
+        self.sums = Sums(devices)
+        self._history.sample(pool, self.sums)
         self.trends.sample(pool.now_ms, devices)
 
     async def _read(self, feed: Feed, heard: PendingChanges) -> None:
@@ -168,7 +189,7 @@ class View:
         except Exception as error:  # noqa: BLE001 - a follower must not wait for ever
             self._say(error)
             self._scene = None
-            self.shown.tell(heard.events, {"broker": self._broker()}, {})
+            self.shown.tell(heard.events, {"broker": self.own_row()}, {})
             _settle(heard.fresh, answer=False)
         else:
             self._say(None)
@@ -212,13 +233,13 @@ class View:
         # Many different requests times many devices take seconds; a scene never changes.
         standings = await asyncio.to_thread(scenes.standings, scene)
         rows: Rows = {
-            "broker": self._broker(),
-            "pool": {"pool": self._pool(scene)},
+            "broker": self.own_row(),
+            "pool": {"pool": self.pool_row(scene.pool)},
             "hosts": {name: lease_json.host(host, now_ms) for name, host in scene.hosts.items()},
             "devices": {},
             "leases": {},
             "queue": {},
-            "minutes": self._history.rows(),
+            "minutes": self.minutes(),
         }
         made, names = 0, {token: lease_json.name_of(x) for token, x in scene.leases.items()}
 
@@ -245,11 +266,16 @@ class View:
             made = await _breathe(made + 1)
         return rows
 
-    def _broker(self) -> dict[str, Row]:
+    def own_row(self) -> dict[str, Row]:
+        """Return this replica's own row."""
         return {"broker": self._about()}
 
-    def _pool(self, scene: PoolState) -> Row:
-        pool = scene.pool
+    def minutes(self) -> dict[str, Row]:
+        """Return the rows of the last hour."""
+        return self._history.rows()
+
+    def pool_row(self, pool: PoolStatus) -> Row:
+        """Return the row of the pool."""
         return lease_json.policy(pool, safe_mode=pool.safe_mode) | {
             "name": self._client.keys.pool_name,
             "ready": pool.ready,

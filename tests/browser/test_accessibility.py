@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def test_disconnected(busy: Broker, tab: Opened) -> None:
     """The notice too is to be read by all."""
     page = tab(busy)
     page.is_live()
-    page.page.route("**/live", lambda route: route.abort())
+    page.page.route(re.compile(r"/live\b"), lambda route: route.abort())
     page.page.evaluate("""() => {
       Object.defineProperty(document, "hidden", {value: true, configurable: true});
       document.dispatchEvent(new Event("visibilitychange"));

@@ -8,6 +8,7 @@ from typing import Any
 from agent_sdk.state.events import Event
 from broker.live import history as histories
 from broker.live.history import KEPT, MEASURED, History
+from broker.live.sums import Sums
 
 T0 = 1_795_600_000_000 // 60_000 * 60_000
 
@@ -20,11 +21,12 @@ def event(at_ms: int, name: str, token: str, mb: int = 100) -> Event:
 
 
 def look(history: History, at_ms: int, leased_mb: int, busy: float | None = None) -> None:
-    device = {"uuid": "GPU-0", "parent": "", "state": "ok",
+    device = {"uuid": "GPU-0", "parent": "", "state": "ok", "drained": False, "findings": (),
               "total_mb": 1000, "system_mb": 0, "leased_mb": leased_mb,
+              "left_mb": 1000 - leased_mb, "free_mb": 1000 - leased_mb,
               "telemetry": {"utilization_gpu_pct": busy}}  # fmt: skip
     pool: Any = SimpleNamespace(now_ms=T0 + at_ms, waiting=2)
-    history.sample(pool, [SimpleNamespace(**device)])  # type: ignore[list-item] # the fields that it reads
+    history.sample(pool, Sums([SimpleNamespace(**device)]))  # type: ignore[list-item] # the fields that it reads
 
 
 def test_minutes_count_grants_ends_and_waits() -> None:

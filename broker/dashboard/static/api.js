@@ -1,6 +1,7 @@
 // The broker's HTTP door: the key, requests, and the stream of what changes.
 
 import { createParser } from "./vendor/eventsource-parser.js";
+import { query } from "./look.js";
 
 const KEY = "gpu-broker-key";
 const SILENT_MS = 15_000; // keep-alives come every 5 s
@@ -106,7 +107,7 @@ async function within(ms, controller, why, work) {
 }
 
 async function read(ended, hear) {
-  const asked = fetch("live", { headers: headers(), signal: ended.signal });
+  const asked = fetch(`live?${query()}`, { headers: headers(), signal: ended.signal });
   const answer = await within(ANSWER_MS, ended, "the broker does not answer", asked);
   if (!answer.ok) {
     throw new Failed(answer.status, words(await answer.json().catch(() => ({}))) ?? "");

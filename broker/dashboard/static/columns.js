@@ -18,7 +18,7 @@ import {
 import { clock, short, size, sizeOf, span } from "./format.js";
 import { gpuState, memoryBar, rowLink, stateCell } from "./markup.js";
 import { sparkline } from "./sparkline.js";
-import { leasesByDevice, now } from "./state.js";
+import { large, leasesByDevice, now } from "./state.js";
 import { EVENTS as MEANS } from "./words.js";
 
 /** A cell that is one of a GPU, another of its host. */
@@ -32,6 +32,7 @@ const leasesOn = (gpu) => leasesByDevice().get(gpu.uuid) ?? [];
 /** The agents on a GPU: as many as stand in two lines, and the number of the rest. */
 function holdersCell(gpu) {
   const agents = holders(leasesOn(gpu));
+  if (large() && leasesOn(gpu).length < gpu.leases) return `${gpu.leases} leases`;
   const more = agents.length - 2;
   return html`<span title=${agents.join(", ")}
     >${agents.slice(0, 2).join(", ")}${more > 0 ? html` <b>+${more}</b>` : nothing}</span

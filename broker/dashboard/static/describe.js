@@ -1,7 +1,7 @@
 // GPUs, hosts, leases and waiters in words. Plain text; markup.js makes elements of it.
 
 import { clock, short, size, span } from "./format.js";
-import { now, reservations } from "./state.js";
+import { large, now, reservations } from "./state.js";
 import { FINDINGS, STATES } from "./words.js";
 
 const place = (gpu) => (gpu.host == null ? short(gpu.uuid) : `${gpu.host}:${gpu.index}`);
@@ -30,8 +30,10 @@ export const leasable = (gpu) =>
 
 /** The parts of a device's memory, `{kind, mb, lease?}`; what they leave is free. */
 export function memoryParts(gpu, leases) {
+  const known_mb = leases.reduce((sum, each) => sum + each.memory_mb, 0);
   return [
     ...leases.map((each) => ({ kind: "leased", mb: each.memory_mb, lease: each.lease })),
+    { kind: "leased", mb: large() ? gpu.memory_reserved_mb - known_mb : 0 },
     { kind: "others", mb: gpu.memory_foreign_mb },
     { kind: "withheld", mb: gpu.memory_withheld_mb },
     { kind: "reserved", mb: reservations().has(gpu.uuid) ? gpu.memory_left_mb : 0 },

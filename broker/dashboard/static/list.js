@@ -21,6 +21,7 @@ export class List {
     render(
       html`<div class="panel-head">
           <h2 id="${name}-title">${title} <span class="count"></span></h2>
+          <span class="pager"></span>
           ${tools}
         </div>
         <div class="list" role="grid" aria-labelledby="${name}-title" tabindex="0">
@@ -32,6 +33,7 @@ export class List {
     );
     this.count = panel.querySelector(".count");
     this.box = panel.querySelector(".list");
+    this.pager = panel.querySelector(".pager");
     this.head = panel.querySelector(".head");
     this.space = panel.querySelector(".space");
     this.rows = panel.querySelector(".rows");
@@ -50,8 +52,9 @@ export class List {
    *
    * @param of    how many there are without the filter; null: not known, and the reason is shown
    * @param count how many these are, if not every item is one
+   * @param page  `{first, matches, most, turn}` of a list that is not known whole
    */
-  show(items, of, count = items.length) {
+  show(items, of, count = items.length, page = null) {
     const { column, down } = this.sorted ?? {};
     if (column) {
       const by = (item) => column.sort(item) ?? Infinity;
@@ -60,7 +63,11 @@ export class List {
       );
     }
     this.items = items;
-    this.count.textContent = of === null ? "" : count === of ? of : `${count} of ${of}`;
+    const part = page && count < page.matches;
+    const range = part ? `${count ? page.first + 1 : 0}-${page.first + count}` : count;
+    of = page && of !== null ? page.matches : of;
+    this.count.textContent = of === null ? "" : range === of ? of : `${range} of ${of}`;
+    render(part ? this.#pages(page, count) : nothing, this.pager);
     this.none.hidden = items.length > 0;
     render(of ? "Nothing matches the filter." : this.empty(), this.none);
     this.draw();
@@ -103,6 +110,21 @@ export class List {
           html`<div class="cell ${column.name}" role="gridcell">${column.cell(item)}</div>`,
       )}
     </div>`;
+  }
+
+  /** The buttons to the page before and after. */
+  #pages(page, count) {
+    const button = (by, label, text, enabled) =>
+      html`<button
+        type="button"
+        aria-label="${label} ${this.title}"
+        ?disabled=${!enabled}
+        @click=${() => page.turn(by)}
+      >
+        ${text}
+      </button>`;
+    const more = page.first + count < page.matches;
+    return html`${button(-1, "Previous", "‹", page.first > 0)}${button(1, "Next", "›", more)}`;
   }
 
   #click(event, index) {

@@ -7,6 +7,7 @@ import { close, isBusy, isOpen, onLeave, openSubject, redraw } from "./dialog.js
 import { clock, span } from "./format.js";
 import { showHelp } from "./help.js";
 import { onKey, showKey } from "./key.js";
+import { lookFor, onLook } from "./look.js";
 import { fill, hostsOf, lists } from "./panels.js";
 import { Plots } from "./plots.js";
 import { showPolicy } from "./policy.js";
@@ -87,6 +88,7 @@ function notice() {
 const retry = follow(
   (kind, said) => {
     take(kind, said);
+    lookFor(filter.value);
     draw();
   },
   (next, reason = "") => {
@@ -103,6 +105,7 @@ const retry = follow(
   whole,
 );
 onKey(retry);
+onLook(retry);
 
 /** Open the subject of the address, or close one that the address has left. */
 function openAddressed() {
@@ -120,6 +123,7 @@ function openAddressed() {
 
 address.onChange(() => {
   filter.value = address.read().filter;
+  lookFor(filter.value);
   openAddressed();
   draw();
 });
@@ -144,6 +148,7 @@ setInterval(() => {
 filter.value = address.read().filter;
 filter.addEventListener("input", () => {
   address.setFilter(filter.value);
+  lookFor(filter.value);
   draw();
 });
 

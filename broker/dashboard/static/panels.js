@@ -4,7 +4,8 @@ import { html } from "./vendor/lit-html.js";
 import { DEVICES, EVENTS, LEASES, QUEUE } from "./columns.js";
 import { findingsOf, leasable, places, stateLine, stateOf, wordsOf } from "./describe.js";
 import { List } from "./list.js";
-import { events, leasesByDevice, rows } from "./state.js";
+import { pageOf } from "./look.js";
+import { events, large, leasesByDevice, rows } from "./state.js";
 
 const EMPTY = {
   devices: () =>
@@ -49,8 +50,9 @@ export function lists(page, open, unseen, tools) {
   };
 }
 
-/** A test of texts: true of those that hold every word of the filter. */
+/** A test of texts: true of those that hold every word of the filter; a large pool's are chosen. */
 function matcher(filter) {
+  if (large()) return () => true;
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   return (...texts) => {
     const text = texts.join(" ").toLowerCase();
@@ -101,7 +103,12 @@ export function fill(all, filter, hosts, known) {
     { id: host.host.host, kind: "host", ...host },
     ...gpus.map((gpu) => ({ id: gpu.uuid, kind: "device", gpu })),
   ]);
-  all.devices.show(grouped, total(rows.devices.size), grouped.length - hosts.length);
+  all.devices.show(
+    grouped,
+    total(rows.devices.size),
+    grouped.length - hosts.length,
+    pageOf("devices"),
+  );
   const leases = [...rows.leases].map(([id, lease]) => ({ id, lease }));
   all.leases.show(
     leases.filter(({ id, lease }) =>
@@ -115,6 +122,8 @@ export function fill(all, filter, hosts, known) {
       ),
     ),
     total(leases.length),
+    undefined,
+    pageOf("leases"),
   );
   const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
   all.queue.show(
@@ -122,6 +131,8 @@ export function fill(all, filter, hosts, known) {
       matches(waiter.agent, id, waiter.token, waiter.host, waiter.model, waiter.why),
     ),
     total(waiters.length),
+    undefined,
+    pageOf("queue"),
   );
   const happened = events.map((event) => ({ id: event.id, event }));
   all.events.show(

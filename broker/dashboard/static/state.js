@@ -60,6 +60,10 @@ export function take(kind, said) {
 export const operates = () => you?.role === "operator";
 
 export const pool = () => rows.pool.get("pool");
+
+/** The figures of a pool of which only a part is known; null: all of it is. */
+export const large = () => pool()?.large ?? null;
+
 export const broker = () => rows.broker.get("broker");
 
 /** Leases by the id of each device they hold. */

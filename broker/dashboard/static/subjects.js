@@ -9,7 +9,7 @@ import { Explained } from "./explained.js";
 import { clock, short, size, span } from "./format.js";
 import { facts, link, meant } from "./markup.js";
 import { gpuHealth, gpuProcesses, leaseFindings, leaseProcesses } from "./processes.js";
-import { events, leasesByDevice, now, operates, rows } from "./state.js";
+import { events, large, leasesByDevice, now, operates, rows } from "./state.js";
 import { EVENTS } from "./words.js";
 
 const MOST = 50;
@@ -184,6 +184,8 @@ const event = {
       ])}`,
 };
 
+const UNSEEN = "It is not among the rows that are shown: the filter finds it.";
+
 const VIEWS = { host, gpu, lease, waiter, event };
 
 async function copy(about) {
@@ -214,7 +216,7 @@ export function show(kind, id) {
       return {
         title: view.title(last, id),
         body,
-        gone: found || (last && view.stays) ? "" : view.gone(id),
+        gone: found || (last && view.stays) ? "" : large() && !last ? UNSEEN : view.gone(id),
       };
     },
     { kind, id },

@@ -4,7 +4,7 @@ import { html, nothing } from "./vendor/lit-html.js";
 import { hrefOfFilter } from "./address.js";
 import { count, leasable, troubled } from "./describe.js";
 import { percent, size } from "./format.js";
-import { rows } from "./state.js";
+import { large, rows } from "./state.js";
 import { FINDINGS, STATES } from "./words.js";
 
 const MEMORY = [
@@ -37,8 +37,7 @@ function troubles(gpus) {
   return [...found];
 }
 
-function findings(gpus) {
-  const counts = count(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind)));
+function findings(counts) {
   if (!counts.length) return nothing;
   return html`<p class="findings">
     <b class="state trouble">Found</b> ${filters(counts, FINDINGS)}
@@ -58,31 +57,50 @@ function unseen() {
   </p>`;
 }
 
-/** Figures of the whole pool, and the colours of the memory bars. */
-export function summary(pool, broker) {
-  const gpus = [...rows.devices.values()];
+/** The figures of all GPUs, from their rows. */
+function figuresOf(gpus) {
   // The parts of a divided GPU count in its place.
   const whole = gpus.filter((gpu) => gpu.state !== "mig");
   const sum = (name) => whole.reduce((all, gpu) => all + (gpu[name] ?? 0), 0);
-  const free_mb = gpus.reduce((all, gpu) => all + leasable(gpu), 0);
-  const states = troubles(gpus);
+  return {
+    gpus: new Set(gpus.map((gpu) => gpu.parent || gpu.uuid)).size,
+    free_mb: gpus.reduce((all, gpu) => all + leasable(gpu), 0),
+    left_mb: sum("memory_left_mb"),
+    total_mb: sum("memory_total_mb"),
+    leased_mb: sum("memory_reserved_mb"),
+    states: troubles(gpus),
+    findings: count(gpus.flatMap((gpu) => gpu.findings.map((each) => each.kind))),
+  };
+}
+
+/** The same as the broker tells them of a pool of which a part is known. */
+const figuresTold = (told) => ({
+  ...told,
+  states: Object.entries(told.states),
+  findings: Object.entries(told.findings),
+});
+
+/** Figures of the whole pool, and the colours of the memory bars. */
+export function summary(pool, broker) {
+  if (large()?.devices && !large().gpus)
+    return html`<p class="findings">The GPUs of this pool are being read.</p>`;
+  const of = large() ? figuresTold(large()) : figuresOf([...rows.devices.values()]);
+  const { free_mb, total_mb, leased_mb, states } = of;
   const safe = pool.safe_mode_read_only || broker.safe_mode;
-  const blocked_mb = sum("memory_left_mb") - free_mb;
-  const total = `of ${size(sum("memory_total_mb"))}`;
+  const blocked_mb = of.left_mb - free_mb;
+  const total = `of ${size(total_mb)}`;
   const room = safe
     ? "none: SAFE_MODE is on"
     : blocked_mb
       ? `${total}; ${size(blocked_mb)} not leasable`
       : total;
-  const count = new Set(gpus.map((gpu) => gpu.parent || gpu.uuid)).size;
   const figures = states.length
-    ? figure("GPUs", count, filters(states, STATES), "trouble")
-    : figure("GPUs", count, "all ok", "");
-  const leased_mb = sum("memory_reserved_mb");
+    ? figure("GPUs", of.gpus, filters(states, STATES), "trouble")
+    : figure("GPUs", of.gpus, "all ok", "");
   const on = pool.cpu_leases ? `and ${pool.cpu_leases} on the CPU` : "on GPUs";
   return html`<dl>
       ${figures} ${figure("Free to lease", size(safe ? 0 : free_mb), room)}
-      ${figure("Leased", percent(leased_mb, sum("memory_total_mb")), size(leased_mb))}
+      ${figure("Leased", percent(leased_mb, total_mb), size(leased_mb))}
       ${figure("Leases", pool.leases, on)}
       ${figure("Waiting", pool.waiting, pool.waiting ? "the queue says why" : "no request")}
       ${
@@ -91,7 +109,7 @@ export function summary(pool, broker) {
           : figure("SAFE_MODE", "off", "GPUs are leased", "")
       }
     </dl>
-    ${findings(gpus)} ${unseen()}
+    ${findings(of.findings)} ${unseen()}
     <ul class="legend" aria-label="Colours of the memory bars">
       ${MEMORY.map(([kind, label]) => html`<li><i class=${kind}></i>${label}</li>`)}
     </ul>`;

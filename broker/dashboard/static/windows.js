@@ -2,6 +2,7 @@
 // A browser keeps six connections to a server: with a stream for each window they block each other.
 
 import { key, stream } from "./api.js";
+import { query } from "./look.js";
 
 const BEAT_MS = 2_000;
 const GONE_MS = 7_000; // a window that has said nothing for so long
@@ -23,7 +24,7 @@ function mark(text) {
  * @param hear  called with the kind and the data of each message
  * @param state called with "connecting", "live", "lost" or "denied"; the last two with the reason
  * @param whole gives all that is shown, as the data of a reset; null: nothing is yet
- * @returns what to call when there is another key
+ * @returns what to call when there is another key, or something else is asked for
  */
 export function follow(hear, state, whole) {
   const others = new Map(); // id -> when it was heard last
@@ -54,7 +55,8 @@ export function follow(hear, state, whole) {
   function enter() {
     leave();
     id = `${Date.now()}`.padStart(16, "0") + Math.random();
-    channel = new BroadcastChannel(`gpu-broker ${mark(location.pathname + key.get())}`);
+    const asked = `${location.pathname}${key.get()}?${query()}`;
+    channel = new BroadcastChannel(`gpu-broker ${mark(asked)}`);
     channel.onmessage = ({ data }) => heard(data);
     beats = [setInterval(beat, BEAT_MS), setTimeout(decide, SETTLE_MS)];
     send({ asks: true });
