@@ -6,17 +6,17 @@ import asyncio
 import weakref
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from agent_sdk.block import AsyncBlock
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.lease import AsyncLease
-from agent_sdk.protocol.messages import Answer, Call, Pause, Read
+from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import AsyncInbox
 from agent_sdk.request import own_token
-from agent_sdk.scripts.dispatch import TRIES
+from agent_sdk.scripts.dispatch import TRIES, exchanged, not_understood, reply_of
 from agent_sdk.store.multiplex import Multiplexer
 from agent_sdk.store.retry import RetryPolicy, poll_of
 from agent_sdk.verbs import Verbs
@@ -97,6 +97,20 @@ class AsyncLeaseClient(Verbs["Redis"]):
             self._after_failed_release(error, lease, refuse_late=refuse_late, owner=owner)
             raise
 
+    async def exchange(
+        self, lease: AsyncLease | str, agent: str, **ask: Unpack[LeaseOptions]
+    ) -> AsyncLease:
+        """Give a lease back and get the next one; see `LeaseClient.exchange`.
+
+        A cancelled call leaves neither: the renewing thread gives back what may be left.
+        """
+        wait = self.wait_for(agent, ask)
+        try:
+            self._giving(lease, wait)
+            return await self.attend(wait)
+        finally:
+            self._after_exchange(wait)
+
     async def close(self) -> None:
         """Stop renewing and disconnect; see `LeaseClient.close`. Any event loop may do it."""
         await self._inbox.close()
@@ -146,11 +160,14 @@ class AsyncLeaseClient(Verbs["Redis"]):
             result: T = done.value
             return result
 
-    async def _send(self, ask: Call | Read, patience: RetryPolicy) -> Answer:
+    async def _send(self, ask: Call | Exchange | Read, patience: RetryPolicy) -> Answer:
         while True:
             sent_at = local_now()
             try:
-                raw = await (self._call(ask) if isinstance(ask, Call) else self._read(ask))
+                if isinstance(ask, Call):
+                    raw = await self._call(ask)
+                else:
+                    raw = await (self._read(ask) if isinstance(ask, Read) else self._exchange(ask))
             except RedisError as error:
                 if poll := poll_of(ask, error):
                     ask = poll
@@ -161,26 +178,25 @@ class AsyncLeaseClient(Verbs["Redis"]):
                 return Answer(raw, sent_at)
 
     async def _call(self, call: Call) -> list[Any]:
-        for _ in range(TRIES - 1):
-            try:
-                return await self._say(call)
-            except ResponseError as error:
-                for command in self.wording.amend(call, error):
-                    await self._calls.execute(*command)
-        return await self._say(call)
+        tries = TRIES
+        while True:
+            replies = await self._calls.ask((self.wording.packed(call),))
+            tries -= 1
+            if type(replies[0]) is list or not not_understood(replies[0]) or not tries:
+                return reply_of(replies)
+            for command in self.wording.amend(call, replies.pop()):
+                await self._calls.execute(*command)
 
-    async def _say(self, call: Call) -> list[Any]:
-        answer: Any
-        if call.token is None:
-            answer = await self._calls.execute(*self.wording.command(call))
-        else:
-            (answer,) = await self._calls.ask((self.wording.packed(call),))
-            if isinstance(answer, ResponseError):
-                try:
-                    raise answer
-                finally:
-                    del answer  # the error keeps this frame, and this frame the client
-        return answer  # type: ignore[no-any-return] # every verb's reply is a list
+    async def _exchange(self, exchange: Exchange) -> list[Any]:
+        replies: list[Any] = []
+        for _ in range(TRIES):
+            replies = await self._calls.ask([self.wording.packed(call) for call in exchange.calls])
+            commands = exchanged(exchange, replies, self.wording)
+            if commands is None:
+                break
+            for command in commands:
+                await self._calls.execute(*command)
+        return reply_of(replies)
 
     async def _read(self, read: Read) -> list[Any]:
         return await self._calls.execute_many(read.commands)

@@ -6,17 +6,17 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from agent_sdk.block import Block
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.lease import Lease
-from agent_sdk.protocol.messages import Answer, Call, Pause, Read
+from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import Inbox
 from agent_sdk.request import own_token
-from agent_sdk.scripts.dispatch import TRIES
+from agent_sdk.scripts.dispatch import TRIES, exchanged, not_understood, reply_of
 from agent_sdk.store.handler_errors import raised_by_handler
 from agent_sdk.store.retry import RetryPolicy, poll_of
 from agent_sdk.verbs import Verbs
@@ -119,6 +119,29 @@ class LeaseClient(Verbs["Redis"]):
             self._after_failed_release(error, lease, refuse_late=refuse_late, owner=owner)
             raise
 
+    def exchange(self, lease: Lease | str, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
+        """Give a lease back and get the next one, in one round trip: `release`, then `acquire`.
+
+        The release takes effect first, so the next lease may get the same room. From the call on
+        the old lease is over, whatever comes of the acquire: a refusal does not bring it back.
+        Without an answer it is given back in the background, as after an interrupt.
+
+        Args:
+            lease: the lease to give back, or its token; one that has ended is no error.
+            agent: the agent that asks for the next one.
+            **ask: see `LeaseOptions`; an option that is wrong leaves the old lease as it is.
+
+        Raises:
+            BadRequest: an option is wrong, or another process holds the lease; nothing was sent.
+            Refused, StillWaiting, BrokerUnavailable, OutcomeUnknown: as `acquire`.
+        """
+        wait = self.wait_for(agent, ask)
+        try:
+            self._giving(lease, wait)
+            return self.attend(wait)
+        finally:
+            self._after_exchange(wait)
+
     def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end.
 
@@ -168,11 +191,14 @@ class LeaseClient(Verbs["Redis"]):
             result: T = done.value
             return result
 
-    def _send(self, ask: Call | Read, patience: RetryPolicy) -> Answer:
+    def _send(self, ask: Call | Exchange | Read, patience: RetryPolicy) -> Answer:
         while True:
             sent_at = local_now()
             try:
-                raw = self._call(ask, sent_at) if isinstance(ask, Call) else self._read(ask)
+                if isinstance(ask, Call):
+                    raw = self._call(ask, sent_at)
+                else:
+                    raw = self._read(ask) if isinstance(ask, Read) else self._exchange(ask, sent_at)
             except RedisError as error:
                 if (struck := raised_by_handler(error)) is not None and struck is not error:
                     raise struck from None
@@ -185,28 +211,28 @@ class LeaseClient(Verbs["Redis"]):
                 return Answer(raw, sent_at)
 
     def _call(self, call: Call, now: float) -> list[Any]:
-        for _ in range(TRIES - 1):
-            try:
-                return self._say(call, now)
-            except ResponseError as error:
-                for command in self.wording.amend(call, error):
-                    self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
-        return self._say(call, now)
+        tries = TRIES
+        while True:
+            data, mark = self.wording.packed(call)
+            replies = self._pool.ask(data, (mark,), now)
+            tries -= 1
+            if type(replies[0]) is list or not not_understood(replies[0]) or not tries:
+                return reply_of(replies)
+            for command in self.wording.amend(call, replies.pop()):
+                self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
 
-    def _say(self, call: Call, now: float) -> list[Any]:
-        answer: Any
-        if call.token is None:
-            command = self.wording.command(call)
-            answer = self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
-        else:
-            packed = self.wording.packed(call)
-            (answer,) = self._pool.ask(packed.data, (packed.mark,), now)
-            if isinstance(answer, ResponseError):
-                try:
-                    raise answer
-                finally:
-                    del answer  # the error keeps this frame, and this frame the client
-        return answer  # type: ignore[no-any-return] # every verb's reply is a list
+    def _exchange(self, exchange: Exchange, now: float) -> list[Any]:
+        replies: list[Any] = []
+        for _ in range(TRIES):
+            packed = [self.wording.packed(call) for call in exchange.calls]
+            marks = [each.mark for each in packed]
+            replies = self._pool.ask(b"".join([each.data for each in packed]), marks, now)
+            commands = exchanged(exchange, replies, self.wording)
+            if commands is None:
+                break
+            for command in commands:
+                self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+        return reply_of(replies)
 
     def _read(self, read: Read) -> list[Any]:
         pipe = self.redis.pipeline(transaction=False)

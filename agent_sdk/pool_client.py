@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agent_sdk.fork import OfOneProcess
 from agent_sdk.keys import Keys
+from agent_sdk.protocol.lease import release_call
+from agent_sdk.protocol.messages import Giving
 from agent_sdk.protocol.validation import check_name
 from agent_sdk.renewal.redis_transport import RedisTransport
 from agent_sdk.renewal.renewer import Renewer
@@ -20,6 +22,7 @@ from agent_sdk.store.store import Store
 if TYPE_CHECKING:
     from typing import Self
 
+    from agent_sdk.lease import HeldLease
     from agent_sdk.request import LeaseOptions
 
 R = TypeVar("R")
@@ -86,6 +89,25 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
     def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
         """Prepare an acquire: checked and with its token, but nothing is sent yet."""
         return Acquisition(self._caller.request(agent, **ask), ask)
+
+    def _giving(self, lease: HeldLease | str, wait: Acquisition) -> None:
+        """End a lease here, and have it given back with the first call of an acquire."""
+        if isinstance(lease, str):
+            token = check_name(lease, "token")
+        else:
+            lease.require_own()
+            token = "" if lease.local else lease.token
+        if token:
+            wait.giving = Giving(release_call(token, owner=wait.request.owner))
+        if not isinstance(lease, str):
+            self._keeper.discard(lease)
+            lease.end()
+
+    def _after_exchange(self, wait: Acquisition) -> None:
+        """Have the old lease given back in the background, if no answer says that it was."""
+        giving = wait.giving
+        if giving is not None and not giving.done and giving.call.token:
+            self._keeper.abandon(giving.call.token)
 
     @classmethod
     def from_url(cls, url: str, *, pool: str = "default", client_name: str | None = None) -> Self:

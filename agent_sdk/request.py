@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from typing import TypeGuard, Unpack
 
     from agent_sdk.keys import Keys
-    from agent_sdk.protocol.messages import Answer
+    from agent_sdk.protocol.messages import Answer, Giving
 
 log = logging.getLogger(__name__)
 
@@ -223,11 +223,13 @@ class Acquisition:
     Attributes:
         request: its present request.
         until: the end of the wait, on `clock.local_now`'s clock.
+        giving: the lease that is given back with the first call.
     """
 
     def __init__(self, request: Request, ask: LeaseOptions) -> None:
         self.request = request
         self.until = local_now() + request.wait_ms / 1000
+        self.giving: Giving | None = None
         self._keep_place = bool(ask.get("keep_place", False))
         self._named = ask.get("token") is not None
         self._process = identity()
@@ -238,7 +240,12 @@ class Acquisition:
         if wait_ms != self.request.wait_ms:
             self.request = self.request._replace(wait_ms=wait_ms)
         try:
-            return (yield from acquire(self.request, self.until, keep_place=self._keep_place))
+            giving = None if self.giving is None or self.giving.done else self.giving
+            return (
+                yield from acquire(
+                    self.request, self.until, keep_place=self._keep_place, giving=giving
+                )
+            )
         except NeverFits as error:
             if error.code != "never_fits":
                 raise

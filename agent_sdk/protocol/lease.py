@@ -17,6 +17,8 @@ from agent_sdk.protocol.messages import (
     PROTOCOL,
     Answer,
     Call,
+    Exchange,
+    Giving,
     Grant,
     Moment,
     Pause,
@@ -56,21 +58,27 @@ OVERDUE_POLL_S: Final = 0.25
 
 
 def acquire(
-    request: Request, until: float = 0.0, *, keep_place: bool = False
-) -> Generator[Call | Pause, Answer, Grant]:
+    request: Request,
+    until: float = 0.0,
+    *,
+    keep_place: bool = False,
+    giving: Giving | None = None,
+) -> Generator[Call | Exchange | Pause, Answer, Grant]:
     """Ask for a lease, and wait for it in the queue.
 
     Args:
         request: the request; its `wait_ms` is the rest of the wait.
         until: the end of the wait on `clocks.local_now`'s clock. The last call decides.
         keep_place: at the end stay in the queue and raise StillWaiting, without a decision.
+        giving: a lease to give back just before.
 
     Raises:
         Refused, BrokerUnavailable: with the reason.
         LeaseLost: this token's lease is over already, or its place in the queue is lost.
     """
     while True:
-        answer = yield request.call()
+        answer = yield Exchange(giving, request.call()) if giving else request.call()
+        giving = None
         match answer.raw:
             case ["GRANTED", _, _, _, _, _, int(), int(), *_]:
                 return granted(request, answer)
@@ -175,11 +183,16 @@ def renew_many(
     return found
 
 
+def release_call(token: str, *, plant: bool = True, owner: str = "") -> Call:
+    """Return the call that gives a lease back. `plant`: refuse an unknown token from now on."""
+    return Call("release", (PROTOCOL, token, int(plant), *_owned(owner)), token)
+
+
 def release(
     token: str, *, plant: bool = True, owner: str = ""
 ) -> Generator[Call, Answer, ReleaseResult]:
     """Give a lease back. `plant`: refuse an unknown token from now on."""
-    answer = yield Call("release", (PROTOCOL, token, int(plant), *_owned(owner)), token)
+    answer = yield release_call(token, plant=plant, owner=owner)
     match answer.raw:
         case ["RELEASED", *_]:
             return ReleaseResult(by_this_call=True, outcome="released")

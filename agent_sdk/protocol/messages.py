@@ -33,6 +33,44 @@ class Call(NamedTuple):
     token: str | None = None
 
 
+@dataclass(slots=True)
+class Giving:
+    """Release that is sent together with the next acquire.
+
+    Attributes:
+        call: the release.
+        done: its answer came: the lease has ended.
+    """
+
+    call: Call
+    done: bool = False
+
+    def take(self, reply: object) -> None:
+        """Take note of the reply."""
+        said = isinstance(reply, list) and reply[0] in {"RELEASED", "ALREADY", "UNKNOWN"}
+        self.done = self.done or said
+
+
+class Exchange(NamedTuple):
+    """Release of one lease and acquire of the next, sent in this order in one write.
+
+    Its answer is that of the acquire.
+    """
+
+    giving: Giving
+    call: Call
+
+    @property
+    def calls(self) -> tuple[Call, Call]:
+        """Both calls, in their order."""
+        return self.giving.call, self.call
+
+    @property
+    def token(self) -> str | None:
+        """Token of the lease that is asked for."""
+        return self.call.token
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """Plain commands, sent in one pipeline; reading is never a verb."""

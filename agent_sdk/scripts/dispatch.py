@@ -13,11 +13,13 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from agent_sdk.protocol.marks import marked
 from agent_sdk.scripts.library import own_library
-from agent_sdk.scripts.packed import Frames
+from agent_sdk.scripts.packed import Frames, packed
 from agent_sdk.scripts.source import CALLED, scripts
 
 if TYPE_CHECKING:
-    from agent_sdk.protocol.messages import Call
+    from collections.abc import Sequence
+
+    from agent_sdk.protocol.messages import Call, Exchange
     from agent_sdk.scripts.packed import Packed
 
 AGAIN_S, DENIED_S = 30.0, 600.0
@@ -62,7 +64,9 @@ class Dispatch:
         return (*self._form(call.verb), 1, self._base, marked(protocol), *args)
 
     def packed(self, call: Call) -> Packed:
-        """Return the same as bytes, for a call about one token."""
+        """Return the same as bytes."""
+        if call.token is None:
+            return packed(self.command(call))
         if self._none_until:
             return self._frames.pack(*self._form(call.verb), call)
         return self._frames.pack("FCALL", self._functions[call.verb], call)
@@ -86,6 +90,42 @@ class Dispatch:
         self.missing = str(error).startswith(NOT_FOUND)
         self._none_until = time.monotonic() + (AGAIN_S if self.missing else DENIED_S)
         return []
+
+
+def exchanged(
+    exchange: Exchange, replies: Sequence[object], wording: Dispatch
+) -> list[Command] | None:
+    """Take note of the replies to an exchange.
+
+    Return the commands to send before another try, since a call was not understood; None: both
+    were. Another error of the release is no reason for one: its lease is given back later.
+    """
+    exchange.giving.take(replies[0])
+    again = [
+        (call, reply)
+        for call, reply in zip(exchange.calls, replies, strict=True)
+        if not_understood(reply)
+    ]
+    return (
+        [command for call, reply in again for command in wording.amend(call, reply)]
+        if again
+        else None
+    )
+
+
+def reply_of(replies: list[Any]) -> list[Any]:
+    """Take the last of the replies out of their list, and return it.
+
+    Raises:
+        ResponseError: it is the server's error.
+    """
+    reply: Any = replies.pop()
+    if isinstance(reply, ResponseError):
+        try:
+            raise reply
+        finally:
+            del reply  # the error keeps this frame, and those of its callers
+    return reply  # type: ignore[no-any-return] # every verb's reply is a list
 
 
 def not_understood(answer: object) -> TypeGuard[ResponseError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from agent_sdk.protocol.marks import new_mark
+from agent_sdk.protocol.marks import mark_of, new_mark
 
 if TYPE_CHECKING:
     from agent_sdk.protocol.messages import Call
@@ -18,6 +18,12 @@ class Packed(NamedTuple):
 
     data: bytes
     mark: str
+
+
+def packed(command: tuple[Any, ...]) -> Packed:
+    """Return a command as bytes, with the mark that it carries."""
+    text = f"*{len(command)}\r\n{''.join(map(_word, command))}"
+    return Packed(text.encode(), mark_of(command))
 
 
 class Frames:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
+
+from agent_sdk.fork import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 
 class _InUse:
-    """Connections in use, as long as a caller refers to them; all steps are single ones."""
+    """Connections in use, as long as a caller refers to them.
+
+    Attributes:
+        refs: their weak references: adding and removing one is a single step.
+    """
 
     def __init__(self) -> None:
-        self._refs: set[ref[Any]] = set()
+        self.refs: set[ref[Any]] = set()
 
     def add(self, connection: Any) -> None:
         """Add a connection."""
-        self._refs.add(connection.own_ref)
+        self.refs.add(connection.own_ref)
 
     def remove(self, connection: Any) -> None:
         """Remove a connection; KeyError: it is not among them."""
-        self._refs.remove(connection.own_ref)
-
-    def discard(self, connection: Any) -> None:
-        """Remove a connection if it is among them."""
-        self._refs.discard(connection.own_ref)
+        self.refs.remove(connection.own_ref)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the living ones."""
-        for each in list(self._refs):
+        for each in list(self.refs):
             if (connection := each()) is not None:
                 yield connection
             else:
-                self._refs.discard(each)
+                self.refs.discard(each)
 
     def __len__(self) -> int:
         """Return their number."""
@@ -55,38 +55,42 @@ class Pool(redis.ConnectionPool):
     _available_connections: list[Any]
     _in_use_connections: Any
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        renew_in_child(self)
+
     def reset(self) -> None:
-        """Drop all connections."""
+        """Drop all connections; a forked child has none of its parent's."""
         super().reset()
         self._in_use_connections = _InUse()
 
     def ask(self, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
         """Send commands over one connection, and return their replies; see `Counting.ask`.
 
-        A connection that was used a moment ago is taken and put back without redis-py's questions.
+        A connection that was used a moment ago is taken and put back without redis-py's questions,
+        and without the lock: an interrupt between two steps loses the connection at most.
         """
-        connection = self._take(now)
+        there, in_use = self._available_connections, self._in_use_connections.refs
+        try:
+            connection = there.pop()
+        except IndexError:
+            connection = self.get_connection()
+        else:
+            if now < connection.ready_until:
+                in_use.add(connection.own_ref)
+            else:
+                there.append(connection)
+                connection = self.get_connection()
         try:
             replies: list[Any] = connection.ask(packed, marks, now)
             return replies
         finally:
-            if connection.fresh(now) and not connection.should_reconnect():
-                self._in_use_connections.discard(connection)
-                self._available_connections.append(connection)
+            if now < connection.ready_until:
+                if connection.own_ref in in_use:
+                    in_use.remove(connection.own_ref)
+                    there.append(connection)
             else:
                 self.release(connection)
-
-    def _take(self, now: float) -> Any:
-        """Take an idle connection in single steps, without the lock: an interrupt loses none."""
-        there = self._available_connections
-        if there and self.pid == os.getpid():
-            with suppress(IndexError):
-                connection = there.pop()
-                if connection.fresh(now):
-                    self._in_use_connections.add(connection)
-                    return connection
-                there.append(connection)
-        return self.get_connection()
 
     def hang_up(self) -> None:
         """End the waiting of all connections; from any thread."""

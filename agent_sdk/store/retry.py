@@ -24,7 +24,7 @@ from redis.exceptions import (
 )
 
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.protocol.messages import Call
+from agent_sdk.protocol.messages import Call, Exchange
 from agent_sdk.scripts.source import POLL
 from agent_sdk.store.connect_errors import hopeless, never_sent
 
@@ -133,13 +133,14 @@ class RetryPolicy:
         return error_for(code, f"{says} ({error})", token=token)
 
 
-def poll_of(ask: Call | Read, error: RedisError) -> Call | None:
+def poll_of(ask: Call | Exchange | Read, error: RedisError) -> Call | None:
     """Return the call that a full store takes instead: a waiter keeps its place in the queue.
 
     None: the failure is another, or no such call exists.
     """
-    if isinstance(error, OutOfMemoryError) and isinstance(ask, Call) and ask.verb == "acquire":
-        return ask._replace(verb=POLL)
+    call = ask.call if isinstance(ask, Exchange) else ask
+    if isinstance(error, OutOfMemoryError) and isinstance(call, Call) and call.verb == "acquire":
+        return call._replace(verb=POLL)
     return None
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import crowd
 from redis.exceptions import RedisError
 
 from agent_sdk import LeaseClient, Store
@@ -71,7 +72,11 @@ PLAIN_SOURCE = """
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return redis.call('DEL', KEYS[1])
 """
-SDK, BARE, LOCK, PING = "SDK", "two bare FCALL", "redis-py Lock", "one raw PING"
+SDK, EXCHANGE, BARE, LOCK, PING = (
+    crowd.SDK, "SDK exchange", "two bare FCALL", crowd.LOCK, "one raw PING",
+)  # fmt: skip
+PAIRED = (SDK, EXCHANGE, BARE, LOCK, PING)
+CROWDS = (crowd.TASKS, crowd.THREADS)
 CALLER = Caller(HOST, "bench")
 
 CLIENT_TIME = """\
@@ -82,6 +87,9 @@ core wakes up, which makes all ratios smaller. The scheduler gives an unpinned c
 CORES = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 PLACES = {"one core": (0, 0), "two cores": (0, -1)} if len(CORES) > 1 else {"unpinned": (0, 0)}
 """Cores on which client and server run: indexes into CORES."""
+
+LOCK_GOALS = {"one core": 0.75, "two cores": 0.9}
+"""Goals for an SDK pair, in Lock pairs."""
 
 CHUNK = 1000
 """Calls in one pipeline."""
@@ -183,6 +191,7 @@ class Results:
     calls: tuple[VerbCalls, ...]
     levels: tuple[LevelCost, ...]
     pairs: tuple[PairCost, ...]
+    crowds: tuple[tuple[str, float, float, float], ...]
     footprint: Footprint
     goals: tuple[Goal, ...]
 
@@ -384,6 +393,12 @@ def pair_probe(
         return in_group(place, {name: wall_us(pair, times) for name, pair in pairs.items()})
 
 
+def crowd_probe(server: int, many: Callable[[], dict[Key, float]]) -> dict[Key, float]:
+    """Client time of the pairs of many tasks and threads, the server on a core of its own."""
+    with placed(server, [*PLACES][-1]):
+        return many()
+
+
 @contextmanager
 def placed(server: int, place: str) -> Iterator[None]:
     """Keep this process and the server on their cores for the length of a block."""
@@ -422,6 +437,11 @@ def pairs_of(pool: Pool, stack: ExitStack) -> dict[str, Callable[[], object]]:
     def with_sdk() -> None:
         sdk.release(sdk.acquire("agent", memory_mb=8, ttl_s=600))
 
+    held = [sdk.acquire("agent", memory_mb=8, ttl_s=600)]
+
+    def with_exchange() -> None:
+        held[0] = sdk.exchange(held[0], "agent", memory_mb=8, ttl_s=600)
+
     def with_bare() -> None:
         token = new_token()
         bare.execute_command(*acquiring[:5], token, *acquiring[6:])
@@ -435,7 +455,8 @@ def pairs_of(pool: Pool, stack: ExitStack) -> dict[str, Callable[[], object]]:
         wire.sendall(b"PING\r\n")
         wire.recv(64)
 
-    return {SDK: with_sdk, BARE: with_bare, LOCK: with_lock, PING: with_ping}
+    return {SDK: with_sdk, EXCHANGE: with_exchange, BARE: with_bare, LOCK: with_lock,
+            PING: with_ping}  # fmt: skip
 
 
 def measure(probes: Sequence[Callable[[], dict[Key, float]]], rounds: int) -> Samples:
@@ -511,6 +532,7 @@ def run(effort: Effort) -> Results:
         calls = count_calls(middle)
         small = Pool(stack.enter_context(running_store()), HOST_DEVICES)
         pairs = pairs_of(small, stack)
+        many = stack.enter_context(crowd.crowds(small.store, KEYS.pool_name, HOST))
         server = int(small.redis.info("server")["process_id"])
         probes = [
             partial(verb_probe, middle, pipelined=False),
@@ -518,6 +540,7 @@ def run(effort: Effort) -> Results:
             partial(many_probe, middle),
             *(partial(level_probe, pool, name) for name, pool in pools.items()),
             *(partial(pair_probe, server, place, pairs, effort.pairs) for place in PLACES),
+            partial(crowd_probe, server, many),
         ]
         samples = measure(probes, effort.rounds)
         version = middle.redis.info("server")["redis_version"]
@@ -534,8 +557,17 @@ def results(
     """Return the results of the samples."""
     goals = [
         Goal(f"SDK pair / {name}, {place}", limit, ratio(samples, (place, SDK), (place, other)))
-        for name, other, limit in (("bare pair", BARE, 1.15), ("Lock pair", LOCK, 1.6))
+        for name, other, limit in (("bare pair", BARE, 1.15),)
         for place in PLACES
+    ]
+    for place, limit in LOCK_GOALS.items():
+        if place in PLACES:
+            for mine, most in ((SDK, limit), (EXCHANGE, 0.6)):
+                figure = ratio(samples, (place, mine), (place, LOCK))
+                goals.append(Goal(f"{mine} / Lock pair, {place}", most, figure))
+    goals += [
+        Goal(f"SDK pair / Lock pair, {name}", limit, ratio(samples, (name, SDK), (name, LOCK)))
+        for name, limit in zip(CROWDS, (0.5, 0.625), strict=True)
     ]
     at_once = ratio(samples, (MANY, "renew_many"), (MANY, "renew"))
     goals.append(Goal(f"renew_many / renew, per lease, {MANY}", 0.4, at_once))
@@ -546,10 +578,15 @@ def results(
         verbs=tuple(verb_cost(samples, verb) for verb in (*VERBS, PLAIN)),
         calls=calls,
         levels=tuple(level_cost(samples, *level) for level in effort.levels),
-        pairs=tuple(
-            pair_cost(samples, place, client)
-            for place in PLACES
-            for client in (SDK, BARE, LOCK, PING)
+        pairs=tuple(pair_cost(samples, place, client) for place in PLACES for client in PAIRED),
+        crowds=tuple(
+            (
+                name,
+                median(samples[name, SDK]),
+                median(samples[name, LOCK]),
+                ratio(samples, (name, SDK), (name, LOCK)),
+            )
+            for name in CROWDS
         ),
         footprint=footprint,
         goals=tuple(goals),
@@ -640,6 +677,13 @@ def markdown(found: Results) -> str:
                  f"{p.locks:.2f}"]
                 for p in found.pairs
             ],
+        ),
+        "## A hundred clients at once",
+        f"µs per pair, client and server on {[*PLACES][-1]}.",
+        table(
+            ["clients", SDK, LOCK, "x"],
+            [[name, *(f"{us:.0f}" for us in both), f"{share:.2f}"]
+             for name, *both, share in found.crowds],
         ),
         "## Memory of a lease",
         weight,

@@ -114,12 +114,12 @@ def test_script_of_the_programs_own_is_answered_as_it_is(client: LeaseClient) ->
         assert pipe.execute() == [[said, "own"]]
 
 
-def _interrupt_reads(pipes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let SIGINT come when a pipeline's first answer was read and the others were not."""
+def _interrupt_reads(pipes: Any, monkeypatch: pytest.MonkeyPatch, after: int = 1) -> None:
+    """Let SIGINT come when so many answers of a pipeline were read and the others were not."""
     real, seen = pipes.parse_response, iter(range(1_000_000))
 
     def parse(self: Any, *args: Any, **options: Any) -> Any:
-        if next(seen) == 1:
+        if next(seen) == after:
             monkeypatch.undo()
             raise KeyboardInterrupt
         return real(self, *args, **options)
@@ -142,10 +142,10 @@ def test_reading_after_an_interrupted_one_reads_its_own(
 def test_keepers_link_after_an_interruption_takes_each_answer_for_its_lease(
     client: LeaseClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipeline of the renewing thread, broken off in the middle."""
+    """The pipeline of the renewing thread, broken off before its answer is read."""
     leases = [client.acquire("me", memory_mb=1, ttl_s=ttl_s) for ttl_s in (10, 20, 30)]
     link = RedisTransport(client.store.connect, client.keys)
-    _interrupt_reads(type(client.redis.pipeline()), monkeypatch)
+    _interrupt_reads(type(client.redis.pipeline()), monkeypatch, 0)
     with pytest.raises(KeyboardInterrupt):
         list(link.renew(leases))
     left = [round(renewal.remaining_ms / 1000) for renewal in link.renew(leases[::-1])]
