@@ -90,6 +90,7 @@ def build_app(settings: Settings) -> FastAPI:
             task.add_done_callback(_log_failure)
         # What lives as long as this process is not looked through at each full collection, which
         # would hold the loop for a tenth of a second.
+        _build_routes(app)
         gc.collect()
         gc.freeze()
         try:
@@ -152,6 +153,12 @@ class Facade(FastAPI):
             await self._front(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def _build_routes(app: FastAPI) -> None:
+    """Build what FastAPI else builds of its routes at the first request, which holds the loop."""
+    for route in app.router.routes:
+        route.matches({"type": "http", "method": "GET", "path": "/", "headers": [], "app": app})
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:

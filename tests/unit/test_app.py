@@ -1,10 +1,13 @@
-"""The end of a replica's tasks."""
+"""The start of a replica, and the end of its tasks."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
+from broker import app
 from broker.app import end
+from broker.settings import Settings
 
 
 async def test_task_that_swallows_a_cancellation_is_ended() -> None:
@@ -21,3 +24,14 @@ async def test_task_that_swallows_a_cancellation_is_ended() -> None:
     async with asyncio.timeout(10):
         await end(tasks)
     assert all(task.cancelled() for task in tasks)
+
+
+def test_routes_are_built_before_the_first_request() -> None:
+    """A start builds what FastAPI else builds at the first request; again it costs next to none."""
+    made = app.build_app(Settings(GPU_BROKER_DEVICES="none"))
+    took = []
+    for _ in range(2):
+        began = time.thread_time()
+        app._build_routes(made)
+        took.append(time.thread_time() - began)
+    assert took[1] < took[0] / 10
