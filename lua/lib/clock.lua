@@ -37,7 +37,11 @@ local kept, begun = {}, nil
 -- What the broker can do, but for what every verb does, which is local functions. In a script a
 -- verb reads at once what it needs on its straight path, and the rest of the library when something
 -- of it is asked for.
-local broker = {}
+local broker = {
+  -- Of a library, which then takes the plain path at once: pools in which something waited at the
+  -- end of the last call, and tokens that were offered something.
+  queued = {}, offered_to = {}, offered_count = 0, most_offered = 256,
+}
 
 -- Of the call that is being made, and made anew by start() for each: what is written here outside
 -- of functions is run once for many calls when it is a function library.

@@ -37,7 +37,9 @@ local function finish()
     local n = #changes
     changes[n + 1], changes[n + 2] = 'sequence', text(next_sequence(ctx.sequence, ctx.now_us))
     call('HSET', POOL, unpack(changes))
-    if seen then seen[POOL] = ctx.now end
+    if seen then
+      seen[POOL], broker.queued[KEYS[1]] = ctx.now, ctx.pool.waiting > 0 or nil
+    end
   end
   if ctx.closing then broker.event('closed', 'until_ms', text(ctx.closing)) end
   return next_deadline_ms

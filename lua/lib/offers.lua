@@ -77,6 +77,12 @@ local function offer(w, devices)
     if call('RPUSH', inbox, w.token) > HINTS then call('LTRIM', inbox, -HINTS, -1) end
     call('PEXPIRE', inbox, HINTS_MS)
   end
+  if seen then
+    if broker.offered_count == broker.most_offered then
+      broker.offered_to, broker.offered_count = {}, 0
+    end
+    broker.offered_to[w.token], broker.offered_count = true, broker.offered_count + 1
+  end
   broker.count('offered')
   broker.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken)
   return OFFER_WORK * #devices

@@ -10,10 +10,10 @@ local MOST_MEMOS, LONGEST_MEMO = 256, 256
 local requests, request_count = {}, 0
 local words, word_count = {}, 0
 
--- The mark that is to be repeated, or nil; false: another protocol, a form for the plain path, or
--- the library's first call.
+-- The mark that is to be repeated, or nil; false: another protocol, a form for the plain path, a
+-- pool in which something waits, or the library's first call.
 local function mark_of(said)
-  if not find then return false end
+  if not find or broker.queued[KEYS[1]] then return false end
   if said == PROTOCOL then return nil end
   if said and #said > 2 and #said <= 34 and string.sub(said, 1, 2) == '1 ' then
     return string.sub(said, 3)
@@ -91,7 +91,7 @@ end
 local function straight_acquire()
   local mark, agent, client, pid, owner = mark_of(ARGV[1]), ARGV[3], ARGV[14], ARGV[15], ARGV[16]
   local token, wait = ARGV[2], ARGV[17]
-  if mark == false or not owner then return nil end
+  if mark == false or not owner or broker.offered_to[token] then return nil end
   local request = table.concat(ARGV, '|', 4, 13)
   local asked = request_of(request)
   if not asked or not is_token(token) or not has_form(agent, '^[%w._:@/-]+$', 128)
