@@ -22,12 +22,16 @@ MANY = 600
 
 @pytest.fixture
 def pool(server: Server) -> Iterator[Pool]:
-    """A pool of two devices whose verbs are functions, used once: the library knows it."""
+    """A pool whose verbs are functions, and whose two devices the library keeps; one is idle."""
     with server.connect() as client:
         pool = Pool(client, functions=True)
         pool.freeze()
         pool.report((device("gpu-a", 100_000), device("gpu-b", 100_000, index=1)))
-        granted(pool.acquire(token("first"), memory_mb=100))
+        granted(pool.acquire(token("first"), memory_mb=1000))
+        for name in ("warm", "warmer"):
+            granted(pool.acquire(token(name), memory_mb=100))
+        for name in ("warm", "warmer"):
+            assert pool.release(token(name))[0] == "RELEASED"
         yield pool
 
 
@@ -51,7 +55,6 @@ def commands(pool: Pool, call: Any) -> dict[str, int]:
 
 def test_second_call_reads_the_pool_by_one_field(pool: Pool) -> None:
     """It is the straight path that is under test here, by what the library keeps."""
-    granted(pool.acquire(token("other"), memory_mb=100))  # the other device is read for it
     ran = commands(pool, lambda: granted(pool.acquire(token("second"), memory_mb=100)))
     assert (ran["hget"], "hmget" in ran) == (1, False)
     ran = commands(pool, lambda: pool.renew(token("second")))
@@ -84,28 +87,29 @@ def test_call_by_another_way_makes_what_is_kept_void(pool: Pool, way: str) -> No
         pool.way = way if number % 2 else OWN
         granted(pool.acquire(token(f"t{number}"), memory_mb=100))
         assert sum(pool.number(uuid, "leased_mb") for uuid in ("gpu-a", "gpu-b")) == (
-            100 * (number + 2)
+            1000 + 100 * (number + 1)
         )
     pool.way = OWN
     assert pool.release(token("t3"))[0] == "RELEASED"
-    assert pool.hash("agents") == {"agent": "400", "agent#leases": "4"}
+    assert pool.hash("agents") == {"agent": "1300", "agent#leases": "4"}
     audit(pool.redis, pool.keys)
 
 
-@pytest.mark.parametrize("way", [OWN, OTHER, SCRIPTS])
-def test_call_that_ends_in_an_error_leaves_nothing_believed(pool: Pool, way: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "key"), [(OWN, "agents"), (OTHER, "idle:h1/m1"), (SCRIPTS, "idle:h1/m1")]
+)
+def test_call_that_ends_in_an_error_leaves_nothing_believed(pool: Pool, way: str, key: str) -> None:
     """Writes before the error are read again, by the other ways' callers too."""
-    with broken(pool, "idle:h1/m1"):
+    with broken(pool, key):
         pool.way = way
         with pytest.raises(ResponseError):
             pool.acquire(token("half"), memory_mb=100)
         pool.way = OWN
     leased = {uuid: pool.number(uuid, "leased_mb") for uuid in ("gpu-a", "gpu-b")}
-    assert sum(leased.values()) == 200, "the error came after the device was written"
+    assert leased == {"gpu-a": 100, "gpu-b": 1000}, "the device was written before the error"
     ((uuid, _),) = granted(pool.acquire(token("next"), memory_mb=100)).devices
-    leased[uuid] += 100
-    assert {uuid: pool.number(uuid, "leased_mb") for uuid in leased} == leased
-    assert pool.hash("agents") == {"agent": "200", "agent#leases": "2"}
+    assert (uuid, pool.number(uuid, "leased_mb")) == ("gpu-a", 200)
+    assert pool.hash("agents") == {"agent": "1100", "agent#leases": "2"}
 
 
 def test_edit_by_hand_counts_once_the_sequence_is_moved(pool: Pool) -> None:
@@ -122,7 +126,7 @@ def test_library_keeps_a_bounded_part_and_is_right_beyond_it(pool: Pool) -> None
     for number in range(MANY):
         assert pool.renew(token(f"m{number}"))[0] == "RENEWED"
         assert pool.release(token(f"m{number}"))[0] == "RELEASED"
-    assert pool.hash("agents") == {"agent": "100", "agent#leases": "1"}
+    assert pool.hash("agents") == {"agent": "1000", "agent#leases": "1"}
     audit(pool.redis, pool.keys)
 
 
