@@ -44,6 +44,7 @@ def tell(client: LeaseClient, uuid: str, **fields: Any) -> None:
     """Write a host's report of a device; a list is JSON."""
     said = {k: json.dumps(v) if isinstance(v, list) else v for k, v in fields.items()}
     client.redis.hset(client.keys.device(uuid), mapping=said)
+    client.redis.hincrby(client.keys.pool, "sequence", 1)
 
 
 def find(client: LeaseClient) -> str:
@@ -68,4 +69,5 @@ def find(client: LeaseClient) -> str:
     )  # fmt: skip
     tell(client, BLIND, unseen=UNSEEN, parent="GPU-0")
     client.redis.hset(client.keys.record(lease.token), "notice", "overuse")
+    client.redis.hincrby(client.keys.pool, "sequence", 1)
     return lease.token

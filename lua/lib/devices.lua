@@ -62,6 +62,7 @@ end
 -- queue.
 function broker.index(d)
   local free_mb, sharable, shared, idle, empty = d.free_mb, d.sharable, d.shared, d.idle, d.empty
+  ctx.none_free = nil   -- what the straight path has found before this change
   settle(d)
   if ctx.pool.waiting > 0 then   -- also of a reserved one: its owner is looked up
     local grew = (d.sharable or d.empty) and d.free_mb > free_mb

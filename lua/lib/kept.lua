@@ -124,11 +124,9 @@ local function write_agent(k, agent, a)
   end
 end
 
--- What the straight path needs of an active lease's record, as kept or read now. Nil: it is not
--- active, or revoked.
-local function kept_record(k, token)
-  local r = k.records[token]
-  if r then return r end
+-- What the straight path needs of an active lease's record that is not kept. Nil: it is not active,
+-- or revoked.
+local function read_record(k, token)
   local state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice, agent =
     broker.read(prefix .. 'record:' .. token)
   k.read = { state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice,

@@ -150,8 +150,7 @@ end
 
 local function straight_renew()
   local mark, token, fence, ttl, owner = mark_of(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-  if mark == false or ARGV[6] or not is_token(token)
-    or not fence or #fence > 16 or not find(fence, '^%d*$')
+  if mark == false or ARGV[6] or not fence
     or owner and owner ~= '' and not has_form(owner, '^[%w._:@/-]*$', 128) then
     return nil
   end
@@ -161,7 +160,8 @@ local function straight_renew()
     if not ttl_ms or ttl_ms > 0 and ttl_ms < 1000 then return nil end
   end
   local k = recall()
-  local r = k and kept_record(k, token)
+  -- A token that is kept, and a fence that is its lease's, have the form of one
+  local r = k and (k.records[token] or is_token(token) and read_record(k, token))
   if not r or fence ~= '' and fence ~= r.fence or owner and owner ~= '' and owner ~= r.owner
     or r.expires_at_ms < k.now then
     return nil
@@ -194,12 +194,12 @@ end
 
 local function straight_release()
   local mark, token, plant, owner = mark_of(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-  if mark == false or not is_token(token) or plant ~= '0' and plant ~= '1'
+  if mark == false or plant ~= '0' and plant ~= '1'
     or owner and owner ~= '' and not has_form(owner, '^[%w._:@/-]*$', 128) then
     return nil
   end
   local k = recall()
-  local r = k and kept_record(k, token)
+  local r = k and (k.records[token] or is_token(token) and read_record(k, token))
   if not r or owner and owner ~= '' and owner ~= r.owner then return nil end
   local devices, agent = r.devices, r.agent
   local uuid, mb = string.match(devices, '^([^,]+)=(%d+)$')

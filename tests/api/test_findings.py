@@ -143,6 +143,7 @@ def test_page_is_told_a_finding_when_it_happens(door: Door) -> None:
                     break
         finally:
             door.client.redis.hdel(door.client.keys.device(FIRST), "idle")
+            door.client.redis.hincrby(door.client.keys.pool, "sequence", 1)
     assert time.monotonic() - began < 2
     assert change.data["rows"]["leases"][door.name] == {"findings": ["overuse", "idle"]}
     kinds = [each["kind"] for each in change.data["rows"]["devices"][FIRST]["findings"]]

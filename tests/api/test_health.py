@@ -74,8 +74,10 @@ def test_ready_is_503_while_nothing_can_be_granted(plain: Broker, api_pool: Pool
     """A closed pool and a full store answer what /lease would say, and recover by themselves."""
     redis, keys = api_pool.redis, api_pool.keys
     redis.hset(keys.pool, "closed_until_ms", 9_999_999_999_999)
+    redis.hincrby(keys.pool, "sequence", 1)
     closed = plain.http.get("/ready")
     redis.hset(keys.pool, "closed_until_ms", 0)
+    redis.hincrby(keys.pool, "sequence", 1)
     assert (closed.status_code, closed.json()["ready"]) == (503, False)
     assert "lost data" in closed.json()["reason"]
     redis.config_set("maxmemory", "1mb")

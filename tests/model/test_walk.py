@@ -103,9 +103,12 @@ def test_walk_reaches_what_is_rare(world: World) -> None:
 
 
 @pytest.mark.parametrize("path", LIVES, ids=[path.stem for path in LIVES])
-def test_life_that_once_stopped_a_walk_goes_on(world: World, path: Path) -> None:
-    """The steps that a long walk was shrunk to, when the model or the scripts were wrong."""
+def test_life_that_once_stopped_a_walk_goes_on(
+    world: World, world_of_functions: World, path: Path
+) -> None:
+    """The steps that a long walk was shrunk to, when the model or the verbs were wrong."""
     assert world.fails(json.loads(path.read_text())) is None
+    assert world_of_functions.fails(json.loads(path.read_text())) is None
 
 
 @pytest.mark.slow

@@ -194,11 +194,13 @@ def test_run_needs_no_stdout(settings: dict[str, str], tmp_path: Path) -> None:
 def test_closed_pool_is_no_server_to_start(settings: dict[str, str], pool: Pool) -> None:
     """It opens by itself: another broker would not help."""
     pool.redis.hset(pool.keys.pool, "closed_until_ms", 9_999_999_999_999)
+    pool.redis.hincrby(pool.keys.pool, "sequence", 1)
     done = subprocess.run(
         [PROGRAM, "run", "--wait", "0", "--memory", "1MiB", "--", "true"],
         env=environment(**settings), capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     pool.redis.hset(pool.keys.pool, "closed_until_ms", 0)
+    pool.redis.hincrby(pool.keys.pool, "sequence", 1)
     assert done.returncode == 69
     assert "it opens by itself" in done.stderr
     assert "gpu-broker serve" not in done.stderr

@@ -158,11 +158,13 @@ def test_release_before_acquire_refuses_the_late_acquire(client: LeaseClient) ->
 def test_acquire_in_safe_mode_is_refused_also_for_cpu(client: LeaseClient) -> None:
     """SAFE_MODE never falls back silently."""
     client.redis.hset(client.keys.pool, "safe_mode", 1)
+    client.redis.hincrby(client.keys.pool, "sequence", 1)
     try:
         with pytest.raises(SafeMode):
             client.acquire("a", on_unavailable="cpu")
     finally:
         client.redis.hset(client.keys.pool, "safe_mode", 0)
+        client.redis.hincrby(client.keys.pool, "sequence", 1)
 
 
 def test_acquire_after_script_flush_loads_its_scripts_again(client: LeaseClient) -> None:

@@ -26,6 +26,7 @@ def told(pool: Pool, **fields: Any) -> DeviceStatus:
     pool.report((device("gpu-a"),))
     said = {k: json.dumps(v) if isinstance(v, list) else v for k, v in fields.items()}
     pool.redis.hset(pool.keys.device("gpu-a"), mapping=said)
+    pool.redis.hincrby(pool.keys.pool, "sequence", 1)
     (found,) = pool.look(snapshot.devices(pool.keys))
     return found
 
@@ -59,6 +60,7 @@ def test_findings_of_a_lease_are_its_own_the_worst_first(pool: Pool) -> None:
     found = told(pool, idle=f"{OTHER},{HELD}", degraded=HELD, overuse=OTHER, squatter="7,8")
     granted(pool.acquire(HELD, memory_mb=1))
     pool.redis.hset(pool.keys.record(HELD), "notice", "overuse,idle")
+    pool.redis.hincrby(pool.keys.pool, "sequence", 1)
     (lease,) = pool.look(snapshot.leases(pool.keys))
     assert findings.of_lease(lease, {"gpu-a": found}) == ("degraded", "overuse", "idle")
     assert findings.of_lease(lease, {}) == ("overuse", "idle")
