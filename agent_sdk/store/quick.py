@@ -151,9 +151,10 @@ class QuickRedis:
 
     def ask(self, packed: bytes, marks: Sequence[str], now: float) -> list[Reply]:
         """Send packed calls of verbs; return the reply to each, or the server's error."""
-        answers = self._exchanged(packed, marks)
-        if answers is not None and not any(isinstance(x, hiredis.ReplyError) for x in answers):
-            return answers
+        if len(marks) == 1:  # of several, those that were carried out must not be repeated
+            answers = self._exchanged(packed, marks)
+            if answers is not None and not isinstance(answers[0], hiredis.ReplyError):
+                return answers
         pool = cast("Pool", self.redis_py().connection_pool)
         return pool.ask(packed, marks, now)
 

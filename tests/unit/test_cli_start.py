@@ -138,6 +138,14 @@ def test_quick_client_reads_the_same_as_redis_py(pool: TestBroker, quick: LeaseC
         assert quick.release(held)
 
 
+def test_several_calls_at_once_are_redis_pys(quick: LeaseClient) -> None:
+    """One of them may be refused, and the others, which were carried out, are not repeated."""
+    held = quick.acquire("a", memory_mb=10)
+    after = quick.exchange(held, "a", memory_mb=20)
+    assert [x.token for x in quick.leases()] == [after.token]
+    assert quick.release(after)
+
+
 def test_refusals_are_redis_pys_own(quick: LeaseClient) -> None:
     """A call that the server refused is repeated by redis-py, which raises its error."""
     with pytest.raises(ResponseError, match="wrong number of arguments"):
