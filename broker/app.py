@@ -7,7 +7,6 @@ import gc
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from fastapi import FastAPI
 
@@ -27,6 +26,7 @@ from broker.metrics import Metrics
 from broker.replica import Broker
 from broker.reporter import Reporter, source_of
 from broker.systemd import Systemd
+from broker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -48,13 +48,15 @@ CANCEL_S = 0.5
 BODY_BYTES = 16_384
 
 
-def build_app(settings: Settings) -> FastAPI:
+def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     """Build the HTTP application; serving it starts reporting and reaping.
+
+    `worker`: this process's part among several.
 
     Raises:
         DeviceSourceError: the device source is unavailable.
     """
-    source, systemd = source_of(settings), Systemd()
+    source, systemd, worker = source_of(settings), Systemd(), worker or Worker()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,16 +76,17 @@ def build_app(settings: Settings) -> FastAPI:
             systemd.ticked(problem)
             view.glance()
 
-        ticker = Ticker(client, ticked, metrics.looked)
+        ticker = Ticker(client, ticked, metrics.looked, lambda: worker.leads)
         feed = Feed(client, view.remember, (count, view.heard))
         broker = Broker(
-            settings, source, client, reporter, ticker, metrics, replica, keys, feed, view
-        )
+            settings, source, client, reporter, ticker, metrics, replica, keys, feed, view,
+            worker,
+        )  # fmt: skip
         client.by = f"serve {settings.sdk.hostname} {broker.replica}"
         app.state.broker = broker
         work = (
-            reporter.run(), ticker.run(), feed.run(), view.run(feed), broker.decide_safe_mode(),
-            broker.dismiss(),
+            worker.report(reporter), ticker.run(), feed.run(), view.run(feed),
+            broker.decide_safe_mode(), broker.dismiss(),
         )  # fmt: skip
         tasks = [asyncio.create_task(each) for each in work]
         for task in tasks:
@@ -97,18 +100,19 @@ def build_app(settings: Settings) -> FastAPI:
             yield
         finally:
             systemd.stopping()
-            if settings.drain_on_stop_s:
+            if settings.drain_on_stop_s and worker.leads:
                 await reporter.drain(settings.drain_on_stop_s)
             await end(tasks)
             await client.close()
             source.close()
 
-    replica, keys = uuid4().hex[:8], settings.keyring()
-    metrics = Metrics(__version__, replica)
+    place, keys = worker.place, settings.keyring()
+    replica = worker.replica
+    metrics = Metrics(__version__, replica, place)
 
     def count(news: News) -> None:
         for event in news.events:
-            metrics.flow.take(event)
+            metrics.flow.take(event, counts=worker.leads)
 
     app = Facade(
         title="GPU lease broker",
@@ -119,7 +123,6 @@ def build_app(settings: Settings) -> FastAPI:
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; ours does not
         redoc_url=None,
     )
-    app.state.replica = replica
     install_handlers(app)
     app.include_router(leases.hot)
     for part in (leases, health, pool, scrape, operators, streams, dashboard, openapi):

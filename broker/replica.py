@@ -19,6 +19,7 @@ from broker.live.single_flight import SingleFlight
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
     from agent_sdk.state.lists import LeaseEntry
+    from agent_sdk.state.snapshot import PoolStatus
     from broker.api_keys import Keyring, Principal
     from broker.devices import Source
     from broker.live.feed import Feed
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from broker.metrics import Metrics
     from broker.reporter import Reporter
     from broker.settings import Settings
+    from broker.worker import Worker
 
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Broker:
         stopping: set when this process is told to stop, for the followers of streams.
         readiness: the readiness check that simultaneous requests share.
         listed: the last list of leases that was asked for in pages.
+        worker: this process's part among several.
         mode_decided: our environment's SAFE_MODE has reached the pool's policy.
     """
 
@@ -56,6 +59,7 @@ class Broker:
     keys: Keyring
     feed: Feed
     view: View
+    worker: Worker
     mode_decided: bool = False
     listed: Recent[tuple[list[LeaseEntry], ...]] = field(default_factory=Recent)
     stopping: Event = field(default_factory=Event)
@@ -99,19 +103,25 @@ class Broker:
     async def decide_safe_mode(self) -> None:
         """Write our environment's SAFE_MODE, if any, into the pool's policy; log the outcome.
 
-        So agents that call Redis directly obey it too; the last replica to start decides.
+        So agents that call Redis directly obey it too; the last replica to start decides. Of its
+        workers the first does, and the others wait for it; a replaced worker decides nothing.
         """
         wanted = self.settings.safe_mode
         while True:
             with suppress(LeaseError):  # the ticker logs the store's problems
                 pool = await self.client.pool()
-                if pool.ready:
-                    if wanted is not None:
+                if pool.ready and (self.worker.decides or self._is_decided(pool)):
+                    if wanted is not None and self.worker.decides:
                         await self.client.set_policy(safe_mode=wanted)
                     self.mode_decided = True
                     self._log_mode(self.safe_mode_of(pool.safe_mode if wanted is None else wanted))
                     return
             await asyncio.sleep(RETRY_S)
+
+    def _is_decided(self, pool: PoolStatus) -> bool:
+        """Tell whether the first worker has written our SAFE_MODE, which may have changed since."""
+        place, wanted = self.worker.place, self.settings.safe_mode
+        return wanted is None or pool.safe_mode == wanted or (place is not None and place.anew)
 
     def _log_mode(self, safe: bool) -> None:
         why = "the pool's policy" if self.settings.safe_mode is None else "the environment"

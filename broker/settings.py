@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     """Port to listen on, set in this one place."""
     bind: str = Field("127.0.0.1", validation_alias=_env("GPU_ORCHESTRATOR_HOST"))
     """Address to listen on."""
+    workers: int = Field(1, ge=1, le=64, validation_alias=_env("GPU_BROKER_WORKERS"))
+    """Processes that answer on the port; one of them reports and reaps."""
     safe_mode: Switch = Field(None, validation_alias=_env("SAFE_MODE"))
     """SAFE_MODE of this broker; None: the pool's policy decides."""
     enable_nvml: Switch = Field(None, validation_alias=_env("ENABLE_NVML"))

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Final
 
 from broker.settings import SystemdSettings
+
+GRANTING: Final = "granting leases"
+"""Status of a broker without a problem."""
 
 
 class Systemd:
@@ -24,7 +28,7 @@ class Systemd:
         A problem is no reason for a restart. A hanging event loop does not make this call: after
         `WatchdogSec` without it systemd restarts the broker.
         """
-        status = "granting leases" if problem is None else f"no leases: {problem}"
+        status = GRANTING if problem is None else f"no leases: {problem}"
         lines = [] if self._said else ["READY=1"]
         if self._settings.watchdog_usec and self._settings.watchdog_pid in {None, os.getpid()}:
             lines.append("WATCHDOG=1")

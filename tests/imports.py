@@ -37,10 +37,10 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk", "agent_sdk.testing"},
     {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},
     {"broker.key_file", "broker.maintenance", "broker.serializers", "broker.text"},
-    {"broker.api_keys", "broker.devices", "broker.live", "broker.logs", "broker.run"},
+    {f"broker.{x}" for x in ("api_keys", "devices", "live", "logs", "run", "worker")},
     {"broker.attribution", "broker.metrics", "broker.replica", "broker.settings"},
     {"broker.http", "broker.reporter", "broker.systemd"},
-    {"broker.app", "broker.cli"},
+    {"broker.app", "broker.cli", "broker.workers"},
     {"broker.cli.commands"},
 )
 """The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""

@@ -33,7 +33,7 @@ async def health(broker: At) -> dict[str, Any]:
         "pool_id": pool_id(seen.epoch) if seen else None,
         "version": __version__,
         "replica": broker.replica,
-    }
+    } | ({"worker": number} if (number := broker.worker.number) else {})
 
 
 @router.get(

@@ -33,6 +33,7 @@ class Ticker:
         ticked: called in the event loop after each round, with the problem.
         looked: called with the seconds of a reap's round trip, None = no answer; and how late it
             was for what was over.
+        leads: tells whether this process reaps; else it watches the store alone.
 
     Attributes:
         problem: the store's problem, in one sentence; None: it can serve.
@@ -44,11 +45,13 @@ class Ticker:
         client: AsyncLeaseClient,
         ticked: Callable[[str | None], None],
         looked: Callable[[float | None, float], None],
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
         self._loading = Loading(client)
         self._ticked = ticked
         self._looked = looked
+        self._leads = leads
         self._due_ms: int | None = None
         self._seen_ms = 0
         self._checked = False
@@ -64,10 +67,12 @@ class Ticker:
             self._ticked(self.problem)
 
     async def tick(self) -> float:
-        """Reap once; return the seconds until the next reap."""
+        """Reap once, if it is ours to do; return the seconds until the next time."""
         problem = None if self._checked else await problem_of(self._client.redis)
         began = time.perf_counter()
         try:
+            if not self._leads():
+                return await self._watch(problem)
             moment = await self._client.reap(self._seen_ms)
             self._seen_ms = moment.now_ms
             took_s = time.perf_counter() - began
@@ -93,6 +98,13 @@ class Ticker:
         return min(
             LONGEST_S, max(SHORTEST_S, (moment.next_deadline_ms - moment.now_ms) / 1000 + 0.002)
         )
+
+    async def _watch(self, problem: str | None) -> float:
+        """Read the pool, and leave the reaping to the worker that leads."""
+        self.pool = await self._client.pool()
+        self._checked = problem is None
+        self._say(problem)
+        return LONGEST_S if self.pool.ready else SOON_S
 
     def _say(self, problem: str | None) -> None:
         if problem != self.problem:

@@ -20,6 +20,7 @@ from prometheus_client import (
     values,
 )
 from prometheus_client.core import InfoMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from agent_sdk.state.devices import counted_once
 from broker.metrics.documented import Requests, families
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
 
     from agent_sdk.state.devices import DeviceStatus
     from broker.devices import Sample
+    from broker.worker import WorkerPlace
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # untyped there
 
-# PROMETHEUS_MULTIPROC_DIR is for workers that share their counters in files; a replica shares none.
+# PROMETHEUS_MULTIPROC_DIR of another program is not ours: workers share a folder of their own.
 values.ValueClass = values.MutexValue
 
 REQUEST_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 2.5, 10, 60)
@@ -53,11 +55,16 @@ class Metrics:
         flow: the histograms that the pool's events feed.
     """
 
-    def __init__(self, version: str = "", replica: str = "") -> None:
-        self._started = time.monotonic()
+    def __init__(
+        self, version: str = "", replica: str = "", place: WorkerPlace | None = None
+    ) -> None:
+        self._started = place.started if place else time.monotonic()
+        self._shared_in = place and place.folder
+        if place:
+            _share(place)
         self._about = {"version": version, "replica": replica}
-        self._requests = Requests()
         self._own = CollectorRegistry()
+        self._requests = Requests(self._own)
         self.flow = Flow(self._own)
         self._answered = Counter(
             "gpu_broker_http_requests", "HTTP requests to this replica, by how they ended.",
@@ -69,7 +76,10 @@ class Metrics:
         )  # fmt: skip
         self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._redis_up = Gauge(
-            "gpu_broker_redis_up", "1 while the store can serve this replica.", registry=self._own
+            "gpu_broker_redis_up",
+            "1 while the store can serve this replica.",
+            registry=self._own,
+            multiprocess_mode="mostrecent",
         )
         self._redis_took = Histogram(
             "gpu_broker_redis_duration_seconds", "Round trip of a reap that has nothing to do.",
@@ -77,7 +87,7 @@ class Metrics:
         )  # fmt: skip
         self._reap_lag = Gauge(
             "gpu_broker_reap_lag_seconds", "Lateness of the last reap.",
-            registry=self._own,
+            registry=self._own, multiprocess_mode="mostrecent",
         )  # fmt: skip
 
     def asked(self, scope: Scope) -> None:
@@ -114,17 +124,33 @@ class Metrics:
         yield from map(_rendered, self._shared(seen, sample))
         if seen is not None:
             yield from _of_devices(seen.devices)
-        yield generate_latest(self._own)
+        yield generate_latest(self._counted())
+
+    def _counted(self) -> CollectorRegistry:
+        """Return what this process has counted, or all workers together."""
+        if not self._shared_in:
+            return self._own
+        together = CollectorRegistry()
+        MultiProcessCollector(together, self._shared_in)  # type: ignore[no-untyped-call] # untyped there
+        return together
 
     def _shared(self, seen: PoolReading | None, sample: Sample | None) -> Iterator[Metric]:
         uptime_s = time.monotonic() - self._started
         yield from families(
-            self._requests, uptime_s, seen.pool if seen else None, sample,
+            uptime_s, seen.pool if seen else None, sample,
             mps=seen is not None and any(d.telemetry["mps"] for d in seen.devices),
         )  # fmt: skip
         yield InfoMetricFamily("gpu_broker_build", "This replica.", value=self._about)
         if seen is not None:
             yield from pool_families(seen)
+
+
+def _share(place: WorkerPlace) -> None:
+    """Keep what this process counts in files, where all workers read it at each scrape.
+
+    The environment of a worker names their folder.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: place.number)  # type: ignore[no-untyped-call] # untyped there
 
 
 PART: Final = 16

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prometheus_client import Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
     from agent_sdk.state.snapshot import PoolStatus
@@ -25,34 +27,41 @@ COUNTED = {
 
 
 class Requests:
-    """Counters of this replica's requests, by the names of COUNTED."""
+    """Counters of this replica's requests, by the names of COUNTED.
 
-    def __init__(self) -> None:
-        self.all = 0
-        self.by_name = dict.fromkeys(COUNTED.values(), 0)
+    Args:
+        registry: the registry of the counters.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, says: str) -> Counter:
+            return Counter(name, says, registry=registry)
+
+        self._all = (
+            counter("gpu_orchestrator_requests", "HTTP requests to this replica."),
+            counter("justnews_requests", "The same under an older name."),
+        )
+        self._by_name = {
+            name: counter(f"gpu_orchestrator_{name}_requests", f"Requests to this replica: {name}.")
+            for name in COUNTED.values()
+        }
 
     def count(self, method: str, path: str) -> None:
         """Count one more."""
-        self.all += 1
+        for each in self._all:
+            each.inc()
         if name := COUNTED.get((method, path)):
-            self.by_name[name] += 1
+            self._by_name[name].inc()
 
 
 def families(
-    requests: Requests, uptime_s: float, pool: PoolStatus | None, sample: Sample | None, *,
-    mps: bool,
-) -> Iterator[Metric]:  # fmt: skip
-    """Yield all documented metrics; without the pool, only this process's own.
+    uptime_s: float, pool: PoolStatus | None, sample: Sample | None, *, mps: bool
+) -> Iterator[Metric]:
+    """Yield the documented metrics but the requests; without the pool, only this process's own.
 
     `mps`: CUDA MPS runs on a device.
     """
     yield _gauge("uptime_seconds", "Seconds since this replica started.", uptime_s)
-    yield _counter("requests", "HTTP requests to this replica.", requests.all)
-    yield CounterMetricFamily(
-        "justnews_requests", "The same under an older name.", value=requests.all
-    )
-    for name, value in requests.by_name.items():
-        yield _counter(f"{name}_requests", f"Requests to this replica: {name}.", value)
     nvml = sample is not None and sample.source == "nvml"
     failed = sample.error if nvml and sample else None
     yield _gauge("nvml_supported", "1 when NVML answers here.", float(nvml and not failed))

@@ -26,6 +26,7 @@ EMPTY = str(Path(__file__).with_name("__init__.py"))
 SETTINGS = [
     ("GPU_ORCHESTRATOR_PORT", "port", 8014, "8015", 8015),
     ("GPU_ORCHESTRATOR_HOST", "bind", "127.0.0.1", "::1", "::1"),
+    ("GPU_BROKER_WORKERS", "workers", 1, "4", 4),
     ("SAFE_MODE", "safe_mode", None, "true", True),
     ("ENABLE_NVML", "enable_nvml", None, "false", False),
     ("GPU_ORCHESTRATOR_LEASE_TTL", "lease_ttl_s", 3600, "0", 0),
@@ -40,6 +41,7 @@ SETTINGS = [
     ("GPU_BROKER_MAY_KILL", "may_kill", False, "true", True),
     ("GPU_BROKER_REPORT_S", "report_s", 5.0, "0.3", 0.3),
     ("GPU_BROKER_DRAIN_ON_STOP_S", "drain_on_stop_s", 0, "600", 600.0),
+    ("GPU_BROKER_METRICS_DEVICES", "metrics_devices", 1024, "16", 16),
     ("GPU_BROKER_KEYS_FILE", "keys_file", None, EMPTY, Path(EMPTY)),
     ("GPU_BROKER_KEYS", "keys", "", f"ann operator {'ab' * 32}", f"ann operator {'ab' * 32}"),
     ("LOG_FORMAT", "log_format", "text", "json", "json"),

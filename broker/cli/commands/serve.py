@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
 import sys
+import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,6 +31,8 @@ from broker.maintenance.store_supervisor import kept
 from broker.reporter import source_of
 from broker.settings import Settings, SettingsError, load_settings
 from broker.text.screen import say
+from broker.worker import Worker, WorkerPlace, end_with_parent
+from broker.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +46,9 @@ BACKLOG = 2048
 
 STOP_S = 5
 """Most seconds that open connections may delay a stop."""
+
+SPARE_S = 5
+"""Seconds more that a worker may take to stop."""
 
 
 @click.command()
@@ -56,33 +64,81 @@ STOP_S = 5
     is_flag=True,
     help="Listen beyond this machine without API keys: all who reach the port may do everything.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Processes that answer on the port (GPU_BROKER_WORKERS, default 1).",
+)
+@click.option("--worker", "at", hidden=True, help="WorkerPlace of a worker: for `serve` alone.")
 @may_kill_option
-def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_kill: bool) -> None:
+def serve(
+    demo: bool,
+    host: str | None,
+    port: int | None,
+    insecure: bool,
+    workers: int | None,
+    at: str | None,
+    may_kill: bool,
+) -> None:
     """Answer over HTTP, report this machine's GPUs, end what is over.
 
     \b
     Examples:
       gpu-broker serve --demo
-      REDIS_URL=redis://gpu-store:6379 gpu-broker serve
+      REDIS_URL=redis://gpu-store:6379 gpu-broker serve --workers 4
       GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --demo --port 8015
     """
-    said = {"bind": host, "port": port, "may_kill": may_kill or None}
+    said = {"bind": host, "port": port, "workers": workers, "may_kill": may_kill or None}
     given = {name: value for name, value in said.items() if value is not None}
+    place = WorkerPlace.of(at) if at else None
     try:
         settings = load_settings(**given)
         if demo:
             settings = _for_demo(settings)
         _check_reach(settings, insecure=insecure)
-        app = build_app(settings)
-        app.state.crowd = ConnectionLimits(room())
-        listener = _listen(settings)
+        source = source_of(settings).name
+        listener = socket.socket(fileno=place.listener) if place else _listen(settings)
     except (SettingsError, DeviceSourceError) as error:
         say(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
-    logs.configure(settings.log_format, replica=app.state.replica)
+
+    def announce() -> None:
+        ignored = demo and read_settings().redis_url is not None
+        say(banner(settings, source, demo=demo, ignored_url=ignored))
+        sys.stdout.flush()
+
+    worker = Worker(place)
+    number = {"worker": str(worker.number)} if worker.number else {}
+    logs.configure(settings.log_format, replica=worker.replica, **number)
     # uvicorn stops in good order, and then raises the signal once more for the earlier handler.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, _stopped)
+    try:
+        if place:
+            end_with_parent(place)
+            _answer(settings, listener, place.store_began_anew, lambda: None, worker)
+            return
+        with _store(settings) as anew:
+            if settings.workers == 1:
+                _answer(settings, listener, anew, announce, worker)
+            else:
+                sys.exit(_lead(settings, listener, anew, announce, worker.replica))
+    except EmbeddedError as error:
+        say(f"gpu-broker serve: {error}", err=True)
+        sys.exit(UNAVAILABLE)
+
+
+def _answer(
+    settings: Settings,
+    listener: socket.socket,
+    store_began_anew: bool,
+    announce: Callable[[], None],
+    worker: Worker,
+) -> None:
+    """Serve in this process."""
+    app = build_app(settings, worker)
+    app.state.crowd = ConnectionLimits(room())
+    app.state.store_began_anew = store_began_anew
     config = uvicorn.Config(
         app,
         http=DeadlineProtocol,
@@ -92,31 +148,48 @@ def serve(demo: bool, host: str | None, port: int | None, insecure: bool, may_ki
         timeout_graceful_shutdown=STOP_S,
         timeout_keep_alive=5,
     )
+    Server(config, app, announce).run(sockets=[listener])
 
-    def announce() -> None:
-        ignored = demo and read_settings().redis_url is not None
-        name = app.state.broker.source.name
-        say(banner(settings, name, demo=demo, ignored_url=ignored))
-        sys.stdout.flush()
 
-    try:
-        with _store(settings, app):
-            Server(config, app, announce).run(sockets=[listener])
-    except EmbeddedError as error:
-        say(f"gpu-broker serve: {error}", err=True)
-        sys.exit(UNAVAILABLE)
+def _lead(
+    settings: Settings,
+    listener: socket.socket,
+    store_began_anew: bool,
+    announce: Callable[[], None],
+    replica: str,
+) -> int:
+    """Serve in processes of their own; return the exit code."""
+    life, ours = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="gpu-broker-") as folder:
+        place = WorkerPlace(
+            number=1,
+            folder=folder,
+            replica=replica,
+            started=time.monotonic(),
+            anew=False,
+            store_began_anew=store_began_anew,
+            listener=listener.fileno(),
+            life=life,
+        )
+        stop_s = STOP_S + settings.drain_on_stop_s + SPARE_S
+        try:
+            return Workers(settings.workers, place, stop_s, announce).run()
+        finally:
+            os.close(ours)
 
 
 @contextmanager
-def _store(settings: Settings, app: FastAPI) -> Iterator[None]:
-    """Provide the embedded store while we serve; the last process that leaves it ends it."""
+def _store(settings: Settings) -> Iterator[bool]:
+    """Provide the embedded store while we serve; the last process that leaves it ends it.
+
+    The block gets whether the store has begun without data that could not be read.
+    """
     if not settings.sdk.embedded:
-        yield
+        yield False
         return
     store = EmbeddedStore(settings.sdk.state_dir)
     with kept(store):
-        app.state.store_began_anew = store.began_anew
-        yield
+        yield store.began_anew
 
 
 class Server(uvicorn.Server):
