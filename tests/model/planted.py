@@ -50,12 +50,11 @@ def planted(world: World, bug: Bug) -> Iterator[None]:
     if bug.functions:
         library = replace(library, source=spoilt(library.source))
         other = replace(other, source=spoilt(other.source))
-    else:
-        for verb, script in scripts.items():
-            source = spoilt(script.source)
-            sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
-            scripts[verb] = replace(script, source=source, sha=sha)
-            world.pools[0].redis.script_load(source)
+    for verb, script in scripts.items():
+        source = spoilt(script.source)
+        sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
+        scripts[verb] = replace(script, source=source, sha=sha)
+        world.pools[0].redis.script_load(source)
     assert found == {old for old, _ in bug.changes}, f"{bug.name}: the verbs have no such text"
     for pool in world.pools:
         pool.scripts, pool.functions, pool.library, pool.other = (
