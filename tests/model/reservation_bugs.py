@@ -41,6 +41,7 @@ RESERVATION_BUGS = (
         "if least then why =",
         "if false then why =",
         often="policy",
+        seed=5002,
     ),
     _bug(
         "a device of one lease takes another",
