@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from tests.audit import audit
 from tests.pools import OTHER, OWN, SCRIPTS, Pool, device, granted, token
+from tests.rollback import Earlier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,3 +149,20 @@ def test_renewal_of_a_key_that_is_gone_sets_it_anew(pool: Pool) -> None:
     assert pool.renew(token("a"), ttl_ms="030000")[0] == "RENEWED"
     assert pool.redis.get(key) == str(found.fence)
     assert 0 < pool.redis.pttl(key) <= 30_000
+
+
+def test_pool_that_went_back_comes_to_no_sequence_that_was_there(pool: Pool) -> None:
+    """A plain counter would: so the sequence follows Redis's clock."""
+
+    def moved() -> set[str]:
+        found = set()
+        for _ in range(3):
+            pool.reap()
+            found.add(pool.hash("pool")["sequence"])
+        return found
+
+    earlier = Earlier.take(pool)
+    before = moved()
+    earlier.put_back()
+    pool.redis.incrby(f"{pool.keys.base}:test_frozen_us", 1000)
+    assert not before & moved()
