@@ -26,6 +26,7 @@ from agent_sdk.scripts.source import (
     REST,
     STRAIGHT,
     read,
+    read_rest,
     read_verb,
 )
 
@@ -74,7 +75,8 @@ def assemble(*, own: bool, instead: Mapping[str, str] | None = None) -> Library:
     """
     lines = [
         f"#!lua name={LIBRARY}{MARK}", "local KEYS, ARGV",
-        *read([*CORE, *REST, *KEEPING], instead), f"seen, served = {{}}, 'served{MARK}'",
+        *read(CORE, instead), *read_rest(REST, instead), *read(KEEPING, instead),
+        f"seen, served = {{}}, 'served{MARK}'",
     ]  # fmt: skip
     for verb in CALLED:
         flags = "'allow-oom'" if verb in GOES_ON else ""

@@ -92,6 +92,11 @@ def read(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list
     ]
 
 
+def read_rest(names: Iterable[str], instead: Mapping[str, str] | None = None) -> list[str]:
+    """Return files of `REST`, each in a block of its own: Lua has 200 local variables in one."""
+    return [f"do\n{text}\nend" for text in read(names, instead)]
+
+
 def read_verb(verb: str) -> str:
     """Return a verb's part after `start`: its own file, or, for `POLL`, that of `acquire`."""
     if verb == POLL:
@@ -111,9 +116,10 @@ def assemble(
     """
     now = AT_ONCE.get(verb, set())
     parts = [
-        *read([*CORE, *(name for name in REST if name in now)], instead),
+        *read(CORE, instead),
+        *read_rest([name for name in REST if name in now], instead),
         "setmetatable(broker, { __index = function(_, name)", "setmetatable(broker, nil)",
-        *read([name for name in REST if name not in now], instead),
+        *read_rest([name for name in REST if name not in now], instead),
         "return broker[name]", "end })",
         "start()",
         "return guarded(function()", read_verb(verb), "end)",

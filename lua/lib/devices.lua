@@ -92,6 +92,8 @@ local function keys_of(d)
   return keys
 end
 
+broker.keys_of = keys_of
+
 local function write_zsets(d)
   local moved, free, uuid, keys = d.free_mb ~= d.was_free_mb, text(d.free_mb), d.uuid, keys_of(d)
   if d.shared and (moved or not d.was_shared) then

@@ -88,6 +88,8 @@ local function free_device(k, asked, memory_mb)
   return d and d.shared and d.free_mb >= memory_mb and d.one_lease == '' and d or nil
 end
 
+local keys_of = broker.keys_of
+
 local function straight_acquire()
   local mark, agent, client, pid, owner = mark_of(ARGV[1]), ARGV[3], ARGV[14], ARGV[15], ARGV[16]
   local token, wait = ARGV[2], ARGV[17]

@@ -191,4 +191,4 @@ def test_mps_is_told_by_the_pool_and_no_device_means_none(door: Door) -> None:
     seen = PoolReading(door.client.pool(), door.client.devices()[1:], (), None)
     assert b"gpu_orchestrator_mps_enabled 0.0" in Metrics().text(seen, None)
     assert b"gpu_orchestrator_mps_enabled 0.0" in Metrics().text(None, None)
-    assert device_json.info(door.client.devices(), None)["gpus"][0]["mps"] is True
+    assert device_json.row(door.client.devices()[0], str)["mps"] is True
