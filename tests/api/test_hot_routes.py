@@ -287,6 +287,7 @@ def test_error_of_an_endpoint_is_a_500_with_an_id(tmp_path: Path) -> None:
         assert answer.headers["x-request-id"]
         eventually(lambda: "ZeroDivisionError: planted" in broker.said(), 5)
         assert "status=500" in broker.said()
+        assert broker.stop() == 0  # the last one ends the embedded store
 
 
 def test_frequent_routes_are_in_plain_asgi() -> None:

@@ -126,8 +126,10 @@ def spoil(file: Path, how: str) -> None:
         if how == "cut":
             os.truncate(file, size - 37)
         elif how == "zeros at the end":
-            content.seek(-200, os.SEEK_END)
-            content.write(bytes(200))
+            # From the beginning of a word: where one is short, the server takes it for a cut
+            begin = content.read().rindex(b"\r\n$", 0, size - 150) + 2
+            content.seek(begin)
+            content.write(bytes(size - begin))
         elif how == "zeros after the end":
             content.seek(0, os.SEEK_END)
             content.write(bytes(4096))

@@ -68,7 +68,7 @@ def test_gpu_that_is_identified_at_last_leaves_no_row_behind(
     machine = reported("one_handle_fails")
     machine.until(lambda rows: len(rows) == 3)
     machine.later()
-    rows = machine.until(lambda rows: all(row["state"] == "ok" for row in rows))
+    rows = machine.until(lambda rows: [row["state"] for row in rows] == ["ok"] * 3)
     assert [row["uuid"][:4] for row in rows] == ["GPU-"] * 3
     events = called("events", **machine.settings).stdout.splitlines()
     assert sum("UNKNOWN-h1-1" in event for event in events) == 2, "it came, and is forgotten"
