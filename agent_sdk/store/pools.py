@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -61,6 +62,7 @@ class Pool(redis.ConnectionPool):
 
     def reset(self) -> None:
         """Drop all connections; a forked child has none of its parent's."""
+        self._lock = RLock()  # redis-py takes it here, and a thread of the parent may have had it
         super().reset()
         self._in_use_connections = _InUse()
 

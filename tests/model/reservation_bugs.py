@@ -34,7 +34,7 @@ RESERVATION_BUGS = (
     _bug("a whole device is reserved beside a stranger", "if whole and d.unleased_mb >", "if 0 >"),
     _bug("the end of a younger lease is progress", "fence + 0 <= at_fence + 0", "true"),
     _bug("a device does not rest", "d.reservable_ms <= ctx.now and", ""),
-    _bug("a head does not rest", "or ctx.now < w.reserves_ms or", "or"),
+    _bug("a head does not rest", "or ctx.now < w.reserves_ms or", "or", seed=7027),
     _bug("what is reserved is lent for too long", "text(ctx.now + q.max_hold_ms)", "text(ctx.now)"),
     _bug(
         "a whole device above the cap is waited for",

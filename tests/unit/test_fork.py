@@ -8,13 +8,15 @@ import gc
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, BadRequest, LeaseClient, LeaseLost, Store
+from agent_sdk import AsyncLeaseClient, BadRequest, LeaseClient, LeaseLost, Store, fork
 from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 WHOLE: Any = {"memory_mb": 100, "exclusive": True}
 
 CPU: Any = {"on_unavailable": "cpu"}
+
+HUNG_S = 60
+"""Seconds after which a child that says nothing is taken for hung, and killed."""
 
 
 pool = broker_of_the_file(devices=1, memory_mb=1000)
@@ -56,6 +61,8 @@ def in_child(act: Callable[[], object]) -> object:
             os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as told:
+        if not select.select([told], [], [], HUNG_S)[0]:
+            os.kill(child, signal.SIGKILL)
         said = told.read()
     os.waitpid(child, 0)
     return pickle.loads(said)
@@ -189,6 +196,34 @@ async def waiting(client: AsyncLeaseClient, count: int) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(await client.queue())
+
+
+def test_child_waits_for_no_lock_of_the_parents_threads(client: LeaseClient) -> None:
+    """A thread has every lock of every client at the fork: in the child nothing frees them."""
+    client.release(client.acquire("parent", memory_mb=1))
+    held, over = threading.Event(), threading.Event()
+    kinds = (type(threading.Lock()), type(threading.RLock()))
+
+    def hold() -> None:
+        with ExitStack() as stack:
+            for each in list(fork._known):
+                for value in list(vars(each).values()):
+                    if isinstance(value, kinds):
+                        stack.enter_context(value)
+            held.set()
+            over.wait()
+
+    def lease() -> bool:
+        return client.release(client.acquire("child", memory_mb=1))
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(30)
+        assert in_child(lease) is True
+    finally:
+        over.set()
+        thread.join()
 
 
 async def test_child_of_a_running_loop_is_told_what_it_needs(pool: TestBroker) -> None:
