@@ -102,5 +102,6 @@ KEPT_BUGS = (
         ),
         functions=True,
         often="lose",
+        seed=40001,
     ),
 )
