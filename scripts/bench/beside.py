@@ -115,7 +115,7 @@ class Checkout:
 
     def __init__(self, root: Path, path: str = "") -> None:
         self.root = root
-        environment = os.environ | {"PYTHONPATH": str(root)}
+        environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'scripts/bench'}"}
         if path:
             environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
         sizes = map(str, (CALLS, COUNTED_CALLS, CYCLES))
