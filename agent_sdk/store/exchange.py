@@ -243,8 +243,8 @@ class Counting(_Counting):
         parser = self._parser
         reader: Any = getattr(parser, "_reader", None)  # hiredis's; the other parsers have none
         reply = reader.gets() if reader else NOT_ENOUGH_DATA
-        if reader and reply is NOT_ENOUGH_DATA and (size := sock.recv_into(parser._buffer)):  # noqa: SLF001
-            reader.feed(parser._buffer, 0, size)  # noqa: SLF001
+        if reader and reply is NOT_ENOUGH_DATA and (size := sock.recv_into(parser._buffer)):  # noqa: SLF001 - as below
+            reader.feed(parser._buffer, 0, size)  # noqa: SLF001 - as below
             reply = reader.gets()
         if type(reply) is not list:
             reply = self._unusual(reply)

@@ -144,8 +144,7 @@ def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: An
     for name, value in figures.items():
         record_property(name, value)
     assert len([ms for ms in took_ms if ms > BLOCKED_MS]) <= OFTEN, figures
-    # The slow log is the server's own time; a ping also waits for a core of a busy machine
-    assert pings.share(0.5) < BLOCKED_MS, figures
+    assert pings.share(0.99) < BLOCKED_MS, figures
 
 
 async def test_clients_that_arrive_at_once_are_all_served(

@@ -111,7 +111,7 @@ def test_lease_whose_deadline_came_before_its_record_says_is_not_resurrected(gpu
 
 
 def test_token_that_is_unknown_or_waits_is_unknown(gpu: Pool) -> None:
-    """Only acquire claims; nothing is written about what nobody had."""
+    """Only acquire claims; nothing is written about what was not held."""
     lease = hold(gpu, A)
     gpu.acquire(B, memory_mb=1000, wait_ms=60_000)
     found = outcomes(gpu.renew_many((C, 5, ""), lease, (B, "", "")))

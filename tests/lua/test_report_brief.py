@@ -128,7 +128,7 @@ def test_device_that_was_forgotten_since_it_was_read_is_not_registered(full: Poo
 
 
 def test_device_that_another_host_has_taken_since_it_was_read_moves_back(full: Pool) -> None:
-    """Whoever names a device last has it, with or without the rest."""
+    """The last host that names a device has it, with or without the rest."""
     row = full.hash("device:gpu-a")
     full.report((("gpu-a", told()),), host="h2")
     brief(full, told(), row)

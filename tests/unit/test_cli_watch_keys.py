@@ -70,7 +70,7 @@ def watch(pool: TestBroker) -> Iterator[Watch]:
     """One that has drawn."""
     watch = Watch(pool)
     try:
-        eventually(lambda: watch.shows(b"Simulated GPU") and watch.takes_single_keys(), 60)
+        eventually(lambda: watch.shows(b"Simulated GPU") and watch.takes_single_keys(), 20)
         yield watch
     finally:
         watch.end()
