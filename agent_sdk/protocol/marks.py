@@ -32,3 +32,15 @@ def mark_of(command: tuple[Any, ...]) -> str:
     """Return the mark that a command carries; empty: it carries none."""
     said = command[MARKED_AT] if len(command) > MARKED_AT else None
     return said.partition(" ")[2] if isinstance(said, _Marked) else ""
+
+
+def take_mark(reply: Any, mark: str) -> bool:
+    """Remove a call's mark from its reply; return False if it is the reply to another call."""
+    if not mark:
+        return True
+    said = reply[0] if isinstance(reply, list) and reply else None
+    tag, _, found = said.partition(" ") if isinstance(said, str) else ("", "", "")
+    if found != mark:
+        return False
+    reply[0] = tag
+    return True

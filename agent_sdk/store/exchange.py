@@ -28,7 +28,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from agent_sdk.protocol.marks import mark_of
+from agent_sdk.protocol.marks import mark_of, take_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,13 +66,8 @@ def _own(response: Any, mark: str) -> Any:
     Raises:
         AnswerOfAnother: it has another mark, or none.
     """
-    if not mark:
-        return response
-    said = response[0] if isinstance(response, list) and response else None
-    tag, _, found = said.partition(" ") if isinstance(said, str) else ("", "", "")
-    if found != mark:
+    if not take_mark(response, mark):
         raise AnswerOfAnother("the answer belongs to another call, so the connection is closed")
-    response[0] = tag
     return response
 
 

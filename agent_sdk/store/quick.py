@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from agent_sdk.protocol.marks import mark_of
+from agent_sdk.protocol.marks import mark_of, take_mark
 from agent_sdk.store.store import Store
 from agent_sdk.store.url import parse
 
@@ -317,11 +317,6 @@ def _own(reply: Reply, mark: str) -> Reply:
     """
     if isinstance(reply, hiredis.ReplyError):
         return _not_loaded(str(reply)) or reply
-    if not mark:
-        return reply
-    said = reply[0] if isinstance(reply, list) and reply else None
-    tag, _, found = said.partition(" ") if isinstance(said, str) else ("", "", "")
-    if found != mark:
+    if not take_mark(reply, mark):
         raise ConnectionResetError("the answer belongs to another call")
-    reply[0] = tag
     return reply
