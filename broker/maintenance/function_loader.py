@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from agent_sdk.scripts.library import is_there, own_library
+from broker.maintenance.rarely import one_connection
 
 if TYPE_CHECKING:
     from agent_sdk import AsyncLeaseClient
@@ -33,10 +34,8 @@ class Loading:
             return
         client.wording.missing = False
         try:
-            await client.redis.function_load(own_library().source)
-            # Rarely done, so disconnect: a replica has two connections, for calls and for the
-            # stream.
-            await client.redis.connection_pool.disconnect(inuse_connections=False)
+            async with one_connection(client.redis) as one:
+                await one.function_load(own_library().source)
         except RedisError as error:
             # Another replica was first, or loading is denied: later calls tell whether they are
             # there.

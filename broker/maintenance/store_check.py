@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError, ResponseError
 
 from agent_sdk.store.connect_errors import hopeless
+from broker.maintenance.rarely import one_connection
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -21,10 +22,9 @@ async def problem_of(redis: Redis) -> str | None:
     A denied INFO is no problem: the verbs themselves will tell.
     """
     try:
-        info: dict[str, Any] = await redis.info()
-        info |= await redis.info("scriptingengines")  # only Valkey has this section
-        # Rarely asked, so disconnect: a replica has two connections, for calls and for the stream.
-        await redis.connection_pool.disconnect(inuse_connections=False)
+        async with one_connection(redis) as one:
+            info: dict[str, Any] = await one.info()
+            info |= await one.info("scriptingengines")  # only Valkey has this section
     except ResponseError:
         return None
     except RedisError as error:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dis
 import gc
 import os
 import random
 import signal
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import agent_sdk
 from agent_sdk import AsyncLeaseClient, GPUOrchestratorClient, LeaseClient, Store
 from tests.api.brokers import GRANTING, Broker
+from tests.faults.interrupts import Interrupt, Interrupted
 from tests.pools import device
 from tests.stores import until
 
@@ -39,59 +37,11 @@ pytestmark = pytest.mark.filterwarnings(
 SOAK = bool(os.environ.get("GPU_BROKER_SOAK"))
 
 EVERY = 1 if SOAK else 41
-"""Steps from one interrupt to the next."""
-
-OURS = str(Path(agent_sdk.__file__).parent)
-"""The folder in which steps are counted. In other frames a timer strikes instead, since CPython
-3.11 does not bear an error that a trace function raises where a `with` of theirs ends."""
-
-
-RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
-
-
-class Interrupted(KeyboardInterrupt):
-    """Error by which the tests interrupt."""
+"""Bytecodes from one interrupt to the next."""
 
 
 class TimeLimit(Exception):
     """Error that a program's own time limit raises."""
-
-
-class Interrupt:
-    """Raises at the nth bytecode of the SDK's frames, and perhaps again, so many later.
-
-    Not where a function returns, but at the next bytecode: CPython handles no signal there, where
-    the function has let go of what it returns, and its caller does not have it yet.
-
-    Attributes:
-        steps: how many bytecodes were run.
-    """
-
-    def __init__(self, at: int, again: int = 0) -> None:
-        self.steps = 0
-        self._at = at
-        self._again = again
-
-    def __enter__(self) -> Self:
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(OURS):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            self.steps += 1
-            returns = frame.f_code.co_code[frame.f_lasti] in RETURNS
-            if 0 < self._at <= self.steps and not returns:
-                self._at = self._again and self.steps + self._again
-                if self._at:
-                    sys.settrace(self._trace)  # raising ends it otherwise
-                raise Interrupted
-        return self._trace
 
 
 @pytest.fixture
@@ -103,19 +53,6 @@ def client(server: Server, pool: Pool) -> Iterator[LeaseClient]:
         client.keep(warm)
         client.release(warm)
         yield client
-
-
-def contained(story: Callable[[], object]) -> None:
-    """Run a story in a generator of its own.
-
-    Where a trace function raises in the middle of an `except`, CPython 3.11 goes on as if that
-    exception were still handled. A generator has such a state of its own, which ends with it.
-    """
-
-    def steps() -> Iterator[object]:
-        yield story()
-
-    next(steps())
 
 
 @pytest.fixture(autouse=True)
@@ -133,12 +70,12 @@ def nothing_left(client: LeaseClient) -> bool:
 def at_every_step(story: Callable[[], object], again: int = 0) -> int:
     """Run a story once per step that it has, interrupted there; how often it was."""
     with Interrupt(0) as whole:
-        contained(story)
+        story()
     struck = 0
     for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
         try:
             with Interrupt(at, again):
-                contained(story)
+                story()
         except Interrupted:
             struck += 1
     assert struck > whole.steps / EVERY / 2
@@ -186,7 +123,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
             pass
 
     with Interrupt(0) as whole:
-        contained(story)
+        story()
     for at in range(random.randrange(EVERY) + 1, whole.steps + 1, EVERY):
         until(lambda: not client.queue())
         until(lambda: all(lease.agent == "blocker" for lease in client.leases()))
@@ -194,7 +131,7 @@ def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: Lea
             client.release(lease.token)
         blocker[:] = [client.acquire("blocker", memory_mb=900, ttl_s=0, wait_s=20)]
         with contextlib.suppress(Interrupted), Interrupt(at):
-            contained(story)
+            story()
     client._inbox.wait = real  # type: ignore[method-assign] # for the other tests
     for lease in blocker:
         client.release(lease.token)

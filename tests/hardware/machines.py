@@ -113,6 +113,15 @@ class Reported:
         [host] = self.broker.http.get("/hosts").json()["hosts"]
         return dict(host)
 
+    def trouble(self, beginning: str, within_s: float = 10) -> str:
+        """Return the host's trouble once it begins so; at first perhaps nothing answers yet."""
+        return str(
+            eventually(
+                lambda: (said := str(self.host()["trouble"])).startswith(beginning) and said,
+                within_s,
+            )
+        )
+
     def gpus(self) -> list[dict[str, Any]]:
         """List the rows of /gpu/info, by index and UUID."""
         rows = self.broker.http.get("/gpu/info").json()["gpus"]

@@ -112,8 +112,7 @@ def test_another_packages_pynvml_in_place_of_ours_is_said(
     metadata = tmp_path / "over" / "nvidia_ml_py-13.dist-info" / "METADATA"
     metadata.write_text("Name: nvidia-ml-py\nVersion: 13\n")
     machine = reported("another_pynvml", PYTHONPATH=str(tmp_path / "over"), PATH=str(BIN), **CALM)
-    trouble = eventually(lambda: machine.host()["trouble"], 10)
-    assert trouble.startswith(f"another package's pynvml ({tmp_path}/over/pynvml.py) is in the ")
+    trouble = machine.trouble(f"another package's pynvml ({tmp_path}/over/pynvml.py) is in the ")
     assert "pip install --force-reinstall nvidia-ml-py" in trouble
     info = machine.broker.http.get("/gpu/info").json()
     assert (info["gpus"], info["nvml_supported"], info["nvml_init_error"]) == ([], False, trouble)
@@ -168,8 +167,7 @@ def test_slow_nvml_is_waited_for(reported: Callable[..., Reported]) -> None:
 def test_driver_that_lists_no_gpu_is_said(reported: Callable[..., Reported]) -> None:
     """A host that was told to ask it is in trouble; one with simulated or no GPUs is not."""
     machine = reported("driver_without_gpus")
-    trouble = eventually(lambda: machine.host()["trouble"], 10)
-    assert trouble == "NVML works here, and lists no GPU"
+    assert machine.trouble("NVML works") == "NVML works here, and lists no GPU"
     machine.words("count=1")
     machine.until(len)
     eventually(lambda: machine.host()["trouble"] is None, 5)

@@ -52,8 +52,8 @@ def test_one_fallen_gpu_costs_only_itself_from_a_cold_start(
     assert [(row["index"], row["state"], row["uuid"][-2:]) for row in rows] == [
         (0, "ok", "d0"), (1, "lost", "-1"), (2, "ok", "d2"), (3, "ok", "d3"),
     ]  # fmt: skip
-    trouble = eventually(lambda: machine.host()["trouble"], 5)
-    assert trouble == f"GPU 1 cannot be identified: {LOST}"
+    said = f"GPU 1 cannot be identified: {LOST}"
+    assert machine.trouble(said, 5) == said
     assert machine.broker.granted(exclusive=True, ttl_s=60)["gpus"][0]["index"] != 1
 
 
@@ -67,8 +67,7 @@ def test_program_that_refuses_every_gpu_leaves_none_free(
     machine.smi(instead=[line], exit=15)
     rows = machine.until(lambda rows: states(rows) == ["error", "lost", "error", "error"])
     assert rows[1]["reason"] == LOST
-    trouble = eventually(lambda: machine.host()["trouble"], 5)
-    assert trouble == rows[0]["reason"]
+    assert machine.trouble(rows[0]["reason"], 5) == rows[0]["reason"]
     assert machine.broker.lease(exclusive=True, on_unavailable="refuse").status_code != 200
 
 
@@ -96,7 +95,7 @@ def test_driver_that_was_upgraded_is_said_in_plain_words(reported: Callable[...,
         "driver or reboot, then restart this process (nvidia-smi: Failed to initialize NVML: "
         "Driver/library version mismatch)"
     )
-    assert eventually(lambda: machine.host()["trouble"], 5) == gpu["reason"]
+    assert machine.trouble(gpu["reason"], 5) == gpu["reason"]
 
 
 def test_noise_on_stderr_is_ignored(reported: Callable[..., Reported]) -> None:
@@ -139,7 +138,7 @@ def test_program_that_hangs_is_ended_and_said(reported: Callable[..., Reported])
     machine.smi(hang=True)
     [gpu] = machine.until(lambda rows: states(rows) == ["error"])
     assert re.fullmatch(r"nvidia-smi has not answered for \d\.\d s", gpu["reason"])
-    assert eventually(lambda: machine.host()["trouble"], 5)
+    machine.trouble("nvidia-smi has not answered", 5)
     machine.smi(hang=False)
     machine.until(lambda rows: states(rows) == ["ok"])
     eventually(lambda: machine.host()["trouble"] is None, 5)
