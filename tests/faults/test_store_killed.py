@@ -27,23 +27,22 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A state folder whose server is dead at the end."""
     state = tmp_path / "s"
     yield state
-    pid = server_of(state)
-    if pid:
+    if pid := server_of(state):
         os.kill(pid, signal.SIGKILL)
 
 
-def server_of(state: Path) -> int:
-    """The pid of a folder's server, as it tells it; 0: there is none."""
+def server_of(state: Path) -> int | None:
+    """The pid of a folder's server, as it tells it; None: there is none, or it still loads."""
     try:
         with redis.Redis(unix_socket_path=str(state / "redis.sock")) as client:
             return int(client.info("server")["process_id"])
     except redis.ConnectionError:
-        return 0
+        return None
 
 
 def kill(state: Path) -> int:
-    """SIGKILL to the server, awaited: its pid."""
-    pid = server_of(state)
+    """SIGKILL to the server once it answers: its pid."""
+    pid = int(eventually(lambda: server_of(state), 5))
     os.kill(pid, signal.SIGKILL)
     return pid
 
@@ -60,12 +59,12 @@ def test_store_that_is_killed_is_started_anew_by_who_serves(folder: Path) -> Non
         time.sleep(1.2)  # appendfsync everysec
         for turn in range(1, 3):
             before = kill(folder)
-            eventually(lambda before=before: server_of(folder) not in {0, before}, 15)
+            eventually(lambda before=before: server_of(folder) not in {None, before}, 15)
             broker.wait()
             assert held["token"] in broker.allocations()
             assert broker.said().count("was started anew") == turn
         assert broker.stop() == 0
-        assert server_of(folder) == 0, "it is still the last one's to end"
+        assert server_of(folder) is None, "it is still the last one's to end"
 
 
 def test_store_of_two_brokers_is_started_anew_once(folder: Path) -> None:
@@ -73,7 +72,7 @@ def test_store_of_two_brokers_is_started_anew_once(folder: Path) -> None:
     with Broker(**settings(folder)) as one, Broker(**settings(folder)) as other:
         one.wait(), other.wait()
         before = kill(folder)
-        eventually(lambda: server_of(folder) not in {0, before}, 15)
+        eventually(lambda: server_of(folder) not in {None, before}, 15)
         one.wait(), other.wait()
         assert [b.said().count("was started anew") for b in (one, other)] in ([0, 1], [1, 0])
         assert one.stop() == 0
