@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         StillWaiting,
         UnknownToken,
     )
-    from agent_sdk.lease import AsyncLease, Lease
+    from agent_sdk.leases.lease import AsyncLease, Lease
     from agent_sdk.orchestrator import GPUOrchestratorClient
     from agent_sdk.protocol.messages import Device
     from agent_sdk.store.store import Store
@@ -71,11 +71,11 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "AsyncLease": "lease",
+    "AsyncLease": "leases.lease",
     "AsyncLeaseClient": "aio",
     "Device": "protocol.messages",
     "GPUOrchestratorClient": "orchestrator",
-    "Lease": "lease",
+    "Lease": "leases.lease",
     "LeaseClient": "client",
     "Store": "store.store",
 }

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from redis.exceptions import RedisError
 
-from agent_sdk.block import Block
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
-from agent_sdk.lease import Lease
+from agent_sdk.leases.block import Block
+from agent_sdk.leases.lease import Lease
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import Inbox
 from agent_sdk.request import own_token

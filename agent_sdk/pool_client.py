@@ -22,7 +22,7 @@ from agent_sdk.store.store import Store
 if TYPE_CHECKING:
     from typing import Self
 
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
     from agent_sdk.request import LeaseOptions
 
 R = TypeVar("R")

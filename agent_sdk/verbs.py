@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent_sdk import attach, bulk_revoke
     from agent_sdk.aio import AsyncLeaseClient
     from agent_sdk.client import LeaseClient
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
     from agent_sdk.policy import Policy
     from agent_sdk.protocol import operator, report
     from agent_sdk.protocol.messages import Answer, Moment, Renewal

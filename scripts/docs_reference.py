@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 
 from agent_sdk import GPUOrchestratorClient, Lease, LeaseClient, Store, testing
 from agent_sdk.errors import CODES
-from agent_sdk.lease import HeldLease
+from agent_sdk.leases.lease import HeldLease
 from agent_sdk.request import LeaseOptions
 from agent_sdk.verbs import Verb
 from broker.app import build_app

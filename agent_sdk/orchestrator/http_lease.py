@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from agent_sdk.lease import Lease
+from agent_sdk.leases.lease import Lease
 from agent_sdk.renewal.renewer import before_exit
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from agent_sdk.http_request import Reply, Web
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
 
 OK = 200
 

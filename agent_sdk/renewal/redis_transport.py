@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from agent_sdk.keys import Keys
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
     from agent_sdk.scripts.dispatch import Command
 
 

@@ -34,7 +34,7 @@ from agent_sdk.threads import begin, daemon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
     from agent_sdk.protocol.messages import Renewal
     from agent_sdk.renewal.redis_transport import RenewalTransport
 

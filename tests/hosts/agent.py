@@ -19,7 +19,7 @@ from agent_sdk import LeaseClient
 from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.http_request import Unanswered, Web
-from agent_sdk.lease import HeldLease
+from agent_sdk.leases.lease import HeldLease
 from agent_sdk.protocol.messages import new_token
 from agent_sdk.renewal.http_transport import OK, code_of, granted
 from agent_sdk.settings import own_hostname

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
 
 
 class Diary:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk.lease import HeldLease
+from agent_sdk.leases.lease import HeldLease
 from agent_sdk.protocol.messages import Device, Grant
 from agent_sdk.state.events import Event
 from tests.hosts import history

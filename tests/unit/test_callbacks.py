@@ -19,7 +19,7 @@ from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
     from agent_sdk import Lease
-    from agent_sdk.lease import HeldLease
+    from agent_sdk.leases.lease import HeldLease
     from agent_sdk.testing import TestBroker
 
 

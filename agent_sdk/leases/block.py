@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from agent_sdk.aio import AsyncLeaseClient
     from agent_sdk.client import LeaseClient
-    from agent_sdk.lease import AsyncLease, HeldLease, Lease
+    from agent_sdk.leases.lease import AsyncLease, HeldLease, Lease
     from agent_sdk.renewal.renewer import Renewer
     from agent_sdk.request import Acquisition, LeaseOptions
 else:

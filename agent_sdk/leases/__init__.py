@@ -1,0 +1,1 @@
+"""Leases as their holders see them, and the blocks that hold them."""
