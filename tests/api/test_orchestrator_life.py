@@ -38,6 +38,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         eventually(lambda: broker.wait().http.get("/gpu/info").json()["gpus"], 20)
         yield broker
         assert broker.allocations() == {}
+        assert broker.stop() == 0  # and its store with it
 
 
 def url(broker: Broker) -> str:
