@@ -60,8 +60,9 @@ class Server:
             "--enable-debug-command", "yes", *self.options,
         ]  # fmt: skip
         self.process = subprocess.Popen(
-            command, cwd=self.folder, env=os.environ | self.env, stdout=subprocess.DEVNULL
-        )
+            command, cwd=self.folder, env=os.environ | self.env, stdout=subprocess.DEVNULL,
+            process_group=0,  # where a test stops it, the suite is not hung up
+        )  # fmt: skip
         until = time.monotonic() + 10
         while time.monotonic() < until and self.process.poll() is None:
             with suppress(redis.exceptions.RedisError), self.connect() as client:

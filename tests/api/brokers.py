@@ -91,6 +91,7 @@ class Broker:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
+            process_group=0,  # where a test stops it, the suite is not hung up
         )
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
 

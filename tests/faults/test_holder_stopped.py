@@ -51,6 +51,7 @@ def test_lease_of_a_holder_stopped_past_its_ttl_is_lost_at_once(
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
+        process_group=0,  # it is stopped, and the suite is not hung up
     )
     with holder:
         try:

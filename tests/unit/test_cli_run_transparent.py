@@ -111,12 +111,23 @@ def settings() -> Iterator[dict[str, str]]:
         yield environment(REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
 
 
+def ran(
+    settings: dict[str, str], *words: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run words in a session of their own.
+
+    GNU timeout leaves its process group. If it ends before a child that stayed there, and anything
+    in that group is stopped, the kernel hangs the group up: the suite, which stops processes.
+    """
+    return subprocess.run(
+        words, env=settings, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False, start_new_session=True,
+    )  # fmt: skip
+
+
 def seen(settings: dict[str, str], what: Property, *wrapper: str) -> tuple[int, str]:
     """Give how the wrapper ended, and what the command printed."""
-    done = subprocess.run(
-        [*what.within, *wrapper, *what.command], env=settings, capture_output=True, text=True,
-        timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
+    done = ran(settings, *what.within, *wrapper, *what.command)
     return done.returncode, done.stdout
 
 
@@ -137,10 +148,8 @@ def test_process_substitution_works(settings: dict[str, str], wrapper: tuple[str
     if not shutil.which("bash"):
         pytest.skip("bash is not installed")
     words = " ".join(wrapper)
-    done = subprocess.run(
-        ["bash", "-c", f"{words} diff <(echo a) <(echo a) && {words} cat <(echo same)"],
-        env=settings, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-    )  # fmt: skip
+    line = f"{words} diff <(echo a) <(echo a) && {words} cat <(echo same)"
+    done = ran(settings, "bash", "-c", line)
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
 
 
@@ -155,10 +164,7 @@ def test_jobserver_of_make_is_reached(
         pytest.skip("make is not installed")
     (tmp_path / "sub.mk").write_text("all: ; @echo made\n")
     (tmp_path / "top.mk").write_text(f"all:\n\t+@{' '.join(wrapper)} make -f sub.mk\n")
-    done = subprocess.run(
-        ["make", "-j2", "-f", "top.mk"], cwd=tmp_path, env=settings, capture_output=True, text=True,
-        check=False, timeout=TIMEOUT_S,
-    )  # fmt: skip
+    done = ran(settings, "make", "-j2", "-f", "top.mk", cwd=tmp_path)
     assert (done.returncode, "made" in done.stdout) == (0, True), done.stderr
     assert "jobserver" not in done.stderr
 
@@ -167,10 +173,7 @@ def test_run_needs_no_shell(settings: dict[str, str]) -> None:
     """An image may have none: /bin and /usr/bin are hidden from run itself."""
     command = f"{sys.executable} -c 'print(1)'"
     inner = f"mount -t tmpfs none /usr/bin && exec {sys.executable} {' '.join(RUN)} {command}"
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner], env=settings,
-        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-    )  # fmt: skip
+    done = ran(settings, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("no user namespaces here")
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
@@ -179,10 +182,7 @@ def test_run_needs_no_shell(settings: dict[str, str]) -> None:
 def test_run_needs_neither_dev_nor_proc(settings: dict[str, str]) -> None:
     """In a root of its own nothing is mounted."""
     inner = f"mount -t tmpfs none /proc && mount -t tmpfs none /dev && exec {' '.join(RUN)} echo on"
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner], env=settings,
-        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-    )  # fmt: skip
+    done = ran(settings, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner)
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("no user namespaces here")
     assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
