@@ -36,7 +36,7 @@ def user_at_host() -> str:
 
 def own_identity(proc: Path = PROC, etc: Path = Path("/etc")) -> str:
     """Return this process's identity `boot.machine.namespace.pid.start`; empty without /proc."""
-    boot, start = _boot(proc), _start(proc, "self")
+    boot, start = _boot(proc), start_of(proc, "self")
     if not boot or not start:
         return ""
     machine = sha256(b"gpu-broker " + _read(etc / "machine-id").encode()).hexdigest()[:8]
@@ -48,7 +48,7 @@ def has_ended(identity: str, proc: Path = PROC) -> bool:
     parts = identity.split(".")
     if len(parts) != PARTS or parts[0] != _boot(proc) or parts[2] != _namespace(proc):
         return False
-    return _start(proc, parts[3]) != parts[4]
+    return start_of(proc, parts[3]) != parts[4]
 
 
 def machine_of(identity: str) -> str:
@@ -70,7 +70,7 @@ def _namespace(proc: Path) -> str:
         return "0"
 
 
-def _start(proc: Path, pid: str) -> str:
+def start_of(proc: Path, pid: str) -> str:
     """Return a process's start in clock ticks since boot; empty: it has ended."""
     words = _read(proc / pid / "stat").rpartition(")")[2].split()
     return words[STARTED] if len(words) > STARTED and words[0] not in {"Z", "X"} else ""

@@ -38,10 +38,10 @@ FLOORS: tuple[set[str], ...] = (
     {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},
     {"broker.key_file", "broker.maintenance", "broker.serializers", "broker.text"},
     {f"broker.{x}" for x in ("api_keys", "devices", "live", "logs", "run", "worker")},
-    {"broker.attribution", "broker.metrics", "broker.replica", "broker.settings"},
+    {f"broker.{x}" for x in ("attribution", "hold", "metrics", "replica", "settings")},
     {"broker.http", "broker.reporter", "broker.systemd"},
     {"broker.app", "broker.cli", "broker.workers"},
-    {"broker.cli.commands"},
+    {"broker.cli.commands", "broker.cli.commands.by_hand"},
 )
 """The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""
 

@@ -20,6 +20,11 @@ COMMANDS = {
     "serve": "Answer over HTTP, report this machine's GPUs, end what is over.",
     "host": "Report this machine's GPUs to the pool, without HTTP.",
     "run": "Run a command under a lease.",
+    "acquire": "Take a lease for this shell; a keeper in the background renews it.",
+    "hold": "Hold whole GPUs for a time, by hand.",
+    "extend": "Move the end of a lease.",
+    "release": "Give leases back.",
+    "wait": "Wait until a waiter has its lease; --end: until a lease ends.",
     "status": "Show GPUs and the leases on them; -w: live.",
     "queue": "Show the waiters, in order, with their reasons.",
     "explain": "Say why a request waits, and what would fit now.",
@@ -41,6 +46,9 @@ COMMANDS = {
 
 A `-` of the name is a `_` there.
 """
+
+BY_HAND = {"acquire", "hold", "extend", "release", "wait"}
+"""Commands in the folder `by_hand`."""
 
 FAILED, USAGE, UNAVAILABLE, NOT_IN_TIME, DENIED = 1, 2, 69, 75, 77
 """Exit codes of failures.
@@ -88,7 +96,8 @@ class Commands(click.Group):
         called = name.replace("-", "_")
         errors_of_redis_py_alone()
         try:
-            module = importlib.import_module(f"broker.cli.commands.{called}")
+            room = "by_hand." if name in BY_HAND else ""
+            module = importlib.import_module(f"broker.cli.commands.{room}{called}")
         except ModuleNotFoundError as missing:
             if missing.name and missing.name.startswith(("broker", "agent_sdk")):
                 raise

@@ -21,6 +21,9 @@ Kind: TypeAlias = Literal["device", "host"]
 PREFIX: Final = 8
 """Letters of a token or a device id that suffice if only one begins with them."""
 
+WHOLE: Final = 16
+"""Letters of the shortest token."""
+
 LISTED: Final = 5
 """Most names that a message lists."""
 
@@ -82,7 +85,7 @@ def whole_token(client: LeaseClient, token: str) -> str:
     Raises:
         UsageError: several tokens begin so; the message lists them with their agents.
     """
-    if len(token) < PREFIX:
+    if len(token) < PREFIX or (len(token) >= WHOLE and client.lookup(token) is not None):
         return token
     known = _agents_by_token(client)
     if token in known:

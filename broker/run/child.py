@@ -53,7 +53,7 @@ class Child:
     def __init__(
         self, command: Sequence[str], env: Mapping[str, str], guard: Guard, inherited: Inherited
     ) -> None:
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._guard, self._terminal = guard, Terminal()
         self._process = subprocess.Popen(  # noqa: S603 - the user's command
             command,
@@ -170,7 +170,7 @@ def _before_exec(
     parent = os.getpid()
 
     def before_exec() -> None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         guard.watch(os.getpid(), env["GPU_LEASE_TOKEN"])
         if os.getppid() != parent:  # the parent died before we could ask for its death signal
             os.kill(os.getpid(), signal.SIGKILL)
@@ -183,7 +183,8 @@ def _before_exec(
     return before_exec
 
 
-def _prctl(what: int, value: int) -> None:
+def prctl(what: int, value: int) -> None:
+    """Set an attribute of this process, by the system call of that name."""
     _libc.prctl(what, ctypes.c_ulong(value), 0, 0, 0)
 
 

@@ -60,7 +60,7 @@ def _wait_for_death(pipe: int) -> None:
     """Wait as the guard process; never return."""
     try:
         os.setsid()
-        _let_go_of_streams(pipe)
+        let_go_of_streams(pipe)
         os.closerange(3, pipe)
         os.closerange(max(3, pipe + 1), os.sysconf("SC_OPEN_MAX"))
         said = b""
@@ -74,8 +74,8 @@ def _wait_for_death(pipe: int) -> None:
         os._exit(0)
 
 
-def _let_go_of_streams(pipe: int) -> None:
-    """Detach from the standard streams; a root without /dev has no null device for them."""
+def let_go_of_streams(pipe: int) -> None:
+    """Detach from the standard streams but `pipe`; a root without /dev has no null device."""
     nothing = None
     with suppress(OSError):
         nothing = os.open(os.devnull, os.O_RDWR)

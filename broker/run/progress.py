@@ -31,7 +31,17 @@ SCHEMA: Final = 1
 NOTHING_NEW_S: Final = 30.0
 """Most seconds of a wait without a line, where there is no terminal."""
 
-WENT_WELL: Final = {"waiting", "granted", "doubt", "hint", "limited", "mps", "started", "ended"}
+WENT_WELL: Final = {
+    "waiting",
+    "granted",
+    "doubt",
+    "hint",
+    "limited",
+    "mps",
+    "started",
+    "ended",
+    "over",
+}
 """Events that are left out when only trouble is to be told."""
 
 
@@ -176,6 +186,10 @@ class Progress:
     def ended(self, code: int) -> None:
         """Tell that all is over."""
         self._say("ended", None, exit_code=code)
+
+    def kept_until(self, lease: Lease, how: str) -> None:
+        """Tell of the end of a lease that was kept by hand."""
+        self._say("over", f"lease {lease.token[:8]} is {how}", token=lease.token, reason=how)
 
     def not_returned(self, lease: Lease, error: LeaseError) -> None:
         """Tell that the lease could not be given back."""

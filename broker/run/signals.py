@@ -6,7 +6,7 @@ import os
 import select
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -22,6 +22,9 @@ FORWARDED = (
     signal.SIGWINCH,
 )
 """Signals that are passed on to the command."""
+
+STOPPING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+"""Signals that end a process which has no command to pass them on to."""
 
 CAUGHT = (*FORWARDED, signal.SIGCHLD, signal.SIGTSTP)
 
@@ -62,6 +65,10 @@ class Signals:
         write, self._write = self._write, -1
         os.close(write)
 
+    def fileno(self) -> int:
+        """Return the descriptor, readable when a signal has come or `wake` was called."""
+        return self._read
+
     def wake(self) -> None:
         """End a wait from another thread."""
         with suppress(OSError):  # full: it wakes anyway; closed: no thread waits
@@ -77,3 +84,14 @@ class Signals:
 
 def _noted(number: int, frame: FrameType | None) -> None:
     """Do nothing: the wake-up descriptor has the signal already."""
+
+
+def leave_at_signals() -> None:
+    """End at SIGTERM and SIGHUP as at Ctrl-C: the place in the queue is given up."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored: nohup asked for that
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -103,6 +103,11 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "serve": [],  # what it prints is its own settings; its log has a test below
     "host": [],
     "run": [("run", "--wait", "0", "--memory", "1GiB", "--", "true")],
+    "acquire": [("acquire", "--wait", "0", "--memory", "1GiB")],
+    "hold": [("hold", "--wait", "0", "--memory", "1GiB")],
+    "extend": [("extend", WAITER, "1h")],
+    "release": [("release", "nobody-has-this-token")],
+    "wait": [("wait", WAITER, "--timeout", "0.1")],
     "status": [("status",), ("status", "-o", "wide"), ("status", "-o", "json"),
                ("status", "-o", "name")],
     "queue": [("queue",), ("queue", "-o", "wide"), ("queue", "-o", "json"),
@@ -140,7 +145,7 @@ def test_command_shows_hostile_text_as_print(
 ) -> None:
     """On stdout and stderr; what others wrote begins no line either."""
     settings = pool | {"GPU_BROKER_STATE_DIR": str(tmp_path)}
-    if call[0] == "run":  # it writes to a descriptor
+    if call[0] in {"run", "acquire", "hold"}:  # they write to a descriptor
         done = subprocess.run([PROGRAM, *call], env=environment(**settings), capture_output=True,
                               text=True, check=False)  # fmt: skip
     else:

@@ -7,27 +7,17 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
 from agent_sdk.engines.table import ENGINES
 from agent_sdk.engines.visible import OF_OTHERS, on_amd
-from agent_sdk.errors import (
-    BadRequest,
-    BrokerUnavailable,
-    Denied,
-    HostUnknown,
-    LeaseError,
-    OutcomeUnknown,
-    SafeMode,
-)
-from agent_sdk.protocol.messages import LONGEST_TTL_MS
+from agent_sdk.errors import LeaseError
 from agent_sdk.settings import whole_environment
-from broker.cli import DENIED, FAILED, NOT_IN_TIME, UNAVAILABLE
-from broker.cli.complete import hosts
-from broker.cli.own_words import in_options
-from broker.cli.store import connect, way_out
+from broker.cli import FAILED
+from broker.cli.refusal import explained, waiting_client
+from broker.cli.request_options import asked_in, request_options
 from broker.identity import user_at_host
 from broker.run.engines import reads_numbers_in_vain, set_up
 from broker.run.guard import Guard
@@ -35,24 +25,21 @@ from broker.run.inherited import die_of, take_over
 from broker.run.mps import mps_environment, without_own
 from broker.run.partition import NotLimitedError, limited
 from broker.run.progress import Progress
+from broker.run.signals import leave_at_signals
 from broker.run.supervise import CommandEnd, NotStarted, supervise
 from broker.run.wait import get_lease
-from broker.text.units import Duration, Size, doubt
-from broker.text.unknown_host import look_for
+from broker.text.units import Duration, doubt
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from agent_sdk import Lease, LeaseClient
     from agent_sdk.engines.visible import Visible
-    from agent_sdk.request import LeaseOptions
     from agent_sdk.state.limits import DeviceLimits
     from broker.run.inherited import Inherited
 
-DEADLINE_S = 5.0
+NAME = "gpu-broker-run"
+"""Name of this client, beside its leases."""
 
-FOREVER_S = LONGEST_TTL_MS / 1000
-"""Longest wait, in seconds: a week."""
+DENIED_ADVICE = "--or-cpu runs the command without a GPU"
 
 SHORT_S = 10.0
 """Seconds of a lease whose renewals begin before the command does: its start may take a while."""
@@ -62,28 +49,11 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB).")
-@click.option("--gpus", type=click.IntRange(1, 64), default=1, help="Several whole GPUs.")
-@click.option("--exclusive", is_flag=True, help="Alone on the GPU.")
-@click.option("--model", help="The exact name of a model, as status shows it; default any.")
-@click.option("--host", help="Default this machine: the command runs here.", shell_complete=hosts)
-@click.option(
-    "--placement", type=click.Choice(["spread", "pack"]), default="spread",
-    help="The emptiest GPU first (default), or the fullest that fits.",
-)  # fmt: skip
-@click.option(
-    "--wait", "wait_s", type=Duration(FOREVER_S),
-    help="Wait at most so long: 30s, 10m, 2h; 0 = not at all. Default: until it fits; with "
-    "--or-cpu not at all.",
-)  # fmt: skip
-@click.option("--priority", type=click.IntRange(0, 9), default=0, help="In the queue, 9 first.")
+@request_options(
+    here="the command runs here.",
+    wait="Default: until it fits; with --or-cpu not at all.",
+)
 @click.option("--or-cpu", is_flag=True, help="Run without a GPU if none is to be had.")
-@click.option("--time", "max_hold_s", type=Duration(), default=0.0, help="Hold it no longer: 2h.")
-@click.option(
-    "--ttl", "ttl_s", type=Duration(FOREVER_S), default=30.0,
-    help="The lease ends so long after its last renewal: after a crash of this machine, or when "
-    "the store is away for longer (default 30s).",
-)  # fmt: skip
 @click.option(
     "--grace", "grace_s", type=Duration(), default=10.0,
     help="Between SIGTERM and SIGKILL when the lease is lost (default 10s).",
@@ -98,14 +68,9 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     "engine that reads numbers.",
 )  # fmt: skip
 @click.option(
-    "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
-    help="End with 69 when the store is away for so long during the wait (default 5m).",
-)  # fmt: skip
-@click.option(
     "--enforce", is_flag=True,
     help="Start the command only if the driver limits its memory to the lease (driver 615).",
 )  # fmt: skip
-@click.option("--agent", help="The agent that asks; default user@host.")
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text",
@@ -113,26 +78,15 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 )  # fmt: skip
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    memory: int,
-    gpus: int,
-    exclusive: bool,
-    model: str | None,
-    host: str | None,
-    placement: Literal["spread", "pack"],
-    wait_s: float | None,
-    priority: int,
     or_cpu: bool,
-    max_hold_s: float,
-    ttl_s: float,
     grace_s: float,
     engine: str | None,
     visible: Visible | None,
-    store_timeout_s: float,
     enforce: bool,
-    agent: str | None,
     quiet: bool,
     output: Literal["text", "json"],
     command: tuple[str, ...],
+    **asked: Any,
 ) -> None:
     """Run COMMAND under a lease: wait for it, renew it, give it back.
 
@@ -160,35 +114,19 @@ def run(
             sys.exit(NOT_EXECUTABLE)
         teller.failed("not_found", f"{command[0]}: no such command")
         sys.exit(NOT_FOUND)
-    if ttl_s <= 0:
-        raise click.BadParameter("a lease of a process that may die must end", param_hint="--ttl")
-    teller.doubted(doubt(memory, "--memory"))
-    ask: LeaseOptions = {
-        "memory": f"{memory}MiB",
-        "devices": gpus,
-        "exclusive": exclusive,
-        "model": model,
-        "host": host,
-        "placement": placement,
-        "priority": priority,
-        "max_hold_s": max_hold_s,
-        "ttl_s": ttl_s,
-        "on_unavailable": "cpu" if or_cpu else "raise",
-        "wait_s": 0.0 if or_cpu else FOREVER_S,
-    }
-    if wait_s is not None:
-        ask["wait_s"] = wait_s
+    ask = asked_in(asked)
+    teller.doubted(doubt(asked["memory"], "--memory"))
+    if or_cpu:
+        ask |= {"on_unavailable": "cpu", "wait_s": asked["wait_s"] or 0.0}
     inherited = take_over()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored: nohup asked for that
-            signal.signal(number, _leave)
+    leave_at_signals()  # once the command runs, signals are its own
     try:
-        with Guard() as guard, _client(store_timeout_s) as client:
-            lease = get_lease(client, agent or user_at_host(), ask, teller)
+        with Guard() as guard, waiting_client(NAME, asked["store_timeout_s"]) as client:
+            lease = get_lease(client, asked["agent"] or user_at_host(), ask, teller)
             how = _Start(command, grace_s, engine, visible, enforce)
             ended = _run(client, lease, how, teller, guard, inherited)
     except (LeaseError, ValueError) as error:
-        ended = CommandEnd(_explained(error, teller))
+        ended = CommandEnd(explained(error, teller, "run", DENIED_ADVICE))
     except KeyboardInterrupt:
         ended = CommandEnd(128 + signal.SIGINT, signal.SIGINT)
     if ended.by is not None:
@@ -204,12 +142,6 @@ class _Start(NamedTuple):
     engine: str | None
     visible: Visible | None
     enforce: bool
-
-
-def _client(store_timeout_s: float) -> LeaseClient:
-    client = connect("gpu-broker-run", DEADLINE_S)
-    client.away_s = store_timeout_s
-    return client
 
 
 def _run(
@@ -279,35 +211,3 @@ def _under_mps(lease: Lease, limits: DeviceLimits, teller: Progress) -> dict[str
     added, kept = without_own(mps_environment(lease, limits), whole_environment())
     teller.mps(added, kept)
     return added
-
-
-def _explained(error: LeaseError | ValueError, teller: Progress) -> int:
-    """Tell the reason for which there is no lease; return the exit code for it."""
-    if not isinstance(error, LeaseError):
-        teller.failed("bad_request", str(error))
-        return FAILED
-    text = str(error)
-    if isinstance(error, HostUnknown):
-        with _client(DEADLINE_S) as client:
-            teller.failed(error.code, look_for(client, error.asked))
-        return FAILED
-    if isinstance(error, (BrokerUnavailable, OutcomeUnknown)):
-        code, advice = UNAVAILABLE, way_out(error)
-    elif isinstance(error, (Denied, SafeMode)):
-        code, advice = DENIED, "--or-cpu runs the command without a GPU"
-    elif error.retryable:
-        code, advice = (
-            NOT_IN_TIME,
-            "--wait waits longer, gpu-broker explain names the obstacles",
-        )
-    elif isinstance(error, BadRequest):
-        text, code, advice = in_options(text), FAILED, "gpu-broker run --help says more"
-    else:
-        code, advice = FAILED, "gpu-broker status shows what there is"
-    teller.failed(error.code, f"{text}; {advice[0].lower()}{advice[1:]}")
-    return code
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    """Leave the queue, as at Ctrl-C; once the command runs, signals are its own."""
-    sys.exit(128 + number)

@@ -1,0 +1,106 @@
+"""`gpu-broker extend`: a later end of a lease."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent_sdk.errors import error_for
+from agent_sdk.protocol.messages import LONGEST_TTL_MS
+from agent_sdk.state.queue import WaiterStatus
+from broker.cli.commands.by_hand import KEEPING
+from broker.cli.complete import tokens
+from broker.cli.holding import clock_time
+from broker.cli.names import whole_token
+from broker.cli.store import output_option, pool_client, show
+from broker.hold.control import ask_keeper
+from broker.text.table import age
+from broker.text.units import Duration
+
+if TYPE_CHECKING:
+    from agent_sdk import LeaseClient
+    from agent_sdk.state.snapshot import LeaseStatus
+
+
+@click.command()
+@click.argument("token", shell_complete=tokens)
+@click.argument("longer_s", metavar="TIME", type=Duration())
+@output_option()
+def extend(token: str, longer_s: float, output: str) -> None:
+    """Move the end of a lease by TIME, such as 2h.
+
+    Of a lease that was taken with --for (gpu-broker acquire, hold) its keeper's end moves. Of any
+    other lease its expiry moves, and so it lasts without renewals, to 7 days from now at most.
+    Nothing moves the end of --time or max_hold_s: the queue was told of it. The first eight letters
+    of the token are enough.
+
+    \b
+    Examples:
+      gpu-broker extend 5a37a41f 2h
+      gpu-broker extend "$GPU_LEASE_TOKEN" 30m
+    """
+    with pool_client() as client:
+        token = whole_token(client, token)
+        lease = _living(client, token)
+        hold_s = None
+        if lease.hold_until_ms is not None:
+            hold_s = (lease.hold_until_ms - client.pool().now_ms) / 1000
+        kept = ask_keeper(token, do="extend", seconds=longer_s)
+        if kept is None and lease.client.startswith(KEEPING):
+            raise error_for(
+                "bad_request",
+                f"the keeper of {token[:8]} runs on another machine, or as another user: call "
+                "gpu-broker extend there",
+            )
+        left_s, limit = _renewed(client, lease, longer_s) if kept is None else (_left_s(kept), "")
+    if hold_s is not None and (left_s is None or left_s >= hold_s - 1):
+        left_s = hold_s
+        limit = "it was taken for no longer (--time, max_hold_s); take another lease then"
+    ends_at = None if left_s is None else time.time() + left_s
+    show(
+        output,
+        _in_words(token, left_s, kept, limit),
+        {"token": token, "ends_at": ends_at, "limit": limit, "kept": kept is not None},
+    )
+
+
+def _living(client: LeaseClient, token: str) -> LeaseStatus:
+    """Return the lease of a token.
+
+    Raises:
+        LeaseError: it waits, has ended, or is unknown.
+    """
+    found = client.lookup(token)
+    if isinstance(found, WaiterStatus):
+        raise error_for("waiting", f"{token[:8]} has no lease yet: gpu-broker wait {token[:8]}")
+    if found is None or isinstance(found, str):
+        raise error_for(found or "unknown_token", token=token)
+    return found
+
+
+def _left_s(kept: dict[str, Any]) -> float | None:
+    return None if kept["ends_at"] is None else float(kept["ends_at"]) - time.time()
+
+
+def _renewed(client: LeaseClient, lease: LeaseStatus, longer_s: float) -> tuple[float | None, str]:
+    """Renew a lease to its end and so long beyond; return the seconds left, and what limits it."""
+    if lease.expires_at_ms is None:
+        return None, ""
+    left_ms = max(0, lease.expires_at_ms - client.pool().now_ms) + round(longer_s * 1000)
+    limit = "a lease lasts 7 days without a renewal at most" if left_ms > LONGEST_TTL_MS else ""
+    ttl_s = min(left_ms, LONGEST_TTL_MS) / 1000
+    renewal = client.renew(lease.token, max(1.0, ttl_s), fence=lease.fence)
+    return renewal.remaining_ms / 1000, limit
+
+
+def _in_words(token: str, left_s: float | None, kept: dict[str, Any] | None, limit: str) -> str:
+    if left_s is None:
+        if kept is None:
+            return f"{token[:8]} has no expiry: there is no end to move"
+        life = f"process {kept['with_pid']} ends" if kept["with_pid"] else "it is released"
+        return f"{token[:8]} has no end by time to move: it is kept until {life}"
+    unless = ", unless it is renewed" if kept is None else ""
+    end = f"in {age(round(left_s * 1000))}, at {clock_time(time.time() + left_s)}"
+    return f"{token[:8]} ends {end}{unless}{limit and f': {limit}'}"

@@ -1,0 +1,117 @@
+"""`gpu-broker wait`: the grant, or the end, of a lease."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agent_sdk.errors import CODES, BrokerUnavailable, error_for
+from agent_sdk.state.queue import WaiterStatus
+from broker.cli import FAILED, NOT_IN_TIME
+from broker.cli.complete import tokens
+from broker.cli.follow import Follower, last_of
+from broker.cli.names import whole_token
+from broker.cli.store import output_option, pool_client, show
+from broker.text.screen import say
+from broker.text.table import age, gib
+from broker.text.units import Duration
+
+if TYPE_CHECKING:
+    from agent_sdk import LeaseClient
+    from agent_sdk.state.snapshot import LeaseStatus
+
+LOOK_S: Final = 5.0
+"""Most seconds between two looks at the token itself; its events bring one at once."""
+
+AWAY_S: Final = 0.5
+"""Seconds between two tries while the store is away."""
+
+
+@click.command()
+@click.argument("token", shell_complete=tokens)
+@click.option("--end", is_flag=True, help="Wait for the end of the lease or of the wait.")
+@click.option("--timeout", "timeout_s", type=Duration(), help="End with 75 after so long: 10m.")
+@click.option(
+    "--store-timeout", "store_timeout_s", type=Duration(), default=300.0,
+    help="End with 69 when the store is away for so long (default 5m).",
+)  # fmt: skip
+@output_option()
+def wait(
+    token: str, end: bool, timeout_s: float | None, store_timeout_s: float, output: str
+) -> None:
+    """Wait until a waiter has its lease; with --end until a lease, or a wait, has ended.
+
+    The exit code is 0 when that has come, 1 when a wait ended without a lease, 75 after --timeout.
+    The first eight letters of the token are enough.
+
+    \b
+    Examples:
+      gpu-broker wait 5a37a41f && echo 'its turn'
+      gpu-broker wait 06909f65 --end --timeout 10m
+      gpu-broker queue -o name | xargs -n1 gpu-broker wait
+    """
+    with pool_client() as client:
+        token = whole_token(client, token)
+        if client.lookup(token) is None:
+            raise error_for("unknown_token", f"nothing is known of a token {token}", token=token)
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        found = _changed(client, token, end=end, until=until, away_s=store_timeout_s)
+    if found is None:
+        still = "has not ended" if end else "has no lease"
+        say(
+            f"gpu-broker: {token[:8]} {still} after {age(round((timeout_s or 0) * 1000))}", err=True
+        )
+        sys.exit(NOT_IN_TIME)
+    if isinstance(found, str):
+        text = f"{token[:8]} has ended: {CODES[found].says}"
+        show(output, text, {"token": token, "state": "ended", "outcome": found})
+        sys.exit(0 if end else FAILED)
+    text, data = _lease_in_words(found), asdict(found)
+    show(output, text, {"token": token, "state": "active", "lease": data})
+
+
+def _changed(
+    client: LeaseClient, token: str, *, end: bool, until: float | None, away_s: float
+) -> LeaseStatus | str | None:
+    """Return the lease of a token, without `end`, or its outcome; None: neither came in time.
+
+    Raises:
+        BrokerUnavailable: the store was away for `away_s` seconds.
+    """
+    seen_at = time.monotonic()
+    while True:
+        try:
+            with Follower(client, last_of(client.events(1))) as news:
+                while True:
+                    found = client.lookup(token) or "expired"  # its tombstone is gone, too
+                    seen_at = time.monotonic()
+                    if isinstance(found, str):
+                        return found
+                    if not end and not isinstance(found, WaiterStatus):
+                        return found
+                    if not _news(news, token, until):
+                        return None
+        except BrokerUnavailable:
+            if time.monotonic() - seen_at > away_s:
+                raise
+            time.sleep(AWAY_S)
+
+
+def _news(news: Follower, token: str, until: float | None) -> bool:
+    """Wait for an event of the token, or a while; return False once the time is over."""
+    look_at = time.monotonic() + LOOK_S
+    end = look_at if until is None else min(look_at, until)
+    while (left_s := end - time.monotonic()) > 0:
+        seen = news.wait(left_s)
+        if seen.gap or any(event.token == token for event in seen.events):
+            return True
+    return until is None or time.monotonic() < until
+
+
+def _lease_in_words(lease: LeaseStatus) -> str:
+    places = " ".join(uuid for uuid, _ in lease.devices) or "the CPU"
+    return f"{lease.token[:8]} has its lease: {gib(lease.memory_mb)} on {places}"

@@ -1,0 +1,287 @@
+"""Leases held by hand: `acquire`, `hold`, `extend`, `release`, `wait`, with real shells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_sdk.testing import TestBroker, running_broker
+from broker.hold.control import Control, ask_keeper
+from broker.hold.life import ProcessLife
+from tests.api.brokers import eventually
+from tests.program import called
+from tests.unit.cli_runs import alive, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from subprocess import CompletedProcess
+
+ACQUIRE = 'eval "$(gpu-broker acquire --memory 100 --ttl 2 {} --export)"'
+
+TELL = 'echo "$? $GPU_LEASE_TOKEN"; read -r _'
+"""Print the result and the token, and live on until stdin says something."""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TestBroker]:
+    """A pool of two devices of 4000 MiB."""
+    with running_broker(devices=2, memory_mb=4000) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def clean(pool: TestBroker) -> Iterator[None]:
+    """Leave no lease and no waiter to the next test."""
+    yield
+    for lease in pool.client.leases():
+        pool.client.release(lease.token)
+    eventually(lambda: not pool.client.queue(), 20)
+
+
+def on(pool: TestBroker, *words: str) -> CompletedProcess[str]:
+    """Return one call in this process."""
+    return called(*words, REDIS_URL=pool.url, GPU_BROKER_HOSTNAME=pool.host)
+
+
+@contextmanager
+def shell(pool: TestBroker, script: str, program: str = "sh") -> Iterator[subprocess.Popen[str]]:
+    """Run a shell, and end it by SIGKILL."""
+    with subprocess.Popen(
+        [program, "-c", script],
+        env=settings(pool),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """Return the next line of a process, without its end."""
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def keeper_of(pool: TestBroker, token: str) -> int:
+    """Return the pid of the process that holds a lease."""
+    found: Any = pool.client.lookup(token)
+    return int(found.pid.partition(":")[0])
+
+
+def held(pool: TestBroker) -> set[str]:
+    """Return the tokens of the living leases."""
+    pool.client.reap()
+    return {lease.token for lease in pool.client.leases()}
+
+
+@pytest.mark.parametrize("program", ["sh", "bash"])
+def test_lease_lives_as_long_as_its_shell(pool: TestBroker, program: str) -> None:
+    """SIGKILL of the shell gives it back at once."""
+    with shell(pool, f"{ACQUIRE.format('')}; {TELL}", program) as process:
+        code, token = said(process).split()
+        keeper = keeper_of(pool, token)
+        assert code == "0"
+        assert keeper != process.pid
+        assert held(pool) == {token}
+    eventually(lambda: pool.client.lookup(token) == "released", 20)
+    eventually(lambda: not alive(keeper), 20)
+
+
+def test_lease_outlives_a_store_that_is_away_for_less_than_its_ttl(pool: TestBroker) -> None:
+    """The keeper renews once the store answers again."""
+    server = int(pool.client.redis.info("server")["process_id"])
+    with shell(pool, f"{ACQUIRE.format('--ttl 6')}; {TELL}") as process:
+        token = said(process).split()[1]
+        os.kill(server, signal.SIGSTOP)
+        time.sleep(2.5)  # a renewal, at 2 s, gets no answer
+        os.kill(server, signal.SIGCONT)
+        begun = pool.client.lookup(token)
+        eventually(lambda: pool.client.lookup(token).expires_at_ms > begun.expires_at_ms, 20)
+
+
+def test_lease_of_a_killed_keeper_ends_by_its_ttl(pool: TestBroker) -> None:
+    """Nothing renews it; `release` of an ended lease says how it ended."""
+    with shell(pool, f"{ACQUIRE.format('--ttl 1')}; {TELL}") as process:
+        token = said(process).split()[1]
+        os.kill(keeper_of(pool, token), signal.SIGKILL)
+        eventually(lambda: token not in held(pool), 20)
+        done = on(pool, "release", token)
+        assert (done.returncode, "had ended before" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("killed", ["command", "shell"])
+def test_kill_during_the_wait_leaves_the_queue(pool: TestBroker, killed: str) -> None:
+    """Either the command is killed, or the shell that called it."""
+    for _ in range(2):
+        pool.client.acquire("other", memory_mb=4000)
+    script = "echo $$; gpu-broker acquire --memory 100 --agent me; read -r _"
+    with shell(pool, script) as process:
+        pid = int(said(process))
+        token = eventually(pool.client.queue, 20)[0].token
+        if killed == "command":
+            listed = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, check=True
+            )
+            pid = int(listed.stdout.split()[0])
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: pool.client.lookup(token) in {"cancelled", "released"}, 8)
+
+
+def test_failure_fails_in_the_shell(pool: TestBroker) -> None:
+    """`eval` returns the exit code; nothing is exported."""
+    refused = ACQUIRE.format("--wait 0").replace("--memory 100", "--memory 100 --gpus 2")
+    pool.client.acquire("other", memory_mb=1)
+    with shell(pool, f"{refused}; {TELL}") as process:
+        assert said(process) == "75"
+
+
+def test_extend_moves_the_end_that_a_keeper_was_told(pool: TestBroker) -> None:
+    """By the beginning of the token; without, the lease is given back at its time."""
+    with shell(pool, f"{ACQUIRE.format('--for 1')}; {TELL}") as process:
+        token = said(process).split()[1]
+        told = json.loads(on(pool, "extend", token[:8], "1h", "-o", "json").stdout)
+        assert told["kept"]
+        assert 3590 < told["ends_at"] - time.time() < 3603
+        time.sleep(1.2)
+        assert held(pool) == {token}
+    with shell(pool, f"{ACQUIRE.format('--for 0.5')}; {TELL}") as process:
+        token = said(process).split()[1]
+        eventually(lambda: pool.client.lookup(token) == "released", 20)
+
+
+def test_extend_says_what_limits_it(pool: TestBroker) -> None:
+    """Its keeper's missing end, seven days, `--time`, a lease that is none yet."""
+    plain = pool.client.acquire("a", memory_mb=1)
+    assert "ends in 60 min" in on(pool, "extend", plain.token, "3570s").stdout
+    assert "7 days without a renewal at most" in on(pool, "extend", plain.token, "30d").stdout
+    short = pool.client.acquire("a", memory_mb=1, max_hold_s=100)
+    done = on(pool, "extend", short.token, "1h").stdout
+    assert "ends in 100 s" in done
+    assert "it was taken for no longer (--time" in done
+    endless = pool.client.acquire("a", memory_mb=1, ttl_s=0)
+    assert "has no expiry" in on(pool, "extend", endless.token, "1h").stdout
+    with shell(pool, f"{ACQUIRE.format('')}; {TELL}") as process:
+        token = said(process).split()[1]
+        assert f"until process {process.pid} ends" in on(pool, "extend", token, "1h").stdout
+    assert on(pool, "extend", "no-such-token-at-all", "1h").returncode == 1
+
+
+def test_release_gives_back_and_ends_the_keeper(pool: TestBroker) -> None:
+    """Several at once, by their beginnings; an unknown one fails, and the others are done."""
+    script = f'{ACQUIRE.format("")}; {TELL}; eval "$(gpu-broker release --export)"; {TELL}'
+    with shell(pool, script) as process:
+        token = said(process).split()[1]
+        keeper, other = keeper_of(pool, token), pool.client.acquire("a", memory_mb=1).token
+        done = on(pool, "release", other[:8], "no-such-token-at-all", "-o", "json")
+        assert json.loads(done.stdout)["released"] == [other]
+        assert done.returncode == 1
+        assert "no-such-token-at-all; gpu-broker leases lists all" in done.stderr
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert said(process) == "0"
+        assert pool.client.lookup(token) == "released"
+        eventually(lambda: not alive(keeper), 20)
+
+
+def test_hold_gives_back_at_ctrl_c(pool: TestBroker) -> None:
+    """It holds a whole GPU; the end that was asked for is no failure."""
+    with shell(pool, "exec gpu-broker hold --ttl 2 -o json") as process:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "}\n")
+        token = json.loads("".join([*lines, "}"]))["token"]
+        assert pool.client.lookup(token).memory_mb == 4000
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert pool.client.lookup(token) == "released"
+
+
+def test_detached_hold_outlives_its_shell(pool: TestBroker) -> None:
+    """It needs an end; it ends by `release`."""
+    assert "--detach needs an end" in on(pool, "hold", "--detach").stderr
+    script = "gpu-broker hold --memory 100 --for 1h --detach -o json"
+    with shell(pool, script) as process:
+        facts = json.loads(process.communicate()[0])
+    assert held(pool) == {facts["token"]}
+    assert alive(facts["keeper_pid"])
+    on(pool, "release", facts["token"])
+    eventually(lambda: not alive(facts["keeper_pid"]), 20)
+
+
+def test_wait_returns_when_a_waiter_has_its_lease(pool: TestBroker) -> None:
+    """And with `--end` when a lease ends. 75 after `--timeout`, 1 for a wait without a lease."""
+    full = [pool.client.acquire("other", memory_mb=4000) for _ in range(2)]
+    assert on(pool, "wait", full[0].token, "--end", "--timeout", "0.1").returncode == 75
+    with shell(pool, "gpu-broker acquire --memory 100 -o json; read -r _"):
+        token = eventually(pool.client.queue, 20)[0].token
+        assert on(pool, "wait", token, "--timeout", "0.1").returncode == 75
+        with shell(pool, f"exec gpu-broker wait {token} -o json") as waiting:
+            pool.client.release(full[0])
+            told = json.loads(waiting.communicate(timeout=20)[0])
+        assert (told["state"], told["lease"]["token"]) == ("active", token)
+        with shell(pool, f"exec gpu-broker wait {token} --end -o json") as waiting:
+            pool.client.release(token)
+            told = json.loads(waiting.communicate(timeout=20)[0])
+        assert (waiting.returncode, told["outcome"]) == (0, "released")
+    assert on(pool, "wait", token).returncode == 1
+    assert on(pool, "wait", "no-such-token-at-all").returncode == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_keeper_obeys_its_user_alone() -> None:
+    """Another user's request gets no answer, and another user's keeper is not asked."""
+    read, write = os.pipe()
+    acts: list[Any] = []
+    with Control("a-token-of-root-1") as control:
+        if (other := os.fork()) == 0:
+            try:
+                os.setuid(65534)
+                asked = ask_keeper("a-token-of-root-1", do="release")
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
+                    link.settimeout(20)
+                    link.connect(control._socket.getsockname())
+                    said_back = b""
+                    with suppress(OSError):  # closed with our message unread, or before it
+                        link.send(b'{"do": "release"}')
+                        said_back = link.recv(100)
+                    os.write(write, repr((asked, said_back)).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        control._socket.settimeout(20)
+        for _ in range(2):
+            control.answer(lambda request: acts.append(request) or {})
+        assert os.read(read, 100) == b"(None, b'')"
+        os.waitpid(other, 0)
+    os.close(read)
+    assert acts == []
+    assert ask_keeper("a-token-of-root-1") is None
+
+
+def test_life_is_seen_without_a_descriptor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pidfd /proc tells; a process that is gone has no life."""
+
+    def refuse(_: int) -> int:
+        raise PermissionError
+
+    with subprocess.Popen(["sleep", "100"]) as process:
+        lives = [ProcessLife(process.pid)]
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+        lives.append(ProcessLife(process.pid))
+        assert [life.over for life in lives] == [False, False]
+        process.kill()
+    assert [life.over for life in lives] == [True, True]
+    with pytest.raises(ProcessLookupError):
+        ProcessLife(process.pid)
