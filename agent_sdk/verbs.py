@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.holders import Holders
     from agent_sdk.state.limits import DeviceLimits
     from agent_sdk.state.lists import DeviceEntry, LeaseEntry, Matches
+    from agent_sdk.state.part import PoolPart, Wanted
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
@@ -251,6 +252,13 @@ class Verbs(PoolClient[R]):
         from agent_sdk.state import pool_state  # noqa: PLC0415 - as above
 
         return pool_state.read(self.keys)
+
+    @Verb
+    def scene_part(self, wanted: Wanted) -> Steps[PoolPart]:
+        """Return the part of the pool that is asked for; see `state.part`."""
+        from agent_sdk.state import part  # noqa: PLC0415 - as above
+
+        return part.read(self.keys, wanted)
 
     @Verb
     def queue_scene(self) -> Steps[PoolState]:

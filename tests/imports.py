@@ -41,6 +41,7 @@ FLOORS: tuple[set[str], ...] = (
     {f"broker.{x}" for x in ("attribution", "hold", "metrics", "replica", "settings")},
     {"broker.http", "broker.reporter", "broker.systemd"},
     {"broker.app", "broker.cli", "broker.workers"},
+    {"broker.cli.leasing"},
     {"broker.cli.commands", "broker.cli.commands.by_hand"},
 )
 """The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""

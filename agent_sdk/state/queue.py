@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol.messages import Answer, Read
+from agent_sdk.protocol.messages import ANY, Answer, Read
 from agent_sdk.state import snapshot
 from agent_sdk.state.lists import PART, in_states, tokens_due
 from agent_sdk.state.readings import ended_in, numbers, read_known, row, whole_number
@@ -161,4 +161,13 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         client=row["client"],
         pid=row["pid"],
         reservation=reservation(token, row),
+    )
+
+
+def matches(waiter: WaiterStatus, agent: str | None, host: str | None, state: str | None) -> bool:
+    """Tell whether a waiter is asked for; None: any. One that takes any host is on each."""
+    return (
+        agent in {None, waiter.agent}
+        and state in {None, waiter.state}
+        and (host is None or waiter.asked_host in {host, ANY})
     )

@@ -46,7 +46,7 @@ def target_of(client: LeaseClient, name: str) -> Target:
         UsageError: several devices match.
         NeverFits: no host and no device matches; the message names the nearest.
     """
-    hosts = {host.host for host in client.hosts()}
+    hosts = set(client.host_list())
     if name in hosts:
         return Target("host", name)
     devices = client.devices()

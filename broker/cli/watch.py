@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from agent_sdk import LeaseClient
-    from agent_sdk.state.pool_state import PoolState
 
     Draw = Callable[[str, str], None]
 
@@ -39,9 +38,7 @@ KEY_S: Final = 0.25
 """Most seconds until a key is noticed."""
 
 
-def watch(
-    client: LeaseClient, every_s: float, picture: Callable[[PoolState], str], *, lines: bool
-) -> None:
+def watch(client: LeaseClient, every_s: float, picture: Callable[[], str], *, lines: bool) -> None:
     """Draw until q or Ctrl-C: at once after an event, and every `every_s` seconds.
 
     On a terminal pictures are drawn in place, elsewhere below each other; `lines`: always as lines.
@@ -58,7 +55,7 @@ def watch(
         seen, seen_at = "", time.monotonic()
         while True:
             try:
-                seen, seen_at = picture(client.scene()), time.monotonic()
+                seen, seen_at = picture(), time.monotonic()
                 draw(seen, "")
                 if _until_news(news, keys, every_s):
                     return

@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 
 from agent_sdk.errors import BrokerUnavailable, OutcomeUnknown
 from agent_sdk.keys import HOST
-from agent_sdk.protocol.messages import ANY
+from agent_sdk.state.queue import matches
 from broker.http.auth import Viewer, token_for
 from broker.http.openapi import EVERYWHERE, MALFORMED
 from broker.http.requests import CURSOR, Limit, OfAgent, OfHost, readable
@@ -233,13 +233,8 @@ async def queue(
 ) -> Response:
     """Return every waiter, in order: of two that could use the same device the earlier is first."""
     now_ms = (await broker.client.pool()).now_ms
-    found = [
-        each
-        for each in await broker.client.queue()
-        if (host is None or each.asked_host in {host, ANY})
-        and (agent is None or each.agent == agent)
-        and (state is None or each.state == state)
-    ]
+    waiters = await broker.client.queue()
+    found = [each for each in waiters if matches(each, agent, host, state)]
     begin = 0
     if cursor:
         rank, count = _rank(cursor)

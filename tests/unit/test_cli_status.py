@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent_sdk.request import LeaseOptions
-    from agent_sdk.state.pool_state import PoolState
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +151,12 @@ def test_live_status_misses_nothing_between_two_looks(
     """An event right after the first picture is news, not history."""
     looks = 0
 
-    def picture(scene: PoolState) -> str:
+    def picture() -> str:
         nonlocal looks
         looks += 1
         if looks == 1:
             pool.client.acquire("newcomer", memory_mb=10)
-        elif any(lease.agent == "newcomer" for lease in scene.leases.values()):
+        elif any(lease.agent == "newcomer" for lease in pool.client.leases()):
             raise KeyboardInterrupt
         return "nobody"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 
 import click
 
 from agent_sdk.state.findings import enforced, of_lease
-from broker.cli.complete import agents, hosts_and_devices
-from broker.cli.names import target_of, unheard_agent
+from broker.cli.filters import first, in_state, limited, of_agent, on_host, place_of, rest
+from broker.cli.names import unheard_agent
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age, gib, table
 
@@ -18,15 +19,17 @@ MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 
 
 @click.command()
-@click.option("--agent", help="Only this agent's.", shell_complete=agents)
-@click.option(
-    "--host",
-    help="Only those on this host, or on one GPU of it: gpu-host-3:0.",
-    shell_complete=hosts_and_devices,
-)
+@of_agent
+@on_host
+@in_state("active", "cpu")
+@limited("Default all.")
 @output_option("wide", "name")
-def leases(agent: str | None, host: str | None, output: str) -> None:
+def leases(
+    agent: str | None, host: str | None, state: str | None, limit: int | None, output: str
+) -> None:
     """List every living lease, oldest first, with its host's findings.
+
+    In state active are leases on GPUs, in state cpu those on the CPU.
 
     \b
     Examples:
@@ -34,21 +37,19 @@ def leases(agent: str | None, host: str | None, output: str) -> None:
       gpu-broker leases --host gpu-host-3      what a drained host waits for
       gpu-broker leases --agent analyst -o json | jq -r '.leases[].token'
       gpu-broker leases -o wide                the client and the fence too
+      gpu-broker leases --state cpu --limit 20
     """
     with pool_client() as client:
-        pool = client.pool()
-        devices = {device.uuid: device for device in client.devices()}
-        place = None if host is None else target_of(client, host)
-        there = {
-            uuid for uuid, device in devices.items()
-            if place is not None and place.name in {uuid, device.host}
-        }  # fmt: skip
-        found = [
-            x for x in client.leases()
-            if (agent is None or x.agent == agent)
-            and (place is None or any(uuid in there for uuid, _ in x.devices))
-        ]  # fmt: skip
-        meant = "" if agent is None else unheard_agent(client, agent)
+        pool, place = client.pool(), place_of(client, host)
+        tokens = sorted(chain(*client.lease_list(agent, place.host, state)))
+        asked = tokens if place.device else first(tokens, limit)
+        found = client.leases_of([entry.token for entry in asked])
+        if place.device:
+            found = [x for x in found if place.device in dict(x.devices)]
+        count = len(found) if place.device else len(tokens)
+        found = list(first(found, limit))
+        devices = {d.uuid: d for d in client.devices_of({u for x in found for u, _ in x.devices})}
+        meant = "" if found or agent is None else unheard_agent(client, agent)
     wide = output == "wide"
     said = {x.token: of_lease(x, devices) for x in found}
     rows = [
@@ -70,6 +71,8 @@ def leases(agent: str | None, host: str | None, output: str) -> None:
         if rows
         else f"no leases{meant and f': {meant}'}"
     )
+    if more := rest(count, limit, "lease", "leases"):
+        text = f"{text}\n\n{more}"
     data = [
         asdict(x)
         | {
@@ -79,4 +82,5 @@ def leases(agent: str | None, host: str | None, output: str) -> None:
         }
         for x in found
     ]
-    show(output, text, {"now_ms": pool.now_ms, "leases": data}, (x.token for x in found))
+    facts = {"now_ms": pool.now_ms, "total": count, "leases": data}
+    show(output, text, facts, (x.token for x in found))

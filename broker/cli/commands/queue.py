@@ -9,7 +9,9 @@ import click
 
 from agent_sdk.protocol.messages import ANY
 from agent_sdk.state.pool_state import standings
-from broker.cli.complete import agents
+from agent_sdk.state.queue import matches
+from broker.cli.complete import hosts
+from broker.cli.filters import first, in_state, limited, of_agent, rest
 from broker.cli.names import PREFIX
 from broker.cli.store import output_option, pool_client, show
 from broker.text.suggest import did_you_mean
@@ -28,9 +30,14 @@ ROOMY: Final = 160
 
 
 @click.command()
-@click.option("--agent", help="Only this agent's.", shell_complete=agents)
+@of_agent
+@click.option("--host", help="Only those that may go to this host.", shell_complete=hosts)
+@in_state("waiting", "offered")
+@limited("Default all.")
 @output_option("wide", "name")
-def queue(agent: str | None, output: str) -> None:
+def queue(
+    agent: str | None, host: str | None, state: str | None, limit: int | None, output: str
+) -> None:
     """Show the waiters in the order of their queues, with reasons. No running broker is needed.
 
     Of two waiters that could use the same GPU the upper one gets it first. PLACE counts the waiters
@@ -42,6 +49,7 @@ def queue(agent: str | None, output: str) -> None:
     \b
     Examples:
       gpu-broker queue
+      gpu-broker queue --host gpu-host-3 --limit 10
       gpu-broker explain TOKEN                 every detail of one
       gpu-broker queue -o json | jq -r '.queue[].token'
       gpu-broker queue --agent runaway -o name | xargs -n1 gpu-broker revoke --reason 'runs wild'
@@ -49,7 +57,8 @@ def queue(agent: str | None, output: str) -> None:
     with pool_client() as client:
         scene = client.queue_scene()
     meant = "" if agent is None else _meant(agent, scene)
-    found = [x for x in scene.waiters.values() if agent is None or x.agent == agent]
+    matching = [x for x in scene.waiters.values() if matches(x, agent, host, state)]
+    found = first(matching, limit)
     stands, wide = standings(scene), output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
@@ -74,8 +83,11 @@ def queue(agent: str | None, output: str) -> None:
         if rows
         else f"no request waits{meant and f': {meant}'}"
     )
+    if more := rest(len(matching), limit, "request", "requests"):
+        text = f"{text}\n\n{more}"
     data = [asdict(x) | {"code": stands[x.token].code, "why": stands[x.token].says} for x in found]
-    show(output, text, {"now_ms": scene.pool.now_ms, "queue": data}, (x.token for x in found))
+    facts = {"now_ms": scene.pool.now_ms, "total": len(matching), "queue": data}
+    show(output, text, facts, (x.token for x in found))
 
 
 def _meant(agent: str, scene: PoolState) -> str:

@@ -16,8 +16,8 @@ from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import LeaseError
 from agent_sdk.settings import whole_environment
 from broker.cli import FAILED
-from broker.cli.refusal import explained, waiting_client
-from broker.cli.request_options import asked_in, request_options
+from broker.cli.leasing.options import asked_in, request_options
+from broker.cli.leasing.refusal import explained, waiting_client
 from broker.identity import user_at_host
 from broker.run.engines import reads_numbers_in_vain, set_up
 from broker.run.guard import Guard

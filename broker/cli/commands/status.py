@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from agent_sdk.state.devices import counted_once
 from agent_sdk.state.findings import enforced, of_lease
+from agent_sdk.state.part import Wanted
+from broker.cli.filters import MOST_GPUS, in_state, limited, of_agent, on_host, place_of
 from broker.cli.host_words import notes_on_hosts
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.watch import watch
-from broker.text.screen import bare, one_line, paint
+from broker.text.screen import bare, one_line, paint, say
 from broker.text.state_word import state_of
-from broker.text.table import age, bar, gib, screen_width, table
+from broker.text.table import age, bar, gib, many, screen_width, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent_sdk import LeaseClient
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.snapshot import LeaseStatus
@@ -48,8 +53,12 @@ HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE
     metavar="[SECONDS]",
     help="Stay, and draw anew: after each event, and every so many seconds (2).",
 )
+@on_host
+@of_agent
+@in_state()
+@limited(f"Default {MOST_GPUS} GPUs for people, all for programs.")
 @output_option("wide", "name")
-def status(every_s: float | None, output: str) -> None:
+def status(every_s: float | None, output: str, **asked: Any) -> None:
     """Show GPUs and the leases on them. No running broker is needed.
 
     Each GPU has a line, and below it a line for each lease on it with its processes, then the
@@ -64,24 +73,66 @@ def status(every_s: float | None, output: str) -> None:
       gpu-broker status -o wide                       UUIDs, tokens, processes
       gpu-broker status -o json | jq '.devices[].free_mb'
       gpu-broker status -o name                       the GPUs, one a line
+      gpu-broker status --host gpu-host-3 --agent analyst
+      gpu-broker status --state drained -o name
     """
     with pool_client() as client:
         pool = client.keys.pool_name
 
-        def picture(scene: PoolState) -> str:
+        def picture() -> str:
+            seen = look(client, output, **asked)
             if output == "json":
-                return as_json(as_data(scene))
-            return as_text(scene, output=output, pool=pool)
+                return as_json(as_data(seen))
+            return as_text(seen, output=output, pool=pool)
 
         if every_s is not None:
             watch(client, every_s, picture, lines=output in {"json", "name"})
             return
+        seen = look(client, output, **asked)
+    if output in {"text", "wide"}:
+        say(as_text(seen, output=output, pool=pool))
+    else:
+        show(output, "", as_data(seen), seen.scene.devices)
+
+
+class Seen(NamedTuple):
+    """Part of the pool that is shown.
+
+    Attributes:
+        devices: all devices that match: those of the scene, and those beyond the limit.
+        asked: the words of the filters, of which `state` is named where nothing matches.
+        left_out: devices that match and are not in the scene.
+    """
+
+    scene: PoolState
+    devices: Sequence[DeviceStatus]
+    waiting: int
+    asked: dict[str, Any]
+    left_out: int = 0
+
+    @property
+    def filtered(self) -> bool:
+        """True if devices or leases are left out by what they are."""
+        return any(self.asked.values())
+
+
+def look(client: LeaseClient, output: str, limit: int | None, **asked: Any) -> Seen:
+    """Read the pool, or as much of it as is asked for."""
+    if limit is None and output in {"text", "wide"}:
+        limit = MOST_GPUS
+    few = not limit or client.device_count() <= limit
+    if few and not any(asked.values()):
         scene = client.scene()
-    show(output, as_text(scene, output=output, pool=pool), as_data(scene), scene.devices)
+        return Seen(scene, tuple(scene.devices.values()), len(scene.waiters), asked)
+    place = place_of(client, asked["host"])
+    wanted = Wanted(place.host, place.device, asked["agent"], asked["state"], limit or None)
+    part = client.scene_part(wanted)
+    return Seen(part.scene, part.matching, part.scene.pool.waiting, asked, part.left_out)
 
 
-def as_data(scene: PoolState) -> dict[str, Any]:
+def as_data(seen: Seen) -> dict[str, Any]:
     """Return the pool's state for programs."""
+    scene = seen.scene
     return {
         "pool": asdict(scene.pool),
         "devices": [
@@ -89,13 +140,15 @@ def as_data(scene: PoolState) -> dict[str, Any]:
             for d in scene.devices.values()
         ],
         "leases": [asdict(x) | {"memory_mb": x.memory_mb} for x in scene.leases.values()],
-        "waiting": len(scene.waiters),
+        "waiting": seen.waiting,
         "hosts": [asdict(host) for host in scene.hosts.values()],
+        "left_out": seen.left_out,
     }
 
 
-def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> str:
+def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     """Return the pool's state for people: a summary, then a line for each GPU and each lease."""
+    scene = seen.scene
     if output == "name":
         return "\n".join(map(one_line, scene.devices))
     if not scene.pool.ready:
@@ -103,11 +156,13 @@ def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> s
     wide = output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
-    parts = [_pool_line(scene, pool, width)]
-    if scene.waiters:
-        parts.append(f"{len(scene.waiters)} waiting: gpu-broker queue")
+    parts = [_pool_line(seen, pool, width)]
+    if seen.waiting:
+        parts.append(f"{seen.waiting} waiting: gpu-broker queue")
     parts += notes_on_hosts(scene.hosts.values(), scene.pool.now_ms, width)
-    if not scene.devices:
+    if seen.filtered and not scene.devices:
+        parts.append(f"nothing matches {' '.join(_words(seen.asked))}: gpu-broker status shows all")
+    elif not scene.devices:
         parts.append("no devices: GPU_BROKER_DEVICES says where to look for them")
     head: tuple[str, ...] = (*HEAD, "") if wide else HEAD
     rows = _rows(scene, wide=wide, bar_width=NARROW_BAR if narrow else BAR)
@@ -115,6 +170,9 @@ def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> s
         head, rows = _without(head, "TEMP"), [_without(row, "TEMP") for row in rows]
     if rows:
         parts.append(table(head, rows, width=width, gives=(1, len(head) - 1, 0)))
+    if seen.left_out:
+        more = many(seen.left_out, "more GPU", "more GPUs")
+        parts.append(f"{more}: --limit 0 shows all, --host, --agent, --state a part")
     cpu = [x for x in scene.leases.values() if not x.devices]
     parts += notes(scene, width)
     if cpu:
@@ -123,8 +181,12 @@ def as_text(scene: PoolState, *, output: str = "text", pool: str = DEFAULT) -> s
     return "\n\n".join(parts)
 
 
-def _pool_line(scene: PoolState, pool: str, width: int | None) -> str:
-    devices = scene.devices.values()
+def _words(asked: dict[str, Any]) -> list[str]:
+    return [f"--{name} {value}" for name, value in asked.items() if value]
+
+
+def _pool_line(seen: Seen, pool: str, width: int | None) -> str:
+    scene, devices = seen.scene, seen.devices
     free = sum(map(scene.free_mb, devices))
     total = sum(d.total_mb for d in counted_once(devices))
     parts = sum(bool(d.parent) for d in devices)
@@ -136,7 +198,8 @@ def _pool_line(scene: PoolState, pool: str, width: int | None) -> str:
     gpus = {d.parent or d.uuid for d in devices}
     counts = [(len(scene.hosts), "host"), (len(gpus), "GPU")]
     counts += [(parts, "part")] if parts else []
-    counts += [(scene.pool.active_leases, "lease")]
+    leases = len(scene.leases) if seen.filtered else scene.pool.active_leases
+    counts += [(leases, "lease")]
     said = ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
     name = "" if pool == DEFAULT else f"pool {pool}: "
     line = f"{name}{said}, {gib(free)} free of {gib(total)}."

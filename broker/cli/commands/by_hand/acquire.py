@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from broker.cli.holding import Hold, in_background
-from broker.cli.request_options import asked_in, request_options
+from broker.cli.leasing.holding import Hold, in_background
+from broker.cli.leasing.options import asked_in, request_options
 from broker.hold.life import ProcessLife, calling_shell
 from broker.text.units import Duration
 

@@ -12,7 +12,7 @@ from agent_sdk.protocol.messages import LONGEST_TTL_MS
 from agent_sdk.state.queue import WaiterStatus
 from broker.cli.commands.by_hand import KEEPING
 from broker.cli.complete import tokens
-from broker.cli.holding import clock_time
+from broker.cli.leasing.holding import clock_time
 from broker.cli.names import whole_token
 from broker.cli.store import output_option, pool_client, show
 from broker.hold.control import ask_keeper

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import LeaseError
 from broker.cli import FAILED
+from broker.cli.leasing.refusal import explained, waiting_client
 from broker.cli.names import PREFIX
-from broker.cli.refusal import explained, waiting_client
 from broker.cli.store import show
 from broker.hold.background import ForkedKeeper, NotKept
 from broker.hold.keeper import LOST, KeptLease, ended_in_words
