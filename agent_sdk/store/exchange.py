@@ -308,7 +308,7 @@ class AsyncCounting(_Counting):
 
     async def send_command(self, *args: Any, **options: Any) -> None:
         """Send a command; see `Counting`."""
-        packed = self.pack_command(*args)  # type: ignore[attr-defined] # redis-py's
+        packed = self.pack_command(*_as_text(args))  # type: ignore[attr-defined] # redis-py's
         await self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
