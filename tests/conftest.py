@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import sys
+from functools import wraps
 from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from tests.pools import Pool
 from tests.servers import Server, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 LONG = (
@@ -35,13 +35,19 @@ ORDER = os.environ.get("GPU_BROKER_ORDER")
 """A seed: the files, and the tests in each, run in an order that it makes."""
 
 
-def _spare_us(event: str, args: tuple[object, ...]) -> None:
+def _sparing_us(send: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """Refuse a signal to our own process group: pid 0 would end the suite without a word."""
-    if event in ("os.kill", "os.killpg") and isinstance(args[0], int) and args[0] <= 0:
-        raise RuntimeError(f"a test sends signal {args[1]} to pid {args[0]}, which is our group")
+
+    @wraps(send)
+    def checked(pid: int, number: int) -> None:
+        if pid <= 0:
+            raise ValueError(f"a test sends signal {number} to pid {pid}, which is our group")
+        send(pid, number)
+
+    return checked
 
 
-sys.addaudithook(_spare_us)
+os.kill, os.killpg = _sparing_us(os.kill), _sparing_us(os.killpg)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

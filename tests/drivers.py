@@ -19,6 +19,7 @@ FAKE = ROOT / "tests" / "fakes" / "nvml" / "nvml.c"
 
 CHILD = """
 import dataclasses, json, sys, time
+import pynvml  # not within the first sample's time
 from broker.devices import choose
 from broker.devices.nvml.source import NvmlSource
 settings = json.loads(sys.argv[1])

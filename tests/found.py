@@ -63,11 +63,16 @@ def find(client: LeaseClient) -> str:
         power_limit_w=72, clock_sm_mhz=2040, clock_memory_mhz=6251, ecc_uncorrected=0,
         rows_pending=0, rows_failed=0, recovery_action=0, mps=1,
     )  # fmt: skip
-    tell(
-        client, SECOND, quarantine=QUARANTINE, xid=79, xid_ms=1_795_607_400_500, recovery_action=1,
-        processes=[], state="quarantined",
-    )  # fmt: skip
+    quarantine(client)
     tell(client, BLIND, unseen=UNSEEN, parent="GPU-0")
     client.redis.hset(client.keys.record(lease.token), "notice", "overuse")
     client.redis.hincrby(client.keys.pool, "sequence", 1)
     return lease.token
+
+
+def quarantine(client: LeaseClient) -> None:
+    """Have the host keep the second device out."""
+    tell(
+        client, SECOND, quarantine=QUARANTINE, xid=79, xid_ms=1_795_607_400_500, recovery_action=1,
+        processes=[], state="quarantined",
+    )  # fmt: skip

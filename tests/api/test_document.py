@@ -17,6 +17,7 @@ from broker.api_keys import add
 from broker.http.openapi_examples import ANSWERS, REQUESTS
 from tests.api.brokers import GRANTING, Broker, environment
 from tests.audit import audit
+from tests.servers import running
 
 if TYPE_CHECKING:
     from tests.servers import Server
@@ -110,20 +111,21 @@ def fuzz(broker: Broker, *more: str) -> str:
 
 
 @pytest.mark.timeout(max(120, CASES * 3))
-def test_fuzzed_door_keeps_its_word(own: Server, broker: Broker) -> None:
+def test_fuzzed_door_keeps_its_word() -> None:
     """No 500, no status that the document has not, and afterwards it grants as before."""
-    said = fuzz(broker)
-    generated = re.search(r"(\d+) generated, \1 passed", said)
-    assert generated
-    assert int(generated[1]) >= 300
-    for token in broker.allocations():
-        broker.release(token)
-    broker.http.post("/undrain", json={"host": "h1"})
-    with own.connect() as redis:
-        audit(redis, Keys("default"))
-        unknown = [key for key in redis.scan_iter() if not key.startswith("gpu:{default}:")]
-        assert unknown == []
-    assert broker.http.get("/ready").json() == {"ready": True}
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        said = fuzz(broker.wait())
+        generated = re.search(r"(\d+) generated, \1 passed", said)
+        assert generated
+        assert int(generated[1]) >= 300
+        for token in broker.allocations():
+            broker.release(token)
+        broker.http.post("/undrain", json={"host": "h1"})
+        with server.connect() as redis:
+            audit(redis, Keys("default"))
+            unknown = [key for key in redis.scan_iter() if not key.startswith("gpu:{default}:")]
+            assert unknown == []
+        assert broker.http.get("/ready").json() == {"ready": True}
 
 
 def test_fuzzed_door_without_a_key_stays_shut(own: Server, tmp_path: Path) -> None:

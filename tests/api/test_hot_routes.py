@@ -150,15 +150,26 @@ def answer_of(broker: Broker, *parts: bytes, shut: bool) -> bytes:
 
 
 def masked(said: bytes) -> bytes:
-    """An answer without times, and without what a pool makes of them."""
-    said = re.sub(rb"(?m)^date: .*\r$", b"date\r", said)
-    head, _, body = said.partition(b"\r\n\r\n")
+    """The answers of a connection without times, and without what a pool makes of them."""
+    answers = b""
+    while said:
+        head, end, rest = said.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        size = int(length[1]) if length else len(rest)
+        answers += masked_one(head, end, rest[:size])
+        said = rest[size:]
+    return answers
+
+
+def masked_one(head: bytes, end: bytes, body: bytes) -> bytes:
+    """One answer without them."""
+    head = re.sub(rb"(?m)^date: .*\r$", b"date\r", head)
     with suppress(ValueError):
         content = json.loads(body)
         if isinstance(content, dict) and mask(content):
             head = re.sub(rb"content-length: \d+", b"content-length", head)
-            return head + b"\r\n\r\n" + json.dumps(content).encode()
-    return said
+            return head + end + json.dumps(content).encode()
+    return head + end + body
 
 
 def mask(content: dict[str, Any]) -> bool:

@@ -53,6 +53,7 @@ def test_other_bodies_do_the_same(broker: Broker, path: str, body: dict[str, Any
     """The policy, operators' acts, explanations."""
     assert answer(broker, path, **body, nonsense=1)["ignored"] == ["nonsense"]
     assert "ignored" not in answer(broker, path, **body)
+    answer(broker, "/undrain", host="h1")
 
 
 def test_policy_as_it_was_read_may_be_sent_back(broker: Broker) -> None:

@@ -35,7 +35,7 @@ def group(own: Server) -> Iterator[Broker]:
 @pytest.fixture
 def ending(own: Server) -> Iterator[Broker]:
     """A group that a test ends."""
-    here = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_HOSTNAME": "h2"}
+    here = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_POOL": "ending"}
     with Broker(GPU_BROKER_WORKERS=str(WORKERS), **here) as broker:
         yield ready(broker)
 

@@ -13,7 +13,18 @@ from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
 from tests.browser.axe import LOOKS, clean
 from tests.browser.conftest import FOUR
-from tests.found import BLIND, HOST, QUARANTINE, SECOND, UNSEEN, find, process, report, tell
+from tests.found import (
+    BLIND,
+    HOST,
+    QUARANTINE,
+    SECOND,
+    UNSEEN,
+    find,
+    process,
+    quarantine,
+    report,
+    tell,
+)
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -106,6 +117,7 @@ def test_gpu_in_quarantine_says_why_and_how_that_ends(
     expect(page.dialog).to_have_count(0)
     (event,) = [e for e in client.events(10) if e.event == "undrained"]
     assert event.fields["device"] == SECOND
+    quarantine(client)
 
 
 def test_gpu_whose_host_sees_no_processes_says_why(broker: Broker, tab: Opened) -> None:

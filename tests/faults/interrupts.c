@@ -13,6 +13,7 @@ extern struct object _Py_NoneStruct, _Py_TrueStruct, _Py_FalseStruct;
 extern int PyErr_SetInterruptEx(int signum);
 extern int PyObject_SetAttrString(Object *object, const char *name, Object *value);
 extern int PyUnicode_CompareWithASCIIString(Object *text, const char *ascii);
+extern Object *PyFrame_GetCode(Object *frame);
 extern Object *PyObject_GetAttrString(Object *object, const char *name);
 extern const char *PyUnicode_AsUTF8AndSize(Object *text, ptrdiff_t *size);
 extern void Py_DecRef(Object *object);
@@ -33,7 +34,7 @@ void start(Object *function, const char *in, int signal, long at, long again) {
 long counted(void) { return steps; }
 
 static int is_ours(Object *frame) {
-    Object *code = PyObject_GetAttrString(frame, "f_code");
+    Object *code = PyFrame_GetCode(frame);  /* f_code would ask audit hooks */
     Object *file = PyObject_GetAttrString(code, "co_filename");
     int ours = strncmp(PyUnicode_AsUTF8AndSize(file, NULL), folder, strlen(folder)) == 0;
     Py_DecRef(file);

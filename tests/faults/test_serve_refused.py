@@ -208,3 +208,5 @@ def test_ready_on_a_server_that_no_longer_evicts_recovers(
     with server.connect() as client:
         client.config_set("maxmemory-policy", "noeviction")
     eventually(lambda: broker.http.get("/ready").status_code == 200, 2 * 2)
+    with server.connect() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")

@@ -43,7 +43,8 @@ def machine(libraries: dict[str, Path], tmp_path: Path) -> Iterator[Callable[...
     def start(*words: str, driver: str = "driver", **settings: object) -> Machine:
         folder = tmp_path / str(len(started))
         folder.mkdir()
-        started.append(Machine(folder, libraries[driver], settings))
+        patient = {} if "pcie" in settings else {"deadline_s": 5.0}
+        started.append(Machine(folder, libraries[driver], patient | settings))
         started[-1].say(*words)
         return started[-1]
 

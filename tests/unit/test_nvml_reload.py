@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from tests.api.brokers import eventually
+
 DIFFER = (
     "The NVIDIA driver and its library differ in version, as after an upgrade: "
     "reload the driver or reboot, then restart this process"
@@ -90,7 +92,7 @@ def test_failures_leave_no_threads_behind(machine):
         host.say("fail=nvmlDeviceGetCount_v2/999")
         assert host.sample()["error"]
         host.say()
-        assert host.sample()["error"] is None
+        eventually(lambda: host.sample()["error"] is None, 10)  # 0.3 s are little on a busy machine
     time.sleep(0.6)
     assert host.threads <= threads + 1
     host.let_go()
