@@ -25,10 +25,11 @@ RUNS := $(VENV)/.runs
 run: $(RUNS)
 	@exec $(BIN)/gpu-broker serve --demo
 
-# WORKERS: so many files at a time.
+# WORKERS: so many files at a time. A worker that crashes ends the run: with a new one in its place
+# xdist would wait for ever for the rest of its file.
 test: WORKERS ?= 4
 test: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 check: $(READY)
 	$(BIN)/ruff format --check .
