@@ -37,10 +37,18 @@ CLIENTS = min(LEASES, int(os.environ.get("GPU_BROKER_CLIENTS", "150")))
 BATCH = 500
 
 BLOCKED_MS = 20.0
-"""No call may hold the server up for longer; a busy machine stops the server too, hence OFTEN."""
+"""No call may hold the server up for longer; a busy machine stops the server too, hence OFTEN,
+and the pings of a second server, which has nothing else to do."""
 
 OFTEN = 5
 """Calls that may take longer, at most so many: a slow verb is slow again and again."""
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Server]:
+    """A server that is late only when the machine is."""
+    with running("redis") as server:
+        yield server
 
 
 @pytest.fixture
@@ -109,7 +117,9 @@ def grant_many(client: LeaseClient, ends_at: float) -> None:
         assert {reply[0] for reply in pipe.execute()} == {"GRANTED"}
 
 
-def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: Any) -> None:
+def test_leases_that_end_at_once_hold_nobody_up(
+    own: Server, idle: Server, record_property: Any
+) -> None:
     """All are given back in bounded pieces; who leases meanwhile does so, and sums stay exact."""
     with LeaseClient(Store(own.url), pool=f"crowd-{uuid4().hex[:8]}", hostname="h1") as client:
         register(client, device("gpu-0", 10_000_000))
@@ -120,7 +130,7 @@ def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: An
         while time.time() < ends_at:
             client.reap()
             time.sleep(0.1)
-        with own.connect() as admin, Pings(own) as pings:
+        with own.connect() as admin, Pings(own) as pings, Pings(idle) as machine:
             admin.slowlog_reset()
             due, pieces, other_ms = time.perf_counter(), 0, []
             while client.reap().more:
@@ -139,12 +149,13 @@ def test_leases_that_end_at_once_hold_nobody_up(own: Server, record_property: An
         "leases": LEASES, "granted_s": granted_s, "reaped_s": reaped_s, "pieces": pieces,
         "slowest_call_ms": max(took_ms, default=0.0),
         "ping_p99_ms": pings.share(0.99), "ping_max_ms": max(pings.ms),
+        "idle_p99_ms": machine.share(0.99),
         "other_max_ms": max(other_ms, default=0.0),
     }  # fmt: skip
     for name, value in figures.items():
         record_property(name, value)
     assert len([ms for ms in took_ms if ms > BLOCKED_MS]) <= OFTEN, figures
-    assert pings.share(0.99) < BLOCKED_MS, figures
+    assert pings.share(0.99) < BLOCKED_MS + machine.share(0.99), figures
 
 
 async def test_clients_that_arrive_at_once_are_all_served(
