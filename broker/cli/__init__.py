@@ -26,6 +26,7 @@ COMMANDS = {
     "release": "Give leases back.",
     "wait": "Wait until a waiter has its lease; --end: until a lease ends.",
     "status": "Show GPUs and the leases on them; -w: live.",
+    "top": "Show GPUs, agents and processes, live.",
     "queue": "Show the waiters, in order, with their reasons.",
     "explain": "Say why a request waits, and what would fit now.",
     "events": "Show past events; -f: and new ones.",
@@ -58,7 +59,7 @@ SAFE_MODE.
 """
 
 
-READING = {"status", "queue", "explain", "events", "leases", "hosts", "doctor"}
+READING = {"status", "top", "queue", "explain", "events", "leases", "hosts", "doctor"}
 """Commands whose result is their output."""
 
 

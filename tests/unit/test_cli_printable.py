@@ -110,6 +110,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "wait": [("wait", WAITER, "--timeout", "0.1")],
     "status": [("status",), ("status", "-o", "wide"), ("status", "-o", "json"),
                ("status", "-o", "name")],
+    "top": [("top",), ("top", "-o", "json")],
     "queue": [("queue",), ("queue", "-o", "wide"), ("queue", "-o", "json"),
               ("queue", "-o", "name")],
     "explain": [("explain", WAITER), ("explain", "--agent", "x", "--memory", "1GiB"),

@@ -156,7 +156,7 @@ def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     wide = output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
-    parts = [_pool_line(seen, pool, width)]
+    parts = [pool_line(seen, pool, width)]
     if seen.waiting:
         parts.append(f"{seen.waiting} waiting: gpu-broker queue")
     parts += notes_on_hosts(scene.hosts.values(), scene.pool.now_ms, width)
@@ -185,7 +185,8 @@ def _words(asked: dict[str, Any]) -> list[str]:
     return [f"--{name} {value}" for name, value in asked.items() if value]
 
 
-def _pool_line(seen: Seen, pool: str, width: int | None) -> str:
+def pool_line(seen: Seen, pool: str, width: int | None) -> str:
+    """Return the summary: what there is, what is free of it, and SAFE_MODE."""
     scene, devices = seen.scene, seen.devices
     free = sum(map(scene.free_mb, devices))
     total = sum(d.total_mb for d in counted_once(devices))
