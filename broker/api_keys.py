@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_sdk.settings import SdkSettings
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import LeaseStatus
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,16 @@ UNUSABLE: Final = (
 
 ANYBODY: Final = Principal("", "operator", "")
 """Client where there are no keys: only this machine can reach the port then."""
+
+
+def owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
+    """Return whether this principal may end, renew or see a lease or a wait."""
+    return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
+
+
+def owner_of(who: Principal) -> str:
+    """Return the owner required of a lease that this principal renews or ends; empty: any."""
+    return "" if who.is_at_least("operator") else who.name
 
 
 def new_key() -> str:

@@ -22,6 +22,7 @@ from broker.live.feed import Feed
 from broker.live.view import View
 from broker.logs import VerbLog
 from broker.maintenance.reaper import Ticker
+from broker.mcp.streamable_http import McpEndpoint
 from broker.metrics import Metrics
 from broker.replica import Broker
 from broker.reporter import Reporter, source_of
@@ -86,7 +87,7 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
         app.state.broker = broker
         work = (
             worker.report(reporter), ticker.run(), feed.run(), view.run(feed),
-            broker.decide_safe_mode(), broker.dismiss(),
+            broker.decide_safe_mode(), broker.dismiss(), *([mcp.run(broker)] if mcp else []),
         )  # fmt: skip
         tasks = [asyncio.create_task(each) for each in work]
         for task in tasks:
@@ -107,7 +108,7 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
             source.close()
 
     place, keys = worker.place, settings.keyring()
-    replica = worker.replica
+    replica, mcp = worker.replica, None if settings.mcp == "off" else McpEndpoint(settings)
     metrics = Metrics(__version__, replica, place)
 
     def count(news: News) -> None:
@@ -127,6 +128,8 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     app.include_router(leases.hot)
     for part in (leases, health, pool, scrape, operators, streams, dashboard, openapi):
         app.include_router(part.router)
+    if mcp:
+        app.router.routes.append(mcp.route)
     app.mount("/docs/static", openapi.assets())
     app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi

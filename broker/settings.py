@@ -18,6 +18,7 @@ from agent_sdk.state.telemetry import MAX_MB
 from agent_sdk.store.store import Store
 from broker.api_keys import Keyring, default_file
 from broker.key_file import read_text
+from broker.mcp_terms import ALONE_GPUS, IDLE_RELEASE_S
 from broker.path_prefix import PREFIX
 
 REPORTS_BEFORE_AWAY = 3
@@ -107,6 +108,18 @@ class Settings(BaseSettings):
     """Form of the logs."""
     cors_origins: str = Field("", validation_alias=_env("GPU_BROKER_CORS_ORIGINS"))
     """Web origins with pages that may ask, separated by commas."""
+    mcp: Literal["auto", "off"] = Field("auto", validation_alias=_env("GPU_BROKER_MCP"))
+    """Switch of /mcp: auto answers there where the extra is installed."""
+    mcp_idle_release_s: float = Field(
+        IDLE_RELEASE_S, ge=1, le=604800, validation_alias=_env("GPU_BROKER_MCP_IDLE_RELEASE_S")
+    )
+    """Seconds of silence after which a lease of /mcp, or a place in the queue, is given up."""
+    mcp_alone_gpus: int = Field(
+        ALONE_GPUS, ge=0, le=64, validation_alias=_env("GPU_BROKER_MCP_ALONE_GPUS")
+    )
+    """Most GPUs of one request of /mcp without a person's word."""
+    mcp_alone_mb: int = Field(0, ge=0, validation_alias=_env("GPU_BROKER_MCP_ALONE_MB"))
+    """Most MiB of one request of /mcp without a person's word; 0: no limit."""
     root_path: str = Field("", validation_alias=_env("GPU_BROKER_ROOT_PATH"))
     """Path under which a reverse proxy serves this broker; empty = the proxy's own header."""
     sdk: SdkSettings = Field(default_factory=read_settings)

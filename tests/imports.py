@@ -35,14 +35,17 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk.verbs"},
     {"agent_sdk.aio", "agent_sdk.client"},
     {"agent_sdk", "agent_sdk.testing"},
-    {f"broker{x}" for x in ("", ".address_rate", ".dashboard", ".identity", ".path_prefix")},
+    {
+        f"broker{x}"
+        for x in ("", ".address_rate", ".dashboard", ".identity", ".mcp_terms", ".path_prefix")
+    },
     {"broker.key_file", "broker.maintenance", "broker.serializers", "broker.text"},
     {f"broker.{x}" for x in ("api_keys", "devices", "live", "logs", "run", "worker")},
     {f"broker.{x}" for x in ("attribution", "hold", "metrics", "replica", "settings")},
-    {"broker.http", "broker.reporter", "broker.systemd"},
+    {"broker.http", "broker.mcp", "broker.reporter", "broker.systemd"},
     {"broker.app", "broker.cli", "broker.workers"},
     {"broker.cli.leasing"},
-    {"broker.cli.commands", "broker.cli.commands.by_hand"},
+    {f"broker.cli.commands{x}" for x in ("", ".by_hand", ".for_agents")},
 )
 """The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "extend": "Move the end of a lease.",
     "release": "Give leases back.",
     "wait": "Wait until a waiter has its lease; --end: until a lease ends.",
+    "mcp": "Serve leases as tools to an agent's host, over stdio.",
     "status": "Show GPUs and the leases on them; -w: live.",
     "top": "Show GPUs, agents and processes, live.",
     "queue": "Show the waiters, in order, with their reasons.",
@@ -48,8 +49,11 @@ COMMANDS = {
 A `-` of the name is a `_` there.
 """
 
-BY_HAND = {"acquire", "hold", "extend", "release", "wait"}
-"""Commands in the folder `by_hand`."""
+FOLDERS = {
+    "by_hand": {"acquire", "hold", "extend", "release", "wait"},
+    "for_agents": {"mcp"},
+}
+"""Commands in folders of their own below `commands`."""
 
 FAILED, USAGE, UNAVAILABLE, NOT_IN_TIME, DENIED = 1, 2, 69, 75, 77
 """Exit codes of failures.
@@ -97,8 +101,8 @@ class Commands(click.Group):
         called = name.replace("-", "_")
         errors_of_redis_py_alone()
         try:
-            room = "by_hand." if name in BY_HAND else ""
-            module = importlib.import_module(f"broker.cli.commands.{room}{called}")
+            rooms = [f"{room}." for room, names in FOLDERS.items() if name in names]
+            module = importlib.import_module(f"broker.cli.commands.{''.join(rooms)}{called}")
         except ModuleNotFoundError as missing:
             if missing.name and missing.name.startswith(("broker", "agent_sdk")):
                 raise

@@ -14,10 +14,8 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from agent_sdk.errors import LeaseError, error_for
-from agent_sdk.state.queue import WaiterStatus
-from agent_sdk.state.snapshot import LeaseStatus
 from broker.address_rate import Rate
-from broker.api_keys import ANYBODY, UNUSABLE, Principal, Role
+from broker.api_keys import ANYBODY, UNUSABLE, Principal, Role, owns
 from broker.http.problems import problem
 from broker.path_prefix import path_of
 from broker.serializers import lease_json
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import LeaseStatus
     from broker.api_keys import Keyring
 
 OPEN = {"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
@@ -169,18 +169,8 @@ Operator = Annotated[Principal, Depends(AtLeast("operator"))]
 """Parameter of a route: the principal, with at least that role."""
 
 
-def owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
-    """Return whether this principal may end, renew or see a lease or a wait."""
-    return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
-
-
 def token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
     """Return the token, or as much of it as tells it from others."""
     if owns(who, what):
         return {"token": what.token}
     return {"token": lease_json.name_of(what)}
-
-
-def owner_of(who: Principal) -> str:
-    """Return the owner required of a lease that this principal renews or ends; empty: any."""
-    return "" if who.is_at_least("operator") else who.name

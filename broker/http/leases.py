@@ -21,8 +21,8 @@ from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.snapshot import LeaseStatus
-from broker.api_keys import Principal
-from broker.http.auth import AgentKey, Viewer, owner_of, owns
+from broker.api_keys import Principal, owner_of, owns
+from broker.http.auth import AgentKey, Viewer
 from broker.http.delivery import delivery_of
 from broker.http.disconnect import HUNG_UP, HungUpError, unless_ended
 from broker.http.ignored import NamesIgnored

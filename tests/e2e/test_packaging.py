@@ -183,12 +183,17 @@ def test_base_install_operates_a_pool(base: dict[str, str]) -> None:
             assert answer.returncode == 0, (args, answer.stdout, answer.stderr)
 
 
-@pytest.mark.parametrize("command", ["serve", "host"])
-def test_base_install_says_how_to_get_what_is_missing(base: dict[str, str], command: str) -> None:
+@pytest.mark.parametrize(
+    ("extra", "args"),
+    [("broker", ["serve", "--whatever"]), ("broker", ["host", "--whatever"]), ("mcp", ["mcp"])],
+)
+def test_base_install_says_how_to_get_what_is_missing(
+    base: dict[str, str], extra: str, args: list[str]
+) -> None:
     """A missing extra is one sentence with the install line, not a traceback."""
-    answer = gpu_broker(base, command, "--whatever")
+    answer = gpu_broker(base, *args)
     assert answer.returncode == 69
-    assert "pip install 'gpu-lease-broker[broker]'" in answer.stderr
+    assert f"pip install 'gpu-lease-broker[{extra}]'" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 

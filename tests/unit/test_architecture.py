@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = {
     "agent_sdk": {"agent_sdk", "hiredis", "redis"},
-    "broker": {"agent_sdk", "anyio", "broker", "redis", "click", "fastapi", "starlette", "uvicorn",
+    "broker": {"agent_sdk", "anyio", "broker", "mcp", "mcp_types",
+               "redis", "click", "fastapi", "starlette", "uvicorn",
                "httptools",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
                "structlog", "yaml"},

@@ -108,6 +108,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "extend": [("extend", WAITER, "1h")],
     "release": [("release", "nobody-has-this-token")],
     "wait": [("wait", WAITER, "--timeout", "0.1")],
+    "mcp": [("mcp", "--help")],  # what it prints is the protocol's
     "status": [("status",), ("status", "-o", "wide"), ("status", "-o", "json"),
                ("status", "-o", "name")],
     "top": [("top",), ("top", "-o", "json")],

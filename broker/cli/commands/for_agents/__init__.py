@@ -1,0 +1,1 @@
+"""Commands for programs of agents, and for what hosts them."""

@@ -1,0 +1,1 @@
+"""MCP server: leases as tools of an agent, over stdio and over HTTP."""

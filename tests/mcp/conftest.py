@@ -1,0 +1,28 @@
+"""A pool of two GPUs for the MCP server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk.testing import running_broker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_sdk.testing import TestBroker
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[TestBroker]:
+    with running_broker(devices=2, memory_mb=1000) as pool:
+        yield pool
+
+
+@pytest.fixture
+def gpus(started: TestBroker) -> Iterator[TestBroker]:
+    """A pool of two GPUs; afterwards nothing is held and nobody waits."""
+    yield started
+    assert started.client.leases() == ()
+    assert started.client.queue() == ()

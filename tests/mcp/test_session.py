@@ -1,0 +1,157 @@
+"""Tools of a session: what an agent gets from them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from mcp_types import ElicitRequestParams, ElicitResult
+
+from broker.mcp_terms import Terms
+from tests.mcp.clients import MODES, in_process, refused, said, until, until_seen
+
+if TYPE_CHECKING:
+    from agent_sdk.testing import TestBroker
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_agent_leases_and_gives_back(gpus: TestBroker, mode: str) -> None:
+    """The lease is real, is told with its environment, and ends with the session at the latest."""
+    async with in_process(gpus, mode=mode) as client:
+        assert (await said(client, "gpu_status"))["free_gpus"] == 2
+        got = await said(client, "gpu_acquire", memory_mb=600)
+        (lease,) = gpus.client.leases()
+        assert got["lease"]["token"] == lease.token
+        assert got["lease"]["fence"] == lease.fence
+        assert got["lease"]["env"]["GPU_LEASE_TOKEN"] == lease.token
+        assert got["lease"]["gpus"][0]["host"] == gpus.host
+        assert (await said(client, "gpu_usage"))["memory_mb"] == 600
+        assert (await said(client, "gpu_release", token=lease.token))["released"] is True
+        assert gpus.client.leases() == ()
+        await said(client, "gpu_acquire", memory_mb=600)
+        await said(client, "gpu_acquire", memory_mb=600)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_place_is_kept_between_the_calls(gpus: TestBroker, mode: str) -> None:
+    """The server takes the offer while the agent thinks; the ticket then has the lease."""
+    held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
+    async with in_process(gpus, mode=mode) as client:
+        first = await said(client, "gpu_acquire", memory_mb=900, wait_s=0.1)
+        assert (first["state"], first["place"]) == ("waiting", 0)
+        second = await said(client, "gpu_acquire", ticket=first["ticket"], wait_s=0)
+        assert (second["state"], second["ticket"]) == ("waiting", first["ticket"])
+        assert (await said(client, "gpu_explain", ticket=first["ticket"]))["code"] == "next"
+        listed = (await said(client, "gpu_leases"))["leases"]
+        assert [(row["token"], row["state"]) for row in listed] == [(first["ticket"], "waiting")]
+        for lease in held:
+            gpus.client.release(lease)
+        await until_seen(gpus.client.leases)
+        got = await said(client, "gpu_acquire", ticket=first["ticket"])
+        assert got["lease"]["token"] == first["ticket"]
+        again = await said(client, "gpu_acquire", ticket=first["ticket"])
+        assert again["lease"] == got["lease"]
+
+
+async def test_refusals_have_code_and_next_step(gpus: TestBroker) -> None:
+    """For a program as for a model; what is misspelt is told, not dropped."""
+    async with in_process(gpus) as client:
+        codes = {
+            "never_fits": {"memory_mb": 5000},
+            "host_unknown": {"memory_mb": 1, "host": "nowhere"},
+            "bad_request": {"memory_mb": 1, "devices": 2},
+            "unknown_token": {"ticket": "0" * 32},
+            "confirmation_needed": {"memory_mb": 1, "gpus": 2},
+        }
+        for code, arguments in codes.items():
+            refusal = await refused(client, "gpu_acquire", **arguments)
+            assert refusal["code"] == code
+            assert refusal["next"]
+        assert "ticket" in (await refused(client, "gpu_acquire"))["says"]
+        assert (await refused(client, "gpu_release", token="no"))["code"] == "unknown_token"
+        gpus.client.acquire("other", memory_mb=1000, token="t" * 16)
+        gpus.client.acquire("other", memory_mb=1000, token="u" * 16)
+        full = await refused(client, "gpu_acquire", memory_mb=1, wait_s=0)
+        assert (full["code"], full["retryable"]) == ("no_capacity", True)
+        strange = await refused(client, "gpu_release", token="t" * 16)
+        assert strange["code"] == "unknown_token"
+        for token in ("t" * 16, "u" * 16):
+            gpus.client.release(token)
+
+
+async def test_news_come_with_the_next_result(gpus: TestBroker) -> None:
+    """A revoked lease is told with any result until the agent lets go of it."""
+    async with in_process(gpus, terms=Terms(ttl_s=1)) as client:
+        token = (await said(client, "gpu_acquire", memory_mb=600))["ticket"]
+        gpus.client.revoke(token, force=True, why="for the test")
+
+        async def told() -> list[dict[str, Any]]:
+            return list((await said(client, "gpu_status"))["notices"])
+
+        await until(told)
+        news = await told()
+        assert [(each["token"], each["kind"]) for each in news] == [(token, "revoked")]
+        lost = await refused(client, "gpu_extend", token=token, hold_s=60)
+        assert (lost["code"], lost["notices"]) == ("revoked", news)
+        assert (await said(client, "gpu_release", token=token))["released"] is False
+        assert await told() == []
+
+
+async def test_lease_ends_after_the_time_it_was_asked_for(gpus: TestBroker) -> None:
+    """`hold_s` ends it, and gpu_extend says until when instead."""
+    async with in_process(gpus) as client:
+        await said(client, "gpu_acquire", memory_mb=600, hold_s=1)
+        kept = (await said(client, "gpu_acquire", memory_mb=600, hold_s=1))["ticket"]
+        extended = await said(client, "gpu_extend", token=kept, hold_s=600)
+        assert 500 < extended["lease"]["ends_in_s"] <= 600
+        await until_seen(lambda: len(gpus.client.leases()) == 1)
+        assert [lease.token for lease in gpus.client.leases()] == [kept]
+
+
+async def test_forgotten_wait_is_given_up(gpus: TestBroker) -> None:
+    """No call asked about it for `idle_release_s`."""
+    held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
+    async with in_process(gpus, terms=Terms(idle_release_s=1)) as client:
+        await said(client, "gpu_acquire", memory_mb=900, wait_s=0.1)
+        assert gpus.client.queue()
+        await until_seen(lambda: not gpus.client.queue())
+    for lease in held:
+        gpus.client.release(lease)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("action", "word"), [("accept", True), ("accept", False), ("decline", None)]
+)
+async def test_person_decides_about_a_large_request(
+    gpus: TestBroker, mode: str, action: Any, word: bool | None
+) -> None:
+    """The question names the size."""
+    asked = []
+
+    async def ask(_: object, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params.message)
+        content = None if word is None else {"confirm": word}
+        return ElicitResult(action=action, content=content)
+
+    async with in_process(gpus, mode=mode, elicitation_callback=ask) as client:
+        result = await client.call_tool("gpu_acquire", {"memory_mb": 10, "gpus": 2})
+        assert result.structured_content is not None
+        if word:
+            assert len(result.structured_content["lease"]["gpus"]) == 2
+        else:
+            assert result.structured_content["code"] == "declined"
+    assert asked == ["2 GPUs are more than the 1 that an agent takes alone. Let it take them?"]
+
+
+async def test_resources_show_pool_and_lease(gpus: TestBroker) -> None:
+    """JSON of both; a lease by its token."""
+    async with in_process(gpus) as client:
+        token = (await said(client, "gpu_acquire", memory_mb=600))["ticket"]
+        for uri, name, value in (
+            ("gpu://pool", "free_gpus", 1),
+            (f"gpu://lease/{token}", "memory_mb", 600),
+        ):
+            (content,) = (await client.read_resource(uri)).contents
+            assert json.loads(content.text)[name] == value  # type: ignore[union-attr]
