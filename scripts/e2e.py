@@ -41,7 +41,14 @@ PAUSE_S = 0.15
 LEASED_S = 20.0
 """Within which the pipeline's first batch has its GPU."""
 
-OURS = ("safe_mode_*", "metrics_snapshot.*", "analyst_decision_flip.json", "pipeline_*", "e2e_*")
+OURS = (
+    "safe_mode_*",
+    "metrics_snapshot.*",
+    "analyst_decision_flip.json",
+    "pipeline_*",
+    "mcp_*",
+    "e2e_*",
+)
 
 
 class Walk:
@@ -134,6 +141,10 @@ class Walk:
         more = ("--output", output, "--sample-interval", "0.2")
         seen.validation = self.script("e2e_orchestrator_validation.py", *urls, *more)
         seen.whole_run = self.script("e2e_orchestrator_analyst_run.py", *urls, "--require-gpu")
+        self.step("an agent without a model leases over MCP, by stdio and by HTTP")
+        output = str(self.results / "mcp_agent.json")
+        self.script("agents/mcp_agent.py", "--url", self.orchestrator, "--output", output)
+        seen.mcp = self.read("mcp_agent.json")
         self.step("the pipeline with SAFE_MODE off: who holds what, all the while")
         with self.watched() as seen.holders:
             seen.open_run = self.pipeline("pipeline_gpu.json")

@@ -15,6 +15,8 @@ from broker.mcp.waits import PendingLease, PendingLeases
 from broker.mcp_terms import MOST_WAIT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from agent_sdk import AsyncLease
     from agent_sdk.aio import AsyncLeaseClient
     from agent_sdk.request import LeaseOptions
@@ -42,13 +44,18 @@ class AgentRequest:
 
 
 class Leases(ABC):
-    """Leases and waits of all agents of one server."""
+    """Leases and waits of all agents of one server.
+
+    Attributes:
+        changed: called with the token of a lease that has news, where this process renews it.
+    """
 
     ttl_s: float
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.waits = PendingLeases(terms.idle_release_s, self._give_up)
+        self.changed: Callable[[str], Awaitable[None]] = _ignored
 
     @property
     @abstractmethod
@@ -196,6 +203,10 @@ class Leases(ABC):
         except LeaseError:
             return None
         return getattr(found, "place", None)
+
+
+async def _ignored(token: str) -> None:
+    """Ignore news: no server has asked for it."""
 
 
 def possible(token: str) -> str:

@@ -153,8 +153,8 @@ class UsageResult(Result):
 
     leases: list[Use]
     more: int = Field(description="leases that this list leaves out")
-    memory_mb: int
-    gpu_s: float
+    memory_mb: int = Field(description="of those in the list")
+    gpu_s: float = Field(description="of those in the list")
 
 
 class RunResult(Result):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent_sdk import AsyncLease
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.explain import Explanation
-    from agent_sdk.state.pool_state import PoolState
+    from agent_sdk.state.part import PoolPart
     from agent_sdk.state.snapshot import LeaseStatus
 
 MOST_ROWS: Final = 64
@@ -53,9 +53,9 @@ def lease_view(lease: AsyncLease, ends: tuple[float | None, str]) -> LeaseView:
     )
 
 
-def status(scene: PoolState, host: str | None, *, safe_mode: bool) -> StatusResult:
-    """Return the pool, and the devices of a host or of all."""
-    found = [d for d in scene.devices.values() if host is None or d.host == host]
+def status(part: PoolPart, *, safe_mode: bool) -> StatusResult:
+    """Return the pool, and the devices that match."""
+    scene = part.scene
     rows = [
         DeviceView(
             host=d.host,
@@ -66,7 +66,7 @@ def status(scene: PoolState, host: str | None, *, safe_mode: bool) -> StatusResu
             free_mb=0 if safe_mode else scene.free_mb(d),
             leases=d.leases,
         )
-        for d in found
+        for d in part.matching
     ]
     return StatusResult(
         ready=scene.pool.ready,
@@ -100,13 +100,25 @@ def explained(found: Explanation) -> ExplainResult:
 
 
 def usage(
-    leases: Sequence[LeaseStatus], devices: dict[str, DeviceStatus], now_ms: int, own: set[str]
+    leases: Sequence[LeaseStatus],
+    devices: dict[str, DeviceStatus],
+    now_ms: int,
+    own: set[str],
+    more: int,
 ) -> UsageResult:
-    """Return the use of leases; `own`: tokens that the caller may see whole."""
+    """Return the use of leases, with sums.
+
+    Args:
+        leases: those that are told.
+        devices: theirs, by uuid.
+        now_ms: the pool's time.
+        own: tokens that the caller may see whole.
+        more: the number of leases that are not told.
+    """
     rows = [_use(each, devices, now_ms, own) for each in leases]
     return UsageResult(
-        leases=rows[:MOST_ROWS],
-        more=max(0, len(rows) - MOST_ROWS),
+        leases=rows,
+        more=more,
         memory_mb=sum(row.memory_mb for row in rows),
         gpu_s=round(sum(row.gpu_s for row in rows), 1),
     )

@@ -10,6 +10,8 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
 from mcp.server.mcpserver.tools.base import Tool
+from mcp.server.subscriptions import InMemorySubscriptionBus
+from mcp.shared.subscriptions import ResourceUpdated
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import ValidationError
 
@@ -56,6 +58,8 @@ class LeaseServer(MCPServer[None]):
         self, leases: Leases, more: Iterable[Callable[..., Any]] = (), **options: Any
     ) -> None:
         self._leases, self.terms = leases, leases.terms
+        self._bus = InMemorySubscriptionBus()
+        leases.changed = self._changed
         functions = [*Tools(leases).made(), *more]
         super().__init__(
             NAME,
@@ -64,6 +68,7 @@ class LeaseServer(MCPServer[None]):
             version=__version__,
             tools=[_tool(function) for function in functions],
             log_level="WARNING",
+            subscriptions=self._bus,
             **options,
         )
         self.resource("gpu://pool", name="pool", mime_type="application/json",
@@ -90,6 +95,10 @@ class LeaseServer(MCPServer[None]):
         if isinstance(result, CallToolResult):
             _add(result, await self._notices(context))
         return result
+
+    async def _changed(self, token: str) -> None:
+        """Tell clients that listen to a lease of its news; others read them in the next result."""
+        await self._bus.publish(ResourceUpdated(uri=f"gpu://lease/{token}"))
 
     async def _notices(self, context: Context[None, Any]) -> list[Notice]:
         try:

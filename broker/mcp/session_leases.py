@@ -79,6 +79,8 @@ class SessionLeases(Leases):
         del who
         self._client.keep(lease)
         self._held[lease.token] = lease
+        lease.on_lost(self._told)
+        lease.on_notice(self._told)
         self._end_after(lease.token, hold_s)
 
     async def find(self, who: Principal, token: str) -> AsyncLease:
@@ -169,6 +171,9 @@ class SessionLeases(Leases):
         releases = (self._client.release(each) for each in what)
         await asyncio.gather(*releases, *self._releases, return_exceptions=True)
         await self._client.close()
+
+    async def _told(self, lease: AsyncLease) -> None:
+        await self.changed(lease.token)
 
     def _give_up(self, wait: PendingLease) -> None:
         self._client.abandon(wait.token)

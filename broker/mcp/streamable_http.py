@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 PATH: Final = "/mcp"
 
+SESSIONS: Final = 1000
+"""Most sessions of older protocols at once."""
+
+SESSION_S: Final = 600.0
+"""Seconds after the last request of a session at which it ends; its leases do not."""
+
 NOT_INSTALLED: Final = f"MCP is not installed at this broker: {INSTALL}"
 
 STOPPING: Final = "this broker stops: ask again, here or at another replica"
@@ -87,6 +93,8 @@ class McpEndpoint:
         # Host is checked before, for a broker without keys; behind keys any name is right.
         made.streamable_http_app(
             stateless_http=self._stateless,
+            max_sessions=SESSIONS,
+            session_idle_timeout=SESSION_S,
             transport_security=security.TransportSecuritySettings(
                 enable_dns_rebinding_protection=False
             ),

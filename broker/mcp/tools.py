@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import merge
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from mcp.server.elicitation import ElicitationResult
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from agent_sdk.errors import error_for
 from agent_sdk.request import MOST_DEVICES, MOST_MB
+from agent_sdk.state.part import Wanted
 from broker.api_keys import ANYBODY, Principal, Role
 from broker.mcp.confirmation import Confirmation, asked_of_person, require_confirmed
 from broker.mcp.leases import AgentRequest, Leases
@@ -21,7 +23,7 @@ from broker.mcp.models import (
     StatusResult,
     UsageResult,
 )
-from broker.mcp.reading import explained, lease_view, status, usage
+from broker.mcp.reading import MOST_ROWS, explained, lease_view, status, usage
 from broker.mcp.refusals import refused
 from broker.mcp.waits import PendingLease
 
@@ -95,9 +97,10 @@ class Tools:
 
     async def gpu_status(self, host: Host = None) -> StatusResult:
         """Show the GPUs of the pool, what is free on them, and how many requests wait."""
-        scene = await self._leases.client.queue_scene()
-        safe_mode = self._leases.safe_mode(pool_safe_mode=scene.pool.safe_mode)
-        return status(scene, None if host == "any" else host, safe_mode=safe_mode)
+        wanted = Wanted(host=None if host == "any" else host, most=0)
+        part = await self._leases.client.scene_part(wanted)
+        safe_mode = self._leases.safe_mode(pool_safe_mode=part.scene.pool.safe_mode)
+        return status(part, safe_mode=safe_mode)
 
     async def gpu_explain(
         self,
@@ -187,10 +190,12 @@ class Tools:
         """Show what your leases hold and use now: memory, age, GPU-seconds, findings."""
         leases, client = self._leases, self._leases.client
         own = {row.token for row in await leases.listed(caller(ctx)) if row.state == "active"}
-        found = await (client.leases() if everyone else client.leases_of(sorted(own)))
+        lists = await client.lease_list() if everyone else ()
+        tokens = [each.token for each in merge(*lists)] if everyone else sorted(own)
+        found = await client.leases_of(tokens[:MOST_ROWS])
         held = await client.devices_of({uuid for each in found for uuid, _ in each.devices})
-        now_ms = (await client.pool()).now_ms
-        return usage(found, {device.uuid: device for device in held}, now_ms, own)
+        devices, now_ms = {device.uuid: device for device in held}, (await client.pool()).now_ms
+        return usage(found, devices, now_ms, own, max(0, len(tokens) - MOST_ROWS))
 
     def _options(
         self,

@@ -27,6 +27,7 @@ class Seen:
         safe_run, open_run, killed_run, again_run: what the pipeline did.
         holders: who was seen to hold a GPU in open_run.
         active_after: active_leases after open_run.
+        mcp: what the agent over MCP saw, by transport.
         left: the leases that are left at the end.
     """
 
@@ -48,6 +49,7 @@ class Seen:
     again_run: dict[str, Any] = field(default_factory=dict)
     holders: set[str] = field(default_factory=set)
     active_after: float = -1
+    mcp: dict[str, Any] = field(default_factory=dict)
     left: dict[str, Any] | None = None
 
 
@@ -148,6 +150,17 @@ def _lease(seen: Seen) -> tuple[bool, str]:
     return met, f"on: {lease.get('note', 'no note')}, no gpu, no token; off: GPU {opened}"
 
 
+def _mcp(seen: Seen) -> tuple[bool, str]:
+    runs = [seen.mcp.get(way, {}) for way in ("stdio", "http")]
+    met = all(
+        run.get("leased") == [run.get("ran_on")]
+        and (run["queued"], run["then"], run["left"]) == ("waiting", "active", [])
+        for run in runs
+    )
+    said = (run.get("problem", f"{run.get('queued', '-')}, {run.get('then', '-')}") for run in runs)
+    return met, "stdio: {}; HTTP: {}".format(*said)
+
+
 CRITERIA = (
     Criterion("Orchestrator systemd start", _starts),
     Criterion("`/gpu/info` works", _gpu_info),
@@ -156,6 +169,7 @@ CRITERIA = (
     Criterion("Fallback path", _fallback),
     Criterion("E2E run stable", _stable),
     Criterion("Lease SAFE_MODE behavior", _lease),
+    Criterion("Agent leases over MCP", _mcp),
 )
 """All criteria, in the order of the procedure."""
 

@@ -89,6 +89,7 @@ ENDPOINTS: dict[tuple[str, str], tuple[Any, tuple[int, int, int, int]]] = {
     ("GET", "/static/main.js"): (None, (200, 200, 200, 200)),
     ("POST", "/explain"): (LEASE, (401, 200, 200, 200)),
     ("POST", "/lease"): (LEASE, (401, 403, 200, 200)),
+    ("POST", "/mcp"): ({}, (401, 400, 400, 400)),  # each tool has a role: tests/mcp/test_http.py
     ("POST", "/policy"): ({}, (401, 403, 403, 200)),
     ("POST", "/drain"): ({"host": "nowhere"}, (401, 403, 403, 409)),
     ("POST", "/undrain"): ({"host": "nowhere"}, (401, 403, 403, 409)),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mcp import MCPError
 from mcp_types import ElicitRequestParams, ElicitResult
 
+from broker.mcp.tools import ROLES
 from broker.mcp_terms import Terms
 from tests.mcp.clients import MODES, in_process, refused, said, until, until_seen
 
@@ -82,7 +87,7 @@ async def test_refusals_have_code_and_next_step(gpus: TestBroker) -> None:
 
 async def test_news_come_with_the_next_result(gpus: TestBroker) -> None:
     """A revoked lease is told with any result until the agent lets go of it."""
-    async with in_process(gpus, terms=Terms(ttl_s=1)) as client:
+    async with in_process(gpus, terms=Terms(ttl_s=4)) as client:
         token = (await said(client, "gpu_acquire", memory_mb=600))["ticket"]
         gpus.client.revoke(token, force=True, why="for the test")
 
@@ -96,6 +101,25 @@ async def test_news_come_with_the_next_result(gpus: TestBroker) -> None:
         assert (lost["code"], lost["notices"]) == ("revoked", news)
         assert (await said(client, "gpu_release", token=token))["released"] is False
         assert await told() == []
+
+
+async def test_client_that_listens_is_told_of_news_at_once(gpus: TestBroker) -> None:
+    """The loss of a lease is an update of its resource, which then is none."""
+    async with in_process(gpus, terms=Terms(ttl_s=4)) as client:
+        token = (await said(client, "gpu_acquire", memory_mb=600))["ticket"]
+        uri = f"gpu://lease/{token}"
+        async with client.listen(resource_subscriptions=[uri]) as news, asyncio.timeout(20):
+            gpus.client.revoke(token, force=True, why="for the test")
+            assert (await anext(aiter(news))).uri == uri  # type: ignore[union-attr]
+        with pytest.raises(MCPError, match="revoked"):
+            await client.read_resource(uri)
+
+
+def test_page_names_every_tool() -> None:
+    """Each tool has its row on the page, and no other has."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "mcp.md").read_text()
+    rows = re.findall(r"^\| `(gpu_\w+)` \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(ROLES)
 
 
 async def test_lease_ends_after_the_time_it_was_asked_for(gpus: TestBroker) -> None:
