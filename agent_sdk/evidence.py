@@ -19,6 +19,9 @@ NAME: Final = "gpu-lease-holder"
 
 DIGEST_BYTES: Final = 16
 
+ADOPTS: Final = "gpu-broker-adopt"
+"""Client of a lease that is for another process than its holder."""
+
 SLOTS: Final = 1024
 """Most tokens that a process shows at once; the oldest give way."""
 
@@ -60,6 +63,11 @@ def show(token: str) -> None:
         page.add(token)
     except (OSError, AttributeError):  # quicker than `suppress`, on the way of every lease
         pass
+
+
+def show_for(token: str, process: str) -> None:
+    """Show that the lease of a token is for another process, `pid:start`, which ran before it."""
+    show(f"{token} {process}")
 
 
 def digest(token: str) -> bytes:

@@ -29,6 +29,7 @@ from agent_sdk.protocol.validation import (
     LONGEST_S,
     check_choice,
     check_flag,
+    check_line,
     check_model,
     check_name,
     check_range,
@@ -76,6 +77,9 @@ class LeaseOptions(TypedDict, total=False):
         keep_place: when wait_s is over decide nothing, stay in the queue, and raise StillWaiting;
             ask again with the error's token within 10 s.
         owner: the authenticated principal that asks; the broker's HTTP service sets it.
+        note: a line for people, shown beside the lease; it is not kept where the store loses data.
+        uses: `uuid=mb`: the process that the lease is for uses so much memory of that device
+            already, without a lease; it gets no other device. See `gpu-broker adopt`.
     """
 
     memory_mb: int
@@ -93,6 +97,8 @@ class LeaseOptions(TypedDict, total=False):
     wait_s: float
     keep_place: bool
     owner: str
+    note: str
+    uses: str
 
 
 OPTIONS = frozenset(LeaseOptions.__annotations__)
@@ -197,6 +203,8 @@ class Caller:
             pid=self._process,
             owner=plain(ask.get("owner", "")),
             wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s", LONGEST_S),
+            note=check_line(ask.get("note", ""), "note"),
+            uses=plain(ask.get("uses", "")),
         )
         return request[1:]
 

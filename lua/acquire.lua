@@ -18,6 +18,8 @@
 -- ARGV[15]  pid             str    its process id on its host, or empty
 -- ARGV[16]  owner           str    the authenticated principal, or empty
 -- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the queue too
+-- ARGV[18]  note            str    for people, shown beside the lease; empty or absent = none
+-- ARGV[19]  uses            str    uuid=mb: the process that it is for uses so much there already, without a lease; no other device will do, and it does not wait; empty or absent = a new process
 -- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name total_mb used_mb runtime_id} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: no request passes a head that fits
 -- cost      O((REAP_DEVICES + SCHEDULE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
@@ -59,6 +61,12 @@ local or_cpu = choice(13, 'on_unavailable', 'refuse', 'cpu') == 'cpu'
 local client, pid = word(14, 'client', '^[%w._-]*$', 64), word(15, 'pid', '^[%d:]*$', 40)
 local owner = word(16, 'owner', '^[%w._:@/-]*$', 128)
 local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
+local note = ARGV[18] and word(18, 'note', '^[^%c]*$', 200) or ''
+local uses = ARGV[19] and word(19, 'uses', '^[%w._:/=-]*$', 110) or ''
+local used_uuid, used_mb = string.match(uses, '^([^=]+)=(%d+)$')
+if uses ~= '' and (not used_uuid or #used_mb > 13 or wait_ms > 0 or q.devices > 1) then
+  ctx.bad = ctx.bad or 'uses'
+end
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 if q.memory_mb == 0 then q.memory_mb = default_memory_mb + 0 end
 
@@ -163,6 +171,10 @@ elseif not open then
   why = 'closed'
 elseif broker.agent(q.agent).leases >= pool.max_leases_per_agent then
   why = 'limit'
+elseif used_uuid then
+  local a = broker.agent(q.agent)
+  devices, why = broker.in_use.select(q, used_uuid, used_mb + 0,
+    pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
 elseif pool.waiting > 0 and broker.offers.must_queue(q) then
   why = 'no_capacity'
 else
@@ -170,7 +182,8 @@ else
   devices, why = broker.select(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
   tried = true
 end
-if not devices and max_hold_ms > 0 and ctx.pool.waiting > 0 and (why == 'no_capacity'
+if not devices and not used_uuid and max_hold_ms > 0 and ctx.pool.waiting > 0
+  and (why == 'no_capacity'
   or why == 'agent_cap') then
   devices = broker.offers.backfill(q, broker.queue.room(q.agent, waiter and waiter.reservation_mb))
   why = not devices and why or nil
@@ -222,6 +235,7 @@ if max_hold_ms > 0 then expires_at_ms = math.min(expires_at_ms, ctx.now + max_ho
 local taken = offered
 if not taken then
   if waiter then broker.queue.dequeue(waiter, false, true) end
+  if used_uuid and devices[1] then broker.in_use.take(devices[1]) end
   local sum
   taken, sum = broker.allocate(q, devices)
   broker.add_to_agent(q.agent, sum, 1)
@@ -235,6 +249,7 @@ call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fen
   'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client,
   'pid', pid)
 if owner ~= '' then call('HSET', record, 'owner', owner) end
+if note ~= '' then call('HSET', record, 'note', note) end
 if why then call('HSET', record, 'reason', why) end
 if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(ctx.now + max_hold_ms)) end
 set_deadline(token, expires_at_ms)

@@ -166,7 +166,9 @@ class Pool:
             "priority": 0, "host": "*", "model": "*", "placement": "spread",
             "on_unavailable": "refuse", "client": "client", "pid": "1:1", "owner": "",
             "wait_ms": 0,
-        } | ask  # fmt: skip
+        }  # fmt: skip
+        rare = {"note": "", "uses": ""} if {"note", "uses"} & ask.keys() else {}
+        get |= rare | ask
         return self.run("acquire", 1, token or str(uuid4()), agent, *get.values())
 
     def renew(self, token: str, fence: str = "", ttl_ms: str | int = "") -> list[Any]:

@@ -21,6 +21,9 @@ SCHEMA: Final = 3
 
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
+SAID: Final = 16
+"""Arguments of acquire, after the protocol, that each call has."""
+
 ANY: Final = "*"
 """Word on the wire for any host, any model."""
 
@@ -159,10 +162,13 @@ class Request(NamedTuple):
     pid: str
     owner: str
     wait_ms: int = 0
+    note: str = ""
+    uses: str = ""
 
     def call(self) -> Call:
-        """Return the call that asks for the lease, and asks again."""
-        return Call("acquire", (PROTOCOL, *self), self.token)
+        """Return the call that asks for the lease, and asks again; what is rare comes last."""
+        said = self if self.note or self.uses else self[:SAID]
+        return Call("acquire", (PROTOCOL, *said), self.token)
 
     @property
     def asked(self) -> str:

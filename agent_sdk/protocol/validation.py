@@ -17,6 +17,8 @@ FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
 """Form of each kind of name."""
 
 
+LONGEST_LINE: Final = 200
+
 LONGEST_S: Final = 7 * 24 * 3600
 """Longest ttl, and longest wait, in seconds."""
 
@@ -68,6 +70,19 @@ def check_size(value: object, name: str) -> int:
             f"{name} must be a size as text, such as '8GiB', '512MiB' or '8g', not {value!r:.40}",
         )
     return found
+
+
+def check_line(value: object, name: str) -> str:
+    """Return a line for people.
+
+    Raises:
+        BadRequest: it is no text, too long, or has control characters.
+    """
+    if not isinstance(value, str) or not value.isprintable() or len(value.encode()) > LONGEST_LINE:
+        raise error_for(
+            "bad_request", f"{name} must be a printable line of at most {LONGEST_LINE} bytes"
+        )
+    return value
 
 
 def check_name(value: str, name: str) -> str:

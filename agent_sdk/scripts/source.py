@@ -25,7 +25,7 @@ CORE = ("time", "clock", "deadlines")
 REST = (
     "events", "devices", "ledger", "placement", "tombstones", "lease_end", "data_loss", "unleased",
     "reaper", "queue", "reservations", "reservable", "offers", "scheduler", "findings", "names",
-    "device_reports", "forgetting", "recovery",
+    "device_reports", "forgetting", "recovery", "in_use",
 )  # fmt: skip
 """Other files of `lua/lib`, in the order of reading."""
 

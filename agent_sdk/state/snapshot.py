@@ -90,6 +90,7 @@ class LeaseStatus:
         asked_host: the requested host; `*` = any.
         pid: the holder as `pid:start time`; empty = unknown.
         notices: its host's findings that its holder is told, words of `FINDINGS`.
+        note: a line of its holder for people, or empty.
     """
 
     token: str
@@ -109,6 +110,7 @@ class LeaseStatus:
     client: str
     pid: str
     notices: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def memory_mb(self) -> int:
@@ -360,4 +362,5 @@ def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
         client=row.get("client", ""),
         pid=row.get("pid", ""),
         notices=tuple(filter(None, row.get("notice", "").split(","))),
+        note=row.get("note", ""),
     )

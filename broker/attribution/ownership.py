@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from agent_sdk.evidence import ADOPTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from collections.abc import Set as AbstractSet
@@ -55,6 +57,8 @@ class Matcher:
     has any; if none has, to those that it belonged to before. An ended lease counts only for a
     process without a living one.
 
+    A lease that `gpu-broker adopt` took belongs to the process that its holder shows it for.
+
     A lease's pid is what its caller says. It counts if the process shows the lease (see
     `agent_sdk.evidence`); if we may not look into that process it counts too, but proves nothing.
 
@@ -71,6 +75,7 @@ class Matcher:
         self._shown: dict[tuple[str, str], int] = {}
         self._named: frozenset[str] = frozenset()
         self._recalled = False
+        self._adopters: dict[str, str] = {}
         self.claimed: set[str] = set()
         self.working: set[str] = set()
         self.belongings: dict[int, Belonging] = {}
@@ -105,6 +110,9 @@ class Matcher:
         before = frozenset().union(*(each.owners for each in self._before.values()))
         known = leases.keys() | holders.ended.keys() | holders.elsewhere | before
         living = leases.keys() | holders.elsewhere
+        self._adopters = {
+            lease.token: lease.pid for lease in leases.values() if lease.client.startswith(ADOPTS)
+        }
         self.belongings = {
             pid: self._belonging(program, registered, known, living)
             for pid, program in programs.items()
@@ -148,7 +156,18 @@ class Matcher:
         told = {token: self._evidence(at, pid, token) for token in registered.get(at, ())}
         proven = {token for token, shown in told.items() if shown}
         unknown = {token for token, shown in told.items() if shown is None}
-        return proven or unknown, proven
+        adopted = self._adopted(at, pid)
+        return (proven | adopted) or unknown, proven | adopted
+
+    def _adopted(self, at: str, pid: int) -> set[str]:
+        """Return the leases that another process holds for this one, and shows it."""
+        found = set()
+        for token, holder in self._adopters.items():
+            shown = self._shown.get((at, token)) == pid
+            if shown or self._system.adopts(holder, token, pid, at):
+                self._shown[at, token] = pid
+                found.add(token)
+        return found
 
     def _evidence(self, at: str, pid: int, token: str) -> bool | None:
         """Tell whether a process shows a lease, or did: what it runs may have changed since."""

@@ -160,6 +160,23 @@ class Programs:
             return False
         return any(_shows(file, token, {0, entry.uid}) for file in files)
 
+    def adopts(self, holder: str, token: str, pid: int, process: str) -> bool:
+        """Tell whether a lease's holder, as `pid:start`, shows that the lease is for a process.
+
+        Args:
+            holder: it must be of the process's own user, or root's.
+            token: the lease.
+            pid: the process, by this system's pid.
+            process: the same as `pid:start`.
+        """
+        number, _, start = holder.partition(":")
+        if not number.isdecimal() or not start.isdecimal():
+            return False
+        ours, theirs = self._read(int(number)), self._read(pid)
+        if ours is None or theirs is None or ours.uid not in {0, theirs.uid}:
+            return False
+        return self.evidence(int(number), int(start), f"{token} {process}") is True
+
     def _program(self, pid: int, known: dict[int, _Entry | None]) -> Program | None:
         entries: list[_Entry] = []
         pids: list[int] = []

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "Run a command under a lease.",
     "acquire": "Take a lease for this shell; a keeper in the background renews it.",
     "hold": "Hold whole GPUs for a time, by hand.",
+    "adopt": "Take a lease for a process that uses a GPU already.",
     "extend": "Move the end of a lease.",
     "release": "Give leases back.",
     "wait": "Wait until a waiter has its lease; --end: until a lease ends.",
@@ -50,7 +51,7 @@ A `-` of the name is a `_` there.
 """
 
 FOLDERS = {
-    "by_hand": {"acquire", "hold", "extend", "release", "wait"},
+    "by_hand": {"acquire", "adopt", "hold", "extend", "release", "wait"},
     "for_agents": {"mcp"},
 }
 """Commands in folders of their own below `commands`."""

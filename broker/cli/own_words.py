@@ -11,6 +11,7 @@ OPTIONS: Final = {
     "max_hold_s": "--time",
     "memory_mb": "--memory",
     "model": "--model",
+    "note": "--note",
     "priority": "--priority",
     "ttl_s": "--ttl",
     "wait_s": "--wait",

@@ -25,6 +25,7 @@ class ProcessLife:
         pid: of a living process.
 
     Attributes:
+        start: its start, in clock ticks since boot.
         process: the process as `pid:start`, which no other process shares. The pid is that of its
             innermost namespace, as a host's reporter compares it.
 
@@ -35,6 +36,7 @@ class ProcessLife:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._start = start_of(PROC, str(pid))
+        self.start = int(self._start or 0)
         self._descriptor = _descriptor(pid)
         if not self._start or self.over:
             raise ProcessLookupError(pid)

@@ -26,7 +26,7 @@ POLICY: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 KNOWN: Final[dict[str, Any]] = LEASE | {
-    "priority": 0, "findings": ["idle"], "notices": ["idle"], "enforced": False,
+    "priority": 0, "findings": ["idle"], "notices": ["idle"], "enforced": False, "note": None,
 }  # fmt: skip
 
 EXPLAINED: Final[dict[str, Any]] = {

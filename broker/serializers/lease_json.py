@@ -124,6 +124,7 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
         "findings": list(of_lease(lease, devices)),
         "notices": list(lease.notices),
         "enforced": enforced(lease, devices),
+        "note": lease.note or None,
     }
 
 

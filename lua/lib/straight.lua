@@ -93,7 +93,7 @@ local keys_of = broker.keys_of
 local function straight_acquire()
   local mark, agent, client, pid, owner = mark_of(ARGV[1]), ARGV[3], ARGV[14], ARGV[15], ARGV[16]
   local token, wait = ARGV[2], ARGV[17]
-  if mark == false or not owner or broker.offered_to[token] then return nil end
+  if mark == false or not owner or broker.offered_to[token] or ARGV[18] then return nil end
   local request = table.concat(ARGV, '|', 4, 13)
   local asked = request_of(request)
   if not asked or not is_token(token) or not has_form(agent, '^[%w._:@/-]+$', 128)

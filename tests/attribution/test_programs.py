@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from agent_sdk import evidence
 from agent_sdk.request import process_id
 from broker.attribution.processes import Programs
+from broker.identity import PROC, start_of
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 
@@ -64,6 +67,36 @@ def test_lives_is_said_of_the_very_process() -> None:
     assert not system.lives(f"{pid}:{int(start) + 1}")
     for odd in ("", pid, f"{pid}:", f":{start}", "x:y"):
         assert not system.lives(odd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_holder_shows_its_lease_for_a_process_of_its_own_user_alone() -> None:
+    """Another user's process is not adopted by its word, and no process by another's."""
+    read, write = os.pipe()
+    with subprocess.Popen(["sleep", "100"], user=65534) as theirs:
+        ours, own = process_id(), f"{theirs.pid}:{start_of(PROC, str(theirs.pid))}"
+        if (holder := os.fork()) == 0:
+            try:
+                os.setuid(65534)
+                for process in (own, ours):
+                    evidence.show_for("token-of-a-holder", process)
+                os.write(write, process_id().encode())
+                signal.pause()
+            finally:
+                os._exit(0)
+        try:
+            said, system = os.read(read, 100).decode(), Programs()
+            assert system.adopts(said, "token-of-a-holder", theirs.pid, own)
+            assert not system.adopts(said, "token-of-another-1", theirs.pid, own)
+            assert not system.adopts(said, "token-of-a-holder", theirs.pid, f"{own}1")
+            assert not system.adopts(said, "token-of-a-holder", os.getpid(), ours)
+            assert not system.adopts(ours, "token-of-a-holder", theirs.pid, own)
+        finally:
+            os.kill(holder, signal.SIGKILL)
+            os.waitpid(holder, 0)
+            theirs.kill()
+            os.close(read)
+            os.close(write)
 
 
 def test_look_finds_who_registered_inside_a_container() -> None:

@@ -25,6 +25,6 @@ DEFAULTS = {
     "token": token("a"), "agent": "agent", "memory_mb": 900, "devices": 1, "exclusive": 0,
     "ttl_ms": 30000, "max_hold_ms": 0, "priority": 0, "host": "*", "model": "*",
     "placement": "spread", "on_unavailable": "refuse", "client": "client", "pid": "1:1",
-    "owner": "", "wait_ms": 0,
+    "owner": "", "wait_ms": 0, "note": "", "uses": "",
 }  # fmt: skip
 """acquire's arguments after the protocol number, in their order."""

@@ -34,6 +34,19 @@ BAD: dict[str, tuple[str, ...]] = {
     "pid": spoilt("1:1", "1" * 41, "a", "-1", "1 1", "1.1"),
     "owner": spoilt("owner", "a" * 129, "a b"),
     "wait_ms": (*NOT_NUMBERS, "604800001", "9999999999999"),
+    "note": ("a" * 201, "two\nlines", "\0", "\x1b[1m", "\x7f"),
+    "uses": (
+        "gpu-a",
+        "=5",
+        "gpu-a=",
+        "gpu-a=-1",
+        "gpu-a=1.5",
+        "gpu-a=5=5",
+        "gpu a=5",
+        "5",
+        "gpu-a=" + "9" * 14,
+        "a" * 110 + "=5",
+    ),
 }
 
 

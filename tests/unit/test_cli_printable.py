@@ -105,6 +105,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "run": [("run", "--wait", "0", "--memory", "1GiB", "--", "true")],
     "acquire": [("acquire", "--wait", "0", "--memory", "1GiB")],
     "hold": [("hold", "--wait", "0", "--memory", "1GiB")],
+    "adopt": [("adopt", "--pid", "1")],
     "extend": [("extend", WAITER, "1h")],
     "release": [("release", "nobody-has-this-token")],
     "wait": [("wait", WAITER, "--timeout", "0.1")],

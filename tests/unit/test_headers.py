@@ -39,7 +39,10 @@ SAMPLES = {
 
 CLAIM = messages.RecoveryClaim("1", "agent", "", REQUEST.asked, "client", "1:1")
 
-LONGEST = {"renew": protocol.renew_call(REQUEST.token, 7, 1000, "ann", CLAIM)}
+LONGEST = {
+    "acquire": REQUEST._replace(note="why", uses="gpu-a=5").call(),
+    "renew": protocol.renew_call(REQUEST.token, 7, 1000, "ann", CLAIM),
+}
 """Calls that say more than a verb's first."""
 
 

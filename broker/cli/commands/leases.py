@@ -13,7 +13,7 @@ from broker.cli.names import unheard_agent
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age, gib, table
 
-HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS", "FINDINGS")
+HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS", "FINDINGS", "NOTE")
 
 MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 
@@ -62,6 +62,7 @@ def leases(
             age(pool.now_ms - x.granted_at_ms),
             x.pid.partition(":")[0],
             " ".join(said[x.token]),
+            x.note,
             *((str(x.fence), str(x.priority), x.client, x.owner or "-") if wide else ()),
         )
         for x in found

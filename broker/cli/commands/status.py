@@ -261,7 +261,8 @@ def _lease_row(lease: LeaseStatus, scene: PoolState, mb: int) -> tuple[str, ...]
     held += ", enforced" if enforced(lease, scene.devices) else ""
     if found := of_lease(lease, scene.devices):
         held = paint(found[0], FOUND[found[0]])
-    return ("", f"└ {lease.agent}", left, gib(mb), held, "", "", lease.token[:8])
+    agent = f"{lease.agent}: {lease.note}" if lease.note else lease.agent
+    return ("", f"└ {agent}", left, gib(mb), held, "", "", lease.token[:8])
 
 
 def _cpu_row(lease: LeaseStatus, scene: PoolState, *, wide: bool) -> tuple[str, ...]:
@@ -277,7 +278,7 @@ def _all_of(device: DeviceStatus) -> str:
 
 def _whole(lease: LeaseStatus, scene: PoolState) -> str:
     """Return a lease's details for `-o wide`: its token, its client, all its findings."""
-    said = [lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
+    said = [lease.note, lease.token, lease.client, f"pid {lease.pid.partition(':')[0]}"]
     said += [f"priority {lease.priority}"] if lease.priority else []
     said += [f"owner {lease.owner}"] if lease.owner else []
     said += ["enforced"] if enforced(lease, scene.devices) else []

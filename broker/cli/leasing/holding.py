@@ -7,12 +7,13 @@ import signal
 import sys
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import LeaseError
+from agent_sdk.evidence import show_for
 from broker.cli import FAILED
-from broker.cli.leasing.refusal import explained, waiting_client
+from broker.cli.leasing.refusal import LATER, explained, waiting_client
 from broker.cli.names import PREFIX
 from broker.cli.store import show
 from broker.hold.background import ForkedKeeper, NotKept
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from broker.hold.life import ProcessLife
 
 
+NO_ROOM_FOR_IT: Final = (
+    "its GPU takes no lease now, or has no room beyond what it uses: gpu-broker status shows it"
+)
+"""Way out where a running process gets no lease."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Lease to be taken and kept.
@@ -41,6 +48,7 @@ class Hold:
         store_timeout_s: seconds for which the store may be away during the wait.
         for_s: seconds for which it is kept; 0: no end by time.
         life: the process that it ends with, or None.
+        adopts: the lease is for that process, which has used its GPU before.
     """
 
     command: str
@@ -49,6 +57,7 @@ class Hold:
     store_timeout_s: float
     for_s: float = 0.0
     life: ProcessLife | None = None
+    adopts: bool = False
 
 
 def in_background(hold: Hold, output: str) -> None:
@@ -61,7 +70,7 @@ def in_background(hold: Hold, output: str) -> None:
     keeper = ForkedKeeper(lambda hand: _keep(hold, teller, hand.tell), stays_open)
     try:
         facts = keeper.granted()
-        _print(facts, output)
+        _print(facts, "token" if hold.adopts and output == "text" else output)
         sys.stdout.flush()
     except NotKept as failed:
         _fail(failed.code, output)
@@ -93,6 +102,8 @@ def _keep(hold: Hold, teller: Progress, tell: Callable[[dict[str, Any]], bool]) 
             hold.life.end_ours_with()
         with waiting_client(f"gpu-broker-{hold.command}", hold.store_timeout_s) as client:
             lease = get_lease(client, hold.agent or user_at_host(), hold.ask, teller)
+            if hold.life and hold.adopts:
+                show_for(lease.token, hold.life.process)
             lease.on_notice(teller.noticed)
             kept = KeptLease(client, lease, hold.for_s, hold.life)
             try:
@@ -103,7 +114,9 @@ def _keep(hold: Hold, teller: Progress, tell: Callable[[dict[str, Any]], bool]) 
             teller.kept_until(lease, ended_in_words(kept, why))
             return FAILED if why == LOST else 0
     except (LeaseError, ValueError) as error:
-        return explained(error, teller, hold.command, "without SAFE_MODE it may be granted")
+        denied = "without SAFE_MODE it may be granted"
+        late = NO_ROOM_FOR_IT if hold.adopts else LATER
+        return explained(error, teller, hold.command, denied, late)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -137,7 +150,7 @@ def _print(facts: dict[str, Any], output: str) -> None:
         say("\n".join([*lines, *(f"unset {name}" for name in facts["unset"])]))
         return
     text = "\n".join(f"{name}={value}" for name, value in facts["env"].items())
-    show(output, text, facts)
+    show(output, facts["token"] if output == "token" else text, facts)
 
 
 def _fail(code: int, output: str) -> None:

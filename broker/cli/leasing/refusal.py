@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent_sdk import LeaseClient
     from broker.run.progress import Progress
 
+LATER: Final = "--wait waits longer, gpu-broker explain names the obstacles"
+
 DEADLINE_S: Final = 5.0
 """Seconds for which a call is tried."""
 
@@ -33,7 +35,9 @@ def waiting_client(name: str, store_timeout_s: float) -> LeaseClient:
     return client
 
 
-def explained(error: LeaseError | ValueError, teller: Progress, command: str, denied: str) -> int:
+def explained(
+    error: LeaseError | ValueError, teller: Progress, command: str, denied: str, late: str = LATER
+) -> int:
     """Tell the reason for which there is no lease; return the exit code for it.
 
     Args:
@@ -41,6 +45,7 @@ def explained(error: LeaseError | ValueError, teller: Progress, command: str, de
         teller: tells it.
         command: the command that asked, such as `run`.
         denied: the way out where SAFE_MODE or the store's credentials deny it.
+        late: the way out where there is no room now.
     """
     if not isinstance(error, LeaseError):
         teller.failed("bad_request", str(error))
@@ -55,10 +60,7 @@ def explained(error: LeaseError | ValueError, teller: Progress, command: str, de
     elif isinstance(error, (Denied, SafeMode)):
         code, advice = DENIED, denied
     elif error.retryable:
-        code, advice = (
-            NOT_IN_TIME,
-            "--wait waits longer, gpu-broker explain names the obstacles",
-        )
+        code, advice = NOT_IN_TIME, late
     elif isinstance(error, BadRequest):
         text, code, advice = in_options(text), FAILED, f"gpu-broker {command} --help says more"
     else:

@@ -121,6 +121,7 @@ const lease = {
           : "the CPU",
       ],
       ["Because", of.reason],
+      ["Note", of.note],
       ["Granted", `${clock(of.timestamp)}, ${span(now() - of.timestamp)} ago`],
       [
         "Ends",
