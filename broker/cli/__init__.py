@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -78,7 +78,12 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; tell on stderr that its output cannot be printed."""
         with write_errors_in_words():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except ModuleNotFoundError as missing:
+                if _is_ours(missing):
+                    raise
+                _say_extra(ctx.invoked_subcommand or "", missing)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table."""
@@ -105,9 +110,9 @@ class Commands(click.Group):
             rooms = [f"{room}." for room, names in FOLDERS.items() if name in names]
             module = importlib.import_module(f"broker.cli.commands.{''.join(rooms)}{called}")
         except ModuleNotFoundError as missing:
-            if missing.name and missing.name.startswith(("broker", "agent_sdk")):
+            if _is_ours(missing):
                 raise
-            return _needs_extra(name, missing.name or "a package")
+            return _needs_extra(name, missing)
         command: click.Command = getattr(module, called)
         return command
 
@@ -118,10 +123,20 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-def _needs_extra(name: str, missing: str) -> click.Command:
+def _is_ours(missing: ModuleNotFoundError) -> bool:
+    """Tell whether a module of this distribution is missing, which no extra brings."""
+    return bool(missing.name and missing.name.startswith(("broker", "agent_sdk")))
+
+
+def _say_extra(name: str, missing: ModuleNotFoundError) -> NoReturn:
+    what = missing.name or "a package"
+    say(f"gpu-broker {name} needs {what}: pip install 'gpu-lease-broker[broker]'", err=True)
+    sys.exit(UNAVAILABLE)
+
+
+def _needs_extra(name: str, missing: ModuleNotFoundError) -> click.Command:
     def explain(**_: object) -> None:
-        say(f"gpu-broker {name} needs {missing}: pip install 'gpu-lease-broker[broker]'", err=True)
-        sys.exit(UNAVAILABLE)
+        _say_extra(name, missing)
 
     return click.Command(
         name,

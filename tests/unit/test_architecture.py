@@ -32,7 +32,7 @@ OWNERS = {
     "sse_starlette": {"broker/http/streams.py"},
     "structlog": {"broker/logs.py"},
     "yaml": {"broker/devices/scenario/yaml_nodes.py"},
-    "uvicorn": {"broker/cli/commands/serve.py", "broker/http/upgrades.py"},
+    "uvicorn": {"broker/cli/serving/broker.py", "broker/http/upgrades.py"},
     "httptools": {"broker/http/upgrades.py"},
     "hiredis": {"agent_sdk/store/quick.py"},
     "pytest": {"agent_sdk/testing.py"},

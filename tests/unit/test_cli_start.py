@@ -62,6 +62,40 @@ def modules_of(pool: TestBroker, *args: str) -> set[str]:
     return set(done.stderr.splitlines()[-1].split())
 
 
+ALL_COMMANDS = (
+    "import sys; from broker.cli import COMMANDS, main;"
+    "[main.get_command(None, name) for name in COMMANDS]; print(*sys.modules)"
+)
+
+WITHOUT_FASTAPI = (
+    "import sys; sys.modules['fastapi'] = None; from broker.cli import main;"
+    "main(sys.argv[1:], 'gpu-broker')"
+)
+
+
+def python(text: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a text."""
+    return subprocess.run(
+        [sys.executable, "-c", text, *args], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_of_no_command_needs_an_extra() -> None:
+    """A command imports its means when it works."""
+    loaded = set(python(ALL_COMMANDS).stdout.split())
+    assert "broker.cli.commands.serve" in loaded
+    assert (
+        loaded & {"fastapi", "mcp", "pydantic", "pynvml", "redis", "structlog", "uvicorn"} == set()
+    )
+
+
+@pytest.mark.parametrize("args", [["serve"], ["serve", "--demo"]])
+def test_command_without_its_extra_says_how_to_get_it(args: list[str]) -> None:
+    done = python(WITHOUT_FASTAPI, *args)
+    said = "gpu-broker serve needs fastapi: pip install 'gpu-lease-broker[broker]'\n"
+    assert (done.returncode, done.stderr) == (69, said)
+
+
 @pytest.mark.parametrize("functions", [True, False])
 def test_run_does_without_redis_py_and_asyncio_to_its_end(
     pool: TestBroker, functions: bool

@@ -1,0 +1,1 @@
+"""Work of the commands that go on until a signal ends them: `serve` and `host`."""
