@@ -147,6 +147,15 @@ def test_failure_fails_in_the_shell(pool: TestBroker) -> None:
         assert said(process) == "75"
 
 
+@pytest.mark.parametrize("wrong", ["--memroy 8GiB", "--memory banana", "--ttl 0", "--pid 4194304"])
+def test_wrong_call_fails_in_the_shell_too(pool: TestBroker, wrong: str) -> None:
+    """`eval` of nothing would succeed, and what stands behind it would run without a lease."""
+    with shell(
+        pool, f'eval "$(gpu-broker acquire {wrong} --export)" && echo ran; echo $?'
+    ) as process:
+        assert said(process) == "2"
+
+
 def test_extend_moves_the_end_that_a_keeper_was_told(pool: TestBroker) -> None:
     """By the beginning of the token; without, the lease is given back at its time."""
     with shell(pool, f"{ACQUIRE.format('--for 1')}; {TELL}") as process:

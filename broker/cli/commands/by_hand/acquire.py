@@ -6,13 +6,44 @@ from typing import Any
 
 import click
 
+from broker.cli import FAILED
 from broker.cli.leasing.holding import Hold, in_background
 from broker.cli.leasing.options import asked_in, request_options
 from broker.hold.life import ProcessLife, calling_shell
+from broker.text.screen import say
 from broker.text.units import Duration
 
 
-@click.command()
+class ForEval(click.Command):
+    """Command whose failures fail in a shell's eval too, which sees its stdout alone."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the options; a wrong one is an exit code for eval."""
+        exports = "--export" in args
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if exports:
+                say(f"(exit {error.exit_code})")
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error is an exit code for eval."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if ctx.params["export"]:
+                say(f"(exit {getattr(error, 'exit_code', FAILED)})")
+            raise
+
+
+@click.command(cls=ForEval)
 @request_options(here="the shell's programs run here.", wait="Default: until it fits.")
 @click.option(
     "--for", "for_s", type=Duration(), default=0.0, help="Give it back after so long: 4h."
