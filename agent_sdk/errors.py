@@ -195,6 +195,7 @@ CODES: dict[str, Code] = {
     "device_unknown": Code(NeverFits, 404, False, "no device of that id is registered"),
     "model_unknown": Code(NeverFits, 409, False, "no registered device is of that model"),
     "draining": Code(NoCapacity, 409, True, "the host takes no new leases: it is being drained"),
+    "hook_unknown": Code(Refused, 404, False, "no webhook has that name"),
     "in_use": Code(
         InUse, 409, True, "a lease is on it, or its memory is not free yet: revoke it, then repeat"
     ),

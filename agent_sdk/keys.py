@@ -99,6 +99,20 @@ class Keys:
         return f"{self.base}:events"
 
     @property
+    def hooks(self) -> str:
+        """Set: the names of the webhooks."""
+        return f"{self.base}:hooks"
+
+    def hook(self, name: str) -> str:
+        """Return the hash: a webhook, and how far its deliveries are."""
+        return f"{self.base}:hook:{name}"
+
+    @property
+    def hooks_sender(self) -> str:
+        """String with native TTL: the one process that delivers to webhooks."""
+        return f"{self.base}:hooks_sender"
+
+    @property
     def fits(self) -> str:
         """Sorted set: every registered device -> its capacity in MiB."""
         return f"{self.base}:fits:*"

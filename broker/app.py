@@ -12,6 +12,8 @@ from fastapi import FastAPI
 
 from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, dashboard
+from broker.hooks.addresses import Addresses
+from broker.hooks.sender import HookSender
 from broker.http import health, leases, openapi, operators, pool, scrape, streams
 from broker.http.auth import KeyCheck
 from broker.http.every_request import EveryRequest
@@ -27,10 +29,11 @@ from broker.metrics import Metrics
 from broker.replica import Broker
 from broker.reporter import Reporter, source_of
 from broker.systemd import Systemd
+from broker.tasks import end
 from broker.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
 
     from starlette.types import Receive, Scope, Send
 
@@ -42,9 +45,6 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S, CALL_DEADLINE_S = 0.7, 1.1
 """Limits that let a request be answered within 2 s, even without Redis."""
-
-CANCEL_S = 0.5
-"""Seconds that a cancelled task has before it is cancelled again."""
 
 BODY_BYTES = 16_384
 
@@ -79,15 +79,20 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
 
         ticker = Ticker(client, ticked, metrics.looked, lambda: worker.leads)
         feed = Feed(client, view.remember, (count, view.heard))
+        hook_sender = HookSender(
+            client, replica=replica, addresses=Addresses(settings.hooks_allow), feed=feed,
+            give_up_s=settings.hooks_give_up_s, count=metrics.hooks, leads=lambda: worker.leads,
+        )  # fmt: skip
         broker = Broker(
             settings, source, client, reporter, ticker, metrics, replica, keys, feed, view,
-            worker,
+            worker, hook_sender.registry,
         )  # fmt: skip
         client.by = f"serve {settings.sdk.hostname} {broker.replica}"
         app.state.broker = broker
         work = (
             worker.report(reporter), ticker.run(), feed.run(), view.run(feed),
-            broker.decide_safe_mode(), broker.dismiss(), *([mcp.run(broker)] if mcp else []),
+            broker.decide_safe_mode(), broker.dismiss(), hook_sender.run(),
+            *([mcp.run(broker)] if mcp else []),
         )  # fmt: skip
         tasks = [asyncio.create_task(each) for each in work]
         for task in tasks:
@@ -165,19 +170,6 @@ def _build_routes(app: FastAPI) -> None:
     """Build what FastAPI else builds of its routes at the first request, which holds the loop."""
     for route in app.router.routes:
         route.matches({"type": "http", "method": "GET", "path": "/", "headers": [], "app": app})
-
-
-async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks until each has ended.
-
-    Once is not enough: redis-py writes with `asyncio.wait_for`, which in Python 3.11 swallows a
-    cancellation that meets the end of the write.
-    """
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=CANCEL_S)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.snapshot import PoolStatus
     from broker.api_keys import Keyring, Principal
     from broker.devices import Source
+    from broker.hooks.registry import Registry
     from broker.live.feed import Feed
     from broker.live.view import View
     from broker.maintenance.reaper import Ticker
@@ -46,6 +47,7 @@ class Broker:
         readiness: the readiness check that simultaneous requests share.
         listed: the last list of leases that was asked for in pages.
         worker: this process's part among several.
+        hooks: the pool's webhooks.
         mode_decided: our environment's SAFE_MODE has reached the pool's policy.
     """
 
@@ -60,6 +62,7 @@ class Broker:
     feed: Feed
     view: View
     worker: Worker
+    hooks: Registry
     mode_decided: bool = False
     listed: Recent[tuple[list[LeaseEntry], ...]] = field(default_factory=Recent)
     stopping: Event = field(default_factory=Event)

@@ -17,6 +17,7 @@ from agent_sdk.settings import SdkSettings, Setting, read_settings, source_of
 from agent_sdk.state.telemetry import MAX_MB
 from agent_sdk.store.store import Store
 from broker.api_keys import Keyring, default_file
+from broker.hooks.addresses import SETTING, Addresses
 from broker.key_file import read_text
 from broker.mcp_terms import ALONE_GPUS, IDLE_RELEASE_S
 from broker.path_prefix import PREFIX
@@ -100,6 +101,12 @@ class Settings(BaseSettings):
     """Most seconds that a clean stop waits for the leases on this host's devices; 0 = none."""
     metrics_devices: int = Field(1024, ge=0, validation_alias=_env("GPU_BROKER_METRICS_DEVICES"))
     """Most devices, and most hosts, with series of their own in the metrics."""
+    hooks_allow: str = Field("", validation_alias=_env("GPU_BROKER_HOOKS_ALLOW"))
+    """Networks and hosts that webhooks may reach beside public addresses, separated by commas."""
+    hooks_give_up_s: float = Field(
+        86400, ge=1, le=31_536_000, validation_alias=_env("GPU_BROKER_HOOKS_GIVE_UP_S")
+    )
+    """Seconds of nothing but failures after which a webhook is disabled."""
     keys_file: Path | None = Field(None, validation_alias=_env("GPU_BROKER_KEYS_FILE"))
     """File of the API keys; default `keys` in the state folder, if it is there."""
     keys: str = Field("", repr=False, validation_alias=_env("GPU_BROKER_KEYS"))
@@ -166,6 +173,15 @@ class Settings(BaseSettings):
                 "operator, since there are no API keys: gpu-broker keys new NAME --role operator "
                 "makes the first; or name the origins"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_hooks(self) -> Self:
+        try:
+            Addresses(self.hooks_allow)
+        except ValueError as error:
+            said = f"{SETTING}={self.hooks_allow!r}: {error}"
+            raise ValueError(said) from None
         return self
 
     def keyring(self) -> Keyring:

@@ -19,7 +19,7 @@ KEYS = "gpu:{*"
 
 READS = {
     "exists", "get", "hget", "hgetall", "hmget", "pttl", "scard", "smembers", "time", "ttl", "type",
-    "xlen", "xrange", "xread", "xrevrange", "zcard", "zrange", "zrank", "zscore",
+    "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zcard", "zrange", "zrank", "zscore",
 }  # fmt: skip
 """Commands that reading a pool takes, by the SDK or by hand."""
 
@@ -38,6 +38,9 @@ INBOX = {"blmpop", "lmpop"}
 
 CALLS = {"evalsha", "fcall", "script|load", "script|exists"}
 
+HOOKS = {"exec", "hsetnx", "multi", "unwatch", "watch"}
+"""Commands that change webhooks and their progress beside the verbs."""
+
 LOADS = {"function|load"}
 """Commands that load functions: for a broker, to load its own, and for an operator."""
 
@@ -54,9 +57,12 @@ def users() -> dict[str, tuple[set[str], bool]]:
     """User -> commands, and whether its keys are for reading alone."""
     verbs = of_the_verbs() | CALLS
     return {
-        "broker": (verbs | READS | HANDSHAKE | INBOX | LOADS, False),
+        "broker": (verbs | READS | HANDSHAKE | INBOX | HOOKS | LOADS, False),
         "agent": (verbs | READS | HANDSHAKE | INBOX, False),
-        "operator": (verbs | READS | HANDSHAKE | INBOX | BY_HAND | LOADS | {"fcall_ro"}, False),
+        "operator": (
+            verbs | READS | HANDSHAKE | INBOX | HOOKS | BY_HAND | LOADS | {"fcall_ro"},
+            False,
+        ),
         "viewer": (READS | HANDSHAKE | {"info", "scan"}, True),
     }
 

@@ -21,7 +21,7 @@ Name: TypeAlias = Literal[
     "revoke", "drained", "undrained", "policy", "closed", "recovered",
     "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended",
     "host_contested", "device_contested", "device_forgotten", "host_forgotten", "host_trouble",
-    "driver_released", "driver_taken",
+    "driver_released", "driver_taken", "hook_disabled",
 ]  # fmt: skip
 
 NAMES: Final[tuple[str, ...]] = get_args(Name)
@@ -100,7 +100,7 @@ def newest(keys: Keys, count: int) -> Generator[Read, Answer, tuple[Event, ...]]
     while left > 0:
         asked = min(left, PART)
         answer = yield from read_known(keys, ("XREVRANGE", keys.events, end, "-", "COUNT", asked))
-        page = _events(answer.raw[0])
+        page = events_of(answer.raw[0])
         found += page
         if len(page) < asked:
             break
@@ -145,7 +145,7 @@ class Tail:
 
     def take(self, raw: list[Any]) -> News:
         """Return the news in the answer to `ask`."""
-        found, oldest, newest = _events(_of_one(raw[0])), _events(raw[1]), _events(raw[2])
+        found, oldest, newest = events_of(_of_one(raw[0])), events_of(raw[1]), events_of(raw[2])
         first = oldest[0].id if oldest else START
         end = newest[0].id if newest else START
         trimmed = self.last != START and order(first) > order(self.last)
@@ -166,7 +166,8 @@ def _of_one(answer: Any) -> Any:
 
 
 @of_known_form
-def _events(entries: Any) -> list[Event]:
+def events_of(entries: Any) -> list[Event]:
+    """Return the events of a stream's entries."""
     return [_event(text(name), row(fields)) for name, fields in entries or ()]
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "forget": "Remove a device or a host from the pool.",
     "release-driver": "Make a host let go of its driver, so that a GPU can be reset.",
     "keys": "Make, list and end the API keys of the HTTP service.",
+    "hooks": "Send the pool's events to URLs: webhooks, Slack, Matrix, mail.",
     "policy": "Show or change the rules for leases.",
     "functions": "Load the verbs onto the server, for redis-cli alone.",
     "doctor": "Check settings, store and devices.",
@@ -53,6 +54,7 @@ A `-` of the name is a `_` there.
 FOLDERS = {
     "by_hand": {"acquire", "adopt", "hold", "extend", "release", "wait"},
     "for_agents": {"mcp"},
+    "for_operators": {"hooks"},
 }
 """Commands in folders of their own below `commands`."""
 

@@ -54,7 +54,7 @@ class EveryRequest:
             self._behind = CORSMiddleware(
                 self._with_key,
                 allow_origins=origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
             )
 

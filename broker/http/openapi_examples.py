@@ -38,6 +38,13 @@ EXPLAINED: Final[dict[str, Any]] = {
     "basis": "if bob does not renew lease d2fb7126", "fits_now": [],
 }  # fmt: skip
 
+HOOK: Final[dict[str, Any]] = {
+    "name": "ops", "url": "https://ops.example/gpu", "on": ["expired", "quarantined"],
+    "state": "active", "disabled": None, "delivered": 12, "delivered_at": 1795607407.9,
+    "failed": 0, "failing_since": None, "error": None, "error_at": None, "backlog": 0,
+    "missed": 0, "by": "ann", "created_at": 1795600000.1,
+}  # fmt: skip
+
 REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/lease"): {"agent": "analyst", "min_memory_mb": 8192, "ttl_s": 60},
     ("post", "/explain"): {"agent": "analyst", "min_memory_mb": 40960},
@@ -48,6 +55,7 @@ REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/undrain"): {"host": "gpu-host-3"},
     ("post", "/forget"): {"host": "gpu-host-3", "reason": "sent back"},
     ("post", "/revoke"): {"agent": "analyst", "reason": "runs wild"},
+    ("post", "/hooks"): {"url": HOOK["url"], "on": HOOK["on"], "name": "ops"},
 }
 """Body by method and path."""
 
@@ -101,6 +109,13 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("post", "/undrain"): {"undrained": 8},
     ("post", "/forget"): {"forgotten": 8},
     ("post", "/revoke"): {"revoked": [TOKEN]},
+    ("post", "/hooks"): HOOK | {"secret": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"},
+    ("get", "/hooks"): {"hooks": [HOOK], "served": True},
+    ("get", "/hooks/{name}"): HOOK,
+    ("post", "/hooks/{name}/enable"): HOOK,
+    ("post", "/hooks/{name}/test"): {"delivered": True, "said": "status 204", "status": 204,
+                                     "answer": "", "took_s": 0.031},
+    ("delete", "/hooks/{name}"): {"removed": "ops"},
     ("get", "/hosts"): {"hosts": [{"host": "gpu-host-3", "version": "0.1.0", "devices": 8,
                                    "drained": False, "alive": True, "trouble": None,
                                    "trouble_since": None, "warning": None}]},

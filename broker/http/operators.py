@@ -1,18 +1,20 @@
-"""Operators' endpoints: policy, drain, forget, revoke. The verbs of the CLI."""
+"""Operators' endpoints: policy, drain, forget, revoke, webhooks. The commands of the CLI."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from agent_sdk.errors import SafeMode, error_for
 from broker.api_keys import Principal
+from broker.hooks.hook import NAME
+from broker.hooks.operators import new_hook, row_of, tested
 from broker.http.auth import Operator, Viewer
 from broker.http.ignored import NamesIgnored
-from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
-from broker.http.requests import DrainBody, PolicyBody, RevokeBody
+from broker.http.openapi import EVERYWHERE, MALFORMED, WITH_BODY, errors
+from broker.http.requests import DrainBody, HookBody, PolicyBody, RevokeBody
 from broker.logs import note
 from broker.replica import At, Broker
 from broker.serializers import lease_json
@@ -20,6 +22,10 @@ from broker.serializers import lease_json
 router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
 
 NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
+
+HookName = Annotated[str, Path(pattern=f"^{NAME.pattern}$")]
+
+UNKNOWN = MALFORMED | errors("hook_unknown")
 
 
 @router.get("/orchestrator/gpu/policy", include_in_schema=False)
@@ -118,3 +124,50 @@ async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
         raise error_for("bad_request", "name a token, or an agent and a host, and not both")
     ends_ms = await broker.client.revoke(body.token, force=body.force, why=body.reason, by=_by(who))
     return {"revoked": [body.token], "expires_at": ends_ms / 1000}
+
+
+@router.get("/hooks", summary="Which webhooks are there?")
+async def list_hooks(broker: At, _: Operator) -> dict[str, Any]:
+    """Return every webhook with its progress; `served`: a broker delivers to them."""
+    seen = await broker.hooks.seen()
+    return {"hooks": [row_of(hook, seen.end) for hook in seen.hooks], "served": seen.served}
+
+
+@router.post("/hooks", summary="Add a webhook.", responses=WITH_BODY | errors("conflict", "limit"))
+async def add_hook(body: HookBody, broker: At, who: Operator) -> dict[str, Any]:
+    """Add a webhook, from the next event on; its `secret` is in this answer and in no other."""
+    hook = new_hook(body.url, name=body.name, on=body.on, secret=body.secret, by=who.name)
+    note(audit=True, hook=hook.name, url=hook.shown)
+    added = await broker.hooks.add(hook)
+    seen = await broker.hooks.seen()
+    return row_of(added, seen.end) | {"secret": added.secret or None}
+
+
+@router.get("/hooks/{name}", summary="How is this webhook?", responses=UNKNOWN)
+async def show_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
+    """Return one webhook with its progress."""
+    hook = await broker.hooks.find(name)
+    return row_of(hook, (await broker.hooks.seen()).end)
+
+
+@router.delete("/hooks/{name}", summary="Remove a webhook.", responses=UNKNOWN)
+async def remove_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
+    """Remove a webhook: no delivery begins any more."""
+    note(audit=True, hook=name)
+    await broker.hooks.remove(name)
+    return {"removed": name}
+
+
+@router.post("/hooks/{name}/enable", summary="Try a webhook again now.", responses=UNKNOWN)
+async def enable_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
+    """Enable a disabled webhook, or end the pause of a failing one."""
+    note(audit=True, hook=name)
+    hook = await broker.hooks.enable(name)
+    return row_of(hook, (await broker.hooks.seen()).end)
+
+
+@router.post("/hooks/{name}/test", summary="Send a test event.", responses=UNKNOWN)
+async def try_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
+    """Have the delivering broker send a test event, and return what it was answered."""
+    note(audit=True, hook=name)
+    return await tested(broker.hooks, name)

@@ -203,3 +203,20 @@ class RevokeBody:
     host: Name | None = None
     reason: Reason = ""
     force: Flag = False
+
+
+@dataclass(frozen=True, slots=True)
+class HookBody:
+    """POST /hooks.
+
+    Attributes:
+        url: `https://...`, or a URL of apprise for Slack, Matrix or mail.
+        on: names of events; none: all.
+        name: of a-z, 0-9 and -; empty = a made one.
+        secret: `whsec_...`; empty = a made one.
+    """
+
+    url: Annotated[str, Field(max_length=4096)]
+    on: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=64)] = ()
+    name: Annotated[str, Field(max_length=32)] = ""
+    secret: Annotated[str, Field(max_length=256, repr=False)] = ""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from agent_sdk.errors import LeaseError
+from agent_sdk.errors import Denied, LeaseError
+from broker.hooks.registry import HooksSeen
 from broker.http.auth import Viewer
 from broker.http.openapi import EVERYWHERE
 from broker.live.slices import PIECE, Turns, answer
@@ -65,4 +66,13 @@ async def _reading(broker: Broker) -> PoolReading:
         await client.waiting_since() if pool.waiting else None,
         Counter(each.state for each in devices),
         left_out,
+        await _hooks(broker),
     )
+
+
+async def _hooks(broker: Broker) -> HooksSeen:
+    """Read the hooks, or none where the store denies it: the pool's own figures go on."""
+    try:
+        return await broker.hooks.seen()
+    except Denied:
+        return HooksSeen()

@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from agent_sdk.state.devices import counted_once
 from broker.metrics.documented import Requests, families
 from broker.metrics.flow import Flow
+from broker.metrics.hooks import HookCounts
 from broker.metrics.pool import PoolReading, device_families, pool_families
 from broker.path_prefix import path_of
 
@@ -53,6 +54,7 @@ class Metrics:
 
     Attributes:
         flow: the histograms that the pool's events feed.
+        hooks: the counts of deliveries to webhooks.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Metrics:
         self._own = CollectorRegistry()
         self._requests = Requests(self._own)
         self.flow = Flow(self._own)
+        self.hooks = HookCounts(self._own)
         self._answered = Counter(
             "gpu_broker_http_requests", "HTTP requests to this replica, by how they ended.",
             ["method", "route", "status"], registry=self._own,
@@ -159,7 +162,7 @@ PART: Final = 16
 HEAD_LINES: Final = 2
 """Lines of a family before its series: its help and its type."""
 
-METHODS: Final = {"GET", "POST", "HEAD", "OPTIONS"}
+METHODS: Final = {"GET", "POST", "DELETE", "HEAD", "OPTIONS"}
 
 
 def _method(scope: Scope) -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from agent_sdk.state.lists import shown_state
+from broker.hooks.registry import HooksSeen
 from broker.metrics.health import DEVICE, MIB, findings_family, health_families
+from broker.metrics.hooks import hook_families
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -44,6 +46,7 @@ class PoolReading:
         oldest_ms: the entry of the oldest waiter into the queue; None: nothing waits.
         states: how many devices of the whole pool are in each state; None: those of `devices`.
         left_out: kind -> how many have no series of their own.
+        hooks: the webhooks.
     """
 
     pool: PoolStatus
@@ -52,6 +55,7 @@ class PoolReading:
     oldest_ms: int | None
     states: Mapping[str, int] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    hooks: HooksSeen = field(default_factory=HooksSeen)
 
 
 def pool_families(seen: PoolReading) -> Iterator[Metric]:
@@ -63,6 +67,7 @@ def pool_families(seen: PoolReading) -> Iterator[Metric]:
     yield from _counts(seen)
     yield findings_family(seen.devices)
     yield from _hosts(pool, seen.hosts)
+    yield from hook_families(seen.hooks)
 
 
 def device_families(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:

@@ -95,6 +95,12 @@ ENDPOINTS: dict[tuple[str, str], tuple[Any, tuple[int, int, int, int]]] = {
     ("POST", "/undrain"): ({"host": "nowhere"}, (401, 403, 403, 409)),
     ("POST", "/forget"): ({"host": "nowhere"}, (401, 403, 403, 409)),
     ("POST", "/revoke"): ({"agent": "nobody"}, (401, 403, 403, 200)),
+    ("GET", "/hooks"): (None, (401, 403, 403, 200)),
+    ("POST", "/hooks"): ({"url": "no url"}, (401, 403, 403, 422)),
+    ("GET", "/hooks/none"): (None, (401, 403, 403, 404)),
+    ("POST", "/hooks/none/enable"): (None, (401, 403, 403, 404)),
+    ("POST", "/hooks/none/test"): (None, (401, 403, 403, 404)),
+    ("DELETE", "/hooks/none"): (None, (401, 403, 403, 404)),
 }
 ROLES = (None, "viewer", "agent", "operator")
 

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 from broker import app
-from broker.app import end
 from broker.settings import Settings
+from broker.tasks import end
 
 
 async def test_task_that_swallows_a_cancellation_is_ended() -> None:

@@ -19,14 +19,16 @@ LAYERS = {
                "redis", "click", "fastapi", "starlette", "uvicorn",
                "httptools",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
-               "structlog", "yaml"},
+               "structlog", "yaml",
+               "apprise", "cloudevents", "httpcore2", "standardwebhooks"},
 }  # fmt: skip
 """The packages that each package may import beside the standard library."""
 
 OWNERS = {
     "pynvml": {"broker/devices/nvml/source.py"},
     "prometheus_client": {
-        f"broker/metrics/{name}.py" for name in ("__init__", "documented", "flow", "health", "pool")
+        f"broker/metrics/{name}.py"
+        for name in ("__init__", "documented", "flow", "health", "hooks", "pool")
     },
     "pydantic_settings": {"broker/settings.py"},
     "sse_starlette": {"broker/http/streams.py"},
@@ -34,6 +36,10 @@ OWNERS = {
     "yaml": {"broker/devices/scenario/yaml_nodes.py"},
     "uvicorn": {"broker/cli/serving/broker.py", "broker/http/upgrades.py"},
     "httptools": {"broker/http/upgrades.py"},
+    "apprise": {"broker/hooks/chat.py"},
+    "cloudevents": {"broker/hooks/message.py"},
+    "httpcore2": {"broker/hooks/web.py"},
+    "standardwebhooks": {"broker/hooks/web.py"},
     "hiredis": {"agent_sdk/store/quick.py"},
     "pytest": {"agent_sdk/testing.py"},
 }

@@ -89,6 +89,9 @@ def poison(client: LeaseClient, token: str) -> None:
     for record in (token, WAITER):
         mapping = dict.fromkeys(("agent", "client", "pid", "owner", "reason", "notice"), HOSTILE)
         redis.hset(f"{keys.base}:record:{record}", mapping=mapping)
+    told = dict.fromkeys(("shown", "on", "by", "error", "disabled", "tested"), HOSTILE)
+    redis.hset(keys.hook("ops"), mapping={"url": "http://x.example", "failed": 1, **told})
+    redis.sadd(keys.hooks, "ops", HOSTILE)
     strange = f"host-{HOSTILE}"
     redis.sadd(f"{keys.base}:hosts", strange)
     about = {"version": "1", "reported_ms": "1", "deadline_ms": "1", "drained": "0"}
@@ -129,6 +132,10 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "forget": [("forget", "nowhere"), ("forget", HOST)],
     "release-driver": [("release-driver", "nowhere"), ("release-driver", HOST, "--end")],
     "keys": [("keys", "list")],
+    "hooks": [("hooks", "list"), ("hooks", "list", "-o", "json"), ("hooks", "list", "-o", "name"),
+              ("hooks", "show", "ops"), ("hooks", "show", HOSTILE), ("hooks", "remove", HOSTILE),
+              ("hooks", "add", "http://x.example/" + HOSTILE), ("hooks", "add", "no://x"),
+              ("hooks", "enable", "ops")],
     "policy": [("policy", "get"), ("policy", "get", "-o", "json")],
     "functions": [("functions", "list")],
     "doctor": [("doctor",), ("doctor", "-o", "json")],

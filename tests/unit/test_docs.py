@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 
 from agent_sdk import settings as sdk_settings
+from agent_sdk.keys import Keys
 from agent_sdk.policy import FIELDS
 from agent_sdk.scripts.source import CORE, KEEPING, REST
 from agent_sdk.state import snapshot
@@ -19,6 +20,8 @@ from agent_sdk.state.finding_kinds import KINDS
 from broker.dashboard import FOLDER
 from broker.devices import Sample
 from broker.devices.sample import State
+from broker.hooks.hook import KINDS as HOOK_FIELDS
+from broker.hooks.tenure import DISABLED_EVENT, DISABLED_FIELDS
 from broker.metrics import Metrics
 from broker.metrics.pool import STATES, PoolReading
 from broker.reporter import STOPPING
@@ -171,6 +174,16 @@ def test_fields_of_a_hash_are_listed(pool: Pool, key: str) -> None:
     assert found - FIELDS.keys() - set(quoted(section(key))) == set()
 
 
+def test_keys_and_fields_of_webhooks_are_listed() -> None:
+    """Brokers write them, and no verb."""
+    keys = Keys("p")
+    written = {keys.hooks, keys.hook("<name>"), keys.hooks_sender}
+    rows = {quoted(key)[0] for key, *_ in table(KEYS, "Webhook's key")[1:]}
+    assert {key.removeprefix(f"{keys.base}:") for key in written} == rows
+    listed = {name for row in table(section("hook"), "Field")[1:] for name in quoted(row[0])}
+    assert listed == HOOK_FIELDS.keys()
+
+
 def test_counters_are_listed() -> None:
     """Whoever reads the counters finds each explained, and no other."""
     found = {name for (counter,) in calls("broker.count") for name in literals(counter)}
@@ -192,6 +205,7 @@ def test_events_are_listed_with_their_fields() -> None:
         }
         for event in {"outcome": ENDS, "how": ENDS_OF_WAITS}.get(name) or literals(name):
             found[event] = found.get(event, set()) | fields
+    found[DISABLED_EVENT] = set(DISABLED_FIELDS)  # the one that a broker writes
     listed = {
         event: set(re.findall(r"\w+", re.sub(r"\(.*?\)|up:|\bor\b", "", fields)))
         for events, fields, _ in table(EVENTS, "Event ")[1:]

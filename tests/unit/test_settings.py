@@ -50,6 +50,8 @@ SETTINGS = [
     ("GPU_BROKER_KEYS", "keys", "", f"ann operator {'ab' * 32}", f"ann operator {'ab' * 32}"),
     ("LOG_FORMAT", "log_format", "text", "json", "json"),
     ("GPU_BROKER_CORS_ORIGINS", "cors_origins", "", "https://a.example", "https://a.example"),
+    ("GPU_BROKER_HOOKS_ALLOW", "hooks_allow", "", "10.0.0.0/8,x", "10.0.0.0/8,x"),
+    ("GPU_BROKER_HOOKS_GIVE_UP_S", "hooks_give_up_s", 86400, "60", 60),
     ("GPU_BROKER_ROOT_PATH", "root_path", "", "/gpu", "/gpu"),
 ]
 """Variable, field, default, what a test sets it to, what the field then is."""

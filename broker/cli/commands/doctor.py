@@ -13,6 +13,7 @@ from agent_sdk.state.snapshot import pool_id
 from broker import __version__
 from broker.cli.device_state import driver_state, pool_state
 from broker.cli.finding import Diagnosis, Severity
+from broker.cli.hooks import hook_state
 from broker.cli.http_state import http_state
 from broker.cli.key_state import key_state
 from broker.cli.store import output_option, show
@@ -45,8 +46,10 @@ def doctor(output: str) -> None:
     store, pool, devices, store_findings = _stored()
     http, http_findings = http_state(pool_id(pool.epoch) if pool else "")
     keys, key_findings = key_state()
+    hooks, hook_findings = hook_state() if pool else ("unknown", [])
     findings += [*store_findings, *driver_state(pool), *http_findings, *key_findings]
-    facts = {**store, "http": http, "keys": keys}
+    findings += hook_findings
+    facts = {**store, "http": http, "keys": keys, "hooks": hooks}
     text = "\n\n".join(
         [
             f"gpu-broker {__version__}",
@@ -62,6 +65,7 @@ def doctor(output: str) -> None:
         "store": store,
         "http": http,
         "keys": keys,
+        "hooks": hooks,
         "devices": devices,
         "findings": [f.data for f in findings if f.severity > Severity.NOTE],
         "warnings": [f.data for f in findings if f.severity == Severity.NOTE],

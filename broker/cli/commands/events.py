@@ -38,7 +38,7 @@ LOST: Final = "some events were lost: they were trimmed, or the store lost its d
 
 TROUBLE: Final = frozenset({
     "expired", "revoked", "revoke", "timed_out", "host_away", "drained", "finding_raised",
-    "quarantined", "xid", "process_ended",
+    "quarantined", "xid", "process_ended", "hook_disabled",
 })  # fmt: skip
 
 COLUMNS: Final = (8, 15, 16, 26)
@@ -182,7 +182,8 @@ def as_line(event: Event, places: Places) -> str:
     who = agent or by
     more = [
         (event.token or "")[:8], f"by {by}" if agent and by else "",
-        fields.get("finding", ""), _numbered("pid", fields), _numbered("XID", fields),
+        fields.get("hook", ""), fields.get("finding", ""),
+        _numbered("pid", fields), _numbered("XID", fields),
         fields.get("action", ""), fields.get("signal", ""),
         fields.get("policy", ""), fields.get("reason", ""),
     ]  # fmt: skip

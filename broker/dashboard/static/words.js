@@ -68,4 +68,5 @@ export const EVENTS = {
   host_forgotten: "The host is there no more: it has left the pool.",
   driver_released: "An operator made the host let go of its driver, so that a GPU can be reset.",
   driver_taken: "An operator made the host take its driver again.",
+  hook_disabled: "A webhook gets no more events: nothing but failures, or its receiver said so.",
 };

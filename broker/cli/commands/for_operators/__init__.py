@@ -1,0 +1,1 @@
+"""Commands of operators about what leaves the pool."""

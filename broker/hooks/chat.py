@@ -1,0 +1,127 @@
+"""Messages to chats and mail, by apprise; an extra has it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from agent_sdk.errors import error_for
+from broker.hooks.addresses import AddressRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from broker.hooks.addresses import Addresses
+    from broker.hooks.message import Message
+
+SCHEMES: Final = (
+    "discord", "gchat", "mailto", "mailtos", "matrix", "matrixs", "mmost", "mmosts", "ntfy",
+    "ntfys", "rocket", "rockets", "slack", "tgram", "workflows", "zulip",
+)  # fmt: skip
+"""Schemes of apprise that are taken: those of chats and mail, which only send over the network."""
+
+FILES: Final = {"pgp", "pgpprv", "pgppub", "template", "wkd", "e2ee", "smime"}
+"""Parameters that would make apprise read or keep files of the broker's machine."""
+
+PARAMETER: Final = re.compile(r"[?&;][\s+:-]*([^=&?;#\s]*)")
+"""Name of a parameter."""
+
+INSTALL: Final = "pip install 'gpu-lease-broker[notify]'"
+
+CONNECTS: Final = {"socket.connect", "socket.sendto", "socket.sendmsg"}
+
+
+class ConnectGuard(threading.local):
+    """ConnectGuard of the calling thread's connections; without addresses it lets all pass."""
+
+    addresses: Addresses | None = None
+    name = ""
+    refused = ""
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        """Look at what Python is about to do in this thread."""
+        if self.addresses is None:
+            return
+        if event == "socket.getaddrinfo":
+            self.name = str(args[0])
+        elif event in CONNECTS:
+            try:
+                self.addresses.check(self.name, str(args[1][0]))
+            except AddressRefused as error:
+                self.refused = str(error)
+                raise
+
+    @contextmanager
+    def watching(self, addresses: Addresses) -> Iterator[None]:
+        """Refuse other connections of this thread in a block."""
+        self.addresses, self.name, self.refused = addresses, "", ""
+        try:
+            yield
+        finally:
+            self.addresses = None
+
+
+_guard: Final = ConnectGuard()
+
+_once = threading.Lock()
+
+_watched = False
+
+
+def checked_url(url: str) -> str:
+    """Return a chat's URL as it is shown: without its secrets.
+
+    Raises:
+        BadRequest: it is no URL that apprise takes, or apprise is missing.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        known = ", ".join(("http", "https", *SCHEMES))
+        raise error_for("bad_request", f"a hook's URL begins with one of {known}, then ://")
+    if importlib.util.find_spec("apprise") is None:
+        raise error_for("bad_request", f"{scheme}:// needs apprise: {INSTALL}")
+    # Wherever a parameter may begin: apprise's URLs have a # before their ?
+    for name in PARAMETER.findall(unquote(unquote(url))):
+        if name.lower() in FILES:
+            raise error_for("bad_request", f"the URL's parameter {name} would read or keep files")
+    target = _target(url)
+    if target is None:
+        raise error_for(
+            "bad_request", f"no URL of {scheme}:// as https://appriseit.com/services describes them"
+        )
+    return str(target.url(privacy=True)).partition("?")[0]
+
+
+async def send(url: str, message: Message, addresses: Addresses) -> str:
+    """Send a message; return what was in the way, or an empty text."""
+    return await asyncio.to_thread(_send, url, message, addresses)
+
+
+def _send(url: str, message: Message, addresses: Addresses) -> str:
+    global _watched  # noqa: PLW0603 - a hook of the interpreter's cannot be taken back
+    if importlib.util.find_spec("apprise") is None:
+        return f"this broker has no apprise: {INSTALL}"
+    with _once:
+        if not _watched:
+            sys.addaudithook(_guard)
+            _watched = True
+    with _guard.watching(addresses):
+        target = _target(url)
+        if target is None:
+            return "apprise does not take the URL any more"
+        if target.notify(title=message.title, body=message.text):
+            return ""
+        return _guard.refused or "apprise could not deliver it"
+
+
+def _target(url: str) -> Any:
+    """Return apprise's object for a URL; None: it takes it for none."""
+    import apprise  # noqa: PLC0415 - an extra has it, and it takes a second
+
+    return apprise.Apprise.instantiate(url)

@@ -1,0 +1,95 @@
+"""Hooks to chats and mail by apprise: real requests to a real receiver."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_sdk.errors import BadRequest
+from agent_sdk.state.events import Event
+from broker.hooks import chat
+from broker.hooks.addresses import Addresses
+from broker.hooks.message import message_of
+from broker.hooks.operators import new_hook
+from tests.hooks.receiver import Receiver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning"),  # apprise's
+]
+
+EVENT = Event("7-0", "quarantined", {"device": "u0", "host": "h1", "reason": "XID 79"})
+
+MESSAGE = message_of("default", EVENT, {"u0": ("h1", 3)})
+
+
+async def test_chat_is_told_in_words_where_its_address_is_allowed(tmp_path: Path) -> None:
+    """By its name or its network; elsewhere nothing is sent, and the reason names the setting."""
+    with Receiver(tmp_path / "receiver") as receiver:
+        url = f"ntfy://localhost:{receiver.port}/gpus?rto=5&cto=5"
+        for allowed in ("", "10.0.0.0/8", "other.example"):
+            refused = await chat.send(url, MESSAGE, Addresses(allowed))
+            assert "is no public address" in refused
+            assert "GPU_BROKER_HOOKS_ALLOW" in refused
+        assert receiver.got == []
+        for allowed in ("localhost", "127.0.0.0/8,::1"):
+            assert await chat.send(url, MESSAGE, Addresses(allowed)) == ""
+        told = json.loads(receiver.got[0]["body"])
+        assert told["title"] == "GPU pool default: quarantined"
+        assert told["message"] == "h1:3 · reason XID 79"
+        receiver.does("500")
+        failed = await chat.send(url, MESSAGE, Addresses("localhost"))
+        assert failed == "apprise could not deliver it"
+        with socket.create_connection(("127.0.0.1", receiver.port)):  # the rest of us may connect
+            pass
+
+
+def test_secrets_of_a_chats_url_are_not_shown() -> None:
+    """A token, a password, whatever follows the question mark."""
+    for url, secret in (
+        ("slack://xoxb-1234-5678-abcdefghijkl/#gpus", "abcdefghijkl"),
+        ("matrixs://ann:hunter2@matrix.example/#gpus?token=hunter2", "hunter2"),
+        ("mailtos://ann:hunter2@mail.example?to=ops@example.com", "hunter2"),
+    ):
+        hook = new_hook(url)
+        assert secret not in hook.shown
+        assert secret not in repr(hook)
+        assert hook.secret == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [("json://x.example/", "begins with one of"), ("syslog://", "begins with one of"),
+     ("dbus://", "begins with one of"), ("file:///etc/passwd", "begins with one of"),
+     ("slack://nothing", "no URL of slack://"), ("mailto://", "no URL of mailto://"),
+     ("slack://xoxb-1-2-3/#x?template=/etc/passwd", "template would read"),
+     ("mailto://a:b@x.example?PGPprv=/etc/key", "PGPprv would read"),
+     ("matrix://a:b@x.example/#x?+e2ee=yes", "would read or keep")],
+)  # fmt: skip
+def test_url_that_is_no_chats_is_refused(url: str, says: str) -> None:
+    """Nor one that would have the broker read a file, or speak to its own machine."""
+    with pytest.raises(BadRequest, match=says):
+        new_hook(url)
+
+
+def test_every_scheme_is_one_of_apprises() -> None:
+    """A scheme that apprise does not know would be refused without a word why."""
+    import apprise  # noqa: PLC0415 - it warns of a deprecation of its own
+
+    known = {
+        scheme
+        for service in apprise.Apprise().details()["schemas"]
+        for scheme in (*(service["protocols"] or ()), *(service["secure_protocols"] or ()))
+    }
+    assert set(chat.SCHEMES) <= known
+
+
+def test_chat_has_no_secret_to_sign_with() -> None:
+    """Said at the addition."""
+    with pytest.raises(BadRequest, match="only requests over HTTP are signed"):
+        new_hook("slack://xoxb-1234-5678-abcdefghijkl/#gpus", secret="whsec_x")
