@@ -24,7 +24,7 @@ Hosts cut calls off after 30 or 60 s. With the other requests of a call it stays
 """
 
 CALL_S: Final = 19.0
-"""Most seconds of one call, whatever happens."""
+"""Most seconds of a tool's own work, whatever happens."""
 
 
 @dataclass(frozen=True, slots=True)

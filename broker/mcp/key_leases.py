@@ -161,6 +161,9 @@ class KeyLeases(Leases):
         found = await self.require_own(who, token)
         if isinstance(found, LeaseStatus):
             return await self.find(who, token)
+        kept = self.waits.get(token)
+        if kept is not None:  # an operator asks about another's
+            return kept
         asked = await self.client.redis.hget(self.client.keys.record(token), "request")
         options = _options(str(asked or ""))
         if options is None:  # granted, or over, since the look

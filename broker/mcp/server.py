@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp.server import MCPServer
@@ -24,7 +25,7 @@ from broker.mcp.tools import ROLES, Tools, caller
 from broker.mcp_terms import CALL_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from broker.mcp.leases import Leases
 
@@ -82,12 +83,9 @@ class LeaseServer(MCPServer[None]):
         """Call a tool; a refusal is a result with its code, and news come with any result."""
         assert context is not None  # noqa: S101 - calls come from a client alone
         try:
-            async with asyncio.timeout(CALL_S):
-                _require_role(context, name)
-                self._leases.note(tool=name if name in ROLES else "unknown")
-                result = await super().call_tool(name, arguments, context)
-        except TimeoutError:
-            result = _refused(refusal_for(error_for("outcome_unknown")))
+            _require_role(context, name)
+            self._leases.note(tool=name if name in ROLES else "unknown")
+            result = await super().call_tool(name, arguments, context)
         except (LeaseError, ToolError) as error:
             refusal = _refusal(error)
             self._leases.note(code=refusal.code)
@@ -118,11 +116,25 @@ class LeaseServer(MCPServer[None]):
         return lease_view(lease, self._leases.ends(lease)).model_dump_json()
 
 
+def _bounded(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return a tool's function with a limit of time; a person's answer before it has none."""
+
+    @wraps(function)
+    async def bounded(*args: Any, **arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(CALL_S):
+                return await function(*args, **arguments)
+        except TimeoutError:
+            raise error_for("outcome_unknown") from None
+
+    return bounded
+
+
 def _tool(function: Callable[..., Any]) -> Tool:
     """Return a tool that refuses unknown arguments, in place of dropping them."""
     name = function.__name__
     tool = Tool.from_function(
-        function,
+        _bounded(function),
         description=" ".join((function.__doc__ or "").split()),
         annotations=ToolAnnotations(
             read_only_hint=name in READING,

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from agent_sdk.errors import error_for
 from agent_sdk.request import MOST_DEVICES, MOST_MB
-from agent_sdk.state.part import Wanted
 from broker.api_keys import ANYBODY, Principal, Role
 from broker.mcp.confirmation import Confirmation, asked_of_person, require_confirmed
 from broker.mcp.leases import AgentRequest, Leases
@@ -97,6 +96,8 @@ class Tools:
 
     async def gpu_status(self, host: Host = None) -> StatusResult:
         """Show the GPUs of the pool, what is free on them, and how many requests wait."""
+        from agent_sdk.state.part import Wanted  # noqa: PLC0415 - no first answer waits for it
+
         wanted = Wanted(host=None if host == "any" else host, most=0)
         part = await self._leases.client.scene_part(wanted)
         safe_mode = self._leases.safe_mode(pool_safe_mode=part.scene.pool.safe_mode)

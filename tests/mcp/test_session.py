@@ -25,6 +25,7 @@ async def test_agent_leases_and_gives_back(gpus: TestBroker, mode: str) -> None:
     """The lease is real, is told with its environment, and ends with the session at the latest."""
     async with in_process(gpus, mode=mode) as client:
         assert (await said(client, "gpu_status"))["free_gpus"] == 2
+        assert "gpu_run" not in {tool.name for tool in (await client.list_tools()).tools}
         got = await said(client, "gpu_acquire", memory_mb=600)
         (lease,) = gpus.client.leases()
         assert got["lease"]["token"] == lease.token

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from broker import app
 from broker.settings import Settings
 from broker.tasks import end
@@ -35,3 +37,10 @@ def test_routes_are_built_before_the_first_request() -> None:
         app._build_routes(made)
         took.append(time.thread_time() - began)
     assert took[1] < took[0] / 10
+
+
+@pytest.mark.parametrize(("switch", "there"), [("auto", True), ("off", False)])
+def test_mcp_has_a_switch(switch: str, there: bool) -> None:
+    """The path is taken away, and not only closed."""
+    made = app.build_app(Settings(GPU_BROKER_DEVICES="none", GPU_BROKER_MCP=switch))
+    assert ("/mcp" in {getattr(route, "path", "") for route in made.routes}) is there
