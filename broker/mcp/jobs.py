@@ -23,7 +23,8 @@ MOST_ENDED: Final = 32
 END_S: Final = 1.0
 """Seconds that commands have to end when the session does."""
 
-BOUND: Final = (sys.executable, "-c", "from broker.cli.bound import main; main()")
+# -P: no module in the folder of the command takes the place of ours
+BOUND: Final = (sys.executable, "-P", "-c", "from broker.cli.bound import main; main()")
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools.base import Tool
 from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.subscriptions import ResourceUpdated
@@ -166,7 +166,9 @@ def _refusal(error: Exception) -> Refusal:
         return refusal_of(cause)
     if isinstance(cause, LeaseError):
         return refusal_for(cause)
-    raise error
+    if isinstance(error, UnexpectedToolError):
+        raise error
+    return refusal_for(ValueError(str(error)))  # an unknown tool, or a strange answer of a person
 
 
 def _refused(refusal: Refusal) -> CallToolResult:

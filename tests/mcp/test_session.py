@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ async def test_refusals_have_code_and_next_step(gpus: TestBroker) -> None:
             assert refusal["code"] == code
             assert refusal["next"]
         assert "ticket" in (await refused(client, "gpu_acquire"))["says"]
+        assert "gpu_lease" in (await refused(client, "gpu_lease"))["says"]
         assert (await refused(client, "gpu_release", token="no"))["code"] == "unknown_token"
         gpus.client.acquire("other", memory_mb=1000, token="t" * 16)
         gpus.client.acquire("other", memory_mb=1000, token="u" * 16)
@@ -116,11 +118,23 @@ async def test_client_that_listens_is_told_of_news_at_once(gpus: TestBroker) -> 
             await client.read_resource(uri)
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "mcp.md").read_text()
+
+
 def test_page_names_every_tool() -> None:
     """Each tool has its row on the page, and no other has."""
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "mcp.md").read_text()
-    rows = re.findall(r"^\| `(gpu_\w+)` \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(gpu_\w+)` \|", PAGE, re.MULTILINE)
     assert sorted(rows) == sorted(ROLES)
+
+
+def test_page_has_configurations_that_can_be_copied() -> None:
+    """The files of hosts are JSON and TOML, and start the command with its store."""
+    (as_json,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    (as_toml,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    servers = json.loads(as_json)["mcpServers"], tomllib.loads(as_toml)["mcp_servers"]
+    for found in servers:
+        assert (found["gpu"]["command"], found["gpu"]["args"]) == ("gpu-broker", ["mcp"])
+        assert found["gpu"]["env"].keys() == {"REDIS_URL"}
 
 
 async def test_lease_ends_after_the_time_it_was_asked_for(gpus: TestBroker) -> None:

@@ -50,11 +50,13 @@ async def test_leases_end_with_the_session(gpus: TestBroker, mode: str) -> None:
         assert gpus.client.queue()
 
 
-async def test_command_runs_under_a_lease_of_its_own(gpus: TestBroker) -> None:
+async def test_command_runs_under_a_lease_of_its_own(gpus: TestBroker, tmp_path: Path) -> None:
     """With its output and its exit code; the end of the session ends it."""
     async with over_stdio(gpus, "--allow-run") as client:
         code = ["sh", "-c", "echo holds $GPU_LEASE_MEMORY_MB; exit 3"]
-        done = await said(client, "gpu_run", command=code, memory_mb=600, wait_s=15)
+        (tmp_path / "broker.py").write_text("raise SystemExit('not the broker')")
+        ask = {"command": code, "memory_mb": 600, "cwd": str(tmp_path)}
+        done = await said(client, "gpu_run", **ask, wait_s=15)
         assert (done["state"], done["exit_code"]) == ("ended", 3)
         assert "holds 600" in done["output"]
         long = await said(client, "gpu_run", command=["sleep", "3600"], memory_mb=600, wait_s=0)

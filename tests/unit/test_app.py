@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from broker import app
+from broker.mcp import streamable_http
 from broker.settings import Settings
 from broker.tasks import end
 
@@ -44,3 +46,19 @@ def test_mcp_has_a_switch(switch: str, there: bool) -> None:
     """The path is taken away, and not only closed."""
     made = app.build_app(Settings(GPU_BROKER_DEVICES="none", GPU_BROKER_MCP=switch))
     assert ("/mcp" in {getattr(route, "path", "") for route in made.routes}) is there
+
+
+async def test_mcp_that_is_not_installed_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One sentence, with the install line."""
+    monkeypatch.setattr(streamable_http, "find_spec", lambda _: None)
+    endpoint = streamable_http.McpEndpoint(Settings(GPU_BROKER_DEVICES="none"))
+    said: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    await endpoint({"type": "http", "method": "POST", "headers": []}, None, send)
+    assert said[0]["status"] == 404
+    assert b"pip install 'gpu-lease-broker[mcp]'" in said[1]["body"]
