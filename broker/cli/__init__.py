@@ -66,7 +66,19 @@ SAFE_MODE.
 """
 
 
-READING = {"status", "top", "queue", "explain", "events", "leases", "hosts", "doctor"}
+READING = {
+    "acquire",
+    "hold",
+    "adopt",
+    "status",
+    "top",
+    "queue",
+    "explain",
+    "events",
+    "leases",
+    "hosts",
+    "doctor",
+}
 """Commands whose result is their output."""
 
 

@@ -74,6 +74,7 @@ class ForkedKeeper:
     """
 
     def __init__(self, work: Callable[[Handover], int], stays_open: Collection[int]) -> None:
+        _open_streams()
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         self.pid = os.fork()
@@ -99,6 +100,15 @@ class ForkedKeeper:
         """Let the keeper go on without us; without this call it gives the lease back."""
         with suppress(OSError):
             self._link.send(DONE)
+
+
+def _open_streams() -> None:
+    """Open the null device where a standard stream is closed: nothing else gets its number."""
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _code(returncode: int) -> int:

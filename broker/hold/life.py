@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -71,11 +72,14 @@ class ProcessLife:
 def _descriptor(pid: int) -> int | None:
     """Return a pidfd; None: an old kernel or a sandbox has none, and /proc is looked at."""
     try:
-        return os.pidfd_open(pid)
+        found = os.pidfd_open(pid)
     except ProcessLookupError:
         raise
     except OSError:
         return None
+    above = fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, 3)  # a closed stdin left its number to it
+    os.close(found)
+    return above
 
 
 def _innermost(pid: int) -> str:

@@ -156,6 +156,21 @@ def test_wrong_call_fails_in_the_shell_too(pool: TestBroker, wrong: str) -> None
         assert said(process) == "2"
 
 
+def test_lease_that_cannot_be_told_of_is_given_back(pool: TestBroker) -> None:
+    """A full disk, or a closed stdout, fails; a closed stdin and stderr are no matter."""
+    with shell(pool, "gpu-broker acquire --memory 100 > /dev/full; echo $?") as process:
+        assert said(process) == "1"
+    eventually(lambda: not held(pool), 20)
+    with shell(pool, "gpu-broker acquire --memory 100 >&- ; echo $?") as process:
+        assert said(process) == "1"
+    assert held(pool) == set()
+    script = ACQUIRE.format("").replace(')"', ' <&- 2>&- | cat)"')
+    with shell(pool, f"{script}; {TELL}") as process:
+        token = said(process).split()[1]
+        assert on(pool, "wait", token, "--end", "--timeout", "0.5").returncode == 75
+        assert held(pool) == {token}
+
+
 def test_extend_moves_the_end_that_a_keeper_was_told(pool: TestBroker) -> None:
     """By the beginning of the token; without, the lease is given back at its time."""
     with shell(pool, f"{ACQUIRE.format('--for 1')}; {TELL}") as process:
