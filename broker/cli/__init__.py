@@ -190,6 +190,7 @@ def main(ctx: click.Context, no_color: bool) -> None:
       gpu-broker serve --demo          a broker on this machine, on http://localhost:8014
       gpu-broker status -w             GPUs and the leases on them, live
       gpu-broker run --memory 8GiB -- python train.py
+      eval "$(gpu-broker acquire --memory 8GiB --export)"
       gpu-broker events -f             events as they come
       gpu-broker doctor                settings, and problems
     """
