@@ -7,11 +7,12 @@ import importlib.util
 import re
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from agent_sdk.errors import error_for
+from agent_sdk.threads import begin, daemon
 from broker.hooks.addresses import AddressRefused
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ FILES: Final = {"pgp", "pgpprv", "pgppub", "template", "wkd", "e2ee", "smime"}
 
 PARAMETER: Final = re.compile(r"[?&;][\s+:-]*([^=&?;#\s]*)")
 """Name of a parameter."""
+
+ANSWER_S: Final = 30.0
+"""Most seconds for one message; apprise itself waits 4 to 15 s for each answer."""
 
 INSTALL: Final = "pip install 'gpu-lease-broker[notify]'"
 
@@ -100,7 +104,26 @@ def checked_url(url: str) -> str:
 
 async def send(url: str, message: Message, addresses: Addresses) -> str:
     """Send a message; return what was in the way, or an empty text."""
-    return await asyncio.to_thread(_send, url, message, addresses)
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[str] = loop.create_future()
+
+    def tell(said: str) -> None:
+        if not answered.done():
+            answered.set_result(said)
+
+    def work() -> None:
+        said = _send(url, message, addresses)
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, said)
+
+    try:
+        begin(daemon(work, "hook to a chat"))  # apprise may hang: no exit waits for it
+        async with asyncio.timeout(ANSWER_S):
+            return await answered
+    except RuntimeError as error:
+        return str(error)
+    except TimeoutError:
+        return f"no answer within {ANSWER_S:g} s"
 
 
 def _send(url: str, message: Message, addresses: Addresses) -> str:
@@ -115,8 +138,11 @@ def _send(url: str, message: Message, addresses: Addresses) -> str:
         target = _target(url)
         if target is None:
             return "apprise does not take the URL any more"
-        if target.notify(title=message.title, body=message.text):
-            return ""
+        try:
+            if target.notify(title=message.title, body=message.text):
+                return ""
+        except Exception as error:  # noqa: BLE001 - whatever a service's plugin raises
+            return _guard.refused or f"apprise: {type(error).__name__}"
         return _guard.refused or "apprise could not deliver it"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
-from agent_sdk.errors import LeaseError
+from agent_sdk.errors import Denied, LeaseError
 from broker.hooks.delivery import HookDelivery, Ways
 from broker.hooks.message import message_of_test
 from broker.hooks.registry import Registry
@@ -93,7 +93,8 @@ class HookSender:
                 try:
                     await self._tick()
                 except (RedisError, LeaseError) as error:
-                    self._say(str(error))
+                    if isinstance(error, Denied):  # the ticker logs the store's other problems
+                        self._say(str(error))
                 await asyncio.sleep(TICK_S)
         finally:
             await self._stop()

@@ -46,7 +46,7 @@ def hooks() -> None:
 
 @hooks.command("add")
 @click.argument("url")
-@click.option("--on", "events", default="", help="Events, by commas; default all: docs, events.")
+@click.option("--on", "events", default="", help="Names of events, by commas; default all.")
 @click.option("--name", default="", help="Its name: a-z, 0-9 and -; default a made one.")
 @click.option(
     "--secret",
@@ -56,7 +56,9 @@ def hooks() -> None:
 )
 @output_option()
 def add(url: str, events: str, name: str, secret: str, output: str) -> None:
-    """Add a hook to URL, from the next event on; print its secret: it is not shown again.
+    """Add a hook, and print its secret.
+
+    It begins with the next event. The secret is not shown again.
 
     URL is https://... or http://..., or one of apprise: slack://, matrix://, mailto:// and others.
 
@@ -84,7 +86,10 @@ def add(url: str, events: str, name: str, secret: str, output: str) -> None:
 @hooks.command("list")
 @output_option("name")
 def list_(output: str) -> None:
-    """List the hooks: their state, and how many events of the stream are before each."""
+    """List the hooks and their states.
+
+    BACKLOG is how many events of the stream are before a hook.
+    """
     seen = _done(lambda found: found.seen())
     rows = [row_of(hook, seen.end) for hook in seen.hooks]
     lines = [
@@ -100,7 +105,7 @@ def list_(output: str) -> None:
 @click.argument("name")
 @output_option()
 def show_(name: str, output: str) -> None:
-    """Show a hook: its deliveries, its last error, what is before it."""
+    """Show a hook: deliveries, last error, backlog."""
 
     async def act(found: Registry) -> tuple[Any, HooksSeen, int]:
         return await found.find(name), await found.seen(), await found.now_ms()
@@ -137,7 +142,10 @@ def _lines(row: dict[str, Any], now: float, *, served: bool) -> list[str]:
 @click.argument("name")
 @output_option()
 def remove(name: str, output: str) -> None:
-    """Remove a hook, with what was not delivered to it."""
+    """Remove a hook.
+
+    What was not delivered to it is dropped.
+    """
     _done(lambda found: found.remove(name))
     show(output, f"removed {name}", {"removed": name})
 
@@ -146,7 +154,10 @@ def remove(name: str, output: str) -> None:
 @click.argument("name")
 @output_option()
 def enable(name: str, output: str) -> None:
-    """Enable a disabled hook, or end the pause of a failing one: it goes on where it was."""
+    """Try a disabled or failing hook again now.
+
+    It goes on with the event after its last.
+    """
 
     async def act(found: Registry) -> tuple[Any, HooksSeen]:
         return await found.enable(name), await found.seen()
@@ -159,7 +170,9 @@ def enable(name: str, output: str) -> None:
 @click.argument("name")
 @output_option()
 def test(name: str, output: str) -> None:
-    """Have the broker send a test event to a hook, and show what it was answered.
+    """Send a test event, and show the answer.
+
+    The broker that delivers sends it, so its network and its settings count.
 
     The exit code is 1 if it was not taken.
     """
