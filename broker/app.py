@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -16,10 +17,10 @@ from broker.hooks.addresses import Addresses
 from broker.hooks.sender import HookSender
 from broker.http import health, leases, openapi, operators, pool, scrape, streams
 from broker.http.auth import KeyCheck
+from broker.http.document.finish import finished
 from broker.http.every_request import EveryRequest
 from broker.http.hot_routes import HotRoutes
-from broker.http.openapi_examples import add_examples
-from broker.http.problems import install_handlers
+from broker.http.problems import install_handlers, too_large
 from broker.live.feed import Feed
 from broker.live.view import View
 from broker.logs import VerbLog
@@ -124,10 +125,14 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
         title="GPU lease broker",
         description=openapi.DESCRIPTION,
         version=__version__,
+        contact=openapi.CONTACT,
+        license_info=openapi.LICENSE,
+        openapi_tags=openapi.TAGS,
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; ours does not
         redoc_url=None,
+        openapi_url=None,  # the router `openapi` has it
     )
     install_handlers(app)
     app.include_router(leases.hot)
@@ -138,7 +143,7 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     app.mount("/docs/static", openapi.assets())
     app.mount(dashboard.ASSETS, dashboard.assets())
     made = app.openapi
-    app.openapi = lambda: add_examples(made())  # type: ignore[method-assign] # FastAPI's own way
+    app.openapi = cache(lambda: finished(made()))  # type: ignore[method-assign] # FastAPI's own way
     app.wrap(settings, keys, metrics)
     return app
 
@@ -148,7 +153,7 @@ class Facade(FastAPI):
 
     def wrap(self, settings: Settings, keys: Keyring, metrics: Metrics) -> None:
         """Put the layers around the routes."""
-        self.hot = HotRoutes(self, super().__call__, leases.hot.routes, BODY_BYTES)
+        self.hot = HotRoutes(self, self._other, leases.hot.routes, BODY_BYTES)
         self._front = EveryRequest(
             self.hot,
             KeyCheck(keys, loopback=settings.loopback),
@@ -157,6 +162,10 @@ class Facade(FastAPI):
             prefix=settings.root_path,
             origins=settings.origins,
         )
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request as FastAPI does, but for an announced length, refused in plain text."""
+        await (too_large(scope, BODY_BYTES) or super().__call__)(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan."""

@@ -104,6 +104,11 @@ def note(**facts: Any) -> None:
         about.update((name, value) for name, value in facts.items() if value not in {None, ""})
 
 
+def request_id() -> str:
+    """Return the id of the request that this task answers; empty: there is none."""
+    return str((_about.get() or {}).get("request_id", ""))
+
+
 _about: Final[ContextVar[dict[str, Any] | None]] = ContextVar("request", default=None)
 """Facts of the request that this task answers."""
 

@@ -2,6 +2,8 @@
 
 The prefix is `GPU_BROKER_ROOT_PATH`, else the proxy's `X-Forwarded-Prefix`. The proxy may or may
 not take the prefix off the path.
+
+`/v1` is a prefix of every path, too: its paths are the same routes.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+){1,8}")
 """Form of a prefix, without `//`, which would name another host in a `Location`."""
 
 
+VERSION: Final = "/v1"
+"""Name of the interface's version, before any path."""
+
+
 def put_prefix(scope: Scope, prefix: str) -> None:
-    """Set `root_path`, and `path` with it, as ASGI has them.
+    """Set `root_path`, and `path` with it, as ASGI has them; a version is a part of `root_path`.
 
     `prefix`: the settings'; empty = the proxy's.
     """
@@ -28,6 +34,17 @@ def put_prefix(scope: Scope, prefix: str) -> None:
         scope["root_path"] = prefix
         if not f"{scope['path']}/".startswith(f"{prefix}/"):
             scope["path"] = prefix + scope["path"]
+    if scope["path"].startswith(f"{prefix}{VERSION}/"):
+        scope["root_path"] = f"{prefix}{VERSION}"
+        scope["version"] = VERSION
+
+
+def bases_of(scope: Mapping[str, Any]) -> list[str]:
+    """Return the prefixes under which the routes are, the one that was used first."""
+    used: str = scope.get("root_path", "")
+    if "version" in scope:
+        return [used, used.removesuffix(VERSION)]
+    return [used, f"{used}{VERSION}"]
 
 
 def _said(scope: Scope) -> str:

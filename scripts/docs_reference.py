@@ -80,7 +80,8 @@ def routes() -> str:
 
 
 def _operations() -> Iterator[tuple[APIRoute, str, str, dict[str, Any]]]:
-    document = build_app(Settings()).openapi()["paths"]
+    made = build_app(Settings()).openapi()
+    document = made["paths"] | made["x-streams"]
     others = (part.router for part in (leases, health, pool, scrape, operators, streams))
     for router in (leases.hot, *others):
         for route in filter(_is_api, router.routes):

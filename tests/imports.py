@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 PACKAGES = ("agent_sdk", "broker")
 
-HOUSES = ("broker.devices", "broker.metrics")
+HOUSES = ("broker.devices", "broker.http", "broker.metrics")
 """Rooms that have rooms of their own inside; seen from outside they are one."""
 
 FLOORS: tuple[set[str], ...] = (

@@ -78,7 +78,7 @@ class KeyCheck:
         if barred is None:
             scope["principal"] = principal
             return None
-        answer = problem(barred)
+        answer = problem(barred, scope)
         answer.headers["Connection"] = "close"
         return answer
 

@@ -55,7 +55,8 @@ class EveryRequest:
                 self._with_key,
                 allow_origins=origins,
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+                allow_headers=["Authorization", "Content-Type", "If-None-Match", "Last-Event-ID"],
+                expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

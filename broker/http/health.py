@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
@@ -13,19 +11,22 @@ from agent_sdk.errors import (
 )
 from agent_sdk.state.snapshot import pool_id
 from broker import __version__
-from broker.http.openapi import EVERYWHERE
+from broker.http.document.models import Liveness, NotReady, Ready
+from broker.http.openapi import EVERYWHERE, NO_KEY, answers
 from broker.maintenance.store_check import problem_of
 from broker.replica import At, Broker
 
-router = APIRouter(responses=EVERYWHERE)
+router = APIRouter(responses=EVERYWHERE, tags=["health"])
 
 
-@router.get("/health", summary="Is this process alive?")
+@router.get(
+    "/health", operation_id="getHealth", summary="Is this process alive?", openapi_extra=NO_KEY
+)
 @router.post("/health", include_in_schema=False)
-async def health(broker: At) -> dict[str, Any]:
+async def health(broker: At) -> Liveness:
     """Tell that the process lives: 200 also when Redis is down. No other process is asked."""
     seen = broker.ticker.pool
-    return {
+    answer: Liveness = {
         "status": "ok",
         "safe_mode": broker.safe_mode,
         "redis": "up" if broker.ticker.problem is None else "down",
@@ -33,11 +34,18 @@ async def health(broker: At) -> dict[str, Any]:
         "pool_id": pool_id(seen.epoch) if seen else None,
         "version": __version__,
         "replica": broker.replica,
-    } | ({"worker": number} if (number := broker.worker.number) else {})
+    }
+    if broker.worker.number:
+        answer["worker"] = broker.worker.number
+    return answer
 
 
 @router.get(
-    "/ready", summary="Can this process grant leases?", responses={503: {"description": "Not now."}}
+    "/ready",
+    operation_id="getReadiness",
+    summary="Can this process grant leases?",
+    openapi_extra=NO_KEY,
+    responses=answers(Ready) | {503: {"model": NotReady, "description": "Not now."}},
 )
 async def ready(broker: At) -> JSONResponse:
     """Tell whether leases can be granted: asks Redis; 503 with the reason when they cannot."""

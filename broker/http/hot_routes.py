@@ -85,7 +85,7 @@ class HotRoute:
         try:
             response: Response = await self._route.endpoint(**arguments, **{self._request: request})
         except LeaseError as error:
-            return problem(error)
+            return problem(error, request.scope)
         return response
 
 

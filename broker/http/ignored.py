@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 JSON: Final = "application/json"
 
+PROBLEM_JSON: Final = "application/problem+json"
+"""Media type of errors of RFC 9457."""
+
 MOST_NAMES: Final = 20
 
 MOST_LETTERS: Final = 64
@@ -68,7 +71,7 @@ def names_of(body: Any) -> frozenset[str]:
 
 def _with(response: Response, names: list[str]) -> Response:
     """Add the names to an answer that is a JSON object."""
-    if response.headers.get("content-type") != JSON:
+    if response.headers.get("content-type") not in {JSON, PROBLEM_JSON}:
         return response
     content = json.loads(bytes(response.body))
     if not isinstance(content, dict):

@@ -10,11 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from agent_sdk import AsyncLease
-from agent_sdk.errors import (
-    SafeMode,
-    StillWaiting,
-    error_for,
-)
+from agent_sdk.errors import CODES, SafeMode, StillWaiting, error_for
 from agent_sdk.keys import TOKEN
 from agent_sdk.protocol.messages import ANY
 from agent_sdk.protocol.sizes import meant_gib
@@ -25,27 +21,40 @@ from broker.api_keys import Principal, owner_of, owns
 from broker.http.auth import AgentKey, Viewer
 from broker.http.delivery import delivery_of
 from broker.http.disconnect import HUNG_UP, HungUpError, unless_ended
+from broker.http.document.models import EXPLANATION
 from broker.http.ignored import NamesIgnored
-from broker.http.openapi import EVERYWHERE, WITH_BODY, errors
+from broker.http.openapi import EVERYWHERE, MALFORMED, WITH_BODY, answers, errors
 from broker.http.requests import LeaseBody, ReleaseBody, RenewBody
 from broker.logs import SHOWN, note
 from broker.replica import At, Broker, broker_of
 from broker.serializers import lease_json
+from broker.serializers.lease_models import (
+    LeaseGrant,
+    LivingLease,
+    PlaceInQueue,
+    ReleasedLease,
+    RenewedLease,
+    SafeModeAnswer,
+    Waiter,
+)
 
 log = logging.getLogger(__name__)
 
 
-router, hot = (APIRouter(responses=EVERYWHERE, route_class=NamesIgnored) for _ in range(2))
+router, hot = (
+    APIRouter(responses=EVERYWHERE, route_class=NamesIgnored, tags=["leases"]) for _ in range(2)
+)
 """Routes, and the frequent ones among them: `HotRoutes` answers their ordinary requests."""
 
 
 @hot.post(
     "/lease",
+    operation_id="acquireLease",
     summary="Get a lease.",
-    response_model=None,
-    responses=WITH_BODY
+    responses=answers(LeaseGrant | SafeModeAnswer)
+    | WITH_BODY
+    | {202: {"model": PlaceInQueue, "description": CODES["waiting"].says}}
     | errors(
-        "waiting",
         "no_capacity",
         "agent_cap",
         "limit",
@@ -76,7 +85,7 @@ async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONRespons
     note(agent=body.agent, token=body.token)
     if not who.speaks_for(body.agent):
         raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
-    denied = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
+    denied: SafeModeAnswer = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
     if broker.settings.safe_mode:
         return JSONResponse(denied)
     known = await broker.client.lookup(body.token) if body.token else None
@@ -142,8 +151,10 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
 
 @hot.post(
     "/renew",
+    operation_id="renewLease",
     summary="Keep a lease alive.",
-    responses=WITH_BODY
+    responses=answers(RenewedLease)
+    | WITH_BODY
     | errors(
         "unknown_token", "expired", "revoked", "released", "superseded", "cancelled", "timed_out"
     ),
@@ -154,17 +165,22 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
     renewal = await broker_of(request).client.renew(
         body.token, body.ttl_s, fence=body.fence, owner=owner_of(who)
     )
-    answer = {
+    answer: RenewedLease = {
         "renewed": True,
         "token": body.token,
         "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
         "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
-        "notices": renewal.notices,
+        "notices": list(renewal.notices),
     }
     return JSONResponse(answer)
 
 
-@hot.post("/release", summary="Give a lease back.", responses=WITH_BODY | errors("unknown_token"))
+@hot.post(
+    "/release",
+    operation_id="releaseLease",
+    summary="Give a lease back.",
+    responses=answers(ReleasedLease) | WITH_BODY | errors("unknown_token"),
+)
 async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONResponse:
     """Give a lease back; 404 when it is unknown, was released before, or has expired."""
     note(token=body.token)
@@ -172,11 +188,17 @@ async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONRes
         _possible(body.token), refuse_late=body.refuse_late, owner=owner_of(who)
     ):
         raise error_for("unknown_token")
-    return JSONResponse({"released": True, "token": body.token})
+    answer: ReleasedLease = {"released": True, "token": body.token}
+    return JSONResponse(answer)
 
 
-@router.get("/lease/{token}", summary="How does a lease stand?", responses=errors("unknown_token"))
-async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
+@router.get(
+    "/lease/{token}",
+    operation_id="getLease",
+    summary="How does a lease stand?",
+    responses=MALFORMED | errors("unknown_token"),
+)
+async def get_lease(token: str, broker: At, who: AgentKey) -> LivingLease | Waiter:
     """Return a living lease, or the wait for one; 404 when this token is not yours, or unknown."""
     found = await _own(broker, who, token)
     pool = await broker.client.pool()
@@ -188,8 +210,11 @@ async def get_lease(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
 
 @router.get(
     "/lease/{token}/explain",
+    operation_id="explainLease",
     summary="Why does it wait?",
-    responses=errors("unknown_token", "expired", "released", "revoked", "cancelled", "timed_out"),
+    response_model=EXPLANATION,
+    responses=MALFORMED
+    | errors("unknown_token", "expired", "released", "revoked", "cancelled", "timed_out"),
 )
 async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     """Return each device's reason, the waiters ahead, what would fit; 404 when unknown."""
@@ -197,7 +222,13 @@ async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     return _explained(await broker.client.explain(token), who)
 
 
-@router.post("/explain", summary="What would become of a request?", responses=WITH_BODY)
+@router.post(
+    "/explain",
+    operation_id="explainRequest",
+    summary="What would become of a request?",
+    response_model=EXPLANATION,
+    responses=WITH_BODY,
+)
 async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str, Any]:
     """Return the same for a request that is not made, or was refused: the body of POST /lease."""
     found = await broker.client.explain_request(

@@ -6,18 +6,36 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from agent_sdk.errors import CODES
+from broker.http.document.models import Problem
+from broker.path_prefix import bases_of
 
 DESCRIPTION: Final = """
 Leases on GPUs: the right to use GPU memory, or whole GPUs, for a time. Redis holds every fact;
 every replica answers the same. Times are epoch seconds, memory is MiB in names ending `_mb`.
-Every error has a `detail` for people and a `code` for programs.
+Every error has a `detail` for people and a `code` for programs, and is a problem of RFC 9457.
+`GET /events` and `GET /live` are streams that never end, so no generated client should read them
+like the others: `x-streams` describes them.
 """
+
+TAGS: Final = [
+    {"name": "leases", "description": "Take, keep, explain and give back leases."},
+    {"name": "pool", "description": "Lists of GPUs, hosts, leases and waiters; the policy."},
+    {"name": "operators", "description": "Acts that need an operator's key."},
+    {"name": "health", "description": "Liveness, readiness, metrics."},
+    {"name": "streams", "description": "Server-Sent Events."},
+]
+
+CONTACT: Final = {"name": "The gpu-lease-broker maintainers"}
+
+LICENSE: Final = {"name": "Apache 2.0", "identifier": "Apache-2.0"}
+
+NO_KEY: Final[dict[str, Any]] = {"security": []}
+"""Part of an operation that needs no key."""
 
 POLICY: Final = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -42,15 +60,6 @@ START: Final = (
 )
 
 
-class Problem(BaseModel):
-    """Error of the API."""
-
-    model_config = ConfigDict(extra="allow")
-
-    detail: Any = Field(description="For people.")
-    code: str | None = Field(None, description="For programs: a word that never changes.")
-
-
 def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Return the statuses of these codes, as a route's `responses`."""
     by_status: dict[int | str, list[str]] = {}
@@ -60,6 +69,11 @@ def errors(*codes: str) -> dict[int | str, dict[str, Any]]:
         status: {"model": Problem, "description": "; ".join(said)}
         for status, said in by_status.items()
     }
+
+
+def answers(kind: Any, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the answer 200 of a type, as a route's `responses`: described, and not checked."""
+    return {200: {"model": kind, **more}}
 
 
 EVERYWHERE: Final = errors(
@@ -79,6 +93,13 @@ WITH_BODY: Final[dict[int | str, dict[str, Any]]] = {
 """Statuses of every route that reads a body."""
 
 router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+async def document(request: Request) -> JSONResponse:
+    """Return the document, with the prefixes of its paths: as asked, and the other one."""
+    servers = [{"url": base or "/"} for base in bases_of(request.scope)]
+    return JSONResponse(request.app.openapi() | {"servers": servers})
 
 
 @router.get("/docs")

@@ -5,21 +5,35 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request, Response
 
 from agent_sdk.errors import SafeMode, error_for
 from broker.api_keys import Principal
 from broker.hooks.hook import NAME
 from broker.hooks.operators import new_hook, row_of, tested
 from broker.http.auth import Operator, Viewer
+from broker.http.document.models import (
+    POLICY,
+    AddedHook,
+    Drained,
+    Forgotten,
+    HookList,
+    HookRow,
+    HookTest,
+    RemovedHook,
+    Revoked,
+    Undrained,
+)
+from broker.http.etag import TAGGED, tagged
 from broker.http.ignored import NamesIgnored
-from broker.http.openapi import EVERYWHERE, MALFORMED, WITH_BODY, errors
+from broker.http.openapi import EVERYWHERE, MALFORMED, WITH_BODY, answers, errors
 from broker.http.requests import DrainBody, HookBody, PolicyBody, RevokeBody
+from broker.live.slices import dumped
 from broker.logs import note
 from broker.replica import At, Broker
 from broker.serializers import lease_json
 
-router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored)
+router = APIRouter(responses=EVERYWHERE, route_class=NamesIgnored, tags=["operators"])
 
 NOT_ENACTED = "accepted but not enacted: SAFE_MODE is on and the policy is read-only"
 
@@ -29,13 +43,24 @@ UNKNOWN = MALFORMED | errors("hook_unknown")
 
 
 @router.get("/orchestrator/gpu/policy", include_in_schema=False)
-@router.get("/policy", summary="What may be leased?")
-async def get_policy(broker: At, _: Viewer) -> dict[str, Any]:
+@router.get(
+    "/policy",
+    operation_id="getPolicy",
+    summary="What may be leased?",
+    responses=answers(POLICY, **TAGGED),
+)
+async def get_policy(request: Request, broker: At, _: Viewer) -> Response:
     """Return the pool's policy; `safe_mode_read_only` is the value in effect at this broker."""
-    return await _policy(broker)
+    return tagged(request, dumped(await _policy(broker)).encode())
 
 
-@router.post("/policy", summary="Change what may be leased.", responses=WITH_BODY)
+@router.post(
+    "/policy",
+    operation_id="setPolicy",
+    summary="Change what may be leased.",
+    response_model=POLICY,
+    responses=WITH_BODY,
+)
 async def post_policy(body: PolicyBody, broker: At, who: Operator) -> dict[str, Any]:
     """Return the whole new policy. Under SAFE_MODE it stays unchanged, and a `note` tells so."""
     changes = body.changes()
@@ -56,10 +81,11 @@ async def _policy(broker: Broker) -> dict[str, Any]:
 
 @router.post(
     "/drain",
+    operation_id="drain",
     summary="Stop new leases on a device or a host.",
     responses=WITH_BODY | errors("host_unknown", "device_unknown"),
 )
-async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+async def drain(body: DrainBody, broker: At, who: Operator) -> Drained:
     """Stop new leases; running ones go on, and no report undoes it."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
@@ -68,10 +94,11 @@ async def drain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
 
 @router.post(
     "/undrain",
+    operation_id="undrain",
     summary="Allow new leases there again.",
     responses=WITH_BODY | errors("host_unknown", "device_unknown"),
 )
-async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+async def undrain(body: DrainBody, broker: At, who: Operator) -> Undrained:
     """Let a device, or a host with its devices, take leases again after `/drain`."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
@@ -80,10 +107,11 @@ async def undrain(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
 
 @router.post(
     "/forget",
+    operation_id="forget",
     summary="Remove a device or a host from the pool.",
     responses=WITH_BODY | errors("host_unknown", "device_unknown", "in_use"),
 )
-async def forget(body: DrainBody, broker: At, who: Operator) -> dict[str, Any]:
+async def forget(body: DrainBody, broker: At, who: Operator) -> Forgotten:
     """Forget a missing device or host; one that a host still lists returns with its next report."""
     what, name = _one(body)
     note(audit=True, why=body.reason, **{what: name})
@@ -106,11 +134,12 @@ def _by(who: Principal) -> str | None:
 
 @router.post(
     "/revoke",
+    operation_id="revokeLeases",
     summary="End leases as an operator.",
     responses=WITH_BODY
     | errors("unknown_token", "expired", "released", "revoked", "cancelled", "timed_out"),
 )
-async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
+async def revoke(body: RevokeBody, broker: At, who: Operator) -> Revoked:
     """End leases: holders learn it at their next renewal, and within a minute it takes effect."""
     note(audit=True, why=body.reason, token=body.token, agent=body.agent, host=body.host,
          force=body.force)  # fmt: skip
@@ -126,14 +155,22 @@ async def revoke(body: RevokeBody, broker: At, who: Operator) -> dict[str, Any]:
     return {"revoked": [body.token], "expires_at": ends_ms / 1000}
 
 
-@router.get("/hooks", summary="Which webhooks are there?")
+@router.get(
+    "/hooks", operation_id="listHooks", response_model=HookList, summary="Which webhooks are there?"
+)
 async def list_hooks(broker: At, _: Operator) -> dict[str, Any]:
     """Return every webhook with its progress; `served`: a broker delivers to them."""
     seen = await broker.hooks.seen()
     return {"hooks": [row_of(hook, seen.end) for hook in seen.hooks], "served": seen.served}
 
 
-@router.post("/hooks", summary="Add a webhook.", responses=WITH_BODY | errors("conflict", "limit"))
+@router.post(
+    "/hooks",
+    operation_id="addHook",
+    response_model=AddedHook,
+    summary="Add a webhook.",
+    responses=WITH_BODY | errors("conflict", "limit"),
+)
 async def add_hook(body: HookBody, broker: At, who: Operator) -> dict[str, Any]:
     """Add a webhook, from the next event on; its `secret` is in this answer and in no other."""
     hook = new_hook(body.url, name=body.name, on=body.on, secret=body.secret, by=who.name)
@@ -143,14 +180,26 @@ async def add_hook(body: HookBody, broker: At, who: Operator) -> dict[str, Any]:
     return row_of(added, seen.end) | {"secret": added.secret or None}
 
 
-@router.get("/hooks/{name}", summary="How is this webhook?", responses=UNKNOWN)
+@router.get(
+    "/hooks/{name}",
+    operation_id="getHook",
+    response_model=HookRow,
+    summary="How is this webhook?",
+    responses=UNKNOWN,
+)
 async def show_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
     """Return one webhook with its progress."""
     hook = await broker.hooks.find(name)
     return row_of(hook, (await broker.hooks.seen()).end)
 
 
-@router.delete("/hooks/{name}", summary="Remove a webhook.", responses=UNKNOWN)
+@router.delete(
+    "/hooks/{name}",
+    operation_id="removeHook",
+    response_model=RemovedHook,
+    summary="Remove a webhook.",
+    responses=UNKNOWN,
+)
 async def remove_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
     """Remove a webhook: no delivery begins any more."""
     note(audit=True, hook=name)
@@ -158,7 +207,13 @@ async def remove_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]
     return {"removed": name}
 
 
-@router.post("/hooks/{name}/enable", summary="Try a webhook again now.", responses=UNKNOWN)
+@router.post(
+    "/hooks/{name}/enable",
+    operation_id="enableHook",
+    response_model=HookRow,
+    summary="Try a webhook again now.",
+    responses=UNKNOWN,
+)
 async def enable_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
     """Enable a disabled webhook, or end the pause of a failing one."""
     note(audit=True, hook=name)
@@ -166,7 +221,13 @@ async def enable_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]
     return row_of(hook, (await broker.hooks.seen()).end)
 
 
-@router.post("/hooks/{name}/test", summary="Send a test event.", responses=UNKNOWN)
+@router.post(
+    "/hooks/{name}/test",
+    operation_id="testHook",
+    response_model=HookTest,
+    summary="Send a test event.",
+    responses=UNKNOWN,
+)
 async def try_hook(name: HookName, broker: At, _: Operator) -> dict[str, Any]:
     """Have the delivering broker send a test event, and return what it was answered."""
     note(audit=True, hook=name)

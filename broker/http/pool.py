@@ -7,7 +7,7 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator
 
@@ -15,11 +15,14 @@ from agent_sdk.errors import BrokerUnavailable, OutcomeUnknown
 from agent_sdk.keys import HOST
 from agent_sdk.state.queue import matches
 from broker.http.auth import Viewer, token_for
-from broker.http.openapi import EVERYWHERE, MALFORMED
+from broker.http.etag import TAGGED, tagged_list
+from broker.http.openapi import EVERYWHERE, MALFORMED, answers
 from broker.http.requests import CURSOR, Limit, OfAgent, OfHost, readable
 from broker.live.slices import JSON, after, answer, dumped, listed, paged, parts_of
 from broker.replica import At
 from broker.serializers import device_json, lease_json
+from broker.serializers.device_models import GPU_INFO
+from broker.serializers.lease_models import Allocations, Hosts, Queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from broker.api_keys import Principal
     from broker.replica import Broker
 
-router = APIRouter(responses=EVERYWHERE | MALFORMED)
+router = APIRouter(responses=EVERYWHERE | MALFORMED, tags=["pool"])
 
 LAST: Final = "\U0010ffff"
 """Greater than every name."""
@@ -72,8 +75,14 @@ HostCursor = Annotated[str | None, AfterValidator(readable(_name)), CURSOR]
 
 
 @router.get("/orchestrator/gpu/info", include_in_schema=False)
-@router.get("/gpu/info", summary="Which GPUs are there, and how are they?")
+@router.get(
+    "/gpu/info",
+    operation_id="listGpus",
+    summary="Which GPUs are there, and how are they?",
+    responses=answers(GPU_INFO, **TAGGED),
+)
 async def gpu_info(
+    request: Request,
     broker: At,
     who: Viewer,
     host: OfHost = None,
@@ -91,7 +100,8 @@ async def gpu_info(
         hosts = await (client.hosts() if host is None else client.hosts_of([host]))
         rows = _Rows(broker, whole=who.is_at_least("operator"))
         alive = [each for each in hosts if each.alive(now_ms)]
-        return await answer(listed('{"gpus":[', rows.of(found), lambda: rows.tail(alive, more)))
+        body = listed('{"gpus":[', rows.of(found), lambda: rows.tail(alive, more))
+        return await tagged_list(request, body)
     except (BrokerUnavailable, OutcomeUnknown) as error:
         said = device_json.info(broker.reporter.sample, any_rows=False, nvml_rows=False)
         return Response(dumped({"gpus": []} | said | {"message": str(error)}), media_type=JSON)
@@ -128,7 +138,12 @@ class _Rows:
         return f"]{after(said | more)}"
 
 
-@router.get("/hosts", summary="Which machines report devices?")
+@router.get(
+    "/hosts",
+    operation_id="listHosts",
+    summary="Which machines report devices?",
+    responses=answers(Hosts),
+)
 async def hosts(
     broker: At,
     _: Viewer,
@@ -172,7 +187,12 @@ def _rank(cursor: str) -> tuple[int, int]:
 RankCursor = Annotated[str | None, AfterValidator(readable(_rank)), CURSOR]
 
 
-@router.get("/allocations", summary="Which leases live?")
+@router.get(
+    "/allocations",
+    operation_id="listLeases",
+    summary="Which leases live?",
+    responses=answers(Allocations),
+)
 async def allocations(
     broker: At,
     who: Viewer,
@@ -221,7 +241,9 @@ async def _leases(
             yield f"{dumped(said['token'])}:{dumped(said)}"
 
 
-@router.get("/queue", summary="Which requests wait?")
+@router.get(
+    "/queue", operation_id="listWaiters", summary="Which requests wait?", responses=answers(Queue)
+)
 async def queue(
     broker: At,
     who: Viewer,

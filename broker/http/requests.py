@@ -94,7 +94,7 @@ OfAgent = Annotated[Agent | None, Query(description="Only those of this agent.")
 T = TypeVar("T")
 
 
-def _form_of(field: PolicyField) -> Any:
+def form_of(field: PolicyField) -> Any:
     """Return the type that checks a field of the policy."""
     if field.kind == "number":
         return Annotated[int, Field(strict=True, ge=field.least, le=field.most)]
@@ -105,7 +105,7 @@ def _form_of(field: PolicyField) -> Any:
 
 def with_policy_fields(body: type[T]) -> type[T]:
     """Add the fields of the policy's table to a body, each optional and null by default."""
-    added = [(x.name, _form_of(x) | None, None) for x in FIELDS.values() if x.name != SAFE_MODE]
+    added = [(x.name, form_of(x) | None, None) for x in FIELDS.values() if x.name != SAFE_MODE]
     made = make_dataclass(body.__name__, added, bases=(body,), frozen=True, slots=True)
     made.__doc__ = body.__doc__
     made.__module__ = body.__module__

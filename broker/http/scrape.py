@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     from broker.replica import Broker
 
-router = APIRouter(responses=EVERYWHERE)
+router = APIRouter(responses=EVERYWHERE, tags=["health"])
 
 
 @router.get(
     "/metrics",
+    operation_id="getMetrics",
     summary="Prometheus text.",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},

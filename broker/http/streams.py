@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from broker.live.feed import CachedEvent, Feed
     from broker.live.rows import LiveRows
 
-router = APIRouter(responses=EVERYWHERE)
+router = APIRouter(responses=EVERYWHERE, tags=["streams"])
 
 STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -64,6 +64,7 @@ RETRY_MS: Final = 1000
 
 @router.get(
     "/events",
+    operation_id="followEvents",
     summary="What happens, as it happens.",
     response_class=EventSourceResponse,
     responses=STREAM | MALFORMED,
@@ -128,9 +129,10 @@ First = Annotated[int, Query(ge=0, le=10**7, description="Number of the first ro
 
 @router.get(
     "/live",
+    operation_id="followPool",
     summary="The pool as a page shows it, kept up to date.",
     response_class=EventSourceResponse,
-    responses=STREAM,
+    responses=STREAM | MALFORMED,
 )
 async def live(
     broker: At,

@@ -235,7 +235,9 @@ class View:
         rows: Rows = {
             "broker": self.own_row(),
             "pool": {"pool": self.pool_row(scene.pool)},
-            "hosts": {name: lease_json.host(host, now_ms) for name, host in scene.hosts.items()},
+            "hosts": {
+                name: dict(lease_json.host(host, now_ms)) for name, host in scene.hosts.items()
+            },
             "devices": {},
             "leases": {},
             "queue": {},
@@ -253,7 +255,9 @@ class View:
         for token, lease in scene.leases.items():
             name = lease_json.name_of(lease)
             known = touched is not None and token not in touched and name in shown["leases"]
-            rows["leases"][name] = {} if known else lease_json.known(lease, scene.devices, now_ms)
+            rows["leases"][name] = (
+                {} if known else dict(lease_json.known(lease, scene.devices, now_ms))
+            )
             made = await _breathe(made + (not known))
         for token, waiter in scene.waiters.items():
             stands = standings[token]

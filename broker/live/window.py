@@ -166,7 +166,7 @@ class Window:
         rows: Rows = {
             "broker": self._view.own_row(),
             "pool": {"pool": self._view.pool_row(pool) | {"large": self._large(len(waiters))}},
-            "hosts": {host.host: lease_json.host(host, now_ms) for host in hosts},
+            "hosts": {host.host: dict(lease_json.host(host, now_ms)) for host in hosts},
             "devices": {},
             "leases": {},
             "queue": {},
@@ -177,7 +177,7 @@ class Window:
                 rows["devices"][each.uuid] = device_json.row(devices[each.uuid], named)
             await turns.pause()
         for lease in leases:
-            rows["leases"][names[lease.token]] = lease_json.known(lease, devices, now_ms)
+            rows["leases"][names[lease.token]] = dict(lease_json.known(lease, devices, now_ms))
             await turns.pause()
         for waiter in waiters[look.queue :][: look.most]:
             rows["queue"][lease_json.name_of(waiter)] = _waits(waiter, now_ms)

@@ -18,8 +18,18 @@ if TYPE_CHECKING:
     from agent_sdk.state.events import Event
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
+    from broker.serializers.lease_models import (
+        GpuOfLease,
+        Host,
+        LeaseFields,
+        LivingLease,
+        NewLease,
+        PlaceInQueue,
+        Waiter,
+        WaiterReservation,
+    )
 
-CPU = "cpu"
+CPU: Final = "cpu"
 
 POLICY_NAMES: Final = {"safe_mode": "safe_mode_read_only"}
 """Names of policy fields in `/policy`, where they differ."""
@@ -42,34 +52,35 @@ def name_of(what: LeaseStatus | WaiterStatus) -> str:
     return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
 
 
-def granted(lease: AsyncLease) -> dict[str, Any]:
+def granted(lease: AsyncLease) -> NewLease:
     """Return a new lease; one without a GPU has `cpu` and the reason."""
     gpus = [_gpu(d.uuid, d.memory_mb, d) for d in lease.devices]
     ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
-    more = {"granted": True, "code": lease.reason, "env": lease.env()}
-    return _held(lease, gpus, ends) | more
+    return {
+        **_held(lease, gpus, ends), "granted": True, "code": lease.reason, "env": lease.env(),
+    }  # fmt: skip
 
 
-def _gpu(uuid: str, memory_mb: int, at: Device | DeviceStatus | None) -> dict[str, Any]:
+def _gpu(uuid: str, memory_mb: int, at: Device | DeviceStatus | None) -> GpuOfLease:
     """Return a GPU of a lease; what is no longer known is null."""
     return {
         "uuid": uuid,
-        "index": at and at.index,
-        "host": at and at.host,
-        "name": at and at.name,
+        "index": at.index if at else None,
+        "host": at.host if at else None,
+        "name": at.name if at else None,
         "memory_mb": memory_mb,
-        "memory_total_mb": (at and at.total_mb) or None,
-        "memory_used_mb": at and at.used_mb,
-        "runtime_id": (at and at.runtime_id) or None,
+        "memory_total_mb": (at.total_mb if at else 0) or None,
+        "memory_used_mb": at.used_mb if at else None,
+        "runtime_id": (at.runtime_id if at else "") or None,
     }
 
 
-def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
+def still_waiting(error: StillWaiting, agent: str) -> PlaceInQueue:
     """Return the answer after a wait without a lease; its token asks again for the same place."""
     return {
         "granted": False,
         "agent": agent,
-        "token": error.token,
+        "token": error.token or "",
         "state": "waiting",
         "place": None if error.place < 0 else error.place,
         "code": error.code,
@@ -78,12 +89,12 @@ def still_waiting(error: StillWaiting, agent: str) -> dict[str, Any]:
     }
 
 
-def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
+def waiter(waiter: WaiterStatus, now_ms: int) -> Waiter:
     """Return a waiter in the queue, or one with offered devices that it has yet to claim."""
     return {
         "token": waiter.token,
         "agent": waiter.agent,
-        "state": waiter.state,
+        "state": "offered" if waiter.state == "offered" else "waiting",
         "granted": False,
         "place": waiter.place,
         "capped": waiter.capped,
@@ -101,7 +112,7 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> dict[str, Any]:
     }
 
 
-def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
+def _reservation(waiter: WaiterStatus) -> WaiterReservation | None:
     """Return the waiter's reservation, its begin, and its end if it stays unused."""
     of = waiter.reservation
     if not of:
@@ -114,12 +125,13 @@ def _reservation(waiter: WaiterStatus) -> dict[str, Any] | None:
     }
 
 
-def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> dict[str, Any]:
+def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> LivingLease:
     """Return a living lease by its record; `notices`: the findings that its holder was told."""
     gpus = [_gpu(uuid, mb, devices.get(uuid)) for uuid, mb in lease.devices]
     expires = lease.expires_at_ms
     ends = None if expires is None else (expires, max(0, expires - now_ms))
-    return _held(lease, gpus, ends) | {
+    return {
+        **_held(lease, gpus, ends),
         "priority": lease.priority,
         "findings": list(of_lease(lease, devices)),
         "notices": list(lease.notices),
@@ -129,8 +141,8 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
 
 
 def _held(
-    lease: AsyncLease | LeaseStatus, gpus: list[dict[str, Any]], ends: tuple[int, int] | None
-) -> dict[str, Any]:
+    lease: AsyncLease | LeaseStatus, gpus: list[GpuOfLease], ends: tuple[int, int] | None
+) -> LeaseFields:
     """Return the fields of any lease; `ends`: its end and the time left, ms; None: no expiry."""
     expires_ms, left_ms = ends or (None, None)
     return {
@@ -150,7 +162,7 @@ def _held(
     }
 
 
-def host(status: HostStatus, now_ms: int) -> dict[str, Any]:
+def host(status: HostStatus, now_ms: int) -> Host:
     """Return a machine that reports devices; `alive` until it was silent for its deadline."""
     silent_ms = max(0, now_ms - status.reported_ms)
     return {

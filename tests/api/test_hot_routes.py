@@ -75,7 +75,10 @@ TYPES = (
 
 METHODS = ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "post")
 
-TARGETS = ("{0}/", "/{0}", "{0}?a=1", "/%{1:x}{2}", "{0}%20", "/broker{0}", "{0}/../lease", "*")
+TARGETS = (
+    "/v1{0}", "/v1{0}/", "/v1/v1{0}", "/v1{0}?a=1", "{0}/", "/{0}", "{0}?a=1", "/%{1:x}{2}",
+    "{0}%20", "/broker{0}", "{0}/../lease", "*",
+)  # fmt: skip
 """Forms of a path: `{1:x}` is its first letter's code."""
 
 
@@ -238,6 +241,7 @@ def test_heads_are_answered_alike(both: Both, path: str) -> None:
         both.agree(post(path, good), key=key)
         both.agree(post(path, b"{}"), key=key)
     for header in (
+        b"Accept: application/problem+json, */*;q=0.1",
         b"Authorization: Bearer wrong", b"X-Request-ID: \xff", b"X-Forwarded-Prefix: /broker",
         b"X-Forwarded-Prefix: //broker", b"Content-Encoding: gzip", b"Accept-Encoding: gzip",
         b"Origin: https://page.example", b"Origin: https://other.example", b"Expect: 100-continue",

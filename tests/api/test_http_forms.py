@@ -159,7 +159,38 @@ def test_prefix_by_the_settings(server: Server, tmp_path: Path) -> None:
             assert broker.http.get(path).status_code == 200
         assert broker.http.get("/gpu/policy").status_code == 401
         assert broker.http.get("/gpuhealth").status_code == 401
-        assert broker.http.get("/openapi.json").json()["servers"] == [{"url": "/gpu"}]
+        assert servers(broker, "/openapi.json") == ["/gpu", "/gpu/v1"]
+        for path in ("/v1/openapi.json", "/gpu/v1/openapi.json"):
+            assert servers(broker, path) == ["/gpu/v1", "/gpu"]
+
+
+def servers(broker: Broker, path: str) -> list[str]:
+    """The servers of a document, in their order."""
+    return [server["url"] for server in broker.http.get(path).json()["servers"]]
+
+
+def test_version_is_a_prefix_of_every_path(broker: Broker) -> None:
+    """`/v1` once is the same route, also in addresses and metrics; twice, or as a part, is none."""
+    held = broker.granted(min_memory_mb=900)
+    ask = {"agent": "next", "min_memory_mb": 900, "wait_s": 0.05}
+    before = broker.metrics()
+    for prefix in ("", "/gpu"):
+        said = {"X-Forwarded-Prefix": prefix} if prefix else {}
+        waits = broker.http.post("/v1/lease", json=ask, headers=said)
+        token = waits.json()["token"]
+        assert waits.headers["Location"] == f"{prefix}/v1/lease/{token}"
+        assert broker.http.get(f"/v1/lease/{token}", headers=said).json()["state"] == "waiting"
+        broker.release(token)
+    assert servers(broker, "/openapi.json") == ["/", "/v1"]
+    assert servers(broker, "/v1/openapi.json") == ["/v1", "/"]
+    assert "openapi.json" in broker.http.get("/v1/docs/init.js").text
+    for path in ("/v1", "/v1/v1/policy", "/v12/policy", "/V1/policy", "/policy/v1"):
+        assert broker.http.get(path).status_code == 404
+    after = broker.metrics()
+    assert not [name for name in after if "/v1" in name]
+    counted = "gpu_orchestrator_lease_requests_total"
+    assert after[counted] == before[counted] + 2
+    broker.release(held["token"])
 
 
 def test_counters_are_this_process_own(broker: Broker) -> None:

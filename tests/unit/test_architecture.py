@@ -19,7 +19,7 @@ LAYERS = {
                "redis", "click", "fastapi", "starlette", "uvicorn",
                "httptools",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
-               "structlog", "yaml",
+               "structlog", "typing_extensions", "yaml",
                "apprise", "cloudevents", "httpcore2", "standardwebhooks"},
 }  # fmt: skip
 """The packages that each package may import beside the standard library."""

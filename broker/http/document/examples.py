@@ -12,7 +12,8 @@ TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - an example
 LEASE: Final[dict[str, Any]] = {
     "agent": "analyst", "gpu": 0, "token": TOKEN, "timestamp": 1795607407.688, "gpus": [
         {"uuid": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11", "index": 0, "host": "gpu-host-3",
-         "name": "NVIDIA H100 80GB HBM3", "memory_mb": 8192}],
+         "name": "NVIDIA H100 80GB HBM3", "memory_mb": 8192, "memory_total_mb": 81559,
+         "memory_used_mb": 8301, "runtime_id": "0"}],
     "host": "gpu-host-3", "memory_mb": 8192, "fence": 1795607407688967,
     "expires_at": 1795611007.688, "expires_in_s": 3600.0, "ttl_s": 3600.0, "state": "active",
     "reason": None,
@@ -36,6 +37,7 @@ EXPLAINED: Final[dict[str, Any]] = {
                  "free_mb": 4096, "reason": "full", "says": "its leases leave too little"}],
     "ahead": [], "ahead_count": 0, "first_end": None, "estimate_s": 26.5,
     "basis": "if bob does not renew lease d2fb7126", "fits_now": [],
+    "reservation": None, "host": "", "near_host": "",
 }  # fmt: skip
 
 HOOK: Final[dict[str, Any]] = {
@@ -66,10 +68,17 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/gpu/info"): {
         "available": True, "nvml_enriched": False, "nvml_supported": False,
         "gpus": [{"index": 0, "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-5c2a90d4",
-                  "host": "gpu-host-3", "state": "ok", "memory_total_mb": 81559.0,
-                  "memory_used_mb": 8301.0, "utilization_gpu_pct": 83.0,
-                  "memory_reserved_mb": 8192, "memory_free_mb": 73258, "memory_left_mb": 73258,
-                  "leases": 1, "reserved_for": None, "reserved_since": None, "reserved_until": None,
+                  "host": "gpu-host-3", "model": "NVIDIA H100 80GB HBM3", "state": "ok",
+                  "reason": "", "drained": False, "simulated": False, "sampled_at": 1795607407.2,
+                  "memory_total_mb": 81559.0, "memory_used_mb": 8301.0,
+                  "utilization_gpu_pct": 83.0, "memory_utilization_pct": 41.0,
+                  "temperature_c": 54.0, "power_draw_w": 412.0, "power_limit_w": 700.0,
+                  "clock_sm_mhz": 1980.0, "clock_memory_mhz": 2619.0, "memory_withheld_mb": 0,
+                  "memory_foreign_mb": 193, "memory_system_mb": 524, "one_lease": None,
+                  "memory_unified": False, "parent": None, "rows_pending": False,
+                  "rows_failed": False, "memory_reserved_mb": 8192,
+                  "memory_free_mb": 73258, "memory_left_mb": 73258, "leases": 1,
+                  "reserved_for": None, "reserved_since": None, "reserved_until": None,
                   "process_visibility": "host", "processes_unseen": None, "processes": [
                       {"pid": 4711, "name": "python3", "user": "ann", "memory_mb": 8108,
                        "busy_pct": 83.0, "token": TOKEN, "finding": None,
@@ -91,7 +100,9 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("post", "/explain"): EXPLAINED | {"token": None, "state": "asked"},
     ("get", "/queue"): {"waiting": 1, "queue": [
         {"token": TOKEN, "agent": "analyst", "state": "waiting", "granted": False, "place": 0,
-         "memory_mb": 8192, "waiting_s": 12.4}]},
+         "capped": False, "memory_mb": 8192, "devices": 1, "exclusive": False, "priority": 0,
+         "host": None, "model": None, "enqueued_at": 1795607395.3, "waiting_s": 12.4,
+         "gives_up_at": 1795607425.3, "reserved": [], "reservation": None}]},
     ("get", "/events"): (
         "id: 1795607407688-0\nevent: granted\ndata: "
         '{"id": "1795607407688-0", "event": "granted", "at": 1795607407.688, "agent": "analyst", '
@@ -102,7 +113,7 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
         '{"id": "1795607407688-0", "now": 1795607407.691, "rows": {"pool": {"pool": {"leases": 1}'
         '}}, "gone": {}, "events": []}\n\n'),
     ("post", "/renew"): {"renewed": True, "token": TOKEN, "expires_at": 1795607467.688,
-                         "expires_in_s": 60.0},
+                         "expires_in_s": 60.0, "notices": []},
     ("post", "/release"): {"released": True, "token": TOKEN},
     ("get", "/metrics"): "gpu_orchestrator_active_leases 1.0\n",
     ("post", "/drain"): {"drained": 8},
@@ -117,20 +128,8 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
                                      "answer": "", "took_s": 0.031},
     ("delete", "/hooks/{name}"): {"removed": "ops"},
     ("get", "/hosts"): {"hosts": [{"host": "gpu-host-3", "version": "0.1.0", "devices": 8,
-                                   "drained": False, "alive": True, "trouble": None,
+                                   "drained": False, "alive": True, "reported_at": 1795607407.2,
+                                   "report_age_s": 0.5, "trouble": None,
                                    "trouble_since": None, "warning": None}]},
 }  # fmt: skip
 """Body of a 200 by method and path."""
-
-
-def add_examples(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the examples to the OpenAPI document, and return it."""
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            request, answer = REQUESTS.get((method, path)), ANSWERS.get((method, path))
-            if request is not None:
-                operation["requestBody"]["content"]["application/json"]["example"] = request
-            if answer is not None:
-                for content in operation["responses"]["200"]["content"].values():
-                    content["example"] = answer
-    return document

@@ -1,0 +1,1 @@
+"""OpenAPI document: types of answers, examples, and the last touches."""

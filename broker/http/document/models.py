@@ -1,0 +1,212 @@
+"""Types of the other answers, made of the tables that the answers are made of."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, NotRequired
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from agent_sdk.policy import FIELDS
+from agent_sdk.state.explain import Explanation
+from agent_sdk.state.reservations import Reservation
+from broker.http.requests import form_of
+from broker.serializers.device_models import extended
+from broker.serializers.lease_json import POLICY_NAMES
+from broker.serializers.lease_models import WithIgnored
+
+
+class Liveness(TypedDict):
+    """Liveness of a process.
+
+    Attributes:
+        pool: the name of the pool.
+        pool_id: the pool's data set; null: not known yet.
+        replica: this process's name among the replicas.
+        worker: its number among several workers.
+    """
+
+    status: Literal["ok"]
+    safe_mode: bool
+    redis: Literal["up", "down"]
+    pool: str
+    pool_id: str | None
+    version: str
+    replica: str
+    worker: NotRequired[int]
+
+
+class Ready(TypedDict):
+    """Readiness: leases can be granted."""
+
+    ready: Literal[True]
+
+
+class NotReady(TypedDict):
+    """Obstacle to leases."""
+
+    ready: Literal[False]
+    reason: str
+
+
+class PolicyVersion(WithIgnored):
+    """Policy of the pool.
+
+    Attributes:
+        version: grows with each change.
+        note: the reason for which a change was not enacted.
+    """
+
+    version: int
+    note: NotRequired[str]
+
+
+def _policy() -> Any:
+    """Return the type of a policy, with the fields of its table and their meanings."""
+    fields = {POLICY_NAMES.get(name, name): of for name, of in FIELDS.items()}
+    made = extended("Policy", PolicyVersion, {name: form_of(of) for name, of in fields.items()})
+    meanings = [f"    {name}: {of.meaning}" for name, of in fields.items()]
+    made.__doc__ = "\n".join(["Policy of the pool.", "", "Attributes:", *meanings])
+    return made
+
+
+POLICY: Final[Any] = _policy()
+"""Body of `/policy`."""
+
+EXPLANATION: Final[Any] = extended("Explanation", Explanation, {}, Reservation=Reservation)
+"""Body of the explanations; each field is there."""
+
+
+class Drained(WithIgnored):
+    """Number of devices."""
+
+    drained: int
+
+
+class Undrained(WithIgnored):
+    """Number of devices."""
+
+    undrained: int
+
+
+class Forgotten(WithIgnored):
+    """Number of devices."""
+
+    forgotten: int
+
+
+class Revoked(WithIgnored):
+    """Tokens of leases that end.
+
+    Attributes:
+        expires_at: the end of the one that was named by its token.
+    """
+
+    revoked: list[str]
+    expires_at: NotRequired[float]
+
+
+class HookRow(TypedDict):
+    """Webhook, and its progress.
+
+    Attributes:
+        on: the events that it is sent.
+        disabled: the reason for which it gets none.
+        delivered: the number of events that it took.
+        delivered_at: the time of the last of them.
+        failed: the number of failures one after the other.
+        failing_since: the time of the first of them.
+        error: its last failure.
+        backlog: the events that are still to be sent.
+        missed: the events that the pool forgot before they were sent.
+        by: the operator that added it.
+    """
+
+    name: str
+    url: str
+    on: list[str]
+    state: str
+    disabled: str | None
+    delivered: int
+    delivered_at: float | None
+    failed: int
+    failing_since: float | None
+    error: str | None
+    error_at: float | None
+    backlog: int
+    missed: int
+    by: str | None
+    created_at: float | None
+
+
+class AddedHook(HookRow, WithIgnored):
+    """New webhook.
+
+    Attributes:
+        secret: the key of its signatures, told this once; null: it is not signed.
+    """
+
+    secret: str | None
+
+
+class HookList(TypedDict):
+    """Webhooks.
+
+    Attributes:
+        served: a broker delivers to them.
+    """
+
+    hooks: list[HookRow]
+    served: bool
+
+
+class RemovedHook(TypedDict):
+    """Name of a webhook that is no more."""
+
+    removed: str
+
+
+class HookTest(TypedDict):
+    """Outcome of a test event.
+
+    Attributes:
+        delivered: it was taken.
+        said: the outcome in words.
+        status: the HTTP status; null: there was none.
+        answer: the begin of the answer.
+    """
+
+    delivered: bool
+    said: str
+    status: int | None
+    answer: str
+    took_s: float
+
+
+class RequestFault(BaseModel):
+    """Fault of a request."""
+
+    type: str = Field(description="A word that never changes.")
+    loc: list[str | int] = Field(description="Its place: `body` or `query`, then names.")
+    msg: str = Field(description="The same for people.")
+
+
+class Problem(BaseModel):
+    """Error of the API: RFC 9457, and `code`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    detail: str | list[RequestFault] = Field(
+        description="For people. Of a request that is not well-formed: its faults; "
+        "a sentence, where `application/problem+json` was asked for."
+    )
+    code: str | None = Field(None, description="For programs: a word that never changes.")
+    retryable: bool | None = Field(None, description="The same request may succeed later.")
+    retry_after_s: float | None = Field(None, description="Seconds until that may be.")
+    reason: str | None = Field(None, description="Code of the end of a lease that is over.")
+    ignored: list[str] | None = Field(None, description="Names in the body that are not known.")
+    errors: list[RequestFault] | None = Field(None, description="Faults of a malformed request.")
+    type: str = Field(description="URI that names the code, or `about:blank`.")
+    title: str = Field(description="The code in words.")
+    status: int = Field(description="The HTTP status.")
+    instance: str = Field(description="URI of this answer: `#`, and its X-Request-ID.")
