@@ -158,7 +158,8 @@ def masked(said: bytes) -> bytes:
     while said:
         head, end, rest = said.partition(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head)
-        size = int(length[1]) if length else len(rest)
+        interim = head.startswith(b"HTTP/1.1 1")  # 100 Continue: the answer is behind it
+        size = int(length[1]) if length else 0 if interim else len(rest)
         answers += masked_one(head, end, rest[:size])
         said = rest[size:]
     return answers
