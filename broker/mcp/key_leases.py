@@ -39,8 +39,6 @@ WATCHED: Final = 64
 class KeyLeases(Leases):
     """Leases of the keys of one replica."""
 
-    on_stdio = False
-
     def __init__(self, terms: Terms, broker: Broker) -> None:
         super().__init__(terms)
         self._broker = broker

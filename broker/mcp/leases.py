@@ -71,11 +71,6 @@ class Leases(ABC):
     def host(self) -> str | None:
         """Host of a request that names none; None: this machine."""
 
-    @property
-    @abstractmethod
-    def on_stdio(self) -> bool:
-        """True if one client's process has this server."""
-
     @abstractmethod
     def safe_mode(self, *, pool_safe_mode: bool) -> bool:
         """Return the SAFE_MODE in effect."""

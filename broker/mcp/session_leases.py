@@ -35,7 +35,6 @@ class SessionLeases(Leases):
     """
 
     host = None
-    on_stdio = True
 
     def __init__(self, terms: Terms, agent: str = "") -> None:
         super().__init__(terms)

@@ -13,8 +13,9 @@ import pytest
 from mcp import MCPError
 from mcp_types import ElicitRequestParams, ElicitResult
 
+from broker.mcp import leases, server
 from broker.mcp.tools import ROLES
-from broker.mcp_terms import Terms
+from broker.mcp_terms import CALL_S, MOST_WAIT_S, Terms
 from tests.mcp.clients import MODES, in_process, refused, said, until, until_seen
 
 if TYPE_CHECKING:
@@ -59,6 +60,23 @@ async def test_place_is_kept_between_the_calls(gpus: TestBroker, mode: str) -> N
         assert got["lease"]["token"] == first["ticket"]
         again = await said(client, "gpu_acquire", ticket=first["ticket"])
         assert again["lease"] == got["lease"]
+
+
+async def test_no_call_lasts(gpus: TestBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it asks to wait; one that is cut off leaves no place: its ticket is lost."""
+    assert MOST_WAIT_S < CALL_S < 20
+    held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
+    async with in_process(gpus) as client:
+        monkeypatch.setattr(leases, "MOST_WAIT_S", 0.2)
+        waits = await said(client, "gpu_acquire", memory_mb=900, wait_s=600)
+        assert waits["state"] == "waiting"
+        monkeypatch.undo()
+        monkeypatch.setattr(server, "CALL_S", 0.2)
+        cut = await refused(client, "gpu_acquire", memory_mb=900, wait_s=600)
+        assert cut["code"] == "outcome_unknown"
+        await until_seen(lambda: [x.token for x in gpus.client.queue()] == [waits["ticket"]])
+    for lease in held:
+        gpus.client.release(lease)
 
 
 async def test_refusals_have_code_and_next_step(gpus: TestBroker) -> None:
