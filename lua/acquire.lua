@@ -183,8 +183,7 @@ else
   tried = true
 end
 if not devices and not used_uuid and max_hold_ms > 0 and ctx.pool.waiting > 0
-  and (why == 'no_capacity'
-  or why == 'agent_cap') then
+  and (why == 'no_capacity' or why == 'agent_cap') then
   devices = broker.offers.backfill(q, broker.queue.room(q.agent, waiter and waiter.reservation_mb))
   why = not devices and why or nil
 end

@@ -56,6 +56,7 @@ class World:
     hardware: dict[str, dict[str, Any]] = field(default_factory=dict)
     now_ms: int = 0
     fence: int = 0
+    adopted: int = 0
     moments: list[int] = field(default_factory=lambda: [0])
 
     def heard(self, reply: list[Any]) -> list[Any]:
@@ -129,6 +130,25 @@ class World:
             assert got.fence > self.fence, "S3"
             self.fence, lease.fence, lease.expires_at_ms = got.fence, got.fence, got.expires_at_ms
             self.decided(lease, got.reason, got.devices)
+
+    def adopt(self) -> None:
+        """A process uses some of a device: it gets that device, and no room that is not there."""
+        uuid, used_mb = self.rng.choice(UUIDS), self.rng.choice((0, 100, 600, 1500))
+        alone = {"devices": 1, "exclusive": 0, "on_unavailable": "refuse"}
+        lease = Lease(token(f"t{len(self.leases)}"), self.some_ask() | alone)
+        self.leases.append(lease)
+        reply = self.heard(self.pool.acquire(lease.token, **lease.ask, uses=f"{uuid}={used_mb}"))
+        if reply[0] != "GRANTED":
+            assert reply[0] in {"AGAIN", "REFUSED"}, reply
+            return
+        got = granted(reply)
+        assert [at for at, _ in got.devices] == [uuid]
+        row = self.pool.redis.hgetall(self.pool.keys.device(uuid))
+        parts = ("system_mb", "leased_mb", "withheld_mb", "unleased_mb")
+        assert int(row["total_mb"]) >= sum(int(row[name]) for name in parts), f"S1: {row}"
+        assert min(int(row[name]) for name in parts) >= 0, row
+        self.fence, lease.fence, lease.expires_at_ms = got.fence, got.fence, got.expires_at_ms
+        self.adopted += 1
 
     def decided(self, lease: Lease, reason: str, taken: tuple[tuple[str, int], ...]) -> None:
         """The decision on a new request is the oracle's."""
@@ -294,7 +314,7 @@ class World:
         operations = (
             (self.acquire, 30), (self.again, 12), (self.renew, 18), (self.release, 10),
             (self.reap, 4), (self.time_passes, 14), (self.report, 11), (self.set_policy, 1),
-            (self.revoke, 1), (self.drain, 1),
+            (self.revoke, 1), (self.drain, 1), (self.adopt, 3),
         )  # fmt: skip
         kinds, weights = zip(*operations, strict=True)
         self.rng.choices(kinds, weights)[0]()
@@ -326,6 +346,7 @@ def test_verbs_in_any_order_keep_every_invariant(pool: Pool) -> None:
     except Exception as error:
         raise AssertionError(f"GPU_BROKER_TEST_SEED={seed}, operation {done}: {error}") from error
     assert min(tags[name] for name in ("granted", "expired", "released", "cpu_granted")) > 100, tags
+    assert world.adopted > 10
 
 
 def test_verbs_when_all_is_over_leave_only_the_registry(pool: Pool) -> None:

@@ -70,6 +70,7 @@ def request_options(*, here: str, wait: str) -> Callable[[Function], Function]:
             help="End with 69 when the store is away for so long during the wait (default 5m).",
         ),
         click.option("--agent", help="The agent that asks; default user@host."),
+        click.option("--note", default="", help="A line for people, shown beside the lease."),
     )
 
     def add(function: Function) -> Function:
@@ -98,5 +99,6 @@ def asked_in(values: dict[str, Any]) -> LeaseOptions:
         "priority": values["priority"],
         "max_hold_s": values["max_hold_s"],
         "ttl_s": values["ttl_s"],
+        "note": values["note"],
         "wait_s": FOREVER_S if values["wait_s"] is None else values["wait_s"],
     }

@@ -17,10 +17,9 @@ from broker.text.units import Duration
 @click.option(
     "--for", "for_s", type=Duration(), default=0.0, help="Give it back after so long: 4h."
 )
-@click.option("--note", default="", help="A line for people, shown beside the lease.")
 @click.option("--detach", is_flag=True, help="Hold in the background; --for says how long.")
 @output_option()
-def hold(for_s: float, note: str, detach: bool, output: str, **asked: Any) -> None:
+def hold(for_s: float, detach: bool, output: str, **asked: Any) -> None:
     """Hold GPUs for a time, without a command: to debug, to reserve, to look at one.
 
     Without --memory it holds whole GPUs, alone. It stays until Ctrl-C or --for; with --detach it
@@ -38,6 +37,5 @@ def hold(for_s: float, note: str, detach: bool, output: str, **asked: Any) -> No
     ask = asked_in(asked)
     if not asked["memory"] and asked["gpus"] == 1:
         ask["exclusive"] = True
-    ask["note"] = note
     wanted = Hold("hold", asked["agent"], ask, asked["store_timeout_s"], for_s)
     (in_background if detach else in_foreground)(wanted, output)
