@@ -102,6 +102,7 @@ class Seen(NamedTuple):
         devices: all devices that match: those of the scene, and those beyond the limit.
         asked: the words of the filters, of which `state` is named where nothing matches.
         left_out: devices that match and are not in the scene.
+        whole: all of the pool was read, the waiters too.
     """
 
     scene: PoolState
@@ -109,6 +110,7 @@ class Seen(NamedTuple):
     waiting: int
     asked: dict[str, Any]
     left_out: int = 0
+    whole: bool = False
 
     @property
     def filtered(self) -> bool:
@@ -123,7 +125,7 @@ def look(client: LeaseClient, output: str, limit: int | None, **asked: Any) -> S
     few = not limit or client.device_count() <= limit
     if few and not any(asked.values()):
         scene = client.scene()
-        return Seen(scene, tuple(scene.devices.values()), len(scene.waiters), asked)
+        return Seen(scene, tuple(scene.devices.values()), len(scene.waiters), asked, whole=True)
     place = place_of(client, asked["host"])
     wanted = Wanted(place.host, place.device, asked["agent"], asked["state"], limit or None)
     part = client.scene_part(wanted)
@@ -157,7 +159,7 @@ def as_text(seen: Seen, *, output: str = "text", pool: str = DEFAULT) -> str:
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
     parts = [pool_line(seen, pool, width)]
-    if seen.waiting:
+    if seen.waiting and not seen.filtered:
         parts.append(f"{seen.waiting} waiting: gpu-broker queue")
     parts += notes_on_hosts(scene.hosts.values(), scene.pool.now_ms, width)
     if seen.filtered and not scene.devices:

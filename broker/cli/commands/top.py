@@ -107,7 +107,7 @@ def as_data(seen: Seen, sort: str) -> dict[str, Any]:
             }
             for d in scene.devices.values()
         ],
-        "agents": [row._asdict() for row in agents(scene)],
+        "agents": [row._asdict() for row in agents(seen)],
         "processes": [
             asdict(row.process) | {"device": row.place, "agent": row.agent}
             for row in processes(seen, sort)
@@ -120,7 +120,7 @@ def as_text(seen: Seen, sort: str, pool: str = DEFAULT) -> str:
     """Return GPUs, agents and processes for people, the busiest processes first."""
     scene, width = seen.scene, screen_width()
     gpus = [_gpu(device, scene) for device in scene.devices.values()]
-    found = [_agent(row) for row in agents(scene)]
+    found = [_agent(row) for row in agents(seen)]
     rows = [_process(row, scene.pool.now_ms) for row in processes(seen, sort)]
     parts = [pool_line(seen, pool, width)]
     parts += [table(GPUS, gpus, width=width, gives=(8, 0))] if gpus else []
@@ -152,7 +152,12 @@ def _gpu(device: DeviceStatus, scene: PoolState) -> tuple[str, ...]:
 
 
 class AgentRow(NamedTuple):
-    """Agent with what it holds and uses; MiB. `used_mb` is of processes that a driver tells of."""
+    """Agent with what it holds and uses, on the GPUs that are shown; MiB.
+
+    Attributes:
+        used_mb: of its processes, as far as their drivers tell.
+        waiting: its requests in the queue; None: only a part of the pool was read.
+    """
 
     agent: str
     leases: int
@@ -160,11 +165,12 @@ class AgentRow(NamedTuple):
     leased_mb: int
     used_mb: int
     processes: int
-    waiting: int
+    waiting: int | None
 
 
-def agents(scene: PoolState) -> list[AgentRow]:
+def agents(seen: Seen) -> list[AgentRow]:
     """Return the agents of the leases and of the waiters, the largest first."""
+    scene = seen.scene
     held: dict[str, list[Any]] = {}
     for lease in scene.leases.values():
         held.setdefault(lease.agent, []).append(lease)
@@ -175,16 +181,21 @@ def agents(scene: PoolState) -> list[AgentRow]:
     for agent in {**held, **waiting}:
         leases = held.get(agent, [])
         tokens = {lease.token for lease in leases}
-        seen = [p for d in scene.devices.values() for p in d.processes or () if p.token in tokens]
+        theirs = [
+            (d.host, p)
+            for d in scene.devices.values()
+            for p in d.processes or ()
+            if p.token in tokens
+        ]
         found.append(
             AgentRow(
                 agent,
                 len(leases),
                 len({uuid for lease in leases for uuid, _ in lease.devices}),
                 sum(lease.memory_mb for lease in leases),
-                sum(process.memory_mb or 0 for process in seen),
-                len({process.pid for process in seen}),
-                waiting.get(agent, 0),
+                sum(process.memory_mb or 0 for _, process in theirs),
+                len({(host, process.pid) for host, process in theirs}),
+                waiting.get(agent, 0) if seen.whole else None,
             )
         )
     return sorted(found, key=lambda row: (-row.leased_mb, row.agent))
@@ -193,7 +204,7 @@ def agents(scene: PoolState) -> list[AgentRow]:
 def _agent(row: AgentRow) -> tuple[str, ...]:
     return (
         row.agent, str(row.leases), str(row.gpus), gib(row.leased_mb), gib(row.used_mb),
-        str(row.processes), str(row.waiting),
+        str(row.processes), "-" if row.waiting is None else str(row.waiting),
     )  # fmt: skip
 
 
