@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import re
 import sys
 import threading
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from agent_sdk.errors import error_for
+from agent_sdk.errors import BadRequest, error_for
 from agent_sdk.threads import begin, daemon
 from broker.hooks.addresses import AddressRefused
 
@@ -128,8 +129,10 @@ async def send(url: str, message: Message, addresses: Addresses) -> str:
 
 def _send(url: str, message: Message, addresses: Addresses) -> str:
     global _watched  # noqa: PLW0603 - a hook of the interpreter's cannot be taken back
-    if importlib.util.find_spec("apprise") is None:
-        return f"this broker has no apprise: {INSTALL}"
+    try:
+        checked_url(url)  # anew: any client may have written it
+    except BadRequest as error:
+        return str(error)
     with _once:
         if not _watched:
             sys.addaudithook(_guard)
@@ -150,4 +153,6 @@ def _target(url: str) -> Any:
     """Return apprise's object for a URL; None: it takes it for none."""
     import apprise  # noqa: PLC0415 - an extra has it, and it takes a second
 
+    # Its words may have parts of the URL, which is a secret
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)
     return apprise.Apprise.instantiate(url)

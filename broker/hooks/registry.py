@@ -7,16 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import (
-    AuthenticationError,
-    NoPermissionError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import RedisError, ResponseError
 
 from agent_sdk.errors import error_for
 from agent_sdk.state.events import START, order
 from agent_sdk.state.readings import check_schema
+from agent_sdk.store.retry import RetryPolicy
 from broker.hooks.hook import MOST, Hook, hook_of
 from broker.text.suggest import did_you_mean
 
@@ -73,7 +69,7 @@ class Registry:
     async def seen(self) -> HooksSeen:
         """Read all hooks."""
         with in_words():
-            names = sorted(await self._redis.smembers(self._keys.hooks))
+            names = sorted(await self._redis.smembers(self._keys.hooks))[:MOST]
             if not names:
                 return HooksSeen()
             pipe = self._redis.pipeline(transaction=False)
@@ -203,12 +199,10 @@ def in_words() -> Iterator[None]:
     """Turn redis-py's errors into the SDK's.
 
     Raises:
-        Denied: the store denies a command.
-        BrokerUnavailable: it cannot be reached.
+        LeaseError: the store denies a command, or cannot serve now.
     """
     try:
         yield
-    except (AuthenticationError, NoPermissionError) as error:
-        raise error_for("denied", f"the store denies this to hooks: {error}") from None
     except RedisError as error:
-        raise error_for("store_unavailable", f"Redis cannot be reached: {error}") from None
+        RetryPolicy(0).pause_after(error)  # raises: no time is left for another try
+        raise

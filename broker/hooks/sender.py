@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from agent_sdk.errors import Denied, LeaseError
 from broker.hooks.delivery import HookDelivery, Ways
@@ -93,7 +93,8 @@ class HookSender:
                 try:
                     await self._tick()
                 except (RedisError, LeaseError) as error:
-                    if isinstance(error, Denied):  # the ticker logs the store's other problems
+                    # The ticker logs the store's other problems
+                    if isinstance(error, Denied | NoPermissionError):
                         self._say(str(error))
                 await asyncio.sleep(TICK_S)
         finally:

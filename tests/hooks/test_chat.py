@@ -28,7 +28,9 @@ EVENT = Event("7-0", "quarantined", {"device": "u0", "host": "h1", "reason": "XI
 MESSAGE = message_of("default", EVENT, {"u0": ("h1", 3)})
 
 
-async def test_chat_is_told_in_words_where_its_address_is_allowed(tmp_path: Path) -> None:
+async def test_chat_is_told_in_words_where_its_address_is_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """By its name or its network; elsewhere nothing is sent, and the reason names the setting."""
     with Receiver(tmp_path / "receiver") as receiver:
         url = f"ntfy://localhost:{receiver.port}/gpus?rto=5&cto=5"
@@ -45,6 +47,7 @@ async def test_chat_is_told_in_words_where_its_address_is_allowed(tmp_path: Path
         receiver.does("500")
         failed = await chat.send(url, MESSAGE, Addresses("localhost"))
         assert failed == "apprise could not deliver it"
+        assert not [each for each in caplog.records if each.name.startswith("apprise")]
         with socket.create_connection(("127.0.0.1", receiver.port)):  # the rest of us may connect
             pass
 
@@ -75,6 +78,17 @@ def test_url_that_is_no_chats_is_refused(url: str, says: str) -> None:
     """Nor one that would have the broker read a file, or speak to its own machine."""
     with pytest.raises(BadRequest, match=says):
         new_hook(url)
+
+
+async def test_url_that_another_hand_wrote_is_refused_at_the_sending(tmp_path: Path) -> None:
+    """A client of the store cannot have the broker read its files, or use another service."""
+    with Receiver(tmp_path / "receiver") as receiver:
+        for url in (
+            f"json://127.0.0.1:{receiver.port}/",
+            f"ntfy://127.0.0.1:{receiver.port}/x?template=/etc/passwd",
+        ):
+            assert await chat.send(url, MESSAGE, Addresses("127.0.0.1"))
+        assert receiver.got == []
 
 
 def test_every_scheme_is_one_of_apprises() -> None:

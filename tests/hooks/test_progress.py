@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -175,6 +177,22 @@ async def test_stream_that_went_back_is_followed_again(server: Server) -> None:
         task.cancel()
         assert b.sent == ["7-0"]
         assert b.missed == 0
+
+
+async def test_receiver_may_ask_for_a_longer_pause(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Retry-After; it is waited for, and then the same message comes."""
+    monkeypatch.setattr(delivery, "FIRST_S", 0.01)
+    async with bench(server) as b:
+        hook = await b.add()
+        event = await b.event()
+        b.answers = [replace(REFUSED, retry_after_s=0.4)]
+        began = time.monotonic()
+        await b.until(hook, 2)
+        assert time.monotonic() - began >= 0.4
+        assert b.sent == [event, event]
+        assert (await b.now()).attempts == 0
 
 
 async def test_failures_without_end_disable_a_hook(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,16 @@ async def test_try_ends_in_time_whatever_the_receiver_does(
     gone = await sent(hook)
     assert not gone.taken
     assert gone.said
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"secret": ""}, {"secret": "whsec_%"}, {"url": "http://a b/"}, {"url": "http://x:y"}]
+)
+async def test_hook_that_another_hand_wrote_fails_in_words(wrong: dict[str, str]) -> None:
+    """Like any other failure: it is tried again, and disabled in the end."""
+    outcome = await sent(replace(new_hook("http://127.0.0.1:9/"), **wrong))
+    assert not outcome.taken
+    assert outcome.said
 
 
 def test_status_says_what_comes_next() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from agent_sdk.errors import Denied, LeaseError
+from agent_sdk.errors import BrokerUnavailable, Denied, LeaseError, OutcomeUnknown
 from broker.cli import DENIED, FAILED, UNAVAILABLE
 from broker.cli.hooks import registry
 from broker.cli.store import output_option, show
@@ -196,5 +196,5 @@ def _done(act: Callable[[Registry], Awaitable[Any]]) -> Any:
         return asyncio.run(run())
     except (LeaseError, ValueError) as error:
         say(f"gpu-broker hooks: {error}", err=True)
-        away = getattr(error, "code", "") == "store_unavailable"
+        away = isinstance(error, BrokerUnavailable | OutcomeUnknown)
         sys.exit(UNAVAILABLE if away else DENIED if isinstance(error, Denied) else FAILED)
