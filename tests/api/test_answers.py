@@ -111,6 +111,21 @@ def test_answers_to_operators_are_as_described(described: Description, plain: Br
     assert eventually(lambda: plain.http.get("/gpu/info").json()["available"], 20)
 
 
+def test_answers_about_webhooks_are_as_described(described: Description, plain: Broker) -> None:
+    """From its begin to its end."""
+    asks = {"url": "https://ops.example/gpu", "name": "ops", "hue": 1}
+    added = described.check(plain.http.post("/hooks", json=asks), "/hooks")
+    try:
+        assert added["secret"]
+        described.check(plain.http.get("/hooks"), "/hooks")
+        described.check(plain.http.get("/hooks/ops"), "/hooks/{name}")
+        described.check(plain.http.post("/hooks/ops/enable"), "/hooks/{name}/enable")
+    finally:
+        gone = plain.http.delete("/hooks/ops")
+    described.check(gone, "/hooks/{name}")
+    described.check(plain.http.get("/hooks/ops"), "/hooks/{name}", 404)
+
+
 def _ok(answer: httpx2.Response) -> httpx2.Response | None:
     return answer if answer.status_code == 200 else None
 
