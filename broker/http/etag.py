@@ -1,4 +1,7 @@
-"""Answers with an ETag: a client that has the same body already gets 304 without it."""
+"""Answers with an ETag: a client that has the same body already gets 304 without it.
+
+Tokens are in some: so `Cache-Control` stays `no-store`, and no cache keeps what a client may.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,6 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 1_048_576
 """Longest body that is kept whole for its tag; a longer one is sent as it is made, without."""
 
-CACHED: Final = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
-"""Headers for caches: they ask before each use, and keep an answer for one key alone."""
-
 TAGGED: Final[dict[str, Any]] = {
     "headers": {
         "ETag": {
@@ -36,7 +36,7 @@ for one of any type: so the document has neither it nor the header that asks for
 def tagged(request: Request, body: bytes) -> Response:
     """Return a body with its ETag, or 304 to a request that names the same one."""
     tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-    headers = CACHED | {"ETag": tag}
+    headers = {"ETag": tag}
     if {tag, "*"} & _known(request):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=JSON, headers=headers)

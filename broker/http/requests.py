@@ -19,7 +19,7 @@ from agent_sdk.policy import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agent_sdk.policy import Policy
 
@@ -103,11 +103,18 @@ def form_of(field: PolicyField) -> Any:
     }[field.kind]  # fmt: skip
 
 
+def with_meanings(says: str, fields: Mapping[str, PolicyField]) -> str:
+    """Return a docstring with the meanings of fields of the policy."""
+    return "\n".join(
+        [says, "", "Attributes:", *(f"    {n}: {x.meaning}" for n, x in fields.items())]
+    )
+
+
 def with_policy_fields(body: type[T]) -> type[T]:
     """Add the fields of the policy's table to a body, each optional and null by default."""
     added = [(x.name, form_of(x) | None, None) for x in FIELDS.values() if x.name != SAFE_MODE]
     made = make_dataclass(body.__name__, added, bases=(body,), frozen=True, slots=True)
-    made.__doc__ = body.__doc__
+    made.__doc__ = with_meanings(str(body.__doc__), {name: FIELDS[name] for name, *_ in added})
     made.__module__ = body.__module__
     return made
 
@@ -117,6 +124,12 @@ class LeaseBody:
     """POST /lease.
 
     Attributes:
+        agent: the agent in whose name it is.
+        exclusive: alone on the device, with all its memory.
+        ttl_s: seconds without a renewal after which it ends; 0: never; null = the broker's default.
+        priority: 9 is served first.
+        model: the exact name; null = any.
+        placement: on the emptiest device, or on the fullest that has room.
         min_memory_mb: MiB on each device, also as `memory_mb`; 0 or null = the policy's default.
         devices: more than 1: whole idle devices of one host and model.
         max_hold_s: limit of all renewals together; null = no limit.

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from agent_sdk.policy import FIELDS
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.reservations import Reservation
-from broker.http.requests import form_of
+from broker.http.requests import form_of, with_meanings
 from broker.serializers.device_models import extended
 from broker.serializers.lease_json import POLICY_NAMES
 from broker.serializers.lease_models import WithIgnored
@@ -65,8 +65,7 @@ def _policy() -> Any:
     """Return the type of a policy, with the fields of its table and their meanings."""
     fields = {POLICY_NAMES.get(name, name): of for name, of in FIELDS.items()}
     made = extended("Policy", PolicyVersion, {name: form_of(of) for name, of in fields.items()})
-    meanings = [f"    {name}: {of.meaning}" for name, of in fields.items()]
-    made.__doc__ = "\n".join(["Policy of the pool.", "", "Attributes:", *meanings])
+    made.__doc__ = with_meanings("Policy of the pool.", fields)
     return made
 
 
