@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,13 @@ from broker.cli.filters import first, in_state, limited, of_agent, on_host, plac
 from broker.cli.names import unheard_agent
 from broker.cli.store import output_option, pool_client, show
 from broker.text.table import age, gib, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent_sdk import LeaseClient
+    from agent_sdk.state.snapshot import LeaseStatus
+    from broker.cli.filters import ShownPlace
 
 HEAD = ("TOKEN", "AGENT", "DEVICES", "MEMORY", "LEFT", "HELD", "PROCESS", "FINDINGS", "NOTE")
 
@@ -40,48 +48,52 @@ def leases(
       gpu-broker leases --state cpu --limit 20
     """
     with pool_client() as client:
-        pool, place = client.pool(), place_of(client, host)
-        tokens = sorted(chain(*client.lease_list(agent, place.host, state)))
-        asked = tokens if place.device else first(tokens, limit)
-        found = client.leases_of([entry.token for entry in asked])
-        if place.device:
-            found = [x for x in found if place.device in dict(x.devices)]
-        count = len(found) if place.device else len(tokens)
-        found = list(first(found, limit))
+        now_ms = client.pool().now_ms
+        found, count = _chosen(client, place_of(client, host), agent, state, limit)
         devices = {d.uuid: d for d in client.devices_of({u for x in found for u, _ in x.devices})}
         meant = "" if found or agent is None else unheard_agent(client, agent)
     wide = output == "wide"
     said = {x.token: of_lease(x, devices) for x in found}
-    rows = [
-        (
-            x.token,
-            x.agent,
-            " ".join(uuid for uuid, _ in x.devices) or "cpu",
-            gib(x.memory_mb),
-            "no expiry" if x.expires_at_ms is None else age(x.expires_at_ms - pool.now_ms),
-            age(pool.now_ms - x.granted_at_ms),
-            x.pid.partition(":")[0],
-            " ".join(said[x.token]),
-            x.note,
-            *((str(x.fence), str(x.priority), x.client, x.owner or "-") if wide else ()),
-        )
-        for x in found
-    ]
-    text = (
-        table((*HEAD, *MORE) if wide else HEAD, rows)
-        if rows
-        else f"no leases{meant and f': {meant}'}"
-    )
+    rows = [_row(x, now_ms, said[x.token], wide=wide) for x in found]
+    text = f"no leases{meant and f': {meant}'}"
+    if rows:
+        text = table((*HEAD, *MORE) if wide else HEAD, rows)
     if more := rest(count, limit, "lease", "leases"):
         text = f"{text}\n\n{more}"
     data = [
         asdict(x)
-        | {
-            "memory_mb": x.memory_mb,
-            "findings": said[x.token],
-            "enforced": enforced(x, devices),
-        }
+        | {"memory_mb": x.memory_mb, "findings": said[x.token], "enforced": enforced(x, devices)}
         for x in found
     ]
-    facts = {"now_ms": pool.now_ms, "total": count, "leases": data}
+    facts = {"now_ms": now_ms, "total": count, "leases": data}
     show(output, text, facts, (x.token for x in found))
+
+
+def _chosen(
+    client: LeaseClient, place: ShownPlace, agent: str | None, state: str | None, limit: int | None
+) -> tuple[Sequence[LeaseStatus], int]:
+    """Read the leases that are shown, and return the number of all that match, too."""
+    tokens = sorted(chain(*client.lease_list(agent, place.host, state)))
+    if place.device is None:
+        shown = first(tokens, limit)
+        return client.leases_of([entry.token for entry in shown]), len(tokens)
+    leases = client.leases_of([entry.token for entry in tokens])
+    there = [lease for lease in leases if place.device in dict(lease.devices)]
+    return first(there, limit), len(there)
+
+
+def _row(lease: LeaseStatus, now_ms: int, said: Sequence[str], *, wide: bool) -> tuple[str, ...]:
+    ends_ms = lease.expires_at_ms
+    more = (str(lease.fence), str(lease.priority), lease.client, lease.owner or "-")
+    return (
+        lease.token,
+        lease.agent,
+        " ".join(uuid for uuid, _ in lease.devices) or "cpu",
+        gib(lease.memory_mb),
+        "no expiry" if ends_ms is None else age(ends_ms - now_ms),
+        age(now_ms - lease.granted_at_ms),
+        lease.pid.partition(":")[0],
+        " ".join(said),
+        lease.note,
+        *(more if wide else ()),
+    )

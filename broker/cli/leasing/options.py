@@ -11,24 +11,25 @@ from broker.cli.complete import hosts
 from broker.text.units import Duration, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent_sdk.request import LeaseOptions
 
     Function = Callable[..., Any]
+    Decorator = Callable[[Function], Function]
 
 FOREVER_S: Final = LONGEST_TTL_MS / 1000
 """Longest wait, in seconds: a week."""
 
 
-def request_options(*, here: str, wait: str) -> Callable[[Function], Function]:
+def request_options(*, here: str, wait: str) -> Decorator:
     """Return the options of what is asked for; `asked_in` reads them.
 
     Args:
         here: the reason for which the default host is this machine.
         wait: the default of `--wait`, as a sentence.
     """
-    options = (
+    asks = (
         click.option(
             "--memory", type=Size(), default=0, help="On each GPU: 8GiB, 8g, 512MiB, 8192 (MiB)."
         ),
@@ -42,6 +43,13 @@ def request_options(*, here: str, wait: str) -> Callable[[Function], Function]:
             default="spread",
             help="The emptiest GPU first (default), or the fullest that fits.",
         ),
+    )
+    return _added((*asks, *_waiting(wait), *_held()))
+
+
+def _waiting(wait: str) -> tuple[Decorator, ...]:
+    """Return the options of the wait."""
+    return (
         click.option(
             "--wait",
             "wait_s",
@@ -51,6 +59,19 @@ def request_options(*, here: str, wait: str) -> Callable[[Function], Function]:
         click.option(
             "--priority", type=click.IntRange(0, 9), default=0, help="In the queue, 9 first."
         ),
+        click.option(
+            "--store-timeout",
+            "store_timeout_s",
+            type=Duration(),
+            default=300.0,
+            help="End with 69 when the store is away for so long during the wait (default 5m).",
+        ),
+    )
+
+
+def _held() -> tuple[Decorator, ...]:
+    """Return the options of the lease, once it is granted."""
+    return (
         click.option(
             "--time", "max_hold_s", type=Duration(), default=0.0, help="Hold it no longer: 2h."
         ),
@@ -62,16 +83,13 @@ def request_options(*, here: str, wait: str) -> Callable[[Function], Function]:
             help="The lease ends so long after its last renewal: after a crash of this machine, or "
             "when the store is away for longer (default 30s).",
         ),
-        click.option(
-            "--store-timeout",
-            "store_timeout_s",
-            type=Duration(),
-            default=300.0,
-            help="End with 69 when the store is away for so long during the wait (default 5m).",
-        ),
         click.option("--agent", help="The agent that asks; default user@host."),
         click.option("--note", default="", help="A line for people, shown beside the lease."),
     )
+
+
+def _added(options: Sequence[Decorator]) -> Decorator:
+    """Return one decorator for all of them, in this order."""
 
     def add(function: Function) -> Function:
         for option in reversed(options):
