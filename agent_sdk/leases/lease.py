@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_sdk.clock import local_now
+from agent_sdk.engines.containers import container_label, runtime_args
 from agent_sdk.engines.environment import environment, settings_of
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
 from agent_sdk.fork import identity, renew_in_child
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
+    from agent_sdk.engines.containers import Runtime
     from agent_sdk.engines.visible import Visible
     from agent_sdk.protocol.messages import Device, Grant, RecoveryClaim, Renewal
 else:
@@ -194,6 +196,22 @@ class HeldLease:
             BadRequest: the engine is unknown.
         """
         return list(settings_of(engine, self.devices).flag)
+
+    def args(self, runtime: Runtime) -> list[str]:
+        """Return a container runtime's options: the lease's GPUs, variables and label.
+
+        Put them before the image, or before a sandbox's command, and start the program with
+        `lease.env()` in its environment: variables are handed on by name, so that the token stands
+        in no command line. The container does not end with the lease; `gpu-broker run --in` does
+        that.
+
+        Args:
+            runtime: docker, podman, apptainer or bwrap.
+
+        Raises:
+            BadRequest: there is no such runtime.
+        """
+        return runtime_args(runtime, container_label(self.token), self.env(), self.devices)
 
     def accept(self, renewal: Renewal) -> None:
         """Accept a renewal's result; a late or reordered answer never shortens the lease.

@@ -85,6 +85,24 @@ class Child:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
+    def terminate(self, grace_s: float) -> None:  # noqa: ARG002 - an engine is told the grace
+        """Ask the command and its whole group to end, also a stopped one."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the command and its whole group by SIGKILL."""
+        self.signal(signal.SIGKILL)
+
+    def terminate_rest(self, grace_s: float) -> None:  # noqa: ARG002 - see `terminate`
+        """Ask the command's leftovers to end."""
+        self.signal_rest(signal.SIGTERM)
+        self.signal_rest(signal.SIGCONT)
+
+    def kill_rest(self) -> None:
+        """End the command's leftovers by SIGKILL."""
+        self.signal_rest(signal.SIGKILL)
+
     @property
     def rest_lives(self) -> bool:
         """True if any process of the command is left; ask once the command has ended."""

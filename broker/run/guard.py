@@ -1,7 +1,8 @@
 """Guard process: it ends the command when `gpu-broker run` dies without warning, as by SIGKILL.
 
 It waits for the end of a pipe of ours. It ends the command's process group, and every process
-that left the group and has the lease's token in its environment.
+that left the group and has the lease's token in its environment. Containers of the lease, which
+are the engine's processes and not ours, it ends through the engine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from broker.run.containers import Containers
 from broker.run.processes import carries, pids
 
 if TYPE_CHECKING:
@@ -23,9 +25,19 @@ DONE: Final = b"done"
 ROUNDS, PAUSE_S = 20, 0.05
 """Passes over processes that left the group, and seconds between: they may be starting others."""
 
+STARTING: Final = 5
+"""Passes in which a container may still appear."""
+
 
 class Guard:
-    """Block in which our death ends the processes named by `watch`; enter it before any thread."""
+    """Block in which our death ends the processes named by `watch`; enter it before any thread.
+
+    Args:
+        engine: the engine of the command's containers; empty: it has none.
+    """
+
+    def __init__(self, engine: str = "") -> None:
+        self._engine = engine
 
     def __enter__(self) -> Self:
         """Start the process that waits for our death."""
@@ -33,7 +45,7 @@ class Guard:
         os.set_inheritable(self._pipe, False)
         self.pid = os.fork()
         if self.pid == 0:
-            _wait_for_death(read)
+            _wait_for_death(read, self._engine)
         os.close(read)
         return self
 
@@ -56,7 +68,7 @@ class Guard:
             os.waitpid(self.pid, 0)
 
 
-def _wait_for_death(pipe: int) -> None:
+def _wait_for_death(pipe: int, engine: str) -> None:
     """Wait as the guard process; never return."""
     try:
         os.setsid()
@@ -69,7 +81,7 @@ def _wait_for_death(pipe: int) -> None:
         if not said.endswith(DONE):
             for line in said.decode().splitlines():
                 group, token = line.split()
-                _end(int(group), token)
+                _end(int(group), token, Containers(engine, token) if engine else None)
     finally:
         os._exit(0)
 
@@ -87,14 +99,16 @@ def let_go_of_streams(pipe: int) -> None:
             os.close(stream)
 
 
-def _end(group: int, token: str) -> None:
-    for _ in range(ROUNDS):
+def _end(group: int, token: str, containers: Containers | None) -> None:
+    for number in range(ROUNDS):
+        # The engine may be starting one for a client that is gone.
+        removed = containers is not None and (containers.remove() or number < STARTING)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
         found = [pid for pid in pids() if carries(pid, f"GPU_LEASE_TOKEN={token}")]
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not found:
+        if not found and not removed:
             return
         time.sleep(PAUSE_S)

@@ -183,6 +183,11 @@ class Progress:
         )
         self._say("left_behind", text, grace_s=grace_s)
 
+    def engine_silent(self, engine: str, why: str) -> None:
+        """Tell that an engine did not say whether a container is left: it may outlive its lease."""
+        text = f"{engine} did not say whether a container of the lease is left ({why})"
+        self._say("engine_silent", text, engine=engine, detail=why)
+
     def ended(self, code: int) -> None:
         """Tell that all is over."""
         self._say("ended", None, exit_code=code)

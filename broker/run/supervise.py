@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from agent_sdk.clock import local_now
 from broker.run.child import Child
+from broker.run.containers import ContainerClient
 from broker.run.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from agent_sdk import Lease
+    from broker.run.containers import Containers
     from broker.run.guard import Guard
     from broker.run.inherited import Inherited
     from broker.run.progress import Progress
@@ -23,6 +25,10 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 TERMINAL_S = 1.0
 """Seconds between checks for a terminal to give to the command, as after `fg`."""
+
+ENDING_S = 0.2
+"""Seconds in which leftovers may end by themselves: a sandbox's last process ends after its first.
+"""
 
 LOOK_S = 0.05
 """Seconds between checks of a group's leftovers: their end sends us no signal."""
@@ -58,13 +64,15 @@ def supervise(
     *,
     guard: Guard,
     inherited: Inherited,
+    containers: Containers | None = None,
 ) -> CommandEnd:
     """Run the command, and return its end.
 
     Signals are passed on to its group. A lost lease, or leftovers of the ended command, bring
     SIGTERM, and after `grace_s` SIGKILL. `keep` is called when the command runs, and begins the
     renewals: their thread would hold its start up. `release` is called when no process of it is
-    left, while signals are still only noted: no signal cuts it short.
+    left, while signals are still only noted: no signal cuts it short. `containers` are the lease's,
+    where the command is the client of an engine.
 
     Raises:
         NotStarted: it cannot be started; `release` was called.
@@ -72,13 +80,18 @@ def supervise(
     with Signals() as signals:
         try:
             try:
-                child = Child(words, env, guard, inherited)
+                if containers is None:
+                    child = Child(words, env, guard, inherited)
+                else:
+                    child = ContainerClient(words, env, guard, inherited, containers)
             except OSError as error:
                 raise NotStarted(error.strerror or str(error)) from error
             supervision = _Supervision(child, lease, grace_s, signals, teller)
             code = supervision.until_all_ended(keep)
         finally:
             release()
+    if containers is not None and containers.silent:
+        teller.engine_silent(containers.engine, containers.silent)
     teller.ended(code)
     return CommandEnd(code, child.interrupted, child.had_terminal)
 
@@ -110,7 +123,7 @@ class _Supervision:
             code = self._while_it_lives()
             self._end_group()
         except BaseException:
-            self._child.signal(signal.SIGKILL)
+            self._child.kill()
             raise
         return code
 
@@ -125,10 +138,10 @@ class _Supervision:
                 child.signal(signal.SIGCONT)
             if self.kill_at is None and self._lease.lost:
                 self._teller.lost(self._lease, self._grace_s)
-                child.signal(signal.SIGCONT)
-                self._terminate()
+                child.terminate(self._grace_s)
+                self.kill_at = local_now() + self._grace_s
             if self.kill_at is not None and not killed and local_now() >= self.kill_at:
-                child.signal(signal.SIGKILL)
+                child.kill()
                 killed = True
             for number in self._signals.wait(self._pause_s(killed=killed)):
                 self._pass_on(number)
@@ -154,20 +167,18 @@ class _Supervision:
             pauses.append(self._lease.trusted_s)
         return min(pauses, default=None)
 
-    def _terminate(self) -> None:
-        self._child.signal(signal.SIGTERM)
-        self.kill_at = local_now() + self._grace_s
-
     def _end_group(self) -> None:
         """End the command's leftovers, in its group or out of it: the lease ends next."""
+        asked_at = local_now() + ENDING_S
         while self._child.rest_lives:
-            if self.kill_at is None:
+            if self.kill_at is None and local_now() < asked_at:
+                pass
+            elif self.kill_at is None:
                 self._teller.left_behind(self._grace_s)
                 self.kill_at = local_now() + self._grace_s
-                self._child.signal_rest(signal.SIGTERM)
-                self._child.signal_rest(signal.SIGCONT)
+                self._child.terminate_rest(self._grace_s)
             elif local_now() >= self.kill_at:
-                self._child.signal_rest(signal.SIGKILL)
+                self._child.kill_rest()
             for number in self._signals.wait(LOOK_S):
                 if number in {signal.SIGINT, signal.SIGTERM}:  # our own caller has waited enough
                     self.kill_at = 0.0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
+from agent_sdk.engines.containers import DETACHED, RUNTIMES
 from agent_sdk.engines.table import ENGINES
 from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import LeaseError
@@ -19,9 +18,11 @@ from broker.cli import FAILED
 from broker.cli.leasing.options import asked_in, request_options
 from broker.cli.leasing.refusal import explained, waiting_client
 from broker.identity import user_at_host
+from broker.run.containers import NO_SEPARATOR, Containers, contained, without_limit
 from broker.run.engines import reads_numbers_in_vain, set_up
 from broker.run.guard import Guard
 from broker.run.inherited import die_of, take_over
+from broker.run.missing import NOT_EXECUTABLE, missing
 from broker.run.mps import mps_environment, without_own
 from broker.run.partition import NotLimitedError, limited
 from broker.run.progress import Progress
@@ -32,6 +33,7 @@ from broker.text.units import Duration, doubt
 
 if TYPE_CHECKING:
     from agent_sdk import Lease, LeaseClient
+    from agent_sdk.engines.containers import Runtime
     from agent_sdk.engines.visible import Visible
     from agent_sdk.state.limits import DeviceLimits
     from broker.run.inherited import Inherited
@@ -44,8 +46,10 @@ DENIED_ADVICE = "--or-cpu runs the command without a GPU"
 SHORT_S = 10.0
 """Seconds of a lease whose renewals begin before the command does: its start may take a while."""
 
-NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""Exit codes that a shell uses, too."""
+NOT_ENFORCED = (
+    "the driver limits this command's cgroup, and {0} starts containers in others: leave --enforce "
+    "or --in {0} away"
+)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -71,6 +75,11 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
     "--enforce", is_flag=True,
     help="Start the command only if the driver limits its memory to the lease (driver 615).",
 )  # fmt: skip
+@click.option(
+    "--in", "runtime", type=click.Choice(RUNTIMES),
+    help="Run it in a container or a sandbox: COMMAND is then [OPTIONS] IMAGE [COMMAND], as after "
+    "docker run; with bwrap OPTIONS -- COMMAND.",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text",
@@ -83,6 +92,7 @@ def run(
     engine: str | None,
     visible: Visible | None,
     enforce: bool,
+    runtime: Runtime | None,
     quiet: bool,
     output: Literal["text", "json"],
     command: tuple[str, ...],
@@ -106,14 +116,12 @@ def run(
       gpu-broker run --gpus 2 --wait 10m --time 2h -- torchrun --nproc-per-node 2 train.py
       gpu-broker run --memory 20GiB --for vllm -- vllm serve my-model
       gpu-broker run --memory 4GiB --or-cpu -- python embed.py
+      gpu-broker run --memory 8GiB --in docker -- -v "$PWD:/w" my-image python /w/train.py
     """
     teller = Progress("json" if output == "json" else "trouble" if quiet else "text")
-    if shutil.which(command[0]) is None:
-        if Path(command[0]).exists() and "/" in command[0]:
-            teller.failed("not_executable", f"{command[0]}: Permission denied")
-            sys.exit(NOT_EXECUTABLE)
-        teller.failed("not_found", f"{command[0]}: no such command")
-        sys.exit(NOT_FOUND)
+    if code := missing(runtime or command[0], teller):
+        sys.exit(code)
+    _check_runtime(runtime, command, enforce=enforce)
     ask = asked_in(asked)
     teller.doubted(doubt(asked["memory"], "--memory"))
     if or_cpu:
@@ -121,9 +129,12 @@ def run(
     inherited = take_over()
     leave_at_signals()  # once the command runs, signals are its own
     try:
-        with Guard() as guard, waiting_client(NAME, asked["store_timeout_s"]) as client:
+        how = _Start(command, grace_s, engine, visible, enforce, runtime)
+        with (
+            Guard(how.own_engine) as guard,
+            waiting_client(NAME, asked["store_timeout_s"]) as client,
+        ):
             lease = get_lease(client, asked["agent"] or user_at_host(), ask, teller)
-            how = _Start(command, grace_s, engine, visible, enforce)
             ended = _run(client, lease, how, teller, guard, inherited)
     except (LeaseError, ValueError) as error:
         ended = CommandEnd(explained(error, teller, "run", DENIED_ADVICE))
@@ -134,6 +145,13 @@ def run(
     sys.exit(ended.code)
 
 
+def _check_runtime(runtime: str | None, command: tuple[str, ...], *, enforce: bool) -> None:
+    if runtime in DETACHED and enforce:
+        raise click.BadParameter(NOT_ENFORCED.format(runtime), param_hint="--enforce")
+    if runtime == "bwrap" and "--" not in command:
+        raise click.BadParameter(NO_SEPARATOR, param_hint="--in")
+
+
 class _Start(NamedTuple):
     """Command to run, and how."""
 
@@ -142,6 +160,12 @@ class _Start(NamedTuple):
     engine: str | None
     visible: Visible | None
     enforce: bool
+    runtime: Runtime | None
+
+    @property
+    def own_engine(self) -> str:
+        """Engine to which the command's container belongs; empty: all of it is our child."""
+        return self.runtime if self.runtime in DETACHED else ""
 
 
 def _run(
@@ -172,10 +196,16 @@ def _run(
             limits = client.limits_on(device.uuid for device in lease.devices)
             env |= _under_mps(lease, limits, teller)
             mode = "required" if how.enforce else limits.memory_limit
+        containers = None
+        if how.runtime:
+            words, env = contained(how.runtime, lease, words, env, numbered=_numbered(how))
+        if how.own_engine:
+            without_limit(how.own_engine, mode, teller)
+            containers, mode = Containers(how.own_engine, lease.token), "off"
         with limited(client, lease, teller, mode):
             return supervise(
                 words, env, lease, how.grace_s, teller, partial(client.keep, lease), release,
-                guard=guard, inherited=inherited,
+                guard=guard, inherited=inherited, containers=containers,
             )  # fmt: skip
     except NotLimitedError as error:
         teller.failed("not_limited", f"the driver does not limit the command: {error}")
@@ -188,9 +218,15 @@ def _run(
             release()
 
 
+def _numbered(how: _Start) -> bool:
+    by_default = how.engine is not None and how.visible is None and ENGINES[how.engine].numbers
+    return by_default or how.visible == "index"
+
+
 def _prepared(lease: Lease, how: _Start, teller: Progress) -> tuple[list[str], dict[str, str]]:
     """Return the command and its environment, with the settings of its engine."""
-    outer, words, form = dict(whole_environment()), list(how.command), how.visible
+    outer, words = dict(whole_environment()), list(how.command)
+    form: Visible | None = "uuid" if how.own_engine else how.visible
     for name in OF_OTHERS if on_amd(lease.devices) else ():
         outer.pop(name, None)
     if how.engine is None or lease.on_cpu:
