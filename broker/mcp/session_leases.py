@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from broker.mcp.waits import PendingLease
     from broker.mcp_terms import Terms
 
-DEADLINE_S: Final = 1.5
+DEADLINE_S: Final = 2.5
 """Seconds for which one request to the store is tried: a call of a tool makes several."""
 
 

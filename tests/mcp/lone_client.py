@@ -74,7 +74,7 @@ def _connected(at: str, key: str) -> AbstractAsyncContextManager[Client]:
     if at != "stdio":
         return over_http(int(at), key)
     env = {name: os.environ[name] for name in ("REDIS_URL", "GPU_BROKER_HOSTNAME", "PATH")}
-    args = ["mcp", "--ttl", "3", "--allow-run"]
+    args = ["mcp", "--ttl", "8", "--allow-run"]
     return Client(stdio_client(StdioServerParameters(command=PROGRAM, args=args, env=env)))
 
 
