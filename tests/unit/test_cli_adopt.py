@@ -27,12 +27,13 @@ steps:
     devices:
       - {{uuid: GPU-a, total_mb: 10000, used_mb: 7000, utilization_gpu_pct: 50,
          processes: [{{pid: {pid}, memory_mb: 7000, busy_pct: 50}}]}}
-      - {{uuid: GPU-b, total_mb: 10000, processes: []}}
+      - {{uuid: GPU-b, total_mb: 10000, used_mb: 2000, utilization_gpu_pct: 50,
+         processes: [{{pid: {pid}, memory_mb: 2000, busy_pct: 50}}]}}
 """
 
 
 class World:
-    """Host with a process on its first GPU, which has no lease."""
+    """Host with a process on both of its GPUs, which has no lease."""
 
     def __init__(self, url: str, pid: int) -> None:
         self.settings = {"REDIS_URL": url, "GPU_BROKER_HOSTNAME": "h1"}
@@ -72,7 +73,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_adopted_process_is_accounted_to_its_lease_while_it_lives(world: World) -> None:
     """Its memory becomes leased on its own GPU; SIGKILL of it gives the lease back."""
-    done = world.adopt("--note", "from cron", "-o", "json")
+    assert "uses h1:0 h1:1: name one with --gpu" in world.adopt().stderr
+    done = world.adopt("--gpu", "h1:0", "--note", "from cron", "-o", "json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [gpu["uuid"] for gpu in told["devices"]] == ["GPU-a"]
@@ -85,6 +87,10 @@ def test_adopted_process_is_accounted_to_its_lease_while_it_lives(world: World) 
 
     eventually(accounted, 20)
     assert world.seen().findings == ()
+    other = world.adopt()
+    assert (other.returncode, len(other.stdout.split())) == (0, 1), other.stderr
+    eventually(lambda: world.client.devices()[1].unleased_mb == 0, 20)
+    assert [x.devices for x in world.client.leases()] == [(("GPU-a", 7000),), (("GPU-b", 2000),)]
     assert "is under lease" in world.adopt().stderr
     os.kill(world.pid, signal.SIGKILL)
     eventually(lambda: world.client.lookup(told["token"]) == "released", 20)
@@ -93,19 +99,19 @@ def test_adopted_process_is_accounted_to_its_lease_while_it_lives(world: World) 
 
 def test_killed_keeper_leaves_the_process_without_a_lease(world: World) -> None:
     """The lease ends by its ttl; the process goes on, and can be adopted again."""
-    told = json.loads(world.adopt("--ttl", "1", "-o", "json").stdout)
+    told = json.loads(world.adopt("--gpu", "h1:0", "--ttl", "1", "-o", "json").stdout)
     os.kill(told["keeper_pid"], signal.SIGKILL)
     eventually(lambda: world.client.lookup(told["token"]) == "expired", 20)
     assert alive(world.pid)
-    eventually(lambda: world.adopt().returncode == 0, 30, every_s=0.5)
+    eventually(lambda: world.adopt("--gpu", "h1:0").returncode == 0, 30, every_s=0.5)
 
 
 def test_adopt_says_why_it_cannot(world: World) -> None:
     """More than there is, a process that uses no GPU, one that is not there."""
-    assert "has 9700 MiB" in world.adopt("--memory", "9900").stderr
+    assert "has 9700 MiB" in world.adopt("--gpu", "h1:0", "--memory", "9900").stderr
     assert f"no GPU of h1 shows process {os.getpid()}" in world.adopt(pid=os.getpid()).stderr
     gone = called("adopt", "--pid", "4194304", **world.settings)
     assert (gone.returncode, "there is no process 4194304" in gone.stderr) == (2, True)
     world.client.drain("device", "GPU-a")
-    done = world.adopt()
+    done = world.adopt("--gpu", "h1:0")
     assert (done.returncode, "its GPU takes no lease now" in done.stderr) == (75, True)

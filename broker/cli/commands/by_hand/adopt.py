@@ -110,14 +110,20 @@ def _use_of(
             f"no GPU of {host} shows process {life.pid}: it uses none, or the reporter does not "
             f"see it (gpu-broker doctor). gpu-broker acquire --pid {life.pid} takes a new lease"
         )
-    if len(used) > 1:
+    free = [each for each in used if not _leased(client, *each)]
+    if not free:
         raise click.UsageError(
-            f"process {life.pid} uses {' '.join(place(device) for device, _ in used)}: name one "
+            f"process {life.pid} is under lease {used[0][1].token[:PREFIX]} already"
+        )
+    if len(free) > 1:
+        raise click.UsageError(
+            f"process {life.pid} uses {' '.join(place(device) for device, _ in free)}: name one "
             "with --gpu, and call this once for each"
         )
-    device, process = used[0]
-    if process.token and isinstance(client.lookup(process.token), LeaseStatus):
-        raise click.UsageError(
-            f"process {life.pid} is under lease {process.token[:PREFIX]} already"
-        )
-    return device, process
+    return free[0]
+
+
+def _leased(client: LeaseClient, device: DeviceStatus, process: ProcessStatus) -> bool:
+    """Return whether the process has a lease of this very GPU."""
+    lease = client.lookup(process.token) if process.token else None
+    return isinstance(lease, LeaseStatus) and device.uuid in dict(lease.devices)
