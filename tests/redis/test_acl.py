@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from agent_sdk import Denied, LeaseClient, Store
-from tests.api.brokers import GRANTING, Broker
+from tests.api.brokers import GRANTING, Broker, eventually
 from tests.pools import device
 from tests.reports import register
 from tests.servers import running
@@ -216,12 +216,18 @@ def test_viewer_sees_and_changes_nothing(
 
 
 def test_broker_serves_as_its_user(server: Server) -> None:
-    """Ready, leases, metrics, the stream; nothing is denied, and its password is in no log."""
+    """Ready, leases, metrics, the stream, webhooks; nothing is denied; no log has its password."""
     url = f"redis://broker:{password('broker')}@127.0.0.1:{server.port}"
     with Broker(**GRANTING, REDIS_URL=url, GPU_BROKER_POOL="acl-broker") as broker:
         broker.wait()
         lease = broker.granted(min_memory_mb=100)
         assert broker.release(lease["token"]).status_code == 200
+        hook = {"url": "http://127.0.0.1:9/", "name": "ops", "on": ["released"]}
+        assert broker.http.post("/hooks", json=hook).status_code == 200
+        assert broker.http.post("/hooks/ops/test").json()["delivered"] is False
+        broker.release(broker.granted(min_memory_mb=100)["token"])
+        eventually(lambda: broker.http.get("/hooks/ops").json()["failed"] > 1, 20)
+        assert broker.http.delete("/hooks/ops").status_code == 200
         assert "gpu_broker_redis_up 1.0" in broker.http.get("/metrics").text
         assert "denied" not in broker.said().lower()
         assert password("broker") not in broker.said()

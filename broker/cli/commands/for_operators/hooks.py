@@ -117,13 +117,14 @@ def show_(name: str, output: str) -> None:
 
 
 def _lines(row: dict[str, Any], now: float, *, served: bool) -> list[str]:
-    def ago(at: float | None) -> str:
-        return "never" if at is None else f"{age(round((now - at) * 1000))} ago"
+    def ago(at: float) -> str:
+        return f"{age(round((now - at) * 1000))} ago"
 
     lines = [
         f"{row['name']}: {row['state']}, to {row['url']}",
         f"events: {', '.join(row['on']) or 'all'}",
-        f"delivered: {row['delivered']}, the last {ago(row['delivered_at'])}",
+        f"delivered: {row['delivered']}"
+        + (f", the last {ago(row['delivered_at'])}" if row["delivered"] else ""),
         f"backlog: {row['backlog']} events of the stream",
     ]
     if row["failed"]:
