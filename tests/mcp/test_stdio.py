@@ -48,8 +48,11 @@ async def test_leases_end_with_the_session(gpus: TestBroker, mode: str) -> None:
         for _ in range(4):
             await said(client, "gpu_acquire", memory_mb=100)
         await said(client, "gpu_acquire", memory_mb=950, wait_s=0.1)
-        assert len(gpus.client.leases()) == 4
+        tokens = {lease.token for lease in gpus.client.leases()}
+        assert len(tokens) == 4
         assert gpus.client.queue()
+    ends = {x.token: x.event for x in gpus.client.events(50) if x.token in tokens}
+    assert ends == dict.fromkeys(tokens, "released")
 
 
 async def ended(client: Client, run: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +64,7 @@ async def ended(client: Client, run: dict[str, Any]) -> dict[str, Any]:
 
 async def test_command_runs_under_a_lease_of_its_own(gpus: TestBroker, tmp_path: Path) -> None:
     """With its output and its exit code; the end of the session ends it."""
-    async with over_stdio(gpus, "--allow-run") as client:
+    async with over_stdio(gpus, "--allow-run", "--ttl", "8") as client:
         code = ["sh", "-c", "echo holds $GPU_LEASE_MEMORY_MB; exit 3"]
         (tmp_path / "broker.py").write_text("raise SystemExit('not the broker')")
         ask = {"command": code, "memory_mb": 600, "cwd": str(tmp_path)}
