@@ -164,7 +164,7 @@ class Facade(FastAPI):
         )
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request as FastAPI does, but for an announced length, refused in plain text."""
+        """Answer by FastAPI, which itself would refuse an announced length in plain text."""
         await (too_large(scope, BODY_BYTES) or super().__call__)(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
