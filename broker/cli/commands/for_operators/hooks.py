@@ -117,18 +117,17 @@ def show_(name: str, output: str) -> None:
 
 
 def _lines(row: dict[str, Any], now: float, *, served: bool) -> list[str]:
-    def ago(at: float) -> str:
-        return f"{age(round((now - at) * 1000))} ago"
+    def last(at: float | None) -> str:
+        return "" if at is None else f", the last {age(round((now - at) * 1000))} ago"
 
     lines = [
         f"{row['name']}: {row['state']}, to {row['url']}",
         f"events: {', '.join(row['on']) or 'all'}",
-        f"delivered: {row['delivered']}"
-        + (f", the last {ago(row['delivered_at'])}" if row["delivered"] else ""),
+        f"delivered: {row['delivered']}{last(row['delivered_at'])}",
         f"backlog: {row['backlog']} events of the stream",
     ]
     if row["failed"]:
-        lines.append(f"failed: {row['failed']} tries, the last {ago(row['error_at'])}")
+        lines.append(f"failed: {row['failed']} tries{last(row['error_at'])}")
         lines.append(f"last error: {row['error']}")
     if row["missed"]:
         lines.append(f"missed: {row['missed']} events fell out of the stream unsent")
