@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from jsonschema_rs import validator_for
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 
+from broker.http.etag import MOST_BYTES, tagged_list
 from tests.api.brokers import Broker, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     import httpx2
 
@@ -191,3 +194,17 @@ def test_unchanged_answer_is_304_without_a_body(plain: Broker, path: str) -> Non
     plain.http.post("/policy", json={"idle_after_s": 600})
     assert answer.status_code == 200
     assert answer.headers["ETag"] != old
+
+
+async def test_long_list_is_sent_whole_without_a_tag() -> None:
+    """It is not kept for its tag, and nothing of it is lost."""
+    made = [bytes([number]) * (MOST_BYTES // 3) for number in range(7)]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in made:
+            yield piece
+
+    response = await tagged_list(Request({"type": "http", "headers": []}), pieces())
+    assert isinstance(response, StreamingResponse)
+    assert "ETag" not in response.headers
+    assert b"".join([part async for part in response.body_iterator]) == b"".join(made)
