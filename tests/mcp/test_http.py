@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mcp import MCPError
+from mcp_types import ElicitResult
 
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.keys import new_key
@@ -196,6 +197,21 @@ async def test_agent_leases_without_a_session(mcp: Mcp, mode: str) -> None:
         got = await said(client, "gpu_acquire", ticket=wait["ticket"])
         assert got["lease"]["token"] == wait["ticket"]
         assert (await said(client, "gpu_release", token=wait["ticket"]))["released"] is True
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_person_is_asked_over_http_too(mcp: Mcp, mode: str) -> None:
+    """The request goes on after a yes: here to the pool, which has no two GPUs."""
+
+    async def ask(_: object, __: object) -> ElicitResult:
+        return ElicitResult(action="accept", content={"confirm": True})
+
+    key = mcp.keys["agent"]
+    async with over_http(mcp.broker.port, key, mode, elicitation_callback=ask) as client:
+        assert (await refused(client, "gpu_acquire", memory_mb=1, gpus=2))["code"] == "never_fits"
+    async with over_http(mcp.broker.port, key, mode) as client:
+        plain = await refused(client, "gpu_acquire", memory_mb=1, gpus=2)
+        assert plain["code"] == "confirmation_needed"
 
 
 async def test_any_replica_goes_on_with_a_ticket(mcp: Mcp) -> None:
