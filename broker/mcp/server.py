@@ -11,6 +11,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools.base import Tool
+from mcp.server.request_state import RequestStateSecurity
 from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.subscriptions import ResourceUpdated
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
@@ -38,6 +39,13 @@ Lease a GPU before a program uses one, and give it back when the program has end
 3. Start the program with the lease's env, and stay within its memory_mb.
 4. Long work: gpu_extend, or hold_s. Read the notices of each result.
 5. gpu_release. No GPU to be had, or SAFE_MODE: work on the CPU.
+"""
+
+STATE_KEY: Final = b"gpu-broker: what confirm=true says as well"
+"""Key of the state that a client carries while a person is asked.
+
+All replicas have it, so that any of them goes on. It is public: the state holds a person's word
+alone, which an agent can give by confirm=true as well.
 """
 
 READING: Final = {"gpu_status", "gpu_explain", "gpu_leases", "gpu_usage"}
@@ -70,6 +78,7 @@ class LeaseServer(MCPServer[None]):
             tools=[_tool(function) for function in functions],
             log_level="WARNING",
             subscriptions=self._bus,
+            request_state_security=RequestStateSecurity(keys=[STATE_KEY]),
             **options,
         )
         self.resource("gpu://pool", name="pool", mime_type="application/json",

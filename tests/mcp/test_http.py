@@ -214,6 +214,26 @@ async def test_person_is_asked_over_http_too(mcp: Mcp, mode: str) -> None:
         assert plain["code"] == "confirmation_needed"
 
 
+def test_any_replica_takes_the_word_of_a_person(mcp: Mcp) -> None:
+    """The answer to one's question may reach another."""
+    about = {"protocolVersion": "2026-07-28", "clientInfo": {"name": "t", "version": "0"},
+             "clientCapabilities": {"elicitation": {"form": {}}}}  # fmt: skip
+    ask = {"name": "gpu_acquire", "arguments": {"memory_mb": 1, "gpus": 2, "host": "h1"},
+           "_meta": {f"io.modelcontextprotocol/{k}": v for k, v in about.items()}}  # fmt: skip
+    headers = {"Authorization": f"Bearer {mcp.keys['agent']}", "Mcp-Method": "tools/call",
+               "MCP-Protocol-Version": "2026-07-28", "Mcp-Name": "gpu_acquire"}  # fmt: skip
+
+    def asked(broker: Broker, **more: Any) -> dict[str, Any]:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": ask | more}
+        return dict(_post(broker, call, **headers).json()["result"])
+
+    question = asked(mcp.broker)
+    (name,) = question["inputRequests"]
+    word = {name: {"action": "accept", "content": {"confirm": True}}}
+    told = asked(mcp.hasty, inputResponses=word, requestState=question["requestState"])
+    assert told["structuredContent"]["code"] == "never_fits"  # it went on, and there is one GPU
+
+
 async def test_any_replica_goes_on_with_a_ticket(mcp: Mcp) -> None:
     """With the same request, at the same place."""
     key = mcp.keys["agent"]
