@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 from urllib.parse import urlsplit
 
 from agent_sdk.errors import error_for
-from agent_sdk.state.events import NAMES, START
+from agent_sdk.keys import EVENT_ID
+from agent_sdk.state.events import LONGEST, NAMES, START
 from broker.text.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -116,8 +117,14 @@ def hook_of(name: str, row: Mapping[str, str]) -> Hook | None:
     known: dict[str, Any] = {}
     for each, kind in KINDS.items():
         value = row.get(each, "")
-        known[each] = value if kind is str else int(value) if value.isdecimal() else 0
-    return Hook(name, **known | {"cursor": known["cursor"] or START})
+        known[each] = value if kind is str else _number(value)
+    if not EVENT_ID.fullmatch(known["cursor"]):
+        known["cursor"] = START
+    return Hook(name, **known)
+
+
+def _number(value: str) -> int:
+    return int(value) if value.isdecimal() and len(value) <= LONGEST else 0
 
 
 def checked_name(name: str) -> str:

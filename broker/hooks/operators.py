@@ -63,8 +63,7 @@ async def tested(registry: Registry, name: str) -> dict[str, Any]:
     while (waited_s := time.monotonic() - began) < TEST_S:
         await asyncio.sleep(LOOK_S)
         found = (await registry.find(name)).tested
-        answer = json.loads(found) if found else {}
-        if answer.pop("test", "") == test:
+        if test in found and (answer := json.loads(found)).pop("test", "") == test:
             return dict(answer)
         if waited_s > TAKEOVER_S and not await registry.is_served():
             raise error_for("store_unavailable", UNSERVED)

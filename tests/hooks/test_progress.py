@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -16,8 +17,9 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.keys import Keys
 from broker.hooks import delivery
 from broker.hooks.delivery import HookDelivery, Ways, pause_s
-from broker.hooks.operators import new_hook
-from broker.hooks.registry import Registry
+from broker.hooks.hook import KINDS, hook_of
+from broker.hooks.operators import new_hook, row_of
+from broker.hooks.registry import Registry, StreamEnd
 from broker.hooks.tenure import TTL_S, Superseded, Tenure
 from broker.hooks.web import SendOutcome
 
@@ -222,6 +224,18 @@ async def test_names_and_numbers_of_hooks_are_bounded(server: Server) -> None:
             await b.registry.add(new_hook("https://ops.example"))
         with pytest.raises(LeaseError, match="did you mean ops"):
             await b.registry.find("opss")
+
+
+def test_hash_that_another_hand_wrote_can_be_read() -> None:
+    """Text in place of a number is 0, in place of an event the beginning of the stream."""
+    for junk in ("", "x", "1-", "9" * 400, "-1", "\x1b[2J"):
+        found = hook_of("ops", dict.fromkeys(KINDS, junk) | {"url": "https://x.example"})
+        assert found is not None
+        assert found.cursor == "0-0"
+        end = StreamEnd("7-0", 5, 5, "1-0")
+        assert row_of(found, end)["backlog"] <= 5
+        assert json.dumps(row_of(found, end))
+    assert hook_of("ops", {}) is None
 
 
 def test_pauses_grow_to_a_bound() -> None:
