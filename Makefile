@@ -12,6 +12,7 @@
 # make bench  what a lease costs, beside what else there is, in under ten minutes
 # make bench-soak  an hour of arrivals and deaths: exact sums, flat memory
 # make docs-assets  the pictures of the documentation
+# make wheels  that each Python which pyproject.toml names finds a wheel of everything; asks the index
 # make lock   requirements.lock and requirements-run.lock anew, after a change of pyproject.toml
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS := $(VENV)/.runs
 
-.PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs docs-reference docs-assets lock clean
+.PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs docs-reference docs-assets wheels lock clean
 
 run: $(RUNS)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -119,6 +120,9 @@ $(RUNS): requirements-run.lock pyproject.toml
 $(READY): requirements.lock pyproject.toml
 	$(environment)
 	@touch $@ $(RUNS)
+
+wheels: $(READY)
+	@sh scripts/wheels.sh
 
 COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
   --custom-compile-command "make lock"

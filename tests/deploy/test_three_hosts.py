@@ -10,25 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from agent_sdk import settings as sdk_settings
 from broker.cli import COMMANDS
 from broker.devices.simulated import totals_of
 from broker.maintenance.advisories import advisory
 from broker.settings import Settings
 from tests.api.brokers import PROGRAM, environment
+from tests.deploy.variables import KNOWN
 
 if TYPE_CHECKING:
     import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "three-hosts"
-
-KNOWN = set(re.findall(r'env\.get\("(\w+)"\)', Path(sdk_settings.__file__).read_text())) | {
-    str(choice)
-    for field in Settings.model_fields.values()
-    for choice in getattr(field.validation_alias, "choices", ())
-}
-"""Every variable that is read."""
 
 
 def compose() -> dict[str, Any]:
