@@ -1,10 +1,9 @@
 """Leases on GPUs for agents: straight from Redis, sync or async.
 
 ```python
-from agent_sdk import LeaseClient
+import agent_sdk
 
-client = LeaseClient.from_env()
-with client.lease("analyst", memory_mb=8192) as lease:
+with agent_sdk.lease("analyst", memory_mb=8192, wait_s=60) as lease:
     run_model(env=lease.env())
 ```
 """
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from agent_sdk.client import LeaseClient
     from agent_sdk.errors import (
         AgentCapExceeded,
+        AgentCapExceededInTime,
         BadRequest,
         BrokerUnavailable,
         Conflict,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         LeaseLost,
         NeverFits,
         NoCapacity,
+        NoCapacityInTime,
+        NotGrantedInTime,
         OutcomeUnknown,
         ProtocolMismatch,
         Refused,
@@ -37,13 +39,15 @@ if TYPE_CHECKING:
         StillWaiting,
         UnknownToken,
     )
-    from agent_sdk.leases.lease import AsyncLease, Lease
+    from agent_sdk.leases.holder import AsyncLease, Lease
     from agent_sdk.orchestrator import GPUOrchestratorClient
     from agent_sdk.protocol.messages import Device
+    from agent_sdk.shared import lease
     from agent_sdk.store.store import Store
 
 __all__ = [
     "AgentCapExceeded",
+    "AgentCapExceededInTime",
     "AsyncLease",
     "AsyncLeaseClient",
     "BadRequest",
@@ -61,6 +65,8 @@ __all__ = [
     "LeaseLost",
     "NeverFits",
     "NoCapacity",
+    "NoCapacityInTime",
+    "NotGrantedInTime",
     "OutcomeUnknown",
     "ProtocolMismatch",
     "Refused",
@@ -68,16 +74,18 @@ __all__ = [
     "StillWaiting",
     "Store",
     "UnknownToken",
+    "lease",
 ]
 
 _ELSEWHERE = {
-    "AsyncLease": "leases.lease",
+    "AsyncLease": "leases.holder",
     "AsyncLeaseClient": "aio",
     "Device": "protocol.messages",
     "GPUOrchestratorClient": "orchestrator",
-    "Lease": "leases.lease",
+    "Lease": "leases.holder",
     "LeaseClient": "client",
     "Store": "store.store",
+    "lease": "shared",
 }
 """Modules of the names that are no errors."""
 

@@ -12,7 +12,7 @@ from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.leases.block import AsyncBlock
-from agent_sdk.leases.lease import AsyncLease
+from agent_sdk.leases.holder import AsyncLease
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import AsyncInbox
 from agent_sdk.request import own_token
@@ -59,19 +59,19 @@ class AsyncLeaseClient(Verbs["Redis"]):
 
         A cancelled call leaves no lease behind, unless the caller named its token.
         """
-        return await self.attend(self.wait_for(agent, ask))
+        return self._reminded(await self.attend(self.wait_for(agent, ask)))
 
     async def attend(self, wait: Acquisition) -> AsyncLease:
         """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
-                return AsyncLease(await self._run(wait.steps(self.keys)))
+                return AsyncLease(await self._run(wait.steps(self.keys)), client=self)
             except BaseException as error:
                 if self._tries_again(error, wait):
                     continue
                 if not wait.falls_back(error):
                     raise
-                return AsyncLease(wait.local_grant(error), local=True)
+                return AsyncLease(wait.local_grant(error), local=True, client=self)
 
     def lease(self, agent: str, **ask: Unpack[LeaseOptions]) -> AsyncBlock:
         """Hold a lease for the length of a block; see `LeaseClient.lease`.
@@ -82,7 +82,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
 
     async def adopt(self, token: str | None = None) -> AsyncLease:
         """Take over a lease that another process acquired; see `LeaseClient.adopt`."""
-        return AsyncLease(await self._run(attach.adopt(self.keys, own_token(token))))
+        return AsyncLease(await self._run(attach.adopt(self.keys, own_token(token))), client=self)
 
     async def release(
         self, lease: AsyncLease | str, *, refuse_late: bool = True, owner: str = ""
@@ -107,7 +107,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            return await self.attend(wait)
+            return self._reminded(await self.attend(wait))
         finally:
             self._after_exchange(wait)
 

@@ -12,7 +12,7 @@ from agent_sdk.clock import local_now
 from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.leases.block import Block
-from agent_sdk.leases.lease import Lease
+from agent_sdk.leases.holder import Lease
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import Inbox
 from agent_sdk.request import own_token
@@ -52,6 +52,9 @@ class LeaseClient(Verbs["Redis"]):
     def acquire(self, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
         """Get a lease. It is not renewed until `keep` is called: it ends `ttl_s` after the grant.
 
+        `with client.acquire(...) as lease` keeps it to the end of the block, and releases it there.
+        A lease that nothing renews is logged once, before it ends.
+
         With `wait_s` it waits in the queue, without polling: the end of a lease hands it over.
         An exception in the middle (Ctrl-C) leaves the queue.
 
@@ -66,19 +69,19 @@ class LeaseClient(Verbs["Redis"]):
             OutcomeUnknown: no answer. With a token of your own repeat the call, or release it.
                 Otherwise a granted lease is given back once the store answers.
         """
-        return self.attend(self.wait_for(agent, ask))
+        return self._reminded(self.attend(self.wait_for(agent, ask)))
 
     def attend(self, wait: Acquisition) -> Lease:
         """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
         while True:
             try:
-                return Lease(self._run(wait.steps(self.keys)))
+                return Lease(self._run(wait.steps(self.keys)), client=self)
             except BaseException as error:
                 if self._tries_again(error, wait):
                     continue
                 if not wait.falls_back(error):
                     raise
-                return Lease(wait.local_grant(error), local=True)
+                return Lease(wait.local_grant(error), local=True, client=self)
 
     def lease(self, agent: str, **ask: Unpack[LeaseOptions]) -> Block:
         """Hold a lease for the length of a block: acquired, renewed in the background, released.
@@ -103,7 +106,7 @@ class LeaseClient(Verbs["Redis"]):
             StillWaiting: it is still in the queue.
             UnknownToken: the token is unknown, or neither given nor set.
         """
-        return Lease(self._run(attach.adopt(self.keys, own_token(token))))
+        return Lease(self._run(attach.adopt(self.keys, own_token(token))), client=self)
 
     def release(self, lease: Lease | str, *, refuse_late: bool = True, owner: str = "") -> bool:
         """Give a lease back, by itself or by its token; return False if it had ended before.
@@ -138,7 +141,7 @@ class LeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            return self.attend(wait)
+            return self._reminded(self.attend(wait))
         finally:
             self._after_exchange(wait)
 

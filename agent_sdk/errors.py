@@ -7,7 +7,7 @@ docs, and `retryable`: the same call may succeed later without any other change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +27,20 @@ class LeaseError(Exception):
         self.code = code
         self.retryable = CODES[code].retryable
         self.token = token
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what another process makes the same error of: pools of processes send them."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[LeaseError], args: tuple[Any, ...]) -> LeaseError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
+
+class NotGrantedInTime(LeaseError, TimeoutError):
+    """End of a wait without a lease: `wait_s` is over. It is a `TimeoutError`, too."""
 
 
 class Refused(LeaseError):
@@ -54,6 +68,10 @@ class NoCapacity(Refused):
     ) -> None:
         super().__init__(code, message, token=token)
         self.retry_after_s = retry_after_s
+
+
+class NoCapacityInTime(NoCapacity, NotGrantedInTime):
+    """Refusal for lack of room for the whole of a wait."""
 
 
 class StillWaiting(LeaseError):
@@ -118,6 +136,10 @@ class HostTaken(Refused):
 
 class AgentCapExceeded(Refused):
     """Refusal of an agent at its cap by the policy."""
+
+
+class AgentCapExceededInTime(AgentCapExceeded, NotGrantedInTime):
+    """Refusal of an agent that was at its cap for the whole of a wait."""
 
 
 class InUse(Refused):
@@ -257,3 +279,11 @@ def error_for(
     if issubclass(kind, NoCapacity):
         return kind(code, message, token=token, retry_after_s=retry_after_s)
     return kind(code, message, token=token)
+
+
+def in_time(error: NoCapacity | AgentCapExceeded) -> NotGrantedInTime:
+    """Return the refusal that ended a wait as the error for that."""
+    if isinstance(error, NoCapacity):
+        after_s = error.retry_after_s
+        return NoCapacityInTime(error.code, str(error), token=error.token, retry_after_s=after_s)
+    return AgentCapExceededInTime(error.code, str(error), token=error.token)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agent_sdk.request import LeaseOptions
 
 R = TypeVar("R")
+T = TypeVar("T", bound="HeldLease")
 
 
 class PoolClient(OfOneProcess, ABC, Generic[R]):
@@ -47,6 +48,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         wording: the form of calls to this server.
         away_s: seconds for which a waiter lets the store be away, beside `deadline_s`; default its
             whole wait.
+        reminds: log a reminder before a lease ends that nothing renews; not with `for_others`.
 
     Raises:
         ValueError: the store's URL or the pool's name is invalid.
@@ -67,6 +69,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         self.deadline_s = deadline_s
         self.by = client_name or "sdk"
         self.away_s = math.inf
+        self.reminds = not for_others
         self._reached = False
         self.redis: R = self._connect(store)
         self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
@@ -74,6 +77,11 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         keys = self.keys  # without this client itself: the thread must not keep it alive
         self._keeper = Renewer(lambda: RedisTransport(store.connect, keys))
         self._keeper.end_with(self)
+
+    @property
+    def keeper(self) -> Renewer:
+        """Renewer of the leases that are kept."""
+        return self._keeper
 
     def abandon(self, token: str) -> None:
         """Give a token's lease back in the background: its holder never learned of it.
@@ -89,6 +97,12 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
     def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
         """Prepare an acquire: checked and with its token, but nothing is sent yet."""
         return Acquisition(self._caller.request(agent, **ask), ask)
+
+    def _reminded(self, lease: T) -> T:
+        """Return a lease that was granted by itself, with a reminder to come."""
+        if self.reminds:
+            self._keeper.remind(lease)
+        return lease
 
     def _giving(self, lease: HeldLease | str, wait: Acquisition) -> None:
         """End a lease here, and have it given back with the first call of an acquire."""

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from agent_sdk import evidence
 from agent_sdk.clock import local_now
 from agent_sdk.errors import (
+    AgentCapExceeded,
     BrokerUnavailable,
     LeaseError,
     LeaseLost,
     NeverFits,
+    NoCapacity,
     OutcomeUnknown,
     StillWaiting,
     error_for,
+    in_time,
 )
 from agent_sdk.fork import identity
 from agent_sdk.protocol.lease import acquire, left_ms
@@ -238,9 +241,15 @@ class Acquisition:
         self.request = request
         self.until = local_now() + request.wait_ms / 1000
         self.giving: Giving | None = None
+        self._waits = request.wait_ms > 0
         self._keep_place = bool(ask.get("keep_place", False))
         self._named = ask.get("token") is not None
         self._process = identity()
+
+    @property
+    def token(self) -> str:
+        """Name of the lease: another one when it enqueues anew."""
+        return self.request.token
 
     def steps(self, keys: Keys) -> Generator[Any, Answer, Grant]:
         """Run the calls and the waits of the acquire; see `protocol.lease.acquire`."""
@@ -257,6 +266,10 @@ class Acquisition:
         except NeverFits as error:
             if error.code != "never_fits":
                 raise
+        except (NoCapacity, AgentCapExceeded) as error:
+            if not self._waits or local_now() < self.until:
+                raise
+            raise in_time(error) from None
         from agent_sdk.state.capacity import never_fits  # noqa: PLC0415 - rarely needed
 
         raise (yield from never_fits(keys, self.request))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import click
 from fastapi.routing import APIRoute
 
-from agent_sdk import GPUOrchestratorClient, Lease, LeaseClient, Store, testing
+from agent_sdk import GPUOrchestratorClient, Lease, LeaseClient, Store, shared, testing
 from agent_sdk.errors import CODES
 from agent_sdk.leases.lease import HeldLease
 from agent_sdk.request import LeaseOptions
@@ -107,7 +107,8 @@ def _first(operation: dict[str, Any]) -> str:
 
 
 INNER = {
-    "abandon", "accept", "attend", "claim", "end", "lose", "lose_if_over", "reap", "report",
+    "abandon", "accept", "attend", "claim", "end", "held", "keeper", "lose",
+    "lose_if_over", "reap", "report",
     "require_own", "scene", "scene_again", "wait_for",
 }  # fmt: skip
 """Methods that the package itself calls."""
@@ -122,6 +123,7 @@ def signatures() -> str:
     held = [(f"`{name}`", says) for name, says in _attributes(HeldLease)]
     pool = [_row(testing.running_broker), _row(testing.TestBroker.environment)]
     parts = [
+        ("agent_sdk", table(("Function", "Does"), _row(shared.lease))),
         ("LeaseClient", table(("Method", "Does"), *_methods(LeaseClient))),
         ("Options of acquire and lease", table(("Option", "Is"), *options)),
         ("Lease", table(("Method, property, attribute", "Does, is"), *_methods(Lease), *held)),

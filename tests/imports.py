@@ -34,7 +34,7 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk.orchestrator", "agent_sdk.pool_client"},
     {"agent_sdk.verbs"},
     {"agent_sdk.aio", "agent_sdk.client"},
-    {"agent_sdk", "agent_sdk.testing"},
+    {"agent_sdk", "agent_sdk.shared", "agent_sdk.testing"},
     {
         f"broker{x}"
         for x in (

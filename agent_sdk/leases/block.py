@@ -13,29 +13,34 @@ token is known before anything is sent, and two things beside `__exit__` give it
 from __future__ import annotations
 
 import weakref
-from contextlib import AsyncContextDecorator, ContextDecorator, suppress
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from agent_sdk.errors import LeaseError
 from agent_sdk.fork import identity
 from agent_sdk.lazy import LazyModule
-from agent_sdk.renewal.renewer import before_exit
+from agent_sdk.renewal.at_exit import before_exit
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
     from typing import Self
 
     from agent_sdk.aio import AsyncLeaseClient
     from agent_sdk.client import LeaseClient
-    from agent_sdk.leases.lease import AsyncLease, HeldLease, Lease
+    from agent_sdk.leases import decorated
+    from agent_sdk.leases.holder import AsyncLease, Lease
+    from agent_sdk.leases.lease import HeldLease
     from agent_sdk.renewal.renewer import Renewer
     from agent_sdk.request import Acquisition, LeaseOptions
 else:
     asyncio = LazyModule("asyncio")
+    decorated = LazyModule("agent_sdk.leases.decorated")
 
+P = ParamSpec("P")
+R = TypeVar("R")
 C = TypeVar("C")
 L = TypeVar("L", bound="HeldLease")
 
@@ -44,7 +49,13 @@ _watched: set[weakref.ref[Any]] = set()
 """References to the blocks that are not settled: each must outlive its referent."""
 
 
-class _Held(Generic[C, L]):
+class BlockToken(NamedTuple):
+    """Lease that was granted before its block: nothing but its name, lest it be kept alive."""
+
+    token: str
+
+
+class BlockHoldings(Generic[C, L]):
     """Holdings of a block until it is settled: a lease or a place in the queue, if any.
 
     Attributes:
@@ -59,37 +70,49 @@ class _Held(Generic[C, L]):
         self._process = identity()
         self._guard: weakref.ref[Any] | None = None
         self._own: weakref.ref[Any] | None = None
-        self.wait: Acquisition | None = None
+        self._entered = False
+        self.wait: Acquisition | BlockToken | None = None
         self.lease: L | None = None
 
     def guard(self, leave: Callable[..., Any]) -> Callable[..., Any]:
         """Return the object that a `with` statement keeps until it ends."""
         kept = partial(leave, self)
-        if self._own is None:  # the statement asks for it before it enters
+        if not self._entered:  # the statement asks for it before it enters
             self._guard = weakref.ref(kept, self._left)
         return kept
+
+    @property
+    def guarded(self) -> bool:
+        """True inside a `with` statement, which keeps these holdings until it ends."""
+        return self._guard is not None
 
     def unguard(self) -> None:
         """Ignore the statement's end: it waits for this block's own end."""
         self._guard = None
 
-    def enter(self, wait: Acquisition) -> None:
-        """Begin an acquire: from here on something may be left to give back."""
-        if self._own is not None:
+    def enter(self, wait: Acquisition | BlockToken) -> None:
+        """Begin the block: from here on something may be left to give back."""
+        if self._entered:
             raise RuntimeError("a block is entered once: make another with client.lease(...)")
         self._own = weakref.ref(self, partial(_gone, wait, self._keeper, self._process))
         _watched.add(self._own)
+        self._entered = True
         self.wait = wait
+
+    def hold(self, lease: L) -> None:
+        """Renew a lease from here on, until the block's end."""
+        self.lease = lease
+        self._keeper.add(lease)
 
     def settle(self) -> None:
         """Note that nothing is left to give back."""
         if self._own is not None:
             _watched.discard(self._own)
-        self.wait = self._guard = None
+        self.wait = self._guard = self.lease = self._own = None
 
-    def settle_if_decided(self, error: BaseException) -> None:
+    def settle_if_decided(self, wait: Acquisition, error: BaseException) -> None:
         """Settle if an acquire's error means that nothing is left; else have it given back."""
-        if isinstance(error, LeaseError) and self.wait and not self.wait.leaves_something(error):
+        if isinstance(error, LeaseError) and not wait.leaves_something(error):
             self.settle()
         else:
             self.release()
@@ -100,7 +123,7 @@ class _Held(Generic[C, L]):
             if self.lease is not None:
                 self.lease.end()
             with suppress(RuntimeError):  # no thread: it ends by its ttl
-                self._keeper.abandon(self.wait.request.token)
+                self._keeper.abandon(self.wait.token)
         self.settle()
 
     def _left(self, guard: weakref.ref[Any]) -> None:
@@ -109,36 +132,39 @@ class _Held(Generic[C, L]):
             self.settle()
 
 
-def _gone(wait: Acquisition, keeper: Renewer, process: str, own: weakref.ref[Any]) -> None:
+def _gone(
+    wait: Acquisition | BlockToken, keeper: Renewer, process: str, own: weakref.ref[Any]
+) -> None:
     """Give back what a block left; a forked child has nothing of its parent's to give."""
     _watched.discard(own)
     if process == identity():
-        keeper.drop(wait.request.token)
+        keeper.drop(wait.token)
 
 
-class _Leave:
+class Leave:
     """Descriptor of `__exit__` and `__aexit__`: a block gets its guard, a class the function."""
 
-    def __init__(self, leave: Callable[..., Any]) -> None:
-        self._leave = leave
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._leave = function
 
-    def __get__(self, block: _Block[Any, Any] | None, _: type) -> Callable[..., Any]:
+    def __get__(self, block: Any, _: type) -> Callable[..., Any]:
         if block is not None:
-            return block.held.guard(self._leave)
-        leave = self._leave
-        return lambda block, *error: leave(block.held, *error)  # an ExitStack asks the class
+            held: BlockHoldings[Any, Any] = block.held
+            return held.guard(self._leave)
+        function = self._leave
+        return lambda block, *error: function(block.held, *error)  # an ExitStack asks the class
 
 
 class _Block(Generic[C, L]):
     """Common part of both kinds of block."""
 
     def __init__(self, client: C, keeper: Renewer, agent: str, ask: LeaseOptions) -> None:
-        self.held: _Held[C, L] = _Held(client, keeper)
+        self.held: BlockHoldings[C, L] = BlockHoldings(client, keeper)
         self._keeper = keeper
         self._agent = agent
         self._ask = ask
 
-    def _recreate_cm(self) -> Self:
+    def again(self) -> Self:
         """Return a new block for each call of a decorated function."""
         return type(self)(self.held.client, self._keeper, self._agent, self._ask)
 
@@ -156,7 +182,7 @@ def _leave_all() -> None:
 before_exit(_leave_all)
 
 
-def _leave(held: _Held[LeaseClient, Lease], *_: object) -> None:
+def leave(held: BlockHoldings[LeaseClient, Lease], *_: object) -> None:
     """Give the lease back. The block's own error is never hidden by one of the release."""
     if held.lease is None or held.wait is None:
         return
@@ -170,22 +196,25 @@ def _leave(held: _Held[LeaseClient, Lease], *_: object) -> None:
         raise
 
 
-class Block(_Block["LeaseClient", "Lease"], ContextDecorator):
+class Block(_Block["LeaseClient", "Lease"]):
     """Block of `LeaseClient`; see `LeaseClient.lease`."""
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Run each call of a function under a lease of its own; see `decorated.function`."""
+        return decorated.function(self.again, function)
 
     def __enter__(self) -> Lease:
         """Acquire the lease, and renew it from here on."""
         held, wait = self.held, self.held.client.wait_for(self._agent, self._ask)
         held.enter(wait)
         try:
-            held.lease = held.client.attend(wait)
-            held.client.keep(held.lease)
-            return held.lease  # noqa: TRY300 - an interrupt at this step counts too
+            held.hold(lease := held.client.attend(wait))
+            return lease  # noqa: TRY300 - an interrupt at this step counts too
         except BaseException as error:
             if held.lease is None:
-                held.settle_if_decided(error)
+                held.settle_if_decided(wait, error)
             else:
-                _leave(held)
+                leave(held)
             raise
 
     if TYPE_CHECKING:
@@ -198,10 +227,10 @@ class Block(_Block["LeaseClient", "Lease"], ContextDecorator):
         ) -> None: ...
 
     else:
-        __exit__ = _Leave(_leave)
+        __exit__ = Leave(leave)
 
 
-async def _leave_async(held: _Held[AsyncLeaseClient, AsyncLease], kind: object) -> None:
+async def leave_async(held: BlockHoldings[AsyncLeaseClient, AsyncLease], kind: object) -> None:
     """Give the lease back in an event loop; a coroutine closed after its loop cannot wait."""
     if held.lease is None or held.wait is None:
         return
@@ -226,31 +255,34 @@ def _in_loop() -> bool:
     return True
 
 
-def _leaving(
-    held: _Held[AsyncLeaseClient, AsyncLease], kind: object, *_: object
+def leaving(
+    held: BlockHoldings[AsyncLeaseClient, AsyncLease], kind: object, *_: object
 ) -> Coroutine[Any, Any, None]:
     """Return the coroutine that leaves; the statement keeps it, and its references, from now on."""
-    leaving = _leave_async(held, kind)
+    coroutine = leave_async(held, kind)
     held.unguard()
-    return leaving
+    return coroutine
 
 
-class AsyncBlock(_Block["AsyncLeaseClient", "AsyncLease"], AsyncContextDecorator):
+class AsyncBlock(_Block["AsyncLeaseClient", "AsyncLease"]):
     """Block of `AsyncLeaseClient`; see `AsyncLeaseClient.lease`."""
+
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Run each call of a coroutine function under a lease of its own; see `decorated`."""
+        return decorated.coroutine_function(self.again, function)
 
     async def __aenter__(self) -> AsyncLease:
         """Acquire the lease, and renew it from here on."""
         held, wait = self.held, self.held.client.wait_for(self._agent, self._ask)
         held.enter(wait)
         try:
-            held.lease = await held.client.attend(wait)
-            held.client.keep(held.lease)
-            return held.lease  # noqa: TRY300 - an interrupt at this step counts too
+            held.hold(lease := await held.client.attend(wait))
+            return lease  # noqa: TRY300 - an interrupt at this step counts too
         except BaseException as error:
             if held.lease is None:
-                held.settle_if_decided(error)
+                held.settle_if_decided(wait, error)
             else:
-                await _leave_async(held, type(error))
+                await leave_async(held, type(error))
             raise
 
     if TYPE_CHECKING:
@@ -263,4 +295,4 @@ class AsyncBlock(_Block["AsyncLeaseClient", "AsyncLease"], AsyncContextDecorator
         ) -> None: ...
 
     else:
-        __aexit__ = _Leave(_leaving)
+        __aexit__ = Leave(leaving)

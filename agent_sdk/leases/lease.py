@@ -9,11 +9,11 @@ another process, it is a view: it can be looked at, and is neither renewed nor r
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import threading
-from contextlib import contextmanager, suppress
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,13 @@ from agent_sdk.engines.environment import environment, settings_of
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
 from agent_sdk.fork import identity, renew_in_child
 from agent_sdk.lazy import LazyModule
+from agent_sdk.leases.block import BlockHoldings, BlockToken
 from agent_sdk.renewal.callbacks import callbacks, run
 from agent_sdk.state.finding_kinds import NOTICES
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
-    from typing import Self
 
     from agent_sdk.engines.containers import Runtime
     from agent_sdk.engines.visible import Visible
@@ -75,7 +75,7 @@ class HeldLease:
     _lock = _Lock()
     """Lock of all leases; held no longer than it takes to set a field."""
 
-    def __init__(self, grant: Grant, *, local: bool = False) -> None:
+    def __init__(self, grant: Grant, *, local: bool = False, client: Any = None) -> None:
         self.token = grant.token
         self.agent = grant.agent
         self.fence = grant.fence
@@ -86,6 +86,9 @@ class HeldLease:
         self.jeopardy = False
         self.notices: tuple[str, ...] = ()
         self.local = local
+        self._client = client
+        self._held: weakref.ref[BlockHoldings[Any, Any]] | None = None
+        self._holdings: BlockHoldings[Any, Any] | None = None
         self._holder = identity()
         self._grant = grant
         self._trusted_until = grant.trusted_until
@@ -104,6 +107,38 @@ class HeldLease:
         """Raise BadRequest if another process holds it."""
         if self.is_view:
             raise error_for("bad_request", VIEW, token=self.token)
+
+    def _own_client(self) -> Any:
+        """Return the client that it was acquired with.
+
+        Raises:
+            BadRequest: it travelled here: another process holds it.
+            LeaseLost: it is over, and refers to no client any more.
+        """
+        if self._client is None:
+            if self._ended or self._lost_code:
+                raise error_for(self._lost_code or "released", token=self.token)
+            raise error_for("bad_request", VIEW, token=self.token)
+        return self._client
+
+    @property
+    def held(self) -> BlockHoldings[Any, Any]:
+        """Holdings of its block; see `block`."""
+        held = None if self._held is None else self._held()
+        if held is None:
+            client: Any = self._client
+            held = BlockHoldings(client, client and client.keeper)
+            self._held = weakref.ref(held)
+        return held
+
+    def _begin(self) -> BlockHoldings[Any, Any]:
+        """Begin its block; return its holdings. Without a `with` statement the lease keeps them."""
+        self._own_client()
+        held = self.held
+        if not held.guarded:
+            self._holdings = held
+        held.enter(BlockToken(self.token))
+        return held
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -242,7 +277,12 @@ class HeldLease:
     def end(self) -> None:
         """End the lease after its release: neither held nor lost."""
         self._ended = True
+        self._let_go()
         self._wake()
+
+    def _let_go(self) -> None:
+        """Refer to the client no more: a dropped one ends with the last lease that it keeps."""
+        self._client = None
 
     def lose(self, reason: str) -> None:
         """Mark it lost, and tell the waiters, once."""
@@ -251,6 +291,8 @@ class HeldLease:
                 return
             self._lost_code = reason
             to_tell, self._callbacks = self._callbacks, []
+        if reason != "unreachable":  # it may still be there, to be given back
+            self._let_go()
         self._wake()
         for callback in to_tell:
             self._tell("on_lost", callback)
@@ -287,6 +329,7 @@ class HeldLease:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state that travels: no callbacks, and a deadline for this machine alone."""
         unheard: dict[str, Any] = {"_watchers": [], "_callbacks": [], "_on_notice": []}
+        unheard |= dict.fromkeys(("_client", "_held", "_holdings"))
         return self.__dict__ | unheard | {"_boot": boot()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -301,83 +344,6 @@ class HeldLease:
         where = ", ".join(f"{d.host}:{d.index}" for d in self.devices) or "cpu"
         state = "lost" if self.lost else "ended" if self._ended else f"{self.trusted_s:.1f} s"
         return f"<{type(self).__name__} {self.token[:8]} {self.agent} {where} {state}>"
-
-
-class Lease(HeldLease):
-    """Lease of `LeaseClient`."""
-
-    def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in a thread of its own after each change of `notices`.
-
-        A call that waits for an earlier one to return stands for all changes meanwhile.
-        """
-        _refuse_coroutines(callback)
-        self._on_notice.append(lambda: callback(self))
-
-    def on_lost(self, callback: Callable[[Self], object]) -> None:
-        """Call back once after its loss, in a thread of its own; at once if it is lost already.
-
-        A lease that is not being renewed is not watched: look at `lost` there.
-        """
-        _refuse_coroutines(callback)
-        self._when_lost(lambda: callback(self))
-
-    def wait_lost(self, timeout_s: float) -> bool:
-        """Wait until it is lost or released, at most `timeout_s` seconds; return `lost`."""
-        told, until = threading.Event(), local_now() + timeout_s
-        with self._watching(told.set):
-            while not self.lost and not self._ended and (left := until - local_now()) > 0:
-                told.wait(min(left, max(self.trusted_s, 0.01)))
-        return self.lost
-
-
-class AsyncLease(HeldLease):
-    """Lease of `AsyncLeaseClient`."""
-
-    def _tell(self, name: str, callback: Callable[[], object]) -> None:
-        run(self, name, callback)  # it only wakes the loop
-
-    def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in this event loop after each change of `notices`."""
-        self._on_notice.append(self._in_loop(callback))
-
-    def on_lost(self, callback: Callable[[Self], object]) -> None:
-        """Call back once in this event loop after its loss; at once if it is lost already.
-
-        The coroutine of a coroutine function is run as a task.
-        """
-        self._when_lost(self._in_loop(callback))
-
-    def _in_loop(self, callback: Callable[[Self], object]) -> Callable[[], object]:
-        loop = asyncio.get_running_loop()
-        tasks: set[asyncio.Task[object]] = set()  # a loop keeps no task alive
-
-        def call() -> None:
-            made = callback(self)
-            if inspect.iscoroutine(made):
-                task = loop.create_task(made)
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-
-        return lambda: loop.call_soon_threadsafe(call)
-
-    async def wait_lost(self, timeout_s: float) -> bool:
-        """Wait until it is lost or released, at most `timeout_s` seconds; return `lost`."""
-        told, until = asyncio.Event(), local_now() + timeout_s
-        loop = asyncio.get_running_loop()
-        with self._watching(lambda: loop.call_soon_threadsafe(told.set)):
-            while not self.lost and not self._ended and (left := until - local_now()) > 0:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, max(self.trusted_s, 0.01))):
-                        await told.wait()
-        return self.lost
-
-
-def _refuse_coroutines(callback: Callable[..., object]) -> None:
-    if inspect.iscoroutinefunction(callback):
-        raise TypeError(
-            f"{callback!r} is a coroutine function: a blocking lease calls ordinary functions"
-        )
 
 
 def boot() -> str:

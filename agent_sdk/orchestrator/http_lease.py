@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from agent_sdk.leases.lease import Lease
-from agent_sdk.renewal.renewer import before_exit
+from agent_sdk.leases.holder import Lease
+from agent_sdk.renewal.at_exit import before_exit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,7 +25,10 @@ class HttpLease(Lease):
 
     def __init__(self, client: GPUOrchestratorClient, grant: Grant, *, local: bool = False) -> None:
         super().__init__(grant, local=local)
-        self._client = client
+        self._service = client
+
+    def _own_client(self) -> GPUOrchestratorClient:
+        return self._service
 
     def __enter__(self) -> Self:
         """Hold the lease until the end of the block, or of the process."""
@@ -41,13 +44,13 @@ class HttpLease(Lease):
         """Release it, however the block ended."""
         _entered.discard(self)
         if not self.released:
-            self._client.release(self)
+            self._service.release(self)
 
     def leave(self) -> None:
         """Give it back in the background; the end of the process waits for that."""
         if not (self.released or self.is_view or self.local):
             self.end()
-            self._client.abandon(self)
+            self._service.abandon(self)
 
 
 _entered: WeakSet[HttpLease] = WeakSet()

@@ -15,13 +15,14 @@ process may use its GPU by the environment alone.
 
 from __future__ import annotations
 
-import atexit
 import logging
+import math
 import random
 import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ from typing import TYPE_CHECKING
 from agent_sdk.clock import local_now
 from agent_sdk.errors import BrokerUnavailable, LeaseError, error_for
 from agent_sdk.fork import renew_in_child
+from agent_sdk.renewal.at_exit import CLOSE_S, owing
+from agent_sdk.renewal.reminders import Reminders
 from agent_sdk.threads import begin, daemon
 
 if TYPE_CHECKING:
@@ -55,9 +58,6 @@ LOOK_S = 3.0
 ABANDON_S = 900.0
 """Seconds for which a token that may have been granted is tried to be given back."""
 
-CLOSE_S = 5.0
-"""Most seconds that a close waits for the thread, which may be in the middle of a call."""
-
 BATCH = 256
 """Leases that are renewed at once."""
 
@@ -72,10 +72,6 @@ class _Kept:
 class _Abandoned:
     until: float
     next_at: float
-
-
-_owing: set[Renewer] = set()
-"""Clients with something to give back: a process that ends now has yet to announce its end."""
 
 
 class Renewer:
@@ -95,10 +91,12 @@ class Renewer:
         self._link = self._make_link()
         self._kept: dict[HeldLease, _Kept] = {}
         self._abandoned: dict[str, _Abandoned] = {}
+        self._reminders = Reminders()
         self._thread: threading.Thread | None = None
+        self._wakes_at = math.inf  # no later than that; infinite while it looks at what to do
         self._waits = True  # for more, when there is nothing to do
         self._last_try = False
-        _owing.discard(self)
+        owing.discard(self)
         self._memory: object = None
         self._look_at = 0.0  # with the first lease, to learn its granting pool
 
@@ -120,11 +118,18 @@ class Renewer:
         if lease.released:
             raise error_for("released", token=lease.token)
         self._kept[lease] = _Kept(lease, local_now() + _interval_s(lease))
+        self._reminders.forget(lease)
         try:
             self._start()
         except RuntimeError:
             self.discard(lease)
             raise
+
+    def remind(self, lease: HeldLease) -> None:
+        """Log a reminder before the lease's end unless it is renewed; without a thread log none."""
+        if self._reminders.add(lease) < self._wakes_at:
+            with suppress(RuntimeError):
+                self._start()
 
     def discard(self, lease: HeldLease) -> None:
         """Stop renewing a lease."""
@@ -147,7 +152,7 @@ class Renewer:
     def drop(self, token: str) -> None:
         """Do the same within a garbage collector's limits: start no thread."""
         now = local_now()
-        _owing.add(self)
+        owing.add(self)
         self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
         for lease in list(self._kept):
             if lease.token == token:
@@ -170,6 +175,7 @@ class Renewer:
     def stop(self) -> None:
         """Ask the thread for the same, and do not wait."""
         self._kept.clear()
+        self._reminders.clear()
         self._last_try = bool(self._abandoned)
         self._stop_waiting()
 
@@ -202,10 +208,13 @@ class Renewer:
             return False
         self._try_last()
         now = local_now()
+        self._wakes_at = math.inf
+        self._reminders.tell(now)
         first = self._first_at()
         if first is None and not self._waits:
             return self._goes_on()
         if first is None or first > now:
+            self._wakes_at = math.inf if first is None else first
             self._wait(None if first is None else first - now)
             return True
         due = [kept for kept in list(self._kept.values()) if _due_at(kept) <= now]
@@ -218,6 +227,7 @@ class Renewer:
     def _goes_on(self) -> bool:
         """End the thread, unless a caller that still saw it has just added work."""
         me, self._thread = self._thread, None
+        self._wakes_at = math.inf
         if self._first_at() is not None and self._thread is None:
             self._thread = me
         return self._thread is me
@@ -246,6 +256,8 @@ class Renewer:
         if times:
             times.append(self._look_at)
         times += [abandoned.next_at for abandoned in list(self._abandoned.values())]
+        if (reminder_at := self._reminders.first_at()) is not None:
+            times.append(reminder_at)
         return min(times, default=None)
 
     def _look(self) -> None:
@@ -301,7 +313,7 @@ class Renewer:
         """Forget a token: nothing of it is left to give back."""
         self._abandoned.pop(token, None)
         if not self._abandoned:
-            _owing.discard(self)
+            owing.discard(self)
 
     def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
         if isinstance(got, LeaseError):
@@ -323,28 +335,6 @@ class Renewer:
             abandoned.next_at = now + RETRY_S
             if abandoned.until < now:
                 self._settle(token)
-
-
-_before_exit: list[Callable[[], object]] = []
-
-
-def before_exit(abandon: Callable[[], object]) -> None:
-    """Register a call for the end of the process, to abandon the leases that it still holds."""
-    _before_exit.append(abandon)
-
-
-def _at_exit() -> None:
-    """Try once, together, to give abandoned leases back."""
-    for abandon in _before_exit:
-        abandon()
-    owing, until = list(_owing), local_now() + CLOSE_S
-    for keeper in owing:
-        keeper.stop()
-    for keeper in owing:
-        keeper.close(max(0.0, until - local_now()))
-
-
-atexit.register(_at_exit)
 
 
 def _due_at(kept: _Kept) -> float:

@@ -71,13 +71,15 @@ def connect(client_name: str, deadline_s: float) -> LeaseClient:
     """
     settings = read_settings()
     settings.check_state_dir()
-    return LeaseClient(
+    client = LeaseClient(
         QuickStore(settings.store_url),
         pool=settings.pool,
         client_name=client_name,
         hostname=settings.hostname,
         deadline_s=deadline_s,
     )
+    client.reminds = False  # its thread would be there before a command is forked
+    return client
 
 
 def way_out(error: LeaseError) -> str:

@@ -15,7 +15,7 @@ from agent_sdk.errors import (
     SafeMode,
     UnknownToken,
 )
-from agent_sdk.leases.lease import Lease
+from agent_sdk.leases.holder import Lease
 from agent_sdk.protocol.messages import new_token
 from agent_sdk.request import local_grant
 from agent_sdk.settings import read_settings

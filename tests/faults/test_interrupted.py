@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import agent_sdk
 from agent_sdk import AsyncLeaseClient, GPUOrchestratorClient, LeaseClient, Store
+from agent_sdk.shared import shared_client
 from tests.api.brokers import GRANTING, Broker
 from tests.faults.interrupts import Interrupt, Interrupted
 from tests.pools import device
@@ -105,6 +107,65 @@ def test_block_interrupted_twice_leaves_no_lease(client: LeaseClient) -> None:
         at_every_step(story, again + random.randrange(10))
     until(lambda: nothing_left(client))
     assert not client._keeper._kept
+
+
+def test_block_without_a_client_interrupted_at_every_step_leaves_no_lease(
+    client: LeaseClient, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`agent_sdk.lease`: the statement keeps the guard of the block inside."""
+    monkeypatch.setenv("REDIS_URL", server.url)
+    monkeypatch.setenv("GPU_BROKER_POOL", client.keys.pool_name)
+    monkeypatch.setenv("GPU_BROKER_HOSTNAME", "h1")
+
+    def story() -> None:
+        with agent_sdk.lease("me", memory_mb=1, ttl_s=0):
+            pass
+
+    story()
+    at_every_step(story)
+    until(lambda: nothing_left(client))
+    shared = shared_client()
+    assert not shared._keeper._kept
+    shared.close()
+
+
+def test_block_of_an_acquired_lease_interrupted_at_every_step(client: LeaseClient) -> None:
+    """The lease is its caller's before it is entered, and given back from then on."""
+
+    def interrupted(at: int) -> tuple[int, bool]:
+        lease = client.acquire("me", memory_mb=1, ttl_s=0)
+
+        def story() -> None:
+            with lease:
+                pass
+
+        with contextlib.suppress(Interrupted), Interrupt(at) as whole:
+            story()
+        entered = lease.released or not client.leases() or bool(client._keeper._abandoned)
+        if not entered:
+            assert lease not in client._keeper._kept
+            client.release(lease)
+        until(lambda: nothing_left(client))
+        return whole.steps, entered
+
+    steps, _ = interrupted(0)
+    entered = [interrupted(at)[1] for at in range(1, steps + 1, max(1, EVERY // 8))]
+    assert entered.count(True) > len(entered) / 2
+    assert not client._keeper._kept
+
+
+def test_acquire_and_its_block_interrupted_at_every_step_are_renewed_by_nobody(
+    client: LeaseClient,
+) -> None:
+    """Between the grant and the block it ends by its ttl, as any lease of `acquire`."""
+
+    def story() -> None:
+        with client.acquire("me", memory_mb=1, ttl_s=1):
+            pass
+
+    at_every_step(story)
+    assert not client._keeper._kept
+    until(lambda: client.reap() and nothing_left(client))
 
 
 def test_block_of_a_waiter_interrupted_at_every_step_leaves_no_place(client: LeaseClient) -> None:
@@ -290,6 +351,23 @@ async def _cancelled_at_every_await(
             await task
         if over and turns > 5:
             return
+
+
+async def test_acquired_async_lease_cancelled_at_every_await_leaves_no_lease(
+    server: Server, client: LeaseClient
+) -> None:
+    """Acquired, entered, held for a moment, left."""
+    async with AsyncLeaseClient(
+        Store(server.url), pool=client.keys.pool_name, hostname="h1"
+    ) as tasks:
+
+        async def block() -> None:
+            async with await tasks.acquire("me", memory_mb=1, ttl_s=0):
+                await asyncio.sleep(0)
+
+        await _cancelled_at_every_await(block, 2)
+        until(lambda: nothing_left(client))
+        assert not tasks._keeper._kept
 
 
 @pytest.mark.parametrize("again", [0, 1, 2, 5])

@@ -11,7 +11,7 @@ import pytest
 
 from agent_sdk import BadRequest
 from agent_sdk.keys import Keys
-from agent_sdk.leases.lease import Lease
+from agent_sdk.leases.holder import Lease
 from agent_sdk.protocol import lease as protocol
 from agent_sdk.protocol.messages import Answer, Call, Device, Grant
 from agent_sdk.protocol.replies import granted
