@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Refused,
         SafeMode,
         StillWaiting,
+        UnknownHook,
         UnknownToken,
     )
     from agent_sdk.leases.holder import AsyncLease, Lease
@@ -73,6 +74,7 @@ __all__ = [
     "SafeMode",
     "StillWaiting",
     "Store",
+    "UnknownHook",
     "UnknownToken",
     "lease",
 ]

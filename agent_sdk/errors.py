@@ -154,6 +154,10 @@ class Conflict(Refused):
     """Refusal of a token that names another request: a new lease needs a new token."""
 
 
+class UnknownHook(Refused):
+    """Refusal of an unknown webhook's name."""
+
+
 class UnknownToken(Refused):
     """Refusal of an unknown token."""
 
@@ -217,7 +221,7 @@ CODES: dict[str, Code] = {
     "device_unknown": Code(NeverFits, 404, False, "no device of that id is registered"),
     "model_unknown": Code(NeverFits, 409, False, "no registered device is of that model"),
     "draining": Code(NoCapacity, 409, True, "the host takes no new leases: it is being drained"),
-    "hook_unknown": Code(Refused, 404, False, "no webhook has that name"),
+    "hook_unknown": Code(UnknownHook, 404, False, "no webhook has that name"),
     "in_use": Code(
         InUse, 409, True, "a lease is on it, or its memory is not free yet: revoke it, then repeat"
     ),

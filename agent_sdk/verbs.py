@@ -309,6 +309,11 @@ class Verbs(PoolClient[R]):
         return queue.waiting_since(self.keys)
 
     @Verb
+    def hook_names(self) -> Steps[list[str]]:
+        """Return which webhooks the pool has, by name."""
+        return lists.hooks(self.keys)
+
+    @Verb
     def host_list(self) -> Steps[list[str]]:
         """Return which hosts the pool knows, by name."""
         return lists.hosts(self.keys)

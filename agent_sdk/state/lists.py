@@ -84,6 +84,12 @@ def in_states(
     return found
 
 
+def hooks(keys: Keys) -> Generator[Read, Answer, list[str]]:
+    """Read which webhooks there are, by name."""
+    answer = yield Read((("SMEMBERS", keys.hooks),))
+    return sorted(answer.raw[0])
+
+
 def hosts(keys: Keys) -> Generator[Read, Answer, list[str]]:
     """Read which hosts the pool knows, by name."""
     answer = yield from read_known(keys, ("SMEMBERS", keys.hosts))

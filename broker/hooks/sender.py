@@ -71,6 +71,7 @@ class HookSender:
         count: Count,
         leads: Callable[[], bool],
     ) -> None:
+        self._client = client
         self._redis: Any = replace(client.store, timeout_s=ANSWER_S).connect_async()
         self._addresses = addresses
         self._leads = leads
@@ -106,11 +107,12 @@ class HookSender:
             await self._redis.aclose()
 
     async def _tick(self) -> None:
-        seen = await self.registry.seen()
-        if not seen.hooks or not self._leads():
+        # A pool without hooks costs no connection
+        if not await self._client.hook_names() or not self._leads():
             await self._stop()
             await self._tenure.give_up()
             return
+        seen = await self.registry.seen()
         missing = [each for each in PACKAGES if importlib.util.find_spec(each) is None]
         if missing:
             self._say(f"there are hooks, and this broker cannot deliver: {INSTALL}")

@@ -23,8 +23,8 @@ BY_THE_CLIENT = {
 }  # fmt: skip
 """Codes that no script says: the SDK makes them of tags, or of what went wrong on the way."""
 
-AT_THE_DOOR = {"unauthorized", "forbidden", "busy"}
-"""Codes of the HTTP door alone."""
+AT_THE_DOOR = {"unauthorized", "forbidden", "busy", "hook_unknown"}
+"""Codes that only the broker says."""
 
 BY_THE_QUEUE = {"cancelled", "timed_out", "waiting"}
 """Codes of how a wait stands and ends."""
