@@ -44,6 +44,7 @@ FLOORS: tuple[set[str], ...] = (
             ".identity",
             ".mcp_terms",
             ".path_prefix",
+            ".skills",
             ".tasks",
         )
     },

@@ -44,6 +44,8 @@ COMMANDS = {
     "policy": "Show or change the rules for leases.",
     "functions": "Load the verbs onto the server, for redis-cli alone.",
     "doctor": "Check settings, store and devices.",
+    "guard": "Tell whether a command may run: it touches no GPU, or there is a lease.",
+    "skill": "Teach a coding agent to lease: a SKILL.md.",
     "completion": "Print a shell's completion script.",
 }
 """Help of each command; `broker.cli.commands.<name>` has a click command of that name.
@@ -53,7 +55,7 @@ A `-` of the name is a `_` there.
 
 FOLDERS = {
     "by_hand": {"acquire", "adopt", "hold", "extend", "release", "wait"},
-    "for_agents": {"mcp"},
+    "for_agents": {"guard", "mcp", "skill"},
     "for_operators": {"hooks"},
 }
 """Commands in folders of their own below `commands`."""

@@ -139,6 +139,8 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "policy": [("policy", "get"), ("policy", "get", "-o", "json")],
     "functions": [("functions", "list")],
     "doctor": [("doctor",), ("doctor", "-o", "json")],
+    "guard": [("guard", "--always", "--offline")],
+    "skill": [("skill", "show")],
     "completion": [],
 }  # fmt: skip
 """Every command, and how it is called."""

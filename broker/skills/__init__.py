@@ -1,0 +1,1 @@
+"""Pages that teach coding agents, in the form of agentskills.io."""
