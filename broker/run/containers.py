@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 ANSWER_S: Final = 10.0
 """Most seconds that an engine's program may take to answer."""
 
-ALIVE: Final = ("created", "running", "paused")
-"""States of a container that has not ended; a created one may start at any time."""
+ENDED: Final = {"exited", "stopped", "removing", "dead"}
+"""States of a container without a process. podman's filters do not know "stopping", in which the
+process still lives.
+"""
 
 OPTIONS: Final = {
     "docker": ("run", "--rm", "--init"),
@@ -58,11 +60,13 @@ class Containers:
     def __init__(self, engine: str, token: str) -> None:
         self.engine = engine
         self.silent = ""
-        self._ours = ("--all", "--quiet", "--filter", f"label={LABEL}={container_label(token)}")
+        self._ours = ("--all", "--filter", f"label={LABEL}={container_label(token)}")
 
     def alive(self) -> list[str]:
         """Return the ids of those that have not ended; none where the engine does not answer."""
-        return self._ask("ps", *self._ours, *(f"--filter=status={word}" for word in ALIVE))
+        lines = self._ask("ps", *self._ours, "--format", "{{.ID}} {{.State}}")
+        states = [line.partition(" ") for line in lines]
+        return [each for each, _, state in states if state.lower() not in ENDED]
 
     def stop(self, grace_s: float) -> bool:
         """Have the engine end them by their stop signal, then SIGKILL; return True if any lives."""
@@ -77,7 +81,7 @@ class Containers:
 
     def remove(self) -> bool:
         """Kill them and remove them, also those not started yet; return True if there was one."""
-        if ids := self._ask("ps", *self._ours):
+        if ids := self._ask("ps", "--quiet", *self._ours):
             self._ask("kill", *ids)  # podman's rm alone sends SIGTERM first, and waits for 10 s
             self._ask("rm", "--force", *ids)
         return bool(ids)
@@ -93,7 +97,7 @@ class Containers:
             return []
         said = done.stderr.strip().rpartition("\n")[2]
         self.silent = (said or f"exit code {done.returncode}") if done.returncode else ""
-        return done.stdout.split()
+        return done.stdout.splitlines()
 
 
 class ContainerClient(Child):
