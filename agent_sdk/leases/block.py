@@ -78,7 +78,7 @@ class BlockHoldings(Generic[C, L]):
         """Return the object that a `with` statement keeps until it ends."""
         kept = partial(leave, self)
         if not self._entered:  # the statement asks for it before it enters
-            self._guard = weakref.ref(kept, self._left)
+            self._guard = weakref.ref(kept, partial(_left, weakref.ref(self)))
         return kept
 
     @property
@@ -126,10 +126,29 @@ class BlockHoldings(Generic[C, L]):
                 self._keeper.abandon(self.wait.token)
         self.settle()
 
-    def _left(self, guard: weakref.ref[Any]) -> None:
+    def left(self, guard: weakref.ref[Any]) -> None:
+        """Give back what is left when the statement is over."""
         if guard is self._guard and self.wait is not None and self._own is not None:
             _gone(self.wait, self._keeper, self._process, self._own)
             self.settle()
+
+
+def _left(at: weakref.ref[BlockHoldings[Any, Any]], guard: weakref.ref[Any]) -> None:
+    """Call back at a statement's end.
+
+    A second interrupt that strikes here is dropped by Python, and what keeps its traceback keeps
+    this frame: so it is done once more, and the frame has no reference of its own.
+    """
+    try:
+        _tell_left(at(), guard)
+    except BaseException:
+        _tell_left(at(), guard)
+        raise
+
+
+def _tell_left(held: BlockHoldings[Any, Any] | None, guard: weakref.ref[Any]) -> None:
+    if held is not None:
+        held.left(guard)
 
 
 def _gone(

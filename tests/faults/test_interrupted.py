@@ -129,8 +129,14 @@ def test_block_without_a_client_interrupted_at_every_step_leaves_no_lease(
     shared.close()
 
 
-def test_block_of_an_acquired_lease_interrupted_at_every_step(client: LeaseClient) -> None:
-    """The lease is its caller's before it is entered, and given back from then on."""
+@pytest.mark.parametrize("again", [0, 3, 17])
+def test_block_of_an_acquired_lease_interrupted_at_every_step(
+    client: LeaseClient, again: int
+) -> None:
+    """The lease is its caller's before it is entered, and given back from then on.
+
+    `again`: a second interrupt comes so many bytecodes later, while it is cleaned up.
+    """
 
     def interrupted(at: int) -> tuple[int, bool]:
         lease = client.acquire("me", memory_mb=1, ttl_s=0)
@@ -139,7 +145,7 @@ def test_block_of_an_acquired_lease_interrupted_at_every_step(client: LeaseClien
             with lease:
                 pass
 
-        with contextlib.suppress(Interrupted), Interrupt(at) as whole:
+        with contextlib.suppress(Interrupted), Interrupt(at, again) as whole:
             story()
         entered = lease.released or not client.leases() or bool(client._keeper._abandoned)
         if not entered:
