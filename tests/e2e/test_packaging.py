@@ -83,7 +83,12 @@ def test_wheel_has_the_scripts_the_types_and_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     lua = {str(p.relative_to(ROOT / "lua")) for p in (ROOT / "lua").rglob("*.lua")}
     assert {f"agent_sdk/lua/{name}" for name in lua} <= names
-    assert {"agent_sdk/py.typed", "broker/py.typed", "pytest_gpu_broker.py"} <= names
+    assert {
+        "agent_sdk/py.typed",
+        "broker/py.typed",
+        "pytest_gpu_broker.py",
+        "gpu_lease_broker.py",
+    } <= names
     assert not [n for n in names if n.startswith(("tests", "scripts", "lua/"))]
 
 
