@@ -22,6 +22,6 @@ LONGER = (
     "redis/test_cluster", "redis/test_rotation", "redis/test_sentinel",
     "redis/test_which_server", "scripts/", "unit/test_cli_adopt",
     "unit/test_cli_agents", "unit/test_cli_run_containers", "unit/test_cli_run_terminal",
-    "unit/test_nvml_reload", "unit/test_pytest_plugin",
+    "unit/test_notebook", "unit/test_nvml_reload", "unit/test_pytest_plugin",
 )  # fmt: skip
 """Files, or folders, that only run then."""

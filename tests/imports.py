@@ -35,6 +35,7 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk.verbs"},
     {"agent_sdk.aio", "agent_sdk.client"},
     {"agent_sdk", "agent_sdk.shared", "agent_sdk.testing"},
+    {"agent_sdk.notebook"},
     {
         f"broker{x}"
         for x in (

@@ -157,7 +157,7 @@ def test_image_context_has_what_a_wheel_needs(tmp_path: Path) -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()
                if line.startswith("!")]  # fmt: skip
     for name in allowed:
-        (context / name).parent.mkdir(exist_ok=True)
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, context / name)
         else:

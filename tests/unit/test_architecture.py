@@ -14,7 +14,7 @@ from tests.imports import FLOORS, circle, modules, needs, room_needs
 ROOT = Path(__file__).parents[2]
 
 LAYERS = {
-    "agent_sdk": {"agent_sdk", "hiredis", "redis"},
+    "agent_sdk": {"IPython", "agent_sdk", "hiredis", "redis"},
     "broker": {"agent_sdk", "anyio", "broker", "mcp", "mcp_types",
                "redis", "click", "fastapi", "starlette", "uvicorn",
                "httptools",
@@ -42,12 +42,15 @@ OWNERS = {
     "standardwebhooks": {"broker/hooks/web.py"},
     "hiredis": {"agent_sdk/store/quick.py"},
     "pytest": {"agent_sdk/testing.py"},
+    "IPython": {"agent_sdk/notebook/__init__.py", "agent_sdk/notebook/magic.py"},
 }
 """The only modules that may import these, at any time."""
 
-ENVIRONMENT = {"agent_sdk/settings.py", "agent_sdk/testing.py"}
+ENVIRONMENT = {
+    "agent_sdk/settings.py", "agent_sdk/testing.py", "agent_sdk/notebook/magic.py",
+}  # fmt: skip
 """The only modules that may touch os.environ by name; pydantic-settings reads the broker's. The
-second writes it, for the code under test."""
+second and the third write it, for the code under test and for a cell."""
 
 MOST_MODULES = 20
 """Modules of one folder, without its `__init__`."""
