@@ -63,7 +63,7 @@ function broker.settle_unleased(d, said, sampled_ms, was, fields)
   if sampled_ms >= was.newest_ms then
     local gone
     if cools then
-      gone = cools.stays_mb == 0 and (cools.unsure_mb == 0 or reported_unleased_mb <= d.unleased_mb)
+      gone = cools.stays_mb == 0 and (cools.unsure_mb == 0 or most <= d.unleased_mb)
     else
       gone = used_mb <= d.leased_mb + d.unleased_mb
     end

@@ -165,7 +165,8 @@ def test_image_context_has_what_a_wheel_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=context, check=True, capture_output=True)
     assert list(tmp_path.glob("*.whl"))
-    assert not {"tests", "deploy", ".git", ".venv"} & {path.name for path in context.iterdir()}
+    assert not {"tests", ".git", ".venv"} & {path.name for path in context.iterdir()}
+    assert [path.name for path in (context / "deploy").rglob("*.*")] == ["README.md"]
 
 
 def test_scripts_of_the_wheel_are_those_of_the_checkout(base: dict[str, str]) -> None:

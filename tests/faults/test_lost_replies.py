@@ -122,8 +122,8 @@ def know_the_server(client: LeaseClient) -> None:
 
 def check_trust(lease: Lease, client: LeaseClient) -> None:
     """S7: the holder believes no longer than the broker does."""
+    now_ms = client.pool().now_ms  # before: the trust runs down while it is asked
     trusted_s = lease.trusted_s
-    now_ms = client.pool().now_ms
     found = client.lookup(lease.token)
     assert found is not None
     assert not isinstance(found, str)

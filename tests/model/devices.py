@@ -149,7 +149,7 @@ class Devices(Queue):
                 gone = used <= leased_mb + d.unleased_mb
             else:
                 unsure_mb = number.get("cooling_unattributed_mb", 0)
-                sure = unsure_mb <= lost_mb or unleased <= d.unleased_mb
+                sure = unsure_mb <= lost_mb or most <= d.unleased_mb
                 gone = stays_mb == 0 and sure
                 listed_mb = sum(x[1] for x in of_each.values())
                 d.cooling_used = {token: x[1] for token, x in of_each.items()}

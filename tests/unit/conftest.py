@@ -43,8 +43,7 @@ def machine(libraries: dict[str, Path], tmp_path: Path) -> Iterator[Callable[...
     def start(*words: str, driver: str = "driver", **settings: object) -> Machine:
         folder = tmp_path / str(len(started))
         folder.mkdir()
-        patient = {} if "pcie" in settings else {"deadline_s": 5.0}
-        started.append(Machine(folder, libraries[driver], patient | settings))
+        started.append(Machine(folder, libraries[driver], settings))
         started[-1].say(*words)
         return started[-1]
 
