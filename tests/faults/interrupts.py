@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import shutil
 import signal
 import subprocess
@@ -57,8 +58,22 @@ class Interrupt:
         signal.signal(signal.SIGUSR1, self._before)
 
 
-def _handle(_: int, __: FrameType | None) -> None:
-    raise Interrupted
+def _handle(_: int, frame: FrameType | None) -> None:
+    if not logs(frame):
+        raise Interrupted
+
+
+def logs(frame: FrameType | None) -> bool:
+    """Tell whether Python's logging runs, which has one lock for the whole process.
+
+    An error that is raised as it is taken leaves it locked for ever, for whatever else logs.
+    redis-py asks for a logger at each connect.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == logging.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @functools.cache

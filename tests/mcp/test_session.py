@@ -46,7 +46,7 @@ async def test_place_is_kept_between_the_calls(gpus: TestBroker, mode: str) -> N
     """The server takes the offer while the agent thinks; the ticket then has the lease."""
     held = [gpus.client.acquire("other", memory_mb=1000) for _ in range(2)]
     async with in_process(gpus, mode=mode) as client:
-        first = await said(client, "gpu_acquire", memory_mb=900, wait_s=0.1)
+        first = await said(client, "gpu_acquire", memory_mb=900, wait_s=1)
         assert (first["state"], first["place"]) == ("waiting", 0)
         second = await said(client, "gpu_acquire", ticket=first["ticket"], wait_s=0)
         assert (second["state"], second["ticket"]) == ("waiting", first["ticket"])
