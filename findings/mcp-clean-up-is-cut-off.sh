@@ -2,7 +2,7 @@
 # The clean-up of an MCP server over stdio, the part of its lifespan after the yield, ends at its first await if the client
 # dies during a call: the answer meets a broken pipe, and that cancels the scope in which the clean-up runs. After a clean
 # end of stdin, or a death between two calls, all of it runs. So a server that gives back four things at its end gives back
-# none of them, in the one case in which nobody else can.
+# none of them, in the one case in which no other program can.
 # Seen with mcp 2.3.0: with no call in flight the clean-up reaches its end, with one it does not.
 set -eu
 work=$(mktemp -d)

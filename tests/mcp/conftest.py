@@ -23,7 +23,7 @@ def started() -> Iterator[TestBroker]:
 
 @pytest.fixture
 def gpus(started: TestBroker) -> Iterator[TestBroker]:
-    """A pool of two GPUs; afterwards nothing is held and nobody waits."""
+    """A pool of two GPUs; afterwards nothing is held, and no request waits."""
     yield started
 
     def nothing_left() -> bool:
