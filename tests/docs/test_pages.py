@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from agent_sdk.errors import CODES
+from agent_sdk.protocol.messages import SCHEMA
 from broker.cli import COMMANDS
 
 if TYPE_CHECKING:
@@ -118,6 +119,12 @@ def test_reference_names_every_command_and_error() -> None:
     )
     assert headings == list(COMMANDS)
     assert CODES.keys() <= cells("errors.md")
+
+
+def test_upgrading_names_the_schema_of_this_version() -> None:
+    """Which an operator compares with what the pool says."""
+    page = (DOCS / "how-to" / "upgrading.md").read_text()
+    assert f"`schema` (now {SCHEMA})" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
