@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
+from redis.maint_notifications import MaintNotificationsConfig
 
 from agent_sdk.fork import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from weakref import ref
+
+
+NO_NOTICES = MaintNotificationsConfig(enabled=False)
+"""Redis Enterprise's notices of maintenance: asking for them costs a round trip of each connection.
+
+Another server refuses, which redis-py logs: its logging's lock would be taken in the keeper's
+thread as in the caller's.
+"""
 
 
 class _InUse:
@@ -57,7 +66,7 @@ class Pool(redis.ConnectionPool):
     _in_use_connections: Any
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(maint_notifications_config=NO_NOTICES, **options)
         renew_in_child(self)
 
     def reset(self) -> None:
@@ -114,6 +123,9 @@ class Pool(redis.ConnectionPool):
 
 class AsyncPool(redis.asyncio.ConnectionPool):
     """Pool of asyncio that closes connections which come back in the middle of an exchange."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(maint_notifications_config=NO_NOTICES, **options)
 
     async def release(self, connection: Any) -> None:
         """Take a connection back; see `Pool`."""

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from agent_sdk import LeaseClient, LeaseError, Store
+from agent_sdk import AsyncLeaseClient, LeaseClient, LeaseError, Store
 from tests.faults.proxy import Proxy
 from tests.reports import register
 from tests.servers import free_port, running
@@ -221,3 +221,13 @@ def test_acquire_whose_reply_is_lost_before_the_store_is_full_leaves_no_lease(
         while agent.leases() and time.monotonic() < until:
             time.sleep(0.05)
         assert (told.code, agent.leases()) == ("outcome_unknown", ())
+
+
+async def test_new_connection_logs_nothing(own: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Of threads and of tasks: redis-py logs what it asked for and a server refused."""
+    with caplog.at_level("DEBUG"):
+        with client_of(own.url) as client:
+            client.redis.ping()
+        async with AsyncLeaseClient(Store(own.url), hostname="h1") as other:
+            await other.redis.ping()
+    assert [record.name for record in caplog.records if record.name.startswith("redis")] == []
