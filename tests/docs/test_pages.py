@@ -122,7 +122,7 @@ def test_reference_names_every_command_and_error() -> None:
 
 
 def test_upgrading_names_the_schema_of_this_version() -> None:
-    """Which an operator compares with what the pool says."""
+    """An operator compares it with what the pool says."""
     page = (DOCS / "how-to" / "upgrading.md").read_text()
     assert f"`schema` (now {SCHEMA})" in page
 
