@@ -53,7 +53,7 @@ def test_page_answers_twenty_questions_and_more() -> None:
 
 
 def has_line(said: str, wanted: str) -> bool:
-    """Whether a whole line is as `wanted`, or begins so where that ends in an ellipsis.
+    """Find a whole line that is as `wanted`, or begins so where that ends in an ellipsis.
 
     A part of a line proves nothing: a time of day has every figure in it.
     """

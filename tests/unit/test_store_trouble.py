@@ -224,7 +224,7 @@ def test_acquire_whose_reply_is_lost_before_the_store_is_full_leaves_no_lease(
 
 
 async def test_new_connection_logs_nothing(own: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Of threads and of tasks: redis-py logs what it asked for and a server refused."""
+    """Check connections of threads and of tasks: redis-py logs what a server refused."""
     with caplog.at_level("DEBUG"):
         with client_of(own.url) as client:
             client.redis.ping()
