@@ -11,7 +11,7 @@ LONGER = (
     "agents/", "api/test_document", "api/test_events_slow", "api/test_original_mistakes",
     "api/test_slow_clients", "attribution/test_real_host", "browser/", "clients/",
     "deploy/test_image", "deploy/test_scripts",
-    "deploy/test_units", "docs/test_tutorials", "e2e/", "faults/test_attacks",
+    "deploy/test_units", "docs/test_recipes", "docs/test_tutorials", "e2e/", "faults/test_attacks",
     "faults/test_crowds", "faults/test_device_faults", "faults/test_driver_untouched",
     "faults/test_embedded_shared", "faults/test_lost_replies", "faults/test_redis_away",
     "faults/test_serve_refused", "faults/test_store_killed", "faults/test_twins",
