@@ -115,7 +115,7 @@ def started(step: str, here: Path, own: Server, path: str = "") -> Iterator[subp
 
 
 def shell(step: str, here: Path, own: Server, path: str = "") -> str:
-    """What a block of shell prints; it must end with 0."""
+    """Return the output of a block of shell, which must end with 0."""
     with started(step, here, own, path) as process:
         printed, said = process.communicate(timeout=90)
     assert process.returncode == 0, (step, printed, said)
@@ -183,7 +183,7 @@ def test_ranks_of_a_launcher_share_one_lease(readers: LeaseClient, own: Server, 
 
 @pytest.mark.parametrize("how", ["lost", "failed"])
 def test_ranks_end_together(readers: LeaseClient, own: Server, here: Path, how: str) -> None:
-    """When their lease is lost, and when one of them fails."""
+    """By the loss of their lease, and by the failure of one of them."""
     fails = "if os.environ['RANK'] == '0': sys.exit(3)\n" if how == "failed" else ""
     (here / "ranks.py").write_text(
         f"import os, sys, time\nprint(os.getpid(), flush=True)\n{fails}time.sleep(100)\n"

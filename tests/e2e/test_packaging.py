@@ -16,6 +16,7 @@ import pytest
 
 from agent_sdk.scripts.source import scripts
 from agent_sdk.testing import running_broker
+from broker.cli import COMMANDS
 from tests.api.brokers import environment
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,22 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
         if (here / name).exists():
             (site / name).symlink_to(here / name)
     return environment(PYTHONPATH=str(site))
+
+
+def tracked(*folders: str) -> set[str]:
+    """Files of the checkout that git knows."""
+    listed = subprocess.check_output(["git", "ls-files", *folders], cwd=ROOT, text=True)
+    return set(listed.splitlines())
+
+
+def test_packages_are_in_the_wheel_whole(wheel: Path) -> None:
+    """Byte by byte: modules, and what commands read beside them, such as the skill's page."""
+    files = tracked("agent_sdk", "broker")
+    assert "broker/skills/gpu-lease/SKILL.md" in files
+    with zipfile.ZipFile(wheel) as archive:
+        assert files <= set(archive.namelist())
+        for name in files:
+            assert archive.read(name) == (ROOT / name).read_bytes(), name
 
 
 def test_page_is_in_the_wheel_whole(wheel: Path) -> None:
@@ -146,8 +163,7 @@ def test_sdist_is_the_checkout(tmp_path: Path) -> None:
     (built,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(built) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
-    assert set(filter(None, tracked)) <= names
+    assert tracked() <= names
 
 
 def test_image_context_has_what_a_wheel_needs(tmp_path: Path) -> None:
@@ -187,6 +203,22 @@ def test_base_install_operates_a_pool(base: dict[str, str]) -> None:
         ):  # fmt: skip
             answer = gpu_broker(base, *args, **at)
             assert answer.returncode == 0, (args, answer.stdout, answer.stderr)
+
+
+def test_base_install_has_help_for_every_command(base: dict[str, str]) -> None:
+    """Also those that need an extra, so that a reader learns what the extra would give."""
+    for command in COMMANDS:
+        answer = gpu_broker(base, command, "--help")
+        assert answer.returncode == 0, (command, answer.stdout, answer.stderr)
+        assert answer.stdout.splitlines()[0].split()[2] == command, answer.stdout
+
+
+def test_base_install_installs_the_skill(base: dict[str, str], tmp_path: Path) -> None:
+    """The page of the checkout, from the wheel."""
+    answer = gpu_broker(base, "skill", "install", str(tmp_path))
+    assert answer.returncode == 0, answer.stderr
+    page = (ROOT / "broker" / "skills" / "gpu-lease" / "SKILL.md").read_text()
+    assert (tmp_path / "gpu-lease" / "SKILL.md").read_text() == page
 
 
 @pytest.mark.parametrize(
