@@ -21,6 +21,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS := $(VENV)/.runs
 
+# Bytecode is kept, also where the shell forbids it (PYTHONDONTWRITEBYTECODE, as images set it): a
+# run starts thousands of interpreters, and each would compile what it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs docs-reference docs-assets wheels lock clean
 
 run: $(RUNS)

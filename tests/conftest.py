@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+from contextlib import suppress
 from functools import wraps
+from importlib import import_module
 from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING
 
@@ -49,6 +52,34 @@ def _sparing_us(send: Callable[[int, int], None]) -> Callable[[int, int], None]:
 
 
 os.kill, os.killpg = _sparing_us(os.kill), _sparing_us(os.killpg)
+
+
+gc.disable()
+"""Until all tests are collected: what that makes is not garbage."""
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Import this worker's share of the files first.
+
+    pytest rewrites the assertions of a changed file, and keeps the result for the next process
+    that imports it. In the order of the collection each worker would rewrite every file.
+    """
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None:
+        return
+    root = session.config.rootpath
+    asked = (root / arg.partition("::")[0] for arg in session.config.args)
+    files = sorted({path for arg in asked for path in arg.rglob("test_*.py")})
+    for path in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        with suppress(Exception, pytest.skip.Exception):  # the collection tells it
+            import_module(".".join(path.relative_to(root).with_suffix("").parts))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
