@@ -55,7 +55,7 @@ os.kill, os.killpg = _sparing_us(os.kill), _sparing_us(os.killpg)
 
 
 gc.disable()
-"""Until all tests are collected: what that makes is not garbage."""
+"""No search for garbage until all tests are collected: what that makes stays."""
 
 
 def pytest_collection(session: pytest.Session) -> None:
