@@ -112,6 +112,10 @@ class Keys:
         """String with native TTL: the one process that delivers to webhooks."""
         return f"{self.base}:hooks_sender"
 
+    def mcp(self, owner: str) -> str:
+        """Return the sorted set: what a key has over MCP -> when it was named last, in ms."""
+        return f"{self.base}:mcp:{owner}"
+
     @property
     def fits(self) -> str:
         """Sorted set: every registered device -> its capacity in MiB."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from redis.exceptions import (
@@ -29,6 +30,8 @@ from agent_sdk.scripts.source import POLL
 from agent_sdk.store.connect_errors import hopeless, never_sent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent_sdk.protocol.messages import Read
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
@@ -142,6 +145,20 @@ def poll_of(ask: Call | Exchange | Read, error: RedisError) -> Call | None:
     if isinstance(error, OutOfMemoryError) and isinstance(call, Call) and call.verb == "acquire":
         return call._replace(verb=POLL)
     return None
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Turn redis-py's errors into the SDK's.
+
+    Raises:
+        LeaseError: the store denies a command, or cannot serve now.
+    """
+    try:
+        yield
+    except RedisError as error:
+        RetryPolicy(0).pause_after(error)  # raises: no time is left for another try
+        raise
 
 
 def _denied(error: RedisError) -> bool:

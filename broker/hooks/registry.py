@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,13 +11,11 @@ from redis.exceptions import RedisError, ResponseError
 from agent_sdk.errors import error_for
 from agent_sdk.state.events import START, order
 from agent_sdk.state.readings import check_schema
-from agent_sdk.store.retry import RetryPolicy
+from agent_sdk.store.retry import in_words
 from broker.hooks.hook import MOST, Hook, hook_of
 from broker.text.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from agent_sdk.keys import Keys
 
 NO_STREAM = "no such key"
@@ -192,17 +189,3 @@ def end_of(info: Any) -> StreamEnd:
         info["last-generated-id"], info["entries-added"], info["length"],
         oldest[0] if oldest else START,
     )  # fmt: skip
-
-
-@contextmanager
-def in_words() -> Iterator[None]:
-    """Turn redis-py's errors into the SDK's.
-
-    Raises:
-        LeaseError: the store denies a command, or cannot serve now.
-    """
-    try:
-        yield
-    except RedisError as error:
-        RetryPolicy(0).pause_after(error)  # raises: no time is left for another try
-        raise

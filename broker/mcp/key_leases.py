@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import CODES, error_for
 from agent_sdk.protocol.messages import ANY
+from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.snapshot import LeaseStatus
+from agent_sdk.store.retry import in_words
 from broker.api_keys import owner_of, owns
 from broker.logs import note
+from broker.mcp.key_index import KeyIndex
 from broker.mcp.leases import QUEUE_S, Leases, loss_of, notices_of, possible
 from broker.mcp.models import Held
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from agent_sdk import AsyncLease
     from agent_sdk.aio import AsyncLeaseClient
     from agent_sdk.request import LeaseOptions
-    from agent_sdk.state.queue import WaiterStatus
     from broker.api_keys import Principal
     from broker.mcp.models import Notice
     from broker.mcp.waits import PendingLease
@@ -43,6 +45,7 @@ class KeyLeases(Leases):
         super().__init__(terms)
         self._broker = broker
         self.ttl_s = terms.idle_release_s
+        self._index = KeyIndex(broker.client)
         self._watched: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
 
     @property
@@ -72,17 +75,24 @@ class KeyLeases(Leases):
         if self._broker.settings.safe_mode:
             raise error_for("safe_mode")
 
+    async def begun(self, who: Principal, token: str) -> None:
+        """List it from now on: its answer may be lost."""
+        await self._index.add(who.name, token)
+
     async def taken(self, who: Principal, lease: AsyncLease, hold_s: float | None) -> None:
         """Make it last for the time that was asked for."""
         self._watch(who, lease.token)
+        await self._index.add(who.name, lease.token)
         note(token=lease.token, agent=lease.agent, fence=lease.fence)
         if hold_s is not None and hold_s > self.ttl_s:
             lease.accept(await self.client.renew(lease.token, hold_s, owner=owner_of(who)))
 
     async def find(self, who: Principal, token: str) -> AsyncLease:
         """Return a lease of the key, renewed."""
-        await self.require_own(who, token)
+        found = await self.require_own(who, token)
         self._watch(who, token)
+        if found.owner == who.name and not found.pid:  # no program's, and no other key's
+            await self._index.add(who.name, token)
         return await self.client.adopt(token)
 
     async def extend(self, who: Principal, token: str, hold_s: float) -> AsyncLease:
@@ -99,14 +109,28 @@ class KeyLeases(Leases):
         if wait is not None:
             self.waits.drop(wait)
         self._watched.get(who.name, OrderedDict()).pop(token, None)
-        return await self.client.release(token, owner=owner_of(who))
+        released = await self.client.release(token, owner=owner_of(who))
+        await self._index.drop(who.name, [token])
+        return released
 
     async def listed(self, who: Principal) -> list[Held]:
-        """Return the leases and the waits of the key; without keys those of all HTTP clients."""
-        leases, queue, pool = await asyncio.gather(
-            self.client.leases(), self.client.queue(), self.client.pool()
+        """Return what the key has over MCP; without keys, what all have without one."""
+        tokens = await self._index.tokens(who.name)
+        mine, pool = await asyncio.gather(self.client.leases_of(list(tokens)), self.client.pool())
+        alive = {x.token for x in mine}
+        rest = [token for token in tokens if token not in alive]
+        others = dict(zip(rest, await asyncio.gather(*map(self.client.lookup, rest)), strict=True))
+        granted_since = [t for t, found in others.items() if isinstance(found, LeaseStatus)]
+        mine += await self.client.leases_of(granted_since)
+        queue = [x for x in others.values() if isinstance(x, WaiterStatus)]
+        await self._index.drop(
+            who.name,
+            (
+                token
+                for token, found in others.items()
+                if isinstance(found, str) or (found is None and not tokens[token])
+            ),
         )
-        mine = [x for x in leases if x.owner == who.name and not x.pid]
         held = await self.client.devices_of({uuid for x in mine for uuid, _ in x.devices})
         places = {device.uuid: f"{device.host}:{device.index}" for device in held}
         rows = [
@@ -120,11 +144,10 @@ class KeyLeases(Leases):
             )
             for x in mine
         ]
-        waiting = [x for x in queue if x.owner == who.name and not x.pid]
         return rows + [
             Held(token=x.token, agent=x.agent, state="waiting", memory_mb=x.memory_mb,
                  place=x.place)
-            for x in waiting
+            for x in queue
         ]  # fmt: skip
 
     async def notices(self, who: Principal) -> list[Notice]:
@@ -162,7 +185,8 @@ class KeyLeases(Leases):
         kept = self.waits.get(token)
         if kept is not None:  # an operator asks about another's
             return kept
-        asked = await self.client.redis.hget(self.client.keys.record(token), "request")
+        with in_words():
+            asked = await self.client.redis.hget(self.client.keys.record(token), "request")
         options = _options(str(asked or ""))
         if options is None:  # granted, or over, since the look
             return await self.find(who, token)

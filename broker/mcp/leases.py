@@ -76,6 +76,10 @@ class Leases(ABC):
         """Return the SAFE_MODE in effect."""
 
     @abstractmethod
+    async def begun(self, who: Principal, token: str) -> None:
+        """Take note of a token that is about to be asked for."""
+
+    @abstractmethod
     async def taken(self, who: Principal, lease: AsyncLease, hold_s: float | None) -> None:
         """Keep a lease that was granted just now."""
 
@@ -154,6 +158,7 @@ class Leases(ABC):
             "ttl_s": self.ttl_s,
             "wait_s": QUEUE_S if ask.wait_s else 0.0,
         }
+        await self.begun(who, token)
         wait = self.waits.begin(
             token,
             self.client.acquire(ask.agent, **options),

@@ -73,6 +73,9 @@ class SessionLeases(Leases):
     def require_open(self) -> None:
         """Leave SAFE_MODE to the pool."""
 
+    async def begun(self, who: Principal, token: str) -> None:
+        """Do nothing: this process holds all that is listed."""
+
     async def taken(self, who: Principal, lease: AsyncLease, hold_s: float | None) -> None:
         """Renew a lease from now on."""
         del who

@@ -22,6 +22,7 @@ from broker.devices import Sample
 from broker.devices.sample import State
 from broker.hooks.hook import KINDS as HOOK_FIELDS
 from broker.hooks.tenure import DISABLED_EVENT, DISABLED_FIELDS
+from broker.mcp.key_index import KEPT_MS, MOST
 from broker.metrics import Metrics
 from broker.metrics.pool import STATES, PoolReading
 from broker.reporter import STOPPING
@@ -182,6 +183,15 @@ def test_keys_and_fields_of_webhooks_are_listed() -> None:
     assert {key.removeprefix(f"{keys.base}:") for key in written} == rows
     listed = {name for row in table(section("hook"), "Field")[1:] for name in quoted(row[0])}
     assert listed == HOOK_FIELDS.keys()
+
+
+def test_key_of_mcp_is_listed() -> None:
+    """Brokers write it, and no verb."""
+    keys = Keys("p")
+    (row,) = table(KEYS, "MCP's key")[1:]
+    assert f"{keys.base}:{quoted(row[0])[0]}" == keys.mcp("<key>")
+    assert row[2] == f"{KEPT_MS // 86_400_000} days"
+    assert f"at most {MOST};" in row[3]
 
 
 def test_counters_are_listed() -> None:
