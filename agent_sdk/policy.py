@@ -234,6 +234,29 @@ class PolicyValues:
         "True: commands get MPS's thread percentage by their share of the GPU's memory.",
         default=False,
     )
+    half_life_s: int = _number(
+        "Past use of a team counts half after, s; 0: for ever",
+        "Seconds after which half of what a team has used is forgotten, among teams with a policy; "
+        "0: none ever is.",
+        default=WEEK_S, least=0, most=TEN_YEARS_S,
+    )  # fmt: skip
+    reclaim_after_s: int = _number(
+        "Leases are taken back for one with a right to their memory after, s; 0: none ever is",
+        "Seconds that a head waits for what is its team's own before leases of others are noticed "
+        "to end; 0: none ever is.",
+        default=60, least=0, most=WEEK_S,
+    )  # fmt: skip
+    min_runtime_s: int = _number(
+        "A lease is not preempted before it has run for, s",
+        "Seconds after its grant in which a lease is not preempted, unless it was taken as "
+        "preemptible; twice as long for each time that its job was preempted before.",
+        default=300, least=0, most=WEEK_S,
+    )  # fmt: skip
+    preempt_grace_s: int = _number(
+        "A lease that is preempted has, s",
+        "Seconds from the notice to the end of a lease that is preempted.",
+        default=60, least=1, most=DAY_S,
+    )  # fmt: skip
     reservation_idle_s: int = _number(
         "GPUs reserved for one that waits may go unused for, s; 0: none is reserved",
         "Seconds for which GPUs reserved for a waiter may go unused; 0: none is reserved.",
@@ -274,6 +297,10 @@ class Policy(TypedDict, total=False):
     xid_actions: str
     memory_limit: str
     mps_thread_share: bool
+    half_life_s: int
+    reclaim_after_s: int
+    min_runtime_s: int
+    preempt_grace_s: int
     reservation_idle_s: int
     forget_devices_after_s: int
     forget_hosts_after_s: int

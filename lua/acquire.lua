@@ -20,6 +20,10 @@
 -- ARGV[17]  wait_ms         int    wait so long from now, polling; 0 or absent = decide now, in the queue too
 -- ARGV[18]  note            str    for people, shown beside the lease; empty or absent = none
 -- ARGV[19]  uses            str    uuid=mb: the process that it is for uses so much there already, without a lease; no other device will do, and it does not wait; empty or absent = a new process
+-- ARGV[20]  team           str    for whose quota it counts; empty or absent = default
+-- ARGV[21]  preemptible    int    1 = it may be ended for others at any time, with notice; empty or absent = 0
+-- ARGV[22]  yields         int    1 = its holder is told when others want what it has; empty or absent = 0
+-- ARGV[23]  after          str    token of a lease that was preempted, whose job this goes on with; empty or absent = none
 -- reply     GRANTED fence expires_at_ms remaining_ms reason {uuid mb index host name total_mb used_mb runtime_id} | WAITING place | REFUSED reason detail | CONFLICT | LOST reason | AGAIN
 -- keeps     S1: never over capacity; S3: fences grow; S5: all or none; S6: one grant per token; S11: no request passes a head that fits
 -- cost      O((REAP_DEVICES + SCHEDULE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
@@ -41,6 +45,7 @@ local pool = {
   max_leases_per_agent = max_leases_per_agent + 0, policy_version = policy_version + 0,
 }
 pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
+pool.teams, pool.half_life_ms = before.teams, before.half_life_ms
 ctx.pool = pool
 
 local q = {
@@ -63,6 +68,11 @@ local owner = word(16, 'owner', '^[%w._:@/-]*$', 128)
 local wait_ms = ARGV[17] and int(17, 'wait_ms', 0, 604800000) or 0
 local note = ARGV[18] and word(18, 'note', '^[^%c]*$', 200) or ''
 local uses = ARGV[19] and word(19, 'uses', '^[%w._:/=-]*$', 110) or ''
+q.owner, q.priority, q.team = owner, priority, (ARGV[20] or '') ~= '' and word(20, 'team',
+  '^[%w._-]+$', 64) or DEFAULT_TEAM
+local preemptible = (ARGV[21] or '') ~= '' and int(21, 'preemptible', 0, 1) or 0
+local yields = (ARGV[22] or '') ~= '' and int(22, 'yields', 0, 1) or 0
+local after = (ARGV[23] or '') ~= '' and word(23, 'after', '^[%w._-]+$', 64) or ''
 local used_uuid, used_mb = string.match(uses, '^([^=]+)=(%d+)$')
 if uses ~= '' and (not used_uuid or #used_mb > 13 or wait_ms > 0 or q.devices > 1) then
   ctx.bad = ctx.bad or 'uses'
@@ -124,7 +134,8 @@ if known then
   end
   if not r.state then return reply('LOST', broker.ended(token)) end
   if r.state == 'cooling' then return reply('LOST', broker.outcome(token)) end
-  if r.agent ~= q.agent or r.request ~= request or (owner ~= '' and owner ~= r.owner) then
+  if r.agent ~= q.agent or r.request ~= request or (owner ~= '' and owner ~= r.owner)
+    or r.team ~= q.team then
     return reply('CONFLICT')
   end
   if r.state == 'active' then
@@ -160,8 +171,36 @@ if waiter and waiter.state == 'offered' then
   end
 end
 
+-- What its team may never have, by the policy that stands now.
+local of_team, barred = broker.team_policy(q.team), nil
+if max_hold_ms == 0 then max_hold_ms = of_team.max_hold_ms end
+q.max_hold_ms = max_hold_ms
+local most_mb = of_team.nominal_mb + of_team.borrow_mb
+if not waiter then
+  if not broker.team_known(q.team) then
+    barred = { 'team_unknown', q.team }
+  elseif priority > of_team.max_priority then
+    barred = { 'team_limit', 'max_priority=' .. text(of_team.max_priority) }
+  elseif of_team.max_ttl_ms > 0 and (ttl_ms == 0 or ttl_ms > of_team.max_ttl_ms) then
+    barred = { 'team_limit', 'max_ttl_s=' .. text(of_team.max_ttl_ms / 1000) }
+  elseif of_team.max_hold_ms > 0 and max_hold_ms > of_team.max_hold_ms then
+    barred = { 'team_limit', 'max_hold_s=' .. text(of_team.max_hold_ms / 1000) }
+  elseif q.memory_mb * q.devices > most_mb then
+    barred = { 'team_limit', 'most_mb=' .. text(most_mb) }
+  end
+end
+if barred and not safe then
+  broker.count('refused_' .. barred[1])
+  return reply('REFUSED', barred[1], barred[2])
+end
+
 -- May it have one, and where?
-local why, place, tried = nil, nil, false
+local why, place, tried, party, at_limit = nil, nil, false, nil, nil
+local function room()
+  local room_mb
+  room_mb, party = broker.room(q, waiter and waiter.reservation_mb)
+  return room_mb
+end
 if safe then
   why = 'safe_mode'
 elseif waiter then
@@ -169,22 +208,19 @@ elseif waiter then
   if not open then why = 'closed' end
 elseif not open then
   why = 'closed'
-elseif broker.agent(q.agent).leases >= pool.max_leases_per_agent then
-  why = 'limit'
+elseif broker.full_of_leases(q) then
+  why, at_limit = 'limit', broker.full_of_leases(q).name
 elseif used_uuid then
-  local a = broker.agent(q.agent)
-  devices, why = broker.in_use.select(q, used_uuid, used_mb + 0,
-    pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
+  devices, why = broker.in_use.select(q, used_uuid, used_mb + 0, room())
 elseif pool.waiting > 0 and broker.offers.must_queue(q) then
   why = 'no_capacity'
 else
-  local a = broker.agent(q.agent)
-  devices, why = broker.select(q, pool.max_memory_per_agent_mb - a.mb - a.reserved_mb)
+  devices, why = broker.select(q, room())
   tried = true
 end
 if not devices and not used_uuid and max_hold_ms > 0 and ctx.pool.waiting > 0
   and (why == 'no_capacity' or why == 'agent_cap') then
-  devices = broker.offers.backfill(q, broker.queue.room(q.agent, waiter and waiter.reservation_mb))
+  devices = broker.offers.backfill(q, room())
   why = not devices and why or nil
 end
 
@@ -194,11 +230,12 @@ if not devices then
     if place and place > 0 then
       never = broker.whole_devices.unknown(q)
     else
-      never = broker.whole_devices.never_fits(q, pool.max_memory_per_agent_mb)
+      never = broker.whole_devices.never_fits(q, math.min(most_mb, pool.max_memory_per_agent_mb))
     end
-    if not never and q.memory_mb * q.devices > pool.max_memory_per_agent_mb then
+    if not never and q.memory_mb * q.devices > math.min(most_mb, pool.max_memory_per_agent_mb) then
       never = 'agent_cap'
     end
+    if never == 'agent_cap' and most_mb < pool.max_memory_per_agent_mb then never = 'team_limit' end
     why = never or why
     if why == 'no_capacity' and q.host ~= '*' and call('HGET', prefix .. 'host:' .. q.host,
       'drained') == '1' then
@@ -206,10 +243,16 @@ if not devices then
     end
   end
   if wait_ms > 0 and not never and not safe and why ~= 'limit' then
-    if waiter or not broker.queue.full(q.agent) then
-      place = place or broker.queue.enqueue(q, tried, { 'agent', q.agent, 'request', request,
-        'ttl_ms', ARGV[7], 'client', client,
-        'pid', pid, 'owner', owner }, priority, why == 'agent_cap' and broker.queue.holds(q.agent))
+    at_limit = not waiter and broker.full(q)
+    if not at_limit then
+      if not place then
+        local fields = { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
+          'pid', pid, 'owner', owner, team_of(q) }
+        if preemptible == 1 then fields[#fields + 1], fields[#fields + 2] = 'preemptible', '1' end
+        if yields == 1 then fields[#fields + 1], fields[#fields + 2] = 'yields', '1' end
+        local capped = why == 'agent_cap' and party and broker.holds(party) and party.name
+        place = broker.queue.enqueue(q, tried, fields, priority, capped)
+      end
       broker.heartbeat(token, wait_ms, wait_until_ms)
       return reply('WAITING', place)
     end
@@ -219,7 +262,11 @@ if not devices then
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
     if waiter then broker.queue.end_wait(token, 'cancelled', true) end
     broker.count('refused_' .. why)
-    return reply('REFUSED', why, why == 'host_unknown' and broker.nearly(q.host) or '')
+    local detail = at_limit or why == 'agent_cap' and party and party.name or ''
+    if detail == q.agent then detail = '' end
+    if why == 'host_unknown' then detail = broker.nearly(q.host) end
+    if why == 'team_limit' then detail = 'most_mb=' .. text(most_mb) end
+    return reply('REFUSED', why, detail)
   end
   devices = {}
 end
@@ -237,7 +284,7 @@ if not taken then
   if used_uuid and devices[1] then broker.in_use.take(devices[1]) end
   local sum
   taken, sum = broker.allocate(q, devices)
-  broker.add_to_agent(q.agent, sum, 1)
+  broker.add_to_parties(q, sum, 1)
 end
 for _, d in ipairs(devices) do
   call('SET', prefix .. 'lease:' .. d.uuid .. ':' .. token, fence, 'PX',
@@ -250,8 +297,13 @@ call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fen
 if owner ~= '' then call('HSET', record, 'owner', owner) end
 if note ~= '' then call('HSET', record, 'note', note) end
 if why then call('HSET', record, 'reason', why) end
+if q.team ~= DEFAULT_TEAM then call('HSET', record, 'team', q.team) end
+if preemptible == 1 then call('HSET', record, 'preemptible', '1') end
+if yields == 1 then call('HSET', record, 'yields', '1') end
+if after ~= '' then broker.preemption.go_on(record, after) end
 if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(ctx.now + max_hold_ms)) end
 set_deadline(token, expires_at_ms)
 broker.count(taken == '' and 'cpu_granted' or 'granted')
-broker.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence)
+broker.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence,
+  team_of(q))
 return granted(fence, expires_at_ms, why or '', devices)

@@ -18,7 +18,8 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 catch_up(token)
 
-local state, fence, devices, _, _, _, _, whose, _, agent = broker.read(prefix .. 'record:' .. token)
+local state, fence, devices, _, _, _, _, whose, _, agent, team = broker.read(prefix .. 'record:'
+  .. token)
 if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
@@ -32,5 +33,6 @@ if state ~= 'active' then
   return reply('RELEASED')
 end
 
-broker.close_lease({ token = token, agent = agent, devices = devices, fence = fence }, 'released')
+broker.close_lease({ token = token, agent = agent, owner = whose, team = team, devices = devices,
+  fence = fence }, 'released')
 return reply('RELEASED')

@@ -12,6 +12,7 @@
 -- ARGV[9]  request   str   arguments 4 to 13 of its acquire, joined by |
 -- ARGV[10] client    str   as in its acquire
 -- ARGV[11] pid       str   as in its acquire
+-- ARGV[12] team     str   as in its acquire; empty or not there = default
 -- reply    RENEWED expires_at_ms remaining_ms notice | REFUSED reason detail | LOST reason | UNKNOWN | AGAIN
 -- keeps    S1: recovered only into room that is there; S4: nothing resurrects; S7: never shorter than what the holder was told
 -- cost     O((REAP_DEVICES + k) log devices)
@@ -32,7 +33,8 @@ local recovery = nil
 if epoch then
   recovery = { agent = word(7, 'agent', '^[%w._:@/-]+$', 128), client = word(10, 'client',
     '^[%w._-]*$', 64),
-    pid = word(11, 'pid', '^[%d:]*$', 40), taken = ARGV[8], held = {} }
+    pid = word(11, 'pid', '^[%d:]*$', 40), taken = ARGV[8], held = {},
+    team = (ARGV[12] or '') ~= '' and word(12, 'team', '^[%w._-]+$', 64) or DEFAULT_TEAM }
   recovery.request = word(9, 'request', '^%d+|%d+|[01]|%d+|%d+|%d|[^|%c]+|[^|%c]+|%l+|%l+$', 256)
   local numbers = { string.match(recovery.request, '^(%d+)|(%d+)|(%d)|(%d+)|(%d+)|') }
   for i = 1, #numbers do
@@ -65,11 +67,11 @@ if recovery then broker.remembered(epoch) end
 catch_up(token)
 
 local record = prefix .. 'record:' .. token
-local state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice =
-  broker.read(record)
+local state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice, agent,
+  team, preempt_at_ms, wanted = broker.read(record)
 if state == 'active' and ends_at_ms + 0 < ctx.now and broker.unnoticed(token, ends_at_ms + 0) then
-  state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice =
-    broker.read(record)
+  state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice, agent, team,
+    preempt_at_ms, wanted = broker.read(record)
 end
 local waits = state == 'waiting' or state == 'offered'
 if owner ~= '' and state and owner ~= whose then return reply('UNKNOWN') end
@@ -81,22 +83,25 @@ if not state or waits and recovery then
   if refused == 'UNKNOWN' then return reply('UNKNOWN') end
   if refused == 'AGAIN' then return reply('AGAIN') end
   if refused then return reply('LOST', how) end
-  state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice =
-    broker.read(record)
+  state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice, agent, team,
+    preempt_at_ms, wanted = broker.read(record)
 end
 if state == 'cooling' then return reply('LOST', broker.outcome(token)) end
 if state ~= 'active' then return reply('UNKNOWN') end   -- a waiter polls: only acquire claims
 if fence ~= '' and fence ~= held then return reply('LOST', 'superseded') end
 
-if revoked then   -- the holder asks, so it knows from now on: no reason to wait for its end
-  local agent = call('HGET', record, 'agent')
-  broker.end_lease({ token = token, agent = agent, devices = devices, fence = held }, 'revoked')
-  return reply('LOST', 'revoked')
+-- The holder asks, so it knows from now on: no reason to wait for its end
+local over = revoked and 'revoked' or preempt_at_ms and preempt_at_ms + 0 <= ctx.now and 'preempted'
+if over then
+  broker.end_lease({ token = token, agent = agent, owner = whose, team = team, devices = devices,
+    fence = held }, over)
+  return reply('LOST', over)
 end
 
 ttl_ms = ttl_ms or tonumber(own_ttl_ms)
 local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
 if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms + 0) end
+if preempt_at_ms then expires_at_ms = math.min(expires_at_ms, preempt_at_ms + 0) end
 expires_at_ms = math.max(expires_at_ms, ends_at_ms + 0)
 local remaining_ms = expires_at_ms - ctx.now
 if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that is gone
@@ -106,4 +111,5 @@ if remaining_ms > 0 then   -- SET, not PEXPIRE, which is silent about a key that
 end
 call('HSET', record, 'expires_at_ms', text(expires_at_ms))
 set_deadline(token, expires_at_ms)
-return reply('RENEWED', expires_at_ms, math.max(0, remaining_ms), notice or '')
+return reply('RENEWED', expires_at_ms, math.max(0, remaining_ms),
+  broker.told(notice, preempt_at_ms, wanted))

@@ -21,7 +21,7 @@ end
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 local OF_LEASE = { 'state', 'fence', 'devices', 'expires_at_ms', 'hold_until_ms', 'revoked',
-  'notice', 'ttl_ms', owner ~= '' and 'owner' or nil }
+  'notice', 'ttl_ms', 'preempt_at_ms', 'wanted', owner ~= '' and 'owner' or nil }
 
 -- Every lease is read before the first write. What matches a record has the form of one.
 local rows, others, checked_ttl = {}, {}, ''
@@ -61,7 +61,8 @@ local ended, keys = 0, 0   -- devices of leases that ended here, lease keys
 local function outcome(token, fence)
   ended = ended + broker.settle_if_over(token)
   local record = prefix .. 'record:' .. token
-  local state, held, devices, _, _, _, revoked, whose = broker.read(record)
+  local state, held, devices, _, _, _, revoked, whose, _, agent, team, preempt_at_ms =
+    broker.read(record)
   if not state then
     local how = broker.ended(token)
     if how then return 'LOST', how end
@@ -71,11 +72,13 @@ local function outcome(token, fence)
   if state == 'cooling' then return 'LOST', broker.outcome(token) end
   if state ~= 'active' then return 'UNKNOWN', '' end   -- a waiter polls: only acquire claims
   if fence ~= '' and fence ~= held then return 'LOST', 'superseded' end
-  if not revoked then return nil end
-  local lease = { token = token, agent = call('HGET', record, 'agent'), devices = devices,
+  local over = revoked and 'revoked' or preempt_at_ms and preempt_at_ms + 0 <= ctx.now
+    and 'preempted'
+  if not over then return nil end
+  local lease = { token = token, agent = agent, owner = whose, team = team, devices = devices,
     fence = held }
-  ended = ended + math.max(1, broker.end_lease(lease, 'revoked'))
-  return 'LOST', 'revoked'
+  ended = ended + math.max(1, broker.end_lease(lease, over))
+  return 'LOST', over
 end
 
 -- Set the keys of a lease to that end, which PEXPIRE does for half of what SET costs; what is gone
@@ -95,8 +98,8 @@ for at = FIRST, last, 3 do
   local row = rows[token] or call('HMGET', record, unpack(OF_LEASE))
   local held, ends_at_ms, hold_until_ms = row[2], row[4], row[5]
   local tag, why
-  if row[1] ~= 'active' or fence ~= held and fence ~= '' or row[6] or ends_at_ms + 0 < ctx.now
-    or owner ~= '' and row[9] ~= owner then
+  if row[1] ~= 'active' or fence ~= held and fence ~= '' or row[6] or row[9] and row[9] + 0 <= ctx.now or ends_at_ms + 0 < ctx.now
+    or owner ~= '' and row[11] ~= owner then
     tag, why = outcome(token, fence)
   end
   if tag then
@@ -105,6 +108,7 @@ for at = FIRST, last, 3 do
     ttl_ms, ends_at_ms = (ttl_ms ~= '' and ttl_ms or row[8]) + 0, ends_at_ms + 0
     local expires_at_ms = ctx.now + (ttl_ms > 0 and ttl_ms or FOREVER_MS)
     if hold_until_ms then expires_at_ms = math.min(expires_at_ms, hold_until_ms + 0) end
+    if row[9] and row[9] + 0 < expires_at_ms then expires_at_ms = row[9] + 0 end
     if ends_at_ms > expires_at_ms then expires_at_ms = ends_at_ms end
     if expires_at_ms > ctx.now then
       prolong(token, held, row[3], text(expires_at_ms - ctx.now))
@@ -113,7 +117,8 @@ for at = FIRST, last, 3 do
     local shown, m = text(expires_at_ms), #due
     call('HSET', record, 'expires_at_ms', shown)
     due[m + 1], due[m + 2] = shown, token
-    said[n + 1], said[n + 2], said[n + 3] = 'RENEWED', expires_at_ms, row[7] or ''
+    said[n + 1], said[n + 2], said[n + 3] = 'RENEWED', expires_at_ms,
+      broker.told(row[7], row[9], row[10])
   end
 end
 if due[1] then call('ZADD', DEADLINES, unpack(due)) end

@@ -54,6 +54,7 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
     'orphan_action', 'observe',
     'idle_after_s', 600, 'enforce_after_s', 60, 'overuse_slack_mb', 512, 'xid_actions', '',
     'idle_foreign_mb', 512, 'memory_limit', 'off', 'mps_thread_share', 0,
+    'half_life_s', 604800, 'reclaim_after_s', 60, 'min_runtime_s', 300, 'preempt_grace_s', 60,
     'reservation_idle_s', 60, 'forget_devices_after_s', 3600, 'forget_hosts_after_s', 86400,
     'sweep_ms', ctx.now + 300000)
   broker.event('pool_created', 'host', host)

@@ -21,8 +21,8 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 catch_up(token)
 
 local record = prefix .. 'record:' .. token
-local state, agent, devices, fence, ends_at_ms = unpack(call('HMGET', record, 'state', 'agent',
-  'devices', 'fence', 'expires_at_ms'))
+local state, agent, devices, fence, ends_at_ms, owner, team = unpack(call('HMGET', record, 'state',
+  'agent', 'devices', 'fence', 'expires_at_ms', 'owner', 'team'))
 if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
@@ -36,7 +36,8 @@ if state ~= 'active' then   -- a waiter, or one with an offer: no holder trusts 
   return reply('REVOKED', ctx.now)
 end
 if force == 1 then
-  broker.end_lease({ token = token, agent = agent, devices = devices, fence = fence }, 'revoked')
+  broker.end_lease({ token = token, agent = agent, owner = owner, team = team, devices = devices,
+    fence = fence }, 'revoked')
   return reply('REVOKED', ctx.now)
 end
 local expires_at_ms = math.min(tonumber(ends_at_ms), ctx.now + LATEST_MS)

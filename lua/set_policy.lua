@@ -18,6 +18,8 @@ local FIELDS = {   -- the least and the most of each
   idle_after_s = { 10, 604800 }, enforce_after_s = { 0, 86400 }, overuse_slack_mb = { 0,
   9999999999999 },
   idle_foreign_mb = { 0, 9999999999999 }, reservation_idle_s = { 0, 604800 },
+  half_life_s = { 0, 315360000 }, reclaim_after_s = { 0, 604800 }, min_runtime_s = { 0, 604800 },
+  preempt_grace_s = { 1, 86400 },
   forget_devices_after_s = { 10, 315360000 }, forget_hosts_after_s = { 60, 315360000 },
 }
 local ACTIONS = { observe = true, notify = true, enforce = true }

@@ -165,15 +165,29 @@ def _audit_holders(client: redis.Redis, keys: Keys, records: Rows, devices: Rows
 def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:
     sums: dict[str, int] = defaultdict(int)
     for record in records.values():
-        if record["state"] in TAKEN:
-            sums[record["agent"]] += sum(mb for _, mb in held(record))
-            sums[f"{record['agent']}#leases"] += 1
-        elif record["state"] == "waiting":
-            sums[f"{record['agent']}#waiters"] += 1
-            if reserved_mb := int(record.get("reservation_mb", 0)):
-                sums[f"{record['agent']}#reserved"] += reserved_mb
+        for party in parties(record):
+            if record["state"] in TAKEN:
+                sums[party] += sum(mb for _, mb in held(record))
+                sums[f"{party}#leases"] += 1
+            elif record["state"] == "waiting":
+                sums[f"{party}#waiters"] += 1
+                if reserved_mb := int(record.get("reservation_mb", 0)):
+                    sums[f"{party}#reserved"] += reserved_mb
     actual: Any = client.hgetall(keys.agents)
+    uses = {name: actual.pop(name) for name in list(actual) if name.endswith("#use")}
     assert {name: int(value) for name, value in actual.items()} == sums, "S2: agents"
+    last_ms = int(str(client.hget(keys.pool, "last_ms") or 0))
+    for name, said in uses.items():
+        use, _, at_ms = said.partition("@")
+        assert name.startswith("team "), name
+        assert float(use) >= 0, f"Q2: {name} is {use}"
+        assert int(at_ms) <= last_ms, f"Q2: {name} is of the future"
+
+
+def parties(record: dict[str, str]) -> list[str]:
+    """Those that a lease counts against: its agent, its API key, its team."""
+    key = [f"key {record['owner']}"] if record.get("owner") else []
+    return [record["agent"], *key, f"team {record.get('team', 'default')}"]
 
 
 def _audit_lease_keys(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:

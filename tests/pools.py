@@ -55,6 +55,10 @@ def _skewed_library(*, own: bool) -> Library:
     return functions.assemble(own=own, instead={"time": SKEWED_TIME})
 
 
+RARE = {"note": "", "uses": "", "team": "", "preemptible": "", "yields": "", "after": ""}
+"""Arguments of acquire that few calls have."""
+
+
 @dataclass
 class Pool:
     """Verbs by their names; each reply a list: tag, now, next due, epoch, more, then the rest.
@@ -167,7 +171,7 @@ class Pool:
             "on_unavailable": "refuse", "client": "client", "pid": "1:1", "owner": "",
             "wait_ms": 0,
         }  # fmt: skip
-        rare = {"note": "", "uses": ""} if {"note", "uses"} & ask.keys() else {}
+        rare = RARE if RARE.keys() & ask.keys() else {}
         get |= rare | ask
         return self.run("acquire", 1, token or str(uuid4()), agent, *get.values())
 
@@ -206,6 +210,17 @@ class Pool:
 
     def revoke(self, token: str, force: int = 0) -> list[Any]:
         return self.run("revoke", 1, token, force, "operator", "why")
+
+    def set_teams(self, version: int | str = "", **lines: str) -> list[Any]:
+        """Set the policies of all teams: name -> line of words."""
+        flat = [part for pair in lines.items() for part in pair]
+        return self.run("set_teams", 1, "operator", version, *flat)
+
+    def ask(self, token: str, by: str) -> list[Any]:
+        return self.run("ask", 1, token, by)
+
+    def extend(self, token: str, hold_ms: int, by: str = "operator") -> list[Any]:
+        return self.run("extend", 1, token, hold_ms, by)
 
     def set_policy(self, **fields: Any) -> list[Any]:
         flat = [part for pair in fields.items() for part in pair]
@@ -266,6 +281,10 @@ class Pool:
     def hash(self, name: str) -> dict[str, str]:
         row: Any = self.redis.hgetall(f"{self.keys.base}:{name}")
         return dict(row)
+
+    def agents(self) -> dict[str, str]:
+        """Sums of the agents alone: API keys and teams have a blank in their names."""
+        return {name: n for name, n in self.hash("agents").items() if " " not in name}
 
     def state(self) -> dict[str, Any]:
         """The whole key space of the pool, to compare before and after."""

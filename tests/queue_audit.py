@@ -44,10 +44,11 @@ def audit_queue(
                 places[token].append((kind, name, rank))
     assert places.keys() == waiters.keys(), "the queue and the ledger name different waiters"
     for token, r in waiters.items():
-        at = {"queue": r["queue_id"], "capped": r["agent"]}
+        at = {"queue": r["queue_id"], "capped": r.get("capped")}
         ((kind, name, rank),) = places[token]
         assert name == at[kind], f"{token} stands in {name}"
         assert rank == int(r["rank"]), f"{token} has another rank"
+        assert ("capped" in r) == (kind == "capped"), f"{token} says it is in {r.get('capped')}"
     heads = {queue_id: members[0] for queue_id, members in queues.items()}
     assert _queues(client, base, names) == {queue_id: rank for queue_id, (_, rank) in heads.items()}
     _audit_kept(waiters, devices, client.zrange(f"{base}:backfill", 0, -1, withscores=True))
@@ -55,15 +56,40 @@ def audit_queue(
     assert waiters or not worklist, "nobody waits, yet there is a worklist"
     if all(pool.get(name) == value for name, value in ORDINARY.items()):
         sums: Any = client.hgetall(keys.agents)
+        teams: Any = client.hgetall(f"{base}:teams")
         open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in worklist}
         for queue_id, (token, _) in heads.items():
             r = waiters[token]
-            others_mb = int(sums.get(f"{r['agent']}#reserved", 0)) - int(r.get("reservation_mb", 0))
-            room_mb = (
-                int(pool["max_memory_per_agent_mb"]) - int(sums.get(r["agent"], 0)) - others_mb
-            )
+            room_mb = room_of(r, sums, pool, teams)
             free = f"queue:{queue_id}" in worklist or not fits(token, r, open_devices, room_mb)
             assert free, f"S11: {token} waits, and fits"
+
+
+def team_line(line: str) -> dict[str, int]:
+    """Numbers of a team's policy, as `teams` has them."""
+    words = (word.partition("=") for word in line.split())
+    return {name: int(number) for name, _, number in words}
+
+
+def room_of(
+    record: dict[str, str], sums: dict[str, str], pool: dict[str, str], teams: dict[str, str]
+) -> int:
+    """MiB that the caps of its parties leave a waiter."""
+    cap_mb, own_mb = int(pool["max_memory_per_agent_mb"]), int(record.get("reservation_mb", 0))
+
+    def left(party: str, most_mb: int) -> int:
+        used = int(sums.get(party, 0)) + int(sums.get(f"{party}#reserved", 0))
+        return most_mb - used + own_mb
+
+    rooms = [left(record["agent"], cap_mb)]
+    if record.get("owner"):
+        rooms.append(left(f"key {record['owner']}", cap_mb))
+    if teams:
+        team = record.get("team", "default")
+        of = team_line(teams.get(team, ""))
+        if "borrow_mb" in of:
+            rooms.append(left(f"team {team}", of.get("nominal_mb", 0) + of["borrow_mb"]))
+    return min(rooms)
 
 
 def _zsets(
@@ -82,7 +108,7 @@ def _queues(client: redis.Redis, base: str, names: list[str]) -> dict[str, float
     found = {}
     for selector, members in _zsets(client, f"{base}:queues:", names).items():
         for queue_id, rank in members:
-            assert queue_id.rpartition("/")[0] == selector
+            assert "/".join(queue_id.split("/")[:2]) == selector
             found[queue_id] = rank
     return found
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 PROTOCOL: Final = 1
 """Version that is sent with every call; the script's must be the same."""
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Layout of a pool's keys that this version works on, as in lua/lib/clock.lua."""
 
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
 SAID: Final = 16
 """Arguments of acquire, after the protocol, that each call has."""
+
+NOTHING_MORE: Final = ("",) * 6
+"""The rest of them, where a call has none."""
 
 ANY: Final = "*"
 """Word on the wire for any host, any model."""
@@ -164,10 +167,14 @@ class Request(NamedTuple):
     wait_ms: int = 0
     note: str = ""
     uses: str = ""
+    team: str = ""
+    preemptible: int | str = ""
+    yields: int | str = ""
+    after: str = ""
 
     def call(self) -> Call:
         """Return the call that asks for the lease, and asks again; what is rare comes last."""
-        said = self if self.note or self.uses else self[:SAID]
+        said = self[:SAID] if self[SAID:] == NOTHING_MORE else self
         return Call("acquire", (PROTOCOL, *said), self.token)
 
     @property
@@ -191,6 +198,7 @@ class RecoveryClaim(NamedTuple):
     request: str
     client: str
     pid: str
+    team: str = ""
 
 
 class Grant:

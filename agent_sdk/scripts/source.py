@@ -23,8 +23,9 @@ CORE = ("time", "clock", "deadlines")
 """Files of `lua/lib` at the beginning of every verb, in the order of reading."""
 
 REST = (
-    "events", "devices", "ledger", "placement", "tombstones", "lease_end", "data_loss", "unleased",
-    "reaper", "queue", "reservations", "reservable", "offers", "scheduler", "findings", "names",
+    "events", "devices", "ledger", "teams", "caps", "placement", "tombstones", "lease_end", "data_loss", "unleased",
+    "reaper", "queue", "reservations", "reservable", "offers", "preemption",
+    "scheduler", "findings", "names",
     "device_reports", "forgetting", "recovery", "in_use",
 )  # fmt: skip
 """Other files of `lua/lib`, in the order of reading."""
@@ -36,10 +37,10 @@ STRAIGHT = ("acquire", "renew", "release")
 """Verbs that have a straight path for the common case, in a library."""
 
 AT_ONCE = {
-    "acquire": {"events", "devices", "ledger", "placement", "tombstones"},
+    "acquire": {"events", "devices", "ledger", "teams", "caps", "placement", "tombstones"},
     "renew": {"ledger"},
     "renew_many": {"ledger"},
-    "poll": {"events", "devices", "ledger", "placement", "tombstones"},
+    "poll": {"events", "devices", "ledger", "teams", "caps", "placement", "tombstones"},
     "release": {"events", "devices", "ledger", "tombstones", "lease_end"},
 }
 """Files that a verb needs on its straight path; the others are read on the first call into them."""
@@ -49,7 +50,7 @@ POLL = "poll"
 
 GOES_ON = frozenset(
     {"renew", "renew_many", "release", "reap", "report", "revoke", "drain", "set_policy",
-     "forget", "release_driver", POLL}
+     "forget", "release_driver", "set_teams", "extend", POLL}
 )  # fmt: skip
 """Verbs that must go on when the store is full.
 
@@ -58,7 +59,7 @@ They give memory back, keep leases alive, or are an operator's way out.
 
 VERBS = (
     "acquire", "renew", "renew_many", "release", "reap", "report", "revoke", "drain",
-    "set_policy", "forget", "release_driver",
+    "set_policy", "set_teams", "ask", "extend", "forget", "release_driver",
 )  # fmt: skip
 """Verbs, each with a file in `lua/`."""
 

@@ -11,7 +11,7 @@ SIZE: Final = 28
 
 OUTCOMES: Final = {
     "r": "released", "e": "expired", "v": "revoked", "c": "cancelled", "t": "timed_out",
-    "s": "superseded",
+    "s": "superseded", "p": "preempted",
 }  # fmt: skip
 
 

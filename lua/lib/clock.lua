@@ -17,8 +17,9 @@
 -- Numbers are doubles, exact below 2^53. On the path of every lease they go to Redis as text():
 -- handing one over as it is costs twice as much. `..` rounds it (1.7955e+15).
 
-local PROTOCOL, SCHEMA = '1', '3'
+local PROTOCOL, SCHEMA = '1', '4'
 local LEAP_MS, WINDOW_MS = 10000, 30000
+local DEFAULT_TEAM = 'default'
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
 local NEVER = 1 / 0               -- the next deadline where there is none
 local LOOK_MS = 100               -- between two looks at which server this is
@@ -65,14 +66,20 @@ local function start()
     counts = {},    -- counters that are in the pool: name -> count
     stored = {},    -- those of them that are in `worklist`: entry -> rank there
     queues = {},    -- of a selector, queues:<host>/<model>: queue id -> rank of its head
-    agents = {},    -- by name
+    agents = {},    -- sums of parties, by name
+    policies = {},  -- of teams, by name
+    teams = {},     -- their places among those that wait; see lib/scheduler.lua
+    asks = {},      -- what the heads of queues ask: id -> rank and size
     devices = {},   -- by id
     behind = {},    -- those whose hash or zsets are yet to be written
   }
   if begun then   -- nothing that was read before can have changed: no call comes in between
     ctx.fields, ctx.shard = begun.fields, begun.shard   -- of the pool by name; see tombstones.lua
     ctx.read, ctx.none_free = begun.read, begun.none_free   -- see ledger.lua, placement.lua
-    if begun.asker then ctx.agents[begun.asker] = begun.agents[begun.asker] end
+    local agents, known = ctx.agents, begun.agents
+    if begun.asker then agents[begun.asker] = known[begun.asker] end
+    if begun.asker_key then agents[begun.asker_key] = known[begun.asker_key] end
+    if begun.asker_team then agents[begun.asker_team] = known[begun.asker_team] end
   end
   begun = nil
   if kept[KEYS[1]] then kept[KEYS[1]].sequence = false end
@@ -84,6 +91,12 @@ local function start()
 end
 
 local function text(n) return format('%d', n) end
+
+-- Field and value of a record or an event that names a team; nothing for the team that all without
+-- one are in.
+local function team_of(x)
+  if x.team and x.team ~= DEFAULT_TEAM then return 'team', x.team end
+end
 
 -- The value of the pool's `sequence` after this call.
 local function next_sequence(before, now_us)
@@ -163,12 +176,14 @@ end
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
   local fields = pool_fields('schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms',
-    'next_deadline_ms', 'sequence', ...)
-  local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms, sequence =
-    unpack(fields, 1, 8)
+    'next_deadline_ms', 'sequence', 'teams', 'half_life_s', ...)
+  local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms, sequence,
+    teams, half_life_s = unpack(fields, 1, 10)
   if not schema then return 'not_ready' end
   if schema ~= SCHEMA and not broker.knows(schema) then return 'protocol_mismatch' end
-  ctx.epoch, ctx.pool, ctx.sequence = epoch, { waiting = waiting + 0 }, (sequence or 0) + 0
+  ctx.epoch, ctx.sequence = epoch, (sequence or 0) + 0
+  ctx.pool = { waiting = waiting + 0, teams = (teams or 0) + 0,
+    half_life_ms = (half_life_s or 0) * 1000 }
 
   ctx.noted_deadline = next_deadline_ms == '' and NEVER or (next_deadline_ms or 0) + 0
   ctx.next_deadline = ctx.noted_deadline
@@ -186,5 +201,5 @@ local function begin(...)
     if last < (seen[POOL] or NEVER) then broker.compare_lives(seen[POOL]) end
   end
   if now - looked_ms > LOOK_MS then broker.look() end
-  return nil, unpack(fields, 9)
+  return nil, unpack(fields, 11)
 end

@@ -108,9 +108,19 @@ local function each_fits(d, write)
   settle_model(d.model, d.host)
 end
 
+-- What all registered devices hold, in the pool's `capacity_mb`: teams lend by it.
+local function count_capacity(d, before_mb)
+  local mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
+  if mb + 0 ~= before_mb + 0 then
+    call('HINCRBY', POOL, 'capacity_mb', text(mb - before_mb))
+  end
+end
+
 local function register(d)
+  local before_mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
   call('SADD', prefix .. 'devices:' .. d.host, d.uuid)
   each_fits(d, function(key) call('ZADD', key, d.total_mb - d.system_mb, d.uuid) end)
+  count_capacity(d, before_mb)
 end
 
 -- Out of everything that knows it under the host and model it had.
@@ -120,8 +130,10 @@ function broker.unregister(d)
   broker.index(d)
   broker.flush()
   d.state = state
+  local before_mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
   call('SREM', prefix .. 'devices:' .. d.host, d.uuid)
   each_fits(d, function(key) call('ZREM', key, d.uuid) end)
+  count_capacity(d, before_mb)
 end
 
 local function new_device(uuid, host)

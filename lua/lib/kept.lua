@@ -18,7 +18,7 @@ local KEPT_FIELDS = { 'sequence', 'schema', 'epoch', 'offset_ms', 'last_ms', 'wa
   'looked_ms', 'next_deadline_ms', 'fence', 'safe_mode', 'closed_until_ms',
   'max_memory_per_agent_mb', 'allow_fractional_shares', 'default_memory_mb',
   'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted', 'released', 'run_id',
-  'replid' }
+  'replid', 'teams', 'half_life_s', 'team_lend_limits' }
 local pool_count = 0
 local texts, text_count = {}, 0
 
@@ -58,8 +58,9 @@ local function keep_pool(f)
   k.shares = f.safe_mode == '0' and f.allow_fractional_shares == '1'
   k.closed_until_ms, k.default_memory_mb = f.closed_until_ms + 0, f.default_memory_mb + 0
   k.max_mb, k.max_leases = f.max_memory_per_agent_mb + 0, f.max_leases_per_agent + 0
-  k.pool, k.devices, k.device_count, k.agents, k.agent_count = { waiting = 0 }, {}, 0, {}, 0
-  k.records, k.record_count = {}, 0
+  k.pool = { waiting = 0, teams = (f.teams or 0) + 0, half_life_ms = (f.half_life_s or 0) * 1000 }
+  k.devices, k.device_count, k.agents, k.agent_count, k.policies = {}, 0, {}, 0, {}
+  k.records, k.record_count, k.borrows_freely = {}, 0, f.team_lend_limits ~= '1'
   return k
 end
 
@@ -84,7 +85,8 @@ local function recall()
   local now = (now_us - now_us % 1000) / 1000 + k.offset_ms
   k.now_us, k.now, k.looked = now_us, now, false
   -- Not nil: a key that goes and comes again makes Lua count all of the table's keys each time
-  k.shard, k.read, k.none_free, k.asker = false, false, false, false
+  k.shard, k.read, k.none_free, k.asker, k.asker_key, k.asker_team = false, false, false, false,
+    false, false
   if now < k.last or now - k.last > LEAP_MS or k.next_deadline < now then return nil end
   if now - k.looked_ms > LOOK_MS then
     local run_id, replid = broker.which_server()
@@ -105,36 +107,59 @@ local function kept_device(k, uuid)
   return d
 end
 
--- The sums of an agent, as kept or read now.
-local function kept_agent(k, agent)
-  local a = k.agents[agent]
-  if a then return a end
-  if k.agent_count == MOST_AGENTS then k.agents, k.agent_count = {}, 0 end
-  k.agent_count, a = k.agent_count + 1, broker.agent(agent)
-  a.leases_field = agent .. '#leases'
-  return a
+-- The sums of the parties of x, as kept or read now.
+local function kept_parties(k, x)
+  if k.agent_count + 3 > MOST_AGENTS then k.agents, k.agent_count = {}, 0 end
+  local agent, key, team = broker.parties(x)
+  for i = 1, 3 do
+    local a = i == 1 and agent or i == 2 and team or i == 3 and key
+    if a and not a.leases_field then
+      k.agent_count, a.leases_field = k.agent_count + 1, a.name .. '#leases'
+    end
+  end
+  return agent, key, team
 end
 
--- Write the agent's sums.
-local function write_agent(k, agent, a)
-  if a.leases > 0 then
-    call('HSET', k.AGENTS, agent, text(a.mb), a.leases_field, text(a.leases))
-  else
-    call('HDEL', k.AGENTS, agent, a.leases_field)
+-- Count a lease for the parties, or no more, and write their sums. A team's use goes with them.
+local function count_lease(k, agent, key, team, mb, leases)
+  if k.pool.teams > 0 then broker.accrue(team) end
+  agent.mb, agent.leases = agent.mb + mb, agent.leases + leases
+  team.mb, team.leases = team.mb + mb, team.leases + leases
+  if key then key.mb, key.leases = key.mb + mb, key.leases + leases end
+  if agent.leases > 0 and k.pool.teams == 0 and not key then
+    call('HSET', k.AGENTS, agent.name, text(agent.mb), agent.leases_field, text(agent.leases),
+      team.name, text(team.mb), team.leases_field, text(team.leases))
+    return
   end
+  local set, gone = {}, {}
+  for i = 1, 3 do
+    local a = i == 1 and agent or i == 2 and team or i == 3 and key
+    local n = #set
+    if a and a.leases > 0 then
+      set[n + 1], set[n + 2], set[n + 3], set[n + 4] = a.name, text(a.mb), a.leases_field,
+        text(a.leases)
+    elseif a then
+      gone[#gone + 1], gone[#gone + 2] = a.name, a.leases_field
+    end
+  end
+  if k.pool.teams > 0 then
+    set[#set + 1], set[#set + 2] = team.name .. '#use', broker.use_text(team)
+  end
+  if set[1] then call('HSET', k.AGENTS, unpack(set)) end
+  if gone[1] then call('HDEL', k.AGENTS, unpack(gone)) end
 end
 
 -- What the straight path needs of an active lease's record that is not kept. Nil: it is not active,
--- or revoked.
+-- revoked or to be preempted.
 local function read_record(k, token)
-  local state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice, agent =
-    broker.read(prefix .. 'record:' .. token)
+  local state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice, agent,
+    team, preempt_at_ms, wanted = broker.read(prefix .. 'record:' .. token)
   k.read = { state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice,
-    agent }
-  if state ~= 'active' or revoked then return nil end
+    agent, team, preempt_at_ms, wanted }
+  if state ~= 'active' or revoked or preempt_at_ms then return nil end
   return { fence = fence, devices = devices, expires_at_ms = ends_at_ms + 0,
     ttl_ms = ttl_ms + 0, hold_until_ms = hold_until_ms and hold_until_ms + 0, owner = owner,
-    notice = notice or '', agent = agent }
+    notice = broker.told(notice, nil, wanted), agent = agent, team = team }
 end
 
 local function keep_record(k, token, r)

@@ -6,7 +6,7 @@ function broker.bury(token, outcome)
   broker.leave_outcome(token, outcome)
 end
 
--- Take back the devices of the record {token, agent, devices} and its agent's sum. `withhold`: the
+-- Take back the devices of the record {token, agent, owner, team, devices} and its parties' sums. `withhold`: the
 -- memory is not free yet, its holder died with it. `record`: its key, when it goes too. Returns how
 -- many devices that were. All is read before the first write.
 function broker.deallocate(r, withhold, record)
@@ -23,7 +23,7 @@ function broker.deallocate(r, withhold, record)
       devices[#devices + 1] = d
     end
   end
-  broker.add_to_agent(r.agent, -sum, -1)
+  broker.add_to_parties(r, -sum, -1)
   if keys[1] then call('DEL', unpack(keys)) end
   for i = 1, #devices do
     local d = devices[i]
@@ -36,17 +36,18 @@ function broker.deallocate(r, withhold, record)
     d.leased = true
     broker.index(d)
   end
-  if ctx.pool.waiting > 0 then broker.queue.recheck_capped(r.agent) end
+  if ctx.pool.waiting > 0 then broker.queue.recheck_capped(r) end
   return touched
 end
 
 -- Leases on a GPU and leases on the CPU are counted apart.
 local function tell(r, outcome)
   broker.count(r.devices == '' and 'cpu_' .. outcome or outcome)
-  broker.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence)
+  broker.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence,
+    team_of(r))
 end
 
--- End the lease {token, agent, devices, fence}: what it had is free. Returns the devices touched.
+-- End the lease {token, agent, owner, team, devices, fence}: what it had is free. Returns the devices touched.
 function broker.close_lease(r, outcome)
   local touched = broker.deallocate(r, false, prefix .. 'record:' .. r.token)
   clear_deadline(r.token)
@@ -58,6 +59,7 @@ end
 -- End it without its holder's word. Its memory is withheld for a while, unless on simulated
 -- devices: the process that held it may be dead or may still be there.
 function broker.end_lease(r, outcome)
+  if outcome == 'preempted' then broker.preemption.remember(r.token) end
   local grace_ms = 0
   for uuid in string.gmatch(r.devices, '([^,]+)=') do
     if call('HGET', prefix .. 'device:' .. uuid, 'simulated') ~= '1' then

@@ -2,83 +2,124 @@
 -- back.
 --
 -- record:<token>   the lease as it stands; how it ended: lib/tombstones.lua
--- agents           <agent> -> MiB held, <agent>#leases -> how many leases, offers included; no
---                  field once both are 0;
---                  <agent>#waiters -> how many wait, <agent>#reserved -> MiB reserved for them; no
---                  field at 0
+-- agents           of each party: <name> -> MiB held, <name>#leases -> how many leases, offers
+--                  included; no field once both are 0;
+--                  <name>#waiters -> how many wait, <name>#reserved -> MiB reserved for them; no
+--                  field at 0; <name>#use of a team: lib/teams.lua
+--
+-- The parties of a lease are those that it counts against: its agent, the API key by which it was
+-- asked for (`key <name>`), its team (`team <name>`). No agent's name has a blank.
 
 -- What a repeated acquire needs of a record.
 function broker.asked(record)
   local state, agent, request, devices, fence, expires_at_ms, reason, queue_id, wait_until_ms,
-    owner, reserved = unpack(call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence',
-    'expires_at_ms', 'reason', 'queue_id', 'wait_until_ms', 'owner', 'reserved'))
+    owner, reserved, team = unpack(call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence',
+    'expires_at_ms', 'reason', 'queue_id', 'wait_until_ms', 'owner', 'reserved', 'team'))
   return {
     state = state, agent = agent, request = request, devices = devices, fence = fence,
     expires_at_ms = tonumber(expires_at_ms), reason = reason, queue_id = queue_id,
     wait_until_ms = wait_until_ms, owner = owner, reserved = reserved,
+    team = team or DEFAULT_TEAM,
   }
 end
 
 -- What renew and release need of it: state, fence, devices, expires_at_ms, ttl_ms, hold_until_ms,
--- revoked, owner, notice, agent. Once as the straight path has read it for this call.
+-- revoked, owner, notice, agent, team, preempt_at_ms, wanted. Once as the straight path has read it for this call.
 function broker.read(record)
   local read = ctx.read
   if read then
     ctx.read = nil
-    return unpack(read, 1, 10)
+    return unpack(read, 1, 13)
   end
   return unpack(call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms',
-    'hold_until_ms', 'revoked', 'owner', 'notice', 'agent'))
+    'hold_until_ms', 'revoked', 'owner', 'notice', 'agent', 'team', 'preempt_at_ms', 'wanted'))
 end
 
--- The agent's sums: MiB and leases that it holds, its waiting requests, MiB reserved for them.
-function broker.agent(agent)
-  local a = ctx.agents[agent]
-  if a then return a end
-  local sums
-  if ctx.pool.waiting > 0 then
-    sums = call('HMGET', prefix .. 'agents', agent, agent .. '#leases', agent .. '#waiters',
-      agent .. '#reserved')
-  else
-    sums = call('HMGET', prefix .. 'agents', agent, agent .. '#leases')
+-- What a renewal tells its holder: findings, the time of a preemption, and that others want it, in
+-- words with commas between them.
+function broker.told(notice, preempt_at_ms, wanted)
+  local words = notice or ''
+  if preempt_at_ms then
+    words = words .. (words ~= '' and ',' or '') .. 'preempt:' .. preempt_at_ms
   end
-  local mb, leases, waiters, reserved_mb = unpack(sums)
-  a = { mb = (mb or 0) + 0, leases = (leases or 0) + 0, waiters = (waiters or 0) + 0,
-    reserved_mb = (reserved_mb or 0) + 0 }
-  ctx.agents[agent] = a
-  return a
+  if wanted then words = words .. (words ~= '' and ',' or '') .. 'wanted:' .. wanted end
+  return words
 end
 
-function broker.add_to_agent(agent, mb, leases)
-  local a = broker.agent(agent)
-  a.mb, a.leases, a.held = a.mb + mb, a.leases + leases, true
+-- The sums of parties by name, each nil where there is no name: MiB and leases that it holds, its
+-- waiting requests, MiB reserved for them. One read for all that this call has not read yet.
+local function sums_of(agent, key, team)
+  local agents = ctx.agents
+  local a, k, t = agents[agent], key and agents[key], agents[team]
+  if a and t and (k or not key) then return a, k, t end
+  local fields, missing, each = {}, {}, ctx.pool.waiting > 0 and 4 or 2
+  for _, name in ipairs({ agent, team, key }) do
+    if not agents[name] then
+      local n = #fields
+      missing[#missing + 1], fields[n + 1], fields[n + 2] = name, name, name .. '#leases'
+      if each == 4 then fields[n + 3], fields[n + 4] = name .. '#waiters', name .. '#reserved' end
+    end
+  end
+  local uses = #fields
+  if ctx.pool.teams > 0 then fields[uses + 1] = team .. '#use' end
+  local values = call('HMGET', prefix .. 'agents', unpack(fields))
+  for i, name in ipairs(missing) do
+    local at = (i - 1) * each
+    agents[name] = { name = name, mb = (values[at + 1] or 0) + 0, leases = (values[at + 2] or 0) + 0,
+      waiters = each == 4 and (values[at + 3] or 0) + 0 or 0,
+      reserved_mb = each == 4 and (values[at + 4] or 0) + 0 or 0 }
+  end
+  if ctx.pool.teams > 0 then broker.read_use(agents[team], values[uses + 1]) end
+  return agents[agent], key and agents[key], agents[team]
 end
 
-function broker.count_reserved(agent, mb)
-  local a = broker.agent(agent)
-  if mb ~= 0 then a.reserved_mb, a.reserved = math.max(0, a.reserved_mb + mb), true end
+broker.sums_of = sums_of
+
+-- The parties of what has an agent, an owner and a team: the agent's sums, those of its key or nil,
+-- those of its team.
+local function parties(x)
+  local key = x.owner and x.owner ~= '' and 'key ' .. x.owner or nil
+  return sums_of(x.agent, key, 'team ' .. (x.team or DEFAULT_TEAM))
 end
 
--- Write what has become of the agents that this script touched.
+broker.parties = parties
+
+function broker.add_to_parties(x, mb, leases)
+  local agent, key, team = parties(x)
+  if ctx.pool.teams > 0 then broker.accrue(team) end
+  agent.mb, agent.leases, agent.held = agent.mb + mb, agent.leases + leases, true
+  team.mb, team.leases, team.held = team.mb + mb, team.leases + leases, true
+  if key then key.mb, key.leases, key.held = key.mb + mb, key.leases + leases, true end
+end
+
+-- Count MiB that are reserved for a waiter, or no more.
+function broker.count_reserved(x, mb)
+  if mb == 0 then return end
+  local agent, key, team = parties(x)
+  agent.reserved_mb, agent.reserved = math.max(0, agent.reserved_mb + mb), true
+  team.reserved_mb, team.reserved = math.max(0, team.reserved_mb + mb), true
+  if key then key.reserved_mb, key.reserved = math.max(0, key.reserved_mb + mb), true end
+end
+
+-- Write what has become of the parties that this script touched.
 function broker.flush_agents()
-  local key = prefix .. 'agents'
-  for agent, a in pairs(ctx.agents) do
-    if a.held and a.leases > 0 then
-      call('HSET', key, agent, text(a.mb), agent .. '#leases', text(a.leases))
-    elseif a.held then
-      call('HDEL', key, agent, agent .. '#leases')
-    end
-    if a.waited and a.waiters > 0 then
-      call('HSET', key, agent .. '#waiters', text(a.waiters))
-    elseif a.waited then
-      call('HDEL', key, agent .. '#waiters', agent .. '#reserved')
-    end
-    if a.waited and a.waiters == 0 then
-      a.reserved = false
-    elseif a.reserved and a.reserved_mb > 0 then
-      call('HSET', key, agent .. '#reserved', text(a.reserved_mb))
-    elseif a.reserved then
-      call('HDEL', key, agent .. '#reserved')
-    end
+  local set, gone = {}, {}
+  local function write(field, n, there)
+    if there then set[#set + 1], set[#set + 2] = field, text(n) else gone[#gone + 1] = field end
   end
+  for name, a in pairs(ctx.agents) do
+    if a.held then
+      write(name, a.mb, a.leases > 0)
+      write(name .. '#leases', a.leases, a.leases > 0)
+    end
+    if a.waited then write(name .. '#waiters', a.waiters, a.waiters > 0) end
+    if a.waited and a.waiters == 0 then
+      gone[#gone + 1] = name .. '#reserved'
+    elseif a.reserved then
+      write(name .. '#reserved', a.reserved_mb, a.reserved_mb > 0)
+    end
+    if a.used then set[#set + 1], set[#set + 2] = name .. '#use', broker.use_text(a) end
+  end
+  if set[1] then call('HSET', prefix .. 'agents', unpack(set)) end
+  if gone[1] then call('HDEL', prefix .. 'agents', unpack(gone)) end
 end

@@ -55,7 +55,8 @@ end
 -- What w gets with device d, or anywhere. Nil and why not: its agent's cap, if that is all that is
 -- in the way somewhere.
 local function fit(w, d)
-  local q, room_mb = w.q, queue.room(w.agent, w.reservation_mb)
+  local q, room_mb, party = w.q, broker.room(w, w.reservation_mb)
+  w.party = party   -- whose cap leaves least
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if d then return fit_on(w, d, room_mb) end
   local devices, why = broker.select(q, room_mb)
@@ -65,12 +66,13 @@ local function fit(w, d)
 end
 
 local function offer(w, devices)
-  queue.dequeue(w, true, true)
+  queue.dequeue(w, not w.capped, true)
   local taken, sum = broker.allocate(w.q, devices)
-  broker.add_to_agent(w.agent, sum, 1)
+  broker.add_to_parties(w, sum, 1)
+  ctx.offered = true
   call('HSET', prefix .. 'record:' .. w.token, 'state', 'offered', 'devices', taken,
     'policy_version',
-    text(queue.policy().policy_version))
+    text(broker.policy().policy_version))
   set_deadline(w.token, ctx.now + CLAIM_MS)
   if w.client ~= '' then
     local inbox = prefix .. 'inbox:' .. w.client
@@ -84,7 +86,7 @@ local function offer(w, devices)
     broker.offered_to[w.token], broker.offered_count = true, broker.offered_count + 1
   end
   broker.count('offered')
-  broker.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken)
+  broker.event('offered', 'token', w.token, 'agent', w.agent, 'devices', taken, team_of(w))
   return OFFER_WORK * #devices
 end
 
@@ -93,7 +95,7 @@ function offers.withdraw(w)
   broker.deallocate(w, false)
   call('HSET', prefix .. 'record:' .. w.token, 'state', 'waiting', 'devices', '')
   w.state, w.devices = 'waiting', ''
-  broker.event('withdrawn', 'token', w.token, 'agent', w.agent)
+  broker.event('withdrawn', 'token', w.token, 'agent', w.agent, team_of(w))
   queue.add(w)
 end
 
@@ -105,8 +107,8 @@ function offers.try(w, d)
   -- A smaller one may be within its cap
   if why == 'agent_cap' and d and broker.whole(w.q) then devices, why = fit(w) end
   if devices then return offer(w, devices) end
-  if why ~= 'agent_cap' or not queue.holds(w.agent, w.reservation_mb) then return nil end
-  queue.set_capped(w)
+  if why ~= 'agent_cap' or not broker.holds(w.party, w.reservation_mb) then return nil end
+  queue.set_capped(w, w.party.name)
   return 1   -- its queue has another head
 end
 
@@ -143,7 +145,7 @@ end
 function offers.poll(w, open)
   local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
   local capped = not place
-  local is_next = place == 0 or capped and call('ZRANK', prefix .. 'capped:' .. w.agent,
+  local is_next = place == 0 or capped and w.capped and call('ZRANK', prefix .. 'capped:' .. w.capped,
     w.token) == 0
   broker.reservations.check(w)
   if not open or not is_next or ctx.backlog then
@@ -153,10 +155,12 @@ function offers.poll(w, open)
   if devices then return devices end
   if capped and why ~= 'agent_cap' then
     place = queue.clear_capped(w)
-  elseif place == 0 and why == 'agent_cap' and queue.holds(w.agent, w.reservation_mb) then
-    queue.set_capped(w)
+  elseif capped then
+    broker.preemption.consider(w)   -- one of its own team may have to go
+  elseif place == 0 and why == 'agent_cap' and broker.holds(w.party, w.reservation_mb) then
+    queue.set_capped(w, w.party.name)
     place = -1
-  elseif place == 0 then
+  elseif place == 0 and not broker.preemption.consider(w) then
     broker.reservations.consider(w)
   end
   return nil, why, place or -1

@@ -1,7 +1,8 @@
 -- queue: the waiters, what each asks for, and its place.
 --
 -- A waiter is in one queue, with those that ask alike. The queue's id is
--- <host or *>/<model or *>/<size class>. Size class
+-- <host or *>/<model or *>/<size class>, with /<team> behind it for another team than `default`.
+-- Size class
 -- m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and
 -- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
 -- never block those for what is free.
@@ -9,17 +10,15 @@
 --   queue:<id>              token -> rank, the smaller first: µs of entry, less a minute for each
 --                           step of priority
 --   queues:<host>/<model>   queue id -> rank of its head
---   capped:<agent>          token -> rank, of waiters that only their agent's cap holds back
+--   capped:<party>          token -> rank, of waiters that only a cap of their agent, their API
+--                           key or their team holds back
 --
 -- A device may be reserved for a waiter: lib/reservations.lua. The order, and what is on
 -- `worklist`, is lib/scheduler.lua's.
 
 local HEARTBEAT_MS, SLACK_MS = 10000, 1000
 local PRIORITY_US = 60000000   -- a priority higher by one is worth having waited a minute longer
-local BACK_AT_ONCE = 4      -- capped waiters that come back when their agent's sum falls
-local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb',
-  'allow_fractional_shares',
-  'max_leases_per_agent', 'policy_version' }
+local BACK_AT_ONCE = 4      -- capped waiters that come back when a party's sum falls
 
 -- Keep a waiter's place until its next poll. `wait_until_ms` only tells others, so it need not be
 -- exact.
@@ -33,19 +32,6 @@ end
 local queue = {}
 broker.queue = queue
 
--- The policy as it is at this moment; what this script has changed counts.
-function queue.policy()
-  local pool = ctx.pool
-  for _, field in ipairs(POLICY) do
-    if not pool[field] then
-      local values = call('HMGET', POOL, unpack(POLICY))
-      for i, name in ipairs(POLICY) do pool[name] = pool[name] or tonumber(values[i]) end
-      break
-    end
-  end
-  return pool
-end
-
 -- The doublings of one that hold that much.
 local function doublings(size)
   local n, top = 0, 1
@@ -55,8 +41,9 @@ end
 
 function queue.id(q)
   local whole, mb = q.exclusive or q.devices > 1, doublings(q.memory_mb)
-  return q.host .. '/' .. q.model .. '/' .. (whole and 'x' .. text(100 * doublings(q.devices) + mb)
-    or 'm' .. mb)
+  local id = q.host .. '/' .. q.model .. '/' .. (whole and 'x' .. text(100 * doublings(q.devices)
+    + mb) or 'm' .. mb)
+  return q.team ~= DEFAULT_TEAM and id .. '/' .. q.team or id
 end
 
 -- The waiter of a token: what it asks for as `q`, and what the queue knows of it. `devices` is what
@@ -64,20 +51,23 @@ end
 function queue.read(token)
   local agent, request, memory_mb, queue_id, rank, enqueued_ms, client, reserved, devices, state,
     policy_version, reservation_mb, reservation_until_ms, reservations, reserves_ms,
-    reservation_seen = unpack(call('HMGET', prefix .. 'record:' .. token, 'agent', 'request',
+    reservation_seen, owner, team, capped, preempts, preempt_seen = unpack(call('HMGET', prefix .. 'record:' .. token, 'agent', 'request',
     'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client', 'reserved', 'devices', 'state',
     'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
-    'reservation_seen'))
+    'reservation_seen', 'owner', 'team', 'capped', 'preempts', 'preempt_seen'))
   if not agent then return nil end
   local asked = {}
   for part in string.gmatch(request, '[^|]+') do asked[#asked + 1] = part end
   local q = {
     token = token, agent = agent, memory_mb = tonumber(memory_mb), devices = tonumber(asked[2]),
-    exclusive = asked[3] == '1',
+    exclusive = asked[3] == '1', owner = owner or '', team = team or DEFAULT_TEAM,
+    priority = asked[6] + 0,
     max_hold_ms = asked[5] + 0, host = asked[7], model = asked[8], placement = asked[9],
   }
   return {
-    token = token, agent = agent, q = q, queue_id = queue_id, rank = rank,
+    token = token, agent = agent, owner = q.owner, team = q.team, q = q, queue_id = queue_id,
+    rank = rank, capped = capped, preempts = preempts or '',
+    preempt_seen = (preempt_seen or 0) + 0,
     enqueued_ms = tonumber(enqueued_ms), client = client, reserved = reserved or '',
     devices = devices, state = state, policy_version = tonumber(policy_version),
     reservation_mb = reserved and (reservation_mb or 0) + 0 or 0,
@@ -99,7 +89,7 @@ end
 -- Write down the head of a queue, or that it has none. `check`: it is not known whether something
 -- fits this head.
 local function set_head(id, rank, check)
-  local of, entry = string.match(id, '^(.*)/'), 'queue:' .. id
+  local of, entry = string.match(id, '^[^/]*/[^/]*'), 'queue:' .. id
   if ctx.queues[of] then ctx.queues[of][id] = rank and rank + 0 end
   if rank then
     call('ZADD', prefix .. 'queues:' .. of, rank, id)
@@ -137,52 +127,56 @@ local function count_waiting(by)
   ctx.stored = {}
 end
 
-local function count_waiters(agent, by)
-  local a = broker.agent(agent)
-  -- An older version may have left something there
-  if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end
-  a.waiters, a.waited = a.waiters + by, true
+local function count_waiters(x, by)
+  local agent, key, team = broker.parties(x)
+  for _, a in ipairs({ agent, team, key }) do
+    -- An older version may have left something there
+    if a.waiters == 0 then a.reserved_mb, a.reserved = 0, true end
+    a.waiters, a.waited = a.waiters + by, true
+  end
   count_waiting(by)
 end
 
 -- Dequeue a waiter, whatever comes next. `in_queue`: it is known not to be capped. `satisfied`: it
 -- gets what it asked.
 function queue.dequeue(w, in_queue, satisfied)
-  if in_queue or call('ZREM', prefix .. 'capped:' .. w.agent, w.token) == 0 then
+  if in_queue or not w.capped or call('ZREM', prefix .. 'capped:' .. w.capped, w.token) == 0 then
     remove(w.queue_id, w.token)
   end
   broker.reservations.cancel(w, satisfied)
-  count_waiters(w.agent, -1)
+  count_waiters(w, -1)
 end
 
 -- Add a waiter to its queue, again or for the first time.
 function queue.add(w, tried)
-  count_waiters(w.agent, 1)
+  count_waiters(w, 1)
   return insert(w, tried)
 end
 
 -- The pool's time in µs: a later call has the larger, also within a millisecond.
 local function rank_now() return ctx.now * 1000 + ctx.now_us % 1000 end
 
--- Enqueue a new waiter; `fields`: of its record, field and value in turn. Returns how many are
--- ahead, -1: capped.
-function queue.enqueue(q, tried, fields, priority, at_cap)
-  local w = { token = q.token, agent = q.agent, queue_id = queue.id(q),
-    rank = text(rank_now() - priority * PRIORITY_US) }
+local function add_capped(w, party)
+  w.capped = party
+  call('ZADD', prefix .. 'capped:' .. party, w.rank, w.token)
+  call('HSET', prefix .. 'record:' .. w.token, 'capped', party)
+end
+
+-- Enqueue a new waiter; `fields`: of its record, field and value in turn. `party`: by name, whose
+-- cap alone holds it back. Returns how many are ahead, -1: capped.
+function queue.enqueue(q, tried, fields, priority, party)
+  local w = { token = q.token, agent = q.agent, owner = q.owner, team = q.team,
+    queue_id = queue.id(q), rank = text(rank_now() - priority * PRIORITY_US) }
+  broker.join_team(q)
   call('HSET', prefix .. 'record:' .. q.token, 'state', 'waiting', 'devices', '', 'memory_mb',
     text(q.memory_mb), 'queue_id', w.queue_id,
     'rank', w.rank, 'enqueued_ms', text(ctx.now), unpack(fields))
   broker.count('enqueued')
-  broker.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id)
-  if not at_cap then return queue.add(w, tried) end
-  count_waiters(q.agent, 1)
-  call('ZADD', prefix .. 'capped:' .. q.agent, w.rank, q.token)
+  broker.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id, team_of(q))
+  if not party then return queue.add(w, tried) end
+  count_waiters(q, 1)
+  add_capped(w, party)
   return -1
-end
-
--- Does the agent have as many waiters as it may?
-function queue.full(agent)
-  return broker.agent(agent).waiters >= tonumber(call('HGET', POOL, 'max_waiters_per_agent'))
 end
 
 -- End a wait: cancelled, timed_out or revoked. What it was offered comes back. `refused`: no
@@ -193,7 +187,7 @@ function queue.end_wait(token, how, refused)
   clear_deadline(token)
   if refused then call('DEL', prefix .. 'record:' .. token) else broker.bury(token, how) end
   broker.count(how == 'timed_out' and 'timed_out' or 'cancelled')
-  broker.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices)
+  broker.event(how, 'token', token, 'agent', w.agent, 'devices', w.devices, team_of(w))
   return touched
 end
 
@@ -208,48 +202,47 @@ function queue.head(id)
   end
 end
 
-function queue.set_capped(w)
+-- Take a waiter out of its queue until the sum of that party falls.
+function queue.set_capped(w, party)
   remove(w.queue_id, w.token)
   broker.reservations.cancel(w)
-  call('ZADD', prefix .. 'capped:' .. w.agent, w.rank, w.token)
-end
-
--- MiB that the agent's cap leaves it beside what it holds and what is reserved for it, but for
--- `own_mb` of that; none when it has as many leases as it may.
-function queue.room(agent, own_mb)
-  local pool = queue.policy()
-  local a = broker.agent(agent)
-  if a.leases >= pool.max_leases_per_agent then return 0 end
-  return pool.max_memory_per_agent_mb - a.mb - a.reserved_mb + (own_mb or 0)
-end
-
--- Does the agent have anything, but for `own_mb` of a reservation, whose end would leave its cap
--- more room?
-function queue.holds(agent, own_mb)
-  local a = broker.agent(agent)
-  return a.leases > 0 or a.reserved_mb > (own_mb or 0)
+  add_capped(w, party)
 end
 
 -- Take a capped waiter back into its queue, where it was.
 function queue.clear_capped(w)
-  call('ZREM', prefix .. 'capped:' .. w.agent, w.token)
+  call('ZREM', prefix .. 'capped:' .. w.capped, w.token)
+  call('HDEL', prefix .. 'record:' .. w.token, 'capped')
+  w.capped = nil
   return insert(w)
 end
 
--- An agent's sum fell: take back those that fit under its cap, where they were.
-function queue.recheck_capped(agent)
-  local room_mb
+-- The sum of a party fell: take back those that fit under its cap, where they were.
+local function recheck(a, most_mb, most_leases)
+  local key = prefix .. 'capped:' .. a.name
+  local room_mb = broker.room_of(a, most_mb, most_leases)
   for _ = 1, BACK_AT_ONCE do
-    local token = call('ZRANGE', prefix .. 'capped:' .. agent, '0', '0')[1]
+    local token = call('ZRANGE', key, '0', '0')[1]
     if not token then return end
     local w = queue.read(token)
     if w then
-      room_mb = (room_mb or queue.room(agent)) - w.q.memory_mb * w.q.devices
+      room_mb = room_mb - w.q.memory_mb * w.q.devices
       if room_mb < 0 then return end
       queue.clear_capped(w)
     else   -- its record was removed by hand
-      call('ZREM', prefix .. 'capped:' .. agent, token)
+      call('ZREM', key, token)
       count_waiting(-1)
     end
+  end
+end
+
+-- What x had is less now: recheck who waits for the cap of its parties.
+function queue.recheck_capped(x)
+  local pool = broker.policy()
+  local agent, key, team = broker.parties(x)
+  recheck(agent, pool.max_memory_per_agent_mb, pool.max_leases_per_agent)
+  if key then recheck(key, pool.max_memory_per_agent_mb, pool.max_leases_per_agent) end
+  if pool.teams > 0 then
+    recheck(team, broker.team_limit_mb(x.team, team), broker.team_policy(x.team).max_leases)
   end
 end

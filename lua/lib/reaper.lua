@@ -46,15 +46,18 @@ local function settle_member(member)
   if host then
     touched = lose_host(host)
   else
-    local state, agent, devices, fence, expires_at_ms, outcome, revoked = unpack(call('HMGET',
+    local state, agent, devices, fence, expires_at_ms, outcome, revoked, owner, team,
+      preempt_at_ms = unpack(call('HMGET',
       prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
-      'outcome', 'revoked'))
-    local r = { token = member, agent = agent, devices = devices, fence = fence,
+      'outcome', 'revoked', 'owner', 'team', 'preempt_at_ms'))
+    local r = { token = member, agent = agent, owner = owner, team = team, devices = devices, fence = fence,
       ended_at_ms = tonumber(expires_at_ms), outcome = outcome }
     if not state then   -- removed by hand or evicted: nothing is known that could be given back
       clear_deadline(member)
     elseif state == 'active' then
-      touched = broker.end_lease(r, revoked and 'revoked' or 'expired')
+      local preempted = preempt_at_ms and preempt_at_ms + 0 <= ctx.now
+      touched = broker.end_lease(r, revoked and 'revoked' or preempted and 'preempted'
+        or 'expired')
     elseif state == 'cooling' then
       touched = cool(r)
     else

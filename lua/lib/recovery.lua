@@ -38,7 +38,8 @@ function broker.recover(token, fence, recovery, waits, whose)
     end
     each.d, sum = d, sum + each.mb
   end
-  broker.agent(agent)
+  local counted = { agent = agent, owner = whose, team = recovery.team }
+  broker.parties(counted)
 
   for _, each in ipairs(held) do
     local d = each.d
@@ -53,7 +54,7 @@ function broker.recover(token, fence, recovery, waits, whose)
     end
     broker.index(d)
   end
-  broker.add_to_agent(agent, sum, 1)
+  broker.add_to_parties(counted, sum, 1)
   set_pool('fence', math.max(last_fence + 0, granted_us))
   call('HSET', prefix .. 'record:' .. token, 'state', 'active', 'agent', agent, 'devices',
     recovery.taken, 'fence', fence, 'granted_at_ms',
@@ -63,8 +64,11 @@ function broker.recover(token, fence, recovery, waits, whose)
   if hold_until_ms then
     call('HSET', prefix .. 'record:' .. token, 'hold_until_ms', text(hold_until_ms))
   end
+  if recovery.team ~= DEFAULT_TEAM then
+    call('HSET', prefix .. 'record:' .. token, 'team', recovery.team)
+  end
   if whose ~= '' then call('HSET', prefix .. 'record:' .. token, 'owner', whose) end
   broker.count(recovery.taken == '' and 'cpu_recovered' or 'recovered')
   broker.event('recovered', 'token', token, 'agent', agent, 'devices', recovery.taken, 'fence',
-    fence)
+    fence, team_of(recovery))
 end

@@ -63,13 +63,13 @@ local function one(w, room_mb)
 end
 
 -- The next page of groups, <host>/<model>, with as many devices as q asks.
-local function groups_from(q, skip)
+function reservations.groups_from(q, skip, most)
   local found, least = {}, text(q.devices)
   local models = q.model ~= '*' and { q.model } or
     call('ZRANGE', prefix .. 'models', text(q.memory_mb), '+inf', 'BYSCORE', 'LIMIT', '0',
       MODELS_READ)
   for _, model in ipairs(models) do
-    local key, left = prefix .. 'hosts:' .. model, GROUPS_READ - #found
+    local key, left = prefix .. 'hosts:' .. model, most - #found
     if left <= 0 then break end
     local count = q.host ~= '*' and 1 or call('ZCOUNT', key, least, '+inf')
     if skip < count then
@@ -85,7 +85,7 @@ end
 -- The devices of one group to reserve: the group whose worst choice is the best.
 local function several(w, room_mb)
   local q, best, at, read = w.q, nil, w.reservation_seen, 0
-  local groups = groups_from(q, at)
+  local groups = reservations.groups_from(q, at, GROUPS_READ)
   for _, group in ipairs(groups) do
     if read >= DEVICES_READ then break end
     local ids = call('ZRANGE', prefix .. 'fits:host/' .. group, text(q.memory_mb), '+inf',

@@ -53,7 +53,7 @@ end
 
 -- Could a waiter use some of d, were it not reserved?
 local function has_room(d)
-  if queue.policy().allow_fractional_shares == 0 then return d.empty end
+  if broker.policy().allow_fractional_shares == 0 then return d.empty end
   return d.sharable
 end
 
@@ -93,10 +93,11 @@ function reservations.cancel(w, satisfied)
     end
   end
   w.reserved = ''
+  if w.preempts and w.preempts ~= '' then broker.preemption.withdraw(w) end
   if not w.agent or w.reservation_mb == 0 then return end
-  broker.count_reserved(w.agent, -w.reservation_mb)
+  broker.count_reserved(w, -w.reservation_mb)
   w.reservation_mb = 0
-  if not satisfied then queue.recheck_capped(w.agent) end
+  if not satisfied then queue.recheck_capped(w) end
 end
 
 -- End the reservation of a device.
@@ -104,7 +105,8 @@ function reservations.cancel_on(d)
   reservations.cancel(queue.read(d.reserved_for) or { token = d.reserved_for, reserved = d.uuid })
 end
 
-local function reserve(w, devices)
+-- Reserve devices for w: for as long as they are of use, or, where leases end for it, until then.
+function reservations.reserve(w, devices, until_ms)
   local ids, sum, record = {}, 0, prefix .. 'record:' .. w.token
   local ends_ms = known_end_ms(w, devices)
   for i, d in ipairs(devices) do
@@ -118,10 +120,10 @@ local function reserve(w, devices)
   w.reserved, w.reservation_mb = table.concat(ids, ','), sum
   call('HSET', record, 'reserved', w.reserved, 'reservation_mb', text(sum), 'reservation_since_ms',
     text(ctx.now),
-    'reservation_until_ms', text(ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL,
+    'reservation_until_ms', text(until_ms or ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL,
     'fence'))
-  broker.count_reserved(w.agent, sum)
-  broker.event('reserved', 'token', w.token, 'agent', w.agent, 'devices', w.reserved)
+  broker.count_reserved(w, sum)
+  broker.event('reserved', 'token', w.token, 'agent', w.agent, 'devices', w.reserved, team_of(w))
 end
 
 -- A lease of this fence ended on a device that is reserved: the reservation goes on, if it is
@@ -166,11 +168,13 @@ function reservations.check(w)
     if not mb then return reservations.cancel(w) end
     sum, room = sum + mb, room or has_room(d)
   end
-  if sum > queue.room(w.agent, w.reservation_mb) then return reservations.cancel(w) end
+  if w.preempts == '' and sum > broker.room(w, w.reservation_mb) then
+    return reservations.cancel(w)
+  end
   local until_ms = ctx.now + idle_ms()
   if room and w.reservation_until_ms then
     if ctx.now > w.reservation_until_ms then give_up(w, devices) end
-  elseif until_ms > (w.reservation_until_ms or 0) then
+  elseif w.preempts == '' and until_ms > (w.reservation_until_ms or 0) then
     -- Nothing goes unused, or an older version has reserved it
     call('HSET', prefix .. 'record:' .. w.token, 'reservation_until_ms', text(until_ms))
   end
@@ -184,8 +188,8 @@ function reservations.consider(w)
     return
   end
   broker.flush()
-  local devices, seen = reservations.choose(w, queue.room(w.agent))
-  if devices then reserve(w, devices) end
+  local devices, seen = reservations.choose(w, broker.room(w))
+  if devices then reservations.reserve(w, devices) end
   if seen ~= w.reservation_seen then
     call('HSET', prefix .. 'record:' .. w.token, 'reservation_seen', text(seen))
   end

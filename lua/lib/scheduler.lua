@@ -3,9 +3,14 @@
 --   worklist          device:<id> of which more is free than before, queue:<id> with another head
 --
 -- S11: what is not on `worklist` fits no head of a queue. So the scheduler checks what is on it and
--- nothing else, in the order of the ranks of those that may have it: the heads whose size class a
--- device can satisfy, and the new head of a queue, which is placed like a newcomer. What no device
--- brings (a policy, a pool that opens) the head's own polls find.
+-- nothing else, in the order of those that may have it: the heads whose size class a device can
+-- satisfy, and the new head of a queue, which is placed like a newcomer. What no device brings (a
+-- policy, a pool that opens) the head's own polls find.
+--
+-- The order is that of ranks. Where teams have policies (teams.lua) it is: heads that stay within
+-- their team's nominal quota, by rank; then those that borrow, by their team's share, then by rank.
+-- Of more entries than one script may look at, those of the best ranks are looked at first, so the
+-- order between teams holds among these.
 
 -- Checking one entry is 1, offering a device 4: four offered by one script, or 16 checked
 local SCHEDULE_WORK = 16
@@ -15,16 +20,64 @@ local queue = broker.queue
 -- Can this device be what a queue asks for? By its size class alone; of a share what is asked lies
 -- between 2^(n-1) and 2^n.
 local function suits(d, id)
-  local kind, n = string.match(id, '/([mx])(%d+)$')
+  local kind, n = string.match(id, '^[^/]*/[^/]*/([mx])(%d+)')
   if kind == 'x' then return d.empty end
   local may = d.sharable
   if ctx.pool.allow_fractional_shares == 0 then may = d.empty end
   return may and (n == '0' or 2 ^ (n - 1) < d.free_mb)
 end
 
--- Candidates for a device of the worklist, best rank first: the head of every queue whose size
+-- MiB that the head of a queue asks for, on d if it wants whole devices: at least, and at most. By
+-- its size class, and by its record where `exact`.
+local function asks_mb(one, d, exact)
+  local kind, n = string.match(one.id, '^[^/]*/[^/]*/([mx])(%d+)')
+  local mb = d and kind == 'x' and d.free_mb
+  if exact then
+    local known = ctx.asks[one.id]
+    if not known or known.rank ~= one.rank then
+      local w = queue.head(one.id)
+      known = { rank = one.rank, mb = w and w.q.memory_mb or 0, devices = w and w.q.devices or 0 }
+      ctx.asks[one.id] = known
+    end
+    mb = known.devices * (mb or known.mb)
+    return mb, mb
+  end
+  local count = kind == 'x' and 2 ^ math.floor(n / 100) or 1
+  local least = count > 1 and count / 2 or 1
+  if mb then return least * mb, count * mb end
+  n = 2 ^ (n % 100)
+  return least * n / 2, count * n
+end
+
+-- Give a candidate its place between teams: `tier` 0 within its nominal quota, and the `share` of
+-- its team where it borrows.
+local function place(one, d)
+  one.tier, one.share = 0, 0
+  if ctx.pool.teams == 0 then return one end
+  local team = string.match(one.id, '^[^/]*/[^/]*/[^/]*/(.*)$') or DEFAULT_TEAM
+  local known = ctx.teams[team]
+  if not known then
+    local _, _, sums = broker.sums_of(team, nil, 'team ' .. team)
+    known = { left_mb = broker.team_policy(team).nominal_mb - sums.mb,
+      share = broker.share(team, sums) }
+    ctx.teams[team] = known
+  end
+  local least_mb, most_mb = asks_mb(one, d)
+  local own = known.left_mb >= most_mb
+  if not own and known.left_mb >= least_mb then own = known.left_mb >= asks_mb(one, d, true) end
+  if not own then one.tier, one.share = 1, known.share end
+  return one
+end
+
+local function before(a, b)
+  if a.tier ~= b.tier then return a.tier < b.tier end
+  if a.share ~= b.share then return a.share < b.share end
+  return a.rank < b.rank
+end
+
+-- Candidates for a device of the worklist, the first one first: the head of every queue whose size
 -- class the device can satisfy. A reserved device goes to heads ranked before the reservation's
--- owner, then to the owner. `at`: the next candidate.
+-- owner, then to the owner; to the owner alone where leases end for it. `at`: the next candidate.
 local function candidates(entry)
   local d = broker.device(string.sub(entry, 8))
   local found = { at = 1, d = d }
@@ -32,17 +85,19 @@ local function candidates(entry)
   local owner = d.reserved_for ~= '' and queue.read(d.reserved_for) or nil
   -- Its record was removed by hand
   if d.reserved_for ~= '' and not owner then broker.reservations.cancel_on(d) end
-  local last = owner and owner.rank + 0 or NEVER
+  local last = owner and (owner.preempts ~= '' and -NEVER or owner.rank + 0) or NEVER
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
     local ids = queue.ids(of)
     for id, rank in pairs(ids) do
       if rank < last and suits(d, id) then
-        found[#found + 1] = { rank = rank, id = id, ids = ids }
+        found[#found + 1] = place({ rank = rank, id = id, ids = ids }, d)
       end
     end
   end
-  table.sort(found, function(a, b) return a.rank < b.rank or a.rank == b.rank and a.id < b.id end)
-  if owner then found[#found + 1] = { rank = last } end
+  table.sort(found, function(a, b)
+    return before(a, b) or not before(b, a) and a.id < b.id
+  end)
+  if owner then found[#found + 1] = { rank = owner.rank + 0, tier = 0, share = 0 } end
   found.reserved_for = d.reserved_for
   return found
 end
@@ -51,7 +106,7 @@ end
 -- over: its queue is on the worklist itself.
 local function upcoming(entry, lists)
   local id, list = string.match(entry, '^queue:(.*)$'), lists[entry]
-  if id then return { rank = ctx.work[entry], id = id } end
+  if id then return place({ rank = ctx.work[entry], id = id }) end
   if not list or list.d and list.d.reserved_for ~= list.reserved_for then
     list = candidates(entry)
     lists[entry] = list
@@ -78,7 +133,7 @@ local function next_step(lists, deferred)
       lists[entry] = nil
       return entry, nil
     end
-    if not found or one.rank < best.rank or one.rank == best.rank and entry < found then
+    if not found or before(one, best) or not before(best, one) and entry < found then
       found, best = entry, one
     end
   end
@@ -127,7 +182,7 @@ end
 -- Offer what is on the worklist, as much as one script may; what is left goes to `worklist`, and
 -- ctx.more says so.
 function broker.schedule()
-  local pool, left, lists = queue.policy(), SCHEDULE_WORK, {}
+  local pool, left, lists = broker.policy(), SCHEDULE_WORK, {}
   -- Then `worklist` holds the work
   local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms
   local deferred, before = defer()
@@ -139,6 +194,8 @@ function broker.schedule()
       break
     end
     left = left - step(entry, one, lists[entry])
+    -- A team has got something: its place is another
+    if ctx.offered and pool.teams > 0 then ctx.offered, ctx.teams, lists = false, {}, {} end
   end
   ctx.backlog = next(ctx.work) ~= nil
   if ctx.backlog and not shut then ctx.more = 1 end

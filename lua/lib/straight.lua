@@ -57,7 +57,7 @@ local function parse_request()
   end
   local selector = host ~= '*' and 'host/' .. host or model ~= '*' and 'model/' .. model or '*'
   return { memory_mb = memory_mb, mb = memory_mb > 0 and text(memory_mb), ttl_ms = ttl_ms,
-    max_hold_ms = max_hold_ms,
+    max_hold_ms = max_hold_ms, priority = ARGV[9] + 0,
     selector = selector, pack = placement == 'pack' }
 end
 
@@ -90,24 +90,42 @@ end
 
 local keys_of = broker.keys_of
 
+-- Is it plain that the team's policy lets it have so much? Else the plain path decides.
+local function within_policy(k, asked, team, t, memory_mb)
+  local of = broker.team_policy(team)
+  return of.listed and asked.priority <= of.max_priority and t.leases < of.max_leases
+    and of.max_ttl_ms == 0 and of.max_hold_ms == 0 and t.mb + memory_mb <= of.nominal_mb + of.borrow_mb
+    and (t.mb + memory_mb <= of.nominal_mb or k.borrows_freely)
+end
+
 local function straight_acquire()
   local mark, agent, client, pid, owner = mark_of(ARGV[1]), ARGV[3], ARGV[14], ARGV[15], ARGV[16]
   local token, wait = ARGV[2], ARGV[17]
-  if mark == false or not owner or broker.offered_to[token] or ARGV[18] then return nil end
+  if mark == false or not owner or broker.offered_to[token] or ARGV[21]
+    or ARGV[18] and ARGV[18] ~= '' or ARGV[19] and ARGV[19] ~= '' then
+    return nil
+  end
+  local team = ARGV[20] and ARGV[20] ~= '' and ARGV[20] or DEFAULT_TEAM
   local request = table.concat(ARGV, '|', 4, 13)
   local asked = request_of(request)
   if not asked or not is_token(token) or not has_form(agent, '^[%w._:@/-]+$', 128)
     or not has_form(client, '^[%w._-]*$', 64) or not has_form(pid, '^[%d:]*$', 40)
     or owner ~= '' and not has_form(owner, '^[%w._:@/-]*$', 128)
+    or team ~= DEFAULT_TEAM and not has_form(team, '^[%w._-]+$', 64)
     or wait and wait ~= '0' and not number_in(wait, 0, 604800000) then
     return nil
   end
   local k = recall()
   if not k or not k.shares or k.now < k.closed_until_ms then return nil end
-  local memory_mb, a = asked.memory_mb, kept_agent(k, agent)
-  k.asker = agent
+  local memory_mb, of = asked.memory_mb, { agent = agent, owner = owner, team = team }
+  local a, key, t = kept_parties(k, of)
+  k.asker, k.asker_key, k.asker_team = agent, key and key.name, t.name
   if memory_mb == 0 then memory_mb = k.default_memory_mb end
-  if a.leases >= k.max_leases or a.mb + memory_mb > k.max_mb then return nil end
+  if a.leases >= k.max_leases or a.mb + memory_mb > k.max_mb
+    or key and (key.leases >= k.max_leases or key.mb + memory_mb > k.max_mb)
+    or k.pool.teams > 0 and not within_policy(k, asked, team, t, memory_mb) then
+    return nil
+  end
   if k.records[token] or broker.ended(token) then return nil end
   local d = free_device(k, asked, memory_mb)
   if not d then return nil end
@@ -126,24 +144,24 @@ local function straight_acquire()
   local fence, taken, keys = text(number), uuid .. '=' .. mb, keys_of(d)
   call('SADD', keys.holders, token)
   call('SET', keys.lease .. token, fence, 'PX', text(left_ms))
-  if owner ~= '' or hold_until_ms then
+  if owner ~= '' or hold_until_ms or team ~= DEFAULT_TEAM then
     local record = prefix .. 'record:' .. token
     if owner ~= '' then call('HSET', record, 'owner', owner) end
+    if team ~= DEFAULT_TEAM then call('HSET', record, 'team', team) end
     if hold_until_ms then call('HSET', record, 'hold_until_ms', text(hold_until_ms)) end
   end
   call('HSET', prefix .. 'record:' .. token, 'state', 'active', 'fence', fence, 'devices', taken,
     'expires_at_ms', expires_at, 'ttl_ms', ARGV[7], 'agent', agent, 'granted_at_ms', now, 'request',
     request, 'client', client, 'pid', pid)
   call('XADD', k.EVENTS, 'MAXLEN', '~', '10000', '*', 'event', 'granted', 'token', token, 'agent',
-    agent, 'devices', taken, 'fence', fence)
+    agent, 'devices', taken, 'fence', fence, team_of(of))
   d.leased_mb, d.leases = d.leased_mb + memory_mb, d.leases + 1
   broker.write_lease(d)
-  a.mb, a.leases = a.mb + memory_mb, a.leases + 1
-  write_agent(k, agent, a)
+  count_lease(k, a, key, t, memory_mb, 1)
   k.fence, k.granted = number, k.granted + 1
   keep_record(k, token, { fence = fence, devices = taken, expires_at_ms = expires_at_ms,
     ttl_ms = ttl_ms, hold_until_ms = hold_until_ms, owner = owner, notice = '',
-    agent = agent })
+    agent = agent, team = team })
   keep(k, now, number == k.now_us and fence, 'fence', fence, 'granted', text(k.granted))
   return { tagged('GRANTED', mark), now_ms, next_deadline_of(k), k.epoch, 0, fence,
     expires_at_ms, left_ms, '', uuid, mb, d.index, d.host, d.name, d.total_mb, d.used_mb,
@@ -207,20 +225,20 @@ local function straight_release()
   local uuid, mb = string.match(devices, '^([^,]+)=(%d+)$')
   local d = uuid and kept_device(k, uuid)
   if not d or d.reserved_for ~= '' then return nil end
-  local a, keys = kept_agent(k, agent), keys_of(d)
+  local a, key, t = kept_parties(k, r)
+  local keys = keys_of(d)
 
   k.sequence = false
   d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
   if d.exclusive == token then d.exclusive = '' end
-  a.mb, a.leases = a.mb - mb, a.leases - 1
   call('DEL', prefix .. 'record:' .. token, keys.lease .. token)
   call('SREM', keys.holders, token)
   clear_deadline(token)
   broker.leave_outcome(token, 'released')
   call('XADD', k.EVENTS, 'MAXLEN', '~', '10000', '*', 'event', 'released', 'token', token, 'agent',
-    agent, 'devices', devices, 'fence', r.fence)
+    agent, 'devices', devices, 'fence', r.fence, team_of(r))
   broker.write_lease(d)
-  write_agent(k, agent, a)
+  count_lease(k, a, key, t, -mb, -1)
   k.released = k.released + 1
   forget_record(k, token)
   keep(k, text(k.now), nil, 'released', text(k.released))

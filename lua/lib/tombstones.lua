@@ -13,9 +13,9 @@
 local SHARDS, MOST, SIZE = 8192, 96, 28
 local TOMBSTONE_MS = 900000   -- longer than any retry of a call may last
 local LETTERS = { released = 'r', expired = 'e', revoked = 'v', cancelled = 'c', timed_out = 't',
-  superseded = 's' }
+  superseded = 's', preempted = 'p' }
 local OUTCOMES = { r = 'released', e = 'expired', v = 'revoked', c = 'cancelled', t = 'timed_out',
-  s = 'superseded' }
+  s = 'superseded', p = 'preempted' }
 
 local function digest(token)
   if redis.sha1hex then return redis.sha1hex(token) end

@@ -102,7 +102,11 @@ def test_acquire_grant_leaves_a_record_that_says_all(pool: Pool) -> None:
         "ttl_ms": "30000", "request": "900|1|0|30000|0|7|*|*|spread|refuse", "client": "client",
         "pid": "12:99", "owner": "me@there",
     }  # fmt: skip
-    assert pool.hash("agents") == {"agent:1@x/y": "900", "agent:1@x/y#leases": "1"}
+    assert pool.hash("agents") == {
+        name: value
+        for party in ("agent:1@x/y", "key me@there", "team default")
+        for name, value in ((party, "900"), (f"{party}#leases", "1"))
+    }
 
 
 def test_acquire_with_the_longest_names_is_granted(pool: Pool) -> None:

@@ -114,8 +114,8 @@ def test_acquire_with_cpu_as_way_out_gets_a_cpu_lease(
     assert (got.reason, got.devices, got.remaining_ms) == (reason, (), 30000)
     assert got.fence > 0
     assert pool.hash(f"record:{token('cpu')}")["devices"] == ""
-    assert pool.hash("agents")["me"] == "0"
-    assert pool.hash("agents")["me#leases"] == "1"
+    assert pool.agents()["me"] == "0"
+    assert pool.agents()["me#leases"] == "1"
     assert not list(pool.redis.scan_iter(pool.keys.lease("*", token("cpu"))))
     assert pool.stats() == {"granted": 2, "cpu_granted": 1}
 
@@ -197,7 +197,7 @@ def test_verb_of_another_protocol_is_refused_and_writes_nothing(pool: Pool, verb
     assert pool.stored() == before
 
 
-@pytest.mark.parametrize("schema", ["0", "2", "4", "x"])
+@pytest.mark.parametrize("schema", ["0", "2", "3", "5", "x"])
 def test_verb_on_a_pool_of_another_schema_is_refused_and_writes_nothing(
     pool: Pool, schema: str
 ) -> None:

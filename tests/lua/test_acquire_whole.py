@@ -20,7 +20,7 @@ def test_acquire_exclusive_takes_and_counts_the_whole_device(pool: Pool) -> None
     assert granted(pool.acquire(token("a"), memory_mb=500, exclusive=1)).devices == (
         ("gpu-a", 850),
     )
-    assert pool.hash("agents")["agent"] == "850"
+    assert pool.agents()["agent"] == "850"
     assert pool.hash("device:gpu-a")["exclusive"] == token("a")
 
 
@@ -100,7 +100,7 @@ def test_acquire_several_of_different_sizes_counts_each_as_it_is(pool: Pool) -> 
     pool.report((device("gpu-a", 1000), device("gpu-b", 3000), device("gpu-c", 500)))
     got = granted(pool.acquire(token("a"), devices=2, memory_mb=800))
     assert dict(got.devices) == {"gpu-a": 1000, "gpu-b": 3000}
-    assert pool.hash("agents")["agent"] == "4000"
+    assert pool.agents()["agent"] == "4000"
     pool.release(token("a"))
     assert pool.free() == {"gpu-a": 1000, "gpu-b": 3000, "gpu-c": 500}
 

@@ -92,7 +92,7 @@ def test_call_by_another_way_makes_what_is_kept_void(pool: Pool, way: str) -> No
         )
     pool.way = OWN
     assert pool.release(token("t3"))[0] == "RELEASED"
-    assert pool.hash("agents") == {"agent": "1300", "agent#leases": "4"}
+    assert pool.agents() == {"agent": "1300", "agent#leases": "4"}
     audit(pool.redis, pool.keys)
 
 
@@ -110,7 +110,7 @@ def test_call_that_ends_in_an_error_leaves_nothing_believed(pool: Pool, way: str
     assert leased == {"gpu-a": 100, "gpu-b": 1000}, "the device was written before the error"
     ((uuid, _),) = granted(pool.acquire(token("next"), memory_mb=100)).devices
     assert (uuid, pool.number(uuid, "leased_mb")) == ("gpu-a", 200)
-    assert pool.hash("agents") == {"agent": "1100", "agent#leases": "2"}
+    assert pool.agents() == {"agent": "1100", "agent#leases": "2"}
 
 
 def test_edit_by_hand_counts_once_the_sequence_is_moved(pool: Pool) -> None:
@@ -127,7 +127,7 @@ def test_library_keeps_a_bounded_part_and_is_right_beyond_it(pool: Pool) -> None
     for number in range(MANY):
         assert pool.renew(token(f"m{number}"))[0] == "RENEWED"
         assert pool.release(token(f"m{number}"))[0] == "RELEASED"
-    assert pool.hash("agents") == {"agent": "1000", "agent#leases": "1"}
+    assert pool.agents() == {"agent": "1000", "agent#leases": "1"}
     audit(pool.redis, pool.keys)
 
 
@@ -138,7 +138,7 @@ def test_pool_made_anew_is_another_pool(pool: Pool) -> None:
     pool.skew(1000)
     pool.report((device("gpu-a", 1000),))
     assert pool.acquire(token("a"), memory_mb=1001)[5] == "never_fits"
-    assert pool.hash("agents") == {}
+    assert pool.agents() == {}
 
 
 def test_renewal_of_a_key_that_is_gone_sets_it_anew(pool: Pool) -> None:

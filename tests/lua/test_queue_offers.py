@@ -133,7 +133,7 @@ def test_offer_of_a_device_that_takes_no_more_leases_is_withdrawn(pool: Pool, ho
     assert wait(pool, "ann") == ["WAITING", 0]
     assert wait(pool, "bob") == ["WAITING", 1]
     assert pool.events().count("withdrawn") == 1
-    assert pool.hash("agents") == {"ann#waiters": "1", "bob#waiters": "1"}
+    assert pool.agents() == {"ann#waiters": "1", "bob#waiters": "1"}
     pool.drain("h1", what="host", drained=0)
     pool.report((device("gpu-a"),), deadline_ms=DAY_MS)
     assert state(pool, "ann") == "offered"
@@ -165,7 +165,7 @@ def test_offer_counts_in_its_agents_sum(pool: Pool) -> None:
     pool.policy(max_memory_per_agent_mb=1000)
     wait(pool, "ann")
     pool.release(HOLDER)
-    assert pool.hash("agents") == {"ann": "900", "ann#leases": "1"}
+    assert pool.agents() == {"ann": "900", "ann#leases": "1"}
     assert pool.stats()["offered"] == 1
     assert said(pool.acquire(token("more"), "ann", memory_mb=101)) == ["REFUSED", "agent_cap", ""]
 
@@ -179,7 +179,7 @@ def test_offer_times_out_with_its_agents_sum(pool: Pool) -> None:
     pool.reap()
     pool.skew(1001)
     pool.reap()
-    assert pool.hash("agents") == {}
+    assert pool.agents() == {}
     assert pool.free() == {"gpu-a": 1000}
     assert inbox(pool) == [token("ann")]
     assert wait(pool, "ann") == ["LOST", "timed_out"]

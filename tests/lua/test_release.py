@@ -74,15 +74,15 @@ def test_release_removes_the_agent_with_its_last_lease(gpu: Pool) -> None:
     gpu.acquire(token("1"), "one", memory_mb=100)
     gpu.acquire(token("2"), "one", memory_mb=200)
     gpu.acquire(token("3"), "two", memory_mb=9999, on_unavailable="cpu")
-    assert gpu.hash("agents") == {
+    assert gpu.agents() == {
         "one": "300", "one#leases": "2", "two": "0", "two#leases": "1",
     }  # fmt: skip
     gpu.release(token("1"))
-    assert gpu.hash("agents")["one"] == "200"
+    assert gpu.agents()["one"] == "200"
     gpu.release(token("3"))
-    assert gpu.hash("agents") == {"one": "200", "one#leases": "1"}
+    assert gpu.agents() == {"one": "200", "one#leases": "1"}
     gpu.release(token("2"))
-    assert gpu.hash("agents") == {}
+    assert gpu.agents() == {}
 
 
 def test_release_of_several_devices_gives_all_back(pool: Pool) -> None:

@@ -12,7 +12,8 @@ POLICY = {
     "overuse_action": "observe", "squatter_action": "observe", "orphan_action": "observe",
     "idle_after_s": "600", "enforce_after_s": "60", "overuse_slack_mb": "512",
     "idle_foreign_mb": "512", "xid_actions": "", "memory_limit": "off", "mps_thread_share": "0",
-    "reservation_idle_s": "60",
+    "reservation_idle_s": "60", "half_life_s": "604800", "reclaim_after_s": "60",
+    "min_runtime_s": "300", "preempt_grace_s": "60",
     "forget_devices_after_s": "3600", "forget_hosts_after_s": "86400",
 }  # fmt: skip
 
@@ -30,7 +31,7 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert len(lives) == pool.functions
     assert int(row.pop("sequence")) // 1000 == now
     assert row == POLICY | {
-        "schema": "3", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
+        "schema": "4", "capacity_mb": "1000", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
         "safe_mode": "0", "looked_ms": str(now), "next_deadline_ms": str(now + 15000),
         "silence_ms": "15000",

@@ -191,7 +191,7 @@ def test_pool_of_an_older_version_has_a_horizon_too(pool: Pool) -> None:
     )  # fmt: skip
     pool.redis.hdel(record, *terms)
     pool.by_hand()
-    pool.redis.hdel(pool.keys.agents, "large#reserved")
+    pool.redis.hdel(pool.keys.agents, "large#reserved", "team default#reserved")
     pool.by_hand()
     pool.redis.hdel(pool.keys.pool, "reservation_idle_s")
     pool.by_hand()
@@ -209,10 +209,10 @@ def test_what_an_older_version_left_counts_against_no_agent(pool: Pool) -> None:
     pool.by_hand()
     wait(pool, "large", **LARGE)
     live(pool, 33, "large", **LARGE)
-    assert pool.hash("agents")["large#reserved"] == "1000"
+    assert pool.agents()["large#reserved"] == "1000"
     assert said(pool.acquire(memory_mb=100, max_hold_ms=1000))[0] == "REFUSED"
     pool.release(token("large"))
-    assert "large#reserved" not in pool.hash("agents")
+    assert "large#reserved" not in pool.agents()
 
 
 # What can become what is asked.
@@ -281,7 +281,7 @@ def test_reserved_memory_counts_against_the_agent(pool: Pool) -> None:
     one = {"agent": "ann", "memory_mb": 1000}
     wait(pool, "one", **one)
     live(pool, 33, "one", **one)
-    assert pool.hash("agents")["ann#reserved"] == "1000"
+    assert pool.agents()["ann#reserved"] == "1000"
     assert said(pool.acquire(token("more"), "ann", memory_mb=500)) == CODE
     granted(pool.acquire(token("less"), "ann", memory_mb=300))
     whole = {"agent": "ann", "memory_mb": 1, "exclusive": 1}
@@ -291,7 +291,7 @@ def test_reserved_memory_counts_against_the_agent(pool: Pool) -> None:
         wait(pool, "two", **whole)
     assert list(kept(pool).values()) == [token("one")]
     pool.release(token("one"))
-    assert "ann#reserved" not in pool.hash("agents")
+    assert "ann#reserved" not in pool.agents()
 
 
 def test_waiter_that_a_reservation_parks_comes_back_with_its_end(pool: Pool) -> None:

@@ -244,7 +244,7 @@ def test_waiter_whose_record_is_removed_by_hand_holds_up_nobody(pool: Pool) -> N
     pool.by_hand()
     pool.release(token("holder-gpu-a"))
     assert wait(pool, "bob")[0] == "GRANTED"
-    pool.redis.hdel(pool.keys.agents, "ann#waiters")
+    pool.redis.hdel(pool.keys.agents, "ann#waiters", "team default#waiters")
     pool.by_hand()
     pool.redis.zrem(pool.keys.deadlines, token("ann"))
     pool.by_hand()

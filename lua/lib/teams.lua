@@ -1,0 +1,160 @@
+-- teams: quotas, and the order between teams that wait.
+--
+--   teams   team -> its policy as one line of words, `weight=2 nominal_mb=98304`; a word that is
+--           not there means no limit, and of `weight` 1, of `nominal_mb` 0
+--
+-- A pool in which no team has a policy (field `teams` of the pool is 0) knows sums by team and no
+-- more. With policies, a team's nominal quota is its own: a head whose lease stays within it comes
+-- before all that would borrow. What a team leaves of its quota the others may borrow, up to its
+-- `lend_mb` and their `borrow_mb`. Borrowers go by their share: what their team has used lately and
+-- what it has now, by its weight.
+--
+-- `team <name>#use` of `agents` is MiB-seconds and, behind a @, when that was: use halves in
+-- `half_life_s`, and what a team holds accrues. Both are exact at each change of what it holds, so
+-- there is no period (0 = use never decays).
+
+local LOOK_AHEAD_S = 60    -- of what a team holds, which counts as used already
+local CREDIT_S = 60
+local LN2 = 0.6931471805599453
+local NO_POLICY = { weight = 1, nominal_mb = 0, borrow_mb = NEVER, lend_mb = NEVER, max_priority = 9,
+  max_leases = NEVER, max_waiters = NEVER, max_hold_ms = 0, max_ttl_ms = 0, listed = false }
+local parsed, parsed_count, MOST_PARSED = {}, 0, 256
+
+-- A team's policy from its line. Lines are the same for many calls.
+local function parse(line)
+  local known = parsed[line]
+  if known then return known end
+  local said = {}
+  for name, number in string.gmatch(line, '([%l_]+)=(%d+)') do said[name] = number + 0 end
+  local function of(name) return said[name] or NEVER end
+  known = { weight = said.weight or 1, nominal_mb = said.nominal_mb or 0,
+    borrow_mb = of('borrow_mb'), lend_mb = of('lend_mb'), max_priority = said.max_priority or 9,
+    max_leases = of('max_leases'), max_waiters = of('max_waiters'),
+    max_hold_ms = (said.max_hold_s or 0) * 1000, max_ttl_ms = (said.max_ttl_s or 0) * 1000,
+    listed = true }
+  if parsed_count == MOST_PARSED then parsed, parsed_count = {}, 0 end
+  parsed[line], parsed_count = known, parsed_count + 1
+  return known
+end
+
+-- The policy of a team, as it stands at this moment; of none, that of the default team.
+function broker.team_policy(team)
+  if ctx.pool.teams == 0 then return NO_POLICY end
+  team = team or DEFAULT_TEAM
+  local known = ctx.policies[team]
+  if not known then
+    local line = call('HGET', prefix .. 'teams', team)
+    known = line and parse(line) or NO_POLICY
+    ctx.policies[team] = known
+  end
+  return known
+end
+
+-- Is it a team that may ask? Without policies any is, with them those that have one, and `default`.
+function broker.team_known(team)
+  return ctx.pool.teams == 0 or team == DEFAULT_TEAM or broker.team_policy(team).listed
+end
+
+-- What all other teams keep: what they hold, and of the nominal quota what they do not lend.
+local function kept_by_others(team)
+  local lines, sum = call('HGETALL', prefix .. 'teams'), 0
+  local fields, policies = {}, {}
+  for i = 1, #lines, 2 do
+    if lines[i] ~= (team or DEFAULT_TEAM) then
+      fields[#fields + 1], policies[#policies + 1] = 'team ' .. lines[i], parse(lines[i + 1])
+    end
+  end
+  if not fields[1] then return 0 end
+  local held = call('HMGET', prefix .. 'agents', unpack(fields))
+  for i, of in ipairs(policies) do
+    local known = ctx.agents[fields[i]]
+    local mb = known and known.mb or (held[i] or 0) + 0
+    sum = sum + math.max(mb, of.nominal_mb - of.lend_mb)
+  end
+  return sum
+end
+
+-- The most MiB that a team may hold now: its nominal quota, and beyond it what it may borrow and
+-- others lend.
+function broker.team_limit_mb(team, sums)
+  local of, pool = broker.team_policy(team), ctx.pool
+  local most_mb = of.nominal_mb + of.borrow_mb
+  if pool.lends == nil then
+    local lends, capacity_mb = unpack(call('HMGET', POOL, 'team_lend_limits', 'capacity_mb'))
+    pool.lends, pool.capacity_mb = lends ~= '1', (capacity_mb or 0) + 0
+  end
+  if pool.lends or most_mb <= of.nominal_mb then return most_mb end
+  local left_mb = pool.capacity_mb - kept_by_others(team)
+  return math.max(of.nominal_mb, math.min(most_mb, left_mb), sums.mb > most_mb and most_mb or 0)
+end
+
+-- Use, and the share by which borrowers are ordered.
+
+-- The use that was written for a team, into its sums.
+function broker.read_use(t, said)
+  local use, at_ms = string.match(said or '', '^([^@]+)@(%d+)$')
+  t.use, t.use_ms = (use or 0) + 0, (at_ms or ctx.now) + 0
+end
+
+function broker.use_text(t) return format('%.17g', t.use) .. '@' .. text(t.use_ms) end
+
+-- What a use has become after so long, in which `mb` were held.
+local function decayed(use, mb, for_ms, half_life_ms)
+  if for_ms <= 0 then return use end
+  if half_life_ms == 0 then return use + mb * for_ms / 1000 end
+  local left = 2 ^ (-for_ms / half_life_ms)
+  return use * left + mb * (half_life_ms / 1000 / LN2) * (1 - left)
+end
+
+-- F1: bring a team's use up to now, before what it holds changes.
+function broker.accrue(t)
+  t.use = decayed(t.use, t.mb, ctx.now - t.use_ms, ctx.pool.half_life_ms)
+  t.use_ms, t.used = math.max(t.use_ms, ctx.now), true
+end
+
+-- F2: the smaller comes first. A team of weight 0 comes after all others.
+function broker.share(team, t)
+  local weight = broker.team_policy(team).weight
+  local use = decayed(t.use, t.mb, ctx.now - t.use_ms, ctx.pool.half_life_ms)
+    + LOOK_AHEAD_S * t.mb
+  if weight == 0 then return 1e300 + use * 1e280 end
+  return use / weight
+end
+
+
+-- Teams with a policy, and `team`: each name once.
+local function teams_with(team)
+  local names, there = {}, false
+  for _, name in ipairs(call('HKEYS', prefix .. 'teams')) do
+    names[#names + 1], there = name, there or name == team
+  end
+  if not there then names[#names + 1] = team end
+  return names
+end
+
+-- F3: a team begins to wait. Use of an idle pool took nothing from those that wait now, so past use
+-- counts for CREDIT_S of the largest device at most: what a team has used less than that behind the
+-- others that wait is taken as used.
+function broker.join_team(q)
+  if ctx.pool.teams == 0 or ctx.pool.waiting == 0 then return end
+  local _, _, joins = broker.parties(q)
+  if joins.waiters > 0 then return end
+  local waits, top = {}, 0
+  for _, name in ipairs(teams_with(q.team)) do
+    local _, _, t = broker.sums_of(q.agent, nil, 'team ' .. name)
+    local weight = broker.team_policy(name).weight
+    if (t.waiters > 0 or t == joins) and weight > 0 then
+      broker.accrue(t)
+      waits[#waits + 1], top = { t, weight }, math.max(top, t.use / weight)
+    end
+  end
+  local largest = call('ZRANGE', prefix .. 'fits:*', '0', '0', 'REV', 'WITHSCORES')[2] or 0
+  local floor = top - CREDIT_S * largest
+  for _, one in ipairs(waits) do one[1].use = math.max(one[1].use, one[2] * floor) end
+end
+
+-- Does a lease of so many MiB stay within the nominal quota of its team?
+function broker.within_nominal(w, mb)
+  local _, _, team = broker.parties(w)
+  return team.mb + mb <= broker.team_policy(w.team).nominal_mb
+end

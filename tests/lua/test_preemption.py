@@ -1,0 +1,223 @@
+"""Preemption: what is taken back, for which head, with which notice, and what comes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.audit import audit
+from tests.pools import Pool, device, granted, said, token
+
+DAY_MS = 24 * 3600 * 1000
+
+AFTER_MS, RUNTIME_MS, GRACE_MS = 60_000, 300_000, 60_000
+
+
+def wait(pool: Pool, name: str, **ask: Any) -> list[Any]:
+    """Wait, or poll, under a token of that name."""
+    return said(pool.acquire(token(name), name, wait_ms=600_000, **ask))
+
+
+def live(pool: Pool, ms: int, *, polls: dict[str, dict[str, Any]], renews: tuple[str, ...]) -> None:
+    """Let time pass: hosts report, holders renew and waiters poll every 5 s."""
+    while ms > 0:
+        pool.live_on(min(ms, 5000))
+        ms -= 5000
+        for name in renews:
+            pool.renew(token(name))
+        for name, ask in polls.items():
+            wait(pool, name, **ask)
+
+
+def noticed(pool: Pool, *names: str) -> dict[str, str]:
+    """Leases that are to be preempted, and for which waiter."""
+    rows = {name: pool.hash(f"record:{token(name)}") for name in names}
+    return {
+        name: row["preempt_for"].strip("-") for name, row in rows.items() if "preempt_at_ms" in row
+    }
+
+
+@pytest.fixture
+def lab(pool: Pool) -> Pool:
+    """Two GPUs of 4,000 MiB; team a has a quota of one, b of the other."""
+    pool.report((device("gpu-a", 4000), device("gpu-b", 4000, index=1)), deadline_ms=DAY_MS)
+    pool.set_teams(a="nominal_mb=4000", b="nominal_mb=4000")
+    return pool
+
+
+def borrow(lab: Pool) -> None:
+    """Team b holds both GPUs, with four leases: two of them are borrowed memory."""
+    for name in ("b1", "b2", "b3", "b4"):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=2000))
+        lab.skew(1000)
+
+
+BS = ("b1", "b2", "b3", "b4")
+
+
+def test_own_quota_comes_back_with_notice(lab: Pool) -> None:
+    """The youngest of those that are beyond the quota go, after their time, and to no other."""
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    assert wait(lab, "a1", **ask)[0] == "WAITING"
+    live(lab, AFTER_MS - 5000, polls={"a1": ask}, renews=BS)
+    assert noticed(lab, *BS) == {}
+    live(lab, RUNTIME_MS - AFTER_MS - 10_000, polls={"a1": ask}, renews=BS)
+    assert noticed(lab, *BS) == {}, "within min_runtime_s of their grants"
+    live(lab, 25_000, polls={"a1": ask}, renews=BS)
+    gone = noticed(lab, *BS)
+    assert set(gone.values()) == {"a1"}
+    assert len(gone) == 2
+    devices = {lab.hash(f"record:{token(name)}")["devices"] for name in gone}
+    assert len(devices) == 1, "both on one GPU: it asks for a whole one's memory"
+    told = said(lab.renew(token(next(iter(gone)))))
+    assert told[0] == "RENEWED"
+    assert told[3].startswith("preempt:")
+    other = {"team": "b", "memory_mb": 2000}
+    wait(lab, "b9", **other)
+    live(lab, GRACE_MS + 5000, polls={"a1": ask, "b9": other}, renews=BS)
+    assert [said(lab.renew(token(name)))[:2] for name in gone] == [["LOST", "preempted"]] * 2
+    assert lab.hash(f"record:{token('a1')}")["state"] == "active"
+    assert lab.hash(f"record:{token('b9')}")["state"] == "waiting"
+    assert lab.events().count("preempting") == 2
+    audit(lab.redis, lab.keys)
+
+
+def test_team_within_its_quota_loses_nothing(lab: Pool) -> None:
+    """A borrower waits, however long: nothing is taken for what is not its own."""
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000))
+    granted(lab.acquire(token("a1"), "a1", team="a", memory_mb=3000))
+    ask = {"team": "b", "memory_mb": 2000, "priority": 9}
+    wait(lab, "b2", **ask)
+    live(lab, 700_000, polls={"b2": ask}, renews=("b1", "a1"))
+    assert noticed(lab, "a1") == {}
+
+
+def test_higher_priority_takes_from_its_own_team(lab: Pool) -> None:
+    """Strictly higher, and the lowest goes first."""
+    lab.policy(min_runtime_s=0)
+    for name, priority in (("b1", 2), ("b2", 1), ("b3", 2), ("b4", 5)):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=2000, priority=priority))
+    ask = {"team": "b", "memory_mb": 2000, "priority": 2}
+    wait(lab, "b9", **ask)
+    live(lab, AFTER_MS + 5000, polls={"b9": ask}, renews=BS)
+    assert noticed(lab, *BS) == {"b2": "b9"}
+
+
+def test_preemptible_lease_has_no_protection(lab: Pool) -> None:
+    """It goes before all others, also of a team within its quota."""
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000, preemptible=1))
+    granted(lab.acquire(token("c1"), "c1", memory_mb=4000, preemptible=0))
+    ask = {"team": "a", "memory_mb": 3000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1", "c1"))
+    assert noticed(lab, "b1", "c1") == {"b1": "a1"}
+
+
+@pytest.mark.parametrize("end", ["cancelled", "satisfied", "silent"])
+def test_notices_are_withdrawn_when_their_waiter_needs_them_no_more(lab: Pool, end: str) -> None:
+    """It leaves, gets the memory another way, or stops polling: what is left goes on."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 2000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    (victim,) = noticed(lab, *BS)
+    assert "preempt:" in said(lab.renew(token(victim)))[3]
+    if end == "cancelled":
+        lab.release(token("a1"))
+    elif end == "silent":
+        live(lab, 15_000, polls={}, renews=BS)
+    else:
+        lab.release(token(next(name for name in BS if name != victim)))
+        assert wait(lab, "a1", **ask)[0] == "GRANTED"
+    assert noticed(lab, *BS) == {}
+    assert said(lab.renew(token(victim)))[3] == ""
+    audit(lab.redis, lab.keys)
+
+
+def test_job_that_was_preempted_is_protected_for_longer(lab: Pool) -> None:
+    """Twice as long for the lease that goes on with it; a client cannot invent that."""
+    lab.policy(min_runtime_s=100)
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000))
+    granted(lab.acquire(token("b2"), "b2", team="b", memory_mb=4000))
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, 105_000, polls={"a1": ask}, renews=("b1", "b2"))
+    (victim,) = noticed(lab, "b1", "b2")
+    live(lab, GRACE_MS + 5000, polls={"a1": ask}, renews=("b1", "b2"))
+    assert wait(lab, "a1", **ask)[0] == "GRANTED"
+    lab.release(token("a1"))
+    again = {"team": "b", "memory_mb": 4000, "after": token(victim)}
+    granted(lab.acquire(token("b3"), "b3", **again))
+    assert lab.hash(f"record:{token('b3')}")["evictions"] == "1"
+    lab.release(token("b1" if victim == "b2" else "b2"))
+    granted(lab.acquire(token("b4"), "b4", team="b", memory_mb=4000, after=token("nothing")))
+    assert "evictions" not in lab.hash(f"record:{token('b4')}")
+    wait(lab, "a2", **ask)
+    live(lab, 105_000, polls={"a2": ask}, renews=("b3", "b4"))
+    assert noticed(lab, "b3", "b4") == {"b4": "a2"}
+
+
+def test_whole_devices_are_cleared_together_or_not_at_all(pool: Pool) -> None:
+    """A gang of two gets both devices of one host, and none is noticed for half of it."""
+    for host in ("h1", "h2"):
+        gpus = tuple(device(f"{host}-{n}", 1000, index=n) for n in range(2))
+        pool.report(gpus, host=host, deadline_ms=DAY_MS)
+    pool.set_teams(a="nominal_mb=2000", b="nominal_mb=2000")
+    pool.policy(min_runtime_s=0)
+    for name, host in (("b1", "h1"), ("b2", "h1"), ("b3", "h2")):
+        granted(pool.acquire(token(name), name, team="b", memory_mb=1000, host=host))
+    granted(pool.acquire(token("d1"), "d1", memory_mb=1000, host="h2", preemptible=0))
+    ask = {"team": "a", "memory_mb": 1000, "devices": 2}
+    wait(pool, "a1", **ask)
+    live(pool, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1", "b2", "b3", "d1"))
+    gone = noticed(pool, "b1", "b2", "b3", "d1")
+    assert len(gone) == 2
+    hosts = {pool.hash(f"record:{token(name)}")["devices"][:2] for name in gone}
+    assert len(hosts) == 1
+
+
+def test_holder_that_never_asks_ends_a_minute_after_its_time(lab: Pool) -> None:
+    """However long it was told that it has."""
+    lab.policy(min_runtime_s=0)
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000, ttl_ms=0))
+    granted(lab.acquire(token("b2"), "b2", team="b", memory_mb=4000, ttl_ms=0))
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=())
+    (victim,) = noticed(lab, "b1", "b2")
+    live(lab, GRACE_MS, polls={"a1": ask}, renews=())
+    assert lab.hash(f"record:{token(victim)}")["state"] == "active"
+    live(lab, 65_000, polls={"a1": ask}, renews=())
+    assert said(lab.renew(token(victim))) == ["LOST", "preempted"]
+    assert wait(lab, "a1", **ask)[0] == "GRANTED"
+
+
+def test_memory_of_a_preempted_lease_is_withheld_until_it_is_free(pool: Pool) -> None:
+    """On a real device, as after a revoke."""
+    pool.report((device("gpu-a", 4000, simulated=0),), deadline_ms=DAY_MS)
+    pool.set_teams(a="nominal_mb=4000")
+    pool.policy(min_runtime_s=0, expiry_grace_s=30)
+    granted(pool.acquire(token("b1"), "b1", memory_mb=4000))
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(pool, "a1", **ask)
+    live(pool, AFTER_MS + 5000 + GRACE_MS, polls={"a1": ask}, renews=("b1",))
+    live(pool, 10_000, polls={"a1": ask}, renews=("b1",))
+    assert pool.number("gpu-a", "withheld_mb") == 4000
+    assert pool.hash(f"record:{token('a1')}")["state"] == "waiting"
+    live(pool, 35_000, polls={"a1": ask}, renews=())
+    assert pool.hash(f"record:{token('a1')}")["state"] == "active"
+
+
+def test_waiter_asks_a_holder_that_yields(lab: Pool) -> None:
+    """The holder is told at its next renewal; one that did not say so is not asked."""
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000, yields=1))
+    granted(lab.acquire(token("b2"), "b2", team="b", memory_mb=4000))
+    assert said(lab.ask(token("b1"), token("a1"))) == ["UNKNOWN"]
+    wait(lab, "a1", team="a", memory_mb=3000)
+    assert said(lab.ask(token("b2"), token("a1"))) == ["DECLINED"]
+    assert said(lab.ask(token("b1"), token("a1"))) == ["ASKED"]
+    assert said(lab.renew(token("b1")))[3] == "wanted:3000:a1"
+    assert said(lab.renew(token("b2")))[3] == ""

@@ -1,0 +1,206 @@
+"""Teams: sums, quotas, limits of requests, and the order between those that wait."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tests.audit import audit
+from tests.pools import Pool, device, granted, said, token
+
+DAY_MS = 24 * 3600 * 1000
+
+
+def wait(pool: Pool, name: str, **ask: Any) -> list[Any]:
+    """Wait, or poll, under a token of that name."""
+    return said(pool.acquire(token(name), name, wait_ms=60_000, **ask))
+
+
+def states(pool: Pool, *names: str) -> dict[str, str]:
+    """The state of each record; what has none is left out."""
+    found = {name: pool.hash(f"record:{token(name)}").get("state", "") for name in names}
+    return {name: state for name, state in found.items() if state}
+
+
+@pytest.fixture
+def eight(pool: Pool) -> Pool:
+    """One GPU of 8,100 MiB that is to be leased, for teams a and b."""
+    pool.report((device("gpu-a", 8100),), deadline_ms=DAY_MS)
+    return pool
+
+
+def test_sums_of_teams_and_keys_are_those_of_their_leases(eight: Pool) -> None:
+    """By team and by key as by agent, whatever names a key's agents take."""
+    granted(eight.acquire(token("1"), "ann", team="a", owner="bot", memory_mb=100))
+    granted(eight.acquire(token("2"), "bob", team="a", owner="bot", memory_mb=200))
+    granted(eight.acquire(token("3"), "ann", memory_mb=400))
+    row = eight.hash("agents")
+    assert (row["team a"], row["team a#leases"]) == ("300", "2")
+    assert (row["key bot"], row["key bot#leases"]) == ("300", "2")
+    assert (row["team default"], row["ann"]) == ("400", "500")
+    eight.release(token("1"))
+    eight.release(token("2"))
+    row = eight.hash("agents")
+    assert not {name for name in row if name.startswith(("team a", "key bot"))}
+
+
+def test_key_gets_no_more_by_inventing_names(eight: Pool) -> None:
+    """The caps of an agent are those of its API key too, in leases, MiB and waiters."""
+    eight.policy(max_leases_per_agent=2, max_waiters_per_agent=1)
+    granted(eight.acquire(token("1"), "bot-1", owner="bot", memory_mb=100))
+    granted(eight.acquire(token("2"), "bot-2", owner="bot", memory_mb=100))
+    assert said(eight.acquire(token("3"), "bot-3", owner="bot")) == ["REFUSED", "limit", "key bot"]
+    granted(eight.acquire(token("4"), "other", owner="other", memory_mb=100))
+    eight.policy(max_leases_per_agent=9, max_memory_per_agent_mb=300)
+    refused = said(eight.acquire(token("3"), "bot-3", owner="bot", memory_mb=200))
+    assert refused == ["REFUSED", "agent_cap", "key bot"]
+    assert wait(eight, "w1", owner="bot", memory_mb=200)[0] == "WAITING"
+    full = said(eight.acquire(token("w2"), "w2", owner="bot", memory_mb=200, wait_ms=9000))
+    assert full == ["REFUSED", "limit", "key bot"]
+    eight.release(token("1"))  # its sum fell: the capped one is offered what it asks
+    assert states(eight, "w1") == {"w1": "offered"}
+
+
+def test_teams_that_nobody_named_are_refused_once_teams_have_policies(eight: Pool) -> None:
+    """A mistyped team is told so; the default team is always there."""
+    granted(eight.acquire(token("1"), team="typo", memory_mb=100))
+    assert said(eight.set_teams(a="nominal_mb=4000"))[0] == "POLICY"
+    refused = said(eight.acquire(token("2"), team="typo", memory_mb=100))
+    assert refused == ["REFUSED", "team_unknown", "typo"]
+    granted(eight.acquire(token("3"), memory_mb=100))
+
+
+@pytest.mark.parametrize(
+    ("line", "ask", "limit"),
+    [
+        ("max_priority=3", {"priority": 4}, "max_priority=3"),
+        ("max_ttl_s=20", {}, "max_ttl_s=20"),
+        ("max_ttl_s=20", {"ttl_ms": 0}, "max_ttl_s=20"),
+        ("max_hold_s=60", {"max_hold_ms": 61_000}, "max_hold_s=60"),
+        ("nominal_mb=500 borrow_mb=300", {"memory_mb": 801}, "most_mb=800"),
+        ("nominal_mb=4000 borrow_mb=100", {"exclusive": 1}, "most_mb=4100"),
+    ],
+)
+def test_request_that_its_team_may_never_have_is_refused_by_name(
+    eight: Pool, line: str, ask: dict[str, Any], limit: str
+) -> None:
+    """Also where it would wait; the same request of another team is granted."""
+    eight.set_teams(a=line, b="weight=1")
+    asked = {"memory_mb": 100} | ask
+    for wait_ms in (0, 9000):
+        refused = said(eight.acquire(token("1"), team="a", wait_ms=wait_ms, **asked))
+        assert refused == ["REFUSED", "team_limit", limit]
+    granted(eight.acquire(token("2"), team="b", **asked))
+
+
+def test_team_has_a_cap_of_leases_and_waiters(eight: Pool) -> None:
+    """Each refusal names the team."""
+    eight.set_teams(a="max_leases=1 max_waiters=1 nominal_mb=8100")
+    granted(eight.acquire(token("1"), "ann", team="a", memory_mb=8000))
+    assert said(eight.acquire(token("2"), "bob", team="a")) == ["REFUSED", "limit", "team a"]
+    granted(eight.acquire(token("3"), "cat", memory_mb=100))
+
+
+def test_time_limit_of_a_team_is_the_default_of_its_leases(eight: Pool) -> None:
+    """Renewals stop there; its holder extends no further, an operator does."""
+    eight.set_teams(a="max_hold_s=50")
+    eight.freeze()
+    got = granted(eight.acquire(token("1"), team="a", memory_mb=100))
+    eight.skew(10_000)
+    assert said(eight.renew(token("1")))[1] == got.now_ms + 40_000
+    eight.skew(20_000)
+    assert said(eight.renew(token("1")))[1] == got.now_ms + 50_000
+    refused = said(eight.extend(token("1"), 30_000, by=""))
+    assert refused == ["REFUSED", "team_limit", "max_hold_s=50"]
+    assert said(eight.extend(token("1"), 60_000)) == ["EXTENDED", got.now_ms + 90_000]
+    assert said(eight.renew(token("1")))[1] == got.now_ms + 60_000
+
+
+def test_borrowed_memory_ends_at_what_others_lend(pool: Pool) -> None:
+    """Of a quota that is lent in part the rest stays free, also while its team has nothing."""
+    pool.report(
+        (device("gpu-a", 4100, system_mb=100), device("gpu-b", 4100, index=1, system_mb=100)),
+        deadline_ms=DAY_MS,
+    )
+    assert pool.hash("pool")["capacity_mb"] == "8000"
+    pool.set_teams(a="nominal_mb=4000 lend_mb=1000", b="nominal_mb=2000")
+    granted(pool.acquire(token("1"), "b1", team="b", memory_mb=4000))
+    refused = said(pool.acquire(token("2"), "b2", team="b", memory_mb=1100))
+    assert refused == ["REFUSED", "agent_cap", "team b"]
+    granted(pool.acquire(token("2"), "b2", team="b", memory_mb=1000))
+    granted(pool.acquire(token("3"), "a1", team="a", memory_mb=3000))
+    audit(pool.redis, pool.keys)
+
+
+def test_own_quota_comes_before_borrowers(eight: Pool) -> None:
+    """A head within its team's nominal quota goes first, though it came last."""
+    eight.set_teams(a="nominal_mb=4000", b="nominal_mb=2000")
+    granted(eight.acquire(token("b1"), "b1", team="b", memory_mb=8000))
+    assert wait(eight, "b2", team="b", memory_mb=4000)[0] == "WAITING"
+    eight.skew(1000)
+    assert wait(eight, "a1", team="a", memory_mb=4000)[0] == "WAITING"
+    eight.release(token("b1"))
+    assert states(eight, "a1", "b2") == {"a1": "offered", "b2": "offered"}
+    eight.release(token("a1"))
+    eight.release(token("b2"))
+    granted(eight.acquire(token("b3"), "b3", team="b", memory_mb=8000))
+    assert wait(eight, "b4", team="b", memory_mb=5000)[0] == "WAITING"
+    assert wait(eight, "a2", team="a", memory_mb=3500)[0] == "WAITING"
+    eight.release(token("b3"))
+    assert states(eight, "a2", "b4") == {"a2": "offered", "b4": "waiting"}
+
+
+def test_borrowers_go_by_what_their_team_has_used_by_its_weight(eight: Pool) -> None:
+    """The team with the smaller share goes first, though it came last."""
+    eight.set_teams(a="weight=1", b="weight=1")
+    granted(eight.acquire(token("a0"), "a0", team="a", memory_mb=8000, ttl_ms=0))
+    eight.live_on(60_000, devices=())
+    assert wait(eight, "a1", team="a", memory_mb=8000)[0] == "WAITING"
+    eight.skew(1000)
+    assert wait(eight, "b1", team="b", memory_mb=8000)[0] == "WAITING"
+    eight.release(token("a0"))
+    assert states(eight, "a1", "b1") == {"a1": "waiting", "b1": "offered"}
+
+
+def use_of(pool: Pool, team: str) -> float:
+    """MiB-seconds of a team, as they stand."""
+    return float(pool.hash("agents")[f"team {team}#use"].partition("@")[0])
+
+
+@pytest.mark.parametrize(("half_life_s", "seconds"), [(600, 600), (600, 60), (86_400, 3000)])
+def test_use_decays_exactly_without_a_period(eight: Pool, half_life_s: int, seconds: int) -> None:
+    """F1, at each change alone: however many changes there are, it comes to the same."""
+    eight.policy(half_life_s=half_life_s)
+    eight.set_teams(a="weight=1")
+    eight.freeze()
+    granted(eight.acquire(token("a"), "a", team="a", memory_mb=1000, ttl_ms=0))
+    for n in range(6):
+        eight.live_on(seconds * 1000 // 6)
+        granted(eight.acquire(token(f"n{n}"), "n", team="a", memory_mb=1, ttl_ms=0))
+        eight.release(token(f"n{n}"))
+    k = 2 ** (-seconds / half_life_s)
+    assert use_of(eight, "a") == pytest.approx(1000 * half_life_s / math.log(2) * (1 - k), rel=1e-4)
+    eight.release(token("a"))
+    before = use_of(eight, "a")
+    eight.live_on(half_life_s * 1000 // 6)
+    granted(eight.acquire(token("z"), "z", team="a", memory_mb=1, ttl_ms=0))
+    assert use_of(eight, "a") == pytest.approx(before * 2 ** (-1 / 6), rel=1e-3)
+
+
+def test_policy_of_teams_is_written_as_one_or_not_at_all(eight: Pool) -> None:
+    """Another version in between, a field that is none, and SAFE_MODE leave all as it was."""
+    version = said(eight.set_teams(a="weight=2", b="weight=1"))[1]
+    for line in ("weight=x", "weight=10001", "colour=1", "max_priority=10"):
+        assert said(eight.set_teams(a="weight=3", b=line))[:2] == ["REFUSED", "bad_request"]
+    late = said(eight.set_teams(version - 1, a="weight=4"))
+    assert late == ["REFUSED", "conflict", str(version)]
+    assert eight.hash("teams") == {"a": "weight=2", "b": "weight=1"}
+    assert said(eight.set_teams(version, c="weight=4")) == ["POLICY", version + 1]
+    assert eight.hash("teams") == {"c": "weight=4"}
+    eight.set_policy(safe_mode=1)
+    assert said(eight.set_teams())[:2] == ["REFUSED", "safe_mode"]
+    eight.set_policy(safe_mode=0)
+    assert said(eight.set_teams())[0] == "POLICY"
+    assert eight.hash("pool")["teams"] == "0"
