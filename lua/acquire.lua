@@ -45,7 +45,8 @@ local pool = {
   max_leases_per_agent = max_leases_per_agent + 0, policy_version = policy_version + 0,
 }
 pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
-pool.teams, pool.half_life_ms = before.teams, before.half_life_ms
+pool.teams, pool.half_life_ms, pool.team_lend_limits = before.teams, before.half_life_ms,
+  before.team_lend_limits
 ctx.pool = pool
 
 local q = {

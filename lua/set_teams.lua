@@ -47,10 +47,10 @@ catch_up()
 local key = prefix .. 'teams'
 call('DEL', key)
 if teams[1] then call('HSET', key, unpack(teams)) end
-ctx.policies, ctx.teams = {}, {}
+broker.flush_agents()   -- they were read without their use, or by another policy
+ctx.agents, ctx.policies, ctx.teams = {}, {}, {}
 set_pool('teams', #teams / 2)
 set_pool('team_lend_limits', lends and 1 or 0)
-ctx.pool.lends = nil
 -- What teams used before is not known: it begins now
 if (teams_before or 0) + 0 == 0 then
   for i = 1, #teams, 2 do

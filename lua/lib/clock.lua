@@ -176,14 +176,15 @@ end
 local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
   local fields = pool_fields('schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms',
-    'next_deadline_ms', 'sequence', 'teams', 'half_life_s', ...)
+    'next_deadline_ms', 'sequence', 'teams', 'half_life_s',
+    'team_lend_limits', ...)
   local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms, sequence,
-    teams, half_life_s = unpack(fields, 1, 10)
+    teams, half_life_s, team_lend_limits = unpack(fields, 1, 11)
   if not schema then return 'not_ready' end
   if schema ~= SCHEMA and not broker.knows(schema) then return 'protocol_mismatch' end
   ctx.epoch, ctx.sequence = epoch, (sequence or 0) + 0
   ctx.pool = { waiting = waiting + 0, teams = (teams or 0) + 0,
-    half_life_ms = (half_life_s or 0) * 1000 }
+    half_life_ms = (half_life_s or 0) * 1000, team_lend_limits = (team_lend_limits or 0) + 0 }
 
   ctx.noted_deadline = next_deadline_ms == '' and NEVER or (next_deadline_ms or 0) + 0
   ctx.next_deadline = ctx.noted_deadline
@@ -201,5 +202,5 @@ local function begin(...)
     if last < (seen[POOL] or NEVER) then broker.compare_lives(seen[POOL]) end
   end
   if now - looked_ms > LOOK_MS then broker.look() end
-  return nil, unpack(fields, 11)
+  return nil, unpack(fields, 12)
 end

@@ -58,9 +58,10 @@ local function keep_pool(f)
   k.shares = f.safe_mode == '0' and f.allow_fractional_shares == '1'
   k.closed_until_ms, k.default_memory_mb = f.closed_until_ms + 0, f.default_memory_mb + 0
   k.max_mb, k.max_leases = f.max_memory_per_agent_mb + 0, f.max_leases_per_agent + 0
-  k.pool = { waiting = 0, teams = (f.teams or 0) + 0, half_life_ms = (f.half_life_s or 0) * 1000 }
+  k.pool = { waiting = 0, teams = (f.teams or 0) + 0, half_life_ms = (f.half_life_s or 0) * 1000,
+    team_lend_limits = (f.team_lend_limits or 0) + 0 }
   k.devices, k.device_count, k.agents, k.agent_count, k.policies = {}, 0, {}, 0, {}
-  k.records, k.record_count, k.borrows_freely = {}, 0, f.team_lend_limits ~= '1'
+  k.records, k.record_count = {}, 0
   return k
 end
 

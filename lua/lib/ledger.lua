@@ -60,8 +60,8 @@ local function sums_of(agent, key, team)
       if each == 4 then fields[n + 3], fields[n + 4] = name .. '#waiters', name .. '#reserved' end
     end
   end
-  local uses = #fields
-  if ctx.pool.teams > 0 then fields[uses + 1] = team .. '#use' end
+  local use_at = ctx.pool.teams > 0 and not t and #fields + 1
+  if use_at then fields[use_at] = team .. '#use' end
   local values = call('HMGET', prefix .. 'agents', unpack(fields))
   for i, name in ipairs(missing) do
     local at = (i - 1) * each
@@ -69,7 +69,7 @@ local function sums_of(agent, key, team)
       waiters = each == 4 and (values[at + 3] or 0) + 0 or 0,
       reserved_mb = each == 4 and (values[at + 4] or 0) + 0 or 0 }
   end
-  if ctx.pool.teams > 0 then broker.read_use(agents[team], values[uses + 1]) end
+  if use_at then broker.read_use(agents[team], values[use_at]) end
   return agents[agent], key and agents[key], agents[team]
 end
 

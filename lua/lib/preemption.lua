@@ -16,7 +16,8 @@
 -- memory is free when its host or the grace of expiry says so, as after a revoke. If the head gets
 -- what it asks another way, or leaves, notices that are still open are withdrawn.
 --
---   evicted:<token>   how often the job of a lease that was preempted has been so; for a week
+--   evicted:<token>   how often the job of a lease that was preempted has been so; for a week, or
+--                     until another goes on with it
 --
 -- That a head is within its quota is what makes an end of it: each such set lowers what teams
 -- borrow.
@@ -251,7 +252,8 @@ function preemption.consider(w)
   for _, token in ipairs(names) do notice(w, victims[token], at_ms) end
   w.preempts = table.concat(names, ',')
   call('HSET', prefix .. 'record:' .. w.token, 'preempts', w.preempts)
-  broker.reservations.reserve(w, devices, at_ms + 2 * LATEST_MS)
+  broker.reservations.reserve(w, devices, at_ms + 2 * LATEST_MS
+    + broker.policy_of('expiry_grace_s') * 1000)
   return true
 end
 
@@ -275,8 +277,9 @@ function preemption.remember(token)
   call('SET', prefix .. 'evicted:' .. token, text(evictions), 'PX', text(A_WEEK_MS))
 end
 
--- A lease goes on with the job of one that was preempted: it is protected for longer.
+-- A lease goes on with the job of one that was preempted, as one only may: it is protected for
+-- longer.
 function preemption.go_on(record, after)
-  local evictions = call('GET', prefix .. 'evicted:' .. after)
+  local evictions = call('GETDEL', prefix .. 'evicted:' .. after)
   if evictions then call('HSET', record, 'evictions', evictions) end
 end

@@ -130,9 +130,13 @@ end
 -- older.
 function reservations.progress(d, fence)
   local record = prefix .. 'record:' .. d.reserved_for
-  local at_fence = call('HGET', record, 'reservation_fence')
+  local at_fence, preempts, until_ms = unpack(call('HMGET', record, 'reservation_fence', 'preempts',
+    'reservation_until_ms'))
   if at_fence and fence + 0 <= at_fence + 0 then
-    call('HSET', record, 'reservation_until_ms', text(ctx.now + idle_ms()))
+    local longer_ms = ctx.now + idle_ms()
+    -- Where leases end for its waiter it lasts until they have ended
+    if preempts then longer_ms = math.max(longer_ms, (until_ms or 0) + 0) end
+    call('HSET', record, 'reservation_until_ms', text(longer_ms))
   end
 end
 

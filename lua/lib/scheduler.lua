@@ -31,7 +31,7 @@ end
 -- its size class, and by its record where `exact`.
 local function asks_mb(one, d, exact)
   local kind, n = string.match(one.id, '^[^/]*/[^/]*/([mx])(%d+)')
-  local mb = d and kind == 'x' and d.free_mb
+  local mb = d and (kind == 'x' or ctx.pool.allow_fractional_shares == 0) and d.free_mb
   if exact then
     local known = ctx.asks[one.id]
     if not known or known.rank ~= one.rank then

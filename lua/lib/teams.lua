@@ -77,14 +77,10 @@ end
 -- The most MiB that a team may hold now: its nominal quota, and beyond it what it may borrow and
 -- others lend.
 function broker.team_limit_mb(team, sums)
-  local of, pool = broker.team_policy(team), ctx.pool
+  local of = broker.team_policy(team)
   local most_mb = of.nominal_mb + of.borrow_mb
-  if pool.lends == nil then
-    local lends, capacity_mb = unpack(call('HMGET', POOL, 'team_lend_limits', 'capacity_mb'))
-    pool.lends, pool.capacity_mb = lends ~= '1', (capacity_mb or 0) + 0
-  end
-  if pool.lends or most_mb <= of.nominal_mb then return most_mb end
-  local left_mb = pool.capacity_mb - kept_by_others(team)
+  if ctx.pool.team_lend_limits == 0 or of.borrow_mb == 0 then return most_mb end
+  local left_mb = broker.policy_of('capacity_mb') - kept_by_others(team)
   return math.max(of.nominal_mb, math.min(most_mb, left_mb), sums.mb > most_mb and most_mb or 0)
 end
 

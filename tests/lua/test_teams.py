@@ -204,3 +204,34 @@ def test_policy_of_teams_is_written_as_one_or_not_at_all(eight: Pool) -> None:
     eight.set_policy(safe_mode=0)
     assert said(eight.set_teams())[0] == "POLICY"
     assert eight.hash("pool")["teams"] == "0"
+
+
+def test_use_is_whole_where_one_call_ends_one_lease_and_hands_on(eight: Pool) -> None:
+    """What accrued until the end counts, also when another agent of the team gets the memory."""
+    eight.set_teams(a="weight=1")
+    eight.policy(half_life_s=0)
+    eight.freeze()
+    granted(eight.acquire(token("1"), "ann", team="a", memory_mb=8000, ttl_ms=0))
+    eight.live_on(100_000)
+    wait(eight, "bob", team="a", memory_mb=4000)
+    eight.release(token("1"))
+    assert states(eight, "bob") == {"bob": "offered"}
+    eight.live_on(5000)
+    assert wait(eight, "bob", team="a", memory_mb=4000)[0] == "GRANTED"
+    eight.release(token("bob"))
+    assert use_of(eight, "a") == pytest.approx(8000 * 100 + 4000 * 5)
+
+
+def test_default_team_goes_the_straight_way_too(eight: Pool) -> None:
+    """Policies of teams cost a lease of a library at most one command."""
+    calls = []
+    for lines in ({}, {"a": "nominal_mb=4000"}):
+        eight.set_teams(**lines)
+        granted(eight.acquire(token(f"x{len(calls)}"), "ann", memory_mb=100))
+        stats: Any = eight.redis.info("commandstats")
+        granted(eight.acquire(token(f"y{len(calls)}"), "ann", memory_mb=100))
+        after: Any = eight.redis.info("commandstats")
+        calls.append(sum(after[name]["calls"] - stats[name]["calls"] for name in stats))
+        eight.release(token(f"x{len(calls) - 1}"))
+        eight.release(token(f"y{len(calls) - 1}"))
+    assert calls[1] <= calls[0] + 1
