@@ -31,7 +31,8 @@ def test_report_to_an_empty_store_creates_the_pool(pool: Pool) -> None:
     assert len(lives) == pool.functions
     assert int(row.pop("sequence")) // 1000 == now
     assert row == POLICY | {
-        "schema": "4", "capacity_mb": "1000", "epoch": epoch, "fence": "0", "offset_ms": "0", "last_ms": str(now),
+        "schema": "4", "capacity_mb": "1000", "epoch": epoch, "fence": "0", "offset_ms": "0",
+        "last_ms": str(now),
         "window_until_ms": "0", "leap_from_ms": "0", "closed_until_ms": "0", "waiting": "0",
         "safe_mode": "0", "looked_ms": str(now), "next_deadline_ms": str(now + 15000),
         "silence_ms": "15000",
