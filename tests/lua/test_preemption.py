@@ -160,6 +160,24 @@ def test_job_that_was_preempted_is_protected_for_longer(lab: Pool) -> None:
     assert noticed(lab, "b3", "b4") == {"b4": "a2"}
 
 
+def test_job_that_gives_its_lease_back_early_counts_as_preempted(lab: Pool) -> None:
+    """Obeying a notice costs no protection; giving a lease back without one gives none."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 2000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    (victim,) = noticed(lab, *BS)
+    other = next(name for name in BS if name != victim)
+    for name in (victim, other):
+        lab.release(token(name))
+    granted(lab.acquire(token("b8"), "b8", team="b", memory_mb=1000, after=token(victim)))
+    granted(lab.acquire(token("b9"), "b9", team="b", memory_mb=1000, after=token(other)))
+    assert lab.hash(f"record:{token('b8')}")["evictions"] == "1"
+    assert "evictions" not in lab.hash(f"record:{token('b9')}")
+    audit(lab.redis, lab.keys)
+
+
 def test_whole_devices_are_cleared_together_or_not_at_all(pool: Pool) -> None:
     """A gang of two gets both devices of one host, and none is noticed for half of it."""
     for host in ("h1", "h2"):
