@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Refused,
         SafeMode,
         StillWaiting,
+        TeamLimit,
         UnknownHook,
         UnknownToken,
     )
@@ -74,6 +75,7 @@ __all__ = [
     "SafeMode",
     "StillWaiting",
     "Store",
+    "TeamLimit",
     "UnknownHook",
     "UnknownToken",
     "lease",

@@ -135,11 +135,27 @@ class HostTaken(Refused):
 
 
 class AgentCapExceeded(Refused):
-    """Refusal of an agent at its cap by the policy."""
+    """Refusal of an agent, its API key or its team at its cap by the policy.
+
+    Attributes:
+        party: `agent`, `key NAME` or `team NAME`: the one that is at its cap.
+    """
+
+    party: str = "agent"
 
 
 class AgentCapExceededInTime(AgentCapExceeded, NotGrantedInTime):
     """Refusal of an agent that was at its cap for the whole of a wait."""
+
+
+class TeamLimit(Refused):
+    """Refusal of what a team may never have by the policy of teams; an operator may change that.
+
+    Attributes:
+        limit: the limit, as `max_priority=3`; empty: there is no such team.
+    """
+
+    limit: str = ""
 
 
 class InUse(Refused):
@@ -213,6 +229,18 @@ CODES: dict[str, Code] = {
         AgentCapExceeded, 409, True, "the agent is at its cap (policy max_memory_per_agent_mb)"
     ),
     "limit": Code(AgentCapExceeded, 409, True, "the agent has too many leases or waiters already"),
+    "team_unknown": Code(
+        TeamLimit,
+        409,
+        False,
+        "the policy has no such team; an operator adds it: gpu-broker policy apply",
+    ),
+    "team_limit": Code(
+        TeamLimit,
+        409,
+        False,
+        "its team may never have that; an operator changes the limit: gpu-broker policy apply",
+    ),
     "never_fits": Code(NeverFits, 409, False, "no registered device could ever hold this request"),
     "host_unknown": Code(
         HostUnknown, 409, False, 'that host has no devices here; pass host="any" for any host'
@@ -235,6 +263,9 @@ CODES: dict[str, Code] = {
     "forbidden": Code(Denied, 403, False, "this key may not do that"),
     "expired": Code(LeaseLost, 409, False, f"{_LOST}, it expired"),
     "revoked": Code(LeaseLost, 409, False, f"{_LOST}, an operator revoked it"),
+    "preempted": Code(
+        LeaseLost, 409, False, f"{_LOST}, it was preempted for a request with a right to its memory"
+    ),
     "released": Code(LeaseLost, 409, False, "the lease was released"),
     "cancelled": Code(LeaseLost, 409, False, "the wait was cancelled"),
     "timed_out": Code(LeaseLost, 409, False, "the waiter stopped asking and lost its place"),
@@ -290,4 +321,6 @@ def in_time(error: NoCapacity | AgentCapExceeded) -> NotGrantedInTime:
     if isinstance(error, NoCapacity):
         after_s = error.retry_after_s
         return NoCapacityInTime(error.code, str(error), token=error.token, retry_after_s=after_s)
-    return AgentCapExceededInTime(error.code, str(error), token=error.token)
+    found = AgentCapExceededInTime(error.code, str(error), token=error.token)
+    found.party = error.party
+    return found

@@ -91,7 +91,7 @@ def acquire(
                     raise StillWaiting("waiting", token=request.token, place=place)
                 yield Pause(request.token, min(left_s, poll_s(moment(answer), place)), left_s)
             case _:
-                raise refusal_for_host(answer, request.token, request.host)
+                raise refusal_for_host(answer, request.token, request.host, request.team)
         request = request._replace(wait_ms=left_ms(until, keep_place=keep_place))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from agent_sdk.clock import trusted_until
 from agent_sdk.errors import HostUnknown, LeaseError, NoCapacity, error_for
 from agent_sdk.protocol.messages import (
-    SCHEMA,
     Answer,
     Device,
     Grant,
@@ -17,6 +16,7 @@ from agent_sdk.protocol.messages import (
     Renewal,
     Request,
 )
+from agent_sdk.protocol.refusals import DEFAULT_TEAM, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,9 @@ def granted(request: Request, answer: Answer) -> Grant:
 
     def claim() -> RecoveryClaim:
         held = ",".join([f"{each[0]}={each[4]}" for each in told])
-        return RecoveryClaim(epoch, request.agent, held, request.asked, request.client, request.pid)
+        return RecoveryClaim(
+            epoch, request.agent, held, request.asked, request.client, request.pid, request.team
+        )
 
     return Grant(
         request.token,
@@ -151,28 +153,14 @@ def _single(frame: list[Any], now_ms: int, tag: str, what: Any, notice: str) -> 
             return [tag, *frame]
 
 
-def schema_mismatch(schema: str) -> str:
-    """Return a sentence about the way out for a pool with keys of another layout."""
-    says = f"the pool has schema {schema[:20]}, and this version works on schema {SCHEMA}: "
-    if schema in map(str, range(SCHEMA)):
-        return f"{says}stop what uses the pool, delete its keys (gpu:{{POOL}}:*), then start anew"
-    return f"{says}upgrade this version"
-
-
-_SAYS_WHAT: Final[dict[str, Callable[[str], str]]] = {
-    "bad_request": "the request is not well-formed: {} cannot be that".format,
-    "protocol_mismatch": schema_mismatch,
-    "in_use": "{} has a lease, or memory that is not free yet: revoke it, then forget again".format,
-}
-"""Refusals with a detail that a caller needs."""
-
-
 @of_known_form
-def refusal_for_host(answer: Answer, token: str | None, host: str) -> LeaseError:
+def refusal_for_host(answer: Answer, token: str | None, host: str, team: str = "") -> LeaseError:
     """Return the error of a call that names a host, with that host and the nearest one."""
     match answer.raw:
         case ["REFUSED", _, _, _, _, "host_unknown", str(near)]:
             return HostUnknown.of(host, near, token=token)
+        case ["REFUSED", _, _, _, _, "team_limit", str(limit)]:
+            return refused("team_limit", limit, token, team or DEFAULT_TEAM)
         case _:
             return failure(answer, token)
 
@@ -181,10 +169,8 @@ def refusal_for_host(answer: Answer, token: str | None, host: str) -> LeaseError
 def failure(answer: Answer, token: str | None) -> LeaseError:
     """Return the error for a reply; a reply of no known form is a mismatch of versions."""
     match answer.raw:
-        case ["REFUSED", _, _, _, _, str(code), str(what)] if code in _SAYS_WHAT and what:
-            return error_for(code, _SAYS_WHAT[code](what), token=token)
-        case ["REFUSED", now_ms, next_deadline_ms, _, _, str(code), _]:
-            error = error_for(code, token=token)
+        case ["REFUSED", now_ms, next_deadline_ms, _, _, str(code), str(what)]:
+            error = refused(code, what, token)
             if isinstance(error, NoCapacity) and next_deadline_ms != "":
                 error.retry_after_s = max(0.0, (int(next_deadline_ms) - now_ms) / 1000)
             return error

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.messages import SCHEMA, Answer, Read
-from agent_sdk.protocol.replies import of_known_form, schema_mismatch
+from agent_sdk.protocol.refusals import schema_mismatch
+from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.tombstones import ended
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from tests.unit.calls import FRAME, REPORT, REQUEST, VERBS
 
 BY_THE_CLIENT = {
     "denied", "store_unavailable", "outcome_unknown", "unreachable", "unknown_token",
-    "conflict",
 }  # fmt: skip
 """Codes that no script says: the SDK makes them of tags, or of what went wrong on the way."""
 
@@ -36,7 +35,8 @@ SAYS_A_REASON = (
     r"\bwhy = (?!word)[^\n]*?'(\w+)'",
     r"\bor '(\w+)'\)? then return",
     r"return nil, '(\w+)'",
-    r"then return '([a-z_]+)'",
+    r"then return '([a-z_]+)'(?!, x\.)",
+    r"\bbarred = \{ '(\w+)'",
     r"^\s*return '([a-z_]+)'",
     r"broker\.leave_outcome\(token, '(\w+)'\)",
 )
@@ -59,7 +59,9 @@ def reasons() -> set[str]:
     for text in LUA.values():
         for pattern in SAYS_A_REASON:
             found |= set(re.findall(pattern, text, re.MULTILINE))
-        for call in re.findall(r"broker\.(?:bury|end_lease|close_lease)\([^\n]*\)", text):
+        for call in re.findall(
+            r"broker\.(?:bury|end_lease|close_lease)\((?:[^()]|\([^()]*\))*\)", text
+        ):
             found |= set(re.findall(r"'(\w+)'", call))
         for ending in re.findall(r"\bwhat \.\. '(_\w+)'", text):  # of a device or of a host
             found |= {f"device{ending}", f"host{ending}"}
@@ -133,6 +135,47 @@ def test_bad_request_names_what_is_not_well_formed(verb: str) -> None:
     """The caller learns which argument it was."""
     with pytest.raises(errors.BadRequest, match="ttl_ms"):
         answered(verb, ["REFUSED", *FRAME, "bad_request", "ttl_ms"])
+
+
+DETAILS = {
+    ("limit", ""): "the agent has too many leases or waiters already",
+    ("limit", "key bot"): "API key bot has too many leases",
+    (
+        "limit",
+        "team lab",
+    ): r"team lab has too many .*max_leases, max_waiters.*gpu-broker policy apply",
+    ("agent_cap", "key bot"): r"API key bot is at its cap, .*max_memory_per_agent_mb",
+    ("agent_cap", "team lab"): r"team lab may hold no more now: .*borrow.*gpu-broker policy apply",
+    ("team_unknown", "typo"): r"team typo is not in .*gpu-broker policy apply",
+    (
+        "team_limit",
+        "max_priority=3",
+    ): r"team lab may ask for a priority of at most 3 .*max_priority",
+    ("team_limit", "max_ttl_s=20"): r"team lab may ask for a ttl_s of 1 to 20 s .*max_ttl_s",
+    ("team_limit", "max_hold_s=60"): r"team lab may hold a lease for at most 60 s .*max_hold_s",
+    ("team_limit", "most_mb=800"): r"team lab may never hold more than 800 MiB .*nominal_mb",
+    (
+        "team_limit",
+        "max_new=7",
+    ): r"team lab is limited by its max_new of 7 .*gpu-broker policy apply",
+}
+
+
+@pytest.mark.parametrize(("code", "detail"), DETAILS)
+def test_refusal_says_which_limit_and_the_way_out(code: str, detail: str) -> None:
+    """The party at its cap, the number, and the command of an operator that changes it."""
+    request = REQUEST._replace(team="lab")
+    steps = protocol.acquire(request)
+    next(steps)
+    with pytest.raises(LeaseError, match=DETAILS[code, detail]) as caught:
+        steps.send(Answer(["REFUSED", *FRAME, code, detail], 100.0))
+    assert caught.value.code == code
+    if isinstance(caught.value, errors.AgentCapExceeded):
+        assert caught.value.party == (detail or "agent")
+        assert errors.in_time(caught.value).party == caught.value.party  # type: ignore[attr-defined]
+    else:
+        assert isinstance(caught.value, errors.TeamLimit)
+        assert caught.value.limit == (detail if code == "team_limit" else "")
 
 
 @pytest.mark.parametrize(("next_deadline_ms", "expected"), [(1500, 0.5), (900, 0.0), ("", None)])
