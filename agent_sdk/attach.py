@@ -37,7 +37,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
         raise error_for(found or "unknown_token", token=token)
     renewal = yield from renew(token, found.fence, None)
     answer = yield Read(
-        (("HGET", keys.pool, "epoch"), ("HMGET", keys.record(token), "devices", "request"))
+        (("HGET", keys.pool, "epoch"), ("HMGET", keys.record(token), "devices", "request", "team"))
     )
     claim = _claim(answer, found)
     devices = yield from _devices(keys, found.devices)
@@ -67,11 +67,11 @@ def _devices(
 
 @of_known_form
 def _claim(answer: Answer, lease: LeaseStatus) -> RecoveryClaim | None:
-    epoch, (taken, request) = answer.raw
+    epoch, (taken, request, team) = answer.raw
     if not request:
         return None
     said = (text(epoch), lease.agent, text(taken), text(request), lease.client, lease.pid)
-    return RecoveryClaim(*said)
+    return RecoveryClaim(*said, team or "")
 
 
 @of_known_form

@@ -14,11 +14,18 @@ POOL = re.compile(r"[a-z0-9-]{1,32}")
 TOKEN = re.compile(r"[A-Za-z0-9._-]{16,64}")
 AGENT = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 HOST = MODEL = re.compile(r"[A-Za-z0-9._ -]{1,64}")
+TEAM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NAME_SHOWN = re.compile(r"(?=.*[A-Za-z0-9])[ -)+-~]{1,96}")
 """Name of a device as `status` shows it; `model_of` makes its model of it."""
 
 EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
+
+DEFAULT_TEAM: Final = "default"
+"""Team of a request that names none."""
+
+KEY_PARTY, TEAM_PARTY = "key ", "team "
+"""Beginnings of the names of parties that are no agents, in refusals and in the pool's sums."""
 
 TOMBSTONE_SHARDS: Final = 8192
 """Keys that share the ends of leases, by the digest of the token."""
@@ -90,8 +97,13 @@ class Keys:
 
     @property
     def agents(self) -> str:
-        """Hash: leases and MiB of each agent."""
+        """Hash: leases and MiB of each agent, API key and team."""
         return f"{self.base}:agents"
+
+    @property
+    def teams(self) -> str:
+        """Hash: the policy of each team, as one line of words."""
+        return f"{self.base}:teams"
 
     @property
     def events(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agent_sdk.fork import OfOneProcess
-from agent_sdk.keys import Keys
+from agent_sdk.keys import DEFAULT_TEAM, Keys
 from agent_sdk.protocol.lease import release_call
 from agent_sdk.protocol.messages import Giving
 from agent_sdk.protocol.validation import check_name
@@ -40,6 +40,8 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         deadline_s: seconds for which one call is tried before it raises.
         for_others: it acquires leases for other processes, as a broker does: then no process is
             registered with its leases.
+        team: the team of requests that name none; default from the environment, and with
+            `for_others` the default team.
 
     Attributes:
         redis: the connection, for reading.
@@ -63,6 +65,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         hostname: str | None = None,
         deadline_s: float = 5.0,
         for_others: bool = False,
+        team: str | None = None,
     ) -> None:
         self.keys = Keys(pool)
         self.store = store = replace(store, key=self.keys.base)
@@ -72,7 +75,11 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         self.reminds = not for_others
         self._reached = False
         self.redis: R = self._connect(store)
-        self._caller = Caller(hostname or read_settings().hostname, client_name, for_others)
+        settings = read_settings()
+        own_team = DEFAULT_TEAM if for_others else settings.team
+        self._caller = Caller(
+            hostname or settings.hostname, client_name, for_others, team or own_team
+        )
         self.wording = Dispatch(self.keys.base)
         keys = self.keys  # without this client itself: the thread must not keep it alive
         self._keeper = Renewer(lambda: RedisTransport(store.connect, keys))
@@ -143,4 +150,5 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
             client_name=client_name,
             hostname=settings.hostname,
             deadline_s=deadline_s,
+            team=settings.team,
         )

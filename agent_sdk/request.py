@@ -25,6 +25,7 @@ from agent_sdk.errors import (
     in_time,
 )
 from agent_sdk.fork import identity
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.protocol.lease import acquire, left_ms
 from agent_sdk.protocol.messages import ANY, Grant, Request, new_token
 from agent_sdk.protocol.sizes import meant_gib
@@ -83,6 +84,12 @@ class LeaseOptions(TypedDict, total=False):
         note: a line for people, shown beside the lease; it is not kept where the store loses data.
         uses: `uuid=mb`: the process that the lease is for uses so much memory of that device
             already, without a lease; it gets no other device. See `gpu-broker adopt`.
+        team: for whose quota it counts; default the client's team, from GPU_BROKER_TEAM.
+        preemptible: True: it may be ended for a request of any team with a right to its memory, at
+            any time and with notice.
+        yields: True: its holder is told when a waiter wants what it has; see `Lease.wanted`.
+        after: token of a lease that was preempted, whose job this one goes on with: it is protected
+            for longer.
     """
 
     memory_mb: int
@@ -102,6 +109,10 @@ class LeaseOptions(TypedDict, total=False):
     owner: str
     note: str
     uses: str
+    team: str | None
+    preemptible: bool
+    yields: bool
+    after: str | None
 
 
 OPTIONS = frozenset(LeaseOptions.__annotations__)
@@ -132,11 +143,13 @@ class Caller:
         hostname: the host with the local devices.
         name: the process's own name, shown beside its leases.
         for_others: it asks for leases that others use: its own process is not registered with them.
+        team: the team of requests that name none.
     """
 
     hostname: str
     name: str | None = None
     for_others: bool = False
+    team: str = DEFAULT_TEAM
     client: str = field(init=False, default="")
     _pid: int = field(init=False, default=0)
     _process: str = field(init=False, default="")
@@ -208,8 +221,18 @@ class Caller:
             wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s", LONGEST_S),
             note=check_line(ask.get("note", ""), "note"),
             uses=plain(ask.get("uses", "")),
+            team=self._team(ask),
+            preemptible=int(check_flag(ask.get("preemptible", False), "preemptible")) or "",
+            yields=int(check_flag(ask.get("yields", False), "yields")) or "",
+            after="" if (after := ask.get("after")) is None else check_name(after, "after"),
         )
         return request[1:]
+
+    def _team(self, ask: LeaseOptions) -> str:
+        """Return the team of a request; empty for the default one, which no call names."""
+        named = ask.get("team")
+        team = check_name(self.team if named is None else named, "team")
+        return "" if team == DEFAULT_TEAM else team
 
     def _memory_mb(self, ask: LeaseOptions) -> int:
         """Return the MiB on each device, by either option; log too small a size for any GPU."""

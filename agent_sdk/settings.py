@@ -6,6 +6,7 @@
 | GPU_BROKER_STATE_DIR | `$XDG_STATE_HOME/gpu-broker` | the embedded store's folder |
 | GPU_BROKER_POOL | `default` | which pool |
 | GPU_BROKER_HOSTNAME | the host's name | which host's devices are local |
+| GPU_BROKER_TEAM | `default` | for which team's quota requests count |
 | GPU_ORCHESTRATOR_URL | `http://localhost:8014` | where the HTTP client finds the broker |
 | GPU_ORCHESTRATOR_POLICY_TTL | 30 | seconds for which the HTTP client believes a policy |
 | GPU_BROKER_API_KEY | unset | the HTTP client's key |
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.store.trusted_path import foreign_link
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class SdkSettings:
     pool: str
     hostname: str
     cgroup: str = ""
+    team: str = DEFAULT_TEAM
 
     @property
     def embedded(self) -> bool:
@@ -112,6 +115,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> SdkSettings:
         pool=env.get("GPU_BROKER_POOL") or "default",
         hostname=own_hostname(env),
         cgroup=env.get("GPU_BROKER_CGROUP") or "",
+        team=env.get("GPU_BROKER_TEAM") or DEFAULT_TEAM,
     )
 
 
@@ -233,6 +237,7 @@ def sdk_settings_in_effect(environ: Mapping[str, str] | None = None) -> list[Set
         "GPU_BROKER_POOL": settings.pool,
         "GPU_BROKER_HOSTNAME": settings.hostname,
         "GPU_BROKER_CGROUP": settings.cgroup or "unset",
+        "GPU_BROKER_TEAM": settings.team,
         "GPU_ORCHESTRATOR_URL": orchestrator.url,
         "GPU_ORCHESTRATOR_POLICY_TTL": f"{orchestrator.policy_ttl_s:g}",
         "GPU_BROKER_API_KEY": "unset" if orchestrator.api_key is None else "set",

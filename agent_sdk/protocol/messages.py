@@ -190,6 +190,7 @@ class RecoveryClaim(NamedTuple):
         epoch: the epoch of the pool that granted it.
         devices: `uuid=mb,...`, as the ledger writes them.
         request: arguments 4 to 13 of its acquire, joined by `|`.
+        team: its team; empty = the default one.
     """
 
     epoch: str

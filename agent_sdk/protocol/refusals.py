@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import AgentCapExceeded, LeaseError, TeamLimit, error_for
+from agent_sdk.keys import KEY_PARTY as KEY
+from agent_sdk.keys import TEAM_PARTY as TEAM
 from agent_sdk.protocol.messages import SCHEMA
 
 if TYPE_CHECKING:
@@ -12,12 +14,6 @@ if TYPE_CHECKING:
 
 AN_OPERATOR_SETS_IT: Final = "an operator changes that: gpu-broker policy apply"
 """End of the sentences about limits of teams."""
-
-KEY, TEAM = "key ", "team "
-"""Beginnings of the names of parties that are no agents, in refusals and in the sums of a pool."""
-
-DEFAULT_TEAM: Final = "default"
-"""Team of a request that names none."""
 
 _PARTY_SAYS: Final = {
     ("limit", KEY): "API key {} has too many leases or waiters already, under all its agents",

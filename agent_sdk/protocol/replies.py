@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from agent_sdk.clock import trusted_until
 from agent_sdk.errors import HostUnknown, LeaseError, NoCapacity, error_for
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.protocol.messages import (
     Answer,
     Device,
@@ -16,7 +17,7 @@ from agent_sdk.protocol.messages import (
     Renewal,
     Request,
 )
-from agent_sdk.protocol.refusals import DEFAULT_TEAM, refused
+from agent_sdk.protocol.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable

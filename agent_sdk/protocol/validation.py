@@ -7,13 +7,15 @@ from operator import index
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import error_for
-from agent_sdk.keys import AGENT, HOST, MODEL, NAME_SHOWN, TOKEN, model_of
+from agent_sdk.keys import AGENT, HOST, MODEL, NAME_SHOWN, TEAM, TOKEN, model_of
 from agent_sdk.protocol.sizes import mebibytes
 
 if TYPE_CHECKING:
     from typing import SupportsFloat
 
-FORMS: Final = {"agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN}
+FORMS: Final = {
+    "agent": AGENT, "host": HOST, "model": MODEL, "token": TOKEN, "team": TEAM, "after": TOKEN,
+}  # fmt: skip
 """Form of each kind of name."""
 
 

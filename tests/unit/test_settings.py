@@ -61,6 +61,7 @@ SDK = [
     ("GPU_BROKER_STATE_DIR", "state_dir", None, "/var/lib/gpu", Path("/var/lib/gpu")),
     ("GPU_BROKER_POOL", "pool", "default", "night-2", "night-2"),
     ("GPU_BROKER_HOSTNAME", "hostname", socket.gethostname(), "gpu_host-3", "gpu_host-3"),
+    ("GPU_BROKER_TEAM", "team", "default", "lab", "lab"),
     ("GPU_BROKER_CGROUP", "cgroup", "", "/sys/fs/cgroup/gpu", "/sys/fs/cgroup/gpu"),
 ]
 """The same of the SDK; the default of the state folder depends on the user."""
