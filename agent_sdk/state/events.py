@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Name: TypeAlias = Literal[
     "pool_created", "host_up", "host_away", "device", "granted", "released", "expired", "revoked",
     "waiting", "offered", "withdrawn", "reserved", "reservation_ended", "cancelled", "timed_out",
-    "cooled",
-    "revoke", "drained", "undrained", "policy", "closed", "recovered",
+    "cooled", "preempting", "preempted", "preemption_withdrawn", "wanted", "extended",
+    "revoke", "drained", "undrained", "policy", "teams", "closed", "recovered",
     "finding_raised", "finding_cleared", "quarantined", "unquarantined", "xid", "process_ended",
     "host_contested", "device_contested", "device_forgotten", "host_forgotten", "host_trouble",
     "driver_released", "driver_taken", "hook_disabled",

@@ -44,6 +44,10 @@ def pool_id(epoch: str) -> str:
     return sha256(epoch.encode()).hexdigest()[:12] if epoch else ""
 
 
+ENDS: Final = ("released", "expired", "revoked", "preempted")
+"""Ends of a lease, as counters and events call them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus(PolicyValues):
     """The pool's policy and counters.
@@ -74,7 +78,7 @@ class PoolStatus(PolicyValues):
         return self._live("cpu_")
 
     def _live(self, kind: str) -> int:
-        ended = sum(self.stats.get(kind + how, 0) for how in ("released", "expired", "revoked"))
+        ended = sum(self.stats.get(kind + how, 0) for how in ENDS)
         return sum(self.stats.get(kind + how, 0) for how in ("granted", "recovered")) - ended
 
 

@@ -41,7 +41,7 @@ FAILED: Final = frozenset({"lost", "quarantined"})
 HEARING_MS: Final = 60_000
 """Time after the opening of a pool with data loss: holders may still be about to recover leases."""
 
-AGAINST_WILL: Final = frozenset({"expired", "revoked"})
+AGAINST_WILL: Final = frozenset({"expired", "revoked", "preempted"})
 """Outcomes of leases that ended without their holder's word."""
 
 MOST_ROWS: Final = 48

@@ -65,6 +65,9 @@ router, hot = (
         "conflict",
         "expired",
         "revoked",
+        "preempted",
+        "team_unknown",
+        "team_limit",
         "released",
         "cancelled",
         "timed_out",
@@ -156,7 +159,8 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
     responses=answers(RenewedLease)
     | WITH_BODY
     | errors(
-        "unknown_token", "expired", "revoked", "released", "superseded", "cancelled", "timed_out"
+        "unknown_token", "expired", "revoked", "preempted", "released", "superseded", "cancelled",
+        "timed_out",
     ),
 )
 async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONResponse:
@@ -214,7 +218,9 @@ async def get_lease(token: str, broker: At, who: AgentKey) -> LivingLease | Wait
     summary="Why does it wait?",
     response_model=EXPLANATION,
     responses=MALFORMED
-    | errors("unknown_token", "expired", "released", "revoked", "cancelled", "timed_out"),
+    | errors(
+        "unknown_token", "expired", "released", "revoked", "preempted", "cancelled", "timed_out"
+    ),
 )
 async def explain(token: str, broker: At, who: AgentKey) -> dict[str, Any]:
     """Return each device's reason, the waiters ahead, what would fit; 404 when unknown."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MOST: Final = 20_000
 """Most waiters in memory; beyond that the oldest are forgotten, and not measured."""
 
-ENDED: Final = ("released", "expired", "revoked")
+ENDED: Final = ("released", "expired", "revoked", "preempted")
 """Events that end a lease."""
 
 GONE: Final = frozenset({"cancelled", "timed_out", "revoked"})

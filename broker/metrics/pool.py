@@ -29,7 +29,7 @@ STATES: Final = (
 )  # fmt: skip
 """States of a device; any other word counts as `other`."""
 
-ENDS: Final = ("released", "expired", "revoked")
+ENDS: Final = ("released", "expired", "revoked", "preempted")
 
 QUEUE: Final = ("enqueued", "offered", "timed_out", "cancelled")
 

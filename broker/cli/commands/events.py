@@ -37,8 +37,8 @@ KEPT: Final = 20_000
 LOST: Final = "some events were lost: they were trimmed, or the store lost its data"
 
 TROUBLE: Final = frozenset({
-    "expired", "revoked", "revoke", "timed_out", "host_away", "drained", "finding_raised",
-    "quarantined", "xid", "process_ended", "hook_disabled",
+    "expired", "revoked", "preempted", "preempting", "revoke", "timed_out", "host_away", "drained",
+    "finding_raised", "quarantined", "xid", "process_ended", "hook_disabled",
 })  # fmt: skip
 
 COLUMNS: Final = (8, 15, 16, 26)

@@ -43,6 +43,11 @@ export const EVENTS = {
   expired:
     "The lease was not renewed in time. Its memory is withheld until it is known to be free.",
   revoked: "An operator ended it.",
+  preempting: "It must end by then, for a request that has a right to its memory: its holder is told.",
+  preempted: "It ended for a request that had a right to its memory, after its notice.",
+  preemption_withdrawn: "The request for which it should have ended needs it no more: it goes on.",
+  wanted: "A request that waits asked its holder for it.",
+  extended: "How long it may be held was changed.",
   waiting: "Nothing was free for it: it waits in the queue.",
   offered: "GPUs are reserved for it: it takes them within 10 s, or loses its place.",
   withdrawn: "The policy changed before it took what was offered: it waits where it was.",
@@ -57,6 +62,7 @@ export const EVENTS = {
   drained: "An operator drained it: no new leases; those that run go on.",
   undrained: "It takes leases again.",
   policy: "An operator changed the policy.",
+  teams: "An operator changed the quotas of teams.",
   finding_raised:
     "A lease idles, uses too much or is on a GPU that failed; or a process has no lease.",
   finding_cleared: "What the host had found is over.",
