@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from agent_sdk.policy import PolicyValues, from_store
 from agent_sdk.protocol.messages import Answer, Read

@@ -159,7 +159,13 @@ def _take_back(broker: Broker, lease: AsyncLease) -> None:
     responses=answers(RenewedLease)
     | WITH_BODY
     | errors(
-        "unknown_token", "expired", "revoked", "preempted", "released", "superseded", "cancelled",
+        "unknown_token",
+        "expired",
+        "revoked",
+        "preempted",
+        "released",
+        "superseded",
+        "cancelled",
         "timed_out",
     ),
 )
