@@ -76,7 +76,7 @@ local function before(a, b)
 end
 
 -- Candidates for a device of the worklist, the first one first: the head of every queue whose size
--- class the device can satisfy. A reserved device goes to heads ranked before the reservation's
+-- class the device can satisfy. A reserved device goes to heads that come before the reservation's
 -- owner, then to the owner; to the owner alone where leases end for it. `at`: the next candidate.
 local function candidates(entry)
   local d = broker.device(string.sub(entry, 8))
@@ -85,19 +85,27 @@ local function candidates(entry)
   local owner = d.reserved_for ~= '' and queue.read(d.reserved_for) or nil
   -- Its record was removed by hand
   if d.reserved_for ~= '' and not owner then broker.reservations.cancel_on(d) end
-  local last = owner and (owner.preempts ~= '' and -NEVER or owner.rank + 0) or NEVER
+  local last, alone = nil, owner and owner.preempts ~= ''
+  if owner then
+    last = { rank = owner.rank + 0, id = owner.queue_id }
+    ctx.asks[last.id] = { rank = last.rank, mb = owner.q.memory_mb, devices = owner.q.devices }
+    place(last, d)
+  end
   for _, of in ipairs({ d.host .. '/' .. d.model, d.host .. '/*', '*/' .. d.model, '*/*' }) do
     local ids = queue.ids(of)
     for id, rank in pairs(ids) do
-      if rank < last and suits(d, id) then
-        found[#found + 1] = place({ rank = rank, id = id, ids = ids }, d)
-      end
+      local one = not alone and suits(d, id) and place({ rank = rank, id = id, ids = ids }, d)
+      if one and (not last or before(one, last)) then found[#found + 1] = one end
     end
   end
   table.sort(found, function(a, b)
     return before(a, b) or not before(b, a) and a.id < b.id
   end)
-  if owner then found[#found + 1] = { rank = owner.rank + 0, tier = 0, share = 0 } end
+  if alone then last.tier, last.share = 0, 0 end
+  if last then
+    last.id = nil   -- the owner need not be a head
+    found[#found + 1] = last
+  end
   found.reserved_for = d.reserved_for
   return found
 end

@@ -164,6 +164,24 @@ def test_borrowers_go_by_what_their_team_has_used_by_its_weight(eight: Pool) -> 
     assert states(eight, "a1", "b1") == {"a1": "waiting", "b1": "offered"}
 
 
+@pytest.mark.parametrize("reserves", ["a1", "b1"])
+def test_reserved_device_goes_by_the_order_between_teams(eight: Pool, reserves: str) -> None:
+    """The team with the smaller share goes first, whichever of them has reserved the GPU."""
+    eight.set_teams(a="weight=1", b="weight=1")
+    granted(eight.acquire(token("a0"), "a0", team="a", memory_mb=8000, ttl_ms=0))
+    eight.live_on(60_000)
+    wait(eight, "a1", team="a", memory_mb=8000)
+    eight.skew(1000)
+    wait(eight, "b1", team="b", memory_mb=8000)
+    for _ in range(7):
+        eight.live_on(5000)
+        for name in ("a1", "b1") if reserves == "a1" else ("b1", "a1"):
+            wait(eight, name, team=name[0], memory_mb=8000)
+    assert eight.hash("device:gpu-a")["reserved_for"] == token(reserves)
+    eight.release(token("a0"))
+    assert states(eight, "a1", "b1") == {"a1": "waiting", "b1": "offered"}
+
+
 def use_of(pool: Pool, team: str) -> float:
     """MiB-seconds of a team, as they stand."""
     return float(pool.hash("agents")[f"team {team}#use"].partition("@")[0])
