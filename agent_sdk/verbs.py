@@ -13,7 +13,15 @@ from agent_sdk.protocol import lease as protocol
 from agent_sdk.protocol import validation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Coroutine,
+        Generator,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
     from typing import Unpack
 
     from agent_sdk import attach, bulk_revoke
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.teams import TeamPolicy, TeamStatus
 else:
     attach, bulk_revoke, operator, report, holders, limits, snapshot, queue, lists = later(
         "attach",
@@ -225,6 +234,53 @@ class Verbs(PoolClient[R]):
     def set_policy(self, *, by: str | None = None, **policy: Unpack[Policy]) -> Steps[int]:
         """Change the named fields of the policy, all or none; return its new version."""
         return operator.set_policy(by or self.by, **policy)
+
+    @Verb
+    def set_teams(
+        self,
+        teams: Mapping[str, TeamPolicy | Mapping[str, object]],
+        *,
+        by: str | None = None,
+        version: int | None = None,
+    ) -> Steps[int]:
+        """Set the policies of all teams, all or none; see `protocol.operator.set_teams`.
+
+        `version`: that of the policy that they were written against, else they are refused.
+        """
+        return operator.set_teams(teams, by=by or self.by, version=version)
+
+    @Verb
+    def teams(self) -> Steps[tuple[TeamStatus, ...]]:
+        """Return every team that has a policy, leases or waiters, by name."""
+        from agent_sdk.state import teams  # noqa: PLC0415 - as above
+
+        return teams.read(self.keys)
+
+    @Verb
+    def extend_hold(
+        self, token: str, seconds: float | None, *, by: str = "", owner: str = ""
+    ) -> Steps[int | None]:
+        """Set how long a lease may be held from now on; see `protocol.operator.extend_hold`.
+
+        Args:
+            token: the lease's.
+            seconds: from now; None: without limit.
+            by: the operator that does it; empty: its holder, within the limit of its team.
+            owner: the principal whose it must be, else it is unknown; empty: any.
+        """
+        token = validation.check_name(token, "token")
+        hold_ms = 0 if seconds is None else max(1, validation.milliseconds(seconds, "seconds"))
+        return operator.extend_hold(token, hold_ms, by=by, owner=owner)
+
+    @Verb
+    def request_yield(self, token: str, waiter_token: str, *, owner: str = "") -> Steps[bool]:
+        """Ask a lease's holder to give it up for a waiter; see `protocol.operator.request_yield`.
+
+        Return False if its holder takes no such requests.
+        """
+        token = validation.check_name(token, "token")
+        waiter_token = validation.check_name(waiter_token, "token")
+        return operator.request_yield(token, waiter_token, owner=owner)
 
     @Verb
     def lookup(self, token: str) -> Steps[LeaseStatus | WaiterStatus | str | None]:

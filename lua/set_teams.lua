@@ -9,7 +9,8 @@
 -- keeps    SAFE_MODE: while it is on, nothing is set
 -- cost     O(teams + REAP_DEVICES log devices)
 
-local FIRST, MOST, LONGEST = 4, 256, 256
+local FIRST, MOST = 4, 256
+local LONGEST = 256
 local FIELDS = {   -- the least and the most of each
   weight = { 0, 10000 }, nominal_mb = { 0, 9999999999999 }, borrow_mb = { 0, 9999999999999 },
   lend_mb = { 0, 9999999999999 }, max_priority = { 0, 9 }, max_leases = { 0, 1000000 },

@@ -26,6 +26,7 @@ HOUSES = ("broker.devices", "broker.http", "broker.metrics")
 FLOORS: tuple[set[str], ...] = (
     {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
     {"agent_sdk.policy"},
+    {"agent_sdk.teams"},
     {"agent_sdk.protocol"},
     {f"agent_sdk.{x}" for x in ("engines", "http_request", "scripts", "state")},
     {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent_sdk import teams as policies
 from agent_sdk.errors import error_for
 from agent_sdk.policy import to_store
 from agent_sdk.protocol.messages import PROTOCOL, Answer, Call
 from agent_sdk.protocol.replies import failure, refusal_for_host
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
     from typing import Unpack
 
     from agent_sdk.policy import Policy
+    from agent_sdk.teams import TeamPolicy
 
 
 def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:
@@ -102,3 +104,74 @@ def set_policy(by: str, **policy: Unpack[Policy]) -> Generator[Call, Answer, int
             return version
         case _:
             raise failure(answer, None)
+
+
+def set_teams(
+    teams: Mapping[str, TeamPolicy | Mapping[str, object]], *, by: str, version: int | None
+) -> Generator[Call, Answer, int]:
+    """Set the policies of all teams, all of them or none; a team that is not named has none.
+
+    version: of the policy that it was written against; None: any.
+
+    Returns:
+        The policy's new version.
+
+    Raises:
+        BadRequest: a name, a field or a value is wrong.
+        Conflict: the policy has another version by now.
+    """
+    against = "" if version is None else version
+    answer = yield Call("set_teams", (PROTOCOL, by, against, *policies.to_store(teams)))
+    match answer.raw:
+        case ["POLICY", _, _, _, _, int(new)]:
+            return new
+        case _:
+            raise failure(answer, None)
+
+
+def extend_hold(
+    token: str, hold_ms: int, *, by: str, owner: str = ""
+) -> Generator[Call, Answer, int | None]:
+    """Set how long a lease may be held from now on; 0: without limit.
+
+    by: the operator; empty: its holder, whose team's max_hold_s counts from the grant.
+
+    Returns:
+        The limit of all renewals, ms on Redis's clock; None: there is none.
+
+    Raises:
+        UnknownToken: the lease is unknown.
+        LeaseLost: it has ended.
+        TeamLimit: its team may not hold a lease for so long.
+    """
+    more = (owner,) if owner else ()
+    answer = yield Call("extend", (PROTOCOL, token, hold_ms, by, *more), token)
+    match answer.raw:
+        case ["EXTENDED", _, _, _, _, int(hold_until_ms)]:
+            return hold_until_ms or None
+        case ["ALREADY", _, _, _, _, str(outcome)]:
+            raise error_for(outcome, token=token)
+        case _:
+            raise failure(answer, token)
+
+
+def request_yield(token: str, waiter: str, *, owner: str = "") -> Generator[Call, Answer, bool]:
+    """Ask a lease's holder to give it up, for a waiter; declining costs the holder nothing.
+
+    owner: the principal whose waiter it must be; empty: any.
+
+    Returns:
+        True: its holder will be told; False: it takes no such requests (`yields`).
+
+    Raises:
+        UnknownToken: no such lease is granted, or no such request waits.
+    """
+    more = (owner,) if owner else ()
+    answer = yield Call("ask", (PROTOCOL, token, waiter, *more), token)
+    match answer.raw:
+        case ["ASKED", *_]:
+            return True
+        case ["DECLINED", *_]:
+            return False
+        case _:
+            raise failure(answer, token)

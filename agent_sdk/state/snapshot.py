@@ -56,6 +56,7 @@ class PoolStatus(PolicyValues):
         now_ms: the time of the reading, on the pool's clock.
         ready: False until a host has reported for the first time.
         waiting: the number of waiters.
+        capacity_mb: MiB of all devices that leases could ever hold.
         stats: counters since the pool's beginning; every replica reads the same.
     """
 
@@ -66,6 +67,7 @@ class PoolStatus(PolicyValues):
     closed_until_ms: int
     waiting: int
     stats: dict[str, int]
+    capacity_mb: int = 0
 
     @property
     def active_leases(self) -> int:
@@ -175,6 +177,7 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
         closed_until_ms=number("closed_until_ms"),
         waiting=number("waiting"),
         stats=_counted(row, stats),
+        capacity_mb=number("capacity_mb"),
         **from_store(row),
     )
 

@@ -36,6 +36,9 @@ VERBS: dict[str, Callable[[], Generator[Call, Answer, Any]]] = {
     "forget": lambda: operator.forget("host", "h1", by="op", why=""),
     "release_driver": lambda: operator.release_driver("h1", for_ms=1, by="op", why=""),
     "set_policy": lambda: operator.set_policy("op", safe_mode=True),
+    "set_teams": lambda: operator.set_teams({"lab": {"weight": 2}}, by="op", version=1),
+    "ask": lambda: operator.request_yield(REQUEST.token, "w" * 16, owner="ann"),
+    "extend": lambda: operator.extend_hold(REQUEST.token, 1000, by="op", owner="ann"),
 }
 """One call of each verb."""
 

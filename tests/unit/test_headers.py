@@ -33,6 +33,7 @@ SAMPLES = {
     "fence": "7", "expires_at_ms": 5000, "remaining_ms": 4000, "reason": "expired",
     "detail": "", "place": 0, "outcome": "released", "devices": 1, "version": 2, "left": 0,
     "notice": "idle", "rival": "", "contested": "", "until_ms": 5000,
+    "hold_until_ms": 5000,
 }  # fmt: skip
 """A value for each word that a reply carries."""
 

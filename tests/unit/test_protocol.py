@@ -247,9 +247,11 @@ def test_answer_to_another_verb_is_a_mismatch(verb: str) -> None:
         "report": ["REPORTED", *FRAME], "revoke": ["REVOKED", *FRAME, 5000],
         "drain": ["DRAINED", *FRAME, 1], "set_policy": ["POLICY", *FRAME, 2],
         "forget": ["FORGOTTEN", *FRAME, 1, 0], "release_driver": ["DRIVER", *FRAME, 5000],
+        "set_teams": ["POLICY", *FRAME, 2], "ask": ["ASKED", *FRAME],
+        "extend": ["EXTENDED", *FRAME, 5000],
     }  # fmt: skip
-    for other, raw in tags.items():
-        if other != verb:
+    for raw in tags.values():
+        if raw[0] != tags.get(verb, [""])[0]:
             with pytest.raises(ProtocolMismatch):
                 answered(verb, raw)
 
