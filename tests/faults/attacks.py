@@ -51,6 +51,10 @@ ATTACKS = {
     "waiter-killed": _test(
         "SIGKILL of a holder, of the first in the queue", "faults/test_waiter_killed.py"
     ),
+    "preempted": _test(
+        "SIGKILL of victim, head, broker, store and steps of the clock in a preemption",
+        "faults/test_preempted.py",
+    ),
     "brokers-killed": _world("SIGKILL of one replica after another, under load over HTTP"),
     "broker-killed": _test(
         "SIGKILL of the one broker: SDK leases go on", "faults/test_broker_killed.py"
