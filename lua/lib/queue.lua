@@ -142,6 +142,8 @@ end
 function queue.dequeue(w, in_queue, satisfied)
   if in_queue or not w.capped or call('ZREM', prefix .. 'capped:' .. w.capped, w.token) == 0 then
     remove(w.queue_id, w.token)
+  else
+    call('HDEL', prefix .. 'record:' .. w.token, 'capped')
   end
   broker.reservations.cancel(w, satisfied)
   count_waiters(w, -1)

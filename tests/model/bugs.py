@@ -281,7 +281,7 @@ GENERAL_BUGS = (
         "the worklist is scheduled device by device",
         (
             (
-                "one.rank < best.rank or one.rank == best.rank and entry < found",
+                "before(one, best) or not before(best, one) and entry < found",
                 "entry < found",
             ),
         ),

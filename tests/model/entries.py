@@ -16,7 +16,8 @@ POLICY = {
     "policy_version": 1, "safe_mode": 0, "max_memory_per_agent_mb": 1_048_576,
     "allow_fractional_shares": 1, "default_memory_mb": 2048, "expiry_grace_s": 5,
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256,
-    "reservation_idle_s": 60,
+    "reservation_idle_s": 60, "half_life_s": 604_800, "reclaim_after_s": 60, "min_runtime_s": 300,
+    "preempt_grace_s": 60,
     "forget_devices_after_s": 3600, "forget_hosts_after_s": 86_400,
 }  # fmt: skip
 
@@ -49,6 +50,12 @@ class Ask(NamedTuple):
     model: str = "*"
     placement: str = "spread"
     on_unavailable: str = "refuse"
+    team: str = "default"
+
+    @property
+    def request(self) -> tuple[Any, ...]:
+        """The part that the pool keeps as one text: all but the parties."""
+        return self[1:-1]
 
 
 @dataclass(slots=True)
@@ -97,9 +104,11 @@ class Entry:
     """A token that waits, was offered something, holds it, or cools.
 
     `memory_mb` is with the policy's default, `whole`: it was given all of its devices, `blind`: the
-    policy changed, and no call has looked at it since. `reserved`: devices for it, with what
-    counts against its agent's cap, until when that lasts, the newest lease before it, by when what
-    it waits for has surely ended; then how often it was in vain, and when it may be tried again.
+    policy changed, and no call has looked at it since; `capped`: the party whose cap alone holds
+    it back. `reserved`: devices for it, with what counts against its caps, until when that lasts,
+    the newest lease before it, by when what it waits for has surely ended; then how often it was in
+    vain, and when it may be tried again. `preempts`: leases that are to end for it; of such a lease
+    `preempt_at_ms` and `preempt_for`.
     """
 
     token: str
@@ -117,7 +126,7 @@ class Entry:
     reason: str = ""
     rank: int = 0
     enqueued_ms: int = 0
-    capped: bool = False
+    capped: str = ""
     reserved: tuple[str, ...] = ()
     reservation_mb: int = 0
     until_ms: int = 0
@@ -129,15 +138,28 @@ class Entry:
     version: int = 0
     whole: bool = False
     blind: bool = False
+    granted_ms: int = 0
+    preemptible: bool = False
+    evictions: int = 0
+    preempts: tuple[str, ...] = ()
+    preempt_at_ms: int = 0
+    preempt_for: str = ""
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Those that it counts against: its agent, its API key, its team."""
+        key = (f"key {self.owner}",) if self.owner else ()
+        return (self.ask.agent, *key, f"team {self.ask.team}")
 
     @property
     def queue_id(self) -> str:
-        """With whom it waits: host, model and size class."""
+        """With whom it waits: host, model, size class, and a team other than the default one."""
         ask = self.ask
         size = (self.memory_mb - 1).bit_length()
         whole = ask.exclusive or ask.devices > 1
         size_class = f"x{100 * (ask.devices - 1).bit_length() + size}" if whole else f"m{size}"
-        return f"{ask.host}/{ask.model}/{size_class}"
+        team = "" if ask.team == "default" else f"/{ask.team}"
+        return f"{ask.host}/{ask.model}/{size_class}{team}"
 
 
 class Load(NamedTuple):

@@ -58,8 +58,8 @@ KEPT_BUGS = (
         "a straight release keeps the agent's sum",
         (
             (
-                "a.mb, a.leases = a.mb - mb, a.leases - 1",
-                "a.leases = a.leases - 1",
+                "count_lease(k, a, key, t, -mb, -1)",
+                "count_lease(k, a, key, t, 0, -1)",
             ),
         ),
         functions=True,

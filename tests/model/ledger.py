@@ -5,7 +5,7 @@ Numbers are MiB and the pool's milliseconds, but `raw_us`, the server's clock.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
@@ -19,16 +19,15 @@ from tests.model.entries import (
     LEAP_MS,
     LOOK_MS,
     MOST_LEAPS,
-    POLICY,
     REAP_DEVICES,
     TAKEN,
     WINDOW_MS,
-    Device,
     Entry,
     Host,
     Load,
     Reply,
 )  # fmt: skip
+from tests.model.parties import Parties
 
 if TYPE_CHECKING:
     from tests.model.queue import Queue
@@ -63,17 +62,16 @@ class Chooser(Protocol):
 
 
 @dataclass(slots=True)
-class Ledger(ABC):
+class Ledger(Parties):
     """A pool's clock, its devices and its tokens.
 
     `exists` is False until a report makes it; `another`: the server is not that of the last look;
     `nameless`: it was stopped in good order, and no call has looked since; `last`: the time of the
     call before this one; `way`: the library that the verbs are called by, empty for scripts;
-    `seen_ms`: library -> the time of the last call that it has seen.
+    `seen_ms`: library -> the time of the last call that it has seen; `evicted`: token of a lease
+    that was preempted -> how often its job was.
     """
 
-    choose: Chooser
-    raw_us: int = 0
     exists: bool = False
     another: bool = False
     nameless: bool = False
@@ -86,23 +84,20 @@ class Ledger(ABC):
     epoch: int = 0
     fence: int = 0
     offset_ms: int = 0
-    now: int = 0
     looked_ms: int = 0
     window_until_ms: int = 0
     leap_from_ms: int = 0
     closed_until_ms: int = 0
     lost_us: int = 0
     more: int = 0
-    policy: dict[str, int] = field(default_factory=lambda: dict(POLICY))
-    devices: dict[str, Device] = field(default_factory=dict)
     hosts: dict[str, int | None] = field(default_factory=dict)
     drained_hosts: set[str] = field(default_factory=set)
     reports: dict[str, Host] = field(default_factory=dict)
     drains: set[str] = field(default_factory=set)
     sweep_ms: int = 0
     forgotten_ms: int = 0
-    entries: dict[str, Entry] = field(default_factory=dict)
     done: dict[str, tuple[str, int]] = field(default_factory=dict)
+    evicted: dict[str, int] = field(default_factory=dict)
     offers_made: int = 0
     capped_now: int = 0
     lending: bool = False
@@ -115,7 +110,8 @@ class Ledger(ABC):
         other.devices = {uuid: copy(d) for uuid, d in self.devices.items()}  # lists are replaced
         other.entries = {name: copy(e) for name, e in self.entries.items()}
         other.drained_hosts, other.done = set(self.drained_hosts), dict(self.done)
-        other.drains = set(self.drains)
+        other.drains, other.evicted = set(self.drains), dict(self.evicted)
+        other.teams, other.use = dict(self.teams), dict(self.use)
         other.reports = {name: copy(host) for name, host in self.reports.items()}
         return other
 
@@ -231,39 +227,12 @@ class Ledger(ABC):
             )
         return found
 
-    def agent(self, name: str) -> tuple[int, int, int]:
-        """MiB and leases that an agent has, offers included, and how many of its requests wait."""
-        mb = leases = waiters = 0
-        for e in self.entries.values():
-            if e.ask.agent == name:
-                if e.state in TAKEN:
-                    mb, leases = mb + sum(m for _, m in e.held), leases + 1
-                waiters += e.state == "waiting"
-        return mb, leases, waiters
-
-    def reserved(self, name: str) -> int:
-        """MiB that are reserved for an agent's waiters."""
-        return sum(e.reservation_mb for e in self.entries.values() if e.ask.agent == name)
-
-    def room(self, name: str) -> int:
-        """MiB that the policy leaves an agent; none when it has as many leases as it may."""
-        mb, leases, _ = self.agent(name)
-        may = leases < self.policy["max_leases_per_agent"]
-        left_mb = self.policy["max_memory_per_agent_mb"] - mb - self.reserved(name)
-        return left_mb if may else 0
-
-    def room_of(self, e: Entry) -> int:
-        """The same for one waiter, whose own reservation is not in its way."""
-        may = self.agent(e.ask.agent)[1] < self.policy["max_leases_per_agent"]
-        return self.room(e.ask.agent) + e.reservation_mb if may else 0
-
-    def has_more(self, e: Entry) -> bool:
-        """Has its agent anything but its own reservation?"""
-        return self.agent(e.ask.agent)[1] > 0 or self.reserved(e.ask.agent) > e.reservation_mb
-
     def end(self, e: Entry, outcome: str) -> None:
         """End a lease without its holder's word: on real devices its memory is withheld."""
         self.progress(e)
+        if outcome == "preempted":
+            self.evicted[e.token] = e.evictions + 1
+        self.accrue(e.ask.team)
         real = any(not self.devices[uuid].simulated for uuid, _ in e.held)
         grace_ms = self.policy["expiry_grace_s"] * 1000 if real else 0
         if not grace_ms:
@@ -273,17 +242,20 @@ class Ledger(ABC):
             d.withheld_mb, d.withheld_at_ms = d.withheld_mb + mb, self.now
         e.state, e.outcome = "cooling", outcome
         e.expires_at_ms, e.due_ms = self.now, self.now + grace_ms
-        return self.recheck_capped(e.ask.agent)
+        return self.recheck_capped(e)
 
     def bury(self, e: Entry, outcome: str) -> None:
         """It is over: its token is refused from now on; an empty outcome leaves no trace."""
         if e.state == "active":
             self.progress(e)
+        if e.state in TAKEN:
+            self.accrue(e.ask.team)
+        self.withdraw(e)
         del self.entries[e.token]
         if outcome:
             self.leave(e.token, outcome)
         if e.state in TAKEN or e.reservation_mb:
-            self.recheck_capped(e.ask.agent)
+            self.recheck_capped(e)
 
     def leave(self, token: str, outcome: str) -> None:
         """Remember how it ended."""
@@ -294,15 +266,16 @@ class Ledger(ABC):
         outcome, at_ms = self.done.get(token, ("", 0))
         return outcome if self.now < at_ms + DONE_MS else ""
 
-    def recheck_capped(self, agent: str) -> None:
-        """An agent's sum fell: who fits under its cap again stands where it stood."""
-        mine = [e for e in self.entries.values() if e.capped and e.ask.agent == agent]
-        room_mb = self.room(agent) if mine else 0
-        for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
-            room_mb -= e.memory_mb * e.ask.devices
-            if room_mb < 0:
-                return
-            e.capped = False
+    def recheck_capped(self, gone: Entry) -> None:
+        """Sums of its parties fell: who fits under their caps again stands where it stood."""
+        for party in gone.parties:
+            mine = [e for e in self.entries.values() if e.capped == party]
+            room_mb = self.left(party) if mine else 0
+            for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
+                room_mb -= e.memory_mb * e.ask.devices
+                if room_mb < 0:
+                    break
+                e.capped = ""
 
     def cool(self, e: Entry) -> None:
         """The grace is over: what is still used by what was its processes is a stranger's now."""
@@ -324,10 +297,19 @@ class Ledger(ABC):
                 self.cancel(e)
 
     def cancel(self, e: Entry) -> None:
-        """End the reservation of e; its agent's sum falls."""
+        """End the reservation of e; its parties' sums fall."""
+        self.withdraw(e)
         fell, e.reserved, e.reservation_mb, e.known_end_ms = e.reservation_mb > 0, (), 0, 0
         if fell:
-            self.recheck_capped(e.ask.agent)
+            self.recheck_capped(e)
+
+    def withdraw(self, e: Entry) -> None:
+        """Withdraw the notices that are still open for e."""
+        for token in e.preempts:
+            lease = self.entries.get(token)
+            if lease and lease.preempt_for == e.token and lease.state == "active":
+                lease.preempt_at_ms, lease.preempt_for = 0, ""
+        e.preempts = ()
 
     def progress(self, lease: Entry) -> None:
         """L3: the end of a lease that is older than a reservation lets that go on."""
@@ -342,6 +324,11 @@ class Ledger(ABC):
         ends = [(e.due_ms, e.token) for e in self.entries.values()]
         return sorted(ends + [(at, f"host:{h}") for h, at in self.hosts.items() if at is not None])
 
+    def ends_as(self, e: Entry) -> str:
+        """Give how its next renewal ends it; '' when it goes on."""
+        over = 0 < e.preempt_at_ms <= self.now
+        return "revoked" if e.revoked else "preempted" if over else ""
+
     def settle(self, member: str) -> int:
         """End the present state of one; how many devices that touched, at least 1."""
         if member.startswith("host:"):
@@ -354,7 +341,7 @@ class Ledger(ABC):
             return max(1, len(mine))
         e = self.entries[member]
         if e.state == "active":
-            self.end(e, "revoked" if e.revoked else "expired")
+            self.end(e, self.ends_as(e) or "expired")
         elif e.state == "cooling":
             self.cool(e)
         else:

@@ -42,8 +42,9 @@ class Model(Devices):
     """A pool, by its verbs; each answers as the script does, without the frame."""
 
     def acquire(  # noqa: C901, PLR0911 - its answers, in their order
-        self, token: str, ask: Ask, wait_ms: int = 0, owner: str = ""
-    ) -> Reply:
+        self, token: str, ask: Ask, wait_ms: int = 0, owner: str = "", preemptible: int = 0,
+        after: str = "",
+    ) -> Reply:  # fmt: skip
         """Ask for a lease; ask again, poll, claim."""
         if refusal := self.open():
             return refusal
@@ -68,13 +69,16 @@ class Model(Devices):
             )
             if lent and not self.shut and e.version == self.policy["policy_version"]:
                 return self.grant(e, tuple(uuid for uuid, _ in e.held), "")
+            self.accrue(ask.team)
             e.state, e.held, e.whole = "waiting", (), False
-            self.recheck_capped(ask.agent)
+            self.recheck_capped(e)
         new = e is None
         if not e:
             memory_mb = ask.memory_mb or self.policy["default_memory_mb"]
             rank = self.now * 1000 + self.raw_us % 1000 - ask.priority * PRIORITY_US
             e = Entry(token, ask, owner, memory_mb, rank=rank, enqueued_ms=self.now)
+            if not self.safe and (barred := self.barred(e)):
+                return ["REFUSED", *barred]
         devices, why = self.decide(e, new=new)
         if devices is not None:
             return self.grant(e, devices, "")
@@ -84,6 +88,34 @@ class Model(Devices):
         """Is a poll no more than a heartbeat?"""
         behind = e.state == "waiting" and wait_ms and not self.safe and self.place(e) > 0
         return bool(behind) and not e.reserved and not (e.ask.max_hold_ms and self.lends())
+
+    def waits(self, e: Entry, why: str, *, new: bool) -> Reply:
+        """It waits, in its queue or capped."""
+        if new:
+            self.join_team(e.ask.team)
+            party = self.least(e)[1]
+            # With work left, scripts put a newcomer into its queue without a look at its cap.
+            over = why == "agent_cap" and self.has_more(e) and not self.choose.backlog
+            e.capped = party if over else ""
+        self.entries[e.token] = e
+        e.due_ms = self.now + POLL_MS
+        return ["WAITING", self.place(e)]
+
+    def barred(self, e: Entry) -> tuple[str, str] | None:
+        """Name what its team may never have."""
+        ask, of = e.ask, self.team(e.ask.team)
+        most_ms, longest_ms = of.max_hold_s * 1000, of.max_ttl_s * 1000
+        if self.teams and ask.team not in {"default", *self.teams}:
+            return "team_unknown", ask.team
+        if ask.priority > of.max_priority:
+            return "team_limit", f"max_priority={of.max_priority}"
+        if longest_ms and not 0 < ask.ttl_ms <= longest_ms:
+            return "team_limit", f"max_ttl_s={of.max_ttl_s}"
+        if most_ms and ask.max_hold_ms > most_ms:
+            return "team_limit", f"max_hold_s={of.max_hold_s}"
+        if e.memory_mb * ask.devices > of.most_mb:
+            return "team_limit", f"most_mb={of.most_mb}"
+        return None
 
     def decide(self, e: Entry, *, new: bool) -> tuple[tuple[str, ...] | None, str]:
         """Decide what it gets now, or why not."""
@@ -98,8 +130,7 @@ class Model(Devices):
         self, e: Entry, *, new: bool
     ) -> tuple[tuple[str, ...] | None, str]:
         """Decide what it gets now of what no later waiter has reserved, or why not."""
-        leases = self.agent(e.ask.agent)[1]
-        room_mb = self.room(e.ask.agent)
+        room_mb = self.room_of(e)
         if self.safe:
             return None, "safe_mode"
         if not new:
@@ -107,7 +138,7 @@ class Model(Devices):
             return devices, "closed" if self.shut else why
         if self.shut:
             return None, "closed"
-        if leases >= self.policy["max_leases_per_agent"]:
+        if self.full_of_leases(e):
             return None, "limit"
         if self.queue(e.queue_id):
             return None, "no_capacity"
@@ -123,35 +154,48 @@ class Model(Devices):
 
     def denied(self, e: Entry, why: str, wait_ms: int, *, new: bool) -> Reply:
         """No device: it waits, falls back to the CPU, or is refused."""
-        ask, cap_mb = e.ask, self.policy["max_memory_per_agent_mb"]
-        waiters = self.agent(ask.agent)[2]
-        never = ""
+        ask, full, never = e.ask, self.full_of_leases(e) if why == "limit" else "", ""
         if why in {"no_capacity", "agent_cap"}:
-            ahead = not new and self.place(e) > 0
-            never = self.unknown(ask) if ahead else self.never_fits(e)
-            if not never and e.memory_mb * ask.devices > cap_mb:
-                never = "agent_cap"
+            never = self.never(e, ahead=not new and self.place(e) > 0)
             why = never or why
             if why == "no_capacity" and ask.host in self.drained_hosts:
                 why = "draining"
-        full = self.choose.again and self.offers_made  # of those offered since, one more waited
-        if wait_ms and not never and not self.safe and why != "limit" and not full:
-            if not new or waiters < self.policy["max_waiters_per_agent"]:
-                over = why == "agent_cap" and self.has_more(e)
-                # With work left, scripts put a newcomer into its queue without a look at its cap.
-                e.capped = over and not self.choose.backlog if new else e.capped
-                self.entries[e.token] = e
-                e.due_ms = self.now + POLL_MS
-                return ["WAITING", self.place(e)]
+        # Of those offered since, one more waited
+        again = self.choose.again and self.offers_made
+        if wait_ms and not never and not self.safe and why != "limit" and not again:
+            full = self.full_of_waiters(e) if new else ""
+            if not full:
+                return self.waits(e, why, new=new)
             why = "limit"
         if self.choose.again:
             demand(not self.safe and why != "closed", "AGAIN, though nothing can be had")
             return ["AGAIN"]
         if ask.on_unavailable == "cpu" and why not in {"safe_mode", "closed", "limit"}:
             return self.grant(e, (), why)
-        if self.entries.pop(e.token, None) and e.reservation_mb:  # it has just reserved it, too
-            self.recheck_capped(ask.agent)
-        return ["REFUSED", why, ""]
+        detail = full or (self.party_asked(e, new=new) if why == "agent_cap" else "")
+        if self.entries.pop(e.token, None):
+            self.withdraw(e)
+            if e.reservation_mb:  # it has just reserved it, too
+                self.recheck_capped(e)
+        if why == "team_limit":
+            detail = f"most_mb={self.team(ask.team).most_mb}"
+        return ["REFUSED", why, "" if detail == ask.agent else detail]
+
+    def never(self, e: Entry, *, ahead: bool) -> str:
+        """Return why it can never have it; '' when it could. `ahead`: others are, in its queue."""
+        cap_mb = self.cap_mb(e.ask)
+        never = self.unknown(e.ask) if ahead else self.never_fits(e)
+        if not never and e.memory_mb * e.ask.devices > cap_mb:
+            never = "agent_cap"
+        if never == "agent_cap" and cap_mb < self.policy["max_memory_per_agent_mb"]:
+            return "team_limit"
+        return never
+
+    def party_asked(self, e: Entry, *, new: bool) -> str:
+        """The party whose cap leaves least, where that was looked at."""
+        waiting = any(x.state == "waiting" for x in self.entries.values())
+        selected, backfills = new and not self.queue(e.queue_id), self.hold_ms(e.ask) and waiting
+        return self.least(e)[1] if selected or backfills else ""
 
     def grant(self, e: Entry, devices: tuple[str, ...], why: str) -> Reply:
         """The devices, or the CPU, are e's."""
@@ -159,9 +203,9 @@ class Model(Devices):
             self.take(e, devices, "active", lent=self.lending)
         e.state, e.reason = "active", why
         self.fence = e.fence = max(self.fence + 1, self.raw_us)
-        e.expires_at_ms = self.now + (e.ask.ttl_ms or FOREVER_MS)
-        if e.ask.max_hold_ms:
-            e.hold_until_ms = self.now + e.ask.max_hold_ms
+        e.granted_ms, e.expires_at_ms = self.now, self.now + (e.ask.ttl_ms or FOREVER_MS)
+        if hold_ms := self.hold_ms(e.ask):
+            e.hold_until_ms = self.now + hold_ms
             e.expires_at_ms = min(e.expires_at_ms, e.hold_until_ms)
         e.due_ms = e.expires_at_ms
         self.entries[e.token] = e
@@ -205,7 +249,7 @@ class Model(Devices):
                 ended += self.settle(token)
             active = e is not None and e.state == "active"
             answers.append(self.renewed(token, fence, ttl_ms, owner))
-            if e and active and answers[-1] == ["LOST", "revoked"]:
+            if e and active and answers[-1] in (["LOST", "revoked"], ["LOST", "preempted"]):
                 ended += max(1, len(e.held))
         return ["OUTCOMES", *answers]
 
@@ -235,15 +279,18 @@ class Model(Devices):
             return ["UNKNOWN"]
         if fence not in {0, e.fence}:
             return ["LOST", "superseded"]
-        if e.revoked:
-            self.end(e, "revoked")
-            return ["LOST", "revoked"]
+        if over := self.ends_as(e):
+            self.end(e, over)
+            return ["LOST", over]
+        told = f"preempt:{e.preempt_at_ms}" if e.preempt_at_ms else ""
         ttl_ms = e.ask.ttl_ms if ttl_ms is None else ttl_ms
         until_ms = self.now + (ttl_ms or FOREVER_MS)
         if e.hold_until_ms:
             until_ms = min(until_ms, e.hold_until_ms)
+        if e.preempt_at_ms:
+            until_ms = min(until_ms, e.preempt_at_ms)
         e.expires_at_ms = e.due_ms = max(until_ms, e.expires_at_ms)
-        return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), ""]
+        return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), told]
 
     def recover(self, token: str, fence: int, claim: Claim, owner: str) -> Reply | None:
         """Take up a forgotten lease, if there is room by capacity alone. Why not, or None."""
@@ -272,9 +319,10 @@ class Model(Devices):
             if fence < self.epoch:
                 self.devices[uuid].unleased_mb = max(0, self.devices[uuid].unleased_mb - mb)
         self.fence = max(self.fence, fence)
+        self.accrue(ask.team)
         self.entries[token] = Entry(
             token, ask, owner, ask.memory_mb, "active", self.now, held, fence, self.now,
-            hold_until_ms, whole=alone and bool(held),
+            hold_until_ms, whole=alone and bool(held), granted_ms=granted_ms,
         )  # fmt: skip
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from copy import deepcopy
+from math import isclose
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sdk.keys import TOMBSTONE_SHARDS
@@ -23,7 +24,8 @@ START_US = 1_800_000_000_000_000
 
 RECORD = (
     "state", "agent", "devices", "fence", "expires_at_ms", "rank", "reserved", "revoked",
-    "hold_until_ms", "owner", "reservation_mb", "reservation_until_ms",
+    "hold_until_ms", "owner", "reservation_mb", "reservation_until_ms", "capped", "team",
+    "preempts", "preempt_at_ms", "preempt_for", "preemptible", "evictions",
 )  # fmt: skip
 DEVICE = (
     "host", "model", "state", "drained", "total_mb", "system_mb", "leased_mb", "withheld_mb",
@@ -38,8 +40,9 @@ for i = 1, #deadlines, 2 do
   if string.sub(deadlines[i], 1, 5) ~= 'host:' then
     local v = call('HMGET', P .. 'record:' .. deadlines[i], {str(RECORD)[1:-1]})
     local member = deadlines[i]
-    local capped = v[1] == 'waiting' and call('ZSCORE', P .. 'capped:' .. v[2], member) and 1 or 0
-    records[#records + 1] = {{ deadlines[i], v, capped }}
+    local by = v[{RECORD.index("capped") + 1}]
+    local there = by and call('ZSCORE', P .. 'capped:' .. by, member) and 1 or 0
+    records[#records + 1] = {{ deadlines[i], v, there }}
   end
 end
 for i = 3, #ARGV do
@@ -76,16 +79,25 @@ class Row(NamedTuple):
     hold_until_ms: int
     owner: str
     reservation: tuple[int, int]
-    capped: bool
+    capped: str
+    team: str
+    preempts: tuple[str, ...]
+    preempted: tuple[int, str]
+    preemptible: bool
+    evictions: int
 
     @classmethod
-    def read(cls, row: list[str | None], capped: int) -> Row:
-        state, agent, devices, fence, expires, rank, kept, revoked, hold, owner, mb, until = row
+    def read(cls, token: str, row: list[str | None], listed: int) -> Row:
+        state, agent, devices, fence, expires, rank, kept, revoked, hold, owner, *rest = row
+        mb, until, capped, team, preempts, at_ms, whom, preemptible, evictions = rest
+        demand((capped is not None) == (listed == 1), f"S2: {token} is not capped by {capped}")
         held, keeps = devices_of(devices or ""), sorted(filter(None, (kept or "").split(",")))
         return cls(
             state or "", agent or "", held, int(fence or 0), int(expires or 0), int(rank or 0),
             tuple(keeps), revoked is not None, int(hold or 0), owner or "",
-            (int(mb or 0), int(until or 0)), capped == 1,
+            (int(mb or 0), int(until or 0)), capped or "", team or "default",
+            tuple(filter(None, (preempts or "").split(","))), (int(at_ms or 0), whom or ""),
+            preemptible == "1", int(evictions or 0),
         )  # fmt: skip
 
 
@@ -174,7 +186,8 @@ class Seen:
 
     def caps(self, token: str) -> bool:
         """Tell whether it was capped; one that gave up its reservation was so only after that."""
-        return token in self.rows and self.rows[token].capped and token not in self.gave_up
+        capped = token in self.rows and self.rows[token].capped
+        return bool(capped) and token not in self.gave_up
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
@@ -209,10 +222,11 @@ class Pair:
         reply = said(raw)
         if reply[0] == "REFUSED" and reply[1].endswith("_unknown"):
             reply[2] = ""  # which name is nearly so
-        rows = {token: Row.read(row, capped) for token, row, capped in found[1]}
+        rows = {token: Row.read(token, row, listed) for token, row, listed in found[1]}
         before = {e.queue_id: e.token for e in model.heads()} if model.entries else {}
         load = {uuid: x.leased_mb for uuid, x in model.loads().items()}
-        had_more = {e.ask.agent for e in model.entries.values() if model.has_more(e)}
+        had_more = {party for e in model.entries.values() for party in e.parties
+                    if model.holds(party, e.reservation_mb)}  # fmt: skip
         size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
         had = model.entries[named].fence if named in model.entries else 0
         fresh = reply[0] == "GRANTED" and reply[1] != had
@@ -309,10 +323,11 @@ class Pair:
             row = rows.get(e.token)
             if e.state == "waiting" and row and row.capped != e.capped:
                 demand(row.capped, f"{e.token} is capped no more, and its agent's sum did not fall")
+                demand(row.capped in e.parties, f"L1: {e.token} is capped by {row.capped}")
                 full = model.held_back(e, model.room_of(e)) or e.token in model.held_back_once
-                more = model.has_more(e) or e.ask.agent in had_more
+                more = model.has_more(e) or had_more & set(e.parties)
                 demand(full and more, f"L1: {e.token} is capped under its cap")
-                model.set_capped(e)
+                model.set_capped(e, row.capped)
 
     def _due_offers(self, worklist: set[str]) -> None:
         if not any(e.state == "waiting" for e in self.model.entries.values()):
@@ -344,15 +359,7 @@ class Pair:
             self._compare_entry(rows[token], e)
         for uuid, row in zip(uuids, found[2], strict=True):
             self._compare_device(uuid, row)
-        sums: dict[str, str] = {}
-        for agent in {e.ask.agent for e in model.entries.values()}:
-            mb, leases, waiters = model.agent(agent)
-            sums |= {agent: str(mb), f"{agent}#leases": str(leases)} if leases else {}
-            sums |= {f"{agent}#waiters": str(waiters)} if waiters else {}
-            reserved_mb = model.reserved(agent)
-            sums |= {f"{agent}#reserved": str(reserved_mb)} if reserved_mb else {}
-        flat = iter(found[4])
-        demand(dict(zip(flat, flat, strict=True)) == sums, f"S2: agents: {found[4]}, not {sums}")
+        self._compare_parties(found[4])
         if named:
             self._compare_named(named, found, set_anew=set_anew)
         fence, waiting, closed_until_ms, last_ms, *lost, sweep_ms = (int(v or 0) for v in found[7])
@@ -367,17 +374,39 @@ class Pair:
         demand(sweep_ms == model.sweep_ms, f"the next look is at {sweep_ms}, not {model.sweep_ms}")
         demand(drains == model.drains, f"drains that are kept: {drains}, not {model.drains}")
 
+    def _compare_parties(self, flat: list[str]) -> None:
+        """S2, Q2: sums by party, and what teams have used."""
+        model, theirs, mine = self.model, fields(flat), dict[str, str]()
+        uses = {name: theirs.pop(name) for name in list(theirs) if name.endswith("#use")}
+        for party in {party for e in model.entries.values() for party in e.parties}:
+            mb, leases, waiters, reserved_mb = model.party(party)
+            mine |= {party: str(mb), f"{party}#leases": str(leases)} if leases else {}
+            mine |= {f"{party}#waiters": str(waiters)} if waiters else {}
+            mine |= {f"{party}#reserved": str(reserved_mb)} if reserved_mb else {}
+        demand(theirs == mine, f"S2: parties: {sorted(theirs.items() ^ mine.items())}")
+        names = {f"team {team}#use" for team in model.use}
+        demand(names == uses.keys(), f"Q2: uses of {sorted(uses)}, not of {sorted(names)}")
+        for team, (use, at_ms) in model.use.items():
+            said, _, said_ms = uses[f"team {team}#use"].partition("@")
+            same = isclose(float(said), use, rel_tol=1e-9, abs_tol=1e-6)
+            same = same and int(said_ms) == at_ms
+            demand(same, f"Q2: team {team} used {said}@{said_ms}, not {use}@{at_ms}")
+
     def _compare_entry(self, row: Row, e: Entry) -> None:
         held = tuple(sorted(e.held))
-        mine = [e.state, e.ask.agent, held, e.revoked, e.hold_until_ms, e.owner]
-        theirs = [row.state, row.agent, row.held, row.revoked, row.hold_until_ms, row.owner]
+        mine = [e.state, e.ask.agent, e.ask.team, held, e.revoked, e.hold_until_ms, e.owner]
+        theirs = [
+            row.state, row.agent, row.team, row.held, row.revoked, row.hold_until_ms, row.owner
+        ]  # fmt: skip
         if e.state in {"active", "cooling"}:
-            mine += [e.fence, e.expires_at_ms]
-            theirs += [row.fence, row.expires_at_ms]
+            mine += [e.fence, e.expires_at_ms, e.preemptible, e.evictions]
+            theirs += [row.fence, row.expires_at_ms, row.preemptible, row.evictions]
+            mine += [(e.preempt_at_ms, e.preempt_for)]
+            theirs += [row.preempted]
         elif e.state == "waiting":
             reservation = (e.reservation_mb, e.until_ms if e.reserved else 0)
-            mine += [e.rank, tuple(sorted(e.reserved)), reservation, e.capped]
-            theirs += [row.rank, row.reserved, row.reservation, row.capped]
+            mine += [e.rank, tuple(sorted(e.reserved)), reservation, e.capped, e.preempts]
+            theirs += [row.rank, row.reserved, row.reservation, row.capped, row.preempts]
         demand(mine == theirs, f"{e.token} is {theirs}, not {mine}")
 
     def _compare_device(self, uuid: str, row: list[str]) -> None:

@@ -19,7 +19,7 @@ from tests.model.reservations import Reservations
 class Queue(Reservations):
     """A pool in which some wait."""
 
-    def fitting(self, e: Entry, room_mb: int, *, others: bool = False) -> list[tuple[str, ...]]:
+    def fitting(self, e: Entry, room_mb: float, *, others: bool = False) -> list[tuple[str, ...]]:
         """Every set of devices that could be e's now.
 
         `others`: also those kept for who comes after it.
@@ -59,7 +59,7 @@ class Queue(Reservations):
             least[of[some]] = min(free[some], least.get(of[some], free[some]))
         return [some for some in options if free[some] == least[of[some]]]
 
-    def held_back(self, e: Entry, room_mb: int) -> bool:
+    def held_back(self, e: Entry, room_mb: float) -> bool:
         """Is its agent's cap all that is in the way?"""
         if e.memory_mb * e.ask.devices > room_mb:
             return True
@@ -81,8 +81,11 @@ class Queue(Reservations):
         least = [sum(sorted(g)[: ask.devices]) for g in groups.values() if len(g) >= ask.devices]
         if not least:
             return "never_fits"
-        over = self.whole(ask) and min(least) > self.policy["max_memory_per_agent_mb"]
-        return "agent_cap" if over else ""
+        return "agent_cap" if self.whole(ask) and min(least) > self.cap_mb(ask) else ""
+
+    def cap_mb(self, ask: Ask) -> float:
+        """MiB that a request may ever have by its agent's cap and its team's."""
+        return min(self.team(ask.team).most_mb, self.policy["max_memory_per_agent_mb"])
 
     def unknown(self, ask: Ask) -> str:
         """Name what a request asks and nothing that is registered has."""
@@ -93,13 +96,15 @@ class Queue(Reservations):
 
     def take(self, e: Entry, devices: tuple[str, ...], state: str, *, lent: bool = False) -> None:
         """Give e the devices: a share of one, or the whole of each; `lent`: for a known time."""
+        self.accrue(e.ask.team)
         loads, whole = self.loads(), bool(devices) and self.whole(e.ask)
         e.held = tuple((uuid, loads[uuid].free_mb if whole else e.memory_mb) for uuid in devices)
         for uuid in () if lent else devices:
             if loads[uuid].reserved_for not in {"", e.token}:
                 self.entries[loads[uuid].reserved_for].known_end_ms = 0
         alone = whole or any(self.devices[uuid].one_lease for uuid in devices)
-        e.state, e.reserved, e.reservation_mb, e.capped, e.whole = state, (), 0, False, alone
+        self.withdraw(e)
+        e.state, e.reserved, e.reservation_mb, e.capped, e.whole = state, (), 0, "", alone
 
     # The queue.
 
@@ -174,10 +179,11 @@ class Queue(Reservations):
         if caps:
             self.set_heads_capped()
 
-    def set_capped(self, e: Entry) -> None:
+    def set_capped(self, e: Entry, by: str = "") -> None:
         """Take it out of its queue; what is reserved for it is not, any more."""
+        party = by or self.least(e)[1]
         self.cancel(e)
-        e.capped = True
+        e.capped = party
 
     def place(self, e: Entry) -> int:
         """Return the number of waiters ahead in its queue; -1: capped."""
@@ -188,7 +194,7 @@ class Queue(Reservations):
         capped = e.capped
         self.check(e)
         room_mb = self.room_of(e)
-        mates = [x for x in self.entries.values() if x.capped and x.ask.agent == e.ask.agent]
+        mates = [x for x in self.entries.values() if x.capped and x.capped == e.capped]
         first = min(mates, key=lambda x: (x.rank, x.token)) is e if capped else self.place(e) == 0
         nothing = None, "agent_cap" if capped else "no_capacity"
         if self.now < self.closed_until_ms or not first:
@@ -210,7 +216,7 @@ class Queue(Reservations):
         ):  # else the scripts may wait
             self.set_capped(e)
         elif capped and why != "agent_cap":
-            e.capped = False
+            e.capped = ""
         elif not capped:
             self.reserve(e)
         return None, why

@@ -25,7 +25,7 @@ RESERVATION_BUGS = (
         "a reservation has no horizon", "if ctx.now > w.reservation_until_ms then", "if false then"
     ),
     _bug("a reservation is beyond the cap", "return sum <= room_mb and devices", "return devices"),
-    _bug("a reservation counts against nobody", "  broker.count_reserved(w.agent, sum)\n", ""),
+    _bug("a reservation counts against nobody", "  broker.count_reserved(w, sum)\n", ""),
     _bug(
         "what strangers use is reserved",
         "d.system_mb - d.unleased_mb, broker.wh",

@@ -51,12 +51,15 @@ class Reservations(Ledger):
         if not e.reserved:
             return
         charges, loads = [self.charge(e, uuid) for uuid in e.reserved], self.loads()
-        if None in charges or sum(mb or 0 for mb in charges) > self.room_of(e):
+        beyond = not e.preempts and sum(mb or 0 for mb in charges) > self.room_of(e)
+        if None in charges or beyond:
             self.cancel(e)
             return
         fractions = self.policy["allow_fractional_shares"]
         mine = [loads[uuid] for uuid in e.reserved]
         unused = any(x.sharable if fractions else x.empty for x in mine)
+        if not unused and e.preempts:
+            return
         if not unused:
             e.until_ms = max(e.until_ms, self.now + self.idle_ms)
         elif self.now > e.until_ms:
@@ -119,15 +122,19 @@ class Reservations(Ledger):
                 last_ms = max(last_ms, end_ms if o.state == "active" else 0)
         return last_ms
 
+    def hold_ms(self, ask: Ask) -> int:
+        """How long it may be held: as asked, else its team's time; 0: without an end."""
+        return ask.max_hold_ms or self.team(ask.team).max_hold_s * 1000
+
     def lends(self) -> bool:
         """Is of any reservation known when what it waits for has ended?"""
         return any(e.known_end_ms for e in self.entries.values() if e.reserved)
 
-    def lent(self, e: Entry, room_mb: int) -> Options:
+    def lent(self, e: Entry, room_mb: float) -> Options:
         """EASY backfill: what e may use of what is reserved for others, with what is idle."""
-        if not e.ask.max_hold_ms or e.memory_mb * e.ask.devices > room_mb:
+        if not self.hold_ms(e.ask) or e.memory_mb * e.ask.devices > room_mb:
             return []
-        ends_ms, loads = self.now + e.ask.max_hold_ms, self.loads()
+        ends_ms, loads = self.now + self.hold_ms(e.ask), self.loads()
         found, groups, lent = Options(), dict[tuple[str, str], list[str]](), set[str]()
         for o in self.entries.values():
             lent |= set(o.reserved) if o.token != e.token and o.known_end_ms >= ends_ms else set()

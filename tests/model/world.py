@@ -138,7 +138,7 @@ class Life:
     ) -> Reply | None:
         """Ask; `lost`: the reply does not arrive."""
         name, wanted = token(number), Ask(**ask)
-        wire = (name, *wanted, "c", "1:1", owner, wait_ms)
+        wire = (name, wanted.agent, *wanted.request, "c", "1:1", owner, wait_ms)
         reply = self.send("acquire", wire, name, later=later, token=name, ask=wanted,
                           wait_ms=wait_ms, owner=owner)  # fmt: skip
         if reply and reply[0] == "GRANTED" and not lost:
@@ -179,7 +179,7 @@ class Life:
         claim, held = Claim(known.epoch, known.ask, known.held), known.held
         wire = (name, known.fence, "", owner, known.epoch, known.ask.agent,
                 ",".join(f"{uuid}={mb}" for uuid, mb in held),
-                "|".join(str(part) for part in known.ask[1:]), "c", "1:1")  # fmt: skip
+                "|".join(str(part) for part in known.ask.request), "c", "1:1")  # fmt: skip
         return self.send("renew", wire, name, later=later, token=name, fence=known.fence,
                          owner=owner, claim=claim)  # fmt: skip
 
