@@ -1,7 +1,8 @@
 """API keys: the principals of the HTTP API, and their roles.
 
 A key is `gbk_` and 32 random bytes; the file holds its SHA-256 alone, a line for each key:
-`NAME ROLE SHA256 [AGENT,...]`, `#` begins a comment. Agents are names or patterns (`scout-*`).
+`NAME ROLE SHA256 [AGENT,...] [team=TEAM]`, `#` begins a comment. Agents are names or patterns
+(`scout-*`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from agent_sdk.errors import error_for
+from agent_sdk.keys import TEAM
 from agent_sdk.settings import keys_file, read_settings
 from broker.key_file import KeysError, alone, read_text, replace
 
@@ -40,9 +43,15 @@ NAME: Final = re.compile(r"[A-Za-z0-9._:@/-]{1,64}")
 
 AGENTS: Final = re.compile(r"[A-Za-z0-9._:@/*?-]{1,128}")
 
+
+TEAM_WORD: Final = "team="
+"""Begin of the word of a line that names the key's team."""
+
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
-HEADER: Final = "# NAME ROLE SHA256 [AGENT,...]; gpu-broker keys makes and ends them"
+FORM: Final = "NAME ROLE SHA256 [AGENT,...] [team=TEAM]"
+
+HEADER: Final = f"# {FORM}; gpu-broker keys makes and ends them"
 
 GONE: Final = (
     "{path} is gone, and a running broker asks for its keys: no request passes; gpu-broker keys "
@@ -57,12 +66,14 @@ class Principal:
     Attributes:
         name: the name under which leases and acts are recorded.
         agents: the agents it may ask for, as patterns; empty = any.
+        team: the team for which its leases count; empty = any that a request names.
     """
 
     name: str
     role: Role
     digest: str
     agents: tuple[str, ...] = ()
+    team: str = ""
 
     def is_at_least(self, role: Role) -> bool:
         """Return whether this principal may do all that a role may."""
@@ -72,10 +83,22 @@ class Principal:
         """Return whether this principal may ask for a lease in an agent's name."""
         return not self.agents or any(fnmatchcase(agent, pattern) for pattern in self.agents)
 
+    def team_for(self, asked: str | None) -> str:
+        """Return the team for which a lease counts; empty: the default team.
+
+        Raises:
+            Denied: the request names another team than the key's.
+        """
+        if self.team and asked not in {None, self.team}:
+            raise error_for("forbidden", OTHER_TEAM.format(own=self.team, asked=asked))
+        return self.team or asked or ""
+
     @property
     def line(self) -> str:
         """Line of the key file."""
-        return " ".join(filter(None, (self.name, self.role, self.digest, ",".join(self.agents))))
+        team = self.team and TEAM_WORD + self.team
+        said = (self.name, self.role, self.digest, ",".join(self.agents), team)
+        return " ".join(filter(None, said))
 
 
 UNUSABLE: Final = (
@@ -83,6 +106,11 @@ UNUSABLE: Final = (
     "gpu-broker doctor on its machine has the way out"
 )
 """Answer to a request, which names no path."""
+
+OTHER_TEAM: Final = (
+    "this key is of the team {own} and may not ask for the team {asked}: leave `team` out, or use "
+    "a key of that team"
+)
 
 ANYBODY: Final = Principal("", "operator", "")
 """Client where there are no keys: only this machine can reach the port then."""
@@ -119,7 +147,8 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
         words = line.partition("#")[0].split()
         if not words:
             continue
-        name, role, digest, agents, *more = [*words, "", "", ""][: max(4, len(words))]
+        team = words.pop()[len(TEAM_WORD) :] if words[-1].startswith(TEAM_WORD) else None
+        name, role, digest, agents, *more = [*words, "", "", "", ""][: max(4, len(words))]
         patterns = tuple(filter(None, agents.split(",")))
         if (
             more
@@ -127,11 +156,12 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
             or role not in ROLES
             or not DIGEST.fullmatch(digest)
             or not all(AGENTS.fullmatch(pattern) for pattern in patterns)
+            or (team is not None and not TEAM.fullmatch(team))
         ):
-            raise KeysError(f"line {number} of the keys is not NAME ROLE SHA256 [AGENT,...]")
+            raise KeysError(f"line {number} of the keys is not {FORM}")
         if name in found:
             raise KeysError(f"line {number} of the keys: there is a {name} already")
-        found[name] = Principal(name, role, digest, patterns)
+        found[name] = Principal(name, role, digest, patterns, team or "")
     return tuple(found.values())
 
 
@@ -243,14 +273,14 @@ def read(path: Path) -> tuple[Principal, ...]:
     return parse((read_text(path) or "").splitlines())
 
 
-def add(path: Path, name: str, role: Role, agents: tuple[str, ...] = ()) -> str:
+def add(path: Path, name: str, role: Role, agents: tuple[str, ...] = (), *, team: str = "") -> str:
     """Make a key, record its digest in the file, and return the key: it cannot be read again.
 
     Raises:
-        KeysError: the name is taken, a name or pattern is invalid, or the file is unusable.
+        KeysError: the name is taken, a name, pattern or team is invalid, or the file is unusable.
     """
     key = new_key()
-    (principal,) = parse([Principal(name, role, digest_of(key), agents).line])
+    (principal,) = parse([Principal(name, role, digest_of(key), agents, team).line])
     with alone(path) as where:
         before = read_text(path) or HEADER
         after = f"{before.rstrip()}\n{principal.line}\n"

@@ -430,3 +430,36 @@ def test_settings_refuse_keys_that_cannot_be_trusted(
             patch.setenv(variable, str(value))
             with pytest.raises(SettingsError, match="belongs to user"):
                 load_settings()
+
+
+def test_key_of_a_team_says_so_in_its_line(tmp_path: Path) -> None:
+    """With and without agents; the word comes last, and names one team."""
+    file = tmp_path / "keys"
+    bound = add(file, "ann", "agent", ("scout-*",), team="nlp")
+    free = add(file, "bob", "agent", team="vision.2")
+    plain = add(file, "cay", "agent")
+    ring = Keyring(file)
+    assert [find(ring, key).team for key in (bound, free, plain)] == ["nlp", "vision.2", ""]
+    assert find(ring, bound).agents == ("scout-*",)
+    assert find(ring, free).agents == ()
+    for wrong in ("team=", "team=a,b", "team=a team=b", "team=nlp scout", "team=" + "x" * 65):
+        with pytest.raises(KeysError, match="line 1"):
+            parse([f"ann agent {HEX} {wrong}"])
+    with pytest.raises(KeysError):
+        add(file, "eve", "agent", team="no team")
+
+
+def test_list_shows_teams_where_a_key_has_one(tmp_path: Path) -> None:
+    """A column more, and only then."""
+    file = tmp_path / "keys"
+    assert gpu_broker("new", "ann", "--role", "operator", "--file", file).returncode == 0
+    assert "TEAM" not in gpu_broker("list", "--file", file).stdout
+    made = gpu_broker(
+        "new", "bob", "--role", "agent", "--team", "nlp", "--file", file, "-o", "json"
+    )
+    assert json.loads(made.stdout)["team"] == "nlp"
+    shown = gpu_broker("list", "--file", file).stdout.splitlines()
+    assert shown[0].split() == ["NAME", "ROLE", "AGENTS", "TEAM", "SHA-256"]
+    assert [line.split()[3] for line in shown[1:]] == ["any", "nlp"]
+    listed = json.loads(gpu_broker("list", "--file", file, "-o", "json").stdout)
+    assert [key["team"] for key in listed["keys"]] == [None, "nlp"]

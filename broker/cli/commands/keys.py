@@ -51,6 +51,7 @@ def keys() -> None:
     Examples:
       gpu-broker keys new grafana --role viewer
       gpu-broker keys new analysts --role agent --agents 'analyst,scout-*'
+      gpu-broker keys new nlp --role agent --team nlp
       gpu-broker keys new ann --role operator
       gpu-broker keys revoke analysts
     """
@@ -62,38 +63,52 @@ def keys() -> None:
 @click.option(
     "--agents", default="", help="Agents it may ask for: names or patterns, by commas; default any."
 )
+@click.option("--team", default="", help="Team for which its leases count; default any.")
 @file_option
 @output_option()
-def new(name: str, role: Role, agents: str, path: Path | None, output: str) -> None:
+def new(name: str, role: Role, agents: str, team: str, path: Path | None, output: str) -> None:
     """Make a key for NAME and print it: it cannot be read again."""
     path = path or key_file()
     is_first = not path.exists()
     patterns = tuple(part.strip() for part in agents.split(",") if part.strip())
     try:
-        key = add(path, name, role, patterns)
+        key = add(path, name, role, patterns, team=team)
     except (KeysError, OSError) as error:
         _fail(error)
     say(f"kept its SHA-256 in {path}; it is used as", err=True)
     say("  curl -H 'Authorization: Bearer gbk_...', or GPU_BROKER_API_KEY", err=True)
     if is_first:
         say(FIRST_KEY.format(path=path), err=True)
-    show(output, key, {"name": name, "role": role, "agents": list(patterns), "key": key})
+    made = {"name": name, "role": role, "agents": list(patterns), "team": team or None}
+    show(output, key, made | {"key": key})
 
 
 @keys.command("list")
 @file_option
 @output_option()
 def list_(path: Path | None, output: str) -> None:
-    """List the keys with their roles and agents."""
+    """List the keys with their roles, agents and teams."""
     path = path or key_file()
     try:
         found = read(path)
     except (KeysError, OSError) as error:
         _fail(error)
-    rows = [(x.name, x.role, ",".join(x.agents) or "any", x.digest[:12]) for x in found]
-    text = table(("NAME", "ROLE", "AGENTS", "SHA-256"), rows) if rows else f"no keys in {path}"
+    heads = ["NAME", "ROLE", "AGENTS", "TEAM", "SHA-256"]
+    rows = [
+        [x.name, x.role, ",".join(x.agents) or "any", x.team or "any", x.digest[:12]] for x in found
+    ]
+    if not any(x.team for x in found):
+        for cells in (heads, *rows):
+            del cells[3]
+    text = table(heads, rows) if rows else f"no keys in {path}"
     data = [
-        {"name": x.name, "role": x.role, "agents": list(x.agents), "sha256": x.digest}
+        {
+            "name": x.name,
+            "role": x.role,
+            "agents": list(x.agents),
+            "team": x.team or None,
+            "sha256": x.digest,
+        }
         for x in found
     ]
     show(output, text, {"file": str(path), "keys": data})
