@@ -1,6 +1,6 @@
 """Policy of teams: the one declaration of its fields, and how teams stand by it.
 
-Lua has its own literal table, in `set_teams.lua`; a test compares both. `lua/lib/teams.lua` has the
+Lua has its own literal table; a test compares both. It stands in `lua/lib/teams.lua`, with the
 rules: quotas that are lent and borrowed, and the order between teams that borrow.
 """
 

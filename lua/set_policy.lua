@@ -1,9 +1,9 @@
--- set_policy: what may be leased, for every door at once. All fields or none.
+-- set_policy: what may be leased, and the quotas of teams, at once. All or none.
 --
 -- KEYS[1]  base      gpu:{pool}
 -- ARGV[1]  protocol  int
 -- ARGV[2]  by        str   who does it
--- ARGV[3+] policy    str   field and value in turn
+-- ARGV[3+] policy    str   field and value in turn; `version` among them is that of the policy that it was written against, else it is refused; behind `teams` and their number come name and line of each, as in set_teams
 -- reply    POLICY version | REFUSED reason detail
 -- keeps    SAFE_MODE: while it is on, and this call does not switch it off, nothing else is set
 -- cost     O(REAP_DEVICES log devices)
@@ -37,13 +37,23 @@ local WORDS = {
   memory_limit = memory_limit, xid_actions = xid_actions,
 }
 
-local unready, safe_mode, policy_version = begin('safe_mode', 'policy_version')
+local unready, safe_mode, policy_version, teams_before = begin('safe_mode', 'policy_version',
+  'teams')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
 ctx.pool.safe_mode, ctx.pool.policy_version = safe_mode + 0, policy_version + 0
 local by, fields, said = word(2, 'by', '^[^%c]+$', 128), {}, {}
+local teams, against
 for i = FIRST, #ARGV, PAIR do
   local field, bounds, known = ARGV[i], FIELDS[ARGV[i]], WORDS[ARGV[i]]
-  if known then
+  if field == 'teams' then
+    teams = {}
+    for at = i + PAIR, #ARGV, PAIR do broker.team_at(at, teams) end
+    if int(i + 1, 'teams', 0, 256) * PAIR ~= #teams then ctx.bad = ctx.bad or 'teams' end
+    break
+  end
+  if field == 'version' then
+    against = int(i + 1, field, 0, 9999999999999)
+  elseif known then
     if not ARGV[i + 1] or not known(ARGV[i + 1]) then ctx.bad = ctx.bad or field break end
     fields[field] = ARGV[i + 1]
   elseif bounds then
@@ -51,12 +61,16 @@ for i = FIRST, #ARGV, PAIR do
   else
     ctx.bad = ctx.bad or 'policy' break
   end
-  said[#said + 1] = field .. '=' .. fields[field]
+  if fields[field] then said[#said + 1] = field .. '=' .. fields[field] end
 end
-if #said == 0 then ctx.bad = ctx.bad or 'policy' end
+if #said == 0 and not teams then ctx.bad = ctx.bad or 'policy' end
 if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
-local allowed = fields.safe_mode == '0' or fields.safe_mode == '1' and #said == 1
+local allowed = fields.safe_mode == '0'
+  or fields.safe_mode == '1' and #said == 1 and not teams
 if ctx.pool.safe_mode == 1 and not allowed then return reply('REFUSED', 'safe_mode', '') end
+if against and against ~= ctx.pool.policy_version then
+  return reply('REFUSED', 'conflict', text(ctx.pool.policy_version))
+end
 
 catch_up()
 
@@ -67,5 +81,8 @@ for field, value in pairs(fields) do
 end
 local version = ctx.pool.policy_version + 1
 set_pool('policy_version', version)
-broker.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
+if said[1] then
+  broker.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
+end
+if teams then broker.set_teams(teams, teams_before, version, by) end
 return reply('POLICY', version)

@@ -154,3 +154,46 @@ function broker.within_nominal(w, mb)
   local _, _, team = broker.parties(w)
   return team.mb + mb <= broker.team_policy(w.team).nominal_mb
 end
+
+-- Policies that an operator sets.
+
+local MOST_TEAMS, LONGEST_LINE = 256, 256
+local FIELDS = {   -- the least and the most of each
+  weight = { 0, 10000 }, nominal_mb = { 0, 9999999999999 }, borrow_mb = { 0, 9999999999999 },
+  lend_mb = { 0, 9999999999999 }, max_priority = { 0, 9 }, max_leases = { 0, 1000000 },
+  max_waiters = { 0, 1000000 }, max_hold_s = { 0, 315360000 }, max_ttl_s = { 0, 604800 },
+}
+
+-- Take one team of the arguments, name and line, into the list; what is wrong is `ctx.bad`.
+function broker.team_at(i, teams)
+  local name, line = word(i, 'team', '^[%w._-]+$', 64), ARGV[i + 1] or ''
+  if not ARGV[i + 1] or #line > LONGEST_LINE or teams[name] or #teams == 2 * MOST_TEAMS then
+    ctx.bad = ctx.bad or 'teams'
+  end
+  for part in string.gmatch(line, '[^ ]+') do
+    local field, number = string.match(part, '^([%l_]+)=(%d+)$')
+    local bounds = FIELDS[field or '']
+    local n = bounds and #number <= 13 and number + 0
+    if not n or n < bounds[1] or n > bounds[2] then ctx.bad = ctx.bad or field or 'teams' end
+  end
+  teams[name], teams[#teams + 1], teams[#teams + 2] = true, name, line
+end
+
+-- Set the policies of all teams; `before`: how many there were.
+function broker.set_teams(teams, before, version, by)
+  local key, lends = prefix .. 'teams', false
+  call('DEL', key)
+  if teams[1] then call('HSET', key, unpack(teams)) end
+  for i = 2, #teams, 2 do lends = lends or string.find(teams[i], 'lend_mb=', 1, true) ~= nil end
+  broker.flush_agents()   -- they were read without their use, or by another policy
+  ctx.agents, ctx.policies, ctx.teams = {}, {}, {}
+  set_pool('teams', #teams / 2)
+  set_pool('team_lend_limits', lends and 1 or 0)
+  -- What teams used before is not known: it begins now
+  if (before or 0) + 0 == 0 then
+    for i = 1, #teams, 2 do
+      call('HSET', prefix .. 'agents', 'team ' .. teams[i] .. '#use', '0@' .. text(ctx.now))
+    end
+  end
+  broker.event('teams', 'teams', text(#teams / 2), 'version', text(version), 'by', by)
+end

@@ -253,3 +253,35 @@ def test_default_team_goes_the_straight_way_too(eight: Pool) -> None:
         eight.release(token(f"x{len(calls) - 1}"))
         eight.release(token(f"y{len(calls) - 1}"))
     assert calls[1] <= calls[0] + 1
+
+
+def test_policy_of_pool_and_teams_is_one_version(eight: Pool) -> None:
+    """Written against the version that was read, or nothing of it is."""
+    version = said(eight.set_teams(a="weight=2"))[1]
+
+    def both(against: int, *more: Any) -> list[Any]:
+        return said(
+            eight.run("set_policy", 1, "ann", "idle_after_s", 700, "version", against, *more)
+        )
+
+    late = both(version - 1, "teams", 1, "b", "weight=3")
+    assert late == ["REFUSED", "conflict", str(version)]
+    for wrong in (("teams", 2, "b", "weight=3"), ("teams", 1, "b", "colour=3"), ("teams", 1, "b"),
+                  ("teams", "x"), ("version", "x"), ("teams", 1, "a b", "weight=1")):  # fmt: skip
+        assert both(version, *wrong)[:2] == ["REFUSED", "bad_request"], wrong
+    assert eight.hash("teams") == {"a": "weight=2"}
+    assert eight.hash("pool")["idle_after_s"] != "700"
+    assert both(version, "teams", 1, "b", "weight=3 lend_mb=5") == ["POLICY", version + 1]
+    assert eight.hash("teams") == {"b": "weight=3 lend_mb=5"}
+    pool = eight.hash("pool")
+    assert [pool[x] for x in ("idle_after_s", "teams", "team_lend_limits")] == ["700", "1", "1"]
+    events = [row for _, row in eight.redis.xrevrange(eight.keys.events, count=2)]
+    assert {row["event"]: row["version"] for row in events} == {
+        "policy": str(version + 1), "teams": str(version + 1),
+    }  # fmt: skip
+    assert said(eight.run("set_policy", 1, "ann", "teams", 0)) == ["POLICY", version + 2]
+    assert eight.hash("teams") == {}
+    eight.set_policy(safe_mode=1)
+    refused = said(eight.run("set_policy", 1, "ann", "safe_mode", 1, "teams", 0))
+    assert refused[:2] == ["REFUSED", "safe_mode"]
+    assert said(eight.run("set_policy", 1, "ann", "safe_mode", 0, "teams", 0))[0] == "POLICY"

@@ -47,7 +47,7 @@ def standing(pool: Pool) -> dict[str, TeamStatus]:
 
 def test_fields_are_those_of_the_script() -> None:
     """Each of them once, with its bounds, and a type for the checkers."""
-    text = (lua_folder() / "set_teams.lua").read_text()
+    text = (lua_folder() / "lib" / "teams.lua").read_text()
     table = text[text.index("local FIELDS") : text.index("}\n\n")]
     found = {name: (int(a), int(b)) for name, a, b in
              re.findall(r"(\w+) = \{ (\d+), (\d+) \}", table)}  # fmt: skip
