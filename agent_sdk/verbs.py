@@ -252,9 +252,9 @@ class Verbs(PoolClient[R]):
     @Verb
     def teams(self) -> Steps[tuple[TeamStatus, ...]]:
         """Return every team that has a policy, leases or waiters, by name."""
-        from agent_sdk.state import teams  # noqa: PLC0415 - as above
+        from agent_sdk.state import caps  # noqa: PLC0415 - as above
 
-        return teams.read(self.keys)
+        return caps.read(self.keys)
 
     @Verb
     def extend_hold(

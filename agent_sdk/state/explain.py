@@ -10,12 +10,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import CODES, error_for
+from agent_sdk.keys import DEFAULT_TEAM
+from agent_sdk.protocol.refusals import team_limit_says, team_unknown_says
 from agent_sdk.state import findings, placement, queue, reservations
 from agent_sdk.state.placement import End, PlacementRequest, RequestChange
 from agent_sdk.state.pool_state import (
+    BY_CAPS,
     BY_DEVICES,
     STANDING,
     counted,
+    limit_says,
+    preempting_for,
     read_queue,
     reasons,
     reserved_for,
@@ -23,7 +28,6 @@ from agent_sdk.state.pool_state import (
     unknown_host,
     why,
     why_waits,
-    wish_of,
     with_leases_on,
 )
 from agent_sdk.state.queue import WaiterStatus
@@ -33,9 +37,11 @@ if TYPE_CHECKING:
 
     from agent_sdk.keys import Keys
     from agent_sdk.protocol.messages import Answer, Read, Request
+    from agent_sdk.state.caps import Barrier
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.reservations import Reservation
+    from agent_sdk.state.snapshot import LeaseStatus
 
 SHOWN_AHEAD: Final = 20
 SHOWN_CHANGES: Final = 4
@@ -117,13 +123,10 @@ def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
     scene = yield from _scene(keys)
     if not isinstance(found, WaiterStatus):
         settled = _settled(token, found.agent, "active", scene)
-        why_cpu = CODES.get(found.reason or "")
-        if why_cpu is None:
-            return settled
-        return replace(settled, summary=f"it is granted, on the CPU: {why_cpu.says}")
+        return replace(settled, summary=_granted(found, scene) or settled.summary)
     if found.state == "offered":
         return _settled(token, found.agent, "offered", scene)
-    wish = wish_of(found)
+    wish = found.wish
     scene = yield from _with_leases(keys, scene, wish)
     return _explained(wish, scene, why_waits(found, scene), found, found.place or 0)
 
@@ -138,13 +141,59 @@ def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Exp
         exclusive=bool(request.exclusive),
         host=request.host,
         model=request.model,
+        owner=request.owner,
+        team=request.team or DEFAULT_TEAM,
     )
+    barrier = scene.caps.barrier(request)
+    if barrier and not scene.pool.safe_mode:
+        scene = yield from _with_leases(keys, scene, wish)
+        return _barred(wish, scene, barrier)
     waiting = len(_queue(wish.queue_id, scene))
     code = why(wish, scene)
     if code in {"fits", "no_capacity"} and waiting:
         code = "behind"
     scene = yield from _with_leases(keys, scene, wish)
     return _explained(wish, scene, code, None, waiting)
+
+
+def _granted(lease: LeaseStatus, scene: PoolState) -> str:
+    """Return the sentence of a lease with more to say than that it is granted; else empty."""
+    why_cpu = CODES.get(lease.reason or "")
+    if why_cpu is not None:
+        return f"it is granted, on the CPU: {why_cpu.says}"
+    parts = []
+    if lease.preempt_at_ms is not None:
+        left_s = max(0, lease.preempt_at_ms - scene.pool.now_ms) // 1000
+        parts.append(
+            f"preempting in {left_s} s, for {lease.preempt_by} of team {lease.preempt_team}"
+        )
+    if lease.wanted:
+        agent, mb = lease.wanted
+        parts.append(f"{agent} asks for it, and waits for {placement.size(mb)}")
+    return "; ".join(("it is granted", *parts)) if parts else ""
+
+
+def _barred(wish: PlacementRequest, scene: PoolState, barrier: Barrier) -> Explanation:
+    """Explain the refusal of what a request's team may never have."""
+    unknown, change = barrier.code == "team_unknown", barrier.change
+    says = team_unknown_says(wish.team)
+    if not unknown:
+        says = team_limit_says(barrier.detail, wish.team)
+    other = replace(wish, team=DEFAULT_TEAM) if unknown else wish
+    fits_now: tuple[RequestChange, ...] = ()
+    if not change:
+        fits_now = _fits_now(wish, scene, None)
+    elif why(other, scene) == "fits" and not _queue(other.queue_id, scene):
+        options = " ".join(f"{name}={value}" for name, value in change.items())
+        fits_now = (RequestChange(change, f"the same with {options} fits now"),)
+    return replace(
+        _settled(None, wish.agent, "asked", scene, barrier.code),
+        summary=says,
+        devices=_reasons(wish, scene, None),
+        estimate_s=None,
+        basis=f"it does not depend on the end of a lease: {says}",
+        fits_now=fits_now,
+    )
 
 
 def _scene(keys: Keys) -> Generator[Read, Answer, PoolState]:
@@ -194,6 +243,9 @@ def _explained(
         key=lambda end: end.ends_at_ms,
     )
     estimate_s, basis = _estimate(wish, scene, ends, code, ahead_count)
+    if waiter and waiter.preempt_at_ms is not None:
+        estimate_s = max(0.0, (waiter.preempt_at_ms - scene.pool.now_ms) / 1000)
+        basis = "the leases that are preempted for it end by then, or within a minute after"
     fits_now: tuple[RequestChange, ...] = ()
     unknown = unknown_host(wish.host, scene) if code == "host_unknown" else None
     if code not in {"fits", "safe_mode", "closed", "limit"}:
@@ -204,8 +256,8 @@ def _explained(
         state="waiting" if token else "asked",
         now_ms=scene.pool.now_ms,
         code=code,
-        summary=summary(code, wish, scene, counted(d.reason for d in devices), ahead_count)
-        + (reserved_for(waiter, scene) if waiter else ""),
+        summary=summary(code, wish, scene, counted(d.reason for d in devices), ahead_count, waiter)
+        + (preempting_for(waiter, scene) + reserved_for(waiter, scene) if waiter else ""),
         devices=devices,
         ahead=_ahead(waiter, scene) if waiter else (),
         ahead_count=ahead_count,
@@ -219,11 +271,14 @@ def _explained(
     )
 
 
-def _settled(token: str, agent: str, state: str, scene: PoolState) -> Explanation:
+def _settled(
+    token: str | None, agent: str, state: str, scene: PoolState, code: str | None = None
+) -> Explanation:
     """Return the explanation of a request that waits for nothing."""
-    says = STANDING[state]
+    says = STANDING.get(state, "")
     return Explanation(
-        token=token, agent=agent, state=state, now_ms=scene.pool.now_ms, code=state, summary=says,
+        token=token, agent=agent, state=state, now_ms=scene.pool.now_ms, code=code or state,
+        summary=says,
         devices=(), ahead=(), ahead_count=0, first_end=None, estimate_s=0.0, basis=says,
         fits_now=(),
     )  # fmt: skip
@@ -274,8 +329,9 @@ def _estimate(
     """Return the seconds until a grant, and the grounds of that."""
     if code == "fits":
         return 0.0, STANDING["fits"]
-    if code in {"agent_cap", "limit"}:
-        return None, f"it hangs on the agent's own leases and on the policy: {CODES[code].says}"
+    if code in BY_CAPS:
+        says = limit_says(code, wish, scene)
+        return None, f"it hangs on {_whose(says)} own leases and on the policy: {says}"
     if code not in BY_DEVICES:
         return None, f"it does not depend on the end of a lease: {CODES[code].says}"
     ready = placement.ready_at(wish, scene.devices.values(), scene.pool, ends)
@@ -293,6 +349,12 @@ def _estimate(
     if ahead_count:
         basis += f"; {ahead_count} ahead not reckoned in"
     return max(0.0, (at_ms - scene.pool.now_ms) / 1000), basis
+
+
+def _whose(says: str) -> str:
+    """Return the one whose cap a sentence is about, by its first words."""
+    key, team = says.startswith("API key "), says.startswith("team ")
+    return "the key's" if key else "the team's" if team else "the agent's"
 
 
 def _cools(token: str, scene: PoolState) -> bool:
@@ -316,7 +378,7 @@ def _fits_now(
         )
     own = waiter.queue_id if waiter and not waiter.capped else None
     found = placement.changes(
-        wish, devices, scene.pool, scene.room_mb(wish.agent, waiter.token if waiter else None)
+        wish, devices, scene.pool, scene.caps.room(wish, waiter.token if waiter else None).mb
     )
     open_ones = (
         change

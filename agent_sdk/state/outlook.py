@@ -34,12 +34,14 @@ class Outlook(NamedTuple):
 
     Attributes:
         never_fits: the code if no device could ever hold it, or None.
-        least_mb: MiB that a grant now would count against its agent's cap, a whole device where one
-            is asked for; None: it does not fit now.
+        least_mb: MiB that a grant now would count against its caps, a whole device where one is
+            asked for; None: it does not fit now.
+        ever_mb: least MiB that it could ever count against them; 0 where it never fits.
     """
 
     never_fits: str | None
     least_mb: int | None
+    ever_mb: int
 
 
 class Outlooks:
@@ -62,30 +64,30 @@ class Outlooks:
 
     def of(self, wish: PlacementRequest) -> Outlook:
         """Return the outlook of a request."""
-        kind, size_mb = replace(wish, agent="", memory_mb=0), wish.memory_mb
+        kind, size_mb = replace(wish.of_anyone, memory_mb=0), wish.memory_mb
         least = size_mb if self._reasons(kind, None).count("fits", size_mb) else None
         if placement.whole(wish, self._pool):
             least = self._sizes(kind).least_left_mb(size_mb)
-        return Outlook(self._never(wish, kind), least)
+        code, ever_mb = self._never(wish, kind)
+        return Outlook(code, least, ever_mb)
 
     def counts(self, wish: PlacementRequest, token: str | None) -> dict[str, int]:
         """Count the reasons of the devices that would do, the most frequent first.
 
         token: that of a waiter with reserved devices.
         """
-        kind = replace(wish, agent="", memory_mb=0)
+        kind = replace(wish.of_anyone, memory_mb=0)
         return self._reasons(kind, token).counts(wish.memory_mb)
 
-    def _never(self, wish: PlacementRequest, kind: PlacementRequest) -> str | None:
+    def _never(self, wish: PlacementRequest, kind: PlacementRequest) -> tuple[str | None, int]:
         if wish.model != ANY and (ANY, wish.model) not in self._at:
-            return "model_unknown"
+            return "model_unknown", 0
         if wish.host != ANY and (wish.host, ANY) not in self._at:
-            return "host_unknown"
+            return "host_unknown", 0
         least = self._sizes(kind).least_whole_mb(wish.memory_mb)
         if least is None:
-            return "never_fits"
-        over = least > self._pool.max_memory_per_agent_mb
-        return "agent_cap" if over and placement.whole(wish, self._pool) else None
+            return "never_fits", 0
+        return None, least if placement.whole(wish, self._pool) else wish.memory_mb
 
     def _there(self, kind: PlacementRequest) -> Group:
         return self._at.get((kind.host, kind.model), [])

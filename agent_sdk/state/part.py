@@ -89,7 +89,7 @@ def read(keys: Keys, wanted: Wanted) -> Generator[Read, Answer, PoolPart]:
             if not lease.devices or any(uuid in shown for uuid, _ in lease.devices)
         },
         waiters={},
-        held={},
+        sums={},
     )
     return PoolPart(scene, tuple(matching))
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.protocol.messages import ANY
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ ELSEWHERE: Final = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """Request as far as placement cares. `*` = any host, any model."""
+    """Request as far as placement and caps care. `*` = any host, any model."""
 
     agent: str
     memory_mb: int
@@ -61,6 +62,8 @@ class PlacementRequest:
     exclusive: bool
     host: str
     model: str
+    owner: str = ""
+    team: str = DEFAULT_TEAM
 
     @property
     def queue_id(self) -> str:
@@ -69,7 +72,13 @@ class PlacementRequest:
         size_class = f"m{size}"
         if self.exclusive or self.devices > 1:
             size_class = f"x{100 * (self.devices - 1).bit_length() + size}"
-        return f"{self.host}/{self.model}/{size_class}"
+        of_team = f"/{self.team}" if self.team != DEFAULT_TEAM else ""
+        return f"{self.host}/{self.model}/{size_class}{of_team}"
+
+    @property
+    def of_anyone(self) -> PlacementRequest:
+        """The same request of any agent, key and team."""
+        return replace(self, agent="", owner="", team=DEFAULT_TEAM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ class End:
 
     Attributes:
         memory_mb: MiB that it then gives back on the device.
-        basis: expiry: unless it is renewed; max_hold: at the latest; revoked: at the latest.
+        basis: expiry: unless it is renewed; max_hold, revoked, preempted: at the latest.
     """
 
     token: str
@@ -155,11 +164,11 @@ def obstacle(
 
 
 def placed(
-    wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus, room_mb: int
+    wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus, room_mb: float
 ) -> list[DeviceStatus] | None:
     """Return the devices that a new request would get, or None.
 
-    `room_mb`: the room under its agent's cap.
+    `room_mb`: the room under its caps.
     """
     found = _choices(wish, devices, pool)
     return next((best for cost_mb, best in found if cost_mb <= room_mb), None)
@@ -168,14 +177,14 @@ def placed(
 def least_mb(
     wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus
 ) -> int | None:
-    """Return the least room under its agent's cap that lets it be `placed`; None: no room does."""
+    """Return the least room under its caps that lets it be `placed`; None: no room does."""
     return min((cost_mb for cost_mb, _ in _choices(wish, devices, pool)), default=None)
 
 
 def _choices(
     wish: PlacementRequest, devices: Iterable[DeviceStatus], pool: PoolStatus
 ) -> Iterator[tuple[int, list[DeviceStatus]]]:
-    """Yield its candidates, best first, with the MiB that count against its agent's cap."""
+    """Yield its candidates, best first, with the MiB that count against its caps."""
     fit = [device for device in devices if reason(wish, device, pool) == "fits"]
     if not whole(wish, pool):
         if fit:
@@ -187,12 +196,17 @@ def _choices(
             yield sum(d.left_mb for d in best), best
 
 
-def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus) -> str | None:
-    """Return the code for a request that no registered device could ever hold; else None."""
+def never(
+    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus
+) -> tuple[str | None, int]:
+    """Return the code for a request that no registered device could ever hold; else None.
+
+    Then the least MiB that it could ever count against caps.
+    """
     if wish.model != ANY and wish.model not in {d.model for d in devices}:
-        return "model_unknown"
+        return "model_unknown", 0
     if wish.host != ANY and wish.host not in {d.host for d in devices}:
-        return "host_unknown"
+        return "host_unknown", 0
     large = [
         d
         for d in devices
@@ -203,10 +217,10 @@ def never(wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolSta
     ]
     groups = [group for group in _groups(large).values() if len(group) >= wish.devices]
     if not groups:
-        return "never_fits"
-    least = min(sum(sorted(map(whole_mb, group))[: wish.devices]) for group in groups)
-    over = whole(wish, pool) and least > pool.max_memory_per_agent_mb
-    return "agent_cap" if over else None
+        return "never_fits", 0
+    if not whole(wish, pool):
+        return None, wish.memory_mb
+    return None, min(sum(sorted(map(whole_mb, group))[: wish.devices]) for group in groups)
 
 
 def whole_mb(device: DeviceStatus) -> int:
@@ -272,7 +286,7 @@ def _device_ready(
 
 
 def changes(
-    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
+    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: float
 ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
     """Return the changes by which the request would fit now; the least loss first."""
     by_host: dict[str, list[DeviceStatus]] = defaultdict(list)
@@ -305,7 +319,7 @@ def changes(
 
 
 def _smaller(
-    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: int
+    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: float
 ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
     """Return the most memory that fits now where it was asked, and on any host if that is more."""
     most = 0
@@ -315,7 +329,7 @@ def _smaller(
         if not fit or wish.devices > 1:
             continue
         top = max(fit, key=lambda d: d.left_mb)
-        memory_mb = min(top.left_mb, room_mb, wish.memory_mb - 1)
+        memory_mb = int(min(top.left_mb, room_mb, wish.memory_mb - 1))
         if memory_mb <= most or (whole(wish, pool) and top.left_mb > room_mb):
             continue
         most = memory_mb
@@ -334,6 +348,8 @@ def ends_of(leases: Iterable[LeaseStatus]) -> dict[str, list[End]]:
         at, basis = lease.expires_at_ms, "revoked" if lease.revoked else "expiry"
         if lease.hold_until_ms is not None and not lease.revoked:
             at, basis = lease.hold_until_ms, "max_hold"
+        if lease.preempt_at_ms is not None and at is not None and not lease.revoked:
+            at, basis = max(lease.preempt_at_ms, lease.expires_at_ms or 0), "preempted"
         if at is not None:
             for uuid, mb in lease.devices:
                 found[uuid].append(End(lease.token, lease.agent, mb, at, basis))

@@ -10,20 +10,22 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agent_sdk.errors import CODES, HostUnknown
-from agent_sdk.protocol.messages import Answer, Read
-from agent_sdk.protocol.replies import of_known_form
+from agent_sdk.protocol.refusals import party_says, team_limit_says
+from agent_sdk.state import caps as rules
 from agent_sdk.state import lists, placement, queue, reservations, snapshot
+from agent_sdk.state.caps import Caps, Head, reservations_of
 from agent_sdk.state.outlook import Outlook, Outlooks
-from agent_sdk.state.placement import PlacementRequest
-from agent_sdk.state.readings import rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable
 
     from agent_sdk.keys import Keys
+    from agent_sdk.protocol.messages import Answer, Read
     from agent_sdk.state.devices import DeviceStatus
+    from agent_sdk.state.placement import PlacementRequest
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
+    from agent_sdk.teams import Sums, TeamPolicy
 
 STANDING: Final = {
     "active": "it is granted: nothing to wait for",
@@ -38,6 +40,10 @@ BY_DEVICES: Final = frozenset({"next", "behind", "no_capacity"})
 """Codes of a request that only the use of the devices holds back."""
 
 
+BY_CAPS: Final = frozenset({"agent_cap", "limit", "team_limit"})
+"""Codes of a request that a cap holds back."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolState:
     """State of a pool, for people.
@@ -47,8 +53,10 @@ class PoolState:
         devices: by uuid, in the order of host and index.
         leases: by token, oldest first.
         waiters: by token, in the order of the queue.
-        held: agent -> MiB and leases that count against its caps.
-        reserved: agent -> MiB of the reservations of its waiters, by token.
+        sums: agents by name, `key NAME`, `team NAME` -> what counts against their caps.
+        policies: team -> its policy; empty: no team has one.
+        caps: the same as rules.
+        heads: the heads of all queues in their order, where teams have policies.
     """
 
     pool: PoolStatus
@@ -56,27 +64,22 @@ class PoolState:
     devices: dict[str, DeviceStatus]
     leases: dict[str, LeaseStatus]
     waiters: dict[str, WaiterStatus]
-    held: dict[str, tuple[int, int]]
-    reserved: dict[str, dict[str, int]] = field(init=False)
+    sums: dict[str, Sums]
+    policies: dict[str, TeamPolicy] = field(default_factory=dict)
+    caps: Caps = field(init=False, repr=False, compare=False)
+    heads: tuple[Head, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        reserved: dict[str, dict[str, int]] = {}
-        for x in self.waiters.values():
-            if x.reservation:
-                reserved.setdefault(x.agent, {})[x.token] = x.reservation.memory_mb
-        object.__setattr__(self, "reserved", reserved)
+        waiting = self.waiters.values()
+        caps = Caps(self.pool, self.sums, self.policies, reservations_of(waiting))
+        object.__setattr__(self, "caps", caps)
+        ordered = rules.heads(waiting, caps) if self.policies else ()
+        object.__setattr__(self, "heads", tuple(ordered))
 
-    def room_mb(self, agent: str, token: str | None = None) -> int:
-        """Return the MiB that an agent's caps leave beside its leases and reservations.
-
-        token: one of its waiters, with a reservation that is not in its way.
-        """
-        held_mb, leases = self.held.get(agent, (0, 0))
-        if leases >= self.pool.max_leases_per_agent:
-            return 0
-        reserved = self.reserved.get(agent, {})
-        reserved_mb = sum(reserved.values()) - reserved.get(token or "", 0)
-        return self.pool.max_memory_per_agent_mb - held_mb - reserved_mb
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """MiB and leases of each agent that count against its caps."""
+        return {name: (x.mb, x.leases) for name, x in self.sums.items() if " " not in name}
 
     def free_mb(self, device: DeviceStatus) -> int:
         """Return the MiB of a device for the next request, under the present policy."""
@@ -93,14 +96,15 @@ def read(keys: Keys) -> Generator[Read, Answer, PoolState]:
     devices = yield from snapshot.devices(keys)
     records = yield from snapshot.records(keys, ("active", *queue.WAITS))
     leases, waiters = yield from _parted(keys, records)
-    held = yield from _held(keys)
+    policies, sums = yield from rules.parties(keys)
     return PoolState(
         pool=pool,
         hosts={host.host: host for host in hosts},
         devices={device.uuid: device for device in devices},
         leases=_in_order(leases),
         waiters=_by_rank(waiters),
-        held=held,
+        sums=sums,
+        policies=policies,
     )
 
 
@@ -110,14 +114,15 @@ def read_queue(keys: Keys) -> Generator[Read, Answer, PoolState]:
     hosts = yield from snapshot.hosts(keys)
     devices = yield from snapshot.devices(keys)
     waiters = yield from queue.waiters(keys)
-    held = yield from _held(keys)
+    policies, sums = yield from rules.parties(keys)
     return PoolState(
         pool=pool,
         hosts={host.host: host for host in hosts},
         devices={device.uuid: device for device in devices},
         leases={},
         waiters={waiter.token: waiter for waiter in waiters},
-        held=held,
+        sums=sums,
+        policies=policies,
     )
 
 
@@ -139,7 +144,7 @@ def read_again(
     asked = sorted({*tokens, *scene.waiters})
     records = yield from snapshot.records_of(keys, asked, ("active", *queue.WAITS))
     leases, waiters = yield from _parted(keys, records)
-    held = yield from _held(keys)
+    policies, sums = yield from rules.parties(keys)
     kept = (lease for token, lease in scene.leases.items() if token not in tokens)
     found = {device.uuid: device for device in devices}
     return replace(
@@ -148,7 +153,8 @@ def read_again(
         devices={u: found.get(u, d) for u, d in scene.devices.items()},
         leases=_in_order((*kept, *leases)),
         waiters=_by_rank(waiters),
-        held=held,
+        sums=sums,
+        policies=policies,
     )
 
 
@@ -161,17 +167,6 @@ def _parted(
     return list(snapshot.legible(snapshot.lease_status, holds)), waiters
 
 
-def _held(keys: Keys) -> Generator[Read, Answer, dict[str, tuple[int, int]]]:
-    answer = yield Read((("HGETALL", keys.agents),))
-    return _sums(rows(answer)[0])
-
-
-@of_known_form
-def _sums(row: dict[str, str]) -> dict[str, tuple[int, int]]:
-    agents = {name.partition("#")[0] for name in row}
-    return {a: (int(row.get(a, 0)), int(row.get(f"{a}#leases", 0))) for a in agents}
-
-
 def _in_order(leases: Iterable[LeaseStatus]) -> dict[str, LeaseStatus]:
     return {lease.token: lease for lease in sorted(leases, key=lambda lease: lease.fence)}
 
@@ -180,24 +175,11 @@ def _by_rank(waiters: Iterable[WaiterStatus]) -> dict[str, WaiterStatus]:
     return {w.token: w for w in sorted(waiters, key=lambda w: (w.rank, w.token))}
 
 
-def wish_of(waiter: WaiterStatus) -> PlacementRequest:
-    """Return a waiter's request, as placement sees it."""
-    return PlacementRequest(
-        agent=waiter.agent,
-        memory_mb=waiter.memory_mb,
-        devices=waiter.devices,
-        exclusive=waiter.exclusive,
-        host=waiter.asked_host,
-        model=waiter.model,
-    )
-
-
 def look(wish: PlacementRequest, scene: PoolState) -> Outlook:
     """Return the outlook of one request; `Outlooks` has that of many."""
     devices = tuple(scene.devices.values())
-    return Outlook(
-        placement.never(wish, devices, scene.pool), placement.least_mb(wish, devices, scene.pool)
-    )
+    code, ever_mb = placement.never(wish, devices, scene.pool)
+    return Outlook(code, placement.least_mb(wish, devices, scene.pool), ever_mb)
 
 
 def why(
@@ -207,16 +189,19 @@ def why(
 
     seen: its outlook, if known already; token: its token, if it waits.
     """
-    pool = scene.pool
-    room_mb = scene.room_mb(wish.agent, token)
-    never_fits, least_mb = seen or look(wish, scene)
-    asked = scene.hosts.get(wish.host)
+    pool, caps = scene.pool, scene.caps
+    room_mb = caps.room(wish, token).mb
+    never_fits, least_mb, ever_mb = seen or look(wish, scene)
+    asked, asks_mb = scene.hosts.get(wish.host), wish.memory_mb * wish.devices
+    most_mb, cap_mb = caps.most_mb(wish.team), pool.max_memory_per_agent_mb
     checks = (
         ("safe_mode", pool.safe_mode),
         ("closed", pool.now_ms < pool.closed_until_ms),
-        ("limit", scene.held.get(wish.agent, (0, 0))[1] >= pool.max_leases_per_agent),
+        ("limit", caps.full(wish) is not None),
         (never_fits or "", never_fits is not None),
-        ("agent_cap", max(wish.memory_mb * wish.devices, least_mb or 0) > room_mb),
+        ("team_limit", max(ever_mb, asks_mb) > most_mb and most_mb < cap_mb),
+        ("agent_cap", max(ever_mb, asks_mb) > cap_mb),
+        ("agent_cap", max(asks_mb, least_mb or 0) > room_mb),
         ("fits", least_mb is not None),
         ("draining", asked is not None and asked.drained),
         ("no_capacity", True),
@@ -228,14 +213,27 @@ def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = Non
     """Return the reason that holds a waiter back: a word of STANDING or of `errors.CODES`."""
     if waiter.state == "offered":
         return "offered"
-    code = why(wish_of(waiter), scene, seen, waiter.token)
+    code = why(waiter.wish, scene, seen, waiter.token)
     if code not in {"fits", "no_capacity"}:
         return code
-    # There is no room, or was none at the last check. Only an agent with leases is capped: without
+    # There is no room, or was none at the last check. Only a party with leases is capped: without
     # one, the waiter is about to get its grant.
-    if waiter.capped and scene.held.get(waiter.agent, (0, 0))[1]:
+    party = waiter.agent if waiter.capped_by == "agent" else waiter.capped_by
+    if waiter.capped and scene.caps.held(party).leases:
         return "agent_cap"
     return "behind" if waiter.place else "next"
+
+
+def limit_says(code: str, wish: PlacementRequest, scene: PoolState, party: str = "") -> str:
+    """Return the sentence of a code of caps, with the party that is at its cap.
+
+    party: the one that a waiter is capped by, if known.
+    """
+    if code == "team_limit":
+        return team_limit_says(f"most_mb={scene.caps.most_mb(wish.team):.0f}", wish.team)
+    if not party:
+        party = scene.caps.full(wish) or "" if code == "limit" else scene.caps.room(wish).party
+    return party_says(code, party) or CODES[code].says
 
 
 def reasons(wish: PlacementRequest, scene: PoolState, token: str | None) -> dict[str, str]:
@@ -261,10 +259,19 @@ def unknown_host(host: str, scene: PoolState) -> HostUnknown:
 
 
 def summary(
-    code: str, wish: PlacementRequest, scene: PoolState, counts: dict[str, int], ahead_count: int
+    code: str,
+    wish: PlacementRequest,
+    scene: PoolState,
+    counts: dict[str, int],
+    ahead_count: int,
+    waiter: WaiterStatus | None = None,
 ) -> str:
     """Return a sentence: the main reason, and the states of the devices that would do."""
     says = STANDING.get(code) or CODES[code].says
+    if code in BY_CAPS:
+        says = limit_says(code, wish, scene, waiter.capped_by if waiter else "")
+    if waiter and code == "next":
+        says = rules.behind(waiter, scene.heads) or says
     if code == "host_unknown":
         says = str(unknown_host(wish.host, scene))
     if code == "behind":
@@ -274,6 +281,15 @@ def summary(
         return says
     parts = [f"{count} {word}" for word, count in counts.items()]
     return f"{says} (devices: {', '.join(parts)})" if parts else says
+
+
+def preempting_for(waiter: WaiterStatus, scene: PoolState) -> str:
+    """Return what is preempted for a waiter as the end of a sentence; empty: nothing is."""
+    if waiter.preempt_at_ms is None:
+        return ""
+    left_s = max(0, waiter.preempt_at_ms - scene.pool.now_ms) // 1000
+    count = len(waiter.preempts)
+    return f"; preempting {count} {'lease' if count == 1 else 'leases'} for it in {left_s} s"
 
 
 def reserved_for(waiter: WaiterStatus, scene: PoolState) -> str:
@@ -307,14 +323,15 @@ def standings(scene: PoolState) -> dict[str, QueueStanding]:
 
     told: dict[str, QueueStanding] = {}
     for token, waiter in scene.waiters.items():
-        anyone = replace(wish_of(waiter), agent="")
+        wish = waiter.wish
+        anyone = wish.of_anyone
         code = why_waits(waiter, scene, seen(anyone))
         counts = counts_of(anyone, token if waiter.reserved else None) if code in BY_DEVICES else {}
         says = (
             unknown(anyone.host)
             if code == "host_unknown"
-            else summary(code, anyone, scene, counts, waiter.place or 0)
+            else summary(code, wish, scene, counts, waiter.place or 0, waiter)
         )
-        says += reserved_for(waiter, scene)
+        says += preempting_for(waiter, scene) + reserved_for(waiter, scene)
         told[token] = QueueStanding(code, says, counts)
     return told

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent_sdk.errors import error_for
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.protocol.messages import ANY, Answer, Read
 from agent_sdk.state import snapshot
 from agent_sdk.state.lists import PART, in_states, tokens_due
+from agent_sdk.state.placement import PlacementRequest
 from agent_sdk.state.readings import ended_in, numbers, read_known, row, whole_number
 from agent_sdk.state.reservations import Reservation, reservation
 
@@ -35,12 +37,17 @@ class WaiterStatus:
         devices: the number of devices.
         asked_host, model: `*` = any.
         place: waiters ahead in its queue; None when capped or offered.
-        capped: only its agent's cap holds it back.
+        capped: only a cap holds it back.
+        capped_by: whose: `agent`, `key NAME` or `team NAME`; empty: it is not capped.
         rank: the smaller first: µs of entry, less a minute for each step of priority.
-        queue_id: host/model/size class, common to one queue.
+        queue_id: host/model/size class, and the team where it is not the default one: common to
+            one queue.
         offered: (device id, MiB) of each device that it may claim.
         reserved: ids of devices that are reserved for it.
         reservation: the same with begin and end; None: there is none.
+        preemptible, yields: as asked.
+        preempts: tokens of the leases that are preempted for it.
+        preempt_at_ms: the last time at which one of these must end; None: none is preempted.
     """
 
     token: str
@@ -65,6 +72,26 @@ class WaiterStatus:
     client: str
     pid: str
     reservation: Reservation | None = None
+    team: str = DEFAULT_TEAM
+    preemptible: bool = False
+    yields: bool = False
+    capped_by: str = ""
+    preempts: tuple[str, ...] = ()
+    preempt_at_ms: int | None = None
+
+    @property
+    def wish(self) -> PlacementRequest:
+        """Its request, as placement sees it."""
+        return PlacementRequest(
+            agent=self.agent,
+            memory_mb=self.memory_mb,
+            devices=self.devices,
+            exclusive=self.exclusive,
+            host=self.asked_host,
+            model=self.model,
+            owner=self.owner,
+            team=self.team,
+        )
 
 
 def waiters(keys: Keys) -> Generator[Read, Answer, tuple[WaiterStatus, ...]]:
@@ -132,12 +159,35 @@ def placed(
             return waiter_status(token, row, at[token])
 
         waiters += snapshot.legible(waiter, ((token, records[token]) for token in page))
-    return waiters
+    return (yield from _with_preemptions(keys, waiters))
+
+
+def _with_preemptions(
+    keys: Keys, waiters: list[WaiterStatus]
+) -> Generator[Read, Answer, list[WaiterStatus]]:
+    """Read when the leases end that are preempted for waiters, of those that have any."""
+    of = [x for x in waiters if x.preempts]
+    if not of:
+        return waiters
+    tokens = sorted({token for x in of for token in x.preempts})
+    at_ms: dict[str, int] = {}
+    for start in range(0, len(tokens), PART):
+        part = tokens[start : start + PART]
+        answer = yield Read(tuple(("HGET", keys.record(t), "preempt_at_ms") for t in part))
+        at_ms |= zip(part, map(whole_number, answer.raw), strict=True)
+    return [
+        replace(x, preempt_at_ms=max(at_ms[token] for token in x.preempts) or None)
+        if x.preempts
+        else x
+        for x in waiters
+    ]
 
 
 def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterStatus:
     """Return a record's hash as a WaiterStatus. `request`: ARGV 4-13 of acquire, joined by `|`."""
     _, devices, exclusive, _, _, priority, host, model, *_ = row["request"].split("|")
+    capped = row["state"] == "waiting" and place is None
+    party = row.get("capped", row["agent"]) if capped else ""
     return WaiterStatus(
         token=token,
         agent=row["agent"],
@@ -149,7 +199,7 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         asked_host=host,
         model=model,
         place=place,
-        capped=row["state"] == "waiting" and place is None,
+        capped=capped,
         rank=int(row["rank"]),
         enqueued_ms=int(row["enqueued_ms"]),
         wait_until_ms=int(row["wait_until_ms"]),
@@ -161,6 +211,11 @@ def waiter_status(token: str, row: dict[str, str], place: int | None) -> WaiterS
         client=row["client"],
         pid=row["pid"],
         reservation=reservation(token, row),
+        team=row.get("team", DEFAULT_TEAM),
+        preemptible=row.get("preemptible") == "1",
+        yields=row.get("yields") == "1",
+        capped_by="agent" if party == row["agent"] else party,
+        preempts=tuple(filter(None, row.get("preempts", "").split(","))),
     )
 
 

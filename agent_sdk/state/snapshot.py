@@ -11,6 +11,7 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.policy import PolicyValues, from_store
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.protocol.replies import of_known_form
@@ -97,6 +98,14 @@ class LeaseStatus:
         pid: the holder as `pid:start time`; empty = unknown.
         notices: its host's findings that its holder is told, words of `FINDINGS`.
         note: a line of its holder for people, or empty.
+        preemptible: it may be preempted at any time; yields: its holder is told when others want
+            what it has.
+        preempt_at_ms: the time at which it must end for others, on Redis's clock; None: it need
+            not.
+        preempt_for: the token of the waiter that it is preempted for, with `preempt_by`, its
+            agent, and `preempt_team`; empty: it is not preempted.
+        wanted: the agent that asked for it last, and how many MiB it waits for; None: no agent.
+        evictions: how often its job was preempted before.
     """
 
     token: str
@@ -117,6 +126,15 @@ class LeaseStatus:
     pid: str
     notices: tuple[str, ...] = ()
     note: str = ""
+    team: str = DEFAULT_TEAM
+    preemptible: bool = False
+    yields: bool = False
+    preempt_at_ms: int | None = None
+    preempt_for: str = ""
+    preempt_by: str = ""
+    preempt_team: str = ""
+    wanted: tuple[str, int] | None = None
+    evictions: int = 0
 
     @property
     def memory_mb(self) -> int:
@@ -370,4 +388,19 @@ def lease_status(token: str, row: dict[str, str]) -> LeaseStatus:
         pid=row.get("pid", ""),
         notices=tuple(filter(None, row.get("notice", "").split(","))),
         note=row.get("note", ""),
+        team=row.get("team", DEFAULT_TEAM),
+        preemptible=row.get("preemptible") == "1",
+        yields=row.get("yields") == "1",
+        preempt_at_ms=int(row["preempt_at_ms"]) if "preempt_at_ms" in row else None,
+        preempt_for=row.get("preempt_for", ""),
+        preempt_by=row.get("preempt_by", ""),
+        preempt_team=row.get("preempt_team", ""),
+        wanted=wanted_of(row["wanted"]) if "wanted" in row else None,
+        evictions=int(row.get("evictions", 0)),
     )
+
+
+def wanted_of(text: str) -> tuple[str, int]:
+    """Return the agent and the MiB in a record's `mb:agent`."""
+    mb, _, agent = text.partition(":")
+    return agent, int(mb)

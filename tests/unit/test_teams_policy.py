@@ -13,7 +13,7 @@ from agent_sdk import (
     BadRequest,
 )
 from agent_sdk.scripts.source import lua_folder
-from agent_sdk.state import teams as reading
+from agent_sdk.state import caps as reading
 from agent_sdk.teams import (
     FIELDS,
     LOOK_AHEAD_S,

@@ -1,0 +1,268 @@
+"""Caps of agents, keys and teams, and the order between teams, as a reader sees them.
+
+The rules are those of `lua/lib/caps.lua`, `teams.lua` and `scheduler.lua`, over a snapshot: they
+explain, and only a script decides. The parties of a request are those whose caps it counts against:
+its agent, its API key, its team.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent_sdk import teams as declared
+from agent_sdk.keys import DEFAULT_TEAM, KEY_PARTY, TEAM_PARTY
+from agent_sdk.protocol.messages import ANY, Answer, Read
+from agent_sdk.protocol.replies import of_known_form
+from agent_sdk.state import snapshot
+from agent_sdk.state.readings import rows
+from agent_sdk.teams import LOOK_AHEAD_S, NOTHING, TeamPolicy, decayed
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+
+    from agent_sdk.keys import Keys
+    from agent_sdk.protocol.messages import Request
+    from agent_sdk.state.placement import PlacementRequest
+    from agent_sdk.state.queue import WaiterStatus
+    from agent_sdk.state.snapshot import PoolStatus
+    from agent_sdk.teams import Sums, TeamStatus
+
+NO_POLICY = TeamPolicy()
+
+
+class Room(NamedTuple):
+    """Room under all caps of a request, MiB, and the party that leaves least."""
+
+    mb: float
+    party: str
+
+
+class Barrier(NamedTuple):
+    """Limit of a team that a request is over.
+
+    Attributes:
+        code, detail: as of the refusal.
+        change: the options of the nearest request within the limit.
+    """
+
+    code: str
+    detail: str
+    change: dict[str, int | str | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Caps of all parties of a pool at one moment.
+
+    Attributes:
+        sums: party -> what it has; agents by their names, `key NAME`, `team NAME`.
+        policies: team -> its policy; empty: no team has one, and teams have no caps.
+        reserved: party -> MiB of the reservations of its waiters, by token.
+    """
+
+    pool: PoolStatus
+    sums: Mapping[str, Sums]
+    policies: Mapping[str, TeamPolicy]
+    reserved: Mapping[str, Mapping[str, int]]
+
+    def of_team(self, team: str) -> TeamPolicy:
+        """Return a team's policy; without one it has no quota, and may borrow."""
+        return self.policies.get(team, NO_POLICY)
+
+    def held(self, party: str) -> Sums:
+        """Return the sums of a party."""
+        return self.sums.get(party, NOTHING)
+
+    def room(self, wish: PlacementRequest, token: str | None = None) -> Room:
+        """Return the room under the caps of a request's parties.
+
+        token: that of a waiter, whose reservation is not in its own way.
+        """
+        pool = self.pool
+        most_mb, most = pool.max_memory_per_agent_mb, pool.max_leases_per_agent
+        found = [self._room(wish.agent, most_mb, most, token)]
+        if wish.owner:
+            found.append(self._room(KEY_PARTY + wish.owner, most_mb, most, token))
+        if self.policies:
+            leases = self.of_team(wish.team).max_leases
+            limit_mb = self.team_limit_mb(wish.team)
+            party = TEAM_PARTY + wish.team
+            found.append(self._room(party, limit_mb, math.inf if leases is None else leases, token))
+        return min(found, key=lambda room: room.mb)
+
+    def _room(self, party: str, most_mb: float, most_leases: float, token: str | None) -> Room:
+        has = self.held(party)
+        if has.leases >= most_leases:
+            return Room(0, party)
+        reserved = self.reserved.get(party, {})
+        reserved_mb = sum(reserved.values()) - reserved.get(token or "", 0)
+        return Room(most_mb - has.mb - reserved_mb, party)
+
+    def full(self, wish: PlacementRequest) -> str | None:
+        """Return the party that has as many leases as it may; None: none has."""
+        most = self.pool.max_leases_per_agent
+        for party in (wish.agent, KEY_PARTY + wish.owner if wish.owner else ""):
+            if party and self.held(party).leases >= most:
+                return party
+        of_team = self.of_team(wish.team).max_leases
+        party = TEAM_PARTY + wish.team
+        full = bool(self.policies) and of_team is not None and self.held(party).leases >= of_team
+        return party if full else None
+
+    def most_mb(self, team: str) -> float:
+        """Return the MiB that a team may ever hold."""
+        most_mb = self.of_team(team).most_mb if self.policies else None
+        return math.inf if most_mb is None else most_mb
+
+    def team_limit_mb(self, team: str) -> float:
+        """Return the MiB that a team may hold now: its quota, and what it may borrow of others."""
+        of, most_mb = self.of_team(team), self.most_mb(team)
+        lends = any(policy.lend_mb is not None for policy in self.policies.values())
+        if not lends or most_mb <= of.nominal_mb:
+            return most_mb
+        kept_mb = sum(map(self._kept_mb, {*self.policies, DEFAULT_TEAM} - {team}))
+        held_mb = self.held(TEAM_PARTY + team).mb
+        over_mb = most_mb if held_mb > most_mb else 0
+        return max(of.nominal_mb, min(most_mb, self.pool.capacity_mb - kept_mb), over_mb)
+
+    def _kept_mb(self, team: str) -> int:
+        """Return what a team holds, or keeps of its quota."""
+        of, held_mb = self.of_team(team), self.held(TEAM_PARTY + team).mb
+        return held_mb if of.lend_mb is None else max(held_mb, of.nominal_mb - of.lend_mb)
+
+    def within_nominal(self, wish: PlacementRequest, mb: int) -> bool:
+        """Tell whether a lease of so many MiB stays within the quota of its team."""
+        return self.held(TEAM_PARTY + wish.team).mb + mb <= self.of_team(wish.team).nominal_mb
+
+    def share(self, team: str) -> float:
+        """Return the number by which teams that borrow are ordered: the smaller first."""
+        has, weight = self.held(TEAM_PARTY + team), self.of_team(team).weight
+        past_ms = self.pool.now_ms - has.use_ms
+        use = decayed(has.use, has.mb, past_ms, self.pool.half_life_s) + LOOK_AHEAD_S * has.mb
+        return use / weight if weight else math.inf
+
+    def barrier(self, request: Request) -> Barrier | None:
+        """Return the limit of its team that a request is over; None: it is over none."""
+        team = request.team or DEFAULT_TEAM
+        if not self.policies:
+            return None
+        if team not in self.policies and team != DEFAULT_TEAM:
+            return Barrier("team_unknown", team, {"team": DEFAULT_TEAM})
+        return next(_over(self.of_team(team), request, self.pool), None)
+
+
+def _over(of: TeamPolicy, request: Request, pool: PoolStatus) -> Iterator[Barrier]:
+    """Yield the limits of a team that a request is over, in the order of the script."""
+
+    def barrier(name: str, most: int, **change: int | str | bool) -> Barrier:
+        return Barrier("team_limit", f"{name}={most}", change)
+
+    priority, ttl_s, hold_s = map(of.limit, ("max_priority", "max_ttl_s", "max_hold_s"))
+    if priority is not None and request.priority > priority:
+        yield barrier("max_priority", priority, priority=priority)
+    if ttl_s and not 0 < request.ttl_ms <= ttl_s * 1000:
+        yield barrier("max_ttl_s", ttl_s, ttl_s=ttl_s)
+    if hold_s and request.max_hold_ms > hold_s * 1000:
+        yield barrier("max_hold_s", hold_s, max_hold_s=hold_s)
+    most_mb, memory_mb = of.most_mb, request.memory_mb or pool.default_memory_mb
+    if most_mb is not None and memory_mb * request.devices > most_mb:
+        yield barrier("most_mb", most_mb)
+
+
+def reservations_of(waiters: Iterable[WaiterStatus]) -> dict[str, dict[str, int]]:
+    """Return the MiB of the reservations of each party's waiters, by token."""
+    found: dict[str, dict[str, int]] = {}
+    for x in waiters:
+        if x.reservation:
+            for party in (x.agent, KEY_PARTY + x.owner, TEAM_PARTY + x.team):
+                found.setdefault(party, {})[x.token] = x.reservation.memory_mb
+    return found
+
+
+class Head(NamedTuple):
+    """Head of a queue, with its place between teams: the smaller first.
+
+    Attributes:
+        tier: 0 within the quota of its team, 1 where it borrows.
+        share: of its team, where it borrows.
+    """
+
+    tier: int
+    share: float
+    rank: int
+    token: str
+    team: str
+    host: str
+    model: str
+
+
+def heads(waiters: Iterable[WaiterStatus], caps: Caps) -> list[Head]:
+    """Return the heads of all queues in the order of a pool whose teams have policies."""
+    return sorted(_head(x, caps) for x in waiters if x.state == "waiting" and x.place == 0)
+
+
+def _head(waiter: WaiterStatus, caps: Caps) -> Head:
+    own = caps.within_nominal(waiter.wish, waiter.memory_mb * waiter.devices)
+    return Head(
+        0 if own else 1,
+        0.0 if own else caps.share(waiter.team),
+        waiter.rank,
+        waiter.token,
+        waiter.team,
+        waiter.asked_host,
+        waiter.model,
+    )
+
+
+def behind(waiter: WaiterStatus, ahead: Sequence[Head]) -> str:
+    """Return the reason between teams for which another head goes first; empty: there is none.
+
+    ahead: the heads of all queues, in their order.
+    """
+    mine = next((head for head in ahead if head.token == waiter.token), None)
+    if mine is None:
+        return ""
+    for head in ahead:
+        if head.token == mine.token or head[:2] == mine[:2]:
+            break
+        if head.team != mine.team and _meet(head, mine):
+            if head.tier < mine.tier:
+                return f"behind team {head.team}'s quota: its own team borrows"
+            return f"behind team {head.team}, which has used less of its share"
+    return ""
+
+
+def _meet(one: Head, other: Head) -> bool:
+    """Tell whether one device may be what both ask for, by its host and its model."""
+    hosts, models = {one.host, other.host}, {one.model, other.model}
+    return all(ANY in asked or len(asked) == 1 for asked in (hosts, models))
+
+
+def read(keys: Keys) -> Generator[Read, Answer, tuple[TeamStatus, ...]]:
+    """Read every team that has a policy, leases or waiters, by name."""
+    pool = yield from snapshot.pool(keys)
+    policies, sums = yield from parties(keys)
+    return declared.statuses(
+        policies,
+        sums,
+        now_ms=pool.now_ms,
+        half_life_s=pool.half_life_s,
+        capacity_mb=pool.capacity_mb,
+    )
+
+
+def parties(
+    keys: Keys,
+) -> Generator[Read, Answer, tuple[dict[str, TeamPolicy], dict[str, Sums]]]:
+    """Read the policies of teams by name, and the sums of agents, API keys and teams."""
+    answer = yield Read((("HGETALL", keys.teams), ("HGETALL", keys.agents)))
+    return _parties(answer)
+
+
+@of_known_form
+def _parties(answer: Answer) -> tuple[dict[str, TeamPolicy], dict[str, Sums]]:
+    lines, sums = rows(answer)
+    policies = {name: declared.parse(line) for name, line in lines.items()}
+    return policies, declared.sums_of(sums)
