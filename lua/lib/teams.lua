@@ -55,10 +55,13 @@ function broker.team_known(team)
   return ctx.pool.teams == 0 or team == DEFAULT_TEAM or broker.team_policy(team).listed
 end
 
--- What all other teams keep: what they hold, and of the nominal quota what they do not lend.
+-- What all other teams keep: what they hold, and of the nominal quota what they do not lend. The
+-- default team keeps what it holds without a policy, too.
 local function kept_by_others(team)
   local lines, sum = call('HGETALL', prefix .. 'teams'), 0
-  local fields, policies = {}, {}
+  local fields, policies, listed = {}, {}, false
+  for i = 1, #lines, 2 do listed = listed or lines[i] == DEFAULT_TEAM end
+  if not listed then lines[#lines + 1], lines[#lines + 2] = DEFAULT_TEAM, '' end
   for i = 1, #lines, 2 do
     if lines[i] ~= (team or DEFAULT_TEAM) then
       fields[#fields + 1], policies[#policies + 1] = 'team ' .. lines[i], parse(lines[i + 1])
