@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.errors import CODES, LeaseError
+from agent_sdk.protocol.refusals import party_says
 from agent_sdk.state.pool_state import STANDING
 from broker.live.rows import LiveRows, SnapshotTime
 from broker.live.slices import Turns
@@ -216,7 +217,10 @@ def _waits(waiter: WaiterStatus, now_ms: int) -> Row:
     code = waiter.state if waiter.state == "offered" else "behind" if waiter.place else "next"
     says = STANDING[code]
     if waiter.capped:
-        code, says = "agent_cap", CODES["agent_cap"].says
+        code, says = (
+            "agent_cap",
+            party_says("agent_cap", waiter.capped_by) or CODES["agent_cap"].says,
+        )
     elif waiter.place:
         says = f"{waiter.place} ahead in its queue"
     return lease_json.waiter(waiter, now_ms) | {"code": code, "why": says, "devices_say": {}}

@@ -190,9 +190,7 @@ class KeyLeases(Leases):
         options = _options(str(asked or ""))
         if options is None:  # granted, or over, since the look
             return await self.find(who, token)
-        again = options | {
-            "token": token, "owner": found.owner, "team": found.team, "wait_s": QUEUE_S,
-        }  # fmt: skip
+        again = options | {"token": token, "owner": found.owner, "wait_s": QUEUE_S}
         return self.waits.begin(
             token,
             self.client.acquire(found.agent, **again),
