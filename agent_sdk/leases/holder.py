@@ -62,7 +62,7 @@ class Lease(HeldLease):
         __exit__ = Leave(leave)
 
     def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in a thread of its own after each change of `notices`.
+        """Call back in a thread of its own at each change of `notices`, `preempt_at`, `wanted`.
 
         A call that waits for an earlier one to return stands for all changes meanwhile.
         """
@@ -128,7 +128,7 @@ class AsyncLease(HeldLease):
         run(self, name, callback)  # it only wakes the loop
 
     def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in this event loop after each change of `notices`."""
+        """Call back in this event loop at each change of `notices`, `preempt_at`, `wanted`."""
         self._on_notice.append(self._in_loop(callback))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:

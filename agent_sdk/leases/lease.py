@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,10 @@ VIEW = (
 )
 
 
+PREEMPT_SLACK_S = 1.0
+"""Seconds by which two tellings of one time of a preemption may differ: answers take their time."""
+
+
 class _Lock:
     """Lock that a forked child has for itself."""
 
@@ -70,6 +75,10 @@ class HeldLease:
         remaining_ms: its rest at the grant or the last renewal.
         jeopardy: renewing fails at the moment; the lease is not lost yet.
         notices: its host's present findings about it, as last told: words of `NOTICES`.
+        preempt_at: the time at which it is taken back, by `time.time()`, for a request with a right
+            to its memory: save what must last, and release it before; None: it is not to be.
+        wanted: the agent that asks for it, and the MiB that it wants (`yields=True`); None: no
+            agent does. To go on costs nothing.
     """
 
     _lock = _Lock()
@@ -85,6 +94,8 @@ class HeldLease:
         self.remaining_ms = grant.remaining_ms
         self.jeopardy = False
         self.notices: tuple[str, ...] = ()
+        self.preempt_at: float | None = None
+        self.wanted: tuple[str, int] | None = None
         self.local = local
         self._client = client
         self._held: weakref.ref[BlockHoldings[Any, Any]] | None = None
@@ -190,7 +201,11 @@ class HeldLease:
         """Reason of the loss, a word of `errors.CODES`; None while it is not lost."""
         if not self.lost:
             return None
-        return self._lost_code or ("unreachable" if self.jeopardy else "expired")
+        if self._lost_code is not None:
+            return self._lost_code
+        if self.preempt_at is not None and time.time() > self.preempt_at - PREEMPT_SLACK_S:
+            return "preempted"
+        return "unreachable" if self.jeopardy else "expired"
 
     @property
     def released(self) -> bool:
@@ -260,16 +275,31 @@ class HeldLease:
         self.remaining_ms = renewal.remaining_ms
         self._trusted_until = max(self._trusted_until, renewal.trusted_until)
         self.jeopardy = False
-        if renewal.notices != self.notices:
-            self._take_notice(renewal.notices)
+        moved = _moved(self.preempt_at, renewal.preempt_at)
+        if moved or (renewal.notices, renewal.wanted) != (self.notices, self.wanted):
+            self._take_notice(renewal, preempted_anew=moved)
 
-    def _take_notice(self, notices: tuple[str, ...]) -> None:
-        before, self.notices = self.notices, notices
-        for word in notices:
+    def _take_notice(self, renewal: Renewal, *, preempted_anew: bool) -> None:
+        before, self.notices = self.notices, renewal.notices
+        self.wanted = renewal.wanted
+        if preempted_anew:
+            self.preempt_at = renewal.preempt_at
+            self._log_preemption()
+        for word in renewal.notices:
             if word not in before:
                 log.warning("lease %s is %s: %s", self.token[:8], word, NOTICES.get(word, word))
         for callback in list(self._on_notice):
             self._tell("on_notice", callback)
+
+    def _log_preemption(self) -> None:
+        if self.preempt_at is None:
+            log.info("lease %s is not taken back after all", self.token[:8])
+            return
+        log.warning(
+            "lease %s is taken back in %.0f s: save what must last, and release it before",
+            self.token[:8],
+            self.preempt_at - time.time(),
+        )
 
     def _tell(self, name: str, callback: Callable[[], object]) -> None:
         callbacks.submit(self, name, callback)
@@ -344,6 +374,13 @@ class HeldLease:
         where = ", ".join(f"{d.host}:{d.index}" for d in self.devices) or "cpu"
         state = "lost" if self.lost else "ended" if self._ended else f"{self.trusted_s:.1f} s"
         return f"<{type(self).__name__} {self.token[:8]} {self.agent} {where} {state}>"
+
+
+def _moved(before: float | None, now: float | None) -> bool:
+    """Tell whether a time of a preemption is news."""
+    if before is None or now is None:
+        return before is not now
+    return abs(now - before) > PREEMPT_SLACK_S
 
 
 def boot() -> str:

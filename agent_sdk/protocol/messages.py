@@ -272,12 +272,17 @@ class Renewal(NamedTuple):
 
     Attributes:
         notices: the findings of the device's host about the lease, words of `finding_kinds.KINDS`.
+        preempt_at: the time at which it is taken back, by `time.time()` of this machine; None: it
+            is not to be.
+        wanted: the agent that asks for it, and the MiB that this wants; None: no agent does.
     """
 
     expires_at_ms: int
     remaining_ms: int
     trusted_until: float
     notices: tuple[str, ...] = ()
+    preempt_at: float | None = None
+    wanted: tuple[str, int] | None = None
 
     @property
     def endless(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from agent_sdk.clock import trusted_until
+from agent_sdk.clock import local_now, trusted_until
 from agent_sdk.errors import HostUnknown, LeaseError, NoCapacity, error_for
 from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.protocol.messages import (
@@ -21,6 +22,9 @@ from agent_sdk.protocol.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
+
+    Wanted: TypeAlias = tuple[str, int] | None
 
 P = ParamSpec("P")
 
@@ -119,13 +123,44 @@ def renewed(answer: Answer, token: str) -> Renewal:
         BrokerUnavailable: not known yet: the pool may have lost data and waits for holders.
     """
     match answer.raw:
-        case ["RENEWED", _, _, _, _, int(expires_at_ms), int(remaining_ms), str(notice)]:
+        case ["RENEWED", int(now_ms), _, _, _, int(expires_at_ms), int(remaining_ms), str(notice)]:
             until = trusted_until(answer.sent_at, remaining_ms)
-            return Renewal(expires_at_ms, remaining_ms, until, words(notice))
+            findings, preempt_at_ms, wanted = told_apart(words(notice))
+            at = (
+                None
+                if preempt_at_ms is None
+                else on_our_clock(answer.sent_at, preempt_at_ms - now_ms)
+            )
+            return Renewal(expires_at_ms, remaining_ms, until, findings, at, wanted)
         case ["AGAIN", *_]:
             raise error_for("closed", token=token)
         case _:
             raise failure(answer, token)
+
+
+def told_apart(notices: tuple[str, ...]) -> tuple[tuple[str, ...], int | None, Wanted]:
+    """Return the findings of a renewal's notices, the time of a preemption, and what is wanted."""
+    findings, at_ms, wanted = [], None, None
+    for word in notices:
+        kind, _, rest = word.partition(":")
+        if kind == "preempt":
+            at_ms = int(rest)
+        elif kind == "wanted":
+            memory_mb, _, agent = rest.partition(":")
+            wanted = (agent, int(memory_mb))
+        else:
+            findings.append(word)
+    return tuple(findings), at_ms, wanted
+
+
+def on_our_clock(sent_at: float, left_ms: float) -> float:
+    """Return the time, by `time.time()`, that is so long after a call was sent: early by its way.
+
+    Args:
+        sent_at: on `clock.local_now`'s clock.
+        left_ms: ms by the answer.
+    """
+    return time.time() - (local_now() - sent_at) + left_ms / 1000
 
 
 @of_known_form

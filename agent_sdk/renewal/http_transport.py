@@ -8,6 +8,7 @@ from agent_sdk.clock import local_now, trusted_until
 from agent_sdk.errors import CODES, LeaseError, error_for
 from agent_sdk.http_request import Unanswered
 from agent_sdk.protocol.messages import LONGEST_TTL_MS, Device, Grant, Renewal
+from agent_sdk.protocol.replies import on_our_clock
 from agent_sdk.protocol.validation import milliseconds
 from agent_sdk.renewal.redis_transport import Memory
 
@@ -95,9 +96,13 @@ def renew(web: Web, lease: HeldLease, ttl_s: float | None, until: float) -> Rene
     try:
         ends_ms, left_ms = ends_of(reply.body)
         notices = tuple(map(str, reply.body.get("notices", ())))
+        left_s, said = reply.body.get("preempt_in_s"), reply.body.get("wanted")
+        preempt_at = None if left_s is None else on_our_clock(sent_at, float(left_s) * 1000)
+        wanted = None if said is None else (str(said["agent"]), int(said["memory_mb"]))
     except UNREADABLE as error:
         raise error_for("protocol_mismatch") from error
-    return Renewal(ends_ms, left_ms, trusted_until(sent_at, left_ms), notices)
+    until = trusted_until(sent_at, left_ms)
+    return Renewal(ends_ms, left_ms, until, notices, preempt_at, wanted)
 
 
 def granted(body: dict[str, Any], agent: str, ttl_s: float, sent_at: float) -> Grant:

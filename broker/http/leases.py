@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -181,7 +182,13 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
         "expires_at": None if renewal.endless else renewal.expires_at_ms / 1000,
         "expires_in_s": None if renewal.endless else renewal.remaining_ms / 1000,
         "notices": list(renewal.notices),
+        "preempt_in_s": None,
+        "wanted": None,
     }
+    if renewal.preempt_at is not None:
+        answer["preempt_in_s"] = round(max(0.0, renewal.preempt_at - time.time()), 3)
+    if renewal.wanted is not None:
+        answer["wanted"] = {"agent": renewal.wanted[0], "memory_mb": renewal.wanted[1]}
     return JSONResponse(answer)
 
 

@@ -191,6 +191,17 @@ class Waiter(TypedDict):
     reservation: WaiterReservation | None
 
 
+class WantedBy(TypedDict):
+    """Request that asks for a lease.
+
+    Attributes:
+        memory_mb: MiB that it waits for, on all GPUs together.
+    """
+
+    agent: str
+    memory_mb: int
+
+
 class RenewedLease(WithIgnored):
     """Renewed lease.
 
@@ -198,6 +209,9 @@ class RenewedLease(WithIgnored):
         expires_at: the end unless it is renewed again; null: never.
         expires_in_s: the seconds until then.
         notices: what its hosts find about it: stop, or answer it.
+        preempt_in_s: the seconds until it is taken back for a request with a right to its memory;
+            null: it is not to be.
+        wanted: the request that asks for it (`yields`); null: none does.
     """
 
     renewed: Literal[True]
@@ -205,6 +219,8 @@ class RenewedLease(WithIgnored):
     expires_at: float | None
     expires_in_s: float | None
     notices: list[str]
+    preempt_in_s: float | None
+    wanted: WantedBy | None
 
 
 class ReleasedLease(WithIgnored):

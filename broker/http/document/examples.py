@@ -113,7 +113,7 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
         '{"id": "1795607407688-0", "now": 1795607407.691, "rows": {"pool": {"pool": {"leases": 1}'
         '}}, "gone": {}, "events": []}\n\n'),
     ("post", "/renew"): {"renewed": True, "token": TOKEN, "expires_at": 1795607467.688,
-                         "expires_in_s": 60.0, "notices": []},
+                         "expires_in_s": 60.0, "notices": [], "preempt_in_s": None, "wanted": None},
     ("post", "/release"): {"released": True, "token": TOKEN},
     ("get", "/metrics"): "gpu_orchestrator_active_leases 1.0\n",
     ("post", "/drain"): {"drained": 8},
