@@ -143,6 +143,7 @@ class Walk:
         seen.whole_run = self.script("e2e_orchestrator_analyst_run.py", *urls, "--require-gpu")
         self.step("an agent without a model leases over MCP, by stdio and by HTTP")
         output = str(self.results / "mcp_agent.json")
+        ask(f"{self.orchestrator}/policy", {"reclaim_after_s": 1, "preempt_grace_s": 30})
         self.script("agents/mcp_agent.py", "--url", self.orchestrator, "--output", output)
         seen.mcp = self.read("mcp_agent.json")
         self.step("the pipeline with SAFE_MODE off: who holds what, all the while")

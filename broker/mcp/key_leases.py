@@ -18,7 +18,7 @@ from agent_sdk.store.retry import in_words
 from broker.api_keys import owner_of, owns
 from broker.logs import note
 from broker.mcp.key_index import KeyIndex
-from broker.mcp.leases import QUEUE_S, Leases, loss_of, notices_of, possible
+from broker.mcp.leases import QUEUE_S, Leases, loss_of, notices_of, possible, team_notices
 from broker.mcp.models import Held
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class KeyLeases(Leases):
         if not tokens:
             return []
         alive = {x.token: x for x in await self.client.leases_of(tokens)}
-        found: list[Notice] = []
+        found = await self._news_of(list(alive.values()))
         for token in tokens:
             if token in alive:
                 found += notices_of(token, alive[token].notices)
@@ -167,6 +167,24 @@ class KeyLeases(Leases):
             elif not isinstance(over, LeaseStatus):
                 self._watched[who.name].pop(token, None)
         return found
+
+    async def news(self, lease: AsyncLease) -> list[Notice]:
+        """Return what the pool has of it now: no process renews it."""
+        found = await self.client.lookup(lease.token)
+        return await self._news_of([found]) if isinstance(found, LeaseStatus) else []
+
+    async def _news_of(self, leases: list[LeaseStatus]) -> list[Notice]:
+        told = [x for x in leases if x.preempt_at_ms is not None or x.wanted is not None]
+        now_ms = (await self.client.pool()).now_ms if told else 0
+        return [
+            notice
+            for x in told
+            for notice in team_notices(
+                x.token,
+                None if x.preempt_at_ms is None else (x.preempt_at_ms - now_ms) / 1000,
+                x.wanted,
+            )
+        ]
 
     def ends(self, lease: AsyncLease) -> tuple[float | None, str]:
         """Return the rest of its ttl."""
@@ -190,7 +208,15 @@ class KeyLeases(Leases):
         options = _options(str(asked or ""))
         if options is None:  # granted, or over, since the look
             return await self.find(who, token)
-        again = options | {"token": token, "owner": found.owner, "wait_s": QUEUE_S}
+        again: LeaseOptions = {
+            **options,
+            "token": token,
+            "owner": found.owner,
+            "wait_s": QUEUE_S,
+            "team": found.team,
+            "preemptible": found.preemptible,
+            "yields": found.yields,
+        }
         return self.waits.begin(
             token,
             self.client.acquire(found.agent, **again),

@@ -117,6 +117,10 @@ class Leases(ABC):
         """Return the news of the caller's leases."""
 
     @abstractmethod
+    async def news(self, lease: AsyncLease) -> list[Notice]:
+        """Return the news of one lease between teams: that it is to be preempted, or wanted."""
+
+    @abstractmethod
     def ends(self, lease: AsyncLease) -> tuple[float | None, str]:
         """Return the seconds until a lease ends by itself, and a sentence about its end."""
 
@@ -219,6 +223,28 @@ def possible(token: str) -> str:
 def notices_of(token: str, words: tuple[str, ...]) -> list[Notice]:
     """Return the notices of a lease by their words."""
     return [Notice(token=token, kind=word, says=NOTICES.get(word, word)) for word in words]
+
+
+def team_notices(
+    token: str, preempt_in_s: float | None, wanted: tuple[str, int] | None
+) -> list[Notice]:
+    """Return the notices of a lease that is to be preempted, or that a waiter wants."""
+    found = []
+    if preempt_in_s is not None:
+        found.append(
+            Notice(
+                token=token,
+                kind="preempt",
+                says=f"it is taken back in {max(0.0, preempt_in_s):.0f} s for a request with a "
+                "right to its memory: save what must last, end its programs, gpu_release it, and "
+                "ask for another with gpu_acquire",
+            )
+        )
+    if wanted is not None:
+        agent, memory_mb = wanted
+        says = f"{agent} wants {memory_mb} MiB: gpu_release it if you can go on later, or go on now"
+        found.append(Notice(token=token, kind="wanted", says=says))
+    return found
 
 
 def loss_of(token: str, code: str) -> Notice:

@@ -11,7 +11,9 @@ class Notice(BaseModel):
     """News of a lease that the agent did not ask for."""
 
     token: str
-    kind: str = Field(description="idle, overuse, degraded, or the reason of a loss, as revoked")
+    kind: str = Field(
+        description="preempt, wanted, idle, overuse, degraded, or the reason of a loss, as revoked"
+    )
     says: str
 
 

@@ -37,7 +37,8 @@ Lease a GPU before a program uses one, and give it back when the program has end
 1. gpu_status shows what is free; gpu_explain says what would become of a request.
 2. gpu_acquire leases it. state=waiting: do other work, and call it again with the ticket.
 3. Start the program with the lease's env, and stay within its memory_mb.
-4. Long work: gpu_extend, or hold_s. Read the notices of each result.
+4. Long work: gpu_extend, or hold_s. Read the notices of each result: after preempt save, release
+   and ask again; after wanted you may.
 5. gpu_release. No GPU to be had, or SAFE_MODE: work on the CPU.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.aio import AsyncLeaseClient
@@ -10,7 +11,7 @@ from agent_sdk.errors import error_for
 from agent_sdk.settings import read_settings
 from agent_sdk.store.store import Store
 from broker.identity import user_at_host
-from broker.mcp.leases import Leases, loss_of, notices_of, possible
+from broker.mcp.leases import Leases, loss_of, notices_of, possible, team_notices
 from broker.mcp.models import Held
 
 if TYPE_CHECKING:
@@ -145,9 +146,17 @@ class SessionLeases(Leases):
         del who
         found: list[Notice] = []
         for token, lease in self._held.items():
-            code = lease.lost_reason
-            found += [loss_of(token, code)] if code else notices_of(token, lease.notices)
+            if code := lease.lost_reason:
+                found.append(loss_of(token, code))
+                continue
+            found += await self.news(lease)
+            found += notices_of(token, lease.notices)
         return found
+
+    async def news(self, lease: AsyncLease) -> list[Notice]:
+        """Return what the last renewal told of it."""
+        at = lease.preempt_at
+        return team_notices(lease.token, None if at is None else at - time.time(), lease.wanted)
 
     def ends(self, lease: AsyncLease) -> tuple[float | None, str]:
         """Return when it is given back."""

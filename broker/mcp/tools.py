@@ -59,6 +59,14 @@ Host = Annotated[
 ]
 Model = Annotated[str | None, Field(description="exact name of a GPU model; null: any")]
 Priority = Annotated[int, Field(ge=0, le=9, description="in the queue, 9 first")]
+Team = Annotated[
+    str | None,
+    Field(description="the team whose quota it counts for; null: the one of your key or server"),
+]
+Preemptible = Annotated[
+    bool, Field(description="true: it may be taken back at any time, with a notice before")
+]
+Yields = Annotated[bool, Field(description="true: you are told when another request wants it")]
 Agent = Annotated[
     str | None, Field(description="the name under which you are shown; null: the server's for you")
 ]
@@ -111,6 +119,7 @@ class Tools:
         exclusive: Exclusive = False,
         host: Host = None,
         model: Model = None,
+        team: Team = None,
         agent: Agent = None,
         ticket: Ticket = None,
     ) -> ExplainResult:
@@ -123,6 +132,7 @@ class Tools:
             await self._leases.require_own(who, ticket)
             return explained(await client.explain(ticket))
         options = self._options(memory_mb, gpus, exclusive, host, model)
+        options["team"] = who.team_for(team) or None
         name = agent or self._leases.agent_of(who)
         return explained(await client.explain_request(name, **options))
 
@@ -136,6 +146,9 @@ class Tools:
         host: Host = None,
         model: Model = None,
         priority: Priority = 0,
+        team: Team = None,
+        preemptible: Preemptible = False,
+        yields: Yields = False,
         agent: Agent = None,
         wait_s: WaitS = 10.0,
         hold_s: HoldS = None,
@@ -154,7 +167,8 @@ class Tools:
         if ticket is not None:
             return await self._told(await leases.ask_again(who, ticket, wait_s, hold_s))
         options = self._options(memory_mb, gpus, exclusive, host, model)
-        options["priority"] = priority
+        options |= {"priority": priority, "preemptible": preemptible, "yields": yields}
+        options["team"] = who.team_for(team) or None
         name = agent or leases.agent_of(who)
         if not who.speaks_for(name):
             raise error_for("forbidden", f"this key may not ask in the name of {name}")
@@ -235,5 +249,6 @@ class Tools:
             state="active",
             ticket=got.token,
             lease=lease_view(got, self._leases.ends(got)),
+            notices=await self._leases.news(got),
             next="start programs with lease.env; call gpu_release when they have ended",
         )

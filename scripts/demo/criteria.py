@@ -161,6 +161,20 @@ def _mcp(seen: Seen) -> tuple[bool, str]:
     return met, "stdio: {}; HTTP: {}".format(*said)
 
 
+def _shares(seen: Seen) -> tuple[bool, str]:
+    runs = [seen.mcp.get(way, {}) for way in ("stdio", "http")]
+    met = all(
+        "taken back" in run.get("preempt", "")
+        and run["released_in_time"]
+        and (run["asked"], run["behind"], run["again"]) == (0, "waiting", "active")
+        and "wants" in run["wanted"]
+        and run["goes_on_at"] == run["saved_at"] + 1
+        for run in runs
+    )
+    said = (run.get("problem", f"goes on at {run.get('goes_on_at', '-')}") for run in runs)
+    return met, "told, saved, gave back, asked; stdio: {}; HTTP: {}".format(*said)
+
+
 CRITERIA = (
     Criterion("Orchestrator systemd start", _starts),
     Criterion("`/gpu/info` works", _gpu_info),
@@ -170,6 +184,7 @@ CRITERIA = (
     Criterion("E2E run stable", _stable),
     Criterion("Lease SAFE_MODE behavior", _lease),
     Criterion("Agent leases over MCP", _mcp),
+    Criterion("Agent is preempted over MCP", _shares),
 )
 """All criteria, in the order of the procedure."""
 
