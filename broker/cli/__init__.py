@@ -25,6 +25,7 @@ COMMANDS = {
     "adopt": "Take a lease for a process that uses a GPU already.",
     "extend": "Move the end of a lease.",
     "release": "Give leases back.",
+    "ask": "Ask the holder of a lease to give it up for yours that waits.",
     "wait": "Wait until a waiter has its lease; --end: until a lease ends.",
     "mcp": "Serve leases as tools to an agent's host, over stdio.",
     "status": "Show GPUs and the leases on them; -w: live.",
@@ -54,7 +55,7 @@ A `-` of the name is a `_` there.
 """
 
 FOLDERS = {
-    "by_hand": {"acquire", "adopt", "hold", "extend", "release", "wait"},
+    "by_hand": {"acquire", "adopt", "hold", "extend", "release", "ask", "wait"},
     "for_agents": {"guard", "mcp", "skill"},
     "for_operators": {"hooks"},
 }

@@ -111,6 +111,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "adopt": [("adopt", "--pid", "1")],
     "extend": [("extend", WAITER, "1h")],
     "release": [("release", "nobody-has-this-token")],
+    "ask": [("ask", WAITER, "--for", WAITER), ("ask", WAITER)],
     "wait": [("wait", WAITER, "--timeout", "0.1")],
     "mcp": [("mcp", "--help")],  # what it prints is the protocol's
     "status": [("status",), ("status", "-o", "wide"), ("status", "-o", "json"),

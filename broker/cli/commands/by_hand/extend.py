@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent_sdk.errors import error_for
+from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.protocol.messages import LONGEST_TTL_MS
 from agent_sdk.state.queue import WaiterStatus
 from broker.cli.commands.by_hand import KEEPING
@@ -16,6 +16,7 @@ from broker.cli.leasing.holding import clock_time
 from broker.cli.names import whole_token
 from broker.cli.store import output_option, pool_client, show
 from broker.hold.control import ask_keeper
+from broker.identity import user_at_host
 from broker.text.table import age
 from broker.text.units import Duration
 
@@ -27,43 +28,73 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("token", shell_complete=tokens)
 @click.argument("longer_s", metavar="TIME", type=Duration())
+@click.option(
+    "--as-operator",
+    is_flag=True,
+    help="Move a time limit also beyond what its team may hold a lease for (max_hold_s).",
+)
 @output_option()
-def extend(token: str, longer_s: float, output: str) -> None:
+def extend(token: str, longer_s: float, as_operator: bool, output: str) -> None:
     """Move the end of a lease by TIME, such as 2h.
 
     Of a lease that was taken with --for (gpu-broker acquire, hold) its keeper's end moves. Of any
-    other lease its expiry moves, and so it lasts without renewals, to 7 days from now at most.
-    Nothing moves the end of --time or max_hold_s: the queue was told of it. The first eight letters
-    of the token are enough.
+    other lease its expiry moves, and so it lasts without renewals, to 7 days from now at most. A
+    time limit (--time, max_hold_s) that would end it before then moves too: by TIME, or as far as
+    the keeper's end needs. The holder of a lease whose team has a max_hold_s moves it within that,
+    counted from the grant. The first eight letters of the token are enough.
 
     \b
     Examples:
       gpu-broker extend 5a37a41f 2h
       gpu-broker extend "$GPU_LEASE_TOKEN" 30m
+      gpu-broker extend 5a37a41f 12h --as-operator
     """
     with pool_client() as client:
         token = whole_token(client, token)
         lease = _living(client, token)
-        hold_s = None
-        if lease.hold_until_ms is not None:
-            hold_s = (lease.hold_until_ms - client.pool().now_ms) / 1000
-        kept = ask_keeper(token, do="extend", seconds=longer_s)
+        kept = ask_keeper(token, do="tell")
         if kept is None and lease.client.startswith(KEEPING):
             raise error_for(
                 "bad_request",
                 f"the keeper of {token[:8]} runs on another machine, or as another user: call "
                 "gpu-broker extend there",
             )
+        hold_s = _moved_limit(client, lease, longer_s, kept, as_operator=as_operator)
+        kept = kept and ask_keeper(token, do="extend", seconds=longer_s)
         left_s, limit = _renewed(client, lease, longer_s) if kept is None else (_left_s(kept), "")
-    if hold_s is not None and (left_s is None or left_s >= hold_s - 1):
-        left_s = hold_s
-        limit = "it was taken for no longer (--time, max_hold_s); take another lease then"
+    if hold_s is not None and (left_s is None or kept is None or left_s > hold_s):
+        left_s, limit = hold_s, ""
     ends_at = None if left_s is None else time.time() + left_s
     show(
         output,
         _in_words(token, left_s, kept, limit),
         {"token": token, "ends_at": ends_at, "limit": limit, "kept": kept is not None},
     )
+
+
+def _moved_limit(
+    client: LeaseClient,
+    lease: LeaseStatus,
+    longer_s: float,
+    kept: dict[str, Any] | None,
+    *,
+    as_operator: bool,
+) -> float | None:
+    """Move the time limit of a lease, if it ends it; return the seconds left of it, or None."""
+    if lease.hold_until_ms is None:
+        return None
+    left_s = max(0.0, (lease.hold_until_ms - client.pool().now_ms) / 1000)
+    own_s = None if kept is None else _left_s(kept)
+    wanted_s = left_s + longer_s if own_s is None else max(left_s, own_s + longer_s)
+    if wanted_s > left_s:
+        try:
+            client.extend_hold(lease.token, wanted_s, by=user_at_host() if as_operator else "")
+        except LeaseError as error:
+            if error.code != "team_limit":
+                raise
+            advice = "or moves this one all the same: --as-operator"
+            raise error_for(error.code, f"{error}, {advice}", token=lease.token) from None
+    return wanted_s
 
 
 def _living(client: LeaseClient, token: str) -> LeaseStatus:
