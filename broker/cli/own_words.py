@@ -13,6 +13,7 @@ OPTIONS: Final = {
     "model": "--model",
     "note": "--note",
     "priority": "--priority",
+    "team": "--team",
     "ttl_s": "--ttl",
     "wait_s": "--wait",
 }

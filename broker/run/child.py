@@ -31,6 +31,29 @@ TERMINAL_STOPS = (signal.SIGTTIN, signal.SIGTTOU)
 """Signals that stop a background command which reads the terminal or sets it."""
 
 
+class Beside:
+    """Process that runs beside the command, in a process group of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @property
+    def runs(self) -> bool:
+        """True until it has ended."""
+        return self._process.poll() is None
+
+    @property
+    def code(self) -> int:
+        """Its exit code, 128 + the number of a signal that ended it."""
+        return _code(self._process.wait())
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its whole group."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+
 class Child:
     """Running command.
 
@@ -54,7 +77,8 @@ class Child:
         self, command: Sequence[str], env: Mapping[str, str], guard: Guard, inherited: Inherited
     ) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._guard, self._terminal = guard, Terminal()
+        self._guard, self._inherited, self._terminal = guard, inherited, Terminal()
+        self._beside: Beside | None = None
         self._process = subprocess.Popen(  # noqa: S603 - the user's command
             command,
             env=env,
@@ -70,6 +94,22 @@ class Child:
         self._wants_terminal = False
         self._offer_terminal()
 
+    def start_beside(self, words: Sequence[str], env: Mapping[str, str]) -> Beside | None:
+        """Start a process that ends with us, as the command does; None: it cannot be started."""
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the user's command
+                words,
+                env=env,
+                process_group=0,
+                restore_signals=False,
+                close_fds=False,
+                preexec_fn=_before_exec(words, env, self._guard, self._inherited),  # noqa: PLW1509 - as above
+            )
+        except OSError:
+            return None
+        self._beside = Beside(process)
+        return self._beside
+
     def signal(self, number: int) -> None:
         """Send a signal to the command and its whole group.
 
@@ -77,6 +117,11 @@ class Child:
         """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+    def signal_alone(self, number: int) -> None:
+        """Send a signal to the command and to none of its children, which may not expect it."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, number)
 
     def signal_rest(self, number: int) -> None:
         """Send a signal to the command's leftovers: its group, and processes that left it."""
@@ -178,6 +223,10 @@ class Child:
             while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if dead.si_pid == self.pid and self._process.returncode is None:
                     return
+                if self._beside is not None and dead.si_pid == self._beside.pid:
+                    if self._beside.runs:
+                        return
+                    continue
                 os.waitpid(dead.si_pid, os.WNOHANG)
 
 

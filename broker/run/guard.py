@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 DONE: Final = b"done"
 
+FORGET: Final = b"forget\n"
+"""Line that no other contains: those of a group end in its lease's token, which is hexadecimal."""
+
 ROUNDS, PAUSE_S = 20, 0.05
 """Passes over processes that left the group, and seconds between: they may be starting others."""
 
@@ -54,6 +57,11 @@ class Guard:
         with suppress(BrokenPipeError):  # the guard was killed
             os.write(self._pipe, f"{group} {token}\n".encode())
 
+    def forget(self) -> None:
+        """Let go of all that was named: it has ended, and its numbers may name others."""
+        with suppress(BrokenPipeError):
+            os.write(self._pipe, FORGET)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -79,7 +87,7 @@ def _wait_for_death(pipe: int, engine: str) -> None:
         while more := os.read(pipe, 4096):
             said += more
         if not said.endswith(DONE):
-            for line in said.decode().splitlines():
+            for line in said.rpartition(FORGET)[2].decode().splitlines():
                 group, token = line.split()
                 _end(int(group), token, Containers(engine, token) if engine else None)
     finally:

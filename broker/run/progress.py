@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent_sdk import Lease
     from agent_sdk.state.explain import Explanation
     from broker.run.engines import EngineSetup
+    from broker.run.preemption import OnPreempt
 
     Why: TypeAlias = Explanation | LeaseError | None
 
@@ -41,6 +42,7 @@ WENT_WELL: Final = {
     "started",
     "ended",
     "over",
+    "wanted",
 }
 """Events that are left out when only trouble is to be told."""
 
@@ -59,6 +61,8 @@ class Progress:
         self._live = form == "text" and self._out is not None and takes_escapes(self._out)
         self._line = ""
         self._line_at = 0.0
+        self._notices: tuple[str, ...] = ()
+        self._wanted: tuple[str, int] | None = None
 
     @property
     def tells_of_waits(self) -> bool:
@@ -170,10 +174,65 @@ class Progress:
         )
 
     def noticed(self, lease: Lease) -> None:
-        """Tell of changed findings about the lease by the GPU's host."""
+        """Tell of changed findings about the lease by the GPU's host, and of waiters that ask."""
+        if lease.wanted != self._wanted:
+            self._wanted = lease.wanted
+            self._tell_wanted(lease)
+        if lease.notices == self._notices:
+            return
+        self._notices = lease.notices
         said = "; ".join(NOTICES.get(word, word) for word in lease.notices)
         text = f"lease {lease.token[:8]}: {said}" if said else None
         self._say("notice", text, token=lease.token, notices=lease.notices)
+
+    def _tell_wanted(self, lease: Lease) -> None:
+        if lease.wanted is None:
+            return
+        agent, memory_mb = lease.wanted
+        text = f"{agent} asks for lease {lease.token[:8]}: it wants {gib(memory_mb)}"
+        self._say("wanted", text, token=lease.token, agent=agent, memory_mb=memory_mb)
+
+    def preempting(self, lease: Lease, at: float, wish: OnPreempt, window_s: float) -> None:
+        """Tell that the lease is taken back, at `at` in epoch seconds, and what is done now."""
+        left = age(round(max(0.0, at - time.time()) * 1000))
+        if wish.sends is not None:
+            does = f"sent {wish.sends.name} to the command, which has {window_s:.0f} s"
+        elif wish.command:
+            does = f"run for at most {window_s:.0f} s: {wish.command}"
+        else:
+            does = "the command gets SIGTERM then"
+        self._say(
+            "preempting",
+            f"lease {lease.token[:8]} is taken back in {left} for another team or priority: {does}",
+            token=lease.token,
+            preempt_at=round(at, 3),
+            window_s=round(window_s, 3),
+            signal=wish.sends and wish.sends.name,
+            command=wish.command or None,
+        )
+
+    def preemption_withdrawn(self, lease: Lease) -> None:
+        """Tell that the lease goes on after all."""
+        text = f"lease {lease.token[:8]} is not taken back after all"
+        self._say("preemption_withdrawn", text, token=lease.token)
+
+    def beside_ended(self, code: int) -> None:
+        """Tell that the command of --on-preempt has ended, and that the other one is to."""
+        text = f"the command of --on-preempt ended with {code}: sent SIGTERM to the command"
+        self._say("checkpointed", text, exit_code=code)
+
+    def not_beside(self, command: str) -> None:
+        """Tell that the command of --on-preempt could not be started."""
+        self._say("not_checkpointed", f"--on-preempt could not be started: {command}")
+
+    def window_over(self) -> None:
+        """Tell that the command has had its time after a notice."""
+        self._say("window_over", "its time after the notice is over: sent SIGTERM to the command")
+
+    def requeued(self, token: str, attempt: int) -> None:
+        """Tell that the command waits again, behind the lease that was taken back."""
+        text = f"the lease was taken back: waiting for another one, attempt {attempt}"
+        self._say("requeued", text, after=token, attempt=attempt)
 
     def left_behind(self, grace_s: float) -> None:
         """Tell that the ended command left processes, which were asked to end."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from agent_sdk.clock import local_now
 from broker.run.child import Child
 from broker.run.containers import ContainerClient
-from broker.run.signals import Signals
+from broker.run.preemption import OnPreempt, Preemption
+from broker.run.signals import STOPPING, Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,11 +47,13 @@ class CommandEnd:
         code: its exit code, 128 + the number of a signal that ended it.
         by: the signal of a terminal that ended it, and is to end us too.
         alone: True if its group was in the foreground: our waiting parents did not get the signal.
+        preempted: True if it was ended, or ended itself, because its lease was preempted.
     """
 
     code: int
     by: signal.Signals | None = None
     alone: bool = False
+    preempted: bool = False
 
 
 def supervise(
@@ -65,6 +68,7 @@ def supervise(
     guard: Guard,
     inherited: Inherited,
     containers: Containers | None = None,
+    on_preempt: OnPreempt | None = None,
 ) -> CommandEnd:
     """Run the command, and return its end.
 
@@ -72,7 +76,8 @@ def supervise(
     SIGTERM, and after `grace_s` SIGKILL. `keep` is called when the command runs, and begins the
     renewals: their thread would hold its start up. `release` is called when no process of it is
     left, while signals are still only noted: no signal cuts it short. `containers` are the lease's,
-    where the command is the client of an engine.
+    where the command is the client of an engine. `on_preempt` is wished for a notice of
+    preemption.
 
     Raises:
         NotStarted: it cannot be started; `release` was called.
@@ -86,13 +91,16 @@ def supervise(
                     child = ContainerClient(words, env, guard, inherited, containers)
             except OSError as error:
                 raise NotStarted(error.strerror or str(error)) from error
-            supervision = _Supervision(child, lease, grace_s, signals, teller)
+            preemption = Preemption(on_preempt or OnPreempt(), child, lease, teller, env)
+            supervision = _Supervision(child, lease, grace_s, signals, teller, preemption)
             code = supervision.until_all_ended(keep)
         finally:
             release()
     if containers is not None and containers.silent:
         teller.engine_silent(containers.engine, containers.silent)
     teller.ended(code)
+    if supervision.preempted:
+        return CommandEnd(code, preempted=True)
     return CommandEnd(code, child.interrupted, child.had_terminal)
 
 
@@ -101,17 +109,27 @@ class _Supervision:
 
     Attributes:
         kill_at: time of the SIGKILL after the SIGTERM, on our clock; None: no SIGTERM was sent.
+        preempted: True if the command's end came of a preemption.
     """
 
     def __init__(
-        self, child: Child, lease: Lease, grace_s: float, signals: Signals, teller: Progress
+        self,
+        child: Child,
+        lease: Lease,
+        grace_s: float,
+        signals: Signals,
+        teller: Progress,
+        preemption: Preemption,
     ) -> None:
         self._child = child
         self._lease = lease
         self._grace_s = grace_s
         self._signals = signals
         self._teller = teller
+        self._preemption = preemption
+        self._stopped_by_user = False
         self.kill_at: float | None = None
+        self.preempted = False
 
     def until_all_ended(self, keep: Callable[[], None]) -> int:
         """Return the command's exit code, once no process of its group is left."""
@@ -119,13 +137,26 @@ class _Supervision:
             keep()
             self._teller.started(self._child.pid)
             self._lease.on_lost(lambda _: self._signals.wake())
-            self._lease.on_notice(self._teller.noticed)
+            self._lease.on_notice(self._noticed)
             code = self._while_it_lives()
+            self.preempted = self._preemption.caused_an_end and not self._was_stopped()
+            self._while_beside_lives()
             self._end_group()
         except BaseException:
             self._child.kill()
             raise
+        finally:
+            self._preemption.end_beside(signal.SIGKILL)
         return code
+
+    def _noticed(self, lease: Lease) -> None:
+        self._teller.noticed(lease)
+        self._signals.wake()
+
+    def _was_stopped(self) -> bool:
+        """Tell whether a person, or our caller, has ended the command meanwhile."""
+        by = self._child.interrupted
+        return self._stopped_by_user or by not in {None, self._preemption.sends}
 
     def _while_it_lives(self) -> int:
         child, killed = self._child, False
@@ -140,14 +171,26 @@ class _Supervision:
                 self._teller.lost(self._lease, self._grace_s)
                 child.terminate(self._grace_s)
                 self.kill_at = local_now() + self._grace_s
+            elif self.kill_at is None and self._preemption.over():
+                self._preemption.end_beside(signal.SIGTERM)
+                child.terminate(self._grace_s)
+                self.kill_at = local_now() + self._grace_s
             if self.kill_at is not None and not killed and local_now() >= self.kill_at:
                 child.kill()
                 killed = True
             for number in self._signals.wait(self._pause_s(killed=killed)):
                 self._pass_on(number)
 
+    def _while_beside_lives(self) -> None:
+        """Let the command that runs beside an ended one go on until the window is over."""
+        while self._preemption.runs_beside and not self._lease.lost and not self._stopped_by_user:
+            for number in self._signals.wait(LOOK_S):
+                self._stopped_by_user |= number in STOPPING
+        self._preemption.end_beside(signal.SIGTERM)
+
     def _pass_on(self, number: signal.Signals) -> None:
         """Pass a signal of ours on to the command, and continue a stopped one."""
+        self._stopped_by_user |= number in STOPPING
         if number == signal.SIGTSTP:
             self._teller.not_stopped()
         elif number != signal.SIGCHLD:
@@ -165,6 +208,8 @@ class _Supervision:
             pauses.append(max(0.0, self.kill_at - local_now()))
         elif not killed and self._lease.trusted_s != float("inf"):
             pauses.append(self._lease.trusted_s)
+        if self.kill_at is None and (left_s := self._preemption.left_s) is not None:
+            pauses.append(left_s)
         return min(pauses, default=None)
 
     def _end_group(self) -> None:

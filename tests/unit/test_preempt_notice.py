@@ -87,7 +87,7 @@ def test_lease_that_is_taken_back_is_lost_by_that_reason(pool: TestBroker) -> No
         lease.raise_if_lost()
 
 
-def test_holder_that_yields_is_told_who_wants_how_much(pool: TestBroker) -> None:
+def test_holder_that_yields_is_told_which_agent_wants_how_much(pool: TestBroker) -> None:
     """At its next renewal."""
     pool.client.set_policy(reclaim_after_s=0)
     lease = pool.client.acquire("kind", memory_mb=900, yields=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
@@ -14,7 +16,7 @@ from agent_sdk.engines.table import ENGINES
 from agent_sdk.engines.visible import OF_OTHERS, on_amd
 from agent_sdk.errors import LeaseError
 from agent_sdk.settings import whole_environment
-from broker.cli import FAILED
+from broker.cli import FAILED, NOT_IN_TIME
 from broker.cli.leasing.options import asked_in, request_options
 from broker.cli.leasing.refusal import explained, waiting_client
 from broker.identity import user_at_host
@@ -25,6 +27,7 @@ from broker.run.inherited import die_of, take_over
 from broker.run.missing import NOT_EXECUTABLE, missing
 from broker.run.mps import mps_environment, without_own
 from broker.run.partition import NotLimitedError, limited
+from broker.run.preemption import OnPreempt, SignalOrCommand
 from broker.run.progress import Progress
 from broker.run.signals import leave_at_signals
 from broker.run.supervise import CommandEnd, NotStarted, supervise
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from agent_sdk import Lease, LeaseClient
     from agent_sdk.engines.containers import Runtime
     from agent_sdk.engines.visible import Visible
+    from agent_sdk.request import LeaseOptions
     from agent_sdk.state.limits import DeviceLimits
     from broker.run.inherited import Inherited
 
@@ -61,6 +65,19 @@ NOT_ENFORCED = (
 @click.option(
     "--grace", "grace_s", type=Duration(), default=10.0,
     help="Between SIGTERM and SIGKILL when the lease is lost (default 10s).",
+)  # fmt: skip
+@click.option(
+    "--on-preempt", type=SignalOrCommand(), metavar="SIGNAL|COMMAND",
+    help="When the lease is to be taken back, to save what COMMAND has done: send it this signal, "
+    "such as SIGUSR1 (it alone, not its children), or run this shell command beside it.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint-window", "window_s", type=Duration(), default=0.0,
+    help="The longest time for that, and never beyond the lease's own: 60s. Default all of it.",
+)  # fmt: skip
+@click.option(
+    "--requeue", is_flag=True,
+    help="Wait again after a preemption, and start COMMAND anew: GPU_BROKER_ATTEMPT=2 and so on.",
 )  # fmt: skip
 @click.option(
     "--for", "engine", type=click.Choice(list(ENGINES)),
@@ -93,6 +110,9 @@ def run(
     visible: Visible | None,
     enforce: bool,
     runtime: Runtime | None,
+    on_preempt: OnPreempt | None,
+    window_s: float,
+    requeue: bool,
     quiet: bool,
     output: Literal["text", "json"],
     command: tuple[str, ...],
@@ -106,9 +126,16 @@ def run(
     its own. If the lease is lost it gets SIGTERM, and after --grace SIGKILL; neither it nor its
     children outlive gpu-broker run. Messages go to stderr.
 
+    A lease of a team that borrows, or one taken with --preemptible, may be taken back with notice.
+    COMMAND can save its state meanwhile: --on-preempt. It then ends by itself, or gets SIGTERM when
+    the shell command has ended or the time is over. With --requeue it waits for the next lease and
+    is started anew, which goes on from what it saved; with --on-preempt any end after the notice
+    counts as a preemption, so that no half-done work looks finished.
+
     The exit code is COMMAND's (128 + n if signal n ended it; Ctrl-C ends both by SIGINT), or: 75
-    not granted in time, 69 the store is away or full, or with --wait 0 the pool is closed, 77
-    denied (SAFE_MODE, credentials), 1 refused for good, 126 and 127 as a shell's.
+    not granted in time, or preempted without --requeue, 69 the store is away or full, or with
+    --wait 0 the pool is closed, 77 denied (SAFE_MODE, credentials), 1 refused for good, 126 and 127
+    as a shell's.
 
     \b
     Examples:
@@ -116,6 +143,7 @@ def run(
       gpu-broker run --gpus 2 --wait 10m --time 2h -- torchrun --nproc-per-node 2 train.py
       gpu-broker run --memory 20GiB --for vllm -- vllm serve my-model
       gpu-broker run --memory 4GiB --or-cpu -- python embed.py
+      gpu-broker run --gpus 4 --on-preempt SIGUSR1 --requeue -- python train.py
       gpu-broker run --memory 8GiB --in docker -- -v "$PWD:/w" my-image python /w/train.py
     """
     teller = Progress("json" if output == "json" else "trouble" if quiet else "text")
@@ -129,13 +157,14 @@ def run(
     inherited = take_over()
     leave_at_signals()  # once the command runs, signals are its own
     try:
-        how = _Start(command, grace_s, engine, visible, enforce, runtime)
+        wish = replace(on_preempt or OnPreempt(), window_s=window_s)
+        how = _Start(command, grace_s, engine, visible, enforce, runtime, wish)
         with (
             Guard(how.own_engine) as guard,
             waiting_client(NAME, asked["store_timeout_s"]) as client,
         ):
-            lease = get_lease(client, asked["agent"] or user_at_host(), ask, teller)
-            ended = _run(client, lease, how, teller, guard, inherited)
+            agent = asked["agent"] or user_at_host()
+            ended = _attempts(client, agent, ask, how, teller, guard, inherited, requeue=requeue)
     except (LeaseError, ValueError) as error:
         ended = CommandEnd(explained(error, teller, "run", DENIED_ADVICE))
     except KeyboardInterrupt:
@@ -143,6 +172,32 @@ def run(
     if ended.by is not None:
         die_of(ended.by, group=ended.alone)
     sys.exit(ended.code)
+
+
+def _attempts(
+    client: LeaseClient,
+    agent: str,
+    ask: LeaseOptions,
+    how: _Start,
+    teller: Progress,
+    guard: Guard,
+    inherited: Inherited,
+    *,
+    requeue: bool,
+) -> CommandEnd:
+    """Run the command, again after each preemption if that is asked for; return its last end."""
+    for attempt in count(1):
+        lease = get_lease(client, agent, ask, teller)
+        env = {"GPU_BROKER_ATTEMPT": str(attempt)} if requeue else {}
+        ended = _run(client, lease, how, teller, guard, inherited, env)
+        if not ended.preempted:
+            return ended
+        if not requeue:
+            break
+        guard.forget()
+        teller.requeued(lease.token, attempt + 1)
+        ask = {**ask, "after": lease.token}
+    return CommandEnd(NOT_IN_TIME)
 
 
 def _check_runtime(runtime: str | None, command: tuple[str, ...], *, enforce: bool) -> None:
@@ -161,6 +216,7 @@ class _Start(NamedTuple):
     visible: Visible | None
     enforce: bool
     runtime: Runtime | None
+    on_preempt: OnPreempt
 
     @property
     def own_engine(self) -> str:
@@ -175,6 +231,7 @@ def _run(
     teller: Progress,
     guard: Guard,
     inherited: Inherited,
+    more: dict[str, str],
 ) -> CommandEnd:
     """Run the command and return its end; the lease is given back in any case."""
     given_back = False
@@ -191,6 +248,7 @@ def _run(
         if lease.trusted_s < SHORT_S:
             client.keep(lease)
         words, env = _prepared(lease, how, teller)
+        env |= more
         mode = "off"
         if lease.devices:
             limits = client.limits_on(device.uuid for device in lease.devices)
@@ -206,6 +264,7 @@ def _run(
             return supervise(
                 words, env, lease, how.grace_s, teller, partial(client.keep, lease), release,
                 guard=guard, inherited=inherited, containers=containers,
+                on_preempt=how.on_preempt,
             )  # fmt: skip
     except NotLimitedError as error:
         teller.failed("not_limited", f"the driver does not limit the command: {error}")

@@ -84,6 +84,22 @@ def _held() -> tuple[Decorator, ...]:
             "when the store is away for longer (default 30s).",
         ),
         click.option("--agent", help="The agent that asks; default user@host."),
+        click.option(
+            "--team",
+            help="The team whose quota it counts for: within that quota it comes before all that "
+            "borrow. Default GPU_BROKER_TEAM, else default.",
+        ),
+        click.option(
+            "--preemptible",
+            is_flag=True,
+            help="It may be taken back, with notice and at any time, for a request with a right to "
+            "its memory: for work that saves its state.",
+        ),
+        click.option(
+            "--yields",
+            is_flag=True,
+            help="Tell me when a waiter wants it (gpu-broker ask); to decline costs nothing.",
+        ),
         click.option("--note", default="", help="A line for people, shown beside the lease."),
     )
 
@@ -118,5 +134,8 @@ def asked_in(values: dict[str, Any]) -> LeaseOptions:
         "max_hold_s": values["max_hold_s"],
         "ttl_s": values["ttl_s"],
         "note": values["note"],
+        "team": values["team"],
+        "preemptible": values["preemptible"],
+        "yields": values["yields"],
         "wait_s": FOREVER_S if values["wait_s"] is None else values["wait_s"],
     }
