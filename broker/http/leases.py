@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from agent_sdk import AsyncLease
 from agent_sdk.errors import CODES, SafeMode, StillWaiting, error_for
-from agent_sdk.keys import TOKEN
+from agent_sdk.keys import DEFAULT_TEAM, TOKEN
 from agent_sdk.protocol.messages import ANY
 from agent_sdk.protocol.sizes import meant_gib
 from agent_sdk.state.explain import Explanation
@@ -59,6 +59,8 @@ router, hot = (
         "no_capacity",
         "agent_cap",
         "limit",
+        "team_unknown",
+        "team_limit",
         "never_fits",
         "host_unknown",
         "model_unknown",
@@ -89,6 +91,7 @@ async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONRespons
     note(agent=body.agent, token=body.token)
     if not who.speaks_for(body.agent):
         raise error_for("forbidden", f"this key may not ask in the name of {body.agent}")
+    team = who.team_for(body.team) or DEFAULT_TEAM
     denied: SafeModeAnswer = {"granted": False, "note": "SAFE_MODE", "agent": body.agent}
     if broker.settings.safe_mode:
         return JSONResponse(denied)
@@ -113,6 +116,10 @@ async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONRespons
             wait_s=body.wait_s,
             keep_place=body.wait_s > 0,
             owner=who.name,
+            team=team,
+            preemptible=body.preemptible,
+            yields=body.yields,
+            after=body.after,
         )
         got = await (unless_ended(request, broker.stopping, asked) if body.wait_s else asked)
     except HungUpError:
@@ -125,7 +132,7 @@ async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONRespons
         note(token=error.token, reason=error.code)
         at = f"{request.scope.get('root_path', '')}/lease/{error.token}"
         where = {"Location": at, "Retry-After": "1"}
-        return JSONResponse(lease_json.still_waiting(error, body.agent), 202, where)
+        return JSONResponse(lease_json.still_waiting(error, body.agent, team), 202, where)
     gpus = ",".join(device.uuid for device in got.devices)
     note(token=got.token, fence=got.fence, gpus=gpus or "cpu", reason=got.reason)
     if got.local:  # the client's own fallback: over HTTP, an absent broker is an error
@@ -133,7 +140,7 @@ async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONRespons
     if body.token is None:  # a client repeats or releases a token of its own
         delivery_of(request).otherwise(lambda: _take_back(broker, got))
     doubt = meant_gib(memory_mb := body.min_memory_mb or 0, str(memory_mb * 1024))
-    return JSONResponse(lease_json.granted(got) | ({"hint": doubt} if doubt else {}))
+    return JSONResponse(lease_json.granted(got, team) | ({"hint": doubt} if doubt else {}))
 
 
 def _host_and_ttl(
@@ -257,6 +264,9 @@ async def explain_request(body: LeaseBody, broker: At, who: Viewer) -> dict[str,
         exclusive=body.exclusive,
         host=body.host or broker.local_host,
         model=body.model,
+        priority=body.priority,
+        owner=who.name,
+        team=who.team_for(body.team) or DEFAULT_TEAM,
     )
     return _explained(found, who)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 from fastapi import Query
 from pydantic import AfterValidator, AliasChoices, Field
 
+from agent_sdk.keys import TEAM
 from agent_sdk.policy import (
     FIELDS,
     MOST_MB,
@@ -36,6 +37,7 @@ def _zero_or_one(seconds: float) -> float:
 Agent = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{1,128}$")]
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
+Team = Annotated[str, Field(pattern=rf"^{TEAM.pattern}$")]
 Model = Annotated[str, Field(pattern=r"^[ -)+-~]{0,95}[A-Za-z0-9][ -)+-~]{0,95}$", max_length=96)]
 EventId = Annotated[
     str, Field(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$", description="As 1795607407688-0.")
@@ -138,6 +140,10 @@ class LeaseBody:
         host: null = this broker's own if it has devices, else any; "any" or a name.
         token: the idempotency key: repeating the request with it is safe.
         on_unavailable: `cpu`: a CPU lease when no GPU fits; `refuse`: 409.
+        team: the team for whose quota it counts; null = the key's, else `default`.
+        preemptible: it may be ended for others at any time, with notice.
+        yields: its holder is told when a waiter wants what it has.
+        after: the token of a lease that was preempted, whose job this one goes on with.
     """
 
     agent: Agent
@@ -155,6 +161,10 @@ class LeaseBody:
     max_hold_s: Seconds | None = None
     token: Token | None = None
     on_unavailable: Literal["cpu", "refuse"] = "cpu"
+    team: Team | None = None
+    preemptible: Flag = False
+    yields: Flag = False
+    after: Token | None = None
 
 
 @dataclass(frozen=True, slots=True)

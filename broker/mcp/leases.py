@@ -159,6 +159,7 @@ class Leases(ABC):
         options: LeaseOptions = ask.options | {
             "token": token,
             "owner": who.name,
+            **({"team": who.team} if who.team else {}),
             "ttl_s": self.ttl_s,
             "wait_s": QUEUE_S if ask.wait_s else 0.0,
         }

@@ -52,12 +52,12 @@ def name_of(what: LeaseStatus | WaiterStatus) -> str:
     return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
 
 
-def granted(lease: AsyncLease) -> NewLease:
+def granted(lease: AsyncLease, team: str) -> NewLease:
     """Return a new lease; one without a GPU has `cpu` and the reason."""
     gpus = [_gpu(d.uuid, d.memory_mb, d) for d in lease.devices]
     ends = None if lease.ttl_ms == 0 else (lease.expires_at_ms, lease.remaining_ms)
     return {
-        **_held(lease, gpus, ends), "granted": True, "code": lease.reason, "env": lease.env(),
+        **_held(lease, gpus, ends, team), "granted": True, "code": lease.reason, "env": lease.env(),
     }  # fmt: skip
 
 
@@ -75,11 +75,12 @@ def _gpu(uuid: str, memory_mb: int, at: Device | DeviceStatus | None) -> GpuOfLe
     }
 
 
-def still_waiting(error: StillWaiting, agent: str) -> PlaceInQueue:
+def still_waiting(error: StillWaiting, agent: str, team: str) -> PlaceInQueue:
     """Return the answer after a wait without a lease; its token asks again for the same place."""
     return {
         "granted": False,
         "agent": agent,
+        "team": team,
         "token": error.token or "",
         "state": "waiting",
         "place": None if error.place < 0 else error.place,
@@ -94,10 +95,12 @@ def waiter(waiter: WaiterStatus, now_ms: int) -> Waiter:
     return {
         "token": waiter.token,
         "agent": waiter.agent,
+        "team": waiter.team,
         "state": "offered" if waiter.state == "offered" else "waiting",
         "granted": False,
         "place": waiter.place,
         "capped": waiter.capped,
+        "capped_by": waiter.capped_by or None,
         "memory_mb": waiter.memory_mb,
         "devices": waiter.devices,
         "exclusive": waiter.exclusive,
@@ -131,22 +134,28 @@ def known(lease: LeaseStatus, devices: dict[str, DeviceStatus], now_ms: int) -> 
     expires = lease.expires_at_ms
     ends = None if expires is None else (expires, max(0, expires - now_ms))
     return {
-        **_held(lease, gpus, ends),
+        **_held(lease, gpus, ends, lease.team),
         "priority": lease.priority,
         "findings": list(of_lease(lease, devices)),
         "notices": list(lease.notices),
+        "preempt_at": lease.preempt_at_ms / 1000 if lease.preempt_at_ms else None,
+        "preempt_for": lease.preempt_team if lease.preempt_at_ms else None,
         "enforced": enforced(lease, devices),
         "note": lease.note or None,
     }
 
 
 def _held(
-    lease: AsyncLease | LeaseStatus, gpus: list[GpuOfLease], ends: tuple[int, int] | None
+    lease: AsyncLease | LeaseStatus,
+    gpus: list[GpuOfLease],
+    ends: tuple[int, int] | None,
+    team: str,
 ) -> LeaseFields:
     """Return the fields of any lease; `ends`: its end and the time left, ms; None: no expiry."""
     expires_ms, left_ms = ends or (None, None)
     return {
         "agent": lease.agent,
+        "team": team,
         "gpu": gpus[0]["index"] if gpus else CPU,
         "token": lease.token,
         "timestamp": lease.granted_at_ms / 1000,

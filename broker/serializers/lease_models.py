@@ -52,9 +52,11 @@ class LeaseFields(TypedDict):
         expires_in_s: the seconds until then.
         ttl_s: seconds that it lasts without a renewal; 0: for ever.
         reason: the code for which there is no GPU.
+        team: the team for whose quota it counts.
     """
 
     agent: str
+    team: str
     gpu: int | Cpu | None
     token: str
     timestamp: float
@@ -74,7 +76,9 @@ class LivingLease(LeaseFields):
 
     Attributes:
         findings: what its hosts find about it now.
-        notices: the findings that its holder was told.
+        notices: what its holder was told: findings, and that it is preempted or wanted.
+        preempt_at: the time at which it ends for another team's request; null: it is not preempted.
+        preempt_for: the team for which it is preempted.
         enforced: the driver limits its memory.
         note: a remark of its holder for people.
     """
@@ -82,6 +86,8 @@ class LivingLease(LeaseFields):
     priority: int
     findings: list[str]
     notices: list[str]
+    preempt_at: float | None
+    preempt_for: str | None
     enforced: bool
     note: str | None
 
@@ -132,10 +138,12 @@ class PlaceInQueue(WithIgnored):
 
     Attributes:
         place: requests ahead in the same queue; null: it waits for its agent's cap.
+        team: the team for whose quota it counts.
     """
 
     granted: Literal[False]
     agent: str
+    team: str
     token: str
     state: Literal["waiting"]
     place: int | None
@@ -165,19 +173,23 @@ class Waiter(TypedDict):
     Attributes:
         token: its token; of another key's request its beginning.
         place: requests ahead in the same queue; null: it waits for its agent's cap, or is offered.
-        capped: it waits for its agent's cap alone.
+        capped: it waits for its agent's, its key's or its team's cap alone.
         host: the host that it asks for; null: any.
         model: the model that it asks for; null: any.
         gives_up_at: the end of its wait.
         reserved: ids of the devices that are reserved for it.
+        team: the team for whose quota it counts.
+        capped_by: whose cap: `agent`, `key NAME` or `team NAME`; null: it is not capped.
     """
 
     token: str
     agent: str
+    team: str
     state: Literal["waiting", "offered"]
     granted: Literal[False]
     place: int | None
     capped: bool
+    capped_by: str | None
     memory_mb: int
     devices: int
     exclusive: bool

@@ -1,0 +1,117 @@
+"""Teams over HTTP: the key's team counts, answers name it, and a foreign one is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.api.brokers import GRANTING, Broker
+from tests.api.keys import new_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx2
+
+    from tests.servers import Server
+
+
+class Teams:
+    """A broker with keys, some of a team."""
+
+    def __init__(self, broker: Broker, keys: dict[str, str]) -> None:
+        self.broker = broker
+        self.keys = keys
+
+    def ask(self, who: str, method: str, path: str, **more: Any) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {self.keys[who]}"} | more.pop("headers", {})
+        return self.broker.http.request(method, path, headers=headers, **more)
+
+    def lease(self, who: str, **body: Any) -> httpx2.Response:
+        return self.ask(who, "POST", "/lease", json={"agent": "a", "min_memory_mb": 10} | body)
+
+
+@pytest.fixture(scope="module")
+def teams(own: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teams]:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    keys = {
+        "viewer": new_key(file, "viewer", "viewer"),
+        "agent": new_key(file, "agent", "agent"),
+        "nlp": new_key(file, "nlp", "agent", "--team", "nlp"),
+        "operator": new_key(file, "operator", "operator"),
+        "chief": new_key(file, "chief", "operator", "--team", "nlp"),
+    }
+    settings = GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_TEAM": "brokers-own"}
+    with Broker(**settings, GPU_BROKER_KEYS_FILE=str(file)) as broker:
+        yield Teams(broker.wait(), keys)
+
+
+@pytest.fixture(autouse=True)
+def clean(teams: Teams) -> Iterator[None]:
+    yield
+    for what in ("allocations", "queue"):
+        found = teams.ask("operator", "GET", f"/{what}").json()[what]
+        for token in found if what == "allocations" else [row["token"] for row in found]:
+            teams.ask("operator", "POST", "/release", json={"token": token})
+
+
+WHO = {
+    # who asks: the team of an answer to no team, to `nlp`, to `other`; None: refused
+    "agent": ("default", "nlp", "other"),
+    "nlp": ("nlp", "nlp", None),
+    "operator": ("default", "nlp", "other"),
+    "chief": ("nlp", "nlp", None),
+}
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("version", ["", "/v1"])
+def test_lease_counts_for_the_team_of_its_key(teams: Teams, who: str, version: str) -> None:
+    """Without a team a key may name any; its team is never this broker's own."""
+    for said, team in zip((None, "nlp", "other"), WHO[who], strict=True):
+        body = {"agent": "a", "min_memory_mb": 10, "team": said}
+        got = teams.ask(who, "POST", f"{version}/lease", json=body)
+        if team is None:
+            assert (got.status_code, got.json()["code"]) == (403, "forbidden")
+            assert "this key is of the team nlp" in got.json()["detail"]
+            assert "may not ask for the team other" in got.json()["detail"]
+            continue
+        assert (got.status_code, got.json()["team"]) == (200, team), got.text
+        token = got.json()["token"]
+        assert teams.ask(who, "GET", f"/lease/{token}").json()["team"] == team
+        row = teams.ask("viewer", "GET", "/allocations").json()["allocations"]
+        assert {lease["team"] for lease in row.values()} >= {team}
+
+
+def test_explain_takes_the_team_of_the_key(teams: Teams) -> None:
+    """A foreign one is refused there too."""
+    body = {"agent": "a", "min_memory_mb": 10, "team": "other"}
+    assert teams.ask("nlp", "POST", "/explain", json=body).status_code == 403
+    assert teams.ask("agent", "POST", "/explain", json=body).status_code == 200
+
+
+def test_waiter_tells_its_team(teams: Teams) -> None:
+    """In 202, in /queue, and under its token; a repeated request keeps it."""
+    teams.lease("agent", min_memory_mb=900)
+    token = "of-a-team-0123456789"
+    body = {"min_memory_mb": 900, "wait_s": 0.05, "token": token, "yields": True,
+            "preemptible": True}  # fmt: skip
+    for _ in range(2):
+        waits = teams.lease("nlp", **body)
+        assert (waits.status_code, waits.json()["team"]) == (202, "nlp"), waits.text
+    (row,) = teams.ask("operator", "GET", "/queue").json()["queue"]
+    assert (row["team"], row["capped_by"]) == ("nlp", None)
+    assert teams.ask("nlp", "GET", f"/lease/{token}").json()["team"] == "nlp"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"team": ""}, {"team": "a b"}, {"team": 1}, {"team": "x" * 65}, {"preemptible": 1},
+     {"yields": "yes"}, {"after": "short"}],
+)  # fmt: skip
+def test_wrong_field_is_no_request(teams: Teams, wrong: dict[str, Any]) -> None:
+    """422, with the field's name."""
+    answer = teams.lease("agent", **wrong)
+    assert answer.status_code == 422
+    assert next(iter(wrong)) in answer.text
