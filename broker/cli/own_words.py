@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 OPTIONS: Final = {
+    "after": "--after",
     "agent": "--agent",
     "devices": "--gpus",
     "host": "--host",

@@ -20,12 +20,13 @@ from statistics import median
 
 from tests.hosts.attacks import ATTACKS
 from tests.hosts.nets import NotAllowed, private_world
-from tests.hosts.scenarios import SCENARIOS, Seen
+from tests.hosts.scenarios import Seen
+from tests.hosts.stories import STORIES
 from tests.hosts.world import ROOT, World
 
 LONGEST_S = 180
 
-ALL = SCENARIOS | ATTACKS
+ALL = STORIES | ATTACKS
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def main() -> int:
     except NotAllowed as why:
         print(f"e2e-hosts: skipped: {why}")
         return 0
-    runs = [(name, run(name)) for name in asked.scenario or SCENARIOS for _ in range(asked.times)]
+    runs = [(name, run(name)) for name in asked.scenario or STORIES for _ in range(asked.times)]
     if asked.times > 1:
         for name in dict.fromkeys(name for name, _ in runs):
             print(summary(name, [seen for of, seen in runs if of == name]))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.api.brokers import environment
 from tests.hosts.nets import NotAllowed, private_world
-from tests.hosts.scenarios import SCENARIOS
+from tests.hosts.stories import STORIES
 from tests.hosts.world import ROOT
 
 if TYPE_CHECKING:
@@ -51,4 +51,4 @@ def test_scenario_that_does_not_exist_is_refused() -> None:
     """The answer names those that do."""
     done = e2e_hosts("earthquake")
     assert done.returncode == 2
-    assert all(name in done.stderr for name in SCENARIOS)
+    assert all(name in done.stderr for name in STORIES)

@@ -96,6 +96,12 @@ def _held() -> tuple[Decorator, ...]:
             "its memory: for work that saves its state.",
         ),
         click.option(
+            "--after",
+            metavar="TOKEN",
+            help="The whole token of a lease that was taken back, with whose work this one goes "
+            "on: it is not taken back as soon.",
+        ),
+        click.option(
             "--yields",
             is_flag=True,
             help="Tell me when a waiter wants it (gpu-broker ask); to decline costs nothing.",
@@ -137,5 +143,6 @@ def asked_in(values: dict[str, Any]) -> LeaseOptions:
         "team": values["team"],
         "preemptible": values["preemptible"],
         "yields": values["yields"],
+        "after": values["after"],
         "wait_s": FOREVER_S if values["wait_s"] is None else values["wait_s"],
     }
