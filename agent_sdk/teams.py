@@ -130,6 +130,11 @@ def policy_of(values: Mapping[str, object]) -> TeamPolicy:
     return TeamPolicy(**found)
 
 
+def policy_in(status: TeamPolicy) -> TeamPolicy:
+    """Return the policy alone of a team as it stands."""
+    return TeamPolicy(**{name: getattr(status, name) for name in FIELDS})
+
+
 def parse(line: str) -> TeamPolicy:
     """Return a policy by its line in the store; words that this version does not know are left."""
     said = {name: int(number) for name, number in _WORD.findall(line) if name in FIELDS}

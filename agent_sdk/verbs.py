@@ -250,6 +250,18 @@ class Verbs(PoolClient[R]):
         return operator.set_teams(teams, by=by or self.by, version=version)
 
     @Verb
+    def apply_policy(
+        self,
+        policy: Policy,
+        teams: Mapping[str, TeamPolicy | Mapping[str, object]] | None = None,
+        *,
+        by: str | None = None,
+        version: int | None = None,
+    ) -> Steps[int]:
+        """Set fields and all teams as one version; see `protocol.operator.apply_policy`."""
+        return operator.apply_policy(policy, teams, by=by or self.by, version=version)
+
+    @Verb
     def teams(self) -> Steps[tuple[TeamStatus, ...]]:
         """Return every team that has a policy, leases or waiters, by name."""
         from agent_sdk.state import caps  # noqa: PLC0415 - as above

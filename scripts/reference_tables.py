@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 from agent_sdk.policy import ACTIONS, FIELDS, PolicyField
+from agent_sdk.teams import FIELDS as TEAM_FIELDS
+from broker.cli.policies.file import NAMES
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -39,6 +41,51 @@ ACTIONS_HEAD = """
 """
 
 
+TEAMS_HEAD = """
+## Teams
+
+A team's policy is its quota, what it may borrow and lends, and limits of its requests.
+Over HTTP and in the SDK a field has the name of this table; in a file it has the other one.
+
+| Field | In a file | Default | Accepts | What it does |
+|---|---|---|---|---|
+"""
+
+FILE_TEXT = """
+## As a file
+
+`gpu-broker policy apply -f policy.yaml` makes a file the policy; `--dry-run` shows the changes and
+writes nothing.
+
+```yaml
+reclaim_after_s: 60
+preempt_grace_s: 2m
+teams:
+  nlp:
+    nominal: 96GiB
+    weight: 2
+    max_hold: 2d
+  vision:
+    nominal: {gpus: 4, model: NVIDIA L4}
+    borrow_limit: 48GiB
+    max_priority: 5
+```
+
+- The whole file is checked before anything is written; each problem is named with its line.
+- All of it becomes one version of the policy. When another changed the policy meanwhile, nothing is
+  written: apply the file again.
+- A field of the pool that the file does not name stays as it is.
+- `teams` names all teams: a team that is not there has no policy any more. Without `teams` they
+  stay as they are; `teams: {}` removes all.
+- Sizes are written as `96GiB`, times as `90s`, `10m`, `2h` or `2d`; `null` is no limit.
+- A quota in GPUs becomes MiB by the registered devices of that model, and is shown. It does not
+  follow the devices later: apply the file again when they change.
+- `gpu-broker policy get -o yaml` prints such a file.
+- The [events](events.md) `policy` and `teams` tell each change, its version, and the name of the
+  operator.
+"""
+
+
 def shown(field: PolicyField) -> str:
     """Return a field's default as it is written."""
     if field.name == "safe_mode":
@@ -51,8 +98,17 @@ def shown(field: PolicyField) -> str:
 def policy_page() -> str:
     """Return the page about the policy."""
     rows = [f"| `{x.name}` | {shown(x)} | {x.accepts} | {x.meaning} |" for x in FIELDS.values()]
+    in_file = {name: of for of, name in NAMES.items()}
+    teams = [
+        f"| `{x.name}` | `{in_file[x.name]}` | {'no limit' if x.default is None else x.default} "
+        f"| {x.accepts} | {x.meaning} |"
+        for x in TEAM_FIELDS.values()
+    ]
     actions = [f"| `{word}` | {means} |" for word, means in ACTIONS.items()]
-    return POLICY_HEAD + "\n".join(rows) + "\n" + ACTIONS_HEAD + "\n".join(actions) + "\n"
+    parts = (
+        (POLICY_HEAD, rows), (ACTIONS_HEAD, actions), (TEAMS_HEAD, teams)
+    )  # fmt: skip
+    return "".join(f"{head}{chr(10).join(lines)}\n" for head, lines in parts) + FILE_TEXT
 
 
 def main() -> int:

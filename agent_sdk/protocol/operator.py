@@ -129,6 +129,37 @@ def set_teams(
             raise failure(answer, None)
 
 
+def apply_policy(
+    policy: Policy,
+    teams: Mapping[str, TeamPolicy | Mapping[str, object]] | None,
+    *,
+    by: str,
+    version: int | None,
+) -> Generator[Call, Answer, int]:
+    """Set fields of the policy and, unless None, the policies of all teams, as one version.
+
+    version: of the policy that they were written against; None: any.
+
+    Returns:
+        The policy's new version.
+
+    Raises:
+        BadRequest: a name, a field or a value is wrong.
+        Conflict: the policy has another version by now.
+    """
+    words = to_store(policy)
+    if version is not None:
+        words += ("version", version)
+    if teams is not None:
+        words += ("teams", len(teams), *policies.to_store(teams))
+    answer = yield Call("set_policy", (PROTOCOL, by, *words))
+    match answer.raw:
+        case ["POLICY", _, _, _, _, int(new)]:
+            return new
+        case _:
+            raise failure(answer, None)
+
+
 def extend_hold(
     token: str, hold_ms: int, *, by: str, owner: str = ""
 ) -> Generator[Call, Answer, int | None]:

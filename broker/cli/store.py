@@ -96,7 +96,11 @@ def lease_error(error: RedisError) -> LeaseError:
 
 def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `-o text|json`, with the further forms in `more`."""
-    says = {"wide": "more columns", "name": "names alone, one a line"}
+    says = {
+        "wide": "more columns",
+        "name": "names alone, one a line",
+        "yaml": "a file for policy apply",
+    }
     return click.option(
         "-o",
         "--output",

@@ -55,6 +55,28 @@ class YamlNode:
             found[name] = part
         return found
 
+    def entries(self) -> list[tuple[YamlNode, YamlNode]]:
+        """Return the node's names and values in order, each value called by its name.
+
+        Raises:
+            ScenarioError: it is no mapping, or has a name twice.
+        """
+        if self._node.id != "mapping":
+            raise self.wrong("must be a mapping, name: value")
+        names = [text(key.value) if key.id == "scalar" else "" for key, _ in self._node.value]
+        for at, (key, _) in enumerate(self._node.value):
+            if names[at] in names[:at]:
+                raise YamlNode(key, self._value_of, names[at]).wrong("is there twice")
+        return [
+            (YamlNode(key, self._value_of, name), YamlNode(value, self._value_of, name))
+            for name, (key, value) in zip(names, self._node.value, strict=True)
+        ]
+
+    @property
+    def is_mapping(self) -> bool:
+        """True for name: value."""
+        return bool(self._node.id == "mapping")
+
     def items(self, what: str, most: int) -> list[YamlNode]:
         """Return the node's items in order, each called `what`.
 
