@@ -22,7 +22,8 @@ local function reservable(w, ids)
   for _, uuid in ipairs(ids) do
     local d = not seen[uuid] and broker.device(uuid)
     seen[uuid] = true
-    if d and d.reserved_for == '' and d.reservable_ms <= ctx.now and reservations.charge(w, d) then
+    if d and (d.reserved_for == '' or reservations.may_take(w, d)) and d.reservable_ms <= ctx.now
+      and reservations.charge(w, d) then
       found[#found + 1] = d
     end
   end

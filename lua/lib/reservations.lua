@@ -2,7 +2,10 @@
 --
 -- After 30 s a head reserves devices that can become what it asks: they are live, reserved for no
 -- other, large enough beside the memory that is used without a lease, and within what its agent's
--- cap leaves. No waiter behind it gets them. A reservation counts against that cap as a lease does.
+-- cap leaves. No waiter behind it gets them. Where teams have policies (teams.lua), a head of a team
+-- that comes before takes over what is reserved for a head of one that comes after: else the first
+-- to reserve, and not the first in order, would collect several devices. A reservation counts
+-- against that cap as a lease does.
 --
 -- It has a horizon. Devices that have room and go unused for `reservation_idle_s` without progress
 -- go back to the others, and the head keeps its rank. Progress is the end of a lease that was older
@@ -38,11 +41,24 @@ function reservations.devices(w)
   return devices
 end
 
+-- May w have a device that is reserved for another? Where its team comes before the other's, and no
+-- lease ends for that one.
+function reservations.may_take(w, d)
+  if ctx.pool.teams == 0 or not w.takes then return false end
+  local may = w.takes[d.reserved_for]
+  if may == nil then
+    local owner = queue.read(d.reserved_for)
+    may = owner and owner.preempts == '' and broker.comes_before(w, owner, d) or false
+    w.takes[d.reserved_for] = may
+  end
+  return may
+end
+
 -- MiB that device d would count against the cap of w's agent; nil: it cannot become what w asks.
 function reservations.charge(w, d)
   local q = w.q
   local live = d.state == 'ok' and d.drained ~= '1' and (d.reserved_for == ''
-    or d.reserved_for == w.token)
+    or d.reserved_for == w.token or reservations.may_take(w, d))
   local suits = (q.model == '*' or d.model == q.model) and (q.host == '*' or d.host == q.host)
     and broker.joins(q, d)
   local most_mb, whole = d.total_mb - d.system_mb - d.unleased_mb, broker.whole(q)
@@ -111,6 +127,7 @@ function reservations.reserve(w, devices, until_ms)
   local ends_ms = known_end_ms(w, devices)
   for i, d in ipairs(devices) do
     sum = sum + reservations.charge(w, d)
+    if d.reserved_for ~= '' and d.reserved_for ~= w.token then reservations.cancel_on(d) end
     ids[i], d.reserved_for = d.uuid, w.token
     call('HSET', prefix .. 'device:' .. d.uuid, 'reserved_for', w.token)
     if ends_ms then call('ZADD', prefix .. 'backfill', text(ends_ms), d.uuid) else call('ZREM',
@@ -192,6 +209,7 @@ function reservations.consider(w)
     return
   end
   broker.flush()
+  w.takes = {}
   local devices, seen = reservations.choose(w, broker.room(w))
   if devices then reservations.reserve(w, devices) end
   if seen ~= w.reservation_seen then

@@ -75,6 +75,18 @@ local function before(a, b)
   return a.rank < b.rank
 end
 
+-- Does a head come before the owner of a reservation by what their teams have? The rank alone takes
+-- no reservation away.
+function broker.comes_before(w, owner, d)
+  local function placed(x)
+    ctx.asks[x.queue_id] = { rank = x.rank + 0, mb = x.q.memory_mb, devices = x.q.devices }
+    return place({ rank = x.rank + 0, id = x.queue_id }, d)
+  end
+  local one, other = placed(w), placed(owner)
+  if one.tier ~= other.tier then return one.tier < other.tier end
+  return one.share < other.share
+end
+
 -- Candidates for a device of the worklist, the first one first: the head of every queue whose size
 -- class the device can satisfy. A reserved device goes to heads that come before the reservation's
 -- owner, then to the owner; to the owner alone where leases end for it. `at`: the next candidate.

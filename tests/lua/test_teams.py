@@ -181,16 +181,45 @@ def test_reserved_device_goes_by_the_order_between_teams(eight: Pool, reserves: 
     eight.set_teams(a="weight=1", b="weight=1")
     granted(eight.acquire(token("a0"), "a0", team="a", memory_mb=8000, ttl_ms=0))
     eight.live_on(60_000)
-    wait(eight, "a1", team="a", memory_mb=8000)
-    eight.skew(1000)
-    wait(eight, "b1", team="b", memory_mb=8000)
-    for _ in range(7):
-        eight.live_on(5000)
-        for name in ("a1", "b1") if reserves == "a1" else ("b1", "a1"):
+    polling = ("a1",) if reserves == "a1" else ("a1", "b1")
+    for _ in range(9):
+        for name in polling:
             wait(eight, name, team=name[0], memory_mb=8000)
+        eight.live_on(5000)
+    wait(eight, "b1", team="b", memory_mb=8000)
     assert eight.hash("device:gpu-a")["reserved_for"] == token(reserves)
     eight.release(token("a0"))
     assert states(eight, "a1", "b1") == {"a1": "waiting", "b1": "offered"}
+
+
+def test_head_takes_what_is_reserved_for_a_team_that_comes_after_its_own(pool: Pool) -> None:
+    """Both ask for two whole GPUs: the team with the smaller share collects and keeps them."""
+    gpus = (device("gpu-a", 4000), device("gpu-b", 4000, index=1))
+    pool.report(gpus, deadline_ms=DAY_MS)
+    pool.set_teams(a="weight=1", b="weight=1")
+    asks = {name: {"team": name[0], "memory_mb": 4000} for name in ("b0", "b9")}
+    asks |= {name: {"team": name[0], "memory_mb": 4000, "devices": 2} for name in ("b1", "a1")}
+    for name in ("b0", "b9"):
+        granted(pool.acquire(token(name), name, ttl_ms=0, **asks[name]))
+    pool.live_on(120_000)
+
+    def poll(ms: int, *names: str) -> set[str]:
+        while ms > 0:
+            pool.live_on(5000)
+            ms -= 5000
+            for name in names:
+                wait(pool, name, **asks[name])
+        return {pool.hash(f"device:{uuid}")["reserved_for"].strip("-") for uuid, _ in gpus}
+
+    assert poll(40_000, "b1") == {"b1"}
+    assert poll(20_000, "b1", "a1") == {"b1"}, "it has not waited for 30 s yet"
+    assert poll(20_000, "b1", "a1") == {"a1"}
+    assert "reserved" not in pool.hash(f"record:{token('b1')}")
+    pool.release(token("b0"))
+    assert poll(20_000, "b1", "a1") == {"a1"}
+    pool.release(token("b9"))
+    assert states(pool, "a1", "b1") == {"a1": "offered", "b1": "waiting"}
+    audit(pool.redis, pool.keys)
 
 
 def use_of(pool: Pool, team: str) -> float:
