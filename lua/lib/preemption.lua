@@ -16,6 +16,7 @@
 -- memory is free when its host or the grace of expiry says so, as after a revoke. If the head gets
 -- what it asks another way, or leaves, notices that are still open are withdrawn.
 --
+--   preempting        hash: token of a lease that is noticed -> its team, and its MiB
 --   evicted:<token>   how often the job of a lease that was preempted has been so; for a week, or
 --                     until another goes on with it
 --
@@ -67,17 +68,34 @@ local function goes_first(a, b)
   return a.token < b.token
 end
 
--- What a team holds beyond its nominal quota, but for what has been chosen.
-local function beyond(over, v)
+-- MiB of each team that are noticed already, for any waiter.
+local function leaving()
+  local rows, found = call('HGETALL', prefix .. 'preempting'), {}
+  for i = 1, #rows, 2 do
+    local team, mb = string.match(rows[i + 1], '^([^ ]+) (%d+)$')
+    local state, at_ms = unpack(call('HMGET', prefix .. 'record:' .. rows[i], 'state',
+      'preempt_at_ms'))
+    if state == 'active' and at_ms then
+      found[team] = (found[team] or 0) + mb
+    else   -- it ended in another way
+      call('HDEL', prefix .. 'preempting', rows[i])
+    end
+  end
+  return found
+end
+
+-- What a team holds beyond its nominal quota, but for what is noticed or has been chosen.
+local function beyond(w, over, v)
   if not over[v.team] then
     local _, _, sums = broker.parties(v)
-    over[v.team] = sums.mb - broker.team_policy(v.team).nominal_mb
+    w.leaving = w.leaving or leaving()
+    over[v.team] = sums.mb - (w.leaving[v.team] or 0) - broker.team_policy(v.team).nominal_mb
   end
   return over[v.team]
 end
 
-local function choose_victim(set, over, v, sign)
-  if not v.free then over[v.team] = beyond(over, v) - sign * v.mb end
+local function choose_victim(w, set, over, v, sign)
+  if not v.free then over[v.team] = beyond(w, over, v) - sign * v.mb end
   set.gone_mb, set.chosen[v.token] = set.gone_mb + sign * v.here_mb, sign > 0 and v or nil
 end
 
@@ -105,10 +123,10 @@ local function clear_device(w, d, over)
     for _, v in ipairs(may) do
       if enough() then break end
       if not set.chosen[v.token] then
-        local has_mb = not v.free and beyond(over, v)
+        local has_mb = not v.free and beyond(w, over, v)
         local fits = v.free or has_mb >= v.mb
         if fits or pass == 2 and set.straddles == 0 and has_mb > 0 then
-          choose_victim(set, over, v, 1)
+          choose_victim(w, set, over, v, 1)
           order[#order + 1], left = v, left - 1
           if not fits then set.straddles = 1 end
         end
@@ -117,7 +135,7 @@ local function clear_device(w, d, over)
   end
   local function undo()
     for _, v in ipairs(order) do
-      if set.chosen[v.token] then choose_victim(set, over, v, -1) end
+      if set.chosen[v.token] then choose_victim(w, set, over, v, -1) end
     end
   end
   if not enough() then
@@ -126,10 +144,10 @@ local function clear_device(w, d, over)
   end
   for i = #order - 1, 1, -1 do   -- put back what was not needed, but for the last one
     local v = order[i]
-    choose_victim(set, over, v, -1)
+    choose_victim(w, set, over, v, -1)
     left = left + 1
     if not enough() then
-      choose_victim(set, over, v, 1)
+      choose_victim(w, set, over, v, 1)
       left = left - 1
     end
   end
@@ -206,6 +224,7 @@ local function notice(w, v, at_ms)
       call('PEXPIRE', prefix .. 'lease:' .. uuid .. ':' .. v.token, text(ends_ms - ctx.now))
     end
   end
+  call('HSET', prefix .. 'preempting', v.token, v.team .. ' ' .. text(v.mb))
   broker.count('noticed')
   broker.event('preempting', 'token', v.token, 'agent', v.agent, 'devices', v.devices, 'team',
     v.team, 'for', w.token, 'for_agent', w.agent, 'for_team', w.team, 'at_ms', text(at_ms),
@@ -264,6 +283,7 @@ function preemption.withdraw(w)
     local state, of, agent = unpack(call('HMGET', record, 'state', 'preempt_for', 'agent'))
     if state == 'active' and of == w.token then
       call('HDEL', record, 'preempt_at_ms', 'preempt_for', 'preempt_by', 'preempt_team')
+      call('HDEL', prefix .. 'preempting', token)
       broker.event('preemption_withdrawn', 'token', token, 'agent', agent, 'for', w.token)
     end
   end
@@ -274,6 +294,7 @@ end
 -- A lease ends by its notice: remember that its job has been preempted once more.
 function preemption.remember(token)
   local evictions = (call('HGET', prefix .. 'record:' .. token, 'evictions') or 0) + 1
+  call('HDEL', prefix .. 'preempting', token)
   call('SET', prefix .. 'evicted:' .. token, text(evictions), 'PX', text(A_WEEK_MS))
 end
 

@@ -84,6 +84,25 @@ def test_own_quota_comes_back_with_notice(lab: Pool) -> None:
     audit(lab.redis, lab.keys)
 
 
+def test_two_waiters_take_no_team_below_its_quota(lab: Pool) -> None:
+    """What is noticed for one of them counts as gone for the other."""
+    lab.set_teams(
+        a="nominal_mb=1000", b="nominal_mb=4000", c="nominal_mb=2000", d="nominal_mb=1000"
+    )
+    lab.policy(min_runtime_s=0)
+    asks = {f"{name}1": {"team": name, "memory_mb": 1000, "ttl_ms": 0} for name in "ad"}
+    for name, memory_mb in (("b1", 4000), ("c1", 2000), ("b2", 2000)):
+        granted(lab.acquire(token(name), name, team=name[0], memory_mb=memory_mb))
+        lab.skew(1000)
+    for name, ask in asks.items():
+        wait(lab, name, **ask)
+    live(lab, 2 * AFTER_MS - 10_000, polls=asks, renews=("b1", "b2", "c1"))
+    assert noticed(lab, "b1", "b2", "c1") == {"b2": "a1"}
+    live(lab, GRACE_MS, polls=asks, renews=("b1", "b2", "c1"))
+    assert [wait(lab, name, **ask)[0] for name, ask in asks.items()] == ["GRANTED"] * 2
+    assert not lab.hash("preempting")
+
+
 def test_team_within_its_quota_loses_nothing(lab: Pool) -> None:
     """A borrower waits, however long: nothing is taken for what is not its own."""
     granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000))

@@ -139,6 +139,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
     pool.acquire(token("capped"), memory_mb=1000, agent="dee", wait_ms=60_000)
     pool.redis.hset(f"{pool.keys.base}:teams", "a", "weight=1")
     pool.redis.set(f"{pool.keys.base}:evicted:{token('gone')}", 1, px=60_000)
+    pool.redis.hset(f"{pool.keys.base}:preempting", "gone", "a 100")
     pool.redis.zadd(f"{pool.keys.base}:worklist", {"queue:*/*/m17": 1})
     pool.redis.zadd(f"{pool.keys.base}:backfill", {"gpu-1": 1})
     pool.redis.zadd(f"{pool.keys.base}:drains", {"device:gone": 1})
