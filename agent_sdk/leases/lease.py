@@ -268,8 +268,8 @@ class HeldLease:
 
         A result after the end of trust changes nothing: a reader may have seen the loss.
         """
-        if self.lost:
-            self.lose("expired")
+        if reason := self.lost_reason:
+            self.lose(reason if reason == "preempted" else "expired")
             return
         self.expires_at_ms = max(self.expires_at_ms, renewal.expires_at_ms)
         self.remaining_ms = renewal.remaining_ms
