@@ -33,12 +33,16 @@ end
 broker.room_of = room_of
 
 -- MiB that all caps leave, with `own_mb` of a reservation to count as not there, and the sums of
--- the party that leaves least.
-function broker.room(x, own_mb)
+-- the party that leaves least. `gone`: what is to count as not held, by the party's name.
+function broker.room(x, own_mb, gone)
   local pool, own = broker.policy(), own_mb or 0
   local agent, key, team = broker.parties(x)
   local most_mb, most = pool.max_memory_per_agent_mb, pool.max_leases_per_agent
   local function of(a, mb, leases)
+    local less = gone and gone[a.name]
+    if less then
+      a = { mb = a.mb - less.mb, leases = a.leases - less.leases, reserved_mb = a.reserved_mb }
+    end
     local room_mb = room_of(a, mb, leases)
     return a.leases < leases and room_mb + own or room_mb
   end

@@ -127,7 +127,7 @@ local function count_lease(k, agent, key, team, mb, leases)
   agent.mb, agent.leases = agent.mb + mb, agent.leases + leases
   team.mb, team.leases = team.mb + mb, team.leases + leases
   if key then key.mb, key.leases = key.mb + mb, key.leases + leases end
-  if agent.leases > 0 and k.pool.teams == 0 and not key then
+  if agent.leases > 0 and team.leases > 0 and k.pool.teams == 0 and not key then
     call('HSET', k.AGENTS, agent.name, text(agent.mb), agent.leases_field, text(agent.leases),
       team.name, text(team.mb), team.leases_field, text(team.leases))
     return

@@ -53,11 +53,14 @@ local function victim(w, token, d)
   local mature, lower = ctx.now >= v.granted_ms + protected_ms, v.team == w.team
     and w.q.priority > v.priority
   if preemptible == '1' then
-    v.free = w.own or lower
+    v.free, v.lower = w.own or lower, lower
     return v.free and v or nil
   end
   if not mature or ctx.pool.teams == 0 then return nil end
-  if lower then v.free = true return v end
+  if lower then
+    v.free, v.lower = true, true
+    return v
+  end
   return w.own and v.team ~= w.team and v or nil
 end
 
@@ -86,16 +89,21 @@ end
 
 -- What a team holds beyond its nominal quota, but for what is noticed or has been chosen.
 local function beyond(w, over, v)
-  if not over[v.team] then
+  if not over.mb[v.team] then
     local _, _, sums = broker.parties(v)
     w.leaving = w.leaving or leaving()
-    over[v.team] = sums.mb - (w.leaving[v.team] or 0) - broker.team_policy(v.team).nominal_mb
+    over.mb[v.team] = sums.mb - (w.leaving[v.team] or 0) - broker.team_policy(v.team).nominal_mb
   end
-  return over[v.team]
+  return over.mb[v.team]
 end
 
+-- A lease of several devices is chosen for each of them, and counts once.
 local function choose_victim(w, set, over, v, sign)
-  if not v.free then over[v.team] = beyond(w, over, v) - sign * v.mb end
+  local times = (over.times[v.token] or 0) + sign
+  if times == 0 or times == 1 and sign > 0 then
+    over.mb[v.team] = beyond(w, over, v) - sign * v.mb
+  end
+  over.times[v.token] = times
   set.gone_mb, set.chosen[v.token] = set.gone_mb + sign * v.here_mb, sign > 0 and v or nil
 end
 
@@ -119,24 +127,44 @@ local function clear_device(w, d, over)
     return d.free_mb + d.withheld_mb + set.gone_mb >= q.memory_mb
   end
   local order = {}
-  for pass = 1, 2 do
-    for _, v in ipairs(may) do
-      if enough() then break end
-      if not set.chosen[v.token] then
-        local has_mb = not v.free and beyond(w, over, v)
-        local fits = v.free or has_mb >= v.mb
-        if fits or pass == 2 and set.straddles == 0 and has_mb > 0 then
-          choose_victim(w, set, over, v, 1)
-          order[#order + 1], left = v, left - 1
-          if not fits then set.straddles = 1 end
-        end
-      end
-    end
+  local function choose(v)
+    choose_victim(w, set, over, v, 1)
+    order[#order + 1], left = v, left - 1
   end
   local function undo()
     for _, v in ipairs(order) do
       if set.chosen[v.token] then choose_victim(w, set, over, v, -1) end
     end
+    order, left = {}, d.leases
+  end
+  local function add(only_free)
+    for _, v in ipairs(may) do
+      if enough() then return end
+      local goes = v.free or over.times[v.token] == 1
+      if goes or not only_free and beyond(w, over, v) >= v.mb then choose(v) end
+    end
+  end
+  -- One lease across the line, if it is the last that is needed
+  local function straddle()
+    for _, v in ipairs(may) do
+      if enough() then return end
+      if not set.chosen[v.token] and beyond(w, over, v) > 0 then
+        choose(v)
+        if enough() then
+          set.straddles = 1
+        else
+          choose_victim(w, set, over, v, -1)
+          order[#order], left = nil, left + 1
+        end
+      end
+    end
+  end
+  add(false)
+  straddle()
+  if not enough() then   -- what was chosen first may be what leaves no room for the one
+    undo()
+    add(true)
+    straddle()
   end
   if not enough() then
     undo()
@@ -166,9 +194,33 @@ local function cheaper(a, b)
   return a.d.uuid < b.d.uuid
 end
 
+-- May w have these devices once the leases that are chosen for them have ended? Whole devices count
+-- as they are, and what ends leaves the caps of its own parties room.
+local function acceptable(w, sets)
+  local charge_mb, gone, seen = 0, {}, {}
+  for _, set in ipairs(sets) do
+    charge_mb = charge_mb + broker.reservations.charge(w, set.d)
+  end
+  local within = ctx.pool.teams > 0 and broker.within_nominal(w, charge_mb)
+  for _, set in ipairs(sets) do
+    for token, v in pairs(set.chosen) do
+      if not within and not v.lower then return false end
+      local agent, key, team = broker.parties(v)
+      for _, a in ipairs(seen[token] and {} or { agent, team, key }) do
+        local sums = gone[a.name] or { mb = 0, leases = 0 }
+        gone[a.name], sums.mb, sums.leases = sums, sums.mb + v.mb, sums.leases + 1
+      end
+      seen[token] = true
+    end
+  end
+  return charge_mb <= broker.room(w, w.reservation_mb, gone)
+end
+
+local function nothing_chosen() return { mb = {}, times = {} } end
+
 -- The devices of one host and model, or one device, that w gets by the fewest ends of leases.
 local function best_of(w, ids)
-  local sets, chosen, over, charge_mb = {}, {}, {}, 0
+  local sets, chosen, over = {}, {}, nothing_chosen()
   for _, uuid in ipairs(ids) do
     local d = broker.device(uuid)
     if d and broker.reservations.charge(w, d) then
@@ -181,14 +233,14 @@ local function best_of(w, ids)
   end
   if #sets < w.q.devices then return nil end
   table.sort(sets, cheaper)
-  over = {}
   for _, set in ipairs(sets) do   -- each by what the ones before it leave of a team's excess
     local anew = clear_device(w, set.d, over)
-    if anew then
-      chosen[#chosen + 1] = anew
-      charge_mb = charge_mb + broker.reservations.charge(w, set.d)
+    if anew then chosen[#chosen + 1] = anew end
+    if #chosen == w.q.devices then
+      if acceptable(w, chosen) then return chosen end
+      if w.q.devices > 1 then return nil end
+      chosen, over = {}, nothing_chosen()
     end
-    if #chosen == w.q.devices then return chosen, charge_mb end
   end
   return nil
 end
@@ -212,17 +264,22 @@ local function page_of(w)
   return { ids }, #ids == DEVICES_READ and at + DEVICES_READ or 0
 end
 
+local function end_at(token, devices, ends_ms)
+  call('HSET', prefix .. 'record:' .. token, 'expires_at_ms', text(ends_ms))
+  set_deadline(token, ends_ms)
+  for uuid in string.gmatch(devices, '([^,]+)=') do
+    call('PEXPIRE', prefix .. 'lease:' .. uuid .. ':' .. token, text(ends_ms - ctx.now))
+  end
+end
+
 local function notice(w, v, at_ms)
   local record = prefix .. 'record:' .. v.token
   local ends_ms = math.min(v.expires_at_ms, math.max(at_ms, ctx.now) + LATEST_MS)
   call('HSET', record, 'preempt_at_ms', text(at_ms), 'preempt_for', w.token, 'preempt_by', w.agent,
     'preempt_team', w.team)
   if ends_ms < v.expires_at_ms then
-    call('HSET', record, 'expires_at_ms', text(ends_ms))
-    set_deadline(v.token, ends_ms)
-    for uuid in string.gmatch(v.devices, '([^,]+)=') do
-      call('PEXPIRE', prefix .. 'lease:' .. uuid .. ':' .. v.token, text(ends_ms - ctx.now))
-    end
+    call('HSET', record, 'preempt_ended_ms', text(v.expires_at_ms))
+    end_at(v.token, v.devices, ends_ms)
   end
   call('HSET', prefix .. 'preempting', v.token, v.team .. ' ' .. text(v.mb))
   broker.count('noticed')
@@ -242,28 +299,18 @@ function preemption.consider(w)
   if seen ~= w.preempt_seen then
     call('HSET', prefix .. 'record:' .. w.token, 'preempt_seen', text(seen))
   end
-  local best, best_mb, fewest
+  local best, fewest
   for _, ids in ipairs(pages) do
-    local chosen, charge_mb = best_of(w, ids)
-    local count = 0
+    local chosen, count = best_of(w, ids), 0
     for _, set in ipairs(chosen or {}) do count = count + set.count end
-    if chosen and count > 0 and (not best or count < fewest) then
-      best, best_mb, fewest = chosen, charge_mb, count
-    end
+    if count > 0 and (not best or count < fewest) then best, fewest = chosen, count end
   end
   if not best then return false end
-  -- Whole devices count as they are
-  local within = pool.teams > 0 and broker.within_nominal(w, best_mb)
-  local devices, victims, freed_mb = {}, {}, 0
+  local devices, victims = {}, {}
   for i, set in ipairs(best) do
     devices[i] = set.d
-    for token, v in pairs(set.chosen) do
-      if not within and not v.free then return false end
-      if not victims[token] and v.team == w.team then freed_mb = freed_mb + v.mb end
-      victims[token] = v
-    end
+    for token, v in pairs(set.chosen) do victims[token] = v end
   end
-  if best_mb > broker.room(w, w.reservation_mb) + freed_mb then return false end
   if w.reserved ~= '' then broker.reservations.cancel(w) end
   local at_ms, names = ctx.now + broker.policy_of('preempt_grace_s') * 1000, {}
   for token, v in pairs(victims) do names[#names + 1] = token end
@@ -276,14 +323,19 @@ function preemption.consider(w)
   return true
 end
 
--- Withdraw what is still noticed for a waiter.
+-- Withdraw what is still noticed for a waiter: each lease has the time that it had before, too.
 function preemption.withdraw(w)
   for token in string.gmatch(w.preempts, '[^,]+') do
     local record = prefix .. 'record:' .. token
-    local state, of, agent = unpack(call('HMGET', record, 'state', 'preempt_for', 'agent'))
+    local state, of, agent, devices, expires_at_ms, ended_ms = unpack(call('HMGET', record, 'state',
+      'preempt_for', 'agent', 'devices', 'expires_at_ms', 'preempt_ended_ms'))
     if state == 'active' and of == w.token then
-      call('HDEL', record, 'preempt_at_ms', 'preempt_for', 'preempt_by', 'preempt_team')
+      call('HDEL', record, 'preempt_at_ms', 'preempt_for', 'preempt_by', 'preempt_team',
+        'preempt_ended_ms')
       call('HDEL', prefix .. 'preempting', token)
+      if ended_ms and ended_ms + 0 > expires_at_ms + 0 then
+        end_at(token, devices, ended_ms + 0)
+      end
       broker.event('preemption_withdrawn', 'token', token, 'agent', agent, 'for', w.token)
     end
   end

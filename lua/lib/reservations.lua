@@ -124,7 +124,8 @@ end
 -- Reserve devices for w: for as long as they are of use, or, where leases end for it, until then.
 function reservations.reserve(w, devices, until_ms)
   local ids, sum, record = {}, 0, prefix .. 'record:' .. w.token
-  local ends_ms = known_end_ms(w, devices)
+  -- Where leases end for it, it has the devices to itself
+  local ends_ms = (w.preempts or '') == '' and known_end_ms(w, devices)
   for i, d in ipairs(devices) do
     sum = sum + reservations.charge(w, d)
     if d.reserved_for ~= '' and d.reserved_for ~= w.token then reservations.cancel_on(d) end

@@ -203,6 +203,7 @@ end
 -- ctx.more says so.
 function broker.schedule()
   local pool, left, lists = broker.policy(), SCHEDULE_WORK, {}
+  ctx.teams = {}   -- the verb may have changed what they hold
   -- Then `worklist` holds the work
   local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms
   local deferred, before = defer()
