@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 LEAP_MS, WINDOW_MS, LOOK_MS, FAILOVER_MS, FORGOT_MS = 10_000, 30_000, 100, 10_000, 60_000
 CLEAN_MS, MOST_LEAPS, DAY_US = 5000, 4, 86_400_000_000
 POLL_MS, CLAIM_MS, KEEP_AFTER_MS, REVOKED_MS = 10_000, 10_000, 30_000, 60_000
-DOUBLINGS, HOLDERS_READ = 4, 16
+DOUBLINGS, HOLDERS_READ, DOUBLINGS_OF_RUNTIME, LATEST_MS = 4, 16, 6, 60_000
 FOREVER_MS, PRIORITY_US = 315_360_000_000, 60_000_000
 REAP_DEVICES, BACK_AT_ONCE = 16, 4
 SWEEP_MS, DONE_MS = 300_000, 900_000
@@ -108,7 +108,7 @@ class Entry:
     it back. `reserved`: devices for it, with what counts against its caps, until when that lasts,
     the newest lease before it, by when what it waits for has surely ended; then how often it was in
     vain, and when it may be tried again. `preempts`: leases that are to end for it; of such a lease
-    `preempt_at_ms` and `preempt_for`.
+    `preempt_at_ms`, `preempt_for`, and when it would have ended.
     """
 
     token: str
@@ -144,6 +144,8 @@ class Entry:
     preempts: tuple[str, ...] = ()
     preempt_at_ms: int = 0
     preempt_for: str = ""
+    ended_ms: int = 0
+    unnoticed: int = 0
 
     @property
     def parties(self) -> tuple[str, ...]:

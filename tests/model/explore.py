@@ -93,6 +93,9 @@ class Each:
     def caps(self, name: str) -> bool:
         return True
 
+    def preempt(self, name: str) -> None:
+        """No lease ends for another: each waits too briefly."""
+
     def keep(self, name: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         return self._one(options) if options else ()
 

@@ -57,6 +57,9 @@ class Chooser(Protocol):
     def caps(self, token: str) -> bool:
         """Return whether a waiter that may be capped is."""
 
+    def preempt(self, token: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Return which leases end for a waiter, and the devices that it gets; None: none."""
+
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         """Choose which of these are reserved for a waiter."""
 
@@ -268,7 +271,7 @@ class Ledger(Parties):
 
     def recheck_capped(self, gone: Entry) -> None:
         """Sums of its parties fell: who fits under their caps again stands where it stood."""
-        for party in gone.parties:
+        for party in gone.parties if self.teams else gone.parties[:-1]:
             mine = [e for e in self.entries.values() if e.capped == party]
             room_mb = self.left(party) if mine else 0
             for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:
@@ -309,13 +312,15 @@ class Ledger(Parties):
             lease = self.entries.get(token)
             if lease and lease.preempt_for == e.token and lease.state == "active":
                 lease.preempt_at_ms, lease.preempt_for = 0, ""
+                lease.expires_at_ms = lease.due_ms = max(lease.expires_at_ms, lease.ended_ms)
         e.preempts = ()
 
     def progress(self, lease: Entry) -> None:
         """L3: the end of a lease that is older than a reservation lets that go on."""
         for e in self.entries.values():
             if set(e.reserved) & {uuid for uuid, _ in lease.held} and lease.fence <= e.at_fence:
-                e.until_ms = self.now + self.policy["reservation_idle_s"] * 1000
+                longer_ms = self.now + self.policy["reservation_idle_s"] * 1000
+                e.until_ms = max(longer_ms, e.until_ms if e.preempts else 0)
 
     # Time.
 

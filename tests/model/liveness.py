@@ -20,7 +20,7 @@ def kept_from_others(model: Queue) -> dict[str, str]:
     for owner in [e for e in model.entries.values() if e.reserved]:
         held, owner.reserved = owner.reserved, ()
         for e in heads:
-            if e is not owner and e.rank > owner.rank:
+            if e is not owner and not model.comes_first(e, owner):
                 could = {uuid for some in model.fitting(e, model.room_of(e)) for uuid in some}
                 found |= dict.fromkeys(could & set(held), owner.token)
         owner.reserved = held
@@ -47,6 +47,8 @@ class Watch:
             until_ms, idle_ms = old.get(e.token, (0, 0))
             if e.reserved and until_ms != e.until_ms:
                 idle_ms = max(model.idle_ms, self.idle_ms)  # a policy may just have changed
+                if e.preempts:
+                    idle_ms = max(idle_ms, e.until_ms - model.now)
             if e.reserved:
                 self.horizons[e.token] = e.until_ms, idle_ms
         passed_ms = min(max(0, model.now - self.last_ms), POLL_MS)

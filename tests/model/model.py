@@ -27,6 +27,7 @@ from tests.model.entries import (
     Reply,
     demand,
 )  # fmt: skip
+from tests.model.parties import TeamPolicy
 
 
 class Claim(NamedTuple):
@@ -41,7 +42,7 @@ class Claim(NamedTuple):
 class Model(Devices):
     """A pool, by its verbs; each answers as the script does, without the frame."""
 
-    def acquire(  # noqa: C901, PLR0911 - its answers, in their order
+    def acquire(  # noqa: C901, PLR0911, PLR0912 - in their order
         self, token: str, ask: Ask, wait_ms: int = 0, owner: str = "", preemptible: int = 0,
         after: str = "",
     ) -> Reply:  # fmt: skip
@@ -68,6 +69,7 @@ class Model(Devices):
                 for uuid, _ in e.held
             )
             if lent and not self.shut and e.version == self.policy["policy_version"]:
+                self.goes_on(e, preemptible, after)
                 return self.grant(e, tuple(uuid for uuid, _ in e.held), "")
             self.accrue(ask.team)
             e.state, e.held, e.whole = "waiting", (), False
@@ -76,13 +78,23 @@ class Model(Devices):
         if not e:
             memory_mb = ask.memory_mb or self.policy["default_memory_mb"]
             rank = self.now * 1000 + self.raw_us % 1000 - ask.priority * PRIORITY_US
-            e = Entry(token, ask, owner, memory_mb, rank=rank, enqueued_ms=self.now)
+            e = Entry(token, ask, owner, memory_mb, rank=rank, enqueued_ms=self.now,
+                      preemptible=bool(preemptible))  # fmt: skip
             if not self.safe and (barred := self.barred(e)):
                 return ["REFUSED", *barred]
         devices, why = self.decide(e, new=new)
-        if devices is not None:
-            return self.grant(e, devices, "")
-        return self.denied(e, why, wait_ms, new=new)
+        if devices is None:
+            reply = self.denied(e, why, wait_ms, new=new)
+        else:
+            reply = self.grant(e, devices, "")
+        if reply[0] == "GRANTED":
+            self.goes_on(e, preemptible, after)
+        return reply
+
+    def goes_on(self, e: Entry, preemptible: int, after: str) -> None:
+        """A call that grants says whether the lease may end for others, and whose job it is."""
+        e.preemptible = e.preemptible or bool(preemptible)
+        e.evictions = self.evicted.get(after, 0)
 
     def only_waits(self, e: Entry, wait_ms: int) -> bool:
         """Is a poll no more than a heartbeat?"""
@@ -342,6 +354,8 @@ class Model(Devices):
             return ["UNKNOWN"]
         if e.state == "cooling":
             return ["ALREADY", e.outcome]
+        if e.preempt_at_ms:  # it obeys its notice early
+            self.evicted[token] = e.evictions + 1
         self.bury(e, "released" if e.state == "active" else "cancelled")
         return ["RELEASED"]
 
@@ -401,6 +415,23 @@ class Model(Devices):
             return ["REFUSED", "safe_mode", ""]
         self.catch_up()
         self.policy |= fields
+        self.policy["policy_version"] += 1
+        for e in self.entries.values():
+            e.blind = True
+        return ["POLICY", self.policy["policy_version"]]
+
+    def set_teams(self, teams: dict[str, dict[str, int]], version: int = 0) -> Reply:
+        """Give teams policies; those that are not named have none any more."""
+        if refusal := self.open():
+            return refusal
+        if self.safe:
+            return ["REFUSED", "safe_mode", ""]
+        if version and version != self.policy["policy_version"]:
+            return ["REFUSED", "conflict", str(self.policy["policy_version"])]
+        self.catch_up()
+        if not self.teams:
+            self.use |= dict.fromkeys(teams, (0.0, self.now))
+        self.teams = {name: TeamPolicy(**line) for name, line in teams.items()}
         self.policy["policy_version"] += 1
         for e in self.entries.values():
             e.blind = True

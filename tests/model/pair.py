@@ -113,7 +113,7 @@ def fields(flat: list[str]) -> dict[str, str]:
     return dict(zip(each, each, strict=True))
 
 
-ACTS = {"drained", "undrained", "policy", "driver_released", "driver_taken"}
+ACTS = {"drained", "undrained", "policy", "teams", "driver_released", "driver_taken"}
 """Events of a verb itself that name no token: what comes before was handed on first."""
 
 
@@ -128,6 +128,8 @@ class Seen:
         self.early: list[str] = []
         self.offered: list[str] = []
         self.gave_up: set[str] = set()
+        self.preempting: tuple[str, ...] = ()
+        self.cleared: tuple[str, ...] = ()
         self.given: dict[str, tuple[str, ...]] = {}
         self.rows: dict[str, Row] = {}
 
@@ -141,13 +143,19 @@ class Seen:
     ) -> None:
         """From now on the choices are those of this call, in the order in which it made them."""
         self.offered, self.given, own = [], {}, 0
+        self.preempting = self.cleared = ()
         self.gave_up = {e["token"] for e in events if e["event"] == "reservation_ended"}
         for number, event in enumerate(events):
+            noticed = event["event"] == "preempting" and event["for"] == named
+            if noticed:
+                self.preempting = (*self.preempting, event["token"])
+            elif event["event"] == "reserved" and event["token"] == named:
+                self.cleared = tuple(event["devices"].split(","))
             if event["event"] == "offered":
                 self.offered.append(event["token"])
                 held = event["devices"].split(",")
                 self.given[event["token"]] = tuple(part.rpartition("=")[0] for part in held)
-            elif not own and (event["event"] in ACTS or event.get("token") == named):
+            elif not own and (event["event"] in ACTS or event.get("token") == named or noticed):
                 own, self.early = number + 1, list(self.offered)
         if not own:
             self.early = self.offered
@@ -188,6 +196,11 @@ class Seen:
         """Tell whether it was capped; one that gave up its reservation was so only after that."""
         capped = token in self.rows and self.rows[token].capped
         return bool(capped) and token not in self.gave_up
+
+    def preempt(self, token: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        if token != self.named or not self.preempting:
+            return None
+        return self.preempting, self.cleared
 
     def keep(self, token: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
         if token not in self.rows or self.rows[token].state != "waiting":  # in the same script
@@ -250,12 +263,13 @@ class Pair:
             same = same or expected[1] <= reply[1] <= expected[1] + model.capped_now
         demand(same, f"{verb} {args} said {reply}, not {expected}")
         self._capped(rows, had_more)
-        if verb != "set_policy":
+        if verb not in {"set_policy", "set_teams"}:
             for e in model.heads():
                 if before.get(e.queue_id) != e.token:
                     e.blind = False
         early = reply[0] == "REFUSED" and (
-            reply[1] == "not_ready" or verb in {"drain", "set_policy", "forget", "release_driver"}
+            reply[1] == "not_ready"
+            or verb in {"drain", "set_policy", "set_teams", "forget", "release_driver"}
         )
         if not early:
             self._frame(verb, raw, found[5])

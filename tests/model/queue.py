@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from math import isclose
 
 from tests.model.entries import (
     CLAIM_MS,
     FOREVER_MS,
     Ask,
     Entry,
+    Load,
     demand,
 )  # fmt: skip
-from tests.model.reservations import Reservations
+from tests.model.preemption import Preemption
+
+Place = tuple[int, float, int]
+"""Between teams: 0 within the nominal quota and 1 beyond it, then the share, then the rank."""
 
 
 @dataclass(slots=True)
-class Queue(Reservations):
+class Queue(Preemption):
     """A pool in which some wait."""
 
     def fitting(self, e: Entry, room_mb: float, *, others: bool = False) -> list[tuple[str, ...]]:
@@ -32,8 +37,7 @@ class Queue(Reservations):
             x = loads[uuid]
             if not (x.up and self.suits(e.ask, d) and x.free_mb >= e.memory_mb):
                 continue
-            mine = x.reserved_for in {"", e.token}
-            if not mine and not (others and e.rank <= self.entries[x.reserved_for].rank):
+            if x.reserved_for not in {"", e.token} and not (others and self.may_pass(e, x)):
                 continue
             if whole and x.empty:
                 groups.setdefault((d.host, d.model), []).append(uuid)
@@ -46,6 +50,46 @@ class Queue(Reservations):
                 if sum(loads[uuid].free_mb for uuid in some) <= room_mb
             ]
         return found
+
+    def may_pass(self, e: Entry, x: Load) -> bool:
+        """May e get what is reserved for one that comes after it? Not where leases end for that."""
+        owner = self.entries[x.reserved_for]
+        return not owner.preempts and (e is owner or not self.comes_first(owner, e))
+
+    def place_of(self, e: Entry) -> tuple[Place, Place]:
+        """The first and the last place that e may have between teams, by what its devices count."""
+        if not self.teams:
+            return (0, 0.0, e.rank), (0, 0.0, e.rank)
+        left_mb = self.team(e.ask.team).nominal_mb - self.party(f"team {e.ask.team}").mb
+        sizes = {e.memory_mb}
+        if self.whole(e.ask):
+            mine = [uuid for uuid, d in self.devices.items() if self.suits(e.ask, d)]
+            sizes |= {x.free_mb for uuid, x in self.loads().items() if x.up and uuid in mine}
+        mine, borrows = (0, 0.0, e.rank), (1, self.share(e.ask.team), e.rank)
+        first = mine if min(sizes) * e.ask.devices <= left_mb else borrows
+        return first, mine if max(sizes) * e.ask.devices <= left_mb else borrows
+
+    def comes_first(self, f: Entry, e: Entry) -> bool:
+        """F4: is f surely before e? Within nominal quotas by rank, then by share, then by rank."""
+        (tier, share, rank), (other, other_share, other_rank) = (
+            self.place_of(f)[1],
+            self.place_of(e)[0],
+        )
+        if self.choose.backlog and rank >= other_rank:
+            return False
+        if tier != other:
+            return tier < other
+        if share != other_share:
+            return share < other_share and not isclose(share, other_share, rel_tol=1e-9)
+        return rank < other_rank
+
+    def sure(self, e: Entry) -> bool:
+        """Tell whether it is known what e may have.
+
+        The policy has not changed since it was looked at, and it borrows nothing that others begin
+        or cease to lend.
+        """
+        return not e.blind and not (self.lends_less and self.place_of(e)[1][0])
 
     def best(self, e: Entry, options: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         """Those that placement takes: most free, best fit, or the smallest of a host and model."""
@@ -130,7 +174,7 @@ class Queue(Reservations):
         return [
             (e.token, some)
             for e in self.heads()
-            if not e.blind
+            if self.sure(e)
             for some in self.fitting(e, self.room_of(e))
         ]
 
@@ -149,7 +193,7 @@ class Queue(Reservations):
         sooner = {
             uuid
             for f in self.heads()
-            if f.rank < e.rank and not f.blind
+            if f is not e and self.comes_first(f, e) and self.sure(f)
             for some in self.fitting(f, self.room_of(f))
             for uuid in some
         }
@@ -217,6 +261,8 @@ class Queue(Reservations):
             self.set_capped(e)
         elif capped and why != "agent_cap":
             e.capped = ""
-        elif not capped:
+        elif capped:
+            self.preempt(e)
+        elif not self.preempt(e):
             self.reserve(e)
         return None, why

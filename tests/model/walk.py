@@ -17,6 +17,16 @@ ORDINARY = {
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "expiry_grace_s": 5,
     "reservation_idle_s": 20,
 }  # fmt: skip
+TEAMS, TEAMED = ("default", "red", "red", "blue", "blue"), {"team", "tug"}
+"""Teams of requests, and the kinds of steps that make a walk one of teams."""
+
+QUOTAS: tuple[dict[str, int], ...] = (
+    {"nominal_mb": 1000}, {"nominal_mb": 2000, "weight": 3}, {"nominal_mb": 3000},
+    {"nominal_mb": 0}, {"nominal_mb": 2000, "borrow_mb": 700}, {"nominal_mb": 3000, "lend_mb": 500},
+    {"nominal_mb": 1500, "max_leases": 2, "max_waiters": 2},
+    {"nominal_mb": 1500, "max_priority": 5},
+    {"weight": 0}, {"nominal_mb": 1000, "max_ttl_s": 10, "max_hold_s": 15}, {"nominal_mb": 4000},
+)  # fmt: skip
 RECENT = 14
 """Number of the latest tokens that are still in play."""
 
@@ -37,7 +47,7 @@ class Walk:
     """
 
     def __init__(self, rng: Random, often: str = "") -> None:
-        self.rng, self.often = rng, often
+        self.rng, self.often, self.teamed = rng, often, often in TEAMED
         self.asks: list[list[dict[str, Any]]] = [[] for _ in SHAPES]
         self.hardware: list[dict[str, dict[str, Any]]] = []
         for number, shape in enumerate(SHAPES):
@@ -96,7 +106,8 @@ class Walk:
         """A request; what is as by default is not said."""
         pick, chance = self.rng.choice, self.rng.random()
         hosts = [host for host, _ in SHAPES[pool]]
-        return {
+        team = {"team": pick(TEAMS)} if self.teamed else {}
+        return team | {
             "agent": pick(AGENTS),
             "memory_mb": pick((0, 100, 300, 500, 700, 900, 1000, 1500, 2500)),
             "devices": pick((2, 2, 2, 3)) if chance < 0.16 else 1, "exclusive": int(chance > 0.86),
@@ -124,6 +135,10 @@ class Walk:
             args["owner"] = pick(("o1", "o2"))
         if self.rng.random() < 0.1:
             args["lost"] = True
+        if self.teamed:
+            args |= pick(
+                ({}, {}, {}, {"preemptible": 1}, {"after": max(0, number - pick((1, 3, 5)))})
+            )
         return ["acquire", args | self.later()]
 
     def renew(self, pool: int) -> Step:
@@ -429,3 +444,61 @@ class Walk:
             self.hardware[pool][uuid] |= {"state": "ok"}
         cap_mb = pick((*[ORDINARY["max_memory_per_agent_mb"]] * 3, 2500))
         return ["policy", {"fields": ORDINARY | {"max_memory_per_agent_mb": cap_mb}}]
+
+    def team(self, pool: int) -> Step:
+        """An operator gives teams other quotas; with steps of every other kind between."""
+        if self.rng.random() < 0.85:
+            return self.again(pool)
+        pick, names = self.rng.choice, ("red", "blue", "default")
+        count = pick((0, 2, 2, 2, 3))
+        teams = {name: pick(QUOTAS) for name in names[:count]}
+        version = {"version": pick((1, 2, 3))} if self.rng.random() < 0.1 else {}
+        fields = pick(({}, {"min_runtime_s": 0}, {"min_runtime_s": 20}, {"reclaim_after_s": 5}))
+        fields |= pick(({}, {"preempt_grace_s": 5}, {"half_life_s": 60}, {"half_life_s": 0}))
+        self.queue += [[pool, "policy", {"fields": fields}]] if fields else []
+        return ["teams", {"teams": teams} | version]
+
+    def tug(self, pool: int) -> Step:
+        """One team has borrowed all, and the other wants its own back; or one has priority.
+
+        With steps of every other kind between, where it comes often.
+        """
+        chance = self.rng.random()
+        if chance < 0.9:
+            return self.team(pool)
+        pick, hosts = self.rng.choice, [host for host, _ in SHAPES[pool]]
+        few = {"devices": 1, "host": "*", "model": "*", "max_hold_ms": 0, "priority": pick((0, 3)),
+               "on_unavailable": "refuse", "ttl_ms": pick((0, 30_000, 30_000))}  # fmt: skip
+        more = {"preemptible": 1} if self.rng.random() < 0.2 else {}
+        held = []
+        for _ in self.hardware[pool]:
+            held.append(self.asked(pool, few | {
+                "team": "red", "memory_mb": pick((400, 700, 1000)), "exclusive": pick((0, 0, 1)),
+                "agent": pick(AGENTS),
+            }))  # fmt: skip
+            held[-1][2].update(more)
+        if self.rng.random() < 0.4:
+            held.append(self.asked(pool, few | {"team": "red", "devices": 2, "memory_mb": 300}))
+        own = few | {"team": pick(("blue", "blue", "red")), "memory_mb": pick((300, 900)),
+                     "devices": pick((1, 1, 2)), "priority": pick((0, 5))}  # fmt: skip
+        patient = self.asked(pool, own)
+        self.queue += [*held, patient]
+        for round_ in range(self.rng.randrange(6, 16)):
+            self.queue += [self.pass_on(pool, 4000), patient]
+            renewed = [(step[2]["number"], "own", None) for step in held]
+            self.queue.append([pool, "renew_many", {"leases": renewed}])
+            if round_ % 3 == 0:
+                self.queue += [[pool, "report", self.report(pool, host)] for host in hosts]
+            if round_ % 4 == 3:
+                self.queue.append([pool, *self.rng.choice((self.again, self.release))(pool)])
+        if self.rng.random() < 0.4:
+            self.queue.append([pool, "release", {"number": patient[2]["number"]}])
+        self.queue += [self.pass_on(pool, 4000)]
+        self.queue += [[pool, "release", {"number": step[2]["number"]}] for step in held[::2]]
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        quick = {"min_runtime_s": pick((0, 0, 20)), "reclaim_after_s": pick((5, 15)),
+                 "preempt_grace_s": pick((5, 12))}  # fmt: skip
+        self.queue.insert(0, [pool, "policy", {"fields": ORDINARY | quick}])
+        quotas = {"red": pick(QUOTAS[:4]), "blue": pick((*QUOTAS[1:3], QUOTAS[-1]))}
+        return ["teams", {"teams": quotas}]

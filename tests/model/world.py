@@ -115,7 +115,9 @@ class Life:
                 known.granted = True
             known.ends_ms = reply[2]
         elif tag == "RENEWED":
-            demand(reply[1] >= known.ends_ms or known.revoked, f"S7: {named} was shortened")
+            noticed = reply[3].startswith("preempt:")
+            kept = reply[1] >= known.ends_ms or known.revoked or noticed
+            demand(kept, f"S7: {named} was shortened")
             known.ends_ms = reply[1]
         elif tag == "REVOKED":
             known.revoked, known.ends_ms = True, reply[1]
@@ -133,14 +135,21 @@ class Life:
         wait_ms: int = 0,
         owner: str = "",
         *,
+        preemptible: int = 0,
+        after: int = -1,
         later: bool = False,
         lost: bool = False,
     ) -> Reply | None:
         """Ask; `lost`: the reply does not arrive."""
-        name, wanted = token(number), Ask(**ask)
+        name, wanted, goes_on = token(number), Ask(**ask), token(after) if after >= 0 else ""
         wire = (name, wanted.agent, *wanted.request, "c", "1:1", owner, wait_ms)
+        if goes_on or preemptible:
+            wire = (*wire, "", "", wanted.team, preemptible, "", goes_on)
+        elif wanted.team != "default":
+            wire = (*wire, "", "", wanted.team)
         reply = self.send("acquire", wire, name, later=later, token=name, ask=wanted,
-                          wait_ms=wait_ms, owner=owner)  # fmt: skip
+                          wait_ms=wait_ms, owner=owner, preemptible=preemptible,
+                          after=goes_on)  # fmt: skip
         if reply and reply[0] == "GRANTED" and not lost:
             known = self.holders[name]
             known.ask, known.fence, known.held = wanted, reply[1], tuple(reply[5])
@@ -179,7 +188,8 @@ class Life:
         claim, held = Claim(known.epoch, known.ask, known.held), known.held
         wire = (name, known.fence, "", owner, known.epoch, known.ask.agent,
                 ",".join(f"{uuid}={mb}" for uuid, mb in held),
-                "|".join(str(part) for part in known.ask.request), "c", "1:1")  # fmt: skip
+                "|".join(str(part) for part in known.ask.request), "c", "1:1",
+                known.ask.team)  # fmt: skip
         return self.send("renew", wire, name, later=later, token=name, fence=known.fence,
                          owner=owner, claim=claim)  # fmt: skip
 
@@ -216,6 +226,12 @@ class Life:
     def do_release_driver(self, host: str, for_ms: int) -> Reply | None:
         """An operator wants the driver let go of, or taken again."""
         return self.send("release_driver", (host, for_ms, "op", "why"), host=host, for_ms=for_ms)
+
+    def do_teams(self, teams: dict[str, dict[str, int]], version: int = 0) -> Reply | None:
+        """An operator gives teams their quotas."""
+        flat = [part for name, line in teams.items()
+                for part in (name, " ".join(f"{k}={v}" for k, v in line.items()))]  # fmt: skip
+        return self.send("set_teams", ("op", version or "", *flat), teams=teams, version=version)
 
     def do_policy(self, fields: dict[str, int]) -> Reply | None:
         """An operator turns knobs."""
