@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from math import isclose
 
 from tests.model.entries import (
     CLAIM_MS,
@@ -15,9 +14,6 @@ from tests.model.entries import (
     demand,
 )  # fmt: skip
 from tests.model.preemption import Preemption
-
-Place = tuple[int, float, int]
-"""Between teams: 0 within the nominal quota and 1 beyond it, then the share, then the rank."""
 
 
 @dataclass(slots=True)
@@ -55,33 +51,6 @@ class Queue(Preemption):
         """May e get what is reserved for one that comes after it? Not where leases end for that."""
         owner = self.entries[x.reserved_for]
         return not owner.preempts and (e is owner or not self.comes_first(owner, e))
-
-    def place_of(self, e: Entry) -> tuple[Place, Place]:
-        """The first and the last place that e may have between teams, by what its devices count."""
-        if not self.teams:
-            return (0, 0.0, e.rank), (0, 0.0, e.rank)
-        left_mb = self.team(e.ask.team).nominal_mb - self.party(f"team {e.ask.team}").mb
-        sizes = {e.memory_mb}
-        if self.whole(e.ask):
-            mine = [uuid for uuid, d in self.devices.items() if self.suits(e.ask, d)]
-            sizes |= {x.free_mb for uuid, x in self.loads().items() if x.up and uuid in mine}
-        mine, borrows = (0, 0.0, e.rank), (1, self.share(e.ask.team), e.rank)
-        first = mine if min(sizes) * e.ask.devices <= left_mb else borrows
-        return first, mine if max(sizes) * e.ask.devices <= left_mb else borrows
-
-    def comes_first(self, f: Entry, e: Entry) -> bool:
-        """F4: is f surely before e? Within nominal quotas by rank, then by share, then by rank."""
-        (tier, share, rank), (other, other_share, other_rank) = (
-            self.place_of(f)[1],
-            self.place_of(e)[0],
-        )
-        if self.choose.backlog and rank >= other_rank:
-            return False
-        if tier != other:
-            return tier < other
-        if share != other_share:
-            return share < other_share and not isclose(share, other_share, rel_tol=1e-9)
-        return rank < other_rank
 
     def sure(self, e: Entry) -> bool:
         """Tell whether it is known what e may have.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from math import isclose
 
 from tests.model.entries import (
     DOUBLINGS,
@@ -18,6 +19,8 @@ from tests.model.entries import (
 from tests.model.ledger import Ledger
 
 Options = list[tuple[str, ...]]
+Place = tuple[int, float, int]
+"""Between teams: 0 within the nominal quota and 1 beyond it, then the share, then the rank."""
 
 
 @dataclass(slots=True)
@@ -31,6 +34,33 @@ class Reservations(Ledger):
     def whole(self, ask: Ask) -> bool:
         fractions = self.policy["allow_fractional_shares"]
         return bool(ask.exclusive) or ask.devices > 1 or not fractions
+
+    def place_of(self, e: Entry) -> tuple[Place, Place]:
+        """The first and the last place that e may have between teams, by what its devices count."""
+        if not self.teams:
+            return (0, 0.0, e.rank), (0, 0.0, e.rank)
+        left_mb = self.team(e.ask.team).nominal_mb - self.party(f"team {e.ask.team}").mb
+        sizes = {e.memory_mb}
+        if self.whole(e.ask):
+            mine = [uuid for uuid, d in self.devices.items() if self.suits(e.ask, d)]
+            sizes |= {x.free_mb for uuid, x in self.loads().items() if x.up and uuid in mine}
+        mine, borrows = (0, 0.0, e.rank), (1, self.share(e.ask.team), e.rank)
+        first = mine if min(sizes) * e.ask.devices <= left_mb else borrows
+        return first, mine if max(sizes) * e.ask.devices <= left_mb else borrows
+
+    def comes_first(self, f: Entry, e: Entry) -> bool:
+        """F4: is f surely before e? Within nominal quotas by rank, then by share, then by rank."""
+        (tier, share, rank), (other, other_share, other_rank) = (
+            self.place_of(f)[1],
+            self.place_of(e)[0],
+        )
+        if self.choose.backlog and rank >= other_rank:
+            return False
+        if tier != other:
+            return tier < other
+        if share != other_share:
+            return share < other_share and not isclose(share, other_share, rel_tol=1e-9)
+        return rank < other_rank
 
     @property
     def idle_ms(self) -> int:
@@ -81,21 +111,30 @@ class Reservations(Ledger):
         options = self.reservable(e)
         chosen = self.choose.keep(e.token, options)
         demand(not chosen or tuple(sorted(chosen)) in options, f"L3: {e.token} reserves {chosen}")
-        e.misses = 0 if chosen or not options else e.misses + 1
+        e.misses = 0 if chosen or not self.reservable(e, surely=True) else e.misses + 1
         seen = e.misses <= self.choose.pages or self.choose.backlog
         demand(seen, f"L3: nothing is reserved for {e.token}, of {options}")
         if chosen:
+            for uuid in chosen:
+                self.unkeep(uuid)
             e.known_end_ms = self.known_end(e, chosen)
             e.reserved, e.at_fence, e.until_ms = chosen, self.fence, self.now + self.idle_ms
             e.reservation_mb = sum(self.charge(e, uuid) or 0 for uuid in chosen)
 
-    def reservable(self, e: Entry) -> Options:
-        """All sets of devices that e may reserve now, within what its agent's cap leaves."""
+    def reservable(self, e: Entry, *, surely: bool = False) -> Options:
+        """All sets of devices that e may reserve now, within what its caps leave.
+
+        They may be reserved for one of a team that comes after; `surely`: without a doubt.
+        """
         groups, room_mb = dict[tuple[str, str], list[str]](), self.room_of(e)
         loads = self.loads()
         for uuid, d in sorted(self.devices.items()):
-            rests = loads[uuid].reserved_for or self.now < d.reservable_ms
-            if not rests and self.charge(e, uuid) is not None:
+            owner = self.entries.get(loads[uuid].reserved_for)
+            after = owner is None or (
+                bool(self.teams) and not owner.preempts
+                and (self.comes_first(e, owner) if surely else not self.comes_first(owner, e))
+            )  # fmt: skip
+            if after and self.now >= d.reservable_ms and self.charge(e, uuid) is not None:
                 groups.setdefault((d.host, d.model), []).append(uuid)
         return [
             some
