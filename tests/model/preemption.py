@@ -80,8 +80,10 @@ class Preemption(Reservations):
         return reserved_for in {"", e.token} and self.charge(e, uuid) is not None
 
     def over_mb(self, team: str) -> int:
-        """MiB that a team holds beyond its nominal quota."""
-        return self.party(f"team {team}").mb - self.team(team).nominal_mb
+        """MiB that a team holds beyond its nominal quota, but for what is to end already."""
+        leaving = [v for v in self.entries.values() if v.preempt_at_ms and v.state == "active"]
+        gone_mb = sum(mb for v in leaving if v.ask.team == team for _, mb in v.held)
+        return self.party(f"team {team}").mb - gone_mb - self.team(team).nominal_mb
 
     def keeps_caps(self, e: Entry, charge_mb: int, victims: list[Entry]) -> bool:
         """Do all caps leave e so much once these leases have ended?"""
