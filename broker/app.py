@@ -15,7 +15,7 @@ from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, dashboard
 from broker.hooks.addresses import Addresses
 from broker.hooks.sender import HookSender
-from broker.http import health, leases, openapi, operators, pool, scrape, streams
+from broker.http import health, leases, openapi, operators, pool, scrape, streams, teams
 from broker.http.auth import KeyCheck
 from broker.http.document.finish import finished
 from broker.http.every_request import EveryRequest
@@ -136,7 +136,7 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     )
     install_handlers(app)
     app.include_router(leases.hot)
-    for part in (leases, health, pool, scrape, operators, streams, dashboard, openapi):
+    for part in (leases, health, pool, scrape, operators, teams, streams, dashboard, openapi):
         app.include_router(part.router)
     if mcp:
         app.router.routes.append(mcp.route)

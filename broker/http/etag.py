@@ -37,7 +37,7 @@ def tagged(request: Request, body: bytes) -> Response:
     """Return a body with its ETag, or 304 to a request that names the same one."""
     tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag}
-    if {tag, "*"} & _known(request):
+    if {tag, "*"} & known_tags(request):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=JSON, headers=headers)
 
@@ -53,7 +53,7 @@ async def tagged_list(request: Request, pieces: AsyncIterator[bytes]) -> Respons
     return tagged(request, b"".join(parts))
 
 
-def _known(request: Request) -> set[str]:
+def known_tags(request: Request) -> set[str]:
     """Return the tags that a request names; a proxy that compresses makes a strong one weak."""
     said = ",".join(request.headers.getlist("if-none-match"))
     return {each.strip().removeprefix("W/") for each in said.split(",")}

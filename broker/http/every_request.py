@@ -54,8 +54,14 @@ class EveryRequest:
             self._behind = CORSMiddleware(
                 self._with_key,
                 allow_origins=origins,
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "If-None-Match", "Last-Event-ID"],
+                allow_methods=["GET", "POST", "PUT", "DELETE"],
+                allow_headers=[
+                    "Authorization",
+                    "Content-Type",
+                    "If-Match",
+                    "If-None-Match",
+                    "Last-Event-ID",
+                ],
                 expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
             )
 

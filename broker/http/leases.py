@@ -69,8 +69,6 @@ router, hot = (
         "expired",
         "revoked",
         "preempted",
-        "team_unknown",
-        "team_limit",
         "released",
         "cancelled",
         "timed_out",

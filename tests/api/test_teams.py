@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.brokers import GRANTING, Broker
+from tests.api.descriptions import Description
 from tests.api.keys import new_key
 
 if TYPE_CHECKING:
@@ -115,3 +116,59 @@ def test_wrong_field_is_no_request(teams: Teams, wrong: dict[str, Any]) -> None:
     answer = teams.lease("agent", **wrong)
     assert answer.status_code == 422
     assert next(iter(wrong)) in answer.text
+
+
+def test_operator_sets_the_policies_of_all_teams(teams: Teams) -> None:
+    """As one version; the answers are as the document describes them."""
+    described = Description(teams.broker.http.get("/openapi.json").json())
+    before = teams.ask("viewer", "GET", "/policy/teams")
+    described.check(before, "/policy/teams")
+    wanted = {"teams": {"nlp": {"nominal_mb": 600, "weight": 2, "max_priority": 5}, "v.2": {}}}
+    tag = before.headers["ETag"]
+    put = teams.ask("operator", "PUT", "/policy/teams", json=wanted, headers={"If-Match": tag})
+    set_ = described.check(put, "/policy/teams")
+    assert set_["version"] == before.json()["version"] + 1
+    assert set_["teams"]["nlp"]["nominal_mb"] == 600
+    assert set_["teams"]["nlp"]["lend_mb"] is None
+    assert set_["teams"]["v.2"]["weight"] == 1
+    after = teams.ask("viewer", "GET", "/policy/teams")
+    assert (after.json(), after.headers["ETag"]) == (set_, put.headers["ETag"])
+    known = {"If-None-Match": put.headers["ETag"]}
+    assert teams.ask("viewer", "GET", "/policy/teams", headers=known).status_code == 304
+    late = teams.ask(
+        "operator", "PUT", "/policy/teams", json={"teams": {}}, headers={"If-Match": tag}
+    )
+    assert (late.status_code, late.headers.get("ETag")) == (412, None)
+    assert f"at version {set_['version']} by now" in late.json()["detail"]
+    none = teams.ask(
+        "operator", "PUT", "/policy/teams", json={"teams": {}}, headers={"If-Match": "x"}
+    )
+    assert none.status_code == 412
+    assert teams.ask("viewer", "GET", "/policy/teams").json() == set_
+    assert teams.ask("nlp", "PUT", "/policy/teams", json={"teams": {}}).status_code == 403
+
+    assert teams.lease("nlp", min_memory_mb=700).status_code == 200
+    rows = described.check(teams.ask("viewer", "GET", "/teams"), "/teams")["teams"]
+    (row,) = (row for row in rows if row["name"] == "nlp")
+    assert (row["used_mb"], row["borrowed_mb"], row["leases"], row["listed"]) == (700, 100, 1, True)
+    refused = teams.lease("nlp", priority=6, on_unavailable="refuse")
+    assert (refused.status_code, refused.json()["code"]) == (409, "team_limit")
+    unknown = teams.lease("agent", team="typo", on_unavailable="refuse")
+    assert (unknown.status_code, unknown.json()["code"]) == (409, "team_unknown")
+    any_version = teams.ask(
+        "operator", "PUT", "/policy/teams", json={"teams": {}}, headers={"If-Match": "*"}
+    )
+    assert any_version.json()["teams"] == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"teams": None}, {"teams": []}, {"teams": {"a": {"wieght": 1}}},
+     {"teams": {"a": {"weight": "1"}}}, {"teams": {"a": {"weight": 10_001}}},
+     {"teams": {"a b": {}}}, {"teams": {str(n): {} for n in range(257)}}],
+)  # fmt: skip
+def test_policy_of_teams_that_is_none_is_refused_whole(teams: Teams, wrong: dict[str, Any]) -> None:
+    """422; a limit with a mistyped name is no policy without that limit."""
+    before = teams.ask("viewer", "GET", "/policy/teams").json()
+    assert teams.ask("operator", "PUT", "/policy/teams", json=wrong).status_code == 422
+    assert teams.ask("viewer", "GET", "/policy/teams").json() == before

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent_sdk.policy import FIELDS
+from agent_sdk.teams import FIELDS as TEAM_FIELDS
 from broker.serializers.lease_json import POLICY_NAMES
 
 TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - an example
 
 LEASE: Final[dict[str, Any]] = {
-    "agent": "analyst", "gpu": 0, "token": TOKEN, "timestamp": 1795607407.688, "gpus": [
+    "agent": "analyst", "team": "nlp", "gpu": 0, "token": TOKEN, "timestamp": 1795607407.688,
+    "gpus": [
         {"uuid": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11", "index": 0, "host": "gpu-host-3",
          "name": "NVIDIA H100 80GB HBM3", "memory_mb": 8192, "memory_total_mb": 81559,
          "memory_used_mb": 8301, "runtime_id": "0"}],
@@ -28,6 +30,7 @@ POLICY: Final[dict[str, Any]] = {
 
 KNOWN: Final[dict[str, Any]] = LEASE | {
     "priority": 0, "findings": ["idle"], "notices": ["idle"], "enforced": False, "note": None,
+    "preempt_at": None, "preempt_for": None,
 }  # fmt: skip
 
 EXPLAINED: Final[dict[str, Any]] = {
@@ -39,6 +42,11 @@ EXPLAINED: Final[dict[str, Any]] = {
     "basis": "if bob does not renew lease d2fb7126", "fits_now": [],
     "reservation": None, "host": "", "near_host": "",
 }  # fmt: skip
+
+TEAMS: Final[dict[str, Any]] = {
+    "nlp": {name: of.default for name, of in TEAM_FIELDS.items()}
+    | {"weight": 2, "nominal_mb": 98304, "max_priority": 5}
+}
 
 HOOK: Final[dict[str, Any]] = {
     "name": "ops", "url": "https://ops.example/gpu", "on": ["expired", "quarantined"],
@@ -53,6 +61,9 @@ REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/renew"): {"token": TOKEN, "ttl_s": 60},
     ("post", "/release"): {"token": TOKEN},
     ("post", "/policy"): {"max_memory_per_agent_mb": 16384},
+    ("put", "/policy/teams"): {
+        "teams": {"nlp": {"weight": 2, "nominal_mb": 98304, "max_priority": 5}}
+    },
     ("post", "/drain"): {"host": "gpu-host-3", "reason": "new driver"},
     ("post", "/undrain"): {"host": "gpu-host-3"},
     ("post", "/forget"): {"host": "gpu-host-3", "reason": "sent back"},
@@ -91,6 +102,12 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
                   "mps": False}]},
     ("get", "/policy"): POLICY,
     ("post", "/policy"): POLICY,
+    ("get", "/policy/teams"): {"version": 7, "teams": TEAMS},
+    ("put", "/policy/teams"): {"version": 8, "teams": TEAMS},
+    ("get", "/teams"): {"teams": [TEAMS["nlp"] | {
+        "name": "nlp", "listed": True, "used_mb": 106496, "leases": 9, "waiters": 2,
+        "reserved_mb": 0, "borrowed_mb": 8192, "lent_mb": 0, "use_mb_s": 81603584.0,
+        "share": 43996672.0, "used_share": 0.7, "wanted_share": 0.667}]},
     ("get", "/allocations"): {"allocations": {TOKEN: KNOWN}},
     ("post", "/lease"): LEASE | {"granted": True, "code": None, "env": {
         "CUDA_VISIBLE_DEVICES": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11",
@@ -99,10 +116,11 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/lease/{token}/explain"): EXPLAINED,
     ("post", "/explain"): EXPLAINED | {"token": None, "state": "asked"},
     ("get", "/queue"): {"waiting": 1, "queue": [
-        {"token": TOKEN, "agent": "analyst", "state": "waiting", "granted": False, "place": 0,
-         "capped": False, "memory_mb": 8192, "devices": 1, "exclusive": False, "priority": 0,
-         "host": None, "model": None, "enqueued_at": 1795607395.3, "waiting_s": 12.4,
-         "gives_up_at": 1795607425.3, "reserved": [], "reservation": None}]},
+        {"token": TOKEN, "agent": "analyst", "team": "nlp", "state": "waiting", "granted": False,
+         "place": 0, "capped": False, "capped_by": None, "memory_mb": 8192, "devices": 1,
+         "exclusive": False, "priority": 0, "host": None, "model": None,
+         "enqueued_at": 1795607395.3, "waiting_s": 12.4, "gives_up_at": 1795607425.3,
+         "reserved": [], "reservation": None}]},
     ("get", "/events"): (
         "id: 1795607407688-0\nevent: granted\ndata: "
         '{"id": "1795607407688-0", "event": "granted", "at": 1795607407.688, "agent": "analyst", '

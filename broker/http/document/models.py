@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from agent_sdk.policy import FIELDS
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.reservations import Reservation
+from agent_sdk.teams import FIELDS as TEAM_FIELDS
 from broker.http.requests import form_of, with_meanings
 from broker.serializers.device_models import extended
 from broker.serializers.lease_json import POLICY_NAMES
@@ -74,6 +75,74 @@ POLICY: Final[Any] = _policy()
 
 EXPLANATION: Final[Any] = extended("Explanation", Explanation, {}, Reservation=Reservation)
 """Body of the explanations; each field is there."""
+
+
+class TeamStanding(TypedDict):
+    """Team: its policy, and what it has.
+
+    Attributes:
+        name: the team.
+        listed: it has a policy; false: it only has leases or waiters.
+        used_mb: MiB that it holds, offers included.
+        reserved_mb: MiB of the devices that are reserved for its waiters.
+        borrowed_mb: MiB that it holds beyond its quota.
+        lent_mb: MiB of its quota that others hold.
+        use_mb_s: MiB-seconds that it has used by now, decayed.
+        share: the order of teams that borrow, the smaller first; null: after all others.
+        used_share: its part of the use of all teams.
+        wanted_share: its part of the weights of all teams.
+    """
+
+    name: str
+    listed: bool
+    used_mb: int
+    leases: int
+    waiters: int
+    reserved_mb: int
+    borrowed_mb: int
+    lent_mb: int
+    use_mb_s: float
+    share: float | None
+    used_share: float
+    wanted_share: float
+
+
+def _of_team(name: str, base: type, says: str) -> Any:
+    """Return a type with the fields of a team's policy and their meanings."""
+    numbers = {name: int | None if of.default is None else int for name, of in TEAM_FIELDS.items()}
+    made = extended(name, base, numbers)
+    meanings = with_meanings(says, TEAM_FIELDS)
+    own = str(base.__doc__).partition("Attributes:")[2].rstrip()
+    made.__doc__ = meanings + own
+    return made
+
+
+class _NoFields(TypedDict):
+    """No field."""
+
+
+TEAM_POLICY: Final[Any] = _of_team("TeamPolicy", _NoFields, "Policy of a team; null: no limit.")
+
+TEAM_STATUS: Final[Any] = _of_team(
+    "TeamStatus", TeamStanding, "Team: its policy, and what it has; null: no limit."
+)
+
+
+class Teams(TypedDict):
+    """Teams that have a policy, leases or waiters, by name."""
+
+    teams: list[TEAM_STATUS]
+
+
+class TeamPolicies(WithIgnored):
+    """Policies of all teams by name.
+
+    Attributes:
+        version: that of the policy; it grows with each change.
+    """
+
+    version: int
+    teams: dict[str, TEAM_POLICY]
 
 
 class Drained(WithIgnored):
