@@ -11,7 +11,7 @@ from pathlib import Path
 
 THIS = Path(__file__).parents[2]
 
-PREVIOUS = THIS / "tests" / "previous" / "sdk-schema-2.zip"
+PREVIOUS = THIS / "tests" / "previous" / "sdk-schema-3.zip"
 
 
 def unpacked(folder: Path) -> Path:
