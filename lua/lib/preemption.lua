@@ -114,7 +114,7 @@ local function clear_device(w, d, over)
   local tokens = call('SCARD', prefix .. 'holders:' .. d.uuid) <= HOLDERS_READ
     and call('SMEMBERS', prefix .. 'holders:' .. d.uuid) or {}
   local may, set = {}, { d = d, gone_mb = 0, chosen = {}, straddles = 0, mb = 0, count = 0,
-    priority = -1 }
+    priority = -1, granted_ms = math.huge }
   for _, token in ipairs(tokens) do
     local v = victim(w, token, d)
     if v then may[#may + 1] = v end
@@ -182,6 +182,7 @@ local function clear_device(w, d, over)
   for _, v in pairs(set.chosen) do
     set.mb, set.count = set.mb + v.mb, set.count + 1
     set.priority = math.max(set.priority, v.priority)
+    set.granted_ms = math.min(set.granted_ms, v.granted_ms)
   end
   set.undo = undo
   return set
@@ -191,6 +192,7 @@ local function cheaper(a, b)
   for _, by in ipairs({ 'straddles', 'priority', 'count', 'mb' }) do
     if a[by] ~= b[by] then return a[by] < b[by] end
   end
+  if a.granted_ms ~= b.granted_ms then return a.granted_ms > b.granted_ms end   -- the youngest
   return a.d.uuid < b.d.uuid
 end
 

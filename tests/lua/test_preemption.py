@@ -179,6 +179,23 @@ def test_job_that_was_preempted_is_protected_for_longer(lab: Pool) -> None:
     assert noticed(lab, "b3", "b4") == {"b4": "a2"}
 
 
+@pytest.mark.parametrize("young", ["b2", "b3"])
+def test_youngest_goes_also_from_among_several_devices(lab: Pool, young: str) -> None:
+    """Of two that would do as well, whichever device it is on."""
+    lab.policy(min_runtime_s=0)
+    for name in ("b1", "b2"):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=3000))
+        lab.skew(1000)
+    if young == "b3":  # the first device has the younger one
+        lab.release(token("b1"))
+        granted(lab.acquire(token("b3"), "b3", team="b", memory_mb=3000))
+    old = "b1" if young == "b2" else "b2"
+    ask = {"team": "a", "memory_mb": 3000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=(old, young))
+    assert noticed(lab, old, young) == {young: "a1"}
+
+
 def test_job_that_gives_its_lease_back_early_counts_as_preempted(lab: Pool) -> None:
     """Obeying a notice costs no protection; giving a lease back without one gives none."""
     lab.policy(min_runtime_s=0)
