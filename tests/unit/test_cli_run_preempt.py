@@ -172,6 +172,18 @@ def test_command_without_a_wish_runs_to_the_end_of_its_time(pool: TestBroker) ->
             other.wait()
 
 
+def test_messages_are_all_of_one_form(pool: TestBroker) -> None:
+    """The SDK logs nothing of a lease beside them."""
+    with victim(pool, "--", "sleep", "1000") as process:
+        eventually(pool.client.leases, 20)
+        with asker(pool) as other:
+            lines = process.communicate(timeout=WITHIN_S)[1].splitlines()
+            other.wait()
+    assert [json.loads(text)["event"] for text in lines] == [
+        "granted", "started", "preempting", "lost", "ended",
+    ]  # fmt: skip
+
+
 def test_command_beside_finds_what_it_needs_and_its_end_ends_the_other(
     pool: TestBroker, tmp_path: Path
 ) -> None:

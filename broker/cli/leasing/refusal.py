@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import (
@@ -29,7 +30,11 @@ DEADLINE_S: Final = 5.0
 
 
 def waiting_client(name: str, store_timeout_s: float) -> LeaseClient:
-    """Return a client that lets the store be away for so long while it waits."""
+    """Return a client that lets the store be away for so long while it waits.
+
+    News of its leases is not logged: the command prints it in its own form.
+    """
+    logging.getLogger("agent_sdk.leases").addHandler(logging.NullHandler())
     client = connect(name, DEADLINE_S)
     client.away_s = store_timeout_s
     return client
