@@ -29,6 +29,7 @@ PAGES = (
     "how-to/agents.md",
     "how-to/operate.md",
     "how-to/shell.md",
+    "how-to/teams.md",
     "how-to/testing.md",
     "reference/http.md",
 )
