@@ -166,7 +166,7 @@ def to_store(teams: Mapping[str, TeamPolicy | Mapping[str, object]]) -> list[str
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class PartySums:
     """Sums of one party, an agent, an API key or a team: what counts against its caps.
 
     Attributes:
@@ -184,10 +184,10 @@ class Sums:
     use_ms: int = 0
 
 
-NOTHING: Final = Sums()
+NOTHING: Final = PartySums()
 
 
-def sums_of(row: Mapping[str, str]) -> dict[str, Sums]:
+def sums_of(row: Mapping[str, str]) -> dict[str, PartySums]:
     """Return the sums of each party, by the hash `agents`.
 
     Raises:
@@ -196,9 +196,9 @@ def sums_of(row: Mapping[str, str]) -> dict[str, Sums]:
     return {name: _sums(name, row) for name in {field.partition("#")[0] for field in row}}
 
 
-def _sums(name: str, row: Mapping[str, str]) -> Sums:
+def _sums(name: str, row: Mapping[str, str]) -> PartySums:
     use, _, use_ms = row.get(f"{name}#use", "0@0").partition("@")
-    return Sums(
+    return PartySums(
         mb=int(row.get(name, 0)),
         leases=int(row.get(f"{name}#leases", 0)),
         waiters=int(row.get(f"{name}#waiters", 0)),
@@ -253,7 +253,7 @@ class TeamStatus(TeamPolicy):
 
 def statuses(
     policies: Mapping[str, TeamPolicy],
-    sums: Mapping[str, Sums],
+    sums: Mapping[str, PartySums],
     *,
     now_ms: int,
     half_life_s: int,
@@ -290,7 +290,7 @@ def statuses(
     )
 
 
-def _teams(sums: Mapping[str, Sums]) -> Iterable[str]:
+def _teams(sums: Mapping[str, PartySums]) -> Iterable[str]:
     return (
         party.removeprefix(TEAM_PARTY)
         for party, x in sums.items()
@@ -299,7 +299,7 @@ def _teams(sums: Mapping[str, Sums]) -> Iterable[str]:
 
 
 def _lent(
-    of: Mapping[str, TeamPolicy], has: Mapping[str, Sums], capacity_mb: int
+    of: Mapping[str, TeamPolicy], has: Mapping[str, PartySums], capacity_mb: int
 ) -> dict[str, int]:
     """Return what each team's quota gives to others now."""
     idle = {}

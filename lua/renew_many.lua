@@ -98,7 +98,8 @@ for at = FIRST, last, 3 do
   local row = rows[token] or call('HMGET', record, unpack(OF_LEASE))
   local held, ends_at_ms, hold_until_ms = row[2], row[4], row[5]
   local tag, why
-  if row[1] ~= 'active' or fence ~= held and fence ~= '' or row[6] or row[9] and row[9] + 0 <= ctx.now or ends_at_ms + 0 < ctx.now
+  if row[1] ~= 'active' or fence ~= held and fence ~= '' or row[6]
+    or row[9] and row[9] + 0 <= ctx.now or ends_at_ms + 0 < ctx.now
     or owner ~= '' and row[11] ~= owner then
     tag, why = outcome(token, fence)
   end

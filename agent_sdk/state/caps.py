@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.placement import PlacementRequest
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import Sums, TeamStatus
+    from agent_sdk.teams import PartySums, TeamStatus
 
 NO_POLICY = TeamPolicy()
 
@@ -63,7 +63,7 @@ class Caps:
     """
 
     pool: PoolStatus
-    sums: Mapping[str, Sums]
+    sums: Mapping[str, PartySums]
     policies: Mapping[str, TeamPolicy]
     reserved: Mapping[str, Mapping[str, int]]
 
@@ -71,7 +71,7 @@ class Caps:
         """Return a team's policy; without one it has no quota, and may borrow."""
         return self.policies.get(team, NO_POLICY)
 
-    def held(self, party: str) -> Sums:
+    def held(self, party: str) -> PartySums:
         """Return the sums of a party."""
         return self.sums.get(party, NOTHING)
 
@@ -255,14 +255,14 @@ def read(keys: Keys) -> Generator[Read, Answer, tuple[TeamStatus, ...]]:
 
 def parties(
     keys: Keys,
-) -> Generator[Read, Answer, tuple[dict[str, TeamPolicy], dict[str, Sums]]]:
+) -> Generator[Read, Answer, tuple[dict[str, TeamPolicy], dict[str, PartySums]]]:
     """Read the policies of teams by name, and the sums of agents, API keys and teams."""
     answer = yield Read((("HGETALL", keys.teams), ("HGETALL", keys.agents)))
     return _parties(answer)
 
 
 @of_known_form
-def _parties(answer: Answer) -> tuple[dict[str, TeamPolicy], dict[str, Sums]]:
+def _parties(answer: Answer) -> tuple[dict[str, TeamPolicy], dict[str, PartySums]]:
     lines, sums = rows(answer)
     policies = {name: declared.parse(line) for name, line in lines.items()}
     return policies, declared.sums_of(sums)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.placement import PlacementRequest
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
-    from agent_sdk.teams import Sums, TeamPolicy
+    from agent_sdk.teams import PartySums, TeamPolicy
 
 STANDING: Final = {
     "active": "it is granted: nothing to wait for",
@@ -64,7 +64,7 @@ class PoolState:
     devices: dict[str, DeviceStatus]
     leases: dict[str, LeaseStatus]
     waiters: dict[str, WaiterStatus]
-    sums: dict[str, Sums]
+    sums: dict[str, PartySums]
     policies: dict[str, TeamPolicy] = field(default_factory=dict)
     caps: Caps = field(init=False, repr=False, compare=False)
     heads: tuple[Head, ...] = field(init=False, repr=False, compare=False)

@@ -1,5 +1,5 @@
--- caps: what the policy leaves the parties of a request: its agent, its API key, its team. A key has
--- the caps of an agent, so that more names get it no more; a team has its own (teams.lua).
+-- caps: what the policy leaves the parties of a request: its agent, its API key, its team. A key
+-- has the caps of an agent, so that more names get it no more; a team has its own (teams.lua).
 
 local POLICY = { 'safe_mode', 'closed_until_ms', 'max_memory_per_agent_mb',
   'allow_fractional_shares', 'max_leases_per_agent', 'policy_version' }

@@ -6,9 +6,9 @@ function broker.bury(token, outcome)
   broker.leave_outcome(token, outcome)
 end
 
--- Take back the devices of the record {token, agent, owner, team, devices} and its parties' sums. `withhold`: the
--- memory is not free yet, its holder died with it. `record`: its key, when it goes too. Returns how
--- many devices that were. All is read before the first write.
+-- Take back the devices of the record {token, agent, owner, team, devices} and its parties' sums.
+-- `withhold`: the memory is not free yet, its holder died with it. `record`: its key, when it goes
+-- too. Returns how many devices that were. All is read before the first write.
 function broker.deallocate(r, withhold, record)
   local keys, devices, touched, sum = { record }, {}, 0, 0
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
@@ -47,7 +47,8 @@ local function tell(r, outcome)
     team_of(r))
 end
 
--- End the lease {token, agent, owner, team, devices, fence}: what it had is free. Returns the devices touched.
+-- End the lease {token, agent, owner, team, devices, fence}: what it had is free. Returns the
+-- devices touched.
 function broker.close_lease(r, outcome)
   local touched = broker.deallocate(r, false, prefix .. 'record:' .. r.token)
   clear_deadline(r.token)

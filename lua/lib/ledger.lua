@@ -13,8 +13,8 @@
 -- What a repeated acquire needs of a record.
 function broker.asked(record)
   local state, agent, request, devices, fence, expires_at_ms, reason, queue_id, wait_until_ms,
-    owner, reserved, team = unpack(call('HMGET', record, 'state', 'agent', 'request', 'devices', 'fence',
-    'expires_at_ms', 'reason', 'queue_id', 'wait_until_ms', 'owner', 'reserved', 'team'))
+    owner, reserved, team = unpack(call('HMGET', record, 'state', 'agent', 'request', 'devices',
+    'fence', 'expires_at_ms', 'reason', 'queue_id', 'wait_until_ms', 'owner', 'reserved', 'team'))
   return {
     state = state, agent = agent, request = request, devices = devices, fence = fence,
     expires_at_ms = tonumber(expires_at_ms), reason = reason, queue_id = queue_id,
@@ -24,7 +24,8 @@ function broker.asked(record)
 end
 
 -- What renew and release need of it: state, fence, devices, expires_at_ms, ttl_ms, hold_until_ms,
--- revoked, owner, notice, agent, team, preempt_at_ms, wanted. Once as the straight path has read it for this call.
+-- revoked, owner, notice, agent, team, preempt_at_ms, wanted. Once as the straight path has read it
+-- for this call.
 function broker.read(record)
   local read = ctx.read
   if read then
@@ -65,7 +66,8 @@ local function sums_of(agent, key, team)
   local values = call('HMGET', prefix .. 'agents', unpack(fields))
   for i, name in ipairs(missing) do
     local at = (i - 1) * each
-    agents[name] = { name = name, mb = (values[at + 1] or 0) + 0, leases = (values[at + 2] or 0) + 0,
+    agents[name] = { name = name, mb = (values[at + 1] or 0) + 0,
+      leases = (values[at + 2] or 0) + 0,
       waiters = each == 4 and (values[at + 3] or 0) + 0 or 0,
       reserved_mb = each == 4 and (values[at + 4] or 0) + 0 or 0 }
   end

@@ -145,8 +145,8 @@ end
 function offers.poll(w, open)
   local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
   local capped = not place
-  local is_next = place == 0 or capped and w.capped and call('ZRANK', prefix .. 'capped:' .. w.capped,
-    w.token) == 0
+  local is_next = place == 0 or capped and w.capped and call('ZRANK', prefix .. 'capped:'
+    .. w.capped, w.token) == 0
   broker.reservations.check(w)
   if not open or not is_next or ctx.backlog then
     return nil, capped and 'agent_cap' or 'no_capacity', place or -1

@@ -49,7 +49,8 @@ local function victim(w, token, d)
     v.mb = v.mb + mb
     if uuid == d.uuid then v.here_mb = mb + 0 end
   end
-  local protected_ms = broker.policy_of('min_runtime_s') * 1000 * 2 ^ math.min(DOUBLINGS, (evictions or 0) + 0)
+  local times = math.min(DOUBLINGS, (evictions or 0) + 0)
+  local protected_ms = broker.policy_of('min_runtime_s') * 1000 * 2 ^ times
   local mature, lower = ctx.now >= v.granted_ms + protected_ms, v.team == w.team
     and w.q.priority > v.priority
   if preemptible == '1' then

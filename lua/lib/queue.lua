@@ -51,10 +51,11 @@ end
 function queue.read(token)
   local agent, request, memory_mb, queue_id, rank, enqueued_ms, client, reserved, devices, state,
     policy_version, reservation_mb, reservation_until_ms, reservations, reserves_ms,
-    reservation_seen, owner, team, capped, preempts, preempt_seen = unpack(call('HMGET', prefix .. 'record:' .. token, 'agent', 'request',
-    'memory_mb', 'queue_id', 'rank', 'enqueued_ms', 'client', 'reserved', 'devices', 'state',
-    'policy_version', 'reservation_mb', 'reservation_until_ms', 'reservations', 'reserves_ms',
-    'reservation_seen', 'owner', 'team', 'capped', 'preempts', 'preempt_seen'))
+    reservation_seen, owner, team, capped, preempts, preempt_seen = unpack(call('HMGET',
+    prefix .. 'record:' .. token, 'agent', 'request', 'memory_mb', 'queue_id', 'rank',
+    'enqueued_ms', 'client', 'reserved', 'devices', 'state', 'policy_version', 'reservation_mb',
+    'reservation_until_ms', 'reservations', 'reserves_ms', 'reservation_seen', 'owner', 'team',
+    'capped', 'preempts', 'preempt_seen'))
   if not agent then return nil end
   local asked = {}
   for part in string.gmatch(request, '[^|]+') do asked[#asked + 1] = part end

@@ -50,7 +50,8 @@ local function settle_member(member)
       preempt_at_ms = unpack(call('HMGET',
       prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
       'outcome', 'revoked', 'owner', 'team', 'preempt_at_ms'))
-    local r = { token = member, agent = agent, owner = owner, team = team, devices = devices, fence = fence,
+    local r = { token = member, agent = agent, owner = owner, team = team, devices = devices,
+      fence = fence,
       ended_at_ms = tonumber(expires_at_ms), outcome = outcome }
     if not state then   -- removed by hand or evicted: nothing is known that could be given back
       clear_deadline(member)

@@ -2,10 +2,10 @@
 --
 -- After 30 s a head reserves devices that can become what it asks: they are live, reserved for no
 -- other, large enough beside the memory that is used without a lease, and within what its agent's
--- cap leaves. No waiter behind it gets them. Where teams have policies (teams.lua), a head of a team
--- that comes before takes over what is reserved for a head of one that comes after: else the first
--- to reserve, and not the first in order, would collect several devices. A reservation counts
--- against that cap as a lease does.
+-- cap leaves. No waiter behind it gets them. A reservation counts against that cap as a lease does.
+-- Where teams have policies (teams.lua), a head of a team that comes before takes over what is
+-- reserved for a head of one that comes after: else the first to reserve, and not the first in
+-- order, would collect several devices.
 --
 -- It has a horizon. Devices that have room and go unused for `reservation_idle_s` without progress
 -- go back to the others, and the head keeps its rank. Progress is the end of a lease that was older
@@ -137,9 +137,8 @@ function reservations.reserve(w, devices, until_ms)
   end
   w.reserved, w.reservation_mb = table.concat(ids, ','), sum
   call('HSET', record, 'reserved', w.reserved, 'reservation_mb', text(sum), 'reservation_since_ms',
-    text(ctx.now),
-    'reservation_until_ms', text(until_ms or ctx.now + idle_ms()), 'reservation_fence', call('HGET', POOL,
-    'fence'))
+    text(ctx.now), 'reservation_until_ms', text(until_ms or ctx.now + idle_ms()),
+    'reservation_fence', call('HGET', POOL, 'fence'))
   broker.count_reserved(w, sum)
   broker.event('reserved', 'token', w.token, 'agent', w.agent, 'devices', w.reserved, team_of(w))
 end

@@ -93,8 +93,9 @@ local keys_of = broker.keys_of
 -- Is it plain that the team's policy lets it have so much? Else the plain path decides.
 local function within_policy(k, asked, team, t, memory_mb)
   local of = broker.team_policy(team)
-  return (of.listed or team == DEFAULT_TEAM) and asked.priority <= of.max_priority and t.leases < of.max_leases
-    and of.max_ttl_ms == 0 and of.max_hold_ms == 0 and t.mb + memory_mb <= of.nominal_mb + of.borrow_mb
+  return (of.listed or team == DEFAULT_TEAM) and asked.priority <= of.max_priority
+    and t.leases < of.max_leases and of.max_ttl_ms == 0 and of.max_hold_ms == 0
+    and t.mb + memory_mb <= of.nominal_mb + of.borrow_mb
     and (t.mb + memory_mb <= of.nominal_mb or k.pool.team_lend_limits == 0)
 end
 

@@ -16,7 +16,8 @@
 local LOOK_AHEAD_S = 60    -- of what a team holds, which counts as used already
 local CREDIT_S = 60
 local LN2 = 0.6931471805599453
-local NO_POLICY = { weight = 1, nominal_mb = 0, borrow_mb = NEVER, lend_mb = NEVER, max_priority = 9,
+local NO_POLICY = { weight = 1, nominal_mb = 0, borrow_mb = NEVER, lend_mb = NEVER,
+  max_priority = 9,
   max_leases = NEVER, max_waiters = NEVER, max_hold_ms = 0, max_ttl_ms = 0, listed = false }
 local parsed, parsed_count, MOST_PARSED = {}, 0, 256
 

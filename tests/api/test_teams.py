@@ -119,7 +119,7 @@ def test_wrong_field_is_no_request(teams: Teams, wrong: dict[str, Any]) -> None:
 
 
 def test_operator_sets_the_policies_of_all_teams(teams: Teams) -> None:
-    """As one version; the answers are as the document describes them."""
+    """It is one version; the answers are as the document describes them."""
     described = Description(teams.broker.http.get("/openapi.json").json())
     before = teams.ask("viewer", "GET", "/policy/teams")
     described.check(before, "/policy/teams")

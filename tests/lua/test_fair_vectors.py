@@ -223,7 +223,7 @@ KUEUE: dict[str, tuple[dict[str, int], list[tuple[str, int, int]], tuple[int, in
 
 @pytest.mark.parametrize("case", KUEUE)
 def test_victims_are_those_of_kueue(pool: Pool, case: str) -> None:
-    """Of teams over their quota, lowest priority first, filled back, all or nothing."""
+    """They are of teams over their quota, lowest priority first, filled back, all or nothing."""
     quotas, running, (size, priority), victims = KUEUE[case]
     total_mb = sum(quotas.values()) * 1000
     pool.report((device("gpu-a", total_mb),), deadline_ms=DAY_MS)

@@ -85,7 +85,7 @@ def test_own_quota_comes_back_with_notice(lab: Pool) -> None:
 
 
 def test_two_waiters_take_no_team_below_its_quota(lab: Pool) -> None:
-    """What is noticed for one of them counts as gone for the other."""
+    """Count a lease that is noticed for one of them as gone for the other."""
     lab.set_teams(
         a="nominal_mb=1000", b="nominal_mb=4000", c="nominal_mb=2000", d="nominal_mb=1000"
     )

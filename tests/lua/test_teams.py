@@ -119,7 +119,7 @@ def test_time_limit_of_a_team_is_the_default_of_its_leases(eight: Pool) -> None:
 
 
 def test_default_team_without_a_policy_borrows_before_others_as_well(pool: Pool) -> None:
-    """What it holds is in no quota, or borrowed: no other team borrows the same again."""
+    """Memory that it holds is in no quota, or borrowed: no other team borrows it again."""
     pool.report((device("gpu-a", 8000),), deadline_ms=DAY_MS)
     pool.set_teams(a="nominal_mb=4000 lend_mb=1000", b="weight=1")
     granted(pool.acquire(token("1"), memory_mb=3000))
@@ -130,7 +130,7 @@ def test_default_team_without_a_policy_borrows_before_others_as_well(pool: Pool)
 
 
 def test_borrowed_memory_ends_at_what_others_lend(pool: Pool) -> None:
-    """Of a quota that is lent in part the rest stays free, also while its team has nothing."""
+    """The part of a quota that is not lent stays free, also while its team has nothing."""
     pool.report(
         (device("gpu-a", 4100, system_mb=100), device("gpu-b", 4100, index=1, system_mb=100)),
         deadline_ms=DAY_MS,
@@ -265,7 +265,7 @@ def test_policy_of_teams_is_written_as_one_or_not_at_all(eight: Pool) -> None:
 
 
 def test_use_is_whole_where_one_call_ends_one_lease_and_hands_on(eight: Pool) -> None:
-    """What accrued until the end counts, also when another agent of the team gets the memory."""
+    """Use until the end counts, also when another agent of the team gets the memory."""
     eight.set_teams(a="weight=1")
     eight.policy(half_life_s=0)
     eight.freeze()

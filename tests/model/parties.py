@@ -19,7 +19,7 @@ LOOK_AHEAD_S, CREDIT_S = 60, 60
 
 
 class Sums(NamedTuple):
-    """What a party has, offers included, how many of its requests wait, what is reserved."""
+    """Sums of a party: MiB and leases, offers included, requests that wait, MiB reserved."""
 
     mb: int
     leases: int

@@ -162,7 +162,7 @@ class Reservations(Ledger):
         return last_ms
 
     def hold_ms(self, ask: Ask) -> int:
-        """How long it may be held: as asked, else its team's time; 0: without an end."""
+        """The time for which it may be held: as asked, else its team's; 0: without an end."""
         return ask.max_hold_ms or self.team(ask.team).max_hold_s * 1000
 
     def lends(self) -> bool:

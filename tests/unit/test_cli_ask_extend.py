@@ -98,7 +98,7 @@ def limit_s(pool: TestBroker, token: str) -> float:
 
 
 def test_time_limit_moves_with_the_end(pool: TestBroker) -> None:
-    """Of a lease without a keeper by as much; renewals go on to the new one."""
+    """A lease without a keeper ends later by as much; renewals go on to the new limit."""
     lease = pool.client.acquire("someone", memory_mb=100, ttl_s=30, max_hold_s=60)
     told = json.loads(on(pool, "extend", lease.token, "1h", "-o", "json").stdout)
     assert 3600 + 50 < limit_s(pool, lease.token) <= 3660

@@ -90,7 +90,7 @@ def test_file_becomes_the_policy_as_one_version(files: Files, lab: LeaseClient) 
 
 
 def test_yaml_of_the_policy_is_a_file_for_apply(files: Files) -> None:
-    """What get prints, apply takes; and teams that are left out have no policy any more."""
+    """The print of get is taken by apply; teams that are left out have no policy any more."""
     files.apply(FILE)
     shown = files.policy("get", "-o", "yaml")
     before = files.state()
@@ -165,7 +165,7 @@ def test_file_that_is_none_is_refused_in_words(files: Files, text: str, says: st
 
 
 def test_null_takes_a_limit_away(files: Files) -> None:
-    """As does a field that is left out of a team."""
+    """A field that is left out of a team has none either."""
     files.apply("teams: {a: {max_leases: 2, max_ttl: 1h}}\n")
     text = files.apply("teams: {a: {max_leases: null}}\n")
     assert text.splitlines()[:2] == [

@@ -305,7 +305,7 @@ def test_kill_of_run_in_the_window_ends_all_that_it_started(
 def test_kill_in_the_window_costs_the_other_nothing(
     pool: TestBroker, tmp_path: Path, of: str
 ) -> None:
-    """Of the command: it is requeued. Of the one beside it: the command is asked to end."""
+    """A killed command is requeued; one beside it that is killed has the command asked to end."""
     seen, begun = tmp_path / "beside", tmp_path / "begun"
     beside = f"echo $$ > {seen}.new; mv {seen}.new {seen}; exec sleep 1000"
     script = f"[ -e {begun} ] && exit 0; : > {begun}; {TOLD}"

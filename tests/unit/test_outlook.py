@@ -17,7 +17,7 @@ from agent_sdk.state.pool_state import PoolState, counted, look, reasons, standi
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.reservations import Reservation
 from agent_sdk.state.snapshot import PoolStatus
-from agent_sdk.teams import Sums
+from agent_sdk.teams import PartySums
 
 if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus as Device
@@ -108,7 +108,7 @@ def random_pool(seed: int) -> PoolState:
         devices={x.uuid: x for x in devices},
         leases={},
         waiters={x.token: x for x in waiters},
-        sums={"x": Sums(100, 1), "y": Sums(10**6, 2)},
+        sums={"x": PartySums(100, 1), "y": PartySums(10**6, 2)},
     )
 
 

@@ -74,7 +74,7 @@ def test_holder_is_told_when_its_lease_is_taken_back(pool: TestBroker) -> None:
 
 
 def test_lease_that_is_taken_back_is_lost_by_that_reason(pool: TestBroker) -> None:
-    """Whether the pool says so, or its time is over by this machine's clock."""
+    """The pool says so, or its time is over by this machine's clock."""
     lease = pool.client.acquire("victim", memory_mb=900, preemptible=True, ttl_s=2)
     lost = threading.Event()
     lease.on_lost(lambda _: lost.set())

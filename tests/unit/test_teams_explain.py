@@ -182,7 +182,7 @@ def test_waiter_behind_the_quota_of_a_team_is_told_so(pool: Pool) -> None:
 
 
 def test_preemption_is_told_with_its_time(pool: Pool) -> None:
-    """Of the waiter and of the lease: what is preempted, for whom, in how long."""
+    """Waiter and lease tell what is preempted, for which waiter, in how long."""
     pool.policy(reclaim_after_s=10, min_runtime_s=0, preempt_grace_s=45)
     pool.set_teams(lab="nominal_mb=8000", ward="weight=1")
     granted(pool.acquire(token("on"), "cat", team="ward", memory_mb=8000, ttl_ms=0))

@@ -40,7 +40,7 @@ def teams(client: LeaseClient) -> Iterator[LeaseClient]:
 
 
 def test_many_renewed_at_once_are_told_as_each_by_itself() -> None:
-    """What stands behind the findings is of its own lease alone."""
+    """A time or a wish behind the findings is that of its own lease alone."""
     word = "idle,preempt:61000,wanted:3000:team/a:b"
     sent_at = local_now()
     single = renewed(Answer(["RENEWED", 1000, "", "1", 0, 31000, 30000, word], sent_at), "t")

@@ -17,7 +17,7 @@ from agent_sdk.state import caps as reading
 from agent_sdk.teams import (
     FIELDS,
     LOOK_AHEAD_S,
-    Sums,
+    PartySums,
     TeamField,
     TeamPolicy,
     TeamStatus,
@@ -82,7 +82,7 @@ def test_value_is_taken_within_its_bounds_alone(gpu: Pool, field: TeamField) -> 
 def test_use_decays_by_its_half_life(
     use: float, mb: int, seconds: int, half_life_s: int, wanted: float
 ) -> None:
-    """What is held accrues meanwhile, and time never goes back; half-life 0: nothing decays."""
+    """Held memory accrues meanwhile, and time never goes back; half-life 0: nothing decays."""
     found = decayed(use, mb, seconds * 1000, half_life_s)
     assert found == pytest.approx(wanted, abs=1e-6)
     parts = use
@@ -113,7 +113,7 @@ def test_use_is_that_of_the_script_at_each_moment(gpu: Pool) -> None:
 
 
 def test_teams_that_have_something_are_seen_without_a_policy(gpu: Pool) -> None:
-    """Sums by team are always there; agents and API keys are no teams."""
+    """PartySums by team are always there; agents and API keys are no teams."""
     granted(gpu.acquire(token("1"), "lab", owner="bot", memory_mb=100))
     granted(gpu.acquire(token("2"), "ann", team="lab", memory_mb=8000))
     said(gpu.acquire(token("3"), "ann", team="ward", memory_mb=500, wait_ms=9000))
@@ -130,7 +130,7 @@ def test_quota_is_lent_in_parts_of_what_is_left_of_it() -> None:
     def stand(capacity_mb: int, **lines: tuple[str, int]) -> dict[str, TeamStatus]:
         found = statuses(
             {name: parse(line) for name, (line, _) in lines.items()},
-            {f"team {name}": Sums(mb=mb, leases=1) for name, (_, mb) in lines.items()},
+            {f"team {name}": PartySums(mb=mb, leases=1) for name, (_, mb) in lines.items()},
             now_ms=0, half_life_s=600, capacity_mb=capacity_mb,
         )  # fmt: skip
         return {x.name: x for x in found}

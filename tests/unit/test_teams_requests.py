@@ -50,7 +50,7 @@ def test_requests_count_for_the_clients_team_unless_they_name_one(lab: LeaseClie
 def test_team_of_a_client_comes_from_the_environment(
     pool: TestBroker, client: LeaseClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one that asks for others it does not: these say for themselves."""
+    """A client that asks for others takes none: these say for themselves."""
     monkeypatch.setenv("REDIS_URL", pool.url)
     monkeypatch.setenv("GPU_BROKER_HOSTNAME", pool.host)
     monkeypatch.setenv("GPU_BROKER_TEAM", "ward")
