@@ -15,12 +15,13 @@ from agent_sdk import AsyncLeaseClient, Store
 from broker import __version__, dashboard
 from broker.hooks.addresses import Addresses
 from broker.hooks.sender import HookSender
-from broker.http import health, leases, openapi, operators, pool, scrape, streams, teams
+from broker.http import health, leases, openapi, operators, pool, scrape, streams
 from broker.http.auth import KeyCheck
 from broker.http.document.finish import finished
 from broker.http.every_request import EveryRequest
 from broker.http.hot_routes import HotRoutes
 from broker.http.problems import install_handlers, too_large
+from broker.http.teams import routes as teams
 from broker.live.feed import Feed
 from broker.live.view import View
 from broker.logs import VerbLog

@@ -57,6 +57,7 @@ class PoolStatus(PolicyValues):
         now_ms: the time of the reading, on the pool's clock.
         ready: False until a host has reported for the first time.
         waiting: the number of waiters.
+        teams: the number of teams with a policy.
         capacity_mb: MiB of all devices that leases could ever hold.
         stats: counters since the pool's beginning; every replica reads the same.
     """
@@ -69,6 +70,7 @@ class PoolStatus(PolicyValues):
     waiting: int
     stats: dict[str, int]
     capacity_mb: int = 0
+    teams: int = 0
 
     @property
     def active_leases(self) -> int:
@@ -196,6 +198,7 @@ def _pool(time: list[Any], row: dict[str, str], stats: dict[str, str]) -> PoolSt
         waiting=number("waiting"),
         stats=_counted(row, stats),
         capacity_mb=number("capacity_mb"),
+        teams=number("teams"),
         **from_store(row),
     )
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from agent_sdk.errors import Denied, LeaseError
+from agent_sdk.keys import DEFAULT_TEAM
 from broker.hooks.registry import HooksSeen
 from broker.http.auth import Viewer
 from broker.http.openapi import EVERYWHERE
@@ -19,6 +20,8 @@ from broker.replica import At
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agent_sdk.state.snapshot import PoolStatus
+    from agent_sdk.teams import TeamStatus
     from broker.replica import Broker
 
 router = APIRouter(responses=EVERYWHERE, tags=["health"])
@@ -68,7 +71,15 @@ async def _reading(broker: Broker) -> PoolReading:
         Counter(each.state for each in devices),
         left_out,
         await _hooks(broker),
+        await _teams(broker, pool),
     )
+
+
+async def _teams(broker: Broker, pool: PoolStatus) -> list[TeamStatus]:
+    """Read the teams that have series: other names are any that a client makes up."""
+    if not pool.teams:
+        return []
+    return [x for x in await broker.client.teams() if x.listed or x.name == DEFAULT_TEAM]
 
 
 async def _hooks(broker: Broker) -> HooksSeen:

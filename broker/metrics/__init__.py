@@ -162,7 +162,7 @@ PART: Final = 16
 HEAD_LINES: Final = 2
 """Lines of a family before its series: its help and its type."""
 
-METHODS: Final = {"GET", "POST", "DELETE", "HEAD", "OPTIONS"}
+METHODS: Final = {"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"}
 
 
 def _method(scope: Scope) -> str:

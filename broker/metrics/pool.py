@@ -12,6 +12,7 @@ from agent_sdk.state.lists import shown_state
 from broker.hooks.registry import HooksSeen
 from broker.metrics.health import DEVICE, MIB, findings_family, health_families
 from broker.metrics.hooks import hook_families
+from broker.metrics.teams import team_families
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
+    from agent_sdk.teams import TeamStatus
 
 OTHER: Final = "other"
 
@@ -47,6 +49,7 @@ class PoolReading:
         states: how many devices of the whole pool are in each state; None: those of `devices`.
         left_out: kind -> how many have no series of their own.
         hooks: the webhooks.
+        teams: those with a policy, and the default one; none, where no team has a policy.
     """
 
     pool: PoolStatus
@@ -56,6 +59,7 @@ class PoolReading:
     states: Mapping[str, int] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     hooks: HooksSeen = field(default_factory=HooksSeen)
+    teams: Sequence[TeamStatus] = ()
 
 
 def pool_families(seen: PoolReading) -> Iterator[Metric]:
@@ -68,6 +72,7 @@ def pool_families(seen: PoolReading) -> Iterator[Metric]:
     yield findings_family(seen.devices)
     yield from _hosts(pool, seen.hosts)
     yield from hook_families(seen.hooks)
+    yield from team_families(pool, seen.teams)
 
 
 def device_families(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:

@@ -172,3 +172,30 @@ def test_policy_of_teams_that_is_none_is_refused_whole(teams: Teams, wrong: dict
     before = teams.ask("viewer", "GET", "/policy/teams").json()
     assert teams.ask("operator", "PUT", "/policy/teams", json=wrong).status_code == 422
     assert teams.ask("viewer", "GET", "/policy/teams").json() == before
+
+
+def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams) -> None:
+    """Any name may be made up by a client; before there are quotas no team has a series."""
+    teams.lease("agent", team="made-up", min_memory_mb=100)
+
+    def series() -> dict[str, float]:
+        lines = teams.ask("viewer", "GET", "/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("gpu_broker_team_"))
+        return {name.removeprefix("gpu_broker_team_"): float(value) for name, value in pairs}
+
+    assert series() == {}
+    teams.ask("operator", "PUT", "/policy/teams", json={"teams": {"nlp": {"nominal_mb": 50}}})
+    try:
+        teams.lease("nlp", min_memory_mb=150)
+        found = series()
+        mib = 1024 * 1024
+        assert found['nominal_bytes{team="nlp"}'] == 50 * mib
+        assert found['used_bytes{team="nlp"}'] == 150 * mib
+        assert found['borrowed_bytes{team="nlp"}'] == 100 * mib
+        assert found['leases{team="nlp"}'] == 1
+        assert "made-up" not in str(found)
+        assert (
+            "gpu_broker_preemption_notices_total 0.0" in teams.ask("viewer", "GET", "/metrics").text
+        )
+    finally:
+        teams.ask("operator", "PUT", "/policy/teams", json={"teams": {}})

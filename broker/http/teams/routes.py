@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, HTTPException, Request
-from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from agent_sdk.errors import Conflict, error_for
-from agent_sdk.keys import TEAM
-from agent_sdk.teams import FIELDS, MOST_TEAMS, policy_in
+from agent_sdk.teams import policy_in
 from broker.http.auth import Operator, Viewer
 from broker.http.document.models import Problem, TeamPolicies, Teams
 from broker.http.etag import TAGGED, known_tags
 from broker.http.ignored import NamesIgnored
 from broker.http.openapi import EVERYWHERE, WITH_BODY, answers, errors
-from broker.http.requests import with_meanings
+from broker.http.teams.body import TeamsBody
 from broker.live.slices import JSON, dumped
 from broker.logs import note
 from broker.replica import At, Broker
@@ -42,42 +40,6 @@ IfMatch = Annotated[
     str | None,
     Header(description="The ETag that GET answered: the version that it is written against."),
 ]
-
-_FIELDS = [
-    (name, Annotated[int, Field(strict=True, ge=of.least, le=of.most)] | None, None)
-    for name, of in FIELDS.items()
-]
-
-TeamPolicyBody = make_dataclass(
-    "TeamPolicyBody",
-    _FIELDS,
-    namespace={"__pydantic_config__": ConfigDict(extra="forbid")},
-    frozen=True,
-)
-TeamPolicyBody.__doc__ = with_meanings("Policy of a team; null: the default.", FIELDS)
-TeamPolicyBody.__module__ = __name__
-
-if TYPE_CHECKING:
-    OfTeams = dict[str, Any]
-else:
-    OfTeams = Annotated[
-        dict[str, TeamPolicyBody],
-        Field(
-            max_length=MOST_TEAMS,
-            json_schema_extra={"propertyNames": {"pattern": f"^{TEAM.pattern}$"}},
-        ),
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class TeamsBody:
-    """PUT /policy/teams.
-
-    Attributes:
-        teams: the policy of each team by its name; a team that is not there has none any more.
-    """
-
-    teams: OfTeams
 
 
 @router.get(
