@@ -51,7 +51,9 @@ def audit_queue(
         assert ("capped" in r) == (kind == "capped"), f"{token} says it is in {r.get('capped')}"
     heads = {queue_id: members[0] for queue_id, members in queues.items()}
     assert _queues(client, base, names) == {queue_id: rank for queue_id, (_, rank) in heads.items()}
-    _audit_kept(waiters, devices, client.zrange(f"{base}:backfill", 0, -1, withscores=True))
+    backfill: Any = client.zrange(f"{base}:backfill", 0, -1, withscores=True)
+    _audit_kept(waiters, devices, backfill)
+    _audit_notices(waiters, records, dict(backfill), client.hgetall(f"{base}:preempting"))
     worklist: Any = client.zrange(f"{base}:worklist", 0, -1)
     assert waiters or not worklist, "nobody waits, yet there is a worklist"
     if all(pool.get(name) == value for name, value in ORDINARY.items()):
@@ -125,6 +127,27 @@ def _audit_kept(waiters: Rows, devices: Rows, backfill: list[tuple[str, float]])
         terms = {name for name in r if name in RESERVATION}
         assert terms == (RESERVATION if r.get("reserved") else set()), f"{token} has {terms}"
     assert {uuid for uuid, _ in backfill} <= kept.keys(), "what is not reserved may be borrowed"
+
+
+def _audit_notices(
+    waiters: Rows, records: Rows, backfill: dict[str, float], preempting: dict[str, str]
+) -> None:
+    """Q3: a notice names a living waiter, which names the lease back and has devices for itself."""
+    noticed = {t: r for t, r in records.items() if "preempt_at_ms" in r and r["state"] == "active"}
+    for token, r in noticed.items():
+        owner = waiters.get(r["preempt_for"])
+        assert owner, f"Q3: {token} is to end for {r['preempt_for']}, which does not wait"
+        assert token in owner.get("preempts", "").split(","), f"Q3: {token} has a stale notice"
+        team, _, mb = preempting[token].partition(" ")
+        sizes = (part.rpartition("=")[2] for part in r["devices"].split(","))
+        assert (team, int(mb)) == (r.get("team", "default"), sum(map(int, sizes))), f"Q3: {token}"
+    for token, r in waiters.items():
+        if names := r.get("preempts"):
+            kept = r.get("reserved", "").split(",")
+            assert kept != [""], f"Q3: leases end for {token}, and no device is reserved for it"
+            assert not backfill.keys() & set(kept), f"Q3: what comes free for {token} is lent"
+            mine = {name for name in names.split(",") if name in noticed}
+            assert all(noticed[name]["preempt_for"] == token for name in mine), f"Q3: {token}"
 
 
 def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> bool:

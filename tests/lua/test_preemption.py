@@ -275,3 +275,67 @@ def test_waiter_asks_a_holder_that_yields(lab: Pool) -> None:
     assert said(lab.ask(token("b1"), token("a1"))) == ["ASKED"]
     assert said(lab.renew(token("b1")))[3] == "wanted:3000:a1"
     assert said(lab.renew(token("b2")))[3] == ""
+
+
+def test_gang_is_reclaimed_as_the_one_lease_that_it_is(lab: Pool) -> None:
+    """A lease of both GPUs counts once against what its team has too much."""
+    lab.policy(min_runtime_s=0)
+    lab.set_teams(a="nominal_mb=8000", b="nominal_mb=0")
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000, devices=2))
+    ask = {"team": "a", "memory_mb": 4000, "devices": 2}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1",))
+    assert noticed(lab, "b1") == {"b1": "a1"}
+
+
+def test_lease_across_the_line_is_the_one_that_suffices(pool: Pool) -> None:
+    """A younger one that is too small does not take its place."""
+    pool.report((device("gpu-a", 4000),), deadline_ms=DAY_MS)
+    pool.set_teams(a="nominal_mb=2500", b="nominal_mb=3000")
+    pool.policy(min_runtime_s=0)
+    granted(pool.acquire(token("b1"), "b1", team="b", memory_mb=2500))
+    pool.skew(1000)
+    granted(pool.acquire(token("b2"), "b2", team="b", memory_mb=1500))
+    ask = {"team": "a", "memory_mb": 2500}
+    wait(pool, "a1", **ask)
+    live(pool, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1", "b2"))
+    assert noticed(pool, "b1", "b2") == {"b1": "a1"}
+
+
+def test_nothing_ends_for_one_that_a_cap_keeps_from_it(lab: Pool) -> None:
+    """Its agent has what it may: memory of another team would lie idle."""
+    lab.policy(min_runtime_s=0, max_leases_per_agent=1)
+    granted(lab.acquire(token("b1"), "b1", team="b", memory_mb=4000))
+    granted(lab.acquire(token("b2"), "b2", team="b", memory_mb=3900))
+    granted(lab.acquire(token("x"), "a1", team="a", memory_mb=100, ttl_ms=0))
+    ask = {"team": "a", "memory_mb": 3900}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1", "b2"))
+    assert noticed(lab, "b1", "b2") == {}
+
+
+def test_lease_has_its_time_again_when_its_notice_is_withdrawn(lab: Pool) -> None:
+    """Also where its holder never renews: it was told of no end."""
+    lab.policy(min_runtime_s=0)
+    for name in ("b1", "b2"):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=4000, ttl_ms=0))
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    ends = {name: lab.hash(f"record:{token(name)}")["expires_at_ms"] for name in ("b1", "b2")}
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=())
+    assert len(noticed(lab, "b1", "b2")) == 1
+    lab.release(token("a1"))
+    now = {name: lab.hash(f"record:{token(name)}")["expires_at_ms"] for name in ("b1", "b2")}
+    assert now == ends
+    audit(lab.redis, lab.keys)
+
+
+def test_preemptible_lease_does_not_end_for_a_borrower(lab: Pool) -> None:
+    """Whole devices count as they are, not by the least that was asked of them."""
+    lab.set_teams(a="nominal_mb=500", b="nominal_mb=8000")
+    for name in ("b1", "b2"):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=4000, preemptible=1))
+    ask = {"team": "a", "memory_mb": 500, "exclusive": 1}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1", "b2"))
+    assert noticed(lab, "b1", "b2") == {}

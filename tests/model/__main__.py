@@ -78,6 +78,9 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     with World.on_a_server(functions=True) as world:
         good = walk(world, seed, args.steps)
+        world.often = "tug"
+        good = walk(world, seed, args.steps // 2) and good
+        world.often = ""
         good = small_world(world, args.states) and good
         good = seeded(world, random.Random(seed)) and good
     return 0 if good else 1

@@ -12,6 +12,7 @@ from tests.model.renewal_bugs import RENEWAL_BUGS
 from tests.model.report_bugs import REPORT_BUGS
 from tests.model.reservation_bugs import RESERVATION_BUGS
 from tests.model.rollback_bugs import ROLLBACK_BUGS
+from tests.model.team_bugs import TEAM_BUGS
 
 GENERAL_BUGS = (
     Bug(
@@ -289,4 +290,7 @@ GENERAL_BUGS = (
     ),
 )
 
-BUGS = (*GENERAL_BUGS, *RENEWAL_BUGS, *REPORT_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS, *KEPT_BUGS)
+BUGS = (
+    *GENERAL_BUGS, *RENEWAL_BUGS, *REPORT_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS, *KEPT_BUGS,
+    *TEAM_BUGS,
+)  # fmt: skip

@@ -224,14 +224,14 @@ class Queue(Preemption):
             return nothing
         e.blind = False
         why = "agent_cap" if self.held_back(e, room_mb) else "no_capacity"
-        if (
-            why == "agent_cap" and self.has_more(e) and not self.choose.backlog
-        ):  # else the scripts may wait
-            self.set_capped(e)
-        elif capped and why != "agent_cap":
+        # With work left, scripts may wait with its cap
+        over = why == "agent_cap" and self.has_more(e) and not self.choose.backlog
+        if capped and why != "agent_cap":
             e.capped = ""
         elif capped:
             self.preempt(e)
+        elif over:
+            self.set_capped(e)
         elif not self.preempt(e):
             self.reserve(e)
         return None, why

@@ -78,6 +78,27 @@ def test_walk_of_other_terms_finds_no_violation(world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("often", ["team", "tug", "quota"])
+def test_walk_of_teams_finds_no_violation(
+    world: World, world_of_functions: World, often: str
+) -> None:
+    """Q1 to Q4: quotas change, teams borrow, and leases end for those that it belongs to."""
+    for each in (world, world_of_functions):
+        each.often = often
+        try:
+            assert each.walk("1", STEPS) == STEPS
+        finally:
+            each.often = ""
+        names = {
+            entry["event"]
+            for pool in each.pools
+            for _, entry in pool.redis.xrange(pool.keys.events)
+        }
+        assert "teams" in names
+        assert often != "tug" or {"preempting", "preempted", "preemption_withdrawn"} <= names
+
+
+@pytest.mark.slow
 def test_walk_by_small_pages_finds_no_violation(world: World) -> None:
     """L3 where a head looks at two devices, or one group, at a poll: it comes to all of them."""
     with planted(world, IN_PAGES):

@@ -17,7 +17,7 @@ ORDINARY = {
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "expiry_grace_s": 5,
     "reservation_idle_s": 20,
 }  # fmt: skip
-TEAMS, TEAMED = ("default", "red", "red", "blue", "blue"), {"team", "tug"}
+TEAMS, TEAMED = ("default", "red", "red", "blue", "blue"), {"team", "tug", "quota"}
 """Teams of requests, and the kinds of steps that make a walk one of teams."""
 
 QUOTAS: tuple[dict[str, int], ...] = (
@@ -30,7 +30,7 @@ QUOTAS: tuple[dict[str, int], ...] = (
 RECENT = 14
 """Number of the latest tokens that are still in play."""
 
-MOSTLY = 0.95
+CALM, MOSTLY = {"mix", "quota"}, 0.95
 """Part of the steps of a pool that is to stay calm."""
 
 SHAPES = (
@@ -73,7 +73,7 @@ class Walk:
             (self.haunt, 1), (self.standoff, 0.3),
         )  # fmt: skip
         pool = self.rng.randrange(len(SHAPES))
-        if self.often and self.rng.random() < (MOSTLY if self.often == "mix" else 0.5):
+        if self.often and self.rng.random() < (MOSTLY if self.often in CALM else 0.5):
             return [pool, *getattr(self, self.often)(pool)]
         kind = self.rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
         return [pool, *kind(pool)]
@@ -133,6 +133,8 @@ class Walk:
         args = {"number": number, "ask": ask, "wait_ms": pick((0, 60_000, 60_000, 60_000))}
         if chance > 0.95:
             args["owner"] = pick(("o1", "o2"))
+        elif self.teamed and number % 2:
+            args["owner"] = "o1"
         if self.rng.random() < 0.1:
             args["lost"] = True
         if self.teamed:
@@ -447,8 +449,11 @@ class Walk:
 
     def team(self, pool: int) -> Step:
         """An operator gives teams other quotas; with steps of every other kind between."""
-        if self.rng.random() < 0.85:
+        chance = self.rng.random()
+        if chance < 0.85:
             return self.again(pool)
+        if chance < 0.9:
+            return ["way", {"name": self.rng.choice((OWN, OWN, OTHER, SCRIPTS))}]
         pick, names = self.rng.choice, ("red", "blue", "default")
         count = pick((0, 2, 2, 2, 3))
         teams = {name: pick(QUOTAS) for name in names[:count]}
@@ -458,47 +463,101 @@ class Walk:
         self.queue += [[pool, "policy", {"fields": fields}]] if fields else []
         return ["teams", {"teams": teams} | version]
 
+    def rivals(self, pool: int) -> Step:
+        """All is taken; heads of each team wait for the same devices, which come free."""
+        pick = self.rng.choice
+        whole = {"devices": 1, "exclusive": 1, "memory_mb": 100, "host": "*", "model": "*",
+                 "ttl_ms": 30_000, "max_hold_ms": 0, "priority": 0}  # fmt: skip
+        held = [self.asked(pool, whole | {"team": pick(TEAMS)}) for _ in self.hardware[pool]]
+        wants = whole | {"exclusive": 0, "memory_mb": 400, "on_unavailable": "refuse"}
+        waiters = []
+        for team in self.rng.sample(("red", "blue", "default") * 2, 6):
+            waiters.append(self.asked(pool, wants | {"team": team, "priority": pick((0, 0, 0, 2))}))
+            waiters.append(self.pass_on(pool, 500))
+        gone = [[pool, "release", {"number": step[2]["number"]}] for step in held]
+        self.queue += [*held, *waiters, *gone[:2], *waiters[::2], *gone[2:]]
+        quotas = ({"nominal_mb": 0}, {"nominal_mb": 0, "weight": 3}, {"nominal_mb": 6000})
+        return ["teams", {"teams": {"red": pick(quotas), "blue": pick(quotas)}}]
+
+    def quota(self, pool: int) -> Step:
+        """A calm pool of two teams with small quotas, which change; versions side by side."""
+        if self.rng.random() < 0.1:
+            lines = ({"nominal_mb": 100, "borrow_mb": 0}, {"nominal_mb": 3000}, {"max_leases": 1})
+            names = ("red", "blue", "default")
+            return ["teams", {"teams": {name: self.rng.choice(lines) for name in names}}]
+        step = self.mix(pool)
+        if step[0] == "acquire":
+            step[1]["ask"]["team"] = self.rng.choice(TEAMS)
+        return step
+
     def tug(self, pool: int) -> Step:
         """One team has borrowed all, and the other wants its own back; or one has priority.
 
         With steps of every other kind between, where it comes often.
         """
         chance = self.rng.random()
-        if chance < 0.9:
+        if chance < 0.88:
             return self.team(pool)
-        pick, hosts = self.rng.choice, [host for host, _ in SHAPES[pool]]
-        few = {"devices": 1, "host": "*", "model": "*", "max_hold_ms": 0, "priority": pick((0, 3)),
+        if chance < 0.94:
+            return self.rivals(pool)
+        pick = self.rng.choice
+        few = {"devices": 1, "host": "*", "model": "*", "max_hold_ms": 0, "priority": pick((0, 5)),
                "on_unavailable": "refuse", "ttl_ms": pick((0, 30_000, 30_000))}  # fmt: skip
         more = {"preemptible": 1} if self.rng.random() < 0.2 else {}
         held = []
-        for _ in self.hardware[pool]:
+        for _ in range(pick((1, 2)) * len(self.hardware[pool])):
             held.append(self.asked(pool, few | {
-                "team": "red", "memory_mb": pick((400, 700, 1000)), "exclusive": pick((0, 0, 1)),
+                "team": "red", "memory_mb": pick((400, 700, 1000)), "exclusive": pick((0, 0, 0, 1)),
                 "agent": pick(AGENTS),
             }))  # fmt: skip
             held[-1][2].update(more)
-        if self.rng.random() < 0.4:
-            held.append(self.asked(pool, few | {"team": "red", "devices": 2, "memory_mb": 300}))
+            held.append(self.pass_on(pool, 20))
+        if self.rng.random() < 0.5:
+            gang = few | {"team": "red", "devices": 2, "memory_mb": 300}
+            held.insert(0, self.asked(pool, gang))
         own = few | {"team": pick(("blue", "blue", "red")), "memory_mb": pick((300, 900)),
-                     "devices": pick((1, 1, 2)), "priority": pick((0, 5))}  # fmt: skip
-        patient = self.asked(pool, own)
+                     "devices": pick((1, 1, 2)), "priority": pick((0, 5, 5))}  # fmt: skip
+        again = self.rng.random() < 0.4
+        self.pull(pool, held, own, self.rng.randrange(6, 16), all_go=again)
+        if again:  # jobs that were preempted go on, and it happens once more
+            leases = [step[2] for step in held if step[1] == "acquire"]
+            held = [self.asked(pool, args["ask"]) for args in leases]
+            for step, before in zip(held, leases, strict=True):
+                step[2]["after"] = before["number"]
+            self.pull(pool, held, own, 9)
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        quick = {"min_runtime_s": pick((0, 20)), "reclaim_after_s": pick((5, 15)),
+                 "preempt_grace_s": pick((5, 12))}  # fmt: skip
+        quick |= pick(({}, {}, {"max_memory_per_agent_mb": 1200}))
+        self.queue.insert(0, [pool, "policy", {"fields": ORDINARY | quick}])
+        quotas = {"red": pick((*QUOTAS[:4], QUOTAS[-1])), "blue": pick((*QUOTAS[1:3], QUOTAS[-1]))}
+        return ["teams", {"teams": quotas}]
+
+    def pull(
+        self, pool: int, held: list[Step], own: dict[str, Any], rounds: int, *, all_go: bool = False
+    ) -> None:
+        """Holders renew what they have, and one waits for it, for so many rounds; another, too.
+
+        `all_go`: then all of them give back what they have.
+        """
+        patient, hosts = self.asked(pool, own), [host for host, _ in SHAPES[pool]]
+        other = self.asked(pool, own | {"team": "default", "devices": 1, "memory_mb": 300})
         self.queue += [*held, patient]
-        for round_ in range(self.rng.randrange(6, 16)):
+        numbers = [step[2]["number"] for step in held if step[1] == "acquire"]
+        for round_ in range(rounds):
             self.queue += [self.pass_on(pool, 4000), patient]
-            renewed = [(step[2]["number"], "own", None) for step in held]
-            self.queue.append([pool, "renew_many", {"leases": renewed}])
+            leases = [(number, "own", None) for number in numbers]
+            self.queue += [other] if round_ % 2 else []
+            self.queue.append([pool, "renew", {"number": self.rng.choice(numbers)}])
+            self.queue.append([pool, "renew_many", {"leases": leases}])
             if round_ % 3 == 0:
                 self.queue += [[pool, "report", self.report(pool, host)] for host in hosts]
             if round_ % 4 == 3:
                 self.queue.append([pool, *self.rng.choice((self.again, self.release))(pool)])
-        if self.rng.random() < 0.4:
+        if all_go or self.rng.random() < 0.4:
             self.queue.append([pool, "release", {"number": patient[2]["number"]}])
         self.queue += [self.pass_on(pool, 4000)]
-        self.queue += [[pool, "release", {"number": step[2]["number"]}] for step in held[::2]]
-        for uuid in self.hardware[pool]:
-            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
-        quick = {"min_runtime_s": pick((0, 0, 20)), "reclaim_after_s": pick((5, 15)),
-                 "preempt_grace_s": pick((5, 12))}  # fmt: skip
-        self.queue.insert(0, [pool, "policy", {"fields": ORDINARY | quick}])
-        quotas = {"red": pick(QUOTAS[:4]), "blue": pick((*QUOTAS[1:3], QUOTAS[-1]))}
-        return ["teams", {"teams": quotas}]
+        self.queue += [
+            [pool, "release", {"number": number}] for number in numbers[:: 1 if all_go else 2]
+        ]

@@ -1,0 +1,85 @@
+"""Bugs of teams, their quotas and leases that end for others, that the model must find."""
+
+from __future__ import annotations
+
+from tests.model.planted import Bug
+
+
+def _bug(name: str, old: str, new: str, often: str = "tug", *, functions: bool = False) -> Bug:
+    return Bug(name, ((old, new),), often=often, functions=functions)
+
+
+TEAM_BUGS = (
+    _bug(
+        "a team's sum stays after the end of a lease",
+        "team.mb, team.leases, team.held = team.mb + mb,",
+        "team.mb, team.leases, team.held = team.mb + math.max(0, mb),",
+    ),
+    _bug(
+        "the cap of an API key is not counted",
+        "if mb < least_mb then least_mb, party = mb, key end",
+        "",
+        often="team",
+    ),
+    _bug(
+        "what is one's own comes by its share",
+        "if not own then one.tier, one.share = 1, known.share end",
+        "one.share = known.share",
+    ),
+    _bug("shares are ignored", "if a.share ~= b.share then return a.share < b.share end", ""),
+    _bug("use does not decay", "return use * left + mb *", "return use + mb *", often="team"),
+    _bug(
+        "a team that comes back has all of its credit",
+        "one[1].use = math.max(one[1].use, one[2] * floor)",
+        "one[1].used = true",
+    ),
+    _bug(
+        "a team within its quota loses leases",
+        "if goes or not only_free and beyond(w, over, v) >= v.mb then",
+        "if true then",
+    ),
+    _bug(
+        "protection is ignored",
+        "local mature, lower = ctx.now >= v.granted_ms + protected_ms,",
+        "local mature, lower = true,",
+    ),
+    _bug(
+        "equal priority ends leases of its own team",
+        "and w.q.priority > v.priority",
+        "and w.q.priority >= v.priority",
+    ),
+    _bug(
+        "a head asks too early",
+        "or ctx.now - w.enqueued_ms < after_ms then return false end",
+        "then return false end",
+    ),
+    _bug(
+        "a notice outlives its waiter",
+        "if w.preempts and w.preempts ~= '' then broker.preemption.withdraw(w) end",
+        "",
+    ),
+    _bug(
+        "a holder that never asks keeps its lease",
+        "end_at(v.token, v.devices, ends_ms)",
+        "",
+    ),
+    _bug(
+        "a limit of priority is not looked at",
+        "elseif priority > of_team.max_priority then",
+        "elseif false then",
+        often="team",
+    ),
+    _bug(
+        "a limit of waiters is not looked at",
+        "return team.waiters >= of_team.max_waiters and team.name",
+        "return nil",
+        often="team",
+    ),
+    _bug(
+        "the straight path forgets the limits of a team",
+        "or k.pool.teams > 0 and not within_policy(k, asked, team, t, memory_mb) then",
+        "then",
+        often="team",
+        functions=True,
+    ),
+)
