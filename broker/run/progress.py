@@ -63,6 +63,7 @@ class Progress:
         self._line_at = 0.0
         self._notices: tuple[str, ...] = ()
         self._wanted: tuple[str, int] | None = None
+        self._taken_at: float | None = None
 
     @property
     def tells_of_waits(self) -> bool:
@@ -210,6 +211,22 @@ class Progress:
             signal=wish.sends and wish.sends.name,
             command=wish.command or None,
         )
+
+    def noticed_by_hand(self, lease: Lease) -> None:
+        """Tell all news of a lease that is held by hand: no command of ours acts on it."""
+        self.noticed(lease)
+        before, self._taken_at = self._taken_at, lease.preempt_at
+        if self._taken_at is None and before is not None:
+            self.preemption_withdrawn(lease)
+        if self._taken_at is not None and before is None:
+            left = age(round(max(0.0, self._taken_at - time.time()) * 1000))
+            self._say(
+                "preempting",
+                f"lease {lease.token[:8]} is taken back in {left} for another team or priority: "
+                f"end what uses it; gpu-broker release {lease.token[:8]} gives it back before",
+                token=lease.token,
+                preempt_at=round(self._taken_at, 3),
+            )
 
     def preemption_withdrawn(self, lease: Lease) -> None:
         """Tell that the lease goes on after all."""

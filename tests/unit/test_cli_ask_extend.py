@@ -16,6 +16,7 @@ from tests.unit.brokers import broker_of_the_file
 from tests.unit.shells import TELL, on, said, shell
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from agent_sdk.testing import TestBroker
@@ -32,9 +33,10 @@ def clean(pool: TestBroker) -> Iterator[None]:
     eventually(lambda: not pool.client.queue(), 20)
 
 
-def waiting(pool: TestBroker, agent: str, memory_mb: int = 3000) -> str:
+def waiting(pool: TestBroker, agent: str, *, priority: int = 0, token: str = "") -> str:
     """Return the token of a request that waits: it is asked once, and keeps its place for 10 s."""
-    ask = {"memory_mb": memory_mb, "host": "any", "token": os.urandom(16).hex()}
+    ask: dict[str, Any] = {"memory_mb": 3000, "host": "any", "priority": priority}
+    ask["token"] = token or os.urandom(16).hex()
     with pytest.raises(StillWaiting) as waits:
         pool.client.acquire(agent, wait_s=0.01, keep_place=True, **ask)
     return str(waits.value.token)
@@ -89,6 +91,35 @@ def test_only_a_waiter_asks_and_only_a_lease_is_asked_for(
     ):
         done = on(pool, "ask", token, "--for", by)
         assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+
+
+def until_said(process: subprocess.Popen[str], text: str) -> str:
+    """Return the next line of stderr that has a text."""
+    assert process.stderr
+    return next(line for line in process.stderr if text in line)
+
+
+def test_holder_by_hand_is_told_of_wishes_and_of_its_end(pool: TestBroker) -> None:
+    """Which agent wants how much, when the lease is taken back, and that it is not after all."""
+    pool.client.set_policy(reclaim_after_s=1, preempt_grace_s=60)
+    firm = pool.client.acquire("firm", memory_mb=4000)
+    script = "exec gpu-broker hold --memory 3000 --ttl 2 --yields --preemptible"
+    with shell(pool, script) as process:
+        eventually(lambda: len(pool.client.leases()) == 2, 20)
+        (kept,) = (x.token for x in pool.client.leases() if x.token != firm.token)
+        waiter = waiting(pool, "asker", priority=5)
+        assert pool.client.request_yield(kept, waiter)
+        assert "asker asks for lease" in until_said(process, "asks for")
+
+        def noticed() -> bool:
+            waiting(pool, "asker", priority=5, token=waiter)
+            found: Any = pool.client.lookup(kept)
+            return found.preempt_at_ms is not None
+
+        eventually(noticed, 20, every_s=0.5)
+        assert f"gpu-broker release {kept[:8]}" in until_said(process, "is taken back")
+        pool.client.release(waiter)
+        assert kept[:8] in until_said(process, "not taken back after all")
 
 
 def limit_s(pool: TestBroker, token: str) -> float:

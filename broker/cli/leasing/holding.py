@@ -104,7 +104,7 @@ def _keep(hold: Hold, teller: Progress, tell: Callable[[dict[str, Any]], bool]) 
             lease = get_lease(client, hold.agent or user_at_host(), hold.ask, teller)
             if hold.life and hold.adopts:
                 show_for(lease.token, hold.life.process)
-            lease.on_notice(teller.noticed)
+            lease.on_notice(teller.noticed_by_hand)
             kept = KeptLease(client, lease, hold.for_s, hold.life)
             try:
                 why = kept.keep(lambda: tell(_facts(kept)))
