@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KINDS: Final = ("broker", "pool", "hosts", "devices", "leases", "queue", "minutes")
+KINDS: Final = ("broker", "pool", "hosts", "devices", "leases", "queue", "teams", "minutes")
 """Kinds of rows; each row has an id of its own among its kind."""
 
 RELATIVE: Final = ("report_age_s", "expires_in_s", "waiting_s")

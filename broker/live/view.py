@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.state import pool_state as scenes
+from agent_sdk.teams import statuses
 from broker.live.feed import until_set
 from broker.live.history import History
 from broker.live.rows import LiveRows, SnapshotTime
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.events import Event, News
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.snapshot import PoolStatus
+    from agent_sdk.teams import TeamStatus
     from broker.live.feed import Feed
     from broker.live.rows import Row, Rows
 
@@ -47,7 +49,7 @@ BREATH: Final = 250
 
 WIDE: Final = frozenset({"pool_created", "host_up", "host_away", "host_contested",
                          "device_contested", "device", "drained", "undrained",
-                         "policy", "closed", "finding_raised", "finding_cleared",
+                         "policy", "teams", "closed", "finding_raised", "finding_cleared",
                          "quarantined", "unquarantined", "xid", "process_ended",
                          "device_forgotten", "host_forgotten", "host_trouble",
                          "driver_released", "driver_taken"})  # fmt: skip
@@ -241,6 +243,7 @@ class View:
             "devices": {},
             "leases": {},
             "queue": {},
+            "teams": lease_json.teams(_teams(scene)),
             "minutes": self.minutes(),
         }
         made, names = 0, {token: lease_json.name_of(x) for token, x in scene.leases.items()}
@@ -288,6 +291,19 @@ class View:
             "leases": pool.active_leases,
             "cpu_leases": pool.active_cpu_leases,
         }
+
+
+def _teams(scene: PoolState) -> tuple[TeamStatus, ...]:
+    """Return how teams stand; none, where no team has a policy."""
+    if not scene.policies:
+        return ()
+    return statuses(
+        scene.policies,
+        scene.sums,
+        now_ms=scene.pool.now_ms,
+        half_life_s=scene.pool.half_life_s,
+        capacity_mb=scene.pool.capacity_mb,
+    )
 
 
 async def _breathe(made: int) -> int:

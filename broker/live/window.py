@@ -171,6 +171,7 @@ class Window:
             "devices": {},
             "leases": {},
             "queue": {},
+            "teams": lease_json.teams(await self._client.teams() if pool.teams else ()),
             "minutes": self._view.minutes(),
         }
         for each in entries:

@@ -10,7 +10,7 @@ from agent_sdk.state.findings import enforced, of_lease
 from agent_sdk.state.snapshot import LeaseStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from agent_sdk import AsyncLease, StillWaiting
     from agent_sdk.protocol.messages import Device
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.events import Event
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
+    from agent_sdk.teams import TeamStatus
     from broker.serializers.lease_models import (
         GpuOfLease,
         Host,
@@ -168,6 +169,25 @@ def _held(
         "ttl_s": lease.ttl_ms / 1000,
         "state": "active" if gpus else CPU,
         "reason": lease.reason,
+    }
+
+
+def teams(found: Iterable[TeamStatus]) -> dict[str, dict[str, Any]]:
+    """Return the rows of teams by name; parts of a whole in steps of a hundredth."""
+    return {
+        team.name: {
+            "team": team.name,
+            "nominal_mb": team.nominal_mb,
+            "used_mb": team.used_mb,
+            "borrowed_mb": team.borrowed_mb,
+            "lent_mb": team.lent_mb,
+            "leases": team.leases,
+            "waiters": team.waiters,
+            "used_share": round(team.used_share, 2),
+            "wanted_share": round(team.wanted_share, 2),
+            "weight": team.weight,
+        }
+        for team in found
     }
 
 

@@ -82,8 +82,18 @@ export const DEVICES = [
   },
 ];
 
+/** The team beside an agent; the default one needs no mention. */
+const ofTeam = ({ team }) => (team && team !== "default" ? html` <small>${team}</small>` : nothing);
+
 const agentCell = ({ id, lease }) =>
-  html`${rowLink("lease", id, html`<b>${lease.agent}</b>`)}
+  html`${rowLink("lease", id, html`<b>${lease.agent}</b>`)}${ofTeam(lease)}
+  ${
+    lease.preempt_at
+      ? html`<b class="state trouble" title="It ends for a request of team ${lease.preempt_for}"
+          >preempting in ${span(Math.max(0, lease.preempt_at - now()))}</b
+        >`
+      : nothing
+  }
   ${
     lease.findings.length
       ? html`<b class="state trouble" title=${meansOf(count(lease.findings))}
@@ -131,7 +141,7 @@ export const QUEUE = [
   {
     name: "name",
     label: "Agent",
-    cell: (x) => rowLink("waiter", x.id, html`<b>${x.waiter.agent}</b>`),
+    cell: (x) => rowLink("waiter", x.id, html`<b>${x.waiter.agent}</b>${ofTeam(x.waiter)}`),
   },
   { name: "size", label: "Asks for", cell: (x) => asks(x.waiter) },
   { name: "since number", label: "Waits", cell: (x) => span(now() - x.waiter.enqueued_at) },

@@ -14,6 +14,7 @@ import { showPolicy } from "./policy.js";
 import { broker, now, pool, rows, shownAt, take, whole, you } from "./state.js";
 import { show } from "./subjects.js";
 import { summary } from "./summary.js";
+import { drawTeams } from "./teams.js";
 import { Tiles } from "./tiles.js";
 import { note } from "./trends.js";
 import { follow } from "./windows.js";
@@ -50,6 +51,7 @@ function draw() {
     tiles.draw(hosts);
     if (pool()) render(summary(pool(), broker()), $("summary"));
     plots.draw();
+    drawTeams($("teams"));
     $("where").textContent = pool() ? pool().name : "";
     $("key").hidden = you !== null && !you.keys && !key.get();
     $("key").textContent = you?.name ? `Key: ${you.name}` : "Key";

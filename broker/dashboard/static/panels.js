@@ -114,6 +114,7 @@ export function fill(all, filter, hosts, known) {
     leases.filter(({ id, lease }) =>
       matches(
         lease.agent,
+        lease.team,
         id,
         lease.token,
         ...lease.findings,
@@ -128,7 +129,7 @@ export function fill(all, filter, hosts, known) {
   const waiters = [...rows.queue].map(([id, waiter]) => ({ id, waiter }));
   all.queue.show(
     waiters.filter(({ id, waiter }) =>
-      matches(waiter.agent, id, waiter.token, waiter.host, waiter.model, waiter.why),
+      matches(waiter.agent, waiter.team, id, waiter.token, waiter.host, waiter.model, waiter.why),
     ),
     total(waiters.length),
     undefined,

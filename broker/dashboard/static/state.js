@@ -3,7 +3,7 @@
 import { note, takeTrends, tellTrends } from "./trends.js";
 
 const EVENTS_KEPT = 1000;
-const KINDS = ["broker", "pool", "hosts", "devices", "leases", "queue", "minutes"];
+const KINDS = ["broker", "pool", "hosts", "devices", "leases", "queue", "teams", "minutes"];
 
 export const rows = Object.fromEntries(KINDS.map((kind) => [kind, new Map()]));
 

@@ -101,7 +101,7 @@ const lease = {
   find: (id) => rows.leases.get(id),
   title: (of, id) => (of ? `Lease of ${of.agent}` : `Lease ${short(id)}`),
   gone: (id) => {
-    const end = lastOf(id, ["released", "expired", "revoked"]);
+    const end = lastOf(id, ["released", "expired", "revoked", "preempted"]);
     const how = end ? `: ${end.event} at ${clock(end.at)}` : ", or never was in this pool";
     return `This lease is over${how}.`;
   },
@@ -121,6 +121,11 @@ const lease = {
           : "the CPU",
       ],
       ["Because", of.reason],
+      ["Team", of.team === "default" ? null : of.team],
+      [
+        "Preempted",
+        of.preempt_at ? `ends at ${clock(of.preempt_at)} for team ${of.preempt_for}` : null,
+      ],
       ["Note", of.note],
       ["Granted", `${clock(of.timestamp)}, ${span(now() - of.timestamp)} ago`],
       [
@@ -150,6 +155,7 @@ const waiter = {
     html` ${facts([
       ["Why", explained.answer?.summary ?? of.why],
       ["Asks for", asks(of)],
+      ["Team", of.team === "default" ? null : of.team],
       ["Waits since", `${clock(of.enqueued_at)}, ${span(now() - of.enqueued_at)}`],
       ["Priority", of.priority],
       [

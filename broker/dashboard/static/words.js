@@ -43,7 +43,8 @@ export const EVENTS = {
   expired:
     "The lease was not renewed in time. Its memory is withheld until it is known to be free.",
   revoked: "An operator ended it.",
-  preempting: "It must end by then, for a request that has a right to its memory: its holder is told.",
+  preempting:
+    "It must end by then, for a request that has a right to its memory: its holder is told.",
   preempted: "It ended for a request that had a right to its memory, after its notice.",
   preemption_withdrawn: "The request for which it should have ended needs it no more: it goes on.",
   wanted: "A request that waits asked its holder for it.",
