@@ -59,6 +59,17 @@ TEAM_BUGS = (
         "",
     ),
     _bug(
+        "what comes free goes to another",
+        "alone = nil, owner and owner.preempts ~= ''",
+        "alone = nil, false",
+    ),
+    _bug(
+        "a lease that was noticed goes on",
+        "local over = revoked and 'revoked' or preempt_at_ms and preempt_at_ms + 0 <= ctx.now and"
+        " 'preempted' if over then",
+        "local over = revoked and 'revoked' if over then",
+    ),
+    _bug(
         "a holder that never asks keeps its lease",
         "end_at(v.token, v.devices, ends_ms)",
         "",

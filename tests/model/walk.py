@@ -498,8 +498,10 @@ class Walk:
         chance = self.rng.random()
         if chance < 0.88:
             return self.team(pool)
-        if chance < 0.94:
+        if chance < 0.93:
             return self.rivals(pool)
+        if chance < 0.95:
+            return self.relapse(pool)
         pick = self.rng.choice
         few = {"devices": 1, "host": "*", "model": "*", "max_hold_ms": 0, "priority": pick((0, 5)),
                "on_unavailable": "refuse", "ttl_ms": pick((0, 30_000, 30_000))}  # fmt: skip
@@ -507,24 +509,20 @@ class Walk:
         held = []
         for _ in range(pick((1, 2)) * len(self.hardware[pool])):
             held.append(self.asked(pool, few | {
-                "team": "red", "memory_mb": pick((400, 700, 1000)), "exclusive": pick((0, 0, 0, 1)),
-                "agent": pick(AGENTS),
+                "team": "red", "memory_mb": pick((200, 400, 700, 1000)), "agent": pick(AGENTS),
+                "exclusive": pick((0, 0, 0, 1)),
             }))  # fmt: skip
             held[-1][2].update(more)
             held.append(self.pass_on(pool, 20))
         if self.rng.random() < 0.5:
             gang = few | {"team": "red", "devices": 2, "memory_mb": 300}
             held.insert(0, self.asked(pool, gang))
-        own = few | {"team": pick(("blue", "blue", "red")), "memory_mb": pick((300, 900)),
+        own = few | {"team": pick(("blue", "blue", "red")), "memory_mb": pick((300, 900, 900)),
                      "devices": pick((1, 1, 2)), "priority": pick((0, 5, 5))}  # fmt: skip
         again = self.rng.random() < 0.4
         self.pull(pool, held, own, self.rng.randrange(6, 16), all_go=again)
         if again:  # jobs that were preempted go on, and it happens once more
-            leases = [step[2] for step in held if step[1] == "acquire"]
-            held = [self.asked(pool, args["ask"]) for args in leases]
-            for step, before in zip(held, leases, strict=True):
-                step[2]["after"] = before["number"]
-            self.pull(pool, held, own, 9)
+            self.pull(pool, self.gone_on(pool, held), own, 9)
         for uuid in self.hardware[pool]:
             self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
         quick = {"min_runtime_s": pick((0, 20)), "reclaim_after_s": pick((5, 15)),
@@ -534,6 +532,29 @@ class Walk:
         quotas = {"red": pick((*QUOTAS[:4], QUOTAS[-1])), "blue": pick((*QUOTAS[1:3], QUOTAS[-1]))}
         return ["teams", {"teams": quotas}]
 
+    def gone_on(self, pool: int, held: list[Step]) -> list[Step]:
+        """Requests of jobs whose leases ended, to go on with them."""
+        leases = [step[2] for step in held if step[1] == "acquire"]
+        found = [self.asked(pool, args["ask"]) for args in leases]
+        for step, before in zip(found, leases, strict=True):
+            step[2]["after"] = before["number"]
+        return [each for step in found for each in (step, self.pass_on(pool, 20))]
+
+    def relapse(self, pool: int) -> Step:
+        """A job that was preempted goes on, and is protected for longer."""
+        few = {"devices": 1, "exclusive": 1, "memory_mb": 100, "host": "*", "model": "*",
+               "ttl_ms": 60_000, "max_hold_ms": 0, "priority": 0, "on_unavailable": "refuse",
+               "team": "red", "placement": "pack"}  # fmt: skip
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        held = [self.asked(pool, few) for _ in self.hardware[pool]]
+        quick = {"min_runtime_s": 20, "reclaim_after_s": 5, "preempt_grace_s": 5}
+        self.queue += [[pool, "policy", {"fields": ORDINARY | quick}]]
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        self.pull(pool, held, few | {"team": "blue"}, 10, all_go=True)
+        self.pull(pool, self.gone_on(pool, held), few | {"team": "blue"}, 9)
+        return ["teams", {"teams": {"red": {"nominal_mb": 0}, "blue": {"nominal_mb": 4000}}}]
+
     def pull(
         self, pool: int, held: list[Step], own: dict[str, Any], rounds: int, *, all_go: bool = False
     ) -> None:
@@ -542,15 +563,19 @@ class Walk:
         `all_go`: then all of them give back what they have.
         """
         patient, hosts = self.asked(pool, own), [host for host, _ in SHAPES[pool]]
-        other = self.asked(pool, own | {"team": "default", "devices": 1, "memory_mb": 300})
+        other = own | {"devices": 1, "memory_mb": 300, "exclusive": 0}
+        other |= self.rng.choice(({"team": "default"}, {"priority": 9}))
+        other = self.asked(pool, other)
         self.queue += [*held, patient]
         numbers = [step[2]["number"] for step in held if step[1] == "acquire"]
         for round_ in range(rounds):
             self.queue += [self.pass_on(pool, 4000), patient]
             leases = [(number, "own", None) for number in numbers]
             self.queue += [other] if round_ % 2 else []
-            self.queue.append([pool, "renew", {"number": self.rng.choice(numbers)}])
-            self.queue.append([pool, "renew_many", {"leases": leases}])
+            if self.rng.random() < 0.5:
+                self.queue.append([pool, "renew_many", {"leases": leases}])
+            else:
+                self.queue += [[pool, "renew", {"number": number}] for number in numbers]
             if round_ % 3 == 0:
                 self.queue += [[pool, "report", self.report(pool, host)] for host in hosts]
             if round_ % 4 == 3:
