@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.api.brokers import GRANTING, Broker
+from agent_sdk import LeaseClient, StillWaiting, Store
+from agent_sdk.protocol.messages import new_token
+from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.descriptions import Description
 from tests.api.keys import new_key
 
@@ -199,3 +201,34 @@ def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams) -> None:
         )
     finally:
         teams.ask("operator", "PUT", "/policy/teams", json={"teams": {}})
+
+
+def test_renewal_tells_that_a_lease_is_taken_back_and_wanted(teams: Teams, own: Server) -> None:
+    """For holders in any language, and on the clock of the SDK's own; null where it is not."""
+    with LeaseClient(Store(own.url)) as client:
+        eventually(client.devices, 20)
+        client.set_policy(reclaim_after_s=1, preempt_grace_s=60)
+        host = client.devices()[0].host
+        ask = {"exclusive": True, "preemptible": True, "yields": True, "hostname": host}
+        held = [teams.lease("agent", **ask).json() for _ in client.devices()]
+        calm = teams.ask("agent", "POST", "/renew", json={"token": held[0]["token"]}).json()
+        assert (calm["preempt_in_s"], calm["wanted"]) == (None, None)
+        waiter = new_token()
+
+        def noticed() -> bool:
+            with pytest.raises(StillWaiting):
+                client.acquire(
+                    "urgent", memory_mb=10, exclusive=True, priority=5, host=host, token=waiter,
+                    wait_s=0.01, keep_place=True,
+                )  # fmt: skip
+            return any(x.preempt_at_ms for x in client.leases())
+
+        eventually(noticed, 30, every_s=0.5)
+        (gone,) = (x.token for x in client.leases() if x.preempt_at_ms)
+        assert client.request_yield(gone, waiter)
+        said = teams.ask("agent", "POST", "/renew", json={"token": gone}).json()
+        assert 0 < said["preempt_in_s"] <= 60
+        assert said["wanted"]["agent"] == "urgent"
+        client.release(waiter)
+        again = teams.ask("agent", "POST", "/renew", json={"token": gone}).json()
+        assert again["preempt_in_s"] is None
