@@ -11,6 +11,12 @@ def _bug(name: str, old: str, new: str, often: str = "tug", *, functions: bool =
 
 TEAM_BUGS = (
     _bug(
+        "evictions do not protect",
+        "* 1000 * 2 ^ times",
+        "* 1000",
+        often="relapse",
+    ),
+    _bug(
         "a team's sum stays after the end of a lease",
         "team.mb, team.leases, team.held = team.mb + mb,",
         "team.mb, team.leases, team.held = team.mb + math.max(0, mb),",

@@ -17,7 +17,7 @@ ORDINARY = {
     "max_leases_per_agent": 256, "max_waiters_per_agent": 256, "expiry_grace_s": 5,
     "reservation_idle_s": 20,
 }  # fmt: skip
-TEAMS, TEAMED = ("default", "red", "red", "blue", "blue"), {"team", "tug", "quota"}
+TEAMS, TEAMED = ("default", "red", "red", "blue", "blue"), {"team", "tug", "quota", "relapse"}
 """Teams of requests, and the kinds of steps that make a walk one of teams."""
 
 QUOTAS: tuple[dict[str, int], ...] = (
