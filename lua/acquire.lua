@@ -29,6 +29,7 @@
 -- cost      O((REAP_DEVICES + SCHEDULE_WORK + k) log devices), k the devices asked for; whole devices: at most 8 models x 16 hosts are looked at
 
 local POLL_MS = 10000   -- a waiter polls within so long
+local OF_DEVICE = { 'uuid', 'mb', 'index', 'host', 'name', 'total_mb', 'used_mb', 'runtime_id' }
 
 local unready, last_fence, safe_mode, closed_until_ms, max_memory_per_agent_mb,
   allow_fractional_shares, default_memory_mb, max_leases_per_agent, policy_version, forgotten_ms,
@@ -36,18 +37,12 @@ local unready, last_fence, safe_mode, closed_until_ms, max_memory_per_agent_mb,
   'allow_fractional_shares', 'default_memory_mb', 'max_leases_per_agent', 'policy_version',
   'forgotten_ms', 'granted')
 if unready then return reply('REFUSED', unready, ctx.schema or '') end
-local before = ctx.pool
-local pool = {
-  waiting = before.waiting, safe_mode = safe_mode + 0,
-  closed_until_ms = before.closed_until_ms or closed_until_ms + 0,
-  max_memory_per_agent_mb = max_memory_per_agent_mb + 0,
-  allow_fractional_shares = allow_fractional_shares + 0,
-  max_leases_per_agent = max_leases_per_agent + 0, policy_version = policy_version + 0,
-}
-pool.window_until_ms, pool.leap_from_ms = before.window_until_ms, before.leap_from_ms
-pool.teams, pool.half_life_ms, pool.team_lend_limits = before.teams, before.half_life_ms,
-  before.team_lend_limits
-ctx.pool = pool
+local pool = ctx.pool
+pool.safe_mode, pool.policy_version = safe_mode + 0, policy_version + 0
+pool.closed_until_ms = pool.closed_until_ms or closed_until_ms + 0
+pool.max_memory_per_agent_mb = max_memory_per_agent_mb + 0
+pool.allow_fractional_shares = allow_fractional_shares + 0
+pool.max_leases_per_agent = max_leases_per_agent + 0
 
 local q = {
   token = token_at(2),
@@ -71,9 +66,14 @@ local note = ARGV[18] and word(18, 'note', '^[^%c]*$', 200) or ''
 local uses = ARGV[19] and word(19, 'uses', '^[%w._:/=-]*$', 110) or ''
 q.owner, q.priority, q.team = owner, priority, (ARGV[20] or '') ~= '' and word(20, 'team',
   '^[%w._-]+$', 64) or DEFAULT_TEAM
+local after = (ARGV[23] or '') ~= '' and word(23, 'after', '^[%w._-]+$', 64) or ''
 local preemptible = (ARGV[21] or '') ~= '' and int(21, 'preemptible', 0, 1) or 0
 local yields = (ARGV[22] or '') ~= '' and int(22, 'yields', 0, 1) or 0
-local after = (ARGV[23] or '') ~= '' and word(23, 'after', '^[%w._-]+$', 64) or ''
+local traits = { team_of(q) }   -- fields of its record that few have
+local function trait(name, value) traits[#traits + 1], traits[#traits + 2] = name, value end
+if preemptible == 1 then trait('preemptible', '1') end
+if yields == 1 then trait('yields', '1') end
+if note ~= '' then trait('note', note) end
 local used_uuid, used_mb = string.match(uses, '^([^=]+)=(%d+)$')
 if uses ~= '' and (not used_uuid or #used_mb > 13 or wait_ms > 0 or q.devices > 1) then
   ctx.bad = ctx.bad or 'uses'
@@ -89,33 +89,11 @@ ctx.counts.granted = (granted_before or 0) + 0
 catch_up(token)
 
 local function granted(fence, expires_at_ms, reason, devices)
-  local left_ms = math.max(0, expires_at_ms - ctx.now)
-  local d = devices[1]
-  if d and not devices[2] then
-    return reply('GRANTED', fence, expires_at_ms, left_ms, reason, d.uuid, d.mb, d.index, d.host,
-      d.name, d.total_mb, d.used_mb, d.runtime_id)
+  local left_ms, told = math.max(0, expires_at_ms - ctx.now), {}
+  for _, d in ipairs(devices) do
+    for _, field in ipairs(OF_DEVICE) do told[#told + 1] = d[field] end
   end
-  local answer = reply('GRANTED', fence, expires_at_ms, left_ms, reason)
-  for _, each in ipairs(devices) do
-    for _, field in ipairs({ 'uuid', 'mb', 'index', 'host', 'name', 'total_mb', 'used_mb',
-      'runtime_id' }) do answer[#answer + 1] = each[field] end
-  end
-  return answer
-end
-
--- The devices that a record names, as the answer tells of them, and whether all of them still take
--- leases.
-local function named(taken)
-  local devices, take = {}, true
-  for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
-    local index, host, name, state, drained, total_mb, used_mb, runtime_id = unpack(call('HMGET',
-      prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained', 'total_mb',
-      'used_mb', 'runtime_id'))
-    devices[#devices + 1] = { uuid = uuid, mb = mb, index = index, host = host, name = name,
-      total_mb = (total_mb or 0) + 0, used_mb = used_mb or '', runtime_id = runtime_id or '' }
-    take = take and state == 'ok' and drained ~= '1'
-  end
-  return devices, take
+  return reply('GRANTED', fence, expires_at_ms, left_ms, reason, unpack(told))
 end
 
 -- A repeat: the same lease with what is left of it, what became of it, or a waiter that polls.
@@ -140,7 +118,7 @@ if known then
     return reply('CONFLICT')
   end
   if r.state == 'active' then
-    return granted(r.fence, r.expires_at_ms, r.reason or '', named(r.devices))
+    return granted(r.fence, r.expires_at_ms, r.reason or '', broker.named(r.devices))
   end
   wait_until_ms = tonumber(r.wait_until_ms)
   if r.state == 'waiting' and wait_ms > 0 and pool.safe_mode == 0 then
@@ -163,7 +141,7 @@ local safe, open = pool.safe_mode == 1, ctx.now >= pool.closed_until_ms
 local offered, devices = nil, nil
 if waiter and waiter.state == 'offered' then
   local take = false
-  devices, take = named(waiter.devices)
+  devices, take = broker.named(waiter.devices)
   if take and open and not safe and waiter.policy_version == pool.policy_version then
     offered = waiter.devices
   else
@@ -173,24 +151,12 @@ if waiter and waiter.state == 'offered' then
 end
 
 -- What its team may never have, by the policy that stands now.
-local of_team, barred = broker.team_policy(q.team), nil
+local of_team = broker.team_policy(q.team)
 if max_hold_ms == 0 then max_hold_ms = of_team.max_hold_ms end
 q.max_hold_ms = max_hold_ms
 local most_mb = of_team.nominal_mb + of_team.borrow_mb
-if not waiter then
-  if not broker.team_known(q.team) then
-    barred = { 'team_unknown', q.team }
-  elseif priority > of_team.max_priority then
-    barred = { 'team_limit', 'max_priority=' .. text(of_team.max_priority) }
-  elseif of_team.max_ttl_ms > 0 and (ttl_ms == 0 or ttl_ms > of_team.max_ttl_ms) then
-    barred = { 'team_limit', 'max_ttl_s=' .. text(of_team.max_ttl_ms / 1000) }
-  elseif of_team.max_hold_ms > 0 and max_hold_ms > of_team.max_hold_ms then
-    barred = { 'team_limit', 'max_hold_s=' .. text(of_team.max_hold_ms / 1000) }
-  elseif q.memory_mb * q.devices > most_mb then
-    barred = { 'team_limit', 'most_mb=' .. text(most_mb) }
-  end
-end
-if barred and not safe then
+local barred = not waiter and not safe and broker.barred(q, ttl_ms)
+if barred then
   broker.count('refused_' .. barred[1])
   return reply('REFUSED', barred[1], barred[2])
 end
@@ -228,15 +194,7 @@ end
 if not devices then
   local never = nil
   if why == 'no_capacity' or why == 'agent_cap' then
-    if place and place > 0 then
-      never = broker.whole_devices.unknown(q)
-    else
-      never = broker.whole_devices.never_fits(q, math.min(most_mb, pool.max_memory_per_agent_mb))
-    end
-    if not never and q.memory_mb * q.devices > math.min(most_mb, pool.max_memory_per_agent_mb) then
-      never = 'agent_cap'
-    end
-    if never == 'agent_cap' and most_mb < pool.max_memory_per_agent_mb then never = 'team_limit' end
+    never = broker.never(q, place and place > 0, most_mb)
     why = never or why
     if why == 'no_capacity' and q.host ~= '*' and call('HGET', prefix .. 'host:' .. q.host,
       'drained') == '1' then
@@ -248,9 +206,7 @@ if not devices then
     if not at_limit then
       if not place then
         local fields = { 'agent', q.agent, 'request', request, 'ttl_ms', ARGV[7], 'client', client,
-          'pid', pid, 'owner', owner, team_of(q) }
-        if preemptible == 1 then fields[#fields + 1], fields[#fields + 2] = 'preemptible', '1' end
-        if yields == 1 then fields[#fields + 1], fields[#fields + 2] = 'yields', '1' end
+          'pid', pid, 'owner', owner, unpack(traits) }
         local capped = why == 'agent_cap' and party and broker.holds(party) and party.name
         place = broker.queue.enqueue(q, tried, fields, priority, capped)
       end
@@ -263,11 +219,7 @@ if not devices then
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
     if waiter then broker.queue.end_wait(token, 'cancelled', true) end
     broker.count('refused_' .. why)
-    local detail = at_limit or why == 'agent_cap' and party and party.name or ''
-    if detail == q.agent then detail = '' end
-    if why == 'host_unknown' then detail = broker.nearly(q.host) end
-    if why == 'team_limit' then detail = 'most_mb=' .. text(most_mb) end
-    return reply('REFUSED', why, detail)
+    return reply('REFUSED', why, broker.detail(q, why, at_limit or party and party.name, most_mb))
   end
   devices = {}
 end
@@ -295,14 +247,11 @@ call('HSET', record, 'state', 'active', 'agent', q.agent, 'devices', taken, 'fen
   'granted_at_ms', text(ctx.now),
   'expires_at_ms', text(expires_at_ms), 'ttl_ms', ARGV[7], 'request', request, 'client', client,
   'pid', pid)
-if owner ~= '' then call('HSET', record, 'owner', owner) end
-if note ~= '' then call('HSET', record, 'note', note) end
-if why then call('HSET', record, 'reason', why) end
-if q.team ~= DEFAULT_TEAM then call('HSET', record, 'team', q.team) end
-if preemptible == 1 then call('HSET', record, 'preemptible', '1') end
-if yields == 1 then call('HSET', record, 'yields', '1') end
+if owner ~= '' then trait('owner', owner) end
+if why then trait('reason', why) end
+if max_hold_ms > 0 then trait('hold_until_ms', text(ctx.now + max_hold_ms)) end
+if traits[1] then call('HSET', record, unpack(traits)) end
 if after ~= '' then broker.preemption.go_on(record, after) end
-if max_hold_ms > 0 then call('HSET', record, 'hold_until_ms', text(ctx.now + max_hold_ms)) end
 set_deadline(token, expires_at_ms)
 broker.count(taken == '' and 'cpu_granted' or 'granted')
 broker.event('granted', 'token', token, 'agent', q.agent, 'devices', taken, 'fence', fence,

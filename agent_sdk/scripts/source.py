@@ -25,8 +25,8 @@ CORE = ("time", "clock", "deadlines")
 REST = (
     "events", "devices", "ledger", "teams", "caps", "placement", "tombstones", "lease_end",
     "data_loss", "unleased", "reaper", "queue", "reservations", "reservable", "offers",
-    "preemption", "scheduler", "findings", "names", "device_reports", "forgetting", "recovery",
-    "in_use",
+    "victims", "preemption", "scheduler", "findings", "names", "device_reports", "forgetting",
+    "recovery", "in_use",
 )  # fmt: skip
 """Other files of `lua/lib`, in the order of reading."""
 

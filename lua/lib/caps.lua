@@ -81,3 +81,42 @@ function broker.full(q)
   if key and key.waiters >= most then return key.name end
   return team.waiters >= of_team.max_waiters and team.name
 end
+
+-- What the team of a request may never have, by the policy that stands now: a code and its detail,
+-- or nil. `ttl_ms`: as asked, 0 = no expiry.
+function broker.barred(q, ttl_ms)
+  local of = broker.team_policy(q.team)
+  local most_mb = of.nominal_mb + of.borrow_mb
+  local function limit(field, most) return { 'team_limit', field .. '=' .. text(most) } end
+  if not broker.team_known(q.team) then return { 'team_unknown', q.team } end
+  if q.priority > of.max_priority then return limit('max_priority', of.max_priority) end
+  if of.max_ttl_ms > 0 and (ttl_ms == 0 or ttl_ms > of.max_ttl_ms) then
+    return limit('max_ttl_s', of.max_ttl_ms / 1000)
+  end
+  if of.max_hold_ms > 0 and q.max_hold_ms > of.max_hold_ms then
+    return limit('max_hold_s', of.max_hold_ms / 1000)
+  end
+  if q.memory_mb * q.devices > most_mb then return limit('most_mb', most_mb) end
+end
+
+-- Why nothing that is registered could ever be q's, within caps that do not change, or nil.
+-- `behind`: another waiter of its queue is before it, so that only names are looked at.
+function broker.never(q, behind, most_mb)
+  local cap_mb = ctx.pool.max_memory_per_agent_mb
+  local least_mb, never = math.min(most_mb, cap_mb), nil
+  if behind then
+    never = broker.whole_devices.unknown(q)
+  else
+    never = broker.whole_devices.never_fits(q, least_mb)
+  end
+  if not never and q.memory_mb * q.devices > least_mb then never = 'agent_cap' end
+  return never == 'agent_cap' and most_mb < cap_mb and 'team_limit' or never
+end
+
+-- What a refusal says beside its reason. `party`: by name, at whose cap it is; the agent's own is
+-- not said.
+function broker.detail(q, why, party, most_mb)
+  if why == 'host_unknown' then return broker.nearly(q.host) end
+  if why == 'team_limit' then return 'most_mb=' .. text(most_mb) end
+  return (why == 'limit' or why == 'agent_cap') and party and party ~= q.agent and party or ''
+end

@@ -58,6 +58,21 @@ function broker.device(uuid, ...)
   return d, fields
 end
 
+-- The devices that a record names, as the answer tells of them, and whether all of them still take
+-- leases.
+function broker.named(taken)
+  local devices, take = {}, true
+  for uuid, mb in string.gmatch(taken, '([^,]+)=(%d+)') do
+    local index, host, name, state, drained, total_mb, used_mb, runtime_id = unpack(call('HMGET',
+      prefix .. 'device:' .. uuid, 'index', 'host', 'name', 'state', 'drained', 'total_mb',
+      'used_mb', 'runtime_id'))
+    devices[#devices + 1] = { uuid = uuid, mb = mb, index = index, host = host, name = name,
+      total_mb = (total_mb or 0) + 0, used_mb = used_mb or '', runtime_id = runtime_id or '' }
+    take = take and state == 'ok' and drained ~= '1'
+  end
+  return devices, take
+end
+
 -- Take note of what a device has become. What those who wait could not have before is work for the
 -- queue.
 function broker.index(d)

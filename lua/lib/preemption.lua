@@ -16,237 +16,22 @@
 -- memory is free when its host or the grace of expiry says so, as after a revoke. If the head gets
 -- what it asks another way, or leaves, notices that are still open are withdrawn.
 --
---   preempting        hash: token of a lease that is noticed -> its team, and its MiB
+--   preempting        token of a lease that is noticed -> its team, and its MiB; of the waiter ->
+--                     `for`, its team, and the MiB that come for it
 --   evicted:<token>   how often the job of a lease that was preempted has been so; for a week, or
 --                     until another goes on with it
 --
 -- That a head is within its quota is what makes an end of it: each such set lowers what teams
--- borrow.
+-- borrow. What is coming for another waiter of its team counts as the team's already.
+--
+-- lib/victims.lua chooses.
 
 local LATEST_MS = 60000                     -- for a holder that never asks, after its time
-local DEVICES_READ, HOLDERS_READ, GROUPS_READ = 16, 16, 4   -- by one poll
-local DOUBLINGS = 6                         -- protection grows to 64 times `min_runtime_s`
+local DEVICES_READ, GROUPS_READ = 16, 4      -- by one poll
 local A_WEEK_MS = 604800000
 
-local preemption, queue = {}, broker.queue
+local preemption = {}
 broker.preemption = preemption
-
-local function priority_of(request)
-  return (string.match(request, '^[^|]*|[^|]*|[^|]*|[^|]*|[^|]*|(%d)|') or 0) + 0
-end
-
--- A lease that may be noticed for w, or nil.
-local function victim(w, token, d)
-  local state, agent, owner, team, request, devices, granted_at_ms, preemptible, evictions,
-    preempt_at_ms, revoked, expires_at_ms = unpack(call('HMGET', prefix .. 'record:' .. token,
-    'state', 'agent', 'owner', 'team', 'request', 'devices', 'granted_at_ms', 'preemptible',
-    'evictions', 'preempt_at_ms', 'revoked', 'expires_at_ms'))
-  if state ~= 'active' or preempt_at_ms or revoked then return nil end
-  local v = { token = token, agent = agent, owner = owner, team = team or DEFAULT_TEAM,
-    priority = priority_of(request), granted_ms = granted_at_ms + 0, devices = devices, mb = 0,
-    here_mb = 0, expires_at_ms = expires_at_ms + 0 }
-  for uuid, mb in string.gmatch(devices, '([^,]+)=(%d+)') do
-    v.mb = v.mb + mb
-    if uuid == d.uuid then v.here_mb = mb + 0 end
-  end
-  local times = math.min(DOUBLINGS, (evictions or 0) + 0)
-  local protected_ms = broker.policy_of('min_runtime_s') * 1000 * 2 ^ times
-  local mature, lower = ctx.now >= v.granted_ms + protected_ms, v.team == w.team
-    and w.q.priority > v.priority
-  if preemptible == '1' then
-    v.free, v.lower = w.own or lower, lower
-    return v.free and v or nil
-  end
-  if not mature or ctx.pool.teams == 0 then return nil end
-  if lower then
-    v.free, v.lower = true, true
-    return v
-  end
-  return w.own and v.team ~= w.team and v or nil
-end
-
--- Is v the better one to go?
-local function goes_first(a, b)
-  if a.priority ~= b.priority then return a.priority < b.priority end
-  if a.granted_ms ~= b.granted_ms then return a.granted_ms > b.granted_ms end
-  return a.token < b.token
-end
-
--- MiB of each team that are noticed already, for any waiter.
-local function leaving()
-  local rows, found = call('HGETALL', prefix .. 'preempting'), {}
-  for i = 1, #rows, 2 do
-    local team, mb = string.match(rows[i + 1], '^([^ ]+) (%d+)$')
-    local state, at_ms = unpack(call('HMGET', prefix .. 'record:' .. rows[i], 'state',
-      'preempt_at_ms'))
-    if state == 'active' and at_ms then
-      found[team] = (found[team] or 0) + mb
-    else   -- it ended in another way
-      call('HDEL', prefix .. 'preempting', rows[i])
-    end
-  end
-  return found
-end
-
--- What a team holds beyond its nominal quota, but for what is noticed or has been chosen.
-local function beyond(w, over, v)
-  if not over.mb[v.team] then
-    local _, _, sums = broker.parties(v)
-    w.leaving = w.leaving or leaving()
-    over.mb[v.team] = sums.mb - (w.leaving[v.team] or 0) - broker.team_policy(v.team).nominal_mb
-  end
-  return over.mb[v.team]
-end
-
--- A lease of several devices is chosen for each of them, and counts once.
-local function choose_victim(w, set, over, v, sign)
-  local times = (over.times[v.token] or 0) + sign
-  if times == 0 or times == 1 and sign > 0 then
-    over.mb[v.team] = beyond(w, over, v) - sign * v.mb
-  end
-  over.times[v.token] = times
-  set.gone_mb, set.chosen[v.token] = set.gone_mb + sign * v.here_mb, sign > 0 and v or nil
-end
-
--- The leases of d that end for w, few and the right ones, beside those that are `chosen` already;
--- nil: they cannot make room.
-local function clear_device(w, d, over)
-  local q, whole = w.q, broker.whole(w.q)
-  local tokens = call('SCARD', prefix .. 'holders:' .. d.uuid) <= HOLDERS_READ
-    and call('SMEMBERS', prefix .. 'holders:' .. d.uuid) or {}
-  local may, set = {}, { d = d, gone_mb = 0, chosen = {}, straddles = 0, mb = 0, count = 0,
-    priority = -1, granted_ms = math.huge }
-  for _, token in ipairs(tokens) do
-    local v = victim(w, token, d)
-    if v then may[#may + 1] = v end
-  end
-  table.sort(may, goes_first)
-  local alone = whole or d.exclusive ~= '' or d.one_lease ~= ''
-  local left = d.leases
-  local function enough()
-    if alone and left > 0 then return false end
-    return d.free_mb + d.withheld_mb + set.gone_mb >= q.memory_mb
-  end
-  local order = {}
-  local function choose(v)
-    choose_victim(w, set, over, v, 1)
-    order[#order + 1], left = v, left - 1
-  end
-  local function undo()
-    for _, v in ipairs(order) do
-      if set.chosen[v.token] then choose_victim(w, set, over, v, -1) end
-    end
-    order, left = {}, d.leases
-  end
-  local function add(only_free)
-    for _, v in ipairs(may) do
-      if enough() then return end
-      local goes = v.free or over.times[v.token] == 1
-      if goes or not only_free and beyond(w, over, v) >= v.mb then choose(v) end
-    end
-  end
-  -- One lease across the line, if it is the last that is needed
-  local function straddle()
-    for _, v in ipairs(may) do
-      if enough() then return end
-      if not set.chosen[v.token] and beyond(w, over, v) > 0 then
-        choose(v)
-        if enough() then
-          set.straddles = 1
-        else
-          choose_victim(w, set, over, v, -1)
-          order[#order], left = nil, left + 1
-        end
-      end
-    end
-  end
-  add(false)
-  straddle()
-  if not enough() then   -- what was chosen first may be what leaves no room for the one
-    undo()
-    add(true)
-    straddle()
-  end
-  if not enough() then
-    undo()
-    return nil
-  end
-  for i = #order - 1, 1, -1 do   -- put back what was not needed, but for the last one
-    local v = order[i]
-    choose_victim(w, set, over, v, -1)
-    left = left + 1
-    if not enough() then
-      choose_victim(w, set, over, v, 1)
-      left = left - 1
-    end
-  end
-  for _, v in pairs(set.chosen) do
-    set.mb, set.count = set.mb + v.mb, set.count + 1
-    set.priority = math.max(set.priority, v.priority)
-    set.granted_ms = math.min(set.granted_ms, v.granted_ms)
-  end
-  set.undo = undo
-  return set
-end
-
-local function cheaper(a, b)
-  for _, by in ipairs({ 'straddles', 'priority', 'count', 'mb' }) do
-    if a[by] ~= b[by] then return a[by] < b[by] end
-  end
-  if a.granted_ms ~= b.granted_ms then return a.granted_ms > b.granted_ms end   -- the youngest
-  return a.d.uuid < b.d.uuid
-end
-
--- May w have these devices once the leases that are chosen for them have ended? Whole devices count
--- as they are, and what ends leaves the caps of its own parties room.
-local function acceptable(w, sets)
-  local charge_mb, gone, seen = 0, {}, {}
-  for _, set in ipairs(sets) do
-    charge_mb = charge_mb + broker.reservations.charge(w, set.d)
-  end
-  local within = ctx.pool.teams > 0 and broker.within_nominal(w, charge_mb)
-  for _, set in ipairs(sets) do
-    for token, v in pairs(set.chosen) do
-      if not within and not v.lower then return false end
-      local agent, key, team = broker.parties(v)
-      for _, a in ipairs(seen[token] and {} or { agent, team, key }) do
-        local sums = gone[a.name] or { mb = 0, leases = 0 }
-        gone[a.name], sums.mb, sums.leases = sums, sums.mb + v.mb, sums.leases + 1
-      end
-      seen[token] = true
-    end
-  end
-  return charge_mb <= broker.room(w, w.reservation_mb, gone)
-end
-
-local function nothing_chosen() return { mb = {}, times = {} } end
-
--- The devices of one host and model, or one device, that w gets by the fewest ends of leases.
-local function best_of(w, ids)
-  local sets, chosen, over = {}, {}, nothing_chosen()
-  for _, uuid in ipairs(ids) do
-    local d = broker.device(uuid)
-    if d and broker.reservations.charge(w, d) then
-      local set = clear_device(w, d, over)
-      if set then
-        set.undo()
-        sets[#sets + 1] = set
-      end
-    end
-  end
-  if #sets < w.q.devices then return nil end
-  table.sort(sets, cheaper)
-  for _, set in ipairs(sets) do   -- each by what the ones before it leave of a team's excess
-    local anew = clear_device(w, set.d, over)
-    if anew then chosen[#chosen + 1] = anew end
-    if #chosen == w.q.devices then
-      if acceptable(w, chosen) then return chosen end
-      if w.q.devices > 1 then return nil end
-      chosen, over = {}, nothing_chosen()
-    end
-  end
-  return nil
-end
 
 -- The next page of groups of devices that w may look at, and where the one after it begins.
 local function page_of(w)
@@ -265,6 +50,23 @@ local function page_of(w)
   local ids = call('ZRANGE', prefix .. 'fits:' .. of, text(q.memory_mb), '+inf', 'BYSCORE',
     'LIMIT', text(at), text(DEVICES_READ))
   return { ids }, #ids == DEVICES_READ and at + DEVICES_READ or 0
+end
+
+-- Sets of leases, one for each device that w would get; nil: it may not ask, or none make room.
+local function choose(w)
+  if not broker.victims.may_ask(w) then return nil end
+  broker.flush()
+  local pages, seen = page_of(w)
+  if seen ~= w.preempt_seen then
+    call('HSET', prefix .. 'record:' .. w.token, 'preempt_seen', text(seen))
+  end
+  local best, fewest
+  for _, ids in ipairs(pages) do
+    local chosen, count = broker.victims.best_of(w, ids), 0
+    for _, set in ipairs(chosen or {}) do count = count + set.count end
+    if count > 0 and (not best or count < fewest) then best, fewest = chosen, count end
+  end
+  return best
 end
 
 local function end_at(token, devices, ends_ms)
@@ -293,21 +95,9 @@ end
 
 -- A head that fits nowhere: notice what must end for it. Was it done?
 function preemption.consider(w)
-  local pool, after_ms = broker.policy(), broker.policy_of('reclaim_after_s') * 1000
+  local after_ms = broker.policy_of('reclaim_after_s') * 1000
   if after_ms == 0 or w.preempts ~= '' or ctx.now - w.enqueued_ms < after_ms then return false end
-  w.own = pool.teams > 0 and broker.within_nominal(w, w.q.memory_mb * w.q.devices)
-  if not w.own and w.q.priority == 0 then return false end
-  broker.flush()
-  local pages, seen = page_of(w)
-  if seen ~= w.preempt_seen then
-    call('HSET', prefix .. 'record:' .. w.token, 'preempt_seen', text(seen))
-  end
-  local best, fewest
-  for _, ids in ipairs(pages) do
-    local chosen, count = best_of(w, ids), 0
-    for _, set in ipairs(chosen or {}) do count = count + set.count end
-    if count > 0 and (not best or count < fewest) then best, fewest = chosen, count end
-  end
+  local best = choose(w)
   if not best then return false end
   local devices, victims = {}, {}
   for i, set in ipairs(best) do
@@ -323,6 +113,7 @@ function preemption.consider(w)
   call('HSET', prefix .. 'record:' .. w.token, 'preempts', w.preempts)
   broker.reservations.reserve(w, devices, at_ms + 2 * LATEST_MS
     + broker.policy_of('expiry_grace_s') * 1000)
+  call('HSET', prefix .. 'preempting', w.token, 'for ' .. w.team .. ' ' .. text(w.reservation_mb))
   return true
 end
 
@@ -344,6 +135,7 @@ function preemption.withdraw(w)
   end
   w.preempts = ''
   call('HDEL', prefix .. 'record:' .. w.token, 'preempts')
+  call('HDEL', prefix .. 'preempting', w.token)
 end
 
 -- A lease ends by its notice: remember that its job has been preempted once more.

@@ -153,12 +153,6 @@ function broker.join_team(q)
   for _, one in ipairs(waits) do one[1].use = math.max(one[1].use, one[2] * floor) end
 end
 
--- Does a lease of so many MiB stay within the nominal quota of its team?
-function broker.within_nominal(w, mb)
-  local _, _, team = broker.parties(w)
-  return team.mb + mb <= broker.team_policy(w.team).nominal_mb
-end
-
 -- Policies that an operator sets.
 
 local MOST_TEAMS, LONGEST_LINE = 256, 256

@@ -339,3 +339,20 @@ def test_preemptible_lease_does_not_end_for_a_borrower(lab: Pool) -> None:
     wait(lab, "a1", **ask)
     live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=("b1", "b2"))
     assert noticed(lab, "b1", "b2") == {}
+
+
+def test_heads_of_one_team_count_together_against_its_quota(lab: Pool) -> None:
+    """Memory that comes for one of them is its team's already: the other would borrow."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    asks = {"a1": {"team": "a", "memory_mb": 2000}, "a2": {"team": "a", "memory_mb": 3000}}
+    for name, ask in asks.items():
+        wait(lab, name, **ask)
+    live(lab, AFTER_MS + 10_000, polls=asks, renews=BS)
+    gone = noticed(lab, *BS)
+    assert len(set(gone.values())) == 1
+    live(lab, GRACE_MS + 5000, polls=asks, renews=BS)
+    states = {name: lab.hash(f"record:{token(name)}")["state"] for name in asks}
+    assert sorted(states.values()) == ["active", "waiting"]
+    assert set(noticed(lab, *BS)) - gone.keys() == set()
+    audit(lab.redis, lab.keys)

@@ -187,6 +187,10 @@ class Parties(ABC):
             self.use[name] = max(use, weight * (top - CREDIT_S * largest)), at_ms
 
     def within_nominal(self, e: Entry, mb: float) -> bool:
-        """Does a lease of so many MiB stay within the quota of its team?"""
+        """Does e stay within its team's quota with so many MiB, beside what comes for others?"""
         team = e.ask.team
-        return self.party(f"team {team}").mb + mb <= self.team(team).nominal_mb
+        coming_mb = sum(
+            o.reservation_mb for o in self.entries.values()
+            if o.preempts and o is not e and o.ask.team == team
+        )  # fmt: skip
+        return self.party(f"team {team}").mb + coming_mb + mb <= self.team(team).nominal_mb
