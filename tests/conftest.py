@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 LONG = (
     "agents/", "browser/", "scripts/", "deploy/", "api/test_events_slow", "api/test_live",
     "api/test_orchestrator_client", "api/test_safe_mode", "api/test_slow_clients",
-    "api/test_document", "docs/test_recipes", "redis/test_cluster", "redis/test_sentinel",
-    "hosts/test_scenarios",
+    "api/test_document", "api/test_uds", "docs/test_recipes", "redis/test_cluster",
+    "redis/test_sentinel", "hosts/test_scenarios",
     "faults/test_redis_away", "faults/test_data_loss", "faults/test_device_faults",
     "faults/test_driver_untouched", "model/test_explore", "model/test_walk",
     "lua/test_cost", "lua/test_arguments_fuzz", "unit/test_cli_run", "api/test_secrets",
