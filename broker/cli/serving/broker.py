@@ -18,7 +18,6 @@ from agent_sdk.settings import read_settings
 from agent_sdk.store.embedded import EmbeddedStore
 from agent_sdk.store.server_binary import EmbeddedError
 from broker import logs
-from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.cli.banner import banner
 from broker.cli.serving.listener import listening
@@ -108,6 +107,9 @@ def _answer(
     worker: Worker,
 ) -> None:
     """Serve in this process."""
+    # Most of the start's time, which a wrong start and the parent of workers do without.
+    from broker.app import build_app  # noqa: PLC0415
+
     app = build_app(settings, worker)
     app.state.crowd = ConnectionLimits(room())
     app.state.store_began_anew = store_began_anew
