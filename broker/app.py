@@ -157,7 +157,7 @@ class Facade(FastAPI):
         self.hot = HotRoutes(self, self._other, leases.hot.routes, BODY_BYTES)
         self._front = EveryRequest(
             self.hot,
-            KeyCheck(keys, loopback=settings.loopback),
+            KeyCheck(keys, loopback=settings.answers_to_local_names),
             metrics,
             VerbLog(),
             prefix=settings.root_path,

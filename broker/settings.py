@@ -9,7 +9,14 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent_sdk.keys import HOST, POOL
@@ -58,6 +65,14 @@ class Settings(BaseSettings):
     """Port to listen on, set in this one place."""
     bind: str = Field("127.0.0.1", validation_alias=_env("GPU_ORCHESTRATOR_HOST"))
     """Address to listen on."""
+    uds: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None, validation_alias=_env("GPU_BROKER_UDS")
+    )
+    """Path of a unix socket to listen on, in place of the port; None: the port."""
+    uds_mode: str = Field(
+        "0600", pattern="^0?[0-7]{3}$", validation_alias=_env("GPU_BROKER_UDS_MODE")
+    )
+    """Mode of that socket, in octal digits."""
     workers: int = Field(1, ge=1, le=64, validation_alias=_env("GPU_BROKER_WORKERS"))
     """Processes that answer on the port; one of them reports and reaps."""
     safe_mode: Switch = Field(None, validation_alias=_env("SAFE_MODE"))
@@ -209,13 +224,23 @@ class Settings(BaseSettings):
 
     @property
     def loopback(self) -> bool:
-        """True if only this machine can reach the port."""
+        """True if only this machine can reach the port, or only this user the socket."""
+        if self.uds is not None:
+            return int(self.uds_mode, 8) & 0o077 == 0
         if self.bind == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.bind).is_loopback
         except ValueError:
             return False
+
+    @property
+    def answers_to_local_names(self) -> bool:
+        """True if a request without a key must name this machine.
+
+        A web page leads its reader's browser to a port, and no page leads one to a file.
+        """
+        return self.loopback and self.uds is None
 
 
 class SystemdSettings(BaseSettings):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_sdk.keys import TOMBSTONE_SHARDS, shard_of
 from agent_sdk.state import tombstones
-from tests.queue_audit import audit_queue
+from tests.queue_audit import after, audit_queue, zsets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +26,9 @@ TOMBSTONE_MS = 900_000
 MOST_DRAINS = 1000
 MOST_TOMBSTONES = 96
 
+PLACEMENT = {"free", "idle", "idlehosts", "fits", "hosts", "models"}
+"""First parts of the names of the keys by which devices are found."""
+
 TAKEN = {"active", "offered"}
 """States in which devices are promised to a token."""
 
@@ -36,7 +39,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     names = list(client.scan_iter(f"{base}:*", count=5000))
     uuids: Any = client.zrange(keys.fits, 0, -1)
     devices = _hashes(client, f"{base}:device:", uuids)
-    records = _hashes(client, f"{base}:record:", _after(f"{base}:record:", names))
+    records = _hashes(client, f"{base}:record:", after(f"{base}:record:", names))
     _audit_registry(client, keys, names, devices)
     _audit_deadlines(client, keys, records)
     _audit_ledger(records, devices)
@@ -47,16 +50,11 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     _audit_tombstones(client, base, names, records)
     audit_queue(client, keys, names, records, devices)
     expected = _placement(devices)
-    for key in names:
-        kind = key.removeprefix(f"{base}:").partition(":")[0]
-        if kind in {"free", "idle", "idlehosts", "fits", "hosts", "models"} and key != keys.hosts:
-            actual = dict(client.zrange(key, 0, -1, withscores=True))
-            assert actual == expected.pop(key.removeprefix(f"{base}:"), {}), key
+    others = after(f"{base}:", [name for name in names if name != keys.hosts])
+    placed = [name for name in others if name.partition(":")[0] in PLACEMENT]
+    for name, members in zsets(client, f"{base}:", placed).items():
+        assert dict(members) == expected.pop(name, {}), name
     assert not any(expected.values()), f"missing: {expected}"
-
-
-def _after(prefix: str, names: list[str]) -> list[str]:
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def _each(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
@@ -84,16 +82,16 @@ def held(record: dict[str, str]) -> list[tuple[str, int]]:
 def _audit_registry(client: redis.Redis, keys: Keys, names: list[str], devices: Rows) -> None:
     """Check that what is registered has all of its keys, and what is not has none."""
     base = keys.base
-    assert set(_after(f"{base}:device:", names)) == set(devices), "a device without an index"
+    assert set(after(f"{base}:device:", names)) == set(devices), "a device without an index"
     hosts = set(_members(client, keys.hosts))
-    assert set(_after(f"{base}:host:", names)) == hosts, "a host without an index"
+    assert set(after(f"{base}:host:", names)) == hosts, "a host without an index"
     of: dict[str, set[str]] = defaultdict(set)
     for uuid, d in devices.items():
         of[d["host"]].add(uuid)
     assert of.keys() <= hosts, f"devices of no host: {of.keys() - hosts}"
-    for host in _after(f"{base}:devices:", names):
+    for host in after(f"{base}:devices:", names):
         assert set(_members(client, keys.devices(host))) == of[host], f"devices of {host}"
-    assert set(_after(f"{base}:holders:", names)) <= set(devices), "holders of no device"
+    assert set(after(f"{base}:holders:", names)) <= set(devices), "holders of no device"
     drains: Any = client.zrange(f"{base}:drains", 0, -1)
     known = {f"device:{uuid}" for uuid in devices} | {f"host:{host}" for host in hosts}
     assert not known & set(drains), "drained, and forgotten"
@@ -205,7 +203,7 @@ def _audit_lease_keys(client: redis.Redis, base: str, names: list[str], records:
 def _audit_tombstones(client: redis.Redis, base: str, names: list[str], records: Rows) -> None:
     """Check that no living lease has one, and that their memory has a bound and an end."""
     # The version before kept `done:<token>`, which its scripts may have left here.
-    shards = [each for each in _after(f"{base}:done:", names) if each.isdigit()]
+    shards = [each for each in after(f"{base}:done:", names) if each.isdigit()]
     lists = _each(client, (("GET", f"{base}:done:{shard}") for shard in shards))
     found = dict(zip(shards, (each or "" for each in lists), strict=True))
     now: Any = client.hget(f"{base}:pool", "last_ms") or 0

@@ -9,7 +9,7 @@ EVERYTHING = os.environ.get("GPU_BROKER_TESTS") == "all"
 
 LONGER = (
     "agents/", "api/test_document", "api/test_events_slow", "api/test_original_mistakes",
-    "api/test_slow_clients", "attribution/test_real_host", "browser/", "clients/",
+    "api/test_slow_clients", "api/test_uds", "attribution/test_real_host", "browser/", "clients/",
     "deploy/test_image", "deploy/test_scripts",
     "deploy/test_units", "docs/test_recipes", "docs/test_tutorials", "e2e/", "faults/test_attacks",
     "faults/test_crowds", "faults/test_device_faults", "faults/test_driver_untouched",

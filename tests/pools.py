@@ -18,7 +18,10 @@ from agent_sdk.scripts.source import CALLED, assemble
 from agent_sdk.state import tombstones
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     import redis
+    from redis.client import Pipeline
 
     from agent_sdk.scripts.library import Library
     from agent_sdk.scripts.source import Script
@@ -41,6 +44,16 @@ OPERATORS = {"drain", "set_policy", "forget", "release_driver"}
 
 OWN, OTHER, SCRIPTS = "own", "other", ""
 """Ways to the verbs: the library of this version, another one beside it, scripts."""
+
+READ: dict[str, Callable[[Pipeline, str], object]] = {
+    "hash": lambda pipe, key: pipe.hgetall(key),
+    "zset": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
+    "set": lambda pipe, key: pipe.smembers(key),
+    "string": lambda pipe, key: pipe.get(key),
+    "list": lambda pipe, key: pipe.lrange(key, 0, -1),
+    "stream": lambda pipe, key: pipe.xlen(key),
+}
+"""Command that reads a key, by its type."""
 
 names = (f"t{n}" for n in itertools.count())
 
@@ -81,8 +94,10 @@ class Pool:
         self.way = OWN if self.functions else SCRIPTS
         if self.functions:
             self.load()
-        for script in self.scripts.values():
-            self.redis.script_load(script.source)
+        there: Any = self.redis.script_exists(*(script.sha for script in self.scripts.values()))
+        for script, known in zip(self.scripts.values(), there, strict=True):
+            if not known:
+                self.redis.script_load(script.source)
 
     def load(self, *, anew: bool = False) -> None:
         """Put the library on the server; `anew`: as another server has it, of no pool yet."""
@@ -288,22 +303,17 @@ class Pool:
 
     def state(self) -> dict[str, Any]:
         """The whole key space of the pool, to compare before and after."""
-        found = {}
-        for key in sorted(self.redis.scan_iter(f"{self.keys.base}*", count=1000)):
-            kind = self.redis.type(key)
-            if kind == "hash":
-                found[key] = self.redis.hgetall(key)
-            elif kind == "zset":
-                found[key] = self.redis.zrange(key, 0, -1, withscores=True)
-            elif kind == "set":
-                found[key] = self.redis.smembers(key)
-            elif kind == "string":
-                found[key] = self.redis.get(key)
-            elif kind == "list":
-                found[key] = self.redis.lrange(key, 0, -1)
-            elif kind == "stream":
-                found[key] = self.redis.xlen(key)
-        return found
+        names = sorted(self.redis.scan_iter(f"{self.keys.base}*", count=1000))
+        types = self._all(names, lambda pipe, key: pipe.type(key))
+        kinds = {key: kind for key, kind in types.items() if kind in READ}
+        return self._all(kinds, lambda pipe, key: READ[kinds[key]](pipe, key))
+
+    def _all(self, names: Iterable[str], ask: Callable[[Pipeline, str], object]) -> dict[str, Any]:
+        """Answers to one command of each key, read in one exchange."""
+        pipe = self.redis.pipeline(transaction=False)
+        for key in names:
+            ask(pipe, key)
+        return dict(zip(names, pipe.execute(), strict=True))
 
     def stored(self) -> dict[str, Any]:
         """`state` without what the test itself put there, and what each call moves."""

@@ -9,6 +9,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import redis
 
     from agent_sdk.keys import Keys
@@ -35,11 +37,11 @@ def audit_queue(
     waiters = {token: r for token, r in records.items() if r["state"] == "waiting"}
     pool: Any = client.hgetall(keys.pool)
     assert int(pool.get("waiting", 0)) == len(waiters), "S2: how many wait"
-    queues = _zsets(client, f"{base}:queue:", names)
-    capped = _zsets(client, f"{base}:capped:", names)
+    queues = zsets(client, f"{base}:queue:", after(f"{base}:queue:", names))
+    capped = zsets(client, f"{base}:capped:", after(f"{base}:capped:", names))
     places: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
-    for kind, zsets in (("queue", queues), ("capped", capped)):
-        for name, members in zsets.items():
+    for kind, rows in (("queue", queues), ("capped", capped)):
+        for name, members in rows.items():
             for token, rank in members:
                 places[token].append((kind, name, rank))
     assert places.keys() == waiters.keys(), "the queue and the ledger name different waiters"
@@ -94,21 +96,26 @@ def room_of(
     return min(rooms)
 
 
-def _zsets(
-    client: redis.Redis, prefix: str, names: list[str]
+def zsets(
+    client: redis.Redis, prefix: str, names: Iterable[str]
 ) -> dict[str, list[tuple[str, float]]]:
-    found: Any = {
-        name.removeprefix(prefix): client.zrange(name, 0, -1, withscores=True)
-        for name in names
-        if name.startswith(prefix)
-    }
-    return dict(found)
+    """Return members and scores of the sorted sets of these names, all in one exchange."""
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.zrange(prefix + name, 0, -1, withscores=True)
+    return dict(zip(names, pipe.execute(), strict=True))
+
+
+def after(prefix: str, names: list[str]) -> list[str]:
+    """Return the rest of the names that begin so."""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def _queues(client: redis.Redis, base: str, names: list[str]) -> dict[str, float]:
     """Every queue that is listed, below the selector that it belongs to, and its head's rank."""
     found = {}
-    for selector, members in _zsets(client, f"{base}:queues:", names).items():
+    prefix = f"{base}:queues:"
+    for selector, members in zsets(client, prefix, after(prefix, names)).items():
         for queue_id, rank in members:
             assert "/".join(queue_id.split("/")[:2]) == selector
             found[queue_id] = rank

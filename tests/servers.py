@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from agent_sdk.store.pools import NO_NOTICES
 from agent_sdk.store.server_binary import find_wheel_server
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Server:
         return f"unix://{self.folder / 's'}"
 
     def connect(self, **options: Any) -> redis.Redis:
+        """Return a client whose connections begin with no more exchanges than they need."""
+        options = {"driver_info": None, "maint_notifications_config": NO_NOTICES} | options
         return redis.Redis.from_url(
             self.socket_url, decode_responses=True, encoding_errors="surrogateescape", **options
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -25,25 +26,41 @@ def banner(settings: Settings, source: str, *, demo: bool, ignored_url: bool = F
     """
     base = base_url(settings)
     lines = [
-        f"gpu-broker on {base}",
+        f"gpu-broker on {base if settings.uds is None else settings.uds}",
         f"  store    {_store(settings, ignored_url=ignored_url)}",
         f"  devices  {_devices(settings, source)}",
         f"  mode     {_mode(settings)}",
-        f"  see it   {base} in a browser, or gpu-broker status -w",
+        f"  see it   {_seen(settings, base)}, or gpu-broker status -w",
     ]
     if settings.keyring().locked:
         lines.append("  reach    with an API key alone: gpu-broker keys list")
     elif not settings.loopback:
-        lines.append("  reach    INSECURE: no API keys, every client of this port can end leases")
+        where = "port" if settings.uds is None else "socket"
+        lines.append(
+            f"  reach    INSECURE: no API keys, every client of this {where} can end leases"
+        )
     if demo:
-        lines += ["", *_things_to_try(settings, base, ignored_url=ignored_url)]
+        lines += ["", *_things_to_try(base, curl(settings), ignored_url=ignored_url)]
     return "\n".join(lines)
 
 
 def base_url(settings: Settings) -> str:
-    """Return the URL at which this broker answers."""
+    """Return the URL at which this broker answers; on a unix socket any host's name will do."""
+    if settings.uds is not None:
+        return "http://localhost"
     host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
     return f"http://{'localhost' if settings.loopback else host}:{settings.port}"
+
+
+def curl(settings: Settings) -> str:
+    """Return the beginning of a call of curl."""
+    at = "" if settings.uds is None else f" --unix-socket {shlex.quote(str(settings.uds))}"
+    key = ' -H "Authorization: Bearer $GPU_BROKER_API_KEY"' if settings.keyring().locked else ""
+    return f"curl -s{at}{key}"
+
+
+def _seen(settings: Settings, base: str) -> str:
+    return f"{base} in a browser" if settings.uds is None else f"{curl(settings)} {base}/gpu/info"
 
 
 def _store(settings: Settings, *, ignored_url: bool) -> str:
@@ -76,14 +93,13 @@ def _mode(settings: Settings) -> str:
     return "SAFE_MODE off, from the environment"
 
 
-def _things_to_try(settings: Settings, base: str, *, ignored_url: bool) -> list[str]:
+def _things_to_try(base: str, by_hand: str, *, ignored_url: bool) -> list[str]:
     """Return the numbered commands of a first visit: look, take a lease, see it, give it back."""
     program = f"{'env -u REDIS_URL ' if ignored_url else ''}{program_here()}"
-    key = ' -H "Authorization: Bearer $GPU_BROKER_API_KEY"' if settings.keyring().locked else ""
-    post = f"curl -s{key} -H 'Content-Type: application/json' {base}"
+    post = f"{by_hand} -H 'Content-Type: application/json' {base}"
     return [
         "Try, in another terminal:",
-        f"  1. curl -s{key} {base}/gpu/info",
+        f"  1. {by_hand} {base}/gpu/info",
         f"  2. {program} run --memory 8GiB -- sh -c 'echo on $CUDA_VISIBLE_DEVICES; sleep 5'",
         f"  3. {post}/lease \\",
         f"""       -d '{{"agent": "me", "min_memory_mb": {DEMO_MB}}}'""",

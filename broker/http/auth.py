@@ -57,7 +57,7 @@ class KeyCheck:
 
     Args:
         keys: the key ring; while it is not locked every client is an operator.
-        loopback: True if it listens to this machine alone.
+        loopback: True if it listens on a port that this machine alone reaches.
     """
 
     def __init__(self, keys: Keyring, *, loopback: bool) -> None:

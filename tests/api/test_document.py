@@ -136,10 +136,10 @@ def test_page_loads_nothing_from_elsewhere(broker: Broker) -> None:
     assert "http" not in page.text
 
 
-def fuzz(broker: Broker, *more: str) -> str:
+def fuzz(broker: Broker, *more: str, cases: int = CASES) -> str:
     """Run schemathesis over the document; what it says, when it finds nothing."""
     done = subprocess.run(
-        [SCHEMATHESIS, "run", f"http://127.0.0.1:{broker.port}/openapi.json", "-n", str(CASES),
+        [SCHEMATHESIS, "run", f"http://127.0.0.1:{broker.port}/openapi.json", "-n", str(cases),
          "--checks", CHECKS, "--suppress-health-check", "all", "--seed", "7", *more],
         env=environment(NO_COLOR="1", **SHORT_WAITS),
         capture_output=True, text=True, check=False,
@@ -178,6 +178,7 @@ def test_fuzzed_door_without_a_key_stays_shut(own: Server, tmp_path: Path) -> No
                 redis.hget("gpu:{shut}:pool", "policy_version"),
                 redis.xlen("gpu:{shut}:events"),
             )
-            fuzz(broker, "--rate-limit", "40/s")  # strangers have a rate
+            # Strangers have a rate; and one answer, for which fewer examples do.
+            fuzz(broker, "--rate-limit", "40/s", cases=CASES // 2)
             after = redis.hget("gpu:{shut}:pool", "policy_version"), redis.xlen("gpu:{shut}:events")
         assert after == before

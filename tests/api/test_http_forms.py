@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from broker.api_keys import add
-from tests.api.brokers import GRANTING, PROGRAM, Broker, environment
+from tests.api.brokers import GRANTING, Broker
+from tests.program import called
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,10 +204,7 @@ def test_counters_are_this_process_own(broker: Broker) -> None:
 
 def refused(**settings: str) -> str:
     """Give the words of a `serve` that is refused at the start."""
-    done = subprocess.run(
-        [PROGRAM, "serve", "--demo"], env=environment(**settings), capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+    done = called("serve", "--demo", **settings)
     assert done.returncode == 2
     return done.stderr
 

@@ -13,7 +13,8 @@ from uuid import uuid4
 import pytest
 
 from agent_sdk import LeaseClient, SafeMode, Store
-from tests.api.brokers import PROGRAM, SIM, Broker, environment, eventually
+from tests.api.brokers import SIM, Broker, environment, eventually
+from tests.program import called
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -89,14 +90,7 @@ def test_unset_on_the_embedded_store_starts_open(tmp_path: Path) -> None:
 def test_another_spelling_stops_the_start(server: Server) -> None:
     """A protective switch is never guessed."""
     for spelt in ("1", "yes", "on", "tru"):
-        ended = subprocess.run(
-            [PROGRAM, "serve"],
-            env=environment(**SIM, **where(server), SAFE_MODE=spelt),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        ended = called("serve", **SIM, **where(server), SAFE_MODE=spelt)
         assert ended.returncode == 2
         assert "SAFE_MODE" in ended.stderr
         assert "true or false" in ended.stderr

@@ -102,8 +102,9 @@ def test_safe_mode_is_seen(pool: tuple[Broker, LeaseClient], tab: Opened) -> Non
     broker, client = pool
     client.set_policy(safe_mode=True)
     try:
+        page = tab(broker)
         for width in WIDTHS:
-            page = tab(broker, viewport={"width": width, "height": 900})
+            page.page.set_viewport_size({"width": width, "height": 900})
             expect(page.page.locator("#summary")).to_contain_text("none: SAFE_MODE is on")
             readable(page)
         clean(page)

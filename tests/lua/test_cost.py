@@ -203,25 +203,18 @@ def test_verb_for_several_devices_costs_by_device(small: dict[str, int]) -> None
     assert small["reap 16 of 40"] <= 16 * small["release"] + small["reap nothing"]
 
 
-def test_verb_on_16384_devices_runs_as_many_commands_as_on_64(
-    pool: Pool, small: dict[str, int]
+@pytest.mark.slow
+def test_verb_in_a_large_pool_runs_as_many_commands_as_in_a_small_one(
+    pool: Pool, small: dict[str, int], server: Server
 ) -> None:
-    """Not one command more, whichever device of how many it finds."""
+    """Not one command more on 16,384 devices, whichever it finds; nor beside many leases."""
     register(pool, 16_384)
     assert counted(pool) == small
-
-
-@pytest.mark.slow
-def test_verb_beside_many_leases_runs_as_many_commands_as_beside_some(
-    pool: Pool, server: Server
-) -> None:
-    """Not one command more, however many leases live: nothing ever looks at them all."""
     with server.connect() as client:
         other = Pool(client)
         other.freeze()
         register(other, 128)
         occupy(other, 64 * TOTAL_MB // 1000 // 2)  # whole devices; its team has something
-        small = counted(other)
-    register(pool, 16_384)
+        beside_some = counted(other)
     occupy(pool, LEASES)
-    assert counted(pool) == small
+    assert counted(pool) == beside_some

@@ -147,7 +147,7 @@ GENERAL_BUGS = (
                 "if",
             ),
         ),
-        seed=156073762,
+        seed=156073764,
     ),
     Bug(
         "what cools is given back twice",
@@ -167,7 +167,7 @@ GENERAL_BUGS = (
                 "if false",
             ),
         ),
-        seed=897351021,
+        seed=897351030,
     ),
     Bug(
         "what an older sample counted is counted again",

@@ -9,6 +9,7 @@ REPORT_BUGS = (
         "a brief report leaves what is withheld",
         (("or withheld_mb ~= '0' or (raised_mb", "or (raised_mb"),),
         often="haunt",
+        seed=12,
     ),
     Bug(
         "a brief report leaves what is unleased",

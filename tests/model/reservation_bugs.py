@@ -24,7 +24,12 @@ RESERVATION_BUGS = (
     _bug(
         "a reservation has no horizon", "if ctx.now > w.reservation_until_ms then", "if false then"
     ),
-    _bug("a reservation is beyond the cap", "return sum <= room_mb and devices", "return devices"),
+    _bug(
+        "a reservation is beyond the cap",
+        "return sum <= room_mb and devices",
+        "return devices",
+        seed=6,
+    ),
     _bug("a reservation counts against nobody", "  broker.count_reserved(w, sum)\n", ""),
     _bug(
         "what strangers use is reserved",
@@ -33,9 +38,14 @@ RESERVATION_BUGS = (
     ),
     _bug("a whole device is reserved beside a stranger", "if whole and d.unleased_mb >", "if 0 >"),
     _bug("the end of a younger lease is progress", "fence + 0 <= at_fence + 0", "true"),
-    _bug("a device does not rest", "d.reservable_ms <= ctx.now and", ""),
+    _bug("a device does not rest", "d.reservable_ms <= ctx.now and", "", seed=4),
     _bug("a head does not rest", "or ctx.now < w.reserves_ms or", "or", seed=7027),
-    _bug("what is reserved is lent for too long", "text(ctx.now + q.max_hold_ms)", "text(ctx.now)"),
+    _bug(
+        "what is reserved is lent for too long",
+        "text(ctx.now + q.max_hold_ms)",
+        "text(ctx.now)",
+        seed=10,
+    ),
     _bug(
         "a whole device above the cap is waited for",
         "if least then why =",

@@ -26,6 +26,8 @@ EMPTY = str(Path(__file__).with_name("__init__.py"))
 SETTINGS = [
     ("GPU_ORCHESTRATOR_PORT", "port", 8014, "8015", 8015),
     ("GPU_ORCHESTRATOR_HOST", "bind", "127.0.0.1", "::1", "::1"),
+    ("GPU_BROKER_UDS", "uds", None, "/run/gpu.sock", Path("/run/gpu.sock")),
+    ("GPU_BROKER_UDS_MODE", "uds_mode", "0600", "660", "660"),
     ("GPU_BROKER_WORKERS", "workers", 1, "4", 4),
     ("GPU_BROKER_MCP", "mcp", "auto", "off", "off"),
     ("GPU_BROKER_MCP_IDLE_RELEASE_S", "mcp_idle_release_s", 600.0, "60", 60.0),
@@ -77,6 +79,8 @@ WRONG = [
     ("GPU_ORCHESTRATOR_PORT", "0"),
     ("GPU_ORCHESTRATOR_PORT", "65536"),
     ("GPU_ORCHESTRATOR_PORT", "http"),
+    ("GPU_BROKER_UDS_MODE", "0888"),
+    ("GPU_BROKER_UDS_MODE", "01777"),
     ("GPU_ORCHESTRATOR_LEASE_TTL", "-1"),
     ("GPU_ORCHESTRATOR_LEASE_TTL", "604801"),
     ("GPU_ORCHESTRATOR_LEASE_TTL", "1.5"),

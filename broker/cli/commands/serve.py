@@ -16,6 +16,11 @@ from broker.cli.commands.host import may_kill_option
 @click.option("--host", help="Address to listen on (GPU_ORCHESTRATOR_HOST, default 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (GPU_ORCHESTRATOR_PORT, default 8014).")
 @click.option(
+    "--uds",
+    metavar="PATH",
+    help="Unix socket to listen on, in place of a port (GPU_BROKER_UDS).",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     help="Listen beyond this machine without API keys: all who reach the port may do everything.",
@@ -31,6 +36,7 @@ def serve(
     demo: bool,
     host: str | None,
     port: int | None,
+    uds: str | None,
     insecure: bool,
     workers: int | None,
     at: str | None,
@@ -43,10 +49,11 @@ def serve(
       gpu-broker serve --demo
       REDIS_URL=redis://gpu-store:6379 gpu-broker serve --workers 4
       GPU_BROKER_DEVICES=sim:4x24576 gpu-broker serve --demo --port 8015
+      gpu-broker serve --uds /run/gpu-broker/http.sock
     """
     from broker.cli.serving import broker  # noqa: PLC0415 - --help does without an extra
 
     broker.serve(
         demo=demo, insecure=insecure, at=at,
-        bind=host, port=port, workers=workers, may_kill=may_kill or None,
+        bind=host, port=port, uds=uds, workers=workers, may_kill=may_kill or None,
     )  # fmt: skip

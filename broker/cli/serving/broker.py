@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,12 @@ from agent_sdk.settings import read_settings
 from agent_sdk.store.embedded import EmbeddedStore
 from agent_sdk.store.server_binary import EmbeddedError
 from broker import logs
-from broker.app import build_app
 from broker.cli import UNAVAILABLE, USAGE
 from broker.cli.banner import banner
+from broker.cli.serving.listener import listening
 from broker.devices import DeviceSourceError
 from broker.http.connection_limits import ConnectionLimits, room
-from broker.http.slow_clients import UNREAD_S, DeadlineProtocol
+from broker.http.slow_clients import DeadlineProtocol
 from broker.maintenance.store_supervisor import kept
 from broker.reporter import source_of
 from broker.settings import Settings, SettingsError, load_settings
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 DEMO_DEVICES = "sim:2x24576"
-
-BACKLOG = 2048
-"""Most connections that wait to be accepted."""
 
 STOP_S = 5
 """Most seconds that open connections may delay a stop."""
@@ -60,13 +56,19 @@ def serve(*, demo: bool, insecure: bool, at: str | None, **said: Any) -> None:
     """
     given = {name: value for name, value in said.items() if value is not None}
     place = WorkerPlace.of(at) if at else None
+    taken = ExitStack()
     try:
+        _check_one_place(given)
         settings = load_settings(**given)
         if demo:
             settings = _for_demo(settings)
         _check_reach(settings, insecure=insecure)
         source = source_of(settings).name
-        listener = socket.socket(fileno=place.listener) if place else _listen(settings)
+        listener = (
+            socket.socket(fileno=place.listener)
+            if place
+            else taken.enter_context(listening(settings))
+        )
     except (SettingsError, DeviceSourceError) as error:
         say(f"gpu-broker serve: {error}", err=True)
         sys.exit(USAGE)
@@ -87,7 +89,7 @@ def serve(*, demo: bool, insecure: bool, at: str | None, **said: Any) -> None:
             end_with_parent(place)
             _answer(settings, listener, place.store_began_anew, lambda: None, worker)
             return
-        with _store(settings) as anew:
+        with taken, _store(settings) as anew:
             if settings.workers == 1:
                 _answer(settings, listener, anew, announce, worker)
             else:
@@ -105,6 +107,9 @@ def _answer(
     worker: Worker,
 ) -> None:
     """Serve in this process."""
+    # Most of the start's time, which a wrong start and the parent of workers do without.
+    from broker.app import build_app  # noqa: PLC0415
+
     app = build_app(settings, worker)
     app.state.crowd = ConnectionLimits(room())
     app.state.store_began_anew = store_began_anew
@@ -191,9 +196,20 @@ def _stopped(*_: object) -> None:
     sys.exit(0)
 
 
+def _check_one_place(given: dict[str, Any]) -> None:
+    if "uds" in given and given.keys() & {"bind", "port"}:
+        raise SettingsError("--uds is in place of --host and --port: give one or the other")
+
+
 def _check_reach(settings: Settings, *, insecure: bool) -> None:
     if settings.loopback or insecure or settings.keyring().locked:
         return
+    if settings.uds is not None:
+        raise SettingsError(
+            f"a socket of mode {settings.uds_mode} lets other users of this machine end leases, "
+            "and there are no API keys: gpu-broker keys new NAME --role operator makes the first; "
+            "or leave GPU_BROKER_UDS_MODE at 0600, or pass --insecure to take the risk"
+        )
     raise SettingsError(
         f"listening on {settings.bind} lets every machine that reaches it end leases, and there "
         "are no API keys: gpu-broker keys new NAME --role operator makes the first; or listen on "
@@ -211,32 +227,3 @@ def _for_demo(settings: Settings) -> Settings:
     if settings.devices == "auto" and source_of(settings).name == "none":
         settings = settings.model_copy(update={"devices": DEMO_DEVICES})
     return settings
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """Return the socket to serve on, taken before anything is started."""
-    family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit it: the kernel ends one whose peer reads nothing, or is gone.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_S * 1000))
-    try:
-        listener.bind((settings.bind, settings.port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise SettingsError(_not_had(settings, error)) from error
-    return listener
-
-
-def _not_had(settings: Settings, error: OSError) -> str:
-    """Return the reason for which the socket cannot be had, and the settings that help."""
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return (
-            f"{settings.bind} is no address of this machine ({error.strerror}): "
-            "GPU_ORCHESTRATOR_HOST or --host names one, as 127.0.0.1 or 0.0.0.0"
-        )
-    return (
-        f"port {settings.port} on {settings.bind} cannot be had ({error.strerror}): another broker "
-        "may be running; GPU_ORCHESTRATOR_PORT or --port names another port"
-    )
