@@ -107,7 +107,10 @@ function offers.try(w, d)
   -- A smaller one may be within its cap
   if why == 'agent_cap' and d and broker.whole(w.q) then devices, why = fit(w) end
   if devices then return offer(w, devices) end
-  if why ~= 'agent_cap' or not broker.holds(w.party, w.reservation_mb) then return nil end
+  -- One for which leases end waits for the rest of them
+  if why ~= 'agent_cap' or w.preempts ~= '' or not broker.holds(w.party, w.reservation_mb) then
+    return nil
+  end
   queue.set_capped(w, w.party.name)
   return 1   -- its queue has another head
 end
@@ -157,7 +160,8 @@ function offers.poll(w, open)
     place = queue.clear_capped(w)
   elseif capped then
     broker.preemption.consider(w)   -- one of its own team may have to go
-  elseif place == 0 and why == 'agent_cap' and broker.holds(w.party, w.reservation_mb) then
+  elseif place == 0 and why == 'agent_cap' and w.preempts == ''
+    and broker.holds(w.party, w.reservation_mb) then
     queue.set_capped(w, w.party.name)
     place = -1
   elseif place == 0 and not broker.preemption.consider(w) then

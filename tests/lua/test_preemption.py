@@ -356,3 +356,21 @@ def test_heads_of_one_team_count_together_against_its_quota(lab: Pool) -> None:
     assert sorted(states.values()) == ["active", "waiting"]
     assert set(noticed(lab, *BS)) - gone.keys() == set()
     audit(lab.redis, lab.keys)
+
+
+def test_set_of_notices_outlives_its_first_end(lab: Pool) -> None:
+    """Until all of them have ended their team's cap holds the head back: it waits for the rest."""
+    lab.set_teams(b="nominal_mb=4000 borrow_mb=0")
+    lab.policy(min_runtime_s=0)
+    for name in ("b1", "b2"):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=2000, placement="pack"))
+    ask = {"team": "b", "memory_mb": 4000, "priority": 1}
+    wait(lab, "b9", **ask)
+    live(lab, AFTER_MS + 5000, polls={"b9": ask}, renews=("b1", "b2"))
+    assert noticed(lab, "b1", "b2") == {"b1": "b9", "b2": "b9"}
+    lab.release(token("b1"))
+    wait(lab, "b9", **ask)
+    assert noticed(lab, "b2") == {"b2": "b9"}
+    live(lab, GRACE_MS + 5000, polls={"b9": ask}, renews=("b2",))
+    assert lab.hash(f"record:{token('b9')}")["state"] == "active"
+    audit(lab.redis, lab.keys)

@@ -185,12 +185,16 @@ class Queue(Preemption):
         """Let heads that only their agent's cap holds back give way to those behind them."""
         found = [e for e in self.heads() if self.held_back(e, self.room_of(e))]
         self.held_back_once |= {e.token for e in found}
-        caps = [e for e in found if self.has_more(e) and self.choose.caps(e.token)]
+        caps = [e for e in found if self.may_be_capped(e) and self.choose.caps(e.token)]
         for e in caps:
             self.set_capped(e)
             self.capped_now += 1
         if caps:
             self.set_heads_capped()
+
+    def may_be_capped(self, e: Entry) -> bool:
+        """Tell whether e gives way to those behind it; one for which leases end waits for these."""
+        return self.has_more(e) and not e.preempts
 
     def set_capped(self, e: Entry, by: str = "") -> None:
         """Take it out of its queue; what is reserved for it is not, any more."""
@@ -225,7 +229,7 @@ class Queue(Preemption):
         e.blind = False
         why = "agent_cap" if self.held_back(e, room_mb) else "no_capacity"
         # With work left, scripts may wait with its cap
-        over = why == "agent_cap" and self.has_more(e) and not self.choose.backlog
+        over = why == "agent_cap" and self.may_be_capped(e) and not self.choose.backlog
         if capped and why != "agent_cap":
             e.capped = ""
         elif capped:
