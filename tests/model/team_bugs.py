@@ -82,8 +82,8 @@ TEAM_BUGS = (
     ),
     _bug(
         "a limit of priority is not looked at",
-        "elseif priority > of_team.max_priority then",
-        "elseif false then",
+        "if q.priority > of.max_priority then",
+        "if false then",
         often="team",
     ),
     _bug(
