@@ -33,6 +33,7 @@ class Wanted(NamedTuple):
         host: only those on this host.
         device: only this one, by its id.
         agent: only this agent's leases, and the devices that they hold.
+        team: the same of a team.
         state: only devices in this state, as `lists.shown_state` names it.
         most: most devices of which all is read.
     """
@@ -41,6 +42,7 @@ class Wanted(NamedTuple):
     device: str | None = None
     agent: str | None = None
     state: str | None = None
+    team: str | None = None
     most: int | None = None
 
 
@@ -50,7 +52,7 @@ class PoolPart:
 
     Attributes:
         scene: the first devices that match, the leases on them, their hosts; no waiters. Without
-            a `Wanted.agent` also no leases on the CPU.
+            a `Wanted.agent` or `team` also no leases on the CPU.
         matching: all devices that match, by the fields of `BRIEF` alone, by host and index.
     """
 
@@ -68,7 +70,7 @@ def read(keys: Keys, wanted: Wanted) -> Generator[Read, Answer, PoolPart]:
     pool = yield from snapshot.pool(keys)
     matching = yield from _brief(keys, wanted)
     leases: list[LeaseStatus] | None = None
-    if wanted.agent is not None:
+    if wanted.agent is not None or wanted.team is not None:
         leases = yield from _leases_of_agent(keys, wanted)
         held = {uuid for lease in leases for uuid, _ in lease.devices}
         matching = [device for device in matching if device.uuid in held]
@@ -96,7 +98,8 @@ def read(keys: Keys, wanted: Wanted) -> Generator[Read, Answer, PoolPart]:
 
 def _leases_of_agent(keys: Keys, wanted: Wanted) -> Generator[Read, Answer, list[LeaseStatus]]:
     found = yield from lists.living(keys, wanted.agent, wanted.host)
-    return (yield from snapshot.leases_of(keys, [each.token for each in chain(*found)]))
+    leases = yield from snapshot.leases_of(keys, [each.token for each in chain(*found)])
+    return [lease for lease in leases if wanted.team in {None, lease.team}]
 
 
 def _hosts(

@@ -35,6 +35,7 @@ COMMANDS = {
     "events": "Show past events; -f: and new ones.",
     "leases": "List every living lease, with its whole token.",
     "hosts": "List the hosts that report devices.",
+    "teams": "Show teams: quotas, what they have, their share; -w: live.",
     "revoke": "End leases as an operator.",
     "drain": "Stop new leases on a device or a host.",
     "undrain": "Allow new leases there again.",
@@ -57,7 +58,7 @@ A `-` of the name is a `_` there.
 FOLDERS = {
     "by_hand": {"acquire", "adopt", "hold", "extend", "release", "ask", "wait"},
     "for_agents": {"guard", "mcp", "skill"},
-    "for_operators": {"hooks"},
+    "for_operators": {"hooks", "teams"},
 }
 """Commands in folders of their own below `commands`."""
 
@@ -80,6 +81,7 @@ READING = {
     "events",
     "leases",
     "hosts",
+    "teams",
     "doctor",
 }
 """Commands whose result is their output."""

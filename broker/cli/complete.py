@@ -63,5 +63,6 @@ def _tokens(client: LeaseClient) -> Iterator[str]:
 hosts = _completing(lambda client: client.host_list())
 hosts_and_devices = _completing(_hosts_and_devices)
 agents = _completing(_agents)
+teams = _completing(lambda client: (team.name for team in client.teams()))
 tokens = _completing(_tokens)
 """Completions of tokens; pass it as `shell_complete` of an argument or option."""

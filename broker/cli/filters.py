@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from broker.cli.complete import agents, hosts_and_devices
+from agent_sdk.keys import DEFAULT_TEAM
+from broker.cli.complete import agents, hosts_and_devices, teams
 from broker.cli.names import target_of
 from broker.text.table import many
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from agent_sdk import LeaseClient
 
@@ -29,6 +30,12 @@ class ShownPlace(NamedTuple):
 def of_agent(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the option `--agent`."""
     option = click.option("--agent", help="Only this agent's.", shell_complete=agents)
+    return option(function)
+
+
+def of_team(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option `--team`."""
+    option = click.option("--team", help="Only this team's.", shell_complete=teams)
     return option(function)
 
 
@@ -64,6 +71,11 @@ def place_of(client: LeaseClient, name: str | None) -> ShownPlace:
         return ShownPlace()
     target = target_of(client, name)
     return ShownPlace(host=target.name) if target.kind == "host" else ShownPlace(device=target.name)
+
+
+def in_teams(names: Iterable[str], asked: str | None) -> bool:
+    """Tell whether a list has a column for teams: one that is not the default one is in it."""
+    return asked is not None or any(name != DEFAULT_TEAM for name in names)
 
 
 def first(rows: Sequence[Any], limit: int | None) -> Sequence[Any]:

@@ -126,6 +126,8 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
                ("leases", "-o", "name"), ("leases", "--host", f"{HOST}:0")],
     "hosts": [("hosts",), ("hosts", "-o", "wide"), ("hosts", "-o", "json"),
               ("hosts", "-o", "name")],
+    "teams": [("teams",), ("teams", "-o", "wide"), ("teams", "-o", "json"),
+              ("teams", "-o", "name")],
     "revoke": [("revoke", "nobody-has-this-token", "--reason", "x"),
                ("revoke", "--agent", "calm", "--reason", "x")],
     "drain": [("drain", "nowhere"), ("drain", HOST)],

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING
 import click
 
 from agent_sdk.state.findings import enforced, of_lease
-from broker.cli.filters import first, in_state, limited, of_agent, on_host, place_of, rest
+from broker.cli.filters import (
+    first,
+    in_state,
+    in_teams,
+    limited,
+    of_agent,
+    of_team,
+    on_host,
+    place_of,
+    rest,
+)  # fmt: skip
 from broker.cli.names import unheard_agent
 from broker.cli.store import output_option, pool_client, show
+from broker.text.state_word import preempting
 from broker.text.table import age, gib, table
 
 if TYPE_CHECKING:
@@ -28,12 +39,18 @@ MORE = ("FENCE", "PRIO", "CLIENT", "OWNER")
 
 @click.command()
 @of_agent
+@of_team
 @on_host
 @in_state("active", "cpu")
 @limited("Default all.")
 @output_option("wide", "name")
 def leases(
-    agent: str | None, host: str | None, state: str | None, limit: int | None, output: str
+    agent: str | None,
+    team: str | None,
+    host: str | None,
+    state: str | None,
+    limit: int | None,
+    output: str,
 ) -> None:
     """List every living lease, oldest first, with its host's findings.
 
@@ -49,15 +66,17 @@ def leases(
     """
     with pool_client() as client:
         now_ms = client.pool().now_ms
-        found, count = _chosen(client, place_of(client, host), agent, state, limit)
+        found, count = _chosen(client, place_of(client, host), agent, team, state, limit)
         devices = {d.uuid: d for d in client.devices_of({u for x in found for u, _ in x.devices})}
         meant = "" if found or agent is None else unheard_agent(client, agent)
     wide = output == "wide"
     said = {x.token: of_lease(x, devices) for x in found}
-    rows = [_row(x, now_ms, said[x.token], wide=wide) for x in found]
+    shows_team = in_teams((x.team for x in found), team)
+    rows = [_row(x, now_ms, said[x.token], wide=wide, shows_team=shows_team) for x in found]
     text = f"no leases{meant and f': {meant}'}"
     if rows:
-        text = table((*HEAD, *MORE) if wide else HEAD, rows)
+        head = (*HEAD[:2], *(("TEAM",) if shows_team else ()), *HEAD[2:])
+        text = table((*head, *MORE) if wide else head, rows)
     if more := rest(count, limit, "lease", "leases"):
         text = f"{text}\n\n{more}"
     data = [
@@ -70,30 +89,43 @@ def leases(
 
 
 def _chosen(
-    client: LeaseClient, place: ShownPlace, agent: str | None, state: str | None, limit: int | None
+    client: LeaseClient,
+    place: ShownPlace,
+    agent: str | None,
+    team: str | None,
+    state: str | None,
+    limit: int | None,
 ) -> tuple[Sequence[LeaseStatus], int]:
     """Read the leases that are shown, and return the number of all that match, too."""
     tokens = sorted(chain(*client.lease_list(agent, place.host, state)))
-    if place.device is None:
+    if place.device is None and team is None:
         shown = first(tokens, limit)
         return client.leases_of([entry.token for entry in shown]), len(tokens)
     leases = client.leases_of([entry.token for entry in tokens])
-    there = [lease for lease in leases if place.device in dict(lease.devices)]
+    there = [
+        lease
+        for lease in leases
+        if (place.device is None or place.device in dict(lease.devices))
+        and team in {None, lease.team}
+    ]
     return first(there, limit), len(there)
 
 
-def _row(lease: LeaseStatus, now_ms: int, said: Sequence[str], *, wide: bool) -> tuple[str, ...]:
+def _row(
+    lease: LeaseStatus, now_ms: int, said: Sequence[str], *, wide: bool, shows_team: bool
+) -> tuple[str, ...]:
     ends_ms = lease.expires_at_ms
     more = (str(lease.fence), str(lease.priority), lease.client, lease.owner or "-")
     return (
         lease.token,
         lease.agent,
+        *((lease.team,) if shows_team else ()),
         " ".join(uuid for uuid, _ in lease.devices) or "cpu",
         gib(lease.memory_mb),
         "no expiry" if ends_ms is None else age(ends_ms - now_ms),
         age(now_ms - lease.granted_at_ms),
         lease.pid.partition(":")[0],
-        " ".join(said),
+        ", ".join(filter(None, [" ".join(said), preempting(lease, now_ms)])),
         lease.note,
         *(more if wide else ()),
     )

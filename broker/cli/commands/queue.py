@@ -11,7 +11,7 @@ from agent_sdk.protocol.messages import ANY
 from agent_sdk.state.pool_state import standings
 from agent_sdk.state.queue import matches
 from broker.cli.complete import hosts
-from broker.cli.filters import first, in_state, limited, of_agent, rest
+from broker.cli.filters import first, in_state, in_teams, limited, of_agent, of_team, rest
 from broker.cli.names import PREFIX
 from broker.cli.store import output_option, pool_client, show
 from broker.text.suggest import did_you_mean
@@ -25,18 +25,27 @@ HEAD: Final = ("TOKEN", "AGENT", "ASKS", "WHERE", "PRIO", "WAITING", "PLACE", "W
 
 MORE: Final = ("CLIENT", "PROCESS", "OWNER")
 
+BEHIND_TEAM: Final = "behind team "
+"""Begin of the reason between teams."""
+
 ROOMY: Final = 160
 """Columns of a terminal that has room for whole tokens and sentences."""
 
 
 @click.command()
 @of_agent
+@of_team
 @click.option("--host", help="Only those that may go to this host.", shell_complete=hosts)
 @in_state("waiting", "offered")
 @limited("Default all.")
 @output_option("wide", "name")
 def queue(
-    agent: str | None, host: str | None, state: str | None, limit: int | None, output: str
+    agent: str | None,
+    team: str | None,
+    host: str | None,
+    state: str | None,
+    limit: int | None,
+    output: str,
 ) -> None:
     """Show the waiters in the order of their queues, with reasons. No running broker is needed.
 
@@ -57,16 +66,22 @@ def queue(
     with pool_client() as client:
         scene = client.queue_scene()
     meant = "" if agent is None else _meant(agent, scene)
-    matching = [x for x in scene.waiters.values() if matches(x, agent, host, state)]
+    matching = [
+        x
+        for x in scene.waiters.values()
+        if matches(x, agent, host, state) and team in {None, x.team}
+    ]
     found = first(matching, limit)
     stands, wide = standings(scene), output == "wide"
     width = None if wide else screen_width()
     narrow = width is not None and width < ROOMY
     whole = wide or (width is not None and not narrow)
+    shows_team = in_teams((x.team for x in found), team)
     rows = [
         (
             x.token[:PREFIX] if narrow else x.token,
             x.agent,
+            *((x.team,) if shows_team else ()),
             asks(x.memory_mb, x.devices, exclusive=x.exclusive),
             where(x.asked_host, x.model),
             str(x.priority),
@@ -77,9 +92,10 @@ def queue(
         )
         for x in found
     ]
-    head = (*HEAD, *MORE) if wide else HEAD
+    head = (*HEAD[:2], *(("TEAM",) if shows_team else ()), *HEAD[2:], *(MORE if wide else ()))
+    gives = [x + (x > 1 and shows_team) for x in (3, 1, 7, 2)]
     text = (
-        table(head, rows, width=width, gives=(3, 1, 7, 2))
+        table(head, rows, width=width, gives=gives)
         if rows
         else f"no request waits{meant and f': {meant}'}"
     )
@@ -121,6 +137,10 @@ def place(waiter: WaiterStatus) -> str:
 def why(stands: QueueStanding, waiter: WaiterStatus, now_ms: int) -> str:
     """Return the states of the devices that would do; or the code, if no device is the obstacle."""
     says = [f"{count} {word.replace('_', ' ')}" for word, count in stands.devices.items()]
+    if stands.says.startswith(BEHIND_TEAM):
+        says = [stands.says.partition(":")[0].partition(";")[0]]
+    if waiter.preempt_at_ms is not None:
+        says.insert(0, f"preempting in {max(0, waiter.preempt_at_ms - now_ms) // 1000} s")
     if of := waiter.reservation:
         until = "" if of.until_ms is None else f" for {age(max(0, of.until_ms - now_ms))}"
         says.insert(0, f"{len(of.devices)} reserved{until}")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
+from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.state.devices import counted_once
 from agent_sdk.state.findings import enforced, of_lease
 from agent_sdk.state.part import Wanted
-from broker.cli.filters import MOST_GPUS, in_state, limited, of_agent, on_host, place_of
+from broker.cli.filters import MOST_GPUS, in_state, limited, of_agent, of_team, on_host, place_of
 from broker.cli.host_words import notes_on_hosts
 from broker.cli.processes import FOUND, beneath, notes, unleased_rows
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.watch import watch
 from broker.text.screen import bare, one_line, paint, say
-from broker.text.state_word import state_of
+from broker.text.state_word import preempting, state_of
 from broker.text.table import age, bar, gib, many, screen_width, table
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE
 )
 @on_host
 @of_agent
+@of_team
 @in_state()
 @limited(f"Default {MOST_GPUS} GPUs for people, all for programs.")
 @output_option("wide", "name")
@@ -127,7 +129,8 @@ def look(client: LeaseClient, output: str, limit: int | None, **asked: Any) -> S
         scene = client.scene()
         return Seen(scene, tuple(scene.devices.values()), len(scene.waiters), asked, whole=True)
     place = place_of(client, asked["host"])
-    wanted = Wanted(place.host, place.device, asked["agent"], asked["state"], limit or None)
+    names = {name: asked[name] for name in ("agent", "team", "state")}
+    wanted = Wanted(place.host, place.device, **names, most=limit or None)
     part = client.scene_part(wanted)
     return Seen(part.scene, part.matching, part.scene.pool.waiting, asked, part.left_out)
 
@@ -263,7 +266,10 @@ def _lease_row(lease: LeaseStatus, scene: PoolState, mb: int) -> tuple[str, ...]
     held += ", enforced" if enforced(lease, scene.devices) else ""
     if found := of_lease(lease, scene.devices):
         held = paint(found[0], FOUND[found[0]])
+    if soon := preempting(lease, now_ms):
+        held = paint(soon, "yellow")
     agent = f"{lease.agent}: {lease.note}" if lease.note else lease.agent
+    agent += f" of team {lease.team}" if lease.team != DEFAULT_TEAM else ""
     return ("", f"└ {agent}", left, gib(mb), held, "", "", lease.token[:8])
 
 

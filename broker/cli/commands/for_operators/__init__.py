@@ -1,1 +1,1 @@
-"""Commands of operators about what leaves the pool."""
+"""Commands of operators: events to URLs, quotas of teams."""
