@@ -62,6 +62,16 @@ class Reservations(Ledger):
             return share < other_share and not isclose(share, other_share, rel_tol=1e-9)
         return rank < other_rank
 
+    def team_leads(self, f: Entry, e: Entry, *, surely: bool) -> bool:
+        """F4: may f take over what is reserved for e? By tier and share; the rank takes nothing."""
+        tier, share, _ = self.place_of(f)[surely]
+        other, other_share, _ = self.place_of(e)[not surely]
+        if tier != other:
+            return tier < other
+        if isclose(share, other_share, rel_tol=1e-9):
+            return not surely and share != other_share
+        return share < other_share
+
     @property
     def idle_ms(self) -> int:
         return self.policy["reservation_idle_s"] * 1000
@@ -132,7 +142,7 @@ class Reservations(Ledger):
             owner = self.entries.get(loads[uuid].reserved_for)
             after = owner is None or (
                 bool(self.teams) and not owner.preempts
-                and (self.comes_first(e, owner) if surely else not self.comes_first(owner, e))
+                and self.team_leads(e, owner, surely=surely)
             )  # fmt: skip
             if after and self.now >= d.reservable_ms and self.charge(e, uuid) is not None:
                 groups.setdefault((d.host, d.model), []).append(uuid)
