@@ -117,6 +117,11 @@ ACTS = {"drained", "undrained", "policy", "teams", "driver_released", "driver_ta
 """Events of a verb itself that name no token: what comes before was handed on first."""
 
 
+def names(event: dict[str, str], token: str) -> bool:
+    """Is it of the verb that this token calls? Its notice is withdrawn by what another gets."""
+    return event.get("token") == token and event["event"] != "preemption_withdrawn"
+
+
 class Seen:
     """The scripts' choices, read from what they answered and left behind."""
 
@@ -155,7 +160,7 @@ class Seen:
                 self.offered.append(event["token"])
                 held = event["devices"].split(",")
                 self.given[event["token"]] = tuple(part.rpartition("=")[0] for part in held)
-            elif not own and (event["event"] in ACTS or event.get("token") == named or noticed):
+            elif not own and (event["event"] in ACTS or names(event, named) or noticed):
                 own, self.early = number + 1, list(self.offered)
         if not own:
             self.early = self.offered
