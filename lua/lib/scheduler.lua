@@ -39,13 +39,14 @@ local function asks_mb(one, d, exact)
       known = { rank = one.rank, mb = w and w.q.memory_mb or 0, devices = w and w.q.devices or 0 }
       ctx.asks[one.id] = known
     end
-    mb = known.devices * (mb or known.mb)
+    mb = known.devices * math.max(mb or 0, known.mb)
     return mb, mb
   end
   local count = kind == 'x' and 2 ^ math.floor(n / 100) or 1
   local least = count > 1 and count / 2 or 1
-  if mb then return least * mb, count * mb end
   n = 2 ^ (n % 100)
+  -- What a device has free may be less: one that is in use can be reserved too
+  if mb then return least * math.max(mb, n / 2), count * math.max(mb, n) end
   return least * n / 2, count * n
 end
 
