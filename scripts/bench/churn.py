@@ -36,7 +36,7 @@ MOST_DOUBLINGS = 6
 
 @dataclass
 class Churn:
-    """What happened in one run.
+    """Events and waits of one run.
 
     Attributes:
         worst: evictions of the job that had most.

@@ -31,7 +31,7 @@ CLIENT = "bench"
 
 @dataclass(slots=True)
 class Job:
-    """What is asked, for how long it is used, and what has become of it."""
+    """Request, time of use, and fate of a job."""
 
     token: str
     team: str
@@ -64,7 +64,7 @@ class Held:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What each team had of all that was held."""
+        """Share that each team had of all that was held."""
         total = sum(self.sums.values()) or 1
         return {team: mb / total for team, mb in self.sums.items()}
 

@@ -181,7 +181,7 @@ def test_job_that_was_preempted_is_protected_for_longer(lab: Pool) -> None:
 
 @pytest.mark.parametrize("young", ["b2", "b3"])
 def test_youngest_goes_also_from_among_several_devices(lab: Pool, young: str) -> None:
-    """Of two that would do as well, whichever device it is on."""
+    """The younger of two that would do as well goes, whichever device it is on."""
     lab.policy(min_runtime_s=0)
     for name in ("b1", "b2"):
         granted(lab.acquire(token(name), name, team="b", memory_mb=3000))
@@ -359,7 +359,7 @@ def test_heads_of_one_team_count_together_against_its_quota(lab: Pool) -> None:
 
 
 def test_set_of_notices_outlives_its_first_end(lab: Pool) -> None:
-    """Until all of them have ended their team's cap holds the head back: it waits for the rest."""
+    """The team's cap holds the head back until all have ended: it waits for the rest."""
     lab.set_teams(b="nominal_mb=4000 borrow_mb=0")
     lab.policy(min_runtime_s=0)
     for name in ("b1", "b2"):

@@ -100,7 +100,7 @@ def until_said(process: subprocess.Popen[str], text: str) -> str:
 
 
 def test_holder_by_hand_is_told_of_wishes_and_of_its_end(pool: TestBroker) -> None:
-    """Which agent wants how much, when the lease is taken back, and that it is not after all."""
+    """A holder hears which agent wants how much, of its end, and that there is none after all."""
     pool.client.set_policy(reclaim_after_s=1, preempt_grace_s=60)
     firm = pool.client.acquire("firm", memory_mb=4000)
     script = "exec gpu-broker hold --memory 3000 --ttl 2 --yields --preemptible"

@@ -60,7 +60,7 @@ def test_without_teams_the_lists_are_as_before(lab: LeaseClient) -> None:
 
 
 def test_teams_shows_quota_use_and_share(lab: LeaseClient) -> None:
-    """What a team borrows, what others hold of its quota, and its part against its weight."""
+    """A row tells what a team borrows and lends, and its part against its weight."""
     nlp = {"nominal_mb": 2048, "weight": 3, "borrow_mb": 6000}
     lab.set_teams({"nlp": nlp, "vision": {"nominal_mb": 6144, "lend_mb": 5000, "max_hold_s": 7200}})
     lab.acquire("ann", team="nlp", host="any", memory_mb=6144)
