@@ -175,7 +175,8 @@ def test_nvml_that_hangs_does_not_keep_the_process(nvml):
 
 def test_nvml_init_that_hangs_is_waited_for_and_not_repeated(nvml):
     """An init slower than the deadline is an error until it is done, and then serves."""
-    sample, healed = nvml("hang=init", "-hang ", deadline_s=0.5)
+    # On a busy machine it takes more than one deadline
+    sample, *_, healed = nvml("hang=init", "-hang ", *[""] * 9, deadline_s=0.5)
     assert re.fullmatch(r"NVML has not answered for 0\.\d s", sample["error"])
     assert sample["devices"] == []
     assert_healthy(healed)
