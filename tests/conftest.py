@@ -23,25 +23,17 @@ if TYPE_CHECKING:
 
 
 LONG = (
-    "browser/test_widths", "model/test_seeded_bugs", "api/test_safe_mode",
-    "faults/test_store_killed", "hardware/test_memory_limits", "unit/test_cli_places",
-    "unit/test_nvml_devices", "hardware/test_host_trouble", "browser/", "agents/", "scripts/",
-    "deploy/", "api/test_events_slow", "api/test_live", "api/test_orchestrator_client",
-    "api/test_slow_clients", "api/test_workers", "api/test_document", "redis/test_cluster",
-    "redis/test_sentinel", "hosts/test_scenarios", "faults/test_redis_away",
-    "faults/test_data_loss", "faults/test_device_faults", "faults/test_driver_untouched",
-    "faults/test_twins", "model/test_explore", "model/test_walk", "lua/test_cost",
-    "lua/test_arguments_fuzz", "unit/test_cli_run", "api/test_secrets",
-    "hardware/test_mig", "hardware/test_smi_trouble", "hardware/test_release_driver",
-    "hardware/test_unlisted", "hardware/test_unified_memory",
+    "agents/", "browser/", "scripts/", "deploy/", "api/test_events_slow", "api/test_live",
+    "api/test_orchestrator_client", "api/test_safe_mode", "api/test_slow_clients",
+    "api/test_document", "api/test_uds", "docs/test_recipes", "redis/test_cluster",
+    "redis/test_sentinel", "hosts/test_scenarios",
+    "faults/test_redis_away", "faults/test_data_loss", "faults/test_device_faults",
+    "faults/test_driver_untouched", "model/test_explore", "model/test_walk",
+    "lua/test_cost", "lua/test_arguments_fuzz", "unit/test_cli_run", "api/test_secrets",
 )  # fmt: skip
-"""Files that take more than some 20 s, most of it waiting for real processes.
+"""Files that take more than some 20 s, most of it waiting for real processes."""
 
-They start in this order: a long one that starts late is what the others wait for at the end.
-"""
-
-SHORT_BETWEEN = 3
-"""Short files after each long one; some are left when the last long one has started."""
+SHORT_BETWEEN = 4
 
 ORDER = os.environ.get("GPU_BROKER_ORDER")
 """A seed: the files, and the tests in each, run in an order that it makes."""
@@ -101,14 +93,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         _shuffle(items, random.Random(ORDER))
         return
     files = [list(found) for _, found in groupby(items, key=lambda item: item.path)]
-    places = {f"tests/{name}": place for place, name in enumerate(LONG)}
-    place = {
-        found[0].path: min((n for x, n in places.items() if x in str(found[0].path)), default=None)
-        for found in files
-    }
-    long = [found for found in files if place[found[0].path] is not None]
-    long.sort(key=lambda found: place[found[0].path] or 0)
-    short = [found for found in files if place[found[0].path] is None]
+    long = [found for found in files if any(f"tests/{x}" in str(found[0].path) for x in LONG)]
+    short = [found for found in files if found not in long]
     between = [short[i : i + SHORT_BETWEEN] for i in range(0, len(short), SHORT_BETWEEN)]
     ordered = [
         found
