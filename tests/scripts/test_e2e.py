@@ -28,7 +28,7 @@ def test_procedure_meets_every_criterion(tmp_path: Path) -> None:
     folder = tmp_path / "orchestrator_demo_results"
     report = json.loads((folder / "e2e_report.json").read_text())
     assert [criterion["met"] for criterion in report["criteria"]] == [True] * len(CRITERIA)
-    assert (folder / "e2e_report.md").read_text().count("✅") == len(CRITERIA) == 8
+    assert (folder / "e2e_report.md").read_text().count("✅") == len(CRITERIA) == 9
     assert {path.name for path in folder.iterdir()} >= {
         "safe_mode_cycle_on.json", "safe_mode_cycle_off.json", "safe_mode_toggle.jsonl",
         "metrics_snapshot.json", "metrics_snapshot.txt", "analyst_decision_flip.json",
