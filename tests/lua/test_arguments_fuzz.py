@@ -88,7 +88,10 @@ def renew_many_args(rng: random.Random) -> list[Any]:
 
 
 ARGS: dict[str, Callable[[random.Random], list[Any]]] = {
-    "acquire": lambda rng: list((DEFAULTS | {"token": token(rng.choice(NAMES))}).values()),
+    "acquire": lambda rng: [
+        *(DEFAULTS | {"token": token(rng.choice(NAMES))}).values(),
+        *rng.choice(((), (0, "note", "", "a", 1, 1, token("gone")), (0, "", "", "z", "", "", ""))),
+    ],
     "renew": renew_args,
     "renew_many": renew_many_args,
     "release": lambda rng: [token(rng.choice(NAMES)), rng.choice((0, 1))],
@@ -98,6 +101,13 @@ ARGS: dict[str, Callable[[random.Random], list[Any]]] = {
     "drain": lambda rng: [rng.choice(("device", "host")), rng.choice((*DEVICES, "h1")),
                           rng.choice((0, 1)), "op", "why"],
     "forget": lambda rng: [rng.choice(("device", "host")), rng.choice((*DEVICES, "h1")), "op", ""],
+    "set_teams": lambda rng: ["op", rng.choice(("", "1", "2")), *rng.choice((
+        (), ("a", "weight=2 nominal_mb=900"), ("a", "weight=x"), ("a", "weight=1", "a", "weight=2"),
+        ("a",), ("a b", "weight=1"), ("a", "colour=1"), ("a", "max_priority=10"), ("a", "=1"),
+    ))],
+    "ask": lambda rng: [token(rng.choice(NAMES)), token(rng.choice(NAMES)), rng.choice(("", "op"))],
+    "extend": lambda rng: [token(rng.choice(NAMES)), rng.choice((0, 1, 60_000)),
+                           rng.choice(("", "op")), rng.choice(("", "op"))],
     "release_driver": lambda rng: [rng.choice(("h1", "h2")), rng.choice((0, 60_000)), "op", ""],
     "set_policy": lambda rng: ["op", *rng.choice((
         ["safe_mode", 0], ["safe_mode", 1], ["xid_actions", "79=hold,"], ["expiry_grace_s", 1],
