@@ -36,7 +36,7 @@ SAYS_A_REASON = (
     r"\bor '(\w+)'\)? then return",
     r"return nil, '(\w+)'",
     r"then return '([a-z_]+)'(?!, x\.)",
-    r"\bbarred = \{ '(\w+)'",
+    r"\breturn \{ '(\w+)'",
     r"^\s*return '([a-z_]+)'",
     r"broker\.leave_outcome\(token, '(\w+)'\)",
 )
