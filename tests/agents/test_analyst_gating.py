@@ -140,7 +140,7 @@ def test_lease_lost_in_mid_batch_falls_back(server: Server, end: Callable[[Broke
         Analyst(url_of(broker), "--pause", "0.1", "--ttl", "1") as analyst,
     ):
         batch = InBackground(analyst, 18)
-        eventually(broker.allocations, 5)
+        eventually(broker.allocations, 20)
         reason = end(broker)
         answer = batch.end()
         devices = [result["device"] for result in answer["results"]]
