@@ -184,9 +184,16 @@ def test_ranks_of_a_launcher_share_one_lease(readers: LeaseClient, own: Server, 
 @pytest.mark.parametrize("how", ["lost", "failed"])
 def test_ranks_end_together(readers: LeaseClient, own: Server, here: Path, how: str) -> None:
     """By the loss of their lease, and by the failure of one of them."""
-    fails = "if os.environ['RANK'] == '0': sys.exit(3)\n" if how == "failed" else ""
+    # One fails once the other has said its pid: it is ended at once
+    fails = (
+        "if os.environ['RANK'] == '0':\n"
+        "    while not os.path.exists('1'): time.sleep(0.01)\n"
+        "    sys.exit(3)\n"
+    )
     (here / "ranks.py").write_text(
-        f"import os, sys, time\nprint(os.getpid(), flush=True)\n{fails}time.sleep(100)\n"
+        "import os, sys, time\nprint(os.getpid(), flush=True)\n"
+        "open(os.environ['RANK'], 'w').close()\n"
+        f"{fails if how == 'failed' else ''}time.sleep(100)\n"
     )
     step = "gpu-broker run --gpus 2 --ttl 2 --grace 2 -- python launch.py ranks.py"
     with leased(readers, 1), started(step, here, own) as process:
