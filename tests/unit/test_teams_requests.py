@@ -132,3 +132,5 @@ def test_team_travels_with_the_claim_of_a_lease(lab: LeaseClient) -> None:
     assert record(lab, lease.token)["team"] == "lab"
     sums: Any = lab.redis.hmget(lab.keys.agents, "team lab", "team default")
     assert sums == ["100", None]
+    lab.redis.hset(lab.keys.pool, "closed_until_ms", 0)  # for the tests that come after
+    lab.redis.hincrby(lab.keys.pool, "sequence", 1)
