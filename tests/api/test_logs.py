@@ -49,6 +49,7 @@ def line_of(broker: Broker, answer: httpx2.Response) -> dict[str, Any]:
 def test_verb_is_one_line_with_what_it_was_about(broker: Broker) -> None:
     """It has agent, lease, place, end and request; of the token eight letters."""
     answer = broker.lease(min_memory_mb=100)
+    assert "token" in answer.json(), answer.text
     lease, line = answer.json(), line_of(broker, answer)
     assert len(line.pop("request_id")) == 16
     assert line == {
