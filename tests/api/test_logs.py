@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.keys import PASSWORD
+from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def broker(locked: Server, key_file: Path, key: str) -> Iterator[Broker]:
+    with broker_on(locked, key_file, key) as broker:
+        yield broker
+
+
+@contextmanager
+def broker_on(locked: Server, key_file: Path, key: str) -> Iterator[Broker]:
+    """A broker on a server with the password, which knows one key."""
     url = f"redis://:{PASSWORD}@127.0.0.1:{locked.port}"
     settings = {"REDIS_URL": url, "GPU_BROKER_KEYS_FILE": str(key_file), "LOG_FORMAT": "json"}
     with Broker(**GRANTING, **settings) as broker:
@@ -105,8 +114,16 @@ def test_reading_is_not_logged(broker: Broker) -> None:
     assert len(lines(broker)) == before
 
 
-def test_no_secret_is_anywhere(locked: Server, broker: Broker, key: str) -> None:
+def test_no_secret_is_anywhere(key_file: Path, key: str) -> None:
     """Neither in the log, nor in answers, metrics, the document, or a process's arguments."""
+    with running() as server, server.connect() as client:
+        client.config_set("requirepass", PASSWORD)
+        with broker_on(server, key_file, key) as broker:
+            keeps_secrets(server, broker, key)
+
+
+def keeps_secrets(locked: Server, broker: Broker, key: str) -> None:
+    """Check all that is told before and after the end of its server."""
     lease = broker.granted(min_memory_mb=10)
     answers = [
         broker.http.post("/lease", content=f'{{"token": "{key}", "password": "{PASSWORD}"'),
