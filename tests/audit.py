@@ -183,7 +183,7 @@ def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:
 
 
 def parties(record: dict[str, str]) -> list[str]:
-    """Those that a lease counts against: its agent, its API key, its team."""
+    """List the parties that a lease counts against: its agent, its API key, its team."""
     key = [f"key {record['owner']}"] if record.get("owner") else []
     return [record["agent"], *key, f"team {record.get('team', 'default')}"]
 

@@ -239,7 +239,7 @@ local function recheck(a, most_mb, most_leases)
   end
 end
 
--- What x had is less now: recheck who waits for the cap of its parties.
+-- What x had is less now: recheck the waiters that the caps of its parties hold back.
 function queue.recheck_capped(x)
   local pool = broker.policy()
   local agent, key, team = broker.parties(x)

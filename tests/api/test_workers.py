@@ -211,7 +211,8 @@ def test_systemd_hears_the_group_once(server: Server, tmp_path: Path) -> None:
             first = channel.recv(4096).decode().splitlines()
             assert "READY=1" in first
             assert len(children(broker)) == 2
-            # It asks the store, which may be slow to answer for a moment
+            # READY is told after the first look at the store; /ready waits for SAFE_MODE as well,
+            # which the first worker writes into the policy
             eventually(lambda: broker.http.get("/ready").status_code == 200, 5)
             assert "WATCHDOG=1" in channel.recv(4096).decode()
             assert broker.stop() == 0

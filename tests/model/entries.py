@@ -149,7 +149,7 @@ class Entry:
 
     @property
     def parties(self) -> tuple[str, ...]:
-        """Those that it counts against: its agent, its API key, its team."""
+        """Parties that it counts against: its agent, its API key, its team."""
         key = (f"key {self.owner}",) if self.owner else ()
         return (self.ask.agent, *key, f"team {self.ask.team}")
 
