@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -17,7 +17,7 @@ from broker.hooks.addresses import Addresses
 from broker.hooks.sender import HookSender
 from broker.http import health, leases, openapi, operators, pool, scrape, streams
 from broker.http.auth import KeyCheck
-from broker.http.document.finish import finished
+from broker.http.document.finish import document_of
 from broker.http.every_request import EveryRequest
 from broker.http.hot_routes import HotRoutes
 from broker.http.problems import install_handlers, too_large
@@ -100,10 +100,9 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
         for task in tasks:
             task.add_done_callback(_log_failure)
         # What lives as long as this process is not looked through at each full collection, which
-        # would hold the loop for a tenth of a second.
-        _build_routes(app)
-        gc.collect()
+        # would hold the loop for a tenth of a second. `serve` begins without collections.
         gc.freeze()
+        gc.enable()
         try:
             yield
         finally:
@@ -136,15 +135,16 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
         openapi_url=None,  # the router `openapi` has it
     )
     install_handlers(app)
-    app.include_router(leases.hot)
-    for part in (leases, health, pool, scrape, operators, teams, streams, dashboard, openapi):
-        app.include_router(part.router)
+    # Routes of a router that is included are built a second time, which takes as long as a tenth
+    # of a start, or of the first request.
+    parts = (leases, health, pool, scrape, operators, teams, streams, dashboard, openapi)
+    for router in (leases.hot, *(part.router for part in parts)):
+        app.router.routes.extend(router.routes)
     if mcp:
         app.router.routes.append(mcp.route)
     app.mount("/docs/static", openapi.assets())
     app.mount(dashboard.ASSETS, dashboard.assets())
-    made = app.openapi
-    app.openapi = cache(lambda: finished(made()))  # type: ignore[method-assign] # FastAPI's own way
+    app.openapi = cache(partial(document_of, app))  # type: ignore[method-assign] # FastAPI's own way
     app.wrap(settings, keys, metrics)
     return app
 
@@ -174,12 +174,6 @@ class Facade(FastAPI):
             await self._front(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
-
-
-def _build_routes(app: FastAPI) -> None:
-    """Build what FastAPI else builds of its routes at the first request, which holds the loop."""
-    for route in app.router.routes:
-        route.matches({"type": "http", "method": "GET", "path": "/", "headers": [], "app": app})
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -11,12 +11,13 @@ from agent_sdk.errors import (
 )
 from agent_sdk.state.snapshot import pool_id
 from broker import __version__
+from broker.http.document.described import DescribedRoute
 from broker.http.document.models import Liveness, NotReady, Ready
 from broker.http.openapi import EVERYWHERE, NO_KEY, answers
 from broker.maintenance.store_check import problem_of
 from broker.replica import At, Broker
 
-router = APIRouter(responses=EVERYWHERE, tags=["health"])
+router = APIRouter(responses=EVERYWHERE, route_class=DescribedRoute, tags=["health"])
 
 
 @router.get(

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
+from broker.http.document.described import DescribedRoute
 from broker.text.printable import printable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MOST_NAMES: Final = 20
 MOST_LETTERS: Final = 64
 
 
-class NamesIgnored(APIRoute):
+class NamesIgnored(DescribedRoute):
     """Route with an answer that lists the ignored fields of the body, if there are any."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from typing import Any, Final
@@ -98,8 +99,9 @@ router = APIRouter(include_in_schema=False)
 @router.get("/openapi.json")
 async def document(request: Request) -> JSONResponse:
     """Return the document, with the prefixes of its paths: as asked, and the other one."""
+    made = await asyncio.to_thread(request.app.openapi)  # the first time it takes long
     servers = [{"url": base or "/"} for base in bases_of(request.scope)]
-    return JSONResponse(request.app.openapi() | {"servers": servers})
+    return JSONResponse(made | {"servers": servers})
 
 
 @router.get("/docs")

@@ -15,6 +15,7 @@ from agent_sdk.errors import BrokerUnavailable, OutcomeUnknown
 from agent_sdk.keys import HOST
 from agent_sdk.state.queue import matches
 from broker.http.auth import Viewer, token_for
+from broker.http.document.described import DescribedRoute
 from broker.http.etag import TAGGED, tagged_list
 from broker.http.openapi import EVERYWHERE, MALFORMED, answers
 from broker.http.requests import CURSOR, Limit, OfAgent, OfHost, readable
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from broker.api_keys import Principal
     from broker.replica import Broker
 
-router = APIRouter(responses=EVERYWHERE | MALFORMED, tags=["pool"])
+router = APIRouter(responses=EVERYWHERE | MALFORMED, route_class=DescribedRoute, tags=["pool"])
 
 LAST: Final = "\U0010ffff"
 """Greater than every name."""

@@ -12,6 +12,7 @@ from agent_sdk.errors import Denied, LeaseError
 from agent_sdk.keys import DEFAULT_TEAM
 from broker.hooks.registry import HooksSeen
 from broker.http.auth import Viewer
+from broker.http.document.described import DescribedRoute
 from broker.http.openapi import EVERYWHERE
 from broker.live.slices import PIECE, Turns, answer
 from broker.metrics.pool import PoolReading
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from agent_sdk.teams import TeamStatus
     from broker.replica import Broker
 
-router = APIRouter(responses=EVERYWHERE, tags=["health"])
+router = APIRouter(responses=EVERYWHERE, route_class=DescribedRoute, tags=["health"])
 
 
 @router.get(

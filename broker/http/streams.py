@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from agent_sdk.errors import error_for
 from agent_sdk.state import events
 from broker.http.auth import Viewer
+from broker.http.document.described import DescribedRoute
 from broker.http.openapi import EVERYWHERE, MALFORMED
 from broker.http.requests import Agent, EventId, Name
 from broker.live.rows import change_text
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from broker.live.feed import CachedEvent, Feed
     from broker.live.rows import LiveRows
 
-router = APIRouter(responses=EVERYWHERE, tags=["streams"])
+router = APIRouter(responses=EVERYWHERE, route_class=DescribedRoute, tags=["streams"])
 
 STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}

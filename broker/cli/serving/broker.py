@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -133,6 +134,7 @@ def _lead(
     replica: str,
 ) -> int:
     """Serve in processes of their own; return the exit code."""
+    gc.enable()
     life, ours = os.pipe()
     with tempfile.TemporaryDirectory(prefix="gpu-broker-") as folder:
         place = WorkerPlace(

@@ -1,4 +1,4 @@
-"""Last touches of the OpenAPI document: fields' meanings, errors' media types, streams apart.
+"""The OpenAPI document: fields' meanings, errors' media types, streams apart.
 
 A generated client calls what stands in `paths`, and reads the answer to its end. Streams have none:
 so they stand in `x-streams`, in the same form, where generators do not look.
@@ -10,17 +10,21 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi.openapi.utils import get_openapi
 from typing_extensions import get_original_bases, is_typeddict
 
 from agent_sdk.state import explain, placement, reservations
 from broker.http import requests
 from broker.http.document import models
+from broker.http.document.described import DescribedRoute
 from broker.http.document.examples import ANSWERS, REQUESTS
 from broker.http.ignored import JSON, PROBLEM_JSON
 from broker.serializers import device_models, lease_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fastapi import FastAPI
 
 STREAM: Final = "text/event-stream"
 
@@ -30,8 +34,17 @@ FIELD: Final = re.compile(r" {4}(?P<names>\w+(?:, \w+)*): (?P<says>.*(?:\n {5,}.
 ATTRIBUTES: Final = "Attributes:\n"
 
 
-def finished(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document as it is served."""
+def document_of(app: FastAPI) -> dict[str, Any]:
+    """Make the document of an application, which takes some tenths of a second."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        contact=app.contact,
+        license_info=app.license_info,
+        tags=app.openapi_tags,
+        routes=[each.described() for each in app.routes if isinstance(each, DescribedRoute)],
+    )
     for path, method, operation in _operations(document):
         _exemplify(operation, REQUESTS.get((method, path)), ANSWERS.get((method, path)))
         for response in operation["responses"].values():
