@@ -28,8 +28,9 @@ LONG = (
     "api/test_document", "api/test_uds", "docs/test_recipes", "redis/test_cluster",
     "redis/test_sentinel", "hosts/test_scenarios",
     "faults/test_redis_away", "faults/test_data_loss", "faults/test_device_faults",
-    "faults/test_driver_untouched", "model/test_explore", "model/test_walk",
-    "lua/test_cost", "lua/test_arguments_fuzz", "unit/test_cli_run", "api/test_secrets",
+    "faults/test_driver_untouched", "faults/test_preempted_failover", "model/test_explore",
+    "model/test_walk", "lua/test_cost", "lua/test_arguments_fuzz", "unit/test_cli_run",
+    "api/test_secrets",
 )  # fmt: skip
 """Files that take more than some 20 s, most of it waiting for real processes."""
 

@@ -95,6 +95,51 @@ class Sentinels:
         for sentinel in range(len(self.ports)):
             assert self.ask(sentinel, "SET", SERVICE, "down-after-milliseconds", str(ms)) == "OK"
 
+    def fail_over(self, *, replicated: bool = True) -> float:
+        """SIGKILL the primary; when a Sentinel named another. `replicated`: both replicas have all.
+
+        Dead after 1 s: less than is wise (see sentinel.conf), so only until the new one is named.
+        """
+        old = self.primary()
+        self.down_after(1000)
+        if replicated:
+            with old.connect() as admin:
+                assert admin.wait(2, 2000) == 2
+        old.kill()
+        until(lambda: self.named() != old.port, every_s=0.01)
+        named_at = time.monotonic()
+        self.down_after(5000)
+        return named_at
+
+    def part(self) -> None:
+        """Let the primary write on, and no replica have it: they log in as nobody."""
+        primary = self.primary()
+        for server in self.servers:
+            with server.connect() as admin:
+                if server is primary:
+                    admin.config_set("min-replicas-to-write", 0)
+                else:
+                    admin.config_set("masterauth", "nobody's")
+        with primary.connect() as admin:
+            assert admin.execute_command("CLIENT", "KILL", "TYPE", "replica") == 2
+
+    def join(self) -> None:
+        """Let replicas log in again."""
+        for server in self.living():
+            with server.connect() as admin:
+                admin.config_set("masterauth", "")
+
+    def living(self) -> list[Server]:
+        """List the servers that run."""
+        return [s for s in self.servers if s.process is not None and s.process.poll() is None]
+
+    def mend(self) -> None:
+        """Start what was killed, and wait until all is as at the beginning."""
+        for server in self.servers:
+            if server not in self.living():
+                server.start()
+        self.settle()
+
     def settle(self) -> None:
         """Wait until all is as at the beginning: a primary with two replicas, all agreed."""
 

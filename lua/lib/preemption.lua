@@ -138,6 +138,28 @@ function preemption.withdraw(w)
   call('HDEL', prefix .. 'preempting', w.token)
 end
 
+-- The holder that recovers w's grant was given what its victims had, and the pool forgot their ends
+-- with the grant. Of those in its way on d, end the ones whose notice is over. Is there one that
+-- still has time?
+function preemption.give_way(w, d, granted_us)
+  local pending = false
+  for token in string.gmatch(w.preempts, '[^,]+') do
+    local state, of, at_ms, agent, owner, team, devices, fence = unpack(call('HMGET',
+      prefix .. 'record:' .. token, 'state', 'preempt_for', 'preempt_at_ms', 'agent', 'owner',
+      'team', 'devices', 'fence'))
+    if state == 'active' and of == w.token and fence + 0 < granted_us
+      and find(devices, d.uuid .. '=', 1, true) then
+      if at_ms + 0 <= ctx.now then
+        broker.end_lease({ token = token, agent = agent, owner = owner, team = team,
+          devices = devices, fence = fence }, 'preempted')
+      else
+        pending = true
+      end
+    end
+  end
+  return pending
+end
+
 -- A lease ends by its notice: remember that its job has been preempted once more.
 function preemption.remember(token)
   local evictions = (call('HGET', prefix .. 'record:' .. token, 'evictions') or 0) + 1

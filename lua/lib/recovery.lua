@@ -18,26 +18,41 @@ function broker.recover(token, fence, recovery, waits, whose)
   local granted_ms = math.min(ctx.now,
     (granted_us - granted_us % 1000) / 1000 + ctx.now - (ctx.now_us - ctx.now_us % 1000) / 1000)
   local hold_until_ms = recovery.hold_ms > 0 and granted_ms + recovery.hold_ms
+  -- A head for which leases end keeps them noticed until it is known what becomes of the recovery
+  local w = waits and broker.queue.read(token)
+  local function end_wait()
+    if waits then broker.queue.end_wait(token, 'cancelled', true) end
+    waits = false
+  end
   local function over(outcome)   -- from now on its late calls are told so
+    end_wait()
     broker.bury(token, outcome)
     return 'LOST', outcome
   end
-  if waits then broker.queue.end_wait(token, 'cancelled', true) end
+  if w and (w.preempts == '' or w.state ~= 'waiting') then end_wait() end
   if hold_until_ms and hold_until_ms < ctx.now then return over('expired') end
   local alone, sum = recovery.alone, 0
   for _, each in ipairs(held) do
-    local d = broker.device(each.uuid)
-    local room = d and d.exclusive == '' and d.total_mb - d.system_mb - d.leased_mb or 0
-    if room < each.mb or alone and d.leases > 0 then
+    local d, pending = broker.device(each.uuid), false
+    local function lacks()
+      local room = d and d.exclusive == '' and d.total_mb - d.system_mb - d.leased_mb or 0
+      return room < each.mb or alone and d.leases > 0
+    end
+    if d and waits and lacks() then pending = broker.preemption.give_way(w, d, granted_us) end
+    if lacks() then
       -- Its host has yet to report, or the holder of its room to give it up; but a later holder of
       -- the whole device keeps it.
       local younger = d and d.exclusive ~= '' and (call('HGET', prefix .. 'record:' .. d.exclusive,
         'fence') or 0) + 0 > granted_us
-      if ctx.now < closed_until_ms and not younger then return 'AGAIN' end
+      if pending or ctx.now < closed_until_ms and not younger then
+        if waits then broker.heartbeat(token, 0, NEVER) end
+        return 'AGAIN'
+      end
       return over('superseded')
     end
     each.d, sum = d, sum + each.mb
   end
+  end_wait()
   local counted = { agent = agent, owner = whose, team = recovery.team }
   broker.parties(counted)
 

@@ -52,8 +52,9 @@ ATTACKS = {
         "SIGKILL of a holder, of the first in the queue", "faults/test_waiter_killed.py"
     ),
     "preempted": _test(
-        "SIGKILL of victim, head, broker, store and steps of the clock in a preemption",
+        "SIGKILL of victim, head, broker, store, primary and steps of the clock in a preemption",
         "faults/test_preempted.py",
+        "faults/test_preempted_failover.py",
     ),
     "brokers-killed": _world("SIGKILL of one replica after another, under load over HTTP"),
     "broker-killed": _test(

@@ -143,8 +143,8 @@ GENERAL_BUGS = (
         "recovered where there is no room",
         (
             (
-                "if room < each.mb or",
-                "if",
+                "return room < each.mb or",
+                "return",
             ),
         ),
         seed=156073764,

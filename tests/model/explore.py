@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.model.entries import Ask, Broken, Held, Reply, demand
-from tests.model.model import Claim, Model
+from tests.model.model import Model
 from tests.model.pair import START_US
+from tests.model.recovery import Claim
 from tests.model.world import DEVICE, token
 
 if TYPE_CHECKING:

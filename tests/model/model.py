@@ -9,11 +9,9 @@ Read entries.py, ledger.py, line.py and devices.py before this.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from tests.model.devices import Devices
 from tests.model.entries import (
-    FAILOVER_MS,
     FOREVER_MS,
     FORGOT_MS,
     POLL_MS,
@@ -23,23 +21,15 @@ from tests.model.entries import (
     SWEEP_MS,
     Ask,
     Entry,
-    Held,
     Reply,
     demand,
 )  # fmt: skip
 from tests.model.parties import TeamPolicy
-
-
-class Claim(NamedTuple):
-    """A holder's knowledge of a lease that its pool has forgotten."""
-
-    epoch: int
-    ask: Ask
-    held: Held
+from tests.model.recovery import Claim, Recovery
 
 
 @dataclass(slots=True)
-class Model(Devices):
+class Model(Recovery):
     """A pool, by its verbs; each answers as the script does, without the frame."""
 
     def acquire(  # noqa: C901, PLR0911, PLR0912 - in their order
@@ -303,40 +293,6 @@ class Model(Devices):
             until_ms = min(until_ms, e.preempt_at_ms)
         e.expires_at_ms = e.due_ms = max(until_ms, e.expires_at_ms)
         return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), told]
-
-    def recover(self, token: str, fence: int, claim: Claim, owner: str) -> Reply | None:
-        """Take up a forgotten lease, if there is room by capacity alone. Why not, or None."""
-        ask, held = claim.ask, claim.held
-        if fence > self.lost_us + FAILOVER_MS * 1000:
-            return ["UNKNOWN"]
-        granted_ms = min(self.now, fence // 1000 + self.now - self.raw_us // 1000)
-        hold_until_ms = granted_ms + ask.max_hold_ms if ask.max_hold_ms else 0
-        if token in self.entries:
-            self.bury(self.entries[token], "")
-        if hold_until_ms and hold_until_ms < self.now:
-            self.leave(token, "expired")
-            return ["LOST", "expired"]
-        alone, loads = ask.exclusive == 1 or ask.devices != 1, self.loads()
-        for uuid, mb in held:
-            d, x = self.devices.get(uuid), loads.get(uuid)
-            room_mb = d.total_mb - d.system_mb - x.leased_mb if d and x and not x.exclusive else 0
-            if room_mb < mb or (alone and x and x.leases):
-                younger = x and x.exclusive and self.entries[x.exclusive].fence > fence
-                if self.now < self.closed_until_ms and not younger:
-                    return ["AGAIN"]
-                self.leave(token, "superseded")
-                return ["LOST", "superseded"]
-        for uuid, mb in held:
-            self.unkeep(uuid)
-            if fence < self.epoch:
-                self.devices[uuid].unleased_mb = max(0, self.devices[uuid].unleased_mb - mb)
-        self.fence = max(self.fence, fence)
-        self.accrue(ask.team)
-        self.entries[token] = Entry(
-            token, ask, owner, ask.memory_mb, "active", self.now, held, fence, self.now,
-            hold_until_ms, whole=alone and bool(held), granted_ms=granted_ms,
-        )  # fmt: skip
-        return None
 
     def release(self, token: str, plant: int = 1, owner: str = "") -> Reply:
         """Give it back, or leave the queue; S6: an unknown token is refused from now on."""

@@ -124,6 +124,19 @@ class Preemption(Reservations):
             demand(sums_mb < over_mb, f"Q3: team {team} loses {sizes}, and has {over_mb} too much")
         demand(self.keeps_caps(e, charge_mb, victims), f"Q3: {e.token} comes over a cap")
 
+    def give_way(self, e: Entry, uuid: str, fence: int) -> bool:
+        """End the victims in the way of a grant of e that was forgotten, if their time is over.
+
+        Returns whether another in its way still has time.
+        """
+        victims = [self.entries[token] for token in e.preempts if token in self.entries]
+        mine = [v for v in victims if v.state == "active" and v.preempt_for == e.token
+                and uuid in dict(v.held) and v.fence < fence]  # fmt: skip
+        for v in mine:
+            if v.preempt_at_ms <= self.now:
+                self.end(v, "preempted")
+        return any(v.preempt_at_ms > self.now for v in mine)
+
     def must_notice(self, e: Entry) -> bool:
         """Is there a plain choice: leases none of whose teams comes below its quota, or one lease?
 

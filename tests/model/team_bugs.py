@@ -76,6 +76,12 @@ TEAM_BUGS = (
         "local over = revoked and 'revoked' if over then",
     ),
     _bug(
+        "a victim that has ended stands in its asker's way",
+        "if at_ms + 0 <= ctx.now then broker.end_lease(",
+        "if false then broker.end_lease(",
+        often="relapse",
+    ),
+    _bug(
         "a holder that never asks keeps its lease",
         "end_at(v.token, v.devices, ends_ms)",
         "",

@@ -540,8 +540,37 @@ class Walk:
             step[2]["after"] = before["number"]
         return [each for step in found for each in (step, self.pass_on(pool, 20))]
 
+    def forgotten_end(self, pool: int) -> Step:
+        """The pool forgets that a lease ended by its notice, and what its head was granted then."""
+        pick, quick = self.rng.choice, {"min_runtime_s": 0, "reclaim_after_s": 5}
+        few = {"devices": 1, "exclusive": pick((0, 1)), "memory_mb": 900, "host": "*", "model": "*",
+               "ttl_ms": 60_000, "max_hold_ms": 0, "priority": 0,
+               "on_unavailable": "refuse"}  # fmt: skip
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        held = [self.asked(pool, few | {"team": "red"}) for _ in self.hardware[pool]]
+        head, early = self.asked(pool, few | {"team": "blue"}), self.rng.random() < 0.4
+        numbers = [step[2]["number"] for step in held]
+        renewals = [[pool, "renew", {"number": number}] for number in numbers]
+        self.queue += [[pool, "policy", {"fields": ORDINARY | quick | {"preempt_grace_s": 5}}]]
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        self.queue += [*held, head, self.pass_on(pool, 3000), head, self.pass_on(pool, 2500), head]
+        self.queue += [[pool, "replicate", {}], *renewals]
+        if early:
+            self.queue += [[pool, "release", {"number": number}] for number in numbers]
+        else:
+            self.queue += [self.pass_on(pool, 5001), *renewals]
+        self.queue += [head, [pool, "failover", {"us": 200_000}]]
+        recovery = [pool, "recover", {"number": head[2]["number"]}]
+        for ms in (10, 3000, 4000, 4000, 4000):
+            self.queue += [recovery, self.pass_on(pool, ms)]
+            self.queue += [pick(renewals)] if self.rng.random() < 0.2 else []
+        return ["teams", {"teams": {"red": {"nominal_mb": 0}, "blue": {"nominal_mb": 4000}}}]
+
     def relapse(self, pool: int) -> Step:
-        """A job that was preempted goes on, and is protected for longer."""
+        """A job that was preempted goes on, protected for longer; or its end is forgotten."""
+        if self.rng.random() < 0.3:
+            return self.forgotten_end(pool)
         few = {"devices": 1, "exclusive": 1, "memory_mb": 100, "host": "*", "model": "*",
                "ttl_ms": 60_000, "max_hold_ms": 0, "priority": 0, "on_unavailable": "refuse",
                "team": "red", "placement": "pack"}  # fmt: skip

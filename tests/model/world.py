@@ -12,8 +12,9 @@ from typing import Any
 
 from agent_sdk.protocol.report import changes
 from tests.model.entries import DONE_MS, Ask, Reply, demand
-from tests.model.model import Claim, Model
+from tests.model.model import Model
 from tests.model.pair import START_US, Pair
+from tests.model.recovery import Claim
 
 Step = list[Any]
 

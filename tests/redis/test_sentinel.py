@@ -175,22 +175,6 @@ def test_address_of_a_sentinel_itself_is_told_to_be_one(fleet: Sentinels) -> Non
 # Failover
 
 
-def fail_over(fleet: Sentinels) -> float:
-    """SIGKILL the primary; when a Sentinel named another.
-
-    Dead after 1 s: less than is wise (see sentinel.conf), so only until the new one is named.
-    """
-    old = fleet.primary()
-    fleet.down_after(1000)
-    with old.connect() as admin:
-        assert admin.wait(2, 2000) == 2  # what was written is at both replicas
-    old.kill()
-    until(lambda: fleet.named() != old.port, every_s=0.01)
-    named_at = time.monotonic()
-    fleet.down_after(5000)
-    return named_at
-
-
 def wait_in_queue(client: LeaseClient, token: str, served: list[str]) -> threading.Thread:
     """Somebody waits for all of the device, and gives it back."""
 
@@ -214,10 +198,7 @@ def test_failover_under_load_is_over_a_second_after_sentinel_names_the_new(
         with client_of(fleet.url) as client:
             register(client)
             check_failover(fleet, client)
-        for server in fleet.servers:
-            if server.process is not None and server.process.poll() is not None:
-                server.start()
-        fleet.settle()
+        fleet.mend()
 
 
 def check_failover(fleet: Sentinels, client: LeaseClient) -> None:
@@ -237,7 +218,7 @@ def check_failover(fleet: Sentinels, client: LeaseClient) -> None:
         }
         with calling(**calls) as callers:
             time.sleep(0.3)
-            named_at = fail_over(fleet)
+            named_at = fleet.fail_over()
             until(lambda: all(c.first_after(named_at) < float("inf") for c in callers.values()))
         late = {name: caller.first_after(named_at) - named_at for name, caller in callers.items()}
         runner.run(other.close())
