@@ -115,6 +115,33 @@ class Keys:
         """Set: the names of the webhooks."""
         return f"{self.base}:hooks"
 
+    @property
+    def ended(self) -> str:
+        """List: a line for each lease that ended lately and is in no sum of use yet."""
+        return f"{self.base}:ended"
+
+    @property
+    def history(self) -> str:
+        """Stream: the last finished leases."""
+        return f"{self.base}:history"
+
+    @property
+    def usage_total(self) -> str:
+        """Hash: team -> its use since the pool began; and how full leases were at their peak."""
+        return f"{self.base}:usage_total"
+
+    def usage(self, day: str) -> str:
+        """Return the hash: the use of a day, as `2026-11-30`, by team, agent and model."""
+        return f"{self.base}:usage:{day}"
+
+    def usage_of_hosts(self, day: str) -> str:
+        """Return the hash: the use of a day by host and model."""
+        return f"{self.base}:usage:{day}:hosts"
+
+    def use(self, device: str) -> str:
+        """Return the hash: token -> what the device's host has seen of the lease there."""
+        return f"{self.base}:use:{device}"
+
     def hook(self, name: str) -> str:
         """Return the hash: a webhook, and how far its deliveries are."""
         return f"{self.base}:hook:{name}"

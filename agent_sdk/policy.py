@@ -15,7 +15,7 @@ from agent_sdk.errors import error_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind: TypeAlias = Literal["flag", "number", "action", "memory_limit", "xid_actions"]
+Kind: TypeAlias = Literal["flag", "number", "action", "memory_limit", "xid_actions", "prices"]
 
 Action: TypeAlias = Literal["observe", "notify", "enforce"]
 
@@ -52,6 +52,23 @@ XID_ACTIONS: Final = re.compile(rf"({XID_ACTION}(,{XID_ACTION})*)?")
 XID_LENGTH: Final = 256
 """Most letters of all `xid_actions` together."""
 
+PRICE: Final = r"([A-Za-z0-9._ -]{1,64}|\*)=[0-9]{1,6}(\.[0-9]{1,4})?"
+
+PRICES: Final = re.compile(rf"({PRICE}(,{PRICE})*)?")
+
+PRICES_LENGTH: Final = 512
+"""Most letters of all prices together."""
+
+LISTS: Final[dict[str, tuple[re.Pattern[str], int, str]]] = {
+    "xid_actions": (
+        XID_ACTIONS, XID_LENGTH, "as 31=suspect,79=hold (ignore, suspect, probe or hold), or empty"
+    ),
+    "prices": (
+        PRICES, PRICES_LENGTH, "as NVIDIA H200=3.2,*=1 (by model, * for others), or empty"
+    ),
+}  # fmt: skip
+"""Kinds whose values are lists: the form of one, its most letters, the form in words."""
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyField:
@@ -59,7 +76,8 @@ class PolicyField:
 
     Attributes:
         kind: `flag`: true or false; `number`: from `least` to `most`; `action` and
-            `memory_limit`: a word of `WORDS`; `xid_actions`: `code=action` by commas.
+            `memory_limit`: a word of `WORDS`; `xid_actions`: `code=action` by commas; `prices`:
+            `model=price` by commas.
         default: its value in a new pool.
         label: its name on a form, with the unit of a number.
         meaning: its effect, for documentation.
@@ -82,7 +100,7 @@ class PolicyField:
             return f"{self.least} to {self.most}"
         if self.kind in WORDS:
             return ", ".join(WORDS[self.kind])
-        return "as 31=suspect,79=hold (ignore, suspect, probe or hold), or empty"
+        return LISTS[self.kind][2]
 
     def from_store(self, text: str | None) -> bool | int | str:
         """Return a value by its text in the store; None: it has none, so the default holds."""
@@ -111,8 +129,10 @@ class PolicyField:
     def _is_word(self, value: str) -> bool:
         if self.kind in WORDS:
             return value in WORDS[self.kind]
-        is_xid = self.kind == "xid_actions" and len(value) <= XID_LENGTH
-        return is_xid and XID_ACTIONS.fullmatch(value) is not None
+        if self.kind not in LISTS:
+            return False
+        form, longest, _ = LISTS[self.kind]
+        return len(value) <= longest and form.fullmatch(value) is not None
 
 
 def _whole(value: object) -> int | None:
@@ -273,6 +293,23 @@ class PolicyValues:
         "Seconds of silence after which a host without a lease leaves the pool.",
         default=DAY_S, least=60, most=TEN_YEARS_S,
     )  # fmt: skip
+    usage_days: int = _number(
+        "Use is remembered for, days",
+        "Days for which the sums of each day's use are kept; what is written later on a day sets "
+        "that day's time anew.",
+        default=400, least=1, most=3650,
+    )  # fmt: skip
+    history_leases: int = _number(
+        "Finished leases that are remembered, about",
+        "Finished leases of which each is remembered; a few more may be, for speed.",
+        default=10_000, least=0, most=1_000_000,
+    )  # fmt: skip
+    price_per_gpu_hour: str = _word(
+        "Price of a GPU for an hour, as NVIDIA H200=3.2,*=1; empty: none is shown",
+        "Prices of an hour of a whole GPU by model, for reports of use; a share costs its part. "
+        "Without a currency: reports show the number.",
+        kind="prices", default="",
+    )  # fmt: skip
 
 
 class Policy(TypedDict, total=False):
@@ -304,6 +341,9 @@ class Policy(TypedDict, total=False):
     reservation_idle_s: int
     forget_devices_after_s: int
     forget_hosts_after_s: int
+    usage_days: int
+    history_leases: int
+    price_per_gpu_hour: str
 
 
 def _declared(of: Field[Any]) -> PolicyField:

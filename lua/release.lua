@@ -18,8 +18,8 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 
 catch_up(token)
 
-local state, fence, devices, _, _, _, _, whose, _, agent, team, preempt_at_ms = broker.read(prefix
-  .. 'record:' .. token)
+local state, fence, devices, _, _, _, _, whose, _, agent, team, preempt_at_ms, _, granted_at_ms,
+  enqueued_ms = broker.read(prefix .. 'record:' .. token)
 if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
@@ -36,5 +36,5 @@ end
 -- A holder that obeys its notice early is preempted all the same: its job is protected for longer
 if preempt_at_ms then broker.preemption.remember(token) end
 broker.close_lease({ token = token, agent = agent, owner = whose, team = team, devices = devices,
-  fence = fence }, 'released')
+  fence = fence, granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms }, 'released')
 return reply('RELEASED')

@@ -68,7 +68,7 @@ catch_up(token)
 
 local record = prefix .. 'record:' .. token
 local state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice, agent,
-  team, preempt_at_ms, wanted = broker.read(record)
+  team, preempt_at_ms, wanted, granted_at_ms, enqueued_ms = broker.read(record)
 if state == 'active' and ends_at_ms + 0 < ctx.now and broker.unnoticed(token, ends_at_ms + 0) then
   state, held, devices, ends_at_ms, own_ttl_ms, hold_until_ms, revoked, whose, notice, agent, team,
     preempt_at_ms, wanted = broker.read(record)
@@ -94,7 +94,7 @@ if fence ~= '' and fence ~= held then return reply('LOST', 'superseded') end
 local over = revoked and 'revoked' or preempt_at_ms and preempt_at_ms + 0 <= ctx.now and 'preempted'
 if over then
   broker.end_lease({ token = token, agent = agent, owner = whose, team = team, devices = devices,
-    fence = held }, over)
+    fence = held, granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms }, over)
   return reply('LOST', over)
 end
 

@@ -61,8 +61,8 @@ local ended, keys = 0, 0   -- devices of leases that ended here, lease keys
 local function outcome(token, fence)
   ended = ended + broker.settle_if_over(token)
   local record = prefix .. 'record:' .. token
-  local state, held, devices, _, _, _, revoked, whose, _, agent, team, preempt_at_ms =
-    broker.read(record)
+  local state, held, devices, _, _, _, revoked, whose, _, agent, team, preempt_at_ms, _,
+    granted_at_ms, enqueued_ms = broker.read(record)
   if not state then
     local how = broker.ended(token)
     if how then return 'LOST', how end
@@ -76,7 +76,7 @@ local function outcome(token, fence)
     and 'preempted'
   if not over then return nil end
   local lease = { token = token, agent = agent, owner = whose, team = team, devices = devices,
-    fence = held }
+    fence = held, granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms }
   ended = ended + math.max(1, broker.end_lease(lease, over))
   return 'LOST', over
 end

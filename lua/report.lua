@@ -56,6 +56,7 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
     'idle_foreign_mb', 512, 'memory_limit', 'off', 'mps_thread_share', 0,
     'half_life_s', 604800, 'reclaim_after_s', 60, 'min_runtime_s', 300, 'preempt_grace_s', 60,
     'reservation_idle_s', 60, 'forget_devices_after_s', 3600, 'forget_hosts_after_s', 86400,
+    'usage_days', 400, 'history_leases', 10000, 'price_per_gpu_hour', '',
     'sweep_ms', ctx.now + 300000)
   broker.event('pool_created', 'host', host)
 end
@@ -85,6 +86,7 @@ for _, said in ipairs(reported) do
   if with then contested[#contested + 1] = with
   elseif said.listed == '0' then unlisted[said.uuid] = true
   else listed[said.uuid] = true end
+  if said.use and not with then broker.take_use(said.uuid, said.use) end
 end
 if not up and not call('ZSCORE', DEADLINES, 'host:' .. host) then
   call('SADD', prefix .. 'hosts', host)

@@ -21,8 +21,9 @@ if ctx.bad then return reply('REFUSED', 'bad_request', ctx.bad) end
 catch_up(token)
 
 local record = prefix .. 'record:' .. token
-local state, agent, devices, fence, ends_at_ms, owner, team = unpack(call('HMGET', record, 'state',
-  'agent', 'devices', 'fence', 'expires_at_ms', 'owner', 'team'))
+local state, agent, devices, fence, ends_at_ms, owner, team, granted_at_ms, enqueued_ms =
+  unpack(call('HMGET', record, 'state', 'agent', 'devices', 'fence', 'expires_at_ms', 'owner',
+  'team', 'granted_at_ms', 'enqueued_ms'))
 if not state then
   local outcome = broker.ended(token)
   if outcome then return reply('ALREADY', outcome) end
@@ -37,7 +38,7 @@ if state ~= 'active' then   -- a waiter, or one with an offer: no holder trusts 
 end
 if force == 1 then
   broker.end_lease({ token = token, agent = agent, owner = owner, team = team, devices = devices,
-    fence = fence }, 'revoked')
+    fence = fence, granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms }, 'revoked')
   return reply('REVOKED', ctx.now)
 end
 local expires_at_ms = math.min(tonumber(ends_at_ms), ctx.now + LATEST_MS)

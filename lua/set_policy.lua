@@ -21,6 +21,7 @@ local FIELDS = {   -- the least and the most of each
   half_life_s = { 0, 315360000 }, reclaim_after_s = { 0, 604800 }, min_runtime_s = { 0, 604800 },
   preempt_grace_s = { 1, 86400 },
   forget_devices_after_s = { 10, 315360000 }, forget_hosts_after_s = { 60, 315360000 },
+  usage_days = { 1, 3650 }, history_leases = { 0, 1000000 },
 }
 local ACTIONS = { observe = true, notify = true, enforce = true }
 local XID_ACTIONS = { ignore = true, suspect = true, probe = true, hold = true }
@@ -32,9 +33,18 @@ local function xid_actions(s)   -- 79=hold,94=ignore
     and XID_ACTIONS[what] and '' end)
   return s == '' or #s <= 256 and rest == ''
 end
+local function prices(s)   -- NVIDIA H200=3.2,*=1
+  for part in string.gmatch(s .. ',', '([^,]*),') do
+    local model, n, cents = string.match(part, '^([%w._ -]+)=(%d+)(%.?%d*)$')
+    if not model then n, cents = string.match(part, '^%*=(%d+)(%.?%d*)$') end
+    if s ~= '' and not (n and #(model or '') <= 64 and #n <= 6 and #cents <= 5 and cents ~= '.')
+      then return false end
+  end
+  return #s <= 512
+end
 local WORDS = {
   idle_action = action, overuse_action = action, squatter_action = action, orphan_action = action,
-  memory_limit = memory_limit, xid_actions = xid_actions,
+  memory_limit = memory_limit, xid_actions = xid_actions, price_per_gpu_hour = prices,
 }
 
 local unready, safe_mode, policy_version, teams_before = begin('safe_mode', 'policy_version',

@@ -11,9 +11,8 @@ from pydantic import AfterValidator, AliasChoices, Field
 from agent_sdk.keys import TEAM
 from agent_sdk.policy import (
     FIELDS,
+    LISTS,
     MOST_MB,
-    XID_ACTIONS,
-    XID_LENGTH,
     Action,
     MemoryLimit,
     PolicyField,
@@ -48,14 +47,10 @@ Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]
 Memory = Annotated[int, Field(strict=True, ge=0, le=MOST_MB)]
 Reason = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,256}$")]
 Flag = Annotated[bool, Field(strict=True)]
-XidActions = Annotated[
-    str,
-    Field(
-        pattern=rf"^{XID_ACTIONS.pattern}$",
-        max_length=XID_LENGTH,
-        description="By commas, as 31=suspect,79=hold; what is not named is NVIDIA's table's.",
-    ),
-]
+LISTS_SAY: Final = {
+    "xid_actions": "By commas, as 31=suspect,79=hold; what is not named is NVIDIA's table's.",
+    "prices": "By commas, as NVIDIA H200=3.2,*=1; a model that is not named has the price of *.",
+}
 
 SAFE_MODE: Final = "safe_mode"
 """Field of the policy that no request sets."""
@@ -100,9 +95,13 @@ def form_of(field: PolicyField) -> Any:
     """Return the type that checks a field of the policy."""
     if field.kind == "number":
         return Annotated[int, Field(strict=True, ge=field.least, le=field.most)]
-    return {
-        "flag": Flag, "action": Action, "memory_limit": MemoryLimit, "xid_actions": XidActions,
-    }[field.kind]  # fmt: skip
+    if field.kind in LISTS:
+        form, longest, _ = LISTS[field.kind]
+        says = LISTS_SAY[field.kind]
+        return Annotated[
+            str, Field(pattern=rf"^{form.pattern}$", max_length=longest, description=says)
+        ]
+    return {"flag": Flag, "action": Action, "memory_limit": MemoryLimit}[field.kind]
 
 
 def with_meanings(says: str, fields: Mapping[str, PolicyField]) -> str:

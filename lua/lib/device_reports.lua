@@ -11,7 +11,7 @@ local FORMS = {
   names = { '^[%w._,-]*$', 8192, list },
   rows = { '^[^%c]*$', 16384 }, told = { '^[%w._,=+-]*$', 8192, list }, xids = { '^[%d:%l,]*$', 256,
   list },
-  cooling = { '^[%w._,=:-]*$', 4096, list },
+  cooling = { '^[%w._,=:-]*$', 4096, list }, uses = { '^[%w._,=:-]*$', 8192, list },
 }
 local FIELDS = {
   index = 'whole', name = 'line', model = 'word', total_mb = 'whole', system_mb = 'whole',
@@ -47,16 +47,17 @@ local FIELDS = {
 -- uses:MiB it holds, if its processes are not known`; lib/unleased.lua keeps what the newest sample
 -- says. `listed` 0: the driver works and does not list it; without that, naming it lists it. `same`
 -- 1: what is not named is as the device has it, and a device that is not there is not registered.
+-- `use`: what was seen of its leases, lib/usage.lua.
 local SAID = { tell = 'told', xids = 'xids', ended = 'line', gone = 'names',
   cooling_used_mb = 'whole', cooling = 'cooling',
-  listed = 'flag', same = 'flag' }
+  listed = 'flag', same = 'flag', use = 'uses' }
 
 -- What has no consequence but to be known of the device, as every number has, beside what
 -- broker.quiet looks at.
 broker.PLAIN = { same = true, state = true, used_mb = true, reported_unleased_mb = true,
   index = true, name = true, reason = true, simulated = true, nvml_error = true, unified = true,
   runtime_id = true, processes = true, unseen = true, limited = true, limit_error = true,
-  finder = true, finder_ms = true, reporter = true }
+  finder = true, finder_ms = true, reporter = true, use = true }
 
 -- What the ledger reckons with: a number that the driver cannot tell leaves the last one standing.
 local KEPT = { index = true, total_mb = true, system_mb = true, idle_unleased_mb = true }

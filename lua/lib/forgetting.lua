@@ -29,7 +29,7 @@ end
 function broker.forget_device(d, by, why)
   if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
   broker.unregister(d)
-  call('DEL', prefix .. 'device:' .. d.uuid)
+  call('DEL', prefix .. 'device:' .. d.uuid, prefix .. 'use:' .. d.uuid)
   ctx.devices[d.uuid] = nil
   set_pool('forgotten_ms', ctx.now)
   broker.event('device_forgotten', 'device', d.uuid, 'host', d.host, 'by', by, 'reason', why)

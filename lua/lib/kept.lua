@@ -61,7 +61,7 @@ local function keep_pool(f)
   k.pool = { waiting = 0, teams = (f.teams or 0) + 0, half_life_ms = (f.half_life_s or 0) * 1000,
     team_lend_limits = (f.team_lend_limits or 0) + 0 }
   k.devices, k.device_count, k.agents, k.agent_count, k.policies = {}, 0, {}, 0, {}
-  k.records, k.record_count = {}, 0
+  k.records, k.record_count, k.counts = {}, 0, {}
   return k
 end
 
@@ -154,13 +154,15 @@ end
 -- revoked or to be preempted.
 local function read_record(k, token)
   local state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice, agent,
-    team, preempt_at_ms, wanted = broker.read(prefix .. 'record:' .. token)
+    team, preempt_at_ms, wanted, granted_at_ms, enqueued_ms = broker.read(prefix .. 'record:'
+    .. token)
   k.read = { state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice,
-    agent, team, preempt_at_ms, wanted }
+    agent, team, preempt_at_ms, wanted, granted_at_ms, enqueued_ms }
   if state ~= 'active' or revoked or preempt_at_ms then return nil end
   return { fence = fence, devices = devices, expires_at_ms = ends_at_ms + 0,
     ttl_ms = ttl_ms + 0, hold_until_ms = hold_until_ms and hold_until_ms + 0, owner = owner,
-    notice = broker.told(notice, nil, wanted), agent = agent, team = team }
+    notice = broker.told(notice, nil, wanted), agent = agent, team = team,
+    granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms }
 end
 
 local function keep_record(k, token, r)

@@ -1,4 +1,7 @@
--- lease_end: the end of a lease, and the memory that it gives back.
+-- lease_end: the end of a lease, the memory that it gives back, and the line about it for the sums
+-- of usage.lua.
+
+local MOST_ENDED = 256   -- lines; one more, and its call folds some of them
 
 -- It is over: forget the record, leave its outcome.
 function broker.bury(token, outcome)
@@ -6,17 +9,43 @@ function broker.bury(token, outcome)
   broker.leave_outcome(token, outcome)
 end
 
+-- The part of a device that a lease of so much has; all of it, where nobody else may be there.
+function broker.part_of(d, mb, token)
+  local total_mb = d.total_mb - d.system_mb
+  return (d.exclusive == token or mb + 0 >= total_mb) and 1 or mb / total_mb
+end
+
+-- When its right ended: a lease that expired is noticed later.
+local function ended_ms(r)
+  return r.ended_at_ms and r.ended_at_ms < ctx.now and r.ended_at_ms or ctx.now
+end
+
+-- Append the line of a lease that ends: who had what, from when until when. `gpus`: devices by the
+-- part of each that it had. `where`: host|model, blanks included, so it comes last.
+function broker.note_end(r, outcome, gpus, where)
+  local owner = r.owner and r.owner ~= '' and ' owner=' .. r.owner or ''
+  local waited = r.enqueued_ms and ' waited_ms=' .. text(r.granted_at_ms - r.enqueued_ms) or ''
+  local lines = call('RPUSH', prefix .. 'ended', 'token=' .. r.token .. ' agent=' .. r.agent
+    .. ' team=' .. (r.team or DEFAULT_TEAM) .. owner .. ' devices=' .. r.devices .. ' gpus='
+    .. format('%.9g', gpus) .. ' outcome=' .. outcome .. ' granted_at_ms=' .. r.granted_at_ms
+    .. ' ended_at_ms=' .. text(ended_ms(r)) .. waited .. ' on ' .. where)
+  if lines > MOST_ENDED then broker.fold(ctx.now) end
+end
+
 -- Take back the devices of the record {token, agent, owner, team, devices} and its parties' sums.
 -- `withhold`: the memory is not free yet, its holder died with it. `record`: its key, when it goes
--- too. Returns how many devices that were. All is read before the first write.
+-- too. Returns how many devices that were; r has then what note_end() needs of them. All is read
+-- before the first write.
 function broker.deallocate(r, withhold, record)
   local keys, devices, touched, sum = { record }, {}, 0, 0
+  r.gpus, r.where = 0, r.devices == '' and '-|cpu' or '-|-'
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
     keys[#keys + 1] = prefix .. 'lease:' .. uuid .. ':' .. r.token
     touched, sum = touched + 1, sum + mb
     local d = broker.device(uuid)
     if d then
       d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
+      r.gpus, r.where = r.gpus + broker.part_of(d, mb, r.token), d.host .. '|' .. d.model
       if d.exclusive == r.token then d.exclusive = '' end
       if withhold then d.withheld_mb = d.withheld_mb + mb end
       if d.reserved_for ~= '' and r.fence then broker.reservations.progress(d, r.fence) end
@@ -43,12 +72,13 @@ end
 -- Leases on a GPU and leases on the CPU are counted apart.
 local function tell(r, outcome)
   broker.count(r.devices == '' and 'cpu_' .. outcome or outcome)
+  broker.note_end(r, outcome, r.gpus, r.where)
   broker.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence,
-    team_of(r))
+    'ended_at_ms', text(ended_ms(r)), team_of(r))
 end
 
--- End the lease {token, agent, owner, team, devices, fence}: what it had is free. Returns the
--- devices touched.
+-- End the lease {token, agent, owner, team, devices, fence, granted_at_ms, enqueued_ms}: what it
+-- had is free. Returns the devices touched.
 function broker.close_lease(r, outcome)
   local touched = broker.deallocate(r, false, prefix .. 'record:' .. r.token)
   clear_deadline(r.token)

@@ -24,16 +24,17 @@ function broker.asked(record)
 end
 
 -- What renew and release need of it: state, fence, devices, expires_at_ms, ttl_ms, hold_until_ms,
--- revoked, owner, notice, agent, team, preempt_at_ms, wanted. Once as the straight path has read it
--- for this call.
+-- revoked, owner, notice, agent, team, preempt_at_ms, wanted, granted_at_ms, enqueued_ms. Once as
+-- the straight path has read it for this call.
 function broker.read(record)
   local read = ctx.read
   if read then
     ctx.read = nil
-    return unpack(read, 1, 13)
+    return unpack(read, 1, 15)
   end
   return unpack(call('HMGET', record, 'state', 'fence', 'devices', 'expires_at_ms', 'ttl_ms',
-    'hold_until_ms', 'revoked', 'owner', 'notice', 'agent', 'team', 'preempt_at_ms', 'wanted'))
+    'hold_until_ms', 'revoked', 'owner', 'notice', 'agent', 'team', 'preempt_at_ms', 'wanted',
+    'granted_at_ms', 'enqueued_ms'))
 end
 
 -- What a renewal tells its holder: findings, the time of a preemption, and that others want it, in

@@ -47,11 +47,11 @@ local function settle_member(member)
     touched = lose_host(host)
   else
     local state, agent, devices, fence, expires_at_ms, outcome, revoked, owner, team,
-      preempt_at_ms = unpack(call('HMGET',
+      preempt_at_ms, granted_at_ms, enqueued_ms = unpack(call('HMGET',
       prefix .. 'record:' .. member, 'state', 'agent', 'devices', 'fence', 'expires_at_ms',
-      'outcome', 'revoked', 'owner', 'team', 'preempt_at_ms'))
+      'outcome', 'revoked', 'owner', 'team', 'preempt_at_ms', 'granted_at_ms', 'enqueued_ms'))
     local r = { token = member, agent = agent, owner = owner, team = team, devices = devices,
-      fence = fence,
+      fence = fence, granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms,
       ended_at_ms = tonumber(expires_at_ms), outcome = outcome }
     if not state then   -- removed by hand or evicted: nothing is known that could be given back
       clear_deadline(member)

@@ -25,6 +25,10 @@ OTHERS = {
         ("", "31=suspect", "31=ignore,79=hold,48=probe"),
         ("79", "79=hold,", "79=reset", "12345=hold", ",".join(["79=hold"] * 33)),
     ),
+    "prices": (
+        ("", "*=1", "NVIDIA H200=3.2,*=1", "m1=0.0001"),
+        ("3", "=3", "*=", "*=1.", "*=1.00001", "*=-1", "a=1,", "a/b=1", ",".join(["a=1"] * 200)),
+    ),
 }
 """Words that a field of each kind takes and words that it refuses."""
 
@@ -71,7 +75,9 @@ def test_lua_takes_no_field_that_is_not_declared() -> None:
     """The names in the two tables of set_policy.lua are those that are declared."""
     text = (lua_folder() / "set_policy.lua").read_text()
     tables = text[text.index("local FIELDS") : text.index("local unready")]
-    names = re.findall(r"\b(\w+) = (?:{ -?\d|action\b|memory_limit\b|xid_actions\b)", tables)
+    names = re.findall(
+        r"\b(\w+) = (?:{ -?\d|action\b|memory_limit\b|xid_actions\b|prices\b)", tables
+    )
     assert sorted(names) == sorted(FIELDS)
 
 

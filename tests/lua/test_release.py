@@ -23,6 +23,7 @@ def test_release_gives_the_memory_back_at_once(gpu: Pool) -> None:
     assert said(gpu.release(T)) == ["RELEASED"]
     after = gpu.stored()
     assert after.pop(gpu.keys.done(T)).endswith(f"r{gpu.reap()[1]:011x}")
+    assert len(after.pop(gpu.keys.ended)) == 1
     assert gpu.stats() == {"granted": 1, "released": 1}
     for memory in (before, after):
         del memory[gpu.keys.events]
@@ -128,16 +129,20 @@ def test_release_works_in_safe_mode_and_in_a_closed_pool(gpu: Pool) -> None:
 
 
 def test_release_of_everything_leaves_only_the_registry(gpu: Pool) -> None:
-    """L5: when all is quiet and the tombstones are old, no key tells of leases."""
+    """L5: when all is quiet and the tombstones are old, no key tells of leases but the sums."""
     for n in range(5):
         gpu.acquire(token(n), f"agent{n}", memory_mb=100)
     for n in range(5):
         gpu.release(token(n))
     gpu.redis.delete(*(gpu.keys.done(token(n)) for n in range(5)))
     gpu.by_hand()
+    gpu.skew(9000)
+    gpu.reap()
+    gpu.skew(4000)
+    gpu.reap()
     kinds = {key.removeprefix(gpu.keys.base).split(":")[1] for key in gpu.stored()}
     assert kinds == {
         "pool", "events", "deadlines", "hosts", "host", "devices", "device", "models",
-        "fits", "free", "idle", "idlehosts",
+        "fits", "free", "idle", "idlehosts", "history", "usage",
     }  # fmt: skip
     assert gpu.redis.zrange(gpu.keys.deadlines, 0, -1) == ["host:h1"]

@@ -15,6 +15,7 @@ POLICY = {
     "reservation_idle_s": "60", "half_life_s": "604800", "reclaim_after_s": "60",
     "min_runtime_s": "300", "preempt_grace_s": "60",
     "forget_devices_after_s": "3600", "forget_hosts_after_s": "86400",
+    "usage_days": "400", "history_leases": "10000", "price_per_gpu_hour": "",
 }  # fmt: skip
 
 

@@ -131,6 +131,11 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
     granted(pool.acquire(token("held")))
     granted(pool.acquire(token("gone")))
     pool.release(token("gone"))
+    pool.live_on(13_000)
+    pool.reap()
+    now_ms = pool.reap()[1]
+    use = {"same": 1, "state": "ok", "used_mb": 0, "use": f"{token('held')}={now_ms}:{now_ms}:::"}
+    pool.report((("gpu-0", use),))
     granted(pool.acquire(token("rest"), placement="pack"))
     pool.acquire(token("waits"), memory_mb=79_500, agent="ann", wait_ms=60_000)
     pool.acquire(token("offered"), exclusive=1, agent="dee", wait_ms=60_000)

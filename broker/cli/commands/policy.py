@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, cast
 import click
 
 from agent_sdk.errors import error_for
-from agent_sdk.policy import FIELDS, WORDS, values_of
+from agent_sdk.policy import FIELDS, LISTS, WORDS, values_of
 from agent_sdk.protocol.sizes import EXAMPLES, mebibytes
 from agent_sdk.teams import policy_in
 from broker.cli import FAILED
@@ -156,7 +156,7 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
     if not equals:
         raise click.UsageError(f"{setting}: write {setting}=VALUE; gpu-broker policy get shows it")
     kind = FIELDS[name].kind
-    if kind in WORDS or kind == "xid_actions":
+    if kind in WORDS or kind in LISTS:
         return name, value
     if kind == "flag":
         if value not in SWITCHES:

@@ -1,0 +1,74 @@
+-- lease_use: what hosts have seen of leases on their devices.
+--
+--   use:<device>   hash   token -> until_ms, and up to then: known_ms it was looked at, busy_ms of
+--                         that, peak_mb, energy_mj; each where the host knows it
+--
+-- Only report adds to it, and only a fold (usage.lua) takes from it.
+
+-- The words of a line, by name.
+function broker.words_of(line)
+  local words = {}
+  for name, value in string.gmatch(line, '([%l_]+)=([^ ]*)') do words[name] = value end
+  return words
+end
+
+-- A sum as text; it may be beyond 2^53.
+function broker.whole_text(n) return format('%.0f', n) end
+
+-- Take a host's word on the leases of a device: token=from:to:busy:peak:energy. An interval counts
+-- once, however often it is told; a lease is known from the first word while it runs to its fold.
+function broker.take_use(uuid, said)
+  local key, tokens, told = prefix .. 'use:' .. uuid, {}, {}
+  for token, from_ms, to_ms, busy_ms, peak_mb, energy_mj in string.gmatch(said,
+    '([%w._-]+)=(%d+):(%d+):(%d*):(%d*):(%d*)') do
+    local n = #tokens + 1
+    tokens[n], told[n] = token, { from_ms + 0, to_ms + 0, tonumber(busy_ms), tonumber(peak_mb),
+      tonumber(energy_mj) }
+  end
+  if not tokens[1] then return end
+  local lines, set = call('HMGET', key, unpack(tokens)), {}
+  for i, token in ipairs(tokens) do
+    local from_ms, to_ms, busy_ms, peak_mb, energy_mj = unpack(told[i], 1, 5)
+    local words = lines[i] and broker.words_of(lines[i])
+    if not words and call('HGET', prefix .. 'record:' .. token, 'state') == 'active' then
+      words = { until_ms = text(from_ms) }
+    end
+    if words and from_ms >= words.until_ms + 0 and from_ms <= to_ms then
+      local out = { 'until_ms=' .. text(to_ms) }
+      local function say(name, n)
+        if n then out[#out + 1] = name .. '=' .. broker.whole_text(n) end
+      end
+      local function sum(name, n)
+        say(name, (n or words[name]) and (words[name] or 0) + (n or 0))
+      end
+      sum('known_ms', busy_ms and to_ms - from_ms)
+      sum('busy_ms', busy_ms and math.min(busy_ms, to_ms - from_ms))
+      say('peak_mb', (peak_mb or words.peak_mb) and math.max(peak_mb or 0, words.peak_mb or 0))
+      sum('energy_mj', energy_mj)
+      set[#set + 1], set[#set + 2] = token, table.concat(out, ' ')
+    end
+  end
+  if set[1] then call('HSET', key, unpack(set)) end
+end
+
+-- What hosts have seen of the leases of these lines: token -> device -> words; and of which devices
+-- there is something: device -> tokens.
+function broker.uses_of(ended)
+  local tokens, uses, found = {}, {}, {}
+  for _, e in ipairs(ended) do
+    uses[e.token] = {}
+    for uuid in string.gmatch(e.devices or '', '([^,]+)=%d+') do
+      tokens[uuid] = tokens[uuid] or {}
+      table.insert(tokens[uuid], e.token)
+    end
+  end
+  for uuid, of in pairs(tokens) do
+    for i, line in ipairs(call('HMGET', prefix .. 'use:' .. uuid, unpack(of))) do
+      if line then
+        uses[of[i]][uuid], found[uuid] = broker.words_of(line), found[uuid] or {}
+        table.insert(found[uuid], of[i])
+      end
+    end
+  end
+  return uses, found
+end

@@ -1,0 +1,74 @@
+"""Reckoning of use that knows nothing of the sums: from what the event stream says happened."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.pools import Pool
+
+DAY_MS = 86_400_000
+
+ENDS = {"released", "expired", "revoked", "preempted"}
+"""Events that end a lease."""
+
+
+def day_of(at_ms: int) -> str:
+    """The day of a moment, in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def numbers(line: str) -> dict[str, int]:
+    """The numbers of a line of words."""
+    pairs = (part.partition("=") for part in line.split(" "))
+    return {name: int(value) for name, _, value in pairs if value.isdigit()}
+
+
+def sums(pool: Pool, day: str, where: str = "") -> dict[str, dict[str, int]]:
+    """The sums of a day; `where`: `:hosts`, or of teams, agents and models."""
+    return {name: numbers(line) for name, line in pool.hash(f"usage:{day}{where}").items()}
+
+
+def history(pool: Pool) -> list[dict[str, str]]:
+    """The finished leases that are remembered, the oldest first."""
+    found: Any = pool.redis.xrange(pool.keys.history)
+    return [entry for _, entry in found]
+
+
+@dataclass
+class Reckoner:
+    """Follower of events; `at_ms` of each is the pool's time of the call that made it.
+
+    Attributes:
+        held: (team, agent, day) -> ms that its leases were held, each counted once.
+        mb_ms: the same of MiB.
+        leases: (team, agent) -> how many ended.
+    """
+
+    held: dict[tuple[str, str, str], int] = field(default_factory=lambda: defaultdict(int))
+    mb_ms: dict[tuple[str, str, str], int] = field(default_factory=lambda: defaultdict(int))
+    leases: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    running: dict[str, int] = field(default_factory=dict)
+
+    def follow(self, at_ms: int, events: Iterable[dict[str, str]]) -> None:
+        for event in events:
+            if event["event"] == "granted":
+                self.running[event["token"]] = at_ms
+            elif event["event"] in ENDS and event["token"] in self.running:
+                self._end(event, int(event.get("ended_at_ms", at_ms)))
+
+    def _end(self, event: dict[str, str], ended_ms: int) -> None:
+        granted_ms = self.running.pop(event["token"])
+        who = event.get("team", "default"), event["agent"]
+        mb = sum(int(part.rpartition("=")[2]) for part in event["devices"].split(",") if part)
+        self.leases[who] += 1
+        while granted_ms < ended_ms:
+            until_ms = min(ended_ms, granted_ms - granted_ms % DAY_MS + DAY_MS)
+            self.held[(*who, day_of(granted_ms))] += until_ms - granted_ms
+            self.mb_ms[(*who, day_of(granted_ms))] += mb * (until_ms - granted_ms)
+            granted_ms = until_ms
