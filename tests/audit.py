@@ -1,4 +1,4 @@
-"""The invariants that one look at the key space can show: S1, S2, S5, S10 and S11 of docs/design.
+"""The invariants that one look at the key space can show: S1, S2, S5, S10, S11 and Q1 to Q3.
 
 Everything derived is computed anew from the records and the devices' hashes and compared with what
 the scripts keep: sums, placement keys, the deadlines, the agents, the lease keys, the tombstones.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.keys import TOMBSTONE_SHARDS, shard_of
 from agent_sdk.state import tombstones
 from tests.queue_audit import after, audit_queue, zsets
+from tests.team_audit import audit_teams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +34,11 @@ TAKEN = {"active", "offered"}
 """States in which devices are promised to a token."""
 
 
-def audit(client: redis.Redis, keys: Keys) -> None:
-    """Assert that the pool's derived state is what its records say."""
+def audit(client: redis.Redis, keys: Keys, most_mb: int = 0) -> None:
+    """Assert that the pool's derived state is what its records say.
+
+    `most_mb`: the most that its devices ever held together, where they have become smaller.
+    """
     base = keys.base
     names = list(client.scan_iter(f"{base}:*", count=5000))
     uuids: Any = client.zrange(keys.fits, 0, -1)
@@ -49,6 +53,7 @@ def audit(client: redis.Redis, keys: Keys) -> None:
     _audit_lease_keys(client, base, names, records)
     _audit_tombstones(client, base, names, records)
     audit_queue(client, keys, names, records, devices)
+    audit_teams(client, keys, records, devices, most_mb)
     expected = _placement(devices)
     others = after(f"{base}:", [name for name in names if name != keys.hosts])
     placed = [name for name in others if name.partition(":")[0] in PLACEMENT]

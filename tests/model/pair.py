@@ -217,7 +217,7 @@ class Pair:
     """One pool on the server and its model."""
 
     def __init__(self, pool: Pool, pages: int = 0) -> None:
-        self.pool, self.seen, self.last_event = pool, Seen(), "0"
+        self.pool, self.seen, self.last_event, self.most_mb = pool, Seen(), "0", 0
         self.watch, self.seen.pages = Watch(), pages
         self.worklist: list[str] = []
         self.model = Model(self.seen, START_US, way=pool.way)
@@ -246,6 +246,7 @@ class Pair:
         had_more = {party for e in model.entries.values() for party in e.parties
                     if model.holds(party, e.reservation_mb)}  # fmt: skip
         size = {uuid: d.total_mb - d.system_mb for uuid, d in model.devices.items()}
+        self.most_mb = max(self.most_mb, sum(size.values()))
         had = model.entries[named].fence if named in model.entries else 0
         fresh = reply[0] == "GRANTED" and reply[1] != had
         events = [fields(flat) for _, flat in found[8]]
@@ -473,7 +474,7 @@ class Pair:
     def audit(self) -> None:
         """All that one look at the whole key space shows."""
         if self.model.exists:
-            audit(self.pool.redis, self.pool.keys)
+            audit(self.pool.redis, self.pool.keys, self.most_mb)
 
 
 def said(raw: list[Any]) -> Reply:

@@ -157,7 +157,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
         assert pool.redis.type(key) == kind, name
         assert (pool.redis.pttl(key) == -1) == (ttl == "none"), name
         seen.add(row)
-    pool.redis.delete(f"{pool.keys.base}:backfill")
+    pool.redis.delete(f"{pool.keys.base}:backfill", f"{pool.keys.base}:teams")
     assert seen == rows.keys()
 
 
