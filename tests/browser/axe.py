@@ -16,8 +16,11 @@ LOOKS: Final = {
 }
 """Options of a browser context in which every part of the page is looked at."""
 
+ONLY: Final = {"resultTypes": ["violations"]}
+"""Details of violations alone: those of thousands of passed nodes take half of a check's time."""
+
 
 def clean(page: Tab, *rules: str) -> None:
     """Fail if axe finds a violation; of these rules alone, if any are named."""
-    found = Axe().run(page.page, options={"runOnly": [*rules]} if rules else {})
+    found = Axe().run(page.page, options=({"runOnly": [*rules]} if rules else {}) | ONLY)
     assert found.violations_count == 0, found.generate_report()

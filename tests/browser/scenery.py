@@ -95,8 +95,11 @@ def wait(client: LeaseClient, agent: str, **asked: Any) -> None:
 
 
 @contextmanager
-def scenery() -> Iterator[tuple[Broker, LeaseClient]]:
-    """Give a broker over all of it, and a client of its pool."""
+def scenery(*, reserved: bool = True) -> Iterator[tuple[Broker, LeaseClient]]:
+    """Give a broker over all of it, and a client of its pool.
+
+    `reserved`: wait for half a minute, until GPUs are reserved.
+    """
     with ExitStack() as stack:
         server = stack.enter_context(running())
         client = stack.enter_context(LeaseClient(Store(server.url), hostname="gpu-host-1"))
@@ -104,7 +107,8 @@ def scenery() -> Iterator[tuple[Broker, LeaseClient]]:
         occupy(client)
         wait(client, "trainer", devices=8, host="gpu-host-1")
         wait(client, "vision-language-finetune", memory_mb=70_000, host="any")
-        reserve(client)
+        if reserved:
+            reserve(client)
         settings = {"REDIS_URL": server.url, "GPU_BROKER_DEVICES": "none", "SAFE_MODE": "false"}
         broker = stack.enter_context(Broker(**settings, GPU_BROKER_HOSTNAME="broker-1"))
         yield broker.wait(), client

@@ -61,6 +61,23 @@ def test_page(busy: Broker, tab: Opened, look: str) -> None:
     clean(page)
 
 
+def test_checker_finds_what_is_wrong(busy: Broker, tab: Opened) -> None:
+    """A picture without a text, and text that is hardly seen: each is told with its rule."""
+    page = tab(busy)
+    page.page.evaluate("document.querySelector('main').append(new Image(1, 1))")
+    with pytest.raises(AssertionError, match="image-alt"):
+        clean(page)
+    page.page.evaluate("""() => {
+      const faint = document.createElement("p");
+      faint.textContent = "faint";
+      faint.style.color = "rgb(100, 100, 100)";
+      faint.style.background = "rgb(120, 120, 120)";
+      document.querySelector("main").append(faint);
+    }""")
+    with pytest.raises(AssertionError, match="color-contrast"):
+        clean(page, "color-contrast")
+
+
 def test_dialogs(busy: Broker, tab: Opened) -> None:
     """Dialogs of a host, a GPU, a lease, a waiter, an event; policy, key, help; light, dark."""
     page = tab(busy, reduced_motion="reduce")

@@ -66,8 +66,8 @@ def readable(page: Tab) -> None:
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_list_is_readable(page: Tab) -> None:
-    """Every row of the GPUs, and what is seen of the other lists."""
+def list_is_readable(page: Tab) -> None:
+    """Check every row of the GPUs, and what is seen of the other lists."""
     seen = set()
     box = page.page.locator("#devices .list")
     for _ in range(40):
@@ -84,9 +84,8 @@ def test_list_is_readable(page: Tab) -> None:
     clean_in_both_schemes(page)
 
 
-def test_tiles_are_readable(page: Tab) -> None:
-    """Every GPU has one; the agents' colours have a legend."""
-    page.page.keyboard.press("v")
+def tiles_are_readable(page: Tab) -> None:
+    """Check that every GPU has one; the agents' colours have a legend."""
     tiles = page.page.locator("#devices .tile")
     expect(tiles).to_have_count(sum(len(models) for models in HOSTS.values()))
     legend = page.page.get_by_role("list", name="Colours of the agents")
@@ -97,16 +96,23 @@ def test_tiles_are_readable(page: Tab) -> None:
     clean_in_both_schemes(page)
 
 
-def test_safe_mode_is_seen(pool: tuple[Broker, LeaseClient], tab: Opened) -> None:
-    """The figure that says how much is free says that nothing is given."""
-    broker, client = pool
-    client.set_policy(safe_mode=True)
-    try:
+def test_list_and_tiles_are_readable(page: Tab) -> None:
+    """Every GPU, as a row and then as a tile, in one tab: opening it takes longer than a look."""
+    list_is_readable(page)
+    page.page.keyboard.press("v")
+    tiles_are_readable(page)
+
+
+def test_safe_mode_is_seen(tab: Opened) -> None:
+    """The figure that says how much is free says that nothing is given.
+
+    In a pool of its own: SAFE_MODE ends all waiting, and what is reserved.
+    """
+    with scenery(reserved=False) as (broker, client):
+        client.set_policy(safe_mode=True)
         page = tab(broker)
         for width in WIDTHS:
             page.page.set_viewport_size({"width": width, "height": 900})
             expect(page.page.locator("#summary")).to_contain_text("none: SAFE_MODE is on")
             readable(page)
         clean(page)
-    finally:
-        client.set_policy(safe_mode=False)
