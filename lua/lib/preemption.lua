@@ -144,15 +144,15 @@ end
 function preemption.give_way(w, d, granted_us)
   local pending = false
   for token in string.gmatch(w.preempts, '[^,]+') do
-    local state, of, at_ms, agent, owner, team, devices, fence, granted_at_ms, enqueued_ms = unpack(
-      call('HMGET', prefix .. 'record:' .. token, 'state', 'preempt_for', 'preempt_at_ms', 'agent',
-      'owner', 'team', 'devices', 'fence', 'granted_at_ms', 'enqueued_ms'))
+    local state, of, at_ms, agent, owner, team, devices, fence, granted_at_ms, enqueued_ms =
+      unpack(call('HMGET', prefix .. 'record:' .. token, 'state', 'preempt_for', 'preempt_at_ms',
+      'agent', 'owner', 'team', 'devices', 'fence', 'granted_at_ms', 'enqueued_ms'))
     if state == 'active' and of == w.token and fence + 0 < granted_us
       and find(devices, d.uuid .. '=', 1, true) then
       if at_ms + 0 <= ctx.now then
         broker.end_lease({ token = token, agent = agent, owner = owner, team = team,
           devices = devices, fence = fence, granted_at_ms = granted_at_ms,
-          enqueued_ms = enqueued_ms }, 'preempted')
+          enqueued_ms = enqueued_ms, ended_at_ms = at_ms + 0 }, 'preempted')
       else
         pending = true
       end

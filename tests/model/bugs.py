@@ -13,6 +13,7 @@ from tests.model.report_bugs import REPORT_BUGS
 from tests.model.reservation_bugs import RESERVATION_BUGS
 from tests.model.rollback_bugs import ROLLBACK_BUGS
 from tests.model.team_bugs import TEAM_BUGS
+from tests.model.usage_bugs import USAGE_BUGS
 
 GENERAL_BUGS = (
     Bug(
@@ -293,4 +294,5 @@ GENERAL_BUGS = (
 BUGS = (
     *GENERAL_BUGS, *RENEWAL_BUGS, *REPORT_BUGS, *RESERVATION_BUGS, *ROLLBACK_BUGS, *KEPT_BUGS,
     *TEAM_BUGS,
+    *USAGE_BUGS,
 )  # fmt: skip

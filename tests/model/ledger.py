@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from tests.model.entries import (
     BACK_AT_ONCE,
@@ -31,6 +31,15 @@ from tests.model.parties import Parties
 
 if TYPE_CHECKING:
     from tests.model.queue import Queue
+
+
+class Use(NamedTuple):
+    """Use of what has ended, of one agent of one team."""
+
+    leases: int = 0
+    held_ms: int = 0
+    mb_ms: int = 0
+    gpu_ms: float = 0.0
 
 
 class Chooser(Protocol):
@@ -99,6 +108,7 @@ class Ledger(Parties):
     drains: set[str] = field(default_factory=set)
     sweep_ms: int = 0
     forgotten_ms: int = 0
+    usage: dict[tuple[str, str], Use] = field(default_factory=dict)
     done: dict[str, tuple[str, int]] = field(default_factory=dict)
     evicted: dict[str, int] = field(default_factory=dict)
     offers_made: int = 0
@@ -114,7 +124,7 @@ class Ledger(Parties):
         other.entries = {name: copy(e) for name, e in self.entries.items()}
         other.drained_hosts, other.done = set(self.drained_hosts), dict(self.done)
         other.drains, other.evicted = set(self.drains), dict(self.evicted)
-        other.teams, other.use = dict(self.teams), dict(self.use)
+        other.teams, other.use, other.usage = dict(self.teams), dict(self.use), dict(self.usage)
         other.reports = {name: copy(host) for name, host in self.reports.items()}
         return other
 
@@ -230,8 +240,29 @@ class Ledger(Parties):
             )
         return found
 
-    def end(self, e: Entry, outcome: str) -> None:
-        """End a lease without its holder's word: on real devices its memory is withheld."""
+    def count(self, e: Entry, ended_ms: int) -> None:
+        """Count the use of a lease whose right ended then."""
+        held_ms = max(0, min(ended_ms, self.now) - e.granted_ms)
+        who = e.ask.team, e.ask.agent
+        was = self.usage.get(who, Use())
+        mb_ms = sum(mb for _, mb in e.held) * held_ms
+        gpu_ms = sum(self.part(e, uuid, mb) for uuid, mb in e.held) * held_ms
+        self.usage[who] = Use(
+            was.leases + 1, was.held_ms + held_ms, was.mb_ms + mb_ms, was.gpu_ms + gpu_ms
+        )
+
+    def part(self, e: Entry, uuid: str, mb: int) -> float:
+        """Return the part of a device that a lease has."""
+        d = self.devices[uuid]
+        most_mb = d.total_mb - d.system_mb
+        return 1.0 if e.whole or mb >= most_mb else mb / most_mb
+
+    def end(self, e: Entry, outcome: str, ended_ms: int | None = None) -> None:
+        """End a lease without its holder's word: on real devices its memory is withheld.
+
+        `ended_ms`: when its right ended; None: now.
+        """
+        self.count(e, self.now if ended_ms is None else ended_ms)
         self.progress(e)
         if outcome == "preempted":
             self.evicted[e.token] = e.evictions + 1
@@ -346,7 +377,7 @@ class Ledger(Parties):
             return max(1, len(mine))
         e = self.entries[member]
         if e.state == "active":
-            self.end(e, self.ends_as(e) or "expired")
+            self.end(e, self.ends_as(e) or "expired", e.expires_at_ms)
         elif e.state == "cooling":
             self.cool(e)
         else:

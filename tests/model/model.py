@@ -312,6 +312,8 @@ class Model(Recovery):
             return ["ALREADY", e.outcome]
         if e.preempt_at_ms:  # it obeys its notice early
             self.evicted[token] = e.evictions + 1
+        if e.state == "active":
+            self.count(e, self.now)
         self.bury(e, "released" if e.state == "active" else "cancelled")
         return ["RELEASED"]
 

@@ -15,12 +15,13 @@ from tests.audit import audit
 from tests.model.entries import DONE_MS, Entry, Reply, demand
 from tests.model.liveness import Watch
 from tests.model.model import Model
+from tests.model.usage import check_usage
 
 if TYPE_CHECKING:
     from tests.pools import Pool
 
-START_US = 1_800_000_000_000_000
-"""The beginning of each run, by the frozen clock."""
+START_US = 1_800_057_560_000_000
+"""The beginning of each run, by the frozen clock: 40 s before midnight, in UTC."""
 
 RECORD = (
     "state", "agent", "devices", "fence", "expires_at_ms", "rank", "reserved", "revoked",
@@ -475,6 +476,7 @@ class Pair:
         """All that one look at the whole key space shows."""
         if self.model.exists:
             audit(self.pool.redis, self.pool.keys, self.most_mb)
+            check_usage(self.pool, self.model)
 
 
 def said(raw: list[Any]) -> Reply:

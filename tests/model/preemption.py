@@ -134,7 +134,7 @@ class Preemption(Reservations):
                 and uuid in dict(v.held) and v.fence < fence]  # fmt: skip
         for v in mine:
             if v.preempt_at_ms <= self.now:
-                self.end(v, "preempted")
+                self.end(v, "preempted", v.preempt_at_ms)
         return any(v.preempt_at_ms > self.now for v in mine)
 
     def must_notice(self, e: Entry) -> bool:
