@@ -143,7 +143,7 @@ class Reporter:
         self._settings = settings
         self._host = settings.sdk.hostname
         self._system = Programs()
-        self._reckoner = ReportBuilder(self._system)
+        self._reckoner = ReportBuilder(self._system, settings.report_s)
         self._ending = ProcessKiller(self._system, may_kill=settings.may_kill)
         wait_s = min(WAIT_S, settings.report_s)
         self._looker = Sampler(source, self._system, settings.processes, wait_s)
@@ -278,6 +278,7 @@ class Reporter:
         for start in range(0, max(1, len(reports)), BATCH):
             await self._send_all(reports[start : start + BATCH], looked.sampled_ms, holders.rows)
         self._looker.told()
+        self._reckoner.told()
         self._ending.told(acts)
         await self._act(reckoning, looked, pool)
         if await self._release.after_report(reckoning.reports, holders, self._pool_now_ms()):
@@ -343,7 +344,7 @@ class Reporter:
                 await self._client.revoke(each.token, force=False, why=each.why)
         for condemned in reckoning.end:
             self._ending.end(condemned)
-        if self._ending.untold():
+        if self._ending.untold() or self._reckoner.hurries:
             self._hurry.set()
         if not looked.unseen:
             self._ending.forget({(c.program.pid, c.program.start) for c in reckoning.end})

@@ -21,7 +21,7 @@ def unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
     device = seen.devices.get(uuid)
     if device is None or device.processes is None or device.unseen:
         return False
-    if unexplained(device) or _busy_by_none(device):
+    if unexplained(device) or busy_by_none(device):
         return False
     unknown = lease.token in seen.shares[uuid].unattributed | seen.shares[uuid].unseen
     return not any(
@@ -32,21 +32,24 @@ def unused(seen: AttributedSample, lease: LeaseStatus, uuid: str) -> bool:
     )
 
 
-def _busy_by_none(device: DeviceSample) -> bool:
+def busy_by_none(device: DeviceSample) -> bool:
     """Tell whether a device is busy, while by the driver's word none of its processes computes."""
     told = [process.busy_pct for process in device.processes or ()]
     return bool(device.utilization_gpu_pct and told and not any(told) and None not in told)
 
 
-def _works(device: DeviceSample, process: GpuProcess) -> bool:
-    """Return whether a process computes.
+def told_apart(device: DeviceSample) -> bool:
+    """Tell whether the driver's word on the work of each process can be relied on.
 
-    On a busy GPU without a computing process the driver's word on processes may be wrong, and under
-    MPS it may count the work of all clients as the server's.
+    On a busy GPU without a computing process it may be wrong, and under MPS it may count the work
+    of all clients as the server's.
     """
+    return not device.mps and any(each.busy_pct for each in device.processes or ())
+
+
+def _works(device: DeviceSample, process: GpuProcess) -> bool:
+    """Return whether a process computes, or may."""
     if process.busy_pct:
         return True
-    told = [each.busy_pct for each in device.processes or ()]
-    told_apart = any(told) and not device.mps
-    busy = process.busy_pct if told_apart else device.utilization_gpu_pct
+    busy = process.busy_pct if told_apart(device) else device.utilization_gpu_pct
     return busy is None or busy > 0

@@ -21,6 +21,7 @@ from broker.attribution.findings import (
     notices,
 )
 from broker.attribution.health import Health
+from broker.attribution.lease_use import LeaseUse
 from broker.attribution.ownership import Matcher
 from broker.attribution.terms import FORBIDDEN, idle_unleased_mb, on_terms
 from broker.attribution.visibility import visible
@@ -50,6 +51,9 @@ COOLING: Final = 4_000
 FINDER_MS: Final = 20_000
 """Silence of the reporter that names a host's findings, after which another one takes over."""
 
+GAP_LOOKS: Final = 3
+"""Looks that may be missed before nothing is known of the time between."""
+
 LINES: Final = ("name", "reason", "unseen", "one_lease", "nvml_error", "quarantine")
 
 ROW: Final = tuple(field.name for field in fields(ProcessStatus))
@@ -59,7 +63,9 @@ ROW_OF: Final = attrgetter(*ROW)
 RARE: Final = "graphics_only"
 """Field of a process that is told only where it says something."""
 
-SILENT: Final = frozenset({"uuid", "processes", "xids", "state", "reason", "compute_mode"})
+SILENT: Final = frozenset(
+    {"uuid", "processes", "xids", "state", "reason", "compute_mode", "energy_mj"}
+)
 """Fields of a sample that the report states in another form."""
 
 TOLD: Final = tuple(each.name for each in fields(DeviceSample) if each.name not in SILENT)
@@ -82,19 +88,33 @@ class HostReport:
 
 
 class ReportBuilder:
-    """Builder of one report after the other."""
+    """Builder of one report after the other.
 
-    def __init__(self, system: Programs) -> None:
+    Args:
+        report_s: seconds between two looks, if none is late.
+    """
+
+    def __init__(self, system: Programs, report_s: float = 5.0) -> None:
         self._me = uuid4().hex[:8]
         self._matcher = Matcher(system)
         self._findings = Findings()
         self._health = Health()
+        self._use = LeaseUse(round(GAP_LOOKS * report_s * 1000))
         self._absent = frozenset[int]()
 
     @property
     def perhaps_over(self) -> frozenset[str]:
         """Tokens whose end is to be asked for."""
         return self._matcher.remembered
+
+    @property
+    def hurries(self) -> bool:
+        """True while more is to be told, and soon."""
+        return self._use.hurries
+
+    def told(self) -> None:
+        """Note that the pool has the last report."""
+        self._use.told()
 
     def reckon(self, look: HostSample, holders: Holders, pool: PoolStatus) -> HostReport:
         """Return the report of a look, with the leases and processes to end."""
@@ -156,10 +176,13 @@ class ReportBuilder:
             if gone and uuid in reports:
                 reports[uuid]["gone"] = ",".join(gone[:MOST_GONE])
         if self._another_finds(holders, look.sampled_ms):
+            self._use.rest()
             return HostReport({uuid: _without_findings(said) for uuid, said in reports.items()})
         for said in reports.values():
             if said["processes"]:
                 said |= {"finder": self._me, "finder_ms": str(look.sampled_ms)}
+        for uuid, text in self._use.look(seen, pool.epoch).items():
+            reports[uuid]["use"] = text
         standing = self._findings.standing
         self._tell(reports, standing, holders, pool)
         if look.sampled_ms < pool.closed_until_ms + HEARING_MS:

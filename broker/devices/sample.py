@@ -77,6 +77,7 @@ class DeviceSample:
         runtime_id: its name for the runtime beside the UUID; empty: none that is certain.
         unified: the GPU has no memory of its own, and uses the machine's.
         mps: whether CUDA's Multi-Process Service runs on it; None: unknown.
+        energy_mj: energy drawn since the driver was loaded, mJ; None: no counter tells.
         ecc_uncorrected: memory errors since the driver was loaded that ECC could not correct.
         rows_pending: memory rows wait for a reset to be remapped.
         rows_failed: memory rows cannot be remapped.
@@ -104,6 +105,7 @@ class DeviceSample:
     nvml_gpu_util_pct: float | None = None
     nvml_mem_util_pct: float | None = None
     nvml_error: str | None = None
+    energy_mj: int | None = None
     power_limit_w: float | None = None
     clock_sm_mhz: float | None = None
     clock_memory_mhz: float | None = None

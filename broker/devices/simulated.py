@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from agent_sdk.state.telemetry import MAX_MB
 from broker.devices.sample import MAX_DEVICES, DeviceSample, Sample, label_of
+
+IDLE_W: Final = 60.0
+"""Power that a simulated device draws: as a real one does while nothing computes on it."""
 
 _FORM = "sim:COUNTxMIB[,COUNTxMIB...], for example sim:4x24576 or sim:2x24576,2x81920"
 _GROUP = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
@@ -50,6 +54,7 @@ class SimulatedSource:
                 simulated=True,
                 utilization_gpu_pct=0.0,
                 memory_utilization_pct=0.0,
+                power_draw_w=IDLE_W,
             )
             for index, total_mb in enumerate(totals_mb)
         )

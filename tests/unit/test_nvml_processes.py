@@ -17,6 +17,7 @@ WELL = {
     "state": "ok",
     "nvml_error": None,
     "power_limit_w": 700.0,
+    "energy_mj": 7_000_000,
     "clock_sm_mhz": 1980.0,
     "clock_memory_mhz": 2619.0,
     "ecc_uncorrected": 0,
@@ -46,6 +47,16 @@ def test_health_is_told_of_each_gpu_alone(machine):
     assert [row["recovery_action"] for row in rows] == [0, 0, 0, 0, 0, 2, 0, 0]
 
 
+def test_energy_is_told_of_each_gpu_alone(machine):
+    """The counter of a whole GPU, however large; all ones is no number, and a part has none."""
+    host = machine(f"energy=1/{2**45}", "mig=2/1000+1000")
+    rows = host.sample()["devices"]
+    assert [row["energy_mj"] for row in rows[:2]] == [7_000_000, 2**45]
+    assert {row["energy_mj"] for row in rows if row["parent"]} == {None}
+    host.say("utilization=max")
+    assert host.row(0)["energy_mj"] is None
+
+
 @pytest.mark.parametrize(
     ("function", "fields"),
     [
@@ -54,6 +65,7 @@ def test_health_is_told_of_each_gpu_alone(machine):
         ("nvmlDeviceGetFieldValues", ["recovery_action"]),
         ("nvmlDeviceGetClockInfo", ["clock_sm_mhz", "clock_memory_mhz"]),
         ("nvmlDeviceGetEnforcedPowerLimit", ["power_limit_w"]),
+        ("nvmlDeviceGetTotalEnergyConsumption", ["energy_mj"]),
         ("nvmlDeviceGetMPSComputeRunningProcesses_v3", ["mps"]),
         ("nvmlDeviceGetComputeRunningProcesses_v3", ["processes"]),
     ],
@@ -71,7 +83,8 @@ def test_old_driver_has_processes_and_no_recovery_action(machine):
     """Without the calls that came later the older ones are made; what only they tell is None."""
     row = machine("process=0/41/100", driver="old").row(0)
     assert listed(row) == [(41, 100)]
-    assert row == row | WELL | {"recovery_action": None, "processes": row["processes"]}
+    none = dict.fromkeys(("recovery_action", "energy_mj"))
+    assert row == row | WELL | none | {"processes": row["processes"]}
 
 
 def test_v3_missing_asks_the_older_call(machine):

@@ -80,13 +80,13 @@ def _row(index: int, uuid: str, gpu: Handle, memory: MemoryTold) -> DeviceSample
         utilization_gpu_pct=busy_pct,
         temperature_c=_temperature(gpu),
         power_draw_w=_watts(gpu.ask("nvmlDeviceGetPowerUsage")),
+        energy_mj=_whole(gpu.ask("nvmlDeviceGetTotalEnergyConsumption")),
         nvml_gpu_util_pct=busy_pct,
         compute_mode=_COMPUTE_MODES.get(gpu.ask("nvmlDeviceGetComputeMode"), ""),
     )
 
 
 def _read_health(gpu: Handle, device: DeviceSample) -> DeviceSample:
-    ecc = number(gpu.ask("nvmlDeviceGetTotalEccErrors", _UNCORRECTED, _VOLATILE), 0, 1e15)
     rows = gpu.ask("nvmlDeviceGetRemappedRows")
     pending, failed = rows[2:4] if isinstance(rows, tuple) else (None, None)
     return replace(
@@ -94,7 +94,9 @@ def _read_health(gpu: Handle, device: DeviceSample) -> DeviceSample:
         power_limit_w=_watts(gpu.ask("nvmlDeviceGetEnforcedPowerLimit")),
         clock_sm_mhz=number(gpu.ask("nvmlDeviceGetClockInfo", _CLOCK_SM), 0, 1e5),
         clock_memory_mhz=number(gpu.ask("nvmlDeviceGetClockInfo", _CLOCK_MEMORY), 0, 1e5),
-        ecc_uncorrected=None if ecc is None else int(ecc),
+        ecc_uncorrected=_whole(
+            gpu.ask("nvmlDeviceGetTotalEccErrors", _UNCORRECTED, _VOLATILE), 1e15
+        ),
         rows_pending=None if pending is None else bool(pending),
         rows_failed=None if failed is None else bool(failed),
         recovery_action=_recovery_action(gpu),
@@ -112,6 +114,11 @@ def _temperature(gpu: Handle) -> float | None:
 def _watts(milliwatts: object) -> float | None:
     told = number(milliwatts, 0, 1e7)
     return None if told is None else told / 1000
+
+
+def _whole(told: object, most: float = 1e18) -> int | None:
+    found = number(told, 0, most)
+    return None if found is None else int(found)
 
 
 def _recovery_action(gpu: Handle) -> int | None:

@@ -30,6 +30,7 @@
  *   version=TEXT     the driver's version
  *   computemode=I/N  GPU I's compute mode: 0 default, 2 prohibited, 3 exclusive to a process
  *   percent=I/N      GPU I's utilisation; allocated=I/MIB: its memory in use; total=I/MIB: all of it
+ *   energy=I/MJ      what GPU I has drawn since the driver was loaded
  *   persistence=I/N  GPU I's persistence mode: 0 off; on is what is not told
  *   slow=MS          each call but the wait for events takes so long
  *   r535=1           the newest process calls fill larger entries, as drivers 535.43 to 535.86 did;
@@ -306,6 +307,14 @@ int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *out) {
     *out = 700000;
     return OK;
 }
+#ifndef OLD_DRIVER
+int nvmlDeviceGetTotalEnergyConsumption(void *handle, u64 *out) {
+    GPU_CALL(handle);
+    const char *v = told("energy", gpu);
+    *out = said("utilization") ? ~0ull : v ? strtoull(v, NULL, 10) : 7000000;
+    return OK;
+}
+#endif
 int nvmlDeviceGetClockInfo(void *handle, unsigned clock, unsigned *out) {
     GPU_CALL(handle);
     *out = clock == 1 ? 1980 : 2619;
