@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.teams import TeamPolicy, TeamStatus
+    from agent_sdk.usage.totals import UsageTotals
 else:
     attach, bulk_revoke, operator, report, holders, limits, snapshot, queue, lists = later(
         "attach",
@@ -267,6 +268,13 @@ class Verbs(PoolClient[R]):
         from agent_sdk.state import caps  # noqa: PLC0415 - as above
 
         return caps.read(self.keys)
+
+    @Verb
+    def usage_totals(self, teams: Sequence[str]) -> Steps[UsageTotals]:
+        """Return what the finished leases of these teams had, since the pool began."""
+        from agent_sdk.usage import totals  # noqa: PLC0415 - as above
+
+        return totals.read(self.keys, teams)
 
     @Verb
     def extend_hold(

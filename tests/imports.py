@@ -29,7 +29,7 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk.teams"},
     {"agent_sdk.protocol"},
     {f"agent_sdk.{x}" for x in ("engines", "http_request", "scripts", "state")},
-    {"agent_sdk.attach", "agent_sdk.bulk_revoke", "agent_sdk.renewal", "agent_sdk.store"},
+    {f"agent_sdk.{x}" for x in ("attach", "bulk_revoke", "renewal", "store", "usage")},
     {"agent_sdk.leases", "agent_sdk.settings"},
     {"agent_sdk.request"},
     {"agent_sdk.orchestrator", "agent_sdk.pool_client"},

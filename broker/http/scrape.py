@@ -64,6 +64,7 @@ async def _reading(broker: Broker) -> PoolReading:
     shown = [each.uuid for each in devices[:most]]
     found = sorted(await client.devices_of(shown), key=lambda d: (d.host, d.index, d.uuid))
     left_out = {"devices": max(0, len(devices) - most), "hosts": max(0, len(hosts) - most)}
+    teams = await _teams(broker, pool)
     return PoolReading(
         pool,
         found,
@@ -72,7 +73,8 @@ async def _reading(broker: Broker) -> PoolReading:
         Counter(each.state for each in devices),
         left_out,
         await _hooks(broker),
-        await _teams(broker, pool),
+        teams,
+        await client.usage_totals(sorted({DEFAULT_TEAM, *(team.name for team in teams)})),
     )
 
 

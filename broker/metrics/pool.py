@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 from agent_sdk.state.lists import shown_state
+from agent_sdk.usage.totals import UsageTotals
 from broker.hooks.registry import HooksSeen
 from broker.metrics.health import DEVICE, MIB, findings_family, health_families
 from broker.metrics.hooks import hook_families
 from broker.metrics.teams import team_families
+from broker.metrics.usage import usage_families
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -50,6 +52,7 @@ class PoolReading:
         left_out: kind -> how many have no series of their own.
         hooks: the webhooks.
         teams: those with a policy, and the default one; none, where no team has a policy.
+        usage: totals of use, of those with a policy and the default one.
     """
 
     pool: PoolStatus
@@ -60,6 +63,7 @@ class PoolReading:
     left_out: Mapping[str, int] = field(default_factory=dict)
     hooks: HooksSeen = field(default_factory=HooksSeen)
     teams: Sequence[TeamStatus] = ()
+    usage: UsageTotals = field(default_factory=UsageTotals)
 
 
 def pool_families(seen: PoolReading) -> Iterator[Metric]:
@@ -73,6 +77,7 @@ def pool_families(seen: PoolReading) -> Iterator[Metric]:
     yield from _hosts(pool, seen.hosts)
     yield from hook_families(seen.hooks)
     yield from team_families(pool, seen.teams)
+    yield from usage_families(seen.usage)
 
 
 def device_families(devices: Sequence[DeviceStatus], counted: Container[str]) -> Iterator[Metric]:

@@ -117,6 +117,25 @@ def test_replicas_export_the_same_of_the_pool(own: Server, broker: Broker) -> No
         assert a != b
 
 
+def test_use_counts_when_a_lease_ends() -> None:
+    """The default team has series without any policy; no team that a client makes up has."""
+    leases = 'gpu_broker_usage_leases_total{team="default"}'
+    with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:
+        broker.wait()
+        lease = broker.granted(min_memory_mb=500)
+        broker.release(broker.granted(min_memory_mb=100, team="made-up")["token"])
+        time.sleep(1)
+        assert samples(broker)[leases] == 0
+        broker.release(lease["token"])
+        eventually(lambda: samples(broker)[leases] == 1, 30, every_s=0.5)
+        found = samples(broker)
+    gpu_s = sum(n for name, n in found.items() if "gpu_broker_usage_gpu_seconds_total" in name)
+    byte_s = found['gpu_broker_usage_memory_byte_seconds_total{team="default"}']
+    assert 0.5 < gpu_s < 5
+    assert byte_s / gpu_s == pytest.approx(1000 * 1024 * 1024, rel=0.01)
+    assert not any("made-up" in name for name in found)
+
+
 def test_redis_that_is_away_is_told(own: Server) -> None:
     """redis_up 0, and /metrics answers all the same, without the pool's figures."""
     with running() as server, Broker(**GRANTING, REDIS_URL=server.url) as broker:

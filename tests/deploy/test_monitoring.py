@@ -22,6 +22,8 @@ KNOWN = set(re.findall(r"`(gpu_(?:broker|orchestrator)_\w+)`", METRICS))
 
 RULES = (DEPLOY / "prometheus" / "rules.yml").read_text()
 
+TESTS = sorted(path.name for path in (DEPLOY / "prometheus").glob("*.test.yml"))
+
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "gpu-broker.json").read_text())
 
 needs_promtool = pytest.mark.skipif(
@@ -35,10 +37,78 @@ def named(expression: str) -> set[str]:
     return {re.sub("_(bucket|sum|count)$", "", name) for name in names}
 
 
+MIB = 1024 * 1024
+
+QUERIES = [
+    query for block in re.findall(r"```promql\n(.*?)```", METRICS, re.DOTALL)
+    for query in re.split(r"\n\n", block.strip())
+]  # fmt: skip
+
+SERIES = {
+    'gpu_broker_usage_gpu_seconds_total{team="nlp",use="busy",instance="a"}': "0+900x1000",
+    'gpu_broker_usage_gpu_seconds_total{team="nlp",use="busy",instance="b"}': "0+900x1000",
+    'gpu_broker_usage_gpu_seconds_total{team="nlp",use="idle",instance="a"}': "0+300x1000",
+    'gpu_broker_usage_gpu_seconds_total{team="nlp",use="unknown",instance="a"}': "0+600x1000",
+    'gpu_broker_usage_energy_joules_total{team="nlp",instance="a"}': "0+3600000x1000",
+    'gpu_broker_lease_peak_ratio_bucket{le="0.5",instance="a"}': "0+1x1000",
+    'gpu_broker_lease_peak_ratio_bucket{le="+Inf",instance="a"}': "0+4x1000",
+    **{
+        f'{name}{{host="h1",gpu="{gpu}",uuid="GPU-{gpu}",instance="{replica}"{more}}}': f"{n}x1000"
+        for replica in "ab" for gpu in "01"
+        for name, n, more in (
+            ("gpu_broker_device_info", 1, ',name="H100"'),
+            ("gpu_broker_device_leases", 1 - int(gpu), ""),
+            ("gpu_broker_device_memory_leased_bytes", 30 * MIB * (1 - int(gpu)), ""),
+        )
+    },
+    **{
+        f'{name}{{gpu="{gpu}",UUID="GPU-{gpu}",device="nvidia{gpu}",Hostname="h1"}}': f"{n}x1000"
+        for gpu in "01"
+        for name, n in (
+            ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 0.5), ("DCGM_FI_DEV_POWER_USAGE", 70),
+            ("DCGM_FI_DEV_FB_USED", 10),
+        )
+    },
+}  # fmt: skip
+"""Samples of two brokers and of NVIDIA's exporter, an hour between two."""
+
+ANSWERS = [
+    [('{team="nlp"}', 1800 * 168 / 3600)],
+    [('{team="nlp"}', 0.25)],
+    [("{}", 0.25)],
+    [('{team="nlp"}', 168.0)],
+    [('{gpu="0",uuid="GPU-0",UUID="GPU-0",device="nvidia0",Hostname="h1",host="h1",name="H100"}',
+      0.5)],
+    [('{uuid="GPU-0"}', 20.0 * MIB)],
+    [("{}", 70.0)],
+]  # fmt: skip
+"""Answers there to the queries of the page, in their order."""
+
+
+@needs_promtool
+def test_queries_of_the_page_find_what_they_say(tmp_path: Path) -> None:
+    """Also those that join with series of NVIDIA's exporter."""
+    file = tmp_path / "queries.test.yml"
+    asked = [
+        {
+            "expr": query, "eval_time": "500h",
+            "exp_samples": [{"labels": labels, "value": value} for labels, value in answer],
+        }
+        for query, answer in zip(QUERIES, ANSWERS, strict=True)
+    ]  # fmt: skip
+    series = [{"series": name, "values": values} for name, values in SERIES.items()]
+    test = {"interval": "1h", "input_series": series, "promql_expr_test": asked}
+    file.write_text(json.dumps({"evaluation_interval": "1h", "tests": [test]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @needs_promtool
 def test_rules_are_well_formed_and_their_tests_pass() -> None:
     """Each alert fires when it should, and not before."""
-    for command in (["check", "rules", "rules.yml"], ["test", "rules", "rules.test.yml"]):
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", *TESTS]):
         done = subprocess.run(
             ["promtool", *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True,
             check=False,
@@ -53,7 +123,7 @@ def test_rules_name_metrics_that_exist_and_have_tests() -> None:
     for expression in expressions:
         assert named(expression) <= KNOWN
         assert named(expression) or "up{" in expression
-    tests = (DEPLOY / "prometheus" / "rules.test.yml").read_text()
+    tests = "".join((DEPLOY / "prometheus" / name).read_text() for name in TESTS)
     for alert in re.findall(r"alert: (\w+)", RULES):
         assert f"alertname: {alert}" in tests
 

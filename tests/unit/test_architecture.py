@@ -28,7 +28,7 @@ OWNERS = {
     "pynvml": {"broker/devices/nvml/source.py"},
     "prometheus_client": {
         f"broker/metrics/{name}.py"
-        for name in ("__init__", "documented", "flow", "health", "hooks", "pool", "teams")
+        for name in ("__init__", "documented", "flow", "health", "hooks", "pool", "teams", "usage")
     },
     "pydantic_settings": {"broker/settings.py"},
     "sse_starlette": {"broker/http/streams.py"},

@@ -15,6 +15,7 @@ from agent_sdk.keys import Keys
 from agent_sdk.protocol.messages import Answer, Call
 from agent_sdk.state import events, explain, pool_state, queue, snapshot
 from agent_sdk.state.holders import read_holders
+from agent_sdk.usage import totals
 from tests.unit.calls import FRAME, REQUEST
 from tests.unit.replies import NESTED, QUIET
 
@@ -50,6 +51,7 @@ READINGS: dict[str, Callable[[], Generator[Any, Answer, Any]]] = {
     "holders": lambda: read_holders(KEYS, "h1", 1000, (TOKEN,)),
     "events": lambda: events.newest(KEYS, 5),
     "tail": _tail,
+    "usage_totals": lambda: totals.read(KEYS, ("default",)),
 }
 
 RECORD = {

@@ -1,0 +1,1 @@
+"""Use of the pool in the past: plain reads of sums, never a verb."""
