@@ -50,8 +50,10 @@ format: $(READY)
 e2e: $(READY)
 	@$(BIN)/python scripts/e2e.py
 
+# AT_ONCE: so many scenarios beside each other, each in a world of its own; most of one is waiting.
+e2e-hosts: AT_ONCE ?= 2
 e2e-hosts: $(READY)
-	@$(BIN)/python -m tests.hosts $(SCENARIO)
+	@$(BIN)/python -m tests.hosts --at-once $(AT_ONCE) $(SCENARIO)
 
 faults: N ?= 1
 faults: $(READY)

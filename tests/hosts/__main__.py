@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.hosts", description=__doc__)
     parser.add_argument("scenario", nargs="*", choices=[[], *ALL], help="default: all scenarios")
     parser.add_argument("--times", type=int, default=1, help="run each so often")
+    parser.add_argument("--at-once", type=int, default=1, help="run so many beside each other")
     parser.add_argument("--inside", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.inside:
@@ -43,7 +45,9 @@ def main() -> int:
     except NotAllowed as why:
         print(f"e2e-hosts: skipped: {why}")
         return 0
-    runs = [(name, run(name)) for name in asked.scenario or STORIES for _ in range(asked.times)]
+    names = [name for name in asked.scenario or STORIES for _ in range(asked.times)]
+    with ThreadPoolExecutor(asked.at_once) as worlds:
+        runs = list(zip(names, worlds.map(run, names), strict=True))
     if asked.times > 1:
         for name in dict.fromkeys(name for name, _ in runs):
             print(summary(name, [seen for of, seen in runs if of == name]))
@@ -80,9 +84,9 @@ def told(name: str, seen: Seen, seconds: float, folder: Path) -> None:
     verdict = "skipped" if seen.skipped else "ok"
     if seen.violations:
         verdict = f"WRONG, see {folder}"
-    print(f"{name:10} {verdict}  {seconds:.0f} s  {figures}", flush=True)
-    for line in (*seen.violations, *seen.skipped):
-        print(f"    {line}")
+    lines = (f"    {line}\n" for line in (*seen.violations, *seen.skipped))
+    said = f"{name:10} {verdict}  {seconds:.0f} s  {figures}\n" + "".join(lines)
+    print(said, end="", flush=True)  # in one piece: another run may end at this moment
     if not seen.violations:
         shutil.rmtree(folder)
 
