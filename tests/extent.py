@@ -16,6 +16,7 @@ LONGER = (
     "faults/test_embedded_shared", "faults/test_lost_replies", "faults/test_preempted_failover",
     "faults/test_redis_away",
     "faults/test_serve_refused", "faults/test_store_killed", "faults/test_twins",
+    "faults/test_usage_month",
     "faults/test_waiter_killed", "hardware/", "hooks/test_delivery", "hooks/test_takeover",
     "hosts/test_scenarios", "lua/test_arguments_fuzz",
     "lua/test_queue_random", "mcp/test_http", "mcp/test_stdio", "model/test_explore",

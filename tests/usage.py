@@ -59,6 +59,8 @@ class Reckoner:
         for event in events:
             if event["event"] == "granted":
                 self.running[event["token"]] = at_ms
+            elif event["event"] == "recovered":  # a fence is the time of the grant, in µs
+                self.running[event["token"]] = int(event["fence"]) // 1000
             elif event["event"] in ENDS and event["token"] in self.running:
                 self._end(event, int(event.get("ended_at_ms", at_ms)))
 
