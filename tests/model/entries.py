@@ -108,7 +108,8 @@ class Entry:
     it back. `reserved`: devices for it, with what counts against its caps, until when that lasts,
     the newest lease before it, by when what it waits for has surely ended; then how often it was in
     vain, and when it may be tried again. `preempts`: leases that are to end for it; of such a lease
-    `preempt_at_ms`, `preempt_for`, and when it would have ended.
+    `preempt_at_ms`, `preempt_for`, and when it would have ended. `wanted`: what was last asked of a
+    lease that `yields`.
     """
 
     token: str
@@ -140,6 +141,8 @@ class Entry:
     blind: bool = False
     granted_ms: int = 0
     preemptible: bool = False
+    yields: bool = False
+    wanted: str = ""
     evictions: int = 0
     preempts: tuple[str, ...] = ()
     preempt_at_ms: int = 0

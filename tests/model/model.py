@@ -9,7 +9,7 @@ Read entries.py, ledger.py, line.py and devices.py before this.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.model.entries import (
     FOREVER_MS,
@@ -24,17 +24,20 @@ from tests.model.entries import (
     Reply,
     demand,
 )  # fmt: skip
+from tests.model.favours import Favours
 from tests.model.parties import TeamPolicy
-from tests.model.recovery import Claim, Recovery
+
+if TYPE_CHECKING:
+    from tests.model.recovery import Claim
 
 
 @dataclass(slots=True)
-class Model(Recovery):
+class Model(Favours):
     """A pool, by its verbs; each answers as the script does, without the frame."""
 
     def acquire(  # noqa: C901, PLR0911, PLR0912 - in their order
         self, token: str, ask: Ask, wait_ms: int = 0, owner: str = "", preemptible: int = 0,
-        after: str = "",
+        yields: int = 0, after: str = "",
     ) -> Reply:  # fmt: skip
         """Ask for a lease; ask again, poll, claim."""
         if refusal := self.open():
@@ -59,7 +62,7 @@ class Model(Recovery):
                 for uuid, _ in e.held
             )
             if lent and not self.shut and e.version == self.policy["policy_version"]:
-                self.goes_on(e, preemptible, after)
+                self.goes_on(e, preemptible, yields, after)
                 return self.grant(e, tuple(uuid for uuid, _ in e.held), "")
             self.accrue(ask.team)
             e.state, e.held, e.whole = "waiting", (), False
@@ -69,7 +72,7 @@ class Model(Recovery):
             memory_mb = ask.memory_mb or self.policy["default_memory_mb"]
             rank = self.now * 1000 + self.raw_us % 1000 - ask.priority * PRIORITY_US
             e = Entry(token, ask, owner, memory_mb, rank=rank, enqueued_ms=self.now,
-                      preemptible=bool(preemptible))  # fmt: skip
+                      preemptible=bool(preemptible), yields=bool(yields))  # fmt: skip
             if not self.safe and (barred := self.barred(e)):
                 return ["REFUSED", *barred]
         devices, why = self.decide(e, new=new)
@@ -78,12 +81,12 @@ class Model(Recovery):
         else:
             reply = self.grant(e, devices, "")
         if reply[0] == "GRANTED":
-            self.goes_on(e, preemptible, after)
+            self.goes_on(e, preemptible, yields, after)
         return reply
 
-    def goes_on(self, e: Entry, preemptible: int, after: str) -> None:
-        """A call that grants says whether the lease may end for others, and whose job it is."""
-        e.preemptible = e.preemptible or bool(preemptible)
+    def goes_on(self, e: Entry, preemptible: int, yields: int, after: str) -> None:
+        """A call that grants says whether others may have or ask for it, and whose job it is."""
+        e.preemptible, e.yields = e.preemptible or bool(preemptible), e.yields or bool(yields)
         e.evictions = self.evicted.get(after, 0)
 
     def only_waits(self, e: Entry, wait_ms: int) -> bool:
@@ -284,7 +287,8 @@ class Model(Recovery):
         if over := self.ends_as(e):
             self.end(e, over)
             return ["LOST", over]
-        told = f"preempt:{e.preempt_at_ms}" if e.preempt_at_ms else ""
+        told = [f"preempt:{e.preempt_at_ms}"] if e.preempt_at_ms else []
+        told += [f"wanted:{e.wanted}"] if e.wanted else []
         ttl_ms = e.ask.ttl_ms if ttl_ms is None else ttl_ms
         until_ms = self.now + (ttl_ms or FOREVER_MS)
         if e.hold_until_ms:
@@ -292,7 +296,7 @@ class Model(Recovery):
         if e.preempt_at_ms:
             until_ms = min(until_ms, e.preempt_at_ms)
         e.expires_at_ms = e.due_ms = max(until_ms, e.expires_at_ms)
-        return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), told]
+        return ["RENEWED", e.expires_at_ms, max(0, e.expires_at_ms - self.now), ",".join(told)]
 
     def release(self, token: str, plant: int = 1, owner: str = "") -> Reply:
         """Give it back, or leave the queue; S6: an unknown token is refused from now on."""

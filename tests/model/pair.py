@@ -26,7 +26,7 @@ START_US = 1_800_057_560_000_000
 RECORD = (
     "state", "agent", "devices", "fence", "expires_at_ms", "rank", "reserved", "revoked",
     "hold_until_ms", "owner", "reservation_mb", "reservation_until_ms", "capped", "team",
-    "preempts", "preempt_at_ms", "preempt_for", "preemptible", "evictions",
+    "preempts", "preempt_at_ms", "preempt_for", "preemptible", "evictions", "yields", "wanted",
 )  # fmt: skip
 DEVICE = (
     "host", "model", "state", "drained", "total_mb", "system_mb", "leased_mb", "withheld_mb",
@@ -86,11 +86,13 @@ class Row(NamedTuple):
     preempted: tuple[int, str]
     preemptible: bool
     evictions: int
+    yields: bool
+    wanted: str
 
     @classmethod
     def read(cls, token: str, row: list[str | None], listed: int) -> Row:
         state, agent, devices, fence, expires, rank, kept, revoked, hold, owner, *rest = row
-        mb, until, capped, team, preempts, at_ms, whom, preemptible, evictions = rest
+        mb, until, capped, team, preempts, at_ms, whom, preemptible, evictions, *rest = rest
         demand((capped is not None) == (listed == 1), f"S2: {token} is not capped by {capped}")
         held, keeps = devices_of(devices or ""), sorted(filter(None, (kept or "").split(",")))
         return cls(
@@ -98,7 +100,7 @@ class Row(NamedTuple):
             tuple(keeps), revoked is not None, int(hold or 0), owner or "",
             (int(mb or 0), int(until or 0)), capped or "", team or "default",
             tuple(filter(None, (preempts or "").split(","))), (int(at_ms or 0), whom or ""),
-            preemptible == "1", int(evictions or 0),
+            preemptible == "1", int(evictions or 0), rest[0] == "1", rest[1] or "",
         )  # fmt: skip
 
 
@@ -420,8 +422,9 @@ class Pair:
             row.state, row.agent, row.team, row.held, row.revoked, row.hold_until_ms, row.owner
         ]  # fmt: skip
         if e.state in {"active", "cooling"}:
-            mine += [e.fence, e.expires_at_ms, e.preemptible, e.evictions]
+            mine += [e.fence, e.expires_at_ms, e.preemptible, e.evictions, e.yields, e.wanted]
             theirs += [row.fence, row.expires_at_ms, row.preemptible, row.evictions]
+            theirs += [row.yields, row.wanted]
             mine += [(e.preempt_at_ms, e.preempt_for)]
             theirs += [row.preempted]
         elif e.state == "waiting":

@@ -14,7 +14,8 @@ from redis.retry import Retry
 
 from agent_sdk.keys import Keys
 from tests.model.pair import Pair
-from tests.model.walk import SHAPES, Walk
+from tests.model.walk import Walk
+from tests.model.walks.scenery import SHAPES
 from tests.model.world import Life
 from tests.pools import OWN, SCRIPTS, Pool
 from tests.servers import running

@@ -87,6 +87,24 @@ TEAM_BUGS = (
         "",
     ),
     _bug(
+        "a shorter time ends a lease sooner than its holder knows",
+        "until_ms = math.max(until_ms, expires_at_ms + 0)",
+        "",
+        often="favour",
+    ),
+    _bug(
+        "a holder moves its time beyond its team's",
+        "if of.max_hold_ms > 0 and by == '' then",
+        "if false then",
+        often="favour",
+    ),
+    _bug(
+        "a wish is told to a holder that does not yield",
+        "if yields ~= '1' then return reply('DECLINED') end",
+        "",
+        often="favour",
+    ),
+    _bug(
         "a limit of priority is not looked at",
         "if q.priority > of.max_priority then",
         "if false then",

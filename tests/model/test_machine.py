@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.model.walk import AGENTS, ORDINARY
+from tests.model.walks.scenery import AGENTS, ORDINARY
 
 if TYPE_CHECKING:
     from tests.model.run import World

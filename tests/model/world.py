@@ -137,6 +137,7 @@ class Life:
         owner: str = "",
         *,
         preemptible: int = 0,
+        yields: int = 0,
         after: int = -1,
         later: bool = False,
         lost: bool = False,
@@ -144,12 +145,12 @@ class Life:
         """Ask; `lost`: the reply does not arrive."""
         name, wanted, goes_on = token(number), Ask(**ask), token(after) if after >= 0 else ""
         wire = (name, wanted.agent, *wanted.request, "c", "1:1", owner, wait_ms)
-        if goes_on or preemptible:
-            wire = (*wire, "", "", wanted.team, preemptible, "", goes_on)
+        if goes_on or preemptible or yields:
+            wire = (*wire, "", "", wanted.team, preemptible, yields, goes_on)
         elif wanted.team != "default":
             wire = (*wire, "", "", wanted.team)
         reply = self.send("acquire", wire, name, later=later, token=name, ask=wanted,
-                          wait_ms=wait_ms, owner=owner, preemptible=preemptible,
+                          wait_ms=wait_ms, owner=owner, preemptible=preemptible, yields=yields,
                           after=goes_on)  # fmt: skip
         if reply and reply[0] == "GRANTED" and not lost:
             known = self.holders[name]
@@ -207,6 +208,19 @@ class Life:
         name = token(number)
         return self.send("revoke", (name, force, "op", "why"), name, later=later, token=name,
                          force=force)  # fmt: skip
+
+    def do_ask(self, number: int, by: int, owner: str = "", later: bool = False) -> Reply | None:
+        """Ask a holder for its lease, as one that waits."""
+        name, asker = token(number), token(by)
+        return self.send("ask", (name, asker, owner), name, later=later, token=name, by=asker,
+                         owner=owner)  # fmt: skip
+
+    def do_extend(self, number: int, hold_ms: int, by: str = "", owner: str = "",
+                  later: bool = False) -> Reply | None:  # fmt: skip
+        """Let a holder, or an operator, move the time by which a lease ends."""
+        name = token(number)
+        return self.send("extend", (name, hold_ms, by, owner), name, later=later, token=name,
+                         hold_ms=hold_ms, by=by, owner=owner)  # fmt: skip
 
     def do_reap(self, *, remembers: bool = False) -> Reply | None:
         """Let a client reap what is over; a broker remembers the time of its last reply."""

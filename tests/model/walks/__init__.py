@@ -1,0 +1,1 @@
+"""Steps of a random walk, by those who take them."""

@@ -1,0 +1,234 @@
+"""Steps of teams: quotas, and leases that end for others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.model.walks.scenery import AGENTS, ORDINARY, QUOTAS, SHAPES, TEAMS
+from tests.model.walks.waiting import Waiting
+from tests.pools import OTHER, OWN, SCRIPTS
+
+if TYPE_CHECKING:
+    from tests.model.world import Step
+
+
+class Teams(Waiting):
+    """Teams that borrow, and want their own back."""
+
+    def team(self, pool: int) -> Step:
+        """An operator gives teams other quotas; with steps of every other kind between."""
+        chance = self.rng.random()
+        if chance < 0.8:
+            return self.again(pool)
+        if chance < 0.85:
+            return self.favour(pool)
+        if chance < 0.9:
+            return ["way", {"name": self.rng.choice((OWN, OWN, OTHER, SCRIPTS))}]
+        return self.decree(pool)
+
+    def decree(self, pool: int) -> Step:
+        """An operator gives teams other quotas, whatever they have."""
+        pick, names = self.rng.choice, ("red", "blue", "default")
+        count = pick((0, 2, 2, 2, 3))
+        teams = {name: pick(QUOTAS) for name in names[:count]}
+        version = {"version": pick((1, 2, 3))} if self.rng.random() < 0.1 else {}
+        fields = pick(({}, {"min_runtime_s": 0}, {"min_runtime_s": 20}, {"reclaim_after_s": 5}))
+        fields |= pick(({}, {"preempt_grace_s": 5}, {"half_life_s": 60}, {"half_life_s": 0}))
+        self.queue += [[pool, "policy", {"fields": fields}]] if fields else []
+        return ["teams", {"teams": teams} | version]
+
+    def favour(self, pool: int) -> Step:
+        """Waiters ask for leases, and time limits move; quotas change meanwhile."""
+        rng, chance, number = self.rng, self.rng.random(), self.some(pool)
+        if chance < 0.5:
+            return self.again(pool)
+        if chance < 0.53:
+            return self.decree(pool)
+        if chance < 0.54:
+            return self.standoff(pool)
+        if chance < 0.6:
+            return self.tenure(pool)
+        owner = rng.choice(("", "", "", "o1", "o2"))
+        if chance < 0.75:
+            wishes = [{"number": self.some(pool), "by": self.some(pool)} for _ in range(6)]
+            self.queue += [[pool, "ask", wish | self.later()] for wish in wishes]
+            return ["ask", {"number": number, "by": self.some(pool), "owner": owner}]
+        hold_ms = rng.choice((0, 1, 5000, 14_000, 30_000, 90_000))
+        args = {"number": number, "hold_ms": hold_ms, "by": rng.choice(("", "op")), "owner": owner}
+        return ["extend", args | self.later()]
+
+    def tenure(self, pool: int) -> Step:
+        """A team's leases have an end, and its holder would have it later."""
+        few = {"devices": 1, "memory_mb": 100, "exclusive": 0, "host": "*", "model": "*",
+               "ttl_ms": 10_000, "max_hold_ms": 0, "priority": 0, "team": "red"}  # fmt: skip
+        held, pick = self.asked(pool, few), self.rng.choice
+        args = {"number": held[2]["number"], "hold_ms": pick((9000, 14_999, 15_001, 90_000))}
+        self.queue += [held, [pool, "extend", args], self.pass_on(pool, 7000)]
+        self.queue += [[pool, "extend", args], [pool, "renew", {"number": args["number"]}]]
+        return ["teams", {"teams": {"red": {"nominal_mb": 900, "max_hold_s": 15}, "blue": {}}}]
+
+    def rivals(self, pool: int) -> Step:
+        """All is taken; heads of each team wait for the same devices, which come free."""
+        pick = self.rng.choice
+        whole = {"devices": 1, "exclusive": 1, "memory_mb": 100, "host": "*", "model": "*",
+                 "ttl_ms": 30_000, "max_hold_ms": 0, "priority": 0}  # fmt: skip
+        held = [self.asked(pool, whole | {"team": pick(TEAMS)}) for _ in self.hardware[pool]]
+        wants = whole | {"exclusive": 0, "memory_mb": 400, "on_unavailable": "refuse"}
+        waiters = []
+        for team in self.rng.sample(("red", "blue", "default") * 2, 6):
+            waiters.append(self.asked(pool, wants | {"team": team, "priority": pick((0, 0, 0, 2))}))
+            waiters.append(self.pass_on(pool, 500))
+        gone = [[pool, "release", {"number": step[2]["number"]}] for step in held]
+        self.queue += [*held, *waiters, *gone[:2], *waiters[::2], *gone[2:]]
+        quotas = ({"nominal_mb": 0}, {"nominal_mb": 0, "weight": 3}, {"nominal_mb": 6000})
+        return ["teams", {"teams": {"red": pick(quotas), "blue": pick(quotas)}}]
+
+    def quota(self, pool: int) -> Step:
+        """A calm pool of two teams with small quotas, which change; versions side by side."""
+        if self.rng.random() < 0.1:
+            lines = ({"nominal_mb": 100, "borrow_mb": 0}, {"nominal_mb": 3000}, {"max_leases": 1})
+            names = ("red", "blue", "default")
+            return ["teams", {"teams": {name: self.rng.choice(lines) for name in names}}]
+        step = self.mix(pool)
+        if step[0] == "acquire":
+            step[1]["ask"]["team"] = self.rng.choice(TEAMS)
+        return step
+
+    def tug(self, pool: int) -> Step:
+        """One team has borrowed all, and the other wants its own back; or one has priority.
+
+        With steps of every other kind between, where it comes often.
+        """
+        chance = self.rng.random()
+        if chance < 0.88:
+            return self.team(pool)
+        if chance < 0.93:
+            return self.rivals(pool)
+        if chance < 0.95:
+            return self.relapse(pool)
+        pick = self.rng.choice
+        few = {"devices": 1, "host": "*", "model": "*", "max_hold_ms": 0, "priority": pick((0, 5)),
+               "on_unavailable": "refuse", "ttl_ms": pick((0, 30_000, 30_000))}  # fmt: skip
+        more = {"preemptible": 1} if self.rng.random() < 0.2 else {}
+        held = []
+        for _ in range(pick((1, 2)) * len(self.hardware[pool])):
+            held.append(self.asked(pool, few | {
+                "team": "red", "memory_mb": pick((200, 400, 700, 1000)), "agent": pick(AGENTS),
+                "exclusive": pick((0, 0, 0, 1)),
+            }))  # fmt: skip
+            held[-1][2].update(more)
+            held.append(self.pass_on(pool, 20))
+        if self.rng.random() < 0.5:
+            gang = few | {"team": "red", "devices": 2, "memory_mb": 300}
+            held.insert(0, self.asked(pool, gang))
+        own = few | {"team": pick(("blue", "blue", "red")), "memory_mb": pick((300, 900, 900)),
+                     "devices": pick((1, 1, 2)), "priority": pick((0, 5, 5))}  # fmt: skip
+        again = self.rng.random() < 0.4
+        self.pull(pool, held, own, self.rng.randrange(6, 16), all_go=again)
+        if again:  # jobs that were preempted go on, and it happens once more
+            self.pull(pool, self.gone_on(pool, held), own, 9)
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        quick = {"min_runtime_s": pick((0, 20)), "reclaim_after_s": pick((5, 15)),
+                 "preempt_grace_s": pick((5, 12))}  # fmt: skip
+        quick |= pick(({}, {}, {"max_memory_per_agent_mb": 1200}))
+        self.queue.insert(0, [pool, "policy", {"fields": ORDINARY | quick}])
+        quotas = {"red": pick((*QUOTAS[:4], QUOTAS[-1])), "blue": pick((*QUOTAS[1:3], QUOTAS[-1]))}
+        return ["teams", {"teams": quotas}]
+
+    def gone_on(self, pool: int, held: list[Step]) -> list[Step]:
+        """Requests of jobs whose leases ended, to go on with them."""
+        leases = [step[2] for step in held if step[1] == "acquire"]
+        found = [self.asked(pool, args["ask"]) for args in leases]
+        for step, before in zip(found, leases, strict=True):
+            step[2]["after"] = before["number"]
+        return [each for step in found for each in (step, self.pass_on(pool, 20))]
+
+    def forgotten_end(self, pool: int) -> Step:
+        """The pool forgets that a lease ended by its notice, and what its head was granted then."""
+        pick, quick = self.rng.choice, {"min_runtime_s": 0, "reclaim_after_s": 5}
+        few = {"devices": 1, "exclusive": pick((0, 1)), "memory_mb": 900, "host": "*", "model": "*",
+               "ttl_ms": 60_000, "max_hold_ms": 0, "priority": 0,
+               "on_unavailable": "refuse"}  # fmt: skip
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        held = [self.asked(pool, few | {"team": "red"}) for _ in self.hardware[pool]]
+        head, early = self.asked(pool, few | {"team": "blue"}), self.rng.random() < 0.4
+        numbers = [step[2]["number"] for step in held]
+        renewals = [[pool, "renew", {"number": number}] for number in numbers]
+        self.queue += [[pool, "policy", {"fields": ORDINARY | quick | {"preempt_grace_s": 5}}]]
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        self.queue += [*held, head, self.pass_on(pool, 3000), head, self.pass_on(pool, 2500), head]
+        self.queue += [[pool, "replicate", {}], *renewals]
+        if early:
+            self.queue += [[pool, "release", {"number": number}] for number in numbers]
+        else:
+            self.queue += [self.pass_on(pool, 5001), *renewals]
+        self.queue += [head, [pool, "failover", {"us": 200_000}]]
+        recovery = [pool, "recover", {"number": head[2]["number"]}]
+        for ms in (10, 3000, 4000, 4000, 4000):
+            self.queue += [recovery, self.pass_on(pool, ms)]
+            self.queue += [pick(renewals)] if self.rng.random() < 0.2 else []
+        return ["teams", {"teams": {"red": {"nominal_mb": 0}, "blue": {"nominal_mb": 4000}}}]
+
+    def relapse(self, pool: int) -> Step:
+        """A job that was preempted goes on, protected for longer; or its end is forgotten."""
+        if self.rng.random() < 0.3:
+            return self.forgotten_end(pool)
+        few = {"devices": 1, "exclusive": 1, "memory_mb": 100, "host": "*", "model": "*",
+               "ttl_ms": 60_000, "max_hold_ms": 0, "priority": 0, "on_unavailable": "refuse",
+               "team": "red", "placement": "pack"}  # fmt: skip
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        held = [self.asked(pool, few) for _ in self.hardware[pool]]
+        quick = {"min_runtime_s": 20, "reclaim_after_s": 5, "preempt_grace_s": 5}
+        self.queue += [[pool, "policy", {"fields": ORDINARY | quick}]]
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        self.pull(pool, held, few | {"team": "blue"}, 10, all_go=True)
+        self.pull(pool, self.gone_on(pool, held), few | {"team": "blue"}, 9)
+        return ["teams", {"teams": {"red": {"nominal_mb": 0}, "blue": {"nominal_mb": 4000}}}]
+
+    def meddle(self, pool: int, number: int, patient: Step) -> Step:
+        """Something changes while leases end: a time limit, a wish, the quotas, the rules."""
+        pick = self.rng.choice
+        by = patient[2]["number"]
+        rules = {"reclaim_after_s": pick((0, 5)), "preempt_grace_s": pick((1, 5, 30)),
+                 "min_runtime_s": pick((0, 60))}  # fmt: skip
+        return pick((
+            ["extend", {"number": number, "hold_ms": pick((0, 1, 9000)), "by": pick(("", "op"))}],
+            ["ask", {"number": number, "by": by}], self.decree(pool), ["policy", {"fields": rules}],
+        ))  # fmt: skip
+
+    def pull(
+        self, pool: int, held: list[Step], own: dict[str, Any], rounds: int, *, all_go: bool = False
+    ) -> None:
+        """Holders renew what they have, and one waits for it, for so many rounds; another, too.
+
+        `all_go`: then all of them give back what they have.
+        """
+        patient, hosts = self.asked(pool, own), [host for host, _ in SHAPES[pool]]
+        other = own | {"devices": 1, "memory_mb": 300, "exclusive": 0}
+        other |= self.rng.choice(({"team": "default"}, {"priority": 9}))
+        other = self.asked(pool, other)
+        self.queue += [*held, patient]
+        numbers = [step[2]["number"] for step in held if step[1] == "acquire"]
+        for round_ in range(rounds):
+            self.queue += [self.pass_on(pool, 4000), patient]
+            leases = [(number, "own", None) for number in numbers]
+            self.queue += [other] if round_ % 2 else []
+            if self.rng.random() < 0.5:
+                self.queue.append([pool, "renew_many", {"leases": leases}])
+            else:
+                self.queue += [[pool, "renew", {"number": number}] for number in numbers]
+            if round_ % 3 == 0:
+                self.queue += [[pool, "report", self.report(pool, host)] for host in hosts]
+            if self.rng.random() < 0.12:
+                self.queue.append([pool, *self.meddle(pool, self.rng.choice(numbers), patient)])
+            if round_ % 4 == 3:
+                self.queue.append([pool, *self.rng.choice((self.again, self.release))(pool)])
+        if all_go or self.rng.random() < 0.4:
+            self.queue.append([pool, "release", {"number": patient[2]["number"]}])
+        self.queue += [self.pass_on(pool, 4000)]
+        self.queue += [
+            [pool, "release", {"number": number}] for number in numbers[:: 1 if all_go else 2]
+        ]
