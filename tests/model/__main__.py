@@ -11,6 +11,7 @@ from tests.model.bugs import BUGS
 from tests.model.explore import explore
 from tests.model.planted import planted
 from tests.model.run import Failure, World
+from tests.model.scenes import SCENES
 
 BUG_S, BUG_STEPS = 120, 1500
 """Seconds that a seeded bug may stay hidden, and steps of each walk that looks for it."""
@@ -31,14 +32,14 @@ def walk(world: World, seed: str, steps: int) -> bool:
     return True
 
 
-def small_world(world: World, most: int) -> bool:
+def small_world(world: World, most: int, name: str) -> bool:
     """Every life of a small world in the model, and a sample of them on the scripts."""
     began = time.monotonic()
-    found = explore(most)
+    found = explore(most, SCENES[name])
     took_s = time.monotonic() - began
-    seen = f"{found.states} states, {found.moves} moves, {found.depth} deep"
+    seen = f"{name}, {found.states} states, {found.moves} moves, {found.depth} deep"
     print(f"explorer: {seen} in {took_s:.0f} s", flush=True)
-    began, sample = time.monotonic(), found.paths[:: max(1, len(found.paths) // 2000)]
+    began, sample = time.monotonic(), found.sample(2000)
     for path in sample:
         if failure := world.fails(path):
             print(failure)
@@ -81,7 +82,8 @@ def main() -> int:
         world.often = "tug"
         good = walk(world, seed, args.steps // 2) and good
         world.often = ""
-        good = small_world(world, args.states) and good
+        for name in SCENES:
+            good = small_world(world, args.states, name) and good
         good = seeded(world, random.Random(seed)) and good
     return 0 if good else 1
 

@@ -1,4 +1,4 @@
-"""Every life of a small world, breadth first, in the model: two devices, three clients.
+"""Every life of a small world, breadth first, in the model: two devices, three clients; teams.
 
 Calls arrive in any order, twice or never, replies are lost, clients die, and a replica that lacks
 the last calls takes over. The clients are honest: who still believes in a lease when memory was
@@ -11,29 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.model.entries import Ask, Broken, Held, Reply, demand
+from tests.model.each import Each
+from tests.model.entries import Broken, Held, Reply, demand
 from tests.model.model import Model
 from tests.model.pair import START_US
 from tests.model.recovery import Claim
-from tests.model.world import DEVICE, token
+from tests.model.scenes import CALLS, CROWD, MOMENT_MS, WAIT_MS, Scene
+from tests.model.world import token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.model.world import Step
-
-ASKS = (
-    Ask("ann", 600, ttl_ms=20_000),
-    Ask("bob", 500, exclusive=1, ttl_ms=20_000),
-    Ask("cy", 500, devices=2, ttl_ms=20_000, priority=1),
-)
-WAIT_MS = 60_000
-CALLS = {"acquire": 2, "renew": 1, "release": 1, "recover": 1}
-"""Most arrivals of each call of a client."""
-
-EVENTS = {"time": 3, "replicate": 1, "failover": 1}
-DEVICES = {"g0": DEVICE | {"simulated": 0}, "g1": DEVICE | {"index": 1}}
-DAY_MS = 86_400_000
 
 
 class Client(NamedTuple):
@@ -43,7 +32,7 @@ class Client(NamedTuple):
     given up its lease, whatever the pool may forget.
     """
 
-    left: tuple[int, ...] = tuple(CALLS.values())
+    left: tuple[int, ...]
     fence: int = 0
     held: Held = ()
     ends_ms: int = 0
@@ -57,56 +46,32 @@ class Client(NamedTuple):
 class State:
     """A world, and the steps that lead to it."""
 
+    scene: Scene
     model: Model
-    clients: tuple[Client, ...] = (Client(),) * len(ASKS)
-    left: tuple[int, ...] = tuple(EVENTS.values())
+    clients: tuple[Client, ...]
+    left: dict[str, int]
     replica: Model | None = None
     highest: int = 0
     path: tuple[Step, ...] = ()
 
 
-@dataclass
-class Each:
-    """A chooser that goes each way in turn: `script` says which, `widths` how many there were."""
-
-    script: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    backlog: bool = False
-    again: bool = False
-    pages: int = 0
-
-    def _one(self, options: list[Any]) -> Any:
-        at = len(self.widths)
-        self.widths.append(len(options))
-        return options[self.script[at] if at < len(self.script) else 0]
-
-    def grant(self, name: str, options: list[tuple[str, ...]]) -> tuple[str, ...] | None:
-        return self._one(options) if options else None
-
-    def offer(self, model: Model) -> tuple[str, tuple[str, ...]] | None:
-        may = [(name, some) for name, some in model.due_offers()
-               if model.may_offer(model.entries[name], some)]  # fmt: skip
-        return self._one(may) if may else None
-
-    def later(self, name: str) -> bool:
-        return False
-
-    def caps(self, name: str) -> bool:
-        return True
-
-    def preempt(self, name: str) -> None:
-        """No lease ends for another: each waits too briefly."""
-
-    def keep(self, name: str, options: list[tuple[str, ...]]) -> tuple[str, ...]:
-        return self._one(options) if options else ()
-
-
-def beginning() -> State:
-    """Both devices are there, and nobody has asked."""
+def beginning(scene: Scene) -> State:
+    """The pool is there, and what comes first has happened, in the first of its ways."""
     model = Model(Each(), START_US)
-    model.report("h0", DEVICES, deadline_ms=DAY_MS)
-    step = [0, "report", {"host": "h0", "devices": DEVICES, "deadline_ms": DAY_MS}]
-    return State(model, path=(step,))
+    for _, what, args in scene.first:
+        call = {"policy": "set_policy", "teams": "set_teams"}.get(what, what)
+        getattr(model, call)(**(args["fields"] if what == "policy" else args))
+    enough = tuple(Client((9,) * len(CALLS)) for _ in scene.asks)
+    state = State(
+        scene, model, enough, dict.fromkeys(("time", "replicate"), 9), path=(*scene.first,)
+    )
+    for step in scene.begins:
+        state = next(after(state, step[1], step[2].get("number", 0), step))
+    state.clients = tuple(
+        c._replace(left=calls) for c, calls in zip(state.clients, scene.calls, strict=True)
+    )
+    state.left = dict(scene.events)
+    return state
 
 
 def moves(state: State) -> Iterator[tuple[str, int, Step]]:
@@ -114,20 +79,24 @@ def moves(state: State) -> Iterator[tuple[str, int, Step]]:
     for who, client in enumerate(state.clients):
         for call, left in zip(CALLS, client.left, strict=True):
             recovers = call == "recover"
-            if not left or (recovers and (not client.fence or client.over or state.left[2])):
+            if not left or (
+                recovers and (not client.fence or client.over or state.left["failover"])
+            ):
                 continue
             args: dict[str, Any] = {"number": who}
             if call == "acquire":
-                args |= {"ask": ASKS[who]._asdict(), "wait_ms": WAIT_MS}
+                args |= {"ask": state.scene.asks[who]._asdict(), "wait_ms": WAIT_MS}
                 yield "unheard", who, [0, call, args | {"lost": True}]
             yield call, who, [0, call, args]
-    if state.left[0]:
+    if state.left["time"]:
         ends = [at_ms for at_ms, name in state.model.deadlines() if not name.startswith("host:")]
         after_ms = max(1, ends[0] + 1 - state.model.now) if ends else 1000
         yield "time", 0, [0, "time", {"us": after_ms * 1000}]
-    if state.left[1]:
+    if state.left.get("moment"):
+        yield "moment", 0, [0, "time", {"us": MOMENT_MS * 1000}]
+    if state.left["replicate"]:
         yield "replicate", 0, [0, "replicate", {}]
-    if state.left[2] and state.replica:
+    if state.left["failover"] and state.replica:
         yield "failover", 0, [0, "failover", {"us": 1_000_000}]
 
 
@@ -156,24 +125,23 @@ def _moved(state: State, chooser: Each, what: str, who: int, step: Step) -> Stat
 
 
 def _move(new: State, state: State, chooser: Each, what: str, who: int, step: Step) -> State:
-    if what in EVENTS:
-        at = list(EVENTS).index(what)
-        new.left = tuple(n - (i == at) for i, n in enumerate(state.left))
+    if what in state.left:
+        new.left = state.left | {what: state.left[what] - 1}
         return _event(new, what, step)
     new.model = model = state.model.copy()
-    model.choose = chooser
+    model.choose, chooser.model, ask = chooser, model, state.scene.asks[who]
     client, name = state.clients[who], token(who)
     call = "acquire" if what == "unheard" else what
-    at = list(CALLS).index(call)
+    at = CALLS.index(call)
     client = client._replace(left=tuple(n - (i == at) for i, n in enumerate(client.left)))
     if call == "acquire":
-        reply = model.acquire(name, ASKS[who], WAIT_MS)
+        reply = model.acquire(name, ask, WAIT_MS)
     elif call == "release":
         reply = model.release(name)
     elif call == "renew":
         reply = model.renew(name, client.fence)
     else:
-        reply = model.renew(name, client.fence, claim=Claim(model.epoch, ASKS[who], client.held))
+        reply = model.renew(name, client.fence, claim=Claim(model.epoch, ask, client.held))
     model.schedule()
     new.highest, client = _heard(state, client, name, reply, model.now, lost=what == "unheard")
     new.clients = tuple(client if i == who else c for i, c in enumerate(state.clients))
@@ -227,7 +195,9 @@ def _event(new: State, what: str, step: Step) -> State:
         return new
     new.model = new.model.copy()
     new.model.raw_us = raw_us
-    if any(not c.heard for c in new.clients):  # who has not spoken by now is dead
+    if what == "time" and any(
+        not c.heard for c in new.clients
+    ):  # who has not spoken by now is dead
         new.clients = tuple(c if c.heard else c._replace(ends_ms=0, fence=0) for c in new.clients)
     return new
 
@@ -247,9 +217,12 @@ def check(state: State) -> None:
         not model.due_offers() or model.shut, "S11: somebody could be given something, and waits"
     )
     now = model.raw_us // 1000 + model.offset_ms
-    trusted = [(i, c) for i, c in enumerate(state.clients) if c.ends_ms >= now]
+    asks, trusted = (
+        state.scene.asks,
+        [(i, c) for i, c in enumerate(state.clients) if c.ends_ms >= now],
+    )
     for uuid in model.devices:
-        mine = [(ASKS[i], c) for i, c in trusted if uuid in dict(c.held)]
+        mine = [(asks[i], c) for i, c in trusted if uuid in dict(c.held)]
         alone = any(ask.exclusive or ask.devices > 1 for ask, _ in mine)
         demand(not alone or len(mine) == 1, f"S1: two clients trust {uuid}")
         mb = sum(dict(c.held)[uuid] for _, c in mine)
@@ -259,7 +232,7 @@ def check(state: State) -> None:
 def quiet(state: State) -> None:
     """L2, L5: when nobody does anything any more, all comes back."""
     model = state.model.copy()
-    model.choose = Each()
+    model.choose = Each(model=model)
     for _ in range(12):
         model.raw_us += 9_000_000
         model.reap()
@@ -279,7 +252,7 @@ def key(state: State) -> tuple[Any, ...]:
     fences = {0, state.highest, *(c.fence for c in state.clients), *(m.fence for m in models)}
     fences |= {e.fence for m in models for e in m.entries.values()}
     rank, now = {fence: i for i, fence in enumerate(sorted(fences))}, state.model.raw_us // 1000
-    parts: list[Any] = [state.left, rank[state.highest]]
+    parts: list[Any] = [tuple(state.left.values()), rank[state.highest]]
     parts += [(c.left, rank[c.fence], c.held, max(-1, c.ends_ms - now), *c[4:])
               for c in state.clients]  # fmt: skip
     for m in models:
@@ -294,6 +267,12 @@ def key(state: State) -> tuple[Any, ...]:
                   for _, e in sorted(m.entries.items())]  # fmt: skip
         parts += [(d.withheld_mb, d.unleased_mb, d.withheld_at_ms - now if d.withheld_mb else 0)
                   for d in m.devices.values()]  # fmt: skip
+        if m.teams:  # of those that borrow there is one, so that no share orders anything
+            parts += [(e.preempts, e.preempt_at_ms - now if e.preempt_at_ms else 0, e.preempt_for,
+                       e.ended_ms - now if e.preempt_at_ms else 0, e.evictions, e.unnoticed,
+                       min(now - e.enqueued_ms, 1000))
+                      for _, e in sorted(m.entries.items())]  # fmt: skip
+            parts += [tuple(sorted(m.evicted.items()))]
     return tuple(parts)
 
 
@@ -306,10 +285,16 @@ class Found:
     depth: int = 0
     paths: list[tuple[Step, ...]] = field(default_factory=list)
 
+    def sample(self, size: int) -> list[tuple[Step, ...]]:
+        """Choose about so many paths, and a quarter more of those that end by a recovery."""
+        rare = [path for path in self.paths if path[-1][1] == "recover"]
+        evenly = self.paths[:: max(1, len(self.paths) // size)]
+        return evenly + rare[:: max(1, len(rare) // max(1, size // 4))]
 
-def explore(most: int) -> Found:
+
+def explore(most: int, scene: Scene = CROWD) -> Found:
     """Breadth first until so many different states were seen. Raises Broken."""
-    start = beginning()
+    start = beginning(scene)
     seen, layer, found = {hash(key(start))}, [start], Found(states=1)
     while layer and found.states < most:
         found.depth += 1
