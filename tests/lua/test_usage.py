@@ -297,3 +297,25 @@ def test_days_are_those_of_the_calendar(pool: Pool, day: str) -> None:
     end(pool, "1")
     assert sums(pool, day)["default ann m1"]["held_ms"] == 1000
     assert day_of(at_ms) == day
+
+
+def test_share_of_a_team_and_its_sums_are_one_truth(one: Pool) -> None:
+    """Shares without decay are what the sums say that teams have used."""
+    one.set_policy(half_life_s=0)
+    one.set_teams(nlp="weight=2", vision="weight=1")
+    for n in range(40):
+        team = ("nlp", "vision")[n % 2]
+        granted(one.acquire(token(f"n{n}"), f"agent-{n % 5}", team=team, memory_mb=100 + n,
+                            ttl_ms=0))  # fmt: skip
+        let(one, 1000 * n)
+        if n % 3:
+            one.release(token(f"n{n - 1}"))
+    for n in range(40):
+        one.release(token(f"n{n}"))
+    let(one, LATE_MS)
+    one.reap_all()
+    for team in ("nlp", "vision"):
+        use = float(one.hash("agents")[f"team {team}#use"].partition("@")[0])
+        said_ms = numbers(one.hash("usage_total")[team])["mb_ms"]
+        assert use == pytest.approx(said_ms / 1000, rel=1e-12)
+        assert said_ms > 0
