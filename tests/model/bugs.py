@@ -34,7 +34,7 @@ GENERAL_BUGS = (
                 "if false then",
             ),
         ),
-        seed=208,
+        seed=6091,
     ),
     Bug(
         "over at its last moment",
@@ -48,7 +48,7 @@ GENERAL_BUGS = (
                 "if ctx.next_deadline <= ctx.now then",
             ),
         ),
-        seed=344,
+        seed=6238,
     ),
     Bug(
         "a release that comes first is forgotten",
@@ -108,7 +108,7 @@ GENERAL_BUGS = (
                 "",
             ),
         ),
-        seed=696,
+        seed=8908,
     ),
     Bug(
         "of several devices one has a key",
@@ -118,7 +118,7 @@ GENERAL_BUGS = (
                 "for _, d in ipairs({ devices[1] }) do\n  call('SET'",
             ),
         ),
-        seed=234,
+        seed=1670,
     ),
     Bug(
         "a newcomer passes those who wait",
@@ -128,7 +128,7 @@ GENERAL_BUGS = (
                 "elseif false then",
             ),
         ),
-        seed=421,
+        seed=9403,
     ),
     Bug(
         "a pool that lost data stays open",
@@ -138,7 +138,7 @@ GENERAL_BUGS = (
                 "elseif",
             ),
         ),
-        seed=859664481,
+        seed=4197,
     ),
     Bug(
         "recovered where there is no room",
@@ -148,7 +148,7 @@ GENERAL_BUGS = (
                 "return",
             ),
         ),
-        seed=156073764,
+        seed=765,
     ),
     Bug(
         "what cools is given back twice",
@@ -168,7 +168,7 @@ GENERAL_BUGS = (
                 "if false",
             ),
         ),
-        seed=897351030,
+        seed=7926,
     ),
     Bug(
         "what an older sample counted is counted again",
@@ -213,7 +213,7 @@ GENERAL_BUGS = (
                 "if false and not keep_drain(",
             ),
         ),
-        seed=1,
+        seed=7465,
         often="vanish",
     ),
     Bug(
@@ -224,7 +224,7 @@ GENERAL_BUGS = (
                 "if",
             ),
         ),
-        seed=70,
+        seed=8555,
     ),
     Bug(
         "an offer outlives a change of policy",
@@ -234,7 +234,7 @@ GENERAL_BUGS = (
                 "true",
             ),
         ),
-        seed=342258860,
+        seed=2939,
         often="policy",
     ),
     Bug(
@@ -256,7 +256,7 @@ GENERAL_BUGS = (
                 "",
             ),
         ),
-        seed=762942588,
+        seed=4461,
         often="policy",
     ),
     Bug(
@@ -267,7 +267,7 @@ GENERAL_BUGS = (
                 "return",
             ),
         ),
-        seed=846,
+        seed=5931,
     ),
     Bug(
         "an earlier end is not noted",
@@ -287,7 +287,7 @@ GENERAL_BUGS = (
                 "entry < found",
             ),
         ),
-        seed=79,
+        seed=9516,
     ),
 )
 

@@ -14,6 +14,7 @@ RENEWAL_BUGS = (
         "of many leases those are kept that were revoked",
         (("and fence ~= '' or row[6] or", "and fence ~= '' or"),),
         often="renew_many",
+        seed=2621,
     ),
     Bug(
         "renewals of many do not reach their deadlines",
@@ -29,5 +30,6 @@ RENEWAL_BUGS = (
         "of many leases a later fence proves nothing",
         (("broker.witness(ARGV[at], fence + 0)", ""),),
         often="lose",
+        seed=6127,
     ),
 )

@@ -9,12 +9,13 @@ REPORT_BUGS = (
         "a brief report leaves what is withheld",
         (("or withheld_mb ~= '0' or (raised_mb", "or (raised_mb"),),
         often="haunt",
-        seed=12,
+        seed=6641,
     ),
     Bug(
         "a brief report leaves what is unleased",
         (("if said.reported_unleased_mb ~= unleased_mb then return false end", ""),),
         often="change",
+        seed=4625,
     ),
     Bug(
         "a brief report by the driver's sum alone leaves what is unleased",

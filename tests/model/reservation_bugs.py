@@ -22,7 +22,10 @@ def _bug(name: str, old: str, new: str, seed: int = 1, often: str = "standoff") 
 
 RESERVATION_BUGS = (
     _bug(
-        "a reservation has no horizon", "if ctx.now > w.reservation_until_ms then", "if false then"
+        "a reservation has no horizon",
+        "if ctx.now > w.reservation_until_ms then",
+        "if false then",
+        seed=8740,
     ),
     _bug(
         "a reservation is beyond the cap",
@@ -35,23 +38,29 @@ RESERVATION_BUGS = (
         "what strangers use is reserved",
         "d.system_mb - d.unleased_mb, broker.wh",
         "d.system_mb, broker.wh",
+        seed=5730,
     ),
-    _bug("a whole device is reserved beside a stranger", "if whole and d.unleased_mb >", "if 0 >"),
-    _bug("the end of a younger lease is progress", "fence + 0 <= at_fence + 0", "true"),
-    _bug("a device does not rest", "d.reservable_ms <= ctx.now and", "", seed=4),
+    _bug(
+        "a whole device is reserved beside a stranger",
+        "if whole and d.unleased_mb >",
+        "if 0 >",
+        seed=7464,
+    ),
+    _bug("the end of a younger lease is progress", "fence + 0 <= at_fence + 0", "true", seed=4857),
+    _bug("a device does not rest", "d.reservable_ms <= ctx.now and", "", seed=2021),
     _bug("a head does not rest", "or ctx.now < w.reserves_ms or", "or", seed=7027),
     _bug(
         "what is reserved is lent for too long",
         "text(ctx.now + q.max_hold_ms)",
         "text(ctx.now)",
-        seed=10,
+        seed=3431,
     ),
     _bug(
         "a whole device above the cap is waited for",
         "if least then why =",
         "if false then why =",
         often="policy",
-        seed=5002,
+        seed=3520,
     ),
     _bug(
         "a device of one lease takes another",

@@ -25,6 +25,7 @@ ROLLBACK_BUGS = (
         ),
         functions=True,
         often="lose",
+        seed=543,
     ),
     Bug(
         "a holder is no witness",
@@ -35,6 +36,7 @@ ROLLBACK_BUGS = (
             ),
         ),
         often="lose",
+        seed=8028,
     ),
     Bug(
         "a broker or a reporter is no witness",
@@ -103,10 +105,11 @@ ROLLBACK_BUGS = (
         "the older of two holders goes on believing",
         (
             (
-                "if ctx.now < closed_until_ms and not younger then",
-                "if ctx.now < closed_until_ms then",
+                "ctx.now < closed_until_ms and not younger then",
+                "ctx.now < closed_until_ms then",
             ),
         ),
         often="lose",
+        seed=5874,
     ),
 )

@@ -5,17 +5,14 @@ from __future__ import annotations
 from tests.model.planted import Bug
 
 
-def _bug(name: str, old: str, new: str, often: str = "tug", *, functions: bool = False) -> Bug:
-    return Bug(name, ((old, new),), often=often, functions=functions)
+def _bug(
+    name: str, old: str, new: str, often: str = "tug", *, seed: int = 1, functions: bool = False
+) -> Bug:
+    return Bug(name, ((old, new),), seed=seed, often=often, functions=functions)
 
 
 TEAM_BUGS = (
-    _bug(
-        "evictions do not protect",
-        "* 1000 * 2 ^ times",
-        "* 1000",
-        often="relapse",
-    ),
+    _bug("evictions do not protect", "* 1000 * 2 ^ times", "* 1000", often="relapse", seed=2273),
     _bug(
         "a team's sum stays after the end of a lease",
         "team.mb, team.leases, team.held = team.mb + mb,",
@@ -32,12 +29,21 @@ TEAM_BUGS = (
         "if not own then one.tier, one.share = 1, known.share end",
         "one.share = known.share",
     ),
-    _bug("shares are ignored", "if a.share ~= b.share then return a.share < b.share end", ""),
-    _bug("use does not decay", "return use * left + mb *", "return use + mb *", often="team"),
+    _bug(
+        "shares are ignored", "if a.share ~= b.share then return a.share < b.share end", "", seed=29
+    ),
+    _bug(
+        "use does not decay",
+        "return use * left + mb *",
+        "return use + mb *",
+        often="team",
+        seed=3530,
+    ),
     _bug(
         "a team that comes back has all of its credit",
         "one[1].use = math.max(one[1].use, one[2] * floor)",
         "one[1].used = true",
+        seed=8834,
     ),
     _bug(
         "a team within its quota loses leases",
@@ -53,38 +59,45 @@ TEAM_BUGS = (
         "equal priority ends leases of its own team",
         "and w.q.priority > v.priority",
         "and w.q.priority >= v.priority",
+        seed=5917,
     ),
     _bug(
         "a head asks too early",
         "or ctx.now - w.enqueued_ms < after_ms then return false end",
         "then return false end",
+        seed=4937,
     ),
     _bug(
         "a notice outlives its waiter",
         "if w.preempts and w.preempts ~= '' then broker.preemption.withdraw(w) end",
         "",
+        seed=55,
     ),
     _bug(
         "what comes free goes to another",
         "alone = nil, owner and owner.preempts ~= ''",
         "alone = nil, false",
+        seed=5822,
     ),
     _bug(
         "a lease that was noticed goes on",
         "local over = revoked and 'revoked' or preempt_at_ms and preempt_at_ms + 0 <= ctx.now and"
         " 'preempted' if over then",
         "local over = revoked and 'revoked' if over then",
+        seed=6623,
     ),
     _bug(
         "a victim that has ended stands in its asker's way",
         "if at_ms + 0 <= ctx.now then broker.end_lease(",
         "if false then broker.end_lease(",
         often="relapse",
+        seed=765,
     ),
     _bug(
         "a holder that never asks keeps its lease",
         "end_at(v.token, v.devices, ends_ms)",
         "",
+        seed=3219,
     ),
     _bug(
         "a shorter time ends a lease sooner than its holder knows",
@@ -109,12 +122,14 @@ TEAM_BUGS = (
         "if q.priority > of.max_priority then",
         "if false then",
         often="team",
+        seed=4031,
     ),
     _bug(
         "a limit of waiters is not looked at",
         "return team.waiters >= of_team.max_waiters and team.name",
         "return nil",
         often="team",
+        seed=600,
     ),
     _bug(
         "the straight path forgets the limits of a team",
@@ -122,5 +137,6 @@ TEAM_BUGS = (
         "then",
         often="team",
         functions=True,
+        seed=5016,
     ),
 )
