@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.teams import TeamPolicy, TeamStatus
+    from agent_sdk.usage.groups import Usage
+    from agent_sdk.usage.history import LeaseHistory
+    from agent_sdk.usage.period import Instant
     from agent_sdk.usage.totals import UsageTotals
 else:
     attach, bulk_revoke, operator, report, holders, limits, snapshot, queue, lists = later(
@@ -358,6 +361,55 @@ class Verbs(PoolClient[R]):
         from agent_sdk.state import events  # noqa: PLC0415 - as above
 
         return events.newest(self.keys, count)
+
+    @Verb
+    def usage(
+        self,
+        *,
+        by: Iterable[str] = ("team", "agent"),
+        since: Instant = "30d",
+        until: Instant | None = None,
+    ) -> Steps[Usage]:
+        """Return what each party used in a period; see `usage.reading.read`, and `Usage`.
+
+        Args:
+            by: words to group by: `day`, `model`, and either `team` and `agent`, or `host`; none:
+                one row of all.
+            since: the beginning: `30d`, `2026-11-30`, a timedelta before now, a date or datetime
+                of UTC, or ms on the pool's clock. What has ended is known by whole days of UTC,
+                what runs now exactly.
+            until: the end, and a day includes it; None: now.
+
+        Raises:
+            BadRequest: the words or the period are wrong.
+        """
+        from agent_sdk.usage import reading  # noqa: PLC0415 - as above
+
+        return reading.read(self.keys, by, since, until)
+
+    @Verb
+    def history(
+        self,
+        *,
+        after: str = "",
+        before: str = "",
+        limit: int = 100,
+        agent: str | None = None,
+        team: str | None = None,
+        host: str | None = None,
+        outcome: str | None = None,
+        since: Instant | None = None,
+    ) -> Steps[LeaseHistory]:
+        """Return finished leases, a page at a time; see `usage.history.read`, and `LeaseHistory`.
+
+        Without `after` it is the newest page.
+        """
+        from agent_sdk.usage import history  # noqa: PLC0415 - as above
+
+        return history.read(
+            self.keys, after=after, before=before, limit=limit, agent=agent, team=team, host=host,
+            outcome=outcome, since=since,
+        )  # fmt: skip
 
     @Verb
     def queue(self) -> Steps[tuple[WaiterStatus, ...]]:

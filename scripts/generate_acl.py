@@ -18,10 +18,11 @@ TARGET = ROOT / "deploy" / "redis" / "users.acl"
 KEYS = "gpu:{*"
 
 READS = {
-    "exists", "get", "hget", "hgetall", "hmget", "pttl", "scard", "smembers", "time", "ttl", "type",
-    "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zcard", "zrange", "zrank", "zscore",
+    "exec", "exists", "get", "hget", "hgetall", "hmget", "lrange", "multi", "pttl", "scard",
+    "smembers", "time", "ttl", "type", "xinfo|stream", "xlen", "xrange", "xread",
+    "xrevrange", "zcard", "zrange", "zrank", "zscore",
 }  # fmt: skip
-"""Commands that reading a pool takes, by the SDK or by hand."""
+"""Commands that reading a pool takes, by the SDK or by hand; usage is read in transactions."""
 
 HANDSHAKE = {"auth", "client|setname", "cluster|slots", "hello", "ping", "select"}
 """Commands that a client sends first; a Cluster is asked for the pool's node. redis-py adds CLIENT
@@ -38,8 +39,8 @@ INBOX = {"blmpop", "lmpop"}
 
 CALLS = {"evalsha", "fcall", "script|load", "script|exists"}
 
-HOOKS = {"exec", "hsetnx", "multi", "unwatch", "watch"}
-"""Commands that change webhooks and their progress beside the verbs."""
+HOOKS = {"hsetnx", "unwatch", "watch"}
+"""Commands that change webhooks and their progress beside the verbs, in transactions."""
 
 LOADS = {"function|load"}
 """Commands that load functions: for a broker, to load its own, and for an operator."""

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tests.pools import Pool
 
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+LATE_MS = 12_001
+"""After so long a lease's hosts have said the last of it."""
 
 ENDS = {"released", "expired", "revoked", "preempted"}
 """Events that end a lease."""
@@ -38,6 +41,22 @@ def history(pool: Pool) -> list[dict[str, str]]:
     """The finished leases that are remembered, the oldest first."""
     found: Any = pool.redis.xrange(pool.keys.history)
     return [entry for _, entry in found]
+
+
+def let(pool: Pool, ms: int) -> int:
+    """Let time pass in steps that are no silence; the time after it."""
+    while ms > 9000:
+        pool.skew(9000)
+        pool.reap()
+        ms -= 9000
+    pool.skew(ms)
+    return int(pool.reap()[1])
+
+
+def use(pool: Pool, uuid: str, *said_of: str) -> None:
+    """Have the host say what it has seen of leases on a device."""
+    pool.report(((uuid, {"same": 1, "state": "ok", "used_mb": 0, "use": ",".join(said_of)}),),
+                deadline_ms=DAY_MS)  # fmt: skip
 
 
 @dataclass

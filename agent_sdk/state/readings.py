@@ -26,6 +26,10 @@ SCHEMAS: Final = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
 """One schema, or the oldest and the newest schema that the scripts know."""
 
 
+LONGEST: Final = 18
+"""Most digits of a number that is read."""
+
+
 def read_known(keys: Keys, *commands: tuple[Any, ...]) -> Generator[Read, Answer, Answer]:
     """Read from a pool whose layout this version knows.
 
@@ -110,6 +114,62 @@ def whole_number(part: Any) -> int:
 def ended_in(answer: Answer, number: int, token: str) -> EndedLease | None:
     """Return the end of a token's lease by the shard of a GET; None: unknown."""
     return ended(text_or_none(answer.raw[number]), token)
+
+
+def read_atomically(
+    *commands: tuple[Any, ...],
+) -> Generator[Read, Answer, list[Any]]:
+    """Read in one transaction: the answer to each command, as the server gives it.
+
+    The commands are of those that redis-py has no form of its own for, or reads texts of: it takes
+    the word QUEUED for the answer. HGETALL, HMGET and LRANGE are.
+    Instead of an answer there may be the server's error, where a key is of another type than it
+    should be: `hash_in` and `list_in` then find nothing.
+    """
+    answer = yield Read((("MULTI",), *commands, ("EXEC",)))
+    return _answers(answer, len(commands))
+
+
+@of_known_form
+def _answers(answer: Answer, count: int) -> list[Any]:
+    found = answer.raw[-1]
+    if not isinstance(found, list) or len(found) != count:
+        raise TypeError(f"no transaction of {count} commands: {str(found)[:80]}")
+    return found
+
+
+def read_now(keys: Keys) -> Generator[Read, Answer, int]:
+    """Read the time, ms on the pool's clock, which never goes back.
+
+    Raises:
+        ProtocolMismatch: the pool has another schema.
+    """
+    answer = yield from read_known(keys, ("TIME",), ("HMGET", keys.pool, "offset_ms", "last_ms"))
+    return _now(*answer.raw)
+
+
+@of_known_form
+def _now(time: Any, clock: Any) -> int:
+    offset_ms, last_ms = (int(x or 0) for x in clock)
+    return max(int(time[0]) * 1000 + int(time[1]) // 1000 + offset_ms, last_ms)
+
+
+def hash_in(part: Any) -> dict[str, str]:
+    """Return the texts of a hash in a transaction's answer, whose form RESP2 and RESP3 differ in.
+
+    What is no text is left out, and so is a key of another type.
+    """
+    if isinstance(part, dict):
+        pairs: Any = part.items()
+    else:
+        of = part if isinstance(part, list) else []
+        pairs = zip(of[::2], of[1::2], strict=False)
+    return {k: v for k, v in pairs if isinstance(k, str) and isinstance(v, str)}
+
+
+def list_in(part: Any) -> list[str | None]:
+    """Return the texts of a list in a transaction's answer; None: no text at that place."""
+    return [x if isinstance(x, str) else None for x in part] if isinstance(part, list) else []
 
 
 def _names(part: Any) -> list[str]:

@@ -8,11 +8,7 @@ from typing import Any
 import pytest
 
 from tests.pools import Pool, device, granted, said, token
-from tests.usage import DAY_MS, day_of, history, numbers, sums
-
-HOUR_MS = 3_600_000
-LATE_MS = 12_001
-"""After so long a lease's hosts have said the last of it."""
+from tests.usage import DAY_MS, HOUR_MS, LATE_MS, day_of, history, let, numbers, sums, use
 
 
 @pytest.fixture
@@ -29,22 +25,6 @@ def two(one: Pool) -> Pool:
     """A second one beside it."""
     one.report((device("gpu-b", 8000, index=1),), deadline_ms=DAY_MS)
     return one
-
-
-def let(pool: Pool, ms: int) -> int:
-    """Let time pass in steps that are no silence; the time after it."""
-    while ms > 9000:
-        pool.skew(9000)
-        pool.reap()
-        ms -= 9000
-    pool.skew(ms)
-    return int(pool.reap()[1])
-
-
-def use(pool: Pool, uuid: str, *said_of: str) -> None:
-    """Have the host say what it has seen of leases on a device."""
-    pool.report(((uuid, {"same": 1, "state": "ok", "used_mb": 0, "use": ",".join(said_of)}),),
-                deadline_ms=DAY_MS)  # fmt: skip
 
 
 def end(pool: Pool, name: str) -> None:
