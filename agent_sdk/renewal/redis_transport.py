@@ -31,10 +31,12 @@ class Memory(NamedTuple):
     Attributes:
         name: another one means that leases may have been forgotten.
         behind: True if it lacks what we have seen of it: its data has gone back.
+        noticed_ms: when a lease was last told that it must end for a waiter; 0: never.
     """
 
     name: object
     behind: bool = False
+    noticed_ms: int = 0
 
 
 class RenewalTransport(Protocol):
@@ -71,8 +73,8 @@ class RenewalTransport(Protocol):
         ...
 
 
-MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms")
-"""Fields of the pool that identify its data and its age."""
+MEMORY = ("run_id", "epoch", "lost_us", "fence", "last_ms", "noticed_ms")
+"""Fields of the pool that identify its data and its age, and tell of notices."""
 
 
 class RedisTransport:
@@ -130,9 +132,10 @@ class RedisTransport:
             return Memory(None)
         except RedisError as error:
             raise error_for("store_unavailable") from error
-        *name, last_fence, last_ms = found
+        *name, last_fence, last_ms, noticed_ms = found
         newest, self._newest_ms = self._newest_ms, _whole(last_ms)
-        return Memory(name, _whole(last_fence) < fence or self._newest_ms < newest)
+        behind = _whole(last_fence) < fence or self._newest_ms < newest
+        return Memory(name, behind, _whole(noticed_ms))
 
     def _send(self, calls: list[Call]) -> list[list[object] | RedisError]:
         """Return the answers to a pipeline.

@@ -98,6 +98,7 @@ class Renewer:
         self._last_try = False
         owing.discard(self)
         self._memory: object = None
+        self._noticed_ms = 0
         self._look_at = 0.0  # with the first lease, to learn its granting pool
 
     def end_with(self, client: object) -> None:
@@ -261,7 +262,11 @@ class Renewer:
         return min(times, default=None)
 
     def _look(self) -> None:
-        """Renew now if the pool lost data: it grants nothing before holders have renewed."""
+        """Renew now if the pool lost data: it grants nothing before holders have renewed.
+
+        Renew too if a lease was told to end for a waiter: a notice may be shorter than the time to
+        the next renewal, which tells it.
+        """
         self._look_at = local_now() + LOOK_S
         fence = max((kept.lease.fence for kept in list(self._kept.values())), default=0)
         try:
@@ -269,11 +274,12 @@ class Renewer:
         except BrokerUnavailable:
             self._postpone()
             return
-        if memory.behind or self._memory not in (None, memory.name):
+        lost = memory.behind or self._memory not in (None, memory.name)
+        if lost or (self._memory is not None and memory.noticed_ms != self._noticed_ms):
             now = local_now()
             for kept in list(self._kept.values()):
                 kept.next_at = now + random.uniform(0, RETRY_S)
-        self._memory = memory.name
+        self._memory, self._noticed_ms = memory.name, memory.noticed_ms
 
     def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
         for kept in due:

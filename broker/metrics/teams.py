@@ -24,6 +24,11 @@ def team_families(pool: PoolStatus, teams: Sequence[TeamStatus]) -> Iterator[Met
         "Leases that were told to end for others; those that did are lease_ends.",
         value=pool.stats.get("noticed", 0),
     )
+    yield CounterMetricFamily(
+        "gpu_broker_preemption_withdrawals",
+        "Notices that were withdrawn: the lease goes on.",
+        value=pool.stats.get("notices_withdrawn", 0),
+    )
     values: dict[str, tuple[str, dict[str, float]]] = {
         "nominal_bytes": ("Quota of its own.", {x.name: x.nominal_mb * MIB for x in teams}),
         "used_bytes": ("Held by its leases.", {x.name: x.used_mb * MIB for x in teams}),

@@ -105,6 +105,7 @@ function preemption.consider(w)
     for token, v in pairs(set.chosen) do victims[token] = v end
   end
   if w.reserved ~= '' then broker.reservations.cancel(w) end
+  set_pool('noticed_ms', ctx.now)   -- keepers look at it: those of victims renew, and are told
   local at_ms, names = ctx.now + broker.policy_of('preempt_grace_s') * 1000, {}
   for token, v in pairs(victims) do names[#names + 1] = token end
   table.sort(names)
@@ -130,6 +131,7 @@ function preemption.withdraw(w)
       if ended_ms and ended_ms + 0 > expires_at_ms + 0 then
         end_at(token, devices, ended_ms + 0)
       end
+      broker.count('notices_withdrawn')
       broker.event('preemption_withdrawn', 'token', token, 'agent', agent, 'for', w.token)
     end
   end

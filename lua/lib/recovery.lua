@@ -18,6 +18,12 @@ function broker.recover(token, fence, recovery, waits, whose)
   local granted_ms = math.min(ctx.now,
     (granted_us - granted_us % 1000) / 1000 + ctx.now - (ctx.now_us - ctx.now_us % 1000) / 1000)
   local hold_until_ms = recovery.hold_ms > 0 and granted_ms + recovery.hold_ms
+  local default_ms = broker.team_policy(recovery.team).max_hold_ms
+  if not hold_until_ms and default_ms > 0 then
+    -- Past that it was extended, or is older than the limit: it has as long from now on
+    hold_until_ms = granted_ms + default_ms
+    if hold_until_ms < ctx.now then hold_until_ms = ctx.now + default_ms end
+  end
   -- A head for which leases end keeps them noticed until it is known what becomes of the recovery
   local w = waits and broker.queue.read(token)
   local function end_wait()

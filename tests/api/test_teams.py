@@ -196,9 +196,9 @@ def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams) -> None:
         assert found['borrowed_bytes{team="nlp"}'] == 100 * mib
         assert found['leases{team="nlp"}'] == 1
         assert "made-up" not in str(found)
-        assert (
-            "gpu_broker_preemption_notices_total 0.0" in teams.ask("viewer", "GET", "/metrics").text
-        )
+        text = teams.ask("viewer", "GET", "/metrics").text
+        assert "gpu_broker_preemption_notices_total 0.0" in text
+        assert "gpu_broker_preemption_withdrawals_total 0.0" in text
     finally:
         teams.ask("operator", "PUT", "/policy/teams", json={"teams": {}})
 

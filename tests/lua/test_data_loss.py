@@ -273,6 +273,23 @@ def test_what_could_not_be_recovered_is_over_for_its_late_calls(gpu: Pool) -> No
     assert recover(gpu, A, held) == ["LOST", "superseded"]
 
 
+@pytest.mark.parametrize(("silent_ms", "left_ms"), [(0, 20_000), (6000, 14_000), (27_000, 20_000)])
+def test_recovered_lease_keeps_the_time_limit_of_its_team(
+    gpu: Pool, silent_ms: int, left_ms: int
+) -> None:
+    """From its grant; one that is past it was extended, and has as long from its recovery."""
+    gpu.set_teams(red="nominal_mb=2000 max_hold_s=20")
+    held = forgotten(gpu, A, team="red")
+    gpu.skew(silent_ms)
+    fail_over(gpu, 200)
+    now_ms = gpu.reap()[1]
+    claim = (held.fence, "30000", "", gpu.hash("pool")["epoch"], "agent",
+             f"{held.devices[0][0]}=900", REQUEST, "client", "1:1", "red")  # fmt: skip
+    assert said(gpu.run("renew", 1, A, *claim))[0] == "RENEWED"
+    left = int(gpu.hash(f"record:{A}")["hold_until_ms"]) - now_ms
+    assert left_ms - 1000 < left <= left_ms + 1000
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

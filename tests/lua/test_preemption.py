@@ -153,6 +153,9 @@ def test_notices_are_withdrawn_when_their_waiter_needs_them_no_more(lab: Pool, e
         assert wait(lab, "a1", **ask)[0] == "GRANTED"
     assert noticed(lab, *BS) == {}
     assert said(lab.renew(token(victim)))[3] == ""
+    counted = lab.stats()
+    assert (counted["noticed"], counted["notices_withdrawn"]) == (1, 1)
+    assert lab.events().count("preemption_withdrawn") == 1
     audit(lab.redis, lab.keys)
 
 

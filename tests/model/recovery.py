@@ -27,7 +27,7 @@ class Recovery(Devices):
         if fence > self.lost_us + FAILOVER_MS * 1000:
             return ["UNKNOWN"]
         granted_ms = min(self.now, fence // 1000 + self.now - self.raw_us // 1000)
-        hold_until_ms = granted_ms + ask.max_hold_ms if ask.max_hold_ms else 0
+        hold_until_ms = self.held_until(ask, granted_ms)
         waits = self.entries.get(token)
         if waits and not waits.preempts:
             self.bury(waits, "")
@@ -50,6 +50,13 @@ class Recovery(Devices):
             hold_until_ms, whole=alone and bool(held), granted_ms=granted_ms,
         )  # fmt: skip
         return None
+
+    def held_until(self, ask: Ask, granted_ms: int) -> int:
+        """Return when it ends at the latest: as it asked, or by default of its team; 0: never."""
+        if ask.max_hold_ms or not (default_ms := self.hold_ms(ask)):
+            return granted_ms + ask.max_hold_ms if ask.max_hold_ms else 0
+        until_ms = granted_ms + default_ms
+        return until_ms if until_ms >= self.now else self.now + default_ms  # it was extended
 
     def blocked(self, token: str, fence: int, uuid: str, mb: int, *, alone: bool) -> Reply | None:
         """Answer a recovery for which a device has no room; None: it has."""

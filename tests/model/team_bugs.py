@@ -100,6 +100,12 @@ TEAM_BUGS = (
         seed=3219,
     ),
     _bug(
+        "a recovered lease has no time limit of its team",
+        "if not hold_until_ms and default_ms > 0 then",
+        "if false then",
+        often="forgotten_tenure",
+    ),
+    _bug(
         "a shorter time ends a lease sooner than its holder knows",
         "until_ms = math.max(until_ms, expires_at_ms + 0)",
         "",

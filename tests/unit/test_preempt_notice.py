@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pool = broker_of_the_file(devices=1, memory_mb=1000)
 
-GRACE_S = 3
+GRACE_S, PROMPT_S = 3, 6
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,20 @@ def test_lease_that_is_taken_back_is_lost_by_that_reason(pool: TestBroker) -> No
     assert lease.lost_reason == "preempted"
     with pytest.raises(LeaseLost, match="preempted"):
         lease.raise_if_lost()
+
+
+def test_notice_that_is_shorter_than_the_time_between_renewals_is_told(pool: TestBroker) -> None:
+    """A lease of two minutes is renewed each 15 s: its keeper sees that there is a notice."""
+    pool.client.set_policy(preempt_grace_s=PROMPT_S)
+    told = threading.Event()
+    lease = pool.client.acquire("victim", memory_mb=900, preemptible=True, ttl_s=120)
+    lease.on_notice(lambda _: told.set())
+    pool.client.keep(lease)
+    token = new_token()
+    eventually(lambda: poll(pool, token) or pool.client.lookup(lease.token).preempt_at_ms, 20)
+    assert told.wait(PROMPT_S)
+    assert lease.preempt_at is not None
+    assert lease.preempt_at > time.time()
 
 
 def test_holder_that_yields_is_told_which_agent_wants_how_much(pool: TestBroker) -> None:

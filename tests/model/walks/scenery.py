@@ -16,7 +16,7 @@ ORDINARY = {
     "reservation_idle_s": 20,
 }  # fmt: skip
 TEAMS = ("default", "red", "red", "blue", "blue")
-TEAMED = {"team", "tug", "quota", "relapse", "favour"}
+TEAMED = {"team", "tug", "quota", "relapse", "favour", "forgotten_tenure"}
 """Teams of requests, and the kinds of steps that make a walk one of teams."""
 
 QUOTAS: tuple[dict[str, int], ...] = (

@@ -65,7 +65,26 @@ class Teams(Waiting):
         args = {"number": held[2]["number"], "hold_ms": pick((9000, 14_999, 15_001, 90_000))}
         self.queue += [held, [pool, "extend", args], self.pass_on(pool, 7000)]
         self.queue += [[pool, "extend", args], [pool, "renew", {"number": args["number"]}]]
+        return self._end_by_default()
+
+    def _end_by_default(self) -> Step:
+        """Give one team's leases an end."""
         return ["teams", {"teams": {"red": {"nominal_mb": 900, "max_hold_s": 15}, "blue": {}}}]
+
+    def forgotten_tenure(self, pool: int) -> Step:
+        """The pool forgets a lease that has an end by its team, early or after that."""
+        if self.rng.random() < 0.8:
+            return self.again(pool)
+        few = {"devices": 1, "memory_mb": 100, "exclusive": 0, "host": "*", "model": "*",
+               "ttl_ms": 60_000, "max_hold_ms": 0, "priority": 0, "team": "red"}  # fmt: skip
+        held, pick = self.asked(pool, few), self.rng.choice
+        number = held[2]["number"]
+        later = {"number": number, "hold_ms": pick((0, 60_000)), "by": "op"}
+        self.queue += [[pool, "replicate", {}], held, [pool, "extend", later]]
+        self.queue += [self.pass_on(pool, 3000) for _ in range(pick((1, 2, 6)))]
+        self.queue += [[pool, "failover", {"us": 200_000}], [pool, "recover", {"number": number}]]
+        self.queue += [self.pass_on(pool, 5000), [pool, "renew", {"number": number}]]
+        return self._end_by_default()
 
     def rivals(self, pool: int) -> Step:
         """All is taken; heads of each team wait for the same devices, which come free."""
