@@ -35,7 +35,7 @@ def instant(text: str) -> timedelta | date | datetime:
     """
     said = text.strip()
     if ago := _AGO.fullmatch(said.lower()):
-        return timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        return timedelta(seconds=min(float(ago[1]) * _UNITS[ago[2]], LATEST_MS / 1000))
     try:
         if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", said):
             return date.fromisoformat(said)

@@ -375,5 +375,5 @@ def test_times_are_understood() -> None:
     assert at_ms(TODAY, now_ms) == now_ms - 12 * HOUR_MS
     assert at_ms(date(2100, 3, 1), now_ms, to_the_end=True) == now_ms + 12 * HOUR_MS
     assert at_ms(f"{TODAY}T12:00", now_ms) == now_ms == at_ms(f"{TODAY} 13:00+01:00", now_ms)
-    assert at_ms("999999999d", now_ms) == 0
+    assert at_ms("999999999d", now_ms) == at_ms("999999999w", now_ms) == 0
     assert day_of(now_ms) == TODAY
