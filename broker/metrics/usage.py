@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from agent_sdk.usage.totals import UsageTotal, UsageTotals
+    from agent_sdk.usage.sums import UseSums
+    from agent_sdk.usage.totals import UsageTotals
 
 MS: Final = 1000
 
 WHEN: Final = "A lease counts when it ends."
 
-COUNTERS: Final[dict[str, tuple[str, Callable[[UsageTotal], float]]]] = {
+COUNTERS: Final[dict[str, tuple[str, Callable[[UseSums], float]]]] = {
     "leases": ("Finished leases.", lambda x: x.leases),
     "memory_byte_seconds": ("Leased memory by time.", lambda x: x.mb_ms * MIB / MS),
     "memory_above_peak_byte_seconds": (
@@ -37,7 +38,7 @@ COUNTERS: Final[dict[str, tuple[str, Callable[[UsageTotal], float]]]] = {
 }  # fmt: skip
 """Help and value of each counter, by its name after `gpu_broker_usage_`."""
 
-GPU_TIMES: Final[dict[str, Callable[[UsageTotal], int]]] = {
+GPU_TIMES: Final[dict[str, Callable[[UseSums], int]]] = {
     "busy": lambda x: x.busy_gpu_ms,
     "idle": lambda x: x.known_gpu_ms - x.busy_gpu_ms,
     "unknown": lambda x: x.gpu_ms - x.known_gpu_ms,
