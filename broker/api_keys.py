@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agent_sdk.settings import SdkSettings
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import LeaseStatus
+    from agent_sdk.usage.history import FinishedLease
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ ANYBODY: Final = Principal("", "operator", "")
 """Client where there are no keys: only this machine can reach the port then."""
 
 
-def owns(who: Principal, what: LeaseStatus | WaiterStatus) -> bool:
+def owns(who: Principal, what: LeaseStatus | WaiterStatus | FinishedLease) -> bool:
     """Return whether this principal may end, renew or see a lease or a wait."""
     return who.is_at_least("operator") or (bool(who.name) and what.owner == who.name)
 

@@ -22,6 +22,7 @@ from broker.http.every_request import EveryRequest
 from broker.http.hot_routes import HotRoutes
 from broker.http.problems import install_handlers, too_large
 from broker.http.teams import routes as teams
+from broker.http.usage import routes as usage
 from broker.live.feed import Feed
 from broker.live.view import View
 from broker.logs import VerbLog
@@ -137,7 +138,7 @@ def build_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     install_handlers(app)
     # Routes of a router that is included are built a second time, which takes as long as a tenth
     # of a start, or of the first request.
-    parts = (leases, health, pool, scrape, operators, teams, streams, dashboard, openapi)
+    parts = (leases, health, pool, scrape, operators, teams, usage, streams, dashboard, openapi)
     for router in (leases.hot, *(part.router for part in parts)):
         app.router.routes.extend(router.routes)
     if mcp:

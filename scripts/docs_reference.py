@@ -22,7 +22,6 @@ from agent_sdk.request import LeaseOptions
 from agent_sdk.verbs import Verb
 from broker.app import build_app
 from broker.cli import main as gpu_broker
-from broker.http import health, leases, operators, pool, scrape, streams
 from broker.http.auth import AtLeast
 from broker.settings import Settings
 
@@ -80,14 +79,13 @@ def routes() -> str:
 
 
 def _operations() -> Iterator[tuple[APIRoute, str, str, dict[str, Any]]]:
-    made = build_app(Settings()).openapi()
+    app = build_app(Settings())
+    made = app.openapi()
     document = made["paths"] | made["x-streams"]
-    others = (part.router for part in (leases, health, pool, scrape, operators, streams))
-    for router in (leases.hot, *others):
-        for route in filter(_is_api, router.routes):
-            for method in sorted(route.methods - {"HEAD"}):
-                if operation := document.get(route.path, {}).get(method.lower()):
-                    yield route, method, route.path, operation
+    for route in filter(_is_api, app.routes):
+        for method in sorted(route.methods - {"HEAD"}):
+            if operation := document.get(route.path, {}).get(method.lower()):
+                yield route, method, route.path, operation
 
 
 def _is_api(route: object) -> TypeGuard[APIRoute]:

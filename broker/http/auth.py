@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import LeaseStatus
+    from agent_sdk.usage.history import FinishedLease
     from broker.api_keys import Keyring
 
 OPEN = {"/", "/health", "/ready", "/openapi.json", "/docs", "/docs/init.js"}
@@ -169,7 +170,7 @@ Operator = Annotated[Principal, Depends(AtLeast("operator"))]
 """Parameter of a route: the principal, with at least that role."""
 
 
-def token_for(who: Principal, what: LeaseStatus | WaiterStatus) -> dict[str, str]:
+def token_for(who: Principal, what: LeaseStatus | WaiterStatus | FinishedLease) -> dict[str, str]:
     """Return the token, or as much of it as tells it from others."""
     if owns(who, what):
         return {"token": what.token}

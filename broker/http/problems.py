@@ -47,7 +47,8 @@ def problem(error: LeaseError, scope: Scope) -> JSONResponse:
         lost: dict[str, object] = {"detail": "lost", "reason": error.code, "code": error.code}
         return _answer(scope, status, lost)
     if isinstance(error, BadRequest):  # in the form of FastAPI's own errors
-        detail = [{"type": error.code, "loc": ["body"], "msg": str(error)}]
+        where = "query" if scope["method"] in {"GET", "HEAD"} else "body"
+        detail = [{"type": error.code, "loc": [where], "msg": str(error)}]
         return _malformed(scope, detail)
     body: dict[str, object] = {
         "detail": str(error),

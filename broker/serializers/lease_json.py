@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
     from agent_sdk.teams import TeamStatus
+    from agent_sdk.usage.history import FinishedLease
     from broker.serializers.lease_models import (
         GpuOfLease,
         Host,
@@ -48,9 +49,10 @@ def masked(token: str, number: str = "") -> str:
     return f"{token[:8]}…{number}"
 
 
-def name_of(what: LeaseStatus | WaiterStatus) -> str:
+def name_of(what: LeaseStatus | WaiterStatus | FinishedLease) -> str:
     """Return the part of a token that may be shown to all, for a lease or a wait."""
-    return masked(what.token, str(what.fence if isinstance(what, LeaseStatus) else what.rank))
+    number = what.fence if isinstance(what, LeaseStatus) else getattr(what, "rank", "")
+    return masked(what.token, str(number))
 
 
 def granted(lease: AsyncLease, team: str) -> NewLease:

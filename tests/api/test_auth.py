@@ -77,6 +77,8 @@ ENDPOINTS: dict[tuple[str, str], tuple[Any, tuple[int, int, int, int]]] = {
     ("GET", "/gpu/info"): (None, (401, 200, 200, 200)),
     ("GET", "/policy"): (None, (401, 200, 200, 200)),
     ("GET", "/teams"): (None, (401, 200, 200, 200)),
+    ("GET", "/usage"): (None, (401, 200, 200, 200)),
+    ("GET", "/history"): (None, (401, 200, 200, 200)),
     ("GET", "/policy/teams"): (None, (401, 200, 200, 200)),
     ("PUT", "/policy/teams"): ({"teams": {}}, (401, 403, 403, 200)),
     ("GET", "/allocations"): (None, (401, 200, 200, 200)),

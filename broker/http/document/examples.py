@@ -48,6 +48,23 @@ TEAMS: Final[dict[str, Any]] = {
     | {"weight": 2, "nominal_mb": 98304, "max_priority": 5}
 }
 
+USED: Final[dict[str, Any]] = {
+    "day": None, "team": "nlp", "agent": "analyst", "host": None, "model": None, "leases": 41,
+    "running": 1, "held_hours": 58.2, "gpu_hours": 44.6, "busy_gpu_hours": 29.9,
+    "idle_gpu_hours": 12.2, "unknown_gpu_hours": 2.5, "busy_share": 0.710214,
+    "mb_hours": 3641344.0, "above_peak_mb_hours": 1204224.0, "waits": 6, "mean_wait_s": 31.4,
+    "energy_kwh": 21.3, "cost": 142.72, "gpu_hours_by_hour": [],
+}  # fmt: skip
+
+OVER: Final[dict[str, Any]] = {
+    "id": "1795611023114-0", "token": TOKEN, "agent": "analyst", "team": "nlp",
+    "host": "gpu-host-3", "model": "NVIDIA H100 80GB HBM3",
+    "gpus": [{"uuid": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11", "memory_mb": 8192}],
+    "memory_mb": 8192, "outcome": "released", "granted_at": 1795607407.688,
+    "ended_at": 1795611007.688, "held_s": 3600.0, "waited_s": None, "gpu_hours": 0.101092,
+    "observed_gpu_s": 3570.0, "busy_gpu_s": 2535.5, "peak_mb": 5902, "energy_kwh": 0.0481,
+}  # fmt: skip
+
 HOOK: Final[dict[str, Any]] = {
     "name": "ops", "url": "https://ops.example/gpu", "on": ["expired", "quarantined"],
     "state": "active", "disabled": None, "delivered": 12, "delivered_at": 1795607407.9,
@@ -108,6 +125,13 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
         "name": "nlp", "listed": True, "used_mb": 106496, "leases": 9, "waiters": 2,
         "reserved_mb": 0, "borrowed_mb": 8192, "lent_mb": 0, "use_mb_s": 81603584.0,
         "share": 43996672.0, "used_share": 0.7, "wanted_share": 0.667}]},
+    ("get", "/usage"): {
+        "now": 1795611100.2, "since": 1793019100.2, "until": 1795611100.2,
+        "first_day": "2026-10-26", "last_day": "2026-11-25", "by": ["team", "agent"],
+        "total": USED | {"team": None, "agent": None}, "prices": {"*": 3.2}, "unpriced": [],
+        "rows": [USED]},
+    ("get", "/history"): {"leases": [OVER], "next": "older/1795611023114-0",
+                          "last": "1795611023114-0"},
     ("get", "/allocations"): {"allocations": {TOKEN: KNOWN}},
     ("post", "/lease"): LEASE | {"granted": True, "code": None, "env": {
         "CUDA_VISIBLE_DEVICES": "GPU-5c2a90d4-7a1e-4a52-9f0b-2f4f2a1c8e11",

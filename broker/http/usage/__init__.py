@@ -1,0 +1,1 @@
+"""Use over HTTP: its sums by group, and finished leases."""
