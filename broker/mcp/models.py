@@ -150,13 +150,27 @@ class Use(BaseModel):
     findings: list[str]
 
 
+class PastUse(BaseModel):
+    """Use of your leases that ended since then, as far as the pool remembers them."""
+
+    since: str
+    leases: int
+    gpu_hours: float
+    busy_gpu_hours: float | None = Field(description="null: not observed")
+    idle_gpu_hours: float | None = Field(description="null: not observed")
+    asked_mb: int | None = Field(description="MiB of the largest on a GPU; null: no peak is known")
+    peak_mb: int | None = Field(description="most MiB that programs used on a GPU; null: not known")
+    advice: str
+
+
 class UsageResult(Result):
-    """Use of the leases that are held now; ended leases are not in it."""
+    """Use of the leases that are held now, and of your ended ones."""
 
     leases: list[Use]
     more: int = Field(description="leases that this list leaves out")
     memory_mb: int = Field(description="of those in the list")
     gpu_s: float = Field(description="of those in the list")
+    past: PastUse
 
 
 class RunResult(Result):

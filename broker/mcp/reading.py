@@ -13,6 +13,7 @@ from broker.mcp.models import (
     ExplainResult,
     LeasedGpu,
     LeaseView,
+    PastUse,
     StatusResult,
     UsageResult,
     Use,
@@ -105,6 +106,7 @@ def usage(
     now_ms: int,
     own: set[str],
     more: int,
+    past: PastUse,
 ) -> UsageResult:
     """Return the use of leases, with sums.
 
@@ -114,6 +116,7 @@ def usage(
         now_ms: the pool's time.
         own: tokens that the caller may see whole.
         more: the number of leases that are not told.
+        past: use of the caller's ended ones.
     """
     rows = [_use(each, devices, now_ms, own) for each in leases]
     return UsageResult(
@@ -121,6 +124,7 @@ def usage(
         more=more,
         memory_mb=sum(row.memory_mb for row in rows),
         gpu_s=round(sum(row.gpu_s for row in rows), 1),
+        past=past,
     )
 
 

@@ -22,6 +22,7 @@ from broker.mcp.models import (
     StatusResult,
     UsageResult,
 )
+from broker.mcp.past_use import past_use
 from broker.mcp.reading import MOST_ROWS, explained, lease_view, status, usage
 from broker.mcp.refusals import refused
 from broker.mcp.waits import PendingLease
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from agent_sdk import AsyncLease
     from agent_sdk.request import LeaseOptions
+    from agent_sdk.usage.history import FinishedLease
 
 Ctx = Context[Any, Any]
 
@@ -77,6 +79,9 @@ WaitS = Annotated[
 HoldS = Annotated[float | None, Field(ge=1, le=604800, description="seconds for which you need it")]
 Ticket = Annotated[str | None, Field(description="of an earlier answer: ask again for that wait")]
 Confirm = Annotated[bool, Field(description="true: the person you work for has agreed to the size")]
+Since = Annotated[
+    str, Field(max_length=40, description="of ended leases: 12h or 7d before now, or 2026-11-30")
+]
 Token = Annotated[str, Field(description="token of a lease, or ticket of a wait")]
 
 
@@ -201,8 +206,9 @@ class Tools:
         self,
         ctx: Ctx,
         everyone: Annotated[bool, Field(description="true: leases of others too")] = False,
+        since: Since = "7d",
     ) -> UsageResult:
-        """Show what your leases hold and use now: memory, age, GPU-seconds, findings."""
+        """Show what your leases hold and use now, and what your ended ones used, with advice."""
         leases, client = self._leases, self._leases.client
         own = {row.token for row in await leases.listed(caller(ctx)) if row.state == "active"}
         lists = await client.lease_list() if everyone else ()
@@ -210,7 +216,16 @@ class Tools:
         found = await client.leases_of(tokens[:MOST_ROWS])
         held = await client.devices_of({uuid for each in found for uuid, _ in each.devices})
         devices, now_ms = {device.uuid: device for device in held}, (await client.pool()).now_ms
-        return usage(found, devices, now_ms, own, max(0, len(tokens) - MOST_ROWS))
+        past = past_use(await self._ended(caller(ctx), since), since)
+        return usage(found, devices, now_ms, own, max(0, len(tokens) - MOST_ROWS), past)
+
+    async def _ended(self, who: Principal, since: str) -> list[FinishedLease]:
+        """Return the caller's finished leases: its key's, without keys its agent's."""
+        from agent_sdk.usage.history import MOST  # noqa: PLC0415 - no first answer waits for it
+
+        agent = None if who.name else self._leases.agent_of(who)
+        found = await self._leases.client.history(agent=agent, since=since, limit=MOST)
+        return [lease for lease in found.leases if lease.owner == who.name]
 
     def _options(
         self,
