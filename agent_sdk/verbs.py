@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
     from agent_sdk.teams import TeamPolicy, TeamStatus
+    from agent_sdk.usage.advice import Advised
     from agent_sdk.usage.groups import Usage
     from agent_sdk.usage.history import LeaseHistory
     from agent_sdk.usage.period import Instant
@@ -410,6 +411,18 @@ class Verbs(PoolClient[R]):
             self.keys, after=after, before=before, limit=limit, agent=agent, team=team, host=host,
             outcome=outcome, since=since,
         )  # fmt: skip
+
+    @Verb
+    def size_advice(
+        self, *, since: Instant | None = None, agent: str | None = None, team: str | None = None
+    ) -> Steps[Advised]:
+        """Return which sizes would have fitted the finished leases; see `usage.advice`.
+
+        It reads all of the history that is asked for.
+        """
+        from agent_sdk.usage import advice  # noqa: PLC0415 - as above
+
+        return advice.read(self.keys, since, agent=agent, team=team)
 
     @Verb
     def queue(self) -> Steps[tuple[WaiterStatus, ...]]:

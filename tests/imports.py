@@ -55,7 +55,7 @@ FLOORS: tuple[set[str], ...] = (
     {f"broker.{x}" for x in ("attribution", "hold", "metrics", "replica", "settings")},
     {"broker.http", "broker.mcp", "broker.reporter", "broker.systemd"},
     {"broker.app", "broker.cli", "broker.workers"},
-    {"broker.cli.leasing", "broker.cli.policies", "broker.cli.serving"},
+    {f"broker.cli.{x}" for x in ("leasing", "past", "policies", "serving")},
     {f"broker.cli.commands{x}" for x in ("", ".by_hand", ".for_agents", ".for_operators")},
 )
 """The rooms from the lowest floor to the highest: a room imports from the floors below it alone."""

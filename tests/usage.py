@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tests.pools import device, granted, said, token
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -16,6 +18,12 @@ DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 LATE_MS = 12_001
 """After so long a lease's hosts have said the last of it."""
+
+NOON_MS = int(datetime(2100, 3, 1, 12, tzinfo=UTC).timestamp()) * 1000
+"""A time after the server's own: the pool's clock never goes back."""
+
+TODAY = "2100-03-01"
+
 
 ENDS = {"released", "expired", "revoked", "preempted"}
 """Events that end a lease."""
@@ -57,6 +65,32 @@ def use(pool: Pool, uuid: str, *said_of: str) -> None:
     """Have the host say what it has seen of leases on a device."""
     pool.report(((uuid, {"same": 1, "state": "ok", "used_mb": 0, "use": ",".join(said_of)}),),
                 deadline_ms=DAY_MS)  # fmt: skip
+
+
+def leap(pool: Pool, ms: int) -> None:
+    """Let a long time pass, with a report each half of a day."""
+    for left_ms in range(ms, -1, -DAY_MS // 2):
+        pool.skew(min(left_ms, DAY_MS // 2))
+        pool.report(
+            (device("gpu-a", 8000), device("gpu-b", 8000, index=1, name="m2", model="m2")),
+            deadline_ms=DAY_MS,
+        )
+
+
+def at_noon(pool: Pool) -> None:
+    """Put the clock in the test's hand, at NOON_MS, beside two GPUs of 8,000 MiB: m1 and m2."""
+    pool.redis.set(f"{pool.keys.base}:test_frozen_us", NOON_MS * 1000)
+    leap(pool, 0)
+
+
+def grant(pool: Pool, name: str, agent: str = "ann", **ask: Any) -> None:
+    granted(
+        pool.acquire(token(name), agent, **{"memory_mb": 4000, "ttl_ms": 0, "model": "m1"} | ask)
+    )
+
+
+def release(pool: Pool, name: str) -> None:
+    assert said(pool.release(token(name))) == ["RELEASED"]
 
 
 @dataclass

@@ -19,9 +19,9 @@ HOUR_MS: Final = 3_600_000
 LATEST_MS: Final = 253_402_300_799_000
 """Last second of the year 9999, after which no day has a name."""
 
-_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
-_AGO: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|min|h|d|w)")
+_AGO: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(s|m|min|h|d|w|)")
 
 FORMS: Final = "30d, 12h or 90m before now, 2026-11-30 (UTC) or 2026-11-30T12:00"
 """Forms of a time as text, in words."""

@@ -36,6 +36,8 @@ COMMANDS = {
     "leases": "List every living lease, with its whole token.",
     "hosts": "List the hosts that report devices.",
     "teams": "Show teams: quotas, what they have, their share; -w: live.",
+    "usage": "Show what was used: busy, idle, waits, cost; --advise: right sizes.",
+    "history": "Show finished leases; export: all of them as a file.",
     "revoke": "End leases as an operator.",
     "drain": "Stop new leases on a device or a host.",
     "undrain": "Allow new leases there again.",
@@ -58,7 +60,7 @@ A `-` of the name is a `_` there.
 FOLDERS = {
     "by_hand": {"acquire", "adopt", "hold", "extend", "release", "ask", "wait"},
     "for_agents": {"guard", "mcp", "skill"},
-    "for_operators": {"hooks", "teams"},
+    "for_operators": {"history", "hooks", "teams", "usage"},
 }
 """Commands in folders of their own below `commands`."""
 
@@ -82,6 +84,8 @@ READING = {
     "leases",
     "hosts",
     "teams",
+    "usage",
+    "history",
     "doctor",
 }
 """Commands whose result is their output."""

@@ -100,6 +100,8 @@ def output_option(*more: str) -> Callable[[Callable[..., Any]], Callable[..., An
         "wide": "more columns",
         "name": "names alone, one a line",
         "yaml": "a file for policy apply",
+        "csv": "a line for each, with a head",
+        "jsonl": "JSON, an object a line",
     }
     return click.option(
         "-o",

@@ -31,6 +31,7 @@ PAGES = (
     "how-to/shell.md",
     "how-to/teams.md",
     "how-to/testing.md",
+    "how-to/usage.md",
     "reference/http.md",
 )
 """Pages whose blocks of `python` and `sh` are run; blocks of `console` are shown alone."""

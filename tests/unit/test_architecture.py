@@ -20,7 +20,7 @@ LAYERS = {
                "httptools",
                "pydantic", "pydantic_settings", "prometheus_client", "pynvml", "sse_starlette",
                "structlog", "typing_extensions", "yaml",
-               "apprise", "cloudevents", "httpcore2", "standardwebhooks"},
+               "apprise", "cloudevents", "httpcore2", "pyarrow", "standardwebhooks"},
 }  # fmt: skip
 """The packages that each package may import beside the standard library."""
 
@@ -40,6 +40,7 @@ OWNERS = {
     "cloudevents": {"broker/hooks/message.py"},
     "httpcore2": {"broker/hooks/web.py"},
     "standardwebhooks": {"broker/hooks/web.py"},
+    "pyarrow": {"broker/cli/past/parquet.py"},
     "hiredis": {"agent_sdk/store/quick.py"},
     "pytest": {"agent_sdk/testing.py"},
     "IPython": {"agent_sdk/notebook/__init__.py", "agent_sdk/notebook/magic.py"},

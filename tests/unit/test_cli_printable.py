@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -89,6 +90,13 @@ def poison(client: LeaseClient, token: str) -> None:
     for record in (token, WAITER):
         mapping = dict.fromkeys(("agent", "client", "pid", "owner", "reason", "notice"), HOSTILE)
         redis.hset(f"{keys.base}:record:{record}", mapping=mapping)
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    redis.hset(keys.usage(day), f"{HOSTILE} {HOSTILE} {HOSTILE}", "gpu_ms=3600000 leases=1")
+    redis.hset(keys.usage_of_hosts(day), f"{HOSTILE}|{HOSTILE}", f"gpu_ms=5 hours={HOSTILE}")
+    finished = dict.fromkeys(("token", "agent", "team", "owner", "host", "model", "outcome"),
+                             HOSTILE)  # fmt: skip
+    number = {"granted_at_ms": "1", "ended_at_ms": "5", "gpus": "1", "peak_mb": "7", "mb": "9"}
+    redis.xadd(keys.history, finished | number | {"devices": f"{HOSTILE}=9"})
     told = dict.fromkeys(("shown", "on", "by", "error", "disabled", "tested"), HOSTILE)
     redis.hset(keys.hook("ops"), mapping={"url": "http://x.example", "failed": 1, **told})
     redis.sadd(keys.hooks, "ops", HOSTILE)
@@ -128,6 +136,11 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
               ("hosts", "-o", "name")],
     "teams": [("teams",), ("teams", "-o", "wide"), ("teams", "-o", "json"),
               ("teams", "-o", "name")],
+    "usage": [("usage",), ("usage", "--by", "host,model", "--day"), ("usage", "-o", "csv"),
+              ("usage", "-o", "json"), ("usage", "--advise"), ("usage", "--advise", "-o", "csv")],
+    "history": [("history",), ("history", "-o", "json"), ("history", "-o", "jsonl"),
+                ("history", "-o", "csv"), ("history", "export", "--format", "csv", "-"),
+                ("history", "export", "--format", "jsonl", "-")],
     "revoke": [("revoke", "nobody-has-this-token", "--reason", "x"),
                ("revoke", "--agent", "calm", "--reason", "x")],
     "drain": [("drain", "nowhere"), ("drain", HOST)],

@@ -15,7 +15,7 @@ from agent_sdk.keys import Keys
 from agent_sdk.protocol.messages import Answer, Call
 from agent_sdk.state import events, explain, pool_state, queue, snapshot
 from agent_sdk.state.holders import read_holders
-from agent_sdk.usage import history, reading, totals
+from agent_sdk.usage import advice, history, reading, totals
 from tests.unit.calls import FRAME, REQUEST
 from tests.unit.replies import NESTED, QUIET
 
@@ -55,6 +55,7 @@ READINGS: dict[str, Callable[[], Generator[Any, Answer, Any]]] = {
     "usage": lambda: reading.read(KEYS, ("day", "team", "agent"), 0, None),
     "usage_of_hosts": lambda: reading.read(KEYS, ("host", "model"), "20d", None),
     "history": lambda: history.read(KEYS, limit=3, since="1d"),
+    "advice": lambda: advice.read(KEYS, "1d"),
     "history_after": lambda: history.read(KEYS, after="5-0", agent="ann"),
 }
 

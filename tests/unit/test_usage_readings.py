@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +12,20 @@ from agent_sdk import AsyncLeaseClient, BadRequest, LeaseClient, Store
 from agent_sdk.protocol.messages import Answer
 from agent_sdk.usage import reading
 from agent_sdk.usage.period import at_ms, day_of, instant
-from tests.pools import device, granted, said, token
-from tests.usage import DAY_MS, HOUR_MS, LATE_MS, let, use
+from tests.pools import granted, said, token
+from tests.usage import (
+    DAY_MS,
+    HOUR_MS,
+    LATE_MS,
+    NOON_MS,
+    TODAY,
+    at_noon,
+    grant,
+    leap,
+    let,
+    release,
+    use,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,31 +34,14 @@ if TYPE_CHECKING:
     from tests.pools import Pool
     from tests.servers import Server
 
-NOON_MS = int(datetime(2100, 3, 1, 12, tzinfo=UTC).timestamp()) * 1000
-"""A time after the server's own: the pool's clock never goes back."""
-
-TODAY = "2100-03-01"
-
-
 READS = 12
 """Pipelines of a reading of 30 days: what it needs, five parts, and a last look."""
 
 
-def leap(pool: Pool, ms: int) -> None:
-    """Let a long time pass, with a report each half of a day."""
-    for left_ms in range(ms, -1, -DAY_MS // 2):
-        pool.skew(min(left_ms, DAY_MS // 2))
-        pool.report(
-            (device("gpu-a", 8000), device("gpu-b", 8000, index=1, name="m2", model="m2")),
-            deadline_ms=DAY_MS,
-        )
-
-
 @pytest.fixture
 def lab(pool: Pool) -> Pool:
-    """Two GPUs of two models with 8,000 MiB each, at noon, with the clock in the test's hand."""
-    pool.redis.set(f"{pool.keys.base}:test_frozen_us", NOON_MS * 1000)
-    leap(pool, 0)
+    """Two GPUs of two models at noon, with the clock in the test's hand."""
+    at_noon(pool)
     return pool
 
 
@@ -54,16 +49,6 @@ def lab(pool: Pool) -> Pool:
 def client(server: Server, lab: Pool) -> Iterator[LeaseClient]:
     with LeaseClient(Store(server.url), pool=lab.keys.pool_name) as client:
         yield client
-
-
-def grant(pool: Pool, name: str, agent: str = "ann", **ask: Any) -> None:
-    granted(
-        pool.acquire(token(name), agent, **{"memory_mb": 4000, "ttl_ms": 0, "model": "m1"} | ask)
-    )
-
-
-def release(pool: Pool, name: str) -> None:
-    assert said(pool.release(token(name))) == ["RELEASED"]
 
 
 def one_row(found: Usage) -> dict[str, int]:

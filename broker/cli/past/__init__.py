@@ -1,0 +1,1 @@
+"""Reports of the past: use, sizes, finished leases, and files of them."""
