@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.protocol.replies import of_known_form
-from agent_sdk.state.readings import read_known, text_or_none
+from agent_sdk.state.readings import list_in, read_atomically, read_known
+from agent_sdk.usage.lease_runs import number
 from agent_sdk.usage.sums import Adder, UseSums
 
 if TYPE_CHECKING:
@@ -34,20 +34,19 @@ class UsageTotals:
 
 
 def read(keys: Keys, teams: Sequence[str]) -> Generator[Read, Answer, UsageTotals]:
-    """Read the totals of these teams, in one command: a client may make up any number of others."""
+    """Read the totals of these teams alone: a client may make up any number of others.
+
+    A key that a hand has made another type has no totals.
+    """
     peaks = (f"peak {most}" for most in PEAKS)
-    answer = yield from read_known(keys, ("HMGET", keys.usage_total, *teams, *peaks))
-    return _totals(answer, teams)
-
-
-@of_known_form
-def _totals(answer: Answer, teams: Sequence[str]) -> UsageTotals:
-    (found,) = answer.raw
-    said = [text_or_none(each) for each in found]
-    lines, counts = said[: len(teams)], said[len(teams) :]
+    yield from read_known(keys)
+    (found,) = yield from read_atomically(("HMGET", keys.usage_total, *teams, *peaks))
+    said = list_in(found)
+    if not said:
+        return UsageTotals()
     return UsageTotals(
-        {team: _sums(line or "") for team, line in zip(teams, lines, strict=True)},
-        {most: int(n or 0) for most, n in zip(PEAKS, counts, strict=True)},
+        {team: _sums(line or "") for team, line in zip(teams, said, strict=False)},
+        {most: number(n) or 0 for most, n in zip(PEAKS, said[len(teams) :], strict=False)},
     )
 
 

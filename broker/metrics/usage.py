@@ -71,10 +71,12 @@ def _peaks(seen: UsageTotals) -> Metric:
     The pool counts leases by bucket and has no sum of their parts, so there is no `_sum`, and with
     it no `_count`, as OpenMetrics wants it; the bucket `+Inf` has all leases.
     """
-    counts = accumulate(seen.peaks.get(most, 0) for most in PEAKS)
-    bounds = (most if most == "+Inf" else str(float(most)) for most in PEAKS)
-    return HistogramMetricFamily(
+    family = HistogramMetricFamily(
         "gpu_broker_lease_peak_ratio",
         f"Most memory that a lease used, as a part of what it had. {WHEN}",
-        buckets=list(zip(bounds, counts, strict=True)),
     )
+    if seen.peaks:
+        counts = accumulate(seen.peaks.get(most, 0) for most in PEAKS)
+        bounds = (most if most == "+Inf" else str(float(most)) for most in PEAKS)
+        family.add_metric([], list(zip(bounds, counts, strict=True)), None)
+    return family

@@ -110,3 +110,13 @@ def test_one_command_reads_the_teams_that_are_asked_for(pool: Pool) -> None:
     assert len(pool.hash("usage_total")) == 40
     assert set(pool.look(totals.read(pool.keys, ["t1", "none"])).teams) == {"t1", "none"}
     assert not any("t2" in name for name in samples(pool, "t1"))
+
+
+def test_totals_that_a_hand_has_spoilt_are_left_out(pool: Pool) -> None:
+    """A key of another type, or text that is no sum: the other families of a scrape go on."""
+    pool.report((device("gpu-a", 8000),))
+    pool.redis.set(pool.keys.usage_total, "spoilt")
+    assert samples(pool, "nlp") == {}
+    pool.redis.delete(pool.keys.usage_total)
+    pool.redis.hset(pool.keys.usage_total, mapping={"nlp": "leases=x gpu_ms=-1", "peak 0.5": "x"})
+    assert set(samples(pool, "nlp").values()) == {0}
