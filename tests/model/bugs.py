@@ -148,7 +148,7 @@ GENERAL_BUGS = (
                 "return",
             ),
         ),
-        seed=765,
+        seed=8684,
     ),
     Bug(
         "what cools is given back twice",
@@ -256,7 +256,7 @@ GENERAL_BUGS = (
                 "",
             ),
         ),
-        seed=4461,
+        seed=7288,
         often="policy",
     ),
     Bug(

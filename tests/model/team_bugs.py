@@ -12,7 +12,7 @@ def _bug(
 
 
 TEAM_BUGS = (
-    _bug("evictions do not protect", "* 1000 * 2 ^ times", "* 1000", often="relapse", seed=2273),
+    _bug("evictions do not protect", "* 1000 * 2 ^ times", "* 1000", often="relapse", seed=7742),
     _bug(
         "a team's sum stays after the end of a lease",
         "team.mb, team.leases, team.held = team.mb + mb,",
@@ -23,6 +23,7 @@ TEAM_BUGS = (
         "if mb < least_mb then least_mb, party = mb, key end",
         "",
         often="team",
+        seed=6166,
     ),
     _bug(
         "what is one's own comes by its share",
@@ -30,7 +31,10 @@ TEAM_BUGS = (
         "one.share = known.share",
     ),
     _bug(
-        "shares are ignored", "if a.share ~= b.share then return a.share < b.share end", "", seed=29
+        "shares are ignored",
+        "if a.share ~= b.share then return a.share < b.share end",
+        "",
+        seed=3219,
     ),
     _bug(
         "use does not decay",
@@ -49,11 +53,13 @@ TEAM_BUGS = (
         "a team within its quota loses leases",
         "if goes or not only_free and beyond(w, over, v) >= v.mb then",
         "if true then",
+        seed=4031,
     ),
     _bug(
         "protection is ignored",
         "local mature, lower = ctx.now >= v.granted_ms + protected_ms,",
         "local mature, lower = true,",
+        seed=8396,
     ),
     _bug(
         "equal priority ends leases of its own team",
@@ -84,7 +90,7 @@ TEAM_BUGS = (
         "local over = revoked and 'revoked' or preempt_at_ms and preempt_at_ms + 0 <= ctx.now and"
         " 'preempted' if over then",
         "local over = revoked and 'revoked' if over then",
-        seed=6623,
+        seed=1508,
     ),
     _bug(
         "a victim that has ended stands in its asker's way",
@@ -122,6 +128,7 @@ TEAM_BUGS = (
         "if yields ~= '1' then return reply('DECLINED') end",
         "",
         often="favour",
+        seed=9731,
     ),
     _bug(
         "a limit of priority is not looked at",
