@@ -20,9 +20,10 @@ SUMS: Final = (
 
 _AT: Final = {name: at for at, name in enumerate(SUMS)}
 
-_WORD: Final = re.compile(r"([a-z_]+)=([0-9]{1,24})(?= |$)")
-
 _PRICE: Final = re.compile(PRICE)
+
+LONGEST: Final = 24
+"""Most digits of a sum that is read."""
 
 HOURS: Final = 24
 
@@ -161,13 +162,14 @@ class Adder:
     def add_line(self, line: str) -> None:
         """Add sums as the store has them; words that are not legible count as 0."""
         sums = self._sums
-        for name, number in _WORD.findall(line):
-            if (at := _AT.get(name)) is not None:
-                sums[at] += int(number)
-        _, _, hours = line.partition("hours=")
-        for hour, number in enumerate(hours.split(",")[:HOURS] if hours else ()):
-            if number.isdecimal() and len(number) <= HOURS:
-                self.add_hour(hour, int(number))
+        for word in line.split(" "):
+            name, _, number = word.partition("=")
+            at = _AT.get(name)
+            if at is not None:
+                sums[at] += _number(number)
+            elif name == "hours":
+                for hour, gpu_ms in enumerate(number.split(",")[:HOURS]):
+                    self.add_hour(hour, _number(gpu_ms))
 
     def add(self, name: str, amount: float) -> None:
         """Add to one of the sums."""
@@ -198,6 +200,10 @@ class Adder:
         """Return the sums by name, with `running`, and the hours."""
         sums = {name: round(x) for name, x in zip(SUMS, self._sums, strict=True)}
         return sums | {"running": len(self._running)}, tuple(map(round, self._hours))
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) <= LONGEST else 0
 
 
 def prices_of(text: str) -> dict[str, float]:

@@ -52,6 +52,8 @@ TABLE: list[tuple[tuple[str, ...], str]] = [
     (("FCALL", "gpu_release", "1", POOL), "bao"),
     (("FUNCTION", "LOAD", "x"), "bo"),
     (("INFO",), "baov"),
+    (("MULTI",), "baov"),
+    (("LRANGE", f"{POOL}:ended", "0", "-1"), "baov"),
     (("XINFO", "STREAM", f"{POOL}:events"), "baov"),
     (("HSETNX", f"{POOL}:hook:ops", "url", "http://x.example"), "bo"),
     (("WATCH", f"{POOL}:hooks_sender"), "bo"),
@@ -187,8 +189,10 @@ def test_every_verb_runs_for_who_may_lease(
     client.undrain("device", "gpu-a")
     client.set_policy(default_memory_mb=100)
     held = client.acquire("a", memory_mb=10)
+    assert client.usage(by=("team",)).total.running == 1
     client.revoke(held.token, force=True)
     client.reap()
+    assert client.history().more is False
     assert client.hosts()[0].host == "h1"
 
 
@@ -201,6 +205,8 @@ def test_viewer_sees_and_changes_nothing(
     assert viewer.devices()[0].uuid == "gpu-a"
     assert viewer.pool().ready
     assert viewer.leases() == ()
+    assert viewer.usage().total.running == 0
+    assert viewer.history().more is False
     with server.connect() as root:
         before = {key: root.dump(key) for key in root.scan_iter("gpu:{acl}:*")}
         for verb in (

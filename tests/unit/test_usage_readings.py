@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from tests.pools import Pool
     from tests.servers import Server
 
-READS = 12
-"""Pipelines of a reading of 30 days: what it needs, five parts, and a last look."""
+READS = 6 - (-31 // reading.DAYS) + 1
+"""Pipelines of a reading of 30 days and a part: what it needs, its parts, and a last look."""
 
 
 @pytest.fixture
