@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import defaultdict
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -362,3 +364,44 @@ def test_times_are_understood() -> None:
     assert at_ms(f"{TODAY}T12:00", now_ms) == now_ms == at_ms(f"{TODAY} 13:00+01:00", now_ms)
     assert at_ms("999999999d", now_ms) == at_ms("999999999w", now_ms) == 0
     assert day_of(now_ms) == TODAY
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_life_of_a_pool_adds_up(lab: Pool, client: LeaseClient, seed: int) -> None:
+    """Leases that come, go and are folded in any order: by day and agent as a ledger has them."""
+    rng, running = random.Random(seed), dict[str, tuple[str, int]]()
+    held: dict[tuple[str, str], int] = defaultdict(int)
+    ended: dict[str, int] = defaultdict(int)
+
+    def spend(into: dict[tuple[str, str], int], agent: str, from_ms: int, until_ms: int) -> None:
+        while from_ms < until_ms:
+            to_ms = min(until_ms, from_ms - from_ms % DAY_MS + DAY_MS)
+            into[day_of(from_ms), agent] += to_ms - from_ms
+            from_ms = to_ms
+
+    for n in range(40):
+        what, now_ms = rng.random(), int(lab.reap()[1])
+        if what < 0.4 and len(running) < 14:
+            agent = rng.choice(("ann", "bob", "cat"))
+            grant(lab, f"n{n}", agent, memory_mb=500)
+            running[f"n{n}"] = agent, now_ms
+        elif what < 0.7 and running:
+            name = rng.choice(sorted(running))
+            agent, from_ms = running.pop(name)
+            release(lab, name)
+            ended[agent] += 1
+            spend(held, agent, from_ms, now_ms)
+        elif what < 0.8:
+            leap(lab, rng.randrange(3) * DAY_MS // 2)
+        else:
+            let(lab, rng.randrange(15_000))
+        expected, now_ms = held.copy(), int(lab.hash("pool")["last_ms"])
+        for agent, from_ms in running.values():
+            spend(expected, agent, from_ms, now_ms)
+        found = client.usage(by=("day", "agent"))
+        told = {(row.day, row.agent): row.held_ms for row in found.rows if row.held_ms}
+        assert told == {key: ms for key, ms in expected.items() if ms}
+        by_agent = client.usage(by=("agent",)).rows
+        assert {row.agent: row.leases for row in by_agent if row.leases} == ended
+        assert found.total.running == len(running)
+        assert found.total.held_ms == client.usage(by=("host",)).total.held_ms
