@@ -139,6 +139,24 @@ class AsyncLeaseClient(Verbs["Redis"]):
         """Run the steps of a verb."""
         return await self._run(steps(*args, **options))
 
+    async def _reckon(
+        self, steps: Callable[P, Generator[Any, Answer, T]], *args: P.args, **options: P.kwargs
+    ) -> T:
+        """Run the steps of a verb that reckons for long, in a thread; its reads are made here."""
+        patience = RetryPolicy(self.deadline_s, reached=self._reached)
+        made = steps(*args, **options)
+        go: Callable[[Any], Any] = made.send
+        sent: Answer | LeaseError | None = None
+        while True:
+            done, found = await asyncio.to_thread(_step, go, sent)
+            if done:
+                result: T = found
+                return result
+            try:
+                go, sent = made.send, await self._send(found, patience)
+            except LeaseError as error:
+                go, sent = made.throw, error
+
     async def _run(self, steps: Generator[Any, Answer, T]) -> T:
         patience = RetryPolicy(self.deadline_s, reached=self._reached)
         try:
@@ -200,3 +218,11 @@ class AsyncLeaseClient(Verbs["Redis"]):
 
     async def _read(self, read: Read) -> list[Any]:
         return await self._calls.execute_many(read.commands)
+
+
+def _step(go: Callable[[Any], Any], sent: Answer | LeaseError | None) -> tuple[bool, Any]:
+    """Make one step; return whether it was the last, and what it asks for or has found."""
+    try:
+        return False, go(sent)
+    except StopIteration as done:
+        return True, done.value

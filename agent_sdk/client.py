@@ -173,6 +173,8 @@ class LeaseClient(Verbs["Redis"]):
         """Run the steps of a verb."""
         return self._run(steps(*args, **options))
 
+    _reckon = _perform
+
     def _run(self, steps: Generator[Any, Answer, T]) -> T:
         patience = RetryPolicy(self.deadline_s, reached=self._reached)
         try:

@@ -79,6 +79,8 @@ class Verb(Generic[P, T]):
     The result of a method of `AsyncLeaseClient` is awaited.
     """
 
+    performed_by = "_perform"
+
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
         self._steps = steps
 
@@ -100,9 +102,15 @@ class Verb(Generic[P, T]):
         if client is None:
             return self._steps
         bound = MethodType(self._steps, client)
-        call = partial(client._perform, bound)  # noqa: SLF001 - the clients are its two users
+        call = partial(getattr(client, self.performed_by), bound)
         call.__wrapped__, call.__doc__ = bound, bound.__doc__  # type: ignore[attr-defined] # for help()
         return call
+
+
+class Reckoning(Verb[P, T]):
+    """Verb that reckons for long between its reads: no event loop is held meanwhile."""
+
+    performed_by = "_reckon"
 
 
 class Verbs(PoolClient[R]):
@@ -363,7 +371,7 @@ class Verbs(PoolClient[R]):
 
         return events.newest(self.keys, count)
 
-    @Verb
+    @Reckoning
     def usage(
         self,
         *,

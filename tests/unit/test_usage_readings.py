@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import defaultdict
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import AsyncLeaseClient, BadRequest, LeaseClient, Store
-from agent_sdk.protocol.messages import Answer
+from agent_sdk.errors import LeaseError
+from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.usage import reading
 from agent_sdk.usage.period import at_ms, day_of, instant
+from agent_sdk.verbs import Reckoning, Verbs
 from tests.pools import granted, said, token
 from tests.usage import (
     DAY_MS,
@@ -30,7 +33,7 @@ from tests.usage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from agent_sdk.usage.groups import Usage
     from tests.pools import Pool
@@ -352,6 +355,33 @@ def test_both_clients_read_the_same(lab: Pool, client: LeaseClient, server: Serv
     found, finished, empty = asyncio.run(others())
     assert found == client.usage()
     assert (finished, empty.rows, empty.total.leases) == (1, (), 0)
+
+
+class Threads(AsyncLeaseClient):
+    """Client with a verb that tells which threads reckon for it, and what it failed with."""
+
+    @Reckoning
+    def threads(self, command: str) -> Generator[Any, Any, tuple[set[int], str]]:
+        seen, failed = {threading.get_ident()}, ""
+        try:
+            yield Read(((command,),))
+        except LeaseError as error:
+            failed = error.code
+        seen.add(threading.get_ident())
+        return seen, failed
+
+
+def test_event_loop_is_not_held_while_sums_are_reckoned(server: Server) -> None:
+    """The steps of such a verb run in other threads than the loop; a failed read reaches them."""
+
+    async def asked() -> list[tuple[set[int], str]]:
+        async with Threads(Store(server.url)) as client:
+            return [await client.threads("TIME"), await client.threads("NO-COMMAND")]
+
+    (fine, nothing), (failing, code) = asyncio.run(asked())
+    assert threading.get_ident() not in fine | failing
+    assert (nothing, code) == ("", "protocol_mismatch")
+    assert isinstance(vars(Verbs)["usage"], Reckoning)
 
 
 def test_times_are_understood() -> None:
