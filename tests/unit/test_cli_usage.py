@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyarrow import parquet
 
+from agent_sdk.usage import history
 from broker.cli.past import export as exporting
 from broker.cli.past import parquet as parquet_files
 from tests.pools import token
@@ -120,6 +121,7 @@ def test_period_is_that_of_the_options(cli: Any) -> None:
         (("usage", "--since", "soon"), "2026-11-30"), (("usage", "--advise", "--day"), "--since"),
         (("history", "--since", "x"), "no time"), (("history", "export", "file"), "--format"),
         (("history", "export", "--format", "parquet", "-"), "not to stdout"),
+        (("history", "--agent", "ann", "export", "x.csv"), "behind export"),
     ],
 )  # fmt: skip
 def test_wrong_call_says_how_it_is_right(cli: Any, args: tuple[str, ...], word: str) -> None:
@@ -185,6 +187,19 @@ def test_history_is_shown(lab: Pool, cli: Any) -> None:
         "ann", "cat", "cat"
     ]  # fmt: skip
     assert "history_leases" in cli("history", "--outcome", "expired").stdout
+
+
+def test_what_matches_is_found_in_a_long_history(
+    lab: Pool, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reading looks at a part of it; the command goes on."""
+    fill(lab, [0] * 6, "cat")
+    monkeypatch.setattr(history, "LOOKED_AT", 2)
+    assert token("1") in cli("history", "--agent", "ann", "-o", "jsonl").stdout
+    printed = cli("history", "-n", "5", "-o", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["token"] for line in printed] == [
+        token(f"cat-{n}") for n in range(1, 6)
+    ]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])

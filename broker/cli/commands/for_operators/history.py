@@ -22,7 +22,12 @@ from broker.text.table import many, screen_width, table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_sdk import LeaseClient
+    from agent_sdk.usage.history import FinishedLease
+
 LAST: Final = 20
+
+COMMANDLINE: Final = click.core.ParameterSource.COMMANDLINE
 
 NONE: Final = (
     "no finished lease is remembered that matches; the policy's history_leases says how many are"
@@ -65,21 +70,34 @@ def history(ctx: click.Context, /, count: int, output: str, **asked: Any) -> Non
       gpu-broker history export leases.csv
     """
     if ctx.invoked_subcommand is not None:
+        if any(ctx.get_parameter_source(name) is COMMANDLINE for name in ctx.params):
+            raise click.UsageError(f"say the options behind {ctx.invoked_subcommand}")
         return
     with pool_client() as client:
-        found = client.history(limit=count, **asked)
+        found = last(client, count, **asked)
     if output == "jsonl":
-        for lease in found.leases:
+        for lease in found:
             say(json.dumps(record(lease)))
     elif output == "csv":
-        say(csv_text(tuple(COLUMNS), [record(lease) for lease in found.leases]))
+        say(csv_text(tuple(COLUMNS), [record(lease) for lease in found]))
     else:
-        rows = [cells(lease) for lease in found.leases]
+        rows = [cells(lease) for lease in found]
         text = table(HEAD, rows, width=screen_width(), gives=(5, 3, 2, 4)) if rows else NONE
-        show(output, text, {"leases": [record(lease) for lease in found.leases]})
+        show(output, text, {"leases": [record(lease) for lease in found]})
 
 
-@history.command("export")
+def last(client: LeaseClient, count: int, **asked: Any) -> list[FinishedLease]:
+    """Return the last leases that match, the oldest first; one reading looks at a part alone."""
+    found: list[FinishedLease] = []
+    before, more = "", True
+    while more and len(found) < count:
+        page = client.history(limit=count - len(found), before=before, **asked)
+        found = [*page.leases, *found]
+        before, more = page.first, page.more
+    return found
+
+
+@history.command("export", short_help="Write all of them to a file: JSON lines, CSV, Parquet.")
 @click.argument("file")
 @click.option("--format", "form", type=click.Choice(FORMS),
               help="Default by the end of the file's name.")  # fmt: skip
