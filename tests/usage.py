@@ -48,7 +48,15 @@ def sums(pool: Pool, day: str, where: str = "") -> dict[str, dict[str, int]]:
 def history(pool: Pool) -> list[dict[str, str]]:
     """The finished leases that are remembered, the oldest first."""
     found: Any = pool.redis.xrange(pool.keys.history)
-    return [entry for _, entry in found]
+    return [words(entry["lease"]) for _, entry in found]
+
+
+def words(line: str) -> dict[str, str]:
+    """The words of a finished lease that are not empty; its host and its model among them."""
+    said, _, where = line.rpartition(" on ")
+    host, _, model = where.partition("|")
+    pairs = (part.partition("=")[::2] for part in said.split(" "))
+    return {name: value for name, value in pairs if value} | {"host": host, "model": model}
 
 
 def let(pool: Pool, ms: int) -> int:

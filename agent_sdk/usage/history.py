@@ -10,7 +10,7 @@ from agent_sdk.keys import DEFAULT_TEAM, EVENT_ID
 from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.readings import hash_in, read_known, read_now, text
 from agent_sdk.state.snapshot import legible
-from agent_sdk.usage.lease_runs import gpus_of, held, number, whole
+from agent_sdk.usage.lease_runs import gpus_of, held, number, whole, words_of
 from agent_sdk.usage.period import HOUR_MS, at_ms
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def _pages(
         more, left = len(entries) == asked, left - asked
         for n, (name, row) in enumerate(entries, 1):
             ids = [*ids[:1], name]
-            found += filter(wanted, legible(_finished, [(name, row)]))
+            line = words_of(row.get("lease", ""))
+            found += filter(wanted, legible(_finished, [(name, line)]))
             if len(found) == limit:
                 more = more or n < len(entries)
                 break

@@ -21,14 +21,15 @@ local function ended_ms(r)
 end
 
 -- Append the line of a lease that ends: who had what, from when until when. `gpus`: devices by the
--- part of each that it had. `where`: host|model, blanks included, so it comes last.
+-- part of each that it had. `where`: host|model, blanks included, so it comes last. Each word is
+-- there, in this order, perhaps empty: LINE of usage.lua reads it.
 function broker.note_end(r, outcome, gpus, where)
-  local owner = r.owner and r.owner ~= '' and ' owner=' .. r.owner or ''
-  local waited = r.enqueued_ms and ' waited_ms=' .. text(r.granted_at_ms - r.enqueued_ms) or ''
+  local waited_ms = r.enqueued_ms and text(r.granted_at_ms - r.enqueued_ms) or ''
   local lines = call('RPUSH', prefix .. 'ended', 'token=' .. r.token .. ' agent=' .. r.agent
-    .. ' team=' .. (r.team or DEFAULT_TEAM) .. owner .. ' devices=' .. r.devices .. ' gpus='
-    .. format('%.9g', gpus) .. ' outcome=' .. outcome .. ' granted_at_ms=' .. r.granted_at_ms
-    .. ' ended_at_ms=' .. text(ended_ms(r)) .. waited .. ' on ' .. where)
+    .. ' team=' .. (r.team or DEFAULT_TEAM) .. ' owner=' .. (r.owner or '') .. ' devices='
+    .. r.devices .. ' gpus=' .. format('%.9g', gpus) .. ' outcome=' .. outcome
+    .. ' granted_at_ms=' .. r.granted_at_ms .. ' ended_at_ms=' .. text(ended_ms(r))
+    .. ' waited_ms=' .. waited_ms .. ' on ' .. where)
   if lines > MOST_ENDED then broker.fold(ctx.now) end
 end
 

@@ -51,22 +51,23 @@ function broker.take_use(uuid, said)
   if set[1] then call('HSET', key, unpack(set)) end
 end
 
--- What hosts have seen of the leases of these lines: token -> device -> words; and of which devices
--- there is something: device -> tokens.
+-- What hosts have seen of these leases: token -> device -> words, nil where there is nothing; and
+-- of which devices there is something: device -> tokens.
 function broker.uses_of(ended)
   local tokens, uses, found = {}, {}, {}
   for _, e in ipairs(ended) do
-    uses[e.token] = {}
-    for uuid in string.gmatch(e.devices or '', '([^,]+)=%d+') do
-      tokens[uuid] = tokens[uuid] or {}
-      table.insert(tokens[uuid], e.token)
+    for uuid in string.gmatch(e.devices, '([^,]+)=%d+') do
+      local of = tokens[uuid] or {}
+      tokens[uuid], of[#of + 1] = of, e.token
     end
   end
   for uuid, of in pairs(tokens) do
     for i, line in ipairs(call('HMGET', prefix .. 'use:' .. uuid, unpack(of))) do
       if line then
-        uses[of[i]][uuid], found[uuid] = broker.words_of(line), found[uuid] or {}
-        table.insert(found[uuid], of[i])
+        local token = of[i]
+        uses[token], found[uuid] = uses[token] or {}, found[uuid] or {}
+        uses[token][uuid] = broker.words_of(line)
+        table.insert(found[uuid], token)
       end
     end
   end

@@ -18,10 +18,15 @@
 
 local MOST_FOLDED = 64
 local DAY_MS, HOUR_MS = 86400000, 3600000
-local HISTORY_LEASES, USAGE_DAYS = 10000, 400   -- where a policy of an older pool says nothing
--- Sums by name, in the order in which they are shown
-local SUMS = { 'leases', 'held_ms', 'gpu_ms', 'mb_ms', 'known_gpu_ms', 'busy_gpu_ms',
-  'above_mb_ms', 'energy_mj', 'waits', 'waited_ms' }
+local HISTORY_LEASES, USAGE_DAYS = '10000', 400   -- where a policy of an older pool says nothing
+-- Sums by name; those that grow with each ms are the first
+local SUMS = { 'held_ms', 'gpu_ms', 'mb_ms', 'known_gpu_ms', 'busy_gpu_ms', 'above_mb_ms',
+  'energy_mj', 'leases', 'waits', 'waited_ms' }
+local LEASES, WAITS, WAITED = 8, 9, 10
+local SHOWN = { LEASES, 1, 2, 3, 4, 5, 6, 7, WAITS, WAITED }   -- the order in which they are shown
+local LINE = '^(token=(%S+) agent=(%S+) team=(%S+) owner=%S* devices=(%S*) gpus=(%S+) outcome=%l+'
+  .. ' granted_at_ms=(%d+) ended_at_ms=(%d+) waited_ms=(%d*)) on ([^|]*)|(.*)$'
+local SEEN = { 'known_ms', 'busy_ms', 'peak_mb', 'energy_mj' }
 local PEAKS = { 0.1, 0.25, 0.5, 0.75, 0.9, 1 }
 local words_of, whole = broker.words_of, broker.whole_text
 
@@ -39,44 +44,62 @@ local function day_name(at_ms)
   return format('%04d-%02d-%02d', year + era * 400 + (month <= 2 and 1 or 0), month, day)
 end
 
--- How many ms a lease was held, and what each of them adds to the sums, by what hosts have seen of
--- it. What `history` tells goes into e.
+-- A lease of a line, or nil: it is no such line, a hand has put it there.
+local function read_line(line)
+  local _, _, words, token, agent, team, devices, gpus, granted_ms, ended_ms, waited_ms, host,
+    model = find(line, LINE)
+  if not words then return nil end
+  granted_ms, ended_ms = granted_ms + 0, ended_ms + 0
+  return { words = words, token = token, team = team, who = team .. ' ' .. agent .. ' ' .. model,
+    where = host .. '|' .. model, devices = devices, gpus = tonumber(gpus) or 0,
+    granted_ms = granted_ms, ended_ms = math.max(granted_ms, ended_ms),
+    waited_ms = waited_ms ~= '' and waited_ms + 0, mb = 0, known_ms = false, busy_ms = false,
+    peak_mb = false, energy_mj = false }
+end
+
+-- What each ms of a lease adds to the first sums, by what hosts have seen of it, in their order.
+-- What `history` tells of that goes into e.
 local function reckon(e, uses)
-  local held_ms, gpus = math.max(0, e.ended_at_ms - e.granted_at_ms), e.gpus + 0
-  local devices, mb, peak_mb, known_ms, busy_ms, energy_mj = 0, 0, 0, 0, 0, nil
-  for uuid, each_mb in string.gmatch(e.devices or '', '([^,]+)=(%d+)') do
-    local use = uses[uuid] or {}
+  local held_ms, gpus = e.ended_ms - e.granted_ms, e.gpus
+  local devices, mb, peak_mb, known_ms, busy_ms, energy_mj, seen = 0, 0, 0, 0, 0, 0, false
+  for uuid, each_mb in string.gmatch(e.devices, '([^,]+)=(%d+)') do
+    local use = uses and uses[uuid]
     devices, mb = devices + 1, mb + each_mb
-    peak_mb = peak_mb and use.peak_mb and peak_mb + use.peak_mb
-    known_ms, busy_ms = known_ms + (use.known_ms or 0), busy_ms + (use.busy_ms or 0)
-    if use.energy_mj then energy_mj = (energy_mj or 0) + use.energy_mj end
+    peak_mb = peak_mb and use and use.peak_mb and peak_mb + use.peak_mb
+    if use then
+      known_ms, busy_ms = known_ms + (use.known_ms or 0), busy_ms + (use.busy_ms or 0)
+      energy_mj, seen = energy_mj + (use.energy_mj or 0), seen or use.energy_mj
+    end
   end
-  e.mb, e.held_ms, e.peak_mb, e.energy_mj = mb, held_ms, devices > 0 and peak_mb or nil, energy_mj
+  e.mb, e.peak_mb, e.energy_mj = mb, devices > 0 and peak_mb or false, seen and energy_mj
   if known_ms > 0 then e.known_ms, e.busy_ms = known_ms, busy_ms end
-  local all_ms = math.max(1, held_ms * devices, known_ms)   -- more than all is a clock that stepped
-  return held_ms, { held_ms = 1, gpu_ms = gpus, mb_ms = mb, known_gpu_ms = gpus * known_ms / all_ms,
-    busy_gpu_ms = gpus * busy_ms / all_ms,
-    above_mb_ms = e.peak_mb and math.max(0, mb - e.peak_mb) or 0,
-    energy_mj = (energy_mj or 0) / math.max(1, held_ms) }
+  if not uses then return { 1, gpus, mb } end
+  local all_ms = math.max(1, held_ms * devices, known_ms)   -- more than all: a clock stepped
+  return { 1, gpus, mb, gpus * known_ms / all_ms, gpus * busy_ms / all_ms,
+    e.peak_mb and math.max(0, mb - e.peak_mb) or 0, energy_mj / math.max(1, held_ms) }
 end
 
 -- Sums, and what is to be added to them.
 
--- Add to the sums of a field of a key, which are written at the end: so many ms at those rates.
--- `ends_ms`: the end of the key's day.
-local function add(adds, key, field, rates, ms, ends_ms)
-  local of = adds[key] or { fields = {}, ends_ms = ends_ms }
-  local sums = of.fields[field] or {}
-  adds[key], of.fields[field] = of, sums
-  for name, rate in pairs(rates) do sums[name] = (sums[name] or 0) + rate * ms end
+-- The sums of a field that are to be added to, by their order in SUMS.
+local function sums_in(fields, field)
+  local sums = fields[field]
+  if not sums then
+    sums = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    fields[field] = sums
+  end
   return sums
+end
+
+local function add(sums, rates, ms)
+  for i = 1, #rates do sums[i] = sums[i] + rates[i] * ms end
 end
 
 -- A lease, and its wait, count on the day on which it ended.
 local function add_once(sums, e)
-  sums.leases = (sums.leases or 0) + 1
+  sums[LEASES] = sums[LEASES] + 1
   if e.waited_ms then
-    sums.waits, sums.waited_ms = (sums.waits or 0) + 1, (sums.waited_ms or 0) + e.waited_ms
+    sums[WAITS], sums[WAITED] = sums[WAITS] + 1, sums[WAITED] + e.waited_ms
   end
 end
 
@@ -92,19 +115,27 @@ local function add_hours(sums, day_ms, from_ms, to_ms, gpus)
   end
 end
 
+-- The day that begins then, among those that are to be added to: fields by who and by where.
+local function day_in(days, day_ms)
+  local day = days[day_ms]
+  if not day then
+    day = { key = prefix .. 'usage:' .. day_name(day_ms), who = {}, where = {} }
+    days[day_ms] = day
+  end
+  return day
+end
+
 -- Add an ended lease to the days on which it ran, but for those before `oldest_ms`.
-local function add_days(adds, e, rates, oldest_ms)
-  local from_ms, ended_ms = e.granted_at_ms + 0, math.max(e.granted_at_ms, e.ended_at_ms)
+local function add_days(days, e, rates, oldest_ms)
+  local from_ms, ended_ms = e.granted_ms, e.ended_ms
   if from_ms < oldest_ms then from_ms = math.min(oldest_ms, ended_ms) end
   repeat
     local day_ms = from_ms - from_ms % DAY_MS
-    local next_ms, key = day_ms + DAY_MS, prefix .. 'usage:' .. day_name(day_ms)
-    local to_ms = math.min(ended_ms, next_ms)
-    local who = add(adds, key, e.team .. ' ' .. e.agent .. ' ' .. e.model, rates, to_ms - from_ms,
-      next_ms)
-    local where = add(adds, key .. ':hosts', e.host .. '|' .. e.model, rates, to_ms - from_ms,
-      next_ms)
-    add_hours(where, day_ms, from_ms, to_ms, e.gpus + 0)
+    local day, to_ms = day_in(days, day_ms), math.min(ended_ms, day_ms + DAY_MS)
+    local who, where = sums_in(day.who, e.who), sums_in(day.where, e.where)
+    add(who, rates, to_ms - from_ms)
+    add(where, rates, to_ms - from_ms)
+    add_hours(where, day_ms, from_ms, to_ms, e.gpus)
     if to_ms == ended_ms then
       add_once(who, e)
       add_once(where, e)
@@ -116,8 +147,9 @@ end
 -- Sums as words, with what was there before.
 local function sums_text(line, sums)
   local before, out = words_of(line or ''), {}
-  for _, name in ipairs(SUMS) do
-    local n = (before[name] or 0) + (sums[name] or 0)
+  for _, i in ipairs(SHOWN) do
+    local name = SUMS[i]
+    local n = (before[name] or 0) + sums[i]
     if n >= 0.5 then out[#out + 1] = name .. '=' .. whole(n) end
   end
   if sums.hours then
@@ -129,31 +161,27 @@ local function sums_text(line, sums)
   return table.concat(out, ' ')
 end
 
--- The sums of all keys that are to be added to, as they are to be written. They are read here.
-local function new_sums(adds)
-  local all = {}
-  for key, of in pairs(adds) do
-    local fields, set = {}, {}
-    for field in pairs(of.fields) do fields[#fields + 1] = field end
-    for i, line in ipairs(call('HMGET', key, unpack(fields))) do
-      set[2 * i - 1], set[2 * i] = fields[i], sums_text(line, of.fields[fields[i]])
-    end
-    all[#all + 1] = { key = key, set = set, ends_ms = of.ends_ms }
+-- A key's fields as they are to be written, with what is to be added. They are read here.
+-- `ends_ms`: the end of the key's day.
+local function new_sums(key, sums, ends_ms)
+  local fields, set = {}, {}
+  for field in pairs(sums) do fields[#fields + 1] = field end
+  for i, line in ipairs(call('HMGET', key, unpack(fields))) do
+    set[2 * i - 1], set[2 * i] = fields[i], sums_text(line, sums[fields[i]])
   end
-  return all
+  return { key = key, set = set, ends_ms = ends_ms }
 end
 
-local function tell_history(e, most)
-  local said = {}
-  for _, name in ipairs({ 'token', 'agent', 'team', 'owner', 'host', 'model', 'devices', 'outcome',
-    'granted_at_ms', 'ended_at_ms', 'waited_ms', 'gpus', 'mb', 'known_ms', 'busy_ms', 'peak_mb',
-    'energy_mj' }) do
-    local value = e[name]
-    if value and value ~= '' then
-      said[#said + 1], said[#said + 2] = name, type(value) == 'number' and whole(value) or value
+-- Remember a finished lease: its line, with what hosts have seen of it.
+local function tell_history(key, e, most)
+  local seen = ''
+  if e.known_ms or e.peak_mb or e.energy_mj then
+    for _, name in ipairs(SEEN) do
+      if e[name] then seen = seen .. ' ' .. name .. '=' .. whole(e[name]) end
     end
   end
-  call('XADD', prefix .. 'history', 'MAXLEN', '~', text(most), '*', unpack(said))
+  call('XADD', key, 'MAXLEN', '~', most, '*', 'lease', e.words .. ' mb=' .. text(e.mb) .. seen
+    .. ' on ' .. e.where)
 end
 
 -- The bucket of a lease by the part of what it asked that it used.
@@ -167,39 +195,45 @@ end
 
 -- Fold the oldest lines, of leases that ended before that time. Is something left?
 local function fold(before_ms)
-  local lines, ended = call('LRANGE', prefix .. 'ended', '0', text(MOST_FOLDED - 1)), {}
+  local lines, ended, folded = call('LRANGE', prefix .. 'ended', '0', text(MOST_FOLDED - 1)), {}, 0
   for i, line in ipairs(lines) do
-    local e = words_of(line)
-    if e.ended_at_ms + 0 > before_ms then break end
-    e.host, e.model = string.match(line, ' on ([^|]*)|(.*)$')
-    ended[i] = e
+    local e = read_line(line)
+    if e and e.ended_ms > before_ms then break end
+    ended[#ended + 1], folded = e, i
   end
-  if not ended[1] then return false end
+  if folded == 0 then return false end
   local keep_days, most = unpack(call('HMGET', POOL, 'usage_days', 'history_leases'))
-  local keep_ms, adds, peaks = (keep_days or USAGE_DAYS) * DAY_MS, {}, {}
+  local keep_ms, days, teams, peaks = (keep_days or USAGE_DAYS) * DAY_MS, {}, {}, {}
   local oldest_ms, total = ctx.now - ctx.now % DAY_MS - keep_ms, prefix .. 'usage_total'
   local uses, seen_of = broker.uses_of(ended)
   for _, e in ipairs(ended) do
-    local held_ms, rates = reckon(e, uses[e.token])
-    add_days(adds, e, rates, oldest_ms)
-    add_once(add(adds, total, e.team, rates, held_ms), e)
+    local rates, team = reckon(e, uses[e.token]), sums_in(teams, e.team)
+    add_days(days, e, rates, oldest_ms)
+    add(team, rates, e.ended_ms - e.granted_ms)
+    add_once(team, e)
     if e.peak_mb then
       local bucket = 'peak ' .. peak_bucket(e)
       peaks[bucket] = (peaks[bucket] or 0) + 1
     end
   end
-  local sums = new_sums(adds)
+  local all = {}
+  for day_ms, day in pairs(days) do
+    all[#all + 1] = new_sums(day.key, day.who, day_ms + DAY_MS)
+    all[#all + 1] = new_sums(day.key .. ':hosts', day.where, day_ms + DAY_MS)
+  end
+  if ended[1] then all[#all + 1] = new_sums(total, teams) end
 
-  call('LTRIM', prefix .. 'ended', text(#ended), '-1')
+  call('LTRIM', prefix .. 'ended', text(folded), '-1')
   for uuid, tokens in pairs(seen_of) do call('HDEL', prefix .. 'use:' .. uuid, unpack(tokens)) end
-  for _, of in ipairs(sums) do
+  for _, of in ipairs(all) do
     call('HSET', of.key, unpack(of.set))
     local keep_for_ms = of.ends_ms and math.max(1, of.ends_ms + keep_ms - ctx.now)
     if keep_for_ms then call('PEXPIRE', of.key, text(keep_for_ms)) end
   end
   for bucket, n in pairs(peaks) do call('HINCRBY', total, bucket, text(n)) end
-  for _, e in ipairs(ended) do tell_history(e, (most or HISTORY_LEASES) + 0) end
-  return #ended == MOST_FOLDED
+  local history = prefix .. 'history'
+  for _, e in ipairs(ended) do tell_history(history, e, most or HISTORY_LEASES) end
+  return folded == MOST_FOLDED
 end
 
 -- Fold what ended before that time. Is something left? A sum that a hand has made another type of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.model.entries import demand
 from tests.model.ledger import Use
-from tests.usage import numbers
+from tests.usage import numbers, words
 
 if TYPE_CHECKING:
     from tests.model.model import Model
@@ -32,11 +32,13 @@ def check_usage(pool: Pool, model: Model) -> None:
     for team, line in pool.hash("usage_total").items():
         _add(total[team], line)
     for line in pool.redis.lrange(pool.keys.ended, 0, -1):
-        words = dict(part.partition("=")[::2] for part in line.partition(" on ")[0].split(" "))
-        held_ms = max(0, int(words["ended_at_ms"]) - int(words["granted_at_ms"]))
-        mb = sum(int(part.rpartition("=")[2]) for part in words["devices"].split(",") if part)
-        sums = pending[f"{words['team']} {words['agent']}"]
-        gpu_ms = round(float(words["gpus"]) * held_ms)
+        said = words(line)
+        held_ms = max(0, int(said["ended_at_ms"]) - int(said["granted_at_ms"]))
+        mb = sum(
+            int(part.rpartition("=")[2]) for part in said.get("devices", "").split(",") if part
+        )
+        sums = pending[f"{said['team']} {said['agent']}"]
+        gpu_ms = round(float(said["gpus"]) * held_ms)
         sums[:] = [sums[0] + 1, sums[1] + held_ms, sums[2] + mb * held_ms, sums[3] + gpu_ms]
     found = {name: _both(who[name], pending[name]) for name in {*who, *pending}}
     expected = {" ".join(name): use for name, use in model.usage.items()}

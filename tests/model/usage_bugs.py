@@ -12,7 +12,7 @@ def _bug(name: str, old: str, new: str, *, seed: int = 1, functions: bool = Fals
 USAGE_BUGS = (
     _bug(
         "a lease is folded twice",
-        "call('LTRIM', prefix .. 'ended', text(#ended), '-1')",
+        "call('LTRIM', prefix .. 'ended', text(folded), '-1')",
         "",
         seed=2439,
     ),
@@ -24,8 +24,8 @@ USAGE_BUGS = (
     _bug("an end is not noted", "broker.note_end(r, outcome, r.gpus, r.where)", ""),
     _bug(
         "a fold forgets what was there before",
-        "local n = (before[name] or 0) + (sums[name] or 0)",
-        "local n = sums[name] or 0",
+        "local n = (before[name] or 0) + sums[i]",
+        "local n = sums[i]",
         seed=7926,
     ),
     _bug(

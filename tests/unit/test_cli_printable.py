@@ -93,10 +93,10 @@ def poison(client: LeaseClient, token: str) -> None:
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     redis.hset(keys.usage(day), f"{HOSTILE} {HOSTILE} {HOSTILE}", "gpu_ms=3600000 leases=1")
     redis.hset(keys.usage_of_hosts(day), f"{HOSTILE}|{HOSTILE}", f"gpu_ms=5 hours={HOSTILE}")
-    finished = dict.fromkeys(("token", "agent", "team", "owner", "host", "model", "outcome"),
-                             HOSTILE)  # fmt: skip
-    number = {"granted_at_ms": "1", "ended_at_ms": "5", "gpus": "1", "peak_mb": "7", "mb": "9"}
-    redis.xadd(keys.history, finished | number | {"devices": f"{HOSTILE}=9"})
+    finished = dict.fromkeys(("token", "agent", "team", "owner", "outcome"), HOSTILE)
+    finished |= {"granted_at_ms": "1", "ended_at_ms": "5", "gpus": "1", "peak_mb": "7", "mb": "9"}
+    line = " ".join(f"{name}={value}" for name, value in finished.items())
+    redis.xadd(keys.history, {"lease": f"{line} devices=gpu=9 on {HOSTILE}|{HOSTILE}"})
     told = dict.fromkeys(("shown", "on", "by", "error", "disabled", "tested"), HOSTILE)
     redis.hset(keys.hook("ops"), mapping={"url": "http://x.example", "failed": 1, **told})
     redis.sadd(keys.hooks, "ops", HOSTILE)
