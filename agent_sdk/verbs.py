@@ -378,6 +378,7 @@ class Verbs(PoolClient[R]):
         by: Iterable[str] = ("team", "agent"),
         since: Instant = "30d",
         until: Instant | None = None,
+        daily: bool = False,
     ) -> Steps[Usage]:
         """Return what each party used in a period; see `usage.reading.read`, and `Usage`.
 
@@ -388,13 +389,14 @@ class Verbs(PoolClient[R]):
                 of UTC, or ms on the pool's clock. What has ended is known by whole days of UTC,
                 what runs now exactly.
             until: the end, and a day includes it; None: now.
+            daily: rows have the GPU-time of each day too.
 
         Raises:
             BadRequest: the words or the period are wrong.
         """
         from agent_sdk.usage import reading  # noqa: PLC0415 - as above
 
-        return reading.read(self.keys, by, since, until)
+        return reading.read(self.keys, by, since, until, daily=daily)
 
     @Verb
     def history(

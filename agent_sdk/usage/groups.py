@@ -63,11 +63,17 @@ class Period(NamedTuple):
 
 
 class Groups:
-    """Groups of a reading in the making, each with its sums by model, for their prices."""
+    """Groups of a reading in the making, each with its sums by model, for their prices.
 
-    def __init__(self, by: tuple[str, ...], of: Period) -> None:
+    `daily`: rows have the GPU-time of each day too, unless they are by day.
+    """
+
+    def __init__(self, by: tuple[str, ...], of: Period, *, daily: bool = False) -> None:
         self._by, self._of = by, of
+        asked = daily and "day" not in by
+        self._days = [day_of(at_ms) for at_ms in reversed(of.days)] if asked else []
         self._where = "host" in by
+        self._known: dict[str, Adder | None] = {}  # of fields of a day, or of each day
         self._groups: dict[tuple[str, ...], dict[str, Adder]] = defaultdict(
             lambda: defaultdict(Adder)
         )
@@ -75,15 +81,26 @@ class Groups:
     def add_sums(self, day_ms: int, lines: Mapping[str, str]) -> None:
         """Add the sums of a day."""
         day = day_of(day_ms)
+        if "day" in self._by:
+            self._known.clear()
         for name, line in lines.items():
-            if self._where:
-                host, bar, model = name.partition("|")
-                team = agent = bar
-            else:
-                team, agent, model = ([*name.split(" ", 2), "", ""])[:3]
-                host = agent
-            if host and model:
-                self._sums(day, team, agent, host, model).add_line(line)
+            if name not in self._known:
+                self._known[name] = self._sums_of(day, name)
+            if sums := self._known[name]:
+                before_ms = sums.gpu_ms
+                sums.add_line(line)
+                if self._days:
+                    sums.add_day(day, sums.gpu_ms - before_ms)
+
+    def _sums_of(self, day: str, name: str) -> Adder | None:
+        """Return the sums to which a field of a day belongs; None: its name is not legible."""
+        if self._where:
+            host, bar, model = name.partition("|")
+            team = agent = bar
+        else:
+            team, agent, model = ([*name.split(" ", 2), "", ""])[:3]
+            host = agent
+        return self._sums(day, team, agent, host, model) if host and model else None
 
     def add_run(
         self, run: LeaseRun, uses: Mapping[str, Mapping[str, int]], days: Sequence[int]
@@ -98,8 +115,12 @@ class Groups:
             return
         each = rates(run, self._of.now_ms if run.ended_ms is None else run.ended_ms, uses)
         for day_ms, piece_ms, to_ms in pieces(from_ms, until_ms):
-            sums = self._sums(day_of(day_ms), run.team, run.agent, run.host, run.model)
+            day = day_of(day_ms)
+            sums = self._sums(day, run.team, run.agent, run.host, run.model)
+            before_ms = sums.gpu_ms
             each.add(sums, to_ms - piece_ms)
+            if self._days:
+                sums.add_day(day, sums.gpu_ms - before_ms)
             if self._where:
                 each.add_hours(sums, day_ms, piece_ms, to_ms)
             if run.ended_ms is None:
@@ -150,7 +171,8 @@ class Groups:
             together.merge(sums)
         figures, hours = together.result()
         named: dict[str, Any] = figures | dict(zip(self._by, key, strict=False))
-        return UsageRow(**named, hours=hours, cost=self._cost(models))
+        days = together.by_day(self._days)
+        return UsageRow(**named, hours=hours, days=days, cost=self._cost(models))
 
     def _cost(self, models: Mapping[str, Adder]) -> float | None:
         if not self._of.prices:

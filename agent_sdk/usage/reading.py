@@ -78,7 +78,12 @@ def checked(by: Iterable[str]) -> tuple[str, ...]:
 
 
 def read(
-    keys: Keys, by: Iterable[str], since: Instant, until: Instant | None
+    keys: Keys,
+    by: Iterable[str],
+    since: Instant,
+    until: Instant | None,
+    *,
+    daily: bool = False,
 ) -> Generator[Read, Answer, Usage]:
     """Read the use of a period.
 
@@ -90,20 +95,27 @@ def read(
         by: words to group by: `day`, `model`, and either `team` and `agent`, or `host`.
         since: the beginning; see `period.at_ms`.
         until: the end, and a day includes it; None: now.
+        daily: rows have the GPU-time of each day too.
 
     Raises:
         BadRequest: the words or the period are wrong.
     """
     words = checked(by)
     for left in reversed(range(TRIES)):
-        found = yield from _read_once(keys, words, since, until, last=not left)
+        found = yield from _read_once(keys, words, since, until, daily=daily, last=not left)
         if found is not None:
             return found
     raise AssertionError("the last try takes what it finds")
 
 
 def _read_once(
-    keys: Keys, by: tuple[str, ...], since: Instant, until: Instant | None, *, last: bool
+    keys: Keys,
+    by: tuple[str, ...],
+    since: Instant,
+    until: Instant | None,
+    *,
+    daily: bool,
+    last: bool,
 ) -> Generator[Read, Answer, Usage | None]:
     """Read once; None: it cannot be told whether a lease is in the sums that were read."""
     now_ms = yield from read_now(keys)
@@ -119,7 +131,7 @@ def _read_once(
     }
     uses = yield from _uses(keys, [*running.values(), *_runs(_lines(before)).values()])
 
-    groups = Groups(by, of)
+    groups = Groups(by, of, daily=daily)
     known, parts = dict(running), list[_Part]()
     for start in range(0, len(of.days), DAYS):
         days = of.days[start : start + DAYS]

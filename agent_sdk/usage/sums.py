@@ -10,7 +10,7 @@ from agent_sdk.policy import PRICE
 from agent_sdk.usage.period import HOUR_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SUMS: Final = (
     "leases", "held_ms", "gpu_ms", "mb_ms", "known_gpu_ms", "busy_gpu_ms", "above_mb_ms",
@@ -139,6 +139,7 @@ class UsageRow(UseSums):
         team, agent, host: their names; host `-`: leases on a CPU.
         model: the GPUs' model; `cpu`: leases on a CPU.
         hours: `gpu_ms` of each hour of the day in UTC, 24 numbers; empty: rows are not by host.
+        days: `gpu_ms` of each day, the first day first; empty: they were not asked for.
     """
 
     day: str | None = None
@@ -147,17 +148,19 @@ class UsageRow(UseSums):
     host: str | None = None
     model: str | None = None
     hours: tuple[int, ...] = ()
+    days: tuple[int, ...] = ()
 
 
 class Adder:
     """Sums in the making, of one group and one model; fractions are rounded at the end."""
 
-    __slots__ = ("_hours", "_running", "_sums")
+    __slots__ = ("_days", "_hours", "_running", "_sums")
 
     def __init__(self) -> None:
         self._sums = [0.0] * len(SUMS)
         self._hours: list[float] = []
         self._running: set[str] = set()
+        self._days: dict[str, float] = {}
 
     def add_line(self, line: str) -> None:
         """Add sums as the store has them; words that are not legible count as 0."""
@@ -180,6 +183,10 @@ class Adder:
         self._hours = self._hours or [0.0] * HOURS
         self._hours[hour] += gpu_ms
 
+    def add_day(self, day: str, gpu_ms: float) -> None:
+        """Add GPU-time to a day; it is in the sums already."""
+        self._days[day] = self._days.get(day, 0.0) + gpu_ms
+
     def add_running(self, token: str) -> None:
         """Count a lease that runs, once."""
         self._running.add(token)
@@ -189,12 +196,18 @@ class Adder:
         self._sums = [a + b for a, b in zip(self._sums, other._sums, strict=True)]
         for hour, gpu_ms in enumerate(other._hours):
             self.add_hour(hour, gpu_ms)
+        for day, gpu_ms in other._days.items():
+            self.add_day(day, gpu_ms)
         self._running |= other._running
 
     @property
     def gpu_ms(self) -> float:
         """GPU-time so far."""
         return self._sums[_AT["gpu_ms"]]
+
+    def by_day(self, days: Iterable[str]) -> tuple[int, ...]:
+        """Return the GPU-time of each of these days."""
+        return tuple(round(self._days.get(day, 0.0)) for day in days)
 
     def result(self) -> tuple[dict[str, int], tuple[int, ...]]:
         """Return the sums by name, with `running`, and the hours."""

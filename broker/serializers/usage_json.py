@@ -9,6 +9,8 @@ from agent_sdk.usage.period import HOUR_MS
 from agent_sdk.usage.sums import MJ_PER_KWH
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agent_sdk.usage.groups import Usage
     from agent_sdk.usage.history import FinishedLease
     from agent_sdk.usage.sums import UsageRow
@@ -37,8 +39,8 @@ def usage(found: Usage) -> dict[str, Any]:
 def row(of: UsageRow) -> UsageGroup:
     """Return the use of one group."""
     names = {name: getattr(of, name) for name in GROUPS}
-    hours = [round(gpu_ms / HOUR_MS, 6) for gpu_ms in of.hours]
-    return cast("UsageGroup", names | of.figures() | {"gpu_hours_by_hour": hours})
+    by_time = {"gpu_hours_by_hour": _hours(of.hours), "gpu_hours_by_day": _hours(of.days)}
+    return cast("UsageGroup", names | of.figures() | by_time)
 
 
 def finished(lease: FinishedLease) -> PastLease:
@@ -63,6 +65,10 @@ def finished(lease: FinishedLease) -> PastLease:
         "peak_mb": lease.peak_mb,
         "energy_kwh": None if lease.energy_mj is None else round(lease.energy_mj / MJ_PER_KWH, 9),
     }
+
+
+def _hours(each_ms: Iterable[int]) -> list[float]:
+    return [round(ms / HOUR_MS, 6) for ms in each_ms]
 
 
 def _seconds(ms: int | None) -> float | None:

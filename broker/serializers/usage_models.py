@@ -49,6 +49,7 @@ class UsageGroup(UsageFigures):
         host: a host; `-`: leases on a CPU.
         model: a model of GPUs; `cpu`: leases on a CPU.
         gpu_hours_by_hour: by host, GPU-hours of each hour of the day in UTC; else empty.
+        gpu_hours_by_day: with `daily`, GPU-hours of each day from `first_day` on; else empty.
     """
 
     day: str | None
@@ -57,6 +58,7 @@ class UsageGroup(UsageFigures):
     host: str | None
     model: str | None
     gpu_hours_by_hour: list[float]
+    gpu_hours_by_day: list[float]
 
 
 class UsageOfPeriod(TypedDict):

@@ -88,6 +88,7 @@ def test_answers_are_as_described(past: Past, described: Description) -> None:
     for by in ("", "team,agent", "day,model", "day,host,model"):
         described.check(past.ask("viewer", "/usage", by=by), "/usage")
     described.check(past.ask("viewer", "/usage", since="2026-01-01", until="1h"), "/usage")
+    described.check(past.ask("viewer", "/usage", daily=True), "/usage")
     for params in ({}, {"limit": 1}, {"after": "0-0"}, {"agent": "nobody"}):
         described.check(past.ask("viewer", "/history", **params), "/history")
 
@@ -112,6 +113,16 @@ def test_use_is_told_by_who_and_by_where(past: Past) -> None:
     by_host = past.said("/usage", by="host")["rows"]
     assert {row["host"] for row in by_host} == {"h1", "-"}
     assert sum(by_host[0]["gpu_hours_by_hour"]) == pytest.approx(by_host[0]["gpu_hours"], abs=1e-5)
+
+
+def test_each_day_is_told_where_it_is_asked_for(past: Past) -> None:
+    """GPU-hours of each group from the first day to the last, which together are its sum."""
+    assert past.said("/usage")["rows"][0]["gpu_hours_by_day"] == []
+    for by in ("team,agent", "host", ""):
+        for row in past.said("/usage", by=by, since="6d", daily=True)["rows"]:
+            assert len(row["gpu_hours_by_day"]) == 7
+            assert sum(row["gpu_hours_by_day"]) == pytest.approx(row["gpu_hours"], abs=1e-5)
+    assert past.said("/usage", by="day", daily=True)["rows"][0]["gpu_hours_by_day"] == []
 
 
 def test_whoever_may_see_leases_may_see_use(past: Past) -> None:

@@ -129,6 +129,44 @@ def test_lease_over_midnight_is_split_at_each_place(lab: Pool, client: LeaseClie
     assert by_hour == [(0,) * 12 + (HOUR_MS // 2,) * 12, (HOUR_MS // 2,) * 24]
 
 
+def test_each_day_of_a_group_is_told_where_it_is_asked_for(lab: Pool, client: LeaseClient) -> None:
+    """The same of a lease that runs, has ended, and is in the sums, by who and by where."""
+    grant(lab, "1", memory_mb=8000)
+    leap(lab, DAY_MS + 12 * HOUR_MS)
+    expected = (0, 12 * HOUR_MS, 24 * HOUR_MS)
+    grant(lab, "2", agent="bob", model="m2")
+
+    def days() -> list[tuple[int, ...]]:
+        groups: tuple[tuple[str, ...], ...] = (("team", "agent"), ("model",), ("host",), ())
+        found = [client.usage(by=by, since="2100-02-28", daily=True) for by in groups]
+        for usage in found:
+            assert usage.total.days == tuple(
+                map(sum, zip(*(x.days for x in usage.rows), strict=True))
+            )
+        return [usage.rows[0].days[:3] for usage in found]
+
+    assert days() == [expected] * 4
+    release(lab, "1")
+    assert days() == [expected] * 4
+    let(lab, LATE_MS)
+    assert days() == [expected] * 4
+    assert {row.days for row in client.usage(by=("agent",)).rows} == {()}
+    assert {row.days for row in client.usage(by=("agent", "day"), daily=True).rows} == {()}
+
+
+def test_line_of_sums_is_read_the_same_in_any_order(client: LeaseClient, lab: Pool) -> None:
+    """In the order of a fold, in another, and among words that are not known."""
+    words = ["leases=2", "held_ms=4000", "gpu_ms=3000", "known_gpu_ms=2000", "waits=1",
+             "waited_ms=500"]  # fmt: skip
+    assert lab
+    for line in (" ".join(words), " ".join(reversed(words)), " ".join(["x=1", *words, "y=-1"])):
+        lab.redis.hset(lab.keys.usage(TODAY), "nlp ann m1", line)
+        assert one_row(client.usage(by=("agent",))) == {
+            "leases": 2, "held_ms": 4000, "gpu_ms": 3000, "known_gpu_ms": 2000, "waits": 1,
+            "waited_ms": 500,
+        }  # fmt: skip
+
+
 def test_period_is_of_whole_days_for_what_has_ended_and_exact_for_what_runs(
     lab: Pool, client: LeaseClient
 ) -> None:

@@ -53,7 +53,7 @@ USED: Final[dict[str, Any]] = {
     "running": 1, "held_hours": 58.2, "gpu_hours": 44.6, "busy_gpu_hours": 29.9,
     "idle_gpu_hours": 12.2, "unknown_gpu_hours": 2.5, "busy_share": 0.710214,
     "mb_hours": 3641344.0, "above_peak_mb_hours": 1204224.0, "waits": 6, "mean_wait_s": 31.4,
-    "energy_kwh": 21.3, "cost": 142.72, "gpu_hours_by_hour": [],
+    "energy_kwh": 21.3, "cost": 142.72, "gpu_hours_by_hour": [], "gpu_hours_by_day": [],
 }  # fmt: skip
 
 OVER: Final[dict[str, Any]] = {

@@ -60,6 +60,8 @@ Until = Annotated[
     str | None, Query(max_length=40, description="Likewise; a day is included; none: now.")
 ]
 
+Daily = Annotated[bool, Query(description="Also the GPU-hours of each day of each group.")]
+
 Most = Annotated[int, Query(ge=1, le=MOST_ROWS, description="Most rows.")]
 
 After = Annotated[
@@ -89,14 +91,19 @@ EndedSince = Annotated[
     responses=answers(UsageOfPeriod),
 )
 async def usage(
-    broker: At, _: Viewer, by: By = "team,agent", since: Since = "30d", until: Until = None
+    broker: At,
+    _: Viewer,
+    by: By = "team,agent",
+    since: Since = "30d",
+    until: Until = None,
+    daily: Daily = False,
 ) -> Response:
     """Return the use of GPUs in a period, by group, the most GPU-hours first.
 
     What has ended counts by whole days of UTC, what runs now exactly.
     """
     words = [word for word in by.split(",") if word]
-    found = await broker.client.usage(by=words, since=since, until=until)
+    found = await broker.client.usage(by=words, since=since, until=until, daily=daily)
     head = dumped(usage_json.usage(found)).removesuffix("}")
 
     async def rows() -> AsyncIterator[str]:
