@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WORD: Final = re.compile(r"(?:^| )([a-z_]+)=([^ ]*)")
 
-_WHERE: Final = re.compile(r" on ([^|]*)\|(.*)$")
+_WHERE: Final = re.compile(r" on ([^|]*)\|(.*)$", re.DOTALL)
 
 CPU: Final = ("-", "cpu")
 """Host and model of a lease on a CPU."""
