@@ -15,21 +15,26 @@ end
 -- A sum as text; it may be beyond 2^53.
 function broker.whole_text(n) return format('%.0f', n) end
 
+local MOST_DIGITS = 15   -- of a number: a sum of them stays one
+
 -- Take a host's word on the leases of a device: token=from:to:busy:peak:energy. An interval counts
 -- once, however often it is told; a lease is known from the first word while it runs to its fold.
 function broker.take_use(uuid, said)
   local key, tokens, told = prefix .. 'use:' .. uuid, {}, {}
   for token, from_ms, to_ms, busy_ms, peak_mb, energy_mj in string.gmatch(said,
     '([%w._-]+)=(%d+):(%d+):(%d*):(%d*):(%d*)') do
-    local n = #tokens + 1
-    tokens[n], told[n] = token, { from_ms + 0, to_ms + 0, tonumber(busy_ms), tonumber(peak_mb),
-      tonumber(energy_mj) }
+    if math.max(#from_ms, #to_ms, #busy_ms, #peak_mb, #energy_mj) <= MOST_DIGITS then
+      local n = #tokens + 1
+      tokens[n], told[n] = token, { from_ms + 0, to_ms + 0, tonumber(busy_ms), tonumber(peak_mb),
+        tonumber(energy_mj) }
+    end
   end
   if not tokens[1] then return end
-  local lines, set = call('HMGET', key, unpack(tokens)), {}
+  local lines, newest, set = call('HMGET', key, unpack(tokens)), {}, {}
   for i, token in ipairs(tokens) do
     local from_ms, to_ms, busy_ms, peak_mb, energy_mj = unpack(told[i], 1, 5)
-    local words = lines[i] and broker.words_of(lines[i])
+    local line = newest[token] or lines[i]   -- one token may be told of twice
+    local words = line and broker.words_of(line)
     if not words and call('HGET', prefix .. 'record:' .. token, 'state') == 'active' then
       words = { until_ms = text(from_ms) }
     end
@@ -45,9 +50,10 @@ function broker.take_use(uuid, said)
       sum('busy_ms', busy_ms and math.min(busy_ms, to_ms - from_ms))
       say('peak_mb', (peak_mb or words.peak_mb) and math.max(peak_mb or 0, words.peak_mb or 0))
       sum('energy_mj', energy_mj)
-      set[#set + 1], set[#set + 2] = token, table.concat(out, ' ')
+      newest[token] = table.concat(out, ' ')
     end
   end
+  for token, line in pairs(newest) do set[#set + 1], set[#set + 2] = token, line end
   if set[1] then call('HSET', key, unpack(set)) end
 end
 

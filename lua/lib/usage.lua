@@ -144,12 +144,13 @@ local function add_days(days, e, rates, oldest_ms)
   until to_ms == ended_ms
 end
 
--- Sums as words, with what was there before.
+-- Sums as words, with what was there before. A word that is no number counts as 0.
 local function sums_text(line, sums)
   local before, out = words_of(line or ''), {}
   for _, i in ipairs(SHOWN) do
     local name = SUMS[i]
-    local n = (before[name] or 0) + sums[i]
+    local was = before[name]
+    local n = (was and find(was, '^%d+$') and was or 0) + sums[i]
     if n >= 0.5 then out[#out + 1] = name .. '=' .. whole(n) end
   end
   if sums.hours then
@@ -163,7 +164,7 @@ end
 
 -- A key's fields as they are to be written, with what is to be added. They are read here.
 -- `ends_ms`: the end of the key's day.
-local function new_sums(key, sums, ends_ms)
+local function read_sums(key, sums, ends_ms)
   local fields, set = {}, {}
   for field in pairs(sums) do fields[#fields + 1] = field end
   for i, line in ipairs(call('HMGET', key, unpack(fields))) do
@@ -172,8 +173,19 @@ local function new_sums(key, sums, ends_ms)
   return { key = key, set = set, ends_ms = ends_ms }
 end
 
+-- Add these to `all`. Is the key what it has to be?
+local function new_sums(all, ...)
+  local read, of = pcall(read_sums, ...)
+  if read then all[#all + 1] = of end
+  return read
+end
+
+local function add_peaks(key, peaks)
+  for bucket, n in pairs(peaks) do call('HINCRBY', key, bucket, text(n)) end
+end
+
 -- Remember a finished lease: its line, with what hosts have seen of it.
-local function tell_history(key, e, most)
+local function remember(key, e, most)
   local seen = ''
   if e.known_ms or e.peak_mb or e.energy_mj then
     for _, name in ipairs(SEEN) do
@@ -182,6 +194,10 @@ local function tell_history(key, e, most)
   end
   call('XADD', key, 'MAXLEN', '~', most, '*', 'lease', e.words .. ' mb=' .. text(e.mb) .. seen
     .. ' on ' .. e.where)
+end
+
+local function tell_history(ended, most)
+  for _, e in ipairs(ended) do remember(prefix .. 'history', e, most) end
 end
 
 -- The bucket of a lease by the part of what it asked that it used.
@@ -193,7 +209,8 @@ local function peak_bucket(e)
   return '+Inf'
 end
 
--- Fold the oldest lines, of leases that ended before that time. Is something left?
+-- Fold the oldest lines, of leases that ended before that time. Is something left? A key that a
+-- hand has spoilt goes without these leases, which is counted; all others have them.
 local function fold(before_ms)
   local lines, ended, folded = call('LRANGE', prefix .. 'ended', '0', text(MOST_FOLDED - 1)), {}, 0
   for i, line in ipairs(lines) do
@@ -216,12 +233,12 @@ local function fold(before_ms)
       peaks[bucket] = (peaks[bucket] or 0) + 1
     end
   end
-  local all = {}
+  local all, sound = {}, true
   for day_ms, day in pairs(days) do
-    all[#all + 1] = new_sums(day.key, day.who, day_ms + DAY_MS)
-    all[#all + 1] = new_sums(day.key .. ':hosts', day.where, day_ms + DAY_MS)
+    sound = new_sums(all, day.key, day.who, day_ms + DAY_MS) and sound
+    sound = new_sums(all, day.key .. ':hosts', day.where, day_ms + DAY_MS) and sound
   end
-  if ended[1] then all[#all + 1] = new_sums(total, teams) end
+  if ended[1] then sound = new_sums(all, total, teams) and sound end
 
   call('LTRIM', prefix .. 'ended', text(folded), '-1')
   for uuid, tokens in pairs(seen_of) do call('HDEL', prefix .. 'use:' .. uuid, unpack(tokens)) end
@@ -230,14 +247,14 @@ local function fold(before_ms)
     local keep_for_ms = of.ends_ms and math.max(1, of.ends_ms + keep_ms - ctx.now)
     if keep_for_ms then call('PEXPIRE', of.key, text(keep_for_ms)) end
   end
-  for bucket, n in pairs(peaks) do call('HINCRBY', total, bucket, text(n)) end
-  local history = prefix .. 'history'
-  for _, e in ipairs(ended) do tell_history(history, e, most or HISTORY_LEASES) end
+  sound = pcall(add_peaks, total, peaks) and sound
+  sound = pcall(tell_history, ended, most or HISTORY_LEASES) and sound
+  if not sound then broker.count('folds_failed') end
   return folded == MOST_FOLDED
 end
 
--- Fold what ended before that time. Is something left? A sum that a hand has made another type of
--- key stops no release and no reaper: the lines are dropped, and counted.
+-- Fold what ended before that time. Is something left? What a hand has spoilt stops no release and
+-- no reaper: lines that cannot be folded at all are dropped, and counted.
 function broker.fold(before_ms)
   local done, more = pcall(fold, before_ms)
   if done then return more end

@@ -202,6 +202,37 @@ def test_interval_counts_once_however_often_it_is_told(one: Pool) -> None:
     )
 
 
+def test_list_that_tells_of_a_lease_twice_counts_each_interval_once(one: Pool) -> None:
+    """Two intervals of one list add up, whichever is new; the third is a repeat of the second."""
+    granted(one.acquire(token("1"), "ann", memory_mb=4000, ttl_ms=0))
+    t = let(one, 30_000)
+    first, second, third = (
+        f"{token('1')}={t + n}:{t + n + 1000}:500:{peak_mb}:7"
+        for n, peak_mb in ((0, 10), (1000, 30), (2000, 20))
+    )
+    use(one, "gpu-a", first, second, second)
+    assert one.hash("use:gpu-a")[token("1")] == (
+        f"until_ms={t + 2000} known_ms=2000 busy_ms=1000 peak_mb=30 energy_mj=14"
+    )
+    use(one, "gpu-a", second, third)
+    assert one.hash("use:gpu-a")[token("1")] == (
+        f"until_ms={t + 3000} known_ms=3000 busy_ms=1500 peak_mb=30 energy_mj=21"
+    )
+
+
+def test_number_that_no_sum_can_hold_is_not_taken(one: Pool) -> None:
+    """One host's endless number would be in the sums of its team for ever."""
+    granted(one.acquire(token("1"), "ann", memory_mb=4000, ttl_ms=0))
+    t = let(one, 1000)
+    numbers_of = [str(t), str(t + 1000), "1", "1", "1"]
+    for n in range(5):
+        endless = [*numbers_of[:n], "9" * 400, *numbers_of[n + 1 :]]
+        use(one, "gpu-a", f"{token('1')}={':'.join(endless)}")
+        assert one.hash("use:gpu-a") == {}
+    use(one, "gpu-a", f"{token('1')}={':'.join(numbers_of)}")
+    assert set(one.hash("use:gpu-a")) == {token("1")}
+
+
 def test_first_word_about_a_lease_that_is_over_is_not_taken(one: Pool) -> None:
     """Nothing would take it away again; later words about one that is known are taken."""
     granted(one.acquire(token("1"), "ann", memory_mb=100, ttl_ms=0))
@@ -249,16 +280,6 @@ def test_history_is_as_long_as_the_policy_says(one: Pool) -> None:
     one.reap_all()
     assert len(history(one)) < 150
     assert sums(one, "2027-02-28")["default ann m1"]["leases"] == 300
-
-
-def test_sum_that_a_hand_has_spoilt_stops_nothing(one: Pool) -> None:
-    """A key of another type: releases and reaping go on, and what was dropped is counted."""
-    one.redis.set(one.keys.usage("2027-02-28"), "spoilt")
-    for n in range(300):
-        granted(one.acquire(token(f"n{n}"), "ann", memory_mb=100, ttl_ms=0))
-        assert said(one.release(token(f"n{n}"))) == ["RELEASED"]
-    let(one, LATE_MS)
-    assert one.stats()["folds_failed"] > 0
 
 
 @pytest.mark.parametrize(
