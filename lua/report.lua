@@ -57,7 +57,7 @@ if ARGV[1] == PROTOCOL and call('EXISTS', POOL) == 0 then
     'half_life_s', 604800, 'reclaim_after_s', 60, 'min_runtime_s', 300, 'preempt_grace_s', 60,
     'reservation_idle_s', 60, 'forget_devices_after_s', 3600, 'forget_hosts_after_s', 86400,
     'usage_days', 400, 'history_leases', 10000, 'price_per_gpu_hour', '',
-    'sweep_ms', ctx.now + 300000)
+    'sweep_ms', ctx.now + 300000, 'capacity_mb', broker.registered_mb())
   broker.event('pool_created', 'host', host)
 end
 -- And what is gone is forgotten: lib/forgetting.lua

@@ -13,6 +13,7 @@ from agent_sdk.keys import TOMBSTONE_SHARDS, shard_of
 from agent_sdk.state import tombstones
 from tests.queue_audit import after, audit_queue, zsets
 from tests.team_audit import audit_teams
+from tests.usage_audit import audit_usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +55,7 @@ def audit(client: redis.Redis, keys: Keys, most_mb: int = 0) -> None:
     _audit_tombstones(client, base, names, records)
     audit_queue(client, keys, names, records, devices)
     audit_teams(client, keys, records, devices, most_mb)
+    audit_usage(client, keys, names, records)
     expected = _placement(devices)
     others = after(f"{base}:", [name for name in names if name != keys.hosts])
     placed = [name for name in others if name.partition(":")[0] in PLACEMENT]

@@ -117,6 +117,15 @@ local function count_capacity(d, before_mb)
   end
 end
 
+-- What the devices hold that are registered in a pool whose own hash is gone: in a new one none.
+function broker.registered_mb()
+  local sum = 0
+  for i, mb in ipairs(call('ZRANGE', prefix .. 'fits:*', '0', '-1', 'WITHSCORES')) do
+    sum = sum + (i % 2 == 0 and mb or 0)
+  end
+  return text(sum)
+end
+
 local function register(d)
   local before_mb = call('ZSCORE', prefix .. 'fits:*', d.uuid) or 0
   call('SADD', prefix .. 'devices:' .. d.host, d.uuid)

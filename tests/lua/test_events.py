@@ -67,8 +67,8 @@ def test_acquire_and_release_write_one_event_each(pool: Pool) -> None:
         pool.live_on(5000)
         pool.renew(token("a"), fence)
         pool.renew(token("a"), "1")
-    pool.release(token("a"))
-    assert last(pool) == {"event": "released"} | what
+    ended_at_ms = str(pool.release(token("a"))[1])
+    assert last(pool) == {"event": "released", "ended_at_ms": ended_at_ms} | what
     pool.release(token("a"))
     pool.release(token("never"))
     pool.renew(token("a"))

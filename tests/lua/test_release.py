@@ -143,6 +143,6 @@ def test_release_of_everything_leaves_only_the_registry(gpu: Pool) -> None:
     kinds = {key.removeprefix(gpu.keys.base).split(":")[1] for key in gpu.stored()}
     assert kinds == {
         "pool", "events", "deadlines", "hosts", "host", "devices", "device", "models",
-        "fits", "free", "idle", "idlehosts", "history", "usage",
+        "fits", "free", "idle", "idlehosts", "history", "usage", "usage_total",
     }  # fmt: skip
     assert gpu.redis.zrange(gpu.keys.deadlines, 0, -1) == ["host:h1"]

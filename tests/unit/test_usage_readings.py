@@ -165,6 +165,7 @@ def test_line_of_sums_is_read_the_same_in_any_order(client: LeaseClient, lab: Po
             "leases": 2, "held_ms": 4000, "gpu_ms": 3000, "known_gpu_ms": 2000, "waits": 1,
             "waited_ms": 500,
         }  # fmt: skip
+    lab.redis.delete(lab.keys.usage(TODAY))
 
 
 def test_period_is_of_whole_days_for_what_has_ended_and_exact_for_what_runs(
