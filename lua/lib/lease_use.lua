@@ -16,6 +16,21 @@ end
 function broker.whole_text(n) return format('%.0f', n) end
 
 local MOST_DIGITS = 15   -- of a number: a sum of them stays one
+local MOST_KEPT, SILENT_MS, MOST_GONE = 512, 3600000, 1000
+
+-- Forget leases that run no more and of which nothing was told for an hour. No fold takes them: an
+-- older version ended them without a line, or a hand has removed it.
+local function forget_unfolded(key)
+  local kept, gone = call('HGETALL', key), {}
+  for i = 1, #kept, 2 do
+    local until_ms = tonumber(broker.words_of(kept[i + 1]).until_ms or '') or 0
+    if until_ms + SILENT_MS < ctx.now and #gone < MOST_GONE
+      and call('HGET', prefix .. 'record:' .. kept[i], 'state') ~= 'active' then
+      gone[#gone + 1] = kept[i]
+    end
+  end
+  if gone[1] then call('HDEL', key, unpack(gone)) end
+end
 
 -- Take a host's word on the leases of a device: token=from:to:busy:peak:energy. An interval counts
 -- once, however often it is told; a lease is known from the first word while it runs to its fold.
@@ -54,7 +69,9 @@ function broker.take_use(uuid, said)
     end
   end
   for token, line in pairs(newest) do set[#set + 1], set[#set + 2] = token, line end
-  if set[1] then call('HSET', key, unpack(set)) end
+  if not set[1] then return end
+  call('HSET', key, unpack(set))
+  if call('HLEN', key) > MOST_KEPT then forget_unfolded(key) end
 end
 
 -- What hosts have seen of these leases: token -> device -> words, nil where there is nothing; and

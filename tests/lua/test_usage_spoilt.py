@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.pools import Pool, granted, said, token
-from tests.usage import LATE_MS, TODAY, at_noon, grant, history, let, release, sums, use
+from tests.usage import (
+    HOUR_MS,
+    LATE_MS,
+    TODAY,
+    at_noon,
+    grant,
+    history,
+    leap,
+    let,
+    release,
+    sums,
+    use,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,3 +96,21 @@ def test_spoilt_sum_stops_no_release_that_folds(one: Pool) -> None:
         assert one.redis.llen(one.keys.ended) <= 256
     let(one, LATE_MS)
     assert one.stats()["folds_failed"] > 0
+
+
+def test_use_of_leases_whose_lines_are_gone_is_forgotten(one: Pool) -> None:
+    """A hand removes lines, older versions write none: what hosts told of those leases goes."""
+    grant(one, "runs", memory_mb=100)
+    t = let(one, 1)
+    use(one, "gpu-a", f"{token('runs')}={t}:{t}::1:")
+    for n in range(600):
+        grant(one, str(n), memory_mb=10)
+        use(one, "gpu-a", f"{token(str(n))}={t}:{t}::1:")
+        release(one, str(n))
+        one.redis.delete(one.keys.ended)
+    assert len(one.hash("use:gpu-a")) == 601
+    leap(one, HOUR_MS + 1000)
+    grant(one, "new", memory_mb=10)
+    t = let(one, 1)
+    use(one, "gpu-a", f"{token('new')}={t}:{t}::1:")
+    assert set(one.hash("use:gpu-a")) == {token("runs"), token("new")}
