@@ -148,10 +148,9 @@ end
 
 local function new_device(uuid, host)
   call('HSET', prefix .. 'device:' .. uuid, 'host', host, 'index', '0', 'name', uuid, 'model',
-    'unknown', 'total_mb', '0',
-    'system_mb', '0', 'state', 'unknown', 'leased_mb', '0', 'withheld_mb', '0', 'unleased_mb', '0',
-    'leases', '0',
-    'exclusive', '', 'reserved_for', '', 'drained', '0')
+    'unknown', 'total_mb', '0', 'system_mb', '0', 'state', 'unknown', 'leased_mb', '0',
+    'withheld_mb', '0', 'unleased_mb', '0', 'leases', '0', 'exclusive', '', 'reserved_for', '',
+    'drained', '0')
   return broker.device(uuid)
 end
 
@@ -210,15 +209,13 @@ function broker.accept(host, said, sampled_ms, over)
     broker.reservations.cancel_on(d)
   end
   if known and elsewhere then broker.unregister(d) end
-  if (not known or d.host ~= host) and call('HGET', prefix .. 'host:' .. host,
-    'drained') == '1' then
-    d.drained = '1'   -- what a drained host gets is drained too
-  end
+  local moved = not known or d.host ~= host   -- what a drained host gets is drained too
+  if moved and call('HGET', prefix .. 'host:' .. host, 'drained') == '1' then d.drained = '1' end
   if not known and broker.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
   d.keys = nil
-  d.total_mb, d.system_mb = tonumber(said.total_mb) or d.total_mb, tonumber(said.system_mb)
-    or d.system_mb
+  d.total_mb = tonumber(said.total_mb) or d.total_mb
+  d.system_mb = tonumber(said.system_mb) or d.system_mb
   d.one_lease, d.parent = said.one_lease or d.one_lease, said.parent or d.parent
   d.idle_unleased_mb = tonumber(said.idle_unleased_mb) or d.idle_unleased_mb
   local fields = said.fields
@@ -236,8 +233,8 @@ function broker.accept(host, said, sampled_ms, over)
   broker.compare(d, said, was)
   broker.note(d, said, was.quarantine or '')
   if not known or state ~= d.state then
-    broker.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason', said.reason
-      or '')
+    broker.event('device', 'device', d.uuid, 'host', host, 'state', d.state, 'reason',
+      said.reason or '')
   end
   return nil, state == 'mig'
 end

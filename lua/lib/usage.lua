@@ -162,42 +162,34 @@ local function sums_text(line, sums)
   return table.concat(out, ' ')
 end
 
--- A key's fields as they are to be written, with what is to be added. They are read here.
--- `ends_ms`: the end of the key's day.
-local function read_sums(key, sums, ends_ms)
+-- Add to `all` a key's fields as they are to be written, with what is to be added to them; they are
+-- read here. `ends_ms`: the end of the key's day. Is the key what it has to be?
+local function new_sums(all, key, sums, ends_ms)
   local fields, set = {}, {}
   for field in pairs(sums) do fields[#fields + 1] = field end
-  for i, line in ipairs(call('HMGET', key, unpack(fields))) do
+  local read, lines = pcall(call, 'HMGET', key, unpack(fields))
+  if not read then return false end
+  for i, line in ipairs(lines) do
     set[2 * i - 1], set[2 * i] = fields[i], sums_text(line, sums[fields[i]])
   end
-  return { key = key, set = set, ends_ms = ends_ms }
-end
-
--- Add these to `all`. Is the key what it has to be?
-local function new_sums(all, ...)
-  local read, of = pcall(read_sums, ...)
-  if read then all[#all + 1] = of end
-  return read
+  all[#all + 1] = { key = key, set = set, ends_ms = ends_ms }
+  return true
 end
 
 local function add_peaks(key, peaks)
   for bucket, n in pairs(peaks) do call('HINCRBY', key, bucket, text(n)) end
 end
 
--- Remember a finished lease: its line, with what hosts have seen of it.
-local function remember(key, e, most)
-  local seen = ''
-  if e.known_ms or e.peak_mb or e.energy_mj then
+-- Remember finished leases: their lines, with what hosts have seen of them.
+local function tell_history(ended, most)
+  for _, e in ipairs(ended) do
+    local seen = ''
     for _, name in ipairs(SEEN) do
       if e[name] then seen = seen .. ' ' .. name .. '=' .. whole(e[name]) end
     end
+    call('XADD', prefix .. 'history', 'MAXLEN', '~', most, '*', 'lease', e.words .. ' mb='
+      .. text(e.mb) .. seen .. ' on ' .. e.where)
   end
-  call('XADD', key, 'MAXLEN', '~', most, '*', 'lease', e.words .. ' mb=' .. text(e.mb) .. seen
-    .. ' on ' .. e.where)
-end
-
-local function tell_history(ended, most)
-  for _, e in ipairs(ended) do remember(prefix .. 'history', e, most) end
 end
 
 -- The bucket of a lease by the part of what it asked that it used.

@@ -70,10 +70,11 @@ def test_key_of_another_type_goes_without_what_ends_and_no_other_does(
 @pytest.mark.parametrize("word", ["inf", "nan", "x", "-7", "0x10", "1e9", ""])
 def test_word_that_is_no_sum_counts_as_none(one: Pool, word: str) -> None:
     """The sum begins anew there, and the words beside it go on."""
-    one.redis.hset(one.keys.usage_total, "default", f"leases=7 energy_mj={word} held_ms={word}")
+    one.redis.hset(one.keys.usage_total, "default", f"waits=7 energy_mj={word} held_ms={word}")
     some_end(one)
     default = one.hash("usage_total")["default"].split(" ")
-    assert default[:2] == ["leases=12", f"held_ms={sum(4000 * (n + 1) + 1 for n in range(5))}"]
+    assert default[:2] == ["leases=5", f"held_ms={sum(4000 * (n + 1) + 1 for n in range(5))}"]
+    assert "waits=7" in default
     assert not any(part.startswith("energy_mj") for part in default)
     assert "folds_failed" not in one.stats()
 
@@ -108,6 +109,7 @@ def test_use_of_leases_whose_lines_are_gone_is_forgotten(one: Pool) -> None:
         use(one, "gpu-a", f"{token(str(n))}={t}:{t}::1:")
         release(one, str(n))
         one.redis.delete(one.keys.ended)
+    one.redis.hdel(one.keys.pool, "released")
     assert len(one.hash("use:gpu-a")) == 601
     leap(one, HOUR_MS + 1000)
     grant(one, "new", memory_mb=10)

@@ -24,7 +24,7 @@ USAGE_BUGS = (
     _bug("an end is not noted", "broker.note_end(r, outcome, r.gpus, r.where)", ""),
     _bug(
         "a fold forgets what was there before",
-        "local n = (before[name] or 0) + sums[i]",
+        "local n = (was and find(was, '^%d+$') and was or 0) + sums[i]",
         "local n = sums[i]",
         seed=7926,
     ),
