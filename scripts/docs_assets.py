@@ -1,7 +1,8 @@
 """The pictures of the documentation: the page over a made-up fleet, drawn by a real Chromium.
 
-`make docs-assets`. What is made up: the hosts, which report once, their telemetry, and the events
-of the hour before; the store, the broker, the leases, the queue and the page are real.
+`make docs-assets`. What is made up: the hosts, which report once, their telemetry, the events
+of the hour before, and what was used in the months before; the store, the broker, the leases, the
+queue and the page are real.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.protocol.report import About
 from agent_sdk.store.store import Store
 from tests.api.brokers import Broker
+from tests.browser.past import write_history, write_past
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -47,6 +49,8 @@ PICTURES = {
     "page-tiles.png": {"viewport": {"width": 1360, "height": 820}, "color_scheme": "dark"},
     "page-phone.png": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark",
                        "device_scale_factor": 2, "is_mobile": True},
+    "usage.png": {"viewport": {"width": 1360, "height": 1048}, "color_scheme": "light"},
+    "usage-week.png": {"viewport": {"width": 1360, "height": 760}, "color_scheme": "dark"},
 }  # fmt: skip
 
 chance = random.Random(7)
@@ -124,6 +128,8 @@ def fleet() -> Iterator[Broker]:
             with LeaseClient(Store(url), client_name="docs", hostname="gpu-host-1") as client:
                 an_hour_before(client)
                 report(client)
+                write_past(client, days=90, agents=18, hosts=len(FLEET), teams=6)
+                write_history(client, 120, hosts=len(FLEET))
                 leases(client)
                 wait(client, "trainer", devices=4, model="NVIDIA H100 80GB HBM3", host="any")
                 wait(client, "analyst", memory_mb=70_000, host="any")
@@ -158,12 +164,32 @@ def trends() -> dict[str, Any]:
     return {"step_s": 15, "devices": devices}
 
 
+OF_USE = {"usage.png": "/#usage=30&by=team", "usage-week.png": "/#usage=90&by=team"}
+"""Addresses of the pictures of what was used."""
+
+
+def show_use(page: Page, name: str) -> None:
+    """Wait until it is drawn; of the second picture show the map of hosts and what follows."""
+    page.wait_for_selector(".cells i")
+    page.wait_for_selector(".past tbody tr")
+    if name == "usage-week.png":
+        page.get_by_role("button", name="The last 7 days").click()
+        page.get_by_role("button", name="vision").click()
+        page.wait_for_selector("#past-title:has-text('of vision')")
+        page.wait_for_selector(".past tbody tr")
+        page.locator(".by-hour").evaluate("each => each.scrollIntoView()")
+        page.evaluate("scrollBy(0, -56)")
+
+
 def draw(browser: Browser, broker: Broker, name: str, options: dict[str, Any]) -> None:
     """One picture."""
     page = browser.new_page(**options)
-    page.goto(f"http://127.0.0.1:{broker.port}")
-    page.wait_for_selector("#queue .rows .row:nth-child(2)")
-    page.evaluate(TRENDS, trends())
+    page.goto(f"http://127.0.0.1:{broker.port}{OF_USE.get(name, '')}")
+    if name in OF_USE:
+        show_use(page, name)
+    else:
+        page.wait_for_selector("#queue .rows .row:nth-child(2)")
+        page.evaluate(TRENDS, trends())
     if name == "page-tiles.png":
         page.keyboard.press("v")
         page.wait_for_selector("#devices .tile")

@@ -16,6 +16,8 @@ IMPORTED = re.compile(
     r"^(?:import|export)\b[^;]*?from\s+\"\./([\w/.-]+)\";", re.MULTILINE | re.DOTALL
 )
 
+LATE = re.compile(r"\bimport\(\"\./([\w/.-]+)\"\)")
+
 PLAIN = {
     "address.js",
     "colours.js",
@@ -23,6 +25,7 @@ PLAIN = {
     "format.js",
     "state.js",
     "trends.js",
+    "usage_data.js",
     "words.js",
 }
 """Modules that make no element: a test or another page can use their words."""
@@ -32,9 +35,22 @@ COLUMNS = 100
 LINES = 300
 
 
-def imports(name: str) -> set[str]:
-    """The modules that one imports, by the names of their files."""
-    return set(IMPORTED.findall(MODULES[name]))
+def imports(name: str, *, late: bool = True) -> set[str]:
+    """The modules that one imports, by their files; `late`: once it needs them, too."""
+    found = IMPORTED.findall(MODULES[name])
+    return {*found, *(LATE.findall(MODULES[name]) if late else [])}
+
+
+def reached(name: str, *, late: bool = True) -> set[str]:
+    """A module, and what it imports directly and through others."""
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        each = ahead.pop()
+        if each in MODULES and each not in found:
+            found.add(each)
+            ahead += imports(each, late=late)
+    return found
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
@@ -55,17 +71,20 @@ def test_every_module_is_used() -> None:
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_words_are_apart_from_markup(name: str) -> None:
     """Directly and through what they import."""
-    reached, ahead = set(), [name]
-    while ahead:
-        each = ahead.pop()
-        reached.add(each)
-        ahead += [to for to in imports(each) - reached if to in MODULES]
+    for each in reached(name):
         assert "vendor/lit-html.js" not in imports(each), f"{name} makes elements, through {each}"
+
+
+def test_view_of_use_is_loaded_late() -> None:
+    """The page without it has none of its modules."""
+    late = {"usage.js", "usage_areas.js", "usage_heat.js", "usage_table.js", "past_leases.js"}
+    assert reached("main.js") >= late
+    assert reached("main.js", late=False) & (late | {"usage_data.js"}) == set()
 
 
 def test_files_are_small() -> None:
     """Each can be read at a sitting."""
-    texts = MODULES | {"style.css": (FOLDER / "style.css").read_text()}
+    texts = MODULES | {path.name: path.read_text() for path in FOLDER.glob("*.css")}
     assert {n: len(t.splitlines()) for n, t in texts.items() if len(t.splitlines()) >= LINES} == {}
     long = [line for text in MODULES.values() for line in text.splitlines() if len(line) > COLUMNS]
     assert long == []

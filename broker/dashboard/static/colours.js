@@ -2,8 +2,6 @@
 
 const COLOURS = 12;
 
-const given = new Map();
-
 /** The number that a name leads to. */
 function slot(name) {
   let sum = 0x811c9dc5;
@@ -11,13 +9,19 @@ function slot(name) {
   return (sum >>> 0) % COLOURS;
 }
 
-/** The class of an agent's colour. Two agents share one only when there are more than twelve. */
-export function colourOf(agent) {
-  if (!given.has(agent)) {
-    const taken = new Set(given.values());
-    let at = slot(agent);
-    for (let n = 0; n < COLOURS && taken.has(at); n++) at = (at + 1) % COLOURS;
-    given.set(agent, at);
-  }
-  return `agent-${given.get(agent)}`;
+/** A function that gives the class of a name's colour. Two names share one only after twelve. */
+export function palette() {
+  const given = new Map();
+  return (name) => {
+    if (!given.has(name)) {
+      const taken = new Set(given.values());
+      let at = slot(name);
+      for (let n = 0; n < COLOURS && taken.has(at); n++) at = (at + 1) % COLOURS;
+      given.set(name, at);
+    }
+    return `agent-${given.get(name)}`;
+  };
 }
+
+/** The class of an agent's colour. */
+export const colourOf = palette();

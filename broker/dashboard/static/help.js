@@ -11,6 +11,7 @@ const KEYS = [
   ["1 2 3 4", "GPUs, leases, queue, events"],
   ["↑ ↓ Enter", "choose a row, open it"],
   ["Tab Enter", "go to a column's heading, sort by it"],
+  ["u", "what was used, or what is now"],
   ["v", "GPUs as a list or as tiles"],
   ["p", "policy"],
   ["k", "API key"],

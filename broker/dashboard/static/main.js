@@ -17,6 +17,7 @@ import { summary } from "./summary.js";
 import { drawTeams } from "./teams.js";
 import { Tiles } from "./tiles.js";
 import { note } from "./trends.js";
+import { drawView, isUsage, reread, toggle } from "./views.js";
 import { follow } from "./windows.js";
 
 const $ = (id) => document.getElementById(id);
@@ -106,7 +107,10 @@ const retry = follow(
   },
   whole,
 );
-onKey(retry);
+onKey(() => {
+  retry();
+  reread();
+});
 onLook(retry);
 
 /** Open the subject of the address, or close one that the address has left. */
@@ -124,6 +128,7 @@ function openAddressed() {
 }
 
 address.onChange(() => {
+  drawView();
   filter.value = address.read().filter;
   lookFor(filter.value);
   openAddressed();
@@ -165,18 +170,25 @@ function theme() {
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.restyle());
 
-const go = (name) => () => {
+/** An act on what is now: the view of use is left first. */
+const onNow = (act) => () => {
+  if (isUsage()) address.leaveUsage();
+  act();
+};
+const focus = (name) => () => {
   $(name).scrollIntoView({ block: "nearest" });
   const tile = name === "devices" && tiles.shown && $(name).querySelector('.tile[tabindex="0"]');
   (tile || ($(name).querySelector(".list:not([hidden])") ?? $(name))).focus();
 };
+const go = (name) => onNow(focus(name));
 const KEYS = {
-  "/": () => filter.focus(),
+  "/": onNow(() => filter.focus()),
   1: go("devices"),
   2: go("leases"),
   3: go("queue"),
   4: go("events"),
-  v: () => tiles.choose(),
+  v: onNow(() => tiles.choose()),
+  u: toggle,
   p: showPolicy,
   k: () => showKey(),
   t: theme,
@@ -199,4 +211,5 @@ $("key").addEventListener("click", () => showKey());
 $("theme").addEventListener("click", theme);
 $("help").addEventListener("click", showHelp);
 addEventListener("pagehide", close);
+drawView();
 draw();
