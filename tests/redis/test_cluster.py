@@ -69,6 +69,23 @@ async def test_pools_live_at_the_nodes_of_their_slots(fleet: Cluster) -> None:
         ]
 
 
+async def test_use_is_read_at_the_node_of_its_pool(fleet: Cluster) -> None:
+    """Sums are read in transactions, by both clients, wherever the pool is."""
+    for part in range(len(fleet.nodes)):
+        pool = pool_in(part, f"use-{uuid4().hex[:4]}")
+        with client_of(fleet.url, pool) as client:
+            register(client)
+            client.acquire("a", memory_mb=10).release()
+            held = client.acquire("a", memory_mb=10)
+            (row,) = client.usage(by=("agent",)).rows
+            assert (row.agent, row.leases, row.running) == ("a", 1, 1)
+            async with AsyncLeaseClient(Store(fleet.url), pool=pool) as other:
+                (row,) = (await other.usage(by=("host", "day"))).rows
+                assert (row.host, row.leases, row.running) == ("h1", 1, 1)
+                assert (await other.history()).leases == client.history().leases == ()
+            held.release()
+
+
 def test_plain_url_of_a_node_says_how_to_find_the_others(fleet: Cluster) -> None:
     """A pool that is elsewhere: MOVED, told in words."""
     url = f"redis://127.0.0.1:{fleet.nodes[0].port}"

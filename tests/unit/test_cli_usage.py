@@ -122,6 +122,7 @@ def test_period_is_that_of_the_options(cli: Any) -> None:
         (("history", "--since", "x"), "no time"), (("history", "export", "file"), "--format"),
         (("history", "export", "--format", "parquet", "-"), "not to stdout"),
         (("history", "--agent", "ann", "export", "x.csv"), "behind export"),
+        (("policy", "set", "history_leases=-1"), "not below 0"),
     ],
 )  # fmt: skip
 def test_wrong_call_says_how_it_is_right(cli: Any, args: tuple[str, ...], word: str) -> None:
@@ -187,6 +188,22 @@ def test_history_is_shown(lab: Pool, cli: Any) -> None:
         "ann", "cat", "cat"
     ]  # fmt: skip
     assert "history_leases" in cli("history", "--outcome", "expired").stdout
+
+
+def test_lease_that_just_ended_is_counted_and_said_to_be_remembered_soon(
+    pool: Pool, server: Server
+) -> None:
+    """The sums have it at once; the commands say why the history has not."""
+    at_noon(pool)
+    grant(pool, "1")
+    release(pool, "1")
+    where = {"REDIS_URL": server.url, "GPU_BROKER_POOL": pool.keys.pool_name}
+    since = ("--since", TODAY)
+    assert called("usage", *since, **where).stdout.splitlines()[1].split()[:3] == [
+        "default", "ann", "1"
+    ]  # fmt: skip
+    for args in (("history",), ("usage", "--advise")):
+        assert "12 s after its end" in called(*args, **where).stdout
 
 
 def test_what_matches_is_found_in_a_long_history(

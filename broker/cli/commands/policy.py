@@ -165,7 +165,7 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
     if name.endswith("_mb"):
         return name, _size(setting, value)
     if not value.isdecimal():
-        raise click.UsageError(f"{setting!r}: the value is a whole number")
+        raise click.UsageError(f"{setting!r}: the value is a whole number, not below 0")
     return name, int(value)
 
 

@@ -33,7 +33,10 @@ later, as PyTorch's cache does; and whether a job on a whole GPU would run as fa
 def text_of(found: Advised) -> str:
     """Return the advice as a table, with what it rests on and what it cannot know."""
     if not found.rows:
-        return f"no finished GPU lease is remembered; {found.looked_at} others were looked at"
+        return (
+            "no finished GPU lease is remembered (one is there some 12 s after its end); "
+            f"{many(found.looked_at, 'other was', 'others were')} looked at"
+        )
     rows = [_cells(row) for row in found.rows]
     known = sum(row.known for row in found.rows)
     every = sum(row.leases for row in found.rows)

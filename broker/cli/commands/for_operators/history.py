@@ -30,7 +30,8 @@ LAST: Final = 20
 COMMANDLINE: Final = click.core.ParameterSource.COMMANDLINE
 
 NONE: Final = (
-    "no finished lease is remembered that matches; the policy's history_leases says how many are"
+    "no finished lease is remembered that matches; one is there some 12 s after its end, and\n"
+    "history_leases of the policy says how many there are"
 )
 
 
@@ -58,8 +59,8 @@ def history(ctx: click.Context, /, count: int, output: str, **asked: Any) -> Non
     """Show finished leases, the last at the end: what each had, where, and how it ended.
 
     PEAK is the most memory that its processes used, BUSY the part of the observed time in which
-    they computed; `-` is not known. The store keeps some 10,000 finished leases: history_leases of
-    the policy. `history export` writes all of them to a file.
+    they computed; `-` is not known. A lease is there some 12 s after its end, and the store keeps
+    some 10,000: history_leases of the policy. `history export` writes all of them to a file.
 
     \b
     Examples:
