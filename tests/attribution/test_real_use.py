@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.brokers import eventually
-from tests.usage import numbers
+from tests.usage import numbers, words
 
 if TYPE_CHECKING:
     from agent_sdk import LeaseClient
@@ -34,7 +34,8 @@ def finished(client: LeaseClient, token: str) -> dict[str, str]:
     """The entry of a lease that is over, once it has been folded."""
     client.reap()
     rows: Any = client.redis.xrange(f"{client.keys.base}:history")
-    return next((row for _, row in rows if row["token"] == token), {})
+    leases = (words(row["lease"]) for _, row in rows)
+    return next((lease for lease in leases if lease["token"] == token), {})
 
 
 def sums(client: LeaseClient) -> dict[str, int]:
