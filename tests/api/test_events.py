@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 EVENTS = "gpu:{default}:events"
 
+OF_LEASES = "/events?type=granted&type=released"
+"""Stream without the word of a host that was starved for a moment, and is back."""
+
 SOAK = bool(os.environ.get("GPU_BROKER_SOAK"))
 
 RESTARTS = 20 if SOAK else 3
@@ -67,7 +70,7 @@ def test_events_come_as_they_happen_and_say_what_the_stream_says(
     broker: Broker, own: Server
 ) -> None:
     """Ids, names and fields of the stream; devices with their host and index."""
-    with following(broker) as stream:
+    with following(broker, OF_LEASES) as stream:
         token = lease_and_release(broker)
         granted, released = stream.take(2)
     assert (granted.event, released.event) == ("granted", "released")
@@ -75,7 +78,8 @@ def test_events_come_as_they_happen_and_say_what_the_stream_says(
     (device,) = granted.data["devices"]
     assert device == {"uuid": "SIM-h1-0", "host": "h1", "index": 0, "memory_mb": 100}
     with own.connect() as store:
-        assert ids(store)[-2:] == [granted.id, released.id]
+        there = ids(store)
+        assert there.index(granted.id) < there.index(released.id)
     assert granted.data["at"] == pytest.approx(time.time(), abs=5)
     assert isinstance(granted.data["fence"], int)
 
@@ -111,12 +115,12 @@ def test_filters_by_type_host_and_agent(broker: Broker) -> None:
 @pytest.mark.parametrize("how", ["header", "query"])
 def test_coming_back_misses_nothing_and_gets_nothing_twice(broker: Broker, how: str) -> None:
     """From the event after the one that was seen."""
-    with following(broker) as stream:
+    with following(broker, OF_LEASES) as stream:
         for _ in range(5):
             lease_and_release(broker)
         first = stream.take(4)
     seen = first[-1].id
-    path = "/events" if how == "header" else f"/events?after={seen}"
+    path = OF_LEASES if how == "header" else f"{OF_LEASES}&after={seen}"
     headers = {"Last_Event_ID": seen} if how == "header" else {}
     with following(broker, path, **headers) as stream:
         lease_and_release(broker)
@@ -127,6 +131,7 @@ def test_coming_back_misses_nothing_and_gets_nothing_twice(broker: Broker, how: 
 
 def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> None:
     """The trimmed events cannot be told; the whole pool is, and what follows it."""
+    before = broker.allocations().keys()
     token = broker.granted(min_memory_mb=300)["token"]
     with following(broker, "/events?after=1-1") as stream:
         (reset,) = stream.take(1)
@@ -135,8 +140,8 @@ def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> 
             assert reset.id == ids(store)[-1]
         assert reset.data["id"] == reset.id
         rows = reset.data["rows"]
-        assert [lease["token"] for lease in rows["leases"].values()] == [token]
-        assert rows["devices"]["SIM-h1-0"]["memory_reserved_mb"] == 300
+        assert {lease["token"] for lease in rows["leases"].values()} == {*before, token}
+        assert rows["devices"]["SIM-h1-0"]["memory_reserved_mb"] >= 300
         assert rows["hosts"]["h1"]["alive"] is True
         broker.release(token)
         (released,) = stream.take(1)
