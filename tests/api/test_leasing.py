@@ -272,7 +272,7 @@ def test_allocations_lists_live_leases_only(fleet: Fleet, plain: Broker) -> None
     """GPU and CPU leases are listed while they live, on every replica."""
     assert plain.allocations() == {}
     gpu, cpu = plain.granted(min_memory_mb=900), plain.granted(min_memory_mb=900, agent="other")
-    short = plain.granted(min_memory_mb=1, ttl_s=3)
+    short = plain.granted(min_memory_mb=1, ttl_s=6)
     listed = fleet.replica.allocations()
     assert set(listed) == {gpu["token"], cpu["token"], short["token"]}
     for lease in (gpu, cpu):
@@ -281,7 +281,7 @@ def test_allocations_lists_live_leases_only(fleet: Fleet, plain: Broker) -> None
             k: lease[k] for k in ("agent", "gpu", "token", "timestamp")
         }
     plain.release(gpu["token"])
-    time.sleep(3.2)
+    time.sleep(6.2)
     assert set(fleet.replica.allocations()) == {cpu["token"]}
 
 

@@ -176,7 +176,7 @@ def test_policy_of_teams_that_is_none_is_refused_whole(teams: Teams, wrong: dict
     assert teams.ask("viewer", "GET", "/policy/teams").json() == before
 
 
-def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams) -> None:
+def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams, own: Server) -> None:
     """Any name may be made up by a client; before there are quotas no team has a series."""
     teams.lease("agent", team="made-up", min_memory_mb=100)
 
@@ -197,8 +197,11 @@ def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams) -> None:
         assert found['leases{team="nlp"}'] == 1
         assert "made-up" not in str(found)
         text = teams.ask("viewer", "GET", "/metrics").text
-        assert "gpu_broker_preemption_notices_total 0.0" in text
-        assert "gpu_broker_preemption_withdrawals_total 0.0" in text
+        with own.connect() as store:
+            stats: Any = store.hgetall("gpu:{default}:stats")
+        for name, counter in (("notices", "noticed"), ("withdrawals", "notices_withdrawn")):
+            count = float(stats.get(counter, 0))
+            assert f"gpu_broker_preemption_{name}_total {count}" in text
     finally:
         teams.ask("operator", "PUT", "/policy/teams", json={"teams": {}})
 
