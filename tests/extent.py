@@ -9,7 +9,8 @@ EVERYTHING = os.environ.get("GPU_BROKER_TESTS") == "all"
 
 LONGER = (
     "agents/", "api/test_document", "api/test_events_slow", "api/test_original_mistakes",
-    "api/test_slow_clients", "api/test_uds", "attribution/test_real_host", "browser/", "clients/",
+    "api/test_slow_clients", "api/test_uds", "attribution/test_real_host",
+    "attribution/test_real_use", "browser/", "clients/",
     "deploy/test_image", "deploy/test_scripts",
     "deploy/test_units", "docs/test_recipes", "docs/test_tutorials", "e2e/", "faults/test_attacks",
     "faults/test_crowds", "faults/test_device_faults", "faults/test_driver_untouched",
@@ -19,8 +20,8 @@ LONGER = (
     "faults/test_usage_month",
     "faults/test_waiter_killed", "hardware/", "hooks/test_delivery", "hooks/test_takeover",
     "hosts/test_scenarios", "lua/test_arguments_fuzz",
-    "lua/test_queue_random", "mcp/test_http", "mcp/test_stdio", "model/test_explore",
-    "model/test_seeded_bugs",
+    "lua/test_queue_random", "mcp/test_http", "mcp/test_past_use", "mcp/test_stdio",
+    "model/test_explore", "model/test_seeded_bugs",
     "redis/test_cluster", "redis/test_rotation", "redis/test_sentinel",
     "redis/test_which_server", "scripts/", "unit/test_cli_adopt",
     "unit/test_cli_agents", "unit/test_cli_run_containers", "unit/test_cli_run_terminal",
