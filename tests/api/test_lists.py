@@ -134,6 +134,7 @@ def test_devices_and_hosts_have_filters_and_pages(wide: Broker) -> None:
     assert wide.http.get("/hosts", params={"state": "away"}).json() == {"hosts": []}
 
 
+@pytest.mark.usefixtures("tokens")
 def test_waiters_have_filters_and_pages(wide: Broker) -> None:
     """Waiters come in the order of the queue, on pages too."""
     waits = [
