@@ -9,7 +9,7 @@ function broker.bury(token, outcome)
   broker.leave_outcome(token, outcome)
 end
 
--- The part of a device that a lease of so much has; all of it, where nobody else may be there.
+-- The part of a device that a lease of so much has; all of it, where no other may be there.
 function broker.part_of(d, mb, token)
   local total_mb = d.total_mb - d.system_mb
   return (d.exclusive == token or mb + 0 >= total_mb) and 1 or mb / total_mb

@@ -108,7 +108,7 @@ def test_wait_is_counted_with_its_lease(two: Pool) -> None:
 
 
 def test_expired_lease_counts_until_its_end(one: Pool) -> None:
-    """Not until somebody noticed; memory that cools counts for none."""
+    """Not until it was noticed; memory that cools counts for none."""
     one.report((device("gpu-a", 8000, simulated=0),), deadline_ms=DAY_MS)
     granted(one.acquire(token("1"), "ann", memory_mb=4000, ttl_ms=5000))
     let(one, 8000)
