@@ -10,6 +10,7 @@ import os
 import resource
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,8 +38,8 @@ CLIENTS = min(LEASES, int(os.environ.get("GPU_BROKER_CLIENTS", "150")))
 BATCH = 500
 
 BLOCKED_MS = 20.0
-"""No call may hold the server up for longer; a busy machine stops the server too, hence OFTEN,
-and the pings of a second server, which has nothing else to do."""
+"""No call may hold the server up for longer; a busy machine stops the server too: hence OFTEN, what
+the server waited for a processor, and the pings of a second server, which has nothing to do."""
 
 OFTEN = 5
 """Calls that may take longer, at most so many: a slow verb is slow again and again."""
@@ -59,20 +60,34 @@ def own() -> Iterator[Server]:
         yield server
 
 
+def kept_waiting_ms(thread: Path) -> float:
+    """Milliseconds for which a thread was ready to run and had no processor, in its whole life."""
+    try:
+        return int((thread / "schedstat").read_text().split()[1]) / 1e6
+    except FileNotFoundError:  # a kernel that does not count them
+        return 0.0
+
+
 class Pings:
-    """Asks the server for a PONG all the time; how long the longest answer took."""
+    """Asks the server for a PONG all the time; how long that takes while both may run."""
 
     def __init__(self, server: Server) -> None:
+        assert server.process is not None
         self._client = redis.Redis.from_url(server.socket_url)
+        self._threads = [Path(f"/proc/{server.process.pid}"), Path("/proc/thread-self")]
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.ms: list[float] = []
 
     def _run(self) -> None:
         while not self._over.wait(0.002):
-            began = time.perf_counter()
+            began, waited_ms = time.perf_counter(), self._waited_ms()
             self._client.ping()
-            self.ms.append((time.perf_counter() - began) * 1000)
+            took_ms = (time.perf_counter() - began) * 1000
+            self.ms.append(max(0.0, took_ms - (self._waited_ms() - waited_ms)))
+
+    def _waited_ms(self) -> float:
+        return sum(kept_waiting_ms(thread) for thread in self._threads)
 
     def __enter__(self) -> Self:
         self._thread.start()
