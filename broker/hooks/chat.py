@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
 from agent_sdk.errors import BadRequest, error_for
@@ -38,6 +38,15 @@ ANSWER_S: Final = 30.0
 """Most seconds for one message; apprise itself waits 4 to 15 s for each answer."""
 
 INSTALL: Final = "pip install 'gpu-lease-broker[notify]'"
+
+CALL: Final = re.compile(
+    r"<(?=[!@#&\w])|@(?=everyone|here|channel|all|room|topic|stream)|(?<!\w)@(?=[\w!&*])",
+    re.IGNORECASE,
+)
+"""Place after which a chat would call people: `@everyone`, `<!channel>`, `<@123>`, `@**all**`."""
+
+APART: Final = "\u200b"
+"""Space without width, which takes the meaning from what it stands in."""
 
 CONNECTS: Final = {"socket.connect", "socket.sendto", "socket.sendmsg"}
 
@@ -142,11 +151,27 @@ def _send(url: str, message: Message, addresses: Addresses) -> str:
         if target is None:
             return "apprise does not take the URL any more"
         try:
-            if target.notify(title=message.title, body=message.text):
+            if _notify(target, message):
                 return ""
         except Exception as error:  # noqa: BLE001 - whatever a service's plugin raises
             return _guard.refused or f"apprise: {type(error).__name__}"
         return _guard.refused or "apprise could not deliver it"
+
+
+def _notify(target: Any, message: Message) -> bool:
+    """Send a message as plain text: names and reasons in it are no markup, and no call.
+
+    Apprise itself converts it so, but then sends in a thread of its own: the guard is in this one.
+    """
+    from apprise import NotifyFormat  # noqa: PLC0415 - as in _target
+    from apprise.conversion import convert_between  # noqa: PLC0415 - as above
+
+    plain, convert = NotifyFormat.TEXT, cast("Any", convert_between)  # apprise's own has no types
+    title, text = (CALL.sub(rf"\g<0>{APART}", said) for said in (message.title, message.text))
+    form = target.resolve_format(plain)
+    if target.title_maxlen <= 0:  # it becomes a part of the body
+        title = convert(plain, form, title)
+    return bool(target.notify(title=title, body=convert(plain, form, text), body_format=form))
 
 
 def _target(url: str) -> Any:

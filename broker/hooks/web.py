@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from broker.hooks.message import Message
 
 ANSWER_S: Final = 10.0
-"""Most seconds from looking up the name to the end of the answer."""
+"""Most seconds from looking up the name to the status of the answer."""
+
+BODY_S: Final = 1.0
+"""Most seconds for the beginning of its body, which is only shown."""
 
 CONNECT_S: Final = 3.0
 """Most seconds for each address of a name."""
@@ -47,6 +51,10 @@ OK: Final = range(200, 300)
 GONE: Final = 410
 
 REDIRECTS: Final = range(300, 400)
+
+HTTP_FAILURES: Final = (
+    httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +135,8 @@ class WebClient:
         """Send a message once."""
         try:
             body = message.body()
-            async with asyncio.timeout(ANSWER_S):
-                return await self._post(hook.url, _headers(hook, message, body), body)
+            async with asyncio.timeout(ANSWER_S) as limit:
+                return await self._post(hook.url, _headers(hook, message, body), body, limit)
         except TimeoutError:
             return SendOutcome(False, f"no answer within {ANSWER_S:g} s")
         except (OSError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
@@ -138,17 +146,28 @@ class WebClient:
         except Exception as error:  # noqa: BLE001 - any client may have written the hook
             return SendOutcome(False, f"no request can be made of it: {error!r}")
 
-    async def _post(self, url: str, headers: dict[str, str], body: bytes) -> SendOutcome:
+    async def _post(
+        self, url: str, headers: dict[str, str], body: bytes, limit: asyncio.Timeout
+    ) -> SendOutcome:
+        """Post once; `limit` ends with the status, which says all that counts."""
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         async with self._pool.stream("POST", url, headers=pairs, content=body) as response:
-            read = b""
+            limit.reschedule(None)
+            told = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+            answer = printable((await _begin_of(response)).decode("utf-8", "replace")[:SHOWN])
+            return outcome_of(response.status, told, answer)
+
+
+async def _begin_of(response: httpcore2.Response) -> bytes:
+    """Return the beginning of a body, as much of it as comes in time and in order."""
+    read = b""
+    with suppress(TimeoutError, OSError, *HTTP_FAILURES):
+        async with asyncio.timeout(BODY_S):
             async for part in response.aiter_stream():
                 read += part[: READ - len(read)]
                 if len(read) >= READ:
                     break
-            told = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-            answer = printable(read.decode("utf-8", "replace")[:SHOWN])
-            return outcome_of(response.status, told, answer)
+    return read
 
 
 def _headers(hook: Hook, message: Message, body: bytes) -> dict[str, str]:
@@ -184,5 +203,5 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after[:9])
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # a year of twenty digits
         return 0.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -50,6 +51,59 @@ async def test_chat_is_told_in_words_where_its_address_is_allowed(
         assert not [each for each in caplog.records if each.name.startswith("apprise")]
         with socket.create_connection(("127.0.0.1", receiver.port)):  # the rest of us may connect
             pass
+
+
+async def payload(url: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what the service of a URL is sent; nothing leaves this process."""
+    import requests  # noqa: PLC0415 - apprise's
+
+    told: list[Any] = []
+
+    def request(*_: Any, data: Any = None, **__: Any) -> Any:
+        told.append(data)
+        answer = requests.Response()
+        answer.status_code = 200
+        answer._content = b'{"ok": true, "channel": "C", "ts": "1"}'
+        return answer
+
+    monkeypatch.setattr(requests.Session, "request", request)
+    event = Event("7-0", "drained", {"host": "h1", "by": "@everyone", "reason": reason})
+    assert await chat.send(url, message_of("default", event, {}), Addresses()) == ""
+    return json.loads(told[-1]) if isinstance(told[-1], str | bytes) else told[-1]
+
+
+TELEGRAM = "tgram://123456789:abcdefghijklmnopqrstuvwxyz012345678/1234"
+
+DISCORD = "discord://4174216298/JHMHI8qBe7bk2ZwO5U711o3dV_js"
+
+CHATS = (
+    TELEGRAM, DISCORD, f"{DISCORD}?format=markdown", "slack://xoxb-1234-1234-4ddbaf/#gpus",
+    "mmosts://example.com/3ccdd113474722377935511fc85d3dd4", "ntfys://example.com/gpus",
+    "zulip://bot@example/abcdefghijklmnopqrstuvwxyz012345/gpus",
+)  # fmt: skip
+
+
+async def test_text_of_a_message_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Telegram refuses what it takes for a tag that it does not know, at every try."""
+    told = await payload(TELEGRAM, "free < 2 GiB & <b>rising", monkeypatch)
+    assert told["parse_mode"] == "HTML"
+    assert told["text"].replace("\u200b", "").endswith("free &lt; 2 GiB &amp; &lt;b&gt;rising")
+
+
+@pytest.mark.parametrize("url", CHATS)
+async def test_text_of_a_message_calls_nobody(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent may be called @everyone, and an operator may write anything for a reason."""
+    calls = "@everyone @here @channel @all <!channel> <@123456789012345678> <@&1> @**all** ann@here"
+    told = str(await payload(url, calls, monkeypatch))
+    plain = told.replace("&lt;", "<")
+    found = re.findall(r"<[!@]|@&|@(?:everyone|here|channel|all)|@\*", plain)
+    assert found == []
+    assert "reason" in told
+
+
+async def test_name_of_a_user_at_a_host_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave names that call nobody as they are, to be copied."""
+    assert "ann@gpu-host-3" in str(await payload(DISCORD, "by ann@gpu-host-3", monkeypatch))
 
 
 def test_secrets_of_a_chats_url_are_not_shown() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.hooks.receiver import Receiver
 from tests.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from broker.hooks.hook import Hook
     from broker.hooks.web import SendOutcome
@@ -114,6 +115,56 @@ async def test_try_ends_in_time_whatever_the_receiver_does(
     gone = await sent(hook)
     assert not gone.taken
     assert gone.said
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[str]:
+    """A receiver that sends these bytes to each request, and no end; its URL."""
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        over.set()
+
+
+LATE = "Retry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n"
+
+ODD = {
+    "a body without an end": "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+    "a body that never begins": "Content-Length: 9\r\n\r\n",
+    "a body in no order": "Transfer-Encoding: chunked\r\n\r\nZZ\r\nok\r\n",
+    "a date without a meaning": f"{LATE}Content-Length: 2\r\n\r\nok",
+}
+
+
+@pytest.mark.parametrize("status", [200, 204, 410, 503])
+@pytest.mark.parametrize("rest", ODD.values(), ids=ODD)
+async def test_status_counts_whatever_follows_it(
+    status: int, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Send nothing again that was taken, and nothing more after an end."""
+    monkeypatch.setattr(web, "ANSWER_S", 5)
+    monkeypatch.setattr(web, "BODY_S", 0.2)
+    async with answering(f"HTTP/1.1 {status} Well\r\n{rest}".encode()) as url:
+        outcome = await sent(new_hook(url))
+    assert (outcome.status, outcome.said) == (status, f"status {status}")
+    assert (outcome.taken, outcome.gone) == (status < 300, status == 410)
+
+
+async def test_body_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for the status is over while the body comes: the status was there before."""
+    monkeypatch.setattr(web, "ANSWER_S", 0.5)
+    rest = ODD["a body without an end"]
+    async with answering(f"HTTP/1.1 200 Well\r\n{rest}".encode()) as url:
+        outcome = await sent(new_hook(url))
+    assert outcome.taken
+    assert outcome.answer == "ok"
 
 
 @pytest.mark.parametrize(
