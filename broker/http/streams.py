@@ -6,12 +6,13 @@ import asyncio
 import json
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from fastapi import APIRouter, Header, Query
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from agent_sdk.errors import error_for
+from agent_sdk.keys import EVENT_ID
 from agent_sdk.state import events
 from broker.http.auth import Viewer
 from broker.http.document.described import DescribedRoute
@@ -63,6 +64,19 @@ RETRY_MS: Final = 1000
 """Milliseconds after which a client comes back."""
 
 
+LastEventId = Annotated[
+    str | None,
+    Header(description="Id of the last event that was seen; one of no known form: `reset`."),
+]
+
+
+class Position(NamedTuple):
+    """Position of a follower in the feed: a number, and the id of the last event before it."""
+
+    number: int
+    id: str
+
+
 @router.get(
     "/events",
     operation_id="followEvents",
@@ -77,7 +91,7 @@ async def follow_events(
     hosts: Annotated[list[Name] | None, Query(alias="host")] = None,
     agents: Annotated[list[Agent] | None, Query(alias="agent")] = None,
     after: EventId | None = None,
-    last_event_id: Annotated[EventId | None, Header()] = None,
+    last_event_id: LastEventId = None,
     snapshot: Annotated[bool, Query()] = False,
 ) -> EventSourceResponse:
     """Stream Server-Sent Events, one for each event of the pool's stream, with its id.
@@ -90,12 +104,13 @@ async def follow_events(
     feed, seen = broker.feed, last_event_id or after
     if not await feed.loaded():
         raise error_for("store_unavailable")
-    position: int | None = None if snapshot else feed.end
-    if seen is not None:
-        position = await feed.position_after(seen)
-
     wanted = filter_of(feed, types, agents, hosts)
-    return _response(broker, _follow(broker, who, position, wanted))
+    if seen is None:
+        start = None if snapshot else Position(feed.end, feed.last_id)
+    else:
+        number = await feed.position_after(seen) if EVENT_ID.fullmatch(seen) else None
+        start = None if number is None else Position(number, seen)
+    return _response(broker, _follow(broker, who, start, wanted))
 
 
 def _set(words: Sequence[str] | None) -> frozenset[str] | None:
@@ -174,26 +189,30 @@ def _response(
 async def _follow(
     broker: Broker,
     who: Principal,
-    position: int | None,
+    position: Position | None,
     wanted: Callable[[events.Event], bool],
 ) -> AsyncIterator[bytes]:
-    """Yield all wanted events from a position on; None: first a reset."""
+    """Yield all wanted events from a position on; None: first a reset.
+
+    A client that comes back goes on after the last id that it was told, so none is ahead of it.
+    """
     feed, whole = broker.feed, who.is_at_least("operator")
     told: str | None = None
     yield _frame(retry=RETRY_MS)
     while broker.serves(who):
         if feed.problem != told:
             told = feed.problem
-            yield _frame(json.dumps({"problem": told}), "problem", feed.last_id)
-        found = None if position is None else feed.since(position, CHUNK)
+            yield _frame(json.dumps({"problem": told}), "problem", position and position.id)
+        found = None if position is None else feed.since(position.number, CHUNK)
         if position is None or found is None:
             reset = await _snapshot(broker, who, whole=whole)
             if reset is None:
                 return
             yield _frame(reset[1], "reset", reset[0])
-            position = await feed.position_after(reset[0])
+            number = await feed.position_after(reset[0])
+            position = None if number is None else Position(number, reset[0])
         elif found:
-            position += len(found)
+            position = Position(position.number + len(found), found[-1].event.id)
             if chunk := b"".join(_event(broker, x, whole=whole) for x in found if wanted(x.event)):
                 yield chunk
         else:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Message:
-    """One message. data: decoded."""
+    """One message. id: empty where it has none; data: decoded."""
 
     id: str
     event: str
@@ -40,7 +40,7 @@ class Following:
                 fields[name] = value
             else:
                 if "data" in fields:
-                    yield Message(fields["id"], fields["event"], json.loads(fields["data"]))
+                    yield Message(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
                 fields = {}
 
     def take(self, count: int) -> list[Message]:

@@ -162,14 +162,29 @@ def test_snapshot_on_demand(broker: Broker) -> None:
 
 def test_bad_ids_and_filters_are_told(broker: Broker) -> None:
     """With the way out."""
-    for path, headers in (("/events?after=x", {}), ("/events", {"Last-Event-ID": "12"})):
-        answer = broker.http.get(path, headers=headers)
-        assert answer.status_code == 422
-        assert answer.json()["detail"][0]["loc"][0] in {"query", "header"}
+    answer = broker.http.get("/events?after=x")
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][0] == "query"
     wrong = broker.http.get("/events?type=grant")
     assert wrong.status_code == 422
     assert "'granted'" in wrong.json()["detail"][0]["msg"]
     assert broker.http.get("/events?agent=a%20b").status_code == 422
+
+
+@pytest.mark.parametrize("seen", ["12", "undefined", "1-1-1", "9" * 30 + "-0", "-"])
+def test_id_of_another_stream_is_a_gap(broker: Broker, seen: str) -> None:
+    """An EventSource sends what it was told last at this URL, and gives up for good at a 4xx."""
+    with following(broker, Last_Event_ID=seen) as stream:
+        assert stream.take(1)[0].event == "reset"
+        lease_and_release(broker)
+        assert [m.event for m in stream.take(2)] == ["granted", "released"]
+
+
+def test_empty_id_is_none(broker: Broker) -> None:
+    """Some clients send the header before they have seen an event."""
+    with following(broker, OF_LEASES, Last_Event_ID="") as stream:
+        lease_and_release(broker)
+        assert [m.event for m in stream.take(2)] == ["granted", "released"]
 
 
 def test_another_replica_goes_on_where_the_first_was_left(broker: Broker, own: Server) -> None:
@@ -224,6 +239,35 @@ def test_feed_that_may_not_read_says_what_it_needs_and_goes_on_when_it_may(own: 
             assert stream.take(1)[0].data["token"] == token
             said = [line for line in broker.said().splitlines() if "+xread" in line]
             assert len(said) == 1
+        admin.execute_command("ACL", "DELUSER", "feeder")
+
+
+def test_problem_is_no_event_to_come_back_after(own: Server) -> None:
+    """Its id is that of what was told before, so a cut behind it costs no event and no reset."""
+    with own.connect() as admin:
+        admin.execute_command("ACL", "SETUSER", "feeder", "on", ">secret", "~gpu:{*", "+@all")
+        url = own.url.replace("redis://", "redis://feeder:secret@")
+        with Broker(**GRANTING, GPU_BROKER_POOL="cut", REDIS_URL=url) as broker:
+            with following(broker.wait(), OF_LEASES) as stream:
+                for _ in range(5):
+                    lease_and_release(broker)
+                told = [m.id for m in stream.take(10)]
+            admin.execute_command("ACL", "SETUSER", "feeder", "-xread")
+            with following(broker) as stream:
+                assert stream.take(1)[0].event == "problem"
+            unheard = broker.granted(min_memory_mb=100)["token"]
+            for path in ("/events?snapshot=true", "/events?after=1-1"):
+                with following(broker, path) as stream:
+                    assert stream.take(1)[0].id == "", "a reset is still to come"
+            with following(broker, OF_LEASES, Last_Event_ID=told[3]) as stream:
+                problem, *_ = stream.take(2)
+            assert (problem.event, problem.id) == ("problem", told[3])
+            with following(broker, OF_LEASES, Last_Event_ID=problem.id) as stream:
+                assert [m.id for m in stream.take(7)] == [told[3], *told[4:]]
+                admin.execute_command("ACL", "SETUSER", "feeder", "+xread")
+                again, heard = stream.take(2)
+            assert (again.event, again.id, again.data) == ("problem", told[-1], {"problem": None})
+            assert heard.data["token"] == unheard
         admin.execute_command("ACL", "DELUSER", "feeder")
 
 
