@@ -63,6 +63,12 @@ def shared_async_client() -> AsyncLeaseClient:
     return found
 
 
+def forget() -> None:
+    """Let the clients go. Blocks that still hold leases keep theirs as long as they need it."""
+    _blocking.clear()
+    _async.clear()
+
+
 def _close() -> None:
     for each in list(_blocking.values()):
         each.close()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_sdk import shared
 from agent_sdk.client import LeaseClient
 from agent_sdk.store.embedded import EmbeddedStore
 from agent_sdk.store.store import Store
@@ -63,7 +64,7 @@ class TestBroker:
         """Make the environment name this pool, for `from_env`, the CLI and child processes.
 
         The HTTP client finds no broker, and so no GPU. Earlier objects, such as a client made at
-        the import of a module, keep their pool.
+        the import of a module, keep their pool. The clients of `agent_sdk.lease` end with it.
         """
         before = dict(os.environ)
         for name in before:
@@ -82,6 +83,7 @@ class TestBroker:
             finally:
                 os.environ.clear()
                 os.environ.update(before)
+                shared.forget()
 
 
 @contextmanager

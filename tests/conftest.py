@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.audit import audit
-from tests.extent import EVERYTHING, LONGER
+from tests.extent import EVERYTHING, takes_longer
 from tests.pools import Pool
 from tests.servers import Server, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 LONG = (
@@ -59,6 +60,24 @@ gc.disable()
 """No search for garbage until all tests are collected: what that makes stays."""
 
 
+def pytest_report_header() -> str:
+    """Say how much of the suite runs."""
+    return "extent: " + (
+        "everything"
+        if EVERYTHING
+        else "what a change needs at once; GPU_BROKER_TESTS=all: everything"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what takes longer, unless it is named."""
+    if EVERYTHING or not takes_longer(collection_path):
+        return None
+    asked = (config.rootpath / arg.partition("::")[0] for arg in config.args)
+    named = any(takes_longer(each) and collection_path.is_relative_to(each) for each in asked)
+    return None if named else True
+
+
 def pytest_collection(session: pytest.Session) -> None:
     """Import this worker's share of the files first.
 
@@ -85,11 +104,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, each followed by short ones: some wait while others work,
-    and none has a long file left when the others are done. What is not to run is skipped.
+    and none has a long file left when the others are done.
     """
-    for item in items:
-        if not EVERYTHING and any(f"tests/{x}" in str(item.path) for x in LONGER):
-            item.add_marker(pytest.mark.skip(reason="GPU_BROKER_TESTS=all runs it"))
     if ORDER:
         _shuffle(items, random.Random(ORDER))
         return

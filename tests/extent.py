@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EVERYTHING = os.environ.get("GPU_BROKER_TESTS") == "all"
 """`.ci/run` says so: also in a browser, on Valkey, from a built package, as documented."""
@@ -27,4 +31,9 @@ LONGER = (
     "unit/test_cli_agents", "unit/test_cli_run_containers", "unit/test_cli_run_terminal",
     "unit/test_notebook", "unit/test_nvml_reload", "unit/test_pytest_plugin",
 )  # fmt: skip
-"""Files, or folders, that only run then."""
+"""Files, or folders, that only run then, or when they are named."""
+
+
+def takes_longer(path: Path) -> bool:
+    """Tell whether a file, or a folder, is one of those."""
+    return any(f"tests/{each}" in f"{path}/" for each in LONGER)

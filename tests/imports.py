@@ -35,7 +35,8 @@ FLOORS: tuple[set[str], ...] = (
     {"agent_sdk.orchestrator", "agent_sdk.pool_client"},
     {"agent_sdk.verbs"},
     {"agent_sdk.aio", "agent_sdk.client"},
-    {"agent_sdk", "agent_sdk.shared", "agent_sdk.testing"},
+    {"agent_sdk", "agent_sdk.shared"},
+    {"agent_sdk.testing"},
     {"agent_sdk.notebook"},
     {
         f"broker{x}"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import agent_sdk
 from agent_sdk import LeaseClient
 from agent_sdk.testing import running_broker
 from tests.api.brokers import BIN
+from tests.stores import until
 
 if TYPE_CHECKING:
     from tests.servers import Server
@@ -119,6 +122,15 @@ def test_environment_of_a_pool_ends_with_its_block() -> None:
             raise KeyError
         assert os.environ["REDIS_URL"] == one.url
     assert dict(os.environ) == before
+
+
+def test_clients_of_the_process_end_with_the_environment() -> None:
+    """`agent_sdk.lease` leaves no thread behind that would look after a pool that is gone."""
+    with running_broker(devices=1) as one:
+        before = set(threading.enumerate())
+        with one.environment(), agent_sdk.lease("test", memory_mb=100):
+            assert set(threading.enumerate()) > before
+        until(lambda: set(threading.enumerate()) <= before)
 
 
 TWO_LOOPS = """
