@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -143,7 +144,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
         self, steps: Callable[P, Generator[Any, Answer, T]], *args: P.args, **options: P.kwargs
     ) -> T:
         """Run the steps of a verb that reckons for long, in a thread; its reads are made here."""
-        patience = RetryPolicy(self.deadline_s, reached=self._reached)
+        until = time.monotonic() + self.deadline_s
         made = steps(*args, **options)
         go: Callable[[Any], Any] = made.send
         sent: Answer | LeaseError | None = None
@@ -153,23 +154,22 @@ class AsyncLeaseClient(Verbs["Redis"]):
                 result: T = found
                 return result
             try:
-                go, sent = made.send, await self._send(found, patience)
+                go, sent = made.send, await self._send(found, until)
             except LeaseError as error:
                 go, sent = made.throw, error
 
     async def _run(self, steps: Generator[Any, Answer, T]) -> T:
-        patience = RetryPolicy(self.deadline_s, reached=self._reached)
+        until = time.monotonic() + self.deadline_s
         try:
             ask = next(steps)
             while True:
-                if isinstance(ask, Pause):
+                if type(ask) is Pause:
                     await self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    away_s = min(ask.left_s, self.away_s) + self.deadline_s
-                    patience = RetryPolicy(away_s, reached=True)
+                    until = time.monotonic() + min(ask.left_s, self.away_s) + self.deadline_s
                     ask = next(steps)
                 else:
                     try:
-                        answer = await self._send(ask, patience)
+                        answer = await self._send(ask, until)
                     except LeaseError as error:
                         ask = steps.throw(error)
                     else:
@@ -178,32 +178,41 @@ class AsyncLeaseClient(Verbs["Redis"]):
             result: T = done.value
             return result
 
-    async def _send(self, ask: Call | Exchange | Read, patience: RetryPolicy) -> Answer:
+    async def _send(self, ask: Call | Exchange | Read, until: float) -> Answer:
+        patience: RetryPolicy | None = None
         while True:
             sent_at = local_now()
             try:
-                if isinstance(ask, Call):
-                    raw = await self._call(ask)
+                if type(ask) is Call:
+                    replies = await self._calls.ask((self.wording.packed(ask),))
+                    raw = replies[0]
+                    if type(raw) is not list:
+                        del raw  # an error keeps this frame
+                        raw = await self._call_again(ask, replies)
+                elif isinstance(ask, Exchange):
+                    raw = await self._exchange(ask)
                 else:
-                    raw = await (self._read(ask) if isinstance(ask, Read) else self._exchange(ask))
+                    raw = await self._read(ask)
             except RedisError as error:
                 if poll := poll_of(ask, error):
                     ask = poll
                     continue
+                if patience is None:
+                    patience = RetryPolicy(until - time.monotonic(), reached=self._reached)
                 await asyncio.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
                 self._reached = True
                 return Answer(raw, sent_at)
 
-    async def _call(self, call: Call) -> list[Any]:
-        tries = TRIES
-        while True:
-            replies = await self._calls.ask((self.wording.packed(call),))
-            tries -= 1
-            if type(replies[0]) is list or not not_understood(replies[0]) or not tries:
-                return reply_of(replies)
+    async def _call_again(self, call: Call, replies: list[Any]) -> list[Any]:
+        """Repeat a call that was refused; see `LeaseClient`."""
+        for _ in range(TRIES - 1):
+            if not not_understood(replies[0]):
+                break
             for command in self.wording.amend(call, replies.pop()):
                 await self._calls.execute(*command)
+            replies = await self._calls.ask((self.wording.packed(call),))
+        return reply_of(replies)
 
     async def _exchange(self, exchange: Exchange) -> list[Any]:
         replies: list[Any] = []

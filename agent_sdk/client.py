@@ -176,18 +176,17 @@ class LeaseClient(Verbs["Redis"]):
     _reckon = _perform
 
     def _run(self, steps: Generator[Any, Answer, T]) -> T:
-        patience = RetryPolicy(self.deadline_s, reached=self._reached)
+        until = time.monotonic() + self.deadline_s
         try:
             ask = next(steps)
             while True:
-                if isinstance(ask, Pause):
+                if type(ask) is Pause:
                     self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    away_s = min(ask.left_s, self.away_s) + self.deadline_s
-                    patience = RetryPolicy(away_s, reached=True)
+                    until = time.monotonic() + min(ask.left_s, self.away_s) + self.deadline_s
                     ask = next(steps)
                 else:
                     try:
-                        answer = self._send(ask, patience)
+                        answer = self._send(ask, until)
                     except LeaseError as error:
                         ask = steps.throw(error)
                     else:
@@ -196,42 +195,51 @@ class LeaseClient(Verbs["Redis"]):
             result: T = done.value
             return result
 
-    def _send(self, ask: Call | Exchange | Read, patience: RetryPolicy) -> Answer:
+    def _send(self, ask: Call | Exchange | Read, until: float) -> Answer:
+        patience: RetryPolicy | None = None
         while True:
             sent_at = local_now()
             try:
-                if isinstance(ask, Call):
-                    raw = self._call(ask, sent_at)
+                if type(ask) is Call:
+                    data, mark = self.wording.packed(ask)
+                    replies = self._pool.ask(data, (mark,), sent_at)
+                    raw = replies[0]
+                    if type(raw) is not list:
+                        del raw  # an error keeps this frame
+                        raw = self._call_again(ask, replies, sent_at)
+                elif isinstance(ask, Exchange):
+                    raw = self._exchange(ask, sent_at)
                 else:
-                    raw = self._read(ask) if isinstance(ask, Read) else self._exchange(ask, sent_at)
+                    raw = self._read(ask)
             except RedisError as error:
                 if (struck := raised_by_handler(error)) is not None and struck is not error:
                     raise struck from None
                 if poll := poll_of(ask, error):
                     ask = poll
                     continue
+                if patience is None:
+                    patience = RetryPolicy(until - time.monotonic(), reached=self._reached)
                 time.sleep(patience.pause_after(error, getattr(ask, "token", None)))
             else:
                 self._reached = True
                 return Answer(raw, sent_at)
 
-    def _call(self, call: Call, now: float) -> list[Any]:
-        tries = TRIES
-        while True:
-            data, mark = self.wording.packed(call)
-            replies = self._pool.ask(data, (mark,), now)
-            tries -= 1
-            if type(replies[0]) is list or not not_understood(replies[0]) or not tries:
-                return reply_of(replies)
+    def _call_again(self, call: Call, replies: list[Any], now: float) -> list[Any]:
+        """Repeat a call that was refused until the server understands it; raise another refusal."""
+        for _ in range(TRIES - 1):
+            if not not_understood(replies[0]):
+                break
             for command in self.wording.amend(call, replies.pop()):
                 self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # in redis-py
+            data, mark = self.wording.packed(call)
+            replies = self._pool.ask(data, (mark,), now)
+        return reply_of(replies)
 
     def _exchange(self, exchange: Exchange, now: float) -> list[Any]:
         replies: list[Any] = []
         for _ in range(TRIES):
-            packed = [self.wording.packed(call) for call in exchange.calls]
-            marks = [each.mark for each in packed]
-            replies = self._pool.ask(b"".join([each.data for each in packed]), marks, now)
+            data, marks = zip(*map(self.wording.packed, exchange.calls), strict=True)
+            replies = self._pool.ask(b"".join(data), marks, now)
             commands = exchanged(exchange, replies, self.wording)
             if commands is None:
                 break

@@ -14,6 +14,8 @@ import mmap
 import os
 from typing import Final
 
+from agent_sdk.fork import identity
+
 NAME: Final = "gpu-lease-holder"
 """Name of the file: `/proc/<pid>/fd` shows it as `/memfd:<name>`."""
 
@@ -48,8 +50,8 @@ class _Page:
         self._memory[at : at + DIGEST_BYTES] = digest(token)
 
 
-_pages: dict[int, _Page] = {}
-"""File by process id. A forked child keeps its parent's, and writes into one of its own."""
+_pages: dict[str, _Page] = {}
+"""File by process. A forked child keeps its parent's, and writes into one of its own."""
 
 
 def show(token: str) -> None:
@@ -59,7 +61,8 @@ def show(token: str) -> None:
     processes without a lease wherever a reporter can look into them.
     """
     try:
-        page = _pages.get(os.getpid()) or _pages.setdefault(os.getpid(), _Page())
+        me = identity()
+        page = _pages.get(me) or _pages.setdefault(me, _Page())
         page.add(token)
     except (OSError, AttributeError):  # quicker than `suppress`, on the way of every lease
         pass

@@ -151,7 +151,7 @@ class Caller:
     for_others: bool = False
     team: str = DEFAULT_TEAM
     client: str = field(init=False, default="")
-    _pid: int = field(init=False, default=0)
+    _me: str = field(init=False, default="")
     _process: str = field(init=False, default="")
     _checked: dict[tuple[Any, ...], tuple[Any, ...]] = field(init=False, default_factory=dict)
 
@@ -161,8 +161,8 @@ class Caller:
 
     def _identify(self) -> None:
         """Renew the id in each process: a forked child is another caller."""
-        if self._pid != os.getpid():
-            self._pid, self._process = os.getpid(), "" if self.for_others else process_id()
+        if self._me != identity():
+            self._me, self._process = identity(), "" if self.for_others else process_id()
             self.client = "-".join(filter(None, (self.name, os.urandom(6).hex())))
             self._checked = {}
 
@@ -276,8 +276,8 @@ class Acquisition:
 
     def steps(self, keys: Keys) -> Generator[Any, Answer, Grant]:
         """Run the calls and the waits of the acquire; see `protocol.lease.acquire`."""
-        wait_ms = left_ms(self.until, keep_place=self._keep_place)
-        if wait_ms != self.request.wait_ms:
+        if self._waits or self._keep_place:
+            wait_ms = left_ms(self.until, keep_place=self._keep_place)
             self.request = self.request._replace(wait_ms=wait_ms)
         try:
             giving = None if self.giving is None or self.giving.done else self.giving

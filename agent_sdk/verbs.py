@@ -532,8 +532,8 @@ class Verbs(PoolClient[R]):
             if lease.local or lease.is_view:
                 return lease.local
             token = lease.token
-        ending = yield from protocol.release(token, plant=refuse_late, owner=owner)
-        return ending.by_this_call
+        answer = yield protocol.release_call(token, plant=refuse_late, owner=owner)
+        return protocol.released(answer, token).by_this_call
 
     def _after_failed_release(
         self, error: BaseException, lease: HeldLease | str, *, refuse_late: bool, owner: str

@@ -24,8 +24,8 @@ HOUSES = ("broker.devices", "broker.http", "broker.metrics")
 """Rooms that have rooms of their own inside; seen from outside they are one."""
 
 FLOORS: tuple[set[str], ...] = (
-    {f"agent_sdk.{x}" for x in ("clock", "errors", "evidence", "fork", "keys", "lazy", "threads")},
-    {"agent_sdk.policy"},
+    {f"agent_sdk.{x}" for x in ("clock", "errors", "fork", "keys", "lazy", "threads")},
+    {"agent_sdk.evidence", "agent_sdk.policy"},
     {"agent_sdk.teams"},
     {"agent_sdk.protocol"},
     {f"agent_sdk.{x}" for x in ("engines", "http_request", "scripts", "state")},

@@ -192,7 +192,11 @@ def release(
     token: str, *, plant: bool = True, owner: str = ""
 ) -> Generator[Call, Answer, ReleaseResult]:
     """Give a lease back. `plant`: refuse an unknown token from now on."""
-    answer = yield release_call(token, plant=plant, owner=owner)
+    return released((yield release_call(token, plant=plant, owner=owner)), token)
+
+
+def released(answer: Answer, token: str) -> ReleaseResult:
+    """Return the result of a release by its answer."""
     match answer.raw:
         case ["RELEASED", *_]:
             return ReleaseResult(by_this_call=True, outcome="released")

@@ -9,7 +9,10 @@ from typing import Any, Final
 MARKED_AT: Final = 4
 """Place of the argument of FCALL and EVALSHA with the protocol and the mark, `1 <mark>`."""
 
-_marks = count(secrets.randbits(48))
+MARK_DIGITS: Final = 12
+"""Length of a mark."""
+
+_marks = count(1 << 4 * MARK_DIGITS - 1 | secrets.randbits(4 * MARK_DIGITS - 2))
 
 
 class _Marked(str):
@@ -19,7 +22,7 @@ class _Marked(str):
 
 
 def new_mark() -> str:
-    """Return a mark; no two calls share one."""
+    """Return a mark of 12 digits; no two calls share one."""
     return f"{next(_marks):x}"
 
 

@@ -28,7 +28,8 @@ from redis.retry import Retry
 from agent_sdk.store.connect_errors import mark_unsent, other_way, why_hopeless
 from agent_sdk.store.credentials import file_version
 from agent_sdk.store.discovery import LEAST_S
-from agent_sdk.store.exchange import GARBLED, AsyncCounting, Counting, garbled
+from agent_sdk.store.exchange import GARBLED, Counting, garbled
+from agent_sdk.store.exchange_async import AsyncCounting
 
 if TYPE_CHECKING:
     from collections.abc import Callable

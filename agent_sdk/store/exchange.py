@@ -12,7 +12,6 @@ connection broke.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 from collections import deque
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 FRESH_S = 0.01
 """Seconds after an answer for which a connection is not asked whether its server closed it."""
 
-READ_BYTES = 65536
-"""Most bytes that are read at once."""
-
 GARBLED = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of the parser over an answer that is not Redis's: a map with a list as key, say."""
 
@@ -52,7 +48,7 @@ class AnswerOfAnother(ConnectionError):
     """Error of a reply to another call: nothing more is read from that connection."""
 
 
-def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
+def as_text(command: Iterable[Any]) -> tuple[Any, ...]:
     """Return the command with its numbers as text.
 
     hiredis 3.5.0 does not survive an interrupt while it packs numbers itself.
@@ -60,7 +56,7 @@ def _as_text(command: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(str(word) if type(word) in (int, float) else word for word in command)
 
 
-def _own(response: Any, mark: str) -> Any:
+def own(response: Any, mark: str) -> Any:
     """Return the reply without its mark.
 
     Raises:
@@ -71,7 +67,7 @@ def _own(response: Any, mark: str) -> Any:
     return response
 
 
-def _of_socket(error: Exception) -> Exception:
+def of_socket(error: Exception) -> Exception:
     """Return the error of a socket, or of the parser, as redis-py would raise it."""
     if isinstance(error, TimeoutError):
         return RedisTimeout("Timeout on the socket")
@@ -80,7 +76,7 @@ def _of_socket(error: Exception) -> Exception:
     return garbled(error)
 
 
-class _Counting:
+class Counted:
     """Common part of both kinds of connection, mixed in before redis-py's."""
 
     is_connected: bool
@@ -101,7 +97,7 @@ class _Counting:
 
     def pack_commands(self, commands: Any) -> list[bytes]:
         """Pack commands that are sent next; an answer is due for each."""
-        commands = [_as_text(command) for command in commands]
+        commands = [as_text(command) for command in commands]
         packed: list[bytes] = super().pack_commands(commands)  # type: ignore[misc] # redis-py's
         self._packed += map(mark_of, commands)
         return packed
@@ -124,7 +120,7 @@ class _Counting:
         """Take note of a server's error."""
 
 
-class Counting(_Counting):
+class Counting(Counted):
     """Blocking connection that is closed instead of used while it is owed an answer.
 
     Attributes:
@@ -176,7 +172,7 @@ class Counting(_Counting):
 
     def send_command(self, *args: Any, **options: Any) -> None:
         """Send a command; an answer is due."""
-        packed = self.pack_command(*_as_text(args))  # type: ignore[attr-defined] # redis-py's
+        packed = self.pack_command(*as_text(args))  # type: ignore[attr-defined] # redis-py's
         self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -215,14 +211,12 @@ class Counting(_Counting):
         sock = self._sock
         self.ready_until = 0.0
         self._awaited.extend(marks)
-        replies = []
         try:
             sock.sendall(packed)
-            for mark in marks:
-                replies.append(self._next(sock, mark))  # noqa: PERF401 - quicker for one or two
+            replies = self._replies(sock, marks)
         except (OSError, *GARBLED) as error:
             self.disconnect()
-            raise _of_socket(error) from error
+            raise of_socket(error) from error
         except BaseException:
             self.disconnect()
             raise
@@ -233,19 +227,20 @@ class Counting(_Counting):
             self.ready_until = now + FRESH_S
         return replies
 
-    def _next(self, sock: socket.socket, mark: str) -> Any:
-        """Read the next reply, which must have the mark, or the server's error."""
+    def _replies(self, sock: socket.socket, marks: Sequence[str]) -> list[Any]:
+        """Read the reply to each command, which must have its mark, or the server's error."""
         parser = self._parser
         reader: Any = getattr(parser, "_reader", None)  # hiredis's; the other parsers have none
-        reply = reader.gets() if reader else NOT_ENOUGH_DATA
-        if reader and reply is NOT_ENOUGH_DATA and (size := sock.recv_into(parser._buffer)):  # noqa: SLF001 - as below
-            reader.feed(parser._buffer, 0, size)  # noqa: SLF001 - as below
-            reply = reader.gets()
-        if type(reply) is not list:
-            reply = self._unusual(reply)
-            if isinstance(reply, ResponseError):
-                return reply
-        return _own(reply, mark)
+        replies = []
+        for mark in marks:
+            reply = reader.gets() if reader else NOT_ENOUGH_DATA
+            if reader and reply is NOT_ENOUGH_DATA and (size := sock.recv_into(parser._buffer)):  # noqa: SLF001 - as below
+                reader.feed(parser._buffer, 0, size)  # noqa: SLF001 - as below
+                reply = reader.gets()
+            if type(reply) is not list:
+                reply = self._unusual(reply)
+            replies.append(reply if isinstance(reply, ResponseError) else own(reply, mark))
+        return replies
 
     def _unusual(self, reply: Any) -> Any:
         """Return a reply that is not in yet, or is a push beside the replies, or is an error."""
@@ -268,127 +263,7 @@ class Counting(_Counting):
             self._answered()
             raise
         try:
-            return _own(response, self._answered())
+            return own(response, self._answered())
         except AnswerOfAnother:
             self.disconnect()
-            raise
-
-
-class AsyncCounting(_Counting):
-    """Connection of asyncio that is closed instead of used while it is owed an answer."""
-
-    async def connect(self, *args: Any, **options: Any) -> None:
-        """Make the connection ready for a command; see `Counting`."""
-        if self.is_connected and not self.clean:
-            await self.disconnect(nowait=True)
-        await super().connect(*args, **options)  # type: ignore[misc] # redis-py's
-
-    async def connect_check_health(self, *args: Any, **options: Any) -> None:
-        """Connect and greet the server; see `Counting`."""
-        if self.is_connected:
-            return
-        self._forget()
-        try:
-            await super().connect_check_health(*args, **options)  # type: ignore[misc] # redis-py's
-            self._greeted = True
-        except BaseException:
-            await self.disconnect(nowait=True)
-            raise
-
-    async def disconnect(self, *args: Any, **options: Any) -> None:
-        """Close the connection; see `Counting`."""
-        self._greeted = False
-        await super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
-        self._forget()
-
-    def hang_up(self) -> None:
-        """Close the connection at once; in its own loop."""
-        self._close()  # type: ignore[attr-defined] # redis-py's
-        self._forget()
-
-    async def send_command(self, *args: Any, **options: Any) -> None:
-        """Send a command; see `Counting`."""
-        packed = self.pack_command(*_as_text(args))  # type: ignore[attr-defined] # redis-py's
-        await self._send(packed, [mark_of(args)], check_health=options.get("check_health", True))
-
-    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send the packed commands; see `Counting`."""
-        await self._send(command, self._take_packed(), check_health=check_health)
-
-    async def _send(self, packed: Any, marks: list[str], *, check_health: bool) -> None:
-        if not self.is_connected:
-            await self.connect_check_health(check_health=False)
-        if check_health:
-            await self.check_health()  # type: ignore[attr-defined] # redis-py's
-        self._awaited += marks
-        try:
-            # redis-py's own way to send is wait_for, which before Python 3.12 swallows a
-            # cancellation that comes when all is sent: the task then waits for the answer.
-            async with asyncio.timeout(self.socket_timeout):
-                await self._send_packed_command(packed)  # type: ignore[attr-defined] # redis-py's
-        except BaseException as error:
-            await self.disconnect(nowait=True)
-            if isinstance(error, TimeoutError):
-                raise RedisTimeout("Timeout writing to socket") from None
-            if isinstance(error, OSError):
-                raise ConnectionError(f"Error while writing to socket: {error}") from error
-            raise
-
-    def expect(self, marks: Sequence[str]) -> None:
-        """Take note of packed commands that are sent next: an answer is due for each."""
-        self._packed += marks
-
-    def at_hand(self, mark: str) -> Any:
-        """Return the next reply, or the server's error, if it has been read; else NOT_ENOUGH_DATA.
-
-        Only of a connection with hiredis, and for a command with a mark.
-        """
-        parser = self._parser
-        try:
-            reply = parser._reader.gets()  # noqa: SLF001 - hiredis's
-        except GARBLED as error:
-            raise garbled(error) from error
-        if reply is NOT_ENOUGH_DATA:
-            return reply
-        if type(reply) is list:
-            self._awaited.popleft()
-            return _own(reply, mark)
-        if isinstance(reply, list):  # a push beside the replies, of which none was asked for
-            return self.at_hand(mark)
-        if isinstance(reply, ResponseError):
-            self._awaited.popleft()
-            self._refused(reply)
-            return reply
-        if isinstance(reply, Exception):
-            raise reply
-        return _own(reply, mark)
-
-    async def read_more(self) -> None:
-        """Read what has come, or comes within the timeout for an answer."""
-        parser = self._parser
-        try:
-            async with asyncio.timeout(self.socket_timeout):
-                data = await parser._stream.read(READ_BYTES)  # noqa: SLF001 - hiredis's
-        except OSError as error:
-            raise _of_socket(error) from error
-        if not data:
-            raise ConnectionError("Connection closed by server.")
-        parser._reader.feed(data)  # noqa: SLF001 - hiredis's
-
-    @property
-    def has_hiredis(self) -> bool:
-        """Return whether `at_hand` and `read_more` read it."""
-        return hasattr(self._parser, "_reader")
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        """Read the next answer; see `Counting`."""
-        try:
-            response = await super().read_response(*args, **options)  # type: ignore[misc] # redis-py's
-        except ResponseError:
-            self._answered()
-            raise
-        try:
-            return _own(response, self._answered())
-        except AnswerOfAnother:
-            await self.disconnect(nowait=True)
             raise

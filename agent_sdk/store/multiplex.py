@@ -226,8 +226,8 @@ class Multiplexer:
         for ask in batch:
             try:
                 if ask.packed:
-                    connection.expect([call.mark for call in ask.packed])  # type: ignore[union-attr] # of `AsyncCounting`
-                    packed += [call.data for call in ask.packed]
+                    connection.expect([mark for _, mark in ask.packed])  # type: ignore[union-attr] # of `AsyncCounting`
+                    packed += [data for data, _ in ask.packed]
                 else:
                     packed += connection.pack_commands(ask.commands)
             except DataError as error:  # one caller's argument cannot be encoded
@@ -250,7 +250,7 @@ class Multiplexer:
             while self._away:
                 ask = self._away[0]
                 if ask.packed:
-                    replies = [await _reply(connection, call.mark) for call in ask.packed]
+                    replies = [await _reply(connection, mark) for _, mark in ask.packed]
                     if not ask.answers.done():
                         ask.answers.set_result(replies)
                 else:

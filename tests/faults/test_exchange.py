@@ -65,7 +65,7 @@ def interrupted(redis: redis.Redis, call: Callable[[], object], by: type[BaseExc
 
     kind: Any = redis.connection_pool.connection_class
     patched, before = pytest.MonkeyPatch(), signal.signal(signal.SIGUSR1, handler)
-    for name in ("read_response", "_next"):
+    for name in ("read_response", "_replies"):
         patched.setattr(kind, name, struck(getattr(kind, name)))
     try:
         with pytest.raises(by):

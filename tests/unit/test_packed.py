@@ -38,7 +38,8 @@ def unpacked(data: bytes) -> list[str]:
     [
         REQUEST.call(),
         REQUEST._replace(host="höst ✓", owner="", wait_ms=12).call(),
-        next(protocol.release(TOKEN)),
+        protocol.release_call(TOKEN),
+        protocol.release_call("short-token-0123"),
         next(protocol.release(TOKEN, plant=False, owner="who")),
         protocol.renew_call(TOKEN, 2**53 - 1, None),
         protocol.renew_call(TOKEN, None, 1000, "me"),
@@ -61,9 +62,7 @@ def test_packed_call_is_the_command_of_the_same_call(call: Call, functions: bool
 def test_calls_that_all_differ_keep_a_bounded_number_of_frames() -> None:
     """Polls of a long wait differ in the rest of its time."""
     wording = Dispatch(Keys("p").base)
-    marks = {
-        wording.packed(REQUEST._replace(wait_ms=n).call()).mark for n in range(3 * MOST_FRAMES)
-    }
+    marks = {wording.packed(REQUEST._replace(wait_ms=n).call())[1] for n in range(3 * MOST_FRAMES)}
     assert len(marks) == 3 * MOST_FRAMES
     assert len(wording._frames._known) <= MOST_FRAMES
 
