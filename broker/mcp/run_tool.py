@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Final
 
 from mcp.server.elicitation import ElicitationResult
@@ -87,7 +88,11 @@ class RunTool:
             started = await self._jobs.start(options, command, cwd)
         except OSError as error:
             raise refused("not_started", str(error), "correct cwd") from error
-        return await self._told(started, wait_s)
+        try:
+            return await self._told(started, wait_s)
+        except asyncio.CancelledError:  # no answer names the job: nothing else could stop it
+            started.stop()
+            raise
 
     async def _told(self, job: Job, wait_s: float) -> RunResult:
         await job.ended(min(wait_s, MOST_WAIT_S))

@@ -70,13 +70,14 @@ class LeaseServer(MCPServer[None]):
         self._leases, self.terms = leases, leases.terms
         self._bus = InMemorySubscriptionBus()
         leases.changed = self._changed
-        functions = [*Tools(leases).made(), *more]
+        tools = [_tool(function) for function in (*Tools(leases).made(), *more)]
+        self._parameters = {tool.name: tool.parameters["properties"] for tool in tools}
         super().__init__(
             NAME,
             title="GPU lease broker",
             instructions=INSTRUCTIONS,
             version=__version__,
-            tools=[_tool(function) for function in functions],
+            tools=tools,
             log_level="WARNING",
             subscriptions=self._bus,
             request_state_security=RequestStateSecurity(keys=[STATE_KEY]),
@@ -95,7 +96,7 @@ class LeaseServer(MCPServer[None]):
         try:
             _require_role(context, name)
             self._leases.note(tool=name if name in ROLES else "unknown")
-            result = await super().call_tool(name, arguments, context)
+            result = await super().call_tool(name, self._said(name, arguments), context)
         except (LeaseError, ToolError) as error:
             refusal = _refusal(error)
             self._leases.note(code=refusal.code)
@@ -103,6 +104,13 @@ class LeaseServer(MCPServer[None]):
         if isinstance(result, CallToolResult):
             _add(result, await self._notices(context))
         return result
+
+    def _said(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments without those that are null: clients name all, said or not."""
+        known = self._parameters.get(name, {})
+        return {
+            of: value for of, value in arguments.items() if value is not None or of not in known
+        }
 
     async def _changed(self, token: str) -> None:
         """Tell clients that listen to a lease of its news; others read them in the next result."""

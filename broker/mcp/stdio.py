@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -72,19 +72,22 @@ async def _serve(terms: Terms, agent: str) -> int:
         say(f"gpu-broker mcp: {error}", err=True)
         return FAILED
     serving = asyncio.ensure_future(server.run_stdio_async())
-    caught: list[int] = []
+    caught: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def catch(number: int) -> None:
-        caught.append(number)
         serving.cancel()
+        if not caught.done():
+            caught.set_result(number)
 
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, catch, number)
     over = asyncio.ensure_future(ended.wait())
     await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)
-    if caught:
+    if not caught.done():  # the last answers, which a client may never read
+        last: set[asyncio.Future[Any]] = {serving, caught}
+        await asyncio.wait(last, return_when=asyncio.FIRST_COMPLETED)
+    if caught.done():
         await asyncio.wait({over}, timeout=END_S)  # it never comes before the first request
-        os._exit(128 + caught[0])  # the reader's thread waits for a line that may never come
-    await asyncio.wait({serving})
+        os._exit(128 + caught.result())  # a thread waits for a line that may never come
     over.cancel()
     return 0 if serving.exception() is None else FAILED

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from broker.mcp.sessions import Sessions
 from broker.mcp_terms import INSTALL, Terms
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from broker.api_keys import Principal
     from broker.replica import Broker
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PATH: Final = "/mcp"
 
 SESSIONS: Final = 1000
-"""Most sessions of older protocols at once."""
+"""Most sessions of older protocols at once; `sessions` bounds those of one key."""
 
 SESSION_S: Final = 600.0
 """Seconds after the last request of a session at which it ends; its leases do not."""
@@ -55,7 +56,7 @@ class McpEndpoint:
         self._stateless = settings.workers > 1
         self._installed = find_spec("mcp") is not None
         self._asked = asyncio.Event()
-        self._manager: StreamableHTTPSessionManager | None = None
+        self._sessions: Sessions | None = None
         self._ready = asyncio.Event()
 
     async def run(self, broker: Broker) -> None:
@@ -64,11 +65,11 @@ class McpEndpoint:
         try:
             manager = await self._made(broker)
             async with manager.run():
-                self._manager = manager
+                self._sessions = Sessions(manager.handle_request)
                 self._ready.set()
                 await broker.stopping.wait()
         finally:
-            self._manager = None
+            self._sessions = None
             self._ready.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,11 +80,11 @@ class McpEndpoint:
             return
         self._asked.set()
         await self._ready.wait()
-        if self._manager is None:
+        if self._sessions is None:
             await JSONResponse({"detail": STOPPING}, 503)(scope, receive, send)
             return
         _bind(scope)
-        await self._manager.handle_request(scope, receive, _with_plain_status(send))
+        await self._sessions.handle(scope, receive, send)
 
     async def _made(self, broker: Broker) -> StreamableHTTPSessionManager:
         logging.getLogger("mcp").setLevel(logging.ERROR)  # its warnings name sessions
@@ -116,14 +117,3 @@ def _bind(scope: Scope) -> None:
     if who.name:
         token = AccessToken(token="", client_id=who.name, scopes=[who.role])
         scope["user"] = AuthenticatedUser(token)
-
-
-def _with_plain_status(send: Send) -> Send:
-    """Return a `send` for the SDK, which gives an enum as the status: logs would print its name."""
-
-    async def plain(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["status"] = int(message["status"])
-        await send(message)
-
-    return plain

@@ -9,6 +9,7 @@ import pytest
 from mcp import MCPError
 from mcp_types import ElicitResult
 
+from broker.mcp.sessions import MOST
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.keys import new_key
 from tests.mcp.clients import (
@@ -155,6 +156,11 @@ def _post(broker: Broker, ask: object, **headers: str) -> httpx2.Response:
     return broker.http.post("/mcp", json=ask, headers=accept | headers)
 
 
+def _ping(broker: Broker, key: str, session: str) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {key}", "Mcp-Session-Id": session}
+    return _post(broker, {"jsonrpc": "2.0", "id": 2, "method": "ping"}, **headers)
+
+
 def test_session_of_the_older_protocol_is_its_keys(mcp: Mcp) -> None:
     """Another valid key can neither use nor end it, and it goes on."""
     session = _initialize(mcp.broker, mcp.keys["agent"])
@@ -176,6 +182,18 @@ def test_session_of_the_older_protocol_is_its_keys(mcp: Mcp) -> None:
     ]
     assert [asked("agent"), ended("agent"), asked("agent")] == [200, 200, 404]
     assert session not in mcp.broker.said()
+
+
+def test_one_key_takes_no_session_of_another(mcp: Mcp) -> None:
+    """Its own longest unused one ends for a new one: most clients never end any."""
+    other = _initialize(mcp.broker, mcp.keys["other"])
+    first, second = (_initialize(mcp.broker, mcp.keys["agent"]) for _ in range(2))
+    for _ in range(MOST - 1):
+        assert _ping(mcp.broker, mcp.keys["agent"], first).status_code == 200
+        last = _initialize(mcp.broker, mcp.keys["agent"])
+    answers = [_ping(mcp.broker, mcp.keys["agent"], each) for each in (first, second, last)]
+    assert [answer.status_code for answer in answers] == [200, 404, 200]
+    assert _ping(mcp.broker, mcp.keys["other"], other).status_code == 200
 
 
 @pytest.mark.parametrize("mode", MODES)

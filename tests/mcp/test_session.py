@@ -79,6 +79,20 @@ async def test_no_call_lasts(gpus: TestBroker, monkeypatch: pytest.MonkeyPatch) 
         gpus.client.release(lease)
 
 
+async def test_null_is_what_was_not_said(gpus: TestBroker) -> None:
+    """Clients of a strict schema name every argument; a null of no known name is misspelt."""
+    async with in_process(gpus) as client:
+        names = {each.name: each.input_schema for each in (await client.list_tools()).tools}
+        nulls: dict[str, Any] = dict.fromkeys(names["gpu_acquire"]["properties"])
+        got = await said(client, "gpu_acquire", **nulls | {"memory_mb": 100})
+        assert got["lease"]["memory_mb"] == 100
+        assert (await said(client, "gpu_usage", everyone=None, since=None))["leases"]
+        wrong = await refused(client, "gpu_acquire", memory_mb=100, devices=None)
+        assert wrong["code"] == "bad_request"
+        missing = await refused(client, "gpu_extend", token=got["ticket"], hold_s=None)
+        assert "hold_s" in missing["says"]
+
+
 async def test_refusals_have_code_and_next_step(gpus: TestBroker) -> None:
     """For a program as for a model; what is misspelt is told, not dropped."""
     async with in_process(gpus) as client:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import sys
+import termios
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from mcp import Client
 
     from agent_sdk.testing import TestBroker
+
+PIPE = 65_536
+"""Bytes that a pipe holds."""
 
 NAP = b"sleep\x003599.25\x00"
 """Command line of the command that `lone_client.running` starts."""
@@ -77,6 +83,64 @@ async def test_command_runs_under_a_lease_of_its_own(gpus: TestBroker, tmp_path:
         stopped = await said(client, "gpu_run", job=long["job"], stop=True)
         assert (await ended(client, stopped))["exit_code"] == 128 + signal.SIGTERM
         await said(client, "gpu_run", command=["yes"], memory_mb=600, wait_s=0.5)
+
+
+async def test_command_that_no_answer_names_ends(gpus: TestBroker) -> None:
+    """A call that is cancelled ends the command that it began, and no other."""
+    async with over_stdio(gpus, "--allow-run", "--ttl", "8") as client:
+        ask: dict[str, Any] = {"command": ["sleep", "3599.5"], "memory_mb": 600}
+        kept = await said(client, "gpu_run", **ask, wait_s=0)
+        await until_seen(gpus.client.leases)
+        (first,) = {lease.token for lease in gpus.client.leases()}
+        asked = asyncio.ensure_future(
+            client.call_tool("gpu_run", {"job": kept["job"], "wait_s": 15})
+        )
+        await asyncio.sleep(0.5)
+        asked.cancel()
+        begun = asyncio.ensure_future(client.call_tool("gpu_run", ask | {"wait_s": 15}))
+        await until_seen(lambda: len(gpus.client.leases()) == 2)
+        begun.cancel()
+        await until_seen(lambda: {lease.token for lease in gpus.client.leases()} == {first})
+        assert (await said(client, "gpu_run", job=kept["job"], wait_s=0.5))["state"] == "running"
+
+
+HELLO = {
+    "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_signal_ends_a_process_whose_answers_are_not_read(gpus: TestBroker, closed: bool) -> None:
+    """The pipe is full; the client has closed its own end, or has not."""
+    with subprocess.Popen(
+        [PROGRAM, "mcp"], env=settings(gpus), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asks, answers = process.stdin, process.stdout
+
+        def ask(number: int, method: str, **params: Any) -> None:
+            request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            asks.write(f"{json.dumps(request)}\n".encode())
+            asks.flush()
+
+        def full() -> bool:
+            waiting = bytearray(4)
+            fcntl.ioctl(answers, termios.FIONREAD, waiting)
+            return int.from_bytes(waiting, sys.byteorder) > PIPE - 4096
+
+        ask(0, "initialize", **HELLO)
+        assert b"result" in answers.readline()
+        asks.write(b'{"jsonrpc": "2.0", "method": "notifications/initialized"}\n')
+        for number in range(1, 101):
+            ask(number, "tools/list")
+        eventually(full, 20)
+        if closed:
+            asks.close()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(3)  # the last answers may still be read
+        process.terminate()
+        assert process.wait(5) == 128 + signal.SIGTERM
 
 
 STATES = ("idle", "holding", "waiting", "in_a_call", "running")
