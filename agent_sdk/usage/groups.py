@@ -24,8 +24,9 @@ class Usage:
         now_ms: the time of the reading, on the pool's clock. Leases that run are counted up to it.
         since_ms, until_ms: the period, in ms on that clock: what leases that run now had in it.
         first_day, last_day: the days of UTC, as `2026-11-30`, whose sums are counted, both
-            included: what has ended is known by whole days. Sums older than the policy's
-            `usage_days` are gone.
+            included: what has ended is known by whole days.
+        asked_ms: the begin that was asked for. It is before `since_ms` where sums of that time are
+            gone, as they are after the policy's `usage_days`.
         by: the words that rows are grouped by.
         rows: the use of each group, the most GPU-hours first; with `day` among the words, the
             earliest day first.
@@ -39,6 +40,7 @@ class Usage:
     until_ms: int
     first_day: str
     last_day: str
+    asked_ms: int
     by: tuple[str, ...]
     rows: tuple[UsageRow, ...]
     total: UsageRow
@@ -54,6 +56,7 @@ class Period(NamedTuple):
     until_ms: int
     first_ms: int
     last_ms: int
+    asked_ms: int
     prices: dict[str, float]
 
     @property
@@ -151,6 +154,7 @@ class Groups:
             until_ms=of.until_ms,
             first_day=day_of(of.first_ms),
             last_day=day_of(of.last_ms),
+            asked_ms=of.asked_ms,
             by=self._by,
             rows=tuple(rows),
             total=self._row(everything, ()),

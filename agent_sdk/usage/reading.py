@@ -164,20 +164,21 @@ def _key(keys: Keys, by: tuple[str, ...], day_ms: int) -> str:
 def _period(
     now_ms: int, policy: Mapping[str, str | None], since: Instant, until: Instant | None
 ) -> Period:
-    since_ms = at_ms(since, now_ms)
+    asked_ms = at_ms(since, now_ms)
     until_ms = now_ms if until is None else min(now_ms, at_ms(until, now_ms, to_the_end=True))
-    if since_ms >= until_ms:
+    if asked_ms >= until_ms:
         raise error_for("bad_request", "the period must begin before it ends, and before now")
     kept = FIELDS["usage_days"]
     days = min(number(policy.get("usage_days")) or int(kept.default), kept.most)
     oldest_ms = max(0, now_ms - now_ms % DAY_MS - days * DAY_MS)
-    since_ms = max(since_ms, oldest_ms)
+    since_ms = max(asked_ms, oldest_ms)
     return Period(
         now_ms,
         since_ms,
         until_ms,
         first_ms=since_ms - since_ms % DAY_MS,
         last_ms=(until_ms - 1) - (until_ms - 1) % DAY_MS,
+        asked_ms=asked_ms,
         prices=prices_of(policy.get("price_per_gpu_hour") or ""),
     )
 

@@ -84,6 +84,14 @@ def test_table_has_everybody_and_the_sum(cli: Any) -> None:
     )
 
 
+def test_days_that_are_gone_are_said(cli: Any) -> None:
+    """A longer period than the policy keeps begins later than asked."""
+    assert "earlier days are gone, as the policy's usage_days says" in (
+        cli("usage", "--since", "500d").stdout
+    )
+    assert "gone" not in cli("usage", "--since", "399d").stdout
+
+
 def test_forms_have_the_same_numbers(lab: Pool, cli: Any) -> None:
     """JSON with the period and the total, CSV a line for each; the cost when there are prices."""
     lab.set_policy(price_per_gpu_hour="m1=3")

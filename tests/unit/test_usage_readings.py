@@ -375,6 +375,7 @@ def test_days_that_are_kept_no_more_are_not_read(lab: Pool, client: LeaseClient)
     lab.set_policy(usage_days=3)
     found = client.usage(by=(), since="1000d")
     assert (found.first_day, found.since_ms % DAY_MS) == ("2100-02-26", 0)
+    assert found.now_ms - found.asked_ms == 1000 * DAY_MS
     assert client.usage(by=(), since=0, until="2000-01-01").rows == ()
 
 

@@ -31,6 +31,8 @@ def text_of(found: Usage) -> str:
     period = f"{found.first_day} to {found.last_day}, whole days of UTC"
     if found.total.running:
         period += f"; with what runs now, up to {short_utc(found.until_ms)}"
+    if found.asked_ms < found.since_ms:
+        period += "\nearlier days are gone, as the policy's usage_days says"
     if not found.rows:
         return f"{NONE}: {period}"
     priced, energy = bool(found.prices), bool(found.total.energy_mj)
