@@ -94,5 +94,6 @@ set_pool('policy_version', version)
 if said[1] then
   broker.event('policy', 'policy', table.concat(said, ' '), 'version', text(version), 'by', by)
 end
+if fields.reclaim_after_s == '0' then broker.preemption.withdraw_all() end
 if teams then broker.set_teams(teams, teams_before, version, by) end
 return reply('POLICY', version)

@@ -9,7 +9,7 @@
 -- Which: on actual devices, as few as make room, none if they do not; of lowest priority first,
 -- then the youngest; of a team only what it holds beyond its quota, and one lease across that line
 -- if there is no other way. The devices are reserved for the head: what comes free is its own, and
--- it has one such set at most.
+-- it has one such set at most, by the quotas that stand.
 --
 -- A notice is a fact of the lease's record, `preempt_at_ms`: each renewal tells it, and from then
 -- on the next one ends the lease (`preempted`); a holder that never asks has a minute more. Its
@@ -138,6 +138,16 @@ function preemption.withdraw(w)
   w.preempts = ''
   call('HDEL', prefix .. 'record:' .. w.token, 'preempts')
   call('HDEL', prefix .. 'preempting', w.token)
+end
+
+-- Quotas have changed, or nothing is taken back any more: what was noticed by the rules before is
+-- withdrawn. A head with a right by the new ones asks anew at its next poll.
+function preemption.withdraw_all()
+  local rows = call('HGETALL', prefix .. 'preempting')
+  for i = 1, #rows, 2 do
+    local w = find(rows[i + 1], 'for ', 1, true) == 1 and broker.queue.read(rows[i])
+    if w then broker.reservations.cancel(w) end
+  end
 end
 
 -- The holder that recovers w's grant was given what its victims had, and the pool forgot their ends

@@ -187,6 +187,7 @@ function broker.set_teams(teams, before, version, by)
   ctx.agents, ctx.policies, ctx.teams = {}, {}, {}
   set_pool('teams', #teams / 2)
   set_pool('team_lend_limits', lends and 1 or 0)
+  broker.preemption.withdraw_all()
   -- What teams used before is not known: it begins now
   if (before or 0) + 0 == 0 then
     for i = 1, #teams, 2 do

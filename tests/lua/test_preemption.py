@@ -377,3 +377,54 @@ def test_set_of_notices_outlives_its_first_end(lab: Pool) -> None:
     live(lab, GRACE_MS + 5000, polls={"b9": ask}, renews=("b2",))
     assert lab.hash(f"record:{token('b9')}")["state"] == "active"
     audit(lab.redis, lab.keys)
+
+
+CHANGES: dict[str, dict[str, str] | int] = {
+    "the asker's team has no quota any more": {"a": "nominal_mb=0", "b": "nominal_mb=4000"},
+    "the victims' team has all of it": {"a": "nominal_mb=0", "b": "nominal_mb=8000"},
+    "no team has a policy any more": {},
+    "nothing is taken back any more": 0,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_notice_stands_under_the_quotas_that_it_was_given_under(
+    lab: Pool, change: dict[str, str] | int
+) -> None:
+    """A change takes it back; by the new rules nothing ends here, and the leases go on."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    assert len(noticed(lab, *BS)) == 2
+    if isinstance(change, int):
+        lab.set_policy(reclaim_after_s=change)
+    else:
+        lab.set_teams(**change)
+    assert noticed(lab, *BS) == {}
+    assert not lab.hash("preempting")
+    assert lab.events().count("preemption_withdrawn") == 2
+    audit(lab.redis, lab.keys)
+    live(lab, AFTER_MS + 2 * GRACE_MS, polls={"a1": ask}, renews=BS)
+    assert [said(lab.renew(token(name)))[0] for name in BS] == ["RENEWED"] * 4
+    assert lab.hash(f"record:{token('a1')}")["state"] == "waiting"
+
+
+def test_right_that_the_new_quotas_leave_is_asked_for_anew(lab: Pool) -> None:
+    """At the next poll, with all of the time of a notice."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    before = noticed(lab, *BS)
+    live(lab, GRACE_MS - 10_000, polls={"a1": ask}, renews=BS)
+    lab.set_teams(a="nominal_mb=4000 weight=3", b="nominal_mb=3000")
+    live(lab, 5000, polls={"a1": ask}, renews=BS)
+    assert noticed(lab, *BS) == before
+    live(lab, GRACE_MS - 10_000, polls={"a1": ask}, renews=BS)
+    assert lab.events().count("preempted") == 0
+    live(lab, 15_000, polls={"a1": ask}, renews=BS)
+    assert lab.hash(f"record:{token('a1')}")["state"] == "active"
+    assert lab.events().count("preempted") == 2

@@ -337,6 +337,12 @@ class Ledger(Parties):
         if fell:
             self.recheck_capped(e)
 
+    def withdraw_all(self) -> None:
+        """Withdraw the notices of all waiters: the rules are others now."""
+        for e in self.entries.values():
+            if e.preempts:
+                self.cancel(e)
+
     def withdraw(self, e: Entry) -> None:
         """Withdraw the notices that are still open for e."""
         for token in e.preempts:

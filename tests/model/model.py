@@ -378,6 +378,8 @@ class Model(Favours):
         self.catch_up()
         self.policy |= fields
         self.policy["policy_version"] += 1
+        if fields.get("reclaim_after_s") == 0:
+            self.withdraw_all()
         for e in self.entries.values():
             e.blind = True
         return ["POLICY", self.policy["policy_version"]]
@@ -395,6 +397,7 @@ class Model(Favours):
             self.use |= dict.fromkeys(teams, (0.0, self.now))
         self.teams = {name: TeamPolicy(**line) for name, line in teams.items()}
         self.policy["policy_version"] += 1
+        self.withdraw_all()
         for e in self.entries.values():
             e.blind = True
         return ["POLICY", self.policy["policy_version"]]

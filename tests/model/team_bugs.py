@@ -80,6 +80,12 @@ TEAM_BUGS = (
         seed=55,
     ),
     _bug(
+        "a notice outlives the quotas that it was given under",
+        "set_pool('team_lend_limits', lends and 1 or 0) broker.preemption.withdraw_all()",
+        "set_pool('team_lend_limits', lends and 1 or 0)",
+        seed=12,
+    ),
+    _bug(
         "what comes free goes to another",
         "alone = nil, owner and owner.preempts ~= ''",
         "alone = nil, false",

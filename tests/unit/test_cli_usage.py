@@ -15,6 +15,7 @@ from pyarrow import parquet
 from agent_sdk.usage import history
 from broker.cli.past import export as exporting
 from broker.cli.past import parquet as parquet_files
+from broker.cli.past.use_table import csv_text
 from tests.pools import token
 from tests.program import called
 from tests.usage import (
@@ -303,3 +304,21 @@ def test_long_export_says_how_far_it_is(
     fill(lab, [0, 0], "cat")
     done = cli("history", "export", str(tmp_path / "x.csv"))
     assert "gpu-broker: 1 finished leases so far" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "cell"),
+    [
+        ('=HYPERLINK("http://x","a")', """'=HYPERLINK("http://x","a")"""),
+        ("@SUM(1+1)|cmd", "'@SUM(1+1)|cmd"),
+        ("-2+3", "'-2+3"),
+        ("+A1 B2", "'+A1 B2"),
+        ("NVIDIA H100 80GB = x", "NVIDIA H100 80GB = x"),
+        ("-", "-"),
+        ("@here", "@here"),
+    ],
+)
+def test_text_is_no_formula(model: str, cell: str) -> None:
+    """A host names its models, and who opens the file in a spreadsheet trusts none of them."""
+    (row,) = rows_of(csv_text(("model", "leases"), [{"model": model, "leases": -1}]))
+    assert row == {"model": cell, "leases": "-1"}

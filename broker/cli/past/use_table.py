@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.usage.sums import FIGURES
@@ -22,6 +23,9 @@ HEAD: Final = ("LEASES", "RUNNING", "GPU-HOURS", "BUSY", "IDLE", "UNKNOWN", "ABO
 
 FINE_BELOW: Final = 10
 """Numbers from here on have one digit behind the point, smaller ones two."""
+
+FORMULA: Final = re.compile(r"[=+@-].*[^A-Za-z0-9._:@/-]")
+"""Text that a spreadsheet computes: it begins with one of four signs, and is no agent's name."""
 
 NONE: Final = "no lease had a GPU in this period"
 
@@ -115,11 +119,17 @@ def csv_of(found: Usage) -> str:
 def csv_text(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
     """Return rows as CSV with a head, without the last line's end; None is an empty cell.
 
-    A row is one line: text is escaped where it does not print.
+    A row is one line: text is escaped where it does not print. A text that a spreadsheet would
+    take for a formula has an apostrophe before it; no name of ours does, but a host names models.
     """
     out = io.StringIO()
     writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: printable(x) if isinstance(x, str) else x for k, x in row.items()})
+        writer.writerow({k: _cell(x) if isinstance(x, str) else x for k, x in row.items()})
     return out.getvalue().rstrip("\n")
+
+
+def _cell(text: str) -> str:
+    said = printable(text)
+    return f"'{said}" if FORMULA.match(said) else said
