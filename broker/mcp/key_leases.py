@@ -45,6 +45,7 @@ class KeyLeases(Leases):
         super().__init__(terms)
         self._broker = broker
         self.ttl_s = terms.idle_release_s
+        self.waits.stopped = broker.stopping.wait
         self._index = KeyIndex(broker.client)
         self._watched: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
 

@@ -39,13 +39,19 @@ class Sessions:
         mine = self._of.setdefault(scope["principal"].name, OrderedDict())
         named = _header(scope)
 
+        going_on = False
+
         async def seen(message: Message) -> None:
+            nonlocal going_on
             if message["type"] == "http.response.start":
                 message["status"] = int(message["status"])  # an enum, which logs print by name
                 _note(mine, scope, named, message)
+            going_on = message["type"] != "http.response.body" or message.get("more_body", False)
             await send(message)
 
         await self._handle(scope, receive, seen)
+        if going_on:  # a stream that its session's end has cut off
+            await send({"type": "http.response.body", "body": b""})
         while len(mine) > MOST:
             ended, _ = mine.popitem(last=False)
             await self._handle(_deletion(scope, ended), _nothing, _unheard)

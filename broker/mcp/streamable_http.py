@@ -30,6 +30,9 @@ SESSIONS: Final = 1000
 SESSION_S: Final = 600.0
 """Seconds after the last request of a session at which it ends; its leases do not."""
 
+STOP_S: Final = 1.0
+"""Most seconds in which answers are still given once this process is told to stop."""
+
 NOT_INSTALLED: Final = f"MCP is not installed at this broker: {INSTALL}"
 
 STOPPING: Final = "this broker stops: ask again, here or at another replica"
@@ -58,6 +61,7 @@ class McpEndpoint:
         self._asked = asyncio.Event()
         self._sessions: Sessions | None = None
         self._ready = asyncio.Event()
+        self._posts: set[asyncio.Future[None]] = set()
 
     async def run(self, broker: Broker) -> None:
         """Serve from the first request until the broker stops."""
@@ -68,6 +72,9 @@ class McpEndpoint:
                 self._sessions = Sessions(manager.handle_request)
                 self._ready.set()
                 await broker.stopping.wait()
+                self._sessions = None
+                if self._posts:  # calls that wait are answered now
+                    await asyncio.wait(self._posts, timeout=STOP_S)
         finally:
             self._sessions = None
             self._ready.set()
@@ -84,7 +91,14 @@ class McpEndpoint:
             await JSONResponse({"detail": STOPPING}, 503)(scope, receive, send)
             return
         _bind(scope)
-        await self._sessions.handle(scope, receive, send)
+        over = asyncio.get_running_loop().create_future()
+        if scope["method"] == "POST":
+            self._posts.add(over)
+        try:
+            await self._sessions.handle(scope, receive, send)
+        finally:
+            over.set_result(None)
+            self._posts.discard(over)
 
     async def _made(self, broker: Broker) -> StreamableHTTPSessionManager:
         logging.getLogger("mcp").setLevel(logging.ERROR)  # its warnings name sessions

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any
 
     from agent_sdk import AsyncLease
 
@@ -44,12 +43,16 @@ class PendingLeases:
     Args:
         idle_s: seconds without a call that names it, after which a wait is given up.
         forget: called with each wait that is given up.
+
+    Attributes:
+        stopped: waits until calls are to be answered at once: this process is told to stop.
     """
 
     def __init__(self, idle_s: float, forget: Callable[[PendingLease], None]) -> None:
         self._idle_s = idle_s
         self._forget = forget
         self._waits: dict[str, PendingLease] = {}
+        self.stopped: Callable[[], Coroutine[Any, Any, object]] = asyncio.Event().wait
 
     def get(self, token: str) -> PendingLease | None:
         """Return a wait by its ticket."""
@@ -85,13 +88,17 @@ class PendingLeases:
             LeaseError: the wait ended without a lease.
         """
         wait.named_at = asyncio.get_running_loop().time()
+        stops = asyncio.ensure_future(self.stopped())
+        first: set[asyncio.Future[Any]] = {wait.task, stops}
         try:
-            await asyncio.wait({wait.task}, timeout=seconds)
+            await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             if not wait.told:
                 self.drop(wait)
                 self._forget(wait)
             raise
+        finally:
+            stops.cancel()
         if not wait.task.done():
             wait.told = True
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -369,3 +371,34 @@ def test_request_has_its_line_in_the_log(mcp: Mcp) -> None:
     assert "by=agent" in line
     assert "status=200" in line
     assert not any(len(word.rpartition("=")[2]) == 32 for word in line.split())
+
+
+def test_stop_answers_calls_and_ends_streams(own: Server, mcp: Mcp) -> None:
+    """SIGTERM: a call that waits has its ticket, a stream has its end, and no error is logged."""
+    settings = mcp.settings | {"GPU_BROKER_HOSTNAME": "h4", "GPU_BROKER_DEVICES": "none"}
+    held = mcp.client.acquire("other", memory_mb=900)
+    about = {"name": "gpu_acquire", "arguments": {"memory_mb": 900, "wait_s": 15, "host": "any"}}
+    ask = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": about}
+    with Broker(**settings) as broker, ThreadPoolExecutor() as threads:
+        broker.wait()
+        session = _initialize(broker, mcp.keys["agent"])
+        headers = {"Authorization": f"Bearer {mcp.keys['agent']}", "Mcp-Session-Id": session}
+        listens = threading.Event()
+
+        def listen() -> list[bytes]:
+            named = headers | {"Accept": "text/event-stream"}
+            with broker.http.stream("GET", "/mcp", headers=named, timeout=30) as answer:
+                assert answer.status_code == 200
+                listens.set()
+                return list(answer.iter_raw())
+
+        stream = threads.submit(listen)
+        call = threads.submit(lambda: _post(broker, ask, **headers))
+        assert listens.wait(20)
+        eventually(mcp.client.queue, 20)
+        broker.process.terminate()
+        assert '"state\\": \\"waiting' in call.result(10).text
+        stream.result(10)
+        assert broker.process.wait(10) == 0
+        assert "error" not in broker.said()
+    mcp.client.release(held)
