@@ -6,8 +6,9 @@ A setting with a wrong form stops the start with a sentence that names it and th
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +34,12 @@ REPORTS_BEFORE_AWAY = 3
 """Missed reports in a row after which a host takes no new leases."""
 
 
+PORT: Final = 8014
+
+SERVICE_LINK: Final = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
+"""Address of a service called gpu-orchestrator, in GPU_ORCHESTRATOR_PORT of each pod beside it."""
+
+
 class SettingsError(ValueError):
     """Error for settings that are impossible; the message has the way out."""
 
@@ -43,6 +50,13 @@ def _true_or_false(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     raise ValueError("must be true or false, or unset")
+
+
+def _no_service_link(value: Any) -> Any:
+    """Return the default for the address of a service, which Kubernetes puts in its place."""
+    if isinstance(value, str) and SERVICE_LINK.fullmatch(value):
+        return PORT
+    return value
 
 
 Switch = Annotated[bool | None, BeforeValidator(_true_or_false)]
@@ -61,7 +75,9 @@ class Settings(BaseSettings):
         env_ignore_empty=True, populate_by_name=True, frozen=True, env_prefix="GPU_BROKER_FIELD_"
     )
 
-    port: int = Field(8014, ge=1, le=65535, validation_alias=_env("GPU_ORCHESTRATOR_PORT"))
+    port: Annotated[int, BeforeValidator(_no_service_link)] = Field(
+        PORT, ge=1, le=65535, validation_alias=_env("GPU_ORCHESTRATOR_PORT")
+    )
     """Port to listen on, set in this one place."""
     bind: str = Field("127.0.0.1", validation_alias=_env("GPU_ORCHESTRATOR_HOST"))
     """Address to listen on."""

@@ -62,23 +62,22 @@ SERIES = {
         )
     },
     **{
-        f'{name}{{gpu="{gpu}",UUID="GPU-{gpu}",device="nvidia{gpu}",Hostname="h1"}}': f"{n}x1000"
-        for gpu in "01"
+        f'{name}{{gpu="{gpu}",UUID="GPU-{gpu}",Hostname="h1",exported_pod="{pod}"}}': f"{n}x1000"
+        for gpu in "01" for pod in "ab"
         for name, n in (
             ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 0.5), ("DCGM_FI_DEV_POWER_USAGE", 70),
             ("DCGM_FI_DEV_FB_USED", 10),
         )
     },
 }  # fmt: skip
-"""Samples of two brokers and of NVIDIA's exporter, an hour between two."""
+"""Samples of two brokers, and of NVIDIA's exporter with two pods on each GPU, an hour apart."""
 
 ANSWERS = [
     [('{team="nlp"}', 1800 * 168 / 3600)],
     [('{team="nlp"}', 0.25)],
     [("{}", 0.25)],
     [('{team="nlp"}', 168.0)],
-    [('{gpu="0",uuid="GPU-0",UUID="GPU-0",device="nvidia0",Hostname="h1",host="h1",name="H100"}',
-      0.5)],
+    [('{uuid="GPU-0",host="h1",name="H100"}', 0.5)],
     [('{uuid="GPU-0"}', 20.0 * MIB)],
     [("{}", 70.0)],
 ]  # fmt: skip

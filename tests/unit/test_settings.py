@@ -398,3 +398,19 @@ def test_password_that_needs_quoting_is_refused_without_being_told(
     with pytest.raises(SettingsError) as told:
         load_settings()
     assert SECRET not in str(told.value)
+
+
+def test_address_of_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes gives every pod variables of the services beside it, as Docker did with links."""
+    for name, value in {
+        "PORT": "tcp://10.96.0.1:8014", "PORT_8014_TCP": "tcp://10.96.0.1:8014",
+        "PORT_8014_TCP_ADDR": "10.96.0.1", "SERVICE_HOST": "10.96.0.1", "SERVICE_PORT": "8014",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"GPU_ORCHESTRATOR_{name}", value)
+        monkeypatch.setenv(f"GPU_BROKER_{name}", value)
+    assert load_settings().port == 8014
+    monkeypatch.setenv("GPU_ORCHESTRATOR_PORT", "tcp://[fd00::1]:9000")
+    assert load_settings().port == 8014, "the service's port is not the pod's"
+    monkeypatch.setenv("GPU_ORCHESTRATOR_PORT", "http://10.96.0.1")
+    with pytest.raises(SettingsError, match="GPU_ORCHESTRATOR_PORT"):
+        load_settings()
