@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from redis.exceptions import RedisError
@@ -14,6 +15,7 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.leases.block import AsyncBlock
 from agent_sdk.leases.holder import AsyncLease
+from agent_sdk.protocol.lease import release_call
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import AsyncInbox
 from agent_sdk.request import own_token
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from agent_sdk import attach
+    from agent_sdk.renewal.renewer import Renewer
     from agent_sdk.request import Acquisition, LeaseOptions
     from agent_sdk.store.store import Store
 else:
@@ -86,17 +89,33 @@ class AsyncLeaseClient(Verbs["Redis"]):
         return AsyncLease(await self._run(attach.adopt(self.keys, own_token(token))), client=self)
 
     async def release(
-        self, lease: AsyncLease | str, *, refuse_late: bool = True, owner: str = ""
+        self,
+        lease: AsyncLease | str,
+        *,
+        wait: bool | None = None,
+        refuse_late: bool = True,
+        owner: str = "",
     ) -> bool:
         """Give a lease back; see `LeaseClient.release`.
 
         A cancelled call leaves no lease behind: the renewing thread gives it back.
         """
         try:
+            if not self._waits(wait, refuse_late=refuse_late, owner=owner):
+                return self._send_release(lease)
             return await self._run(self._releasing(lease, refuse_late=refuse_late, owner=owner))
         except BaseException as error:
             self._after_failed_release(error, lease, refuse_late=refuse_late, owner=owner)
             raise
+
+    def _send_release(self, lease: AsyncLease | str) -> bool:
+        token = self._ended(lease)
+        if not token:
+            return not isinstance(lease, str) and lease.local
+        self._keeper.expect(token)
+        sent = self._calls.ask((self.wording.packed(release_call(token)),))
+        sent.add_done_callback(partial(_answered, self._keeper, token))
+        return True
 
     async def exchange(
         self, lease: AsyncLease | str, agent: str, **ask: Unpack[LeaseOptions]
@@ -227,6 +246,14 @@ class AsyncLeaseClient(Verbs["Redis"]):
 
     async def _read(self, read: Read) -> list[Any]:
         return await self._calls.execute_many(read.commands)
+
+
+def _answered(keeper: Renewer, token: str, sent: asyncio.Future[list[Any]]) -> None:
+    """Tell the keeper what became of a release that was not waited for."""
+    if sent.cancelled() or sent.exception() is not None:
+        keeper.hurry(token)
+    else:
+        keeper.answered(token, sent.result()[0])
 
 
 def _step(go: Callable[[Any], Any], sent: Answer | LeaseError | None) -> tuple[bool, Any]:

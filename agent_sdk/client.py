@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from redis.exceptions import RedisError
@@ -13,11 +14,12 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.leases.block import Block
 from agent_sdk.leases.holder import Lease
+from agent_sdk.protocol.lease import release_call
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import Inbox
 from agent_sdk.request import own_token
 from agent_sdk.scripts.dispatch import TRIES, exchanged, not_understood, reply_of
-from agent_sdk.store.handler_errors import raised_by_handler
+from agent_sdk.store.handler_errors import raise_of_handler
 from agent_sdk.store.retry import RetryPolicy, poll_of
 from agent_sdk.verbs import Verbs
 
@@ -48,6 +50,15 @@ class LeaseClient(Verbs["Redis"]):
         redis = store.connect()
         self._pool: Pool = redis.connection_pool  # type: ignore[assignment] # of `Store.connect`
         return redis
+
+    def _collector(self) -> Callable[[], object]:
+        collect = weakref.WeakMethod(self._pool.collect)  # no thread keeps the pool alive
+
+        def answers() -> None:
+            if (found := collect()) is not None:
+                found()
+
+        return answers
 
     def acquire(self, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
         """Get a lease. It is not renewed until `keep` is called: it ends `ttl_s` after the grant.
@@ -108,19 +119,50 @@ class LeaseClient(Verbs["Redis"]):
         """
         return Lease(self._run(attach.adopt(self.keys, own_token(token))), client=self)
 
-    def release(self, lease: Lease | str, *, refuse_late: bool = True, owner: str = "") -> bool:
+    def release(
+        self,
+        lease: Lease | str,
+        *,
+        wait: bool | None = None,
+        refuse_late: bool = True,
+        owner: str = "",
+    ) -> bool:
         """Give a lease back, by itself or by its token; return False if it had ended before.
 
         In a forked child the lease stays the parent's: return False, and send nothing.
         A token that was never acquired is refused from then on, unless refuse_late is False: its
         acquire may still be on its way. With an owner another principal's lease counts as unknown.
         A call that is interrupted leaves no lease: the renewing thread gives it back.
+
+        With `wait=False` the release is sent at once, and not waited for: its answer comes
+        with that of the next call: return True, and raise no error of the store. What is not
+        answered after 50 ms, or was refused, the renewing thread repeats until it is, for 15
+        minutes; `close` and the end of the process try once more. None: as the client's
+        `wait_release`. With an owner, or without `refuse_late`, it is waited for in any case.
         """
         try:
+            if not self._waits(wait, refuse_late=refuse_late, owner=owner):
+                return self._send_release(lease)
             return self._run(self._releasing(lease, refuse_late=refuse_late, owner=owner))
         except BaseException as error:
             self._after_failed_release(error, lease, refuse_late=refuse_late, owner=owner)
             raise
+
+    def _send_release(self, lease: Lease | str) -> bool:
+        token = self._ended(lease)
+        if not token:
+            return not isinstance(lease, str) and lease.local
+        self._keeper.expect(token)
+        data, mark = self.wording.packed(release_call(token))
+        told = partial(self._keeper.answered, token)
+        try:
+            sent = self._pool.post(data, mark, told, local_now())
+        except RedisError as error:
+            raise_of_handler(error)
+            sent = False
+        if not sent:
+            self._keeper.hurry(token)
+        return True
 
     def exchange(self, lease: Lease | str, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
         """Give a lease back and get the next one, in one round trip: `release`, then `acquire`.
@@ -148,8 +190,10 @@ class LeaseClient(Verbs["Redis"]):
     def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end.
 
+        Releases that were not waited for are answered first, or tried once more.
         A later call connects anew, and leases that are then kept are renewed.
         """
+        self._pool.collect()
         self._keeper.close()
         self._inbox.close()
         self.redis.close()
@@ -212,8 +256,7 @@ class LeaseClient(Verbs["Redis"]):
                 else:
                     raw = self._read(ask)
             except RedisError as error:
-                if (struck := raised_by_handler(error)) is not None and struck is not error:
-                    raise struck from None
+                raise_of_handler(error)
                 if poll := poll_of(ask, error):
                     ask = poll
                     continue

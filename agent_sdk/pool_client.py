@@ -20,6 +20,7 @@ from agent_sdk.settings import read_settings
 from agent_sdk.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
     from agent_sdk.leases.lease import HeldLease
@@ -42,6 +43,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
             registered with its leases.
         team: the team of requests that name none; default from the environment, and with
             `for_others` the default team.
+        wait_release: releases, and the ends of blocks, wait for the store's answer.
 
     Attributes:
         redis: the connection, for reading.
@@ -51,6 +53,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         away_s: seconds for which a waiter lets the store be away, beside `deadline_s`; default its
             whole wait.
         reminds: log a reminder before a lease ends that nothing renews; not with `for_others`.
+        wait_release: as above; `release(lease, wait=...)` goes before it.
 
     Raises:
         ValueError: the store's URL or the pool's name is invalid.
@@ -66,6 +69,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         deadline_s: float = 5.0,
         for_others: bool = False,
         team: str | None = None,
+        wait_release: bool = True,
     ) -> None:
         self.keys = Keys(pool)
         self.store = store = replace(store, key=self.keys.base)
@@ -73,6 +77,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         self.by = client_name or "sdk"
         self.away_s = math.inf
         self.reminds = not for_others
+        self.wait_release = wait_release
         self._reached = False
         self.redis: R = self._connect(store)
         settings = read_settings()
@@ -82,7 +87,7 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         )
         self.wording = Dispatch(self.keys.base)
         keys = self.keys  # without this client itself: the thread must not keep it alive
-        self._keeper = Renewer(lambda: RedisTransport(store.connect, keys))
+        self._keeper = Renewer(lambda: RedisTransport(store.connect, keys), self._collector())
         self._keeper.end_with(self)
 
     @property
@@ -100,6 +105,10 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
     @abstractmethod
     def _connect(self, store: Store) -> R:
         """Return the connection for calls, which connects at the first of them."""
+
+    def _collector(self) -> Callable[[], object] | None:
+        """Return what reads answers that were not waited for; None: it is done as they come."""
+        return None
 
     def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
         """Prepare an acquire: checked and with its token, but nothing is sent yet."""

@@ -524,16 +524,23 @@ class Verbs(PoolClient[R]):
 
     def _releasing(self, lease: HeldLease | str, *, refuse_late: bool, owner: str) -> Steps[bool]:
         """Give a lease back; return False if it had ended before."""
-        if isinstance(lease, str):
-            token = validation.check_name(lease, "token")
-        else:
-            self._keeper.discard(lease)
-            lease.end()
-            if lease.local or lease.is_view:
-                return lease.local
-            token = lease.token
+        token = self._ended(lease)
+        if not token:
+            return not isinstance(lease, str) and lease.local
         answer = yield protocol.release_call(token, plant=refuse_late, owner=owner)
         return protocol.released(answer, token).by_this_call
+
+    def _ended(self, lease: HeldLease | str) -> str:
+        """End a lease here; return the token whose release is to be sent. Empty: none is."""
+        if isinstance(lease, str):
+            return validation.check_name(lease, "token")
+        self._keeper.discard(lease)
+        lease.end()
+        return "" if lease.local or lease.is_view else lease.token
+
+    def _waits(self, wait: bool | None, *, refuse_late: bool, owner: str) -> bool:
+        """Return whether a release waits for its answer: always where it could not be repeated."""
+        return bool(owner) or not refuse_late or (self.wait_release if wait is None else wait)
 
     def _after_failed_release(
         self, error: BaseException, lease: HeldLease | str, *, refuse_late: bool, owner: str

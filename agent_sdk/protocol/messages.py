@@ -40,6 +40,11 @@ class Call(NamedTuple):
     token: str | None = None
 
 
+def ended(reply: object) -> bool:
+    """Tell whether a release's reply says that nothing is left of the lease."""
+    return isinstance(reply, list) and reply[0] in {"RELEASED", "ALREADY", "UNKNOWN"}
+
+
 @dataclass(slots=True)
 class Giving:
     """Release that is sent together with the next acquire.
@@ -54,8 +59,7 @@ class Giving:
 
     def take(self, reply: object) -> None:
         """Take note of the reply."""
-        said = isinstance(reply, list) and reply[0] in {"RELEASED", "ALREADY", "UNKNOWN"}
-        self.done = self.done or said
+        self.done = self.done or ended(reply)
 
 
 class Exchange(NamedTuple):

@@ -23,14 +23,16 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from agent_sdk.clock import local_now
 from agent_sdk.errors import BrokerUnavailable, LeaseError, error_for
 from agent_sdk.fork import renew_in_child
+from agent_sdk.protocol.messages import ended
+from agent_sdk.renewal.abandoned import BATCH, RETRY_S, Abandoned
 from agent_sdk.renewal.at_exit import CLOSE_S, owing
+from agent_sdk.renewal.kept import RenewalSchedule
 from agent_sdk.renewal.reminders import Reminders
 from agent_sdk.threads import begin, daemon
 
@@ -43,35 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.25
-"""Seconds between tries while the store does not answer; less for a shorter lease."""
-
-LONGEST_S, SHORTEST_S = 15.0, 0.1
-"""Most seconds between two renewals of a lease, whatever its ttl.
-
-An operator's revoke ends a lease after 60 s, and its holder must have been told by then.
-"""
+ANSWER_S = 0.05
+"""Seconds for the answer to a release that was sent and not waited for, before it is repeated."""
 
 LOOK_S = 3.0
 """Most seconds between two checks that the store is still the one that knows our leases."""
-
-ABANDON_S = 900.0
-"""Seconds for which a token that may have been granted is tried to be given back."""
-
-BATCH = 256
-"""Leases that are renewed at once."""
-
-
-@dataclass(slots=True)
-class _Kept:
-    lease: HeldLease
-    next_at: float
-
-
-@dataclass(slots=True)
-class _Abandoned:
-    until: float
-    next_at: float
 
 
 class Renewer:
@@ -79,18 +57,22 @@ class Renewer:
 
     Args:
         make_link: makes the renewer's own transport to the broker, for each process anew.
+        collect: reads the answers to releases that were not waited for, where nothing else has.
     """
 
-    def __init__(self, make_link: Callable[[], RenewalTransport]) -> None:
+    def __init__(
+        self, make_link: Callable[[], RenewalTransport], collect: Callable[[], object] | None = None
+    ) -> None:
         self._make_link = make_link
+        self._collect = collect
         renew_in_child(self)
 
     def reset(self) -> None:
         """Start over: a forked child renews nothing of its parent's."""
         self._bell: SimpleQueue[None] = SimpleQueue()  # rung after each change
         self._link = self._make_link()
-        self._kept: dict[HeldLease, _Kept] = {}
-        self._abandoned: dict[str, _Abandoned] = {}
+        self._kept: dict[HeldLease, RenewalSchedule] = {}
+        self._abandoned = Abandoned()
         self._reminders = Reminders()
         self._thread: threading.Thread | None = None
         self._wakes_at = math.inf  # no later than that; infinite while it looks at what to do
@@ -118,7 +100,9 @@ class Renewer:
             return
         if lease.released:
             raise error_for("released", token=lease.token)
-        self._kept[lease] = _Kept(lease, local_now() + _interval_s(lease))
+        kept = RenewalSchedule(lease)
+        kept.renewed()
+        self._kept[lease] = kept
         self._reminders.forget(lease)
         try:
             self._start()
@@ -152,13 +136,44 @@ class Renewer:
 
     def drop(self, token: str) -> None:
         """Do the same within a garbage collector's limits: start no thread."""
-        now = local_now()
         owing.add(self)
-        self._abandoned[token] = _Abandoned(now + ABANDON_S, now)
+        self._abandoned.add(token)
         for lease in list(self._kept):
             if lease.token == token:
                 self.discard(lease)
         self._bell.put(None)
+
+    def expect(self, token: str) -> None:
+        """Give a token's lease back unless `answered` or `settle` is called for it soon."""
+        owing.add(self)
+        if self._abandoned.add(token, ANSWER_S) < self._wakes_at:
+            with suppress(RuntimeError):  # no thread: with the next, or at the exit
+                self._start()
+
+    def answered(self, token: str, reply: object) -> None:
+        """Take note of the reply to a release that was not waited for; repeat it if it failed."""
+        if ended(reply):
+            self.settle(token)
+        else:
+            log.warning("the release of lease %s failed, and is repeated: %s", token[:8], reply)
+            self.hurry(token)
+
+    def hurry(self, token: str) -> None:
+        """Give a token's lease back now: its release was not sent, or failed."""
+        self._abandoned.hurry(token)
+        self._bell.put(None)
+
+    def settle(self, token: str) -> None:
+        """Forget a token: nothing of it is left to give back."""
+        self._abandoned.settle(token)
+        self._look_what_is_owed()
+
+    def _look_what_is_owed(self) -> None:
+        """Owe nothing at the exit when nothing is left to give back."""
+        if not self._abandoned:
+            owing.discard(self)
+            if self._abandoned:  # another thread has just added some
+                owing.add(self)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Stop the thread; leases still held run on to their end, abandoned ones are tried once.
@@ -218,9 +233,10 @@ class Renewer:
             self._wakes_at = math.inf if first is None else first
             self._wait(None if first is None else first - now)
             return True
-        due = [kept for kept in list(self._kept.values()) if _due_at(kept) <= now]
-        abandoned = [t for t, a in list(self._abandoned.items()) if a.next_at <= now][:BATCH]
-        self._work(due, abandoned)
+        due = [kept for kept in list(self._kept.values()) if kept.due_at <= now]
+        if self._collect is not None and self._abandoned.due(now):
+            self._collect()
+        self._work(due, self._abandoned.due(now))
         if self._kept and self._look_at <= now:
             self._look()
         return True
@@ -240,7 +256,7 @@ class Renewer:
             tokens = list(self._abandoned)
             self._release(tokens[:BATCH])
             for token in tokens:
-                self._settle(token)
+                self.settle(token)
 
     def _wait(self, seconds: float | None) -> None:
         """Wait for the bell, at most so long; earlier rings that were not seen count."""
@@ -253,13 +269,11 @@ class Renewer:
 
     def _first_at(self) -> float | None:
         """Return the time of the next work; None: there is none."""
-        times = [_due_at(kept) for kept in list(self._kept.values())]
+        times: list[float | None] = [kept.due_at for kept in list(self._kept.values())]
         if times:
             times.append(self._look_at)
-        times += [abandoned.next_at for abandoned in list(self._abandoned.values())]
-        if (reminder_at := self._reminders.first_at()) is not None:
-            times.append(reminder_at)
-        return min(times, default=None)
+        times += [self._abandoned.first_at(), self._reminders.first_at()]
+        return min((at for at in times if at is not None), default=None)
 
     def _look(self) -> None:
         """Renew now if the pool lost data: it grants nothing before holders have renewed.
@@ -281,7 +295,7 @@ class Renewer:
                 kept.next_at = now + random.uniform(0, RETRY_S)
         self._memory, self._noticed_ms = memory.name, memory.noticed_ms
 
-    def _work(self, due: list[_Kept], abandoned: list[str]) -> None:
+    def _work(self, due: list[RenewalSchedule], abandoned: list[str]) -> None:
         for kept in due:
             if reason := kept.lease.lost_reason:
                 self.discard(kept.lease)
@@ -303,58 +317,25 @@ class Renewer:
             return
         try:
             for token, final in zip(tokens, self._link.release(tokens), strict=False):
-                self._tried(token, final=final)
+                self._abandoned.tried(token, final=final)
         except BrokerUnavailable:
             self._postpone()
+        self._look_what_is_owed()
 
-    def _tried(self, token: str, *, final: bool) -> None:
-        now = local_now()
-        tried = self._abandoned.get(token)
-        if tried is not None and not final and tried.until >= now:
-            tried.next_at = now + RETRY_S
-        else:
-            self._settle(token)
-
-    def _settle(self, token: str) -> None:
-        """Forget a token: nothing of it is left to give back."""
-        self._abandoned.pop(token, None)
-        if not self._abandoned:
-            owing.discard(self)
-
-    def _take(self, kept: _Kept, got: Renewal | LeaseError) -> None:
+    def _take(self, kept: RenewalSchedule, got: Renewal | LeaseError) -> None:
         if isinstance(got, LeaseError):
             kept.lease.lose_if_over(got)
             if kept.lease.lost or kept.lease.released:
                 self.discard(kept.lease)
-            kept.next_at = local_now() + _retry_s(kept.lease)
+            kept.failed()
         else:
             kept.lease.accept(got)
-            kept.next_at = local_now() + _interval_s(kept.lease)
+            kept.renewed()
 
     def _postpone(self) -> None:
         """Mark all leases while the store does not answer, and ask for all of them again soon."""
         now = local_now()
         for kept in list(self._kept.values()):
             kept.lease.jeopardy = True
-            kept.next_at = now + _retry_s(kept.lease)
-        for token, abandoned in list(self._abandoned.items()):
-            abandoned.next_at = now + RETRY_S
-            if abandoned.until < now:
-                self._settle(token)
-
-
-def _due_at(kept: _Kept) -> float:
-    """Return the time to renew a lease, or to find it lost."""
-    return min(kept.next_at, kept.lease.trusted_until)
-
-
-def _interval_s(lease: HeldLease) -> float:
-    """Return a third of a renewal's length, and never more than a third of the rest."""
-    ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
-    third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
-    return third * random.uniform(0.85, 1.0)
-
-
-def _retry_s(lease: HeldLease) -> float:
-    tenth = lease.ttl_ms / 10000 or RETRY_S
-    return min(RETRY_S, tenth) * random.uniform(0.7, 1.0)
+            kept.failed()
+        self._abandoned.postpone(now)

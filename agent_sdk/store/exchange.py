@@ -8,6 +8,9 @@ answer, or was not greeted to the end, is closed and never used as it is.
 The calls of verbs carry a mark, and their replies repeat it. A reply with another mark belongs to
 another call: the connection is closed, and the call is repeated by its token like one whose
 connection broke.
+
+A command may be posted: its reply is read before that of the next command, and waits until then.
+A connection that breaks meanwhile drops it, and says nothing: its sender has to notice that.
 """
 
 from __future__ import annotations
@@ -23,14 +26,19 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's name for it
     InvalidResponse,
+    RedisError,
     ResponseError,
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from agent_sdk.protocol.marks import mark_of, take_mark
+from agent_sdk.store.handler_errors import raise_of_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+MOST_POSTED = 64
+"""Most replies that wait to be read: more would fill the server's buffers."""
 
 FRESH_S = 0.01
 """Seconds after an answer for which a connection is not asked whether its server closed it."""
@@ -127,6 +135,7 @@ class Counting(Counted):
         own_ref: a weak reference to it.
         ready_until: the time, on `clock.local_now`'s clock, until which it can take a command as
             it is: it was answered a moment ago, and nothing else was done with it since.
+        posted: what was posted and is not answered yet: the mark, and what its reply is told.
     """
 
     next_health_check: Any
@@ -137,11 +146,17 @@ class Counting(Counted):
         super().__init__(**options)
         self.own_ref = ref(self)
         self.ready_until = 0.0
+        self.posted: deque[tuple[str, Callable[[Any], object]]] = deque()
 
     def connect(self, *args: Any, **options: Any) -> None:
         """Make the connection ready for a command: connected, greeted and owed nothing."""
         if self.is_connected and not self.clean:
             self.disconnect()
+        if self.posted:
+            try:
+                self.collect()
+            except RedisError as error:  # it is closed, and connects anew
+                raise_of_handler(error)
         super().connect(*args, **options)  # type: ignore[misc] # redis-py's
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
@@ -160,6 +175,7 @@ class Counting(Counted):
         """Close the connection."""
         self._greeted = False
         self.ready_until = 0.0
+        self.posted.clear()
         super().disconnect(*args, **options)  # type: ignore[misc] # redis-py's
         self._forget()
 
@@ -181,6 +197,8 @@ class Counting(Counted):
 
     def _send(self, packed: Any, marks: list[str], *, check_health: bool) -> None:
         self.ready_until = 0.0
+        if self.posted:
+            self.collect()
         # Commands of the connect and of the health check are answered before.
         if not self.is_connected:
             self.connect_check_health(check_health=False)
@@ -213,6 +231,8 @@ class Counting(Counted):
         self._awaited.extend(marks)
         try:
             sock.sendall(packed)
+            if self.posted:
+                self._read_posted(sock)
             replies = self._replies(sock, marks)
         except (OSError, *GARBLED) as error:
             self.disconnect()
@@ -226,6 +246,52 @@ class Counting(Counted):
         if not self._should_reconnect:
             self.ready_until = now + FRESH_S
         return replies
+
+    @property
+    def takes_posts(self) -> bool:
+        """True if it stands, and may be written to."""
+        return self._sock is not None and self.clean and not self._should_reconnect
+
+    def post(self, packed: bytes, mark: str, told: Callable[[Any], object], now: float) -> None:
+        """Send a command, and read its reply later.
+
+        Args:
+            packed: the command.
+            mark: its mark.
+            told: called with the reply, or with the server's error; never if the connection breaks.
+            now: the time, on `clock.local_now`'s clock.
+        """
+        if len(self.posted) >= MOST_POSTED:
+            self.collect()
+        self.ready_until = 0.0
+        self._awaited.append(mark)  # an interrupt until it is posted closes the connection
+        try:
+            self._sock.sendall(packed)
+        except OSError as error:
+            self.disconnect()
+            raise of_socket(error) from error
+        self.posted.append((mark, told))
+        self._awaited.clear()
+        if not self._should_reconnect:
+            self.ready_until = now + FRESH_S
+
+    def collect(self) -> None:
+        """Read the replies to all that was posted."""
+        try:
+            self._read_posted(self._sock)
+        except (OSError, *GARBLED) as error:
+            self.disconnect()
+            raise of_socket(error) from error
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def _read_posted(self, sock: socket.socket) -> None:
+        while self.posted:
+            mark, told = self.posted[0]
+            [reply] = self._replies(sock, (mark,))
+            self.posted.popleft()
+            told(reply)
 
     def _replies(self, sock: socket.socket, marks: Sequence[str]) -> list[Any]:
         """Read the reply to each command, which must have its mark, or the server's error."""

@@ -27,6 +27,13 @@ def raised_by_handler(error: BaseException) -> BaseException | None:
     return None
 
 
+def raise_of_handler(error: BaseException) -> None:
+    """Raise the error of a signal handler that another error hides."""
+    struck = raised_by_handler(error)
+    if struck is not None and struck is not error:
+        raise struck from None
+
+
 def _code(handler: Callable[..., object] | int | None) -> CodeType | None:
     """Return the code that a handler runs: of a function, a method, or a callable object."""
     for way in (handler, getattr(handler, "__func__", None), getattr(handler, "func", None)):

@@ -10,9 +10,10 @@ import redis.asyncio
 from redis.maint_notifications import MaintNotificationsConfig
 
 from agent_sdk.fork import renew_in_child
+from agent_sdk.store.handler_errors import raise_of_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from weakref import ref
 
 
@@ -96,12 +97,53 @@ class Pool(redis.ConnectionPool):
             replies: list[Any] = connection.ask(packed, marks, now)
             return replies
         finally:
-            if now < connection.ready_until:
-                if connection.own_ref in in_use:
-                    in_use.remove(connection.own_ref)
-                    there.append(connection)
-            else:
+            self._put_back(connection, now)
+
+    def post(self, packed: bytes, mark: str, told: Callable[[Any], object], now: float) -> bool:
+        """Send a command and wait for no reply; see `Counting.post`.
+
+        Return False if it was not sent: no connection is at hand.
+        """
+        there = self._available_connections
+        try:
+            connection = there.pop()
+        except IndexError:
+            return False
+        if not connection.takes_posts:
+            there.append(connection)
+            return False
+        self._in_use_connections.add(connection)
+        try:
+            connection.post(packed, mark, told, now)
+            return True
+        finally:
+            self._put_back(connection, now)
+
+    def collect(self) -> None:
+        """Read the replies to what was posted, on connections that no call uses."""
+        there = self._available_connections
+        for connection in [each for each in list(there) if each.posted]:
+            try:
+                there.remove(connection)
+            except ValueError:  # a call has just taken it, and reads them
+                continue
+            self._in_use_connections.add(connection)
+            try:
+                connection.collect()
+            except redis.RedisError as error:
+                raise_of_handler(error)
+                return  # it is closed; the others may have to wait as long
+            finally:
                 self.release(connection)
+
+    def _put_back(self, connection: Any, now: float) -> None:
+        """Take a connection back, without redis-py's questions if it was used a moment ago."""
+        if now < connection.ready_until:
+            if connection.own_ref in self._in_use_connections.refs:
+                self._in_use_connections.remove(connection)
+                self._available_connections.append(connection)
+        else:
+            self.release(connection)
 
     def hang_up(self) -> None:
         """End the waiting of all connections; from any thread."""

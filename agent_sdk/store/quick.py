@@ -27,7 +27,7 @@ except ImportError:  # an install without the extra: redis-py makes all calls
     hiredis = None  # type: ignore[assignment] # tested before each use
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import redis
 
@@ -157,6 +157,18 @@ class QuickRedis:
                 return answers
         pool = cast("Pool", self.redis_py().connection_pool)
         return pool.ask(packed, marks, now)
+
+    def post(self, packed: bytes, mark: str, told: Callable[[Any], object], now: float) -> bool:
+        """Send a call whose reply is read later, over redis-py's connections; see `pools.Pool`."""
+        if self._other is None:
+            return False
+        pool = cast("Pool", self._other.connection_pool)
+        return pool.post(packed, mark, told, now)
+
+    def collect(self) -> None:
+        """Read the replies to what was posted."""
+        if self._other is not None:
+            cast("Pool", self._other.connection_pool).collect()
 
     def _exchanged(self, packed: bytes, marks: Sequence[str]) -> list[Reply] | None:
         """Send packed commands; return their answers, or None: redis-py is to send them.

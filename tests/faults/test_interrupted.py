@@ -109,6 +109,24 @@ def test_block_interrupted_twice_leaves_no_lease(client: LeaseClient) -> None:
     assert not client._keeper._kept
 
 
+@pytest.mark.parametrize("again", [0, 11])
+def test_release_that_is_not_waited_for_interrupted_at_every_step_leaves_no_lease(
+    client: LeaseClient, again: int
+) -> None:
+    """Also in the call after it, which takes its answer. `again`: as below."""
+    client.wait_release = False
+
+    def story() -> None:
+        with client.lease("me", memory_mb=1, ttl_s=0):
+            pass
+        client.lookup("t" * 32)
+
+    at_every_step(story, again)
+    until(lambda: nothing_left(client))
+    until(lambda: not client._keeper._abandoned)
+    assert not client._keeper._kept
+
+
 def test_block_without_a_client_interrupted_at_every_step_leaves_no_lease(
     client: LeaseClient, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,6 +483,35 @@ def test_time_limit_that_raises_timeout_error_is_not_taken_for_the_stores(
                 client.acquire("me", memory_mb=1, ttl_s=0)
     finally:
         signal.signal(signal.SIGALRM, before)
+    until(lambda: nothing_left(client))
+
+
+@pytest.mark.parametrize("then", ["acquire", "pool", "close"])
+def test_time_limit_while_the_answer_to_a_release_is_taken_is_not_taken_for_the_stores(
+    client: LeaseClient, server: Server, then: str
+) -> None:
+    """Whichever call takes the answer: the program hears of its limit at once."""
+
+    def handler(*_: object) -> None:
+        raise TimeoutError("the program's own")
+
+    calls: dict[str, Callable[[], object]] = {
+        "acquire": lambda: client.acquire("me", memory_mb=1, ttl_s=0),
+        "pool": client.pool,
+        "close": client.close,
+    }
+    lease, before = client.acquire("me", memory_mb=1), signal.signal(signal.SIGALRM, handler)
+    try:
+        with server.connect() as admin:
+            admin.client_pause(900, all=True)
+            client._keeper._wakes_at = 0.0  # the renewing thread leaves the answer to this one
+            client.release(lease, wait=False)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(TimeoutError, match="the program's own"):
+                calls[then]()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    client.keeper.hurry(lease.token)
     until(lambda: nothing_left(client))
 
 

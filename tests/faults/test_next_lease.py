@@ -8,21 +8,19 @@ import pickle
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_sdk import (
-    AsyncLeaseClient,
     BadRequest,
     BrokerUnavailable,
     LeaseClient,
     NoCapacity,
     OutcomeUnknown,
-    Store,
 )
 from agent_sdk.scripts import library as functions
-from agent_sdk.state.snapshot import leases
+from tests.faults.callers import Caller, Wire, living
 from tests.faults.proxy import Proxy
 from tests.pools import device
 from tests.stores import until
@@ -32,48 +30,6 @@ if TYPE_CHECKING:
 
     from tests.pools import Pool
     from tests.servers import Server
-
-
-class Wire:
-    """Between client and server: what the client sends, and which replies are lost."""
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-        self.lose = 0
-        self.at_reply: Callable[[], object] = lambda: None
-
-    def passes(self, _: bytes) -> bool:
-        if self.lose:
-            self.lose -= 1
-            return False
-        self.at_reply()
-        return True
-
-    def answers(self, chunk: bytes) -> None:
-        self.sent.append(chunk)
-
-    def exchanges(self) -> int:
-        """Return how often a release and an acquire came in one chunk, in this order."""
-        found = [(chunk.find(b"gpu_release"), chunk.find(b"gpu_acquire")) for chunk in self.sent]
-        return sum(0 <= release < acquire for release, acquire in found)
-
-
-class Caller:
-    """Either client, called without asyncio."""
-
-    def __init__(self, kind: str, url: str, pool: Pool, deadline_s: float) -> None:
-        made: Any = LeaseClient if kind == "sync" else AsyncLeaseClient
-        self.loop = asyncio.new_event_loop() if kind == "async" else None
-        self.client = made(
-            Store(url), pool=pool.keys.pool_name, hostname="h1", deadline_s=deadline_s
-        )
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            made = getattr(self.client, name)(*args, **options)
-            return self.loop.run_until_complete(made) if self.loop else made
-
-        return call
 
 
 @pytest.fixture
@@ -97,11 +53,6 @@ def caller(
         if caller.loop:
             caller.loop.run_until_complete(asyncio.sleep(0))  # transports close at a next turn
             caller.loop.close()
-
-
-def living(pool: Pool) -> set[str]:
-    """Return the tokens of the living leases."""
-    return {lease.token for lease in pool.look(leases(pool.keys))}
 
 
 def test_exchange_gets_the_room_that_it_gives_back_in_one_write(

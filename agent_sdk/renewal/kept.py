@@ -1,0 +1,50 @@
+"""Leases that are kept, each with the time of its next renewal."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from agent_sdk.clock import local_now
+from agent_sdk.renewal.abandoned import RETRY_S
+
+if TYPE_CHECKING:
+    from agent_sdk.leases.lease import HeldLease
+
+LONGEST_S: Final = 15.0
+SHORTEST_S: Final = 0.1
+"""Most and least seconds between two renewals of a lease, whatever its ttl.
+
+An operator's revoke ends a lease after 60 s, and its holder must have been told by then.
+"""
+
+
+@dataclass(slots=True)
+class RenewalSchedule:
+    """Schedule of the renewals of a lease that is kept.
+
+    Attributes:
+        lease: the lease.
+        next_at: the time of its next renewal, on `clock.local_now`'s clock.
+    """
+
+    lease: HeldLease
+    next_at: float = 0.0
+
+    @property
+    def due_at(self) -> float:
+        """Time to renew it, or to find it lost."""
+        return min(self.next_at, self.lease.trusted_until)
+
+    def renewed(self) -> None:
+        """Renew it next after a third of a renewal's length, and of its rest at most."""
+        lease = self.lease
+        ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
+        third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
+        self.next_at = local_now() + third * random.uniform(0.85, 1.0)
+
+    def failed(self) -> None:
+        """Renew it again soon."""
+        tenth = self.lease.ttl_ms / 10000 or RETRY_S
+        self.next_at = local_now() + min(RETRY_S, tenth) * random.uniform(0.7, 1.0)
