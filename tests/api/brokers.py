@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from tests.forks import Forked, can_fork
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Broker:
 
     Args:
         args: options of `serve`.
-        program: another program than `gpu-broker`.
+        program: another program than `gpu-broker`, or (PROGRAM,): a start of it, where else a
+            process forks that has imported it.
         settings: its environment.
 
     Attributes:
@@ -85,14 +87,20 @@ class Broker:
     def __init__(self, *args: str, program: tuple[str, ...] | None = None, **settings: str) -> None:
         self.port = free_port()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self.process = subprocess.Popen(
-            [*(program or (PROGRAM,)), "serve", *args],
-            env=environment(GPU_ORCHESTRATOR_PORT=str(self.port), **settings),
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            process_group=0,  # where a test stops it, the suite is not hung up
-        )
+        command = [*(program or (PROGRAM,)), "serve", *args]
+        env = environment(GPU_ORCHESTRATOR_PORT=str(self.port), **settings)
+        self.process: Forked | subprocess.Popen[bytes]
+        if program is None and can_fork(env):
+            self.process = Forked(command, env, self._output)
+        else:
+            self.process = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # where a test stops it, the suite is not hung up
+            )
         self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
 
     def said(self) -> str:

@@ -16,7 +16,7 @@ from broker.address_rate import Rate
 from broker.http.auth import BURST
 from broker.http.connection_limits import LEAST, ConnectionLimits
 from broker.logs import STRANGERS_BURST, STRANGERS_PER_S
-from tests.api.brokers import GRANTING, Broker, eventually
+from tests.api.brokers import GRANTING, PROGRAM, Broker, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,8 @@ def broker(server: Server, key_file: Path, key: str) -> Iterator[Broker]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, before[1]))
     try:
-        started = Broker(**GRANTING | here | {"GPU_BROKER_KEYS_FILE": str(key_file)})
+        settings = GRANTING | here | {"GPU_BROKER_KEYS_FILE": str(key_file)}
+        started = Broker(program=(PROGRAM,), **settings)  # a forked one has limits of before
         limit = (DESCRIPTORS, DESCRIPTORS)
         resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE, limit)
     finally:
