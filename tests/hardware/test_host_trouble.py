@@ -157,7 +157,9 @@ def test_library_in_another_place_is_taken_from_there(
 def test_slow_nvml_is_waited_for(reported: Callable[..., Reported]) -> None:
     """GPUs that need longer than the limit are leased, and the host says what would help."""
     machine = reported("slow_nvml", GPU_BROKER_DRIVER_WAIT_S="0.3")
-    rows = machine.until(lambda rows: len(rows) == 2 and rows[0]["state"] == "ok", 20)
+    rows = machine.until(
+        lambda rows: len(rows) == 2 and all(row["state"] == "ok" for row in rows), 20
+    )
     assert [row["uuid"][:4] for row in rows] == ["GPU-", "GPU-"]
     assert_slow("NVML", eventually(lambda: machine.host()["warning"], 10))
     assert machine.host()["trouble"] is None

@@ -34,7 +34,7 @@ def files(pid: int) -> list[str]:
 
 
 def facts(broker: Broker) -> dict[str, Any]:
-    """What a process has from its start."""
+    """Facts that a process has from its start."""
     proc = Path("/proc") / str(broker.process.pid)
     signals = re.findall(r"^Sig(?:Blk|Ign|Cgt):.*", (proc / "status").read_text(), re.MULTILINE)
     return {
