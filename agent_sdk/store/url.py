@@ -28,6 +28,14 @@ TWO_DATABASES = "the store's URL names two databases: say it once: redis://host/
 TWO_PASSWORDS = "the store's URL has a password and a password_file: say one of them"
 NO_PATH = "the URL of a unix socket has its whole path: unix:///run/redis.sock"
 
+NOT_QUOTED = (
+    "in the store's URL, redis://user:password@host/0, a password or a path has letters with a "
+    "meaning in percent-encoding: # is %23, ? is %3F, / in a password is %2F, @ is %40, [ is %5B"
+)
+
+_SCHEME = re.compile(r"(?:rediss?(?:\+(?:sentinel|cluster))?|unix)://")
+_MEANT = re.compile(r"[/?#\[\]]")
+
 _GUIDED = re.compile(
     r"(?P<scheme>rediss?)\+(?P<by>sentinel|cluster)://"
     r"(?P<user>[^/?]*@)?(?P<nodes>[^/?@]+)(?P<path>/[^?]*)?(?P<query>\?.*)?"
@@ -67,8 +75,21 @@ def parse(url: str) -> StoreUrl:
     Raises:
         ValueError: it is invalid; the message never has a password.
     """
-    guided = _GUIDED.fullmatch(url)
-    return _parse_guided(guided) if guided else _parse_single(url)
+    scheme, guided = _SCHEME.match(url), _GUIDED.fullmatch(url)
+    if scheme and "#" in url:
+        raise ValueError(NOT_QUOTED)
+    try:
+        return _parse_guided(guided) if guided else _parse_single(url)
+    except ValueError as error:
+        if scheme and str(error) in {NO_URL, NO_DATABASE} and _is_cut(url[scheme.end() :]):
+            raise ValueError(NOT_QUOTED) from None
+        raise
+
+
+def _is_cut(rest: str) -> bool:
+    """Tell whether a URL, without its scheme, seems to end within its password."""
+    cut = _MEANT.search(rest)
+    return cut is not None and ":" in rest[: cut.start()] and "@" in rest[cut.start() :]
 
 
 def _parse_single(url: str, *, sentinel: bool = False) -> StoreUrl:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from agent_sdk import LeaseClient, NoCapacity, Store
-from tests.api.brokers import eventually
+from tests.api.brokers import GRANTING, PROGRAM, Broker, eventually
 from tests.servers import running
 
 if TYPE_CHECKING:
@@ -152,3 +153,39 @@ def test_host_that_drains_is_ended_by_a_second_signal(client: LeaseClient) -> No
         process.terminate()
         ended(process, 5)
         client.release(lease)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_stops_in_good_order_with_its_terminal(server: Server, workers: str) -> None:
+    """SIGHUP is as SIGTERM: calls are answered, and the process ends by itself."""
+    settings = GRANTING | {"REDIS_URL": server.url, "GPU_BROKER_POOL": f"hangup-{workers}"}
+    with Broker(**settings, GPU_BROKER_WORKERS=workers) as broker:
+        broker.wait()
+        broker.granted(min_memory_mb=1000)
+        with ThreadPoolExecutor() as threads:
+            waits = threads.submit(broker.lease, min_memory_mb=1000, wait_s=30)
+            eventually(lambda: broker.http.get("/queue").json()["waiting"], 10)
+            broker.process.send_signal(signal.SIGHUP)
+            assert waits.result(10).status_code in {200, 202, 503}
+        assert broker.process.wait(20) == 0
+
+
+def test_serve_goes_on_after_its_terminal_under_nohup(server: Server) -> None:
+    """It has said that it wants to."""
+    settings = GRANTING | {"REDIS_URL": server.url, "GPU_BROKER_POOL": "nohup"}
+    with Broker(program=("nohup", PROGRAM), **settings) as broker:
+        broker.wait()
+        broker.process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert broker.process.poll() is None
+        broker.granted(min_memory_mb=100)
+
+
+def test_host_drains_with_its_terminal_too(client: LeaseClient) -> None:
+    """SIGHUP is as SIGTERM."""
+    with reporter(client, "--drain-on-stop", "60") as process:
+        lease = client.acquire("agent", memory_mb=500)
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: state(client) == "stopping", 5)
+        client.release(lease)
+        assert "stopped with 0 leases left on h1" in ended(process, 5)

@@ -21,6 +21,7 @@ from agent_sdk.store.server_binary import EmbeddedError
 from broker import logs
 from broker.cli import UNAVAILABLE, USAGE
 from broker.cli.banner import banner
+from broker.cli.serving.hangup import stop_at_hangup
 from broker.cli.serving.listener import listening
 from broker.devices import DeviceSourceError
 from broker.http.connection_limits import ConnectionLimits, room
@@ -85,6 +86,7 @@ def serve(*, demo: bool, insecure: bool, at: str | None, **said: Any) -> None:
     # uvicorn stops in good order, and then raises the signal once more for the earlier handler.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, _stopped)
+    stop_at_hangup()
     try:
         if place:
             end_with_parent(place)

@@ -11,6 +11,7 @@ from typing import Any
 from agent_sdk import AsyncLeaseClient, Store
 from broker import logs
 from broker.cli import USAGE
+from broker.cli.serving.hangup import stop_at_hangup
 from broker.devices import DeviceSourceError, Source
 from broker.reporter import Reporter, source_of
 from broker.settings import Settings, SettingsError, load_settings
@@ -45,6 +46,7 @@ async def _report(settings: Settings, source: Source) -> None:
     reporting = asyncio.create_task(reporter.run())
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    stop_at_hangup()
     await stop.wait()
     if settings.drain_on_stop_s:
         draining = asyncio.create_task(reporter.drain(settings.drain_on_stop_s))
