@@ -14,7 +14,7 @@ import pytest
 from agent_sdk import AsyncLeaseClient, BrokerUnavailable, LeaseClient, Store
 from broker.mcp import key_index
 from broker.mcp.key_index import MOST, KeyIndex
-from tests.api.brokers import GRANTING, Broker
+from tests.api.brokers import Broker
 from tests.api.keys import new_key
 from tests.mcp.clients import over_http, pool_of, said
 from tests.reports import register
@@ -43,8 +43,9 @@ def here(own: Server, tmp_path: Path) -> Iterator[Listed]:
     """A pool in which others hold leases, of a host whose reporter says nothing meanwhile."""
     name = f"p{uuid4().hex[:8]}"
     key = new_key(tmp_path / "keys", "ann", "agent")
-    settings = GRANTING | {
+    settings = {
         "REDIS_URL": own.url,
+        "SAFE_MODE": "false",
         "GPU_BROKER_POOL": name,
         "GPU_BROKER_DEVICES": "none",
         "GPU_BROKER_KEYS_FILE": str(tmp_path / "keys"),
