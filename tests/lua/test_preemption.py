@@ -428,3 +428,43 @@ def test_right_that_the_new_quotas_leave_is_asked_for_anew(lab: Pool) -> None:
     live(lab, 15_000, polls={"a1": ask}, renews=BS)
     assert lab.hash(f"record:{token('a1')}")["state"] == "active"
     assert lab.events().count("preempted") == 2
+
+
+@pytest.mark.parametrize("how", ["operator", "holder", "ttl"])
+def test_notice_outlives_a_longer_time(lab: Pool, how: str) -> None:
+    """An extension, or a renewal for a week, moves no end that was noticed."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    gone = noticed(lab, *BS)
+    for name in gone:
+        if how == "ttl":
+            lab.renew(token(name), ttl_ms=7 * DAY_MS)
+        else:
+            lab.run("extend", 1, token(name), DAY_MS, "op" if how == "operator" else "")
+    assert noticed(lab, *BS) == gone
+    live(lab, GRACE_MS + 5000, polls={"a1": ask}, renews=BS)
+    assert [said(lab.renew(token(name)))[:2] for name in gone] == [["LOST", "preempted"]] * 2
+    assert lab.hash(f"record:{token('a1')}")["state"] == "active"
+
+
+def test_notices_are_withdrawn_where_their_device_takes_no_lease(lab: Pool) -> None:
+    """It is drained meanwhile: what would end on it ends for nothing, and other leases do."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    first = noticed(lab, *BS)
+    drained = lab.hash(f"record:{token(min(first))}")["devices"].partition("=")[0]
+    lab.drain(drained)
+    assert noticed(lab, *BS) == {}
+    live(lab, 10_000, polls={"a1": ask}, renews=BS)
+    then = noticed(lab, *BS)
+    assert len(then) == 2
+    assert not then.keys() & first.keys()
+    live(lab, GRACE_MS + 5000, polls={"a1": ask}, renews=BS)
+    assert [said(lab.renew(token(name)))[0] for name in first] == ["RENEWED"] * 2
+    assert lab.hash(f"record:{token('a1')}")["state"] == "active"
