@@ -9,6 +9,7 @@
 # make audit  known vulnerabilities of what requirements.lock installs; asks a service on the network
 # make soak   what takes longer than make test: thousands of fuzz cases, ten runs of each outage
 # make model  a reference model beside real pools: N random steps (SEED), every life of a small world, seeded bugs
+# make servers  the verbs on each version of Redis and Valkey that PyPI has; SERVER=redis-8.2 on that one
 # make bench  what a lease costs, beside what else there is, in under ten minutes
 # make bench-soak  an hour of arrivals and deaths: exact sums, flat memory
 # make docs-assets  the pictures of the documentation
@@ -25,7 +26,7 @@ RUNS := $(VENV)/.runs
 # run starts thousands of interpreters, and each would compile what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test check format e2e e2e-hosts faults audit model soak bench bench-soak docs docs-reference docs-assets wheels lock clean
+.PHONY: run test check format e2e e2e-hosts faults audit model soak servers bench bench-soak docs docs-reference docs-assets wheels lock clean
 
 run: $(RUNS)
 	@exec $(BIN)/gpu-broker serve --demo
@@ -77,6 +78,10 @@ soak: $(READY)
 	GPU_BROKER_SOAK=1 $(BIN)/pytest --timeout 1800 tests/faults/test_interrupted.py
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/redis/test_sentinel.py -k failover
 	GPU_BROKER_SOAK=1 $(BIN)/pytest tests/lua/test_cost.py tests/redis/test_cluster.py
+	$(BIN)/python -m tests.redis
+
+servers: $(READY)
+	@$(BIN)/python -m tests.redis $(SERVER)
 
 # LEASES: how many one pool holds in scale.py; 1000000 takes 1 GB and some minutes more.
 bench: LEASES ?= 100000

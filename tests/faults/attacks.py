@@ -56,6 +56,18 @@ ATTACKS = {
         "faults/test_preempted.py",
         "faults/test_preempted_failover.py",
     ),
+    "agents-die": _test(
+        "SIGKILL of MCP clients and servers: waiting, holding, with a command under way",
+        "mcp/test_stdio.py::test_killed_process_leaves_nothing",
+        "mcp/test_http.py::test_killed_client_leaves_nothing_but_what_it_was_told_of",
+        "mcp/test_http.py::test_killed_broker_loses_no_lease_and_no_place",
+    ),
+    "interrupted": _test(
+        "Ctrl-C and cancelled tasks at every instruction of a lease's life",
+        "faults/test_interrupted.py",
+        GPU_BROKER_SOAK="1",
+    ),
+    "forked": _test("children that leave their parent's block", "unit/test_fork.py"),
     "brokers-killed": _world("SIGKILL of one replica after another, under load over HTTP"),
     "broker-killed": _test(
         "SIGKILL of the one broker: SDK leases go on", "faults/test_broker_killed.py"
@@ -80,7 +92,7 @@ ATTACKS = {
     "steps": _test("Redis's clock, a client at a time", "faults/test_clock_steps.py"),
     "skewed": _world("clocks of agents: hours and days off, and stepping"),
     # The store.
-    "full": _world("Redis at maxmemory"),
+    "full": _world("Redis at maxmemory, for GPU_BROKER_FULL_S=6 seconds"),
     "meddled": _world("SCRIPT FLUSH, FUNCTION FLUSH, CLIENT KILL, CLIENT PAUSE, an endless script"),
     "flushed": _world("FLUSHALL"),
     "storm": _test(
@@ -111,6 +123,15 @@ ATTACKS = {
     ),
     "arguments": _test(
         "every script with spoilt arguments: no partial write", "lua/test_arguments_fuzz.py", **FUZZ
+    ),
+    "key-files": _test(
+        "ten writers of one key file, and files that cannot be trusted", "unit/test_key_file.py"
+    ),
+    "receivers": _test(
+        "receivers of webhooks that hang, fail, break off, and senders that die",
+        "hooks/test_delivery.py",
+        "hooks/test_takeover.py",
+        "hooks/test_web.py",
     ),
     "secrets": _test(
         "keys, passwords and tokens in logs, answers, ps, MONITOR, tracebacks",

@@ -19,13 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from tests.hosts.attacks import ATTACKS
+from tests.hosts.attacks import ATTACKS, FULL_S
 from tests.hosts.nets import NotAllowed, private_world
 from tests.hosts.scenarios import Seen
 from tests.hosts.stories import STORIES
 from tests.hosts.world import ROOT, World
 
-LONGEST_S = 180
+LONGEST_S = 180 + FULL_S
 
 ALL = STORIES | ATTACKS
 
