@@ -97,7 +97,7 @@ def tried(name: str, more: list[str]) -> tuple[str, bool]:
             path = install(SERVERS[name], Path(folder))
             said = subprocess.check_output([path / "redis-server", "--version"], text=True)
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            return f"| {name} | could not be had: {error} | | |", False
+            return f"| {name} | could not be had: {error} | | | |", False
         command = [sys.executable, "-m", "pytest", "-q", *(more or TESTS)]
         command += [] if SERVERS[name].databases else ["--deselect", OF_DATABASES]
         run = subprocess.run(
@@ -109,7 +109,9 @@ def tried(name: str, more: list[str]) -> tuple[str, bool]:
     kind, version = said.split()[0], said.partition("v=")[2].split()[0]
     counts = {what: number for number, what in SUMMARY.findall(run.stdout.splitlines()[-1])}
     wrong = int(counts.get("failed", 0)) + int(counts.get("error", 0))
-    row = f"| {kind} {version} | {counts.get('passed', 0)} | {wrong} | "
+    row = (
+        f"| {kind} {version} | {counts.get('passed', 0)} | {counts.get('skipped', 0)} | {wrong} | "
+    )
     return f"{row}{time.monotonic() - began:.0f} |", run.returncode == 0
 
 
@@ -119,7 +121,7 @@ def main() -> int:
     parser.add_argument("server", nargs="*", choices=[[], *SERVERS], help="default: all of them")
     parser.add_argument("--tests", nargs="*", default=[], help="these files, or these tests")
     asked = parser.parse_args()
-    print("| server | passed | failed | s |\n|---|---:|---:|---:|", flush=True)
+    print("| server | passed | skipped | failed | s |\n|---|---:|---:|---:|---:|", flush=True)
     well = True
     for name in asked.server or SERVERS:
         row, fine = tried(name, asked.tests)
