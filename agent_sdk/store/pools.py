@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import RLock
+import threading
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -11,6 +11,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from agent_sdk.fork import renew_in_child
 from agent_sdk.store.handler_errors import raise_of_handler
+from agent_sdk.store.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,12 +73,20 @@ class Pool(redis.ConnectionPool):
 
     def reset(self) -> None:
         """Drop all connections; a forked child has none of its parent's."""
-        self._lock = RLock()  # redis-py takes it here, and a thread of the parent may have had it
+        # redis-py takes it here, and a thread of the parent may have had it.
+        self._lock = threading.RLock()
         super().reset()
         self._in_use_connections = _InUse()
+        self._together = Together()
 
     def ask(self, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
-        """Send commands over one connection, and return their replies; see `Counting.ask`.
+        """Send commands, and return their replies; see `Counting.ask` and `Together`."""
+        if threading.current_thread() is threading.main_thread():
+            return self.ask_alone(packed, marks, now)
+        return self._together.ask(self.ask_alone, packed, marks, now)
+
+    def ask_alone(self, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
+        """Send commands over one connection, and return their replies.
 
         A connection that was used a moment ago is taken and put back without redis-py's questions,
         and without the lock: an interrupt between two steps loses the connection at most.
