@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from agent_sdk.store.embedded import EmbeddedStore
-from tests.api.brokers import GRANTING, Broker, eventually
+from tests.api.brokers import GRANTING, PROGRAM, Broker, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +188,7 @@ def test_demo_with_workers_has_its_embedded_store(tmp_path: Path) -> None:
     """The parent holds the store, so a killed worker does not end it; a clean stop does."""
     state = tmp_path / "state"
     here = {"GPU_BROKER_STATE_DIR": str(state), "GPU_BROKER_HOSTNAME": "h1"}
-    with Broker("--demo", "--workers", "2", **here) as broker:
+    with Broker("--demo", "--workers", "2", program=(PROGRAM,), **here) as broker:
         ready(broker)
         token = broker.granted(min_memory_mb=10, host="any")["token"]
         os.kill(leader(broker), signal.SIGKILL)

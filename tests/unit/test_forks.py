@@ -47,11 +47,11 @@ def facts(broker: Broker) -> dict[str, Any]:
     }
 
 
-def served(server: Server, way: str, *args: str) -> dict[str, Any]:
+def served(server: Server, way: str) -> dict[str, Any]:
     """The facts of one that serves, and of its end."""
     pool = f"fork-{uuid4().hex[:8]}"
     settings = GRANTING | {"REDIS_URL": server.url, "GPU_BROKER_POOL": pool}
-    with Broker(*args, program=WAYS[way], **settings) as broker:
+    with Broker(program=WAYS[way], **settings) as broker:
         assert isinstance(broker.wait().process, Forked) == (way == "forked")
         eventually(lambda: "see it" in broker.said(), 20)
         found, code = facts(broker), broker.stop()
@@ -65,12 +65,6 @@ def test_forked_one_has_the_same_files_and_says_the_same(server: Server) -> None
         forked, started = (served(server, way) for way in WAYS)
     assert forked == started
     assert (forked["code"], forked["hosts"]) == (0, ["h1"])
-
-
-def test_workers_of_a_forked_one_are_started(server: Server) -> None:
-    """By its own command line: it has all its arguments."""
-    forked, started = (served(server, way, "--workers", "2") for way in WAYS)
-    assert forked == started
 
 
 @pytest.mark.parametrize("way", WAYS)
