@@ -15,14 +15,13 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.leases.block import AsyncBlock
 from agent_sdk.leases.holder import AsyncLease
-from agent_sdk.protocol.lease import release_call
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import AsyncInbox
 from agent_sdk.request import own_token
 from agent_sdk.scripts.dispatch import TRIES, exchanged, not_understood, reply_of
 from agent_sdk.store.multiplex import Multiplexer
 from agent_sdk.store.retry import RetryPolicy, poll_of
-from agent_sdk.verbs import Verbs
+from agent_sdk.verbs.requests import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from agent_sdk import attach
     from agent_sdk.renewal.renewer import Renewer
     from agent_sdk.request import Acquisition, LeaseOptions
+    from agent_sdk.scripts.packed import Packed
     from agent_sdk.store.store import Store
 else:
     (attach,) = later("attach")
@@ -108,14 +108,9 @@ class AsyncLeaseClient(Verbs["Redis"]):
             self._after_failed_release(error, lease, refuse_late=refuse_late, owner=owner)
             raise
 
-    def _send_release(self, lease: AsyncLease | str) -> bool:
-        token = self._ended(lease)
-        if not token:
-            return not isinstance(lease, str) and lease.local
-        self._keeper.expect(token)
-        sent = self._calls.ask((self.wording.packed(release_call(token)),))
+    def _post_release(self, token: str, packed: Packed) -> None:
+        sent = self._calls.ask((packed,))
         sent.add_done_callback(partial(_answered, self._keeper, token))
-        return True
 
     async def exchange(
         self, lease: AsyncLease | str, agent: str, **ask: Unpack[LeaseOptions]

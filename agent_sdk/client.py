@@ -14,14 +14,13 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.lazy import later
 from agent_sdk.leases.block import Block
 from agent_sdk.leases.holder import Lease
-from agent_sdk.protocol.lease import release_call
 from agent_sdk.protocol.messages import Answer, Call, Exchange, Pause, Read
 from agent_sdk.renewal.wakeups import Inbox
 from agent_sdk.request import own_token
 from agent_sdk.scripts.dispatch import TRIES, exchanged, not_understood, reply_of
 from agent_sdk.store.handler_errors import raise_of_handler
 from agent_sdk.store.retry import RetryPolicy, poll_of
-from agent_sdk.verbs import Verbs
+from agent_sdk.verbs.requests import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from agent_sdk import attach
     from agent_sdk.request import Acquisition, LeaseOptions
+    from agent_sdk.scripts.packed import Packed
     from agent_sdk.store.pools import Pool
     from agent_sdk.store.store import Store
 else:
@@ -148,21 +148,15 @@ class LeaseClient(Verbs["Redis"]):
             self._after_failed_release(error, lease, refuse_late=refuse_late, owner=owner)
             raise
 
-    def _send_release(self, lease: Lease | str) -> bool:
-        token = self._ended(lease)
-        if not token:
-            return not isinstance(lease, str) and lease.local
-        self._keeper.expect(token)
-        data, mark = self.wording.packed(release_call(token))
+    def _post_release(self, token: str, packed: Packed) -> None:
         told = partial(self._keeper.answered, token)
         try:
-            sent = self._pool.post(data, mark, told, local_now())
+            sent = self._pool.post(*packed, told, local_now())
         except RedisError as error:
             raise_of_handler(error)
             sent = False
         if not sent:
             self._keeper.hurry(token)
-        return True
 
     def exchange(self, lease: Lease | str, agent: str, **ask: Unpack[LeaseOptions]) -> Lease:
         """Give a lease back and get the next one, in one round trip: `release`, then `acquire`.

@@ -19,7 +19,7 @@ from agent_sdk import GPUOrchestratorClient, Lease, LeaseClient, Store, shared, 
 from agent_sdk.errors import CODES
 from agent_sdk.leases.lease import HeldLease
 from agent_sdk.request import LeaseOptions
-from agent_sdk.verbs import Verb
+from agent_sdk.verbs.steps import Verb
 from broker.app import build_app
 from broker.cli import main as gpu_broker
 from broker.http.auth import AtLeast

@@ -16,7 +16,8 @@ from agent_sdk.errors import LeaseError
 from agent_sdk.protocol.messages import Answer, Read
 from agent_sdk.usage import reading
 from agent_sdk.usage.period import at_ms, day_of, instant
-from agent_sdk.verbs import Reckoning, Verbs
+from agent_sdk.verbs.reading import ReadingVerbs
+from agent_sdk.verbs.steps import Reckoning
 from tests.pools import granted, said, token
 from tests.usage import (
     DAY_MS,
@@ -421,7 +422,7 @@ def test_event_loop_is_not_held_while_sums_are_reckoned(server: Server) -> None:
     (fine, nothing), (failing, code) = asyncio.run(asked())
     assert threading.get_ident() not in fine | failing
     assert (nothing, code) == ("", "protocol_mismatch")
-    assert isinstance(vars(Verbs)["usage"], Reckoning)
+    assert isinstance(vars(ReadingVerbs)["usage"], Reckoning)
 
 
 def test_times_are_understood() -> None:

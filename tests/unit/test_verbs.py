@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from difflib import SequenceMatcher
+from inspect import getattr_static
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 import agent_sdk
 from agent_sdk import AsyncLeaseClient, LeaseClient
 from agent_sdk.store.store import Store
-from agent_sdk.verbs import Verb, Verbs
+from agent_sdk.verbs.requests import Verbs
+from agent_sdk.verbs.steps import Verb
 
 SDK = Path(agent_sdk.__file__).parent
 
-VERBS = [name for name, value in vars(Verbs).items() if isinstance(value, Verb)]
+VERBS = [name for name in dir(Verbs) if isinstance(getattr_static(Verbs, name), Verb)]
 
 USER = """
 from typing import assert_type
