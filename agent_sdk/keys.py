@@ -27,6 +27,9 @@ DEFAULT_TEAM: Final = "default"
 KEY_PARTY, TEAM_PARTY = "key ", "team "
 """Beginnings of the names of parties that are no agents, in refusals and in the pool's sums."""
 
+MODEL_SUM, RESERVED_SUM = "#model ", "#reserved "
+"""Words between a team's party and a model, in the names of its sums by model."""
+
 TOMBSTONE_SHARDS: Final = 8192
 """Keys that share the ends of leases, by the digest of the token."""
 

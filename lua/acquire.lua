@@ -154,7 +154,7 @@ end
 local of_team = broker.team_policy(q.team)
 if max_hold_ms == 0 then max_hold_ms = of_team.max_hold_ms end
 q.max_hold_ms = max_hold_ms
-local most_mb = of_team.nominal_mb + of_team.borrow_mb
+local most_mb, of_model = broker.most_mb(q)
 local barred = not waiter and not safe and broker.barred(q, ttl_ms)
 if barred then
   broker.count('refused_' .. barred[1])
@@ -165,7 +165,7 @@ end
 local why, place, tried, party, at_limit = nil, nil, false, nil, nil
 local function room()
   local room_mb
-  room_mb, party = broker.room(q, waiter and waiter.reservation_mb)
+  room_mb, party = broker.room(waiter or q, waiter and waiter.reservation_mb)
   return room_mb
 end
 if safe then
@@ -187,15 +187,15 @@ else
 end
 if not devices and not used_uuid and max_hold_ms > 0 and ctx.pool.waiting > 0
   and (why == 'no_capacity' or why == 'agent_cap') then
-  devices = broker.offers.backfill(q, room())
+  devices = broker.offers.backfill(q, room(), waiter)
   why = not devices and why or nil
 end
 
 if not devices then
-  local never = nil
+  local never, limit_mb = nil, nil
   if why == 'no_capacity' or why == 'agent_cap' then
-    never = broker.never(q, place and place > 0, most_mb)
-    why = never or why
+    never, limit_mb = broker.never(q, place and place > 0, most_mb)
+    why, most_mb = never or why, limit_mb or most_mb
     if why == 'no_capacity' and q.host ~= '*' and call('HGET', prefix .. 'host:' .. q.host,
       'drained') == '1' then
       why = 'draining'
@@ -219,7 +219,8 @@ if not devices then
   if safe or why == 'closed' or why == 'limit' or not or_cpu then
     if waiter then broker.queue.end_wait(token, 'cancelled', true) end
     broker.count('refused_' .. why)
-    return reply('REFUSED', why, broker.detail(q, why, at_limit or party and party.name, most_mb))
+    return reply('REFUSED', why, broker.detail(q, why, at_limit or party and party.name, most_mb,
+      of_model))
   end
   devices = {}
 end

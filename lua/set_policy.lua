@@ -6,7 +6,7 @@
 -- ARGV[3+] policy    str   field and value in turn; `version` among them is that of the policy that it was written against, else it is refused; behind `teams` and their number come name and line of each, as in set_teams
 -- reply    POLICY version | REFUSED reason detail
 -- keeps    SAFE_MODE: while it is on, and this call does not switch it off, nothing else is set
--- cost     O(REAP_DEVICES log devices)
+-- cost     O(REAP_DEVICES log devices); with teams as set_teams
 
 local FIRST, PAIR = 3, 2
 local FIELDS = {   -- the least and the most of each

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agent_sdk.policy import ACTIONS, FIELDS, PolicyField
 from agent_sdk.teams import FIELDS as TEAM_FIELDS
+from agent_sdk.teams import MODEL_FIELDS, MOST_MODELS
 from broker.cli.policies.file import NAMES
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -51,6 +52,11 @@ Over HTTP and in the SDK a field has the name of this table; in a file it has th
 |---|---|---|---|---|
 """
 
+MODELS_TEXT = """
+`models` has quotas of models of GPUs, for at most {most} models: {fields} for each.
+[Quotas by model](../concepts/fair-share.md#quotas-by-model) has their rules.
+"""
+
 FILE_TEXT = """
 ## As a file
 
@@ -69,6 +75,11 @@ teams:
     nominal: {gpus: 4, model: NVIDIA L4}
     borrow_limit: 48GiB
     max_priority: 5
+  speech:
+    nominal: 24GiB
+    models:
+      NVIDIA H100: {nominal: {gpus: 2}, borrow_limit: 0}
+      NVIDIA L4: {nominal: 48GiB}
 ```
 
 - The whole file is checked before anything is written; each problem is named with its line.
@@ -80,6 +91,8 @@ teams:
 - Sizes are written as `96GiB`, times as `90s`, `10m`, `2h` or `2d`; `null` is no limit.
 - A quota in GPUs becomes MiB by the registered devices of that model, and is shown. It does not
   follow the devices later: apply the file again when they change.
+- `nominal: {gpus: 4, model: NVIDIA L4}` is a size alone: the quota is of the whole pool. A quota of
+  a model stands below `models`.
 - `gpu-broker policy get -o yaml` prints such a file.
 - The [events](events.md) `policy` and `teams` tell each change, its version, and the name of the
   operator.
@@ -108,7 +121,9 @@ def policy_page() -> str:
     parts = (
         (POLICY_HEAD, rows), (ACTIONS_HEAD, actions), (TEAMS_HEAD, teams)
     )  # fmt: skip
-    return "".join(f"{head}{chr(10).join(lines)}\n" for head, lines in parts) + FILE_TEXT
+    tables = "".join(f"{head}{chr(10).join(lines)}\n" for head, lines in parts)
+    words = " and ".join(f"`{name}` (`{in_file[name]}`)" for name in MODEL_FIELDS)
+    return tables + MODELS_TEXT.format(fields=words, most=MOST_MODELS) + FILE_TEXT
 
 
 def main() -> int:

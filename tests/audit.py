@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent_sdk.keys import TOMBSTONE_SHARDS, shard_of
 from agent_sdk.state import tombstones
 from tests.queue_audit import after, audit_queue, zsets
-from tests.team_audit import audit_teams
+from tests.team_audit import audit_teams, sums_by_model
 from tests.usage_audit import audit_usage
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def audit(client: redis.Redis, keys: Keys, most_mb: int = 0) -> None:
     _audit_ledger(records, devices)
     _audit_withheld(records, devices)
     _audit_holders(client, keys, records, devices)
-    _audit_agents(client, keys, records)
+    _audit_agents(client, keys, records, devices)
     _audit_lease_keys(client, base, names, records)
     _audit_tombstones(client, base, names, records)
     audit_queue(client, keys, names, records, devices)
@@ -167,8 +167,9 @@ def _audit_holders(client: redis.Redis, keys: Keys, records: Rows, devices: Rows
         assert set(tokens) == expected[uuid], f"S2: holders of {uuid}"
 
 
-def _audit_agents(client: redis.Redis, keys: Keys, records: Rows) -> None:
-    sums: dict[str, int] = defaultdict(int)
+def _audit_agents(client: redis.Redis, keys: Keys, records: Rows, devices: Rows) -> None:
+    lines: Any = client.hgetall(f"{keys.base}:teams")
+    sums: dict[str, int] = defaultdict(int, sums_by_model(lines, records, devices))
     for record in records.values():
         for party in parties(record):
             if record["state"] in TAKEN:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import redis
 
@@ -53,6 +53,9 @@ def audit_queue(
         assert ("capped" in r) == (kind == "capped"), f"{token} says it is in {r.get('capped')}"
     heads = {queue_id: members[0] for queue_id, members in queues.items()}
     assert _queues(client, base, names) == {queue_id: rank for queue_id, (_, rank) in heads.items()}
+    for name in after(f"{base}:limited:", names):
+        ids: Any = client.smembers(f"{base}:limited:{name}")
+        assert ids <= heads.keys(), f"no head is in {ids - heads.keys()}, which {name} limits"
     backfill: Any = client.zrange(f"{base}:backfill", 0, -1, withscores=True)
     _audit_kept(waiters, devices, backfill)
     _audit_notices(waiters, records, dict(backfill), client.hgetall(f"{base}:preempting"))
@@ -64,8 +67,11 @@ def audit_queue(
         open_devices = {u: d for u, d in devices.items() if f"device:{u}" not in worklist}
         for queue_id, (token, _) in heads.items():
             r = waiters[token]
-            room_mb = room_of(r, sums, pool, teams)
-            free = f"queue:{queue_id}" in worklist or not fits(token, r, open_devices, room_mb)
+
+            def room(model: str, r: dict[str, str] = r) -> int:
+                return room_of(r, sums, pool, teams, model)
+
+            free = f"queue:{queue_id}" in worklist or not fits(token, r, open_devices, room)
             assert free, f"S11: {token} waits, and fits"
 
 
@@ -75,10 +81,24 @@ def team_line(line: str) -> dict[str, int]:
     return {name: int(number) for name, _, number in words}
 
 
+def models_of(of: dict[str, int]) -> set[str]:
+    """Models that a team's policy has quotas of."""
+    return {name.partition("@")[2].replace("+", " ") for name in of if "@" in name}
+
+
+def quota_word(of: dict[str, int], name: str, model: str) -> str:
+    """Return the word of a quota in a policy: of a model that it names, else the pool-wide one."""
+    return f"{name}@{model.replace(' ', '+')}" if model in models_of(of) else name
+
+
 def room_of(
-    record: dict[str, str], sums: dict[str, str], pool: dict[str, str], teams: dict[str, str]
+    record: dict[str, str],
+    sums: dict[str, str],
+    pool: dict[str, str],
+    teams: dict[str, str],
+    model: str,
 ) -> int:
-    """MiB that the caps of its parties leave a waiter."""
+    """MiB that the caps of its parties leave a waiter on devices of a model."""
     cap_mb, own_mb = int(pool["max_memory_per_agent_mb"]), int(record.get("reservation_mb", 0))
 
     def left(party: str, most_mb: int) -> int:
@@ -91,8 +111,16 @@ def room_of(
     if teams:
         team = record.get("team", "default")
         of = team_line(teams.get(team, ""))
-        if "borrow_mb" in of:
-            rooms.append(left(f"team {team}", of.get("nominal_mb", 0) + of["borrow_mb"]))
+        borrow, nominal = (quota_word(of, x, model) for x in ("borrow_mb", "nominal_mb"))
+        if borrow in of:
+            most_mb, party = of.get(nominal, 0) + of[borrow], f"team {team}"
+            if model in models_of(of):
+                held_mb = int(sums.get(f"{party}#model {model}", 0))
+                rooms.append(most_mb - held_mb - int(sums.get(f"{party}#reserved {model}", 0)))
+            else:
+                named = [int(sums.get(f"{party}#{kind} {x}", 0))
+                         for x in models_of(of) for kind in ("model", "reserved")]  # fmt: skip
+                rooms.append(left(party, most_mb + sum(named)))
     return min(rooms)
 
 
@@ -157,8 +185,11 @@ def _audit_notices(
             assert all(noticed[name]["preempt_for"] == token for name in mine), f"Q3: {token}"
 
 
-def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> bool:
-    """Return whether a waiter could be granted its request on these devices now."""
+def fits(token: str, record: dict[str, str], devices: Rows, room: Callable[[str], int]) -> bool:
+    """Return whether a waiter could be granted its request on these devices now.
+
+    `room`: what its caps leave it, by the model of the devices.
+    """
     _, count, exclusive, _, _, _, host, model, *_ = record["request"].split("|")
     memory_mb, wanted = int(record["memory_mb"]), int(count)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -172,10 +203,11 @@ def fits(token: str, record: dict[str, str], devices: Rows, room_mb: int) -> boo
         unheld = d["leases"] == "0" and d["withheld_mb"] == "0"
         if exclusive == "0" and wanted == 1:
             may = not d["exclusive"] and (unheld or not d.get("one_lease"))
-            if may and memory_mb <= room_mb:
+            if may and memory_mb <= room(d["model"]):
                 return True
         elif unheld and int(d["unleased_mb"]) <= int(d.get("idle_unleased_mb") or 512):
             groups[d["host"], d["model"]].append(free)
     return any(
-        len(group) >= wanted and sum(sorted(group)[:wanted]) <= room_mb for group in groups.values()
+        len(group) >= wanted and sum(sorted(group)[:wanted]) <= room(model)
+        for (_, model), group in groups.items()
     )

@@ -9,10 +9,11 @@ limit can so only fall.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.queue_audit import team_line
+from tests.queue_audit import models_of, quota_word, team_line
 
 if TYPE_CHECKING:
     import redis
@@ -40,7 +41,7 @@ class Holding:
 
     token: str
     team: str
-    mb: int
+    parts: tuple[tuple[str, int], ...]
     state: str
     request: list[str]
     asked: int = -1
@@ -51,6 +52,11 @@ class Holding:
     recovered: bool = False
     hold_ms: int = 0
     last: str = field(default="", repr=False)
+
+    @property
+    def mb(self) -> int:
+        """MiB that it holds."""
+        return sum(mb for _, mb in self.parts)
 
     def see(self, place: int, event: str) -> None:
         """Take the next event of this token."""
@@ -63,6 +69,27 @@ class Holding:
         self.came_back = self.came_back or event == "withdrawn"
         self.extended = self.extended or event == "extended"
         self.last = event if event in {*GIVEN, "withdrawn"} else self.last
+
+
+def sums_by_model(lines: dict[str, str], records: Rows, devices: Rows) -> dict[str, int]:
+    """Sums of what teams hold, and what is reserved for them, of the models that they name."""
+    named = {name: models_of(team_line(line)) for name, line in lines.items()}
+    found: dict[str, int] = defaultdict(int)
+    for record in records.values():
+        team = record.get("team", "default")
+        if record["state"] in {"active", "offered"}:
+            for uuid, mb in _parts(record):
+                if (model := devices[uuid]["model"]) in named.get(team, ()):
+                    found[f"team {team}#model {model}"] += mb
+        first = record.get("reserved", "").partition(",")[0]
+        if first and (model := devices[first]["model"]) in named.get(team, ()):
+            found[f"team {team}#reserved {model}"] += int(record["reservation_mb"])
+    return {name: mb for name, mb in found.items() if mb}
+
+
+def _parts(record: dict[str, str]) -> list[tuple[str, int]]:
+    parts = (part.rpartition("=") for part in record["devices"].split(",") if part)
+    return [(uuid, int(mb)) for uuid, _, mb in parts]
 
 
 def audit_teams(
@@ -80,27 +107,30 @@ def audit_teams(
     lends_less = any("lend_mb" in of for of in teams.values())
     assert int(pool.get("teams", 0)) == len(teams), "Q2: how many teams have policies"
     assert int(pool.get("team_lend_limits", 0)) == int(lends_less), "Q1: whether any lends less"
+    by_model = any(map(models_of, teams.values()))
+    assert (pool.get("schema") == "4+models") == by_model, "Q2: quotas by model"
     if not teams:
         return
     events: Any = client.xrange(keys.events)
-    holdings, changed = _holdings(records, [entry for _, entry in events])
+    holdings, changed = _holdings(records, devices, [entry for _, entry in events])
     for team in {x.team for x in holdings}:
         of = teams.get(team, {})
         _audit_ceilings(team, of, [x for x in holdings if x.team == team], changed)
         _audit_limit(team, teams, holdings, changed, max(capacity_mb, most_mb))
 
 
-def _holdings(records: Rows, events: list[dict[str, str]]) -> tuple[list[Holding], int]:
+def _holdings(
+    records: Rows, devices: Rows, events: list[dict[str, str]]
+) -> tuple[list[Holding], int]:
     """Return what each token holds or asks, and the place of the last change of policies."""
     found, changed = dict[str, Holding](), -1
     for token, r in records.items():
         if r["state"] not in {"active", "offered", "waiting"}:
             continue
-        sizes = (part.rpartition("=")[2] for part in r["devices"].split(",") if part)
+        parts = tuple((devices[uuid]["model"], mb) for uuid, mb in _parts(r))
         found[token] = Holding(
-            token, r.get("team", "default"), sum(map(int, sizes)), r["state"],
-            r["request"].split("|"),
-        )  # fmt: skip
+            token, r.get("team", "default"), parts, r["state"], r["request"].split("|")
+        )
         if "hold_until_ms" in r and r["state"] == "active":
             found[token].hold_ms = int(r["hold_until_ms"]) - int(r["granted_at_ms"])
     for place, entry in enumerate(events):
@@ -135,20 +165,36 @@ def _audit_limit(
     given = [x for x in holdings if x.team == team and x.mb and x.within and x.since > changed]
     if not given:
         return
-    last, of = max(x.since for x in given), teams.get(team, {})
-    nominal_mb = of.get("nominal_mb", 0)
-    then = [x for x in holdings if x.since <= last and x.state != "waiting"]
-    mine = [x for x in then if x.team == team]
-    held_mb = sum(x.mb for x in mine)
-    assert held_mb <= nominal_mb + of.get("borrow_mb", NEVER), f"Q2: team {team} has {held_mb} MiB"
+    newest, of = max(given, key=lambda x: x.since), teams.get(team, {})
+    then = [x for x in holdings if x.since <= newest.since and x.state != "waiting"]
+    mine, borrows = [x for x in then if x.team == team], False
+    for model in {model for model, _ in newest.parts}:
+        nominal_mb = of.get(quota_word(of, "nominal_mb", model), 0)
+        held_mb = _of_quota(of, mine, model)
+        most_of_it = nominal_mb + of.get(quota_word(of, "borrow_mb", model), NEVER)
+        assert held_mb <= most_of_it, f"Q2: team {team} has {held_mb} MiB{_named(of, model)}"
+        borrows = borrows or held_mb > nominal_mb
     assert len(mine) <= of.get("max_leases", NEVER), f"Q2: team {team} has {len(mine)} leases"
-    if held_mb <= nominal_mb or not any("lend_mb" in each for each in teams.values()):
+    if not borrows or not any("lend_mb" in each for each in teams.values()):
         return
-    kept_mb = 0
+    held_mb, kept_mb = sum(x.mb for x in mine), 0
     for name in {*teams, "default"} - {team}:
         other = teams.get(name, {})
         own_mb = other.get("nominal_mb", 0) - other.get("lend_mb", NEVER)
-        kept_mb += max(own_mb, sum(x.mb for x in then if x.team == name))
+        theirs = [x for x in then if x.team == name]
+        all_mb, rest_mb = sum(x.mb for x in theirs), _of_quota(other, theirs, "")
+        kept_mb += all_mb - rest_mb + max(own_mb, rest_mb)
     assert held_mb + kept_mb <= most_mb, (
         f"Q1: team {team} has {held_mb} MiB, others keep {kept_mb} of {most_mb}"
     )
+
+
+def _of_quota(of: dict[str, int], holdings: list[Holding], model: str) -> int:
+    """MiB that count against a team's quota of a model: its own, or the pool-wide one."""
+    word = quota_word(of, "nominal_mb", model)
+    parts = (part for x in holdings for part in x.parts)
+    return sum(mb for each, mb in parts if quota_word(of, "nominal_mb", each) == word)
+
+
+def _named(of: dict[str, int], model: str) -> str:
+    return f" of {model}" if model in models_of(of) else ""

@@ -19,6 +19,9 @@ PROTOCOL: Final = 1
 SCHEMA: Final = 4
 """Layout of a pool's keys that this version works on, as in lua/lib/clock.lua."""
 
+SCHEMA_WITH_MODELS: Final = "4+models"
+"""The same while a team has quotas by model, which older versions would not keep."""
+
 LONGEST_TTL_MS: Final = 7 * 24 * 3600 * 1000
 
 SAID: Final = 16

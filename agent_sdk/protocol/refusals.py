@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import AgentCapExceeded, LeaseError, TeamLimit, error_for
 from agent_sdk.keys import KEY_PARTY as KEY
+from agent_sdk.keys import MODEL_SUM
 from agent_sdk.keys import TEAM_PARTY as TEAM
-from agent_sdk.protocol.messages import SCHEMA
+from agent_sdk.protocol.messages import ANY, SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,14 @@ _LIMIT_SAYS: Final = {
 
 def party_says(code: str, party: str) -> str | None:
     """Return the sentence of `limit` or `agent_cap` for a party; None: it is an agent."""
+    team, by_model, model = party.partition(MODEL_SUM)
+    if by_model and team.startswith(TEAM):
+        of = "any model that would do" if model == ANY else model
+        return (
+            f"team {team.removeprefix(TEAM)} may hold no more of {of} now: its quota of that model "
+            "(nominal_mb), and what it may borrow (borrow_mb) and others lend, are used, or its "
+            f"max_leases; {AN_OPERATOR_SETS_IT}"
+        )
     for kind in (KEY, TEAM):
         if party.startswith(kind) and (code, kind) in _PARTY_SAYS:
             return _PARTY_SAYS[code, kind].format(party.removeprefix(kind))
@@ -52,8 +61,15 @@ def team_unknown_says(team: str) -> str:
 def team_limit_says(detail: str, team: str = "") -> str:
     """Return the sentence for a limit of a team, such as `max_priority=3`."""
     name, _, most = detail.partition("=")
+    name, by_model, model = name.partition("@")
     whose = f"team {team}" if team else "its team"
     says = _LIMIT_SAYS.get(name, f"is limited by its {name} of {{}}").format(most)
+    if by_model:
+        of = "any one model" if model == ANY else model
+        return (
+            f"{whose} may never hold more than {most} MiB of {of} (nominal_mb and borrow_mb of its "
+            f"quotas by model); {AN_OPERATOR_SETS_IT}"
+        )
     field = "" if name == "most_mb" else f" (its {name})"
     return f"{whose} {says}{field}; {AN_OPERATOR_SETS_IT}"
 

@@ -23,10 +23,10 @@ CORE = ("time", "clock", "deadlines")
 """Files of `lua/lib` at the beginning of every verb, in the order of reading."""
 
 REST = (
-    "events", "devices", "ledger", "teams", "caps", "placement", "tombstones", "lease_end",
-    "lease_use", "usage", "data_loss", "unleased", "reaper", "queue", "reservations",
-    "reservable", "offers", "victims", "preemption", "scheduler", "findings", "names",
-    "device_reports", "forgetting", "recovery", "in_use",
+    "events", "devices", "ledger", "teams", "model_sums", "quotas", "caps", "placement",
+    "tombstones", "lease_end", "lease_use", "usage", "data_loss", "unleased", "reaper", "queue",
+    "reservations", "reservable", "offers", "victims", "preemption", "scheduler", "findings",
+    "names", "device_reports", "forgetting", "recovery", "in_use",
 )  # fmt: skip
 """Other files of `lua/lib`, in the order of reading."""
 

@@ -8,26 +8,28 @@ its agent, its API key, its team.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent_sdk import teams as declared
-from agent_sdk.keys import DEFAULT_TEAM, KEY_PARTY, TEAM_PARTY
+from agent_sdk.keys import DEFAULT_TEAM, KEY_PARTY, MODEL_SUM, TEAM_PARTY
 from agent_sdk.protocol.messages import ANY, Answer, Read
 from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state import snapshot
+from agent_sdk.state.lists import scored
+from agent_sdk.state.placement import PlacementRequest
 from agent_sdk.state.readings import rows
-from agent_sdk.teams import LOOK_AHEAD_S, NOTHING, TeamPolicy, decayed
+from agent_sdk.teams import LOOK_AHEAD_S, NOTHING, PartySums, TeamPolicy, decayed, of_quota
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from agent_sdk.keys import Keys
     from agent_sdk.protocol.messages import Request
-    from agent_sdk.state.placement import PlacementRequest
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import PartySums, TeamStatus
+    from agent_sdk.teams import TeamStatus
 
 NO_POLICY = TeamPolicy()
 
@@ -60,20 +62,27 @@ class Caps:
         sums: party -> what it has; agents by their names, `key NAME`, `team NAME`.
         policies: team -> its policy; empty: no team has one, and teams have no caps.
         reserved: party -> MiB of the reservations of its waiters, by token.
+        models: the models of registered devices.
     """
 
     pool: PoolStatus
     sums: Mapping[str, PartySums]
     policies: Mapping[str, TeamPolicy]
     reserved: Mapping[str, Mapping[str, int]]
+    models: frozenset[str] = frozenset()
 
     def of_team(self, team: str) -> TeamPolicy:
         """Return a team's policy; without one it has no quota, and may borrow."""
         return self.policies.get(team, NO_POLICY)
 
     def held(self, party: str) -> PartySums:
-        """Return the sums of a party."""
-        return self.sums.get(party, NOTHING)
+        """Return the sums of a party; of a quota of a model its MiB, and the team's leases."""
+        team, by_model, model = party.partition(MODEL_SUM)
+        has = self.sums.get(team, NOTHING)
+        if not by_model or model == ANY:
+            return has
+        mb, reserved_mb = has.models.get(model, (0, 0))
+        return PartySums(mb=mb, leases=has.leases if mb else 0, reserved_mb=reserved_mb)
 
     def room(self, wish: PlacementRequest, token: str | None = None) -> Room:
         """Return the room under the caps of a request's parties.
@@ -86,11 +95,45 @@ class Caps:
         if wish.owner:
             found.append(self._room(KEY_PARTY + wish.owner, most_mb, most, token))
         if self.policies:
-            leases = self.of_team(wish.team).max_leases
-            limit_mb = self.team_limit_mb(wish.team)
-            party = TEAM_PARTY + wish.team
-            found.append(self._room(party, limit_mb, math.inf if leases is None else leases, token))
+            found.append(max(self._quotas(wish, token), key=lambda room: room.mb))
         return min(found, key=lambda room: room.mb)
+
+    def room_by_model(self, wish: PlacementRequest, token: str | None) -> Callable[[str], float]:
+        """Return a function that gives the room under all caps of a request on a model."""
+        if not self.of_team(wish.team).models:
+            room_mb = self.room(wish, token).mb
+            return lambda _: room_mb
+        return cache(lambda model: self.room(replace(wish, model=model), token).mb)
+
+    def by_model(self, wish: PlacementRequest) -> bool:
+        """Tell whether it is the device that decides which quota a request counts against."""
+        return wish.model == ANY and bool(self.of_team(wish.team).models)
+
+    def _quotas(self, wish: PlacementRequest, token: str | None) -> Iterator[Room]:
+        """Yield the room under each quota of its team that a request may count against."""
+        team = TEAM_PARTY + wish.team
+        if not self.by_model(wish):
+            yield self._quota_room(wish.team, wish.model, token)
+            return
+        for model in self.models:
+            yield self._quota_room(wish.team, model, token)._replace(party=team + MODEL_SUM + ANY)
+        if not self.models:
+            yield Room(0, team + MODEL_SUM + ANY)
+
+    def _quota_room(self, team: str, model: str, token: str | None) -> Room:
+        of, whole = self.of_team(team), TEAM_PARTY + team
+        party = whole + MODEL_SUM + model if model in of.models else whole
+        has = self.held(whole)
+        if of.max_leases is not None and has.leases >= of.max_leases:
+            return Room(0, party)
+        mb, reserved_mb = of_quota(of, has, model)
+        named = [whole + MODEL_SUM + each for each in of.models]
+        mine = self.reserved.get(party, {}).get(token or "", 0)
+        if party == whole:  # what is reserved on models that have quotas is no part of this one
+            mine -= sum(self.reserved.get(each, {}).get(token or "", 0) for each in named)
+        if not of.models:
+            reserved_mb = sum(self.reserved.get(whole, {}).values())
+        return Room(self.team_limit_mb(team, model) - mb - reserved_mb + mine, party)
 
     def _room(self, party: str, most_mb: float, most_leases: float, token: str | None) -> Room:
         has = self.held(party)
@@ -111,30 +154,48 @@ class Caps:
         full = bool(self.policies) and of_team is not None and self.held(party).leases >= of_team
         return party if full else None
 
-    def most_mb(self, team: str) -> float:
-        """Return the MiB that a team may ever hold."""
-        most_mb = self.of_team(team).most_mb if self.policies else None
-        return math.inf if most_mb is None else most_mb
+    def most_mb(self, team: str, model: str) -> float:
+        """Return the MiB that a team may ever hold by its quota of a model.
 
-    def team_limit_mb(self, team: str) -> float:
+        model: `*` = the largest of those of registered models.
+        """
+        of = self.of_team(team)
+        models = self.models if model == ANY and of.models and self.models else [model]
+        each = [of.quota(model).most_mb for model in models] if self.policies else [None]
+        return math.inf if None in each else max(mb for mb in each if mb is not None)
+
+    def limit_word(self, wish: PlacementRequest) -> str:
+        """Return the limit of what its team may ever hold, as a refusal names it."""
+        named = wish.model in self.of_team(wish.team).models or self.by_model(wish)
+        most_mb = f"{self.most_mb(wish.team, wish.model):.0f}"
+        return f"most_mb@{wish.model}={most_mb}" if named else f"most_mb={most_mb}"
+
+    def team_limit_mb(self, team: str, model: str) -> float:
         """Return the MiB that a team may hold now: its quota, and what it may borrow of others."""
-        of, most_mb = self.of_team(team), self.most_mb(team)
+        of = self.of_team(team)
+        nominal_mb, most_mb = of.quota(model).nominal_mb, of.quota(model).most_mb
+        most: float = math.inf if most_mb is None else most_mb
         lends = any(policy.lend_mb is not None for policy in self.policies.values())
-        if not lends or most_mb <= of.nominal_mb:
-            return most_mb
+        if not lends or most <= nominal_mb:
+            return most
+        has = self.held(TEAM_PARTY + team)
+        held_mb, _ = of_quota(of, has, model)
         kept_mb = sum(map(self._kept_mb, {*self.policies, DEFAULT_TEAM} - {team}))
-        held_mb = self.held(TEAM_PARTY + team).mb
-        over_mb = most_mb if held_mb > most_mb else 0
-        return max(of.nominal_mb, min(most_mb, self.pool.capacity_mb - kept_mb), over_mb)
+        left_mb = self.pool.capacity_mb - kept_mb - (has.mb - held_mb)
+        return max(nominal_mb, min(most, left_mb), most if held_mb > most else 0)
 
     def _kept_mb(self, team: str) -> int:
-        """Return what a team holds, or keeps of its quota."""
-        of, held_mb = self.of_team(team), self.held(TEAM_PARTY + team).mb
-        return held_mb if of.lend_mb is None else max(held_mb, of.nominal_mb - of.lend_mb)
+        """Return what a team holds, or keeps of its pool-wide quota."""
+        of, has = self.of_team(team), self.held(TEAM_PARTY + team)
+        if of.lend_mb is None:
+            return has.mb
+        return has.mb + max(0, of.nominal_mb - of.lend_mb - of_quota(of, has, "")[0])
 
     def within_nominal(self, wish: PlacementRequest, mb: int) -> bool:
-        """Tell whether a lease of so many MiB stays within the quota of its team."""
-        return self.held(TEAM_PARTY + wish.team).mb + mb <= self.of_team(wish.team).nominal_mb
+        """Tell whether a lease of so many MiB stays within a quota of its team."""
+        of, has = self.of_team(wish.team), self.held(TEAM_PARTY + wish.team)
+        models = self.models if self.by_model(wish) else [wish.model]
+        return any(of_quota(of, has, x)[0] + mb <= of.quota(x).nominal_mb for x in models)
 
     def share(self, team: str) -> float:
         """Return the number by which teams that borrow are ordered: the smaller first."""
@@ -150,11 +211,18 @@ class Caps:
             return None
         if team not in self.policies and team != DEFAULT_TEAM:
             return Barrier("team_unknown", team, {"team": DEFAULT_TEAM})
-        return next(_over(self.of_team(team), request, self.pool), None)
+        return next(self._over(team, request), None)
+
+    def _over(self, team: str, request: Request) -> Iterator[Barrier]:
+        """Yield the limits of a team that a request is over, in the order of the script."""
+        yield from _over(self.of_team(team), request)
+        wish = PlacementRequest.of(request, self.pool)
+        if wish.memory_mb * wish.devices > self.most_mb(team, wish.model):
+            yield Barrier("team_limit", self.limit_word(wish), {})
 
 
-def _over(of: TeamPolicy, request: Request, pool: PoolStatus) -> Iterator[Barrier]:
-    """Yield the limits of a team that a request is over, in the order of the script."""
+def _over(of: TeamPolicy, request: Request) -> Iterator[Barrier]:
+    """Yield the ceilings of a team that a request is over."""
 
     def barrier(name: str, most: int, **change: int | str | bool) -> Barrier:
         return Barrier("team_limit", f"{name}={most}", change)
@@ -166,17 +234,21 @@ def _over(of: TeamPolicy, request: Request, pool: PoolStatus) -> Iterator[Barrie
         yield barrier("max_ttl_s", ttl_s, ttl_s=ttl_s)
     if hold_s and request.max_hold_ms > hold_s * 1000:
         yield barrier("max_hold_s", hold_s, max_hold_s=hold_s)
-    most_mb, memory_mb = of.most_mb, request.memory_mb or pool.default_memory_mb
-    if most_mb is not None and memory_mb * request.devices > most_mb:
-        yield barrier("most_mb", most_mb)
 
 
-def reservations_of(waiters: Iterable[WaiterStatus]) -> dict[str, dict[str, int]]:
-    """Return the MiB of the reservations of each party's waiters, by token."""
+def reservations_of(
+    waiters: Iterable[WaiterStatus], models: Mapping[str, str]
+) -> dict[str, dict[str, int]]:
+    """Return the MiB of the reservations of each party's waiters, by token.
+
+    models: device -> its model.
+    """
     found: dict[str, dict[str, int]] = {}
     for x in waiters:
         if x.reservation:
-            for party in (x.agent, KEY_PARTY + x.owner, TEAM_PARTY + x.team):
+            team = TEAM_PARTY + x.team
+            of_model = team + MODEL_SUM + models.get(next(iter(x.reserved), ""), "")
+            for party in (x.agent, KEY_PARTY + x.owner, team, of_model):
                 found.setdefault(party, {})[x.token] = x.reservation.memory_mb
     return found
 
@@ -244,13 +316,25 @@ def read(keys: Keys) -> Generator[Read, Answer, tuple[TeamStatus, ...]]:
     """Read every team that has a policy, leases or waiters, by name."""
     pool = yield from snapshot.pool(keys)
     policies, sums = yield from parties(keys)
+    by_model = yield from _capacities(keys, declared.named(policies))
     return declared.statuses(
         policies,
         sums,
         now_ms=pool.now_ms,
         half_life_s=pool.half_life_s,
         capacity_mb=pool.capacity_mb,
+        by_model=by_model,
     )
+
+
+def _capacities(keys: Keys, models: Sequence[str]) -> Generator[Read, Answer, dict[str, int]]:
+    """Read what all devices of each of these models hold."""
+    if not models:
+        return {}
+    every = (("ZRANGE", keys.fits_of(ANY, model), 0, -1, "WITHSCORES") for model in models)
+    answer = yield Read(tuple(every))
+    sizes = (sum(int(mb) for _, mb in scored(raw)) for raw in answer.raw)
+    return dict(zip(models, sizes, strict=True))
 
 
 def parties(

@@ -134,16 +134,7 @@ def explain(keys: Keys, token: str) -> Generator[Read, Answer, Explanation]:
 def explain_request(keys: Keys, request: Request) -> Generator[Read, Answer, Explanation]:
     """Explain the outlook of a request without making it, or the reason of its refusal."""
     scene = yield from _scene(keys)
-    wish = PlacementRequest(
-        agent=request.agent,
-        memory_mb=request.memory_mb or scene.pool.default_memory_mb,
-        devices=request.devices,
-        exclusive=bool(request.exclusive),
-        host=request.host,
-        model=request.model,
-        owner=request.owner,
-        team=request.team or DEFAULT_TEAM,
-    )
+    wish = PlacementRequest.of(request, scene.pool)
     barrier = scene.caps.barrier(request)
     if barrier and not scene.pool.safe_mode:
         scene = yield from _with_leases(keys, scene, wish)
@@ -378,7 +369,7 @@ def _fits_now(
         )
     own = waiter.queue_id if waiter and not waiter.capped else None
     found = placement.changes(
-        wish, devices, scene.pool, scene.caps.room(wish, waiter.token if waiter else None).mb
+        wish, devices, scene.pool, scene.caps.room_by_model(wish, waiter.token if waiter else None)
     )
     open_ones = (
         change

@@ -63,7 +63,7 @@ def tokens_due(
             keys,
             ("ZRANGE", keys.deadlines, begin, end, "BYSCORE", "LIMIT", skip, PAGE, "WITHSCORES"),
         )
-        page = _scored(answer.raw[0])
+        page = scored(answer.raw[0])
         found |= {name: None for name, _ in page if not name.startswith(HOST)}
         if len(page) < PAGE:
             return found
@@ -181,7 +181,7 @@ def holding(keys: Keys, uuids: Sequence[str]) -> Generator[Read, Answer, list[st
 
 
 @of_known_form
-def _scored(part: Any) -> list[tuple[str, str]]:
+def scored(part: Any) -> list[tuple[str, str]]:
     """Return each member and its score as it was written; RESP2 and RESP3 differ."""
     flat = [each for pair in part for each in pair] if part and _paired(part[0]) else part
     return [

@@ -13,8 +13,9 @@ from agent_sdk.keys import DEFAULT_TEAM
 from agent_sdk.protocol.messages import ANY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from agent_sdk.protocol.messages import Request
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import LeaseStatus, PoolStatus
 
@@ -39,6 +40,7 @@ REASONS: Final = {
     "withheld": "a lease on it expired, and its memory is not known to be free yet",
     "used_by_others": "processes without a lease use its memory",
     "full": "leases hold its memory",
+    "no_quota": "its team may hold no more of that model now",
 }
 """Reasons for which a device does not fit now: a closed set."""
 
@@ -64,6 +66,20 @@ class PlacementRequest:
     model: str
     owner: str = ""
     team: str = DEFAULT_TEAM
+
+    @classmethod
+    def of(cls, request: Request, pool: PoolStatus) -> PlacementRequest:
+        """Return what placement and caps care for of a request."""
+        return cls(
+            agent=request.agent,
+            memory_mb=request.memory_mb or pool.default_memory_mb,
+            devices=request.devices,
+            exclusive=bool(request.exclusive),
+            host=request.host,
+            model=request.model,
+            owner=request.owner,
+            team=request.team or DEFAULT_TEAM,
+        )
 
     @property
     def queue_id(self) -> str:
@@ -286,9 +302,15 @@ def _device_ready(
 
 
 def changes(
-    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: float
+    wish: PlacementRequest,
+    devices: Sequence[DeviceStatus],
+    pool: PoolStatus,
+    room: Callable[[str], float],
 ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
-    """Return the changes by which the request would fit now; the least loss first."""
+    """Return the changes by which the request would fit now; the least loss first.
+
+    `room`: the room under its caps, by the model of the devices.
+    """
     by_host: dict[str, list[DeviceStatus]] = defaultdict(list)
     for device in devices:
         by_host[device.host].append(device)
@@ -298,7 +320,7 @@ def changes(
     ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
         # Only the host's own devices: reading all of them for each host would be quadratic.
         there = devices if other.host == ANY else by_host[other.host]
-        if got := placed(other, there, pool, room_mb):
+        if got := _within(other, there, pool, room):
             where = got[0].host + (f" GPU {got[0].index}" if len(got) == 1 else "")
             yield RequestChange(change, f"{what} fits now on {where}"), other
 
@@ -315,11 +337,31 @@ def changes(
         yield from found
         if found:
             break
-    yield from _smaller(wish, devices, pool, room_mb)
+    yield from _smaller(wish, devices, pool, room)
+
+
+def _within(
+    wish: PlacementRequest,
+    devices: Sequence[DeviceStatus],
+    pool: PoolStatus,
+    room: Callable[[str], float],
+) -> list[DeviceStatus] | None:
+    """Return the devices that it would get, of a model of which its caps leave it room."""
+    rooms = {model: room(model) for model in sorted({d.model for d in devices})}
+    if len(set(rooms.values())) <= 1:
+        return placed(wish, devices, pool, next(iter(rooms.values()), 0))
+    each = (
+        placed(wish, [d for d in devices if d.model == model], pool, mb)
+        for model, mb in rooms.items()
+    )
+    return next(filter(None, each), None)
 
 
 def _smaller(
-    wish: PlacementRequest, devices: Sequence[DeviceStatus], pool: PoolStatus, room_mb: float
+    wish: PlacementRequest,
+    devices: Sequence[DeviceStatus],
+    pool: PoolStatus,
+    room: Callable[[str], float],
 ) -> Iterator[tuple[RequestChange, PlacementRequest]]:
     """Return the most memory that fits now where it was asked, and on any host if that is more."""
     most = 0
@@ -328,7 +370,8 @@ def _smaller(
         fit = [d for d in devices if reason(least, d, pool) == "fits"]
         if not fit or wish.devices > 1:
             continue
-        top = max(fit, key=lambda d: d.left_mb)
+        top = max(fit, key=lambda d: min(d.left_mb, room(d.model)))
+        room_mb = room(top.model)
         memory_mb = int(min(top.left_mb, room_mb, wish.memory_mb - 1))
         if memory_mb <= most or (whole(wish, pool) and top.left_mb > room_mb):
             continue

@@ -40,6 +40,9 @@ BY_DEVICES: Final = frozenset({"next", "behind", "no_capacity"})
 """Codes of a request that only the use of the devices holds back."""
 
 
+_HOPES: Final = ("fits", "no_capacity", "draining", "agent_cap", "team_limit", "never_fits")
+"""Codes of a request on each model by which it could be served, the best first."""
+
 BY_CAPS: Final = frozenset({"agent_cap", "limit", "team_limit"})
 """Codes of a request that a cap holds back."""
 
@@ -71,7 +74,9 @@ class PoolState:
 
     def __post_init__(self) -> None:
         waiting = self.waiters.values()
-        caps = Caps(self.pool, self.sums, self.policies, reservations_of(waiting))
+        models = {uuid: device.model for uuid, device in self.devices.items()}
+        reserved = reservations_of(waiting, models)
+        caps = Caps(self.pool, self.sums, self.policies, reserved, frozenset(models.values()))
         object.__setattr__(self, "caps", caps)
         ordered = rules.heads(waiting, caps) if self.policies else ()
         object.__setattr__(self, "heads", tuple(ordered))
@@ -190,10 +195,12 @@ def why(
     seen: its outlook, if known already; token: its token, if it waits.
     """
     pool, caps = scene.pool, scene.caps
+    if caps.by_model(wish) and caps.models:
+        return _why_on_each(wish, scene, token)
     room_mb = caps.room(wish, token).mb
     never_fits, least_mb, ever_mb = seen or look(wish, scene)
     asked, asks_mb = scene.hosts.get(wish.host), wish.memory_mb * wish.devices
-    most_mb, cap_mb = caps.most_mb(wish.team), pool.max_memory_per_agent_mb
+    most_mb, cap_mb = caps.most_mb(wish.team, wish.model), pool.max_memory_per_agent_mb
     checks = (
         ("safe_mode", pool.safe_mode),
         ("closed", pool.now_ms < pool.closed_until_ms),
@@ -207,6 +214,32 @@ def why(
         ("no_capacity", True),
     )
     return next(code for code, holds in checks if holds)
+
+
+def _never(wish: PlacementRequest, scene: PoolState) -> bool:
+    """Tell whether nothing that is registered could ever be this request's."""
+    never_fits, _, ever_mb = look(wish, scene)
+    most_mb = min(scene.caps.most_mb(wish.team, wish.model), scene.pool.max_memory_per_agent_mb)
+    return never_fits is not None or max(ever_mb, wish.memory_mb * wish.devices) > most_mb
+
+
+def _why_on_each(wish: PlacementRequest, scene: PoolState, token: str | None) -> str:
+    """Return the same for a request that may be of any model: the best of all models."""
+    each = [replace(wish, model=model) for model in sorted(scene.caps.models)]
+    codes = [why(one, scene, None, token) for one in each]
+    best = min(codes, key=lambda code: _HOPES.index(code) if code in _HOPES else len(_HOPES))
+    if best != "agent_cap" or all(_never(one, scene) for one in each):
+        return best
+    # A cap holds it back alone where it does so on each model of which a device is large enough
+    devices = [d for d in scene.devices.values() if d.total_mb - d.system_mb >= wish.memory_mb]
+    large = {device.model for device in devices}
+    for one in each:
+        least_mb = placement.least_mb(one, scene.devices.values(), scene.pool)
+        needs_mb = max(one.memory_mb * one.devices, least_mb or 0)
+        if one.model in large and needs_mb <= scene.caps.room(one, token).mb:
+            asked = scene.hosts.get(wish.host)
+            return "draining" if asked is not None and asked.drained else "no_capacity"
+    return best
 
 
 def why_waits(waiter: WaiterStatus, scene: PoolState, seen: Outlook | None = None) -> str:
@@ -230,18 +263,32 @@ def limit_says(code: str, wish: PlacementRequest, scene: PoolState, party: str =
     party: the one that a waiter is capped by, if known.
     """
     if code == "team_limit":
-        return team_limit_says(f"most_mb={scene.caps.most_mb(wish.team):.0f}", wish.team)
+        return team_limit_says(_limit_word(wish, scene), wish.team)
     if not party:
         party = scene.caps.full(wish) or "" if code == "limit" else scene.caps.room(wish).party
     return party_says(code, party) or CODES[code].says
 
 
+def _limit_word(wish: PlacementRequest, scene: PoolState) -> str:
+    """Return the limit that is in its way; on each model where it names none, the largest."""
+    caps = scene.caps
+    each = [replace(wish, model=model) for model in caps.models if caps.by_model(wish)]
+    over = [caps.most_mb(x.team, x.model) for x in each if why(x, scene) == "team_limit"]
+    return f"most_mb@{wish.model}={max(over):.0f}" if over else caps.limit_word(wish)
+
+
 def reasons(wish: PlacementRequest, scene: PoolState, token: str | None) -> dict[str, str]:
     """Return the reason against each device now: uuid -> a word of `placement.REASONS`."""
-    return {
+    found = {
         uuid: placement.reason(wish, device, scene.pool, token)
         for uuid, device in scene.devices.items()
     }
+    if scene.caps.of_team(wish.team).models:
+        room = scene.caps.room_by_model(wish, token)
+        for uuid, word in found.items():
+            if word == "fits" and room(scene.devices[uuid].model) < wish.memory_mb:
+                found[uuid] = "no_quota"
+    return found
 
 
 def counted(found: Iterable[str]) -> dict[str, int]:

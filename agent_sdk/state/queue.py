@@ -38,7 +38,8 @@ class WaiterStatus:
         asked_host, model: `*` = any.
         place: waiters ahead in its queue; None when capped or offered.
         capped: only a cap holds it back.
-        capped_by: whose: `agent`, `key NAME` or `team NAME`; empty: it is not capped.
+        capped_by: whose: `agent`, `key NAME`, `team NAME` or that of a quota by model,
+            `team NAME#model MODEL`; empty: it is not capped.
         rank: the smaller first: µs of entry, less a minute for each step of priority.
         queue_id: host/model/size class, and the team where it is not the default one: common to
             one queue.

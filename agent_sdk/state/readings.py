@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk.errors import error_for
-from agent_sdk.protocol.messages import SCHEMA, Answer, Read
+from agent_sdk.protocol.messages import SCHEMA, SCHEMA_WITH_MODELS, Answer, Read
 from agent_sdk.protocol.refusals import schema_mismatch
 from agent_sdk.protocol.replies import of_known_form
 from agent_sdk.state.tombstones import ended
@@ -48,6 +48,8 @@ def check_schema(schema: str | None) -> None:
         ProtocolMismatch: this version does not know the schema.
     """
     if schema is None:
+        return
+    if schema == SCHEMA_WITH_MODELS:
         return
     known = SCHEMAS.fullmatch(schema)
     if not known or not int(known[1]) <= SCHEMA <= int(known[2] or known[1]):

@@ -104,11 +104,10 @@ def form_of(field: PolicyField) -> Any:
     return {"flag": Flag, "action": Action, "memory_limit": MemoryLimit}[field.kind]
 
 
-def with_meanings(says: str, fields: Mapping[str, PolicyField]) -> str:
-    """Return a docstring with the meanings of fields of the policy."""
-    return "\n".join(
-        [says, "", "Attributes:", *(f"    {n}: {x.meaning}" for n, x in fields.items())]
-    )
+def with_meanings(says: str, fields: Mapping[str, PolicyField], **others: str) -> str:
+    """Return a docstring with the meanings of fields of the policy, and of others by name."""
+    meanings = {name: x.meaning for name, x in fields.items()} | others
+    return "\n".join([says, "", "Attributes:", *(f"    {n}: {x}" for n, x in meanings.items())])
 
 
 def with_policy_fields(body: type[T]) -> type[T]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.state import pool_state as scenes
-from agent_sdk.teams import statuses
+from agent_sdk.teams import named, statuses
 from broker.live.feed import until_set
 from broker.live.history import History
 from broker.live.rows import LiveRows, SnapshotTime
@@ -297,12 +297,17 @@ def _teams(scene: PoolState) -> tuple[TeamStatus, ...]:
     """Return how teams stand; none, where no team has a policy."""
     if not scene.policies:
         return ()
+    models = dict.fromkeys(named(scene.policies), 0)
+    for device in scene.devices.values():
+        if device.model in models:
+            models[device.model] += device.total_mb - device.system_mb
     return statuses(
         scene.policies,
         scene.sums,
         now_ms=scene.pool.now_ms,
         half_life_s=scene.pool.half_life_s,
         capacity_mb=scene.pool.capacity_mb,
+        by_model=models,
     )
 
 

@@ -30,7 +30,7 @@ def team_families(pool: PoolStatus, teams: Sequence[TeamStatus]) -> Iterator[Met
         value=pool.stats.get("notices_withdrawn", 0),
     )
     values: dict[str, tuple[str, dict[str, float]]] = {
-        "nominal_bytes": ("Quota of its own.", {x.name: x.nominal_mb * MIB for x in teams}),
+        "nominal_bytes": ("Quota of its own.", {x.name: x.own_mb * MIB for x in teams}),
         "used_bytes": ("Held by its leases.", {x.name: x.used_mb * MIB for x in teams}),
         "borrowed_bytes": (
             "Held by its leases beyond its quota.", {x.name: x.borrowed_mb * MIB for x in teams}
@@ -45,8 +45,26 @@ def team_families(pool: PoolStatus, teams: Sequence[TeamStatus]) -> Iterator[Met
             "Its part of the weights of all teams.", {x.name: x.wanted_share for x in teams}
         ),
     }  # fmt: skip
+    yield from _by_model(teams)
     for name, (says, of) in values.items():
         family = GaugeMetricFamily(f"gpu_broker_team_{name}", says, labels=["team"])
         for team, value in of.items():
             family.add_metric([team], value)
+        yield family
+
+
+def _by_model(teams: Sequence[TeamStatus]) -> Iterator[Metric]:
+    """Yield what each team has of the models that its policy names."""
+    words = {
+        "nominal": ("Quota of its own of a model.", "nominal_mb"),
+        "used": ("Held by its leases of a model that its policy names.", "used_mb"),
+        "borrowed": ("Held by its leases beyond its quota of a model.", "borrowed_mb"),
+    }
+    for name, (says, field) in words.items():
+        family = GaugeMetricFamily(
+            f"gpu_broker_team_model_{name}_bytes", says, labels=["team", "model"]
+        )
+        for team in teams:
+            for model, quota in team.by_model.items():
+                family.add_metric([team.name, model], getattr(quota, field) * MIB)
         yield family

@@ -179,7 +179,7 @@ def teams(found: Iterable[TeamStatus]) -> dict[str, dict[str, Any]]:
     return {
         team.name: {
             "team": team.name,
-            "nominal_mb": team.nominal_mb,
+            "nominal_mb": team.own_mb,
             "used_mb": team.used_mb,
             "borrowed_mb": team.borrowed_mb,
             "lent_mb": team.lent_mb,
@@ -188,6 +188,14 @@ def teams(found: Iterable[TeamStatus]) -> dict[str, dict[str, Any]]:
             "used_share": round(team.used_share, 2),
             "wanted_share": round(team.wanted_share, 2),
             "weight": team.weight,
+            "models": {
+                model: {
+                    "nominal_mb": quota.nominal_mb,
+                    "used_mb": quota.used_mb,
+                    "borrowed_mb": quota.borrowed_mb,
+                }
+                for model, quota in team.by_model.items()
+            },
         }
         for team in found
     }

@@ -32,28 +32,47 @@ end
 
 broker.room_of = room_of
 
+-- Is it the device that decides which quota a request counts against? See quotas.lua.
+function broker.by_model(q)
+  return ctx.pool.models and q.model == '*' and broker.team_policy(q.team).models ~= nil
+end
+
+-- MiB that a lease may have at most by the quotas of its team, and of which model that is, if of
+-- one.
+function broker.most_mb(q)
+  local of = broker.team_policy(q.team)
+  if of.models then return broker.quotas.most_mb(q, of) end
+  return of.nominal_mb + of.borrow_mb
+end
+
 -- MiB that all caps leave, with `own_mb` of a reservation to count as not there, and the sums of
--- the party that leaves least. `gone`: what is to count as not held, by the party's name.
-function broker.room(x, own_mb, gone)
+-- the party that leaves least. `gone`: what is to count as not held, by the party's name; `model`:
+-- of the devices, where it is known.
+function broker.room(x, own_mb, gone, model)
   local pool, own = broker.policy(), own_mb or 0
   local agent, key, team = broker.parties(x)
   local most_mb, most = pool.max_memory_per_agent_mb, pool.max_leases_per_agent
-  local function of(a, mb, leases)
+  local function of(a, mb, leases, mine)
     local less = gone and gone[a.name]
     if less then
       a = { mb = a.mb - less.mb, leases = a.leases - less.leases, reserved_mb = a.reserved_mb }
     end
     local room_mb = room_of(a, mb, leases)
-    return a.leases < leases and room_mb + own or room_mb
+    return a.leases < leases and mine and room_mb + own or room_mb
   end
-  local least_mb, party = of(agent, most_mb, most), agent
+  local least_mb, party = of(agent, most_mb, most, true), agent
   if key then
-    local mb = of(key, most_mb, most)
+    local mb = of(key, most_mb, most, true)
     if mb < least_mb then least_mb, party = mb, key end
   end
   if pool.teams > 0 then
-    local mb = of(team, broker.team_limit_mb(x.team, team), broker.team_policy(x.team).max_leases)
-    if mb < least_mb then least_mb, party = mb, team end
+    local policy, mb, quota = broker.team_policy(x.team), nil, team
+    if policy.models then
+      mb, quota = broker.quotas.room(x, team, model, of)
+    else
+      mb = of(team, broker.team_limit_mb(x.team, team, team), policy.max_leases, true)
+    end
+    if mb < least_mb then least_mb, party = mb, quota end
   end
   return least_mb, party
 end
@@ -86,7 +105,7 @@ end
 -- or nil. `ttl_ms`: as asked, 0 = no expiry.
 function broker.barred(q, ttl_ms)
   local of = broker.team_policy(q.team)
-  local most_mb = of.nominal_mb + of.borrow_mb
+  local most_mb, of_model = broker.most_mb(q)
   local function limit(field, most) return { 'team_limit', field .. '=' .. text(most) } end
   if not broker.team_known(q.team) then return { 'team_unknown', q.team } end
   if q.priority > of.max_priority then return limit('max_priority', of.max_priority) end
@@ -96,12 +115,15 @@ function broker.barred(q, ttl_ms)
   if of.max_hold_ms > 0 and q.max_hold_ms > of.max_hold_ms then
     return limit('max_hold_s', of.max_hold_ms / 1000)
   end
-  if q.memory_mb * q.devices > most_mb then return limit('most_mb', most_mb) end
+  if q.memory_mb * q.devices > most_mb then
+    return limit(broker.limit_word(of_model), most_mb)
+  end
 end
 
 -- Why nothing that is registered could ever be q's, within caps that do not change, or nil.
 -- `behind`: another waiter of its queue is before it, so that only names are looked at.
 function broker.never(q, behind, most_mb)
+  if not behind and broker.by_model(q) then return broker.quotas.never(q) end
   local cap_mb = ctx.pool.max_memory_per_agent_mb
   local least_mb, never = math.min(most_mb, cap_mb), nil
   if behind then
@@ -113,10 +135,13 @@ function broker.never(q, behind, most_mb)
   return never == 'agent_cap' and most_mb < cap_mb and 'team_limit' or never
 end
 
+-- The limit of what a team may ever hold, of a model where it is of one.
+function broker.limit_word(model) return model and 'most_mb@' .. model or 'most_mb' end
+
 -- What a refusal says beside its reason. `party`: by name, at whose cap it is; the agent's own is
--- not said.
-function broker.detail(q, why, party, most_mb)
+-- not said. `of_model`: whose limit `most_mb` is.
+function broker.detail(q, why, party, most_mb, of_model)
   if why == 'host_unknown' then return broker.nearly(q.host) end
-  if why == 'team_limit' then return 'most_mb=' .. text(most_mb) end
+  if why == 'team_limit' then return broker.limit_word(of_model) .. '=' .. text(most_mb) end
   return (why == 'limit' or why == 'agent_cap') and party and party ~= q.agent and party or ''
 end

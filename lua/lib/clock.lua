@@ -18,6 +18,7 @@
 -- handing one over as it is costs twice as much. `..` rounds it (1.7955e+15).
 
 local PROTOCOL, SCHEMA = '1', '4'
+local WITH_MODELS = '4+models'    -- while a team has quotas by model: lib/model_sums.lua
 local LEAP_MS, WINDOW_MS = 10000, 30000
 local DEFAULT_TEAM = 'default'
 local FOREVER_MS = 315360000000   -- a lease without expiry: ten years
@@ -70,6 +71,7 @@ local function start()
     policies = {},  -- of teams, by name
     teams = {},     -- their places among those that wait; see lib/scheduler.lua
     asks = {},      -- what the heads of queues ask: id -> rank and size
+    borrows = {},   -- heads that get nothing within a nominal quota: id -> rank
     devices = {},   -- by id
     behind = {},    -- those whose hash or zsets are yet to be written
   }
@@ -177,14 +179,17 @@ local function begin(...)
   if ARGV[1] ~= PROTOCOL then return 'protocol_mismatch' end
   local fields = pool_fields('schema', 'epoch', 'offset_ms', 'last_ms', 'waiting', 'looked_ms',
     'next_deadline_ms', 'sequence', 'teams', 'half_life_s',
-    'team_lend_limits', ...)
+    'team_lend_limits', 'noticed_ms', ...)
   local schema, epoch, offset_ms, last_ms, waiting, looked, next_deadline_ms, sequence,
-    teams, half_life_s, team_lend_limits = unpack(fields, 1, 11)
+    teams, half_life_s, team_lend_limits, noticed_ms = unpack(fields, 1, 12)
   if not schema then return 'not_ready' end
-  if schema ~= SCHEMA and not broker.knows(schema) then return 'protocol_mismatch' end
+  if schema ~= SCHEMA and schema ~= WITH_MODELS and not broker.knows(schema) then
+    return 'protocol_mismatch'
+  end
   ctx.epoch, ctx.sequence = epoch, (sequence or 0) + 0
   ctx.pool = { waiting = waiting + 0, teams = (teams or 0) + 0,
-    half_life_ms = (half_life_s or 0) * 1000, team_lend_limits = (team_lend_limits or 0) + 0 }
+    half_life_ms = (half_life_s or 0) * 1000, team_lend_limits = (team_lend_limits or 0) + 0,
+    models = schema == WITH_MODELS, noticed_ms = (noticed_ms or 0) + 0 }
 
   ctx.noted_deadline = next_deadline_ms == '' and NEVER or (next_deadline_ms or 0) + 0
   ctx.next_deadline = ctx.noted_deadline
@@ -202,5 +207,5 @@ local function begin(...)
     if last < (seen[POOL] or NEVER) then broker.compare_lives(seen[POOL]) end
   end
   if now - looked_ms > LOOK_MS then broker.look() end
-  return nil, unpack(fields, 12)
+  return nil, unpack(fields, 13)
 end

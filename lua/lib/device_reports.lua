@@ -209,12 +209,12 @@ function broker.accept(host, said, sampled_ms, over)
     broker.reservations.cancel_on(d)
   end
   if known and elsewhere then broker.unregister(d) end
+  broker.model_sums.move(d, said.model or d.model)
   local moved = not known or d.host ~= host   -- what a drained host gets is drained too
   if moved and call('HGET', prefix .. 'host:' .. host, 'drained') == '1' then d.drained = '1' end
   if not known and broker.drained_before(d.uuid, host) then d.drained = '1' end
   d.host, d.model, d.state = host, said.model or d.model, said.state or d.state
-  d.keys = nil
-  d.total_mb = tonumber(said.total_mb) or d.total_mb
+  d.keys, d.total_mb = nil, tonumber(said.total_mb) or d.total_mb
   d.system_mb = tonumber(said.system_mb) or d.system_mb
   d.one_lease, d.parent = said.one_lease or d.one_lease, said.parent or d.parent
   d.idle_unleased_mb = tonumber(said.idle_unleased_mb) or d.idle_unleased_mb

@@ -24,7 +24,7 @@ function in_use.select(q, uuid, used_mb, room_mb)
     or more and (d.reserved_for ~= '' or ctx.pool.waiting > 0 and broker.offers.must_queue(q)) then
     return nil, 'no_capacity'
   end
-  if mb > room_mb then return nil, 'agent_cap' end
+  if mb > broker.room_on(q, d.model, room_mb) then return nil, 'agent_cap' end
   d.credit_mb = credit_mb
   return { d }
 end

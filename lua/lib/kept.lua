@@ -18,7 +18,8 @@ local KEPT_FIELDS = { 'sequence', 'schema', 'epoch', 'offset_ms', 'last_ms', 'wa
   'looked_ms', 'next_deadline_ms', 'fence', 'safe_mode', 'closed_until_ms',
   'max_memory_per_agent_mb', 'allow_fractional_shares', 'default_memory_mb',
   'max_leases_per_agent', 'policy_version', 'forgotten_ms', 'granted', 'released', 'run_id',
-  'replid', 'teams', 'half_life_s', 'team_lend_limits' }
+  'replid', 'teams', 'half_life_s', 'team_lend_limits',
+  'noticed_ms' }
 local pool_count = 0
 local texts, text_count = {}, 0
 
@@ -37,8 +38,8 @@ end
 -- The kept state of a pool whose fields were read just now. Nil: it is not for the straight path.
 local function keep_pool(f)
   local seen_ms = seen[POOL] or NEVER
-  if f.schema ~= SCHEMA or f.waiting ~= '0' or not f.next_deadline_ms
-    or f.last_ms + 0 < seen_ms then
+  if f.schema ~= SCHEMA and f.schema ~= WITH_MODELS or f.waiting ~= '0'
+    or not f.next_deadline_ms or f.last_ms + 0 < seen_ms then
     return nil
   end
   local k = kept[KEYS[1]]
@@ -59,7 +60,7 @@ local function keep_pool(f)
   k.closed_until_ms, k.default_memory_mb = f.closed_until_ms + 0, f.default_memory_mb + 0
   k.max_mb, k.max_leases = f.max_memory_per_agent_mb + 0, f.max_leases_per_agent + 0
   k.pool = { waiting = 0, teams = (f.teams or 0) + 0, half_life_ms = (f.half_life_s or 0) * 1000,
-    team_lend_limits = (f.team_lend_limits or 0) + 0 }
+    team_lend_limits = (f.team_lend_limits or 0) + 0, models = f.schema == WITH_MODELS }
   k.devices, k.device_count, k.agents, k.agent_count, k.policies = {}, 0, {}, 0, {}
   k.records, k.record_count, k.counts = {}, 0, {}
   return k
@@ -121,8 +122,9 @@ local function kept_parties(k, x)
   return agent, key, team
 end
 
--- Count a lease for the parties, or no more, and write their sums. A team's use goes with them.
-local function count_lease(k, agent, key, team, mb, leases)
+-- Count a lease on device d for the parties, or no more, and write their sums. A team's use goes
+-- with them, and what it has of the model.
+local function count_lease(k, agent, key, team, d, mb, leases)
   if k.pool.teams > 0 then broker.accrue(team) end
   agent.mb, agent.leases = agent.mb + mb, agent.leases + leases
   team.mb, team.leases = team.mb + mb, team.leases + leases
@@ -145,6 +147,16 @@ local function count_lease(k, agent, key, team, mb, leases)
   end
   if k.pool.teams > 0 then
     set[#set + 1], set[#set + 2] = team.name .. '#use', broker.use_text(team)
+  end
+  local has = team.models and team.models[d.model]
+  if has then
+    has.mb = has.mb + mb
+    local field = team.name .. '#model ' .. d.model
+    if has.mb > 0 then
+      set[#set + 1], set[#set + 2] = field, text(has.mb)
+    else
+      gone[#gone + 1] = field
+    end
   end
   if set[1] then call('HSET', k.AGENTS, unpack(set)) end
   if gone[1] then call('HDEL', k.AGENTS, unpack(gone)) end

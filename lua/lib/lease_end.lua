@@ -46,6 +46,7 @@ function broker.deallocate(r, withhold, record)
     local d = broker.device(uuid)
     if d then
       d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
+      if ctx.pool.models then broker.model_sums.count(r, d.model, -mb) end
       r.gpus, r.where = r.gpus + broker.part_of(d, mb, r.token), d.host .. '|' .. d.model
       if d.exclusive == r.token then d.exclusive = '' end
       if withhold then d.withheld_mb = d.withheld_mb + mb end

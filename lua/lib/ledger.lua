@@ -5,7 +5,8 @@
 -- agents           of each party: <name> -> MiB held, <name>#leases -> how many leases, offers
 --                  included; no field once both are 0;
 --                  <name>#waiters -> how many wait, <name>#reserved -> MiB reserved for them; no
---                  field at 0; <name>#use of a team: lib/teams.lua
+--                  field at 0; <name>#use of a team: lib/teams.lua; <name>#model <model> and
+--                  <name>#reserved <model> of a team: lib/model_sums.lua
 --
 -- The parties of a lease are those that it counts against: its agent, the API key by which it was
 -- asked for (`key <name>`), its team (`team <name>`). No agent's name has a blank.
@@ -63,7 +64,11 @@ local function sums_of(agent, key, team)
     end
   end
   local use_at = ctx.pool.teams > 0 and not t and #fields + 1
-  if use_at then fields[use_at] = team .. '#use' end
+  local models = nil
+  if use_at then
+    fields[use_at] = team .. '#use'
+    models = ctx.pool.models and broker.model_sums.fields(team, fields)
+  end
   local values = call('HMGET', prefix .. 'agents', unpack(fields))
   for i, name in ipairs(missing) do
     local at = (i - 1) * each
@@ -73,6 +78,7 @@ local function sums_of(agent, key, team)
       reserved_mb = each == 4 and (values[at + 4] or 0) + 0 or 0 }
   end
   if use_at then broker.read_use(agents[team], values[use_at]) end
+  if models then agents[team].models = broker.model_sums.read(models, values, use_at) end
   return agents[agent], key and agents[key], agents[team]
 end
 
@@ -95,12 +101,13 @@ function broker.add_to_parties(x, mb, leases)
   if key then key.mb, key.leases, key.held = key.mb + mb, key.leases + leases, true end
 end
 
--- Count MiB that are reserved for a waiter, or no more.
-function broker.count_reserved(x, mb)
+-- Count MiB that are reserved for a waiter, or no more, on devices of this model.
+function broker.count_reserved(x, mb, model)
   if mb == 0 then return end
   local agent, key, team = parties(x)
   agent.reserved_mb, agent.reserved = math.max(0, agent.reserved_mb + mb), true
   team.reserved_mb, team.reserved = math.max(0, team.reserved_mb + mb), true
+  if team.models then broker.model_sums.count_reserved(team, model, mb) end
   if key then key.reserved_mb, key.reserved = math.max(0, key.reserved_mb + mb), true end
 end
 
@@ -122,6 +129,12 @@ function broker.flush_agents()
       write(name .. '#reserved', a.reserved_mb, a.reserved_mb > 0)
     end
     if a.used then set[#set + 1], set[#set + 2] = name .. '#use', broker.use_text(a) end
+    for model, has in pairs(a.models or {}) do
+      if has.held then write(name .. '#model ' .. model, has.mb, has.mb > 0) end
+      if has.reserved then
+        write(name .. '#reserved ' .. model, has.reserved_mb, has.reserved_mb > 0)
+      end
+    end
   end
   if set[1] then call('HSET', prefix .. 'agents', unpack(set)) end
   if gone[1] then call('HDEL', prefix .. 'agents', unpack(gone)) end

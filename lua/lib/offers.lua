@@ -48,20 +48,24 @@ local function fit_on(w, d, room_mb)
   if broker.whole(w.q) then
     return whole_of(w, d.host, d.model, { d, unpack(broker.reservations.devices(w)) }, room_mb)
   end
-  if d.sharable and d.free_mb >= w.q.memory_mb then return { d } end
+  if d.sharable and d.free_mb >= w.q.memory_mb and w.q.memory_mb <= room_mb then return { d } end
   return nil, 'no_capacity'
 end
 
 -- What w gets with device d, or anywhere. Nil and why not: its agent's cap, if that is all that is
 -- in the way somewhere.
 local function fit(w, d)
-  local q, room_mb, party = w.q, broker.room(w, w.reservation_mb)
+  local q, room_mb, party = w.q, broker.room(w, w.reservation_mb, nil, d and d.model)
   w.party = party   -- whose cap leaves least
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
   if d then return fit_on(w, d, room_mb) end
-  local devices, why = broker.select(q, room_mb)
+  local devices, why = broker.select(q, room_mb, w)
+  if ctx.pool.models and not devices and not w.capped then
+    broker.quotas.limit(q, w.queue_id)
+  end
   if devices or w.reserved == '' then return devices, why end
-  local reserved, cause = fit_on(w, broker.device(string.match(w.reserved, '[^,]+')), room_mb)
+  local kept = broker.device(string.match(w.reserved, '[^,]+'))
+  local reserved, cause = fit_on(w, kept, broker.room_on(w, kept.model, room_mb, w.reservation_mb))
   return reserved, why == 'agent_cap' and why or cause
 end
 
@@ -100,12 +104,14 @@ function offers.withdraw(w)
 end
 
 -- Offer w what d is part of, or find that only its agent's cap is in the way. The work that it was,
--- or nil.
-function offers.try(w, d)
+-- or nil. `own`: elsewhere only what stays within its team's nominal quota of a model.
+function offers.try(w, d, own)
   if not w then return nil end
+  local elsewhere = broker.by_model(w.q)
+  w.own_only = own and elsewhere
   local devices, why = fit(w, d)
-  -- A smaller one may be within its cap
-  if why == 'agent_cap' and d and broker.whole(w.q) then devices, why = fit(w) end
+  -- A smaller one may be within its cap, or one of another model
+  if why == 'agent_cap' and d and (elsewhere or broker.whole(w.q)) then devices, why = fit(w) end
   if devices then return offer(w, devices) end
   -- One for which leases end waits for the rest of them
   if why ~= 'agent_cap' or w.preempts ~= '' or not broker.holds(w.party, w.reservation_mb) then
@@ -117,8 +123,8 @@ end
 
 -- Choose for a request that ends by itself among devices reserved for others: it must be over
 -- before the last lease that the reservation waits for ends, which is known where each of those has
--- a max_hold (EASY backfill). Nil: nothing.
-function offers.backfill(q, room_mb)
+-- a max_hold (EASY backfill). Nil: nothing. `w`: the waiter that it is.
+function offers.backfill(q, room_mb, w)
   if ctx.backlog or q.memory_mb * q.devices > room_mb then return nil end
   local group, devices = {}, nil
   local ids = call('ZRANGE', prefix .. 'backfill', text(ctx.now + q.max_hold_ms), '+inf', 'BYSCORE',
@@ -132,9 +138,10 @@ function offers.backfill(q, room_mb)
     end
   end
   for _, d in ipairs(group) do
+    local here_mb = broker.room_on(w or q, d.model, room_mb, w and w.reservation_mb)
     if broker.whole(q) then
-      devices = whole_of({ q = q }, d.host, d.model, group, room_mb)
-    elseif d.sharable and d.free_mb >= q.memory_mb then
+      devices = whole_of({ q = q }, d.host, d.model, group, here_mb)
+    elseif d.sharable and d.free_mb >= q.memory_mb and q.memory_mb <= here_mb then
       devices = { d }
     end
     if devices then break end

@@ -119,10 +119,12 @@ function whole.never_fits(q, cap_mb)
   return why
 end
 
--- The devices that q gets now, or nil and why not. room_mb is what the agent's cap leaves it.
-function broker.select(q, room_mb)
+-- The devices that q gets now, or nil and why not. room_mb is what the agent's cap leaves it. `w`:
+-- the waiter that it is.
+function broker.select(q, room_mb, w)
   if ctx.behind[1] then broker.flush() end
   if q.memory_mb * q.devices > room_mb then return nil, 'agent_cap' end
+  if broker.by_model(q) then return broker.quotas.select(q, w) end
   if broker.whole(q) then return broker.whole_devices.select(q, room_mb) end
   local limit = q.host ~= '*' and q.model ~= '*' and HOST_DEVICES or '1'
   local selector, least, ids = broker.selector(q), text(q.memory_mb), nil
@@ -152,6 +154,7 @@ function broker.allocate(q, devices)
     if d.reserved_for ~= '' and d.reserved_for ~= q.token and not q.backfills then
       broker.reservations.unsure(d.reserved_for)
     end
+    if ctx.pool.models then broker.model_sums.count(q, d.model, mb) end
     call('SADD', prefix .. 'holders:' .. d.uuid, q.token)
     broker.index(d)
     taken[i] = d.uuid .. '=' .. d.mb

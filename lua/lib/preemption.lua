@@ -173,6 +173,21 @@ function preemption.give_way(w, d, granted_us)
   return pending
 end
 
+-- Sums fell: check the heads for which leases end. No cap takes them out of their queues, so what
+-- they have no room for may be free.
+function preemption.recheck()
+  local rows = call('HGETALL', prefix .. 'preempting')
+  for i = 1, #rows, 2 do
+    local id, rank = nil, nil
+    if find(rows[i + 1], 'for ', 1, true) == 1 then
+      id, rank = unpack(call('HMGET', prefix .. 'record:' .. rows[i], 'queue_id', 'rank'))
+    end
+    if id and broker.queue.ids(string.match(id, '^[^/]*/[^/]*'))[id] == rank + 0 then
+      ctx.work['queue:' .. id] = rank + 0
+    end
+  end
+end
+
 -- A lease ends by its notice: remember that its job has been preempted once more.
 function preemption.remember(token)
   local evictions = (call('HGET', prefix .. 'record:' .. token, 'evictions') or 0) + 1

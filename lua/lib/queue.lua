@@ -98,6 +98,7 @@ local function set_head(id, rank, check)
     return
   end
   call('ZREM', prefix .. 'queues:' .. of, id)
+  if ctx.pool.models then broker.quotas.unlimit(id) end
   ctx.work[entry] = nil
   if ctx.stored[entry] then call('ZREM', prefix .. 'worklist', entry) end
   ctx.stored[entry] = nil
@@ -176,7 +177,10 @@ function queue.enqueue(q, tried, fields, priority, party)
     'rank', w.rank, 'enqueued_ms', text(ctx.now), unpack(fields))
   broker.count('enqueued')
   broker.event('waiting', 'token', q.token, 'agent', q.agent, 'queue_id', w.queue_id, team_of(q))
-  if not party then return queue.add(w, tried) end
+  if not party then
+    if ctx.pool.models then broker.quotas.limit(q, w.queue_id) end
+    return queue.add(w, tried)
+  end
   count_waiters(q, 1)
   add_capped(w, party)
   return -1
@@ -246,6 +250,11 @@ function queue.recheck_capped(x)
   recheck(agent, pool.max_memory_per_agent_mb, pool.max_leases_per_agent)
   if key then recheck(key, pool.max_memory_per_agent_mb, pool.max_leases_per_agent) end
   if pool.teams > 0 then
-    recheck(team, broker.team_limit_mb(x.team, team), broker.team_policy(x.team).max_leases)
+    local most = broker.team_policy(x.team).max_leases
+    for _, quota in ipairs(broker.quotas.each(x.team, team)) do
+      recheck(quota, quota.most_mb, most)
+    end
+    if broker.team_policy(x.team).models then broker.quotas.recheck(x.team or DEFAULT_TEAM) end
   end
+  if pool.noticed_ms > 0 then broker.preemption.recheck() end
 end

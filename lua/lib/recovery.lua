@@ -66,6 +66,7 @@ function broker.recover(token, fence, recovery, waits, whose)
     local d = each.d
     if d.reserved_for ~= '' then broker.reservations.cancel_on(d) end
     d.leased_mb, d.leases, d.leased = d.leased_mb + each.mb, d.leases + 1, true
+    if ctx.pool.models then broker.model_sums.count(counted, d.model, each.mb) end
     if alone then d.exclusive = token end
     call('SADD', prefix .. 'holders:' .. d.uuid, token)
     -- Its device was registered anew: what it uses was a stranger's

@@ -18,12 +18,17 @@ end
 
 -- Filter the ids by what w may reserve, the best first.
 local function reservable(w, ids)
-  local found, seen = {}, {}
+  local found, seen, rooms = {}, {}, {}
+  local function within_quota(d)
+    local mb = reservations.charge(w, d)
+    if mb and not rooms[d.model] then rooms[d.model] = broker.room_on(w, d.model, NEVER) end
+    return mb and mb <= rooms[d.model]
+  end
   for _, uuid in ipairs(ids) do
     local d = not seen[uuid] and broker.device(uuid)
     seen[uuid] = true
     if d and (d.reserved_for == '' or reservations.may_take(w, d)) and d.reservable_ms <= ctx.now
-      and reservations.charge(w, d) then
+      and within_quota(d) then
       found[#found + 1] = d
     end
   end
@@ -95,7 +100,9 @@ local function several(w, room_mb)
     at = at + 1
     if #ids >= q.devices then
       read = read + #ids
-      local devices = within_cap(w, reservable(w, ids), room_mb)
+      local found = reservable(w, ids)
+      local most_mb = found[1] and broker.room_on(w, found[1].model, room_mb)
+      local devices = within_cap(w, found, most_mb)
       if devices and (not best or before(devices[q.devices], best[q.devices])) then
         best = devices
       end

@@ -100,7 +100,9 @@ function reservations.cancel(w, satisfied)
   call('HDEL', prefix .. 'record:' .. w.token, 'reserved', 'reservation_mb', 'reservation_since_ms',
     'reservation_until_ms',
     'reservation_fence')
+  local model = nil
   for _, d in ipairs(reservations.devices(w)) do
+    model = d.model
     if d.reserved_for == w.token then
       d.reserved_for = ''
       call('HSET', prefix .. 'device:' .. d.uuid, 'reserved_for', '')
@@ -111,7 +113,7 @@ function reservations.cancel(w, satisfied)
   w.reserved = ''
   if w.preempts and w.preempts ~= '' then broker.preemption.withdraw(w) end
   if not w.agent or w.reservation_mb == 0 then return end
-  broker.count_reserved(w, -w.reservation_mb)
+  broker.count_reserved(w, -w.reservation_mb, model)
   w.reservation_mb = 0
   if not satisfied then queue.recheck_capped(w) end
 end
@@ -139,7 +141,7 @@ function reservations.reserve(w, devices, until_ms)
   call('HSET', record, 'reserved', w.reserved, 'reservation_mb', text(sum), 'reservation_since_ms',
     text(ctx.now), 'reservation_until_ms', text(until_ms or ctx.now + idle_ms()),
     'reservation_fence', call('HGET', POOL, 'fence'))
-  broker.count_reserved(w, sum)
+  broker.count_reserved(w, sum, devices[1].model)
   broker.event('reserved', 'token', w.token, 'agent', w.agent, 'devices', w.reserved, team_of(w))
 end
 
@@ -189,7 +191,8 @@ function reservations.check(w)
     if not mb then return reservations.cancel(w) end
     sum, room = sum + mb, room or has_room(d)
   end
-  if w.preempts == '' and sum > broker.room(w, w.reservation_mb) then
+  if w.preempts == '' and sum > broker.room(w, w.reservation_mb, nil, devices[1]
+    and devices[1].model) then
     return reservations.cancel(w)
   end
   local until_ms = ctx.now + idle_ms()

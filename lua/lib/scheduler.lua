@@ -51,21 +51,26 @@ local function asks_mb(one, d, exact)
 end
 
 -- Give a candidate its place between teams: `tier` 0 within its nominal quota, and the `share` of
--- its team where it borrows.
+-- its team where it borrows. Without a device one that names no model is within the quota of any.
 local function place(one, d)
   one.tier, one.share = 0, 0
   if ctx.pool.teams == 0 then return one end
-  local team = string.match(one.id, '^[^/]*/[^/]*/[^/]*/(.*)$') or DEFAULT_TEAM
-  local known = ctx.teams[team]
+  local asked, team = string.match(one.id, '^[^/]*/([^/]*)/[^/]*/?(.*)$')
+  if team == '' then team = DEFAULT_TEAM end
+  local model, by_model = d and d.model or asked, broker.team_policy(team).models ~= nil
+  local key = by_model and team .. '/' .. model or team
+  local known = ctx.teams[key]
   if not known then
     local _, _, sums = broker.sums_of(team, nil, 'team ' .. team)
-    known = { left_mb = broker.team_policy(team).nominal_mb - sums.mb,
+    known = { left_mb = broker.quotas.left_mb(team, sums, model),
       share = broker.share(team, sums) }
-    ctx.teams[team] = known
+    ctx.teams[key] = known
   end
+  one.own_first = by_model and model == '*'
   local least_mb, most_mb = asks_mb(one, d)
   local own = known.left_mb >= most_mb
   if not own and known.left_mb >= least_mb then own = known.left_mb >= asks_mb(one, d, true) end
+  if one.own_first and ctx.borrows[one.id] == one.rank then own = false end
   if not own then one.tier, one.share = 1, known.share end
   return one
 end
@@ -171,10 +176,17 @@ end
 -- is checked once, leave the worklist.
 local function step(entry, one, list)
   if not one or not list then finished(entry) end
+  if one and not list and one.own_first and one.tier == 0 then
+    local work = broker.offers.try(queue.head(one.id), nil, true)
+    if work then return work end
+    -- What it would borrow it gets in its place among those that borrow
+    ctx.borrows[one.id], ctx.work[entry] = one.rank, one.rank
+    return 1
+  end
   if not list then return one and broker.offers.try(queue.head(one.id)) or 1 end
   list.at = list.at + 1
   local w = one.id and queue.head(one.id) or not one.id and queue.read(list.reserved_for)
-  return broker.offers.try(w, list.d) or 0
+  return broker.offers.try(w, list.d, one.tier == 0) or 0
 end
 
 -- Defer the entries of a worklist that are beyond one script's work: entry -> true. Then the best
@@ -205,6 +217,7 @@ end
 function broker.schedule()
   local pool, left, lists = broker.policy(), SCHEDULE_WORK, {}
   ctx.teams = {}   -- the verb may have changed what they hold
+  ctx.borrows = {}
   -- Then `worklist` holds the work
   local shut = pool.safe_mode == 1 or ctx.now < pool.closed_until_ms
   local deferred, before = defer()

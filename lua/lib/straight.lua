@@ -58,7 +58,7 @@ local function parse_request()
   local selector = host ~= '*' and 'host/' .. host or model ~= '*' and 'model/' .. model or '*'
   return { memory_mb = memory_mb, mb = memory_mb > 0 and text(memory_mb), ttl_ms = ttl_ms,
     max_hold_ms = max_hold_ms, priority = ARGV[9] + 0,
-    selector = selector, pack = placement == 'pack' }
+    selector = selector, model = model ~= '*' and model, pack = placement == 'pack' }
 end
 
 local function request_of(text_of_it)
@@ -93,10 +93,19 @@ local keys_of = broker.keys_of
 -- Is it plain that the team's policy lets it have so much? Else the plain path decides.
 local function within_policy(k, asked, team, t, memory_mb)
   local of = broker.team_policy(team)
+  if of.models then   -- of which quota, the device decides where no model is named
+    if not asked.model then return false end
+    local quota = broker.quota(team, t, asked.model)
+    local most_mb = quota.mb + memory_mb
+    if most_mb > quota.nominal_mb + quota.borrow_mb or most_mb > quota.nominal_mb
+      and k.pool.team_lend_limits > 0 then
+      return false
+    end
+  end
   return (of.listed or team == DEFAULT_TEAM) and asked.priority <= of.max_priority
     and t.leases < of.max_leases and of.max_ttl_ms == 0 and of.max_hold_ms == 0
-    and t.mb + memory_mb <= of.nominal_mb + of.borrow_mb
-    and (t.mb + memory_mb <= of.nominal_mb or k.pool.team_lend_limits == 0)
+    and (of.models or t.mb + memory_mb <= of.nominal_mb + of.borrow_mb
+    and (t.mb + memory_mb <= of.nominal_mb or k.pool.team_lend_limits == 0))
 end
 
 local function straight_acquire()
@@ -158,7 +167,7 @@ local function straight_acquire()
     agent, 'devices', taken, 'fence', fence, team_of(of))
   d.leased_mb, d.leases = d.leased_mb + memory_mb, d.leases + 1
   broker.write_lease(d)
-  count_lease(k, a, key, t, memory_mb, 1)
+  count_lease(k, a, key, t, d, memory_mb, 1)
   k.fence, k.granted = number, k.granted + 1
   keep_record(k, token, { fence = fence, devices = taken, expires_at_ms = expires_at_ms,
     ttl_ms = ttl_ms, hold_until_ms = hold_until_ms, owner = owner, notice = '',
@@ -242,7 +251,7 @@ local function straight_release()
   call('XADD', k.EVENTS, 'MAXLEN', '~', '10000', '*', 'event', 'released', 'token', token, 'agent',
     agent, 'devices', devices, 'fence', r.fence, 'ended_at_ms', text(k.now), team_of(r))
   broker.write_lease(d)
-  count_lease(k, a, key, t, -mb, -1)
+  count_lease(k, a, key, t, d, -mb, -1)
   k.released = k.released + 1
   forget_record(k, token)
   keep(k, text(k.now), nil, 'released', text(k.released))

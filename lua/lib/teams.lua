@@ -1,7 +1,8 @@
 -- teams: quotas, and the order between teams that wait.
 --
 --   teams   team -> its policy as one line of words, `weight=2 nominal_mb=98304`; a word that is
---           not there means no limit, and of `weight` 1, of `nominal_mb` 0
+--           not there means no limit, and of `weight` 1, of `nominal_mb` 0; `nominal_mb@L4=1024`
+--           is of a model: quotas.lua
 --
 -- A pool in which no team has a policy (field `teams` of the pool is 0) knows sums by team and no
 -- more. With policies, a team's nominal quota is its own: a head whose lease stays within it comes
@@ -26,17 +27,30 @@ local function parse(line)
   local known = parsed[line]
   if known then return known end
   local said = {}
-  for name, number in string.gmatch(line, '([%l_]+)=(%d+)') do said[name] = number + 0 end
+  local models, named = nil, nil
+  for part in string.gmatch(line, '[^ ]+') do
+    local name, model, number = string.match(part, '^([%l_]+)@?([^=]*)=(%d+)$')
+    if name and model == '' then said[name] = number + 0 end
+    if name and model ~= '' then
+      models, named, model = models or {}, named or {}, string.gsub(model, '%+', ' ')
+      if not models[model] then
+        models[model], named[#named + 1] = { nominal_mb = 0, borrow_mb = NEVER }, model
+      end
+      models[model][name] = number + 0
+    end
+  end
   local function of(name) return said[name] or NEVER end
   known = { weight = said.weight or 1, nominal_mb = said.nominal_mb or 0,
     borrow_mb = of('borrow_mb'), lend_mb = of('lend_mb'), max_priority = said.max_priority or 9,
     max_leases = of('max_leases'), max_waiters = of('max_waiters'),
     max_hold_ms = (said.max_hold_s or 0) * 1000, max_ttl_ms = (said.max_ttl_s or 0) * 1000,
-    listed = true }
+    listed = true, models = models, named = named }
   if parsed_count == MOST_PARSED then parsed, parsed_count = {}, 0 end
   parsed[line], parsed_count = known, parsed_count + 1
   return known
 end
+
+broker.policy_of_line = parse
 
 -- The policy of a team, as it stands at this moment; of none, that of the default team.
 function broker.team_policy(team)
@@ -60,12 +74,13 @@ end
 -- default team keeps what it holds without a policy, too.
 local function kept_by_others(team)
   local lines, sum = call('HGETALL', prefix .. 'teams'), 0
-  local fields, policies, listed = {}, {}, false
+  local fields, policies, names, listed = {}, {}, {}, false
   for i = 1, #lines, 2 do listed = listed or lines[i] == DEFAULT_TEAM end
   if not listed then lines[#lines + 1], lines[#lines + 2] = DEFAULT_TEAM, '' end
   for i = 1, #lines, 2 do
     if lines[i] ~= (team or DEFAULT_TEAM) then
-      fields[#fields + 1], policies[#policies + 1] = 'team ' .. lines[i], parse(lines[i + 1])
+      local n = #fields + 1
+      fields[n], policies[n], names[n] = 'team ' .. lines[i], parse(lines[i + 1]), lines[i]
     end
   end
   if not fields[1] then return 0 end
@@ -73,19 +88,25 @@ local function kept_by_others(team)
   for i, of in ipairs(policies) do
     local known = ctx.agents[fields[i]]
     local mb = known and known.mb or (held[i] or 0) + 0
-    sum = sum + math.max(mb, of.nominal_mb - of.lend_mb)
+    local own_mb = of.nominal_mb - of.lend_mb
+    if of.models and own_mb > 0 then   -- what it has of those models is no part of this quota
+      local _, _, sums = broker.sums_of(names[i], nil, fields[i])
+      own_mb = own_mb + mb - broker.quota(names[i], sums, '*').mb
+    end
+    sum = sum + math.max(mb, own_mb)
   end
   return sum
 end
 
--- The most MiB that a team may hold now: its nominal quota, and beyond it what it may borrow and
--- others lend.
-function broker.team_limit_mb(team, sums)
-  local of = broker.team_policy(team)
+-- The most MiB that a team may hold now of one of its quotas: the nominal one, and beyond it what
+-- it may borrow and others lend. `has`: what it holds of that; the team's sums, without quotas by
+-- model.
+function broker.team_limit_mb(team, sums, has)
+  local of = has.nominal_mb and has or broker.team_policy(team)
   local most_mb = of.nominal_mb + of.borrow_mb
   if ctx.pool.team_lend_limits == 0 or of.borrow_mb == 0 then return most_mb end
-  local left_mb = broker.policy_of('capacity_mb') - kept_by_others(team)
-  return math.max(of.nominal_mb, math.min(most_mb, left_mb), sums.mb > most_mb and most_mb or 0)
+  local left_mb = broker.policy_of('capacity_mb') - kept_by_others(team) - (sums.mb - has.mb)
+  return math.max(of.nominal_mb, math.min(most_mb, left_mb), has.mb > most_mb and most_mb or 0)
 end
 
 -- Use, and the share by which borrowers are ordered.
@@ -155,12 +176,13 @@ end
 
 -- Policies that an operator sets.
 
-local MOST_TEAMS, LONGEST_LINE = 256, 256
+local MOST_TEAMS, LONGEST_LINE, MOST_MODELS = 256, 4096, 16
 local FIELDS = {   -- the least and the most of each
   weight = { 0, 10000 }, nominal_mb = { 0, 9999999999999 }, borrow_mb = { 0, 9999999999999 },
   lend_mb = { 0, 9999999999999 }, max_priority = { 0, 9 }, max_leases = { 0, 1000000 },
   max_waiters = { 0, 1000000 }, max_hold_s = { 0, 315360000 }, max_ttl_s = { 0, 604800 },
 }
+local OF_MODELS = { nominal_mb = true, borrow_mb = true }
 
 -- Take one team of the arguments, name and line, into the list; what is wrong is `ctx.bad`.
 function broker.team_at(i, teams)
@@ -169,22 +191,29 @@ function broker.team_at(i, teams)
     ctx.bad = ctx.bad or 'teams'
   end
   for part in string.gmatch(line, '[^ ]+') do
-    local field, number = string.match(part, '^([%l_]+)=(%d+)$')
+    local field, model, number = string.match(part, '^([%l_]+)(@?[^=]*)=(%d+)$')
     local bounds = FIELDS[field or '']
     local n = bounds and #number <= 13 and number + 0
+    if model and model ~= '' and not (OF_MODELS[field] and #model <= 65
+      and find(model, '^@[%w._+-]+$')) then
+      n = nil
+    end
     if not n or n < bounds[1] or n > bounds[2] then ctx.bad = ctx.bad or field or 'teams' end
   end
+  if not ctx.bad and #(parse(line).named or {}) > MOST_MODELS then ctx.bad = 'teams' end
   teams[name], teams[#teams + 1], teams[#teams + 2] = true, name, line
 end
 
 -- Set the policies of all teams; `before`: how many there were.
 function broker.set_teams(teams, before, version, by)
   local key, lends = prefix .. 'teams', false
+  broker.flush_agents()   -- they were read without their use, or by another policy
+  broker.model_sums.forget()
   call('DEL', key)
   if teams[1] then call('HSET', key, unpack(teams)) end
   for i = 2, #teams, 2 do lends = lends or string.find(teams[i], 'lend_mb=', 1, true) ~= nil end
-  broker.flush_agents()   -- they were read without their use, or by another policy
   ctx.agents, ctx.policies, ctx.teams = {}, {}, {}
+  broker.model_sums.count_anew(teams)
   set_pool('teams', #teams / 2)
   set_pool('team_lend_limits', lends and 1 or 0)
   broker.preemption.withdraw_all()

@@ -24,6 +24,9 @@ local function victim(w, token, d)
     v.mb = v.mb + mb
     if uuid == d.uuid then v.here_mb = mb + 0 end
   end
+  local _, _, sums = broker.parties(v)
+  v.quota = broker.quota(v.team, sums, d.model)
+  v.quota_mb = broker.model_sums.part_of(v.team, devices, d.model)
   local times = math.min(DOUBLINGS, (evictions or 0) + 0)
   local protected_ms = broker.policy_of('min_runtime_s') * 1000 * 2 ^ times
   local mature, lower = ctx.now >= v.granted_ms + protected_ms, v.team == w.team
@@ -47,18 +50,27 @@ local function goes_first(a, b)
   return a.token < b.token
 end
 
--- MiB of each team that are noticed already, and MiB that are coming for its waiters so.
+-- MiB of each quota that are noticed already, and MiB that are coming for its team's waiters so: by
+-- the name of the quota.
 local function noticed()
   local rows, leaving, coming = call('HGETALL', prefix .. 'preempting'), {}, {}
+  local function add(to, team, uuid, mb)
+    local name, models = 'team ' .. team, uuid and broker.team_policy(team).models
+    local d = models and broker.device(uuid)
+    if d and models[d.model] then name = name .. '#model ' .. d.model end
+    to[name] = (to[name] or 0) + mb
+  end
   for i = 1, #rows, 2 do
     local team, mb = string.match(rows[i + 1], '([^ ]+) (%d+)$')
+    local state, at_ms, devices, reserved = unpack(call('HMGET', prefix .. 'record:' .. rows[i],
+      'state', 'preempt_at_ms', 'devices', 'reserved'))
     if find(rows[i + 1], 'for ', 1, true) == 1 then
-      coming[team] = (coming[team] or 0) + mb
+      add(coming, team, string.match(reserved or '', '[^,]+'), mb)
     else
-      local state, at_ms = unpack(call('HMGET', prefix .. 'record:' .. rows[i], 'state',
-        'preempt_at_ms'))
       if state == 'active' and at_ms then
-        leaving[team] = (leaving[team] or 0) + mb
+        for uuid, part_mb in string.gmatch(devices, '([^,]+)=(%d+)') do
+          add(leaving, team, uuid, part_mb)
+        end
       else   -- it ended in another way
         call('HDEL', prefix .. 'preempting', rows[i])
       end
@@ -67,26 +79,29 @@ local function noticed()
   return leaving, coming
 end
 
--- Does w stay within its team's nominal quota with so many MiB, beside what is coming for others?
-local function within_nominal(w, mb)
+-- Does w stay within its team's nominal quota of a model with so many MiB, beside what is coming
+-- for others?
+local function within_nominal(w, mb, model)
   local _, _, team = broker.parties(w)
-  return team.mb + (w.coming[w.team] or 0) + mb <= broker.team_policy(w.team).nominal_mb
+  local quota = broker.quota(w.team, team, model)
+  return quota.mb + (w.coming[quota.name] or 0) + mb <= quota.nominal_mb
 end
 
--- What a team holds beyond its nominal quota, but for what is noticed or has been chosen.
+-- What a team holds beyond its nominal quota of a model, but for what is noticed or has been
+-- chosen.
 local function beyond(w, over, v)
-  if not over.mb[v.team] then
-    local _, _, sums = broker.parties(v)
-    over.mb[v.team] = sums.mb - (w.leaving[v.team] or 0) - broker.team_policy(v.team).nominal_mb
+  local quota = v.quota
+  if not over.mb[quota.name] then
+    over.mb[quota.name] = quota.mb - (w.leaving[quota.name] or 0) - quota.nominal_mb
   end
-  return over.mb[v.team]
+  return over.mb[quota.name]
 end
 
 -- A lease of several devices is chosen for each of them, and counts once.
 local function choose_victim(w, set, over, v, sign)
   local times = (over.times[v.token] or 0) + sign
   if times == 0 or times == 1 and sign > 0 then
-    over.mb[v.team] = beyond(w, over, v) - sign * v.mb
+    over.mb[v.quota.name] = beyond(w, over, v) - sign * v.quota_mb
   end
   over.times[v.token] = times
   set.gone_mb, set.chosen[v.token] = set.gone_mb + sign * v.here_mb, sign > 0 and v or nil
@@ -96,6 +111,7 @@ end
 -- nil: they cannot make room.
 local function clear_device(w, d, over)
   local q, whole = w.q, broker.whole(w.q)
+  if broker.by_model(q) then w.own = within_nominal(w, q.memory_mb * q.devices, d.model) end
   local tokens = call('SCARD', prefix .. 'holders:' .. d.uuid) <= HOLDERS_READ
     and call('SMEMBERS', prefix .. 'holders:' .. d.uuid) or {}
   local may, set = {}, { d = d, gone_mb = 0, chosen = {}, straddles = 0, mb = 0, count = 0,
@@ -126,7 +142,7 @@ local function clear_device(w, d, over)
     for _, v in ipairs(may) do
       if enough() then return end
       local goes = v.free or over.times[v.token] == 1
-      if goes or not only_free and beyond(w, over, v) >= v.mb then choose(v) end
+      if goes or not only_free and beyond(w, over, v) >= v.quota_mb then choose(v) end
     end
   end
   -- One lease across the line, if it is the last that is needed
@@ -184,23 +200,23 @@ end
 -- May w have these devices once the leases that are chosen for them have ended? Whole devices count
 -- as they are, and what ends leaves the caps of its own parties room.
 local function acceptable(w, sets)
-  local charge_mb, gone, seen = 0, {}, {}
+  local charge_mb, gone, seen, model = 0, {}, {}, sets[1].d.model
   for _, set in ipairs(sets) do
     charge_mb = charge_mb + broker.reservations.charge(w, set.d)
   end
-  local within = ctx.pool.teams > 0 and within_nominal(w, charge_mb)
+  local within = ctx.pool.teams > 0 and within_nominal(w, charge_mb, model)
   for _, set in ipairs(sets) do
     for token, v in pairs(set.chosen) do
       if not within and not v.lower then return false end
-      local agent, key, team = broker.parties(v)
-      for _, a in ipairs(seen[token] and {} or { agent, team, key }) do
-        local sums = gone[a.name] or { mb = 0, leases = 0 }
-        gone[a.name], sums.mb, sums.leases = sums, sums.mb + v.mb, sums.leases + 1
+      local agent, key = broker.parties(v)
+      for i, a in ipairs(seen[token] and {} or { agent, v.quota, key }) do
+        local sums, mb = gone[a.name] or { mb = 0, leases = 0 }, i == 2 and v.quota_mb or v.mb
+        gone[a.name], sums.mb, sums.leases = sums, sums.mb + mb, sums.leases + 1
       end
       seen[token] = true
     end
   end
-  return charge_mb <= broker.room(w, w.reservation_mb, gone)
+  return charge_mb <= broker.room(w, w.reservation_mb, gone, model)
 end
 
 local function nothing_chosen() return { mb = {}, times = {} } end
@@ -235,6 +251,7 @@ end
 -- May w ask for leases to end at all?
 function victims.may_ask(w)
   w.leaving, w.coming = noticed()
-  w.own = ctx.pool.teams > 0 and within_nominal(w, w.q.memory_mb * w.q.devices)
+  local any = ctx.pool.teams > 0 and broker.by_model(w.q)   -- the device decides
+  w.own = any or ctx.pool.teams > 0 and within_nominal(w, w.q.memory_mb * w.q.devices, w.q.model)
   return w.own or w.q.priority > 0
 end

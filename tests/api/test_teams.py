@@ -167,6 +167,8 @@ def test_operator_sets_the_policies_of_all_teams(teams: Teams) -> None:
     "wrong",
     [{}, {"teams": None}, {"teams": []}, {"teams": {"a": {"wieght": 1}}},
      {"teams": {"a": {"weight": "1"}}}, {"teams": {"a": {"weight": 10_001}}},
+     {"teams": {"a": {"models": {"L4": {"weight": 1}}}}}, {"teams": {"a": {"models": {"/": {}}}}},
+     {"teams": {"a": {"models": {"L4": 5}}}},
      {"teams": {"a b": {}}}, {"teams": {str(n): {} for n in range(257)}}],
 )  # fmt: skip
 def test_policy_of_teams_that_is_none_is_refused_whole(teams: Teams, wrong: dict[str, Any]) -> None:
@@ -174,6 +176,34 @@ def test_policy_of_teams_that_is_none_is_refused_whole(teams: Teams, wrong: dict
     before = teams.ask("viewer", "GET", "/policy/teams").json()
     assert teams.ask("operator", "PUT", "/policy/teams", json=wrong).status_code == 422
     assert teams.ask("viewer", "GET", "/policy/teams").json() == before
+
+
+def test_quotas_by_model_are_set_and_shown(teams: Teams) -> None:
+    """Answers are as described; what is over a quota is refused by its name, and counted."""
+    described = Description(teams.broker.http.get("/openapi.json").json())
+    model = teams.ask("viewer", "GET", "/gpu/info").json()["gpus"][0]["model"]
+    quotas = {model: {"nominal_mb": 100, "borrow_mb": 100}, "NVIDIA H9": {"nominal_mb": 5}}
+    wanted = {"teams": {"nlp": {"nominal_mb": 50, "models": quotas}}}
+    try:
+        put = teams.ask("operator", "PUT", "/policy/teams", json=wanted)
+        set_ = described.check(put, "/policy/teams")["teams"]["nlp"]
+        assert set_["models"][model] == {"nominal_mb": 100, "borrow_mb": 100}
+        assert set_["models"]["NVIDIA H9"]["borrow_mb"] is None
+        assert teams.lease("nlp", min_memory_mb=150).status_code == 200
+        over = teams.lease("nlp", min_memory_mb=201, on_unavailable="refuse")
+        assert (over.status_code, over.json()["code"]) == (409, "team_limit")
+        (row,) = (
+            row
+            for row in described.check(teams.ask("viewer", "GET", "/teams"), "/teams")["teams"]
+            if row["name"] == "nlp"
+        )
+        assert row["models"][model]["borrowed_mb"] == 50
+        lines = teams.ask("viewer", "GET", "/metrics").text.splitlines()
+        name = f'gpu_broker_team_model_used_bytes{{model="{model}",team="nlp"}} '
+        (value,) = (float(x.removeprefix(name)) for x in lines if x.startswith(name))
+        assert value == 150 * 1024 * 1024
+    finally:
+        teams.ask("operator", "PUT", "/policy/teams", json={"teams": {}})
 
 
 def test_metrics_are_of_teams_with_a_policy_alone(teams: Teams, own: Server) -> None:

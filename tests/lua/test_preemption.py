@@ -468,3 +468,27 @@ def test_notices_are_withdrawn_where_their_device_takes_no_lease(lab: Pool) -> N
     live(lab, GRACE_MS + 5000, polls={"a1": ask}, renews=BS)
     assert [said(lab.renew(token(name)))[0] for name in first] == ["RENEWED"] * 2
     assert lab.hash(f"record:{token('a1')}")["state"] == "active"
+
+
+def test_head_for_which_leases_end_is_looked_at_when_its_cap_leaves_more(pool: Pool) -> None:
+    """No cap takes it out of its queue, and what it could not have may be free by then."""
+    small = device("gpu-c", 1000, index=2, model="small")
+    gpus = (device("gpu-a", 3000), device("gpu-b", 4000, index=1), small)
+    pool.report(gpus, deadline_ms=DAY_MS)
+    pool.set_policy(max_memory_per_agent_mb=4500, min_runtime_s=0, reclaim_after_s=5)
+    pool.set_teams(a="nominal_mb=8000", b="weight=1", c="nominal_mb=4000")
+    for name, team, mb in (("c", "c", 4000), ("b", "b", 3000), ("x", "a", 1000)):
+        agent = "ann" if team == "a" else name
+        held = granted(pool.acquire(token(name), agent, team=team, memory_mb=mb, ttl_ms=0))
+        assert held.devices[0][1] == mb
+    ask = {"wait_ms": 600_000, "team": "a", "memory_mb": 2000, "exclusive": 1}
+    for _ in range(3):
+        pool.acquire(token("w"), "ann", **ask)
+        pool.live_on(4000)
+    assert noticed(pool, "b", "c", "x") == {"b": "w"}
+    pool.release(token("c"))
+    assert pool.hash(f"record:{token('w')}")["state"] == "waiting", "4,000 MiB of 3,500"
+    pool.release(token("x"))
+    assert pool.hash(f"record:{token('w')}")["devices"] == "gpu-b=4000"
+    assert noticed(pool, "b") == {}
+    audit(pool.redis, pool.keys)

@@ -56,7 +56,7 @@ class Each:
     def _sets(self, model: Model, e: Entry) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Sets of leases, with the devices that they clear, that pass the model's own checks."""
         after_ms = model.policy["reclaim_after_s"] * 1000
-        own = bool(model.teams) and model.within_nominal(e, e.memory_mb * e.ask.devices)
+        own = model.may_reclaim(e)
         late = bool(after_ms) and model.now - e.enqueued_ms >= after_ms and not e.preempts
         if not late or not (own or e.ask.priority):
             return
@@ -66,7 +66,7 @@ class Each:
             for size in range(1, len(leases) + 1):
                 for tokens in combinations(leases, size):
                     with suppress(Broken):
-                        model.check_victims(e, tokens, devices, own=own)
+                        model.check_victims(e, tokens, devices)
                         yield tokens, devices
         e.reserved, e.reservation_mb = held, held_mb
 

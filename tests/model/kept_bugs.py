@@ -60,8 +60,8 @@ KEPT_BUGS = (
         "a straight release keeps the agent's sum",
         (
             (
-                "count_lease(k, a, key, t, -mb, -1)",
-                "count_lease(k, a, key, t, 0, -1)",
+                "count_lease(k, a, key, t, d, -mb, -1)",
+                "count_lease(k, a, key, t, d, 0, -1)",
             ),
         ),
         functions=True,

@@ -302,7 +302,7 @@ class Ledger(Parties):
 
     def recheck_capped(self, gone: Entry) -> None:
         """Sums of its parties fell: who fits under their caps again stands where it stood."""
-        for party in gone.parties if self.teams else gone.parties[:-1]:
+        for party in self.cap_names(gone):
             mine = [e for e in self.entries.values() if e.capped == party]
             room_mb = self.left(party) if mine else 0
             for e in sorted(mine, key=lambda e: (e.rank, e.token))[:BACK_AT_ONCE]:

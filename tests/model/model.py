@@ -8,7 +8,7 @@ Read entries.py, ledger.py, line.py and devices.py before this.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tests.model.entries import (
@@ -118,8 +118,9 @@ class Model(Favours):
             return "team_limit", f"max_ttl_s={of.max_ttl_s}"
         if most_ms and ask.max_hold_ms > most_ms:
             return "team_limit", f"max_hold_s={of.max_hold_s}"
-        if e.memory_mb * ask.devices > of.most_mb:
-            return "team_limit", f"most_mb={of.most_mb}"
+        most_mb, word = self.team_most(ask)
+        if e.memory_mb * ask.devices > most_mb:
+            return "team_limit", f"{word}={most_mb}"
         return None
 
     def decide(self, e: Entry, *, new: bool) -> tuple[tuple[str, ...] | None, str]:
@@ -183,11 +184,16 @@ class Model(Favours):
             if e.reservation_mb:  # it has just reserved it, too
                 self.recheck_capped(e)
         if why == "team_limit":
-            detail = f"most_mb={self.team(ask.team).most_mb}"
+            most_mb, word = self.never_most(e) if never else self.team_most(ask)
+            detail = f"{word}={most_mb}"
         return ["REFUSED", why, "" if detail == ask.agent else detail]
 
     def never(self, e: Entry, *, ahead: bool) -> str:
         """Return why it can never have it; '' when it could. `ahead`: others are, in its queue."""
+        if not ahead and self.by_model(e.ask) and self.registered():
+            order = ("", "host_unknown", "never_fits", "team_limit", "agent_cap")
+            found = [self.never(one, ahead=False) for one in self.by_each_model(e)]
+            return "" if "" in found else max(found, key=order.index)
         cap_mb = self.cap_mb(e.ask)
         never = self.unknown(e.ask) if ahead else self.never_fits(e)
         if not never and e.memory_mb * e.ask.devices > cap_mb:
@@ -195,6 +201,18 @@ class Model(Favours):
         if never == "agent_cap" and cap_mb < self.policy["max_memory_per_agent_mb"]:
             return "team_limit"
         return never
+
+    def by_each_model(self, e: Entry) -> list[Entry]:
+        """The request of e, of each model that is registered."""
+        return [replace(e, ask=e.ask._replace(model=model)) for model in self.registered()]
+
+    def never_most(self, e: Entry) -> tuple[float, str]:
+        """The most of the limits of its team that are in its way for ever, and its word."""
+        if not self.by_model(e.ask):
+            return self.team_most(e.ask)
+        limits = [self.team_most(one.ask)[0] for one in self.by_each_model(e)
+                  if self.never(one, ahead=False) == "team_limit"]  # fmt: skip
+        return max(limits), "most_mb@*"
 
     def party_asked(self, e: Entry, *, new: bool) -> str:
         """The party whose cap leaves least, where that was looked at."""
@@ -395,7 +413,7 @@ class Model(Favours):
         self.catch_up()
         if not self.teams:
             self.use |= dict.fromkeys(teams, (0.0, self.now))
-        self.teams = {name: TeamPolicy(**line) for name, line in teams.items()}
+        self.teams = {name: TeamPolicy.of(line) for name, line in teams.items()}
         self.policy["policy_version"] += 1
         self.withdraw_all()
         for e in self.entries.values():

@@ -346,7 +346,7 @@ class Pair:
             row = rows.get(e.token)
             if e.state == "waiting" and row and row.capped != e.capped:
                 demand(row.capped, f"{e.token} is capped no more, and its agent's sum did not fall")
-                demand(row.capped in e.parties, f"L1: {e.token} is capped by {row.capped}")
+                demand(row.capped in model.cap_names(e), f"L1: {e.token} is capped by {row.capped}")
                 full = model.held_back(e, model.room_of(e)) or e.token in model.held_back_once
                 more = model.has_more(e) or had_more & set(e.parties)
                 demand(full and more, f"L1: {e.token} is capped under its cap")
@@ -406,6 +406,15 @@ class Pair:
             mine |= {party: str(mb), f"{party}#leases": str(leases)} if leases else {}
             mine |= {f"{party}#waiters": str(waiters)} if waiters else {}
             mine |= {f"{party}#reserved": str(reserved_mb)} if reserved_mb else {}
+        for team, of in model.teams.items():
+            for name, *_ in of.models:
+                quota, party = model.quota(team, name), f"team {team}"
+                mine |= {f"{party}#model {name}": str(quota.mb)} if quota.mb else {}
+                mine |= (
+                    {f"{party}#reserved {name}": str(quota.reserved_mb)}
+                    if quota.reserved_mb
+                    else {}
+                )
         demand(theirs == mine, f"S2: parties: {sorted(theirs.items() ^ mine.items())}")
         names = {f"team {team}#use" for team in model.use}
         demand(names == uses.keys(), f"Q2: uses of {sorted(uses)}, not of {sorted(names)}")

@@ -10,7 +10,7 @@ from abc import ABC
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.model.entries import POLICY, TAKEN, Device, Entry
+from tests.model.entries import FOREVER_MS, POLICY, TAKEN, Ask, Device, Entry
 
 if TYPE_CHECKING:
     from tests.model.ledger import Chooser
@@ -39,11 +39,32 @@ class TeamPolicy(NamedTuple):
     max_waiters: float = math.inf
     max_hold_s: int = 0
     max_ttl_s: int = 0
+    models: tuple[tuple[str, int, float], ...] = ()
 
-    @property
-    def most_mb(self) -> float:
-        """MiB that the team may ever have."""
-        return self.nominal_mb + self.borrow_mb
+    @classmethod
+    def of(cls, line: dict[str, int]) -> TeamPolicy:
+        """A policy by its words; quotas by model as `nominal_mb@MODEL`."""
+        named = sorted({word.partition("@")[2] for word in line if "@" in word})
+        models = tuple(
+            (model, line.get(f"nominal_mb@{model}", 0), line.get(f"borrow_mb@{model}", math.inf))
+            for model in named
+        )
+        return cls(**{word: n for word, n in line.items() if "@" not in word}, models=models)
+
+    def named(self, model: str) -> str:
+        """The model of the quota that counts on devices of this one; '' for the pool-wide."""
+        return model if any(model == name for name, *_ in self.models) else ""
+
+
+class Quota(NamedTuple):
+    """A quota of a team, and what it has of that."""
+
+    party: str
+    model: str
+    mb: int
+    reserved_mb: int
+    nominal_mb: int
+    borrow_mb: float
 
 
 @dataclass(slots=True)
@@ -74,52 +95,138 @@ class Parties(ABC):
         """The policy of a team."""
         return self.teams.get(name, TeamPolicy())
 
-    def caps(self, party: str) -> tuple[float, float]:
-        """MiB and leases that a party may have."""
+    def most_leases(self, party: str) -> float:
+        """Leases that a party may have."""
         if party.startswith("team "):
-            team = party[5:]
-            return self.limit_mb(team), self.team(team).max_leases
-        return self.policy["max_memory_per_agent_mb"], self.policy["max_leases_per_agent"]
+            return self.team(party[5:]).max_leases
+        return self.policy["max_leases_per_agent"]
+
+    def by_model(self, ask: Ask) -> bool:
+        """Is it the device that decides which quota it counts against?"""
+        return ask.model == "*" and bool(self.team(ask.team).models)
+
+    def registered(self, memory_mb: int = 0) -> list[str]:
+        """The models of which there is a device of so much memory."""
+        sizes = self.devices.values()
+        return sorted({d.model for d in sizes if d.total_mb - d.system_mb >= memory_mb})
+
+    def in_quota(self, e: Entry, model: str) -> int:
+        """MiB of e that count against its team's quota of a model."""
+        of = self.team(e.ask.team)
+        return sum(
+            mb for uuid, mb in e.held if of.named(self.devices[uuid].model) == of.named(model)
+        )
+
+    def reserved_in(self, e: Entry, model: str) -> int:
+        """MiB that are reserved for e and count against its team's quota of a model."""
+        of = self.team(e.ask.team)
+        at = self.devices[e.reserved[0]].model if e.reserved else ""
+        return e.reservation_mb if of.named(at) == of.named(model) else 0
+
+    def quota(self, team: str, model: str) -> Quota:
+        """The quota that a lease of a team on a device of this model counts against."""
+        of = self.team(team)
+        name, party = of.named(model), f"team {team}"
+        nominal_mb, borrow_mb = next(
+            ((n, b) for each, n, b in of.models if each == name), (of.nominal_mb, of.borrow_mb)
+        )
+        mine = [e for e in self.entries.values() if e.ask.team == team]
+        mb = sum(self.in_quota(e, model) for e in mine if e.state in TAKEN)
+        reserved_mb = sum(self.reserved_in(e, model) for e in mine)
+        party += f"#model {name}" if name else ""
+        return Quota(party, model, mb, reserved_mb, nominal_mb, borrow_mb)
+
+    def quotas(self, team: str) -> list[Quota]:
+        """All quotas of a team."""
+        names = [name for name, *_ in self.team(team).models]
+        return [self.quota(team, model) for model in [*names, ""]]
 
     @property
     def lends_less(self) -> bool:
         """Tell whether any team keeps some of its quota for itself."""
         return any(of.lend_mb != math.inf for of in self.teams.values())
 
-    def limit_mb(self, team: str) -> float:
-        """MiB that a team may have now: its quota, and beyond it what others lend it."""
-        of, mb = self.team(team), self.party(f"team {team}").mb
-        if not self.lends_less or of.most_mb <= of.nominal_mb:
-            return of.most_mb
+    def limit_mb(self, team: str, quota: Quota) -> float:
+        """MiB that a team may have now of a quota: that, and beyond it what others lend it."""
+        most_mb = quota.nominal_mb + quota.borrow_mb
+        if not self.lends_less or not quota.borrow_mb:
+            return most_mb
         left_mb = sum(d.total_mb - d.system_mb for d in self.devices.values())
         for name in {*self.teams, "default"} - {team}:
-            other = self.team(name)
-            left_mb -= max(self.party(f"team {name}").mb, other.nominal_mb - other.lend_mb)
-        return max(of.nominal_mb, min(of.most_mb, left_mb), of.most_mb if mb > of.most_mb else 0)
+            other, rest = self.team(name), self.quota(name, "")
+            own_mb = max(rest.mb, other.nominal_mb - other.lend_mb)
+            left_mb -= self.party(f"team {name}").mb - rest.mb + own_mb
+        left_mb -= self.party(f"team {team}").mb - quota.mb
+        over_mb = most_mb if quota.mb > most_mb else 0
+        return max(quota.nominal_mb, min(most_mb, left_mb), over_mb)
+
+    def left_of(self, team: str, quota: Quota, own_mb: int = 0) -> float:
+        """MiB that a quota leaves its team; none when it has as many leases as it may."""
+        if self.party(f"team {team}").leases >= self.team(team).max_leases:
+            return 0
+        return self.limit_mb(team, quota) - quota.mb - quota.reserved_mb + own_mb
 
     def left(self, party: str, own_mb: int = 0) -> float:
         """MiB that a cap leaves a party; none when it has as many leases as it may."""
-        sums, (most_mb, most_leases) = self.party(party), self.caps(party)
-        may = sums.leases < most_leases
+        if party.startswith("team "):
+            team, _, model = party[5:].partition("#model ")
+            known = self.quotas(team) if model == "*" else [self.quota(team, model)]
+            return max(self.left_of(team, quota, own_mb) for quota in known)
+        sums, most_mb = self.party(party), self.policy["max_memory_per_agent_mb"]
+        may = sums.leases < self.most_leases(party)
         return most_mb - sums.mb - sums.reserved_mb + own_mb if may else 0
 
-    def least(self, e: Entry) -> tuple[float, str]:
+    def least(self, e: Entry, model: str = "") -> tuple[float, str]:
         """MiB that all caps leave e, and the party whose cap leaves least.
 
-        The reservation of e itself is not in its way.
+        The reservation of e itself is not in its way. `model`: of the devices, where it is known.
         """
-        counted = e.parties if self.teams else e.parties[:-1]
-        rooms = [(self.left(party, e.reservation_mb), party) for party in counted]
+        rooms = [(self.left(party, e.reservation_mb), party) for party in e.parties[:-1]]
+        if self.teams:
+            rooms.append(self.team_room(e, model))
         return min(rooms, key=lambda room: room[0])
 
-    def room_of(self, e: Entry) -> float:
+    def team_room(self, e: Entry, model: str = "") -> tuple[float, str]:
+        """MiB that the quotas of its team leave e, and the party that holds it back."""
+        team, any_of_them = e.ask.team, self.by_model(e.ask) and not model
+        models = self.registered(e.memory_mb) if any_of_them else [model or e.ask.model]
+        found = [
+            (self.left_of(team, quota, self.reserved_in(e, each)), quota.party)
+            for each in models
+            for quota in [self.quota(team, each)]
+        ]
+        best = max(found, default=(0.0, ""))
+        return (best[0], f"team {team}#model *") if any_of_them else best
+
+    def room_of(self, e: Entry, model: str = "") -> float:
         """MiB that all caps leave e."""
-        return self.least(e)[0]
+        return self.least(e, model)[0]
+
+    def room_on(self, e: Entry, model: str, room_mb: float) -> float:
+        """MiB that all caps leave e on devices of a model, where they leave it `room_mb` at all."""
+        if room_mb >= FOREVER_MS or not self.by_model(e.ask):
+            return room_mb
+        return self.room_of(e, model)
 
     def holds(self, party: str, own_mb: int) -> bool:
         """Has a party anything but this reservation?"""
-        sums = self.party(party)
-        return sums.leases > 0 or sums.reserved_mb > own_mb
+        name, _, model = party.partition("#model ")
+        sums, of = self.party(name), self.team(name[5:]) if name.startswith("team ") else None
+        if not of or not of.models:
+            return sums.leases > 0 or sums.reserved_mb > own_mb
+        quota = self.quota(name[5:], model)
+        mb, reserved_mb = (quota.mb, quota.reserved_mb) if model != "*" else (
+            sums.mb, sums.reserved_mb)  # fmt: skip
+        return mb > 0 or sums.leases >= of.max_leases or reserved_mb > own_mb
+
+    def cap_names(self, e: Entry) -> list[str]:
+        """All parties whose caps may hold back waiters of the parties of e."""
+        found = [*e.parties[:-1]]
+        if self.teams:
+            found += [quota.party for quota in self.quotas(e.ask.team)]
+            if self.team(e.ask.team).models:
+                found.append(f"team {e.ask.team}#model *")
+        return found
 
     def has_more(self, e: Entry) -> bool:
         """Has the party whose cap leaves least anything but the reservation of e?"""
@@ -127,7 +234,7 @@ class Parties(ABC):
 
     def full_of_leases(self, e: Entry) -> str:
         """The party that has as many leases as it may; '' when none has."""
-        full = (p for p in e.parties if self.party(p).leases >= self.caps(p)[1])
+        full = (p for p in e.parties if self.party(p).leases >= self.most_leases(p))
         return next(full, "")
 
     def full_of_waiters(self, e: Entry) -> str:
@@ -186,11 +293,18 @@ class Parties(ABC):
             use, at_ms = self.use[name]
             self.use[name] = max(use, weight * (top - CREDIT_S * largest)), at_ms
 
-    def within_nominal(self, e: Entry, mb: float) -> bool:
+    def within_nominal(self, e: Entry, mb: float, model: str) -> bool:
         """Does e stay within its team's quota with so many MiB, beside what comes for others?"""
-        team = e.ask.team
+        quota = self.quota(e.ask.team, model)
         coming_mb = sum(
-            o.reservation_mb for o in self.entries.values()
-            if o.preempts and o is not e and o.ask.team == team
+            self.reserved_in(o, model) for o in self.entries.values()
+            if o.preempts and o is not e and o.ask.team == e.ask.team
         )  # fmt: skip
-        return self.party(f"team {team}").mb + coming_mb + mb <= self.team(team).nominal_mb
+        return quota.mb + coming_mb + mb <= quota.nominal_mb
+
+    def may_reclaim(self, e: Entry) -> bool:
+        """May e stay within a quota of its team? Where it names no model, the device decides."""
+        asks_mb = e.memory_mb * e.ask.devices
+        return bool(self.teams) and (
+            self.by_model(e.ask) or self.within_nominal(e, asks_mb, e.ask.model)
+        )

@@ -23,7 +23,7 @@ class Preemption(Reservations):
 
     def preempt(self, e: Entry) -> bool:
         """Q3, Q4: let leases end for a head that fits nowhere. Was it done?"""
-        own = bool(self.teams) and self.within_nominal(e, e.memory_mb * e.ask.devices)
+        own = self.may_reclaim(e)
         after_ms = self.policy["reclaim_after_s"] * 1000
         late = bool(after_ms) and self.now - e.enqueued_ms >= after_ms and not e.preempts
         may = late and (own or e.ask.priority > 0)
@@ -37,7 +37,7 @@ class Preemption(Reservations):
         tokens, devices = picked
         demand(may, f"Q3: leases end for {e.token}, which has no right to it")
         self.cancel(e)
-        self.check_victims(e, tokens, devices, own=own)
+        self.check_victims(e, tokens, devices)
         at_ms = self.now + self.policy["preempt_grace_s"] * 1000
         for token in tokens:
             v = self.entries[token]
@@ -79,26 +79,32 @@ class Preemption(Reservations):
         reserved_for = self.loads()[uuid].reserved_for
         return reserved_for in {"", e.token} and self.charge(e, uuid) is not None
 
-    def over_mb(self, team: str) -> int:
-        """MiB that a team holds beyond its nominal quota, but for what is to end already."""
+    def over_mb(self, team: str, model: str) -> int:
+        """MiB that a team holds beyond a nominal quota, but for what is to end already."""
         leaving = [v for v in self.entries.values() if v.preempt_at_ms and v.state == "active"]
-        gone_mb = sum(mb for v in leaving if v.ask.team == team for _, mb in v.held)
-        return self.party(f"team {team}").mb - gone_mb - self.team(team).nominal_mb
+        gone_mb = sum(self.in_quota(v, model) for v in leaving if v.ask.team == team)
+        quota = self.quota(team, model)
+        return quota.mb - gone_mb - quota.nominal_mb
 
-    def keeps_caps(self, e: Entry, charge_mb: int, victims: list[Entry]) -> bool:
-        """Do all caps leave e so much once these leases have ended?"""
+    def keeps_caps(self, e: Entry, charge_mb: int, victims: list[Entry], model: str) -> bool:
+        """Do all caps leave e so much, on devices of this model, once these leases have ended?"""
         for party in e.parties if self.teams else e.parties[:-1]:
-            sums, (most_mb, most_leases) = self.party(party), self.caps(party)
-            gone = [v for v in victims if party in v.parties]
-            held_mb = sums.mb + sums.reserved_mb - e.reservation_mb
-            held_mb -= sum(mb for v in gone for _, mb in v.held)
-            if sums.leases - len(gone) >= most_leases or held_mb + charge_mb > most_mb:
+            sums, gone = self.party(party), [v for v in victims if party in v.parties]
+            if party.startswith("team "):
+                quota = self.quota(e.ask.team, model)
+                most_mb = self.limit_mb(e.ask.team, quota)
+                held_mb = quota.mb + quota.reserved_mb - self.reserved_in(e, model)
+                held_mb -= sum(self.in_quota(v, model) for v in gone)
+            else:
+                most_mb = self.policy["max_memory_per_agent_mb"]
+                held_mb = sums.mb + sums.reserved_mb - e.reservation_mb
+                held_mb -= sum(mb for v in gone for _, mb in v.held)
+            full = sums.leases - len(gone) >= self.most_leases(party)
+            if full or held_mb + charge_mb > most_mb:
                 return False
         return True
 
-    def check_victims(
-        self, e: Entry, tokens: tuple[str, ...], devices: tuple[str, ...], *, own: bool
-    ) -> None:
+    def check_victims(self, e: Entry, tokens: tuple[str, ...], devices: tuple[str, ...]) -> None:
         """Q3: each may end, together they make room, none is needless, no team goes too low."""
         victims, gone = [self.entries[token] for token in tokens], set(tokens)
         groups = {(self.devices[uuid].host, self.devices[uuid].model) for uuid in devices}
@@ -107,6 +113,8 @@ class Preemption(Reservations):
         for uuid in devices:
             demand(self.may_become(e, uuid), f"Q3: {e.token} cannot get {uuid}")
             demand(self.clears(e, uuid, gone), f"Q3: {uuid} does not become free for {e.token}")
+        ((_, model),) = groups
+        own = bool(self.teams) and self.within_nominal(e, e.memory_mb * e.ask.devices, model)
         quota = defaultdict[str, list[int]](list)
         charge_mb = sum(self.charge(e, uuid) or 0 for uuid in devices)
         for v in victims:
@@ -115,14 +123,14 @@ class Preemption(Reservations):
             needed = not all(self.clears(e, uuid, gone - {v.token}) for uuid in devices)
             demand(needed, f"Q3: {v.token} need not end for {e.token}")
             lower = v.ask.team == e.ask.team and v.ask.priority < e.ask.priority
-            borrows = not lower and not (self.teams and self.within_nominal(e, charge_mb))
+            borrows = not lower and not (self.teams and self.within_nominal(e, charge_mb, model))
             demand(not borrows, f"Q3: {v.token} is to end for {e.token}, which would borrow")
             if right == QUOTA:
-                quota[v.ask.team].append(sum(mb for _, mb in v.held))
+                quota[v.ask.team].append(self.in_quota(v, model))
         for team, sizes in quota.items():
-            over_mb, sums_mb = self.over_mb(team), sum(sizes) - max(sizes)
+            over_mb, sums_mb = self.over_mb(team, model), sum(sizes) - max(sizes)
             demand(sums_mb < over_mb, f"Q3: team {team} loses {sizes}, and has {over_mb} too much")
-        demand(self.keeps_caps(e, charge_mb, victims), f"Q3: {e.token} comes over a cap")
+        demand(self.keeps_caps(e, charge_mb, victims, model), f"Q3: {e.token} comes over a cap")
 
     def give_way(self, e: Entry, uuid: str, fence: int) -> bool:
         """End the victims in the way of a grant of e that was forgotten, if their time is over.
@@ -155,7 +163,8 @@ class Preemption(Reservations):
         """Return whether leases of this group may end for e, whichever come first."""
         charges = sorted((self.charge(e, uuid) or 0 for uuid in group), reverse=True)
         charge_mb = sum(charges[: e.ask.devices])
-        if len(group) < e.ask.devices or not self.within_nominal(e, charge_mb):
+        model = self.devices[group[0]].model
+        if len(group) < e.ask.devices or not self.within_nominal(e, charge_mb, model):
             return False
         on = [o for o in self.entries.values() if {u for u, _ in o.held} & set(group)]
         crowded = any(sum(u in dict(o.held) for o in on) > HOLDERS_READ for u in group)
@@ -164,12 +173,12 @@ class Preemption(Reservations):
         quota = [v for v in on if rights[v.token] == QUOTA]
         sizes = defaultdict[str, int](int)
         for v in on:
-            sizes[v.ask.team] += sum(mb for _, mb in v.held) if rights[v.token] else 0
-        if crowded or not self.keeps_caps(e, charge_mb, []):
+            sizes[v.ask.team] += self.in_quota(v, model) if rights[v.token] else 0
+        if crowded or not self.keeps_caps(e, charge_mb, [], model):
             return False
         sets = [free] if free else []
-        if quota and all(sizes[v.ask.team] <= self.over_mb(v.ask.team) for v in quota):
+        if quota and all(sizes[v.ask.team] <= self.over_mb(v.ask.team, model) for v in quota):
             sets.append(free | {v.token for v in quota})
         if e.ask.devices == 1 and not free:
-            sets += [{v.token} for v in quota if self.over_mb(v.ask.team) > 0]
+            sets += [{v.token} for v in quota if self.over_mb(v.ask.team, model) > 0]
         return any(all(self.clears(e, uuid, gone) for uuid in group) for gone in sets)

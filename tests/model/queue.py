@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from tests.model.entries import (
@@ -37,13 +37,14 @@ class Queue(Preemption):
                 continue
             if whole and x.empty:
                 groups.setdefault((d.host, d.model), []).append(uuid)
-            elif not whole and x.sharable:
+            elif not whole and x.sharable and e.memory_mb <= self.room_on(e, d.model, room_mb):
                 found.append((uuid,))
-        for group in groups.values():
+        for (_, model), group in groups.items():
+            here_mb = self.room_on(e, model, room_mb)
             found += [
                 some
                 for some in combinations(sorted(group), e.ask.devices)
-                if sum(loads[uuid].free_mb for uuid in some) <= room_mb
+                if sum(loads[uuid].free_mb for uuid in some) <= here_mb
             ]
         return found
 
@@ -61,7 +62,13 @@ class Queue(Preemption):
         return not e.blind and not (self.lends_less and self.place_of(e)[1][0])
 
     def best(self, e: Entry, options: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Those that placement takes: most free, best fit, or the smallest of a host and model."""
+        """Those that placement takes: most free, best fit, or the smallest of a host and model.
+
+        Within a nominal quota of its team first, where the device decides which quota that is.
+        """
+        if self.by_model(e.ask):
+            own = [some for some in options if self.stays_own(e, some)]
+            options = own or options
         loads, least = self.loads(), dict[tuple[str, str], int]()
         free = {some: sum(loads[uuid].free_mb for uuid in some) for some in options}
         if not self.whole(e.ask):
@@ -72,10 +79,21 @@ class Queue(Preemption):
             least[of[some]] = min(free[some], least.get(of[some], free[some]))
         return [some for some in options if free[some] == least[of[some]]]
 
+    def stays_own(self, e: Entry, some: tuple[str, ...]) -> bool:
+        """Does e stay within the nominal quota of its team with these devices?"""
+        quota, loads = self.quota(e.ask.team, self.devices[some[0]].model), self.loads()
+        free_mb = sum(loads[uuid].free_mb for uuid in some)
+        return quota.mb + (free_mb if self.whole(e.ask) else e.memory_mb) <= quota.nominal_mb
+
     def held_back(self, e: Entry, room_mb: float) -> bool:
         """Is its agent's cap all that is in the way?"""
         if e.memory_mb * e.ask.devices > room_mb:
             return True
+        if self.by_model(e.ask):  # of each model
+            return all(
+                self.held_back(replace(e, ask=e.ask._replace(model=model)), self.room_of(e, model))
+                for model in self.registered(e.memory_mb)
+            )
         if not self.whole(e.ask) or self.fitting(e, room_mb):
             return False
         return bool(self.fitting(e, FOREVER_MS))
@@ -98,7 +116,17 @@ class Queue(Preemption):
 
     def cap_mb(self, ask: Ask) -> float:
         """MiB that a request may ever have by its agent's cap and its team's."""
-        return min(self.team(ask.team).most_mb, self.policy["max_memory_per_agent_mb"])
+        return min(self.team_most(ask)[0], self.policy["max_memory_per_agent_mb"])
+
+    def team_most(self, ask: Ask) -> tuple[float, str]:
+        """MiB that a request may ever have by its team's quotas, and the word for that limit."""
+        of = self.team(ask.team)
+        models = (self.registered() or [""]) if self.by_model(ask) else [ask.model]
+        quotas = [self.quota(ask.team, model) for model in models]
+        word = "*" if self.by_model(ask) else of.named(ask.model)
+        return max(
+            q.nominal_mb + q.borrow_mb for q in quotas
+        ), f"most_mb@{word}" if word else "most_mb"
 
     def unknown(self, ask: Ask) -> str:
         """Name what a request asks and nothing that is registered has."""

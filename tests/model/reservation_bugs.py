@@ -33,7 +33,11 @@ RESERVATION_BUGS = (
         "return devices",
         seed=6,
     ),
-    _bug("a reservation counts against nobody", "  broker.count_reserved(w, sum)\n", ""),
+    _bug(
+        "a reservation counts against nobody",
+        "  broker.count_reserved(w, sum, devices[1].model)\n",
+        "",
+    ),
     _bug(
         "what strangers use is reserved",
         "d.system_mb - d.unleased_mb, broker.wh",

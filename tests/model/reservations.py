@@ -39,14 +39,21 @@ class Reservations(Ledger):
         """The first and the last place that e may have between teams, by what its devices count."""
         if not self.teams:
             return (0, 0.0, e.rank), (0, 0.0, e.rank)
-        left_mb = self.team(e.ask.team).nominal_mb - self.party(f"team {e.ask.team}").mb
-        sizes = {e.memory_mb}
-        if self.whole(e.ask):
-            mine = [uuid for uuid, d in self.devices.items() if self.suits(e.ask, d)]
-            sizes |= {x.free_mb for uuid, x in self.loads().items() if x.up and uuid in mine}
+        models = self.registered() if self.by_model(e.ask) else [e.ask.model]
+        owns = [own for model in models for own in self.owns_on(e, model)]
         mine, borrows = (0, 0.0, e.rank), (1, self.share(e.ask.team), e.rank)
-        first = mine if min(sizes) * e.ask.devices <= left_mb else borrows
-        return first, mine if max(sizes) * e.ask.devices <= left_mb else borrows
+        return mine if any(owns) else borrows, mine if owns and all(owns) else borrows
+
+    def owns_on(self, e: Entry, model: str) -> tuple[bool, bool]:
+        """Is e within the nominal quota of a model by the least, and the most, of its devices?"""
+        quota, sizes = self.quota(e.ask.team, model), {e.memory_mb}
+        if self.whole(e.ask):
+            mine = [uuid for uuid, d in self.devices.items()
+                    if self.suits(e.ask, d) and model in {d.model, "*"}]  # fmt: skip
+            sizes |= {x.free_mb for uuid, x in self.loads().items() if x.up and uuid in mine}
+        least_mb, most_mb = min(sizes) * e.ask.devices, max(sizes) * e.ask.devices
+        left_mb = quota.nominal_mb - quota.mb
+        return least_mb <= left_mb, most_mb <= left_mb
 
     def comes_first(self, f: Entry, e: Entry) -> bool:
         """F4: is f surely before e? Within nominal quotas by rank, then by share, then by rank."""
@@ -91,7 +98,7 @@ class Reservations(Ledger):
         if not e.reserved:
             return
         charges, loads = [self.charge(e, uuid) for uuid in e.reserved], self.loads()
-        beyond = not e.preempts and sum(mb or 0 for mb in charges) > self.room_of(e)
+        beyond = not e.preempts and self._beyond(e, charges)
         if None in charges or beyond:
             self.cancel(e)
             return
@@ -104,6 +111,11 @@ class Reservations(Ledger):
             e.until_ms = max(e.until_ms, self.now + self.idle_ms)
         elif self.now > e.until_ms:
             self.give_up(e)
+
+    def _beyond(self, e: Entry, charges: list[int | None]) -> bool:
+        """Is what is reserved for e more than its caps leave?"""
+        model = self.devices[e.reserved[0]].model if self.teams else ""
+        return sum(mb or 0 for mb in charges) > self.room_of(e, model)
 
     def give_up(self, e: Entry) -> None:
         """The horizon: the devices rest, and e rests."""
@@ -148,9 +160,9 @@ class Reservations(Ledger):
                 groups.setdefault((d.host, d.model), []).append(uuid)
         return [
             some
-            for group in groups.values()
+            for (_, model), group in groups.items()
             for some in combinations(group, e.ask.devices)
-            if sum(self.charge(e, uuid) or 0 for uuid in some) <= room_mb
+            if sum(self.charge(e, uuid) or 0 for uuid in some) <= self.room_on(e, model, room_mb)
         ]
 
     def known_end(self, e: Entry, devices: tuple[str, ...]) -> int:
@@ -195,11 +207,12 @@ class Reservations(Ledger):
             if self.whole(e.ask) and x.empty:
                 groups.setdefault((d.host, d.model), []).append(uuid)
             elif not self.whole(e.ask) and x.sharable and uuid in lent:
-                found.append((uuid,))
-        for group in groups.values():
+                found += [(uuid,)] if e.memory_mb <= self.room_on(e, d.model, room_mb) else []
+        for (_, model), group in groups.items():
+            here_mb = self.room_on(e, model, room_mb)
             found += [
                 some
                 for some in combinations(group, e.ask.devices)
-                if lent & set(some) and sum(loads[uuid].free_mb for uuid in some) <= room_mb
+                if lent & set(some) and sum(loads[uuid].free_mb for uuid in some) <= here_mb
             ]
         return found

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 STEPS = 800
 """Steps of a walk; `make model` goes on for as many as it is told."""
 
-TEAM_WALKS = {"team": "1", "tug": "13", "quota": "1", "relapse": "1", "favour": "17"}
+TEAM_WALKS = {"team": "1", "tug": "13", "quota": "1", "relapse": "1", "favour": "17", "models": "1"}
 """Kinds of steps of teams, with a seed that comes to all of their events."""
 
 TEAM_EVENTS = {
     "tug": ("preempting", "preempted", "preemption_withdrawn"),
     "relapse": ("preempting", "preempted", "preemption_withdrawn"),
     "favour": ("wanted", "extended"),
+    "models": ("preempting", "preempted", "reserved"),
 }
 
 LIVES = sorted((Path(__file__).parent / "lives").glob("*.json"))

@@ -110,6 +110,48 @@ def test_yaml_of_the_policy_is_a_file_for_apply(files: Files) -> None:
     assert files.state()["teams"] == {}
 
 
+def test_quotas_by_model_are_given_in_gpus_or_sizes(files: Files, lab: LeaseClient) -> None:
+    """By the name or the model of a device; `get` prints them, and a change of one is shown."""
+    device = lab.devices()[0]
+    whole_mb = device.total_mb - device.system_mb
+    text = f"""\
+teams:
+  nlp:
+    nominal: 1GiB
+    models:
+      {device.name}: {{nominal: {{gpus: 2}}, borrow_limit: {{gpus: 1}}}}
+      NVIDIA H900: {{borrow_limit: 2GiB}}
+"""
+    shown = files.apply(text)
+    assert '"NVIDIA H900": {borrow_limit: 2GiB}' in shown
+    (nlp,) = lab.teams()
+    quotas = {model: (x.nominal_mb, x.borrow_mb) for model, x in nlp.models.items()}
+    assert quotas == {device.model: (2 * whole_mb, whole_mb), "NVIDIA H900": (0, 2048)}
+    assert nlp.nominal_mb == 1024
+    again = files.policy("get", "-o", "yaml")
+    assert json.loads(files.apply(again, "-o", "json"))["changes"] == []
+    less = again.replace("borrow_limit: 2GiB", "borrow_limit: 0")
+    assert json.loads(files.apply(less, "-o", "json"))["changes"] == [{
+        "what": "changed", "team": "nlp", "field": "models: NVIDIA H900",
+        "before": "{borrow_limit: 2GiB}", "after": "{borrow_limit: 0}",
+    }]  # fmt: skip
+    assert "models: NVIDIA H900: {borrow_limit: 0} -> none" in files.apply(
+        "\n".join(line for line in less.splitlines() if "H900" not in line)
+    )
+    problems = files.apply(WRONG_MODELS, code=1)
+    for says in ("weight is no field of a quota of L4", "needs gpus", "a/b is no model",
+                 "none of model 'H9' is registered"):  # fmt: skip
+        assert says in problems, problems
+
+
+WRONG_MODELS = """\
+teams:
+  a: {models: {L4: {weight: 1}}}
+  b: {models: {L4: {nominal: {}}}}
+  c: {models: {a/b: {nominal: 1GiB}}}
+  d: {models: {H9: {nominal: {gpus: 1}}}}
+"""
+
 WRONG = """\
 idle_after: 20m
 idle_after_s: soon

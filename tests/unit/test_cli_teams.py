@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from agent_sdk.client import LeaseClient
-from agent_sdk.errors import StillWaiting
+from agent_sdk.errors import StillWaiting, TeamLimit
 from agent_sdk.store.store import Store
 from agent_sdk.testing import _report
 from tests.program import called
@@ -80,6 +80,32 @@ def test_teams_shows_quota_use_and_share(lab: LeaseClient) -> None:
     rows = {row["name"]: row for row in data(lab, "teams")["teams"]}
     assert rows["nlp"]["borrowed_mb"] == 4096
     assert rows["vision"]["lend_mb"] == 5000
+
+
+def test_teams_has_a_line_for_each_model_of_a_team(lab: LeaseClient) -> None:
+    """Use beside quota, and what is borrowed; in JSON below `models`."""
+    model = lab.devices()[0].model
+    lab.set_teams({"nlp": {"nominal_mb": 1024, "models": {model: {"nominal_mb": 2048}}}})
+    lab.acquire("ann", team="nlp", host="any", memory_mb=3072)
+    lines = on(lab, "teams", "-o", "wide").splitlines()
+    assert lines[1].split()[:3] == ["nlp", "3.0", "GiB"]
+    cells = [cell.strip() for cell in lines[2].split("  ") if cell.strip()]
+    assert cells[:4] == [model, "2.0 GiB", "3.0 GiB", "1.0 GiB"]
+    (row,) = data(lab, "teams")["teams"]
+    assert row["models"][model] == {
+        "nominal_mb": 2048, "borrow_mb": None, "used_mb": 3072, "reserved_mb": 0,
+        "borrowed_mb": 1024,
+    }  # fmt: skip
+    assert "(nominal_mb and borrow_mb of its quotas by model)" in str(
+        _refusal(lab, model, {"nlp": {"models": {model: {"borrow_mb": 0}}}})
+    )
+
+
+def _refusal(pool: LeaseClient, model: str, teams: dict[str, Any]) -> TeamLimit:
+    pool.set_teams(teams)
+    with pytest.raises(TeamLimit) as refused:
+        pool.acquire("ann", team="nlp", host="any", model=model, memory_mb=9)
+    return refused.value
 
 
 def test_lists_are_filtered_by_team(lab: LeaseClient) -> None:

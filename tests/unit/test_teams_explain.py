@@ -234,6 +234,35 @@ def test_explanation_says_what_acquire_does(pool: Pool, seed: int) -> None:
     pool.report(tuple(device(f"gpu-{n}", mb) for n, mb in enumerate((1000, 2000, 3000))),
                 deadline_ms=DAY_MS)  # fmt: skip
     pool.set_teams(**policies(rng))
+    compare(pool, rng, ("",))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_explanation_by_model_says_what_acquire_does(pool: Pool, seed: int) -> None:
+    """The same where teams have quotas of some models, and requests name one or none."""
+    rng = random.Random(seed)
+    pool.policy(
+        max_memory_per_agent_mb=rng.choice((2500, 10**6)),
+        allow_fractional_shares=int(rng.random() < 0.8),
+    )
+    models = ("L4", "L4", "NVIDIA H100", "L40")
+    sizes = enumerate(zip((1000, 2000, 3000, 1500), models, strict=True))
+    gpus = (device(f"gpu-{n}", mb, model=model, index=n) for n, (mb, model) in sizes)
+    pool.report(tuple(gpus), deadline_ms=DAY_MS)
+    lines = {team: rng.sample(BY_MODEL, rng.randint(0, 3)) for team in ("a", "b", "default")}
+    pool.set_teams(**{team: " ".join(words) for team, words in lines.items()})
+    compare(pool, rng, ("", "", "L4", "NVIDIA H100", "L40"))
+
+
+BY_MODEL = (
+    "nominal_mb@L4=1200", "nominal_mb@L4=300 borrow_mb@L4=700", "borrow_mb@NVIDIA+H100=0",
+    "nominal_mb@NVIDIA+H100=2000 borrow_mb@NVIDIA+H100=500", "nominal_mb@A9=5000",
+    "nominal_mb=800 borrow_mb=500", "borrow_mb=0", "nominal_mb=2000 lend_mb=100", "max_leases=3",
+)  # fmt: skip
+
+
+def compare(pool: Pool, rng: random.Random, models: tuple[str, ...]) -> None:
+    """Ask for this and that, each of one of these models or of any, and compare what is told."""
     for n in range(30):
         ask: dict[str, Any] = {
             "team": rng.choice(("a", "b", "default", "typo")),
@@ -245,6 +274,7 @@ def test_explanation_says_what_acquire_does(pool: Pool, seed: int) -> None:
             "ttl_s": rng.choice((30, 30, 0, 5)),
             "max_hold_s": rng.choice((0, 0, 3, 100)),
         }
+        ask |= {"model": model} if (model := rng.choice(models)) else {}
         request = Caller("h1").request(rng.choice("xy"), **{"host": "any"} | ask)
         found: Explanation = pool.look(explain_request(pool.keys, request))
         reply = pool.run("acquire", *request.call().args)

@@ -17,6 +17,9 @@ from agent_sdk.state import caps as reading
 from agent_sdk.teams import (
     FIELDS,
     LOOK_AHEAD_S,
+    MODEL_FIELDS,
+    MOST_MODELS,
+    ModelQuota,
     PartySums,
     TeamField,
     TeamPolicy,
@@ -52,7 +55,12 @@ def test_fields_are_those_of_the_script() -> None:
     found = {name: (int(a), int(b)) for name, a, b in
              re.findall(r"(\w+) = \{ (\d+), (\d+) \}", table)}  # fmt: skip
     assert found == {name: (of.least, of.most) for name, of in FIELDS.items()}
-    assert get_type_hints(TeamPolicy).keys() == FIELDS.keys()
+    assert get_type_hints(TeamPolicy).keys() == {*FIELDS, "models"}
+    of_models = re.search(r"local OF_MODELS = \{(.*)\}", text)
+    assert of_models
+    assert re.findall(r"(\w+) = true", of_models[1]) == [*MODEL_FIELDS]
+    assert get_type_hints(ModelQuota).keys() == {*MODEL_FIELDS}
+    assert f"MOST_MODELS = 256, 4096, {MOST_MODELS}" in text
     assert all(of.label and of.meaning.endswith(".") for of in FIELDS.values())
 
 
@@ -144,3 +152,34 @@ def test_quota_is_lent_in_parts_of_what_is_left_of_it() -> None:
     assert {name: x.lent_mb for name, x in found.items()} == {"a": 0, "b": 150, "c": 50}
     found = stand(1500, **quotas)
     assert {name: x.lent_mb for name, x in found.items()} == {"a": 0, "b": 0, "c": 0}
+
+
+def test_quotas_by_model_are_read_as_they_are_written() -> None:
+    """Mappings, lines and policies agree; a name that is none is refused."""
+    said = {"NVIDIA H100": {"nominal_mb": 5, "borrow_mb": None}, "L4": {"borrow_mb": 0}}
+    policy = policy_of({"nominal_mb": 7, "models": said})
+    assert line_of(policy) == (
+        "nominal_mb=7 nominal_mb@L4=0 borrow_mb@L4=0 nominal_mb@NVIDIA+H100=5"
+    )
+    assert parse(line_of(policy)) == policy
+    assert (policy.own_mb, policy.quota("L4").most_mb) == (12, 0)
+    assert policy.quota("A9") == ModelQuota(nominal_mb=7)
+    assert policy_of({"models": None}) == TeamPolicy()
+    for wrong in (
+        {"L/4": {}}, {"L4": {"weight": 1}}, {"L4": {"nominal_mb": -1}}, {"L4": 5}, [1],
+        {str(n): {} for n in range(MOST_MODELS + 1)},
+    ):  # fmt: skip
+        with pytest.raises(BadRequest):
+            policy_of({"models": wrong})
+
+
+def test_what_is_lent_is_of_each_model(pool: Pool) -> None:
+    """A team that borrows an H100 borrows no L4, and memory in no quota is lent by no team."""
+    gpus = (device("l", 4000, model="L4"), device("h", 9000, model="H100", index=1))
+    pool.report(gpus, deadline_ms=DAY_MS)
+    pool.set_teams(a="nominal_mb@H100=8000", b="nominal_mb@L4=4000 nominal_mb@H100=0")
+    granted(pool.acquire(token("b"), "b", team="b", model="H100", memory_mb=3000))
+    a, b = standing(pool)["a"], standing(pool)["b"]
+    assert (a.lent_mb, b.lent_mb, b.borrowed_mb, b.used_mb) == (2000, 0, 3000, 3000)
+    assert {model: x.used_mb for model, x in b.by_model.items()} == {"L4": 0, "H100": 3000}
+    assert (a.own_mb, a.borrowed_mb) == (8000, 0)

@@ -89,6 +89,7 @@ def apply(file: IO[str], dry_run: bool, output: str) -> None:
       teams:
         nlp: {nominal: 96GiB, weight: 2, max_hold: 2d}
         vision: {nominal: {gpus: 4, model: NVIDIA L4}, borrow_limit: 48GiB, max_priority: 5}
+        speech: {nominal: 24GiB, models: {NVIDIA H100: {nominal: {gpus: 2}, borrow_limit: 0}}}
     """
     try:
         content = file.read(MOST_LETTERS + 1)

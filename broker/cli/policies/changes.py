@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent_sdk import teams as team_policy
 from agent_sdk.policy import FIELDS
-from broker.cli.policies.file import NAMES, said, team_values
+from broker.cli.policies.file import MODELS, NAMES, models_of, said, team_values
 from broker.text.screen import one_line, paint
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from agent_sdk.teams import TeamPolicy
     from broker.cli.policies.file import PolicyFile
+
+NONE: Final = "none"
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 
@@ -70,6 +72,12 @@ def _of_team(
         if old != new:
             of = team_policy.FIELDS[field]
             yield PolicyChange(CHANGED, team, name, said(of, old), said(of, new))
+    was, is_now = models_of(before), models_of(after)
+    for model in sorted(was.keys() | is_now.keys()):
+        old_quota, new_quota = was.get(model), is_now.get(model)
+        if old_quota != new_quota:
+            name = f"{MODELS}: {model}"
+            yield PolicyChange(CHANGED, team, name, old_quota or NONE, new_quota or NONE)
 
 
 def text_of(changes: list[PolicyChange]) -> str:

@@ -15,10 +15,10 @@ import click
 
 from agent_sdk import teams as team_policy
 from agent_sdk.errors import BadRequest
-from agent_sdk.keys import TEAM
+from agent_sdk.keys import MODEL, TEAM
 from agent_sdk.policy import FIELDS, WORDS, PolicyField
 from agent_sdk.protocol.sizes import EXAMPLES, mebibytes
-from agent_sdk.teams import MOST_TEAMS, TeamPolicy
+from agent_sdk.teams import MOST_MODELS, MOST_TEAMS, ModelQuota, TeamPolicy
 from broker.devices.scenario.yaml_nodes import ScenarioError, told_by
 from broker.text.suggest import did_you_mean
 from broker.text.units import Duration
@@ -42,7 +42,14 @@ NAMES: Final = {
 }
 """Names of a team's fields in a file, with those of `agent_sdk.teams`."""
 
+_IN_FILE: Final = {field: of for of, field in NAMES.items()}
+
 TEAMS: Final = "teams"
+
+MODELS: Final = "models"
+
+MODEL_NAMES: Final = {of: name for of, name in NAMES.items() if name in team_policy.MODEL_FIELDS}
+"""Names of the fields of a quota by model, of those of a team."""
 
 GPUS: Final = ("gpus", "model")
 
@@ -132,28 +139,65 @@ class _Reader:
         values: dict[str, Any] = {}
         for name, value in [] if node.null else node.entries():
             try:
+                if name.what == MODELS:
+                    values[MODELS] = self._models(team, value)
+                    continue
                 if name.what not in NAMES:
-                    raise _unknown(name, f"team {team}", NAMES)
+                    raise _unknown(name, f"team {team}", [*NAMES, MODELS])
                 declared = team_policy.FIELDS[NAMES[name.what]]
                 values[declared.name] = self._team_value(team, declared, value)
             except ScenarioError as error:
                 self.problems.append(str(error))
         return TeamPolicy(**{name: value for name, value in values.items() if value is not None})
 
-    def _team_value(self, team: str, declared: PolicyField, node: YamlNode) -> int | None:
+    def _models(self, team: str, node: YamlNode) -> dict[str, ModelQuota]:
+        """Return the quotas by model, each by the name that devices have."""
+        found: dict[str, ModelQuota] = {}
+        entries = [] if node.null else node.entries()
+        if len(entries) > MOST_MODELS:
+            raise node.wrong(f"has more than {MOST_MODELS} models")
+        for name, value in entries:
+            model = self._known_model(name)
+            if model in found:
+                raise name.wrong(f"is {model}, which has a quota already")
+            values: dict[str, Any] = {}
+            for field_name, each in [] if value.null else value.entries():
+                if field_name.what not in MODEL_NAMES:
+                    raise _unknown(field_name, f"a quota of {model}", MODEL_NAMES)
+                declared = team_policy.FIELDS[MODEL_NAMES[field_name.what]]
+                values[declared.name] = self._team_value(team, declared, each, model)
+            found[model] = ModelQuota(**{x: mb for x, mb in values.items() if mb is not None})
+        return found
+
+    def _known_model(self, name: YamlNode) -> str:
+        """Return a model that may be named: of a registered device, or one that is to come."""
+        of = {x.name: x.model for x in self._devices}
+        model = of.get(name.what, name.what)
+        if not MODEL.fullmatch(model):
+            raise name.wrong("is no model: 1 to 64 of A-Z a-z 0-9 . _ - and blanks")
+        if self._devices and model not in {x.model for x in self._devices}:
+            self.found.computed.append(
+                f"no device of model {model} is registered: its quota counts when one is"
+            )
+        return model
+
+    def _team_value(
+        self, team: str, declared: PolicyField, node: YamlNode, model: str | None = None
+    ) -> int | None:
         if node.null:
             return None
-        if declared.name == "nominal_mb" and node.is_mapping:
-            return self._gpus(team, node)
+        in_gpus = declared.name == "nominal_mb" or model is not None
+        if in_gpus and node.is_mapping:
+            return self._gpus(team, declared, node, model)
         return _checked(declared, _number(declared, node), node)
 
-    def _gpus(self, team: str, node: YamlNode) -> int:
+    def _gpus(self, team: str, declared: PolicyField, node: YamlNode, of: str | None = None) -> int:
         """Return the MiB of whole GPUs, by the registered devices of their model."""
-        parts = node.mapping(GPUS)
+        parts = node.mapping(GPUS if of is None else GPUS[:1])
         if "gpus" not in parts:
             raise node.wrong("needs gpus: a number of GPUs")
         count = parts["gpus"].whole(0, 1_000_000)
-        model = parts["model"].words() if "model" in parts else None
+        model = parts["model"].words() if "model" in parts else of
         of_model = [x for x in self._devices if not x.parent and model in {None, x.model, x.name}]
         sizes = {x.total_mb - x.system_mb for x in of_model if x.total_mb}
         if not sizes:
@@ -167,7 +211,8 @@ class _Reader:
             raise node.wrong("is in GPUs, and the pool has several sizes: name the model")
         each_mb = max(sizes)
         self.found.computed.append(
-            f"team {team}: nominal {count} GPUs{f' of {model}' if model else ''} are "
+            f"team {team}: {_IN_FILE[declared.name]} {count} GPUs"
+            f"{f' of {model}' if model else ''} are "
             f"{count} x {each_mb} = {count * each_mb} MiB"
         )
         return count * each_mb
@@ -229,14 +274,38 @@ def as_yaml(
     for team, policy in sorted(teams.items()):
         values = team_values(policy)
         lines.append(f"  {_quoted(team)}:" if values else f"  {_quoted(team)}: {{}}")
-        lines += [f"    {field}: {value}" for field, value in values.items()]
+        lines += [f"    {field}: {value}" for field, value in values.items() if field != MODELS]
+        lines += _model_lines(policy)
     return "\n".join(lines)
 
 
 def team_values(policy: TeamPolicy) -> dict[str, str]:
     """Return a team's fields as a file has them; those that are their default are left out."""
     values = {of: (team_policy.FIELDS[name], getattr(policy, name)) for of, name in NAMES.items()}
-    return {of: said(x, value) for of, (x, value) in values.items() if value != x.default}
+    found = {of: said(x, value) for of, (x, value) in values.items() if value != x.default}
+    if policy.models:
+        found[MODELS] = (
+            f"{{{', '.join(f'{_quoted(x)}: {y}' for x, y in models_of(policy).items())}}}"
+        )
+    return found
+
+
+def models_of(policy: TeamPolicy) -> dict[str, str]:
+    """Return a team's quotas by model, each as a file has it."""
+    return {model: _quota(of) for model, of in sorted(policy.models.items())}
+
+
+def _quota(quota: ModelQuota) -> str:
+    values = {of: (team_policy.FIELDS[name], getattr(quota, name)) for of, name in
+              MODEL_NAMES.items()}  # fmt: skip
+    words = [f"{of}: {said(x, mb)}" for of, (x, mb) in values.items() if mb != x.default]
+    return f"{{{', '.join(words)}}}"
+
+
+def _model_lines(policy: TeamPolicy) -> list[str]:
+    quotas = models_of(policy)
+    lines = [f"    {MODELS}:"] if quotas else []
+    return lines + [f"      {_quoted(model)}: {quota}" for model, quota in quotas.items()]
 
 
 def said(declared: PolicyField, value: bool | int | str | None) -> str:

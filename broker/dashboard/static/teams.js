@@ -45,6 +45,21 @@ const row = (team) =>
     </td>
   </tr>`;
 
+/** A model of which the team has a quota of its own. */
+const modelRow = ([model, quota]) =>
+  html`<tr class="model">
+    <th scope="row">${model}</th>
+    <td>${size(quota.nominal_mb)}</td>
+    <td>${size(quota.used_mb)} ${bar(quota)}</td>
+    <td>${some(quota.borrowed_mb)}</td>
+    <td></td>
+    <td></td>
+    <td></td>
+    <td></td>
+  </tr>`;
+
+const rowsOf = (team) => [row(team), ...Object.entries(team.models).sort().map(modelRow)];
+
 /** Draw the section; it is there only where teams have policies. */
 export function drawTeams(section) {
   const teams = [...rows.teams.values()].sort((a, b) => a.team.localeCompare(b.team));
@@ -62,7 +77,7 @@ export function drawTeams(section) {
             </tr>
           </thead>
           <tbody>
-            ${teams.map(row)}
+            ${teams.flatMap(rowsOf)}
           </tbody>
         </table>
       </div>`,

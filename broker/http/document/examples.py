@@ -45,8 +45,9 @@ EXPLAINED: Final[dict[str, Any]] = {
 
 TEAMS: Final[dict[str, Any]] = {
     "nlp": {name: of.default for name, of in TEAM_FIELDS.items()}
-    | {"weight": 2, "nominal_mb": 98304, "max_priority": 5}
-}
+    | {"weight": 2, "nominal_mb": 98304, "max_priority": 5,
+       "models": {"NVIDIA H100": {"nominal_mb": 327680, "borrow_mb": 0}}}
+}  # fmt: skip
 
 USED: Final[dict[str, Any]] = {
     "day": None, "team": "nlp", "agent": "analyst", "host": None, "model": None, "leases": 41,
@@ -79,7 +80,14 @@ REQUESTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/release"): {"token": TOKEN},
     ("post", "/policy"): {"max_memory_per_agent_mb": 16384},
     ("put", "/policy/teams"): {
-        "teams": {"nlp": {"weight": 2, "nominal_mb": 98304, "max_priority": 5}}
+        "teams": {
+            "nlp": {
+                "weight": 2,
+                "nominal_mb": 98304,
+                "max_priority": 5,
+                "models": {"NVIDIA H100": {"nominal_mb": 327680, "borrow_mb": 0}},
+            }
+        }
     },
     ("post", "/drain"): {"host": "gpu-host-3", "reason": "new driver"},
     ("post", "/undrain"): {"host": "gpu-host-3"},

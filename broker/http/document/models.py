@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NotRequired
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -11,10 +11,16 @@ from agent_sdk.policy import FIELDS
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.reservations import Reservation
 from agent_sdk.teams import FIELDS as TEAM_FIELDS
+from agent_sdk.teams import MODEL_FIELDS, MODELS_MEANING
 from broker.http.requests import form_of, with_meanings
 from broker.serializers.device_models import extended
 from broker.serializers.lease_json import POLICY_NAMES
 from broker.serializers.lease_models import WithIgnored
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent_sdk.teams import TeamField
 
 
 class Liveness(TypedDict):
@@ -107,24 +113,63 @@ class TeamStanding(TypedDict):
     wanted_share: float
 
 
-def _of_team(name: str, base: type, says: str) -> Any:
-    """Return a type with the fields of a team's policy and their meanings."""
-    numbers = {name: int | None if of.default is None else int for name, of in TEAM_FIELDS.items()}
-    made = extended(name, base, numbers)
-    meanings = with_meanings(says, TEAM_FIELDS)
-    own = str(base.__doc__).partition("Attributes:")[2].rstrip()
-    made.__doc__ = meanings + own
-    return made
+class ModelStanding(TypedDict):
+    """Holdings of a team on devices of a model.
+
+    Attributes:
+        used_mb: MiB that it holds on devices of it, offers included.
+        reserved_mb: MiB of such devices that are reserved for its waiters.
+        borrowed_mb: MiB that it holds beyond that quota.
+    """
+
+    used_mb: int
+    reserved_mb: int
+    borrowed_mb: int
 
 
 class _NoFields(TypedDict):
     """No field."""
 
 
-TEAM_POLICY: Final[Any] = _of_team("TeamPolicy", _NoFields, "Policy of a team; null: no limit.")
+def _of_model(name: str, base: type, says: str) -> Any:
+    """Return a type with the fields of a model's quota and their meanings."""
+    fields = {name: TEAM_FIELDS[name] for name in MODEL_FIELDS}
+    made = extended(name, base, _numbers(fields))
+    made.__doc__ = with_meanings(says, fields) + _own(base)
+    return made
+
+
+def _numbers(fields: Mapping[str, TeamField]) -> dict[str, Any]:
+    return {name: int | None if of.default is None else int for name, of in fields.items()}
+
+
+def _own(base: type) -> str:
+    return str(base.__doc__).partition("Attributes:")[2].rstrip()
+
+
+MODEL_QUOTA: Final[Any] = _of_model(
+    "ModelQuota", _NoFields, "Quota of a model of GPUs; null: no limit."
+)
+
+MODEL_STATUS: Final[Any] = _of_model(
+    "ModelStatus", ModelStanding, "Quota of a model of GPUs, and what a team has of it."
+)
+
+
+def _of_team(name: str, base: type, says: str, model: Any) -> Any:
+    """Return a type with the fields of a team's policy and their meanings."""
+    made = extended(name, base, _numbers(TEAM_FIELDS) | {"models": dict[str, model]})
+    meanings = with_meanings(says, TEAM_FIELDS, models=MODELS_MEANING)
+    made.__doc__ = meanings + _own(base)
+    return made
+
+
+TEAM_POLICY: Final[Any] = _of_team(
+    "TeamPolicy", _NoFields, "Policy of a team; null: no limit.", MODEL_QUOTA
+)
 
 TEAM_STATUS: Final[Any] = _of_team(
-    "TeamStatus", TeamStanding, "Team: its policy, and what it has; null: no limit."
+    "TeamStatus", TeamStanding, "Team: its policy, and what it has; null: no limit.", MODEL_STATUS
 )
 
 

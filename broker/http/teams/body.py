@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from agent_sdk.keys import TEAM
-from agent_sdk.teams import FIELDS, MOST_TEAMS
+from agent_sdk.keys import MODEL, TEAM
+from agent_sdk.teams import FIELDS, MODEL_FIELDS, MODELS_MEANING, MOST_MODELS, MOST_TEAMS
 from broker.http.requests import with_meanings
 
 _FIELDS = [
@@ -16,13 +16,34 @@ _FIELDS = [
     for name, of in FIELDS.items()
 ]
 
-TeamPolicyBody = make_dataclass(
-    "TeamPolicyBody",
-    _FIELDS,
+ModelQuotaBody = make_dataclass(
+    "ModelQuotaBody",
+    [field for field in _FIELDS if field[0] in MODEL_FIELDS],
     namespace={"__pydantic_config__": ConfigDict(extra="forbid")},
     frozen=True,
 )
-TeamPolicyBody.__doc__ = with_meanings("Policy of a team; null: the default.", FIELDS)
+ModelQuotaBody.__doc__ = with_meanings(
+    "Quota of a model of GPUs; null: the default.", {name: FIELDS[name] for name in MODEL_FIELDS}
+)
+ModelQuotaBody.__module__ = __name__
+
+_MODELS: Any = Annotated[
+    dict[str, ModelQuotaBody],  # type: ignore[valid-type]
+    Field(
+        max_length=MOST_MODELS,
+        json_schema_extra={"propertyNames": {"pattern": f"^{MODEL.pattern}$"}},
+    ),
+]
+
+TeamPolicyBody = make_dataclass(
+    "TeamPolicyBody",
+    [*_FIELDS, ("models", _MODELS | None, None)],
+    namespace={"__pydantic_config__": ConfigDict(extra="forbid")},
+    frozen=True,
+)
+TeamPolicyBody.__doc__ = with_meanings(
+    "Policy of a team; null: the default.", FIELDS, models=MODELS_MEANING
+)
 TeamPolicyBody.__module__ = __name__
 
 if TYPE_CHECKING:

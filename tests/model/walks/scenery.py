@@ -16,7 +16,7 @@ ORDINARY = {
     "reservation_idle_s": 20,
 }  # fmt: skip
 TEAMS = ("default", "red", "red", "blue", "blue")
-TEAMED = {"team", "tug", "quota", "relapse", "favour", "forgotten_tenure"}
+TEAMED = {"team", "tug", "quota", "relapse", "favour", "forgotten_tenure", "models"}
 """Teams of requests, and the kinds of steps that make a walk one of teams."""
 
 QUOTAS: tuple[dict[str, int], ...] = (
@@ -25,6 +25,13 @@ QUOTAS: tuple[dict[str, int], ...] = (
     {"nominal_mb": 1500, "max_leases": 2, "max_waiters": 2},
     {"nominal_mb": 1500, "max_priority": 5},
     {"weight": 0}, {"nominal_mb": 1000, "max_ttl_s": 10, "max_hold_s": 15}, {"nominal_mb": 4000},
+)  # fmt: skip
+QUOTAS_BY_MODEL: tuple[dict[str, int], ...] = (
+    {"nominal_mb@m0": 1000}, {"nominal_mb@m0": 2000, "nominal_mb@m1": 1000},
+    {"nominal_mb@m1": 3000, "borrow_mb": 600}, {"nominal_mb@m0": 1500, "borrow_mb@m0": 500},
+    {"borrow_mb@m1": 900, "nominal_mb": 1000}, {"nominal_mb@m0": 4000, "max_leases": 2},
+    {"nominal_mb": 2000, "lend_mb": 300, "nominal_mb@m1": 700}, {"nominal_mb": 1500},
+    {"nominal_mb@m0": 4000, "borrow_mb@m0": 0, "borrow_mb": 0, "nominal_mb@m9": 500},
 )  # fmt: skip
 RECENT = 14
 """Number of the latest tokens that are still in play."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.model.walks.scenery import AGENTS, ORDINARY, QUOTAS, SHAPES, TEAMS
+from tests.model.walks.scenery import AGENTS, ORDINARY, QUOTAS, QUOTAS_BY_MODEL, SHAPES, TEAMS
 from tests.model.walks.waiting import Waiting
 from tests.pools import OTHER, OWN, SCRIPTS
 
@@ -112,6 +112,39 @@ class Teams(Waiting):
         if step[0] == "acquire":
             step[1]["ask"]["team"] = self.rng.choice(TEAMS)
         return step
+
+    def models(self, pool: int) -> Step:
+        """Teams have quotas by model, which change while leases are held, as models do."""
+        chance, pick = self.rng.random(), self.rng.choice
+        if chance < 0.84:
+            return self.again(pool)
+        if chance < 0.87:
+            return self.favour(pool)
+        if chance < 0.9:
+            return ["way", {"name": pick((OWN, OWN, OTHER, SCRIPTS))}]
+        quotas = {
+            name: pick(QUOTAS_BY_MODEL) for name in ("red", "blue", "default")[: pick((2, 2, 3))]
+        }
+        if chance < 0.96:
+            return ["teams", {"teams": quotas}]
+        few = {"devices": 1, "host": "*", "max_hold_ms": 0, "on_unavailable": "refuse",
+               "priority": 0, "ttl_ms": pick((0, 30_000))}  # fmt: skip
+        held = []
+        for _ in range(pick((1, 2)) * len(self.hardware[pool])):
+            held.append(self.asked(pool, few | {
+                "team": "red", "memory_mb": pick((200, 400, 700, 1000)), "agent": pick(AGENTS),
+                "exclusive": pick((0, 0, 0, 1)), "model": pick(("*", "*", "m0", "m1")),
+            }))  # fmt: skip
+            held.append(self.pass_on(pool, 20))
+        own = few | {"team": "blue", "memory_mb": pick((300, 900)), "devices": pick((1, 1, 2)),
+                     "model": pick(("*", "m0", "m1"))}  # fmt: skip
+        self.pull(pool, held, own, self.rng.randrange(6, 12))
+        quick = {"min_runtime_s": 0, "reclaim_after_s": 5, "preempt_grace_s": pick((5, 12))}
+        self.queue.insert(0, [pool, "policy", {"fields": ORDINARY | quick}])
+        return [
+            "teams",
+            {"teams": quotas | {"blue": {"nominal_mb@m0": 4000, "nominal_mb@m1": 4000}}},
+        ]
 
     def tug(self, pool: int) -> Step:
         """One team has borrowed all, and the other wants its own back; or one has priority.

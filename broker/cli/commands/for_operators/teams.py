@@ -9,11 +9,12 @@ import click
 
 from broker.cli.store import as_json, output_option, pool_client, show
 from broker.cli.watch import watch
+from broker.text.printable import printable
 from broker.text.screen import paint
 from broker.text.table import gib, screen_width, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from agent_sdk import LeaseClient
     from agent_sdk.teams import TeamStatus
@@ -43,7 +44,8 @@ NONE = (
 def teams(every_s: float | None, output: str) -> None:
     """Show teams: their quotas, what they have, and their share of past use.
 
-    NOMINAL is a team's own quota. BORROWED is what it holds beyond that, LENT what others hold of
+    NOMINAL is a team's own quota, with a line below it for each model that its policy has a quota
+    of. BORROWED is what it holds beyond that, LENT what others hold of
     it. SHARE is its part of what all teams have used lately, and behind it stands the part that its
     weight gives it; a team below that part comes before others that borrow.
 
@@ -80,16 +82,28 @@ def _text(found: Sequence[TeamStatus], output: str) -> str:
     if not found:
         return NONE
     wide = output == "wide"
-    rows = [(*_row(team), *(_more(team) if wide else ())) for team in found]
+    rows = [row for team in found for row in _rows(team, wide=wide)]
     width = None if wide else screen_width()
     return table((*HEAD, *MORE) if wide else HEAD, rows, width=width, gives=(0,))
 
 
+def _rows(team: TeamStatus, *, wide: bool) -> Iterator[tuple[str, ...]]:
+    """Yield a team, and its quotas by model."""
+    yield (*_row(team), *(_more(team) if wide else ()))
+    for model, quota in sorted(team.by_model.items()):
+        more = (_limit(quota.borrow_mb, "MiB"), *[""] * 6, _some(quota.reserved_mb))
+        yield (
+            f"  {printable(model)}", gib(quota.nominal_mb), gib(quota.used_mb),
+            paint(gib(quota.borrowed_mb), "yellow") if quota.borrowed_mb else "-",
+            *[""] * 5, *(more if wide else ()),
+        )  # fmt: skip
+
+
 def _row(team: TeamStatus) -> tuple[str, ...]:
-    waits = team.waiters and team.used_mb < team.nominal_mb
+    waits = team.waiters and team.used_mb < team.own_mb
     return (
         team.name,
-        gib(team.nominal_mb) if team.listed else "-",
+        gib(team.own_mb) if team.listed else "-",
         gib(team.used_mb),
         paint(gib(team.borrowed_mb), "yellow") if team.borrowed_mb else "-",
         gib(team.lent_mb) if team.lent_mb else "-",
@@ -109,8 +123,12 @@ def _more(team: TeamStatus) -> tuple[str, ...]:
         _limit(team.max_waiters),
         _limit(team.max_hold_s or None, "s"),
         _limit(team.max_ttl_s or None, "s"),
-        gib(team.reserved_mb) if team.reserved_mb else "-",
+        _some(team.reserved_mb),
     )
+
+
+def _some(mb: int) -> str:
+    return gib(mb) if mb else "-"
 
 
 def _limit(value: int | None, unit: str = "") -> str:
