@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from agent_sdk.keys import Keys
 
-MOST_ENDED = 256
+MOST_ENDED = 1024
 
 ENDS = ("released", "expired", "revoked", "preempted")
 

@@ -196,6 +196,7 @@ def _finished(name: str, row: dict[str, str]) -> FinishedLease:
     said: dict[str, Any] = {
         word: maybe(word) for word in ("waited_ms", "known_ms", "busy_ms", "peak_mb", "energy_mj")
     }
+    devices = held(row.get("devices", ""))
     return FinishedLease(
         id=name,
         token=row["token"],
@@ -204,9 +205,9 @@ def _finished(name: str, row: dict[str, str]) -> FinishedLease:
         owner=row.get("owner", ""),
         host=row["host"],
         model=row["model"],
-        devices=held(row.get("devices", "")),
+        devices=devices,
         gpus=gpus_of(row.get("gpus", "0")),
-        mb=whole(row.get("mb", "0")),
+        mb=sum(mb for _, mb in devices),
         outcome=row["outcome"],
         granted_at_ms=whole(row["granted_at_ms"]),
         ended_at_ms=whole(row["ended_at_ms"]),

@@ -171,7 +171,7 @@ local function read_record(k, token)
   k.read = { state, fence, devices, ends_at_ms, ttl_ms, hold_until_ms, revoked, owner, notice,
     agent, team, preempt_at_ms, wanted, granted_at_ms, enqueued_ms }
   if state ~= 'active' or revoked or preempt_at_ms then return nil end
-  return { fence = fence, devices = devices, expires_at_ms = ends_at_ms + 0,
+  return { token = token, fence = fence, devices = devices, expires_at_ms = ends_at_ms + 0,
     ttl_ms = ttl_ms + 0, hold_until_ms = hold_until_ms and hold_until_ms + 0, owner = owner,
     notice = broker.told(notice, nil, wanted), agent = agent, team = team,
     granted_at_ms = granted_at_ms, enqueued_ms = enqueued_ms }

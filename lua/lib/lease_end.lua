@@ -1,7 +1,9 @@
 -- lease_end: the end of a lease, the memory that it gives back, and the line about it for the sums
 -- of usage.lua.
 
-local MOST_ENDED = 256   -- lines; one more, and its call folds some of them
+local MOST_ENDED = 1024   -- lines; one more, and its call folds some of them
+local MOST_PARTS = 256   -- that are remembered as texts
+local parts, part_count = {}, 0
 
 -- It is over: forget the record, leave its outcome.
 function broker.bury(token, outcome)
@@ -20,16 +22,28 @@ local function ended_ms(r)
   return r.ended_at_ms and r.ended_at_ms < ctx.now and r.ended_at_ms or ctx.now
 end
 
--- Append the line of a lease that ends: who had what, from when until when. `gpus`: devices by the
--- part of each that it had. `where`: host|model, blanks included, so it comes last. Each word is
--- there, in this order, perhaps empty: LINE of usage.lua reads it.
-function broker.note_end(r, outcome, gpus, where)
+-- Devices by the part of each that a lease had, as text: the same come again.
+local function part_text(gpus)
+  local known = parts[gpus]
+  if not known then
+    known = format('%.9g', gpus)
+    if part_count == MOST_PARTS then parts, part_count = {}, 0 end
+    parts[gpus], part_count = known, part_count + 1
+  end
+  return known
+end
+
+-- Append the line of a lease that ends: who had what, from when until when. Each word is there, in
+-- this order, perhaps empty: usage.lua reads it. What many lines have in common is together.
+-- `ended`: when, as text. `gpus`: devices by the part of each that it had. `where`: host|model,
+-- blanks included.
+function broker.note_end(r, outcome, ended, gpus, where)
   local waited_ms = r.enqueued_ms and text(r.granted_at_ms - r.enqueued_ms) or ''
-  local lines = call('RPUSH', prefix .. 'ended', 'token=' .. r.token .. ' agent=' .. r.agent
-    .. ' team=' .. (r.team or DEFAULT_TEAM) .. ' owner=' .. (r.owner or '') .. ' devices='
-    .. r.devices .. ' gpus=' .. format('%.9g', gpus) .. ' outcome=' .. outcome
-    .. ' granted_at_ms=' .. r.granted_at_ms .. ' ended_at_ms=' .. text(ended_ms(r))
-    .. ' waited_ms=' .. waited_ms .. ' on ' .. where)
+  local lines = call('RPUSH', prefix .. 'ended', 'token=' .. r.token .. ' granted_at_ms='
+    .. r.granted_at_ms .. ' ended_at_ms=' .. ended .. ' waited_ms=' .. waited_ms
+    .. ' outcome=' .. outcome .. ' agent=' .. r.agent .. ' team=' .. (r.team or DEFAULT_TEAM)
+    .. ' owner=' .. (r.owner or '') .. ' devices=' .. r.devices .. ' gpus='
+    .. part_text(gpus) .. ' on ' .. where)
   if lines > MOST_ENDED then broker.fold(ctx.now) end
 end
 
@@ -74,9 +88,10 @@ end
 -- Leases on a GPU and leases on the CPU are counted apart.
 local function tell(r, outcome)
   broker.count(r.devices == '' and 'cpu_' .. outcome or outcome)
-  broker.note_end(r, outcome, r.gpus, r.where)
+  local ended = text(ended_ms(r))
+  broker.note_end(r, outcome, ended, r.gpus, r.where)
   broker.event(outcome, 'token', r.token, 'agent', r.agent, 'devices', r.devices, 'fence', r.fence,
-    'ended_at_ms', text(ended_ms(r)), team_of(r))
+    'ended_at_ms', ended, team_of(r))
 end
 
 -- End the lease {token, agent, owner, team, devices, fence, granted_at_ms, enqueued_ms}: what it

@@ -13,7 +13,9 @@ function broker.words_of(line)
 end
 
 -- A sum as text; it may be beyond 2^53.
-function broker.whole_text(n) return format('%.0f', n) end
+function broker.whole_text(n)
+  return n < 9007199254740992 and format('%d', math.floor(n + 0.5)) or format('%.0f', n)
+end
 
 local MOST_DIGITS = 15   -- of a number: a sum of them stays one
 local MOST_KEPT, SILENT_MS, MOST_GONE = 512, 3600000, 1000
@@ -79,7 +81,7 @@ end
 function broker.uses_of(ended)
   local tokens, uses, found = {}, {}, {}
   for _, e in ipairs(ended) do
-    for uuid in string.gmatch(e.devices, '([^,]+)=%d+') do
+    for _, uuid in ipairs(e.of.uuids) do
       local of = tokens[uuid] or {}
       tokens[uuid], of[#of + 1] = of, e.token
     end

@@ -169,9 +169,9 @@ local function straight_acquire()
   broker.write_lease(d)
   count_lease(k, a, key, t, d, memory_mb, 1)
   k.fence, k.granted = number, k.granted + 1
-  keep_record(k, token, { fence = fence, devices = taken, expires_at_ms = expires_at_ms,
-    ttl_ms = ttl_ms, hold_until_ms = hold_until_ms, owner = owner, notice = '',
-    agent = agent, team = team, granted_at_ms = now })
+  keep_record(k, token, { token = token, fence = fence, devices = taken,
+    expires_at_ms = expires_at_ms, ttl_ms = ttl_ms, hold_until_ms = hold_until_ms, owner = owner,
+    notice = '', agent = agent, team = team, granted_at_ms = now })
   keep(k, now, number == k.now_us and fence, 'fence', fence, 'granted', text(k.granted))
   return { tagged('GRANTED', mark), now_ms, next_deadline_of(k), k.epoch, 0, fence,
     expires_at_ms, left_ms, '', uuid, mb, d.index, d.host, d.name, d.total_mb, d.used_mb,
@@ -239,21 +239,20 @@ local function straight_release()
   local keys = keys_of(d)
 
   k.sequence = false
-  local part = broker.part_of(d, mb, token)
+  local now, part = text(k.now), broker.part_of(d, mb, token)
   d.leased_mb, d.leases = d.leased_mb - mb, d.leases - 1
   if d.exclusive == token then d.exclusive = '' end
   call('DEL', prefix .. 'record:' .. token, keys.lease .. token)
   call('SREM', keys.holders, token)
   clear_deadline(token)
   broker.leave_outcome(token, 'released')
-  r.token = token
-  broker.note_end(r, 'released', part, d.host .. '|' .. d.model)
+  broker.note_end(r, 'released', now, part, d.host .. '|' .. d.model)
   call('XADD', k.EVENTS, 'MAXLEN', '~', '10000', '*', 'event', 'released', 'token', token, 'agent',
-    agent, 'devices', devices, 'fence', r.fence, 'ended_at_ms', text(k.now), team_of(r))
+    agent, 'devices', devices, 'fence', r.fence, 'ended_at_ms', now, team_of(r))
   broker.write_lease(d)
   count_lease(k, a, key, t, d, -mb, -1)
   k.released = k.released + 1
   forget_record(k, token)
-  keep(k, text(k.now), nil, 'released', text(k.released))
+  keep(k, now, nil, 'released', text(k.released))
   return { tagged('RELEASED', mark), k.now, next_deadline_of(k), k.epoch, 0 }
 end

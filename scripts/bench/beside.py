@@ -4,6 +4,9 @@ Each checkout runs its own code on redis-servers of its own. A round takes one s
 rotating order, so that a noisy neighbour disturbs all alike. What is told are medians of the ratios
 of each round; the first round warms up. With --instructions the servers run under callgrind
 instead: exact counts, which do not depend on what else the machine does.
+
+A release pays for its part of a fold only where no reaper comes by: so many leases end before the
+first sample that it does. The counts have both.
 """
 
 from __future__ import annotations
@@ -31,8 +34,14 @@ SIZES = (8, 16_384)
 """Devices of the pools that are compared for placement."""
 
 ROUNDS, QUICK_ROUNDS = 31, 11
-CALLS, COUNTED_CALLS = 64, 240
-"""Calls of each verb in one sample, timed or counted: one agent may hold 256 leases."""
+CALLS, COUNTED_CALLS = 64, 256
+"""Calls of each verb in one sample, timed or counted: one agent may hold 256 leases.
+
+So many releases make two folds, whatever was before.
+"""
+
+ENDS = 1100
+"""Leases that end before the first sample: from then on releases fold."""
 
 CYCLES = 8
 """Samples of a pool's size in one round: 8 leases at a time, all on devices that were idle."""
@@ -162,6 +171,8 @@ def timed(checkouts: Sequence[Checkout], rounds: int, leases: int) -> list[Row]:
     for checkout in checkouts:
         for size in (small, large):
             checkout.ask(f"pool {size}")
+        for _ in range(ENDS // CALLS + 1):
+            checkout.ask(f"lease {small}")
     samples: dict[str, list[list[float]]] = {}
     for number in range(rounds + 1):
         order = range(len(checkouts))
@@ -208,19 +219,28 @@ def under_callgrind() -> Iterator[tuple[str, Path]]:
 
 
 def counted(checkouts: Sequence[Checkout], out: Path) -> list[Row]:
-    """Count the instructions of a server for one call of each verb, all that it does counted."""
+    """Count the instructions of a server for one call of each verb, all that it does counted.
+
+    The second cycle's release is the one without a fold.
+    """
     found: dict[str, list[float]] = {}
     size = str(SIZES[0])
     for checkout in checkouts:
         checkout.ask("still")
         pid = int(checkout.ask(f"pool {size}"))
-        for _ in range(2):  # the first cycle warms up
-            verbs = checkout.ask(f"acts {size}")
-            counts = {verb: count(checkout, verb, pid, out) for verb in verbs}
-        idle = counts.pop("nothing")  # what the server does meanwhile
-        for verb, instructions in counts.items():
-            each = (instructions - idle) / COUNTED_CALLS
+        cycles, last = [], ENDS // COUNTED_CALLS + 1
+        for number in range(last + 1):
+            counts = {}
+            for verb in checkout.ask(f"acts {size}"):
+                if number not in {1, last}:  # it warms up, or ends leases
+                    checkout.ask(f"act {verb}")
+                else:
+                    counts[verb] = count(checkout, verb, pid, out)
+            idle = counts.pop("nothing", 0)  # what the server does meanwhile
+            cycles.append({verb: (n - idle) / COUNTED_CALLS for verb, n in counts.items()})
+        for verb, each in cycles[-1].items():
             found.setdefault(f"{verb}, instructions", []).append(each)
+        found.setdefault("release, not folding", []).append(cycles[1]["release"])
     return [row_of(name, [figures]) for name, figures in found.items()]
 
 

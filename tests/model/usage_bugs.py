@@ -21,11 +21,11 @@ USAGE_BUGS = (
         "return r.ended_at_ms and r.ended_at_ms < ctx.now and r.ended_at_ms or ctx.now",
         "return ctx.now",
     ),
-    _bug("an end is not noted", "broker.note_end(r, outcome, r.gpus, r.where)", ""),
+    _bug("an end is not noted", "broker.note_end(r, outcome, ended, r.gpus, r.where)", ""),
     _bug(
         "a fold forgets what was there before",
-        "local n = (was and find(was, '^%d+$') and was or 0) + sums[i]",
-        "local n = sums[i]",
+        "local n = (was and find(was, '^%d+$') and was or 0) + of[i]",
+        "local n = of[i]",
         seed=7926,
     ),
     _bug(
@@ -42,7 +42,7 @@ USAGE_BUGS = (
     ),
     _bug(
         "the straight path notes no end",
-        "broker.note_end(r, 'released', part, d.host .. '|' .. d.model)",
+        "broker.note_end(r, 'released', now, part, d.host .. '|' .. d.model)",
         "",
         functions=True,
     ),
