@@ -53,9 +53,8 @@ def audit_queue(
         assert ("capped" in r) == (kind == "capped"), f"{token} says it is in {r.get('capped')}"
     heads = {queue_id: members[0] for queue_id, members in queues.items()}
     assert _queues(client, base, names) == {queue_id: rank for queue_id, (_, rank) in heads.items()}
-    for name in after(f"{base}:limited:", names):
-        ids: Any = client.smembers(f"{base}:limited:{name}")
-        assert ids <= heads.keys(), f"no head is in {ids - heads.keys()}, which {name} limits"
+    limited: Any = client.smembers(f"{base}:limited")
+    assert limited <= heads.keys(), f"no head is in {limited - heads.keys()}"
     backfill: Any = client.zrange(f"{base}:backfill", 0, -1, withscores=True)
     _audit_kept(waiters, devices, backfill)
     _audit_notices(waiters, records, dict(backfill), client.hgetall(f"{base}:preempting"))

@@ -81,8 +81,8 @@ end
 function sums.forget()
   if not ctx.pool.models then return end
   local lines = call('HGETALL', prefix .. 'teams')
+  call('DEL', prefix .. 'limited')
   for i = 1, #lines, 2 do
-    call('DEL', prefix .. 'limited:' .. lines[i])
     for _, model in ipairs(broker.policy_of_line(lines[i + 1]).named or {}) do
       local name = 'team ' .. lines[i]
       call('HDEL', prefix .. 'agents', name .. '#model ' .. model, name .. '#reserved ' .. model)

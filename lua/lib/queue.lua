@@ -254,7 +254,7 @@ function queue.recheck_capped(x)
     for _, quota in ipairs(broker.quotas.each(x.team, team)) do
       recheck(quota, quota.most_mb, most)
     end
-    if broker.team_policy(x.team).models then broker.quotas.recheck(x.team or DEFAULT_TEAM) end
+    if pool.models then broker.quotas.recheck(x) end
   end
   if pool.noticed_ms > 0 then broker.preemption.recheck() end
 end

@@ -8,8 +8,8 @@
 -- A waiter is capped by the quota that it would count against, `team <name>#model <model>`; one
 -- that names no model by `team <name>#model *`. lib/model_sums.lua counts.
 --
---   limited:<team>   ids of queues whose heads name no model: a quota may hold them back on one
---                    model, and what others hold on another, so they are checked when a sum falls
+--   limited   ids of queues whose heads name no model: a cap may hold them back on one model, and
+--             what others hold on another, so they are checked when a sum of their parties falls
 
 local MODELS_READ = '64'
 
@@ -189,22 +189,23 @@ function quotas.never(q)
   return found, found == 'team_limit' and limit_mb or nil
 end
 
--- A waiter found no room: its queue's head is checked when a sum of its team falls.
+-- A waiter found no room: its queue's head is checked when a sum of its parties falls.
 function quotas.limit(q, queue_id)
-  if broker.by_model(q) then call('SADD', prefix .. 'limited:' .. q.team, queue_id) end
+  if broker.by_model(q) then call('SADD', prefix .. 'limited', queue_id) end
 end
 
 -- A queue has no head any more.
-function quotas.unlimit(queue_id)
-  local team = string.match(queue_id, '^[^/]*/%*/[^/]*/?(.*)$')
-  if not team then return end
-  call('SREM', prefix .. 'limited:' .. (team == '' and DEFAULT_TEAM or team), queue_id)
-end
+function quotas.unlimit(queue_id) call('SREM', prefix .. 'limited', queue_id) end
 
--- A sum of a team fell: check the heads that it may have held back.
-function quotas.recheck(team)
-  for _, id in ipairs(call('SMEMBERS', prefix .. 'limited:' .. team)) do
-    local rank = broker.queue.ids(string.match(id, '^[^/]*/[^/]*'))[id]
-    if rank then ctx.work['queue:' .. id] = rank end
+-- What x had is less now: check the heads that its parties' caps may have held back.
+function quotas.recheck(x)
+  for _, id in ipairs(call('SMEMBERS', prefix .. 'limited')) do
+    local token = call('ZRANGE', prefix .. 'queue:' .. id, '0', '0')[1]
+    local rank = token and broker.queue.ids(string.match(id, '^[^/]*/[^/]*'))[id]
+    local agent, owner, team = unpack(call('HMGET', prefix .. 'record:' .. (token or ''), 'agent',
+      'owner', 'team'))
+    local same = agent == x.agent or (owner or '') ~= '' and owner == x.owner
+      or (team or DEFAULT_TEAM) == (x.team or DEFAULT_TEAM)
+    if rank and same then ctx.work['queue:' .. id] = rank end
   end
 end

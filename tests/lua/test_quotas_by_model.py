@@ -288,6 +288,20 @@ def test_head_that_a_quota_holds_back_on_one_model_gets_it_when_that_falls(lab: 
     audit(lab.redis, lab.keys)
 
 
+def test_head_that_its_agent_holds_back_on_one_model_gets_it_when_that_falls(lab: Pool) -> None:
+    """A lease of another team ends elsewhere, and leaves its agent as much as an L4 has."""
+    lab.policy(max_memory_per_agent_mb=9000)
+    lab.set_teams(a="nominal_mb@L4=99999", b="weight=1")
+    granted(lab.acquire(token("x"), "w", team="b", model="NVIDIA H100", memory_mb=3000))
+    for name in ("y", "z"):
+        take(lab, name, team="default", model="NVIDIA H100", memory_mb=9000)
+    assert wait(lab, "w", memory_mb=3000, exclusive=1) == ["WAITING", 0]
+    assert "capped" not in lab.hash(f"record:{token('w')}")
+    lab.release(token("x"))
+    assert lab.hash(f"record:{token('w')}")["devices"].endswith("=8000")
+    audit(lab.redis, lab.keys)
+
+
 def test_straight_path_knows_quotas_by_model(lab: Pool) -> None:
     """With its model named a lease costs the commands that it costs beside a pool-wide quota."""
     calls = []

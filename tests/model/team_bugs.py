@@ -205,7 +205,7 @@ TEAM_BUGS = (
     ),
     _bug(
         "heads that a quota of a model holds back are not checked when it is less used",
-        "if rank then ctx.work['queue:' .. id] = rank end",
+        "if rank and same then ctx.work['queue:' .. id] = rank end",
         "",
         often="models",
         seed=8,

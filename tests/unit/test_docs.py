@@ -147,7 +147,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
     pool.redis.hset(f"{pool.keys.base}:preempting", "gone", "a 100")
     pool.redis.zadd(f"{pool.keys.base}:worklist", {"queue:*/*/m17": 1})
     pool.redis.zadd(f"{pool.keys.base}:backfill", {"gpu-1": 1})
-    pool.redis.sadd(f"{pool.keys.base}:limited:a", "*/*/m17/a")
+    pool.redis.sadd(f"{pool.keys.base}:limited", "*/*/m17/a")
     pool.redis.zadd(f"{pool.keys.base}:drains", {"device:gone": 1})
     rows = {re.sub(r"<\w+>", r"[^:]+", key): what for key, what in keys_of_the_table().items()}
     seen = set()
@@ -158,7 +158,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
         assert pool.redis.type(key) == kind, name
         assert (pool.redis.pttl(key) == -1) == (ttl == "none"), name
         seen.add(row)
-    by_hand = ("backfill", "teams", "limited:a")
+    by_hand = ("backfill", "teams", "limited")
     pool.redis.delete(*(f"{pool.keys.base}:{name}" for name in by_hand))
     assert seen == rows.keys()
 
