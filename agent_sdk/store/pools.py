@@ -78,10 +78,11 @@ class Pool(redis.ConnectionPool):
         super().reset()
         self._in_use_connections = _InUse()
         self._together = Together()
+        self._main = threading.main_thread().ident  # in a child it is the thread that forked
 
     def ask(self, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
         """Send commands, and return their replies; see `Counting.ask` and `Together`."""
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == self._main:
             return self.ask_alone(packed, marks, now)
         return self._together.ask(self.ask_alone, packed, marks, now)
 
@@ -148,8 +149,9 @@ class Pool(redis.ConnectionPool):
     def _put_back(self, connection: Any, now: float) -> None:
         """Take a connection back, without redis-py's questions if it was used a moment ago."""
         if now < connection.ready_until:
-            if connection.own_ref in self._in_use_connections.refs:
-                self._in_use_connections.remove(connection)
+            in_use = self._in_use_connections.refs
+            if connection.own_ref in in_use:
+                in_use.remove(connection.own_ref)
                 self._available_connections.append(connection)
         else:
             self.release(connection)
