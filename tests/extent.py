@@ -12,7 +12,7 @@ EVERYTHING = os.environ.get("GPU_BROKER_TESTS") == "all"
 """`.ci/run` says so: also in a browser, on Valkey, from a built package, as documented."""
 
 LONGER = (
-    "agents/", "api/test_document", "api/test_events_slow", "api/test_nvml_flags",
+    "agents/", "api/test_document", "api/test_events_slow",
     "api/test_original_mistakes", "api/test_slow_clients", "api/test_uds",
     "attribution/test_any_strings", "attribution/test_any_world", "attribution/test_may_kill",
     "attribution/test_real_host", "attribution/test_real_use", "browser/", "clients/",
