@@ -78,6 +78,7 @@ def test_adopted_process_is_accounted_to_its_lease_while_it_lives(world: World) 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [gpu["uuid"] for gpu in told["devices"]] == ["GPU-a"]
+    assert "is under lease" in world.adopt("--gpu", "h1:0").stderr, "before it is reported"
     lease: Any = world.client.lookup(told["token"])
     assert (lease.memory_mb, lease.note) == (7000, "from cron")
 

@@ -78,6 +78,13 @@ def take_the_only_place(pool: Pool) -> None:
     report(pool, device("gpu-a", one_lease="its compute mode is exclusive"))
 
 
+def use_the_quota_of_the_model(pool: Pool) -> None:
+    """A lease of its team leaves too little of the team's quota of that model."""
+    report(pool, device("gpu-a", model="L4"))
+    pool.set_teams(a="nominal_mb@L4=700 borrow_mb@L4=0")
+    granted(pool.acquire(token("on"), "on", team="a", memory_mb=200))
+
+
 CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "fits": (lambda _: None, {}),
     "other_host": (lambda p: report(p, device("gpu-b"), host="h2"), {"host": "h2"}),
@@ -97,6 +104,7 @@ CASES: dict[str, tuple[Callable[[Pool], object], dict[str, Any]]] = {
     "withheld": (cool, {}),
     "used_by_others": (lambda p: report(p, device("gpu-a", used_mb=700)), {}),
     "full": (lambda p: p.acquire(token("on"), memory_mb=500), {}),
+    "no_quota": (use_the_quota_of_the_model, {"memory_mb": 600, "team": "a"}),
 }
 """Reason -> what brings gpu-a, of 1000 MiB on h1, there, and for whom."""
 

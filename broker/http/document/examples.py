@@ -132,7 +132,9 @@ ANSWERS: Final[dict[tuple[str, str], Any]] = {
     ("get", "/teams"): {"teams": [TEAMS["nlp"] | {
         "name": "nlp", "listed": True, "used_mb": 106496, "leases": 9, "waiters": 2,
         "reserved_mb": 0, "borrowed_mb": 8192, "lent_mb": 0, "use_mb_s": 81603584.0,
-        "share": 43996672.0, "used_share": 0.7, "wanted_share": 0.667}]},
+        "share": 43996672.0, "used_share": 0.7, "wanted_share": 0.667,
+        "models": {"NVIDIA H100": {"nominal_mb": 327680, "borrow_mb": 0, "used_mb": 81920,
+                                   "reserved_mb": 0, "borrowed_mb": 0}}}]},
     ("get", "/usage"): {
         "now": 1795611100.2, "since": 1793019100.2, "until": 1795611100.2,
         "first_day": "2026-10-26", "last_day": "2026-11-25", "by": ["team", "agent"],

@@ -10,7 +10,7 @@ import click
 
 from agent_sdk.evidence import ADOPTS
 from agent_sdk.settings import read_settings
-from agent_sdk.state.snapshot import LeaseStatus
+from broker.attribution.processes import Programs
 from broker.cli.complete import hosts_and_devices
 from broker.cli.leasing.holding import Hold, in_background
 from broker.cli.names import PREFIX, place, target_of
@@ -19,6 +19,8 @@ from broker.hold.life import ProcessLife
 from broker.text.units import Duration, Size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from agent_sdk import LeaseClient
     from agent_sdk.request import LeaseOptions
     from agent_sdk.state.devices import DeviceStatus, ProcessStatus
@@ -110,10 +112,11 @@ def _use_of(
             f"no GPU of {host} shows process {life.pid}: it uses none, or the reporter does not "
             f"see it (gpu-broker doctor). gpu-broker acquire --pid {life.pid} takes a new lease"
         )
-    free = [each for each in used if not _leased(client, *each)]
+    leased = _leased(client, host, life, used)
+    free = [each for each in used if each[0].uuid not in leased]
     if not free:
         raise click.UsageError(
-            f"process {life.pid} is under lease {used[0][1].token[:PREFIX]} already"
+            f"process {life.pid} is under lease {leased[used[0][0].uuid][:PREFIX]} already"
         )
     if len(free) > 1:
         raise click.UsageError(
@@ -123,7 +126,24 @@ def _use_of(
     return free[0]
 
 
-def _leased(client: LeaseClient, device: DeviceStatus, process: ProcessStatus) -> bool:
-    """Return whether the process has a lease of this very GPU."""
-    lease = client.lookup(process.token) if process.token else None
-    return isinstance(lease, LeaseStatus) and device.uuid in dict(lease.devices)
+def _leased(
+    client: LeaseClient,
+    host: str,
+    life: ProcessLife,
+    used: Iterable[tuple[DeviceStatus, ProcessStatus]],
+) -> dict[str, str]:
+    """Return the lease that the process has of each of these GPUs, where it has one.
+
+    The reporter tells of it a moment late; that another `adopt` keeps it is known at once.
+    """
+    uuids = {device.uuid for device, _ in used}
+    lists = client.lease_list(host=host)
+    leases = client.leases_of([entry.token for each in lists for entry in each])
+    told, system = {process.token for _, process in used}, Programs()
+    return {
+        uuid: lease.token
+        for lease in leases
+        if (here := uuids & dict(lease.devices).keys())
+        if lease.token in told or system.adopts(lease.pid, lease.token, life.pid, life.process)
+        for uuid in here
+    }
