@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 THREADS = 5 * MOST_APART
 
 
-@pytest.fixture(params=["", "?protocol=2", "unix"])
+@pytest.fixture(params=["", "&protocol=2", "unix"])
 def client(request: pytest.FixtureRequest, server: Server, pool: Pool) -> Iterator[LeaseClient]:
     """Over two protocols and transports; one device."""
     pool.report((device("D0"),), deadline_ms=86_400_000)
     functions.load_own(pool.redis)
-    url = server.socket_url if request.param == "unix" else server.url + request.param
+    url = server.socket_url if request.param == "unix" else server.url
+    url += f"?client_name={pool.keys.pool_name}{request.param.replace('unix', '')}"
     with LeaseClient(Store(url), pool=pool.keys.pool_name, hostname="h1") as client:
         yield client
     assert living(pool) == set()
@@ -67,7 +68,7 @@ def all_turns_are_back(client: LeaseClient) -> bool:
 
 
 def test_each_thread_gets_its_own_lease_over_few_connections(
-    client: LeaseClient, pool: Pool, server: Server
+    client: LeaseClient, pool: Pool
 ) -> None:
     """Its own agent, size and fence, whichever call took it along."""
     fences: list[int] = []
@@ -82,10 +83,9 @@ def test_each_thread_gets_its_own_lease_over_few_connections(
             else:
                 assert client.release(client.exchange(lease, f"agent-{mine}", memory_mb=1))
 
-    with server.connect() as admin:
-        before = len(admin.client_list())
-        assert not in_threads(work)
-        assert len(admin.client_list()) - before <= MOST_APART + 1
+    assert not in_threads(work)
+    names = [each["name"] for each in pool.redis.client_list()]
+    assert 1 <= names.count(pool.keys.pool_name) <= MOST_APART + 1
     assert len(set(fences)) == THREADS * 15
     assert all_turns_are_back(client)
     assert pool.stats()["granted"] == pool.stats()["released"] == THREADS * 20

@@ -314,7 +314,7 @@ class World:
         operations = (
             (self.acquire, 30), (self.again, 12), (self.renew, 18), (self.release, 10),
             (self.reap, 4), (self.time_passes, 14), (self.report, 11), (self.set_policy, 1),
-            (self.revoke, 1), (self.drain, 1), (self.adopt, 3),
+            (self.revoke, 1), (self.drain, 1), (self.adopt, 9),
         )  # fmt: skip
         kinds, weights = zip(*operations, strict=True)
         self.rng.choices(kinds, weights)[0]()

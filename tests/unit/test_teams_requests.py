@@ -51,18 +51,17 @@ def test_team_of_a_client_comes_from_the_environment(
     pool: TestBroker, client: LeaseClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that asks for others takes none: these say for themselves."""
-    monkeypatch.setenv("REDIS_URL", pool.url)
-    monkeypatch.setenv("GPU_BROKER_HOSTNAME", pool.host)
-    monkeypatch.setenv("GPU_BROKER_TEAM", "ward")
-    with LeaseClient.from_env() as own:
-        assert record(client, own.acquire("a", memory_mb=100).token)["team"] == "ward"
-    with LeaseClient(Store(pool.url), hostname=pool.host, for_others=True) as broker:
-        assert "team" not in record(client, broker.acquire("a", memory_mb=100).token)
-    with agent_sdk.lease("a", memory_mb=100) as lease:
-        assert record(client, lease.token)["team"] == "ward"
-    monkeypatch.setenv("GPU_BROKER_TEAM", "")
-    with agent_sdk.lease("a", memory_mb=100) as lease:
-        assert "team" not in record(client, lease.token)
+    with pool.environment():
+        monkeypatch.setenv("GPU_BROKER_TEAM", "ward")
+        with LeaseClient.from_env() as own:
+            assert record(client, own.acquire("a", memory_mb=100).token)["team"] == "ward"
+        with LeaseClient(Store(pool.url), hostname=pool.host, for_others=True) as broker:
+            assert "team" not in record(client, broker.acquire("a", memory_mb=100).token)
+        with agent_sdk.lease("a", memory_mb=100) as lease:
+            assert record(client, lease.token)["team"] == "ward"
+        monkeypatch.setenv("GPU_BROKER_TEAM", "")
+        with agent_sdk.lease("a", memory_mb=100) as lease:
+            assert "team" not in record(client, lease.token)
 
 
 def test_asyncio_client_has_the_same_options(pool: TestBroker, client: LeaseClient) -> None:
