@@ -326,7 +326,7 @@ async def test_task_cancelled_in_a_reading_of_its_own_leaves_no_answer(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await redis.get(f"{pool.keys.base}:mine") == "mine"
-    until(lambda: blocked(pool) <= others)
+    await asyncio.to_thread(until, lambda: blocked(pool) <= others)  # the loop closes sockets
     await redis.delete(f"{pool.keys.base}:mine")
     await redis.aclose()
 
