@@ -153,7 +153,7 @@ MODELS_MEANING: Final = (
 """The effect of `models`, for documentation."""
 
 MODEL_FIELDS: Final = tuple(x.name for x in fields(ModelQuota))
-"""Those of the fields that a quota of a model has."""
+"""Fields of a team's policy that a quota of a model has too."""
 
 
 def policy_of(values: Mapping[str, object]) -> TeamPolicy:

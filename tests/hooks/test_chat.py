@@ -102,7 +102,7 @@ async def test_text_of_a_message_calls_nobody(url: str, monkeypatch: pytest.Monk
 
 
 async def test_name_of_a_user_at_a_host_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave names that call nobody as they are, to be copied."""
+    """Leave names that mention no chat member as they are, to be copied."""
     assert "ann@gpu-host-3" in str(await payload(DISCORD, "by ann@gpu-host-3", monkeypatch))
 
 

@@ -235,7 +235,7 @@ def test_quota_by_model_that_is_not_well_formed_is_refused(lab: Pool, line: str)
 
 
 def test_own_of_a_model_comes_before_borrowers_of_it(lab: Pool) -> None:
-    """Whatever the ranks: on an H100 team a is within its quota, on an L4 team b is."""
+    """Quota goes before rank: on an H100 team a is within its quota, on an L4 team b."""
     lab.set_teams(a="nominal_mb@NVIDIA+H100=99999", b="nominal_mb@L4=99999")
     for uuid, model in enumerate(("L4", "L4", "NVIDIA H100", "NVIDIA H100")):
         take(lab, f"x{uuid}", team="default", model=model, exclusive=1)

@@ -62,7 +62,7 @@ class Queue(Preemption):
         return not e.blind and not (self.lends_less and self.place_of(e)[1][0])
 
     def best(self, e: Entry, options: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Those that placement takes: most free, best fit, or the smallest of a host and model.
+        """Devices that placement takes: most free, best fit, or the smallest of a host and model.
 
         Within a nominal quota of its team first, where the device decides which quota that is.
         """
