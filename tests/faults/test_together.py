@@ -212,10 +212,13 @@ class Wire:
         self.crowds: list[int] = []
         self.fails: BaseException | None = None
         self.pause_s = 0.005
+        self.first_wait_for = 0
 
     def send(self, packed: bytes, marks: Sequence[str], _: float) -> list[Any]:
         assert packed.decode().split() == list(marks)
         self.crowds.append(len(marks))
+        if len(self.crowds) <= MOST_APART:
+            until(lambda: len(self.together._waiting) >= self.first_wait_for, every_s=0.001)
         time.sleep(self.pause_s)
         if self.fails is not None:
             raise self.fails
@@ -228,6 +231,7 @@ class Wire:
 def test_calls_of_several_commands_get_their_own_replies() -> None:
     """Crowds are cut where each call's replies end, and none goes alone that could go along."""
     wire = Wire()
+    wire.first_wait_for = THREADS - MOST_APART
 
     def work(mine: int) -> None:
         for turn in range(30):
@@ -243,10 +247,13 @@ def test_error_of_a_crowd_reaches_each_of_it_as_its_own() -> None:
     """Its kind and its words are the same; afterwards all go on."""
     wire = Wire()
     wire.fails = RedisConnectionError("gone")
+    wire.first_wait_for = THREADS - MOST_APART
     raised = in_threads(lambda mine: wire.ask(f"{mine}"))
     assert len(raised) == THREADS
     assert {(type(error), str(error)) for error in raised} == {(RedisConnectionError, "gone")}
-    assert len({id(error) for error in raised}) > len(wire.crowds) / 2
+    assert sum(wire.crowds) == THREADS
+    assert MOST_APART < len(wire.crowds) <= 2 * MOST_APART
+    assert len({id(error) for error in raised}) == THREADS - len(wire.crowds) + 1
     wire.fails = None
     assert not in_threads(lambda mine: wire.ask(f"{mine}"))
     assert len(wire.together._turns) == MOST_APART
