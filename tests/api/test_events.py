@@ -306,7 +306,8 @@ def test_restart_of_the_broker_loses_and_repeats_nothing(tmp_path: Path) -> None
 
 def test_clean_stop_ends_every_stream_within_two_seconds(own: Server) -> None:
     """Streams of /events and of /live end."""
-    with Broker(**GRANTING, REDIS_URL=own.url) as broker, ExitStack() as stack:
+    alone = {"GPU_BROKER_POOL": "stopped", "REDIS_URL": own.url}
+    with Broker(**GRANTING | alone) as broker, ExitStack() as stack:
         broker.wait()
         streams = [
             stack.enter_context(following(broker, path)) for path in ("/events", "/live") * 5

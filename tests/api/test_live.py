@@ -168,7 +168,8 @@ def test_viewer_sees_no_whole_token(own: Server, tmp_path: Path) -> None:
     """No lease and no event has one; the row's id is what the viewer gets."""
     file = tmp_path / "keys"
     viewer, operator = (new_key(file, who, who) for who in ("viewer", "operator"))
-    with Broker(**GRANTING | {"REDIS_URL": own.url, "GPU_BROKER_KEYS_FILE": str(file)}) as broker:
+    alone = {"GPU_BROKER_POOL": "viewed", "REDIS_URL": own.url}
+    with Broker(**GRANTING | alone, GPU_BROKER_KEYS_FILE=str(file)) as broker:
         broker.wait()
         as_operator = {"Authorization": f"Bearer {operator}"}
         got = broker.http.post(

@@ -216,7 +216,7 @@ def test_list_that_empties_keeps_the_focus(
 def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) -> None:
     """Killed: a visible state with the age of what is shown. Back: live again, without a reload."""
     port = free_port()
-    settings = {**FOUR, "REDIS_URL": own.url, "GPU_BROKER_HOSTNAME": "h1"}
+    settings = {**FOUR, "REDIS_URL": own.url, "GPU_BROKER_POOL": "restarts"}
     with Broker("--port", str(port), **settings) as broker:
         broker.port = port
         broker.http = broker.http.__class__(base_url=f"http://127.0.0.1:{port}", timeout=10)
@@ -234,7 +234,7 @@ def test_restart_of_the_broker_is_seen_and_survived(own: Server, tab: Opened) ->
         expect(page.notice).to_be_in_viewport()
     with (
         Broker("--port", str(port), **settings),
-        LeaseClient(Store(own.url), hostname="h1") as client,
+        LeaseClient(Store(own.url), pool="restarts", hostname="h1") as client,
     ):
         page.is_live()
         expect(page.notice).to_be_empty()

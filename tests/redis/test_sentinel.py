@@ -129,10 +129,17 @@ def test_unknown_service_says_so(fleet: Sentinels) -> None:
 def test_sentinel_that_was_cut_off_is_not_believed(
     fleet: Sentinels, client: LeaseClient, tmp_path: Path, kind: str, is_now: str, told: str
 ) -> None:
-    """It names an old primary, which says that it is none, or nothing: another is asked."""
+    """It names an old primary, which says that it is none, or nothing: another is asked.
+
+    It has no channel on which the others tell it, through that server, who is primary.
+    """
     replica = next(server for server in fleet.servers if is_replica(server))
+    with replica.connect() as admin:
+        admin.execute_command("ACL", "SETUSER", "cut-off", "on", ">x", "~*", "+@all")
     port, old = free_port(), replica.port if is_now == "a replica" else free_port()
     path = write_sentinel_conf(tmp_path, port, old)
+    with path.open("a") as file:
+        file.write(f"sentinel auth-user {SERVICE} cut-off\nsentinel auth-pass {SERVICE} x\n")
     with subprocess.Popen([binary("redis"), path, "--sentinel"], cwd=tmp_path) as process:
         try:
             stale = Sentinels([], [port], [])
