@@ -23,6 +23,7 @@ from broker.http.auth import AgentKey, Viewer
 from broker.http.delivery import delivery_of
 from broker.http.disconnect import HUNG_UP, HungUpError, unless_ended
 from broker.http.document.models import EXPLANATION
+from broker.http.hot_routes import FastJSON
 from broker.http.ignored import NamesIgnored
 from broker.http.openapi import EVERYWHERE, MALFORMED, WITH_BODY, answers, errors
 from broker.http.requests import LeaseBody, ReleaseBody, RenewBody
@@ -138,7 +139,7 @@ async def lease(body: LeaseBody, request: Request, who: AgentKey) -> JSONRespons
     if body.token is None:  # a client repeats or releases a token of its own
         delivery_of(request).otherwise(lambda: _take_back(broker, got))
     doubt = meant_gib(memory_mb := body.min_memory_mb or 0, str(memory_mb * 1024))
-    return JSONResponse(lease_json.granted(got, team) | ({"hint": doubt} if doubt else {}))
+    return FastJSON(lease_json.granted(got, team) | ({"hint": doubt} if doubt else {}))
 
 
 def _host_and_ttl(
@@ -194,7 +195,7 @@ async def renew(body: RenewBody, request: Request, who: AgentKey) -> JSONRespons
         answer["preempt_in_s"] = round(max(0.0, renewal.preempt_at - time.time()), 3)
     if renewal.wanted is not None:
         answer["wanted"] = {"agent": renewal.wanted[0], "memory_mb": renewal.wanted[1]}
-    return JSONResponse(answer)
+    return FastJSON(answer)
 
 
 @hot.post(
@@ -211,7 +212,7 @@ async def release(body: ReleaseBody, request: Request, who: AgentKey) -> JSONRes
     ):
         raise error_for("unknown_token")
     answer: ReleasedLease = {"released": True, "token": body.token}
-    return JSONResponse(answer)
+    return FastJSON(answer)
 
 
 @router.get(

@@ -34,6 +34,9 @@ BLOCK_S: Final = 3.0
 
 ANSWER_S: Final = 2.0
 
+GATHER_S: Final = 0.02
+"""Least seconds from one reading's events to the next: what comes meanwhile is read together."""
+
 RETRY_S: Final = 0.5
 
 RIGHTS: Final = "+xread +xrange +xrevrange"
@@ -139,6 +142,8 @@ class Feed:
                     news = tail.take(await _ask(redis, tail.ask(round(BLOCK_S * 1000))))
                     self._is_read()
                     await self._hear(news, tail.last)
+                    if news.events:
+                        await asyncio.sleep(GATHER_S)
                 except (RedisError, LeaseError) as error:
                     self._is_not_read(error)
                     await asyncio.sleep(RETRY_S)

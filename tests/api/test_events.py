@@ -17,6 +17,7 @@ from agent_sdk import LeaseClient
 from agent_sdk.state.events import Event
 from agent_sdk.store.store import Store
 from broker.http.streams import filter_of
+from broker.live.feed import GATHER_S
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.keys import new_key
 from tests.api.sse import Following, following
@@ -134,7 +135,9 @@ def test_gap_resets_with_the_pool_at_a_named_id(broker: Broker, own: Server) -> 
     """The trimmed events cannot be told; the whole pool is, and what follows it."""
     for left in broker.allocations():  # by a test before
         broker.release(left)
-    token = broker.granted(min_memory_mb=300)["token"]
+    with following(broker, "/events?type=granted") as stream:
+        token = broker.granted(min_memory_mb=300)["token"]
+        stream.take(1)  # the broker has heard of it
     with following(broker, "/events?after=1-1") as stream:
         (reset,) = stream.take(1)
         assert reset.event == "reset"
@@ -323,6 +326,21 @@ def test_clean_stop_ends_every_stream_within_two_seconds(own: Server) -> None:
             list(stream)  # ends, and not by an error
         assert time.monotonic() - began < 2
         assert "error" not in broker.said()
+
+
+def test_events_that_come_together_are_read_together(own: Server) -> None:
+    """A busy pool costs the broker, and the store, no reading for each event."""
+    alone = {"GPU_BROKER_POOL": "busy", "REDIS_URL": own.url}
+    with Broker(**GRANTING | alone) as broker, own.connect() as store:
+        with following(broker.wait(), OF_LEASES) as stream:
+            store.config_resetstat()
+            began = time.monotonic()
+            for _ in range(200):
+                lease_and_release(broker)
+            assert len(stream.take(400)) == 400
+            took_s = time.monotonic() - began
+        readings = cast("Any", store.info("commandstats"))["cmdstat_xread"]["calls"]
+    assert readings <= took_s / GATHER_S + 2
 
 
 async def _follow(port: int, ready: asyncio.Event, last: asyncio.Future[str]) -> bytes:
