@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from agent_sdk import evidence
 from agent_sdk.clock import local_now
@@ -135,9 +135,25 @@ def process_id() -> str:
     return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
 
 
+class _Process(NamedTuple):
+    """Identity of a caller in one process.
+
+    Attributes:
+        client: its id.
+        pid: as `process_id` has it; empty: it is not registered with leases.
+        checked: options that were checked, with the rest of their request.
+    """
+
+    client: str
+    pid: str
+    checked: dict[tuple[Any, ...], tuple[Any, ...]]
+
+
 @dataclass(slots=True)
 class Caller:
     """Caller: one process, with an id that no other process shares.
+
+    Its threads share one id: hints for its waiters come by it.
 
     Attributes:
         hostname: the host with the local devices.
@@ -150,21 +166,28 @@ class Caller:
     name: str | None = None
     for_others: bool = False
     team: str = DEFAULT_TEAM
-    client: str = field(init=False, default="")
-    _me: str = field(init=False, default="")
-    _process: str = field(init=False, default="")
-    _checked: dict[tuple[Any, ...], tuple[Any, ...]] = field(init=False, default_factory=dict)
+    _processes: dict[str, _Process] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", self.name):
             raise error_for("bad_request", "client_name must be 1-40 of A-Z a-z 0-9 . _ -")
 
-    def _identify(self) -> None:
-        """Renew the id in each process: a forked child is another caller."""
-        if self._me != identity():
-            self._me, self._process = identity(), "" if self.for_others else process_id()
-            self.client = "-".join(filter(None, (self.name, os.urandom(6).hex())))
-            self._checked = {}
+    @property
+    def client(self) -> str:
+        """Id of this process."""
+        return self._process().client
+
+    def _process(self) -> _Process:
+        """Return this process's identity: a forked child is another caller.
+
+        Of threads that come first at once, all get the identity that was put there first.
+        """
+        me = identity()
+        return self._processes.get(me) or self._processes.setdefault(me, self._identify())
+
+    def _identify(self) -> _Process:
+        client = "-".join(filter(None, (self.name, os.urandom(6).hex())))
+        return _Process(client, "" if self.for_others else process_id(), {})
 
     def request(self, agent: str, **ask: Unpack[LeaseOptions]) -> Request:
         """Return the request that the options describe.
@@ -172,26 +195,26 @@ class Caller:
         Raises:
             BadRequest: an option has an invalid form.
         """
-        self._identify()
+        me = self._process()
         token = ask.pop("token", None)
         token = new_token() if token is None else check_name(token, "token")
         values = ask.values()
         key = (agent, *ask.items(), type(agent), *map(type, values))
         try:
-            rest = self._checked.get(key)
+            rest = me.checked.get(key)
         except TypeError:  # a value that is no key is none of the plain types
             rest = None
         if rest is None:
-            rest = self._check(agent, ask)
+            rest = self._check(me, agent, ask)
             if {type(agent), *map(type, values)} <= PLAIN:
-                if len(self._checked) >= MOST_CHECKED:
-                    self._checked = {}
-                self._checked[key] = rest
-        if self._process:
+                if len(me.checked) >= MOST_CHECKED:
+                    me.checked.clear()
+                me.checked[key] = rest
+        if me.pid:
             evidence.show(token)
         return Request(token, *rest)
 
-    def _check(self, agent: str, ask: LeaseOptions) -> tuple[Any, ...]:
+    def _check(self, me: _Process, agent: str, ask: LeaseOptions) -> tuple[Any, ...]:
         """Return the request's fields behind the token."""
         host, model = ask.get("host"), ask.get("model")
         if host is None:
@@ -215,8 +238,8 @@ class Caller:
             model=ANY if model is None else check_model(model),
             placement=check_choice(ask.get("placement", "spread"), "placement", "spread", "pack"),
             on_unavailable="refuse" if unavailable == "raise" else unavailable,
-            client=self.client,
-            pid=self._process,
+            client=me.client,
+            pid=me.pid,
             owner=plain(ask.get("owner", "")),
             wait_ms=milliseconds(ask.get("wait_s", 0), "wait_s", LONGEST_S),
             note=check_line(ask.get("note", ""), "note"),

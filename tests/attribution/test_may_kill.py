@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import AsyncLeaseClient, LeaseClient, evidence
+from agent_sdk.fork import identity
 from agent_sdk.request import process_id
 from broker.attribution.processes import Programs
 from tests.api.brokers import eventually
@@ -59,8 +60,8 @@ def naming(machine: Machine, pid: int) -> LeaseClient:
     """A client that says of itself that it is the process `pid`."""
     start = Programs().look({pid})[pid].start
     client = LeaseClient(machine.client.store, pool=machine.env["GPU_BROKER_POOL"], hostname="h1")
-    client._caller._identify()
-    client._caller._process = f"{pid}:{start}"
+    caller = client._caller
+    caller._processes[identity()] = caller._process()._replace(pid=f"{pid}:{start}")
     return client
 
 

@@ -100,7 +100,7 @@ def test_requests_that_all_differ_are_not_all_kept() -> None:
     asked = [caller.request("a", memory_mb=n) for n in range(3 * MOST_CHECKED)]
     assert [request.memory_mb for request in asked] == list(range(3 * MOST_CHECKED))
     assert len({request.token for request in asked}) == len(asked)
-    assert len(caller._checked) <= MOST_CHECKED
+    assert len(caller._process().checked) <= MOST_CHECKED
 
 
 def test_request_of_a_forked_child_names_the_child() -> None:

@@ -68,6 +68,30 @@ def test_waiter_is_woken_by_the_release(client: LeaseClient) -> None:
     assert found[0].agent == "next"
 
 
+def test_threads_that_call_first_at_once_are_woken(client: LeaseClient, pool: TestBroker) -> None:
+    """A process has one id, whichever thread asks first: hints come by it."""
+    for _ in range(5):
+        held = client.acquire("holder", **WHOLE)
+        with LeaseClient(Store(pool.url), hostname=pool.host) as other:
+            together = threading.Barrier(8)
+
+            def wait(number: int, caller: LeaseClient, start: threading.Barrier) -> None:
+                start.wait()
+                caller.release(caller.acquire(f"w{number}", wait_s=30, **WHOLE))
+
+            threads = [
+                threading.Thread(target=wait, args=(number, other, together)) for number in range(8)
+            ]
+            for thread in threads:
+                thread.start()
+            soon(lambda: client.pool().waiting == 8)
+            released = time.monotonic()
+            client.release(held)
+            for thread in threads:
+                thread.join(30)
+            assert time.monotonic() - released < 2
+
+
 async def test_waiting_task_is_woken_by_the_release(client: LeaseClient, pool: TestBroker) -> None:
     """A task has the same, and its event loop goes on meanwhile."""
     held = client.acquire("holder", **WHOLE)
