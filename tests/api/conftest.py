@@ -114,6 +114,13 @@ def key(key_file: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A plain Redis of these files: a library that another file deletes closes pools."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def fleet(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """All of them."""
     with ExitStack() as stack:

@@ -16,6 +16,7 @@ from tests.pools import device, token
 
 if TYPE_CHECKING:
     from tests.pools import Pool
+    from tests.servers import Server
 
 
 def by_function(pool: Pool, verb: str, *args: Any) -> Any:
@@ -26,6 +27,12 @@ def by_script(pool: Pool, verb: str, *args: Any) -> Any:
     script = scripts()[verb]
     pool.redis.script_load(script.source)
     return pool.redis.evalsha(script.sha, 1, pool.keys.base, 1, *args)
+
+
+@pytest.fixture(scope="module")
+def server(own: Server) -> Server:
+    """A server of the file's own: a library that goes closes every pool that it served."""
+    return own
 
 
 @pytest.fixture(autouse=True)
