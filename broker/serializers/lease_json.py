@@ -37,6 +37,10 @@ POLICY_NAMES: Final = {"safe_mode": "safe_mode_read_only"}
 """Names of policy fields in `/policy`, where they differ."""
 
 
+OTHER_TOKENS: Final = ("for",)
+"""Fields of an event, beside `token`, that have the whole token of a lease or a wait."""
+
+
 def policy(pool: PoolStatus, *, safe_mode: bool) -> dict[str, Any]:
     """Return `/policy`; `safe_mode` is the mode in effect at this broker."""
     values = policy_values(pool) | {"safe_mode": safe_mode}
@@ -230,7 +234,9 @@ def event(event: Event, places: Mapping[str, tuple[str, int]], *, whole: bool) -
     said: dict[str, Any] = dict(event.fields)
     if event.fence is not None:
         said["fence"] = event.fence
-    if event.token is not None and not whole:
-        said["token"] = masked(event.token, str(event.fence or ""))
+    if not whole:
+        said |= {name: masked(said[name]) for name in OTHER_TOKENS if name in said}
+        if event.token is not None:
+            said["token"] = masked(event.token, str(event.fence or ""))
     own = {"id": event.id, "event": event.event, "at": event.at_ms / 1000, "devices": devices}
     return own | said | own  # last again: no field of the stream may pass for one of ours

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 import pytest
 
-from agent_sdk import LeaseClient
+from agent_sdk import LeaseClient, StillWaiting
+from agent_sdk.scripts.source import lua_folder
 from agent_sdk.state.events import Event
 from agent_sdk.store.store import Store
 from broker.http.streams import filter_of
 from broker.live.feed import GATHER_S
+from broker.serializers.lease_json import OTHER_TOKENS
 from tests.api.brokers import GRANTING, Broker, eventually
 from tests.api.keys import new_key
 from tests.api.sse import Following, following
@@ -391,6 +393,39 @@ async def test_two_hundred_clients_cost_two_connections_and_miss_nothing() -> No
                     name.encode() for name in expected
                 ]
             assert connections <= 2
+
+
+def test_waiter_that_a_lease_is_wanted_for_is_masked(own: Server, tmp_path: Path) -> None:
+    """Its token stands in a field of its own; a viewer could end its wait with it."""
+    file = tmp_path / "keys"
+    viewer, operator = (new_key(file, who, who) for who in ("viewer", "operator"))
+    pool = {"REDIS_URL": own.url, "GPU_BROKER_POOL": "wanted"}
+    with (
+        Broker(**GRANTING | pool, GPU_BROKER_KEYS_FILE=str(file)) as broker,
+        LeaseClient(Store(own.url), pool="wanted", hostname="h1") as client,
+    ):
+        broker.wait()
+        held = client.acquire("kind", memory_mb=1000, yields=True)
+        with pytest.raises(StillWaiting) as waits:
+            client.acquire("asker", memory_mb=1000, wait_s=0.01, keep_place=True)
+        waiter = str(waits.value.token)
+        told = {}
+        for key in (viewer, operator):
+            with following(broker, "/events?type=wanted", Authorization=f"Bearer {key}") as stream:
+                assert client.request_yield(held.token, waiter)
+                (message,) = stream.take(1)
+                told[key] = message.data
+        assert told[viewer]["for"] == f"{waiter[:8]}…"
+        assert waiter not in str(told[viewer])
+        assert told[operator]["for"] == waiter
+
+
+def test_every_field_with_a_token_is_masked() -> None:
+    """Scripts write tokens to no field of an event that the serializer does not know."""
+    text = "\n".join(file.read_text() for file in lua_folder().rglob("*.lua"))
+    calls = re.findall(r"broker\.event\(((?:[^()]|\([^()]*\))*)\)", text)
+    fields = {name for each in calls for name in re.findall(r"'(\w+)', (?:\w+\.)?token\b", each)}
+    assert {"token", "for"} == fields == {"token", *OTHER_TOKENS}
 
 
 def test_keys_tokens_and_the_end_of_a_key(own: Server, tmp_path: Path) -> None:
