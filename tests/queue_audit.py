@@ -182,6 +182,12 @@ def _audit_notices(
             assert not backfill.keys() & set(kept), f"Q3: what comes free for {token} is lent"
             mine = {name for name in names.split(",") if name in noticed}
             assert all(noticed[name]["preempt_for"] == token for name in mine), f"Q3: {token}"
+    asked = {name for r in waiters.values() for name in r.get("preempts", "").split(",")}
+    for token, line in preempting.items():
+        known = (
+            waiters.get(token, {}).get("preempts") if line.startswith("for ") else token in asked
+        )
+        assert known, f"L5: an entry of {token}, for which nothing waits"
 
 
 def fits(token: str, record: dict[str, str], devices: Rows, room: Callable[[str], int]) -> bool:

@@ -118,21 +118,26 @@ function preemption.consider(w)
   return true
 end
 
--- Withdraw what is still noticed for a waiter: each lease has the time that it had before, too.
+-- Withdraw what is still noticed for a waiter: each lease has the time that it had before, too, but
+-- for what an operator has taken of it meanwhile.
 function preemption.withdraw(w)
   for token in string.gmatch(w.preempts, '[^,]+') do
     local record = prefix .. 'record:' .. token
-    local state, of, agent, devices, expires_at_ms, ended_ms = unpack(call('HMGET', record, 'state',
-      'preempt_for', 'agent', 'devices', 'expires_at_ms', 'preempt_ended_ms'))
+    local state, of, agent, devices, expires_at_ms, ended_ms, revoked, hold_until_ms = unpack(call(
+      'HMGET', record, 'state', 'preempt_for', 'agent', 'devices', 'expires_at_ms',
+      'preempt_ended_ms', 'revoked', 'hold_until_ms'))
     if state == 'active' and of == w.token then
       call('HDEL', record, 'preempt_at_ms', 'preempt_for', 'preempt_by', 'preempt_team',
         'preempt_ended_ms')
       call('HDEL', prefix .. 'preempting', token)
-      if ended_ms and ended_ms + 0 > expires_at_ms + 0 then
-        end_at(token, devices, ended_ms + 0)
+      local ends_ms = ended_ms and math.min(ended_ms + 0, (hold_until_ms or NEVER) + 0)
+      if ends_ms and ends_ms > expires_at_ms + 0 and not revoked then
+        end_at(token, devices, ends_ms)
       end
       broker.count('notices_withdrawn')
       broker.event('preemption_withdrawn', 'token', token, 'agent', agent, 'for', w.token)
+    elseif state ~= 'active' then   -- it ended in another way than by its notice
+      call('HDEL', prefix .. 'preempting', token)
     end
   end
   w.preempts = ''

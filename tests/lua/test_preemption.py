@@ -333,6 +333,43 @@ def test_lease_has_its_time_again_when_its_notice_is_withdrawn(lab: Pool) -> Non
     audit(lab.redis, lab.keys)
 
 
+@pytest.mark.parametrize("how", ["revoke", "extend"])
+def test_withdrawn_notice_gives_no_time_back_that_an_operator_took(lab: Pool, how: str) -> None:
+    """It was revoked, or its time limit set, while it was noticed: that stands."""
+    lab.policy(min_runtime_s=0)
+    for name in ("b1", "b2"):
+        granted(lab.acquire(token(name), name, team="b", memory_mb=4000, ttl_ms=0))
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=())
+    (victim,) = noticed(lab, "b1", "b2")
+    if how == "revoke":
+        answer = said(lab.revoke(token(victim)))
+    else:
+        answer = said(lab.extend(token(victim), 600_000))
+    lab.release(token("a1"))
+    assert noticed(lab, "b1", "b2") == {}
+    assert int(lab.hash(f"record:{token(victim)}")["expires_at_ms"]) <= answer[1]
+    lab.live_on(70_000 if how == "revoke" else 610_000)
+    lab.reap_all()
+    ended = {"revoke": "revoked", "extend": "expired"}[how]
+    assert said(lab.renew(token(victim))) == ["LOST", ended]
+
+
+def test_lease_that_ends_before_its_notice_leaves_no_entry_behind(lab: Pool) -> None:
+    """Its holder died; its waiter gets what it had, and nothing more is noticed."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    gone = noticed(lab, *BS)
+    rest = tuple(name for name in BS if name not in gone)
+    live(lab, 40_000, polls={"a1": ask}, renews=rest)
+    assert lab.hash(f"record:{token('a1')}")["state"] == "active"
+    assert not lab.hash("preempting")
+
+
 def test_preemptible_lease_does_not_end_for_a_borrower(lab: Pool) -> None:
     """Whole devices count as they are, not by the least that was asked of them."""
     lab.set_teams(a="nominal_mb=500", b="nominal_mb=8000")

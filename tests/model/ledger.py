@@ -349,7 +349,12 @@ class Ledger(Parties):
             lease = self.entries.get(token)
             if lease and lease.preempt_for == e.token and lease.state == "active":
                 lease.preempt_at_ms, lease.preempt_for = 0, ""
-                lease.expires_at_ms = lease.due_ms = max(lease.expires_at_ms, lease.ended_ms)
+                ended_ms = (
+                    0
+                    if lease.revoked
+                    else min(lease.ended_ms, lease.hold_until_ms or lease.ended_ms)
+                )
+                lease.expires_at_ms = lease.due_ms = max(lease.expires_at_ms, ended_ms)
         e.preempts = ()
 
     def progress(self, lease: Entry) -> None:

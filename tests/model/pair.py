@@ -241,7 +241,7 @@ class Pair:
         pipe.evalsha(self.look, 1, self.pool.keys.base, named, self.last_event, *uuids)
         raw, found = pipe.execute()
         reply = said(raw)
-        if reply[0] == "REFUSED" and reply[1].endswith("_unknown"):
+        if reply[0] == "REFUSED" and reply[1] in {"host_unknown", "device_unknown"}:
             reply[2] = ""  # which name is nearly so
         rows = {token: Row.read(token, row, listed) for token, row, listed in found[1]}
         before = {e.queue_id: e.token for e in model.heads()} if model.entries else {}
@@ -346,6 +346,7 @@ class Pair:
             row = rows.get(e.token)
             if e.state == "waiting" and row and row.capped != e.capped:
                 demand(row.capped, f"{e.token} is capped no more, and its agent's sum did not fall")
+                demand(not e.capped, f"L1: {e.token} is capped by {row.capped}, not {e.capped}")
                 demand(row.capped in model.cap_names(e), f"L1: {e.token} is capped by {row.capped}")
                 full = model.held_back(e, model.room_of(e)) or e.token in model.held_back_once
                 more = model.has_more(e) or had_more & set(e.parties)

@@ -86,6 +86,13 @@ TEAM_BUGS = (
         seed=12,
     ),
     _bug(
+        "a revoked lease has its time again when its notice is withdrawn",
+        "if ends_ms and ends_ms > expires_at_ms + 0 and not revoked then",
+        "if ends_ms and ends_ms > expires_at_ms + 0 then",
+        often="upheaval",
+        seed=2,
+    ),
+    _bug(
         "what comes free goes to another",
         "alone = nil, owner and owner.preempts ~= ''",
         "alone = nil, false",

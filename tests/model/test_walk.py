@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 STEPS = 800
 """Steps of a walk; `make model` goes on for as many as it is told."""
 
-TEAM_WALKS = {"team": "1", "tug": "13", "quota": "1", "relapse": "1", "favour": "17", "models": "1"}
+TEAM_WALKS = {"team": "1", "tug": "13", "quota": "1", "relapse": "1", "favour": "17", "models": "1",
+              "upheaval": "2"}  # fmt: skip
 """Kinds of steps of teams, with a seed that comes to all of their events."""
 
 TEAM_EVENTS = {
@@ -28,6 +29,7 @@ TEAM_EVENTS = {
     "relapse": ("preempting", "preempted", "preemption_withdrawn"),
     "favour": ("wanted", "extended"),
     "models": ("preempting", "preempted", "reserved"),
+    "upheaval": ("preempting", "preemption_withdrawn", "revoke"),
 }
 
 LIVES = sorted((Path(__file__).parent / "lives").glob("*.json"))

@@ -16,7 +16,8 @@ ORDINARY = {
     "reservation_idle_s": 20,
 }  # fmt: skip
 TEAMS = ("default", "red", "red", "blue", "blue")
-TEAMED = {"team", "tug", "quota", "relapse", "favour", "forgotten_tenure", "models"}
+TEAMED = {"team", "tug", "quota", "relapse", "favour", "forgotten_tenure", "models",
+          "upheaval"}  # fmt: skip
 """Teams of requests, and the kinds of steps that make a walk one of teams."""
 
 QUOTAS: tuple[dict[str, int], ...] = (

@@ -240,6 +240,39 @@ class Teams(Waiting):
         self.pull(pool, self.gone_on(pool, held), few | {"team": "blue"}, 9)
         return ["teams", {"teams": {"red": {"nominal_mb": 0}, "blue": {"nominal_mb": 4000}}}]
 
+    def upheaval(self, pool: int) -> Step:
+        """Rules change while one waits for what they hold back; or what ends for one is revoked."""
+        pick, chance = self.rng.choice, self.rng.random()
+        if chance < 0.6:
+            return self.again(pool)
+        whole = chance < 0.8
+        few = {"devices": 1, "exclusive": int(whole), "memory_mb": 700, "host": "*", "model": "m0",
+               "ttl_ms": pick((0, 60_000)), "max_hold_ms": 0, "priority": 0, "team": "red",
+               "on_unavailable": "refuse"}  # fmt: skip
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        held = [self.asked(pool, few) for _ in self.hardware[pool]]
+        waiter = self.asked(pool, few | {"team": "blue" if whole else "red"})
+        number = held[0][2]["number"]
+        quick = {"min_runtime_s": 0, "reclaim_after_s": 5, "preempt_grace_s": 30}
+        self.queue += [[pool, "policy", {"fields": ORDINARY | quick}]]
+        self.queue += [[pool, "report", self.report(pool, host)] for host, _ in SHAPES[pool]]
+        polls = [self.pass_on(pool, 3000), waiter, self.pass_on(pool, 2500), waiter]
+        if whole:
+            ends = [[pool, "revoke", {"number": step[2]["number"]}] for step in held[:2]]
+            self.queue += [*held, waiter, *polls, pick((ends[0], ends[-1]))]
+            self.queue += [pick(([pool, "release", {"number": waiter[2]["number"]}], waiter))]
+            self.queue += [self.pass_on(pool, 5000), [pool, "renew", {"number": number}]]
+            return ["teams", {"teams": {"red": {"nominal_mb": 0}, "blue": {"nominal_mb": 4000}}}]
+        tight = ({"nominal_mb": 1000, "borrow_mb": 0}, {"nominal_mb@m0": 1000, "borrow_mb@m0": 0})
+        before, then = self.rng.sample(({}, *tight), 2)
+        caps = [{"max_memory_per_agent_mb": mb} for mb in (1_048_576, 1200)]
+        self.queue += [[pool, "policy", {"fields": pick(caps)}], *held[:1], waiter]
+        self.queue += [[pool, "policy", {"fields": caps[0]}], [pool, "teams", {"teams": {
+            "red": then}}], *polls, self.asked(pool, few)]  # fmt: skip
+        self.queue += [[pool, "release", {"number": number}], *polls]
+        return ["teams", {"teams": {"red": before}}]
+
     def meddle(self, pool: int, number: int, patient: Step) -> Step:
         """Something changes while leases end: a time limit, a wish, the quotas, the rules."""
         pick = self.rng.choice
