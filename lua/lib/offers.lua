@@ -163,12 +163,14 @@ function offers.poll(w, open)
   end
   local devices, why = fit(w)
   if devices then return devices end
-  if capped and why ~= 'agent_cap' then
+  local held_back = why == 'agent_cap' and broker.holds(w.party, w.reservation_mb)
+  if capped and not held_back then
     place = queue.clear_capped(w)
   elseif capped then
+    -- By another policy, or another's use, another party's sum has to fall
+    if w.party.name ~= w.capped then queue.hold_back(w, w.party.name) end
     broker.preemption.consider(w)   -- one of its own team may have to go
-  elseif place == 0 and why == 'agent_cap' and w.preempts == ''
-    and broker.holds(w.party, w.reservation_mb) then
+  elseif place == 0 and held_back and w.preempts == '' then
     queue.set_capped(w, w.party.name)
     place = -1
   elseif place == 0 and not broker.preemption.consider(w) then

@@ -2,10 +2,9 @@
 --
 -- A waiter is in one queue, with those that ask alike. The queue's id is
 -- <host or *>/<model or *>/<size class>, with /<team> behind it for another team than `default`.
--- Size class
--- m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than 2^(k-1) and
--- at most 2^k whole devices of so much each. Waiters for a full host, or for large devices, so
--- never block those for what is free.
+-- Size class m<n> is a share of more than 2^(n-1) and at most 2^n MiB; x<100 k + n> is more than
+-- 2^(k-1) and at most 2^k whole devices of so much each. Waiters for a full host, or for large
+-- devices, so never block those for what is free.
 --
 --   queue:<id>              token -> rank, the smaller first: µs of entry, less a minute for each
 --                           step of priority
@@ -104,8 +103,7 @@ local function set_head(id, rank, check)
   ctx.stored[entry] = nil
 end
 
--- Insert a waiter into its queue. Returns how many are ahead; `tried`: it is known that nothing
--- fits.
+-- Insert a waiter into its queue; how many are ahead. `tried`: it is known that nothing fits.
 local function insert(w, tried)
   call('ZADD', prefix .. 'queue:' .. w.queue_id, w.rank, w.token)
   local place = call('ZRANK', prefix .. 'queue:' .. w.queue_id, w.token)
@@ -160,7 +158,9 @@ end
 -- The pool's time in µs: a later call has the larger, also within a millisecond.
 local function rank_now() return ctx.now * 1000 + ctx.now_us % 1000 end
 
-local function add_capped(w, party)
+-- Note the party whose cap alone holds a waiter back, in place of another's.
+function queue.hold_back(w, party)
+  if w.capped then call('ZREM', prefix .. 'capped:' .. w.capped, w.token) end
   w.capped = party
   call('ZADD', prefix .. 'capped:' .. party, w.rank, w.token)
   call('HSET', prefix .. 'record:' .. w.token, 'capped', party)
@@ -182,7 +182,7 @@ function queue.enqueue(q, tried, fields, priority, party)
     return queue.add(w, tried)
   end
   count_waiters(q, 1)
-  add_capped(w, party)
+  queue.hold_back(w, party)
   return -1
 end
 
@@ -213,7 +213,7 @@ end
 function queue.set_capped(w, party)
   remove(w.queue_id, w.token)
   broker.reservations.cancel(w)
-  add_capped(w, party)
+  queue.hold_back(w, party)
 end
 
 -- Take a capped waiter back into its queue, where it was.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.audit import audit
 from tests.lua.caps import ANN, DAY_MS, at_cap
 from tests.lua.waiters import quiet, state, wait
 from tests.pools import Pool, device, granted, token
@@ -294,3 +297,46 @@ def test_whole_device_that_shrinks_into_a_cap_is_offered(pool: Pool) -> None:
     assert wait(pool, "whole", agent="ann", memory_mb=1200, exclusive=1) == ["WAITING", 0]
     pool.report((device("g-a", 2000),), deadline_ms=DAY_MS)
     assert state(pool, "whole") == "offered"
+
+
+@pytest.mark.parametrize("how", ["agent", "team", "model"])
+def test_cap_that_holds_it_back_after_a_change_brings_it_back(pool: Pool, how: str) -> None:
+    """From its poll on it comes back when that party's sum falls, and before a later one."""
+    pool.report((device("gpu-a", 8000, model="L4"),), deadline_ms=DAY_MS)
+    by_model, by_team = ({"a": f"nominal_mb{x}=7000 borrow_mb{x}=0"} for x in ("@L4", ""))
+    before, after = {"model": (by_model, by_team), "team": (by_team, by_model)}.get(
+        how, (by_team, by_team)
+    )
+    pool.set_teams(**before)
+    if how == "agent":
+        pool.set_policy(max_memory_per_agent_mb=4000)
+    ask = {"agent": "ann", "team": "a", "memory_mb": 4000, "wait_ms": 600_000, "model": "L4"}
+    granted(pool.acquire(token("anns"), "ann", team="a", memory_mb=3000, ttl_ms=0))
+    granted(pool.acquire(token("bobs"), "bob", team="a", memory_mb=3000, ttl_ms=0))
+    assert pool.acquire(token("first"), **ask)[5] == -1
+    if how == "agent":
+        pool.set_policy(max_memory_per_agent_mb=8000)
+    else:
+        pool.set_teams(**after)
+    pool.live_on(3000)
+    assert pool.acquire(token("first"), **ask)[5] == -1
+    assert pool.acquire(token("later"), **ask | {"agent": "cy"})[5] == -1
+    audit(pool.redis, pool.keys)
+    pool.release(token("bobs"))
+    states = [pool.hash(f"record:{token(name)}")["state"] for name in ("first", "later")]
+    assert states == ["offered", "waiting"]
+
+
+def test_cap_of_a_team_that_holds_nothing_any_more_keeps_no_place_from_it(pool: Pool) -> None:
+    """Others lend it less than it asks: no end of its own would tell, and theirs does."""
+    pool.report((device("gpu-a", 5000), device("gpu-b", 5000, index=1)), deadline_ms=DAY_MS)
+    pool.set_teams(a="nominal_mb=6000 lend_mb=0", b="nominal_mb=0", c="nominal_mb=0")
+    granted(pool.acquire(token("x"), "x", team="b", memory_mb=1000, ttl_ms=0))
+    granted(pool.acquire(token("d"), "d", memory_mb=3000, ttl_ms=0))
+    ask = {"agent": "b1", "team": "b", "memory_mb": 1500, "wait_ms": 600_000}
+    assert pool.acquire(token("b1"), **ask)[5] == -1
+    pool.release(token("x"))
+    pool.live_on(3000)
+    assert pool.acquire(token("b1"), **ask)[5] == 0
+    pool.release(token("d"))
+    assert pool.hash(f"record:{token('b1')}")["state"] == "offered"

@@ -258,9 +258,10 @@ class Queue(Preemption):
         why = "agent_cap" if self.held_back(e, room_mb) else "no_capacity"
         # With work left, scripts may wait with its cap
         over = why == "agent_cap" and self.may_be_capped(e) and not self.choose.backlog
-        if capped and why != "agent_cap":
+        if capped and not (why == "agent_cap" and self.has_more(e)):
             e.capped = ""
         elif capped:
+            e.capped = self.least(e)[1]
             self.preempt(e)
         elif over:
             self.set_capped(e)

@@ -218,6 +218,12 @@ TEAM_BUGS = (
         seed=8,
     ),
     _bug(
+        "a capped waiter stays with a cap that holds it back no more",
+        "if w.party.name ~= w.capped then queue.hold_back(w, w.party.name) end",
+        "",
+        often="upheaval",
+    ),
+    _bug(
         "a team within its quota of a model loses leases",
         "v.quota = broker.quota(v.team, sums, d.model)",
         "v.quota = broker.quota(v.team, sums, '*')",
