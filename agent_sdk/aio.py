@@ -178,8 +178,9 @@ class AsyncLeaseClient(Verbs["Redis"]):
             ask = next(steps)
             while True:
                 if type(ask) is Pause:
+                    began = time.monotonic()
                     await self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    until = time.monotonic() + min(ask.left_s, self.away_s) + self.deadline_s
+                    until = self._deadline_after(ask, began)
                     ask = next(steps)
                 else:
                     try:

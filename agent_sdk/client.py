@@ -51,12 +51,12 @@ class LeaseClient(Verbs["Redis"]):
         self._pool: Pool = redis.connection_pool  # type: ignore[assignment] # of `Store.connect`
         return redis
 
-    def _collector(self) -> Callable[[], object]:
+    def _collector(self) -> Callable[[float], object]:
         collect = weakref.WeakMethod(self._pool.collect)  # no thread keeps the pool alive
 
-        def answers() -> None:
+        def answers(within_s: float) -> None:
             if (found := collect()) is not None:
-                found()
+                found(within_s)
 
         return answers
 
@@ -219,8 +219,9 @@ class LeaseClient(Verbs["Redis"]):
             ask = next(steps)
             while True:
                 if type(ask) is Pause:
+                    began = time.monotonic()
                     self._inbox.wait(self._caller.client, ask.token, ask.seconds)
-                    until = time.monotonic() + min(ask.left_s, self.away_s) + self.deadline_s
+                    until = self._deadline_after(ask, began)
                     ask = next(steps)
                 else:
                     try:

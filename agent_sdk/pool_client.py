@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agent_sdk.leases.lease import HeldLease
+    from agent_sdk.protocol.messages import Pause
     from agent_sdk.request import LeaseOptions
 
 R = TypeVar("R")
@@ -106,9 +108,21 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
     def _connect(self, store: Store) -> R:
         """Return the connection for calls, which connects at the first of them."""
 
-    def _collector(self) -> Callable[[], object] | None:
-        """Return what reads answers that were not waited for; None: it is done as they come."""
+    def _collector(self) -> Callable[[float], object] | None:
+        """Return what reads answers that were not waited for, those that come within some seconds.
+
+        None: it is done as they come.
+        """
         return None
+
+    def _deadline_after(self, pause: Pause, began: float) -> float:
+        """Return the deadline of the call after a pause, on `time.monotonic`'s clock.
+
+        began: the time at which the pause began; its seconds are no more left of the wait.
+        """
+        now = time.monotonic()
+        left_s = max(0.0, pause.left_s - (now - began))
+        return now + min(left_s, self.away_s) + self.deadline_s
 
     def wait_for(self, agent: str, ask: LeaseOptions) -> Acquisition:
         """Prepare an acquire: checked and with its token, but nothing is sent yet."""

@@ -57,11 +57,14 @@ class Renewer:
 
     Args:
         make_link: makes the renewer's own transport to the broker, for each process anew.
-        collect: reads the answers to releases that were not waited for, where nothing else has.
+        collect: reads the answers to releases that were not waited for, where nothing else has:
+            those that come within so many seconds, since renewals wait meanwhile.
     """
 
     def __init__(
-        self, make_link: Callable[[], RenewalTransport], collect: Callable[[], object] | None = None
+        self,
+        make_link: Callable[[], RenewalTransport],
+        collect: Callable[[float], object] | None = None,
     ) -> None:
         self._make_link = make_link
         self._collect = collect
@@ -235,7 +238,7 @@ class Renewer:
             return True
         due = [kept for kept in list(self._kept.values()) if kept.due_at <= now]
         if self._collect is not None and self._abandoned.due(now):
-            self._collect()
+            self._collect(ANSWER_S)
         self._work(due, self._abandoned.due(now))
         if self._kept and self._look_at <= now:
             self._look()
@@ -254,7 +257,9 @@ class Renewer:
         if self._last_try:
             self._last_try = False
             tokens = list(self._abandoned)
-            self._release(tokens[:BATCH])
+            left = tokens[:]
+            while left and (tried := self._release(left[:BATCH])):
+                del left[:tried]
             for token in tokens:
                 self.settle(token)
 
@@ -312,15 +317,20 @@ class Renewer:
         else:
             self._release(abandoned)
 
-    def _release(self, tokens: list[str]) -> None:
+    def _release(self, tokens: list[str]) -> int:
+        """Give tokens back, the first of them at least; return how many; 0: there is no answer."""
         if not tokens:
-            return
+            return 0
+        tried = 0
         try:
             for token, final in zip(tokens, self._link.release(tokens), strict=False):
                 self._abandoned.tried(token, final=final)
+                tried += 1
         except BrokerUnavailable:
             self._postpone()
+            tried = 0
         self._look_what_is_owed()
+        return tried
 
     def _take(self, kept: RenewalSchedule, got: Renewal | LeaseError) -> None:
         if isinstance(got, LeaseError):

@@ -15,6 +15,7 @@ A connection that breaks meanwhile drops it, and says nothing: its sender has to
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from agent_sdk.clock import local_now
 from agent_sdk.protocol.marks import mark_of, take_mark
 from agent_sdk.store.handler_errors import raise_of_handler
 
@@ -183,8 +185,8 @@ class Counting(Counted):
         """End the connection's waiting; from any thread."""
         sock: socket.socket | None = self._sock
         if sock is not None:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # not TLS's own, after which the socket would write plain text
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def send_command(self, *args: Any, **options: Any) -> None:
         """Send a command; an answer is due."""
@@ -275,10 +277,14 @@ class Counting(Counted):
         if not self._should_reconnect:
             self.ready_until = now + FRESH_S
 
-    def collect(self) -> None:
-        """Read the replies to all that was posted."""
+    def collect(self, within_s: float = math.inf) -> None:
+        """Read the replies to what was posted: those that come within some seconds.
+
+        Without a limit it is the connection's timeout that ends the wait, with an error.
+        """
+        until = local_now() + within_s
         try:
-            self._read_posted(self._sock)
+            self._read_posted(self._sock, until)
         except (OSError, *GARBLED) as error:
             self.disconnect()
             raise of_socket(error) from error
@@ -286,8 +292,10 @@ class Counting(Counted):
             self.disconnect()
             raise
 
-    def _read_posted(self, sock: socket.socket) -> None:
+    def _read_posted(self, sock: socket.socket, until: float = math.inf) -> None:
         while self.posted:
+            if until < math.inf and not self.can_read(max(0.0, until - local_now())):  # type: ignore[attr-defined] # redis-py's
+                return
             mark, told = self.posted[0]
             [reply] = self._replies(sock, (mark,))
             self.posted.popleft()

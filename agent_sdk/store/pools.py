@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
 from redis.maint_notifications import MaintNotificationsConfig
 
+from agent_sdk.clock import local_now
 from agent_sdk.fork import renew_in_child
 from agent_sdk.store.handler_errors import raise_of_handler
 from agent_sdk.store.together import Together
@@ -129,8 +132,12 @@ class Pool(redis.ConnectionPool):
         finally:
             self._put_back(connection, now)
 
-    def collect(self) -> None:
-        """Read the replies to what was posted, on connections that no call uses."""
+    def collect(self, within_s: float = math.inf) -> None:
+        """Read the replies to what was posted, on connections that no call uses.
+
+        within_s: seconds, for all of them together, after which the rest is left unread.
+        """
+        until = local_now() + within_s
         there = self._available_connections
         for connection in [each for each in list(there) if each.posted]:
             try:
@@ -139,7 +146,7 @@ class Pool(redis.ConnectionPool):
                 continue
             self._in_use_connections.add(connection)
             try:
-                connection.collect()
+                connection.collect(max(0.0, until - local_now()))
             except redis.RedisError as error:
                 raise_of_handler(error)
                 return  # it is closed; the others may have to wait as long
@@ -160,6 +167,20 @@ class Pool(redis.ConnectionPool):
         """End the waiting of all connections; from any thread."""
         for connection in list(self._in_use_connections):
             connection.hang_up()
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the idle connections, and end the waiting of the others: their calls close them.
+
+        A call whose connection another thread closed would fail in ways that are none of a store's.
+        """
+        if inuse_connections:
+            for connection in self._in_use_connections:
+                connection.mark_for_reconnect()
+                connection.hang_up()
+        there = self._available_connections
+        with suppress(IndexError):  # no call takes one that was taken here
+            while True:
+                there.pop().disconnect()
 
     def make_connection(self) -> Any:
         """Make one more connection."""

@@ -9,6 +9,7 @@ repeats it and raises the error of that kind. From then on it makes all calls.
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from contextlib import suppress
@@ -165,10 +166,10 @@ class QuickRedis:
         pool = cast("Pool", self._other.connection_pool)
         return pool.post(packed, mark, told, now)
 
-    def collect(self) -> None:
-        """Read the replies to what was posted."""
+    def collect(self, within_s: float = math.inf) -> None:
+        """Read the replies to what was posted; see `pools.Pool`."""
         if self._other is not None:
-            cast("Pool", self._other.connection_pool).collect()
+            cast("Pool", self._other.connection_pool).collect(within_s)
 
     def _exchanged(self, packed: bytes, marks: Sequence[str]) -> list[Reply] | None:
         """Send packed commands; return their answers, or None: redis-py is to send them.

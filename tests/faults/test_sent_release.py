@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_sdk import BadRequest, LeaseClient, Store
+from agent_sdk.renewal.abandoned import BATCH
 from agent_sdk.renewal.at_exit import owing
 from agent_sdk.scripts import library as functions
 from tests.faults.callers import Caller, Wire, living
@@ -240,6 +241,44 @@ def test_close_takes_the_answers_of_all_releases(caller: Caller, pool: Pool, wir
     assert living(pool) == set()
     assert pool.stats()["released"] == len(held)
     assert settled(caller.client)
+
+
+def test_close_gives_back_more_than_go_at_once(client: LeaseClient, pool: Pool) -> None:
+    """Each of several hundred leases without expiry; the server is silent until the close."""
+    held = [client.acquire(f"agent-{n % 40}", memory_mb=1, ttl_s=0) for n in range(BATCH + 50)]
+    pool.redis.client_pause(300, all=False)  # writes wait
+    for lease in held:
+        client.abandon(lease.token)
+    client.close()
+    assert living(pool) == set()
+    assert settled(client)
+
+
+def test_answer_that_is_stuck_delays_no_renewal(server: Server, pool: Pool) -> None:
+    """One connection is silent, as behind a firewall that forgot it; the others are not."""
+    pool.report((device("D0"),), deadline_ms=86_400_000)
+    functions.load_own(pool.redis)
+    stuck: list[bytes] = []
+    ended = threading.Event()
+
+    def passes(chunk: bytes) -> bool:
+        if b"RELEASED" in chunk and not stuck:
+            stuck.append(chunk)
+            ended.wait(20)
+        return True
+
+    with (
+        Proxy(server.port, passes) as proxy,
+        LeaseClient(Store(proxy.url, 10.0), pool=pool.keys.pool_name, hostname="h1") as client,
+    ):
+        kept = client.acquire("kept", memory_mb=100, ttl_s=2)
+        client.keep(kept)
+        client.release(client.acquire("me", memory_mb=100), wait=False)
+        until(lambda: stuck)
+        assert not kept.wait_lost(4)
+        assert living(pool) == {kept.token}
+        ended.set()
+        client.release(kept)
 
 
 def test_exchange_after_a_sent_release_goes_behind_it(caller: Caller, pool: Pool) -> None:

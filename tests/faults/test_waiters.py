@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
+import threading
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,10 @@ from uuid import uuid4
 
 import pytest
 
-from agent_sdk import AsyncLeaseClient, LeaseError, Store
+from agent_sdk import AsyncLeaseClient, LeaseError, OutcomeUnknown, Store
 from agent_sdk.keys import Keys
 from tests.audit import audit
+from tests.faults.callers import Caller
 from tests.pools import Pool, device
 from tests.servers import Server, running
 
@@ -155,6 +158,34 @@ async def test_giving_up_at_the_moment_of_the_offer_leaks_nothing(server: Server
         began = time.monotonic()
         await client.release(await client.acquire("last", memory_mb=900, wait_s=20))
         assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_wait_beside_a_store_that_hangs_ends_with_the_last_calls_deadline(
+    alone: Server, kind: str
+) -> None:
+    """The time that the waiter has waited is no part of the rest of its wait."""
+    with alone.connect() as admin:
+        pool = Pool(admin)
+        pool.report((device("D0"),), deadline_ms=DAY_MS)
+    caller = Caller(kind, alone.url, pool, 1.0)
+    caller.acquire("holder", memory_mb=900)
+    process = alone.process
+    assert process is not None
+    stop = threading.Timer(0.3, process.send_signal, (signal.SIGSTOP,))
+    stop.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(OutcomeUnknown):
+            caller.acquire("next", memory_mb=900, wait_s=3)
+        assert 3 <= time.monotonic() - began < 3 + 1 + 1.5
+    finally:
+        stop.join()
+        process.send_signal(signal.SIGCONT)
+        caller.close()
+        if caller.loop:
+            caller.loop.run_until_complete(asyncio.sleep(0))  # transports close at a next turn
+            caller.loop.close()
 
 
 async def test_cancelled_wait_leaves_no_record(server: Server) -> None:

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis._parsers import hiredis
 from redis.exceptions import RedisError
 
 from agent_sdk import (
@@ -22,11 +24,13 @@ from agent_sdk import (
     NoCapacity,
     Store,
 )
+from agent_sdk.store.exchange import FRESH_S
 from tests.api.brokers import environment
 from tests.stores import until
 from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from agent_sdk.testing import TestBroker
@@ -188,6 +192,31 @@ def test_closed_client_works_on(pool: TestBroker, watch: LeaseClient) -> None:
                 assert not lease.wait_lost(1.3)
         client.close()
         client.close()
+
+
+def test_call_during_a_close_by_another_thread_is_made(
+    pool: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The close comes when the call has its connection; it connects anew."""
+    asked: list[Any] = []
+    before = hiredis._socket_can_read
+
+    def can_read(sock: socket.socket, timeout: float = 0) -> bool:
+        if not asked:
+            asked.append(sock)
+            closing = threading.Thread(target=client.close)
+            closing.start()
+            closing.join()
+        return before(sock, timeout)
+
+    client = new(pool)
+    monkeypatch.setattr(hiredis, "_socket_can_read", can_read)
+    for call in (lambda: client.release(client.acquire("me", memory_mb=10)), client.leases):
+        asked.clear()
+        time.sleep(2 * FRESH_S)  # then it is asked whether it is still there
+        assert call() in (True, ())
+        assert asked[0].fileno() == -1
+    client.close()
 
 
 @unclosed
