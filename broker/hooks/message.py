@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from agent_sdk.usage.period import LATEST_MS
 from broker.serializers import lease_json
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Message:
             "id": self.id,
             "source": f"urn:gpu-broker:{self.pool}",
             "type": f"gpu-broker.{self.event}",
-            "time": datetime.fromtimestamp(self.at_ms / 1000, UTC),
+            # A hand may write a time that no calendar has
+            "time": datetime.fromtimestamp(min(self.at_ms, LATEST_MS) / 1000, UTC),
             "datacontenttype": "application/json",
         }
         return bytes(to_structured_event(CloudEvent(attributes, self.data)).body)

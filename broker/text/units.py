@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
+from typing import Final
 
 import click
 
 from agent_sdk.protocol.sizes import EXAMPLES, has_unit, meant_gib, mebibytes
 
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+LONGEST_S: Final = 36_500 * 86_400.0
+"""Longest time, a hundred years: clocks, calendars and JSON have room for its end."""
 
 
 class BareMiB(int):
@@ -48,7 +51,7 @@ class Duration(click.ParamType[float]):
 
     name = "time"
 
-    def __init__(self, longest_s: float = math.inf) -> None:
+    def __init__(self, longest_s: float = LONGEST_S) -> None:
         self._longest_s = longest_s
 
     def convert(
@@ -62,5 +65,7 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value!r} is not a time: 30s, 10m, 2h, or a number of seconds", param, ctx)
         seconds = float(found[1]) * SECONDS[found[2]]
         if seconds > self._longest_s:
-            self.fail(f"{value!r} is too long: at most {self._longest_s / 86400:g}d", param, ctx)
+            self.fail(
+                f"{value!r:.40} is too long: at most {self._longest_s / 86400:g}d", param, ctx
+            )
         return seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 import subprocess
 import sys
@@ -18,10 +19,10 @@ import httpx2
 import pytest
 
 from agent_sdk.errors import BadRequest
-from agent_sdk.state.events import NAMES
+from agent_sdk.state.events import NAMES, Event
 from broker.hooks import web
 from broker.hooks.addresses import Addresses, AddressRefused
-from broker.hooks.message import message_of_test
+from broker.hooks.message import message_of, message_of_test
 from broker.hooks.operators import new_hook
 from broker.hooks.web import WebClient, outcome_of
 from broker.settings import SettingsError, load_settings
@@ -175,6 +176,13 @@ async def test_hook_that_another_hand_wrote_fails_in_words(wrong: dict[str, str]
     outcome = await sent(replace(new_hook("http://127.0.0.1:9/"), **wrong))
     assert not outcome.taken
     assert outcome.said
+
+
+def test_time_that_no_calendar_has_is_the_last_that_one_has() -> None:
+    """A hand wrote it to the stream: the event is delivered, and those after it."""
+    event = Event("999999999999999999-1", "waiting", {"agent": "a"})
+    said = json.loads(message_of("p", event, {}).body())
+    assert (said["id"], said["time"]) == (event.id, "9999-12-31T23:59:59Z")
 
 
 def test_status_says_what_comes_next() -> None:

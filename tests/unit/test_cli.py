@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -184,6 +185,7 @@ def test_policy_get_and_set(pool: TestBroker) -> None:
     on(pool, "policy", "set", "kill_on_oom=false", "default_memory_mb=2048")
     assert "max_memory_per_agent_mb" in on(pool, "policy", "set", "size=1", code=2)
     on(pool, "policy", "set", "default_memory_mb=many", code=2)
+    assert "is 10 to" in on(pool, "policy", "set", f"idle_after_s={'9' * 5000}", code=2)
     assert "idle_action" in on(pool, "policy", "set", "idle_action=No!", code=1)
     words = ("idle_action=notify", "idle_after_s=60", "xid_actions=31=suspect,79=hold")
     changed = data(pool, "policy", "set", *words)["policy"]
@@ -258,6 +260,9 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     assert answer.returncode == 0
     assert "Example" in answer.stdout
     assert f"gpu-broker {command}" in answer.stdout
+    begins = [line.strip() for line in answer.stdout.splitlines() if "Example" in line]
+    assert all(re.fullmatch(r"Examples?( of a file)?:", line) for line in begins), begins
+    assert "\\b" not in answer.stdout
 
 
 @pytest.mark.parametrize("words", ["--help", "status --help"])

@@ -113,7 +113,8 @@ def test_acts_of_operators_say_who_and_why(pool: TestBroker) -> None:
 def test_wrong_calls_say_what_is_right(pool: TestBroker) -> None:
     """A type that is none, an id that is none, both ways to begin."""
     assert "granted" in call(pool.url, "--type", "grant", code=2)
-    assert "1795607407688-0" in call(pool.url, "--since", "yesterday", code=2)
+    for since in ("yesterday", f"{2**64}-0", f"1-{2**64}"):
+        assert "1795607407688-0" in call(pool.url, "--since", since, code=2)
     assert "not both" in call(pool.url, "--since", "1-0", "-n", "3", code=2)
 
 
@@ -129,6 +130,17 @@ def test_events_that_were_trimmed_are_told() -> None:
         assert done.returncode == 0
         assert done.stderr.strip() == LOST
         assert len(done.stdout.split()) == PAGE + 1
+
+
+def test_time_that_no_calendar_has_hides_no_event() -> None:
+    """A hand wrote it to the stream; all later ids are beyond it."""
+    with running_broker() as own, LeaseClient(Store(own.url)) as client:
+        client.redis.xadd(client.keys.events, {"event": "waiting"}, id="999999999999999999-1")
+        pair(own)
+        lines = call(own.url, "-n", "3").splitlines()
+        assert [line.split()[:2] for line in lines] == [
+            ["-", "waiting"], ["-", "granted"], ["-", "released"]
+        ]  # fmt: skip
 
 
 def test_catching_up_ends_though_the_pool_goes_on(pool: TestBroker) -> None:

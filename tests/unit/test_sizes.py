@@ -156,3 +156,16 @@ def test_shell_names_its_option_and_the_range(
     """The option as it was typed, not the argument of the SDK below it."""
     done = on(pool, "run", *words, "--", "true")
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.parametrize("longest", ["36501d", "99999999999h", f"{'9' * 400}h"])
+@pytest.mark.parametrize(
+    "command",
+    ["hold --for", "acquire --for", "adopt --pid 1 --for", "extend 5a37a41f", "run --grace",
+     "wait 5a37a41f --timeout"],
+)  # fmt: skip
+def test_time_that_no_calendar_has_is_refused(command: str, longest: str) -> None:
+    """No traceback behind a lease that was taken, and no Infinity in JSON."""
+    answer = called(*command.split(), longest, *["true"] * command.startswith("run"))
+    assert answer.returncode == 2, answer.stderr
+    assert "is too long: at most 36500d" in " ".join(answer.stderr.split())

@@ -174,7 +174,7 @@ def _hosts_of(event: Event, places: Places) -> set[str]:
 def as_line(event: Event, places: Places) -> str:
     """Return an event as a line for people: time, event, agent, place, details."""
     fields = event.fields
-    time_of_day = datetime.fromtimestamp(event.at_ms / 1000).astimezone().strftime("%H:%M:%S")
+    time_of_day = _time_of_day(event.at_ms).ljust(COLUMNS[0])
     devices = " ".join(_device(places, uuid) for uuid, _ in event.devices)
     mb = sum(mb or 0 for _, mb in event.devices)
     where = " ".join(filter(None, (devices or fields.get("host", ""), gib(mb) if mb else "")))
@@ -193,6 +193,14 @@ def as_line(event: Event, places: Places) -> str:
     name = paint(event.event.ljust(COLUMNS[1]), colour)
     begin = f"{time_of_day}  {name}  {who.ljust(COLUMNS[2])}  {where.ljust(COLUMNS[3])}"
     return f"{begin}  {' '.join(filter(None, more))}".rstrip()
+
+
+def _time_of_day(at_ms: int) -> str:
+    """Return the time by this machine's clock; `-` where a hand wrote one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(at_ms / 1000).astimezone().strftime("%H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return "-"
 
 
 def _numbered(word: str, fields: dict[str, str]) -> str:

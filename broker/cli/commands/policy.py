@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 MOST_LETTERS: Final = 1_000_000
 
+LONGEST: Final = 18
+"""Most digits of a number: Python refuses to read one of thousands."""
+
 SWITCHES = {"true": True, "false": False}
 
 
@@ -167,6 +170,8 @@ def _parsed(setting: str) -> tuple[str, bool | int | str]:
         return name, _size(setting, value)
     if not value.isdecimal():
         raise click.UsageError(f"{setting!r}: the value is a whole number, not below 0")
+    if len(value) > LONGEST:
+        raise click.UsageError(f"{name}: the value is {FIELDS[name].accepts}")
     return name, int(value)
 
 

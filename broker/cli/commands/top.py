@@ -71,7 +71,7 @@ def top(every_s: float, once: bool, sort: str, output: str, **asked: Any) -> Non
     those with leases, processes those that the hosts see, each with the agent of its lease; a
     process without a lease has a finding.
 
-    \\b
+    \b
     Examples:
       gpu-broker top
       gpu-broker top --host gpu-host-3 --sort memory
