@@ -18,7 +18,9 @@ TEAM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NAME_SHOWN = re.compile(r"(?=.*[A-Za-z0-9])[ -)+-~]{1,96}")
 """Name of a device as `status` shows it; `model_of` makes its model of it."""
 
-EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+EVENT_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+"""Id in a stream, as `1795607407688-0`; Redis refuses numbers of 64 bits and more."""
+
 DEVICE = re.compile(r"[A-Za-z0-9._:/-]{1,80}")
 
 DEFAULT_TEAM: Final = "default"

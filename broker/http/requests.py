@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, cast
 from fastapi import Query
 from pydantic import AfterValidator, AliasChoices, Field
 
-from agent_sdk.keys import TEAM
+from agent_sdk.keys import EVENT_ID, TEAM
 from agent_sdk.policy import (
     FIELDS,
     LISTS,
@@ -38,9 +38,7 @@ Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{16,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]{1,64}$")]
 Team = Annotated[str, Field(pattern=rf"^{TEAM.pattern}$")]
 Model = Annotated[str, Field(pattern=r"^[ -)+-~]{0,95}[A-Za-z0-9][ -)+-~]{0,95}$", max_length=96)]
-EventId = Annotated[
-    str, Field(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$", description="As 1795607407688-0.")
-]
+EventId = Annotated[str, Field(pattern=f"^{EVENT_ID.pattern}$", description="As 1795607407688-0.")]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=604800, allow_inf_nan=False)]
 Wait = Annotated[float, Field(strict=True, ge=0, le=60, allow_inf_nan=False)]
 Ttl = Annotated[Seconds, AfterValidator(_zero_or_one)]

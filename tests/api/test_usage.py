@@ -201,6 +201,8 @@ def test_tokens_are_whole_for_their_owner_and_the_operator(
      ("/history", {"limit": 0}, ""), ("/history", {"limit": 1001}, ""),
      ("/history", {"after": "x"}, ""), ("/history", {"cursor": "older/x"}, "next"),
      ("/history", {"after": "1-0", "cursor": "newer/1-0"}, "name one"),
+     ("/history", {"after": f"{2**64}-0"}, ""), ("/history", {"after": f"1-{2**64}"}, ""),
+     ("/history", {"cursor": f"older/{2**64}-0"}, "next"),
      ("/history", {"outcome": "lost"}, ""), ("/history", {"agent": "a b"}, "")],
 )  # fmt: skip
 def test_bad_input_is_a_problem_with_a_sentence(

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from pydantic import AfterValidator
 
 from agent_sdk.errors import error_for
+from agent_sdk.keys import EVENT_ID
 from agent_sdk.usage.history import START
 from broker.http.auth import Viewer, token_for
 from broker.http.document.described import DescribedRoute
@@ -34,7 +35,7 @@ PAGE: Final = 100
 OLDER, NEWER = "older/", "newer/"
 """Begins of cursors: a page goes back from the end, or on from an id."""
 
-_CURSOR: Final = re.compile(rf"(?:{OLDER}|{NEWER})[0-9]{{1,20}}-[0-9]{{1,20}}")
+_CURSOR: Final = re.compile(f"(?:{OLDER}|{NEWER}){EVENT_ID.pattern}")
 
 
 def _read(cursor: str) -> None:
