@@ -26,7 +26,8 @@ class Usage:
         first_day, last_day: the days of UTC, as `2026-11-30`, whose sums are counted, both
             included: what has ended is known by whole days.
         asked_ms: the begin that was asked for. It is before `since_ms` where sums of that time are
-            gone, as they are after the policy's `usage_days`.
+            gone, as they are after the policy's `usage_days`; `since_ms` is `until_ms` where all
+            of them are.
         by: the words that rows are grouped by.
         rows: the use of each group, the most GPU-hours first; with `day` among the words, the
             earliest day first.
@@ -114,7 +115,8 @@ class Groups:
             end_ms = min(self._of.now_ms, self._of.until_ms)
             begin_ms = max(begin_ms, self._of.since_ms)
         from_ms, until_ms = max(begin_ms, min(days)), min(end_ms, max(days) + DAY_MS)
-        if until_ms < from_ms or (until_ms == from_ms and begin_ms < from_ms):
+        at_once = run.granted_ms == end_ms == from_ms < max(days) + DAY_MS
+        if until_ms <= from_ms and not at_once:
             return
         each = rates(run, self._of.now_ms if run.ended_ms is None else run.ended_ms, uses)
         for day_ms, piece_ms, to_ms in pieces(from_ms, until_ms):

@@ -171,13 +171,14 @@ def _period(
     kept = FIELDS["usage_days"]
     days = min(number(policy.get("usage_days")) or int(kept.default), kept.most)
     oldest_ms = max(0, now_ms - now_ms % DAY_MS - days * DAY_MS)
-    since_ms = max(asked_ms, oldest_ms)
+    last_ms = (until_ms - 1) - (until_ms - 1) % DAY_MS
+    since_ms = min(max(asked_ms, oldest_ms), until_ms)
     return Period(
         now_ms,
         since_ms,
         until_ms,
-        first_ms=since_ms - since_ms % DAY_MS,
-        last_ms=(until_ms - 1) - (until_ms - 1) % DAY_MS,
+        first_ms=min(since_ms - since_ms % DAY_MS, last_ms),
+        last_ms=last_ms,
         asked_ms=asked_ms,
         prices=prices_of(policy.get("price_per_gpu_hour") or ""),
     )

@@ -91,6 +91,9 @@ def test_days_that_are_gone_are_said(cli: Any) -> None:
         cli("usage", "--since", "500d").stdout
     )
     assert "gone" not in cli("usage", "--since", "399d").stdout
+    text = cli("usage", "--since", "2000-01-01", "--until", "2000-01-02").stdout
+    assert text.startswith("nothing is known any more of this period: 2000-01-02 to 2000-01-02")
+    assert "these days are gone" in text
 
 
 def test_forms_have_the_same_numbers(lab: Pool, cli: Any) -> None:

@@ -377,7 +377,27 @@ def test_days_that_are_kept_no_more_are_not_read(lab: Pool, client: LeaseClient)
     found = client.usage(by=(), since="1000d")
     assert (found.first_day, found.since_ms % DAY_MS) == ("2100-02-26", 0)
     assert found.now_ms - found.asked_ms == 1000 * DAY_MS
-    assert client.usage(by=(), since=0, until="2000-01-01").rows == ()
+    gone = client.usage(by=(), since=0, until="2000-01-01")
+    assert gone.rows == ()
+    assert (gone.first_day, gone.last_day) == ("2000-01-01", "2000-01-01")
+    assert gone.asked_ms < gone.since_ms == gone.until_ms
+
+
+def test_lease_of_the_next_day_is_in_no_period_before(lab: Pool, client: LeaseClient) -> None:
+    """One that began at midnight, to the ms, while it runs and when it has ended."""
+    leap(lab, 12 * HOUR_MS)
+    grant(lab, "1")
+    leap(lab, HOUR_MS)
+
+    def days(of: str) -> list[tuple[str | None, int, int, int]]:
+        found = client.usage(by=("day",), since=of, until=of).rows
+        return [(x.day, x.leases, x.running, x.held_ms) for x in found]
+
+    assert days(TODAY) == []
+    assert days("2100-03-02") == [("2100-03-02", 0, 1, HOUR_MS)]
+    release(lab, "1")
+    assert days(TODAY) == []
+    assert days("2100-03-02") == [("2100-03-02", 1, 0, HOUR_MS)]
 
 
 def test_both_clients_read_the_same(lab: Pool, client: LeaseClient, server: Server) -> None:

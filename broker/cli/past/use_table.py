@@ -29,16 +29,20 @@ FORMULA: Final = re.compile(r"[=+@-].*[^A-Za-z0-9._:@/-]")
 
 NONE: Final = "no lease had a GPU in this period"
 
+GONE: Final = "nothing is known any more of this period"
+
 
 def text_of(found: Usage) -> str:
     """Return the use as a table, with a row of totals, and with what limits it."""
     period = f"{found.first_day} to {found.last_day}, whole days of UTC"
     if found.total.running:
         period += f"; with what runs now, up to {short_utc(found.until_ms)}"
+    all_gone = found.since_ms == found.until_ms
     if found.asked_ms < found.since_ms:
-        period += "\nearlier days are gone, as the policy's usage_days says"
+        which = "these" if all_gone else "earlier"
+        period += f"\n{which} days are gone, as the policy's usage_days says"
     if not found.rows:
-        return f"{NONE}: {period}"
+        return f"{GONE if all_gone else NONE}: {period}"
     priced, energy = bool(found.prices), bool(found.total.energy_mj)
     head = [*(word.upper() for word in found.by), *HEAD]
     head += ["KWH"] * energy + ["COST"] * priced
