@@ -186,7 +186,7 @@ class Leases(ABC):
         if wait is None or wait.owner != who.name:
             found = await self.rejoin(who, token, hold_s)
             if not isinstance(found, PendingLease):
-                return found
+                return found if hold_s is None else await self.extend(who, token, hold_s)
             wait = found
         wait.told = True
         wait.hold_s = wait.hold_s if hold_s is None else hold_s

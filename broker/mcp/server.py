@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError, UnexpectedToolError
+from mcp.server.mcpserver.exceptions import (
+    ResourceError,
+    ResourceNotFoundError,
+    ToolError,
+    UnexpectedToolError,
+)
 from mcp.server.mcpserver.tools.base import Tool
 from mcp.server.request_state import RequestStateSecurity
 from mcp.server.subscriptions import InMemorySubscriptionBus
@@ -17,7 +22,7 @@ from mcp.shared.subscriptions import ResourceUpdated
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import ValidationError
 
-from agent_sdk.errors import LeaseError, error_for
+from agent_sdk.errors import LeaseError, LeaseLost, StillWaiting, UnknownToken, error_for
 from broker import __version__
 from broker.mcp.models import Notice, Refusal
 from broker.mcp.reading import lease_view
@@ -123,14 +128,19 @@ class LeaseServer(MCPServer[None]):
             return []
 
     async def _pool(self) -> str:  # any role may read it
-        return (await Tools(self._leases).gpu_status()).model_dump_json()
+        try:
+            return (await Tools(self._leases).gpu_status()).model_dump_json()
+        except LeaseError as error:
+            raise ResourceError(str(error)) from error
 
     async def _lease(self, token: str, ctx: Context[None, Any]) -> str:
         try:
             _require_role(ctx, "gpu_leases")
             lease = await self._leases.find(caller(ctx), token)
-        except LeaseError as error:
+        except (LeaseLost, StillWaiting, UnknownToken) as error:
             raise ResourceNotFoundError(str(error)) from error
+        except LeaseError as error:
+            raise ResourceError(str(error)) from error
         return lease_view(lease, self._leases.ends(lease)).model_dump_json()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mcp import MCPError
-from mcp_types import ElicitResult
+from mcp_types import INTERNAL_ERROR, ElicitResult
 
 from broker.mcp.sessions import MOST
 from tests.api.brokers import GRANTING, Broker, eventually
@@ -25,6 +25,7 @@ from tests.mcp.clients import (
     until_printed,
     until_seen,
 )
+from tests.servers import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -268,6 +269,8 @@ async def test_any_replica_goes_on_with_a_ticket(mcp: Mcp) -> None:
         assert got["lease"]["token"] == ticket
         again = await said(one, "gpu_acquire", ticket=ticket)
         assert again["lease"]["fence"] == got["lease"]["fence"]
+        longer = await said(two, "gpu_acquire", ticket=ticket, hold_s=900)
+        assert 800 < longer["lease"]["ends_in_s"] <= 900
 
 
 async def test_lease_lasts_while_its_agent_shows_life(mcp: Mcp) -> None:
@@ -294,6 +297,19 @@ async def test_lease_lasts_while_its_agent_shows_life(mcp: Mcp) -> None:
         lost = (await said(client, "gpu_status"))["notices"]  # and of what other tests had
         mine = [(x["token"], x["kind"]) for x in lost if x["token"] in ours]
         assert mine == [(silent["token"], "expired")]
+
+
+async def test_store_that_is_away_makes_no_resource_unknown(tmp_path: Path) -> None:
+    """Its reason is told, and no trace of it is in the log; a lease is not said to be none."""
+    with running() as store, Broker(**GRANTING, REDIS_URL=store.url) as broker:
+        async with over_http(broker.wait().port) as client:
+            token = (await said(client, "gpu_acquire", memory_mb=100))["ticket"]
+            store.stop()
+            for uri in ("gpu://pool", f"gpu://lease/{token}"):
+                with pytest.raises(MCPError, match="Redis cannot be reached") as told:
+                    await client.read_resource(uri)
+                assert told.value.error.code == INTERNAL_ERROR
+        assert "Traceback" not in broker.said()
 
 
 async def test_killed_broker_loses_no_lease_and_no_place(mcp: Mcp) -> None:

@@ -176,6 +176,8 @@ async def test_lease_ends_after_the_time_it_was_asked_for(gpus: TestBroker) -> N
         kept = (await said(client, "gpu_acquire", memory_mb=600, hold_s=1))["ticket"]
         extended = await said(client, "gpu_extend", token=kept, hold_s=600)
         assert 500 < extended["lease"]["ends_in_s"] <= 600
+        again = await said(client, "gpu_acquire", ticket=kept, hold_s=900)
+        assert 800 < again["lease"]["ends_in_s"] <= 900
         await until_seen(lambda: len(gpus.client.leases()) == 1)
         assert [lease.token for lease in gpus.client.leases()] == [kept]
 
