@@ -158,7 +158,7 @@ def test_keys_of_a_pool_are_of_the_type_and_ttl_of_the_table(pool: Pool) -> None
         assert pool.redis.type(key) == kind, name
         assert (pool.redis.pttl(key) == -1) == (ttl == "none"), name
         seen.add(row)
-    by_hand = ("backfill", "teams", "limited")
+    by_hand = ("backfill", "teams", "limited", "preempting")
     pool.redis.delete(*(f"{pool.keys.base}:{name}" for name in by_hand))
     assert seen == rows.keys()
 
