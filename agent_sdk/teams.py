@@ -265,7 +265,8 @@ class PartySums:
         mb, leases: what it holds, offers included.
         waiters: its places in the queue.
         reserved_mb: MiB of the devices that are reserved for its waiters.
-        use, use_ms: of a team: MiB-seconds that it had used by then, on the pool's clock.
+        use, use_ms: of a team: MiB-seconds that it had used by then, on the pool's clock; its
+            use begins now where that is 0.
         models: of a team: MiB that it holds, and that are reserved for it, of each model that its
             policy names.
     """
@@ -277,6 +278,11 @@ class PartySums:
     use: float = 0.0
     use_ms: int = 0
     models: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+
+    def use_at(self, now_ms: int, half_life_s: int) -> float:
+        """Return the MiB-seconds that a team has used, as of now."""
+        for_ms = now_ms - self.use_ms if self.use_ms else 0
+        return decayed(self.use, self.mb, for_ms, half_life_s)
 
 
 NOTHING: Final = PartySums()
@@ -393,10 +399,7 @@ def statuses(
     names = sorted({*policies, *_teams(sums)})
     of = {name: policies.get(name, TeamPolicy()) for name in names}
     has = {name: sums.get(TEAM_PARTY + name, NOTHING) for name in names}
-    use = {
-        name: decayed(x.use, x.mb, now_ms - x.use_ms, half_life_s) if policies else 0.0
-        for name, x in has.items()
-    }
+    use = {name: x.use_at(now_ms, half_life_s) if policies else 0.0 for name, x in has.items()}
     ahead = {name: use[name] + LOOK_AHEAD_S * has[name].mb for name in names}
     nothing = dict.fromkeys(names, 0)
     borrowed = {name: _borrowed(of[name], has[name]) for name in names} if policies else nothing

@@ -6,7 +6,7 @@
 -- ARGV[3+] policy    str   field and value in turn; `version` among them is that of the policy that it was written against, else it is refused; behind `teams` and their number come name and line of each, as in set_teams
 -- reply    POLICY version | REFUSED reason detail
 -- keeps    SAFE_MODE: while it is on, and this call does not switch it off, nothing else is set
--- cost     O(REAP_DEVICES log devices); with teams as set_teams
+-- cost     O(REAP_DEVICES log devices); with teams as set_teams; with `half_life_s` O(parties) too
 
 local FIRST, PAIR = 3, 2
 local FIELDS = {   -- the least and the most of each
@@ -84,6 +84,7 @@ end
 
 catch_up()
 
+if fields.half_life_s and ctx.pool.teams > 0 then broker.accrue_all() end
 for field, value in pairs(fields) do
   -- What is handed on before the answer is handed on under it
   ctx.pool[field] = tonumber(value) or value

@@ -7,7 +7,7 @@
 -- ARGV[4+] teams     str   name and line in turn, a line as in `teams`: lib/teams.lua; none = no team has a policy
 -- reply    POLICY version | REFUSED reason detail
 -- keeps    SAFE_MODE: while it is on, nothing is set
--- cost     O(teams + notices + REAP_DEVICES log devices), and the leases on devices of models with quotas
+-- cost     O(teams + notices + REAP_DEVICES log devices), O(parties) with the first and without the last policy, and the leases on devices of models with quotas
 
 local FIRST, PAIR = 4, 2
 

@@ -20,7 +20,7 @@ from agent_sdk.state import snapshot
 from agent_sdk.state.lists import scored
 from agent_sdk.state.placement import PlacementRequest
 from agent_sdk.state.readings import rows
-from agent_sdk.teams import LOOK_AHEAD_S, NOTHING, PartySums, TeamPolicy, decayed, of_quota
+from agent_sdk.teams import LOOK_AHEAD_S, NOTHING, PartySums, TeamPolicy, of_quota
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -200,8 +200,7 @@ class Caps:
     def share(self, team: str) -> float:
         """Return the number by which teams that borrow are ordered: the smaller first."""
         has, weight = self.held(TEAM_PARTY + team), self.of_team(team).weight
-        past_ms = self.pool.now_ms - has.use_ms
-        use = decayed(has.use, has.mb, past_ms, self.pool.half_life_s) + LOOK_AHEAD_S * has.mb
+        use = has.use_at(self.pool.now_ms, self.pool.half_life_s) + LOOK_AHEAD_S * has.mb
         return use / weight if weight else math.inf
 
     def barrier(self, request: Request) -> Barrier | None:

@@ -142,15 +142,46 @@ function broker.share(team, t)
   return use / weight
 end
 
-
--- Teams with a policy, and `team`: each name once.
+-- Teams with a policy, the default team, and `team`: each name once.
 local function teams_with(team)
-  local names, there = {}, false
-  for _, name in ipairs(call('HKEYS', prefix .. 'teams')) do
-    names[#names + 1], there = name, there or name == team
+  local names, there = call('HKEYS', prefix .. 'teams'), {}
+  for _, name in ipairs(names) do there[name] = true end
+  for _, name in ipairs({ DEFAULT_TEAM, team }) do
+    if not there[name] then names[#names + 1], there[name] = name, true end
   end
-  if not there then names[#names + 1] = team end
   return names
+end
+
+-- Teams of which a use is written.
+local function teams_with_use()
+  local names = {}
+  for _, field in ipairs(call('HKEYS', prefix .. 'agents')) do
+    names[#names + 1] = string.match(field, '^team (.*)#use$')
+  end
+  return names
+end
+
+-- The half-life is another from now on: bring the use of all teams up to now by the one before.
+function broker.accrue_all()
+  for _, name in ipairs(teams_with_use()) do
+    local _, _, t = broker.sums_of(name, nil, 'team ' .. name)
+    broker.accrue(t)
+  end
+end
+
+-- The use of each team that may wait by these policies, names and lines in turn, begins now, unless
+-- it is known. Of what teams used before any had a policy nothing is.
+local function begin_use(teams, before)
+  local agents = prefix .. 'agents'
+  if before == 0 or not teams[1] then
+    for _, name in ipairs(teams_with_use()) do call('HDEL', agents, 'team ' .. name .. '#use') end
+  end
+  if not teams[1] then return end
+  local function begin_at_zero(name)
+    call('HSETNX', agents, 'team ' .. name .. '#use', '0@' .. text(ctx.now))
+  end
+  begin_at_zero(DEFAULT_TEAM)
+  for i = 1, #teams, 2 do begin_at_zero(teams[i]) end
 end
 
 -- F3: a team begins to wait. Use of an idle pool took nothing from those that wait now, so past use
@@ -213,15 +244,10 @@ function broker.set_teams(teams, before, version, by)
   if teams[1] then call('HSET', key, unpack(teams)) end
   for i = 2, #teams, 2 do lends = lends or string.find(teams[i], 'lend_mb=', 1, true) ~= nil end
   ctx.agents, ctx.policies, ctx.teams = {}, {}, {}
+  begin_use(teams, (before or 0) + 0)
   broker.model_sums.count_anew(teams)
   set_pool('teams', #teams / 2)
   set_pool('team_lend_limits', lends and 1 or 0)
   broker.preemption.withdraw_all()
-  -- What teams used before is not known: it begins now
-  if (before or 0) + 0 == 0 then
-    for i = 1, #teams, 2 do
-      call('HSET', prefix .. 'agents', 'team ' .. teams[i] .. '#use', '0@' .. text(ctx.now))
-    end
-  end
   broker.event('teams', 'teams', text(#teams / 2), 'version', text(version), 'by', by)
 end

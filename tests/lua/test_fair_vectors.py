@@ -149,6 +149,61 @@ def test_team_that_begins_to_wait_is_behind_by_a_credit_at_most(
     )
 
 
+@pytest.mark.parametrize("first", ["a", "default"])
+def test_default_team_without_a_policy_begins_to_wait_as_others_do(box: Pool, first: str) -> None:
+    """F3: it is one of those that wait, whoever comes first."""
+    box.policy(half_life_s=0)
+    gpu_mb = 8000
+    granted(box.acquire(token("full"), "full", team="b", memory_mb=gpu_mb))
+    set_use(box, "default", 1000 * gpu_mb, now_ms(box))
+    then = "default" if first == "a" else "a"
+    for team in (first, then):
+        box.acquire(token(f"w{team}"), team, team=team, memory_mb=gpu_mb, wait_ms=60_000)
+    assert use_of(box, "a") == pytest.approx((1000 - 60) * gpu_mb)
+
+
+def test_use_of_all_teams_begins_with_the_first_policy(box: Pool) -> None:
+    """F1: what the default team holds already counts from then on, not from its next change."""
+    box.set_teams()
+    box.policy(half_life_s=0)
+    granted(box.acquire(token("d"), "d", memory_mb=4000, ttl_ms=0))
+    granted(box.acquire(token("c"), "c", team="c", memory_mb=1000, ttl_ms=0))
+    box.set_teams(a="weight=1")
+    box.live_on(5000)
+    box.set_teams(a="weight=1", c="weight=1")  # it has a policy from now on
+    box.live_on(5000)
+    box.release(token("d"))
+    box.release(token("c"))
+    assert (use_of(box, "default"), use_of(box, "c")) == (4000 * 10, 1000 * 5)
+
+
+def test_nothing_is_known_of_use_without_policies(box: Pool) -> None:
+    """Use under earlier policies is gone with the last of them, however it went on."""
+    box.policy(half_life_s=0)
+    for team in ("a", "default"):
+        granted(box.acquire(token(team), team, team=team, memory_mb=1000, ttl_ms=0))
+    box.live_on(5000)
+    box.release(token("a"))
+    box.set_teams()
+    assert not [name for name in box.hash("agents") if name.endswith("#use")]
+    box.live_on(600_000)
+    box.set_teams(b="weight=1")
+    box.set_teams(a="weight=1", b="weight=1")
+    box.live_on(5000)
+    assert [touch(box, team) for team in ("a", "default")] == [0, 1000 * 5]
+
+
+def test_half_life_that_changes_counts_from_then_on(box: Pool) -> None:
+    """F1: use until then has decayed by the one before, also where nothing was held."""
+    box.set_policy(half_life_s=600)
+    set_use(box, "a", 1000.0, now_ms(box))
+    set_use(box, "default", 3000.0, now_ms(box))
+    box.live_on(600_000)
+    box.set_policy(half_life_s=0)
+    box.live_on(600_000)
+    assert [touch(box, team) for team in ("a", "default")] == pytest.approx([500, 1500])
+
+
 # Slurm. Decay alone applies, within the error of its factor, 1 - 0.693/h for each second. A period
 # adds its use decayed as if all were used at the beginning: y/(e^y - 1) of ours, y = dt ln2 / h.
 # The tail of a job that ends, to which no decay is applied, has nothing to compare here.

@@ -394,6 +394,8 @@ class Model(Favours):
         if self.safe and not (fields.get("safe_mode") == 0 or fields == {"safe_mode": 1}):
             return ["REFUSED", "safe_mode", ""]
         self.catch_up()
+        for name in self.use if "half_life_s" in fields else ():
+            self.accrue(name)
         self.policy |= fields
         self.policy["policy_version"] += 1
         if fields.get("reclaim_after_s") == 0:
@@ -411,8 +413,10 @@ class Model(Favours):
         if version and version != self.policy["policy_version"]:
             return ["REFUSED", "conflict", str(self.policy["policy_version"])]
         self.catch_up()
-        if not self.teams:
-            self.use |= dict.fromkeys(teams, (0.0, self.now))
+        if not self.teams or not teams:
+            self.use = {}
+        for name in {"default", *teams} if teams else ():
+            self.use.setdefault(name, (0.0, self.now))
         self.teams = {name: TeamPolicy.of(line) for name, line in teams.items()}
         self.policy["policy_version"] += 1
         self.withdraw_all()

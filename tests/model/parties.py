@@ -275,7 +275,8 @@ class Parties(ABC):
 
     def join_team(self, team: str) -> None:
         """F3: a team begins to wait. Its past use counts for CREDIT_S of the largest device."""
-        waiters = {name: self.party(f"team {name}").waiters for name in {*self.teams, team}}
+        names = {*self.teams, "default", team}
+        waiters = {name: self.party(f"team {name}").waiters for name in names}
         if (
             not self.teams
             or waiters[team]

@@ -50,6 +50,27 @@ TEAM_BUGS = (
         seed=8834,
     ),
     _bug(
+        "the default team waits, and no other is behind it",
+        "ipairs({ DEFAULT_TEAM, team })",
+        "ipairs({ team })",
+        often="upheaval",
+    ),
+    _bug(
+        "use of the default team begins with its next lease",
+        "begin_at_zero(DEFAULT_TEAM)",
+        "",
+    ),
+    _bug(
+        "use of before there were policies counts",
+        "if before == 0 or not teams[1] then",
+        "if false then",
+    ),
+    _bug(
+        "a half-life counts from a team's last change",
+        "if fields.half_life_s and ctx.pool.teams > 0 then broker.accrue_all() end",
+        "",
+    ),
+    _bug(
         "a team within its quota loses leases",
         "if goes or not only_free and beyond(w, over, v) >= v.quota_mb then",
         "if true then",

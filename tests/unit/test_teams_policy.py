@@ -29,6 +29,7 @@ from agent_sdk.teams import (
     parse,
     policy_of,
     statuses,
+    sums_of,
 )
 from tests.pools import Pool, device, granted, said, token
 
@@ -97,6 +98,12 @@ def test_use_decays_by_its_half_life(
     for begin, end in pairwise(range(0, max(0, seconds) * 1000 + 1, max(1, seconds * 250))):
         parts = decayed(parts, mb, end - begin, half_life_s)
     assert parts == pytest.approx(wanted)
+
+
+def test_use_that_is_not_written_begins_now() -> None:
+    """The scripts take it so, and not from the beginning of time on."""
+    (sums,) = sums_of({"team a": "4000", "team a#leases": "1"}).values()
+    assert sums.use_at(1_800_000_000_000, 0) == 0
 
 
 def test_use_is_that_of_the_script_at_each_moment(gpu: Pool) -> None:
