@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 SOONEST_RETRY_S = 1
 
 NO_OBJECT: Final = "dataclass_type"
-"""Pydantic's type of the error for a body that is no object."""
+"""Pydantic's type of the error for a body, or a part of it, that is no object."""
+
+INNER: Final = "must be a JSON object"
+"""Message for a part of a body that is none."""
 
 NO_TEXT = 400
 """FastAPI's status for a body that it cannot decode."""
@@ -121,8 +124,10 @@ async def _bad_input(request: Request, error: Exception) -> JSONResponse:
         {"type": e["type"], "loc": [_printable(part) for part in e["loc"]], "msg": e["msg"]}
         for e in error.errors()
     ]
-    if detail and detail[0]["type"] == NO_OBJECT:
-        detail[0]["msg"] = _no_object(request.headers.get("content-type", ""))
+    for each in detail:
+        if each["type"] == NO_OBJECT:  # pydantic's own words name a class
+            whole = each["loc"] == ["body"]
+            each["msg"] = _no_object(request.headers.get("content-type", "")) if whole else INNER
     ignored = ignored_in(request.scope.get("route"), error.body)
     return _malformed(request.scope, detail, ignored)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -69,3 +70,19 @@ class Duration(click.ParamType[float]):
                 f"{value!r:.40} is too long: at most {self._longest_s / 86400:g}d", param, ctx
             )
         return seconds
+
+
+class Bounded(click.FloatRange):
+    """Click parameter type: a number within bounds.
+
+    `nan` is in none, although no comparison shows that.
+    """
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; one outside of the bounds ends the command."""
+        number: float = super().convert(value, param, ctx)  # type: ignore[arg-type] # it reads text
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number

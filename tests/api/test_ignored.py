@@ -105,6 +105,9 @@ def test_body_that_is_no_object_is_said(broker: Broker) -> None:
     """Not in pydantic's words about a class."""
     (detail,) = broker.http.post("/lease", json=["a"]).json()["detail"]
     assert detail["msg"] == "the body must be a JSON object"
+    teams = {"teams": {"a": None, "b": 1}}
+    for each in broker.http.put("/policy/teams", json=teams).json()["detail"]:
+        assert (each["loc"][:2], each["msg"]) == (["body", "teams"], "must be a JSON object")
 
 
 def test_few_mib_are_asked_about(broker: Broker) -> None:

@@ -169,3 +169,12 @@ def test_time_that_no_calendar_has_is_refused(command: str, longest: str) -> Non
     answer = called(*command.split(), longest, *["true"] * command.startswith("run"))
     assert answer.returncode == 2, answer.stderr
     assert "is too long: at most 36500d" in " ".join(answer.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "command", ["teams -w", "status -w", "top -n", "host --drain-on-stop", "mcp --ttl"]
+)
+def test_nan_is_no_number(command: str) -> None:
+    """It is in no bounds, though it passes each comparison: a picture was drawn once, and never."""
+    answer = called(*command.split(), "nan")
+    assert (answer.returncode, "is no number" in answer.stderr) == (2, True)

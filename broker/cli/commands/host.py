@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from broker.text.units import Bounded
+
 may_kill_option = click.option(
     "--may-kill",
     is_flag=True,
@@ -16,7 +18,7 @@ may_kill_option = click.option(
 @click.option(
     "--drain-on-stop",
     "drain_s",
-    type=click.FloatRange(0, 86400),
+    type=Bounded(0, 86400),
     metavar="SECONDS",
     help="When stopped, offer no GPU, and wait so long for the leases here; a second signal ends"
     " the wait. Default: GPU_BROKER_DRAIN_ON_STOP_S, else 0: leave at once.",

@@ -61,7 +61,7 @@ def queue(
       gpu-broker queue --host gpu-host-3 --limit 10
       gpu-broker explain TOKEN                 every detail of one
       gpu-broker queue -o json | jq -r '.queue[].token'
-      gpu-broker queue --agent runaway -o name | xargs -n1 gpu-broker revoke --reason 'runs wild'
+      gpu-broker queue --agent runaway -o name | xargs -rn1 gpu-broker revoke --reason 'wild'
     """
     with pool_client() as client:
         scene = client.queue_scene()

@@ -19,6 +19,7 @@ from broker.cli.watch import watch
 from broker.text.screen import bare, one_line, paint, say
 from broker.text.state_word import preempting, state_of
 from broker.text.table import age, bar, gib, many, screen_width, table
+from broker.text.units import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ HEAD: Final = ("GPU", "NAME", "MEMORY", "LEASED", "FREE", "UTIL", "TEMP", "STATE
     "-w",
     "--watch",
     "every_s",
-    type=click.FloatRange(0.2, 3600),
+    type=Bounded(0.2, 3600),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",

@@ -15,6 +15,7 @@ from broker.cli.watch import watch
 from broker.text.screen import paint
 from broker.text.state_word import state_of
 from broker.text.table import age, bar, gib, screen_width, table
+from broker.text.units import Bounded
 
 if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus, ProcessStatus
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
 @click.command()
 @click.option(
-    "-n", "--every", "every_s", type=click.FloatRange(0.2, 3600), default=2.0, metavar="SECONDS",
+    "-n", "--every", "every_s", type=Bounded(0.2, 3600), default=2.0, metavar="SECONDS",
     help="Draw anew so often, and after each event (2).",
 )  # fmt: skip
 @click.option("--once", is_flag=True, help="Print one picture, as happens without a terminal.")

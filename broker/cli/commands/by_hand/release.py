@@ -46,7 +46,7 @@ def release(tokens: tuple[str, ...], export: bool, output: str) -> None:
     Examples:
       eval "$(gpu-broker release --export)"           this shell's
       gpu-broker release 5a37a41f 06909f65
-      gpu-broker leases --agent "$USER@$(hostname)" -o name | xargs gpu-broker release
+      gpu-broker leases --agent "$USER@$(hostname)" -o name | xargs -r gpu-broker release
     """
     with pool_client() as client:
         ends = dict(_release(client, token) for token in tokens or (own_token(None),))

@@ -52,7 +52,7 @@ def wait(
     Examples:
       gpu-broker wait 5a37a41f && echo 'its turn'
       gpu-broker wait 06909f65 --end --timeout 10m
-      gpu-broker queue -o name | xargs -n1 gpu-broker wait
+      gpu-broker queue -o name | xargs -rn1 gpu-broker wait
     """
     with pool_client() as client:
         token = whole_token(client, token)

@@ -10,6 +10,7 @@ import click
 from broker.cli import UNAVAILABLE
 from broker.mcp_terms import ALONE_GPUS, IDLE_RELEASE_S, INSTALL, TTL_S, Terms
 from broker.text.screen import say
+from broker.text.units import Bounded
 
 
 @click.command()
@@ -28,13 +29,13 @@ from broker.text.screen import say
     help="More MiB than this need it too (GPU_BROKER_MCP_ALONE_MB); 0: no limit.",
 )  # fmt: skip
 @click.option(
-    "--idle-release", type=click.FloatRange(1, 604800), default=IDLE_RELEASE_S, show_default=True,
+    "--idle-release", type=Bounded(1, 604800), default=IDLE_RELEASE_S, show_default=True,
     envvar="GPU_BROKER_MCP_IDLE_RELEASE_S", metavar="SECONDS",
     help="A place in the queue that no call asks about for so long is given up"
     " (GPU_BROKER_MCP_IDLE_RELEASE_S).",
 )  # fmt: skip
 @click.option(
-    "--ttl", "ttl_s", type=click.FloatRange(1, 604800), default=TTL_S, show_default=True,
+    "--ttl", "ttl_s", type=Bounded(1, 604800), default=TTL_S, show_default=True,
     metavar="SECONDS", help="A lease ends so long after its last renewal: after a crash.",
 )  # fmt: skip
 @click.option(

@@ -12,6 +12,7 @@ from broker.cli.watch import watch
 from broker.text.printable import printable
 from broker.text.screen import paint
 from broker.text.table import gib, screen_width, table
+from broker.text.units import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ NONE = (
     "-w",
     "--watch",
     "every_s",
-    type=click.FloatRange(0.2, 3600),
+    type=Bounded(0.2, 3600),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
