@@ -63,13 +63,14 @@ class AsyncLeaseClient(Verbs["Redis"]):
 
         A cancelled call leaves no lease behind, unless the caller named its token.
         """
-        return self._reminded(await self.attend(self.wait_for(agent, ask)))
+        return await self.attend(self.wait_for(agent, ask), reminded=True)
 
-    async def attend(self, wait: Acquisition) -> AsyncLease:
-        """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
+    async def attend(self, wait: Acquisition, *, reminded: bool = False) -> AsyncLease:
+        """Get the lease of an acquire that was prepared by `wait_for`; see `LeaseClient`."""
         while True:
             try:
-                return AsyncLease(await self._run(wait.steps(self.keys)), client=self)
+                lease = AsyncLease(await self._run(wait.steps(self.keys)), client=self)
+                return self._reminded(lease) if reminded else lease
             except BaseException as error:
                 if self._tries_again(error, wait):
                     continue
@@ -122,7 +123,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            return self._reminded(await self.attend(wait))
+            return await self.attend(wait, reminded=True)
         finally:
             self._after_exchange(wait)
 

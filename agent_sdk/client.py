@@ -80,13 +80,17 @@ class LeaseClient(Verbs["Redis"]):
             OutcomeUnknown: no answer. With a token of your own repeat the call, or release it.
                 Otherwise a granted lease is given back once the store answers.
         """
-        return self._reminded(self.attend(self.wait_for(agent, ask)))
+        return self.attend(self.wait_for(agent, ask), reminded=True)
 
-    def attend(self, wait: Acquisition) -> Lease:
-        """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`."""
+    def attend(self, wait: Acquisition, *, reminded: bool = False) -> Lease:
+        """Get the lease of an acquire that was prepared by `wait_for`; see `acquire`.
+
+        reminded: log a reminder before its end, unless it is renewed.
+        """
         while True:
             try:
-                return Lease(self._run(wait.steps(self.keys)), client=self)
+                lease = Lease(self._run(wait.steps(self.keys)), client=self)
+                return self._reminded(lease) if reminded else lease
             except BaseException as error:
                 if self._tries_again(error, wait):
                     continue
@@ -177,7 +181,7 @@ class LeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            return self._reminded(self.attend(wait))
+            return self.attend(wait, reminded=True)
         finally:
             self._after_exchange(wait)
 

@@ -254,9 +254,16 @@ class Verbs(ReadingVerbs[R]):
     def _after_failed_release(
         self, error: BaseException, lease: HeldLease | str, *, refuse_late: bool, owner: str
     ) -> None:
-        """Have a lease given back in the background if its release was interrupted."""
-        if not isinstance(error, LeaseError) and refuse_late and not owner:
-            self._keeper.abandon(lease if isinstance(lease, str) else lease.token)
+        """Have a lease given back in the background if its release was interrupted.
+
+        Not a local one, and in a forked child none of its parent's.
+        """
+        if isinstance(error, LeaseError) or not refuse_late or owner:
+            return
+        if isinstance(lease, str):
+            self._keeper.abandon(lease)
+        elif not (lease.local or lease.is_view):
+            self._keeper.abandon(lease.token)
 
     def _tries_again(self, error: BaseException, wait: Acquisition) -> bool:
         """Return whether a failed acquire is to be tried again, with another token.

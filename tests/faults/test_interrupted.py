@@ -243,6 +243,49 @@ def test_acquire_keep_release_interrupted_at_every_step_are_renewed_by_nobody(
     until(lambda: client.reap() and nothing_left(client))
 
 
+@pytest.mark.parametrize("verb", ["acquire", "exchange"])
+def test_acquire_interrupted_at_every_step_leaves_no_lease(
+    server: Server, pool: Pool, verb: str
+) -> None:
+    """A client's first one, without expiry: it starts the thread that reminds of it."""
+    pool.report((device("D0"),), deadline_ms=86_400_000)
+    held: list[Any] = []
+
+    def story() -> None:
+        with LeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1") as client:
+            try:
+                if verb == "acquire":
+                    held.append(client.acquire("me", memory_mb=1, ttl_s=0))
+                else:
+                    held.append(client.exchange("a" * 32, "me", memory_mb=1, ttl_s=0))
+            finally:
+                while held:
+                    client.release(held[0])
+                    del held[0]
+
+    story()  # what is made once for the process
+    at_every_step(story)
+    with LeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1") as client:
+        until(lambda: nothing_left(client))
+
+
+def test_child_interrupted_in_a_release_leaves_the_lease_to_its_parent(
+    client: LeaseClient,
+) -> None:
+    """Ctrl-C goes to both: the child gives nothing back, at once or later."""
+    with client.lease("me", memory_mb=1) as lease:
+        for at in range(1, 140, 1 if SOAK else 9):
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):
+                    with contextlib.suppress(Interrupted), Interrupt(at):
+                        client.release(lease)
+                    client.close()
+                os._exit(0)
+            os.waitpid(child, 0)
+            assert client.renew(lease).remaining_ms > 0
+
+
 def test_block_left_with_its_traceback_kept_gives_the_lease_back(client: LeaseClient) -> None:
     """An interrupt on the first step of leaving, whose traceback a notebook keeps for ever."""
 
