@@ -83,6 +83,16 @@ function broker.holds(a, own_mb)
   return a.leases > 0 or a.reserved_mb > (own_mb or 0)
 end
 
+-- Heads that one fall of a sum lets a call look at.
+local MOST_LOOKED_AT = 16
+
+-- Of a list of them those whose turn it is: all, where they are not more.
+function broker.some_of(list)
+  local some, n = {}, #list
+  for i = 1, math.min(n, MOST_LOOKED_AT) do some[i] = list[(ctx.now_us + i) % n + 1] end
+  return some
+end
+
 -- Has a party as many leases as it may? Then which.
 function broker.full_of_leases(q)
   local agent, key, team = broker.parties(q)

@@ -178,15 +178,15 @@ function preemption.give_way(w, d, granted_us)
   return pending
 end
 
--- Sums fell: check the heads for which leases end. No cap takes them out of their queues, so what
--- they have no room for may be free.
+-- Sums fell: check the heads for which leases end; of many those whose turn it is. No cap takes
+-- them out of their queues, so what they have no room for may be free.
 function preemption.recheck()
-  local rows = call('HGETALL', prefix .. 'preempting')
+  local rows, heads = call('HGETALL', prefix .. 'preempting'), {}
   for i = 1, #rows, 2 do
-    local id, rank = nil, nil
-    if find(rows[i + 1], 'for ', 1, true) == 1 then
-      id, rank = unpack(call('HMGET', prefix .. 'record:' .. rows[i], 'queue_id', 'rank'))
-    end
+    if find(rows[i + 1], 'for ', 1, true) == 1 then heads[#heads + 1] = rows[i] end
+  end
+  for _, token in ipairs(broker.some_of(heads)) do
+    local id, rank = unpack(call('HMGET', prefix .. 'record:' .. token, 'queue_id', 'rank'))
     if id and broker.queue.ids(string.match(id, '^[^/]*/[^/]*'))[id] == rank + 0 then
       ctx.work['queue:' .. id] = rank + 0
     end

@@ -197,15 +197,20 @@ end
 -- A queue has no head any more.
 function quotas.unlimit(queue_id) call('SREM', prefix .. 'limited', queue_id) end
 
--- What x had is less now: check the heads that its parties' caps may have held back.
+-- What x had is less now: check the heads that its parties' caps may have held back; of many those
+-- whose turn it is, the others find what is free at their own polls.
 function quotas.recheck(x)
-  for _, id in ipairs(call('SMEMBERS', prefix .. 'limited')) do
-    local token = call('ZRANGE', prefix .. 'queue:' .. id, '0', '0')[1]
+  local ids = call('SMEMBERS', prefix .. 'limited')
+  for _, id in ipairs(broker.some_of(ids)) do
+    local entry = 'queue:' .. id
+    local token = not ctx.work[entry] and call('ZRANGE', prefix .. entry, '0', '0')[1]
     local rank = token and broker.queue.ids(string.match(id, '^[^/]*/[^/]*'))[id]
-    local agent, owner, team = unpack(call('HMGET', prefix .. 'record:' .. (token or ''), 'agent',
-      'owner', 'team'))
-    local same = agent == x.agent or (owner or '') ~= '' and owner == x.owner
-      or (team or DEFAULT_TEAM) == (x.team or DEFAULT_TEAM)
-    if rank and same then ctx.work['queue:' .. id] = rank end
+    if rank then
+      local agent, owner, team = unpack(call('HMGET', prefix .. 'record:' .. token, 'agent',
+        'owner', 'team'))
+      local same = agent == x.agent or (owner or '') ~= '' and owner == x.owner
+        or (team or DEFAULT_TEAM) == (x.team or DEFAULT_TEAM)
+      if same then ctx.work[entry] = rank end
+    end
   end
 end

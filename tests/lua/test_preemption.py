@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.audit import audit
+from tests.lua.costs import commands
 from tests.pools import Pool, device, granted, said, token
 
 DAY_MS = 24 * 3600 * 1000
@@ -368,6 +369,34 @@ def test_lease_that_ends_before_its_notice_leaves_no_entry_behind(lab: Pool) -> 
     live(lab, 40_000, polls={"a1": ask}, renews=rest)
     assert lab.hash(f"record:{token('a1')}")["state"] == "active"
     assert not lab.hash("preempting")
+
+
+def calls_of_a_release(pool: Pool, hosts: int) -> int:
+    """Commands of a release beside a head for each host for which a lease there ends."""
+    for n in range(hosts):
+        pool.report((device(f"gpu-{n}", 1000),), host=f"h{n}", deadline_ms=DAY_MS)
+    pool.report((device("gpu-far", 1000, model="far"),), host="far", deadline_ms=DAY_MS)
+    pool.set_teams(a=f"nominal_mb={1000 * hosts}", b="nominal_mb=0")
+    pool.set_policy(min_runtime_s=0, reclaim_after_s=1)
+    granted(pool.acquire(token("gone"), "gone", memory_mb=1000, model="far"))
+    asks = {n: {"team": "a", "memory_mb": 900, "host": f"h{n}"} for n in range(hosts)}
+    for n, ask in asks.items():
+        granted(pool.acquire(token(f"b{n}"), "b", team="b", memory_mb=1000, host=ask["host"]))
+        wait(pool, f"a{n}", **ask)
+    pool.skew(1000)
+    for n, ask in asks.items():
+        wait(pool, f"a{n}", **ask)
+    assert len(pool.hash("preempting")) == 2 * hosts
+    reply, calls = commands(pool.redis, lambda: pool.release(token("gone")))
+    assert reply[0] == "RELEASED"
+    audit(pool.redis, pool.keys)
+    return calls
+
+
+def test_release_costs_the_same_beside_more_heads_for_which_leases_end(pool: Pool) -> None:
+    """S8: of those that a cap may have held back, a call looks at some."""
+    more = Pool(pool.redis, shebang=pool.shebang, functions=pool.functions)
+    assert calls_of_a_release(pool, 24) >= calls_of_a_release(more, 72)
 
 
 def test_preemptible_lease_does_not_end_for_a_borrower(lab: Pool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.audit import audit
+from tests.lua.costs import commands
 from tests.pools import Pool, device, granted, said, token
 
 DAY_MS = 24 * 3600 * 1000
@@ -300,6 +301,29 @@ def test_head_that_its_agent_holds_back_on_one_model_gets_it_when_that_falls(lab
     lab.release(token("x"))
     assert lab.hash(f"record:{token('w')}")["devices"].endswith("=8000")
     audit(lab.redis, lab.keys)
+
+
+def calls_of_a_release(pool: Pool, hosts: int) -> int:
+    """Commands of a release whose team has a head without a model waiting for each host."""
+    for n in range(hosts):
+        pool.report((device(f"gpu-{n}", 1000, model="L4"),), host=f"h{n}", deadline_ms=DAY_MS)
+    pool.report((device("big", 1000, model="H100"),), host="far", deadline_ms=DAY_MS)
+    pool.set_teams(a=f"nominal_mb@L4={1000 * hosts} nominal_mb@H100=1000")
+    take(pool, "gone", model="H100")
+    for n in range(hosts):
+        take(pool, f"x{n}", host=f"h{n}", ttl_ms=0)
+        assert wait(pool, f"w{n}", host=f"h{n}", memory_mb=900)[0] == "WAITING"
+    assert pool.redis.scard(f"{pool.keys.base}:limited") == hosts
+    reply, calls = commands(pool.redis, lambda: pool.release(token("gone")))
+    assert reply[0] == "RELEASED"
+    audit(pool.redis, pool.keys)
+    return calls
+
+
+def test_release_costs_the_same_beside_more_heads_without_a_model(pool: Pool) -> None:
+    """S8: of those that a cap may have held back, a call looks at some."""
+    more = Pool(pool.redis, shebang=pool.shebang, functions=pool.functions)
+    assert calls_of_a_release(pool, 24) >= calls_of_a_release(more, 72)
 
 
 def test_straight_path_knows_quotas_by_model(lab: Pool) -> None:

@@ -233,7 +233,7 @@ TEAM_BUGS = (
     ),
     _bug(
         "heads that a quota of a model holds back are not checked when it is less used",
-        "if rank and same then ctx.work['queue:' .. id] = rank end",
+        "if same then ctx.work[entry] = rank end",
         "",
         often="models",
         seed=8,
