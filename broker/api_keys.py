@@ -157,6 +157,7 @@ def parse(lines: Iterable[str]) -> tuple[Principal, ...]:
             or role not in ROLES
             or not DIGEST.fullmatch(digest)
             or not all(AGENTS.fullmatch(pattern) for pattern in patterns)
+            or (agents and not patterns)  # commas alone bound it to none, and would mean any
             or (team is not None and not TEAM.fullmatch(team))
         ):
             raise KeysError(f"line {number} of the keys is not {FORM}")
@@ -281,13 +282,30 @@ def add(path: Path, name: str, role: Role, agents: tuple[str, ...] = (), *, team
         KeysError: the name is taken, a name, pattern or team is invalid, or the file is unusable.
     """
     key = new_key()
-    (principal,) = parse([Principal(name, role, digest_of(key), agents, team).line])
+    line = _checked(Principal(name, role, digest_of(key), agents, team)).line
     with alone(path) as where:
         before = read_text(path) or HEADER
-        after = f"{before.rstrip()}\n{principal.line}\n"
-        parse(after.splitlines())  # a repeated name is an error
-        replace(where, after)
+        if name in {each.name for each in parse(before.splitlines())}:
+            raise KeysError(f"there is a key called {name} already: revoke it, or choose a name")
+        replace(where, f"{before.rstrip()}\n{line}\n")
     return key
+
+
+def _checked(principal: Principal) -> Principal:
+    """Return a principal whose line means it: a blank or a `#` in it would mean another one.
+
+    Raises:
+        KeysError: a name, a pattern or a team is invalid.
+    """
+    for what, words, form in (
+        ("the name of a key", (principal.name,), NAME),
+        ("an agent of a key", principal.agents, AGENTS),
+        ("the team of a key", (principal.team,) * bool(principal.team), TEAM),
+    ):
+        for word in words:
+            if not form.fullmatch(word):
+                raise KeysError(f"{what} must match {form.pattern}, not {word!r:.80}")
+    return principal
 
 
 def remove(path: Path, name: str) -> bool:

@@ -146,12 +146,15 @@ def checked_events(words: Iterable[str]) -> str:
     Raises:
         BadRequest: there is no such event.
     """
-    found = [word.strip() for word in words if word.strip()]
+    said = list(words)
+    found = [word.strip() for word in said if word.strip()]
+    if said and not found:
+        raise error_for("bad_request", "on names no event: leave it out for all")
     for word in found:
         if word not in NAMES:
             meant = did_you_mean(word, NAMES)
-            said = f"no event is called {word}{meant and f'; {meant}'}"
-            raise error_for("bad_request", f"{said}. Events are: {', '.join(sorted(NAMES))}")
+            wrong = f"no event is called {word}{meant and f'; {meant}'}"
+            raise error_for("bad_request", f"{wrong}. Events are: {', '.join(sorted(NAMES))}")
     return ",".join(dict.fromkeys(found))
 
 

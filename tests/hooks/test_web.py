@@ -217,6 +217,9 @@ def test_events_names_and_secrets_are_checked() -> None:
     with pytest.raises(BadRequest, match="did you mean expired") as refused:
         new_hook("https://x.example", on=["expird"])
     assert all(name in str(refused.value) for name in NAMES)
+    for none in ([""], [" ", ""]):  # of a variable that is empty
+        with pytest.raises(BadRequest, match="leave it out for all"):
+            new_hook("https://x.example", on=none)
     with pytest.raises(BadRequest, match="name:"):
         new_hook("https://x.example", name="Ops!")
     whole = "whsec_" + base64.b64encode(b"\xff" * 24).decode()

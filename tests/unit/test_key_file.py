@@ -463,3 +463,38 @@ def test_list_shows_teams_where_a_key_has_one(tmp_path: Path) -> None:
     assert [line.split()[3] for line in shown[1:]] == ["any", "nlp"]
     listed = json.loads(gpu_broker("list", "--file", file, "-o", "json").stdout)
     assert [key["team"] for key in listed["keys"]] == [None, "nlp"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [(("--agents", "#1"), 1, "an agent of a key"), (("--agents", "a,scout#1"), 1, "'scout#1'"),
+     (("--agents", "a team=nlp"), 1, "an agent of a key"), (("--agents", ""), 2, "leave it out"),
+     (("--agents", " , "), 2, "leave it out"), (("--team", ""), 2, "leave it out"),
+     (("--team", "a#b"), 1, "the team of a key"), (("--team", "a b"), 1, "the team of a key")],
+)  # fmt: skip
+def test_key_is_bound_as_it_was_asked_for(
+    tmp_path: Path, words: tuple[str, ...], code: int, says: str
+) -> None:
+    """A `#` or a blank made a key of another team, or one that may name any agent."""
+    file = str(tmp_path / "keys")
+    made = gpu_broker("new", "bob", "--role", "agent", *words, "--file", file)
+    assert (made.returncode, made.stdout) == (code, "")
+    assert says in " ".join(made.stderr.split())
+    assert not (tmp_path / "keys").exists()
+
+
+def test_name_that_is_none_or_taken_is_told_as_such(tmp_path: Path) -> None:
+    """Not by the number of a line of the file."""
+    file = str(tmp_path / "keys")
+    for name in ("a b", "", "a#b"):
+        made = gpu_broker("new", name, "--role", "viewer", "--file", file)
+        assert (made.returncode, "the name of a key must match" in made.stderr) == (1, True)
+    assert gpu_broker("new", "ann", "--role", "viewer", "--file", file).returncode == 0
+    again = gpu_broker("new", "ann", "--role", "viewer", "--file", file)
+    assert (again.returncode, "called ann already" in again.stderr) == (1, True)
+
+
+def test_line_that_binds_to_no_agent_is_refused() -> None:
+    """Commas alone would mean any."""
+    with pytest.raises(KeysError, match="line 1"):
+        parse([f"bob agent {'0' * 64} ,"])

@@ -60,19 +60,23 @@ def keys() -> None:
 @keys.command("new")
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
-@click.option(
-    "--agents", default="", help="Agents it may ask for: names or patterns, by commas; default any."
-)
-@click.option("--team", default="", help="Team for which its leases count; default any.")
+@click.option("--agents", help="Agents it may ask for: names or patterns, by commas; default any.")
+@click.option("--team", help="Team for which its leases count; default any.")
 @file_option
 @output_option()
-def new(name: str, role: Role, agents: str, team: str, path: Path | None, output: str) -> None:
+def new(
+    name: str, role: Role, agents: str | None, team: str | None, path: Path | None, output: str
+) -> None:
     """Make a key for NAME and print it: it cannot be read again."""
     path = path or key_file()
     is_first = not path.exists()
-    patterns = tuple(part.strip() for part in agents.split(",") if part.strip())
+    patterns = tuple(part.strip() for part in (agents or "").split(",") if part.strip())
+    if agents is not None and not patterns:
+        raise click.UsageError("--agents names none: leave it out for a key that may name any")
+    if team == "":
+        raise click.UsageError("--team names none: leave it out for a key that may name any")
     try:
-        key = add(path, name, role, patterns, team=team)
+        key = add(path, name, role, patterns, team=team or "")
     except (KeysError, OSError) as error:
         _fail(error)
     say(f"kept its SHA-256 in {path}; it is used as", err=True)

@@ -46,7 +46,7 @@ def hooks() -> None:
 
 @hooks.command("add")
 @click.argument("url")
-@click.option("--on", "events", default="", help="Names of events, by commas; default all.")
+@click.option("--on", "events", help="Names of events, by commas; default all.")
 @click.option("--name", default="", help="Its name: a-z, 0-9 and -; default a made one.")
 @click.option(
     "--secret",
@@ -55,7 +55,7 @@ def hooks() -> None:
     "machine sees it. Default: a new one, which is printed once.",
 )
 @output_option()
-def add(url: str, events: str, name: str, secret: str, output: str) -> None:
+def add(url: str, events: str | None, name: str, secret: str, output: str) -> None:
     """Add a hook, and print its secret.
 
     It begins with the next event. The secret is not shown again.
@@ -71,7 +71,8 @@ def add(url: str, events: str, name: str, secret: str, output: str) -> None:
         secret = sys.stdin.readline().strip()
 
     async def act(found: Registry) -> tuple[Any, HooksSeen]:
-        made = new_hook(url, name=name, on=events.split(","), secret=secret, by=user_at_host())
+        on = () if events is None else events.split(",")
+        made = new_hook(url, name=name, on=on, secret=secret, by=user_at_host())
         return await found.add(made), await found.seen()
 
     added, seen = _done(act)
