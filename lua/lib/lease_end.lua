@@ -52,7 +52,7 @@ end
 -- too. Returns how many devices that were; r has then what note_end() needs of them. All is read
 -- before the first write.
 function broker.deallocate(r, withhold, record)
-  local keys, devices, touched, sum = { record }, {}, 0, 0
+  local keys, devices, touched, sum, removed = { record }, {}, 0, 0, {}
   r.gpus, r.where = 0, r.devices == '' and '-|cpu' or '-|-'
   for uuid, mb in string.gmatch(r.devices, '([^,]+)=(%d+)') do
     keys[#keys + 1] = prefix .. 'lease:' .. uuid .. ':' .. r.token
@@ -66,10 +66,13 @@ function broker.deallocate(r, withhold, record)
       if withhold then d.withheld_mb = d.withheld_mb + mb end
       if d.reserved_for ~= '' and r.fence then broker.reservations.progress(d, r.fence) end
       devices[#devices + 1] = d
+    else
+      removed[#removed + 1] = uuid   -- by hand
     end
   end
   broker.add_to_parties(r, -sum, -1)
   if keys[1] then call('DEL', unpack(keys)) end
+  for i = 1, #removed do call('SREM', prefix .. 'holders:' .. removed[i], r.token) end
   for i = 1, #devices do
     local d = devices[i]
     if withhold then

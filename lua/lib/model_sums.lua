@@ -111,7 +111,7 @@ function sums.count_anew(teams)
         local x = held_on(token, uuid)
         if x then add(x.team, '#model ', model, x.mb) end
       end
-      local waiter = call('HGET', prefix .. 'device:' .. uuid, 'reserved_for')
+      local waiter = call('HGET', prefix .. 'device:' .. uuid, 'reserved_for') or ''
       if not seen[waiter] then
         seen[waiter] = true
         local team, mb = unpack(call('HMGET', prefix .. 'record:' .. waiter, 'team',

@@ -24,7 +24,7 @@ end
 local function whole_of(w, host, model, held, room_mb)
   local q, devices, has, sum = w.q, {}, {}, 0
   local function add(d)
-    if #devices == q.devices or has[d] or not broker.joins(q, d) then return end
+    if not d or #devices == q.devices or has[d] or not broker.joins(q, d) then return end
     devices[#devices + 1], has[d], sum = d, true, sum + d.free_mb
   end
   for _, d in ipairs(held) do
@@ -65,6 +65,7 @@ local function fit(w, d)
   end
   if devices or w.reserved == '' then return devices, why end
   local kept = broker.device(string.match(w.reserved, '[^,]+'))
+  if not kept then return nil, why end   -- a hand has removed it
   local reserved, cause = fit_on(w, kept, broker.room_on(w, kept.model, room_mb, w.reservation_mb))
   return reserved, why == 'agent_cap' and why or cause
 end

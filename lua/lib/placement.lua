@@ -38,6 +38,16 @@ function whole.groups(q, counted)
   return found
 end
 
+-- A device that a hand has removed is idle no more.
+function whole.unlist(group, uuid)
+  local host, model = string.match(group, '^([^/]*)/(.*)$')
+  local hosts = prefix .. 'idlehosts:' .. model
+  if call('ZREM', prefix .. 'idle:' .. group, uuid) == 1
+    and call('ZADD', hosts, 'INCR', '-1', host) + 0 < 1 then
+    call('ZREM', hosts, host)
+  end
+end
+
 -- The devices that q gets now, or nil and why not.
 function whole.select(q, room_mb)
   local why = 'no_capacity'
@@ -48,7 +58,8 @@ function whole.select(q, room_mb)
       local devices, sum = {}, 0
       for i, uuid in ipairs(ids) do
         devices[i] = broker.device(uuid)
-        if not broker.joins(q, devices[i]) then sum = nil break end
+        if not devices[i] then whole.unlist(group, uuid) end
+        if not devices[i] or not broker.joins(q, devices[i]) then sum = nil break end
         sum = sum + devices[i].free_mb
       end
       if sum and sum <= room_mb then return devices end
@@ -72,7 +83,8 @@ local function least_mb(q, of, cap_mb)
   local found = call('ZRANGE', key, least, '+inf', 'BYSCORE', 'LIMIT', '0', text(q.devices),
     'WITHSCORES')
   if #found < 2 * q.devices then return nil end
-  if q.devices > 1 and not broker.joins(q, broker.device(found[1])) then return nil end
+  local first = q.devices > 1 and broker.device(found[1])
+  if first and not broker.joins(q, first) then return nil end
   for i = 2, #found, 2 do sum = sum + found[i] end
   if sum <= cap_mb then return sum end
   local sizes = {}   -- what is used on them without a lease decides
@@ -138,7 +150,8 @@ function broker.select(q, room_mb, w)
   -- More than one only for a host and a model: the host's few devices
   for _, uuid in ipairs(ids) do
     local d = broker.device(uuid)
-    if q.model == '*' or d.model == q.model then return { d } end
+    if not d then call('ZREM', key, uuid) end   -- a hand has removed it
+    if d and (q.model == '*' or d.model == q.model) then return { d } end
   end
   return nil, 'no_capacity'
 end

@@ -186,6 +186,8 @@ end
 function reservations.check(w)
   if w.reserved == '' then return end
   local devices, sum, room = reservations.devices(w), 0, false
+  local _, count = string.gsub(w.reserved, '[^,]+', '')
+  if #devices < count then return reservations.cancel(w) end   -- a hand has removed one
   for _, d in ipairs(devices) do
     local mb = reservations.charge(w, d)
     if not mb then return reservations.cancel(w) end
