@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from agent_sdk.errors import CODES, error_for
+from agent_sdk.errors import CODES, LeaseLost, error_for
 from agent_sdk.protocol.messages import ANY
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.snapshot import LeaseStatus
@@ -105,7 +105,10 @@ class KeyLeases(Leases):
 
     async def release(self, who: Principal, token: str) -> bool:
         """Give a lease or a place back."""
-        await self.require_own(who, token)
+        try:
+            await self.require_own(who, token)
+        except LeaseLost:
+            return False
         wait = self.waits.get(token)
         if wait is not None:
             self.waits.drop(wait)
@@ -235,8 +238,9 @@ class KeyLeases(Leases):
     async def require_own(self, who: Principal, token: str) -> LeaseStatus | WaiterStatus:
         """Return a lease or a wait of the caller."""
         found = await self.client.lookup(possible(token))
-        if isinstance(found, str) and token in self._watched.get(who.name, ()):
-            self._watched[who.name].pop(token, None)
+        watched = self._watched.get(who.name, OrderedDict())
+        if isinstance(found, str) and (token in watched or who.is_at_least("operator")):
+            watched.pop(token, None)
             raise error_for(found, token=token)
         if found is None or isinstance(found, str) or not owns(who, found):
             raise error_for("unknown_token")

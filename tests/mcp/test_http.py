@@ -139,6 +139,10 @@ async def test_lease_belongs_to_its_key(mcp: Mcp) -> None:
         assert token not in row["token"]
         assert [x["token"] for x in (await said(agent, "gpu_leases"))["leases"]] == [token]
         assert (await said(operator, "gpu_release", token=token))["released"] is True
+        for client in (agent, operator):  # as after an answer that was lost
+            assert (await said(client, "gpu_release", token=token))["released"] is False
+        assert (await refused(operator, "gpu_extend", token=token, hold_s=60))["code"] == "released"
+        assert (await refused(other, "gpu_release", token=token))["code"] == "unknown_token"
     async with over_http(port, keys["bound"]) as bound:
         assert (await refused(bound, "gpu_acquire", memory_mb=1))["code"] == "forbidden"
         await said(bound, "gpu_acquire", memory_mb=1, agent="bound-1")
