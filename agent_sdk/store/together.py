@@ -6,6 +6,9 @@ that come while as many are on their way wait, and the next of them to go takes 
 
 The main thread's calls always go alone: signals strike there, and an interrupt in the middle of an
 exchange must strike no call of another thread.
+
+Any other thread may be stopped, too, by an exception that is thrown into it, between any two steps:
+with its turn, or with a call that it has just taken. So none waits for others without end.
 """
 
 from __future__ import annotations
@@ -34,7 +37,14 @@ MOST_APART: Final = 4
 MOST_TOGETHER: Final = 64
 """Most calls that one takes along."""
 
+STUCK_S: Final = 5.0
+"""Most seconds that a call waits for others: then they were stopped, or the store hangs."""
+
 CUT_OFF = "the thread that sent this call along with its own was stopped"
+
+
+class _StuckError(Exception):
+    """Error of a call that has waited for long enough, and was not sent."""
 
 
 class _ThreadCall:
@@ -58,8 +68,11 @@ class _ThreadCall:
         self.woken.acquire()
 
     def its_turn(self) -> bool:
-        """Wait until it is its turn to go, or until another has taken it along: then False."""
-        self.woken.acquire()
+        """Wait until it is its turn to go, or until another has taken it along: then False.
+
+        False as well, and it is not done, if neither came in time.
+        """
+        self.woken.acquire(timeout=STUCK_S)
         return self.goes
 
     def fail(self, error: BaseException) -> None:
@@ -82,6 +95,9 @@ class _ThreadCall:
         Raises:
             RedisError: there are none.
         """
+        if not self.done:
+            self.done = True  # no more is waited for
+            raise ConnectionError(CUT_OFF)
         if self.error is not None:
             try:
                 raise self.error
@@ -91,11 +107,10 @@ class _ThreadCall:
 
 
 class Together:
-    """Queue of the calls of many threads. They work in single steps of a deque and a list."""
+    """Calls of many threads; where they are stuck, a new crowd takes the place of the old one."""
 
     def __init__(self) -> None:
-        self._turns = [True] * MOST_APART
-        self._waiting: deque[_ThreadCall] = deque()
+        self._crowd = _Crowd()
 
     def ask(self, send: Send, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
         """Return the replies to commands, sent alone or with those of other threads.
@@ -106,6 +121,29 @@ class Together:
             marks: the mark of each command.
             now: the time, on `clock.local_now`'s clock.
         """
+        while True:
+            crowd = self._crowd
+            try:
+                return crowd.ask(send, packed, marks, now)
+            except _StuckError:
+                if self._crowd is crowd:
+                    self._crowd = _Crowd()
+                now = local_now()
+
+
+class _Crowd:
+    """Queue of the calls of many threads. They work in single steps of a deque and a list."""
+
+    def __init__(self) -> None:
+        self._turns = [True] * MOST_APART
+        self._waiting: deque[_ThreadCall] = deque()
+
+    def ask(self, send: Send, packed: bytes, marks: Sequence[str], now: float) -> list[Any]:
+        """Return the replies to commands; see `Together.ask`.
+
+        Raises:
+            _StuckError: its turn did not come; nothing was sent.
+        """
         mine = _ThreadCall(packed, marks, goes=self._take_turn())
         try:
             if not mine.goes:
@@ -113,6 +151,9 @@ class Together:
                 if self._turns and self._take_turn():  # one has just come back
                     self._next_turn()
                 if not mine.its_turn():
+                    if not mine.done and self._withdraw(mine):
+                        mine.done = True
+                        raise _StuckError
                     return mine.result()
                 now = local_now()
             return self._go(send, mine, now)
@@ -122,39 +163,42 @@ class Together:
             if mine.goes:
                 self._next_turn()
 
-    def _withdraw(self, mine: _ThreadCall) -> None:
-        """Leave the queue: this thread was stopped while it waited."""
+    def _withdraw(self, mine: _ThreadCall) -> bool:
+        """Leave the queue; return False if another has taken the call, and is given time for it."""
         try:
             self._waiting.remove(mine)
-        except ValueError:  # another has just taken it
-            mine.woken.acquire()
+        except ValueError:
+            mine.woken.acquire(timeout=STUCK_S)
+            return False
+        return True
 
     def _go(self, send: Send, mine: _ThreadCall, now: float) -> list[Any]:
-        others = self._taken_along()
-        if not others:
-            return send(mine.packed, mine.marks, now)
-        marks = [*mine.marks]
-        for each in others:
-            marks += each.marks
+        others: list[_ThreadCall] = []
         try:
+            self._take_along(others)
+            if not others:
+                return send(mine.packed, mine.marks, now)
+            marks = [*mine.marks]
+            for each in others:
+                marks += each.marks
             replies = send(b"".join([mine.packed, *(each.packed for each in others)]), marks, now)
+            at = len(mine.marks)
+            for each in others:
+                at = each.answer(replies, at)
+            return replies[: len(mine.marks)]
         except BaseException as error:
             for each in others:
-                each.fail(error)
+                if not each.done:
+                    each.fail(error)
             raise
-        at = len(mine.marks)
-        for each in others:
-            at = each.answer(replies, at)
-        return replies[: len(mine.marks)]
 
-    def _taken_along(self) -> list[_ThreadCall]:
-        others: list[_ThreadCall] = []
+    def _take_along(self, others: list[_ThreadCall]) -> None:
+        """Take calls that wait out of the queue, into a list."""
         try:
             while len(others) < MOST_TOGETHER:
                 others.append(self._waiting.popleft())
         except IndexError:
             pass
-        return others
 
     def _take_turn(self) -> bool:
         try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import dis
 import gc
 import os
+import random
 import signal
+import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from agent_sdk import LeaseClient, Store
 from agent_sdk.scripts import library as functions
+from agent_sdk.store import together
 from agent_sdk.store.together import MOST_APART, Together
 from tests.faults.callers import living
 from tests.pools import device
@@ -23,6 +28,7 @@ from tests.stores import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
     from tests.pools import Pool
     from tests.servers import Server
@@ -63,8 +69,8 @@ def in_threads(work: Callable[[int], object], number: int = THREADS) -> list[Bas
 
 def all_turns_are_back(client: LeaseClient) -> bool:
     """Return whether no thread of the client is on its way, and none waits."""
-    together = client._pool._together
-    return len(together._turns) == MOST_APART and not together._waiting
+    crowd = client._pool._together._crowd
+    return len(crowd._turns) == MOST_APART and not crowd._waiting
 
 
 def test_each_thread_gets_its_own_lease_over_few_connections(
@@ -218,7 +224,7 @@ class Wire:
         assert packed.decode().split() == list(marks)
         self.crowds.append(len(marks))
         if len(self.crowds) <= MOST_APART:
-            until(lambda: len(self.together._waiting) >= self.first_wait_for, every_s=0.001)
+            until(lambda: len(self.together._crowd._waiting) >= self.first_wait_for, every_s=0.001)
         time.sleep(self.pause_s)
         if self.fails is not None:
             raise self.fails
@@ -240,7 +246,7 @@ def test_calls_of_several_commands_get_their_own_replies() -> None:
 
     assert not in_threads(work)
     assert max(wire.crowds) > MOST_APART
-    assert len(wire.together._turns) == MOST_APART
+    assert len(wire.together._crowd._turns) == MOST_APART
 
 
 def test_error_of_a_crowd_reaches_each_of_it_as_its_own() -> None:
@@ -256,15 +262,12 @@ def test_error_of_a_crowd_reaches_each_of_it_as_its_own() -> None:
     assert len({id(error) for error in raised}) == THREADS - len(wire.crowds) + 1
     wire.fails = None
     assert not in_threads(lambda mine: wire.ask(f"{mine}"))
-    assert len(wire.together._turns) == MOST_APART
+    assert len(wire.together._crowd._turns) == MOST_APART
 
 
 def test_thread_that_is_stopped_in_the_middle_leaves_no_other_waiting() -> None:
     """An exception that another thread throws into it, wherever it stands."""
     wire = Wire()
-
-    class Stopped(Exception):
-        pass
 
     def work(mine: int) -> None:
         me = threading.get_ident()
@@ -279,7 +282,74 @@ def test_thread_that_is_stopped_in_the_middle_leaves_no_other_waiting() -> None:
     raised = in_threads(work)
     assert all(isinstance(error, Stopped) for error in raised)
     assert not in_threads(lambda mine: wire.ask(f"{mine}"))
-    assert len(wire.together._turns) == MOST_APART
+    assert len(wire.together._crowd._turns) == MOST_APART
+
+
+def test_threads_that_are_stopped_at_any_step_leave_no_other_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a turn, or with calls that they have just taken: the others go on in a new crowd."""
+    monkeypatch.setattr(together, "STUCK_S", 0.2)
+    struck = 0
+    for step in range(1 + random.randrange(3), 50, 3):
+        wire, stops = Wire(), [Stop(step) for _ in range(MOST_APART + 1)]
+
+        def work(mine: int, wire: Wire = wire, stops: Sequence[Stop] = stops) -> None:
+            with stops[mine] if mine < len(stops) else nullcontext():
+                for turn in range(20):
+                    with suppress(RedisConnectionError):
+                        assert wire.ask(f"{mine}-{turn}") == [f"{mine}-{turn}"]
+
+        raised = in_threads(work, 3 * MOST_APART)
+        assert {type(error) for error in raised} <= {Stopped}
+        struck += len(raised)
+        assert not in_threads(partial(_ask_until_answered, wire))
+    assert struck > MOST_APART
+
+
+def _ask_until_answered(wire: Wire, mine: int) -> None:
+    for _ in range(3):
+        with suppress(RedisConnectionError):
+            assert wire.ask(f"{mine}") == [f"{mine}"]
+            return
+    raise AssertionError("no answer")
+
+
+class Stopped(Exception):
+    """Error that is thrown into a thread."""
+
+
+class Stop:
+    """Block in which this thread is stopped at the nth step of a crowd's code.
+
+    Python throws another thread's exception where a function begins, after a call and at the end
+    of a loop's turn.
+    """
+
+    AFTER = ("CALL", "RESUME", "JUMP_BACKWARD")
+
+    def __init__(self, step: int) -> None:
+        self._left = step
+        self._last: dict[FrameType, str] = {}
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+        self._last.clear()
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != together.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            if self._last.get(frame) in self.AFTER:
+                self._left -= 1
+                if self._left == 0:
+                    raise Stopped
+            self._last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        return self._trace
 
 
 def _throw(thread: int, error: type[BaseException]) -> None:
