@@ -69,14 +69,19 @@ def touched_by(command: str | Sequence[str], folder: Path | None = None) -> str 
         command: a line for a shell, or the words of one command.
         folder: the folder in which it runs; default this one.
     """
-    folder = folder or Path()
+    folder, seen = folder or Path(), set[Path]()
     if not isinstance(command, str):
-        return _of_words(list(command), folder)
+        return _of_words(list(command), folder, seen)
+    return _of_line(command, folder, seen)
+
+
+def _of_line(line: str, folder: Path, seen: set[Path]) -> str | None:
+    """Judge a line for a shell, or a script; `seen`: the scripts that are judged already."""
     try:
-        parts = list(_commands(command))
+        parts = list(_commands(line))
     except ValueError:  # a quote that is not closed: judge by its plain words
-        parts = [[word] for word in re.split(r"[^\w./=-]+", command) if word]
-    return next((why for part in parts if (why := _of_words(part, folder))), None)
+        parts = [[word] for word in re.split(r"[^\w./=-]+", line) if word]
+    return next((why for part in parts if (why := _of_words(part, folder, seen))), None)
 
 
 def _commands(line: str) -> Iterator[list[str]]:
@@ -93,13 +98,13 @@ def _commands(line: str) -> Iterator[list[str]]:
     yield words
 
 
-def _of_words(words: list[str], folder: Path) -> str | None:
+def _of_words(words: list[str], folder: Path, seen: set[Path]) -> str | None:
     words = _without_prefix(words)
     if not words:
         return None
     program, rest = Path(words[0]).name, words[1:]
     if program in SHELLS:
-        return _of_shell(rest, folder)
+        return _of_shell(rest, folder, seen)
     if re.fullmatch(r"i?python[\d.]*|pytest", program):
         return _of_python(rest, folder)
     return None if program == OURS else _of_program(program, rest)
@@ -127,13 +132,16 @@ def _without_prefix(words: list[str]) -> list[str]:
     return rest
 
 
-def _of_shell(rest: list[str], folder: Path) -> str | None:
+def _of_shell(rest: list[str], folder: Path, seen: set[Path]) -> str | None:
     for at, word in enumerate(rest):
         if re.fullmatch(r"-\w*c", word):
-            return touched_by(rest[at + 1], folder) if at + 1 < len(rest) else None
+            return _of_line(rest[at + 1], folder, seen) if at + 1 < len(rest) else None
     script = next((word for word in rest if not word.startswith("-")), None)
-    text = _text(folder, script) if script else None
-    return touched_by(text, folder) if text else None
+    if script is None or (path := folder / script) in seen:  # scripts may call themselves
+        return None
+    seen.add(path)
+    text = _text(folder, script)
+    return _of_line(text, folder, seen) if text else None
 
 
 def _of_python(rest: list[str], folder: Path) -> str | None:

@@ -90,6 +90,15 @@ def test_line_that_touches_none_passes(folder: Path, line: str) -> None:
     assert touched_by(line, folder) is None
 
 
+def test_scripts_that_call_themselves_are_judged(folder: Path) -> None:
+    """Each once: the hook ended with a trace, and a code that blocks nothing."""
+    (folder / "again.sh").write_text("bash again.sh --retry\n")
+    (folder / "one.sh").write_text("sh ./two.sh\n")
+    (folder / "two.sh").write_text("sh one.sh; python train.py\n")
+    assert touched_by("bash again.sh", folder) is None
+    assert touched_by("bash one.sh", folder)
+
+
 def test_guard_asks_the_pool_about_the_lease(pool: TestBroker, client: LeaseClient) -> None:
     """Without a lease, under one, after it, and in the queue."""
     refused = call(pool, "guard", "--", "vllm", "serve", "m")
@@ -137,7 +146,7 @@ def test_guard_speaks_the_hooks_protocol(pool: TestBroker, folder: Path) -> None
     for passes in (asks("ls"), json.dumps({"tool_name": "Read", "tool_input": {"file": "x"}})):
         done = call(pool, "guard", "--hook", stdin=passes)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    for garbage in ("", "[]", "{"):
+    for garbage in ("", "[]", "{", "[" * 100_000):
         assert call(pool, "guard", "--hook", stdin=garbage).returncode == 2
 
 

@@ -117,7 +117,7 @@ def _answer_hook(output: str, *, always: bool, offline: bool) -> None:
         asked = json.loads(sys.stdin.buffer.read())
         command = asked.get("tool_input", {}).get("command")
         folder = Path(str(asked.get("cwd") or "."))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         say("gpu-broker guard: stdin has no JSON of a PreToolUse hook", err=True)
         sys.exit(USAGE)
     if not isinstance(command, str):  # a tool that runs no command
