@@ -198,9 +198,7 @@ class AsyncInbox(_Inbox):
             del self._early[token]
             hint.set()
         self._waiting[token] = hint
-        loop = asyncio.get_running_loop()
-        if self._task is None or self._task.get_loop() is not loop:
-            self._task = loop.create_task(self._run(client), name="gpu-lease-inbox")
+        self._listen(client)
         try:
             async with asyncio.timeout(seconds):
                 await hint.wait()
@@ -208,6 +206,15 @@ class AsyncInbox(_Inbox):
             pass
         finally:
             self._waiting.pop(token, None)
+
+    def _listen(self, client: str) -> None:
+        """Start a task, unless one of this loop listens.
+
+        One that was cancelled before it began could not say so itself.
+        """
+        loop, task = asyncio.get_running_loop(), self._task
+        if task is None or task.done() or task.get_loop() is not loop:
+            self._task = loop.create_task(self._run(client), name="gpu-lease-inbox")
 
     async def _run(self, client: str) -> None:
         redis = self._store.connect_async()

@@ -104,6 +104,30 @@ async def test_waiting_task_is_woken_by_the_release(client: LeaseClient, pool: T
         assert time.monotonic() - released < 0.5
 
 
+async def test_task_that_waits_after_all_were_cancelled_is_woken(
+    client: LeaseClient, pool: TestBroker
+) -> None:
+    """The task that listens was cancelled with them, before it began."""
+    held = client.acquire("holder", **WHOLE)
+    async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as other:
+        first = asyncio.create_task(other.acquire("first", wait_s=20, **WHOLE))
+        while other._inbox._task is None:  # noqa: ASYNC110 - at the very turn at which it is made
+            await asyncio.sleep(0)
+        for each in asyncio.all_tasks() - {asyncio.current_task()}:
+            each.cancel()
+        task = asyncio.create_task(other.acquire("next", wait_s=20, **WHOLE))
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await asyncio.to_thread(
+            soon, lambda: [waiter.agent for waiter in client.queue()] == ["next"]
+        )
+        await asyncio.sleep(0.2)
+        released = time.monotonic()
+        client.release(held)
+        await other.release(await task)
+        assert time.monotonic() - released < 0.5
+
+
 def test_wait_that_ends_is_refused_in_time(client: LeaseClient) -> None:
     """NoCapacity after wait_s, neither before nor long after, and nothing is left."""
     client.acquire("holder", **WHOLE)
