@@ -171,7 +171,8 @@ def _period(
     kept = FIELDS["usage_days"]
     days = min(number(policy.get("usage_days")) or int(kept.default), kept.most)
     oldest_ms = max(0, now_ms - now_ms % DAY_MS - days * DAY_MS)
-    last_ms = (until_ms - 1) - (until_ms - 1) % DAY_MS
+    within_ms = until_ms if until_ms == now_ms else until_ms - 1  # what begins now is known now
+    last_ms = within_ms - within_ms % DAY_MS
     since_ms = min(max(asked_ms, oldest_ms), until_ms)
     return Period(
         now_ms,

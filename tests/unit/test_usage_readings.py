@@ -387,6 +387,7 @@ def test_lease_of_the_next_day_is_in_no_period_before(lab: Pool, client: LeaseCl
     """One that began at midnight, to the ms, while it runs and when it has ended."""
     leap(lab, 12 * HOUR_MS)
     grant(lab, "1")
+    assert client.usage(by=()).total.running == 1  # at midnight, too
     leap(lab, HOUR_MS)
 
     def days(of: str) -> list[tuple[str | None, int, int, int]]:
