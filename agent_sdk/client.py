@@ -167,7 +167,8 @@ class LeaseClient(Verbs["Redis"]):
 
         The release takes effect first, so the next lease may get the same room. From the call on
         the old lease is over, whatever comes of the acquire: a refusal does not bring it back.
-        Without an answer it is given back in the background, as after an interrupt.
+        Without an answer it is given back in the background, as after an interrupt; with an owner
+        it is not: release it by its token.
 
         Args:
             lease: the lease to give back, or its token; one that has ended is no error.

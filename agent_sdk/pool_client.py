@@ -148,9 +148,14 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
             lease.end()
 
     def _after_exchange(self, wait: Acquisition) -> None:
-        """Have the old lease given back in the background, if no answer says that it was."""
+        """Have the old lease given back in the background, if no answer says that it was.
+
+        Not with an owner: by its token alone any principal's would be given back.
+        """
         giving = wait.giving
-        if giving is not None and not giving.done and giving.call.token:
+        if giving is None or giving.done or wait.request.owner:
+            return
+        if giving.call.token:
             self._keeper.abandon(giving.call.token)
 
     @classmethod

@@ -173,6 +173,22 @@ def test_exchange_without_any_answer_leaves_neither_lease(
     until(lambda: living(pool) == set(), 10)
 
 
+def test_exchange_of_anothers_lease_without_any_answer_leaves_it(
+    caller: Caller, pool: Pool, wire: Wire
+) -> None:
+    """With an owner nothing is repeated by the token alone, which would end any lease."""
+    lease = caller.acquire("me", memory_mb=100, owner="ann")
+    wire.lose = 1_000_000
+    with pytest.raises((BrokerUnavailable, OutcomeUnknown)):
+        caller.exchange(lease.token, "me", memory_mb=100, owner="bob")
+    wire.lose = 0
+    other = caller.acquire("me", memory_mb=100)
+    until(lambda: not caller.client.keeper._abandoned)
+    assert living(pool) == {lease.token, other.token}
+    assert caller.release(lease.token, owner="ann")
+    assert caller.release(other)
+
+
 def test_exchange_with_the_store_away_falls_back_and_gives_the_old_one_back(
     caller: Caller, pool: Pool, wire: Wire
 ) -> None:
