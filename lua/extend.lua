@@ -44,6 +44,7 @@ if until_ms > 0 then
 else
   call('HDEL', record, 'hold_until_ms')
 end
+if ctx.pool.waiting > 0 then broker.reservations.end_moved(devices) end
 broker.event('extended', 'token', token, 'agent', agent, 'devices', devices, 'hold_until_ms',
   text(until_ms), 'by', by ~= '' and by or agent, team_of({ team = team }))
 return reply('EXTENDED', until_ms)

@@ -50,4 +50,5 @@ if remaining_ms > 0 then
 end
 call('HSET', record, 'revoked', why ~= '' and why or by, 'expires_at_ms', text(expires_at_ms))
 set_deadline(token, expires_at_ms)
+if ctx.pool.waiting > 0 then broker.reservations.end_moved(devices) end
 return reply('REVOKED', expires_at_ms)

@@ -84,7 +84,7 @@ local function known_end_ms(w, devices)
       for _, token in ipairs(call('SMEMBERS', key)) do
         local state, hold_until_ms, revoked, expires_at_ms = unpack(call('HMGET',
           prefix .. 'record:' .. token, 'state', 'hold_until_ms', 'revoked', 'expires_at_ms'))
-        local ends_ms = state == 'active' and (hold_until_ms or revoked and expires_at_ms)
+        local ends_ms = state == 'active' and (revoked and expires_at_ms or hold_until_ms)
         if not ends_ms and state ~= 'cooling' then return nil end
         if ends_ms then last_ms = math.max(last_ms or 0, ends_ms + 0) end
       end
@@ -165,6 +165,22 @@ function reservations.unsure(token)
   for uuid in string.gmatch(call('HGET', prefix .. 'record:' .. token, 'reserved') or '',
     '[^,]+') do
     call('ZREM', prefix .. 'backfill', uuid)
+  end
+end
+
+-- The end of a lease on these devices, `uuid=mb,...`, is another one: so may be the time until
+-- which what is reserved there is lent.
+function reservations.end_moved(taken)
+  for uuid in string.gmatch(taken, '([^,]+)=') do
+    local d = broker.device(uuid)
+    local w = d and d.reserved_for ~= '' and call('ZSCORE', prefix .. 'backfill', uuid)
+      and queue.read(d.reserved_for)
+    local devices = w and reservations.devices(w)
+    local ends_ms = w and known_end_ms(w, devices)
+    for _, each in ipairs(devices or {}) do
+      if ends_ms then call('ZADD', prefix .. 'backfill', text(ends_ms), each.uuid) else call('ZREM',
+        prefix .. 'backfill', each.uuid) end
+    end
   end
 end
 

@@ -396,10 +396,11 @@ HOUR_MS = 3_600_000
 SHORT = {"memory_mb": 300, "max_hold_ms": 60_000}
 
 
-def timed(pool: Pool, name: str = "two") -> None:
+def timed(pool: Pool, name: str = "two", ttl_ms: int = 0) -> None:
     """Two devices are reserved for one that waits for a lease that ends within 150 s."""
     pool.report((device("gpu-a"), device("gpu-b", index=1)), deadline_ms=DAY_MS)
-    granted(pool.acquire(token("ends"), "little", memory_mb=100, max_hold_ms=180_000, ttl_ms=0))
+    ask = {"memory_mb": 100, "max_hold_ms": 180_000, "ttl_ms": ttl_ms}
+    granted(pool.acquire(token("ends"), "little", **ask))
     wait(pool, name, **TWO)
     live(pool, 30, name, **TWO)
     assert len(kept(pool)) == 2
@@ -458,6 +459,21 @@ def test_end_is_not_known_any_more_when_another_lease_comes(pool: Pool) -> None:
     pool.release(token("short"))
     assert state(pool, "urgent") == "offered"
     assert said(pool.acquire(**SHORT)) == ["REFUSED", "no_capacity", ""]
+
+
+@pytest.mark.parametrize("how", ["shorter", "longer", "without an end", "revoked"])
+def test_backfill_ends_by_the_end_that_the_holder_has_now(pool: Pool, how: str) -> None:
+    """An operator moves it, or revokes the lease: what is reserved is needed then."""
+    timed(pool, ttl_ms=40_000 if how == "shorter" else 0)
+    left_ms = {"shorter": 20_000, "longer": 300_000, "without an end": 0, "revoked": 60_000}[how]
+    if how == "revoked":
+        pool.revoke(token("ends"))
+    else:
+        assert pool.extend(token("ends"), left_ms)[0] == "EXTENDED"
+    late = said(pool.acquire(**SHORT | {"max_hold_ms": left_ms + 1000}))
+    assert late == ["REFUSED", "no_capacity", ""]
+    if left_ms:
+        granted(pool.acquire(token("in-time"), "other", **SHORT | {"max_hold_ms": left_ms - 1000}))
 
 
 def test_backfill_counts_as_use_and_not_as_progress(pool: Pool) -> None:

@@ -47,4 +47,5 @@ class Favours(Recovery):
         if most_s and not by and not 0 < until_ms <= e.granted_ms + most_s * 1000:
             return ["REFUSED", "team_limit", f"max_hold_s={most_s}"]
         e.hold_until_ms = max(until_ms, e.expires_at_ms) if until_ms else 0
+        self.end_moved(e)
         return ["EXTENDED", e.hold_until_ms]

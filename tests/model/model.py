@@ -357,6 +357,7 @@ class Model(Favours):
             return ["REVOKED", self.now]
         e.revoked = True
         e.expires_at_ms = e.due_ms = min(e.expires_at_ms, self.now + REVOKED_MS)
+        self.end_moved(e)
         return ["REVOKED", e.expires_at_ms]
 
     def reap(self, seen_ms: int = 0) -> Reply:

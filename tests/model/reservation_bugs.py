@@ -60,6 +60,13 @@ RESERVATION_BUGS = (
         seed=3431,
     ),
     _bug(
+        "what is reserved is lent until an end that was moved",
+        "if ctx.pool.waiting > 0 then broker.reservations.end_moved(devices) end",
+        "",
+        seed=4,
+        often="upheaval",
+    ),
+    _bug(
         "a whole device above the cap is waited for",
         "if least then why =",
         "if false then why =",

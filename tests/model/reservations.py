@@ -177,11 +177,17 @@ class Reservations(Ledger):
             if len(held) > HOLDERS_READ:
                 return 0
             for o in held:
-                end_ms = o.hold_until_ms or (o.expires_at_ms if o.revoked else 0)
+                end_ms = o.expires_at_ms if o.revoked else o.hold_until_ms
                 if o.state in TAKEN and not (end_ms and o.state == "active"):
                     return 0
                 last_ms = max(last_ms, end_ms if o.state == "active" else 0)
         return last_ms
+
+    def end_moved(self, lease: Entry) -> None:
+        """A lease ends at another time: so may what is lent of reservations on its devices."""
+        for e in self.entries.values():
+            if e.known_end_ms and set(e.reserved) & {uuid for uuid, _ in lease.held}:
+                e.known_end_ms = self.known_end(e, e.reserved)
 
     def hold_ms(self, ask: Ask) -> int:
         """The time for which it may be held: as asked, else its team's; 0: without an end."""

@@ -54,6 +54,7 @@ TEAM_BUGS = (
         "ipairs({ DEFAULT_TEAM, team })",
         "ipairs({ team })",
         often="upheaval",
+        seed=5,
     ),
     _bug(
         "use of the default team begins with its next lease",
@@ -111,7 +112,7 @@ TEAM_BUGS = (
         "if ends_ms and ends_ms > expires_at_ms + 0 and not revoked then",
         "if ends_ms and ends_ms > expires_at_ms + 0 then",
         often="upheaval",
-        seed=2,
+        seed=13,
     ),
     _bug(
         "what comes free goes to another",

@@ -243,8 +243,10 @@ class Teams(Waiting):
     def upheaval(self, pool: int) -> Step:
         """Rules change while one waits for what they hold back; or what ends for one is revoked."""
         pick, chance = self.rng.choice, self.rng.random()
-        if chance < 0.6:
+        if chance < 0.5:
             return self.again(pool)
+        if chance < 0.6:
+            return self.moved_end(pool)
         whole = chance < 0.8
         few = {"devices": 1, "exclusive": int(whole), "memory_mb": 700, "host": "*", "model": "m0",
                "ttl_ms": pick((0, 60_000)), "max_hold_ms": 0, "priority": 0, "team": "red",
@@ -272,6 +274,30 @@ class Teams(Waiting):
             "red": then}}], *polls, self.asked(pool, few)]  # fmt: skip
         self.queue += [[pool, "release", {"number": number}], *polls]
         return ["teams", {"teams": {"red": before}}]
+
+    def moved_end(self, pool: int) -> Step:
+        """All that one waits for has a known end, which moves; another would be over before."""
+        pick, hosts = self.rng.choice, [host for host, _ in SHAPES[pool]]
+        few = {"devices": 1, "exclusive": 0, "memory_mb": 100, "host": "*", "model": "*",
+               "ttl_ms": 40_000, "max_hold_ms": 120_000, "priority": 0, "team": "red",
+               "placement": "spread", "on_unavailable": "refuse"}  # fmt: skip
+        for uuid in self.hardware[pool]:
+            self.hardware[pool][uuid] |= {"state": "ok", "used_mb": 0}
+        held = [self.asked(pool, few) for _ in self.hardware[pool]]
+        waiter = self.asked(pool, few | {"exclusive": 1, "max_hold_ms": 0})
+        reports = [[pool, "report", self.report(pool, host)] for host in hosts]
+        self.queue += [[pool, "policy", {"fields": ORDINARY | {"reservation_idle_s": 60}}]]
+        self.queue += [*reports, *held, waiter]
+        for _ in range(5):
+            self.queue += [self.pass_on(pool, 6500), *reports, waiter]
+        numbers = [step[2]["number"] for step in held]
+        moved = {"hold_ms": pick((20_000, 50_000, 90_000, 0)), "by": "op"}
+        ends = pick((("extend", moved), ("extend", moved), ("revoke", {})))
+        self.queue += [[pool, ends[0], ends[1] | {"number": number}] for number in numbers]
+        self.queue += [
+            self.asked(pool, few | {"max_hold_ms": ms}) for ms in (10_000, 30_000, 70_000, 88_000)
+        ]
+        return ["teams", {"teams": {}}]
 
     def meddle(self, pool: int, number: int, patient: Step) -> Step:
         """Something changes while leases end: a time limit, a wish, the quotas, the rules."""
