@@ -123,9 +123,13 @@ class AsyncLeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            return await self.attend(wait, reminded=True)
-        finally:
+            got = await self.attend(wait, reminded=True)
             self._after_exchange(wait)
+            return got
+        except BaseException as error:
+            self._after_exchange(wait)
+            self._after_failed_acquire(error, wait)
+            raise
 
     async def close(self) -> None:
         """Stop renewing and disconnect; see `LeaseClient.close`. Any event loop may do it."""

@@ -182,9 +182,13 @@ class LeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            return self.attend(wait, reminded=True)
-        finally:
+            got = self.attend(wait, reminded=True)
             self._after_exchange(wait)
+            return got
+        except BaseException as error:
+            self._after_exchange(wait)
+            self._after_failed_acquire(error, wait)
+            raise
 
     def close(self) -> None:
         """Stop renewing and disconnect. Leases still held run on to their end.

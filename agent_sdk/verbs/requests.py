@@ -266,10 +266,11 @@ class Verbs(ReadingVerbs[R]):
             self._keeper.abandon(lease.token)
 
     def _tries_again(self, error: BaseException, wait: Acquisition) -> bool:
-        """Return whether a failed acquire is to be tried again, with another token.
+        """Return whether a failed acquire is to be tried again, with another token."""
+        self._after_failed_acquire(error, wait)
+        return wait.again(error)
 
-        The possible lease of a failed one is given back in the background.
-        """
+    def _after_failed_acquire(self, error: BaseException, wait: Acquisition) -> None:
+        """Have the possible lease of a failed acquire given back in the background."""
         if wait.leaves_something(error):
             self._keeper.abandon(wait.request.token)
-        return wait.again(error)

@@ -249,9 +249,9 @@ def test_acquire_interrupted_at_every_step_leaves_no_lease(
 ) -> None:
     """A client's first one, without expiry: it starts the thread that reminds of it."""
     pool.report((device("D0"),), deadline_ms=86_400_000)
-    held: list[Any] = []
 
     def story() -> None:
+        held: list[Any] = []
         with LeaseClient(Store(server.url), pool=pool.keys.pool_name, hostname="h1") as client:
             try:
                 if verb == "acquire":
@@ -259,9 +259,8 @@ def test_acquire_interrupted_at_every_step_leaves_no_lease(
                 else:
                     held.append(client.exchange("a" * 32, "me", memory_mb=1, ttl_s=0))
             finally:
-                while held:
-                    client.release(held[0])
-                    del held[0]
+                for lease in held:
+                    client.release(lease)
 
     story()  # what is made once for the process
     at_every_step(story)
