@@ -125,7 +125,7 @@ class AsyncLeaseClient(Verbs["Redis"]):
             self._giving(lease, wait)
             got = await self.attend(wait, reminded=True)
             self._after_exchange(wait)
-            return got
+            return got  # noqa: TRY300 - an interrupt may strike here too
         except BaseException as error:
             self._after_exchange(wait)
             self._after_failed_acquire(error, wait)

@@ -178,7 +178,8 @@ local function begin_use(teams, before)
   end
   if not teams[1] then return end
   local function begin_at_zero(name)
-    call('HSETNX', agents, 'team ' .. name .. '#use', '0@' .. text(ctx.now))
+    local field = 'team ' .. name .. '#use'
+    if not call('HGET', agents, field) then call('HSET', agents, field, '0@' .. text(ctx.now)) end
   end
   begin_at_zero(DEFAULT_TEAM)
   for i = 1, #teams, 2 do begin_at_zero(teams[i]) end
