@@ -123,12 +123,9 @@ class AsyncLeaseClient(Verbs["Redis"]):
         wait = self.wait_for(agent, ask)
         try:
             self._giving(lease, wait)
-            got = await self.attend(wait, reminded=True)
-            self._after_exchange(wait)
-            return got  # noqa: TRY300 - an interrupt may strike here too
+            return self._after_exchange(await self.attend(wait, reminded=True), wait)
         except BaseException as error:
-            self._after_exchange(wait)
-            self._after_failed_acquire(error, wait)
+            self._after_failed_exchange(error, wait)
             raise
 
     async def close(self) -> None:

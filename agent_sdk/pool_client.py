@@ -147,7 +147,12 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
             self._keeper.discard(lease)
             lease.end()
 
-    def _after_exchange(self, wait: Acquisition) -> None:
+    def _after_exchange(self, got: T, wait: Acquisition) -> T:
+        """Return the next lease; the old one goes, if no answer says that it was given back."""
+        self._give_old(wait)
+        return got
+
+    def _give_old(self, wait: Acquisition) -> None:
         """Have the old lease given back in the background, if no answer says that it was.
 
         Not with an owner: by its token alone any principal's would be given back.

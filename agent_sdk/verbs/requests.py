@@ -274,3 +274,8 @@ class Verbs(ReadingVerbs[R]):
         """Have the possible lease of a failed acquire given back in the background."""
         if wait.leaves_something(error):
             self._keeper.abandon(wait.request.token)
+
+    def _after_failed_exchange(self, error: BaseException, wait: Acquisition) -> None:
+        """Have both leases of a failed exchange given back in the background."""
+        self._give_old(wait)
+        self._after_failed_acquire(error, wait)
