@@ -57,6 +57,16 @@ def borrow(lab: Pool) -> None:
 BS = ("b1", "b2", "b3", "b4")
 
 
+def reclaimed(lab: Pool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Have team a ask for what b borrowed; its request, and what is noticed for it."""
+    lab.policy(min_runtime_s=0)
+    borrow(lab)
+    ask = {"team": "a", "memory_mb": 4000}
+    wait(lab, "a1", **ask)
+    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
+    return ask, noticed(lab, *BS)
+
+
 def test_own_quota_comes_back_with_notice(lab: Pool) -> None:
     """The youngest of those that are beyond the quota go, after their time, and to no other."""
     borrow(lab)
@@ -359,12 +369,7 @@ def test_withdrawn_notice_gives_no_time_back_that_an_operator_took(lab: Pool, ho
 
 def test_lease_that_ends_before_its_notice_leaves_no_entry_behind(lab: Pool) -> None:
     """Its holder died; its waiter gets what it had, and nothing more is noticed."""
-    lab.policy(min_runtime_s=0)
-    borrow(lab)
-    ask = {"team": "a", "memory_mb": 4000}
-    wait(lab, "a1", **ask)
-    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
-    gone = noticed(lab, *BS)
+    ask, gone = reclaimed(lab)
     rest = tuple(name for name in BS if name not in gone)
     live(lab, 40_000, polls={"a1": ask}, renews=rest)
     assert lab.hash(f"record:{token('a1')}")["state"] == "active"
@@ -458,12 +463,8 @@ def test_notice_stands_under_the_quotas_that_it_was_given_under(
     lab: Pool, change: dict[str, str] | int
 ) -> None:
     """A change takes it back; by the new rules nothing ends here, and the leases go on."""
-    lab.policy(min_runtime_s=0)
-    borrow(lab)
-    ask = {"team": "a", "memory_mb": 4000}
-    wait(lab, "a1", **ask)
-    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
-    assert len(noticed(lab, *BS)) == 2
+    ask, gone = reclaimed(lab)
+    assert len(gone) == 2
     if isinstance(change, int):
         lab.set_policy(reclaim_after_s=change)
     else:
@@ -479,12 +480,7 @@ def test_notice_stands_under_the_quotas_that_it_was_given_under(
 
 def test_right_that_the_new_quotas_leave_is_asked_for_anew(lab: Pool) -> None:
     """At the next poll, with all of the time of a notice."""
-    lab.policy(min_runtime_s=0)
-    borrow(lab)
-    ask = {"team": "a", "memory_mb": 4000}
-    wait(lab, "a1", **ask)
-    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
-    before = noticed(lab, *BS)
+    ask, before = reclaimed(lab)
     live(lab, GRACE_MS - 10_000, polls={"a1": ask}, renews=BS)
     lab.set_teams(a="nominal_mb=4000 weight=3", b="nominal_mb=3000")
     live(lab, 5000, polls={"a1": ask}, renews=BS)
@@ -499,12 +495,7 @@ def test_right_that_the_new_quotas_leave_is_asked_for_anew(lab: Pool) -> None:
 @pytest.mark.parametrize("how", ["operator", "holder", "ttl"])
 def test_notice_outlives_a_longer_time(lab: Pool, how: str) -> None:
     """An extension, or a renewal for a week, moves no end that was noticed."""
-    lab.policy(min_runtime_s=0)
-    borrow(lab)
-    ask = {"team": "a", "memory_mb": 4000}
-    wait(lab, "a1", **ask)
-    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
-    gone = noticed(lab, *BS)
+    ask, gone = reclaimed(lab)
     for name in gone:
         if how == "ttl":
             lab.renew(token(name), ttl_ms=7 * DAY_MS)
@@ -518,12 +509,7 @@ def test_notice_outlives_a_longer_time(lab: Pool, how: str) -> None:
 
 def test_notices_are_withdrawn_where_their_device_takes_no_lease(lab: Pool) -> None:
     """It is drained meanwhile: what would end on it ends for nothing, and other leases do."""
-    lab.policy(min_runtime_s=0)
-    borrow(lab)
-    ask = {"team": "a", "memory_mb": 4000}
-    wait(lab, "a1", **ask)
-    live(lab, AFTER_MS + 5000, polls={"a1": ask}, renews=BS)
-    first = noticed(lab, *BS)
+    ask, first = reclaimed(lab)
     drained = lab.hash(f"record:{token(min(first))}")["devices"].partition("=")[0]
     lab.drain(drained)
     assert noticed(lab, *BS) == {}
