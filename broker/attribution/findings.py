@@ -275,7 +275,7 @@ def _dirt(seen: AttributedSample, row: ProcessStatus, pool: PoolStatus) -> str:
 
     Empty when its holder gave the lease back.
     """
-    for token in seen.owners.get(row.pid, frozenset()):
+    for token in sorted(seen.owners.get(row.pid, frozenset())):
         outcome, at_ms = _ended(seen, token) or ("", 0)
         after_s = (seen.sampled_ms - at_ms) / 1000
         if outcome in AGAINST_WILL and after_s > pool.expiry_grace_s and row.memory_mb != 0:

@@ -76,7 +76,7 @@ def loads_on(seen: AttributedSample, uuid: str, *, doubted: bool = False) -> dic
         doubted: see `in_doubt`.
     """
     device, shares = seen.devices[uuid], seen.shares[uuid]
-    tokens = shares.active.keys() - shares.young
+    tokens = {token: None for token in shares.active if token not in shares.young}.keys()
     if device.simulated and device.processes is None:  # nothing else can compute on it
         return dict.fromkeys(tokens, Load(_share(device.utilization_gpu_pct), None))
     if device.processes is None or device.unseen or unexplained(device):
