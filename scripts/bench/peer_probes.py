@@ -7,10 +7,12 @@ no quantity accounts for none.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -20,9 +22,10 @@ from peer_servers import (
     etcd_server,
     lock_folder,
     make_pools,
+    peers_python,
     redis_server,
 )
-from rivals import ETCD, FILES, LOCK, ONE, OURS, POTTERY, REDIS_LOCK
+from rival import ETCD, FILES, LOCK, ONE, OURS, POTTERY, REDIS_LOCK, RESLOCK
 
 from agent_sdk import LeaseClient, Refused, Store
 from agent_sdk.keys import Keys
@@ -30,7 +33,7 @@ from agent_sdk.keys import Keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ASKED = (OURS, LOCK, REDIS_LOCK, POTTERY, ETCD, FILES)
+ASKED = (OURS, LOCK, REDIS_LOCK, POTTERY, ETCD, FILES, RESLOCK)
 
 NAME = "shared-probe"
 TTL_S, WAITERS, GAP_S, TRIES, BARGES = 2.0, 5, 0.25, 3, 10
@@ -73,7 +76,8 @@ def answers(kind: str) -> Answers:
         found[QUESTIONS[4]] = passed(one, other)
         found[QUESTIONS[5]] = told(kind, where, one)
         if isinstance(server, str):
-            nothing = Answer(yes=True, how="there is no server: the kernel holds it, of one host")
+            keeper = "the kernel" if kind == FILES else "a file"
+            nothing = Answer(yes=True, how=f"there is no server: {keeper} holds it, of one host")
             return found | dict.fromkeys(QUESTIONS[6:], nothing)
         found[QUESTIONS[6]] = kept(server, one, other)
     found[QUESTIONS[7]] = kept_without(kind)
@@ -82,7 +86,7 @@ def answers(kind: str) -> Answers:
 
 def server_of(kind: str, stack: ExitStack, *, logged: bool) -> Any:
     """Return a server for that kind, with or without a log of its own; or a folder."""
-    if kind == FILES:
+    if kind in {FILES, RESLOCK}:
         return stack.enter_context(lock_folder())
     if kind == ETCD:
         return stack.enter_context(etcd_server())
@@ -94,6 +98,10 @@ def server_of(kind: str, stack: ExitStack, *, logged: bool) -> Any:
 
 def of_quantity(kind: str) -> Iterator[Answer]:
     """Shares of a GPU, and several GPUs."""
+    if kind == RESLOCK:
+        yield Answer(yes=True, how="by its interface: a call takes an amount of each resource")
+        yield Answer(yes=True, how="by its interface: a call takes several, all or none")
+        return
     if kind != OURS:
         yield Answer(yes=False, how="by its interface: a name, no quantity")
         yield Answer(yes=False, how="by its interface: one name in one call")
@@ -180,6 +188,9 @@ def take_away(kind: str, where: str) -> None:
         with LeaseClient(Store(where, 30.0), pool=ONE) as client:
             for lease in client.leases():
                 client.revoke(lease.token, force=True)
+    elif kind == RESLOCK:
+        command = [Path(peers_python()).parent / "reslock", "release", "--label", NAME]
+        subprocess.run([*command, "--state", Path(where) / "state.json"], check=True)
     elif kind == ETCD:
         for lease in etcd(where, "/v3/lease/leases", {})["leases"]:
             etcd(where, "/v3/lease/revoke", {"ID": lease["ID"]})

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import verbs
 from peer_probes import ASKED, QUESTIONS
-from rivals import ASYNC_LOCK, CLIENTS_ARE, ETCD, OURS, OURS_ASYNC, OURS_DURABLE, PING, SCRIPT
+from rival import ASYNC_LOCK, ETCD, OURS, OURS_ASYNC, OURS_DURABLE, PING, SCRIPT
+from rivals import CLIENTS_ARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

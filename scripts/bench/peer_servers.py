@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import cluster
-import rivals
+import rival
 import verbs
-from rivals import ETCD, FILES, OURS, OURS_ASYNC, OURS_DURABLE
+from rival import ETCD, FILES, OURS, OURS_ASYNC, OURS_DURABLE, RESLOCK
+from rivals import MADE
 
 from agent_sdk import Store
 from agent_sdk.keys import Keys
@@ -97,7 +98,7 @@ def make_pools(url: str, epochs: dict[str, str] | None = None) -> dict[str, str]
 
     A reporter remembers the epoch that it last saw, and says so to a pool made anew.
     """
-    hosts = {rivals.MANY: [f"host-{n}" for n in range(8)], rivals.ONE: [rivals.HOST]}
+    hosts = {rival.MANY: [f"host-{n}" for n in range(8)], rival.ONE: [rival.HOST]}
     store = Store(url, 30.0)
     with store.connect() as found:
         redis: Any = found
@@ -106,7 +107,7 @@ def make_pools(url: str, epochs: dict[str, str] | None = None) -> dict[str, str]
             for name in names:
                 args = list(verbs.report_of(name).args)
                 args[4] = (epochs or {}).get(pool, "")
-                if pool == rivals.ONE:
+                if pool == rival.ONE:
                     args[7:] = args[7 : 7 + (len(args) - 7) // verbs.HOST_DEVICES]
                 redis.fcall(own_library().function("report"), 1, Keys(pool).base, *args)
         return {pool: redis.hget(Keys(pool).pool, "epoch") for pool in hosts}
@@ -171,7 +172,7 @@ def etcd_server() -> Iterator[EtcdServer]:
 def lock_folder() -> Iterator[str]:
     """Tables of free GPUs, as a cron job with nvidia-smi would write them."""
     with tempfile.TemporaryDirectory(prefix="gpu-bench-") as folder:
-        row = f"{{}}, {rivals.WHOLE_MB}\n"
+        row = f"{{}}, {rival.WHOLE_MB}\n"
         (Path(folder) / "many.csv").write_text("".join(row.format(n) for n in range(GPUS)))
         (Path(folder) / "one.csv").write_text(row.format(0))
         yield folder
@@ -198,7 +199,7 @@ class Process:
     """A worker: jobs in, answers out."""
 
     def __init__(self, kind: str, where: str) -> None:
-        ours = kind in {OURS, OURS_ASYNC, OURS_DURABLE, ETCD, rivals.PING, rivals.SCRIPT}
+        ours = kind in {OURS, OURS_ASYNC, OURS_DURABLE, ETCD, rival.PING, rival.SCRIPT}
         python = sys.executable if ours else peers_python()
         self.kind, self.process = kind, subprocess.Popen(
             [python, HERE / "rival_worker.py", kind, where], stdin=subprocess.PIPE,
@@ -251,9 +252,10 @@ class World:
         )
         for server in (self.redis, self.durable):
             make_pools(server.url)
-        self.places = dict.fromkeys(rivals.MADE, self.redis.url)
+        self.places = dict.fromkeys(MADE, self.redis.url)
         self.places[OURS_DURABLE] = self.durable.url
-        self.places[FILES] = stack.enter_context(lock_folder())
+        for kind in (FILES, RESLOCK):
+            self.places[kind] = stack.enter_context(lock_folder())
         self.missing: dict[str, str] = {}
         try:
             self.places[ETCD] = stack.enter_context(etcd_server()).url

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import peer_probes
 import peer_report
 from peer_servers import NotMeasured, Process, World
-from rivals import (
+from rival import (
     ASYNC_LOCK,
     ETCD,
     FILES,
@@ -40,6 +40,7 @@ from rivals import (
     PING,
     POTTERY,
     REDIS_LOCK,
+    RESLOCK,
     SCRIPT,
 )
 
@@ -53,10 +54,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
 CLIENTS = (1, 10, 100)
 WAITERS = (1, 20)
-PAIRS = (OURS, OURS_ASYNC, OURS_DURABLE, LOCK, ASYNC_LOCK, REDIS_LOCK, POTTERY, ETCD, FILES, SCRIPT,
-         PING)  # fmt: skip
-HANDED = (OURS, OURS_ASYNC, LOCK, ASYNC_LOCK, REDIS_LOCK, POTTERY, ETCD, FILES)
-KILLED = (OURS, LOCK, REDIS_LOCK, POTTERY, ETCD, FILES)
+PAIRS = (OURS, OURS_ASYNC, OURS_DURABLE, LOCK, ASYNC_LOCK, REDIS_LOCK, POTTERY, ETCD, FILES,
+         RESLOCK, SCRIPT, PING)  # fmt: skip
+HANDED = (OURS, OURS_ASYNC, LOCK, ASYNC_LOCK, REDIS_LOCK, POTTERY, ETCD, FILES, RESLOCK)
+KILLED = (OURS, LOCK, REDIS_LOCK, POTTERY, ETCD, FILES, RESLOCK)
 
 TTL_S, HELD_S = 2.0, 0.4
 """TTL of a holder that is killed, and the time that it has held by then."""

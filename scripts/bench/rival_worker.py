@@ -23,12 +23,13 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
-from rivals import CLIENTS_ARE, MADE, blocking
+from rival import blocking
+from rivals import CLIENTS_ARE, MADE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from rivals import Rival
+    from rival import Rival
 
 Body = "Callable[[int], Coroutine[Any, Any, Any]]"
 

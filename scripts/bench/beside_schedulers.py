@@ -1,9 +1,10 @@
-"""Starts of commands beside Slurm's: from the submission, and from one job's end to the next.
+"""Starts of commands beside Slurm's and jobd's: from the submission, and from one job to the next.
 
 Slurm runs here as its own daemons, of Debian's `slurm-wlm` and `munge`: one node with one CPU, with
-its defaults, in a temporary folder and on loopback alone. Ours is one GPU of the embedded store.
-Both take turns in each round. The machine's load is in all figures: read them beside each other,
-and beside `python -c pass` of the same rounds.
+its defaults. jobd runs as its broker and one worker, of a virtual environment of its own. Both live
+in a temporary folder and on loopback alone. Ours is one GPU of the embedded store. All take turns
+in each round. The machine's load is in all figures: read them beside each other, and beside
+`python -c pass` of the same rounds. A scheduler that cannot run here is left out, and it says why.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from peer_servers import NotMeasured, peers_python
+
 from agent_sdk.scripts import library
 from agent_sdk.testing import running_broker
 
@@ -36,10 +40,18 @@ SBIN: Final = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 JOBS: Final = 8
 
-JOB: Final = ("sh", "-c", "date +%s%N; sleep 0.5; date +%s%N")
+SAY: Final = "echo at $(date +%s%N)"
+"""Command of a job: it says when it runs. jobd's client prints lines of its own too."""
+
+JOB: Final = f"{SAY}; sleep 0.5; {SAY}"
+
+SAID: Final = re.compile(r"^at (\d+)$", re.MULTILINE)
+
+QUEUED: Final = {"srun", "job submit --wait", "gpu-broker run"}
+"""Commands that run a job once it is its turn."""
 
 START_S: Final = 30.0
-"""Most seconds until Slurm's node is idle."""
+"""Most seconds until a scheduler takes jobs."""
 
 CONF: Final = """
 ClusterName=bench
@@ -82,10 +94,10 @@ def slurm() -> Iterator[dict[str, str]]:
     """Run Slurm's daemons, and yield the environment of its commands; end them by their pids.
 
     Raises:
-        RuntimeError: they are not installed, or do not come up.
+        NotMeasured: they are not installed, or do not come up.
     """
     if missing := [name for name in (*DAEMONS, "srun") if not shutil.which(name, path=SBIN)]:
-        raise RuntimeError(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
+        raise NotMeasured(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
     with tempfile.TemporaryDirectory(prefix="beside-slurm-") as made:
         folder = Path(made)
         folder.chmod(0o755)
@@ -108,7 +120,9 @@ def slurm() -> Iterator[dict[str, str]]:
         ]  # fmt: skip
         try:
             for command in (munged, ["slurmctld", "-i"], ["slurmd"]):
-                subprocess.run(command, env=env, check=True, capture_output=True)
+                done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+                if done.returncode:
+                    raise NotMeasured(f"{command[0]} ended with {done.returncode}: {done.stderr}")
             _wait_idle(env)
             yield env
         finally:
@@ -126,7 +140,7 @@ def _wait_idle(env: Mapping[str, str]) -> None:
         if said.stdout.strip() == "idle":
             return
         time.sleep(0.2)
-    raise RuntimeError("Slurm's node does not become idle")
+    raise NotMeasured("Slurm's node does not become idle")
 
 
 def _end(pid: int) -> None:
@@ -137,15 +151,59 @@ def _end(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@contextmanager
+def jobd() -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Run jobd's broker and a worker; yield the command that runs a job, and its environment.
+
+    The worker has no `systemd-run` on its path: with one it would need a user's own systemd.
+
+    Raises:
+        NotMeasured: it cannot be installed, or its broker does not come up.
+    """
+    programs = Path(peers_python()).parent
+    with tempfile.TemporaryDirectory(prefix="beside-jobd-") as made, ExitStack() as stack:
+        folder, (port,) = Path(made), free_ports(1)
+        (folder / "bin").mkdir()
+        for name in ("sh", "date", "sleep"):
+            (folder / "bin" / name).symlink_to(shutil.which(name) or name)
+        env = {
+            **os.environ, "HOME": made, "JOBD_CONFIG_DIR": made, "JOBD_STATE_DIR": made,
+            "JOBD_ALLOW_NO_AUTH": "1", "JOBD_PORT": str(port), "JOBD_WORKER_HOST": "bench",
+            "JOBD_URL": f"http://127.0.0.1:{port}",
+        }  # fmt: skip
+        worker = {**env, "PATH": str(folder / "bin")}
+        for name, its in (("jobd", env), ("jobd-worker", worker)):
+            process = subprocess.Popen(
+                [programs / name], env=its, cwd=folder,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            _wait_open(port)
+        submit = [str(programs / "job"), "submit", "--project", "bench", "--cwd", made]
+        yield [*submit, "--wait", "--"], env
+
+
+def _wait_open(port: int) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        time.sleep(0.1)
+    raise NotMeasured("jobd's broker does not come up")
+
+
 def first_line_ms(command: Sequence[str], env: Mapping[str, str]) -> float:
     """Return the milliseconds from the start of a command to its first line."""
-    began = time.perf_counter()
+    began, took = time.perf_counter(), 0.0
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
-        line = process.stdout.readline() if process.stdout else b""
-        took = time.perf_counter() - began
-    if not line or process.returncode:
+        for line in process.stdout or ():
+            if not took and not line.startswith(b"{"):  # jobd's client first tells of the job
+                took = time.perf_counter() - began
+    if not took or process.returncode:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}")
     return took * 1000
 
@@ -153,10 +211,13 @@ def first_line_ms(command: Sequence[str], env: Mapping[str, str]) -> float:
 def gaps_ms(submit: Sequence[str], env: Mapping[str, str]) -> list[float]:
     """Return the milliseconds from the end of each of the jobs to the first line of the next."""
     jobs = [
-        subprocess.Popen([*submit, *JOB], env=env, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*submit, "sh", "-c", JOB], env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )
         for _ in range(JOBS)
-    ]
-    spans = sorted(tuple(map(int, job.communicate()[0].split())) for job in jobs)
+    ]  # fmt: skip
+    spans = sorted(tuple(map(int, SAID.findall(job.communicate()[0]))) for job in jobs)
     return [(after[0] - before[1]) / 1e6 for before, after in pairwise(spans)]
 
 
@@ -172,35 +233,44 @@ def main() -> int:
     parser.add_argument("--queues", type=int, default=2, help="queues of each kind")
     asked = parser.parse_args()
     with ExitStack() as stack:
-        try:
-            theirs = stack.enter_context(slurm())
-        except (RuntimeError, subprocess.CalledProcessError) as error:
-            print(f"Slurm cannot run here: {error}", file=sys.stderr)
-            return 1
-        pool = stack.enter_context(running_broker(devices=1, memory_mb=1000))
-        library.load(pool.client.redis)
-        ours = {**os.environ, "REDIS_URL": pool.url, "GPU_BROKER_HOSTNAME": pool.host}
-        program = str(Path(sys.executable).with_name("gpu-broker"))
-        run = [program, "run", "-q", "--exclusive", "--memory", "100MiB", "--"]
-        kinds = {
-            "srun": (["srun", "date", "+%s%N"], theirs),
-            "gpu-broker run": ([*run, "date", "+%s%N"], ours),
-            "gpu-broker --version": ([program, "--version"], ours),
-            "python -c 'print()'": ([sys.executable, "-c", "print()"], ours),
-        }
+        kinds = kinds_of(stack)
         starts: dict[str, list[float]] = {name: [] for name in kinds}
+        queues: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(asked.rounds):
             for name, (command, env) in kinds.items():
-                starts[name].append(first_line_ms(command, env))
-        queues: dict[str, list[float]] = {"srun": [], "gpu-broker run": []}
+                say = ["sh", "-c", SAY] if name in QUEUED else []
+                starts[name].append(first_line_ms([*command, *say], env))
         for _ in range(asked.queues):
-            queues["srun"] += gaps_ms(["srun", "-Q"], theirs)
-            queues["gpu-broker run"] += gaps_ms(run, ours)
+            for name in QUEUED & kinds.keys():
+                queues[name] += gaps_ms(*kinds[name])
     print("| ms, median (least to most) | to the first line | from one job's end to the next |")
     print("|---|---:|---:|")
     for name, found in starts.items():
-        print(f"| `{name}` | {median(found)} | {median(queues[name]) if name in queues else ''} |")
+        print(f"| `{name}` | {median(found)} | {median(queues[name]) if queues[name] else ''} |")
     return 0
+
+
+def kinds_of(stack: ExitStack) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Start everything; return the commands that are measured, and their environments."""
+    kinds: dict[str, tuple[list[str], dict[str, str]]] = {}
+    try:
+        kinds["srun"] = (["srun", "-Q"], stack.enter_context(slurm()))
+    except NotMeasured as why:
+        print(f"Slurm cannot run here: {why}", file=sys.stderr)
+    try:
+        kinds["job submit --wait"] = stack.enter_context(jobd())
+    except NotMeasured as why:
+        print(f"jobd cannot run here: {why}", file=sys.stderr)
+    pool = stack.enter_context(running_broker(devices=1, memory_mb=1000))
+    library.load(pool.client.redis)
+    ours = {**os.environ, "REDIS_URL": pool.url, "GPU_BROKER_HOSTNAME": pool.host}
+    program = str(Path(sys.executable).with_name("gpu-broker"))
+    run = [program, "run", "-q", "--exclusive", "--memory", "100MiB", "--"]
+    return kinds | {
+        "gpu-broker run": (run, ours),
+        "gpu-broker --version": ([program, "--version"], ours),
+        "python -c 'print()'": ([sys.executable, "-c", "print()"], ours),
+    }
 
 
 if __name__ == "__main__":
