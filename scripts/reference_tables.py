@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from agent_sdk.policy import ACTIONS, FIELDS, PolicyField
-from agent_sdk.teams import FIELDS as TEAM_FIELDS
-from agent_sdk.teams import MODEL_FIELDS, MOST_MODELS
+from agent_sdk.teams.policy import FIELDS as TEAM_FIELDS
+from agent_sdk.teams.policy import MODEL_FIELDS, MOST_MODELS
 from broker.cli.policies.file import NAMES
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent_sdk import teams as policies
 from agent_sdk.errors import error_for
 from agent_sdk.policy import to_store
 from agent_sdk.protocol.messages import PROTOCOL, Answer, Call
 from agent_sdk.protocol.replies import failure, refusal_for_host
+from agent_sdk.teams import policy as policies
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from typing import Unpack
 
     from agent_sdk.policy import Policy
-    from agent_sdk.teams import TeamPolicy
+    from agent_sdk.teams.policy import TeamPolicy
 
 
 def revoke(token: str, *, force: bool, by: str, why: str) -> Generator[Call, Answer, int]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent_sdk import teams as declared
 from agent_sdk.keys import DEFAULT_TEAM, KEY_PARTY, MODEL_SUM, TEAM_PARTY
 from agent_sdk.protocol.messages import ANY, Answer, Read
 from agent_sdk.protocol.replies import of_known_form
@@ -20,7 +19,11 @@ from agent_sdk.state import snapshot
 from agent_sdk.state.lists import scored
 from agent_sdk.state.placement import PlacementRequest
 from agent_sdk.state.readings import rows
-from agent_sdk.teams import LOOK_AHEAD_S, NOTHING, PartySums, TeamPolicy, of_quota
+from agent_sdk.teams import policy as declared
+from agent_sdk.teams import status as standing
+from agent_sdk.teams.policy import TeamPolicy
+from agent_sdk.teams.status import LOOK_AHEAD_S
+from agent_sdk.teams.sums import NOTHING, PartySums, of_quota, sums_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from agent_sdk.protocol.messages import Request
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
 
 NO_POLICY = TeamPolicy()
 
@@ -316,7 +319,7 @@ def read(keys: Keys) -> Generator[Read, Answer, tuple[TeamStatus, ...]]:
     pool = yield from snapshot.pool(keys)
     policies, sums = yield from parties(keys)
     by_model = yield from _capacities(keys, declared.named(policies))
-    return declared.statuses(
+    return standing.statuses(
         policies,
         sums,
         now_ms=pool.now_ms,
@@ -348,4 +351,4 @@ def parties(
 def _parties(answer: Answer) -> tuple[dict[str, TeamPolicy], dict[str, PartySums]]:
     lines, sums = rows(answer)
     policies = {name: declared.parse(line) for name, line in lines.items()}
-    return policies, declared.sums_of(sums)
+    return policies, sums_of(sums)

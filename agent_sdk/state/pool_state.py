@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from agent_sdk.state.placement import PlacementRequest
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
-    from agent_sdk.teams import PartySums, TeamPolicy
+    from agent_sdk.teams.policy import TeamPolicy
+    from agent_sdk.teams.sums import PartySums
 
 STANDING: Final = {
     "active": "it is granted: nothing to wait for",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, LeaseStatus, PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
     from agent_sdk.usage.advice import Advised
     from agent_sdk.usage.groups import Usage
     from agent_sdk.usage.history import LeaseHistory

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent_sdk.protocol.messages import Moment, Renewal
     from agent_sdk.request import Acquisition
     from agent_sdk.scripts.packed import Packed
-    from agent_sdk.teams import TeamPolicy
+    from agent_sdk.teams.policy import TeamPolicy
     from agent_sdk.verbs.steps import Steps
 else:
     bulk_revoke, operator, report = later("bulk_revoke", "protocol.operator", "protocol.report")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
     from broker.replica import Broker
 
 router = APIRouter(responses=EVERYWHERE, route_class=DescribedRoute, tags=["health"])

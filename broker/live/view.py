@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import LeaseError, error_for
 from agent_sdk.state import pool_state as scenes
-from agent_sdk.teams import named, statuses
+from agent_sdk.teams.policy import named
+from agent_sdk.teams.status import statuses
 from broker.live.feed import until_set
 from broker.live.history import History
 from broker.live.rows import LiveRows, SnapshotTime
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.events import Event, News
     from agent_sdk.state.pool_state import PoolState
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
     from broker.live.feed import Feed
     from broker.live.rows import Row, Rows
 

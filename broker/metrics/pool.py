@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from agent_sdk.state.devices import DeviceStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
 
 OTHER: Final = "other"
 

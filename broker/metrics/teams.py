@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
 
 
 def team_families(pool: PoolStatus, teams: Sequence[TeamStatus]) -> Iterator[Metric]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent_sdk.state.events import Event
     from agent_sdk.state.queue import WaiterStatus
     from agent_sdk.state.snapshot import HostStatus, PoolStatus
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
     from agent_sdk.usage.history import FinishedLease
     from broker.serializers.lease_models import (
         GpuOfLease,

@@ -17,7 +17,7 @@ from agent_sdk.state.pool_state import PoolState, counted, look, reasons, standi
 from agent_sdk.state.queue import WaiterStatus
 from agent_sdk.state.reservations import Reservation
 from agent_sdk.state.snapshot import PoolStatus
-from agent_sdk.teams import PartySums
+from agent_sdk.teams.sums import PartySums
 
 if TYPE_CHECKING:
     from agent_sdk.state.devices import DeviceStatus as Device

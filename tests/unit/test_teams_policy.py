@@ -14,23 +14,19 @@ from agent_sdk import (
 )
 from agent_sdk.scripts.source import lua_folder
 from agent_sdk.state import caps as reading
-from agent_sdk.teams import (
+from agent_sdk.teams.policy import (
     FIELDS,
-    LOOK_AHEAD_S,
     MODEL_FIELDS,
     MOST_MODELS,
     ModelQuota,
-    PartySums,
     TeamField,
     TeamPolicy,
-    TeamStatus,
-    decayed,
     line_of,
     parse,
     policy_of,
-    statuses,
-    sums_of,
 )
+from agent_sdk.teams.status import LOOK_AHEAD_S, TeamStatus, statuses
+from agent_sdk.teams.sums import PartySums, decayed, sums_of
 from tests.pools import Pool, device, granted, said, token
 
 DAY_MS = 24 * 3600 * 1000

@@ -19,10 +19,11 @@ from agent_sdk import (
     TeamLimit,
     UnknownToken,
 )
-from agent_sdk.teams import MOST_TEAMS, TeamPolicy, TeamStatus
+from agent_sdk.teams.policy import MOST_TEAMS, TeamPolicy
 from tests.unit.brokers import broker_of_the_file
 
 if TYPE_CHECKING:
+    from agent_sdk.teams.status import TeamStatus
     from agent_sdk.testing import TestBroker
 
 pool = broker_of_the_file(devices=1, memory_mb=8100)

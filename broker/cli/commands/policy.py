@@ -11,7 +11,7 @@ import click
 from agent_sdk.errors import error_for
 from agent_sdk.policy import FIELDS, LISTS, WORDS, values_of
 from agent_sdk.protocol.sizes import EXAMPLES, mebibytes
-from agent_sdk.teams import policy_in
+from agent_sdk.teams.policy import policy_in
 from broker.cli import FAILED
 from broker.cli.policies.changes import changes_of, text_of
 from broker.cli.policies.file import PolicyFileError, as_yaml, policy_file
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent_sdk.client import LeaseClient
     from agent_sdk.policy import Policy
     from agent_sdk.state.snapshot import PoolStatus
-    from agent_sdk.teams import TeamPolicy
+    from agent_sdk.teams.policy import TeamPolicy
 
 MOST_LETTERS: Final = 1_000_000
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from agent_sdk import teams as team_policy
 from agent_sdk.policy import FIELDS
+from agent_sdk.teams import policy as team_policy
 from broker.cli.policies.file import MODELS, NAMES, models_of, said, team_values
 from broker.text.screen import one_line, paint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agent_sdk.teams import TeamPolicy
+    from agent_sdk.teams.policy import TeamPolicy
     from broker.cli.policies.file import PolicyFile
 
 NONE: Final = "none"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from agent_sdk import teams as team_policy
 from agent_sdk.errors import BadRequest
 from agent_sdk.keys import MODEL, TEAM
 from agent_sdk.policy import FIELDS, WORDS, PolicyField
 from agent_sdk.protocol.sizes import EXAMPLES, mebibytes
-from agent_sdk.teams import MOST_MODELS, MOST_TEAMS, ModelQuota, TeamPolicy
+from agent_sdk.teams import policy as team_policy
+from agent_sdk.teams.policy import MOST_MODELS, MOST_TEAMS, ModelQuota, TeamPolicy
 from broker.devices.scenario.yaml_nodes import ScenarioError, told_by
 from broker.text.suggest import did_you_mean
 from broker.text.units import Duration
@@ -40,7 +40,7 @@ NAMES: Final = {
     "max_ttl": "max_ttl_s",
     "max_waiters": "max_waiters",
 }
-"""Names of a team's fields in a file, with those of `agent_sdk.teams`."""
+"""Names of a team's fields in a file, with those of `agent_sdk.teams.policy`."""
 
 _IN_FILE: Final = {field: of for of, field in NAMES.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from agent_sdk.policy import FIELDS
-from agent_sdk.teams import FIELDS as TEAM_FIELDS
+from agent_sdk.teams.policy import FIELDS as TEAM_FIELDS
 from broker.serializers.lease_json import POLICY_NAMES
 
 TOKEN: Final = "3f2a90c15d0e4c3b9a536f0b7c1d2e4f"  # noqa: S105 - an example

@@ -10,8 +10,8 @@ from typing_extensions import TypedDict
 from agent_sdk.policy import FIELDS
 from agent_sdk.state.explain import Explanation
 from agent_sdk.state.reservations import Reservation
-from agent_sdk.teams import FIELDS as TEAM_FIELDS
-from agent_sdk.teams import MODEL_FIELDS, MODELS_MEANING
+from agent_sdk.teams.policy import FIELDS as TEAM_FIELDS
+from agent_sdk.teams.policy import MODEL_FIELDS, MODELS_MEANING
 from broker.http.requests import form_of, with_meanings
 from broker.serializers.device_models import extended
 from broker.serializers.lease_json import POLICY_NAMES
@@ -20,7 +20,7 @@ from broker.serializers.lease_models import WithIgnored
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent_sdk.teams import TeamField
+    from agent_sdk.teams.policy import TeamField
 
 
 class Liveness(TypedDict):

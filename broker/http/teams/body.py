@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field
 
 from agent_sdk.keys import MODEL, TEAM
-from agent_sdk.teams import FIELDS, MODEL_FIELDS, MODELS_MEANING, MOST_MODELS, MOST_TEAMS
+from agent_sdk.teams.policy import FIELDS, MODEL_FIELDS, MODELS_MEANING, MOST_MODELS, MOST_TEAMS
 from broker.http.requests import with_meanings
 
 _FIELDS = [

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, HTTPException, Request
 from starlette.responses import Response
 
 from agent_sdk.errors import Conflict, error_for
-from agent_sdk.teams import policy_in
+from agent_sdk.teams.policy import policy_in
 from broker.http.auth import Operator, Viewer
 from broker.http.document.models import Problem, TeamPolicies, Teams
 from broker.http.etag import TAGGED, known_tags

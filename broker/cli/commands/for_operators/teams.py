@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from agent_sdk import LeaseClient
-    from agent_sdk.teams import TeamStatus
+    from agent_sdk.teams.status import TeamStatus
 
 HEAD = ("TEAM", "NOMINAL", "USED", "BORROWED", "LENT", "LEASES", "WAITING", "SHARE", "WEIGHT")
 

@@ -1,0 +1,1 @@
+"""Teams: the policy of each, and how they stand by it."""
