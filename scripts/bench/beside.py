@@ -61,7 +61,10 @@ try:
     from agent_sdk.protocol.lease import release, renew_call
 except ImportError:  # before protocol was a package
     from agent_sdk.protocol import release, renew_call
-from scripts.bench import verbs
+try:
+    from scripts.bench import bench
+except ImportError:  # before verbs.py was divided
+    from scripts.bench import verbs as bench
 
 root, calls, counted_calls, cycles = sys.argv[1], *map(int, sys.argv[2:])
 assert agent_sdk.__file__.startswith(root), agent_sdk.__file__
@@ -73,7 +76,7 @@ def means(samples):
 
 def acts(pool, times):
     yield "nothing", partial(pool.run_all, [])
-    asks = [verbs.ask() for _ in range(times)]
+    asks = [bench.ask() for _ in range(times)]
     tokens = [str(call.args[1]) for call in asks]
     yield "acquire", partial(pool.run_all, asks)
     yield "renew", partial(pool.run_all, [renew_call(token, None, None) for token in tokens])
@@ -86,7 +89,7 @@ with ExitStack() as stack:
     for line in sys.stdin:
         word, _, rest = line.strip().partition(" ")
         if word == "weigh":
-            found = verbs.weigh(int(rest)).bytes_per_lease
+            found = bench.weigh(int(rest)).bytes_per_lease
         elif word == "still":
             found = still = True
         elif word == "pool":
@@ -95,12 +98,12 @@ with ExitStack() as stack:
                 assert OFTEN in library.source
                 functions.own_library = lambda: replace(library, source=library.source.replace(
                     OFTEN, "LOOK_MS = 1e12"))
-            pools[rest] = verbs.Pool(stack.enter_context(verbs.running_store()), int(rest))
+            pools[rest] = bench.Pool(stack.enter_context(bench.running_store()), int(rest))
             found = pools[rest].redis.info("server")["process_id"]
         elif word == "lease":
-            found = verbs.lease_costs(pools[rest], calls, pipelined=True)
+            found = bench.lease_costs(pools[rest], calls, pipelined=True)
         elif word == "level":
-            found = means([verbs.lease_costs(pools[rest], 8, pipelined=True)
+            found = means([bench.lease_costs(pools[rest], 8, pipelined=True)
                            for _ in range(cycles)])
         elif word == "acts":
             steps = dict(acts(pools[rest], counted_calls))

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import verbs
+import bench
 
 from agent_sdk import AsyncLeaseClient, Store
 from agent_sdk.keys import Keys
@@ -43,7 +43,7 @@ SLOTS = 16_384
 ONE, MANY = "1 pool, 1 server", "4 pools, 3 shards"
 
 POOLS = ("bench", "bench-2", "bench-3", "bench-4")
-"""The first is that of `verbs`; of the four, one shard has two."""
+"""The first is that of `bench`; of the four, one shard has two."""
 
 CLIENTS, TASKS = 4, 25
 
@@ -112,7 +112,7 @@ def server(*options: str) -> Iterator[Store]:
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
             try:
                 store = Store(f"redis://127.0.0.1:{port}", timeout_s=10)
-                verbs.wait_ready(store)
+                bench.wait_ready(store)
                 yield store
             finally:
                 process.terminate()
@@ -135,12 +135,12 @@ def cluster() -> Iterator[tuple[Store, list[Store]]]:
         while not all("'cluster_state': 'ok'" in str(a.cluster("INFO")) for a in admins):
             time.sleep(0.05)
         where = ",".join(node.url.removeprefix("redis://") for node in nodes)
-        yield Store(f"redis+cluster://{where}", 10, verbs.KEYS.base), nodes
+        yield Store(f"redis+cluster://{where}", 10, bench.KEYS.base), nodes
 
 
 def register(store: Store, pool: str) -> None:
     """Eight devices in a pool."""
-    base, call = Keys(pool).base, verbs.report_of(verbs.HOST)
+    base, call = Keys(pool).base, bench.report_of(bench.HOST)
     with replace(store, key=base).connect() as redis:
         functions.load_own(redis)
         redis.execute_command(*Dispatch(base).command(call))
@@ -157,7 +157,7 @@ def work(url: str, pool: str, seconds: float, begin: Any, done: Any) -> None:
         return pairs
 
     async def several() -> int:
-        async with AsyncLeaseClient(Store(url, 10), pool=pool, hostname=verbs.HOST) as client:
+        async with AsyncLeaseClient(Store(url, 10), pool=pool, hostname=bench.HOST) as client:
             await client.devices()
             begin.wait()
             until = time.monotonic() + seconds
@@ -212,19 +212,19 @@ def run(rounds: int, seconds: float) -> Results:
     """Everything, both setups in each round."""
     with server() as alone, cluster() as (many, nodes):
         info: Any = alone.connect().info("server")
-        pools = {ONE: verbs.Pool(alone, 8), MANY: verbs.Pool(many, 8)}
+        pools = {ONE: bench.Pool(alone, 8), MANY: bench.Pool(many, 8)}
         for pool in POOLS[1:]:
             register(many, pool)
         costs: dict[str, list[dict[str, float]]] = {ONE: [], MANY: []}
         runs: dict[str, list[Throughput]] = {ONE: [], MANY: []}
         for _ in range(rounds):
             for setup, pool in pools.items():
-                costs[setup].append(verbs.lease_costs(pool, verbs.VERB_CALLS, pipelined=True))
+                costs[setup].append(bench.lease_costs(pool, bench.VERB_CALLS, pipelined=True))
             both = {ONE: (alone.url, POOLS[:1], [alone]), MANY: (many.url, POOLS, nodes)}
             for setup, (url, names, servers) in both.items():
                 runs[setup].append(throughput(setup, url, names, servers, seconds))
     by_verb = {
-        setup: {verb: median(row[verb] for row in rows) for verb in verbs.LEASE_VERBS}
+        setup: {verb: median(row[verb] for row in rows) for verb in bench.LEASE_VERBS}
         for setup, rows in costs.items()
     }
     cores = len(os.sched_getaffinity(0))

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+import bench
 import readers
-import verbs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the gpu-broker that is measured",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    with verbs.running_store() as store:
-        pool = verbs.Pool(store, args.devices)
+    with bench.running_store() as store:
+        pool = bench.Pool(store, args.devices)
         readers.fill(pool, args.leases)
         env = os.environ | {"REDIS_URL": store.url, "GPU_BROKER_POOL": "bench"}
         rows = [[f"`{words}`", f"{seconds(args.program, words, env):.2f}"] for words in CALLS]
-    print(verbs.table(["command", "s"], rows))
+    print(bench.table(["command", "s"], rows))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-import verbs
+import bench
 from peer_probes import ASKED, QUESTIONS
 from rival import ASYNC_LOCK, ETCD, OURS, OURS_ASYNC, OURS_DURABLE, PING, SCRIPT
 from rivals import CLIENTS_ARE
@@ -51,19 +51,19 @@ def markdown(found: Results) -> str:
         ", ".join(f"{name} {version}" for name, version in found.setting.items()) + ".",
         "## Pairs per second",
         PAIRS_SAY,
-        verbs.table(["", "clients are", "1", "10", "100"], pair_rows(found, with_times)),
+        bench.table(["", "clients are", "1", "10", "100"], pair_rows(found, with_times)),
         "### Ratios",
         RATIOS_SAY,
-        verbs.table(["", "1", "10", "100"], ratio_rows(found)),
+        bench.table(["", "1", "10", "100"], ratio_rows(found)),
         "## Hand-off",
         HANDOFF_SAYS,
-        verbs.table(["waiters", "1", "20"], handoff_rows(found)),
+        bench.table(["waiters", "1", "20"], handoff_rows(found)),
         "## The holder dies",
         DEATH_SAYS,
-        verbs.table(["", "s, median", "most"], death_rows(found)),
+        bench.table(["", "s, median", "most"], death_rows(found)),
         "## What each does beside",
         PROMISES_SAY,
-        verbs.table(["", *ASKED], promise_rows(found, explained=True)),
+        bench.table(["", *ASKED], promise_rows(found, explained=True)),
         *missing(found),
     ]
     return "\n\n".join(parts)
@@ -80,8 +80,8 @@ def short(found: Results) -> str:
             one, many = handed.get(kind, ["-", "-"])
             rows.append([kind, pairs[kind], one, many, dead.get(kind, "-")])
     head = ["", "pairs/s, 100 clients", "hand-off, ms (95 %), 1 waiter", "20", "after SIGKILL, s"]
-    promises = verbs.table(["", *ASKED], promise_rows(found, explained=False))
-    return "\n\n".join([verbs.table(head, rows), promises, *missing(found)])
+    promises = bench.table(["", *ASKED], promise_rows(found, explained=False))
+    return "\n\n".join([bench.table(head, rows), promises, *missing(found)])
 
 
 def missing(found: Results) -> list[str]:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import bench
 import cluster
 import rival
-import verbs
 from rival import ETCD, FILES, OURS, OURS_ASYNC, OURS_DURABLE, RESLOCK
 from rivals import MADE
 
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "peers-requirements.txt"
 VENV = Path(sys.prefix) / "peers"
 
-SERVER_CORE, CLIENT_CORE = (verbs.CORES[0], verbs.CORES[-1]) if verbs.CORES else (0, 0)
+SERVER_CORE, CLIENT_CORE = (bench.CORES[0], bench.CORES[-1]) if bench.CORES else (0, 0)
 
 GPUS = 128
 """Lock files of those who need one each."""
@@ -66,7 +66,7 @@ class RedisServer:
                    str(self.folder), *self.options]  # fmt: skip
         self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)
         pin(self.process.pid, SERVER_CORE)
-        verbs.wait_ready(Store(self.url, timeout_s=10.0))
+        bench.wait_ready(Store(self.url, timeout_s=10.0))
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -77,7 +77,7 @@ class RedisServer:
 
 def pin(pid: int, core: int) -> None:
     """Keep a process on a core, where there are several."""
-    if len(verbs.CORES) > 1:
+    if len(bench.CORES) > 1:
         os.sched_setaffinity(pid, {core})
 
 
@@ -105,10 +105,10 @@ def make_pools(url: str, epochs: dict[str, str] | None = None) -> dict[str, str]
         functions.load_own(redis)
         for pool, names in hosts.items():
             for name in names:
-                args = list(verbs.report_of(name).args)
+                args = list(bench.report_of(name).args)
                 args[4] = (epochs or {}).get(pool, "")
                 if pool == rival.ONE:
-                    args[7:] = args[7 : 7 + (len(args) - 7) // verbs.HOST_DEVICES]
+                    args[7:] = args[7 : 7 + (len(args) - 7) // bench.HOST_DEVICES]
                 redis.fcall(own_library().function("report"), 1, Keys(pool).base, *args)
         return {pool: redis.hget(Keys(pool).pool, "epoch") for pool in hosts}
 

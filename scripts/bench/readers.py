@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import verbs
+import bench
 from over_http import free_port
 
 if TYPE_CHECKING:
@@ -105,20 +105,20 @@ class Reading:
     rss_mb: float
 
 
-def fill(pool: verbs.Pool, leases: int) -> None:
+def fill(pool: bench.Pool, leases: int) -> None:
     """Hold leases for a day, each on one device."""
-    for start in range(0, leases, verbs.CHUNK):
-        numbers = range(start, min(leases, start + verbs.CHUNK))
-        pool.run_all([verbs.ask(f"agent-{n // PER_AGENT}", 1, 86_400) for n in numbers])
+    for start in range(0, leases, bench.CHUNK):
+        numbers = range(start, min(leases, start + bench.CHUNK))
+        pool.run_all([bench.ask(f"agent-{n // PER_AGENT}", 1, 86_400) for n in numbers])
 
 
-def enqueue(pool: verbs.Pool, waiters: int) -> None:
+def enqueue(pool: bench.Pool, waiters: int) -> None:
     """Have so many requests wait for whole devices that are all in use."""
     asks = [
-        verbs.CALLER.request(f"waiter-{n}", memory_mb=24_064, host="host-0", wait_s=600).call()
+        bench.CALLER.request(f"waiter-{n}", memory_mb=24_064, host="host-0", wait_s=600).call()
         for n in range(waiters)
     ]
-    pool.pipe([verbs.command(call) for call in asks])
+    pool.pipe([bench.command(call) for call in asks])
 
 
 def get(port: int, path: str) -> tuple[float, int]:
@@ -266,8 +266,8 @@ def readings(
 ) -> Iterator[Reading]:
     """Yield the figures of each kind of reading, each with a broker of its own."""
     with ExitStack() as stack:
-        store = stack.enter_context(verbs.running_store())
-        pool = verbs.Pool(store, devices)
+        store = stack.enter_context(bench.running_store())
+        pool = bench.Pool(store, devices)
         began = time.monotonic()
         fill(pool, leases)
         print(f"{devices:,} devices, {leases:,} leases filled in {time.monotonic() - began:.0f} s")
@@ -311,7 +311,7 @@ def table(found: Sequence[Reading]) -> str:
          f"{x.rss_mb:.0f}"]
         for x in found
     ]  # fmt: skip
-    return verbs.table(heads, rows)
+    return bench.table(heads, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import bench
 import verbs
 
 from agent_sdk.protocol.lease import release
@@ -75,12 +76,12 @@ def by_devices(rounds: int) -> dict[int, dict[str, float]]:
     """µs of each verb in both pools, in the same rounds."""
     with ExitStack() as stack:
         pools = {
-            n: verbs.Pool(stack.enter_context(verbs.running_store()), n) for n in (SMALL, LARGE)
+            n: bench.Pool(stack.enter_context(bench.running_store()), n) for n in (SMALL, LARGE)
         }
         probes = [partial(verbs.level_probe, pool, str(n)) for n, pool in pools.items()]
         samples = verbs.measure(probes, rounds)
     return {
-        n: {verb: median(samples[str(n), verb]) for verb in verbs.LEASE_VERBS}
+        n: {verb: median(samples[str(n), verb]) for verb in bench.LEASE_VERBS}
         for n in (SMALL, LARGE)
     }
 
@@ -88,7 +89,7 @@ def by_devices(rounds: int) -> dict[int, dict[str, float]]:
 def many_leases(counts: Sequence[int], rounds: int) -> tuple[Leases, ...]:
     """Pools of 64 devices with so many leases of 1 MiB each, all measured in the same rounds."""
     with ExitStack() as stack:
-        pools = [verbs.Pool(stack.enter_context(verbs.running_store()), 64) for _ in counts]
+        pools = [bench.Pool(stack.enter_context(bench.running_store()), 64) for _ in counts]
         filled = [fill(pool, count) for pool, count in zip(pools, counts, strict=True)]
         probes = [
             partial(verbs.level_probe, pool, str(n)) for pool, n in zip(pools, counts, strict=True)
@@ -96,42 +97,45 @@ def many_leases(counts: Sequence[int], rounds: int) -> tuple[Leases, ...]:
         samples = verbs.measure(probes, rounds)
     return tuple(
         Leases(
-            n, gained / n, took_s, *(median(samples[str(n), verb]) for verb in verbs.LEASE_VERBS)
+            n,
+            gained / n,
+            took_s,
+            *(median(samples[str(n), verb]) for verb in bench.LEASE_VERBS),
         )
         for n, (gained, took_s) in zip(counts, filled, strict=True)
     )
 
 
-def fill(pool: verbs.Pool, count: int) -> tuple[int, float]:
+def fill(pool: bench.Pool, count: int) -> tuple[int, float]:
     """Hold so many leases for a day; bytes that the server gained, and seconds that it took."""
     before, began = pool.redis.info("memory")["used_memory"], time.monotonic()
-    for start in range(0, count, verbs.CHUNK):
-        numbers = range(start, min(count, start + verbs.CHUNK))
-        pool.run_all([verbs.ask(f"agent-{n // PER_AGENT}", 1, 86_400) for n in numbers])
+    for start in range(0, count, bench.CHUNK):
+        numbers = range(start, min(count, start + bench.CHUNK))
+        pool.run_all([bench.ask(f"agent-{n // PER_AGENT}", 1, 86_400) for n in numbers])
     return pool.redis.info("memory")["used_memory"] - before, time.monotonic() - began
 
 
 def queue_of(waiters: int) -> Queue:
     """Fill a host and have that many waiters for it, none or all of them polling."""
-    with verbs.running_store() as store:
-        pool = verbs.Pool(store, 2 * verbs.HOST_DEVICES)
-        held = [verbs.ask("full", WHOLE_MB, 86_400, FULL_HOST) for _ in range(verbs.HOST_DEVICES)]
+    with bench.running_store() as store:
+        pool = bench.Pool(store, 2 * bench.HOST_DEVICES)
+        held = [bench.ask("full", WHOLE_MB, 86_400, FULL_HOST) for _ in range(bench.HOST_DEVICES)]
         pool.run_all(held)
         asks = [
-            verbs.CALLER.request(
+            bench.CALLER.request(
                 f"waiter-{n // PER_AGENT}", memory_mb=WHOLE_MB, host=FULL_HOST, wait_s=600
             ).call()
             for n in range(waiters)
         ]
-        commands = [verbs.command(call) for call in asks]
-        last = commands[-verbs.VERB_CALLS :]
-        for start in range(0, waiters - len(last), verbs.CHUNK):
-            pool.pipe(commands[start : min(start + verbs.CHUNK, waiters - len(last))])
-        enqueue_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
-        poll_us, _ = verbs.server_us(pool, partial(pool.pipe, last))
+        commands = [bench.command(call) for call in asks]
+        last = commands[-bench.VERB_CALLS :]
+        for start in range(0, waiters - len(last), bench.CHUNK):
+            pool.pipe(commands[start : min(start + bench.CHUNK, waiters - len(last))])
+        enqueue_us, _ = bench.server_us(pool, partial(pool.pipe, last))
+        poll_us, _ = bench.server_us(pool, partial(pool.pipe, last))
         tokens = [str(call.args[1]) for call in held]
         released = [next(release(token)) for token in tokens]
-        handover_us, _ = verbs.server_us(pool, partial(pool.run_all, released))
+        handover_us, _ = bench.server_us(pool, partial(pool.run_all, released))
     return Queue(waiters, enqueue_us, poll_us, handover_us)
 
 
@@ -162,17 +166,17 @@ def markdown(found: Results) -> str:
         "# What size costs",
         setting,
         "## Devices",
-        verbs.table(
-            ["devices", *verbs.LEASE_VERBS],
+        bench.table(
+            ["devices", *bench.LEASE_VERBS],
             [
-                [f"{n:,}", *(f"{row[verb]:.1f}" for verb in verbs.LEASE_VERBS)]
+                [f"{n:,}", *(f"{row[verb]:.1f}" for verb in bench.LEASE_VERBS)]
                 for n, row in found.devices.items()
             ],
         ),
         "## Leases",
         MEMORY_SAYS,
-        verbs.table(
-            ["leases", "bytes each", "MiB", "filled in, s", *verbs.LEASE_VERBS],
+        bench.table(
+            ["leases", "bytes each", "MiB", "filled in, s", *bench.LEASE_VERBS],
             [
                 [f"{x.leases:,}", f"{x.bytes_each:.0f}", f"{x.bytes_each * x.leases / 2**20:.0f}",
                  f"{x.fill_s:.0f}",
@@ -182,7 +186,7 @@ def markdown(found: Results) -> str:
         ),
         "## Waiters",
         QUEUE_SAYS,
-        verbs.table(
+        bench.table(
             ["waiters", "enqueue", "poll", "release and hand over"],
             [
                 [f"{x.waiters:,}", *(f"{y:.1f}" for y in (x.enqueue_us, x.poll_us, x.handover_us))]
@@ -205,14 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--write", action="store_true", help="write scale.md and scale.json into results/"
     )
     args = parser.parse_args(argv)
-    with verbs.running_store() as store, store.connect() as client:
+    with bench.running_store() as store, store.connect() as client:
         version = str(client.info("server")["redis_version"])
     found = Results(
         f"redis-server {version}",
         args.rounds,
         by_devices(args.rounds),
         many_leases((1000, args.leases), args.rounds),
-        queues((verbs.VERB_CALLS * 2, args.waiters), QUEUE_ROUNDS),
+        queues((bench.VERB_CALLS * 2, args.waiters), QUEUE_ROUNDS),
     )
     report = markdown(found)
     print(report)

@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import verbs
+import bench
 
 from agent_sdk import LeaseClient, LeaseError, Store
+from agent_sdk.protocol.lease import reap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ class Results:
 
 def agents(url: str, number: int) -> None:
     """Run a process of agents that never ends by itself."""
-    client = LeaseClient(Store(url, 10.0), pool=verbs.KEYS.pool_name, hostname=verbs.HOST)
+    client = LeaseClient(Store(url, 10.0), pool=bench.KEYS.pool_name, hostname=bench.HOST)
 
     def one(agent: str) -> None:
         dice = random.Random()
@@ -111,7 +112,7 @@ def start(url: str, number: int) -> BaseProcess:
 class Keeping:
     """A broker's duties: report the hosts, reap."""
 
-    def __init__(self, pool: verbs.Pool) -> None:
+    def __init__(self, pool: bench.Pool) -> None:
         self.pool = pool
         self.next_report = self.next_reap = 0.0
 
@@ -119,7 +120,7 @@ class Keeping:
         """Do all that is due."""
         now = time.monotonic()
         if now >= self.next_report:
-            self.pool.run_all([verbs.report_of(f"host-{n}") for n in range(hosts())])
+            self.pool.run_all([bench.report_of(f"host-{n}") for n in range(hosts())])
             self.next_report = now + REPORT_S
         if now >= self.next_reap:
             self.reap()
@@ -127,22 +128,22 @@ class Keeping:
 
     def reap(self) -> None:
         """All that is over."""
-        while self.pool.run([next(verbs.reap())])[0][4]:
+        while self.pool.run([next(reap())])[0][4]:
             pass
 
 
 def hosts() -> int:
     """Hosts of 8 devices."""
-    return DEVICES // verbs.HOST_DEVICES
+    return DEVICES // bench.HOST_DEVICES
 
 
-def sample(pool: verbs.Pool, began: float) -> Sample:
+def sample(pool: bench.Pool, began: float) -> Sample:
     """Look at the server: every key that lives, by kind.
 
     DBSIZE will not do: among so many keys that expire Redis leaves a tenth of those that are over
     where they are, for a while.
     """
-    redis, keys = pool.redis, verbs.KEYS
+    redis, keys = pool.redis, bench.KEYS
     redis.execute_command("MEMORY", "PURGE")
     prefix = len(keys.base) + 1
     kinds = Counter(
@@ -170,8 +171,8 @@ def flat(samples: Sequence[Sample], name: str, after_s: float) -> bool | None:
 
 def run(minutes: float) -> Results:
     """Return the whole soak."""
-    with verbs.running_store() as store:
-        pool = verbs.Pool(store, DEVICES)
+    with bench.running_store() as store:
+        pool = bench.Pool(store, DEVICES)
         keeping, began = Keeping(pool), time.monotonic()
         processes = [start(store.url, number) for number in range(AGENTS)]
         deaths, samples = 0, []
@@ -193,7 +194,7 @@ def run(minutes: float) -> Results:
             process.kill()
             process.join()
         exact = settled(pool, keeping)
-        stats = {name: int(count) for name, count in pool.redis.hgetall(verbs.KEYS.stats).items()}
+        stats = {name: int(count) for name, count in pool.redis.hgetall(bench.KEYS.stats).items()}
     ended = {
         name: stats.get(name, 0)
         for name in ("released", "expired", "enqueued", "timed_out", "cancelled")
@@ -204,16 +205,16 @@ def run(minutes: float) -> Results:
     )  # fmt: skip
 
 
-def settled(pool: verbs.Pool, keeping: Keeping) -> str:
+def settled(pool: bench.Pool, keeping: Keeping) -> str:
     """Once all is over: what is wrong, or nothing."""
     from tests.audit import audit  # noqa: PLC0415 - the checkout is on the path by now
 
-    records, until = f"{verbs.KEYS.base}:record:*", time.monotonic() + SETTLE_S
+    records, until = f"{bench.KEYS.base}:record:*", time.monotonic() + SETTLE_S
     while time.monotonic() < until and any(pool.redis.scan_iter(records, count=5000)):
         keeping.step()
         time.sleep(0.1)
     try:
-        audit(pool.redis, verbs.KEYS)
+        audit(pool.redis, bench.KEYS)
     except AssertionError as wrong:
         return f"audit: {wrong}"
     held = list(pool.redis.scan_iter(records))
@@ -231,7 +232,7 @@ def markdown(found: Results) -> str:
         f"- sums: {'NOT exact: ' + found.exact if found.exact else 'exact, and nothing is left'}",
         f"- memory, from 20 minutes on: {said[found.flat_memory]}",
         f"- keys but for tombstones, from the first minute on: {said[found.flat_keys]}",
-        verbs.table(
+        bench.table(
             ["after, s", "MiB", "keys", "tombstones", "others", "records", "waiting"],
             [
                 [f"{x.after_s:.0f}", f"{x.used_mb:.1f}", f"{x.keys:,}", f"{x.tombstones:,}",

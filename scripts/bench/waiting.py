@@ -25,11 +25,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
+import bench
 import handoff
 import redis
 import redis.asyncio
 import redis_lock
-import verbs
 from handoff import LOCK, OURS, POTTERY, REDIS_LOCK, Handoff
 from pottery import AIORedlock
 
@@ -101,15 +101,15 @@ class Queue:
 
 
 @contextmanager
-def pool_named(name: str, devices: int) -> Iterator[verbs.Pool]:
+def pool_named(name: str, devices: int) -> Iterator[bench.Pool]:
     """Run a server with a pool of that name and hosts that live for a day."""
-    with verbs.running_store() as store:
-        pool = verbs.Pool(store, 0)
-        hosts = [f"host-{n}" for n in range(max(1, devices // verbs.HOST_DEVICES))]
+    with bench.running_store() as store:
+        pool = bench.Pool(store, 0)
+        hosts = [f"host-{n}" for n in range(max(1, devices // bench.HOST_DEVICES))]
         report, base = own_library().function("report"), Keys(name).base
         for host in hosts:
-            args = list(verbs.report_of(host).args)
-            args[7:] = args[7 : 7 + (len(args) - 7) * devices // verbs.HOST_DEVICES // len(hosts)]
+            args = list(bench.report_of(host).args)
+            args[7:] = args[7 : 7 + (len(args) - 7) * devices // bench.HOST_DEVICES // len(hosts)]
             pool.redis.fcall(report, 1, base, *args)
         yield pool
 
@@ -236,7 +236,7 @@ def handoffs(effort: Effort) -> list[Handoff]:
                     pool.redis.hset(Keys(handoff.NAME).pool, "max_waiters_per_agent", 10_000)
                     holder.take()
                 server = pool.redis.info("server")["process_id"]
-                with verbs.placed(server, next(reversed(verbs.PLACES))):  # inherited by the waiters
+                with bench.placed(server, next(reversed(bench.PLACES))):  # inherited by the waiters
                     found.append(handoff.measure(holder, kind, url, waiters, effort.handoffs, ping))
     return found
 
@@ -264,8 +264,8 @@ def queues(effort: Effort) -> list[Queue]:
     samples: dict[int, list[Queue]] = defaultdict(list)
     for number in range(effort.rounds + 1):
         for waiters in QUEUES:
-            with verbs.running_store() as store:
-                pool = verbs.Pool(store, 64)
+            with bench.running_store() as store:
+                pool = bench.Pool(store, 64)
                 samples[waiters] += [queue_of(pool, waiters)] if number else []
     return [
         Queue(
@@ -280,27 +280,27 @@ def queues(effort: Effort) -> list[Queue]:
     ]
 
 
-def queue_of(pool: verbs.Pool, waiters: int) -> Queue:
+def queue_of(pool: bench.Pool, waiters: int) -> Queue:
     """Return one sample: so many wait for a host that is full, and others come and go elsewhere."""
     full = "host-7"
-    pool.run_all([verbs.ask("full", 24_064, 86_400, full) for _ in range(verbs.HOST_DEVICES)])
+    pool.run_all([bench.ask("full", 24_064, 86_400, full) for _ in range(bench.HOST_DEVICES)])
     asks = [
-        verbs.CALLER.request(f"waiter-{n // 200}", memory_mb=1000, host=full, wait_s=600).call()
+        bench.CALLER.request(f"waiter-{n // 200}", memory_mb=1000, host=full, wait_s=600).call()
         for n in range(waiters)
     ]
-    commands = [verbs.command(call) for call in asks]
-    for start in range(0, waiters, verbs.CHUNK):
-        pool.pipe(commands[start : start + verbs.CHUNK])
-    costs = verbs.lease_costs(pool, verbs.VERB_CALLS, pipelined=True)
+    commands = [bench.command(call) for call in asks]
+    for start in range(0, waiters, bench.CHUNK):
+        pool.pipe(commands[start : start + bench.CHUNK])
+    costs = bench.lease_costs(pool, bench.VERB_CALLS, pipelined=True)
     stats = pool.stats()
-    calls = {"release": sum(n for name, (n, _) in stats.items() if name not in verbs.WAYS)}
-    polls = commands[1 : verbs.CHUNK + 1]
+    calls = {"release": sum(n for name, (n, _) in stats.items() if name not in bench.WAYS)}
+    polls = commands[1 : bench.CHUNK + 1]
     poll_us = 0.0
     if polls:
-        poll_us, _ = verbs.server_us(pool, lambda: pool.pipe(polls))
+        poll_us, _ = bench.server_us(pool, lambda: pool.pipe(polls))
     return Queue(
         waiters, costs["acquire"], costs["renew"], costs["release"],
-        {name: count / verbs.VERB_CALLS for name, count in calls.items()}, poll_us,
+        {name: count / bench.VERB_CALLS for name, count in calls.items()}, poll_us,
     )  # fmt: skip
 
 
@@ -317,7 +317,7 @@ class Results:
 
 def run(effort: Effort) -> Results:
     """Measure everything, and hold it against what was aimed at."""
-    with verbs.running_store() as store, store.connect() as client:
+    with bench.running_store() as store, store.connect() as client:
         version = str(client.info("server")["redis_version"])
     pairs, found, measured = pairs_per_s(effort), handoffs(effort), queues(effort)
     goals: list[tuple[str, bool, str]] = []
@@ -382,13 +382,13 @@ def markdown(found: Results) -> str:
         setting,
         "## Hand-off",
         HANDOFF_SAYS,
-        verbs.table(["waiters", *map(str, counts)], handoff_rows),
+        bench.table(["waiters", *map(str, counts)], handoff_rows),
         "## Pairs per second",
         PAIRS_SAY,
-        verbs.table(["tasks", *map(str, TASKS)], pair_rows),
+        bench.table(["tasks", *map(str, TASKS)], pair_rows),
         "## Beside a queue",
         QUEUES_SAY,
-        verbs.table(["waiters", *QUEUE_COLUMNS], queue_rows),
+        bench.table(["waiters", *QUEUE_COLUMNS], queue_rows),
         "## Goals",
         said,
     ]
