@@ -38,6 +38,10 @@ class PasswordFile(CredentialProvider):
             raise self._unreadable("it is empty")
         return (self._username, password) if self._username else (password,)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """Read the file; redis-py's own way to do it would log a warning at each connect."""
+        return self.get_credentials()
+
     def _unreadable(self, why: str) -> RedisConnectionError:
         error = RedisConnectionError(
             f"not connecting: the file of password_file, {self._path}, cannot be read ({why})"

@@ -176,6 +176,20 @@ async def test_password_is_read_again(tmp_path: Path) -> None:
         await check_everybody(url, lambda: change("two"), admin)
 
 
+async def test_password_file_is_read_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In an event loop too, where each connection asks redis-py's provider in another way."""
+    secret = tmp_path / "secret"
+    secret.write_text("word\n")
+    with running("redis") as server, server.connect() as admin:
+        admin.config_set("requirepass", "word")
+        url = f"redis://127.0.0.1:{server.port}?password_file={secret}"
+        async with AsyncLeaseClient(Store(url)) as client:
+            await client.pool()
+    assert not caplog.records
+
+
 def test_password_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     """Nothing was sent; and it works as soon as the file is there."""
     secret = tmp_path / "secret"
