@@ -270,8 +270,9 @@ class _Wire:
     def _greet(self, found: dict[str, Any]) -> None:
         """Ask for answers with maps as such, log in and choose the database."""
         words: list[tuple[Any, ...]] = [("HELLO", "3")]
-        if "password" in found:
-            words = [("HELLO", "3", "AUTH", found.get("username", "default"), found["password"])]
+        if found.keys() & {"username", "password"}:
+            user, password = found.get("username", "default"), found.get("password", "")
+            words = [("HELLO", "3", "AUTH", user, password)]
         if "db" in found:
             words.append(("SELECT", str(found["db"])))
         try:

@@ -214,6 +214,20 @@ def test_passwords_and_databases_are_as_with_redis_py(own: Server) -> None:
         redis.config_set("requirepass", "")
 
 
+def test_user_without_a_password_in_the_url_is_no_other_user(own: Server) -> None:
+    """Not the default user, whose rights are others: one with a password of its own is denied."""
+    with own.connect() as redis:
+        redis.acl_setuser("open", enabled=True, nopass=True, commands=["+@all"], keys=["*"])
+        redis.acl_setuser("shut", enabled=True, passwords=["+word"], commands=["+@all"], keys=["*"])
+        where = own.url.partition("://")[2]
+        with LeaseClient(QuickStore(f"redis://open@{where}")) as client:
+            assert client.redis.execute_command("HGET", "none", "f") is None
+            assert "open" in {found["user"] for found in redis.client_list()}
+        other = QuickStore(f"redis://shut@{where}")
+        with LeaseClient(other, deadline_s=0.1) as client, pytest.raises(Denied):
+            client.pool()
+
+
 def test_call_that_is_interrupted_leaves_no_answer_for_the_next(quick: LeaseClient) -> None:
     """A handler that raises in the middle of a call: the connection is closed."""
 
