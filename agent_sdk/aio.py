@@ -129,9 +129,15 @@ class AsyncLeaseClient(Verbs["Redis"]):
             raise
 
     async def close(self) -> None:
-        """Stop renewing and disconnect; see `LeaseClient.close`. Any event loop may do it."""
-        await self._inbox.close()
-        await self._calls.close()
+        """Stop renewing and disconnect; see `LeaseClient.close`. Any event loop may do it.
+
+        A cancelled call has stopped renewing, too.
+        """
+        try:
+            await self._inbox.close()
+            await self._calls.close()
+        finally:
+            self._keeper.stop()
         try:
             await asyncio.to_thread(self._keeper.close)
         except RuntimeError:  # no thread for it

@@ -245,8 +245,7 @@ class AsyncInbox(_Inbox):
         task = self._task
         self.let_go()
         if task is not None and task.get_loop() is asyncio.get_running_loop():
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})  # unlike the task itself, it tells a cancelled caller apart
 
     def let_go(self) -> None:
         """Stop listening soon; from any thread."""

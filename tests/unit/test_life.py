@@ -244,6 +244,27 @@ async def test_async_client_that_another_loop_closes(pool: TestBroker, watch: Le
     await client.close()
 
 
+async def test_cancelled_close_ends_as_cancelled_and_stops_renewing(
+    pool: TestBroker, watch: LeaseClient
+) -> None:
+    """While it waits for the task that listens for hints, whose own cancellation is none of it."""
+    client = AsyncLeaseClient(Store(pool.url), hostname=pool.host)
+    lease = await client.acquire("kept", memory_mb=1000, ttl_s=1)
+    client.keep(lease)
+    waits = asyncio.create_task(client.acquire("waits", memory_mb=1000, wait_s=60))
+    await asyncio.to_thread(until, lambda: watch.pool().waiting == 1)
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    assert await lease.wait_lost(3)
+    await client.close()
+
+
 async def test_async_call_that_is_away_hears_of_the_close(pool: TestBroker) -> None:
     """Another loop closes the client while a call of this one is on its way: it ends."""
     client = AsyncLeaseClient(Store(pool.url), hostname=pool.host, deadline_s=0.5)
