@@ -87,7 +87,8 @@ class AsyncLeaseClient(Verbs["Redis"]):
 
     async def adopt(self, token: str | None = None) -> AsyncLease:
         """Take over a lease that another process acquired; see `LeaseClient.adopt`."""
-        return AsyncLease(await self._run(attach.adopt(self.keys, own_token(token))), client=self)
+        grant, renewal = await self._run(attach.adopt(self.keys, own_token(token)))
+        return self._told(AsyncLease(grant, client=self), renewal)
 
     async def release(
         self,

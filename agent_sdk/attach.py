@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent_sdk.errors import error_for
 from agent_sdk.protocol.lease import renew
-from agent_sdk.protocol.messages import Answer, Call, Device, Grant, Read, RecoveryClaim
+from agent_sdk.protocol.messages import Answer, Call, Device, Grant, Read, RecoveryClaim, Renewal
 from agent_sdk.protocol.replies import of_known_form, whole
 from agent_sdk.state import queue
 from agent_sdk.state.queue import WaiterStatus
@@ -22,8 +22,8 @@ FACTS: Final = ("index", "host", "name", "total_mb", "used_mb", "runtime_id")
 """Fields of a device that a grant tells of."""
 
 
-def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
-    """Renew a lease as it was granted, and read its devices.
+def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, tuple[Grant, Renewal]]:
+    """Renew a lease as it was granted, and read its devices; return the renewal, too.
 
     Raises:
         LeaseLost: it has ended; the code has the outcome.
@@ -41,7 +41,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
     )
     claim = _claim(answer, found)
     devices = yield from _devices(keys, found.devices)
-    return Grant(
+    grant = Grant(
         token=token,
         agent=found.agent,
         fence=found.fence,
@@ -53,6 +53,7 @@ def adopt(keys: Keys, token: str) -> Generator[Call | Read, Answer, Grant]:
         trusted_until=renewal.trusted_until,
         claim=claim,
     )
+    return grant, renewal
 
 
 def _devices(

@@ -121,7 +121,8 @@ class LeaseClient(Verbs["Redis"]):
             StillWaiting: it is still in the queue.
             UnknownToken: the token is unknown, or neither given nor set.
         """
-        return Lease(self._run(attach.adopt(self.keys, own_token(token))), client=self)
+        grant, renewal = self._run(attach.adopt(self.keys, own_token(token)))
+        return self._told(Lease(grant, client=self), renewal)
 
     def release(
         self,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from agent_sdk.leases.lease import HeldLease
-    from agent_sdk.protocol.messages import Pause
+    from agent_sdk.protocol.messages import Pause, Renewal
     from agent_sdk.request import LeaseOptions
 
 R = TypeVar("R")
@@ -132,6 +132,11 @@ class PoolClient(OfOneProcess, ABC, Generic[R]):
         """Return a lease that was granted by itself, with a reminder to come."""
         if self.reminds:
             self._keeper.remind(lease)
+        return lease
+
+    def _told(self, lease: T, renewal: Renewal) -> T:
+        """Return a lease that was taken over, with the notices that its renewal brought."""
+        lease.accept(renewal)
         return lease
 
     def _giving(self, lease: HeldLease | str, wait: Acquisition) -> None:

@@ -64,10 +64,11 @@ class Lease(HeldLease):
     def on_notice(self, callback: Callable[[Self], object]) -> None:
         """Call back in a thread of its own at each change of `notices`, `preempt_at`, `wanted`.
 
-        A call that waits for an earlier one to return stands for all changes meanwhile.
+        At once if there is one of them already, as after `adopt`. A call that waits for an earlier
+        one to return stands for all changes meanwhile.
         """
         _refuse_coroutines(callback)
-        self._on_notice.append(lambda: callback(self))
+        self._when_noticed(lambda: callback(self))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
         """Call back once after its loss, in a thread of its own; at once if it is lost already.
@@ -128,8 +129,11 @@ class AsyncLease(HeldLease):
         run(self, name, callback)  # it only wakes the loop
 
     def on_notice(self, callback: Callable[[Self], object]) -> None:
-        """Call back in this event loop at each change of `notices`, `preempt_at`, `wanted`."""
-        self._on_notice.append(self._in_loop(callback))
+        """Call back in this event loop at each change of `notices`, `preempt_at`, `wanted`.
+
+        At once if there is one of them already, as after `adopt`.
+        """
+        self._when_noticed(self._in_loop(callback))
 
     def on_lost(self, callback: Callable[[Self], object]) -> None:
         """Call back once in this event loop after its loss; at once if it is lost already.

@@ -291,6 +291,11 @@ class HeldLease:
         for callback in list(self._on_notice):
             self._tell("on_notice", callback)
 
+    def _when_noticed(self, callback: Callable[[], object]) -> None:
+        self._on_notice.append(callback)
+        if self.notices or self.wanted or self.preempt_at is not None:
+            self._tell("on_notice", callback)
+
     def _log_preemption(self) -> None:
         if self.preempt_at is None:
             log.info("lease %s is not taken back after all", self.token[:8])

@@ -154,15 +154,33 @@ def test_holder_is_told_that_another_wants_its_lease(client: LeaseClient, pool: 
     async def other() -> tuple[Any, ...]:
         async with AsyncLeaseClient(Store(pool.url)) as mine:
             adopted: AsyncLease = await mine.adopt(lease.token)
-            told = asyncio.Event()
+            known, told = adopted.wanted, asyncio.Event()
             adopted.on_notice(lambda _: told.set())
-            await mine.renew(adopted)
             await asyncio.wait_for(told.wait(), 5)
-            return adopted.wanted, adopted.preempt_at
+            return known, adopted.preempt_at
 
     assert asyncio.run(other()) == (("third", 6000), None)
     for each in (*tokens, lease.token):
         client.release(each)
+
+
+def test_process_that_takes_over_a_lease_is_told_what_its_holder_was(
+    teams: LeaseClient, pool: TestBroker
+) -> None:
+    """At once: the notice may be over before the next renewal of a lease of two minutes."""
+    lease = teams.acquire("victim", memory_mb=8000, team="ward", ttl_s=120)
+    with pytest.raises(StillWaiting) as waits:
+        teams.acquire("owner", memory_mb=5000, team="lab", wait_s=1.5, keep_place=True)
+    assert until(lambda: teams.queue()[0].preempts or poll(teams, str(waits.value.token)))
+    with LeaseClient(Store(pool.url), hostname=pool.host) as other:
+        adopted = other.adopt(lease.token)
+        assert adopted.preempt_at is not None
+        assert 0 < adopted.preempt_at - time.time() <= GRACE_S
+        told = threading.Event()
+        adopted.on_notice(lambda _: told.set())
+        assert told.wait(1)
+        assert other.release(adopted)
+    teams.release(str(waits.value.token))
 
 
 def test_renewal_that_comes_after_the_notice_was_over_says_so(teams: LeaseClient) -> None:
