@@ -28,3 +28,8 @@ def trusted_until(sent_at: float, remaining_ms: int) -> float:
     the broker does.
     """
     return sent_at + remaining_ms / 1000 * DRIFT - MARGIN_S
+
+
+def sent_at(trusted_until: float, remaining_ms: int) -> float:
+    """Return the time of the request whose answer is trusted until then."""
+    return trusted_until - remaining_ms / 1000 * DRIFT + MARGIN_S

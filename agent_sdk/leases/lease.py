@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_sdk.clock import local_now
+from agent_sdk.clock import local_now, sent_at
 from agent_sdk.engines.containers import container_label, runtime_args
 from agent_sdk.engines.environment import environment, settings_of
 from agent_sdk.errors import LeaseError, LeaseLost, UnknownToken, error_for
@@ -183,6 +183,11 @@ class HeldLease:
     def trusted_until(self) -> float:
         """End of trust in it, on `clock.local_now`'s clock."""
         return self._trusted_until
+
+    @property
+    def told_at(self) -> float:
+        """Time at which the pool was last asked about it, on `clock.local_now`'s clock."""
+        return sent_at(self._trusted_until, self.remaining_ms)
 
     @property
     def trusted_s(self) -> float:

@@ -19,6 +19,12 @@ SHORTEST_S: Final = 0.1
 An operator's revoke ends a lease after 60 s, and its holder must have been told by then.
 """
 
+NEWS_S: Final = 0.5
+"""Seconds for which a lease that comes to be kept is renewed no sooner than others.
+
+Longer after its last answer it may have a notice that it was not told of.
+"""
+
 
 @dataclass(slots=True)
 class RenewalSchedule:
@@ -36,6 +42,12 @@ class RenewalSchedule:
     def due_at(self) -> float:
         """Time to renew it, or to find it lost."""
         return min(self.next_at, self.lease.trusted_until)
+
+    def begin(self) -> None:
+        """Renew it in its time, or now if the pool was asked about it too long ago."""
+        self.renewed()
+        if local_now() - self.lease.told_at > NEWS_S:
+            self.next_at = local_now()
 
     def renewed(self) -> None:
         """Renew it next after a third of a renewal's length, and of its rest at most."""

@@ -104,7 +104,7 @@ class Renewer:
         if lease.released:
             raise error_for("released", token=lease.token)
         kept = RenewalSchedule(lease)
-        kept.renewed()
+        kept.begin()
         self._kept[lease] = kept
         self._reminders.forget(lease)
         try:

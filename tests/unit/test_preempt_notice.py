@@ -101,6 +101,20 @@ def test_notice_that_is_shorter_than_the_time_between_renewals_is_told(pool: Tes
     assert lease.preempt_at > time.time()
 
 
+def test_notice_from_before_a_lease_was_kept_is_told(pool: TestBroker) -> None:
+    """Its keeper asks at once, and not after the third of its length."""
+    pool.client.set_policy(preempt_grace_s=60)
+    told = threading.Event()
+    lease = pool.client.acquire("victim", memory_mb=900, preemptible=True, ttl_s=120)
+    lease.on_notice(lambda _: told.set())
+    token = new_token()
+    eventually(lambda: poll(pool, token) or pool.client.lookup(lease.token).preempt_at_ms, 20)
+    pool.client.keep(lease)
+    assert told.wait(1)
+    pool.client.release(lease)
+    pool.client.release(token)
+
+
 def test_holder_that_yields_is_told_which_agent_wants_how_much(pool: TestBroker) -> None:
     """At its next renewal."""
     pool.client.set_policy(reclaim_after_s=0)
