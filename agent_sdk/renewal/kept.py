@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -50,11 +51,17 @@ class RenewalSchedule:
             self.next_at = local_now()
 
     def renewed(self) -> None:
-        """Renew it next after a third of a renewal's length, and of its rest at most."""
+        """Renew it next after a third of a renewal's length, and of its rest at most.
+
+        Or when its notice is over: the pool ends it then, and its waiter has it.
+        """
         lease = self.lease
         ttl_s = lease.ttl_ms / 1000 or LONGEST_S * 3
         third = min(ttl_s / 3, LONGEST_S, max(lease.trusted_s / 3, SHORTEST_S))
-        self.next_at = local_now() + third * random.uniform(0.85, 1.0)
+        rest_s = third * random.uniform(0.85, 1.0)
+        if lease.preempt_at is not None:
+            rest_s = min(rest_s, max(0.0, lease.preempt_at - time.time()) + RETRY_S)
+        self.next_at = local_now() + rest_s
 
     def failed(self) -> None:
         """Renew it again soon."""

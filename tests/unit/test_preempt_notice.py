@@ -101,6 +101,17 @@ def test_notice_that_is_shorter_than_the_time_between_renewals_is_told(pool: Tes
     assert lease.preempt_at > time.time()
 
 
+def test_kept_lease_ends_when_its_notice_is_over(pool: TestBroker) -> None:
+    """Q4: and not at its next renewal, which for a lease of two minutes is up to 15 s later."""
+    with pool.client.lease("victim", memory_mb=900, preemptible=True, ttl_s=120) as lease:
+        ask: dict[str, Any] = {"memory_mb": 900, "priority": 5, "host": "any"}
+        got = pool.client.acquire("asker", wait_s=60, **ask)
+        assert lease.preempt_at is not None
+        assert 0 < time.time() - lease.preempt_at < 2
+        eventually(lambda: lease.lost_reason == "preempted", 2)
+        assert pool.client.release(got)
+
+
 def test_notice_from_before_a_lease_was_kept_is_told(pool: TestBroker) -> None:
     """Its keeper asks at once, and not after the third of its length."""
     pool.client.set_policy(preempt_grace_s=60)
