@@ -360,6 +360,8 @@ class HeldLease:
             run(self, "wait_lost", wake)
 
     def _when_lost(self, callback: Callable[[], object]) -> None:
+        if reason := self.lost_reason:  # by the clock alone, where no thread has looked
+            self.lose(reason)
         with self._lock.lock:
             if self._lost_code is None:
                 self._callbacks.append(callback)

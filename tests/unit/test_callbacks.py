@@ -129,6 +129,19 @@ def test_threads_of_callbacks_are_bounded_and_end(caplog: pytest.LogCaptureFixtu
     until(lambda: sorted(called) == [*range(WORKERS + 4)] and threads() == 0)
 
 
+async def test_loss_that_no_thread_has_seen_is_told_at_once(pool: TestBroker) -> None:
+    """A lease that is not kept is over by its holder's clock alone; with both clients."""
+    with LeaseClient(Store(pool.url), hostname=pool.host) as client:
+        lease, told = client.acquire("me", memory_mb=10, ttl_s=1), list[str | None]()
+        async with AsyncLeaseClient(Store(pool.url), hostname=pool.host) as other:
+            second, heard = await other.acquire("me", memory_mb=10, ttl_s=1), asyncio.Event()
+            await asyncio.sleep(1)
+            lease.on_lost(lambda lost: told.append(lost.lost_reason))
+            second.on_lost(lambda _: heard.set())
+            await asyncio.wait_for(heard.wait(), 1)
+    assert told == ["expired"]
+
+
 def test_blocking_lease_refuses_a_coroutine_function(client: LeaseClient) -> None:
     """It would never be awaited."""
 
