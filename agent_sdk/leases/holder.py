@@ -83,7 +83,7 @@ class Lease(HeldLease):
         told, until = threading.Event(), local_now() + timeout_s
         with self._watching(told.set):
             while not self.lost and not self._ended and (left := until - local_now()) > 0:
-                told.wait(min(left, max(self.trusted_s, 0.01)))
+                told.wait(min(left, max(self.trusted_s, 0.01), threading.TIMEOUT_MAX))
         return self.lost
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import threading
@@ -140,6 +141,15 @@ async def test_loss_that_no_thread_has_seen_is_told_at_once(pool: TestBroker) ->
             second.on_lost(lambda _: heard.set())
             await asyncio.wait_for(heard.wait(), 1)
     assert told == ["expired"]
+
+
+def test_wait_for_the_loss_of_a_lease_without_end_may_be_endless() -> None:
+    """One of the CPU that its holder gave itself is waited for as any other is."""
+    with LeaseClient.from_url("redis://127.0.0.1:1") as client:
+        client.deadline_s = 0.1
+        lease = client.acquire("me", memory_mb=1000, on_unavailable="cpu")
+        threading.Timer(0.2, client.release, (lease,)).start()
+        assert lease.wait_lost(math.inf) is False
 
 
 def test_blocking_lease_refuses_a_coroutine_function(client: LeaseClient) -> None:
