@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from agent_sdk.leases.holder import Lease
@@ -25,10 +25,14 @@ class HttpLease(Lease):
 
     def __init__(self, client: GPUOrchestratorClient, grant: Grant, *, local: bool = False) -> None:
         super().__init__(grant, local=local)
-        self._service = client
+        self._service: GPUOrchestratorClient | None = client
 
-    def _own_client(self) -> GPUOrchestratorClient:
-        return self._service
+    def _own_client(self) -> Any:
+        return self._service or super()._own_client()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state that travels, without the client."""
+        return super().__getstate__() | {"_service": None}
 
     def __enter__(self) -> Self:
         """Hold the lease until the end of the block, or of the process."""
@@ -43,12 +47,12 @@ class HttpLease(Lease):
     ) -> None:
         """Release it, however the block ended."""
         _entered.discard(self)
-        if not self.released:
+        if not self.released and self._service is not None:
             self._service.release(self)
 
     def leave(self) -> None:
         """Give it back in the background; the end of the process waits for that."""
-        if not (self.released or self.is_view or self.local):
+        if self._service is not None and not (self.released or self.is_view or self.local):
             self.end()
             self._service.abandon(self)
 

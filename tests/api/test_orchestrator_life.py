@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_sdk import GPUOrchestratorClient
+from agent_sdk import BadRequest, GPUOrchestratorClient
 from tests.api.brokers import GRANTING, Broker, environment, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from agent_sdk.orchestrator import HttpLease
 
 GENERATOR = """
 import sys
@@ -64,6 +68,27 @@ def test_child_that_leaves_the_block_gives_nothing_back(broker: Broker) -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert list(broker.allocations()) == [lease.token]
         assert client.renew(lease)
+
+
+def test_lease_travels_as_a_view(broker: Broker) -> None:
+    """Pickled, it is looked at elsewhere, and not held: neither its block nor a call ends it."""
+    with GPUOrchestratorClient(url(broker)) as client, client.lease("parent", 10) as lease:
+        with multiprocessing.get_context("spawn").Pool(1) as workers:
+            told = workers.apply(look, (lease,))
+        assert told == (lease.token, True, False, True)
+        assert list(broker.allocations()) == [lease.token]
+        assert copy.copy(lease).token == lease.token
+
+
+def look(lease: HttpLease) -> tuple[str, bool, bool, bool]:
+    """Return what another process sees of a lease, and whether it refuses to give it back."""
+    with lease:
+        seen = lease.token, lease.is_view, lease.lost
+    try:
+        lease.release()
+    except BadRequest:
+        return *seen, True
+    return *seen, False
 
 
 def test_clients_that_nobody_closes_leave_no_thread(broker: Broker) -> None:
