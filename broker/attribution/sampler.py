@@ -147,7 +147,9 @@ class Sampler:
         if held := self._let_go():
             why = f"{why}; {held}"
         known = self._last or Sample((), "none")
-        devices = tuple(quiet(device, Fault("error", why)) for device in known.devices)
+        devices = tuple(
+            quiet(device, Fault("error", why, gone=not device.listed)) for device in known.devices
+        )
         return replace(known, devices=devices, error=why)
 
     def _see(self, sampled_ms: int) -> HostSample:

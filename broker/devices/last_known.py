@@ -57,6 +57,7 @@ class Known:
         self._host = label_of(host)
         self._last: dict[str, DeviceSample] = {}
         self._at: dict[int, str] = {}
+        self._gone: dict[str, Fault] = {}
 
     def merge(
         self, answers: Mapping[int, tuple[DeviceSample, ...] | Fault], missing: Fault
@@ -65,8 +66,9 @@ class Known:
 
         An answer is the GPU at that index with its MIG devices. A fault at an index is of the GPU
         last read there; a known device that no answer speaks of gets `missing`, or its GPU's fault
-        when it is a MIG device. An index whose GPU was never identified gets a row under a name
-        that says so, `UNKNOWN-<host>-<index>`, until the driver can name it.
+        when it is a MIG device. One that the working driver no longer listed stays so through
+        faults of others. An index whose GPU was never identified gets a row under a name that says
+        so, `UNKNOWN-<host>-<index>`, until the driver can name it.
         """
         read = [
             self._filled(device)
@@ -80,16 +82,27 @@ class Known:
                 row = self._faulty(index, answer, rows)
                 rows[row.uuid] = row
         for uuid, last in self._last.items():
-            rows.setdefault(uuid, quiet(last, _fault_of_gpu(rows.get(last.parent)) or missing))
+            if uuid not in rows:
+                fault = _fault_of_gpu(rows.get(last.parent)) or missing
+                rows[uuid] = quiet(last, fault if fault.gone else self._gone.get(uuid, fault))
         for device in read:
             self._last[device.uuid] = device
             self._at[device.index] = device.uuid
+        self._gone = {
+            uuid: Fault(row.state, row.reason, gone=True)
+            for uuid, row in rows.items()
+            if not row.listed
+        }
         self._forget([device for device in rows.values() if device.parent and not device.listed])
         return tuple(sorted(rows.values(), key=lambda device: (device.index, device.uuid)))
 
     def parts_of(self, parent: str, fault: Fault) -> tuple[DeviceSample, ...]:
         """Return the parts of a GPU as last known, of which its driver tells nothing now."""
-        return tuple(quiet(last, fault) for last in self._last.values() if last.parent == parent)
+        return tuple(
+            quiet(last, self._gone.get(uuid, fault))
+            for uuid, last in self._last.items()
+            if last.parent == parent
+        )
 
     def _forget(self, gone: list[DeviceSample]) -> None:
         """Drop all but a few MIG devices of earlier layouts: none of them comes back."""
@@ -129,4 +142,4 @@ class Known:
 def _fault_of_gpu(gpu: DeviceSample | None) -> Fault | None:
     if gpu is None or gpu.state not in {"lost", "error"}:
         return None
-    return Fault(gpu.state, gpu.reason)
+    return Fault(gpu.state, gpu.reason, gone=not gpu.listed)

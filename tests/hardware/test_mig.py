@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
+
+from redis import Redis
 
 from tests.api.brokers import eventually
 from tests.hardware.machines import HERE
@@ -151,6 +154,42 @@ def test_parts_that_are_gone_are_forgotten(reported: Callable[..., Reported]) ->
     assert "lost" not in machine.command("status").stdout
     assert "WRONG" not in machine.command("doctor").stdout
     machine.broker.granted(min_memory_mb=70_000)
+
+
+def test_parts_that_are_forgotten_do_not_come_back_with_trouble(
+    reported: Callable[..., Reported],
+) -> None:
+    """A driver that is away, a GPU that fails, a released driver: none lists them again."""
+    machine = reported("mig_taken_apart")
+    machine.until(lambda rows: len(rows) == 3)
+    machine.later()
+    machine.until(lambda rows: len(rows) == 1)
+    for trouble in ("driver=9", "memory=999"):
+        machine.words("count=1", trouble)
+        machine.until(lambda rows: rows[0]["state"] == "error")
+        time.sleep(0.7)
+        assert len(machine.gpus()) == 1, trouble
+        machine.later()
+        machine.until(lambda rows: rows[0]["state"] == "ok")
+    assert machine.command("release-driver", "h1", "--for", "1m").returncode == 0
+    assert [row["state"] for row in machine.gpus()] == ["error"]
+
+
+def test_parts_of_a_gpu_that_is_listed_no_more_are_as_it(
+    reported: Callable[..., Reported],
+) -> None:
+    """The pool forgets all of them after the same time."""
+    machine = reported("mig_taken_apart")
+    machine.until(lambda rows: len(rows) == 3)
+    machine.words("count=0")
+    machine.until(lambda rows: [row["state"] for row in rows] == ["lost"] * 3)
+    pool = machine.settings["GPU_BROKER_POOL"]
+    with Redis.from_url(machine.settings["REDIS_URL"], decode_responses=True) as redis:
+        keys = redis.keys(f"gpu:{{{pool}}}:device:*")
+        listed = [redis.hget(key, "listed_ms") for key in keys]
+        time.sleep(1)
+        assert listed == [redis.hget(key, "listed_ms") for key in keys]
+    assert len(keys) == 3
 
 
 def test_parts_that_went_while_the_reporter_was_away_are_forgotten(

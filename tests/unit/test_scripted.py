@@ -245,7 +245,10 @@ def test_scripted_hang_outlasts_the_step_that_began_it(script):
 
 
 def test_gpu_that_the_scenario_lists_no_more_says_so() -> None:
-    """The pool forgets it after a while; what fails, or is there, is listed."""
+    """The pool forgets it after a while; what fails, or is there, is listed.
+
+    A driver that does not answer brings back nothing that it had listed no more.
+    """
     known = Known("h1")
     there = tuple(
         DeviceSample(uuid=f"GPU-{n}", index=n, name="G", model="G", total_mb=1, system_mb=0,
@@ -257,7 +260,47 @@ def test_gpu_that_the_scenario_lists_no_more_says_so() -> None:
         ("GPU-0", "ok", True), ("GPU-1", "lost", False),
     ]  # fmt: skip
     rows = known.merge({}, Fault("error", "the driver does not answer"))
-    assert [row.listed for row in rows] == [True, True]
+    assert [(row.state, row.listed) for row in rows] == [("error", True), ("lost", False)]
+    rows = known.merge({1: Fault("error", "no UUID")}, Fault("lost", "gone", gone=True))
+    assert [(row.state, row.listed) for row in rows] == [("lost", False), ("error", True)]
+
+
+def test_part_that_is_gone_stays_so_whatever_befalls_its_gpu() -> None:
+    """Its GPU hangs, or is gone itself: nothing lists the part; a part that was there is as it."""
+    known, gone = Known("h1"), Fault("lost", "gone", gone=True)
+    whole = DeviceSample(
+        uuid="GPU-0", index=0, name="G", model="G", total_mb=1, system_mb=0, used_mb=0, state="mig"
+    )  # fmt: skip
+    one, two = (
+        replace(whole, uuid=f"MIG-{n}", index=100 + n, state="ok", parent="GPU-0") for n in (1, 2)
+    )
+    known.merge({0: (whole, one, two)}, gone)
+    known.merge({0: (whole, one)}, gone)
+    hung = Fault("error", "it does not answer")
+    for rows in (known.merge({0: hung}, gone), known.merge({}, hung)):
+        assert [(row.uuid, row.state, row.listed) for row in rows] == [
+            ("GPU-0", "error", True), ("MIG-1", "error", True), ("MIG-2", "lost", False),
+        ]  # fmt: skip
+    assert [row.listed for row in known.parts_of("GPU-0", hung)] == [True, False]
+    assert [row.listed for row in known.merge({}, gone)] == [False] * 3
+    assert [row.listed for row in known.merge({0: (whole, two)}, gone)] == [True, False, True]
+
+
+def test_scripted_trouble_brings_back_no_gpu_that_was_listed_no_more(script):
+    """As a real driver's: what is gone stays gone while no driver answers."""
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000}, {uuid: b, total_mb: 1000}]
+        """)
+    assert len(script.source.sample().devices) == 2
+    script.write("""
+        steps:
+          - devices: [{uuid: a, total_mb: 1000}]
+        """)
+    assert [row.listed for row in script.source.sample().devices] == [True, False]
+    script.write("steps: [{error: away}]")
+    rows = script.source.sample().devices
+    assert [(row.state, row.listed) for row in rows] == [("error", True), ("lost", False)]
 
 
 def test_mig_devices_of_earlier_layouts_have_few_rows() -> None:

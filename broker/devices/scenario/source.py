@@ -46,6 +46,7 @@ class ScriptedSource:
         self._stuck: dict[str, float] = {}  # UUID -> begin of the wait, likewise
         self._xids: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
         self._last: dict[str, DeviceSample] = {}
+        self._gone: dict[str, Fault] = {}  # those that the last step with devices does not list
 
     def sample(self) -> Sample:
         """Return the sample that the scenario gives for now."""
@@ -62,8 +63,9 @@ class ScriptedSource:
             faults = self._hanging(step, now_s)
             rows = {device.uuid: device for device in step.devices}
             self._last |= rows
-            gone = {uuid: _GONE for uuid in self._last if uuid not in rows}
-            told = {uuid: self._told(uuid, (faults | gone).get(uuid)) for uuid in self._last}
+            self._gone = {uuid: _GONE for uuid in self._last if uuid not in rows}
+            faults |= self._gone
+            told = {uuid: self._told(uuid, faults.get(uuid)) for uuid in self._last}
             return self._sample(told, None)
 
     def problem(self) -> str:
@@ -150,7 +152,7 @@ class ScriptedSource:
     def _failed(self, why: str) -> Sample:
         fault = Fault("error", why)
         rows = {
-            uuid: replace(quiet(last, fault), parent=last.parent)
+            uuid: replace(quiet(last, self._gone.get(uuid, fault)), parent=last.parent)
             for uuid, last in self._last.items()
         }
         return self._sample(rows, why)
