@@ -21,6 +21,9 @@ CLEAN_S: Final = 60.0
 PROBED: Final = ": withheld until a clean probe, or gpu-broker undrain"
 HELD: Final = ": withheld until gpu-broker undrain"
 
+ROWS: Final = "memory rows could not be remapped"
+"""Complaint about rows; every other one is the driver's request for a recovery action."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -68,7 +71,8 @@ class Health:
         actions = actions_of(device.xids, overrides, whole.recovery_action)
         before = known.quarantine if known else ""
         standing = _standing(whole, driver)
-        self._watch(device.uuid, standing[0], before)
+        if standing[0] or not self._untold(device.uuid, whole):
+            self._watch(device.uuid, standing[0], before)
         cause, action = self._cause(device, whole, actions, overrides, standing)
         if cause or device.state not in {"ok", "mig"}:
             self._trouble_at[device.uuid] = now
@@ -114,6 +118,13 @@ class Health:
         held = [cause for cause in causes if cause[1] == "hold"]
         return (held or causes or [("", "ignore")])[0]
 
+    def _untold(self, uuid: str, whole: DeviceSample) -> bool:
+        """Return whether the driver does not tell now if its last complaint still stands."""
+        if whole.state == "lost" or whole.recovery_action is not None:
+            return False
+        complaint = self._lifted.get(uuid) or self._standing.get(uuid)
+        return complaint != ROWS or whole.rows_failed is None
+
     def _watch(self, uuid: str, cause: str, quarantine: str) -> None:
         """Note that an operator lifted a quarantine whose cause still stands."""
         if self._lifted.get(uuid) != cause:
@@ -130,7 +141,8 @@ class Health:
         """
         count, uuid = whole.ecc_uncorrected, device.uuid
         waited = uuid in self._unannounced
-        self._unannounced.discard(uuid)
+        if count is not None or device.xids:
+            self._unannounced.discard(uuid)
         if count is None:
             return 0
         grew = count > self._ecc.get(uuid, count)
@@ -151,7 +163,7 @@ class Health:
 def _standing(whole: DeviceSample, driver: str | None) -> tuple[str, Action]:
     """Return the driver's standing complaint about a GPU that must not be lent, and the action."""
     if whole.rows_failed:
-        return "memory rows could not be remapped", "hold"
+        return ROWS, "hold"
     if whole.recovery_action:
         return f"the driver asks for {recovery_words(whole.recovery_action, driver)}", "probe"
     return "", "ignore"

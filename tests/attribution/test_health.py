@@ -271,6 +271,46 @@ def test_undrain_of_a_gpu_whose_trouble_stands_is_obeyed(about: dict[str, Any]) 
     assert one.judge(**about).state == "quarantined"
 
 
+UNREAD: dict[str, Any] = {"state": "error", "recovery_action": None, "rows_pending": None}
+"""A look at which the driver told nothing: a call failed or hung, or the driver was released."""
+
+
+@pytest.mark.parametrize("about", [{"rows_failed": True}, {"recovery_action": 2}])
+@pytest.mark.parametrize("unread", [UNREAD, UNREAD | {"state": "ok"}])
+def test_undrain_is_obeyed_through_looks_that_tell_nothing(
+    about: dict[str, Any], unread: dict[str, Any]
+) -> None:
+    """Also where it came during such a look; a GPU that was lost meanwhile is withheld again."""
+    after, during = Gpu(), Gpu()
+    for one in (after, during):
+        for _ in range(2):
+            assert one.judge(**about).state == "quarantined"
+    after.quarantine = ""
+    assert after.judge(**about).state == "ok"
+    after.judge(**unread)
+    during.judge(**unread)
+    during.quarantine = ""
+    during.judge(**unread)
+    for one in (after, during):
+        assert one.judge(**about).state == "ok"
+        one.judge(**UNREAD | {"state": "lost"})
+        assert one.judge(**about).state == "quarantined"
+
+
+def test_memory_errors_are_not_forgotten_at_a_look_that_tells_nothing() -> None:
+    """A GPU with such errors is the one that fails to answer; a code that comes then decides."""
+    one, coded = Gpu(), Gpu()
+    for each in (one, coded):
+        each.judge(ecc_uncorrected=5)
+        each.judge(ecc_uncorrected=6)
+    one.judge(**UNREAD)
+    coded.judge(**UNREAD, xids=(94,))
+    for each in (one, coded):
+        each.judge(ecc_uncorrected=6)
+    assert one.quarantine == f"6 uncorrectable memory errors{PROBED}"
+    assert coded.quarantine == ""
+
+
 def test_quarantine_that_the_pool_did_not_hear_of_is_said_again() -> None:
     """The store was away: nobody has lifted it."""
     one = Gpu()

@@ -49,6 +49,19 @@ def test_reporter_lets_go_of_the_driver_for_a_while(reported: Callable[..., Repo
     assert not lease.lost
 
 
+def test_undrain_of_another_gpu_outlives_the_release(reported: Callable[..., Reported]) -> None:
+    """Its driver goes on to ask for a reset, and the operator has said that it is lent."""
+    machine = reported("hgx_one_waits_for_reset")
+    machine.until(lambda rows: [row["state"] for row in rows] == ["ok", "quarantined", "ok"])
+    assert machine.command("undrain", "h1:1").returncode == 0
+    machine.until(lambda rows: {row["state"] for row in rows} == {"ok"})
+    assert machine.command("release-driver", "h1").returncode == 0
+    assert {row["state"] for row in machine.gpus()} == {"error"}
+    assert machine.command("release-driver", "h1", "--end").returncode == 0
+    machine.until(lambda rows: rows[0]["state"] == "ok")
+    assert [row["state"] for row in machine.gpus()] == ["ok"] * 3
+
+
 def test_release_ends_by_itself(reported: Callable[..., Reported]) -> None:
     """A forgotten one keeps no host for good."""
     machine = reported("hgx_one_waits_for_reset")
